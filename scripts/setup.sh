@@ -1,0 +1,243 @@
+#!/usr/bin/env bash
+# Makes this checkout's Python environment: .venv with the locked packages and Horovod. See usage below.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+usage: setup.sh [--cpu | --gpu]
+
+Makes .venv (Python 3.11 or 3.12, the locked packages of requirements/, Horovod compiled against them). The first
+run takes 4 to 10 minutes on two cores, most of it Horovod; a second run takes a second; after a change of
+requirements/ only that is installed. Without an option it keeps the kind of the environment that is there; a new
+one is for the GPU where nvidia-smi lists one.
+
+environment variables, all optional:
+  PYTHON       the Python to use, name or path (default: python3.12, python3.11 or python3, the first that fits)
+  VARIANT      cpu or gpu, as the options
+  VENV         folder of the environment (default: .venv in the checkout)
+  WHEEL_CACHE  folder where the compiled Horovod is kept (default: .wheels in the checkout)
+Settings of pip (index-url, cert) hold for uv as well; uv's own variables (UV_DEFAULT_INDEX ...) win.
+TEXT
+}
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+requirements=$root/requirements
+venv=$(realpath --canonicalize-missing --no-symlinks "${VENV:-$root/.venv}")
+cache=$(realpath --canonicalize-missing --no-symlinks "${WHEEL_CACHE:-$root/.wheels}")
+stamp=$venv/setup-stamp # "unfinished" from the first change to the last; then the key of what is installed
+started=$SECONDS
+
+say() { echo "setup: $*"; }
+die() { echo "setup.sh: $*" >&2; exit 1; }
+
+parse_arguments() {
+  variant=${VARIANT:-}
+  for argument in "$@"; do
+    case "$argument" in
+      --cpu | --gpu) variant=${argument#--} ;;
+      -h | --help) usage; exit 0 ;;
+      *) usage >&2; exit 2 ;;
+    esac
+  done
+  case "$variant" in
+    cpu | gpu) ;;
+    "") variant=$(sed -n 's/^variant //p' "$stamp" 2>/dev/null || true)
+        if [ -z "$variant" ]; then variant=$(has_gpu && echo gpu || echo cpu); fi ;;
+    *) echo "setup.sh: VARIANT is '$variant'; it can be cpu or gpu" >&2; exit 2 ;;
+  esac
+}
+
+has_gpu() { [[ "$(nvidia-smi -L 2>/dev/null)" == "GPU "* ]]; }
+
+check_machine() {
+  [ "$(uname -s) $(uname -m)" = "Linux x86_64" ] ||
+    die "the locked packages are for Linux on x86_64; this is $(uname -s) on $(uname -m)"
+}
+
+# --- Python ---------------------------------------------------------------------------------------------------------
+
+# Prints 3.x.y; fails for what is no Python or does not run, as pyenv's shim of a version that is not switched on.
+python_version() { timeout 30 "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null; }
+
+is_wanted() { case "$1" in 3.11.* | 3.12.*) ;; *) return 1 ;; esac; }
+
+# Sets `python` and `version`: the environment's own, or the first fitting one on the path.
+find_python() {
+  local path found=
+  python=$venv/bin/python
+  if [ -x "$python" ] && version=$(python_version "$python"); then return; fi
+  for name in ${PYTHON:-python3.12 python3.11 python3 python}; do
+    while read -r path; do
+      case "$path" in "" | "$venv"/*) continue ;; esac
+      version=$(python_version "$path") || version="does not run"
+      if is_wanted "$version"; then python=$path; return; fi
+      found="$found
+  $path: $version"
+    done < <(type -aP "$name" || true)
+  done
+  die "Python 3.11 or 3.12 is needed; found: ${found:-no ${PYTHON:-python3}}
+Install one, and name it if it is not on the path, for example
+  apt-get install python3.11 python3.11-venv      (Debian 12; on Ubuntu 24.04 python3.12 and python3.12-venv)
+  PYTHON=/path/to/python3.12 bash scripts/setup.sh"
+}
+
+# --- What is there --------------------------------------------------------------------------------------------------
+
+# One line that names everything an environment is made from, its own place included (scripts in it hold paths).
+key() {
+  { echo "$variant $venv $(python_version "$venv/bin/python")"
+    cat "$requirements"/{uv,"$variant",dev}.txt "$requirements"/horovod-*.patch "$root"/scripts/{setup,build_horovod}.sh
+  } | sha256sum | cut -d ' ' -f 1
+}
+
+is_finished() { [ -f "$stamp" ] && [ "$(head -n 1 "$stamp")" = "$(key)" ] && ! is_other_python; }
+
+# Whether the user names a Python of another version than the environment's.
+is_other_python() {
+  [ -n "${PYTHON:-}" ] && version=$(python_version "$PYTHON") && [ "$version" != "$(python_version "$venv/bin/python")" ]
+}
+
+lock() {
+  mkdir -p "$(dirname "$venv")" && touch "$venv.lock" || die "cannot write to $(dirname "$venv")"
+  command -v flock >/dev/null || return 0
+  exec 9>"$venv.lock"
+  flock --nonblock 9 || { say "another set-up of $venv is at work; waiting for it"; flock 9; }
+}
+
+check_disk() {
+  local need=4 folder=$venv free
+  [ "$variant" = cpu ] || need=12
+  while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
+  free=$(($(df -Pk "$folder" | awk 'NR == 2 {print $4}') / 1048576))
+  [ "$free" -ge "$need" ] || die "$folder has $free GB free; the $variant packages need about $need GB." \
+    "Free some, or put the environment elsewhere: VENV=FOLDER bash scripts/setup.sh"
+}
+
+# An environment that an earlier run left unfinished, or that cannot be mended, goes; one of the user's own never does.
+remove_unusable() {
+  local why= holds
+  [ -n "$(ls -A "$venv" 2>/dev/null)" ] || return 0
+  holds=$(python_version "$venv/bin/python") || holds="no Python that runs"
+  if [ "$(head -n 1 "$stamp" 2>/dev/null)" = unfinished ]; then why="an earlier set-up did not finish"
+  elif ! is_wanted "$holds"; then why="it holds $holds, wanted is 3.11 or 3.12"
+  elif is_other_python; then why="it holds Python $holds, not $version"
+  elif [ -f "$stamp" ] && ! grep -qxF "folder $venv" "$stamp"; then why="it was made in another place"
+  fi
+  [ -n "$why" ] || return 0
+  [ -f "$stamp" ] || die "$venv cannot be used ($why) and is not of this script's making." \
+    "Remove it, or name another folder: VENV=FOLDER bash scripts/setup.sh"
+  say "making $venv anew: $why"
+  rm -rf "$venv"
+}
+
+# Sets `wheels`, the folder of the compiled Horovod that fits, and whether it is there undamaged: the machine needs
+# no compiler then.
+find_wheel() {
+  local tensorflow python_tag recipe
+  tensorflow=$(sed -nE 's/^tensorflow(-cpu)?==//p' "$requirements/$variant.txt")
+  python_tag=cp$(cut -d . -f 1,2 <<<"$version" | tr -d .)
+  recipe=$(cat "$requirements"/horovod-*.patch "$root/scripts/build_horovod.sh" | sha256sum | cut -c 1-12)
+  wheels=$cache/$python_tag-tensorflow-$tensorflow-$variant-$recipe
+  (cd "$wheels" && sha256sum --check --status SHA256SUMS) 2>/dev/null
+}
+
+# --- Steps ----------------------------------------------------------------------------------------------------------
+
+make_environment() {
+  if [ "$python" = "$venv/bin/python" ]; then
+    say "[1/4] environment $venv with Python $version is there; bringing it up to date"
+    mark unfinished
+  else
+    say "[1/4] environment $venv with Python $version ($python)"
+    mkdir -p "$venv"
+    mark unfinished
+    "$python" -m venv "$venv" >"$venv/venv.log" 2>&1 || { cat "$venv/venv.log" >&2
+      die "'$python -m venv' fails (above). On Debian or Ubuntu: apt-get install python${version%.*}-venv"; }
+  fi
+  hand_pip_settings_to_uv
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --retries 2 -r "$requirements/uv.txt" ||
+    die "uv cannot be installed (pip's message is above): is the package index reachable?
+Behind a proxy set HTTPS_PROXY; for a mirror: pip config set global.index-url ADDRESS"
+}
+
+hand_pip_settings_to_uv() { # uv does not read pip's configuration
+  local index cert
+  index=${PIP_INDEX_URL:-$("$venv/bin/python" -m pip config get global.index-url 2>/dev/null || true)}
+  cert=${PIP_CERT:-$("$venv/bin/python" -m pip config get global.cert 2>/dev/null || true)}
+  if [ -n "$index" ]; then export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}; fi
+  if [ -n "$cert" ]; then export SSL_CERT_FILE=${SSL_CERT_FILE:-$cert}; fi
+}
+
+uv_pip() { # a progress bar on a terminal, silence and errors elsewhere
+  local command=$1 quiet=
+  shift
+  [ -t 2 ] || quiet=--quiet
+  "$venv/bin/uv" pip "$command" $quiet --python "$venv/bin/python" "$@"
+}
+
+install_packages() {
+  local size="2 GB, 1 to 3 minutes" other=tensorflow
+  [ "$variant" = cpu ] || size="8 GB, 3 to 10 minutes" other=tensorflow-cpu
+  say "[2/4] packages of requirements/$variant.txt and dev.txt (new: $size; from uv's cache: half a minute)"
+  # Both builds of TensorFlow write into the same folder: none may be left when the variant changes.
+  if [ -n "$(find "$venv"/lib -maxdepth 3 -name "${other//-/_}-*.dist-info")" ]; then uv_pip uninstall tensorflow tensorflow-cpu; fi
+  uv_pip install --no-deps -r "$requirements/$variant.txt" -r "$requirements/dev.txt" ||
+    die "the packages cannot be installed (uv's message is above). Usual causes: no network, or a full disk" \
+      "($venv or uv's cache, $("$venv/bin/uv" cache dir))"
+}
+
+install_horovod() {
+  if find_wheel && use_wheel; then return; fi
+  build_wheel
+  use_wheel || { rm -rf "$wheels"; die "Horovod is compiled but does not load (message above)"; }
+}
+
+build_wheel() {
+  say "[3/4] Horovod: compiling it, once (2 to 8 minutes on two cores)"
+  mkdir -p "$cache" || die "cannot write to $cache (WHEEL_CACHE)"
+  local fresh
+  fresh=$(mktemp -d "$cache/.building-XXXXXX")
+  bash "$root/scripts/build_horovod.sh" "$venv/bin/python" "$fresh" "$variant" >/dev/null ||
+    { move_log "$fresh"; rm -rf "$fresh"; die "Horovod is missing, so the environment is not finished"; }
+  (cd "$fresh" && sha256sum -- *.whl >SHA256SUMS)
+  rm -rf "$wheels"
+  mv "$fresh" "$wheels"
+}
+
+move_log() { [ ! -f "$1/horovod-build.log" ] || mv "$1/horovod-build.log" "$cache/"; }
+
+use_wheel() {
+  say "[3/4] Horovod: installing $(basename "$wheels")"
+  uv_pip install --no-deps --reinstall "$wheels"/horovod-*.whl || return 1
+  say "[4/4] checking that Horovod and TensorFlow load (about 15 s)"
+  (cd "$venv" && TF_CPP_MIN_LOG_LEVEL=3 ./bin/python - "$variant") <<'PY'
+import sys
+import horovod.tensorflow as hvd
+if not hvd.gloo_built():
+    sys.exit("this Horovod has no Gloo")
+if sys.argv[1] == "gpu" and not hvd.nccl_built():
+    sys.exit("this Horovod has no NCCL")
+PY
+}
+
+mark() { printf '%s\n' "$1" "variant $variant" "folder $venv" >"$stamp.new" && mv "$stamp.new" "$stamp"; }
+
+main() {
+  parse_arguments "$@"
+  check_machine
+  if is_finished; then say "$venv is up to date ($variant)"; return; fi
+  lock
+  if is_finished; then say "$venv is up to date ($variant)"; return; fi
+  remove_unusable
+  find_python
+  check_disk
+  find_wheel || bash "$root/scripts/build_horovod.sh" --check "$variant" || exit 1
+  make_environment
+  install_packages
+  install_horovod
+  mark "$(key)"
+  say "done in $((SECONDS - started)) s: $venv ($variant)"
+}
+
+trap 'echo "setup.sh: interrupted: the environment is not finished; run this again" >&2; exit 130' INT TERM
+main "$@"; exit # on one line: bash has then read all of this file, and an edit of it cannot disturb a run
