@@ -1,0 +1,1 @@
+"""Files, columns and rows: everything up to a batch. Knows nothing of models, flags or workers' transport."""

@@ -1,0 +1,90 @@
+"""What is said about a violation of the specification's rules: values described, nearest names suggested."""
+
+import difflib
+import reprlib
+from collections.abc import Collection, Iterable
+from numbers import Real
+from typing import Any, NamedTuple
+
+# Bounds the time for suggestions in a hopeless document: comparing two names takes some microseconds.
+MAX_COMPARISONS = 20_000
+MAX_NAMES_LISTED = 12
+
+
+class Problem(NamedTuple):
+    """One violation.
+
+    Attributes:
+        place: where it is, such as `feature_spec.ad_id.cardinality`.
+        message: what is wrong and what to write instead.
+        wrong: a name that is not known, for which the nearest of `known` is suggested.
+        known: the names that would have been right.
+    """
+
+    place: str
+    message: str
+    wrong: str = ""
+    known: Collection[str] = ()
+
+
+def place_of(parent: str, key: Any) -> str:
+    """The place of a key below `parent`, short and on one line whatever the key is."""
+    is_plain = isinstance(key, str) and key.isprintable() and 0 < len(key) <= 80
+    return f"{parent}.{key if is_plain else shown(key)}"
+
+
+def shown(value: Any) -> str:
+    """`repr` of a value, cut where it is long."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 60
+    return short.repr(value)
+
+
+def described(value: Any) -> str:
+    """A value in words, so that the text '3' and the number 3 are told apart."""
+    if value is None:
+        return "empty"
+    if isinstance(value, bool):
+        return f"the truth value {value}"
+    if isinstance(value, str):
+        return f"the text {shown(value)}"
+    if isinstance(value, Real):
+        return f"the number {shown(value)}"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, dict):
+        return "a mapping"
+    return f"{type(value).__name__} {shown(value)}"
+
+
+def listed(names: Iterable[str], separator: str = ", ") -> str:
+    """Names in one line, the first dozen of them."""
+    names = list(names)
+    text = separator.join(names[:MAX_NAMES_LISTED])
+    return f"{text}{separator}... ({len(names)} in all)" if len(names) > MAX_NAMES_LISTED else text
+
+
+def nearest(name: str, known: Collection[str]) -> str | None:
+    """The known name that looks most like `name`, or None where none does."""
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def told(problems: Iterable[Problem]) -> list[str]:
+    """Every problem as one line, suggestions added.
+
+    Of several problems at one place the first is told: the others follow from it.
+    """
+    first: dict[str, Problem] = {}
+    for problem in problems:
+        first.setdefault(problem.place, problem)
+    lines = []
+    budget = MAX_COMPARISONS
+    for problem in first.values():
+        line = f"{problem.place}: {problem.message}"
+        if problem.wrong:
+            near = nearest(problem.wrong, problem.known) if budget > 0 else None
+            budget -= len(problem.known)
+            line += f"; did you mean {near!r}?" if near else f"; there are: {listed(problem.known) or 'none'}"
+        lines.append(line)
+    return lines

@@ -1,0 +1,212 @@
+"""The rules of a specification that look at several of its parts together.
+
+Every rule is a function from the well-formed parts to the problems it sees. What was malformed is
+told already (`data.spec_shape`), so a rule concludes nothing from what is absent in an incomplete
+section.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from data.spec_parts import (
+    CATEGORICAL_CHANNELS,
+    CHANNELS,
+    INPUT_CHANNELS,
+    INTEGER_DTYPES,
+    LABEL,
+    LABEL_KEYS,
+    MAP,
+    MULTIHOT,
+    Feature,
+)
+from data.spec_problems import Problem, listed, place_of
+from data.spec_shape import Parts, read_parts
+from data.spec_source_rules import SOURCE_RULES, check_paths
+
+# Tells the mean over several tasks in `KEY/mean`, beside `KEY/TASK`.
+RESERVED_LABEL = "mean"
+MAX_LABELS_COMPARED = 100
+
+
+def check_document(document: Any, folder: Path) -> tuple[Parts, list[Problem]]:
+    """The parts of a document and every violation in it; paths are taken relative to `folder`."""
+    parts, problems = read_parts(document)
+    for rule in (*FEATURE_RULES, *SOURCE_RULES):
+        problems.extend(rule(parts))
+    problems.extend(check_paths(parts, folder))
+    return parts, problems
+
+
+def check_channels_are_used(parts: Parts) -> Iterator[Problem]:
+    """There is something to learn from and something to learn."""
+    places = {f"channel_spec.{channel}" for channel in INPUT_CHANNELS}
+    if places <= parts.complete and not any(parts.channels.get(channel) for channel in INPUT_CHANNELS):
+        yield Problem("channel_spec", f"has no input feature; list one under {', '.join(INPUT_CHANNELS)}")
+    if f"channel_spec.{LABEL}" in parts.complete and not parts.channels.get(LABEL):
+        yield Problem(f"channel_spec.{LABEL}", "has no feature; list at least one label")
+
+
+def check_channel_features(parts: Parts) -> Iterator[Problem]:
+    """Channels name features that exist, each once in all channels together; `map` names at most one."""
+    first: dict[str, str] = {}
+    for entries in parts.channels.values():
+        for place, name in entries:
+            if "feature_spec" in parts.complete and name not in parts.features:
+                yield Problem(place, f"{name!r} is not in feature_spec", name, parts.features)
+            elif name in first:
+                yield Problem(place, f"{name!r} is already in {first[name]}; keep one")
+            first.setdefault(name, place)
+    for place, name in parts.channels.get(MAP, [])[1:]:
+        yield Problem(place, f"{name!r} is a second feature in {MAP}; keep one, the id that groups rows")
+
+
+def check_categorical(parts: Parts) -> Iterator[Problem]:
+    """Categorical features have a cardinality and an integer type that can hold every id."""
+    for feature in _in_channels(parts, *CATEGORICAL_CHANNELS):
+        place = place_of("feature_spec", feature.name)
+        if feature.cardinality is None and place in parts.complete:
+            yield Problem(f"{place}.cardinality", "is missing; write the largest id + 1 (ids lie in [0, cardinality))")
+        yield from _check_integer_dtype(feature, "ids are integers")
+        if feature.cardinality is not None and feature.dtype in INTEGER_DTYPES:
+            bits = int(feature.dtype.removeprefix("int"))
+            if feature.cardinality > 2 ** (bits - 1):
+                what = f"is {feature.dtype}, which cannot hold ids up to {feature.cardinality - 1}; write a wider one"
+                yield Problem(f"{place}.dtype", what)
+
+
+def check_map_dtype(parts: Parts) -> Iterator[Problem]:
+    """The map feature holds ids."""
+    for feature in _in_channels(parts, MAP):
+        yield from _check_integer_dtype(feature, "the map feature holds ids")
+
+
+def check_keys_of_inputs(parts: Parts) -> Iterator[Problem]:
+    """`max_hotness` and `embedding_dim` stand only where they mean something.
+
+    Features in no channel may keep them: they describe a column that is stored but not used.
+    """
+    channel_of = _channel_of(parts)
+    for name, keys in parts.stated.items():
+        channel = channel_of.get(name)
+        place = place_of("feature_spec", name)
+        if channel == MULTIHOT and "max_hotness" not in keys and place in parts.complete:
+            yield Problem(f"{place}.max_hotness", "is missing; write the most ids that one row has")
+        if "max_hotness" in keys and channel not in (MULTIHOT, None):
+            what = f"is only for {MULTIHOT} and the feature is in {channel}; take it away or move the feature"
+            yield Problem(f"{place}.max_hotness", what)
+        if "embedding_dim" in keys and channel not in (*CATEGORICAL_CHANNELS, None):
+            what = f"is only for categorical features and the feature is in {channel}; take it away"
+            yield Problem(f"{place}.embedding_dim", what)
+
+
+def check_keys_of_labels(parts: Parts) -> Iterator[Problem]:
+    """The keys of a task stand only at labels."""
+    if f"channel_spec.{LABEL}" not in parts.complete:
+        return
+    channel_of = _channel_of(parts)
+    for name, keys in parts.stated.items():
+        if channel_of.get(name) != LABEL:
+            for key in sorted(keys.intersection(LABEL_KEYS)):
+                what = f"is only for labels; take it away or list {name!r} in channel_spec.{LABEL}"
+                yield Problem(f"{place_of('feature_spec', name)}.{key}", what)
+
+
+def check_tasks(parts: Parts) -> Iterator[Problem]:
+    """A label's other keys fit its task, and its name leaves room for the mean over the tasks."""
+    labels = _in_channels(parts, LABEL)
+    for feature in labels:
+        place = place_of("feature_spec", feature.name)
+        if "positive_weight" in parts.stated[feature.name] and feature.task != "binary":
+            what = f"is only for binary labels and the task is {feature.task}; take it away"
+            yield Problem(f"{place}.positive_weight", what)
+        if feature.task == "multiclass" and (feature.cardinality or 0) < 2 and place in parts.complete:
+            found = "is missing" if feature.cardinality is None else f"is {feature.cardinality}"
+            yield Problem(f"{place}.cardinality", f"{found}; write the number of classes, at least 2")
+        if feature.task == "binary" and (feature.cardinality or 0) > 2:
+            what = f"is {feature.cardinality} but the task is binary; write task: multiclass, or take it away"
+            yield Problem(f"{place}.cardinality", what)
+        if feature.name == RESERVED_LABEL and len(labels) > 1:
+            yield Problem(place, "this name is kept for the mean over the labels; rename the label")
+
+
+def check_sample_spaces(parts: Parts) -> Iterator[Problem]:
+    """`given` names another label, a binary one, and no label depends on itself through others."""
+    labels = {feature.name: feature for feature in _in_channels(parts, LABEL)}
+    binary = [name for name, feature in labels.items() if feature.task == "binary"]
+    for name, feature in labels.items():
+        place = f"{place_of('feature_spec', name)}.given"
+        if feature.given is None:
+            continue
+        if feature.given not in labels:
+            others = tuple(islice((other for other in binary if other != name), MAX_LABELS_COMPARED))
+            yield Problem(place, f"{feature.given!r} is not a label (channel_spec.{LABEL})", feature.given, others)
+        elif labels[feature.given].task != "binary":
+            what = f"{feature.given!r} has task {labels[feature.given].task}; name a binary label"
+            yield Problem(place, what)
+    for circle in _circles(labels):
+        path = listed([*circle, circle[0]], " -> ")
+        what = f"the label depends on itself ({path}); take one `given` away"
+        yield Problem(f"{place_of('feature_spec', circle[0])}.given", what)
+
+
+def check_sample_weight(parts: Parts) -> Iterator[Problem]:
+    """At most one feature weighs rows, and it is in no channel."""
+    weights = [feature.name for feature in parts.features.values() if feature.role is not None]
+    channel_of = _channel_of(parts)
+    for name in weights:
+        place = f"{place_of('feature_spec', name)}.role"
+        if name in channel_of:
+            what = f"is sample_weight but the feature is in {channel_of[name]}; a weight is in no channel: keep one"
+            yield Problem(place, what)
+        elif name != weights[0]:
+            yield Problem(place, f"is sample_weight, as is that of {weights[0]!r}; keep one")
+
+
+def _check_integer_dtype(feature: Feature, reason: str) -> Iterator[Problem]:
+    if feature.dtype is not None and feature.dtype not in INTEGER_DTYPES:
+        place = f"{place_of('feature_spec', feature.name)}.dtype"
+        yield Problem(place, f"is {feature.dtype} but {reason}; write one of {', '.join(INTEGER_DTYPES)}")
+
+
+def _in_channels(parts: Parts, *channels: str) -> list[Feature]:
+    """The known features of some channels, each once."""
+    names = dict.fromkeys(entry.text for channel in channels for entry in parts.channels.get(channel, []))
+    return [parts.features[name] for name in names if name in parts.features]
+
+
+def _channel_of(parts: Parts) -> dict[str, str]:
+    """The channel of every feature that is in one; the first where it is in several."""
+    channel_of: dict[str, str] = {}
+    for channel in CHANNELS:
+        for entry in parts.channels.get(channel, []):
+            channel_of.setdefault(entry.text, channel)
+    return channel_of
+
+
+def _circles(labels: dict[str, Feature]) -> Iterator[list[str]]:
+    """The labels that depend on each other in a circle, each circle once."""
+    done: set[str] = set()
+    for start in labels:
+        path: dict[str, None] = {}
+        name: str | None = start
+        while name is not None and name in labels and name not in done and name not in path:
+            path[name] = None
+            name = labels[name].given
+        if name in path:
+            yield list(path)[list(path).index(name) :]
+        done.update(path)
+
+
+FEATURE_RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
+    check_channels_are_used,
+    check_channel_features,
+    check_categorical,
+    check_map_dtype,
+    check_keys_of_inputs,
+    check_keys_of_labels,
+    check_tasks,
+    check_sample_spaces,
+    check_sample_weight,
+)

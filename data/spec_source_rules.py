@@ -1,0 +1,109 @@
+"""The rules for `source_spec`: which mappings there are, what their chunks hold and where the files lie."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from data.spec_parts import MAP, REQUIRED_MAPPINGS
+from data.spec_problems import Problem, listed, nearest, place_of, shown
+from data.spec_shape import Entry, Parts
+
+
+def check_mappings(parts: Parts) -> Iterator[Problem]:
+    """There is something to train and something to evaluate on."""
+    if "source_spec" not in parts.complete:
+        return
+    for mapping in REQUIRED_MAPPINGS:
+        if mapping not in parts.sources:
+            near = nearest(mapping, [name for name in parts.sources if name not in REQUIRED_MAPPINGS])
+            hint = f"; is it the one called {near!r}?" if near else "; write a list of chunks"
+            yield Problem(f"source_spec.{mapping}", f"this mapping is missing{hint}")
+
+
+def check_chunk_types(parts: Parts) -> Iterator[Problem]:
+    """All chunks of a mapping have one type."""
+    for chunks in parts.sources.values():
+        types = [chunk.type for chunk in chunks if chunk.type]
+        for chunk in chunks:
+            if chunk.type and chunk.type != types[0]:
+                what = f"is {chunk.type} but other chunks of the mapping are {types[0]}; one mapping has one type"
+                yield Problem(f"{chunk.place}.type", what)
+
+
+def check_chunk_features(parts: Parts) -> Iterator[Problem]:
+    """Chunks name features that exist, each once in a mapping."""
+    for chunks in parts.sources.values():
+        first: dict[str, str] = {}
+        for place, name in (entry for chunk in chunks for entry in chunk.features):
+            if "feature_spec" in parts.complete and name not in parts.features:
+                yield Problem(place, f"{name!r} is not in feature_spec", name, parts.features)
+            elif name in first:
+                yield Problem(place, f"{name!r} is already in {first[name]}; keep one")
+            first.setdefault(name, place)
+
+
+def check_coverage(parts: Parts) -> Iterator[Problem]:
+    """Every mapping holds every feature of the channels, `map` left out, and the sample weight."""
+    needed = [entry.text for name, entries in parts.channels.items() if name != MAP for entry in entries]
+    needed += [feature.name for feature in parts.features.values() if feature.role is not None]
+    for mapping, chunks in parts.sources.items():
+        place = place_of("source_spec", mapping)
+        held = {entry.text for chunk in chunks for entry in chunk.features}
+        lacking = [name for name in dict.fromkeys(needed) if name in parts.features and name not in held]
+        if lacking and place in parts.complete:
+            what = f"lacks {listed(lacking)}; add to the features of a chunk, or take out of channel_spec"
+            yield Problem(place, what)
+
+
+def check_map_is_evaluated(parts: Parts) -> Iterator[Problem]:
+    """The map feature is in some mapping besides train, since it is needed to evaluate."""
+    entries = parts.channels.get(MAP, [])
+    mappings = {place_of("source_spec", mapping) for mapping in (*REQUIRED_MAPPINGS, *parts.sources)}
+    if not entries or entries[0].text not in parts.features or not {"source_spec", *mappings} <= parts.complete:
+        return
+    for mapping, chunks in parts.sources.items():
+        if mapping != "train" and any(entries[0].text == entry.text for chunk in chunks for entry in chunk.features):
+            return
+    what = f"{entries[0].text!r} is in no mapping but train; add it to a chunk of test, or empty the map channel"
+    yield Problem(entries[0].place, what)
+
+
+def check_paths(parts: Parts, folder: Path) -> Iterator[Problem]:
+    """Files are relative paths that stay under the folder, each once in a chunk. They need not exist yet."""
+    root = os.path.realpath(folder)
+    for chunk in (chunk for chunks in parts.sources.values() for chunk in chunks):
+        first: dict[str, str] = {}
+        for entry in chunk.files:
+            path = os.path.normpath(entry.text)
+            mistake = _path_mistake(entry, root)
+            if mistake:
+                yield Problem(entry.place, mistake)
+            elif path in first:
+                yield Problem(entry.place, f"{shown(entry.text)} is already {first[path]}; keep one")
+            first.setdefault(path, entry.place)
+
+
+def _path_mistake(entry: Entry, root: str) -> str | None:
+    """What is wrong with where a path leads; None if nothing is."""
+    text = shown(entry.text)
+    mend = "write a path relative to the specification's folder that stays under it"
+    if os.path.isabs(entry.text):
+        return f"{text} is an absolute path; {mend}"
+    path = os.path.normpath(entry.text)
+    if path == "." or entry.text.endswith("/"):
+        return f"{text} is a folder; write the path of a file"
+    if path == ".." or path.startswith("../"):
+        return f"{text} leads out of the folder; {mend}"
+    real = os.path.realpath(os.path.join(root, entry.text))
+    if os.path.commonpath([real, root]) != root:
+        return f"{text} is a link that leads out of the folder (to {shown(real)}); copy the file into it"
+    return None
+
+
+SOURCE_RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
+    check_mappings,
+    check_chunk_types,
+    check_chunk_features,
+    check_coverage,
+    check_map_is_evaluated,
+)

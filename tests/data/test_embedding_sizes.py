@@ -1,0 +1,127 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.embedding_sizes import default_dim, embedding_dims
+from data.errors import DataError
+from data.feature_spec import FeatureSpec
+from tests.data.spec_documents import changed
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> FeatureSpec:
+    """Two categorical features: `user` with 100 ids and `genres` with 8."""
+    return FeatureSpec.from_dict(changed({}), tmp_path)
+
+
+def with_dim(spec: FeatureSpec, feature: str, width: int) -> FeatureSpec:
+    return FeatureSpec.from_dict(changed({f"feature_spec.{feature}.embedding_dim": width}), spec.folder)
+
+
+def sizes_file(folder: Path, content: Any, name: str = "sizes.json") -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("cardinality", "width"),
+    [(1, 2), (2, 2), (4, 3), (100, 21), (1000, 77), (8_500, 254), (8_700, 256), (300_000, 256), (2**31 - 1, 256)],
+)
+def test_the_default_width_is_the_rule_of_thumb(cardinality: int, width: int) -> None:
+    assert default_dim(cardinality) == width
+
+
+def test_without_any_file_every_categorical_feature_has_the_default_width(spec: FeatureSpec) -> None:
+    assert embedding_dims(spec) == {"user": default_dim(100), "genres": default_dim(8)}
+
+
+def test_a_file_beside_the_specification_goes_before_the_default(spec: FeatureSpec) -> None:
+    sizes_file(spec.folder, {"genres": 5}, "embedding_sizes.json")
+    assert embedding_dims(spec) == {"user": default_dim(100), "genres": 5}
+
+
+def test_the_specification_goes_before_the_file_beside_it(spec: FeatureSpec) -> None:
+    sizes_file(spec.folder, {"user": 4, "genres": 5}, "embedding_sizes.json")
+    assert embedding_dims(with_dim(spec, "user", 32)) == {"user": 32, "genres": 5}
+
+
+def test_the_file_that_is_asked_for_goes_before_all(spec: FeatureSpec) -> None:
+    sizes_file(spec.folder, {"user": 4, "genres": 5}, "embedding_sizes.json")
+    explicit = sizes_file(spec.folder, {"user": 7})
+    assert embedding_dims(with_dim(spec, "user", 32), explicit) == {"user": 7, "genres": 5}
+
+
+def test_names_that_the_specification_does_not_have_are_ignored(spec: FeatureSpec) -> None:
+    explicit = sizes_file(spec.folder, {"age": 3, "nobody": 9, "user": 1, "genres": 4096})
+    assert embedding_dims(spec, explicit) == {"user": 1, "genres": 4096}
+
+
+def test_the_published_sizes_of_outbrain_add_up_to_its_deep_width(tmp_path: Path) -> None:
+    spec = FeatureSpec.read(Path(__file__).parents[2] / "feature_specs" / "fspec_csv.yaml")
+    wide = ["ad_id", "document_id", "document_id_promo", "campaign_id"]
+    sizes = {feature.name: 128 if feature.name in wide else 64 for feature in spec.onehot + spec.multihot}
+    sizes["platform"] = 19
+    dims = embedding_dims(spec, sizes_file(tmp_path, sizes))
+    assert sum(dims.values()) == 1235
+    assert list(dims) == [feature.name for feature in spec.onehot + spec.multihot]
+
+
+WRONG = {
+    "a width of 0": ({"user": 0}, ": 'user' is the number 0; expected whole numbers from 1 to 4096, without quotes"),
+    "a negative width": ({"user": -1}, ": 'user' is the number -1; expected whole numbers"),
+    "a width too large": ({"user": 4097}, ": 'user' is the number 4097; expected whole numbers"),
+    "a fraction": ({"user": 16.5}, ": 'user' is the number 16.5; expected whole numbers"),
+    "a text": ({"user": "16"}, ": 'user' is the text '16'; expected whole numbers"),
+    "a truth value": ({"user": True}, ": 'user' is the truth value True; expected whole numbers"),
+    "nothing": ({"user": None}, ": 'user' is empty; expected whole numbers"),
+    "a list as width": ({"user": [16]}, ": 'user' is a list; expected whole numbers"),
+    "two wrong widths": ({"user": 0, "nobody": "x"}, ": 'user' is the number 0, 'nobody' is the text 'x'; expected"),
+    "a list": ([16], ': is a list; expected a JSON object such as {"ad_id": 128}'),
+    "a number": (16, ": is the number 16; expected a JSON object"),
+    "a comma too many": (b'{"user": 16,\n "genres": 8,}', ", line 2, column 14: not valid JSON: "),
+    "nothing at all": (b"", ", line 1, column 1: not valid JSON: Expecting value"),
+    "a name twice": (b'{"user": 16, "user": 8}', ": not a file of embedding widths: 'user' is there twice; keep one"),
+    "another encoding": ('{"größe": 1}'.encode("latin-1"), ", line 1: not UTF-8 (byte 4); save the file as UTF-8"),
+    "very deep nesting": (b'{"user": ' + b"[" * 100_000, ": not a file of embedding widths: "),
+    "a very long number": (b'{"user": ' + b"1" * 5000 + b"}", ": not a file of embedding widths: "),
+    "not a number": (b'{"user": NaN}', ": 'user' is the number nan; expected whole numbers"),
+}
+
+
+@pytest.mark.parametrize("name", ["sizes.json", "embedding_sizes.json"])
+@pytest.mark.parametrize(("content", "words"), WRONG.values(), ids=WRONG)
+def test_a_wrong_file_is_told_with_its_place(content: Any, words: str, name: str, spec: FeatureSpec) -> None:
+    path = sizes_file(spec.folder, content, name)
+    with pytest.raises(DataError) as caught:
+        embedding_dims(spec, path if name == "sizes.json" else None)
+    assert str(caught.value).startswith(f"{path}{words}")
+
+
+def test_a_file_that_is_asked_for_must_exist(spec: FeatureSpec) -> None:
+    with pytest.raises(DataError, match=r"nothing\.json: no such file; expected JSON with embedding widths"):
+        embedding_dims(spec, spec.folder / "nothing.json")
+
+
+def test_a_folder_is_no_file_of_sizes(spec: FeatureSpec) -> None:
+    (spec.folder / "embedding_sizes.json").mkdir()
+    with pytest.raises(DataError, match=r"embedding_sizes\.json: is a folder"):
+        embedding_dims(spec)
+
+
+@given(content=st.binary(max_size=30) | st.text('{}[]":,01-.eEnulltrfasN ', max_size=30).map(str.encode))
+@settings(max_examples=200, deadline=None)
+def test_whatever_a_file_of_sizes_holds_only_a_data_error_comes_of_it(
+    content: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    spec = FeatureSpec.from_dict(changed({}), folder)
+    path = sizes_file(folder, content)
+    try:
+        assert embedding_dims(spec, path) == embedding_dims(spec)
+    except DataError as error:
+        assert str(error).startswith(str(path))

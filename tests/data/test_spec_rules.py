@@ -1,0 +1,227 @@
+"""The rules over several parts of a specification: each violation is told once, with its place and mend."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.errors import DataError
+from data.feature_spec import FeatureSpec, FeatureSpecError
+from tests.data.spec_documents import COLUMNS, GONE, changed, check_only_problem, document, problems_of
+
+TOLD_WHERE_CHANGED = [
+    # Channels.
+    ("channel_spec.numerical[0]", "agee", "'agee' is not in feature_spec; did you mean 'age'?"),
+    ("channel_spec.numerical[1]", "user", "'user' is already in channel_spec.onehot_categorical[0]; keep one"),
+    ("channel_spec.label[2]", "click", "'click' is already in channel_spec.label[0]; keep one"),
+    ("channel_spec.map[1]", "note", "'note' is a second feature in map; keep one"),
+    ("channel_spec", {"label": ["click", "buy"]},
+     "has no input feature; list one under onehot_categorical, multihot_categorical, numerical"),
+    # Keys against channels.
+    ("feature_spec.user.cardinality", GONE, "is missing; write the largest id + 1"),
+    ("feature_spec.genres.cardinality", GONE, "is missing; write the largest id + 1"),
+    ("feature_spec.genres.max_hotness", GONE, "is missing; write the most ids that one row has"),
+    ("feature_spec.user.max_hotness", 3, "is only for multihot_categorical and the feature is in onehot_categorical"),
+    ("feature_spec.age.max_hotness", 3, "is only for multihot_categorical and the feature is in numerical"),
+    ("feature_spec.age.embedding_dim", 3, "is only for categorical features and the feature is in numerical"),
+    ("feature_spec.session.embedding_dim", 3, "is only for categorical features and the feature is in map"),
+    ("feature_spec.user.dtype", "float32", "is float32 but ids are integers; write one of int8, int16, int32, int64"),
+    ("feature_spec.genres.dtype", "float64", "is float64 but ids are integers; write one of int8"),
+    ("feature_spec.session.dtype", "float64", "is float64 but the map feature holds ids; write one of int8"),
+    ("feature_spec.age.task", "regression", "is only for labels; take it away or list 'age' in channel_spec.label"),
+    ("feature_spec.user.loss_weight", 2, "is only for labels"),
+    ("feature_spec.note.missing", "error", "is only for labels"),
+    ("feature_spec.session.given", "click", "is only for labels"),
+    ("feature_spec.weight.positive_weight", 2, "is only for labels"),
+    # Labels.
+    ("feature_spec.click.cardinality", 5, "is 5 but the task is binary; write task: multiclass, or take it away"),
+    ("feature_spec.buy.given", "clicks", "'clicks' is not a label (channel_spec.label); did you mean 'click'?"),
+    ("feature_spec.buy.given", "age", "'age' is not a label (channel_spec.label); there are: click"),
+    ("feature_spec.buy.given", "buy", "depends on itself (buy -> buy); take one `given` away"),
+    ("feature_spec.click.given", "buy", "depends on itself (click -> buy -> click); take one `given` away"),
+    # The sample weight.
+    ("feature_spec.note.role", "sample_weight", "is sample_weight, as is that of 'weight'; keep one"),
+    # Mappings and chunks.
+    ("source_spec.train", GONE, "this mapping is missing; write a list of chunks"),
+    ("source_spec.test", GONE, "this mapping is missing; write a list of chunks"),
+    ("source_spec.train[1].type", "parquet",
+     "is parquet but other chunks of the mapping are csv; one mapping has one type"),
+    ("source_spec.valid[0].features[7]", "notes", "'notes' is not in feature_spec; did you mean 'note'?"),
+    ("source_spec.valid[0].features[7]", "user", "'user' is already in source_spec.valid[0].features[0]; keep one"),
+    ("source_spec.train[1].features[4]", "user", "'user' is already in source_spec.train[0].features[0]; keep one"),
+    # Files.
+    ("source_spec.train[0].files[1]", "/etc/passwd",
+     "'/etc/passwd' is an absolute path; write a path relative to the specification's folder that stays under it"),
+    ("source_spec.train[0].files[1]", "../a.csv", "'../a.csv' leads out of the folder; write a path relative to"),
+    ("source_spec.train[0].files[1]", "x/../../a.csv", "'x/../../a.csv' leads out of the folder"),
+    ("source_spec.train[0].files[1]", "..", "leads out of the folder"),
+    ("source_spec.train[0].files[1]", ".", "is a folder; write the path of a file"),
+    ("source_spec.train[0].files[1]", "parts/", "is a folder; write the path of a file"),
+    ("source_spec.train[0].files[1]", "a_0.csv", "'a_0.csv' is already source_spec.train[0].files[0]; keep one"),
+    ("source_spec.train[0].files[1]", "./x/../a_0.csv", "is already source_spec.train[0].files[0]; keep one"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "value", "words"), TOLD_WHERE_CHANGED)
+def test_a_violation_is_told_once_with_its_place_and_mend(place: str, value: Any, words: str, tmp_path: Path) -> None:
+    check_only_problem(problems_of(changed({place: value}), tmp_path), place, words)
+
+
+TOLD_ELSEWHERE = [
+    ("feature_spec.user.dtype", {"feature_spec.user": {"dtype": "int8", "cardinality": 129}},
+     "is int8, which cannot hold ids up to 128; write a wider one"),
+    ("feature_spec.buy.positive_weight", {"feature_spec.buy": {"task": "regression", "positive_weight": 1}},
+     "is only for binary labels and the task is regression; take it away"),
+    ("feature_spec.buy.cardinality", {"feature_spec.buy": {"task": "multiclass"}},
+     "is missing; write the number of classes, at least 2"),
+    ("feature_spec.buy.cardinality", {"feature_spec.buy": {"task": "multiclass", "cardinality": 1}},
+     "is 1; write the number of classes, at least 2"),
+    ("feature_spec.buy.given", {"feature_spec.click.task": "regression"},
+     "'click' has task regression; name a binary label"),
+    ("feature_spec.weight.role", {"channel_spec.numerical[1]": "weight"},
+     "is sample_weight but the feature is in numerical; a weight is in no channel: keep one"),
+    ("channel_spec.label", {"channel_spec.label": [], "feature_spec.buy": {}, "feature_spec.click": {}},
+     "has no feature; list at least one label"),
+    ("channel_spec.map[0]",
+     {"source_spec.test[0].features": COLUMNS, "source_spec.train[0].features[3]": "session"},
+     "'session' is in no mapping but train; add it to a chunk of test, or empty the map channel"),
+    ("source_spec.train", {"source_spec.train": GONE, "source_spec.trian": document()["source_spec"]["train"]},
+     "this mapping is missing; is it the one called 'trian'?"),
+    ("source_spec.train", {"source_spec.train[1].features": COLUMNS[4:]},
+     "lacks click; add to the features of a chunk, or take out of channel_spec"),
+    ("source_spec.valid", {"source_spec.valid[0].features": COLUMNS[:5]},
+     "lacks weight; add to the features of a chunk"),
+    ("source_spec.test", {"source_spec.test[0].features": ["note", "session"]},
+     "lacks user, genres, age, click, buy, weight; add"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "changes", "words"), TOLD_ELSEWHERE)
+def test_a_violation_by_several_parts_is_told_once_where_it_is_mended(
+    place: str, changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    check_only_problem(problems_of(changed(changes), tmp_path), place, words)
+
+
+def test_the_document_that_the_tables_change_is_valid(tmp_path: Path) -> None:
+    assert FeatureSpec.from_dict(document(), tmp_path).sample_weight is not None
+
+
+ALLOWED = {
+    "a cardinality that just fits the dtype": {"feature_spec.user": {"dtype": "int8", "cardinality": 128}},
+    "integers as numerical features": {"feature_spec.age.dtype": "int16"},
+    "a multiclass label": {"feature_spec.buy": {"task": "multiclass", "cardinality": 2}},
+    "a regression label within a sample space": {"feature_spec.buy.task": "regression"},
+    "a cardinality of 2 at a binary label": {"feature_spec.click.cardinality": 2},
+    "keys of a list column at a feature in no channel": {
+        "feature_spec.note": {"dtype": "int64", "cardinality": 5, "max_hotness": 2, "embedding_dim": 4}
+    },
+    "a feature that no file holds": {"feature_spec.spare": {"cardinality": 5}},
+    "the map feature in a mapping of any other name": {
+        "source_spec.fold_3": document()["source_spec"]["test"],
+        "source_spec.test": document()["source_spec"]["valid"],
+    },
+    "the map feature everywhere": {
+        "source_spec.train[1].features[4]": "session",
+        "source_spec.valid[0].features[7]": "session",
+    },
+    "files in folders": {"source_spec.train[0].files[1]": "train/parts/a_1.csv"},
+    "a path that goes up and down under the folder": {"source_spec.train[0].files[1]": "parts/../a_1.csv"},
+    "a file name that begins with dots": {"source_spec.train[0].files[1]": "..a"},
+    "one file in two mappings": {"source_spec.valid[0].files": ["c.csv"]},
+}
+
+
+@pytest.mark.parametrize("changes", ALLOWED.values(), ids=ALLOWED)
+def test_what_no_rule_forbids_is_taken(changes: dict[str, Any], tmp_path: Path) -> None:
+    FeatureSpec.from_dict(changed(changes), tmp_path)
+
+
+@pytest.mark.parametrize("labels", [["mean"], ["mean", "click"]])
+def test_a_label_named_mean_would_hide_the_mean_over_several_labels(labels: list[str], tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"feature_spec.mean": {}, "channel_spec.label": labels, "feature_spec.buy": {}}
+    changes |= {"feature_spec.click": {}, "source_spec.train[1].features[4]": "mean"}
+    changes |= {"source_spec.test[0].features[8]": "mean", "source_spec.valid[0].features[7]": "mean"}
+    if len(labels) == 1:
+        FeatureSpec.from_dict(changed(changes), tmp_path)
+        return
+    mend = "this name is kept for the mean over the labels; rename the label"
+    check_only_problem(problems_of(changed(changes), tmp_path), "feature_spec.mean", mend)
+
+
+def test_each_circle_of_sample_spaces_is_told_once(tmp_path: Path) -> None:
+    wrong = document()
+    for name, given in zip("abcde", "bcbda", strict=True):
+        wrong["feature_spec"][name] = {"given": given}
+        wrong["channel_spec"]["label"].append(name)
+        for mapping in wrong["source_spec"].values():
+            mapping[-1]["features"].append(name)
+    assert problems_of(wrong, tmp_path) == [
+        "feature_spec.b.given: the label depends on itself (b -> c -> b); take one `given` away",
+        "feature_spec.d.given: the label depends on itself (d -> d); take one `given` away",
+    ]
+
+
+def test_all_violations_are_told_at_once(tmp_path: Path) -> None:
+    changes = {
+        "feature_spec.user.cardinality": "100",
+        "feature_spec.genres.max_hotnes": 3,
+        "feature_spec.click.loss_weight": -1,
+        "channel_spec.numerical[1]": "usr",
+        "source_spec.train[0].files[1]": "/a.csv",
+        "source_spec.test[0].type": "tsv",
+        "source_spec.valid": [],
+    }
+    assert {problem.split(": ")[0] for problem in problems_of(changed(changes), tmp_path)} == set(changes)
+
+
+def test_the_message_names_the_file_the_count_and_every_problem(tmp_path: Path) -> None:
+    path = tmp_path / "feature_spec.yaml"
+    path.write_text("feature_spec: {age: {dtype: int9}}\nsource_spec: {}\nchannel_spec: {numerical: [age]}\n")
+    with pytest.raises(DataError) as caught:
+        FeatureSpec.read(path)
+    assert isinstance(caught.value, FeatureSpecError)
+    first, *rest = str(caught.value).split("\n  ")
+    assert first == f"{path}: 4 problems in the feature specification:"
+    assert rest == caught.value.problems
+    places = [problem.split(": ")[0] for problem in rest]
+    assert places == ["feature_spec.age.dtype", "channel_spec.label", "source_spec.train", "source_spec.test"]
+
+
+@pytest.mark.parametrize("file", ["link/a.csv", "link/../a.csv"])
+def test_a_link_must_not_lead_out_of_the_folder(file: str, tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "dataset" / "link").symlink_to("../elsewhere")
+    place = "source_spec.train[0].files[1]"
+    problems = problems_of(changed({place: file}), tmp_path / "dataset")
+    check_only_problem(problems, place, f"'{file}' is a link that leads out of the folder (to '")
+
+
+def test_links_within_the_folder_and_to_the_folder_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "real" / "parts").mkdir(parents=True)
+    (tmp_path / "real" / "parts" / "a.csv").touch()
+    (tmp_path / "real" / "link").symlink_to("parts")
+    (tmp_path / "dataset").symlink_to("real")
+    spec = FeatureSpec.from_dict(changed({"source_spec.valid[0].files[0]": "link/a.csv"}), tmp_path / "dataset")
+    assert spec.missing_files("valid") == []
+
+
+def test_a_link_that_leads_to_itself_is_a_missing_file(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("link")
+    spec = FeatureSpec.from_dict(changed({"source_spec.valid[0].files[0]": "link"}), tmp_path)
+    assert spec.missing_files("valid") == [tmp_path / "link"]
+
+
+def test_in_a_hopeless_document_only_the_first_names_are_compared_with_all_others(tmp_path: Path) -> None:
+    wrong = document()
+    wrong["feature_spec"] = {f"feature_{number}": {} for number in range(5_000)}
+    wrong["channel_spec"] = {"numerical": [f"feeture_{number}" for number in range(5_000)], "label": ["feature_1"]}
+    with pytest.raises(FeatureSpecError) as caught:
+        FeatureSpec.from_dict(wrong, tmp_path)
+    told = [problem for problem in caught.value.problems if problem.startswith("channel_spec")]
+    assert len(told) == 5_000
+    first, *rest, last = str(caught.value).split("\n  ")
+    assert rest == caught.value.problems[:100]
+    assert last == f"... and {len(caught.value.problems) - 100} more"
+    assert 1 <= sum("did you mean" in problem for problem in told) < 100
