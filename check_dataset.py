@@ -1,0 +1,71 @@
+"""Checks a dataset before it is trained on: its specification, then every value in its files."""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+from data.command_line import run_tool, whole_number
+from data.dataset_check import Finding, MappingSummary, check_mapping
+from data.feature_spec import FeatureSpec
+from data.parquet_writer import SPEC_FILE
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 0 no error found, 1 errors found, 2 wrong specification or arguments."""
+    args = _parse(argv)
+    return run_tool("check_dataset", lambda: check(args.dataset / args.fspec_file, args.max_findings))
+
+
+def check(spec_path: Path, max_findings: int) -> int:
+    """Prints what is found, then a summary; returns 1 if anything but warnings was found."""
+    spec = FeatureSpec.read(spec_path)
+    counts: Counter[str] = Counter()
+    summaries = {mapping: MappingSummary() for mapping in spec.sources}
+    errors = 0
+    for mapping, summary in summaries.items():
+        for finding in check_mapping(spec, mapping, summary):
+            if counts.total() < max_findings:
+                print(finding, flush=True)
+            counts[_kind(finding)] += 1
+            errors += not finding.is_warning
+    if counts.total() > max_findings:
+        print(f"... and {counts.total() - max_findings} findings more (--max_findings shows them)")
+    _print_summary(spec, summaries, counts)
+    return 1 if errors else 0
+
+
+def _kind(finding: Finding) -> str:
+    return f"{finding.what} (warning)" if finding.is_warning else finding.what
+
+
+def _print_summary(spec: FeatureSpec, summaries: dict[str, MappingSummary], counts: Counter[str]) -> None:
+    for mapping, summary in summaries.items():
+        labels = "; ".join(summary.labels[label.name].describe(label) for label in spec.labels)
+        print(f"{mapping}: {summary.rows:,} rows in {summary.files} files; {labels}")
+    if counts:
+        print("findings: " + ", ".join(f"{what}: {count}" for what, count in counts.most_common()))
+    else:
+        print("no findings")
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="check_dataset.py",
+        description=(
+            "Checks a dataset before it is trained on: the specification, then every value of every file. Prints each "
+            "finding with its place (rows of parquet files count from 0, lines of CSV files from 1) and exits with 1 "
+            "if there is an error among them, with 2 if the specification itself is wrong."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("dataset", type=Path, metavar="DATASET_FOLDER", help="folder of the dataset")
+    parser.add_argument("--fspec_file", default=SPEC_FILE, metavar="FILE", help="its specification, in that folder")
+    parser.add_argument(
+        "--max_findings", type=whole_number(0), default=20, metavar="N", help="findings to print; all are counted"
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Makes, fills and pads the arrays of a `Batch`. The same arrays serve as the loader's buffers of decoded rows."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data.batch import PAD, Batch
+from data.feature_spec import FeatureSpec
+
+
+def empty_batch(spec: FeatureSpec, rows: int, *, with_group: bool, extra_dtypes: Sequence[np.dtype] = ()) -> Batch:
+    """A batch of `rows` rows with undefined contents."""
+    return Batch(
+        onehot=np.empty((rows, len(spec.onehot)), np.int32),
+        multihot=np.empty((rows, sum(feature.max_hotness or 0 for feature in spec.multihot)), np.int32),
+        numerical=np.empty((rows, len(spec.numerical)), np.float32),
+        labels=np.empty((rows, len(spec.labels)), np.float32),
+        weights=np.empty(rows, np.float32),
+        group=np.empty(rows, np.int64) if with_group else None,
+        rows=np.empty(rows, np.int64),
+        extra=tuple(np.empty(rows, dtype) for dtype in extra_dtypes),
+    )
+
+
+def slice_rows(batch: Batch, begin: int, end: int) -> Batch:
+    """Views of the rows [begin, end)."""
+    columns = {name: array if array is None else array[begin:end] for name, array in batch._asdict().items()}
+    return Batch(**columns | {"extra": tuple(array[begin:end] for array in batch.extra)})
+
+
+def copy_rows(source: Batch, positions: np.ndarray, target: Batch) -> None:
+    """Copies the rows at `positions` to the target, which has as many."""
+    indices = positions.astype(np.intp)
+    for values, place in zip(_arrays(source), _arrays(target), strict=True):
+        # All positions are inside; with mode="raise" NumPy would copy twice.
+        np.take(values, indices, axis=0, out=place, mode="clip")
+
+
+def pad_rows(batch: Batch) -> None:
+    """Turns all rows into pads."""
+    for array in _arrays(batch):
+        array[...] = None if array.dtype == object else 0
+    batch.multihot[...] = PAD
+    batch.rows[...] = PAD
+
+
+def _arrays(batch: Batch) -> list[np.ndarray]:
+    return [array for array in (*batch[:-1], *batch.extra) if array is not None]

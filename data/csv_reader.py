@@ -1,0 +1,287 @@
+"""Reads CSV files of a dataset: no header, one line per row, one cell per feature, in bounded memory.
+
+Blocks of lines are parsed at once by Arrow. A block that Arrow cannot read is read again cell by cell
+in Python, which is slow, decides what is accepted, and knows the place of every mistake. Arrow's own
+reading must therefore never accept more than the slow one.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as arrow_csv
+
+from data.columns import VALUES_SHOWN, Column, Problem, find_problems, shorten
+from data.errors import DataError
+
+BLOCK_BYTES = 2**20
+MAX_LINE_BYTES = 2**26
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+_BLANK = " \t"
+_INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
+_LIST_BODY = re.compile(r"[ \t]*(?:[+-]?[0-9]{1,40}[ \t]*(?:,[ \t]*[+-]?[0-9]{1,40}[ \t]*)*)?")
+_CELL = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"|([^",]*))(,|$)')
+
+
+@dataclass(frozen=True)
+class CsvBlock:
+    """Consecutive lines of a file.
+
+    Attributes:
+        path: the file.
+        first_line: number of the first line, from 1.
+        table: [lines] the values in the columns' types; null where a cell is empty or wrong.
+        problems: everything that is wrong in the block; `rows` count from its first line.
+    """
+
+    path: Path
+    first_line: int
+    table: pa.Table
+    problems: tuple[Problem, ...]
+
+
+def count_lines(path: Path) -> int:
+    """The number of lines, each of which is a row.
+
+    Raises:
+        DataError: the file is missing, unreadable or empty.
+    """
+    lines, last = 0, b""
+    with _open(path) as file:
+        while piece := file.read(BLOCK_BYTES):
+            lines += piece.count(b"\n")
+            last = piece
+    if last in (b"", BYTE_ORDER_MARK) and lines == 0:
+        raise DataError(f"{path}: is empty; expected one line per row")
+    return lines + (not last.endswith(b"\n"))
+
+
+def read_csv_blocks(path: Path, columns: Sequence[Column]) -> Iterator[CsvBlock]:
+    """Reads a file block by block.
+
+    Accepted are UTF-8 with or without byte order mark, either line ending, cells with or without
+    quotes, and blanks around numbers.
+
+    Raises:
+        DataError: the file is missing, unreadable, or has a line that is too long to be a row.
+    """
+    first_line = 1
+    with _open(path) as file:
+        for data in _line_blocks(file, path):
+            table, problems = _parse(data, columns)
+            yield CsvBlock(path, first_line, table, (*problems, *_value_problems(table, columns, problems)))
+            first_line += table.num_rows
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; see `files` in source_spec") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _line_blocks(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Whole lines, about `BLOCK_BYTES` at a time, each ended by a newline."""
+    rest = file.read(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)
+    while piece := file.read(BLOCK_BYTES):
+        end = piece.rfind(b"\n") + 1
+        if end:
+            yield rest + piece[:end]
+            rest = piece[end:]
+        else:
+            rest += piece
+        if len(rest) > MAX_LINE_BYTES:
+            raise DataError(f"{path}: has a line of more than {MAX_LINE_BYTES:,} bytes; expected one row per line")
+    if rest:
+        yield rest if rest.endswith(b"\n") else rest + b"\n"
+
+
+def _value_problems(table: pa.Table, columns: Sequence[Column], problems: Sequence[Problem]) -> Iterator[Problem]:
+    """Values against the rules of their columns, leaving out cells that are known to be wrong."""
+    for column in columns:
+        unread = [problem.rows for problem in problems if problem.column in (None, column.name)]
+        for problem in find_problems(column, table.column(column.name).combine_chunks()):
+            left = problem.without(np.concatenate(unread)) if unread else problem
+            if len(left.rows):
+                yield left
+
+
+def _parse(data: bytes, columns: Sequence[Column]) -> tuple[pa.Table, list[Problem]]:
+    data = data.replace(b"\r\n", b"\n") if b"\r" in data else data
+    if _is_plain(data, len(columns)):
+        try:
+            table = _parse_fast(data, columns)
+        except (pa.ArrowInvalid, UnicodeDecodeError):
+            return _parse_slowly(data, columns)
+        if table.num_rows == data.count(b"\n"):
+            return table, []
+    return _parse_slowly(data, columns)
+
+
+def _is_plain(data: bytes, num_columns: int) -> bool:
+    """Whether Arrow reads these lines as we do: no stray line ends, hexadecimal numbers or quotes within cells."""
+    has_empty_line = num_columns > 1 and (data.startswith(b"\n") or b"\n\n" in data)
+    has_hexadecimal = b"x" in data or b"X" in data
+    return not (b"\r" in data or has_empty_line or has_hexadecimal or _has_quote_within_cell(data))
+
+
+def _has_quote_within_cell(data: bytes) -> bool:
+    """Whether quotes are anything but the first and the last character of cells."""
+    characters = np.frombuffer(data, np.uint8)
+    quotes = np.flatnonzero(characters == ord('"'))
+    if len(quotes) % 2:
+        return True
+    before = characters[quotes[::2] - 1]  # a quote at 0 looks at the last character, which is a newline
+    after = characters[quotes[1::2] + 1]
+    return not np.isin(np.concatenate([before, after]), [ord(","), ord("\n")]).all()
+
+
+def _parse_fast(data: bytes, columns: Sequence[Column]) -> pa.Table:
+    """Raises ArrowInvalid or UnicodeDecodeError for everything unusual."""
+    if not data.isascii():
+        data.decode()
+    table = arrow_csv.read_csv(
+        pa.BufferReader(data),
+        arrow_csv.ReadOptions(column_names=[column.name for column in columns], block_size=len(data) + 1),
+        arrow_csv.ParseOptions(ignore_empty_lines=False),
+        arrow_csv.ConvertOptions(
+            column_types={column.name: _cell_type(column.type) for column in columns},
+            null_values=[""],
+            check_utf8=False,
+        ),
+    )
+    arrays = [_finish(table.column(column.name).combine_chunks(), column.type) for column in columns]
+    return pa.table(arrays, schema=pa.schema([(column.name, column.type) for column in columns]))
+
+
+def _cell_type(stored: pa.DataType) -> pa.DataType:
+    """The type in which Arrow's CSV reader can read a column."""
+    if pa.types.is_list(stored):
+        return pa.string()
+    return pa.float32() if stored == pa.float16() else stored
+
+
+def _finish(cells: pa.Array, stored: pa.DataType) -> pa.Array:
+    if pa.types.is_list(stored):
+        return _parse_lists(cells, stored)
+    return _check_floats(cells, stored) if pa.types.is_floating(stored) else cells
+
+
+def _check_floats(cells: pa.Array, stored: pa.DataType) -> pa.Array:
+    """Raises ArrowInvalid for infinity, which is also what Arrow makes of a number too large for the type."""
+    with np.errstate(over="ignore"):
+        values = cells.fill_null(0).to_numpy(zero_copy_only=False).astype(stored.to_pandas_dtype(), copy=False)
+    if np.isinf(values).any():
+        raise pa.ArrowInvalid(f"not a finite {stored}")
+    return pa.array(values, mask=cells.is_null().to_numpy(zero_copy_only=False)) if cells.type != stored else cells
+
+
+def _parse_lists(cells: pa.Array, stored: pa.DataType) -> pa.Array:
+    """`[1, 2]` cells -> lists; raises ArrowInvalid for anything else."""
+    texts = pc.ascii_trim_whitespace(cells.fill_null("[]"))
+    if not pc.all(pc.and_(pc.starts_with(texts, "["), pc.ends_with(texts, "]"))).as_py():
+        raise pa.ArrowInvalid("a list without brackets")
+    bodies = pc.ascii_trim_whitespace(pc.binary_slice(texts.cast(pa.binary()), 1, -1).cast(pa.string()))
+    parts = pc.split_pattern(bodies, ",")
+    lengths = pc.list_value_length(parts).to_numpy(zero_copy_only=False)
+    filled = pc.not_equal(bodies, "").to_numpy(zero_copy_only=False)
+    items = parts.flatten().filter(pa.array(np.repeat(filled, lengths)))
+    ids = pc.ascii_trim_whitespace(items).cast(stored.value_type)
+    offsets = np.concatenate([[0], np.cumsum(lengths * filled)])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), ids, mask=cells.is_null())
+
+
+def _parse_slowly(data: bytes, columns: Sequence[Column]) -> tuple[pa.Table, list[Problem]]:
+    """Every line and cell by itself; what cannot be read is null and among the problems."""
+    lines = data.split(b"\n")[:-1]
+    values: list[list[Any]] = [[None] * len(lines) for _ in columns]
+    mistakes: dict[tuple[str | None, str, str], list[tuple[int, str]]] = {}
+    for row, line in enumerate(lines):
+        try:
+            cells = _split(line, columns)
+        except ValueError as error:
+            place = (None, "line that cannot be read", str(error))
+            mistakes.setdefault(place, []).append((row, line.decode(errors="backslashreplace")))
+            continue
+        for position, (text, column) in enumerate(zip(cells, columns, strict=True)):
+            try:
+                values[position][row] = _parse_cell(text, column.type)
+            except ValueError:
+                key = (column.name, "cell that cannot be read", column.expected)
+                mistakes.setdefault(key, []).append((row, text))
+    table = pa.table(
+        [pa.array(cells, column.type) for cells, column in zip(values, columns, strict=True)],
+        names=[column.name for column in columns],
+    )
+    return table, [_collect(*key, found) for key, found in mistakes.items()]
+
+
+def _collect(column: str | None, what: str, expected: str, found: list[tuple[int, str]]) -> Problem:
+    rows = np.array([row for row, _ in found], np.int64)
+    return Problem(what, column, rows, tuple(shorten(text) for _, text in found[:VALUES_SHOWN]), expected)
+
+
+def _split(line: bytes, columns: Sequence[Column]) -> list[str]:
+    """The cells of a line, without quotes. Raises ValueError with what was expected instead of the line."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError("UTF-8 text") from error
+    if "\r" in text:
+        raise ValueError("a line without a carriage return (\\r) inside")
+    cells, end = [], 0
+    while True:
+        match = _CELL.match(text, end)
+        if match is None:
+            raise ValueError("quotes only around whole cells, closed on the same line")
+        cells.append(match[2] if match[1] is None else match[1].replace('""', '"'))
+        end = match.end()
+        if not match[3]:
+            break
+    if len(cells) != len(columns) or (not text and len(columns) > 1):
+        has_lists = any(pa.types.is_list(column.type) for column in columns)
+        hint = ' (a list is one cell and needs quotes: "[1, 2]")' if has_lists else ""
+        raise ValueError(f"{len(columns)} cells, found {len(cells) if text else 0}{hint}")
+    return cells
+
+
+def _parse_cell(text: str, stored: pa.DataType) -> Any:
+    """The value of a cell, None for an empty one. Raises ValueError for what the type does not hold."""
+    if pa.types.is_string(stored):
+        return text
+    text = text.strip(_BLANK)
+    if not text:
+        return None
+    if pa.types.is_integer(stored):
+        return _integer(text, stored)
+    if pa.types.is_floating(stored):
+        return _number(text, stored)
+    if text[0] != "[" or text[-1] != "]" or not _LIST_BODY.fullmatch(text[1:-1]):
+        raise ValueError
+    return [_integer(item.strip(_BLANK), stored.value_type) for item in text[1:-1].split(",") if item.strip(_BLANK)]
+
+
+def _integer(text: str, stored: pa.DataType) -> int:
+    bounds = np.iinfo(stored.to_pandas_dtype())
+    if not _INTEGER.fullmatch(text) or not bounds.min <= int(text) <= bounds.max:
+        raise ValueError
+    return int(text)
+
+
+def _number(text: str, stored: pa.DataType) -> Any:
+    if not _NUMBER.fullmatch(text):
+        raise ValueError
+    with np.errstate(over="ignore"):
+        value = stored.to_pandas_dtype()(float(text))
+    if np.isinf(value) and "inf" not in text.lower():  # too large for the type
+        raise ValueError
+    return value

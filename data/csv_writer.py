@@ -1,0 +1,112 @@
+"""Writes CSV files of a dataset: no header, one line per row, lists as "[1, 2]", nothing for null."""
+
+import os
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as arrow_csv
+
+from data.columns import is_list
+from data.errors import DataError
+from data.feature_spec import Chunk
+
+
+def write_csv_chunks(chunks: Iterable[Chunk], folder: Path, tables: Iterable[pa.Table], rows: int) -> None:
+    """Writes the rows of a mapping into the files of its chunks.
+
+    All files appear when all are written. Folders are made, existing files are not overwritten.
+
+    Args:
+        chunks: column groups; each spreads the rows evenly over its files.
+        folder: the files' paths are relative to it.
+        tables: [some rows] each, with the columns of all chunks.
+        rows: how many rows `tables` will give.
+
+    Raises:
+        DataError: a file exists already, or a chunk has more files than there are rows.
+    """
+    with ExitStack() as stack:
+        writers = [stack.enter_context(_ChunkWriter(chunk, folder, rows)) for chunk in chunks]
+        for table in tables:
+            for writer in writers:
+                writer.write(table)
+        for writer in writers:
+            writer.finish()
+
+
+class _ChunkWriter:
+    """One column group on its way into its files; what has no final name at the end is removed."""
+
+    def __init__(self, chunk: Chunk, folder: Path, rows: int) -> None:
+        self._chunk = chunk
+        self._paths = [folder / file for file in chunk.files]
+        self._ends = [rows * (index + 1) // len(chunk.files) for index in range(len(chunk.files))]
+        self._row = 0
+        self._file: BinaryIO | None = None
+        check_can_write(chunk, folder, rows)
+
+    def __enter__(self) -> "_ChunkWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._file is not None:
+            self._file.close()
+        for path in self._paths:
+            _temporary(path).unlink(missing_ok=True)
+
+    def write(self, table: pa.Table) -> None:
+        """Appends rows, to the next file where one is full."""
+        while table.num_rows:
+            index = next(index for index, end in enumerate(self._ends) if end > self._row)
+            if self._file is None:
+                path = _temporary(self._paths[index])
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = path.open("wb")
+            part = table.slice(0, self._ends[index] - self._row)
+            options = arrow_csv.WriteOptions(include_header=False)
+            arrow_csv.write_csv(_as_cells(part.select(self._chunk.features)), self._file, options)
+            self._row += part.num_rows
+            table = table.slice(part.num_rows)
+            if self._row == self._ends[index]:
+                self._file.close()
+                self._file = None
+
+    def finish(self) -> None:
+        """Gives all files their names."""
+        for path in self._paths:
+            os.replace(_temporary(path), path)
+
+
+def check_can_write(chunk: Chunk, folder: Path, rows: int) -> None:
+    """Raises DataError if a file of the chunk exists, or would stay empty."""
+    for file in chunk.files:
+        if (folder / file).exists():
+            raise DataError(
+                f"{folder / file}: exists already, and is not overwritten; choose another folder, or delete it"
+            )
+    if rows < len(chunk.files):
+        raise DataError(
+            f"{chunk.files[0]}, ...: {len(chunk.files)} files cannot share {rows} rows; ask for at least as many rows"
+        )
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".unfinished-{os.getpid()}-{path.name}")
+
+
+def _as_cells(table: pa.Table) -> pa.Table:
+    """Lists and half floats in a form that Arrow can write as CSV."""
+    columns = []
+    for column in table.columns:
+        if is_list(column.type):
+            texts = pc.binary_join(column.cast(pa.list_(pa.string())), ", ")
+            column = pc.binary_join_element_wise("[", texts, "]", "")
+        elif column.type == pa.float16():
+            column = column.cast(pa.float32())
+        columns.append(column)
+    return pa.table(columns, names=table.column_names)

@@ -1,0 +1,265 @@
+"""Scans the files of a dataset, in streams, for everything that training could not use."""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.columns import VALUES_SHOWN, Column, Problem, describe_column, dtype_name, find_problems, is_list
+from data.csv_reader import read_csv_blocks
+from data.errors import DataError
+from data.feature_spec import LABEL, MAP, MULTIHOT, ONEHOT, Chunk, Feature, FeatureSpec
+from data.parquet_writer import ROWS_PER_ROW_GROUP
+
+UNREADABLE = (OSError, ValueError, pa.ArrowException)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One rule that is broken at one place.
+
+    Attributes:
+        what: the rule, such as "id out of range".
+        place: mapping or file, row group and column, in words.
+        count: how many rows are concerned; None where rows do not matter.
+        rows: the first of them, as `unit` counts them.
+        unit: "rows" of a parquet file (from 0) or "lines" of a CSV file (from 1).
+        values: what was found there.
+        expected: what should be there, or what to do.
+        is_warning: the data can be used as it is.
+    """
+
+    what: str
+    place: str
+    expected: str
+    count: int | None = None
+    rows: tuple[int, ...] = ()
+    unit: str = "rows"
+    values: tuple[str, ...] = ()
+    is_warning: bool = False
+
+    def __str__(self) -> str:
+        kind = "warning" if self.is_warning else "error"
+        parts = [f"{kind}: {self.place}: {self.what}"]
+        if self.count is not None:
+            parts.append(f"in {self.count:,} {self.unit} ({', '.join(map(str, self.rows))}{self._dots})")
+        if self.values:
+            parts.append(f"found {', '.join(map(repr, self.values))}{self._dots}")
+        return "; ".join([*parts, self.expected])
+
+    @property
+    def _dots(self) -> str:
+        return ", ..." if self.count is not None and self.count > len(self.rows) else ""
+
+
+@dataclass
+class LabelSummary:
+    """The values of a label that are known and allowed."""
+
+    count: int = 0
+    total: float = 0.0
+    least: float = np.inf
+    most: float = -np.inf
+
+    def add(self, values: np.ndarray) -> None:
+        """Counts values, [any number] float64."""
+        if len(values):
+            self.count += len(values)
+            self.total += float(values.sum())
+            self.least = min(self.least, float(values.min()))
+            self.most = max(self.most, float(values.max()))
+
+    def describe(self, label: Feature) -> str:
+        """The rate of positives, or the range and mean."""
+        if not self.count:
+            return f"{label.name}: no value"
+        if label.task == "binary":
+            return f"{label.name}: {100 * self.total / self.count:.4g} % positive of {self.count:,}"
+        return f"{label.name}: {self.least:g} to {self.most:g}, mean {self.total / self.count:.6g}, of {self.count:,}"
+
+
+@dataclass
+class MappingSummary:
+    """What a mapping holds: filled by `check_mapping`."""
+
+    rows: int = 0
+    files: int = 0
+    labels: dict[str, LabelSummary] = field(default_factory=dict)
+
+
+def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> Iterator[Finding]:
+    """Scans all files of a mapping once; memory is bounded by a batch of rows.
+
+    Args:
+        spec: a valid specification.
+        mapping: one of its mappings.
+        summary: an empty one, to be filled while findings are drawn.
+    """
+    summary.labels = {label.name: LabelSummary() for label in spec.labels}
+    summary.files = len(spec.files(mapping))
+    counts = []
+    for chunk in spec.chunks(mapping):
+        counts.append((yield from _check_chunk(spec, chunk, summary)))
+    known = [rows for rows in counts if rows is not None]
+    summary.rows = max(known, default=0)
+    if len(set(known)) > 1:
+        groups = zip(spec.chunks(mapping), counts, strict=True)
+        texts = tuple(f"{chunk.files[0]}, ...: {rows}" for chunk, rows in groups)
+        yield Finding("column groups differ in rows", mapping, "row N of each must belong together", values=texts)
+    if not summary.rows:
+        yield Finding("mapping without rows", mapping, "expected at least one")
+    yield from _check_map(spec, mapping)
+    for label in spec.labels:
+        yield from _check_classes(label, summary.labels[label.name], mapping)
+
+
+def _check_chunk(spec: FeatureSpec, chunk: Chunk, summary: MappingSummary) -> Generator[Finding, None, int | None]:
+    """Returns the rows of a column group, None if a file of it cannot be read."""
+    columns = [describe_column(spec, name) for name in chunk.features]
+    scan = _scan_parquet if chunk.type == "parquet" else _scan_csv
+    counts = []
+    for file in chunk.files:
+        rows = yield from scan(spec.folder / file, columns, summary)
+        if rows == 0:
+            yield Finding("file without rows", file, "leave it out of source_spec, or write it anew")
+        counts.append(rows)
+    return None if None in counts else sum(rows for rows in counts if rows is not None)
+
+
+def _check_map(spec: FeatureSpec, mapping: str) -> Iterator[Finding]:
+    feature = spec.map_feature
+    held = {name for chunk in spec.chunks(mapping) for name in chunk.features}
+    if feature is not None and mapping == "test" and feature.name not in held:
+        mend = "MAP cannot be computed on it; add the column, or evaluate on a mapping that has it"
+        yield Finding(f"map feature {feature.name!r} is missing", mapping, mend, is_warning=True)
+
+
+def _check_classes(label: Feature, summary: LabelSummary, mapping: str) -> Iterator[Finding]:
+    if label.task != "regression" and summary.count and summary.least == summary.most:
+        found = (f"{summary.least:g}",)
+        mend = "nothing can be learned or measured with one class"
+        yield Finding("label with one class only", f"{mapping}, {label.name}", mend, values=found, is_warning=True)
+
+
+def _scan_csv(path: Path, columns: Sequence[Column], summary: MappingSummary) -> Generator[Finding, None, int | None]:
+    tally, rows = _Tally(), 0
+    try:
+        for block in read_csv_blocks(path, columns):
+            tally.add(block.problems, block.first_line)
+            _count_labels(columns, block.table, summary)
+            rows += block.table.num_rows
+    except (DataError, OSError) as error:
+        yield Finding("unreadable file", str(path), str(error).removeprefix(f"{path}: "))
+        return None
+    yield from tally.findings(str(path), "lines")
+    return rows
+
+
+def _scan_parquet(
+    path: Path, columns: Sequence[Column], summary: MappingSummary
+) -> Generator[Finding, None, int | None]:
+    if not path.is_file():
+        yield Finding("missing file", str(path), "see `files` in source_spec")
+        return None
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        schema = file.schema_arrow
+    except UNREADABLE as error:
+        yield Finding("unreadable file", str(path), f"write it anew ({error})")
+        return None
+    with file:
+        usable = []
+        for column in columns:
+            findings = list(_check_type(column, schema, path))
+            yield from findings
+            if all(finding.is_warning for finding in findings):
+                usable.append(column)
+        first_row = 0
+        for group in range(file.num_row_groups):
+            yield from _scan_row_group(file, f"{path}, row group {group}", group, first_row, usable, summary)
+            first_row += file.metadata.row_group(group).num_rows
+        return file.metadata.num_rows
+
+
+def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Finding]:
+    """Whether a file has a column, in a type that can be used."""
+    place = f"{path}, {column.name}"
+    if schema.names.count(column.name) != 1:
+        what = "missing column" if column.name not in schema.names else "column that is there twice"
+        yield Finding(what, place, f"the file has {', '.join(schema.names)}")
+        return
+    stored = schema.field(column.name).type
+    if column.kind is None:
+        return
+    item = stored.value_type if is_list(stored) else stored
+    integers = column.kind in (ONEHOT, MULTIHOT, MAP)
+    fits = pa.types.is_integer(item) or (not integers and pa.types.is_floating(item))
+    if is_list(stored) != is_list(column.type) or not fits:
+        words = ("lists of " if is_list(column.type) else "") + ("integers" if integers else "numbers")
+        yield Finding("column type", place, f"expected {words}", values=(str(stored),))
+    elif column.feature.dtype not in (None, dtype_name(item)):
+        mend = f"declared as {column.feature.dtype}"
+        yield Finding("column type", place, mend, values=(dtype_name(item),), is_warning=True)
+
+
+def _scan_row_group(
+    file: pq.ParquetFile, place: str, group: int, first_row: int, columns: Sequence[Column], summary: MappingSummary
+) -> Iterator[Finding]:
+    tally, row = _Tally(), first_row
+    names = [column.name for column in columns]
+    try:
+        for batch in file.iter_batches(ROWS_PER_ROW_GROUP, row_groups=[group], columns=names):
+            for column in columns:
+                tally.add(find_problems(column, _plain(batch.column(column.name))), row)
+            _count_labels(columns, batch, summary)
+            row += batch.num_rows
+        # Arrow takes a column that ends too early for the end of the row group.
+        if row - first_row != (stated := file.metadata.row_group(group).num_rows):
+            raise ValueError(f"{row - first_row} rows instead of {stated}")
+    except UNREADABLE as error:
+        yield Finding("unreadable row group", place, f"write the file anew ({error})")
+    yield from tally.findings(place, "rows")
+
+
+def _plain(values: pa.Array) -> pa.Array:
+    """Large lists and lists of fixed size as plain lists."""
+    return values.cast(pa.list_(values.type.value_type)) if is_list(values.type) else values
+
+
+def _count_labels(columns: Sequence[Column], rows: pa.Table | pa.RecordBatch, summary: MappingSummary) -> None:
+    for column in columns:
+        if column.kind == LABEL:
+            values = rows.column(column.name).drop_null().to_numpy().astype(np.float64)
+            wanted = np.isin(values, (0, 1)) if column.feature.task == "binary" else np.isfinite(values)
+            summary.labels[column.name].add(values[wanted])
+
+
+class _Tally:
+    """Adds up the problems of consecutive tables, each rule and column by itself."""
+
+    def __init__(self) -> None:
+        self._problems: dict[tuple[str | None, str, str], tuple[int, list[int], list[str], bool]] = {}
+
+    def add(self, problems: Iterator[Problem] | Sequence[Problem], first_row: int) -> None:
+        """Problems whose rows count from `first_row`."""
+        for problem in problems:
+            key = (problem.column, problem.what, problem.expected)
+            count, rows, values, _ = self._problems.get(key, (0, [], [], False))
+            new_rows = [first_row + int(row) for row in problem.rows[:VALUES_SHOWN]]
+            self._problems[key] = (
+                count + len(problem.rows),
+                (rows + new_rows)[:VALUES_SHOWN],
+                (values + list(problem.values))[:VALUES_SHOWN],
+                problem.is_warning,
+            )
+
+    def findings(self, place: str, unit: str) -> Iterator[Finding]:
+        """What was added up, as found at a place."""
+        for (column, what, expected), (count, rows, values, is_warning) in self._problems.items():
+            where = place if column is None else f"{place}, {column}"
+            yield Finding(
+                what, where, f"expected {expected}", count, tuple(rows), unit, tuple(values), is_warning=is_warning
+            )

@@ -1,0 +1,146 @@
+"""Encoders in a folder: JSON for the settings, parquet for vocabularies and tables, checksums for all of it.
+
+encoders.json             version, hash, and the settings of every feature's encoder
+vocabulary.FEATURE.parquet    value, count, id
+table.FEATURE.parquet         value, number
+manifest.json             size and SHA-256 of the files above
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.encoders import Encoder, KeyTable, Numerical, Vocabulary
+from data.errors import DataError
+
+VERSION = 1
+HASH = "fnv1a64-splitmix64"
+SETTINGS_FILE = "encoders.json"
+MANIFEST_FILE = "manifest.json"
+MAX_JSON_BYTES = 2**26
+
+
+def save_encoders(encoders: Mapping[str, Encoder], folder: Path) -> None:
+    """Writes the encoders of features, by feature name, into a new folder.
+
+    Raises:
+        DataError: the folder exists, or a feature's name cannot be part of a file name.
+    """
+    folder = Path(folder)
+    contents: dict[str, bytes] = {}
+    settings = {feature: _settings(feature, encoder, contents) for feature, encoder in encoders.items()}
+    contents[SETTINGS_FILE] = _to_json({"version": VERSION, "hash": HASH, "features": settings})
+    sums = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
+    contents[MANIFEST_FILE] = _to_json({"version": VERSION, "files": sums})
+    try:
+        folder.mkdir()
+    except FileExistsError as error:
+        raise DataError(f"{folder}: exists already; encoders are saved into a new folder") from error
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+
+
+def load_encoders(folder: Path) -> dict[str, Encoder]:
+    """Reads what `save_encoders` wrote, in the order of features in which it was given.
+
+    Raises:
+        DataError: a file is missing, damaged, or of another version.
+    """
+    folder = Path(folder)
+    try:
+        return _load(folder)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder}: does not hold encoders as this program writes them: {error!r}") from error
+
+
+def _load(folder: Path) -> dict[str, Encoder]:
+    manifest = _parse(folder / MANIFEST_FILE, _read(folder / MANIFEST_FILE))
+    contents = {name: _read_checked(folder, name, entry) for name, entry in manifest["files"].items()}
+    if SETTINGS_FILE not in contents:
+        raise DataError(f"{folder / MANIFEST_FILE}: does not list {SETTINGS_FILE}; prepare the dataset again")
+    settings = _parse(folder / SETTINGS_FILE, contents[SETTINGS_FILE])
+    if settings["hash"] != HASH:
+        raise DataError(f"{folder / SETTINGS_FILE}: hash {settings['hash']!r}, this program has {HASH!r}")
+    return {feature: _encoder(entry, contents) for feature, entry in settings["features"].items()}
+
+
+def _settings(feature: str, encoder: Encoder, contents: dict[str, bytes]) -> dict[str, Any]:
+    """The JSON entry of an encoder; adds the files that it needs to `contents`."""
+    if Path(feature).name != feature:
+        raise DataError(f"feature {feature!r}: a name with a path separator cannot be stored; rename the feature")
+    if isinstance(encoder, Vocabulary):
+        file = f"vocabulary.{feature}.parquet"
+        ids = np.arange(len(encoder.values), dtype=np.int64) + encoder.first_known_id
+        contents[file] = _to_parquet({"value": encoder.values, "count": encoder.counts, "id": ids})
+        entry = {"column": encoder.column, "oov_buckets": encoder.oov_buckets, "is_list": encoder.is_list}
+        return {"kind": "vocabulary", **entry, "cardinality": encoder.cardinality, "file": file}
+    scale = {name: value for name, value in asdict(encoder).items() if name != "table"}
+    if encoder.table is None:
+        return {"kind": "numerical", **scale}
+    file = f"table.{feature}.parquet"
+    contents[file] = _to_parquet({"value": encoder.table.keys, "number": encoder.table.numbers})
+    return {"kind": "numerical", **scale, "table": {"file": file, "default": encoder.table.default}}
+
+
+def _encoder(entry: dict[str, Any], contents: dict[str, bytes]) -> Encoder:
+    if entry["kind"] == "vocabulary":
+        columns = _from_parquet(contents[entry["file"]])
+        return Vocabulary(entry["column"], columns["value"], columns["count"], entry["oov_buckets"], entry["is_list"])
+    table = None
+    if "table" in entry:
+        columns = _from_parquet(contents[entry["table"]["file"]])
+        table = KeyTable(columns["value"], columns["number"], entry["table"]["default"])
+    return Numerical(entry["column"], table, **{name: entry[name] for name in ("fill", "log", "mean", "std")})
+
+
+def _to_json(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _to_parquet(columns: dict[str, np.ndarray]) -> bytes:
+    arrays = {
+        name: pa.array(column, pa.string() if column.dtype == object else None) for name, column in columns.items()
+    }
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(arrays), buffer, compression="snappy")
+    return buffer.getvalue()
+
+
+def _from_parquet(data: bytes) -> dict[str, np.ndarray]:
+    table = pq.read_table(io.BytesIO(data))
+    return {name: table.column(name).to_numpy() for name in table.column_names}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); prepare the dataset again") from error
+
+
+def _read_checked(folder: Path, name: str, entry: dict[str, Any]) -> bytes:
+    if Path(name).name != name:
+        raise DataError(f"{folder / MANIFEST_FILE}: lists {name!r}, which is not a file of this folder")
+    data = _read(folder / name)
+    if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise DataError(f"{folder / name}: is not what was written (its checksum differs); prepare the dataset again")
+    return data
+
+
+def _parse(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(data) if len(data) <= MAX_JSON_BYTES else None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from error
+    version = document.get("version") if isinstance(document, dict) else None
+    if document is None or version != VERSION:
+        raise DataError(f"{path}: version {version!r}, this program reads version {VERSION}; prepare the dataset again")
+    return document

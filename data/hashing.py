@@ -1,0 +1,103 @@
+"""The hash of this project: 64 bits, equal on every machine, in every process, on CPU and GPU, at serving time.
+
+Stated in full, so that it can be evaluated anywhere (arithmetic modulo 2**64):
+
+    mix(x):     z = x + 0x9E3779B97F4A7C15                      the step of SplitMix64
+                z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+                z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+                return z ^ (z >> 31)
+    hash(int):  mix(the value as a two's complement 64-bit word)
+    hash(text): h = 0xCBF29CE484222325                          FNV-1a
+                for byte in text as UTF-8: h = (h ^ byte) * 0x100000001B3
+                return mix(h)
+    hash(row):  h = 0; for key in row: h = mix(h ^ hash(key))
+    bucket:     hash mod number of buckets, as unsigned numbers
+
+The integer 5 and the text "5" hash differently, and floats have no hash: a column keeps its type.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+Values = np.ndarray | pd.Series | pd.Index | Sequence[int] | Sequence[str]
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
+_SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
+_FNV_START = np.uint64(0xCBF29CE484222325)
+_FNV_FACTOR = np.uint64(0x100000001B3)
+
+
+def mix(words: np.ndarray) -> np.ndarray:
+    """Spreads every bit of 64-bit words over all bits; a bijection. [n] uint64 to [n] uint64."""
+    words = words + _STEP
+    words = (words ^ (words >> np.uint64(30))) * _FIRST_FACTOR
+    words = (words ^ (words >> np.uint64(27))) * _SECOND_FACTOR
+    return words ^ (words >> np.uint64(31))
+
+
+def hash_values(values: Values) -> np.ndarray:
+    """Hashes of integers or of texts, [n] uint64.
+
+    Raises:
+        TypeError: the values are neither all integers nor all texts (floats and nulls have no hash).
+    """
+    array = np.asarray(values)
+    if not len(array):
+        return np.empty(0, np.uint64)
+    if array.dtype.kind in "iu":
+        return mix(array.astype(np.int64, copy=False).view(np.uint64))
+    if array.dtype.kind == "U":
+        # From the values themselves: NumPy's own texts lose zero characters at the end.
+        array = np.asarray(values, object)
+    return mix(_fnv1a(_as_texts(array)))
+
+
+def hash_rows(*keys: int | Values) -> np.ndarray:
+    """One hash per row of several columns, [n] uint64; a plain integer stands for a column of it.
+
+    The order of the keys matters. A seed is simply a first key.
+    """
+    columns = [np.asarray([key]) if isinstance(key, int) else key for key in keys]
+    hashes = np.zeros(1, np.uint64)
+    for column in columns:
+        hashes = mix(hashes ^ hash_values(column))
+    return hashes
+
+
+def buckets(hashes: np.ndarray, num_buckets: int) -> np.ndarray:
+    """Buckets in [0, num_buckets) of hashes, [n] int64."""
+    return (hashes % np.uint64(num_buckets)).astype(np.int64)
+
+
+def _as_texts(array: np.ndarray) -> pa.LargeStringArray:
+    if array.dtype != object:
+        raise TypeError(f"only integers and texts have a hash, got values of type {array.dtype}")
+    try:
+        texts = pa.array(array, type=pa.large_string())
+    except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+        raise TypeError(f"only integers and texts have a hash: {error}") from error
+    if texts.null_count:
+        raise TypeError(f"{texts.null_count} of {len(texts)} values are null, and nulls have no hash")
+    return texts
+
+
+def _fnv1a(texts: pa.LargeStringArray) -> np.ndarray:
+    """FNV-1a of the UTF-8 bytes, byte position after byte position over all texts at once."""
+    _, offset_buffer, byte_buffer = texts.buffers()
+    hashes = np.full(len(texts), _FNV_START)
+    if byte_buffer is None:
+        return hashes
+    offsets = np.frombuffer(offset_buffer, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    text_bytes = np.frombuffer(byte_buffer, np.uint8)
+    starts, lengths = offsets[:-1], np.diff(offsets)
+    longest_first = np.argsort(-lengths, kind="stable")
+    ascending = np.sort(lengths)
+    for position in range(int(ascending[-1])):
+        longer = len(texts) - int(np.searchsorted(ascending, position, side="right"))
+        rows = longest_first[:longer]
+        hashes[rows] = (hashes[rows] ^ text_bytes[starts[rows] + position].astype(np.uint64)) * _FNV_FACTOR
+    return hashes

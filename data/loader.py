@@ -1,0 +1,237 @@
+"""Batches of a mapping, read from parquet in background threads."""
+
+import queue
+import threading
+import warnings
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from data.batch import Batch
+from data.batch_arrays import copy_rows, pad_rows, slice_rows
+from data.epoch_plan import SequentialPlan, Share, ShuffledPlan
+from data.errors import DataError
+from data.feature_spec import FeatureSpec
+from data.parquet_reader import ParquetReader
+
+DECODE_THREADS = 2
+BATCHES_AHEAD = 4
+WINDOWS_OPEN = 2  # per lane: the one in use and the next
+
+
+class ParquetLoader:
+    """Iterates one worker's batches of a mapping.
+
+    Shuffled, as for training: the rows of a step of all workers are a function of seed, epoch, row
+    groups and global batch size, whatever the number of workers; every row is in exactly one step of
+    an epoch; in the last step the workers' shares differ by one row at most. Not shuffled, as for
+    evaluation: worker w of N holds the rows from w * rows // N to (w + 1) * rows // N in order. All
+    workers make equally many steps in both cases.
+
+    A row takes 4 * (one-hot features + sum of max_hotness + numerical features + labels) + 12 bytes (20
+    with the group): 156 for Outbrain's 29 features. In memory are BATCHES_AHEAD + 2 batches and, of
+    each lane (see `data.epoch_plan`) that the worker serves, two windows: about 2**20 rows in all for one
+    worker, its share of them for one of many, and at least two row groups.
+
+    Args:
+        spec: the specification.
+        mapping: whose rows.
+        global_batch_size: rows of a step, of all workers together.
+        worker: rank of this worker.
+        workers: how many there are.
+        shuffle: see above.
+        seed: of the order, at least 0.
+        with_group: give the map feature's values in `Batch.group`.
+        extra_columns: columns to give in `Batch.extra`.
+
+    Attributes:
+        rows: of the mapping.
+        steps_per_epoch: batches that each worker gets; rows / global_batch_size, rounded up.
+        local_batch_size: rows of each batch, pads included.
+        fingerprint: of the files' names and row groups; another one means another order of rows.
+        truncated: by multi-hot feature, how many lists were longer than max_hotness and were cut, among
+            the rows that this worker decoded in its latest epoch.
+
+    Raises:
+        DataError: the batch size does not divide by the workers, or the files do not hold what the
+            specification says.
+    """
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        mapping: str,
+        *,
+        global_batch_size: int,
+        worker: int = 0,
+        workers: int = 1,
+        shuffle: bool,
+        seed: int = 0,
+        with_group: bool = False,
+        extra_columns: Sequence[str] = (),
+    ):
+        if not 0 <= worker < workers:
+            raise ValueError(f"worker must be in [0, {workers}), got {worker}")
+        _check_batch_size(global_batch_size, workers)
+        self._reader = ParquetReader(spec, mapping, with_group=with_group, extra_columns=extra_columns)
+        self._mapping, self._shuffle, self._seed = mapping, shuffle, seed
+        self._worker, self._workers = worker, workers
+        self._global_batch_size = global_batch_size
+        self._warned: set[str] = set()
+        self.rows = self._reader.rows
+        self.fingerprint = self._reader.fingerprint
+        self.steps_per_epoch = -(-self.rows // global_batch_size)
+        self.local_batch_size = global_batch_size // workers
+        self.truncated: Counter[str] = Counter()
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
+        """The batches of an epoch from a step on; nothing that lies before it is read.
+
+        Close the iterator when leaving it early: that stops the threads.
+
+        Raises:
+            DataError: while iterating: a damaged file, or a value that no model can use.
+        """
+        self.truncated = Counter()
+        shares, window_rows = self._shares(epoch, first_step)
+        with _Background() as background:
+            lanes = [_LaneReader(self._reader, lane, window_rows, background.pool, self.truncated) for lane in shares]
+            yield from background.run(self._batches(lanes, range(first_step, self.steps_per_epoch)))
+        self._warn_of_cut_lists()
+
+    def _shares(self, epoch: int, first_step: int) -> tuple[list[Iterator[Share]], int]:
+        """Every lane's shares for this worker, and the most rows that one of them can have."""
+        units, worker, workers = self._reader.unit_rows, self._worker, self._workers
+        if not self._shuffle:
+            in_order = SequentialPlan(units, self.local_batch_size, worker=worker, workers=workers)
+            return [in_order.shares(first_step)], in_order.window_rows
+        plan = ShuffledPlan(units, self._global_batch_size, seed=self._seed, epoch=epoch)
+        return [plan.shares(lane, worker, workers, first_step) for lane in range(plan.lanes)], plan.window_rows
+
+    def _batches(self, lanes: "list[_LaneReader]", steps: range) -> Iterator[Batch]:
+        for windows in range(1, WINDOWS_OPEN + 1):
+            for lane in lanes:
+                lane.open(windows)
+        for step in steps:
+            batch, filled = self._reader.allocate(self.local_batch_size), 0
+            for lane in lanes:
+                for rows, positions in lane.pieces(step):
+                    copy_rows(rows, positions, slice_rows(batch, filled, filled + len(positions)))
+                    filled += len(positions)
+            pad_rows(slice_rows(batch, filled, self.local_batch_size))
+            yield batch
+
+    def _warn_of_cut_lists(self) -> None:
+        for name, count in self.truncated.items():
+            if count and name not in self._warned:
+                self._warned.add(name)
+                warnings.warn(
+                    f"mapping {self._mapping!r}: {count} lists of multi-hot feature {name!r} are longer than its "
+                    "max_hotness and were cut; raise max_hotness in the feature specification to keep them whole",
+                    stacklevel=3,
+                )
+
+
+class _OpenWindow(NamedTuple):
+    """A window whose rows are being decoded into `rows`, or have been when all `decoding` is done."""
+
+    share: Share
+    rows: Batch
+    decoding: list[Future[dict[str, int]]]
+
+
+class _LaneReader:
+    """Keeps the next windows of a lane decoded or under way, in arrays that are used again and again."""
+
+    def __init__(
+        self,
+        reader: ParquetReader,
+        shares: Iterator[Share],
+        window_rows: int,
+        pool: ThreadPoolExecutor,
+        truncated: Counter[str],
+    ):
+        self._reader, self._shares, self._window_rows = reader, shares, window_rows
+        self._pool, self._truncated = pool, truncated
+        self._open: deque[_OpenWindow] = deque()
+        self._unused: list[Batch] = []
+
+    def open(self, windows: int) -> None:
+        """Starts to decode until so many windows are open."""
+        while len(self._open) < windows and (share := next(self._shares, None)) is not None:
+            rows = self._unused.pop() if self._unused else self._reader.allocate(self._window_rows)
+            decoding, filled = [], 0
+            for segment in share.segments:
+                end = filled + segment.stop - segment.start
+                decoding.append(self._pool.submit(self._reader.decode, *segment, slice_rows(rows, filled, end)))
+                filled = end
+            self._open.append(_OpenWindow(share, rows, decoding))
+
+    def pieces(self, step: int) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Decoded rows, and the positions in them that belong to the step. Ask for every step, in order."""
+        while self._open and self._open[0].share.steps.start <= step:
+            window = self._open[0]
+            while window.decoding:
+                self._truncated.update(window.decoding.pop().result())
+            yield window.rows, window.share.positions[step - window.share.steps.start]
+            if step + 1 < window.share.steps.stop:
+                return
+            self._open.popleft()
+            self._unused.append(window.rows)
+            self.open(WINDOWS_OPEN)
+
+
+class _Background:
+    """A thread that makes batches ahead of their consumer, and a pool that decodes; both end with the block."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="loader-decode")
+        self._ready: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(BATCHES_AHEAD)
+        self._is_closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "_Background":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_closed.set()
+        self._room.release()
+        self.pool.shutdown(cancel_futures=True)
+        if self._thread is not None:
+            self._thread.join()
+
+    def run(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, made in the background; raises what making them raises."""
+        self._thread = threading.Thread(target=self._make, args=(batches,), name="loader-batches", daemon=True)
+        self._thread.start()
+        while (batch := self._ready.get()) is not None:
+            if isinstance(batch, BaseException):
+                raise batch
+            self._room.release()
+            yield batch
+
+    def _make(self, batches: Iterator[Batch]) -> None:
+        try:
+            for batch in batches:
+                self._room.acquire()
+                if self._is_closed.is_set():
+                    return
+                self._ready.put(batch)
+            self._ready.put(None)
+        except BaseException as error:  # whatever it is, the consumer must not wait for ever
+            self._ready.put(error)
+
+
+def _check_batch_size(global_batch_size: int, workers: int) -> None:
+    if global_batch_size < 1:
+        raise DataError(f"a global batch must have at least 1 row, got {global_batch_size}")
+    if global_batch_size % workers:
+        next_size = (global_batch_size // workers + 1) * workers
+        raise DataError(
+            f"a global batch of {global_batch_size} rows does not divide by {workers} workers; "
+            f"the next size that does is {next_size}"
+        )

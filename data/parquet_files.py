@@ -1,0 +1,177 @@
+"""The parquet files of one column group: footers read once and checked, row groups read on demand."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.column_decoder import Place, Target
+from data.errors import DataError
+
+FOOTER_THREADS = 8
+# What reading damaged files was seen to raise.
+READ_ERRORS = (OSError, pa.ArrowException, ValueError, MemoryError)
+
+
+@dataclass(frozen=True)
+class ParquetFile:
+    """A file as its footer describes it.
+
+    Attributes:
+        path: of the file.
+        metadata: the footer.
+        schema: the columns as Arrow types.
+        stamp: size in bytes and time of the last change, when the footer was read.
+    """
+
+    path: Path
+    metadata: pq.FileMetaData
+    schema: pa.Schema
+    stamp: tuple[int, int]
+
+    @classmethod
+    def open(cls, path: Path) -> "ParquetFile":
+        """Reads the footer.
+
+        Raises:
+            DataError: there is no such file, or it is not parquet.
+        """
+        try:
+            stamp = _stamp(path)
+            with pq.ParquetFile(path) as file:
+                opened = cls(path, file.metadata, file.schema_arrow, stamp)
+                opened.row_group_rows()
+                return opened
+        except FileNotFoundError as error:
+            raise DataError(f"{path}: no such file; the feature specification lists it in source_spec") from error
+        except READ_ERRORS as error:
+            raise DataError(f"{path}: cannot be read as parquet ({_first_line(error)}); write it again") from error
+
+    def row_group_rows(self) -> list[int]:
+        """Rows of each row group."""
+        rows = [self.metadata.row_group(index).num_rows for index in range(self.metadata.num_row_groups)]
+        if min(rows, default=0) < 0 or sum(rows) != self.metadata.num_rows:
+            raise ValueError("its row groups do not add up")
+        return rows
+
+    def read(self, row_group: int, columns: Sequence[str]) -> pa.Table:
+        """Reads columns of a row group, page checksums verified.
+
+        Raises:
+            DataError: the file is damaged, or is not what it was when its footer was read.
+        """
+        try:
+            # Not memory-mapped: where a disk fails, a read raises, and a map kills the process.
+            with pq.ParquetFile(self.path, metadata=self.metadata, page_checksum_verification=True) as file:
+                if _stamp(self.path) != self.stamp:
+                    raise DataError(f"{self.path}: was changed while it was in use; start again")
+                # One thread: row groups are decoded in parallel.
+                table = file.read_row_group(row_group, columns=list(columns), use_threads=False)
+        except DataError:
+            raise
+        except READ_ERRORS as error:
+            raise DataError(
+                f"{self.path}, row group {row_group}: cannot be decoded ({_first_line(error)}). "
+                "The file is damaged or gone: restore it, or write it again."
+            ) from error
+        if table.num_rows != self.metadata.row_group(row_group).num_rows:
+            raise DataError(
+                f"{self.path}, row group {row_group}: holds other rows than its footer says; write it again"
+            )
+        return table
+
+
+class Piece(NamedTuple):
+    """Rows that one row group of a column group gives to a range of the dataset."""
+
+    table: pa.Table
+    place: Place
+    begin: int
+    end: int
+
+
+class ColumnGroup:
+    """One chunk of a mapping: columns, and the files that hold their rows one after the other.
+
+    Args:
+        files: in row order.
+        targets: the columns to decode.
+
+    Attributes:
+        files: as given.
+        targets: as given.
+        rows: of all files.
+        starts: [row groups] int64 first row of each row group in the dataset; empty ones are left out.
+        sizes: [row groups] int64 their rows.
+    """
+
+    def __init__(self, files: Sequence[ParquetFile], targets: Sequence[Target]):
+        self.files = tuple(files)
+        self.targets = tuple(targets)
+        rows = [file.row_group_rows() for file in self.files]
+        counts = np.array([len(groups) for groups in rows], np.int64)
+        sizes = np.array([size for groups in rows for size in groups], np.int64)
+        ends = np.cumsum(sizes)
+        file_starts = np.concatenate([[0], np.cumsum([sum(groups) for groups in rows])])
+        filled = sizes > 0
+        self.rows = int(file_starts[-1])
+        self.sizes, self.starts = sizes[filled], (ends - sizes)[filled]
+        self._file = np.repeat(np.arange(len(self.files)), counts)[filled]
+        self._row_group = np.concatenate([np.arange(count) for count in counts])[filled]
+        self._file_start = file_starts[self._file]
+
+    def read(self, begin: int, end: int) -> Iterator[Piece]:
+        """The rows [begin, end) of the dataset, row group by row group.
+
+        Raises:
+            DataError: as `ParquetFile.read`.
+        """
+        names = list(dict.fromkeys(target.name for target in self.targets))
+        first = int(np.searchsorted(self.starts, begin, side="right")) - 1
+        last = int(np.searchsorted(self.starts, end, side="left"))
+        for index in range(first, last):
+            start = int(self.starts[index])
+            low, high = max(begin, start), min(end, start + int(self.sizes[index]))
+            file, row_group = self.files[self._file[index]], int(self._row_group[index])
+            table = file.read(row_group, names).slice(low - start, high - low)
+            yield Piece(table, Place(file.path, row_group, low - int(self._file_start[index])), low, high)
+
+
+def open_files(paths: Sequence[Path]) -> list[ParquetFile]:
+    """Reads the footers of many files at once.
+
+    Raises:
+        DataError: as `ParquetFile.open`, for the first file that fails.
+    """
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        return list(pool.map(ParquetFile.open, paths))
+
+
+def column_problems(file: ParquetFile, targets: Sequence[Target]) -> Iterator[str]:
+    """What columns a file lacks or stores in a type that does not fit."""
+    for target in targets:
+        indices = file.schema.get_all_field_indices(target.name)
+        if len(indices) != 1:
+            found = "twice" if indices else f"not among {', '.join(file.schema.names)}"
+            yield f"{file.path}: column {target.name!r} is {found}; expected once, as {target.expected_type}"
+            continue
+        stored = file.schema.field(indices[0]).type
+        if not target.accepts(stored):
+            yield (
+                f"{file.path}: column {target.name!r} is stored as {stored}, expected {target.expected_type}; "
+                "cast it and write the file again, or move it to another channel"
+            )
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

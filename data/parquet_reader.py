@@ -1,0 +1,150 @@
+"""The rows of a mapping, decoded from parquet row group by row group."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from data.batch import PAD, Batch
+from data.batch_arrays import empty_batch, slice_rows
+from data.column_decoder import Target, batch_targets, decode_table, extra_dtype
+from data.errors import DataError
+from data.feature_spec import Chunk, FeatureSpec
+from data.parquet_files import ColumnGroup, ParquetFile, column_problems, open_files
+
+PROBLEMS_SHOWN = 20
+
+
+class ParquetReader:
+    """Opens the files of a mapping and decodes ranges of their rows.
+
+    A unit is a row group of the column group that has the fewest. Where another column group is cut
+    differently, its row groups that overlap are read with the unit. All methods can be called from
+    several threads.
+
+    Args:
+        spec: the specification.
+        mapping: whose files to read.
+        with_group: decode the map feature.
+        extra_columns: columns that files hold, whether they are features or not.
+
+    Attributes:
+        rows: of the mapping.
+        unit_rows: [units] int64 rows of each unit, none of them 0.
+        fingerprint: changes when the names, the order or the row groups of the files change.
+
+    Raises:
+        DataError: a file is missing or damaged, a column is missing or of the wrong type, column groups
+            differ in length, or there are no rows.
+    """
+
+    def __init__(self, spec: FeatureSpec, mapping: str, *, with_group: bool = False, extra_columns: Sequence[str] = ()):
+        self._spec, self._with_group = spec, with_group
+        chunks = spec.chunks(mapping)
+        if any(chunk.type != "parquet" for chunk in chunks):
+            raise DataError(f"mapping {mapping!r} is in CSV files; turn them into parquet with transcode.py first")
+        if with_group and spec.map_feature is None:
+            raise DataError("the map channel of the feature specification is empty, so there are no groups to read")
+        files = iter(open_files(spec.files(mapping)))
+        chunk_files = [[next(files) for _ in chunk.files] for chunk in chunks]
+        targets = batch_targets(spec, with_group=with_group, extra_columns=extra_columns)
+        assigned = _assign(targets, chunks, chunk_files, mapping)
+        self._groups = [ColumnGroup(*group) for group in zip(chunk_files, assigned, strict=True)]
+        _check_columns(self._groups)
+        self._extra_dtypes = _extra_dtypes(self._groups, len(extra_columns))
+        self.rows = _common_rows(self._groups, mapping)
+        units = min(self._groups, key=lambda group: len(group.starts))
+        self.unit_rows, self._unit_starts = units.sizes, units.starts
+        self.fingerprint = _fingerprint(chunks, chunk_files)
+
+    def allocate(self, rows: int) -> Batch:
+        """Arrays for so many rows, with undefined contents."""
+        return empty_batch(self._spec, rows, with_group=self._with_group, extra_dtypes=self._extra_dtypes)
+
+    def decode(self, unit: int, start: int, stop: int, out: Batch) -> dict[str, int]:
+        """Writes the rows [start, stop) of a unit to `out`, which has as many.
+
+        Returns:
+            How many lists were longer than max_hotness and were cut, by column.
+
+        Raises:
+            DataError: the file is damaged, or a value is out of range; names file, row group, row, column.
+        """
+        begin, end = (int(self._unit_starts[unit]) + row for row in (start, stop))
+        out.rows[:] = np.arange(begin, end)
+        out.multihot[:] = PAD
+        if self._spec.sample_weight is None:
+            out.weights[:] = 1
+        cut: dict[str, int] = {}
+        for group in self._groups:
+            for piece in group.read(begin, end) if group.targets else ():
+                rows = slice_rows(out, piece.begin - begin, piece.end - begin)
+                for name, count in decode_table(piece.table, group.targets, piece.place, rows).items():
+                    cut[name] = cut.get(name, 0) + count
+        return cut
+
+
+def _assign(
+    targets: Sequence[Target], chunks: Sequence[Chunk], chunk_files: list[list[ParquetFile]], mapping: str
+) -> list[list[Target]]:
+    """The targets that each chunk serves. An extra column can be one that the specification does not name."""
+    assigned: list[list[Target]] = [[] for _ in chunks]
+    for target in targets:
+        owner = next((index for index, chunk in enumerate(chunks) if target.name in chunk.features), None)
+        if owner is None and target.field == "extra":
+            found = (index for index, files in enumerate(chunk_files) if files and target.name in files[0].schema.names)
+            owner = next(found, None)
+        if owner is None:
+            raise DataError(f"mapping {mapping!r} has no column {target.name!r}; add it to the features of a chunk")
+        assigned[owner].append(target)
+    return assigned
+
+
+def _check_columns(groups: list[ColumnGroup]) -> None:
+    problems = [problem for group in groups for file in group.files for problem in column_problems(file, group.targets)]
+    if len(problems) > PROBLEMS_SHOWN:
+        problems[PROBLEMS_SHOWN:] = [f"... and {len(problems) - PROBLEMS_SHOWN} more"]
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def _extra_dtypes(groups: list[ColumnGroup], count: int) -> list[np.dtype]:
+    dtypes: list[np.dtype] = [np.dtype(object)] * count
+    for target, files in _extras(groups):
+        stored = {file.schema.field(target.name).type: file.path for file in files}
+        if len(stored) > 1:
+            found = ", ".join(f"{kind} in {path}" for kind, path in stored.items())
+            raise DataError(f"column {target.name!r} has several types ({found}); it must have one")
+        dtypes[target.slot] = extra_dtype(next(iter(stored)))
+    return dtypes
+
+
+def _extras(groups: list[ColumnGroup]) -> Iterator[tuple[Target, tuple[ParquetFile, ...]]]:
+    for group in groups:
+        for target in group.targets:
+            if target.field == "extra":
+                yield target, group.files
+
+
+def _common_rows(groups: list[ColumnGroup], mapping: str) -> int:
+    rows = [group.rows for group in groups]
+    if len(set(rows)) > 1:
+        found = ", ".join(
+            f"{group.rows} in chunk {index} ({group.files[0].path}{', ...' if len(group.files) > 1 else ''})"
+            for index, group in enumerate(groups)
+        )
+        raise DataError(
+            f"the chunks of mapping {mapping!r} must have equally many rows, found {found}; write them again"
+        )
+    if rows[0] == 0:
+        raise DataError(f"mapping {mapping!r} has no rows: all its files are empty")
+    return rows[0]
+
+
+def _fingerprint(chunks: Sequence[Chunk], chunk_files: list[list[ParquetFile]]) -> str:
+    described = [
+        [[name, file.row_group_rows()] for name, file in zip(chunk.files, files, strict=True)]
+        for chunk, files in zip(chunks, chunk_files, strict=True)
+    ]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()

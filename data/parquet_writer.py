@@ -1,0 +1,233 @@
+"""Writes datasets: numbered parquet parts per mapping, then the feature specification that makes them one."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.columns import describe_column
+from data.errors import DataError
+from data.feature_spec import Chunk, FeatureSpec
+
+SPEC_FILE = "feature_spec.yaml"
+UNFINISHED = ".unfinished-"
+ROWS_PER_ROW_GROUP = 131_072
+ROWS_PER_FILE = 8 * ROWS_PER_ROW_GROUP
+
+
+def parquet_schema(spec: FeatureSpec, columns: Sequence[str]) -> pa.Schema:
+    """Column types as declared; without a dtype int64 for ids and float32 for values.
+
+    Multi-hot columns are lists. A column in no channel and without dtype and cardinality is text.
+    """
+    return pa.schema([(name, describe_column(spec, name).type) for name in columns])
+
+
+class DatasetWriter:
+    """Streams the rows of one mapping into `<mapping>_0.parquet`, `<mapping>_1.parquet`, ... of a folder.
+
+    A context manager. The parts get their names when it ends well, and nothing is left when it does
+    not. Pages carry checksums. Inside `new_dataset`, hand it the draft folder:
+
+        with new_dataset(output) as draft:
+            with DatasetWriter(draft, "train", parquet_schema(spec, names)) as train:
+                for frame in frames:
+                    train.write(frame)
+            spec.with_sources({"train": (train.chunk,)}, draft).write(draft / SPEC_FILE)
+
+    Args:
+        folder: an existing folder.
+        mapping: the mapping's name in the specification.
+        schema: the columns to store, in order; rows are cast to it.
+        rows_per_file: most rows of one part.
+
+    Raises:
+        DataError: rows that do not fit the schema, or no rows at all.
+    """
+
+    def __init__(self, folder: Path, mapping: str, schema: pa.Schema, rows_per_file: int = ROWS_PER_FILE) -> None:
+        if rows_per_file < 1:
+            raise DataError(f"{mapping}: rows per file must be at least 1, got {rows_per_file}")
+        self.rows = 0
+        self._folder = Path(folder)
+        self._mapping = mapping
+        self._schema = schema
+        self._rows_per_file = rows_per_file
+        self._pending = schema.empty_table()
+        self._writer: pq.ParquetWriter | None = None
+        self._rows_in_file = 0
+        self._files = 0
+
+    def __enter__(self) -> "DatasetWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            if error is None:
+                self._finish()
+        finally:
+            self._discard()
+
+    @property
+    def chunk(self) -> Chunk:
+        """The specification's entry for the parts written so far, complete once the writer has ended."""
+        names = tuple(self._part_name(index) for index in range(self._files))
+        return Chunk(type="parquet", features=tuple(self._schema.names), files=names)
+
+    def write(self, rows: pa.Table | pd.DataFrame) -> None:
+        """Appends rows: a table or frame that has at least the schema's columns; others are dropped."""
+        table = self._fit(rows)
+        self.rows += table.num_rows
+        self._pending = pa.concat_tables([self._pending, table])
+        while self._pending.num_rows >= self._row_group_limit():
+            self._write_row_group(self._row_group_limit())
+
+    def _fit(self, rows: pa.Table | pd.DataFrame) -> pa.Table:
+        columns = list(rows.columns if isinstance(rows, pd.DataFrame) else rows.column_names)
+        missing = [name for name in self._schema.names if name not in columns]
+        if missing:
+            raise DataError(f"{self._mapping}: columns {missing} are missing, there are {columns}")
+        try:
+            if isinstance(rows, pd.DataFrame):
+                return pa.Table.from_pandas(rows, self._schema, preserve_index=False).replace_schema_metadata(None)
+            return rows.select(self._schema.names).cast(self._schema)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+            raise DataError(f"{self._mapping}: rows do not fit the specification's types: {error}") from error
+
+    def _row_group_limit(self) -> int:
+        return min(ROWS_PER_ROW_GROUP, self._rows_per_file - self._rows_in_file)
+
+    def _write_row_group(self, rows: int) -> None:
+        if self._writer is None:
+            path = self._temporary(self._files)
+            self._files += 1
+            self._writer = pq.ParquetWriter(path, self._schema, compression="snappy", write_page_checksum=True)
+        self._writer.write_table(self._pending.slice(0, rows), row_group_size=ROWS_PER_ROW_GROUP)
+        self._pending = self._pending.slice(rows)
+        self._rows_in_file += rows
+        if self._rows_in_file == self._rows_per_file:
+            self._close_file()
+
+    def _close_file(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+            self._rows_in_file = 0
+            _sync(self._temporary(self._files - 1))
+
+    def _finish(self) -> None:
+        if self.rows == 0:
+            raise DataError(f"{self._mapping}: there are no rows to write; a mapping needs at least one")
+        if self._pending.num_rows:
+            self._write_row_group(self._pending.num_rows)
+        self._close_file()
+        for index in range(self._files):
+            os.replace(self._temporary(index), self._folder / self._part_name(index))
+        _sync(self._folder)
+
+    def _discard(self) -> None:
+        """Closes and removes what has no final name yet."""
+        if self._writer is not None:
+            with suppress(OSError):  # on a full disk; the file goes anyway
+                self._writer.close()
+            self._writer = None
+        for index in range(self._files):
+            self._temporary(index).unlink(missing_ok=True)
+
+    def _part_name(self, index: int) -> str:
+        return f"{self._mapping}_{index}.parquet"
+
+    def _temporary(self, index: int) -> Path:
+        return self._folder / f"{UNFINISHED}{os.getpid()}-{self._part_name(index)}"
+
+
+@contextmanager
+def new_dataset(folder: Path, spec_file: str = SPEC_FILE) -> Iterator[Path]:
+    """Yields an empty draft folder; what lies in it at the end becomes the dataset in `folder`.
+
+    The specification is moved last: a folder without it holds no dataset. On any exception the draft
+    goes, and `folder` is as it was.
+
+    Args:
+        folder: where the dataset shall lie; made if it is missing.
+        spec_file: the specification's name, which the caller must write into the draft.
+
+    Raises:
+        DataError: `folder` holds a dataset already, or cannot be written.
+    """
+    folder = Path(folder)
+    _check_holds_no_dataset(folder, spec_file)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot write here ({error.strerror}); choose another output folder") from error
+    try:
+        yield draft
+        _publish(draft, folder, spec_file)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        _remove_empty(made)
+        raise
+    draft.rmdir()
+
+
+def unfinished_drafts(folder: Path) -> list[Path]:
+    """Drafts that killed runs left in a folder; a run that is still writing has one too."""
+    return sorted(Path(folder).glob(f"{UNFINISHED}*"))
+
+
+def _check_holds_no_dataset(folder: Path, spec_file: str) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: is a file, the output must be a folder; choose another name")
+    if (folder / spec_file).exists():
+        raise DataError(f"{folder}: holds a dataset already ({spec_file}); choose another folder, or delete that one")
+    parts = sorted(folder.glob("*.parquet"))
+    if parts:
+        raise DataError(
+            f"{folder}: holds {len(parts)} parquet files already ({parts[0].name}, ...), and datasets are not "
+            "mixed; choose another folder, or delete them"
+        )
+
+
+def _publish(draft: Path, folder: Path, spec_file: str) -> None:
+    if not (draft / spec_file).is_file():
+        raise DataError(f"{folder}: the dataset was written without its {spec_file}, so it is not kept")
+    entries = sorted(entry for entry in draft.iterdir() if entry.name != spec_file)
+    moved: list[Path] = []
+    try:
+        for entry in [*entries, draft / spec_file]:
+            target = folder / entry.name
+            if target.exists():
+                raise DataError(f"{target}: appeared while the dataset was written; delete it and run again")
+            _sync(folder)
+            os.rename(entry, target)
+            moved.append(target)
+        _sync(folder)
+    except BaseException:
+        for target in reversed(moved):
+            shutil.rmtree(target) if target.is_dir() else target.unlink()
+        raise
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _sync(path: Path) -> None:
+    """Forces a file, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,84 @@
+"""Writes a file of embedding widths for the categorical features of a specification."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from data.command_line import run_tool, whole_number
+from data.embedding_sizes import default_dim
+from data.errors import DataError
+from data.feature_spec import FeatureSpec
+from data.parquet_writer import SPEC_FILE
+from data.spec_parts import MAX_EMBEDDING_DIM
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
+    args = _parse(argv)
+
+    def job() -> int:
+        spec = FeatureSpec.read(args.feature_spec_in)
+        sizes = random_sizes(spec, args.max_size, args.seed) if args.random else rule_sizes(spec, args.max_size)
+        _write(sizes, args.output)
+        return 0
+
+    return run_tool("gen_embedding_sizes", job)
+
+
+def rule_sizes(spec: FeatureSpec, max_size: int) -> dict[str, int]:
+    """{categorical feature: width}: as the specification states it, else by cardinality, at most `max_size`."""
+    features = spec.onehot + spec.multihot
+    return {
+        feature.name: feature.embedding_dim or min(max_size, default_dim(feature.cardinality or 1))
+        for feature in features
+    }
+
+
+def random_sizes(spec: FeatureSpec, max_size: int, seed: int) -> dict[str, int]:
+    """{categorical feature: width}, uniform in [1, max_size]."""
+    rng = np.random.default_rng(seed)
+    return {feature.name: int(rng.integers(1, max_size + 1)) for feature in spec.onehot + spec.multihot}
+
+
+def _write(sizes: dict[str, int], path: Path) -> None:
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; expected a file, such as {path / 'embedding_sizes.json'}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: its folder does not exist; make it first") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="gen_embedding_sizes.py",
+        description=(
+            "Writes {feature: embedding width} as JSON for the categorical features of a specification, for "
+            "--embedding_sizes_file of main.py. A width is what the specification states (embedding_dim), else "
+            "min(max_size, round(1.6 * cardinality ** 0.56)); a file named embedding_sizes.json beside a "
+            "specification is found without the flag."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--feature_spec_in", type=Path, default=SPEC_FILE, metavar="FILE", help="the specification")
+    add("--output", type=Path, required=True, default=argparse.SUPPRESS, metavar="FILE", help="the JSON file to write")
+    add("--max_size", type=whole_number(1), default=256, metavar="WIDTH", help="largest width")
+    add("--random", action="store_true", help="uniform random widths in [1, max_size] instead")
+    add("--seed", type=whole_number(0), default=0, help="of the random widths")
+    args = parser.parse_args(argv)
+    if args.max_size > MAX_EMBEDDING_DIM:
+        parser.error(f"--max_size {args.max_size}: expected at most {MAX_EMBEDDING_DIM}")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import csv_reader
+from data.columns import describe_column
+from data.csv_reader import count_lines, read_csv_blocks
+from data.errors import DataError
+from data.feature_spec import FeatureSpec
+from tests.data.csv_documents import CHANNELS, FEATURES, GOOD_LINE, chunk
+
+COLUMNS = ["clicked", "user", "genres", "age", "note"]
+
+
+@pytest.fixture(scope="module")
+def columns(tmp_path_factory):
+    return describe_all(tmp_path_factory.mktemp("spec"), COLUMNS)
+
+
+def describe_all(folder, names):
+    held = [name for name in FEATURES if name != "session"]
+    sources = {"train": [chunk(held, ["a.csv"])], "test": [chunk([*held, "session"], ["b.csv"])]}
+    spec = FeatureSpec.from_dict(
+        {"feature_spec": FEATURES, "source_spec": sources, "channel_spec": CHANNELS, "metadata": {}}, folder
+    )
+    return [describe_column(spec, name) for name in names]
+
+
+# Cells of the columns clicked, user, genres, age and note: first the good ones, then what looks like them.
+CELLS = [
+    ["1", "0", '"1"', " 1", "", "0x1", '"1"0', "+1", "300", "2", "1_0", "\u0661", "1.0"],
+    ["42", "7", "007", "1 ", "", "0x1F", '"4"2', "-3", "9" * 25, "4e1", "\t5", '""'],
+    ['"[1, 2]"', '"[]"', '"[3]"', '" [4 ,5 ] "', "[6]", "[]", "", '"[1,,2]"', '"[1 2]"', '"[1"', '"1]"', '"[1]"]'],
+    ["0.5", "-1", "1e3", "7.", ".5", "", "1e60", "1e999", "nan", "inf", "-Infinity", "1,5", "0x1p3", "+2", "1e"],
+    ["text", "", '"a,b"', '"a ""b"""', "é", '"a\nb"', 'a"b', ' "a"', '"a', "a\rb", "x", "\x00", "\n"],
+]  # fmt: skip
+
+
+def mostly(good, cells):
+    return st.one_of([st.sampled_from(cells[:good])] * 6 + [st.sampled_from(cells)])
+
+
+LINES = st.lists(st.tuples(*(mostly(2, cells) for cells in CELLS)).map(",".join), min_size=1, max_size=4)
+
+
+@given(LINES)
+@settings(max_examples=400, deadline=None)
+def test_arrow_never_reads_a_block_otherwise_than_cell_by_cell(columns, lines):
+    data = "\n".join(lines).encode() + b"\n"
+    fast, problems = csv_reader._parse(data, columns)
+    slow, slow_problems = csv_reader._parse_slowly(data, columns)
+    assert fast.num_rows == data.count(b"\n")
+    assert bool(problems) == bool(slow_problems)
+    assert str(fast.to_pylist()) == str(slow.to_pylist())
+    assert fast.schema == slow.schema
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_are_read_or_refused_with_as_many_rows_as_lines(tmp_path_factory, columns, content):
+    path = tmp_path_factory.mktemp("bytes") / "a.csv"
+    path.write_bytes(content)
+    rows = sum(block.table.num_rows for block in read_csv_blocks(path, columns))
+    if rows:
+        assert rows == count_lines(path)
+    else:
+        with pytest.raises(DataError, match="is empty"):
+            count_lines(path)
+
+
+def test_blocks_of_any_size_give_the_same_rows_and_line_numbers(tmp_path, columns, monkeypatch):
+    lines = [f'{row % 2},{row % 50},"[{row % 8}]",{row / 4},t{row}' for row in range(200)]
+    lines[120] = '0,50,"[1]",1,t'
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(lines))
+    whole = [block.table for block in read_csv_blocks(path, columns)]
+    monkeypatch.setattr(csv_reader, "BLOCK_BYTES", 64)
+    blocks = list(read_csv_blocks(path, columns))
+    assert len(blocks) > 10
+    assert pa.concat_tables([block.table for block in blocks]).equals(pa.concat_tables(whole))
+    found = [block.first_line + int(row) for block in blocks for problem in block.problems for row in problem.rows]
+    assert found == [121]
+
+
+def test_a_line_that_never_ends_is_refused_before_memory_is_full(tmp_path, columns, monkeypatch):
+    monkeypatch.setattr(csv_reader, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(csv_reader, "MAX_LINE_BYTES", 1000)
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"1" * 2000)
+    with pytest.raises(DataError, match=r"a\.csv: has a line of more than 1,000 bytes"):
+        list(read_csv_blocks(path, columns))
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("last", [True, False])
+def test_byte_order_mark_line_ends_and_a_missing_last_newline_do_not_matter(tmp_path, line_end, mark, last):
+    path = tmp_path / "a.csv"
+    text = mark + line_end.join([GOOD_LINE, GOOD_LINE.replace("some text", "")]) + (line_end if last else "")
+    path.write_bytes(text.encode())
+    blocks = list(read_csv_blocks(path, describe_all(tmp_path, list(FEATURES))))
+    assert not any(block.problems for block in blocks)
+    assert sum(block.table.num_rows for block in blocks) == count_lines(path) == 2
+    assert blocks[0].table.to_pylist()[0] == {
+        "clicked": 1, "bought": None, "user": 49, "genres": [0, 7], "age": 0.5, "price": 1e-3, "weight": 2.0,
+        "note": "some text", "session": 7,
+    }  # fmt: skip
+
+
+def test_an_empty_line_is_an_empty_cell_of_a_single_column_and_a_mistake_among_several(tmp_path, columns):
+    path = tmp_path / "a.csv"
+    path.write_text("1\n\n0\n")
+    (block,) = read_csv_blocks(path, describe_all(tmp_path, ["bought"]))
+    assert block.problems == ()
+    assert block.table.column("bought").to_pylist() == [1.0, None, 0.0]
+    path.write_text('1,2,"[]",3,text\n\n')
+    (block,) = read_csv_blocks(path, columns)
+    (problem,) = block.problems
+    assert problem.column is None
+    assert problem.rows.tolist() == [1]
+    assert problem.expected.startswith("5 cells, found 0")
+
+
+def test_float16_cells_round_to_the_nearest_half(tmp_path):
+    features = {"x": {"dtype": "float16"}, "y": {}}
+    sources = {name: [chunk(["x", "y"], [f"{name}.csv"])] for name in ("train", "test")}
+    channels = {"numerical": ["x"], "label": ["y"]}
+    spec = FeatureSpec.from_dict({"feature_spec": features, "source_spec": sources, "channel_spec": channels}, tmp_path)
+    columns = [describe_column(spec, name) for name in ("x", "y")]
+    path = tmp_path / "a.csv"
+    path.write_text("0.1,1\n65504,0\n")
+    (block,) = read_csv_blocks(path, columns)
+    assert block.table.column("x").to_pylist() == [np.float16(0.1), np.float16(65504)]
+    path.write_text("0.1,1\n70000,0\n")
+    (block,) = read_csv_blocks(path, columns)
+    (problem,) = block.problems
+    assert (problem.rows.tolist(), problem.values, problem.column) == ([1], ("70000",), "x")

@@ -1,0 +1,225 @@
+import hashlib
+import json
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.encoder_files import load_encoders, save_encoders
+from data.encoders import KeyTable, Numerical, Vocabulary, encode_columns
+from data.errors import DataError
+from tests.data.scalar_hash import scalar_hash
+
+COLOURS = Vocabulary.fit("colour", ["red", "blue", "green"], [5, 9, 5])
+VALUES = st.one_of(st.lists(st.integers(-50, 50)), st.lists(st.text("abcé", max_size=3)))
+
+
+def counted(values, oov_buckets):
+    counts = Counter(values)
+    return Vocabulary.fit("x", list(counts), list(counts.values()), oov_buckets=oov_buckets)
+
+
+def test_ids_are_padding_null_unseen_and_then_the_vocabulary_by_falling_count_and_by_value():
+    assert COLOURS.encode(["blue", "green", "red", "pink", None]).tolist() == [3, 4, 5, 2, 1]
+    assert COLOURS.cardinality == 6
+
+
+@settings(deadline=None)
+@given(VALUES, VALUES, st.integers(1, 5))
+def test_any_value_gets_the_id_that_the_statement_of_the_layout_gives(train, new, oov_buckets):
+    vocabulary = counted(train, oov_buckets)
+    ranked = sorted(Counter(train).items(), key=lambda entry: (-entry[1], entry[0]))
+    known = {value: 2 + oov_buckets + rank for rank, (value, _) in enumerate(ranked)}
+    if train and new and type(train[0]) is not type(new[0]):
+        with pytest.raises(DataError, match="convert the column"):
+            vocabulary.encode(new)
+        return
+    expected = [known.get(value, 2 + scalar_hash(value) % oov_buckets) for value in new]
+    assert vocabulary.encode(new).tolist() == expected
+    assert vocabulary.cardinality == 2 + oov_buckets + len(known)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pd.Series([7, 8, None]),
+        pd.Series([7, 8, None], dtype="Int64"),
+        pd.Series([7, 8, None], dtype=object),
+        np.array([7.0, 8.0, np.nan]),
+        [7, 8, None],
+    ],
+)
+def test_integers_are_found_whatever_nulls_made_of_their_type(column):
+    assert counted([7, 8, 8], 1).encode(column).tolist() == [4, 3, 1]
+
+
+def test_a_column_of_nothing_but_nulls_gets_null_ids():
+    assert COLOURS.encode([None, None]).tolist() == [1, 1]
+    assert COLOURS.encode([]).tolist() == []
+
+
+def test_a_vocabulary_fitted_on_nothing_sends_every_value_to_an_unseen_bucket():
+    empty = Vocabulary.fit("x", [None], [0], oov_buckets=2)
+    assert empty.cardinality == 4
+    assert empty.encode(["a", None]).tolist() == [2 + scalar_hash("a") % 2, 1]
+    assert empty.encode([5]).tolist() == [2 + scalar_hash(5) % 2]
+    numbers = Vocabulary.fit("x", np.array([np.nan]), [0], oov_buckets=2)
+    assert numbers.encode(["a"]).tolist() == [2 + scalar_hash("a") % 2]
+
+
+def test_lists_keep_their_lengths_and_a_null_list_is_empty():
+    genres = Vocabulary.fit("genres", ["a", "b"], [3, 2], oov_buckets=2, is_list=True)
+    encoded = genres.encode([["b", "a"], [], None, ["new", None]])
+    assert [ids.tolist() for ids in encoded] == [[5, 4], [], [], [2 + scalar_hash("new") % 2, 1]]
+    assert [ids.tolist() for ids in genres.encode([["a"], ["b"]])] == [[4], [5]]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([3, 4], "'colour' holds integers such as 3, but it was fitted on texts such as 'blue'"),
+        ([1.5], "neither integers nor texts"),
+        (["red", 3], "neither integers nor texts"),
+        ([2.0**53], "neither integers nor texts"),
+        ([[1], [2]], "neither integers nor texts"),
+    ],
+)
+def test_values_of_another_kind_are_refused_with_the_columns_name(values, message):
+    with pytest.raises(DataError, match=message):
+        COLOURS.encode(pd.Series(values))
+
+
+def test_no_bucket_for_unseen_values_is_refused():
+    with pytest.raises(DataError, match="at least 1"):
+        Vocabulary.fit("x", ["a"], [1], oov_buckets=0)
+
+
+def test_a_number_is_filled_logged_and_standardised_in_this_order():
+    age = Numerical("age", fill=3.0, log=True, mean=1.0, std=2.0)
+    assert age.encode([0, None, np.e - 1]) == pytest.approx([-0.5, (np.log(4) - 1) / 2, 0.0], abs=1e-7)
+    assert age.encode([0]).dtype == np.float32
+
+
+def test_a_number_from_a_table_is_the_default_for_null_and_unseen_keys():
+    counts = Numerical("user", KeyTable(np.array([3, 9]), np.array([10.0, 20.0]), default=-1.0))
+    assert counts.encode([9, 4, None, 3]).tolist() == [20.0, -1.0, -1.0, 10.0]
+
+
+@pytest.mark.parametrize("std", [0.0, float("nan")])
+def test_without_a_spread_numbers_are_only_centred(std):
+    assert Numerical("x", mean=2.0, std=std).encode([5]).tolist() == [3.0]
+
+
+def test_text_where_a_number_is_expected_is_refused():
+    with pytest.raises(DataError, match="'x': expected numbers"):
+        Numerical("x").encode(["many"])
+
+
+def encoders():
+    table = KeyTable(np.array(["a", "b"], object), np.array([0.1, 1 / 3]), default=0.25)
+    return {
+        "colour": COLOURS,
+        "user": Vocabulary.fit("user", [5, -7], [1, 1], oov_buckets=3),
+        "tags": Vocabulary.fit("tags", ["x"], [4], is_list=True),
+        "nothing": Vocabulary.fit("nothing", [], []),
+        "age": Numerical("age", fill=1 / 7, log=True, mean=0.1 + 0.2, std=1e-17),
+        "rate": Numerical("shop", table, mean=0.5, std=2.0),
+    }
+
+
+RAW = {
+    "colour": ["red", None, "pink"],
+    "user": [5, 6, -7],
+    "tags": [["x", "y"], [], None],
+    "nothing": ["a", None, "b"],
+    "age": [1.0, None, 3.0],
+    "shop": ["b", "c", None],
+}
+
+
+def test_saved_encoders_give_the_same_to_the_last_bit(tmp_path):
+    save_encoders(encoders(), tmp_path / "workflow")
+    loaded = load_encoders(tmp_path / "workflow")
+    assert list(loaded) == list(encoders())
+    before, after = encode_columns(encoders(), RAW), encode_columns(loaded, RAW)
+    for name in before:
+        assert [np.asarray(row).tobytes() for row in before[name]] == [np.asarray(row).tobytes() for row in after[name]]
+    assert loaded["user"].cardinality == 7
+
+
+def test_saving_twice_writes_the_same_bytes_and_only_json_and_parquet(tmp_path):
+    for name in ("one", "two"):
+        save_encoders(encoders(), tmp_path / name)
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert {name.rsplit(".")[-1] for name in files} == {"json", "parquet"}
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in files)
+
+
+def test_a_vocabulary_file_can_be_read_without_this_program(tmp_path):
+    save_encoders({"colour": COLOURS}, tmp_path / "workflow")
+    table = pd.read_parquet(tmp_path / "workflow" / "vocabulary.colour.parquet")
+    assert table.to_dict("list") == {"value": ["blue", "green", "red"], "count": [9, 5, 5], "id": [3, 4, 5]}
+
+
+@pytest.mark.parametrize("file", ["encoders.json", "vocabulary.colour.parquet", "table.rate.parquet"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_file_is_named(tmp_path, file, damage):
+    save_encoders(encoders(), tmp_path / "workflow")
+    path = tmp_path / "workflow" / file
+    content = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    else:
+        content[40] ^= 1
+        path.write_bytes(content if damage == "flip" else content[:-1])
+    with pytest.raises(DataError, match=file):
+        load_encoders(tmp_path / "workflow")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ('{"version": 2, "files": {}}', "version 2, this program reads version 1"),
+        ('{"version": 1, "files": {"../colour": {"bytes": 0, "sha256": ""}}}', "not a file of this folder"),
+        ('{"version": 1, "files": {}}', "does not list encoders.json"),
+        ('{"version": 1}', "does not hold encoders"),
+        ("[]", "version None"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_a_manifest_that_is_not_ours_is_refused(tmp_path, manifest, message):
+    save_encoders(encoders(), tmp_path / "workflow")
+    (tmp_path / "workflow" / "manifest.json").write_text(manifest)
+    with pytest.raises(DataError, match=message):
+        load_encoders(tmp_path / "workflow")
+
+
+def test_another_hash_is_refused_even_with_a_manifest_that_fits(tmp_path):
+    save_encoders({"age": Numerical("age")}, tmp_path / "workflow")
+    settings = json.loads((tmp_path / "workflow" / "encoders.json").read_text())
+    settings["hash"] = "md5"
+    content = json.dumps(settings).encode()
+    (tmp_path / "workflow" / "encoders.json").write_bytes(content)
+    reseal(tmp_path / "workflow", content)
+    with pytest.raises(DataError, match="'md5'"):
+        load_encoders(tmp_path / "workflow")
+
+
+def reseal(folder, content):
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps({"version": 1, "files": {"encoders.json": entry}}))
+
+
+def test_an_existing_folder_is_left_alone(tmp_path):
+    (tmp_path / "workflow").mkdir()
+    with pytest.raises(DataError, match="exists already"):
+        save_encoders(encoders(), tmp_path / "workflow")
+    assert not list((tmp_path / "workflow").iterdir())
+
+
+def test_a_missing_column_is_named():
+    with pytest.raises(DataError, match=r"\['shop', 'tags'\] are missing"):
+        encode_columns(encoders(), {name: RAW[name] for name in RAW if name not in ("shop", "tags")})

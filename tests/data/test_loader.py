@@ -1,0 +1,353 @@
+import gc
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import epoch_plan
+from data.batch import PAD, Batch
+from data.errors import DataError
+from data.feature_spec import FeatureSpec
+from data.loader import ParquetLoader
+from data.parquet_reader import ParquetReader
+from tests.data.parquet_worlds import check_pads, check_rows, random_rows, write_world
+
+
+@contextmanager
+def small_windows(shuffle_rows: int, units_per_lane: int = 2) -> Iterator[None]:
+    """Windows and lanes as large datasets have them, on few rows."""
+    with (
+        mock.patch.object(epoch_plan, "SHUFFLE_ROWS", shuffle_rows),
+        mock.patch.object(epoch_plan, "UNITS_PER_LANE", units_per_lane),
+    ):
+        yield
+
+
+def epoch_of(
+    spec: FeatureSpec, *, batch: int, workers: int = 1, shuffle: bool = True, epoch: int = 0, **options: Any
+) -> list[list[Batch]]:
+    """All batches, [workers][steps]."""
+    result = []
+    for worker in range(workers):
+        loader = ParquetLoader(
+            spec, "train", global_batch_size=batch, worker=worker, workers=workers, shuffle=shuffle, **options
+        )
+        with closing(loader.epoch(epoch)) as batches:
+            result.append(list(batches))
+        assert len(result[-1]) == loader.steps_per_epoch == -(-loader.rows // batch)
+        assert all(len(array) == batch // workers for one in result[-1] for array in one[:-1] if array is not None)
+    return result
+
+
+def rows_in(batches: list[Batch]) -> list[int]:
+    return [row for batch in batches for row in batch.rows.tolist() if row != PAD]
+
+
+def loader_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("loader-")]
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[list[list[int]], int, int, int]:
+    """Row groups of files around the batch size, workers, global batch size and rows per shuffle."""
+    workers = draw(st.integers(1, 8))
+    batch = workers * draw(st.integers(1, 6))
+    sizes = st.sampled_from([0, 1, 7, batch - 1, batch, batch + 1])
+    files = draw(st.lists(st.lists(sizes, max_size=4), min_size=1, max_size=5).filter(lambda all: any(map(sum, all))))
+    return files, workers, batch, draw(st.integers(1, 100))
+
+
+@settings(max_examples=25, deadline=None)
+@given(worlds(), st.booleans(), st.integers(0, 2))
+def test_each_row_comes_once_with_its_own_values_whatever_the_layout(tmp_path_factory, world, shuffle, epoch):
+    files, workers, batch, shuffle_rows = world
+    spec, frame = write_world(tmp_path_factory.mktemp("world"), files)
+    with small_windows(shuffle_rows):
+        by_worker = epoch_of(spec, batch=batch, workers=workers, shuffle=shuffle, epoch=epoch, with_group=True)
+        alone = epoch_of(spec, batch=batch, shuffle=shuffle, epoch=epoch)[0]
+    assert sorted(row for batches in by_worker for row in rows_in(batches)) == list(range(len(frame)))
+    if shuffle:
+        for step, whole in enumerate(alone):
+            assert sorted(rows_in([batches[step] for batches in by_worker])) == sorted(rows_in([whole]))
+    for batches in by_worker:
+        for one in batches:
+            check_rows(one, frame)
+            check_pads(one)
+
+
+def test_the_large_path_with_many_lanes_and_windows_gives_each_row_once(tmp_path):
+    spec, frame = write_world(tmp_path, [[9, 10, 11]] * 12 + [[3]])
+    with small_windows(80, units_per_lane=4):
+        by_worker = epoch_of(spec, batch=24, workers=3)
+    assert sorted(row for batches in by_worker for row in rows_in(batches)) == list(range(len(frame)))
+    for batches in by_worker:
+        check_rows(batches[4], frame)
+
+
+def test_workers_share_the_last_step_evenly(tmp_path):
+    spec, _ = write_world(tmp_path, [[40], [27]])
+    last = [len(rows_in(batches[-1:])) for batches in epoch_of(spec, batch=20, workers=4)]
+    assert sorted(last) == [1, 2, 2, 2]
+
+
+def test_in_order_a_worker_holds_consecutive_rows_and_pads_at_the_end(tmp_path):
+    spec, _ = write_world(tmp_path, [[8], [0], [15]])
+    first, second = epoch_of(spec, batch=8, workers=2, shuffle=False)
+    assert rows_in(first) == list(range(11))
+    assert rows_in(second) == list(range(11, 23))
+    assert [batch.rows.tolist() for batch in first][-1] == [8, 9, 10, PAD]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_one_row_on_eight_workers(tmp_path, shuffle):
+    spec, frame = write_world(tmp_path, [[0], [1], []])
+    by_worker = epoch_of(spec, batch=8, workers=8, shuffle=shuffle)
+    assert [len(batches) for batches in by_worker] == [1] * 8
+    assert sorted(rows_in(batches) for batches in by_worker) == [[]] * 7 + [[0]]
+    for batches in by_worker:
+        check_rows(batches[0], frame)
+        check_pads(batches[0])
+
+
+def test_epochs_differ_and_a_second_loader_repeats_them_bit_by_bit(tmp_path):
+    spec, _ = write_world(tmp_path, [[30], [30, 30]])
+    first = ParquetLoader(spec, "train", global_batch_size=16, shuffle=True, seed=3)
+    second = ParquetLoader(spec, "train", global_batch_size=16, shuffle=True, seed=3)
+    orders = []
+    for epoch in (0, 1, 0):
+        ours, theirs = list(first.epoch(epoch)), list(second.epoch(epoch))
+        for one, other in zip(ours, theirs, strict=True):
+            for left, right in zip(one[:-1], other[:-1], strict=True):
+                np.testing.assert_array_equal(left, right)
+        orders.append(rows_in(ours))
+    assert orders[0] == orders[2] != orders[1]
+    other_seed = ParquetLoader(spec, "train", global_batch_size=16, shuffle=True, seed=4)
+    assert rows_in(list(other_seed.epoch(0))) != orders[0]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_can_start_at_any_step(tmp_path, shuffle):
+    spec, _ = write_world(tmp_path, [[20, 10]] * 4)
+    with small_windows(30):
+        loader = ParquetLoader(spec, "train", global_batch_size=14, worker=1, workers=2, shuffle=shuffle)
+        whole = [batch.rows.tolist() for batch in loader.epoch(2)]
+        for step in (0, 1, 5, len(whole) - 1, len(whole)):
+            assert [batch.rows.tolist() for batch in loader.epoch(2, step)] == whole[step:]
+
+
+def test_starting_late_does_not_read_what_lies_before(tmp_path):
+    spec, _ = write_world(tmp_path, [[10]] * 30)
+    loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=True)
+    with small_windows(20, units_per_lane=1000), mock.patch.object(ParquetReader, "decode", autospec=True) as decode:
+        decode.side_effect = lambda *_: {}
+        list(loader.epoch(0, loader.steps_per_epoch - 1))
+    assert 1 <= decode.call_count <= 2
+
+
+def test_batches_are_arrays_of_their_own(tmp_path):
+    spec, frame = write_world(tmp_path, [[10]] * 20)
+    with small_windows(10, units_per_lane=1000):
+        loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=True)
+        for batch in list(loader.epoch(0)):
+            check_rows(batch, frame)
+            assert all(array is None or array.flags.owndata for array in batch[:-1])
+
+
+def test_extra_columns_travel_with_their_rows(tmp_path):
+    spec, frame = write_world(tmp_path, [[7], [6]])
+    for shuffle in (True, False):
+        batches = epoch_of(spec, batch=5, shuffle=shuffle, extra_columns=["note", "session"])[0]
+        for batch in batches:
+            note, session = batch.extra
+            held = batch.rows != PAD
+            assert note[held].tolist() == frame.note[batch.rows[held]].tolist()
+            assert session[held].tolist() == frame.session[batch.rows[held]].tolist()
+            assert note[~held].tolist() == [None] * sum(~held)
+            assert session[~held].tolist() == [0] * sum(~held)
+
+
+def test_lists_that_are_cut_are_counted_and_warned_of_once_at_the_end_of_the_first_epoch(tmp_path):
+    frame = random_rows(40)
+    frame["tags"] = [list(range(row % 5)) for row in range(40)]
+    spec, _ = write_world(tmp_path, [[15, 10], [15]], frame=frame)
+    loader = ParquetLoader(spec, "train", global_batch_size=16, shuffle=True)
+    with pytest.warns(UserWarning) as told:
+        for batch in loader.epoch(0):
+            check_rows(batch, frame)
+            assert not told.list
+    assert [str(warning.message) for warning in told] == [
+        "mapping 'train': 8 lists of multi-hot feature 'tags' are longer than its max_hotness and were cut; "
+        "raise max_hotness in the feature specification to keep them whole"
+    ]
+    assert loader.truncated == {"tags": 8, "topics": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(loader.epoch(1))
+    assert loader.truncated["tags"] == 8
+
+
+def test_nothing_is_warned_of_where_no_list_is_cut(tmp_path):
+    spec, _ = write_world(tmp_path, [[40]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        epoch_of(spec, batch=16)
+
+
+@pytest.mark.parametrize(("batch", "workers", "next_size"), [(10, 4, 12), (3, 4, 4), (131072, 3, 131073)])
+def test_a_batch_that_does_not_divide_is_refused_with_the_next_size_that_does(tmp_path, batch, workers, next_size):
+    spec, _ = write_world(tmp_path, [[5]])
+    with pytest.raises(DataError, match=f"batch of {batch} rows does not divide by {workers} .* is {next_size}$"):
+        ParquetLoader(spec, "train", global_batch_size=batch, workers=workers, shuffle=True)
+    ParquetLoader(spec, "train", global_batch_size=next_size, workers=workers, shuffle=True)
+
+
+def test_a_batch_without_rows_and_a_worker_that_does_not_exist_are_refused(tmp_path):
+    spec, _ = write_world(tmp_path, [[5]])
+    with pytest.raises(DataError, match="at least 1 row, got 0"):
+        ParquetLoader(spec, "train", global_batch_size=0, shuffle=True)
+    with pytest.raises(ValueError, match=r"worker must be in \[0, 2\), got 2"):
+        ParquetLoader(spec, "train", global_batch_size=2, worker=2, workers=2, shuffle=True)
+
+
+def bad_row_in_the_third_file(tmp_path: Path) -> FeatureSpec:
+    frame = random_rows(60)
+    frame.loc[55, "user"] = -1
+    return write_world(tmp_path, [[20], [20], [20]], frame=frame)[0]
+
+
+def test_an_error_in_the_background_ends_the_epoch_with_what_was_good_before_it(tmp_path):
+    loader = ParquetLoader(bad_row_in_the_third_file(tmp_path), "train", global_batch_size=10, shuffle=False)
+    batches = []
+    with small_windows(20), pytest.raises(DataError, match="column 'user' has 1 unusable .* in row 15 of the file"):
+        for batch in loader.epoch(0):
+            batches.append(batch)
+    assert rows_in(batches) == list(range(40))
+    assert loader_threads() == []
+
+
+def test_an_error_of_any_kind_surfaces(tmp_path):
+    spec, _ = write_world(tmp_path, [[20]])
+    loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=True)
+    for error in (MemoryError("no room"), KeyboardInterrupt()):
+        with (
+            mock.patch.object(ParquetReader, "decode", side_effect=error),
+            pytest.raises(type(error)),
+        ):
+            list(loader.epoch(0))
+        assert loader_threads() == []
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_closing_an_epoch_stops_its_threads(tmp_path, taken):
+    spec, _ = write_world(tmp_path, [[10]] * 40)
+    loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=True)
+    batches = loader.epoch(0)
+    for _ in range(taken):
+        next(batches)
+    assert bool(loader_threads()) == bool(taken)
+    batches.close()
+    assert loader_threads() == []
+    assert list(batches) == []
+
+
+def test_an_epoch_that_is_dropped_or_used_up_leaves_no_threads(tmp_path):
+    spec, _ = write_world(tmp_path, [[10]] * 40)
+    loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=True)
+    batches = loader.epoch(0)
+    next(batches)
+    del batches
+    gc.collect()
+    assert loader_threads() == []
+    list(loader.epoch(1))
+    assert loader_threads() == []
+
+
+def test_closing_does_not_wait_for_row_groups_that_nobody_needs(tmp_path):
+    spec, _ = write_world(tmp_path, [[10]] * 40)
+    loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=False)
+    decode = ParquetReader.decode
+    decoded = []
+
+    def slow(self: ParquetReader, unit: int, *rest: Any) -> dict[str, int]:
+        time.sleep(0.02)
+        decoded.append(unit)
+        return decode(self, unit, *rest)
+
+    with small_windows(10), mock.patch.object(ParquetReader, "decode", slow):
+        batches = loader.epoch(0)
+        next(batches)
+        batches.close()
+    assert len(decoded) < 20
+
+
+def test_only_a_few_batches_are_made_ahead(tmp_path):
+    spec, _ = write_world(tmp_path, [[10]] * 40)
+    loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=False)
+    allocate, sizes = ParquetReader.allocate, []
+
+    def counting(self: ParquetReader, rows: int) -> Batch:
+        sizes.append(rows)
+        return allocate(self, rows)
+
+    with small_windows(25), mock.patch.object(ParquetReader, "allocate", counting):
+        batches = loader.epoch(0)
+        next(batches)
+        deadline = time.monotonic() + 30
+        while sizes.count(10) < 6 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)  # for a seventh, if there is no limit
+        batches.close()
+    # One was taken, four wait, one more is in hand; and two windows are open.
+    assert sizes.count(10) == 6
+    assert len(sizes) == 6 + 2
+
+
+def test_two_epochs_can_run_at_the_same_time(tmp_path):
+    spec, frame = write_world(tmp_path, [[10]] * 5)
+    loader = ParquetLoader(spec, "train", global_batch_size=8, shuffle=True)
+    pairs = list(zip(loader.epoch(0), loader.epoch(1), strict=True))
+    assert sorted(rows_in([first for first, _ in pairs])) == list(range(50))
+    assert sorted(rows_in([second for _, second in pairs])) == list(range(50))
+
+
+def test_rows_and_labels_stay_together_at_full_size(tmp_path):
+    rows = 150_000
+    frame = pd.DataFrame(random_rows(10).loc[np.zeros(rows, int)].reset_index(drop=True))
+    frame["user"] = np.arange(rows) % 1000
+    frame["session"] = np.arange(rows)
+    spec, _ = write_world(tmp_path, [[65_536, 65_536, rows - 2 * 65_536]], frame=frame)
+    seen = np.zeros(rows, int)
+    for worker in range(2):
+        loader = ParquetLoader(
+            spec, "train", global_batch_size=4096, worker=worker, workers=2, shuffle=True, with_group=True
+        )
+        for batch in loader.epoch(0):
+            held = batch.rows != PAD
+            assert np.array_equal(batch.group[held], batch.rows[held])
+            assert np.array_equal(batch.onehot[held, 0], batch.rows[held] % 1000)
+            seen[batch.rows[held]] += 1
+    assert np.all(seen == 1)
+
+
+def test_the_data_side_needs_no_tensorflow():
+    program = "import sys, data.loader; sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras')))"
+    root = Path(__file__).resolve().parents[2]
+    assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0
+
+
+def test_files_of_other_integer_types_mix(tmp_path):
+    spec, frame = write_world(tmp_path, [[6], [6]], types={"user": pa.int16()})
+    check_rows(epoch_of(spec, batch=12)[0][0], frame)

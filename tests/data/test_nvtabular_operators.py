@@ -1,0 +1,135 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from data.nvtabular_operators import CountKeys, EncodeIds, Log64, OutOfFoldMean
+from data.nvtabular_setup import Dataset, Workflow, ops
+from tests.data.scalar_hash import scalar_hash
+
+pytestmark = pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode")
+NUM_FOLDS, SMOOTHING = 4, 3.0
+
+
+def fitted(selected, train, partitions=1):
+    workflow = Workflow(selected)
+    workflow.fit(Dataset(train, npartitions=partitions))
+    return workflow
+
+
+def transformed(workflow, frame, partitions=1):
+    dataset = Dataset(frame, npartitions=partitions)
+    return workflow.transform(dataset).to_ddf().compute(scheduler="synchronous").reset_index(drop=True)
+
+
+def shops(rows=600, seed=0):
+    rng = np.random.default_rng(seed)
+    names = np.array(["bäcker", "kiosk", "markt", None], object)
+    return pd.DataFrame(
+        {
+            "shop": rng.choice(names, rows, p=[0.5, 0.3, 0.1, 0.1]),
+            "user": rng.zipf(1.5, rows) % 40,
+            "bought": rng.integers(0, 2, rows).astype(np.float64),
+            "fold": rng.integers(0, NUM_FOLDS, rows),
+        }
+    )
+
+
+@pytest.mark.parametrize("column", ["shop", "user"])
+def test_ids_are_those_of_nvtabulars_categorify_where_no_counts_are_equal(tmp_path, column):
+    train, new = shops(), pd.DataFrame({"shop": ["kiosk", "neu", None], "user": [1, 2, 41]})
+    counts = train[column].value_counts()
+    train = train[train[column].isna() | train[column].map(counts).isin(counts[~counts.duplicated(keep=False)])]
+    theirs = fitted([column] >> ops.Categorify(out_path=str(tmp_path / "theirs")), train)
+    ours = fitted([column] >> EncodeIds(1, str(tmp_path / "ours")), train)
+    for frame in (train, new):
+        assert transformed(ours, frame)[column].tolist() == transformed(theirs, frame)[column].tolist()
+    assert ours.output_schema[column].properties["domain"] == theirs.output_schema[column].properties["domain"]
+
+
+def test_values_unseen_in_training_go_to_the_bucket_of_their_hash(tmp_path):
+    workflow = fitted(["user"] >> EncodeIds(5, str(tmp_path)), shops())
+    new = list(range(1000, 1050))
+    encoded = transformed(workflow, pd.DataFrame({"user": new}))
+    assert encoded["user"].tolist() == [2 + scalar_hash(user) % 5 for user in new]
+
+
+def test_values_of_equal_count_have_ids_in_the_order_of_values(tmp_path):
+    values = np.random.default_rng(3).permutation(np.repeat(np.arange(500), 3))
+    workflow = fitted(["user"] >> EncodeIds(1, str(tmp_path)), pd.DataFrame({"user": values}), partitions=4)
+    assert transformed(workflow, pd.DataFrame({"user": np.arange(500)}))["user"].tolist() == list(range(3, 503))
+
+
+def test_lists_are_encoded_item_by_item_with_buckets_too(tmp_path):
+    train = pd.DataFrame({"tags": [["a", "b"], ["a"], [], ["c", "a", "b"]]})
+    workflow = fitted(["tags"] >> EncodeIds(3, str(tmp_path), are_lists=True), train)
+    new = pd.DataFrame({"tags": [["c"], [], ["z", "a"]]}, index=[7, 3, 9])
+    encoded = transformed(workflow, new)["tags"]
+    assert [list(ids) for ids in encoded] == [[7], [], [2 + scalar_hash("z") % 3, 5]]
+    assert [list(ids) for ids in transformed(workflow, pd.DataFrame({"tags": [[], []]}))["tags"]] == [[], []]
+
+
+def test_a_frame_of_nothing_but_nulls_is_encoded(tmp_path):
+    workflow = fitted(["shop"] >> EncodeIds(1, str(tmp_path)), shops())
+    nothing = pd.DataFrame({"shop": np.array([None, None], object)})
+    assert transformed(workflow, nothing)["shop"].tolist() == [1, 1]
+
+
+def test_a_column_without_a_value_in_training_has_no_vocabulary(tmp_path):
+    train = pd.DataFrame({"shop": np.array([None, None], object), "user": [1, 2]})
+    workflow = fitted(["shop"] >> EncodeIds(1, str(tmp_path)), train)
+    assert transformed(workflow, pd.DataFrame({"shop": ["a", None]}))["shop"].tolist() == [2, 1]
+
+
+def test_counts_are_those_of_training_and_0_for_unseen_and_null():
+    train = shops()
+    workflow = fitted(["shop", "user"] >> CountKeys() >> Log64(), train, partitions=3)
+    new = pd.DataFrame({"shop": ["kiosk", None, "neu"], "user": [1, 77, 2]})
+    encoded = transformed(workflow, new)
+    kiosk, one, two = (train["shop"] == "kiosk").sum(), (train["user"] == 1).sum(), (train["user"] == 2).sum()
+    np.testing.assert_allclose(encoded["shop_count"], np.log(1 + np.array([kiosk, 0, 0])), rtol=1e-15)
+    np.testing.assert_allclose(encoded["user_count"], np.log(1 + np.array([one, 0, two])), rtol=1e-15)
+
+
+def mean_of(train, key, fold):
+    """By the statement of the operator: over the rows of a key outside a fold, smoothed."""
+    others = train[train["fold"] != fold]
+    prior = others["bought"].sum() / len(others)
+    same = others[others["shop"] == key]
+    return (same["bought"].sum() + SMOOTHING * prior) / (len(same) + SMOOTHING)
+
+
+def out_of_fold_mean():
+    return OutOfFoldMean("bought", "fold", NUM_FOLDS, SMOOTHING)
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_a_training_rows_mean_is_over_the_other_folds(partitions):
+    train = shops()
+    encoded = transformed(fitted(["shop"] >> out_of_fold_mean(), train, partitions), train, partitions)
+    expected = [mean_of(train, row.shop, row.fold) for row in train.itertuples()]
+    np.testing.assert_allclose(encoded["shop_mean"], expected, rtol=1e-12)
+
+
+def test_a_row_in_no_fold_gets_the_mean_of_all_training_rows_and_unseen_keys_the_prior():
+    train = shops()
+    new = pd.DataFrame({"shop": ["kiosk", "neu", None], "bought": [1.0, 1.0, 0.0], "fold": [-1, -1, -1]})
+    encoded = transformed(fitted(["shop"] >> out_of_fold_mean(), train), new)
+    prior = train["bought"].mean()
+    np.testing.assert_allclose(encoded["shop_mean"], [mean_of(train, "kiosk", -1), prior, prior], rtol=1e-12)
+
+
+def test_a_rows_own_target_is_not_in_its_mean():
+    train = shops()
+    encoded = transformed(fitted(["shop", "user"] >> out_of_fold_mean(), train), train)
+    for row in (0, 17, 599):
+        flipped = train.copy()
+        flipped.loc[row, "bought"] = 1 - flipped.loc[row, "bought"]
+        again = transformed(fitted(["shop", "user"] >> out_of_fold_mean(), flipped), flipped)
+        assert again.loc[row].tolist() == encoded.loc[row].tolist()
+        assert not again.equals(encoded)
+
+
+def test_training_rows_of_a_single_fold_get_a_mean_of_0_with_nothing_outside_to_tell():
+    train = shops().assign(fold=2)
+    encoded = transformed(fitted(["shop"] >> out_of_fold_mean(), train), train)
+    assert encoded["shop_mean"].tolist() == [0.0] * len(train)

@@ -1,0 +1,59 @@
+"""Turns a dataset in CSV files into parquet files that can be trained on."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from data.command_line import run_tool, whole_number
+from data.parquet_writer import SPEC_FILE
+from data.transcode import transcode
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
+    args = _parse(argv)
+
+    def job() -> int:
+        transcode(
+            args.input / args.feature_spec_in,
+            args.output,
+            spec_file=args.feature_spec_out,
+            rows_per_file=args.chunk_size,
+            min_files=args.minimum_partition_number,
+        )
+        return 0
+
+    return run_tool("transcode", job)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="transcode.py",
+        description=(
+            "Turns a dataset in CSV files into parquet files that can be trained on. CSV files have no header and one "
+            "column per feature in the order of source_spec; a list is one quoted cell such as '[1, 2]'; an empty "
+            "cell is a missing value. Every cell is checked, and the output appears only when all are well."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--input", type=Path, default=".", metavar="DIR", help="folder of the CSV dataset")
+    add("--feature_spec_in", default=SPEC_FILE, metavar="FILE", help="its specification, in that folder")
+    add("--output", type=Path, default="/data", metavar="DIR", help="folder for the new dataset, made if missing")
+    add("--feature_spec_out", default=SPEC_FILE, metavar="FILE", help="the new specification, in that folder")
+    add("--chunk_size", type=whole_number(1), default=65536, metavar="ROWS", help="most rows of a parquet file")
+    add(
+        "--minimum_partition_number",
+        type=whole_number(1),
+        default=8,
+        metavar="FILES",
+        help="parquet files per mapping at least; where there would be fewer, they hold fewer rows",
+    )
+    args = parser.parse_args(argv)
+    if Path(args.feature_spec_out).name != args.feature_spec_out:
+        parser.error(f"--feature_spec_out {args.feature_spec_out}: expected a file name; its folder is --output")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())
