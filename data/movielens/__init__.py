@@ -1,0 +1,1 @@
+"""MovieLens: from the publisher's files to a dataset for `main.py`."""

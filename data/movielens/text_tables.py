@@ -1,0 +1,152 @@
+"""Delimited text files without quoting, plain or gzip-compressed, with the line number in every complaint."""
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+
+from data.errors import DataError
+
+UNIT_SEPARATOR = b"\x1f"
+TEXT_SHOWN = 80
+WHOLE_NUMBER = r"^[0-9]{1,18}$"
+
+
+@dataclass(frozen=True)
+class TextForm:
+    """How a file is laid out.
+
+    Attributes:
+        file: its name, without `.gz`.
+        separator: between the fields of a line; may be longer than one character.
+        columns: the fields.
+        has_header: whether the first line names the columns; it may then have others after them.
+    """
+
+    file: str
+    separator: str
+    columns: tuple[str, ...]
+    has_header: bool = False
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """The fields of a file as texts.
+
+    Attributes:
+        path: the file.
+        first_line: number of the line that row 0 stands on.
+        texts: [rows], one column of strings per field.
+    """
+
+    path: Path
+    first_line: int
+    texts: pa.Table
+
+    def whole_numbers(self, column: str) -> np.ndarray:
+        """A column as integers, [rows] int64.
+
+        Raises:
+            DataError: naming the first line that holds something else.
+        """
+        texts = self.texts.column(column)
+        wrong = pc.invert(pc.match_substring_regex(texts, WHOLE_NUMBER)).to_numpy()
+        self.refuse(wrong, column, "a whole number")
+        return pc.cast(texts, pa.int64()).to_numpy()
+
+    def optional_texts(self, column: str) -> np.ndarray:
+        """A column as texts without surrounding blanks, [rows] objects; None where there is nothing."""
+        texts = pc.utf8_trim_whitespace(self.texts.column(column))
+        return pc.if_else(pc.equal(texts, ""), None, texts).to_numpy()
+
+    def refuse(self, wrong: np.ndarray, column: str, expected: str) -> None:
+        """Raises a DataError for the first row marked as wrong, if any."""
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            found = self.texts.column(column)[row].as_py()[:TEXT_SHOWN]
+            raise DataError(f"{self.path}, line {self.line(row)}: {column} is {found!r}, expected {expected}")
+
+    def line(self, row: int) -> int:
+        """The line number of a row."""
+        return self.first_line + row
+
+
+def find_file(folder: Path, names: list[str]) -> Path | None:
+    """The first of the files that a folder has, as named or with `.gz`."""
+    candidates = [folder / (name + ending) for name in names for ending in ("", ".gz")]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def read_text_table(path: Path, form: TextForm) -> TextTable:
+    """Reads a whole file in latin-1.
+
+    Raises:
+        DataError: it cannot be read, is empty, or has a line with the wrong number of fields.
+    """
+    content = _read_bytes(path).rstrip(b"\r\n")
+    columns, separator = list(form.columns), form.separator.encode()
+    if form.has_header:
+        header, _, content = content.partition(b"\n")
+        columns = _header_columns(path, header, form)
+    if not content.strip():
+        raise DataError(f"{path}: is empty; expected lines of {form.separator.join(columns)}")
+    if len(separator) > 1:
+        content, separator = content.replace(separator, UNIT_SEPARATOR), UNIT_SEPARATOR
+    first_line = 2 if form.has_header else 1
+    return TextTable(path, first_line, _parse(path, content, separator.decode(), columns, first_line, form))
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if path.suffix == ".gz" else data
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: is not a whole gzip file ({error}); fetch it again") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _header_columns(path: Path, header: bytes, form: TextForm) -> list[str]:
+    columns = header.decode("latin-1").strip().split(form.separator)
+    if tuple(columns[: len(form.columns)]) != form.columns or len(set(columns)) < len(columns):
+        raise DataError(f"{path}, line 1: {columns}, expected a header that begins with {list(form.columns)}")
+    return columns
+
+
+def _parse(path: Path, content: bytes, separator: str, columns: list[str], first_line: int, form: TextForm) -> pa.Table:
+    bad_rows: list[pa_csv.InvalidRow] = []
+
+    def remember(row: pa_csv.InvalidRow) -> str:
+        bad_rows.append(row)
+        return "error"
+
+    try:
+        return pa_csv.read_csv(
+            pa.BufferReader(content),
+            # One block and one thread: rows then know their number.
+            pa_csv.ReadOptions(
+                use_threads=False, block_size=len(content) + 1, column_names=columns, encoding="latin-1"
+            ),
+            pa_csv.ParseOptions(
+                delimiter=separator,
+                quote_char=False,
+                double_quote=False,
+                ignore_empty_lines=False,
+                invalid_row_handler=remember,
+            ),
+            pa_csv.ConvertOptions(column_types={name: pa.string() for name in columns}, strings_can_be_null=False),
+        )
+    except pa.ArrowInvalid as error:
+        if not bad_rows:
+            raise DataError(f"{path}: cannot be parsed: {error}") from error
+        row = bad_rows[0]
+        found = row.text.replace(separator, form.separator)[:TEXT_SHOWN]
+        raise DataError(
+            f"{path}, line {row.number - 1 + first_line}: {row.actual_columns} fields, expected "
+            f"{row.expected_columns} ({form.separator.join(columns)}), in {found!r}"
+        ) from error

@@ -1,0 +1,1 @@
+"""Outbrain Click Prediction (Kaggle, 2016)."""
