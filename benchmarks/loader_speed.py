@@ -1,0 +1,156 @@
+"""How fast the loader is: over pyarrow's bare read of the same file, and over merlin.dataloader. JSON lines.
+
+    python -m benchmarks.loader_speed [--rows 1000000] [--batch 16384] [--repeats 7] [--id_dtype int64] [--merlin]
+
+The rows are random ones of Outbrain's 29 features, in snappy parquet with page checksums, which both sides
+verify. The loader shuffles, checks every value, and hands over arrays per channel. Both sides take turns; a ratio is
+the median over the turns of wall clock over wall clock, `ratio_spread` its smallest and largest value, and
+`cpu_ratio` the same of CPU time, which a busy machine disturbs less. The lines `row_group_reads` need no file:
+how many row groups the busiest of N workers reads in an epoch, over a fair share of them.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from data.epoch_plan import ShuffledPlan
+from data.feature_spec import FeatureSpec
+from data.loader import ParquetLoader
+from data.parquet_writer import DatasetWriter, parquet_schema
+from data.random_rows import random_tables
+
+OUTBRAIN = Path(__file__).resolve().parent.parent / "feature_specs" / "fspec_csv.yaml"
+LAYOUTS = {
+    "1 million rows in groups of 131072": [131_072] * 7 + [82_496],
+    "59 million rows in 8 files, groups of 131072": ([131_072] * 56 + [35_000]) * 8,
+    "59 million rows in 8 files, groups of 65536": ([65_536] * 112 + [35_000]) * 8,
+}
+
+
+def write_rows(folder: Path, rows: int, id_dtype: str) -> FeatureSpec:
+    """One parquet file of random rows, and its specification."""
+    document = FeatureSpec.read(OUTBRAIN).to_dict()
+    for feature in document["feature_spec"].values():
+        if "cardinality" in feature:
+            feature["dtype"] = id_dtype
+    spec = FeatureSpec.from_dict(document, folder)
+    (chunk,) = spec.chunks("train")
+    with DatasetWriter(folder, "train", parquet_schema(spec, chunk.features), rows_per_file=rows) as writer:
+        for table in random_tables(spec, "train", rows, signal=1.0):
+            writer.write(table)
+    return spec.with_sources({"train": (writer.chunk,), "test": (writer.chunk,)}, folder)
+
+
+def seconds(run: Callable[[], object]) -> tuple[float, float]:
+    """Wall clock and CPU time."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def over_bare_read(spec: FeatureSpec, batch: int, repeats: int) -> dict[str, object]:
+    loader = ParquetLoader(spec, "train", global_batch_size=batch, shuffle=True)
+    (file,) = spec.files("train")
+
+    def bare_read() -> None:
+        pq.read_table(file, page_checksum_verification=True)
+
+    def epoch(number: int) -> None:
+        with closing(loader.epoch(number)) as batches:
+            if sum(np.count_nonzero(batch.weights) for batch in batches) != loader.rows:
+                raise RuntimeError("the loader lost rows")
+
+    bare, ours = [], []
+    for number in range(repeats):
+        bare.append(seconds(bare_read))
+        ours.append(seconds(lambda number=number: epoch(number)))
+    ratios = np.array(bare) / np.array(ours)
+    return {
+        "benchmark": "loader over bare read",
+        "rows": loader.rows,
+        "batch": batch,
+        "bare_rows_per_second": round(loader.rows / np.median(bare, axis=0)[0]),
+        "rows_per_second": round(loader.rows / np.median(ours, axis=0)[0]),
+        "ratio": round(np.median(ratios[:, 0]), 3),
+        "ratio_spread": np.round([ratios[:, 0].min(), ratios[:, 0].max()], 3).tolist(),
+        "cpu_ratio": round(np.median(ratios[:, 1]), 3),
+    }
+
+
+def over_merlin(spec: FeatureSpec, batch: int, repeats: int) -> dict[str, object]:
+    """Merlin's loader with its defaults, shuffling, on the same file; its first batches are not counted."""
+    from data.nvtabular_setup import Dataset  # isort: skip  (before TensorFlow)
+    from merlin.loader.tensorflow import Loader
+    from merlin.schema import Tags
+
+    dataset = Dataset([str(spec.files("train")[0])], engine="parquet")
+    dataset.schema = dataset.schema.select_by_name([*(feature.name for feature in (*spec.inputs, *spec.labels))])
+    for label in spec.labels:
+        dataset.schema[label.name] = dataset.schema[label.name].with_tags([Tags.TARGET])
+    loader = ParquetLoader(spec, "train", global_batch_size=batch, shuffle=True)
+
+    def merlin_epoch() -> None:
+        for _ in Loader(dataset, batch_size=batch, shuffle=True):
+            pass
+
+    merlin_epoch()
+    theirs = [seconds(merlin_epoch)[0] for _ in range(max(1, repeats // 3))]
+    ours = [seconds(lambda: list(loader.epoch(0)) and None)[0] for _ in range(repeats)]
+    return {
+        "benchmark": "loader over merlin.dataloader",
+        "rows": loader.rows,
+        "batch": batch,
+        "merlin_rows_per_second": round(loader.rows / np.median(theirs)),
+        "rows_per_second": round(loader.rows / np.median(ours)),
+        "ratio": round(np.median(theirs) / np.median(ours), 1),
+    }
+
+
+def row_group_reads(layout: str, batch: int, workers: int) -> dict[str, object]:
+    sizes = np.array(LAYOUTS[layout])
+    plan = ShuffledPlan(sizes, batch, seed=0, epoch=0)
+    reads = [
+        sum(len(share.segments) for lane in range(plan.lanes) for share in plan.shares(lane, worker, workers))
+        for worker in range(workers)
+    ]
+    return {
+        "benchmark": "row_group_reads",
+        "layout": layout,
+        "batch": batch,
+        "workers": workers,
+        "row_groups": len(sizes),
+        "busiest_worker": max(reads),
+        "over_share": round(max(reads) * workers / len(sizes), 2),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the file")
+    parser.add_argument("--batch", type=int, default=16_384, help="rows of a batch")
+    parser.add_argument("--repeats", type=int, default=7, help="turns of each side")
+    parser.add_argument("--id_dtype", choices=["int32", "int64"], default="int64", help="as ids are stored")
+    parser.add_argument("--merlin", action="store_true", help="measure merlin.dataloader too; imports TensorFlow")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        spec = write_rows(Path(folder), arguments.rows, arguments.id_dtype)
+        result = over_bare_read(spec, arguments.batch, arguments.repeats)
+        print(json.dumps(result | {"id_dtype": arguments.id_dtype}), flush=True)
+        if arguments.merlin:
+            print(json.dumps(over_merlin(spec, arguments.batch, arguments.repeats)), flush=True)
+    for layout in LAYOUTS:
+        for workers in (1, 2, 4, 8):
+            print(json.dumps(row_group_reads(layout, 131_072, workers)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Shows how runs have learned: a table per run on the screen, one picture of all of them."""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+from data.errors import DataError
+from trainer.report.runs import Run, read_run
+from trainer.report.table import curve_table
+
+NOTE = "loss: mean of the training losses logged since the evaluation before; *: best of the run"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 1 the picture could not be written, 2 no usable log."""
+    arguments = _parser().parse_args(argv)
+    try:
+        folders = list(dict.fromkeys(Path(os.path.abspath(folder)) for folder in arguments.results_dir))
+        runs = [
+            read_run(folder, name, arguments.log_filename)
+            for folder, name in zip(folders, run_names(folders), strict=True)
+        ]
+        for run in runs:
+            print(f"{run.name}\n\n{curve_table(run)}\n")
+        print(NOTE)
+        _draw(runs, arguments.output or folders[0])
+    except DataError as error:
+        print(f"report.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"report.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_names(folders: list[Path]) -> list[str]:
+    """Short names for different folders: as much of the end of each path as it takes to tell them apart."""
+    parts = [folder.parts for folder in folders]
+    lengths = [1] * len(parts)
+    while True:
+        names = [str(Path(*path[-length:])) for path, length in zip(parts, lengths, strict=True)]
+        counts = Counter(names)
+        longer = [
+            length + (counts[name] > 1 and length < len(path))
+            for name, length, path in zip(names, lengths, parts, strict=True)
+        ]
+        if longer == lengths:
+            return names
+        lengths = longer
+
+
+def _draw(runs: list[Run], folder: Path) -> None:
+    # Imported late: an error in the arguments is told before matplotlib's second of import.
+    from trainer.report.figure import draw_learning_curves
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = draw_learning_curves(runs, folder)
+    for path in paths:
+        print(f"wrote {path}")
+    if not paths:
+        print("no picture: none of these values belongs to a step")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="report.py",
+        description="Prints the learning curves of runs of main.py and draws them into learning_curve.png and .svg.",
+    )
+    parser.add_argument(
+        "--results_dir", type=Path, nargs="+", required=True, metavar="R", help="--results_dir of one run or several"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the picture (default: the first R)")
+    parser.add_argument("--log_filename", default="log.json", help="name of the log in R (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+import pytest
+
+from tests.helpers import ROOT, run_program
+
+pytestmark = pytest.mark.horovod
+PROGRAM = ROOT / "tests" / "distributed" / "programs" / "collectives.py"
+
+
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_every_collective_gives_what_the_ranks_alone_imply(workers):
+    done = run_program([PROGRAM], workers=workers)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(workers):
+        assert f"worker {rank} of {workers} has seen all it should" in done.stdout
+
+
+def test_a_launcher_that_announces_workers_whom_horovod_does_not_find_is_refused():
+    done = run_program([PROGRAM], OMPI_COMM_WORLD_RANK="0", OMPI_COMM_WORLD_SIZE="2")
+    assert done.returncode != 0
+    assert "announced worker 0 of 2, but Horovod formed a group" in done.stderr

@@ -1,0 +1,228 @@
+"""The main job under horovodrun: real processes, real files."""
+
+import json
+from collections import defaultdict
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from main import main
+from tests.helpers import ROOT, losses, make_dataset, metrics, must, run_program
+from trainer.checkpoints import CheckpointStore
+
+pytestmark = pytest.mark.horovod
+RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"
+ROWS, BATCH = 3000, 128
+
+SMALL = ["--deep_hidden_units", "32", "16", "--global_batch_size", str(BATCH), "--num_epochs", "2", "--log_every", "1"]
+SMALL += ["--deep_learning_rate", "0.002", "--deep_warmup_epochs", "1", "--deterministic", "--cpu"]
+PRECISE = ["--deep_dropout", "0"]
+VARIANTS = {
+    "amp": ["--amp"],
+    "xla": ["--xla"],
+    "amp_xla": ["--amp", "--xla"],
+    "float16": ["--amp", "--amp_dtype", "float16"],
+}
+EVAL_BATCHES = (2, 514, 100_000)
+
+
+class Work:
+    """The folders of this module's runs."""
+
+    def __init__(self, folder: Path, data: Path):
+        self.folder, self.data = folder, data
+
+    def results(self, name: str) -> Path:
+        return self.folder / name / "results"
+
+    def models(self, name: str) -> Path:
+        return self.folder / name / "models"
+
+    def arguments(self, name: str, *more: str, models: str | None = None) -> list[str]:
+        places = ["--dataset_path", str(self.data), "--results_dir", str(self.results(name))]
+        return [*places, "--model_dir", str(self.models(models or name)), *SMALL, *more]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Work:
+    """Runs every scenario on two workers (one launch), and their counterparts in this process."""
+    folder = tmp_path_factory.mktemp("a folder with spaces and ümläuts")
+    work = Work(folder, make_dataset(folder, ROOT / "feature_specs" / "with_map.yaml", rows=ROWS))
+    scenarios = [work.arguments("two", *PRECISE)]
+    scenarios += [work.arguments(f"two_{name}", *PRECISE, *flags) for name, flags in VARIANTS.items()]
+    scenarios += [work.arguments("two_dropout"), work.arguments("two_dropout_again")]
+    first_epoch = work.models("two_dropout") / "checkpoints" / f"step-{steps_per_epoch()}"
+    going_on = ["--use_checkpoint", "--checkpoint", str(first_epoch)]
+    scenarios += [work.arguments("two_resumed", *going_on)]
+    scenarios += [work.arguments("two_finished", "--use_checkpoint", models="two_dropout")]
+    for size in EVAL_BATCHES:
+        saved = ["--predictions_file", str(folder / f"two_{size}.parquet")]
+        scenarios += [
+            work.arguments(f"two_eval_{size}", "--evaluate", "--eval_batch_size", str(size), *saved, models="two")
+        ]
+    steps = ["--benchmark", "--benchmark_warmup_steps", "2", "--benchmark_steps", "40"]
+    scenarios += [work.arguments("two_benchmark", *steps)]
+    scenarios += [work.arguments("two_benchmark_eval", *steps, "--evaluate", models="two")]
+    scenarios += [work.arguments("two_capped", "--benchmark", "--benchmark_seconds", "1")]
+    (folder / "scenarios.json").write_text(json.dumps(scenarios))
+    done = run_program([RUN_ALL, folder / "scenarios.json"], workers=2, timeout=900)
+    (folder / "output.txt").write_text(done.stdout + done.stderr)
+    assert done.returncode == 0, done.stderr[-4000:]
+    must(main(work.arguments("one", *PRECISE)))
+    must(
+        main(work.arguments("one_resumed", *PRECISE, "--use_checkpoint", "--checkpoint", str(step_of(work, "two", 1))))
+    )
+    must(main(work.arguments("one_eval", "--evaluate", "--eval_batch_size", "333", models="two")))
+    return work
+
+
+def steps_per_epoch() -> int:
+    return -(-ROWS // BATCH)
+
+
+def step_of(work: Work, name: str, epoch: int) -> Path:
+    return work.models(name) / "checkpoints" / f"step-{epoch * steps_per_epoch()}"
+
+
+def arrays(work: Work, name: str) -> dict[str, np.ndarray]:
+    checkpoint = CheckpointStore(work.models(name)).open("last")
+    assert checkpoint.step == 2 * steps_per_epoch()
+    return {array: checkpoint.read(array) for array in checkpoint.arrays}
+
+
+def assert_bit_equal(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def test_one_and_two_workers_agree_at_every_step(work):
+    one, two = losses(work.results("one")), losses(work.results("two"))
+    assert list(one) == list(two) == list(range(1, 2 * steps_per_epoch() + 1))
+    np.testing.assert_allclose(list(one.values()), list(two.values()), atol=1e-4)
+    for name, value in metrics(work.results("one")).items():
+        assert abs(value - metrics(work.results("two"))[name]) < 1e-3, name
+
+
+def test_the_planted_signal_is_learnt(work):
+    assert metrics(work.results("two"))["auc_roc"] > 0.6
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_mixed_precision_and_xla_reach_the_same_metrics(work, variant):
+    plain, other = metrics(work.results("two")), metrics(work.results(f"two_{variant}"))
+    assert abs(plain["auc_roc"] - other["auc_roc"]) < 0.01
+    assert abs(plain["loss_val"] - other["loss_val"]) < 0.01
+
+
+def test_equal_runs_end_with_equal_weights_to_the_bit(work):
+    assert_bit_equal(arrays(work, "two_dropout"), arrays(work, "two_dropout_again"))
+
+
+def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one_to_the_bit(work):
+    assert_bit_equal(arrays(work, "two_dropout"), arrays(work, "two_resumed"))
+
+
+def test_a_run_of_two_workers_is_gone_on_with_by_one(work):
+    resumed, whole = losses(work.results("one_resumed")), losses(work.results("two"))
+    assert min(resumed) == steps_per_epoch() + 1
+    np.testing.assert_allclose(list(resumed.values()), [whole[step] for step in resumed], atol=1e-4)
+
+
+def test_a_finished_run_that_is_resumed_does_nothing(work):
+    assert not losses(work.results("two_finished"))
+    assert "nothing to do" in (work.folder / "output.txt").read_text()
+
+
+@pytest.mark.parametrize("size", EVAL_BATCHES)
+def test_metrics_do_not_depend_on_batch_size_or_workers(work, size):
+    expected = metrics(work.results("one_eval"))
+    for name, value in metrics(work.results(f"two_eval_{size}")).items():
+        assert abs(value - expected[name]) < 1e-6, name  # logits differ in the last bits by batch size
+
+
+@pytest.mark.parametrize("size", EVAL_BATCHES)
+def test_metrics_equal_a_brute_force_over_the_predictions(work, size):
+    table = pq.read_table(work.folder / f"two_{size}.parquet").to_pandas()
+    found = metrics(work.results(f"two_eval_{size}"))
+    assert list(table["row"]) == list(range(ROWS))
+    stored = pq.read_table(sorted(work.data.glob("test_*.parquet")), columns=["clicked", "display_id"]).to_pandas()
+    assert (table["label_clicked"] == stored["clicked"]).all()
+    assert (table["display_id"] == stored["display_id"]).all()
+    scores, labels = table["prediction_clicked"].to_numpy(), table["label_clicked"].to_numpy().astype(int)
+    assert abs(found["auc_roc"] - brute_force_auc(scores, labels)) < 1e-9
+    assert abs(found["streaming_map_val"] - brute_force_map(table["display_id"], scores, labels)) < 1e-9
+    loss = -np.mean(labels * np.log(scores) + (1 - labels) * np.log1p(-scores))
+    assert abs(found["loss_val"] - loss) < 1e-9
+
+
+def brute_force_auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    positive, negative = scores[labels == 1], scores[labels == 0]
+    above = (positive[:, None] > negative[None, :]).sum() + 0.5 * (positive[:, None] == negative[None, :]).sum()
+    return float(above / (positive.size * negative.size))
+
+
+def brute_force_map(groups, scores, labels) -> float:  # type: ignore[no-untyped-def]
+    """Average precision at 12 of each group, over all orders of tied rows where there are ties."""
+    members = defaultdict(list)
+    for group, score, label in zip(groups, scores, labels, strict=True):
+        members[group].append((score, label))
+    values = []
+    for rows in members.values():
+        positives = sum(label for _, label in rows)
+        if positives:
+            ties = len({score for score, _ in rows}) < len(rows)
+            orders = (
+                [order for order in permutations(rows) if is_sorted(order)] if ties else [sorted(rows, reverse=True)]
+            )
+            values.append(np.mean([average_precision(order, positives) for order in orders]))
+    return float(np.mean(values))
+
+
+def is_sorted(order) -> bool:  # type: ignore[no-untyped-def]
+    return all(first[0] >= second[0] for first, second in zip(order[:-1], order[1:], strict=True))
+
+
+def average_precision(order, positives) -> float:  # type: ignore[no-untyped-def]
+    hits, total = 0, 0.0
+    for rank, (_, label) in enumerate(order[:12], start=1):
+        if label:
+            hits += 1
+            total += hits / rank
+    return total / min(12, positives)
+
+
+def test_a_benchmark_ends_with_a_figure_and_its_parts(work):
+    log = (work.results("two_benchmark") / "log.json").read_text()
+    last = json.loads(log.splitlines()[-1].removeprefix("DLLL "))["data"]
+    assert last["measured_steps"] == 38
+    parts = ("train_throughput", "step_ms_p50", "wait_for_data_ms", "compute_ms", "communicate_ms", "update_ms")
+    assert all(last[part] > 0 for part in parts)
+    assert log.count("batch_samplesps") == 38 + 1  # and its unit
+    assert not work.models("two_benchmark").exists()
+
+
+def test_an_evaluation_benchmark_repeats_a_small_dataset(work):
+    log = (work.results("two_benchmark_eval") / "log.json").read_text()
+    last = json.loads(log.splitlines()[-1].removeprefix("DLLL "))["data"]
+    assert last["validation_throughput"] > 0
+    assert last["measured_steps"] == 38
+
+
+def test_a_benchmark_can_be_capped_in_seconds(work):
+    log = (work.results("two_capped") / "log.json").read_text()
+    last = json.loads(log.splitlines()[-1].removeprefix("DLLL "))["data"]
+    assert last["train_throughput"] > 0
+    assert last["measured_steps"] >= 1
+
+
+def test_the_model_folder_holds_the_best_weights_and_what_they_are_weights_of(work):
+    model = work.models("two") / "model"
+    architecture = json.loads((model / "architecture.json").read_text())
+    assert architecture["model"] == "wide_deep"
+    assert architecture["tasks"] == ["clicked"]
+    assert (model / "feature_spec.yaml").is_file()
+    assert set(json.loads((model / "embedding_sizes.json").read_text()).values()) != set()

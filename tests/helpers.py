@@ -1,0 +1,72 @@
+"""Shared by the tests: where the project is, where real data is, and small datasets."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import gen_csv
+import transcode
+from trainer.log import read_log
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def real_data(dataset: str) -> Path:
+    """The folder of a published dataset; skips the test where it is absent."""
+    folder = Path(os.environ.get("RECIPE_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / dataset).is_dir():
+        pytest.skip(f"no real data: {folder / dataset} is absent (RECIPE_TEST_DATA names another folder)")
+    return folder / dataset
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment with the project importable and nothing of an outer launcher."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HOROVOD_", "OMPI_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return inherited | {"PYTHONPATH": str(ROOT), "PATH": path, "TF_CPP_MIN_LOG_LEVEL": "2"} | extra
+
+
+def run_program(
+    arguments: Sequence[str | Path], *, workers: int = 1, timeout: float = 300, cwd: Path = ROOT, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs `python ARGUMENTS`, with several workers under horovodrun; returns it with its output as text.
+
+    --gloo spares horovodrun an import of TensorFlow, with which it looks whether it was built with MPI.
+    """
+    command = [sys.executable, *map(str, arguments)]
+    if workers > 1:
+        command = [str(Path(sys.executable).with_name("horovodrun")), "--gloo", "-np", str(workers), *command]
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**extra), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def make_dataset(folder: Path, spec: Path, *, rows: int, signal: float = 2.0, seed: int = 0) -> Path:
+    """A parquet dataset of random rows for a CSV specification, through the tools that users run."""
+    csv, parquet = folder / "csv", folder / "data"
+    csv.mkdir(parents=True)
+    sized = ["--size", str(rows), "--seed", str(seed), "--signal", str(signal)]
+    must(gen_csv.main(["--feature_spec_in", str(spec), "--output", str(csv), *sized]))
+    must(transcode.main(["--input", str(csv), "--output", str(parquet), "--chunk_size", str(max(1, rows // 4))]))
+    return parquet
+
+
+def must(code: int) -> None:
+    """Fails the test where a command has not ended well."""
+    assert code == 0, f"exit code {code}"
+
+
+def losses(results_dir: Path) -> dict[int, float]:
+    """Step -> training loss of a log."""
+    records = [record for record in read_log(results_dir / "log.json") if record["type"] == "LOG"]
+    return {record["step"][0]: record["data"]["loss"] for record in records if "loss" in record["data"]}
+
+
+def metrics(results_dir: Path) -> dict[str, float]:
+    """What metrics.json holds."""
+    return json.loads((results_dir / "metrics.json").read_text())

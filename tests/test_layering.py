@@ -1,0 +1,249 @@
+"""Who may import whom, and what no file may hold."""
+
+import ast
+import functools
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data.errors import DataError
+from data.yaml_reader import read_yaml
+from tests.helpers import ROOT
+
+MAX_LINES = 300
+TOOLS = ["transcode.py", "gen_csv.py", "gen_embedding_sizes.py", "check_dataset.py"]
+FRAMEWORKS = ("tensorflow", "keras", "horovod")
+WITHOUT_WORKERS = ("trainer.distributed", "trainer.config", "trainer.cli", "trainer.run", "data.loader")
+
+FORBIDDEN = [
+    ("data/**/*.py", ("trainer", *FRAMEWORKS), "data/ knows files, columns and rows; trainer/ uses it"),
+    ("trainer/models/**/*.py", WITHOUT_WORKERS, "models know neither workers nor flags nor files"),
+    ("trainer/metrics/**/*.py", WITHOUT_WORKERS, "metrics are handed the workers they sum over"),
+    ("**/*.py", ("horovod",), "only trainer/distributed.py talks to Horovod"),
+    *((tool, ("trainer", *FRAMEWORKS), "the data tools start within a second") for tool in TOOLS),
+]
+MAY = {("horovod", "trainer/distributed.py")}
+ACTS_WHEN_IMPORTED = "data/nvtabular_setup.py"  # settings that must stand before NVTabular is imported
+READS_YAML = "data/yaml_reader.py"  # with a safe loader of its own, tried below
+
+
+def files(pattern: str) -> list[Path]:
+    """The project's own Python files but the tests, as a pattern finds them."""
+    found = [path for path in ROOT.glob(pattern) if not path.relative_to(ROOT).parts[0].startswith((".", "tests"))]
+    assert found, f"{pattern} matches no file: what is asked of it guards nothing"
+    return sorted(found)
+
+
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def imports(nodes: Iterator[ast.AST]) -> Iterator[str]:
+    """Full names of what import statements bring in: `from a import b` gives a.b."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def at_import(body: list[ast.stmt]) -> Iterator[ast.AST]:
+    """Nodes that run when a module is imported: nothing inside functions or under TYPE_CHECKING."""
+    for node in body:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from at_import([child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)])
+
+
+def is_within(name: str, module: str) -> bool:
+    return f"{name}.".startswith(f"{module}.")
+
+
+def test_an_import_is_seen_wherever_it_stands():
+    lines = ["import a.b", "def f():", "    from c.d import e", "if TYPE_CHECKING:", "    import g"]
+    tree = ast.parse("\n".join([*lines, "try:", "    import h", "finally:", "    i()"]))
+    assert set(imports(ast.walk(tree))) == {"a.b", "c.d.e", "g", "h"}
+    assert set(imports(at_import(tree.body))) == {"a.b", "h"}
+    assert is_within("keras.layers", "keras") and not is_within("keras_rs", "keras")
+
+
+@pytest.mark.parametrize(("pattern", "modules", "why"), FORBIDDEN, ids=lambda value: value if "/" in value else "")
+def test_nothing_imports_what_it_must_not(pattern, modules, why):
+    offenders = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files(pattern)
+        for name in imports(ast.walk(tree_of(path)))
+        for module in modules
+        if is_within(name, module) and (module, str(path.relative_to(ROOT))) not in MAY
+    ]
+    assert not offenders, f"{why}: {offenders}"
+
+
+def test_nobody_imports_a_datasets_package_but_itself():
+    packages = {path.parent.name for path in files("data/*/*.py")}
+    offenders = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files("**/*.py")
+        for name in imports(ast.walk(tree_of(path)))
+        for package in packages
+        if is_within(name, f"data.{package}") and path.parent != ROOT / "data" / package
+    ]
+    assert not offenders, offenders
+
+
+def reached_from(start: Path) -> dict[str, list[str]]:
+    """Modules that importing a file imports, its own and others', with the way to each."""
+    ways = {start.name: [start.name]}
+    waiting = [(start, ways[start.name])]
+    while waiting:
+        path, way = waiting.pop()
+        for name in imports(at_import(tree_of(path).body)):
+            for module in (name, name.rpartition(".")[0]):
+                if module and module not in ways:
+                    ways[module] = [*way, module]
+                    source = ROOT / module.replace(".", "/")
+                    candidates = [source.with_suffix(".py"), source / "__init__.py"]
+                    waiting += [(file, ways[module]) for file in candidates if file.is_file()]
+    return ways
+
+
+@pytest.mark.parametrize("entry", ["main.py", *TOOLS])
+def test_a_command_checks_its_arguments_before_a_framework_is_imported(entry):
+    slow = [way for module, way in reached_from(ROOT / entry).items() if module.partition(".")[0] in FRAMEWORKS]
+    assert not slow, "imported at once: " + "; ".join(" -> ".join(way) for way in slow)
+
+
+def is_harmless(node: ast.stmt) -> bool:
+    """Whether a statement of a module only defines something (or sets a default in the environment)."""
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant) or ast.unparse(node).startswith("os.environ.setdefault(")
+    if isinstance(node, ast.If):
+        return any(word in ast.unparse(node.test) for word in ("__name__", "TYPE_CHECKING"))
+    if isinstance(node, ast.Try):
+        return all(isinstance(child, ast.Import | ast.ImportFrom) for child in node.body)
+    return not isinstance(node, ast.For | ast.While | ast.With | ast.Delete)
+
+
+def test_nothing_happens_when_a_module_is_imported():
+    offenders = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)[:60]}"
+        for path in files("**/*.py")
+        for node in tree_of(path).body
+        if not is_harmless(node) and path != ROOT / ACTS_WHEN_IMPORTED
+    ]
+    assert not offenders, offenders
+
+
+UNSAFE_MODULES = ("pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib")
+UNSAFE_CALLS = re.compile(
+    r"(^|\.)(eval|exec|__import__|unsafe_load|full_load|broadcast_object|allgather_object)$|^yaml\.load(_all)?$"
+)
+
+
+def is_unsafe(node: ast.AST) -> bool:
+    """Whether a node can run code from data, or is a check that `python -O` drops."""
+    if isinstance(node, ast.Assert):
+        return True
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return any(is_within(name, module) for name in imports(iter([node])) for module in UNSAFE_MODULES)
+    if isinstance(node, ast.Call):
+        true = {word.arg for word in node.keywords if ast.unparse(word.value) == "True"}
+        return bool(true & {"allow_pickle", "shell"}) or bool(UNSAFE_CALLS.search(ast.unparse(node.func)))
+    return False
+
+
+@pytest.mark.parametrize(
+    ("line", "unsafe"),
+    [
+        ("assert x", True),
+        ("import pickle", True),
+        ("from cloudpickle import loads", True),
+        ("eval(text)", True),
+        ("yaml.load(text)", True),
+        ("yaml.unsafe_load(text)", True),
+        ("np.load(file, allow_pickle=True)", True),
+        ("hvd.broadcast_object(x)", True),
+        ("yaml.safe_load(text)", False),
+        ("np.load(file, allow_pickle=False)", False),
+        ("model.evaluate(x)", False),
+        ("pattern.execute(x)", False),
+    ],
+)
+def test_unsafe_code_is_told_from_safe(line, unsafe):
+    assert any(map(is_unsafe, ast.walk(ast.parse(line)))) == unsafe
+
+
+def test_no_code_asserts_unpickles_or_evaluates():
+    offenders = [
+        f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}: {ast.unparse(node)[:60]}"
+        for path in files("**/*.py")
+        for node in ast.walk(tree_of(path))
+        if is_unsafe(node) and not (path == ROOT / READS_YAML and ast.unparse(node).startswith("yaml.load("))
+    ]
+    assert not offenders, offenders
+
+
+def test_yaml_makes_no_objects(tmp_path):
+    made = tmp_path / "made"
+    (tmp_path / "spec.yaml").write_text(f"x: !!python/object/apply:os.mkdir ['{made}']\n")
+    with pytest.raises(DataError):
+        read_yaml(tmp_path / "spec.yaml")
+    assert not made.exists()
+
+
+def committed() -> list[Path]:
+    """Text files that are in the project or about to be."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode:
+        pytest.skip("not a git checkout: there is no telling what belongs to it")
+    paths = [ROOT / line for line in listing.stdout.splitlines()]
+    return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()]
+
+
+# A package index, a file of one, or an option with an address; a folder of one person's or one machine.
+FOREIGN = re.compile(
+    r"""://[^\s"'+]*/simple\b | files\.pythonhosted | index-url[\s=]+\S*:// | find-links[\s=]+\S*/ | file:/{2,3}\w
+    | (?<![\w.~$}:/-])/(?:work|root|home|Users|farm)/\w""",
+    re.VERBOSE,
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "foreign"),
+    [
+        ("pip install --index-url" + " https://packages.example.org six", True),
+        ("https://packages.example.org" + "/simple", True),
+        ("--find-links" + " /opt/wheels", True),
+        ("see /" + "work/main/data", True),
+        ("cd /" + "home/somebody", True),
+        ("pip config set global.index-url ADDRESS", False),
+        ("https://www.apache.org/work/licences", False),
+        ("--dataset_path /outbrain/data", False),
+        ("$HOME/work/data", False),
+    ],
+)
+def test_an_address_or_path_of_one_machine_is_told_from_others(line, foreign):
+    assert bool(FOREIGN.search(line)) == foreign
+
+
+def test_no_file_holds_an_index_address_or_a_path_of_one_machine():
+    offenders = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}"
+        for path in committed()
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
+        if FOREIGN.search(line)
+    ]
+    assert not offenders, offenders
+
+
+def test_no_file_of_code_is_longer_than_a_reader_can_hold():
+    lengths = {path: len(path.read_text().splitlines()) for path in committed() if path.suffix in (".py", ".sh")}
+    too_long = {str(path.relative_to(ROOT)): length for path, length in lengths.items() if length > MAX_LINES}
+    assert lengths and not too_long, f"over {MAX_LINES} lines: {too_long}"

@@ -1,0 +1,163 @@
+"""What main.py says and returns for wrong input, before TensorFlow is imported, and on several workers."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from main import main
+from tests.helpers import ROOT, environment, make_dataset, must, run_program
+
+SMALL = [
+    "--deep_hidden_units",
+    "8",
+    "--global_batch_size",
+    "64",
+    "--eval_batch_size",
+    "64",
+    "--num_epochs",
+    "2",
+    "--cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("dataset"), ROOT / "feature_specs" / "tiny.yaml", rows=400)
+
+
+@pytest.fixture
+def copy(dataset, tmp_path) -> Path:
+    """A copy to spoil."""
+    target = tmp_path / "data"
+    target.mkdir()
+    for path in dataset.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def arguments(data: Path, tmp_path: Path, *more: str) -> list[str]:
+    places = ["--model_dir", str(tmp_path / "models"), "--results_dir", str(tmp_path / "results")]
+    return ["--dataset_path", str(data), *places, *SMALL, *more]
+
+
+def refused(capsys, arguments: list[str], code: int, *fragments: str) -> None:  # type: ignore[no-untyped-def]
+    assert main(arguments) == code
+    message = capsys.readouterr().err
+    assert message.count("main.py: error: ") == 1
+    assert "Traceback" not in message
+    for fragment in fragments:
+        assert fragment in message
+
+
+def change_spec(data: Path, change) -> None:  # type: ignore[no-untyped-def]
+    path = data / "feature_spec.yaml"
+    document = yaml.safe_load(path.read_text())
+    change(document)
+    path.write_text(yaml.safe_dump(document))
+
+
+def test_a_missing_dataset_names_the_file(tmp_path, capsys):
+    refused(capsys, arguments(tmp_path / "nowhere", tmp_path), 2, str(tmp_path / "nowhere" / "feature_spec.yaml"))
+
+
+def test_a_broken_specification_lists_every_problem(copy, tmp_path, capsys):
+    def spoil(document):  # type: ignore[no-untyped-def]
+        document["feature_spec"]["user_id"]["cardinality"] = 0
+        document["channel_spec"]["lable"] = document["channel_spec"].pop("label")
+
+    change_spec(copy, spoil)
+    refused(capsys, arguments(copy, tmp_path), 2, "feature_spec.user_id.cardinality", "lable", "label")
+
+
+def test_a_missing_parquet_file_is_named(copy, tmp_path, capsys):
+    file = sorted(copy.glob("train_*.parquet"))[0]
+    file.unlink()
+    refused(capsys, arguments(copy, tmp_path), 2, str(file))
+
+
+def test_a_file_that_is_no_parquet_is_named(copy, tmp_path, capsys):
+    file = sorted(copy.glob("test_*.parquet"))[0]
+    file.write_bytes(b"not parquet at all")
+    refused(capsys, arguments(copy, tmp_path), 2, str(file))
+
+
+def test_a_mapping_of_csv_files_points_to_transcode(copy, tmp_path, capsys):
+    change_spec(copy, lambda document: [chunk.update(type="csv") for chunk in document["source_spec"]["train"]])
+    refused(capsys, arguments(copy, tmp_path), 2, "transcode.py")
+
+
+def test_an_unknown_mapping_names_those_there_are(dataset, tmp_path, capsys):
+    refused(capsys, arguments(dataset, tmp_path, "--train_mapping", "trian"), 2, "trian", "train", "test")
+
+
+def test_an_embedding_sizes_file_that_is_missing_is_named(dataset, tmp_path, capsys):
+    refused(capsys, arguments(dataset, tmp_path, "--embedding_sizes_file", "no.json"), 2, "no.json")
+
+
+def test_a_model_folder_with_an_earlier_run_is_not_trained_over(dataset, tmp_path, capsys):
+    (tmp_path / "models" / "checkpoints" / "step-3").mkdir(parents=True)
+    refused(capsys, arguments(dataset, tmp_path), 2, "--use_checkpoint", "another --model_dir")
+
+
+def test_a_results_folder_that_is_a_file_is_named(dataset, tmp_path, capsys):
+    (tmp_path / "results").write_text("")
+    refused(capsys, arguments(dataset, tmp_path), 2, str(tmp_path / "results"))
+
+
+@pytest.mark.parametrize("more", [["--evaluate"], ["--use_checkpoint"], ["--evaluate", "--checkpoint", "/nowhere"]])
+def test_without_a_checkpoint_nothing_is_evaluated_or_gone_on_with(dataset, tmp_path, capsys, more):
+    refused(capsys, arguments(dataset, tmp_path, *more), 4, "checkpoint")
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_both_shapes(dataset, tmp_path, capsys):
+    must(main(arguments(dataset, tmp_path, "--num_epochs", "1")))
+    capsys.readouterr()
+    other = arguments(dataset, tmp_path, "--evaluate", "--deep_hidden_units", "9")
+    refused(capsys, other, 2, "[8, 1]", "[9, 1]", "step-7")
+    other = arguments(dataset, tmp_path, "--use_checkpoint", "--seed", "5")
+    refused(capsys, other, 2, "seed was 0 and is 5")
+
+
+def test_a_wrong_argument_is_told_before_tensorflow_is_imported(tmp_path):
+    program = "import sys; from main import main; code = main(sys.argv[1:]); print('tensorflow' in sys.modules, code)"
+    command = [sys.executable, "-c", program, "--num_epochs", "0"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "2"]
+    assert "--num_epochs must be at least 1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def spoil_one_value(file: Path, column: str, row: int, value: float) -> None:
+    table = pq.read_table(file)
+    values = table[column].to_numpy().copy()
+    values[row] = value
+    index = table.column_names.index(column)
+    field = table.schema.field(column)
+    pq.write_table(table.set_column(index, field, pa.array(values, field.type)), file)
+
+
+@pytest.mark.horovod
+def test_one_bad_value_in_one_workers_share_stops_both_with_its_place(copy, tmp_path):
+    file = sorted(copy.glob("train_*.parquet"))[-1]
+    spoil_one_value(file, "movie_age", 5, np.nan)
+    done = run_program([ROOT / "main.py", *arguments(copy, tmp_path)], workers=2, timeout=180)
+    assert done.returncode != 0
+    message = next(line for line in done.stderr.splitlines() if "main.py: error:" in line)
+    for fragment in (file.name, "row group", "movie_age", "nan"):
+        assert fragment in message.lower()
+    assert not list((tmp_path / "models").glob("**/step-*"))
+
+
+@pytest.mark.horovod
+def test_wrong_arguments_are_told_once_by_two_workers(tmp_path, dataset):
+    done = run_program([ROOT / "main.py", *arguments(dataset, tmp_path, "--global_batch_size", "65")], workers=2)
+    assert done.returncode != 0
+    assert len(re.findall("main.py: error:", done.stderr)) == 1
+    assert "the next size that does is --global_batch_size 66" in done.stderr

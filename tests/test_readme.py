@@ -1,0 +1,97 @@
+"""The README's commands, as a newcomer would type them."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.helpers import ROOT, environment, metrics, real_data
+from trainer.cli import make_parser
+
+README = (ROOT / "README.md").read_text()
+
+
+def commands(heading: str) -> list[str]:
+    """The bash blocks of a section."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL)
+
+
+def bash(script: str, timeout: float) -> str:
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.horovod
+def test_own_data_in_five_minutes(tmp_path):
+    blocks = commands("Your own data in five minutes")
+    assert len(blocks) == 2
+    folder = tmp_path / "example"
+    folder.mkdir()
+    output = bash("\n".join(blocks).replace("example/", f"{folder}/"), timeout=600)
+    assert metrics(folder / "results")["auc_roc"] > 0.6
+    assert "auc_roc" in output
+    assert list(folder.glob("results/*.png"))
+
+
+def test_the_specification_shown_is_the_shipped_one():
+    shown = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)[0]
+    shipped = yaml.safe_load((ROOT / "feature_specs" / "tiny.yaml").read_text())
+    shown = yaml.safe_load(shown)
+    assert shown["feature_spec"] == shipped["feature_spec"]
+    assert shown["source_spec"] == shipped["source_spec"]
+    assert {name: names for name, names in shown["channel_spec"].items() if names} == shipped["channel_spec"]
+
+
+def test_every_flag_that_the_readme_names_exists():
+    known = {name for action in make_parser()._actions for name in action.option_strings}
+    others = {
+        "--raw",
+        "--output",
+        "--all",
+        "--gpu",
+        "--signal",
+        "--results_dir",
+        "--input",
+        "--feature_spec_in",
+        "--size",
+    }
+    named = set(re.findall(r"--[a-z_]+", README))
+    assert named - known - others == set()
+
+
+def test_every_file_that_the_readme_links_to_exists():
+    links = re.findall(r"\]\((?!http|#)([^)]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def quickstart(output: Path, *arguments: str) -> float:
+    bash(f"bash scripts/quickstart.sh --output '{output}' {' '.join(arguments)}", timeout=1500)
+    assert list((output / "results").glob("*.png"))
+    assert (output / "predictions.parquet").is_file()
+    return metrics(output / "evaluation")["auc_roc"]
+
+
+@pytest.mark.slow
+@pytest.mark.horovod
+def test_the_quickstart_on_generated_rows_is_far_above_chance(tmp_path):
+    assert quickstart(tmp_path / "quickstart") > 0.7
+
+
+@pytest.mark.slow
+@pytest.mark.horovod
+@pytest.mark.real_data
+def test_the_quickstart_on_movielens_reaches_080(tmp_path):
+    assert quickstart(tmp_path / "quickstart", "--raw", str(real_data("ml-1m"))) >= 0.80

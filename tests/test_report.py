@@ -1,0 +1,215 @@
+import json
+import math
+import re
+import struct
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+import report
+from trainer.log import RunLog
+from trainer.report.runs import metric_keys, read_run, training_loss
+from trainer.report.table import WIDEST, curve_table
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def training(step: int, loss: float | None, epoch: float = 0.5) -> tuple:
+    return [step, 40], {"loss": loss, "learning_rate": 1e-4, "samples_per_second": 1e4, "epoch": epoch}
+
+
+def evaluation(step: int, epoch: int, **metrics) -> tuple:
+    return [step], metrics | {"epoch": epoch}
+
+
+TWO_EPOCHS = [
+    training(10, 0.7),
+    training(20, 0.5),
+    evaluation(20, 1, loss_val=0.55, auc_roc=0.75, streaming_map_val=0.625, validation_throughput=123_456.0),
+    training(30, 0.5),
+    training(40, 0.25),
+    evaluation(40, 2, loss_val=0.5, auc_roc=0.7, streaming_map_val=0.65, validation_throughput=123_456.0),
+    ([], {"loss_val": 0.5, "auc_roc": 0.7}),
+]
+
+
+def write_run(folder: Path, records: list[tuple]) -> Path:
+    log = RunLog(folder / "log.json", append=False)
+    log.parameters({"num_epochs": 2})
+    log.metadata("auc_roc", {"unit": None})
+    for step, data in records:
+        log.log(step, data)
+    return folder
+
+
+def cells(table: str) -> list[list[str]]:
+    return [line.split() for line in table.splitlines()]
+
+
+def test_the_table_has_a_line_per_evaluation_and_marks_the_best(tmp_path, capsys):
+    assert report.main(["--results_dir", str(write_run(tmp_path / "run", TWO_EPOCHS))]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "run"
+    header, first, second = (line.split() for line in lines[2:5])
+    assert header == ["step", "epoch", "loss", "loss_val", "auc_roc", "streaming_map_val", "validation_throughput"]
+    assert first == ["20", "1", "0.60000", "0.55000", "0.75000*", "0.62500", "123k"]
+    assert second == ["40", "2", "0.37500", "0.50000*", "0.70000", "0.65000*", "123k"]
+
+
+def test_the_pictures_are_written_beside_the_first_run_or_where_they_are_wanted(tmp_path, capsys):
+    first, second = (write_run(tmp_path / name, TWO_EPOCHS) for name in ("a", "b"))
+    assert report.main(["--results_dir", str(first), str(second)]) == 0
+    assert report.main(["--results_dir", str(first), str(second), "--output", str(tmp_path / "new" / "place")]) == 0
+    for folder in (first, tmp_path / "new" / "place"):
+        png = (folder / "learning_curve.png").read_bytes()
+        assert png.startswith(PNG_SIGNATURE) and struct.unpack(">I", png[16:20]) == (1280,)
+        svg = ElementTree.parse(folder / "learning_curve.svg").getroot()
+        assert svg.tag.endswith("svg")
+        assert str(folder / "learning_curve.png") in capsys.readouterr().out or folder != first
+    assert not (second / "learning_curve.png").exists()
+
+
+def test_the_picture_shows_every_curve_of_every_run(tmp_path):
+    from trainer.report.figure import _panels
+
+    runs = [read_run(write_run(tmp_path / name, TWO_EPOCHS), name) for name in ("a", "b")]
+    panels = _panels(runs)
+    assert list(panels) == ["loss", "auc_roc", "streaming_map_val"]
+    assert [(curve.run, curve.is_training, curve.steps, curve.values) for curve in panels["loss"]] == [
+        ("a", True, [10, 20, 30, 40], [0.7, 0.5, 0.5, 0.25]),
+        ("b", True, [10, 20, 30, 40], [0.7, 0.5, 0.5, 0.25]),
+        ("a", False, [20, 40], [0.55, 0.5]),
+        ("b", False, [20, 40], [0.55, 0.5]),
+    ]
+
+
+def test_curves_that_mean_different_things_look_different(tmp_path):
+    from trainer.report.figure import _key, _panels
+
+    keys = ("auc_roc/click", "auc_roc/mean", "loss_val/click", "loss_val/mean")
+    tasks = [evaluation(20, 1, **dict.fromkeys(keys, 0.5))]
+    for names in (["a"], ["a", "b", "c"]):
+        runs = [read_run(write_run(tmp_path / name, TWO_EPOCHS[:2] + tasks), name) for name in names]
+        panels = _panels(runs)
+        key = _key(runs, panels)
+        for curves in panels.values():
+            looks = [str(sorted(key.style(curve).items())) for curve in curves]
+            assert len(set(looks)) == len(curves)
+        labels = [handle.get_label() for handle in key.handles()]
+        assert set(labels) >= {"click", "mean", "training", "evaluation", *(names if len(names) > 1 else [])}
+
+
+def test_tasks_get_columns_of_their_own_and_wide_tables_go_on_below(tmp_path):
+    tasks, names = ("click", "purchase", "mean"), ("loss_val", "auc_roc", "rmse")
+    metrics = {f"{name}/{task}": 0.5 for task in tasks for name in names}
+    run = read_run(write_run(tmp_path, [evaluation(20, 1, **metrics), evaluation(40, 2, **metrics)]), "run")
+    parts = curve_table(run).split("\n\n")
+    assert len(parts) > 1
+    assert all(len(line) <= WIDEST for part in parts for line in part.splitlines())
+    shown = [name for part in parts for name in cells(part)[0]]
+    assert [name for name in shown if name not in ("step", "epoch")] == list(metrics)
+    assert all(cells(part)[1][:2] == ["20", "1"] for part in parts)
+
+
+def test_steps_repeated_after_a_resume_count_once_with_their_last_values(tmp_path):
+    records = [*TWO_EPOCHS[:6], training(30, 0.4), training(40, 0.3), evaluation(40, 2, loss_val=0.45, auc_roc=0.8)]
+    run = read_run(write_run(tmp_path, records), "run")
+    losses = [(point.step, point.values["loss"]) for point in run.training]
+    assert losses == [(10, 0.7), (20, 0.5), (30, 0.4), (40, 0.3)]
+    assert [(point.step, point.values["auc_roc"]) for point in run.evaluations] == [(20, 0.75), (40, 0.8)]
+    assert training_loss(run) == {20: pytest.approx(0.6), 40: pytest.approx(0.35)}
+
+
+def test_what_was_no_number_is_shown_as_missing_and_a_metric_that_never_was_one_not_at_all(tmp_path, capsys):
+    records = [
+        training(20, None),
+        evaluation(20, 1, auc_roc=None, streaming_map_val=None, loss_val=0.5),
+        evaluation(40, 2, auc_roc=0.5, streaming_map_val=None, loss_val=0.5),
+    ]
+    run = read_run(write_run(tmp_path, records), "run")
+    assert metric_keys([run]) == ["loss_val", "auc_roc"]
+    assert cells(curve_table(run))[1:] == [["20", "1", "0.50000", "-"], ["40", "2", "0.50000", "0.50000"]]
+    assert report.main(["--results_dir", str(tmp_path)]) == 0
+
+
+def test_a_run_that_was_stopped_before_its_first_evaluation_shows_its_losses(tmp_path, capsys):
+    assert report.main(["--results_dir", str(write_run(tmp_path, TWO_EPOCHS[:2]))]) == 0
+    assert ["10", "0.5", "1.000e-04", "0.70000", "10k"] in cells(capsys.readouterr().out)
+    assert (tmp_path / "learning_curve.png").exists()
+
+
+def test_a_run_that_only_evaluated_shows_its_metrics_and_draws_nothing(tmp_path, capsys):
+    write_run(tmp_path, [([], {"auc_roc": 0.75})])
+    assert report.main(["--results_dir", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert ["-", "-", "0.75000"] in cells(output) and "no picture" in output
+    assert not (tmp_path / "learning_curve.png").exists()
+
+
+def test_metrics_and_arguments_beside_the_log_are_taken(tmp_path):
+    write_run(tmp_path, [])
+    (tmp_path / "metrics.json").write_text(json.dumps({"auc_roc": 0.5, "loss_val": None}))
+    (tmp_path / "args.json").write_text(json.dumps({"seed": 3}))
+    run = read_run(tmp_path, "run")
+    assert run.final["auc_roc"] == 0.5 and math.isnan(run.final["loss_val"])
+    assert run.parameters == {"num_epochs": 2, "seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda folder: None, "no such log.*results_dir"),
+        (lambda folder: folder.mkdir(), "no such log"),
+        (lambda folder: write_run(folder, []), "no loss and no metric"),
+        (lambda folder: (write_run(folder, []) / "log.json").write_bytes(b"\xff\0garbage"), "no loss and no metric"),
+        (lambda folder: (write_run(folder, []) / "metrics.json").write_text("{"), "metrics.json.*JSON"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_clear_error(tmp_path, capsys, prepare, message):
+    prepare(tmp_path / "run")
+    assert report.main(["--results_dir", str(tmp_path / "run")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("report.py: ") and captured.err.count("\n") == 1
+    assert re.search(message, captured.err)
+
+
+def test_odd_records_are_passed_over(tmp_path):
+    folder = write_run(tmp_path, TWO_EPOCHS)
+    odd = [{}, {"type": "LOG"}, {"type": "LOG", "step": [None], "data": {}}, {"type": "LOG", "step": ["a"], "data": {}}]
+    odd += [{"type": "LOG", "step": [1], "data": [1]}, {"type": "LOG", "step": {}, "data": {}}]
+    odd += [{"type": "LOG", "step": [60, 60], "data": {"loss": "high"}}]
+    odd += [{"type": "LOG", "step": [50], "data": {"text": "x", "truth": True, "list": [1]}}]
+    with open(folder / "log.json", "a") as file:
+        file.writelines(f"DLLL {json.dumps(record)}\n" for record in odd)
+    run = read_run(folder, "run")
+    assert [point.step for point in run.training] == [10, 20, 30, 40]
+    assert metric_keys([run]) == ["loss_val", "auc_roc", "streaming_map_val", "validation_throughput"]
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    run = write_run(tmp_path / "run", TWO_EPOCHS)
+    assert report.main(["--results_dir", str(run), "--output", str(tmp_path / "file")]) == 1
+    assert "report.py: " in capsys.readouterr().err
+
+
+def test_runs_are_named_by_as_much_of_their_path_as_it_takes():
+    folders = [Path("/x/a/results"), Path("/x/b/results"), Path("/y/c")]
+    assert report.run_names(folders) == ["a/results", "b/results", "c"]
+    assert report.run_names([Path("/a"), Path("/x/a")]) == ["/a", "x/a"]
+
+
+def test_a_run_given_twice_is_shown_once(tmp_path, capsys, monkeypatch):
+    write_run(tmp_path / "run", TWO_EPOCHS)
+    monkeypatch.chdir(tmp_path)
+    assert report.main(["--results_dir", "run", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.splitlines().count("run") == 1
+
+
+def test_help_is_told_without_drawing(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        report.main(["--help"])
+    assert stopped.value.code == 0 and "learning_curve.png" in capsys.readouterr().out
+    assert "tensorflow" not in sys.modules

@@ -1,0 +1,203 @@
+"""The other shell scripts: what they start, and what they say of a mistake."""
+
+import os
+import subprocess
+
+import pytest
+
+from tests.helpers import ROOT
+from tests.stand_ins import Machine, check_failed
+
+SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), ROOT / ".ci/run", ROOT / "hvd_wrapper.sh"])
+BENCHMARK = "--benchmark --benchmark_warmup_steps 500 --benchmark_steps 1000"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_parses_and_those_of_bash_stop_at_the_first_error(script):
+    posix = script.name == "hvd_wrapper.sh"
+    subprocess.run(["sh" if posix else "bash", "-n", str(script)], check=True)
+    if script.name != "_launch.sh":
+        assert ("\nset -eu\n" if posix else "\nset -euo pipefail\n") in script.read_text()
+        assert os.access(script, os.X_OK), f"chmod +x {script}"
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """A machine that is set up; its horovodrun prints what it is given, an argument a line."""
+    machine = Machine(tmp_path)
+    (machine.venv / "bin").mkdir(parents=True)
+    machine.write(machine.venv / "bin/horovodrun", "#!/bin/sh\nprintf '<%s>\\n' \"$@\"\n")
+    machine.write(machine.venv / "bin/python", "#!/bin/sh\n")
+    return machine
+
+
+def launched(process) -> list[str]:
+    """The arguments that horovodrun was given."""
+    assert process.returncode == 0, process.stderr
+    return [line[1:-1] for line in process.stdout.splitlines() if line.startswith("<")]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "workers", "flags"),
+    [
+        ("training_full.sh", "", "1", ""),
+        ("training_full.sh", "-g 8 -a amp -x xla", "8", "--amp --xla"),
+        (
+            "training_full.sh",
+            "-g 3 --num_epochs 2 --deep_hidden_units 64 32",
+            "3",
+            "--num_epochs 2 --deep_hidden_units 64 32",
+        ),
+        ("training_full.sh", "--num_epochs 2 -x xla -g 5", "5", "--num_epochs 2 --xla"),
+        ("training_benchmark.sh", "-g 4", "4", BENCHMARK),
+        ("training_benchmark.sh", "--benchmark_steps 20", "1", f"{BENCHMARK} --benchmark_steps 20"),
+        ("evaluating_benchmark.sh", "-b 4096 -a amp", "1", f"--evaluate {BENCHMARK} --eval_batch_size 4096 --amp"),
+    ],
+)
+def test_the_options_become_workers_and_flags_of_main(machine, script, arguments, workers, flags):
+    root, venv = str(machine.root), str(machine.venv)
+    assert launched(machine.run(f"scripts/{script}", *arguments.split())) == [
+        "-np", workers, "sh", f"{root}/hvd_wrapper.sh", f"{venv}/bin/python", f"{root}/main.py", *flags.split()
+    ]  # fmt: skip
+
+
+def test_arguments_with_blanks_arrive_whole(machine):
+    assert launched(machine.run("scripts/training_full.sh", "--dataset_path", "my data", "*"))[-2:] == ["my data", "*"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "listed", "workers"), [(0, None, "1"), (4, None, "4"), (4, "0,2", "2"), (4, "", "1"), (4, "-1", "1")]
+)
+def test_there_are_as_many_workers_as_gpus_unless_told_otherwise(machine, gpus, listed, workers):
+    lines = "".join(f"GPU {number}: NVIDIA H200 (UUID: GPU-{number})\n" for number in range(gpus))
+    machine.tool("nvidia-smi", f"#!/bin/sh\ncat <<X\n{lines}X\n")
+    variables = {} if listed is None else {"CUDA_VISIBLE_DEVICES": listed}
+    assert launched(machine.run("scripts/training_full.sh", **variables))[1] == workers
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("training_full.sh", ["-g", "0"], "'0'"),
+        ("training_full.sh", ["-g", "many"], "'many'"),
+        ("training_full.sh", ["-g"], "needs a value"),
+        ("training_full.sh", ["-a", "fp8"], "the word amp"),
+        ("training_full.sh", ["-x", "on"], "the word xla"),
+        ("training_full.sh", ["-b", "64"], "--global_batch_size"),
+    ],
+)
+def test_a_wrong_option_is_refused_in_one_line(machine, script, arguments, message):
+    process = machine.run(f"scripts/{script}", *arguments)
+    assert process.returncode == 2
+    assert message in process.stderr
+    assert len(process.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("script", ["training_full.sh", "training_benchmark.sh", "evaluating_benchmark.sh"])
+def test_help_names_the_script_and_its_options(machine, script):
+    process = machine.run(f"scripts/{script}", "-h")
+    assert process.returncode == 0
+    assert f"usage: {script}" in process.stdout
+    assert ("-b GLOBAL_BATCH" in process.stdout) == (script == "evaluating_benchmark.sh")
+
+
+def test_without_a_set_up_the_way_to_one_is_told(machine):
+    (machine.venv / "bin/horovodrun").unlink()
+    check_failed(machine.run("scripts/training_full.sh"), "scripts/setup.sh")
+    (machine.venv / "setup-stamp").write_text("unfinished\n")
+    check_failed(machine.run("scripts/training_full.sh"), "did not finish")
+
+
+@pytest.fixture
+def checks(machine):
+    """A machine whose set-up, ruff, mypy and pytest note that they ran and with what."""
+    note = '#!/bin/sh\necho "$(basename "$0") $* data=${RECIPE_TEST_DATA:-none}" >>"$STATE/log"\n'
+    machine.write(machine.root / "scripts/setup.sh", note)
+    for tool in ("ruff", "mypy", "python"):
+        machine.write(machine.venv / "bin" / tool, note + f'[ ! -e "$STATE/{tool} fails" ] || exit 3\n')
+    return machine
+
+
+def test_everything_is_checked_and_arguments_go_to_pytest(checks):
+    process = checks.run("scripts/test.sh", "-k", "two words")
+    assert process.returncode == 0, process.stderr
+    assert [line.split(" data=")[0].split(" ")[0] for line in checks.log().splitlines()] == [
+        "setup.sh", "ruff", "ruff", "mypy", "python"
+    ]  # fmt: skip
+    assert "-m not slow" in checks.log()
+    assert "-k two words" in checks.log()
+
+
+def test_all_adds_the_slow_tests(checks):
+    checks.run("scripts/test.sh", "--all")
+    assert "-m pytest" in checks.log()
+    assert "not slow" not in checks.log()
+
+
+@pytest.mark.parametrize("tool", ["ruff", "mypy", "python"])
+def test_a_check_that_fails_fails_the_whole(checks, tool):
+    (checks.state / f"{tool} fails").touch()
+    check_failed(checks.run("scripts/test.sh"), "failed")
+
+
+def test_real_data_is_found_beside_the_checkout_or_where_the_user_says(checks):
+    checks.run("scripts/test.sh")
+    assert "data=none" in checks.log()
+    beside = checks.root.parent / "shared/data"
+    beside.mkdir(parents=True)
+    checks.run("scripts/test.sh")
+    assert f"data={beside}" in checks.log()
+    checks.run("scripts/test.sh", RECIPE_TEST_DATA="/elsewhere")
+    assert "data=/elsewhere" in checks.log()
+
+
+@pytest.mark.parametrize(("data_is_there", "code"), [(True, 1), (False, 0)])
+def test_the_ci_fails_on_a_skip_of_data_that_is_there(checks, data_is_there, code):
+    skip = "SKIPPED [1] tests/data/test_x.py:3: no real data: x is absent (RECIPE_TEST_DATA names another folder)"
+    checks.write(checks.root / "scripts/test.sh", f"#!/bin/sh\necho '{skip}'\necho '1 passed, 1 skipped in 0.1s'\n")
+    (checks.root / ".ci").mkdir()
+    checks.write(checks.root / ".ci/run", (ROOT / ".ci/run").read_text())
+    if data_is_there:
+        (checks.root.parent / "shared/data").mkdir(parents=True)
+    process = checks.run(".ci/run")
+    assert process.returncode == code
+    assert "1 passed, 1 skipped" in process.stdout
+    assert skip in process.stdout
+
+
+def test_the_ci_fails_when_the_tests_do(checks):
+    checks.write(checks.root / "scripts/test.sh", "#!/bin/sh\necho '1 failed in 0.1s'\nexit 1\n")
+    (checks.root / ".ci").mkdir()
+    checks.write(checks.root / ".ci/run", (ROOT / ".ci/run").read_text())
+    process = checks.run(".ci/run")
+    assert (process.returncode, process.stdout) == (1, "1 failed in 0.1s\n")
+
+
+def test_the_locked_lists_hold_exact_versions_and_no_addresses():
+    for name in ("cpu", "gpu", "dev"):
+        lines = (ROOT / f"requirements/{name}.txt").read_text().splitlines()[1:]
+        assert lines, name
+        for line in lines:
+            package, _, marker = line.partition(" ; ")
+            assert package.count("==") == 1 and "/" not in line, f"{name}.txt: {line}"
+            assert not marker or marker.startswith("python_full_version"), f"{name}.txt: {line}"
+
+
+def test_the_lists_agree_on_what_they_share():
+    versions: dict[str, set[str]] = {}
+    for name in ("cpu", "gpu", "dev"):
+        for line in (ROOT / f"requirements/{name}.txt").read_text().splitlines()[1:]:
+            package, _, version = line.partition("==")
+            if "python_full_version" not in version:
+                versions.setdefault(package, set()).add(version)
+    differing = {package for package, found in versions.items() if len(found) > 1}
+    assert differing <= {"numba", "llvmlite"}, "only numba differs between CPU and GPU (requirements/README.md)"
+
+
+def test_lock_leaves_the_lists_alone_when_the_result_would_hold_an_address(machine):
+    uv = '#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\necho "six @ https://example.org/six.whl" >"$2"\n'
+    machine.write(machine.venv / "bin/uv", uv)
+    before = (machine.root / "requirements/cpu.txt").read_text()
+    check_failed(machine.run("scripts/lock.sh"), "nothing is changed")
+    assert (machine.root / "requirements/cpu.txt").read_text() == before
+    assert not list(machine.root.glob("requirements/.lock*"))

@@ -1,0 +1,79 @@
+"""Several workers in threads of one process, for laws that need no real processes."""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+class _Meeting:
+    """Where the workers hand over what they hold and see what the others hold."""
+
+    def __init__(self, size: int):
+        self.barrier = threading.Barrier(size, timeout=60)
+        self.held: list[Any] = [None] * size
+
+
+class LocalWorker:
+    """A Comm among threads. For eager execution only."""
+
+    def __init__(self, rank: int, size: int, meeting: _Meeting):
+        self.rank, self.size, self.local_rank = rank, size, rank
+        self._meeting = meeting
+
+    def _all(self, mine: Any) -> list[Any]:
+        self._meeting.held[self.rank] = mine
+        self._meeting.barrier.wait()
+        everything = list(self._meeting.held)
+        self._meeting.barrier.wait()
+        return everything
+
+    def sum_array(self, array: np.ndarray) -> np.ndarray:
+        return np.sum(self._all(array), axis=0)
+
+    def gather_rows(self, rows: np.ndarray) -> np.ndarray:
+        return np.concatenate(self._all(rows))
+
+    def exchange_rows(self, rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+        borders = np.cumsum([0, *counts])
+        pieces = self._all([rows[a:b] for a, b in zip(borders[:-1], borders[1:], strict=True)])
+        return np.concatenate([theirs[self.rank] for theirs in pieces])
+
+    def broadcast_bytes(self, data: bytes | None) -> bytes:
+        return self._all(data)[0] or b""
+
+    def broadcast_variables(self, variables: Iterable[tf.Variable]) -> None:
+        for variable in variables:
+            variable.assign(self._all(variable.numpy())[0])
+
+    def sum_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        return [tf.add_n(same) for same in zip(*self._all(tensors), strict=True)]
+
+    def gather_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        return [tf.concat(same, axis=0) for same in zip(*self._all(tensors), strict=True)]
+
+
+def run_workers(size: int, work: Callable[[LocalWorker], Any]) -> list[Any]:
+    """What `work` returns on each of `size` workers; the first exception of any is raised."""
+    meeting = _Meeting(size)
+    results: list[Any] = [None] * size
+    errors: list[BaseException] = []
+
+    def target(rank: int) -> None:
+        try:
+            results[rank] = work(LocalWorker(rank, size, meeting))
+        except BaseException as error:
+            errors.append(error)
+            meeting.barrier.abort()
+
+    threads = [threading.Thread(target=target, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    real = [error for error in errors if not isinstance(error, threading.BrokenBarrierError)]
+    if errors:
+        raise (real or errors)[0]
+    return results

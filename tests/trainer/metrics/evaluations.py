@@ -1,0 +1,94 @@
+"""Rows for tests, and how they reach an Evaluation."""
+
+from typing import NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from tests.trainer.metrics.workers import LocalWorkers, ThreadWorker
+from trainer.metrics.evaluation import Evaluation
+
+
+class TestRows(NamedTuple):
+    """Rows of one task, [rows] each."""
+
+    __test__ = False
+
+    logits: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    group: np.ndarray
+
+    @property
+    def counted(self) -> "TestRows":
+        """The rows with a weight and a label."""
+        mask = (self.weights > 0) & ~np.isnan(self.labels)
+        return TestRows(*(column[mask] for column in self))
+
+    def permuted(self, random: np.random.Generator) -> "TestRows":
+        order = random.permutation(len(self.logits))
+        return TestRows(*(column[order] for column in self))
+
+
+def evaluate(
+    rows: TestRows, *, workers: int = 1, batch_size: int | None = None, borders: list[int] | None = None, **options
+) -> dict[str, float]:
+    """The metrics of one task, with the rows cut into workers at `borders` (default: evenly) and into batches.
+
+    Fails unless every worker gets the same result.
+    """
+    count = len(rows.logits)
+    if borders is None:
+        borders = [worker * count // workers for worker in range(1, workers)]
+    edges = [0, *borders, count]
+
+    def work(comm: ThreadWorker) -> dict[str, float]:
+        evaluation = Evaluation(["click"], with_group=True, **options)
+        first, last = edges[comm.rank : comm.rank + 2]
+        step = batch_size or max(last - first, 1)
+        for start in range(first, last, step):
+            batch = TestRows(*(column[start : min(start + step, last)] for column in rows))
+            evaluation.update(batch.logits[:, None], batch.labels[:, None], batch.weights, batch.group)
+        return evaluation.result(comm)
+
+    results = LocalWorkers(len(edges) - 1).run(work)
+    for result in results:
+        np.testing.assert_equal(result, results[0])
+    return results[0]
+
+
+def make_rows(
+    count: int, *, groups: int, distinct_scores: int | None = None, positives: float = 0.3, seed: int = 0
+) -> TestRows:
+    """Random rows; `distinct_scores` None leaves hardly any tie. One row in ten has weight 0."""
+    random = np.random.default_rng(seed)
+    logits = random.standard_normal(count)
+    if distinct_scores is not None:
+        logits = random.integers(0, distinct_scores, count) / 4 - distinct_scores / 8
+    return TestRows(
+        logits.astype(np.float32),
+        (random.random(count) < positives).astype(np.float32),
+        (random.choice([0, 0.5, 1, 1, 2.25], count, p=[0.1, 0.2, 0.3, 0.2, 0.2])).astype(np.float32),
+        random.integers(0, groups, count) * 10**15 - 5 * 10**17,
+    )
+
+
+SCORES = st.sampled_from([-80.0, -2.5, -0.5, -0.0, 0.0, 1e-30, 0.5, 0.75, 3.0, 90.0])
+WEIGHTS = st.sampled_from([0.0, 0.1, 1.0, 1.0, 1.0, 3.5])
+GROUPS = st.sampled_from([-(2**63), -7, 0, 1, 2, 2**63 - 1])
+
+
+@st.composite
+def small_rows(draw: st.DrawFn, max_rows: int = 40) -> TestRows:
+    """Any rows, with many ties."""
+    row = st.tuples(SCORES, st.sampled_from([0.0, 0.0, 1.0]), WEIGHTS, GROUPS)
+    rows = draw(st.lists(row, max_size=max_rows))
+    columns = list(zip(*rows, strict=True)) or [()] * 4
+    dtypes = (np.float32, np.float32, np.float32, np.int64)
+    return TestRows(*(np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)))
+
+
+@st.composite
+def cuts(draw: st.DrawFn, count: int) -> list[int]:
+    """Borders between 1 to 4 workers, uneven ones and empty workers among them."""
+    return sorted(draw(st.lists(st.integers(0, count), max_size=3)))

@@ -1,0 +1,97 @@
+"""Small models, steps and batches for tests of the trainer."""
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.distributed import Comm, SingleWorker
+from trainer.layout import IdColumns, InputLayout
+from trainer.loss_scale import LossScale
+from trainer.models import build_model
+from trainer.models.ranking import RankingModel
+from trainer.optimizers.optimizer import Optimizer
+from trainer.optimizers.rules import Ftrl, RMSprop
+from trainer.optimizers.schedules import Constant
+from trainer.options import ModelOptions
+from trainer.step import StepInput, TrainStep, named
+from trainer.tasks import Task
+
+DEEP_RATE, WIDE_RATE = 0.01, 0.02
+
+# user and tags are large beside a batch (their touched rows are collected), day is small (summed whole).
+LAYOUT = InputLayout(
+    categorical=(
+        IdColumns("user", 0, 1, False, 500, 8),
+        IdColumns("day", 1, 1, False, 7, 4),
+        IdColumns("tags", 2, 3, True, 90, 6),
+    ),
+    numerical=("age", "price"),
+)
+
+
+def make_model(
+    *,
+    layout: InputLayout = LAYOUT,
+    tasks: tuple[str, ...] = ("click",),
+    dropout: float = 0.0,
+    combiner: str = "sum",
+    compute_dtype: str = "float32",
+    seed: int = 1,
+) -> RankingModel:
+    options = ModelOptions(deep_hidden_units=(32, 16), deep_dropout=dropout, combiner=combiner)
+    return build_model(options, layout, tasks, compute_dtype=compute_dtype, seed=seed)
+
+
+def make_step(
+    model: RankingModel,
+    *,
+    comm: Comm | None = None,
+    global_batch_size: int = 16,
+    xla: bool = False,
+    compute_dtype: str = "float32",
+    tasks: tuple[Task, ...] | None = None,
+) -> TrainStep:
+    embeddings = model.embeddings
+    wide = Optimizer(Ftrl(), Constant(WIDE_RATE), named(model.wide_weights), named([embeddings.wide_table]))
+    deep = Optimizer(RMSprop(), Constant(DEEP_RATE), named(model.deep_weights), named(embeddings.deep_tables))
+    return TrainStep(
+        model,
+        tasks or tuple(Task(name, 1.0, 1.0, None) for name in model.task_names),
+        wide=wide,
+        deep=deep,
+        comm=comm or SingleWorker(),
+        loss_scale=LossScale(dynamic=compute_dtype == "float16"),
+        global_batch_size=global_batch_size,
+        seed=0,
+        xla=xla,
+    )
+
+
+def make_batches(count: int, rows: int = 16, *, tasks: int = 1, seed: int = 0) -> list[StepInput]:
+    """Skewed ids with repeats, multi-hot rows with and without pads, labels that the inputs decide."""
+    rng = np.random.default_rng(seed)
+    batches = []
+    for _ in range(count):
+        user, day = rng.zipf(1.3, rows) % 500, rng.integers(0, 7, rows)
+        tags = np.where(rng.random((rows, 3)) < 0.3, -1, rng.integers(0, 90, (rows, 3)))
+        numerical = rng.normal(size=(rows, 2))
+        labels = np.stack([(numerical[:, 0] + task + (day < 3) > 1) for task in range(tasks)], axis=1)
+        batches.append(
+            StepInput(
+                ids=tf.constant(np.column_stack([user, day, tags]), tf.int32),
+                numerical=tf.constant(numerical, tf.float32),
+                labels=tf.constant(labels, tf.float32),
+                weights=tf.ones(rows),
+            )
+        )
+    return batches
+
+
+def part(batch: StepInput, rows: slice) -> StepInput:
+    """Some rows of a batch."""
+    return StepInput(*(tensor[rows] for tensor in batch))
+
+
+def differences(first: RankingModel, second: RankingModel) -> float:
+    """The largest absolute difference between two models' weights."""
+    pairs = zip(first.variables, second.variables, strict=True)
+    return max(float(np.abs(a.numpy() - b.numpy()).max(initial=0)) for a, b in pairs)

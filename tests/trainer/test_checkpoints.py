@@ -1,0 +1,726 @@
+import functools
+import hashlib
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.errors import DataError
+from trainer import checkpoints
+from trainer.checkpoints import CheckpointStore, NoCheckpointError, probe
+from trainer.model_folder import read_model, write_model
+from trainer.sealed import arrays as sealed_arrays
+from trainer.sealed import writer
+from trainer.sealed.arrays import DTYPES, ArraySource, is_array_name
+from trainer.sealed.errors import CheckpointError, DamagedError
+from trainer.sealed.manifest import Manifest, _sealed_text, read_manifest
+from trainer.sealed.reader import SealedFolder
+
+STATE = {"epoch": 3, "metrics": {"auc_roc": 0.8125, "loss": float("-inf")}, "seeds": [1, 2**100], "note": "é\n"}
+
+
+def tensors(step: int) -> dict[str, np.ndarray]:
+    table = np.arange(12, dtype=np.float32).reshape(6, 2) + step
+    return {
+        "deep/ad_id/table": table,
+        "deep/ad_id/rmsprop_mean_square": -table,
+        "step": np.array(step),
+    }
+
+
+def sources(values: dict[str, np.ndarray]) -> list[ArraySource]:
+    return [ArraySource.from_array(name, array) for name, array in values.items()]
+
+
+def save(store: CheckpointStore, step: int, **options) -> Path:
+    return store.save(step, sources(tensors(step)), {"step": step}, **options)
+
+
+def check_content(checkpoint, step: int) -> None:
+    assert checkpoint.step == step and checkpoint.state == {"step": step}
+    assert set(checkpoint.arrays) == set(tensors(step))
+    for name, array in tensors(step).items():
+        np.testing.assert_array_equal(checkpoint.read(name), array)
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    """What is forced to disk, and when, has a test of its own; the others need not wait for it."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def warnings() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def store(tmp_path, warnings) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "model dir é", warn=warnings.append)
+
+
+# Round trips
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 5), max_size=3), st.integers(0, 2**32 - 1)),
+        max_size=4,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_arrays_of_every_dtype_and_shape_come_back_bit_for_bit(tmp_path_factory, described):
+    values = {}
+    for index, (dtype, shape, seed) in enumerate(described):
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        data = np.random.default_rng(seed).bytes(size)
+        values[f"part/{index}"] = np.frombuffer(data, np.uint8 if dtype == "bool" else dtype).reshape(shape)
+        if dtype == "bool":
+            values[f"part/{index}"] = values[f"part/{index}"] % 2 == 1
+    store = CheckpointStore(tmp_path_factory.mktemp("model"))
+    store.save(1, sources(values), {})
+    checkpoint = store.open("last")
+    assert checkpoint.arrays == {name: (array.shape, array.dtype) for name, array in values.items()}
+    for name, array in values.items():
+        read = checkpoint.read(name)
+        assert read.tobytes() == array.tobytes() and read.shape == array.shape and read.dtype == array.dtype
+        blocks = list(checkpoint.blocks(name))
+        assert b"".join(block.tobytes() for block in blocks) == array.tobytes()
+        assert all(block.shape[1:] == array.shape[1:] for block in blocks)
+
+
+def test_files_are_plain_npy_files_that_numpy_reads_without_pickle(store):
+    folder = save(store, 7)
+    found = [np.load(path, allow_pickle=False) for path in sorted((folder / "arrays").iterdir())]
+    for array, expected in zip(found, tensors(7).values(), strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_a_table_is_written_and_read_in_blocks_of_rows(store, monkeypatch):
+    monkeypatch.setattr(sealed_arrays, "BLOCK_BYTES", 24)
+    table = np.arange(22, dtype=np.float32).reshape(11, 2)
+    source = ArraySource.from_array("table", table)
+    assert [len(block) for block in source.blocks()] == [3, 3, 3, 2]
+    store.save(1, [source], {})
+    assert [len(block) for block in store.open("last").blocks("table")] == [3, 3, 3, 2]
+    np.testing.assert_array_equal(np.concatenate(list(store.open("last").blocks("table"))), table)
+
+
+def test_blocks_that_are_not_contiguous_are_written_by_value(store):
+    table = np.arange(24, dtype=np.float32).reshape(6, 4)
+    store.save(1, [ArraySource("t", (4, 6), np.float32, lambda: iter([table.T[:1], table.T[1:]]))], {})
+    np.testing.assert_array_equal(store.open("last").read("t"), table.T)
+
+
+def test_the_state_comes_back_as_it_was(store):
+    store.save(2, [], STATE | {"rate": np.float32(0.5), "rows": np.int64(3), "pair": (1, 2)})
+    assert store.open("last").state == STATE | {"rate": 0.5, "rows": 3, "pair": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("state", "place"),
+    [({"a": {1: 2}}, "facts.state.a"), ({"a": [0, object()]}, r"facts.state.a\[1\]"), ({"w": np.ones(3)}, "state.w")],
+)
+def test_a_state_that_json_would_not_give_back_is_refused_by_its_place(store, state, place):
+    with pytest.raises(ValueError, match=place):
+        store.save(1, [], state)
+    assert store.steps() == []
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        [np.zeros((3, 2), np.float32)],
+        [np.zeros((5, 2), np.float32)],
+        [np.zeros((4, 3), np.float32)],
+        [np.zeros((4, 2), np.float64)],
+        [np.zeros(8, np.float32)],
+        [],
+    ],
+)
+def test_blocks_that_do_not_make_up_the_array_are_refused_and_nothing_is_left(store, blocks):
+    save(store, 1)
+    with pytest.raises(ValueError, match="'t' of shape"):
+        store.save(2, [ArraySource("t", (4, 2), np.float32, lambda: iter(blocks))], {})
+    assert [path.name for path in store.folder.iterdir()] == ["step-1"]
+
+
+@pytest.mark.parametrize("name", ["", "/a", "a/", "a//b", "../a", "a/..", "a/./b", "a\nb", "a\0b", "x" * 201])
+def test_names_that_would_be_tricks_as_paths_are_refused(name):
+    assert not is_array_name(name)
+    with pytest.raises(ValueError, match="cannot name an array"):
+        ArraySource.from_array(name, np.zeros(1))
+
+
+def test_any_other_name_is_kept_whatever_files_can_be_called(store):
+    names = ["user id/é%", "Ad", "ad", "CON", "a b", "a-b", "x" * 200, ".hidden", "日本/語"]
+    store.save(1, [ArraySource.from_array(name, np.array([n])) for n, name in enumerate(names)], {})
+    checkpoint = store.open("last")
+    assert [checkpoint.read(name)[0] for name in names] == list(range(len(names)))
+
+
+def test_object_arrays_names_given_twice_and_negative_steps_are_refused(store):
+    with pytest.raises(ValueError, match="dtype object"):
+        ArraySource.from_array("a", np.array([object()]))
+    with pytest.raises(ValueError, match="given twice: a"):
+        store.save(1, [ArraySource.from_array("a", np.zeros(1))] * 2, {})
+    with pytest.raises(ValueError, match="-1"):
+        store.save(-1, [], {})
+    with pytest.raises(ValueError, match="at least 1"):
+        CheckpointStore(store.folder, keep=0)
+
+
+def test_an_array_that_is_not_there_is_named(store):
+    save(store, 1)
+    with pytest.raises(CheckpointError, match="no array 'wide'"):
+        store.open("last").read("wide")
+
+
+# Which are kept, and which are opened
+
+
+def test_the_newest_and_the_best_are_kept(store):
+    for step in range(1, 7):
+        save(store, step, best=step in (1, 2), value=step / 10)
+    assert store.steps() == [2, 5, 6]
+    assert (store.best().step, store.best().value) == (2, 0.2)
+    check_content(store.open("best"), 2)
+    check_content(store.open("last"), 6)
+
+
+def test_without_a_best_only_the_newest_are_kept(tmp_path):
+    store = CheckpointStore(tmp_path, keep=3)
+    for step in range(1, 6):
+        save(store, step)
+    assert store.steps() == [3, 4, 5] and store.best() is None
+    with pytest.raises(NoCheckpointError, match="none of them called the best"):
+        store.open("best")
+
+
+def test_a_run_that_goes_back_keeps_its_own_checkpoints_and_not_those_of_the_life_it_left(store):
+    for step in (10, 20, 30):
+        save(store, step, best=True)
+    save(store, 15, best=True)
+    check_content(store.open("last"), 15)
+    check_content(store.open("best"), 15)
+    save(store, 25)
+    assert store.steps() == [15, 25]
+
+
+def test_a_step_saved_again_is_replaced(store):
+    save(store, 1)
+    store.save(1, [ArraySource.from_array("other", np.ones(2))], {"again": True})
+    assert store.steps() == [1] and store.open("last").state == {"again": True}
+    assert [path.name for path in store.folder.iterdir()] == ["step-1"]
+
+
+def test_a_path_opens_a_step_a_checkpoints_folder_or_a_model_folder(store, tmp_path):
+    for step in (1, 2):
+        save(store, step)
+    elsewhere = CheckpointStore(tmp_path / "elsewhere")
+    check_content(elsewhere.open(str(store.folder / "step-1")), 1)
+    check_content(elsewhere.open(str(store.folder)), 2)
+    check_content(elsewhere.open(str(store.folder.parent)), 2)
+    shutil.copytree(store.folder / "step-1", tmp_path / "my favourite")
+    check_content(elsewhere.open(str(tmp_path / "my favourite")), 1)
+    shutil.copytree(store.folder, tmp_path / "backup")
+    check_content(elsewhere.open(str(tmp_path / "backup")), 2)
+
+
+@pytest.mark.parametrize("which", ["last", "best", "nowhere", "x" * 5000, "/dev/null"])
+def test_nothing_to_open_says_what_was_looked_for(store, which):
+    with pytest.raises(NoCheckpointError, match="checkpoint") as error:
+        store.open(which)
+    assert isinstance(error.value, DataError)
+    if which in ("last", "best"):
+        assert str(store.folder) in str(error.value) and ("Train" in str(error.value))
+
+
+def test_unfinished_saves_are_no_checkpoints_and_go_with_the_next_save(store):
+    path = save(store, 1)
+    shutil.copytree(path, writer.temporary_name(store.folder / "step-9"))
+    assert store.steps() == [1]
+    check_content(store.open("last"), 1)
+    save(store, 2)
+    assert sorted(inner.name for inner in store.folder.iterdir()) == ["step-1", "step-2"]
+
+
+# Damage
+
+
+def damaged(store: CheckpointStore, folder: Path) -> str | None:
+    """What `open` says about a folder; None where it took it."""
+    try:
+        store.open(str(folder))
+    except NoCheckpointError as error:
+        return str(error)
+    return None
+
+
+def test_no_flipped_bit_in_any_file_of_a_checkpoint_is_accepted(store):
+    folder = save(store, 5, best=True, value=0.75)
+    chosen = random.Random(5)
+    tried = 0
+    for path in files_of(folder):
+        content = path.read_bytes()
+        for position in range(len(content)):
+            changed = bytearray(content)
+            changed[position] ^= 1 << chosen.randrange(8)
+            path.write_bytes(changed)
+            problem = damaged(store, folder)
+            assert problem and path.name in problem, (path.name, position)
+            tried += 1
+        path.write_bytes(content)
+    assert tried > 1000
+    check_content(store.open(str(folder)), 5)
+
+
+def test_no_file_that_is_cut_grown_emptied_missing_or_swapped_is_accepted(store):
+    folder = save(store, 5)
+    for path in files_of(folder):
+        content = path.read_bytes()
+        for changed in (*(content[:length] for length in range(0, len(content), 7)), content + b"\0", content + b" "):
+            path.write_bytes(changed)
+            assert path.name in damaged(store, folder)
+        path.unlink()
+        assert path.name in damaged(store, folder)
+        path.mkdir()
+        assert path.name in damaged(store, folder)
+        path.rmdir()
+        path.write_bytes(content)
+    first, second, *_ = files_of(folder / "arrays")
+    os.rename(first, folder / "aside")
+    os.rename(second, first)
+    os.rename(folder / "aside", second)
+    assert damaged(store, folder)
+
+
+@pytest.mark.parametrize("swapped", ["manifest.json", "arrays", "all"])
+def test_files_swapped_between_two_steps_are_not_accepted(store, tmp_path, swapped):
+    first, second = save(store, 1), save(store, 2)
+    one, two = (first, second) if swapped == "all" else (first / swapped, second / swapped)
+    os.rename(one, tmp_path / "aside")
+    os.rename(two, one)
+    os.rename(tmp_path / "aside", two)
+    assert damaged(store, first) and damaged(store, second)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(store):
+    folder = save(store, 1)
+    path = files_of(folder / "arrays")[0]
+    path.unlink()
+    os.mkfifo(path)
+    assert path.name in damaged(store, folder)
+
+
+def reseal(folder: Path, change) -> None:
+    """Changes the manifest and makes its own checksum right again, as somebody with bad intentions would."""
+    content = json.loads((folder / "manifest.json").read_text())["manifest"]
+    change(content)
+    (folder / "manifest.json").write_text(_sealed_text(content))
+
+
+def array_entry(content: dict, **changes) -> None:
+    content["arrays"]["deep/ad_id/table"].update(changes)
+
+
+FORGERIES = {
+    "another shape": lambda c: array_entry(c, shape=[2, 6]),
+    "a huge shape": lambda c: array_entry(c, shape=[2**60, 2**60]),
+    "a negative shape": lambda c: array_entry(c, shape=[-6, -2]),
+    "a shape of truths": lambda c: array_entry(c, shape=[True, 12]),
+    "no list for a shape": lambda c: array_entry(c, shape=12),
+    "another dtype of the same width": lambda c: array_entry(c, dtype="int32"),
+    "an object dtype": lambda c: array_entry(c, dtype="object"),
+    "a list for a dtype": lambda c: array_entry(c, dtype=["float32"]),
+    "a path upwards": lambda c: array_entry(c, file="../step-1/manifest.json"),
+    "an absolute path": lambda c: array_entry(c, file="/etc/passwd"),
+    "a path upwards in disguise": lambda c: array_entry(c, file="arrays/../../0000-x.npy"),
+    "a number for a file": lambda c: array_entry(c, file=7),
+    "text for a length": lambda c: array_entry(c, bytes="176"),
+    "a fraction for a length": lambda c: array_entry(c, bytes=176.0),
+    "a short checksum": lambda c: array_entry(c, sha256="abc"),
+    "an unknown field": lambda c: array_entry(c, pickle="yes"),
+    "a missing field": lambda c: c["arrays"]["deep/ad_id/table"].pop("dtype"),
+    "an array name upwards": lambda c: c["arrays"].update({"../x": c["arrays"]["deep/ad_id/table"]}),
+    "a list of arrays": lambda c: c.update(arrays=[]),
+    "a number for an array": lambda c: c["arrays"].update(x=1),
+    "a document upwards": lambda c: c["documents"].update({"../x": {"file": "../x", "bytes": 0, "sha256": "0" * 64}}),
+    "a document of another name": lambda c: c["documents"].update(x={"file": "y", "bytes": 0, "sha256": "0" * 64}),
+    "no facts": lambda c: c.pop("facts"),
+    "a list of facts": lambda c: c.update(facts=[]),
+    "another version": lambda c: c.update(version=2),
+    "text for a step": lambda c: c["facts"].update(step="1"),
+    "another step": lambda c: c["facts"].update(step=2),
+    "no state": lambda c: c["facts"].pop("state"),
+    "a list for a state": lambda c: c["facts"].update(state=[1]),
+    "text for best": lambda c: c["facts"].update(best="yes"),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_forged_manifest_with_a_right_checksum_is_refused(store, forgery):
+    folder = save(store, 1)
+    reseal(folder, FORGERIES[forgery])
+    assert "manifest.json" in damaged(store, folder) or ".npy: holds" in damaged(store, folder)
+
+
+def test_an_array_file_with_more_than_the_array_is_refused_even_with_right_checksums(store):
+    folder = save(store, 1)
+    path = files_of(folder / "arrays")[0]
+    longer = path.read_bytes() + b"\0\0\0\0"
+    path.write_bytes(longer)
+    sums = {"bytes": len(longer), "sha256": hashlib.sha256(longer).hexdigest()}
+    name = next(name for name, entry in read_manifest(folder).arrays.items() if path.name in entry.file)
+    reseal(folder, lambda content: content["arrays"][name].update(sums))
+    assert f"{path.name}: holds" in damaged(store, folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        "{",
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "\xff",
+        "1" * 5000,
+        '{"manifest": {}, "sha256": ""}',
+        "NaN",
+    ],
+)
+def test_a_manifest_that_is_something_else_is_refused(store, text):
+    folder = save(store, 1)
+    (folder / "manifest.json").write_bytes(text.encode("latin-1"))
+    assert "manifest.json" in damaged(store, folder)
+
+
+JSON_LEAVES = st.none() | st.integers() | st.text() | st.floats()
+JSON = st.recursive(JSON_LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+
+
+@given(JSON)
+@settings(max_examples=100, deadline=None)
+def test_a_manifest_of_odd_types_is_refused_and_nothing_else_is_raised(tmp_path_factory, odd):
+    folder = tmp_path_factory.mktemp("odd")
+    for content in (odd, {"version": 1, "facts": odd, "arrays": odd, "documents": odd}):
+        (folder / "manifest.json").write_text(_sealed_text(content))
+        try:
+            manifest = read_manifest(folder)
+        except DamagedError:
+            continue
+        assert odd == {} and manifest == Manifest({}, {}, {})
+
+
+def test_a_damaged_newest_is_passed_over_with_a_warning_that_names_it(store, warnings):
+    save(store, 1)
+    newest = files_of(save(store, 2) / "arrays")[0]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    check_content(store.open("last"), 1)
+    assert len(warnings) == 1 and str(newest) in warnings[0] and "bytes" in warnings[0]
+
+
+def test_a_newest_without_a_readable_manifest_is_passed_over_with_a_warning(store, warnings):
+    save(store, 1)
+    (save(store, 2) / "manifest.json").write_text("{")
+    check_content(store.open("last"), 1)
+    assert len(warnings) == 1 and "step-2" in warnings[0]
+
+
+def test_when_all_are_damaged_the_error_names_each(store):
+    for step in (1, 2):
+        files_of(save(store, step) / "arrays")[0].write_bytes(b"")
+    with pytest.raises(NoCheckpointError, match="(?s)step-2.*step-1"):
+        store.open("last")
+
+
+def test_a_damaged_best_is_an_error_and_not_another_checkpoint(store):
+    best = files_of(save(store, 1, best=True) / "arrays")[0]
+    save(store, 2)
+    best.write_bytes(b"")
+    with pytest.raises(NoCheckpointError, match="(?s)best.*damaged.*--checkpoint last"):
+        store.open("best")
+
+
+def test_one_found_damaged_does_not_push_out_a_good_one(store):
+    for step in (10, 20):
+        save(store, step)
+    files_of(store.folder / "step-20" / "arrays")[0].write_bytes(b"")
+    check_content(store.open("last"), 10)
+    save(store, 15)
+    assert 10 in store.steps()
+    files_of(store.folder / "step-15" / "arrays")[0].write_bytes(b"")
+    check_content(store.open("last"), 10)
+
+
+def test_warnings_go_to_stderr_by_default(tmp_path, capsys):
+    store = CheckpointStore(tmp_path)
+    save(store, 1)
+    files_of(save(store, 2) / "arrays")[0].write_bytes(b"")
+    store.open("last")
+    assert "step-2" in capsys.readouterr().err
+
+
+# Dying on the way
+
+
+def test_everything_is_forced_to_disk_before_the_rename_and_the_rename_after_it(store, monkeypatch):
+    save(store, 1)
+    events = []
+    rename = os.rename
+
+    def synced(descriptor):
+        events.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def renamed(source, target):
+        events.append(("rename", Path(target).name))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    folder = save(store, 2)
+    place = events.index(("rename", "step-2"))
+    before = [re.sub(r"\.step-2-\w+\.unfinished", "step-2", path) for _, path in events[:place]]
+    assert set(before) == {str(folder), str(folder / "arrays"), *map(str, files_of(folder))}
+    assert before[-2:] == [str(folder / "manifest.json"), str(folder)]
+    assert ("sync", str(store.folder)) in events[place:]
+
+
+def killed_at_line(number: int, work) -> bool:
+    """Runs `work` in a child that is killed when it comes to the n-th line of our code; False if it ended before."""
+    child = os.fork()
+    if child == 0:
+        lines = 0
+
+        def on_line(frame, event, argument):
+            nonlocal lines
+            if event == "line":
+                lines += 1
+                if lines == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return on_line
+
+        def on_call(frame, event, argument):
+            return on_line if frame.f_code.co_filename in (writer.__file__, checkpoints.__file__) else None
+
+        sys.settrace(on_call)
+        work()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["a new step", "the same step again"])
+def test_a_kill_at_any_line_of_a_save_leaves_a_whole_checkpoint(tmp_path, warnings, again):
+    prepared = tmp_path / "prepared"
+    save(CheckpointStore(prepared, keep=1), 1)
+    step = 1 if again else 2
+    number, found = 0, set()
+    killed = True
+    while killed:
+        number += 1
+        model_dir = tmp_path / "run"
+        shutil.copytree(prepared, model_dir)
+        store = CheckpointStore(model_dir, keep=1, warn=warnings.append)
+
+        new_save = functools.partial(store.save, step, sources(tensors(step)), {"step": step, "new": True})
+        killed = killed_at_line(number, new_save)
+
+        assert len(store.steps()) == len(set(store.steps()))
+        checkpoint = store.open("last")
+        new = "new" in checkpoint.state
+        found.add(new)
+        for name, array in tensors(step if new else 1).items():
+            np.testing.assert_array_equal(checkpoint.read(name), array)
+        assert new or killed
+        save(store, 3)
+        assert [path.name for path in store.folder.iterdir()] == ["step-3"]
+        shutil.rmtree(model_dir)
+    assert number > 200 and found == {False, True} and not warnings
+
+
+def test_an_error_in_the_blocks_leaves_nothing_behind(store):
+    save(store, 1)
+
+    def blocks():
+        yield np.zeros((1, 2), np.float32)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.save(2, [ArraySource("t", (4, 2), np.float32, blocks)], {})
+    assert [path.name for path in store.folder.iterdir()] == ["step-1"]
+
+
+# No room, no permission
+
+
+class FailingOs:
+    """Makes the n-th call of any of the os functions that a save uses fail, once."""
+
+    NAMES = ("fsync", "rename", "open", "mkdir")
+
+    def __init__(self, monkeypatch, number: int) -> None:
+        self.left = number
+        for name in self.NAMES:
+            monkeypatch.setattr(os, name, self.failing(getattr(os, name)))
+
+    def failing(self, function):
+        def call(*arguments, **options):
+            self.left -= 1
+            if self.left == 0:
+                raise OSError(28, "No space left on device")
+            return function(*arguments, **options)
+
+        return call
+
+
+def test_a_failing_system_call_anywhere_is_one_clear_error_and_the_old_ones_stay(tmp_path, monkeypatch):
+    failures = 0
+    for number in range(1, 100):
+        store = CheckpointStore(tmp_path / str(number), warn=lambda text: None)
+        save(store, 1)
+        with monkeypatch.context() as patched:
+            failing = FailingOs(patched, number)
+            try:
+                save(store, 2)
+            except CheckpointError as error:
+                failures += 1
+                assert str(store.folder / "step-2") in str(error)
+                assert "No space left" in str(error) and "104 bytes" in str(error)
+        checkpoint = store.open("last")
+        check_content(checkpoint, checkpoint.step)
+        check_content(store.open(str(store.folder / "step-1")), 1)
+        assert not list(store.folder.glob(".*"))
+        if failing.left > 0:
+            break
+    assert failures > 8
+
+
+def test_a_disk_that_is_full_on_the_way_is_one_clear_error(store, tmp_path):
+    save(store, 1)
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            store.save(2, [ArraySource.from_array("t", np.zeros(1_000_000, np.uint8))], {})
+            os._exit(3)
+        except CheckpointError as error:
+            os._exit(0 if "1,000,000 bytes" in str(error) and "step-2" in str(error) else 4)
+        except BaseException:
+            os._exit(5)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert [path.name for path in store.folder.iterdir()] == ["step-1"]
+    check_content(store.open("last"), 1)
+
+
+def test_too_little_room_is_told_before_a_byte_is_written(store, monkeypatch):
+    save(store, 1)
+    usage = shutil.disk_usage(store.folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=103))
+    with pytest.raises(CheckpointError, match=r"No space left on device \(103 bytes are free\). 104 bytes"):
+        save(store, 2)
+    check_content(store.open("last"), 1)
+
+
+def test_a_model_folder_that_cannot_be_made_is_refused_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="--model_dir .*file/model: .*Not a directory"):
+        probe(tmp_path / "file" / "model")
+
+
+def test_a_read_only_model_folder_is_refused_before_training(tmp_path, monkeypatch):
+    def read_only(*arguments, **options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "mkdir", read_only)
+    with pytest.raises(DataError, match="Read-only file system"):
+        probe(tmp_path)
+
+
+def test_the_trial_save_leaves_nothing_behind(tmp_path):
+    probe(tmp_path / "new" / "model")
+    assert not list((tmp_path / "new" / "model" / "checkpoints").iterdir())
+
+
+# Model folders
+
+DOCUMENTS = {
+    "architecture.json": {"model": "wide_deep", "units": [4, 2]},
+    "feature_spec.yaml": "a: é\r\n",
+    "vocabularies/ad_id.json": {},
+}
+
+
+def test_a_model_folder_comes_back(tmp_path):
+    write_model(tmp_path / "model", sources(tensors(1)), DOCUMENTS)
+    documents, weights = read_model(tmp_path / "model")
+    assert documents == DOCUMENTS
+    np.testing.assert_array_equal(weights.read("deep/ad_id/table"), tensors(1)["deep/ad_id/table"])
+    assert json.loads((tmp_path / "model" / "architecture.json").read_text()) == DOCUMENTS["architecture.json"]
+    assert len(list((tmp_path / "model" / "weights").glob("*.npy"))) == 3
+
+
+def test_a_model_folder_is_replaced_as_a_whole(tmp_path):
+    write_model(tmp_path / "model", sources(tensors(1)), DOCUMENTS)
+    write_model(tmp_path / "model", sources(tensors(2)), {"architecture.json": {}})
+    documents, weights = read_model(tmp_path / "model")
+    assert documents == {"architecture.json": {}} and weights.read("step") == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_save_that_died_between_its_renames_left_the_old_model(tmp_path):
+    write_model(tmp_path / "model", sources(tensors(1)), DOCUMENTS)
+    shutil.copytree(tmp_path / "model", writer.temporary_name(tmp_path / "model"))
+    os.rename(tmp_path / "model", tmp_path / "model.replaced")
+    assert read_model(tmp_path / "model")[1].read("step") == 1
+    write_model(tmp_path / "model", sources(tensors(2)), DOCUMENTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_damage_in_any_file_of_a_model_folder_is_found(tmp_path):
+    write_model(tmp_path / "model", sources(tensors(1)), DOCUMENTS)
+    for path in files_of(tmp_path / "model"):
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 4]))
+        with pytest.raises(NoCheckpointError, match=path.name):
+            read_model(tmp_path / "model")
+        path.write_bytes(content)
+
+
+def test_no_model_folder_is_told_with_what_to_do(tmp_path):
+    with pytest.raises(NoCheckpointError, match="no valid model in .*Train first"):
+        read_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b/c", "manifest.json", "", ".", "a\0"])
+def test_documents_cannot_be_named_out_of_the_folder(tmp_path, name):
+    with pytest.raises(ValueError, match="cannot name a document"):
+        write_model(tmp_path / "model", [], {name: ""})
+
+
+def test_an_array_that_shrinks_after_it_was_verified_is_told(tmp_path):
+    write_model(tmp_path / "model", sources(tensors(1)), {})
+    folder = SealedFolder(tmp_path / "model")
+    folder.verify()
+    for path in files_of(tmp_path / "model" / "weights"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DamagedError, match="ends too early"):
+        folder.read("deep/ad_id/table")

@@ -1,0 +1,90 @@
+import json
+import re
+
+import pytest
+
+from data.errors import DataError
+from tests.helpers import ROOT
+from trainer.cli import make_parser, parse
+
+MODELS = ("wide_deep",)
+
+
+def flags() -> list[str]:
+    return [name for action in make_parser()._actions for name in action.option_strings]
+
+
+def test_the_flags_are_the_reviewed_list():
+    listed = (ROOT / "tests" / "trainer" / "flags.txt").read_text().split()
+    assert sorted(flags()) == sorted(listed), "a new flag is a decision: put it into tests/trainer/flags.txt"
+
+
+def test_the_defaults_are_the_published_ones():
+    options = parse([], 1, MODELS).as_dict()
+    published = {
+        "fspec_file": "feature_spec.yaml",
+        "use_checkpoint": False,
+        "log_filename": "log.json",
+        "global_batch_size": 131072,
+        "eval_batch_size": 131072,
+        "num_epochs": 20,
+        "cpu": False,
+        "amp": False,
+        "xla": False,
+        "linear_learning_rate": 0.02,
+        "deep_learning_rate": 0.00012,
+        "deep_warmup_epochs": 6,
+        "deep_hidden_units": [1024] * 5,
+        "deep_dropout": 0.1,
+        "combiner": "sum",
+        "evaluate": False,
+        "benchmark": False,
+        "benchmark_warmup_steps": 500,
+        "benchmark_steps": 1000,
+        "affinity": "unique_interleaved",
+    }
+    assert {name: options[name] for name in published} == published
+    json.dumps(options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--global_batchsize", "4"], "did you mean --global_batch_size"),
+        (["--model", "wide_dep"], "did you mean wide_deep"),
+        (["--num_epochs", "0"], "--num_epochs must be at least 1, got 0"),
+        (["--num_epochs", "two"], "--num_epochs"),
+        (["--deep_dropout", "1"], "--deep_dropout must lie in"),
+        (["--deep_hidden_units", "64", "0"], "--deep_hidden_units must be at least 1, got 0"),
+        (["--deep_learning_rate", "nan"], "--deep_learning_rate must be a positive number"),
+        (["--num_epochs", "2", "--deep_warmup_epochs", "3"], "--deep_warmup_epochs must lie between 0 and"),
+        (["--amp_dtype", "float16"], "add --amp"),
+        (["--benchmark", "--benchmark_steps", "500"], "--benchmark_warmup_steps 500 leaves nothing"),
+        (["--benchmark_seconds", "0"], "--benchmark_seconds must be positive"),
+        (["--predictions_file", "p.parquet"], "add --evaluate"),
+        (["--checkpoint", "best"], "add --use_checkpoint"),
+        (["--num_auc_thresholds", "1"], "--num_auc_thresholds must be 0"),
+        (["--seed", "-1"], "--seed must lie in"),
+        (["--log_every", "0"], "--log_every must be at least 1"),
+        (["surplus"], "surplus"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_the_flag_and_the_mend(arguments, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        parse(arguments, 1, MODELS)
+
+
+@pytest.mark.parametrize("flag", ["--global_batch_size", "--eval_batch_size"])
+@pytest.mark.parametrize("workers", [2, 3, 7])
+def test_the_batch_size_that_the_error_suggests_does_work(flag, workers):
+    arguments = ["--global_batch_size", str(workers * 10), "--eval_batch_size", str(workers * 10)]
+    with pytest.raises(DataError, match="does not divide") as error:
+        parse([*arguments, flag, str(workers * 10 + 1)], workers, MODELS)
+    suggested = re.search(rf"{flag} (\d+)$", str(error.value)).group(1)
+    parse([*arguments, flag, suggested], workers, MODELS)
+
+
+def test_help_lists_every_flag_with_its_help():
+    text = make_parser().format_help()
+    assert all(flag in text for flag in flags())
+    assert "(default: 131072)" in text

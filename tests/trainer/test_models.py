@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from data.embedding_sizes import embedding_dims
+from data.feature_spec import FeatureSpec
+from tests.helpers import ROOT
+from tests.trainer.small_models import LAYOUT, make_batches, make_model
+from trainer.layout import IdColumns, InputLayout, input_layout
+from trainer.models import build_model
+from trainer.options import ModelOptions
+
+
+def test_wide_and_deep_on_outbrain_has_the_published_number_of_parameters():
+    spec = FeatureSpec.read(ROOT / "feature_specs" / "fspec_csv.yaml")
+    layout = input_layout(spec, embedding_dims(spec, ROOT / "data" / "outbrain" / "embedding_sizes.json"))
+    assert layout.embedding_width + len(layout.numerical) == 1248
+    model = build_model(ModelOptions(), layout, ("clicked",), compute_dtype="float32", seed=0)
+    assert model.count_params() == 91_777_245
+    tables = sum(int(np.prod(table.shape)) for table in model.embeddings.deep_tables)
+    assert tables == 85_616_076
+    spread = np.std(model.embeddings.deep_tables[0].numpy()[:10_000])
+    columns = layout.categorical[0]
+    np.testing.assert_allclose(spread, np.sqrt(2 / (columns.cardinality + columns.width)), rtol=0.02)
+
+
+@pytest.mark.parametrize("combiner", ["sum", "mean"])
+def test_logits_equal_the_formula_written_out_row_by_row(combiner):
+    model = make_model(combiner=combiner)
+    rng = np.random.default_rng(3)
+    for variable in model.variables:
+        variable.assign(rng.normal(size=variable.shape) * 0.3)
+    batch = make_batches(1)[0]
+    logits = model(batch.ids, batch.numerical).numpy()
+    weights = {variable.path.split("/", 1)[1]: variable.numpy().astype(np.float64) for variable in model.variables}
+    wide = weights["wide"][:, 0]
+    for ids, numbers, logit in zip(batch.ids.numpy(), batch.numerical.numpy(), logits[:, 0], strict=True):
+        tags = [tag for tag in ids[2:] if tag >= 0]
+        pooled = sum((weights["deep.tags"][tag] for tag in tags), np.zeros(6))
+        if combiner == "mean" and tags:
+            pooled = pooled / len(tags)
+        x = np.concatenate([weights["deep.user"][ids[0]], weights["deep.day"][ids[1]], pooled, numbers])
+        for layer in ("hidden/hidden_1", "hidden/hidden_2"):
+            x = np.maximum(x @ weights[f"{layer}/kernel"] + weights[f"{layer}/bias"], 0)
+        deep = x @ weights["deep_head/kernel"] + weights["deep_head/bias"]
+        linear = wide[ids[0]] + wide[500 + ids[1]] + sum(wide[507 + tag] for tag in tags)
+        linear += numbers @ weights["wide_numerical"] + weights["wide_bias"]
+        np.testing.assert_allclose(logit, (deep + linear).item(), rtol=1e-4, atol=1e-5)
+
+
+def test_an_untrained_model_starts_with_a_wide_part_of_zero():
+    model = make_model()
+    assert not model.embeddings.wide_table.numpy().any()
+    assert not any(weight.numpy().any() for weight in model.wide_weights)
+
+
+def test_equal_seeds_give_equal_weights_and_tables_differ_from_each_other():
+    first, second, other = make_model(seed=5), make_model(seed=5), make_model(seed=6)
+    for a, b in zip(first.variables, second.variables, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    assert not np.array_equal(first.embeddings.deep_tables[0].numpy(), other.embeddings.deep_tables[0].numpy())
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        InputLayout((), ("age", "price")),
+        InputLayout((IdColumns("user", 0, 1, False, 5, 3),), ()),
+        InputLayout((IdColumns("tags", 0, 2, True, 5, 3),), ()),
+        InputLayout((IdColumns("tag", 0, 1, True, 5, 3),), ("age",)),
+    ],
+)
+def test_channels_may_be_empty_and_a_row_without_any_id_has_a_finite_logit(layout):
+    model = make_model(layout=layout)
+    ids = tf.fill((4, layout.id_columns), -1 if layout.id_columns and layout.categorical[0].multihot else 0)
+    logits = model(ids, tf.ones((4, len(layout.numerical))))
+    assert logits.shape == (4, 1)
+    assert np.isfinite(logits.numpy()).all()
+
+
+def test_several_labels_have_a_head_and_a_wide_part_each():
+    model = make_model(tasks=("click", "buy"))
+    batch = make_batches(1)[0]
+    logits = model(batch.ids, batch.numerical).numpy()
+    assert logits.shape == (16, 2)
+    assert not np.allclose(logits[:, 0], logits[:, 1])
+    assert model.embeddings.wide_table.shape == (sum(c.cardinality for c in LAYOUT.categorical), 2)

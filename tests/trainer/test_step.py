@@ -1,0 +1,180 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.trainer.local_workers import run_workers
+from tests.trainer.small_models import DEEP_RATE, WIDE_RATE, differences, make_batches, make_model, make_step, part
+from trainer.models.ranking import RankingModel
+from trainer.step import StepInput
+from trainer.tasks import Task
+
+STEPS = 60
+
+
+def train(model: RankingModel, batches: list[StepInput], **options) -> list[float]:  # type: ignore[no-untyped-def]
+    step = make_step(model, **options)
+    return [float(step(batch, tf.constant(number))) for number, batch in enumerate(batches, start=1)]
+
+
+def train_densely(model: RankingModel, batches: list[StepInput]) -> list[float]:
+    """Every row of every table in every step, with RMSprop and FTRL written out in NumPy."""
+    deep = [*model.deep_weights, *model.embeddings.deep_tables]
+    wide = [*model.wide_weights, model.embeddings.wide_table]
+    squares = [np.zeros(v.shape, np.float64) for v in deep]
+    sums = [np.full(v.shape, 0.1) for v in wide]
+    linear = [np.zeros(v.shape) for v in wide]
+    losses = []
+    for batch in batches:
+        with tf.GradientTape() as tape:
+            logits = model(batch.ids, batch.numerical)
+            loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(batch.labels, logits))
+        gradients = tape.gradient(loss, [v.value for v in (*deep, *wide)])
+        gradients = [tf.convert_to_tensor(g).numpy().astype(np.float64) for g in gradients]
+        for index, (v, g) in enumerate(zip(deep, gradients[: len(deep)], strict=True)):
+            squares[index] = 0.5 * squares[index] + 0.5 * g**2
+            v.assign(v.numpy() - DEEP_RATE * g / (np.sqrt(squares[index]) + 1e-7))
+        for index, (v, g) in enumerate(zip(wide, gradients[len(deep) :], strict=True)):
+            new = sums[index] + g**2
+            linear[index] += g - (np.sqrt(new) - np.sqrt(sums[index])) / WIDE_RATE * v.numpy()
+            sums[index] = new
+            v.assign(-linear[index] * WIDE_RATE / np.sqrt(new))
+        losses.append(float(loss))
+    return losses
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[StepInput]:
+    return make_batches(STEPS)
+
+
+@pytest.fixture(scope="module")
+def trained(batches) -> tuple[RankingModel, list[float]]:
+    model = make_model()
+    return model, train(model, batches)
+
+
+def test_updating_touched_rows_equals_updating_every_row_in_every_step(batches, trained):
+    model, losses = trained
+    dense = make_model()
+    np.testing.assert_allclose(losses, train_densely(dense, batches), rtol=1e-5)
+    assert differences(model, dense) < 1e-4
+
+
+def test_summing_tables_whole_equals_collecting_touched_rows(batches, trained):
+    model, losses = trained
+    whole = make_model()
+    np.testing.assert_allclose(losses, train(whole, batches, global_batch_size=10**6), rtol=1e-5)
+    assert differences(model, whole) < 1e-4
+
+
+def test_training_lowers_the_loss(trained):
+    _, losses = trained
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_several_workers_equal_one(batches, trained, workers):
+    model, losses = trained
+    steps = 20
+    cuts = np.linspace(0, 16, workers + 1).astype(int)
+
+    def work(comm):
+        mine = make_model()
+        step = make_step(mine, comm=comm)
+        own = []
+        for number, batch in enumerate(batches[:steps], start=1):
+            rows = part(batch, slice(cuts[comm.rank], cuts[comm.rank + 1]))
+            summed = step.exchange(step.compute(rows, tf.constant(number)))
+            step.update(summed, tf.constant(number))
+            own.append(float(summed.loss))
+        return mine, own
+
+    results = run_workers(workers, work)
+    for _, own in results:
+        np.testing.assert_allclose(own, losses[:steps], rtol=1e-4)
+    assert differences(results[0][0], results[-1][0]) == 0
+
+
+def test_rows_of_weight_zero_change_nothing(batches):
+    padded, plain = make_model(), make_model()
+    for number, batch in enumerate(batches[:5], start=1):
+        pads = StepInput(
+            ids=tf.concat([batch.ids, tf.tile([[0, 0, -1, -1, -1]], [4, 1])], axis=0),
+            numerical=tf.concat([batch.numerical, tf.zeros((4, 2))], axis=0),
+            labels=tf.concat([batch.labels, tf.zeros((4, 1))], axis=0),
+            weights=tf.concat([batch.weights, tf.zeros(4)], axis=0),
+        )
+        if number == 1:
+            step_padded, step_plain = make_step(padded), make_step(plain)
+        losses = [float(step_padded(pads, tf.constant(number))), float(step_plain(batch, tf.constant(number)))]
+        np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert differences(padded, plain) < 1e-5
+
+
+def test_a_row_of_weight_two_counts_as_two_rows(batches):
+    twice, weighted = make_model(), make_model()
+    batch = batches[0]
+    doubled = StepInput(*(tf.concat([tensor, tensor[:3]], axis=0) for tensor in batch))
+    heavy = batch._replace(weights=tf.constant([2.0] * 3 + [1.0] * 13))
+    first = float(make_step(twice)(doubled, tf.constant(1)))
+    np.testing.assert_allclose(first, float(make_step(weighted)(heavy, tf.constant(1))), rtol=1e-5)
+
+
+def test_each_task_is_averaged_over_its_own_rows_and_weighted():
+    tasks = (Task("click", 1.0, 1.0, None), Task("buy", 0.5, 3.0, 0))
+    model = make_model(tasks=("click", "buy"))
+    batch = make_batches(1, tasks=2)[0]
+    labels = batch.labels.numpy()
+    labels[4:, 1] = np.nan
+    batch = batch._replace(labels=tf.constant(labels))
+    z = model(batch.ids, batch.numerical).numpy().astype(np.float64)
+    p = 1 / (1 + np.exp(-z))
+    click = -(labels * np.log(p) + (1 - labels) * np.log(1 - p))[:, 0].mean()
+    buy = -(3 * labels * np.log(p) + (1 - labels) * np.log(1 - p))[:4, 1].mean()
+    loss = float(make_step(model, tasks=tasks)(batch, tf.constant(1)))
+    np.testing.assert_allclose(loss, click + 0.5 * buy, rtol=1e-5)
+
+
+def test_a_batch_without_a_row_of_a_task_trains_the_others():
+    tasks = (Task("click", 1.0, 1.0, None), Task("buy", 1.0, 1.0, None))
+    model = make_model(tasks=("click", "buy"))
+    batch = make_batches(1, tasks=2)[0]
+    labels = batch.labels.numpy()
+    labels[:, 1] = np.nan
+    loss = float(make_step(model, tasks=tasks)(batch._replace(labels=tf.constant(labels)), tf.constant(1)))
+    assert np.isfinite(loss)
+    assert all(np.isfinite(v.numpy()).all() for v in model.variables)
+
+
+@pytest.mark.parametrize(
+    ("compute_dtype", "xla"), [("float32", True), ("bfloat16", False), ("bfloat16", True), ("float16", False)]
+)
+def test_precision_and_compilation_follow_the_float32_losses(batches, trained, compute_dtype, xla):
+    _, losses = trained
+    model = make_model(compute_dtype=compute_dtype)
+    own = train(model, batches, xla=xla, compute_dtype=compute_dtype)
+    tolerance = 1e-5 if compute_dtype == "float32" else 0.05
+    np.testing.assert_allclose(own, losses, atol=tolerance)
+    assert {variable.dtype for variable in model.variables} == {"float32"}
+    assert model(batches[0].ids, batches[0].numerical).dtype == tf.float32
+
+
+def test_an_overflow_under_float16_skips_the_update_and_halves_the_scale(batches):
+    model = make_model(compute_dtype="float16")
+    step = make_step(model, compute_dtype="float16")
+    before = [v.numpy().copy() for v in model.variables]
+    step(batches[0]._replace(numerical=tf.fill((16, 2), 1e30)), tf.constant(1))
+    assert float(step.loss_scale.scale) == 2.0**14
+    for old, variable in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(old, variable.numpy())
+
+
+def test_dropout_is_a_function_of_seed_step_and_rank(batches):
+    first, second = make_model(dropout=0.5), make_model(dropout=0.5)
+    losses = train(first, batches[:3])
+    assert losses == train(second, batches[:3])
+    model = make_model(dropout=0.5)
+    seeds = [tf.constant([0, 64]), tf.constant([0, 128]), tf.constant([1, 64])]
+    logits = [model(batches[0].ids, batches[0].numerical, dropout_seed=seed).numpy() for seed in seeds]
+    assert not np.allclose(logits[0], logits[1])
+    assert not np.allclose(logits[0], logits[2])

@@ -1,0 +1,158 @@
+"""Which CPUs a worker runs on: near its GPU, and apart from the other workers of its host.
+
+Call `set_affinity` before TensorFlow is imported: its thread pools take the size of the affinity
+they find. Binding is a nicety, so no difficulty with it ever stops a run.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+MODES = ("all", "single", "single_unique", "unique_interleaved", "unique_contiguous", "disabled")
+
+Core = tuple[int, ...]
+"""The logical CPUs of one physical core, in rising order."""
+
+_BINDING_LAUNCHERS = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "SLURM_LOCALID")
+
+
+def set_affinity(mode: str, local_rank: int, local_size: int) -> str:
+    """Binds this process to its share of the CPUs it may use.
+
+    Args:
+        mode: one of MODES. `all`: the CPUs of the node (NUMA) that the worker's GPU is on; `single`:
+            the first of them; `single_unique`: one that no other worker has; `unique_interleaved`,
+            `unique_contiguous`: the node's cores dealt out to its workers one by one or in blocks;
+            `disabled`: as the launcher left it. Without a GPU all CPUs count as one node.
+        local_rank: this worker among those of its host, from 0.
+        local_size: workers on this host.
+
+    Returns:
+        What was done, for the log. Where something is in the way the affinity stays as it was and
+        the answer says why; nothing is raised.
+    """
+    if mode == "disabled":
+        return "affinity: disabled"
+    try:
+        allowed = os.sched_getaffinity(0)
+        if is_bound_by_launcher(allowed):
+            return f"affinity: the launcher has bound this worker to CPUs {format_cpus(allowed)}; left so"
+        shares = share_out(mode, cores_of_workers(local_size, allowed))
+        chosen = shares[local_rank]
+        os.sched_setaffinity(0, chosen)
+    except (OSError, ValueError, LookupError, AttributeError) as error:
+        return f"affinity: left as it was, {mode} is not possible here ({error})"
+    return f"affinity: {mode}, CPUs {format_cpus(chosen)} ({len(chosen)} of {len(allowed)})"
+
+
+def share_out(mode: str, cores_of_worker: Sequence[Sequence[Core]]) -> list[set[int]]:
+    """The CPUs of every worker of a host.
+
+    Args:
+        mode: one of MODES but `disabled`.
+        cores_of_worker: the cores near each worker; two workers' are the same or have no CPU in common.
+
+    Raises:
+        ValueError: unknown mode, or a node has fewer CPUs than workers where each must have its own.
+    """
+    return [_share(mode, cores_of_worker, worker) for worker in range(len(cores_of_worker))]
+
+
+def _share(mode: str, cores_of_worker: Sequence[Sequence[Core]], worker: int) -> set[int]:
+    cores = cores_of_worker[worker]
+    cpus = sorted(cpu for core in cores for cpu in core)
+    if mode == "all":
+        return set(cpus)
+    if mode == "single":
+        return {cpus[0]}
+    if mode not in _DEALS:
+        raise ValueError(f"the mode is one of {', '.join(MODES)}")
+    neighbours = [other for other, theirs in enumerate(cores_of_worker) if theirs == cores]
+    if len(cores) < len(neighbours):  # hyper-threads of a core then go to different workers
+        cores = [(cpu,) for cpu in cpus]
+    if len(cores) < len(neighbours):
+        raise ValueError(f"{len(neighbours)} workers share {len(cpus)} CPUs")
+    dealt = _DEALS[mode](cores, neighbours.index(worker), len(neighbours))
+    return {cpu for core in dealt for cpu in core}
+
+
+def _interleaved(cores: Sequence[Core], place: int, places: int) -> Sequence[Core]:
+    return cores[place::places]
+
+
+def _contiguous(cores: Sequence[Core], place: int, places: int) -> Sequence[Core]:
+    return cores[place * len(cores) // places : (place + 1) * len(cores) // places]
+
+
+def _one(cores: Sequence[Core], place: int, places: int) -> Sequence[Core]:
+    return [_interleaved(cores, place, places)[0][:1]]
+
+
+_DEALS: dict[str, Callable[[Sequence[Core], int, int], Sequence[Core]]] = {
+    "single_unique": _one,
+    "unique_interleaved": _interleaved,
+    "unique_contiguous": _contiguous,
+}
+
+
+def is_bound_by_launcher(allowed: set[int], root: Path = Path("/")) -> bool:
+    """Whether mpirun or srun has given this worker CPUs of its own, which must not be divided again."""
+    if "HOROVOD_LOCAL_RANK" in os.environ or not any(name in os.environ for name in _BINDING_LAUNCHERS):
+        return False
+    return allowed != parse_cpus((root / "sys/devices/system/cpu/online").read_text())
+
+
+def cores_of_workers(local_size: int, allowed: set[int], root: Path = Path("/")) -> list[list[Core]]:
+    """The cores near each worker's GPU, within the allowed CPUs; all of them where that is not known.
+
+    Args:
+        root: where proc/ and sys/ are; another folder in tests.
+    """
+    nodes = [cpus & allowed for cpus in _cpus_near_gpus(local_size, root)]
+    if not nodes or not all(nodes):
+        nodes = [allowed] * local_size
+    return [physical_cores(cpus, root) for cpus in nodes]
+
+
+def _cpus_near_gpus(local_size: int, root: Path) -> list[set[int]]:
+    """For each worker the CPUs of its GPU's node; empty where GPUs, their order or nodes are not known."""
+    addresses = sorted(path.name.lower() for path in root.glob("proc/driver/nvidia/gpus/*"))
+    listed = os.environ.get("HOST_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    numbers = [int(entry) for entry in listed.split(",") if entry.strip().isdecimal()]
+    if len(numbers) < local_size:  # unset, one GPU each by the wrapper, or GPUs named by UUID
+        numbers = list(range(local_size))
+    if max(numbers[:local_size]) >= len(addresses):
+        return []
+    files = [root / "sys/bus/pci/devices" / addresses[number] / "local_cpulist" for number in numbers[:local_size]]
+    return [parse_cpus(file.read_text()) for file in files] if all(file.exists() for file in files) else []
+
+
+def physical_cores(cpus: set[int], root: Path = Path("/")) -> list[Core]:
+    """Groups CPUs by physical core, in the order of their first CPU."""
+    cores = set()
+    for cpu in cpus:
+        siblings = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        together = parse_cpus(siblings.read_text()) & cpus if siblings.exists() else set()
+        cores.add(tuple(sorted(together | {cpu})))
+    return sorted(cores)
+
+
+def parse_cpus(text: str) -> set[int]:
+    """Reads the kernel's form of a CPU set: "0-3,8" is {0, 1, 2, 3, 8}; blank is empty."""
+    cpus: set[int] = set()
+    for part in text.strip().split(","):
+        if part:
+            first, _, last = part.partition("-")
+            cpus.update(range(int(first), int(last or first) + 1))
+    return cpus
+
+
+def format_cpus(cpus: set[int]) -> str:
+    """Writes a CPU set in the kernel's form, runs as "first-last"."""
+    runs: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if runs and cpu == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], cpu]
+        else:
+            runs.append([cpu])
+    return ",".join("-".join(map(str, run)) for run in runs)

@@ -1,0 +1,257 @@
+"""Checkpoints: named arrays and a state, kept so that at any moment at least one is whole.
+
+They stand in `<model_dir>/checkpoints/step-N/`. What a model or an optimizer is, nobody knows here.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.errors import DataError
+from trainer.sealed.arrays import ArraySource
+from trainer.sealed.errors import CheckpointError, DamagedError
+from trainer.sealed.manifest import MANIFEST
+from trainer.sealed.reader import SealedFolder
+from trainer.sealed.writer import REPLACED, discard, remove_leftovers, standing, temporary_name, write_sealed
+
+CHECKPOINTS = "checkpoints"
+
+_STEP_FOLDER = re.compile(rf"step-([0-9]{{1,18}})(?:{re.escape(REPLACED)})?")
+_FACTS: dict[str, Any] = {"step": int, "sequence": int, "best": bool, "value": (int, float, type(None)), "state": dict}
+
+
+class NoCheckpointError(DataError):
+    """There is no valid checkpoint where one was asked for (exit code 4). Says what was looked for and what to do."""
+
+
+class Checkpoint(SealedFolder):
+    """A saved step: arrays by name (`arrays`, `read`, `blocks`) and a state.
+
+    Attributes:
+        step: the number of steps done.
+        state: what `save` was given, as JSON gives it back.
+        best: whether it was the best so far when it was saved.
+        value: the metric by which it was, or None where none was told.
+        sequence: counts the saves of the model folder.
+
+    Raises:
+        DamagedError: the manifest is not the one of this checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        wrong = [name for name, kind in _FACTS.items() if not isinstance(self.facts.get(name, ...), kind)]
+        if wrong:
+            raise DamagedError(f"{path / MANIFEST}: not a checkpoint's; missing or of a wrong type: {', '.join(wrong)}")
+        self.step: int = self.facts["step"]
+        self.state: dict[str, Any] = self.facts["state"]
+        self.best: bool = self.facts["best"]
+        self.value: float | None = self.facts["value"]
+        self.sequence: int = self.facts["sequence"]
+        named = _STEP_FOLDER.fullmatch(path.name)
+        if named and int(named.group(1)) != self.step:
+            raise DamagedError(f"{path / MANIFEST}: is of step {self.step}, the folder is of step {named.group(1)}")
+
+
+def print_warning(message: str) -> None:
+    """One line on stderr."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+class CheckpointStore:
+    """The checkpoints of one model folder.
+
+    The newest is the one saved last, not the one of the highest step: a run that went back to an
+    earlier checkpoint, or started anew, goes on with its own. The order of saves, and which was the
+    best, stand in the sealed manifests, so the one rename that puts a checkpoint there settles them.
+
+    Args:
+        model_dir: holds the folder `checkpoints`, which is made at the first save.
+        keep: how many of the newest are kept, at least 1. The best is kept besides.
+        warn: told about checkpoints that are damaged and passed over.
+    """
+
+    def __init__(self, model_dir: Path, keep: int = 2, warn: Callable[[str], None] = print_warning) -> None:
+        if keep < 1:
+            raise ValueError(f"keep is {keep}, expected at least 1 checkpoint to keep")
+        self.folder = Path(model_dir) / CHECKPOINTS
+        self.keep = keep
+        self._warn = warn
+        self._damaged: set[Path] = set()
+
+    def save(
+        self,
+        step: int,
+        arrays: Iterable[ArraySource],
+        state: dict[str, Any],
+        best: bool = False,
+        value: float | None = None,
+    ) -> Path:
+        """Writes `step-N`, replacing one of that step, and then removes what need not be kept.
+
+        Args:
+            step: the number of steps done.
+            arrays: written in this order, block by block.
+            state: JSON; NumPy's numbers are taken as Python's.
+            best: whether this is the best so far; it is then what "best" opens.
+            value: the metric that says so.
+
+        Returns:
+            The folder.
+
+        Raises:
+            CheckpointError: it could not be written; what was saved before is untouched.
+            ValueError: a step, arrays or a state that cannot be stored.
+        """
+        path = self.folder / f"step-{step}"
+        if not _STEP_FOLDER.fullmatch(path.name):
+            raise ValueError(f"step is {step!r}, expected a count of steps")
+        remove_leftovers(self.folder, "step-*")
+        sequence = 1 + max((checkpoint.sequence for checkpoint in self._saved()[0]), default=0)
+        facts = {"step": step, "sequence": sequence, "best": best, "value": value, "state": state}
+        write_sealed(path, arrays, {}, facts)
+        self._damaged.discard(path)
+        self._remove_old()
+        return path
+
+    def steps(self) -> list[int]:
+        """The saved steps, oldest save first. Their manifests are good; the arrays are not looked at."""
+        return [checkpoint.step for checkpoint in self._saved()[0]]
+
+    def best(self) -> Checkpoint | None:
+        """The best so far, not verified beyond its manifest; None where no save was called the best."""
+        return next((checkpoint for checkpoint in reversed(self._saved()[0]) if checkpoint.best), None)
+
+    def open(self, which: str) -> Checkpoint:
+        """A checkpoint whose every byte has been verified.
+
+        Args:
+            which: "last" (where the newest is damaged the one before, with a warning), "best" (that one
+                or none), or the path of a step folder, of a `checkpoints` folder or of a model folder
+                (their last one). A folder that is itself called last or best is written `./last`.
+
+        Raises:
+            NoCheckpointError: there is none, or none that is whole.
+        """
+        try:
+            if which == "last":
+                return self._open_last()
+            if which == "best":
+                return self._open_best()
+            return self._open_path(standing(Path(which)))
+        except (OSError, CheckpointError) as error:
+            raise NoCheckpointError(f"no checkpoint {which!r} can be read: {error}") from error
+
+    def _open_last(self) -> Checkpoint:
+        readable, problems = self._saved()
+        for problem in problems:
+            self._warn(f"a damaged checkpoint is passed over: {problem}")
+        for checkpoint in reversed(readable):
+            try:
+                return self._verified(checkpoint)
+            except DamagedError as error:
+                problems.append(str(error))
+                self._warn(f"a damaged checkpoint is passed over: {error}")
+        if problems:
+            raise NoCheckpointError(f"no checkpoint in {self.folder} is whole:\n  " + "\n  ".join(problems))
+        raise NoCheckpointError(
+            f"no checkpoint in {self.folder}: looked for folders named step-N and found none. "
+            "Train first, or give the --model_dir of a run that has saved one."
+        )
+
+    def _open_best(self) -> Checkpoint:
+        checkpoint = self.best()
+        if checkpoint is None:
+            raise NoCheckpointError(
+                f"no best checkpoint in {self.folder}: {self._what_there_is()}, none of them called the best. "
+                "Train with an evaluation, or pass --checkpoint last."
+            )
+        try:
+            return self._verified(checkpoint)
+        except DamagedError as error:
+            raise NoCheckpointError(
+                f"the best checkpoint, {checkpoint.path}, is damaged: {error}. "
+                f"Pass --checkpoint last or a path; {self._what_there_is()}."
+            ) from error
+
+    def _open_path(self, path: Path) -> Checkpoint:
+        if (path / CHECKPOINTS).is_dir():
+            return CheckpointStore(path, warn=self._warn)._open_last()
+        if _step_folders(path):
+            store = CheckpointStore(path.parent, warn=self._warn)
+            store.folder = path
+            return store._open_last()
+        try:
+            return self._verified(Checkpoint(path))
+        except DamagedError as error:
+            raise NoCheckpointError(
+                f"--checkpoint {path} is no valid checkpoint: {error}. "
+                f"Expected last, best or the path of a folder named step-N; {self._what_there_is()}."
+            ) from error
+
+    def _verified(self, checkpoint: Checkpoint) -> Checkpoint:
+        try:
+            checkpoint.verify()
+        except DamagedError:
+            self._damaged.add(checkpoint.path)
+            raise
+        return checkpoint
+
+    def _what_there_is(self) -> str:
+        return f"in {self.folder} there are the steps {self.steps()}"
+
+    def _saved(self) -> tuple[list[Checkpoint], list[str]]:
+        """The checkpoints with a good manifest, oldest save first, and what is wrong with the others."""
+        readable, problems = [], []
+        for path in _step_folders(self.folder):
+            try:
+                readable.append(Checkpoint(path))
+            except DamagedError as error:
+                problems.append(str(error))
+        return sorted(readable, key=lambda checkpoint: checkpoint.sequence), problems
+
+    def _remove_old(self) -> None:
+        """Removes all but the newest and the best. Those known to be damaged do not count towards `keep`.
+
+        One whose manifest cannot be read stays: that may be the disk's mood, and a person may still save it.
+        """
+        readable, _ = self._saved()
+        whole = [checkpoint for checkpoint in readable if checkpoint.path not in self._damaged]
+        best = [checkpoint for checkpoint in whole if checkpoint.best]
+        kept = {checkpoint.path for checkpoint in (*readable[-self.keep :], *whole[-self.keep :], *best[-1:])}
+        for checkpoint in readable:
+            if checkpoint.path not in kept:
+                discard(checkpoint.path)
+
+
+def probe(model_dir: Path) -> None:
+    """Tries a tiny save, before the first step, in the place where checkpoints will go.
+
+    Raises:
+        DataError: it cannot be written there; the message names the folder.
+    """
+    folder = temporary_name(Path(model_dir) / CHECKPOINTS / "step-probe")
+    try:
+        write_sealed(folder, [ArraySource.from_array("probe", np.zeros(1, np.uint8))], {}, {})
+    except CheckpointError as error:
+        raise DataError(
+            f"--model_dir {model_dir}: checkpoints cannot be saved there ({error.__cause__}). "
+            "Give a folder on a disk with room that you may write to."
+        ) from error
+    discard(folder)
+
+
+def _step_folders(folder: Path) -> list[Path]:
+    """Folders named step-N, and those that a save moved aside and died before it could put its own there."""
+    try:
+        names = {path.name for path in folder.iterdir() if _STEP_FOLDER.fullmatch(path.name)}
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from error
+    moved_aside = {name + REPLACED for name in names}
+    return [folder / name for name in sorted(names - moved_aside)]

@@ -1,0 +1,108 @@
+"""Command line -> Options. Flags are made from the dataclasses' fields."""
+
+import argparse
+import difflib
+import os
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from data.errors import DataError
+from trainer.options import GROUPS, Options, default_of
+
+# The public recipe's places, used where they exist and can be written; else the folders beside the caller.
+_DEFAULT_PATHS = {
+    "dataset_path": ("/outbrain/data", "outbrain/data"),
+    "model_dir": ("/outbrain/checkpoints", "outbrain/checkpoints"),
+    "results_dir": ("/results", "results"),
+}
+
+DESCRIPTION = """Trains, evaluates and measures a ranking model on the dataset that a feature specification describes.
+One worker: python main.py. Several: horovodrun -np N sh hvd_wrapper.sh python main.py."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of exiting, and suggests the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        flags = [name for action in self._actions for name in action.option_strings]
+        for word in message.replace(":", " ").split():
+            near = difflib.get_close_matches(word, flags, n=1) if word.startswith("--") and word not in flags else []
+            if near:
+                message += f"; did you mean {near[0]}?"
+        raise DataError(f"{message} (python main.py --help lists every flag)")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """One flag per field of the option groups."""
+    parser = _Parser(
+        prog="main.py", description=DESCRIPTION, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
+    )
+    for group in GROUPS.values():
+        section = parser.add_argument_group(str(group.__doc__).splitlines()[0].rstrip("."))
+        hints = typing.get_type_hints(group)
+        for item in fields(group):
+            default = _DEFAULT_PATHS[item.name] if item.name in _DEFAULT_PATHS else default_of(item)
+            section.add_argument(
+                f"--{item.name}", default=None, help=_help(item.metadata["help"], default), **_kind(hints[item.name])
+            )
+    return parser
+
+
+def parse(argv: Sequence[str] | None, workers: int, model_names: Sequence[str]) -> Options:
+    """The options that `argv` asks for.
+
+    Args:
+        argv: arguments without the program's name; None takes the process's own.
+        workers: number of workers; batch sizes have to divide over them.
+        model_names: what --model accepts.
+
+    Raises:
+        DataError: an unknown flag, a value out of range, or flags that contradict each other.
+    """
+    given = {name: value for name, value in vars(make_parser().parse_args(argv)).items() if value is not None}
+    for name, (public, local) in _DEFAULT_PATHS.items():
+        if name not in given:
+            given[name] = Path(public) if os.access(public, os.W_OK) else Path(local)
+    groups = {
+        key: group(**{item.name: given[item.name] for item in fields(group) if item.name in given})
+        for key, group in GROUPS.items()
+    }
+    options = Options(**groups)
+    options.training.check_workers(workers)
+    if options.model.model not in model_names:
+        near = difflib.get_close_matches(options.model.model, model_names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(f"--model {options.model.model!r} is not one of {', '.join(model_names)}{hint}")
+    return options
+
+
+def _kind(hint: Any) -> dict[str, Any]:
+    """argparse's description of a field's type."""
+    members = [member for member in typing.get_args(hint) if member is not type(None)]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return _kind(members[0])
+    if typing.get_origin(hint) is typing.Literal:
+        return {"choices": members}
+    if typing.get_origin(hint) is tuple:
+        return {"nargs": "+", "type": members[0], "action": _Tuple, "metavar": "N"}
+    if hint is bool:
+        return {"action": "store_const", "const": True}
+    return {"type": hint, "metavar": hint.__name__.upper()}
+
+
+class _Tuple(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, tuple(values))
+
+
+def _help(text: str, default: Any) -> str:
+    if default is None or default is False:
+        return text
+    if isinstance(default, tuple):
+        joint = " or ./" if isinstance(default[0], str) else " "
+        default = joint.join(str(part) for part in default)
+    return f"{text} (default: {default})"

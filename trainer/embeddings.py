@@ -1,0 +1,95 @@
+"""Embedding tables, read by row and never as a whole.
+
+A step gathers the rows that a batch names, and everything behind (pooling, the model, the loss) is
+differentiated with respect to these rows: no gradient has the size of a table.
+"""
+
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from trainer.layout import InputLayout
+
+
+class Rows(NamedTuple):
+    """The table rows of a batch, float32.
+
+    Attributes:
+        deep: one [batch, hotness, width] tensor per categorical feature.
+        wide: [batch, id columns, tasks], of the one table of the wide part.
+    """
+
+    deep: tuple[tf.Tensor, ...]
+    wide: tf.Tensor
+
+
+class EmbeddingTables(keras.layers.Layer):
+    """One deep table per categorical feature, and one wide table in which all features stand one below the other.
+
+    Deep tables start as Glorot normal of their own shape, the wide table at zero. Pads (ids below 0) read row 0 and
+    are masked out of every sum, so that they never touch the result.
+
+    Args:
+        layout: the features.
+        tasks: number of logits of the wide part.
+        combiner: how the deep part pools the ids of a multi-hot feature; the wide part always sums.
+        seed: of the initial weights.
+    """
+
+    def __init__(self, layout: InputLayout, *, tasks: int, combiner: str, seed: int):
+        super().__init__(name="embeddings", dtype="float32")
+        self.layout, self.tasks, self.combiner = layout, tasks, combiner
+        self.deep_tables = [
+            self.add_weight(
+                shape=(columns.cardinality, columns.width),
+                initializer=keras.initializers.GlorotNormal(seed=seed + index),
+                name=f"deep.{columns.name}",
+            )
+            for index, columns in enumerate(layout.categorical)
+        ]
+        offsets, total = [], 0
+        for columns in layout.categorical:
+            offsets += [total] * columns.hotness
+            total += columns.cardinality
+        self.wide_offsets = tf.constant([offsets], tf.int32, shape=(1, layout.id_columns))
+        # One row even without a categorical feature: an empty tensor cannot be summed over workers.
+        self.wide_table = self.add_weight(shape=(max(total, 1), tasks), initializer="zeros", name="wide")
+        self.built = True
+
+    def gather(self, ids: tf.Tensor) -> Rows:
+        """The rows of every table that ids [batch, id columns] int32 name."""
+        return Rows(
+            deep=tuple(
+                tf.gather(table.value, deep_ids)
+                for table, deep_ids in zip(self.deep_tables, self.deep_ids(ids), strict=True)
+            ),
+            wide=tf.gather(self.wide_table.value, self.wide_ids(ids)),
+        )
+
+    def deep_ids(self, ids: tf.Tensor) -> list[tf.Tensor]:
+        """Row numbers in each deep table, [batch, hotness] int32; pads become 0."""
+        return [tf.maximum(ids[:, columns.start : columns.stop], 0) for columns in self.layout.categorical]
+
+    def wide_ids(self, ids: tf.Tensor) -> tf.Tensor:
+        """Row numbers in the wide table, [batch, id columns] int32."""
+        return tf.maximum(ids, 0) + self.wide_offsets
+
+    def pool_deep(self, rows: Rows, ids: tf.Tensor) -> list[tf.Tensor]:
+        """One [batch, width] embedding per feature."""
+        pooled = []
+        for columns, feature_rows in zip(self.layout.categorical, rows.deep, strict=True):
+            if not columns.multihot:
+                pooled.append(feature_rows[:, 0, :])
+                continue
+            present = tf.cast(ids[:, columns.start : columns.stop] >= 0, feature_rows.dtype)
+            total = tf.einsum("bhw,bh->bw", feature_rows, present)
+            if self.combiner == "mean":
+                total = tf.math.divide_no_nan(total, tf.reduce_sum(present, axis=1, keepdims=True))
+            pooled.append(total)
+        return pooled
+
+    def pool_wide(self, rows: Rows, ids: tf.Tensor) -> tf.Tensor:
+        """Sum of the wide weights of a row's ids, [batch, tasks]."""
+        present = tf.cast(ids >= 0, rows.wide.dtype)
+        return tf.einsum("bct,bc->bt", rows.wide, present)

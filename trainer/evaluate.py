@@ -1,0 +1,86 @@
+"""One pass over an evaluation mapping: logits, metrics, predictions."""
+
+from collections.abc import Callable, Generator
+from contextlib import closing
+
+import numpy as np
+import tensorflow as tf
+
+from data.batch import Batch
+from data.loader import ParquetLoader
+from trainer.distributed import Comm
+from trainer.feeding import id_matrix
+from trainer.metrics.evaluation import Evaluation
+from trainer.models.ranking import RankingModel
+from trainer.predictions import PredictionWriter
+from trainer.tasks import Task, restrict_to_sample_space
+
+
+class Evaluator:
+    """Evaluates the model as it is now.
+
+    Args:
+        model: any ranking model.
+        tasks: one per logit.
+        loader: of the evaluated mapping, unshuffled.
+        evaluation: the metrics; emptied before and after each pass.
+        comm: the workers; each of them evaluates its share of the rows.
+        xla: compile the forward pass.
+    """
+
+    def __init__(
+        self,
+        model: RankingModel,
+        tasks: tuple[Task, ...],
+        loader: ParquetLoader,
+        evaluation: Evaluation,
+        comm: Comm,
+        *,
+        xla: bool,
+    ):
+        self.loader, self.comm, self.evaluation = loader, comm, evaluation
+        self._tasks = tasks
+        self._predict = tf.function(model.call, jit_compile=xla)
+
+    def run(
+        self, on_batch: Callable[[int], None] | None = None, predictions: PredictionWriter | None = None
+    ) -> dict[str, float]:
+        """The metrics over all rows of all workers, the same on every worker.
+
+        Args:
+            on_batch: called with the number of batches done.
+            predictions: takes every row's prediction.
+        """
+        self.evaluation.reset()
+        for number, (batch, logits) in enumerate(self.predicted(), start=1):
+            self.count(batch, logits)
+            if predictions is not None:
+                here = batch.rows >= 0
+                group = None if batch.group is None else batch.group[here]
+                predictions.add(batch.rows[here], batch.labels[here], logits[here], group)
+            if on_batch is not None:
+                on_batch(number)
+        metrics = self.evaluation.result(self.comm)
+        self.evaluation.reset()
+        return metrics
+
+    def count(self, batch: Batch, logits: np.ndarray) -> None:
+        """Adds a batch to the metrics."""
+        labels = restrict_to_sample_space(batch.labels, self._tasks)
+        self.evaluation.update(logits, labels, batch.weights, batch.group)
+
+    def predicted(self) -> Generator[tuple[Batch, np.ndarray]]:
+        """Every batch of this worker with its logits [batch, tasks] float32.
+
+        The next batch is under way on the device while the caller has the one before.
+        """
+        with closing(self.loader.epoch(0)) as batches:
+            waiting: tuple[Batch, tf.Tensor] | None = None
+            for batch in batches:
+                ids, numerical = tf.convert_to_tensor(id_matrix(batch)), tf.convert_to_tensor(batch.numerical)
+                started = (batch, self._predict(ids, numerical))
+                if waiting is not None:
+                    yield waiting[0], waiting[1].numpy()
+                waiting = started
+            if waiting is not None:
+                yield waiting[0], waiting[1].numpy()

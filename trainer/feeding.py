@@ -1,0 +1,27 @@
+"""Batches of arrays -> tensors of a step."""
+
+import numpy as np
+import tensorflow as tf
+
+from data.batch import Batch
+from trainer.step import StepInput
+from trainer.tasks import Task, restrict_to_sample_space
+
+
+def step_input(batch: Batch, tasks: tuple[Task, ...]) -> StepInput:
+    """The tensors of a batch that the training step needs."""
+    return StepInput(
+        ids=tf.convert_to_tensor(id_matrix(batch)),
+        numerical=tf.convert_to_tensor(batch.numerical),
+        labels=tf.convert_to_tensor(restrict_to_sample_space(batch.labels, tasks)),
+        weights=tf.convert_to_tensor(batch.weights),
+    )
+
+
+def id_matrix(batch: Batch) -> np.ndarray:
+    """One-hot and multi-hot ids side by side, [batch, id columns] int32."""
+    if batch.multihot.shape[1] == 0:
+        return batch.onehot
+    if batch.onehot.shape[1] == 0:
+        return batch.multihot
+    return np.concatenate([batch.onehot, batch.multihot], axis=1)

@@ -1,0 +1,108 @@
+"""The data side of a run: specification, embedding widths and loaders. Imports no TensorFlow."""
+
+from dataclasses import dataclass
+
+from data.embedding_sizes import embedding_dims
+from data.errors import DataError
+from data.feature_spec import FeatureSpec
+from data.loader import ParquetLoader
+from trainer.checkpoints import CheckpointStore
+from trainer.launcher import Launch
+from trainer.layout import InputLayout, input_layout
+from trainer.options import Options
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads.
+
+    Attributes:
+        spec: the specification.
+        layout: of the model's inputs.
+        train_loader: of the training mapping; only where the run trains.
+        eval_loader: of the evaluated mapping.
+        eval_mapping: its name.
+        with_group: whether MAP@12 is computed.
+    """
+
+    spec: FeatureSpec
+    layout: InputLayout
+    training: ParquetLoader | None
+    evaluation: ParquetLoader | None
+    eval_mapping: str
+    with_group: bool
+
+    @property
+    def train_loader(self) -> ParquetLoader:
+        """The training mapping's loader, of a run that trains."""
+        return _there(self.training)
+
+    @property
+    def eval_loader(self) -> ParquetLoader:
+        """The evaluated mapping's loader, of a run that evaluates."""
+        return _there(self.evaluation)
+
+
+def open_inputs(options: Options, launch: Launch) -> Inputs:
+    """Reads the specification and the files' footers.
+
+    Raises:
+        DataError: a rule of the specification is broken, or files do not hold what it says.
+    """
+    spec = FeatureSpec.read(options.data.dataset_path / options.data.fspec_file)
+    widths = embedding_dims(spec, options.data.embedding_sizes_file)
+    run = options.run
+    trains, evaluates = not run.evaluate, run.evaluate or not run.benchmark
+    mapping = options.data.eval_mapping or ("valid" if trains and "valid" in spec.sources else "test")
+    with_group = evaluates and not run.disable_map_calculation and _holds_group(spec, mapping)
+    training = evaluation = None
+    if trains:
+        training = ParquetLoader(
+            spec,
+            options.data.train_mapping,
+            global_batch_size=options.training.global_batch_size,
+            worker=launch.rank,
+            workers=launch.size,
+            shuffle=True,
+            seed=options.training.seed,
+        )
+    if evaluates:
+        evaluation = ParquetLoader(
+            spec,
+            mapping,
+            global_batch_size=options.training.eval_batch_size,
+            worker=launch.rank,
+            workers=launch.size,
+            shuffle=False,
+            with_group=with_group,
+        )
+    return Inputs(spec, input_layout(spec, widths), training, evaluation, mapping, with_group)
+
+
+def check_folders(options: Options, launch: Launch) -> None:
+    """Refuses to start a run over another one, or without the checkpoint that it needs.
+
+    Raises:
+        DataError: model_dir holds checkpoints and neither --use_checkpoint nor --evaluate is given.
+        NoCheckpointError: it holds none and one of them is.
+    """
+    run, store = options.run, CheckpointStore(options.data.model_dir)
+    if run.evaluate or run.use_checkpoint:
+        if launch.rank == 0 and not run.benchmark and not store.steps():
+            store.open(run.which_checkpoint)
+    elif not run.benchmark and any(store.folder.glob("step-*")):
+        raise DataError(
+            f"{store.folder} holds the checkpoints of an earlier run. Add --use_checkpoint to go on with it, give "
+            "another --model_dir, or delete the folder."
+        )
+
+
+def _holds_group(spec: FeatureSpec, mapping: str) -> bool:
+    group = spec.map_feature
+    return group is not None and any(group.name in chunk.features for chunk in spec.chunks(mapping))
+
+
+def _there(loader: ParquetLoader | None) -> ParquetLoader:
+    if loader is None:
+        raise ValueError("this run has no such loader")
+    return loader

@@ -1,0 +1,235 @@
+"""The log of a run: lines of `DLLL ` and JSON, as the dllogger package writes them."""
+
+import errno
+import importlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from data.errors import DataError
+
+PREFIX = "DLLL "
+PARAMETER = "PARAMETER"
+
+Step = int | str | tuple[int, ...] | list[int]
+
+
+class Sink(Protocol):
+    """Writes records; each is in the file when the call returns. Raises OSError or ValueError where it is not."""
+
+    def log(self, step: Any, data: dict[str, Any]) -> None:
+        """Writes a LOG record."""
+
+    def metadata(self, metric: str, metadata: dict[str, Any]) -> None:
+        """Writes a METADATA record."""
+
+    def close(self) -> None:
+        """Writes what is left."""
+
+
+class RunLog:
+    """Writes a run's records, with dllogger where it is installed. Numbers keep their full precision.
+
+    NaN and infinities become null, so that every line is JSON. A full disk or a file that is gone
+    does not stop the training: the first failure is told on stderr, and each record is tried anew.
+
+    Args:
+        path: of the log; its folder is made.
+        append: go on with the log that is there (a resumed run). Otherwise one that is there is
+            moved aside, to the same name with `.previous` at its end.
+
+    Raises:
+        DataError: it cannot be written there.
+    """
+
+    def __init__(self, path: Path, append: bool) -> None:
+        self._path = Path(path)
+        self._warned = False
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _prepare(self._path, append)
+            self._sink = _open_sink(self._path)
+        except OSError as error:
+            raise DataError(
+                f"the log {self._path} cannot be written: {error.strerror}. Give a --results_dir that you may write to."
+            ) from error
+
+    def parameters(self, values: Mapping[str, Any]) -> None:
+        """Records the arguments of the run."""
+        self.log(PARAMETER, values)
+
+    def metadata(self, metric: str, metadata: Mapping[str, Any]) -> None:
+        """Records what is known of a metric, such as its unit."""
+        self._write(lambda: self._sink.metadata(metric, to_plain(metadata)))
+
+    def log(self, step: Step, data: Mapping[str, Any]) -> None:
+        """Records values.
+
+        Args:
+            step: (step, total steps) in training, (step,) for an evaluation, () for the final metrics.
+            data: values by key.
+        """
+        self._write(lambda: self._sink.log(to_plain(step), to_plain(data)))
+
+    def close(self) -> None:
+        """Writes what is left. Records that come later are still taken."""
+        self._write(self._sink.close)
+
+    def _write(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except (OSError, ValueError) as error:
+            if not self._warned:
+                self._warned = True
+                print(f"warning: the log {self._path} is incomplete: {error}", file=sys.stderr, flush=True)
+
+
+class NullLog:
+    """The log of workers other than rank 0: takes everything, writes nothing."""
+
+    def parameters(self, values: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def metadata(self, metric: str, metadata: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def log(self, step: Step, data: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+class JsonLines:
+    """Our own writer of dllogger's format.
+
+    The file is opened for each record: one that was removed comes back, and on a shared file
+    system other machines see the record at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._started = datetime.now()
+        self._torn = False
+
+    def log(self, step: Any, data: dict[str, Any]) -> None:
+        """Writes a LOG record."""
+        timestamp, moment, elapsed = self._times()
+        head = {"timestamp": timestamp, "datetime": moment, "elapsedtime": elapsed}
+        self._append(head | {"type": "LOG", "step": step, "data": data})
+
+    def metadata(self, metric: str, metadata: dict[str, Any]) -> None:
+        """Writes a METADATA record."""
+        timestamp, moment, elapsed = self._times()
+        head = {"timestamp": timestamp, "elapsedtime": elapsed, "datetime": moment}
+        self._append(head | {"type": "METADATA", "metric": metric, "metadata": metadata})
+
+    def close(self) -> None:
+        """Nothing is held back, so nothing is left."""
+
+    def _times(self) -> tuple[str, str, str]:
+        """Seconds since 1970, date and time, seconds since the start; as text, as dllogger has them."""
+        now = datetime.now()
+        return str(now.timestamp()), str(now), str((now - self._started).total_seconds())
+
+    def _append(self, record: dict[str, Any]) -> None:
+        line = f"{PREFIX}{json.dumps(record, allow_nan=False)}\n".encode()
+        if self._torn:
+            line = b"\n" + line
+        with open(self._path, "ab", buffering=0) as file:
+            written = file.write(line)
+        self._torn = written < len(line) and (written > 0 or self._torn)
+        if written < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+
+
+class Dllogger:
+    """Writes through the dllogger package, which holds lines back unless told otherwise."""
+
+    def __init__(self, dllogger: Any, path: Path) -> None:
+        self._path = path
+        backend = dllogger.JSONStreamBackend(dllogger.Verbosity.VERBOSE, str(path), append=True)
+        self._logger = dllogger.Logger([backend])
+
+    def log(self, step: Any, data: dict[str, Any]) -> None:
+        """Writes a LOG record."""
+        self._logger.log(step=step, data=data, verbosity=1)
+        self._flush()
+
+    def metadata(self, metric: str, metadata: dict[str, Any]) -> None:
+        """Writes a METADATA record."""
+        self._logger.metadata(metric, metadata)
+        self._flush()
+
+    def close(self) -> None:
+        """Writes what is left; dllogger closes its file itself, when the process ends."""
+        self._flush()
+
+    def _flush(self) -> None:
+        self._logger.flush()
+        if not self._path.exists():
+            raise FileNotFoundError(errno.ENOENT, "it was removed while it was written", str(self._path))
+
+
+def to_plain(value: Any) -> Any:
+    """`value` as strict JSON: NumPy's numbers as Python's, NaN and infinities as None, anything unknown as text."""
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (np.generic, np.ndarray)):
+        return to_plain(value.tolist())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log in order. Lines that are torn, and lines of other programs, are left out.
+
+    Raises:
+        DataError: there is no such log, or it cannot be read.
+    """
+    try:
+        text = Path(path).read_bytes().decode(errors="replace")
+    except OSError as error:
+        raise DataError(f"the log {path} cannot be read: {error.strerror}") from error
+    records = (_parsed(line) for line in text.split("\n"))
+    return [record for record in records if record is not None]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    if not line.startswith(PREFIX):
+        return None
+    try:
+        record = json.loads(line.removeprefix(PREFIX))
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _prepare(path: Path, append: bool) -> None:
+    """Leaves a log that ends with a whole line, or an empty one; shows that it can be written."""
+    if not append and path.exists() and path.stat().st_size:
+        os.replace(path, path.with_name(path.name + ".previous"))
+    with open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+
+def _open_sink(path: Path) -> Sink:
+    try:
+        dllogger = importlib.import_module("dllogger")
+        return Dllogger(dllogger, path)
+    except (ImportError, AttributeError, TypeError):
+        # Not installed, or an old one that cannot append: the format is the same.
+        return JsonLines(path)

@@ -1,0 +1,114 @@
+"""The training loop: epochs of steps, each followed by an evaluation and a checkpoint."""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import tensorflow as tf
+
+from data.loader import ParquetLoader
+from trainer.evaluate import Evaluator
+from trainer.feeding import step_input
+from trainer.log import NullLog, RunLog
+from trainer.optimizers.optimizer import Schedule
+from trainer.progress import NullProgress, Progress
+from trainer.step import TrainStep
+from trainer.tasks import Task
+
+
+class LossError(RuntimeError):
+    """The loss is no longer a number; every worker sees the same loss and raises it at the same step."""
+
+
+@dataclass
+class TrainingLoop:
+    """Trains from a step to the last one.
+
+    Attributes:
+        step: one training step.
+        tasks: one per logit.
+        loader: of the training mapping.
+        evaluator: of the evaluation mapping.
+        save: called after each epoch with (steps done, metrics).
+        schedule: the deep rate, for the log.
+        num_epochs: of the whole run.
+        log_every: steps between two records.
+        log, progress: of this worker.
+    """
+
+    step: TrainStep
+    tasks: tuple[Task, ...]
+    loader: ParquetLoader
+    evaluator: Evaluator
+    save: Callable[[int, dict[str, float]], None]
+    schedule: Schedule
+    num_epochs: int
+    log_every: int
+    log: RunLog | NullLog
+    progress: Progress | NullProgress
+    _mark: tuple[int, float] = field(default=(0, 0.0), init=False)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.loader.steps_per_epoch * self.num_epochs
+
+    def run(self, steps_done: int) -> dict[str, float]:
+        """Trains all steps after `steps_done`; returns the last metrics."""
+        metrics: dict[str, float] = {}
+        first_epoch, done_in_epoch = divmod(steps_done, self.loader.steps_per_epoch)
+        for epoch in range(first_epoch, self.num_epochs):
+            self._train_epoch(epoch, done_in_epoch if epoch == first_epoch else 0)
+            steps_done = (epoch + 1) * self.loader.steps_per_epoch
+            started = time.perf_counter()
+            metrics = self.evaluator.run(on_batch=lambda batch: self.progress.update(None, note=f"evaluating {batch}"))
+            seconds = time.perf_counter() - started
+            rate = self.evaluator.loader.rows / seconds
+            self.log.log([steps_done], metrics | {"epoch": epoch + 1, "validation_throughput": rate})
+            self.progress.message(f"epoch {epoch + 1}/{self.num_epochs}: {describe(metrics)}")
+            self.save(steps_done, metrics)
+        return metrics
+
+    def _train_epoch(self, epoch: int, first_step: int) -> None:
+        """Trains the steps of an epoch after the first `first_step` of them."""
+        steps_per_epoch = self.loader.steps_per_epoch
+        step = epoch * steps_per_epoch + first_step
+        self._mark = (step, time.perf_counter())
+        with closing(self.loader.epoch(epoch, first_step)) as batches:
+            for batch in batches:
+                step += 1
+                loss = self.step(step_input(batch, self.tasks), tf.constant(step))
+                if step % self.log_every == 0 or step == 1 or step % steps_per_epoch == 0:
+                    self._record(step, loss)
+                else:
+                    self.progress.update(step)
+
+    def _record(self, step: int, loss: tf.Tensor) -> None:
+        """Logs the loss of a step. Reading it waits for the device, which other steps do not."""
+        value = float(loss)
+        now, (last_step, last_time) = time.perf_counter(), self._mark
+        rate = (step - last_step) * self.step.global_batch_size / max(now - last_time, 1e-9)
+        self._mark = (step, now)
+        self.log.log(
+            [step, self.total_steps],
+            {
+                "loss": value,
+                "learning_rate": float(self.schedule(tf.constant(step))),
+                "samples_per_second": rate,
+                "epoch": step / self.loader.steps_per_epoch,
+            },
+        )
+        self.progress.update(step, loss=value, rate=rate)
+        if not math.isfinite(value):
+            raise LossError(
+                f"the loss is {value} at step {step}. Checkpoints of earlier epochs are kept. Lower "
+                "--deep_learning_rate or --linear_learning_rate, or look for extreme numerical values "
+                "(check_dataset.py shows them)."
+            )
+
+
+def describe(metrics: dict[str, float]) -> str:
+    """Metrics in one line for people."""
+    return "  ".join(f"{name} {value:.5f}" for name, value in metrics.items())

@@ -1,0 +1,35 @@
+"""Dynamic loss scaling for float16 (Micikevicius et al., "Mixed Precision Training", ICLR 2018, section 3.2)."""
+
+import tensorflow as tf
+
+INITIAL_SCALE = 2.0**15
+GROWTH_STEPS = 2000
+# float16 ends at 65504; the loss itself is float32, so that the scale only has to keep gradients in range.
+LARGEST_SCALE = 2.0**24
+
+
+class LossScale:
+    """Multiplies the loss, and doubles or halves the factor as gradients stay finite or not.
+
+    Args:
+        dynamic: False keeps the factor at 1, for types with float32's range.
+    """
+
+    def __init__(self, dynamic: bool):
+        self.dynamic = dynamic
+        self.scale = tf.Variable(INITIAL_SCALE if dynamic else 1.0, trainable=False)
+        self.good_steps = tf.Variable(0, trainable=False)
+
+    @property
+    def state(self) -> dict[str, tf.Variable]:
+        """Name -> variable, to be saved."""
+        return {"loss_scale": self.scale, "loss_scale_good_steps": self.good_steps} if self.dynamic else {}
+
+    def update(self, finite: tf.Tensor) -> None:
+        """Tells whether all gradients of a step were finite. Every worker tells the same."""
+        if not self.dynamic:
+            return
+        grow = tf.logical_and(finite, self.good_steps + 1 >= GROWTH_STEPS)
+        factor = tf.where(finite, tf.where(grow, 2.0, 1.0), 0.5)
+        self.scale.assign(tf.clip_by_value(self.scale * factor, 1.0, LARGEST_SCALE))
+        self.good_steps.assign(tf.where(tf.logical_or(grow, tf.logical_not(finite)), 0, self.good_steps + 1))

@@ -1,0 +1,169 @@
+"""Mean average precision of the rows ranked within their groups."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from trainer.metrics.collectives import Collectives, exchange_columns
+from trainer.metrics.rows import Rows
+from trainer.metrics.sorting import rising_key, run_starts, score_of_key, sum_runs
+
+RANKS = 12  # MAP@12, the measure of the click prediction contest that the recipe started from
+_HARMONIC = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, RANKS + 1))])
+_HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2 ** 64 / golden ratio: neighbouring ids spread evenly
+
+
+class MeanAveragePrecision:
+    """Mean over groups of the average precision of the first 12 ranks.
+
+        AP = sum over ranks k <= 12 with a positive of (positives in ranks 1 to k) / k
+             / min(12, positives in the group)
+
+    Rows rank by falling logit. Groups without a positive are left out. Where float32 logits are tied,
+    AP is its expectation over all orders of the tied rows (McSherry and Najork, "Computing Information
+    Retrieval Performance Measures Efficiently in the Presence of Tied Scores", ECIR 2008), so that
+    nothing depends on the order of rows. Sample weights do not count, except that rows of weight 0
+    are no rows. NaN where no group has a positive.
+    """
+
+    needs_group = True
+
+    def result(self, rows: Rows, comm: Collectives) -> float:
+        """See Metric. Takes about 70 bytes per row while it runs, up to 150 among several workers.
+
+        Raises:
+            ValueError: the rows have no group.
+        """
+        if rows.group is None:
+            raise ValueError("MAP@12 ranks rows within groups, and these rows have no group")
+        ties = _ties_of_rows(rows.group, rows.logits, rows.labels)
+        if comm.size > 1:
+            ties = _cut(ties)
+            ties = _merged(_share_by_group(ties, comm))
+        precisions = _average_precisions(ties)
+        total, groups = comm.sum_array(np.array([precisions.sum(), len(precisions)]))
+        return float(total / groups) if groups else float("nan")
+
+
+class _Ties(NamedTuple):
+    """Blocks of rows with equal group and score, by group and falling score, each [blocks].
+
+    Attributes:
+        group: int64.
+        scores: float32.
+        rows: int64, how many rows the block holds.
+        positives: int64, how many of them have label 1.
+    """
+
+    group: np.ndarray
+    scores: np.ndarray
+    rows: np.ndarray
+    positives: np.ndarray
+
+
+def _ties_of_rows(group: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> _Ties:
+    """The blocks of this worker's rows."""
+    order, names, packed = _numbered(group)
+    # From the highest bit: 31 of the group's number, 32 of the score, 1 of the label.
+    packed <<= np.uint64(33)
+    packed |= rising_key(-logits[order]).astype(np.uint64) << np.uint64(1)
+    packed |= (labels[order] > 0).view(np.uint8)
+    del order
+    packed.sort()
+    blocks = packed >> np.uint64(1)
+    starts = run_starts(blocks)
+    blocks = blocks[starts]
+    return _Ties(
+        names[blocks >> np.uint64(32)],
+        -score_of_key(blocks.astype(np.uint32)),
+        np.diff(starts, append=len(packed)),
+        sum_runs(packed & np.uint64(1), starts, np.int64),
+    )
+
+
+def _merged(columns: Sequence[np.ndarray]) -> _Ties:
+    """Sorts blocks in any order, the columns of _Ties, and joins those of equal group and score."""
+    group, scores, rows, positives = columns
+    order, _, packed = _numbered(group)
+    packed <<= np.uint64(32)
+    packed |= rising_key(-scores[order])
+    order = order[np.argsort(packed)]
+    return _joined(_Ties(group[order], scores[order], rows[order], positives[order]))
+
+
+def _numbered(group: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers the groups from 0 on.
+
+    Returns:
+        order: [rows] int64 positions that sort the rows by group.
+        names: [groups] int64 ids, rising.
+        numbers: [rows] uint64, in that order.
+    """
+    order = np.argsort(group)
+    names = group[order]
+    starts = run_starts(names)
+    numbers = np.repeat(np.arange(len(starts), dtype=np.uint64), np.diff(starts, append=len(names)))
+    return order, names[starts], numbers
+
+
+def _joined(ties: _Ties) -> _Ties:
+    """Joins neighbours of equal group and score."""
+    starts = run_starts(ties.group, ties.scores)
+    return _Ties(
+        ties.group[starts],
+        ties.scores[starts],
+        sum_runs(ties.rows, starts, np.int64),
+        sum_runs(ties.positives, starts, np.int64),
+    )
+
+
+def _sum_before(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Sum of the values ([blocks] int64) before each one, in the run of its own; runs begin at `starts`."""
+    before = np.cumsum(values) - values
+    return before - np.repeat(before[starts], np.diff(starts, append=len(values)))
+
+
+def _cut(ties: _Ties) -> _Ties:
+    """Joins what lies behind rank 12 of a group into one block at its end.
+
+    Other workers' rows can only push it further back, so all that still matters of it is its number of
+    positives. No group, however large, costs a worker more than 13 blocks to send.
+    """
+    behind = _sum_before(ties.rows, run_starts(ties.group)) >= RANKS
+    return _joined(ties._replace(scores=np.where(behind, np.float32(-np.inf), ties.scores)))
+
+
+def _share_by_group(ties: _Ties, comm: Collectives) -> tuple[np.ndarray, ...]:
+    """Sends each group's blocks to the one worker that its id hashes to. A collective."""
+    mixed = (ties.group.view(np.uint64) * _HASH_FACTOR) >> np.uint64(32)
+    worker = (mixed % np.uint64(comm.size)).astype(np.uint16)  # of which a stable sort is a radix sort
+    order = np.argsort(worker, kind="stable")
+    counts = np.bincount(worker, minlength=comm.size)
+    return exchange_columns([column[order] for column in ties], counts.tolist(), comm)
+
+
+def _average_precisions(ties: _Ties) -> np.ndarray:
+    """AP ([groups] float64) of the groups that have a positive.
+
+    A block of m rows with p positives, after r rows with c positives: its j-th rank holds a positive
+    with probability p / m, and then the j - 1 block ranks before it hold (j - 1)(p - 1) / (m - 1) on
+    average. So the block adds, over its t = min(m, 12 - r) ranks that count,
+
+        p / m * sum over j = 1 to t of (c + 1 + (j - 1) * q) / (r + j),    q = (p - 1) / (m - 1)
+      = p / m * ((c + 1) * h + q * (t - (r + 1) * h)),                     h = sum of 1 / (r + j)
+    """
+    starts = run_starts(ties.group)
+    before = _sum_before(ties.rows, starts)
+    hits = np.flatnonzero((ties.positives > 0) & (before < RANKS))
+    before, rows, positives = before[hits], ties.rows[hits], ties.positives[hits]
+    positives_before = _sum_before(ties.positives, starts)[hits]
+    counted = np.minimum(rows, RANKS - before)
+    harmonic = _HARMONIC[before + counted] - _HARMONIC[before]
+    follow = (positives - 1) / np.maximum(rows - 1, 1)
+    gains = positives / rows * ((positives_before + 1) * harmonic + follow * (counted - (before + 1) * harmonic))
+    group_of_hit = np.searchsorted(starts, hits, side="right") - 1
+    precision_sums = np.bincount(group_of_hit, gains, minlength=len(starts))
+    positives = sum_runs(ties.positives, starts, np.int64)
+    known = positives > 0
+    return precision_sums[known] / np.minimum(positives[known], RANKS)

@@ -1,0 +1,112 @@
+"""The rows of an evaluation, kept by each worker until the end."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+_FIRST_CAPACITY = 1024
+
+
+class Rows(NamedTuple):
+    """One worker's rows of one task, as columns of equal length.
+
+    Attributes:
+        logits: [rows] float32.
+        labels: [rows] float32.
+        weights: [rows] float32.
+        group: [rows] int64, or None where rows have no group.
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    group: np.ndarray | None
+
+    def select(self, mask: np.ndarray) -> "Rows":
+        """The rows where `mask` ([rows] bool) is true."""
+        if mask.all():
+            return self
+        group = None if self.group is None else self.group[mask]
+        return Rows(self.logits[mask], self.labels[mask], self.weights[mask], group)
+
+
+class GrowingArray:
+    """An array that rows are appended to, doubling its room when it is full.
+
+    Memory: the bytes of the rows; room that no row has reached yet is not backed by memory on Linux.
+    While it grows, the old and the new array exist side by side.
+    """
+
+    def __init__(self, dtype: type[np.generic], width: int | None = None) -> None:
+        """Starts empty. `width` is the row's length, None for scalars."""
+        self._room = np.empty((0,) if width is None else (0, width), dtype)
+        self._size = 0
+
+    def append(self, rows: np.ndarray) -> None:
+        """Adds [rows, ...]; values are cast to this array's dtype."""
+        size = self._size + len(rows)
+        if size > len(self._room):
+            capacity = max(size, 2 * len(self._room), _FIRST_CAPACITY)
+            grown = np.empty((capacity, *self._room.shape[1:]), self._room.dtype)
+            grown[: self._size] = self.rows
+            self._room = grown
+        self._room[self._size : size] = rows
+        self._size = size
+
+    @property
+    def rows(self) -> np.ndarray:
+        """What was appended, without a copy."""
+        return self._room[: self._size]
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self._size
+
+
+class RowStore:
+    """Logits, labels, weights and group ids of the rows seen, once for all metrics of all tasks.
+
+    Memory: 8 * tasks + 4 bytes per row with a weight, and 8 more with a group id
+    (one task: 12, with groups 20).
+    """
+
+    def __init__(self, num_tasks: int, *, with_group: bool) -> None:
+        """Starts empty."""
+        self._logits = GrowingArray(np.float32, num_tasks)
+        self._labels = GrowingArray(np.float32, num_tasks)
+        self._weights = GrowingArray(np.float32)
+        self._group = GrowingArray(np.int64) if with_group else None
+
+    def append(self, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, group: np.ndarray | None) -> None:
+        """Adds the rows whose weight is not 0.
+
+        Args:
+            logits: [batch, tasks].
+            labels: [batch, tasks].
+            weights: [batch].
+            group: [batch]; not looked at by a store without groups.
+
+        Raises:
+            ValueError: the shapes disagree, or a store with groups got none.
+        """
+        columns = [(self._logits, logits), (self._labels, labels), (self._weights, weights)]
+        if self._group is not None:
+            if group is None:
+                raise ValueError("these rows need a group id each, got None")
+            columns.append((self._group, group))
+        for store, values in columns:
+            expected = (len(weights), *store.rows.shape[1:])
+            if values.shape != expected:
+                raise ValueError(f"expected rows of shape {expected}, got {values.shape}")
+        counts = weights != 0
+        for store, values in columns:
+            store.append(values if counts.all() else values[counts])
+
+    def task(self, index: int) -> Rows:
+        """The rows of one task, as views."""
+        group = None if self._group is None else self._group.rows
+        return Rows(self._logits.rows[:, index], self._labels.rows[:, index], self._weights.rows, group)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._weights)

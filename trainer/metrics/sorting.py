@@ -1,0 +1,52 @@
+"""Sort keys for float32 scores, and runs of equal rows in sorted columns."""
+
+import numpy as np
+
+_SIGN = np.uint32(1 << 31)
+
+
+def rising_key(scores: np.ndarray) -> np.ndarray:
+    """Integers in the order of the scores; equal scores, 0.0 and -0.0 among them, have equal keys.
+
+    Read as integers, the bits of positive floats rise with them, those of negative ones fall: all bits of
+    the latter are turned round, and the sign bit of the former. The 32 bits can be packed with others
+    into 64, and one sort of those is several times as fast as an argsort and the gathers after it.
+
+    Args:
+        scores: [rows] float32 without NaN.
+
+    Returns:
+        [rows] uint32.
+    """
+    bits = scores + np.float32(0)  # makes -0.0 into 0.0
+    turned = (bits.view(np.int32) >> 31).view(np.uint32) | _SIGN
+    return bits.view(np.uint32) ^ turned
+
+
+def score_of_key(keys: np.ndarray) -> np.ndarray:
+    """The scores ([rows] float32) whose rising_key is `keys` ([rows] uint32)."""
+    turned = ((keys >> 31) - np.uint32(1)) | _SIGN
+    return (keys ^ turned).view(np.float32)
+
+
+def run_starts(*columns: np.ndarray) -> np.ndarray:
+    """Where a row differs from the one before it in any column.
+
+    Args:
+        columns: [rows] each, of equal length.
+
+    Returns:
+        [runs] int64 positions, the first 0; empty where there is no row.
+    """
+    changes = np.zeros(len(columns[0]), bool)
+    changes[:1] = True
+    for column in columns:
+        changes[1:] |= column[1:] != column[:-1]
+    return np.flatnonzero(changes)
+
+
+def sum_runs(values: np.ndarray, starts: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
+    """Sums ([runs] dtype) of `values` ([rows]) over the runs that begin at `starts`."""
+    if len(starts) == 0:
+        return np.zeros(0, dtype)
+    return np.add.reduceat(values, starts, dtype=dtype)

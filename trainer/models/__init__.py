@@ -1,0 +1,31 @@
+"""The models by name. A new model is one module here and one line below."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from trainer.layout import InputLayout
+from trainer.options import ModelOptions
+
+if TYPE_CHECKING:
+    from trainer.models.ranking import RankingModel
+
+# Names only: the modules import Keras, which takes seconds, and flags are checked before that.
+MODELS = {
+    "wide_deep": "trainer.models.wide_deep",
+}
+
+
+def build_model(
+    options: ModelOptions, layout: InputLayout, tasks: tuple[str, ...], *, compute_dtype: str, seed: int
+) -> "RankingModel":
+    """The model that `options` names, with its weights created.
+
+    Args:
+        options: the model's flags.
+        layout: its inputs.
+        tasks: label names, one logit each.
+        compute_dtype: float32, float16 or bfloat16; weights, logits and loss are float32 in any case.
+        seed: of the initial weights.
+    """
+    module = importlib.import_module(MODELS[options.model])
+    return module.build(options, layout, tasks, compute_dtype=compute_dtype, seed=seed)

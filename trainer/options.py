@@ -1,0 +1,197 @@
+"""Every flag of main.py: its name, default, help and limits, in one dataclass per concern.
+
+One field is one flag. Nothing here imports TensorFlow, so that a mistake is told within a second.
+"""
+
+import math
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from data.errors import DataError
+
+
+def option(default: Any, help_text: str) -> Any:
+    """A dataclass field with its help."""
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Where the data is and where results go."""
+
+    dataset_path: Path = option(None, "dataset folder, the base of the paths in the feature specification")
+    fspec_file: str = option("feature_spec.yaml", "feature specification, relative to dataset_path")
+    embedding_sizes_file: Path | None = option(
+        None,
+        "JSON dictionary of embedding widths; default: embedding_dim in the specification, then embedding_sizes.json "
+        "beside it, then min(256, round(1.6 * cardinality ** 0.56))",
+    )
+    train_mapping: str = option("train", "mapping of source_spec to train on")
+    eval_mapping: str | None = option(
+        None, "mapping to evaluate; default: valid where there is one while training, else test"
+    )
+    model_dir: Path = option(None, "folder of the checkpoints and of the model")
+    results_dir: Path = option(None, "folder of log.json, args.json and metrics.json")
+    log_filename: str = option("log.json", "name of the log in results_dir")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What is trained."""
+
+    model: str = option("wide_deep", "architecture")
+    deep_hidden_units: tuple[int, ...] = option((1024,) * 5, "units of each hidden layer")
+    deep_dropout: float = option(0.1, "share of hidden units that is dropped in training")
+    combiner: Literal["sum", "mean"] = option("sum", "pooling of multi-hot embeddings in the deep part")
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        _each_at_least("deep_hidden_units", self.deep_hidden_units, 1)
+        if not 0 <= self.deep_dropout < 1:
+            raise DataError(f"--deep_dropout must lie in [0, 1), got {self.deep_dropout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How it is trained."""
+
+    global_batch_size: int = option(131_072, "samples per step, summed over all workers")
+    eval_batch_size: int = option(131_072, "samples per evaluation step, summed over all workers")
+    num_epochs: int = option(20, "passes over the training data")
+    linear_learning_rate: float = option(0.02, "rate of the wide part (FTRL)")
+    deep_learning_rate: float = option(0.00012, "base rate of the deep part (RMSprop)")
+    deep_warmup_epochs: float | None = option(
+        None, "epochs over which the deep rate rises to its base; default: 3/10 of the epochs (6 of 20)"
+    )
+    cpu: bool = option(False, "compute on the CPU; the default where no GPU is visible")
+    amp: bool = option(False, "mixed precision")
+    amp_dtype: Literal["auto", "float16", "bfloat16"] = option(
+        "auto", "compute type under --amp; auto: float16 with dynamic loss scaling on GPUs, bfloat16 on CPUs"
+    )
+    xla: bool = option(False, "compile forward and backward pass with XLA")
+    seed: int = option(0, "seed of weights, sample order and dropout")
+    deterministic: bool = option(False, "deterministic kernels: equal runs give equal weights to the bit")
+    affinity: Literal["all", "single", "single_unique", "unique_interleaved", "unique_contiguous", "disabled"] = option(
+        "unique_interleaved", "CPU cores that each local worker is bound to"
+    )
+
+    def __post_init__(self) -> None:
+        """Checks ranges, and limits between flags."""
+        for name in ("global_batch_size", "eval_batch_size", "num_epochs"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("linear_learning_rate", "deep_learning_rate"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise DataError(f"--{name} must be a positive number, got {value}")
+        if not 0 <= self.warmup_epochs <= self.num_epochs:
+            raise DataError(
+                f"--deep_warmup_epochs must lie between 0 and --num_epochs {self.num_epochs}, got {self.warmup_epochs}"
+            )
+        if not 0 <= self.seed < 2**31:
+            raise DataError(f"--seed must lie in [0, 2**31), got {self.seed}")
+        if self.amp_dtype != "auto" and not self.amp:
+            raise DataError(f"--amp_dtype {self.amp_dtype} does nothing without --amp: add --amp")
+
+    @property
+    def warmup_epochs(self) -> float:
+        """Length of the warm-up in epochs, the default resolved."""
+        return 0.3 * self.num_epochs if self.deep_warmup_epochs is None else self.deep_warmup_epochs
+
+    def check_workers(self, workers: int) -> None:
+        """Raises DataError if a batch does not divide over the workers, naming the next size that does."""
+        for name in ("global_batch_size", "eval_batch_size"):
+            size = getattr(self, name)
+            if size % workers:
+                raise DataError(
+                    f"--{name} {size} does not divide over {workers} workers; the next size that does is "
+                    f"--{name} {(size // workers + 1) * workers}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What the run does: train, evaluate or measure."""
+
+    evaluate: bool = option(False, "evaluate a checkpoint, without training")
+    benchmark: bool = option(False, "measure throughput (of training, or of evaluation with --evaluate)")
+    benchmark_warmup_steps: int = option(500, "steps before the measurement starts")
+    benchmark_steps: int = option(1000, "steps in all, warm-up included")
+    benchmark_seconds: float | None = option(None, "ends the measurement after so many seconds at the latest")
+    use_checkpoint: bool = option(False, "go on from the last checkpoint in model_dir")
+    checkpoint: str | None = option(None, "last, best or a path; default: last for going on, best for --evaluate")
+    keep_checkpoints: int = option(2, "newest checkpoints to keep, besides the best")
+    predictions_file: Path | None = option(None, "parquet file for the predictions of --evaluate")
+    disable_map_calculation: bool = option(False, "leave MAP@12 out (it is off by itself without a map feature)")
+    num_auc_thresholds: int = option(0, "thresholds of a binned ROC AUC; 0 computes it exactly")
+    log_every: int = option(100, "steps between two lines of the log")
+
+    def __post_init__(self) -> None:
+        """Checks ranges, and limits between flags."""
+        for name in ("benchmark_steps", "keep_checkpoints", "log_every"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("benchmark_warmup_steps", self.benchmark_warmup_steps, 0)
+        if self.benchmark and self.benchmark_warmup_steps >= self.benchmark_steps:
+            raise DataError(
+                f"--benchmark_warmup_steps {self.benchmark_warmup_steps} leaves nothing of --benchmark_steps "
+                f"{self.benchmark_steps} to measure; make the second larger"
+            )
+        if self.benchmark_seconds is not None and not self.benchmark_seconds > 0:
+            raise DataError(f"--benchmark_seconds must be positive, got {self.benchmark_seconds}")
+        if self.num_auc_thresholds < 0 or self.num_auc_thresholds == 1:
+            raise DataError(f"--num_auc_thresholds must be 0 (exact) or at least 2, got {self.num_auc_thresholds}")
+        if self.predictions_file is not None and (self.benchmark or not self.evaluate):
+            raise DataError("--predictions_file is written by --evaluate: add --evaluate (without --benchmark)")
+        if self.checkpoint is not None and not (self.use_checkpoint or self.evaluate):
+            raise DataError("--checkpoint says which checkpoint to go on from: add --use_checkpoint, or --evaluate")
+
+    @property
+    def which_checkpoint(self) -> str:
+        """The checkpoint to restore, the default resolved."""
+        return self.checkpoint or ("best" if self.evaluate else "last")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The resolved configuration of a run."""
+
+    data: DataOptions
+    model: ModelOptions
+    training: TrainingOptions
+    run: RunOptions
+
+    def as_dict(self) -> dict[str, Any]:
+        """Flag name -> value, ready for JSON."""
+        groups = (self.data, self.model, self.training, self.run)
+        flat = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
+        flat["deep_warmup_epochs"] = self.training.warmup_epochs
+        return {name: _plain(value) for name, value in flat.items()}
+
+
+GROUPS: dict[str, type] = {
+    "data": DataOptions,
+    "model": ModelOptions,
+    "training": TrainingOptions,
+    "run": RunOptions,
+}
+
+
+def default_of(item: Any) -> Any:
+    """A field's default value, None where it has none."""
+    return None if item.default is MISSING else item.default
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise DataError(f"--{name} must be at least {least}, got {value}")
+
+
+def _each_at_least(name: str, values: tuple[int, ...], least: int) -> None:
+    for value in values:
+        _at_least(name, value, least)

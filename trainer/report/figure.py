@@ -1,0 +1,184 @@
+"""The learning curve as a picture."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from trainer.progress import format_count
+from trainer.report.runs import Point, Run, metric_keys
+from trainer.report.table import higher_is_better, is_quality
+
+# Okabe and Ito's colours, told apart by colour-blind readers too; those of weak contrast on white come last.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
+PIXELS = 1280
+DPI = 100
+PANEL_INCHES = 3.6
+LEGEND_INCHES = 0.3
+PANELS_PER_ROW = 3
+TITLES = {"loss": "Loss", "auc_roc": "ROC AUC", "streaming_map_val": "MAP@12"}
+GREY = "#444444"
+LONGEST_LABEL = 40
+LEGEND_CHARACTERS = 150
+TRAINING_LOOK: dict[str, Any] = {"linewidth": 1.2, "alpha": 0.75}
+EVALUATION_LOOK: dict[str, Any] = {"linewidth": 1.8, "marker": "o", "markersize": 5}
+STYLE: Any = {
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.12,
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "axes.edgecolor": "#8a8a8a",
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.axisbelow": True,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "grid.color": "#e3e3e3",
+    "legend.frameon": False,
+    "text.parse_math": False,
+    "svg.hashsalt": "learning curve",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of a panel, of one run and one task ("" for a run with a single task)."""
+
+    run: str
+    task: str
+    is_training: bool
+    steps: list[int]
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Key:
+    """How curves are told apart: by colour between runs (between tasks, where there is one run), by dashes between
+    the tasks of several runs, and by marks between evaluations and training."""
+
+    runs: list[str]
+    tasks: list[str]
+    has_both_kinds: bool
+
+    @property
+    def hues(self) -> list[str]:
+        """What has a colour of its own."""
+        return self.runs if len(self.runs) > 1 else self.tasks
+
+    def style(self, curve: Curve) -> dict[str, Any]:
+        """The look of a curve."""
+        several = len(self.runs) > 1
+        hue = self.hues.index(curve.run if several else curve.task)
+        dash = self.tasks.index(curve.task) if several else 0
+        look = {"color": COLOURS[hue % len(COLOURS)], "linestyle": DASHES[dash % len(DASHES)]}
+        return look | (TRAINING_LOOK if curve.is_training else EVALUATION_LOOK)
+
+    def handles(self) -> list[Line2D]:
+        """The entries of the legend; none where there is nothing to tell apart."""
+        entries = []
+        if len(self.hues) > 1:
+            colours = [COLOURS[index % len(COLOURS)] for index in range(len(self.hues))]
+            entries += [
+                Line2D([], [], color=colour, linewidth=4, label=_short(hue or "all tasks"))
+                for hue, colour in zip(self.hues, colours, strict=True)
+            ]
+        if len(self.runs) > 1 and len(self.tasks) > 1:
+            dashes = [DASHES[index % len(DASHES)] for index in range(len(self.tasks))]
+            entries += [
+                Line2D([], [], color=GREY, linestyle=dash, label=_short(task or "all tasks"))
+                for task, dash in zip(self.tasks, dashes, strict=True)
+            ]
+        if self.has_both_kinds:
+            entries.append(Line2D([], [], color=GREY, label="training", **TRAINING_LOOK))
+            entries.append(Line2D([], [], color=GREY, label="evaluation", **EVALUATION_LOOK))
+        return entries
+
+
+def draw_learning_curves(runs: list[Run], folder: Path, name: str = "learning_curve") -> list[Path]:
+    """Draws losses and metrics over steps, all runs in each panel, as PNG (1280 pixels wide) and as SVG.
+
+    Returns:
+        The files written; none where no run has a value at a step.
+    """
+    panels = _panels(runs)
+    if not panels:
+        return []
+    rows = -(-len(panels) // PANELS_PER_ROW)
+    columns = -(-len(panels) // rows)
+    key = _key(runs, panels)
+    handles = key.handles()
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    legend_columns = max(1, LEGEND_CHARACTERS // (longest + 8))
+    height = rows * PANEL_INCHES + -(-len(handles) // legend_columns) * LEGEND_INCHES
+    last_step = max(1, *(step for curves in panels.values() for curve in curves for step in curve.steps))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(PIXELS / DPI, height), dpi=DPI, layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+        for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+            _draw_panel(axis, title, curves, key)
+            axis.set_xlim(-0.03 * last_step, 1.03 * last_step)
+        for unused in axes[len(panels) :]:
+            unused.remove()
+        if handles:
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), legend_columns))
+        paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+        figure.savefig(paths[0])
+        figure.savefig(paths[1], metadata={"Date": None})
+    return paths
+
+
+def _panels(runs: list[Run]) -> dict[str, list[Curve]]:
+    """Curves by the name of their panel: losses in the first, then a panel for each metric with all its tasks."""
+    panels: dict[str, list[Curve]] = {"loss": [_curve(run, "", run.training, "loss", True) for run in runs]}
+    for key in filter(is_quality, metric_keys(runs)):
+        metric, _, task = key.partition("/")
+        panel = panels.setdefault("loss" if metric == "loss_val" else metric, [])
+        panel += [_curve(run, task, run.evaluations, key, False) for run in runs]
+    drawn = {panel: [curve for curve in curves if curve.steps] for panel, curves in panels.items()}
+    return {panel: curves for panel, curves in drawn.items() if curves}
+
+
+def _curve(run: Run, task: str, points: list[Point], key: str, is_training: bool) -> Curve:
+    placed = [(point.step, point.values[key]) for point in points if point.step is not None and key in point.values]
+    return Curve(run.name, task, is_training, [step for step, _ in placed], [value for _, value in placed])
+
+
+def _key(runs: list[Run], panels: dict[str, list[Curve]]) -> Key:
+    curves = [curve for drawn in panels.values() for curve in drawn]
+    kinds = {curve.is_training for curve in curves}
+    return Key([run.name for run in runs], list(dict.fromkeys(curve.task for curve in curves)), len(kinds) > 1)
+
+
+def _draw_panel(axis: Axes, name: str, curves: list[Curve], key: Key) -> None:
+    for curve in curves:
+        axis.plot(curve.steps, curve.values, **key.style(curve))
+    axis.set_title(TITLES.get(name, name))
+    evaluated = [curve for curve in curves if not curve.is_training]
+    if len(evaluated) == 1:
+        axis.set_title(_best(name, evaluated[0]), loc="right", fontsize=10, fontweight="normal", color="#444444")
+    axis.set_xlabel("step")
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda step, _: format_count(step)))
+
+
+def _best(name: str, curve: Curve) -> str:
+    known = [value for value in curve.values if not math.isnan(value)]
+    best = (max if higher_is_better(name) else min)(known, default=math.nan)
+    return f"best {best:.4f}"
+
+
+def _short(label: str) -> str:
+    """A label that fits; matplotlib leaves those out that begin with an underscore."""
+    label = f" {label}" if label.startswith("_") else label
+    return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL // 2] + "..." + label[-LONGEST_LABEL // 2 :]

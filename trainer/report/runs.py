@@ -1,0 +1,128 @@
+"""Reading the files of a run: its log, its arguments and its last metrics."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.errors import DataError
+from trainer.log import PARAMETER, read_log
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Point:
+    """Values at a step of a run; `step` is None for the final metrics of a run that trained nothing."""
+
+    step: int | None
+    epoch: float | None
+    values: dict[str, float]
+
+
+@dataclass
+class Run:
+    """One run, as far as its log goes.
+
+    Attributes:
+        name: what it is called in tables and legends.
+        parameters: its arguments.
+        training: loss, learning rate and samples per second, in the order of steps.
+        evaluations: metrics, in the order of steps.
+        final: the last metrics.
+    """
+
+    name: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    training: list[Point] = field(default_factory=list)
+    evaluations: list[Point] = field(default_factory=list)
+    final: dict[str, float] = field(default_factory=dict)
+
+
+def read_run(results_dir: Path, name: str, log_filename: str = "log.json") -> Run:
+    """Reads a run from its results folder; args.json and metrics.json add to the log where they are there.
+
+    Raises:
+        DataError: there is no log, or nothing in it to report.
+    """
+    path = results_dir / log_filename
+    if not path.is_file():
+        raise DataError(
+            f"{path}: there is no such log. Give the --results_dir of a run of main.py"
+            + ("" if results_dir.is_dir() else f"; {results_dir} is no folder")
+        )
+    run = Run(name)
+    for record in read_log(path):
+        _add_record(run, record)
+    run.parameters |= _read_json(results_dir / "args.json")
+    run.final = run.final or _numbers(_read_json(results_dir / "metrics.json"))
+    if not run.evaluations and run.final:
+        run.evaluations.append(Point(None, None, run.final))
+    if not run.training and not run.evaluations:
+        raise DataError(f"{path}: holds no loss and no metric. Has the run come as far as its first step?")
+    return run
+
+
+def _add_record(run: Run, record: dict[str, Any]) -> None:
+    data, step = record.get("data"), record.get("step")
+    if record.get("type") != "LOG" or not isinstance(data, dict):
+        return
+    if step == PARAMETER:
+        run.parameters |= data
+    elif step in ([], ""):
+        run.final = _numbers(data)
+    elif isinstance(step, list) and isinstance(step[0], int):
+        values = _numbers(data)
+        point = Point(step[0], values.pop("epoch", None), values)
+        if len(step) == 2 and "loss" in values:
+            _add_point(run.training, point, step[0])
+        elif len(step) == 1 and values:
+            _add_point(run.evaluations, point, step[0])
+
+
+def _add_point(points: list[Point], point: Point, step: int) -> None:
+    """Adds a point in place of those of a life that was cut short: a resumed run repeats steps."""
+    while points and (points[-1].step or 0) >= step:
+        points.pop()
+    points.append(point)
+
+
+def _numbers(data: dict[str, Any]) -> dict[str, float]:
+    """The numbers among the values; null stands for a number that is none."""
+    return {
+        key: NAN if value is None else float(value)
+        for key, value in data.items()
+        if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}). Remove it, or bring back the whole file") from error
+    return document if isinstance(document, dict) else {}
+
+
+def metric_keys(runs: list[Run]) -> list[str]:
+    """The keys of all evaluations in the order of their first appearance, without those that are NaN throughout."""
+    keys: dict[str, None] = {}
+    for run in runs:
+        for point in run.evaluations:
+            keys |= {key: None for key, value in point.values.items() if not math.isnan(value)}
+    return list(keys)
+
+
+def training_loss(run: Run) -> dict[int, float]:
+    """The mean of the logged training losses since the evaluation before, per evaluation step."""
+    means, start = {}, -1
+    for evaluation in run.evaluations:
+        if evaluation.step is None:
+            continue
+        losses = [point.values["loss"] for point in run.training if start < (point.step or 0) <= evaluation.step]
+        means[evaluation.step] = sum(losses) / len(losses) if losses else NAN
+        start = evaluation.step
+    return means

@@ -1,0 +1,80 @@
+"""The learning curve as numbers."""
+
+import math
+
+from trainer.progress import format_count
+from trainer.report.runs import Point, Run, metric_keys, training_loss
+
+MISSING = "-"
+WIDEST = 120
+LAST_RECORDS = 20
+
+
+def curve_table(run: Run) -> str:
+    """One line per evaluation: step, epoch, training loss, metrics; `*` marks the best of a metric.
+
+    The training loss is the mean of what was logged since the evaluation before. Columns that do
+    not fit into one table of WIDEST characters go on in the next. A run without an evaluation shows
+    its last training records.
+    """
+    points = run.evaluations or run.training[-LAST_RECORDS:]
+    keys = metric_keys([run]) if run.evaluations else sorted(run.training[0].values)
+    losses = training_loss(run) if run.evaluations else {}
+    columns = [_column(points, key) for key in keys]
+    if any(not math.isnan(loss) for loss in losses.values()):
+        columns.insert(0, ["loss", *(_number("loss", losses.get(point.step or 0, math.nan)) for point in points)])
+    where = [
+        ["step", *(MISSING if point.step is None else f"{point.step:,}" for point in points)],
+        ["epoch", *(MISSING if point.epoch is None else f"{point.epoch:.4g}" for point in points)],
+    ]
+    return "\n\n".join(_aligned(where + part) for part in _parts(where, columns))
+
+
+def higher_is_better(key: str) -> bool:
+    """Whether a metric grows as a model gets better: all do but losses and errors."""
+    return not any(word in key.lower() for word in ("loss", "rmse", "mse", "mae", "error", "_ms"))
+
+
+def is_quality(key: str) -> bool:
+    """Whether a key measures the model, and not the machine or the schedule."""
+    return not key.endswith(("_throughput", "_ms", "samples_per_second", "batch_samplesps", "learning_rate"))
+
+
+def _column(points: list[Point], key: str) -> list[str]:
+    values = [point.values.get(key, math.nan) for point in points]
+    known = [value for value in values if not math.isnan(value)]
+    best = None
+    if is_quality(key) and len(known) > 1 and min(known) < max(known):
+        best = max(known) if higher_is_better(key) else min(known)
+    return [key, *(_number(key, value) + ("*" if value == best else " ") for value in values)]
+
+
+def _number(key: str, value: float) -> str:
+    if math.isnan(value):
+        return MISSING
+    if not is_quality(key) and key != "learning_rate":
+        return format_count(value)
+    return f"{value:.5f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
+
+
+def _parts(where: list[list[str]], columns: list[list[str]]) -> list[list[list[str]]]:
+    """The columns in groups that fit beside `where`; at least one column each."""
+    room = WIDEST - sum(_width(column) + 2 for column in where)
+    parts: list[list[list[str]]] = [[]]
+    left = room
+    for column in columns:
+        if parts[-1] and _width(column) + 2 > left:
+            parts.append([])
+            left = room
+        parts[-1].append(column)
+        left -= _width(column) + 2
+    return parts
+
+
+def _aligned(columns: list[list[str]]) -> str:
+    lines = zip(*[[cell.rjust(_width(column)) for cell in column] for column in columns], strict=True)
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def _width(column: list[str]) -> int:
+    return max(len(cell) for cell in column)

@@ -1,0 +1,225 @@
+"""Puts a run together: model, optimizers, evaluation, checkpoints; then trains, evaluates or measures."""
+
+import json
+import os
+
+from data.loader import ParquetLoader
+from trainer import runtime
+from trainer.affinity import set_affinity
+from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
+from trainer.distributed import Comm, connect
+from trainer.evaluate import Evaluator
+from trainer.inputs import Inputs
+from trainer.launcher import Launch
+from trainer.log import NullLog, RunLog, to_plain
+from trainer.loop import TrainingLoop, describe
+from trainer.loss_scale import LossScale
+from trainer.metrics.evaluation import Evaluation
+from trainer.models import build_model
+from trainer.optimizers.optimizer import Optimizer, Schedule
+from trainer.optimizers.rules import Ftrl, RMSprop
+from trainer.optimizers.schedules import Constant, WarmupThenSteps
+from trainer.options import Options
+from trainer.predictions import PredictionWriter
+from trainer.progress import NullProgress, Progress
+from trainer.saving import Saver
+from trainer.state import Variables
+from trainer.step import TrainStep, named
+from trainer.tasks import tasks_of
+
+METRIC_UNITS = {
+    "loss": "nats",
+    "loss_val": "nats",
+    "auc_roc": None,
+    "streaming_map_val": None,
+    "train_throughput": "samples/s",
+    "validation_throughput": "samples/s",
+    "batch_samplesps": "samples/s",
+}
+
+
+class Run:
+    """One run of main.py on one worker.
+
+    Args:
+        options: the resolved configuration.
+        inputs: specification, widths and loaders.
+        launch: this process among its workers.
+    """
+
+    def __init__(self, options: Options, inputs: Inputs, launch: Launch):
+        self.options, self.inputs = options, inputs
+        training = options.training
+        bound = set_affinity(training.affinity, launch.local_rank, launch.local_size)
+        self.runtime = runtime.prepare(
+            launch,
+            cpu=training.cpu,
+            amp=training.amp,
+            amp_dtype=training.amp_dtype,
+            seed=training.seed,
+            deterministic=training.deterministic,
+        )
+        self.comm: Comm = connect(launch)
+        self.tasks = tasks_of(inputs.spec)
+        self.saver = Saver(options, inputs, self.comm)
+        self.log = self._open_log()
+        self.say(f"{self.comm.size} worker(s) on {self.runtime.device}, {self.runtime.compute_dtype}; {bound}")
+        self.model = build_model(
+            options.model,
+            inputs.layout,
+            tuple(task.name for task in self.tasks),
+            compute_dtype=self.runtime.compute_dtype,
+            seed=training.seed,
+        )
+        self.say(f"{options.model.model}: {self.model.count_params():,} parameters")
+
+    def say(self, text: str) -> None:
+        """Prints a line on the first worker."""
+        if self.comm.rank == 0:
+            print(text, flush=True)
+
+    def train(self) -> None:
+        """Trains to the end, evaluating and saving after each epoch."""
+        step, schedule, variables = self._train_step()
+        loader, epochs = self.inputs.train_loader, self.options.training.num_epochs
+        loop = TrainingLoop(
+            step=step,
+            tasks=self.tasks,
+            loader=loader,
+            evaluator=self._evaluator(),
+            save=lambda steps_done, metrics: self.saver.save(variables, steps_done, metrics),
+            schedule=schedule,
+            num_epochs=epochs,
+            log_every=self.options.run.log_every,
+            log=self.log,
+            progress=self._progress(loader.steps_per_epoch * epochs),
+        )
+        steps_done = 0
+        if self.options.run.use_checkpoint:
+            steps_done = self.saver.resume(variables)
+            self.say(f"going on after step {steps_done} of {loop.total_steps}")
+        else:
+            self.comm.broadcast_variables(variables.values())
+        if steps_done >= loop.total_steps:
+            self.say("nothing to do: this run is finished; more --num_epochs would go on with it")
+            return
+        metrics = loop.run(steps_done)
+        loop.progress.close()
+        self._tell_truncated(loader)
+        self._conclude(metrics)
+        self.say(f"model: {self.saver.write_best_model(named(self.model.variables))}")
+
+    def evaluate(self) -> None:
+        """Evaluates a checkpoint, and writes its predictions where they are asked for."""
+        checkpoint = self.saver.restore_weights(named(self.model.variables))
+        evaluator, path = self._evaluator(), self.options.run.predictions_file
+        writer = None
+        if path is not None:
+            group = self.inputs.spec.map_feature if self.inputs.with_group else None
+            writer = PredictionWriter(path, [task.name for task in self.tasks], group.name if group else None)
+        progress = self._progress(evaluator.loader.steps_per_epoch)
+        metrics = evaluator.run(on_batch=progress.update, predictions=writer)
+        progress.close()
+        if writer is not None:
+            writer.write(self.comm)
+            self.say(f"predictions: {path}")
+        self.say(f"{checkpoint} on mapping {self.inputs.eval_mapping!r}: {describe(metrics)}")
+        self._conclude(metrics)
+
+    def benchmark(self) -> None:
+        """Measures training, or evaluation with --evaluate."""
+        run = self.options.run
+        plan = Plan(run.benchmark_warmup_steps, run.benchmark_steps, run.benchmark_seconds)
+
+        def on_step(number: int, rate: float) -> None:
+            self.log.log([1, number], {"batch_samplesps": rate})
+
+        if run.evaluate:
+            result = benchmark_evaluation(self._evaluator(), self.comm, plan, on_step)
+        else:
+            step, _, variables = self._train_step()
+            self.comm.broadcast_variables(variables.values())
+            result = benchmark_training(step, self.tasks, self.inputs.train_loader, self.comm, plan, on_step)
+        for name, value in result.items():
+            self.say(f"{name:<24}{value:>16,.2f}")
+        self.log.log([], result)
+
+    def _train_step(self) -> tuple[TrainStep, Schedule, Variables]:
+        """The step, the deep part's schedule, and all that a checkpoint holds."""
+        training, model = self.options.training, self.model
+        steps_per_epoch = self.inputs.train_loader.steps_per_epoch
+        schedule = WarmupThenSteps(
+            training.deep_learning_rate, training.warmup_epochs * steps_per_epoch, training.num_epochs * steps_per_epoch
+        )
+        wide_table, deep_tables = named([model.embeddings.wide_table]), named(model.embeddings.deep_tables)
+        wide = Optimizer(Ftrl(), Constant(training.linear_learning_rate), named(model.wide_weights), wide_table)
+        deep = Optimizer(RMSprop(), schedule, named(model.deep_weights), deep_tables)
+        loss_scale = LossScale(dynamic=self.runtime.compute_dtype == "float16")
+        step = TrainStep(
+            model,
+            self.tasks,
+            wide=wide,
+            deep=deep,
+            comm=self.comm,
+            loss_scale=loss_scale,
+            global_batch_size=training.global_batch_size,
+            seed=training.seed,
+            xla=training.xla,
+        )
+        return step, schedule, named(model.variables) | wide.state | deep.state | loss_scale.state
+
+    def _evaluator(self) -> Evaluator:
+        inputs = self.inputs
+        evaluation = Evaluation(
+            [task.name for task in self.tasks],
+            with_group=inputs.with_group,
+            num_auc_thresholds=self.options.run.num_auc_thresholds,
+        )
+        return Evaluator(
+            self.model, self.tasks, inputs.eval_loader, evaluation, self.comm, xla=self.options.training.xla
+        )
+
+    def _progress(self, total: int) -> Progress | NullProgress:
+        return Progress(total) if self.comm.rank == 0 else NullProgress()
+
+    def _open_log(self) -> RunLog | NullLog:
+        if self.comm.rank != 0:
+            return NullLog()
+        data, values = self.options.data, self.options.as_dict()
+        log = RunLog(data.results_dir / data.log_filename, append=self.options.run.use_checkpoint)
+        self._write_json("args.json", values)
+        log.parameters(values)
+        for metric, unit in METRIC_UNITS.items():
+            log.metadata(metric, {"unit": unit})
+        return log
+
+    def _conclude(self, metrics: dict[str, float]) -> None:
+        """Records the last metrics."""
+        self.log.log([], metrics)
+        if self.comm.rank == 0:
+            self._write_json("metrics.json", to_plain(metrics))
+
+    def _write_json(self, name: str, values: dict[str, object]) -> None:
+        path = self.options.data.results_dir / name
+        temporary = path.with_name(f".{name}.{os.getpid()}")
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    def _tell_truncated(self, loader: ParquetLoader) -> None:
+        for name, count in loader.truncated.items():
+            if count:
+                self.say(f"warning: {name}: {count:,} lists were longer than max_hotness and were cut")
+
+
+def execute(options: Options, inputs: Inputs, launch: Launch) -> None:
+    """Does what the options ask for."""
+    run = Run(options, inputs, launch)
+    try:
+        if options.run.benchmark:
+            run.benchmark()
+        elif options.run.evaluate:
+            run.evaluate()
+        else:
+            run.train()
+    finally:
+        run.log.close()

@@ -1,0 +1,62 @@
+"""All that must happen before TensorFlow's first operation: devices, threads, seeds, determinism."""
+
+import os
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from trainer.launcher import Launch
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and in which type a run computes.
+
+    Attributes:
+        device: "CPU", or the GPU's name.
+        compute_dtype: float32, float16 or bfloat16.
+    """
+
+    device: str
+    compute_dtype: str
+
+
+def prepare(launch: Launch, *, cpu: bool, amp: bool, amp_dtype: str, seed: int, deterministic: bool) -> Runtime:
+    """Sets TensorFlow up for this worker.
+
+    A worker that sees several GPUs takes the one of its local rank; under hvd_wrapper.sh it sees one.
+    """
+    gpus = [] if cpu else tf.config.list_physical_devices("GPU")
+    gpu = gpus[launch.local_rank % len(gpus)] if gpus else None
+    tf.config.set_visible_devices([gpu] if gpu else [], "GPU")
+    if gpu:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    else:
+        # Several workers on one host would otherwise each start a thread per core.
+        cores = len(os.sched_getaffinity(0))
+        threads = max(1, cores // _sharing(launch, cores))
+        if tf.config.threading.get_intra_op_parallelism_threads() != threads:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.random.set_seed(seed)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    return Runtime(_name(gpu), _compute_dtype(amp, amp_dtype, gpu is not None))
+
+
+def _sharing(launch: Launch, cores: int) -> int:
+    """How many workers compute on this worker's cores: one where they have been bound to cores of their own."""
+    return launch.local_size if cores == os.cpu_count() else 1
+
+
+def _compute_dtype(amp: bool, amp_dtype: str, on_gpu: bool) -> str:
+    if not amp:
+        return "float32"
+    if amp_dtype != "auto":
+        return amp_dtype
+    return "float16" if on_gpu else "bfloat16"
+
+
+def _name(gpu: object) -> str:
+    if gpu is None:
+        return "CPU"
+    return str(tf.config.experimental.get_device_details(gpu).get("device_name", "GPU"))

@@ -1,0 +1,137 @@
+"""A run's checkpoints and model folder: what is saved, when it may be gone on from, and how it comes back."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.errors import DataError
+from trainer.checkpoints import CheckpointStore
+from trainer.distributed import Comm
+from trainer.inputs import Inputs
+from trainer.log import to_plain
+from trainer.model_folder import write_model
+from trainer.options import Options
+from trainer.state import Variables, array_sources, restore
+
+MODEL_FOLDER = "model"
+
+
+class Saver:
+    """Saves and restores a run. The first worker reads and writes; the others get its values.
+
+    Args:
+        options: of the run.
+        inputs: of the run.
+        comm: the workers.
+    """
+
+    def __init__(self, options: Options, inputs: Inputs, comm: Comm):
+        self._options, self._inputs, self._comm = options, inputs, comm
+        self._store = CheckpointStore(options.data.model_dir, keep=options.run.keep_checkpoints)
+
+    def save(self, variables: Variables, steps_done: int, metrics: dict[str, float]) -> None:
+        """Writes a checkpoint. The best so far, by the main metric, is kept besides the newest."""
+        if self._comm.rank != 0:
+            return
+        value = metrics[self._main_metric(metrics)]
+        best = self._store.best()
+        known = not math.isnan(value)
+        self._store.save(
+            steps_done,
+            array_sources(variables),
+            {"identity": self._identity(), "metrics": to_plain(metrics), "options": self._options.as_dict()},
+            best=known and (best is None or best.value is None or value > best.value),
+            value=value if known else None,
+        )
+
+    def resume(self, variables: Variables) -> int:
+        """Restores a checkpoint of this very run on every worker.
+
+        Returns:
+            The number of steps done.
+
+        Raises:
+            NoCheckpointError: there is none that is whole.
+            DataError: it is another model's, or its remaining steps would not see the samples that are left.
+        """
+        found = b""
+        if self._comm.rank == 0:
+            checkpoint = self._store.open(self._options.run.which_checkpoint)
+            saved = checkpoint.state.get("identity", {})
+            changed = [
+                f"{name} was {saved.get(name)!r} and is {value!r}"
+                for name, value in self._identity().items()
+                if saved.get(name) != value
+            ]
+            if changed:
+                raise DataError(
+                    f"{checkpoint.path} cannot be gone on from: {'; '.join(changed)}. The remaining steps would not "
+                    "see the samples that are left. Restore these, or start anew in another --model_dir."
+                )
+            restore(variables, checkpoint)
+            found = str(checkpoint.step).encode()
+        self._comm.broadcast_variables(variables.values())
+        return int(self._comm.broadcast_bytes(found))
+
+    def restore_weights(self, weights: Variables) -> Path:
+        """Restores the model's weights on every worker; returns the checkpoint's folder.
+
+        Raises:
+            NoCheckpointError: there is none that is whole.
+            DataError: it is another model's.
+        """
+        found = b""
+        if self._comm.rank == 0:
+            checkpoint = self._store.open(self._options.run.which_checkpoint)
+            restore(weights, checkpoint)
+            found = str(checkpoint.path).encode()
+        self._comm.broadcast_variables(weights.values())
+        return Path(self._comm.broadcast_bytes(found).decode())
+
+    def write_best_model(self, weights: Variables) -> Path | None:
+        """Writes the best checkpoint's weights (the last one's, where no metric could tell) as the model folder.
+
+        Returns:
+            The folder, on the first worker.
+        """
+        if self._comm.rank != 0:
+            return None
+        checkpoint = self._store.open("best" if self._store.best() else "last")
+        restore(weights, checkpoint)
+        spec, data = self._inputs.spec, self._options.data
+        documents: dict[str, str | dict[str, Any]] = {
+            "architecture.json": {
+                "model": self._options.model.model,
+                "tasks": [label.name for label in spec.labels],
+                "options": to_plain(vars(self._options.model)),
+                "step": checkpoint.step,
+                "metrics": checkpoint.state.get("metrics", {}),
+            },
+            "feature_spec.yaml": yaml.safe_dump(spec.to_dict(), sort_keys=False),
+            "embedding_sizes.json": {columns.name: columns.width for columns in self._inputs.layout.categorical},
+        }
+        folder = Path(data.model_dir) / MODEL_FOLDER
+        write_model(folder, array_sources(weights), documents)
+        return folder
+
+    def _main_metric(self, metrics: dict[str, float]) -> str:
+        """MAP@12 where there are groups, else ROC AUC."""
+        name = "streaming_map_val" if self._inputs.with_group else "auc_roc"
+        return name if name in metrics else f"{name}/mean"
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides which samples each step has."""
+        training = self._options.training
+        return json.loads(
+            json.dumps(
+                {
+                    "seed": training.seed,
+                    "global_batch_size": training.global_batch_size,
+                    "train_mapping": self._options.data.train_mapping,
+                    "training_data": self._inputs.train_loader.fingerprint,
+                }
+            )
+        )

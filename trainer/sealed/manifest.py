@@ -1,0 +1,151 @@
+"""The list of what a sealed folder holds: written last, sealed by a sum over itself, believed only when whole."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.sealed.arrays import DTYPES, is_array_name
+from trainer.sealed.errors import DamagedError
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+LARGEST_MANIFEST = 1 << 26
+
+_ARRAY_FILE = re.compile(r"[a-z]{1,20}/[0-9]{4,9}-[A-Za-z0-9_.-]{1,80}\.npy")
+_DOCUMENT = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}/)?[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the folder: its path in it, its length and its SHA-256 sum in hexadecimal."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ArrayEntry(FileEntry):
+    """An array's file, with the shape and the dtype that it must have."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is in a folder: facts (JSON), arrays by name, documents by file name."""
+
+    facts: dict[str, Any]
+    arrays: dict[str, ArrayEntry]
+    documents: dict[str, FileEntry]
+
+    def to_text(self) -> str:
+        """JSON with a sum over its content, so that a flipped digit in a fact shows as well."""
+        content = {
+            "version": FORMAT_VERSION,
+            "facts": self.facts,
+            "documents": {name: entry.__dict__ for name, entry in self.documents.items()},
+            "arrays": {name: entry.__dict__ | {"shape": list(entry.shape)} for name, entry in self.arrays.items()},
+        }
+        return _sealed_text(content)
+
+
+def is_document_name(name: object) -> bool:
+    """Whether `name` can name a document: plain letters, digits, `_`, `-`, `.`, and one folder at most."""
+    return isinstance(name, str) and name != MANIFEST and _DOCUMENT.fullmatch(name) is not None
+
+
+def plain_json(value: Any, place: str) -> Any:
+    """`value` as JSON gives it back: lists for tuples, Python numbers for NumPy's.
+
+    Raises:
+        ValueError: something that JSON cannot hold; the message names its place.
+    """
+    if isinstance(value, dict):
+        wrong = [key for key in value if not isinstance(key, str)]
+        if wrong:
+            raise ValueError(f"{place} has the key {wrong[0]!r}, which is not text: JSON would turn it into text")
+        return {key: plain_json(item, f"{place}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_json(item, f"{place}[{position}]") for position, item in enumerate(value)]
+    if isinstance(value, np.generic):
+        return plain_json(value.item(), place)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"{place} is a {type(value).__name__}, which JSON cannot hold; save it as an array")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads and checks the manifest; the files that it lists are not looked at.
+
+    Raises:
+        DamagedError: missing, cut, changed, of another version, or with entries that no save writes.
+    """
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > LARGEST_MANIFEST:
+            raise DamagedError(f"{path}: larger than {LARGEST_MANIFEST:,} bytes")
+        content = _unsealed(path.read_bytes().decode())
+    except OSError as error:
+        raise DamagedError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path}: not JSON ({error})") from error
+    if content is None:
+        raise DamagedError(f"{path}: its checksum does not fit its content")
+    if content.get("version") != FORMAT_VERSION:
+        raise DamagedError(f"{path}: format version {content.get('version')!r}, this program reads {FORMAT_VERSION}")
+    try:
+        return _parsed(content)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise DamagedError(f"{path}: {error}") from error
+
+
+def _sealed_text(content: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps({"sha256": digest, "manifest": content}, indent=1) + "\n"
+
+
+def _unsealed(text: str) -> dict[str, Any] | None:
+    """The content, or None where any character of the text is not as `_sealed_text` writes it."""
+    document = json.loads(text)
+    content = document.get("manifest") if isinstance(document, dict) else None
+    return content if isinstance(content, dict) and _sealed_text(content) == text else None
+
+
+def _parsed(content: dict[str, Any]) -> Manifest:
+    if not isinstance(content["facts"], dict):
+        raise ValueError(f"facts are {content['facts']!r}, expected an object")
+    documents = {name: FileEntry(**entry) for name, entry in content["documents"].items()}
+    arrays = {name: ArrayEntry(**entry) for name, entry in content["arrays"].items()}
+    for name, document in documents.items():
+        if document.file != name or not is_document_name(name):
+            raise ValueError(f"document {name!r} in file {document.file!r}: a name that no save gives")
+        _check_file(document)
+    for name, array in arrays.items():
+        if not is_array_name(name) or not isinstance(array.file, str) or not _ARRAY_FILE.fullmatch(array.file):
+            raise ValueError(f"array {name!r} in file {array.file!r}: a name that no save gives")
+        _check_file(array)
+        if not isinstance(array.shape, list) or not all(_is_count(size) for size in array.shape):
+            raise ValueError(f"array {name!r} has shape {array.shape!r}")
+        if array.dtype not in DTYPES:
+            raise ValueError(f"array {name!r} has dtype {array.dtype!r}")
+        arrays[name] = ArrayEntry(array.file, array.bytes, array.sha256, tuple(array.shape), array.dtype)
+    return Manifest(content["facts"], arrays, documents)
+
+
+def _check_file(entry: FileEntry) -> None:
+    if not _is_count(entry.bytes):
+        raise ValueError(f"{entry.file} has {entry.bytes!r} bytes")
+    if not isinstance(entry.sha256, str) or not _SHA256.fullmatch(entry.sha256):
+        raise ValueError(f"{entry.file} has the checksum {entry.sha256!r}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

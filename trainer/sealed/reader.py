@@ -1,0 +1,110 @@
+"""Reading a sealed folder, after checking that it is what was written."""
+
+import hashlib
+import math
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from trainer.sealed.arrays import BLOCK_BYTES, rows_per_block
+from trainer.sealed.errors import CheckpointError, DamagedError
+from trainer.sealed.manifest import ArrayEntry, FileEntry, read_manifest
+
+
+class SealedFolder:
+    """Named arrays and documents on disk. Made from the manifest alone; `verify` reads every byte.
+
+    Attributes:
+        path: the folder.
+        facts: what the writer said about it, JSON.
+        arrays: shape and dtype per array name, in the order of writing.
+
+    Raises:
+        DamagedError: the manifest is not as it was written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        manifest = read_manifest(path)
+        self.path = path
+        self.facts: dict[str, Any] = manifest.facts
+        self.arrays = {name: (entry.shape, np.dtype(entry.dtype)) for name, entry in manifest.arrays.items()}
+        self._arrays = manifest.arrays
+        self._documents = manifest.documents
+
+    def verify(self) -> None:
+        """Checks every file's length, SHA-256 sum and array header.
+
+        Raises:
+            DamagedError: naming the first file that differs.
+        """
+        for entry in (*self._documents.values(), *self._arrays.values()):
+            self._check_file(entry)
+        for array in self._arrays.values():
+            self._check_header(array)
+
+    def read(self, name: str) -> np.ndarray:
+        """The whole array `name`."""
+        shape, _ = self._shape_and_dtype(name)
+        return next(self._blocks(name, shape[0] if shape else 1))
+
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        """The rows of array `name` in order, in blocks of about 16 MiB; no rows or no axes: one block."""
+        return self._blocks(name, rows_per_block(*self._shape_and_dtype(name)))
+
+    def documents(self) -> dict[str, str]:
+        """The text of every document, by name."""
+        return {name: (self.path / name).read_bytes().decode() for name in self._documents}
+
+    def _shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
+        if name not in self.arrays:
+            raise CheckpointError(f"{self.path} has no array {name!r}; it has {', '.join(sorted(self.arrays))}")
+        return self.arrays[name]
+
+    def _blocks(self, name: str, rows: int) -> Iterator[np.ndarray]:
+        shape, dtype = self._shape_and_dtype(name)
+        entry = self._arrays[name]
+        with open(self.path / entry.file, "rb") as file:
+            file.seek(entry.bytes - math.prod(shape) * dtype.itemsize)
+            if not shape or not shape[0]:
+                yield self._filled(file, entry, np.empty(shape, dtype))
+                return
+            for start in range(0, shape[0], rows):
+                yield self._filled(file, entry, np.empty((min(rows, shape[0] - start), *shape[1:]), dtype))
+
+    def _filled(self, file: BinaryIO, entry: ArrayEntry, block: np.ndarray) -> np.ndarray:
+        if file.readinto(block.reshape(-1).view(np.uint8)) != block.nbytes:  # type: ignore[attr-defined]
+            raise DamagedError(f"{self.path / entry.file}: ends too early; it was changed after it was verified")
+        return block
+
+    def _check_file(self, entry: FileEntry) -> None:
+        path = self.path / entry.file
+        try:
+            status = path.stat()
+            # A pipe or a device under this name must not be opened at all.
+            if not stat.S_ISREG(status.st_mode) or status.st_size != entry.bytes:
+                raise DamagedError(f"{path}: {status.st_size:,} bytes, expected a file of {entry.bytes:,}")
+            digest = hashlib.sha256()
+            with open(path, "rb") as file:
+                while data := file.read(BLOCK_BYTES):
+                    digest.update(data)
+        except OSError as error:
+            raise DamagedError(f"{path}: {error.strerror}") from error
+        if digest.hexdigest() != entry.sha256:
+            raise DamagedError(f"{path}: its checksum is not the one in the manifest")
+
+    def _check_header(self, entry: ArrayEntry) -> None:
+        path = self.path / entry.file
+        dtype = np.dtype(entry.dtype).newbyteorder("<")
+        with open(path, "rb") as file:
+            try:
+                version = npy_format.read_magic(file)
+                found = npy_format.read_array_header_1_0(file) if version == (1, 0) else None
+            except ValueError as error:
+                raise DamagedError(f"{path}: {error}") from error
+            body = entry.bytes - file.tell()
+        if found != (entry.shape, False, dtype) or body != math.prod(entry.shape) * dtype.itemsize:
+            raise DamagedError(f"{path}: holds {found}, the manifest says {entry.shape} of {dtype}")

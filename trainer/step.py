@@ -1,0 +1,193 @@
+"""One training step: rows -> logits -> loss -> gradients -> sum over workers -> update."""
+
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from trainer.distributed import Comm
+from trainer.embeddings import Rows
+from trainer.loss_scale import LossScale
+from trainer.models.ranking import RankingModel
+from trainer.optimizers.optimizer import Optimizer
+from trainer.tasks import Task, row_weights, task_losses
+from trainer.touched_rows import TableUse, sum_over_workers
+
+
+class StepInput(NamedTuple):
+    """The tensors of a batch that a step needs.
+
+    Attributes:
+        ids: [batch, id columns] int32.
+        numerical: [batch, numerical] float32.
+        labels: [batch, tasks] float32, NaN where a label does not count.
+        weights: [batch] float32, 0 for pads.
+    """
+
+    ids: tf.Tensor
+    numerical: tf.Tensor
+    labels: tf.Tensor
+    weights: tf.Tensor
+
+
+class Gradients(NamedTuple):
+    """What a step's forward and backward pass leave behind.
+
+    Attributes:
+        loss: scalar float32; after the sum over workers, the mean over the global batch.
+        weights: gradients of the dense weights and of the tables that are summed whole.
+        touched: ids [n] and gradients [n, width] of the other tables.
+    """
+
+    loss: tf.Tensor
+    weights: list[tf.Tensor]
+    touched: list[tuple[tf.Tensor, tf.Tensor]]
+
+
+class TrainStep:
+    """A step as a function of the batch and the step's number.
+
+    It is made of three parts, which the benchmark times apart: `compute`, `exchange` and `update`.
+
+    Args:
+        model: with its weights created.
+        tasks: one per logit.
+        wide, deep: optimizers of the wide and of the deep part.
+        comm: the workers.
+        loss_scale: factor of the loss under float16.
+        global_batch_size: rows per step over all workers.
+        seed: of dropout.
+        xla: compile forward and backward pass.
+    """
+
+    def __init__(
+        self,
+        model: RankingModel,
+        tasks: tuple[Task, ...],
+        *,
+        wide: Optimizer,
+        deep: Optimizer,
+        comm: Comm,
+        loss_scale: LossScale,
+        global_batch_size: int,
+        seed: int,
+        xla: bool,
+    ):
+        self.model, self.comm, self.loss_scale = model, comm, loss_scale
+        self.global_batch_size = global_batch_size
+        self._owner = {"wide": wide, "deep": deep}
+        dense = [("deep", weight) for weight in model.deep_weights] + [
+            ("wide", weight) for weight in model.wide_weights
+        ]
+        self._dense = [(part, weight) for part, weight in dense if 0 not in weight.shape]
+        self._tables = table_uses(model, global_batch_size)
+        self._seed = seed
+        self._task_weights = tf.constant([task.loss_weight for task in tasks], tf.float32)
+        self._positive_weights = tf.constant([task.positive_weight for task in tasks], tf.float32)
+        self._forward_backward = tf.function(self._differentiate, jit_compile=xla)
+
+    @tf.function
+    def __call__(self, batch: StepInput, step: tf.Tensor) -> tf.Tensor:
+        """Trains on one batch.
+
+        Args:
+            batch: this worker's rows.
+            step: scalar int32, counts from 1 over the whole run.
+
+        Returns:
+            The mean loss over the global batch, scalar float32.
+        """
+        gradients = self.exchange(self.compute(batch, step))
+        self.update(gradients, step)
+        return gradients.loss
+
+    def compute(self, batch: StepInput, step: tf.Tensor) -> Gradients:
+        """Forward and backward pass over this worker's rows."""
+        counts = row_weights(batch.labels, batch.weights)
+        totals = self.comm.sum_tensors([tf.reduce_sum(counts, axis=0)])[0]
+        rows = self.model.gather(batch.ids)
+        dropout_seed = tf.stack([tf.constant(self._seed * 1_000_003 % 2**31 + self.comm.rank), step * 64])
+        loss, weight_gradients, row_gradients = self._forward_backward(
+            rows, batch, counts, totals, dropout_seed, tf.convert_to_tensor(self.loss_scale.scale)
+        )
+        ids = [*self.model.embeddings.deep_ids(batch.ids), self.model.embeddings.wide_ids(batch.ids)]
+        touched = []
+        for use, table_ids, gradient in zip(self._tables, ids, [*row_gradients.deep, row_gradients.wide], strict=True):
+            flat_ids, flat = tf.reshape(table_ids, [-1]), tf.reshape(gradient, [-1, use.width])
+            if use.dense:
+                weight_gradients.append(tf.math.unsorted_segment_sum(flat, flat_ids, use.rows))
+            else:
+                touched.append((flat_ids, flat))
+        return Gradients(loss, weight_gradients, touched)
+
+    def exchange(self, gradients: Gradients) -> Gradients:
+        """Sums over workers."""
+        loss, *weights = self.comm.sum_tensors([gradients.loss, *gradients.weights])
+        return Gradients(loss, weights, sum_over_workers(gradients.touched, self.comm))
+
+    def update(self, gradients: Gradients, step: tf.Tensor) -> None:
+        """Applies summed gradients, unless one of them is not finite and the loss scale can be lowered."""
+        if not self.loss_scale.dynamic:
+            self._apply(gradients, step)
+            return
+        everything = [*gradients.weights, *(rows for _, rows in gradients.touched)]
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in everything])
+        inverse = 1.0 / self.loss_scale.scale
+        unscaled = Gradients(
+            gradients.loss,
+            [gradient * inverse for gradient in gradients.weights],
+            [(ids, rows * inverse) for ids, rows in gradients.touched],
+        )
+        tf.cond(finite, lambda: self._applied(unscaled, step), lambda: tf.constant(False))
+        self.loss_scale.update(finite)
+
+    def _applied(self, gradients: Gradients, step: tf.Tensor) -> tf.Tensor:
+        self._apply(gradients, step)
+        return tf.constant(True)
+
+    def _apply(self, gradients: Gradients, step: tf.Tensor) -> None:
+        whole = [(part, weight.path) for part, weight in self._dense]
+        whole += [(use.part, use.name) for use in self._tables if use.dense]
+        for (part, name), gradient in zip(whole, gradients.weights, strict=True):
+            self._owner[part].update_whole(name, gradient, step)
+        sparse = [use for use in self._tables if not use.dense]
+        for use, (ids, rows) in zip(sparse, gradients.touched, strict=True):
+            self._owner[use.part].update_rows(use.name, ids, rows, step)
+
+    def _differentiate(
+        self,
+        rows: Rows,
+        batch: StepInput,
+        counts: tf.Tensor,
+        totals: tf.Tensor,
+        dropout_seed: tf.Tensor,
+        scale: tf.Tensor,
+    ) -> tuple[tf.Tensor, list[tf.Tensor], Rows]:
+        weights = [weight.value for _, weight in self._dense]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([rows, weights])
+            logits = self.model.logits(rows, batch.ids, batch.numerical, dropout_seed)
+            losses = task_losses(logits, batch.labels, counts, totals, self._positive_weights)
+            loss = tf.reduce_sum(losses * self._task_weights)
+            scaled = loss * scale
+        weight_gradients, row_gradients = tape.gradient(
+            scaled, (weights, rows), unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return loss, weight_gradients, row_gradients
+
+
+def table_uses(model: RankingModel, global_batch_size: int) -> list[TableUse]:
+    """How a step over `global_batch_size` rows uses each table: the deep ones in feature order, then the wide one."""
+    embeddings = model.embeddings
+    uses = [
+        TableUse(table.path, "deep", columns.cardinality, columns.width, global_batch_size * columns.hotness)
+        for table, columns in zip(embeddings.deep_tables, model.layout.categorical, strict=True)
+    ]
+    rows, tasks = embeddings.wide_table.shape
+    lookups = global_batch_size * model.layout.id_columns
+    return [*uses, TableUse(embeddings.wide_table.path, "wide", rows, tasks, lookups)]
+
+
+def named(variables: list[keras.Variable]) -> dict[str, tf.Variable]:
+    """Path -> TensorFlow variable."""
+    return {variable.path: variable.value for variable in variables}
