@@ -1,0 +1,87 @@
+# Sourced by training_full.sh, training_benchmark.sh and evaluating_benchmark.sh: their options, and the start of
+# the workers. The script that sources it says `launch "WHAT IT DOES" [FLAG OF main.py ...] -- "$@"`.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+script=$(basename "$0")
+
+die() { echo "$script: $1" >&2; exit "${2:-1}"; }
+
+usage() {
+  local batch_option= batch_help=
+  if [ -n "$takes_batch" ]; then
+    batch_option=" [-b GLOBAL_BATCH]"
+    batch_help="
+  -b GLOBAL_BATCH  rows per step of all workers together"
+  fi
+  cat <<TEXT
+usage: $script [-g WORKERS] [-a amp] [-x xla]$batch_option [FLAG OF main.py ...]
+
+$purpose
+
+  -g WORKERS       processes on this host, one GPU each (default: the number of GPUs, else 1)
+  -a amp           mixed precision
+  -x xla           compiled by XLA$batch_help
+  -h               this text
+
+All other flags go to main.py as they are and win over those of this script; python main.py --help lists them.
+TEXT
+}
+
+count_gpus() {
+  local gpus listed=${CUDA_VISIBLE_DEVICES-all}
+  case "$listed" in
+    all) gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ') || true ;;
+    "" | -1*) gpus=0 ;;
+    *) gpus=$(tr , '\n' <<<"$listed" | grep -c .) ;;
+  esac
+  echo "$((gpus > 0 ? gpus : 1))"
+}
+
+# Fills `flags`, what main.py is given, and `workers`.
+parse() {
+  while [ $# -gt 0 ]; do
+    case "$1" in
+      -g | -a | -x | -b) [ $# -ge 2 ] || die "$1 needs a value; -h tells more" 2 ;;
+    esac
+    case "$1" in
+      -h) usage; exit 0 ;;
+      -g) [[ "$2" =~ ^[1-9][0-9]*$ ]] || die "-g takes a number of workers, not '$2'" 2
+          workers=$2; shift 2 ;;
+      -a) [ "$2" = amp ] || die "-a takes the word amp, not '$2'" 2
+          flags+=(--amp); shift 2 ;;
+      -x) [ "$2" = xla ] || die "-x takes the word xla, not '$2'" 2
+          flags+=(--xla); shift 2 ;;
+      -b) [ -n "$takes_batch" ] || die "-b belongs to evaluating_benchmark.sh; here it is --global_batch_size N" 2
+          flags+=(--eval_batch_size "$2"); shift 2 ;;
+      *) flags+=("$1"); shift ;;
+    esac
+  done
+}
+
+# Puts the environment that scripts/setup.sh made first on the path.
+use_environment() {
+  local venv=${VENV:-$root/.venv}
+  if [ "$(head -n 1 "$venv/setup-stamp" 2>/dev/null)" = unfinished ]; then
+    die "the set-up of $venv did not finish: run  bash scripts/setup.sh"
+  fi
+  if [ -d "$venv/bin" ]; then PATH=$(cd "$venv/bin" && pwd):$PATH; fi
+  command -v horovodrun >/dev/null || die "no horovodrun found: run  bash scripts/setup.sh"
+}
+
+launch() { # WHAT IT DOES, FLAG ... -- ARGUMENT ...
+  purpose=$1 takes_batch= workers= flags=()
+  shift
+  while [ "$1" != -- ]; do
+    if [ "$1" = --evaluate ]; then takes_batch=yes; fi
+    flags+=("$1")
+    shift
+  done
+  shift
+  parse "$@"
+  use_environment
+  set -- horovodrun -np "${workers:-$(count_gpus)}" sh "$root/hvd_wrapper.sh" "$(command -v python)" "$root/main.py" "${flags[@]}"
+  printf '%s:' "$script"
+  printf ' %q' "$@"
+  echo
+  exec "$@"
+}
