@@ -87,9 +87,11 @@ def over_bare_read(spec: FeatureSpec, batch: int, repeats: int) -> dict[str, obj
 
 def over_merlin(spec: FeatureSpec, batch: int, repeats: int) -> dict[str, object]:
     """Merlin's loader with its defaults, shuffling, on the same file; its first batches are not counted."""
-    from data.nvtabular_setup import Dataset  # isort: skip  (before TensorFlow)
+    import tensorflow  # noqa: F401  (first, or Merlin does without)
     from merlin.loader.tensorflow import Loader
     from merlin.schema import Tags
+
+    from data.nvtabular_setup import Dataset
 
     dataset = Dataset([str(spec.files("train")[0])], engine="parquet")
     dataset.schema = dataset.schema.select_by_name([*(feature.name for feature in (*spec.inputs, *spec.labels))])

@@ -1,24 +1,29 @@
 """Makes, fills and pads the arrays of a `Batch`. The same arrays serve as the loader's buffers of decoded rows."""
 
+import math
+import mmap
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from data.batch import PAD, Batch
 from data.feature_spec import FeatureSpec
+
+LARGE_BYTES = 2**20
 
 
 def empty_batch(spec: FeatureSpec, rows: int, *, with_group: bool, extra_dtypes: Sequence[np.dtype] = ()) -> Batch:
     """A batch of `rows` rows with undefined contents."""
     return Batch(
-        onehot=np.empty((rows, len(spec.onehot)), np.int32),
-        multihot=np.empty((rows, sum(feature.max_hotness or 0 for feature in spec.multihot)), np.int32),
-        numerical=np.empty((rows, len(spec.numerical)), np.float32),
-        labels=np.empty((rows, len(spec.labels)), np.float32),
-        weights=np.empty(rows, np.float32),
-        group=np.empty(rows, np.int64) if with_group else None,
-        rows=np.empty(rows, np.int64),
-        extra=tuple(np.empty(rows, dtype) for dtype in extra_dtypes),
+        onehot=_empty((rows, len(spec.onehot)), np.int32),
+        multihot=_empty((rows, sum(feature.max_hotness or 0 for feature in spec.multihot)), np.int32),
+        numerical=_empty((rows, len(spec.numerical)), np.float32),
+        labels=_empty((rows, len(spec.labels)), np.float32),
+        weights=_empty((rows,), np.float32),
+        group=_empty((rows,), np.int64) if with_group else None,
+        rows=_empty((rows,), np.int64),
+        extra=tuple(_empty((rows,), dtype) for dtype in extra_dtypes),
     )
 
 
@@ -46,3 +51,14 @@ def pad_rows(batch: Batch) -> None:
 
 def _arrays(batch: Batch) -> list[np.ndarray]:
     return [array for array in (*batch[:-1], *batch.extra) if array is not None]
+
+
+def _empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """As np.empty. Large arrays get pages of their own, since malloc keeps what threads of past epochs have freed."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size < LARGE_BYTES or dtype == object:
+        return np.empty(shape, dtype)
+    pages = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, dtype).reshape(shape)

@@ -130,7 +130,7 @@ def _parse(data: bytes, columns: Sequence[Column]) -> tuple[pa.Table, list[Probl
 def _is_plain(data: bytes, num_columns: int) -> bool:
     """Whether Arrow reads these lines as we do: no stray line ends, hexadecimal numbers or quotes within cells."""
     has_empty_line = num_columns > 1 and (data.startswith(b"\n") or b"\n\n" in data)
-    has_hexadecimal = b"x" in data or b"X" in data
+    has_hexadecimal = b"0x" in data or b"0X" in data
     return not (b"\r" in data or has_empty_line or has_hexadecimal or _has_quote_within_cell(data))
 
 

@@ -109,7 +109,7 @@ def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> I
         groups = zip(spec.chunks(mapping), counts, strict=True)
         texts = tuple(f"{chunk.files[0]}, ...: {rows}" for chunk, rows in groups)
         yield Finding("column groups differ in rows", mapping, "row N of each must belong together", values=texts)
-    if not summary.rows:
+    if not summary.rows and None not in counts:
         yield Finding("mapping without rows", mapping, "expected at least one")
     yield from _check_map(spec, mapping)
     for label in spec.labels:
@@ -124,7 +124,7 @@ def _check_chunk(spec: FeatureSpec, chunk: Chunk, summary: MappingSummary) -> Ge
     for file in chunk.files:
         rows = yield from scan(spec.folder / file, columns, summary)
         if rows == 0:
-            yield Finding("file without rows", file, "leave it out of source_spec, or write it anew")
+            yield Finding("file without rows", str(spec.folder / file), "leave it out of source_spec, or write it anew")
         counts.append(rows)
     return None if None in counts else sum(rows for rows in counts if rows is not None)
 
@@ -178,7 +178,7 @@ def _scan_parquet(
             if all(finding.is_warning for finding in findings):
                 usable.append(column)
         first_row = 0
-        for group in range(file.num_row_groups):
+        for group in range(file.num_row_groups if usable else 0):
             yield from _scan_row_group(file, f"{path}, row group {group}", group, first_row, usable, summary)
             first_row += file.metadata.row_group(group).num_rows
         return file.metadata.num_rows

@@ -201,6 +201,8 @@ def _check_holds_no_dataset(folder: Path, spec_file: str) -> None:
 def _publish(draft: Path, folder: Path, spec_file: str) -> None:
     if not (draft / spec_file).is_file():
         raise DataError(f"{folder}: the dataset was written without its {spec_file}, so it is not kept")
+    for path in draft.rglob("*"):
+        _sync(path)
     entries = sorted(entry for entry in draft.iterdir() if entry.name != spec_file)
     moved: list[Path] = []
     try:
@@ -208,7 +210,8 @@ def _publish(draft: Path, folder: Path, spec_file: str) -> None:
             target = folder / entry.name
             if target.exists():
                 raise DataError(f"{target}: appeared while the dataset was written; delete it and run again")
-            _sync(folder)
+            if entry.name == spec_file:
+                _sync(folder)
             os.rename(entry, target)
             moved.append(target)
         _sync(folder)

@@ -8,6 +8,7 @@ import yaml
 
 from data.errors import DataError
 from data.small_file import read_small_text
+from data.spec_problems import shown
 
 MAX_MEBIBYTES = 1
 MAX_DEPTH = 20
@@ -45,7 +46,7 @@ class _PlainLoader(_Loader):
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if key in first_lines:
-                what = f"key {key_node.value!r} is there twice (first on line {first_lines[key]}); keep one"
+                what = f"key {shown(key_node.value)} is there twice (first on line {first_lines[key]}); keep one"
                 raise _Refused(what, key_node.start_mark)
             first_lines[key] = line
         return super().construct_mapping(node, deep=deep)
@@ -104,7 +105,7 @@ def _check_events(text: str) -> None:
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise _Refused("anchors (&) and aliases (*) are not supported; write the value out", event.start_mark)
         if getattr(event, "tag", None) is not None:
-            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")[:60]
             raise _Refused(f"tags are not supported (found {tag}); write plain values", event.start_mark)
         if isinstance(event, yaml.ScalarEvent) and _SURROGATE.search(event.value):
             raise _Refused("text with half a character (a surrogate escape); write the character", event.start_mark)

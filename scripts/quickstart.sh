@@ -28,7 +28,9 @@ cd "$root"
 export PATH="$root/.venv/bin:$PATH"
 mkdir -p "$output"
 
+batch=2048
 if [ -n "$raw" ]; then
+  batch=4096
   step "2/5 Data: MovieLens ratings from $raw (liked = rating of 4 or 5; groups of MAP@12 = users)"
   python -m data.movielens.prepare --raw "$raw" --output "$output/data"
 else
@@ -44,7 +46,7 @@ run() {
 }
 
 step "3/5 Training: Wide & Deep, two workers"
-run --results_dir "$output/results" --global_batch_size 2048 --num_epochs 6 --deep_learning_rate 0.002 \
+run --results_dir "$output/results" --global_batch_size $batch --num_epochs 8 --deep_learning_rate 0.004 \
   --deep_warmup_epochs 2 --deep_dropout 0.3
 
 step "4/5 Evaluation of the best checkpoint, with its predictions"

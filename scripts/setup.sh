@@ -155,7 +155,7 @@ make_environment() {
       die "'$python -m venv' fails (above). On Debian or Ubuntu: apt-get install python${version%.*}-venv"; }
   fi
   hand_pip_settings_to_uv
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --retries 2 -r "$requirements/uv.txt" ||
+  "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --retries 2 -r "$requirements/uv.txt" ||
     die "uv cannot be installed (pip's message is above): is the package index reachable?
 Behind a proxy set HTTPS_PROXY; for a mirror: pip config set global.index-url ADDRESS"
 }
@@ -199,7 +199,7 @@ build_wheel() {
   fresh=$(mktemp -d "$cache/.building-XXXXXX")
   bash "$root/scripts/build_horovod.sh" "$venv/bin/python" "$fresh" "$variant" >/dev/null ||
     { move_log "$fresh"; rm -rf "$fresh"; die "Horovod is missing, so the environment is not finished"; }
-  (cd "$fresh" && sha256sum -- *.whl >SHA256SUMS)
+  (cd "$fresh" && sha256sum -- *.whl >SHA256SUMS && chmod a+rX .)
   rm -rf "$wheels"
   mv "$fresh" "$wheels"
 }
@@ -210,7 +210,7 @@ use_wheel() {
   say "[3/4] Horovod: installing $(basename "$wheels")"
   uv_pip install --no-deps --reinstall "$wheels"/horovod-*.whl || return 1
   say "[4/4] checking that Horovod and TensorFlow load (about 15 s)"
-  (cd "$venv" && TF_CPP_MIN_LOG_LEVEL=3 ./bin/python - "$variant") <<'PY'
+  (cd "$venv" && ./bin/python - "$variant") >"$venv/check.log" 2>&1 <<'PY' || { cat "$venv/check.log" >&2; return 1; }
 import sys
 import horovod.tensorflow as hvd
 if not hvd.gloo_built():

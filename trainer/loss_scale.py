@@ -18,7 +18,7 @@ class LossScale:
     def __init__(self, dynamic: bool):
         self.dynamic = dynamic
         self.scale = tf.Variable(INITIAL_SCALE if dynamic else 1.0, trainable=False)
-        self.good_steps = tf.Variable(0, trainable=False)
+        self.good_steps = tf.Variable(0.0, trainable=False)
 
     @property
     def state(self) -> dict[str, tf.Variable]:
@@ -32,4 +32,4 @@ class LossScale:
         grow = tf.logical_and(finite, self.good_steps + 1 >= GROWTH_STEPS)
         factor = tf.where(finite, tf.where(grow, 2.0, 1.0), 0.5)
         self.scale.assign(tf.clip_by_value(self.scale * factor, 1.0, LARGEST_SCALE))
-        self.good_steps.assign(tf.where(tf.logical_or(grow, tf.logical_not(finite)), 0, self.good_steps + 1))
+        self.good_steps.assign(tf.where(tf.logical_or(grow, tf.logical_not(finite)), 0.0, self.good_steps + 1))

@@ -33,7 +33,7 @@ def make_world(seed: int = 0) -> World:
     movies = {}
     for movie in rng.choice(3952, 30, replace=False).tolist():
         year = None if rng.random() < 0.1 else int(rng.integers(1920, 2001))
-        title = "Amélie: 8 ½" if year is None else f"Twelve (12) Monkeys ({year})" + ("", " (V)")[rng.integers(2)]
+        title = "Amélie: 8 ½" if year is None else f"Twelve (12) (1900) ({year})" + ("", " (V)")[rng.integers(2)]
         chosen = np.sort(rng.choice(len(GENRES_100K), rng.integers(0, 5), replace=False))
         movies[movie] = (title, year, tuple(GENRES_100K[genre] for genre in chosen))
     popular, rare = list(movies)[:24], list(movies)[24:]

@@ -184,6 +184,11 @@ def test_a_missing_column_is_found_and_the_others_are_checked_all_the_same(good)
     assert (out_of_range.what, out_of_range.rows) == ("id out of range", (3,))
 
 
+def test_a_file_without_any_of_the_columns_is_told_column_by_column(good):
+    pq.write_table(pa.table({"other": [1, 2]}), good.files("test")[0])
+    assert [finding.what for finding in findings(good, "test")] == ["missing column"] * len(NAMES)
+
+
 def test_lists_longer_than_max_hotness_are_warned_of_and_pass(good, capsys):
     change(good.files("test")[0], "genres", {5: [1, 2, 3, 4]})
     (finding,) = findings(good, "test")
@@ -209,7 +214,7 @@ def test_missing_and_unreadable_files_are_found_and_the_rest_is_scanned(good, ca
     first, second = good.files("train")
     first.unlink()
     second.write_bytes(second.read_bytes()[:-20])
-    assert [(finding.what, finding.place) for finding in findings(good) if finding.place != "train"] == [
+    assert [(finding.what, finding.place) for finding in findings(good)] == [
         ("missing file", str(first)),
         ("unreadable file", str(second)),
     ]

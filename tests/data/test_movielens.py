@@ -172,6 +172,21 @@ def test_a_wrong_line_is_named_and_nothing_is_left(tmp_path, capsys, mistake):
 
 
 @pytest.mark.parametrize(
+    ("number", "line", "message"),
+    [
+        (4, "1,x,3", "line 4: movie_id is 'x'"),
+        (4, "1,2", "line 4: 2 fields, expected 3"),
+        (1, "userId,movieId,rating", "line 1: ['userId', 'movieId', 'rating'], expected a header that begins with"),
+    ],
+)
+def test_the_lines_of_a_csv_file_are_counted_from_its_header(tmp_path, capsys, number, line, message):
+    write_1m(tmp_path / "raw", WORLD, as_csv=True)
+    change_line(tmp_path / "raw" / "ratings.csv", number, line)
+    assert main(["--raw", str(tmp_path / "raw"), "--output", str(tmp_path / "out")]) == 2
+    assert f"ratings.csv, {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("missing", "message"),
     [
         ("ratings.dat", r"no ratings file; looked for ratings\.dat, ratings\.csv, u\.data, each also with \.gz"),

@@ -162,6 +162,20 @@ def test_each_circle_of_sample_spaces_is_told_once(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("count", "ending"), [(12, "number_10, number_11;"), (13, "number_10, number_11, ... (13 in all);")]
+)
+def test_of_many_names_the_first_dozen_are_listed(count: int, ending: str, tmp_path: Path) -> None:
+    wrong = document()
+    names = [f"number_{number}" for number in range(count)]
+    wrong["feature_spec"] |= {name: {} for name in names}
+    wrong["channel_spec"]["numerical"] += names
+    for mapping in ("train", "test"):
+        wrong["source_spec"][mapping][-1]["features"] += names
+    check_only_problem(problems_of(wrong, tmp_path), "source_spec.valid", "lacks number_0, number_1, number_2, ")
+    check_only_problem(problems_of(wrong, tmp_path), "source_spec.valid", ending)
+
+
 def test_all_violations_are_told_at_once(tmp_path: Path) -> None:
     changes = {
         "feature_spec.user.cardinality": "100",
@@ -186,6 +200,11 @@ def test_the_message_names_the_file_the_count_and_every_problem(tmp_path: Path) 
     assert rest == caught.value.problems
     places = [problem.split(": ")[0] for problem in rest]
     assert places == ["feature_spec.age.dtype", "channel_spec.label", "source_spec.train", "source_spec.test"]
+
+
+def test_a_single_problem_is_counted_as_one(tmp_path: Path) -> None:
+    with pytest.raises(FeatureSpecError, match=r"^dataset\.yaml: 1 problem in the feature specification:"):
+        FeatureSpec.from_dict(changed({"source_spec.valid": []}), tmp_path, source="dataset.yaml")
 
 
 @pytest.mark.parametrize("file", ["link/a.csv", "link/../a.csv"])

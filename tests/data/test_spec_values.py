@@ -1,5 +1,6 @@
 """Types, names and single values: each mistake is told once, with its place and mend."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ WRONG_VALUES = [
     ("feature_spec.age.dtype", "float", "is the text 'float'; write one of int8"),
     ("feature_spec.age.dtype", "torch.bool", "is the text 'torch.bool'; write one of int8"),
     ("feature_spec.age.dtype", 32, "is the number 32; write one of"),
+    ("feature_spec.age.dtype", date(2024, 1, 1), "is date datetime.date(2024, 1, 1); write one of"),
     ("feature_spec.age.dtype", None, "is empty; write one of"),
     ("feature_spec.user.cardinality", "100",
      "is the text '100'; write a whole number from 1 to 2147483647, without quotes"),
@@ -110,6 +112,12 @@ def test_a_wrong_name_is_told_wherever_it_stands(name: Any, shown: str, words: s
     check_only_problem(problems_of(wrong, tmp_path), f"source_spec.{shown}", words)
     for place in ("channel_spec.label[2]", "source_spec.valid[0].features[7]", "feature_spec.buy.given"):
         check_only_problem(problems_of(changed({place: name}), tmp_path), place, words)
+
+
+def test_a_name_that_yaml_misread_is_not_told_again_where_it_is_referred_to(tmp_path: Path) -> None:
+    wrong = changed({"channel_spec.numerical[1]": "no", "source_spec.valid[0].features[7]": "no"})
+    wrong["feature_spec"][False] = {}
+    check_only_problem(problems_of(wrong, tmp_path), "feature_spec.False", "put it in quotes")
 
 
 @pytest.mark.parametrize(("wrong", "words"), [([1], "is a list"), (None, "is empty"), ("x", "is the text 'x'")])

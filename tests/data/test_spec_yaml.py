@@ -103,6 +103,7 @@ def test_plain_documents_are_read_as_safe_load_reads_them(
 def test_a_tab_in_the_line_of_a_mistake_is_pointed_out(tmp_path: Path) -> None:
     told = message(yaml_reader, tmp_path, "a:\n\tb: 1")
     assert told.endswith("there is a tab in this line: indent with blanks")
+    assert "tab" not in message(yaml_reader, tmp_path, "a:\t1\nb: [\nc: 2")
 
 
 def test_a_file_of_more_than_one_mebibyte_is_refused_and_one_of_just_that_is_read(tmp_path: Path) -> None:

@@ -28,8 +28,9 @@ class Optimizer:
             for name, variable in {**weights, **tables}.items()
         }
         self._variables = {**weights, **tables}
+        # float32, because GPUs have no kernels to gather and scatter int32 variables; exact for 16 million steps.
         self._last_step = {
-            name: tf.Variable(tf.zeros(table.shape[0], tf.int32), trainable=False)
+            name: tf.Variable(tf.zeros(table.shape[0]), trainable=False)
             for name, table in tables.items()
             if rule.decays
         }
@@ -45,7 +46,7 @@ class Optimizer:
         variable, slots = self._variables[name], self._slots[name]
         gap = tf.constant(1.0)
         if name in self._last_step:
-            self._last_step[name].assign(tf.fill(self._last_step[name].shape, step))
+            self._last_step[name].assign(tf.fill(self._last_step[name].shape, tf.cast(step, tf.float32)))
         weight, new_slots = self.rule.update(
             tf.convert_to_tensor(variable),
             gradient,
@@ -69,8 +70,9 @@ class Optimizer:
         table, slots = self._variables[name], self._slots[name]
         gap = tf.constant(1.0)
         if name in self._last_step:
-            gap = tf.cast(step - tf.gather(self._last_step[name], row_ids), tf.float32)[:, tf.newaxis]
-            _scatter(self._last_step[name], row_ids, tf.fill(tf.shape(row_ids), step))
+            now = tf.cast(step, tf.float32)
+            gap = (now - tf.gather(self._last_step[name], row_ids))[:, tf.newaxis]
+            _scatter(self._last_step[name], row_ids, tf.fill(tf.shape(row_ids), now))
         weight, new_slots = self.rule.update(
             tf.gather(table, row_ids),
             gradient,

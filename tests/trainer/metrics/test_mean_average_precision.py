@@ -125,20 +125,33 @@ def test_the_order_of_rows_does_not_matter(workers):
         assert mean_ap(shuffled, workers=workers) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("distinct_scores", [1, 50, None])
-def test_a_group_with_most_of_the_rows_is_ranked_whole_and_not_sent_whole(distinct_scores):
-    rows = make_rows(40_000, groups=40, distinct_scores=distinct_scores, positives=0.5).counted
-    rows = rows._replace(group=np.where(np.arange(len(rows.group)) % 10 < 9, 7, rows.group))
+def receipts(rows: TestRows, workers: int) -> list[tuple[float, int]]:
+    """Per worker: MAP@12, and the most rows that it was sent at once."""
 
     def work(comm):
         part = slice(comm.rank * len(rows.logits) // comm.size, (comm.rank + 1) * len(rows.logits) // comm.size)
         value = MeanAveragePrecision().result(Rows(*(column[part] for column in rows)), comm)
         return value, comm.largest_receipt
 
+    return LocalWorkers(workers).run(work)
+
+
+@pytest.mark.parametrize("distinct_scores", [1, 50, None])
+def test_a_group_with_most_of_the_rows_is_ranked_whole_and_not_sent_whole(distinct_scores):
+    rows = make_rows(40_000, groups=40, distinct_scores=distinct_scores, positives=0.5).counted
+    rows = rows._replace(group=np.where(np.arange(len(rows.group)) % 10 < 9, 7, rows.group))
     alone = mean_ap(rows)
-    for value, largest_receipt in LocalWorkers(4).run(work):
+    for value, largest_receipt in receipts(rows, 4):
         assert value == pytest.approx(alone, abs=1e-12)
         assert largest_receipt <= 41 * 13 * 4
+
+
+@pytest.mark.parametrize("step", [1, 2, 1000, 2**32])
+def test_workers_share_the_groups_evenly_whatever_the_ids(step):
+    rows = make_rows(20_000, groups=5000).counted
+    group = np.unique(rows.group, return_inverse=True)[1] * step
+    for _, largest_receipt in receipts(rows._replace(group=group), 4):
+        assert largest_receipt <= 1.2 * len(rows.group) / 4
 
 
 def test_rows_without_groups_are_refused():
