@@ -56,7 +56,7 @@ def _arrays(batch: Batch) -> list[np.ndarray]:
 def _empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     """As np.empty. Large arrays get pages of their own, since malloc keeps what threads of past epochs have freed."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    if size < LARGE_BYTES or dtype == object:
+    if size < LARGE_BYTES or np.dtype(dtype).hasobject:
         return np.empty(shape, dtype)
     pages = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_HUGEPAGE"):

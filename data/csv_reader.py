@@ -151,7 +151,9 @@ def _parse_fast(data: bytes, columns: Sequence[Column]) -> pa.Table:
         data.decode()
     table = arrow_csv.read_csv(
         pa.BufferReader(data),
-        arrow_csv.ReadOptions(column_names=[column.name for column in columns], block_size=len(data) + 1),
+        arrow_csv.ReadOptions(
+            column_names=[column.name for column in columns], block_size=len(data) + 1, use_threads=False
+        ),
         arrow_csv.ParseOptions(ignore_empty_lines=False),
         arrow_csv.ConvertOptions(
             column_types={column.name: _cell_type(column.type) for column in columns},
@@ -186,8 +188,8 @@ def _check_floats(cells: pa.Array, stored: pa.DataType) -> pa.Array:
 
 
 def _parse_lists(cells: pa.Array, stored: pa.DataType) -> pa.Array:
-    """`[1, 2]` cells -> lists; raises ArrowInvalid for anything else."""
-    texts = pc.ascii_trim_whitespace(cells.fill_null("[]"))
+    """`[1, 2]` cells -> lists; raises ArrowInvalid for anything else, an empty cell too."""
+    texts = pc.ascii_trim_whitespace(cells)
     if not pc.all(pc.and_(pc.starts_with(texts, "["), pc.ends_with(texts, "]"))).as_py():
         raise pa.ArrowInvalid("a list without brackets")
     bodies = pc.ascii_trim_whitespace(pc.binary_slice(texts.cast(pa.binary()), 1, -1).cast(pa.string()))
@@ -197,7 +199,7 @@ def _parse_lists(cells: pa.Array, stored: pa.DataType) -> pa.Array:
     items = parts.flatten().filter(pa.array(np.repeat(filled, lengths)))
     ids = pc.ascii_trim_whitespace(items).cast(stored.value_type)
     offsets = np.concatenate([[0], np.cumsum(lengths * filled)])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), ids, mask=cells.is_null())
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), ids)
 
 
 def _parse_slowly(data: bytes, columns: Sequence[Column]) -> tuple[pa.Table, list[Problem]]:

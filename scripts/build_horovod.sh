@@ -68,8 +68,8 @@ compile() {
   export HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1
   tell_time & ticker=$!
   "$python" -m pip wheel --no-deps --no-build-isolation -w "$work/wheel" "$work/horovod-$version" >"$log" 2>&1 || {
-    grep -E '[Ee]rror' "$log" | tail -n 20 >&2
     cp "$log" "$wheels/horovod-build.log"
+    { grep -E '[Ee]rror' "$log" || cat "$log"; } | tail -n 20 >&2
     die "Horovod does not compile; the whole log: $wheels/horovod-build.log"
   }
 }

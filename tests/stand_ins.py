@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.helpers import ROOT
 
 TOOLS = (
-    "awk bash basename cat cp cut date df dirname env find flock grep head ls mkdir mktemp mv nproc realpath "
+    "awk bash basename cat chmod cp cut date df dirname env find flock grep head ls mkdir mktemp mv nproc realpath "
     "readlink rm sed sh sha256sum sleep sort tail tee timeout touch tr uname wc"
 )
 

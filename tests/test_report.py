@@ -30,7 +30,7 @@ TWO_EPOCHS = [
     evaluation(20, 1, loss_val=0.55, auc_roc=0.75, streaming_map_val=0.625, validation_throughput=123_456.0),
     training(30, 0.5),
     training(40, 0.25),
-    evaluation(40, 2, loss_val=0.5, auc_roc=0.7, streaming_map_val=0.65, validation_throughput=123_456.0),
+    evaluation(40, 2, loss_val=0.5, auc_roc=0.7, streaming_map_val=0.65, validation_throughput=200_000.0),
     ([], {"loss_val": 0.5, "auc_roc": 0.7}),
 ]
 
@@ -55,7 +55,7 @@ def test_the_table_has_a_line_per_evaluation_and_marks_the_best(tmp_path, capsys
     header, first, second = (line.split() for line in lines[2:5])
     assert header == ["step", "epoch", "loss", "loss_val", "auc_roc", "streaming_map_val", "validation_throughput"]
     assert first == ["20", "1", "0.60000", "0.55000", "0.75000*", "0.62500", "123k"]
-    assert second == ["40", "2", "0.37500", "0.50000*", "0.70000", "0.65000*", "123k"]
+    assert second == ["40", "2", "0.37500", "0.50000*", "0.70000", "0.65000*", "200k"]
 
 
 def test_the_pictures_are_written_beside_the_first_run_or_where_they_are_wanted(tmp_path, capsys):
@@ -85,20 +85,20 @@ def test_the_picture_shows_every_curve_of_every_run(tmp_path):
     ]
 
 
-def test_curves_that_mean_different_things_look_different(tmp_path):
+@pytest.mark.parametrize("names", [["a"], ["a", "b", "c"]])
+@pytest.mark.parametrize("tasks", [[], ["click", "mean"]])
+def test_curves_that_mean_different_things_look_different(tmp_path, names, tasks):
     from trainer.report.figure import _key, _panels
 
-    keys = ("auc_roc/click", "auc_roc/mean", "loss_val/click", "loss_val/mean")
-    tasks = [evaluation(20, 1, **dict.fromkeys(keys, 0.5))]
-    for names in (["a"], ["a", "b", "c"]):
-        runs = [read_run(write_run(tmp_path / name, TWO_EPOCHS[:2] + tasks), name) for name in names]
-        panels = _panels(runs)
-        key = _key(runs, panels)
-        for curves in panels.values():
-            looks = [str(sorted(key.style(curve).items())) for curve in curves]
-            assert len(set(looks)) == len(curves)
-        labels = [handle.get_label() for handle in key.handles()]
-        assert set(labels) >= {"click", "mean", "training", "evaluation", *(names if len(names) > 1 else [])}
+    keys = [f"{key}/{task}" for key in ("auc_roc", "loss_val") for task in tasks] or ["auc_roc", "loss_val"]
+    records = [*TWO_EPOCHS[:2], evaluation(20, 1, **dict.fromkeys(keys, 0.5))]
+    runs = [read_run(write_run(tmp_path / name, records), name) for name in names]
+    panels = _panels(runs)
+    key = _key(runs, panels)
+    for curves in panels.values():
+        assert len({str(sorted(key.style(curve).items())) for curve in curves}) == len(curves)
+    labels = {handle.get_label() for handle in key.handles()}
+    assert labels >= {"training", "evaluation", *tasks, *(names if len(names) > 1 else [])}
 
 
 def test_tasks_get_columns_of_their_own_and_wide_tables_go_on_below(tmp_path):
@@ -177,7 +177,12 @@ def test_what_cannot_be_reported_is_one_clear_error(tmp_path, capsys, prepare, m
 
 def test_odd_records_are_passed_over(tmp_path):
     folder = write_run(tmp_path, TWO_EPOCHS)
-    odd = [{}, {"type": "LOG"}, {"type": "LOG", "step": [None], "data": {}}, {"type": "LOG", "step": ["a"], "data": {}}]
+    odd = [
+        {},
+        {"type": "LOG"},
+        {"type": "LOG", "step": [None], "data": {"auc": 1}},
+        {"type": "LOG", "step": ["a"], "data": {"auc": 1}},
+    ]
     odd += [{"type": "LOG", "step": [1], "data": [1]}, {"type": "LOG", "step": {}, "data": {}}]
     odd += [{"type": "LOG", "step": [60, 60], "data": {"loss": "high"}}]
     odd += [{"type": "LOG", "step": [50], "data": {"text": "x", "truth": True, "list": [1]}}]

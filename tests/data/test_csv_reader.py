@@ -49,7 +49,7 @@ def almost_good_files(draw):
 
 
 @given(almost_good_files())
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_arrow_never_reads_a_block_otherwise_than_cell_by_cell(columns, data):
     fast, problems = csv_reader._parse(data, columns)
     slow, slow_problems = csv_reader._parse_slowly(data, columns)

@@ -49,8 +49,8 @@ def tabulate(rows: Rows) -> ScoreTable:
 def share_by_score(table: ScoreTable, comm: Collectives) -> ScoreTable:
     """This worker's part of the table of all rows. A collective.
 
-    The parts follow each other by rank, no score is in two of them, and each holds about as many
-    distinct scores as the others (a sixteenth of a part more at most), however many rows are tied.
+    The parts follow each other by rank, no score is in two of them, and the workers' tables are cut so
+    that each worker gets about as many lines as the others (an eighth more at most, and one per worker).
     """
     splitters = _splitters(table.scores, comm)
     ends = np.searchsorted(table.scores, splitters, side="left")
