@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from main import main
-from tests.helpers import ROOT, environment, make_dataset, must, run_program
+from tests.helpers import ROOT, environment, losses, make_dataset, must, run_program
 
 SMALL = [
     "--deep_hidden_units",
@@ -123,6 +123,19 @@ def test_a_checkpoint_of_another_model_is_refused_with_both_shapes(dataset, tmp_
     refused(capsys, other, 2, "[8, 1]", "[9, 1]", "step-7")
     other = arguments(dataset, tmp_path, "--use_checkpoint", "--seed", "5")
     refused(capsys, other, 2, "seed was 0 and is 5")
+
+
+def test_a_model_folder_that_cannot_be_written_is_refused_before_the_first_step(dataset, tmp_path, capsys):
+    (tmp_path / "models").write_text("")
+    refused(capsys, arguments(dataset, tmp_path), 2, f"--model_dir {tmp_path / 'models'}")
+    assert not losses(tmp_path / "results")
+
+
+def test_evaluating_into_the_results_of_training_keeps_its_log(dataset, tmp_path):
+    must(main(arguments(dataset, tmp_path, "--num_epochs", "1")))
+    trained = losses(tmp_path / "results")
+    must(main(arguments(dataset, tmp_path, "--num_epochs", "1", "--evaluate")))
+    assert losses(tmp_path / "results") == trained != {}
 
 
 def test_a_wrong_argument_is_told_before_tensorflow_is_imported(tmp_path):

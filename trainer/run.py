@@ -7,6 +7,7 @@ from data.loader import ParquetLoader
 from trainer import runtime
 from trainer.affinity import set_affinity
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
+from trainer.checkpoints import probe
 from trainer.distributed import Comm, connect
 from trainer.evaluate import Evaluator
 from trainer.inputs import Inputs
@@ -80,6 +81,8 @@ class Run:
 
     def train(self) -> None:
         """Trains to the end, evaluating and saving after each epoch."""
+        if self.comm.rank == 0:
+            probe(self.options.data.model_dir)
         step, schedule, variables = self._train_step()
         loader, epochs = self.inputs.train_loader, self.options.training.num_epochs
         loop = TrainingLoop(
@@ -186,7 +189,8 @@ class Run:
         if self.comm.rank != 0:
             return NullLog()
         data, values = self.options.data, self.options.as_dict()
-        log = RunLog(data.results_dir / data.log_filename, append=self.options.run.use_checkpoint)
+        goes_on = self.options.run.use_checkpoint or self.options.run.evaluate
+        log = RunLog(data.results_dir / data.log_filename, append=goes_on)
         self._write_json("args.json", values)
         log.parameters(values)
         for metric, unit in METRIC_UNITS.items():
