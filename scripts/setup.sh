@@ -68,7 +68,6 @@ find_python() {
   if [ -x "$python" ] && version=$(python_version "$python"); then return; fi
   for name in ${PYTHON:-python3.12 python3.11 python3 python}; do
     while read -r path; do
-      case "$path" in "" | "$venv"/*) continue ;; esac
       version=$(python_version "$path") || version="does not run"
       if is_wanted "$version"; then python=$path; return; fi
       found="$found

@@ -125,6 +125,11 @@ def test_a_checkpoint_of_another_model_is_refused_with_both_shapes(dataset, tmp_
     refused(capsys, other, 2, "seed was 0 and is 5")
 
 
+def test_predictions_into_a_folder_that_is_not_there_are_refused_before_the_evaluation(dataset, tmp_path, capsys):
+    file = tmp_path / "nowhere" / "out.parquet"
+    refused(capsys, arguments(dataset, tmp_path, "--evaluate", "--predictions_file", str(file)), 2, "mkdir -p")
+
+
 def test_a_model_folder_that_cannot_be_written_is_refused_before_the_first_step(dataset, tmp_path, capsys):
     (tmp_path / "models").write_text("")
     refused(capsys, arguments(dataset, tmp_path), 2, f"--model_dir {tmp_path / 'models'}")

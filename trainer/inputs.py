@@ -10,6 +10,7 @@ from trainer.checkpoints import CheckpointStore
 from trainer.launcher import Launch
 from trainer.layout import InputLayout, input_layout
 from trainer.options import Options
+from trainer.predictions import check_predictions_path
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,13 @@ def check_folders(options: Options, launch: Launch) -> None:
     """Refuses to start a run over another one, or without the checkpoint that it needs.
 
     Raises:
-        DataError: model_dir holds checkpoints and neither --use_checkpoint nor --evaluate is given.
+        DataError: model_dir holds checkpoints and neither --use_checkpoint nor --evaluate is given, or the
+            predictions could not be written where they are asked for.
         NoCheckpointError: it holds none and one of them is.
     """
     run, store = options.run, CheckpointStore(options.data.model_dir)
+    if run.predictions_file is not None and launch.rank == 0:
+        check_predictions_path(run.predictions_file)
     if run.evaluate or run.use_checkpoint:
         if launch.rank == 0 and not run.benchmark and not store.steps():
             store.open(run.which_checkpoint)

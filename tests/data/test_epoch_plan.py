@@ -4,7 +4,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import epoch_plan
@@ -79,6 +79,7 @@ def step_sets(by_worker: list[list[list[int]]]) -> list[list[int]]:
     return [sorted(sum(parts, [])) for parts in zip(*by_worker, strict=True)]
 
 
+@settings(deadline=None)
 @given(layouts(), st.integers(0, 5))
 def test_every_row_is_in_exactly_one_step_of_one_worker(layout, epoch):
     units, workers, batch, shuffle_rows = layout
@@ -87,6 +88,7 @@ def test_every_row_is_in_exactly_one_step_of_one_worker(layout, epoch):
     assert sorted(row for steps in by_worker for rows in steps for row in rows) == list(range(sum(units)))
 
 
+@settings(deadline=None)
 @given(layouts())
 def test_full_steps_give_every_worker_its_batch_and_the_last_one_is_even(layout):
     units, workers, batch, shuffle_rows = layout
@@ -99,6 +101,7 @@ def test_full_steps_give_every_worker_its_batch_and_the_last_one_is_even(layout)
     assert counts[:, -1].max() <= batch // workers
 
 
+@settings(deadline=None)
 @given(layouts(), st.integers(0, 3))
 def test_a_step_has_the_same_rows_for_any_number_of_workers(layout, epoch):
     units, workers, batch, shuffle_rows = layout
@@ -108,6 +111,7 @@ def test_a_step_has_the_same_rows_for_any_number_of_workers(layout, epoch):
         )
 
 
+@settings(deadline=None)
 @given(layouts(), st.data())
 def test_starting_at_a_step_gives_the_rest_of_the_epoch(layout, data):
     units, workers, batch, shuffle_rows = layout
@@ -132,6 +136,7 @@ def test_starting_late_reads_only_what_is_still_needed():
     assert read <= plan.lanes * plan.window_rows
 
 
+@settings(deadline=None)
 @given(layouts())
 def test_one_worker_reads_every_row_once(layout):
     units, _, batch, shuffle_rows = layout
@@ -201,6 +206,7 @@ def test_lanes_divide_the_batch_and_fit_into_memory():
     assert lane_count(np.array([0]), 16_384) == 1
 
 
+@settings(deadline=None)
 @given(layouts())
 def test_in_order_a_worker_holds_a_contiguous_stretch_and_all_have_equally_many_steps(layout):
     units, workers, batch, shuffle_rows = layout
@@ -214,6 +220,7 @@ def test_in_order_a_worker_holds_a_contiguous_stretch_and_all_have_equally_many_
         assert steps == [held[step * local : (step + 1) * local] for step in range(len(steps))]
 
 
+@settings(deadline=None)
 @given(layouts(), st.data())
 def test_in_order_a_pass_can_start_at_any_step(layout, data):
     units, workers, batch, shuffle_rows = layout

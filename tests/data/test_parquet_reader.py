@@ -83,6 +83,19 @@ def test_column_groups_over_files_that_are_cut_differently_stay_in_step(tmp_path
     check_rows(batch, frame)
 
 
+def test_cut_lists_of_all_row_groups_that_make_up_a_unit_are_counted(tmp_path):
+    frame = random_rows(40)
+    frame["tags"] = [[1, 2]] * 40
+    table = arrow_table(frame)
+    others = [name for name in FEATURES if name != "tags"]
+    chunks = [
+        (others, write_files(tmp_path, "a", table.select(others), [[40]])),
+        (["tags"], write_files(tmp_path, "b", table.select(["tags"]), [[10, 10], [20]])),
+    ]
+    reader = ParquetReader(world_spec(tmp_path, chunks, tags={"cardinality": 50, "max_hotness": 1}), "train")
+    assert reader.decode(0, 5, 40, reader.allocate(35)) == {"tags": 35, "topics": 0}
+
+
 @pytest.mark.parametrize("stored", [pa.list_(pa.uint8()), pa.large_list(pa.int16()), pa.list_(pa.int32(), 2)])
 def test_lists_of_every_kind_are_padded_or_cut(tmp_path, stored):
     frame = random_rows(5000)
