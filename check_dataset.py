@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 from data.command_line import run_tool, whole_number
-from data.dataset_check import Finding, MappingSummary, check_mapping
-from data.feature_spec import FeatureSpec
-from data.parquet_writer import SPEC_FILE
+from data.conversion.dataset_check import Finding, MappingSummary, check_mapping
+from data.conversion.parquet_writer import SPEC_FILE
+from data.specification.feature_spec import FeatureSpec
 
 
 def main(argv: list[str] | None = None) -> int:

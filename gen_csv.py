@@ -8,11 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 from data.command_line import run_tool, whole_number
-from data.csv_writer import check_can_write, write_csv_chunks
+from data.conversion.csv_writer import check_can_write, write_csv_chunks
+from data.conversion.parquet_writer import SPEC_FILE
+from data.conversion.random_rows import random_tables
 from data.errors import DataError
-from data.feature_spec import FeatureSpec
-from data.parquet_writer import SPEC_FILE
-from data.random_rows import random_tables
+from data.specification.feature_spec import FeatureSpec
 
 
 def main(argv: list[str] | None = None) -> int:

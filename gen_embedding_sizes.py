@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from data.command_line import run_tool, whole_number
-from data.embedding_sizes import default_dim
+from data.conversion.parquet_writer import SPEC_FILE
 from data.errors import DataError
-from data.feature_spec import FeatureSpec
-from data.parquet_writer import SPEC_FILE
-from data.spec_parts import MAX_EMBEDDING_DIM
+from data.specification.embedding_sizes import default_dim
+from data.specification.feature_spec import FeatureSpec
+from data.specification.parts import MAX_EMBEDDING_DIM
 
 
 def main(argv: list[str] | None = None) -> int:

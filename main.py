@@ -6,7 +6,7 @@ import time
 import traceback
 
 from data.errors import DataError
-from data.loader import ParquetLoader
+from data.loading.loader import ParquetLoader
 from trainer.checkpoints import NoCheckpointError
 from trainer.cli import parse
 from trainer.inputs import Inputs, check_folders, open_inputs

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from data.command_line import run_tool, whole_number
-from data.parquet_writer import SPEC_FILE
-from data.transcode import transcode
+from data.conversion.parquet_writer import SPEC_FILE
+from data.conversion.transcode import transcode
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from data.epoch_plan import ShuffledPlan
-from data.feature_spec import FeatureSpec
-from data.loader import ParquetLoader
-from data.parquet_writer import DatasetWriter, parquet_schema
-from data.random_rows import random_tables
+from data.conversion.parquet_writer import DatasetWriter, parquet_schema
+from data.conversion.random_rows import random_tables
+from data.loading.epoch_plan import ShuffledPlan
+from data.loading.loader import ParquetLoader
+from data.specification.feature_spec import FeatureSpec
 
 OUTBRAIN = Path(__file__).resolve().parent.parent / "feature_specs" / "fspec_csv.yaml"
 LAYOUTS = {
@@ -91,7 +91,7 @@ def over_merlin(spec: FeatureSpec, batch: int, repeats: int) -> dict[str, object
     from merlin.loader.tensorflow import Loader
     from merlin.schema import Tags
 
-    from data.nvtabular_setup import Dataset
+    from data.encoding.nvtabular_setup import Dataset
 
     dataset = Dataset([str(spec.files("train")[0])], engine="parquet")
     dataset.schema = dataset.schema.select_by_name([*(feature.name for feature in (*spec.inputs, *spec.labels))])

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import tensorflow as tf
 
-from data.batch import Batch
-from data.loader import ParquetLoader
+from data.loading.batch import Batch
+from data.loading.loader import ParquetLoader
 from trainer.distributed import Comm
 from trainer.evaluate import Evaluator
 from trainer.feeding import step_input

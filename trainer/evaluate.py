@@ -6,8 +6,8 @@ from contextlib import closing
 import numpy as np
 import tensorflow as tf
 
-from data.batch import Batch
-from data.loader import ParquetLoader
+from data.loading.batch import Batch
+from data.loading.loader import ParquetLoader
 from trainer.distributed import Comm
 from trainer.feeding import id_matrix
 from trainer.metrics.evaluation import Evaluation

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from trainer.step import StepInput
 from trainer.tasks import Task, restrict_to_sample_space
 

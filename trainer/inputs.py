@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from data.embedding_sizes import embedding_dims
 from data.errors import DataError
-from data.feature_spec import FeatureSpec
-from data.loader import ParquetLoader
+from data.loading.loader import ParquetLoader
+from data.specification.embedding_sizes import embedding_dims
+from data.specification.feature_spec import FeatureSpec
 from trainer.checkpoints import CheckpointStore
 from trainer.launcher import Launch
 from trainer.layout import InputLayout, input_layout

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from data.feature_spec import FeatureSpec
+from data.specification.feature_spec import FeatureSpec
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import tensorflow as tf
 
-from data.loader import ParquetLoader
+from data.loading.loader import ParquetLoader
 from trainer.evaluate import Evaluator
 from trainer.feeding import step_input
 from trainer.log import NullLog, RunLog

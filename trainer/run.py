@@ -3,7 +3,7 @@
 import json
 import os
 
-from data.loader import ParquetLoader
+from data.loading.loader import ParquetLoader
 from trainer import runtime
 from trainer.affinity import set_affinity
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from data.errors import DataError
-from data.feature_spec import FeatureSpec
+from data.specification.feature_spec import FeatureSpec
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from data.command_line import run_tool, whole_number
-from data.encoders import Encoder
+from data.conversion.parquet_writer import new_dataset
+from data.encoding.encoders import Encoder
+from data.encoding.prepared import Progress, encoded_features, write_prepared
 from data.errors import DataError
-from data.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, FeatureSpec
 from data.movielens.columns import LABELS, MAP_COLUMN, MULTIHOT_COLUMNS, NUMERICAL_COLUMNS, ONEHOT_COLUMNS
 from data.movielens.raw import read_movielens
 from data.movielens.split import (
@@ -26,8 +27,7 @@ from data.movielens.split import (
     check_fractions,
     shuffled_order,
 )
-from data.parquet_writer import new_dataset
-from data.prepared import Progress, encoded_features, write_prepared
+from data.specification.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, FeatureSpec
 
 if TYPE_CHECKING:
     from data.movielens.workflow import MovieLensWorkflow

@@ -1,6 +1,6 @@
 """Which rating goes where: a pure function of (seed, user, movie), whatever the order of the rows.
 
-Every rating has the hash hash(row) of `data.hashing` over (seed, purpose, user, movie), with the
+Every rating has the hash hash(row) of `data.encoding.hashing` over (seed, purpose, user, movie), with the
 purposes below. Of a user's n ratings, those with the smallest split hashes go to test, round(n *
 test_fraction) of them (halves up), the next round(n * validation_fraction) to valid, the others to
 train. A training rating's fold is the bucket of its fold hash, and training rows are stored by
@@ -9,8 +9,8 @@ ascending order hash.
 
 import numpy as np
 
+from data.encoding.hashing import buckets, hash_rows
 from data.errors import DataError
-from data.hashing import buckets, hash_rows
 
 SPLIT, FOLD, ORDER = 0, 1, 2
 TRAIN, VALID, TEST = "train", "valid", "test"

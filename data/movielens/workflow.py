@@ -3,7 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from data.encoders import Encoder, Numerical
+from data.encoding.encoders import Encoder, Numerical
+from data.encoding.nvtabular_operators import CountKeys, EncodeIds, Log64, OutOfFoldMean
+from data.encoding.nvtabular_setup import Dataset, Workflow, ops
 from data.errors import DataError
 from data.movielens.columns import (
     FOLD,
@@ -17,8 +19,6 @@ from data.movielens.columns import (
     RATING,
 )
 from data.movielens.split import NUM_FOLDS
-from data.nvtabular_operators import CountKeys, EncodeIds, Log64, OutOfFoldMean
-from data.nvtabular_setup import Dataset, Workflow, ops
 
 SMOOTHING = 20.0
 

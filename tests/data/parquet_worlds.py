@@ -9,8 +9,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.batch import PAD, Batch
-from data.feature_spec import FeatureSpec
+from data.loading.batch import PAD, Batch
+from data.specification.feature_spec import FeatureSpec
 
 FEATURES: dict[str, dict[str, Any]] = {
     "user": {"cardinality": 1000},

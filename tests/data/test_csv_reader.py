@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import csv_reader
-from data.columns import describe_column
-from data.csv_reader import count_lines, read_csv_blocks
+from data.conversion import csv_reader
+from data.conversion.columns import describe_column
+from data.conversion.csv_reader import count_lines, read_csv_blocks
 from data.errors import DataError
-from data.feature_spec import FeatureSpec
+from data.specification.feature_spec import FeatureSpec
 from tests.data.csv_documents import CHANNELS, FEATURES, GOOD_LINE, chunk
 
 COLUMNS = ["clicked", "user", "genres", "age", "note"]

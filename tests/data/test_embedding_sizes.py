@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.embedding_sizes import default_dim, embedding_dims
 from data.errors import DataError
-from data.feature_spec import FeatureSpec
+from data.specification.embedding_sizes import default_dim, embedding_dims
+from data.specification.feature_spec import FeatureSpec
 from tests.data.spec_documents import changed
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.encoder_files import load_encoders, save_encoders
-from data.encoders import KeyTable, Numerical, Vocabulary, encode_columns
+from data.encoding.encoder_files import load_encoders, save_encoders
+from data.encoding.encoders import KeyTable, Numerical, Vocabulary, encode_columns
 from data.errors import DataError
 from tests.data.scalar_hash import scalar_hash
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import epoch_plan
-from data.epoch_plan import SequentialPlan, Share, ShuffledPlan, lane_count
+from data.loading import epoch_plan
+from data.loading.epoch_plan import SequentialPlan, Share, ShuffledPlan, lane_count
 
 
 @contextmanager

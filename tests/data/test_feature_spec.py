@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.feature_spec import CHANNELS, Chunk, Feature, FeatureSpec, FeatureSpecError
+from data.specification.feature_spec import CHANNELS, Chunk, Feature, FeatureSpec, FeatureSpecError
 
 DOCUMENT = """
 feature_spec:

@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import epoch_plan
-from data.batch import PAD, Batch
 from data.errors import DataError
-from data.feature_spec import FeatureSpec
-from data.loader import ParquetLoader
-from data.parquet_reader import ParquetReader
+from data.loading import epoch_plan
+from data.loading.batch import PAD, Batch
+from data.loading.loader import ParquetLoader
+from data.loading.parquet_reader import ParquetReader
+from data.specification.feature_spec import FeatureSpec
 from tests.data.parquet_worlds import check_pads, check_rows, random_rows, write_world
 
 
@@ -344,7 +344,7 @@ def test_rows_and_labels_stay_together_at_full_size(tmp_path):
 
 
 def test_the_data_side_needs_no_tensorflow():
-    program = "import sys, data.loader; sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras')))"
+    program = "import sys, data.loading.loader; sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras')))"
     root = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0
 

@@ -7,11 +7,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from data.embedding_sizes import embedding_dims
-from data.encoder_files import load_encoders
-from data.encoders import encode_columns
-from data.feature_spec import FeatureSpec
+from data.encoding.encoder_files import load_encoders
+from data.encoding.encoders import encode_columns
 from data.movielens.prepare import main, prepare
+from data.specification.embedding_sizes import embedding_dims
+from data.specification.feature_spec import FeatureSpec
 from tests.data.movielens_world import Expected, make_world, raw_columns, split, write_1m, write_100k
 from tests.helpers import ROOT, environment, real_data
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.batch import Batch
-from data.batch_arrays import slice_rows
 from data.errors import DataError
-from data.feature_spec import FeatureSpec
-from data.parquet_reader import ParquetReader
+from data.loading.batch import Batch
+from data.loading.batch_arrays import slice_rows
+from data.loading.parquet_reader import ParquetReader
+from data.specification.feature_spec import FeatureSpec
 from tests.data.parquet_worlds import (
     FEATURES,
     arrow_table,

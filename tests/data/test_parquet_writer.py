@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import parquet_writer
+from data.conversion import parquet_writer
+from data.conversion.parquet_writer import SPEC_FILE, DatasetWriter, new_dataset, parquet_schema, unfinished_drafts
 from data.errors import DataError
-from data.feature_spec import FeatureSpec
-from data.parquet_writer import SPEC_FILE, DatasetWriter, new_dataset, parquet_schema, unfinished_drafts
+from data.specification.feature_spec import FeatureSpec
 from tests.data.csv_documents import FEATURES, document
 
 SCHEMA = pa.schema([("id", pa.int32()), ("ids", pa.list_(pa.int64())), ("x", pa.float32())])

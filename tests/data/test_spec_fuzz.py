@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.feature_spec import FeatureSpec
+from data.specification.feature_spec import FeatureSpec
 from tests.data.spec_documents import document
 
 VALID = yaml.safe_dump(document(), sort_keys=False)

@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 import yaml
 
-from data import yaml_reader
 from data.errors import DataError
+from data.specification import yaml_reader
 
 
 @pytest.fixture(params=["with the C library", "without it"])

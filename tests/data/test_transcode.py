@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import transcode as command
-from data import csv_reader, parquet_writer
+from data.conversion import csv_reader, parquet_writer
+from data.conversion.parquet_writer import DatasetWriter
+from data.conversion.transcode import Progress, transcode
 from data.errors import DataError
-from data.feature_spec import FeatureSpec
-from data.parquet_writer import DatasetWriter
-from data.transcode import Progress, transcode
+from data.specification.feature_spec import FeatureSpec
 from tests.data.csv_documents import FEATURES, GOOD_LINE, chunk, document, write_csv_dataset
 
 NAMES = list(FEATURES)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data.embedding_sizes import embedding_dims
-from data.feature_spec import FeatureSpec
+from data.specification.embedding_sizes import embedding_dims
+from data.specification.feature_spec import FeatureSpec
 from tests.helpers import ROOT
 from tests.trainer.small_models import LAYOUT, make_batches, make_model
 from trainer.layout import IdColumns, InputLayout, input_layout

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.embedding_sizes import SIZES_FILE
-from data.encoder_files import save_encoders
-from data.encoders import Encoder, Vocabulary
-from data.feature_spec import Chunk, Feature, FeatureSpec
-from data.parquet_writer import SPEC_FILE, DatasetWriter, parquet_schema
+from data.conversion.parquet_writer import SPEC_FILE, DatasetWriter, parquet_schema
+from data.encoding.encoder_files import save_encoders
+from data.encoding.encoders import Encoder, Vocabulary
+from data.specification.embedding_sizes import SIZES_FILE
+from data.specification.feature_spec import Chunk, Feature, FeatureSpec
 
 ENCODERS_FOLDER = "workflow"
 

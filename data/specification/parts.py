@@ -42,7 +42,7 @@ class Feature:
         dtype: NumPy name of the stored type ("int64"); None where it is not stated.
         cardinality: number of ids, which lie in [0, cardinality); for a multiclass label the classes.
         max_hotness: most ids in one row of a multi-hot feature.
-        embedding_dim: width of the embedding; None leaves it to `data.embedding_sizes`.
+        embedding_dim: width of the embedding; None leaves it to `data.specification.embedding_sizes`.
         task: what a label asks for: "binary", "multiclass" or "regression".
         loss_weight: factor of the label's loss, > 0.
         positive_weight: factor of the positive rows in a binary loss, > 0.

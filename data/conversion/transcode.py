@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data.columns import Column, Problem, describe_column
-from data.csv_reader import CsvBlock, count_lines, read_csv_blocks
-from data.embedding_sizes import SIZES_FILE
+from data.conversion.columns import Column, Problem, describe_column
+from data.conversion.csv_reader import CsvBlock, count_lines, read_csv_blocks
+from data.conversion.parquet_writer import SPEC_FILE, DatasetWriter, new_dataset, parquet_schema, unfinished_drafts
 from data.errors import DataError
-from data.feature_spec import Chunk, FeatureSpec
-from data.parquet_writer import SPEC_FILE, DatasetWriter, new_dataset, parquet_schema, unfinished_drafts
+from data.specification.embedding_sizes import SIZES_FILE
+from data.specification.feature_spec import Chunk, FeatureSpec
 
 SECONDS_BETWEEN_LINES = 5.0
 

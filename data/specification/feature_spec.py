@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 
 from data.errors import DataError
-from data.spec_parts import CHANNELS, LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, SAMPLE_WEIGHT, Chunk, Feature
-from data.spec_problems import nearest, told
-from data.spec_rules import check_document
-from data.spec_shape import Entry
-from data.yaml_reader import read_yaml
+from data.specification.parts import CHANNELS, LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, SAMPLE_WEIGHT, Chunk, Feature
+from data.specification.problems import nearest, told
+from data.specification.rules import check_document
+from data.specification.shape import Entry
+from data.specification.yaml_reader import read_yaml
 
 __all__ = [
     "CHANNELS",

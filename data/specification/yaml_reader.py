@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from data.errors import DataError
-from data.small_file import read_small_text
-from data.spec_problems import shown
+from data.specification.problems import shown
+from data.specification.small_file import read_small_text
 
 MAX_MEBIBYTES = 1
 MAX_DEPTH = 20

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import DTypeLike
 
-from data.batch import PAD, Batch
-from data.feature_spec import FeatureSpec
+from data.loading.batch import PAD, Batch
+from data.specification.feature_spec import FeatureSpec
 
 LARGE_BYTES = 2**20
 

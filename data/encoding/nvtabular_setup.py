@@ -1,6 +1,6 @@
 """The one place that imports NVTabular: take it from here, so that what it needs is always set first.
 
-    from data.nvtabular_setup import Dataset, Workflow, dispatch, ops
+    from data.encoding.nvtabular_setup import Dataset, Workflow, dispatch, ops
 
 NVTabular 23.8 reads Dask's settings when it is imported, imports TensorFlow (ten seconds that no
 preprocessing needs, and on a GPU half of its memory) only to know its dtypes, and warns about what is
@@ -38,7 +38,7 @@ def _set_dask() -> None:
     if frames is not None and frames._dask_expr_enabled():
         raise RuntimeError(
             "dask.dataframe was imported with query planning before NVTabular, which cannot use it; "
-            "import data.nvtabular_setup first"
+            "import data.encoding.nvtabular_setup first"
         )
 
 

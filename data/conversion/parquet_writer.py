@@ -12,9 +12,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.columns import describe_column
+from data.conversion.columns import describe_column
 from data.errors import DataError
-from data.feature_spec import Chunk, FeatureSpec
+from data.specification.feature_spec import Chunk, FeatureSpec
 
 SPEC_FILE = "feature_spec.yaml"
 UNFINISHED = ".unfinished-"

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.batch import Batch
-from data.batch_arrays import copy_rows, pad_rows, slice_rows
-from data.epoch_plan import SequentialPlan, Share, ShuffledPlan
 from data.errors import DataError
-from data.feature_spec import FeatureSpec
-from data.parquet_reader import ParquetReader
+from data.loading.batch import Batch
+from data.loading.batch_arrays import copy_rows, pad_rows, slice_rows
+from data.loading.epoch_plan import SequentialPlan, Share, ShuffledPlan
+from data.loading.parquet_reader import ParquetReader
+from data.specification.feature_spec import FeatureSpec
 
 DECODE_THREADS = 2
 BATCHES_AHEAD = 4
@@ -33,7 +33,7 @@ class ParquetLoader:
 
     A row takes 4 * (one-hot features + sum of max_hotness + numerical features + labels) + 12 bytes (20
     with the group): 156 for Outbrain's 29 features. In memory are BATCHES_AHEAD + 2 batches and, of
-    each lane (see `data.epoch_plan`) that the worker serves, two windows: about 2**20 rows in all for one
+    each lane (see `data.loading.epoch_plan`) that the worker serves, two windows: about 2**20 rows in all for one
     worker, its share of them for one of many, and at least two row groups.
 
     Args:

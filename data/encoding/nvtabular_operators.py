@@ -1,6 +1,6 @@
 """NVTabular operators of our own, for what NVTabular's operators do not do; for pandas and cuDF alike.
 
-They work on the distinct values of a column: those go through the plain encoders of `data.encoders`
+They work on the distinct values of a column: those go through the plain encoders of `data.encoding.encoders`
 on the host, and the results are gathered on the device. So a GPU, a CPU and the serving side agree.
 """
 
@@ -13,8 +13,8 @@ import dask
 import numpy as np
 import pandas as pd
 
-from data.encoders import NULL_ID, KeyTable, Vocabulary, as_keys
-from data.nvtabular_setup import dispatch, ops
+from data.encoding.encoders import NULL_ID, KeyTable, Vocabulary, as_keys
+from data.encoding.nvtabular_setup import dispatch, ops
 
 NOT_IN_A_FOLD = -1
 
@@ -23,7 +23,7 @@ class EncodeIds(ops.Categorify):
     """NVTabular's Categorify with ids that are the same everywhere.
 
     The counting is Categorify's. The ids are a `Vocabulary`'s: the same layout, but values of equal
-    count are in the order of their values, unseen values go to their bucket by `data.hashing`, where
+    count are in the order of their values, unseen values go to their bucket by `data.encoding.hashing`, where
     Categorify's hash differs between pandas and cuDF, and frames of nothing but nulls, and buckets for
     lists, work, where Categorify raises.
 

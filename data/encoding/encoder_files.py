@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.encoders import Encoder, KeyTable, Numerical, Vocabulary
+from data.encoding.encoders import Encoder, KeyTable, Numerical, Vocabulary
 from data.errors import DataError
 
 VERSION = 1

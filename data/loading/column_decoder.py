@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from data.batch import Batch
-from data.columns import describe_column, is_list
+from data.conversion.columns import describe_column, is_list
 from data.errors import DataError
-from data.feature_spec import Feature, FeatureSpec
+from data.loading.batch import Batch
+from data.specification.feature_spec import Feature, FeatureSpec
 
 # Rows that are turned from columns into rows at once: source and target stay in the processor's cache.
 BLOCK_ROWS = 4096

@@ -1,7 +1,7 @@
 """The rules of a specification that look at several of its parts together.
 
 Every rule is a function from the well-formed parts to the problems it sees. What was malformed is
-told already (`data.spec_shape`), so a rule concludes nothing from what is absent in an incomplete
+told already (`data.specification.shape`), so a rule concludes nothing from what is absent in an incomplete
 section.
 """
 
@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data.spec_parts import (
+from data.specification.parts import (
     CATEGORICAL_CHANNELS,
     CHANNELS,
     INPUT_CHANNELS,
@@ -21,9 +21,9 @@ from data.spec_parts import (
     MULTIHOT,
     Feature,
 )
-from data.spec_problems import Problem, listed, place_of
-from data.spec_shape import Parts, read_parts
-from data.spec_source_rules import SOURCE_RULES, check_paths
+from data.specification.problems import Problem, listed, place_of
+from data.specification.shape import Parts, read_parts
+from data.specification.source_rules import SOURCE_RULES, check_paths
 
 # Tells the mean over several tasks in `KEY/mean`, beside `KEY/TASK`.
 RESERVED_LABEL = "mean"

@@ -1,7 +1,7 @@
 """Fitted encoders as plain data: from raw values to ids and numbers, without NVTabular, at training and serving time.
 
 Ids are laid out as NVTabular's Categorify lays them out: 0 is padding, 1 null, then `oov_buckets`
-ids shared by all values unseen in training (by `data.hashing`), then the vocabulary by falling count.
+ids shared by all values unseen in training (by `data.encoding.hashing`), then the vocabulary by falling count.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data.encoding.hashing import buckets, hash_values
 from data.errors import DataError
-from data.hashing import buckets, hash_values
 
 PAD_ID, NULL_ID, FIRST_OOV_ID = 0, 1, 2
 # From here on, a float no longer tells neighbouring integers apart.

@@ -1,6 +1,6 @@
 """From a document to the parts of a specification: types, names and single values.
 
-What is well formed becomes a part, what is not becomes a problem; `data.spec_rules` then looks at
+What is well formed becomes a part, what is not becomes a problem; `data.specification.rules` then looks at
 the parts together.
 """
 
@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from data.spec_parts import CHANNELS, CHUNK_KEYS, CHUNK_TYPES, REQUIRED_SECTIONS, SECTIONS, Feature
-from data.spec_problems import Problem, described, place_of
-from data.spec_values import FEATURE_VALUES, file_mistake, name_mistake, one_of
+from data.specification.parts import CHANNELS, CHUNK_KEYS, CHUNK_TYPES, REQUIRED_SECTIONS, SECTIONS, Feature
+from data.specification.problems import Problem, described, place_of
+from data.specification.values import FEATURE_VALUES, file_mistake, name_mistake, one_of
 
 
 class Entry(NamedTuple):

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from data.columns import Column, describe_column, is_list
-from data.feature_spec import LABEL, MAP, NUMERICAL, Feature, FeatureSpec
-from data.spec_parts import SAMPLE_WEIGHT
+from data.conversion.columns import Column, describe_column, is_list
+from data.specification.feature_spec import LABEL, MAP, NUMERICAL, Feature, FeatureSpec
+from data.specification.parts import SAMPLE_WEIGHT
 
 BLOCK_ROWS = 65_536
 SKEW = 3  # an id is floor(cardinality * uniform ** SKEW)

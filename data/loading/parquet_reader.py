@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from data.batch import PAD, Batch
-from data.batch_arrays import empty_batch, slice_rows
-from data.column_decoder import Target, batch_targets, decode_table, extra_dtype
 from data.errors import DataError
-from data.feature_spec import Chunk, FeatureSpec
-from data.parquet_files import ColumnGroup, ParquetFile, column_problems, open_files
+from data.loading.batch import PAD, Batch
+from data.loading.batch_arrays import empty_batch, slice_rows
+from data.loading.column_decoder import Target, batch_targets, decode_table, extra_dtype
+from data.loading.parquet_files import ColumnGroup, ParquetFile, column_problems, open_files
+from data.specification.feature_spec import Chunk, FeatureSpec
 
 PROBLEMS_SHOWN = 20
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.feature_spec import FeatureSpec
-from data.small_file import read_small_text
-from data.spec_parts import MAX_EMBEDDING_DIM
-from data.spec_problems import described, listed, shown
+from data.specification.feature_spec import FeatureSpec
+from data.specification.parts import MAX_EMBEDDING_DIM
+from data.specification.problems import described, listed, shown
+from data.specification.small_file import read_small_text
 
 SIZES_FILE = "embedding_sizes.json"
 LARGEST_DEFAULT = 256

@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data.spec_parts import MAP, REQUIRED_MAPPINGS
-from data.spec_problems import Problem, listed, nearest, place_of, shown
-from data.spec_shape import Entry, Parts
+from data.specification.parts import MAP, REQUIRED_MAPPINGS
+from data.specification.problems import Problem, listed, nearest, place_of, shown
+from data.specification.shape import Entry, Parts
 
 
 def check_mappings(parts: Parts) -> Iterator[Problem]:

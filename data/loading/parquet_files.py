@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.column_decoder import Place, Target
 from data.errors import DataError
+from data.loading.column_decoder import Place, Target
 
 FOOTER_THREADS = 8
 # What reading damaged files was seen to raise.

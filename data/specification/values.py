@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from data.spec_parts import DTYPES, MAX_CARDINALITY, MAX_EMBEDDING_DIM, MISSING, ROLES, TASKS
-from data.spec_problems import described, shown
+from data.specification.parts import DTYPES, MAX_CARDINALITY, MAX_EMBEDDING_DIM, MISSING, ROLES, TASKS
+from data.specification.problems import described, shown
 
 MAX_NAME_LENGTH = 200
 

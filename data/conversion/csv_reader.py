@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
-from data.columns import VALUES_SHOWN, Column, Problem, find_problems, shorten
+from data.conversion.columns import VALUES_SHOWN, Column, Problem, find_problems, shorten
 from data.errors import DataError
 
 BLOCK_BYTES = 2**20

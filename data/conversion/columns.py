@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, FeatureSpec
-from data.spec_parts import SAMPLE_WEIGHT
+from data.specification.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, FeatureSpec
+from data.specification.parts import SAMPLE_WEIGHT
 
 DEFAULT_DTYPES = {
     ONEHOT: "int64",

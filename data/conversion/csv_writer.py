@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
-from data.columns import is_list
+from data.conversion.columns import is_list
 from data.errors import DataError
-from data.feature_spec import Chunk
+from data.specification.feature_spec import Chunk
 
 
 def write_csv_chunks(chunks: Iterable[Chunk], folder: Path, tables: Iterable[pa.Table], rows: int) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.columns import VALUES_SHOWN, Column, Problem, describe_column, dtype_name, find_problems, is_list
-from data.csv_reader import read_csv_blocks
+from data.conversion.columns import VALUES_SHOWN, Column, Problem, describe_column, dtype_name, find_problems, is_list
+from data.conversion.csv_reader import read_csv_blocks
+from data.conversion.parquet_writer import ROWS_PER_ROW_GROUP
 from data.errors import DataError
-from data.feature_spec import LABEL, MAP, MULTIHOT, ONEHOT, Chunk, Feature, FeatureSpec
-from data.parquet_writer import ROWS_PER_ROW_GROUP
+from data.specification.feature_spec import LABEL, MAP, MULTIHOT, ONEHOT, Chunk, Feature, FeatureSpec
 
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
 

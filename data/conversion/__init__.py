@@ -1,0 +1,1 @@
+"""Between CSV, random rows and parquet: the writers, readers and checks behind the data tools."""

@@ -1,0 +1,1 @@
+"""From parquet files to the batches of a training step."""
