@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.command_line import run_tool, whole_number
 from data.conversion.dataset_check import Finding, MappingSummary, check_mapping
-from data.conversion.parquet_writer import SPEC_FILE
+from data.conversion.new_dataset import SPEC_FILE
 from data.specification.feature_spec import FeatureSpec
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.command_line import run_tool, whole_number
 from data.conversion.csv_writer import check_can_write, write_csv_chunks
-from data.conversion.parquet_writer import SPEC_FILE
+from data.conversion.new_dataset import SPEC_FILE
 from data.conversion.random_rows import random_tables
 from data.errors import DataError
 from data.specification.feature_spec import FeatureSpec

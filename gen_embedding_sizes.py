@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.command_line import run_tool, whole_number
-from data.conversion.parquet_writer import SPEC_FILE
+from data.conversion.new_dataset import SPEC_FILE
 from data.errors import DataError
 from data.specification.embedding_sizes import default_dim
 from data.specification.feature_spec import FeatureSpec

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from data.command_line import run_tool, whole_number
-from data.conversion.parquet_writer import SPEC_FILE
+from data.conversion.new_dataset import SPEC_FILE
 from data.conversion.transcode import transcode
 
 

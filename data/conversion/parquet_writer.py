@@ -1,10 +1,8 @@
-"""Writes datasets: numbered parquet parts per mapping, then the feature specification that makes them one."""
+"""Writes the rows of a mapping as numbered parquet parts."""
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -13,11 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.conversion.columns import describe_column
+from data.conversion.new_dataset import UNFINISHED, sync
 from data.errors import DataError
 from data.specification.feature_spec import Chunk, FeatureSpec
 
-SPEC_FILE = "feature_spec.yaml"
-UNFINISHED = ".unfinished-"
 ROWS_PER_ROW_GROUP = 131_072
 ROWS_PER_FILE = 8 * ROWS_PER_ROW_GROUP
 
@@ -120,7 +117,7 @@ class DatasetWriter:
             self._writer.close()
             self._writer = None
             self._rows_in_file = 0
-            _sync(self._temporary(self._files - 1))
+            sync(self._temporary(self._files - 1))
 
     def _finish(self) -> None:
         if self.rows == 0:
@@ -130,7 +127,7 @@ class DatasetWriter:
         self._close_file()
         for index in range(self._files):
             os.replace(self._temporary(index), self._folder / self._part_name(index))
-        _sync(self._folder)
+        sync(self._folder)
 
     def _discard(self) -> None:
         """Closes and removes what has no final name yet."""
@@ -146,91 +143,3 @@ class DatasetWriter:
 
     def _temporary(self, index: int) -> Path:
         return self._folder / f"{UNFINISHED}{os.getpid()}-{self._part_name(index)}"
-
-
-@contextmanager
-def new_dataset(folder: Path, spec_file: str = SPEC_FILE) -> Iterator[Path]:
-    """Yields an empty draft folder; what lies in it at the end becomes the dataset in `folder`.
-
-    The specification is moved last: a folder without it holds no dataset. On any exception the draft
-    goes, and `folder` is as it was.
-
-    Args:
-        folder: where the dataset shall lie; made if it is missing.
-        spec_file: the specification's name, which the caller must write into the draft.
-
-    Raises:
-        DataError: `folder` holds a dataset already, or cannot be written.
-    """
-    folder = Path(folder)
-    _check_holds_no_dataset(folder, spec_file)
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot write here ({error.strerror}); choose another output folder") from error
-    try:
-        yield draft
-        _publish(draft, folder, spec_file)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        _remove_empty(made)
-        raise
-    draft.rmdir()
-
-
-def unfinished_drafts(folder: Path) -> list[Path]:
-    """Drafts that killed runs left in a folder; a run that is still writing has one too."""
-    return sorted(Path(folder).glob(f"{UNFINISHED}*"))
-
-
-def _check_holds_no_dataset(folder: Path, spec_file: str) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder}: is a file, the output must be a folder; choose another name")
-    if (folder / spec_file).exists():
-        raise DataError(f"{folder}: holds a dataset already ({spec_file}); choose another folder, or delete that one")
-    parts = sorted(folder.glob("*.parquet"))
-    if parts:
-        raise DataError(
-            f"{folder}: holds {len(parts)} parquet files already ({parts[0].name}, ...), and datasets are not "
-            "mixed; choose another folder, or delete them"
-        )
-
-
-def _publish(draft: Path, folder: Path, spec_file: str) -> None:
-    if not (draft / spec_file).is_file():
-        raise DataError(f"{folder}: the dataset was written without its {spec_file}, so it is not kept")
-    for path in draft.rglob("*"):
-        _sync(path)
-    entries = sorted(entry for entry in draft.iterdir() if entry.name != spec_file)
-    moved: list[Path] = []
-    try:
-        for entry in [*entries, draft / spec_file]:
-            target = folder / entry.name
-            if target.exists():
-                raise DataError(f"{target}: appeared while the dataset was written; delete it and run again")
-            if entry.name == spec_file:
-                _sync(folder)
-            os.rename(entry, target)
-            moved.append(target)
-        _sync(folder)
-    except BaseException:
-        for target in reversed(moved):
-            shutil.rmtree(target) if target.is_dir() else target.unlink()
-        raise
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def _sync(path: Path) -> None:
-    """Forces a file, or a folder's names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

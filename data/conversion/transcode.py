@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from data.conversion.columns import Column, Problem, describe_column
 from data.conversion.csv_reader import CsvBlock, count_lines, read_csv_blocks
-from data.conversion.parquet_writer import SPEC_FILE, DatasetWriter, new_dataset, parquet_schema, unfinished_drafts
+from data.conversion.new_dataset import SPEC_FILE, new_dataset
+from data.conversion.parquet_writer import DatasetWriter, parquet_schema
 from data.errors import DataError
 from data.specification.embedding_sizes import SIZES_FILE
 from data.specification.feature_spec import Chunk, FeatureSpec
@@ -82,8 +83,6 @@ def transcode(
     """
     spec = FeatureSpec.read(spec_path)
     _check_is_csv(spec, spec_path)
-    for draft in unfinished_drafts(output):
-        tell(f"note: {draft} is left from a run that was killed, or belongs to one that is running")
     with new_dataset(output, spec_file) as draft:
         sources = {
             mapping: (_transcode_mapping(spec, mapping, draft, rows_per_file, min_files, tell),)

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.encoding.encoders import Encoder, KeyTable, Numerical, Vocabulary
+from data.encoding.encoders import Encoder, HashedIds, HashedRanks, Numerical, Vocabulary
+from data.encoding.keys import KeyTable
 from data.errors import DataError
 
 VERSION = 1
@@ -76,6 +77,17 @@ def _settings(feature: str, encoder: Encoder, contents: dict[str, bytes]) -> dic
     """The JSON entry of an encoder; adds the files that it needs to `contents`."""
     if Path(feature).name != feature:
         raise DataError(f"feature {feature!r}: a name with a path separator cannot be stored; rename the feature")
+    if isinstance(encoder, HashedIds):
+        return {"kind": "hashed", "column": encoder.column, "num_buckets": encoder.num_buckets}
+    if isinstance(encoder, HashedRanks):
+        file = f"vocabulary.{feature}.parquet"
+        contents[file] = _to_parquet({"value": encoder.values})
+        return {
+            "kind": "hashed_ranks",
+            "column": encoder.column,
+            "num_buckets": encoder.num_buckets,
+            "file": file,
+        }
     if isinstance(encoder, Vocabulary):
         file = f"vocabulary.{feature}.parquet"
         ids = np.arange(len(encoder.values), dtype=np.int64) + encoder.first_known_id
@@ -91,6 +103,10 @@ def _settings(feature: str, encoder: Encoder, contents: dict[str, bytes]) -> dic
 
 
 def _encoder(entry: dict[str, Any], contents: dict[str, bytes]) -> Encoder:
+    if entry["kind"] == "hashed":
+        return HashedIds(entry["column"], entry["num_buckets"])
+    if entry["kind"] == "hashed_ranks":
+        return HashedRanks(entry["column"], _from_parquet(contents[entry["file"]])["value"], entry["num_buckets"])
     if entry["kind"] == "vocabulary":
         columns = _from_parquet(contents[entry["file"]])
         return Vocabulary(entry["column"], columns["value"], columns["count"], entry["oov_buckets"], entry["is_list"])

@@ -1,67 +1,23 @@
 """Fitted encoders as plain data: from raw values to ids and numbers, without NVTabular, at training and serving time.
 
-Ids are laid out as NVTabular's Categorify lays them out: 0 is padding, 1 null, then `oov_buckets`
-ids shared by all values unseen in training (by `data.encoding.hashing`), then the vocabulary by falling count.
+A `Vocabulary` lays ids out as NVTabular's Categorify does: 0 is padding, 1 null, then `oov_buckets` ids
+shared by all values unseen in training (by `data.encoding.hashing`), then the vocabulary by falling count.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from data.encoding.hashing import buckets, hash_values
+from data.encoding.keys import KeyIndex, KeyTable, Values, as_keys
 from data.errors import DataError
 
 PAD_ID, NULL_ID, FIRST_OOV_ID = 0, 1, 2
-# From here on, a float no longer tells neighbouring integers apart.
-FLOAT_INTEGERS_END = 2**53
-
-Values = np.ndarray | pd.Series | pd.Index | Sequence[Any]
-
-
-@dataclass(frozen=True, eq=False)
-class KeyIndex:
-    """Finds raw values among known keys.
-
-    Attributes:
-        column: the raw column's name, for messages.
-        keys: [size], distinct and not null: int64, or texts as objects.
-    """
-
-    column: str
-    keys: np.ndarray
-
-    def find(self, values: Values) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Positions of values among the keys, by distinct value.
-
-        Returns:
-            codes [n], for each value its place among the distinct ones, -1 for null; the distinct
-            values [distinct]; their positions among the keys [distinct], -1 where unseen.
-
-        Raises:
-            DataError: the values are of another kind than the keys.
-        """
-        try:
-            codes, found = pd.factorize(pd.Series(values, dtype=None if len(values) else object))
-        except TypeError as error:
-            raise DataError(f"column {self.column!r} holds neither integers nor texts: {error}") from error
-        distinct = as_keys(self.column, found)
-        if len(self.keys) and len(distinct) and distinct.dtype != self.keys.dtype:
-            found_one, known_one = distinct.tolist()[0], self.keys.tolist()[0]
-            raise DataError(
-                f"column {self.column!r} holds {_kind(distinct)} such as {found_one!r}, but it was fitted on "
-                f"{_kind(self.keys)} such as {known_one!r}; convert the column"
-            )
-        if not len(self.keys):
-            return codes, distinct, np.full(len(distinct), -1)
-        return codes, distinct, self._index.get_indexer(pd.Index(distinct, dtype=self.keys.dtype))
-
-    @cached_property
-    def _index(self) -> pd.Index:
-        return pd.Index(self.keys)
+# The fold of rows that nothing was fitted on.
+NOT_IN_A_FOLD = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +40,15 @@ class Vocabulary:
 
     @classmethod
     def fit(
-        cls, column: str, values: Values, counts: Values, *, oov_buckets: int = 1, is_list: bool = False
+        cls,
+        column: str,
+        values: Values,
+        counts: Values,
+        *,
+        oov_buckets: int = 1,
+        is_list: bool = False,
+        max_ids: int | None = None,
+        min_count: int = 1,
     ) -> "Vocabulary":
         """Orders counted values; equal counts by value, so that the ids do not depend on the order of rows.
 
@@ -94,14 +58,23 @@ class Vocabulary:
             counts: occurrences of each value.
             oov_buckets: ids for values unseen in training.
             is_list: whether the column holds lists.
+            max_ids: largest cardinality. Where the vocabulary is larger, its most frequent values get ids of
+                their own, and the others share a tenth of the ids, by hash, with the unseen values.
+            min_count: values that occur less often share the ids of unseen values.
         """
         if oov_buckets < 1:
             raise DataError(f"column {column!r}: {oov_buckets} buckets for unseen values; at least 1 is needed")
+        if max_ids is not None and max_ids < FIRST_OOV_ID + oov_buckets:
+            raise DataError(f"column {column!r}: {max_ids} ids at most; {FIRST_OOV_ID + oov_buckets} are needed")
         series = pd.Series(values)
         known = series.notna().to_numpy()
         keys = as_keys(column, series[known])
         kept = np.asarray(counts, np.int64)[known]
         order = pd.DataFrame({"count": -kept, "key": keys}).sort_values(["count", "key"]).index.to_numpy()
+        order = order[kept[order] >= min_count]
+        if max_ids is not None and FIRST_OOV_ID + oov_buckets + len(order) > max_ids:
+            oov_buckets = max(oov_buckets, max_ids // 10)
+            order = order[: max_ids - FIRST_OOV_ID - oov_buckets]
         return cls(column, keys[order], kept[order], oov_buckets, is_list)
 
     @property
@@ -120,15 +93,7 @@ class Vocabulary:
         Raises:
             DataError: the values are of another kind than those of the training data.
         """
-        if not self.is_list:
-            return self.encode_flat(values)
-        lists = [[] if entry is None else entry for entry in values]
-        flat = self.encode_flat([value for entry in lists for value in entry])
-        encoded, start = np.empty(len(lists), object), 0
-        for row, entry in enumerate(lists):
-            encoded[row] = flat[start : start + len(entry)]
-            start += len(entry)
-        return encoded
+        return _encode_lists(self.encode_flat, values) if self.is_list else self.encode_flat(values)
 
     def encode_flat(self, values: Values) -> np.ndarray:
         """Ids of single values, also for a list feature: [n] int64."""
@@ -145,24 +110,60 @@ class Vocabulary:
 
 
 @dataclass(frozen=True, eq=False)
-class KeyTable:
-    """A number per key, fitted on training data: a count, a mean of the label.
+class HashedIds:
+    """Ids by hash alone: bucket of `data.encoding.hashing`; values may collide, and null is in bucket 0.
 
     Attributes:
-        keys: [size] int64 or texts, ascending.
-        numbers: [size] float64.
-        default: what null and keys that are not in the table get.
+        column: the raw column that it reads.
+        num_buckets: ids lie in [0, num_buckets).
     """
 
-    keys: np.ndarray
-    numbers: np.ndarray
-    default: float
+    column: str
+    num_buckets: int
 
-    def look_up(self, column: str, values: Values) -> np.ndarray:
-        """Numbers of raw values, [n] float64; `column` is for messages."""
-        codes, _, positions = KeyIndex(column, self.keys).find(values)
-        found = np.append(self.numbers, self.default)[positions]
-        return np.concatenate([[self.default], found])[codes + 1]
+    @property
+    def cardinality(self) -> int:
+        """Number of ids."""
+        return self.num_buckets
+
+    def encode(self, values: Values) -> np.ndarray:
+        """Ids of raw values, [n] int64."""
+        codes, distinct, _ = KeyIndex(self.column, np.empty(0, object)).find(values)
+        return np.concatenate([[0], buckets(hash_values(distinct), self.num_buckets)])[codes + 1]
+
+
+@dataclass(frozen=True, eq=False)
+class HashedRanks:
+    """Ids of a list feature by hash of the value's rank: bucket of hash(1) for the most frequent value, and so on.
+
+    Attributes:
+        column: the raw column that it reads.
+        values: [size] int64 or texts, by falling count.
+        num_buckets: ids lie in [0, num_buckets). Unseen values and null have the bucket of hash(0).
+    """
+
+    column: str
+    values: np.ndarray
+    num_buckets: int
+
+    @property
+    def cardinality(self) -> int:
+        """Number of ids."""
+        return self.num_buckets
+
+    def encode(self, values: Values) -> np.ndarray:
+        """Ids of lists of raw values: [n] int64 arrays; a null list is empty."""
+        return _encode_lists(self.encode_flat, values)
+
+    def encode_flat(self, values: Values) -> np.ndarray:
+        """Ids of single values, [n] int64."""
+        codes, _, positions = self._keys.find(values)
+        ranks = np.concatenate([[0], positions + 1])[codes + 1]
+        return buckets(hash_values(ranks), self.num_buckets)
+
+    @cached_property
+    def _keys(self) -> KeyIndex:
+        return KeyIndex(self.column, self.values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +200,8 @@ class Numerical:
             raise DataError(f"column {self.column!r}: expected numbers: {error}") from error
 
 
-Encoder = Vocabulary | Numerical
+IdEncoder = Vocabulary | HashedIds | HashedRanks
+Encoder = IdEncoder | Numerical
 
 
 def encode_columns(encoders: Mapping[str, Encoder], columns: Mapping[str, Values]) -> dict[str, np.ndarray]:
@@ -214,26 +216,11 @@ def encode_columns(encoders: Mapping[str, Encoder], columns: Mapping[str, Values
     return {feature: encoder.encode(columns[encoder.column]) for feature, encoder in encoders.items()}
 
 
-def as_keys(column: str, values: Values) -> np.ndarray:
-    """Values without nulls as int64, or as texts in an array of objects; whole floats count as integers.
-
-    Raises:
-        DataError: the values are neither, or floats too large to be told from their neighbours.
-    """
-    array = np.asarray(values)
-    if array.dtype.kind in "iu":
-        return array.astype(np.int64)
-    if array.dtype.kind == "f" and np.all(array == np.round(array)) and np.all(np.abs(array) < FLOAT_INTEGERS_END):
-        return array.astype(np.int64)
-    if array.dtype.kind in "OU" and all(isinstance(value, str) for value in array):
-        return array.astype(object)
-    if array.dtype.kind == "O" and all(isinstance(value, (int, np.integer)) for value in array):
-        return array.astype(np.int64)
-    raise DataError(
-        f"column {column!r} holds neither integers nor texts throughout, but for example {array.tolist()[0]!r}; "
-        "convert it to one of them (null stays null)"
-    )
-
-
-def _kind(keys: np.ndarray) -> str:
-    return "texts" if keys.dtype == object else "integers"
+def _encode_lists(encode_flat: Callable[[Values], np.ndarray], values: Values) -> np.ndarray:
+    lists = [[] if entry is None else entry for entry in values]
+    flat = encode_flat([value for entry in lists for value in entry])
+    encoded, start = np.empty(len(lists), object), 0
+    for row, entry in enumerate(lists):
+        encoded[row] = flat[start : start + len(entry)]
+        start += len(entry)
+    return encoded

@@ -5,7 +5,7 @@ on the host, and the results are gathered on the device. So a GPU, a CPU and the
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,9 @@ import dask
 import numpy as np
 import pandas as pd
 
-from data.encoding.encoders import NULL_ID, KeyTable, Vocabulary, as_keys
+from data.encoding.encoders import NOT_IN_A_FOLD, NULL_ID, Vocabulary
+from data.encoding.keys import KeyTable, as_keys
 from data.encoding.nvtabular_setup import dispatch, ops
-
-NOT_IN_A_FOLD = -1
 
 
 class EncodeIds(ops.Categorify):
@@ -31,15 +30,25 @@ class EncodeIds(ops.Categorify):
         oov_buckets: ids for values unseen in training, per column.
         out_path: a folder for Categorify's files, needed until the workflow is fitted.
         are_lists: whether the columns hold lists (multi-hot), none of them null.
+        max_ids: largest cardinality of columns, as `Vocabulary.fit` takes it; none for columns not named.
+        min_count: how often a value must occur to get an id of its own.
 
     Attributes:
         vocabularies: after the fit, a `Vocabulary` per column.
     """
 
-    def __init__(self, oov_buckets: int, out_path: str, *, are_lists: bool = False) -> None:
+    def __init__(
+        self,
+        oov_buckets: int,
+        out_path: str,
+        *,
+        are_lists: bool = False,
+        max_ids: Mapping[str, int] | None = None,
+        min_count: int = 1,
+    ) -> None:
         super().__init__(out_path=out_path, dtype=np.int64)
-        self.oov_buckets = oov_buckets
-        self.are_lists = are_lists
+        self.oov_buckets, self.are_lists = oov_buckets, are_lists
+        self.max_ids, self.min_count = dict(max_ids or {}), min_count
         self.vocabularies: dict[str, Vocabulary] = {}
 
     def fit_finalize(self, categories: dict[str, str]) -> None:
@@ -50,7 +59,13 @@ class EncodeIds(ops.Categorify):
             nothing = pd.DataFrame({name: [], f"{name}_size": []})
             counted = pd.read_parquet(path).dropna(subset=[name]) if os.path.exists(path) else nothing
             self.vocabularies[name] = Vocabulary.fit(
-                name, counted[name], counted[f"{name}_size"], oov_buckets=self.oov_buckets, is_list=self.are_lists
+                name,
+                counted[name],
+                counted[f"{name}_size"],
+                oov_buckets=self.oov_buckets,
+                is_list=self.are_lists,
+                max_ids=self.max_ids.get(name),
+                min_count=self.min_count,
             )
 
     def transform(self, col_selector: Any, df: Any) -> Any:
@@ -59,12 +74,12 @@ class EncodeIds(ops.Categorify):
         for name in col_selector.names:
             vocabulary = self.vocabularies[name]
             if vocabulary.is_list:
-                ids = _map_distinct(dispatch.flatten_list_column_values(df[name]), vocabulary.encode_flat, NULL_ID)
+                ids = map_distinct(dispatch.flatten_list_column_values(df[name]), vocabulary.encode_flat, NULL_ID)
                 lists = dispatch.encode_list_column(df[name], ids.values, dtype=np.int64)
                 lists.index = df.index
                 encoded[name] = lists
             else:
-                encoded[name] = _map_distinct(df[name], vocabulary.encode_flat, NULL_ID)
+                encoded[name] = map_distinct(df[name], vocabulary.encode_flat, NULL_ID)
         return encoded
 
     def get_embedding_sizes(self, columns: list[str]) -> dict[str, tuple[int, int]]:
@@ -102,7 +117,7 @@ class CountKeys(ops.StatOperator):
     def fit_finalize(self, counts: dict[str, Any]) -> None:
         """Keeps the counts as tables."""
         for name, series in counts.items():
-            counted = _to_host(series).sort_index()
+            counted = to_host(series).sort_index()
             self.tables[name] = KeyTable(as_keys(name, counted.index), counted.to_numpy(np.float64), default=0.0)
 
     def transform(self, col_selector: Any, df: Any) -> Any:
@@ -110,7 +125,7 @@ class CountKeys(ops.StatOperator):
         result = type(df)()
         for name in col_selector.names:
             table = self.tables[name]
-            result[f"{name}_count"] = _map_distinct(df[name], partial(table.look_up, name), table.default)
+            result[f"{name}_count"] = map_distinct(df[name], partial(table.look_up, name), table.default)
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
@@ -171,7 +186,7 @@ class OutOfFoldMean(ops.StatOperator):
 
     def fit_finalize(self, sums: dict[str, Any]) -> None:
         """Turns the sums into means, for every value and every fold left out."""
-        frames = {name: _to_host(frame).reset_index() for name, frame in sums.items()}
+        frames = {name: to_host(frame).reset_index() for name, frame in sums.items()}
         everything = frames.pop(self.fold)
         _, counts, totals = self._without_fold(np.zeros(len(everything)), everything)
         priors = np.divide(totals, counts, out=np.zeros_like(totals), where=counts > 0)
@@ -188,9 +203,9 @@ class OutOfFoldMean(ops.StatOperator):
         fold = df[self.fold].where(df[self.fold] != NOT_IN_A_FOLD, self.num_folds)
         for name in col_selector.names:
             rows = self._rows[name]
-            row = _map_distinct(df[name], partial(rows.look_up, name), rows.default)
+            row = map_distinct(df[name], partial(rows.look_up, name), rows.default)
             means = type(fold)(self._means[name].reshape(-1))
-            result[f"{name}_mean"] = _gather(means, (row * (self.num_folds + 1) + fold).astype(np.int64), df.index)
+            result[f"{name}_mean"] = gather(means, (row * (self.num_folds + 1) + fold).astype(np.int64), df.index)
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
@@ -222,19 +237,21 @@ class Log64(ops.LogOp):
     output_dtype = np.float64
 
 
-def _map_distinct(series: Any, mapped: Callable[[np.ndarray], np.ndarray], null: float) -> Any:
+def map_distinct(series: Any, mapped: Callable[[np.ndarray], np.ndarray], null: float) -> Any:
     """A series of `mapped` values, where `mapped` sees every distinct value once, on the host; nulls become `null`."""
     codes, distinct = series.factorize()
-    numbers = mapped(np.asarray(_to_host(distinct)))
+    numbers = mapped(np.asarray(to_host(distinct)))
     numbers = np.concatenate([np.asarray([null], numbers.dtype), numbers])
-    return _gather(type(series)(numbers), codes + 1, series.index)
+    return gather(type(series)(numbers), codes + 1, series.index)
 
 
-def _gather(numbers: Any, positions: Any, index: Any) -> Any:
+def gather(numbers: Any, positions: Any, index: Any) -> Any:
+    """Numbers at positions, as a series with an index."""
     taken = numbers.take(positions)
     taken.index = index
     return taken
 
 
-def _to_host(data: Any) -> Any:
+def to_host(data: Any) -> Any:
+    """A pandas series, index or frame of one that may lie on a GPU."""
     return data.to_pandas() if hasattr(data, "to_pandas") else data

@@ -61,3 +61,10 @@ ops: Any = _import_without_tensorflow("nvtabular.ops")
 dispatch: Any = _import_without_tensorflow("merlin.core.dispatch")
 Workflow: Any = nvtabular.Workflow
 Dataset: Any = nvtabular.Dataset
+from_map: Any = importlib.import_module("dask.dataframe").from_map
+ON_GPU: bool = dispatch.HAS_GPU and dispatch.cudf is not None
+
+
+def to_device(frame: Any) -> Any:
+    """A pandas frame where NVTabular works: on the GPU as a cuDF frame, or as it is where there is none."""
+    return dispatch.cudf.from_pandas(frame) if ON_GPU else frame

@@ -3,18 +3,20 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from data.conversion.parquet_writer import SPEC_FILE, DatasetWriter, parquet_schema
+from data.conversion.new_dataset import SPEC_FILE
+from data.conversion.parquet_writer import DatasetWriter, parquet_schema
 from data.encoding.encoder_files import save_encoders
-from data.encoding.encoders import Encoder, Vocabulary
+from data.encoding.encoders import Encoder, Numerical
 from data.specification.embedding_sizes import SIZES_FILE
 from data.specification.feature_spec import Chunk, Feature, FeatureSpec
 
 ENCODERS_FOLDER = "workflow"
+SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
@@ -27,6 +29,27 @@ class Progress:
     def __init__(self, tool: str) -> None:
         self._tool = tool
         self._begin = time.monotonic()
+
+    def stage(self, name: str, total: int) -> Callable[[int], None]:
+        """What to call with the number of rows done so far: prints now and then, and at the end, with the time left.
+
+        Args:
+            name: of the stage.
+            total: rows, as far as known.
+        """
+        start = told = time.monotonic()
+
+        def done(rows: int) -> None:
+            nonlocal told
+            now = time.monotonic()
+            if rows >= total or now - told >= SECONDS_BETWEEN_LINES:
+                told = now
+                left = (now - start) / max(rows, 1) * (total - rows)
+                self.tell(
+                    f"{name}: {rows:,} of {max(total, rows):,} rows" + (f", {left:.0f} s left" if left > 0 else "")
+                )
+
+        return done
 
     def tell(self, line: str) -> None:
         """Prints a line."""
@@ -42,11 +65,11 @@ def encoded_features(encoders: Mapping[str, Encoder], max_hotness: Mapping[str, 
     """
     features = {}
     for name, encoder in encoders.items():
-        if isinstance(encoder, Vocabulary):
-            hotness = max_hotness[name] if encoder.is_list else None
-            features[name] = Feature(name=name, dtype="int32", cardinality=encoder.cardinality, max_hotness=hotness)
-        else:
+        if isinstance(encoder, Numerical):
             features[name] = Feature(name=name, dtype="float32")
+        else:
+            hotness = max_hotness.get(name)
+            features[name] = Feature(name=name, dtype="int32", cardinality=encoder.cardinality, max_hotness=hotness)
     return features
 
 

@@ -11,14 +11,13 @@ import numpy as np
 import pandas as pd
 
 from data.command_line import run_tool, whole_number
-from data.conversion.parquet_writer import new_dataset
-from data.encoding.encoders import Encoder
+from data.conversion.new_dataset import new_dataset
+from data.encoding.encoders import NOT_IN_A_FOLD, Encoder
 from data.encoding.prepared import Progress, encoded_features, write_prepared
 from data.errors import DataError
 from data.movielens.columns import LABELS, MAP_COLUMN, MULTIHOT_COLUMNS, NUMERICAL_COLUMNS, ONEHOT_COLUMNS
 from data.movielens.raw import read_movielens
 from data.movielens.split import (
-    NOT_IN_A_FOLD,
     TEST,
     TRAIN,
     VALID,

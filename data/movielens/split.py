@@ -15,7 +15,6 @@ from data.errors import DataError
 SPLIT, FOLD, ORDER = 0, 1, 2
 TRAIN, VALID, TEST = "train", "valid", "test"
 NUM_FOLDS = 10
-NOT_IN_A_FOLD = -1
 
 
 def assign_mappings(

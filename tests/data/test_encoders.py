@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.encoding.encoder_files import load_encoders, save_encoders
-from data.encoding.encoders import KeyTable, Numerical, Vocabulary, encode_columns
+from data.encoding.encoders import Numerical, Vocabulary, encode_columns
+from data.encoding.keys import KeyTable
 from data.errors import DataError
 from tests.data.scalar_hash import scalar_hash
 

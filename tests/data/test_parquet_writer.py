@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.conversion import parquet_writer
-from data.conversion.parquet_writer import SPEC_FILE, DatasetWriter, new_dataset, parquet_schema, unfinished_drafts
+from data.conversion.new_dataset import SPEC_FILE, UNFINISHED, new_dataset
+from data.conversion.parquet_writer import DatasetWriter, parquet_schema
 from data.errors import DataError
 from data.specification.feature_spec import FeatureSpec
 from tests.data.csv_documents import FEATURES, document
@@ -193,10 +194,41 @@ def test_a_killed_run_leaves_no_dataset_and_a_later_one_succeeds(tmp_path):
     os.waitpid(child, 0)
     assert not (tmp_path / "out" / SPEC_FILE).exists()
     assert list((tmp_path / "out").glob("*.parquet")) == []
-    (left,) = unfinished_drafts(tmp_path / "out")
+    assert len(list((tmp_path / "out").glob(f"{UNFINISHED}*"))) == 1
     with new_dataset(tmp_path / "out") as draft:
         write_draft(draft)
-    assert [name for name in names(tmp_path / "out") if not name.startswith(left.name)] == WRITTEN
+    assert names(tmp_path / "out") == WRITTEN
+
+
+@pytest.mark.parametrize("calls_before", range(5))  # three parts, the vocabulary, the specification
+def test_a_run_killed_while_it_moves_files_leaves_no_dataset_and_nothing_in_the_way(tmp_path, calls_before):
+    child = os.fork()
+    if child == 0:
+        rename, calls = os.rename, []
+
+        def die(source, target):
+            if len(calls) == calls_before:
+                os._exit(9)
+            calls.append(target)
+            rename(source, target)
+
+        os.rename = die
+        with new_dataset(tmp_path / "out") as draft:
+            write_draft(draft)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert not (tmp_path / "out" / SPEC_FILE).exists()
+    with new_dataset(tmp_path / "out") as draft:
+        write_draft(draft)
+    assert names(tmp_path / "out") == WRITTEN
+
+
+def test_a_second_run_into_the_same_folder_is_refused_and_the_first_goes_on(tmp_path):
+    with new_dataset(tmp_path / "out") as draft:
+        with pytest.raises(DataError, match="another run is writing here"), new_dataset(tmp_path / "out"):
+            pytest.fail("was entered")
+        write_draft(draft)
+    assert names(tmp_path / "out") == WRITTEN
 
 
 @pytest.mark.parametrize(

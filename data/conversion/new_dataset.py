@@ -1,0 +1,150 @@
+"""A dataset that appears in its folder whole or not at all: written into a draft, moved, the specification last."""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from data.errors import DataError
+
+SPEC_FILE = "feature_spec.yaml"
+UNFINISHED = ".unfinished-"
+# In a draft: what is being moved out of it.
+MOVING_FILE = ".moving.json"
+
+
+@contextmanager
+def new_dataset(folder: Path, spec_file: str = SPEC_FILE) -> Iterator[Path]:
+    """Yields an empty draft folder; what lies in it at the end becomes the dataset in `folder`.
+
+    The specification is moved last: a folder without it holds no dataset. On any exception the draft
+    goes, and `folder` is as it was; what a killed run has left is cleared away by the next one.
+
+    Args:
+        folder: where the dataset shall lie; made if it is missing.
+        spec_file: the specification's name, which the caller must write into the draft.
+
+    Raises:
+        DataError: `folder` holds a dataset already, cannot be written, or another run is writing into it.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: is a file, the output must be a folder; choose another name")
+    _clear_drafts(folder, spec_file)
+    _check_holds_no_dataset(folder, spec_file)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot write here ({error.strerror}); choose another output folder") from error
+    lock = _lock(draft)
+    try:
+        yield draft
+        _publish(draft, folder, spec_file)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        _remove_empty(made)
+        raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+    shutil.rmtree(draft)
+
+
+def sync(path: Path) -> None:
+    """Forces a file, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(draft: Path) -> int | None:
+    """Locks a draft for as long as this process lives; None where another one has, or no locks are."""
+    descriptor = os.open(draft, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _clear_drafts(folder: Path, spec_file: str) -> None:
+    """Removes drafts whose runs are dead, and what these had moved of an unfinished dataset."""
+    for draft in sorted(path for path in folder.glob(f"{UNFINISHED}*") if path.is_dir()):
+        lock = _lock(draft)
+        if lock is None:
+            raise DataError(
+                f"{folder}: another run is writing here ({draft.name}); wait for it, or choose another folder"
+            )
+        try:
+            if not (folder / spec_file).exists():
+                for name in _moving(draft):
+                    _remove(folder / name)
+            shutil.rmtree(draft)
+        except OSError as error:
+            raise DataError(f"{draft}: is left from a killed run and cannot be removed ({error.strerror})") from error
+        finally:
+            os.close(lock)
+
+
+def _moving(draft: Path) -> list[str]:
+    with suppress(OSError, ValueError):
+        return [name for name in json.loads((draft / MOVING_FILE).read_text()) if Path(name).name == name]
+    return []
+
+
+def _check_holds_no_dataset(folder: Path, spec_file: str) -> None:
+    if (folder / spec_file).exists():
+        raise DataError(f"{folder}: holds a dataset already ({spec_file}); choose another folder, or delete that one")
+    parts = sorted(folder.glob("*.parquet"))
+    if parts:
+        raise DataError(
+            f"{folder}: holds {len(parts)} parquet files already ({parts[0].name}, ...), and datasets are not "
+            "mixed; choose another folder, or delete them"
+        )
+
+
+def _publish(draft: Path, folder: Path, spec_file: str) -> None:
+    if not (draft / spec_file).is_file():
+        raise DataError(f"{folder}: the dataset was written without its {spec_file}, so it is not kept")
+    entries = sorted(entry.name for entry in draft.iterdir() if entry.name != spec_file)
+    for name in [*entries, spec_file]:
+        if (folder / name).exists():
+            raise DataError(f"{folder / name}: is there already, and the dataset needs the name; delete it, run again")
+    (draft / MOVING_FILE).write_text(json.dumps(entries))
+    for path in [draft, *draft.rglob("*")]:
+        sync(path)
+    moved: list[Path] = []
+    try:
+        for name in entries:
+            os.rename(draft / name, folder / name)
+            moved.append(folder / name)
+        sync(folder)
+        os.rename(draft / spec_file, folder / spec_file)
+        moved.append(folder / spec_file)
+        sync(folder)
+    except BaseException:
+        for target in reversed(moved):
+            _remove(target)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
