@@ -1,6 +1,7 @@
 """What the data tools' command lines share: numbers as arguments, and mistakes as one message with an exit code."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 
@@ -29,7 +30,9 @@ def run_tool(name: str, job: Callable[[], int]) -> int:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        mend = "; the disk of the output is full: free some space there, or choose another one" if full else ""
+        print(f"{name}: {error}{mend}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)

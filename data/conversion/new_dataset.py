@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,7 +18,7 @@ MOVING_FILE = ".moving.json"
 
 
 @contextmanager
-def new_dataset(folder: Path, spec_file: str = SPEC_FILE) -> Iterator[Path]:
+def new_dataset(folder: Path, spec_file: str = SPEC_FILE, entries: Sequence[str] = ()) -> Iterator[Path]:
     """Yields an empty draft folder; what lies in it at the end becomes the dataset in `folder`.
 
     The specification is moved last: a folder without it holds no dataset. On any exception the draft
@@ -27,6 +27,7 @@ def new_dataset(folder: Path, spec_file: str = SPEC_FILE) -> Iterator[Path]:
     Args:
         folder: where the dataset shall lie; made if it is missing.
         spec_file: the specification's name, which the caller must write into the draft.
+        entries: other names that the draft will have; what stands in their way is told before the work.
 
     Raises:
         DataError: `folder` holds a dataset already, cannot be written, or another run is writing into it.
@@ -36,6 +37,7 @@ def new_dataset(folder: Path, spec_file: str = SPEC_FILE) -> Iterator[Path]:
         raise DataError(f"{folder}: is a file, the output must be a folder; choose another name")
     _clear_drafts(folder, spec_file)
     _check_holds_no_dataset(folder, spec_file)
+    _check_free(folder, entries)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,13 +114,17 @@ def _check_holds_no_dataset(folder: Path, spec_file: str) -> None:
         )
 
 
+def _check_free(folder: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if (folder / name).exists():
+            raise DataError(f"{folder / name}: is there already, and the dataset needs the name; delete it, run again")
+
+
 def _publish(draft: Path, folder: Path, spec_file: str) -> None:
     if not (draft / spec_file).is_file():
         raise DataError(f"{folder}: the dataset was written without its {spec_file}, so it is not kept")
     entries = sorted(entry.name for entry in draft.iterdir() if entry.name != spec_file)
-    for name in [*entries, spec_file]:
-        if (folder / name).exists():
-            raise DataError(f"{folder / name}: is there already, and the dataset needs the name; delete it, run again")
+    _check_free(folder, [*entries, spec_file])
     (draft / MOVING_FILE).write_text(json.dumps(entries))
     for path in [draft, *draft.rglob("*")]:
         sync(path)

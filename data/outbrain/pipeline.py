@@ -1,0 +1,171 @@
+"""The stages that `preproc` and `transform` share, from raw tables to files."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from data.encoding.encoders import Encoder
+from data.encoding.nvtabular_setup import from_map, to_device
+from data.encoding.prepared import Progress, encoded_features
+from data.errors import DataError
+from data.outbrain.columns import CLICKED, DISPLAY, TAGS_PER_ROW
+from data.outbrain.joining import CLICKS, TRAIN, VALID, Joined, JoinedFiles, divide, join_part, joined_parts
+from data.outbrain.raw import estimated_rows, require_raw
+from data.outbrain.recipe import Fitted, Recipe
+from data.outbrain.resources import default_limit, number_of_parts
+from data.outbrain.side_tables import load_side_tables
+from data.outbrain.tables import EVENTS, RawTable
+from data.outbrain.workers import Workers, start_workers
+from data.outbrain.writing import RAW_AD, Encoding, write_files
+from data.specification.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Chunk, Feature, FeatureSpec
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage needs.
+
+    Attributes:
+        scratch: folder for what is needed on the way.
+        workers: who works.
+        seed: of split, folds and order.
+        memory_limit: bytes for all processes together.
+        progress: is told.
+    """
+
+    scratch: Path
+    workers: Workers
+    seed: int
+    memory_limit: int
+    progress: Progress
+
+
+@contextmanager
+def start_run(
+    draft: Path, seed: int, memory_limit: int | None, use_dask: bool, dask_scheduler: str | None, progress: Progress
+) -> Iterator[Run]:
+    """A run with a scratch folder in a draft, and with workers; both are gone when the block ends.
+
+    Args:
+        memory_limit: bytes; None is half of the machine's memory.
+        use_dask, dask_scheduler: see `start_workers`.
+    """
+    scratch = draft / "scratch"
+    scratch.mkdir()
+    with start_workers(use_dask=use_dask, scheduler=dask_scheduler, folder=scratch) as workers:
+        yield Run(scratch, workers, seed, default_limit() if memory_limit is None else memory_limit, progress)
+    shutil.rmtree(scratch)
+
+
+def join(run: Run, raw: Path, clicks: RawTable, tables: Path, *, split: bool = True) -> Joined:
+    """Divides clicks and events into parts, and joins every part.
+
+    Args:
+        raw: folder of the raw tables.
+        clicks: which table of clicks.
+        tables: folder of the side tables as parquet.
+        split: whether some displays are for training; else all go to validation.
+
+    Raises:
+        DataError: wrong input.
+    """
+    paths = require_raw(raw, [clicks, EVENTS])
+    expected = {name: estimated_rows(path) for name, path in paths.items()}
+    tables_bytes = load_side_tables(tables).memory_bytes
+    parts = number_of_parts(expected[clicks.name], run.memory_limit, run.workers.number, tables_bytes)
+    rows = 0
+    for table, name in ((EVENTS, EVENTS.name), (clicks, CLICKS)):
+        done = run.progress.stage(f"divide {table.name}", expected[table.name])
+        rows = divide(paths[table.name], table, name, parts, run.scratch, run.seed, done)
+        run.progress.tell(f"divided {table.name}: {rows:,} rows into {parts} parts")
+    done = run.progress.stage("join", rows)
+    joined = Joined({TRAIN: 0, VALID: 0}, {})
+    files = JoinedFiles(paths[clicks.name], paths[EVENTS.name])
+    for part in run.workers.map(partial(_join_part, run.scratch, tables, run.seed, split, files), range(parts)):
+        joined += part
+        done(sum(joined.rows.values()))
+    for path in (*run.scratch.glob(f"{CLICKS}-*"), *run.scratch.glob(f"{EVENTS.name}-*")):
+        path.unlink()
+    if sum(joined.rows.values()) != rows:
+        raise RuntimeError(f"{rows} clicks became {sum(joined.rows.values())} joined rows")
+    for column, number in joined.unknown.items():
+        if number:
+            run.progress.tell(f"{number:,} rows have nothing in {column}: what it would tell is null")
+    return joined
+
+
+def fit(run: Run, recipe: Recipe, joined: Joined, tables: Path) -> Fitted:
+    """Fits a recipe on the joined training rows.
+
+    Raises:
+        DataError: there are none, or none for validation.
+    """
+    for mapping, rows in joined.rows.items():
+        if not rows:
+            raise DataError(f"no display falls to {mapping}: there are too few of them, or no days for it")
+    folder = run.scratch / "nvtabular"
+    folder.mkdir()
+    rows = from_map(_read_part, joined_parts(run.scratch, TRAIN))
+    fitted = recipe.fit(rows, load_side_tables(tables), str(folder))
+    run.progress.tell(f"fitted the {recipe.name} recipe on {joined.rows[TRAIN]:,} training rows")
+    out_of_fold = {name: rates for name, rates in fitted.out_of_fold.items() if name in recipe.features}
+    return Fitted({name: fitted.encoders[name] for name in recipe.features}, out_of_fold)
+
+
+def write(run: Run, encoding: Encoding, rows: int, folder: Path, files: int) -> Chunk:
+    """Encodes the joined parts of a mapping and writes its files; returns their entry in the specification.
+
+    Args:
+        encoding: how.
+        rows: of all parts.
+        folder: of the files, made here.
+        files: most of them.
+    """
+    parts = joined_parts(run.scratch, encoding.mapping)
+    done, encoded = run.progress.stage(f"encode {folder.name}", rows), 0
+    for number in run.workers.map(encoding.encode_part, parts):
+        encoded += number
+        done(encoded)
+    for part in parts:
+        part.unlink()
+    return write_files(encoding, folder, rows, files, run.progress.stage(f"write {folder.name}", rows))
+
+
+def specification(
+    recipe: Recipe, encoders: dict[str, Encoder], folder: Path, *, labelled: bool = True, with_ads: bool = False
+) -> FeatureSpec:
+    """Features and channels of a dataset, without sources.
+
+    Args:
+        recipe: that made them.
+        encoders: by feature.
+        folder: of the dataset.
+        labelled: whether all rows have their label.
+        with_ads: whether there is a column `raw_ad_id` with the ad's raw id.
+    """
+    features = encoded_features(encoders, {name: TAGS_PER_ROW for name in recipe.tags})
+    features[DISPLAY] = Feature(name=DISPLAY, dtype="int64")
+    if with_ads:
+        features[RAW_AD] = Feature(name=RAW_AD, dtype="int64")
+    features[CLICKED] = Feature(name=CLICKED, dtype="float32", missing="error" if labelled else "ignore")
+    channels = {
+        ONEHOT: recipe.onehot,
+        MULTIHOT: tuple(recipe.tags),
+        NUMERICAL: recipe.numerical,
+        LABEL: (CLICKED,),
+        MAP: (DISPLAY,),
+    }
+    return FeatureSpec(folder, features, {}, channels, {"dataset": "outbrain", "recipe": recipe.name})
+
+
+def _join_part(scratch: Path, tables: Path, seed: int, split: bool, files: JoinedFiles, part: int) -> Joined:
+    return join_part(part, scratch, load_side_tables(tables), seed, split=split, files=files)
+
+
+def _read_part(path: Path) -> pd.DataFrame:
+    return to_device(pq.read_table(path).to_pandas())

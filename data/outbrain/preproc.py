@@ -1,0 +1,97 @@
+"""Turns the raw tables of Outbrain into a dataset: python -m data.outbrain.preproc --data_path RAW --metadata_path OUT.
+
+Stages: the side tables are read; clicks and events are divided into parts by display; every part is joined; the
+recipe's encoders are fitted on the training rows; every part is encoded; rows are ordered and written.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from data.command_line import run_tool, whole_number
+from data.conversion.new_dataset import SPEC_FILE, new_dataset
+from data.encoding.prepared import Progress
+from data.outbrain.raw import require_raw
+from data.outbrain.resources import add_resource_flags, check_resource_flags
+from data.outbrain.tables import ASPECTS, CLICKS, EVENTS, META, PROMOTED
+
+ENTRIES = ("train", "valid", "workflow", "manifest.json", "embedding_sizes.json")
+RECIPES = ("leak_free", "published")
+TABLES = (CLICKS, EVENTS, PROMOTED, META, *ASPECTS.values())
+
+
+def preprocess(
+    raw: Path,
+    output: Path,
+    *,
+    recipe: str = "leak_free",
+    seed: int = 0,
+    output_files: int = 8,
+    memory_limit: int | None = None,
+    use_dask: bool = False,
+    dask_scheduler: str | None = None,
+) -> None:
+    """Writes training and validation files, specification, embedding sizes, workflow and manifest; all, or nothing.
+
+    Args:
+        raw: folder of the raw tables.
+        output: folder that holds no dataset yet.
+        recipe: one of `RECIPES`.
+        seed: of the split, the folds and the order of rows.
+        output_files: files of each mapping.
+        memory_limit: bytes for all processes together; None is half of the machine's memory.
+        use_dask, dask_scheduler: see `start_workers`.
+
+    Raises:
+        DataError: wrong input.
+    """
+    progress = Progress("outbrain")
+    progress.tell(f"from {raw} into {output}, recipe {recipe}")
+    require_raw(raw, TABLES)
+    with new_dataset(output, entries=ENTRIES) as draft:
+        # NVTabular takes seconds to import: mistakes in arguments and missing files are told before.
+        from data.outbrain import dataset
+        from data.outbrain.pipeline import start_run
+
+        with start_run(draft, seed, memory_limit, use_dask, dask_scheduler, progress) as run:
+            spec = dataset.prepare(run, raw, draft, recipe, output_files)
+        spec.write(draft / SPEC_FILE)
+    progress.tell(f"done: {output}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
+    args = vars(_parse(argv))
+
+    def job() -> int:
+        preprocess(args.pop("data_path"), args.pop("metadata_path"), **args)
+        return 0
+
+    return run_tool("outbrain", job)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.outbrain.preproc",
+        description=(
+            "Turns the tables of Kaggle's Outbrain Click Prediction (.csv, .csv.gz or .csv.zip) into a parquet "
+            "dataset of 29 features and more, with its feature specification, for main.py."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    root = Path("/outbrain" if os.access("/outbrain", os.W_OK) else "outbrain")
+    add("--data_path", type=Path, default=root / "orig", metavar="RAW", help="folder of the raw tables")
+    add("--metadata_path", type=Path, default=root / "data", metavar="OUT", help="folder for the dataset")
+    add("--recipe", choices=RECIPES, default=RECIPES[0], help="how features are made: docs/outbrain.md tells both")
+    add("--seed", type=whole_number(0), default=0, help="of the split, the folds and the order of rows")
+    add("--output_files", type=whole_number(1), default=8, help="files for training, and for validation")
+    add_resource_flags(parser)
+    args = parser.parse_args(argv)
+    check_resource_flags(parser, args)
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())

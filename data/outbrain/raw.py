@@ -1,0 +1,197 @@
+"""Reads the raw tables block by block: plain, gzip-compressed or zipped as Kaggle has them, every cell checked."""
+
+import gzip
+import io
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+
+from data.errors import DataError
+from data.outbrain.tables import NULL_TEXT, RawTable
+
+BLOCK_BYTES = 2**23
+ENDINGS = (".csv", ".csv.gz", ".csv.zip")
+# The last bytes of a gzip file are the unpacked size.
+GZIP_END_BYTES = 4
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError)
+ROW_IN_MESSAGE = re.compile(r"Row #(\d+): ")
+COLUMN_IN_MESSAGE = re.compile(r"In CSV column #(\d+): ")
+HEXADECIMAL = re.compile(rb"0[xX]")
+WHOLE_NUMBER = r"^-?[0-9]+$"
+# What macOS adds to a zip file.
+MAC_FOLDER = "__MACOSX/"
+
+
+def find_raw(folder: Path, table: RawTable) -> Path | None:
+    """The file of a table, in the first form that is there: `.csv`, `.csv.gz`, `.csv.zip`."""
+    paths = [Path(folder) / (table.name + ending) for ending in ENDINGS]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def require_raw(folder: Path, tables: Sequence[RawTable]) -> dict[str, Path]:
+    """The files of several tables, by table name.
+
+    Raises:
+        DataError: naming all that are missing.
+    """
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder}: is not a folder; give the one that holds Outbrain's unpacked tables")
+    found = {table.name: find_raw(folder, table) for table in tables}
+    missing = [f"{name}.csv" for name, path in found.items() if path is None]
+    if missing:
+        raise DataError(
+            f"{folder}: {', '.join(missing)} missing (looked for {', '.join(ENDINGS)}). Fetch the tables of "
+            "https://www.kaggle.com/c/outbrain-click-prediction/data, or make some with data.outbrain.synthesize"
+        )
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def read_blocks(path: Path, table: RawTable) -> Iterator[pa.Table]:
+    """The rows of a file in blocks of about `BLOCK_BYTES`, in order.
+
+    Yields:
+        tables with the schema of `table`; empty cells and `\\N` are null, in nullable columns only.
+
+    Raises:
+        DataError: the file cannot be read, is empty, lacks a column, or a line is not as published; the
+            message names file, line and value.
+    """
+    with _open(path) as file:
+        names = _header(path, file.readline(), table)
+        rows = 0
+        for block in _line_blocks(path, file):
+            parsed = _parse(path, block, names, table, rows + 2)
+            rows += parsed.num_rows
+            yield parsed
+    if not rows:
+        raise DataError(f"{path}: holds no rows, only a header; fetch the file again")
+
+
+def estimated_rows(path: Path) -> int:
+    """About how many rows a file has, from its size and its first lines."""
+    with _open(path) as file:
+        sample = file.read(2**16)
+    lines = max(sample.count(b"\n"), 1)
+    return int(_unpacked_bytes(path) / max(len(sample), 1) * lines) + 1
+
+
+def _unpacked_bytes(path: Path) -> int:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    size = path.stat().st_size
+    if path.suffix == ".gz" and size >= GZIP_END_BYTES:
+        with path.open("rb") as file:
+            file.seek(-GZIP_END_BYTES, io.SEEK_END)
+            return max(int.from_bytes(file.read(GZIP_END_BYTES), "little"), size)
+    return size
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                entries = [
+                    name
+                    for name in archive.namelist()
+                    if PurePosixPath(name).name == path.stem and not name.startswith(MAC_FOLDER)
+                ]
+                if len(entries) != 1:
+                    raise DataError(f"{path}: expected one file {path.stem} in it, found {archive.namelist()[:5]}")
+                with archive.open(entries[0]) as file:
+                    yield cast(BinaryIO, file)
+        elif path.suffix == ".gz":
+            with gzip.open(path) as file:
+                yield cast(BinaryIO, file)
+        else:
+            with path.open("rb") as file:
+                yield file
+    except READ_ERRORS as error:
+        raise DataError(f"{path}: cannot be read ({error}); fetch it again") from error
+
+
+def _header(path: Path, line: bytes, table: RawTable) -> list[str]:
+    if not line.strip():
+        raise DataError(f"{path}: is empty; expected a header with {', '.join(table.columns)}")
+    names = [name.strip().strip('"') for name in line.removeprefix(BYTE_ORDER_MARK).decode(errors="replace").split(",")]
+    missing = [name for name in table.columns if names.count(name) != 1]
+    if missing:
+        raise DataError(f"{path}, line 1: columns {missing} are not there exactly once; found {names}")
+    return names
+
+
+def _line_blocks(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    """Whole lines, each ended by a newline."""
+    rest = b""
+    while piece := file.read(BLOCK_BYTES):
+        end = piece.rfind(b"\n") + 1
+        if end:
+            yield rest + piece[:end]
+            rest = piece[end:]
+        elif len(rest := rest + piece) > 2 * BLOCK_BYTES:
+            raise DataError(f"{path}: has a line of more than {BLOCK_BYTES:,} bytes; expected one row per line")
+    if rest.strip():
+        yield rest + b"\n"
+
+
+def _parse(path: Path, block: bytes, names: list[str], table: RawTable, first_line: int) -> pa.Table:
+    if HEXADECIMAL.search(block):
+        _refuse_hexadecimal(path, block, names, table, first_line)
+    try:
+        parsed = _read_block(block, names, table.columns)
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        message = str(error).splitlines()[0]
+        row, column = ROW_IN_MESSAGE.search(message), COLUMN_IN_MESSAGE.search(message)
+        line = f", line {first_line + int(row[1]) - 1}" if row else f", from line {first_line}"
+        place = f"{names[int(column[1])]}: " if column else ""
+        told = ROW_IN_MESSAGE.sub("", COLUMN_IN_MESSAGE.sub("", message))
+        raise DataError(f"{path}{line}: {place}{told}; correct it, or fetch the file again") from error
+    for name in table.columns:
+        if name not in table.nullable and parsed.column(name).null_count:
+            row_number = int(np.argmax(pc.is_null(parsed.column(name)).to_numpy()))
+            raise DataError(f"{path}, line {first_line + row_number}: {name} is missing; every row needs one")
+    return parsed
+
+
+def _read_block(block: bytes, names: list[str], columns: Mapping[str, pa.DataType]) -> pa.Table:
+    return pa_csv.read_csv(
+        pa.BufferReader(block),
+        # One block and one thread: an error then tells its row.
+        pa_csv.ReadOptions(use_threads=False, block_size=len(block) + 1, column_names=names),
+        pa_csv.ParseOptions(ignore_empty_lines=False),
+        pa_csv.ConvertOptions(
+            column_types=dict(columns),
+            include_columns=list(columns),
+            null_values=["", NULL_TEXT],
+            strings_can_be_null=True,
+        ),
+    )
+
+
+def _refuse_hexadecimal(path: Path, block: bytes, names: list[str], table: RawTable, first_line: int) -> None:
+    """Refuses whole numbers that Arrow would read and no publisher writes."""
+    wholes = [name for name, kind in table.columns.items() if kind == pa.int64()]
+    try:
+        texts = _read_block(block, names, {name: pa.string() for name in wholes})
+    except (pa.ArrowInvalid, UnicodeDecodeError):
+        return  # told by the caller, with the place
+    for name in wholes:
+        cells = texts.column(name).fill_null("0")
+        wrong = pc.invert(pc.match_substring_regex(cells, WHOLE_NUMBER)).to_numpy()
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise DataError(
+                f"{path}, line {first_line + row}: {name} is {cells[row].as_py()!r}, expected a whole number; "
+                "correct it, or fetch the file again"
+            )

@@ -1,0 +1,105 @@
+"""A fitted workflow in a folder, as plain data: what new raw rows need to become features.
+
+workflow.json       version, recipe, seed, and size and SHA-256 of every other file
+encoders/           `data.encoding.encoder_files`: JSON and parquet
+tables/             ads, documents and their tags, as parquet
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.encoding.encoder_files import load_encoders, save_encoders
+from data.encoding.encoders import Encoder
+from data.errors import DataError
+from data.outbrain.recipe import Recipe
+from data.outbrain.recipes import RECIPES
+from data.outbrain.side_tables import FILES, SideTables
+from data.specification.small_file import read_small_text
+
+VERSION = 1
+FILE = "workflow.json"
+ENCODERS, TABLES = "encoders", "tables"
+READ_BYTES = 2**22
+MAX_MEBIBYTES = 16
+
+
+@dataclass(frozen=True)
+class StoredWorkflow:
+    """What was fitted.
+
+    Attributes:
+        recipe: that was fitted.
+        encoders: by feature.
+        tables: the side tables of the training data.
+    """
+
+    recipe: Recipe
+    encoders: dict[str, Encoder]
+    tables: SideTables
+
+
+def save_workflow(folder: Path, recipe: str, encoders: dict[str, Encoder]) -> None:
+    """Adds the encoders to a folder that has `tables/` already, and then the file that vouches for everything."""
+    save_encoders(encoders, folder / ENCODERS)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sum(path)} for path in files}
+    document = {"version": VERSION, "recipe": recipe, "files": entries}
+    (folder / FILE).write_text(json.dumps(document, indent=2) + "\n")
+
+
+def load_workflow(folder: Path) -> StoredWorkflow:
+    """Reads what `save_workflow` wrote.
+
+    Raises:
+        DataError: a file is missing, damaged, or of another version.
+    """
+    folder = Path(folder)
+    recipe, files = _read_document(folder / FILE)
+    for name, (size, digest) in files.items():
+        _check(folder, name, size, digest)
+    encoders = load_encoders(folder / ENCODERS)
+    if set(encoders) != set(recipe.features):
+        raise DataError(
+            f"{folder / FILE}: recipe {recipe.name!r} has other features than {ENCODERS}/; run preproc again"
+        )
+    return StoredWorkflow(recipe, encoders, SideTables.from_parquet(folder / TABLES))
+
+
+def _read_document(path: Path) -> tuple[Recipe, dict[str, tuple[int, str]]]:
+    """The recipe, and size and checksum of every file."""
+    try:
+        document = json.loads(read_small_text(path, "a fitted workflow's description", MAX_MEBIBYTES))
+        version, recipe = document["version"], document["recipe"]
+        files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in document["files"].items()}
+    except (ValueError, OverflowError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: is no description of a fitted workflow ({error!r}); run preproc again") from error
+    if version != VERSION:
+        raise DataError(f"{path}: version {version!r}, this program reads version {VERSION}; run preproc again")
+    if not isinstance(recipe, str) or recipe not in RECIPES:
+        raise DataError(f"{path}: recipe {recipe!r}, expected one of {', '.join(RECIPES)}; run preproc again")
+    needed = {f"{ENCODERS}/encoders.json", f"{ENCODERS}/manifest.json", *(f"{TABLES}/{name}" for name in FILES)}
+    if not needed <= set(files):
+        raise DataError(f"{path}: does not list {sorted(needed - set(files))}; run preproc again")
+    return RECIPES[recipe], files
+
+
+def _check(folder: Path, name: str, size: int, digest: str) -> None:
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise DataError(f"{folder / FILE}: lists {name!r}, which is not a file of this folder")
+    try:
+        intact = path.stat().st_size == size and _sum(path) == digest
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); run preproc again") from error
+    if not intact:
+        raise DataError(f"{path}: is not what was written (its checksum differs); run preproc again")
+
+
+def _sum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,85 @@
+"""Makes features of new raw rows: python -m data.outbrain.transform --workflow W --input NEW --output DIR."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from data.command_line import run_tool
+from data.conversion.new_dataset import SPEC_FILE, new_dataset
+from data.encoding.prepared import Progress
+from data.outbrain.raw import find_raw, require_raw
+from data.outbrain.resources import add_resource_flags, check_resource_flags
+from data.outbrain.tables import CLICKS, CLICKS_TO_PREDICT, EVENTS
+
+CLICK_TABLES = {table.name: table for table in (CLICKS, CLICKS_TO_PREDICT)}
+
+
+def transform(
+    workflow: Path,
+    raw: Path,
+    output: Path,
+    *,
+    clicks: str | None = None,
+    memory_limit: int | None = None,
+    use_dask: bool = False,
+    dask_scheduler: str | None = None,
+) -> None:
+    """Writes a dataset of new rows, display by display; all of it, or nothing.
+
+    Its specification has one set of files for both of its mappings: evaluate or predict them, or train on them.
+
+    Args:
+        workflow: folder `workflow` of a dataset that `preproc` made.
+        raw: folder of `events` and clicks; side tables that it has stand for those that the workflow remembers.
+        output: folder that holds no dataset yet.
+        clicks: "clicks_train" (with labels) or "clicks_test"; None takes the first that is there.
+        memory_limit, use_dask, dask_scheduler: as `preprocess` has them.
+
+    Raises:
+        DataError: wrong input.
+    """
+    progress = Progress("outbrain")
+    chosen = clicks or (CLICKS.name if find_raw(raw, CLICKS) else CLICKS_TO_PREDICT.name)
+    table = CLICK_TABLES[chosen]
+    require_raw(raw, (table, EVENTS))
+    with new_dataset(output) as draft:
+        # NVTabular takes seconds to import: mistakes in arguments and missing files are told before.
+        from data.outbrain import dataset
+        from data.outbrain.pipeline import start_run
+
+        with start_run(draft, 0, memory_limit, use_dask, dask_scheduler, progress) as run:
+            spec = dataset.transform(run, workflow, raw, table, draft)
+        spec.write(draft / SPEC_FILE)
+    progress.tell(f"done: {output}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
+    args = vars(_parse(argv))
+
+    def job() -> int:
+        transform(args.pop("workflow"), args.pop("input"), args.pop("output"), **args)
+        return 0
+
+    return run_tool("outbrain", job)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.outbrain.transform",
+        description="Makes features of new raw rows, as a dataset, with the workflow that preproc fitted.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--workflow", type=Path, required=True, metavar="W", help="folder `workflow` of the dataset trained on")
+    add("--input", type=Path, required=True, metavar="NEW", help="folder of events, clicks, and new side tables if any")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the dataset, made if missing")
+    add("--clicks", choices=sorted(CLICK_TABLES), help="table of clicks; default: the first of them that is there")
+    add_resource_flags(parser)
+    args = parser.parse_args(argv)
+    check_resource_flags(parser, args)
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())
