@@ -2,19 +2,40 @@
 
     python -m benchmarks.metric_exactness [--rows 2000]
 
-The definitions are computed by brute force, in exact fractions: every pair of a positive and a negative row for AUC,
-every placement of the positives among tied rows for MAP@12.
+A line per split into workers, with the largest difference over batches of 1, 7 and 256 rows and of all at once. The
+definitions are computed by brute force, in exact fractions where they need no logarithm: every pair of a positive and a
+negative row for AUC, every placement of the positives among tied rows for MAP@12, every row's own search for its bin
+for the calibration error. The regression's labels are random numbers.
 """
 
 import argparse
+import math
 import sys
+from collections.abc import Callable
 
 import numpy as np
 
+from tests.trainer.metrics import oracles
 from tests.trainer.metrics.evaluations import TestRows, evaluate
-from tests.trainer.metrics.oracles import auc_over_all_pairs, log_loss_row_by_row, map_over_all_placements
 
-METRICS = ("streaming_map_val", "auc_roc", "loss_val")
+BATCH_SIZES = (1, 7, 256, None)
+Definition = Callable[[TestRows], float]
+BINARY: dict[str, Definition] = {
+    "loss_val": lambda rows: oracles.log_loss_row_by_row(*rows[:3]),
+    "normalized_entropy": lambda rows: (
+        oracles.log_loss_row_by_row(*rows[:3]) / oracles.entropy_of_labels(rows.labels, rows.weights)
+    ),
+    "auc_roc": lambda rows: oracles.auc_over_all_pairs(*rows[:3]),
+    "pr_auc": lambda rows: oracles.average_precision_score_by_score(*rows[:3]),
+    "gauc": lambda rows: oracles.auc_group_by_group(*rows),
+    "streaming_map_val": lambda rows: oracles.map_over_all_placements(rows.logits, rows.labels, rows.group),
+    "calibration": lambda rows: oracles.calibration_row_by_row(*rows[:3]),
+    "calibration_error": lambda rows: oracles.calibration_error_bin_by_bin(*rows[:3]),
+}
+REGRESSION: dict[str, Definition] = {
+    "rmse": lambda rows: math.sqrt(oracles.mean_error(*rows[:3], 2)),
+    "mae": lambda rows: oracles.mean_error(*rows[:3], 1),
+}
 
 
 def make_rows(count: int) -> TestRows:
@@ -36,26 +57,28 @@ def splits(count: int) -> list[tuple[str, list[int]]]:
     return [*even, ("4, two of them empty", [0, count // 3, count // 3])]
 
 
+def table(*cells: str) -> None:
+    print(f"| {' | '.join(cells)} |")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2000, help="rows; the time grows with their square")
     rows = make_rows(parser.parse_args(argv).rows)
-    counted = rows.counted
-    exact = (
-        map_over_all_placements(counted.logits, counted.labels, counted.group),
-        auc_over_all_pairs(*counted[:3]),
-        log_loss_row_by_row(*counted[:3]),
-    )
-    print("| workers | batch size | MAP@12 | ROC AUC | log loss | largest difference |")
-    print("|---|---|---|---|---|---|")
-    print("| brute force | | " + " | ".join(f"{value:.15f}" for value in exact) + " | |")
+    numbers = rows._replace(labels=np.random.default_rng(3).standard_normal(len(rows.labels)).astype(np.float32))
+    exact = {key: definition(rows.counted) for key, definition in BINARY.items()}
+    exact |= {key: definition(numbers.counted) for key, definition in REGRESSION.items()}
+    table("workers", *(f"`{key}`" for key in exact))
+    table(*["---"] * (1 + len(exact)))
+    table("brute force", *(f"{value:.12f}" for value in exact.values()))
     for workers, borders in splits(len(rows.logits)):
-        for batch_size in (1, 7, 256, None):
-            result = evaluate(rows, borders=borders, batch_size=batch_size)
-            values = [result[metric] for metric in METRICS]
-            largest = max(abs(value - wanted) for value, wanted in zip(values, exact, strict=True))
-            cells = [workers, str(batch_size or "all"), *(f"{value:.15f}" for value in values), f"{largest:.0e}"]
-            print(f"| {' | '.join(cells)} |")
+        differences = dict.fromkeys(exact, 0.0)
+        for batch_size in BATCH_SIZES:
+            found = evaluate(numbers, borders=borders, batch_size=batch_size, kinds=["regression"])
+            found |= evaluate(rows, borders=borders, batch_size=batch_size)
+            for key, value in exact.items():
+                differences[key] = max(differences[key], abs(found[key] - value))
+        table(workers, *(f"{difference:.0e}" for difference in differences.values()))
     return 0
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from trainer.metrics import METRICS, Metric
+from trainer.metrics import METRICS_OF_KIND, Metric
 from trainer.metrics.roc_auc import RocAuc
 from trainer.metrics.rows import Rows
 
@@ -57,17 +57,28 @@ def cases(count: int) -> list[tuple[str, Metric, str, Rows]]:
     rows = click_log(count)
     few_scores = rows._replace(logits=np.round(rows.logits, 1))
     one_large = rows._replace(group=rows.group * (rows.group % 10 == 0))
-    auc, mean_ap, loss = METRICS["auc_roc"](), METRICS["streaming_map_val"](), METRICS["loss_val"]()
-    return [
-        ("auc_roc", auc, "hardly a tie", rows),
-        ("auc_roc", auc, "about 90 scores", few_scores),
-        ("auc_roc, 8000 thresholds", RocAuc(8000), "hardly a tie", rows),
-        ("streaming_map_val", mean_ap, "sorted by group", rows),
-        ("streaming_map_val", mean_ap, "groups in no order", shuffled(rows, lambda group: group)),
-        ("streaming_map_val", mean_ap, "groups in no order, 60-bit ids", shuffled(rows, lambda group: group << 36)),
-        ("streaming_map_val", mean_ap, "9 rows in 10 in one group", one_large),
-        ("loss_val", loss, "hardly a tie", rows),
+    no_order = shuffled(rows, lambda group: group)
+    long_ids = shuffled(rows, lambda group: group << 36)
+    binary = {name: metric() for name, metric in METRICS_OF_KIND["binary"].items()}
+    over_all = [
+        (name, binary[name], data, case)
+        for name in ("auc_roc", "pr_auc", "calibration_error")
+        for data, case in (("hardly a tie", rows), ("about 90 scores", few_scores))
     ]
+    in_groups = [
+        (name, binary[name], data, case)
+        for name in ("streaming_map_val", "gauc")
+        for data, case in (
+            ("sorted by group", rows),
+            ("groups in no order", no_order),
+            ("groups in no order, 60-bit ids", long_ids),
+            ("9 rows in 10 in one group", one_large),
+        )
+    ]
+    means = [(name, binary[name], "hardly a tie", rows) for name in ("loss_val", "normalized_entropy", "calibration")]
+    errors = [(name, metric(), "regression", rows) for name, metric in METRICS_OF_KIND["regression"].items()]
+    with_thresholds = ("auc_roc, 8000 thresholds", RocAuc(8000), "hardly a tie", rows)
+    return [*over_all, with_thresholds, *in_groups, *means, *errors]
 
 
 def measure(name: str, metric: Metric, data: str, rows: Rows, repeats: int) -> dict[str, object]:

@@ -1,22 +1,34 @@
 """Metrics that are exact over the rows of all workers.
 
 A metric keeps no state: `trainer.metrics.evaluation.Evaluation` holds the rows, once for all metrics,
-and hands them to each metric at the end. To add one, write a class with a `result` and enter it in METRICS.
+and hands them to each metric at the end. To add one, write a class (see Metric) in a module of its own and
+enter it in METRICS_OF_KIND.
 """
 
 from typing import Protocol
 
+from trainer.metrics.calibration import Calibration, CalibrationError
 from trainer.metrics.collectives import Collectives
-from trainer.metrics.log_loss import LogLoss
+from trainer.metrics.direction import Direction
+from trainer.metrics.grouped_auc import GroupedAuc
+from trainer.metrics.log_loss import LogLoss, NormalizedEntropy
 from trainer.metrics.mean_average_precision import MeanAveragePrecision
+from trainer.metrics.precision_recall_auc import PrecisionRecallAuc
+from trainer.metrics.regression import MeanAbsoluteError, MeanSquaredError, RootMeanSquaredError
 from trainer.metrics.roc_auc import RocAuc
 from trainer.metrics.rows import Rows
 
 
 class Metric(Protocol):
-    """A number computed from one task's rows, wherever they lie."""
+    """A number computed from one task's rows, wherever they lie.
+
+    Attributes:
+        needs_group: it looks at the rows' groups.
+        direction: which values are better; the same for all metrics of one name.
+    """
 
     needs_group: bool
+    direction: Direction
 
     def result(self, rows: Rows, comm: Collectives) -> float:
         """The metric over the rows of all workers: a collective, the same float on every worker.
@@ -25,26 +37,68 @@ class Metric(Protocol):
         rounding of float64 sums). NaN where the metric is undefined.
 
         Args:
-            rows: this worker's rows of one task; logits finite, labels 0 or 1, weights above 0.
+            rows: this worker's rows of one task; logits finite, labels 0 or 1 (of a regression: finite),
+                weights above 0.
             comm: this worker's view of the group.
         """
 
 
-# Logged name -> metric. The names are the public recipe's, and existing log parsers look for them.
-METRICS: dict[str, type[Metric]] = {
-    "loss_val": LogLoss,
-    "auc_roc": RocAuc,
-    "streaming_map_val": MeanAveragePrecision,
+# Kind of task -> logged name -> metric. The first three names are the public recipe's, and existing log
+# parsers look for them.
+METRICS_OF_KIND: dict[str, dict[str, type[Metric]]] = {
+    "binary": {
+        "loss_val": LogLoss,
+        "auc_roc": RocAuc,
+        "streaming_map_val": MeanAveragePrecision,
+        "pr_auc": PrecisionRecallAuc,
+        "gauc": GroupedAuc,
+        "normalized_entropy": NormalizedEntropy,
+        "calibration": Calibration,
+        "calibration_error": CalibrationError,
+    },
+    "regression": {
+        "loss_val": MeanSquaredError,
+        "rmse": RootMeanSquaredError,
+        "mae": MeanAbsoluteError,
+    },
 }
+METRICS = METRICS_OF_KIND["binary"]  # what is meant where no kind is said
 
 
-def make_metrics(*, with_group: bool, num_auc_thresholds: int = 0) -> dict[str, Metric]:
-    """The metrics of a binary task, by logged name.
+def make_metrics(kind: str = "binary", *, with_group: bool, num_auc_thresholds: int = 0) -> dict[str, Metric]:
+    """The metrics of a task, by logged name.
 
     Args:
+        kind: of task, a key of METRICS_OF_KIND.
         with_group: rows carry a group id; without one, the metrics that rank within groups are left out.
         num_auc_thresholds: 0 for the exact AUC; see RocAuc.
+
+    Raises:
+        ValueError: no metric is known for the kind, or a number of thresholds that RocAuc does not take.
     """
-    metrics = {name: metric() for name, metric in METRICS.items() if with_group or not metric.needs_group}
-    metrics["auc_roc"] = RocAuc(num_auc_thresholds)
-    return metrics
+    if kind not in METRICS_OF_KIND:
+        raise ValueError(f"no metric is known for tasks of kind {kind!r}, only for {', '.join(METRICS_OF_KIND)}")
+    chosen = {name: metric for name, metric in METRICS_OF_KIND[kind].items() if with_group or not metric.needs_group}
+    return {name: RocAuc(num_auc_thresholds) if metric is RocAuc else metric() for name, metric in chosen.items()}
+
+
+def direction_of(key: str) -> Direction:
+    """Which values of a logged key are better; a key is a metric's NAME, NAME/TASK or NAME/mean.
+
+    Raises:
+        ValueError: no metric has that name.
+    """
+    directions = {name: metric.direction for metrics in METRICS_OF_KIND.values() for name, metric in metrics.items()}
+    name = key.split("/", 1)[0]
+    if name not in directions:
+        raise ValueError(f"{key!r}: there is no metric {name!r}, only {', '.join(directions)}")
+    return directions[name]
+
+
+def is_better(key: str, new: float, old: float | None) -> bool:
+    """Whether `new` is strictly better than `old` (None: there is none yet) for a logged key. NaN never is.
+
+    Raises:
+        ValueError: no metric has that name.
+    """
+    return direction_of(key).is_better(new, old)

@@ -1,9 +1,11 @@
 """What metrics and predictions ask of the group of workers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
+
+_SAMPLES_PER_WORKER_PAIR = 16
 
 
 class Collectives(Protocol):
@@ -45,3 +47,25 @@ def exchange_columns(columns: Sequence[np.ndarray], counts: Sequence[int], comm:
         The columns of what came here, in rank order of the senders.
     """
     return tuple(comm.exchange_rows(column, counts) for column in columns)
+
+
+def splitters(
+    columns: Sequence[np.ndarray], order: Callable[..., np.ndarray], comm: Collectives
+) -> tuple[np.ndarray, ...]:
+    """Where to cut sorted rows so that every worker gets about equally many, from a sample. A collective.
+
+    Args:
+        columns: what this worker's rows are sorted by, arrays of equal length.
+        order: positions that sort such columns.
+        comm: this worker's view of the group.
+
+    Returns:
+        The same columns, each [workers - 1]: worker w gets the rows from splitter w - 1 on, before splitter w.
+    """
+    total = int(comm.sum_array(np.array([len(columns[0])], np.int64))[0])
+    if total == 0:
+        return tuple(np.zeros(comm.size - 1, column.dtype) for column in columns)
+    stride = max(1, total // (_SAMPLES_PER_WORKER_PAIR * comm.size**2))
+    samples = [comm.gather_rows(column[::stride]) for column in columns]
+    places = order(*samples)[np.arange(1, comm.size) * len(samples[0]) // comm.size]
+    return tuple(column[places] for column in samples)

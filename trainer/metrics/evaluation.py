@@ -1,6 +1,7 @@
 """One pass over an evaluation set: the rows as they come, the metrics at the end."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -8,6 +9,14 @@ from data.errors import DataError
 from trainer.metrics import make_metrics
 from trainer.metrics.collectives import Collectives
 from trainer.metrics.rows import Rows, RowStore
+
+MEAN = "mean"
+
+# Kind of task -> (which labels no metric of it can use, what they are).
+_WRONG_LABELS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
+    "binary": (lambda labels: (labels != 0) & (labels != 1), "a value other than 0 and 1"),
+    "regression": (np.isinf, "a value that is infinite in float32"),
+}
 
 
 class Evaluation:
@@ -17,21 +26,40 @@ class Evaluation:
     with groups 20). While `result` runs, up to about 150 more.
     """
 
-    def __init__(self, task_names: Sequence[str], *, with_group: bool, num_auc_thresholds: int = 0) -> None:
+    def __init__(
+        self,
+        task_names: Sequence[str],
+        *,
+        with_group: bool,
+        num_auc_thresholds: int = 0,
+        kinds: Sequence[str] | None = None,
+    ) -> None:
         """Starts empty.
 
         Args:
             task_names: one per column that `update` gets.
             with_group: `update` gets group ids, and the metrics that rank within groups are computed.
             num_auc_thresholds: 0 for the exact AUC; see RocAuc.
+            kinds: of each task, "binary" or "regression"; None where all are binary.
 
         Raises:
-            ValueError: a number of thresholds that RocAuc does not take.
+            ValueError: a number of thresholds that RocAuc does not take, or kinds that are unknown or not
+                one per task.
         """
         self._task_names = tuple(task_names)
+        self._kinds = ("binary",) * len(self._task_names) if kinds is None else tuple(kinds)
+        if len(self._kinds) != len(self._task_names):
+            raise ValueError(f"expected a kind for each of {self._task_names}, got {self._kinds}")
         self._with_group = with_group
-        self._metrics = make_metrics(with_group=with_group, num_auc_thresholds=num_auc_thresholds)
+        self._metrics = [
+            make_metrics(kind, with_group=with_group, num_auc_thresholds=num_auc_thresholds) for kind in self._kinds
+        ]
         self.reset()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of what `result` returns, in its order."""
+        return tuple(self._by_key([dict.fromkeys(metrics, math.nan) for metrics in self._metrics]))
 
     def reset(self) -> None:
         """Forgets all rows."""
@@ -40,10 +68,13 @@ class Evaluation:
     def update(
         self, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, group: np.ndarray | None = None
     ) -> None:
-        """Adds a batch. Rows of weight 0 are dropped; a row whose label is NaN does not count for that task.
+        """Adds a batch. Rows of weight 0 are dropped.
+
+        A row whose label is NaN does not count for that task: the label is missing, or the row lies outside
+        the task's sample space (`given`). All metrics of a task are over its own sample space.
 
         Args:
-            logits: [batch, tasks] float.
+            logits: [batch, tasks] float; the predicted values of regressions.
             labels: [batch, tasks] float.
             weights: [batch] float.
             group: [batch] int64; may be None without groups.
@@ -57,51 +88,55 @@ class Evaluation:
         """The metrics over all workers' rows, equal on all workers. A collective.
 
         Returns:
-            NAME -> value for one task; for several, NAME/TASK of each and NAME/mean over the tasks (NaN
-            where a task's is NaN).
+            NAME -> value for one task. For several, NAME/TASK of each that has the metric, and NAME/mean, the
+            mean of those that are not NaN (NaN where all are).
 
         Raises:
             FloatingPointError: logits that are NaN or infinite. Raised on all workers alike, as is the next.
             DataError: labels or weights that no metric can use.
         """
-        values = np.empty((len(self._metrics), len(self._task_names)))
-        for column, task in enumerate(self._task_names):
+        values = []
+        for column, (task, kind, metrics) in enumerate(zip(self._task_names, self._kinds, self._metrics, strict=True)):
             rows = self._store.task(column)
             rows = rows.select(~np.isnan(rows.labels))
-            _check_rows(task, rows, comm)
-            for line, metric in enumerate(self._metrics.values()):
-                values[line, column] = metric.result(rows, comm)
+            _check_rows(task, kind, rows, comm)
+            values.append({name: metric.result(rows, comm) for name, metric in metrics.items()})
         return self._by_key(values)
 
-    def _by_key(self, values: np.ndarray) -> dict[str, float]:
-        """Values [metrics, tasks] under the keys that are logged."""
+    def _by_key(self, values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """The values by metric, one mapping per task, under the keys that are logged."""
         if len(self._task_names) == 1:
-            return dict(zip(self._metrics, values[:, 0].tolist(), strict=True))
-        results = {}
-        for key, line in zip(self._metrics, values, strict=True):
-            for task, value in zip(self._task_names, line, strict=True):
-                results[f"{key}/{task}"] = float(value)
-            results[f"{key}/mean"] = float(line.mean())
+            return dict(values[0])
+        results: dict[str, float] = {}
+        for name in dict.fromkeys(name for metrics in values for name in metrics):
+            of_tasks = {
+                task: metrics[name] for task, metrics in zip(self._task_names, values, strict=True) if name in metrics
+            }
+            results |= {f"{name}/{task}": value for task, value in of_tasks.items()}
+            known = [value for value in of_tasks.values() if not math.isnan(value)]
+            results[f"{name}/{MEAN}"] = sum(known) / len(known) if known else math.nan
         return results
 
 
-def _check_rows(task: str, rows: Rows, comm: Collectives) -> None:
+def _check_rows(task: str, kind: str, rows: Rows, comm: Collectives) -> None:
     """Raises what Evaluation.result promises, on all workers together so that none is left waiting."""
+    is_wrong_label, wrong_label = _WRONG_LABELS[kind]
     faults = (
         ~np.isfinite(rows.logits),
-        (rows.labels != 0) & (rows.labels != 1),
+        is_wrong_label(rows.labels),
         ~(np.isfinite(rows.weights) & (rows.weights > 0)),
     )
     counts = comm.sum_array(np.array([len(rows.logits), *(fault.sum() for fault in faults)], np.int64))
     num_rows, logits, labels, weights = counts.tolist()
     if logits:
+        what = "predicted values" if kind == "regression" else "logits"
         raise FloatingPointError(
-            f"task {task!r}: {logits} of {num_rows} logits are NaN or infinite, so that the rows cannot be ranked. "
+            f"task {task!r}: {logits} of {num_rows} {what} are NaN or infinite, so that there is nothing to measure. "
             "Training has diverged: go back to an earlier checkpoint and lower the learning rates."
         )
     if labels:
         raise DataError(
-            f"label {task!r}: {labels} of {num_rows} evaluated rows have a value other than 0 and 1; "
+            f"label {task!r}: {labels} of {num_rows} evaluated rows have {wrong_label}; "
             "check_dataset.py tells where they are."
         )
     if weights:

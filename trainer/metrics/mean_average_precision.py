@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from trainer.metrics.collectives import Collectives, exchange_columns
+from trainer.metrics.direction import Direction
 from trainer.metrics.rows import Rows
-from trainer.metrics.sorting import rising_key, run_starts, score_of_key, sum_runs
+from trainer.metrics.sorting import number_groups, rising_key, run_starts, score_of_key, sum_before, sum_runs
 
 RANKS = 12  # MAP@12, the measure of the click prediction contest that the recipe started from
 _HARMONIC = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, RANKS + 1))])
@@ -28,6 +29,7 @@ class MeanAveragePrecision:
     """
 
     needs_group = True
+    direction = Direction.LARGER
 
     def result(self, rows: Rows, comm: Collectives) -> float:
         """See Metric. Takes about 70 bytes per row while it runs, up to 150 among several workers.
@@ -64,7 +66,7 @@ class _Ties(NamedTuple):
 
 def _ties_of_rows(group: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> _Ties:
     """The blocks of this worker's rows."""
-    order, names, packed = _numbered(group)
+    order, names, packed = number_groups(group)
     # From the highest bit: 31 of the group's number, 32 of the score, 1 of the label.
     packed <<= np.uint64(33)
     packed |= rising_key(-logits[order]).astype(np.uint64) << np.uint64(1)
@@ -85,26 +87,11 @@ def _ties_of_rows(group: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> 
 def _merged(columns: Sequence[np.ndarray]) -> _Ties:
     """Sorts blocks in any order, the columns of _Ties, and joins those of equal group and score."""
     group, scores, rows, positives = columns
-    order, _, packed = _numbered(group)
+    order, _, packed = number_groups(group)
     packed <<= np.uint64(32)
     packed |= rising_key(-scores[order])
     order = order[np.argsort(packed)]
     return _joined(_Ties(group[order], scores[order], rows[order], positives[order]))
-
-
-def _numbered(group: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers the groups from 0 on.
-
-    Returns:
-        order: [rows] int64 positions that sort the rows by group.
-        names: [groups] int64 ids, rising.
-        numbers: [rows] uint64, in that order.
-    """
-    order = np.argsort(group)
-    names = group[order]
-    starts = run_starts(names)
-    numbers = np.repeat(np.arange(len(starts), dtype=np.uint64), np.diff(starts, append=len(names)))
-    return order, names[starts], numbers
 
 
 def _joined(ties: _Ties) -> _Ties:
@@ -118,19 +105,13 @@ def _joined(ties: _Ties) -> _Ties:
     )
 
 
-def _sum_before(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Sum of the values ([blocks] int64) before each one, in the run of its own; runs begin at `starts`."""
-    before = np.cumsum(values) - values
-    return before - np.repeat(before[starts], np.diff(starts, append=len(values)))
-
-
 def _cut(ties: _Ties) -> _Ties:
     """Joins what lies behind rank 12 of a group into one block at its end.
 
     Other workers' rows can only push it further back, so all that still matters of it is its number of
     positives. No group, however large, costs a worker more than 13 blocks to send.
     """
-    behind = _sum_before(ties.rows, run_starts(ties.group)) >= RANKS
+    behind = sum_before(ties.rows, run_starts(ties.group)) >= RANKS
     return _joined(ties._replace(scores=np.where(behind, np.float32(-np.inf), ties.scores)))
 
 
@@ -154,10 +135,10 @@ def _average_precisions(ties: _Ties) -> np.ndarray:
       = p / m * ((c + 1) * h + q * (t - (r + 1) * h)),                     h = sum of 1 / (r + j)
     """
     starts = run_starts(ties.group)
-    before = _sum_before(ties.rows, starts)
+    before = sum_before(ties.rows, starts)
     hits = np.flatnonzero((ties.positives > 0) & (before < RANKS))
     before, rows, positives = before[hits], ties.rows[hits], ties.positives[hits]
-    positives_before = _sum_before(ties.positives, starts)[hits]
+    positives_before = sum_before(ties.positives, starts)[hits]
     counted = np.minimum(rows, RANKS - before)
     harmonic = _HARMONIC[before + counted] - _HARMONIC[before]
     follow = (positives - 1) / np.maximum(rows - 1, 1)

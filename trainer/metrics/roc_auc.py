@@ -3,6 +3,7 @@
 import numpy as np
 
 from trainer.metrics.collectives import Collectives
+from trainer.metrics.direction import Direction
 from trainer.metrics.rows import Rows
 from trainer.metrics.score_table import share_by_score, tabulate
 
@@ -17,6 +18,7 @@ class RocAuc:
     """
 
     needs_group = False
+    direction = Direction.LARGER
 
     def __init__(self, num_thresholds: int = 0) -> None:
         """Chooses the computation.

@@ -7,11 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.metrics.collectives import Collectives, exchange_columns
+from trainer.metrics.collectives import Collectives, exchange_columns, splitters
 from trainer.metrics.rows import Rows
 from trainer.metrics.sorting import rising_key, run_starts, score_of_key, sum_runs
-
-_SAMPLES_PER_WORKER_PAIR = 16
 
 
 class ScoreTable(NamedTuple):
@@ -52,21 +50,11 @@ def share_by_score(table: ScoreTable, comm: Collectives) -> ScoreTable:
     The parts follow each other by rank, no score is in two of them, and the workers' tables are cut so
     that each worker gets about as many lines as the others (an eighth more at most, and one per worker).
     """
-    splitters = _splitters(table.scores, comm)
-    ends = np.searchsorted(table.scores, splitters, side="left")
+    (lowest,) = splitters((table.scores,), np.argsort, comm)
+    ends = np.searchsorted(table.scores, lowest, side="left")
     counts = np.diff(ends, prepend=0, append=len(table.scores))
     received = exchange_columns(table, counts.tolist(), comm)
     order = np.argsort(received[0], kind="stable")  # merges the workers' sorted runs
     scores, positive, negative = (column[order] for column in received)
     starts = run_starts(scores)
     return ScoreTable(scores[starts], sum_runs(positive, starts, np.float64), sum_runs(negative, starts, np.float64))
-
-
-def _splitters(scores: np.ndarray, comm: Collectives) -> np.ndarray:
-    """[workers - 1] float32: worker w gets the scores from splitter w - 1 on, below splitter w."""
-    total = int(comm.sum_array(np.array([len(scores)], np.int64))[0])
-    stride = max(1, total // (_SAMPLES_PER_WORKER_PAIR * comm.size**2))
-    samples = np.sort(comm.gather_rows(scores[::stride]))
-    if len(samples) == 0:
-        return np.zeros(comm.size - 1, np.float32)
-    return samples[np.arange(1, comm.size) * len(samples) // comm.size]

@@ -1,4 +1,4 @@
-"""Sort keys for float32 scores, and runs of equal rows in sorted columns."""
+"""Sort keys for float32 scores and for groups, and runs of equal rows in sorted columns."""
 
 import numpy as np
 
@@ -50,3 +50,27 @@ def sum_runs(values: np.ndarray, starts: np.ndarray, dtype: type[np.generic]) ->
     if len(starts) == 0:
         return np.zeros(0, dtype)
     return np.add.reduceat(values, starts, dtype=dtype)
+
+
+def sum_before(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Sum of the values ([rows] int64 or float64) before each one, in the run of its own; runs begin at `starts`."""
+    before = np.cumsum(values) - values
+    return before - np.repeat(before[starts], np.diff(starts, append=len(values)))
+
+
+def number_groups(group: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers the groups from 0 on.
+
+    Args:
+        group: [rows] int64.
+
+    Returns:
+        order: [rows] int64 positions that sort the rows by group.
+        names: [groups] int64 ids, rising.
+        numbers: [rows] uint64, in that order.
+    """
+    order = np.argsort(group)
+    names = group[order]
+    starts = run_starts(names)
+    numbers = np.repeat(np.arange(len(starts), dtype=np.uint64), np.diff(starts, append=len(names)))
+    return order, names[starts], numbers

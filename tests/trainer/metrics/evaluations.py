@@ -30,11 +30,20 @@ class TestRows(NamedTuple):
         return TestRows(*(column[order] for column in self))
 
 
+def rows_of(logits, labels, weights=None, group=None) -> TestRows:
+    """Rows that are written out; weight 1 and group 0 where nothing is said."""
+    logits, labels = np.array(logits, np.float32), np.array(labels, np.float32)
+    weights = np.ones_like(logits) if weights is None else np.array(weights, np.float32)
+    group = np.zeros(len(logits), np.int64) if group is None else np.array(group, np.int64)
+    return TestRows(logits, labels, weights, group)
+
+
 def evaluate(
     rows: TestRows, *, workers: int = 1, batch_size: int | None = None, borders: list[int] | None = None, **options
 ) -> dict[str, float]:
     """The metrics of one task, with the rows cut into workers at `borders` (default: evenly) and into batches.
 
+    `options` are those of Evaluation, as kinds=["regression"].
     Fails unless every worker gets the same result.
     """
     count = len(rows.logits)
@@ -78,10 +87,14 @@ WEIGHTS = st.sampled_from([0.0, 0.1, 1.0, 1.0, 1.0, 3.5])
 GROUPS = st.sampled_from([-(2**63), -7, 0, 1, 2, 2**63 - 1])
 
 
+VALUES = st.one_of(st.sampled_from([-2.5, 0.0, 0.1, 7.0]), st.floats(-1e6, 1e6, width=32))
+
+
 @st.composite
-def small_rows(draw: st.DrawFn, max_rows: int = 40) -> TestRows:
+def small_rows(draw: st.DrawFn, max_rows: int = 40, kind: str = "binary") -> TestRows:
     """Any rows, with many ties."""
-    row = st.tuples(SCORES, st.sampled_from([0.0, 0.0, 1.0]), WEIGHTS, GROUPS)
+    scores, labels = (SCORES, st.sampled_from([0.0, 0.0, 1.0])) if kind == "binary" else (VALUES, VALUES)
+    row = st.tuples(scores, labels, WEIGHTS, GROUPS)
     rows = draw(st.lists(row, max_size=max_rows))
     columns = list(zip(*rows, strict=True)) or [()] * 4
     dtypes = (np.float32, np.float32, np.float32, np.int64)

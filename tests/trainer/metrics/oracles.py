@@ -99,3 +99,70 @@ def map_by_shuffling(
             precisions.append(float(average_precision(ranked)))
         total += sum(precisions) / len(precisions)
     return total / num_orders
+
+
+def auc_group_by_group(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, group: np.ndarray) -> float:
+    """The AUC of every group that has one, over all its pairs; their mean by the groups' weights."""
+    total = every = 0.0
+    for name in np.unique(group):
+        rows = group == name
+        auc = auc_over_all_pairs(logits[rows], labels[rows], weights[rows])
+        if not math.isnan(auc):
+            weight = math.fsum(weights[rows].tolist())
+            total += weight * auc
+            every += weight
+    return total / every if every else math.nan
+
+
+def average_precision_score_by_score(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+    """Recall gained times precision, at every distinct score that rows could be cut off at."""
+    rows = [(x, y == 1, Fraction(w)) for x, y, w in zip(logits.tolist(), labels, weights.tolist(), strict=True)]
+    positives = sum(w for _, y, w in rows if y)
+    if not positives:
+        return math.nan
+    area = recall = Fraction(0)
+    for cut in sorted({x for x, _, _ in rows}, reverse=True):
+        found = sum(w for x, y, w in rows if x >= cut and y)
+        area += (found / positives - recall) * found / sum(w for x, _, w in rows if x >= cut)
+        recall = found / positives
+    return float(area)
+
+
+def entropy_of_labels(labels: np.ndarray, weights: np.ndarray) -> float:
+    """Log loss of the mean label as everybody's prediction."""
+    mean = math.fsum((labels * weights.astype(float)).tolist()) / math.fsum(weights.tolist())
+    return -mean * math.log(mean) - (1 - mean) * math.log(1 - mean)
+
+
+def probability_of(logit: float) -> float:
+    """The logistic function."""
+    return 1 / (1 + math.exp(-logit)) if logit > 0 else math.exp(logit) / (1 + math.exp(logit))
+
+
+def calibration_row_by_row(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+    """The positives that the model expects per positive."""
+    actual = math.fsum(weights[labels == 1].tolist())
+    predicted = (w * probability_of(x) for x, w in zip(logits.tolist(), weights.tolist(), strict=True))
+    return math.fsum(predicted) / actual if actual else math.nan
+
+
+def calibration_error_bin_by_bin(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+    """Each row looks for its bin of a hundred: where the middle of the mass of its score lies among all mass."""
+    if len(logits) == 0:
+        return math.nan
+    largest = Fraction(float(weights.max()))
+    masses = [round(Fraction(weight) / largest * 2**22) for weight in weights.tolist()]
+    gaps: dict[int, list[float]] = defaultdict(list)
+    for logit, label, weight in zip(logits.tolist(), labels.tolist(), weights.tolist(), strict=True):
+        below = sum(mass for other, mass in zip(logits.tolist(), masses, strict=True) if other < logit)
+        tied = sum(mass for other, mass in zip(logits.tolist(), masses, strict=True) if other == logit)
+        place = math.floor(100 * (below + Fraction(tied, 2)) / sum(masses))
+        gaps[min(place, 99)].append(weight * (probability_of(logit) - label))
+    return math.fsum(abs(math.fsum(gap)) for gap in gaps.values()) / math.fsum(weights.tolist())
+
+
+def mean_error(values: np.ndarray, labels: np.ndarray, weights: np.ndarray, power: int) -> float:
+    """Mean of |value - label| ** power."""
+    rows = [tuple(map(Fraction, row)) for row in zip(values.tolist(), labels.tolist(), weights.tolist(), strict=True)]
+    every = sum(weight for _, _, weight in rows)
+    return float(sum(w * abs(v - y) ** power for v, y, w in rows) / every) if rows else math.nan

@@ -1,13 +1,17 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data.errors import DataError
-from tests.trainer.metrics.evaluations import TestRows, evaluate, make_rows
+from tests.trainer.metrics.evaluations import TestRows, cuts, evaluate, make_rows, rows_of, small_rows
 from tests.trainer.metrics.workers import LocalWorkers
-from trainer.metrics import METRICS
+from trainer.metrics import METRICS_OF_KIND, is_better
 from trainer.metrics.evaluation import Evaluation
 
-KEYS = {"loss_val", "auc_roc", "streaming_map_val"}
+PUBLIC = {"loss_val", "auc_roc", "streaming_map_val"}
+IN_GROUPS = {"streaming_map_val", "gauc"}
+KEYS = PUBLIC | {"gauc", "pr_auc", "normalized_entropy", "calibration", "calibration_error"}
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, None])
@@ -15,7 +19,7 @@ KEYS = {"loss_val", "auc_roc", "streaming_map_val"}
 def test_batches_and_workers_change_no_metric(batch_size, workers):
     rows = make_rows(500, groups=60, distinct_scores=30)
     expected = evaluate(rows)
-    assert expected.keys() == KEYS == METRICS.keys()
+    assert expected.keys() == KEYS
     assert evaluate(rows, workers=workers, batch_size=batch_size) == pytest.approx(expected, rel=1e-12, abs=0)
 
 
@@ -25,11 +29,11 @@ def test_rows_of_weight_0_change_nothing():
     assert evaluate(rows) == evaluate(rows.counted)
 
 
-def test_without_groups_there_is_no_map():
+def test_without_groups_nothing_is_ranked_within_groups():
     evaluation = Evaluation(["click"], with_group=False)
     evaluation.update(np.array([[1.0], [0.0]]), np.array([[1.0], [0.0]]), np.ones(2))
     (result,) = LocalWorkers(1).run(evaluation.result)
-    assert result.keys() == KEYS - {"streaming_map_val"}
+    assert result.keys() == KEYS - IN_GROUPS
 
 
 def test_a_reset_evaluation_starts_anew():
@@ -79,11 +83,90 @@ def test_each_of_several_tasks_has_its_own_rows_and_there_is_a_mean(workers):
         assert result == pytest.approx(expected, rel=1e-12, abs=0)
 
 
-def failures(rows: TestRows, workers: int = 2) -> list[BaseException]:
+@pytest.mark.parametrize("workers", [1, 3])
+def test_tasks_of_several_kinds_have_the_metrics_of_their_kinds(workers):
+    click, watched = make_rows(200, groups=20, seed=1), make_rows(200, groups=20, seed=2)
+    minutes = watched._replace(
+        labels=np.where(click.labels == 1, watched.logits * 3, np.nan).astype(np.float32), weights=click.weights
+    )
+
+    def work(comm):
+        part = slice(comm.rank * 200 // workers, (comm.rank + 1) * 200 // workers)
+        evaluation = Evaluation(["click", "minutes"], with_group=True, kinds=["binary", "regression"])
+        logits, labels = (np.stack(pair, axis=1)[part] for pair in zip(click[:2], minutes[:2], strict=True))
+        evaluation.update(logits, labels, click.weights[part], click.group[part])
+        return evaluation.result(comm), evaluation.keys
+
+    alone = {"click": evaluate(click), "minutes": evaluate(minutes.counted, kinds=["regression"])}
+    expected = {f"{key}/{task}": value for task, values in alone.items() for key, value in values.items()}
+    expected |= {f"{key}/mean": value for values in alone.values() for key, value in values.items()}
+    expected["loss_val/mean"] = (alone["click"]["loss_val"] + alone["minutes"]["loss_val"]) / 2
+    for result, keys in LocalWorkers(workers).run(work):
+        assert result == pytest.approx(expected, rel=1e-12, abs=0)
+        assert keys == tuple(result)
+
+
+def test_the_mean_is_over_the_tasks_that_have_a_value():
+    rows = make_rows(50, groups=5)
+    evaluation = Evaluation(["click", "never"], with_group=True)
+    labels = np.stack([rows.labels, np.zeros(50)], axis=1)
+    evaluation.update(np.stack([rows.logits] * 2, axis=1), labels, rows.weights, rows.group)
+    (result,) = LocalWorkers(1).run(evaluation.result)
+    assert np.isnan(result["auc_roc/never"])
+    assert result["auc_roc/mean"] == result["auc_roc/click"]
+    assert result["loss_val/mean"] == (result["loss_val/click"] + result["loss_val/never"]) / 2
+
+
+def test_the_mean_is_nan_where_no_task_has_a_value():
+    evaluation = Evaluation(["click", "buy"], with_group=True)
+    evaluation.update(np.ones((3, 2)), np.zeros((3, 2)), np.ones(3), np.zeros(3, np.int64))
+    (result,) = LocalWorkers(1).run(evaluation.result)
+    assert np.isnan(result["auc_roc/mean"])
+
+
+def test_keys_of_one_task_are_the_plain_names():
+    assert set(Evaluation(["click"], with_group=True).keys) == KEYS
+    assert Evaluation(["minutes"], with_group=True, kinds=["regression"]).keys == ("loss_val", "rmse", "mae")
+
+
+@pytest.mark.parametrize(("kinds", "message"), [(["ordinal"], "'ordinal'"), (["binary"] * 2, "a kind for each")])
+def test_kinds_that_are_unknown_or_not_one_per_task_are_refused(kinds, message):
+    with pytest.raises(ValueError, match=message):
+        Evaluation(["click"], with_group=True, kinds=kinds)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_metric_of_any_kind_depends_on_the_order_of_rows_or_their_worker(data):
+    kind = data.draw(st.sampled_from(sorted(METRICS_OF_KIND)))
+    rows = data.draw(small_rows(kind=kind))
+    expected = evaluate(rows, kinds=[kind])
+    shuffled = rows.permuted(np.random.default_rng(data.draw(st.integers(0, 99))))
+    actual = evaluate(shuffled, borders=data.draw(cuts(len(rows.logits))), batch_size=3, kinds=[kind])
+    assert actual.keys() == METRICS_OF_KIND[kind].keys()
+    assert actual == pytest.approx(expected, rel=1e-11, abs=1e-15, nan_ok=True)
+
+
+@pytest.mark.parametrize("kind", sorted(METRICS_OF_KIND))
+def test_every_metric_calls_the_better_model_better(kind):
+    rows = make_rows(2000, groups=100)
+    random = np.random.default_rng(5)
+    chance = 1 / (1 + np.exp(-rows.logits))  # a model with these logits is as good as can be
+    truth = random.random(2000) < chance if kind == "binary" else rows.logits
+    good = rows._replace(labels=truth.astype(np.float32))
+    bad = good._replace(logits=good.logits + (1 + random.standard_normal(2000)).astype(np.float32))
+    values = [evaluate(model, kinds=[kind]) for model in (good, bad)]
+    for key in METRICS_OF_KIND[kind]:
+        better, worse = (value[key] for value in values)
+        assert is_better(key, better, worse)
+        assert not is_better(key, worse, better)
+
+
+def failures(rows: TestRows, workers: int = 2, kind: str = "binary") -> list[BaseException]:
     """What each worker raises; only the last one's rows may be at fault."""
 
     def work(comm):
-        evaluation = Evaluation(["click"], with_group=True)
+        evaluation = Evaluation(["click"], with_group=True, kinds=[kind])
         part = slice(comm.rank * len(rows.logits) // workers, (comm.rank + 1) * len(rows.logits) // workers)
         evaluation.update(rows.logits[part, None], rows.labels[part, None], rows.weights[part], rows.group[part])
         return evaluation.result(comm)
@@ -113,6 +196,17 @@ def test_labels_other_than_0_and_1_fail_on_all_workers():
     for failure in failures(rows._replace(labels=with_last(rows.labels, 2, 0.5))):
         assert isinstance(failure, DataError)
         assert "'click': 2 of 50 evaluated rows have a value other than 0 and 1" in str(failure)
+
+
+def test_values_and_labels_of_a_regression_may_be_anything_finite():
+    rows = rows_of([0.5, -3], [2, 0.25])
+    assert evaluate(rows, kinds=["regression"])["mae"] == (1.5 + 3.25) / 2
+    for failure in failures(rows._replace(labels=with_last(rows.labels, np.inf)), kind="regression"):
+        assert isinstance(failure, DataError)
+        assert "'click': 1 of 2 evaluated rows have a value that is infinite" in str(failure)
+    for failure in failures(rows._replace(logits=with_last(rows.logits, np.nan)), kind="regression"):
+        assert isinstance(failure, FloatingPointError)
+        assert "'click': 1 of 2 predicted values are NaN or infinite" in str(failure)
 
 
 @pytest.mark.parametrize("weight", [-1, np.nan, np.inf])

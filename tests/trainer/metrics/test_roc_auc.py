@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.trainer.metrics.evaluations import TestRows, cuts, evaluate, make_rows, small_rows
+from tests.trainer.metrics.evaluations import TestRows, cuts, evaluate, make_rows, rows_of, small_rows
 from tests.trainer.metrics.oracles import auc_over_all_pairs
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer.metrics.roc_auc import RocAuc
@@ -15,12 +15,6 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 def auc(rows: TestRows, **how) -> float:
     return evaluate(rows, **how)["auc_roc"]
-
-
-def rows_of(logits, labels, weights=None) -> TestRows:
-    logits, labels = np.array(logits, np.float32), np.array(labels, np.float32)
-    weights = np.ones_like(logits) if weights is None else np.array(weights, np.float32)
-    return TestRows(logits, labels, weights, np.zeros(len(logits), np.int64))
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,0 +1,148 @@
+"""Area under the ROC curve within groups."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from trainer.metrics.collectives import Collectives, exchange_columns, splitters
+from trainer.metrics.direction import Direction
+from trainer.metrics.rows import Rows
+from trainer.metrics.sorting import number_groups, rising_key, run_starts, sum_before, sum_runs
+
+
+class GroupedAuc:
+    """Mean over groups of the ROC AUC of their rows, each group weighing what its rows weigh together.
+
+        GAUC = sum over groups of W_g * AUC_g / sum over groups of W_g,    W_g = sum of the group's weights w
+
+    over the groups that have rows of both classes; the others have no AUC and are left out. W_g is the
+    number of rows (impressions) where no sample weights are given, as in Zhu et al., "Optimized Cost per
+    Click in Taobao Display Advertising", KDD 2017. AUC_g is that of RocAuc: sample weights count, ties
+    count one half. NaN where no group has both classes.
+    """
+
+    needs_group = True
+    direction = Direction.LARGER
+
+    def result(self, rows: Rows, comm: Collectives) -> float:
+        """See Metric. Takes up to about 100 bytes per row while it runs, up to 150 among several workers.
+
+        Raises:
+            ValueError: the rows have no group.
+        """
+        if rows.group is None:
+            raise ValueError("GAUC ranks rows within groups, and these rows have no group")
+        signed_weights = np.where(rows.labels > 0, -rows.weights, rows.weights)
+        table = _tabulate(rows.group, rows.logits, signed_weights)
+        if comm.size > 1:
+            table = _share(table, comm)
+        ties = table.positive * table.negative / 2
+        parts = _joined(_Parts(table.group, table.positive, table.negative, ties))
+        # Only the first and the last group of a worker can have parts on others.
+        is_edge = np.zeros(len(parts.group), bool)
+        is_edge[:1] = is_edge[-1:] = True
+        edges = _joined(_Parts(*(comm.gather_rows(column[is_edge]) for column in parts)))
+        inner = _Parts(*(column[~is_edge] for column in parts))
+        area, weight = comm.sum_array(_weighted_area(inner)) + _weighted_area(edges)
+        return float(area / weight) if weight > 0 else math.nan
+
+
+class _Table(NamedTuple):
+    """One line per distinct group and score, by group and rising score, each [lines].
+
+    Attributes:
+        group: int64.
+        scores: float32.
+        positive: float64, the weight of the rows with label 1.
+        negative: float64, the weight of the rows with label 0.
+    """
+
+    group: np.ndarray
+    scores: np.ndarray
+    positive: np.ndarray
+    negative: np.ndarray
+
+
+class _Parts(NamedTuple):
+    """Stretches of groups, by group and rising score, each [parts].
+
+    Attributes:
+        group: int64.
+        positive: float64, the weight of the rows with label 1.
+        negative: float64, the weight of the rows with label 0.
+        pairs: float64, the weight of the pairs that are in order within the part, a tie as half.
+    """
+
+    group: np.ndarray
+    positive: np.ndarray
+    negative: np.ndarray
+    pairs: np.ndarray
+
+
+def _tabulate(group: np.ndarray, scores: np.ndarray, signed_weights: np.ndarray) -> _Table:
+    """This worker's own table; the weights ([rows] float32) of positive rows are negative."""
+    order = _order(group, scores)
+    group, scores, signed_weights = group[order], scores[order], signed_weights[order]
+    del order
+    starts = run_starts(group, scores)
+    return _Table(
+        group[starts],
+        scores[starts],
+        sum_runs(np.maximum(-signed_weights, 0), starts, np.float64),
+        sum_runs(np.maximum(signed_weights, 0), starts, np.float64),
+    )
+
+
+def _order(group: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Positions [rows] that sort by group and rising score."""
+    order, _, packed = number_groups(group)
+    packed <<= np.uint64(32)
+    packed |= rising_key(scores[order])
+    return order[np.argsort(packed)]
+
+
+def _share(table: _Table, comm: Collectives) -> _Table:
+    """This worker's part of the table of all rows. A collective.
+
+    The parts follow each other by rank and have about equally many lines, however large a group is: a group
+    may go on on the next worker.
+    """
+    ends = []
+    for group, score in zip(*splitters((table.group, table.scores), _order, comm), strict=True):
+        first, last = np.searchsorted(table.group, group, "left"), np.searchsorted(table.group, group, "right")
+        ends.append(first + np.searchsorted(table.scores[first:last], score))
+    counts = np.diff(ends, prepend=0, append=len(table.group))
+    received = _Table(*exchange_columns(table, counts.tolist(), comm))
+    order = _order(received.group, received.scores)
+    group, scores, positive, negative = (column[order] for column in received)
+    starts = run_starts(group, scores)
+    sums = (sum_runs(column, starts, np.float64) for column in (positive, negative))
+    return _Table(group[starts], scores[starts], *sums)
+
+
+def _joined(parts: _Parts) -> _Parts:
+    """One part per group: a positive in a part outscores the negatives in the group's parts before it."""
+    starts = run_starts(parts.group)
+    pairs = parts.pairs + parts.positive * _weight_before(parts.negative, starts)
+    sums = (sum_runs(column, starts, np.float64) for column in (parts.positive, parts.negative, pairs))
+    return _Parts(parts.group[starts], *sums)
+
+
+def _weight_before(weights: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Sum of the weights ([parts] float64) before each one in its group; groups begin at `starts`.
+
+    Differences of running sums over all groups would leave a small group behind large ones few correct digits.
+    So the weights are cut in two: multiples of a unit whose running sums float64 holds exactly, and small rests.
+    """
+    unit = math.ldexp(1, math.frexp(weights.sum())[1] - 51)
+    coarse = np.rint(weights / unit) * unit
+    return sum_before(coarse, starts) + sum_before(weights - coarse, starts)
+
+
+def _weighted_area(groups: _Parts) -> np.ndarray:
+    """[2] float64: sum of weight * AUC over the groups with both classes, and of their weights."""
+    pairs = groups.positive * groups.negative
+    known = pairs > 0
+    weights = (groups.positive + groups.negative)[known]
+    return np.array([weights @ (groups.pairs[known] / pairs[known]), weights.sum()])

@@ -1,0 +1,59 @@
+"""How far the values of a regression are from the labels."""
+
+import math
+
+import numpy as np
+
+from trainer.metrics.collectives import Collectives
+from trainer.metrics.direction import Direction
+from trainer.metrics.rows import Rows
+from trainer.metrics.weighted_sums import weighted_sums
+
+
+class MeanSquaredError:
+    """Weighted mean of the squared error, which is the loss of a regression.
+
+        MSE = sum of w * (v - y)^2 / sum of w
+
+    with predicted value v, label y and sample weight w of each row, in float64. NaN where there is no row.
+    """
+
+    needs_group = False
+    direction = Direction.SMALLER
+
+    def result(self, rows: Rows, comm: Collectives) -> float:
+        """See Metric."""
+        total, weight = weighted_sums(rows, comm, lambda block: np.square(_errors(block)))
+        return total / weight if weight > 0 else math.nan
+
+
+class RootMeanSquaredError:
+    """Square root of MeanSquaredError, in the label's unit. NaN where there is no row."""
+
+    needs_group = False
+    direction = Direction.SMALLER
+
+    def result(self, rows: Rows, comm: Collectives) -> float:
+        """See Metric."""
+        return math.sqrt(MeanSquaredError().result(rows, comm))
+
+
+class MeanAbsoluteError:
+    """Weighted mean of the absolute error, in the label's unit.
+
+        MAE = sum of w * |v - y| / sum of w
+
+    with the names of MeanSquaredError. NaN where there is no row.
+    """
+
+    needs_group = False
+    direction = Direction.SMALLER
+
+    def result(self, rows: Rows, comm: Collectives) -> float:
+        """See Metric."""
+        total, weight = weighted_sums(rows, comm, lambda block: np.abs(_errors(block)))
+        return total / weight if weight > 0 else math.nan
+
+
+def _errors(rows: Rows) -> np.ndarray:
+    return rows.logits.astype(np.float64) - rows.labels

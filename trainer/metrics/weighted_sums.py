@@ -1,0 +1,34 @@
+"""Sums over the rows of all workers: all that metrics need that are means."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from trainer.metrics.collectives import Collectives
+from trainer.metrics.rows import Rows
+
+_BLOCK_ROWS = 1 << 18  # bounds the float64 copies
+
+
+def blocks(rows: Rows) -> Iterator[Rows]:
+    """The rows in pieces that are small enough for float64 copies, without their groups."""
+    for start in range(0, len(rows.logits), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        yield Rows(rows.logits[block], rows.labels[block], rows.weights[block], None)
+
+
+def weighted_sums(rows: Rows, comm: Collectives, *values: Callable[[Rows], np.ndarray]) -> list[float]:
+    """Sums of weight * value over all workers' rows, in float64, and of the weights as the last. A collective.
+
+    Takes a fixed amount of memory, a few MiB.
+
+    Args:
+        rows: this worker's rows.
+        comm: this worker's view of the group.
+        values: each gives the values ([rows] float64) of a block of rows.
+    """
+    sums = np.zeros(len(values) + 1)
+    for block in blocks(rows):
+        weights = block.weights.astype(np.float64)
+        sums += [*(value(block) @ weights for value in values), weights.sum()]
+    return comm.sum_array(sums).tolist()
