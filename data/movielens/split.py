@@ -1,7 +1,7 @@
 """Which rating goes where: a pure function of (seed, user, movie), whatever the order of the rows.
 
 Every rating has the hash hash(row) of `data.encoding.hashing` over (seed, purpose, user, movie), with the
-purposes below. Of a user's n ratings, those with the smallest split hashes go to test, round(n *
+purposes of `data.encoding.splits`. Of a user's n ratings, those with the smallest split hashes go to test, round(n *
 test_fraction) of them (halves up), the next round(n * validation_fraction) to valid, the others to
 train. A training rating's fold is the bucket of its fold hash, and training rows are stored by
 ascending order hash.
@@ -10,10 +10,8 @@ ascending order hash.
 import numpy as np
 
 from data.encoding.hashing import buckets, hash_rows
-from data.errors import DataError
+from data.encoding.splits import FOLD, SPLIT, TEST, TRAIN, VALID, check_fractions, draw_order, round_half_up
 
-SPLIT, FOLD, ORDER = 0, 1, 2
-TRAIN, VALID, TEST = "train", "valid", "test"
 NUM_FOLDS = 10
 
 
@@ -35,8 +33,8 @@ def assign_mappings(
     order = np.lexsort((movie, hashes, user))
     _, first, counts = np.unique(user[order], return_index=True, return_counts=True)
     rank = np.arange(len(user)) - np.repeat(first, counts)
-    num_test = np.repeat(_round_half_up(counts * test_fraction), counts)
-    num_valid = np.repeat(_round_half_up(counts * validation_fraction), counts)
+    num_test = np.repeat(round_half_up(counts * test_fraction), counts)
+    num_valid = np.repeat(round_half_up(counts * validation_fraction), counts)
     mappings = np.empty(len(user), object)
     mappings[order] = np.where(rank < num_test, TEST, np.where(rank < num_test + num_valid, VALID, TRAIN))
     return mappings
@@ -49,19 +47,4 @@ def assign_folds(user: np.ndarray, movie: np.ndarray, *, seed: int) -> np.ndarra
 
 def shuffled_order(user: np.ndarray, movie: np.ndarray, *, seed: int) -> np.ndarray:
     """Row numbers in a random order that depends on nothing but the seed and the ratings, [rows] int64."""
-    return np.lexsort((movie, user, hash_rows(seed, ORDER, user, movie)))
-
-
-def _round_half_up(numbers: np.ndarray) -> np.ndarray:
-    return np.floor(numbers + 0.5).astype(np.int64)
-
-
-def check_fractions(test_fraction: float, validation_fraction: float) -> None:
-    """Raises a DataError for shares that leave nothing to test or to train on."""
-    if not 0 < test_fraction < 1:
-        raise DataError(f"--test_fraction {test_fraction}: expected a number between 0 and 1, such as 0.2")
-    if not 0 <= validation_fraction < 1 - test_fraction:
-        raise DataError(
-            f"--validation_fraction {validation_fraction}: expected at least 0, and below "
-            f"{1 - test_fraction:g} (what --test_fraction {test_fraction} leaves)"
-        )
+    return np.lexsort((movie, user, draw_order(user, movie, seed=seed)))

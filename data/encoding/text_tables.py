@@ -1,9 +1,12 @@
-"""Delimited text files without quoting, plain or gzip-compressed, with the line number in every complaint."""
+"""Delimited text files, plain or gzip-compressed, with the line number in every complaint."""
 
 import gzip
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +17,7 @@ from data.errors import DataError
 
 UNIT_SEPARATOR = b"\x1f"
 TEXT_SHOWN = 80
+BLOCK_BYTES = 2**24
 WHOLE_NUMBER = r"^[0-9]{1,18}$"
 
 
@@ -26,12 +30,14 @@ class TextForm:
         separator: between the fields of a line; may be longer than one character.
         columns: the fields.
         has_header: whether the first line names the columns; it may then have others after them.
+        is_quoted: whether a field in double quotes may hold the separator (but no line end).
     """
 
     file: str
     separator: str
     columns: tuple[str, ...]
     has_header: bool = False
+    is_quoted: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,27 +94,70 @@ def read_text_table(path: Path, form: TextForm) -> TextTable:
     Raises:
         DataError: it cannot be read, is empty, or has a line with the wrong number of fields.
     """
-    content = _read_bytes(path).rstrip(b"\r\n")
-    columns, separator = list(form.columns), form.separator.encode()
-    if form.has_header:
-        header, _, content = content.partition(b"\n")
-        columns = _header_columns(path, header, form)
-    if not content.strip():
+    blocks = list(read_text_blocks(path, form))
+    return TextTable(path, blocks[0].first_line, pa.concat_tables([block.texts for block in blocks]))
+
+
+def read_text_blocks(path: Path, form: TextForm, block_bytes: int = BLOCK_BYTES) -> Iterator[TextTable]:
+    """Reads a file in latin-1, block by block, in order; empty lines at its end do not count.
+
+    Args:
+        path: plain, or gzip-compressed if its name ends in `.gz`.
+        form: its layout.
+        block_bytes: how much of the text is read at once.
+
+    Raises:
+        DataError: it cannot be read, is empty, or has a line with the wrong number of fields.
+    """
+    columns, first_line, row = list(form.columns), 1, 0
+    with _opened(path) as file:
+        if form.has_header:
+            columns, first_line = _header_columns(path, file.readline(), form), 2
+        for content in _whole_lines(file, block_bytes):
+            texts = _parse(path, content, columns, first_line + row, form)
+            yield TextTable(path, first_line + row, texts)
+            row += texts.num_rows
+    if not row:
         raise DataError(f"{path}: is empty; expected lines of {form.separator.join(columns)}")
-    if len(separator) > 1:
-        content, separator = content.replace(separator, UNIT_SEPARATOR), UNIT_SEPARATOR
-    first_line = 2 if form.has_header else 1
-    return TextTable(path, first_line, _parse(path, content, separator.decode(), columns, first_line, form))
 
 
-def _read_bytes(path: Path) -> bytes:
+def count_lines(path: Path, form: TextForm, block_bytes: int = BLOCK_BYTES) -> int:
+    """How many rows `read_text_blocks` reads of a file whose lines are as they should be.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with _opened(path) as file:
+        if form.has_header:
+            file.readline()
+        return sum(content.count(b"\n") for content in _whole_lines(file, block_bytes))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield cast(BinaryIO, file)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: is not a whole gzip file ({error}); fetch it again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _whole_lines(file: BinaryIO, block_bytes: int) -> Iterator[bytes]:
+    """The rest of a file in blocks of whole lines, each ended, without the empty lines at the file's end."""
+    rest, data = b"", file.read(block_bytes)
+    while data:
+        rest += data
+        data = file.read(block_bytes)
+        # Line ends at the end are kept back: they may be the file's last.
+        kept = rest.rstrip(b"\r\n")
+        end = kept.rfind(b"\n") + 1
+        if not data and kept:
+            yield kept + b"\n"
+        elif end:
+            yield rest[:end]
+            rest = rest[end:]
 
 
 def _header_columns(path: Path, header: bytes, form: TextForm) -> list[str]:
@@ -118,7 +167,10 @@ def _header_columns(path: Path, header: bytes, form: TextForm) -> list[str]:
     return columns
 
 
-def _parse(path: Path, content: bytes, separator: str, columns: list[str], first_line: int, form: TextForm) -> pa.Table:
+def _parse(path: Path, content: bytes, columns: list[str], first_line: int, form: TextForm) -> pa.Table:
+    separator = form.separator.encode()
+    if len(separator) > 1:
+        content, separator = content.replace(separator, UNIT_SEPARATOR), UNIT_SEPARATOR
     bad_rows: list[pa_csv.InvalidRow] = []
 
     def remember(row: pa_csv.InvalidRow) -> str:
@@ -133,9 +185,9 @@ def _parse(path: Path, content: bytes, separator: str, columns: list[str], first
                 use_threads=False, block_size=len(content) + 1, column_names=columns, encoding="latin-1"
             ),
             pa_csv.ParseOptions(
-                delimiter=separator,
-                quote_char=False,
-                double_quote=False,
+                delimiter=separator.decode(),
+                quote_char='"' if form.is_quoted else False,
+                double_quote=form.is_quoted,
                 ignore_empty_lines=False,
                 invalid_row_handler=remember,
             ),
@@ -145,7 +197,7 @@ def _parse(path: Path, content: bytes, separator: str, columns: list[str], first
         if not bad_rows:
             raise DataError(f"{path}: cannot be parsed: {error}") from error
         row = bad_rows[0]
-        found = row.text.replace(separator, form.separator)[:TEXT_SHOWN]
+        found = row.text.replace(separator.decode(), form.separator)[:TEXT_SHOWN]
         raise DataError(
             f"{path}, line {row.number - 1 + first_line}: {row.actual_columns} fields, expected "
             f"{row.expected_columns} ({form.separator.join(columns)}), in {found!r}"

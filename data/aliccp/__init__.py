@@ -1,0 +1,1 @@
+"""Alibaba Click and Conversion Prediction: click, and purchase given a click."""

@@ -1,0 +1,1 @@
+"""AliExpress Searching System: click, and conversion given a click."""

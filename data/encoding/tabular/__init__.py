@@ -1,0 +1,1 @@
+"""Datasets that are tables of text: declared columns, read in blocks, split by row, encoded by one workflow."""

@@ -1,0 +1,212 @@
+"""What a raw column becomes: an id, a number, a label or the id that groups rows; every cell is checked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data.encoding.encoders import Encoder
+from data.encoding.prepared import encoded_features
+from data.encoding.text_tables import TextTable
+from data.specification.feature_spec import LABEL, MAP, NUMERICAL, ONEHOT, Feature
+
+# Up to 15 digits: below 2**53, so that nothing is lost where nulls make a column float64.
+CODE = r"^[0-9]{1,15}$"
+DECIMAL = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
+YES_OR_NO = {"0": 0.0, "1": 1.0}
+
+
+@dataclass(frozen=True)
+class Category:
+    """A one-hot feature.
+
+    Attributes:
+        name: of the raw column and of the feature.
+        is_code: whether its values are whole numbers; texts otherwise.
+        null: what stands for an unknown value; None where every line must say one.
+    """
+
+    name: str
+    is_code: bool = False
+    null: str | None = None
+
+    def read(self, table: TextTable) -> pa.Array:
+        """The cells: texts, int64, or float64 where a code may be null, so that all blocks have one type."""
+        texts, known = _cells(table, self.name, self.null)
+        if not self.is_code:
+            table.refuse(_flags(pc.and_(known, pc.equal(texts, ""))), self.name, _or_null("a text", self.null))
+            return pc.if_else(known, texts, None)
+        _refuse_unlike(table, self.name, texts, known, CODE, _or_null("a whole number of at most 15 digits", self.null))
+        codes = pc.cast(pc.if_else(known, texts, None), pa.int64())
+        return codes if self.null is None else pc.cast(codes, pa.float64())
+
+
+@dataclass(frozen=True)
+class Number:
+    """A numerical feature, standardised.
+
+    Attributes:
+        name: of the raw column and of the feature.
+        log: whether log(1 + number) is taken first; the numbers are then at least 0.
+        null: what stands for an unknown value, which the training median replaces; None where there is none.
+    """
+
+    name: str
+    log: bool = False
+    null: str | None = None
+
+    def read(self, table: TextTable) -> pa.Array:
+        """The cells as float64, null where unknown."""
+        texts, known = _cells(table, self.name, self.null)
+        expected = _or_null("a number of at least 0" if self.log else "a number", self.null)
+        return _numbers(table, self.name, texts, known, expected, least=0.0 if self.log else None)
+
+
+@dataclass(frozen=True)
+class Label:
+    """What is learned.
+
+    Attributes:
+        name: of the label.
+        column: the raw column that it is read from.
+        values: the label for each text that the column may hold; None for a number of at least 0.
+        given: name of the binary label whose positives are the sample space; where that is 0, this must be 0.
+    """
+
+    name: str
+    column: str
+    values: Mapping[str, float] | None = None
+    given: str | None = None
+
+    @property
+    def task(self) -> str:
+        """Binary where the values are listed, else a regression."""
+        return "regression" if self.values is None else "binary"
+
+    def read(self, table: TextTable) -> pa.Array:
+        """The label of each line, float64."""
+        texts, known = _cells(table, self.column, None)
+        if self.values is None:
+            return _numbers(table, self.column, texts, known, "a number of at least 0", least=0.0)
+        allowed = pa.array(list(self.values), pa.string())
+        places = pc.index_in(texts, allowed)
+        table.refuse(_flags(pc.is_null(places)), self.column, "one of " + ", ".join(map(repr, self.values)))
+        return pc.take(pa.array(list(self.values.values()), pa.float64()), places)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The id that groups rows for MAP: whole numbers, stored as they are, in no mapping called "train".
+
+    Attributes:
+        name: of the raw column and of the feature.
+    """
+
+    name: str
+
+    def read(self, table: TextTable) -> pa.Array:
+        """The ids, int64."""
+        return Category(self.name, is_code=True).read(table)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a dataset that are used; those of its files that are not listed are not looked at.
+
+    Attributes:
+        features: categories and numbers, each in the order of its channel.
+        labels: what is learned, at least one.
+        group: the map feature, if any.
+    """
+
+    features: tuple[Category | Number, ...]
+    labels: tuple[Label, ...]
+    group: Group | None = None
+
+    @property
+    def onehot(self) -> tuple[Category, ...]:
+        """Features with an id."""
+        return tuple(column for column in self.features if isinstance(column, Category))
+
+    @property
+    def numerical(self) -> tuple[Number, ...]:
+        """Features with a number."""
+        return tuple(column for column in self.features if isinstance(column, Number))
+
+    @property
+    def unencoded(self) -> tuple[str, ...]:
+        """What goes into the dataset as it is read: labels and the map feature."""
+        return (*(label.name for label in self.labels), *([self.group.name] if self.group else []))
+
+    def read(self, table: TextTable) -> pa.Table:
+        """The raw values of a block of lines, one column per feature, label and map feature.
+
+        Raises:
+            DataError: a cell is not as declared, or a label is not 0 though the label it is given is;
+                naming file and line.
+        """
+        columns = (*self.features, *self.labels, *([self.group] if self.group else []))
+        cells = {column.name: column.read(table) for column in columns}
+        for label in self.labels:
+            if label.given is not None:
+                outside = pc.and_(pc.not_equal(cells[label.name], 0), pc.equal(cells[label.given], 0))
+                table.refuse(_flags(outside), label.column, f"0 where {label.given} is 0")
+        return pa.table(cells)
+
+    def specified(self, encoders: Mapping[str, Encoder]) -> tuple[dict[str, Feature], dict[str, tuple[str, ...]]]:
+        """Features and channels as the specification has them."""
+        features = encoded_features(encoders, {})
+        for label in self.labels:
+            features[label.name] = Feature(name=label.name, dtype="float32", task=label.task, given=label.given)
+        channels = {
+            ONEHOT: tuple(column.name for column in self.onehot),
+            NUMERICAL: tuple(column.name for column in self.numerical),
+            LABEL: tuple(label.name for label in self.labels),
+            MAP: (self.group.name,) if self.group else (),
+        }
+        if self.group:
+            features[self.group.name] = Feature(name=self.group.name, dtype="int64")
+        return features, channels
+
+
+def _cells(table: TextTable, column: str, null: str | None) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """A column's texts without surrounding blanks, and whether each is known, both without nulls."""
+    texts = pc.utf8_trim_whitespace(table.texts.column(column))
+    known = pc.is_valid(texts) if null is None else pc.not_equal(texts, null)
+    return texts, known
+
+
+def _numbers(
+    table: TextTable,
+    column: str,
+    texts: pa.ChunkedArray,
+    known: pa.ChunkedArray,
+    expected: str,
+    least: float | None,
+) -> pa.ChunkedArray:
+    _refuse_unlike(table, column, texts, known, DECIMAL, expected)
+    numbers = pc.cast(pc.if_else(known, texts, None), pa.float64())
+    wrong = pc.invert(pc.is_finite(numbers))
+    if least is not None:
+        wrong = pc.or_(wrong, pc.less(numbers, least))
+    table.refuse(_flags(pc.fill_null(wrong, False)), column, expected)
+    return numbers
+
+
+def _refuse_unlike(
+    table: TextTable, column: str, texts: pa.ChunkedArray, known: pa.ChunkedArray, pattern: str, expected: str
+) -> None:
+    wrong = pc.and_(known, pc.invert(pc.match_substring_regex(texts, pattern)))
+    table.refuse(_flags(wrong), column, expected)
+
+
+def _or_null(expected: str, null: str | None) -> str:
+    if null is None:
+        return expected
+    return f"{expected}, or {repr(null) if null else 'nothing'} if unknown"
+
+
+def _flags(flags: pa.ChunkedArray) -> np.ndarray:
+    return flags.to_numpy()

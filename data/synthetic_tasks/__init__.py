@@ -1,0 +1,1 @@
+"""Two regression tasks of a chosen correlation, as the MMoE paper makes them."""

@@ -1,0 +1,105 @@
+"""Makes the MMoE paper's synthetic tasks: python -m data.synthetic_tasks.prepare --output DIR --correlation P.
+
+Besides the dataset, `tasks.json` holds what the labels were made with (weights, alpha, beta, the noise's deviation):
+its square, 0.01, is the least mean squared error that a model can reach.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from data.command_line import whole_number
+from data.conversion.new_dataset import new_dataset
+from data.encoding.encoders import Encoder, Numerical
+from data.encoding.prepared import Progress, encoded_features, write_prepared
+from data.encoding.splits import TEST, TRAIN
+from data.encoding.tabular.prepare import run_prepare
+from data.errors import DataError
+from data.specification.feature_spec import LABEL, MAP, NUMERICAL, Feature, FeatureSpec
+from data.synthetic_tasks.tasks import INPUTS, NOISE, Tasks, draw_rows, draw_tasks
+
+NAMES = tuple(f"x_{number}" for number in range(INPUTS))
+LABELS = ("y1", "y2")
+LEAST_TEST_ROWS = 1000
+TASKS_FILE = "tasks.json"
+
+
+def prepare(output: Path, *, correlation: float = 0.5, rows: int = 1_000_000, seed: int = 0) -> None:
+    """Writes the dataset, block by block; all of it, or nothing.
+
+    Args:
+        output: folder that holds no dataset yet.
+        correlation: cosine of the two tasks' weights, in [-1, 1].
+        rows: of training; test has a tenth, at least 1000.
+        seed: of everything drawn. Inputs and noise do not depend on the correlation.
+
+    Raises:
+        DataError: wrong arguments.
+    """
+    if not -1 <= correlation <= 1:
+        raise DataError(f"--correlation {correlation}: expected a number from -1 to 1, such as 0.5")
+    progress = Progress("synthetic_tasks")
+    tasks = draw_tasks(correlation, seed)
+    # Inputs are standard normal already: encoders that leave them as they are.
+    encoders: dict[str, Encoder] = {name: Numerical(name) for name in NAMES}
+    features = encoded_features(encoders, {})
+    features |= {name: Feature(name=name, dtype="float32", task="regression") for name in LABELS}
+    sizes = {TRAIN: rows, TEST: max(LEAST_TEST_ROWS, rows // 10)}
+    with new_dataset(output) as draft:
+        metadata = {"dataset": "synthetic_tasks", "correlation": float(correlation), "seed": seed}
+        channels = {NUMERICAL: NAMES, LABEL: LABELS, MAP: ()}
+        spec = FeatureSpec(draft, features, {}, channels, metadata)
+        (draft / TASKS_FILE).write_text(json.dumps(_described(tasks, correlation), indent=2) + "\n")
+        mappings = {
+            mapping: _frames(tasks, number, mapping, size, seed, progress)
+            for number, (mapping, size) in enumerate(sizes.items())
+        }
+        write_prepared(draft, spec, mappings, encoders, {})
+    progress.tell(f"done: {output}")
+
+
+def _frames(
+    tasks: Tasks, number: int, mapping: str, rows: int, seed: int, progress: Progress
+) -> Iterator[pd.DataFrame]:
+    told, done = progress.stage(mapping, rows), 0
+    for inputs, labels in draw_rows(tasks, number, rows, seed):
+        yield pd.DataFrame(np.hstack([inputs, labels]), columns=[*NAMES, *LABELS])
+        done += len(inputs)
+        told(done)
+
+
+def _described(tasks: Tasks, correlation: float) -> dict[str, object]:
+    return {
+        "correlation": correlation,
+        "noise": NOISE,
+        "weights": tasks.weights.tolist(),
+        "alpha": tasks.alpha.tolist(),
+        "beta": tasks.beta.tolist(),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data.synthetic_tasks.prepare",
+        description=(
+            "Makes a parquet dataset of two regression tasks over 100 normal inputs, as related as --correlation says "
+            "(Ma et al., KDD 2018, section 3.2), with its feature specification."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the dataset, made if missing")
+    add("--correlation", type=float, default=0.5, help="cosine of the tasks' weights, -1 to 1")
+    add("--rows", type=whole_number(1), default=1_000_000, help="training rows; test has a tenth, at least 1000")
+    add("--seed", type=whole_number(0), default=0, help="of everything drawn")
+    return run_prepare("synthetic_tasks", prepare, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+import random
+
+import pytest
+
+from data.aliccp.prepare import main as aliccp
+from data.aliexpress.prepare import main as aliexpress
+from data.encoding.encoder_files import load_encoders
+from data.specification.feature_spec import FeatureSpec
+from tests.data.tabular_world import (
+    check_features,
+    contents,
+    in_training_order,
+    labels_of,
+    refusal,
+    rows_of,
+    taken,
+    write_lines,
+)
+from tests.helpers import real_data
+
+pytestmark = pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode")
+
+SEED, OOV_BUCKETS = 11, 2
+# The mean of 39 times 0.0856 is not 0.0856 in floating point.
+COUNT = 39
+TINY = ("tiny_mtl_train.csv", "tiny_mtl_test.csv")
+FIELDS = "101 121 122 124 125 126 127 128 129 205 206 207 210 216 508 509 702 853 301 109_14 110_14 127_14 150_14"
+FIELD_VALUES = "D109_14 D110_14 D127_14 D150_14 D508 D509 D702 D853"
+CATEGORICAL = [f"categorical_{number}" for number in range(1, 17)]
+NUMERICAL = [f"numerical_{number}" for number in range(1, 64)]
+SETS = {
+    "aliccp": {
+        "main": aliccp,
+        "ids": FIELDS.split(),
+        "numbers": FIELD_VALUES.split(),
+        "header": ["click", "purchase", *FIELDS.split(), *FIELD_VALUES.split()],
+        "files": {"train": "ali_ccp_train.csv", "valid": "ali_ccp_val.csv", "test": "ali_ccp_test.csv.gz"},
+        "second": "purchase",
+        "constant": "D127_14",
+    },
+    "aliexpress": {
+        "main": aliexpress,
+        "ids": CATEGORICAL,
+        "numbers": NUMERICAL,
+        "header": ["search_id", *CATEGORICAL, *NUMERICAL, "click", "conversion"],
+        "files": {"train": "train.csv.gz", "test": "test.csv"},
+        "second": "conversion",
+        "constant": "numerical_40",
+    },
+}
+
+
+def make_rows(kind: str, mapping: str, count: int = COUNT) -> list[dict[str, str]]:
+    """Rows with unknown cells, ids that only the later files have, and a column of one awkward number."""
+    about, draw = SETS[kind], random.Random(f"{kind} {mapping}")
+    rows = []
+    for number in range(count):
+        cells = {name: str(draw.choice([0, 1, 1, 7] + [30, 31] * (mapping != "train"))) for name in about["ids"]}
+        cells |= {name: repr(draw.random()) for name in about["numbers"]}
+        for name in draw.sample(about["ids"] + about["numbers"], 3):
+            cells[name] = ""
+        cells[about["constant"]] = "0.0856"
+        click = draw.random() < 0.5
+        cells |= {"click": str(int(click)), about["second"]: str(int(click and draw.random() < 0.5))}
+        cells["search_id"] = str(number // 3)
+        rows.append({name: cells[name] for name in about["header"]})
+    return rows
+
+
+ROWS = {kind: {mapping: make_rows(kind, mapping) for mapping in about["files"]} for kind, about in SETS.items()}
+
+
+def write_raw(folder, kind, rows=None, files=None):
+    about = SETS[kind]
+    for mapping, name in (files or about["files"]).items():
+        lines = [",".join(row.values()) for row in (rows or ROWS[kind])[mapping]]
+        write_lines(folder / name, [",".join(about["header"]), *lines])
+    return folder
+
+
+def raw_columns(kind, mapping):
+    about, rows = SETS[kind], ROWS[kind][mapping]
+    numbers = {name: [float(row[name]) if row[name] else None for row in rows] for name in about["numbers"]}
+    return {name: [int(row[name]) if row[name] else None for row in rows] for name in about["ids"]} | numbers
+
+
+def prepared(kind, raw, output, *flags):
+    shared = ["--raw", str(raw), "--output", str(output), "--seed", str(SEED), "--oov_buckets", str(OOV_BUCKETS)]
+    assert SETS[kind]["main"]([*shared, *flags]) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ali")
+    return {kind: prepared(kind, write_raw(folder / kind, kind), folder / f"{kind}-out") for kind in SETS}
+
+
+PARTS = [(kind, mapping) for kind, about in SETS.items() for mapping in about["files"]]
+
+
+@pytest.mark.parametrize(("kind", "mapping"), PARTS)
+def test_every_feature_and_label_is_what_its_definition_says(datasets, kind, mapping):
+    about = SETS[kind]
+    order = in_training_order(range(COUNT), SEED) if mapping == "train" else range(COUNT)
+    check_features(
+        datasets[kind],
+        mapping,
+        raw_columns(kind, "train"),
+        taken(raw_columns(kind, mapping), order),
+        onehot=about["ids"],
+        numerical=about["numbers"],
+        heavy_tailed=[],
+        oov_buckets=OOV_BUCKETS,
+    )
+    rows = rows_of(datasets[kind], mapping)
+    for label in ("click", about["second"]):
+        assert rows[label].tolist() == [float(ROWS[kind][mapping][row][label]) for row in order], label
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_the_second_label_is_given_a_click_and_every_impression_is_kept(datasets, kind):
+    second = SETS[kind]["second"]
+    assert labels_of(datasets[kind]) == [("click", "binary", None), (second, "binary", "click")]
+    rows = rows_of(datasets[kind], "train")
+    assert {(0, 0), (1, 0), (1, 1)} == set(zip(rows["click"], rows[second], strict=True))
+
+
+def test_a_column_that_never_varies_is_0_and_another_value_stays_small(datasets):
+    for kind, about in SETS.items():
+        assert set(rows_of(datasets[kind], "train")[about["constant"]]) == {0.0}
+        constant = load_encoders(datasets[kind] / "workflow")[about["constant"]]
+        assert constant.encode([0.0856, 1.0856, None]).tolist() == pytest.approx([0, 1, 0])
+
+
+def test_result_lists_group_the_test_rows_of_aliexpress_only(datasets):
+    spec = FeatureSpec.read(datasets["aliexpress"] / "feature_spec.yaml")
+    assert spec.map_feature.name == "search_id" and "search_id" not in rows_of(datasets["aliexpress"], "train")
+    assert rows_of(datasets["aliexpress"], "test")["search_id"].tolist() == [row // 3 for row in range(COUNT)]
+    assert FeatureSpec.read(datasets["aliccp"] / "feature_spec.yaml").map_feature is None
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_named_files_are_taken_before_known_ones(datasets, kind, tmp_path):
+    files = SETS[kind]["files"]
+    mine = {mapping: f"my_{mapping}.csv" for mapping in files}
+    raw = write_raw(tmp_path, kind, files=mine)
+    write_raw(tmp_path, kind, rows={mapping: ROWS[kind][mapping][:2] for mapping in files})
+    out = prepared(kind, raw, tmp_path / "out", "--files", *mine.values())
+    assert contents(out) == contents(datasets[kind])
+
+
+@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("mistake", ["no click", "text", "no number", "label"])
+def test_a_wrong_cell_is_named_with_its_line(tmp_path, capsys, kind, mistake):
+    about = SETS[kind]
+    second, code, number = about["second"], about["ids"][3], about["numbers"][2]
+    cells, message = {
+        "no click": ({"click": "0", second: "1"}, f"{second} is '1', expected 0 where click is 0"),
+        "text": ({code: "x"}, f"{code} is 'x', expected a whole number of at most 15 digits, or nothing if unknown"),
+        "no number": ({number: "nan"}, f"{number} is 'nan', expected a number, or nothing if unknown"),
+        "label": ({"click": ""}, "click is '', expected one of '0', '1'"),
+    }[mistake]
+    test = ROWS[kind]["test"]
+    raw = write_raw(tmp_path / "raw", kind, ROWS[kind] | {"test": [*test[:20], test[20] | cells, *test[21:]]})
+    told = refusal(about["main"], raw, tmp_path / "out", capsys)
+    assert f"{about['files']['test']}, line 22: {message}" in told
+
+
+def test_missing_files_are_named_with_what_was_looked_for(tmp_path, capsys):
+    raw = write_raw(tmp_path / "raw", "aliccp")
+    (raw / "ali_ccp_val.csv").unlink()
+    told = refusal(aliccp, raw, tmp_path / "out", capsys)
+    assert "files are missing; looked for ali_ccp_train.csv, ali_ccp_val.csv, ali_ccp_test.csv; or " in told
+    told = refusal(aliexpress, raw, tmp_path / "out", capsys, "--files", "a.csv", "b.csv")
+    assert "files are missing; looked for a.csv, b.csv, each also with .gz" in told
+    assert "is not a folder" in refusal(aliexpress, raw / "ali_ccp_train.csv", tmp_path / "out", capsys)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("kind", "folder", "files", "counts"),
+    [
+        ("aliccp", "ali-ccp", None, {"train": (100, 7, 1), "valid": (50, 3, 1), "test": (50, 2, 1)}),
+        ("aliexpress", "aliexpress", None, {"train": (100, 60, 2), "test": (20, 10, 2)}),
+        ("aliexpress", "aliexpress", TINY, {"train": (100, 3, 2), "test": (100, 6, 1)}),
+    ],
+)
+def test_the_published_samples_have_the_published_counts(tmp_path, kind, folder, files, counts):
+    flags = ["--files", *files] if files else []
+    out = prepared(kind, real_data(folder), tmp_path / "out", *flags)
+    for mapping, (count, clicks, seconds) in counts.items():
+        rows = rows_of(out, mapping)
+        assert (len(rows), rows["click"].sum(), rows[SETS[kind]["second"]].sum()) == (count, clicks, seconds)

@@ -1,0 +1,190 @@
+import random
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from data.hillstrom.prepare import main, prepare
+from tests.data.scalar_hash import scalar_row_hash
+from tests.data.tabular_world import (
+    check_features,
+    contents,
+    in_training_order,
+    labels_of,
+    refusal,
+    rows_of,
+    taken,
+    write_lines,
+)
+from tests.helpers import ROOT, environment, real_data
+
+pytestmark = pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode")
+
+SEED, OOV_BUCKETS, TEST, VALID = 3, 2, 0.25, 0.2
+HEADER = "recency,history_segment,history,mens,womens,zip_code,newbie,channel,segment,visit,conversion,spend"
+CODES, NUMBERS = ("mens", "womens", "newbie"), ("recency", "history", "spend")
+TEXTS = ("history_segment", "zip_code", "channel", "segment")
+
+
+def make_rows(count: int, seed: int) -> list[dict[str, str]]:
+    draw = random.Random(seed)
+    rows = []
+    for row in range(count):
+        visit = draw.random() < 0.5
+        conversion = visit and draw.random() < 0.5
+        rows.append(
+            {
+                "recency": str(draw.randrange(1, 13)),
+                "history_segment": draw.choice(["1) $0 - $100", "2) $100 - $200", '"6) $750 - $1,000"']),
+                "history": f"{draw.uniform(29, 3000):.2f}",
+                "mens": str(draw.randrange(2)),
+                "womens": str(draw.randrange(2)),
+                "zip_code": "Lunar" if row in ONLY_IN_TEST else draw.choice(["Urban", "Surburban", "Rural"]),
+                "newbie": str(draw.randrange(2)),
+                "channel": draw.choice(["Phone", "Web", "Multichannel"]),
+                "segment": draw.choice(["Mens E-Mail", "Womens E-Mail", "No E-Mail"]),
+                "visit": str(int(visit)),
+                "conversion": str(int(conversion)),
+                "spend": f"{draw.uniform(30, 500):.2f}" if conversion else "0",
+            }
+        )
+    return rows
+
+
+def mapping_of(row: int, seed: int = SEED) -> str:
+    place = scalar_row_hash(seed, 0, row) / 2**64
+    return "test" if place < TEST else "valid" if place < TEST + VALID else "train"
+
+
+COUNT = 80
+ONLY_IN_TEST = [row for row in range(COUNT) if mapping_of(row) == "test"][:3]
+ROWS = make_rows(COUNT, 4)
+
+
+def write_raw(folder, rows=ROWS, name="hillstrom.csv"):
+    return write_lines(folder / name, [HEADER, *(",".join(row.values()) for row in rows)])
+
+
+def raw_columns():
+    raw = {name: [row[name].strip('"') for row in ROWS] for name in HEADER.split(",")}
+    for name in NUMBERS:
+        raw[name] = [float(text) for text in raw[name]]
+    for name in CODES:
+        raw[name] = [int(text) for text in raw[name]]
+    return raw
+
+
+def expected_rows(seed: int = SEED):
+    rows = {mapping: [row for row in range(COUNT) if mapping_of(row, seed) == mapping] for mapping in ("valid", "test")}
+    return {"train": in_training_order(set(range(COUNT)) - set(rows["valid"]) - set(rows["test"]), seed), **rows}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hillstrom")
+    shares = {"test_fraction": TEST, "validation_fraction": VALID}
+    prepare(write_raw(folder / "raw"), folder / "out", seed=SEED, oov_buckets=OOV_BUCKETS, **shares)
+    return folder / "out"
+
+
+@pytest.mark.parametrize("mapping", ["train", "valid", "test"])
+def test_every_feature_and_label_is_what_its_definition_says(dataset, mapping):
+    split = expected_rows()
+    expected = taken(raw_columns(), split[mapping])
+    check_features(
+        dataset,
+        mapping,
+        taken(raw_columns(), split["train"]),
+        expected,
+        onehot=TEXTS + CODES,
+        numerical=["recency"],
+        heavy_tailed=["history"],
+        oov_buckets=OOV_BUCKETS,
+    )
+    rows = rows_of(dataset, mapping)
+    for label in ("visit", "conversion", "spend"):
+        assert rows[label].tolist() == pytest.approx([float(value) for value in expected[label]]), label
+
+
+def test_the_labels_are_a_funnel_and_every_row_is_there(dataset):
+    assert labels_of(dataset) == [
+        ("visit", "binary", None),
+        ("conversion", "binary", "visit"),
+        ("spend", "regression", "conversion"),
+    ]
+    rows = pd.concat([rows_of(dataset, mapping) for mapping in ("train", "valid", "test")])
+    assert len(rows) == COUNT and {0.0, 1.0} == set(rows["conversion"]), "rows without a visit are kept"
+    assert rows_of(dataset, "test")["zip_code"].isin([2, 3]).sum() == len(ONLY_IN_TEST) > 0
+
+
+def test_another_process_writes_the_same_bytes_without_tensorflow_and_without_a_warning(dataset, tmp_path):
+    name = "Kevin_Hillstrom_MineThatData_E-MailAnalytics_DataMiningChallenge_2008.03.20.csv.gz"
+    raw = write_raw(tmp_path / "raw", name=name)
+    program = "import sys; from data.hillstrom.prepare import main; code = main(); print('tensorflow' in sys.modules); "
+    program += "sys.exit(code)"
+    flags = ["--raw", raw, "--output", tmp_path / "out", "--seed", SEED, "--oov_buckets", OOV_BUCKETS]
+    flags += ["--test_fraction", TEST, "--validation_fraction", VALID]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, flags)],
+        cwd=ROOT, env=environment(PYTHONHASHSEED="77"), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["False"]
+    assert all(line.startswith("hillstrom:") for line in done.stderr.splitlines()), done.stderr
+    assert contents(tmp_path / "out") == contents(dataset)
+
+
+def test_without_a_validation_share_there_is_none(tmp_path):
+    raw = write_raw(tmp_path / "raw")
+    assert main(["--raw", str(raw), "--output", str(tmp_path / "out"), "--test_fraction", str(TEST)]) == 0
+    assert not list((tmp_path / "out").glob("valid*"))
+    test = [row for row in range(COUNT) if scalar_row_hash(0, 0, row) / 2**64 < TEST]
+    assert len(rows_of(tmp_path / "out", "test")) == len(test)
+    assert len(rows_of(tmp_path / "out", "train")) == COUNT - len(test)
+
+
+def changed(row, **cells):
+    return [*ROWS[:row], ROWS[row] | cells, *ROWS[row + 1 :]]
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({"visit": "0", "conversion": "1", "spend": "5"}, "line 7: conversion is '1', expected 0 where visit is 0"),
+        ({"visit": "1", "conversion": "0", "spend": "5"}, "line 7: spend is '5', expected 0 where conversion is 0"),
+        ({"visit": "2"}, "line 7: visit is '2', expected one of '0', '1'"),
+        ({"spend": "-5"}, "line 7: spend is '-5', expected a number of at least 0"),
+        ({"history": "-1"}, "line 7: history is '-1', expected a number of at least 0"),
+        ({"recency": ""}, "line 7: recency is '', expected a number"),
+        ({"mens": "yes"}, "line 7: mens is 'yes', expected a whole number"),
+        ({"history_segment": "6) $750 - $1,000"}, "line 7: 13 fields, expected 12"),
+    ],
+)
+def test_a_wrong_cell_is_named_with_its_line(tmp_path, capsys, cells, message):
+    raw = write_raw(tmp_path / "raw", changed(5, **cells))
+    assert f"hillstrom.csv, {message}" in refusal(main, raw, tmp_path / "out", capsys)
+
+
+def test_a_foreign_header_and_fractions_that_cannot_work_are_refused(tmp_path, capsys):
+    raw, out = write_raw(tmp_path / "raw"), tmp_path / "out"
+    assert "--test_fraction 1.0: expected" in refusal(main, raw, out, capsys, "--test_fraction", "1")
+    told = refusal(main, raw, out, capsys, "--validation_fraction", "0.9")
+    assert "--validation_fraction 0.9: expected at least 0, and below 0.8" in told
+    told = refusal(main, raw, out, capsys, "--test_fraction", "1e-9")
+    assert "hillstrom: test: no row falls to it" in told
+    write_lines(raw / "hillstrom.csv", [HEADER.replace("mens", "men"), "1"])
+    told = refusal(main, raw, out, capsys)
+    assert re.search(r"hillstrom\.csv, line 1: .*'men', .* expected a header that begins with", told)
+
+
+@pytest.mark.real_data
+def test_the_published_file_has_the_published_counts(tmp_path):
+    prepare(real_data("hillstrom"), tmp_path / "out")
+    rows = pd.concat([rows_of(tmp_path / "out", mapping) for mapping in ("train", "test")])
+    assert len(rows) == 48_000
+    assert round(100 * rows["visit"].mean(), 2) == 14.70
+    assert rows["conversion"].sum() == 435
+    assert round(rows["spend"][rows["conversion"] == 1].mean(), 2) == 116.71
+    assert 0.19 < len(rows_of(tmp_path / "out", "test")) / 48_000 < 0.21
