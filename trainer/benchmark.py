@@ -106,7 +106,7 @@ def benchmark_training(
     for number, (batch, waited) in enumerate(_timed(stream), start=1):
         counted, loss_before = watch.counting, loss
         loss = step(step_input(batch, tasks), tf.constant(number))
-        float(loss_before)  # at most one step ahead of the device, as training is
+        loss_before.numpy()  # at most one step ahead of the device, as training is
         going_on = watch.lap()
         if counted:
             done_in_epoch = (number - 1) % loader.steps_per_epoch * step.global_batch_size

@@ -88,7 +88,7 @@ def _kind(hint: Any) -> dict[str, Any]:
     if typing.get_origin(hint) is typing.Literal:
         return {"choices": members}
     if typing.get_origin(hint) is tuple:
-        return {"nargs": "+", "type": members[0], "action": _Tuple, "metavar": "N"}
+        return {"nargs": "*", "type": members[0], "action": _Tuple, "metavar": "N"}
     if hint is bool:
         return {"action": "store_const", "const": True}
     return {"type": hint, "metavar": hint.__name__.upper()}
@@ -100,7 +100,7 @@ class _Tuple(argparse.Action):
 
 
 def _help(text: str, default: Any) -> str:
-    if default is None or default is False:
+    if default is None or default is False or default == ():
         return text
     if isinstance(default, tuple):
         joint = " or ./" if isinstance(default[0], str) else " "

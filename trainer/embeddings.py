@@ -17,22 +17,22 @@ class Rows(NamedTuple):
 
     Attributes:
         deep: one [batch, hotness, width] tensor per categorical feature.
-        wide: [batch, id columns, tasks], of the one table of the wide part.
+        wide: [batch, id columns, tasks], of the one table of the wide part; none without a wide part.
     """
 
     deep: tuple[tf.Tensor, ...]
-    wide: tf.Tensor
+    wide: tuple[tf.Tensor, ...]
 
 
 class EmbeddingTables(keras.layers.Layer):
-    """One deep table per categorical feature, and one wide table in which all features stand one below the other.
+    """One deep table per categorical feature; and for a wide part, one in which all features stand one below the other.
 
     Deep tables start as Glorot normal of their own shape, the wide table at zero. Pads (ids below 0) read row 0 and
     are masked out of every sum, so that they never touch the result.
 
     Args:
         layout: the features.
-        tasks: number of logits of the wide part.
+        tasks: number of logits of the wide part; 0 for no wide part.
         combiner: how the deep part pools the ids of a multi-hot feature; the wide part always sums.
         seed: of the initial weights.
     """
@@ -54,7 +54,9 @@ class EmbeddingTables(keras.layers.Layer):
             total += columns.cardinality
         self.wide_offsets = tf.constant([offsets], tf.int32, shape=(1, layout.id_columns))
         # One row even without a categorical feature: an empty tensor cannot be summed over workers.
-        self.wide_table = self.add_weight(shape=(max(total, 1), tasks), initializer="zeros", name="wide")
+        self.wide_tables = (
+            [self.add_weight(shape=(max(total, 1), tasks), initializer="zeros", name="wide")] if tasks else []
+        )
         self.built = True
 
     def gather(self, ids: tf.Tensor) -> Rows:
@@ -64,7 +66,7 @@ class EmbeddingTables(keras.layers.Layer):
                 tf.gather(table.value, deep_ids)
                 for table, deep_ids in zip(self.deep_tables, self.deep_ids(ids), strict=True)
             ),
-            wide=tf.gather(self.wide_table.value, self.wide_ids(ids)),
+            wide=tuple(tf.gather(table.value, self.wide_ids(ids)) for table in self.wide_tables),
         )
 
     def deep_ids(self, ids: tf.Tensor) -> list[tf.Tensor]:
@@ -91,5 +93,5 @@ class EmbeddingTables(keras.layers.Layer):
 
     def pool_wide(self, rows: Rows, ids: tf.Tensor) -> tf.Tensor:
         """Sum of the wide weights of a row's ids, [batch, tasks]."""
-        present = tf.cast(ids >= 0, rows.wide.dtype)
-        return tf.einsum("bct,bc->bt", rows.wide, present)
+        present = tf.cast(ids >= 0, tf.float32)
+        return tf.einsum("bct,bc->bt", rows.wide[0], present)

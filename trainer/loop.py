@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 
+import numpy as np
 import tensorflow as tf
 
 from data.loading.loader import ParquetLoader
@@ -16,6 +17,8 @@ from trainer.optimizers.optimizer import Schedule
 from trainer.progress import NullProgress, Progress
 from trainer.step import TrainStep
 from trainer.tasks import Task
+
+TOLD = ("loss_val", "auc_roc", "streaming_map_val", "rmse")
 
 
 class LossError(RuntimeError):
@@ -76,18 +79,22 @@ class TrainingLoop:
         steps_per_epoch = self.loader.steps_per_epoch
         step = epoch * steps_per_epoch + first_step
         self._mark = (step, time.perf_counter())
+        total, steps = tf.zeros(len(self.tasks)), 0
         with closing(self.loader.epoch(epoch, first_step)) as batches:
             for batch in batches:
                 step += 1
-                loss = self.step(step_input(batch, self.tasks), tf.constant(step))
+                losses = self.step(step_input(batch, self.tasks), tf.constant(step))
+                total, steps = total + losses, steps + 1
                 if step % self.log_every == 0 or step == 1 or step % steps_per_epoch == 0:
-                    self._record(step, loss)
+                    self._record(step, losses.numpy())
                 else:
                     self.progress.update(step)
+        self.step.weighting.end_epoch((total.numpy() / max(steps, 1)).tolist())
 
-    def _record(self, step: int, loss: tf.Tensor) -> None:
-        """Logs the loss of a step. Reading it waits for the device, which other steps do not."""
-        value = float(loss)
+    def _record(self, step: int, losses: np.ndarray) -> None:
+        """Logs the losses of a step. Reading them waits for the device, which other steps do not."""
+        value = float(sum(task.loss_weight * loss for task, loss in zip(self.tasks, losses, strict=True)))
+        single = {f"loss/{task.name}": float(loss) for task, loss in zip(self.tasks, losses, strict=True)}
         now, (last_step, last_time) = time.perf_counter(), self._mark
         rate = (step - last_step) * self.step.global_batch_size / max(now - last_time, 1e-9)
         self._mark = (step, now)
@@ -95,6 +102,7 @@ class TrainingLoop:
             [step, self.total_steps],
             {
                 "loss": value,
+                **(single if len(single) > 1 else {}),
                 "learning_rate": float(self.schedule(tf.constant(step))),
                 "samples_per_second": rate,
                 "epoch": step / self.loader.steps_per_epoch,
@@ -110,5 +118,6 @@ class TrainingLoop:
 
 
 def describe(metrics: dict[str, float]) -> str:
-    """Metrics in one line for people."""
-    return "  ".join(f"{name} {value:.5f}" for name, value in metrics.items())
+    """The main metrics in one line for people; the log has all of them."""
+    told = {key: value for key, value in metrics.items() if key.split("/")[0] in TOLD}
+    return "  ".join(f"{key} {value:.5f}" for key, value in told.items())

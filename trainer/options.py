@@ -3,17 +3,13 @@
 One field is one flag. Nothing here imports TensorFlow, so that a mistake is told within a second.
 """
 
-import math
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from data.errors import DataError
-
-
-def option(default: Any, help_text: str) -> Any:
-    """A dataclass field with its help."""
-    return field(default=default, metadata={"help": help_text})
+from trainer.model_options import ModelOptions
+from trainer.option import at_least, option, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,22 +33,6 @@ class DataOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """What is trained."""
-
-    model: str = option("wide_deep", "architecture")
-    deep_hidden_units: tuple[int, ...] = option((1024,) * 5, "units of each hidden layer")
-    deep_dropout: float = option(0.1, "share of hidden units that is dropped in training")
-    combiner: Literal["sum", "mean"] = option("sum", "pooling of multi-hot embeddings in the deep part")
-
-    def __post_init__(self) -> None:
-        """Checks ranges."""
-        _each_at_least("deep_hidden_units", self.deep_hidden_units, 1)
-        if not 0 <= self.deep_dropout < 1:
-            raise DataError(f"--deep_dropout must lie in [0, 1), got {self.deep_dropout}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     """How it is trained."""
 
@@ -60,9 +40,23 @@ class TrainingOptions:
     eval_batch_size: int = option(131_072, "samples per evaluation step, summed over all workers")
     num_epochs: int = option(20, "passes over the training data")
     linear_learning_rate: float = option(0.02, "rate of the wide part (FTRL)")
-    deep_learning_rate: float = option(0.00012, "base rate of the deep part (RMSprop)")
+    optimizer: Literal["auto", "rmsprop", "adam", "adamw", "adagrad", "sgd"] = option(
+        "auto", "of the deep part; auto: rmsprop for wide_deep, adam for the others"
+    )
+    deep_learning_rate: float | None = option(
+        None, "base rate of the deep part; default: 0.00012 for wide_deep, 0.001 for the others"
+    )
+    deep_schedule: Literal["auto", "steps", "constant"] = option(
+        "auto",
+        "deep rate after the warm-up; steps: a quarter of the base, an eighth from the middle of what is left; auto: "
+        "steps for wide_deep, constant for the others",
+    )
     deep_warmup_epochs: float | None = option(
-        None, "epochs over which the deep rate rises to its base; default: 3/10 of the epochs (6 of 20)"
+        None, "epochs over which the deep rate rises to its base; default: 3/10 of the epochs under steps, else 0"
+    )
+    weight_decay: float = option(0.004, "decay of adamw; on tables it acts on the rows that a batch touches")
+    loss_weighting: Literal["static", "uncertainty", "rlw", "dwa"] = option(
+        "static", "how losses of several tasks become one; static: the specification's loss_weight"
     )
     cpu: bool = option(False, "compute on the CPU; the default where no GPU is visible")
     amp: bool = option(False, "mixed precision")
@@ -79,24 +73,19 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         """Checks ranges, and limits between flags."""
         for name in ("global_batch_size", "eval_batch_size", "num_epochs"):
-            _at_least(name, getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
         for name in ("linear_learning_rate", "deep_learning_rate"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise DataError(f"--{name} must be a positive number, got {value}")
-        if not 0 <= self.warmup_epochs <= self.num_epochs:
-            raise DataError(
-                f"--deep_warmup_epochs must lie between 0 and --num_epochs {self.num_epochs}, got {self.warmup_epochs}"
-            )
+            if getattr(self, name) is not None:
+                positive(name, getattr(self, name))
+        if not 0 <= self.weight_decay < 1:
+            raise DataError(f"--weight_decay must lie in [0, 1), got {self.weight_decay}")
+        warmup = self.deep_warmup_epochs
+        if warmup is not None and not 0 <= warmup <= self.num_epochs:
+            raise DataError(f"--deep_warmup_epochs must lie between 0 and --num_epochs {self.num_epochs}, got {warmup}")
         if not 0 <= self.seed < 2**31:
             raise DataError(f"--seed must lie in [0, 2**31), got {self.seed}")
         if self.amp_dtype != "auto" and not self.amp:
             raise DataError(f"--amp_dtype {self.amp_dtype} does nothing without --amp: add --amp")
-
-    @property
-    def warmup_epochs(self) -> float:
-        """Length of the warm-up in epochs, the default resolved."""
-        return 0.3 * self.num_epochs if self.deep_warmup_epochs is None else self.deep_warmup_epochs
 
     def check_workers(self, workers: int) -> None:
         """Raises DataError if a batch does not divide over the workers, naming the next size that does."""
@@ -129,8 +118,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         """Checks ranges, and limits between flags."""
         for name in ("benchmark_steps", "keep_checkpoints", "log_every"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("benchmark_warmup_steps", self.benchmark_warmup_steps, 0)
+            at_least(name, getattr(self, name), 1)
+        at_least("benchmark_warmup_steps", self.benchmark_warmup_steps, 0)
         if self.benchmark and self.benchmark_warmup_steps >= self.benchmark_steps:
             raise DataError(
                 f"--benchmark_warmup_steps {self.benchmark_warmup_steps} leaves nothing of --benchmark_steps "
@@ -152,6 +141,25 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeepOptimizer:
+    """How the deep part is updated.
+
+    Attributes:
+        rule: rmsprop, adam, adamw, adagrad or sgd.
+        rate: base learning rate.
+        schedule: steps or constant.
+        warmup_epochs: over which the rate rises to its base.
+        weight_decay: of adamw.
+    """
+
+    rule: str
+    rate: float
+    schedule: str
+    warmup_epochs: float
+    weight_decay: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """The resolved configuration of a run."""
 
@@ -160,11 +168,30 @@ class Options:
     training: TrainingOptions
     run: RunOptions
 
+    @property
+    def deep_optimizer(self) -> DeepOptimizer:
+        """The deep part's optimizer, defaults resolved."""
+        training, published = self.training, self.model.model == "wide_deep"
+        schedule = training.deep_schedule
+        if schedule == "auto":
+            schedule = "steps" if published else "constant"
+        default_warmup = 0.3 * training.num_epochs if schedule == "steps" else 0.0
+        default_rule = "rmsprop" if published else "adam"
+        return DeepOptimizer(
+            rule=default_rule if training.optimizer == "auto" else training.optimizer,
+            rate=training.deep_learning_rate or (0.00012 if published else 0.001),
+            schedule=schedule,
+            warmup_epochs=default_warmup if training.deep_warmup_epochs is None else training.deep_warmup_epochs,
+            weight_decay=training.weight_decay,
+        )
+
     def as_dict(self) -> dict[str, Any]:
-        """Flag name -> value, ready for JSON."""
+        """Flag name -> value, ready for JSON; defaults that depend on other flags are resolved."""
         groups = (self.data, self.model, self.training, self.run)
         flat = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
-        flat["deep_warmup_epochs"] = self.training.warmup_epochs
+        deep = self.deep_optimizer
+        flat |= {"optimizer": deep.rule, "deep_learning_rate": deep.rate, "deep_schedule": deep.schedule}
+        flat["deep_warmup_epochs"] = deep.warmup_epochs
         return {name: _plain(value) for name, value in flat.items()}
 
 
@@ -185,13 +212,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return str(value) if isinstance(value, Path) else value
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise DataError(f"--{name} must be at least {least}, got {value}")
-
-
-def _each_at_least(name: str, values: tuple[int, ...], least: int) -> None:
-    for value in values:
-        _at_least(name, value, least)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import DataError
+from trainer.metrics.calibration import probability
 from trainer.metrics.collectives import Collectives
 from trainer.metrics.rows import GrowingArray
 
@@ -33,20 +34,29 @@ class PredictionWriter:
     """Keeps this worker's rows, then writes all workers' rows in dataset order to one file.
 
     Columns: `row` (int64, 0-based position in the dataset), per task `label_TASK` (float32, null where
-    missing) and `prediction_TASK` (float64 probability), and the group under its own name (int64).
+    missing) and `prediction_TASK` (float64: a probability, or the value of a regression), and the group
+    under its own name (int64).
     Probabilities are those of the float32 logits in float64: equal logits stay equal, and their order
     stays, though from a logit of about 20 on neighbouring ones may become equal.
 
     Memory: 8 * tasks bytes per row of the worker, 8 more with a group, and a fixed amount while it writes.
     """
 
-    def __init__(self, path: Path, task_names: Sequence[str], group_name: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        task_names: Sequence[str],
+        group_name: str | None = None,
+        *,
+        kinds: Sequence[str] | None = None,
+    ) -> None:
         """Starts empty.
 
         Args:
             path: the file to write, replaced where it exists.
             task_names: one per column of labels and logits.
             group_name: the map feature; None without one.
+            kinds: of each task, "binary" or "regression"; None where all are binary.
 
         Raises:
             DataError: two columns would have one name.
@@ -54,6 +64,7 @@ class PredictionWriter:
         self._path = Path(path)
         self._task_names = tuple(task_names)
         self._group_name = group_name
+        self._kinds = tuple(kinds or ("binary",) * len(self._task_names))
         self._values = GrowingArray(np.float32, 2 * len(self._task_names))  # labels, then logits
         self._group = GrowingArray(np.int64)
         self._first_row = 0
@@ -144,16 +155,11 @@ class PredictionWriter:
 
     def _table(self, first_row: int, values: np.ndarray, group: list[np.ndarray]) -> pa.Table:
         columns = [pa.array(np.arange(first_row, first_row + len(values)))]
-        for label, logit in zip(*np.split(values.T, 2), strict=True):
-            columns += [pa.array(label, mask=np.isnan(label)), pa.array(probability(logit))]
+        for label, logit, kind in zip(*np.split(values.T, 2), self._kinds, strict=True):
+            predicted = probability(logit) if kind == "binary" else logit.astype(np.float64)
+            columns += [pa.array(label, mask=np.isnan(label)), pa.array(predicted)]
         columns += [pa.array(ids) for ids in group]
         return pa.Table.from_arrays(columns, schema=self._schema())
-
-
-def probability(logits: np.ndarray) -> np.ndarray:
-    """The logistic function in float64, without overflow: [rows] float -> [rows] float64."""
-    small = np.exp(-np.abs(logits.astype(np.float64)))
-    return np.where(logits >= 0, 1, small) / (1 + small)
 
 
 def _check_ranges(ranges: np.ndarray) -> None:

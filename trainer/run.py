@@ -15,11 +15,13 @@ from trainer.launcher import Launch
 from trainer.log import NullLog, RunLog, to_plain
 from trainer.loop import TrainingLoop, describe
 from trainer.loss_scale import LossScale
+from trainer.loss_weighting import make_loss_weighting
+from trainer.metrics import METRICS_OF_KIND
 from trainer.metrics.evaluation import Evaluation
 from trainer.models import build_model
 from trainer.optimizers.optimizer import Optimizer, Schedule
-from trainer.optimizers.rules import Ftrl, RMSprop
-from trainer.optimizers.schedules import Constant, WarmupThenSteps
+from trainer.optimizers.rules import Ftrl, make_rule
+from trainer.optimizers.schedules import Constant, make_schedule
 from trainer.options import Options
 from trainer.predictions import PredictionWriter
 from trainer.progress import NullProgress, Progress
@@ -29,10 +31,8 @@ from trainer.step import TrainStep, named
 from trainer.tasks import tasks_of
 
 METRIC_UNITS = {
-    "loss": "nats",
-    "loss_val": "nats",
-    "auc_roc": None,
-    "streaming_map_val": None,
+    "loss": None,
+    **dict.fromkeys(name for metrics in METRICS_OF_KIND.values() for name in metrics),
     "train_throughput": "samples/s",
     "validation_throughput": "samples/s",
     "batch_samplesps": "samples/s",
@@ -119,7 +119,12 @@ class Run:
         writer = None
         if path is not None:
             group = self.inputs.spec.map_feature if self.inputs.with_group else None
-            writer = PredictionWriter(path, [task.name for task in self.tasks], group.name if group else None)
+            writer = PredictionWriter(
+                path,
+                [task.name for task in self.tasks],
+                group.name if group else None,
+                kinds=[task.kind for task in self.tasks],
+            )
         progress = self._progress(evaluator.loader.steps_per_epoch)
         metrics = evaluator.run(on_batch=progress.update, predictions=writer)
         progress.close()
@@ -151,16 +156,22 @@ class Run:
         """The step, the deep part's schedule, and all that a checkpoint holds."""
         training, model = self.options.training, self.model
         steps_per_epoch = self.inputs.train_loader.steps_per_epoch
-        schedule = WarmupThenSteps(
-            training.deep_learning_rate, training.warmup_epochs * steps_per_epoch, training.num_epochs * steps_per_epoch
+        weighting = make_loss_weighting(
+            training.loss_weighting,
+            [task.loss_weight for task in self.tasks],
+            [task.kind == "regression" for task in self.tasks],
+            training.seed,
         )
-        wide_table, deep_tables = named([model.embeddings.wide_table]), named(model.embeddings.deep_tables)
-        wide = Optimizer(Ftrl(), Constant(training.linear_learning_rate), named(model.wide_weights), wide_table)
-        deep = Optimizer(RMSprop(), schedule, named(model.deep_weights), deep_tables)
+        schedule = make_schedule(self.options.deep_optimizer, steps_per_epoch, training.num_epochs)
+        wide_tables, deep_tables = named(model.embeddings.wide_tables), named(model.embeddings.deep_tables)
+        wide = Optimizer(Ftrl(), Constant(training.linear_learning_rate), named(model.wide_weights), wide_tables)
+        deep_weights = named(model.deep_weights) | weighting.weights
+        deep = Optimizer(make_rule(self.options.deep_optimizer), schedule, deep_weights, deep_tables)
         loss_scale = LossScale(dynamic=self.runtime.compute_dtype == "float16")
         step = TrainStep(
             model,
             self.tasks,
+            weighting=weighting,
             wide=wide,
             deep=deep,
             comm=self.comm,
@@ -169,7 +180,8 @@ class Run:
             seed=training.seed,
             xla=training.xla,
         )
-        return step, schedule, named(model.variables) | wide.state | deep.state | loss_scale.state
+        states = wide.state | deep.state | loss_scale.state | weighting.weights | weighting.state
+        return step, schedule, named(model.variables) | states
 
     def _evaluator(self) -> Evaluator:
         inputs = self.inputs
@@ -177,6 +189,7 @@ class Run:
             [task.name for task in self.tasks],
             with_group=inputs.with_group,
             num_auc_thresholds=self.options.run.num_auc_thresholds,
+            kinds=[task.kind for task in self.tasks],
         )
         return Evaluator(
             self.model, self.tasks, inputs.eval_loader, evaluation, self.comm, xla=self.options.training.xla

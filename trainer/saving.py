@@ -12,11 +12,14 @@ from trainer.checkpoints import CheckpointStore
 from trainer.distributed import Comm
 from trainer.inputs import Inputs
 from trainer.log import to_plain
+from trainer.metrics import is_better
 from trainer.model_folder import write_model
 from trainer.options import Options
 from trainer.state import Variables, array_sources, restore
 
 MODEL_FOLDER = "model"
+# The first that there is decides which checkpoint is the best.
+MAIN_METRICS = ("streaming_map_val", "auc_roc", "rmse")
 
 
 class Saver:
@@ -36,15 +39,14 @@ class Saver:
         """Writes a checkpoint. The best so far, by the main metric, is kept besides the newest."""
         if self._comm.rank != 0:
             return
-        value = metrics[self._main_metric(metrics)]
-        best = self._store.best()
-        known = not math.isnan(value)
+        key = self._main_metric(metrics)
+        value, best = metrics[key], self._store.best()
         self._store.save(
             steps_done,
             array_sources(variables),
             {"identity": self._identity(), "metrics": to_plain(metrics), "options": self._options.as_dict()},
-            best=known and (best is None or best.value is None or value > best.value),
-            value=value if known else None,
+            best=is_better(key, value, None if best is None else best.value),
+            value=None if math.isnan(value) else value,
         )
 
     def resume(self, variables: Variables) -> int:
@@ -118,9 +120,9 @@ class Saver:
         return folder
 
     def _main_metric(self, metrics: dict[str, float]) -> str:
-        """MAP@12 where there are groups, else ROC AUC."""
-        name = "streaming_map_val" if self._inputs.with_group else "auc_roc"
-        return name if name in metrics else f"{name}/mean"
+        """MAP@12 where there are groups, else ROC AUC; RMSE where all tasks are regressions."""
+        keys = [key for name in MAIN_METRICS for key in (name, f"{name}/mean")]
+        return next(key for key in keys if key in metrics)
 
     def _identity(self) -> dict[str, Any]:
         """What decides which samples each step has."""

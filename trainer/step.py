@@ -8,6 +8,7 @@ import tensorflow as tf
 from trainer.distributed import Comm
 from trainer.embeddings import Rows
 from trainer.loss_scale import LossScale
+from trainer.loss_weighting import LossWeighting
 from trainer.models.ranking import RankingModel
 from trainer.optimizers.optimizer import Optimizer
 from trainer.tasks import Task, row_weights, task_losses
@@ -34,12 +35,13 @@ class Gradients(NamedTuple):
     """What a step's forward and backward pass leave behind.
 
     Attributes:
-        loss: scalar float32; after the sum over workers, the mean over the global batch.
+        losses: [tasks] float32 shares of the mean loss of each task; after the sum over workers, the means over the
+            global batch.
         weights: gradients of the dense weights and of the tables that are summed whole.
         touched: ids [n] and gradients [n, width] of the other tables.
     """
 
-    loss: tf.Tensor
+    losses: tf.Tensor
     weights: list[tf.Tensor]
     touched: list[tuple[tf.Tensor, tf.Tensor]]
 
@@ -52,6 +54,7 @@ class TrainStep:
     Args:
         model: with its weights created.
         tasks: one per logit.
+        weighting: makes one loss of several.
         wide, deep: optimizers of the wide and of the deep part.
         comm: the workers.
         loss_scale: factor of the loss under float16.
@@ -65,6 +68,7 @@ class TrainStep:
         model: RankingModel,
         tasks: tuple[Task, ...],
         *,
+        weighting: LossWeighting,
         wide: Optimizer,
         deep: Optimizer,
         comm: Comm,
@@ -73,17 +77,16 @@ class TrainStep:
         seed: int,
         xla: bool,
     ):
-        self.model, self.comm, self.loss_scale = model, comm, loss_scale
+        self.model, self.comm, self.loss_scale, self.weighting = model, comm, loss_scale, weighting
         self.global_batch_size = global_batch_size
         self._owner = {"wide": wide, "deep": deep}
-        dense = [("deep", weight) for weight in model.deep_weights] + [
-            ("wide", weight) for weight in model.wide_weights
-        ]
-        self._dense = [(part, weight) for part, weight in dense if 0 not in weight.shape]
+        dense = [("deep", name, weight) for name, weight in named(model.deep_weights).items()]
+        dense += [("deep", name, weight) for name, weight in weighting.weights.items()]
+        dense += [("wide", name, weight) for name, weight in named(model.wide_weights).items()]
+        self._dense = [entry for entry in dense if 0 not in entry[2].shape]
         self._tables = table_uses(model, global_batch_size)
         self._seed = seed
-        self._task_weights = tf.constant([task.loss_weight for task in tasks], tf.float32)
-        self._positive_weights = tf.constant([task.positive_weight for task in tasks], tf.float32)
+        self._tasks = tasks
         self._forward_backward = tf.function(self._differentiate, jit_compile=xla)
 
     @tf.function
@@ -95,11 +98,11 @@ class TrainStep:
             step: scalar int32, counts from 1 over the whole run.
 
         Returns:
-            The mean loss over the global batch, scalar float32.
+            The mean loss of each task over the global batch, [tasks] float32.
         """
         gradients = self.exchange(self.compute(batch, step))
         self.update(gradients, step)
-        return gradients.loss
+        return gradients.losses
 
     def compute(self, batch: StepInput, step: tf.Tensor) -> Gradients:
         """Forward and backward pass over this worker's rows."""
@@ -107,23 +110,25 @@ class TrainStep:
         totals = self.comm.sum_tensors([tf.reduce_sum(counts, axis=0)])[0]
         rows = self.model.gather(batch.ids)
         dropout_seed = tf.stack([tf.constant(self._seed * 1_000_003 % 2**31 + self.comm.rank), step * 64])
-        loss, weight_gradients, row_gradients = self._forward_backward(
-            rows, batch, counts, totals, dropout_seed, tf.convert_to_tensor(self.loss_scale.scale)
+        factors, scale = self.weighting.factors(step), tf.convert_to_tensor(self.loss_scale.scale)
+        losses, weight_gradients, row_gradients = self._forward_backward(
+            rows, batch, counts, totals, dropout_seed, factors, scale
         )
-        ids = [*self.model.embeddings.deep_ids(batch.ids), self.model.embeddings.wide_ids(batch.ids)]
+        embeddings = self.model.embeddings
+        ids = embeddings.deep_ids(batch.ids) + [embeddings.wide_ids(batch.ids) for _ in embeddings.wide_tables]
         touched = []
-        for use, table_ids, gradient in zip(self._tables, ids, [*row_gradients.deep, row_gradients.wide], strict=True):
+        for use, table_ids, gradient in zip(self._tables, ids, [*row_gradients.deep, *row_gradients.wide], strict=True):
             flat_ids, flat = tf.reshape(table_ids, [-1]), tf.reshape(gradient, [-1, use.width])
             if use.dense:
                 weight_gradients.append(tf.math.unsorted_segment_sum(flat, flat_ids, use.rows))
             else:
                 touched.append((flat_ids, flat))
-        return Gradients(loss, weight_gradients, touched)
+        return Gradients(losses, weight_gradients, touched)
 
     def exchange(self, gradients: Gradients) -> Gradients:
         """Sums over workers."""
-        loss, *weights = self.comm.sum_tensors([gradients.loss, *gradients.weights])
-        return Gradients(loss, weights, sum_over_workers(gradients.touched, self.comm))
+        losses, *weights = self.comm.sum_tensors([gradients.losses, *gradients.weights])
+        return Gradients(losses, weights, sum_over_workers(gradients.touched, self.comm))
 
     def update(self, gradients: Gradients, step: tf.Tensor) -> None:
         """Applies summed gradients, unless one of them is not finite and the loss scale can be lowered."""
@@ -134,7 +139,7 @@ class TrainStep:
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in everything])
         inverse = 1.0 / self.loss_scale.scale
         unscaled = Gradients(
-            gradients.loss,
+            gradients.losses,
             [gradient * inverse for gradient in gradients.weights],
             [(ids, rows * inverse) for ids, rows in gradients.touched],
         )
@@ -146,7 +151,7 @@ class TrainStep:
         return tf.constant(True)
 
     def _apply(self, gradients: Gradients, step: tf.Tensor) -> None:
-        whole = [(part, weight.path) for part, weight in self._dense]
+        whole = [(part, name) for part, name, _ in self._dense]
         whole += [(use.part, use.name) for use in self._tables if use.dense]
         for (part, name), gradient in zip(whole, gradients.weights, strict=True):
             self._owner[part].update_whole(name, gradient, step)
@@ -161,19 +166,20 @@ class TrainStep:
         counts: tf.Tensor,
         totals: tf.Tensor,
         dropout_seed: tf.Tensor,
+        factors: tf.Tensor,
         scale: tf.Tensor,
     ) -> tuple[tf.Tensor, list[tf.Tensor], Rows]:
-        weights = [weight.value for _, weight in self._dense]
+        weights = [weight for *_, weight in self._dense]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([rows, weights])
             logits = self.model.logits(rows, batch.ids, batch.numerical, dropout_seed)
-            losses = task_losses(logits, batch.labels, counts, totals, self._positive_weights)
-            loss = tf.reduce_sum(losses * self._task_weights)
-            scaled = loss * scale
+            losses = task_losses(logits, batch.labels, counts, totals, self._tasks)
+            trained = {name: tf.convert_to_tensor(weight) for name, weight in self.weighting.weights.items()}
+            scaled = self.weighting.total(losses, trained, factors, self.comm.size) * scale
         weight_gradients, row_gradients = tape.gradient(
             scaled, (weights, rows), unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
-        return loss, weight_gradients, row_gradients
+        return losses, weight_gradients, row_gradients
 
 
 def table_uses(model: RankingModel, global_batch_size: int) -> list[TableUse]:
@@ -183,9 +189,11 @@ def table_uses(model: RankingModel, global_batch_size: int) -> list[TableUse]:
         TableUse(table.path, "deep", columns.cardinality, columns.width, global_batch_size * columns.hotness)
         for table, columns in zip(embeddings.deep_tables, model.layout.categorical, strict=True)
     ]
-    rows, tasks = embeddings.wide_table.shape
     lookups = global_batch_size * model.layout.id_columns
-    return [*uses, TableUse(embeddings.wide_table.path, "wide", rows, tasks, lookups)]
+    for table in embeddings.wide_tables:
+        rows, tasks = table.shape
+        uses.append(TableUse(table.path, "wide", rows, tasks, lookups))
+    return uses
 
 
 def named(variables: list[keras.Variable]) -> dict[str, tf.Variable]:

@@ -8,6 +8,8 @@ import tensorflow as tf
 from data.errors import DataError
 from data.specification.feature_spec import FeatureSpec
 
+KINDS = ("binary", "regression")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -15,32 +17,40 @@ class Task:
 
     Attributes:
         name: the label.
+        kind: "binary" or "regression".
         loss_weight: factor of its loss in the sum over tasks.
         positive_weight: factor of a positive row's loss.
         given: position of the label that must be 1 for a row to count (the sample space), None for all rows.
     """
 
     name: str
-    loss_weight: float
-    positive_weight: float
-    given: int | None
+    kind: str = "binary"
+    loss_weight: float = 1.0
+    positive_weight: float = 1.0
+    given: int | None = None
 
 
 def tasks_of(spec: FeatureSpec) -> tuple[Task, ...]:
     """The tasks of a specification, in the order of its label channel.
 
     Raises:
-        DataError: a label that is not binary.
+        DataError: a label of several classes.
     """
     names = [label.name for label in spec.labels]
     for label in spec.labels:
-        if label.task != "binary":
+        if label.task not in KINDS:
             raise DataError(
-                f"feature_spec.{label.name}.task is {label.task!r}, and only binary labels can be trained. "
-                f"Take {label.name} out of channel_spec.label, or turn it into 0 and 1."
+                f"feature_spec.{label.name}.task is {label.task!r}; what can be trained are {' and '.join(KINDS)}. "
+                f"Take {label.name} out of channel_spec.label, or make a binary label of each class."
             )
     return tuple(
-        Task(label.name, label.loss_weight, label.positive_weight, names.index(label.given) if label.given else None)
+        Task(
+            label.name,
+            label.task,
+            label.loss_weight,
+            label.positive_weight,
+            names.index(label.given) if label.given else None,
+        )
         for label in spec.labels
     )
 
@@ -62,19 +72,26 @@ def row_weights(labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
 
 
 def task_losses(
-    logits: tf.Tensor, labels: tf.Tensor, counts: tf.Tensor, totals: tf.Tensor, positive_weights: tf.Tensor
+    logits: tf.Tensor, labels: tf.Tensor, counts: tf.Tensor, totals: tf.Tensor, tasks: tuple[Task, ...]
 ) -> tf.Tensor:
-    """This worker's share of each task's mean binary cross-entropy, [tasks] float32, in nats per row.
+    """This worker's share of each task's mean loss, [tasks] float32.
 
-    The shares of all workers add up to the mean over the rows of all workers.
+    That is binary cross-entropy in nats per row, or for a regression the squared error. The shares of all workers add
+    up to the mean over the rows of all workers.
 
     Args:
-        logits: [batch, tasks] float32.
-        labels: [batch, tasks] float32 in [0, 1], NaN where missing.
+        logits: [batch, tasks] float32; for a regression the predicted value.
+        labels: [batch, tasks] float32, in [0, 1] for binary tasks; NaN where missing.
         counts: [batch, tasks] float32 from row_weights.
         totals: [tasks] float32, the sum of `counts` over the rows of all workers; a task without a row has loss 0.
-        positive_weights: [tasks] float32, factors of the positives' part.
+        tasks: one per column.
     """
     known = tf.where(tf.math.is_nan(labels), 0.0, labels)
-    per_row = tf.nn.weighted_cross_entropy_with_logits(labels=known, logits=logits, pos_weight=positive_weights)
+    per_row = tf.stack([_row_losses(logits[:, i], known[:, i], task) for i, task in enumerate(tasks)], axis=1)
     return tf.math.divide_no_nan(tf.reduce_sum(per_row * counts, axis=0), totals)
+
+
+def _row_losses(logits: tf.Tensor, labels: tf.Tensor, task: Task) -> tf.Tensor:
+    if task.kind == "regression":
+        return tf.math.squared_difference(logits, labels)
+    return tf.nn.weighted_cross_entropy_with_logits(labels=labels, logits=logits, pos_weight=task.positive_weight)

@@ -6,12 +6,13 @@ import tensorflow as tf
 from trainer.distributed import Comm, SingleWorker
 from trainer.layout import IdColumns, InputLayout
 from trainer.loss_scale import LossScale
+from trainer.loss_weighting import make_loss_weighting
+from trainer.model_options import ModelOptions
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
 from trainer.optimizers.optimizer import Optimizer
 from trainer.optimizers.rules import Ftrl, RMSprop
 from trainer.optimizers.schedules import Constant
-from trainer.options import ModelOptions
 from trainer.step import StepInput, TrainStep, named
 from trainer.tasks import Task
 
@@ -36,8 +37,15 @@ def make_model(
     combiner: str = "sum",
     compute_dtype: str = "float32",
     seed: int = 1,
+    **flags: object,
 ) -> RankingModel:
-    options = ModelOptions(deep_hidden_units=(32, 16), deep_dropout=dropout, combiner=combiner)
+    small = {
+        "deep_hidden_units": (32, 16),
+        "expert_hidden_units": (16, 8),
+        "tower_hidden_units": (8,),
+        "num_experts": 4,
+    }
+    options = ModelOptions(deep_dropout=dropout, combiner=combiner, **(small | flags))
     return build_model(options, layout, tasks, compute_dtype=compute_dtype, seed=seed)
 
 
@@ -49,13 +57,20 @@ def make_step(
     xla: bool = False,
     compute_dtype: str = "float32",
     tasks: tuple[Task, ...] | None = None,
+    loss_weighting: str = "static",
 ) -> TrainStep:
     embeddings = model.embeddings
-    wide = Optimizer(Ftrl(), Constant(WIDE_RATE), named(model.wide_weights), named([embeddings.wide_table]))
-    deep = Optimizer(RMSprop(), Constant(DEEP_RATE), named(model.deep_weights), named(embeddings.deep_tables))
+    tasks = tasks or tuple(Task(name) for name in model.task_names)
+    regressions = [task.kind == "regression" for task in tasks]
+    weighting = make_loss_weighting(loss_weighting, [task.loss_weight for task in tasks], regressions, 3)
+    wide = Optimizer(Ftrl(), Constant(WIDE_RATE), named(model.wide_weights), named(embeddings.wide_tables))
+    deep = Optimizer(
+        RMSprop(), Constant(DEEP_RATE), named(model.deep_weights) | weighting.weights, named(embeddings.deep_tables)
+    )
     return TrainStep(
         model,
-        tasks or tuple(Task(name, 1.0, 1.0, None) for name in model.task_names),
+        tasks,
+        weighting=weighting,
         wide=wide,
         deep=deep,
         comm=comm or SingleWorker(),

@@ -7,7 +7,7 @@ from data.errors import DataError
 from tests.helpers import ROOT
 from trainer.cli import make_parser, parse
 
-MODELS = ("wide_deep",)
+MODELS = ("wide_deep", "mmoe")
 
 
 def flags() -> list[str]:
@@ -66,6 +66,10 @@ def test_the_defaults_are_the_published_ones():
         (["--num_auc_thresholds", "1"], "--num_auc_thresholds must be 0"),
         (["--seed", "-1"], "--seed must lie in"),
         (["--log_every", "0"], "--log_every must be at least 1"),
+        (["--gate_temperature", "0"], "--gate_temperature must be a positive number"),
+        (["--num_experts", "0"], "--num_experts must be at least 1"),
+        (["--expert_hidden_units"], "--expert_hidden_units needs at least one layer"),
+        (["--weight_decay", "1"], "--weight_decay must lie in"),
         (["surplus"], "surplus"),
     ],
 )
@@ -88,3 +92,14 @@ def test_help_lists_every_flag_with_its_help():
     text = make_parser().format_help()
     assert all(flag in text for flag in flags())
     assert "(default: 131072)" in text
+
+
+def test_defaults_of_the_deep_part_follow_the_model_and_flags_win():
+    family = parse(["--model", "mmoe"], 1, MODELS).as_dict()
+    names = ("optimizer", "deep_learning_rate", "deep_schedule", "deep_warmup_epochs")
+    assert [family[name] for name in names] == ["adam", 0.001, "constant", 0.0]
+    published = parse([], 1, MODELS).as_dict()
+    assert [published[name] for name in names] == ["rmsprop", 0.00012, "steps", 6.0]
+    flags = ["--optimizer", "sgd", "--deep_learning_rate", "0.5", "--deep_schedule", "steps", "--num_epochs", "10"]
+    chosen = parse(["--model", "mmoe", *flags], 1, MODELS).as_dict()
+    assert [chosen[name] for name in names] == ["sgd", 0.5, "steps", 3.0]

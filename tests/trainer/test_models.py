@@ -7,8 +7,8 @@ from data.specification.feature_spec import FeatureSpec
 from tests.helpers import ROOT
 from tests.trainer.small_models import LAYOUT, make_batches, make_model
 from trainer.layout import IdColumns, InputLayout, input_layout
+from trainer.model_options import ModelOptions
 from trainer.models import build_model
-from trainer.options import ModelOptions
 
 
 def test_wide_and_deep_on_outbrain_has_the_published_number_of_parameters():
@@ -50,7 +50,7 @@ def test_logits_equal_the_formula_written_out_row_by_row(combiner):
 
 def test_an_untrained_model_starts_with_a_wide_part_of_zero():
     model = make_model()
-    assert not model.embeddings.wide_table.numpy().any()
+    assert not model.embeddings.wide_tables[0].numpy().any()
     assert not any(weight.numpy().any() for weight in model.wide_weights)
 
 
@@ -84,4 +84,4 @@ def test_several_labels_have_a_head_and_a_wide_part_each():
     logits = model(batch.ids, batch.numerical).numpy()
     assert logits.shape == (16, 2)
     assert not np.allclose(logits[:, 0], logits[:, 1])
-    assert model.embeddings.wide_table.shape == (sum(c.cardinality for c in LAYOUT.categorical), 2)
+    assert model.embeddings.wide_tables[0].shape == (sum(c.cardinality for c in LAYOUT.categorical), 2)

@@ -5,8 +5,9 @@ import tensorflow as tf
 
 from trainer.loss_scale import GROWTH_STEPS, LossScale
 from trainer.optimizers.optimizer import Optimizer
-from trainer.optimizers.rules import Ftrl, RMSprop
-from trainer.optimizers.schedules import Constant, WarmupThenSteps
+from trainer.optimizers.rules import Adam, Ftrl, RMSprop, make_rule
+from trainer.optimizers.schedules import Constant, WarmupThenConstant, WarmupThenSteps, make_schedule
+from trainer.options import DeepOptimizer
 
 
 def skewed_updates(steps: int, rows: int, width: int):  # type: ignore[no-untyped-def]
@@ -98,3 +99,67 @@ def test_the_loss_scale_halves_on_overflow_and_doubles_after_good_steps():
 def test_the_state_names_every_slot_once():
     optimizer = Optimizer(RMSprop(), Constant(1.0), {"w": tf.Variable([1.0])}, {"t": tf.Variable([[1.0]])})
     assert sorted(optimizer.state) == ["t.last_step", "t.mean_square", "w.mean_square"]
+
+
+KERAS = {
+    "adam": lambda: keras.optimizers.Adam(0.01),
+    "adagrad": lambda: keras.optimizers.Adagrad(0.01),
+    "sgd": lambda: keras.optimizers.SGD(0.01),
+    "adamw": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.004),
+}
+
+
+def deep_optimizer(rule: str) -> DeepOptimizer:
+    return DeepOptimizer(rule=rule, rate=0.01, schedule="constant", warmup_epochs=0, weight_decay=0.004)
+
+
+@pytest.mark.parametrize("rule", KERAS)
+def test_weights_that_are_updated_whole_go_where_keras_takes_them(rule):
+    start = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    own, other = tf.Variable(start), keras.Variable(start)
+    optimizer, reference = Optimizer(make_rule(deep_optimizer(rule)), Constant(0.01), {"w": own}, {}), KERAS[rule]()
+    reference.build([other])
+    rng = np.random.default_rng(2)
+    for step in range(1, 31):
+        gradient = tf.constant(rng.normal(size=(20, 4)), tf.float32)
+        optimizer.update_whole("w", gradient, tf.constant(step))
+        reference.apply([gradient], [other])
+    np.testing.assert_allclose(own.numpy(), other.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["adagrad", "sgd"])
+def test_lazy_updates_equal_dense_ones_where_a_zero_gradient_changes_nothing(rule):
+    start = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
+    lazy, whole = tf.Variable(start), tf.Variable(start)
+    rules = [Optimizer(make_rule(deep_optimizer(rule)), Constant(0.01), {}, {"table": t}) for t in (lazy, whole)]
+    for step, (ids, gradients) in enumerate(skewed_updates(200, 500, 4), start=1):
+        dense = np.zeros((500, 4), np.float32)
+        np.add.at(dense, ids, gradients)
+        touched = np.unique(ids)
+        rules[0].update_rows("table", tf.constant(touched), tf.constant(dense[touched]), tf.constant(step))
+        rules[1].update_whole("table", tf.constant(dense), tf.constant(step))
+    np.testing.assert_allclose(lazy.numpy(), whole.numpy(), atol=1e-6)
+
+
+def test_lazy_adam_has_the_moments_of_dense_adam_and_moves_a_row_only_when_it_is_touched():
+    lazy, whole = tf.Variable(np.ones((2, 1), np.float32)), tf.Variable(np.ones((2, 1), np.float32))
+    own, dense = (Optimizer(Adam(), Constant(0.01), {}, {"table": table}) for table in (lazy, whole))
+    for step in range(1, 6):
+        gradient = np.array([[1.0], [1.0 if step in (1, 5) else 0.0]], np.float32)
+        touched = [0, 1] if step in (1, 5) else [0]
+        before = lazy.numpy()[1].item()
+        own.update_rows("table", tf.constant(touched), tf.constant(gradient[touched]), tf.constant(step))
+        dense.update_whole("table", tf.constant(gradient), tf.constant(step))
+        assert (lazy.numpy()[1].item() == before) == (step not in (1, 5))
+    for slot in ("table.mean", "table.mean_square"):
+        np.testing.assert_allclose(own.state[slot].numpy(), dense.state[slot].numpy(), rtol=1e-5)
+    np.testing.assert_allclose(lazy.numpy()[0], whole.numpy()[0], rtol=1e-6)
+
+
+def test_a_constant_schedule_rises_over_its_warm_up_and_stays():
+    schedule = make_schedule(
+        DeepOptimizer(rule="adam", rate=0.01, schedule="constant", warmup_epochs=0.5, weight_decay=0), 8, 3
+    )
+    rates = [float(schedule(tf.constant(step))) for step in (1, 2, 4, 5, 24)]
+    np.testing.assert_allclose(rates, [0.0025, 0.005, 0.01, 0.01, 0.01], rtol=1e-6)
+    assert float(WarmupThenConstant(0.01, 0)(tf.constant(1))) == pytest.approx(0.01)

@@ -6,7 +6,8 @@ import pytest
 from data.errors import DataError
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer import predictions
-from trainer.predictions import PredictionWriter, check_predictions_path, probability
+from trainer.metrics.calibration import probability
+from trainer.predictions import PredictionWriter, check_predictions_path
 
 TASKS = ["click", "buy"]
 

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from trainer.layout import InputLayout
-from trainer.options import ModelOptions
+from trainer.model_options import ModelOptions
 
 if TYPE_CHECKING:
     from trainer.models.ranking import RankingModel
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 # Names only: the modules import Keras, which takes seconds, and flags are checked before that.
 MODELS = {
     "wide_deep": "trainer.models.wide_deep",
+    **{name: "trainer.models.multitask" for name in ("shared_bottom", "omoe", "mmoe", "cgc", "ple")},
 }
 
 

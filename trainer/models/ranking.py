@@ -1,5 +1,7 @@
 """What every ranking model has: embedding tables in front, one logit per task behind."""
 
+from typing import Self
+
 import keras
 import tensorflow as tf
 
@@ -10,41 +12,54 @@ from trainer.layout import InputLayout
 class RankingModel(keras.Model):
     """Ids and numbers in, logits out.
 
-    A subclass implements `head`, and says in `wide_weights` which of its dense weights belong to the wide part.
-    The training step calls `gather` and `logits` one after the other, because it differentiates with respect to
-    the gathered rows; everybody else just calls the model.
+    logit = head([embeddings, numerical])  [+ b + sum of the ids' wide weights + numerical @ k, the wide part]
+
+    A subclass implements `head`. The training step calls `gather` and `logits` one after the other, because it
+    differentiates with respect to the gathered rows; everybody else just calls the model.
+
+    Args:
+        layout: of the inputs.
+        tasks: label names, one logit each.
+        combiner: see EmbeddingTables.
+        wide: whether every task has a wide part, a linear model of all features.
+        seed: of the initial weights. Tables take the seeds from it on; dense layers start well behind them.
+        name: of the model.
     """
 
-    def __init__(self, layout: InputLayout, tasks: tuple[str, ...], *, combiner: str, seed: int, name: str):
+    def __init__(self, layout: InputLayout, tasks: tuple[str, ...], *, combiner: str, wide: bool, seed: int, name: str):
         super().__init__(name=name, dtype="float32")
         self.layout = layout
         self.task_names = tasks
-        self.embeddings = EmbeddingTables(layout, tasks=len(tasks), combiner=combiner, seed=seed)
+        self.embeddings = EmbeddingTables(layout, tasks=len(tasks) if wide else 0, combiner=combiner, seed=seed)
+        self.wide_weights = (
+            [
+                self.add_weight(shape=(len(layout.numerical), len(tasks)), initializer="zeros", name="wide_numerical"),
+                self.add_weight(shape=(len(tasks),), initializer="zeros", name="wide_bias"),
+            ]
+            if wide
+            else []
+        )
 
-    def head(
-        self, deep_input: tf.Tensor, wide_logit: tf.Tensor, numerical: tf.Tensor, dropout_seed: tf.Tensor | None
-    ) -> tf.Tensor:
-        """Logits [batch, tasks] float32.
+    def head(self, deep_input: tf.Tensor, dropout_seed: tf.Tensor | None) -> tf.Tensor:
+        """Logits [batch, tasks] float32, without the wide part.
 
         Args:
             deep_input: [batch, embedding width + numerical] float32.
-            wide_logit: [batch, tasks] float32, summed over the ids.
-            numerical: [batch, numerical] float32.
             dropout_seed: [2] int32 when training, None otherwise.
         """
         raise TypeError(f"{type(self).__name__} has no head")
 
     @property
-    def wide_weights(self) -> list[keras.Variable]:
-        """Dense weights of the wide part."""
-        raise TypeError(f"{type(self).__name__} does not say which weights are wide")
-
-    @property
     def deep_weights(self) -> list[keras.Variable]:
-        """All other dense weights."""
-        tables = {id(table) for table in (*self.embeddings.deep_tables, self.embeddings.wide_table)}
+        """The dense weights that are not the wide part's."""
+        tables = {id(table) for table in (*self.embeddings.deep_tables, *self.embeddings.wide_tables)}
         wide = {id(weight) for weight in self.wide_weights}
         return [weight for weight in self.trainable_variables if id(weight) not in tables | wide]
+
+    def created(self) -> Self:
+        """The model, with all of its weights: Keras creates some when a model is first called."""
+        self(tf.zeros((1, self.layout.id_columns), tf.int32), tf.zeros((1, len(self.layout.numerical))))
+        return self
 
     def gather(self, ids: tf.Tensor) -> Rows:
         """The table rows of a batch."""
@@ -55,9 +70,12 @@ class RankingModel(keras.Model):
     ) -> tf.Tensor:
         """Logits [batch, tasks] float32 from gathered rows."""
         pooled = self.embeddings.pool_deep(rows, ids)
-        return self.head(
-            tf.concat([*pooled, numerical], axis=1), self.embeddings.pool_wide(rows, ids), numerical, dropout_seed
-        )
+        logits = self.head(tf.concat([*pooled, numerical], axis=1), dropout_seed)
+        if not self.wide_weights:
+            return logits
+        slopes, bias = self.wide_weights
+        wide = self.embeddings.pool_wide(rows, ids) + tf.linalg.matmul(numerical, slopes.value)
+        return logits + wide + bias.value
 
     def call(self, ids: tf.Tensor, numerical: tf.Tensor, dropout_seed: tf.Tensor | None = None) -> tf.Tensor:
         """Logits [batch, tasks] float32.

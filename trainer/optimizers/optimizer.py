@@ -53,6 +53,7 @@ class Optimizer:
             {slot: tf.convert_to_tensor(value) for slot, value in slots.items()},
             self.schedule(step),
             gap,
+            tf.cast(step, tf.float32),
         )
         variable.assign(weight)
         for slot, value in new_slots.items():
@@ -79,6 +80,7 @@ class Optimizer:
             {slot: tf.gather(value, row_ids) for slot, value in slots.items()},
             self.schedule(step),
             gap,
+            tf.cast(step, tf.float32),
         )
         _scatter(table, row_ids, weight)
         for slot, value in new_slots.items():

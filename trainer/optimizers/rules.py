@@ -9,6 +9,10 @@ from typing import ClassVar, Protocol
 
 import tensorflow as tf
 
+from trainer.options import DeepOptimizer
+
+Slots = dict[str, tf.Tensor]
+
 
 class Rule(Protocol):
     """One optimizer."""
@@ -22,8 +26,8 @@ class Rule(Protocol):
         """Whether slots change in steps in which the gradient is zero."""
 
     def update(
-        self, weight: tf.Tensor, gradient: tf.Tensor, slots: dict[str, tf.Tensor], rate: tf.Tensor, gap: tf.Tensor
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, gap: tf.Tensor, step: tf.Tensor
+    ) -> tuple[tf.Tensor, Slots]:
         """The new weight and slots.
 
         Args:
@@ -31,6 +35,7 @@ class Rule(Protocol):
             rate: learning rate, scalar float32.
             gap: steps since the last update, this one included, float32 and broadcastable to the weight; always 1
                 for a weight that is updated in every step.
+            step: of the run, from 1, scalar float32.
         """
 
 
@@ -55,8 +60,8 @@ class RMSprop:
         return {"mean_square": 0.0}
 
     def update(
-        self, weight: tf.Tensor, gradient: tf.Tensor, slots: dict[str, tf.Tensor], rate: tf.Tensor, gap: tf.Tensor
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, gap: tf.Tensor, step: tf.Tensor
+    ) -> tuple[tf.Tensor, Slots]:
         """See Rule."""
         mean_square = tf.pow(self.rho, gap) * slots["mean_square"] + (1.0 - self.rho) * tf.square(gradient)
         return weight - rate * gradient / (tf.sqrt(mean_square) + self.epsilon), {"mean_square": mean_square}
@@ -83,10 +88,93 @@ class Ftrl:
         return {"accumulator": self.initial_accumulator, "linear": 0.0}
 
     def update(
-        self, weight: tf.Tensor, gradient: tf.Tensor, slots: dict[str, tf.Tensor], rate: tf.Tensor, gap: tf.Tensor
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, gap: tf.Tensor, step: tf.Tensor
+    ) -> tuple[tf.Tensor, Slots]:
         """See Rule."""
         accumulator = slots["accumulator"] + tf.square(gradient)
         root = tf.sqrt(accumulator)
         linear = slots["linear"] + gradient - (root - tf.sqrt(slots["accumulator"])) / rate * weight
         return -linear * rate / root, {"accumulator": accumulator, "linear": linear}
+
+
+@dataclass(frozen=True)
+class Adam:
+    """m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  w <- w - rate_t m / (sqrt(v) + epsilon) - rate decay w
+
+    with rate_t = rate sqrt(1 - b2^t) / (1 - b1^t). Lazy on tables: a row that no batch touched for a while gets its
+    moments decayed as if its gradient had been 0, but the moves that dense Adam would have made meanwhile, and the
+    decay of the weight, are left out.
+
+    Source: Kingma and Ba, "Adam", ICLR 2015; with `decay` Loshchilov and Hutter, "Decoupled Weight Decay
+    Regularization", ICLR 2019.
+    """
+
+    first: float = 0.9
+    second: float = 0.999
+    epsilon: float = 1e-7
+    decay: float = 0.0
+    decays: ClassVar[bool] = True
+
+    @property
+    def slots(self) -> dict[str, float]:
+        """See Rule."""
+        return {"mean": 0.0, "mean_square": 0.0}
+
+    def update(
+        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, gap: tf.Tensor, step: tf.Tensor
+    ) -> tuple[tf.Tensor, Slots]:
+        """See Rule."""
+        mean = tf.pow(self.first, gap) * slots["mean"] + (1.0 - self.first) * gradient
+        mean_square = tf.pow(self.second, gap) * slots["mean_square"] + (1.0 - self.second) * tf.square(gradient)
+        corrected = rate * tf.sqrt(1.0 - tf.pow(self.second, step)) / (1.0 - tf.pow(self.first, step))
+        moved = weight - corrected * mean / (tf.sqrt(mean_square) + self.epsilon) - rate * self.decay * weight
+        return moved, {"mean": mean, "mean_square": mean_square}
+
+
+@dataclass(frozen=True)
+class Adagrad:
+    """n <- n + g^2;  w <- w - rate g / sqrt(n + epsilon). A zero gradient changes nothing: lazy equals dense.
+
+    Source: Duchi, Hazan and Singer, "Adaptive Subgradient Methods", JMLR 2011; start and epsilon as in Keras.
+    """
+
+    initial_accumulator: float = 0.1
+    epsilon: float = 1e-7
+    decays: ClassVar[bool] = False
+
+    @property
+    def slots(self) -> dict[str, float]:
+        """See Rule."""
+        return {"accumulator": self.initial_accumulator}
+
+    def update(
+        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, gap: tf.Tensor, step: tf.Tensor
+    ) -> tuple[tf.Tensor, Slots]:
+        """See Rule."""
+        accumulator = slots["accumulator"] + tf.square(gradient)
+        return weight - rate * gradient / tf.sqrt(accumulator + self.epsilon), {"accumulator": accumulator}
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """w <- w - rate g. A zero gradient changes nothing: lazy equals dense."""
+
+    decays: ClassVar[bool] = False
+
+    @property
+    def slots(self) -> dict[str, float]:
+        """See Rule."""
+        return {}
+
+    def update(
+        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, gap: tf.Tensor, step: tf.Tensor
+    ) -> tuple[tf.Tensor, Slots]:
+        """See Rule."""
+        return weight - rate * gradient, {}
+
+
+def make_rule(options: DeepOptimizer) -> Rule:
+    """The rule that options name."""
+    if options.rule == "adamw":
+        return Adam(decay=options.weight_decay)
+    return {"rmsprop": RMSprop, "adam": Adam, "adagrad": Adagrad, "sgd": Sgd}[options.rule]()

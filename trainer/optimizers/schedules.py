@@ -1,8 +1,11 @@
 """Learning rates as functions of the step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import tensorflow as tf
+
+from trainer.options import DeepOptimizer
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,18 @@ class Constant:
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
         """Scalar float32; `step` counts from 1."""
         return tf.constant(self.rate, tf.float32)
+
+
+@dataclass(frozen=True)
+class WarmupThenConstant:
+    """base * min(1, step / W): the base rate after a warm-up of W steps."""
+
+    base: float
+    warmup_steps: float
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """Scalar float32; `step` counts from 1."""
+        return self.base * tf.minimum(tf.cast(step, tf.float32) / max(self.warmup_steps, 1.0), 1.0)
 
 
 @dataclass(frozen=True)
@@ -47,3 +62,11 @@ class WarmupThenSteps:
             tf.where(now <= middle, 1 / 4, 1 / 8),
         )
         return self.base * share
+
+
+def make_schedule(options: DeepOptimizer, steps_per_epoch: int, epochs: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The schedule that options ask for, over a whole run."""
+    warmup = options.warmup_epochs * steps_per_epoch
+    if options.schedule == "constant":
+        return WarmupThenConstant(options.rate, warmup)
+    return WarmupThenSteps(options.rate, warmup, epochs * steps_per_epoch)

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from trainer.progress import format_count
 from trainer.report.runs import Point, Run, metric_keys
-from trainer.report.table import higher_is_better, is_quality
+from trainer.report.table import best_of, is_quality
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; those of weak contrast on white come last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
@@ -174,8 +174,7 @@ def _draw_panel(axis: Axes, name: str, curves: list[Curve], key: Key) -> None:
 
 def _best(name: str, curve: Curve) -> str:
     known = [value for value in curve.values if not math.isnan(value)]
-    best = (max if higher_is_better(name) else min)(known, default=math.nan)
-    return f"best {best:.4f}"
+    return f"best {best_of(name, known):.4f}"
 
 
 def _short(label: str) -> str:

@@ -1,7 +1,10 @@
 """The learning curve as numbers."""
 
 import math
+from collections.abc import Callable, Sequence
 
+from trainer.metrics import direction_of
+from trainer.metrics.direction import Direction
 from trainer.progress import format_count
 from trainer.report.runs import Point, Run, metric_keys, training_loss
 
@@ -30,9 +33,20 @@ def curve_table(run: Run) -> str:
     return "\n\n".join(_aligned(where + part) for part in _parts(where, columns))
 
 
-def higher_is_better(key: str) -> bool:
-    """Whether a metric grows as a model gets better: all do but losses and errors."""
-    return not any(word in key.lower() for word in ("loss", "rmse", "mse", "mae", "error", "_ms"))
+def best_of(key: str, values: Sequence[float]) -> float:
+    """The best value of a metric, NaN of nothing. Of a metric that this program does not know, the largest."""
+    best = math.nan
+    for value in values:
+        if _better(key)(value, best):
+            best = value
+    return best
+
+
+def _better(key: str) -> Callable[[float, float], bool]:
+    try:
+        return direction_of(key).is_better
+    except ValueError:
+        return Direction.SMALLER.is_better if key.split("/")[0] == "loss" else Direction.LARGER.is_better
 
 
 def is_quality(key: str) -> bool:
@@ -45,7 +59,7 @@ def _column(points: list[Point], key: str) -> list[str]:
     known = [value for value in values if not math.isnan(value)]
     best = None
     if is_quality(key) and len(known) > 1 and min(known) < max(known):
-        best = max(known) if higher_is_better(key) else min(known)
+        best = best_of(key, known)
     return [key, *(_number(key, value) + ("*" if value == best else " ") for value in values)]
 
 

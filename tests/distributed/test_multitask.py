@@ -1,0 +1,91 @@
+"""Models for many tasks under horovodrun: real processes, real files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from main import main
+from tests.helpers import ROOT, losses, make_dataset, metrics, must, run_program
+
+pytestmark = pytest.mark.horovod
+RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"
+ROWS, BATCH = 2000, 256
+MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple")
+SMALL = [
+    "--expert_hidden_units",
+    "16",
+    "8",
+    "--tower_hidden_units",
+    "8",
+    "--num_experts",
+    "3",
+    "--deep_hidden_units",
+    "16",
+]
+SMALL += ["--global_batch_size", str(BATCH), "--num_epochs", "2", "--log_every", "1", "--deep_dropout", "0", "--cpu"]
+SMALL += ["--deep_learning_rate", "0.01", "--deep_schedule", "constant"]
+VARIANTS = {model: ["--model", model] for model in MODELS}
+VARIANTS |= {
+    "mmoe_amp_xla": ["--model", "mmoe", "--amp", "--xla"],
+    "mmoe_uncertainty": ["--model", "mmoe", "--loss_weighting", "uncertainty", "--wide_part"],
+    "wide_deep": [],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Every variant on two workers (one launch), and two of them in this process."""
+    folder = tmp_path_factory.mktemp("tasks")
+    data = make_dataset(folder, ROOT / "feature_specs" / "three_tasks.yaml", rows=ROWS)
+
+    def arguments(name: str, *more: str, models: str | None = None) -> list[str]:
+        places = ["--dataset_path", str(data), "--results_dir", str(folder / name / "results")]
+        return [*places, "--model_dir", str(folder / (models or name) / "models"), *SMALL, *more]
+
+    scenarios = [arguments(name, *flags) for name, flags in VARIANTS.items()]
+    saved = ["--evaluate", "--predictions_file", str(folder / "predictions.parquet"), "--checkpoint", "last"]
+    scenarios.append(arguments("evaluation", *VARIANTS["mmoe"], *saved, models="mmoe"))
+    (folder / "scenarios.json").write_text(json.dumps(scenarios))
+    done = run_program([RUN_ALL, folder / "scenarios.json"], workers=2, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for name in ("mmoe", "mmoe_uncertainty"):
+        must(main(arguments(f"one_{name}", *VARIANTS[name])))
+    return folder
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_model_learns_and_logs_each_task(folder, name):
+    assert np.isfinite(list(losses(folder / name / "results").values())).all()
+    found = metrics(folder / name / "results")
+    assert {"auc_roc/click", "auc_roc/conversion", "auc_roc/mean", "rmse/spend", "loss_val/mean"} <= set(found)
+    assert found["auc_roc/click"] > 0.55
+    assert "auc_roc/spend" not in found and "rmse/click" not in found
+
+
+@pytest.mark.parametrize("name", ["mmoe", "mmoe_uncertainty"])
+def test_two_workers_see_the_losses_that_one_sees(folder, name):
+    two, one = losses(folder / name / "results"), losses(folder / f"one_{name}" / "results")
+    assert list(two) == list(one)
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-4)
+    together, alone = metrics(folder / name / "results"), metrics(folder / f"one_{name}" / "results")
+    for key in ("auc_roc/mean", "rmse/spend", "loss_val/mean"):
+        assert together[key] == pytest.approx(alone[key], abs=1e-3)
+
+
+def test_predictions_of_every_task_give_the_logged_metrics(folder):
+    rows = pq.read_table(folder / "predictions.parquet").to_pandas()
+    found = metrics(folder / "evaluation" / "results")
+    clicked = rows[rows["label_click"] == 1]
+    assert rows["prediction_click"].min() > 0 and rows["prediction_click"].max() < 1
+    converted = clicked[clicked["label_conversion"] == 1]
+    known = converted[converted["label_spend"].notna()]
+    error = np.sqrt(np.mean((known["label_spend"] - known["prediction_spend"]) ** 2))
+    assert found["rmse/spend"] == pytest.approx(error, rel=1e-5)
+    positive, negative = (
+        clicked.loc[clicked["label_conversion"] == label, "prediction_conversion"] for label in (1, 0)
+    )
+    pairs = np.sign(positive.to_numpy()[:, None] - negative.to_numpy()[None, :])
+    assert found["auc_roc/conversion"] == pytest.approx((pairs.mean() + 1) / 2, abs=1e-9)

@@ -1,0 +1,176 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.trainer.local_workers import run_workers
+from tests.trainer.small_models import make_batches, make_model, make_step
+from tests.trainer.test_step import differences, part
+from trainer.model_options import ModelOptions
+from trainer.models.experts import Gates, ParallelStack, mix
+from trainer.models.multitask import levels_of
+
+MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple")
+TASKS = ("click", "buy")
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return make_batches(30, tasks=2)
+
+
+def random_input(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def stack_of(stacks: int, units: tuple[int, ...], **settings: object) -> ParallelStack:
+    defaults = {"activation": "relu", "dropout": 0.0, "compute_dtype": "float32", "seed": 5, "name": "stack"}
+    return ParallelStack(stacks, 6, units, **(defaults | settings))
+
+
+def gates_over(readable: np.ndarray, **settings: object) -> Gates:
+    defaults = {
+        "hidden_units": (),
+        "temperature": 1.0,
+        "start": "random",
+        "activation": "relu",
+        "compute_dtype": "float32",
+        "seed": 9,
+        "name": "gates",
+    }
+    return Gates(readable, 6, **(defaults | settings))
+
+
+@pytest.mark.parametrize("shape", [(10, 6), (3, 10, 6)])
+def test_experts_in_one_product_equal_one_expert_after_the_other(shape):
+    stack, x = stack_of(3, (5, 4)), random_input(*shape)
+    for layer in stack.dense:
+        layer.bias.assign(random_input(*layer.bias.shape))
+    found = stack(tf.constant(x)).numpy()
+    for number in range(3):
+        h = x if x.ndim == 2 else x[number]
+        for layer in stack.dense:
+            h = np.maximum(h @ layer.kernel.numpy()[number] + layer.bias.numpy()[number], 0)
+        np.testing.assert_allclose(found[number], h, atol=1e-6)
+
+
+def test_gates_in_one_product_equal_one_gate_after_the_other_and_mix_weighs_the_experts():
+    readable = np.array([[True, True, False, True], [False, True, True, True]])
+    gates, x = gates_over(readable, hidden_units=(7,), temperature=2.0), random_input(10, 6)
+    outputs = random_input(4, 10, 5)
+    weights = gates(tf.constant(x)).numpy()
+    mixed = mix(tf.constant(weights), tf.constant(outputs)).numpy()
+    hidden_layer = gates.hidden.dense[0]
+    for number, own in enumerate(readable):
+        h = np.maximum(x @ hidden_layer.kernel.numpy()[number] + hidden_layer.bias.numpy()[number], 0)
+        powers = np.exp(h @ gates.linear.kernel.numpy()[number] / 2.0) * own
+        expected = powers / powers.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(weights[number], expected, atol=1e-6)
+        naive = sum(expected[:, [expert]] * outputs[expert] for expert in range(4))
+        np.testing.assert_allclose(mixed[number], naive, atol=1e-6)
+
+
+def test_every_expert_starts_from_weights_of_its_own_spread_like_a_layer_of_its_own():
+    kernel = stack_of(8, (64,)).dense[0].kernel.numpy()
+    for first in range(8):
+        for second in range(first):
+            cosine = np.sum(kernel[first] * kernel[second]) / np.prod(
+                [np.linalg.norm(kernel[i]) for i in (first, second)]
+            )
+            assert abs(cosine) < 0.2
+    limit = np.sqrt(6 / (6 + 64))
+    assert kernel.min() > -limit and kernel.max() < limit
+    np.testing.assert_allclose(kernel.std(axis=(1, 2)), limit / np.sqrt(3), rtol=0.15)
+
+
+def test_uniform_gates_weigh_all_readable_experts_equally():
+    weights = gates_over(np.array([[True, False, True, True, True]]), start="uniform")(tf.constant(random_input(4, 6)))
+    np.testing.assert_allclose(weights.numpy()[0], np.tile([0.25, 0, 0.25, 0.25, 0.25], (4, 1)), atol=1e-7)
+
+
+def test_the_levels_of_each_model():
+    def levels(name, **flags):
+        return levels_of(ModelOptions(model=name, num_experts=3, num_task_experts=2, num_shared_experts=1, **flags), 2)
+
+    assert [level.readable.shape for level in levels("shared_bottom")] == [(1, 1)]
+    assert [level.readable.shape for level in levels("omoe")] == [(1, 3)]
+    assert [level.readable.shape for level in levels("mmoe")] == [(2, 3)]
+    own = [[True, True, False, False, True], [False, False, True, True, True]]
+    (cgc,) = levels("cgc")
+    assert cgc.readable.tolist() == own and cgc.sources == ()
+    first, middle, last = levels("ple", ple_levels=3)
+    assert first.readable.tolist() == middle.readable.tolist() == [*own, [True] * 5]
+    assert last.readable.tolist() == own
+    assert first.sources == () and middle.sources == last.sources == (0, 0, 1, 1, 2)
+
+
+def test_ple_equals_its_definition_expert_by_expert():
+    model = make_model(model="ple", tasks=TASKS, num_task_experts=1, num_shared_experts=1, tower_hidden_units=())
+    x = random_input(5, model.layout.embedding_width + 2)
+
+    def expert(level, number, value):
+        for layer in model.experts[level].dense:
+            value = np.maximum(value @ layer.kernel.numpy()[number] + layer.bias.numpy()[number], 0)
+        return value
+
+    def mixed(level, gate, value, outputs):
+        powers = np.exp(value @ model.gates[level].linear.kernel.numpy()[gate])
+        powers = powers * model.gates[level]._blocked.numpy()[gate, 0].__eq__(0)
+        weights = powers / powers.sum(axis=1, keepdims=True)
+        return sum(weights[:, [number]] * output for number, output in enumerate(outputs))
+
+    first = [expert(0, number, x) for number in range(3)]
+    inputs = [mixed(0, gate, x, first) for gate in range(3)]
+    second = [expert(1, number, inputs[number]) for number in range(3)]
+    tops = [mixed(1, task, inputs[task], second) for task in range(2)]
+    heads = model.heads
+    expected = [top @ heads.kernel.numpy()[task] + heads.bias.numpy()[task] for task, top in enumerate(tops)]
+    np.testing.assert_allclose(model.head(tf.constant(x), None), np.hstack(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_worker_and_two_agree_step_by_step(batches, name):
+    alone = make_model(model=name, tasks=TASKS)
+    step = make_step(alone)
+    losses = [step(batch, tf.constant(number)).numpy() for number, batch in enumerate(batches[:8], start=1)]
+
+    def work(comm):
+        mine = make_model(model=name, tasks=TASKS)
+        step = make_step(mine, comm=comm)
+        own = []
+        for number, batch in enumerate(batches[:8], start=1):
+            rows = part(batch, slice(0, 9) if comm.rank == 0 else slice(9, 16))
+            summed = step.exchange(step.compute(rows, tf.constant(number)))
+            step.update(summed, tf.constant(number))
+            own.append(summed.losses.numpy())
+        return mine, own
+
+    results = run_workers(2, work)
+    for _, own in results:
+        np.testing.assert_allclose(own, losses, rtol=1e-4)
+    assert differences(results[0][0], results[1][0]) == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_learns_in_every_precision_and_compiled(batches, name):
+    first: dict[str, np.ndarray] = {}
+    for compute_dtype, xla in (("float32", False), ("bfloat16", False), ("float32", True), ("bfloat16", True)):
+        model = make_model(model=name, tasks=TASKS, compute_dtype=compute_dtype)
+        step = make_step(model, compute_dtype=compute_dtype, xla=xla)
+        losses = [step(batch, tf.constant(number)).numpy().sum() for number, batch in enumerate(batches, start=1)]
+        assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+        tolerance = 1e-4 if compute_dtype == "float32" else 0.1
+        np.testing.assert_allclose(losses, first.setdefault("losses", np.array(losses)), atol=tolerance)
+
+
+def test_a_wide_part_adds_a_linear_model_of_each_task(batches):
+    plain, wide = (make_model(model="mmoe", tasks=TASKS, wide_part=part) for part in (False, True))
+    batch = batches[0]
+    np.testing.assert_allclose(plain(batch.ids, batch.numerical), wide(batch.ids, batch.numerical), atol=1e-6)
+    table = wide.embeddings.wide_tables[0]
+    table.assign(random_input(*table.shape))
+    rows = np.array([0, 500, 507])
+    ids = batch.ids.numpy()
+    linear = [sum(table.numpy()[rows[min(column, 2)] + id] for column, id in enumerate(row) if id >= 0) for row in ids]
+    difference = wide(batch.ids, batch.numerical) - plain(batch.ids, batch.numerical)
+    np.testing.assert_allclose(difference, linear, atol=1e-5)
+    assert not plain.embeddings.wide_tables and not plain.wide_weights

@@ -1,0 +1,30 @@
+"""One flag as a dataclass field, and the checks of values that groups of flags share."""
+
+import math
+from dataclasses import field
+from typing import Any
+
+from data.errors import DataError
+
+
+def option(default: Any, help_text: str) -> Any:
+    """A dataclass field with its help."""
+    return field(default=default, metadata={"help": help_text})
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    """Raises a DataError for a smaller value."""
+    if value < least:
+        raise DataError(f"--{name} must be at least {least}, got {value}")
+
+
+def each_at_least(name: str, values: tuple[int, ...], least: int) -> None:
+    """Raises a DataError if one of the values is smaller."""
+    for value in values:
+        at_least(name, value, least)
+
+
+def positive(name: str, value: float) -> None:
+    """Raises a DataError for anything but a positive, finite number."""
+    if not (math.isfinite(value) and value > 0):
+        raise DataError(f"--{name} must be a positive number, got {value}")
