@@ -123,6 +123,17 @@ def test_a_command_checks_its_arguments_before_a_framework_is_imported(entry):
     assert not slow, "imported at once: " + "; ".join(" -> ".join(way) for way in slow)
 
 
+def test_no_test_starts_tensorflow_while_it_is_collected():
+    """main.py sets threads and devices, which only works before TensorFlow's first operation in a process."""
+    offenders = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)[:60]}"
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in tree_of(path).body
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.Expr) and "tf." in ast.unparse(node)
+    ]
+    assert not offenders, offenders
+
+
 def is_harmless(node: ast.stmt) -> bool:
     """Whether a statement of a module only defines something (or sets a default in the environment)."""
     if isinstance(node, ast.Expr):

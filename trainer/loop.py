@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from data.loading.loader import ParquetLoader
+from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator
 from trainer.feeding import step_input
 from trainer.log import NullLog, RunLog
@@ -35,6 +36,7 @@ class TrainingLoop:
         loader: of the training mapping.
         evaluator: of the evaluation mapping.
         save: called after each epoch with (steps done, metrics).
+        stopping: asked after each epoch.
         schedule: the deep rate, for the log.
         num_epochs: of the whole run.
         log_every: steps between two records.
@@ -46,6 +48,7 @@ class TrainingLoop:
     loader: ParquetLoader
     evaluator: Evaluator
     save: Callable[[int, dict[str, float]], None]
+    stopping: EarlyStopping
     schedule: Schedule
     num_epochs: int
     log_every: int
@@ -72,6 +75,10 @@ class TrainingLoop:
             self.log.log([steps_done], metrics | {"epoch": epoch + 1, "validation_throughput": rate})
             self.progress.message(f"epoch {epoch + 1}/{self.num_epochs}: {describe(metrics)}")
             self.save(steps_done, metrics)
+            if self.stopping.should_stop(metrics) and epoch + 1 < self.num_epochs:
+                key, epochs = self.stopping.key, self.stopping.epochs_since_best
+                self.progress.message(f"stopping: {key} has not become better for {epochs} epoch(s)")
+                break
         return metrics
 
     def _train_epoch(self, epoch: int, first_step: int) -> None:

@@ -58,6 +58,14 @@ class TrainingOptions:
     loss_weighting: Literal["static", "uncertainty", "rlw", "dwa"] = option(
         "static", "how losses of several tasks become one; static: the specification's loss_weight"
     )
+    early_stopping_metric: str | None = option(
+        None,
+        "logged key that decides which checkpoint is the best, and when to stop; default: streaming_map_val, else "
+        "auc_roc, else rmse (for several tasks their KEY/mean)",
+    )
+    early_stopping_patience: int | None = option(
+        None, "stop after so many epochs in which the metric did not become better; default: never"
+    )
     cpu: bool = option(False, "compute on the CPU; the default where no GPU is visible")
     amp: bool = option(False, "mixed precision")
     amp_dtype: Literal["auto", "float16", "bfloat16"] = option(
@@ -77,6 +85,8 @@ class TrainingOptions:
         for name in ("linear_learning_rate", "deep_learning_rate"):
             if getattr(self, name) is not None:
                 positive(name, getattr(self, name))
+        if self.early_stopping_patience is not None:
+            at_least("early_stopping_patience", self.early_stopping_patience, 1)
         if not 0 <= self.weight_decay < 1:
             raise DataError(f"--weight_decay must lie in [0, 1), got {self.weight_decay}")
         warmup = self.deep_warmup_epochs

@@ -9,6 +9,7 @@ from trainer.affinity import set_affinity
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
 from trainer.checkpoints import probe
 from trainer.distributed import Comm, connect
+from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator
 from trainer.inputs import Inputs
 from trainer.launcher import Launch
@@ -85,11 +86,16 @@ class Run:
             probe(self.options.data.model_dir)
         step, schedule, variables = self._train_step()
         loader, epochs = self.inputs.train_loader, self.options.training.num_epochs
+        evaluator = self._evaluator()
+        stopping = EarlyStopping(
+            self.saver.main_metric(evaluator.evaluation.keys), self.options.training.early_stopping_patience
+        )
         loop = TrainingLoop(
             step=step,
             tasks=self.tasks,
             loader=loader,
-            evaluator=self._evaluator(),
+            evaluator=evaluator,
+            stopping=stopping,
             save=lambda steps_done, metrics: self.saver.save(variables, steps_done, metrics),
             schedule=schedule,
             num_epochs=epochs,
@@ -100,6 +106,8 @@ class Run:
         steps_done = 0
         if self.options.run.use_checkpoint:
             steps_done = self.saver.resume(variables)
+            if (best := self.saver.best_so_far()) is not None and best[1] <= steps_done:
+                stopping.best, stopping.epochs_since_best = best[0], (steps_done - best[1]) // loader.steps_per_epoch
             self.say(f"going on after step {steps_done} of {loop.total_steps}")
         else:
             self.comm.broadcast_variables(variables.values())

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Saver:
         """Writes a checkpoint. The best so far, by the main metric, is kept besides the newest."""
         if self._comm.rank != 0:
             return
-        key = self._main_metric(metrics)
+        key = self.main_metric(tuple(metrics))
         value, best = metrics[key], self._store.best()
         self._store.save(
             steps_done,
@@ -119,10 +120,32 @@ class Saver:
         write_model(folder, array_sources(weights), documents)
         return folder
 
-    def _main_metric(self, metrics: dict[str, float]) -> str:
-        """MAP@12 where there are groups, else ROC AUC; RMSE where all tasks are regressions."""
-        keys = [key for name in MAIN_METRICS for key in (name, f"{name}/mean")]
-        return next(key for key in keys if key in metrics)
+    def main_metric(self, keys: Sequence[str]) -> str:
+        """The key that decides which checkpoint is the best.
+
+        It is --early_stopping_metric; without it MAP@12 where there are groups, else ROC AUC, else RMSE.
+
+        Args:
+            keys: of the metrics that are computed.
+
+        Raises:
+            DataError: the flag names none of them.
+        """
+        asked = self._options.training.early_stopping_metric
+        if asked is not None and asked not in keys:
+            raise DataError(f"--early_stopping_metric {asked!r} is not one of {', '.join(keys)}")
+        defaults = [key for name in MAIN_METRICS for key in (name, f"{name}/mean")]
+        return asked or next(key for key in defaults if key in keys)
+
+    def best_so_far(self) -> tuple[float, int] | None:
+        """Value of the main metric and step of the best checkpoint, on every worker; None where there is none."""
+        found = b""
+        if self._comm.rank == 0:
+            best = self._store.best()
+            if best is not None and best.value is not None:
+                found = json.dumps([best.value, best.step]).encode()
+        found = self._comm.broadcast_bytes(found)
+        return tuple(json.loads(found)) if found else None
 
     def _identity(self) -> dict[str, Any]:
         """What decides which samples each step has."""

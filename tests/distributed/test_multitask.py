@@ -9,11 +9,12 @@ import pytest
 
 from main import main
 from tests.helpers import ROOT, losses, make_dataset, metrics, must, run_program
+from trainer.log import read_log
 
 pytestmark = pytest.mark.horovod
 RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"
 ROWS, BATCH = 2000, 256
-MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple")
+MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm")
 SMALL = [
     "--expert_hidden_units",
     "16",
@@ -46,6 +47,8 @@ def folder(tmp_path_factory) -> Path:
         return [*places, "--model_dir", str(folder / (models or name) / "models"), *SMALL, *more]
 
     scenarios = [arguments(name, *flags) for name, flags in VARIANTS.items()]
+    stop = ["--early_stopping_metric", "loss_val/click", "--early_stopping_patience", "2", "--num_epochs", "40"]
+    scenarios.append(arguments("stopped", *VARIANTS["mmoe"], *stop))
     saved = ["--evaluate", "--predictions_file", str(folder / "predictions.parquet"), "--checkpoint", "last"]
     scenarios.append(arguments("evaluation", *VARIANTS["mmoe"], *saved, models="mmoe"))
     (folder / "scenarios.json").write_text(json.dumps(scenarios))
@@ -89,3 +92,26 @@ def test_predictions_of_every_task_give_the_logged_metrics(folder):
     )
     pairs = np.sign(positive.to_numpy()[:, None] - negative.to_numpy()[None, :])
     assert found["auc_roc/conversion"] == pytest.approx((pairs.mean() + 1) / 2, abs=1e-9)
+
+
+def test_training_stops_without_progress_and_keeps_the_best_epoch(folder):
+    records = read_log(folder / "stopped" / "results" / "log.json")
+    evaluated = {
+        record["step"][0]: record["data"]["loss_val/click"]
+        for record in records
+        if record["type"] == "LOG" and record["step"] and "loss_val/click" in record["data"]
+    }
+    assert len(evaluated) < 40
+    best = min(evaluated, key=evaluated.__getitem__)
+    assert list(evaluated).index(best) == len(evaluated) - 3
+    architecture = json.loads((folder / "stopped" / "models" / "model" / "architecture.json").read_text())
+    assert architecture["step"] == best
+
+
+def test_an_unknown_metric_is_refused_with_those_that_there_are(folder):
+    places = ["--dataset_path", folder / "data", "--model_dir", folder / "x", "--results_dir", folder / "y"]
+    refused = ["--early_stopping_metric", "auc_roc/spend"]
+    done = run_program(["main.py", *places, *SMALL, *refused])
+    assert done.returncode == 2
+    assert "'auc_roc/spend' is not one of" in done.stderr and "rmse/spend" in done.stderr
+    assert "Traceback" not in done.stderr

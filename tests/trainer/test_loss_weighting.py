@@ -12,7 +12,8 @@ from tests.trainer.test_step import differences, part
 from trainer.loss_weighting import METHODS, make_loss_weighting
 from trainer.tasks import Task
 
-LOSSES = tf.constant([0.5, 2.0])
+# No tensor: it would start TensorFlow while tests are collected, before main.py can set it up.
+LOSSES = np.array([0.5, 2.0], np.float32)
 
 
 def method(name: str, *, regressions: tuple[bool, bool] = (False, False), seed: int = 7):

@@ -9,7 +9,7 @@ from trainer.model_options import ModelOptions
 from trainer.models.experts import Gates, ParallelStack, mix
 from trainer.models.multitask import levels_of
 
-MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple")
+MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm")
 TASKS = ("click", "buy")
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 # Names only: the modules import Keras, which takes seconds, and flags are checked before that.
 MODELS = {
     "wide_deep": "trainer.models.wide_deep",
+    "esmm": "trainer.models.esmm",
     **{name: "trainer.models.multitask" for name in ("shared_bottom", "omoe", "mmoe", "cgc", "ple")},
 }
 

@@ -24,7 +24,12 @@ class RankingModel(keras.Model):
         wide: whether every task has a wide part, a linear model of all features.
         seed: of the initial weights. Tables take the seeds from it on; dense layers start well behind them.
         name: of the model.
+
+    Attributes:
+        trains_joint_probabilities: whether the loss of a task with `given` is that of both labels being 1, on all rows.
     """
+
+    trains_joint_probabilities = False
 
     def __init__(self, layout: InputLayout, tasks: tuple[str, ...], *, combiner: str, wide: bool, seed: int, name: str):
         super().__init__(name=name, dtype="float32")
