@@ -137,7 +137,42 @@ class CountKeys(ops.StatOperator):
         self.tables = {}
 
 
-class OutOfFoldMean(ops.StatOperator):
+class SumsByFold(ops.StatOperator):
+    """Counts rows and sums a target by value and fold: what operators have in common that keep a row's fold out.
+
+    A subclass makes something of the sums in `fit_finalize`.
+
+    Args:
+        target: column of numbers.
+        fold: column of the rows' folds.
+        num_folds: how many there are.
+    """
+
+    output_dtype = np.float64
+
+    def __init__(self, target: str, fold: str, num_folds: int) -> None:
+        super().__init__()
+        self.target, self.fold, self.num_folds = target, fold, num_folds
+
+    @property
+    def dependencies(self) -> list[str]:
+        """Columns that are read besides the selected ones."""
+        return [self.target, self.fold]
+
+    def compute_selector(self, input_schema: Any, selector: Any, parents_selector: Any, _: Any) -> Any:
+        """The columns of values: the selected ones, without those only read."""
+        self._validate_matching_cols(input_schema, parents_selector, "computing input selector")
+        return parents_selector
+
+    def fit(self, col_selector: Any, ddf: Any) -> Any:
+        """`count` and `sum` by value and fold for each column, and by fold alone under the fold's name; a Dask task."""
+        groups = {name: [name, self.fold] for name in col_selector.names} | {self.fold: [self.fold]}
+        return dask.delayed(
+            {name: ddf.groupby(keys)[self.target].agg(["count", "sum"]) for name, keys in groups.items()}
+        )
+
+
+class OutOfFoldMean(SumsByFold):
     """For each column NAME a column NAME_mean: the target's mean over the training rows with the row's value.
 
     A training row's mean is taken over the other folds, so that its own target is not in it; a row in
@@ -157,32 +192,12 @@ class OutOfFoldMean(ops.StatOperator):
         tables: after the fit, a `KeyTable` per column: the means over all folds.
     """
 
-    output_dtype = np.float64
-
     def __init__(self, target: str, fold: str, num_folds: int, smoothing: float) -> None:
-        super().__init__()
-        self.target, self.fold = target, fold
-        self.num_folds, self.smoothing = num_folds, smoothing
+        super().__init__(target, fold, num_folds)
+        self.smoothing = smoothing
         self.tables: dict[str, KeyTable] = {}
         self._rows: dict[str, KeyTable] = {}
         self._means: dict[str, np.ndarray] = {}
-
-    @property
-    def dependencies(self) -> list[str]:
-        """Columns that are read besides the selected ones."""
-        return [self.target, self.fold]
-
-    def compute_selector(self, input_schema: Any, selector: Any, parents_selector: Any, _: Any) -> Any:
-        """The columns that get a mean: the selected ones, without those only read."""
-        self._validate_matching_cols(input_schema, parents_selector, "computing input selector")
-        return parents_selector
-
-    def fit(self, col_selector: Any, ddf: Any) -> Any:
-        """Sums the target by value and fold; a Dask task."""
-        groups = {name: [name, self.fold] for name in col_selector.names} | {self.fold: [self.fold]}
-        return dask.delayed(
-            {name: ddf.groupby(keys)[self.target].agg(["count", "sum"]) for name, keys in groups.items()}
-        )
 
     def fit_finalize(self, sums: dict[str, Any]) -> None:
         """Turns the sums into means, for every value and every fold left out."""

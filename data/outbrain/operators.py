@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import dask
 import numpy as np
 import pandas as pd
 
 from data.encoding.encoders import Encoder, HashedRanks, Numerical, Vocabulary
 from data.encoding.keys import KeyTable, as_keys
-from data.encoding.nvtabular_operators import map_distinct, to_host
+from data.encoding.nvtabular_operators import SumsByFold, map_distinct, to_host
 from data.encoding.nvtabular_setup import dispatch, ops
 from data.outbrain.aspects import Aspect
 from data.outbrain.statistics import FoldCounts, OutOfFoldRates
@@ -19,7 +18,7 @@ from data.outbrain.tables import DAY_MS, TIMESTAMP_ORIGIN_MS
 MOST_DAYS = 3650
 
 
-class CountClicks(ops.StatOperator):
+class CountClicks(SumsByFold):
     """For each column NAME a column NAME_views, how many training rows have the row's value; and clicks beside it.
 
     Args:
@@ -31,29 +30,9 @@ class CountClicks(ops.StatOperator):
         counts: after the fit, `FoldCounts` per column.
     """
 
-    output_dtype = np.float64
-
     def __init__(self, clicked: str, fold: str, num_folds: int) -> None:
-        super().__init__()
-        self.clicked, self.fold, self.num_folds = clicked, fold, num_folds
+        super().__init__(clicked, fold, num_folds)
         self.counts: dict[str, FoldCounts] = {}
-
-    @property
-    def dependencies(self) -> list[str]:
-        """Columns that are read besides the selected ones."""
-        return [self.clicked, self.fold]
-
-    def compute_selector(self, input_schema: Any, selector: Any, parents_selector: Any, _: Any) -> Any:
-        """The columns that are counted: the selected ones, without those only read."""
-        self._validate_matching_cols(input_schema, parents_selector, "computing input selector")
-        return parents_selector
-
-    def fit(self, col_selector: Any, ddf: Any) -> Any:
-        """Counts rows and sums clicks by value and fold; a Dask task."""
-        groups = {name: [name, self.fold] for name in col_selector.names} | {self.fold: [self.fold]}
-        return dask.delayed(
-            {name: ddf.groupby(keys)[self.clicked].agg(["count", "sum"]) for name, keys in groups.items()}
-        )
 
     def fit_finalize(self, sums: dict[str, Any]) -> None:
         """Lays the counts out by value and fold."""

@@ -122,7 +122,7 @@ def test_ple_equals_its_definition_expert_by_expert():
     inputs = [mixed(0, gate, x, first) for gate in range(3)]
     second = [expert(1, number, inputs[number]) for number in range(3)]
     tops = [mixed(1, task, inputs[task], second) for task in range(2)]
-    heads = model.heads
+    heads = model.towers.heads
     expected = [top @ heads.kernel.numpy()[task] + heads.bias.numpy()[task] for task, top in enumerate(tops)]
     np.testing.assert_allclose(model.head(tf.constant(x), None), np.hstack(expected), atol=1e-5)
 

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from trainer.layout import InputLayout
 from trainer.model_options import ModelOptions
-from trainer.models.experts import ParallelDense, ParallelStack
+from trainer.models.experts import Towers
 from trainer.models.ranking import RankingModel
 
 
@@ -22,7 +22,7 @@ class Esmm(RankingModel):
         self, options: ModelOptions, layout: InputLayout, tasks: tuple[str, ...], *, compute_dtype: str, seed: int
     ):
         super().__init__(layout, tasks, combiner=options.combiner, wide=options.wide_part, seed=seed, name="esmm")
-        self.towers = ParallelStack(
+        self.towers = Towers(
             len(tasks),
             layout.embedding_width + len(layout.numerical),
             (*options.expert_hidden_units, *options.tower_hidden_units),
@@ -30,22 +30,11 @@ class Esmm(RankingModel):
             dropout=options.deep_dropout,
             compute_dtype=compute_dtype,
             seed=seed + 100_000,
-            name="towers",
-        )
-        self.heads = ParallelDense(
-            len(tasks),
-            self.towers.output_width,
-            1,
-            activation="linear",
-            compute_dtype="float32",
-            seed=seed + 110_000,
-            name="heads",
         )
 
     def head(self, deep_input: tf.Tensor, dropout_seed: tf.Tensor | None) -> tf.Tensor:
         """See RankingModel."""
-        towers = self.towers(deep_input, dropout_seed)
-        return tf.transpose(self.heads(tf.cast(towers, tf.float32))[:, :, 0])
+        return self.towers(deep_input, dropout_seed)
 
 
 def build(options: ModelOptions, layout: InputLayout, tasks: tuple[str, ...], *, compute_dtype: str, seed: int) -> Esmm:

@@ -129,6 +129,58 @@ class ParallelStack(keras.layers.Layer):
         return x
 
 
+class Towers(keras.layers.Layer):
+    """A perceptron and a logit per task.
+
+    Args:
+        tasks: how many.
+        inputs: width of the input.
+        units: of each tower's hidden layers; none makes the logits linear.
+        activation, dropout, compute_dtype: as ParallelStack has them.
+        seed: of the weights.
+
+    Input:  [batch, inputs], the same for all tasks, or [tasks, batch, inputs].
+    Output: [batch, tasks] float32.
+    """
+
+    def __init__(
+        self,
+        tasks: int,
+        inputs: int,
+        units: tuple[int, ...],
+        *,
+        activation: str,
+        dropout: float,
+        compute_dtype: str,
+        seed: int,
+    ):
+        super().__init__(name="tasks", dtype="float32")
+        self.hidden = ParallelStack(
+            tasks,
+            inputs,
+            units,
+            activation=activation,
+            dropout=dropout,
+            compute_dtype=compute_dtype,
+            seed=seed,
+            name="towers",
+        )
+        self.heads = ParallelDense(
+            tasks,
+            self.hidden.output_width,
+            1,
+            activation="linear",
+            compute_dtype="float32",
+            seed=seed + 10 * ParallelStack.SEEDS,
+            name="heads",
+        )
+        self.built = True
+
+    def call(self, x: tf.Tensor, dropout_seed: tf.Tensor | None = None) -> tf.Tensor:
+        """See the class."""
+        return tf.transpose(self.heads(tf.cast(self.hidden(x, dropout_seed), tf.float32))[:, :, 0])
+
+
 class Gates(keras.layers.Layer):
     """Softmax weights of experts, one gate per reader (a task, or the shared part of a level).
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from trainer.layout import InputLayout
 from trainer.model_options import ModelOptions
-from trainer.models.experts import Gates, ParallelDense, ParallelStack, mix
+from trainer.models.experts import Gates, ParallelStack, Towers, mix
 from trainer.models.ranking import RankingModel
 
 
@@ -98,29 +98,18 @@ class MultiTask(RankingModel):
                     )
                 )
             width = stack.output_width
-        self.towers = ParallelStack(
+        self.towers = Towers(
             len(tasks),
             width,
             options.tower_hidden_units,
             dropout=options.deep_dropout,
             seed=seed + 100_000,
-            name="towers",
             **shared,
-        )
-        self.heads = ParallelDense(
-            len(tasks),
-            self.towers.output_width,
-            1,
-            activation="linear",
-            compute_dtype="float32",
-            seed=seed + 110_000,
-            name="heads",
         )
 
     def head(self, deep_input: tf.Tensor, dropout_seed: tf.Tensor | None) -> tf.Tensor:
         """See RankingModel."""
-        towers = self.towers(self.task_inputs(deep_input, dropout_seed)[-1], dropout_seed)
-        return tf.transpose(self.heads(tf.cast(towers, tf.float32))[:, :, 0])
+        return self.towers(self.task_inputs(deep_input, dropout_seed)[-1], dropout_seed)
 
     def task_inputs(self, deep_input: tf.Tensor, dropout_seed: tf.Tensor | None) -> list[tf.Tensor]:
         """What the gates of each level make of their experts, [gates, batch, units] each; the last, [tasks, ...]."""
