@@ -17,7 +17,7 @@ class Rows(NamedTuple):
 
     Attributes:
         deep: one [batch, hotness, width] tensor per categorical feature.
-        wide: [batch, id columns, tasks], of the one table of the wide part; none without a wide part.
+        wide: [batch, id columns, outputs], of the one table of the wide part; none without a wide part.
     """
 
     deep: tuple[tf.Tensor, ...]
@@ -32,14 +32,14 @@ class EmbeddingTables(keras.layers.Layer):
 
     Args:
         layout: the features.
-        tasks: number of logits of the wide part; 0 for no wide part.
+        outputs: number of logits of the wide part; 0 for no wide part.
         combiner: how the deep part pools the ids of a multi-hot feature; the wide part always sums.
         seed: of the initial weights.
     """
 
-    def __init__(self, layout: InputLayout, *, tasks: int, combiner: str, seed: int):
+    def __init__(self, layout: InputLayout, *, outputs: int, combiner: str, seed: int):
         super().__init__(name="embeddings", dtype="float32")
-        self.layout, self.tasks, self.combiner = layout, tasks, combiner
+        self.layout, self.combiner = layout, combiner
         self.deep_tables = [
             self.add_weight(
                 shape=(columns.cardinality, columns.width),
@@ -55,7 +55,7 @@ class EmbeddingTables(keras.layers.Layer):
         self.wide_offsets = tf.constant([offsets], tf.int32, shape=(1, layout.id_columns))
         # One row even without a categorical feature: an empty tensor cannot be summed over workers.
         self.wide_tables = (
-            [self.add_weight(shape=(max(total, 1), tasks), initializer="zeros", name="wide")] if tasks else []
+            [self.add_weight(shape=(max(total, 1), outputs), initializer="zeros", name="wide")] if outputs else []
         )
         self.built = True
 
@@ -92,6 +92,6 @@ class EmbeddingTables(keras.layers.Layer):
         return pooled
 
     def pool_wide(self, rows: Rows, ids: tf.Tensor) -> tf.Tensor:
-        """Sum of the wide weights of a row's ids, [batch, tasks]."""
+        """Sum of the wide weights of a row's ids, [batch, outputs]."""
         present = tf.cast(ids >= 0, tf.float32)
         return tf.einsum("bct,bc->bt", rows.wide[0], present)

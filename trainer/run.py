@@ -69,7 +69,7 @@ class Run:
         self.model = build_model(
             options.model,
             inputs.layout,
-            tuple(task.name for task in self.tasks),
+            self.tasks,
             compute_dtype=self.runtime.compute_dtype,
             seed=training.seed,
         )

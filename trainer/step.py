@@ -9,9 +9,10 @@ from trainer.distributed import Comm
 from trainer.embeddings import Rows
 from trainer.loss_scale import LossScale
 from trainer.loss_weighting import LossWeighting
+from trainer.losses import joint, row_weights, task_losses
 from trainer.models.ranking import RankingModel
 from trainer.optimizers.optimizer import Optimizer
-from trainer.tasks import Task, joint, row_weights, task_losses
+from trainer.tasks import Task
 from trainer.touched_rows import TableUse, sum_over_workers
 
 

@@ -32,7 +32,7 @@ LAYOUT = InputLayout(
 def make_model(
     *,
     layout: InputLayout = LAYOUT,
-    tasks: tuple[str, ...] = ("click",),
+    tasks: tuple[str | Task, ...] = ("click",),
     dropout: float = 0.0,
     combiner: str = "sum",
     compute_dtype: str = "float32",
@@ -46,7 +46,8 @@ def make_model(
         "num_experts": 4,
     }
     options = ModelOptions(deep_dropout=dropout, combiner=combiner, **(small | flags))
-    return build_model(options, layout, tasks, compute_dtype=compute_dtype, seed=seed)
+    named_tasks = tuple(task if isinstance(task, Task) else Task(task) for task in tasks)
+    return build_model(options, layout, named_tasks, compute_dtype=compute_dtype, seed=seed)
 
 
 def make_step(
@@ -60,7 +61,7 @@ def make_step(
     loss_weighting: str = "static",
 ) -> TrainStep:
     embeddings = model.embeddings
-    tasks = tasks or tuple(Task(name) for name in model.task_names)
+    tasks = tasks or model.tasks
     regressions = [task.kind == "regression" for task in tasks]
     weighting = make_loss_weighting(loss_weighting, [task.loss_weight for task in tasks], regressions, 3)
     wide = Optimizer(Ftrl(), Constant(WIDE_RATE), named(model.wide_weights), named(embeddings.wide_tables))

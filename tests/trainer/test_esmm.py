@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer.small_models import make_batches, make_model, make_step
-from trainer.tasks import Task, joint
+from trainer.losses import joint
+from trainer.tasks import Task
 
 CLICK, BUY = Task("click"), Task("buy", given=0)
 NAN = math.nan

@@ -9,13 +9,14 @@ from tests.trainer.small_models import LAYOUT, make_batches, make_model
 from trainer.layout import IdColumns, InputLayout, input_layout
 from trainer.model_options import ModelOptions
 from trainer.models import build_model
+from trainer.tasks import Task
 
 
 def test_wide_and_deep_on_outbrain_has_the_published_number_of_parameters():
     spec = FeatureSpec.read(ROOT / "feature_specs" / "fspec_csv.yaml")
     layout = input_layout(spec, embedding_dims(spec, ROOT / "data" / "outbrain" / "embedding_sizes.json"))
     assert layout.embedding_width + len(layout.numerical) == 1248
-    model = build_model(ModelOptions(), layout, ("clicked",), compute_dtype="float32", seed=0)
+    model = build_model(ModelOptions(), layout, (Task("clicked"),), compute_dtype="float32", seed=0)
     assert model.count_params() == 91_777_245
     tables = sum(int(np.prod(table.shape)) for table in model.embeddings.deep_tables)
     assert tables == 85_616_076

@@ -8,6 +8,7 @@ from trainer.model_options import ModelOptions
 
 if TYPE_CHECKING:
     from trainer.models.ranking import RankingModel
+    from trainer.tasks import Task
 
 # Names only: the modules import Keras, which takes seconds, and flags are checked before that.
 MODELS = {
@@ -18,14 +19,14 @@ MODELS = {
 
 
 def build_model(
-    options: ModelOptions, layout: InputLayout, tasks: tuple[str, ...], *, compute_dtype: str, seed: int
+    options: ModelOptions, layout: InputLayout, tasks: tuple["Task", ...], *, compute_dtype: str, seed: int
 ) -> "RankingModel":
     """The model that `options` names, with its weights created.
 
     Args:
         options: the model's flags.
         layout: its inputs.
-        tasks: label names, one logit each.
+        tasks: what is predicted; each has one logit, or one per class.
         compute_dtype: float32, float16 or bfloat16; weights, logits and loss are float32 in any case.
         seed: of the initial weights.
     """

@@ -6,6 +6,7 @@ from trainer.layout import InputLayout
 from trainer.model_options import ModelOptions
 from trainer.models.experts import Towers
 from trainer.models.ranking import RankingModel
+from trainer.tasks import Task
 
 
 class Esmm(RankingModel):
@@ -19,7 +20,7 @@ class Esmm(RankingModel):
     trains_joint_probabilities = True
 
     def __init__(
-        self, options: ModelOptions, layout: InputLayout, tasks: tuple[str, ...], *, compute_dtype: str, seed: int
+        self, options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, compute_dtype: str, seed: int
     ):
         super().__init__(layout, tasks, combiner=options.combiner, wide=options.wide_part, seed=seed, name="esmm")
         self.towers = Towers(
@@ -37,6 +38,8 @@ class Esmm(RankingModel):
         return self.towers(deep_input, dropout_seed)
 
 
-def build(options: ModelOptions, layout: InputLayout, tasks: tuple[str, ...], *, compute_dtype: str, seed: int) -> Esmm:
+def build(
+    options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, compute_dtype: str, seed: int
+) -> Esmm:
     """See trainer.models.build_model."""
     return Esmm(options, layout, tasks, compute_dtype=compute_dtype, seed=seed).created()

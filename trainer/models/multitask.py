@@ -17,6 +17,7 @@ from trainer.layout import InputLayout
 from trainer.model_options import ModelOptions
 from trainer.models.experts import Gates, ParallelStack, Towers, mix
 from trainer.models.ranking import RankingModel
+from trainer.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class MultiTask(RankingModel):
     """
 
     def __init__(
-        self, options: ModelOptions, layout: InputLayout, tasks: tuple[str, ...], *, compute_dtype: str, seed: int
+        self, options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, compute_dtype: str, seed: int
     ):
         super().__init__(
             layout, tasks, combiner=options.combiner, wide=options.wide_part, seed=seed, name=options.model
@@ -122,12 +123,12 @@ class MultiTask(RankingModel):
             experts = self.experts[index](expert_input, dropout_seed)
             outputs.append(mix(self.gates[index](gate_input), experts) if self.gates else experts)
         if outputs[-1].shape[0] == 1:
-            outputs[-1] = tf.tile(outputs[-1], [len(self.task_names), 1, 1])
+            outputs[-1] = tf.tile(outputs[-1], [len(self.tasks), 1, 1])
         return outputs
 
 
 def build(
-    options: ModelOptions, layout: InputLayout, tasks: tuple[str, ...], *, compute_dtype: str, seed: int
+    options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, compute_dtype: str, seed: int
 ) -> MultiTask:
     """See trainer.models.build_model."""
     return MultiTask(options, layout, tasks, compute_dtype=compute_dtype, seed=seed).created()

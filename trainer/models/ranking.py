@@ -1,4 +1,4 @@
-"""What every ranking model has: embedding tables in front, one logit per task behind."""
+"""What every ranking model has: embedding tables in front, the logits of tasks behind."""
 
 from typing import Self
 
@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from trainer.embeddings import EmbeddingTables, Rows
 from trainer.layout import InputLayout
+from trainer.tasks import Task
 
 
 class RankingModel(keras.Model):
@@ -19,7 +20,7 @@ class RankingModel(keras.Model):
 
     Args:
         layout: of the inputs.
-        tasks: label names, one logit each.
+        tasks: what is predicted; each has one logit, or one per class.
         combiner: see EmbeddingTables.
         wide: whether every task has a wide part, a linear model of all features.
         seed: of the initial weights. Tables take the seeds from it on; dense layers start well behind them.
@@ -31,22 +32,25 @@ class RankingModel(keras.Model):
 
     trains_joint_probabilities = False
 
-    def __init__(self, layout: InputLayout, tasks: tuple[str, ...], *, combiner: str, wide: bool, seed: int, name: str):
+    def __init__(
+        self, layout: InputLayout, tasks: tuple[Task, ...], *, combiner: str, wide: bool, seed: int, name: str
+    ):
         super().__init__(name=name, dtype="float32")
         self.layout = layout
-        self.task_names = tasks
-        self.embeddings = EmbeddingTables(layout, tasks=len(tasks) if wide else 0, combiner=combiner, seed=seed)
+        self.tasks = tasks
+        outputs = sum(task.width for task in tasks)
+        self.embeddings = EmbeddingTables(layout, outputs=outputs if wide else 0, combiner=combiner, seed=seed)
         self.wide_weights = (
             [
-                self.add_weight(shape=(len(layout.numerical), len(tasks)), initializer="zeros", name="wide_numerical"),
-                self.add_weight(shape=(len(tasks),), initializer="zeros", name="wide_bias"),
+                self.add_weight(shape=(len(layout.numerical), outputs), initializer="zeros", name="wide_numerical"),
+                self.add_weight(shape=(outputs,), initializer="zeros", name="wide_bias"),
             ]
             if wide
             else []
         )
 
     def head(self, deep_input: tf.Tensor, dropout_seed: tf.Tensor | None) -> tf.Tensor:
-        """Logits [batch, tasks] float32, without the wide part.
+        """Logits [batch, outputs] float32, without the wide part.
 
         Args:
             deep_input: [batch, embedding width + numerical] float32.
@@ -73,7 +77,7 @@ class RankingModel(keras.Model):
     def logits(
         self, rows: Rows, ids: tf.Tensor, numerical: tf.Tensor, dropout_seed: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """Logits [batch, tasks] float32 from gathered rows."""
+        """Logits [batch, outputs] float32 from gathered rows."""
         pooled = self.embeddings.pool_deep(rows, ids)
         logits = self.head(tf.concat([*pooled, numerical], axis=1), dropout_seed)
         if not self.wide_weights:
@@ -83,7 +87,7 @@ class RankingModel(keras.Model):
         return logits + wide + bias.value
 
     def call(self, ids: tf.Tensor, numerical: tf.Tensor, dropout_seed: tf.Tensor | None = None) -> tf.Tensor:
-        """Logits [batch, tasks] float32.
+        """Logits [batch, outputs] float32.
 
         Args:
             ids: [batch, id columns] int32, pads below 0.

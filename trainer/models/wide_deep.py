@@ -7,6 +7,7 @@ from trainer.layout import InputLayout
 from trainer.model_options import ModelOptions
 from trainer.models.layers import HiddenLayers
 from trainer.models.ranking import RankingModel
+from trainer.tasks import Task
 
 
 class WideDeep(RankingModel):
@@ -18,14 +19,14 @@ class WideDeep(RankingModel):
     """
 
     def __init__(
-        self, options: ModelOptions, layout: InputLayout, tasks: tuple[str, ...], *, compute_dtype: str, seed: int
+        self, options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, compute_dtype: str, seed: int
     ):
         super().__init__(layout, tasks, combiner=options.combiner, wide=True, seed=seed, name="wide_deep")
         self.hidden = HiddenLayers(
             options.deep_hidden_units, dropout=options.deep_dropout, compute_dtype=compute_dtype, seed=seed + 10_000
         )
         self.deep_head = keras.layers.Dense(
-            len(tasks),
+            sum(task.width for task in tasks),
             kernel_initializer=keras.initializers.GlorotUniform(seed=seed + 20_000),
             name="deep_head",
             dtype="float32",
@@ -38,7 +39,7 @@ class WideDeep(RankingModel):
 
 
 def build(
-    options: ModelOptions, layout: InputLayout, tasks: tuple[str, ...], *, compute_dtype: str, seed: int
+    options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, compute_dtype: str, seed: int
 ) -> WideDeep:
     """See trainer.models.build_model."""
     return WideDeep(options, layout, tasks, compute_dtype=compute_dtype, seed=seed).created()
