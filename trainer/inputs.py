@@ -51,6 +51,7 @@ def open_inputs(options: Options, launch: Launch) -> Inputs:
         DataError: a rule of the specification is broken, or files do not hold what it says.
     """
     spec = FeatureSpec.read(options.data.dataset_path / options.data.fspec_file)
+    options.model.check_towers([label.name for label in spec.labels])
     widths = embedding_dims(spec, options.data.embedding_sizes_file)
     run = options.run
     trains, evaluates = not run.evaluate, run.evaluate or not run.benchmark

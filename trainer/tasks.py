@@ -36,6 +36,12 @@ class Task:
         return self.classes or 1
 
 
+def logit_columns(tasks: tuple[Task, ...]) -> tuple[slice, ...]:
+    """Where each task's logits stand in [batch, outputs]."""
+    stops = np.cumsum([task.width for task in tasks]).tolist()
+    return tuple(slice(stop - task.width, stop) for task, stop in zip(tasks, stops, strict=True))
+
+
 def tasks_of(spec: FeatureSpec) -> tuple[Task, ...]:
     """The tasks of a specification, in the order of its label channel.
 

@@ -14,7 +14,7 @@ from trainer.log import read_log
 pytestmark = pytest.mark.horovod
 RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"
 ROWS, BATCH = 2000, 256
-MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm")
+MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "aitm")
 SMALL = [
     "--expert_hidden_units",
     "16",
@@ -32,8 +32,12 @@ VARIANTS = {model: ["--model", model] for model in MODELS}
 VARIANTS |= {
     "mmoe_amp_xla": ["--model", "mmoe", "--amp", "--xla"],
     "mmoe_uncertainty": ["--model", "mmoe", "--loss_weighting", "uncertainty", "--wide_part"],
+    "mmoe_pcgrad": ["--model", "mmoe", "--loss_weighting", "pcgrad"],
+    "mmoe_gradnorm": ["--model", "mmoe", "--loss_weighting", "gradnorm"],
+    "mmoe_batch_norm": ["--model", "mmoe", "--batch_norm", "--num_epochs", "5"],
     "wide_deep": [],
 }
+COMPARED = ("mmoe", "mmoe_uncertainty", "mmoe_pcgrad", "mmoe_gradnorm", "mmoe_batch_norm")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def folder(tmp_path_factory) -> Path:
     (folder / "scenarios.json").write_text(json.dumps(scenarios))
     done = run_program([RUN_ALL, folder / "scenarios.json"], workers=2, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
-    for name in ("mmoe", "mmoe_uncertainty"):
+    for name in COMPARED:
         must(main(arguments(f"one_{name}", *VARIANTS[name])))
     return folder
 
@@ -68,7 +72,7 @@ def test_every_model_learns_and_logs_each_task(folder, name):
     assert "auc_roc/spend" not in found and "rmse/click" not in found
 
 
-@pytest.mark.parametrize("name", ["mmoe", "mmoe_uncertainty"])
+@pytest.mark.parametrize("name", COMPARED)
 def test_two_workers_see_the_losses_that_one_sees(folder, name):
     two, one = losses(folder / name / "results"), losses(folder / f"one_{name}" / "results")
     assert list(two) == list(one)

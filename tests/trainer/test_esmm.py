@@ -48,9 +48,9 @@ def test_esmm_takes_the_loss_of_both_on_all_rows_and_others_on_the_sample_space(
     labels[labels[:, 0] != 1, 1] = np.nan
     batch = batch._replace(labels=tf.constant(labels))
     for name in ("esmm", "shared_bottom"):
-        model = make_model(model=name, tasks=("click", "buy"))
+        model = make_model(model=name, tasks=(CLICK, BUY))
         p = 1 / (1 + np.exp(-model(batch.ids, batch.numerical).numpy().astype(np.float64)))
-        found = make_step(model, tasks=(CLICK, BUY))(batch, tf.constant(1)).numpy()
+        found = make_step(model)(batch, tf.constant(1)).numpy()
         if name == "esmm":
             both, known = p[:, 0] * p[:, 1], np.nan_to_num(labels[:, 1])
         else:
