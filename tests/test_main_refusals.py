@@ -216,6 +216,13 @@ def test_a_feature_that_determines_a_label_is_warned_of(copy, tmp_path, capsys):
     assert "warning: movie_age: equals liked in all 400 sampled rows" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("more", [[], ["--allow_degenerate_labels"]])
+def test_a_sample_weight_among_the_features_is_refused_in_any_case(copy, tmp_path, capsys, more):
+    change_spec(copy, lambda document: document["feature_spec"]["movie_age"].update(role="sample_weight"))
+    place = "feature_spec.movie_age.role: is sample_weight but the feature is in numerical"
+    refused(capsys, arguments(copy, tmp_path, *more), 2, place)
+
+
 def test_only_the_first_worker_of_a_training_run_lints(copy, tmp_path):
     set_column(copy, "liked", 0)
     spec = FeatureSpec.read(copy / "feature_spec.yaml")

@@ -139,14 +139,15 @@ def means_by_code(codes: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _targets(spec: FeatureSpec, sample: Batch) -> Iterator[tuple[Feature, np.ndarray, np.ndarray]]:
-    """Every label with the rows that count for it, [all rows] bool, and its values in them, [rows] float32."""
+    """Every label with the rows that count for it, [all rows] bool, and its values in them, [rows] float64."""
     columns = {label.name: values for label, values in zip(spec.labels, sample.labels.T, strict=True)}
     for label in spec.labels:
         values = columns[label.name]
         rows = ~np.isnan(values)
         if label.given is not None:
             rows &= columns[label.given] == 1
-        yield label, rows, values[rows]
+        # Sums of float32 values can exceed what float32 holds.
+        yield label, rows, values[rows].astype(np.float64)
 
 
 def _columns(spec: FeatureSpec, sample: Batch) -> Iterator[_Column]:
@@ -162,7 +163,7 @@ def _columns(spec: FeatureSpec, sample: Batch) -> Iterator[_Column]:
 
 
 def _leak(column: _Column, label: Feature, labels: np.ndarray) -> Leak | None:
-    """Of a column and a label over the same rows, all of which count for the label; [rows] float32."""
+    """Of a column and a label over the same rows, all of which count for the label; [rows] float64."""
     if not _varies(labels):
         return None
     if column.equals(labels):
@@ -188,10 +189,10 @@ def _best(column: _Column, values: np.ndarray, measure: Callable[[np.ndarray, np
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson's; 0 where one of them does not vary."""
+    """Pearson's, of [rows] numbers and [rows] float64; 0 where one of them does not vary."""
     if not (_varies(first) and _varies(second)):
         return 0.0
-    return float(np.corrcoef(first.astype(np.float64), second.astype(np.float64))[0, 1])
+    return float(np.corrcoef(first.astype(np.float64), second)[0, 1])
 
 
 def _varies(values: np.ndarray) -> bool:

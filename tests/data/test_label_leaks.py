@@ -197,9 +197,11 @@ def test_a_regression_is_told_by_a_correlation(factor):
     assert leaks({"spend": amount}, numerical=amount + 0.2 * NOISE) == []
 
 
-def test_a_regression_is_told_by_ids():
+@pytest.mark.parametrize("unit", [1, 4e37])
+def test_a_regression_is_told_by_ids(unit):
     ids = np.random.default_rng(4).integers(0, 50, ROWS)
-    assert summary(leaks({"spend": np.sqrt(ids * 7919 % 50) + 1e-3 * NOISE}, onehot=ids)) == [("spend", "correlation")]
+    amount = unit * (np.sqrt(ids * 7919 % 50) + 1e-3 * NOISE)
+    assert summary(leaks({"spend": amount}, onehot=ids)) == [("spend", "correlation")]
     assert leaks({"spend": NOISE}, onehot=ids) == []
 
 
