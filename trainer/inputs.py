@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from data.errors import DataError
+from data.linting.lint import lint_labels
 from data.loading.loader import ParquetLoader
 from data.specification.embedding_sizes import embedding_dims
 from data.specification.feature_spec import FeatureSpec
@@ -100,6 +101,24 @@ def check_folders(options: Options, launch: Launch) -> None:
             f"{store.folder} holds the checkpoints of an earlier run. Add --use_checkpoint to go on with it, give "
             "another --model_dir, or delete the folder."
         )
+
+
+def check_labels(options: Options, spec: FeatureSpec, launch: Launch) -> tuple[str, ...]:
+    """What the label lint says of the training mapping, as warnings; the first worker of a training run looks for all.
+
+    Raises:
+        DataError: labels from which nothing can be learned, or that cannot be, without --allow_degenerate_labels.
+    """
+    if options.run.evaluate or options.run.benchmark or launch.rank != 0:
+        return ()
+    mapping = options.data.train_mapping
+    lint = lint_labels(spec, mapping)
+    if options.data.allow_degenerate_labels:
+        return lint.problems + lint.warnings
+    if lint.problems:
+        lines = (f"the labels of mapping {mapping!r} do not fit their tasks:", *lint.problems)
+        raise DataError("\n  ".join(lines) + "\nMend this, or train all the same with --allow_degenerate_labels.")
+    return lint.warnings
 
 
 def _holds_group(spec: FeatureSpec, mapping: str) -> bool:

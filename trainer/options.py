@@ -24,6 +24,9 @@ class DataOptions:
         "beside it, then min(256, round(1.6 * cardinality ** 0.56))",
     )
     train_mapping: str = option("train", "mapping of source_spec to train on")
+    allow_degenerate_labels: bool = option(
+        False, "train although the label lint refuses the training mapping (docs/tasks.md): warn instead"
+    )
     eval_mapping: str | None = option(
         None, "mapping to evaluate; default: valid where there is one while training, else test"
     )
