@@ -15,6 +15,7 @@ from data.specification.parts import (
     CHANNELS,
     INPUT_CHANNELS,
     INTEGER_DTYPES,
+    JOINT,
     LABEL,
     LABEL_KEYS,
     MAP,
@@ -151,6 +152,23 @@ def check_sample_spaces(parts: Parts) -> Iterator[Problem]:
         yield Problem(f"{place_of('feature_spec', circle[0])}.given", what)
 
 
+def check_joint_names(parts: Parts) -> Iterator[Problem]:
+    """What a label and those that it is given are called together is no label's name, and no other labels' together."""
+    labels = {feature.name: feature for feature in _in_channels(parts, LABEL)}
+    if not any(JOINT in name for name in labels):
+        return
+    taken = {name: f"the label {name!r}" for name in labels}
+    for name, feature in labels.items():
+        chain = _chain(labels, name)
+        together = JOINT.join(chain)
+        if feature.task != "binary" or len(chain) == 1:
+            continue
+        if together in taken:
+            what = f"in metrics, {listed(chain)} together are called {together!r}, as is {taken[together]}; rename one"
+            yield Problem(place_of("feature_spec", name), what)
+        taken[together] = f"what {listed(chain)} are called"
+
+
 def check_sample_weight(parts: Parts) -> Iterator[Problem]:
     """At most one feature weighs rows, and it is in no channel."""
     weights = [feature.name for feature in parts.features.values() if feature.role is not None]
@@ -185,6 +203,14 @@ def _channel_of(parts: Parts) -> dict[str, str]:
     return channel_of
 
 
+def _chain(labels: dict[str, Feature], name: str) -> list[str]:
+    """A label, the last, and those that it is given, one through the other; those in a circle once."""
+    chain = [name]
+    while (given := labels[chain[0]].given) in labels and given not in chain:
+        chain.insert(0, given)
+    return chain
+
+
 def _circles(labels: dict[str, Feature]) -> Iterator[list[str]]:
     """The labels that depend on each other in a circle, each circle once."""
     done: set[str] = set()
@@ -208,5 +234,6 @@ FEATURE_RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
     check_keys_of_labels,
     check_tasks,
     check_sample_spaces,
+    check_joint_names,
     check_sample_weight,
 )
