@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     for workers, borders in splits(len(rows.logits)):
         differences = dict.fromkeys(exact, 0.0)
         for batch_size in BATCH_SIZES:
-            found = evaluate(numbers, borders=borders, batch_size=batch_size, kinds=["regression"])
+            found = evaluate(numbers, borders=borders, batch_size=batch_size, kind="regression")
             found |= evaluate(rows, borders=borders, batch_size=batch_size)
             for key, value in exact.items():
                 differences[key] = max(differences[key], abs(found[key] - value))

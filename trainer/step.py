@@ -9,7 +9,7 @@ from trainer.distributed import Comm
 from trainer.embeddings import Rows
 from trainer.loss_scale import LossScale
 from trainer.loss_weighting import LossWeighting
-from trainer.losses import joint, row_weights, task_losses
+from trainer.losses import joint_labels, joint_logits, row_weights, task_losses
 from trainer.models.ranking import RankingModel
 from trainer.optimizers.optimizer import Optimizer
 from trainer.tasks import Task
@@ -107,8 +107,7 @@ class TrainStep:
 
     def compute(self, batch: StepInput, step: tf.Tensor) -> Gradients:
         """Forward and backward pass over this worker's rows."""
-        _, labels = self._trained(tf.zeros_like(batch.labels), batch.labels)
-        counts = row_weights(labels, batch.weights)
+        counts = row_weights(self._trained_labels(batch.labels), batch.weights)
         totals = self.comm.sum_tensors([tf.reduce_sum(counts, axis=0)])[0]
         rows = self.model.gather(batch.ids)
         dropout_seed = tf.stack([tf.constant(self._seed * 1_000_003 % 2**31 + self.comm.rank), step * 64])
@@ -127,9 +126,13 @@ class TrainStep:
                 touched.append((flat_ids, flat))
         return Gradients(losses, weight_gradients, touched)
 
-    def _trained(self, logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The logits and labels that the loss is taken of."""
-        return joint(logits, labels, self._tasks) if self.model.trains_joint_probabilities else (logits, labels)
+    def _trained_logits(self, logits: tf.Tensor) -> tf.Tensor:
+        """The logits that the loss is taken of."""
+        return joint_logits(logits, self._tasks) if self.model.trains_joint_probabilities else logits
+
+    def _trained_labels(self, labels: tf.Tensor) -> tf.Tensor:
+        """The labels that the loss is taken of."""
+        return joint_labels(labels, self._tasks) if self.model.trains_joint_probabilities else labels
 
     def exchange(self, gradients: Gradients) -> Gradients:
         """Sums over workers."""
@@ -179,7 +182,8 @@ class TrainStep:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([rows, weights])
             logits = self.model.logits(rows, batch.ids, batch.numerical, dropout_seed)
-            losses = task_losses(*self._trained(logits, batch.labels), counts, totals, self._tasks)
+            trained_logits, labels = self._trained_logits(logits), self._trained_labels(batch.labels)
+            losses = task_losses(trained_logits, labels, counts, totals, self._tasks)
             trained = {name: tf.convert_to_tensor(weight) for name, weight in self.weighting.weights.items()}
             scaled = self.weighting.total(losses, trained, factors, self.comm.size) * scale
         weight_gradients, row_gradients = tape.gradient(
