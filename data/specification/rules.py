@@ -70,11 +70,7 @@ def check_categorical(parts: Parts) -> Iterator[Problem]:
         if feature.cardinality is None and place in parts.complete:
             yield Problem(f"{place}.cardinality", "is missing; write the largest id + 1 (ids lie in [0, cardinality))")
         yield from _check_integer_dtype(feature, "ids are integers")
-        if feature.cardinality is not None and feature.dtype in INTEGER_DTYPES:
-            bits = int(feature.dtype.removeprefix("int"))
-            if feature.cardinality > 2 ** (bits - 1):
-                what = f"is {feature.dtype}, which cannot hold ids up to {feature.cardinality - 1}; write a wider one"
-                yield Problem(f"{place}.dtype", what)
+        yield from _check_dtype_holds(feature, "ids")
 
 
 def check_map_dtype(parts: Parts) -> Iterator[Problem]:
@@ -125,6 +121,8 @@ def check_tasks(parts: Parts) -> Iterator[Problem]:
         if feature.task == "multiclass" and (feature.cardinality or 0) < 2 and place in parts.complete:
             found = "is missing" if feature.cardinality is None else f"is {feature.cardinality}"
             yield Problem(f"{place}.cardinality", f"{found}; write the number of classes, at least 2")
+        if feature.task == "multiclass":
+            yield from _check_dtype_holds(feature, "classes")
         if feature.task == "binary" and (feature.cardinality or 0) > 2:
             what = f"is {feature.cardinality} but the task is binary; write task: multiclass, or take it away"
             yield Problem(f"{place}.cardinality", what)
@@ -186,6 +184,16 @@ def _check_integer_dtype(feature: Feature, reason: str) -> Iterator[Problem]:
     if feature.dtype is not None and feature.dtype not in INTEGER_DTYPES:
         place = f"{place_of('feature_spec', feature.name)}.dtype"
         yield Problem(place, f"is {feature.dtype} but {reason}; write one of {', '.join(INTEGER_DTYPES)}")
+
+
+def _check_dtype_holds(feature: Feature, things: str) -> Iterator[Problem]:
+    """An integer type can hold the numbers below the cardinality."""
+    if feature.cardinality is not None and feature.dtype in INTEGER_DTYPES:
+        bits = int(feature.dtype.removeprefix("int"))
+        if feature.cardinality > 2 ** (bits - 1):
+            place = f"{place_of('feature_spec', feature.name)}.dtype"
+            what = f"is {feature.dtype}, which cannot hold {things} up to {feature.cardinality - 1}; write a wider one"
+            yield Problem(place, what)
 
 
 def _in_channels(parts: Parts, *channels: str) -> list[Feature]:

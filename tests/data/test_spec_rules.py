@@ -70,6 +70,8 @@ def test_a_violation_is_told_once_with_its_place_and_mend(place: str, value: Any
 TOLD_ELSEWHERE = [
     ("feature_spec.user.dtype", {"feature_spec.user": {"dtype": "int8", "cardinality": 129}},
      "is int8, which cannot hold ids up to 128; write a wider one"),
+    ("feature_spec.buy.dtype", {"feature_spec.buy": {"task": "multiclass", "dtype": "int8", "cardinality": 129}},
+     "is int8, which cannot hold classes up to 128; write a wider one"),
     ("feature_spec.buy.positive_weight", {"feature_spec.buy": {"task": "regression", "positive_weight": 1}},
      "is only for binary labels and the task is regression; take it away"),
     ("feature_spec.buy.cardinality", {"feature_spec.buy": {"task": "multiclass"}},
