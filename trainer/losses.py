@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from trainer.tasks import Task, chain_of, is_joint, logit_columns
+from trainer.tasks import Task, joint_chains, logit_columns
 
 
 def row_weights(labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
@@ -48,8 +48,8 @@ def joint_logits(logits: tf.Tensor, tasks: tuple[Task, ...]) -> tf.Tensor:
     """
     conditional = [logits[:, columns] for columns in logit_columns(tasks)]
     joint = list(conditional)
-    for index in (index for index, task in enumerate(tasks) if is_joint(task)):
-        first, *others = (conditional[position] for position in chain_of(tasks, index))
+    for index, chain in joint_chains(tasks).items():
+        first, *others = (conditional[position] for position in chain)
         for other in others:
             first = -tf.reduce_logsumexp(tf.stack([-first, -other, -first - other]), axis=0)
         joint[index] = first
@@ -69,10 +69,10 @@ def joint_labels(labels: tf.Tensor, tasks: tuple[Task, ...]) -> tf.Tensor:
     """
     known = tf.unstack(labels, axis=1)
     joint = list(known)
-    for index in (index for index, task in enumerate(tasks) if is_joint(task)):
-        chain = tf.stack([known[position] for position in chain_of(tasks, index)])
-        outside = tf.reduce_any(chain[:-1] == 0, axis=0)
-        joint[index] = tf.where(outside, 0.0, tf.reduce_prod(chain, axis=0))
+    for index, chain in joint_chains(tasks).items():
+        every = tf.stack([known[position] for position in chain])
+        outside = tf.reduce_any(every[:-1] == 0, axis=0)
+        joint[index] = tf.where(outside, 0.0, tf.reduce_prod(every, axis=0))
     return tf.stack(joint, axis=1)
 
 

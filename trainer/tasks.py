@@ -58,15 +58,20 @@ def logit_columns(tasks: Sequence[Task]) -> tuple[slice, ...]:
     return tuple(slice(end - task.width, end) for task, end in zip(tasks, ends, strict=True))
 
 
-def chain_of(tasks: Sequence[Task], index: int) -> tuple[int, ...]:
-    """Positions of the task at `index`, the last, and of all that it is given, each given the one before it."""
+def joint_chains(tasks: Sequence[Task]) -> dict[int, tuple[int, ...]]:
+    """The tasks that have a joint probability, with all that they are given, besides their conditional one.
+
+    Returns:
+        Position of each binary task with `given` -> the positions of all that it is given, each given the one before
+        it, and its own as the last.
+    """
+    given_others = [index for index, task in enumerate(tasks) if task.kind == "binary" and task.given is not None]
+    return {index: _chain_of(tasks, index) for index in given_others}
+
+
+def _chain_of(tasks: Sequence[Task], index: int) -> tuple[int, ...]:
     given = tasks[index].given
-    return (index,) if given is None else (*chain_of(tasks, given), index)
-
-
-def is_joint(task: Task) -> bool:
-    """Whether a task has a joint probability, with all that it is given, besides its conditional one."""
-    return task.kind == "binary" and task.given is not None
+    return (index,) if given is None else (*_chain_of(tasks, given), index)
 
 
 def joint_name(tasks: Sequence[Task], chain: Sequence[int]) -> str:

@@ -11,7 +11,7 @@ from trainer.metrics import Metric, make_metrics
 from trainer.metrics.collectives import Collectives
 from trainer.metrics.joint import joint_logits, joint_rows
 from trainer.metrics.rows import Rows, RowStore
-from trainer.tasks import Task, chain_of, is_joint, joint_name, restrict_to_sample_space
+from trainer.tasks import Task, joint_chains, joint_name, restrict_to_sample_space
 
 MEAN = "mean"
 
@@ -54,10 +54,9 @@ class Evaluation:
         """
         self._tasks = tuple(tasks)
         self._with_group = with_group
-        chains: list[tuple[int, ...]] = [(index,) for index in range(len(tasks))]
-        chains += [chain_of(tasks, index) for index, task in enumerate(tasks) if is_joint(task)]
+        alone = [(index,) for index in range(len(tasks))]
         self._measured: dict[str, _Measured] = {}
-        for chain in chains:
+        for chain in (*alone, *joint_chains(tasks).values()):
             task = tasks[chain[-1]]
             metrics = make_metrics(task.kind, with_group=with_group, num_auc_thresholds=num_auc_thresholds)
             self._measured[joint_name(tasks, chain)] = _Measured(task, chain, metrics)
