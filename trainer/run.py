@@ -207,14 +207,9 @@ class Run:
     def _evaluator(self) -> Evaluator:
         inputs = self.inputs
         evaluation = Evaluation(
-            [task.name for task in self.tasks],
-            with_group=inputs.with_group,
-            num_auc_thresholds=self.options.run.num_auc_thresholds,
-            kinds=[task.kind for task in self.tasks],
+            self.tasks, with_group=inputs.with_group, num_auc_thresholds=self.options.run.num_auc_thresholds
         )
-        return Evaluator(
-            self.model, self.tasks, inputs.eval_loader, evaluation, self.comm, xla=self.options.training.xla
-        )
+        return Evaluator(self.model, inputs.eval_loader, evaluation, self.comm, xla=self.options.training.xla)
 
     def _progress(self, total: int) -> Progress | NullProgress:
         return Progress(total) if self.comm.rank == 0 else NullProgress()

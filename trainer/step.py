@@ -11,7 +11,7 @@ from trainer.distributed import Comm
 from trainer.embeddings import Rows
 from trainer.loss_scale import LossScale
 from trainer.loss_weighting import LossWeighting
-from trainer.losses import joint, row_weights, task_losses
+from trainer.losses import joint_labels, joint_logits, row_weights, task_losses
 from trainer.models.ranking import RankingModel
 from trainer.models.training_pass import TrainingPass
 from trainer.optimizers.optimizer import Optimizer
@@ -113,8 +113,7 @@ class TrainStep:
 
     def compute(self, batch: StepInput, step: tf.Tensor) -> Gradients:
         """Forward and backward pass over this worker's rows."""
-        _, labels = self._trained(None, batch.labels)
-        counts = row_weights(labels, batch.weights)
+        counts = row_weights(self._trained_labels(batch.labels), batch.weights)
         totals = self.comm.sum_tensors([tf.reduce_sum(counts, axis=0), tf.reduce_sum(batch.weights)])
         rows = self.model.gather(batch.ids)
         dropout_seed = tf.stack([tf.constant(self._seed * 1_000_003 % 2**31 + self.comm.rank), step * 64])
@@ -133,11 +132,13 @@ class TrainStep:
                 touched.append((flat_ids, flat))
         return Gradients(losses, weight_gradients, touched, shared, moments)
 
-    def _trained(self, logits: tf.Tensor | None, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The logits and labels that the loss is taken of; without logits, of labels alone."""
-        if logits is None:
-            logits = tf.zeros([tf.shape(labels)[0], sum(task.width for task in self.model.tasks)])
-        return joint(logits, labels, self.model.tasks) if self.model.trains_joint_probabilities else (logits, labels)
+    def _trained_logits(self, logits: tf.Tensor) -> tf.Tensor:
+        """The logits that the loss is taken of."""
+        return joint_logits(logits, self.model.tasks) if self.model.trains_joint_probabilities else logits
+
+    def _trained_labels(self, labels: tf.Tensor) -> tf.Tensor:
+        """The labels that the loss is taken of."""
+        return joint_labels(labels, self.model.tasks) if self.model.trains_joint_probabilities else labels
 
     def exchange(self, gradients: Gradients) -> Gradients:
         """Sums over workers."""
@@ -205,8 +206,9 @@ class TrainStep:
         training = TrainingPass(dropout_seed, tf.cast(batch.weights > 0, tf.float32), self._sum_over_workers)
         with tf.GradientTape(watch_accessed_variables=False, persistent=bool(self._shared)) as tape:
             tape.watch([rows, weights])
-            logits = self.model.logits(rows, batch.ids, batch.numerical, training)
-            losses = task_losses(*self._trained(logits, batch.labels), counts, totals[0], self.model.tasks)
+            logits = self._trained_logits(self.model.logits(rows, batch.ids, batch.numerical, training))
+            labels = self._trained_labels(batch.labels)
+            losses = task_losses(logits, labels, counts, totals[0], self.model.tasks)
             trained = {name: tf.convert_to_tensor(weight) for name, weight in self.weighting.weights.items()}
             total = self.weighting.total(losses, trained, factors, self.comm.size)
             for penalty in training.penalties:
