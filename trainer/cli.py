@@ -5,13 +5,14 @@ import difflib
 import os
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from data.errors import DataError
-from trainer.options import GROUPS, Options, default_of
+from trainer.model_flags import saved_model_flags
+from trainer.options import GROUPS, Options, RunOptions, default_of
 
 # The public recipe's places, used where they exist and can be written; else the folders beside the caller.
 _DEFAULT_PATHS = {
@@ -52,32 +53,39 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(argv: Sequence[str] | None, workers: int, model_names: Sequence[str]) -> Options:
+def parse(
+    argv: Sequence[str] | None, workers: int, model_names: Sequence[str], *, reads_checkpoint: bool = True
+) -> Options:
     """The options that `argv` asks for.
 
     Args:
         argv: arguments without the program's name; None takes the process's own.
         workers: number of workers; batch sizes have to divide over them.
         model_names: what --model accepts.
+        reads_checkpoint: whether the model's flags that are not stated are those of the checkpoint, if one is restored.
 
     Raises:
-        DataError: an unknown flag, a value out of range, or flags that contradict each other.
+        DataError: an unknown flag, a value out of range, or flags that contradict each other or the checkpoint.
+        NoCheckpointError: there is no checkpoint to restore.
     """
     given = {name: value for name, value in vars(make_parser().parse_args(argv)).items() if value is not None}
     for name, (public, local) in _DEFAULT_PATHS.items():
         if name not in given:
             given[name] = Path(public) if os.access(public, os.W_OK) else Path(local)
-    groups = {
-        key: group(**{item.name: given[item.name] for item in fields(group) if item.name in given})
-        for key, group in GROUPS.items()
-    }
-    options = Options(**groups)
+    run = RunOptions(**_of(RunOptions, given))
+    if run.restores and reads_checkpoint:
+        given |= saved_model_flags(given, given["model_dir"], run.which_checkpoint)
+    options = Options(**{key: group(**_of(group, given)) for key, group in GROUPS.items()})
     options.training.check_workers(workers)
     if options.model.model not in model_names:
         near = difflib.get_close_matches(options.model.model, model_names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise DataError(f"--model {options.model.model!r} is not one of {', '.join(model_names)}{hint}")
     return options
+
+
+def _of(group: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {item.name: given[item.name] for item in fields(group) if item.name in given}
 
 
 def _kind(hint: Any) -> dict[str, Any]:
@@ -88,7 +96,7 @@ def _kind(hint: Any) -> dict[str, Any]:
     if typing.get_origin(hint) is typing.Literal:
         return {"choices": members}
     if typing.get_origin(hint) is tuple:
-        return {"nargs": "*", "type": members[0], "action": _Tuple, "metavar": "N"}
+        return {"nargs": "*", "type": members[0], "action": _Tuple, "metavar": "N" if members[0] is int else "NAME"}
     if hint is bool:
         return {"action": "store_const", "const": True}
     return {"type": hint, "metavar": hint.__name__.upper()}
