@@ -21,8 +21,8 @@ from trainer.sealed.writer import remove_leftovers, standing, write_sealed
 
 ARCHITECTURE, SPECIFICATION, SIZES = "architecture.json", "feature_spec.yaml", "embedding_sizes.json"
 
-# Text, a dict for JSON, or a file that is copied.
-Document = str | dict[str, Any] | Path
+# Text, bytes, a dict for JSON, or a file that is copied.
+Document = str | bytes | dict[str, Any] | Path
 
 
 def write_model(folder: Path, arrays: Iterable[ArraySource], documents: Mapping[str, Document]) -> None:
@@ -65,6 +65,6 @@ def encoder_documents(dataset: Path) -> dict[str, Document]:
 
 
 def _content(document: Document) -> bytes | Path:
-    if isinstance(document, Path):
+    if isinstance(document, Path | bytes):
         return document
     return (document if isinstance(document, str) else json.dumps(document, indent=2) + "\n").encode()

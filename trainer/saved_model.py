@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data.encoding.encoder_files import SETTINGS_FILE, load_encoders
 from data.encoding.encoders import Encoder
@@ -15,6 +16,7 @@ from trainer.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, open_model
 from trainer.model_options import ModelOptions
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
+from trainer.sealed.reader import SealedFolder
 from trainer.state import restore
 from trainer.step import named
 from trainer.tasks import Task, tasks_of
@@ -30,6 +32,8 @@ class SavedModel:
         tasks: one per label.
         model: with its weights.
         encoders: from raw values to ids and numbers, by feature; empty where the dataset came without.
+        metrics: of the evaluation that made these weights the best.
+        documents: the folder's files besides the weights.
     """
 
     spec: FeatureSpec
@@ -37,6 +41,8 @@ class SavedModel:
     tasks: tuple[Task, ...]
     model: RankingModel
     encoders: dict[str, Encoder]
+    metrics: dict[str, float]
+    documents: dict[str, bytes]
 
 
 def load_model(folder: Path, *, compute_dtype: str = "float32") -> SavedModel:
@@ -50,18 +56,25 @@ def load_model(folder: Path, *, compute_dtype: str = "float32") -> SavedModel:
         NoCheckpointError: there is no model, or a file of it is damaged.
         DataError: the folder holds what this program does not know.
     """
-    sealed = open_model(Path(folder))
+    return read_model(open_model(Path(folder)), compute_dtype=compute_dtype)
+
+
+def read_model(sealed: SealedFolder, *, compute_dtype: str = "float32") -> SavedModel:
+    """`load_model` of a folder that has been verified."""
+    architecture = json.loads(sealed.documents[ARCHITECTURE].read_text(encoding="utf-8"))
+    options = _options(architecture["options"], sealed.documents[ARCHITECTURE])
     spec = FeatureSpec.read(sealed.path / SPECIFICATION)
     layout = input_layout(spec, embedding_dims(spec, sealed.path / SIZES))
     tasks = tasks_of(spec)
-    model = build_model(_options(sealed.path / ARCHITECTURE), layout, tasks, compute_dtype=compute_dtype, seed=0)
+    model = build_model(options, layout, tasks, compute_dtype=compute_dtype, seed=0)
     restore(named(model.variables), sealed)
     settings = [path for path in sealed.documents.values() if path.name == SETTINGS_FILE]
-    return SavedModel(spec, layout, tasks, model, load_encoders(settings[0].parent) if settings else {})
+    encoders = load_encoders(settings[0].parent) if settings else {}
+    documents = {name: path.read_bytes() for name, path in sealed.documents.items()}
+    return SavedModel(spec, layout, tasks, model, encoders, architecture["metrics"], documents)
 
 
-def _options(path: Path) -> ModelOptions:
-    values = json.loads(path.read_text(encoding="utf-8"))["options"]
+def _options(values: dict[str, Any], path: Path) -> ModelOptions:
     flags = from_json(values)
     unknown = sorted(set(values) - set(flags))
     if unknown:
