@@ -63,7 +63,7 @@ def work(tmp_path_factory) -> Work:
         scenarios += [
             work.arguments(f"two_eval_{size}", "--evaluate", "--eval_batch_size", str(size), *saved, models="two")
         ]
-    scenarios += [work.arguments("two_predict", *predict(folder / "two_new.parquet"), models="two")]
+    scenarios += [prediction(work, "two")]
     steps = ["--benchmark", "--benchmark_warmup_steps", "2", "--benchmark_steps", "40"]
     scenarios += [work.arguments("two_benchmark", *steps)]
     scenarios += [work.arguments("two_benchmark_eval", *steps, "--evaluate", models="two")]
@@ -77,12 +77,16 @@ def work(tmp_path_factory) -> Work:
         main(work.arguments("one_resumed", *PRECISE, "--use_checkpoint", "--checkpoint", str(step_of(work, "two", 1))))
     )
     must(main(work.arguments("one_eval", "--evaluate", "--eval_batch_size", "333", models="two")))
-    must(main(work.arguments("one_predict", *predict(folder / "one_new.parquet"), models="two")))
+    must(main(prediction(work, "one")))
     return work
 
 
-def predict(file: Path) -> list[str]:
-    return ["--predict", str(file), "--eval_batch_size", "514", "--keep", "topic_id_list", "ad_id"]
+def prediction(work: Work, name: str) -> list[str]:
+    """The arguments of a prediction, without the model's flags."""
+    more = ["--predict", str(work.folder / f"{name}_new.parquet"), "--keep", "topic_id_list", "ad_id"]
+    arguments = work.arguments(f"{name}_predict", "--eval_batch_size", "514", *more, models="two")
+    start = arguments.index("--deep_hidden_units")
+    return arguments[:start] + arguments[start + 3 :]
 
 
 def steps_per_epoch() -> int:

@@ -81,7 +81,8 @@ def _fit_numerical(name: str, values: np.ndarray, weights: np.ndarray) -> Numeri
         raise DataError(f"column {name!r} is numerical and holds no numbers throughout: {error}") from error
     if not np.isfinite(numbers).all():
         raise DataError(f"column {name!r} holds infinite numbers; make them null, or finite")
-    return Numerical(name, fill=float(np.median(numbers)), mean=float(numbers.mean()), std=float(numbers.std()))
+    std = numbers.std(ddof=1) if len(numbers) > 1 else 0.0
+    return Numerical(name, fill=float(np.median(numbers)), mean=float(numbers.mean()), std=float(std))
 
 
 def _kind_of(series: pd.Series) -> str:
