@@ -209,6 +209,9 @@ def test_input_that_cannot_be_learnt_from_is_refused_with_the_column_and_the_men
     refused("'item_id' has 'item 3' twice; keep one", items=pd.concat([items, items[3:4]]))
     refused("table of 'item_id' has no column 'item_id'; it has id", items=items.rename(columns={"item_id": "id"}))
     refused("columns hour have two meanings", context=["hour"], items=items.assign(hour=1))
+    refused("columns liked have two meanings", items=items.assign(liked=1))
+    refused("columns user_id have two meanings", items=items.assign(user_id=1))
+    refused("kinds: 'liked': 'numerical'; expected a feature's column", kinds={"liked": "numerical"})
     refused("'item_id' has nothing .null. in row 2", interactions=interactions.assign(item_id=["a", "b", None] * 2000))
     refused("integers in one table and texts in another", items=items.assign(item_id=range(ITEMS + 4)))
     refused("'colours' is numerical and holds no numbers", kinds={"colours": "numerical"})
@@ -239,7 +242,7 @@ def test_requests_that_make_no_sense_are_refused(recommender, tmp_path):
     wrong_id = recommender.encode(frame.assign(hour=1)).assign(item_id=99)
     predict, batch, recommend = recommender.predict, recommender.batch_predict, recommender.recommend
     requests = {
-        "column 'hour' is missing; there are user_id, item_id": lambda: predict(frame),
+        "the frame has no column 'hour'; it has user_id, item_id": lambda: predict(frame),
         "'user_id' holds texts such as 'x', but it was fitted on integers": lambda: predict(
             "x", "item 1", context=NOON
         ),

@@ -1,6 +1,6 @@
 """Raw columns of data frames, and the encoders that are fitted on them."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from pandas.api.types import is_numeric_dtype
 
 from data.encoding.encoders import Encoder, Numerical, Vocabulary
 from data.errors import DataError
+from data.specification.problems import nearest
 
 CATEGORICAL, NUMERICAL, MULTIHOT = KINDS = ("categorical", "numerical", "multihot")
 
@@ -26,6 +27,16 @@ class RawColumn:
     name: str
     kind: str
     values: np.ndarray
+
+
+def require_columns(columns: Iterable[Hashable], names: Sequence[str], what: str) -> None:
+    """Raises a DataError for the first of the names that `columns` (of `what`) lacks, with those there are."""
+    there = [str(column) for column in columns]
+    for name in names:
+        if name not in there:
+            near = nearest(name, there)
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise DataError(f"{what} has no column {name!r}; it has {', '.join(there)}{hint}")
 
 
 def read_column(frame: pd.DataFrame, name: str, kinds: Mapping[str, str]) -> RawColumn:

@@ -10,7 +10,7 @@ import pandas as pd
 from data.encoding.encoders import FIRST_OOV_ID, Encoder
 from data.encoding.keys import KeyIndex, Values, as_keys
 from data.errors import DataError
-from trainer.recommender.columns import CATEGORICAL, RawColumn, read_column
+from trainer.recommender.columns import CATEGORICAL, RawColumn, read_column, require_columns
 
 
 class RawEntities:
@@ -34,8 +34,7 @@ class RawEntities:
     def __init__(self, column: str, ids: pd.Series, table: pd.DataFrame | None, kinds: Mapping[str, str]):
         self.column = column
         table = pd.DataFrame({column: ids[:0]}) if table is None else table
-        if column not in table:
-            raise DataError(f"the table of {column!r} has no column {column!r}; it has {', '.join(map(str, table))}")
+        require_columns(table, [column], f"the table of {column!r}")
         if table[column].duplicated().any():
             twice = table[column][table[column].duplicated()].iloc[0]
             raise DataError(f"the table of {column!r} has {twice!r} twice; keep one row of each")

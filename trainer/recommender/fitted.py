@@ -10,8 +10,7 @@ import pandas as pd
 
 from data.encoding.encoders import Numerical, Vocabulary
 from data.errors import DataError
-from data.specification.problems import nearest
-from trainer.recommender.columns import raw_values
+from trainer.recommender.columns import raw_values, require_columns
 from trainer.recommender.entities import Entities
 from trainer.recommender.scorer import Scorer
 from trainer.saved_model import SavedModel
@@ -74,7 +73,7 @@ class Fitted:
         Raises:
             DataError: a column is missing, or holds another kind of values than in training.
         """
-        _require(frame, [self.users.column, self.items.column, *self.context])
+        require_columns(frame, [self.users.column, self.items.column, *self.context], "the frame")
         rows = {side.column: side.positions(frame[side.column]) for side in (self.users, self.items)}
         encoded = {}
         for name in self.features:
@@ -91,7 +90,7 @@ class Fitted:
         Raises:
             DataError: a feature is missing, or an id is out of its range.
         """
-        _require(features, self.features)
+        require_columns(features, self.features, "the frame")
         arrays = {name: np.asarray(features[name]) for name in self.features}
         return self.scorer.predict(*self.scorer.matrices(arrays, len(arrays[self.users.column])))
 
@@ -158,11 +157,3 @@ class Fitted:
             return encoder.encode(column)
         is_list = isinstance(encoder, Vocabulary) and encoder.is_list
         return encoder.encode(raw_values(column, is_list=is_list))
-
-
-def _require(frame: Mapping[str, Any] | pd.DataFrame, names: Sequence[str]) -> None:
-    for name in names:
-        if name not in frame:
-            near = nearest(name, [str(column) for column in frame])
-            hint = f"; did you mean {near!r}?" if near else ""
-            raise DataError(f"column {name!r} is missing; there are {', '.join(map(str, frame))}{hint}")

@@ -13,8 +13,7 @@ from data.encoding.splits import TEST, TRAIN, draw_mappings
 from data.encoding.tabular.prepare import embedding_sizes
 from data.errors import DataError
 from data.specification.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, FeatureSpec
-from data.specification.problems import nearest
-from trainer.recommender.columns import KINDS, RawColumn, fit_encoder, read_column
+from trainer.recommender.columns import KINDS, RawColumn, fit_encoder, read_column, require_columns
 from trainer.recommender.entities import Entities, RawEntities
 
 TASK_KINDS = ("binary", "regression")
@@ -46,21 +45,22 @@ class Interactions:
     kinds: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
-        _refuse_missing(self.frame, [self.user, self.item, *self.tasks, *self.context])
+        require_columns(self.frame, [self.user, self.item, *self.tasks, *self.context], "interactions")
         if not len(self.frame):
             raise DataError("interactions has no rows")
         if not self.tasks:
             raise DataError(
                 f"tasks names no column; write what is learnt of each label, as in {{'liked': '{TASK_KINDS[0]}'}}"
             )
-        sides = [str(name) for table in (self.users, self.items) if table is not None for name in table]
-        names = [self.user, self.item, *self.tasks, *self.context]
-        names += [name for name in sides if name not in (self.user, self.item)]
+        sides = ((self.users, self.user), (self.items, self.item))
+        known = [str(name) for table, key in sides if table is not None for name in table if name != key]
+        features = [*self.context, *known]
+        names = [self.user, self.item, *self.tasks, *features]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise DataError(f"columns {', '.join(twice)} have two meanings; rename one of each, or leave it out")
         for name, kind in (self.kinds or {}).items():
-            if kind not in KINDS or name not in names:
+            if kind not in KINDS or name not in features:
                 raise DataError(
                     f"kinds: {name!r}: {kind!r}; expected a feature's column, and one of {', '.join(KINDS)}"
                 )
@@ -131,14 +131,6 @@ class Interactions:
             missing = "ignore" if self.frame[name].isna().any() else "error"
             features[name] = Feature(name=name, dtype="float32", task=kind, missing=missing)
         return FeatureSpec(folder, features, {}, channels, {"dataset": "recommender"})
-
-
-def _refuse_missing(frame: pd.DataFrame, names: Sequence[str]) -> None:
-    for name in names:
-        if name not in frame:
-            near = nearest(name, [str(column) for column in frame])
-            hint = f"; did you mean {near!r}?" if near else ""
-            raise DataError(f"interactions has no column {name!r}; it has {', '.join(map(str, frame))}{hint}")
 
 
 def _check_label(labels: pd.Series, kind: str) -> None:
