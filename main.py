@@ -4,12 +4,13 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator, Sequence
 
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from trainer.checkpoints import NoCheckpointError
 from trainer.cli import parse
-from trainer.inputs import Inputs, check_folders, open_inputs
+from trainer.inputs import Inputs, check_folders, check_labels, open_inputs
 from trainer.launcher import Launch, read_launch
 from trainer.models import MODELS
 from trainer.options import Options
@@ -30,12 +31,13 @@ def main(argv: list[str] | None = None) -> int:
         options = parse(argv, launch.size, tuple(MODELS), reads_checkpoint=launch.rank == 0)
         inputs = open_inputs(options, launch)
         check_folders(options, launch)
+        warnings = check_labels(options, inputs.spec, launch)
     except DataError as error:
         return _refuse(error, launch, NO_CHECKPOINT if isinstance(error, NoCheckpointError) else WRONG_INPUT)
     if launch.rank == 0:
         data = options.data
         print(f"data: {data.dataset_path}  checkpoints: {data.model_dir}  results: {data.results_dir}", flush=True)
-        _warn_of_short_epochs(inputs.training)
+        _warn([*warnings, *_short_epochs(inputs.training)])
     import_tensorflow()
     return _execute(options, inputs, launch)
 
@@ -56,7 +58,10 @@ def _execute(options: Options, inputs: Inputs, launch: Launch) -> int:
 
 
 def _refuse(error: DataError, launch: Launch, code: int) -> int:
-    """All workers refuse the same arguments and files: one per host says so, the others wait to be stopped."""
+    """All workers refuse the same arguments and files: one per host says so, the others wait to be stopped.
+
+    What the label lint refuses, the first worker refuses alone; the launcher stops the others.
+    """
     if launch.local_rank != 0:
         time.sleep(5)
         return code
@@ -68,13 +73,16 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _warn_of_short_epochs(loader: ParquetLoader | None) -> None:
+def _warn(warnings: Sequence[str]) -> None:
+    for text in warnings:
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _short_epochs(loader: ParquetLoader | None) -> Iterator[str]:
     if loader is not None and loader.steps_per_epoch < 50:
-        print(
-            f"warning: an epoch has {loader.steps_per_epoch} step(s) for {loader.rows:,} rows; a smaller "
-            "--global_batch_size gives the optimizers more of them",
-            file=sys.stderr,
-            flush=True,
+        yield (
+            f"an epoch has {loader.steps_per_epoch} step(s) for {loader.rows:,} rows; a smaller --global_batch_size "
+            "gives the optimizers more of them"
         )
 
 

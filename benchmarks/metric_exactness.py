@@ -5,7 +5,7 @@
 A line per split into workers, with the largest difference over batches of 1, 7 and 256 rows and of all at once. The
 definitions are computed by brute force, in exact fractions where they need no logarithm: every pair of a positive and a
 negative row for AUC, every placement of the positives among tied rows for MAP@12, every row's own search for its bin
-for the calibration error. The regression's labels are random numbers.
+for the calibration error. The regression's labels are random numbers, and the multiclass label has three classes.
 """
 
 import argparse
@@ -36,6 +36,15 @@ REGRESSION: dict[str, Definition] = {
     "rmse": lambda rows: math.sqrt(oracles.mean_error(*rows[:3], 2)),
     "mae": lambda rows: oracles.mean_error(*rows[:3], 1),
 }
+MULTICLASS: dict[str, Definition] = {
+    "loss_val": lambda rows: oracles.softmax_loss_row_by_row(*rows[:3]),
+    "normalized_entropy": lambda rows: (
+        oracles.softmax_loss_row_by_row(*rows[:3]) / oracles.entropy_of_classes(rows.labels, rows.weights)
+    ),
+    "auc_roc": lambda rows: oracles.auc_class_by_class(*rows[:3]),
+    "accuracy": lambda rows: oracles.accuracy_row_by_row(*rows[:3]),
+}
+DEFINITIONS = {"binary": BINARY, "regression": REGRESSION, "multiclass": MULTICLASS}
 
 
 def make_rows(count: int) -> TestRows:
@@ -51,6 +60,17 @@ def make_rows(count: int) -> TestRows:
     )
 
 
+def rows_of_kinds(count: int) -> dict[str, TestRows]:
+    """The same rows with labels, and for classes logits, of each kind of task."""
+    rows, random = make_rows(count), np.random.default_rng(3)
+    numbers = rows._replace(labels=random.standard_normal(count).astype(np.float32))
+    classes = rows._replace(
+        logits=(random.integers(-15, 15, (count, 3)) / 8).astype(np.float32),
+        labels=random.choice(3, count, p=[0.7, 0.2, 0.1]).astype(np.float32),
+    )
+    return {"binary": rows, "regression": numbers, "multiclass": classes}
+
+
 def splits(count: int) -> list[tuple[str, list[int]]]:
     """(what it is, where one worker's rows end and the next one's begin)."""
     even = [(str(workers), [worker * count // workers for worker in range(1, workers)]) for workers in (1, 2, 3, 4)]
@@ -64,20 +84,23 @@ def table(*cells: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2000, help="rows; the time grows with their square")
-    rows = make_rows(parser.parse_args(argv).rows)
-    numbers = rows._replace(labels=np.random.default_rng(3).standard_normal(len(rows.labels)).astype(np.float32))
-    exact = {key: definition(rows.counted) for key, definition in BINARY.items()}
-    exact |= {key: definition(numbers.counted) for key, definition in REGRESSION.items()}
-    table("workers", *(f"`{key}`" for key in exact))
+    rows = rows_of_kinds(parser.parse_args(argv).rows)
+    exact = {
+        (kind, key): definition(rows[kind].counted)
+        for kind, definitions in DEFINITIONS.items()
+        for key, definition in definitions.items()
+    }
+    table("workers", *(f"`{key}`" + (" of classes" if kind == "multiclass" else "") for kind, key in exact))
     table(*["---"] * (1 + len(exact)))
     table("brute force", *(f"{value:.12f}" for value in exact.values()))
-    for workers, borders in splits(len(rows.logits)):
+    for workers, borders in splits(len(rows["binary"].logits)):
         differences = dict.fromkeys(exact, 0.0)
         for batch_size in BATCH_SIZES:
-            found = evaluate(numbers, borders=borders, batch_size=batch_size, kinds=["regression"])
-            found |= evaluate(rows, borders=borders, batch_size=batch_size)
-            for key, value in exact.items():
-                differences[key] = max(differences[key], abs(found[key] - value))
+            found = {
+                kind: evaluate(own, kind=kind, borders=borders, batch_size=batch_size) for kind, own in rows.items()
+            }
+            for (kind, key), value in exact.items():
+                differences[kind, key] = max(differences[kind, key], abs(found[kind][key] - value))
         table(workers, *(f"{difference:.0e}" for difference in differences.values()))
     return 0
 

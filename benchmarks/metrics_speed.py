@@ -77,8 +77,14 @@ def cases(count: int) -> list[tuple[str, Metric, str, Rows]]:
     ]
     means = [(name, binary[name], "hardly a tie", rows) for name in ("loss_val", "normalized_entropy", "calibration")]
     errors = [(name, metric(), "regression", rows) for name, metric in METRICS_OF_KIND["regression"].items()]
+    random = np.random.default_rng(count)
+    four = rows._replace(
+        logits=random.standard_normal((count, 4)).astype(np.float32),
+        labels=random.integers(0, 4, count).astype(np.float32),
+    )
+    of_classes = [(name, metric(), "4 classes", four) for name, metric in METRICS_OF_KIND["multiclass"].items()]
     with_thresholds = ("auc_roc, 8000 thresholds", RocAuc(8000), "hardly a tie", rows)
-    return [*over_all, with_thresholds, *in_groups, *means, *errors]
+    return [*over_all, with_thresholds, *in_groups, *means, *errors, *of_classes]
 
 
 def measure(name: str, metric: Metric, data: str, rows: Rows, repeats: int) -> dict[str, object]:

@@ -26,7 +26,7 @@ FORBIDDEN = [
     *((tool, ("trainer", *FRAMEWORKS), "the data tools start within a second") for tool in TOOLS),
 ]
 # What data/ itself is made of; every other folder in it is a dataset.
-ROOMS = {"conversion", "encoding", "loading", "specification"}
+ROOMS = {"conversion", "encoding", "linting", "loading", "specification"}
 MAY = {("horovod", "trainer/distributed.py")}
 ACTS_WHEN_IMPORTED = "data/encoding/nvtabular_setup.py"  # settings that must stand before NVTabular is imported
 READS_YAML = "data/specification/yaml_reader.py"  # with a safe loader of its own, tried below

@@ -11,8 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from data.errors import DataError
+from data.specification.feature_spec import FeatureSpec
 from main import main
 from tests.helpers import ROOT, environment, losses, make_dataset, must, run_program
+from trainer.cli import parse
+from trainer.inputs import check_labels
+from trainer.launcher import Launch
 
 SMALL = [
     "--deep_hidden_units",
@@ -160,6 +165,87 @@ def spoil_one_value(file: Path, column: str, row: int, value: float) -> None:
     index = table.column_names.index(column)
     field = table.schema.field(column)
     pq.write_table(table.set_column(index, field, pa.array(values, field.type)), file)
+
+
+def set_column(data: Path, column: str, value: float) -> None:
+    for file in data.glob("train_*.parquet"):
+        table = pq.read_table(file)
+        index, field = table.column_names.index(column), table.schema.field(column)
+        pq.write_table(table.set_column(index, field, pa.array([value] * len(table), field.type)), file)
+
+
+class PastTheChecks(Exception):
+    """Raised where TensorFlow would be imported."""
+
+
+@pytest.fixture
+def without_tensorflow(monkeypatch) -> None:
+    def stop() -> None:
+        raise PastTheChecks
+
+    monkeypatch.setattr("main.import_tensorflow", stop)
+
+
+@pytest.mark.usefixtures("without_tensorflow")
+def test_labels_without_a_negative_are_refused_unless_allowed(copy, tmp_path, capsys):
+    set_column(copy, "liked", 1)
+    places = (str(copy / "train_0.parquet"), "--allow_degenerate_labels")
+    refused(capsys, arguments(copy, tmp_path), 2, "liked: has no negative among 400 rows of mapping 'train'", *places)
+    with pytest.raises(PastTheChecks):
+        main(arguments(copy, tmp_path, "--allow_degenerate_labels"))
+    assert "warning: liked: has no negative among 400 rows" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("without_tensorflow")
+def test_conversions_without_a_click_are_refused_with_the_first_row(tmp_path, capsys):
+    data = make_dataset(tmp_path, ROOT / "feature_specs" / "three_tasks.yaml", rows=400)
+    table = pq.read_table(data / "train_1.parquet")
+    row = table["click"].to_pylist().index(0)
+    spoil_one_value(data / "train_1.parquet", "conversion", row, 1)
+    place = f"conversion: is 1 in 1 rows in which click is 0, the first in row {row} of {data / 'train_1.parquet'}"
+    refused(capsys, arguments(data, tmp_path), 2, place, "`given: click`", "--allow_degenerate_labels")
+
+
+@pytest.mark.usefixtures("without_tensorflow")
+def test_a_feature_that_determines_a_label_is_warned_of(copy, tmp_path, capsys):
+    for file in copy.glob("train_*.parquet"):
+        table = pq.read_table(file)
+        index = table.column_names.index("movie_age")
+        pq.write_table(table.set_column(index, table.schema.field(index), table["liked"]), file)
+    with pytest.raises(PastTheChecks):
+        main(arguments(copy, tmp_path))
+    assert "warning: movie_age: equals liked in all 400 sampled rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--allow_degenerate_labels"]])
+def test_a_sample_weight_among_the_features_is_refused_in_any_case(copy, tmp_path, capsys, more):
+    change_spec(copy, lambda document: document["feature_spec"]["movie_age"].update(role="sample_weight"))
+    place = "feature_spec.movie_age.role: is sample_weight but the feature is in numerical"
+    refused(capsys, arguments(copy, tmp_path, *more), 2, place)
+
+
+def test_only_the_first_worker_of_a_training_run_lints(copy, tmp_path):
+    set_column(copy, "liked", 0)
+    spec = FeatureSpec.read(copy / "feature_spec.yaml")
+
+    def lint(*more: str, rank: int = 0) -> None:
+        options = parse(arguments(copy, tmp_path, *more), 2, ("wide_deep",))
+        assert check_labels(options, spec, Launch(rank=rank, size=2, local_rank=rank, local_size=2)) == ()
+
+    lint(rank=1)
+    lint("--evaluate")
+    lint("--benchmark")
+    with pytest.raises(DataError, match="no positive"):
+        lint()
+
+
+@pytest.mark.horovod
+def test_labels_are_refused_once_by_two_workers(copy, tmp_path):
+    set_column(copy, "liked", 0)
+    done = run_program([ROOT / "main.py", *arguments(copy, tmp_path)], workers=2)
+    assert done.returncode != 0
+    assert len(re.findall("main.py: error:", done.stderr)) == 1
+    assert "liked: has no positive" in done.stderr
 
 
 @pytest.mark.horovod

@@ -56,6 +56,19 @@ def test_outbrain_from_raw_tables_to_a_model_and_new_rows(tmp_path):
     assert (tmp_path / "new" / "feature_spec.yaml").is_file()
 
 
+def test_what_the_label_lint_is_shown_to_say_it_says(tmp_path):
+    text = (ROOT / "docs" / "tasks.md").read_text()
+    (script,) = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    shown = re.findall(r"```\n(main.py: error:.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "example").mkdir()
+    command = ["bash", "-c", script.replace("example/", f"{tmp_path}/example/")]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 2
+    assert len(shown) == 1 and done.stderr.replace(f"{tmp_path}/", "").endswith(shown[0])
+
+
 def test_the_specification_shown_is_the_shipped_one():
     shown = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)[0]
     shipped = yaml.safe_load((ROOT / "feature_specs" / "tiny.yaml").read_text())

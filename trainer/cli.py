@@ -5,7 +5,7 @@ import difflib
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,7 +48,10 @@ def make_parser() -> argparse.ArgumentParser:
         for item in fields(group):
             default = _DEFAULT_PATHS[item.name] if item.name in _DEFAULT_PATHS else default_of(item)
             section.add_argument(
-                f"--{item.name}", default=None, help=_help(item.metadata["help"], default), **_kind(hints[item.name])
+                f"--{item.name}",
+                default=None,
+                help=_help(item.metadata["help"], default),
+                **_kind(hints[item.name], item.metadata["parse"]),
             )
     return parser
 
@@ -77,6 +80,11 @@ def parse(
         given |= saved_model_flags(given, given["model_dir"], run.which_checkpoint)
     options = Options(**{key: group(**_of(group, given)) for key, group in GROUPS.items()})
     options.training.check_workers(workers)
+    if options.model.batch_norm and options.training.xla and workers > 1:
+        raise DataError(
+            f"--batch_norm over {workers} workers sums moments in the middle of what --xla compiles, which XLA cannot; "
+            "leave one of the two flags out"
+        )
     if options.model.model not in model_names:
         near = difflib.get_close_matches(options.model.model, model_names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -88,8 +96,10 @@ def _of(group: type, given: Mapping[str, Any]) -> dict[str, Any]:
     return {item.name: given[item.name] for item in fields(group) if item.name in given}
 
 
-def _kind(hint: Any) -> dict[str, Any]:
+def _kind(hint: Any, parse: Callable[[Sequence[str]], Any] | None = None) -> dict[str, Any]:
     """argparse's description of a field's type."""
+    if parse is not None:
+        return {"nargs": "*", "action": _Parsed, "const": parse, "metavar": "N"}
     members = [member for member in typing.get_args(hint) if member is not type(None)]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return _kind(members[0])
@@ -100,6 +110,11 @@ def _kind(hint: Any) -> dict[str, Any]:
     if hint is bool:
         return {"action": "store_const", "const": True}
     return {"type": hint, "metavar": hint.__name__.upper()}
+
+
+class _Parsed(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, self.const(values))
 
 
 class _Tuple(argparse.Action):

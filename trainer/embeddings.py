@@ -27,23 +27,24 @@ class Rows(NamedTuple):
 class EmbeddingTables(keras.layers.Layer):
     """One deep table per categorical feature; and for a wide part, one in which all features stand one below the other.
 
-    Deep tables start as Glorot normal of their own shape, the wide table at zero. Pads (ids below 0) read row 0 and
-    are masked out of every sum, so that they never touch the result.
+    Deep tables start as Glorot normal of their own shape (or with a given deviation), the wide table at zero. Pads
+    (ids below 0) read row 0 and are masked out of every sum, so that they never touch the result.
 
     Args:
         layout: the features.
         outputs: number of logits of the wide part; 0 for no wide part.
         combiner: how the deep part pools the ids of a multi-hot feature; the wide part always sums.
         seed: of the initial weights.
+        init_std: deviation of the deep tables' normal start; None for Glorot's.
     """
 
-    def __init__(self, layout: InputLayout, *, outputs: int, combiner: str, seed: int):
+    def __init__(self, layout: InputLayout, *, outputs: int, combiner: str, seed: int, init_std: float | None = None):
         super().__init__(name="embeddings", dtype="float32")
         self.layout, self.combiner = layout, combiner
         self.deep_tables = [
             self.add_weight(
                 shape=(columns.cardinality, columns.width),
-                initializer=keras.initializers.GlorotNormal(seed=seed + index),
+                initializer=_start(init_std, seed + index),
                 name=f"deep.{columns.name}",
             )
             for index, columns in enumerate(layout.categorical)
@@ -95,3 +96,9 @@ class EmbeddingTables(keras.layers.Layer):
         """Sum of the wide weights of a row's ids, [batch, outputs]."""
         present = tf.cast(ids >= 0, tf.float32)
         return tf.einsum("bct,bc->bt", rows.wide[0], present)
+
+
+def _start(init_std: float | None, seed: int) -> keras.Initializer:
+    if init_std is None:
+        return keras.initializers.GlorotNormal(seed=seed)
+    return keras.initializers.RandomNormal(stddev=init_std, seed=seed)

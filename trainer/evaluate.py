@@ -13,7 +13,6 @@ from trainer.feeding import id_matrix
 from trainer.metrics.evaluation import Evaluation
 from trainer.models.ranking import RankingModel
 from trainer.predictions import PredictionWriter
-from trainer.tasks import Task, restrict_to_sample_space
 
 
 class Evaluator:
@@ -21,7 +20,6 @@ class Evaluator:
 
     Args:
         model: any ranking model.
-        tasks: one per logit.
         loader: of the evaluated mapping, unshuffled.
         evaluation: the metrics; emptied before and after each pass.
         comm: the workers; each of them evaluates its share of the rows.
@@ -31,7 +29,6 @@ class Evaluator:
     def __init__(
         self,
         model: RankingModel,
-        tasks: tuple[Task, ...],
         loader: ParquetLoader,
         evaluation: Evaluation,
         comm: Comm,
@@ -39,7 +36,6 @@ class Evaluator:
         xla: bool,
     ):
         self.loader, self.comm, self.evaluation = loader, comm, evaluation
-        self._tasks = tasks
         self._predict = tf.function(model.call, jit_compile=xla)
 
     def run(
@@ -75,11 +71,10 @@ class Evaluator:
 
     def count(self, batch: Batch, logits: np.ndarray) -> None:
         """Adds a batch to the metrics."""
-        labels = restrict_to_sample_space(batch.labels, self._tasks)
-        self.evaluation.update(logits, labels, batch.weights, batch.group)
+        self.evaluation.update(logits, batch.labels, batch.weights, batch.group)
 
     def predicted(self) -> Generator[tuple[Batch, np.ndarray]]:
-        """Every batch of this worker with its logits [batch, tasks] float32.
+        """Every batch of this worker with its logits [batch, outputs] float32.
 
         The next batch is under way on the device while the caller has the one before.
         """

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.errors import DataError
+from data.linting.lint import lint_labels
 from data.loading.loader import ParquetLoader
 from data.loading.stored_columns import StoredColumns
 from data.specification.embedding_sizes import embedding_dims
@@ -61,6 +62,7 @@ def open_inputs(options: Options, launch: Launch) -> Inputs:
         DataError: a rule of the specification is broken, or files do not hold what it says.
     """
     spec = FeatureSpec.read(options.data.dataset_path / options.data.fspec_file)
+    options.model.check_towers([label.name for label in spec.labels])
     widths = embedding_dims(spec, options.data.embedding_sizes_file)
     run = options.run
     evaluates = run.evaluate or not run.benchmark
@@ -108,6 +110,24 @@ def check_folders(options: Options, launch: Launch) -> None:
             f"{store.folder} holds the checkpoints of an earlier run. Add --use_checkpoint to go on with it, give "
             "another --model_dir, or delete the folder."
         )
+
+
+def check_labels(options: Options, spec: FeatureSpec, launch: Launch) -> tuple[str, ...]:
+    """What the label lint says of the training mapping, as warnings; the first worker of a training run looks for all.
+
+    Raises:
+        DataError: labels from which nothing can be learned, or that cannot be, without --allow_degenerate_labels.
+    """
+    if options.run.evaluate or options.run.benchmark or launch.rank != 0:
+        return ()
+    mapping = options.data.train_mapping
+    lint = lint_labels(spec, mapping)
+    if options.data.allow_degenerate_labels:
+        return lint.problems + lint.warnings
+    if lint.problems:
+        lines = (f"the labels of mapping {mapping!r} do not fit their tasks:", *lint.problems)
+        raise DataError("\n  ".join(lines) + "\nMend this, or train all the same with --allow_degenerate_labels.")
+    return lint.warnings
 
 
 def _holds_group(spec: FeatureSpec, mapping: str) -> bool:

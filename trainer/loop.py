@@ -19,7 +19,7 @@ from trainer.progress import NullProgress, Progress
 from trainer.step import TrainStep
 from trainer.tasks import Task
 
-TOLD = ("loss_val", "auc_roc", "streaming_map_val", "rmse")
+TOLD = ("loss_val", "auc_roc", "streaming_map_val", "accuracy", "rmse")
 
 
 class LossError(RuntimeError):

@@ -37,7 +37,14 @@ def saved_model_flags(stated: Mapping[str, Any], model_dir: Path, which: str) ->
 def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the values that are flags of the model, as ModelOptions takes them."""
     names = [item.name for item in fields(ModelOptions) if item.name in values]
-    return {name: tuple(values[name]) if isinstance(values[name], list) else values[name] for name in names}
+    return {name: _tupled(values[name]) for name in names}
+
+
+def _tupled(value: Any) -> Any:
+    """Tuples for JSON's lists, also by label."""
+    if isinstance(value, Mapping):
+        return {name: _tupled(part) for name, part in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _shown(value: Any) -> str:

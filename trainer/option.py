@@ -1,18 +1,19 @@
 """One flag as a dataclass field, and the checks of values that groups of flags share."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import field
 from typing import Any
 
 from data.errors import DataError
 
 
-def option(default: Any, help_text: str) -> Any:
-    """A dataclass field with its help."""
-    return field(default=default, metadata={"help": help_text})
+def option(default: Any, help_text: str, parse: Callable[[Sequence[str]], Any] | None = None) -> Any:
+    """A dataclass field with its help, and how its value is made of the words given where its type does not say."""
+    return field(default=default, metadata={"help": help_text, "parse": parse})
 
 
-def at_least(name: str, value: int, least: int) -> None:
+def at_least(name: str, value: float, least: int) -> None:
     """Raises a DataError for a smaller value."""
     if value < least:
         raise DataError(f"--{name} must be at least {least}, got {value}")
@@ -22,6 +23,12 @@ def each_at_least(name: str, values: tuple[int, ...], least: int) -> None:
     """Raises a DataError if one of the values is smaller."""
     for value in values:
         at_least(name, value, least)
+
+
+def share(name: str, value: float) -> None:
+    """Raises a DataError for a value outside [0, 1)."""
+    if not 0 <= value < 1:
+        raise DataError(f"--{name} must lie in [0, 1), got {value}")
 
 
 def positive(name: str, value: float) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from data.errors import DataError
 from trainer.model_options import ModelOptions
-from trainer.option import at_least, option, positive
+from trainer.option import at_least, option, positive, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,9 @@ class DataOptions:
         "beside it, then min(256, round(1.6 * cardinality ** 0.56))",
     )
     train_mapping: str = option("train", "mapping of source_spec to train on")
+    allow_degenerate_labels: bool = option(
+        False, "train although the label lint refuses the training mapping (docs/tasks.md): warn instead"
+    )
     eval_mapping: str | None = option(
         None, "mapping to evaluate; default: valid where there is one while training, else test"
     )
@@ -55,9 +58,15 @@ class TrainingOptions:
         None, "epochs over which the deep rate rises to its base; default: 3/10 of the epochs under steps, else 0"
     )
     weight_decay: float = option(0.004, "decay of adamw; on tables it acts on the rows that a batch touches")
-    loss_weighting: Literal["static", "uncertainty", "rlw", "dwa"] = option(
+    l2_reg_linear: float = option(0.0, "adds this times the sum of squares to the loss: of the wide part's weights")
+    l2_reg_embedding: float = option(
+        0.0, "likewise of the deep tables' rows; both act on the rows that a batch touches"
+    )
+    l2_reg_dnn: float = option(0.0, "likewise of the kernels of all dense layers")
+    loss_weighting: Literal["static", "uncertainty", "gradnorm", "dwa", "rlw", "pcgrad"] = option(
         "static", "how losses of several tasks become one; static: the specification's loss_weight"
     )
+    gradnorm_alpha: float = option(1.5, "of gradnorm: how strongly tasks that learn slowly are favoured")
     early_stopping_metric: str | None = option(
         None,
         "logged key that decides which checkpoint is the best, and when to stop; default: streaming_map_val, else "
@@ -87,8 +96,9 @@ class TrainingOptions:
                 positive(name, getattr(self, name))
         if self.early_stopping_patience is not None:
             at_least("early_stopping_patience", self.early_stopping_patience, 1)
-        if not 0 <= self.weight_decay < 1:
-            raise DataError(f"--weight_decay must lie in [0, 1), got {self.weight_decay}")
+        for name in ("l2_reg_linear", "l2_reg_embedding", "l2_reg_dnn", "gradnorm_alpha"):
+            at_least(name, getattr(self, name), 0)
+        share("weight_decay", self.weight_decay)
         warmup = self.deep_warmup_epochs
         if warmup is not None and not 0 <= warmup <= self.num_epochs:
             raise DataError(f"--deep_warmup_epochs must lie between 0 and --num_epochs {self.num_epochs}, got {warmup}")
@@ -193,7 +203,7 @@ class DeepOptimizer:
         rate: base learning rate.
         schedule: steps or constant.
         warmup_epochs: over which the rate rises to its base.
-        weight_decay: of adamw.
+        weight_decay: of adamw; 0 for the others.
     """
 
     rule: str
@@ -221,12 +231,13 @@ class Options:
             schedule = "steps" if published else "constant"
         default_warmup = 0.3 * training.num_epochs if schedule == "steps" else 0.0
         default_rule = "rmsprop" if published else "adam"
+        rule = default_rule if training.optimizer == "auto" else training.optimizer
         return DeepOptimizer(
-            rule=default_rule if training.optimizer == "auto" else training.optimizer,
+            rule=rule,
             rate=training.deep_learning_rate or (0.00012 if published else 0.001),
             schedule=schedule,
             warmup_epochs=default_warmup if training.deep_warmup_epochs is None else training.deep_warmup_epochs,
-            weight_decay=training.weight_decay,
+            weight_decay=training.weight_decay if rule == "adamw" else 0.0,
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from data.loading.stored_columns import StoredColumns
 from trainer.metrics.calibration import probability
 from trainer.metrics.collectives import Collectives
 from trainer.metrics.rows import GrowingArray
-from trainer.tasks import Task
+from trainer.tasks import Task, logit_columns
 
 ROW = "row"
 _BLOCK_ROWS = 1 << 18  # rows that travel and are written at once; also the file's row group
@@ -160,12 +160,11 @@ class PredictionWriter:
     def _columns(self, first_row: int, values: np.ndarray) -> list[pa.Array]:
         """The columns that are not kept ones, of rows of labels and logits."""
         labels, logits = np.split(values, [len(self._tasks)], axis=1)
-        columns, start = [pa.array(np.arange(first_row, first_row + len(values)))], 0
-        for task, label in zip(self._tasks, labels.T, strict=True):
+        columns = [pa.array(np.arange(first_row, first_row + len(values)))]
+        for task, label, places in zip(self._tasks, labels.T, logit_columns(self._tasks), strict=True):
             if task.name in self._labelled:
                 columns.append(pa.array(label, mask=np.isnan(label)))
-            columns.append(_predicted(task, logits[:, start : start + task.width]))
-            start += task.width
+            columns.append(_predicted(task, logits[:, places]))
         return columns
 
 

@@ -30,7 +30,7 @@ from trainer.predictions import PredictionWriter
 from trainer.progress import NullProgress, Progress
 from trainer.saving import Saver, agreed_model_options
 from trainer.state import Variables
-from trainer.step import TrainStep, named
+from trainer.step import TrainStep, kernel_names, named
 from trainer.tasks import tasks_of
 
 METRIC_UNITS = {
@@ -176,16 +176,29 @@ class Run:
             [task.loss_weight for task in self.tasks],
             [task.kind == "regression" for task in self.tasks],
             training.seed,
+            gradnorm_alpha=training.gradnorm_alpha,
         )
         schedule = make_schedule(self.options.deep_optimizer, steps_per_epoch, training.num_epochs)
         wide_tables, deep_tables = named(model.embeddings.wide_tables), named(model.embeddings.deep_tables)
-        wide = Optimizer(Ftrl(), Constant(training.linear_learning_rate), named(model.wide_weights), wide_tables)
-        deep_weights = named(model.deep_weights) | weighting.weights
-        deep = Optimizer(make_rule(self.options.deep_optimizer), schedule, deep_weights, deep_tables)
+        wide = Optimizer(
+            Ftrl(),
+            Constant(training.linear_learning_rate),
+            named(model.wide_weights),
+            wide_tables,
+            l2=dict.fromkeys([*named(model.wide_weights[:1]), *wide_tables], training.l2_reg_linear),
+        )
+        deep = Optimizer(
+            make_rule(self.options.deep_optimizer),
+            schedule,
+            named(model.deep_weights) | weighting.weights,
+            deep_tables,
+            l2=dict.fromkeys(deep_tables, training.l2_reg_embedding)
+            | dict.fromkeys(kernel_names(model), training.l2_reg_dnn),
+            decay=self.options.deep_optimizer.weight_decay,
+        )
         loss_scale = LossScale(dynamic=self.runtime.compute_dtype == "float16")
         step = TrainStep(
             model,
-            self.tasks,
             weighting=weighting,
             wide=wide,
             deep=deep,
@@ -201,14 +214,9 @@ class Run:
     def _evaluator(self) -> Evaluator:
         inputs = self.inputs
         evaluation = Evaluation(
-            [task.name for task in self.tasks],
-            with_group=inputs.with_group,
-            num_auc_thresholds=self.options.run.num_auc_thresholds,
-            kinds=[task.kind for task in self.tasks],
+            self.tasks, with_group=inputs.with_group, num_auc_thresholds=self.options.run.num_auc_thresholds
         )
-        return Evaluator(
-            self.model, self.tasks, inputs.eval_loader, evaluation, self.comm, xla=self.options.training.xla
-        )
+        return Evaluator(self.model, inputs.eval_loader, evaluation, self.comm, xla=self.options.training.xla)
 
     def _writer(self, path: Path) -> PredictionWriter:
         return PredictionWriter(path, self.tasks, labelled=self.inputs.labelled, kept=self.inputs.kept)

@@ -1,18 +1,20 @@
 """One training step: rows -> logits -> loss -> gradients -> sum over workers -> update."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
+from data.errors import DataError
 from trainer.distributed import Comm
 from trainer.embeddings import Rows
 from trainer.loss_scale import LossScale
 from trainer.loss_weighting import LossWeighting
-from trainer.losses import joint, row_weights, task_losses
+from trainer.losses import joint_labels, joint_logits, row_weights, task_losses
 from trainer.models.ranking import RankingModel
+from trainer.models.training_pass import TrainingPass
 from trainer.optimizers.optimizer import Optimizer
-from trainer.tasks import Task
 from trainer.touched_rows import TableUse, sum_over_workers
 
 
@@ -40,11 +42,16 @@ class Gradients(NamedTuple):
             global batch.
         weights: gradients of the dense weights and of the tables that are summed whole.
         touched: ids [n] and gradients [n, width] of the other tables.
+        shared: [tasks, values] float32, of each task's loss with respect to shared weights, flattened, where the loss
+            weighting wants them; else nothing.
+        moments: new values of batch normalisation's moving moments, the same on all workers.
     """
 
     losses: tf.Tensor
     weights: list[tf.Tensor]
     touched: list[tuple[tf.Tensor, tf.Tensor]]
+    shared: list[tf.Tensor]
+    moments: list[tf.Tensor]
 
 
 class TrainStep:
@@ -54,7 +61,6 @@ class TrainStep:
 
     Args:
         model: with its weights created.
-        tasks: one per logit.
         weighting: makes one loss of several.
         wide, deep: optimizers of the wide and of the deep part.
         comm: the workers.
@@ -67,7 +73,6 @@ class TrainStep:
     def __init__(
         self,
         model: RankingModel,
-        tasks: tuple[Task, ...],
         *,
         weighting: LossWeighting,
         wide: Optimizer,
@@ -85,9 +90,10 @@ class TrainStep:
         dense += [("deep", name, weight) for name, weight in weighting.weights.items()]
         dense += [("wide", name, weight) for name, weight in named(model.wide_weights).items()]
         self._dense = [entry for entry in dense if 0 not in entry[2].shape]
+        self._shared = shared_weights(model, weighting)
         self._tables = table_uses(model, global_batch_size)
+        self._moments = model.non_trainable_variables
         self._seed = seed
-        self._tasks = tasks
         self._forward_backward = tf.function(self._differentiate, jit_compile=xla)
 
     @tf.function
@@ -107,13 +113,12 @@ class TrainStep:
 
     def compute(self, batch: StepInput, step: tf.Tensor) -> Gradients:
         """Forward and backward pass over this worker's rows."""
-        _, labels = self._trained(tf.zeros_like(batch.labels), batch.labels)
-        counts = row_weights(labels, batch.weights)
-        totals = self.comm.sum_tensors([tf.reduce_sum(counts, axis=0)])[0]
+        counts = row_weights(self._trained_labels(batch.labels), batch.weights)
+        totals = self.comm.sum_tensors([tf.reduce_sum(counts, axis=0), tf.reduce_sum(batch.weights)])
         rows = self.model.gather(batch.ids)
         dropout_seed = tf.stack([tf.constant(self._seed * 1_000_003 % 2**31 + self.comm.rank), step * 64])
         factors, scale = self.weighting.factors(step), tf.convert_to_tensor(self.loss_scale.scale)
-        losses, weight_gradients, row_gradients = self._forward_backward(
+        losses, weight_gradients, row_gradients, shared, moments = self._forward_backward(
             rows, batch, counts, totals, dropout_seed, factors, scale
         )
         embeddings = self.model.embeddings
@@ -125,29 +130,35 @@ class TrainStep:
                 weight_gradients.append(tf.math.unsorted_segment_sum(flat, flat_ids, use.rows))
             else:
                 touched.append((flat_ids, flat))
-        return Gradients(losses, weight_gradients, touched)
+        return Gradients(losses, weight_gradients, touched, shared, moments)
 
-    def _trained(self, logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The logits and labels that the loss is taken of."""
-        return joint(logits, labels, self._tasks) if self.model.trains_joint_probabilities else (logits, labels)
+    def _trained_logits(self, logits: tf.Tensor) -> tf.Tensor:
+        """The logits that the loss is taken of."""
+        return joint_logits(logits, self.model.tasks) if self.model.trains_joint_probabilities else logits
+
+    def _trained_labels(self, labels: tf.Tensor) -> tf.Tensor:
+        """The labels that the loss is taken of."""
+        return joint_labels(labels, self.model.tasks) if self.model.trains_joint_probabilities else labels
 
     def exchange(self, gradients: Gradients) -> Gradients:
         """Sums over workers."""
-        losses, *weights = self.comm.sum_tensors([gradients.losses, *gradients.weights])
-        return Gradients(losses, weights, sum_over_workers(gradients.touched, self.comm))
+        own = [gradients.losses, *gradients.shared, *gradients.weights]
+        losses, *summed = self.comm.sum_tensors(own)
+        shared, weights = summed[: len(gradients.shared)], summed[len(gradients.shared) :]
+        return Gradients(losses, weights, sum_over_workers(gradients.touched, self.comm), shared, gradients.moments)
 
     def update(self, gradients: Gradients, step: tf.Tensor) -> None:
         """Applies summed gradients, unless one of them is not finite and the loss scale can be lowered."""
         if not self.loss_scale.dynamic:
             self._apply(gradients, step)
             return
-        everything = [*gradients.weights, *(rows for _, rows in gradients.touched)]
+        everything = [*gradients.weights, *gradients.shared, *(rows for _, rows in gradients.touched)]
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in everything])
         inverse = 1.0 / self.loss_scale.scale
-        unscaled = Gradients(
-            gradients.losses,
-            [gradient * inverse for gradient in gradients.weights],
-            [(ids, rows * inverse) for ids, rows in gradients.touched],
+        unscaled = gradients._replace(
+            weights=[gradient * inverse for gradient in gradients.weights],
+            touched=[(ids, rows * inverse) for ids, rows in gradients.touched],
+            shared=[gradient * inverse for gradient in gradients.shared],
         )
         tf.cond(finite, lambda: self._applied(unscaled, step), lambda: tf.constant(False))
         self.loss_scale.update(finite)
@@ -159,33 +170,87 @@ class TrainStep:
     def _apply(self, gradients: Gradients, step: tf.Tensor) -> None:
         whole = [(part, name) for part, name, _ in self._dense]
         whole += [(use.part, use.name) for use in self._tables if use.dense]
+        replaced = self._combined(gradients, step)
         for (part, name), gradient in zip(whole, gradients.weights, strict=True):
-            self._owner[part].update_whole(name, gradient, step)
+            self._owner[part].update_whole(name, replaced.get(name, gradient), step)
         sparse = [use for use in self._tables if not use.dense]
         for use, (ids, rows) in zip(sparse, gradients.touched, strict=True):
             self._owner[use.part].update_rows(use.name, ids, rows, step)
+        for variable, value in zip(self._moments, gradients.moments, strict=True):
+            variable.value.assign(value)
+
+    def _combined(self, gradients: Gradients, step: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What the loss weighting puts in the place of the shared weights' gradients, by name."""
+        if not gradients.shared:
+            return {}
+        combined = self.weighting.combine(gradients.shared[0], gradients.losses, step)
+        if combined is None:
+            return {}
+        pieces = tf.split(combined, [weight.shape.num_elements() for weight in self._shared.values()])
+        return {
+            name: tf.reshape(piece, weight.shape)
+            for (name, weight), piece in zip(self._shared.items(), pieces, strict=True)
+        }
 
     def _differentiate(
         self,
         rows: Rows,
         batch: StepInput,
         counts: tf.Tensor,
-        totals: tf.Tensor,
+        totals: list[tf.Tensor],
         dropout_seed: tf.Tensor,
         factors: tf.Tensor,
         scale: tf.Tensor,
-    ) -> tuple[tf.Tensor, list[tf.Tensor], Rows]:
+    ) -> tuple[tf.Tensor, list[tf.Tensor], Rows, list[tf.Tensor], list[tf.Tensor]]:
         weights = [weight for *_, weight in self._dense]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+        training = TrainingPass(dropout_seed, tf.cast(batch.weights > 0, tf.float32), self._sum_over_workers)
+        with tf.GradientTape(watch_accessed_variables=False, persistent=bool(self._shared)) as tape:
             tape.watch([rows, weights])
-            logits = self.model.logits(rows, batch.ids, batch.numerical, dropout_seed)
-            losses = task_losses(*self._trained(logits, batch.labels), counts, totals, self._tasks)
+            logits = self._trained_logits(self.model.logits(rows, batch.ids, batch.numerical, training))
+            labels = self._trained_labels(batch.labels)
+            losses = task_losses(logits, labels, counts, totals[0], self.model.tasks)
             trained = {name: tf.convert_to_tensor(weight) for name, weight in self.weighting.weights.items()}
-            scaled = self.weighting.total(losses, trained, factors, self.comm.size) * scale
-        weight_gradients, row_gradients = tape.gradient(
-            scaled, (weights, rows), unconnected_gradients=tf.UnconnectedGradients.ZERO
+            total = self.weighting.total(losses, trained, factors, self.comm.size)
+            for penalty in training.penalties:
+                total += tf.math.divide_no_nan(tf.reduce_sum(penalty * batch.weights), totals[1])
+            scaled, each = total * scale, tf.unstack(losses * scale)
+        zero = tf.UnconnectedGradients.ZERO
+        weight_gradients, row_gradients = tape.gradient(scaled, (weights, rows), unconnected_gradients=zero)
+        shared = list(self._shared.values())
+        of_tasks = [tape.gradient(loss, shared, unconnected_gradients=zero) for loss in each] if shared else []
+        flat = [tf.concat([tf.reshape(gradient, [-1]) for gradient in own], axis=0) for own in of_tasks]
+        new = {variable.path: value for variable, value in training.moments}
+        moments = [new[variable.path] for variable in self._moments]
+        return losses, weight_gradients, row_gradients, [tf.stack(flat)] if flat else [], moments
+
+    def _sum_over_workers(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Sums through which gradients flow: what a sum means to any worker's loss goes back to all workers."""
+        if self.comm.size == 1:
+            return tensors
+
+        @tf.custom_gradient
+        def summed(*own: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., list[tf.Tensor]]]:
+            return self.comm.sum_tensors(list(own)), lambda *upstream: self.comm.sum_tensors(list(upstream))
+
+        return list(summed(*tensors))
+
+
+def shared_weights(model: RankingModel, weighting: LossWeighting) -> dict[str, tf.Variable]:
+    """The weights that the loss weighting wants each task's gradient of, by name.
+
+    Raises:
+        DataError: it wants some, and the model's tasks share none.
+    """
+    if weighting.wants == "nothing":
+        return {}
+    shared = named(model.shared_weights)
+    if not shared:
+        raise DataError(
+            f"--loss_weighting: {model.name} has no dense weights that tasks share, which gradnorm and pcgrad compare "
+            "the tasks' gradients of; take another method, or another model"
         )
-        return losses, weight_gradients, row_gradients
+    kernels = [name for name in shared if name.endswith("kernel")]
+    return shared if weighting.wants == "all" else {kernels[-1]: shared[kernels[-1]]}
 
 
 def table_uses(model: RankingModel, global_batch_size: int) -> list[TableUse]:
@@ -202,6 +267,18 @@ def table_uses(model: RankingModel, global_batch_size: int) -> list[TableUse]:
     return uses
 
 
+def kernel_names(model: RankingModel) -> list[str]:
+    """The dense weights that L2 regularisation acts on: not biases, nor what batch normalisation scales by."""
+    return [name for name in named(model.deep_weights) if name.endswith("kernel")]
+
+
 def named(variables: list[keras.Variable]) -> dict[str, tf.Variable]:
-    """Path -> TensorFlow variable."""
-    return {variable.path: variable.value for variable in variables}
+    """Path -> TensorFlow variable.
+
+    Raises:
+        ValueError: two layers have one name, so that one of their weights would be lost.
+    """
+    by_path = {variable.path: variable.value for variable in variables}
+    if len(by_path) < len(variables):
+        raise ValueError(f"weights must have names of their own, got {[variable.path for variable in variables]}")
+    return by_path

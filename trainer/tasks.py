@@ -1,13 +1,13 @@
 """Tasks: what each label means. Imports no TensorFlow."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
-from data.errors import DataError
 from data.specification.feature_spec import FeatureSpec
-
-KINDS = ("binary", "regression")
+from data.specification.parts import JOINT
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,8 @@ class Task:
 
 
 def tasks_of(spec: FeatureSpec) -> tuple[Task, ...]:
-    """The tasks of a specification, in the order of its label channel.
-
-    Raises:
-        DataError: a label of several classes.
-    """
+    """The tasks of a specification, in the order of its label channel."""
     names = [label.name for label in spec.labels]
-    for label in spec.labels:
-        if label.task not in KINDS:
-            raise DataError(
-                f"feature_spec.{label.name}.task is {label.task!r}; what can be trained are {' and '.join(KINDS)}. "
-                f"Take {label.name} out of channel_spec.label, or make a binary label of each class."
-            )
     return tuple(
         Task(
             label.name,
@@ -56,12 +46,40 @@ def tasks_of(spec: FeatureSpec) -> tuple[Task, ...]:
             label.loss_weight,
             label.positive_weight,
             names.index(label.given) if label.given else None,
+            classes=(label.cardinality or 0) if label.task == "multiclass" else 0,
         )
         for label in spec.labels
     )
 
 
-def restrict_to_sample_space(labels: np.ndarray, tasks: tuple[Task, ...]) -> np.ndarray:
+def logit_columns(tasks: Sequence[Task]) -> tuple[slice, ...]:
+    """Which columns of the logits, [batch, sum of widths], are each task's."""
+    ends = accumulate(task.width for task in tasks)
+    return tuple(slice(end - task.width, end) for task, end in zip(tasks, ends, strict=True))
+
+
+def joint_chains(tasks: Sequence[Task]) -> dict[int, tuple[int, ...]]:
+    """The tasks that have a joint probability, with all that they are given, besides their conditional one.
+
+    Returns:
+        Position of each binary task with `given` -> the positions of all that it is given, each given the one before
+        it, and its own as the last.
+    """
+    given_others = [index for index, task in enumerate(tasks) if task.kind == "binary" and task.given is not None]
+    return {index: _chain_of(tasks, index) for index in given_others}
+
+
+def _chain_of(tasks: Sequence[Task], index: int) -> tuple[int, ...]:
+    given = tasks[index].given
+    return (index,) if given is None else (*_chain_of(tasks, given), index)
+
+
+def joint_name(tasks: Sequence[Task], chain: Sequence[int]) -> str:
+    """What a task and all that it is given are called together, as in click+conversion."""
+    return JOINT.join(tasks[index].name for index in chain)
+
+
+def restrict_to_sample_space(labels: np.ndarray, tasks: Sequence[Task]) -> np.ndarray:
     """Labels [batch, tasks] float32 with NaN (does not count) where a task's `given` label is not 1."""
     if all(task.given is None for task in tasks):
         return labels

@@ -8,6 +8,7 @@ CODES = ("industry_code", "occupation_code", "own_business_or_self_employed", "v
 PLAIN_NUMBERS = ("age", "persons_worked_for_employer", "weeks_worked_in_year")
 HEAVY_TAILED_NUMBERS = ("wage_per_hour", "capital_gains", "capital_losses", "dividends")
 WEIGHT = "instance_weight"
+VALUE = "_value"
 # In the order of the files; census-income.names lists them in the same order, but the weight apart.
 COLUMNS = (
     "age",
@@ -95,7 +96,7 @@ def columns_of(group: int, exclude: tuple[str, ...] = ()) -> Columns:
 
     Args:
         group: 1 or 2.
-        exclude: features to leave out besides the instance weight and what the labels are made of.
+        exclude: columns to leave out besides the instance weight and what the labels are made of.
 
     Raises:
         DataError: an excluded column is no feature of the group, or is the last.
@@ -108,10 +109,12 @@ def columns_of(group: int, exclude: tuple[str, ...] = ()) -> Columns:
     kept = [name for name in names if name not in exclude]
     if not kept:
         raise DataError("--exclude: no feature is left; leave some in")
-    return Columns(tuple(_feature(name) for name in kept), labels)
+    return Columns(tuple(feature for name in kept for feature in _features(name)), labels)
 
 
-def _feature(name: str) -> Category | Number:
+def _features(name: str) -> tuple[Category | Number, ...]:
+    """What a raw column becomes. A number is a category as well, for what holds of just one value, as of an age."""
     if name in PLAIN_NUMBERS + HEAVY_TAILED_NUMBERS:
-        return Number(name, log=name in HEAVY_TAILED_NUMBERS)
-    return Category(name, is_code=name in CODES, null=UNKNOWN)
+        number = Number(name, log=name in HEAVY_TAILED_NUMBERS)
+        return number, Category(f"{name}{VALUE}", is_code=True, column=name)
+    return (Category(name, is_code=name in CODES, null=UNKNOWN),)

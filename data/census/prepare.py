@@ -3,7 +3,8 @@
 The training rows are the publisher's data file; the test file is halved at random into the mappings `valid` and
 `test`: row i (from 0) goes to valid where hash(seed, 0, i) of `data.encoding.hashing` is below 2**63.
 Features are all columns but the instance weight (a sampling weight) and those that the group's labels are
-made of. The MMoE paper (Ma et al., KDD 2018) also takes education out of group 1: `--exclude education`.
+made of; a number is a numerical feature and, as NAME_value, a categorical one. The MMoE paper (Ma et al., KDD
+2018) also takes education out of group 1: `--exclude education`.
 """
 
 import sys

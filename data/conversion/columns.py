@@ -133,12 +133,12 @@ def _scalar_problems(column: Column, values: pa.Array) -> Iterator[Problem]:
         missing = missing | np.isnan(numbers)
     if column.feature.missing != "ignore":
         yield from _problem("missing value", column, values, missing)
-    what, wrong = _out_of_domain(column, numbers)
+    what, wrong = out_of_domain(column, numbers)
     yield from _problem(what, column, values, wrong & ~missing)
 
 
-def _out_of_domain(column: Column, numbers: np.ndarray) -> tuple[str, np.ndarray]:
-    """The name of the rule that a column's values must keep, and which of them break it."""
+def out_of_domain(column: Column, numbers: np.ndarray) -> tuple[str, np.ndarray]:
+    """The name of the rule that a column's values must keep, and which of them ([rows] bool) break it, NaN included."""
     feature = column.feature
     if column.kind == ONEHOT:
         return "id out of range", _outside(numbers, feature.cardinality)

@@ -1,5 +1,6 @@
 """Scans the files of a dataset, in streams, for everything that training could not use."""
 
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.conversion.columns import VALUES_SHOWN, Column, Problem, describe_column, dtype_name, find_problems, is_list
+from data.conversion.columns import (
+    VALUES_SHOWN,
+    Column,
+    Problem,
+    describe_column,
+    dtype_name,
+    find_problems,
+    is_list,
+    out_of_domain,
+)
 from data.conversion.csv_reader import read_csv_blocks
 from data.conversion.parquet_writer import ROWS_PER_ROW_GROUP
 from data.errors import DataError
@@ -63,21 +73,30 @@ class LabelSummary:
     total: float = 0.0
     least: float = np.inf
     most: float = -np.inf
+    rows_of_class: Counter[float] = field(default_factory=Counter)
 
-    def add(self, values: np.ndarray) -> None:
+    def add(self, values: np.ndarray, *, are_classes: bool) -> None:
         """Counts values, [any number] float64."""
         if len(values):
             self.count += len(values)
             self.total += float(values.sum())
             self.least = min(self.least, float(values.min()))
             self.most = max(self.most, float(values.max()))
+        if are_classes:
+            classes, rows = np.unique(values, return_counts=True)
+            self.rows_of_class.update(dict(zip(classes.tolist(), rows.tolist(), strict=True)))
 
     def describe(self, label: Feature) -> str:
-        """The rate of positives, or the range and mean."""
+        """The rate of positives, the most and the least frequent class, or the range and mean."""
         if not self.count:
             return f"{label.name}: no value"
         if label.task == "binary":
             return f"{label.name}: {100 * self.total / self.count:.4g} % positive of {self.count:,}"
+        if label.task == "multiclass":
+            ranked = self.rows_of_class.most_common()
+            most, least = (f"{value:g} ({100 * rows / self.count:.4g} %)" for value, rows in (ranked[0], ranked[-1]))
+            seen = f"{len(ranked)} of {label.cardinality} classes"
+            return f"{label.name}: {seen}, most often {most}, least often {least}, of {self.count:,}"
         return f"{label.name}: {self.least:g} to {self.most:g}, mean {self.total / self.count:.6g}, of {self.count:,}"
 
 
@@ -233,8 +252,9 @@ def _count_labels(columns: Sequence[Column], rows: pa.Table | pa.RecordBatch, su
     for column in columns:
         if column.kind == LABEL:
             values = rows.column(column.name).drop_null().to_numpy().astype(np.float64)
-            wanted = np.isin(values, (0, 1)) if column.feature.task == "binary" else np.isfinite(values)
-            summary.labels[column.name].add(values[wanted])
+            _, is_wrong = out_of_domain(column, values)
+            is_multiclass = column.feature.task == "multiclass"
+            summary.labels[column.name].add(values[~is_wrong], are_classes=is_multiclass)
 
 
 class _Tally:

@@ -139,7 +139,13 @@ class ColumnGroup:
             low, high = max(begin, start), min(end, start + int(self.sizes[index]))
             file, row_group = self.files[self._file[index]], int(self._row_group[index])
             table = file.read(row_group, names).slice(low - start, high - low)
-            yield Piece(table, Place(file.path, row_group, low - int(self._file_start[index])), low, high)
+            yield Piece(table, self.place(low), low, high)
+
+    def place(self, row: int) -> Place:
+        """Where a row of the dataset is stored."""
+        index = int(np.searchsorted(self.starts, row, side="right")) - 1
+        path = self.files[self._file[index]].path
+        return Place(path, int(self._row_group[index]), row - int(self._file_start[index]))
 
 
 def open_files(paths: Sequence[Path]) -> list[ParquetFile]:

@@ -10,7 +10,7 @@ import numpy as np
 from data.errors import DataError
 from data.loading.batch import PAD, Batch
 from data.loading.batch_arrays import empty_batch, slice_rows
-from data.loading.column_decoder import Target, batch_targets, decode_table, extra_dtype
+from data.loading.column_decoder import Place, Target, batch_targets, decode_table, extra_dtype
 from data.loading.parquet_files import ColumnGroup, ParquetFile, column_problems, open_files
 from data.specification.feature_spec import Chunk, FeatureSpec
 
@@ -100,6 +100,12 @@ class ParquetReader:
                 for name, count in decode_table(piece.table, group.targets, piece.place, rows).items():
                     cut[name] = cut.get(name, 0) + count
         return cut
+
+    def place(self, column: str, row: int) -> Place:
+        """The file, row group and row in the file that hold a decoded column at a row of the dataset."""
+        return next(
+            group.place(row) for group in self._groups if any(target.name == column for target in group.targets)
+        )
 
 
 def _assign(

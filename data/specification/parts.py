@@ -22,6 +22,8 @@ TASKS = ("binary", "multiclass", "regression")
 MISSING = ("error", "ignore")
 SAMPLE_WEIGHT = "sample_weight"
 ROLES = (SAMPLE_WEIGHT,)
+# Joins the names of a label and of those that it is given, in the keys of metrics of all of them together.
+JOINT = "+"
 LABEL_KEYS = ("task", "loss_weight", "positive_weight", "given", "missing")
 
 INTEGER_DTYPES = ("int8", "int16", "int32", "int64")

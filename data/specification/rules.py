@@ -15,6 +15,7 @@ from data.specification.parts import (
     CHANNELS,
     INPUT_CHANNELS,
     INTEGER_DTYPES,
+    JOINT,
     LABEL,
     LABEL_KEYS,
     MAP,
@@ -69,11 +70,7 @@ def check_categorical(parts: Parts) -> Iterator[Problem]:
         if feature.cardinality is None and place in parts.complete:
             yield Problem(f"{place}.cardinality", "is missing; write the largest id + 1 (ids lie in [0, cardinality))")
         yield from _check_integer_dtype(feature, "ids are integers")
-        if feature.cardinality is not None and feature.dtype in INTEGER_DTYPES:
-            bits = int(feature.dtype.removeprefix("int"))
-            if feature.cardinality > 2 ** (bits - 1):
-                what = f"is {feature.dtype}, which cannot hold ids up to {feature.cardinality - 1}; write a wider one"
-                yield Problem(f"{place}.dtype", what)
+        yield from _check_dtype_holds(feature, "ids")
 
 
 def check_map_dtype(parts: Parts) -> Iterator[Problem]:
@@ -124,6 +121,8 @@ def check_tasks(parts: Parts) -> Iterator[Problem]:
         if feature.task == "multiclass" and (feature.cardinality or 0) < 2 and place in parts.complete:
             found = "is missing" if feature.cardinality is None else f"is {feature.cardinality}"
             yield Problem(f"{place}.cardinality", f"{found}; write the number of classes, at least 2")
+        if feature.task == "multiclass":
+            yield from _check_dtype_holds(feature, "classes")
         if feature.task == "binary" and (feature.cardinality or 0) > 2:
             what = f"is {feature.cardinality} but the task is binary; write task: multiclass, or take it away"
             yield Problem(f"{place}.cardinality", what)
@@ -151,6 +150,23 @@ def check_sample_spaces(parts: Parts) -> Iterator[Problem]:
         yield Problem(f"{place_of('feature_spec', circle[0])}.given", what)
 
 
+def check_joint_names(parts: Parts) -> Iterator[Problem]:
+    """What a label and those that it is given are called together is no label's name, and no other labels' together."""
+    labels = {feature.name: feature for feature in _in_channels(parts, LABEL)}
+    if not any(JOINT in name for name in labels):
+        return
+    taken = {name: f"the label {name!r}" for name in labels}
+    for name, feature in labels.items():
+        chain = _chain(labels, name)
+        together = JOINT.join(chain)
+        if feature.task != "binary" or len(chain) == 1:
+            continue
+        if together in taken:
+            what = f"in metrics, {listed(chain)} together are called {together!r}, as is {taken[together]}; rename one"
+            yield Problem(place_of("feature_spec", name), what)
+        taken[together] = f"what {listed(chain)} are called"
+
+
 def check_sample_weight(parts: Parts) -> Iterator[Problem]:
     """At most one feature weighs rows, and it is in no channel."""
     weights = [feature.name for feature in parts.features.values() if feature.role is not None]
@@ -170,6 +186,16 @@ def _check_integer_dtype(feature: Feature, reason: str) -> Iterator[Problem]:
         yield Problem(place, f"is {feature.dtype} but {reason}; write one of {', '.join(INTEGER_DTYPES)}")
 
 
+def _check_dtype_holds(feature: Feature, things: str) -> Iterator[Problem]:
+    """An integer type can hold the numbers below the cardinality."""
+    if feature.cardinality is not None and feature.dtype in INTEGER_DTYPES:
+        bits = int(feature.dtype.removeprefix("int"))
+        if feature.cardinality > 2 ** (bits - 1):
+            place = f"{place_of('feature_spec', feature.name)}.dtype"
+            what = f"is {feature.dtype}, which cannot hold {things} up to {feature.cardinality - 1}; write a wider one"
+            yield Problem(place, what)
+
+
 def _in_channels(parts: Parts, *channels: str) -> list[Feature]:
     """The known features of some channels, each once."""
     names = dict.fromkeys(entry.text for channel in channels for entry in parts.channels.get(channel, []))
@@ -183,6 +209,14 @@ def _channel_of(parts: Parts) -> dict[str, str]:
         for entry in parts.channels.get(channel, []):
             channel_of.setdefault(entry.text, channel)
     return channel_of
+
+
+def _chain(labels: dict[str, Feature], name: str) -> list[str]:
+    """A label, the last, and those that it is given, one through the other; those in a circle once."""
+    chain = [name]
+    while (given := labels[chain[0]].given) in labels and given not in chain:
+        chain.insert(0, given)
+    return chain
 
 
 def _circles(labels: dict[str, Feature]) -> Iterator[list[str]]:
@@ -208,5 +242,6 @@ FEATURE_RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
     check_keys_of_labels,
     check_tasks,
     check_sample_spaces,
+    check_joint_names,
     check_sample_weight,
 )

@@ -39,6 +39,7 @@ NAMES = {
     38: "veterans_benefits", 39: "weeks_worked_in_year", 40: "year", 41: "income",
 }  # fmt: skip
 PLAIN, HEAVY_TAILED = (0, 30, 39), (5, 16, 17, 18)
+NUMBERS = (*PLAIN, *HEAVY_TAILED)
 CODES = (2, 3, 36, 38, 40)
 DEGREES = ("Associates", "Bachelors", "Masters", "Prof school", "Doctorate")
 POOLS = {
@@ -86,11 +87,13 @@ def write_raw(folder, train=TRAIN_LINES, test=TEST_LINES, ending=""):
 
 
 def raw_columns(lines):
+    """Raw values by column, those of numbers also under the name of their categorical feature."""
     columns = {}
     for place, name in NAMES.items():
         texts = [fields[place].strip() for fields in lines]
         is_number = place in (*PLAIN, *HEAVY_TAILED, *CODES)
         columns[name] = [None if text == "?" else int(text) if is_number else text for text in texts if place != 24]
+    columns |= {f"{NAMES[place]}_value": columns[NAMES[place]] for place in NUMBERS}
     return {name: values for name, values in columns.items() if values}
 
 
@@ -129,7 +132,7 @@ def test_every_feature_is_what_its_definition_says(datasets, group, left_out, ma
         mapping,
         raw_columns(TRAIN_LINES),
         taken(raw_columns(lines), expected_rows()[mapping]),
-        onehot=names_of(sorted(onehot), left_out),
+        onehot=[*names_of(sorted(onehot), left_out), *(f"{name}_value" for name in names_of(NUMBERS))],
         numerical=names_of(PLAIN),
         heavy_tailed=names_of(HEAVY_TAILED),
         oov_buckets=OOV_BUCKETS,
@@ -259,7 +262,7 @@ def test_the_published_files_have_the_published_counts(tmp_path):
     # 0, null, unseen, and the distinct known values that the publisher counts.
     sizes = {"industry_code": 52, "occupation_code": 47, "education": 17, "race": 5, "country_of_birth_self": 42}
     assert {name: spec.features[name].cardinality - 3 for name in sizes} == sizes
-    assert (len(spec.onehot), len(spec.numerical)) == (32, 7)
+    assert (len(spec.onehot), len(spec.numerical)) == (39, 7)
     assert (train["migration_from_sunbelt"] == 1).sum() == 99_696, "unknown in every row of year 95"
     for feature in spec.numerical:
         assert train[feature.name].mean() == pytest.approx(0, abs=1e-4)

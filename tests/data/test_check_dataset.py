@@ -2,6 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,6 +73,21 @@ def test_the_summary_tells_the_rate_of_positives_of_known_labels(good, capsys):
     line = capsys.readouterr().out.splitlines()[0]
     assert f"clicked: {100 * clicked.mean():.4g} % positive of 80" in line
     assert f"bought: {100 * bought.mean():.4g} % positive of {len(bought)}" in line
+
+
+def test_the_summary_of_a_multiclass_label_tells_its_classes(tmp_path, capsys):
+    features = {"x": {}, "kind": {"task": "multiclass", "cardinality": 5, "missing": "ignore"}}
+    sources = {name: [parquet_chunk(list(features), [f"{name}.parquet"])] for name in ("train", "test")}
+    channels = {"numerical": ["x"], "label": ["kind"]}
+    spec = FeatureSpec.from_dict({"feature_spec": features, "source_spec": sources, "channel_spec": channels}, tmp_path)
+    for kinds, name in (([2, 0, 2, None, 4, 2, 0, 7, 1.5], "train"), ([1, 0], "test")):
+        columns = {"x": np.zeros(len(kinds), np.float32), "kind": pa.array(kinds, pa.float32())}
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    (tmp_path / "feature_spec.yaml").write_text(yaml.safe_dump(spec.to_dict()))
+    assert run(spec) == 1
+    told = capsys.readouterr().out
+    assert "kind: 3 of 5 classes, most often 2 (50 %), least often 4 (16.67 %), of 6" in told
+    assert "label value; in 2 rows (7, 8); found '7.0', '1.5'; expected a class in [0, 5) (or nothing)" in told
 
 
 BAD_VALUES = [

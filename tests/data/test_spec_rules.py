@@ -70,6 +70,8 @@ def test_a_violation_is_told_once_with_its_place_and_mend(place: str, value: Any
 TOLD_ELSEWHERE = [
     ("feature_spec.user.dtype", {"feature_spec.user": {"dtype": "int8", "cardinality": 129}},
      "is int8, which cannot hold ids up to 128; write a wider one"),
+    ("feature_spec.buy.dtype", {"feature_spec.buy": {"task": "multiclass", "dtype": "int8", "cardinality": 129}},
+     "is int8, which cannot hold classes up to 128; write a wider one"),
     ("feature_spec.buy.positive_weight", {"feature_spec.buy": {"task": "regression", "positive_weight": 1}},
      "is only for binary labels and the task is regression; take it away"),
     ("feature_spec.buy.cardinality", {"feature_spec.buy": {"task": "multiclass"}},
@@ -147,6 +149,33 @@ def test_a_label_named_mean_would_hide_the_mean_over_several_labels(labels: list
         return
     mend = "this name is kept for the mean over the labels; rename the label"
     check_only_problem(problems_of(changed(changes), tmp_path), "feature_spec.mean", mend)
+
+
+def with_labels(given: dict[str, str | None]) -> Any:
+    """The valid document with these labels alone."""
+    changes: dict[str, Any] = {"feature_spec.click": {}, "feature_spec.buy": {}, "channel_spec.label": list(given)}
+    changes |= {f"feature_spec.{name}": {"given": label} if label else {} for name, label in given.items()}
+    wrong = changed(changes)
+    for mapping in wrong["source_spec"].values():
+        mapping[-1]["features"] = list(dict.fromkeys([*mapping[-1]["features"], *given]))
+    return wrong
+
+
+def test_a_label_named_as_other_labels_together_would_hide_their_metrics(tmp_path: Path) -> None:
+    wrong = with_labels({"click": None, "buy": "click", "click+buy": None})
+    words = "in metrics, click, buy together are called 'click+buy', as is the label 'click+buy'; rename one"
+    check_only_problem(problems_of(wrong, tmp_path), "feature_spec.buy", words)
+
+
+def test_labels_that_together_are_called_as_others_would_hide_their_metrics(tmp_path: Path) -> None:
+    wrong = with_labels({"a": None, "b+c": "a", "a+b": None, "c": "a+b"})
+    words = "in metrics, a+b, c together are called 'a+b+c', as is what a, b+c are called; rename one"
+    check_only_problem(problems_of(wrong, tmp_path), "feature_spec.c", words)
+
+
+@pytest.mark.parametrize("given", [{"a+b": None, "a": None, "b": None}, {"a": None, "b": "a", "b+a": "a"}])
+def test_a_plus_in_a_name_is_taken_where_it_hides_nothing(given: dict[str, str | None], tmp_path: Path) -> None:
+    FeatureSpec.from_dict(with_labels(given), tmp_path)
 
 
 def test_each_circle_of_sample_spaces_is_told_once(tmp_path: Path) -> None:

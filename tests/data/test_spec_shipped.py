@@ -23,7 +23,8 @@ PUBLIC = {
     "no_numerical.yaml": (13, 3, 0),
     "no_onehot.yaml": (0, 3, 13),
 }
-OWN = {"column_groups.yaml", "sample_weight.yaml", "tiny.yaml", "two_labels.yaml", "with_map.yaml"}
+OWN = {"column_groups.yaml", "multiclass.yaml", "sample_weight.yaml", "three_tasks.yaml", "tiny.yaml"}
+OWN |= {"two_labels.yaml", "with_map.yaml"}
 
 
 def read(name: str) -> FeatureSpec:
@@ -91,5 +92,6 @@ def test_the_new_specifications_show_what_they_are_named_for() -> None:
     assert [with_map.map_feature.name in chunk.features for chunk in with_map.chunks("train")] == [False]
     assert {len(read("column_groups.yaml").chunks(mapping)) for mapping in ("train", "test")} == {2}
     assert [label.given for label in read("two_labels.yaml").labels] == [None, "click"]
+    assert {label.task for label in read("multiclass.yaml").labels} == {"binary", "multiclass", "regression"}
     assert read("sample_weight.yaml").sample_weight is not None
     assert len(read("tiny.yaml").inputs) == 3

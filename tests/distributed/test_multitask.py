@@ -14,7 +14,8 @@ from trainer.log import read_log
 pytestmark = pytest.mark.horovod
 RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"
 ROWS, BATCH = 2000, 256
-MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm")
+STOPPING = "loss_val/click+conversion"
+MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "aitm")
 SMALL = [
     "--expert_hidden_units",
     "16",
@@ -32,8 +33,12 @@ VARIANTS = {model: ["--model", model] for model in MODELS}
 VARIANTS |= {
     "mmoe_amp_xla": ["--model", "mmoe", "--amp", "--xla"],
     "mmoe_uncertainty": ["--model", "mmoe", "--loss_weighting", "uncertainty", "--wide_part"],
+    "mmoe_pcgrad": ["--model", "mmoe", "--loss_weighting", "pcgrad"],
+    "mmoe_gradnorm": ["--model", "mmoe", "--loss_weighting", "gradnorm"],
+    "mmoe_batch_norm": ["--model", "mmoe", "--batch_norm", "--num_epochs", "5"],
     "wide_deep": [],
 }
+COMPARED = ("mmoe", "mmoe_uncertainty", "mmoe_pcgrad", "mmoe_gradnorm", "mmoe_batch_norm")
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +52,14 @@ def folder(tmp_path_factory) -> Path:
         return [*places, "--model_dir", str(folder / (models or name) / "models"), *SMALL, *more]
 
     scenarios = [arguments(name, *flags) for name, flags in VARIANTS.items()]
-    stop = ["--early_stopping_metric", "loss_val/click", "--early_stopping_patience", "2", "--num_epochs", "40"]
+    stop = ["--early_stopping_metric", STOPPING, "--early_stopping_patience", "2", "--num_epochs", "40"]
     scenarios.append(arguments("stopped", *VARIANTS["mmoe"], *stop))
     saved = ["--evaluate", "--predictions_file", str(folder / "predictions.parquet"), "--checkpoint", "last"]
     scenarios.append(arguments("evaluation", *VARIANTS["mmoe"], *saved, models="mmoe"))
     (folder / "scenarios.json").write_text(json.dumps(scenarios))
     done = run_program([RUN_ALL, folder / "scenarios.json"], workers=2, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
-    for name in ("mmoe", "mmoe_uncertainty"):
+    for name in COMPARED:
         must(main(arguments(f"one_{name}", *VARIANTS[name])))
     return folder
 
@@ -68,7 +73,7 @@ def test_every_model_learns_and_logs_each_task(folder, name):
     assert "auc_roc/spend" not in found and "rmse/click" not in found
 
 
-@pytest.mark.parametrize("name", ["mmoe", "mmoe_uncertainty"])
+@pytest.mark.parametrize("name", COMPARED)
 def test_two_workers_see_the_losses_that_one_sees(folder, name):
     two, one = losses(folder / name / "results"), losses(folder / f"one_{name}" / "results")
     assert list(two) == list(one)
@@ -90,16 +95,24 @@ def test_predictions_of_every_task_give_the_logged_metrics(folder):
     positive, negative = (
         clicked.loc[clicked["label_conversion"] == label, "prediction_conversion"] for label in (1, 0)
     )
+    assert found["auc_roc/conversion"] == pytest.approx(auc(positive, negative), abs=1e-9)
+    both, product = rows["label_conversion"] == 1, rows["prediction_click"] * rows["prediction_conversion"]
+    assert found["auc_roc/click+conversion"] == pytest.approx(auc(product[both], product[~both]), abs=1e-6)
+    assert found["calibration/click+conversion"] == pytest.approx(product.sum() / both.sum(), rel=1e-6)
+
+
+def auc(positive, negative) -> float:
+    """The share of pairs in order."""
     pairs = np.sign(positive.to_numpy()[:, None] - negative.to_numpy()[None, :])
-    assert found["auc_roc/conversion"] == pytest.approx((pairs.mean() + 1) / 2, abs=1e-9)
+    return (pairs.mean() + 1) / 2
 
 
 def test_training_stops_without_progress_and_keeps_the_best_epoch(folder):
     records = read_log(folder / "stopped" / "results" / "log.json")
     evaluated = {
-        record["step"][0]: record["data"]["loss_val/click"]
+        record["step"][0]: record["data"][STOPPING]
         for record in records
-        if record["type"] == "LOG" and record["step"] and "loss_val/click" in record["data"]
+        if record["type"] == "LOG" and record["step"] and STOPPING in record["data"]
     }
     assert len(evaluated) < 40
     best = min(evaluated, key=evaluated.__getitem__)

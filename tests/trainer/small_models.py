@@ -57,11 +57,10 @@ def make_step(
     global_batch_size: int = 16,
     xla: bool = False,
     compute_dtype: str = "float32",
-    tasks: tuple[Task, ...] | None = None,
     loss_weighting: str = "static",
 ) -> TrainStep:
     embeddings = model.embeddings
-    tasks = tasks or model.tasks
+    tasks = model.tasks
     regressions = [task.kind == "regression" for task in tasks]
     weighting = make_loss_weighting(loss_weighting, [task.loss_weight for task in tasks], regressions, 3)
     wide = Optimizer(Ftrl(), Constant(WIDE_RATE), named(model.wide_weights), named(embeddings.wide_tables))
@@ -70,7 +69,6 @@ def make_step(
     )
     return TrainStep(
         model,
-        tasks,
         weighting=weighting,
         wide=wide,
         deep=deep,

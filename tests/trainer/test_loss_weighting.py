@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from data.errors import DataError
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import make_batches, make_model, make_step
 from tests.trainer.test_step import differences, part
 from trainer.loss_weighting import METHODS, make_loss_weighting
+from trainer.loss_weighting.by_gradient import project
 from trainer.tasks import Task
 
 # No tensor: it would start TensorFlow while tests are collected, before main.py can set it up.
@@ -86,14 +88,14 @@ def test_the_shares_of_workers_add_up_to_the_whole(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_one_worker_and_two_agree(name, compute_dtype):
     batches = make_batches(6, tasks=2)
+    tasks = (Task("click", loss_weight=0.5), Task("price", kind="regression"))
     settings = {
-        "tasks": (Task("click", loss_weight=0.5), Task("price", kind="regression")),
         "loss_weighting": name,
         "compute_dtype": compute_dtype,
     }
 
     def work(comm):
-        model = make_model(model="mmoe", tasks=("click", "price"), compute_dtype=compute_dtype)
+        model = make_model(model="mmoe", tasks=tasks, compute_dtype=compute_dtype)
         step, losses = make_step(model, comm=comm, **settings), []
         for number, batch in enumerate(batches, start=1):
             rows = batch if comm.size == 1 else part(batch, slice(0, 9) if comm.rank == 0 else slice(9, 16))
@@ -110,3 +112,79 @@ def test_one_worker_and_two_agree(name, compute_dtype):
     for _, losses in together:
         np.testing.assert_allclose(losses, alone, rtol=tolerance)
     assert differences(together[0][0], together[1][0]) == 0
+
+
+def test_gradnorm_follows_its_equations_on_numbers_worked_by_hand():
+    weighting = make_loss_weighting("gradnorm", [1.0, 2.0], (False, False), 0, gradnorm_alpha=0.5)
+    np.testing.assert_array_equal(weighting.factors(tf.constant(1)), [1.0, 2.0])
+    gradients = tf.constant([[3.0, 4.0], [0.0, 1.0]])  # norms of w_k L_k: 5 and 2
+    assert weighting.combine(gradients, tf.constant([1.0, 4.0]), tf.constant(1)) is None
+    # Paces are 1 and 1, the target is the mean 3.5 for both; slopes are +5 and -2; the sum is scaled back to 2.
+    v = np.array([1 - 0.025 * 5, 1 + 0.025 * 2])
+    v *= 2 / v.sum()
+    np.testing.assert_allclose(weighting.factors(tf.constant(2)), v * [1, 2], rtol=1e-5)
+    weighting.combine(gradients, tf.constant([0.5, 4.0]), tf.constant(2))
+    # Paces 0.5 and 1, relative 2/3 and 4/3; G = v (5, 2).
+    g = v * [5, 2]
+    target = g.mean() * np.sqrt([2 / 3, 4 / 3])
+    v = v - 0.025 * np.sign(g - target) * [5, 2]
+    np.testing.assert_allclose(weighting.factors(tf.constant(3)), 2 * v / v.sum() * [1, 2], rtol=1e-5)
+
+
+def test_gradnorm_leaves_a_task_without_a_row_alone():
+    weighting = make_loss_weighting("gradnorm", [1.0, 1.0], (False, False), 0)
+    weighting.combine(tf.constant([[3.0], [0.0]]), tf.constant([1.0, 0.0]), tf.constant(1))
+    np.testing.assert_allclose(weighting.factors(tf.constant(2)), [1.0, 1.0], rtol=1e-6)
+    assert math.isnan(weighting.state["gradnorm_first_losses"].numpy()[1])
+
+
+def naive_pcgrad(gradients: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    total = np.zeros(gradients.shape[1])
+    for task, order in enumerate(orders):
+        own = gradients[task].copy()
+        for other in order:
+            if other != task and own @ gradients[other] < 0:
+                own -= own @ gradients[other] / (gradients[other] @ gradients[other]) * gradients[other]
+        total += own
+    return total
+
+
+def test_pcgrad_takes_away_what_conflicts():
+    weighting = make_loss_weighting("pcgrad", [1.0, 2.0], (False, False), 0)
+    combined = weighting.combine(tf.constant([[1.0, 0.0], [-0.5, 0.5]]), tf.constant(LOSSES), tf.constant(1))
+    # g1 = (1, 0), g2 = (-1, 1): g1 loses -1/2 g2 and becomes (1/2, 1/2), g2 loses -1 g1 and becomes (0, 1).
+    np.testing.assert_allclose(combined, [0.5, 1.5], rtol=1e-6)
+    combined = weighting.combine(tf.constant([[1.0, 0.0], [0.5, 0.5]]), tf.constant(LOSSES), tf.constant(1))
+    np.testing.assert_allclose(combined, [2.0, 1.0], rtol=1e-6)
+
+
+def test_pcgrad_equals_one_projection_after_the_other_in_any_order():
+    rng = np.random.default_rng(0)
+    for tasks in (2, 3, 5):
+        gradients = rng.normal(size=(tasks, 12))
+        gradients[-1] = 0  # a task without a row in the batch
+        orders = np.stack([rng.permutation(tasks) for _ in range(tasks)])
+        products = tf.constant(gradients @ gradients.T, tf.float32)
+        found = project(products, tf.constant(orders, tf.int32)).numpy().sum(axis=0) @ gradients
+        np.testing.assert_allclose(found, naive_pcgrad(gradients, orders), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gradnorm", "pcgrad"])
+def test_the_tasks_gradients_are_those_of_the_shared_weights(name):
+    model, batch = make_model(model="mmoe", tasks=("click", "buy")), make_batches(1, tasks=2)[0]
+    step = make_step(model, loss_weighting=name)
+    weights = [weight.value for weight in model.shared_weights]
+    if name == "gradnorm":
+        weights = [model.experts[-1].dense[-1].kernel.value]
+    with tf.GradientTape(persistent=True) as tape:
+        logits = model(batch.ids, batch.numerical)
+        losses = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=batch.labels, logits=logits), axis=0)
+        each = tf.unstack(losses)
+    expected = [np.concatenate([g.numpy().ravel() for g in tape.gradient(loss, weights)]) for loss in each]
+    (found,) = step.compute(batch, tf.constant(1)).shared
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_models_whose_tasks_share_no_dense_weights_are_refused():
+    with pytest.raises(DataError, match="esmm has no dense weights that tasks share"):
+        make_step(make_model(model="esmm", tasks=("click", "buy")), loss_weighting="pcgrad")

@@ -6,10 +6,11 @@ from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import make_batches, make_model, make_step
 from tests.trainer.test_step import differences, part
 from trainer.model_options import ModelOptions
-from trainer.models.experts import Gates, ParallelStack, mix
+from trainer.models.gates import Gates, mix
+from trainer.models.layers import ParallelStack, Style
 from trainer.models.multitask import levels_of
 
-MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm")
+MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "aitm")
 TASKS = ("click", "buy")
 
 
@@ -22,22 +23,13 @@ def random_input(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-def stack_of(stacks: int, units: tuple[int, ...], **settings: object) -> ParallelStack:
-    defaults = {"activation": "relu", "dropout": 0.0, "compute_dtype": "float32", "seed": 5, "name": "stack"}
-    return ParallelStack(stacks, 6, units, **(defaults | settings))
+def stack_of(stacks: int, units: tuple[int, ...]) -> ParallelStack:
+    return ParallelStack(stacks, 6, units, style=Style("relu"), seed=5, name="stack")
 
 
-def gates_over(readable: np.ndarray, **settings: object) -> Gates:
-    defaults = {
-        "hidden_units": (),
-        "temperature": 1.0,
-        "start": "random",
-        "activation": "relu",
-        "compute_dtype": "float32",
-        "seed": 9,
-        "name": "gates",
-    }
-    return Gates(readable, 6, **(defaults | settings))
+def gates_over(readable: np.ndarray, **flags: object) -> Gates:
+    options = ModelOptions(deep_dropout=0.0, **flags)
+    return Gates(readable, 6, options=options, compute_dtype="float32", seed=9, name="gates")
 
 
 @pytest.mark.parametrize("shape", [(10, 6), (3, 10, 6)])
@@ -55,7 +47,7 @@ def test_experts_in_one_product_equal_one_expert_after_the_other(shape):
 
 def test_gates_in_one_product_equal_one_gate_after_the_other_and_mix_weighs_the_experts():
     readable = np.array([[True, True, False, True], [False, True, True, True]])
-    gates, x = gates_over(readable, hidden_units=(7,), temperature=2.0), random_input(10, 6)
+    gates, x = gates_over(readable, gate_hidden_units=(7,), gate_temperature=2.0), random_input(10, 6)
     outputs = random_input(4, 10, 5)
     weights = gates(tf.constant(x)).numpy()
     mixed = mix(tf.constant(weights), tf.constant(outputs)).numpy()
@@ -83,7 +75,9 @@ def test_every_expert_starts_from_weights_of_its_own_spread_like_a_layer_of_its_
 
 
 def test_uniform_gates_weigh_all_readable_experts_equally():
-    weights = gates_over(np.array([[True, False, True, True, True]]), start="uniform")(tf.constant(random_input(4, 6)))
+    weights = gates_over(np.array([[True, False, True, True, True]]), gate_init="uniform")(
+        tf.constant(random_input(4, 6))
+    )
     np.testing.assert_allclose(weights.numpy()[0], np.tile([0.25, 0, 0.25, 0.25, 0.25], (4, 1)), atol=1e-7)
 
 
@@ -122,7 +116,7 @@ def test_ple_equals_its_definition_expert_by_expert():
     inputs = [mixed(0, gate, x, first) for gate in range(3)]
     second = [expert(1, number, inputs[number]) for number in range(3)]
     tops = [mixed(1, task, inputs[task], second) for task in range(2)]
-    heads = model.towers.heads
+    (heads,) = model.towers.heads
     expected = [top @ heads.kernel.numpy()[task] + heads.bias.numpy()[task] for task, top in enumerate(tops)]
     np.testing.assert_allclose(model.head(tf.constant(x), None), np.hstack(expected), atol=1e-5)
 

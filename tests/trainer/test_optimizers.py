@@ -117,7 +117,9 @@ def deep_optimizer(rule: str) -> DeepOptimizer:
 def test_weights_that_are_updated_whole_go_where_keras_takes_them(rule):
     start = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     own, other = tf.Variable(start), keras.Variable(start)
-    optimizer, reference = Optimizer(make_rule(deep_optimizer(rule)), Constant(0.01), {"w": own}, {}), KERAS[rule]()
+    decay = 0.004 if rule == "adamw" else 0.0
+    optimizer = Optimizer(make_rule(deep_optimizer(rule)), Constant(0.01), {"w": own}, {}, decay=decay)
+    reference = KERAS[rule]()
     reference.build([other])
     rng = np.random.default_rng(2)
     for step in range(1, 31):
@@ -163,3 +165,23 @@ def test_a_constant_schedule_rises_over_its_warm_up_and_stays():
     rates = [float(schedule(tf.constant(step))) for step in (1, 2, 4, 5, 24)]
     np.testing.assert_allclose(rates, [0.0025, 0.005, 0.01, 0.01, 0.01], rtol=1e-6)
     assert float(WarmupThenConstant(0.01, 0)(tf.constant(1))) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_l2_and_decay_act_on_the_rows_that_a_batch_touches(whole):
+    table = tf.Variable(tf.ones((4, 2)))
+    optimizer = Optimizer(make_rule(deep_optimizer("sgd")), Constant(0.1), {}, {"t": table}, l2={"t": 0.5}, decay=0.2)
+    if whole:
+        optimizer.update_whole("t", tf.constant([[0.0, 0.0], [3.0, 0.0], [0.0, 0.0], [1.0, 1.0]]), tf.constant(1))
+    else:
+        optimizer.update_rows("t", tf.constant([3, 1]), tf.constant([[1.0, 1.0], [3.0, 0.0]]), tf.constant(1))
+    # w - rate (g + 2 l2 w) - rate decay w
+    touched = [1 - 0.1 * (3 + 1) - 0.02, 1 - 0.1 * (0 + 1) - 0.02]
+    np.testing.assert_allclose(table.numpy(), [[1, 1], touched, [1, 1], [0.78, 0.78]], rtol=1e-6)
+
+
+def test_l2_of_other_names_is_none():
+    weight = tf.Variable([1.0])
+    optimizer = Optimizer(make_rule(deep_optimizer("sgd")), Constant(0.1), {"bias": weight}, {}, l2={"kernel": 0.5})
+    optimizer.update_whole("bias", tf.constant([0.0]), tf.constant(1))
+    assert weight.numpy() == [1.0]

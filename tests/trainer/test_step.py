@@ -5,6 +5,7 @@ import tensorflow as tf
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import DEEP_RATE, WIDE_RATE, differences, make_batches, make_model, make_step, part
 from trainer.models.ranking import RankingModel
+from trainer.models.training_pass import TrainingPass
 from trainer.step import StepInput
 from trainer.tasks import Task
 
@@ -122,7 +123,7 @@ def test_a_row_of_weight_two_counts_as_two_rows(batches):
 
 def test_each_task_is_averaged_over_its_own_rows_and_weighted():
     tasks = (Task("click"), Task("buy", loss_weight=0.5, positive_weight=3.0, given=0))
-    model = make_model(tasks=("click", "buy"))
+    model = make_model(tasks=tasks)
     batch = make_batches(1, tasks=2)[0]
     labels = batch.labels.numpy()
     labels[4:, 1] = np.nan
@@ -131,17 +132,16 @@ def test_each_task_is_averaged_over_its_own_rows_and_weighted():
     p = 1 / (1 + np.exp(-z))
     click = -(labels * np.log(p) + (1 - labels) * np.log(1 - p))[:, 0].mean()
     buy = -(3 * labels * np.log(p) + (1 - labels) * np.log(1 - p))[:4, 1].mean()
-    losses = make_step(model, tasks=tasks)(batch, tf.constant(1)).numpy()
+    losses = make_step(model)(batch, tf.constant(1)).numpy()
     np.testing.assert_allclose(losses, [click, buy], rtol=1e-5)
 
 
 def test_a_batch_without_a_row_of_a_task_trains_the_others():
-    tasks = (Task("click"), Task("buy"))
     model = make_model(tasks=("click", "buy"))
     batch = make_batches(1, tasks=2)[0]
     labels = batch.labels.numpy()
     labels[:, 1] = np.nan
-    losses = make_step(model, tasks=tasks)(batch._replace(labels=tf.constant(labels)), tf.constant(1)).numpy()
+    losses = make_step(model)(batch._replace(labels=tf.constant(labels)), tf.constant(1)).numpy()
     assert losses[0] > 0 and losses[1] == 0
     assert all(np.isfinite(v.numpy()).all() for v in model.variables)
 
@@ -175,6 +175,10 @@ def test_dropout_is_a_function_of_seed_step_and_rank(batches):
     assert losses == train(second, batches[:3])
     model = make_model(dropout=0.5)
     seeds = [tf.constant([0, 64]), tf.constant([0, 128]), tf.constant([1, 64])]
-    logits = [model(batches[0].ids, batches[0].numerical, dropout_seed=seed).numpy() for seed in seeds]
+    batch, logits = batches[0], []
+    for seed in seeds:
+        training_pass = TrainingPass(seed, tf.ones(16), lambda tensors: tensors)
+        rows = model.gather(batch.ids)
+        logits.append(model.logits(rows, batch.ids, batch.numerical, training_pass).numpy())
     assert not np.allclose(logits[0], logits[1])
     assert not np.allclose(logits[0], logits[2])

@@ -13,6 +13,7 @@ from trainer.metrics.direction import Direction
 from trainer.metrics.grouped_auc import GroupedAuc
 from trainer.metrics.log_loss import LogLoss, NormalizedEntropy
 from trainer.metrics.mean_average_precision import MeanAveragePrecision
+from trainer.metrics.multiclass import Accuracy, OneVersusRestAuc, SoftmaxLoss, SoftmaxNormalizedEntropy
 from trainer.metrics.precision_recall_auc import PrecisionRecallAuc
 from trainer.metrics.regression import MeanAbsoluteError, MeanSquaredError, RootMeanSquaredError
 from trainer.metrics.roc_auc import RocAuc
@@ -37,7 +38,7 @@ class Metric(Protocol):
         rounding of float64 sums). NaN where the metric is undefined.
 
         Args:
-            rows: this worker's rows of one task; logits finite, labels 0 or 1 (of a regression: finite),
+            rows: this worker's rows of one task; logits finite, labels 0 or 1 (a class; of a regression: finite),
                 weights above 0.
             comm: this worker's view of the group.
         """
@@ -55,6 +56,12 @@ METRICS_OF_KIND: dict[str, dict[str, type[Metric]]] = {
         "normalized_entropy": NormalizedEntropy,
         "calibration": Calibration,
         "calibration_error": CalibrationError,
+    },
+    "multiclass": {
+        "loss_val": SoftmaxLoss,
+        "auc_roc": OneVersusRestAuc,
+        "accuracy": Accuracy,
+        "normalized_entropy": SoftmaxNormalizedEntropy,
     },
     "regression": {
         "loss_val": MeanSquaredError,
@@ -79,11 +86,14 @@ def make_metrics(kind: str = "binary", *, with_group: bool, num_auc_thresholds: 
     if kind not in METRICS_OF_KIND:
         raise ValueError(f"no metric is known for tasks of kind {kind!r}, only for {', '.join(METRICS_OF_KIND)}")
     chosen = {name: metric for name, metric in METRICS_OF_KIND[kind].items() if with_group or not metric.needs_group}
-    return {name: RocAuc(num_auc_thresholds) if metric is RocAuc else metric() for name, metric in chosen.items()}
+    with_thresholds = (RocAuc, OneVersusRestAuc)
+    return {
+        name: metric(num_auc_thresholds) if metric in with_thresholds else metric() for name, metric in chosen.items()
+    }
 
 
 def direction_of(key: str) -> Direction:
-    """Which values of a logged key are better; a key is a metric's NAME, NAME/TASK or NAME/mean.
+    """Which values of a logged key are better; a key is a metric's NAME, NAME/TASK, NAME/TASK+TASK or NAME/mean.
 
     Raises:
         ValueError: no metric has that name.

@@ -1,80 +1,88 @@
 """One pass over an evaluation set: the rows as they come, the metrics at the end."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from data.errors import DataError
-from trainer.metrics import make_metrics
+from trainer.metrics import Metric, make_metrics
 from trainer.metrics.collectives import Collectives
+from trainer.metrics.joint import joint_logits, joint_rows
 from trainer.metrics.rows import Rows, RowStore
+from trainer.tasks import Task, joint_chains, joint_name, restrict_to_sample_space
 
 MEAN = "mean"
 
-# Kind of task -> (which labels no metric of it can use, what they are).
-_WRONG_LABELS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
-    "binary": (lambda labels: (labels != 0) & (labels != 1), "a value other than 0 and 1"),
-    "regression": (np.isinf, "a value that is infinite in float32"),
-}
+
+class _Measured(NamedTuple):
+    """What a set of metrics is of: a task on its sample space, or a task and all that it is given on all rows.
+
+    Attributes:
+        task: tells the kind, and which labels there are.
+        chain: positions of the tasks whose joint event is measured; a single one for a task by itself.
+        metrics: by logged name.
+    """
+
+    task: Task
+    chain: tuple[int, ...]
+    metrics: Mapping[str, Metric]
 
 
 class Evaluation:
     """Collects logits and labels batch by batch and computes every metric over the rows of all workers.
 
-    Memory on each worker, per row of its own: 8 * tasks + 4 bytes, and 8 more with groups (one task: 12,
-    with groups 20). While `result` runs, up to about 150 more.
+    A binary task that is given another one is measured twice: on its sample space (the conversions among the clicks),
+    and together with all that it is given on all rows (click and conversion, among all).
+
+    Memory on each worker, per row of its own: 4 bytes per logit and label, 4 for the weight, and 8 more with groups
+    (one task of one logit: 12, with groups 20). While `result` runs, up to about 150 more, and for a multiclass task
+    8 per class.
     """
 
-    def __init__(
-        self,
-        task_names: Sequence[str],
-        *,
-        with_group: bool,
-        num_auc_thresholds: int = 0,
-        kinds: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, tasks: Sequence[Task], *, with_group: bool, num_auc_thresholds: int = 0) -> None:
         """Starts empty.
 
         Args:
-            task_names: one per column that `update` gets.
+            tasks: one per label column that `update` gets.
             with_group: `update` gets group ids, and the metrics that rank within groups are computed.
             num_auc_thresholds: 0 for the exact AUC; see RocAuc.
-            kinds: of each task, "binary" or "regression"; None where all are binary.
 
         Raises:
-            ValueError: a number of thresholds that RocAuc does not take, or kinds that are unknown or not
-                one per task.
+            ValueError: a number of thresholds that RocAuc does not take, or a task of a kind that is unknown.
         """
-        self._task_names = tuple(task_names)
-        self._kinds = ("binary",) * len(self._task_names) if kinds is None else tuple(kinds)
-        if len(self._kinds) != len(self._task_names):
-            raise ValueError(f"expected a kind for each of {self._task_names}, got {self._kinds}")
+        self._tasks = tuple(tasks)
         self._with_group = with_group
-        self._metrics = [
-            make_metrics(kind, with_group=with_group, num_auc_thresholds=num_auc_thresholds) for kind in self._kinds
-        ]
+        alone = [(index,) for index in range(len(tasks))]
+        self._measured: dict[str, _Measured] = {}
+        for chain in (*alone, *joint_chains(tasks).values()):
+            task = tasks[chain[-1]]
+            metrics = make_metrics(task.kind, with_group=with_group, num_auc_thresholds=num_auc_thresholds)
+            self._measured[joint_name(tasks, chain)] = _Measured(task, chain, metrics)
         self.reset()
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys of what `result` returns, in its order."""
-        return tuple(self._by_key([dict.fromkeys(metrics, math.nan) for metrics in self._metrics]))
+        unknown = {name: dict.fromkeys(measured.metrics, math.nan) for name, measured in self._measured.items()}
+        return tuple(self._by_key(unknown))
 
     def reset(self) -> None:
         """Forgets all rows."""
-        self._store = RowStore(len(self._task_names), with_group=self._with_group)
+        self._store = RowStore(self._tasks, with_group=self._with_group)
 
     def update(
         self, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, group: np.ndarray | None = None
     ) -> None:
         """Adds a batch. Rows of weight 0 are dropped.
 
-        A row whose label is NaN does not count for that task: the label is missing, or the row lies outside
-        the task's sample space (`given`). All metrics of a task are over its own sample space.
+        A row does not count for a task where its label is NaN, which is missing, or where the row lies outside the
+        task's sample space (`given`). It counts for a task together with all that it is given wherever that joint
+        label is known: 0 wherever a label that is given is 0.
 
         Args:
-            logits: [batch, tasks] float; the predicted values of regressions.
+            logits: [batch, sum of widths] float; the predicted values of regressions.
             labels: [batch, tasks] float.
             weights: [batch] float.
             group: [batch] int64; may be None without groups.
@@ -82,65 +90,84 @@ class Evaluation:
         Raises:
             ValueError: shapes disagree, or the groups are missing.
         """
-        self._store.append(logits, labels, weights, group)
+        self._store.append(logits, restrict_to_sample_space(labels, self._tasks), weights, group)
 
     def result(self, comm: Collectives) -> dict[str, float]:
         """The metrics over all workers' rows, equal on all workers. A collective.
 
         Returns:
-            NAME -> value for one task. For several, NAME/TASK of each that has the metric, and NAME/mean, the
-            mean of those that are not NaN (NaN where all are).
+            NAME -> value for one task. For several, NAME/TASK of each that has the metric, NAME/TASK+TASK of those that
+            are given others together with these, and NAME/mean, the mean of the NAME/TASK that are not NaN (NaN
+            where all are).
 
         Raises:
             FloatingPointError: logits that are NaN or infinite. Raised on all workers alike, as is the next.
             DataError: labels or weights that no metric can use.
         """
-        values = []
-        for column, (task, kind, metrics) in enumerate(zip(self._task_names, self._kinds, self._metrics, strict=True)):
-            rows = self._store.task(column)
-            rows = rows.select(~np.isnan(rows.labels))
-            _check_rows(task, kind, rows, comm)
-            values.append({name: metric.result(rows, comm) for name, metric in metrics.items()})
+        values = {}
+        for name, (task, chain, metrics) in self._measured.items():
+            rows = self._rows(chain)
+            _check_rows(name, task, rows, comm)
+            if len(chain) > 1:
+                rows = rows._replace(logits=joint_logits(rows.logits))
+            values[name] = {key: metric.result(rows, comm) for key, metric in metrics.items()}
         return self._by_key(values)
 
-    def _by_key(self, values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """The values by metric, one mapping per task, under the keys that are logged."""
-        if len(self._task_names) == 1:
-            return dict(values[0])
+    def _rows(self, chain: tuple[int, ...]) -> Rows:
+        """The rows that count; with several tasks as joint_rows gives them."""
+        parts = [self._store.task(index) for index in chain]
+        rows = parts[0] if len(parts) == 1 else joint_rows(parts)
+        return rows.select(~np.isnan(rows.labels))
+
+    def _by_key(self, values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """The values by name and metric, under the keys that are logged."""
+        if len(self._tasks) == 1:
+            return dict(values[self._tasks[0].name])
         results: dict[str, float] = {}
-        for name in dict.fromkeys(name for metrics in values for name in metrics):
-            of_tasks = {
-                task: metrics[name] for task, metrics in zip(self._task_names, values, strict=True) if name in metrics
-            }
-            results |= {f"{name}/{task}": value for task, value in of_tasks.items()}
-            known = [value for value in of_tasks.values() if not math.isnan(value)]
-            results[f"{name}/{MEAN}"] = sum(known) / len(known) if known else math.nan
+        for key in dict.fromkeys(key for metrics in values.values() for key in metrics):
+            of_key = {name: metrics[key] for name, metrics in values.items() if key in metrics}
+            results |= {f"{key}/{name}": value for name, value in of_key.items()}
+            of_tasks = [of_key[task.name] for task in self._tasks if task.name in of_key]
+            known = [value for value in of_tasks if not math.isnan(value)]
+            results[f"{key}/{MEAN}"] = sum(known) / len(known) if known else math.nan
         return results
 
 
-def _check_rows(task: str, kind: str, rows: Rows, comm: Collectives) -> None:
+def _check_rows(name: str, task: Task, rows: Rows, comm: Collectives) -> None:
     """Raises what Evaluation.result promises, on all workers together so that none is left waiting."""
-    is_wrong_label, wrong_label = _WRONG_LABELS[kind]
+    is_wrong_label, wrong_label = _wrong_labels(rows.labels, task)
     faults = (
-        ~np.isfinite(rows.logits),
-        is_wrong_label(rows.labels),
+        ~np.atleast_2d(np.isfinite(rows.logits).T).all(axis=0),
+        is_wrong_label,
         ~(np.isfinite(rows.weights) & (rows.weights > 0)),
     )
     counts = comm.sum_array(np.array([len(rows.logits), *(fault.sum() for fault in faults)], np.int64))
     num_rows, logits, labels, weights = counts.tolist()
     if logits:
-        what = "predicted values" if kind == "regression" else "logits"
+        what = "predicted values" if task.kind == "regression" else "logits"
         raise FloatingPointError(
-            f"task {task!r}: {logits} of {num_rows} {what} are NaN or infinite, so that there is nothing to measure. "
+            f"task {name!r}: {logits} of {num_rows} {what} are NaN or infinite, so that there is nothing to measure. "
             "Training has diverged: go back to an earlier checkpoint and lower the learning rates."
         )
     if labels:
         raise DataError(
-            f"label {task!r}: {labels} of {num_rows} evaluated rows have {wrong_label}; "
+            f"label {name!r}: {labels} of {num_rows} evaluated rows have {wrong_label}; "
             "check_dataset.py tells where they are."
         )
     if weights:
         raise DataError(
-            f"task {task!r}: {weights} of {num_rows} evaluated rows have a sample weight that is negative, NaN or "
+            f"task {name!r}: {weights} of {num_rows} evaluated rows have a sample weight that is negative, NaN or "
             "infinite; expected 0 or more. check_dataset.py tells where they are."
         )
+
+
+def _wrong_labels(labels: np.ndarray, task: Task) -> tuple[np.ndarray, str]:
+    """Which labels ([rows] bool) no metric of the task can use, and what they have."""
+    if task.kind == "regression":
+        return np.isinf(labels), "a value that is infinite in float32"
+    last = (task.classes or 2) - 1
+    is_class = (labels >= 0) & (labels <= last) & (labels == np.floor(labels))
+    return (
+        ~is_class,
+        "a value other than 0 and 1" if last == 1 else f"a value that is no class from 0 to {last}",
+    )

@@ -72,4 +72,5 @@ def _histogram(rows: Rows, num_bins: int) -> np.ndarray:
         probabilities = 1 / (1 + np.exp(-rows.logits.astype(np.float64)))
     bins = np.maximum(np.ceil(probabilities * num_bins).astype(np.int64) - 1, 0)
     positive = rows.labels > 0
-    return np.stack([np.bincount(bins[mask], rows.weights[mask], num_bins) for mask in (positive, ~positive)])
+    weights = [np.bincount(bins[mask], rows.weights[mask], num_bins) for mask in (positive, ~positive)]
+    return np.stack(weights).astype(np.float64)  # bincount of no row gives integers

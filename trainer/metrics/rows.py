@@ -1,8 +1,11 @@
 """The rows of an evaluation, kept by each worker until the end."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from trainer.tasks import Task, logit_columns
 
 _FIRST_CAPACITY = 1024
 
@@ -11,7 +14,7 @@ class Rows(NamedTuple):
     """One worker's rows of one task, as columns of equal length.
 
     Attributes:
-        logits: [rows] float32.
+        logits: [rows] float32; of a multiclass task [rows, classes].
         labels: [rows] float32.
         weights: [rows] float32.
         group: [rows] int64, or None where rows have no group.
@@ -28,6 +31,12 @@ class Rows(NamedTuple):
             return self
         group = None if self.group is None else self.group[mask]
         return Rows(self.logits[mask], self.labels[mask], self.weights[mask], group)
+
+
+def as_logits(values: np.ndarray) -> np.ndarray:
+    """Float64 values as finite logits, [...] float32; those beyond its range become its largest."""
+    largest = np.finfo(np.float32).max
+    return np.clip(values, -largest, largest).astype(np.float32)
 
 
 class GrowingArray:
@@ -66,14 +75,16 @@ class GrowingArray:
 class RowStore:
     """Logits, labels, weights and group ids of the rows seen, once for all metrics of all tasks.
 
-    Memory: 8 * tasks + 4 bytes per row with a weight, and 8 more with a group id
-    (one task: 12, with groups 20).
+    Memory: 4 bytes per logit, per label and per weight, of the rows that have a weight, and 8 for a group id (one
+    task of one logit: 12 bytes per row, with groups 20).
     """
 
-    def __init__(self, num_tasks: int, *, with_group: bool) -> None:
+    def __init__(self, tasks: Sequence[Task], *, with_group: bool) -> None:
         """Starts empty."""
-        self._logits = GrowingArray(np.float32, num_tasks)
-        self._labels = GrowingArray(np.float32, num_tasks)
+        self._columns = logit_columns(tasks)
+        self._is_multiclass = [task.kind == "multiclass" for task in tasks]
+        self._logits = GrowingArray(np.float32, sum(task.width for task in tasks))
+        self._labels = GrowingArray(np.float32, len(tasks))
         self._weights = GrowingArray(np.float32)
         self._group = GrowingArray(np.int64) if with_group else None
 
@@ -81,7 +92,7 @@ class RowStore:
         """Adds the rows whose weight is not 0.
 
         Args:
-            logits: [batch, tasks].
+            logits: [batch, sum of widths].
             labels: [batch, tasks].
             weights: [batch].
             group: [batch]; not looked at by a store without groups.
@@ -105,7 +116,10 @@ class RowStore:
     def task(self, index: int) -> Rows:
         """The rows of one task, as views."""
         group = None if self._group is None else self._group.rows
-        return Rows(self._logits.rows[:, index], self._labels.rows[:, index], self._weights.rows, group)
+        logits = self._logits.rows[:, self._columns[index]]
+        if not self._is_multiclass[index]:
+            logits = logits[:, 0]
+        return Rows(logits, self._labels.rows[:, index], self._weights.rows, group)
 
     def __len__(self) -> int:
         """Number of rows."""

@@ -1,5 +1,6 @@
 """Sums over the rows of all workers: all that metrics need that are means."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -7,13 +8,14 @@ import numpy as np
 from trainer.metrics.collectives import Collectives
 from trainer.metrics.rows import Rows
 
-_BLOCK_ROWS = 1 << 18  # bounds the float64 copies
+_BLOCK_LOGITS = 1 << 18  # bounds the float64 copies
 
 
 def blocks(rows: Rows) -> Iterator[Rows]:
     """The rows in pieces that are small enough for float64 copies, without their groups."""
-    for start in range(0, len(rows.logits), _BLOCK_ROWS):
-        block = slice(start, start + _BLOCK_ROWS)
+    size = max(1, _BLOCK_LOGITS // math.prod(rows.logits.shape[1:]))
+    for start in range(0, len(rows.logits), size):
+        block = slice(start, start + size)
         yield Rows(rows.logits[block], rows.labels[block], rows.weights[block], None)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 MODELS = {
     "wide_deep": "trainer.models.wide_deep",
     "esmm": "trainer.models.esmm",
+    "aitm": "trainer.models.aitm",
     **{name: "trainer.models.multitask" for name in ("shared_bottom", "omoe", "mmoe", "cgc", "ple")},
 }
 

@@ -4,8 +4,10 @@ import tensorflow as tf
 
 from trainer.layout import InputLayout
 from trainer.model_options import ModelOptions
-from trainer.models.experts import Towers
+from trainer.models.layers import Style
 from trainer.models.ranking import RankingModel
+from trainer.models.towers import Towers
+from trainer.models.training_pass import TrainingPass
 from trainer.tasks import Task
 
 
@@ -22,20 +24,18 @@ class Esmm(RankingModel):
     def __init__(
         self, options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, compute_dtype: str, seed: int
     ):
-        super().__init__(layout, tasks, combiner=options.combiner, wide=options.wide_part, seed=seed, name="esmm")
+        super().__init__(options, layout, tasks, wide=options.wide_part, seed=seed)
         self.towers = Towers(
-            len(tasks),
+            tasks,
             layout.embedding_width + len(layout.numerical),
-            (*options.expert_hidden_units, *options.tower_hidden_units),
-            activation=options.activation,
-            dropout=options.deep_dropout,
-            compute_dtype=compute_dtype,
+            [(*options.expert_hidden_units, *options.tower_units(task.name)) for task in tasks],
+            style=Style.of(options, compute_dtype),
             seed=seed + 100_000,
         )
 
-    def head(self, deep_input: tf.Tensor, dropout_seed: tf.Tensor | None) -> tf.Tensor:
+    def head(self, deep_input: tf.Tensor, training_pass: TrainingPass | None) -> tf.Tensor:
         """See RankingModel."""
-        return self.towers(deep_input, dropout_seed)
+        return self.towers(deep_input, training_pass=training_pass)
 
 
 def build(

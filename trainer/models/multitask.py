@@ -9,14 +9,19 @@ cgc, ple        experts of each task's own and shared ones, in one level or seve
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from trainer.layout import InputLayout
 from trainer.model_options import ModelOptions
-from trainer.models.experts import Gates, ParallelStack, Towers, mix
+from trainer.models.gates import Gates, mix
+from trainer.models.layers import ParallelStack, Style
 from trainer.models.ranking import RankingModel
+from trainer.models.towers import Towers
+from trainer.models.training_pass import TrainingPass
 from trainer.tasks import Task
 
 
@@ -54,8 +59,22 @@ def levels_of(options: ModelOptions, tasks: int) -> list[Level]:
     ]
 
 
+class LevelState(NamedTuple):
+    """What a level computed for a batch.
+
+    Attributes:
+        experts: [experts, batch, units] in the compute dtype.
+        gates: [gates, batch, experts] float32; None for a single expert, which needs no gate.
+        outputs: [gates, batch, units], what the gates made of the experts.
+    """
+
+    experts: tf.Tensor
+    gates: tf.Tensor | None
+    outputs: tf.Tensor
+
+
 class MultiTask(RankingModel):
-    """Embeddings and numbers -> levels of gated experts -> a tower and a logit per task.
+    """Embeddings and numbers -> levels of gated experts -> a tower and the logits of each task.
 
     logit_k = tower_k(sum over experts i of gate_k(x)_i expert_i(x))  [+ wide part of task k]
 
@@ -65,24 +84,16 @@ class MultiTask(RankingModel):
     def __init__(
         self, options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, compute_dtype: str, seed: int
     ):
-        super().__init__(
-            layout, tasks, combiner=options.combiner, wide=options.wide_part, seed=seed, name=options.model
-        )
-        shared = {"activation": options.activation, "compute_dtype": compute_dtype}
-        self._levels = levels_of(options, len(tasks))
+        super().__init__(options, layout, tasks, wide=options.wide_part, seed=seed)
+        style = Style.of(options, compute_dtype)
+        self.levels = levels_of(options, len(tasks))
         self.experts, self.gates = [], []
         width = layout.embedding_width + len(layout.numerical)
-        for index, level in enumerate(self._levels):
+        for index, level in enumerate(self.levels):
             first = seed + 10_000 * (index + 1)
-            gates, experts = level.readable.shape
+            experts = level.readable.shape[1]
             stack = ParallelStack(
-                experts,
-                width,
-                options.expert_hidden_units,
-                dropout=options.deep_dropout,
-                seed=first,
-                name=f"experts_{index + 1}",
-                **shared,
+                experts, width, options.expert_hidden_units, style=style, seed=first, name=f"experts_{index + 1}"
             )
             self.experts.append(stack)
             if experts > 1:
@@ -90,41 +101,46 @@ class MultiTask(RankingModel):
                     Gates(
                         level.readable,
                         width,
-                        hidden_units=options.gate_hidden_units,
-                        temperature=options.gate_temperature,
-                        start=options.gate_init,
+                        options=options,
+                        compute_dtype=compute_dtype,
                         seed=first + ParallelStack.SEEDS,
                         name=f"gates_{index + 1}",
-                        **shared,
                     )
                 )
             width = stack.output_width
         self.towers = Towers(
-            len(tasks),
-            width,
-            options.tower_hidden_units,
-            dropout=options.deep_dropout,
-            seed=seed + 100_000,
-            **shared,
+            tasks, width, [options.tower_units(task.name) for task in tasks], style=style, seed=seed + 100_000
         )
 
-    def head(self, deep_input: tf.Tensor, dropout_seed: tf.Tensor | None) -> tf.Tensor:
+    def head(self, deep_input: tf.Tensor, training_pass: TrainingPass | None) -> tf.Tensor:
         """See RankingModel."""
-        return self.towers(self.task_inputs(deep_input, dropout_seed)[-1], dropout_seed)
+        last = self.level_states(deep_input, training_pass=training_pass)[-1].outputs
+        if last.shape[0] < len(self.tasks):
+            last = tf.tile(last, [len(self.tasks), 1, 1])
+        return self.towers(last, training_pass=training_pass)
 
-    def task_inputs(self, deep_input: tf.Tensor, dropout_seed: tf.Tensor | None) -> list[tf.Tensor]:
-        """What the gates of each level make of their experts, [gates, batch, units] each; the last, [tasks, ...]."""
-        outputs: list[tf.Tensor] = []
-        for index, level in enumerate(self._levels):
+    def level_states(self, deep_input: tf.Tensor, training_pass: TrainingPass | None = None) -> list[LevelState]:
+        """What each level computes; the first gates of the last level are the tasks', or the one gate of all tasks."""
+        states: list[LevelState] = []
+        for index, level in enumerate(self.levels):
             if level.sources:
-                expert_input, gate_input = tf.gather(outputs[-1], level.sources), outputs[-1][: len(level.readable)]
+                below = states[-1].outputs
+                expert_input, gate_input = tf.gather(below, level.sources), below[: len(level.readable)]
             else:
                 expert_input = gate_input = deep_input
-            experts = self.experts[index](expert_input, dropout_seed)
-            outputs.append(mix(self.gates[index](gate_input), experts) if self.gates else experts)
-        if outputs[-1].shape[0] == 1:
-            outputs[-1] = tf.tile(outputs[-1], [len(self.tasks), 1, 1])
-        return outputs
+            experts = self.experts[index](expert_input, training_pass=training_pass)
+            gates = self.gates[index](gate_input, training_pass=training_pass) if self.gates else None
+            states.append(LevelState(experts, gates, experts if gates is None else mix(gates, experts)))
+        return states
+
+    @property
+    def shared_weights(self) -> list[keras.Variable]:
+        """See RankingModel: the experts, and a gate that all tasks have in common."""
+        common_gates = [
+            gates for gates, level in zip(self.gates, self.levels, strict=False) if len(level.readable) == 1
+        ]
+        layers: list[keras.layers.Layer] = [*common_gates, *self.experts]
+        return [weight for layer in layers for weight in layer.trainable_variables]
 
 
 def build(

@@ -7,24 +7,25 @@ import tensorflow as tf
 
 from trainer.embeddings import EmbeddingTables, Rows
 from trainer.layout import InputLayout
+from trainer.model_options import ModelOptions
+from trainer.models.training_pass import TrainingPass
 from trainer.tasks import Task
 
 
 class RankingModel(keras.Model):
     """Ids and numbers in, logits out.
 
-    logit = head([embeddings, numerical])  [+ b + sum of the ids' wide weights + numerical @ k, the wide part]
+    logits = head([embeddings, numerical])  [+ b + sum of the ids' wide weights + numerical @ k, the wide part]
 
     A subclass implements `head`. The training step calls `gather` and `logits` one after the other, because it
     differentiates with respect to the gathered rows; everybody else just calls the model.
 
     Args:
+        options: the model's flags.
         layout: of the inputs.
         tasks: what is predicted; each has one logit, or one per class.
-        combiner: see EmbeddingTables.
         wide: whether every task has a wide part, a linear model of all features.
         seed: of the initial weights. Tables take the seeds from it on; dense layers start well behind them.
-        name: of the model.
 
     Attributes:
         trains_joint_probabilities: whether the loss of a task with `given` is that of both labels being 1, on all rows.
@@ -32,14 +33,17 @@ class RankingModel(keras.Model):
 
     trains_joint_probabilities = False
 
-    def __init__(
-        self, layout: InputLayout, tasks: tuple[Task, ...], *, combiner: str, wide: bool, seed: int, name: str
-    ):
-        super().__init__(name=name, dtype="float32")
-        self.layout = layout
-        self.tasks = tasks
+    def __init__(self, options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, wide: bool, seed: int):
+        super().__init__(name=options.model, dtype="float32")
+        self.layout, self.tasks = layout, tasks
         outputs = sum(task.width for task in tasks)
-        self.embeddings = EmbeddingTables(layout, outputs=outputs if wide else 0, combiner=combiner, seed=seed)
+        self.embeddings = EmbeddingTables(
+            layout,
+            outputs=outputs if wide else 0,
+            combiner=options.combiner,
+            init_std=options.embedding_init_std,
+            seed=seed,
+        )
         self.wide_weights = (
             [
                 self.add_weight(shape=(len(layout.numerical), outputs), initializer="zeros", name="wide_numerical"),
@@ -49,12 +53,12 @@ class RankingModel(keras.Model):
             else []
         )
 
-    def head(self, deep_input: tf.Tensor, dropout_seed: tf.Tensor | None) -> tf.Tensor:
+    def head(self, deep_input: tf.Tensor, training_pass: TrainingPass | None) -> tf.Tensor:
         """Logits [batch, outputs] float32, without the wide part.
 
         Args:
             deep_input: [batch, embedding width + numerical] float32.
-            dropout_seed: [2] int32 when training, None otherwise.
+            training_pass: None outside of training.
         """
         raise TypeError(f"{type(self).__name__} has no head")
 
@@ -65,6 +69,11 @@ class RankingModel(keras.Model):
         wide = {id(weight) for weight in self.wide_weights}
         return [weight for weight in self.trainable_variables if id(weight) not in tables | wide]
 
+    @property
+    def shared_weights(self) -> list[keras.Variable]:
+        """The dense weights that learn from several tasks, those nearest to the tasks last."""
+        return []
+
     def created(self) -> Self:
         """The model, with all of its weights: Keras creates some when a model is first called."""
         self(tf.zeros((1, self.layout.id_columns), tf.int32), tf.zeros((1, len(self.layout.numerical))))
@@ -74,24 +83,26 @@ class RankingModel(keras.Model):
         """The table rows of a batch."""
         return self.embeddings.gather(ids)
 
+    def deep_input(self, rows: Rows, ids: tf.Tensor, numerical: tf.Tensor) -> tf.Tensor:
+        """What the head reads, [batch, embedding width + numerical] float32."""
+        return tf.concat([*self.embeddings.pool_deep(rows, ids), numerical], axis=1)
+
     def logits(
-        self, rows: Rows, ids: tf.Tensor, numerical: tf.Tensor, dropout_seed: tf.Tensor | None = None
+        self, rows: Rows, ids: tf.Tensor, numerical: tf.Tensor, training_pass: TrainingPass | None = None
     ) -> tf.Tensor:
         """Logits [batch, outputs] float32 from gathered rows."""
-        pooled = self.embeddings.pool_deep(rows, ids)
-        logits = self.head(tf.concat([*pooled, numerical], axis=1), dropout_seed)
+        logits = self.head(self.deep_input(rows, ids, numerical), training_pass=training_pass)
         if not self.wide_weights:
             return logits
         slopes, bias = self.wide_weights
         wide = self.embeddings.pool_wide(rows, ids) + tf.linalg.matmul(numerical, slopes.value)
         return logits + wide + bias.value
 
-    def call(self, ids: tf.Tensor, numerical: tf.Tensor, dropout_seed: tf.Tensor | None = None) -> tf.Tensor:
-        """Logits [batch, outputs] float32.
+    def call(self, ids: tf.Tensor, numerical: tf.Tensor) -> tf.Tensor:
+        """Logits [batch, outputs] float32, outside of training.
 
         Args:
             ids: [batch, id columns] int32, pads below 0.
             numerical: [batch, numerical] float32.
-            dropout_seed: [2] int32 when training, None otherwise.
         """
-        return self.logits(self.gather(ids), ids, numerical, dropout_seed)
+        return self.logits(self.gather(ids), ids, numerical)

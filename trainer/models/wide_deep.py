@@ -5,8 +5,9 @@ import tensorflow as tf
 
 from trainer.layout import InputLayout
 from trainer.model_options import ModelOptions
-from trainer.models.layers import HiddenLayers
+from trainer.models.layers import HiddenLayers, Style
 from trainer.models.ranking import RankingModel
+from trainer.models.training_pass import TrainingPass
 from trainer.tasks import Task
 
 
@@ -21,9 +22,9 @@ class WideDeep(RankingModel):
     def __init__(
         self, options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, compute_dtype: str, seed: int
     ):
-        super().__init__(layout, tasks, combiner=options.combiner, wide=True, seed=seed, name="wide_deep")
+        super().__init__(options, layout, tasks, wide=True, seed=seed)
         self.hidden = HiddenLayers(
-            options.deep_hidden_units, dropout=options.deep_dropout, compute_dtype=compute_dtype, seed=seed + 10_000
+            options.deep_hidden_units, style=Style.of(options, compute_dtype), seed=seed + 10_000
         )
         self.deep_head = keras.layers.Dense(
             sum(task.width for task in tasks),
@@ -32,10 +33,15 @@ class WideDeep(RankingModel):
             dtype="float32",
         )
 
-    def head(self, deep_input: tf.Tensor, dropout_seed: tf.Tensor | None) -> tf.Tensor:
+    def head(self, deep_input: tf.Tensor, training_pass: TrainingPass | None) -> tf.Tensor:
         """See RankingModel."""
-        hidden = self.hidden(deep_input, dropout_seed=dropout_seed)
+        hidden = self.hidden(deep_input, training_pass=training_pass)
         return self.deep_head(tf.cast(hidden, tf.float32))
+
+    @property
+    def shared_weights(self) -> list[keras.Variable]:
+        """See RankingModel."""
+        return self.hidden.trainable_variables
 
 
 def build(

@@ -1,10 +1,10 @@
 """Slots of weights and tables, and the application of a rule to them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
-from trainer.optimizers.rules import Rule
+from trainer.optimizers.rules import Rule, Slots
 
 Schedule = Callable[[tf.Tensor], tf.Tensor]
 
@@ -17,17 +17,30 @@ class Optimizer:
         schedule: step (from 1) -> learning rate.
         weights: name -> variable; weights that are updated whole, in every step.
         tables: name -> variable; tables whose touched rows are updated.
+        l2: name -> factor of the sum of squares that is added to the loss; 0 for names that are not there.
+        decay: weights shrink by `decay * learning rate` in a step (decoupled weight decay).
+
+    Both act on the rows of a table that a batch touches, that is, whose gradient is not zero.
     """
 
-    def __init__(self, rule: Rule, schedule: Schedule, weights: dict[str, tf.Variable], tables: dict[str, tf.Variable]):
-        self.rule, self.schedule = rule, schedule
+    def __init__(
+        self,
+        rule: Rule,
+        schedule: Schedule,
+        weights: dict[str, tf.Variable],
+        tables: dict[str, tf.Variable],
+        *,
+        l2: Mapping[str, float] | None = None,
+        decay: float = 0.0,
+    ):
+        self.rule, self.schedule, self._l2, self._decay = rule, schedule, l2 or {}, decay
         self._slots = {
             name: {
                 slot: tf.Variable(tf.fill(variable.shape, value), trainable=False) for slot, value in rule.slots.items()
             }
             for name, variable in {**weights, **tables}.items()
         }
-        self._variables = {**weights, **tables}
+        self._variables, self._tables = {**weights, **tables}, set(tables)
         # float32, because GPUs have no kernels to gather and scatter int32 variables; exact for 16 million steps.
         self._last_step = {
             name: tf.Variable(tf.zeros(table.shape[0]), trainable=False)
@@ -44,16 +57,19 @@ class Optimizer:
     def update_whole(self, name: str, gradient: tf.Tensor, step: tf.Tensor) -> None:
         """Updates a weight or a whole table. `gradient` has its shape; `step` counts from 1."""
         variable, slots = self._variables[name], self._slots[name]
-        gap = tf.constant(1.0)
+        touched = tf.constant(1.0)
+        if name in self._tables:
+            touched = tf.cast(tf.reduce_any(gradient != 0, axis=1, keepdims=True), tf.float32)
         if name in self._last_step:
             self._last_step[name].assign(tf.fill(self._last_step[name].shape, tf.cast(step, tf.float32)))
-        weight, new_slots = self.rule.update(
+        weight, new_slots = self._updated(
+            name,
             tf.convert_to_tensor(variable),
             gradient,
             {slot: tf.convert_to_tensor(value) for slot, value in slots.items()},
-            self.schedule(step),
-            gap,
-            tf.cast(step, tf.float32),
+            tf.constant(1.0),
+            step,
+            touched,
         )
         variable.assign(weight)
         for slot, value in new_slots.items():
@@ -74,17 +90,35 @@ class Optimizer:
             now = tf.cast(step, tf.float32)
             gap = (now - tf.gather(self._last_step[name], row_ids))[:, tf.newaxis]
             _scatter(self._last_step[name], row_ids, tf.fill(tf.shape(row_ids), now))
-        weight, new_slots = self.rule.update(
+        weight, new_slots = self._updated(
+            name,
             tf.gather(table, row_ids),
             gradient,
             {slot: tf.gather(value, row_ids) for slot, value in slots.items()},
-            self.schedule(step),
             gap,
-            tf.cast(step, tf.float32),
+            step,
+            tf.constant(1.0),
         )
         _scatter(table, row_ids, weight)
         for slot, value in new_slots.items():
             _scatter(slots[slot], row_ids, value)
+
+    def _updated(
+        self,
+        name: str,
+        weight: tf.Tensor,
+        gradient: tf.Tensor,
+        slots: Slots,
+        gap: tf.Tensor,
+        step: tf.Tensor,
+        touched: tf.Tensor,
+    ) -> tuple[tf.Tensor, Slots]:
+        """The rule's update with L2 and decay, where `touched` is 1."""
+        rate = self.schedule(step)
+        if self._l2.get(name):
+            gradient += 2 * self._l2[name] * touched * weight
+        moved, new_slots = self.rule.update(weight, gradient, slots, rate, gap, tf.cast(step, tf.float32))
+        return (moved - rate * self._decay * touched * weight if self._decay else moved), new_slots
 
 
 def _scatter(variable: tf.Variable, row_ids: tf.Tensor, rows: tf.Tensor) -> None:

@@ -99,20 +99,18 @@ class Ftrl:
 
 @dataclass(frozen=True)
 class Adam:
-    """m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  w <- w - rate_t m / (sqrt(v) + epsilon) - rate decay w
+    """m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  w <- w - rate_t m / (sqrt(v) + epsilon)
 
     with rate_t = rate sqrt(1 - b2^t) / (1 - b1^t). Lazy on tables: a row that no batch touched for a while gets its
-    moments decayed as if its gradient had been 0, but the moves that dense Adam would have made meanwhile, and the
-    decay of the weight, are left out.
+    moments decayed as if its gradient had been 0, but the moves that dense Adam would have made meanwhile are
+    left out.
 
-    Source: Kingma and Ba, "Adam", ICLR 2015; with `decay` Loshchilov and Hutter, "Decoupled Weight Decay
-    Regularization", ICLR 2019.
+    Source: Kingma and Ba, "Adam", ICLR 2015.
     """
 
     first: float = 0.9
     second: float = 0.999
     epsilon: float = 1e-7
-    decay: float = 0.0
     decays: ClassVar[bool] = True
 
     @property
@@ -127,7 +125,7 @@ class Adam:
         mean = tf.pow(self.first, gap) * slots["mean"] + (1.0 - self.first) * gradient
         mean_square = tf.pow(self.second, gap) * slots["mean_square"] + (1.0 - self.second) * tf.square(gradient)
         corrected = rate * tf.sqrt(1.0 - tf.pow(self.second, step)) / (1.0 - tf.pow(self.first, step))
-        moved = weight - corrected * mean / (tf.sqrt(mean_square) + self.epsilon) - rate * self.decay * weight
+        moved = weight - corrected * mean / (tf.sqrt(mean_square) + self.epsilon)
         return moved, {"mean": mean, "mean_square": mean_square}
 
 
@@ -174,7 +172,5 @@ class Sgd:
 
 
 def make_rule(options: DeepOptimizer) -> Rule:
-    """The rule that options name."""
-    if options.rule == "adamw":
-        return Adam(decay=options.weight_decay)
-    return {"rmsprop": RMSprop, "adam": Adam, "adagrad": Adagrad, "sgd": Sgd}[options.rule]()
+    """The rule that options name; adamw is adam with the decay that its Optimizer adds."""
+    return {"rmsprop": RMSprop, "adam": Adam, "adamw": Adam, "adagrad": Adagrad, "sgd": Sgd}[options.rule]()

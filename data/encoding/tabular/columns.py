@@ -23,22 +23,30 @@ class Category:
     """A one-hot feature.
 
     Attributes:
-        name: of the raw column and of the feature.
+        name: of the feature.
         is_code: whether its values are whole numbers; texts otherwise.
         null: what stands for an unknown value; None where every line must say one.
+        column: the raw column, where it has another name.
     """
 
     name: str
     is_code: bool = False
     null: str | None = None
+    column: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The raw column."""
+        return self.column or self.name
 
     def read(self, table: TextTable) -> pa.Array:
         """The cells: texts, int64, or float64 where a code may be null, so that all blocks have one type."""
-        texts, known = _cells(table, self.name, self.null)
+        texts, known = _cells(table, self.source, self.null)
         if not self.is_code:
-            table.refuse(_flags(pc.and_(known, pc.equal(texts, ""))), self.name, _or_null("a text", self.null))
+            table.refuse(_flags(pc.and_(known, pc.equal(texts, ""))), self.source, _or_null("a text", self.null))
             return pc.if_else(known, texts, None)
-        _refuse_unlike(table, self.name, texts, known, CODE, _or_null("a whole number of at most 15 digits", self.null))
+        code = _or_null("a whole number of at most 15 digits", self.null)
+        _refuse_unlike(table, self.source, texts, known, CODE, code)
         codes = pc.cast(pc.if_else(known, texts, None), pa.int64())
         return codes if self.null is None else pc.cast(codes, pa.float64())
 

@@ -1,6 +1,7 @@
 """The NVTabular workflow of a table: ids, standardised numbers, and what stays as it is."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -107,7 +108,7 @@ class TabularWorkflow:
         """What was learned, as plain encoders by feature, in the order of the specification's channels."""
         encoders: dict[str, Encoder] = {}
         for column in self._columns.onehot:
-            encoders[column.name] = self._ids.vocabularies[column.name]
+            encoders[column.name] = replace(self._ids.vocabularies[column.name], column=column.source)
         for number in self._columns.numerical:
             encoders[number.name] = self._numerical(number)
         return encoders

@@ -7,10 +7,18 @@ from hypothesis import strategies as st
 
 from tests.trainer.metrics.workers import LocalWorkers, ThreadWorker
 from trainer.metrics.evaluation import Evaluation
+from trainer.tasks import Task
+
+CLICK = Task("click")
+TASK_OF_KIND = {
+    "binary": CLICK,
+    "multiclass": Task("click", "multiclass", classes=3),
+    "regression": Task("click", "regression"),
+}
 
 
 class TestRows(NamedTuple):
-    """Rows of one task, [rows] each."""
+    """Rows of one task, [rows] each; the logits of several classes [rows, classes]."""
 
     __test__ = False
 
@@ -33,17 +41,23 @@ class TestRows(NamedTuple):
 def rows_of(logits, labels, weights=None, group=None) -> TestRows:
     """Rows that are written out; weight 1 and group 0 where nothing is said."""
     logits, labels = np.array(logits, np.float32), np.array(labels, np.float32)
-    weights = np.ones_like(logits) if weights is None else np.array(weights, np.float32)
+    weights = np.ones(len(logits), np.float32) if weights is None else np.array(weights, np.float32)
     group = np.zeros(len(logits), np.int64) if group is None else np.array(group, np.int64)
     return TestRows(logits, labels, weights, group)
 
 
 def evaluate(
-    rows: TestRows, *, workers: int = 1, batch_size: int | None = None, borders: list[int] | None = None, **options
+    rows: TestRows,
+    *,
+    kind: str = "binary",
+    workers: int = 1,
+    batch_size: int | None = None,
+    borders: list[int] | None = None,
+    **options,
 ) -> dict[str, float]:
     """The metrics of one task, with the rows cut into workers at `borders` (default: evenly) and into batches.
 
-    `options` are those of Evaluation, as kinds=["regression"].
+    `options` are those of Evaluation.
     Fails unless every worker gets the same result.
     """
     count = len(rows.logits)
@@ -52,12 +66,14 @@ def evaluate(
     edges = [0, *borders, count]
 
     def work(comm: ThreadWorker) -> dict[str, float]:
-        evaluation = Evaluation(["click"], with_group=True, **options)
+        task = TASK_OF_KIND[kind]
+        evaluation = Evaluation([task], with_group=True, **options)
         first, last = edges[comm.rank : comm.rank + 2]
         step = batch_size or max(last - first, 1)
         for start in range(first, last, step):
             batch = TestRows(*(column[start : min(start + step, last)] for column in rows))
-            evaluation.update(batch.logits[:, None], batch.labels[:, None], batch.weights, batch.group)
+            logits = batch.logits.reshape(-1, task.width)
+            evaluation.update(logits, batch.labels[:, None], batch.weights, batch.group)
         return evaluation.result(comm)
 
     results = LocalWorkers(len(edges) - 1).run(work)
@@ -93,12 +109,18 @@ VALUES = st.one_of(st.sampled_from([-2.5, 0.0, 0.1, 7.0]), st.floats(-1e6, 1e6, 
 @st.composite
 def small_rows(draw: st.DrawFn, max_rows: int = 40, kind: str = "binary") -> TestRows:
     """Any rows, with many ties."""
-    scores, labels = (SCORES, st.sampled_from([0.0, 0.0, 1.0])) if kind == "binary" else (VALUES, VALUES)
+    scores, labels = {
+        "binary": (SCORES, st.sampled_from([0.0, 0.0, 1.0])),
+        "multiclass": (st.tuples(SCORES, SCORES, SCORES), st.sampled_from([0.0, 0.0, 1.0, 2.0])),
+        "regression": (VALUES, VALUES),
+    }[kind]
     row = st.tuples(scores, labels, WEIGHTS, GROUPS)
     rows = draw(st.lists(row, max_size=max_rows))
     columns = list(zip(*rows, strict=True)) or [()] * 4
     dtypes = (np.float32, np.float32, np.float32, np.int64)
-    return TestRows(*(np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)))
+    logits, *others = (np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True))
+    width = TASK_OF_KIND[kind].width
+    return TestRows(logits.reshape(len(rows), width) if width > 1 else logits, *others)
 
 
 @st.composite

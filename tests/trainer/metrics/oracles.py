@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from itertools import chain, combinations, permutations, product
 
@@ -166,3 +166,46 @@ def mean_error(values: np.ndarray, labels: np.ndarray, weights: np.ndarray, powe
     rows = [tuple(map(Fraction, row)) for row in zip(values.tolist(), labels.tolist(), weights.tolist(), strict=True)]
     every = sum(weight for _, _, weight in rows)
     return float(sum(w * abs(v - y) ** power for v, y, w in rows) / every) if rows else math.nan
+
+
+def softmax_loss_row_by_row(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+    """Mean of -log of the probability that the model gave to the row's class."""
+    losses = []
+    for row, label, weight in zip(logits.tolist(), labels.tolist(), weights.tolist(), strict=True):
+        losses.append(weight * log_of_sum(logit - row[int(label)] for logit in row))
+    return math.fsum(losses) / math.fsum(weights.tolist()) if losses else math.nan
+
+
+def log_of_sum(logs: Iterable[float]) -> float:
+    """log(sum of exp(x)), exact to the last digits also where one x is far above the others."""
+    *others, largest = sorted(logs)
+    return largest + math.log1p(math.fsum(math.exp(x - largest) for x in others))
+
+
+def entropy_of_classes(labels: np.ndarray, weights: np.ndarray) -> float:
+    """Cross-entropy of the classes' shares as everybody's prediction."""
+    rows = [(label, Fraction(weight)) for label, weight in zip(labels.tolist(), weights.tolist(), strict=True)]
+    every = sum(weight for _, weight in rows)
+    shares = [float(sum(w for other, w in rows if other == label) / every) for label in {label for label, _ in rows}]
+    return -math.fsum(share * math.log(share) for share in shares)
+
+
+def accuracy_row_by_row(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+    """The chance that a class drawn among those of the highest logit is the row's."""
+    right = every = Fraction(0)
+    for row, label, weight in zip(logits.tolist(), labels.tolist(), weights.tolist(), strict=True):
+        best = [index for index, logit in enumerate(row) if logit == max(row)]
+        right += Fraction(weight) * Fraction(best.count(int(label)), len(best))
+        every += Fraction(weight)
+    return float(right / every) if every else math.nan
+
+
+def auc_class_by_class(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+    """Mean of each class's AUC against all others by log(p / (1 - p)), of the classes that have one."""
+    aucs = []
+    for index in range(logits.shape[1]):
+        others = [log_of_sum(logit for i, logit in enumerate(row) if i != index) for row in logits.tolist()]
+        scores = (logits[:, index].astype(float) - others).astype(np.float32)
+        aucs.append(auc_over_all_pairs(scores, (labels == index).astype(float), weights))
+    known = [auc for auc in aucs if not math.isnan(auc)]
+    return math.fsum(known) / len(known) if known else math.nan

@@ -4,10 +4,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from tests.trainer.metrics.evaluations import TestRows, cuts, evaluate, make_rows, rows_of, small_rows
+from tests.trainer.metrics.evaluations import (
+    CLICK,
+    TASK_OF_KIND,
+    TestRows,
+    cuts,
+    evaluate,
+    make_rows,
+    rows_of,
+    small_rows,
+)
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer.metrics import METRICS_OF_KIND, is_better
 from trainer.metrics.evaluation import Evaluation
+from trainer.tasks import Task
 
 PUBLIC = {"loss_val", "auc_roc", "streaming_map_val"}
 IN_GROUPS = {"streaming_map_val", "gauc"}
@@ -30,7 +40,7 @@ def test_rows_of_weight_0_change_nothing():
 
 
 def test_without_groups_nothing_is_ranked_within_groups():
-    evaluation = Evaluation(["click"], with_group=False)
+    evaluation = Evaluation([CLICK], with_group=False)
     evaluation.update(np.array([[1.0], [0.0]]), np.array([[1.0], [0.0]]), np.ones(2))
     (result,) = LocalWorkers(1).run(evaluation.result)
     assert result.keys() == KEYS - IN_GROUPS
@@ -38,7 +48,7 @@ def test_without_groups_nothing_is_ranked_within_groups():
 
 def test_a_reset_evaluation_starts_anew():
     rows, others = make_rows(100, groups=9, seed=1), make_rows(80, groups=9, seed=2)
-    evaluation = Evaluation(["click"], with_group=True)
+    evaluation = Evaluation([CLICK], with_group=True)
     for batch in (others, rows):
         evaluation.reset()
         evaluation.update(batch.logits[:, None], batch.labels[:, None], batch.weights, batch.group)
@@ -47,7 +57,7 @@ def test_a_reset_evaluation_starts_anew():
 
 def test_asking_twice_gives_the_same_answer():
     rows = make_rows(100, groups=9)
-    evaluation = Evaluation(["click"], with_group=True)
+    evaluation = Evaluation([CLICK], with_group=True)
     evaluation.update(rows.logits[:, None], rows.labels[:, None], rows.weights, rows.group)
     assert LocalWorkers(1).run(evaluation.result) == LocalWorkers(1).run(evaluation.result)
 
@@ -55,7 +65,7 @@ def test_asking_twice_gives_the_same_answer():
 def test_batches_may_be_overwritten_after_the_update():
     rows = make_rows(100, groups=9)
     expected = evaluate(rows)
-    evaluation = Evaluation(["click"], with_group=True)
+    evaluation = Evaluation([CLICK], with_group=True)
     batch = TestRows(*(column.copy() for column in rows))
     evaluation.update(batch.logits[:, None], batch.labels[:, None], batch.weights, batch.group)
     for column in batch:
@@ -71,7 +81,7 @@ def test_each_of_several_tasks_has_its_own_rows_and_there_is_a_mean(workers):
 
     def work(comm):
         part = slice(comm.rank * 300 // workers, (comm.rank + 1) * 300 // workers)
-        evaluation = Evaluation(["click", "buy"], with_group=True)
+        evaluation = Evaluation([CLICK, Task("buy")], with_group=True)
         logits, labels = (np.stack(pair, axis=1)[part] for pair in zip(click[:2], buy[:2], strict=True))
         evaluation.update(logits, labels, click.weights[part], click.group[part])
         return evaluation.result(comm)
@@ -92,12 +102,12 @@ def test_tasks_of_several_kinds_have_the_metrics_of_their_kinds(workers):
 
     def work(comm):
         part = slice(comm.rank * 200 // workers, (comm.rank + 1) * 200 // workers)
-        evaluation = Evaluation(["click", "minutes"], with_group=True, kinds=["binary", "regression"])
+        evaluation = Evaluation([CLICK, Task("minutes", "regression")], with_group=True)
         logits, labels = (np.stack(pair, axis=1)[part] for pair in zip(click[:2], minutes[:2], strict=True))
         evaluation.update(logits, labels, click.weights[part], click.group[part])
         return evaluation.result(comm), evaluation.keys
 
-    alone = {"click": evaluate(click), "minutes": evaluate(minutes.counted, kinds=["regression"])}
+    alone = {"click": evaluate(click), "minutes": evaluate(minutes.counted, kind="regression")}
     expected = {f"{key}/{task}": value for task, values in alone.items() for key, value in values.items()}
     expected |= {f"{key}/mean": value for values in alone.values() for key, value in values.items()}
     expected["loss_val/mean"] = (alone["click"]["loss_val"] + alone["minutes"]["loss_val"]) / 2
@@ -108,7 +118,7 @@ def test_tasks_of_several_kinds_have_the_metrics_of_their_kinds(workers):
 
 def test_the_mean_is_over_the_tasks_that_have_a_value():
     rows = make_rows(50, groups=5)
-    evaluation = Evaluation(["click", "never"], with_group=True)
+    evaluation = Evaluation([CLICK, Task("never")], with_group=True)
     labels = np.stack([rows.labels, np.zeros(50)], axis=1)
     evaluation.update(np.stack([rows.logits] * 2, axis=1), labels, rows.weights, rows.group)
     (result,) = LocalWorkers(1).run(evaluation.result)
@@ -118,21 +128,20 @@ def test_the_mean_is_over_the_tasks_that_have_a_value():
 
 
 def test_the_mean_is_nan_where_no_task_has_a_value():
-    evaluation = Evaluation(["click", "buy"], with_group=True)
+    evaluation = Evaluation([CLICK, Task("buy")], with_group=True)
     evaluation.update(np.ones((3, 2)), np.zeros((3, 2)), np.ones(3), np.zeros(3, np.int64))
     (result,) = LocalWorkers(1).run(evaluation.result)
     assert np.isnan(result["auc_roc/mean"])
 
 
 def test_keys_of_one_task_are_the_plain_names():
-    assert set(Evaluation(["click"], with_group=True).keys) == KEYS
-    assert Evaluation(["minutes"], with_group=True, kinds=["regression"]).keys == ("loss_val", "rmse", "mae")
+    assert set(Evaluation([CLICK], with_group=True).keys) == KEYS
+    assert Evaluation([Task("minutes", "regression")], with_group=True).keys == ("loss_val", "rmse", "mae")
 
 
-@pytest.mark.parametrize(("kinds", "message"), [(["ordinal"], "'ordinal'"), (["binary"] * 2, "a kind for each")])
-def test_kinds_that_are_unknown_or_not_one_per_task_are_refused(kinds, message):
-    with pytest.raises(ValueError, match=message):
-        Evaluation(["click"], with_group=True, kinds=kinds)
+def test_a_kind_without_metrics_is_refused():
+    with pytest.raises(ValueError, match="'ordinal'"):
+        Evaluation([Task("click", "ordinal")], with_group=True)
 
 
 @settings(max_examples=60, deadline=None)
@@ -140,9 +149,9 @@ def test_kinds_that_are_unknown_or_not_one_per_task_are_refused(kinds, message):
 def test_no_metric_of_any_kind_depends_on_the_order_of_rows_or_their_worker(data):
     kind = data.draw(st.sampled_from(sorted(METRICS_OF_KIND)))
     rows = data.draw(small_rows(kind=kind))
-    expected = evaluate(rows, kinds=[kind])
+    expected = evaluate(rows, kind=kind)
     shuffled = rows.permuted(np.random.default_rng(data.draw(st.integers(0, 99))))
-    actual = evaluate(shuffled, borders=data.draw(cuts(len(rows.logits))), batch_size=3, kinds=[kind])
+    actual = evaluate(shuffled, borders=data.draw(cuts(len(rows.logits))), batch_size=3, kind=kind)
     assert actual.keys() == METRICS_OF_KIND[kind].keys()
     assert actual == pytest.approx(expected, rel=1e-11, abs=1e-15, nan_ok=True)
 
@@ -151,11 +160,16 @@ def test_no_metric_of_any_kind_depends_on_the_order_of_rows_or_their_worker(data
 def test_every_metric_calls_the_better_model_better(kind):
     rows = make_rows(2000, groups=100)
     random = np.random.default_rng(5)
-    chance = 1 / (1 + np.exp(-rows.logits))  # a model with these logits is as good as can be
-    truth = random.random(2000) < chance if kind == "binary" else rows.logits
+    if kind == "multiclass":
+        rows = rows._replace(logits=random.standard_normal((2000, 3)).astype(np.float32))
+    truth = {  # so that a model with these logits is as good as can be
+        "binary": lambda logits: random.random(2000) < 1 / (1 + np.exp(-logits)),
+        "multiclass": lambda logits: np.argmax(logits + random.gumbel(size=(2000, 3)), axis=1),
+        "regression": lambda logits: logits,
+    }[kind](rows.logits)
     good = rows._replace(labels=truth.astype(np.float32))
-    bad = good._replace(logits=good.logits + (1 + random.standard_normal(2000)).astype(np.float32))
-    values = [evaluate(model, kinds=[kind]) for model in (good, bad)]
+    bad = good._replace(logits=good.logits + (1 + random.standard_normal(rows.logits.shape)).astype(np.float32))
+    values = [evaluate(model, kind=kind) for model in (good, bad)]
     for key in METRICS_OF_KIND[kind]:
         better, worse = (value[key] for value in values)
         assert is_better(key, better, worse)
@@ -166,9 +180,11 @@ def failures(rows: TestRows, workers: int = 2, kind: str = "binary") -> list[Bas
     """What each worker raises; only the last one's rows may be at fault."""
 
     def work(comm):
-        evaluation = Evaluation(["click"], with_group=True, kinds=[kind])
+        task = TASK_OF_KIND[kind]
+        evaluation = Evaluation([task], with_group=True)
         part = slice(comm.rank * len(rows.logits) // workers, (comm.rank + 1) * len(rows.logits) // workers)
-        evaluation.update(rows.logits[part, None], rows.labels[part, None], rows.weights[part], rows.group[part])
+        logits = rows.logits[part].reshape(-1, task.width)
+        evaluation.update(logits, rows.labels[part, None], rows.weights[part], rows.group[part])
         return evaluation.result(comm)
 
     return LocalWorkers(workers).outcomes(work)
@@ -198,9 +214,24 @@ def test_labels_other_than_0_and_1_fail_on_all_workers():
         assert "'click': 2 of 50 evaluated rows have a value other than 0 and 1" in str(failure)
 
 
+@pytest.mark.parametrize("label", [3, -1, 0.5, np.inf])
+def test_labels_that_are_no_class_fail_on_all_workers(label):
+    rows = rows_of(np.eye(3), [0, 2, label])
+    for failure in failures(rows, kind="multiclass"):
+        assert isinstance(failure, DataError)
+        assert "'click': 1 of 3 evaluated rows have a value that is no class from 0 to 2" in str(failure)
+
+
+def test_a_row_with_one_logit_that_is_nan_is_one_row():
+    rows = rows_of([[0, 0, np.nan], [0, np.inf, np.nan], [0, 0, 0]], [0, 1, 2])
+    for failure in failures(rows, kind="multiclass"):
+        assert isinstance(failure, FloatingPointError)
+        assert "'click': 2 of 3 logits are NaN or infinite" in str(failure)
+
+
 def test_values_and_labels_of_a_regression_may_be_anything_finite():
     rows = rows_of([0.5, -3], [2, 0.25])
-    assert evaluate(rows, kinds=["regression"])["mae"] == (1.5 + 3.25) / 2
+    assert evaluate(rows, kind="regression")["mae"] == (1.5 + 3.25) / 2
     for failure in failures(rows._replace(labels=with_last(rows.labels, np.inf)), kind="regression"):
         assert isinstance(failure, DataError)
         assert "'click': 1 of 2 evaluated rows have a value that is infinite" in str(failure)
@@ -222,11 +253,11 @@ def test_weights_that_cannot_weigh_fail_on_all_workers(weight):
     [((3, 2), (3, 1), (3,)), ((3, 1), (2, 1), (3,)), ((3, 1), (3, 1), (4,)), ((3,), (3, 1), (3,))],
 )
 def test_batches_whose_shapes_disagree_are_refused(logits, labels, group):
-    evaluation = Evaluation(["click"], with_group=True)
+    evaluation = Evaluation([CLICK], with_group=True)
     with pytest.raises(ValueError, match="expected rows of shape"):
         evaluation.update(np.ones(logits), np.ones(labels), np.ones(3), np.ones(group, np.int64))
 
 
 def test_a_batch_without_the_groups_that_map_needs_is_refused():
     with pytest.raises(ValueError, match="group id"):
-        Evaluation(["click"], with_group=True).update(np.ones((1, 1)), np.ones((1, 1)), np.ones(1), None)
+        Evaluation([CLICK], with_group=True).update(np.ones((1, 1)), np.ones((1, 1)), np.ones(1), None)

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def errors(rows: TestRows, **how) -> dict[str, float]:
-    return evaluate(rows, kinds=["regression"], **how)
+    return evaluate(rows, kind="regression", **how)
 
 
 def exact(rows: TestRows) -> dict[str, float]:

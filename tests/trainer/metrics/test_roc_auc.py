@@ -121,6 +121,11 @@ def test_with_thresholds_it_is_the_area_under_the_curve_through_them(workers, nu
     assert actual == pytest.approx(keras_style_auc(rows.counted, num_thresholds), abs=1e-12)
 
 
+def test_thresholds_stand_a_worker_without_rows():
+    rows = make_rows(50, groups=1)
+    assert auc(rows, borders=[0], num_auc_thresholds=10) == auc(rows, num_auc_thresholds=10)
+
+
 def test_thresholds_stand_extreme_logits():
     rows = rows_of([-3e38, -1000, 1000, 3e38], [0, 0, 1, 1])
     assert auc(rows, num_auc_thresholds=10) == 1

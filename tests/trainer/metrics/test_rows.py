@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from trainer.metrics.rows import GrowingArray, RowStore
+from trainer.tasks import Task
 
 
 @pytest.mark.parametrize("width", [None, 1, 3])
@@ -18,7 +19,7 @@ def test_appended_rows_stay_in_order_through_every_growth(width):
 
 
 def test_a_store_gives_each_task_its_columns_of_the_rows_that_count():
-    store = RowStore(2, with_group=True)
+    store = RowStore([Task("click"), Task("buy")], with_group=True)
     for start in range(0, 3000, 600):
         weights = np.arange(start, start + 600) % 3
         logits = np.stack([weights, -weights], axis=1)
@@ -31,3 +32,14 @@ def test_a_store_gives_each_task_its_columns_of_the_rows_that_count():
     np.testing.assert_array_equal(rows.labels, np.zeros(2000))
     assert len(store) == 2000
     assert [column.dtype for column in rows] == [np.float32, np.float32, np.float32, np.int64]
+
+
+def test_a_task_of_several_classes_has_that_many_logits():
+    store = RowStore([Task("click"), Task("kind", "multiclass", classes=3), Task("buy")], with_group=False)
+    logits = np.arange(20, dtype=np.float32).reshape(4, 5)
+    labels = np.arange(12, dtype=np.float32).reshape(4, 3)
+    store.append(logits, labels, np.ones(4), None)
+    for index, columns in enumerate((0, slice(1, 4), 4)):
+        rows = store.task(index)
+        np.testing.assert_array_equal(rows.logits, logits[:, columns])
+        np.testing.assert_array_equal(rows.labels, labels[:, index])

@@ -1,54 +1,28 @@
-"""How the losses of several tasks become one: each method a weight per task, stated by its formula.
-
-L_k is the mean loss of task k over the global batch, w_k its `loss_weight`, K the number of tasks. A worker hands in
-its share of every L_k and gets its share of the sum: the shares of all workers add up to the formula.
-"""
+"""Weights of tasks that follow from their losses, or from nothing at all."""
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import tensorflow as tf
 
+from trainer.loss_weighting.method import Wants
+
 LOG_VARIANCE_LIMIT = 5.0
 DWA_TEMPERATURE = 2.0
-
-
-class LossWeighting(Protocol):
-    """One method."""
-
-    @property
-    def weights(self) -> dict[str, tf.Variable]:
-        """Name -> float32 variable to be trained with the deep part."""
-
-    @property
-    def state(self) -> dict[str, tf.Variable]:
-        """Name -> variable: what has to be saved besides the trained ones."""
-
-    def total(self, shares: tf.Tensor, weights: dict[str, tf.Tensor], factors: tf.Tensor, workers: int) -> tf.Tensor:
-        """This worker's share of the loss, scalar float32.
-
-        Args:
-            shares: [tasks] float32, of the mean losses.
-            weights: values of the trained variables, which the gradient is taken for.
-            factors: [tasks] float32 from `factors`.
-            workers: how many there are.
-        """
-
-    def factors(self, step: tf.Tensor) -> tf.Tensor:
-        """The tasks' factors in a step (from 1), [tasks] float32; not differentiated."""
-
-    def end_epoch(self, losses: Sequence[float]) -> None:
-        """Takes the mean loss of each task over the epoch, the same on every worker."""
 
 
 class Static:
     """sum_k w_k L_k"""
 
     def __init__(self, loss_weights: Sequence[float], seed: int):
-        self._loss_weights = tf.constant(loss_weights, tf.float32)
+        self.loss_weights = tf.constant(loss_weights, tf.float32)
         self.weights: dict[str, tf.Variable] = {}
         self.state: dict[str, tf.Variable] = {}
+
+    @property
+    def wants(self) -> Wants:
+        """See LossWeighting."""
+        return "nothing"
 
     def total(self, shares: tf.Tensor, weights: dict[str, tf.Tensor], factors: tf.Tensor, workers: int) -> tf.Tensor:
         """See LossWeighting."""
@@ -56,7 +30,11 @@ class Static:
 
     def factors(self, step: tf.Tensor) -> tf.Tensor:
         """See LossWeighting."""
-        return self._loss_weights
+        return self.loss_weights
+
+    def combine(self, gradients: tf.Tensor, losses: tf.Tensor, step: tf.Tensor) -> tf.Tensor | None:
+        """See LossWeighting."""
+        return None
 
     def end_epoch(self, losses: Sequence[float]) -> None:
         """See LossWeighting."""
@@ -93,9 +71,9 @@ class RandomWeights(Static):
 
     def factors(self, step: tf.Tensor) -> tf.Tensor:
         """See LossWeighting."""
-        tasks = self._loss_weights.shape[0]
+        tasks = self.loss_weights.shape[0]
         normal = tf.random.stateless_normal([tasks], seed=tf.stack([tf.constant(self._seed), tf.cast(step, tf.int32)]))
-        return tasks * tf.nn.softmax(normal) * self._loss_weights
+        return tasks * tf.nn.softmax(normal) * self.loss_weights
 
 
 class DynamicWeightAverage(Static):
@@ -116,28 +94,9 @@ class DynamicWeightAverage(Static):
         """See LossWeighting."""
         ratio = self.state["loss_last_epoch"] / self.state["loss_epoch_before"]
         ratio = tf.where(tf.math.is_finite(ratio), ratio, 1.0)
-        return ratio.shape[0] * tf.nn.softmax(ratio / DWA_TEMPERATURE) * self._loss_weights
+        return ratio.shape[0] * tf.nn.softmax(ratio / DWA_TEMPERATURE) * self.loss_weights
 
     def end_epoch(self, losses: Sequence[float]) -> None:
         """See LossWeighting."""
         self.state["loss_epoch_before"].assign(self.state["loss_last_epoch"])
         self.state["loss_last_epoch"].assign(tf.constant(losses, tf.float32))
-
-
-METHODS = {"static": Static, "uncertainty": Uncertainty, "rlw": RandomWeights, "dwa": DynamicWeightAverage}
-
-
-def make_loss_weighting(
-    method: str, loss_weights: Sequence[float], regressions: Sequence[bool], seed: int
-) -> LossWeighting:
-    """The method of a name.
-
-    Args:
-        method: a key of METHODS.
-        loss_weights: w_k of each task.
-        regressions: which tasks are regressions.
-        seed: of random weights.
-    """
-    if method == "uncertainty":
-        return Uncertainty(loss_weights, seed, regressions)
-    return METHODS[method](loss_weights, seed)

@@ -1,0 +1,231 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.linting.leaks import PRIOR_ROWS, Leak, auc, bins_of, encode, find_leaks, means_by_code
+from data.linting.lint import lint_labels
+from data.loading.batch import PAD, Batch
+from data.specification.feature_spec import FeatureSpec
+from tests.data.parquet_worlds import random_rows, write_world
+
+ROWS = 6000
+LABELS: dict[str, dict[str, Any]] = {
+    "click": {},
+    "buy": {"given": "click"},
+    "spend": {"task": "regression", "missing": "ignore"},
+    "kind": {"task": "multiclass", "cardinality": 4},
+}
+
+
+def auc_by_pairs(scores: Sequence[float], positive: Sequence[bool]) -> float:
+    pairs = [
+        1.0 if high > low else 0.5 if high == low else 0.0
+        for high, is_positive in zip(scores, positive, strict=True)
+        if is_positive
+        for low, is_other in zip(scores, positive, strict=True)
+        if not is_other
+    ]
+    return sum(pairs) / len(pairs)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([-3.5, 0, 0.25, 1, 2, 1e30]), st.booleans()), min_size=2, max_size=40))
+def test_the_auc_is_the_share_of_ordered_pairs(rows):
+    scores, positive = zip(*rows, strict=True)
+    if len(set(positive)) == 2:
+        assert auc(np.array(scores), np.array(positive)) == pytest.approx(auc_by_pairs(scores, positive))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.lists(st.integers(0, 5), max_size=3), st.integers(0, 1)), min_size=2, max_size=30))
+def test_means_of_ids_come_from_the_other_half(rows):
+    lists, values = zip(*rows, strict=True)
+    ids = np.array([[*ids, *[PAD] * 3][:3] for ids in lists])
+    mean = np.mean(values[::2])
+
+    def mean_of(key: int | str) -> float:
+        hits = [
+            value
+            for ids, value in zip(lists[::2], values[::2], strict=True)
+            for held in (ids or ["nothing"])
+            if held == key
+        ]
+        return (sum(hits) + PRIOR_ROWS * mean) / (len(hits) + PRIOR_ROWS)
+
+    expected = [np.mean([mean_of(key) for key in (ids or ["nothing"])]) for ids in lists[1::2]]
+    np.testing.assert_allclose(means_by_code(encode(ids), np.array(values)), expected)
+
+
+def test_bins_are_about_equally_full_and_never_split_a_value():
+    numbers = np.random.default_rng(0).normal(size=10_000).astype(np.float32)
+    counts = np.bincount(bins_of(numbers)[:, 0])
+    assert len(counts) == 100 and counts.min() >= 99 and counts.max() <= 101
+    repeated = np.float32([0, 0, 0, 0, 0, 0, 1, 1, 2])
+    assert len(set(bins_of(repeated)[:, 0].tolist())) == len(set(repeated.tolist()))
+
+
+def labels(seed: int = 0) -> dict[str, np.ndarray]:
+    """[ROWS] each: a click, a purchase in a quarter of the clicks, an amount that is known in most rows, a class."""
+    rng = np.random.default_rng(seed)
+    click = rng.random(ROWS) < 0.3
+    return {
+        "click": click,
+        "buy": click & (rng.random(ROWS) < 0.25),
+        "spend": np.where(rng.random(ROWS) < 0.1, np.nan, rng.normal(size=ROWS)),
+        "kind": rng.choice(4, ROWS, p=[0.5, 0.2, 0.2, 0.1]),
+    }
+
+
+def leaks(
+    columns: dict[str, np.ndarray],
+    *,
+    onehot: np.ndarray | None = None,
+    multihot: np.ndarray | None = None,
+    numerical: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+) -> list[Leak]:
+    """What is found in rows with these labels and one feature of each kind given."""
+    inputs = {"onehot_categorical": onehot, "multihot_categorical": multihot, "numerical": numerical}
+    used = {channel: values for channel, values in inputs.items() if values is not None} or {"numerical": None}
+    features: dict[str, dict[str, Any]] = {name: LABELS[name] for name in columns}
+    features |= {channel: {} if channel == "numerical" else {"cardinality": 10**6} for channel in used}
+    if multihot is not None:
+        features["multihot_categorical"]["max_hotness"] = multihot.shape[1]
+    features["importance"] = {"role": "sample_weight"}
+    chunk = {"type": "parquet", "features": list(features), "files": ["part.parquet"]}
+    document = {
+        "feature_spec": features,
+        "source_spec": {"train": [chunk], "test": [chunk]},
+        "channel_spec": {channel: [channel] for channel in used} | {"label": list(columns)},
+    }
+    rows = len(next(iter(columns.values())))
+    batch = Batch(
+        onehot=np.zeros((rows, 0), np.int32) if onehot is None else onehot[:, np.newaxis].astype(np.int32),
+        multihot=np.zeros((rows, 0), np.int32) if multihot is None else multihot.astype(np.int32),
+        numerical=np.zeros((rows, 0), np.float32) if numerical is None else numerical[:, np.newaxis].astype(np.float32),
+        labels=np.stack(list(columns.values()), axis=1).astype(np.float32),
+        weights=np.ones(rows, np.float32) if weights is None else weights.astype(np.float32),
+        group=None,
+        rows=np.arange(rows),
+    )
+    return list(find_leaks(FeatureSpec.from_dict(document, Path(".")), batch))
+
+
+def summary(found: list[Leak]) -> list[tuple[str, str]]:
+    return [(leak.label, leak.measure) for leak in found]
+
+
+NOISE = np.random.default_rng(1).normal(size=ROWS)
+CLICK = labels()["click"]
+TELLING_CLICK = {
+    "rising": {"numerical": CLICK + 0.05 * NOISE},
+    "falling": {"numerical": -3 * CLICK + 0.05 * NOISE},
+    "in the middle": {"numerical": np.where(CLICK, 0.1 * NOISE, np.sign(NOISE) * (2 + np.abs(NOISE)))},
+    "at one value": {"numerical": np.where(CLICK, 0, np.where(NOISE == 0, 1, NOISE))},
+    "an id": {"onehot": np.where(CLICK, 7, 3)},
+    "some ids": {"onehot": (np.abs(NOISE) * 20).astype(int) * 2 + CLICK},
+    "an id in a list": {"multihot": np.stack([np.abs(NOISE) * 5, np.where(CLICK, 90, 80)], axis=1).astype(int)},
+    "an empty list": {"multihot": np.where(CLICK, (np.abs(NOISE) * 5).astype(int), PAD)[:, np.newaxis]},
+}
+
+
+@pytest.mark.parametrize("feature", TELLING_CLICK.values(), ids=TELLING_CLICK)
+def test_a_feature_that_nearly_determines_a_label_is_named(feature):
+    (leak,) = leaks({"click": CLICK}, **feature)
+    assert (leak.feature.removesuffix("_categorical"), leak.label, leak.measure) == (*feature, "click", "AUC")
+    assert 0.99 <= leak.value <= 1
+    assert leak.rows == ROWS
+
+
+HARMLESS = {
+    "a strong signal": {"numerical": CLICK + 0.5 * NOISE},
+    "ids that are each in one row": {"onehot": np.arange(ROWS)},
+    "ids that are each in a positive and a negative row": {
+        "onehot": np.argsort(np.argsort(CLICK, kind="stable")) % (ROWS // 3)
+    },
+    "random lists": {"multihot": np.random.default_rng(2).integers(PAD, 50, (ROWS, 4))},
+    "a constant": {"numerical": np.zeros(ROWS)},
+}
+
+
+@pytest.mark.parametrize("feature", HARMLESS.values(), ids=HARMLESS)
+def test_a_feature_that_does_not_is_let_be(feature):
+    assert leaks(labels(), **feature) == []
+
+
+def test_the_auc_that_is_told_is_that_of_the_held_out_half():
+    values = CLICK + 0.25 * NOISE
+    (leak,) = leaks({"click": CLICK}, numerical=values)
+    scores = values[1::2].astype(np.float32)
+    assert leak.value == pytest.approx(auc_by_pairs(scores.tolist(), CLICK[1::2].tolist()), abs=2e-3)
+    assert leak.value >= auc_by_pairs(scores.tolist(), CLICK[1::2].tolist()) - 1e-12
+
+
+@pytest.mark.parametrize("positives", [9, 10])
+def test_too_few_positives_prove_nothing(positives):
+    rare = np.zeros(ROWS, bool)
+    rare[1 : 2 * positives : 2] = True
+    assert len(leaks({"click": rare}, numerical=2.0 * rare)) == (positives >= 10)
+
+
+def test_a_copy_is_called_equal_even_of_a_rare_label():
+    rare = np.arange(ROWS) == 77
+    assert summary(leaks({"click": rare}, numerical=rare)) == [("click", "equal")]
+    assert summary(leaks({"click": CLICK}, onehot=CLICK)) == [("click", "equal")]
+    assert leaks({"click": np.zeros(ROWS)}, numerical=np.zeros(ROWS)) == []
+
+
+def test_a_label_is_looked_at_in_its_sample_space():
+    columns = labels()
+    among_clicks = np.where(columns["click"], columns["buy"], np.abs(NOISE) > 0.5)
+    assert summary(leaks(columns, onehot=among_clicks + 5)) == [("buy", "AUC")]
+    known = np.where(np.isnan(columns["spend"]), 9, columns["spend"])
+    assert summary(leaks(columns, numerical=known)) == [("spend", "equal")]
+
+
+@pytest.mark.parametrize("factor", [-2.0, 0.001])
+def test_a_regression_is_told_by_a_correlation(factor):
+    amount = np.random.default_rng(3).normal(size=ROWS)
+    (leak,) = leaks({"spend": amount}, numerical=factor * (amount + 0.05 * NOISE) + 1)
+    assert (leak.label, leak.measure) == ("spend", "correlation")
+    assert leak.value == pytest.approx(np.corrcoef(amount, amount + 0.05 * NOISE)[0, 1], abs=1e-3)
+    assert leaks({"spend": amount}, numerical=amount + 0.2 * NOISE) == []
+
+
+@pytest.mark.parametrize("unit", [1, 4e37])
+def test_a_regression_is_told_by_ids(unit):
+    ids = np.random.default_rng(4).integers(0, 50, ROWS)
+    amount = unit * (np.sqrt(ids * 7919 % 50) + 1e-3 * NOISE)
+    assert summary(leaks({"spend": amount}, onehot=ids)) == [("spend", "correlation")]
+    assert leaks({"spend": NOISE}, onehot=ids) == []
+
+
+def test_a_multiclass_label_is_told_by_its_most_frequent_class():
+    kind = labels()["kind"]
+    assert summary(leaks({"kind": kind}, numerical=np.array([5, 1, 7, 3])[kind])) == [("kind", "AUC")]
+    assert summary(leaks({"kind": kind}, onehot=(kind == 0) + 3)) == [("kind", "AUC")]
+    assert leaks({"kind": kind}, onehot=(kind == 3) + 3) == []
+
+
+def test_a_copy_of_the_sample_weight_is_named():
+    weights = np.abs(NOISE) + 0.5
+    assert summary(leaks({"click": CLICK}, numerical=weights, weights=weights)) == [("importance", "equal")]
+    assert leaks({"click": CLICK}, numerical=np.ones(ROWS), weights=np.ones(ROWS)) == []
+    assert leaks({"click": CLICK}, numerical=weights + 1, weights=weights) == []
+
+
+def test_a_leak_is_a_warning_that_names_feature_label_and_mend(tmp_path):
+    frame = random_rows(500)
+    frame["price"], frame["age"] = frame["click"], 7 - 3 * frame["click"]
+    spec, _ = write_world(tmp_path, [[200, 300]], frame=frame)
+    lint = lint_labels(spec, "train")
+    assert not lint.problems
+    assert len(lint.warnings) == 2
+    assert "price: equals click in all 500 sampled rows" in lint.warnings[0]
+    assert "age: alone tells click with AUC 1.0000 in 500 sampled rows" in lint.warnings[1]
+    assert all("take it out of channel_spec" in warning for warning in lint.warnings)

@@ -1,0 +1,78 @@
+"""Towers of unlike shapes and widths, and where their units come from."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from data.errors import DataError
+from tests.trainer.small_models import make_batches, make_model, make_step
+from trainer.cli import parse
+from trainer.model_options import ModelOptions
+from trainer.models import MODELS
+from trainer.models.layers import Style
+from trainer.models.towers import Towers
+from trainer.tasks import Task, logit_columns
+
+TASKS = (Task("click"), Task("rank", kind="multiclass", classes=3), Task("buy"), Task("stay"))
+UNITS = [(5,), (5,), (), (5,)]
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (4, 7, 6)])
+def test_every_task_has_a_tower_and_logits_of_its_own(shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    towers = Towers(TASKS, 6, UNITS, style=Style("relu"), seed=3)
+    found = towers(tf.constant(x)).numpy()
+    assert found.shape == (7, 6)
+    # Groups of one shape, in the order of their first task: click and stay, rank, buy.
+    places = {0: (0, 0), 3: (0, 1), 1: (1, 0), 2: (2, 0)}
+    for task, columns in enumerate(logit_columns(TASKS)):
+        group, position = places[task]
+        h = x if x.ndim == 2 else x[task]
+        for layer in (*towers.hidden[group].dense, towers.heads[group]):
+            h = h @ layer.kernel.numpy()[position] + layer.bias.numpy()[position]
+            h = h if layer is towers.heads[group] else np.maximum(h, 0)
+        np.testing.assert_allclose(found[:, columns], h, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["mmoe", "esmm", "aitm"])
+def test_models_take_towers_per_task(model):
+    towers = {"click": (4,), "buy": (6, 3)}
+    net, batches = make_model(model=model, tasks=("click", "buy"), tower_hidden_units=towers), make_batches(2, tasks=2)
+    step = make_step(net)
+    assert all(np.isfinite(step(batch, tf.constant(1))).all() for batch in batches)
+    assert net.towers.hidden[1].output_width == 3
+
+
+def options(*words: str) -> ModelOptions:
+    return parse(["--model", "mmoe", *words], 1, tuple(MODELS)).model
+
+
+def test_units_come_from_the_command_line_or_from_a_yaml_file(tmp_path):
+    assert options("--tower_hidden_units", "64", "32").tower_units("click") == (64, 32)
+    assert options("--tower_hidden_units").tower_units("click") == ()
+    (tmp_path / "towers.yaml").write_text("click: [64]\nbuy: []\n")
+    read = options("--tower_hidden_units", str(tmp_path / "towers.yaml"))
+    assert read.tower_units("click") == (64,) and read.tower_units("buy") == ()
+    read.check_towers(["buy", "click"])
+    with pytest.raises(DataError, match="towers for click, buy, and the labels are click"):
+        read.check_towers(["click"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["many"], "takes whole numbers, or one YAML file"),
+        (["0"], "must be at least 1"),
+        (["-3"], "takes whole numbers|expected|-3"),
+    ],
+)
+def test_units_that_are_none_are_refused(words, message):
+    with pytest.raises(DataError, match=message):
+        options("--tower_hidden_units", *words)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]\n", "click: 64\n", "click: [a]\n", "click: [true]\n", "click: [0]\n"])
+def test_a_file_of_something_else_is_refused(tmp_path, text):
+    (tmp_path / "towers.yaml").write_text(text)
+    with pytest.raises(DataError, match=r"expected a list of whole numbers|must be at least 1|expected a mapping"):
+        options("--tower_hidden_units", str(tmp_path / "towers.yaml"))

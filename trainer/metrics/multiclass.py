@@ -1,0 +1,125 @@
+"""How well a task's classes are told apart: metrics of labels that are one of several classes."""
+
+import math
+
+import numpy as np
+
+from trainer.metrics.collectives import Collectives
+from trainer.metrics.direction import Direction
+from trainer.metrics.roc_auc import RocAuc
+from trainer.metrics.rows import Rows, as_logits
+from trainer.metrics.weighted_sums import blocks, weighted_sums
+
+
+class SoftmaxLoss:
+    """Weighted mean of the cross-entropy of the softmax, in nats per row.
+
+        loss = sum of w * (log(sum over classes c of exp(s_c)) - s_y) / sum of w
+
+    with logits s, class y and sample weight w of each row, in float64. NaN where there is no row.
+    """
+
+    needs_group = False
+    direction = Direction.SMALLER
+
+    def result(self, rows: Rows, comm: Collectives) -> float:
+        """See Metric."""
+        loss, weight = weighted_sums(rows, comm, _cross_entropy)
+        return loss / weight if weight > 0 else math.nan
+
+
+class SoftmaxNormalizedEntropy:
+    """SoftmaxLoss divided by that of a model that gives every row the shares of the classes.
+
+        NE = loss / -(sum over classes c of q_c * log(q_c)),    q_c = sum of w over the rows of class c / sum of w
+
+    NormalizedEntropy is the same of two classes. NaN where all rows are of one class.
+    """
+
+    needs_group = False
+    direction = Direction.SMALLER
+
+    def result(self, rows: Rows, comm: Collectives) -> float:
+        """See Metric."""
+        classes = rows.logits.shape[1]
+        # bincount of no row gives integers
+        own = np.bincount(rows.labels.astype(np.int64), rows.weights, classes).astype(np.float64)
+        by_class = comm.sum_array(own)
+        loss, weight = weighted_sums(rows, comm, _cross_entropy)
+        seen = by_class[by_class > 0]
+        if len(seen) < 2:
+            return math.nan
+        # -log(q) = log(1 + others / own): keeps its digits where nearly all rows are of one class
+        return loss / float(seen @ np.log1p((weight - seen) / seen))
+
+
+class Accuracy:
+    """Weighted share of the rows whose own class has the highest logit.
+
+    Where classes are tied for the highest logit, the own one counts 1 / their number: what a choice by lot would get.
+    NaN where there is no row.
+    """
+
+    needs_group = False
+    direction = Direction.LARGER
+
+    def result(self, rows: Rows, comm: Collectives) -> float:
+        """See Metric."""
+        right, weight = weighted_sums(rows, comm, _share_right)
+        return right / weight if weight > 0 else math.nan
+
+
+class OneVersusRestAuc:
+    """Plain mean of the classes' ROC AUC, each class against all others, ranked by its probability.
+
+    The score of a class is the logit of its probability, s_c - log(sum over the other classes d of exp(s_d)), rounded
+    to float32; equal scores are ties. Only classes that have rows count, and that not all rows are of. NaN where there
+    is none.
+    """
+
+    needs_group = False
+    direction = Direction.LARGER
+
+    def __init__(self, num_thresholds: int = 0) -> None:
+        """See RocAuc."""
+        self._auc = RocAuc(num_thresholds)
+
+    def result(self, rows: Rows, comm: Collectives) -> float:
+        """See Metric. Takes the time of RocAuc once per class, and its memory plus 4 bytes per row and class."""
+        aucs = [
+            self._auc.result(rows._replace(logits=scores, labels=rows.labels == index), comm)
+            for index, scores in enumerate(_log_odds(rows))
+        ]
+        known = [auc for auc in aucs if not math.isnan(auc)]
+        return sum(known) / len(known) if known else math.nan
+
+
+def _cross_entropy(rows: Rows) -> np.ndarray:
+    """-log of the probability that the model gives to each row's class, [rows] float64."""
+    below = rows.logits - _own(rows)[:, np.newaxis].astype(np.float64)
+    return np.logaddexp.reduce(below, axis=1)
+
+
+def _share_right(rows: Rows) -> np.ndarray:
+    highest = rows.logits.max(axis=1)
+    tied = (rows.logits == highest[:, np.newaxis]).sum(axis=1)
+    return (_own(rows) == highest) / tied
+
+
+def _own(rows: Rows) -> np.ndarray:
+    """The logit of each row's own class, [rows] float32."""
+    return np.take_along_axis(rows.logits, rows.labels.astype(np.int64)[:, np.newaxis], axis=1)[:, 0]
+
+
+def _log_odds(rows: Rows) -> np.ndarray:
+    """log(p / (1 - p)) of every class's probability p, [classes, rows] float32."""
+    scores = np.empty(rows.logits.shape[::-1], np.float32)
+    end = 0
+    for block in blocks(rows):
+        start, end = end, end + len(block.logits)
+        columns = block.logits.T.astype(np.float64)
+        # The sum over all other classes from those before and those behind: a difference would cancel.
+        before, behind = np.logaddexp.accumulate(columns[:-1]), np.logaddexp.accumulate(columns[:0:-1])[::-1]
+        inner = np.logaddexp(before[:-1], behind[1:])
+        scores[:, start:end] = as_logits(columns - np.concatenate([behind[:1], inner, before[-1:]]))
+    return scores

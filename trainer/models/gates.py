@@ -1,0 +1,92 @@
+"""Gates, which weigh experts."""
+
+from dataclasses import replace
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.model_options import ModelOptions
+from trainer.models.layers import ParallelDense, ParallelStack, Style
+from trainer.models.training_pass import TrainingPass
+
+
+class Gates(keras.layers.Layer):
+    """Softmax weights of experts, one gate per reader (a task, or the shared part of a level).
+
+    weights_g(x) = softmax(logits_g(x) / temperature), over the experts that the gate may read.
+
+    In training, each weight is set to 0 with the probability `expert_dropout` and the others are scaled up to sum
+    to 1 (Zhao et al., "Recommending What Video to Watch Next", RecSys 2019, section 4.2.2), and `gate_entropy_weight`
+    times the negative entropy of each gate, in nats, is left as a penalty: both keep a gate from leaning on one expert.
+
+    Args:
+        readable: [gates, experts] bool.
+        inputs: width of the input.
+        options: hidden units (none makes the gates linear), start, temperature, dropout and entropy weight.
+        compute_dtype: of the hidden layers' products; the softmax is float32.
+        seed: of the weights.
+        name: of the layer.
+
+    Input:  [batch, inputs] or [gates, batch, inputs].
+    Output: [gates, batch, experts] float32; 0 for experts that a gate may not read.
+    """
+
+    def __init__(
+        self,
+        readable: np.ndarray,
+        inputs: int,
+        *,
+        options: ModelOptions,
+        compute_dtype: str,
+        seed: int,
+        name: str,
+    ):
+        super().__init__(name=name, dtype="float32", autocast=False)
+        gates, experts = readable.shape
+        self._blocked = tf.constant(np.where(readable, 0.0, -np.inf)[:, np.newaxis, :], tf.float32)
+        self._options, self._seed = options, seed
+        self.hidden = ParallelStack(
+            gates,
+            inputs,
+            options.gate_hidden_units,
+            style=replace(Style.of(options, compute_dtype), dropout=0.0),
+            seed=seed,
+            name=f"{name}_hidden",
+        )
+        self.linear = ParallelDense(
+            gates,
+            self.hidden.output_width,
+            experts,
+            style=Style(),
+            use_bias=False,
+            start="zero" if options.gate_init == "uniform" else "random",
+            seed=seed + ParallelStack.SEEDS // 2,
+            name=f"{name}_linear",
+        )
+        self.built = True
+
+    def call(self, x: tf.Tensor, training_pass: TrainingPass | None = None) -> tf.Tensor:
+        """See the class."""
+        hidden = self.hidden(x, training_pass=training_pass) if self.hidden.dense else x
+        weights = tf.nn.softmax(self.linear(hidden) / self._options.gate_temperature + self._blocked, axis=-1)
+        if training_pass is None:
+            return weights
+        if self._options.gate_entropy_weight:
+            negative_entropy = tf.reduce_sum(tf.math.xlogy(weights, tf.maximum(weights, 1e-30)), axis=[0, 2])
+            training_pass.penalties.append(self._options.gate_entropy_weight * negative_entropy)
+        if self._options.expert_dropout:
+            kept = weights * training_pass.keep_mask(tf.shape(weights), self._options.expert_dropout, self._seed)
+            total = tf.reduce_sum(kept, axis=-1, keepdims=True)
+            weights = tf.where(total > 0, tf.math.divide_no_nan(kept, total), weights)
+        return weights
+
+
+def mix(weights: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """What each gate makes of the experts, [gates, batch, units] in the outputs' dtype.
+
+    Args:
+        weights: [gates, batch, experts] float32.
+        outputs: [experts, batch, units].
+    """
+    return tf.einsum("gbe,ebu->gbu", tf.cast(weights, outputs.dtype), outputs)
