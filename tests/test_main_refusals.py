@@ -229,11 +229,12 @@ def test_only_the_first_worker_of_a_training_run_lints(copy, tmp_path):
     spec = FeatureSpec.read(copy / "feature_spec.yaml")
 
     def lint(*more: str, rank: int = 0) -> None:
-        options = parse(arguments(copy, tmp_path, *more), 2, ("wide_deep",))
+        options = parse(arguments(copy, tmp_path, *more), 2, ("wide_deep",), reads_checkpoint=False)
         assert check_labels(options, spec, Launch(rank=rank, size=2, local_rank=rank, local_size=2)) == ()
 
     lint(rank=1)
     lint("--evaluate")
+    lint("--predict", "out.parquet")
     lint("--benchmark")
     with pytest.raises(DataError, match="no positive"):
         lint()

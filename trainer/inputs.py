@@ -118,7 +118,7 @@ def check_labels(options: Options, spec: FeatureSpec, launch: Launch) -> tuple[s
     Raises:
         DataError: labels from which nothing can be learned, or that cannot be, without --allow_degenerate_labels.
     """
-    if options.run.evaluate or options.run.benchmark or launch.rank != 0:
+    if not options.run.trains or options.run.benchmark or launch.rank != 0:
         return ()
     mapping = options.data.train_mapping
     lint = lint_labels(spec, mapping)
