@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     launch = Launch()
     try:
         launch = read_launch(os.environ)
-        options = parse(argv, launch.size, tuple(MODELS))
+        options = parse(argv, launch.size, tuple(MODELS), reads_checkpoint=launch.rank == 0)
         inputs = open_inputs(options, launch)
         check_folders(options, launch)
         warnings = check_labels(options, inputs.spec, launch)

@@ -116,23 +116,24 @@ def test_a_results_folder_that_is_a_file_is_named(dataset, tmp_path, capsys):
     refused(capsys, arguments(dataset, tmp_path), 2, str(tmp_path / "results"))
 
 
-@pytest.mark.parametrize("more", [["--evaluate"], ["--use_checkpoint"], ["--evaluate", "--checkpoint", "/nowhere"]])
+@pytest.mark.parametrize(
+    "more", [["--evaluate"], ["--use_checkpoint"], ["--predict", "p"], ["--evaluate", "--checkpoint", "/nowhere"]]
+)
 def test_without_a_checkpoint_nothing_is_evaluated_or_gone_on_with(dataset, tmp_path, capsys, more):
     refused(capsys, arguments(dataset, tmp_path, *more), 4, "checkpoint")
 
 
-def test_a_checkpoint_of_another_model_is_refused_with_both_shapes(dataset, tmp_path, capsys):
+def test_a_checkpoint_of_another_model_is_refused_with_what_differs(dataset, tmp_path, capsys):
     must(main(arguments(dataset, tmp_path, "--num_epochs", "1")))
     capsys.readouterr()
     other = arguments(dataset, tmp_path, "--evaluate", "--deep_hidden_units", "9")
-    refused(capsys, other, 2, "[8, 1]", "[9, 1]", "step-7")
+    refused(capsys, other, 2, "trained with --deep_hidden_units 8, not 9", "step-7")
+    sizes = tmp_path / "sizes.json"
+    sizes.write_text('{"user_id": 5}')
+    other = arguments(dataset, tmp_path, "--evaluate", "--embedding_sizes_file", str(sizes))
+    refused(capsys, other, 2, "[50, 14]", "[50, 5]", "step-7")
     other = arguments(dataset, tmp_path, "--use_checkpoint", "--seed", "5")
     refused(capsys, other, 2, "seed was 0 and is 5")
-
-
-def test_predictions_into_a_folder_that_is_not_there_are_refused_before_the_evaluation(dataset, tmp_path, capsys):
-    file = tmp_path / "nowhere" / "out.parquet"
-    refused(capsys, arguments(dataset, tmp_path, "--evaluate", "--predictions_file", str(file)), 2, "mkdir -p")
 
 
 def test_a_model_folder_that_cannot_be_written_is_refused_before_the_first_step(dataset, tmp_path, capsys):
@@ -228,11 +229,12 @@ def test_only_the_first_worker_of_a_training_run_lints(copy, tmp_path):
     spec = FeatureSpec.read(copy / "feature_spec.yaml")
 
     def lint(*more: str, rank: int = 0) -> None:
-        options = parse(arguments(copy, tmp_path, *more), 2, ("wide_deep",))
+        options = parse(arguments(copy, tmp_path, *more), 2, ("wide_deep",), reads_checkpoint=False)
         assert check_labels(options, spec, Launch(rank=rank, size=2, local_rank=rank, local_size=2)) == ()
 
     lint(rank=1)
     lint("--evaluate")
+    lint("--predict", "out.parquet")
     lint("--benchmark")
     with pytest.raises(DataError, match="no positive"):
         lint()

@@ -126,33 +126,34 @@ class CheckpointStore:
         """The best so far, not verified beyond its manifest; None where no save was called the best."""
         return next((checkpoint for checkpoint in reversed(self._saved()[0]) if checkpoint.best), None)
 
-    def open(self, which: str) -> Checkpoint:
+    def open(self, which: str, *, verify: bool = True) -> Checkpoint:
         """A checkpoint whose every byte has been verified.
 
         Args:
             which: "last" (where the newest is damaged the one before, with a warning), "best" (that one
                 or none), or the path of a step folder, of a `checkpoints` folder or of a model folder
                 (their last one). A folder that is itself called last or best is written `./last`.
+            verify: off, only its manifest is read: enough for its state.
 
         Raises:
             NoCheckpointError: there is none, or none that is whole.
         """
         try:
             if which == "last":
-                return self._open_last()
+                return self._open_last(verify)
             if which == "best":
-                return self._open_best()
-            return self._open_path(standing(Path(which)))
+                return self._open_best(verify)
+            return self._open_path(standing(Path(which)), verify)
         except (OSError, CheckpointError) as error:
             raise NoCheckpointError(f"no checkpoint {which!r} can be read: {error}") from error
 
-    def _open_last(self) -> Checkpoint:
+    def _open_last(self, verify: bool) -> Checkpoint:
         readable, problems = self._saved()
         for problem in problems:
             self._warn(f"a damaged checkpoint is passed over: {problem}")
         for checkpoint in reversed(readable):
             try:
-                return self._verified(checkpoint)
+                return self._verified(checkpoint) if verify else checkpoint
             except DamagedError as error:
                 problems.append(str(error))
                 self._warn(f"a damaged checkpoint is passed over: {error}")
@@ -163,7 +164,7 @@ class CheckpointStore:
             "Train first, or give the --model_dir of a run that has saved one."
         )
 
-    def _open_best(self) -> Checkpoint:
+    def _open_best(self, verify: bool) -> Checkpoint:
         checkpoint = self.best()
         if checkpoint is None:
             raise NoCheckpointError(
@@ -171,22 +172,22 @@ class CheckpointStore:
                 "Train with an evaluation, or pass --checkpoint last."
             )
         try:
-            return self._verified(checkpoint)
+            return self._verified(checkpoint) if verify else checkpoint
         except DamagedError as error:
             raise NoCheckpointError(
                 f"the best checkpoint, {checkpoint.path}, is damaged: {error}. "
                 f"Pass --checkpoint last or a path; {self._what_there_is()}."
             ) from error
 
-    def _open_path(self, path: Path) -> Checkpoint:
+    def _open_path(self, path: Path, verify: bool) -> Checkpoint:
         if (path / CHECKPOINTS).is_dir():
-            return CheckpointStore(path, warn=self._warn)._open_last()
+            return CheckpointStore(path, warn=self._warn)._open_last(verify)
         if _step_folders(path):
             store = CheckpointStore(path.parent, warn=self._warn)
             store.folder = path
-            return store._open_last()
+            return store._open_last(verify)
         try:
-            return self._verified(Checkpoint(path))
+            return self._verified(Checkpoint(path)) if verify else Checkpoint(path)
         except DamagedError as error:
             raise NoCheckpointError(
                 f"--checkpoint {path} is no valid checkpoint: {error}. "

@@ -5,13 +5,14 @@ import difflib
 import os
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from data.errors import DataError
-from trainer.options import GROUPS, Options, default_of
+from trainer.model_flags import saved_model_flags
+from trainer.options import GROUPS, Options, RunOptions, default_of
 
 # The public recipe's places, used where they exist and can be written; else the folders beside the caller.
 _DEFAULT_PATHS = {
@@ -55,26 +56,29 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(argv: Sequence[str] | None, workers: int, model_names: Sequence[str]) -> Options:
+def parse(
+    argv: Sequence[str] | None, workers: int, model_names: Sequence[str], *, reads_checkpoint: bool = True
+) -> Options:
     """The options that `argv` asks for.
 
     Args:
         argv: arguments without the program's name; None takes the process's own.
         workers: number of workers; batch sizes have to divide over them.
         model_names: what --model accepts.
+        reads_checkpoint: whether the model's flags that are not stated are those of the checkpoint, if one is restored.
 
     Raises:
-        DataError: an unknown flag, a value out of range, or flags that contradict each other.
+        DataError: an unknown flag, a value out of range, or flags that contradict each other or the checkpoint.
+        NoCheckpointError: there is no checkpoint to restore.
     """
     given = {name: value for name, value in vars(make_parser().parse_args(argv)).items() if value is not None}
     for name, (public, local) in _DEFAULT_PATHS.items():
         if name not in given:
             given[name] = Path(public) if os.access(public, os.W_OK) else Path(local)
-    groups = {
-        key: group(**{item.name: given[item.name] for item in fields(group) if item.name in given})
-        for key, group in GROUPS.items()
-    }
-    options = Options(**groups)
+    run = RunOptions(**_of(RunOptions, given))
+    if run.restores and reads_checkpoint:
+        given |= saved_model_flags(given, given["model_dir"], run.which_checkpoint)
+    options = Options(**{key: group(**_of(group, given)) for key, group in GROUPS.items()})
     options.training.check_workers(workers)
     if options.model.batch_norm and options.training.xla and workers > 1:
         raise DataError(
@@ -88,6 +92,10 @@ def parse(argv: Sequence[str] | None, workers: int, model_names: Sequence[str]) 
     return options
 
 
+def _of(group: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {item.name: given[item.name] for item in fields(group) if item.name in given}
+
+
 def _kind(hint: Any, parse: Callable[[Sequence[str]], Any] | None = None) -> dict[str, Any]:
     """argparse's description of a field's type."""
     if parse is not None:
@@ -98,7 +106,7 @@ def _kind(hint: Any, parse: Callable[[Sequence[str]], Any] | None = None) -> dic
     if typing.get_origin(hint) is typing.Literal:
         return {"choices": members}
     if typing.get_origin(hint) is tuple:
-        return {"nargs": "*", "type": members[0], "action": _Tuple, "metavar": "N"}
+        return {"nargs": "*", "type": members[0], "action": _Tuple, "metavar": "N" if members[0] is int else "NAME"}
     if hint is bool:
         return {"action": "store_const", "const": True}
     return {"type": hint, "metavar": hint.__name__.upper()}

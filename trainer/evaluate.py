@@ -55,9 +55,7 @@ class Evaluator:
         for number, (batch, logits) in enumerate(self.predicted(), start=1):
             self.count(batch, logits)
             if predictions is not None:
-                here = batch.rows >= 0
-                group = None if batch.group is None else batch.group[here]
-                predictions.add(batch.rows[here], batch.labels[here], logits[here], group)
+                _keep(batch, logits, predictions)
             if see is not None:
                 see(batch)
             if on_batch is not None:
@@ -65,6 +63,17 @@ class Evaluator:
         metrics = self.evaluation.result(self.comm)
         self.evaluation.reset()
         return metrics
+
+    def predict(self, predictions: PredictionWriter, on_batch: Callable[[int], None]) -> None:
+        """Hands every row's prediction to a writer; labels and metrics are left alone.
+
+        Args:
+            predictions: takes them.
+            on_batch: called with the number of batches done.
+        """
+        for number, (batch, logits) in enumerate(self.predicted(), start=1):
+            _keep(batch, logits, predictions)
+            on_batch(number)
 
     def count(self, batch: Batch, logits: np.ndarray) -> None:
         """Adds a batch to the metrics."""
@@ -85,3 +94,8 @@ class Evaluator:
                 waiting = started
             if waiting is not None:
                 yield waiting[0], waiting[1].numpy()
+
+
+def _keep(batch: Batch, logits: np.ndarray, predictions: PredictionWriter) -> None:
+    here = batch.rows >= 0
+    predictions.add(batch.rows[here], batch.labels[here], logits[here])

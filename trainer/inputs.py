@@ -1,17 +1,19 @@
 """The data side of a run: specification, embedding widths and loaders. Imports no TensorFlow."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.errors import DataError
 from data.linting.lint import lint_labels
 from data.loading.loader import ParquetLoader
+from data.loading.stored_columns import StoredColumns
 from data.specification.embedding_sizes import embedding_dims
 from data.specification.feature_spec import FeatureSpec
 from trainer.checkpoints import CheckpointStore
 from trainer.launcher import Launch
 from trainer.layout import InputLayout, input_layout
 from trainer.options import Options
-from trainer.predictions import check_predictions_path
+from trainer.predictions import check_column_names, check_predictions_path
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Inputs:
         eval_loader: of the evaluated mapping.
         eval_mapping: its name.
         with_group: whether MAP@12 is computed.
+        kept: columns that go into the file of predictions as they are; only where there is one.
     """
 
     spec: FeatureSpec
@@ -33,6 +36,13 @@ class Inputs:
     evaluation: ParquetLoader | None
     eval_mapping: str
     with_group: bool
+    kept: StoredColumns | None = None
+
+    @property
+    def labelled(self) -> tuple[str, ...]:
+        """The labels that the evaluated mapping has."""
+        held = _features(self.spec, self.eval_mapping)
+        return tuple(label.name for label in self.spec.labels if label.name in held)
 
     @property
     def train_loader(self) -> ParquetLoader:
@@ -55,11 +65,11 @@ def open_inputs(options: Options, launch: Launch) -> Inputs:
     options.model.check_towers([label.name for label in spec.labels])
     widths = embedding_dims(spec, options.data.embedding_sizes_file)
     run = options.run
-    trains, evaluates = not run.evaluate, run.evaluate or not run.benchmark
-    mapping = options.data.eval_mapping or ("valid" if trains and "valid" in spec.sources else "test")
-    with_group = evaluates and not run.disable_map_calculation and _holds_group(spec, mapping)
-    training = evaluation = None
-    if trains:
+    evaluates = run.evaluate or not run.benchmark
+    mapping = options.data.eval_mapping or ("valid" if run.trains and "valid" in spec.sources else "test")
+    with_group = evaluates and run.predict is None and not run.disable_map_calculation and _holds_group(spec, mapping)
+    training = evaluation = kept = None
+    if run.trains:
         training = ParquetLoader(
             spec,
             options.data.train_mapping,
@@ -78,25 +88,24 @@ def open_inputs(options: Options, launch: Launch) -> Inputs:
             workers=launch.size,
             shuffle=False,
             with_group=with_group,
+            needs_labels=run.predict is None,
         )
-    return Inputs(spec, input_layout(spec, widths), training, evaluation, mapping, with_group)
+    if run.predictions_path is not None:
+        kept = _kept_columns(spec, mapping, run.keep)
+    return Inputs(spec, input_layout(spec, widths), training, evaluation, mapping, with_group, kept)
 
 
 def check_folders(options: Options, launch: Launch) -> None:
-    """Refuses to start a run over another one, or without the checkpoint that it needs.
+    """Refuses to start a run over another one, or one whose predictions could not be written.
 
     Raises:
-        DataError: model_dir holds checkpoints and neither --use_checkpoint nor --evaluate is given, or the
-            predictions could not be written where they are asked for.
-        NoCheckpointError: it holds none and one of them is.
+        DataError: model_dir holds checkpoints and none of them is asked for, or the predictions could not be
+            written where they are asked for.
     """
     run, store = options.run, CheckpointStore(options.data.model_dir)
-    if run.predictions_file is not None and launch.rank == 0:
-        check_predictions_path(run.predictions_file)
-    if run.evaluate or run.use_checkpoint:
-        if launch.rank == 0 and not run.benchmark and not store.steps():
-            store.open(run.which_checkpoint)
-    elif not run.benchmark and any(store.folder.glob("step-*")):
+    if run.predictions_path is not None and launch.rank == 0:
+        check_predictions_path(run.predictions_path)
+    if not run.restores and not run.benchmark and any(store.folder.glob("step-*")):
         raise DataError(
             f"{store.folder} holds the checkpoints of an earlier run. Add --use_checkpoint to go on with it, give "
             "another --model_dir, or delete the folder."
@@ -109,7 +118,7 @@ def check_labels(options: Options, spec: FeatureSpec, launch: Launch) -> tuple[s
     Raises:
         DataError: labels from which nothing can be learned, or that cannot be, without --allow_degenerate_labels.
     """
-    if options.run.evaluate or options.run.benchmark or launch.rank != 0:
+    if not options.run.trains or options.run.benchmark or launch.rank != 0:
         return ()
     mapping = options.data.train_mapping
     lint = lint_labels(spec, mapping)
@@ -122,8 +131,19 @@ def check_labels(options: Options, spec: FeatureSpec, launch: Launch) -> tuple[s
 
 
 def _holds_group(spec: FeatureSpec, mapping: str) -> bool:
-    group = spec.map_feature
-    return group is not None and any(group.name in chunk.features for chunk in spec.chunks(mapping))
+    return spec.map_feature is not None and spec.map_feature.name in _features(spec, mapping)
+
+
+def _features(spec: FeatureSpec, mapping: str) -> list[str]:
+    return [name for chunk in spec.chunks(mapping) for name in chunk.features]
+
+
+def _kept_columns(spec: FeatureSpec, mapping: str, asked: Sequence[str]) -> StoredColumns:
+    """The map feature where there is one, then what --keep names."""
+    group = [spec.map_feature.name] if spec.map_feature and _holds_group(spec, mapping) else []
+    names = list(dict.fromkeys([*group, *asked]))
+    check_column_names(names, [label.name for label in spec.labels])
+    return StoredColumns(spec, mapping, names)
 
 
 def _there(loader: ParquetLoader | None) -> ParquetLoader:

@@ -1,6 +1,8 @@
 """The model folder: weights and the documents that say what they are weights of; all that prediction needs.
 
-<model_dir>/model/architecture.json, feature_spec.yaml, embedding_sizes.json, weights/*.npy, manifest.json
+<model_dir>/model/architecture.json, feature_spec.yaml, embedding_sizes.json, workflow/, weights/*.npy, manifest.json
+
+`workflow/` holds what the dataset's `prepare` has fitted (vocabularies, scalers), where the dataset has it.
 """
 
 import glob
@@ -9,45 +11,60 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from data.encoding.prepared import ENCODERS_FOLDER
 from trainer.checkpoints import NoCheckpointError
 from trainer.sealed.arrays import ArraySource
 from trainer.sealed.errors import DamagedError
+from trainer.sealed.manifest import is_document_name
 from trainer.sealed.reader import SealedFolder
 from trainer.sealed.writer import remove_leftovers, standing, write_sealed
 
+ARCHITECTURE, SPECIFICATION, SIZES = "architecture.json", "feature_spec.yaml", "embedding_sizes.json"
 
-def write_model(folder: Path, arrays: Iterable[ArraySource], documents: Mapping[str, str | dict[str, Any]]) -> None:
+# Text, bytes, a dict for JSON, or a file that is copied.
+Document = str | bytes | dict[str, Any] | Path
+
+
+def write_model(folder: Path, arrays: Iterable[ArraySource], documents: Mapping[str, Document]) -> None:
     """Writes a model folder, in the place of one that stands there, all at once.
 
     Args:
         folder: usually `<model_dir>/model`.
         arrays: the weights.
-        documents: text, or a dict for JSON, by file name ("architecture.json", "vocabularies/ad_id.json").
+        documents: by file name ("architecture.json", "workflow/encoders.json").
 
     Raises:
         CheckpointError: it could not be written; the model that stood there still does.
     """
     remove_leftovers(folder.parent, glob.escape(folder.name))
-    contents = {name: _to_text(content).encode() for name, content in documents.items()}
+    contents = {name: _content(document) for name, document in documents.items()}
     write_sealed(folder, arrays, contents, {}, array_folder="weights")
 
 
-def read_model(folder: Path) -> tuple[dict[str, Any], SealedFolder]:
-    """The documents (those named .json parsed) and the weights; every byte has been verified.
+def open_model(folder: Path) -> SealedFolder:
+    """The weights and documents of a model folder; every byte has been verified.
 
     Raises:
         NoCheckpointError: there is no model, or it is damaged.
     """
     try:
-        weights = SealedFolder(standing(folder))
-        weights.verify()
+        sealed = SealedFolder(standing(folder))
+        sealed.verify()
     except DamagedError as error:
         raise NoCheckpointError(
             f"no valid model in {folder}: {error}. Train first, or give the --model_dir of a run that has finished."
         ) from error
-    parsed = {name: json.loads(text) if name.endswith(".json") else text for name, text in weights.documents().items()}
-    return parsed, weights
+    return sealed
 
 
-def _to_text(content: str | dict[str, Any]) -> str:
-    return content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+def encoder_documents(dataset: Path) -> dict[str, Document]:
+    """The files of a dataset's encoders, by their name in the model folder; none where the dataset has no encoders."""
+    files = sorted(path for path in (dataset / ENCODERS_FOLDER).rglob("*") if path.is_file())
+    named = {path.relative_to(dataset).as_posix(): path for path in files}
+    return {name: path for name, path in named.items() if is_document_name(name)}
+
+
+def _content(document: Document) -> bytes | Path:
+    if isinstance(document, Path | bytes):
+        return document
+    return (document if isinstance(document, str) else json.dumps(document, indent=2) + "\n").encode()

@@ -1,7 +1,7 @@
-"""A parquet file with a line per row of an evaluation: its position, labels, predictions and group."""
+"""A parquet file with a line per row of a mapping: its position, labels, predictions and columns that are kept."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import DataError
+from data.loading.stored_columns import StoredColumns
 from trainer.metrics.calibration import probability
 from trainer.metrics.collectives import Collectives
 from trainer.metrics.rows import GrowingArray
+from trainer.tasks import Task, logit_columns
 
+ROW = "row"
 _BLOCK_ROWS = 1 << 18  # rows that travel and are written at once; also the file's row group
 
 
@@ -30,62 +33,66 @@ def check_predictions_path(path: Path) -> None:
         raise DataError(f"{path}: the folder {path.parent} cannot be written; name another one")
 
 
+def check_column_names(kept: Sequence[str], labels: Sequence[str]) -> None:
+    """Tells that a column which is kept has the name of one that is written.
+
+    Raises:
+        DataError: naming it.
+    """
+    written = [ROW, *(f"{part}_{label}" for label in labels for part in ("label", "prediction"))]
+    twice = [name for name in kept if name in written]
+    if twice:
+        raise DataError(
+            f"the predictions would have two columns {', '.join(twice)}: the file has {', '.join(written)} of its own. "
+            "Rename the feature in the files and in the specification, or do not --keep it"
+        )
+
+
 class PredictionWriter:
     """Keeps this worker's rows, then writes all workers' rows in dataset order to one file.
 
     Columns: `row` (int64, 0-based position in the dataset), per task `label_TASK` (float32, null where
-    missing) and `prediction_TASK` (float64: a probability, or the value of a regression), and the group
-    under its own name (int64).
-    Probabilities are those of the float32 logits in float64: equal logits stay equal, and their order
-    stays, though from a logit of about 20 on neighbouring ones may become equal.
+    missing) where the dataset has it, and `prediction_TASK`, then the columns that are kept, as they are stored.
+    A prediction is a probability or the value of a regression, float64, or a list<double> with the probability
+    of each class. Probabilities are those of the float32 logits in float64: equal logits stay equal, and their
+    order stays, though from a logit of about 20 on neighbouring ones may become equal.
 
-    Memory: 8 * tasks bytes per row of the worker, 8 more with a group, and a fixed amount while it writes.
+    Memory: 4 bytes per task and per logit of a row of the worker, and a fixed amount while it writes. What is kept
+    is read by the first worker while it writes.
+
+    Args:
+        path: the file to write, replaced where it exists.
+        tasks: one per label; their logits stand side by side.
+        labelled: names of the tasks whose labels are known; None for all.
+        kept: columns of the same rows.
     """
 
     def __init__(
         self,
         path: Path,
-        task_names: Sequence[str],
-        group_name: str | None = None,
+        tasks: Sequence[Task],
         *,
-        kinds: Sequence[str] | None = None,
+        labelled: Collection[str] | None = None,
+        kept: StoredColumns | None = None,
     ) -> None:
-        """Starts empty.
-
-        Args:
-            path: the file to write, replaced where it exists.
-            task_names: one per column of labels and logits.
-            group_name: the map feature; None without one.
-            kinds: of each task, "binary" or "regression"; None where all are binary.
-
-        Raises:
-            DataError: two columns would have one name.
-        """
         self._path = Path(path)
-        self._task_names = tuple(task_names)
-        self._group_name = group_name
-        self._kinds = tuple(kinds or ("binary",) * len(self._task_names))
-        self._values = GrowingArray(np.float32, 2 * len(self._task_names))  # labels, then logits
-        self._group = GrowingArray(np.int64)
+        self._tasks = tuple(tasks)
+        self._labelled = {task.name for task in tasks} if labelled is None else set(labelled)
+        self._kept = kept
+        # Labels, then logits.
+        self._values = GrowingArray(np.float32, len(self._tasks) + sum(task.width for task in self._tasks))
         self._first_row = 0
-        names = self._schema().names
-        if len(set(names)) < len(names):
-            raise DataError(
-                f"predictions would have two columns of one name ({', '.join(names)}); rename the map feature "
-                f"{group_name!r} in the feature specification"
-            )
 
-    def add(self, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray, group: np.ndarray | None = None) -> None:
+    def add(self, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
         """Adds rows of the dataset, without pads.
 
         Args:
             rows: [batch] int positions; over all calls one unbroken range.
             labels: [batch, tasks] float, NaN where missing.
-            logits: [batch, tasks] float.
-            group: [batch] int; None without a map feature.
+            logits: [batch, sum of the tasks' widths] float.
 
         Raises:
-            ValueError: a row does not follow the one before it, or the groups are missing.
+            ValueError: a row does not follow the one before it.
         """
         if len(rows) == 0:
             return
@@ -94,10 +101,6 @@ class PredictionWriter:
         expected = self._first_row + len(self._values)
         if not np.array_equal(rows, np.arange(expected, expected + len(rows))):
             raise ValueError(f"expected rows from {expected} on without a gap, got {rows[0]} to {rows[-1]}")
-        if self._group_name is not None:
-            if group is None:
-                raise ValueError(f"predictions with {self._group_name!r} need a group id per row, got None")
-            self._group.append(group)
         self._values.append(np.concatenate([labels, logits], axis=1, dtype=np.float32))
 
     def write(self, comm: Collectives) -> None:
@@ -107,7 +110,7 @@ class PredictionWriter:
         holds much more than its own.
 
         Raises:
-            OSError: the file cannot be written. Raised on all workers alike.
+            OSError: the file cannot be written, or the columns that are kept cannot be read. On all workers alike.
             ValueError: the workers' rows are not, by rank, the whole dataset in order. On all workers.
         """
         ranges = comm.gather_rows(np.array([[self._first_row, len(self._values)]], np.int64))
@@ -117,7 +120,7 @@ class PredictionWriter:
         if comm.rank == 0:
             try:
                 self._write_file(blocks)
-            except OSError as error:
+            except (OSError, DataError) as error:
                 problem = f"{self._path}: the predictions cannot be written: {error}"
         for _ in blocks:  # other workers only send; and the first takes what they send even if it cannot write
             pass
@@ -125,41 +128,58 @@ class PredictionWriter:
         if problem:
             raise OSError(problem)
 
-    def _write_file(self, blocks: Iterator[list[np.ndarray]]) -> None:
+    def _write_file(self, blocks: Iterator[np.ndarray]) -> None:
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
             with pq.ParquetWriter(temporary, self._schema(), write_page_checksum=True) as writer:
-                row = 0
-                for values, *group in blocks:
-                    writer.write_table(self._table(row, values, group))
+                row, kept = 0, self._kept.stream() if self._kept else None
+                for values in blocks:
+                    columns = [*self._columns(row, values), *(kept.take(len(values)) if kept else ())]
+                    writer.write_table(pa.Table.from_arrays(columns, schema=self._schema()))
                     row += len(values)
             os.replace(temporary, self._path)
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _blocks(self, counts: Sequence[int], comm: Collectives) -> Iterator[list[np.ndarray]]:
-        """All workers' values, and groups if any, in dataset order, at most _BLOCK_ROWS at once, on every worker."""
-        columns = [self._values] if self._group_name is None else [self._values, self._group]
+    def _blocks(self, counts: Sequence[int], comm: Collectives) -> Iterator[np.ndarray]:
+        """All workers' values in dataset order, at most _BLOCK_ROWS at once, on every worker."""
         for source, count in enumerate(counts):
             for start in range(0, count, _BLOCK_ROWS):
                 mine = slice(start, start + _BLOCK_ROWS) if comm.rank == source else slice(0)
-                yield [comm.gather_rows(column.rows[mine]) for column in columns]
+                yield comm.gather_rows(self._values.rows[mine])
 
     def _schema(self) -> pa.Schema:
-        fields = [pa.field("row", pa.int64())]
-        for task in self._task_names:
-            fields += [pa.field(f"label_{task}", pa.float32()), pa.field(f"prediction_{task}", pa.float64())]
-        if self._group_name is not None:
-            fields.append(pa.field(self._group_name, pa.int64()))
-        return pa.schema(fields)
+        fields = [pa.field(ROW, pa.int64())]
+        for task in self._tasks:
+            if task.name in self._labelled:
+                fields.append(pa.field(f"label_{task.name}", pa.float32()))
+            probabilities = pa.list_(pa.float64()) if task.kind == "multiclass" else pa.float64()
+            fields.append(pa.field(f"prediction_{task.name}", probabilities))
+        return pa.schema([*fields, *(self._kept.schema if self._kept else ())])
 
-    def _table(self, first_row: int, values: np.ndarray, group: list[np.ndarray]) -> pa.Table:
+    def _columns(self, first_row: int, values: np.ndarray) -> list[pa.Array]:
+        """The columns that are not kept ones, of rows of labels and logits."""
+        labels, logits = np.split(values, [len(self._tasks)], axis=1)
         columns = [pa.array(np.arange(first_row, first_row + len(values)))]
-        for label, logit, kind in zip(*np.split(values.T, 2), self._kinds, strict=True):
-            predicted = probability(logit) if kind == "binary" else logit.astype(np.float64)
-            columns += [pa.array(label, mask=np.isnan(label)), pa.array(predicted)]
-        columns += [pa.array(ids) for ids in group]
-        return pa.Table.from_arrays(columns, schema=self._schema())
+        for task, label, places in zip(self._tasks, labels.T, logit_columns(self._tasks), strict=True):
+            if task.name in self._labelled:
+                columns.append(pa.array(label, mask=np.isnan(label)))
+            columns.append(_predicted(task, logits[:, places]))
+        return columns
+
+
+def _predicted(task: Task, logits: np.ndarray) -> pa.Array:
+    """Predictions of a task from its logits, [rows, width] float32."""
+    if task.kind == "multiclass":
+        classes = pa.array(softmax(logits).reshape(-1))
+        return pa.ListArray.from_arrays(np.arange(0, logits.size + 1, task.width, dtype=np.int32), classes)
+    return pa.array(probability(logits[:, 0]) if task.kind == "binary" else logits[:, 0].astype(np.float64))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of classes, [rows, classes] float64."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def _check_ranges(ranges: np.ndarray) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+from dataclasses import replace
+from pathlib import Path
 
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
@@ -13,7 +15,7 @@ from trainer.distributed import Comm, connect
 from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator
 from trainer.health.keys import PARTS as HEALTH
-from trainer.health.monitor import HealthMonitor
+from trainer.health.monitor import monitor_of
 from trainer.inputs import Inputs
 from trainer.launcher import Launch
 from trainer.log import NullLog, RunLog, to_plain
@@ -23,7 +25,6 @@ from trainer.loss_weighting import make_loss_weighting
 from trainer.metrics import METRICS_OF_KIND
 from trainer.metrics.evaluation import Evaluation
 from trainer.models import build_model
-from trainer.models.multitask import MultiTask
 from trainer.optimizers.optimizer import Optimizer, Schedule
 from trainer.optimizers.rules import Ftrl, make_rule
 from trainer.optimizers.schedules import Constant, make_schedule
@@ -31,7 +32,7 @@ from trainer.options import Options
 from trainer.predictions import PredictionWriter
 from trainer.progress import NullProgress, Progress
 from trainer.report.runs import read_run
-from trainer.saving import Saver
+from trainer.saving import Saver, agreed_model_options
 from trainer.state import Variables
 from trainer.step import TrainStep, kernel_names, named
 from trainer.tasks import tasks_of
@@ -68,6 +69,9 @@ class Run:
             deterministic=training.deterministic,
         )
         self.comm: Comm = connect(launch)
+        if options.run.restores:
+            # Only the first worker has read the checkpoint's flags.
+            options = self.options = replace(options, model=agreed_model_options(options.model, self.comm))
         self.tasks = tasks_of(inputs.spec)
         self.saver = Saver(options, inputs, self.comm)
         self.log = self._open_log()
@@ -108,7 +112,7 @@ class Run:
             log_every=self.options.run.log_every,
             log=self.log,
             progress=self._progress(loader.steps_per_epoch * epochs),
-            health=self._health(evaluator.loader.rows),
+            health=monitor_of(self.model, evaluator.loader.rows, self.comm),
         )
         steps_done = 0
         if self.options.run.use_checkpoint:
@@ -133,15 +137,7 @@ class Run:
         """Evaluates a checkpoint, and writes its predictions where they are asked for."""
         checkpoint = self.saver.restore_weights(named(self.model.variables))
         evaluator, path = self._evaluator(), self.options.run.predictions_file
-        writer = None
-        if path is not None:
-            group = self.inputs.spec.map_feature if self.inputs.with_group else None
-            writer = PredictionWriter(
-                path,
-                [task.name for task in self.tasks],
-                group.name if group else None,
-                kinds=[task.kind for task in self.tasks],
-            )
+        writer = None if path is None else self._writer(path)
         progress = self._progress(evaluator.loader.steps_per_epoch)
         metrics = evaluator.run(on_batch=progress.update, predictions=writer)
         progress.close()
@@ -150,6 +146,16 @@ class Run:
             self.say(f"predictions: {path}")
         self.say(f"{checkpoint} on mapping {self.inputs.eval_mapping!r}: {describe(metrics)}")
         self._conclude(metrics)
+
+    def predict(self, path: Path) -> None:
+        """Writes a checkpoint's predictions to a file, without metrics."""
+        checkpoint = self.saver.restore_weights(named(self.model.variables))
+        evaluator, writer = self._evaluator(), self._writer(path)
+        progress = self._progress(evaluator.loader.steps_per_epoch)
+        evaluator.predict(writer, progress.update)
+        progress.close()
+        writer.write(self.comm)
+        self.say(f"{checkpoint} on mapping {self.inputs.eval_mapping!r}, {evaluator.loader.rows:,} rows: {path}")
 
     def benchmark(self) -> None:
         """Measures training, or evaluation with --evaluate."""
@@ -220,9 +226,8 @@ class Run:
         )
         return Evaluator(self.model, inputs.eval_loader, evaluation, self.comm, xla=self.options.training.xla)
 
-    def _health(self, rows: int) -> HealthMonitor | None:
-        has_gates = isinstance(self.model, MultiTask) and self.model.gates
-        return HealthMonitor(self.model, rows, self.comm) if has_gates else None
+    def _writer(self, path: Path) -> PredictionWriter:
+        return PredictionWriter(path, self.tasks, labelled=self.inputs.labelled, kept=self.inputs.kept)
 
     def _draw_gates(self) -> None:
         """Draws the gates of all epochs in the log; a picture that fails is no reason to lose a trained model."""
@@ -243,7 +248,7 @@ class Run:
         if self.comm.rank != 0:
             return NullLog()
         data, values = self.options.data, self.options.as_dict()
-        goes_on = self.options.run.use_checkpoint or self.options.run.evaluate
+        goes_on = self.options.run.use_checkpoint or not self.options.run.trains
         log = RunLog(data.results_dir / data.log_filename, append=goes_on)
         self._write_json("args.json", values)
         log.parameters(values)
@@ -275,6 +280,8 @@ def execute(options: Options, inputs: Inputs, launch: Launch) -> None:
     try:
         if options.run.benchmark:
             run.benchmark()
+        elif options.run.predict is not None:
+            run.predict(options.run.predict)
         elif options.run.evaluate:
             run.evaluate()
         else:

@@ -1,6 +1,7 @@
 """All that must happen before TensorFlow's first operation: devices, threads, seeds, determinism."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -36,7 +37,9 @@ def prepare(launch: Launch, *, cpu: bool, amp: bool, amp_dtype: str, seed: int, 
         cores = len(os.sched_getaffinity(0))
         threads = max(1, cores // _sharing(launch, cores))
         if tf.config.threading.get_intra_op_parallelism_threads() != threads:
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            # Inside an application TensorFlow may be running already, and keeps the threads that it has.
+            with suppress(RuntimeError):
+                tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.random.set_seed(seed)
     if deterministic:
         tf.config.experimental.enable_op_determinism()

@@ -6,21 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data.errors import DataError
 from trainer.checkpoints import CheckpointStore
 from trainer.distributed import Comm
 from trainer.inputs import Inputs
 from trainer.log import to_plain
 from trainer.metrics import is_better
-from trainer.model_folder import write_model
+from trainer.model_flags import from_json
+from trainer.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, Document, encoder_documents, write_model
+from trainer.model_options import ModelOptions
 from trainer.options import Options
 from trainer.state import Variables, array_sources, restore
 
 MODEL_FOLDER = "model"
 # The first that there is decides which checkpoint is the best.
 MAIN_METRICS = ("streaming_map_val", "auc_roc", "rmse")
+
+
+def agreed_model_options(options: ModelOptions, comm: Comm) -> ModelOptions:
+    """The first worker's model flags, on every worker."""
+    values = comm.broadcast_bytes(json.dumps(vars(options)).encode())
+    return ModelOptions(**from_json(json.loads(values)))
 
 
 class Saver:
@@ -105,16 +111,18 @@ class Saver:
         checkpoint = self._store.open("best" if self._store.best() else "last")
         restore(weights, checkpoint)
         spec, data = self._inputs.spec, self._options.data
-        documents: dict[str, str | dict[str, Any]] = {
-            "architecture.json": {
-                "model": self._options.model.model,
-                "tasks": [label.name for label in spec.labels],
-                "options": to_plain(vars(self._options.model)),
-                "step": checkpoint.step,
-                "metrics": checkpoint.state.get("metrics", {}),
-            },
-            "feature_spec.yaml": yaml.safe_dump(spec.to_dict(), sort_keys=False),
-            "embedding_sizes.json": {columns.name: columns.width for columns in self._inputs.layout.categorical},
+        architecture = {
+            "model": self._options.model.model,
+            "tasks": [label.name for label in spec.labels],
+            "options": to_plain(vars(self._options.model)),
+            "step": checkpoint.step,
+            "metrics": checkpoint.state.get("metrics", {}),
+        }
+        documents: dict[str, Document] = {
+            ARCHITECTURE: architecture,
+            SPECIFICATION: spec.to_yaml(),
+            SIZES: {columns.name: columns.width for columns in self._inputs.layout.categorical},
+            **encoder_documents(spec.folder),
         }
         folder = Path(data.model_dir) / MODEL_FOLDER
         write_model(folder, array_sources(weights), documents)

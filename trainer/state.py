@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from data.errors import DataError
-from trainer.checkpoints import Checkpoint
 from trainer.sealed.arrays import ArraySource, rows_per_block
+from trainer.sealed.reader import SealedFolder
 
 Variables = Mapping[str, tf.Variable]
 
@@ -20,8 +20,8 @@ def array_sources(variables: Variables) -> list[ArraySource]:
     ]
 
 
-def restore(variables: Variables, checkpoint: Checkpoint) -> None:
-    """Overwrites the variables with a checkpoint's arrays, in blocks of rows.
+def restore(variables: Variables, checkpoint: SealedFolder) -> None:
+    """Overwrites the variables with a checkpoint's (or a model folder's) arrays, in blocks of rows.
 
     Raises:
         DataError: an array is missing or has another shape, as happens when the model's flags or the
@@ -45,7 +45,7 @@ def restore(variables: Variables, checkpoint: Checkpoint) -> None:
             start = stop
 
 
-def _differences(variables: Variables, checkpoint: Checkpoint) -> list[str]:
+def _differences(variables: Variables, checkpoint: SealedFolder) -> list[str]:
     problems = []
     for name, variable in variables.items():
         if name not in checkpoint.arrays:

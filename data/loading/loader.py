@@ -46,6 +46,7 @@ class ParquetLoader:
         seed: of the order, at least 0.
         with_group: give the map feature's values in `Batch.group`.
         extra_columns: columns to give in `Batch.extra`.
+        needs_labels: off, labels that the mapping lacks are NaN, as are missing ones; sample weights are 1.
 
     Attributes:
         rows: of the mapping.
@@ -72,11 +73,14 @@ class ParquetLoader:
         seed: int = 0,
         with_group: bool = False,
         extra_columns: Sequence[str] = (),
+        needs_labels: bool = True,
     ):
         if not 0 <= worker < workers:
             raise ValueError(f"worker must be in [0, {workers}), got {worker}")
         _check_batch_size(global_batch_size, workers)
-        self._reader = ParquetReader(spec, mapping, with_group=with_group, extra_columns=extra_columns)
+        self._reader = ParquetReader(
+            spec, mapping, with_group=with_group, extra_columns=extra_columns, needs_labels=needs_labels
+        )
         self._mapping, self._shuffle, self._seed = mapping, shuffle, seed
         self._worker, self._workers = worker, workers
         self._global_batch_size = global_batch_size

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class ParquetReader:
         mapping: whose files to read.
         with_group: decode the map feature.
         extra_columns: columns that files hold, whether they are features or not.
+        needs_labels: off, labels that the mapping lacks are NaN, as are missing ones; sample weights are 1.
 
     Attributes:
         rows: of the mapping.
@@ -39,7 +41,15 @@ class ParquetReader:
             differ in length, or there are no rows.
     """
 
-    def __init__(self, spec: FeatureSpec, mapping: str, *, with_group: bool = False, extra_columns: Sequence[str] = ()):
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        mapping: str,
+        *,
+        with_group: bool = False,
+        extra_columns: Sequence[str] = (),
+        needs_labels: bool = True,
+    ):
         self._spec, self._with_group = spec, with_group
         chunks = spec.chunks(mapping)
         if any(chunk.type != "parquet" for chunk in chunks):
@@ -49,6 +59,11 @@ class ParquetReader:
         files = iter(open_files(spec.files(mapping)))
         chunk_files = [[next(files) for _ in chunk.files] for chunk in chunks]
         targets = batch_targets(spec, with_group=with_group, extra_columns=extra_columns)
+        if not needs_labels:
+            targets = _without_needed_labels(targets, chunks)
+        fields = [target.field for target in targets]
+        self._lacks_labels = fields.count("labels") < len(spec.labels)
+        self._lacks_weights = "weights" not in fields
         assigned = _assign(targets, chunks, chunk_files, mapping)
         self._groups = [ColumnGroup(*group) for group in zip(chunk_files, assigned, strict=True)]
         _check_columns(self._groups)
@@ -74,8 +89,10 @@ class ParquetReader:
         begin, end = (int(self._unit_starts[unit]) + row for row in (start, stop))
         out.rows[:] = np.arange(begin, end)
         out.multihot[:] = PAD
-        if self._spec.sample_weight is None:
+        if self._lacks_weights:
             out.weights[:] = 1
+        if self._lacks_labels:
+            out.labels[:] = np.nan
         cut: dict[str, int] = {}
         for group in self._groups:
             for piece in group.read(begin, end) if group.targets else ():
@@ -105,6 +122,14 @@ def _assign(
             raise DataError(f"mapping {mapping!r} has no column {target.name!r}; add it to the features of a chunk")
         assigned[owner].append(target)
     return assigned
+
+
+def _without_needed_labels(targets: Sequence[Target], chunks: Sequence[Chunk]) -> list[Target]:
+    """The targets without weights and absent labels; those that there are may be missing."""
+    held = {name for chunk in chunks for name in chunk.features}
+    kept = [target for target in targets if target.field not in ("labels", "weights")]
+    labels = [target for target in targets if target.field == "labels" and target.name in held]
+    return kept + [replace(label, may_miss=True) for label in labels]
 
 
 def _check_columns(groups: list[ColumnGroup]) -> None:

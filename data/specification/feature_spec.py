@@ -118,6 +118,16 @@ class FeatureSpec:
             "metadata": dict(self.metadata),
         }
 
+    def to_yaml(self) -> str:
+        """The text of `to_dict` that `read` reads back.
+
+        Raises:
+            yaml.YAMLError: metadata holds a value that YAML has no form for.
+        """
+        return yaml.dump(
+            self.to_dict(), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, default_flow_style=None
+        )
+
     def write(self, path: Path) -> None:
         """Write the specification as YAML, whole or not at all.
 
@@ -128,12 +138,11 @@ class FeatureSpec:
             DataError: the file cannot be written; nothing is left behind.
         """
         path = Path(path)
-        document = self.to_dict()
-        FeatureSpec.from_dict(document, path.absolute().parent, source=str(path))
+        FeatureSpec.from_dict(self.to_dict(), path.absolute().parent, source=str(path))
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("w", encoding="utf-8") as file:
-                yaml.dump(document, file, _PlainDumper, sort_keys=False, allow_unicode=True, default_flow_style=None)
+                file.write(self.to_yaml())
                 file.flush()
                 os.fsync(file.fileno())
             read_yaml(temporary)

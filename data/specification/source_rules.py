@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data.specification.parts import MAP, REQUIRED_MAPPINGS
+from data.specification.parts import INPUT_CHANNELS, LABEL, MAP, REQUIRED_MAPPINGS
 from data.specification.problems import Problem, listed, nearest, place_of, shown
 from data.specification.shape import Entry, Parts
 
@@ -43,12 +43,17 @@ def check_chunk_features(parts: Parts) -> Iterator[Problem]:
 
 
 def check_coverage(parts: Parts) -> Iterator[Problem]:
-    """Every mapping holds every feature of the channels, `map` left out, and the sample weight."""
-    needed = [entry.text for name, entries in parts.channels.items() if name != MAP for entry in entries]
-    needed += [feature.name for feature in parts.features.values() if feature.role is not None]
+    """Every mapping holds every input feature; train also the labels and the sample weight.
+
+    Another mapping may be one to predict, whose labels nobody knows; who evaluates it is told by the loader.
+    """
+    inputs = [entry.text for name in INPUT_CHANNELS for entry in parts.channels.get(name, [])]
+    labels = [entry.text for entry in parts.channels.get(LABEL, [])]
+    weights = [feature.name for feature in parts.features.values() if feature.role is not None]
     for mapping, chunks in parts.sources.items():
         place = place_of("source_spec", mapping)
         held = {entry.text for chunk in chunks for entry in chunk.features}
+        needed = [*inputs, *labels, *weights] if mapping == "train" else inputs
         lacking = [name for name in dict.fromkeys(needed) if name in parts.features and name not in held]
         if lacking and place in parts.complete:
             what = f"lacks {listed(lacking)}; add to the features of a chunk, or take out of channel_spec"

@@ -302,6 +302,24 @@ def test_a_mapping_without_the_map_feature_has_no_groups(tmp_path):
     assert read_all(ParquetReader(spec, "train")).group is None
 
 
+def test_rows_to_predict_need_neither_labels_nor_weights(tmp_path):
+    spec, frame = write_world(tmp_path, [[5], [4]])
+    document = spec.to_dict()
+    for name in ("click", "importance"):
+        document["source_spec"]["test"][0]["features"].remove(name)
+    spec = FeatureSpec.from_dict(document, tmp_path)
+    with pytest.raises(DataError, match="mapping 'test' has no column 'click'; add it to the features of a chunk"):
+        ParquetReader(spec, "test")
+    types = {"kind": pa.float64()}
+    write_file(tmp_path / "part_1.parquet", arrow_table(frame[5:].assign(kind=[None, np.nan, 3, 0]), types), [4])
+    batch = read_all(ParquetReader(spec, "test", needs_labels=False))
+    assert np.isnan(batch.labels[:, 0]).all()
+    np.testing.assert_array_equal(batch.labels[:, 1], frame["stars"].astype(np.float32))
+    np.testing.assert_array_equal(batch.labels[:, 2], [*frame["kind"][:5], np.nan, np.nan, 3, 0])
+    assert (batch.weights == 1).all()
+    np.testing.assert_array_equal(batch.onehot[:, 0], frame["user"])
+
+
 def test_extra_columns_must_have_one_type_that_an_array_can_hold(tmp_path):
     spec, frame = write_world(tmp_path, [[3], [3]])
     write_file(tmp_path / "part_1.parquet", arrow_table(frame[3:], {"user": pa.int32()}), [3])

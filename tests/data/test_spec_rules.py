@@ -91,10 +91,10 @@ TOLD_ELSEWHERE = [
      "this mapping is missing; is it the one called 'trian'?"),
     ("source_spec.train", {"source_spec.train[1].features": COLUMNS[4:]},
      "lacks click; add to the features of a chunk, or take out of channel_spec"),
-    ("source_spec.valid", {"source_spec.valid[0].features": COLUMNS[:5]},
+    ("source_spec.train", {"source_spec.train[0].features": COLUMNS[:4], "source_spec.train[1].features": COLUMNS[4:5]},
      "lacks weight; add to the features of a chunk"),
     ("source_spec.test", {"source_spec.test[0].features": ["note", "session"]},
-     "lacks user, genres, age, click, buy, weight; add"),
+     "lacks user, genres, age; add"),
 ]  # fmt: skip
 
 

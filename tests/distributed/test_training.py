@@ -63,6 +63,7 @@ def work(tmp_path_factory) -> Work:
         scenarios += [
             work.arguments(f"two_eval_{size}", "--evaluate", "--eval_batch_size", str(size), *saved, models="two")
         ]
+    scenarios += [prediction(work, "two")]
     steps = ["--benchmark", "--benchmark_warmup_steps", "2", "--benchmark_steps", "40"]
     scenarios += [work.arguments("two_benchmark", *steps)]
     scenarios += [work.arguments("two_benchmark_eval", *steps, "--evaluate", models="two")]
@@ -76,7 +77,16 @@ def work(tmp_path_factory) -> Work:
         main(work.arguments("one_resumed", *PRECISE, "--use_checkpoint", "--checkpoint", str(step_of(work, "two", 1))))
     )
     must(main(work.arguments("one_eval", "--evaluate", "--eval_batch_size", "333", models="two")))
+    must(main(prediction(work, "one")))
     return work
+
+
+def prediction(work: Work, name: str) -> list[str]:
+    """The arguments of a prediction, without the model's flags."""
+    more = ["--predict", str(work.folder / f"{name}_new.parquet"), "--keep", "topic_id_list", "ad_id"]
+    arguments = work.arguments(f"{name}_predict", "--eval_batch_size", "514", *more, models="two")
+    start = arguments.index("--deep_hidden_units")
+    return arguments[:start] + arguments[start + 3 :]
 
 
 def steps_per_epoch() -> int:
@@ -157,6 +167,14 @@ def test_metrics_equal_a_brute_force_over_the_predictions(work, size):
     assert abs(found["streaming_map_val"] - brute_force_map(table["display_id"], scores, labels)) < 1e-9
     loss = -np.mean(labels * np.log(scores) + (1 - labels) * np.log1p(-scores))
     assert abs(found["loss_val"] - loss) < 1e-9
+
+
+def test_two_workers_predict_what_one_does_and_keep_the_same_columns(work):
+    one, two = (pq.read_table(work.folder / f"{name}_new.parquet") for name in ("one", "two"))
+    assert two.column_names == ["row", "label_clicked", "prediction_clicked", "display_id", "topic_id_list", "ad_id"]
+    assert one.drop_columns(["prediction_clicked"]) == two.drop_columns(["prediction_clicked"])
+    np.testing.assert_allclose(two["prediction_clicked"], one["prediction_clicked"], rtol=0, atol=1e-6)
+    assert not (work.results("two_predict") / "metrics.json").exists()
 
 
 def brute_force_auc(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from data.errors import DataError
 from trainer import checkpoints
 from trainer.checkpoints import CheckpointStore, NoCheckpointError, probe
-from trainer.model_folder import read_model, write_model
+from trainer.model_folder import open_model, write_model
 from trainer.sealed import arrays as sealed_arrays
 from trainer.sealed import writer
 from trainer.sealed.arrays import DTYPES, ArraySource, is_array_name
@@ -665,14 +665,20 @@ def test_the_trial_save_leaves_nothing_behind(tmp_path):
 DOCUMENTS = {
     "architecture.json": {"model": "wide_deep", "units": [4, 2]},
     "feature_spec.yaml": "a: é\r\n",
-    "vocabularies/ad_id.json": {},
+    "workflow/encoders/vocabulary.ad id ü.json": {},
 }
 
 
 def test_a_model_folder_comes_back(tmp_path):
-    write_model(tmp_path / "model", sources(tensors(1)), DOCUMENTS)
-    documents, weights = read_model(tmp_path / "model")
-    assert documents == DOCUMENTS
+    (tmp_path / "binary").write_bytes(bytes(range(256)) * 100_000)
+    write_model(tmp_path / "model", sources(tensors(1)), DOCUMENTS | {"workflow/binary.npy": tmp_path / "binary"})
+    weights = open_model(tmp_path / "model")
+    contents = {name: path.read_bytes() for name, path in weights.documents.items()}
+    assert contents.pop("workflow/binary.npy") == bytes(range(256)) * 100_000
+    assert contents.pop("feature_spec.yaml").decode() == DOCUMENTS["feature_spec.yaml"]
+    assert {name: json.loads(text) for name, text in contents.items()} == {
+        name: document for name, document in DOCUMENTS.items() if isinstance(document, dict)
+    }
     np.testing.assert_array_equal(weights.read("deep/ad_id/table"), tensors(1)["deep/ad_id/table"])
     assert json.loads((tmp_path / "model" / "architecture.json").read_text()) == DOCUMENTS["architecture.json"]
     assert len(list((tmp_path / "model" / "weights").glob("*.npy"))) == 3
@@ -681,8 +687,8 @@ def test_a_model_folder_comes_back(tmp_path):
 def test_a_model_folder_is_replaced_as_a_whole(tmp_path):
     write_model(tmp_path / "model", sources(tensors(1)), DOCUMENTS)
     write_model(tmp_path / "model", sources(tensors(2)), {"architecture.json": {}})
-    documents, weights = read_model(tmp_path / "model")
-    assert documents == {"architecture.json": {}} and weights.read("step") == 2
+    model = open_model(tmp_path / "model")
+    assert list(model.documents) == ["architecture.json"] and model.read("step") == 2
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -690,7 +696,7 @@ def test_a_model_save_that_died_between_its_renames_left_the_old_model(tmp_path)
     write_model(tmp_path / "model", sources(tensors(1)), DOCUMENTS)
     shutil.copytree(tmp_path / "model", writer.temporary_name(tmp_path / "model"))
     os.rename(tmp_path / "model", tmp_path / "model.replaced")
-    assert read_model(tmp_path / "model")[1].read("step") == 1
+    assert open_model(tmp_path / "model").read("step") == 1
     write_model(tmp_path / "model", sources(tensors(2)), DOCUMENTS)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -701,19 +707,28 @@ def test_damage_in_any_file_of_a_model_folder_is_found(tmp_path):
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 4]))
         with pytest.raises(NoCheckpointError, match=path.name):
-            read_model(tmp_path / "model")
+            open_model(tmp_path / "model")
         path.write_bytes(content)
 
 
 def test_no_model_folder_is_told_with_what_to_do(tmp_path):
     with pytest.raises(NoCheckpointError, match="no valid model in .*Train first"):
-        read_model(tmp_path / "model")
+        open_model(tmp_path / "model")
 
 
-@pytest.mark.parametrize("name", ["../x", "/x", "a/b/c", "manifest.json", "", ".", "a\0"])
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../x", "/x", "a/b/c/d/e", "a/.x", "manifest.json", "", ".", "a\0", "a" * 256]
+)
 def test_documents_cannot_be_named_out_of_the_folder(tmp_path, name):
     with pytest.raises(ValueError, match="cannot name a document"):
         write_model(tmp_path / "model", [], {name: ""})
+
+
+def test_a_document_that_cannot_be_read_leaves_the_old_model(tmp_path):
+    write_model(tmp_path / "model", sources(tensors(1)), DOCUMENTS)
+    with pytest.raises(CheckpointError, match="cannot save .*model: No such file"):
+        write_model(tmp_path / "model", sources(tensors(2)), {"gone": tmp_path / "gone"})
+    assert open_model(tmp_path / "model").read("step") == 1
 
 
 def test_an_array_that_shrinks_after_it_was_verified_is_told(tmp_path):

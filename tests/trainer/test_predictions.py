@@ -4,12 +4,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.errors import DataError
+from data.loading.stored_columns import StoredColumns
+from data.specification.feature_spec import FeatureSpec
+from tests.data.parquet_worlds import CHANNELS, FEATURES, TYPES, arrow_table, random_rows
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer import predictions
 from trainer.metrics.calibration import probability
-from trainer.predictions import PredictionWriter, check_predictions_path
+from trainer.predictions import PredictionWriter, check_column_names, check_predictions_path
+from trainer.tasks import Task
 
-TASKS = ["click", "buy"]
+TASKS = [Task("click"), Task("buy")]
 
 
 def dataset(rows: int) -> dict[str, np.ndarray]:
@@ -20,16 +24,38 @@ def dataset(rows: int) -> dict[str, np.ndarray]:
         "rows": np.arange(rows),
         "labels": labels,
         "logits": (4 * random.standard_normal((rows, 2))).astype(np.float32),
-        "group": random.integers(0, 2**60, rows),
     }
 
 
-def write(path, columns, *, workers=1, batch_size=7, group_name="user", borders=None):
+def stored(folder, rows: int) -> StoredColumns:
+    """Columns in two chunks, whose files and row groups are cut differently."""
+    folder.mkdir()
+    frame = random_rows(rows)
+    for name, chunk in {"a": ["session", "note"], "b": ["tags", "user", "item", "topics", "price", "age"]}.items():
+        size = {"a": 11, "b": 17}[name]
+        pq.write_table(arrow_table(frame[chunk]), folder / f"{name}.parquet", row_group_size=size)
+    features = {name: FEATURES.get(name, {}) for name in TYPES if name not in ("importance", "click", "stars", "kind")}
+    chunks = [
+        {"type": "parquet", "features": ["session", "note"], "files": ["a.parquet"]},
+        {"type": "parquet", "features": ["tags", "user", "item", "topics", "price", "age"], "files": ["b.parquet"]},
+    ]
+    document = {
+        "feature_spec": features | {"click": {}},
+        "source_spec": {
+            "test": chunks,
+            "train": [{"type": "parquet", "features": [*features, "click"], "files": ["t"]}],
+        },
+        "channel_spec": CHANNELS | {"label": ["click"]},
+    }
+    return StoredColumns(FeatureSpec.from_dict(document, folder), "test", ["session", "tags", "note", "price"])
+
+
+def write(path, columns, *, workers=1, batch_size=7, borders=None, **more):
     count = len(columns["rows"])
     edges = borders or [worker * count // workers for worker in range(workers + 1)]
 
     def work(comm):
-        writer = PredictionWriter(path, TASKS, group_name)
+        writer = PredictionWriter(path, TASKS, **more)
         first, last = edges[comm.rank : comm.rank + 2]
         for start in range(first, last, batch_size):
             batch = {name: column[start : min(start + batch_size, last)] for name, column in columns.items()}
@@ -43,12 +69,14 @@ def write(path, columns, *, workers=1, batch_size=7, group_name="user", borders=
 def test_every_row_stands_in_the_file_in_dataset_order(tmp_path, monkeypatch, workers):
     monkeypatch.setattr(predictions, "_BLOCK_ROWS", 16)
     columns = dataset(101)
-    write(tmp_path / "out.parquet", columns, workers=workers)
+    write(tmp_path / "out.parquet", columns, workers=workers, kept=stored(tmp_path / "data", 101))
     table = pq.read_table(tmp_path / "out.parquet")
-    assert table.column_names == ["row", "label_click", "prediction_click", "label_buy", "prediction_buy", "user"]
+    predicted = ["row", "label_click", "prediction_click", "label_buy", "prediction_buy"]
+    assert table.column_names == [*predicted, "session", "tags", "note", "price"]
     assert table["row"].to_pylist() == list(range(101))
-    assert table["user"].to_pylist() == columns["group"].tolist()
-    for index, task in enumerate(TASKS):
+    kept = arrow_table(random_rows(101)).select(["session", "tags", "note", "price"])
+    assert table.select(kept.column_names).combine_chunks() == kept
+    for index, task in enumerate(["click", "buy"]):
         known = [None if np.isnan(label) else label for label in columns["labels"][:, index]]
         assert table[f"label_{task}"].to_pylist() == known
         expected = 1 / (1 + np.exp(-columns["logits"][:, index].astype(np.float64)))
@@ -63,17 +91,14 @@ def test_the_file_does_not_depend_on_the_number_of_workers_or_batches(tmp_path, 
     assert pq.read_table(tmp_path / "one.parquet").equals(pq.read_table(tmp_path / "four.parquet"))
 
 
-def test_types_are_stated_and_without_groups_there_is_no_group_column(tmp_path):
-    columns = dataset(5)
-    del columns["group"]
-    write(tmp_path / "out.parquet", columns, group_name=None)
+def test_types_are_stated_and_labels_that_nobody_knows_have_no_column(tmp_path):
+    write(tmp_path / "out.parquet", dataset(5), labelled=["click"])
     assert pq.read_schema(tmp_path / "out.parquet").equals(
         pa.schema(
             {
                 "row": pa.int64(),
                 "label_click": pa.float32(),
                 "prediction_click": pa.float64(),
-                "label_buy": pa.float32(),
                 "prediction_buy": pa.float64(),
             }
         )
@@ -90,7 +115,7 @@ def test_no_worker_is_sent_more_than_a_block_at_once(tmp_path, monkeypatch):
     columns = dataset(200)
 
     def work(comm):
-        writer = PredictionWriter(tmp_path / "out.parquet", TASKS, "user")
+        writer = PredictionWriter(tmp_path / "out.parquet", TASKS)
         mine = slice(comm.rank * 50, (comm.rank + 1) * 50)
         writer.add(**{name: column[mine] for name, column in columns.items()})
         writer.write(comm)
@@ -122,7 +147,7 @@ def test_a_full_disk_fails_on_all_workers_and_keeps_the_old_file(tmp_path, monke
     columns = dataset(60)
 
     def work(comm):
-        writer = PredictionWriter(path, TASKS, "user")
+        writer = PredictionWriter(path, TASKS)
         mine = slice(comm.rank * 20, (comm.rank + 1) * 20)
         writer.add(**{name: column[mine] for name, column in columns.items()})
         writer.write(comm)
@@ -136,7 +161,7 @@ def test_a_full_disk_fails_on_all_workers_and_keeps_the_old_file(tmp_path, monke
 
 def test_rows_that_leave_a_gap_are_refused():
     columns = dataset(10)
-    writer = PredictionWriter("out.parquet", TASKS, "user")
+    writer = PredictionWriter("out.parquet", TASKS)
     writer.add(**{name: column[:4] for name, column in columns.items()})
     with pytest.raises(ValueError, match="expected rows from 4 on"):
         writer.add(**{name: column[5:] for name, column in columns.items()})
@@ -146,7 +171,7 @@ def test_workers_whose_rows_are_out_of_order_are_refused(tmp_path):
     columns = dataset(10)
 
     def work(comm):
-        writer = PredictionWriter(tmp_path / "out.parquet", TASKS, "user")
+        writer = PredictionWriter(tmp_path / "out.parquet", TASKS)
         mine = slice(5, 10) if comm.rank == 0 else slice(0, 5)
         writer.add(**{name: column[mine] for name, column in columns.items()})
         writer.write(comm)
@@ -157,15 +182,46 @@ def test_workers_whose_rows_are_out_of_order_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_groups_are_refused():
-    columns = dataset(3) | {"group": None}
-    with pytest.raises(ValueError, match="'user'"):
-        PredictionWriter("out.parquet", TASKS, "user").add(**columns)
+def test_classes_have_a_list_of_probabilities_and_values_of_regressions_stay(tmp_path):
+    tasks = [Task("stars", "regression"), Task("kind", "multiclass", classes=3), Task("click")]
+    logits = np.array([[2.5, 0, 0, 0, 0], [-1.5, 1000, -1000, 1000, 3], [0, 1, 2, 3, -3]], np.float32)
+    labels = np.array([[1, 2, 0], [np.nan, 0, 1], [3, np.nan, np.nan]])
+    writer = PredictionWriter(tmp_path / "out.parquet", tasks)
+    writer.add(np.arange(3), labels, logits)
+    LocalWorkers(1).run(writer.write)
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.field("prediction_kind").type == pa.list_(pa.float64())
+    assert table["prediction_stars"].to_pylist() == [2.5, -1.5, 0]
+    assert table["label_kind"].to_pylist() == [2, 0, None]
+    e = np.exp([1, 2, 3])
+    expected = [[1 / 3] * 3, [0.5, 0, 0.5], e / e.sum()]
+    np.testing.assert_allclose(table["prediction_kind"].to_pylist(), expected, rtol=1e-14)
+    np.testing.assert_allclose(table["prediction_click"].to_numpy(), 1 / (1 + np.exp([0, -3, 3])), rtol=1e-15)
 
 
-def test_a_map_feature_that_is_named_like_another_column_is_refused():
-    with pytest.raises(DataError, match="rename the map feature 'row'"):
-        PredictionWriter("out.parquet", TASKS, "row")
+def test_a_kept_file_that_was_changed_fails_on_all_workers_and_keeps_the_old_file(tmp_path):
+    kept = stored(tmp_path / "data", 60)
+    (tmp_path / "data" / "b.parquet").write_bytes(b"changed")
+    path = tmp_path / "out.parquet"
+    path.write_bytes(b"old")
+    columns = dataset(60)
+
+    def work(comm):
+        writer = PredictionWriter(path, TASKS, kept=kept)
+        mine = slice(comm.rank * 30, (comm.rank + 1) * 30)
+        writer.add(**{name: column[mine] for name, column in columns.items()})
+        writer.write(comm)
+
+    for outcome in LocalWorkers(2).outcomes(work):
+        assert isinstance(outcome, OSError)
+        assert "b.parquet" in str(outcome)
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("name", ["row", "label_click", "prediction_click"])
+def test_a_kept_column_that_is_named_like_one_of_the_file_is_refused(name):
+    with pytest.raises(DataError, match=f"two columns {name}.*Rename"):
+        check_column_names(["user", name], ["click"])
 
 
 def test_probabilities_rise_with_the_logits_and_stand_extremes():

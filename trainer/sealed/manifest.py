@@ -17,7 +17,6 @@ FORMAT_VERSION = 1
 LARGEST_MANIFEST = 1 << 26
 
 _ARRAY_FILE = re.compile(r"[a-z]{1,20}/[0-9]{4,9}-[A-Za-z0-9_.-]{1,80}\.npy")
-_DOCUMENT = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}/)?[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -58,8 +57,11 @@ class Manifest:
 
 
 def is_document_name(name: object) -> bool:
-    """Whether `name` can name a document: plain letters, digits, `_`, `-`, `.`, and one folder at most."""
-    return isinstance(name, str) and name != MANIFEST and _DOCUMENT.fullmatch(name) is not None
+    """Whether `name` can name a document: printable, at most three folders deep, and no part hidden."""
+    if not isinstance(name, str) or name == MANIFEST or not name.isprintable():
+        return False
+    parts = name.split("/")
+    return len(parts) <= 4 and all(part and part[0] != "." and len(part.encode()) <= 255 for part in parts)
 
 
 def plain_json(value: Any, place: str) -> Any:

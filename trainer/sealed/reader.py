@@ -55,9 +55,10 @@ class SealedFolder:
         """The rows of array `name` in order, in blocks of about 16 MiB; no rows or no axes: one block."""
         return self._blocks(name, rows_per_block(*self._shape_and_dtype(name)))
 
-    def documents(self) -> dict[str, str]:
-        """The text of every document, by name."""
-        return {name: (self.path / name).read_bytes().decode() for name in self._documents}
+    @property
+    def documents(self) -> dict[str, Path]:
+        """The file of every document, by name."""
+        return {name: self.path / name for name in self._documents}
 
     def _shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         if name not in self.arrays:

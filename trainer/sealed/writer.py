@@ -7,14 +7,14 @@ import re
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trainer.sealed.arrays import ArraySource
+from trainer.sealed.arrays import BLOCK_BYTES, ArraySource
 from trainer.sealed.errors import CheckpointError
 from trainer.sealed.manifest import MANIFEST, ArrayEntry, FileEntry, Manifest, is_document_name, plain_json
 
@@ -25,7 +25,7 @@ REPLACED = ".replaced"
 def write_sealed(
     folder: Path,
     arrays: Iterable[ArraySource],
-    documents: Mapping[str, bytes],
+    documents: Mapping[str, bytes | Path],
     facts: dict[str, Any],
     array_folder: str = "arrays",
 ) -> None:
@@ -34,7 +34,7 @@ def write_sealed(
     Args:
         folder: where it shall stand; the folders above it are made.
         arrays: no name twice.
-        documents: content per file name; one folder level is allowed, as in "vocabularies/ad_id.json".
+        documents: content, or a file to copy, per file name; folders are allowed, as in "workflow/encoders.json".
         facts: JSON for the manifest.
         array_folder: the folder of the arrays, in lower-case letters.
 
@@ -43,11 +43,12 @@ def write_sealed(
         ValueError: names, blocks or facts that cannot be written.
     """
     sources = tuple(arrays)
-    needed = sum(source.nbytes for source in sources) + sum(len(content) for content in documents.values())
     _check_names(sources, documents)
     facts = plain_json(facts, "facts")
     temporary = temporary_name(folder)
+    needed = sum(source.nbytes for source in sources)
     try:
+        needed += sum(_size(content) for content in documents.values())
         folder.parent.mkdir(parents=True, exist_ok=True)
         _check_room(folder.parent, needed)
         _fill(temporary, sources, documents, facts, array_folder)
@@ -108,13 +109,13 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _check_names(sources: tuple[ArraySource, ...], documents: Mapping[str, bytes]) -> None:
+def _check_names(sources: tuple[ArraySource, ...], documents: Mapping[str, bytes | Path]) -> None:
     twice = [name for name, count in Counter(source.name for source in sources).items() if count > 1]
     if twice:
         raise ValueError(f"arrays given twice: {', '.join(twice)}")
     for name in documents:
         if not is_document_name(name):
-            raise ValueError(f"{name!r} cannot name a document: letters, digits, '_', '-', '.', one folder at most")
+            raise ValueError(f"{name!r} cannot name a document: printable, three folders deep at most, no part hidden")
 
 
 def _check_room(parent: Path, needed: int) -> None:
@@ -127,12 +128,11 @@ def _check_room(parent: Path, needed: int) -> None:
 def _fill(
     temporary: Path,
     sources: tuple[ArraySource, ...],
-    documents: Mapping[str, bytes],
+    documents: Mapping[str, bytes | Path],
     facts: dict[str, Any],
     array_folder: str,
 ) -> None:
     (temporary / array_folder).mkdir(parents=True)
-    folders = {temporary / array_folder}
     manifest = Manifest(facts, {}, {})
     for index, source in enumerate(sources):
         file = f"{array_folder}/{index:04d}-{re.sub('[^A-Za-z0-9_.]+', '-', source.name)[:80]}.npy"
@@ -140,10 +140,9 @@ def _fill(
         shape = tuple(int(length) for length in source.shape)
         manifest.arrays[source.name] = ArrayEntry(file, size, digest, shape, np.dtype(source.dtype).name)
     for name, content in documents.items():
-        folders.add((temporary / name).parent)
-        (temporary / name).parent.mkdir(exist_ok=True)
-        manifest.documents[name] = FileEntry(name, *_write_file(temporary / name, [memoryview(content)]))
-    for inner in folders:
+        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+        manifest.documents[name] = FileEntry(name, *_write_file(temporary / name, _chunks(content)))
+    for inner in (path for path in temporary.rglob("*") if path.is_dir()):
         sync_folder(inner)
     # Last of all: a folder with a manifest has everything that it lists.
     _write_file(temporary / MANIFEST, [memoryview(manifest.to_text().encode())])
@@ -161,6 +160,19 @@ def _write_file(path: Path, chunks: Iterable[memoryview]) -> tuple[int, str]:
         file.flush()
         os.fsync(file.fileno())
     return size, digest.hexdigest()
+
+
+def _size(content: bytes | Path) -> int:
+    return content.stat().st_size if isinstance(content, Path) else len(content)
+
+
+def _chunks(content: bytes | Path) -> Iterator[memoryview]:
+    if isinstance(content, bytes):
+        yield memoryview(content)
+        return
+    with open(content, "rb") as file:
+        while data := file.read(BLOCK_BYTES):
+            yield memoryview(data)
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:

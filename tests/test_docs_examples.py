@@ -1,0 +1,57 @@
+"""The Python of the documentation, as a newcomer would run it."""
+
+import re
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.data.movielens_world import make_world, write_1m
+from tests.helpers import ROOT, real_data
+
+
+def run_blocks(page: str, **settings: Any) -> dict[str, Any]:
+    """Runs the Python blocks of a page one after the other; the first one holds the settings, which are replaced.
+
+    Returns:
+        The names that they leave behind.
+    """
+    first, *others = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(first, names)
+    assert settings.keys() <= names.keys()
+    names |= settings
+    for block in others:
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
+def test_the_walk_through_of_the_recommender(tmp_path, capsys):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    write_1m(raw, make_world())
+    names = run_blocks("recommender.md", MOVIELENS=raw, FOLDER=tmp_path / "saved", EPOCHS=1)
+    assert 0 < names["rmse"] < 6
+    assert len(names["best"]) == 10
+    assert names["predicted"].equals(names["loaded"].predict(names["test"]))
+    assert "RMSE of" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_the_walk_through_on_movielens_1m(tmp_path):
+    names = run_blocks("recommender.md", MOVIELENS=real_data("ml-1m"), FOLDER=tmp_path / "saved", EPOCHS=2)
+    assert names["rmse"] < 0.93
+    assert names["recommender"].metrics["auc_roc/liked"] > 0.77
+    assert rank_milliseconds(names["loaded"], names["users"]["user"][:100]) < 50
+
+
+def rank_milliseconds(recommender, users) -> float:  # type: ignore[no-untyped-def]
+    """Median time of a recommendation."""
+    times = []
+    for user in users:
+        start = time.perf_counter()
+        recommender.recommend(user, 10)
+        times.append(time.perf_counter() - start)
+    return 1000 * float(np.median(times))

@@ -1,0 +1,175 @@
+"""`main.py --predict`, and the model folder in a fresh process: the same numbers without a flag and without labels."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from data.encoding.encoder_files import save_encoders
+from data.encoding.encoders import Numerical, Vocabulary
+from main import main
+from tests.helpers import ROOT, environment, make_dataset, metrics, must
+
+MODEL = ["--model", "ple", "--expert_hidden_units", "16", "8", "--num_task_experts", "1", "--activation", "tanh"]
+TRAINING = [
+    "--global_batch_size",
+    "256",
+    "--eval_batch_size",
+    "300",
+    "--num_epochs",
+    "1",
+    "--deep_learning_rate",
+    "0.01",
+]
+TASKS = ("click", "conversion", "spend")
+ROWS = 1000
+# Predicts the rows of a mapping with what a model folder holds, in a process that has neither flags nor a run.
+PREDICT = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from data.loading.loader import ParquetLoader
+from data.specification.feature_spec import FeatureSpec
+from trainer.feeding import id_matrix
+from trainer.saved_model import load_model
+
+folder, data, output = map(Path, sys.argv[1:])
+saved = load_model(folder)
+spec = FeatureSpec.read(data / "feature_spec.yaml")
+(batch,) = ParquetLoader(spec, "test", global_batch_size=1000, shuffle=False).epoch(0)
+np.save(output, saved.model(id_matrix(batch), batch.numerical).numpy())
+described = [saved.model.name, [task.name for task in saved.tasks], saved.layout.id_columns]
+ids = {name: encoder.encode([3, None, 99]).tolist() for name, encoder in saved.encoders.items()}
+print(json.dumps([described, ids]))
+"""
+
+
+class Work:
+    """A dataset with encoders, and one training run."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.data = make_dataset(folder, ROOT / "feature_specs" / "three_tasks.yaml", rows=ROWS)
+        encoders = {"ad_id": Vocabulary.fit("ad", [3, 7], [1, 5]), "ad_id_ctr": Numerical("ctr", mean=1, std=2)}
+        save_encoders(encoders, self.data / "workflow")
+        self._add_unlabelled_mapping()
+        must(main(self.arguments(*MODEL, *TRAINING)))
+        self.metrics = metrics(folder / "results")
+
+    def arguments(self, *more: str) -> list[str]:
+        places = ["--model_dir", str(self.folder / "models"), "--results_dir", str(self.folder / "results")]
+        return ["--dataset_path", str(self.data), *places, "--cpu", "--eval_batch_size", "128", *more]
+
+    def predicted(self, name: str, *more: str) -> pa.Table:
+        """The file that a command writes."""
+        must(main(self.arguments(*(str(self.folder / name) if part == "OUT" else part for part in more))))
+        return pq.read_table(self.folder / name)
+
+    def _add_unlabelled_mapping(self) -> None:
+        path = self.data / "feature_spec.yaml"
+        document = yaml.safe_load(path.read_text())
+        (chunk,) = document["source_spec"]["test"]
+        features = [name for name in chunk["features"] if name not in TASKS]
+        tables = [pq.read_table(self.data / file).select([*features, "conversion"]) for file in chunk["files"]]
+        table = pa.concat_tables(tables)
+        table = table.append_column("request", pa.array([f"r{row}" for row in range(ROWS)]))
+        pq.write_table(table, self.data / "new.parquet", row_group_size=300)
+        document["feature_spec"]["request"] = {}
+        new = {"type": "parquet", "features": [*features, "conversion", "request"], "files": ["new.parquet"]}
+        document["source_spec"]["new"] = [new]
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Work:
+    return Work(tmp_path_factory.mktemp("predict"))
+
+
+@pytest.fixture(scope="module")
+def predictions(work) -> pd.DataFrame:
+    return work.predicted("test.parquet", "--predict", "OUT", "--keep", "ad_id", "topic_id_list").to_pandas()
+
+
+def columns(*names: str) -> list[str]:
+    return [f"prediction_{name}" for name in names]
+
+
+def test_predictions_are_those_of_the_evaluation_and_metrics_are_left_alone(work, predictions):
+    assert metrics(work.folder / "results") == work.metrics
+    table = work.predicted("evaluated.parquet", "--evaluate", "--predictions_file", "OUT", "--eval_batch_size", "512")
+    assert list(predictions) == [*table.column_names, "ad_id", "topic_id_list"]
+    assert table.column_names == ["row", *(f"{part}_{task}" for task in TASKS for part in ("label", "prediction"))]
+    evaluated = table.to_pandas()
+    np.testing.assert_allclose(predictions[columns(*TASKS)], evaluated[columns(*TASKS)], rtol=1e-5)
+    labels = [f"label_{task}" for task in TASKS]
+    pd.testing.assert_frame_equal(predictions[labels], evaluated[labels])
+
+
+def test_kept_columns_are_those_of_the_files(work, predictions):
+    stored = pd.concat([pd.read_parquet(file) for file in sorted(work.data.glob("test_*.parquet"))])
+    assert (predictions["ad_id"].to_numpy() == stored["ad_id"].to_numpy()).all()
+    assert [list(ids) for ids in predictions["topic_id_list"]] == [list(ids) for ids in stored["topic_id_list"]]
+
+
+def test_rows_without_labels_are_predicted_and_unknown_labels_have_no_column(work, predictions):
+    arguments = ["--predict", "OUT", "--eval_mapping", "new", "--keep", "request"]
+    found = work.predicted("new.parquet", *arguments).to_pandas()
+    assert list(found) == ["row", "prediction_click", "label_conversion", *columns("conversion", "spend"), "request"]
+    np.testing.assert_allclose(found[columns(*TASKS)], predictions[columns(*TASKS)], atol=1e-6)
+    assert list(found["request"]) == [f"r{row}" for row in range(ROWS)]
+    assert (found["label_conversion"] == predictions["label_conversion"]).all()
+
+
+def test_a_model_folder_alone_predicts_the_same_in_a_fresh_process(work, predictions):
+    folder = work.folder / "model_elsewhere"
+    (work.folder / "models" / "model").rename(folder)
+    command = [sys.executable, "-c", PREDICT, folder, work.data, work.folder / "logits.npy"]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    described, encoded = json.loads(done.stdout.splitlines()[-1])
+    assert described == ["ple", list(TASKS), 6]
+    assert encoded["ad_id"] == [4, 1, 2]
+    assert encoded["ad_id_ctr"] == [1, -0.5, 49]
+    logits = np.load(work.folder / "logits.npy").astype(np.float64)
+    logits[:, :2] = 1 / (1 + np.exp(-logits[:, :2]))
+    np.testing.assert_allclose(logits, predictions[columns(*TASKS)], rtol=0, atol=1e-6)
+
+
+def refused(work: Work, *more: str) -> str:
+    """What is told with exit code 2, without TensorFlow."""
+    program = "import sys; from main import main; code = main(sys.argv[1:]); print('tensorflow' in sys.modules, code)"
+    command = [sys.executable, "-c", program, *work.arguments(*more)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "2"]
+    return done.stderr
+
+
+@pytest.mark.parametrize("action", [["--predict", "out.parquet"], ["--evaluate"], ["--use_checkpoint"]])
+def test_a_model_flag_that_is_not_the_checkpoints_is_refused_with_both(work, action):
+    message = refused(work, *action, "--model", "ple", "--expert_hidden_units", "8", "--num_experts", "3")
+    assert "trained with --expert_hidden_units 16 8, not 8, --num_experts 8, not 3. Leave" in message
+    assert "step-4" in message
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--predict", "out.parquet", "--keep", "request"], "mapping 'test' has no column request; it has click, conv"),
+        (["--evaluate", "--eval_mapping", "new"], "mapping 'new' has no column 'click'"),
+        (["--predict", "nowhere/out.parquet"], "mkdir -p nowhere"),
+    ],
+)
+def test_what_cannot_be_predicted_is_told_before_tensorflow_is_imported(work, more, message):
+    assert message in refused(work, *more)
+
+
+def test_a_benchmark_looks_at_no_checkpoint(work):
+    small = ["--benchmark", "--benchmark_warmup_steps", "1", "--benchmark_steps", "3", "--deep_hidden_units", "4"]
+    must(main(work.arguments(*small, "--model", "wide_deep", "--global_batch_size", "64")))

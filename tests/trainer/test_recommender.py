@@ -1,0 +1,262 @@
+"""The recommender on a small world with a planted preference: users like items of their own colour."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data.errors import DataError
+from tests.helpers import ROOT, environment
+from trainer.checkpoints import NoCheckpointError
+from trainer.recommender import Recommender
+
+USERS, ITEMS, ROWS = 60, 40, 6000
+TASKS = {"liked": "binary", "rating": "regression"}
+SMALL = {"num_experts": 2, "expert_hidden_units": (16,), "tower_hidden_units": [8], "batch_size": 128, "seed": 3}
+UNSEEN_ITEM = "item 42"
+
+
+def world() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Interactions and what is known of the items, three of which nobody has seen; those of colour 0 are older."""
+    random = np.random.default_rng(0)
+    users, items = random.integers(0, USERS, ROWS), random.integers(0, ITEMS, ROWS)
+    liked = (users % 2 == items % 2) ^ (random.random(ROWS) < 0.05)
+    hour = random.integers(0, 24, ROWS)
+    # In the evening ratings are higher.
+    rating = 2 + 2 * liked + (hour > 17) + 0.1 * random.standard_normal(ROWS)
+    names = [f"item {item}" for item in range(ITEMS + 4)]
+    interactions = pd.DataFrame(
+        {"user_id": users, "item_id": [names[item] for item in items], "liked": liked, "rating": rating, "hour": hour}
+    )
+    interactions.loc[::50, "rating"] = np.nan
+    details = pd.DataFrame({"item_id": names})
+    details["colours"] = [[f"colour {item % 2}", "any"][: 1 + item % 3] for item in range(ITEMS + 4)]
+    details["year"] = [None if item % 7 == 6 else 1990 + 20 * (item % 2) for item in range(ITEMS + 4)]
+    return interactions, details
+
+
+@pytest.fixture(scope="module")
+def interactions() -> pd.DataFrame:
+    return world()[0]
+
+
+@pytest.fixture(scope="module")
+def recommender() -> Recommender:
+    interactions, items = world()
+    made = Recommender("mmoe", epochs=4, learning_rate=0.01, **SMALL)
+    return made.fit(interactions, tasks=TASKS, items=items, context=["hour"])
+
+
+@pytest.fixture(scope="module")
+def saved(recommender, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "recommender"
+    recommender.save(folder)
+    return folder
+
+
+NOON = {"hour": 12}
+
+
+def test_what_was_planted_is_found(recommender):
+    assert recommender.tasks == ["liked", "rating"]
+    assert recommender.metrics["auc_roc/liked"] > 0.9
+    assert recommender.predict(2, "item 4", context=NOON)["liked"] > 0.8
+    assert recommender.predict(2, "item 5", context=NOON)["liked"] < 0.2
+    for user in range(10):
+        best = recommender.recommend(user, 10, exclude_seen=False, context=NOON)
+        assert all(int(item.split()[1]) % 2 == user % 2 for item, _ in best)
+
+
+def test_context_counts(recommender):
+    evening = recommender.predict(2, "item 4", context={"hour": 22})["rating"]
+    assert evening > recommender.predict(2, "item 4", context={"hour": 8})["rating"] + 0.3
+
+
+def test_all_ways_to_predict_agree(recommender, interactions):
+    frame = interactions[["user_id", "item_id", "hour"]].iloc[100:110]
+    by_frame = recommender.predict(frame)
+    assert list(by_frame) == ["liked", "rating"] and by_frame.index.equals(frame.index)
+    encoded = recommender.encode(frame)
+    assert list(encoded) == ["user_id", "item_id", "colours", "year", "hour"]
+    pd.testing.assert_frame_equal(recommender.predict(encoded, encoded=True), by_frame)
+    for position, row in enumerate(frame.itertuples()):
+        one = recommender.predict(row.user_id, row.item_id, context={"hour": row.hour})
+        assert one == pytest.approx(by_frame.iloc[position].to_dict(), abs=1e-6)
+    pairs = [(1, "item 4"), (2, "item 5"), (999, "nowhere")]
+    batch = recommender.batch_predict(pairs, context=NOON)
+    for position, (user, item) in enumerate(pairs):
+        assert recommender.predict(user, item, context=NOON) == pytest.approx(batch.iloc[position].to_dict(), abs=1e-6)
+    assert len(recommender.batch_predict([], context=NOON)) == 0
+
+
+@pytest.mark.parametrize("user", [3, 999])
+@pytest.mark.parametrize("score", [None, {"liked": 2, "rating": -0.5}, {"rating": 1.0}])
+def test_recommend_equals_a_loop_of_predict(recommender, user, score):
+    items = [f"item {item}" for item in range(ITEMS + 4)]
+    weights = score or {"liked": 1}
+    predicted = {item: recommender.predict(user, item, context=NOON) for item in items}
+    scores = {item: sum(weights[task] * predicted[item][task] for task in weights) for item in items}
+    best = recommender.recommend(user, 7, exclude_seen=False, score=score, context=NOON)
+    assert [item for item, _ in best] == sorted(items, key=scores.get, reverse=True)[:7]
+    assert dict(best) == pytest.approx({item: scores[item] for item, _ in best}, abs=1e-5)
+
+
+def test_seen_items_are_left_out_also_those_of_the_validation_part(recommender, interactions):
+    seen = set(interactions[interactions["user_id"] == 5]["item_id"])
+    found = {item for item, _ in recommender.recommend(5, 100, context=NOON)}
+    assert found == {f"item {item}" for item in range(ITEMS + 4)} - seen
+    assert len(recommender.recommend(999, 100, context=NOON)) == ITEMS + 4
+
+
+def test_candidates_are_chosen_from_and_may_be_unknown(recommender):
+    candidates = ["item 3", "never heard of", "item 4", "item 3", UNSEEN_ITEM]
+    found = recommender.recommend(4, 10, candidates=candidates, exclude_seen=False, context=NOON)
+    assert sorted(item for item, _ in found) == sorted(set(candidates))
+    for item, score in found:
+        assert score == pytest.approx(recommender.predict(4, item, context=NOON)["liked"], abs=1e-6)
+    assert recommender.recommend(4, candidates=[], context=NOON) == []
+
+
+def test_unseen_ids_are_the_unseen_value_and_an_item_that_nobody_saw_has_its_features(recommender):
+    frame = pd.DataFrame({"user_id": [999, 1], "item_id": ["never heard of", UNSEEN_ITEM], "hour": [3, 3]})
+    encoded = recommender.encode(frame)
+    assert encoded["item_id"].tolist() == [2, 2]
+    assert encoded["user_id"].tolist()[0] == 2 < encoded["user_id"].tolist()[1]
+    assert [list(ids) for ids in encoded["colours"]][0] == [] != list(encoded["colours"][1])
+    assert len(set(encoded["year"])) == 2
+    assert np.isfinite(recommender.predict(frame)).all(axis=None)
+
+
+def test_features_in_the_frame_win_over_what_is_known(recommender):
+    frame = pd.DataFrame({"user_id": [1, 1], "item_id": [UNSEEN_ITEM] * 2, "hour": [3, 3]})
+    frame["colours"] = [["colour 0"], None]
+    first, second = recommender.encode(frame)["colours"]
+    assert len(first) == 1 and len(second) == 0
+
+
+PREDICT = """
+import json, sys
+from trainer.recommender import Recommender
+recommender = Recommender.load(sys.argv[1])
+noon = {"hour": 12}
+pairs = [(1, "item 4"), (2, "item 5"), (999, "nowhere")]
+print(json.dumps([
+    recommender.batch_predict(pairs, context=noon).to_numpy().tolist(),
+    recommender.recommend(5, 5, context=noon),
+    recommender.metrics,
+    recommender.tasks,
+]))
+"""
+
+
+def test_a_fresh_process_predicts_and_recommends_the_same(recommender, saved):
+    command = [sys.executable, "-c", PREDICT, str(saved)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    predictions, ranked, metrics, tasks = json.loads(done.stdout)
+    expected = recommender.batch_predict([(1, "item 4"), (2, "item 5"), (999, "nowhere")], context=NOON)
+    np.testing.assert_allclose(predictions, expected.to_numpy(), rtol=0, atol=1e-6)
+    best = recommender.recommend(5, 5, context=NOON)
+    assert [item for item, _ in ranked] == [item for item, _ in best]
+    np.testing.assert_allclose([score for _, score in ranked], [score for _, score in best], rtol=0, atol=1e-6)
+    assert metrics == recommender.metrics and tasks == recommender.tasks
+
+
+def test_the_folder_holds_data_formats_only_and_a_changed_byte_is_found(saved):
+    files = [path for path in saved.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".yaml", ".npy", ".parquet"}
+    table = saved / "tables" / "items.parquet"
+    content = bytearray(table.read_bytes())
+    content[50] ^= 1
+    table.write_bytes(content)
+    with pytest.raises(NoCheckpointError, match="items.parquet"):
+        Recommender.load(saved)
+    content[50] ^= 1
+    table.write_bytes(content)
+    Recommender.load(saved)
+
+
+def test_a_loaded_recommender_can_be_fitted_anew_with_one_task_and_numbers_as_ids(saved, capsys):
+    loaded = Recommender.load(saved)
+    random = np.random.default_rng(1)
+    frame = pd.DataFrame({"who": random.integers(0, 9, 5000), "what": random.integers(0, 5, 5000)})
+    frame["stars"] = 1.0 + (frame["who"] % 2 == frame["what"] % 2)
+    users = pd.DataFrame({"who": range(12), "town": ["a", "b", None] * 4, "grown": [True, False] * 6})
+    loaded.fit(frame, user="who", item="what", tasks={"stars": "regression"}, users=users, validation=0.2)
+    assert capsys.readouterr() == ("", "")
+    assert loaded.metrics["rmse"] < 0.3
+    assert isinstance(loaded.predict(3, 1), float)
+    item, score = loaded.recommend(3, 1, exclude_seen=False)[0]
+    assert isinstance(item, int) and score == pytest.approx(loaded.predict(3, item), abs=1e-6)
+
+
+def refused(message: str, **changes) -> None:  # type: ignore[no-untyped-def]
+    interactions, items = world()
+    given = {"interactions": interactions, "tasks": TASKS, "items": items} | changes
+    with pytest.raises(DataError, match=message):
+        Recommender(epochs=1).fit(**given)
+
+
+def test_input_that_cannot_be_learnt_from_is_refused_with_the_column_and_the_mend():
+    interactions, items = world()
+    refused("no column 'user'; it has user_id, .*did you mean 'user_id'", user="user")
+    refused("tasks: 'liked': 'ranking'; expected one of binary, regression", tasks={"liked": "ranking"})
+    refused("'rating' is a binary label and holds [0-9.]+; expected 0, 1 or null", tasks={"rating": "binary"})
+    refused("tasks names no column", tasks={})
+    refused("'item_id' has 'item 3' twice; keep one", items=pd.concat([items, items[3:4]]))
+    refused("table of 'item_id' has no column 'item_id'; it has id", items=items.rename(columns={"item_id": "id"}))
+    refused("columns hour have two meanings", context=["hour"], items=items.assign(hour=1))
+    refused("columns liked have two meanings", items=items.assign(liked=1))
+    refused("columns user_id have two meanings", items=items.assign(user_id=1))
+    refused("kinds: 'liked': 'numerical'; expected a feature's column", kinds={"liked": "numerical"})
+    refused("'item_id' has nothing .null. in row 2", interactions=interactions.assign(item_id=["a", "b", None] * 2000))
+    refused("integers in one table and texts in another", items=items.assign(item_id=range(ITEMS + 4)))
+    refused("'colours' is numerical and holds no numbers", kinds={"colours": "numerical"})
+    refused("'year' holds 1990.0 where a list is expected", kinds={"year": "multihot"})
+    refused("kinds: 'year': 'number'; expected", kinds={"year": "number"})
+    refused("'year': no training row has a value; leave the column out", items=items.assign(year=None))
+    refused("validation is 1.5; expected a share", validation=1.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_expert": 3}, "no option 'num_expert'; did you mean num_experts"),
+        ({"num_epochs": 3}, "no option 'num_epochs'; did you mean epochs"),
+        ({"model": "mmoee"}, "did you mean mmoe"),
+        ({"activation": "sine"}, "--activation"),
+        ({"epochs": 0}, "--num_epochs must be at least 1"),
+        ({"expert_hidden_units": (8, 0)}, "--expert_hidden_units must be at least 1"),
+    ],
+)
+def test_options_are_checked_at_once(options, message):
+    with pytest.raises(DataError, match=message):
+        Recommender(**options)
+
+
+def test_requests_that_make_no_sense_are_refused(recommender, tmp_path):
+    frame = pd.DataFrame({"user_id": [1], "item_id": ["item 1"]})
+    wrong_id = recommender.encode(frame.assign(hour=1)).assign(item_id=99)
+    predict, batch, recommend = recommender.predict, recommender.batch_predict, recommender.recommend
+    requests = {
+        "the frame has no column 'hour'; it has user_id, item_id": lambda: predict(frame),
+        "'user_id' holds texts such as 'x', but it was fitted on integers": lambda: predict(
+            "x", "item 1", context=NOON
+        ),
+        "needs the id of an item": lambda: predict(1),
+        "column 'item_id' holds the id 99; encoded ids lie in": lambda: predict(wrong_id, encoded=True),
+        "pairs: expected one of user and item": lambda: batch([(1, "item 2", 3)], context=NOON),
+        "context has .'day'.; expected a value for each of .'hour'.": lambda: recommend(1, context={"day": 1}),
+        "score: 'like' is not one of the tasks .*did you mean 'liked'": lambda: recommend(1, score={"like": 1}),
+        "score: 'liked' counts nan": lambda: recommend(1, score={"liked": float("nan")}),
+        "score names no task": lambda: recommend(1, score={}),
+        "k is 0": lambda: recommend(1, 0),
+        "learnt nothing yet": lambda: Recommender().predict(1, 2),
+        "no valid model in": lambda: Recommender.load(tmp_path),
+    }
+    for message, request in requests.items():
+        with pytest.raises(DataError, match=message):
+            request()

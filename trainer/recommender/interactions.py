@@ -1,0 +1,153 @@
+"""What an application gives to learn from, checked, encoded, and written as a dataset for the trainer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from data.encoding.encoders import Encoder
+from data.encoding.prepared import encoded_features, write_prepared
+from data.encoding.splits import TEST, TRAIN, draw_mappings
+from data.encoding.tabular.prepare import embedding_sizes
+from data.errors import DataError
+from data.specification.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, FeatureSpec
+from trainer.recommender.columns import KINDS, RawColumn, fit_encoder, read_column, require_columns
+from trainer.recommender.entities import Entities, RawEntities
+
+TASK_KINDS = ("binary", "regression")
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """Users' acts on items, and what is known of both.
+
+    Attributes:
+        frame: a row per act.
+        user, item: its columns of raw ids.
+        tasks: label column -> "binary" or "regression".
+        context: its further columns that are features.
+        users, items: a row per user and item, with the raw ids in the columns `user` and `item`.
+        kinds: feature column -> "categorical", "numerical" or "multihot".
+
+    Raises:
+        DataError: a column is missing or named twice, or a label holds what its task cannot have.
+    """
+
+    frame: pd.DataFrame
+    user: str
+    item: str
+    tasks: Mapping[str, str]
+    context: Sequence[str] = ()
+    users: pd.DataFrame | None = None
+    items: pd.DataFrame | None = None
+    kinds: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        require_columns(self.frame, [self.user, self.item, *self.tasks, *self.context], "interactions")
+        if not len(self.frame):
+            raise DataError("interactions has no rows")
+        if not self.tasks:
+            raise DataError(
+                f"tasks names no column; write what is learnt of each label, as in {{'liked': '{TASK_KINDS[0]}'}}"
+            )
+        sides = ((self.users, self.user), (self.items, self.item))
+        known = [str(name) for table, key in sides if table is not None for name in table if name != key]
+        features = [*self.context, *known]
+        names = [self.user, self.item, *self.tasks, *features]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DataError(f"columns {', '.join(twice)} have two meanings; rename one of each, or leave it out")
+        for name, kind in (self.kinds or {}).items():
+            if kind not in KINDS or name not in features:
+                raise DataError(
+                    f"kinds: {name!r}: {kind!r}; expected a feature's column, and one of {', '.join(KINDS)}"
+                )
+        for name, kind in self.tasks.items():
+            _check_label(self.frame[name], kind)
+
+    def write(self, folder: Path, *, validation: float, seed: int) -> tuple[Entities, Entities]:
+        """Writes a dataset whose encoders are fitted on its training part, and gives users and items encoded by them.
+
+        Args:
+            folder: an empty folder.
+            validation: share of the rows that go to the mapping `test`.
+            seed: of their choice.
+
+        Raises:
+            DataError: values that cannot be encoded, or a share that leaves nothing on one side.
+        """
+        in_train = self._in_train(validation, seed)
+        kinds = self.kinds or {}
+        sides = [
+            RawEntities(self.user, self.frame[self.user], self.users, kinds),
+            RawEntities(self.item, self.frame[self.item], self.items, kinds),
+        ]
+        encoders: dict[str, Encoder] = {}
+        columns: list[RawColumn] = []
+        for side in sides:
+            weights = np.bincount(side.rows[in_train], minlength=len(side.keys) + 1)
+            encoders |= {column.name: fit_encoder(column, weights) for column in side.columns}
+            columns += side.columns
+        context = [read_column(self.frame, name, kinds) for name in self.context]
+        encoders |= {column.name: fit_encoder(column, in_train.astype(np.int64)) for column in context}
+        hotness = {column.name: _longest(column) for column in [*columns, *context] if column.kind == "multihot"}
+        users, items = (side.encoded(encoders) for side in sides)
+        features = {column.name: encoders[column.name].encode(column.values) for column in context}
+        for raw, entities in zip(sides, (users, items), strict=True):
+            features |= {name: values[raw.rows] for name, values in entities.features.items()}
+        rows = pd.DataFrame(features | self._labels())
+        mappings = {TRAIN: [rows[in_train]], TEST: [rows[~in_train]]}
+        spec = self._specification(encoders, hotness, folder)
+        write_prepared(folder, spec, mappings, encoders, embedding_sizes(encoders))
+        return users, items
+
+    def _in_train(self, validation: float, seed: int) -> np.ndarray:
+        if not 0 < validation < 1:
+            raise DataError(f"validation is {validation!r}; expected a share of the rows, above 0 and below 1")
+        rows = np.arange(len(self.frame))
+        in_train = draw_mappings(rows, seed=seed, test_fraction=validation, validation_fraction=0.0) == TRAIN
+        if in_train.all() or not in_train.any():
+            raise DataError(
+                f"validation {validation} of {len(rows)} rows leaves nothing on one side; choose another share"
+            )
+        return in_train
+
+    def _labels(self) -> dict[str, np.ndarray]:
+        return {name: self.frame[name].to_numpy(np.float32, na_value=np.nan) for name in self.tasks}
+
+    def _specification(self, encoders: Mapping[str, Encoder], hotness: Mapping[str, int], folder: Path) -> FeatureSpec:
+        features = encoded_features(encoders, hotness)
+        numerical = [name for name, feature in features.items() if feature.cardinality is None]
+        channels = {
+            ONEHOT: tuple(name for name in features if name not in hotness and name not in numerical),
+            MULTIHOT: tuple(hotness),
+            NUMERICAL: tuple(numerical),
+            LABEL: tuple(self.tasks),
+            MAP: (),
+        }
+        for name, kind in self.tasks.items():
+            missing = "ignore" if self.frame[name].isna().any() else "error"
+            features[name] = Feature(name=name, dtype="float32", task=kind, missing=missing)
+        return FeatureSpec(folder, features, {}, channels, {"dataset": "recommender"})
+
+
+def _check_label(labels: pd.Series, kind: str) -> None:
+    if kind not in TASK_KINDS:
+        raise DataError(f"tasks: {labels.name!r}: {kind!r}; expected one of {', '.join(TASK_KINDS)}")
+    try:
+        numbers = labels.to_numpy(np.float64, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"column {labels.name!r} is a label and holds no numbers throughout: {error}") from error
+    known = numbers[~np.isnan(numbers)]
+    if not len(known):
+        raise DataError(f"column {labels.name!r} is a label and holds nothing; leave the task out")
+    wrong = known[~np.isin(known, [0, 1]) if kind == "binary" else ~np.isfinite(known)]
+    if len(wrong):
+        expected = "0, 1 or null (a number is a regression)" if kind == "binary" else "finite numbers or null"
+        raise DataError(f"column {labels.name!r} is a {kind} label and holds {wrong[0]:g}; expected {expected}")
+
+
+def _longest(column: RawColumn) -> int:
+    return max(1, *(len(entry) for entry in column.values if entry is not None))

@@ -1,0 +1,91 @@
+"""A fitted recommender in a folder: the model folder, and tables of users and items beside the model's documents.
+
+recommender.json            version, columns, and the options it was made with
+tables/users.parquet        raw id and encoded features of each user, the unknown one last; items.parquet alike
+weights/*.npy               the model's weights, and `seen/...`: the items of each user's interactions
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.errors import DataError
+from trainer.log import to_plain
+from trainer.model_folder import Document, open_model, write_model
+from trainer.recommender.entities import Entities
+from trainer.recommender.fitted import Fitted, Seen
+from trainer.saved_model import read_model
+from trainer.sealed.arrays import ArraySource
+from trainer.state import array_sources
+from trainer.step import named
+
+VERSION = 1
+SETTINGS, USERS, ITEMS = "recommender.json", "tables/users.parquet", "tables/items.parquet"
+STARTS, SEEN = "seen/starts", "seen/items"
+_KEY = "key"
+
+
+def save_fitted(fitted: Fitted, options: Mapping[str, Any], folder: Path) -> None:
+    """Writes a folder, in the place of one that stands there, all at once.
+
+    Raises:
+        CheckpointError: it could not be written.
+    """
+    settings = {
+        "version": VERSION,
+        "user": fitted.users.column,
+        "item": fitted.items.column,
+        "context": list(fitted.context),
+        "options": to_plain(dict(options)),
+    }
+    documents: dict[str, Document] = dict(fitted.saved.documents)
+    documents |= {SETTINGS: settings, USERS: _to_parquet(fitted.users), ITEMS: _to_parquet(fitted.items)}
+    arrays = array_sources(named(fitted.saved.model.variables))
+    arrays += [ArraySource.from_array(STARTS, fitted.seen.starts), ArraySource.from_array(SEEN, fitted.seen.items)]
+    write_model(folder, arrays, documents)
+
+
+def load_fitted(folder: Path) -> tuple[Fitted, dict[str, Any]]:
+    """What `save_fitted` wrote, and the options.
+
+    Raises:
+        DataError: there is none, or it is damaged or of another version.
+    """
+    sealed = open_model(folder)
+    if SETTINGS not in sealed.documents:
+        raise DataError(f"{folder}: holds a model and no recommender; Recommender.save writes one")
+    settings = json.loads(sealed.documents[SETTINGS].read_text(encoding="utf-8"))
+    if settings["version"] != VERSION:
+        raise DataError(
+            f"{folder}: version {settings['version']!r}, this program reads version {VERSION}; fit it again"
+        )
+    fitted = Fitted(
+        read_model(sealed),
+        _from_parquet(settings["user"], sealed.documents[USERS]),
+        _from_parquet(settings["item"], sealed.documents[ITEMS]),
+        Seen(sealed.read(STARTS), sealed.read(SEEN)),
+        tuple(settings["context"]),
+    )
+    return fitted, settings["options"]
+
+
+def _to_parquet(entities: Entities) -> bytes:
+    columns = [pa.array([*entities.keys.tolist(), None])]
+    columns += [
+        pa.array(values.tolist() if values.dtype == object else values) for values in entities.features.values()
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(columns, [_KEY, *(f"feature.{name}" for name in entities.features)]), buffer)
+    return buffer.getvalue()
+
+
+def _from_parquet(column: str, path: Path) -> Entities:
+    table = pq.read_table(path)
+    keys = table.column(_KEY).drop_null().to_numpy()
+    features = {name.removeprefix("feature."): table.column(name) for name in table.column_names if name != _KEY}
+    return Entities(column, keys, {name: values.to_numpy() for name, values in features.items()})

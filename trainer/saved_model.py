@@ -1,0 +1,82 @@
+"""A trained model from its folder alone: no flag, no dataset."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.encoding.encoder_files import SETTINGS_FILE, load_encoders
+from data.encoding.encoders import Encoder
+from data.errors import DataError
+from data.specification.embedding_sizes import embedding_dims
+from data.specification.feature_spec import FeatureSpec
+from trainer.layout import InputLayout, input_layout
+from trainer.model_flags import from_json
+from trainer.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, open_model
+from trainer.model_options import ModelOptions
+from trainer.models import build_model
+from trainer.models.ranking import RankingModel
+from trainer.sealed.reader import SealedFolder
+from trainer.state import restore
+from trainer.step import named
+from trainer.tasks import Task, tasks_of
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """What a model folder holds.
+
+    Attributes:
+        spec: features and channels; its files are those of the training data and need not be there.
+        layout: of the model's inputs.
+        tasks: one per label.
+        model: with its weights.
+        encoders: from raw values to ids and numbers, by feature; empty where the dataset came without.
+        metrics: of the evaluation that made these weights the best.
+        documents: the folder's files besides the weights.
+    """
+
+    spec: FeatureSpec
+    layout: InputLayout
+    tasks: tuple[Task, ...]
+    model: RankingModel
+    encoders: dict[str, Encoder]
+    metrics: dict[str, float]
+    documents: dict[str, bytes]
+
+
+def load_model(folder: Path, *, compute_dtype: str = "float32") -> SavedModel:
+    """Rebuilds the model of a folder as a run writes it to `<model_dir>/model`.
+
+    Args:
+        folder: of the model.
+        compute_dtype: float32, float16 or bfloat16.
+
+    Raises:
+        NoCheckpointError: there is no model, or a file of it is damaged.
+        DataError: the folder holds what this program does not know.
+    """
+    return read_model(open_model(Path(folder)), compute_dtype=compute_dtype)
+
+
+def read_model(sealed: SealedFolder, *, compute_dtype: str = "float32") -> SavedModel:
+    """`load_model` of a folder that has been verified."""
+    architecture = json.loads(sealed.documents[ARCHITECTURE].read_text(encoding="utf-8"))
+    options = _options(architecture["options"], sealed.documents[ARCHITECTURE])
+    spec = FeatureSpec.read(sealed.path / SPECIFICATION)
+    layout = input_layout(spec, embedding_dims(spec, sealed.path / SIZES))
+    tasks = tasks_of(spec)
+    model = build_model(options, layout, tasks, compute_dtype=compute_dtype, seed=0)
+    restore(named(model.variables), sealed)
+    settings = [path for path in sealed.documents.values() if path.name == SETTINGS_FILE]
+    encoders = load_encoders(settings[0].parent) if settings else {}
+    documents = {name: path.read_bytes() for name, path in sealed.documents.items()}
+    return SavedModel(spec, layout, tasks, model, encoders, architecture["metrics"], documents)
+
+
+def _options(values: dict[str, Any], path: Path) -> ModelOptions:
+    flags = from_json(values)
+    unknown = sorted(set(values) - set(flags))
+    if unknown:
+        raise DataError(f"{path}: has the options {', '.join(unknown)}, which this program does not know; update it")
+    return ModelOptions(**flags)
