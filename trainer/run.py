@@ -129,9 +129,9 @@ class Run:
         loop.progress.close()
         self._tell_truncated(loader)
         self._conclude(metrics)
+        self.say(f"model: {self.saver.write_best_model(named(self.model.variables))}")
         if loop.health is not None and self.comm.rank == 0:
             self._draw_gates()
-        self.say(f"model: {self.saver.write_best_model(named(self.model.variables))}")
 
     def evaluate(self) -> None:
         """Evaluates a checkpoint, and writes its predictions where they are asked for."""
