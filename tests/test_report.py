@@ -224,3 +224,25 @@ def test_help_is_told_without_drawing_or_importing_tensorflow():
     )
     assert "learning_curve.png" in done.stdout
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_health_of_gates_stays_out_of_tables_and_curves_and_has_a_picture_of_its_own(tmp_path, capsys):
+    def health(step: int, lead: float) -> tuple:
+        gate = {"gate_weight/click/1": lead, "gate_weight/click/2": 1 - lead, "gate_entropy/click": None}
+        shares = {"gate_argmax_share/click/1": lead, "gate_argmax_share/click/2": 1 - lead}
+        return evaluation(step, step // 20, **gate, **shares, **{"dead_units/1": 0.5, "dead_units/2": 0.0})
+
+    records = [*TWO_EPOCHS[:3], health(20, 0.6), *TWO_EPOCHS[3:6], health(40, 0.7), TWO_EPOCHS[6]]
+    write_run(tmp_path / "plain", TWO_EPOCHS)
+    write_run(tmp_path / "gated", records)
+    # A resumed run does its second epoch again.
+    write_run(tmp_path / "resumed", [*records[:-2], health(40, 0.2), *TWO_EPOCHS[5:6], health(40, 0.7), records[-1]])
+    plain, gated, resumed = (read_run(tmp_path / name, name) for name in ("plain", "gated", "resumed"))
+    assert curve_table(gated) == curve_table(plain) and metric_keys([gated]) == metric_keys([plain])
+    assert [point.values["gate_weight/click/1"] for point in gated.health] == [0.6, 0.7]
+    assert [point.epoch for point in gated.health] == [1, 2] and len(resumed.health) == 2
+    assert report.main(["--results_dir", str(tmp_path / "gated")]) == 0
+    assert (tmp_path / "gated" / "gates.png").read_bytes().startswith(PNG_SIGNATURE)
+    assert "gates.svg" in capsys.readouterr().out
+    report.main(["--results_dir", str(tmp_path / "plain"), str(tmp_path / "gated")])
+    assert not (tmp_path / "plain" / "gates.png").exists() and (tmp_path / "plain" / "gates_2.png").exists()

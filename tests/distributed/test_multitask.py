@@ -10,6 +10,7 @@ import pytest
 from main import main
 from tests.helpers import ROOT, losses, make_dataset, metrics, must, run_program
 from trainer.log import read_log
+from trainer.report.runs import read_run
 
 pytestmark = pytest.mark.horovod
 RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"
@@ -81,6 +82,18 @@ def test_two_workers_see_the_losses_that_one_sees(folder, name):
     together, alone = metrics(folder / name / "results"), metrics(folder / f"one_{name}" / "results")
     for key in ("auc_roc/mean", "rmse/spend", "loss_val/mean"):
         assert together[key] == pytest.approx(alone[key], abs=1e-3)
+
+
+def test_two_workers_see_the_gates_that_one_sees_and_draw_them(folder):
+    two, one = (read_run(folder / name / "results", name).health for name in ("mmoe", "one_mmoe"))
+    assert [point.epoch for point in two] == [1, 2] and two[-1].values.keys() == one[-1].values.keys()
+    for key, value in two[-1].values.items():
+        assert value == pytest.approx(one[-1].values[key], abs=0.01), key
+    for name in ("mmoe", "one_mmoe", "mmoe_amp_xla", "omoe", "ple"):
+        assert (folder / name / "results" / "gates.png").is_file()
+    for name in ("wide_deep", "shared_bottom", "aitm", "esmm"):
+        assert not read_run(folder / name / "results", name).health
+        assert not (folder / name / "results" / "gates.png").exists()
 
 
 def test_predictions_of_every_task_give_the_logged_metrics(folder):

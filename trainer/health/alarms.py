@@ -14,7 +14,7 @@ COINCIDENT = 0.999
 PAIRS_TOLD = 3
 
 CURE_GATE = (
-    "Try --expert_dropout 0.1, --gate_entropy_weight 0.002 or --gate_temperature 2, or more of what is already given"
+    "Try --gate_entropy_weight 0.002, --expert_dropout 0.1 or --gate_temperature 2, or more of what is already given"
 )
 CURE_EXPERTS = (
     "Try --expert_dropout 0.1, another --seed, or fewer experts (--num_experts; of cgc and ple --num_task_experts and "
