@@ -34,7 +34,7 @@ def samples(tmp_path_factory) -> Path:
     raw = real_data("byterec").parent
     real_data("ali-ccp")
     folder = tmp_path_factory.mktemp("samples")
-    bash_with_one_main(script(DEEPCTR, raw, folder) + script(RECHUB, raw, folder), folder, timeout=900)
+    bash_with_one_main(script(DEEPCTR, raw, folder) + script(RECHUB, raw, folder), folder, timeout=1500)
     return folder
 
 
