@@ -54,9 +54,12 @@ def run_names(folders: list[Path]) -> list[str]:
 def _draw(runs: list[Run], folder: Path) -> None:
     # Imported late: an error in the arguments is told before matplotlib's second of import.
     from trainer.report.figure import draw_learning_curves
+    from trainer.report.gates import draw_gates
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = draw_learning_curves(runs, folder)
+    for number, run in enumerate(runs, start=1):
+        paths += draw_gates(run, folder, "gates" if len(runs) == 1 else f"gates_{number}")
     for path in paths:
         print(f"wrote {path}")
     if not paths:

@@ -39,19 +39,25 @@ class Evaluator:
         self._predict = tf.function(model.call, jit_compile=xla)
 
     def run(
-        self, on_batch: Callable[[int], None] | None = None, predictions: PredictionWriter | None = None
+        self,
+        on_batch: Callable[[int], None] | None = None,
+        predictions: PredictionWriter | None = None,
+        see: Callable[[Batch], None] | None = None,
     ) -> dict[str, float]:
         """The metrics over all rows of all workers, the same on every worker.
 
         Args:
             on_batch: called with the number of batches done.
             predictions: takes every row's prediction.
+            see: called with each batch.
         """
         self.evaluation.reset()
         for number, (batch, logits) in enumerate(self.predicted(), start=1):
             self.count(batch, logits)
             if predictions is not None:
                 _keep(batch, logits, predictions)
+            if see is not None:
+                see(batch)
             if on_batch is not None:
                 on_batch(number)
         metrics = self.evaluation.result(self.comm)

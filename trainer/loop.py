@@ -13,6 +13,7 @@ from data.loading.loader import ParquetLoader
 from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator
 from trainer.feeding import step_input
+from trainer.health.monitor import HealthMonitor
 from trainer.log import NullLog, RunLog
 from trainer.optimizers.optimizer import Schedule
 from trainer.progress import NullProgress, Progress
@@ -41,6 +42,7 @@ class TrainingLoop:
         num_epochs: of the whole run.
         log_every: steps between two records.
         log, progress: of this worker.
+        health: looks at the gates after each evaluation; None for a model without gates.
     """
 
     step: TrainStep
@@ -54,6 +56,7 @@ class TrainingLoop:
     log_every: int
     log: RunLog | NullLog
     progress: Progress | NullProgress
+    health: HealthMonitor | None = None
     _mark: tuple[int, float] = field(default=(0, 0.0), init=False)
 
     @property
@@ -69,17 +72,29 @@ class TrainingLoop:
             self._train_epoch(epoch, done_in_epoch if epoch == first_epoch else 0)
             steps_done = (epoch + 1) * self.loader.steps_per_epoch
             started = time.perf_counter()
-            metrics = self.evaluator.run(on_batch=lambda batch: self.progress.update(None, note=f"evaluating {batch}"))
+            metrics = self.evaluator.run(
+                on_batch=lambda batch: self.progress.update(None, note=f"evaluating {batch}"),
+                see=self.health.see if self.health else None,
+            )
             seconds = time.perf_counter() - started
             rate = self.evaluator.loader.rows / seconds
             self.log.log([steps_done], metrics | {"epoch": epoch + 1, "validation_throughput": rate})
             self.progress.message(f"epoch {epoch + 1}/{self.num_epochs}: {describe(metrics)}")
+            if self.health is not None:
+                self._look_at(self.health, steps_done)
             self.save(steps_done, metrics)
             if self.stopping.should_stop(metrics) and epoch + 1 < self.num_epochs:
                 key, epochs = self.stopping.key, self.stopping.epochs_since_best
                 self.progress.message(f"stopping: {key} has not become better for {epochs} epoch(s)")
                 break
         return metrics
+
+    def _look_at(self, health: HealthMonitor, steps_done: int) -> None:
+        """Logs the health of the gates and tells what is wrong with them."""
+        values, warnings = health.measure()
+        self.log.log([steps_done], values | {"epoch": steps_done // self.loader.steps_per_epoch})
+        for warning in warnings:
+            self.progress.message(f"warning: {warning}")
 
     def _train_epoch(self, epoch: int, first_step: int) -> None:
         """Trains the steps of an epoch after the first `first_step` of them."""

@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from trainer import runtime
 from trainer.affinity import set_affinity
@@ -13,6 +14,8 @@ from trainer.checkpoints import probe
 from trainer.distributed import Comm, connect
 from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator
+from trainer.health.keys import PARTS as HEALTH
+from trainer.health.monitor import HealthMonitor
 from trainer.inputs import Inputs
 from trainer.launcher import Launch
 from trainer.log import NullLog, RunLog, to_plain
@@ -22,12 +25,14 @@ from trainer.loss_weighting import make_loss_weighting
 from trainer.metrics import METRICS_OF_KIND
 from trainer.metrics.evaluation import Evaluation
 from trainer.models import build_model
+from trainer.models.multitask import MultiTask
 from trainer.optimizers.optimizer import Optimizer, Schedule
 from trainer.optimizers.rules import Ftrl, make_rule
 from trainer.optimizers.schedules import Constant, make_schedule
 from trainer.options import Options
 from trainer.predictions import PredictionWriter
 from trainer.progress import NullProgress, Progress
+from trainer.report.runs import read_run
 from trainer.saving import Saver, agreed_model_options
 from trainer.state import Variables
 from trainer.step import TrainStep, kernel_names, named
@@ -36,6 +41,7 @@ from trainer.tasks import tasks_of
 METRIC_UNITS = {
     "loss": None,
     **dict.fromkeys(name for metrics in METRICS_OF_KIND.values() for name in metrics),
+    **dict.fromkeys(HEALTH),
     "train_throughput": "samples/s",
     "validation_throughput": "samples/s",
     "batch_samplesps": "samples/s",
@@ -107,6 +113,7 @@ class Run:
             log_every=self.options.run.log_every,
             log=self.log,
             progress=self._progress(loader.steps_per_epoch * epochs),
+            health=self._health(evaluator.loader.rows),
         )
         steps_done = 0
         if self.options.run.use_checkpoint:
@@ -123,6 +130,8 @@ class Run:
         loop.progress.close()
         self._tell_truncated(loader)
         self._conclude(metrics)
+        if loop.health is not None and self.comm.rank == 0:
+            self._draw_gates()
         self.say(f"model: {self.saver.write_best_model(named(self.model.variables))}")
 
     def evaluate(self) -> None:
@@ -220,6 +229,22 @@ class Run:
 
     def _writer(self, path: Path) -> PredictionWriter:
         return PredictionWriter(path, self.tasks, labelled=self.inputs.labelled, kept=self.inputs.kept)
+
+    def _health(self, rows: int) -> HealthMonitor | None:
+        has_gates = isinstance(self.model, MultiTask) and self.model.gates
+        return HealthMonitor(self.model, rows, self.comm) if has_gates else None
+
+    def _draw_gates(self) -> None:
+        """Draws the gates of all epochs in the log; a picture that fails is no reason to lose a trained model."""
+        # Imported late: matplotlib takes a second, which no other worker and no other model needs.
+        from trainer.report.gates import draw_gates
+
+        data = self.options.data
+        try:
+            for path in draw_gates(read_run(data.results_dir, "", data.log_filename), data.results_dir):
+                self.say(f"gates: {path}")
+        except (DataError, OSError) as error:
+            self.say(f"warning: the gates could not be drawn: {error}")
 
     def _progress(self, total: int) -> Progress | NullProgress:
         return Progress(total) if self.comm.rank == 0 else NullProgress()

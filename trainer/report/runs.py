@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
+from trainer.health.keys import is_health
 from trainer.log import PARAMETER, read_log
 
 NAN = float("nan")
@@ -30,6 +31,7 @@ class Run:
         parameters: its arguments.
         training: loss, learning rate and samples per second, in the order of steps.
         evaluations: metrics, in the order of steps.
+        health: of the gates and experts, in the order of steps.
         final: the last metrics.
     """
 
@@ -37,6 +39,7 @@ class Run:
     parameters: dict[str, Any] = field(default_factory=dict)
     training: list[Point] = field(default_factory=list)
     evaluations: list[Point] = field(default_factory=list)
+    health: list[Point] = field(default_factory=list)
     final: dict[str, float] = field(default_factory=dict)
 
 
@@ -77,6 +80,8 @@ def _add_record(run: Run, record: dict[str, Any]) -> None:
         point = Point(step[0], values.pop("epoch", None), values)
         if len(step) == 2 and "loss" in values:
             _add_point(run.training, point, step[0])
+        elif len(step) == 1 and any(map(is_health, values)):
+            _add_point(run.health, point, step[0])
         elif len(step) == 1 and values:
             _add_point(run.evaluations, point, step[0])
 

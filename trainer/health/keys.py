@@ -1,0 +1,91 @@
+"""Health as it stands in the log: numbers under flat keys.
+
+NAME/..., and NAME/level_L/... where a model has several levels. Experts are numbered from 1; of cgc and ple, each
+task's own come first, in the order of the tasks, and then the shared ones.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from trainer.health.level import LevelHealth
+
+WEIGHT, SHARE, ENTROPY = "gate_weight", "gate_argmax_share", "gate_entropy"
+GATES, EXPERTS, DEAD = "gate_similarity", "expert_similarity", "dead_units"
+# Name -> what stands behind it in a key, besides the level.
+PARTS = {
+    WEIGHT: ("gate", "expert"),
+    SHARE: ("gate", "expert"),
+    ENTROPY: ("gate",),
+    GATES: ("gate", "gate"),
+    EXPERTS: ("expert", "expert"),
+    DEAD: ("expert",),
+}
+COMMON_GATE, SHARED_GATE = "all", "shared"
+
+
+def gate_names(tasks: Sequence[str], gates: int) -> list[str]:
+    """What the gates of a level are called: as their tasks, or "all" (one for all tasks), or "shared" (for the shared
+    experts of the next level)."""
+    if gates < len(tasks):
+        return [COMMON_GATE]
+    return [*tasks, SHARED_GATE][:gates]
+
+
+def is_health(key: str) -> bool:
+    """Whether a key of the log is one of those that `flat` makes."""
+    return key.split("/")[0] in PARTS
+
+
+def flat(tasks: Sequence[str], levels: Sequence[LevelHealth]) -> dict[str, float]:
+    """The values of all levels by key. What a gate may not read has no key."""
+    values: dict[str, float] = {}
+    for index, level in enumerate(levels):
+        place = f"/level_{index + 1}" if len(levels) > 1 else ""
+        names = gate_names(tasks, len(level.readable))
+        numbers = range(1, level.readable.shape[1] + 1)
+        for gate, name in enumerate(names):
+            read = [number for number in numbers if level.readable[gate, number - 1]]
+            values |= {f"{WEIGHT}{place}/{name}/{number}": float(level.weight[gate, number - 1]) for number in read}
+            share = level.argmax_share[gate]
+            values |= {f"{SHARE}{place}/{name}/{number}": float(share[number - 1]) for number in read}
+            values[f"{ENTROPY}{place}/{name}"] = float(level.entropy[gate])
+            for other in range(gate + 1, len(names)):
+                values[f"{GATES}{place}/{name}/{names[other]}"] = float(level.gate_similarity[gate, other])
+        for a in numbers:
+            values[f"{DEAD}{place}/{a}"] = float(level.dead_units[a - 1])
+            similarity = level.expert_similarity[a - 1]
+            values |= {f"{EXPERTS}{place}/{a}/{b}": float(similarity[b - 1]) for b in numbers if b > a}
+    return values
+
+
+@dataclass
+class LevelValues:
+    """A level's values as a record of the log has them: name -> the parts behind it -> value."""
+
+    values: dict[str, dict[tuple[str, ...], float]] = field(default_factory=lambda: {name: {} for name in PARTS})
+
+    @property
+    def gates(self) -> list[str]:
+        """Their names in order."""
+        return [name for (name,) in self.values[ENTROPY]]
+
+    @property
+    def experts(self) -> list[str]:
+        """Their numbers in order."""
+        return [number for (number,) in self.values[DEAD]]
+
+    def get(self, name: str, *parts: str) -> float:
+        """A value, NaN where the record has none."""
+        return self.values[name].get(parts, math.nan)
+
+
+def levels_in(record: Mapping[str, float]) -> list[LevelValues]:
+    """The levels of a record, the inverse of `flat`. Other keys are passed over."""
+    levels: dict[str, LevelValues] = {}
+    for key, value in record.items():
+        name, *parts = key.split("/")
+        if name in PARTS:
+            place = parts.pop(0) if len(parts) > len(PARTS[name]) else ""
+            levels.setdefault(place, LevelValues()).values[name][tuple(parts)] = value
+    return [levels[place] for place in sorted(levels)]

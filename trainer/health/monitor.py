@@ -1,0 +1,69 @@
+"""Looks at the gates and experts of a model while it is trained."""
+
+import numpy as np
+import tensorflow as tf
+
+from data.loading.batch import Batch
+from trainer.feeding import id_matrix
+from trainer.health.alarms import alarms
+from trainer.health.keys import flat
+from trainer.health.level import LevelHealth, level_health
+from trainer.metrics.collectives import Collectives
+from trainer.models.multitask import MultiTask
+
+ROWS = 8192
+
+
+class HealthMonitor:
+    """Measures health on the same rows every time: evenly spaced ones of the evaluated mapping.
+
+    The rows are kept when they come by in the first evaluation, so that nothing is read twice. Which rows they are does
+    not depend on the number of workers. Sample weights are not looked at, but that rows of weight 0 are left out.
+
+    Args:
+        model: with gates.
+        rows: of the mapping.
+        comm: the workers; each of them looks at those rows that it evaluates.
+    """
+
+    def __init__(self, model: MultiTask, rows: int, comm: Collectives):
+        self._model, self._comm = model, comm
+        self._stride = max(1, -(-rows // ROWS))
+        self._ids: list[np.ndarray] = []
+        self._numerical: list[np.ndarray] = []
+        self._is_complete = False
+        self._told: set[tuple[str | int, ...]] = set()
+        self._states = tf.function(self._run_model)
+
+    def see(self, batch: Batch) -> None:
+        """Takes a batch of an evaluation; of the second one on, nothing."""
+        if not self._is_complete:
+            wanted = (batch.weights > 0) & (batch.rows % self._stride == 0)
+            self._ids.append(id_matrix(batch)[wanted])
+            self._numerical.append(batch.numerical[wanted])
+
+    def measure(self) -> tuple[dict[str, float], list[str]]:
+        """The values for the log, and warnings that were not given before; equal on all workers. A collective.
+
+        Asked for after an evaluation whose batches were all seen.
+        """
+        if not self._is_complete:
+            self._ids, self._numerical = [np.concatenate(self._ids)], [np.concatenate(self._numerical)]
+            self._is_complete = True
+        tasks = [task.name for task in self._model.tasks]
+        levels = self._levels()
+        found = {about: text for about, text in alarms(tasks, levels).items() if about not in self._told}
+        self._told |= found.keys()
+        return flat(tasks, levels), list(found.values())
+
+    def _levels(self) -> list[LevelHealth]:
+        states = self._states(tf.convert_to_tensor(self._ids[0]), tf.convert_to_tensor(self._numerical[0]))
+        return [
+            level_health(level.readable, gates.numpy(), experts.numpy(), self._comm)
+            for level, (gates, experts) in zip(self._model.levels, states, strict=True)
+        ]
+
+    def _run_model(self, ids: tf.Tensor, numerical: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
+        """Each level's gates [gates, rows, experts] and experts [experts, rows, units], float32."""
+        deep_input = self._model.deep_input(self._model.gather(ids), ids, numerical)
+        return [(state.gates, tf.cast(state.experts, tf.float32)) for state in self._model.level_states(deep_input)]

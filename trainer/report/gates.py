@@ -1,0 +1,123 @@
+"""Gates and experts as a picture: how they went over the epochs, and where they have ended."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from trainer.health.keys import DEAD, ENTROPY, EXPERTS, GATES, SHARE, WEIGHT, LevelValues, levels_in
+from trainer.report.figure import COLOURS, DPI, GREY, PANELS_PER_ROW, PIXELS, STYLE, save, short_label
+from trainer.report.runs import Run
+
+ROW_INCHES = 3.1
+FADING = (1.0, 0.55, 0.25)  # beyond the colours there are, paler ones
+THINNEST_LABELLED = 0.06
+MOST_CELLS_LABELLED = 8
+SMALL = 8.5
+
+
+def draw_gates(run: Run, folder: Path, name: str = "gates") -> list[Path]:
+    """Draws the gates of a run as PNG (1280 pixels wide) and as SVG.
+
+    Of each level: a panel per gate with the mean weights of its experts and its entropy by epoch; then, of the last
+    epoch, how often each expert leads, and how much alike gates are, and experts.
+
+    Returns:
+        The files written; none for a run without gates.
+    """
+    if not run.health:
+        return []
+    epochs = [point.epoch or number for number, point in enumerate(run.health, start=1)]
+    levels = list(zip(*(levels_in(point.values) for point in run.health), strict=True))
+    heights = [-(-len(history[-1].gates) // PANELS_PER_ROW) + 1 for history in levels]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(PIXELS / DPI, sum(heights) * ROW_INCHES), dpi=DPI, layout="constrained")
+        axes = figure.subplots(sum(heights), PANELS_PER_ROW, squeeze=False)
+        first = 0
+        for number, (history, height) in enumerate(zip(levels, heights, strict=True), start=1):
+            place = f"level {number}: " if len(levels) > 1 else ""
+            over_time, at_the_end = axes[first : first + height - 1].flatten(), axes[first + height - 1]
+            _draw_history(over_time, epochs, history, place)
+            _draw_end(at_the_end, history[-1], place, f"epoch {epochs[-1]:g}")
+            first += height
+        return save(figure, folder, name)
+
+
+def _draw_history(axes: np.ndarray, epochs: list[float], history: tuple[LevelValues, ...], place: str) -> None:
+    """A panel per gate: bars of the experts' weights, and the entropy as a line."""
+    for axis, gate in zip(axes, history[-1].gates, strict=False):
+        below = np.zeros(len(epochs))
+        for index, expert in enumerate(history[-1].experts):
+            weights = np.nan_to_num([values.get(WEIGHT, gate, expert) for values in history])
+            axis.bar(epochs, weights, 0.94, bottom=below, linewidth=0, **_look(index))
+            if weights[-1] > THINNEST_LABELLED:
+                axis.text(1.01, below[-1] + weights[-1] / 2, expert, **_BESIDE, transform=axis.get_yaxis_transform())
+            below += weights
+        entropy = [values.get(ENTROPY, gate) for values in history]
+        axis.plot(epochs, entropy, color="white", linewidth=4)
+        axis.plot(epochs, entropy, color="black", linewidth=1.8, marker="o", markersize=4, label="entropy")
+        axis.set_title(short_label(f"{place}gate of {gate}"))
+        axis.set_title(f"entropy {entropy[-1]:.2f}", loc="right", fontsize=10, fontweight="normal", color=GREY)
+        axis.set_xlabel("epoch (numbers: experts; line: entropy)")
+        axis.set_ylabel("mean weight")
+        axis.set_ylim(0, 1.03)
+        axis.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        axis.grid(False)
+    for unused in axes[len(history[-1].gates) :]:
+        unused.remove()
+
+
+def _draw_end(axes: np.ndarray, level: LevelValues, place: str, when: str) -> None:
+    """Three maps of the last epoch."""
+    gates, experts = [short_label(gate) for gate in level.gates], level.experts
+    shares = np.array([[level.get(SHARE, gate, expert) for expert in experts] for gate in level.gates])
+    _draw_map(axes[0], shares, gates, experts, "{:.0%}")
+    axes[0].set_title(f"{place}share of rows an expert leads in")
+    axes[0].set_xlabel(f"expert ({when})")
+    _draw_map(axes[1], _pairs(level, GATES, level.gates), gates, gates, "{:.2f}")
+    axes[1].set_title(f"{place}likeness of gates (cosine)")
+    axes[1].set_xlabel(f"gate ({when})")
+    dead = [level.get(DEAD, expert) for expert in experts]
+    rows = [
+        f"{expert} ({share:.0%} dead)" if share > 0 else expert for expert, share in zip(experts, dead, strict=True)
+    ]
+    _draw_map(axes[2], _pairs(level, EXPERTS, experts), rows, experts, "{:.2f}")
+    axes[2].set_title(f"{place}likeness of experts (CKA)")
+    axes[2].set_xlabel(f"expert ({when})")
+
+
+def _pairs(level: LevelValues, name: str, members: list[str]) -> np.ndarray:
+    """The values of all pairs, [members, members]; of a member with itself NaN, which is left blank."""
+    return np.array([[max(level.get(name, a, b), level.get(name, b, a), key=_known) for b in members] for a in members])
+
+
+def _known(value: float) -> bool:
+    return not math.isnan(value)
+
+
+def _draw_map(axis: Axes, values: np.ndarray, rows: list[str], columns: list[str], form: str) -> None:
+    """Cells from white (0) to blue (1), with their numbers where there is room."""
+    axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axis.set_xticks(range(len(columns)), columns, fontsize=SMALL)
+    axis.set_yticks(range(len(rows)), rows, fontsize=SMALL)
+    axis.tick_params(length=0)
+    axis.grid(False)
+    if len(columns) <= MOST_CELLS_LABELLED:
+        for (row, column), value in np.ndenumerate(values):
+            if _known(value):
+                colour = "white" if value > 0.6 else "black"
+                axis.text(column, row, form.format(value), ha="center", va="center", fontsize=SMALL, color=colour)
+
+
+def _look(index: int) -> dict[str, Any]:
+    round_, colour = divmod(index, len(COLOURS))
+    return {"color": COLOURS[colour], "alpha": FADING[round_ % len(FADING)]}
+
+
+_BESIDE: dict[str, Any] = {"ha": "left", "va": "center", "fontsize": SMALL, "color": GREY}
