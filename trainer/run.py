@@ -15,7 +15,7 @@ from trainer.distributed import Comm, connect
 from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator
 from trainer.health.keys import PARTS as HEALTH
-from trainer.health.monitor import HealthMonitor
+from trainer.health.monitor import monitor_of
 from trainer.inputs import Inputs
 from trainer.launcher import Launch
 from trainer.log import NullLog, RunLog, to_plain
@@ -25,7 +25,6 @@ from trainer.loss_weighting import make_loss_weighting
 from trainer.metrics import METRICS_OF_KIND
 from trainer.metrics.evaluation import Evaluation
 from trainer.models import build_model
-from trainer.models.multitask import MultiTask
 from trainer.optimizers.optimizer import Optimizer, Schedule
 from trainer.optimizers.rules import Ftrl, make_rule
 from trainer.optimizers.schedules import Constant, make_schedule
@@ -113,7 +112,7 @@ class Run:
             log_every=self.options.run.log_every,
             log=self.log,
             progress=self._progress(loader.steps_per_epoch * epochs),
-            health=self._health(evaluator.loader.rows),
+            health=monitor_of(self.model, evaluator.loader.rows, self.comm),
         )
         steps_done = 0
         if self.options.run.use_checkpoint:
@@ -130,9 +129,9 @@ class Run:
         loop.progress.close()
         self._tell_truncated(loader)
         self._conclude(metrics)
+        self.say(f"model: {self.saver.write_best_model(named(self.model.variables))}")
         if loop.health is not None and self.comm.rank == 0:
             self._draw_gates()
-        self.say(f"model: {self.saver.write_best_model(named(self.model.variables))}")
 
     def evaluate(self) -> None:
         """Evaluates a checkpoint, and writes its predictions where they are asked for."""
@@ -229,10 +228,6 @@ class Run:
 
     def _writer(self, path: Path) -> PredictionWriter:
         return PredictionWriter(path, self.tasks, labelled=self.inputs.labelled, kept=self.inputs.kept)
-
-    def _health(self, rows: int) -> HealthMonitor | None:
-        has_gates = isinstance(self.model, MultiTask) and self.model.gates
-        return HealthMonitor(self.model, rows, self.comm) if has_gates else None
 
     def _draw_gates(self) -> None:
         """Draws the gates of all epochs in the log; a picture that fails is no reason to lose a trained model."""

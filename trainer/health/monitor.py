@@ -10,6 +10,7 @@ from trainer.health.keys import flat
 from trainer.health.level import LevelHealth, level_health
 from trainer.metrics.collectives import Collectives
 from trainer.models.multitask import MultiTask
+from trainer.models.ranking import RankingModel
 
 ROWS = 8192
 
@@ -67,3 +68,8 @@ class HealthMonitor:
         """Each level's gates [gates, rows, experts] and experts [experts, rows, units], float32."""
         deep_input = self._model.deep_input(self._model.gather(ids), ids, numerical)
         return [(state.gates, tf.cast(state.experts, tf.float32)) for state in self._model.level_states(deep_input)]
+
+
+def monitor_of(model: RankingModel, rows: int, comm: Collectives) -> HealthMonitor | None:
+    """A monitor for a model with gates, None for any other."""
+    return HealthMonitor(model, rows, comm) if isinstance(model, MultiTask) and model.gates else None

@@ -90,13 +90,13 @@ class Key:
         if len(self.hues) > 1:
             colours = [COLOURS[index % len(COLOURS)] for index in range(len(self.hues))]
             entries += [
-                Line2D([], [], color=colour, linewidth=4, label=short_label(hue or "all tasks"))
+                Line2D([], [], color=colour, linewidth=4, label=_short(hue or "all tasks"))
                 for hue, colour in zip(self.hues, colours, strict=True)
             ]
         if len(self.runs) > 1 and len(self.tasks) > 1:
             dashes = [DASHES[index % len(DASHES)] for index in range(len(self.tasks))]
             entries += [
-                Line2D([], [], color=GREY, linestyle=dash, label=short_label(task or "all tasks"))
+                Line2D([], [], color=GREY, linestyle=dash, label=_short(task or "all tasks"))
                 for task, dash in zip(self.tasks, dashes, strict=True)
             ]
         if self.has_both_kinds:
@@ -182,7 +182,7 @@ def _best(name: str, curve: Curve) -> str:
     return f"best {best_of(name, known):.4f}"
 
 
-def short_label(label: str) -> str:
+def _short(label: str) -> str:
     """A label that fits; matplotlib leaves those out that begin with an underscore."""
     label = f" {label}" if label.startswith("_") else label
     return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL // 2] + "..." + label[-LONGEST_LABEL // 2 :]

@@ -8,17 +8,20 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from trainer.health.keys import DEAD, ENTROPY, EXPERTS, GATES, SHARE, WEIGHT, LevelValues, levels_in
-from trainer.report.figure import COLOURS, DPI, GREY, PANELS_PER_ROW, PIXELS, STYLE, save, short_label
+from trainer.report.figure import COLOURS, DPI, GREY, PANELS_PER_ROW, PIXELS, STYLE, save
 from trainer.report.runs import Run
 
 ROW_INCHES = 3.1
 FADING = (1.0, 0.55, 0.25)  # beyond the colours there are, paler ones
 THINNEST_LABELLED = 0.06
 MOST_CELLS_LABELLED = 8
+MOST_EPOCHS_LABELLED = 10
+LONGEST_NAME = 24
+WIDEST_LABELS = 36  # characters of all labels below a map; longer ones are slanted
 SMALL = 8.5
+SMALLEST = 7
 
 
 def draw_gates(run: Run, folder: Path, name: str = "gates") -> list[Path]:
@@ -60,14 +63,13 @@ def _draw_history(axes: np.ndarray, epochs: list[float], history: tuple[LevelVal
             below += weights
         entropy = [values.get(ENTROPY, gate) for values in history]
         axis.plot(epochs, entropy, color="white", linewidth=4)
-        axis.plot(epochs, entropy, color="black", linewidth=1.8, marker="o", markersize=4, label="entropy")
-        axis.set_title(short_label(f"{place}gate of {gate}"))
-        axis.set_title(f"entropy {entropy[-1]:.2f}", loc="right", fontsize=10, fontweight="normal", color=GREY)
-        axis.set_xlabel("epoch (numbers: experts; line: entropy)")
-        axis.set_ylabel("mean weight")
+        axis.plot(epochs, entropy, color="black", linewidth=1.8, marker="o", markersize=4)
+        axis.set_title(f"{place}gate of {_name(gate)}")
+        axis.set_xlabel(f"epoch (line: entropy, now {entropy[-1]:.2f})")
+        axis.set_ylabel("mean weight of each expert")
         axis.set_ylim(0, 1.03)
         axis.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
-        axis.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        axis.set_xticks(epochs[:: -(-len(epochs) // MOST_EPOCHS_LABELLED)])
         axis.grid(False)
     for unused in axes[len(history[-1].gates) :]:
         unused.remove()
@@ -75,21 +77,21 @@ def _draw_history(axes: np.ndarray, epochs: list[float], history: tuple[LevelVal
 
 def _draw_end(axes: np.ndarray, level: LevelValues, place: str, when: str) -> None:
     """Three maps of the last epoch."""
-    gates, experts = [short_label(gate) for gate in level.gates], level.experts
+    gates, experts = [_name(gate) for gate in level.gates], level.experts
     shares = np.array([[level.get(SHARE, gate, expert) for expert in experts] for gate in level.gates])
     _draw_map(axes[0], shares, gates, experts, "{:.0%}")
-    axes[0].set_title(f"{place}share of rows an expert leads in")
-    axes[0].set_xlabel(f"expert ({when})")
+    axes[0].set_title(f"{place}arg-max share")
+    axes[0].set_xlabel(f"expert (share of rows it leads in, {when})")
     _draw_map(axes[1], _pairs(level, GATES, level.gates), gates, gates, "{:.2f}")
-    axes[1].set_title(f"{place}likeness of gates (cosine)")
-    axes[1].set_xlabel(f"gate ({when})")
+    axes[1].set_title(f"{place}similarity of gates")
+    axes[1].set_xlabel(f"gate (cosine, {when})")
     dead = [level.get(DEAD, expert) for expert in experts]
     rows = [
         f"{expert} ({share:.0%} dead)" if share > 0 else expert for expert, share in zip(experts, dead, strict=True)
     ]
     _draw_map(axes[2], _pairs(level, EXPERTS, experts), rows, experts, "{:.2f}")
-    axes[2].set_title(f"{place}likeness of experts (CKA)")
-    axes[2].set_xlabel(f"expert ({when})")
+    axes[2].set_title(f"{place}similarity of experts")
+    axes[2].set_xlabel(f"expert (linear CKA, {when})")
 
 
 def _pairs(level: LevelValues, name: str, members: list[str]) -> np.ndarray:
@@ -104,15 +106,21 @@ def _known(value: float) -> bool:
 def _draw_map(axis: Axes, values: np.ndarray, rows: list[str], columns: list[str], form: str) -> None:
     """Cells from white (0) to blue (1), with their numbers where there is room."""
     axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axis.set_xticks(range(len(columns)), columns, fontsize=SMALL)
+    slant: dict[str, Any] = {"rotation": 25, "ha": "right"} if sum(map(len, columns)) > WIDEST_LABELS else {}
+    crowded = len(columns) > MOST_CELLS_LABELLED
+    axis.set_xticks(range(len(columns)), columns, fontsize=SMALLEST if crowded else SMALL, **slant)
     axis.set_yticks(range(len(rows)), rows, fontsize=SMALL)
     axis.tick_params(length=0)
     axis.grid(False)
-    if len(columns) <= MOST_CELLS_LABELLED:
+    if not crowded:
         for (row, column), value in np.ndenumerate(values):
             if _known(value):
                 colour = "white" if value > 0.6 else "black"
                 axis.text(column, row, form.format(value), ha="center", va="center", fontsize=SMALL, color=colour)
+
+
+def _name(gate: str) -> str:
+    return gate if len(gate) <= LONGEST_NAME else f"{gate[: LONGEST_NAME - 3]}..."
 
 
 def _look(index: int) -> dict[str, Any]:
