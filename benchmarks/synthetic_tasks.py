@@ -87,6 +87,7 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
             axis.set_xticks(range(len(MODELS)), MODELS)
             axis.set_ylim(bottom=0)
         axes[0].set_ylabel("test MSE / variance of the label")
+        file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file)
 
 

@@ -8,35 +8,17 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.documented import bash, bash_blocks
 from tests.helpers import ROOT, environment, metrics, real_data
 from trainer.cli import make_parser
 
 README = (ROOT / "README.md").read_text()
-
-
-def commands(heading: str) -> list[str]:
-    """The bash blocks of a section."""
-    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    return re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL)
-
-
-def bash(script: str, timeout: float) -> str:
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+PAGES = ("README.md", "docs/published_examples.md")
 
 
 @pytest.mark.horovod
 def test_own_data_in_five_minutes(tmp_path):
-    blocks = commands("Your own data in five minutes")
+    blocks = bash_blocks("README.md", "Your own data in five minutes")
     assert len(blocks) == 2
     folder = tmp_path / "example"
     folder.mkdir()
@@ -48,7 +30,7 @@ def test_own_data_in_five_minutes(tmp_path):
 
 @pytest.mark.horovod
 def test_outbrain_from_raw_tables_to_a_model_and_new_rows(tmp_path):
-    blocks = commands("Outbrain")
+    blocks = bash_blocks("README.md", "Outbrain")
     assert len(blocks) == 2
     script = re.sub(r"(?<!data\.)\boutbrain/", f"{tmp_path}/", "\n".join(blocks))
     bash(script, timeout=600)
@@ -78,10 +60,15 @@ def test_the_specification_shown_is_the_shipped_one():
     assert {name: names for name, names in shown["channel_spec"].items() if names} == shipped["channel_spec"]
 
 
-def test_every_flag_that_the_readme_names_exists():
+@pytest.mark.parametrize("page", PAGES)
+def test_every_flag_that_a_page_names_exists(page):
     known = {name for action in make_parser()._actions for name in action.option_strings}
     others = {
         "--raw",
+        "--group",
+        "--exclude",
+        "--oov_buckets",
+        "--max_size",
         "--output",
         "--all",
         "--gpu",
@@ -96,14 +83,15 @@ def test_every_flag_that_the_readme_names_exists():
         "--workflow",
         "--clicks",
     }
-    named = set(re.findall(r"--[a-z_]+", README))
+    named = set(re.findall(r"--[a-z0-9_]+", (ROOT / page).read_text()))
     assert named - known - others == set()
 
 
-def test_every_file_that_the_readme_links_to_exists():
-    links = re.findall(r"\]\((?!http|#)([^)]+)\)", README)
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_links_to_exists(page):
+    links = re.findall(r"\]\((?!http|#)([^)]+)\)", (ROOT / page).read_text())
     assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
 
 
 def quickstart(output: Path, *arguments: str) -> float:

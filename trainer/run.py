@@ -20,22 +20,17 @@ from trainer.inputs import Inputs
 from trainer.launcher import Launch
 from trainer.log import NullLog, RunLog, to_plain
 from trainer.loop import TrainingLoop, describe
-from trainer.loss_scale import LossScale
-from trainer.loss_weighting import make_loss_weighting
 from trainer.metrics import METRICS_OF_KIND
 from trainer.metrics.evaluation import Evaluation
 from trainer.models import build_model
-from trainer.optimizers.optimizer import Optimizer, Schedule
-from trainer.optimizers.rules import Ftrl, make_rule
-from trainer.optimizers.schedules import Constant, make_schedule
 from trainer.options import Options
 from trainer.predictions import PredictionWriter
 from trainer.progress import NullProgress, Progress
 from trainer.report.runs import read_run
 from trainer.saving import Saver, agreed_model_options
-from trainer.state import Variables
-from trainer.step import TrainStep, kernel_names, named
+from trainer.step import named
 from trainer.tasks import tasks_of
+from trainer.training import Training, make_training
 
 METRIC_UNITS = {
     "loss": None,
@@ -94,7 +89,7 @@ class Run:
         """Trains to the end, evaluating and saving after each epoch."""
         if self.comm.rank == 0:
             probe(self.options.data.model_dir)
-        step, schedule, variables = self._train_step()
+        step, schedule, variables = self._training()
         loader, epochs = self.inputs.train_loader, self.options.training.num_epochs
         evaluator = self._evaluator()
         stopping = EarlyStopping(
@@ -168,56 +163,22 @@ class Run:
         if run.evaluate:
             result = benchmark_evaluation(self._evaluator(), self.comm, plan, on_step)
         else:
-            step, _, variables = self._train_step()
+            step, _, variables = self._training()
             self.comm.broadcast_variables(variables.values())
             result = benchmark_training(step, self.tasks, self.inputs.train_loader, self.comm, plan, on_step)
         for name, value in result.items():
             self.say(f"{name:<24}{value:>16,.2f}")
         self.log.log([], result)
 
-    def _train_step(self) -> tuple[TrainStep, Schedule, Variables]:
-        """The step, the deep part's schedule, and all that a checkpoint holds."""
-        training, model = self.options.training, self.model
-        steps_per_epoch = self.inputs.train_loader.steps_per_epoch
-        weighting = make_loss_weighting(
-            training.loss_weighting,
-            [task.loss_weight for task in self.tasks],
-            [task.kind == "regression" for task in self.tasks],
-            training.seed,
-            gradnorm_alpha=training.gradnorm_alpha,
-        )
-        schedule = make_schedule(self.options.deep_optimizer, steps_per_epoch, training.num_epochs)
-        wide_tables, deep_tables = named(model.embeddings.wide_tables), named(model.embeddings.deep_tables)
-        wide = Optimizer(
-            Ftrl(),
-            Constant(training.linear_learning_rate),
-            named(model.wide_weights),
-            wide_tables,
-            l2=dict.fromkeys([*named(model.wide_weights[:1]), *wide_tables], training.l2_reg_linear),
-        )
-        deep = Optimizer(
-            make_rule(self.options.deep_optimizer),
-            schedule,
-            named(model.deep_weights) | weighting.weights,
-            deep_tables,
-            l2=dict.fromkeys(deep_tables, training.l2_reg_embedding)
-            | dict.fromkeys(kernel_names(model), training.l2_reg_dnn),
-            decay=self.options.deep_optimizer.weight_decay,
-        )
-        loss_scale = LossScale(dynamic=self.runtime.compute_dtype == "float16")
-        step = TrainStep(
-            model,
-            weighting=weighting,
-            wide=wide,
-            deep=deep,
+    def _training(self) -> Training:
+        return make_training(
+            self.model,
+            self.options.training,
+            self.options.deep_optimizer,
+            steps_per_epoch=self.inputs.train_loader.steps_per_epoch,
             comm=self.comm,
-            loss_scale=loss_scale,
-            global_batch_size=training.global_batch_size,
-            seed=training.seed,
-            xla=training.xla,
+            compute_dtype=self.runtime.compute_dtype,
         )
-        states = wide.state | deep.state | loss_scale.state | weighting.weights | weighting.state
-        return step, schedule, named(model.variables) | states
 
     def _evaluator(self) -> Evaluator:
         inputs = self.inputs

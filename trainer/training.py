@@ -1,0 +1,91 @@
+"""What trains a model: its optimizers, loss weighting and step, made as the flags say."""
+
+from typing import NamedTuple
+
+from trainer.distributed import Comm
+from trainer.loss_scale import LossScale
+from trainer.loss_weighting import make_loss_weighting
+from trainer.models.ranking import RankingModel
+from trainer.optimizers.optimizer import Optimizer, Schedule
+from trainer.optimizers.rules import Ftrl, make_rule
+from trainer.optimizers.schedules import Constant, make_schedule
+from trainer.options import DeepOptimizer, TrainingOptions
+from trainer.state import Variables
+from trainer.step import TrainStep, kernel_names, named
+
+
+class Training(NamedTuple):
+    """A model in training.
+
+    Attributes:
+        step: one training step.
+        schedule: of the deep part's learning rate.
+        variables: all that a checkpoint holds, by name.
+    """
+
+    step: TrainStep
+    schedule: Schedule
+    variables: Variables
+
+
+def make_training(
+    model: RankingModel,
+    options: TrainingOptions,
+    deep_optimizer: DeepOptimizer,
+    *,
+    steps_per_epoch: int,
+    comm: Comm,
+    compute_dtype: str,
+) -> Training:
+    """Puts together what trains a model.
+
+    Args:
+        model: with its weights created.
+        options: how it is trained.
+        deep_optimizer: of the deep part, defaults resolved.
+        steps_per_epoch: which schedules count in.
+        comm: the workers.
+        compute_dtype: float16 needs a loss scale.
+
+    Raises:
+        DataError: the loss weighting does not fit the model.
+    """
+    weighting = make_loss_weighting(
+        options.loss_weighting,
+        [task.loss_weight for task in model.tasks],
+        [task.kind == "regression" for task in model.tasks],
+        options.seed,
+        gradnorm_alpha=options.gradnorm_alpha,
+    )
+    schedule = make_schedule(deep_optimizer, steps_per_epoch, options.num_epochs)
+    wide_tables, deep_tables = named(model.embeddings.wide_tables), named(model.embeddings.deep_tables)
+    wide = Optimizer(
+        Ftrl(),
+        Constant(options.linear_learning_rate),
+        named(model.wide_weights),
+        wide_tables,
+        l2=dict.fromkeys([*named(model.wide_weights[:1]), *wide_tables], options.l2_reg_linear),
+    )
+    deep = Optimizer(
+        make_rule(deep_optimizer),
+        schedule,
+        named(model.deep_weights) | weighting.weights,
+        deep_tables,
+        l2=dict.fromkeys(deep_tables, options.l2_reg_embedding)
+        | dict.fromkeys(kernel_names(model), options.l2_reg_dnn),
+        decay=deep_optimizer.weight_decay,
+    )
+    loss_scale = LossScale(dynamic=compute_dtype == "float16")
+    step = TrainStep(
+        model,
+        weighting=weighting,
+        wide=wide,
+        deep=deep,
+        comm=comm,
+        loss_scale=loss_scale,
+        global_batch_size=options.global_batch_size,
+        seed=options.seed,
+        xla=options.xla,
+    )
+    states = wide.state | deep.state | loss_scale.state | weighting.weights | weighting.state
+    return Training(step, schedule, named(model.variables) | states)
