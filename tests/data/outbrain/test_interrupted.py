@@ -30,7 +30,13 @@ def start(raw: Path, output: Path) -> subprocess.Popen:
         "5",
     ]
     return subprocess.Popen(
-        [str(word) for word in command], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+        [str(word) for word in command],
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
