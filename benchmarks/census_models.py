@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.results import Results
 from trainer.model_options import ModelOptions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,21 +135,16 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--table", action="store_true", help="print the table of what has been run")
     arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    log = arguments.work / "results.jsonl"
-    results = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    results = Results(arguments.work / "results.jsonl")
     if arguments.table:
-        print(table(results))
+        print(table(results.runs))
         return
-    done = {(result["setup"], result["model"], result["seed"]) for result in results}
     for seed in range(arguments.seeds):
         for setup in arguments.setups:
             for model in arguments.models:
-                if (setup, model, seed) not in done:
+                if not results.has(setup=setup, model=model, seed=seed):
                     folder = prepared(arguments.raw.resolve(), arguments.work.resolve(), setup)
-                    result = run(folder, arguments.work.resolve(), model, seed)
-                    with log.open("a") as file:
-                        file.write(json.dumps(result) + "\n")
+                    results.add(run(folder, arguments.work.resolve(), model, seed))
 
 
 if __name__ == "__main__":

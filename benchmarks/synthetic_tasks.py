@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from benchmarks.results import Results
 from data.synthetic_tasks.prepare import LABELS, prepare
 from main import main as run_main
 
@@ -99,25 +100,21 @@ def main() -> None:
     parser.add_argument("--correlations", nargs="+", type=float, default=[1.0, 0.5, 0.0])
     parser.add_argument("--figure", type=Path, help="print the table of what has been run, and draw it into a file")
     arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    log = arguments.work / "results.jsonl"
-    results = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    results = Results(arguments.work / "results.jsonl")
     if arguments.figure:
-        print(table(results))
-        draw(results, arguments.figure)
+        print(table(results.runs))
+        draw(results.runs, arguments.figure)
         return
-    done = {(result["correlation"], result["model"], result["seed"]) for result in results}
     for seed in range(arguments.seeds):
         for correlation in arguments.correlations:
-            missing = [model for model in MODELS if (correlation, model, seed) not in done]
+            missing = [model for model in MODELS if not results.has(correlation=correlation, model=model, seed=seed)]
             data = arguments.work / "data"
             shutil.rmtree(data, ignore_errors=True)
             if missing:
                 prepare(data, correlation=correlation, rows=ROWS, seed=seed)
             for model in missing:
-                losses = run(data, arguments.work / "run", model, seed)
-                with log.open("a") as file:
-                    file.write(json.dumps({"correlation": correlation, "model": model, "seed": seed} | losses) + "\n")
+                about = {"correlation": correlation, "model": model, "seed": seed}
+                results.add(about | run(data, arguments.work / "run", model, seed))
     shutil.rmtree(arguments.work / "data", ignore_errors=True)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from trainer.metrics.collectives import Collectives
 from trainer.metrics.direction import Direction
 from trainer.metrics.rows import Rows
-from trainer.metrics.weighted_sums import weighted_sums
+from trainer.metrics.weighted_sums import weighted_mean, weighted_sums
 
 
 class LogLoss:
@@ -23,8 +23,7 @@ class LogLoss:
 
     def result(self, rows: Rows, comm: Collectives) -> float:
         """See Metric."""
-        loss, weight = weighted_sums(rows, comm, cross_entropy)
-        return loss / weight if weight > 0 else math.nan
+        return weighted_mean(rows, comm, cross_entropy)
 
 
 class NormalizedEntropy:

@@ -8,7 +8,7 @@ from trainer.metrics.collectives import Collectives
 from trainer.metrics.direction import Direction
 from trainer.metrics.roc_auc import RocAuc
 from trainer.metrics.rows import Rows, as_logits
-from trainer.metrics.weighted_sums import blocks, weighted_sums
+from trainer.metrics.weighted_sums import blocks, weighted_mean, weighted_sums
 
 
 class SoftmaxLoss:
@@ -24,8 +24,7 @@ class SoftmaxLoss:
 
     def result(self, rows: Rows, comm: Collectives) -> float:
         """See Metric."""
-        loss, weight = weighted_sums(rows, comm, _cross_entropy)
-        return loss / weight if weight > 0 else math.nan
+        return weighted_mean(rows, comm, _cross_entropy)
 
 
 class SoftmaxNormalizedEntropy:
@@ -65,8 +64,7 @@ class Accuracy:
 
     def result(self, rows: Rows, comm: Collectives) -> float:
         """See Metric."""
-        right, weight = weighted_sums(rows, comm, _share_right)
-        return right / weight if weight > 0 else math.nan
+        return weighted_mean(rows, comm, _share_right)
 
 
 class OneVersusRestAuc:

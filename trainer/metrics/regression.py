@@ -7,7 +7,7 @@ import numpy as np
 from trainer.metrics.collectives import Collectives
 from trainer.metrics.direction import Direction
 from trainer.metrics.rows import Rows
-from trainer.metrics.weighted_sums import weighted_sums
+from trainer.metrics.weighted_sums import weighted_mean
 
 
 class MeanSquaredError:
@@ -23,8 +23,7 @@ class MeanSquaredError:
 
     def result(self, rows: Rows, comm: Collectives) -> float:
         """See Metric."""
-        total, weight = weighted_sums(rows, comm, lambda block: np.square(_errors(block)))
-        return total / weight if weight > 0 else math.nan
+        return weighted_mean(rows, comm, lambda block: np.square(_errors(block)))
 
 
 class RootMeanSquaredError:
@@ -51,8 +50,7 @@ class MeanAbsoluteError:
 
     def result(self, rows: Rows, comm: Collectives) -> float:
         """See Metric."""
-        total, weight = weighted_sums(rows, comm, lambda block: np.abs(_errors(block)))
-        return total / weight if weight > 0 else math.nan
+        return weighted_mean(rows, comm, lambda block: np.abs(_errors(block)))
 
 
 def _errors(rows: Rows) -> np.ndarray:

@@ -34,3 +34,9 @@ def weighted_sums(rows: Rows, comm: Collectives, *values: Callable[[Rows], np.nd
         weights = block.weights.astype(np.float64)
         sums += [*(value(block) @ weights for value in values), weights.sum()]
     return comm.sum_array(sums).tolist()
+
+
+def weighted_mean(rows: Rows, comm: Collectives, value: Callable[[Rows], np.ndarray]) -> float:
+    """Sum of weight * value over that of the weights; NaN where there is no row. See weighted_sums."""
+    total, weight = weighted_sums(rows, comm, value)
+    return total / weight if weight > 0 else math.nan
