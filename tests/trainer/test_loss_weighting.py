@@ -123,10 +123,10 @@ def test_gradnorm_follows_its_equations_on_numbers_worked_by_hand():
     v = np.array([1 - 0.025 * 5, 1 + 0.025 * 2])
     v *= 2 / v.sum()
     np.testing.assert_allclose(weighting.factors(tf.constant(2)), v * [1, 2], rtol=1e-5)
-    weighting.combine(gradients, tf.constant([0.5, 4.0]), tf.constant(2))
-    # Paces 0.5 and 1, relative 2/3 and 4/3; G = v (5, 2).
+    weighting.combine(gradients, tf.constant([1.5, 2.0]), tf.constant(2))
+    # Paces 1.5 and 0.5, relative the same; G = v (5, 2). With alpha 1 both slopes would have the other sign.
     g = v * [5, 2]
-    target = g.mean() * np.sqrt([2 / 3, 4 / 3])
+    target = g.mean() * np.sqrt([1.5, 0.5])
     v = v - 0.025 * np.sign(g - target) * [5, 2]
     np.testing.assert_allclose(weighting.factors(tf.constant(3)), 2 * v / v.sum() * [1, 2], rtol=1e-5)
 
