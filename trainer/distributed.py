@@ -44,6 +44,12 @@ class Comm(Protocol):
     def gather_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         """All workers' rows of each tensor in rank order, as one group of one dtype. For use inside tf.function."""
 
+    def exchange_values(self, values: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
+        """Sends the first counts[0] values [n] to worker 0, the next to worker 1, ...; gives what came, in rank order.
+
+        For use inside tf.function. `counts` is [workers] int32.
+        """
+
 
 class SingleWorker:
     """The group of one: every collective is the identity."""
@@ -76,6 +82,10 @@ class SingleWorker:
     def gather_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         """See Comm."""
         return tensors
+
+    def exchange_values(self, values: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
+        """See Comm."""
+        return values
 
 
 class HorovodWorkers:
@@ -131,6 +141,12 @@ class HorovodWorkers:
     def gather_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         """See Comm."""
         return self._hvd.grouped_allgather(tensors) if tensors else []
+
+    def exchange_values(self, values: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
+        """See Comm."""
+        with tf.device("/CPU:0"):  # where Horovod wants the counts; it copies them there otherwise
+            counts = tf.identity(counts)
+        return self._hvd.alltoall(values, splits=counts)[0]
 
     @staticmethod
     def _on_host(collective: Callable[[tf.Tensor], tf.Tensor], array: np.ndarray) -> np.ndarray:

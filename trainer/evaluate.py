@@ -36,7 +36,8 @@ class Evaluator:
         xla: bool,
     ):
         self.loader, self.comm, self.evaluation = loader, comm, evaluation
-        self._predict = tf.function(model.call, jit_compile=xla)
+        self._model, self._logits = model, tf.function(model.logits, jit_compile=xla)
+        self._predict = tf.function(self._forward)
 
     def run(
         self,
@@ -74,6 +75,10 @@ class Evaluator:
         for number, (batch, logits) in enumerate(self.predicted(), start=1):
             _keep(batch, logits, predictions)
             on_batch(number)
+
+    def _forward(self, ids: tf.Tensor, numerical: tf.Tensor) -> tf.Tensor:
+        """The logits. Rows are gathered outside of what XLA compiles, which knows no collectives."""
+        return self._logits(self._model.gather(ids), ids, numerical)
 
     def count(self, batch: Batch, logits: np.ndarray) -> None:
         """Adds a batch to the metrics."""

@@ -80,6 +80,17 @@ class TrainingOptions:
     amp_dtype: Literal["auto", "float16", "bfloat16"] = option(
         "auto", "compute type under --amp; auto: float16 with dynamic loss scaling on GPUs, bfloat16 on CPUs"
     )
+    shard_embeddings: bool = option(
+        False, "deal the rows of large embedding tables to the workers; by default every worker holds all of them"
+    )
+    table_exchange: Literal["auto", "whole", "rows"] = option(
+        "auto",
+        "how workers sum the gradients of embedding tables that are not sharded: whole tables, the rows that a batch "
+        "touches, or whichever is cheaper for a table",
+    )
+    fp16_allreduce: bool = option(
+        False, "send the gradients of dense weights, and of tables that are summed whole, in float16"
+    )
     xla: bool = option(False, "compile forward and backward pass with XLA")
     seed: int = option(0, "seed of weights, sample order and dropout")
     deterministic: bool = option(False, "deterministic kernels: equal runs give equal weights to the bit")

@@ -13,6 +13,7 @@ from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
 from trainer.checkpoints import probe
 from trainer.distributed import Comm, connect
 from trainer.early_stopping import EarlyStopping
+from trainer.embeddings.shards import Shards
 from trainer.evaluate import Evaluator
 from trainer.health.keys import PARTS as HEALTH
 from trainer.health.monitor import monitor_of
@@ -28,6 +29,7 @@ from trainer.predictions import PredictionWriter
 from trainer.progress import NullProgress, Progress
 from trainer.report.runs import read_run
 from trainer.saving import Saver, agreed_model_options
+from trainer.state import RunState
 from trainer.step import named
 from trainer.tasks import tasks_of
 from trainer.training import Training, make_training
@@ -77,19 +79,28 @@ class Run:
             self.tasks,
             compute_dtype=self.runtime.compute_dtype,
             seed=training.seed,
+            shards=Shards(self.comm.rank, self.comm.size, self.comm.exchange_values)
+            if training.shard_embeddings
+            else None,
         )
-        self.say(f"{options.model.model}: {self.model.count_params():,} parameters")
+        self.say(f"{options.model.model}: {self.model.parameters:,} parameters{self._told_of_shards()}")
 
     def say(self, text: str) -> None:
         """Prints a line on the first worker."""
         if self.comm.rank == 0:
             print(text, flush=True)
 
+    def _told_of_shards(self) -> str:
+        embeddings = self.model.embeddings
+        if embeddings.shards is None:
+            return ""
+        return f"; {len(embeddings.sharded)} of {len(embeddings.tables)} tables are dealt to {self.comm.size} worker(s)"
+
     def train(self) -> None:
         """Trains to the end, evaluating and saving after each epoch."""
         if self.comm.rank == 0:
             probe(self.options.data.model_dir)
-        step, schedule, variables = self._training()
+        step, schedule, state = self._training()
         loader, epochs = self.inputs.train_loader, self.options.training.num_epochs
         evaluator = self._evaluator()
         stopping = EarlyStopping(
@@ -101,7 +112,7 @@ class Run:
             loader=loader,
             evaluator=evaluator,
             stopping=stopping,
-            save=lambda steps_done, metrics: self.saver.save(variables, steps_done, metrics),
+            save=lambda steps_done, metrics: self.saver.save(state, steps_done, metrics),
             schedule=schedule,
             num_epochs=epochs,
             log_every=self.options.run.log_every,
@@ -111,12 +122,12 @@ class Run:
         )
         steps_done = 0
         if self.options.run.use_checkpoint:
-            steps_done = self.saver.resume(variables)
+            steps_done = self.saver.resume(state)
             if (best := self.saver.best_so_far()) is not None and best[1] <= steps_done:
                 stopping.best, stopping.epochs_since_best = best[0], (steps_done - best[1]) // loader.steps_per_epoch
             self.say(f"going on after step {steps_done} of {loop.total_steps}")
         else:
-            self.comm.broadcast_variables(variables.values())
+            state.share()
         if steps_done >= loop.total_steps:
             self.say("nothing to do: this run is finished; more --num_epochs would go on with it")
             return
@@ -124,13 +135,13 @@ class Run:
         loop.progress.close()
         self._tell_truncated(loader)
         self._conclude(metrics)
-        self.say(f"model: {self.saver.write_best_model(named(self.model.variables))}")
+        self.say(f"model: {self.saver.write_best_model(list(named(self.model.variables)))}")
         if loop.health is not None and self.comm.rank == 0:
             self._draw_gates()
 
     def evaluate(self) -> None:
         """Evaluates a checkpoint, and writes its predictions where they are asked for."""
-        checkpoint = self.saver.restore_weights(named(self.model.variables))
+        checkpoint = self.saver.restore_weights(self._weights())
         evaluator, path = self._evaluator(), self.options.run.predictions_file
         writer = None if path is None else self._writer(path)
         progress = self._progress(evaluator.loader.steps_per_epoch)
@@ -144,7 +155,7 @@ class Run:
 
     def predict(self, path: Path) -> None:
         """Writes a checkpoint's predictions to a file, without metrics."""
-        checkpoint = self.saver.restore_weights(named(self.model.variables))
+        checkpoint = self.saver.restore_weights(self._weights())
         evaluator, writer = self._evaluator(), self._writer(path)
         progress = self._progress(evaluator.loader.steps_per_epoch)
         evaluator.predict(writer, progress.update)
@@ -163,12 +174,15 @@ class Run:
         if run.evaluate:
             result = benchmark_evaluation(self._evaluator(), self.comm, plan, on_step)
         else:
-            step, _, variables = self._training()
-            self.comm.broadcast_variables(variables.values())
+            step, _, state = self._training()
+            state.share()
             result = benchmark_training(step, self.tasks, self.inputs.train_loader, self.comm, plan, on_step)
         for name, value in result.items():
             self.say(f"{name:<24}{value:>16,.2f}")
         self.log.log([], result)
+
+    def _weights(self) -> RunState:
+        return RunState(named(self.model.variables), self.comm, self.model.embeddings.sharded)
 
     def _training(self) -> Training:
         return make_training(

@@ -16,7 +16,7 @@ from trainer.model_flags import from_json
 from trainer.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, Document, encoder_documents, write_model
 from trainer.model_options import ModelOptions
 from trainer.options import Options
-from trainer.state import Variables, array_sources, restore
+from trainer.state import RunState
 
 MODEL_FOLDER = "model"
 # The first that there is decides which checkpoint is the best.
@@ -42,21 +42,22 @@ class Saver:
         self._options, self._inputs, self._comm = options, inputs, comm
         self._store = CheckpointStore(options.data.model_dir, keep=options.run.keep_checkpoints)
 
-    def save(self, variables: Variables, steps_done: int, metrics: dict[str, float]) -> None:
+    def save(self, state: RunState, steps_done: int, metrics: dict[str, float]) -> None:
         """Writes a checkpoint. The best so far, by the main metric, is kept besides the newest."""
         if self._comm.rank != 0:
+            state.take_part_in_save()
             return
         key = self.main_metric(tuple(metrics))
         value, best = metrics[key], self._store.best()
         self._store.save(
             steps_done,
-            array_sources(variables),
+            state.sources(),
             {"identity": self._identity(), "metrics": to_plain(metrics), "options": self._options.as_dict()},
             best=is_better(key, value, None if best is None else best.value),
             value=None if math.isnan(value) else value,
         )
 
-    def resume(self, variables: Variables) -> int:
+    def resume(self, state: RunState) -> int:
         """Restores a checkpoint of this very run on every worker.
 
         Returns:
@@ -66,7 +67,7 @@ class Saver:
             NoCheckpointError: there is none that is whole.
             DataError: it is another model's, or its remaining steps would not see the samples that are left.
         """
-        found = b""
+        checkpoint, found = None, b""
         if self._comm.rank == 0:
             checkpoint = self._store.open(self._options.run.which_checkpoint)
             saved = checkpoint.state.get("identity", {})
@@ -80,28 +81,29 @@ class Saver:
                     f"{checkpoint.path} cannot be gone on from: {'; '.join(changed)}. The remaining steps would not "
                     "see the samples that are left. Restore these, or start anew in another --model_dir."
                 )
-            restore(variables, checkpoint)
             found = str(checkpoint.step).encode()
-        self._comm.broadcast_variables(variables.values())
+        state.restore(checkpoint)
         return int(self._comm.broadcast_bytes(found))
 
-    def restore_weights(self, weights: Variables) -> Path:
+    def restore_weights(self, weights: RunState) -> Path:
         """Restores the model's weights on every worker; returns the checkpoint's folder.
 
         Raises:
             NoCheckpointError: there is none that is whole.
             DataError: it is another model's.
         """
-        found = b""
+        checkpoint, found = None, b""
         if self._comm.rank == 0:
             checkpoint = self._store.open(self._options.run.which_checkpoint)
-            restore(weights, checkpoint)
             found = str(checkpoint.path).encode()
-        self._comm.broadcast_variables(weights.values())
+        weights.restore(checkpoint)
         return Path(self._comm.broadcast_bytes(found).decode())
 
-    def write_best_model(self, weights: Variables) -> Path | None:
+    def write_best_model(self, weights: Sequence[str]) -> Path | None:
         """Writes the best checkpoint's weights (the last one's, where no metric could tell) as the model folder.
+
+        Args:
+            weights: the names of the model's.
 
         Returns:
             The folder, on the first worker.
@@ -109,7 +111,6 @@ class Saver:
         if self._comm.rank != 0:
             return None
         checkpoint = self._store.open("best" if self._store.best() else "last")
-        restore(weights, checkpoint)
         spec, data = self._inputs.spec, self._options.data
         architecture = {
             "model": self._options.model.model,
@@ -125,7 +126,7 @@ class Saver:
             **encoder_documents(spec.folder),
         }
         folder = Path(data.model_dir) / MODEL_FOLDER
-        write_model(folder, array_sources(weights), documents)
+        write_model(folder, [checkpoint.source(name) for name in weights], documents)
         return folder
 
     def main_metric(self, keys: Sequence[str]) -> str:

@@ -1,19 +1,107 @@
 """All variables of a run by name, to and from checkpoints."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import tensorflow as tf
 
 from data.errors import DataError
+from trainer.distributed import Comm
 from trainer.sealed.arrays import ArraySource, rows_per_block
 from trainer.sealed.reader import SealedFolder
 
 Variables = Mapping[str, tf.Variable]
 
 
+@dataclass(frozen=True)
+class RunState:
+    """The variables of all workers. Checkpoints are the same whatever their number: sharded tables stand there whole.
+
+    Attributes:
+        variables: by name.
+        comm: the workers.
+        sharded: rows over all workers of those variables of which each worker holds a part: row r of the whole is row
+            r // workers of worker r % workers.
+    """
+
+    variables: Variables
+    comm: Comm
+    sharded: Mapping[str, int] = field(default_factory=dict)
+
+    def sources(self) -> list[ArraySource]:
+        """The variables as arrays to be saved, read in blocks of rows. Blocks of sharded ones are collectives."""
+        return [
+            ArraySource(name, self._whole_shape(name), variable.dtype.as_numpy_dtype, self._blocks(name))
+            for name, variable in self.variables.items()
+        ]
+
+    def take_part_in_save(self) -> None:
+        """What the other workers do while the first one saves."""
+        for source in self.sources():
+            if source.name in self.sharded:
+                for _ in source.blocks():
+                    pass
+
+    def restore(self, checkpoint: SealedFolder | None) -> None:
+        """Overwrites the variables of all workers with a checkpoint's arrays. A collective.
+
+        Args:
+            checkpoint: on the first worker; None on the others.
+
+        Raises:
+            DataError: an array is missing or has another shape.
+        """
+        held_by_all = {name: variable for name, variable in self.variables.items() if name not in self.sharded}
+        if checkpoint is not None:
+            shapes = {name: self._whole_shape(name) for name in self.variables}
+            _check_shapes(shapes, checkpoint)
+            _assign(held_by_all, checkpoint)
+        self.comm.broadcast_variables(held_by_all.values())
+        for name in self.sharded:
+            self._restore_sharded(name, checkpoint)
+
+    def share(self) -> None:
+        """Gives the first worker's values to all, but of sharded variables. A collective."""
+        self.comm.broadcast_variables(variable for name, variable in self.variables.items() if name not in self.sharded)
+
+    def _whole_shape(self, name: str) -> tuple[int, ...]:
+        shape = tuple(self.variables[name].shape)
+        return (self.sharded[name], *shape[1:]) if name in self.sharded else shape
+
+    def _blocks(self, name: str) -> Callable[[], Iterator[np.ndarray]]:
+        return (lambda: self._sharded_blocks(name)) if name in self.sharded else _blocks(self.variables[name])
+
+    def _sharded_blocks(self, name: str) -> Iterator[np.ndarray]:
+        for start, stop, own in self._own_rows(name):
+            came = self.comm.gather_rows(self.variables[name][own].numpy())
+            holders = np.arange(start, stop) % self.comm.size
+            block = np.empty_like(came)
+            block[np.argsort(holders, kind="stable")] = came
+            yield block
+
+    def _restore_sharded(self, name: str, checkpoint: SealedFolder | None) -> None:
+        blocks = None if checkpoint is None else checkpoint.blocks(name)
+        variable, size = self.variables[name], self.comm.size
+        for start, stop, own in self._own_rows(name):
+            sent, counts = np.empty((0, *variable.shape[1:]), variable.dtype.as_numpy_dtype), [0] * size
+            if blocks is not None:
+                holders = np.arange(start, stop) % size
+                sent = next(blocks)[np.argsort(holders, kind="stable")]
+                counts = np.bincount(holders, minlength=size).tolist()
+            variable[own].assign(self.comm.exchange_rows(sent, counts))
+
+    def _own_rows(self, name: str) -> Iterator[tuple[int, int, slice]]:
+        """Start and end of each block of the whole, and this worker's rows of it."""
+        shape, size = self._whole_shape(name), self.comm.size
+        rows = rows_per_block(shape, np.dtype(self.variables[name].dtype.as_numpy_dtype))
+        for start in range(0, shape[0], rows):
+            stop = min(start + rows, shape[0])
+            yield start, stop, slice(*(-((self.comm.rank - row) // size) for row in (start, stop)))
+
+
 def array_sources(variables: Variables) -> list[ArraySource]:
-    """The variables as arrays to be saved, read from the device in blocks of rows."""
+    """Variables that this process holds whole as arrays to be saved, read from the device in blocks of rows."""
     return [
         ArraySource(name, tuple(variable.shape), variable.dtype.as_numpy_dtype, _blocks(variable))
         for name, variable in variables.items()
@@ -21,19 +109,27 @@ def array_sources(variables: Variables) -> list[ArraySource]:
 
 
 def restore(variables: Variables, checkpoint: SealedFolder) -> None:
-    """Overwrites the variables with a checkpoint's (or a model folder's) arrays, in blocks of rows.
+    """Overwrites variables that this process holds whole with the arrays of a checkpoint or model folder, by blocks.
 
     Raises:
         DataError: an array is missing or has another shape, as happens when the model's flags or the
             specification have changed since.
     """
-    problems = _differences(variables, checkpoint)
+    _check_shapes({name: tuple(variable.shape) for name, variable in variables.items()}, checkpoint)
+    _assign(variables, checkpoint)
+
+
+def _check_shapes(shapes: Mapping[str, tuple[int, ...]], checkpoint: SealedFolder) -> None:
+    problems = _differences(shapes, checkpoint)
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise DataError(
             f"{checkpoint.path} was saved by another model: {'; '.join(problems[:5])}{more}. "
             "Use the flags and the feature specification that it was trained with, or another --model_dir."
         )
+
+
+def _assign(variables: Variables, checkpoint: SealedFolder) -> None:
     for name, variable in variables.items():
         start = 0
         for block in checkpoint.blocks(name):
@@ -45,15 +141,15 @@ def restore(variables: Variables, checkpoint: SealedFolder) -> None:
             start = stop
 
 
-def _differences(variables: Variables, checkpoint: SealedFolder) -> list[str]:
+def _differences(shapes: Mapping[str, tuple[int, ...]], checkpoint: SealedFolder) -> list[str]:
     problems = []
-    for name, variable in variables.items():
+    for name, expected in shapes.items():
         if name not in checkpoint.arrays:
             problems.append(f"it lacks {name}")
             continue
         shape = tuple(checkpoint.arrays[name][0])
-        if shape != tuple(variable.shape):
-            problems.append(f"{name} has shape {list(shape)} there and {list(variable.shape)} here")
+        if shape != expected:
+            problems.append(f"{name} has shape {list(shape)} there and {list(expected)} here")
     return problems
 
 

@@ -8,14 +8,15 @@ import tensorflow as tf
 
 from data.errors import DataError
 from trainer.distributed import Comm
-from trainer.embeddings import Rows
+from trainer.embeddings.plan import Choice, plan_tables
+from trainer.embeddings.tables import Rows
+from trainer.embeddings.touched_rows import sum_by_row, sum_touched
 from trainer.loss_scale import LossScale
 from trainer.loss_weighting import LossWeighting
 from trainer.losses import joint_labels, joint_logits, row_weights, task_losses
 from trainer.models.ranking import RankingModel
 from trainer.models.training_pass import TrainingPass
 from trainer.optimizers.optimizer import Optimizer
-from trainer.touched_rows import TableUse, sum_over_workers
 
 
 class StepInput(NamedTuple):
@@ -41,7 +42,8 @@ class Gradients(NamedTuple):
         losses: [tasks] float32 shares of the mean loss of each task; after the sum over workers, the means over the
             global batch.
         weights: gradients of the dense weights and of the tables that are summed whole.
-        touched: ids [n] and gradients [n, width] of the other tables.
+        touched: row numbers [n], each once, and gradients [n, width] of the other tables; after the sum, of the rows
+            that this worker updates.
         shared: [tasks, values] float32, of each task's loss with respect to shared weights, flattened, where the loss
             weighting wants them; else nothing.
         moments: new values of batch normalisation's moving moments, the same on all workers.
@@ -68,6 +70,8 @@ class TrainStep:
         global_batch_size: rows per step over all workers.
         seed: of dropout.
         xla: compile forward and backward pass.
+        table_exchange: how gradients of tables that are not sharded are summed: whole, rows, or auto, the cheaper.
+        fp16_allreduce: send gradients that are summed whole in float16.
     """
 
     def __init__(
@@ -82,6 +86,8 @@ class TrainStep:
         global_batch_size: int,
         seed: int,
         xla: bool,
+        table_exchange: Choice = "auto",
+        fp16_allreduce: bool = False,
     ):
         self.model, self.comm, self.loss_scale, self.weighting = model, comm, loss_scale, weighting
         self.global_batch_size = global_batch_size
@@ -91,7 +97,8 @@ class TrainStep:
         dense += [("wide", name, weight) for name, weight in named(model.wide_weights).items()]
         self._dense = [entry for entry in dense if 0 not in entry[2].shape]
         self._shared = shared_weights(model, weighting)
-        self._tables = table_uses(model, global_batch_size)
+        self._tables = plan_tables(model.embeddings, global_batch_size, comm.size, table_exchange)
+        self._allreduce_dtype = tf.float16 if fp16_allreduce else tf.float32
         self._moments = model.non_trainable_variables
         self._seed = seed
         self._forward_backward = tf.function(self._differentiate, jit_compile=xla)
@@ -121,15 +128,14 @@ class TrainStep:
         losses, weight_gradients, row_gradients, shared, moments = self._forward_backward(
             rows, batch, counts, totals, dropout_seed, factors, scale
         )
-        embeddings = self.model.embeddings
-        ids = embeddings.deep_ids(batch.ids) + [embeddings.wide_ids(batch.ids) for _ in embeddings.wide_tables]
         touched = []
-        for use, table_ids, gradient in zip(self._tables, ids, [*row_gradients.deep, *row_gradients.wide], strict=True):
-            flat_ids, flat = tf.reshape(table_ids, [-1]), tf.reshape(gradient, [-1, use.width])
-            if use.dense:
+        numbers = self.model.embeddings.row_numbers(batch.ids)
+        for use, ids, gradient in zip(self._tables, numbers, [*row_gradients.deep, *row_gradients.wide], strict=True):
+            flat_ids, flat = tf.reshape(ids, [-1]), tf.reshape(gradient, [-1, use.width])
+            if use.exchange == "whole":
                 weight_gradients.append(tf.math.unsorted_segment_sum(flat, flat_ids, use.rows))
             else:
-                touched.append((flat_ids, flat))
+                touched.append(sum_by_row(flat_ids, flat))
         return Gradients(losses, weight_gradients, touched, shared, moments)
 
     def _trained_logits(self, logits: tf.Tensor) -> tf.Tensor:
@@ -142,10 +148,11 @@ class TrainStep:
 
     def exchange(self, gradients: Gradients) -> Gradients:
         """Sums over workers."""
-        own = [gradients.losses, *gradients.shared, *gradients.weights]
-        losses, *summed = self.comm.sum_tensors(own)
-        shared, weights = summed[: len(gradients.shared)], summed[len(gradients.shared) :]
-        return Gradients(losses, weights, sum_over_workers(gradients.touched, self.comm), shared, gradients.moments)
+        losses, *shared = self.comm.sum_tensors([gradients.losses, *gradients.shared])
+        sent = [tf.cast(gradient, self._allreduce_dtype) for gradient in gradients.weights]
+        weights = [tf.cast(gradient, tf.float32) for gradient in self.comm.sum_tensors(sent)]
+        touched = sum_touched(self._tables, gradients.touched, self.comm, self.model.embeddings.shards)
+        return Gradients(losses, weights, touched, shared, gradients.moments)
 
     def update(self, gradients: Gradients, step: tf.Tensor) -> None:
         """Applies summed gradients, unless one of them is not finite and the loss scale can be lowered."""
@@ -153,7 +160,9 @@ class TrainStep:
             self._apply(gradients, step)
             return
         everything = [*gradients.weights, *gradients.shared, *(rows for _, rows in gradients.touched)]
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in everything])
+        broken = [tf.reduce_any(~tf.math.is_finite(gradient)) for gradient in everything]
+        # Of sharded tables each worker sees its own rows only.
+        finite = self.comm.sum_tensors([tf.cast(tf.reduce_any(broken), tf.float32)])[0] == 0
         inverse = 1.0 / self.loss_scale.scale
         unscaled = gradients._replace(
             weights=[gradient * inverse for gradient in gradients.weights],
@@ -169,11 +178,11 @@ class TrainStep:
 
     def _apply(self, gradients: Gradients, step: tf.Tensor) -> None:
         whole = [(part, name) for part, name, _ in self._dense]
-        whole += [(use.part, use.name) for use in self._tables if use.dense]
+        whole += [(use.part, use.name) for use in self._tables if use.exchange == "whole"]
         replaced = self._combined(gradients, step)
         for (part, name), gradient in zip(whole, gradients.weights, strict=True):
             self._owner[part].update_whole(name, replaced.get(name, gradient), step)
-        sparse = [use for use in self._tables if not use.dense]
+        sparse = [use for use in self._tables if use.exchange != "whole"]
         for use, (ids, rows) in zip(sparse, gradients.touched, strict=True):
             self._owner[use.part].update_rows(use.name, ids, rows, step)
         for variable, value in zip(self._moments, gradients.moments, strict=True):
@@ -251,20 +260,6 @@ def shared_weights(model: RankingModel, weighting: LossWeighting) -> dict[str, t
         )
     kernels = [name for name in shared if name.endswith("kernel")]
     return shared if weighting.wants == "all" else {kernels[-1]: shared[kernels[-1]]}
-
-
-def table_uses(model: RankingModel, global_batch_size: int) -> list[TableUse]:
-    """How a step over `global_batch_size` rows uses each table: the deep ones in feature order, then the wide one."""
-    embeddings = model.embeddings
-    uses = [
-        TableUse(table.path, "deep", columns.cardinality, columns.width, global_batch_size * columns.hotness)
-        for table, columns in zip(embeddings.deep_tables, model.layout.categorical, strict=True)
-    ]
-    lookups = global_batch_size * model.layout.id_columns
-    for table in embeddings.wide_tables:
-        rows, tasks = table.shape
-        uses.append(TableUse(table.path, "wide", rows, tasks, lookups))
-    return uses
 
 
 def kernel_names(model: RankingModel) -> list[str]:

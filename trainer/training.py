@@ -10,7 +10,7 @@ from trainer.optimizers.optimizer import Optimizer, Schedule
 from trainer.optimizers.rules import Ftrl, make_rule
 from trainer.optimizers.schedules import Constant, make_schedule
 from trainer.options import DeepOptimizer, TrainingOptions
-from trainer.state import Variables
+from trainer.state import RunState
 from trainer.step import TrainStep, kernel_names, named
 
 
@@ -20,12 +20,12 @@ class Training(NamedTuple):
     Attributes:
         step: one training step.
         schedule: of the deep part's learning rate.
-        variables: all that a checkpoint holds, by name.
+        state: all that a checkpoint holds.
     """
 
     step: TrainStep
     schedule: Schedule
-    variables: Variables
+    state: RunState
 
 
 def make_training(
@@ -86,6 +86,13 @@ def make_training(
         global_batch_size=options.global_batch_size,
         seed=options.seed,
         xla=options.xla,
+        table_exchange=options.table_exchange,
+        fp16_allreduce=options.fp16_allreduce,
     )
     states = wide.state | deep.state | loss_scale.state | weighting.weights | weighting.state
-    return Training(step, schedule, named(model.variables) | states)
+    sharded = {
+        name: rows
+        for table, rows in model.embeddings.sharded.items()
+        for name in (table, *wide.state_of(table), *deep.state_of(table))
+    }
+    return Training(step, schedule, RunState(named(model.variables) | states, comm, sharded))

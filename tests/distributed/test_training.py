@@ -26,6 +26,12 @@ VARIANTS = {
     "amp_xla": ["--amp", "--xla"],
     "float16": ["--amp", "--amp_dtype", "float16"],
 }
+# Ways to the same sums of the tables' gradients.
+EXCHANGES = {
+    "whole": ["--table_exchange", "whole"],
+    "rows": ["--table_exchange", "rows"],
+    "sharded": ["--shard_embeddings"],
+}
 EVAL_BATCHES = (2, 514, 100_000)
 
 
@@ -53,6 +59,13 @@ def work(tmp_path_factory) -> Work:
     work = Work(folder, make_dataset(folder, ROOT / "feature_specs" / "with_map.yaml", rows=ROWS))
     scenarios = [work.arguments("two", *PRECISE)]
     scenarios += [work.arguments(f"two_{name}", *PRECISE, *flags) for name, flags in VARIANTS.items()]
+    scenarios += [work.arguments(f"two_{name}", *PRECISE, *flags) for name, flags in EXCHANGES.items()]
+    scenarios += [work.arguments("two_fp16_allreduce", *PRECISE, "--fp16_allreduce")]
+    # From a checkpoint of tables that every worker holds to shards, and from shards to such tables.
+    on = [*PRECISE, "--use_checkpoint", "--checkpoint"]
+    scenarios += [work.arguments("two_to_shards", *on, str(step_of(work, "two", 1)), "--shard_embeddings")]
+    scenarios += [work.arguments("two_from_shards", *on, str(step_of(work, "two_sharded", 1)))]
+    scenarios += [work.arguments("two_sharded_eval", "--evaluate", "--shard_embeddings", models="two")]
     scenarios += [work.arguments("two_dropout"), work.arguments("two_dropout_again")]
     first_epoch = work.models("two_dropout") / "checkpoints" / f"step-{steps_per_epoch()}"
     going_on = ["--use_checkpoint", "--checkpoint", str(first_epoch)]
@@ -76,6 +89,8 @@ def work(tmp_path_factory) -> Work:
     must(
         main(work.arguments("one_resumed", *PRECISE, "--use_checkpoint", "--checkpoint", str(step_of(work, "two", 1))))
     )
+    from_shards = ["--use_checkpoint", "--checkpoint", str(step_of(work, "two_sharded", 1))]
+    must(main(work.arguments("one_from_shards", *PRECISE, *from_shards, "--shard_embeddings")))
     must(main(work.arguments("one_eval", "--evaluate", "--eval_batch_size", "333", models="two")))
     must(main(prediction(work, "one")))
     return work
@@ -115,6 +130,31 @@ def test_one_and_two_workers_agree_at_every_step(work):
     np.testing.assert_allclose(list(one.values()), list(two.values()), atol=1e-4)
     for name, value in metrics(work.results("one")).items():
         assert abs(value - metrics(work.results("two"))[name]) < 1e-3, name
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_every_way_of_summing_the_tables_gradients_trains_alike(work, exchange):
+    two, other = losses(work.results("two")), losses(work.results(f"two_{exchange}"))
+    np.testing.assert_allclose(list(other.values()), list(two.values()), atol=1e-5)
+    for name, array in arrays(work, f"two_{exchange}").items():
+        np.testing.assert_allclose(array, arrays(work, "two")[name], atol=1e-4, err_msg=name)
+
+
+def test_gradients_that_are_sent_in_float16_train_almost_alike(work):
+    two, other = losses(work.results("two")), losses(work.results("two_fp16_allreduce"))
+    np.testing.assert_allclose(list(other.values()), list(two.values()), atol=2e-3)
+    assert other != two
+
+
+def test_a_checkpoint_fits_sharded_tables_and_any_number_of_workers(work):
+    assert "of 5 tables are dealt to 2 worker(s)" in (work.folder / "output.txt").read_text()
+    two = losses(work.results("two"))
+    for name in ("two_to_shards", "two_from_shards", "one_from_shards"):
+        resumed = losses(work.results(name))
+        assert min(resumed) == steps_per_epoch() + 1
+        np.testing.assert_allclose(list(resumed.values()), [two[step] for step in resumed], atol=1e-4, err_msg=name)
+    for name, value in metrics(work.results("two_sharded_eval")).items():
+        assert abs(value - metrics(work.results("one_eval"))[name]) < 1e-6, name
 
 
 def test_the_planted_signal_is_learnt(work):

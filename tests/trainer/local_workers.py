@@ -54,6 +54,9 @@ class LocalWorker:
     def gather_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         return [tf.concat(same, axis=0) for same in zip(*self._all(tensors), strict=True)]
 
+    def exchange_values(self, values: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
+        return tf.constant(self.exchange_rows(values.numpy(), counts.numpy().tolist()))
+
 
 def run_workers(size: int, work: Callable[[LocalWorker], Any]) -> list[Any]:
     """What `work` returns on each of `size` workers; the first exception of any is raised."""

@@ -4,6 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.distributed import Comm, SingleWorker
+from trainer.embeddings.plan import Choice
+from trainer.embeddings.shards import Shards
 from trainer.layout import IdColumns, InputLayout
 from trainer.loss_scale import LossScale
 from trainer.loss_weighting import make_loss_weighting
@@ -37,6 +39,7 @@ def make_model(
     combiner: str = "sum",
     compute_dtype: str = "float32",
     seed: int = 1,
+    shards: Shards | None = None,
     **flags: object,
 ) -> RankingModel:
     small = {
@@ -47,7 +50,7 @@ def make_model(
     }
     options = ModelOptions(deep_dropout=dropout, combiner=combiner, **(small | flags))
     named_tasks = tuple(task if isinstance(task, Task) else Task(task) for task in tasks)
-    return build_model(options, layout, named_tasks, compute_dtype=compute_dtype, seed=seed)
+    return build_model(options, layout, named_tasks, compute_dtype=compute_dtype, seed=seed, shards=shards)
 
 
 def make_step(
@@ -58,6 +61,8 @@ def make_step(
     xla: bool = False,
     compute_dtype: str = "float32",
     loss_weighting: str = "static",
+    table_exchange: Choice = "auto",
+    fp16_allreduce: bool = False,
 ) -> TrainStep:
     embeddings = model.embeddings
     tasks = model.tasks
@@ -77,6 +82,8 @@ def make_step(
         global_batch_size=global_batch_size,
         seed=0,
         xla=xla,
+        table_exchange=table_exchange,
+        fp16_allreduce=fp16_allreduce,
     )
 
 

@@ -144,18 +144,41 @@ def test_lazy_updates_equal_dense_ones_where_a_zero_gradient_changes_nothing(rul
 
 
 def test_lazy_adam_has_the_moments_of_dense_adam_and_moves_a_row_only_when_it_is_touched():
-    lazy, whole = tf.Variable(np.ones((2, 1), np.float32)), tf.Variable(np.ones((2, 1), np.float32))
-    own, dense = (Optimizer(Adam(), Constant(0.01), {}, {"table": table}) for table in (lazy, whole))
+    lazy, dense = tf.Variable(np.ones((2, 1), np.float32)), tf.Variable(np.ones((2, 1), np.float32))
+    own = Optimizer(Adam(), Constant(0.01), {}, {"table": lazy})
+    other = Optimizer(Adam(), Constant(0.01), {"table": dense}, {})
     for step in range(1, 6):
         gradient = np.array([[1.0], [1.0 if step in (1, 5) else 0.0]], np.float32)
         touched = [0, 1] if step in (1, 5) else [0]
         before = lazy.numpy()[1].item()
         own.update_rows("table", tf.constant(touched), tf.constant(gradient[touched]), tf.constant(step))
-        dense.update_whole("table", tf.constant(gradient), tf.constant(step))
+        other.update_whole("table", tf.constant(gradient), tf.constant(step))
         assert (lazy.numpy()[1].item() == before) == (step not in (1, 5))
     for slot in ("table.mean", "table.mean_square"):
-        np.testing.assert_allclose(own.state[slot].numpy(), dense.state[slot].numpy(), rtol=1e-5)
-    np.testing.assert_allclose(lazy.numpy()[0], whole.numpy()[0], rtol=1e-6)
+        np.testing.assert_allclose(own.state[slot].numpy(), other.state[slot].numpy(), rtol=1e-5)
+    np.testing.assert_allclose(lazy.numpy()[0], dense.numpy()[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["rmsprop", "adam", "adagrad", "sgd"])
+def test_a_table_goes_where_it_goes_however_its_gradient_comes(rule):
+    start = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    by_rows, whole = tf.Variable(start), tf.Variable(start)
+    both = [
+        Optimizer(make_rule(deep_optimizer(rule)), Constant(0.01), {}, {"t": table}, l2={"t": 0.1}, decay=0.1)
+        for table in (by_rows, whole)
+    ]
+    for step, (ids, gradients) in enumerate(skewed_updates(30, 50, 4), start=1):
+        dense = np.zeros((50, 4), np.float32)
+        np.add.at(dense, ids[:8], gradients[:8])
+        touched = np.unique(ids[:8])
+        both[0].update_rows("t", tf.constant(touched), tf.constant(dense[touched]), tf.constant(step))
+        both[1].update_whole("t", tf.constant(dense), tf.constant(step))
+        # The ways may be mixed: the next step of a table is right, whichever the last one was.
+        both.reverse()
+    assert not np.array_equal(by_rows.numpy(), start)
+    for name, variable in both[0].state.items():
+        np.testing.assert_allclose(variable.numpy(), both[1].state[name].numpy(), atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(by_rows.numpy(), whole.numpy(), atol=1e-6)
 
 
 def test_a_constant_schedule_rises_over_its_warm_up_and_stays():

@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import DEEP_RATE, WIDE_RATE, differences, make_batches, make_model, make_step, part
+from trainer.embeddings.shards import Shards
 from trainer.models.ranking import RankingModel
 from trainer.models.training_pass import TrainingPass
 from trainer.step import StepInput
@@ -61,11 +62,12 @@ def test_updating_touched_rows_equals_updating_every_row_in_every_step(batches, 
     assert differences(model, dense) < 1e-4
 
 
-def test_summing_tables_whole_equals_collecting_touched_rows(batches, trained):
+@pytest.mark.parametrize("exchange", ["whole", "rows"])
+def test_summing_tables_whole_equals_collecting_touched_rows(batches, trained, exchange):
     model, losses = trained
-    whole = make_model()
-    np.testing.assert_allclose(losses, train(whole, batches, global_batch_size=10**6), rtol=1e-5)
-    assert differences(model, whole) < 1e-4
+    other = make_model()
+    np.testing.assert_allclose(losses, train(other, batches, table_exchange=exchange), rtol=1e-5)
+    assert differences(model, other) < 1e-4
 
 
 def test_training_lowers_the_loss(trained):
@@ -94,6 +96,43 @@ def test_several_workers_equal_one(batches, trained, workers):
     for _, own in results:
         np.testing.assert_allclose(own, losses[:steps], rtol=1e-4)
     assert differences(results[0][0], results[-1][0]) == 0
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_sharded_tables_train_as_those_that_every_worker_holds(batches, trained, workers):
+    model, losses = trained
+    cuts = np.linspace(0, 16, workers + 1).astype(int)
+
+    def work(comm):
+        shards = Shards(comm.rank, comm.size, comm.exchange_values, smallest=50)
+        mine = make_model(shards=shards)
+        assert mine.parameters == model.parameters
+        step, own = make_step(mine, comm=comm), []
+        for number, batch in enumerate(batches, start=1):
+            rows = part(batch, slice(cuts[comm.rank], cuts[comm.rank + 1]))
+            summed = step.exchange(step.compute(rows, tf.constant(number)))
+            step.update(summed, tf.constant(number))
+            own.append(summed.losses.numpy().item())
+        return mine, own
+
+    results = run_workers(workers, work)
+    tables = {table.path: table.numpy() for table in model.embeddings.tables}
+    assert results[0][0].embeddings.sharded == {
+        path: len(table) for path, table in tables.items() if not path.endswith("deep.day")
+    }
+    for rank, (mine, own) in enumerate(results):
+        np.testing.assert_allclose(own, losses, rtol=1e-4)
+        for table in mine.embeddings.tables:
+            whole = tables[table.path]
+            expected = whole[rank::workers] if table.path in mine.embeddings.sharded else whole
+            np.testing.assert_allclose(table.numpy(), expected, atol=1e-4, err_msg=table.path)
+
+
+def test_gradients_in_float16_are_rounded_and_nothing_else(batches, trained):
+    _, losses = trained
+    own = train(make_model(), batches, fp16_allreduce=True)
+    np.testing.assert_allclose(own, losses, atol=2e-3)
+    assert own != losses
 
 
 def test_rows_of_weight_zero_change_nothing(batches):

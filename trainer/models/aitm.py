@@ -6,7 +6,8 @@ import math
 import keras
 import tensorflow as tf
 
-from trainer.embeddings import Rows
+from trainer.embeddings.shards import Shards
+from trainer.embeddings.tables import Rows
 from trainer.layout import InputLayout
 from trainer.model_options import ModelOptions
 from trainer.models.layers import ParallelDense, ParallelStack, Style
@@ -69,9 +70,16 @@ class Aitm(RankingModel):
     """
 
     def __init__(
-        self, options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, compute_dtype: str, seed: int
+        self,
+        options: ModelOptions,
+        layout: InputLayout,
+        tasks: tuple[Task, ...],
+        *,
+        compute_dtype: str,
+        seed: int,
+        shards: Shards | None,
     ):
-        super().__init__(options, layout, tasks, wide=options.wide_part, seed=seed)
+        super().__init__(options, layout, tasks, wide=options.wide_part, seed=seed, shards=shards)
         self._chain, self._calibrator_weight = chain_of(tasks), options.calibrator_weight
         style, inputs = Style.of(options, compute_dtype), layout.embedding_width + len(layout.numerical)
         units = options.expert_hidden_units
@@ -111,10 +119,3 @@ class Aitm(RankingModel):
                     likelier, likely = (tf.sigmoid(logits[:, columns[place]])[:, 0] for place in (task, above))
                     training_pass.penalties.append(self._calibrator_weight * tf.nn.relu(likelier - likely))
         return logits
-
-
-def build(
-    options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, compute_dtype: str, seed: int
-) -> Aitm:
-    """See trainer.models.build_model."""
-    return Aitm(options, layout, tasks, compute_dtype=compute_dtype, seed=seed).created()

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from trainer.embeddings.shards import Shards
 from trainer.layout import InputLayout
 from trainer.model_options import ModelOptions
 from trainer.models.layers import Style
@@ -22,9 +23,16 @@ class Esmm(RankingModel):
     trains_joint_probabilities = True
 
     def __init__(
-        self, options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, compute_dtype: str, seed: int
+        self,
+        options: ModelOptions,
+        layout: InputLayout,
+        tasks: tuple[Task, ...],
+        *,
+        compute_dtype: str,
+        seed: int,
+        shards: Shards | None,
     ):
-        super().__init__(options, layout, tasks, wide=options.wide_part, seed=seed)
+        super().__init__(options, layout, tasks, wide=options.wide_part, seed=seed, shards=shards)
         self.towers = Towers(
             tasks,
             layout.embedding_width + len(layout.numerical),
@@ -36,10 +44,3 @@ class Esmm(RankingModel):
     def head(self, deep_input: tf.Tensor, training_pass: TrainingPass | None) -> tf.Tensor:
         """See RankingModel."""
         return self.towers(deep_input, training_pass=training_pass)
-
-
-def build(
-    options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, compute_dtype: str, seed: int
-) -> Esmm:
-    """See trainer.models.build_model."""
-    return Esmm(options, layout, tasks, compute_dtype=compute_dtype, seed=seed).created()

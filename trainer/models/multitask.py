@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.embeddings.shards import Shards
 from trainer.layout import InputLayout
 from trainer.model_options import ModelOptions
 from trainer.models.gates import Gates, mix
@@ -82,9 +83,16 @@ class MultiTask(RankingModel):
     """
 
     def __init__(
-        self, options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, compute_dtype: str, seed: int
+        self,
+        options: ModelOptions,
+        layout: InputLayout,
+        tasks: tuple[Task, ...],
+        *,
+        compute_dtype: str,
+        seed: int,
+        shards: Shards | None,
     ):
-        super().__init__(options, layout, tasks, wide=options.wide_part, seed=seed)
+        super().__init__(options, layout, tasks, wide=options.wide_part, seed=seed, shards=shards)
         style = Style.of(options, compute_dtype)
         self.levels = levels_of(options, len(tasks))
         self.experts, self.gates = [], []
@@ -141,10 +149,3 @@ class MultiTask(RankingModel):
         ]
         layers: list[keras.layers.Layer] = [*common_gates, *self.experts]
         return [weight for layer in layers for weight in layer.trainable_variables]
-
-
-def build(
-    options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, compute_dtype: str, seed: int
-) -> MultiTask:
-    """See trainer.models.build_model."""
-    return MultiTask(options, layout, tasks, compute_dtype=compute_dtype, seed=seed).created()

@@ -5,7 +5,8 @@ from typing import Self
 import keras
 import tensorflow as tf
 
-from trainer.embeddings import EmbeddingTables, Rows
+from trainer.embeddings.shards import Shards
+from trainer.embeddings.tables import EmbeddingTables, Rows
 from trainer.layout import InputLayout
 from trainer.model_options import ModelOptions
 from trainer.models.training_pass import TrainingPass
@@ -26,6 +27,7 @@ class RankingModel(keras.Model):
         tasks: what is predicted; each has one logit, or one per class.
         wide: whether every task has a wide part, a linear model of all features.
         seed: of the initial weights. Tables take the seeds from it on; dense layers start well behind them.
+        shards: how large tables are dealt to workers; None where every worker has all rows.
 
     Attributes:
         trains_joint_probabilities: whether the loss of a task with `given` is that of both labels being 1, on all rows.
@@ -33,7 +35,16 @@ class RankingModel(keras.Model):
 
     trains_joint_probabilities = False
 
-    def __init__(self, options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, wide: bool, seed: int):
+    def __init__(
+        self,
+        options: ModelOptions,
+        layout: InputLayout,
+        tasks: tuple[Task, ...],
+        *,
+        wide: bool,
+        seed: int,
+        shards: Shards | None,
+    ):
         super().__init__(name=options.model, dtype="float32")
         self.layout, self.tasks = layout, tasks
         outputs = sum(task.width for task in tasks)
@@ -43,6 +54,7 @@ class RankingModel(keras.Model):
             combiner=options.combiner,
             init_std=options.embedding_init_std,
             seed=seed,
+            shards=shards,
         )
         self.wide_weights = (
             [
@@ -65,7 +77,7 @@ class RankingModel(keras.Model):
     @property
     def deep_weights(self) -> list[keras.Variable]:
         """The dense weights that are not the wide part's."""
-        tables = {id(table) for table in (*self.embeddings.deep_tables, *self.embeddings.wide_tables)}
+        tables = {id(table) for table in self.embeddings.tables}
         wide = {id(weight) for weight in self.wide_weights}
         return [weight for weight in self.trainable_variables if id(weight) not in tables | wide]
 
@@ -75,12 +87,19 @@ class RankingModel(keras.Model):
         return []
 
     def created(self) -> Self:
-        """The model, with all of its weights: Keras creates some when a model is first called."""
+        """The model with all of its weights: Keras creates some in the first call. A collective, as every call is."""
         self(tf.zeros((1, self.layout.id_columns), tf.int32), tf.zeros((1, len(self.layout.numerical))))
         return self
 
+    @property
+    def parameters(self) -> int:
+        """How many there are, over all workers."""
+        tables = zip(self.embeddings.tables, self.embeddings.whole_rows.values(), strict=True)
+        elsewhere = sum((rows - table.shape[0]) * table.shape[1] for table, rows in tables)
+        return self.count_params() + elsewhere
+
     def gather(self, ids: tf.Tensor) -> Rows:
-        """The table rows of a batch."""
+        """The table rows of a batch. A collective where tables are sharded."""
         return self.embeddings.gather(ids)
 
     def deep_input(self, rows: Rows, ids: tf.Tensor, numerical: tf.Tensor) -> tf.Tensor:

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from trainer.embeddings.shards import Shards
 from trainer.layout import InputLayout
 from trainer.model_options import ModelOptions
 from trainer.models.layers import HiddenLayers, Style
@@ -20,9 +21,16 @@ class WideDeep(RankingModel):
     """
 
     def __init__(
-        self, options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, compute_dtype: str, seed: int
+        self,
+        options: ModelOptions,
+        layout: InputLayout,
+        tasks: tuple[Task, ...],
+        *,
+        compute_dtype: str,
+        seed: int,
+        shards: Shards | None,
     ):
-        super().__init__(options, layout, tasks, wide=True, seed=seed)
+        super().__init__(options, layout, tasks, wide=True, seed=seed, shards=shards)
         self.hidden = HiddenLayers(
             options.deep_hidden_units, style=Style.of(options, compute_dtype), seed=seed + 10_000
         )
@@ -42,10 +50,3 @@ class WideDeep(RankingModel):
     def shared_weights(self) -> list[keras.Variable]:
         """See RankingModel."""
         return self.hidden.trainable_variables
-
-
-def build(
-    options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], *, compute_dtype: str, seed: int
-) -> WideDeep:
-    """See trainer.models.build_model."""
-    return WideDeep(options, layout, tasks, compute_dtype=compute_dtype, seed=seed).created()

@@ -20,7 +20,8 @@ class Optimizer:
         l2: name -> factor of the sum of squares that is added to the loss; 0 for names that are not there.
         decay: weights shrink by `decay * learning rate` in a step (decoupled weight decay).
 
-    Both act on the rows of a table that a batch touches, that is, whose gradient is not zero.
+    All of this acts on the rows of a table that a batch touches, whether they come alone or as the rows of a whole
+    gradient that are not zero: which of both ways is taken is a matter of speed (trainer/embeddings/plan.py).
     """
 
     def __init__(
@@ -54,24 +55,32 @@ class Optimizer:
         slots = {f"{name}.{slot}": variable for name, own in self._slots.items() for slot, variable in own.items()}
         return slots | {f"{name}.last_step": variable for name, variable in self._last_step.items()}
 
+    def state_of(self, name: str) -> list[str]:
+        """The names of one weight's or table's variables in the state."""
+        slots = [f"{name}.{slot}" for slot in self._slots.get(name, {})]
+        return slots + [f"{name}.last_step"] * (name in self._last_step)
+
     def update_whole(self, name: str, gradient: tf.Tensor, step: tf.Tensor) -> None:
-        """Updates a weight or a whole table. `gradient` has its shape; `step` counts from 1."""
+        """Updates a weight, or the rows of a whole table whose gradient is not zero.
+
+        Args:
+            name: the weight or table.
+            gradient: of its shape.
+            step: scalar int32, counts from 1.
+        """
         variable, slots = self._variables[name], self._slots[name]
-        touched = tf.constant(1.0)
+        old = {slot: tf.convert_to_tensor(value) for slot, value in slots.items()}
+        weight, gap, last_step = tf.convert_to_tensor(variable), tf.constant(1.0), self._last_step.get(name)
+        if last_step is not None:
+            gap = (tf.cast(step, tf.float32) - last_step)[:, tf.newaxis]
+        new_weight, new_slots = self._updated(name, weight, gradient, old, gap, step)
         if name in self._tables:
-            touched = tf.cast(tf.reduce_any(gradient != 0, axis=1, keepdims=True), tf.float32)
-        if name in self._last_step:
-            self._last_step[name].assign(tf.fill(self._last_step[name].shape, tf.cast(step, tf.float32)))
-        weight, new_slots = self._updated(
-            name,
-            tf.convert_to_tensor(variable),
-            gradient,
-            {slot: tf.convert_to_tensor(value) for slot, value in slots.items()},
-            tf.constant(1.0),
-            step,
-            touched,
-        )
-        variable.assign(weight)
+            touched = tf.reduce_any(gradient != 0, axis=1, keepdims=True)
+            new_weight = tf.where(touched, new_weight, weight)
+            new_slots = {slot: tf.where(touched, value, old[slot]) for slot, value in new_slots.items()}
+            if last_step is not None:
+                last_step.assign(tf.where(touched[:, 0], tf.cast(step, tf.float32), last_step))
+        variable.assign(new_weight)
         for slot, value in new_slots.items():
             slots[slot].assign(value)
 
@@ -97,7 +106,6 @@ class Optimizer:
             {slot: tf.gather(value, row_ids) for slot, value in slots.items()},
             gap,
             step,
-            tf.constant(1.0),
         )
         _scatter(table, row_ids, weight)
         for slot, value in new_slots.items():
@@ -111,14 +119,13 @@ class Optimizer:
         slots: Slots,
         gap: tf.Tensor,
         step: tf.Tensor,
-        touched: tf.Tensor,
     ) -> tuple[tf.Tensor, Slots]:
-        """The rule's update with L2 and decay, where `touched` is 1."""
+        """The rule's update with L2 and decay."""
         rate = self.schedule(step)
         if self._l2.get(name):
-            gradient += 2 * self._l2[name] * touched * weight
+            gradient += 2 * self._l2[name] * weight
         moved, new_slots = self.rule.update(weight, gradient, slots, rate, gap, tf.cast(step, tf.float32))
-        return (moved - rate * self._decay * touched * weight if self._decay else moved), new_slots
+        return (moved - rate * self._decay * weight if self._decay else moved), new_slots
 
 
 def _scatter(variable: tf.Variable, row_ids: tf.Tensor, rows: tf.Tensor) -> None:

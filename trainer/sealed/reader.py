@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy_format
 
-from trainer.sealed.arrays import BLOCK_BYTES, rows_per_block
+from trainer.sealed.arrays import BLOCK_BYTES, ArraySource, rows_per_block
 from trainer.sealed.errors import CheckpointError, DamagedError
 from trainer.sealed.manifest import ArrayEntry, FileEntry, read_manifest
 
@@ -54,6 +54,10 @@ class SealedFolder:
     def blocks(self, name: str) -> Iterator[np.ndarray]:
         """The rows of array `name` in order, in blocks of about 16 MiB; no rows or no axes: one block."""
         return self._blocks(name, rows_per_block(*self._shape_and_dtype(name)))
+
+    def source(self, name: str) -> ArraySource:
+        """Array `name`, to be saved elsewhere."""
+        return ArraySource(name, *self._shape_and_dtype(name), lambda: self.blocks(name))
 
     @property
     def documents(self) -> dict[str, Path]:

@@ -50,4 +50,17 @@ for _ in range(3):
     same(all_rows, np.repeat(list(everyone), list(everyone))[:, None] * np.ones((1, 2)))
     same(all_plus_one, all_rows + 1)
 
+
+@tf.function
+def exchanged(values, counts):  # type: ignore[no-untyped-def]
+    return comm.exchange_values(values, counts)
+
+
+for dtype in ("int32", "float32"):
+    counts = [rank + worker for worker in everyone]
+    sent = np.concatenate([np.full(count, 10 * rank + w, dtype) for w, count in enumerate(counts)])
+    came = np.concatenate([np.full(r + rank, 10 * r + rank, dtype) for r in everyone])
+    same(exchanged(tf.constant(sent), tf.constant(counts)), came)
+    same(exchanged(tf.zeros(0, dtype), tf.zeros(size, tf.int32)), np.zeros(0, dtype))
+
 print(f"worker {rank} of {size} has seen all it should", flush=True)

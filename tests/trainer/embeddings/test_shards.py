@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.trainer.local_workers import run_workers
+from trainer.checkpoints import CheckpointStore
+from trainer.embeddings.shards import Shards
+from trainer.sealed import arrays as sealed_arrays
+from trainer.state import RunState
+
+ROWS = (1, 5, 23)
+WIDTHS = (2, 1, 3)
+
+
+def wanted_rows(rng: np.random.Generator, rows: int) -> np.ndarray:
+    """None, one or many ids, with repeats, as a matrix."""
+    return rng.integers(0, rows, (int(rng.integers(0, 6)), 2)).astype(np.int32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_rows_come_and_gradients_go_as_if_every_worker_had_all_rows(workers, seed):
+    rng = np.random.default_rng(seed)
+    whole = [rng.normal(size=(rows, width)).astype(np.float32) for rows, width in zip(ROWS, WIDTHS, strict=True)]
+    ids = [[wanted_rows(rng, rows) for rows in ROWS] for _ in range(workers)]
+    distinct = [[np.unique(own) for own in of_worker] for of_worker in ids]
+    gradients = [
+        [rng.normal(size=(len(own), width)).astype(np.float32) for own, width in zip(of_worker, WIDTHS, strict=True)]
+        for of_worker in distinct
+    ]
+
+    def work(comm):
+        shards = Shards(comm.rank, comm.size, comm.exchange_values)
+        own = [tf.constant(table[comm.rank :: comm.size]) for table in whole]
+        fetched = shards.fetch(own, [tf.constant(wanted) for wanted in ids[comm.rank]])
+        touched = zip(distinct[comm.rank], gradients[comm.rank], strict=True)
+        delivered = shards.deliver([(tf.constant(rows), tf.constant(gradient)) for rows, gradient in touched])
+        return [rows.numpy() for rows in fetched], [(rows.numpy(), values.numpy()) for rows, values in delivered]
+
+    results = run_workers(workers, work)
+    for table, (rows, width) in enumerate(zip(ROWS, WIDTHS, strict=True)):
+        summed, expected = np.zeros((rows, width)), np.zeros((rows, width))
+        for worker, (fetched, delivered) in enumerate(results):
+            np.testing.assert_array_equal(fetched[table], whole[table][ids[worker][table]])
+            numbers, values = delivered[table]
+            np.add.at(summed, numbers * workers + worker, values)
+            np.add.at(expected, distinct[worker][table], gradients[worker][table])
+        np.testing.assert_allclose(summed, expected, atol=1e-5)
+
+
+def test_no_sharded_table_needs_no_exchange():
+    def never(values, counts):
+        raise AssertionError("nothing is to be exchanged")
+
+    shards = Shards(0, 2, never)
+    assert shards.fetch([], []) == [] and shards.deliver([]) == []
+    assert not shards.holds_part_of(shards.smallest - 1) and shards.holds_part_of(shards.smallest)
+    assert not Shards(0, 1, never).holds_part_of(10**9)
+
+
+@pytest.mark.parametrize(("saved_by", "restored_by"), [(1, 3), (3, 1), (2, 3), (3, 3)])
+def test_a_checkpoint_is_the_same_whatever_the_number_of_workers(tmp_path, monkeypatch, saved_by, restored_by):
+    monkeypatch.setattr(sealed_arrays, "BLOCK_BYTES", 4 * 2 * 4)  # blocks of four rows
+    table = np.arange(46, dtype=np.float32).reshape(23, 2)
+    last_step, common = np.arange(23, dtype=np.float32), np.float32([7, 8])
+    rows = {"table": 23, "last_step": 23}
+
+    def state_of(comm, table, last_step, common):
+        part = slice(comm.rank, None, comm.size)
+        values = {"table": table[part], "last_step": last_step[part], "common": common}
+        return RunState({name: tf.Variable(value) for name, value in values.items()}, comm, rows)
+
+    def save(comm):
+        state = state_of(comm, table, last_step, common)
+        if comm.rank == 0:
+            CheckpointStore(tmp_path).save(1, state.sources(), {})
+        else:
+            state.take_part_in_save()
+
+    def restore(comm):
+        state = state_of(comm, 0 * table, 0 * last_step, 0 * common)
+        state.restore(CheckpointStore(tmp_path).open("last") if comm.rank == 0 else None)
+        return {name: variable.numpy() for name, variable in state.variables.items()}
+
+    run_workers(saved_by, save)
+    checkpoint = CheckpointStore(tmp_path).open("last")
+    for name, expected in {"table": table, "last_step": last_step, "common": common}.items():
+        np.testing.assert_array_equal(checkpoint.read(name), expected)
+    for worker, values in enumerate(run_workers(restored_by, restore)):
+        np.testing.assert_array_equal(values["table"], table[worker::restored_by])
+        np.testing.assert_array_equal(values["last_step"], last_step[worker::restored_by])
+        np.testing.assert_array_equal(values["common"], common)

@@ -1,0 +1,1 @@
+"""Embedding tables: lookup, the gradients of touched rows, their way between workers, sharding."""

@@ -1,0 +1,147 @@
+"""Embedding tables, read by row and never as a whole.
+
+A step gathers the rows that a batch names, and everything behind (pooling, the model, the loss) is
+differentiated with respect to these rows: no gradient has the size of a table.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from trainer.embeddings.shards import Shards
+from trainer.layout import InputLayout
+
+Start = Callable[..., tf.Tensor]
+
+
+class Rows(NamedTuple):
+    """The table rows of a batch, float32.
+
+    Attributes:
+        deep: one [batch, hotness, width] tensor per categorical feature.
+        wide: [batch, id columns, outputs], of the one table of the wide part; none without a wide part.
+    """
+
+    deep: tuple[tf.Tensor, ...]
+    wide: tuple[tf.Tensor, ...]
+
+
+class EmbeddingTables(keras.layers.Layer):
+    """One deep table per categorical feature; and for a wide part, one in which all features stand one below the other.
+
+    Deep tables start as Glorot normal of their own shape (or with a given deviation), the wide table at zero. Pads
+    (ids below 0) read row 0 and are masked out of every sum, so that they never touch the result.
+
+    Each deep table is a variable of its own: one variable for all tables of a width saves kernels where tables are many
+    and batches small, and costs as much where batches are large (benchmarks/table_layout.py).
+
+    Args:
+        layout: the features.
+        outputs: number of logits of the wide part; 0 for no wide part.
+        combiner: how the deep part pools the ids of a multi-hot feature; the wide part always sums.
+        seed: of the initial weights.
+        init_std: deviation of the deep tables' normal start; None for Glorot's.
+        shards: how large tables are dealt to workers; None where every worker has all rows.
+
+    Attributes:
+        deep_tables, wide_tables: this worker's rows of each table.
+    """
+
+    def __init__(
+        self,
+        layout: InputLayout,
+        *,
+        outputs: int,
+        combiner: str,
+        seed: int,
+        init_std: float | None = None,
+        shards: Shards | None = None,
+    ):
+        super().__init__(name="embeddings", dtype="float32")
+        self.layout, self.combiner, self.shards = layout, combiner, shards
+        self._rows: dict[str, int] = {}
+        self.deep_tables = [
+            self._table(f"deep.{columns.name}", columns.cardinality, columns.width, _start(init_std, seed + index))
+            for index, columns in enumerate(layout.categorical)
+        ]
+        offsets, total = [], 0
+        for columns in layout.categorical:
+            offsets += [total] * columns.hotness
+            total += columns.cardinality
+        self.wide_offsets = tf.constant([offsets], tf.int32, shape=(1, layout.id_columns))
+        # One row even without a categorical feature: an empty tensor cannot be summed over workers.
+        self.wide_tables = [self._table("wide", max(total, 1), outputs, keras.initializers.Zeros())] if outputs else []
+        self.built = True
+
+    @property
+    def tables(self) -> list[keras.Variable]:
+        """The deep ones in feature order, then the wide one."""
+        return [*self.deep_tables, *self.wide_tables]
+
+    @property
+    def whole_rows(self) -> dict[str, int]:
+        """Path -> number of rows, over all workers, of every table."""
+        return {table.path: rows for table, rows in zip(self.tables, self._rows.values(), strict=True)}
+
+    @property
+    def sharded(self) -> dict[str, int]:
+        """Path -> number of rows, over all workers, of the tables of which this worker has only some."""
+        return {path: rows for path, rows in self.whole_rows.items() if self.shards and self.shards.holds_part_of(rows)}
+
+    def gather(self, ids: tf.Tensor) -> Rows:
+        """The rows of every table that ids [batch, id columns] int32 name. A collective where tables are sharded."""
+        wanted = self.row_numbers(ids)
+        paths = [table.path for table in self.tables]
+        values = {path: table.value for path, table in zip(paths, self.tables, strict=True)}
+        asked = dict(zip(paths, wanted, strict=True))
+        sharded = list(self.sharded)
+        rows = {path: tf.gather(values[path], asked[path]) for path in paths if path not in sharded}
+        if self.shards is not None:
+            fetched = self.shards.fetch([values[path] for path in sharded], [asked[path] for path in sharded])
+            rows |= dict(zip(sharded, fetched, strict=True))
+        ordered = tuple(rows[path] for path in paths)
+        return Rows(ordered[: len(self.deep_tables)], ordered[len(self.deep_tables) :])
+
+    def row_numbers(self, ids: tf.Tensor) -> list[tf.Tensor]:
+        """Which rows of each table a batch reads, [batch, columns] int32; pads become the feature's first row."""
+        present = tf.maximum(ids, 0)
+        deep = [present[:, columns.start : columns.stop] for columns in self.layout.categorical]
+        return deep + [present + self.wide_offsets for _ in self.wide_tables]
+
+    def pool_deep(self, rows: Rows, ids: tf.Tensor) -> list[tf.Tensor]:
+        """One [batch, width] embedding per feature."""
+        pooled = []
+        for columns, feature_rows in zip(self.layout.categorical, rows.deep, strict=True):
+            if not columns.multihot:
+                pooled.append(feature_rows[:, 0, :])
+                continue
+            present = tf.cast(ids[:, columns.start : columns.stop] >= 0, feature_rows.dtype)
+            total = tf.einsum("bhw,bh->bw", feature_rows, present)
+            if self.combiner == "mean":
+                total = tf.math.divide_no_nan(total, tf.reduce_sum(present, axis=1, keepdims=True))
+            pooled.append(total)
+        return pooled
+
+    def pool_wide(self, rows: Rows, ids: tf.Tensor) -> tf.Tensor:
+        """Sum of the wide weights of a row's ids, [batch, outputs]."""
+        present = tf.cast(ids >= 0, tf.float32)
+        return tf.einsum("bct,bc->bt", rows.wide[0], present)
+
+    def _table(self, name: str, rows: int, width: int, start: Start) -> keras.Variable:
+        """This worker's rows of a table, which start as they would in a table held whole."""
+        self._rows[name] = rows
+        shards = self.shards
+        if shards is None or not shards.holds_part_of(rows):
+            return self.add_weight(shape=(rows, width), initializer=start, name=name)
+        # One table at a time stands in the host's memory, not in the device's.
+        with tf.device("/CPU:0"):
+            own = tf.convert_to_tensor(start((rows, width), "float32"))[shards.rank :: shards.workers]
+        return self.add_weight(shape=own.shape, initializer=lambda shape, dtype: own, name=name)
+
+
+def _start(init_std: float | None, seed: int) -> keras.Initializer:
+    if init_std is None:
+        return keras.initializers.GlorotNormal(seed=seed)
+    return keras.initializers.RandomNormal(stddev=init_std, seed=seed)
