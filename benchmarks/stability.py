@@ -26,6 +26,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.kolmogorov_smirnov import ks_test
 from benchmarks.results import Results
@@ -136,11 +137,12 @@ def draw(runs: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         size = (PIXELS / DPI, len(metrics) * PANEL_INCHES)
         figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-        axes = figure.subplots(len(metrics), 2, squeeze=False)
+        axes = figure.subplots(len(metrics), 2, squeeze=False, sharex="row")
         for (dots, steps), metric in zip(axes, metrics, strict=True):
             values = values_of(runs, metric)
             _draw_dots(dots, values)
             _draw_steps(steps, values)
+            dots.xaxis.set_major_locator(MaxNLocator(nbins=5))
             dots.set_title(f"{TITLES.get(metric, metric)} of every seed")
             steps.set_title(f"{TITLES.get(metric, metric)}: distribution functions")
         return save(figure, folder, "stability")
