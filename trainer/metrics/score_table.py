@@ -45,7 +45,8 @@ def score_table(rows: Rows, comm: Collectives) -> ScoreTable:
 
     The parts follow each other by rank, no score is in two of them, and the workers' tables are cut so that each worker
     gets about as many lines as the others (an eighth more at most, and one per worker).
-    Takes up to about 110 bytes per row while it runs, less where scores are tied; a line takes 28.
+    Takes about 60 bytes per row while it runs, up to 140 among several workers, less where scores are tied; a line of
+    the table takes 28.
     """
     largest = comm.gather_rows(rows.weights.max(initial=0, keepdims=True)).max()
     table = _tabulate(rows, float(largest))
