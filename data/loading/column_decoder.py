@@ -14,7 +14,7 @@ from data.loading.batch import Batch
 from data.specification.feature_spec import Feature, FeatureSpec
 
 # Rows that are turned from columns into rows at once: source and target stay in the processor's cache.
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 8192
 INT64 = np.iinfo(np.int64)
 LARGEST = float(np.finfo(np.float32).max)
 

@@ -34,7 +34,7 @@ class ParquetLoader:
     A row takes 4 * (one-hot features + sum of max_hotness + numerical features + labels) + 12 bytes (20
     with the group): 156 for Outbrain's 29 features. In memory are BATCHES_AHEAD + 2 batches and, of
     each lane (see `data.loading.epoch_plan`) that the worker serves, two windows: about 2**20 rows in all for one
-    worker, its share of them for one of many, and at least two row groups.
+    worker, its share of them for one of many, and at least two row groups. Shuffled, the windows stay between epochs.
 
     Args:
         spec: the specification.
@@ -90,6 +90,7 @@ class ParquetLoader:
         self.steps_per_epoch = -(-self.rows // global_batch_size)
         self.local_batch_size = global_batch_size // workers
         self.truncated: Counter[str] = Counter()
+        self._spare: list[Batch] = []
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch from a step on; nothing that lies before it is read.
@@ -101,9 +102,14 @@ class ParquetLoader:
         """
         self.truncated = Counter()
         shares, window_rows = self._shares(epoch, first_step)
+        spare, self._spare = [rows for rows in self._spare if len(rows.rows) >= window_rows], []
         with _Background() as background:
-            lanes = [_LaneReader(self._reader, lane, window_rows, background.pool, self.truncated) for lane in shares]
+            lanes = [
+                _LaneReader(self._reader, lane, window_rows, spare, background.pool, self.truncated) for lane in shares
+            ]
             yield from background.run(self._batches(lanes, range(first_step, self.steps_per_epoch)))
+        if self._shuffle:
+            self._spare = spare  # the next epoch need not ask the system for memory again
         self._warn_of_cut_lists()
 
     def _shares(self, epoch: int, first_step: int) -> tuple[list[Iterator[Share]], int]:
@@ -148,25 +154,26 @@ class _OpenWindow(NamedTuple):
 
 
 class _LaneReader:
-    """Keeps the next windows of a lane decoded or under way, in arrays that are used again and again."""
+    """Keeps the next windows of a lane decoded or under way, in `spare` arrays that are used again and again."""
 
     def __init__(
         self,
         reader: ParquetReader,
         shares: Iterator[Share],
         window_rows: int,
+        spare: list[Batch],
         pool: ThreadPoolExecutor,
         truncated: Counter[str],
     ):
         self._reader, self._shares, self._window_rows = reader, shares, window_rows
         self._pool, self._truncated = pool, truncated
         self._open: deque[_OpenWindow] = deque()
-        self._unused: list[Batch] = []
+        self._spare = spare
 
     def open(self, windows: int) -> None:
         """Starts to decode until so many windows are open."""
         while len(self._open) < windows and (share := next(self._shares, None)) is not None:
-            rows = self._unused.pop() if self._unused else self._reader.allocate(self._window_rows)
+            rows = self._spare.pop() if self._spare else self._reader.allocate(self._window_rows)
             decoding, filled = [], 0
             for segment in share.segments:
                 end = filled + segment.stop - segment.start
@@ -184,7 +191,7 @@ class _LaneReader:
             if step + 1 < window.share.steps.stop:
                 return
             self._open.popleft()
-            self._unused.append(window.rows)
+            self._spare.append(window.rows)
             self.open(WINDOWS_OPEN)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -51,6 +52,7 @@ class ParquetReader:
         needs_labels: bool = True,
     ):
         self._spec, self._with_group = spec, with_group
+        self._converting = threading.Lock()
         chunks = spec.chunks(mapping)
         if any(chunk.type != "parquet" for chunk in chunks):
             raise DataError(f"mapping {mapping!r} is in CSV files; turn them into parquet with transcode.py first")
@@ -97,7 +99,11 @@ class ParquetReader:
         for group in self._groups:
             for piece in group.read(begin, end) if group.targets else ():
                 rows = slice_rows(out, piece.begin - begin, piece.end - begin)
-                for name, count in decode_table(piece.table, group.targets, piece.place, rows).items():
+                # One thread at a time: NumPy's short calls in several would wait for the interpreter's lock at each
+                # turn. Parquet is decoded side by side, without it.
+                with self._converting:
+                    cut_here = decode_table(piece.table, group.targets, piece.place, rows)
+                for name, count in cut_here.items():
                     cut[name] = cut.get(name, 0) + count
         return cut
 

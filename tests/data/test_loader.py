@@ -324,6 +324,27 @@ def test_two_epochs_can_run_at_the_same_time(tmp_path):
     assert sorted(rows_in([second for _, second in pairs])) == list(range(50))
 
 
+def test_later_epochs_give_the_same_rows_from_the_memory_of_the_first(tmp_path):
+    spec, frame = write_world(tmp_path, [[3, 14, 9], [20, 1, 11]])
+    allocate, sizes = ParquetReader.allocate, []
+
+    def counting(self: ParquetReader, rows: int) -> Batch:
+        sizes.append(rows)
+        return allocate(self, rows)
+
+    loader = ParquetLoader(spec, "train", global_batch_size=8, shuffle=True)
+    with mock.patch.object(ParquetReader, "allocate", counting):
+        for epoch in range(6):
+            batches = list(loader.epoch(epoch))
+            assert sorted(rows_in(batches)) == list(range(len(frame)))
+            for batch in batches:
+                check_rows(batch, frame)
+                check_pads(batch)
+    assert [rows for rows in sizes if rows != 8] == [len(frame)]
+    with small_windows(20), closing(loader.epoch(0)) as batches:  # windows of other sizes
+        assert sorted(rows_in(list(batches))) == list(range(len(frame)))
+
+
 def test_rows_and_labels_stay_together_at_full_size(tmp_path):
     rows = 150_000
     frame = pd.DataFrame(random_rows(10).loc[np.zeros(rows, int)].reset_index(drop=True))

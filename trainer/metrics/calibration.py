@@ -7,11 +7,10 @@ import numpy as np
 from trainer.metrics.collectives import Collectives
 from trainer.metrics.direction import Direction
 from trainer.metrics.rows import Rows
-from trainer.metrics.score_table import share_by_score, tabulate
+from trainer.metrics.score_table import ScoreTable, score_table
 from trainer.metrics.weighted_sums import blocks, weighted_sums
 
 BINS = 100
-_MASS_OF_LARGEST = 2**22  # of a row; with up to 2 ** 31 such rows, float64 holds every sum of masses exactly
 
 
 class Calibration:
@@ -53,8 +52,12 @@ class CalibrationError:
     direction = Direction.SMALLER
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """See Metric. Takes up to about 110 bytes per row while it runs, less where scores are tied."""
-        borders = _bin_borders(rows, comm)
+        """See Metric. Takes the memory of score_table."""
+        return self.of_table(score_table(rows, comm), rows, comm)
+
+    def of_table(self, table: ScoreTable, rows: Rows, comm: Collectives) -> float:
+        """See ScoreMetric."""
+        borders = _bin_borders(table, comm)
         sums = np.zeros((2, BINS))  # too much predicted; weight
         for block in blocks(rows):
             bins = np.searchsorted(borders, block.logits, side="right")
@@ -75,12 +78,9 @@ def _label(rows: Rows) -> np.ndarray:
     return rows.labels.astype(np.float64)
 
 
-def _bin_borders(rows: Rows, comm: Collectives) -> np.ndarray:
+def _bin_borders(table: ScoreTable, comm: Collectives) -> np.ndarray:
     """The lowest score ([99] float32, rising) in bin 1 or above, 2 or above ...; infinite where there is none."""
-    largest = comm.gather_rows(rows.weights.max(initial=0, keepdims=True)).max()
-    masses = np.rint(rows.weights / np.float64(largest) * _MASS_OF_LARGEST).astype(np.float32)
-    table = share_by_score(tabulate(rows._replace(weights=masses)), comm)
-    mass = (table.positive + table.negative).astype(np.int64)
+    mass = table.mass.astype(np.int64)
     shares = comm.gather_rows(mass.sum(keepdims=True))
     twice_middle = 2 * (np.cumsum(mass) + shares[: comm.rank].sum()) - mass
     bins = np.minimum(twice_middle * (BINS // 2) // shares.sum(), BINS - 1)

@@ -11,6 +11,7 @@ from trainer.metrics import Metric, make_metrics
 from trainer.metrics.collectives import Collectives
 from trainer.metrics.joint import joint_logits, joint_rows
 from trainer.metrics.rows import Rows, RowStore
+from trainer.metrics.score_table import ScoreMetric, score_table
 from trainer.tasks import Task, joint_chains, joint_name, restrict_to_sample_space
 
 MEAN = "mean"
@@ -110,7 +111,7 @@ class Evaluation:
             _check_rows(name, task, rows, comm)
             if len(chain) > 1:
                 rows = rows._replace(logits=joint_logits(rows.logits))
-            values[name] = {key: metric.result(rows, comm) for key, metric in metrics.items()}
+            values[name] = _measure(metrics, rows, comm)
         return self._by_key(values)
 
     def _rows(self, chain: tuple[int, ...]) -> Rows:
@@ -131,6 +132,22 @@ class Evaluation:
             known = [value for value in of_tasks if not math.isnan(value)]
             results[f"{key}/{MEAN}"] = sum(known) / len(known) if known else math.nan
         return results
+
+
+def _measure(metrics: Mapping[str, Metric], rows: Rows, comm: Collectives) -> dict[str, float]:
+    """Every metric of some rows; those that look at the score table share one."""
+    of_table = _measure_table(
+        {key: metric for key, metric in metrics.items() if isinstance(metric, ScoreMetric)}, rows, comm
+    )
+    return {key: of_table[key] if key in of_table else metric.result(rows, comm) for key, metric in metrics.items()}
+
+
+def _measure_table(metrics: Mapping[str, ScoreMetric], rows: Rows, comm: Collectives) -> dict[str, float]:
+    """These metrics alone, so that the table is gone before others need memory."""
+    if not metrics:
+        return {}
+    table = score_table(rows, comm)
+    return {key: metric.of_table(table, rows, comm) for key, metric in metrics.items()}
 
 
 def _check_rows(name: str, task: Task, rows: Rows, comm: Collectives) -> None:

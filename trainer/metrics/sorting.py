@@ -69,8 +69,27 @@ def number_groups(group: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
         names: [groups] int64 ids, rising.
         numbers: [rows] uint64, in that order.
     """
-    order = np.argsort(group)
+    order = _order_of_groups(group)
     names = group[order]
     starts = run_starts(names)
     numbers = np.repeat(np.arange(len(starts), dtype=np.uint64), np.diff(starts, append=len(names)))
     return order, names[starts], numbers
+
+
+def _order_of_groups(group: np.ndarray) -> np.ndarray:
+    """Positions [rows] int64 that sort by group.
+
+    Where the ids lie near enough to each other, group and position are packed into one integer: as in rising_key, a
+    sort of those is several times as fast as an argsort.
+    """
+    if not len(group):
+        return np.zeros(0, np.int64)
+    bits, lowest = len(group).bit_length(), group.min()
+    if (int(group.max()) - int(lowest)).bit_length() + bits > 64:
+        return np.argsort(group)
+    packed = (group - lowest).view(np.uint64)
+    packed <<= np.uint64(bits)
+    packed |= np.arange(len(group), dtype=np.uint64)
+    packed.sort()
+    packed &= np.uint64((1 << bits) - 1)
+    return packed.view(np.int64)

@@ -15,8 +15,10 @@ from tests.trainer.metrics.evaluations import (
     small_rows,
 )
 from tests.trainer.metrics.workers import LocalWorkers
-from trainer.metrics import METRICS_OF_KIND, is_better
+from trainer.metrics import METRICS_OF_KIND, is_better, make_metrics
 from trainer.metrics.evaluation import Evaluation
+from trainer.metrics.rows import Rows
+from trainer.metrics.score_table import score_table
 from trainer.tasks import Task
 
 PUBLIC = {"loss_val", "auc_roc", "streaming_map_val"}
@@ -44,6 +46,24 @@ def test_without_groups_nothing_is_ranked_within_groups():
     evaluation.update(np.array([[1.0], [0.0]]), np.array([[1.0], [0.0]]), np.ones(2))
     (result,) = LocalWorkers(1).run(evaluation.result)
     assert result.keys() == KEYS - IN_GROUPS
+
+
+@pytest.mark.parametrize("thresholds", [0, 50])
+def test_metrics_measured_together_are_what_each_is_alone_and_share_one_table(thresholds, monkeypatch):
+    rows, made = make_rows(400, groups=30, distinct_scores=90), []
+    counted = rows.counted
+    monkeypatch.setattr("trainer.metrics.evaluation.score_table", lambda *of: made.append(of) or score_table(*of))
+    together = evaluate(rows, workers=2, num_auc_thresholds=thresholds)
+    assert len(made) == 2  # one on each worker
+
+    def alone(comm):
+        part = slice(comm.rank * len(counted.logits) // 2, (comm.rank + 1) * len(counted.logits) // 2)
+        metrics = make_metrics(with_group=True, num_auc_thresholds=thresholds)
+        mine = Rows(*(column[part] for column in counted))
+        return {name: metric.result(mine, comm) for name, metric in metrics.items()}
+
+    for result in LocalWorkers(2).run(alone):
+        assert result == pytest.approx(together, abs=1e-12)
 
 
 def test_a_reset_evaluation_starts_anew():

@@ -8,7 +8,7 @@ from tests.trainer.metrics.oracles import auc_over_all_pairs
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer.metrics.roc_auc import RocAuc
 from trainer.metrics.rows import Rows
-from trainer.metrics.score_table import share_by_score, tabulate
+from trainer.metrics.score_table import score_table
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -81,7 +81,7 @@ def on_workers(rows: TestRows, workers: int, function) -> list:
 def test_workers_share_the_scores_evenly_and_none_twice(distinct_scores):
     rows = make_rows(20_000, groups=1, distinct_scores=distinct_scores).counted
     rows = TestRows(*(column[np.argsort(rows.logits)] for column in rows))  # each worker starts in a range of its own
-    parts = on_workers(rows, 4, lambda mine, comm: share_by_score(tabulate(mine), comm))
+    parts = on_workers(rows, 4, score_table)
     scores = np.concatenate([part.scores for part in parts])
     np.testing.assert_array_equal(scores, np.unique(rows.logits))
     assert max(len(part.scores) for part in parts) <= len(scores) / 4 * 1.25 + 1
