@@ -18,6 +18,7 @@ import io
 import json
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ class DeepCtr:
         return time.perf_counter() - started
 
 
-PEERS = {"torch-rechub": Rechub, "deepctr-torch": DeepCtr}
+PEERS: dict[str, Any] = {"torch-rechub": Rechub, "deepctr-torch": DeepCtr}
 
 
 def named_columns(shape, rows):

@@ -50,6 +50,7 @@ class Peer:
     """
 
     def __init__(self, name: str, environment: Path, rows: Path, shape: Path):
+        self.name = name
         program = [str(environment / "bin" / "python"), str(ROOT / "benchmarks" / "peer_worker.py")]
         threads = str(len(os.sched_getaffinity(0)))
         # Importing deepctr-torch starts a thread that asks a package index for a newer version: not from here.
@@ -79,7 +80,7 @@ class Peer:
     def _answer(self) -> dict[str, Any]:
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
-            raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}, see above")
+            raise RuntimeError(f"{self.name} ended with {self._process.wait()}, see above")
         return json.loads(line)
 
 
