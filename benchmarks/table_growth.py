@@ -8,7 +8,7 @@ table. The models stand in memory side by side and take steps in turn; a ratio i
 seconds over the first factor's seconds, `ratio_spread` its smallest and largest value.
 
 Widths are the published ones divided by --width_divisor: with 2, tables and optimizer state of the factors 1, 4 and 16
-together take 7 GB (`tables_gb` tells each), with 1 twice as much.
+together take 7.4 GB (`tables_gb` tells each) and the process 10 GB, with 1 nearly twice as much.
 """
 
 import argparse
