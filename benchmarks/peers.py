@@ -165,7 +165,7 @@ def rates(batch: int, seconds: np.ndarray) -> list[int]:
 
 def set_up(environment: Path) -> None:
     """Makes the peers' virtual environment; pip takes packages from where its own settings say."""
-    venv.create(environment, with_pip=True)
+    venv.create(environment, with_pip=True, symlinks=True)
     subprocess.run([environment / "bin" / "python", "-m", "pip", "install", *PACKAGES], check=True)
 
 
