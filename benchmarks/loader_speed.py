@@ -10,7 +10,6 @@ how many row groups the busiest of N workers reads in an epoch, over a fair shar
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -21,32 +20,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from data.conversion.parquet_writer import DatasetWriter, parquet_schema
-from data.conversion.random_rows import random_tables
+from benchmarks.reporting import report
+from benchmarks.synthetic_rows import write_rows
 from data.loading.epoch_plan import ShuffledPlan
 from data.loading.loader import ParquetLoader
 from data.specification.feature_spec import FeatureSpec
 
-OUTBRAIN = Path(__file__).resolve().parent.parent / "feature_specs" / "fspec_csv.yaml"
 LAYOUTS = {
     "1 million rows in groups of 131072": [131_072] * 7 + [82_496],
     "59 million rows in 8 files, groups of 131072": ([131_072] * 56 + [35_000]) * 8,
     "59 million rows in 8 files, groups of 65536": ([65_536] * 112 + [35_000]) * 8,
 }
-
-
-def write_rows(folder: Path, rows: int, id_dtype: str) -> FeatureSpec:
-    """One parquet file of random rows, and its specification."""
-    document = FeatureSpec.read(OUTBRAIN).to_dict()
-    for feature in document["feature_spec"].values():
-        if "cardinality" in feature:
-            feature["dtype"] = id_dtype
-    spec = FeatureSpec.from_dict(document, folder)
-    (chunk,) = spec.chunks("train")
-    with DatasetWriter(folder, "train", parquet_schema(spec, chunk.features), rows_per_file=rows) as writer:
-        for table in random_tables(spec, "train", rows, signal=1.0):
-            writer.write(table)
-    return spec.with_sources({"train": (writer.chunk,), "test": (writer.chunk,)}, folder)
 
 
 def seconds(run: Callable[[], object]) -> tuple[float, float]:
@@ -143,14 +127,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--merlin", action="store_true", help="measure merlin.dataloader too; imports TensorFlow")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        spec = write_rows(Path(folder), arguments.rows, arguments.id_dtype)
+        spec = write_rows(Path(folder), arguments.rows, id_dtype=arguments.id_dtype)
         result = over_bare_read(spec, arguments.batch, arguments.repeats)
-        print(json.dumps(result | {"id_dtype": arguments.id_dtype}), flush=True)
+        report(result | {"id_dtype": arguments.id_dtype})
         if arguments.merlin:
-            print(json.dumps(over_merlin(spec, arguments.batch, arguments.repeats)), flush=True)
+            report(over_merlin(spec, arguments.batch, arguments.repeats))
     for layout in LAYOUTS:
         for workers in (1, 2, 4, 8):
-            print(json.dumps(row_group_reads(layout, 131_072, workers)), flush=True)
+            report(row_group_reads(layout, 131_072, workers))
     return 0
 
 

@@ -1,0 +1,109 @@
+"""Measures what docs/performance.md says: runs the benchmarks, keeps their lines, makes the page's tables of them.
+
+    python -m benchmarks.performance [NAME ...]     # all benchmarks, about 12 minutes on two cores, or those named
+    python -m benchmarks.performance --tables       # only the tables, of the lines that there are
+
+docs/performance.jsonl holds every line that the benchmarks have printed. Those of a command on this machine replace
+the earlier ones; a benchmark that fails leaves them as they are. The page's text is written by hand, but for what
+stands between `<!-- table: NAME -->` and `<!-- end -->`.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.performance_tables import all_tables
+from benchmarks.reporting import about, machine
+from benchmarks.synthetic_rows import ROOT
+
+PAGE, LINES = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.jsonl"
+COMMANDS = {
+    "step_speed": "python -m benchmarks.step_speed",
+    "step_speed_amp": "python -m benchmarks.step_speed --amp --turns 3",
+    "peers": "python -m benchmarks.peers",
+    "table_growth": "python -m benchmarks.table_growth",
+    "exchange_bytes": "horovodrun -np 2 python -m benchmarks.exchange_bytes",
+    "loader_speed": "python -m benchmarks.loader_speed --merlin",
+    "evaluation_speed": "python -m benchmarks.evaluation_speed",
+    "memory": "python -m benchmarks.memory",
+}
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Line = dict[str, Any]
+
+
+def read_lines(file: Path) -> list[Line]:
+    """The lines that are kept in a file, none where there is no file."""
+    return [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
+
+
+def write_lines(file: Path, lines: list[Line]) -> None:
+    """Keeps lines in a file, one benchmark below the other in the order of COMMANDS."""
+    order = list(COMMANDS.values())
+    known = sorted((line for line in lines if line["command"] in order), key=lambda line: order.index(line["command"]))
+    file.write_text("".join(json.dumps(line) + "\n" for line in known))
+
+
+def run(command: str) -> list[Line]:
+    """Runs a benchmark; returns the lines that it prints, each with machine, versions and command.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    first, *others = shlex.split(command)
+    beside = Path(sys.executable)
+    programs = {"python": str(beside), "horovodrun": str(beside.with_name("horovodrun"))}
+    arguments = [programs.get(word, word) for word in (first, *others)]
+    printed = subprocess.run(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    # horovodrun puts the worker's number before a line.
+    return [about(command) | json.loads(line[line.index("{") :]) for line in printed.splitlines() if "{" in line]
+
+
+def fill(page: str, lines: list[Line]) -> str:
+    """The page with its tables made of the lines.
+
+    Raises:
+        KeyError: it marks a place for a table that there is not.
+    """
+    tables = all_tables(lines)
+    return MARKED.sub(lambda match: f"{match[1]}{tables[match[2]]}\n{match[3]}", page)
+
+
+def measure(names: list[str]) -> int:
+    """Runs benchmarks and keeps their lines; returns how many failed."""
+    failed = 0
+    for name in names:
+        command, started = COMMANDS[name], time.monotonic()
+        try:
+            new = run(command)
+        except subprocess.CalledProcessError as error:
+            print(f"{name}: {error}; its earlier lines stay", file=sys.stderr, flush=True)
+            failed += 1
+            continue
+        print(f"{name}: {len(new)} line(s) in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        here = {line["machine"] for line in new} | {machine()}
+        kept = [line for line in read_lines(LINES) if line["command"] != command or line["machine"] not in here]
+        write_lines(LINES, kept + new)
+    return failed
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(COMMANDS)}; all without any")
+    parser.add_argument("--tables", action="store_true", help="measure nothing")
+    arguments = parser.parse_args(argv)
+    if unknown := set(arguments.names) - COMMANDS.keys():
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(COMMANDS)}")
+    failed = 0 if arguments.tables else measure(arguments.names or list(COMMANDS))
+    PAGE.write_text(fill(PAGE.read_text(), read_lines(LINES)))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

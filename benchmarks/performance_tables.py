@@ -1,0 +1,179 @@
+"""The tables of docs/performance.md, made of the lines of its benchmarks."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A ratio that is asked for.
+
+    Attributes:
+        what: it is of, for people.
+        benchmark: the lines that hold it.
+        reach: the bound.
+        at_least: whether it is a lower bound; else an upper one.
+        where: fields by which one of several lines is chosen.
+        key: its field; KEY_spread, where there is one, holds its least and greatest value.
+    """
+
+    what: str
+    benchmark: str
+    reach: float
+    at_least: bool = True
+    where: dict[str, Any] = field(default_factory=dict)
+    key: str = "ratio"
+
+    def lines(self, lines: list[Line]) -> list[Line]:
+        """Those that hold it: one per machine."""
+        wanted = {"benchmark": self.benchmark} | self.where
+        return [line for line in lines if self.key in line and wanted.items() <= line.items()]
+
+    def row(self, line: Line, machine: int) -> list[str]:
+        """Its row in the table of figures."""
+        value, spread = line[self.key], line.get(f"{self.key}_spread")
+        reached = f"{value:g}" + (f" ({spread[0]:g} to {spread[1]:g})" if spread else "")
+        holds = value >= self.reach if self.at_least else value <= self.reach
+        asked = f"{'≥' if self.at_least else '≤'} {self.reach:g}"
+        return [self.what, asked, reached, "yes" if holds else "**no**", str(machine), f"`{line['command']}`"]
+
+
+STEP, PEERS = "training step over bare products", "training over public peers"
+GROWTH, SENT = "step with larger tables", "bytes sent over a dense all-reduce"
+EVALUATION, MEMORY = "evaluation over training", "memory of training"
+FIGURES = (
+    Figure("training step, float32: FLOP/s over bare products'", STEP, 0.85, where={"variant": "float32"}),
+    Figure("training step, `--amp`: FLOP/s over bare products'", STEP, 0.55, where={"variant": "bfloat16"}),
+    Figure("training, float32: samples/s over the faster peer's", PEERS, 2.5, where={"variant": "float32"}),
+    Figure("training, `--amp`: samples/s over the faster peer's", PEERS, 8, where={"variant": "--amp"}),
+    Figure("tables 16 times as large: step time over the first", GROWTH, 1.15, at_least=False, where={"growth": 16}),
+    Figure("two workers: bytes sent over a dense all-reduce's", SENT, 0.15, at_least=False),
+    Figure("loader: rows/s over pyarrow's bare read", "loader over bare read", 0.45),
+    Figure("loader: rows/s over merlin.dataloader's", "loader over merlin.dataloader", 20),
+    Figure("evaluation with metrics: samples/s over training's", EVALUATION, 2.5),
+    Figure("training: peak memory over what is needed", MEMORY, 1.3, at_least=False),
+)
+# Table -> benchmark and its columns: heading -> field, or field and key in it.
+DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+    "step": (
+        STEP,
+        {
+            "compute type": ("variant",),
+            "samples/s": ("samples_per_second",),
+            "step, GFLOP/s": ("step_gflop_per_second",),
+            "bare products, GFLOP/s": ("bare_gflop_per_second",),
+            "loader, ms": ("wait_for_data_ms",),
+            "forward and backward, ms": ("compute_ms",),
+            "exchange, ms": ("communicate_ms",),
+            "update, ms": ("update_ms",),
+        },
+    ),
+    "peers": (
+        PEERS,
+        {
+            "ours": ("variant",),
+            "samples/s": ("samples_per_second",),
+            "torch-rechub": ("peers_samples_per_second", "torch-rechub"),
+            "deepctr-torch": ("peers_samples_per_second", "deepctr-torch"),
+            "torch-rechub, batch in hand": ("peers_in_hand_samples_per_second", "torch-rechub"),
+            "deepctr-torch, batch in hand": ("peers_in_hand_samples_per_second", "deepctr-torch"),
+            "ratio, their batches in hand": ("ratio_in_hand",),
+        },
+    ),
+    "growth": (
+        GROWTH,
+        {
+            "cardinalities": ("growth",),
+            "tables and their state, GB": ("tables_gb",),
+            "step, ms": ("step_ms",),
+            "over the first": ("ratio",),
+        },
+    ),
+    "exchange": (
+        SENT,
+        {
+            "workers": ("workers",),
+            "rows per table": ("table_rows",),
+            "sums, MB": ("sent_mb_by_collective", "sum"),
+            "rows gathered, MB": ("sent_mb_by_collective", "gather"),
+            "rows exchanged, MB": ("sent_mb_by_collective", "exchange"),
+            "all, MB": ("sent_mb",),
+            "dense all-reduce, MB": ("dense_mb",),
+        },
+    ),
+    "evaluation": (
+        EVALUATION,
+        {
+            "training, samples/s": ("training_samples_per_second",),
+            "evaluation, samples/s": ("evaluation_samples_per_second",),
+            "loader, ms per batch": ("wait_for_data_ms",),
+            "model, ms per batch": ("forward_ms",),
+            "metrics, ms per batch": ("metrics_ms",),
+            "ratio of the model alone": ("forward_ratio",),
+        },
+    ),
+    "memory": (
+        MEMORY,
+        {
+            "peak, GB": ("peak_gb",),
+            "needed, GB": ("needed_gb",),
+            "weights": ("weights_gb",),
+            "optimizer state": ("optimizer_gb",),
+            "activations": ("activations_gb",),
+            "TensorFlow": ("tensorflow_gb",),
+        },
+    ),
+}
+
+
+def all_tables(lines: list[Line]) -> dict[str, str]:
+    """Every table of the page by name, as markdown."""
+    systems = list(dict.fromkeys(map(_system, lines)))
+    details = {name: _details(lines, systems, *about) for name, about in DETAILS.items()}
+    return {"figures": _figures(lines, systems), "machines": _machines(systems)} | details
+
+
+def _figures(lines: list[Line], systems: list[tuple[str, str]]) -> str:
+    rows = []
+    for figure in FIGURES:
+        found = figure.lines(lines)
+        rows += [figure.row(line, systems.index(_system(line)) + 1) for line in found]
+        if not found:
+            rows.append(
+                [figure.what, f"{'≥' if figure.at_least else '≤'} {figure.reach:g}", "not measured", "", "", ""]
+            )
+    return _markdown(["what", "asked", "reached (least to greatest)", "holds", "machine", "command"], rows)
+
+
+def _details(
+    lines: list[Line], systems: list[tuple[str, str]], benchmark: str, columns: dict[str, tuple[str, ...]]
+) -> str:
+    rows = [
+        [*(_text(line, path) for path in columns.values()), str(systems.index(_system(line)) + 1)]
+        for line in lines
+        if line["benchmark"] == benchmark
+    ]
+    return _markdown([*columns, "machine"], rows)
+
+
+def _machines(systems: list[tuple[str, str]]) -> str:
+    return _markdown(
+        ["", "machine", "versions"], [[str(index), *system] for index, system in enumerate(systems, start=1)]
+    )
+
+
+def _system(line: Line) -> tuple[str, str]:
+    return line["machine"], ", ".join(f"{package} {version}" for package, version in line["versions"].items())
+
+
+def _text(line: Line, path: tuple[str, ...]) -> str:
+    value: Any = line
+    for key in path:
+        value = value.get(key, "")
+    return f"{value:,}" if isinstance(value, int | float) else str(value)
+
+
+def _markdown(headings: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (headings, ["---"] * len(headings), *rows))

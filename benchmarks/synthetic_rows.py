@@ -1,0 +1,68 @@
+"""Random rows of Outbrain's 29 features as a prepared dataset: what the speed benchmarks read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data.conversion.parquet_writer import DatasetWriter, parquet_schema
+from data.conversion.random_rows import random_tables
+from data.specification.feature_spec import FeatureSpec
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTBRAIN = ROOT / "feature_specs" / "fspec_csv.yaml"
+PUBLISHED_WIDTHS = ROOT / "data" / "outbrain" / "embedding_sizes.json"
+GROUP = "display_id"
+
+
+def write_rows(
+    folder: Path,
+    rows: int,
+    *,
+    test_rows: int = 0,
+    id_dtype: str = "int32",
+    growth: int = 1,
+    cardinality: int | None = None,
+    width_divisor: int = 1,
+) -> FeatureSpec:
+    """Writes a dataset of snappy parquet with page checksums, one file per mapping, and its specification.
+
+    Ids are skewed as in click logs: an id is floor(cardinality * uniform ** 3), whatever the cardinality.
+
+    Args:
+        folder: an existing, empty folder.
+        rows: of the mapping `train`.
+        test_rows: of the mapping `test`, which has groups for MAP; with 0 it is the training file.
+        id_dtype: as ids are stored.
+        growth: factor of every cardinality. Widths stay as they are.
+        cardinality: of every categorical feature, instead of its own times `growth`.
+        width_divisor: the embedding widths are the published ones, divided by it and rounded up.
+    """
+    document = FeatureSpec.read(OUTBRAIN).to_dict()
+    widths = json.loads(PUBLISHED_WIDTHS.read_text())
+    for name, feature in document["feature_spec"].items():
+        if "cardinality" in feature:
+            feature["dtype"] = id_dtype
+            feature["cardinality"] = cardinality or growth * feature["cardinality"]
+            feature["embedding_dim"] = -(-widths[name] // width_divisor)
+    if test_rows:
+        _add_groups(document)
+    spec = FeatureSpec.from_dict(document, folder)
+    chunks = {"train": _write_mapping(spec, "train", rows)}
+    chunks["test"] = _write_mapping(spec, "test", test_rows) if test_rows else chunks["train"]
+    spec = spec.with_sources({mapping: (chunk,) for mapping, chunk in chunks.items()}, folder)
+    spec.write(folder / "feature_spec.yaml")
+    return spec
+
+
+def _add_groups(document: dict[str, Any]) -> None:
+    document["feature_spec"][GROUP] = {"dtype": "int64"}
+    document["channel_spec"]["map"] = [GROUP]
+    document["source_spec"]["test"][0]["features"].append(GROUP)
+
+
+def _write_mapping(spec: FeatureSpec, mapping: str, rows: int) -> Any:
+    (chunk,) = spec.chunks(mapping)
+    with DatasetWriter(spec.folder, mapping, parquet_schema(spec, chunk.features), rows_per_file=rows) as writer:
+        for table in random_tables(spec, mapping, rows, signal=1.0):
+            writer.write(table)
+    return writer.chunk
