@@ -76,7 +76,8 @@ class Gates(keras.layers.Layer):
             negative_entropy = tf.reduce_sum(tf.math.xlogy(weights, tf.maximum(weights, 1e-30)), axis=[0, 2])
             training_pass.penalties.append(self._options.gate_entropy_weight * negative_entropy)
         if self._options.expert_dropout:
-            kept = weights * training_pass.keep_mask(tf.shape(weights), self._options.expert_dropout, self._seed)
+            mask = training_pass.keep_mask(tf.shape(weights), self._options.expert_dropout, self._seed)
+            kept = tf.where(mask, weights, 0.0)
             total = tf.reduce_sum(kept, axis=-1, keepdims=True)
             weights = tf.where(total > 0, tf.math.divide_no_nan(kept, total), weights)
         return weights

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import keras
 import tensorflow as tf
 
+from trainer.models.activations import keep_mask
+
 SumOverWorkers = Callable[[list[tf.Tensor]], list[tf.Tensor]]
 
 
@@ -30,13 +32,6 @@ class TrainingPass:
     penalties: list[tf.Tensor] = field(default_factory=list)
     moments: list[tuple[keras.Variable, tf.Tensor]] = field(default_factory=list)
 
-    def dropout(self, x: tf.Tensor, rate: float, place: int) -> tf.Tensor:
-        """x with a share `rate` of its values dropped and the others scaled up; `place` tells the masks apart."""
-        if rate == 0:
-            return x
-        return tf.nn.experimental.stateless_dropout(x, rate, seed=self.dropout_seed + [0, place % 2**20])
-
     def keep_mask(self, shape: tf.Tensor, rate: float, place: int) -> tf.Tensor:
-        """Float32 tensor of a shape, 0 with probability `rate` and else 1."""
-        draws = tf.random.stateless_uniform(shape, seed=self.dropout_seed + [0, place % 2**20])
-        return tf.cast(draws >= rate, tf.float32)
+        """Bool tensor of a shape, False with probability `rate`; `place` tells the masks of a step apart."""
+        return keep_mask(shape, rate, self.dropout_seed + [0, place % 2**20])
