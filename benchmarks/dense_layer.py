@@ -4,8 +4,9 @@
 
 Each line is one case: forward and backward pass of one relu layer (gradients of input, kernel and bias), in a type,
 with and without dropout. All sides take turns on the same numbers. `share_of_matmul` is the time of the three bare
-products in that type over the layer's, `over_keras` Keras' time over ours; medians over the turns. Bare bfloat16
-products are emulated on CPUs without units for them, and a layer that multiplies as float32 there has a share above 1.
+products in that type over the layer's (`_xla`: with --xla), `over_keras` Keras' time over ours; medians over the
+turns. Bare bfloat16 products are emulated on CPUs without units for them, and a layer that multiplies as float32 there
+has a share above 1.
 """
 
 import argparse
@@ -51,13 +52,13 @@ def differentiated(forward: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], weights
     return both
 
 
-def our_layer(inputs: int, units: int, dtype: str, rate: float) -> Pass:
+def our_layer(inputs: int, units: int, dtype: str, rate: float, *, xla: bool) -> Pass:
     layer = Dense(units, style=Style("relu", rate, compute_dtype=dtype), seed=1, name="ours")
     layer.build((None, inputs))
 
     def forward(x: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         present = tf.ones(x.shape[:1])
-        return layer(x, training_pass=TrainingPass(tf.stack([0, number]), present, lambda tensors: tensors))
+        return layer(x, training_pass=TrainingPass(tf.stack([0, number]), present, list, xla))
 
     return differentiated(forward, layer.trainable_variables)
 
@@ -84,7 +85,8 @@ def measured(arguments: argparse.Namespace, dtype: str, rate: float) -> dict[str
     x, upstream = (tf.constant(rng.normal(size=(batch, width)), tf.as_dtype(dtype)) for width in (inputs, units))
     sides = {
         "matmul": bare_products(kernel, dtype),
-        "ours": our_layer(inputs, units, dtype, rate),
+        "ours": our_layer(inputs, units, dtype, rate, xla=False),
+        "ours_xla": our_layer(inputs, units, dtype, rate, xla=True),
         "keras": keras_layer(inputs, units, dtype, rate),
     }
     turns: dict[str, list[float]] = {name: [] for name in sides}
@@ -92,14 +94,19 @@ def measured(arguments: argparse.Namespace, dtype: str, rate: float) -> dict[str
         for name, run in sides.items():
             turns[name].append(seconds(run, x, upstream, tf.constant(number)))
     times = {name: np.array(own[2:]) for name, own in turns.items()}  # the first two trace and warm up
+
+    def ratio(first: str, second: str) -> float:
+        return round(float(np.median(times[first] / times[second])), 3)
+
     return {
         "benchmark": "dense_layer",
         "dtype": dtype,
         "dropout": rate,
         "shape": [batch, inputs, units],
         "ms": {name: round(1000 * float(np.median(own)), 1) for name, own in times.items()},
-        "share_of_matmul": round(float(np.median(times["matmul"] / times["ours"])), 3),
-        "over_keras": round(float(np.median(times["keras"] / times["ours"])), 3),
+        "share_of_matmul": ratio("matmul", "ours"),
+        "share_of_matmul_xla": ratio("matmul", "ours_xla"),
+        "over_keras": ratio("keras", "ours"),
     }
 
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.models import products
-from trainer.models.activations import ACTIVATIONS, keep_mask
+from trainer.models.activations import ACTIVATIONS, draw
 from trainer.models.layers import Dense, ParallelDense, Style
 from trainer.models.training_pass import TrainingPass
 
@@ -14,8 +14,12 @@ ROWS, INPUTS, UNITS, RATE, SEED = 64, 12, 20, 0.5, 7
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2**-7, "float16": 2**-10}
 
 
-def training_pass(step: int = 64) -> TrainingPass:
-    return TrainingPass(tf.constant([3, step]), tf.ones(ROWS), lambda tensors: tensors)
+def mask(shape: tuple[int, ...], rate: float, seed: list[int]) -> np.ndarray:
+    return draw(tf.constant(shape), rate, tf.constant(seed)).keep.numpy()
+
+
+def training_pass(step: int = 64, *, xla: bool = False) -> TrainingPass:
+    return TrainingPass(tf.constant([3, step]), tf.ones(ROWS), lambda tensors: tensors, xla)
 
 
 def normal(*shape: int, seed: int) -> tf.Tensor:
@@ -50,8 +54,8 @@ def assert_close(found: list[np.ndarray], expected: list[np.ndarray], dtype: str
 @pytest.mark.parametrize("multiplied_as", ["itself", "float32"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-@pytest.mark.parametrize("layers", [None, 3])
-def test_a_layer_and_its_gradients_equal_the_plain_form(monkeypatch, layers, activation, dtype, multiplied_as):
+@pytest.mark.parametrize(("layers", "xla"), [(None, False), (None, True), (3, False)])
+def test_a_layer_and_its_gradients_equal_the_plain_form(monkeypatch, layers, xla, activation, dtype, multiplied_as):
     monkeypatch.setattr(products, "product_dtype", lambda own: own if multiplied_as == "itself" else "float32")
     style = Style(activation, RATE, compute_dtype=dtype)
     if layers is None:
@@ -67,8 +71,8 @@ def test_a_layer_and_its_gradients_equal_the_plain_form(monkeypatch, layers, act
     layer.bias.assign(bias)
     layer.kernel.assign(quarters(*layer.kernel.shape, seed=3))
     weights, shape = [layer.kernel.value, layer.bias.value], [*x.shape[:-1], UNITS]
-    context, upstream = training_pass(), quarters(*shape, seed=2)
-    keep = context.keep_mask(tf.constant(shape), RATE, SEED)
+    context, upstream = training_pass(xla=xla), quarters(*shape, seed=2)
+    keep = context.draw(tf.constant(shape), RATE, SEED).keep
     found = with_gradients(lambda x, *_: layer(x, training_pass=context), [x, *weights], upstream)
     exact = [tf.cast(value, tf.float64) for value in (x, *weights)]
     plain = with_gradients(lambda x, kernel, bias: plain_form(x, kernel, bias, activation, keep), exact, upstream)
@@ -98,7 +102,7 @@ def test_products_are_taken_in_a_type_that_the_processor_has_units_for(monkeypat
 @pytest.mark.parametrize("rate", [0.001, 0.1, 0.25, 0.5, 0.9, 255 / 256])
 def test_values_are_dropped_with_the_probability_asked_for(rate):
     shape = (4000, 1001)
-    dropped = ~keep_mask(tf.constant(shape), rate, tf.constant([1, 2])).numpy()
+    dropped = ~mask(shape, rate, [1, 2])
     # Five deviations of the mean; the rows' own thresholds add less than 1 / 512 per row.
     deviation = np.sqrt(rate * (1 - rate) / dropped.size) + 1 / 512 / np.sqrt(shape[0])
     assert dropped.mean() == pytest.approx(rate, abs=5 * deviation)
@@ -108,11 +112,12 @@ def test_values_are_dropped_with_the_probability_asked_for(rate):
 
 
 def test_masks_of_neighbours_have_nothing_to_do_with_each_other():
-    mask = keep_mask(tf.constant([2000, 500]), 0.1, tf.constant([5, 6])).numpy().astype(np.float64)
-    others = [keep_mask(tf.constant([2000, 500]), 0.1, tf.constant(seed)).numpy() for seed in ([5, 7], [6, 6])]
-    for other in (*others, np.roll(mask, 1, axis=0), np.roll(mask, 1, axis=1)):
-        assert abs(np.corrcoef(mask.ravel(), other.ravel())[0, 1]) < 0.005
-    np.testing.assert_array_equal(mask, keep_mask(tf.constant([2000, 500]), 0.1, tf.constant([5, 6])))
+    shape = (2000, 500)
+    own = mask(shape, 0.1, [5, 6])
+    others = [mask(shape, 0.1, seed) for seed in ([5, 7], [6, 6])]
+    for other in (*others, np.roll(own, 1, axis=0), np.roll(own, 1, axis=1)):
+        assert abs(np.corrcoef(own.ravel(), other.ravel())[0, 1]) < 0.005
+    np.testing.assert_array_equal(own, mask(shape, 0.1, [5, 6]))
 
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))

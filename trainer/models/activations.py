@@ -1,6 +1,7 @@
 """Activations, and the dropout behind them."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -13,12 +14,29 @@ ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
 }
 
 
-def keep_mask(shape: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
-    """Bool tensor of a shape, False with probability `rate`, a pure function of the seed.
+class Draws(NamedTuple):
+    """What decides which values are dropped: those whose byte is below their row's threshold.
+
+    Attributes:
+        bytes: [..., units] uint8.
+        thresholds: [..., 1] uint8.
+    """
+
+    bytes: tf.Tensor
+    thresholds: tf.Tensor
+
+    @property
+    def keep(self) -> tf.Tensor:
+        """[..., units] bool, False for values that are dropped."""
+        return self.bytes >= self.thresholds
+
+
+def draw(shape: tf.Tensor, rate: float, seed: tf.Tensor) -> Draws:
+    """Draws that drop each value with probability `rate`, a pure function of the seed.
 
     Random bits are what dropout costs most, so a value gets no more than 8 of them. They are compared with one of the
-    two whole numbers around 256 rate, drawn for every row so that its mean is 256 rate: values are dropped with
-    exactly the probability asked for, to the 2^-24 of float32 draws per row.
+    two whole numbers around 256 rate, drawn for every row so that its mean is 256 rate: values are dropped with the
+    very probability asked for, to the 2^-31 that the 23 bits of a row's float32 draw tell apart.
 
     Args:
         shape: [rank] int32; values along the last axis are a row.
@@ -27,28 +45,30 @@ def keep_mask(shape: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
     """
     values, lower = tf.reduce_prod(shape), int(256 * rate)
     words = tf.random.stateless_uniform([(values + 3) // 4], seed, minval=None, maxval=None, dtype=tf.int32)
-    bytes_ = tf.reshape(tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:values], shape)
-    row_draws = tf.random.stateless_uniform(tf.concat([shape[:-1], [1]], axis=0), seed + [2**30, 0])
-    return bytes_ >= tf.cast(row_draws < 256 * rate - lower, tf.uint8) + tf.constant(lower, tf.uint8)
+    in_order = tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:values]
+    of_rows = tf.random.stateless_uniform(tf.concat([shape[:-1], [1]], axis=0), seed + [2**30, 0])
+    thresholds = tf.cast(of_rows < 256 * rate - lower, tf.uint8) + tf.constant(lower, tf.uint8)
+    return Draws(tf.reshape(in_order, shape), thresholds)
 
 
-def relu_with_dropout(x: tf.Tensor, keep: tf.Tensor | None, dtype: str) -> tf.Tensor:
-    """relu(x) where `keep` and else 0, rounded to a type.
+def relu_with_dropout(x: tf.Tensor, draws: Draws | None, dtype: str, *, xla: bool) -> tf.Tensor:
+    """relu(x), 0 where the draws say so, rounded to a type.
 
     Where the result is not 0 the gradient passes, and nowhere else: nothing but the result is stored for it. Dropout's
     factor 1 / (1 - rate) must be in x, since relu(s x) = s relu(x).
 
     Args:
         x: float.
-        keep: bool, of the shape of x; None keeps all.
+        draws: of the shape of x; None keeps all.
         dtype: of the result.
+        xla: compile it, so that all is done in one pass over x.
     """
+    # Without dropout, TensorFlow joins relu to the product before it, which is better still.
+    forward = tf.function(_rectified, jit_compile=True) if xla and draws is not None else _rectified
 
     @tf.custom_gradient
     def rectified(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        result = tf.cast(tf.nn.relu(x), dtype)
-        if keep is not None:
-            result = tf.where(keep, result, tf.zeros((), dtype))
+        result = forward(x, draws, dtype)
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
             return tf.cast(tf.raw_ops.ReluGrad(gradients=upstream, features=result), x.dtype)
@@ -56,3 +76,8 @@ def relu_with_dropout(x: tf.Tensor, keep: tf.Tensor | None, dtype: str) -> tf.Te
         return result, gradient
 
     return tf.convert_to_tensor(rectified(x))
+
+
+def _rectified(x: tf.Tensor, draws: Draws | None, dtype: str) -> tf.Tensor:
+    result = tf.cast(tf.nn.relu(x), dtype)
+    return result if draws is None else tf.where(draws.keep, result, tf.zeros((), dtype))

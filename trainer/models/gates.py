@@ -76,8 +76,8 @@ class Gates(keras.layers.Layer):
             negative_entropy = tf.reduce_sum(tf.math.xlogy(weights, tf.maximum(weights, 1e-30)), axis=[0, 2])
             training_pass.penalties.append(self._options.gate_entropy_weight * negative_entropy)
         if self._options.expert_dropout:
-            mask = training_pass.keep_mask(tf.shape(weights), self._options.expert_dropout, self._seed)
-            kept = tf.where(mask, weights, 0.0)
+            draws = training_pass.draw(tf.shape(weights), self._options.expert_dropout, self._seed)
+            kept = tf.where(draws.keep, weights, 0.0)
             total = tf.reduce_sum(kept, axis=-1, keepdims=True)
             weights = tf.where(total > 0, tf.math.divide_no_nan(kept, total), weights)
         return weights

@@ -57,15 +57,17 @@ def activated(
         [..., batch, units] in the compute dtype.
     """
     rate = style.dropout if training_pass is not None else 0.0
-    keep = training_pass.keep_mask(tf.shape(product), rate, place) if training_pass is not None and rate else None
+    draws = training_pass.draw(tf.shape(product), rate, place) if training_pass is not None and rate else None
     if bias is not None:
         product = add_bias(product, tf.cast(bias * weight_factor(style, training_pass), product.dtype))
     if norm is not None:
         product = norm(product, training_pass=training_pass)
     if style.activation == "relu" and norm is None:
-        return relu_with_dropout(product, keep, style.compute_dtype)
+        return relu_with_dropout(
+            product, draws, style.compute_dtype, xla=training_pass is not None and training_pass.xla
+        )
     result = tf.cast(ACTIVATIONS[style.activation](product), style.compute_dtype)
-    return result if keep is None else tf.where(keep, result / (1 - rate), tf.zeros((), result.dtype))
+    return result if draws is None else tf.where(draws.keep, result / (1 - rate), tf.zeros((), result.dtype))
 
 
 def weight_factor(style: Style, training_pass: TrainingPass | None) -> float:

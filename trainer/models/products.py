@@ -5,6 +5,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from trainer.cpu import has_units, own_flags
+from trainer.device import on_gpu
 
 
 def product_dtype(compute_dtype: str) -> str:
@@ -14,8 +15,7 @@ def product_dtype(compute_dtype: str) -> str:
     operands are rounded to the compute type and multiplied as float32, which is what such units do, too; only rounding
     the result is left to the caller.
     """
-    on_gpu = bool(tf.config.get_visible_devices("GPU"))
-    return compute_dtype if on_gpu or has_units(compute_dtype, own_flags()) else "float32"
+    return compute_dtype if on_gpu() or has_units(compute_dtype, own_flags()) else "float32"
 
 
 def operand(x: tf.Tensor, compute_dtype: str) -> tf.Tensor:
