@@ -54,25 +54,29 @@ def assert_close(found: list[np.ndarray], expected: list[np.ndarray], dtype: str
 @pytest.mark.parametrize("multiplied_as", ["itself", "float32"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-@pytest.mark.parametrize(("layers", "xla"), [(None, False), (None, True), (3, False)])
-def test_a_layer_and_its_gradients_equal_the_plain_form(monkeypatch, layers, xla, activation, dtype, multiplied_as):
+@pytest.mark.parametrize(
+    ("layers", "shared_input", "xla"), [(None, True, False), (None, True, True), (3, False, True), (3, True, False)]
+)
+def test_a_layer_and_its_gradients_equal_the_plain_form(
+    monkeypatch, layers, shared_input, xla, activation, dtype, multiplied_as
+):
     monkeypatch.setattr(products, "product_dtype", lambda own: own if multiplied_as == "itself" else "float32")
     style = Style(activation, RATE, compute_dtype=dtype)
     if layers is None:
-        layer, x, bias = (
-            Dense(UNITS, style=style, seed=SEED, name="d"),
-            quarters(ROWS, INPUTS, seed=0),
-            quarters(UNITS, seed=1),
-        )
+        layer: Dense | ParallelDense = Dense(UNITS, style=style, seed=SEED, name="d")
         layer.build((None, INPUTS))
     else:
         layer = ParallelDense(layers, INPUTS, UNITS, style=style, seed=SEED, name="d")
-        x, bias = quarters(layers, ROWS, INPUTS, seed=0), quarters(layers, 1, UNITS, seed=1)
-    layer.bias.assign(bias)
-    layer.kernel.assign(quarters(*layer.kernel.shape, seed=3))
-    weights, shape = [layer.kernel.value, layer.bias.value], [*x.shape[:-1], UNITS]
-    context, upstream = training_pass(xla=xla), quarters(*shape, seed=2)
-    keep = context.draw(tf.constant(shape), RATE, SEED).keep
+    for seed, weight in enumerate((layer.kernel, layer.bias), start=1):
+        weight.assign(quarters(*weight.shape, seed=seed))
+    weights, several = [layer.kernel.value, layer.bias.value], [] if layers is None else [layers]
+    x = quarters(*[] if shared_input else several, ROWS, INPUTS, seed=0)
+    context, upstream = training_pass(xla=xla), quarters(*several, ROWS, UNITS, seed=3)
+    if several and shared_input:
+        keep = context.draw(tf.constant([ROWS, layers * UNITS]), RATE, SEED).keep
+        keep = tf.stack(tf.split(keep, layers, axis=1))
+    else:
+        keep = context.draw(tf.constant([*several, ROWS, UNITS]), RATE, SEED).keep
     found = with_gradients(lambda x, *_: layer(x, training_pass=context), [x, *weights], upstream)
     exact = [tf.cast(value, tf.float64) for value in (x, *weights)]
     plain = with_gradients(lambda x, kernel, bias: plain_form(x, kernel, bias, activation, keep), exact, upstream)

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from trainer.model_options import ModelOptions
 from trainer.models.layers import ParallelDense, ParallelStack, Style
+from trainer.models.products import matmul
 from trainer.models.training_pass import TrainingPass
 
 
@@ -90,4 +91,6 @@ def mix(weights: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         weights: [gates, batch, experts] float32.
         outputs: [experts, batch, units].
     """
-    return tf.einsum("gbe,ebu->gbu", tf.cast(weights, outputs.dtype), outputs)
+    by_row = [tf.transpose(x, [1, 0, 2]) for x in (weights, outputs)]
+    mixed = matmul(*by_row, outputs.dtype.name)
+    return tf.transpose(tf.cast(mixed, outputs.dtype), [1, 0, 2])

@@ -8,7 +8,7 @@ import tensorflow as tf
 from trainer.model_options import ModelOptions
 from trainer.models.activations import ACTIVATIONS, relu_with_dropout
 from trainer.models.batch_norm import BatchNorm
-from trainer.models.products import add_bias, matmul, operand
+from trainer.models.products import add_bias, matmul
 from trainer.models.training_pass import TrainingPass
 
 
@@ -186,14 +186,26 @@ class ParallelDense(keras.layers.Layer):
         """See the class."""
         kernel = self.kernel.value * weight_factor(self._style, training_pass)
         bias = None if self.bias is None else self.bias.value
-        product = self._product(x, kernel)
+        if x.shape.rank == 3:
+            product = matmul(x, kernel, self._style.compute_dtype)
+            return self._activated(product, bias, training_pass=training_pass)
+        # One product for all layers, and one pass over their units, before they are taken apart.
+        side_by_side = tf.reshape(tf.transpose(kernel, [1, 0, 2]), [kernel.shape[1], -1])
+        product = matmul(x, side_by_side, self._style.compute_dtype)
+        if self.norm is not None:
+            return self._activated(self._apart(product), bias, training_pass=training_pass)
+        flat_bias = None if bias is None else tf.reshape(bias, [-1])
+        return self._apart(self._activated(product, flat_bias, training_pass=training_pass))
+
+    def _activated(self, product: tf.Tensor, bias: tf.Tensor | None, training_pass: TrainingPass | None) -> tf.Tensor:
         return activated(product, bias, self.norm, style=self._style, training_pass=training_pass, place=self._seed)
 
-    def _product(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        dtype = self._style.compute_dtype
-        if x.shape.rank == 3:
-            return matmul(x, kernel, dtype)
-        return tf.einsum("bi,liu->lbu", operand(x, dtype), operand(kernel, dtype))
+    def _apart(self, side_by_side: tf.Tensor) -> tf.Tensor:
+        """[batch, layers * units] -> [layers, batch, units]."""
+        layers, _, units = self.kernel.shape
+        if layers == 1:
+            return side_by_side[tf.newaxis]
+        return tf.transpose(tf.reshape(side_by_side, [-1, layers, units]), [1, 0, 2])
 
 
 class ParallelStack(keras.layers.Layer):
