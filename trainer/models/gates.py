@@ -92,5 +92,5 @@ def mix(weights: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         outputs: [experts, batch, units].
     """
     by_row = [tf.transpose(x, [1, 0, 2]) for x in (weights, outputs)]
-    mixed = matmul(*by_row, outputs.dtype.name)
+    mixed = matmul(by_row[0], by_row[1], outputs.dtype.name)
     return tf.transpose(tf.cast(mixed, outputs.dtype), [1, 0, 2])
