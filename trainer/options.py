@@ -80,7 +80,7 @@ class TrainingOptions:
     amp_dtype: Literal["auto", "float16", "bfloat16"] = option(
         "auto", "compute type under --amp; auto: float16 with dynamic loss scaling on GPUs, bfloat16 on CPUs"
     )
-    xla: bool = option(False, "compile forward and backward pass with XLA")
+    xla: bool = option(False, "compile with XLA: forward and backward pass on a GPU, dropout on a CPU")
     seed: int = option(0, "seed of weights, sample order and dropout")
     deterministic: bool = option(False, "deterministic kernels: equal runs give equal weights to the bit")
     affinity: Literal["all", "single", "single_unique", "unique_interleaved", "unique_contiguous", "disabled"] = option(
