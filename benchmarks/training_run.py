@@ -59,7 +59,7 @@ class TrainingRun:
             compute_dtype=self.compute_dtype,
             seed=training.seed,
         )
-        self._step, _, self.variables = make_training(
+        self._step, _, state = make_training(
             self.model,
             self.options.training,
             self.options.deep_optimizer,
@@ -67,6 +67,7 @@ class TrainingRun:
             comm=self.comm,
             compute_dtype=self.compute_dtype,
         )
+        self.variables = state.variables
         self._stream, self._steps_done = self._batches(), 0
 
     def seconds(self, steps: int) -> float:

@@ -80,11 +80,6 @@ def parse(
         given |= saved_model_flags(given, given["model_dir"], run.which_checkpoint)
     options = Options(**{key: group(**_of(group, given)) for key, group in GROUPS.items()})
     options.training.check_workers(workers)
-    if options.model.batch_norm and options.training.xla and workers > 1:
-        raise DataError(
-            f"--batch_norm over {workers} workers sums moments in the middle of what --xla compiles, which XLA cannot; "
-            "leave one of the two flags out"
-        )
     if options.model.model not in model_names:
         near = difflib.get_close_matches(options.model.model, model_names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
+from trainer.device import compiles_passes
 from trainer.distributed import Comm
 from trainer.feeding import id_matrix
 from trainer.metrics.evaluation import Evaluation
@@ -36,7 +37,7 @@ class Evaluator:
         xla: bool,
     ):
         self.loader, self.comm, self.evaluation = loader, comm, evaluation
-        self._model, self._logits = model, tf.function(model.logits, jit_compile=xla)
+        self._model, self._logits = model, tf.function(model.logits, jit_compile=compiles_passes(xla))
         self._predict = tf.function(self._forward)
 
     def run(

@@ -84,7 +84,7 @@ class ModelOptions:
             if not getattr(self, name):
                 raise DataError(f"--{name} needs at least one layer")
         for name in ("deep_dropout", "expert_dropout"):
-            share(name, getattr(self, name))
+            share(name, getattr(self, name), end=0.99)
 
     def tower_units(self, task: str) -> Units:
         """Units of the hidden layers of a task's tower."""

@@ -25,10 +25,10 @@ def each_at_least(name: str, values: tuple[int, ...], least: int) -> None:
         at_least(name, value, least)
 
 
-def share(name: str, value: float) -> None:
-    """Raises a DataError for a value outside [0, 1)."""
-    if not 0 <= value < 1:
-        raise DataError(f"--{name} must lie in [0, 1), got {value}")
+def share(name: str, value: float, end: float = 1) -> None:
+    """Raises a DataError for a value outside [0, end)."""
+    if not 0 <= value < end:
+        raise DataError(f"--{name} must lie in [0, {end}), got {value}")
 
 
 def positive(name: str, value: float) -> None:

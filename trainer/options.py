@@ -91,7 +91,7 @@ class TrainingOptions:
     fp16_allreduce: bool = option(
         False, "send the gradients of dense weights, and of tables that are summed whole, in float16"
     )
-    xla: bool = option(False, "compile forward and backward pass with XLA")
+    xla: bool = option(False, "compile with XLA: forward and backward pass on a GPU, dropout on a CPU")
     seed: int = option(0, "seed of weights, sample order and dropout")
     deterministic: bool = option(False, "deterministic kernels: equal runs give equal weights to the bit")
     affinity: Literal["all", "single", "single_unique", "unique_interleaved", "unique_contiguous", "disabled"] = option(

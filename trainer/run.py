@@ -11,6 +11,7 @@ from trainer import runtime
 from trainer.affinity import set_affinity
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
 from trainer.checkpoints import probe
+from trainer.device import on_gpu
 from trainer.distributed import Comm, connect
 from trainer.early_stopping import EarlyStopping
 from trainer.embeddings.shards import Shards
@@ -65,6 +66,11 @@ class Run:
             seed=training.seed,
             deterministic=training.deterministic,
         )
+        if training.xla and options.model.batch_norm and launch.size > 1 and on_gpu():
+            raise DataError(
+                f"--batch_norm over {launch.size} workers sums moments in the middle of what --xla compiles on a GPU, "
+                "which XLA cannot; leave one of the two flags out"
+            )
         self.comm: Comm = connect(launch)
         if options.run.restores:
             # Only the first worker has read the checkpoint's flags.

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from data.errors import DataError
+from trainer.device import compiles_passes
 from trainer.distributed import Comm
 from trainer.embeddings.plan import Choice, plan_tables
 from trainer.embeddings.tables import Rows
@@ -69,7 +70,7 @@ class TrainStep:
         loss_scale: factor of the loss under float16.
         global_batch_size: rows per step over all workers.
         seed: of dropout.
-        xla: compile forward and backward pass.
+        xla: compile forward and backward pass; on a CPU element-wise work alone.
         table_exchange: how gradients of tables that are not sharded are summed: whole, rows, or auto, the cheaper.
         fp16_allreduce: send gradients that are summed whole in float16.
     """
@@ -100,8 +101,8 @@ class TrainStep:
         self._tables = plan_tables(model.embeddings, global_batch_size, comm.size, table_exchange)
         self._allreduce_dtype = tf.float16 if fp16_allreduce else tf.float32
         self._moments = model.non_trainable_variables
-        self._seed = seed
-        self._forward_backward = tf.function(self._differentiate, jit_compile=xla)
+        self._seed, self._xla = seed, xla
+        self._forward_backward = tf.function(self._differentiate, jit_compile=compiles_passes(xla))
 
     @tf.function
     def __call__(self, batch: StepInput, step: tf.Tensor) -> tf.Tensor:
@@ -212,7 +213,7 @@ class TrainStep:
         scale: tf.Tensor,
     ) -> tuple[tf.Tensor, list[tf.Tensor], Rows, list[tf.Tensor], list[tf.Tensor]]:
         weights = [weight for *_, weight in self._dense]
-        training = TrainingPass(dropout_seed, tf.cast(batch.weights > 0, tf.float32), self._sum_over_workers)
+        training = TrainingPass(dropout_seed, tf.cast(batch.weights > 0, tf.float32), self._sum_over_workers, self._xla)
         with tf.GradientTape(watch_accessed_variables=False, persistent=bool(self._shared)) as tape:
             tape.watch([rows, weights])
             logits = self._trained_logits(self.model.logits(rows, batch.ids, batch.numerical, training))

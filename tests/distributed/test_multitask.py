@@ -36,7 +36,7 @@ VARIANTS |= {
     "mmoe_uncertainty": ["--model", "mmoe", "--loss_weighting", "uncertainty", "--wide_part"],
     "mmoe_pcgrad": ["--model", "mmoe", "--loss_weighting", "pcgrad"],
     "mmoe_gradnorm": ["--model", "mmoe", "--loss_weighting", "gradnorm"],
-    "mmoe_batch_norm": ["--model", "mmoe", "--batch_norm", "--num_epochs", "5"],
+    "mmoe_batch_norm": ["--model", "mmoe", "--batch_norm", "--xla", "--num_epochs", "5"],
     "wide_deep": [],
 }
 COMPARED = ("mmoe", "mmoe_uncertainty", "mmoe_pcgrad", "mmoe_gradnorm", "mmoe_batch_norm")

@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import DEEP_RATE, WIDE_RATE, differences, make_batches, make_model, make_step, part
+from trainer import device
 from trainer.embeddings.shards import Shards
 from trainer.models.ranking import RankingModel
 from trainer.models.training_pass import TrainingPass
@@ -196,6 +197,17 @@ def test_precision_and_compilation_follow_the_float32_losses(batches, trained, c
     np.testing.assert_allclose(own, losses, atol=tolerance)
     assert {variable.dtype for variable in model.variables} == {"float32"}
     assert model(batches[0].ids, batches[0].numerical).dtype == tf.float32
+
+
+def test_compilation_leaves_dropout_as_it_is(batches):
+    plain, compiled = (train(make_model(dropout=0.5), batches[:10], xla=xla) for xla in (False, True))
+    np.testing.assert_allclose(compiled, plain, rtol=1e-5)
+
+
+def test_passes_are_compiled_in_one_piece_on_a_gpu_alone(monkeypatch):
+    for gpu in (False, True):
+        monkeypatch.setattr(device, "on_gpu", lambda gpu=gpu: gpu)
+        assert [device.compiles_passes(xla) for xla in (False, True)] == [False, gpu]
 
 
 def test_an_overflow_under_float16_skips_the_update_and_halves_the_scale(batches):

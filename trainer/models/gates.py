@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from trainer.model_options import ModelOptions
 from trainer.models.layers import ParallelDense, ParallelStack, Style
+from trainer.models.products import matmul
 from trainer.models.training_pass import TrainingPass
 
 
@@ -76,7 +77,8 @@ class Gates(keras.layers.Layer):
             negative_entropy = tf.reduce_sum(tf.math.xlogy(weights, tf.maximum(weights, 1e-30)), axis=[0, 2])
             training_pass.penalties.append(self._options.gate_entropy_weight * negative_entropy)
         if self._options.expert_dropout:
-            kept = weights * training_pass.keep_mask(tf.shape(weights), self._options.expert_dropout, self._seed)
+            draws = training_pass.draw(tf.shape(weights), self._options.expert_dropout, self._seed)
+            kept = tf.where(draws.keep, weights, 0.0)
             total = tf.reduce_sum(kept, axis=-1, keepdims=True)
             weights = tf.where(total > 0, tf.math.divide_no_nan(kept, total), weights)
         return weights
@@ -89,4 +91,6 @@ def mix(weights: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         weights: [gates, batch, experts] float32.
         outputs: [experts, batch, units].
     """
-    return tf.einsum("gbe,ebu->gbu", tf.cast(weights, outputs.dtype), outputs)
+    by_row = [tf.transpose(x, [1, 0, 2]) for x in (weights, outputs)]
+    mixed = matmul(by_row[0], by_row[1], outputs.dtype.name)
+    return tf.transpose(tf.cast(mixed, outputs.dtype), [1, 0, 2])

@@ -1,22 +1,15 @@
 """Dense layers: one stack of them, or several of one shape side by side as one batched product."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import keras
 import tensorflow as tf
 
 from trainer.model_options import ModelOptions
+from trainer.models.activations import ACTIVATIONS, relu_with_dropout
 from trainer.models.batch_norm import BatchNorm
+from trainer.models.products import add_bias, matmul
 from trainer.models.training_pass import TrainingPass
-
-ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
-    "relu": tf.nn.relu,
-    "gelu": tf.nn.gelu,
-    "silu": tf.nn.silu,
-    "tanh": tf.math.tanh,
-    "linear": tf.identity,
-}
 
 
 @dataclass(frozen=True)
@@ -41,6 +34,82 @@ class Style:
         return cls(options.activation, options.deep_dropout, options.batch_norm, compute_dtype)
 
 
+def activated(
+    product: tf.Tensor,
+    bias: tf.Tensor | None,
+    norm: BatchNorm | None,
+    *,
+    style: Style,
+    training_pass: TrainingPass | None,
+    place: int,
+) -> tf.Tensor:
+    """What follows the product in a dense layer: bias or normalisation, activation, dropout.
+
+    Args:
+        product: [..., batch, units] of the weights times `weight_factor`.
+        bias: [units] or [..., 1, units] float32, or
+        norm: of the product.
+        style: of the layer.
+        training_pass: None outside of training.
+        place: of the dropout mask, which tells the masks of a step apart.
+
+    Returns:
+        [..., batch, units] in the compute dtype.
+    """
+    rate = style.dropout if training_pass is not None else 0.0
+    draws = training_pass.draw(tf.shape(product), rate, place) if training_pass is not None and rate else None
+    if bias is not None:
+        product = add_bias(product, tf.cast(bias * weight_factor(style, training_pass), product.dtype))
+    if norm is not None:
+        product = norm(product, training_pass=training_pass)
+    if style.activation == "relu" and norm is None:
+        return relu_with_dropout(
+            product, draws, style.compute_dtype, xla=training_pass is not None and training_pass.xla
+        )
+    result = tf.cast(ACTIVATIONS[style.activation](product), style.compute_dtype)
+    return result if draws is None else tf.where(draws.keep, result / (1 - rate), tf.zeros((), result.dtype))
+
+
+def weight_factor(style: Style, training_pass: TrainingPass | None) -> float:
+    """What kernel and bias are multiplied by, so that the units need not be: dropout's factor, if relu lets it pass."""
+    passes = training_pass is not None and style.activation == "relu" and not style.batch_norm
+    return 1 / (1 - style.dropout) if passes else 1.0
+
+
+class Dense(keras.layers.Layer):
+    """activation(x W + b), normalised and dropped out as the style says.
+
+    Args:
+        units: width of the output.
+        style: of the layer.
+        seed: of W, which starts as Glorot uniform (b starts at zero); it tells the layer's dropout masks apart, too.
+        name: of the layer.
+
+    Input:  [batch, width] float.
+    Output: [batch, units] in the compute dtype.
+    """
+
+    def __init__(self, units: int, *, style: Style, seed: int, name: str):
+        super().__init__(name=name, dtype="float32", autocast=False)
+        self.units, self._style, self._seed = units, style, seed
+        self.norm = BatchNorm((units,), name=f"{name}_norm") if style.batch_norm else None
+
+    def build(self, input_shape: tuple[int, ...]) -> None:
+        """Makes the weights, which depend on the input's width."""
+        start = keras.initializers.GlorotUniform(seed=self._seed)
+        self.kernel = self.add_weight(shape=(input_shape[-1], self.units), initializer=start, name="kernel")
+        self.bias = (
+            None if self._style.batch_norm else self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
+        )
+
+    def call(self, x: tf.Tensor, training_pass: TrainingPass | None = None) -> tf.Tensor:
+        """See the class."""
+        kernel = self.kernel.value * weight_factor(self._style, training_pass)
+        bias = None if self.bias is None else self.bias.value
+        product = matmul(x, kernel, self._style.compute_dtype)
+        return activated(product, bias, self.norm, style=self._style, training_pass=training_pass, place=self._seed)
+
+
 class HiddenLayers(keras.layers.Layer):
     """A stack of dense layers.
 
@@ -54,34 +123,16 @@ class HiddenLayers(keras.layers.Layer):
     """
 
     def __init__(self, units: tuple[int, ...], *, style: Style, seed: int):
-        policy = "float32" if style.compute_dtype == "float32" else f"mixed_{style.compute_dtype}"
-        super().__init__(name="hidden", dtype=policy)
-        self._style, self._activation = style, ACTIVATIONS[style.activation]
+        super().__init__(name="hidden", dtype="float32", autocast=False)
         self.dense = [
-            keras.layers.Dense(
-                width,
-                use_bias=not style.batch_norm,
-                kernel_initializer=keras.initializers.GlorotUniform(seed=seed + index),
-                name=f"hidden_{index + 1}",
-                dtype=policy,
-            )
+            Dense(width, style=style, seed=seed + index, name=f"hidden_{index + 1}")
             for index, width in enumerate(units)
-        ]
-        self.norms = [
-            BatchNorm((width,), name=f"hidden_{index + 1}_norm")
-            for index, width in enumerate(units)
-            if style.batch_norm
         ]
 
     def call(self, x: tf.Tensor, training_pass: TrainingPass | None = None) -> tf.Tensor:
         """See the class."""
-        for index, layer in enumerate(self.dense):
-            x = layer(x)
-            if self.norms:
-                x = self.norms[index](x, training_pass=training_pass)
-            x = self._activation(x)
-            if training_pass is not None:
-                x = training_pass.dropout(x, self._style.dropout, index)
+        for layer in self.dense:
+            x = layer(x, training_pass=training_pass)
         return x
 
 
@@ -95,8 +146,8 @@ class ParallelDense(keras.layers.Layer):
     Args:
         layers: how many.
         inputs, units: width of each.
-        style: of the layers; dropout is not applied here.
-        seed: of the first layer; the others have those that follow.
+        style: of the layers.
+        seed: of the first layer, the others have those that follow; it tells the layers' dropout masks apart, too.
         name: of the layer.
         use_bias: whether there are b_i, which start at zero.
         start: "random", or "zero" for all weights.
@@ -118,7 +169,7 @@ class ParallelDense(keras.layers.Layer):
         start: str = "random",
     ):
         super().__init__(name=name, dtype="float32", autocast=False)
-        self._activation, self._compute_dtype = ACTIVATIONS[style.activation], style.compute_dtype
+        self._style, self._seed = style, seed
         self.kernel = self.add_weight(shape=(layers, inputs, units), initializer="zeros", name="kernel")
         if start == "random":
             starts = [keras.initializers.GlorotUniform(seed=seed + index) for index in range(layers)]
@@ -133,13 +184,28 @@ class ParallelDense(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training_pass: TrainingPass | None = None) -> tf.Tensor:
         """See the class."""
-        kernel, x = tf.cast(self.kernel.value, self._compute_dtype), tf.cast(x, self._compute_dtype)
-        product = tf.einsum("bi,liu->lbu", x, kernel) if x.shape.rank == 2 else tf.linalg.matmul(x, kernel)
-        if self.bias is not None:
-            product += tf.cast(self.bias.value, self._compute_dtype)
+        kernel = self.kernel.value * weight_factor(self._style, training_pass)
+        bias = None if self.bias is None else self.bias.value
+        if x.shape.rank == 3:
+            product = matmul(x, kernel, self._style.compute_dtype)
+            return self._activated(product, bias, training_pass=training_pass)
+        # One product for all layers, and one pass over their units, before they are taken apart.
+        side_by_side = tf.reshape(tf.transpose(kernel, [1, 0, 2]), [kernel.shape[1], -1])
+        product = matmul(x, side_by_side, self._style.compute_dtype)
         if self.norm is not None:
-            product = self.norm(product, training_pass=training_pass)
-        return self._activation(product)
+            return self._activated(self._apart(product), bias, training_pass=training_pass)
+        flat_bias = None if bias is None else tf.reshape(bias, [-1])
+        return self._apart(self._activated(product, flat_bias, training_pass=training_pass))
+
+    def _activated(self, product: tf.Tensor, bias: tf.Tensor | None, training_pass: TrainingPass | None) -> tf.Tensor:
+        return activated(product, bias, self.norm, style=self._style, training_pass=training_pass, place=self._seed)
+
+    def _apart(self, side_by_side: tf.Tensor) -> tf.Tensor:
+        """[batch, layers * units] -> [layers, batch, units]."""
+        layers, _, units = self.kernel.shape
+        if layers == 1:
+            return side_by_side[tf.newaxis]
+        return tf.transpose(tf.reshape(side_by_side, [-1, layers, units]), [1, 0, 2])
 
 
 class ParallelStack(keras.layers.Layer):
@@ -162,7 +228,7 @@ class ParallelStack(keras.layers.Layer):
     def __init__(self, stacks: int, inputs: int, units: tuple[int, ...], *, style: Style, seed: int, name: str):
         super().__init__(name=name, dtype="float32", autocast=False)
         self.stacks, self.output_width = stacks, (inputs, *units)[-1]
-        self._style, self._seed = style, seed
+        self._style = style
         widths = (inputs, *units)
         self.dense = [
             ParallelDense(
@@ -177,8 +243,6 @@ class ParallelStack(keras.layers.Layer):
         if not self.dense:
             x = tf.cast(x, self._style.compute_dtype)
             return x if x.shape.rank == 3 else tf.tile(x[tf.newaxis], [self.stacks, 1, 1])
-        for index, layer in enumerate(self.dense):
+        for layer in self.dense:
             x = layer(x, training_pass=training_pass)
-            if training_pass is not None:
-                x = training_pass.dropout(x, self._style.dropout, self._seed + index)
         return x

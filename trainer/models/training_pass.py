@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import keras
 import tensorflow as tf
 
+from trainer.models.activations import Draws, draw
+
 SumOverWorkers = Callable[[list[tf.Tensor]], list[tf.Tensor]]
 
 
@@ -20,6 +22,7 @@ class TrainingPass:
         dropout_seed: [2] int32, another one in every step and on every worker.
         present: [batch] float32, 1 for rows and 0 for pads.
         sum_over_workers: element-wise sums of float32 tensors over all workers, through which gradients flow.
+        xla: compile element-wise work.
         penalties: [batch] float32 each, to be added to the loss of their rows.
         moments: moving moments and their new values, to be assigned when the step is applied.
     """
@@ -27,16 +30,10 @@ class TrainingPass:
     dropout_seed: tf.Tensor
     present: tf.Tensor
     sum_over_workers: SumOverWorkers
+    xla: bool = False
     penalties: list[tf.Tensor] = field(default_factory=list)
     moments: list[tuple[keras.Variable, tf.Tensor]] = field(default_factory=list)
 
-    def dropout(self, x: tf.Tensor, rate: float, place: int) -> tf.Tensor:
-        """x with a share `rate` of its values dropped and the others scaled up; `place` tells the masks apart."""
-        if rate == 0:
-            return x
-        return tf.nn.experimental.stateless_dropout(x, rate, seed=self.dropout_seed + [0, place % 2**20])
-
-    def keep_mask(self, shape: tf.Tensor, rate: float, place: int) -> tf.Tensor:
-        """Float32 tensor of a shape, 0 with probability `rate` and else 1."""
-        draws = tf.random.stateless_uniform(shape, seed=self.dropout_seed + [0, place % 2**20])
-        return tf.cast(draws >= rate, tf.float32)
+    def draw(self, shape: tf.Tensor, rate: float, place: int) -> Draws:
+        """Draws that drop a share `rate` of the values of a tensor; `place` tells those of a step apart."""
+        return draw(shape, rate, self.dropout_seed + [0, place % 2**20])

@@ -1,0 +1,113 @@
+"""What MMoE's step costs over that of one perceptron with the same products. One JSON line per case.
+
+    python -m benchmarks.mmoe_step [--batch 16384] [--experts 8] [--tasks 2] [--repeats 9] [--amp]
+
+MMoE has `experts` of 256 and 128 units and a gate per task; the perceptron (shared_bottom) has experts * 256 and 128
+units, which are as many multiplications. Inputs are Outbrain's 29 features with the published cardinalities and widths;
+towers, dropout and tables are the same on both sides, ids are made up and skewed. Steps take turns. `ratio` is the
+median over the turns of time over time, `ratio_spread` its quartiles.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from data.specification.embedding_sizes import embedding_dims
+from data.specification.feature_spec import FeatureSpec
+from trainer.cli import parse
+from trainer.distributed import SingleWorker
+from trainer.layout import InputLayout, input_layout
+from trainer.models import build_model
+from trainer.step import StepInput, TrainStep
+from trainer.tasks import Task
+from trainer.training import make_training
+
+ROOT = Path(__file__).resolve().parent.parent
+UNITS = (256, 128)
+
+
+def random_batch(layout: InputLayout, batch: int, tasks: int) -> StepInput:
+    """Rows whose ids are skewed: the density of an id falls with its square root."""
+    rng = np.random.default_rng(0)
+    ids = [
+        (columns.cardinality * rng.random((batch, columns.hotness)) ** 2).astype(np.int32)
+        for columns in layout.categorical
+    ]
+    return StepInput(
+        ids=tf.constant(np.concatenate(ids, axis=1)),
+        numerical=tf.constant(rng.normal(size=(batch, len(layout.numerical))), tf.float32),
+        labels=tf.constant(rng.random((batch, tasks)) < 0.2, tf.float32),
+        weights=tf.ones(batch),
+    )
+
+
+def make_step(flags: list[str], layout: InputLayout, batch: int, tasks: int, compute_dtype: str) -> TrainStep:
+    options = parse([*flags, "--global_batch_size", str(batch)], 1, ["mmoe", "shared_bottom"])
+    names = tuple(Task(f"task_{number}") for number in range(tasks))
+    model = build_model(options.model, layout, names, compute_dtype=compute_dtype, seed=0)
+    return make_training(
+        model,
+        options.training,
+        options.deep_optimizer,
+        steps_per_epoch=100,
+        comm=SingleWorker(),
+        compute_dtype=compute_dtype,
+    ).step
+
+
+def seconds(run: Callable[..., object], batch: StepInput, number: int) -> float:
+    started = time.perf_counter()
+    run(batch, tf.constant(number))
+    tf.test.experimental.sync_devices()
+    return time.perf_counter() - started
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16_384, help="rows of a step")
+    parser.add_argument("--experts", type=int, default=8, help="of MMoE")
+    parser.add_argument("--tasks", type=int, default=2, help="labels, each with a tower")
+    parser.add_argument("--repeats", type=int, default=9, help="turns of each side")
+    parser.add_argument("--amp", action="store_true", help="products in bfloat16")
+    arguments = parser.parse_args(argv)
+    spec = FeatureSpec.read(ROOT / "feature_specs" / "fspec_csv.yaml")
+    layout = input_layout(spec, embedding_dims(spec, ROOT / "data" / "outbrain" / "embedding_sizes.json"))
+    dtype = "bfloat16" if arguments.amp else "float32"
+    wide = [str(UNITS[0] * arguments.experts), str(UNITS[1])]
+    sides = {
+        "mmoe": ["--model", "mmoe", "--num_experts", str(arguments.experts)],
+        "perceptron": ["--model", "shared_bottom", "--expert_hidden_units", *wide],
+    }
+    batch = random_batch(layout, arguments.batch, arguments.tasks)
+    steps = {name: make_step(flags, layout, arguments.batch, arguments.tasks, dtype) for name, flags in sides.items()}
+    runs: dict[str, dict[str, Callable[..., object]]] = {
+        "whole step": dict(steps),
+        "forward and backward pass": {name: tf.function(step.compute) for name, step in steps.items()},
+    }
+    for what, own in runs.items():
+        turns = [[seconds(run, batch, number) for run in own.values()] for number in range(1, arguments.repeats + 3)]
+        times = np.array(turns[2:])  # the first two trace and warm up
+        ratios = times[:, 0] / times[:, 1]
+        result = {
+            "benchmark": "mmoe over perceptron",
+            "what": what,
+            "dtype": dtype,
+            "batch": arguments.batch,
+            "experts": arguments.experts,
+            "tasks": arguments.tasks,
+            "ms": dict(zip(own, np.round(1000 * np.median(times, axis=0), 1).tolist(), strict=True)),
+            "ratio": round(float(np.median(ratios)), 3),
+            "ratio_spread": np.round(np.percentile(ratios, [25, 75]), 3).tolist(),
+        }
+        print(json.dumps(result), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
