@@ -6,11 +6,11 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 
 from data.loading.batch import Batch
 from trainer import runtime
+from trainer.benchmark import take_apart
 from trainer.cli import parse
 from trainer.distributed import Comm, connect
 from trainer.evaluate import Evaluator
@@ -86,29 +86,8 @@ class TrainingRun:
         return time.perf_counter() - started
 
     def parts(self, steps: int) -> dict[str, float]:
-        """Milliseconds that a step taken apart spends in each of its parts; in a whole step they may overlap.
-
-        Returns:
-            wait_for_data_ms, compute_ms (forward and backward pass), communicate_ms, update_ms: means over `steps`.
-        """
-        compute, exchange, update = (
-            tf.function(part) for part in (self._step.compute, self._step.exchange, self._step.update)
-        )
-        seconds = np.zeros((steps + 1, 4))
-        for index in range(steps + 1):
-            marks = [time.perf_counter()]
-            batch, number = step_input(next(self._stream), self.tasks), self._next_number()
-            marks.append(_synchronise())
-            gradients = compute(batch, number)
-            marks.append(_synchronise())
-            gradients = exchange(gradients)
-            marks.append(_synchronise())
-            update(gradients, number)
-            marks.append(_synchronise())
-            seconds[index] = np.diff(marks)
-        means = 1000 * seconds[1:].mean(axis=0)  # the first call compiles
-        names = ("wait_for_data_ms", "compute_ms", "communicate_ms", "update_ms")
-        return dict(zip(names, means.round(1).tolist(), strict=True))
+        """Milliseconds that a step taken apart spends in each of its parts; in a whole step they may overlap."""
+        return take_apart(self._step, self.tasks, self._stream, self._steps_done, steps)
 
     def evaluator(self) -> Evaluator:
         """What evaluates this model on the dataset's test rows."""
