@@ -115,19 +115,19 @@ class EmbeddingTables(keras.layers.Layer):
         pooled = []
         for columns, feature_rows in zip(self.layout.categorical, rows.deep, strict=True):
             if not columns.multihot:
-                pooled.append(feature_rows[:, 0, :])
+                pooled.append(tf.squeeze(feature_rows, axis=1))
                 continue
-            present = tf.cast(ids[:, columns.start : columns.stop] >= 0, feature_rows.dtype)
-            total = tf.einsum("bhw,bh->bw", feature_rows, present)
+            present = tf.cast(ids[:, columns.start : columns.stop, tf.newaxis] >= 0, feature_rows.dtype)
+            total = tf.reduce_sum(feature_rows * present, axis=1)
             if self.combiner == "mean":
-                total = tf.math.divide_no_nan(total, tf.reduce_sum(present, axis=1, keepdims=True))
+                total = tf.math.divide_no_nan(total, tf.reduce_sum(present, axis=1))
             pooled.append(total)
         return pooled
 
     def pool_wide(self, rows: Rows, ids: tf.Tensor) -> tf.Tensor:
         """Sum of the wide weights of a row's ids, [batch, outputs]."""
-        present = tf.cast(ids >= 0, tf.float32)
-        return tf.einsum("bct,bc->bt", rows.wide[0], present)
+        present = tf.cast(ids[:, :, tf.newaxis] >= 0, tf.float32)
+        return tf.reduce_sum(rows.wide[0] * present, axis=1)
 
     def _table(self, name: str, rows: int, width: int, start: Start) -> keras.Variable:
         """This worker's rows of a table, which start as they would in a table held whole."""
