@@ -10,7 +10,6 @@ has a share above 1.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.reporting import report
 from trainer.models.layers import Dense, Style
 from trainer.models.training_pass import TrainingPass
 
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     for dtype in arguments.dtype:
         for rate in (0.0, 0.1):
-            print(json.dumps(measured(arguments, dtype, rate)), flush=True)
+            report(measured(arguments, dtype, rate))
     return 0
 
 

@@ -9,7 +9,6 @@ median over the turns of time over time, `ratio_spread` its quartiles.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.reporting import report
 from data.specification.embedding_sizes import embedding_dims
 from data.specification.feature_spec import FeatureSpec
 from trainer.cli import parse
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
             "ratio": round(float(np.median(ratios)), 3),
             "ratio_spread": np.round(np.percentile(ratios, [25, 75]), 3).tolist(),
         }
-        print(json.dumps(result), flush=True)
+        report(result)
     return 0
 
 

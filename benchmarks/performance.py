@@ -1,6 +1,6 @@
 """Measures what docs/performance.md says: runs the benchmarks, keeps their lines, makes the page's tables of them.
 
-    python -m benchmarks.performance [NAME ...]     # all benchmarks, about 12 minutes on two cores, or those named
+    python -m benchmarks.performance [NAME ...]     # all benchmarks, about 15 minutes on two cores, or those named
     python -m benchmarks.performance --tables       # only the tables, of the lines that there are
 
 docs/performance.jsonl holds every line that the benchmarks have printed. Those of a command on this machine replace
@@ -26,6 +26,9 @@ PAGE, LINES = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.jso
 COMMANDS = {
     "step_speed": "python -m benchmarks.step_speed",
     "step_speed_amp": "python -m benchmarks.step_speed --amp --turns 3",
+    "dense_layer": "python -m benchmarks.dense_layer --repeats 5",
+    "mmoe_step": "python -m benchmarks.mmoe_step",
+    "table_layout": "python -m benchmarks.table_layout",
     "peers": "python -m benchmarks.peers",
     "table_growth": "python -m benchmarks.table_growth",
     "exchange_bytes": "horovodrun -np 2 python -m benchmarks.exchange_bytes",

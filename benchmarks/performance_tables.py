@@ -42,6 +42,7 @@ class Figure:
 
 STEP, PEERS = "training step over bare products", "training over public peers"
 GROWTH, SENT = "step with larger tables", "bytes sent over a dense all-reduce"
+MMOE, LAYER, LAYOUT = "mmoe over perceptron", "dense_layer", "table layout"
 EVALUATION, MEMORY = "evaluation over training", "memory of training"
 FIGURES = (
     Figure("training step, float32: FLOP/s over bare products'", STEP, 0.85, where={"variant": "float32"}),
@@ -50,6 +51,13 @@ FIGURES = (
     Figure("training, `--amp`: samples/s over the faster peer's", PEERS, 8, where={"variant": "--amp"}),
     Figure("tables 16 times as large: step time over the first", GROWTH, 1.15, at_least=False, where={"growth": 16}),
     Figure("two workers: bytes sent over a dense all-reduce's", SENT, 0.15, at_least=False),
+    Figure(
+        "MMoE, 8 experts of 256 and 128: step time over a perceptron's",
+        MMOE,
+        1.25,
+        at_least=False,
+        where={"what": "whole step"},
+    ),
     Figure("loader: rows/s over pyarrow's bare read", "loader over bare read", 0.45),
     Figure("loader: rows/s over merlin.dataloader's", "loader over merlin.dataloader", 20),
     Figure("evaluation with metrics: samples/s over training's", EVALUATION, 2.5),
@@ -68,6 +76,38 @@ DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "forward and backward, ms": ("compute_ms",),
             "exchange, ms": ("communicate_ms",),
             "update, ms": ("update_ms",),
+        },
+    ),
+    "layer": (
+        LAYER,
+        {
+            "type": ("dtype",),
+            "dropout": ("dropout",),
+            "bare products, ms": ("ms", "matmul"),
+            "layer, ms": ("ms", "ours"),
+            "with `--xla`, ms": ("ms", "ours_xla"),
+            "Keras, ms": ("ms", "keras"),
+            "share of the products": ("share_of_matmul",),
+            "Keras' time over ours": ("over_keras",),
+        },
+    ),
+    "mmoe": (
+        MMOE,
+        {
+            "what": ("what",),
+            "MMoE, ms": ("ms", "mmoe"),
+            "perceptron, ms": ("ms", "perceptron"),
+            "ratio": ("ratio",),
+        },
+    ),
+    "layout": (
+        LAYOUT,
+        {
+            "tables": ("case",),
+            "batch": ("batch",),
+            "a variable each, ms": ("separate_ms",),
+            "one per width, ms": ("fused_ms",),
+            "ratio": ("fused_over_separate",),
         },
     ),
     "peers": (

@@ -9,7 +9,6 @@ the ratio of the medians of their times.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.reporting import report
 from trainer.embeddings.tables import EmbeddingTables
 from trainer.embeddings.touched_rows import sum_by_row
 from trainer.layout import IdColumns, InputLayout
@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=15, help="turns of each side")
     arguments = parser.parse_args(argv)
     for name in CASES:
-        print(json.dumps(measure(name, arguments.repeats)), flush=True)
+        report(measure(name, arguments.repeats))
     return 0
 
 
