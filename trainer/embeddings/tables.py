@@ -4,7 +4,7 @@ A step gathers the rows that a batch names, and everything behind (pooling, the 
 differentiated with respect to these rows: no gradient has the size of a table.
 """
 
-from collections.abc import Callable
+import math
 from typing import NamedTuple
 
 import keras
@@ -13,7 +13,8 @@ import tensorflow as tf
 from trainer.embeddings.shards import Shards
 from trainer.layout import InputLayout
 
-Start = Callable[..., tf.Tensor]
+# Rows of a table that are drawn at once, so that a large table never stands in memory twice.
+START_ROWS = 1 << 17
 
 
 class Rows(NamedTuple):
@@ -63,16 +64,17 @@ class EmbeddingTables(keras.layers.Layer):
         self.layout, self.combiner, self.shards = layout, combiner, shards
         self._rows: dict[str, int] = {}
         self.deep_tables = [
-            self._table(f"deep.{columns.name}", columns.cardinality, columns.width, _start(init_std, seed + index))
-            for index, columns in enumerate(layout.categorical)
+            self._table(f"deep.{columns.name}", columns.cardinality, columns.width) for columns in layout.categorical
         ]
+        for index, (table, columns) in enumerate(zip(self.deep_tables, layout.categorical, strict=True)):
+            self._start(table.value, columns.cardinality, init_std, seed + index)
         offsets, total = [], 0
         for columns in layout.categorical:
             offsets += [total] * columns.hotness
             total += columns.cardinality
         self.wide_offsets = tf.constant([offsets], tf.int32, shape=(1, layout.id_columns))
         # One row even without a categorical feature: an empty tensor cannot be summed over workers.
-        self.wide_tables = [self._table("wide", max(total, 1), outputs, keras.initializers.Zeros())] if outputs else []
+        self.wide_tables = [self._table("wide", max(total, 1), outputs)] if outputs else []
         self.built = True
 
     @property
@@ -129,19 +131,29 @@ class EmbeddingTables(keras.layers.Layer):
         present = tf.cast(ids[:, :, tf.newaxis] >= 0, tf.float32)
         return tf.reduce_sum(rows.wide[0] * present, axis=1)
 
-    def _table(self, name: str, rows: int, width: int, start: Start) -> keras.Variable:
-        """This worker's rows of a table, which start as they would in a table held whole."""
+    def _table(self, name: str, rows: int, width: int) -> keras.Variable:
+        """This worker's rows of a table, zeros."""
         self._rows[name] = rows
-        shards = self.shards
-        if shards is None or not shards.holds_part_of(rows):
-            return self.add_weight(shape=(rows, width), initializer=start, name=name)
-        # One table at a time stands in the host's memory, not in the device's.
-        with tf.device("/CPU:0"):
-            own = tf.convert_to_tensor(start((rows, width), "float32"))[shards.rank :: shards.workers]
-        return self.add_weight(shape=own.shape, initializer=lambda shape, dtype: own, name=name)
+        rank, workers = self._holders(rows)
+        return self.add_weight(shape=(-((rank - rows) // workers), width), initializer="zeros", name=name)
 
+    def _holders(self, rows: int) -> tuple[int, int]:
+        """This worker's place among those that share the rows of a table, and how many these are."""
+        if self.shards is None or not self.shards.holds_part_of(rows):
+            return 0, 1
+        return self.shards.rank, self.shards.workers
 
-def _start(init_std: float | None, seed: int) -> keras.Initializer:
-    if init_std is None:
-        return keras.initializers.GlorotNormal(seed=seed)
-    return keras.initializers.RandomNormal(stddev=init_std, seed=seed)
+    def _start(self, table: tf.Variable, rows: int, deviation: float | None, seed: int) -> None:
+        """Sets the initial values: those that this worker's rows have in a table held whole."""
+        (rank, workers), width, filled = self._holders(rows), table.shape[1], 0
+        for block, first in enumerate(range(0, rows, START_ROWS)):
+            shape, block_seed = (min(START_ROWS, rows - first), width), seed + 1_000_003 * block
+            if deviation is None:
+                # Of a normal that is cut off at twice its deviation, 0.8796 of it are left.
+                glorot = math.sqrt(2 / (rows + width)) / 0.87962566103423978
+                drawn = keras.random.truncated_normal(shape, stddev=glorot, seed=block_seed)
+            else:
+                drawn = keras.random.normal(shape, stddev=deviation, seed=block_seed)
+            own = drawn[(rank - first) % workers :: workers]
+            table[filled : filled + own.shape[0]].assign(own)
+            filled += own.shape[0]
