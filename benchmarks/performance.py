@@ -32,6 +32,8 @@ COMMANDS = {
     "peers": "python -m benchmarks.peers",
     "table_growth": "python -m benchmarks.table_growth",
     "exchange_bytes": "horovodrun -np 2 python -m benchmarks.exchange_bytes",
+    "sharding_off": "horovodrun -np 2 python -m benchmarks.sharding",
+    "sharding_on": "horovodrun -np 2 python -m benchmarks.sharding --shard_embeddings",
     "loader_speed": "python -m benchmarks.loader_speed --merlin",
     "evaluation_speed": "python -m benchmarks.evaluation_speed",
     "memory": "python -m benchmarks.memory",

@@ -43,6 +43,7 @@ class Figure:
 STEP, PEERS = "training step over bare products", "training over public peers"
 GROWTH, SENT = "step with larger tables", "bytes sent over a dense all-reduce"
 MMOE, LAYER, LAYOUT = "mmoe over perceptron", "dense_layer", "table layout"
+SHARDING = "sharded tables"
 EVALUATION, MEMORY = "evaluation over training", "memory of training"
 FIGURES = (
     Figure("training step, float32: FLOP/s over bare products'", STEP, 0.85, where={"variant": "float32"}),
@@ -141,6 +142,16 @@ DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "rows exchanged, MB": ("sent_mb_by_collective", "exchange"),
             "all, MB": ("sent_mb",),
             "dense all-reduce, MB": ("dense_mb",),
+        },
+    ),
+    "sharding": (
+        SHARDING,
+        {
+            "workers": ("workers",),
+            "parameters": ("parameters",),
+            "`--shard_embeddings`": ("sharded",),
+            "peak of a worker, GB": ("peak_gb",),
+            "step, ms": ("step_ms",),
         },
     ),
     "evaluation": (

@@ -20,7 +20,7 @@ from trainer.launcher import read_launch
 from trainer.metrics.evaluation import Evaluation
 from trainer.models import MODELS, build_model
 from trainer.tasks import tasks_of
-from trainer.training import make_training
+from trainer.training import make_training, shards_of
 
 
 class TrainingRun:
@@ -58,6 +58,7 @@ class TrainingRun:
             self.tasks,
             compute_dtype=self.compute_dtype,
             seed=training.seed,
+            shards=shards_of(training, self.comm),
         )
         self._step, _, state = make_training(
             self.model,

@@ -14,7 +14,6 @@ from trainer.checkpoints import probe
 from trainer.device import on_gpu
 from trainer.distributed import Comm, connect
 from trainer.early_stopping import EarlyStopping
-from trainer.embeddings.shards import Shards
 from trainer.evaluate import Evaluator
 from trainer.health.keys import PARTS as HEALTH
 from trainer.health.monitor import monitor_of
@@ -33,7 +32,7 @@ from trainer.saving import Saver, agreed_model_options
 from trainer.state import RunState
 from trainer.step import named
 from trainer.tasks import tasks_of
-from trainer.training import Training, make_training
+from trainer.training import Training, make_training, shards_of
 
 METRIC_UNITS = {
     "loss": None,
@@ -85,9 +84,7 @@ class Run:
             self.tasks,
             compute_dtype=self.runtime.compute_dtype,
             seed=training.seed,
-            shards=Shards(self.comm.rank, self.comm.size, self.comm.exchange_values)
-            if training.shard_embeddings
-            else None,
+            shards=shards_of(training, self.comm),
         )
         self.say(f"{options.model.model}: {self.model.parameters:,} parameters{self._told_of_shards()}")
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from trainer.distributed import Comm
+from trainer.embeddings.shards import Shards
 from trainer.loss_scale import LossScale
 from trainer.loss_weighting import make_loss_weighting
 from trainer.models.ranking import RankingModel
@@ -26,6 +27,11 @@ class Training(NamedTuple):
     step: TrainStep
     schedule: Schedule
     state: RunState
+
+
+def shards_of(options: TrainingOptions, comm: Comm) -> Shards | None:
+    """How large tables are dealt to the workers, if they are."""
+    return Shards(comm.rank, comm.size, comm.exchange_values) if options.shard_embeddings else None
 
 
 def make_training(
