@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from data.errors import DataError
-from data.loading.batch import PAD, Batch
+from data.loading.batch import Batch
 from data.loading.batch_arrays import empty_batch, slice_rows
 from data.loading.column_decoder import Place, Target, batch_targets, decode_table, extra_dtype
 from data.loading.parquet_files import ColumnGroup, ParquetFile, column_problems, open_files
@@ -90,7 +90,6 @@ class ParquetReader:
         """
         begin, end = (int(self._unit_starts[unit]) + row for row in (start, stop))
         out.rows[:] = np.arange(begin, end)
-        out.multihot[:] = PAD
         if self._lacks_weights:
             out.weights[:] = 1
         if self._lacks_labels:
