@@ -48,11 +48,16 @@ def test_batches_without_a_conversion_leave_every_loss_a_number(folder):
 
 
 def brute_force(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The binary metrics over all rows given, from probabilities: all pairs, no logits."""
+    """The binary metrics over all rows given, from probabilities: all pairs.
+
+    Scores are logits in float32, joint ones too (docs/metrics.md): probabilities that differ in the last bits of a
+    float64 are ties.
+    """
     positive, rate = labels == 1, labels.mean()
-    pairs = np.sign(probabilities[positive][:, None] - probabilities[~positive][None, :])
+    scores = (np.log(probabilities) - np.log1p(-probabilities)).astype(np.float32)
+    pairs = np.sign(scores[positive][:, None] - scores[~positive][None, :])
     loss = -np.where(positive, np.log(probabilities), np.log1p(-probabilities)).mean()
-    precisions = [labels[probabilities >= score].mean() for score in probabilities[positive]]
+    precisions = [labels[scores >= score].mean() for score in scores[positive]]
     return {
         "loss_val": loss,
         "auc_roc": (pairs.mean() + 1) / 2,
