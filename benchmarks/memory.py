@@ -42,7 +42,7 @@ def needed_gb(layout: InputLayout, batch: int, hidden: tuple[int, ...]) -> dict[
     """The parts of the formula above, in GB."""
     tables = sum(columns.cardinality * columns.width for columns in layout.categorical)
     table_rows = sum(columns.cardinality for columns in layout.categorical)
-    widths = (layout.embedding_width + len(layout.numerical), *hidden, 1)
+    widths = (layout.width, *hidden, 1)
     dense = float(np.dot(np.array(widths[:-1]) + 1, widths[1:]))
     wide = table_rows + len(layout.numerical) + 1
     looked_up = sum(columns.hotness * columns.width for columns in layout.categorical)

@@ -70,7 +70,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
     hidden = ["--deep_hidden_units", *map(str, arguments.hidden)]
     run = TrainingRun(folder, "--global_batch_size", str(batch), *hidden, *(f"--{flag}" for flag in flags))
     layout = run.inputs.layout
-    widths = [layout.embedding_width + len(layout.numerical), *arguments.hidden, 1]
+    widths = [layout.width, *arguments.hidden, 1]
     gflop = 6e-9 * batch * float(np.dot(widths[:-1], widths[1:]))
     run.seconds(arguments.warmup)
     bare_seconds(batch, widths, run.compute_dtype)

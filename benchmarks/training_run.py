@@ -42,14 +42,7 @@ class TrainingRun:
         self.options = parse(["--dataset_path", str(dataset), *flags], launch.size, tuple(MODELS))
         self.inputs = open_inputs(self.options, launch)
         training = self.options.training
-        self.compute_dtype = runtime.prepare(
-            launch,
-            cpu=training.cpu,
-            amp=training.amp,
-            amp_dtype=training.amp_dtype,
-            seed=training.seed,
-            deterministic=training.deterministic,
-        ).compute_dtype
+        self.compute_dtype = runtime.prepare(launch, training).compute_dtype
         self.comm = around(connect(launch))
         self.tasks = tasks_of(self.inputs.spec)
         self.model = build_model(

@@ -45,6 +45,11 @@ class InputLayout:
         return self.categorical[-1].stop if self.categorical else 0
 
     @property
+    def width(self) -> int:
+        """Width of the deep input: all embeddings and numbers side by side."""
+        return self.embedding_width + len(self.numerical)
+
+    @property
     def embedding_width(self) -> int:
         """Width of all embeddings side by side."""
         return sum(columns.width for columns in self.categorical)

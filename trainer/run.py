@@ -57,14 +57,7 @@ class Run:
         self.options, self.inputs = options, inputs
         training = options.training
         bound = set_affinity(training.affinity, launch.local_rank, launch.local_size)
-        self.runtime = runtime.prepare(
-            launch,
-            cpu=training.cpu,
-            amp=training.amp,
-            amp_dtype=training.amp_dtype,
-            seed=training.seed,
-            deterministic=training.deterministic,
-        )
+        self.runtime = runtime.prepare(launch, training)
         if training.xla and options.model.batch_norm and launch.size > 1 and on_gpu():
             raise DataError(
                 f"--batch_norm over {launch.size} workers sums moments in the middle of what --xla compiles on a GPU, "

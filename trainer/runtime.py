@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 from trainer.launcher import Launch
+from trainer.options import TrainingOptions
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,12 @@ class Runtime:
     compute_dtype: str
 
 
-def prepare(launch: Launch, *, cpu: bool, amp: bool, amp_dtype: str, seed: int, deterministic: bool) -> Runtime:
+def prepare(launch: Launch, options: TrainingOptions) -> Runtime:
     """Sets TensorFlow up for this worker.
 
     A worker that sees several GPUs takes the one of its local rank; under hvd_wrapper.sh it sees one.
     """
-    gpus = [] if cpu else tf.config.list_physical_devices("GPU")
+    gpus = [] if options.cpu else tf.config.list_physical_devices("GPU")
     gpu = gpus[launch.local_rank % len(gpus)] if gpus else None
     tf.config.set_visible_devices([gpu] if gpu else [], "GPU")
     if gpu:
@@ -40,10 +41,10 @@ def prepare(launch: Launch, *, cpu: bool, amp: bool, amp_dtype: str, seed: int, 
             # Inside an application TensorFlow may be running already, and keeps the threads that it has.
             with suppress(RuntimeError):
                 tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.random.set_seed(seed)
-    if deterministic:
+    tf.random.set_seed(options.seed)
+    if options.deterministic:
         tf.config.experimental.enable_op_determinism()
-    return Runtime(_name(gpu), _compute_dtype(amp, amp_dtype, gpu is not None))
+    return Runtime(_name(gpu), _compute_dtype(options.amp, options.amp_dtype, gpu is not None))
 
 
 def _sharing(launch: Launch, cores: int) -> int:

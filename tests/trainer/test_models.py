@@ -15,7 +15,7 @@ from trainer.tasks import Task
 def test_wide_and_deep_on_outbrain_has_the_published_number_of_parameters():
     spec = FeatureSpec.read(ROOT / "feature_specs" / "fspec_csv.yaml")
     layout = input_layout(spec, embedding_dims(spec, ROOT / "data" / "outbrain" / "embedding_sizes.json"))
-    assert layout.embedding_width + len(layout.numerical) == 1248
+    assert layout.width == 1248
     model = build_model(ModelOptions(), layout, (Task("clicked"),), compute_dtype="float32", seed=0)
     assert model.count_params() == 91_777_245
     tables = sum(int(np.prod(table.shape)) for table in model.embeddings.deep_tables)

@@ -6,9 +6,7 @@ import math
 import keras
 import tensorflow as tf
 
-from trainer.embeddings.shards import Shards
 from trainer.embeddings.tables import Rows
-from trainer.layout import InputLayout
 from trainer.model_options import ModelOptions
 from trainer.models.layers import ParallelDense, ParallelStack, Style
 from trainer.models.ranking import RankingModel
@@ -69,21 +67,13 @@ class Aitm(RankingModel):
     task with `given` predicts the conditional probability, of which nothing of the kind holds.
     """
 
-    def __init__(
-        self,
-        options: ModelOptions,
-        layout: InputLayout,
-        tasks: tuple[Task, ...],
-        *,
-        compute_dtype: str,
-        seed: int,
-        shards: Shards | None,
-    ):
-        super().__init__(options, layout, tasks, wide=options.wide_part, seed=seed, shards=shards)
+    def make_layers(self, options: ModelOptions, style: Style, seed: int) -> None:
+        """See RankingModel."""
+        tasks, units = self.tasks, options.expert_hidden_units
         self._chain, self._calibrator_weight = chain_of(tasks), options.calibrator_weight
-        style, inputs = Style.of(options, compute_dtype), layout.embedding_width + len(layout.numerical)
-        units = options.expert_hidden_units
-        self.bottoms = ParallelStack(len(tasks), inputs, units, style=style, seed=seed + 10_000, name="bottoms")
+        self.bottoms = ParallelStack(
+            len(tasks), self.layout.width, units, style=style, seed=seed + 10_000, name="bottoms"
+        )
         self.transfers = {
             task: Transfer(units[-1], style=style, seed=seed + 20_000 + 1_000 * task, name=f"transfer_{task + 1}")
             for task, above in self._chain

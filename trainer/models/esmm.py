@@ -2,14 +2,11 @@
 
 import tensorflow as tf
 
-from trainer.embeddings.shards import Shards
-from trainer.layout import InputLayout
 from trainer.model_options import ModelOptions
 from trainer.models.layers import Style
 from trainer.models.ranking import RankingModel
 from trainer.models.towers import Towers
 from trainer.models.training_pass import TrainingPass
-from trainer.tasks import Task
 
 
 class Esmm(RankingModel):
@@ -22,22 +19,13 @@ class Esmm(RankingModel):
 
     trains_joint_probabilities = True
 
-    def __init__(
-        self,
-        options: ModelOptions,
-        layout: InputLayout,
-        tasks: tuple[Task, ...],
-        *,
-        compute_dtype: str,
-        seed: int,
-        shards: Shards | None,
-    ):
-        super().__init__(options, layout, tasks, wide=options.wide_part, seed=seed, shards=shards)
+    def make_layers(self, options: ModelOptions, style: Style, seed: int) -> None:
+        """See RankingModel."""
         self.towers = Towers(
-            tasks,
-            layout.embedding_width + len(layout.numerical),
-            [(*options.expert_hidden_units, *options.tower_units(task.name)) for task in tasks],
-            style=Style.of(options, compute_dtype),
+            self.tasks,
+            self.layout.width,
+            [(*options.expert_hidden_units, *options.tower_units(task.name)) for task in self.tasks],
+            style=style,
             seed=seed + 100_000,
         )
 

@@ -15,15 +15,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.embeddings.shards import Shards
-from trainer.layout import InputLayout
 from trainer.model_options import ModelOptions
 from trainer.models.gates import Gates, mix
 from trainer.models.layers import ParallelStack, Style
 from trainer.models.ranking import RankingModel
 from trainer.models.towers import Towers
 from trainer.models.training_pass import TrainingPass
-from trainer.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -82,21 +79,11 @@ class MultiTask(RankingModel):
     With a single expert, as in shared_bottom, there is no gate.
     """
 
-    def __init__(
-        self,
-        options: ModelOptions,
-        layout: InputLayout,
-        tasks: tuple[Task, ...],
-        *,
-        compute_dtype: str,
-        seed: int,
-        shards: Shards | None,
-    ):
-        super().__init__(options, layout, tasks, wide=options.wide_part, seed=seed, shards=shards)
-        style = Style.of(options, compute_dtype)
+    def make_layers(self, options: ModelOptions, style: Style, seed: int) -> None:
+        """See RankingModel."""
+        tasks, width = self.tasks, self.layout.width
         self.levels = levels_of(options, len(tasks))
         self.experts, self.gates = [], []
-        width = layout.embedding_width + len(layout.numerical)
         for index, level in enumerate(self.levels):
             first = seed + 10_000 * (index + 1)
             experts = level.readable.shape[1]
@@ -110,7 +97,7 @@ class MultiTask(RankingModel):
                         level.readable,
                         width,
                         options=options,
-                        compute_dtype=compute_dtype,
+                        compute_dtype=style.compute_dtype,
                         seed=first + ParallelStack.SEEDS,
                         name=f"gates_{index + 1}",
                     )

@@ -9,6 +9,7 @@ from trainer.embeddings.shards import Shards
 from trainer.embeddings.tables import EmbeddingTables, Rows
 from trainer.layout import InputLayout
 from trainer.model_options import ModelOptions
+from trainer.models.layers import Style
 from trainer.models.training_pass import TrainingPass
 from trainer.tasks import Task
 
@@ -18,21 +19,23 @@ class RankingModel(keras.Model):
 
     logits = head([embeddings, numerical])  [+ b + sum of the ids' wide weights + numerical @ k, the wide part]
 
-    A subclass implements `head`. The training step calls `gather` and `logits` one after the other, because it
-    differentiates with respect to the gathered rows; everybody else just calls the model.
+    A subclass implements `make_layers` and `head`. The training step calls `gather` and `logits` one after the other,
+    because it differentiates with respect to the gathered rows; everybody else just calls the model.
 
     Args:
         options: the model's flags.
         layout: of the inputs.
         tasks: what is predicted; each has one logit, or one per class.
-        wide: whether every task has a wide part, a linear model of all features.
+        compute_dtype: float32, float16 or bfloat16; weights, logits and loss are float32 in any case.
         seed: of the initial weights. Tables take the seeds from it on; dense layers start well behind them.
         shards: how large tables are dealt to workers; None where every worker has all rows.
 
     Attributes:
+        always_wide: whether every task has a wide part, a linear model of all features, without --wide_part, too.
         trains_joint_probabilities: whether the loss of a task with `given` is that of both labels being 1, on all rows.
     """
 
+    always_wide = False
     trains_joint_probabilities = False
 
     def __init__(
@@ -41,12 +44,12 @@ class RankingModel(keras.Model):
         layout: InputLayout,
         tasks: tuple[Task, ...],
         *,
-        wide: bool,
+        compute_dtype: str,
         seed: int,
         shards: Shards | None,
     ):
         super().__init__(name=options.model, dtype="float32")
-        self.layout, self.tasks = layout, tasks
+        self.layout, self.tasks, wide = layout, tasks, self.always_wide or options.wide_part
         outputs = sum(task.width for task in tasks)
         self.embeddings = EmbeddingTables(
             layout,
@@ -64,6 +67,17 @@ class RankingModel(keras.Model):
             if wide
             else []
         )
+        self.make_layers(options, Style.of(options, compute_dtype), seed)
+
+    def make_layers(self, options: ModelOptions, style: Style, seed: int) -> None:
+        """Makes the layers between the deep input, `self.layout.width` wide, and the logits of `self.tasks`.
+
+        Args:
+            options: the model's flags.
+            style: of hidden layers.
+            seed: of the model; layers start from 10,000 behind it.
+        """
+        raise TypeError(f"{type(self).__name__} makes no layers")
 
     def head(self, deep_input: tf.Tensor, training_pass: TrainingPass | None) -> tf.Tensor:
         """Logits [batch, outputs] float32, without the wide part.

@@ -3,13 +3,10 @@
 import keras
 import tensorflow as tf
 
-from trainer.embeddings.shards import Shards
-from trainer.layout import InputLayout
 from trainer.model_options import ModelOptions
 from trainer.models.layers import HiddenLayers, Style
 from trainer.models.ranking import RankingModel
 from trainer.models.training_pass import TrainingPass
-from trainer.tasks import Task
 
 
 class WideDeep(RankingModel):
@@ -20,22 +17,13 @@ class WideDeep(RankingModel):
     Both parts see every feature. Several labels share the hidden layers and have a head and a wide part each.
     """
 
-    def __init__(
-        self,
-        options: ModelOptions,
-        layout: InputLayout,
-        tasks: tuple[Task, ...],
-        *,
-        compute_dtype: str,
-        seed: int,
-        shards: Shards | None,
-    ):
-        super().__init__(options, layout, tasks, wide=True, seed=seed, shards=shards)
-        self.hidden = HiddenLayers(
-            options.deep_hidden_units, style=Style.of(options, compute_dtype), seed=seed + 10_000
-        )
+    always_wide = True
+
+    def make_layers(self, options: ModelOptions, style: Style, seed: int) -> None:
+        """See RankingModel."""
+        self.hidden = HiddenLayers(options.deep_hidden_units, style=style, seed=seed + 10_000)
         self.deep_head = keras.layers.Dense(
-            sum(task.width for task in tasks),
+            sum(task.width for task in self.tasks),
             kernel_initializer=keras.initializers.GlorotUniform(seed=seed + 20_000),
             name="deep_head",
             dtype="float32",
