@@ -11,8 +11,8 @@ then evaluation, checkpoint and model folder. Its peak resident set size, as Lin
                      + wide part: sum of cardinalities + numerical features + 1)
     optimizer state  the deep part's RMSprop has one slot per weight, the wide part's FTRL two, and every table the
                      step at which each of its rows was last touched: 4 bytes each
-    activations      4 bytes * batch * (ids' rows: sum of hotness * width; the input of the first layer; two values per
-                     hidden unit: after relu, and after dropout), what the backward pass of a float32 step reads
+    activations      4 bytes * batch * (ids' rows: sum of hotness * width; the input of the first layer; one value per
+                     hidden unit, after relu and dropout), what the backward pass of a float32 step reads
 
 Not in the formula, and so in what the ratio allows for: gradients, the loader's buffers, what evaluation and checkpoint
 hold, and what the allocator keeps.
@@ -49,7 +49,7 @@ def needed_gb(layout: InputLayout, batch: int, hidden: tuple[int, ...]) -> dict[
     values = {
         "weights_gb": tables + dense + wide,
         "optimizer_gb": tables + dense + table_rows + 2 * wide,
-        "activations_gb": batch * (looked_up + widths[0] + 2 * sum(hidden)),
+        "activations_gb": batch * (looked_up + widths[0] + sum(hidden)),
     }
     return {name: 4e-9 * count for name, count in values.items()} | {"tensorflow_gb": TENSORFLOW_GB}
 

@@ -109,7 +109,7 @@ def test_what_training_needs_is_counted_as_its_formula_says():
     tables, dense, wide = 10 * 4 + 7 * 2, (4 + 2 + 1 + 1) * 5 + (5 + 1) * 1, 17 + 1 + 1
     assert math.isclose(needed["weights_gb"], 4e-9 * (tables + dense + wide))
     assert math.isclose(needed["optimizer_gb"], 4e-9 * (tables + dense + 17 + 2 * wide))
-    assert math.isclose(needed["activations_gb"], 4e-9 * 8 * ((4 + 3 * 2) + 7 + 2 * 5))
+    assert math.isclose(needed["activations_gb"], 4e-9 * 8 * ((4 + 3 * 2) + 7 + 5))
 
 
 def test_bytes_sent_are_those_of_a_ring():
