@@ -1,7 +1,7 @@
 """Training against two public peers on the same rows: one JSON line per precision of ours.
 
     python -m benchmarks.peers --setup       # once: makes the peers' environment, with pip
-    python -m benchmarks.peers [--batch 16384] [--hidden 1024 1024 1024 1024 1024] [--turns 2]
+    python -m benchmarks.peers [--batch 16384] [--hidden 1024 1024 1024 1024 1024] [--turns 5]
 
 torch-rechub 0.9.0's WideDeep and deepctr-torch 0.3.0's WDL train as their documentation runs them (peer_worker.py says
 how, and where they differ), with Adam, on as many threads as the default Wide & Deep here: Outbrain's 29 features, the
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="folder of the peers' environment")
     parser.add_argument("--batch", type=int, default=16_384, help="rows of a step")
     parser.add_argument("--hidden", type=int, nargs="+", default=[1024] * 5, help="hidden layers of the deep part")
-    parser.add_argument("--turns", type=int, default=2, help="steps of each side that count")
+    parser.add_argument("--turns", type=int, default=5, help="steps of each side that count")
     arguments = parser.parse_args(argv)
     if arguments.setup:
         set_up(arguments.environment)

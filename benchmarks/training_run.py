@@ -81,7 +81,8 @@ class TrainingRun:
 
     def parts(self, steps: int) -> dict[str, float]:
         """Milliseconds that a step taken apart spends in each of its parts; in a whole step they may overlap."""
-        return take_apart(self._step, self.tasks, self._stream, self._steps_done, steps)
+        parts = take_apart(self._step, self.tasks, self._stream, self._steps_done, steps)
+        return {name: round(milliseconds, 1) for name, milliseconds in parts.items()}
 
     def evaluator(self) -> Evaluator:
         """What evaluates this model on the dataset's test rows."""
