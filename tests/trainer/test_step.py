@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.trainer.local_workers import run_workers
+from tests.trainer.local_workers import LocalWorker, run_workers
 from tests.trainer.small_models import DEEP_RATE, WIDE_RATE, differences, make_batches, make_model, make_step, part
 from trainer import device
 from trainer.embeddings.shards import Shards
@@ -76,53 +76,45 @@ def test_training_lowers_the_loss(trained):
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_several_workers_equal_one(batches, trained, workers):
-    model, losses = trained
-    steps = 20
+def train_on_workers(
+    workers: int, batches: list[StepInput], *, sharded: bool
+) -> list[tuple[RankingModel, list[float]]]:
+    """Each worker's model and losses; a batch is cut into the workers' parts."""
     cuts = np.linspace(0, 16, workers + 1).astype(int)
 
-    def work(comm):
-        mine = make_model()
-        step = make_step(mine, comm=comm)
-        own = []
-        for number, batch in enumerate(batches[:steps], start=1):
+    def work(comm: LocalWorker) -> tuple[RankingModel, list[float]]:
+        shards = Shards(comm.rank, comm.size, comm.exchange_values, smallest=50) if sharded else None
+        model = make_model(shards=shards)
+        step, losses = make_step(model, comm=comm), []
+        for number, batch in enumerate(batches, start=1):
             rows = part(batch, slice(cuts[comm.rank], cuts[comm.rank + 1]))
             summed = step.exchange(step.compute(rows, tf.constant(number)))
             step.update(summed, tf.constant(number))
-            own.append(summed.losses.numpy().item())
-        return mine, own
+            losses.append(summed.losses.numpy().item())
+        return model, losses
 
-    results = run_workers(workers, work)
+    return run_workers(workers, work)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_several_workers_equal_one(batches, trained, workers):
+    _, losses = trained
+    results = train_on_workers(workers, batches[:20], sharded=False)
     for _, own in results:
-        np.testing.assert_allclose(own, losses[:steps], rtol=1e-4)
+        np.testing.assert_allclose(own, losses[:20], rtol=1e-4)
     assert differences(results[0][0], results[-1][0]) == 0
 
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_sharded_tables_train_as_those_that_every_worker_holds(batches, trained, workers):
     model, losses = trained
-    cuts = np.linspace(0, 16, workers + 1).astype(int)
-
-    def work(comm):
-        shards = Shards(comm.rank, comm.size, comm.exchange_values, smallest=50)
-        mine = make_model(shards=shards)
-        assert mine.parameters == model.parameters
-        step, own = make_step(mine, comm=comm), []
-        for number, batch in enumerate(batches, start=1):
-            rows = part(batch, slice(cuts[comm.rank], cuts[comm.rank + 1]))
-            summed = step.exchange(step.compute(rows, tf.constant(number)))
-            step.update(summed, tf.constant(number))
-            own.append(summed.losses.numpy().item())
-        return mine, own
-
-    results = run_workers(workers, work)
     tables = {table.path: table.numpy() for table in model.embeddings.tables}
-    assert results[0][0].embeddings.sharded == {
-        path: len(table) for path, table in tables.items() if not path.endswith("deep.day")
-    }
-    for rank, (mine, own) in enumerate(results):
+    for rank, (mine, own) in enumerate(train_on_workers(workers, batches, sharded=True)):
         np.testing.assert_allclose(own, losses, rtol=1e-4)
+        assert mine.parameters == model.parameters
+        assert mine.embeddings.sharded == {
+            path: len(table) for path, table in tables.items() if not path.endswith("deep.day")
+        }
         for table in mine.embeddings.tables:
             whole = tables[table.path]
             expected = whole[rank::workers] if table.path in mine.embeddings.sharded else whole
