@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.reporting import report
+from benchmarks.script import parser_of
 from trainer.models.layers import Dense, Style
 from trainer.models.training_pass import TrainingPass
 
@@ -111,8 +112,7 @@ def measured(arguments: argparse.Namespace, dtype: str, rate: float) -> dict[str
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=16_384, help="rows")
+    parser = parser_of(__doc__)
     parser.add_argument("--inputs", type=int, default=1024, help="width of the input")
     parser.add_argument("--units", type=int, default=1024, help="width of the output")
     parser.add_argument("--repeats", type=int, default=7, help="turns of each side")

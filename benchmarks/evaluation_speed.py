@@ -13,7 +13,6 @@ The fields in milliseconds per batch say where the time of an evaluation goes: `
 
 import argparse
 import sys
-import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
@@ -21,9 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.reporting import report
+from benchmarks.script import measure_and_report, parser_of
 from benchmarks.synthetic_rows import write_rows
-from trainer.quiet_import import import_tensorflow
 
 if TYPE_CHECKING:
     from trainer.evaluate import Evaluator
@@ -52,7 +50,7 @@ def seconds_of_parts(evaluator: "Evaluator") -> tuple[float, float, float]:
     return loading, predicted - loaded - counting - loading, metrics
 
 
-def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
+def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, object]]:
     from benchmarks.training_run import TrainingRun
 
     batch, rows = arguments.batch, arguments.batch * arguments.batches
@@ -71,7 +69,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
         parts.append(seconds_of_parts(evaluator))
     ratios = np.array(training) / np.array(evaluation)
     waiting, forward, counting = 1000 * np.median(parts, axis=0) / arguments.batches
-    return {
+    result = {
         "benchmark": "evaluation over training",
         "variant": run.compute_dtype,
         "metrics": sorted(metrics),
@@ -85,21 +83,15 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
         "metrics_ms": round(counting, 1),
         "forward_ratio": round(1000 * batch * float(np.median(training)) / forward, 2),
     }
+    return [result]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=16_384, help="rows of a step and of an evaluation's batch")
+    parser = parser_of(__doc__, takes_flags=True)
     parser.add_argument("--batches", type=int, default=8, help="of an evaluation")
     parser.add_argument("--turns", type=int, default=3, help="of each side")
-    parser.add_argument(
-        "--flags", nargs=argparse.REMAINDER, default=[], help="more flags of main.py; the last argument"
-    )
     arguments = parser.parse_args(argv)
-    import_tensorflow()
-    with tempfile.TemporaryDirectory() as folder:
-        report(measure(Path(folder), arguments))
-    return 0
+    return measure_and_report(measure, arguments)
 
 
 if __name__ == "__main__":

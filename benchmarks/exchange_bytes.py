@@ -19,15 +19,13 @@ because an id of 4 bytes is sent with each row.
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.reporting import report
+from benchmarks.script import measure_and_report, parser_of
 from benchmarks.synthetic_rows import write_rows
 from trainer.launcher import read_launch
-from trainer.quiet_import import import_tensorflow
 
 if TYPE_CHECKING:
     from trainer.distributed import Comm
@@ -80,10 +78,10 @@ class CountingComm:
         return {kind: float(sent.numpy()) for kind, sent in self.sent.items() if sent.numpy()}
 
 
-def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
+def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, object]]:
     from benchmarks.training_run import TrainingRun
 
-    rows, batch = arguments.rows, arguments.batch
+    rows, batch, workers = arguments.rows, arguments.batch, read_launch(os.environ).size
     counters: list[CountingComm] = []
 
     def counted(comm: "Comm") -> Any:
@@ -91,15 +89,15 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
         return counters[0]
 
     # Every worker writes the same rows into a folder of its own.
-    write_rows(folder, 4 * batch * arguments.workers, cardinality=rows, width_divisor=arguments.width_divisor)
-    global_batch = ["--global_batch_size", str(batch * arguments.workers)]
+    write_rows(folder, 4 * batch * workers, cardinality=rows, width_divisor=arguments.width_divisor)
+    global_batch = ["--global_batch_size", str(batch * workers)]
     run = TrainingRun(folder, *global_batch, *arguments.flags, around=counted)
     run.seconds(STEPS)
     sent = counters[0].total()
     trained = sum(weight.shape.num_elements() for weight in run.model.trainable_variables)
     dense = 2 * (run.comm.size - 1) / run.comm.size * 4 * trained
     per_step = {kind: value / STEPS for kind, value in sent.items()}
-    return {
+    result = {
         "benchmark": "bytes sent over a dense all-reduce",
         "workers": run.comm.size,
         "table_rows": rows,
@@ -110,27 +108,17 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
         "dense_mb": round(dense / 1e6, 2),
         "ratio": round(sum(per_step.values()) / dense, 4),
     }
+    return [result]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, takes_flags=True)
     parser.add_argument("--rows", type=int, default=1_000_000, help="of each table")
-    parser.add_argument("--batch", type=int, default=16_384, help="rows of a step on each worker")
     parser.add_argument("--width_divisor", type=int, default=8, help="of the published embedding widths")
-    parser.add_argument(
-        "--flags", nargs=argparse.REMAINDER, default=[], help="more flags of main.py; the last argument"
-    )
     arguments = parser.parse_args(argv)
-    launch = read_launch(os.environ)
-    if launch.size == 1:
+    if read_launch(os.environ).size == 1:
         parser.error("one worker sends nothing: start this with horovodrun -np 2")
-    arguments.workers = launch.size
-    import_tensorflow()
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), arguments)
-    if launch.rank == 0:
-        report(result)
-    return 0
+    return measure_and_report(measure, arguments)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.reporting import report
+from benchmarks.script import parser_of
 from benchmarks.synthetic_rows import ROOT, write_rows
 from data.specification.embedding_sizes import embedding_dims
 from data.specification.feature_spec import FeatureSpec
@@ -98,12 +99,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=16_384, help="rows of a step")
+    parser = parser_of(__doc__, takes_flags=True)
     parser.add_argument("--batches", type=int, default=8, help="steps")
-    parser.add_argument(
-        "--flags", nargs=argparse.REMAINDER, default=[], help="more flags of main.py; the last argument"
-    )
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         report(measure(Path(folder), arguments))

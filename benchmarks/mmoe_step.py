@@ -8,7 +8,6 @@ towers, dropout and tables are the same on both sides, ids are made up and skewe
 median over the turns of time over time, `ratio_spread` its quartiles.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.reporting import report
+from benchmarks.script import parser_of
 from data.specification.embedding_sizes import embedding_dims
 from data.specification.feature_spec import FeatureSpec
 from trainer.cli import parse
@@ -69,8 +69,7 @@ def seconds(run: Callable[..., object], batch: StepInput, number: int) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=16_384, help="rows of a step")
+    parser = parser_of(__doc__)
     parser.add_argument("--experts", type=int, default=8, help="of MMoE")
     parser.add_argument("--tasks", type=int, default=2, help="labels, each with a tower")
     parser.add_argument("--repeats", type=int, default=9, help="turns of each side")

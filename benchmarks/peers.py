@@ -18,7 +18,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import venv
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,11 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.reporting import report
+from benchmarks.script import measure_and_report, parser_of
 from benchmarks.synthetic_rows import ROOT, write_rows
 from data.loading.loader import ParquetLoader
 from data.specification.feature_spec import FeatureSpec
-from trainer.quiet_import import import_tensorflow
 
 ENVIRONMENT = ROOT / ".peers"
 # deepctr-torch imports requests and does not ask for it.
@@ -170,10 +168,9 @@ def set_up(environment: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--setup", action="store_true", help="make the environment and measure nothing")
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="folder of the peers' environment")
-    parser.add_argument("--batch", type=int, default=16_384, help="rows of a step")
     parser.add_argument("--hidden", type=int, nargs="+", default=[1024] * 5, help="hidden layers of the deep part")
     parser.add_argument("--turns", type=int, default=5, help="steps of each side that count")
     arguments = parser.parse_args(argv)
@@ -182,11 +179,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if not (arguments.environment / "bin" / "python").exists():
         parser.error(f"{arguments.environment} holds no environment: make it with python -m benchmarks.peers --setup")
-    import_tensorflow()
-    with tempfile.TemporaryDirectory() as folder:
-        for result in measure(Path(folder), arguments):
-            report(result)
-    return 0
+    return measure_and_report(measure, arguments)
 
 
 if __name__ == "__main__":

@@ -11,27 +11,26 @@ import argparse
 import os
 import resource
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.reporting import report
+from benchmarks.script import measure_and_report, parser_of
 from benchmarks.synthetic_rows import write_rows
 from trainer.launcher import read_launch
-from trainer.quiet_import import import_tensorflow
 
 
-def measure(folder: Path, arguments: argparse.Namespace, workers: int) -> dict[str, object]:
+def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, object]]:
     from benchmarks.training_run import TrainingRun
 
+    workers = read_launch(os.environ).size
     write_rows(folder, 4 * arguments.batch * workers, growth=arguments.growth)
     flags = ["--global_batch_size", str(arguments.batch * workers)]
     run = TrainingRun(folder, *flags, *["--shard_embeddings"] * arguments.shard_embeddings)
     run.seconds(2)
     seconds = [run.seconds(1) for _ in range(arguments.steps)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {
+    result = {
         "benchmark": "sharded tables",
         "workers": workers,
         "sharded": "yes" if arguments.shard_embeddings else "no",
@@ -40,22 +39,16 @@ def measure(folder: Path, arguments: argparse.Namespace, workers: int) -> dict[s
         "peak_gb": round(float(run.comm.gather_rows(np.array([peak])).max()), 2),
         "step_ms": round(1000 * float(np.median(seconds))),
     }
+    return [result]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--shard_embeddings", action="store_true", help="as main.py --shard_embeddings")
     parser.add_argument("--growth", type=int, default=4, help="factor of all cardinalities")
-    parser.add_argument("--batch", type=int, default=16_384, help="rows of a step on each worker")
     parser.add_argument("--steps", type=int, default=3, help="steps that count")
     arguments = parser.parse_args(argv)
-    launch = read_launch(os.environ)
-    import_tensorflow()
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), arguments, launch.size)
-    if launch.rank == 0:
-        report(result)
-    return 0
+    return measure_and_report(measure, arguments)
 
 
 if __name__ == "__main__":

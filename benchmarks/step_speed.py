@@ -16,16 +16,14 @@ when it is taken apart, as main.py --benchmark does.
 
 import argparse
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.reporting import report
+from benchmarks.script import measure_and_report, parser_of
 from benchmarks.synthetic_rows import write_rows
-from trainer.quiet_import import import_tensorflow
 
 BATCHES = 16  # of the dataset, which training repeats
 PARTS_STEPS = 2
@@ -61,7 +59,7 @@ def bare_seconds(batch: int, widths: list[int], dtype: str) -> float:
     return total
 
 
-def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
+def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, object]]:
     from benchmarks.training_run import TrainingRun
 
     batch = arguments.batch
@@ -79,7 +77,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
         steps.append(run.seconds(1))
         bares.append(bare_seconds(batch, widths, run.compute_dtype))
     ratios = np.array(bares) / np.array(steps)
-    return {
+    result = {
         "benchmark": "training step over bare products",
         "variant": " ".join([run.compute_dtype, *(flag for flag in flags if flag != "amp")]),
         "batch": batch,
@@ -90,21 +88,18 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
         "ratio": round(float(np.median(ratios)), 3),
         "ratio_spread": np.round([ratios.min(), ratios.max()], 3).tolist(),
     } | run.parts(PARTS_STEPS)
+    return [result]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--amp", action="store_true", help="as main.py --amp")
     parser.add_argument("--xla", action="store_true", help="as main.py --xla")
-    parser.add_argument("--batch", type=int, default=16_384, help="rows of a step")
     parser.add_argument("--hidden", type=int, nargs="+", default=[1024] * 5, help="hidden layers of the deep part")
     parser.add_argument("--warmup", type=int, default=2, help="steps before the first turn")
     parser.add_argument("--turns", type=int, default=5, help="steps that count")
     arguments = parser.parse_args(argv)
-    import_tensorflow()
-    with tempfile.TemporaryDirectory() as folder:
-        report(measure(Path(folder), arguments))
-    return 0
+    return measure_and_report(measure, arguments)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,12 @@ together take 7.4 GB (`tables_gb` tells each) and the process 10 GB, with 1 near
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.reporting import report
+from benchmarks.script import measure_and_report, parser_of
 from benchmarks.synthetic_rows import write_rows
-from trainer.quiet_import import import_tensorflow
 
 BATCHES = 8  # of the dataset, which training repeats
 
@@ -57,21 +55,13 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, objec
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, takes_flags=True)
     parser.add_argument("--growth", type=int, nargs="+", default=[1, 4, 16], help="factors of all cardinalities")
-    parser.add_argument("--batch", type=int, default=16_384, help="rows of a step")
     parser.add_argument("--width_divisor", type=int, default=2, help="of the published embedding widths")
     parser.add_argument("--warmup", type=int, default=2, help="steps of each model before the first turn")
     parser.add_argument("--turns", type=int, default=5, help="steps of each model that count")
-    parser.add_argument(
-        "--flags", nargs=argparse.REMAINDER, default=[], help="more flags of main.py; the last argument"
-    )
     arguments = parser.parse_args(argv)
-    import_tensorflow()
-    with tempfile.TemporaryDirectory() as folder:
-        for result in measure(Path(folder), arguments):
-            report(result)
-    return 0
+    return measure_and_report(measure, arguments)
 
 
 if __name__ == "__main__":

@@ -161,9 +161,10 @@ class TrainStep:
             self._apply(gradients, step)
             return
         everything = [*gradients.weights, *gradients.shared, *(rows for _, rows in gradients.touched)]
-        broken = [tf.reduce_any(~tf.math.is_finite(gradient)) for gradient in everything]
-        # Of sharded tables each worker sees its own rows only.
-        finite = self.comm.sum_tensors([tf.cast(tf.reduce_any(broken), tf.float32)])[0] == 0
+        broken = tf.reduce_any([tf.reduce_any(~tf.math.is_finite(gradient)) for gradient in everything])
+        if self.model.embeddings.sharded:  # of which each worker sees its own rows only
+            broken = self.comm.sum_tensors([tf.cast(broken, tf.float32)])[0] > 0
+        finite = ~broken
         inverse = 1.0 / self.loss_scale.scale
         unscaled = gradients._replace(
             weights=[gradient * inverse for gradient in gradients.weights],

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from trainer.distributed import Comm
 from trainer.embeddings.shards import Shards
 from trainer.loss_scale import LossScale
-from trainer.loss_weighting import make_loss_weighting
+from trainer.loss_weighting import LossWeighting, make_loss_weighting
 from trainer.models.ranking import RankingModel
 from trainer.optimizers.optimizer import Optimizer, Schedule
 from trainer.optimizers.rules import Ftrl, make_rule
@@ -64,23 +64,7 @@ def make_training(
         gradnorm_alpha=options.gradnorm_alpha,
     )
     schedule = make_schedule(deep_optimizer, steps_per_epoch, options.num_epochs)
-    wide_tables, deep_tables = named(model.embeddings.wide_tables), named(model.embeddings.deep_tables)
-    wide = Optimizer(
-        Ftrl(),
-        Constant(options.linear_learning_rate),
-        named(model.wide_weights),
-        wide_tables,
-        l2=dict.fromkeys([*named(model.wide_weights[:1]), *wide_tables], options.l2_reg_linear),
-    )
-    deep = Optimizer(
-        make_rule(deep_optimizer),
-        schedule,
-        named(model.deep_weights) | weighting.weights,
-        deep_tables,
-        l2=dict.fromkeys(deep_tables, options.l2_reg_embedding)
-        | dict.fromkeys(kernel_names(model), options.l2_reg_dnn),
-        decay=deep_optimizer.weight_decay,
-    )
+    wide, deep = _wide_optimizer(model, options), _deep_optimizer(model, options, deep_optimizer, schedule, weighting)
     loss_scale = LossScale(dynamic=compute_dtype == "float16")
     step = TrainStep(
         model,
@@ -102,3 +86,33 @@ def make_training(
         for name in (table, *wide.state_of(table), *deep.state_of(table))
     }
     return Training(step, schedule, RunState(named(model.variables) | states, comm, sharded))
+
+
+def _wide_optimizer(model: RankingModel, options: TrainingOptions) -> Optimizer:
+    tables = named(model.embeddings.wide_tables)
+    return Optimizer(
+        Ftrl(),
+        Constant(options.linear_learning_rate),
+        named(model.wide_weights),
+        tables,
+        l2=dict.fromkeys([*named(model.wide_weights[:1]), *tables], options.l2_reg_linear),
+    )
+
+
+def _deep_optimizer(
+    model: RankingModel,
+    options: TrainingOptions,
+    how: DeepOptimizer,
+    schedule: Schedule,
+    weighting: LossWeighting,
+) -> Optimizer:
+    """Of all that is not wide, the loss weighting's own weights among it."""
+    tables = named(model.embeddings.deep_tables)
+    return Optimizer(
+        make_rule(how),
+        schedule,
+        named(model.deep_weights) | weighting.weights,
+        tables,
+        l2=dict.fromkeys(tables, options.l2_reg_embedding) | dict.fromkeys(kernel_names(model), options.l2_reg_dnn),
+        decay=how.weight_decay,
+    )

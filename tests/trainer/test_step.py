@@ -121,6 +121,24 @@ def test_sharded_tables_train_as_those_that_every_worker_holds(batches, trained,
             np.testing.assert_allclose(table.numpy(), expected, atol=1e-4, err_msg=table.path)
 
 
+def test_a_gradient_that_one_worker_alone_sees_to_be_infinite_is_skipped_by_all(batches):
+    def work(comm: LocalWorker) -> tuple[float, bool]:
+        shards = Shards(comm.rank, comm.size, comm.exchange_values, smallest=50)
+        model = make_model(shards=shards, compute_dtype="float16")
+        step = make_step(model, comm=comm, compute_dtype="float16")
+        before = [variable.numpy().copy() for variable in model.variables]
+        rows = part(batches[0], slice(8 * comm.rank, 8 * comm.rank + 8))
+        summed = step.exchange(step.compute(rows, tf.constant(1)))
+        if comm.rank == 1:
+            ids, gradients = summed.touched[0]
+            summed.touched[0] = ids, gradients + np.inf
+        step.update(summed, tf.constant(1))
+        unchanged = [np.array_equal(*pair) for pair in zip(before, (v.numpy() for v in model.variables), strict=True)]
+        return float(step.loss_scale.scale), all(unchanged)
+
+    assert run_workers(2, work) == [(2.0**14, True)] * 2
+
+
 def test_gradients_in_float16_are_rounded_and_nothing_else(batches, trained):
     _, losses = trained
     own = train(make_model(), batches, fp16_allreduce=True)

@@ -16,7 +16,7 @@ from trainer.report.runs import Point, Run, metric_keys
 from trainer.report.table import best_of, is_quality
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; those of weak contrast on white come last.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8C6D31")
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 PIXELS = 1280
 DPI = 100
