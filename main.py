@@ -15,9 +15,8 @@ from trainer.launcher import Launch, read_launch
 from trainer.models import MODELS
 from trainer.options import Options
 from trainer.quiet_import import import_tensorflow
+from trainer.reliability.exit_codes import FAILURE, NO_CHECKPOINT, WRONG_INPUT
 from trainer.sealed.errors import CheckpointError
-
-FAILURE, WRONG_INPUT, NO_CHECKPOINT = 1, 2, 4
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 from data.errors import DataError
 from trainer.model_flags import saved_model_flags
-from trainer.options import GROUPS, Options, RunOptions, default_of
+from trainer.options import GROUPS, Options, default_of
+from trainer.run_options import RunOptions
 
 # The public recipe's places, used where they exist and can be written; else the folders beside the caller.
 _DEFAULT_PATHS = {

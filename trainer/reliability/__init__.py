@@ -1,0 +1,1 @@
+"""What keeps a run safe: lock, workers' records, supervisor, signals, watchdog, comparisons of workers."""

@@ -1,0 +1,83 @@
+"""The flags that say what a run does."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.errors import DataError
+from trainer.option import at_least, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What the run does: train, evaluate, predict or measure."""
+
+    evaluate: bool = option(False, "evaluate a checkpoint, without training")
+    predict: Path | None = option(
+        None, "parquet file for a checkpoint's predictions on --eval_mapping, without training; labels are not needed"
+    )
+    keep: tuple[str, ...] = option((), "columns of the mapping that are copied into the file of predictions")
+    benchmark: bool = option(False, "measure throughput (of training, or of evaluation with --evaluate)")
+    benchmark_warmup_steps: int = option(500, "steps before the measurement starts")
+    benchmark_steps: int = option(1000, "steps in all, warm-up included")
+    benchmark_seconds: float | None = option(None, "ends the measurement after so many seconds at the latest")
+    use_checkpoint: bool = option(False, "go on from the last checkpoint in model_dir")
+    checkpoint: str | None = option(None, "last, best or a path; default: last for going on, else best")
+    keep_checkpoints: int = option(2, "newest checkpoints to keep, besides the best")
+    predictions_file: Path | None = option(None, "parquet file for the predictions of --evaluate")
+    disable_map_calculation: bool = option(False, "leave MAP@12 out (it is off by itself without a map feature)")
+    num_auc_thresholds: int = option(0, "thresholds of a binned ROC AUC; 0 computes it exactly")
+    log_every: int = option(100, "steps between two lines of the log")
+
+    def __post_init__(self) -> None:
+        """Checks ranges, and limits between flags."""
+        for name in ("benchmark_steps", "keep_checkpoints", "log_every"):
+            at_least(name, getattr(self, name), 1)
+        at_least("benchmark_warmup_steps", self.benchmark_warmup_steps, 0)
+        if self.benchmark and self.benchmark_warmup_steps >= self.benchmark_steps:
+            raise DataError(
+                f"--benchmark_warmup_steps {self.benchmark_warmup_steps} leaves nothing of --benchmark_steps "
+                f"{self.benchmark_steps} to measure; make the second larger"
+            )
+        if self.benchmark_seconds is not None and not self.benchmark_seconds > 0:
+            raise DataError(f"--benchmark_seconds must be positive, got {self.benchmark_seconds}")
+        if self.num_auc_thresholds < 0 or self.num_auc_thresholds == 1:
+            raise DataError(f"--num_auc_thresholds must be 0 (exact) or at least 2, got {self.num_auc_thresholds}")
+        if self.checkpoint is not None and self.trains and not self.use_checkpoint:
+            raise DataError(
+                "--checkpoint says which checkpoint to go on from: add --use_checkpoint, --evaluate or --predict"
+            )
+        self._check_predictions()
+
+    @property
+    def trains(self) -> bool:
+        """Whether weights are trained, if only to measure it."""
+        return not self.evaluate and self.predict is None
+
+    @property
+    def restores(self) -> bool:
+        """Whether a checkpoint is needed."""
+        return not self.benchmark and (self.use_checkpoint or not self.trains)
+
+    @property
+    def which_checkpoint(self) -> str:
+        """The checkpoint to restore, the default resolved."""
+        return self.checkpoint or ("last" if self.trains else "best")
+
+    @property
+    def predictions_path(self) -> Path | None:
+        """The file of predictions, of --predict or of --evaluate."""
+        return self.predict or self.predictions_file
+
+    def _check_predictions(self) -> None:
+        if self.predict is not None and (self.evaluate or self.benchmark):
+            raise DataError(
+                "--predict computes no metrics and measures nothing: take --evaluate and --benchmark away "
+                "(--evaluate --predictions_file FILE gives metrics and predictions)"
+            )
+        if self.predictions_file is not None and (self.benchmark or not self.evaluate):
+            raise DataError("--predictions_file is written by --evaluate: add --evaluate (without --benchmark)")
+        if self.keep and self.predictions_path is None:
+            raise DataError(
+                "--keep copies columns into a file of predictions: add --predict FILE, or --evaluate with "
+                "--predictions_file FILE"
+            )
