@@ -27,6 +27,7 @@ from trainer.models import build_model
 from trainer.options import Options
 from trainer.predictions import PredictionWriter
 from trainer.progress import NullProgress, Progress
+from trainer.reliability.records import WorkerRecord
 from trainer.report.runs import read_run
 from trainer.saving import Saver, agreed_model_options
 from trainer.state import RunState
@@ -51,10 +52,11 @@ class Run:
         options: the resolved configuration.
         inputs: specification, widths and loaders.
         launch: this process among its workers.
+        record: of this worker, for whoever ends the process from another thread.
     """
 
-    def __init__(self, options: Options, inputs: Inputs, launch: Launch):
-        self.options, self.inputs = options, inputs
+    def __init__(self, options: Options, inputs: Inputs, launch: Launch, record: WorkerRecord):
+        self.options, self.inputs, self.record = options, inputs, record
         training = options.training
         bound = set_affinity(training.affinity, launch.local_rank, launch.local_size)
         self.runtime = runtime.prepare(launch, training)
@@ -245,9 +247,9 @@ class Run:
                 self.say(f"warning: {name}: {count:,} lists were longer than max_hotness and were cut")
 
 
-def execute(options: Options, inputs: Inputs, launch: Launch) -> None:
+def execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRecord) -> None:
     """Does what the options ask for."""
-    run = Run(options, inputs, launch)
+    run = Run(options, inputs, launch, record)
     try:
         if options.run.benchmark:
             run.benchmark()
