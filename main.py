@@ -17,7 +17,7 @@ from trainer.models import MODELS
 from trainer.options import Options
 from trainer.places import place_in
 from trainer.quiet_import import import_tensorflow
-from trainer.reliability.errors import StoppedBySignal, WorkersDiffer
+from trainer.reliability.errors import NotFinite, StoppedBySignal, WorkersDiffer
 from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, STOPPED, WRONG_INPUT
 from trainer.reliability.records import PEER_GONE, WorkerRecord
 from trainer.reliability.run_lock import RunLock
@@ -57,7 +57,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRecord) -> int:
     from trainer.distributed import lost_peer
-    from trainer.loop import LossError
     from trainer.run import execute
 
     try:
@@ -69,7 +68,7 @@ def _execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRec
         return STOPPED
     except DataError as error:
         return _fail(str(error), _code_of(error), record)
-    except (LossError, CheckpointError, FloatingPointError, OSError, WorkersDiffer) as error:
+    except (NotFinite, WorkersDiffer, CheckpointError, FloatingPointError, OSError) as error:
         return _fail(str(error), FAILURE, record)
     except Exception as error:
         if (told := lost_peer(error)) is None:

@@ -16,7 +16,6 @@ from trainer.model_options import ModelOptions
 from trainer.models import MODELS
 from trainer.options import TrainingOptions
 from trainer.quiet_import import import_tensorflow
-from trainer.reliability.records import WorkerRecord
 
 # What an application calls some flags.
 FLAGS = {"epochs": "num_epochs", "batch_size": "global_batch_size", "learning_rate": "deep_learning_rate"}
@@ -70,7 +69,7 @@ def train(flags: list[str], dataset: Path, folder: Path, *, verbose: bool) -> Pa
         if not verbose:
             stack.enter_context(contextlib.redirect_stdout(silent))
             stack.enter_context(contextlib.redirect_stderr(silent))
-        execute(options, inputs, launch, WorkerRecord(None, launch))
+        execute(options, inputs, launch, record=None)
     return folder / "models" / "model"
 
 
