@@ -15,6 +15,9 @@ import tensorflow as tf
 from data.errors import DataError
 from trainer.launcher import Launch
 
+# How Horovod answers whoever waits for a collective once a connection between workers has broken.
+_SHUT_DOWN = "Horovod has been shut down"
+
 
 class Comm(Protocol):
     """One worker's view of the group. Every method is a collective: all workers call it, in the same order."""
@@ -155,7 +158,11 @@ class HorovodWorkers:
 
 
 def lost_peer(error: Exception) -> str | None:
-    """What a collective says whose other workers are gone, in one line; None for any other error."""
+    """What an error says that a collective raises when another worker is gone, in a few words; None for any other."""
+    if isinstance(error, tf.errors.OpError) and _SHUT_DOWN in error.message:
+        return _SHUT_DOWN
+    if any(kind.__name__ == "HorovodInternalError" for kind in type(error).__mro__):
+        return str(error).partition(". ")[0]
     return None
 
 
