@@ -157,13 +157,9 @@ class HorovodWorkers:
             return collective(tf.convert_to_tensor(np.ascontiguousarray(array))).numpy()
 
 
-def lost_peer(error: Exception) -> str | None:
-    """What an error says that a collective raises when another worker is gone, in a few words; None for any other."""
-    if isinstance(error, tf.errors.OpError) and _SHUT_DOWN in error.message:
-        return _SHUT_DOWN
-    if any(kind.__name__ == "HorovodInternalError" for kind in type(error).__mro__):
-        return str(error).partition(". ")[0]
-    return None
+def is_lost_peer(error: Exception) -> bool:
+    """Whether a collective raised this because another worker is gone."""
+    return isinstance(error, tf.errors.OpError) and _SHUT_DOWN in error.message
 
 
 def connect(launch: Launch) -> Comm:
