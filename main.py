@@ -4,77 +4,101 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import ExitStack
 
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
-from trainer.checkpoints import NoCheckpointError
+from trainer.checkpoints import NoCheckpointError, print_warning
 from trainer.cli import parse
 from trainer.inputs import Inputs, check_folders, check_labels, open_inputs
 from trainer.launcher import Launch, read_launch
 from trainer.models import MODELS
 from trainer.options import Options
+from trainer.places import place_in
 from trainer.quiet_import import import_tensorflow
-from trainer.reliability.exit_codes import FAILURE, NO_CHECKPOINT, WRONG_INPUT
+from trainer.reliability.errors import NotFinite, StoppedBySignal, WorkersDiffer
+from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, STOPPED, WRONG_INPUT
+from trainer.reliability.records import PEER_GONE, WorkerRecord
+from trainer.reliability.run_lock import RunLock
 from trainer.sealed.errors import CheckpointError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one worker; returns its exit code.
+    """Runs one worker; returns its exit code, which is in the worker's record too.
 
     All that can be checked without TensorFlow is checked before it is imported.
     """
-    launch = Launch()
+    arguments = sys.argv[1:] if argv is None else argv
+    results_dir = place_in(arguments, "results_dir")  # also for arguments that are refused
     try:
         launch = read_launch(os.environ)
-        options = parse(argv, launch.size, tuple(MODELS), reads_checkpoint=launch.rank == 0)
-        inputs = open_inputs(options, launch)
-        check_folders(options, launch)
-        warnings = check_labels(options, inputs.spec, launch)
     except DataError as error:
-        return _refuse(error, launch, NO_CHECKPOINT if isinstance(error, NoCheckpointError) else WRONG_INPUT)
-    if launch.rank == 0:
-        data = options.data
-        print(f"data: {data.dataset_path}  checkpoints: {data.model_dir}  results: {data.results_dir}", flush=True)
-        _warn([*warnings, *_short_epochs(inputs.training)])
-    import_tensorflow()
-    return _execute(options, inputs, launch)
+        return _refuse(error, Launch(), WorkerRecord(results_dir, Launch()))
+    with WorkerRecord(results_dir, launch) as record, ExitStack() as until_the_end:
+        try:
+            options = parse(arguments, launch.size, tuple(MODELS), reads_checkpoint=launch.rank == 0)
+            inputs = open_inputs(options, launch)
+            if launch.rank == 0 and options.run.trains and not options.run.benchmark:
+                until_the_end.enter_context(RunLock(options.data.model_dir, print_warning))
+            check_folders(options, launch)
+            warnings = check_labels(options, inputs.spec, launch)
+        except DataError as error:
+            return _refuse(error, launch, record)
+        record.begin()
+        if launch.rank == 0:
+            data = options.data
+            print(f"data: {data.dataset_path}  checkpoints: {data.model_dir}  results: {data.results_dir}", flush=True)
+            for text in (*warnings, *_short_epochs(inputs.training)):
+                print_warning(text)
+        import_tensorflow()
+        return _execute(options, inputs, launch, record)
 
 
-def _execute(options: Options, inputs: Inputs, launch: Launch) -> int:
-    from trainer.loop import LossError
+def _execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRecord) -> int:
+    from trainer.distributed import lost_peer
     from trainer.run import execute
 
     try:
-        execute(options, inputs, launch)
-    except NoCheckpointError as error:
-        return _fail(str(error), NO_CHECKPOINT)
+        execute(options, inputs, launch, record)
+    except StoppedBySignal as error:
+        if launch.rank == 0:
+            print(f"main.py: {error}", file=sys.stderr, flush=True)
+        record.end(STOPPED, str(error))
+        return STOPPED
     except DataError as error:
-        return _fail(str(error), WRONG_INPUT)
-    except (LossError, CheckpointError, FloatingPointError, OSError) as error:
-        return _fail(str(error), FAILURE)
-    return 0
+        return _fail(str(error), _code_of(error), record)
+    except (NotFinite, WorkersDiffer, CheckpointError, FloatingPointError, OSError) as error:
+        return _fail(str(error), FAILURE, record)
+    except Exception as error:
+        if (told := lost_peer(error)) is None:
+            raise
+        return _fail(f"{PEER_GONE} ({told})", FAILURE, record)
+    record.end(DONE)
+    return DONE
 
 
-def _refuse(error: DataError, launch: Launch, code: int) -> int:
+def _code_of(error: DataError) -> int:
+    return NO_CHECKPOINT if isinstance(error, NoCheckpointError) else WRONG_INPUT
+
+
+def _refuse(error: DataError, launch: Launch, record: WorkerRecord) -> int:
     """All workers refuse the same arguments and files: one per host says so, the others wait to be stopped.
 
-    What the label lint refuses, the first worker refuses alone; the launcher stops the others.
+    What the label lint and the lock refuse, the first worker refuses alone; the launcher stops the others.
     """
-    if launch.local_rank != 0:
-        time.sleep(5)
-        return code
-    return _fail(str(error), code)
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"main.py: error: {message}", file=sys.stderr, flush=True)
+    code = _code_of(error)
+    if launch.local_rank == 0:
+        return _fail(str(error), code, record)
+    record.end(code, str(error))
+    time.sleep(5)
     return code
 
 
-def _warn(warnings: Sequence[str]) -> None:
-    for text in warnings:
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+def _fail(message: str, code: int, record: WorkerRecord) -> int:
+    record.end(code, message)
+    print(f"main.py: error: {message}", file=sys.stderr, flush=True)
+    return code
 
 
 def _short_epochs(loader: ParquetLoader | None) -> Iterator[str]:
@@ -93,7 +117,7 @@ if __name__ == "__main__":
         code = FAILURE
     sys.stdout.flush()
     sys.stderr.flush()
-    if code:
+    if code not in (DONE, STOPPED):
         # Without waiting for threads or for workers that wait for this one: the launcher then stops them all.
         os._exit(code)
-    sys.exit(0)
+    sys.exit(code)

@@ -2,25 +2,17 @@
 
 import argparse
 import difflib
-import os
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, NoReturn
 
 from data.errors import DataError
 from trainer.model_flags import saved_model_flags
 from trainer.options import GROUPS, Options, default_of
+from trainer.places import DEFAULT_PLACES, default_place
 from trainer.run_options import RunOptions
-
-# The public recipe's places, used where they exist and can be written; else the folders beside the caller.
-_DEFAULT_PATHS = {
-    "dataset_path": ("/outbrain/data", "outbrain/data"),
-    "model_dir": ("/outbrain/checkpoints", "outbrain/checkpoints"),
-    "results_dir": ("/results", "results"),
-}
 
 DESCRIPTION = """Trains, evaluates and measures a ranking model on the dataset that a feature specification describes.
 One worker: python main.py. Several: horovodrun -np N sh hvd_wrapper.sh python main.py."""
@@ -47,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
         section = parser.add_argument_group(str(group.__doc__).splitlines()[0].rstrip("."))
         hints = typing.get_type_hints(group)
         for item in fields(group):
-            default = _DEFAULT_PATHS[item.name] if item.name in _DEFAULT_PATHS else default_of(item)
+            default = DEFAULT_PLACES[item.name] if item.name in DEFAULT_PLACES else default_of(item)
             section.add_argument(
                 f"--{item.name}",
                 default=None,
@@ -73,9 +65,8 @@ def parse(
         NoCheckpointError: there is no checkpoint to restore.
     """
     given = {name: value for name, value in vars(make_parser().parse_args(argv)).items() if value is not None}
-    for name, (public, local) in _DEFAULT_PATHS.items():
-        if name not in given:
-            given[name] = Path(public) if os.access(public, os.W_OK) else Path(local)
+    for name in DEFAULT_PLACES.keys() - given.keys():
+        given[name] = default_place(name)
     run = RunOptions(**_of(RunOptions, given))
     if run.restores and reads_checkpoint:
         given |= saved_model_flags(given, given["model_dir"], run.which_checkpoint)

@@ -154,6 +154,11 @@ class HorovodWorkers:
             return collective(tf.convert_to_tensor(np.ascontiguousarray(array))).numpy()
 
 
+def lost_peer(error: Exception) -> str | None:
+    """What a collective says whose other workers are gone, in one line; None for any other error."""
+    return None
+
+
 def connect(launch: Launch) -> Comm:
     """The group that `launch` announces.
 

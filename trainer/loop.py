@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections import deque
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -16,32 +16,45 @@ from trainer.feeding import step_input
 from trainer.health.monitor import HealthMonitor
 from trainer.log import NullLog, RunLog
 from trainer.optimizers.optimizer import Schedule
+from trainer.position import Position
 from trainer.progress import NullProgress, Progress
-from trainer.step import TrainStep
+from trainer.reliability.errors import NotFinite, StoppedBySignal
+from trainer.reliability.fingerprints import check_state
+from trainer.reliability.guard import Decision, Guard
+from trainer.reliability.stragglers import Stragglers
+from trainer.reliability.watchdog import SLOW_SECONDS
+from trainer.saving import Saver
+from trainer.state import RunState
+from trainer.step import StepResult, TrainStep
 from trainer.tasks import Task
 
 TOLD = ("loss_val", "auc_roc", "streaming_map_val", "accuracy", "rmse")
+# Batches of an evaluation between two questions to all workers whether one was asked to stop.
+BATCHES_BETWEEN_QUESTIONS = 8
 
 
-class LossError(RuntimeError):
-    """The loss is no longer a number; every worker sees the same loss and raises it at the same step."""
-
-
-@dataclass
+@dataclass(kw_only=True)
 class TrainingLoop:
-    """Trains from a step to the last one.
+    """Trains from a position to the end of the run.
 
     Attributes:
         step: one training step.
         tasks: one per logit.
         loader: of the training mapping.
         evaluator: of the evaluation mapping.
-        save: called after each epoch with (steps done, metrics).
+        state: all that a checkpoint holds.
+        saver: writes checkpoints.
+        guard: decides about stops and saves.
+        check_every: steps between two comparisons of the workers' states, besides those before each save; 0 for none
+            besides.
+        stragglers: takes the steps' times.
         stopping: asked after each epoch.
         schedule: the deep rate, for the log.
         num_epochs: of the whole run.
         log_every: steps between two records.
         log, progress: of this worker.
+        behind: steps whose results are looked at only after so many more have been started: 1 on a GPU, which would
+            otherwise wait for this process between steps.
         health: looks at the gates after each evaluation; None for a model without gates.
     """
 
@@ -49,77 +62,152 @@ class TrainingLoop:
     tasks: tuple[Task, ...]
     loader: ParquetLoader
     evaluator: Evaluator
-    save: Callable[[int, dict[str, float]], None]
+    state: RunState
+    saver: Saver
+    guard: Guard
+    check_every: int
+    stragglers: Stragglers
     stopping: EarlyStopping
     schedule: Schedule
     num_epochs: int
     log_every: int
     log: RunLog | NullLog
     progress: Progress | NullProgress
+    behind: int = 0
     health: HealthMonitor | None = None
     _mark: tuple[int, float] = field(default=(0, 0.0), init=False)
+    _seen_at: float = field(default=0.0, init=False)
 
     @property
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return self.loader.steps_per_epoch * self.num_epochs
 
-    def run(self, steps_done: int) -> dict[str, float]:
-        """Trains all steps after `steps_done`; returns the last metrics."""
+    def run(self, position: Position) -> dict[str, float]:
+        """Trains what lies behind the position; returns the last metrics.
+
+        Raises:
+            StoppedBySignal: a worker was asked to stop; all of them have stopped and a checkpoint is written.
+            NotFinite: a loss or a weight is no number; the last checkpoint is good.
+            WorkersDiffer: they do not hold the same weights any more.
+            CheckpointError: the last save has failed.
+        """
         metrics: dict[str, float] = {}
-        first_epoch, done_in_epoch = divmod(steps_done, self.loader.steps_per_epoch)
-        for epoch in range(first_epoch, self.num_epochs):
-            self._train_epoch(epoch, done_in_epoch if epoch == first_epoch else 0)
-            steps_done = (epoch + 1) * self.loader.steps_per_epoch
-            started = time.perf_counter()
-            metrics = self.evaluator.run(
-                on_batch=lambda batch: self.progress.update(None, note=f"evaluating {batch}"),
-                see=self.health.see if self.health else None,
-            )
-            seconds = time.perf_counter() - started
-            rate = self.evaluator.loader.rows / seconds
-            self.log.log([steps_done], metrics | {"epoch": epoch + 1, "validation_throughput": rate})
-            self.progress.message(f"epoch {epoch + 1}/{self.num_epochs}: {describe(metrics)}")
-            if self.health is not None:
-                self._look_at(self.health, steps_done)
-            self.save(steps_done, metrics)
-            if self.stopping.should_stop(metrics) and epoch + 1 < self.num_epochs:
+        while position.epoch < self.num_epochs:
+            self._train_epoch(position)
+            metrics = self._evaluate(position)
+            position = Position(position.epoch + 1)
+            self._save(position, metrics)
+            if self.stopping.should_stop(metrics) and position.epoch < self.num_epochs:
                 key, epochs = self.stopping.key, self.stopping.epochs_since_best
                 self.progress.message(f"stopping: {key} has not become better for {epochs} epoch(s)")
                 break
         return metrics
 
-    def _look_at(self, health: HealthMonitor, steps_done: int) -> None:
-        """Logs the health of the gates and tells what is wrong with them."""
-        values, warnings = health.measure()
-        self.log.log([steps_done], values | {"epoch": steps_done // self.loader.steps_per_epoch})
-        for warning in warnings:
-            self.progress.message(f"warning: {warning}")
-
-    def _train_epoch(self, epoch: int, first_step: int) -> None:
-        """Trains the steps of an epoch after the first `first_step` of them."""
+    def _train_epoch(self, position: Position) -> None:
+        """Trains the steps of an epoch that are left."""
         steps_per_epoch = self.loader.steps_per_epoch
-        step = epoch * steps_per_epoch + first_step
-        self._mark = (step, time.perf_counter())
-        total, steps = tf.zeros(len(self.tasks)), 0
-        with closing(self.loader.epoch(epoch, first_step)) as batches:
-            for batch in batches:
-                step += 1
-                losses = self.step(step_input(batch, self.tasks), tf.constant(step))
-                total, steps = total + losses, steps + 1
-                if step % self.log_every == 0 or step == 1 or step % steps_per_epoch == 0:
-                    self._record(step, losses.numpy())
-                else:
-                    self.progress.update(step)
-        self.step.weighting.end_epoch((total.numpy() / max(steps, 1)).tolist())
+        done = position.step(steps_per_epoch)
+        self._mark, self._seen_at = (done, time.perf_counter()), time.perf_counter()
+        unseen: deque[StepResult] = deque()
+        if position.steps < steps_per_epoch:
+            with closing(self.loader.epoch(position.epoch, position.steps)) as batches:
+                for number, batch in enumerate(batches, start=done + 1):
+                    inputs = step_input(batch, self.tasks)
+                    unseen.append(self.step.run(inputs, tf.constant(number), self.guard.votes()))
+                    if len(unseen) > self.behind:
+                        self._act(position, unseen)
+                    if self.check_every and number % self.check_every == 0:
+                        check_state(self.state, number)
+                while unseen:
+                    self._act(position, unseen)
+        self.step.weighting.end_epoch(position.mean_losses)
 
-    def _record(self, step: int, losses: np.ndarray) -> None:
-        """Logs the losses of a step. Reading them waits for the device, which other steps do not."""
+    def _act(self, position: Position, unseen: deque[StepResult]) -> None:
+        """Does what was decided in the oldest step that was not looked at yet."""
+        decision = self._see(position, unseen.popleft())
+        is_epoch_done = position.steps + len(unseen) == self.loader.steps_per_epoch
+        if not decision.stop and (is_epoch_done or not decision.save):
+            return
+        while unseen:
+            self._see(position, unseen.popleft())
+        self._save(position, {})
+        if decision.stop:
+            self._stop(position)
+
+    def _see(self, position: Position, result: StepResult) -> Decision:
+        """Takes in the result of a step, which waits for it to end."""
+        losses = result.losses.numpy()
+        now = time.perf_counter()
+        self.stragglers.add(now - self._seen_at, float(result.waited))
+        self._seen_at = now
+        self.guard.beat()
+        if self.saver.has_failed():
+            self.guard.failed()
+        position.add(losses.tolist())
+        step = position.step(self.loader.steps_per_epoch)
         value = float(sum(task.loss_weight * loss for task, loss in zip(self.tasks, losses, strict=True)))
+        if step % self.log_every == 0 or step == 1 or position.steps == self.loader.steps_per_epoch:
+            self._record(step, value, losses)
+        else:
+            self.progress.update(step)
+        if not math.isfinite(value):
+            raise NotFinite(
+                f"the loss is {value} at step {step}. Checkpoints of earlier steps are kept. Lower "
+                "--deep_learning_rate or --linear_learning_rate, or look for extreme numerical values "
+                "(check_dataset.py shows them)."
+            )
+        return self.guard.decide(result.votes.numpy(), step)
+
+    def _save(self, position: Position, metrics: dict[str, float]) -> None:
+        """Writes a checkpoint of what all workers hold, and only of that."""
+        self.guard.beat(allow=SLOW_SECONDS)
+        check_state(self.state, position.step(self.loader.steps_per_epoch))
+        self.saver.save(self.state, position, metrics)
+        self.guard.saved()
+        self.guard.beat(allow=SLOW_SECONDS)
+        self._seen_at = time.perf_counter()
+
+    def _stop(self, position: Position) -> None:
+        self.saver.finish()
+        # Together: a launcher stops the others as soon as one has gone, and the first one has been writing until now.
+        self.guard.asks_to_stop()
+        step = position.step(self.loader.steps_per_epoch)
+        raise StoppedBySignal(
+            f"stopped by a signal after step {step} of {self.total_steps}, which is saved; --use_checkpoint goes on"
+        )
+
+    def _evaluate(self, position: Position) -> dict[str, float]:
+        """Evaluates at the end of an epoch and logs what comes out."""
+        steps_done = position.step(self.loader.steps_per_epoch)
+        self.guard.beat(allow=SLOW_SECONDS)
+        started = time.perf_counter()
+
+        def on_batch(batch: int) -> None:
+            self.guard.beat()
+            self.progress.update(None, note=f"evaluating {batch}")
+            if batch % BATCHES_BETWEEN_QUESTIONS == 0 and self.guard.asks_to_stop():
+                self._save(position, {})
+                self._stop(position)
+
+        metrics = self.evaluator.run(on_batch=on_batch, see=self.health.see if self.health else None)
+        rate = self.evaluator.loader.rows / (time.perf_counter() - started)
+        epoch = position.epoch + 1
+        self.log.log([steps_done], metrics | {"epoch": epoch, "validation_throughput": rate})
+        self.progress.message(f"epoch {epoch}/{self.num_epochs}: {describe(metrics)}")
+        if self.health is not None:
+            values, warnings = self.health.measure()
+            self.log.log([steps_done], values | {"epoch": epoch})
+            self._warn(warnings)
+        return metrics
+
+    def _record(self, step: int, value: float, losses: np.ndarray) -> None:
+        """Logs the losses of a step and what it took."""
         single = {f"loss/{task.name}": float(loss) for task, loss in zip(self.tasks, losses, strict=True)}
         now, (last_step, last_time) = time.perf_counter(), self._mark
         rate = (step - last_step) * self.step.global_batch_size / max(now - last_time, 1e-9)
         self._mark = (step, now)
+        slowest, warnings = self.stragglers.look()
         self.log.log(
             [step, self.total_steps],
             {
@@ -128,15 +216,15 @@ class TrainingLoop:
                 "learning_rate": float(self.schedule(tf.constant(step))),
                 "samples_per_second": rate,
                 "epoch": step / self.loader.steps_per_epoch,
+                **slowest,
             },
         )
         self.progress.update(step, loss=value, rate=rate)
-        if not math.isfinite(value):
-            raise LossError(
-                f"the loss is {value} at step {step}. Checkpoints of earlier epochs are kept. Lower "
-                "--deep_learning_rate or --linear_learning_rate, or look for extreme numerical values "
-                "(check_dataset.py shows them)."
-            )
+        self._warn(warnings)
+
+    def _warn(self, warnings: list[str]) -> None:
+        for warning in warnings:
+            self.progress.message(f"warning: {warning}")
 
 
 def describe(metrics: dict[str, float]) -> str:

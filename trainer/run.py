@@ -1,7 +1,7 @@
 """Puts a run together: model, optimizers, evaluation, checkpoints; then trains, evaluates or measures."""
 
-import json
-import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,33 +15,28 @@ from trainer.device import on_gpu
 from trainer.distributed import Comm, connect
 from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator
-from trainer.health.keys import PARTS as HEALTH
 from trainer.health.monitor import monitor_of
 from trainer.inputs import Inputs
 from trainer.launcher import Launch
-from trainer.log import NullLog, RunLog, to_plain
 from trainer.loop import TrainingLoop, describe
-from trainer.metrics import METRICS_OF_KIND
 from trainer.metrics.evaluation import Evaluation
 from trainer.models import build_model
 from trainer.options import Options
+from trainer.position import Position
 from trainer.predictions import PredictionWriter
 from trainer.progress import NullProgress, Progress
-from trainer.report.runs import read_run
+from trainer.reliability.guard import Guard
+from trainer.reliability.records import WorkerRecord
+from trainer.reliability.signals import StopRequest
+from trainer.reliability.stragglers import Stragglers
+from trainer.reliability.watchdog import Watchdog
+from trainer.results import Results
 from trainer.saving import Saver, agreed_model_options
+from trainer.sealed.errors import CheckpointError
 from trainer.state import RunState
-from trainer.step import named
 from trainer.tasks import tasks_of
 from trainer.training import Training, make_training, shards_of
-
-METRIC_UNITS = {
-    "loss": None,
-    **dict.fromkeys(name for metrics in METRICS_OF_KIND.values() for name in metrics),
-    **dict.fromkeys(HEALTH),
-    "train_throughput": "samples/s",
-    "validation_throughput": "samples/s",
-    "batch_samplesps": "samples/s",
-}
+from trainer.weights import named
 
 
 class Run:
@@ -51,10 +46,11 @@ class Run:
         options: the resolved configuration.
         inputs: specification, widths and loaders.
         launch: this process among its workers.
+        record: of this worker; None inside an application, whose signals and process are its own.
     """
 
-    def __init__(self, options: Options, inputs: Inputs, launch: Launch):
-        self.options, self.inputs = options, inputs
+    def __init__(self, options: Options, inputs: Inputs, launch: Launch, record: WorkerRecord | None):
+        self.options, self.inputs, self._record = options, inputs, record
         training = options.training
         bound = set_affinity(training.affinity, launch.local_rank, launch.local_size)
         self.runtime = runtime.prepare(launch, training)
@@ -69,7 +65,8 @@ class Run:
             options = self.options = replace(options, model=agreed_model_options(options.model, self.comm))
         self.tasks = tasks_of(inputs.spec)
         self.saver = Saver(options, inputs, self.comm)
-        self.log = self._open_log()
+        self.results = Results(options, self.comm.rank)
+        self.say = self.results.say
         self.say(f"{self.comm.size} worker(s) on {self.runtime.device}, {self.runtime.compute_dtype}; {bound}")
         self.model = build_model(
             options.model,
@@ -80,11 +77,6 @@ class Run:
             shards=shards_of(training, self.comm),
         )
         self.say(f"{options.model.model}: {self.model.parameters:,} parameters{self._told_of_shards()}")
-
-    def say(self, text: str) -> None:
-        """Prints a line on the first worker."""
-        if self.comm.rank == 0:
-            print(text, flush=True)
 
     def _told_of_shards(self) -> str:
         embeddings = self.model.embeddings
@@ -97,65 +89,76 @@ class Run:
         if self.comm.rank == 0:
             probe(self.options.data.model_dir)
         step, schedule, state = self._training()
-        loader, epochs = self.inputs.train_loader, self.options.training.num_epochs
+        loader, training, run = self.inputs.train_loader, self.options.training, self.options.run
         evaluator = self._evaluator()
         stopping = EarlyStopping(
             self.saver.main_metric(evaluator.evaluation.keys), self.options.training.early_stopping_patience
         )
-        loop = TrainingLoop(
-            step=step,
-            tasks=self.tasks,
-            loader=loader,
-            evaluator=evaluator,
-            stopping=stopping,
-            save=lambda steps_done, metrics: self.saver.save(state, steps_done, metrics),
-            schedule=schedule,
-            num_epochs=epochs,
-            log_every=self.options.run.log_every,
-            log=self.log,
-            progress=self._progress(loader.steps_per_epoch * epochs),
-            health=monitor_of(self.model, evaluator.loader.rows, self.comm),
-        )
-        steps_done = 0
-        if self.options.run.use_checkpoint:
-            steps_done = self.saver.resume(state)
-            if (best := self.saver.best_so_far()) is not None and best[1] <= steps_done:
-                stopping.best, stopping.epochs_since_best = best[0], (steps_done - best[1]) // loader.steps_per_epoch
-            self.say(f"going on after step {steps_done} of {loop.total_steps}")
-        else:
-            state.share()
-        if steps_done >= loop.total_steps:
+        position = self._start(state, stopping)
+        if position.epoch >= training.num_epochs:
             self.say("nothing to do: this run is finished; more --num_epochs would go on with it")
             return
-        metrics = loop.run(steps_done)
+        with StopRequest(self._record) as stop, Watchdog(run.hang_seconds, self._record) as watchdog:
+            loop = TrainingLoop(
+                step=step,
+                tasks=self.tasks,
+                loader=loader,
+                evaluator=evaluator,
+                state=state,
+                saver=self.saver,
+                guard=Guard(self.comm, stop, watchdog, run.save_interval),
+                check_every=run.fingerprint_every,
+                stragglers=Stragglers(self.comm),
+                stopping=stopping,
+                schedule=schedule,
+                num_epochs=training.num_epochs,
+                log_every=run.log_every,
+                log=self.results.log,
+                progress=self._progress(loader.steps_per_epoch * training.num_epochs),
+                behind=1 if on_gpu() else 0,
+                health=monitor_of(self.model, evaluator.loader.rows, self.comm),
+            )
+            metrics = loop.run(position)
+            self.saver.finish()
         loop.progress.close()
         self._tell_truncated(loader)
-        self._conclude(metrics)
+        self.results.conclude(metrics)
         self.say(f"model: {self.saver.write_best_model(list(named(self.model.variables)))}")
-        if loop.health is not None and self.comm.rank == 0:
-            self._draw_gates()
+        if loop.health is not None:
+            self.results.draw_gates()
+
+    def _start(self, state: RunState, stopping: EarlyStopping) -> Position:
+        """Where training begins: at a checkpoint that was asked for, else with the first worker's weights."""
+        if not self.options.run.use_checkpoint:
+            state.share()
+            return Position()
+        position = self.saver.resume(state)
+        steps_per_epoch = self.inputs.train_loader.steps_per_epoch
+        done = position.step(steps_per_epoch)
+        if (best := self.saver.best_so_far()) is not None and best[1] <= done:
+            stopping.best, stopping.epochs_since_best = best[0], (done - best[1]) // steps_per_epoch
+        self.say(f"going on after step {done} of {steps_per_epoch * self.options.training.num_epochs}")
+        return position
 
     def evaluate(self) -> None:
         """Evaluates a checkpoint, and writes its predictions where they are asked for."""
         checkpoint = self.saver.restore_weights(self._weights())
         evaluator, path = self._evaluator(), self.options.run.predictions_file
         writer = None if path is None else self._writer(path)
-        progress = self._progress(evaluator.loader.steps_per_epoch)
-        metrics = evaluator.run(on_batch=progress.update, predictions=writer)
-        progress.close()
+        with self._watched_progress(evaluator.loader.steps_per_epoch) as on_batch:
+            metrics = evaluator.run(on_batch=on_batch, predictions=writer)
         if writer is not None:
             writer.write(self.comm)
             self.say(f"predictions: {path}")
         self.say(f"{checkpoint} on mapping {self.inputs.eval_mapping!r}: {describe(metrics)}")
-        self._conclude(metrics)
+        self.results.conclude(metrics)
 
     def predict(self, path: Path) -> None:
         """Writes a checkpoint's predictions to a file, without metrics."""
         checkpoint = self.saver.restore_weights(self._weights())
         evaluator, writer = self._evaluator(), self._writer(path)
-        progress = self._progress(evaluator.loader.steps_per_epoch)
-        evaluator.predict(writer, progress.update)
-        progress.close()
+        with self._watched_progress(evaluator.loader.steps_per_epoch) as on_batch:
+            evaluator.predict(writer, on_batch)
         writer.write(self.comm)
         self.say(f"{checkpoint} on mapping {self.inputs.eval_mapping!r}, {evaluator.loader.rows:,} rows: {path}")
 
@@ -165,7 +168,7 @@ class Run:
         plan = Plan(run.benchmark_warmup_steps, run.benchmark_steps, run.benchmark_seconds)
 
         def on_step(number: int, rate: float) -> None:
-            self.log.log([1, number], {"batch_samplesps": rate})
+            self.results.log.log([1, number], {"batch_samplesps": rate})
 
         if run.evaluate:
             result = benchmark_evaluation(self._evaluator(), self.comm, plan, on_step)
@@ -175,7 +178,7 @@ class Run:
             result = benchmark_training(step, self.tasks, self.inputs.train_loader, self.comm, plan, on_step)
         for name, value in result.items():
             self.say(f"{name:<24}{value:>16,.2f}")
-        self.log.log([], result)
+        self.results.log.log([], result)
 
     def _weights(self) -> RunState:
         return RunState(named(self.model.variables), self.comm, self.model.embeddings.sharded)
@@ -200,44 +203,27 @@ class Run:
     def _writer(self, path: Path) -> PredictionWriter:
         return PredictionWriter(path, self.tasks, labelled=self.inputs.labelled, kept=self.inputs.kept)
 
-    def _draw_gates(self) -> None:
-        """Draws the gates of all epochs in the log; a picture that fails is no reason to lose a trained model."""
-        # Imported late: matplotlib takes a second, which no other worker and no other model needs.
-        from trainer.report.gates import draw_gates
-
-        data = self.options.data
-        try:
-            for path in draw_gates(read_run(data.results_dir, "", data.log_filename), data.results_dir):
-                self.say(f"gates: {path}")
-        except (DataError, OSError) as error:
-            self.say(f"warning: the gates could not be drawn: {error}")
-
     def _progress(self, total: int) -> Progress | NullProgress:
         return Progress(total) if self.comm.rank == 0 else NullProgress()
 
-    def _open_log(self) -> RunLog | NullLog:
-        if self.comm.rank != 0:
-            return NullLog()
-        data, values = self.options.data, self.options.as_dict()
-        goes_on = self.options.run.use_checkpoint or not self.options.run.trains
-        log = RunLog(data.results_dir / data.log_filename, append=goes_on)
-        self._write_json("args.json", values)
-        log.parameters(values)
-        for metric, unit in METRIC_UNITS.items():
-            log.metadata(metric, {"unit": unit})
-        return log
+    def close(self) -> None:
+        """Ends what goes on in the background: a checkpoint that is being written is written to its end."""
+        with suppress(CheckpointError):
+            self.saver.finish()
+        self.results.log.close()
 
-    def _conclude(self, metrics: dict[str, float]) -> None:
-        """Records the last metrics."""
-        self.log.log([], metrics)
-        if self.comm.rank == 0:
-            self._write_json("metrics.json", to_plain(metrics))
+    @contextmanager
+    def _watched_progress(self, batches: int) -> Iterator[Callable[[int], None]]:
+        """Shows how far an evaluation is, and ends the process where it hangs; gives what is to be called per batch."""
+        progress = self._progress(batches)
+        with Watchdog(self.options.run.hang_seconds, self._record) as watchdog:
 
-    def _write_json(self, name: str, values: dict[str, object]) -> None:
-        path = self.options.data.results_dir / name
-        temporary = path.with_name(f".{name}.{os.getpid()}")
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+            def on_batch(number: int) -> None:
+                watchdog.beat()
+                progress.update(number)
+
+            yield on_batch
+        progress.close()
 
     def _tell_truncated(self, loader: ParquetLoader) -> None:
         for name, count in loader.truncated.items():
@@ -245,9 +231,13 @@ class Run:
                 self.say(f"warning: {name}: {count:,} lists were longer than max_hotness and were cut")
 
 
-def execute(options: Options, inputs: Inputs, launch: Launch) -> None:
-    """Does what the options ask for."""
-    run = Run(options, inputs, launch)
+def execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRecord | None) -> None:
+    """Does what the options ask for.
+
+    Args:
+        options, inputs, launch, record: see Run.
+    """
+    run = Run(options, inputs, launch, record)
     try:
         if options.run.benchmark:
             run.benchmark()
@@ -258,4 +248,4 @@ def execute(options: Options, inputs: Inputs, launch: Launch) -> None:
         else:
             run.train()
     finally:
-        run.log.close()
+        run.close()

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import DataError
-from trainer.option import at_least, option
+from trainer.option import at_least, option, positive
+from trainer.reliability.intervals import Interval, parse_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,15 @@ class RunOptions:
     use_checkpoint: bool = option(False, "go on from the last checkpoint in model_dir")
     checkpoint: str | None = option(None, "last, best or a path; default: last for going on, else best")
     keep_checkpoints: int = option(2, "newest checkpoints to keep, besides the best")
+    checkpoint_every: str = option(
+        "10m",
+        "save besides after epochs: every so many steps, or seconds, minutes, hours (500, 90s, 10m, 2h); 0: never",
+    )
+    fingerprint_every: int = option(500, "steps between two comparisons of what the workers hold; 0: at saves only")
+    hang_seconds: float | None = option(
+        None,
+        "end the job when no step has ended for so long; default: 20 times the longest step so far, 300 s at least",
+    )
     predictions_file: Path | None = option(None, "parquet file for the predictions of --evaluate")
     disable_map_calculation: bool = option(False, "leave MAP@12 out (it is off by itself without a map feature)")
     num_auc_thresholds: int = option(0, "thresholds of a binned ROC AUC; 0 computes it exactly")
@@ -46,7 +56,16 @@ class RunOptions:
             raise DataError(
                 "--checkpoint says which checkpoint to go on from: add --use_checkpoint, --evaluate or --predict"
             )
+        at_least("fingerprint_every", self.fingerprint_every, 0)
+        if self.hang_seconds is not None:
+            positive("hang_seconds", self.hang_seconds)
+        parse_interval("checkpoint_every", self.checkpoint_every)
         self._check_predictions()
+
+    @property
+    def save_interval(self) -> Interval:
+        """When to save besides after epochs."""
+        return parse_interval("checkpoint_every", self.checkpoint_every)
 
     @property
     def trains(self) -> bool:

@@ -18,8 +18,8 @@ from trainer.models import build_model
 from trainer.models.ranking import RankingModel
 from trainer.sealed.reader import SealedFolder
 from trainer.state import restore
-from trainer.step import named
 from trainer.tasks import Task, tasks_of
+from trainer.weights import named
 
 
 @dataclass(frozen=True)

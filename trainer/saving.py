@@ -3,11 +3,14 @@
 import json
 import math
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from trainer.checkpoints import CheckpointStore
+from trainer.checkpoints import Checkpoint, CheckpointStore, print_warning
 from trainer.distributed import Comm
 from trainer.inputs import Inputs
 from trainer.log import to_plain
@@ -16,9 +19,12 @@ from trainer.model_flags import from_json
 from trainer.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, Document, encoder_documents, write_model
 from trainer.model_options import ModelOptions
 from trainer.options import Options
+from trainer.position import Position
+from trainer.sealed.errors import CheckpointError
 from trainer.state import RunState
 
 MODEL_FOLDER = "model"
+NAN = float("nan")
 # The first that there is decides which checkpoint is the best.
 MAIN_METRICS = ("streaming_map_val", "auc_roc", "rmse")
 
@@ -41,27 +47,67 @@ class Saver:
     def __init__(self, options: Options, inputs: Inputs, comm: Comm):
         self._options, self._inputs, self._comm = options, inputs, comm
         self._store = CheckpointStore(options.data.model_dir, keep=options.run.keep_checkpoints)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[Path] | None = None
 
-    def save(self, state: RunState, steps_done: int, metrics: dict[str, float]) -> None:
-        """Writes a checkpoint. The best so far, by the main metric, is kept besides the newest."""
+    def save(self, state: RunState, position: Position, metrics: dict[str, float]) -> None:
+        """Copies the state and writes it as a checkpoint in the background. A collective.
+
+        The best so far, by the main metric, is kept besides the newest; without metrics it is not the best. Sharded
+        tables, which may not fit into one worker's memory, are written in the foreground.
+
+        A background save that fails is told when the next one begins, or by `has_failed`; training can go on, as the
+        checkpoint before it stands.
+
+        Raises:
+            CheckpointError: a save in the foreground has failed.
+        """
         if self._comm.rank != 0:
             state.take_part_in_save()
             return
-        key = self.main_metric(tuple(metrics))
-        value, best = metrics[key], self._store.best()
-        self._store.save(
-            steps_done,
-            state.sources(),
-            {"identity": self._identity(), "metrics": to_plain(metrics), "options": self._options.as_dict()},
-            best=is_better(key, value, None if best is None else best.value),
+        if self._writing is not None:
+            self.has_failed(wait=True)
+        value, best = NAN, self._store.best()
+        if metrics:
+            value = metrics[key := self.main_metric(tuple(metrics))]
+        write = partial(
+            self._store.save,
+            position.step(self._inputs.train_loader.steps_per_epoch),
+            state=self._facts(position, metrics),
+            best=bool(metrics) and is_better(key, value, None if best is None else best.value),
             value=None if math.isnan(value) else value,
         )
+        if state.sharded:
+            write(state.sources())
+        else:
+            self._writing = self._writer.submit(write, state.snapshot())
 
-    def resume(self, state: RunState) -> int:
+    def has_failed(self, wait: bool = False) -> bool:
+        """Whether a save in the background has failed since the last question, which is told as a warning."""
+        if self._writing is None or not (wait or self._writing.done()):
+            return False
+        try:
+            self.finish()
+        except CheckpointError as error:
+            print_warning(f"{error} Training goes on; the next save is tried as usual.")
+            return True
+        return False
+
+    def finish(self) -> None:
+        """Waits for the save in the background.
+
+        Raises:
+            CheckpointError: it has failed.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def resume(self, state: RunState) -> Position:
         """Restores a checkpoint of this very run on every worker.
 
         Returns:
-            The number of steps done.
+            Where it goes on.
 
         Raises:
             NoCheckpointError: there is none that is whole.
@@ -81,9 +127,9 @@ class Saver:
                     f"{checkpoint.path} cannot be gone on from: {'; '.join(changed)}. The remaining steps would not "
                     "see the samples that are left. Restore these, or start anew in another --model_dir."
                 )
-            found = str(checkpoint.step).encode()
+            found = json.dumps(asdict(self._position(checkpoint))).encode()
         state.restore(checkpoint)
-        return int(self._comm.broadcast_bytes(found))
+        return Position.from_json(json.loads(self._comm.broadcast_bytes(found)))
 
     def restore_weights(self, weights: RunState) -> Path:
         """Restores the model's weights on every worker; returns the checkpoint's folder.
@@ -155,6 +201,24 @@ class Saver:
                 found = json.dumps([best.value, best.step]).encode()
         found = self._comm.broadcast_bytes(found)
         return tuple(json.loads(found)) if found else None
+
+    def _position(self, checkpoint: Checkpoint) -> Position:
+        try:
+            position = Position.from_json(checkpoint.state["position"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{checkpoint.path} says nothing of its place in the epoch ({error!r})") from error
+        if position.step(self._inputs.train_loader.steps_per_epoch) != checkpoint.step:
+            raise DataError(f"{checkpoint.path} is of step {checkpoint.step}, and its place in the epoch of another")
+        return position
+
+    def _facts(self, position: Position, metrics: dict[str, float]) -> dict[str, Any]:
+        """What stands in a checkpoint besides arrays."""
+        return {
+            "identity": self._identity(),
+            "position": asdict(position),
+            "metrics": to_plain(metrics),
+            "options": self._options.as_dict(),
+        }
 
     def _identity(self) -> dict[str, Any]:
         """What decides which samples each step has."""

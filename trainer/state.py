@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from data.errors import DataError
 from trainer.distributed import Comm
-from trainer.sealed.arrays import ArraySource, rows_per_block
+from trainer.sealed.arrays import ArraySource, row_blocks, rows_per_block
 from trainer.sealed.reader import SealedFolder
 
 Variables = Mapping[str, tf.Variable]
@@ -23,11 +23,14 @@ class RunState:
         comm: the workers.
         sharded: rows over all workers of those variables of which each worker holds a part: row r of the whole is row
             r // workers of worker r % workers.
+        tables: names of the variables that are read and written by rows. TensorFlow copies such a one as a whole
+            whenever it is read as a whole.
     """
 
     variables: Variables
     comm: Comm
     sharded: Mapping[str, int] = field(default_factory=dict)
+    tables: frozenset[str] = frozenset()
 
     def sources(self) -> list[ArraySource]:
         """The variables as arrays to be saved, read in blocks of rows. Blocks of sharded ones are collectives."""
@@ -35,6 +38,21 @@ class RunState:
             ArraySource(name, self._whole_shape(name), variable.dtype.as_numpy_dtype, self._blocks(name))
             for name, variable in self.variables.items()
         ]
+
+    def snapshot(self) -> list[ArraySource]:
+        """Copies of the variables as they are now, in this process's memory. Sharded ones are collectives."""
+        return [ArraySource.from_array(source.name, _filled(source)) for source in self.sources()]
+
+    def tensors(self, name: str) -> Iterator[tf.Tensor]:
+        """This worker's rows of a variable in order; of a table in blocks."""
+        variable = self.variables[name]
+        if name not in self.tables:
+            yield tf.convert_to_tensor(variable)
+            return
+        shape = tuple(variable.shape)
+        rows = rows_per_block(shape, np.dtype(variable.dtype.as_numpy_dtype))
+        for start in range(0, shape[0], rows):
+            yield variable.sparse_read(tf.range(start, min(start + rows, shape[0])))
 
     def take_part_in_save(self) -> None:
         """What the other workers do while the first one saves."""
@@ -70,11 +88,13 @@ class RunState:
         return (self.sharded[name], *shape[1:]) if name in self.sharded else shape
 
     def _blocks(self, name: str) -> Callable[[], Iterator[np.ndarray]]:
-        return (lambda: self._sharded_blocks(name)) if name in self.sharded else _blocks(self.variables[name])
+        if name in self.sharded:
+            return lambda: self._sharded_blocks(name)
+        return lambda: (block for tensor in self.tensors(name) for block in row_blocks(tensor.numpy()))
 
     def _sharded_blocks(self, name: str) -> Iterator[np.ndarray]:
         for start, stop, own in self._own_rows(name):
-            came = self.comm.gather_rows(self.variables[name][own].numpy())
+            came = self.comm.gather_rows(self.variables[name].sparse_read(tf.range(own.start, own.stop)).numpy())
             holders = np.arange(start, stop) % self.comm.size
             block = np.empty_like(came)
             block[np.argsort(holders, kind="stable")] = came
@@ -101,7 +121,7 @@ class RunState:
 
 
 def array_sources(variables: Variables) -> list[ArraySource]:
-    """Variables that this process holds whole as arrays to be saved, read from the device in blocks of rows."""
+    """Variables that this process holds whole as arrays to be saved."""
     return [
         ArraySource(name, tuple(variable.shape), variable.dtype.as_numpy_dtype, _blocks(variable))
         for name, variable in variables.items()
@@ -154,13 +174,14 @@ def _differences(shapes: Mapping[str, tuple[int, ...]], checkpoint: SealedFolder
 
 
 def _blocks(variable: tf.Variable) -> Callable[[], Iterator[np.ndarray]]:
-    def blocks() -> Iterator[np.ndarray]:
-        shape = tuple(variable.shape)
-        if not shape or shape[0] == 0:
-            yield variable.numpy()
-            return
-        rows = rows_per_block(shape, np.dtype(variable.dtype.as_numpy_dtype))
-        for start in range(0, shape[0], rows):
-            yield variable[start : start + rows].numpy()
+    return lambda: row_blocks(variable.numpy())
 
-    return blocks
+
+def _filled(source: ArraySource) -> np.ndarray:
+    array, start = np.empty(source.shape, source.dtype), 0
+    for block in source.blocks():
+        if not source.shape:
+            return block
+        array[start : start + len(block)] = block
+        start += len(block)
+    return array

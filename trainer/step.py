@@ -1,12 +1,10 @@
 """One training step: rows -> logits -> loss -> gradients -> sum over workers -> update."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-import keras
 import tensorflow as tf
 
-from data.errors import DataError
 from trainer.device import compiles_passes
 from trainer.distributed import Comm
 from trainer.embeddings.plan import Choice, plan_tables
@@ -18,6 +16,9 @@ from trainer.losses import joint_labels, joint_logits, row_weights, task_losses
 from trainer.models.ranking import RankingModel
 from trainer.models.training_pass import TrainingPass
 from trainer.optimizers.optimizer import Optimizer
+from trainer.weights import named, shared_weights
+
+T = TypeVar("T")
 
 
 class StepInput(NamedTuple):
@@ -48,6 +49,8 @@ class Gradients(NamedTuple):
         shared: [tasks, values] float32, of each task's loss with respect to shared weights, flattened, where the loss
             weighting wants them; else nothing.
         moments: new values of batch normalisation's moving moments, the same on all workers.
+        votes: [votes] float32, sums over workers of what each of them has cast.
+        waited: scalar float64, seconds for which this worker has been in collectives.
     """
 
     losses: tf.Tensor
@@ -55,6 +58,22 @@ class Gradients(NamedTuple):
     touched: list[tuple[tf.Tensor, tf.Tensor]]
     shared: list[tf.Tensor]
     moments: list[tf.Tensor]
+    votes: tf.Tensor
+    waited: tf.Tensor
+
+
+class StepResult(NamedTuple):
+    """What a step tells.
+
+    Attributes:
+        losses: [tasks] float32 mean loss of each task over the global batch.
+        votes: see Gradients.
+        waited: see Gradients.
+    """
+
+    losses: tf.Tensor
+    votes: tf.Tensor
+    waited: tf.Tensor
 
 
 class TrainStep:
@@ -73,6 +92,7 @@ class TrainStep:
         xla: compile forward and backward pass; on a CPU element-wise work alone.
         table_exchange: how gradients of tables that are not sharded are summed: whole, rows, or auto, the cheaper.
         fp16_allreduce: send gradients that are summed whole in float16.
+        deterministic: TensorFlow has been told to be.
     """
 
     def __init__(
@@ -89,6 +109,7 @@ class TrainStep:
         xla: bool,
         table_exchange: Choice = "auto",
         fp16_allreduce: bool = False,
+        deterministic: bool = False,
     ):
         self.model, self.comm, self.loss_scale, self.weighting = model, comm, loss_scale, weighting
         self.global_batch_size = global_batch_size
@@ -101,28 +122,31 @@ class TrainStep:
         self._tables = plan_tables(model.embeddings, global_batch_size, comm.size, table_exchange)
         self._allreduce_dtype = tf.float16 if fp16_allreduce else tf.float32
         self._moments = model.non_trainable_variables
-        self._seed, self._xla = seed, xla
+        self._seed, self._xla, self._deterministic = seed, xla, deterministic
         self._forward_backward = tf.function(self._differentiate, jit_compile=compiles_passes(xla))
 
     @tf.function
-    def __call__(self, batch: StepInput, step: tf.Tensor) -> tf.Tensor:
+    def run(self, batch: StepInput, step: tf.Tensor, votes: tf.Tensor) -> StepResult:
         """Trains on one batch.
 
         Args:
             batch: this worker's rows.
             step: scalar int32, counts from 1 over the whole run.
-
-        Returns:
-            The mean loss of each task over the global batch, [tasks] float32.
+            votes: [votes] float32, this worker's; they travel with what is summed anyway.
         """
-        gradients = self.exchange(self.compute(batch, step))
+        gradients = self.exchange(self.compute(batch, step, votes))
         self.update(gradients, step)
-        return gradients.losses
+        return StepResult(gradients.losses, gradients.votes, gradients.waited)
 
-    def compute(self, batch: StepInput, step: tf.Tensor) -> Gradients:
+    def __call__(self, batch: StepInput, step: tf.Tensor) -> tf.Tensor:
+        """`run` without votes; gives the losses."""
+        return self.run(batch, step, tf.zeros(0)).losses
+
+    def compute(self, batch: StepInput, step: tf.Tensor, votes: tf.Tensor | None = None) -> Gradients:
         """Forward and backward pass over this worker's rows."""
         counts = row_weights(self._trained_labels(batch.labels), batch.weights)
-        totals = self.comm.sum_tensors([tf.reduce_sum(counts, axis=0), tf.reduce_sum(batch.weights)])
+        own = [tf.reduce_sum(counts, axis=0), tf.reduce_sum(batch.weights), tf.zeros(0) if votes is None else votes]
+        totals, waited = self._timed(own, self._sum_votes)
         rows = self.model.gather(batch.ids)
         dropout_seed = tf.stack([tf.constant(self._seed * 1_000_003 % 2**31 + self.comm.rank), step * 64])
         factors, scale = self.weighting.factors(step), tf.convert_to_tensor(self.loss_scale.scale)
@@ -137,7 +161,26 @@ class TrainStep:
                 weight_gradients.append(tf.math.unsorted_segment_sum(flat, flat_ids, use.rows))
             else:
                 touched.append(sum_by_row(flat_ids, flat))
-        return Gradients(losses, weight_gradients, touched, shared, moments)
+        return Gradients(losses, weight_gradients, touched, shared, moments, totals[2], waited)
+
+    def _sum_votes(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Sums over workers; an empty tensor cannot be summed."""
+        *sums, votes = tensors
+        return self.comm.sum_tensors(tensors) if votes.shape[0] else [*self.comm.sum_tensors(sums), votes]
+
+    def _timed(self, tensors: T, collective: Callable[[T], T]) -> tuple[T, tf.Tensor]:
+        """What a collective makes of tensors, and the seconds from when they were ready.
+
+        0 for a lone worker, and where TensorFlow has to be deterministic, which lets no graph see a clock.
+        """
+        if self.comm.size == 1 or self._deterministic:
+            return collective(tensors), tf.constant(0.0, tf.float64)
+        with tf.control_dependencies(tf.nest.flatten(tensors)):
+            ready = tf.timestamp()
+        with tf.control_dependencies([ready]):
+            results = collective(tf.nest.map_structure(tf.identity, tensors))
+        with tf.control_dependencies(tf.nest.flatten(results)):
+            return results, tf.timestamp() - ready
 
     def _trained_logits(self, logits: tf.Tensor) -> tf.Tensor:
         """The logits that the loss is taken of."""
@@ -149,11 +192,15 @@ class TrainStep:
 
     def exchange(self, gradients: Gradients) -> Gradients:
         """Sums over workers."""
+        summed, waited = self._timed(gradients, self._summed)
+        return summed._replace(waited=gradients.waited + waited)
+
+    def _summed(self, gradients: Gradients) -> Gradients:
         losses, *shared = self.comm.sum_tensors([gradients.losses, *gradients.shared])
         sent = [tf.cast(gradient, self._allreduce_dtype) for gradient in gradients.weights]
         weights = [tf.cast(gradient, tf.float32) for gradient in self.comm.sum_tensors(sent)]
         touched = sum_touched(self._tables, gradients.touched, self.comm, self.model.embeddings.shards)
-        return Gradients(losses, weights, touched, shared, gradients.moments)
+        return gradients._replace(losses=losses, weights=weights, touched=touched, shared=shared)
 
     def update(self, gradients: Gradients, step: tf.Tensor) -> None:
         """Applies summed gradients, unless one of them is not finite and the loss scale can be lowered."""
@@ -244,38 +291,3 @@ class TrainStep:
             return self.comm.sum_tensors(list(own)), lambda *upstream: self.comm.sum_tensors(list(upstream))
 
         return list(summed(*tensors))
-
-
-def shared_weights(model: RankingModel, weighting: LossWeighting) -> dict[str, tf.Variable]:
-    """The weights that the loss weighting wants each task's gradient of, by name.
-
-    Raises:
-        DataError: it wants some, and the model's tasks share none.
-    """
-    if weighting.wants == "nothing":
-        return {}
-    shared = named(model.shared_weights)
-    if not shared:
-        raise DataError(
-            f"--loss_weighting: {model.name} has no dense weights that tasks share, which gradnorm and pcgrad compare "
-            "the tasks' gradients of; take another method, or another model"
-        )
-    kernels = [name for name in shared if name.endswith("kernel")]
-    return shared if weighting.wants == "all" else {kernels[-1]: shared[kernels[-1]]}
-
-
-def kernel_names(model: RankingModel) -> list[str]:
-    """The dense weights that L2 regularisation acts on: not biases, nor what batch normalisation scales by."""
-    return [name for name in named(model.deep_weights) if name.endswith("kernel")]
-
-
-def named(variables: list[keras.Variable]) -> dict[str, tf.Variable]:
-    """Path -> TensorFlow variable.
-
-    Raises:
-        ValueError: two layers have one name, so that one of their weights would be lost.
-    """
-    by_path = {variable.path: variable.value for variable in variables}
-    if len(by_path) < len(variables):
-        raise ValueError(f"weights must have names of their own, got {[variable.path for variable in variables]}")
-    return by_path

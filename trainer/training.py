@@ -12,7 +12,8 @@ from trainer.optimizers.rules import Ftrl, make_rule
 from trainer.optimizers.schedules import Constant, make_schedule
 from trainer.options import DeepOptimizer, TrainingOptions
 from trainer.state import RunState
-from trainer.step import TrainStep, kernel_names, named
+from trainer.step import TrainStep
+from trainer.weights import kernel_names, named
 
 
 class Training(NamedTuple):
@@ -78,14 +79,16 @@ def make_training(
         xla=options.xla,
         table_exchange=options.table_exchange,
         fp16_allreduce=options.fp16_allreduce,
+        deterministic=options.deterministic,
     )
     states = wide.state | deep.state | loss_scale.state | weighting.weights | weighting.state
-    sharded = {
-        name: rows
-        for table, rows in model.embeddings.sharded.items()
-        for name in (table, *wide.state_of(table), *deep.state_of(table))
+    by_rows = {
+        table.path: (table.path, *wide.state_of(table.path), *deep.state_of(table.path))
+        for table in model.embeddings.tables
     }
-    return Training(step, schedule, RunState(named(model.variables) | states, comm, sharded))
+    sharded = {name: rows for table, rows in model.embeddings.sharded.items() for name in by_rows[table]}
+    tables = frozenset(name for names in by_rows.values() for name in names)
+    return Training(step, schedule, RunState(named(model.variables) | states, comm, sharded, tables))
 
 
 def _wide_optimizer(model: RankingModel, options: TrainingOptions) -> Optimizer:

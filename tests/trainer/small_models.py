@@ -15,8 +15,9 @@ from trainer.models.ranking import RankingModel
 from trainer.optimizers.optimizer import Optimizer
 from trainer.optimizers.rules import Ftrl, RMSprop
 from trainer.optimizers.schedules import Constant
-from trainer.step import StepInput, TrainStep, named
+from trainer.step import StepInput, TrainStep
 from trainer.tasks import Task
+from trainer.weights import named
 
 DEEP_RATE, WIDE_RATE = 0.01, 0.02
 

@@ -22,7 +22,7 @@ from trainer.recommender.fitted import Fitted, Seen
 from trainer.saved_model import read_model
 from trainer.sealed.arrays import ArraySource
 from trainer.state import array_sources
-from trainer.step import named
+from trainer.weights import named
 
 VERSION = 1
 SETTINGS, USERS, ITEMS = "recommender.json", "tables/users.parquet", "tables/items.parquet"

@@ -1,0 +1,173 @@
+"""What each worker leaves of itself in `<results_dir>/workers/worker-R.json`: who it is, and how it ended.
+
+A launcher hides the codes with which workers exit, and a killed worker has none, so that supervise.py reads these.
+"""
+
+import dataclasses
+import json
+import os
+import socket
+import threading
+import time
+import types
+import typing
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.launcher import Launch
+from trainer.reliability.exit_codes import DONE, FAILURE
+from trainer.reliability.processes import start_time
+
+FOLDER = "workers"
+JOB_VARIABLE = "RECIPE_JOB"
+"""Set by supervise.py to another value at each start: whose worker a process is."""
+PEER_GONE = "another worker is gone"
+"""How the cause begins where a worker ended only because another one had."""
+
+LONGEST_CAUSE = 500
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """What a worker's file holds.
+
+    Attributes:
+        rank, size: the worker among its workers.
+        host, pid: where it runs.
+        started: of the process, in clock ticks since the host's boot.
+        job: what JOB_VARIABLE was; None without a supervisor.
+        code: its exit code, None as long as it has not ended (or was killed).
+        cause: of the end, in one line.
+        ended: seconds since the epoch.
+    """
+
+    rank: int
+    size: int
+    host: str
+    pid: int
+    started: int | None
+    job: str | None
+    code: int | None = None
+    cause: str = ""
+    ended: float = 0.0
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs on this host."""
+        return self.host == socket.gethostname()
+
+    def is_alive(self) -> bool:
+        """Whether its process lives: not another one that has got its number. Of another host's, nobody knows: True."""
+        return not self.is_here or start_time(self.pid) == self.started
+
+
+class WorkerRecord:
+    """A worker's own file. Where it cannot be written, the worker goes on without: no method raises for that.
+
+    As a context manager it records the exception that leaves the block.
+
+    Args:
+        results_dir: of the run; None keeps nothing.
+        launch: which worker this is.
+    """
+
+    def __init__(self, results_dir: Path | None, launch: Launch):
+        self._folder = None if results_dir is None else results_dir.absolute() / FOLDER
+        self._first_end = threading.Lock()
+        self._state = WorkerState(
+            rank=launch.rank,
+            size=launch.size,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started=start_time(os.getpid()),
+            job=os.environ.get(JOB_VARIABLE),
+        )
+
+    def begin(self) -> None:
+        """Says who this is, in a folder that is made. The first worker removes what larger jobs have left."""
+        if self._folder is None:
+            return
+        with suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if self._state.rank == 0:
+                for path in _files(self._folder):
+                    if int(path.stem.rpartition("-")[2]) >= self._state.size:
+                        path.unlink(missing_ok=True)
+        self._write(self._state)
+
+    def end(self, code: int, cause: str = "") -> None:
+        """Says how this worker ends. The first call counts; any thread may make it.
+
+        Before `begin`, which makes the folder, only a folder that stands is written into: a mistyped command
+        leaves nothing behind, but a supervisor, which has made the folder, learns why it was refused.
+
+        Args:
+            code: what the process is about to exit with.
+            cause: why; lines become one.
+        """
+        if self._first_end.acquire(blocking=False):
+            line = " ".join(cause.split())[:LONGEST_CAUSE]
+            self._write(dataclasses.replace(self._state, code=code, cause=line, ended=time.time()))
+
+    def leave(self, code: int, cause: str) -> typing.NoReturn:
+        """Ends the process at once, from any thread, as `end` says."""
+        self.end(code, cause)
+        os._exit(code)
+
+    def __enter__(self) -> typing.Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
+    ) -> None:
+        """Records an exception that nobody has caught; argparse's --help leaves by one as well."""
+        if isinstance(error, SystemExit) and error.code in (None, DONE):
+            self.end(DONE)
+        elif error is not None:
+            self.end(FAILURE, f"{type(error).__name__}: {error}")
+
+    def _write(self, state: WorkerState) -> None:
+        if self._folder is None:
+            return
+        path = self._folder / f"worker-{state.rank}.json"
+        temporary = path.with_name(f".{path.name}.{state.pid}")
+        try:
+            temporary.write_text(json.dumps(dataclasses.asdict(state)) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def prepare_records(results_dir: Path) -> None:
+    """Makes an empty folder for the records of a job.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder = results_dir / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in _files(folder):
+        path.unlink(missing_ok=True)
+
+
+def read_records(results_dir: Path, job: str) -> dict[int, WorkerState]:
+    """What the workers of a job have written so far, by rank; what others have left there is passed over."""
+    states = {}
+    for path in _files(results_dir / FOLDER):
+        with suppress(OSError, ValueError, TypeError):
+            state = WorkerState(**json.loads(path.read_text(encoding="utf-8")))
+            if state.job == job and _is_plausible(state):
+                states[state.rank] = state
+    return states
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("worker-*.json") if path.stem.rpartition("-")[2].isdecimal()]
+
+
+def _is_plausible(state: WorkerState) -> bool:
+    hints = typing.get_type_hints(WorkerState)
+    return all(isinstance(value, hints[name]) for name, value in dataclasses.asdict(state).items())

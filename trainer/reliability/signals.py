@@ -1,0 +1,61 @@
+"""SIGTERM and SIGUSR1: a wish to stop after the next step; the second one means at once."""
+
+import os
+import signal
+import threading
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from trainer.reliability.records import WorkerRecord
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Remembers, inside its block, that a signal asked for a stop.
+
+    A thread of its own reads the signals, so that a second one is obeyed even while the main thread waits inside
+    TensorFlow. Outside the main thread, where Python sets no handlers, nothing is asked for, ever.
+
+    Args:
+        record: of this worker; None leaves the signals as they are.
+    """
+
+    def __init__(self, record: WorkerRecord | None):
+        self._record = record
+        self.requested = False
+        self._handlers: dict[int, Any] = {}
+        self._pipe: tuple[int, int] | None = None
+        self._wakeup_before = -1
+
+    def __enter__(self) -> "StopRequest":
+        if self._record is None or threading.current_thread() is not threading.main_thread():
+            return self
+        reading, writing = self._pipe = os.pipe()
+        os.set_blocking(writing, False)
+        self._wakeup_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
+        threading.Thread(target=self._read, args=(reading,), name="stop-signals", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pipe is None:
+            return
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        os.close(self._pipe[1])  # the thread reads to the end, and closes its own
+
+    def _read(self, descriptor: int) -> None:
+        """Takes the numbers of signals that arrive, one byte each."""
+        with suppress(OSError):
+            while numbers := os.read(descriptor, 1):
+                if numbers[0] not in STOP_SIGNALS:
+                    continue
+                if self.requested and self._record is not None:
+                    self._record.leave(128 + numbers[0], f"signal {numbers[0]} came a second time")
+                self.requested = True
+        os.close(descriptor)

@@ -1,0 +1,81 @@
+"""What a run leaves in its results folder: log, arguments, last metrics, pictures of gates. And what it says."""
+
+import json
+import os
+from collections.abc import Mapping
+
+from data.errors import DataError
+from trainer.health.keys import PARTS as HEALTH
+from trainer.log import NullLog, RunLog, to_plain
+from trainer.metrics import METRICS_OF_KIND
+from trainer.options import Options
+from trainer.report.runs import read_run
+
+METRIC_UNITS = {
+    "loss": None,
+    **dict.fromkeys(name for metrics in METRICS_OF_KIND.values() for name in metrics),
+    **dict.fromkeys(HEALTH),
+    "train_throughput": "samples/s",
+    "validation_throughput": "samples/s",
+    "batch_samplesps": "samples/s",
+}
+
+
+class Results:
+    """The results folder, which the first worker alone writes.
+
+    Args:
+        options: of the run.
+        rank: of this worker.
+
+    Attributes:
+        log: of this worker.
+
+    Raises:
+        DataError: the log cannot be written.
+    """
+
+    def __init__(self, options: Options, rank: int):
+        self._data, self._is_first = options.data, rank == 0
+        self.log: RunLog | NullLog = NullLog()
+        if not self._is_first:
+            return
+        values = options.as_dict()
+        goes_on = options.run.use_checkpoint or not options.run.trains
+        self.log = RunLog(self._data.results_dir / self._data.log_filename, append=goes_on)
+        self._write_json("args.json", values)
+        self.log.parameters(values)
+        for metric, unit in METRIC_UNITS.items():
+            self.log.metadata(metric, {"unit": unit})
+
+    def say(self, text: str) -> None:
+        """Prints a line on the first worker."""
+        if self._is_first:
+            print(text, flush=True)
+
+    def conclude(self, metrics: dict[str, float]) -> None:
+        """Records the last metrics."""
+        self.log.log([], metrics)
+        if self._is_first:
+            self._write_json("metrics.json", to_plain(metrics))
+
+    def draw_gates(self) -> None:
+        """Draws the gates of all epochs in the log; a picture that fails is no reason to lose a trained model."""
+        if not self._is_first:
+            return
+        # Imported late: matplotlib takes a second, which no other worker and no other model needs.
+        from trainer.report.gates import draw_gates
+
+        try:
+            for path in draw_gates(
+                read_run(self._data.results_dir, "", self._data.log_filename), self._data.results_dir
+            ):
+                self.say(f"gates: {path}")
+        except (DataError, OSError) as error:
+            self.say(f"warning: the gates could not be drawn: {error}")
+
+    def _write_json(self, name: str, values: Mapping[str, object]) -> None:
+        path = self._data.results_dir / name
+        temporary = path.with_name(f".{name}.{os.getpid()}")
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
