@@ -10,14 +10,13 @@ stands between `<!-- table: NAME -->` and `<!-- end -->`.
 
 import argparse
 import json
-import re
 import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
+from benchmarks.pages import Line, fill, read_lines, write_lines
 from benchmarks.performance_tables import all_tables
 from benchmarks.reporting import about, machine
 from benchmarks.synthetic_rows import ROOT
@@ -39,21 +38,12 @@ COMMANDS = {
     "evaluation_speed": "python -m benchmarks.evaluation_speed",
     "memory": "python -m benchmarks.memory",
 }
-MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-Line = dict[str, Any]
 
 
-def read_lines(file: Path) -> list[Line]:
-    """The lines that are kept in a file, none where there is no file."""
-    return [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
-
-
-def write_lines(file: Path, lines: list[Line]) -> None:
-    """Keeps lines in a file, one benchmark below the other in the order of COMMANDS."""
+def in_order(lines: list[Line]) -> list[Line]:
+    """Those of benchmarks that there are, one benchmark below the other in the order of COMMANDS."""
     order = list(COMMANDS.values())
-    known = sorted((line for line in lines if line["command"] in order), key=lambda line: order.index(line["command"]))
-    file.write_text("".join(json.dumps(line) + "\n" for line in known))
+    return sorted((line for line in lines if line["command"] in order), key=lambda line: order.index(line["command"]))
 
 
 def run(command: str) -> list[Line]:
@@ -71,16 +61,6 @@ def run(command: str) -> list[Line]:
     return [about(command) | json.loads(line[line.index("{") :]) for line in printed.splitlines() if "{" in line]
 
 
-def fill(page: str, lines: list[Line]) -> str:
-    """The page with its tables made of the lines.
-
-    Raises:
-        KeyError: it marks a place for a table that there is not.
-    """
-    tables = all_tables(lines)
-    return MARKED.sub(lambda match: f"{match[1]}{tables[match[2]]}\n{match[3]}", page)
-
-
 def measure(names: list[str]) -> int:
     """Runs benchmarks and keeps their lines; returns how many failed."""
     failed = 0
@@ -95,7 +75,7 @@ def measure(names: list[str]) -> int:
         print(f"{name}: {len(new)} line(s) in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         here = {line["machine"] for line in new} | {machine()}
         kept = [line for line in read_lines(LINES) if line["command"] != command or line["machine"] not in here]
-        write_lines(LINES, kept + new)
+        write_lines(LINES, in_order(kept + new))
     return failed
 
 
@@ -107,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := set(arguments.names) - COMMANDS.keys():
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(COMMANDS)}")
     failed = 0 if arguments.tables else measure(arguments.names or list(COMMANDS))
-    PAGE.write_text(fill(PAGE.read_text(), read_lines(LINES)))
+    PAGE.write_text(fill(PAGE.read_text(), all_tables(read_lines(LINES))))
     return 1 if failed else 0
 
 

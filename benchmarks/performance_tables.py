@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-Line = dict[str, Any]
+from benchmarks.pages import Line, System, machines_table, markdown, system_of, systems_of
 
 
 @dataclass(frozen=True)
@@ -181,42 +181,30 @@ DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
 
 def all_tables(lines: list[Line]) -> dict[str, str]:
     """Every table of the page by name, as markdown."""
-    systems = list(dict.fromkeys(map(_system, lines)))
+    systems = systems_of(lines)
     details = {name: _details(lines, systems, *about) for name, about in DETAILS.items()}
-    return {"figures": _figures(lines, systems), "machines": _machines(systems)} | details
+    return {"figures": _figures(lines, systems), "machines": machines_table(systems)} | details
 
 
-def _figures(lines: list[Line], systems: list[tuple[str, str]]) -> str:
+def _figures(lines: list[Line], systems: list[System]) -> str:
     rows = []
     for figure in FIGURES:
         found = figure.lines(lines)
-        rows += [figure.row(line, systems.index(_system(line)) + 1) for line in found]
+        rows += [figure.row(line, systems.index(system_of(line)) + 1) for line in found]
         if not found:
             rows.append(
                 [figure.what, f"{'≥' if figure.at_least else '≤'} {figure.reach:g}", "not measured", "", "", ""]
             )
-    return _markdown(["what", "asked", "reached (least to greatest)", "holds", "machine", "command"], rows)
+    return markdown(["what", "asked", "reached (least to greatest)", "holds", "machine", "command"], rows)
 
 
-def _details(
-    lines: list[Line], systems: list[tuple[str, str]], benchmark: str, columns: dict[str, tuple[str, ...]]
-) -> str:
+def _details(lines: list[Line], systems: list[System], benchmark: str, columns: dict[str, tuple[str, ...]]) -> str:
     rows = [
-        [*(_text(line, path) for path in columns.values()), str(systems.index(_system(line)) + 1)]
+        [*(_text(line, path) for path in columns.values()), str(systems.index(system_of(line)) + 1)]
         for line in lines
         if line["benchmark"] == benchmark
     ]
-    return _markdown([*columns, "machine"], rows)
-
-
-def _machines(systems: list[tuple[str, str]]) -> str:
-    return _markdown(
-        ["", "machine", "versions"], [[str(index), *system] for index, system in enumerate(systems, start=1)]
-    )
-
-
-def _system(line: Line) -> tuple[str, str]:
-    return line["machine"], ", ".join(f"{package} {version}" for package, version in line["versions"].items())
+    return markdown([*columns, "machine"], rows)
 
 
 def _text(line: Line, path: tuple[str, ...]) -> str:
@@ -224,7 +212,3 @@ def _text(line: Line, path: tuple[str, ...]) -> str:
     for key in path:
         value = value.get(key, "")
     return f"{value:,}" if isinstance(value, int | float) else str(value)
-
-
-def _markdown(headings: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (headings, ["---"] * len(headings), *rows))

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Sets up what is missing, then checks everything: style, types, tests.
-# usage: test.sh [--all] [ARGUMENT OF pytest ...]
-# --all adds the slow tests. Tests of real data read the folder RECIPE_TEST_DATA, by default ../shared/data beside the
-# checkout, and are skipped where it is absent.
+# usage: test.sh [--all | --faults] [ARGUMENT OF pytest ...]
+# --all adds the slow tests and tries every fault as often as docs/reliability.md says. --faults does only that, and
+# makes the page's table of what it found. Tests of real data read the folder RECIPE_TEST_DATA, by default
+# ../shared/data beside the checkout, and are skipped where it is absent.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -18,16 +19,33 @@ step() { # NAME COMMAND ...
   times="$times$name $((SECONDS - begin)) s, "
 }
 
+faults() { # [ARGUMENT OF pytest ...]   The table is made of a run that failed, too: it shows what was not survived.
+  local passed=0 recorded=0 log
+  log=$(mktemp)
+  RECIPE_FAULTS_LOG=$log "$bin/python" -m pytest tests/faults --durations=15 --durations-min=1 "$@" || passed=1
+  "$bin/python" -m benchmarks.reliability "$log" || recorded=1
+  rm -f "$log"
+  return $((passed + recorded))
+}
+
 select=(-m "not slow")
-if [ "${1:-}" = --all ]; then select=(); shift; fi
+only=
+case ${1:-} in
+  --all) select=(); export RECIPE_FAULTS=whole; shift ;;
+  --faults) only=faults; export RECIPE_FAULTS=whole; shift ;;
+esac
 if [ -z "${RECIPE_TEST_DATA:-}" ] && [ -d ../shared/data ]; then
   RECIPE_TEST_DATA=$(cd ../shared/data && pwd)
   export RECIPE_TEST_DATA
 fi
 
 step "set-up" bash scripts/setup.sh
-step "ruff check" "$bin/ruff" check .
-step "ruff format" "$bin/ruff" format --check --quiet .
-step "mypy" "$bin/mypy"
-step "pytest" "$bin/python" -m pytest "${select[@]}" --durations=15 --durations-min=1 "$@"
+if [ -n "$only" ]; then
+  step "faults" faults "$@"
+else
+  step "ruff check" "$bin/ruff" check .
+  step "ruff format" "$bin/ruff" format --check --quiet .
+  step "mypy" "$bin/mypy"
+  step "pytest" "$bin/python" -m pytest "${select[@]}" --durations=15 --durations-min=1 "$@"
+fi
 echo "== all passed: ${times}$SECONDS s together"

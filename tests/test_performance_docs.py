@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.exchange_bytes import CountingComm
 from benchmarks.memory import needed_gb
-from benchmarks.performance import COMMANDS, LINES, PAGE, fill, read_lines, write_lines
+from benchmarks.pages import fill, read_lines, write_lines
+from benchmarks.performance import COMMANDS, LINES, PAGE, in_order
 from benchmarks.performance_tables import FIGURES, all_tables
 from benchmarks.synthetic_rows import write_rows
 from data.loading.loader import ParquetLoader
@@ -33,7 +34,7 @@ STEP = {
 
 def test_the_page_holds_the_tables_that_its_lines_make():
     page = PAGE.read_text()
-    assert page == fill(page, read_lines(LINES)), "python -m benchmarks.performance --tables"
+    assert page == fill(page, all_tables(read_lines(LINES))), "python -m benchmarks.performance --tables"
     assert sorted(re.findall(r"<!-- table: (\w+) -->", page)) == sorted(all_tables([]))
 
 
@@ -71,7 +72,8 @@ def test_machines_are_told_apart_and_missing_figures_named():
 
 def test_lines_of_benchmarks_that_there_are_no_longer_are_dropped(tmp_path):
     memory = STEP | {"command": COMMANDS["memory"]}
-    write_lines(tmp_path / "lines.jsonl", [memory, STEP | {"command": "python -m benchmarks.gone"}, STEP])
+    lines = [memory, STEP | {"command": "python -m benchmarks.gone"}, STEP]
+    write_lines(tmp_path / "lines.jsonl", in_order(lines))
     assert read_lines(tmp_path / "lines.jsonl") == [STEP, memory]
 
 

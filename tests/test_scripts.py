@@ -111,7 +111,8 @@ def test_without_a_set_up_the_way_to_one_is_told(machine):
 @pytest.fixture
 def checks(machine):
     """A machine whose set-up, ruff, mypy and pytest note that they ran and with what."""
-    note = '#!/bin/sh\necho "$(basename "$0") $* data=${RECIPE_TEST_DATA:-none}" >>"$STATE/log"\n'
+    variables = "faults=${RECIPE_FAULTS:-quick} data=${RECIPE_TEST_DATA:-none}"
+    note = f'#!/bin/sh\necho "$(basename "$0") $* {variables}" >>"$STATE/log"\n'
     machine.write(machine.root / "scripts/setup.sh", note)
     for tool in ("ruff", "mypy", "python"):
         machine.write(machine.venv / "bin" / tool, note + f'[ ! -e "$STATE/{tool} fails" ] || exit 3\n')
@@ -125,13 +126,30 @@ def test_everything_is_checked_and_arguments_go_to_pytest(checks):
         "setup.sh", "ruff", "ruff", "mypy", "python"
     ]  # fmt: skip
     assert "-m not slow" in checks.log()
-    assert "-k two words" in checks.log()
+    assert "-k two words" in checks.log() and "faults=quick" in checks.log()
 
 
-def test_all_adds_the_slow_tests(checks):
+def test_all_adds_the_slow_tests_and_every_try_of_the_faults(checks):
     checks.run("scripts/test.sh", "--all")
-    assert "-m pytest" in checks.log()
-    assert "not slow" not in checks.log()
+    assert "-m pytest" in checks.log() and "faults=whole" in checks.log()
+    assert "not slow" not in checks.log() and "benchmarks.reliability" not in checks.log()
+
+
+def test_faults_alone_are_tried_and_the_table_is_made_of_what_they_recorded(checks):
+    recorded = 'case "$*" in *pytest*) echo "a line" >"$RECIPE_FAULTS_LOG"; exit 0;; esac; cat "$3" >>"$STATE/log"\n'
+    python = checks.venv / "bin/python"
+    checks.write(python, python.read_text() + recorded)
+    assert checks.run("scripts/test.sh", "--faults", "-k", "two words").returncode == 0
+    setup, pytest_line, table, lines = checks.log().splitlines()
+    assert setup.startswith("setup.sh")
+    assert "-m pytest tests/faults" in pytest_line and "-k two words faults=whole" in pytest_line
+    assert "-m benchmarks.reliability /" in table and lines == "a line"
+
+
+def test_faults_that_are_not_survived_are_in_the_table_too(checks):
+    (checks.state / "python fails").touch()
+    check_failed(checks.run("scripts/test.sh", "--faults"), "failed")
+    assert "-m benchmarks.reliability" in checks.log()
 
 
 @pytest.mark.parametrize("tool", ["ruff", "mypy", "python"])

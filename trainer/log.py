@@ -110,8 +110,8 @@ class NullLog:
 class JsonLines:
     """Our own writer of dllogger's format.
 
-    The file is opened for each record: one that was removed comes back, and on a shared file
-    system other machines see the record at once.
+    The file is opened for each record: one that was removed comes back, with its folder, and on a shared
+    file system other machines see the record at once.
     """
 
     def __init__(self, path: Path) -> None:
@@ -143,6 +143,7 @@ class JsonLines:
         line = f"{PREFIX}{json.dumps(record, allow_nan=False)}\n".encode()
         if self._torn:
             line = b"\n" + line
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "ab", buffering=0) as file:
             written = file.write(line)
         self._torn = written < len(line) and (written > 0 or self._torn)

@@ -1,0 +1,282 @@
+"""Checkpoints on disk that are damaged, and saves that are killed: what opens is whole, or nothing does."""
+
+import builtins
+import io
+import itertools
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.faults.matrix import record, tries
+from trainer.checkpoints import CheckpointStore, NoCheckpointError
+from trainer.sealed.arrays import ArraySource
+
+STEPS = (10, 20, 30)
+
+
+def tensors(step: int) -> dict[str, np.ndarray]:
+    """Arrays of random values, others in every step."""
+    values = np.random.default_rng(step)
+    return {
+        "deep/table": values.normal(size=(300, 8)).astype(np.float32),
+        "deep/table/mean_square": values.normal(size=(300, 8)).astype(np.float32),
+        "deep/dense/bias": values.normal(size=7).astype(np.float32),
+        "step": np.array(step),
+    }
+
+
+def save(store: CheckpointStore, step: int, **options) -> Path:
+    sources = [ArraySource.from_array(name, array) for name, array in tensors(step).items()]
+    return store.save(step, sources, {"step": step}, **options)
+
+
+def check_content(checkpoint, step: int) -> None:
+    """That every value is the one that was saved."""
+    assert checkpoint.step == step and checkpoint.state["step"] == step
+    assert set(checkpoint.arrays) == set(tensors(step))
+    for name, array in tensors(step).items():
+        assert checkpoint.read(name).tobytes() == array.tobytes(), name
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+# Damage
+
+
+def flip_a_bit(folder: Path, chosen: random.Random) -> None:
+    path = chosen.choice(files_of(folder))
+    content = bytearray(path.read_bytes())
+    content[chosen.randrange(len(content))] ^= 1 << chosen.randrange(8)
+    path.write_bytes(content)
+
+
+def cut_a_file(folder: Path, chosen: random.Random) -> None:
+    path = chosen.choice(files_of(folder))
+    os.truncate(path, chosen.randrange(path.stat().st_size))
+
+
+def empty_a_file(folder: Path, chosen: random.Random) -> None:
+    os.truncate(chosen.choice(files_of(folder)), 0)
+
+
+def delete_a_file(folder: Path, chosen: random.Random) -> None:
+    chosen.choice(files_of(folder)).unlink()
+
+
+def swap_two_files(folder: Path, chosen: random.Random) -> None:
+    one, other = chosen.sample(files_of(folder), 2)
+    exchange(one, other)
+
+
+def swap_with_the_step_before(folder: Path, chosen: random.Random) -> None:
+    path = chosen.choice(files_of(folder))
+    before = folder.with_name(f"step-{STEPS[-2]}")
+    exchange(path, before / path.relative_to(folder))
+
+
+def exchange(one: Path, other: Path) -> None:
+    aside = one.with_name("aside")
+    os.rename(one, aside)
+    os.rename(other, one)
+    os.rename(aside, other)
+
+
+# Damage -> its row in the table, and the step that is the last whole one after it.
+DAMAGES: dict[Callable[[Path, random.Random], None], tuple[str, int]] = {
+    flip_a_bit: ("a random bit flipped in a checkpoint", 20),
+    cut_a_file: ("a file of a checkpoint cut", 20),
+    empty_a_file: ("a file of a checkpoint emptied", 20),
+    delete_a_file: ("a file of a checkpoint deleted", 20),
+    swap_two_files: ("two files of a checkpoint swapped", 20),
+    swap_with_the_step_before: ("a file swapped with an earlier checkpoint's", 10),
+}
+
+
+@pytest.fixture(scope="module")
+def three_steps(tmp_path_factory) -> Path:
+    """A model folder with three good checkpoints."""
+    model_dir = tmp_path_factory.mktemp("three steps")
+    for step in STEPS:
+        save(CheckpointStore(model_dir, keep=3), step)
+    return model_dir
+
+
+def outcome_of(model_dir: Path, last_whole: int | None) -> str | None:
+    """What is wrong with how "last" opens after damage to the newest; None where all is as promised."""
+    warnings: list[str] = []
+    store = CheckpointStore(model_dir, keep=3, warn=warnings.append)
+    try:
+        checkpoint = store.open("last")
+    except NoCheckpointError as error:
+        return None if last_whole is None and f"step-{STEPS[-1]}" in str(error) else f"refused: {error}"
+    if last_whole is None:
+        return f"step {checkpoint.step} was accepted"
+    check_content(checkpoint, last_whole)
+    return None if f"step-{STEPS[-1]}" in "".join(warnings) else f"warned only of {warnings}"
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_checkpoint_is_never_accepted(three_steps, tmp_path, damage):
+    fault, last_whole = DAMAGES[damage]
+    number = tries(quick=8, whole=52)
+    problems, seconds = [], []
+    for seed in range(number):
+        # Every second try there is nothing to fall back on.
+        expected = last_whole if seed % 2 else None
+        model_dir = shutil.copytree(three_steps, tmp_path / str(seed))
+        folder = model_dir / "checkpoints" / f"step-{STEPS[-1]}"
+        damage(folder, random.Random(f"{damage.__name__} {seed}"))
+        for step in STEPS[:-1] if expected is None else ():
+            shutil.rmtree(folder.with_name(f"step-{step}"))
+        started = time.perf_counter()
+        problem = outcome_of(model_dir, expected)
+        seconds.append(time.perf_counter() - started)
+        if problem is not None:
+            problems.append(f"try {seed}: {problem}")
+        shutil.rmtree(model_dir)
+    record(fault, number, number - len(problems), seconds)
+    assert not problems, problems
+
+
+# Kills
+
+CALLS = ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir")
+
+
+class Deadly:
+    """Counts, in this process, the calls to the system that change files, and dies by SIGKILL at the n-th.
+
+    Args:
+        number: at which call, before it is made; of a write, after its first half.
+        told: descriptor to which the name of the call goes first.
+    """
+
+    def __init__(self, number: int, told: int) -> None:
+        self._left, self._told = number, told
+        self._opened = open
+
+    def install(self) -> None:
+        for name in CALLS:
+            setattr(os, name, self._counted(name, getattr(os, name)))
+        builtins.open = self._open  # type: ignore[assignment]
+
+    def count(self, name: str, last_act: Callable[[], object] = lambda: None) -> None:
+        self._left -= 1
+        if self._left == 0:
+            last_act()
+            os.write(self._told, name.encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _counted(self, name: str, function: Callable) -> Callable:
+        def call(*arguments, **options):
+            self.count(name)
+            return function(*arguments, **options)
+
+        return call
+
+    def _open(self, path, mode="r", *arguments, **options):
+        if "x" not in mode and "w" not in mode:
+            return self._opened(path, mode, *arguments, **options)
+        self.count("open")
+        return io.BufferedWriter(DeadlyFile(path, mode.replace("b", ""), self))
+
+
+class DeadlyFile(io.FileIO):
+    """A file of which every write to the system counts."""
+
+    def __init__(self, path: Path, mode: str, deadly: Deadly) -> None:
+        super().__init__(path, mode)
+        self._deadly = deadly
+
+    def write(self, data) -> int:
+        self._deadly.count("write", lambda: super(DeadlyFile, self).write(memoryview(data)[: len(data) // 2]))
+        return super().write(data)
+
+
+def killed_at_call(number: int, work: Callable[[], object]) -> str | None:
+    """Runs `work` in a process that is killed at its n-th call that changes files.
+
+    Returns:
+        The call, or None where it ended before.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            Deadly(number, writing).install()
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as told:
+        call = told.read().decode()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == (-signal.SIGKILL if call else 0)
+    return call or None
+
+
+def first_of_one(model_dir: Path) -> Callable[[], object]:
+    """One checkpoint, and the next."""
+    save(CheckpointStore(model_dir), 10)
+    return lambda: save(CheckpointStore(model_dir), 20)
+
+
+def instead_of_the_last(model_dir: Path) -> Callable[[], object]:
+    """A best one and the last; the last is saved again and is now the best, so that the other one is removed."""
+    store = CheckpointStore(model_dir, keep=1)
+    save(store, 10, best=True)
+    save(store, 20)
+    return lambda: save(CheckpointStore(model_dir, keep=1), 20, best=True)
+
+
+def instead_of_the_only(model_dir: Path) -> Callable[[], object]:
+    """One checkpoint, saved again."""
+    save(CheckpointStore(model_dir), 20)
+    return lambda: save(CheckpointStore(model_dir), 20)
+
+
+SAVES = [instead_of_the_last, instead_of_the_only, first_of_one]
+
+
+@pytest.mark.parametrize("saved", SAVES[: tries(quick=1, whole=3)], ids=lambda saved: saved.__name__)
+def test_a_save_killed_at_any_call_leaves_a_whole_checkpoint(tmp_path, saved):
+    calls, found, seconds, problems = [], set(), [], []
+    for number in itertools.count(1):
+        model_dir = tmp_path / str(number)
+        call = killed_at_call(number, saved(model_dir))
+        if call is None:
+            break
+        calls.append(call)
+        warnings: list[str] = []
+        store = CheckpointStore(model_dir, warn=warnings.append)
+        started = time.perf_counter()
+        try:
+            checkpoint = store.open("last")
+            seconds.append(time.perf_counter() - started)
+            check_content(checkpoint, checkpoint.step)
+            found.add(checkpoint.sequence)
+            save(store, 30)
+            check_content(store.open("last"), 30)
+        except (NoCheckpointError, AssertionError) as error:
+            problems.append(f"call {number}, {call}: {error}")
+        if left := [path.name for path in store.folder.iterdir() if not path.name.startswith("step-")]:
+            problems.append(f"call {number}, {call}: {left} stay for ever")
+        if warnings:
+            problems.append(f"call {number}, {call}: {warnings}")
+        shutil.rmtree(model_dir)
+    record("kill -9 at every stage of a save", len(calls), len(calls) - len(problems), seconds)
+    assert not problems, problems
+    # Both what was there before and what was to be there has been found, and no kind of call has been missed.
+    assert len(found) == 2
+    assert {"mkdir", "open", "write", "fsync", "rename"} <= set(calls)
+    assert saved is first_of_one or {"unlink", "rmdir"} <= set(calls)

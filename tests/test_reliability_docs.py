@@ -1,0 +1,68 @@
+"""docs/reliability.md shows what the tests of faults have recorded."""
+
+import json
+import re
+
+import pytest
+
+from benchmarks import reliability
+from benchmarks.pages import fill, read_lines
+from benchmarks.reliability import COMMAND, LINES, PAGE, all_tables, merged
+from tests.faults.matrix import record, tries
+
+ABOUT = {"machine": "a machine", "versions": {"python": "3.11"}, "command": COMMAND}
+
+
+def line(fault: str, tries: int, survived: int, *seconds: float, **about: str) -> dict:
+    return ABOUT | about | {"fault": fault, "tries": tries, "survived": survived, "seconds": list(seconds)}
+
+
+def test_the_page_holds_the_tables_that_its_lines_make():
+    page, lines = PAGE.read_text(), read_lines(LINES)
+    assert page == fill(page, all_tables(lines)), "python -m benchmarks.reliability"
+    assert sorted(re.findall(r"<!-- table: (\w+) -->", page)) == sorted(all_tables([]))
+    assert all(line["command"] == COMMAND and line["tries"] >= line["survived"] for line in lines)
+
+
+def test_lines_of_a_fault_are_added_up_per_machine_and_its_times_told():
+    lines = [line("kill", 3, 3, 2.0, 1.0), line("cut", 10, 9), line("kill", 2, 2, 4.0), line("cut", 1, 1, machine="b")]
+    assert all_tables(lines)["faults"].splitlines()[2:] == [
+        "| kill | 5 | 5 | 2 (4) | 1 |",
+        "| cut | 10 | **9** |  | 1 |",
+        "| cut | 1 | 1 |  | 2 |",
+    ]
+    assert all_tables(lines)["machines"].splitlines()[2:] == [
+        "| 1 | a machine | python 3.11 |",
+        "| 2 | b | python 3.11 |",
+    ]
+
+
+def test_new_lines_replace_those_of_their_fault_and_machine_only():
+    old = [line("kill", 3, 3), line("kill", 9, 9, machine="b"), line("cut", 10, 10)]
+    new = [line("new", 1, 1), line("kill", 20, 19), line("kill", 1, 1)]
+    assert merged(old, new) == [old[1], new[1], new[2], old[2], new[0]]
+
+
+@pytest.mark.parametrize(("setting", "expected"), [(None, 3), ("", 3), ("quick", 3), ("whole", 20)])
+def test_faults_are_tried_often_only_when_asked_for(monkeypatch, setting, expected):
+    monkeypatch.delenv("RECIPE_FAULTS", raising=False)
+    if setting is not None:
+        monkeypatch.setenv("RECIPE_FAULTS", setting)
+    assert tries(quick=3, whole=20) == expected
+
+
+def test_what_is_recorded_comes_into_the_page(tmp_path, monkeypatch):
+    monkeypatch.delenv("RECIPE_FAULTS_LOG", raising=False)
+    record("nobody asked", 1, 1)
+    log, page = tmp_path / "log.jsonl", tmp_path / "page.md"
+    monkeypatch.setenv("RECIPE_FAULTS_LOG", str(log))
+    record("é cut", 2, 2, [0.12345])
+    record("é cut", 1, 1)
+    assert [json.loads(text)["seconds"] for text in log.read_text().splitlines()] == [[0.123], []]
+    page.write_text("# Page\n<!-- table: faults -->\nold\n<!-- end -->\nby hand\n")
+    monkeypatch.setattr(reliability, "PAGE", page)
+    monkeypatch.setattr(reliability, "LINES", tmp_path / "lines.jsonl")
+    for _ in range(2):
+        assert reliability.main([str(log)]) == 0
+        assert "| é cut | 3 | 3 | 0.123 (0.123) | 1 |\n<!-- end -->\nby hand" in page.read_text()
+    assert len(read_lines(tmp_path / "lines.jsonl")) == 2
