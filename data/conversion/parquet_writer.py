@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from data.conversion.columns import describe_column
 from data.conversion.new_dataset import UNFINISHED, sync
+from data.conversion.parquet_seal import add_seal
 from data.errors import DataError
 from data.specification.feature_spec import Chunk, FeatureSpec
 
@@ -31,7 +32,8 @@ class DatasetWriter:
     """Streams the rows of one mapping into `<mapping>_0.parquet`, `<mapping>_1.parquet`, ... of a folder.
 
     A context manager. The parts get their names when it ends well, and nothing is left when it does
-    not. Pages carry checksums. Inside `new_dataset`, hand it the draft folder:
+    not. Pages carry checksums, and files are sealed (`data.conversion.parquet_seal`). Inside `new_dataset`, hand it the
+    draft folder:
 
         with new_dataset(output) as draft:
             with DatasetWriter(draft, "train", parquet_schema(spec, names)) as train:
@@ -117,6 +119,7 @@ class DatasetWriter:
             self._writer.close()
             self._writer = None
             self._rows_in_file = 0
+            add_seal(self._temporary(self._files - 1))
             sync(self._temporary(self._files - 1))
 
     def _finish(self) -> None:
