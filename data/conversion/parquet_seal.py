@@ -31,29 +31,29 @@ class Seal:
     """The checksums of a file's column chunks.
 
     Attributes:
-        sums: [row groups, columns] uint32; columns as the footer counts them, each list or struct by its leaves.
+        path: of the file.
+        metadata: its footer.
+        sums: [row groups, columns] uint32; columns as the footer counts them, which are the leaves of lists.
     """
 
+    path: Path
+    metadata: pq.FileMetaData
     sums: np.ndarray
 
-    def check(self, file: BinaryIO, metadata: pq.FileMetaData, row_group: int, columns: Collection[str]) -> None:
+    def check(self, row_group: int, columns: Collection[str]) -> None:
         """Reads the chunks of some columns and compares their sums.
-
-        Args:
-            file: open for reading in binary.
-            metadata: its footer.
-            row_group: which.
-            columns: names of columns, lists and structs as a whole.
 
         Raises:
             ValueError: a chunk is not what was written; names the column.
+            OSError: the file cannot be read.
         """
-        for index in range(metadata.num_columns):
-            name = metadata.schema.column(index).path
-            # A name may hold dots itself. A chunk that is checked without need does no harm.
-            is_asked = any(name == column or name.startswith(f"{column}.") for column in columns)
-            if is_asked and _chunk_sum(file, metadata, row_group, index) != self.sums[row_group, index]:
-                raise ValueError(f"column {name!r} does not match its checksum")
+        with open(self.path, "rb") as file:
+            for index in range(self.metadata.num_columns):
+                name = self.metadata.schema.column(index).path
+                # A name may hold dots itself. A chunk that is checked without need does no harm.
+                is_asked = any(name == column or name.startswith(f"{column}.") for column in columns)
+                if is_asked and _chunk_sum(file, self.metadata, row_group, index) != self.sums[row_group, index]:
+                    raise ValueError(f"column {name!r} does not match its checksum")
 
 
 def add_seal(path: Path) -> None:
@@ -88,7 +88,8 @@ def read_footer(path: Path) -> tuple[pq.FileMetaData, Seal | None]:
             return metadata, None
         shape = (metadata.num_row_groups, metadata.num_columns)
         length = shape[0] * shape[1] * _SUM.itemsize
-        return metadata, Seal(np.frombuffer(_bytes(file, sum_start - length, length), _SUM).reshape(shape))
+        sums = np.frombuffer(_bytes(file, sum_start - length, length), _SUM).reshape(shape)
+        return metadata, Seal(path, metadata, sums)
 
 
 def _footer(file: BinaryIO) -> tuple[int, bytes]:

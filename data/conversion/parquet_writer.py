@@ -17,6 +17,7 @@ from data.errors import DataError
 from data.specification.feature_spec import Chunk, FeatureSpec
 
 ROWS_PER_ROW_GROUP = 131_072
+COMPRESSION = "snappy"
 ROWS_PER_FILE = 8 * ROWS_PER_ROW_GROUP
 
 
@@ -107,7 +108,7 @@ class DatasetWriter:
         if self._writer is None:
             path = self._temporary(self._files)
             self._files += 1
-            self._writer = pq.ParquetWriter(path, self._schema, compression="snappy", write_page_checksum=True)
+            self._writer = pq.ParquetWriter(path, self._schema, compression=COMPRESSION, write_page_checksum=True)
         self._writer.write_table(self._pending.slice(0, rows), row_group_size=ROWS_PER_ROW_GROUP)
         self._pending = self._pending.slice(rows)
         self._rows_in_file += rows
