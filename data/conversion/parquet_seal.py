@@ -93,10 +93,12 @@ def read_footer(path: Path) -> tuple[pq.FileMetaData, Seal | None]:
 
 
 def _footer(file: BinaryIO) -> tuple[int, bytes]:
-    """Where the footer of a file starts, and all bytes from there on; a file too short for one is all footer."""
+    """Where the footer of a file starts, and all bytes from there on; none of a file that does not end as parquet."""
     size = os.fstat(file.fileno()).st_size
-    length = int.from_bytes(_bytes(file, max(size - _TAIL_BYTES, 0), 4), "little")
-    start = max(size - _TAIL_BYTES - length, 0)
+    tail = _bytes(file, max(size - _TAIL_BYTES, 0), _TAIL_BYTES)
+    if not tail.endswith(b"PAR1"):
+        return size, b""
+    start = max(size - _TAIL_BYTES - int.from_bytes(tail[:4], "little"), 0)
     return start, _bytes(file, start, size - start)
 
 

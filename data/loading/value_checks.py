@@ -69,9 +69,7 @@ def usable_values(
             f"the first {values[wrong[0]].item()} in row {place.first_row + row_of(int(wrong[0]))} of the file; "
             f"expected {target.expected}. {way_out}check_dataset.py lists them all."
         )
-    # The stored type may be too narrow for the largest id, and NumPy would refuse to clip to it.
-    largest = min(int(target.high), np.iinfo(values.dtype).max)
-    return np.clip(values, 0, largest), wrong
+    return np.clip(values, target.low, target.high), wrong
 
 
 def _usable(target: Target, values: np.ndarray) -> np.ndarray:

@@ -148,6 +148,7 @@ def test_an_epoch_that_is_interrupted_again_and_again_uses_each_row_once_in_its_
         loader = ParquetLoader(ledger_world, "train", global_batch_size=BATCH, shuffle=True)
         stops = sorted(chosen.sample(range(1, loader.steps_per_epoch), 3))
         uninterrupted = step_rows(ledger_world, 1, epoch, 0, loader.steps_per_epoch, seed)
+        another_epoch = step_rows(ledger_world, 1, epoch + 1, 0, loader.steps_per_epoch, seed)
         interrupted = []
         for first, end in pairwise([0, *stops, loader.steps_per_epoch]):
             interrupted += step_rows(ledger_world, chosen.randint(1, MOST_WORKERS), epoch, first, end, seed)
@@ -159,4 +160,4 @@ def test_an_epoch_that_is_interrupted_again_and_again_uses_each_row_once_in_its_
     )
     assert used_once
     assert interrupted == uninterrupted
-    assert interrupted != step_rows(ledger_world, 1, epoch + 1, 0, loader.steps_per_epoch, seed)
+    assert interrupted != another_epoch
