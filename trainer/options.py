@@ -31,6 +31,10 @@ class DataOptions:
     eval_mapping: str | None = option(
         None, "mapping to evaluate; default: valid where there is one while training, else test"
     )
+    oov_policy: Literal["error", "clip", "drop"] = option(
+        "error",
+        "what is done with ids outside [0, cardinality); clip: the nearest valid id; drop: the row weighs 0",
+    )
     model_dir: Path = option(None, "folder of the checkpoints and of the model")
     results_dir: Path = option(None, "folder of log.json, args.json and metrics.json")
     log_filename: str = option("log.json", "name of the log in results_dir")
