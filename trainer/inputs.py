@@ -61,7 +61,8 @@ def open_inputs(options: Options, launch: Launch) -> Inputs:
     Raises:
         DataError: a rule of the specification is broken, or files do not hold what it says.
     """
-    spec = FeatureSpec.read(options.data.dataset_path / options.data.fspec_file)
+    data = options.data
+    spec = FeatureSpec.read(data.dataset_path / data.fspec_file, allow_outside_paths=data.allow_outside_paths)
     options.model.check_towers([label.name for label in spec.labels])
     widths = embedding_dims(spec, options.data.embedding_sizes_file)
     run, oov_policy = options.run, options.data.oov_policy

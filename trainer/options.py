@@ -19,6 +19,7 @@ class DataOptions:
 
     dataset_path: Path = option(None, "dataset folder, the base of the paths in the feature specification")
     fspec_file: str = option("feature_spec.yaml", "feature specification, relative to dataset_path")
+    allow_outside_paths: bool = option(False, "let a specification that you trust name files outside of its folder")
     embedding_sizes_file: Path | None = option(
         None,
         "JSON dictionary of embedding widths; default: embedding_dim in the specification, then embedding_sizes.json "
