@@ -22,6 +22,7 @@ from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, STOPPED
 from trainer.reliability.records import PEER_GONE, WorkerRecord
 from trainer.reliability.run_lock import RunLock
 from trainer.sealed.errors import CheckpointError
+from trainer.standard_streams import steady_streams
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -110,6 +111,7 @@ def _short_epochs(loader: ParquetLoader | None) -> Iterator[str]:
 
 
 if __name__ == "__main__":
+    steady_streams()
     try:
         code = main()
     except Exception:

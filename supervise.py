@@ -5,6 +5,7 @@ import sys
 
 from trainer.reliability.exit_codes import FAILURE, WRONG_INPUT
 from trainer.reliability.supervisor import Supervisor, say
+from trainer.standard_streams import steady_streams
 
 DESCRIPTION = """\
 Keeps a training job going until it is done:
@@ -92,4 +93,5 @@ def _seconds(text: str) -> float:
 
 
 if __name__ == "__main__":
+    steady_streams()
     sys.exit(main())

@@ -5,6 +5,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from trainer import runtime
@@ -121,7 +123,7 @@ class Run:
             metrics = loop.run(position)
             self.saver.finish()
         loop.progress.close()
-        self._tell_truncated(loader)
+        self._tell_counts(loader)
         self.results.conclude(metrics)
         self.say(f"model: {self.saver.write_best_model(list(named(self.model.variables)))}")
         if loop.health is not None:
@@ -147,6 +149,7 @@ class Run:
         writer = None if path is None else self._writer(path)
         with self._watched_progress(evaluator.loader.steps_per_epoch) as on_batch:
             metrics = evaluator.run(on_batch=on_batch, predictions=writer)
+        self._tell_counts(evaluator.loader)
         if writer is not None:
             writer.write(self.comm)
             self.say(f"predictions: {path}")
@@ -225,10 +228,17 @@ class Run:
             yield on_batch
         progress.close()
 
-    def _tell_truncated(self, loader: ParquetLoader) -> None:
-        for name, count in loader.truncated.items():
-            if count:
-                self.say(f"warning: {name}: {count:,} lists were longer than max_hotness and were cut")
+    def _tell_counts(self, loader: ParquetLoader) -> None:
+        """Tells what was cut or replaced in the loader's latest epoch. A collective."""
+        names = [columns.name for columns in self.inputs.layout.categorical]
+        own = np.array([loader.out_of_vocabulary[name] for name in names], np.int64)
+        counts = self.comm.sum_array(own) if names else own
+        for name, replaced in zip(names, counts.tolist(), strict=True):
+            if cut := loader.truncated[name]:
+                self.say(f"warning: {name}: {cut:,} lists were longer than max_hotness and were cut")
+            if replaced:
+                policy = self.options.data.oov_policy
+                self.say(f"warning: {name}: {replaced:,} ids outside of the table (--oov_policy {policy})")
 
 
 def execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRecord | None) -> None:

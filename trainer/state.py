@@ -25,12 +25,14 @@ class RunState:
             r // workers of worker r % workers.
         tables: names of the variables that are read and written by rows. TensorFlow copies such a one as a whole
             whenever it is read as a whole.
+        unknown: names of the variables in which NaN stands for what is not known yet.
     """
 
     variables: Variables
     comm: Comm
     sharded: Mapping[str, int] = field(default_factory=dict)
     tables: frozenset[str] = frozenset()
+    unknown: frozenset[str] = frozenset()
 
     def sources(self) -> list[ArraySource]:
         """The variables as arrays to be saved, read in blocks of rows. Blocks of sharded ones are collectives."""

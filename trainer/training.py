@@ -88,7 +88,8 @@ def make_training(
     }
     sharded = {name: rows for table, rows in model.embeddings.sharded.items() for name in by_rows[table]}
     tables = frozenset(name for names in by_rows.values() for name in names)
-    return Training(step, schedule, RunState(named(model.variables) | states, comm, sharded, tables))
+    variables = named(model.variables) | states
+    return Training(step, schedule, RunState(variables, comm, sharded, tables, unknown=frozenset(weighting.state)))
 
 
 def _wide_optimizer(model: RankingModel, options: TrainingOptions) -> Optimizer:

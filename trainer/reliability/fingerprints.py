@@ -35,7 +35,7 @@ def check_state(state: RunState, step: int) -> None:
     for index in replicated:
         if len(set(found[:, index, 0].tolist())) > 1:
             raise WorkersDiffer(_told(found[:, index, 0].tolist(), names[index], step))
-    broken = [name for index, name in enumerate(names) if found[:, index, 1].any()]
+    broken = [name for index, name in enumerate(names) if found[:, index, 1].any() and name not in state.unknown]
     if broken:
         raise NotFinite(
             f"{len(broken)} variables hold NaN or infinities after step {step}, the first of them {broken[0]}. They "
