@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import trainer.loop
+import trainer.run
 from main import main
 from tests.helpers import ROOT, losses, make_dataset, metrics, must
 from trainer.checkpoints import Checkpoint, CheckpointStore
@@ -186,3 +187,20 @@ def test_a_checkpoint_whose_place_in_the_epoch_is_nonsense_is_refused(data, tmp_
         write_sealed(copied, [checkpoint.source(name) for name in checkpoint.arrays], {}, facts)
         assert main(arguments(data, tmp_path, "--use_checkpoint")) == 2
         assert "its place in the epoch" in capfd.readouterr().err
+
+
+def test_looking_at_results_one_step_behind_changes_only_when_they_are_seen(data, tmp_path, whole, monkeypatch):
+    """As on a GPU, which must not wait for this process between steps."""
+    monkeypatch.setattr(trainer.run, "on_gpu", lambda: True)
+    must(main(arguments(data, tmp_path / "behind")))
+    assert losses(tmp_path / "behind" / "results") == losses(whole / "results")
+    assert_same(whole, tmp_path / "behind")
+    # Saves by count come a step later, but for the last steps of epochs.
+    saved = CheckpointStore(tmp_path / "behind" / "models").steps()
+    assert saved == [5, 9, 11, 13, 17, 21, 22, 25, 29, 33]
+    with monkeypatch.context() as patched:
+        interrupt_training(patched, 6, signal.SIGTERM)
+        assert main(arguments(data, tmp_path / "stopped")) == STOPPED
+    assert CheckpointStore(tmp_path / "stopped" / "models").steps()[-1] == 9
+    must(main(arguments(data, tmp_path / "stopped", "--use_checkpoint")))
+    assert_same(whole, tmp_path / "stopped")

@@ -1,0 +1,52 @@
+"""Run on every worker: main.py with a second worker that is not like the first.
+
+usage: python -m tests.faults.odd_worker slow|drifting ARGUMENT OF main.py ...
+"""
+
+import sys
+import time
+from typing import Any
+
+import trainer.loop
+from main import main
+from trainer.launcher import read_launch
+
+SLOW_SECONDS = 0.05
+DRIFTS_AT = 30
+
+
+def make_slow() -> None:
+    """Lets this worker take its time over every batch."""
+    step_input = trainer.loop.step_input
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(SLOW_SECONDS)
+        return step_input(*arguments)
+
+    trainer.loop.step_input = slowly
+
+
+def make_drift() -> None:
+    """Changes the last bit of one weight after a step."""
+    import tensorflow as tf
+
+    see = trainer.loop.TrainingLoop._see
+
+    def see_and_drift(loop: Any, position: Any, result: Any) -> Any:
+        decision = see(loop, position, result)
+        if position.step(loop.loader.steps_per_epoch) == DRIFTS_AT:
+            name = next(name for name in loop.state.variables if name.endswith("kernel"))
+            variable = loop.state.variables[name]
+            first = tf.bitcast(variable[0, 0], tf.int32)
+            variable[0, 0].assign(tf.bitcast(tf.bitwise.bitwise_xor(first, 1), tf.float32))
+        return decision
+
+    trainer.loop.TrainingLoop._see = see_and_drift  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    import os
+
+    if read_launch(os.environ).rank == 1:
+        {"slow": make_slow, "drifting": make_drift}[sys.argv[1]]()
+    sys.exit(main(sys.argv[2:]))

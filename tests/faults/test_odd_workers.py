@@ -1,0 +1,43 @@
+"""A worker that is slow, and one whose memory has lost a bit, among real workers."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.matrix import record
+from tests.helpers import ROOT, make_dataset, run_program
+from trainer.checkpoints import CheckpointStore
+from trainer.log import read_log
+
+SAVES_AT = 25  # the bit is lost at 30, and looked for at 40
+pytestmark = [pytest.mark.horovod, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("odd"), ROOT / "feature_specs" / "with_map.yaml", rows=6000)
+
+
+def run(odd: str, data: Path, folder: Path, *more: str):  # type: ignore[no-untyped-def]
+    flags = ["--dataset_path", data, "--model_dir", folder / "models", "--results_dir", folder / "results"]
+    flags += ["--global_batch_size", "64", "--num_epochs", "1", "--deep_hidden_units", "16", "--cpu"]
+    return run_program(["-m", "tests.faults.odd_worker", odd, *map(str, flags), *more], workers=2, timeout=400)
+
+
+def test_a_slow_worker_is_named(data, tmp_path):
+    done = run("slow", data, tmp_path, "--log_every", "20")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "warning: worker 1 on " in done.stderr and "keeps the others waiting" in done.stderr
+    assert "worker 0 on " not in done.stderr
+    slowest = [r["data"]["slowest_worker"] for r in read_log(tmp_path / "results" / "log.json") if r["type"] == "LOG"
+               and "slowest_worker" in r.get("data", {})]  # fmt: skip
+    assert slowest and slowest.count(1) > len(slowest) / 2
+
+
+def test_a_bit_that_one_worker_has_lost_is_found_at_the_next_comparison(data, tmp_path):
+    done = run("drifting", data, tmp_path, "--fingerprint_every", "20", "--checkpoint_every", str(SAVES_AT))
+    found = "kernel is not the same on the 2 workers" in done.stderr and "after step 40 " in done.stderr
+    record("a bit of one worker's weights flipped", 1, int(found and done.returncode != 0))
+    assert done.returncode != 0 and found, done.stderr[-3000:]
+    # It was saved before the bit was lost, and not since.
+    assert CheckpointStore(tmp_path / "models").steps() == [SAVES_AT]
