@@ -119,10 +119,13 @@ def check_folders(options: Options, launch: Launch) -> None:
 def check_labels(options: Options, spec: FeatureSpec, launch: Launch) -> tuple[str, ...]:
     """What the label lint says of the training mapping, as warnings; the first worker of a training run looks for all.
 
+    A run that is gone on with was looked through when it began: it must not lose that time at every restart.
+
     Raises:
         DataError: labels from which nothing can be learned, or that cannot be, without --allow_degenerate_labels.
     """
-    if not options.run.trains or options.run.benchmark or launch.rank != 0:
+    run = options.run
+    if not run.trains or run.benchmark or run.restores or launch.rank != 0:
         return ()
     mapping = options.data.train_mapping
     lint = lint_labels(spec, mapping, options.data.oov_policy)
