@@ -15,6 +15,9 @@ import tensorflow as tf
 from data.errors import DataError
 from trainer.launcher import Launch
 
+# How Horovod answers whoever waits for a collective once a connection between workers has broken.
+_SHUT_DOWN = "Horovod has been shut down"
+
 
 class Comm(Protocol):
     """One worker's view of the group. Every method is a collective: all workers call it, in the same order."""
@@ -154,9 +157,9 @@ class HorovodWorkers:
             return collective(tf.convert_to_tensor(np.ascontiguousarray(array))).numpy()
 
 
-def lost_peer(error: Exception) -> str | None:
-    """What a collective says whose other workers are gone, in one line; None for any other error."""
-    return None
+def is_lost_peer(error: Exception) -> bool:
+    """Whether a collective raised this because another worker is gone."""
+    return isinstance(error, tf.errors.OpError) and _SHUT_DOWN in error.message
 
 
 def connect(launch: Launch) -> Comm:

@@ -61,10 +61,12 @@ def open_inputs(options: Options, launch: Launch) -> Inputs:
     Raises:
         DataError: a rule of the specification is broken, or files do not hold what it says.
     """
-    spec = FeatureSpec.read(options.data.dataset_path / options.data.fspec_file)
+    data = options.data
+    spec = FeatureSpec.read(data.dataset_path / data.fspec_file, allow_outside_paths=data.allow_outside_paths)
     options.model.check_towers([label.name for label in spec.labels])
     widths = embedding_dims(spec, options.data.embedding_sizes_file)
-    run = options.run
+    run, oov_policy = options.run, options.data.oov_policy
+    _check_rows_are_kept(options)
     evaluates = run.evaluate or not run.benchmark
     mapping = options.data.eval_mapping or ("valid" if run.trains and "valid" in spec.sources else "test")
     with_group = evaluates and run.predict is None and not run.disable_map_calculation and _holds_group(spec, mapping)
@@ -78,6 +80,7 @@ def open_inputs(options: Options, launch: Launch) -> Inputs:
             workers=launch.size,
             shuffle=True,
             seed=options.training.seed,
+            oov_policy=oov_policy,
         )
     if evaluates:
         evaluation = ParquetLoader(
@@ -89,6 +92,7 @@ def open_inputs(options: Options, launch: Launch) -> Inputs:
             shuffle=False,
             with_group=with_group,
             needs_labels=run.predict is None,
+            oov_policy=oov_policy,
         )
     if run.predictions_path is not None:
         kept = _kept_columns(spec, mapping, run.keep)
@@ -121,13 +125,21 @@ def check_labels(options: Options, spec: FeatureSpec, launch: Launch) -> tuple[s
     if not options.run.trains or options.run.benchmark or launch.rank != 0:
         return ()
     mapping = options.data.train_mapping
-    lint = lint_labels(spec, mapping)
+    lint = lint_labels(spec, mapping, options.data.oov_policy)
     if options.data.allow_degenerate_labels:
         return lint.problems + lint.warnings
     if lint.problems:
         lines = (f"the labels of mapping {mapping!r} do not fit their tasks:", *lint.problems)
         raise DataError("\n  ".join(lines) + "\nMend this, or train all the same with --allow_degenerate_labels.")
     return lint.warnings
+
+
+def _check_rows_are_kept(options: Options) -> None:
+    if options.data.oov_policy == "drop" and options.run.predictions_path is not None:
+        raise DataError(
+            f"--oov_policy drop leaves rows out, and {options.run.predictions_path} has a line for each row of the "
+            "mapping; predict with --oov_policy clip"
+        )
 
 
 def _holds_group(spec: FeatureSpec, mapping: str) -> bool:

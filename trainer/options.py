@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.errors import DataError
+from data.loading.targets import OovPolicy
 from trainer.model_options import ModelOptions
 from trainer.option import at_least, option, positive, share
 from trainer.run_options import RunOptions
@@ -19,6 +20,7 @@ class DataOptions:
 
     dataset_path: Path = option(None, "dataset folder, the base of the paths in the feature specification")
     fspec_file: str = option("feature_spec.yaml", "feature specification, relative to dataset_path")
+    allow_outside_paths: bool = option(False, "let a specification that you trust name files outside of its folder")
     embedding_sizes_file: Path | None = option(
         None,
         "JSON dictionary of embedding widths; default: embedding_dim in the specification, then embedding_sizes.json "
@@ -30,6 +32,10 @@ class DataOptions:
     )
     eval_mapping: str | None = option(
         None, "mapping to evaluate; default: valid where there is one while training, else test"
+    )
+    oov_policy: OovPolicy = option(
+        "error",
+        "what is done with ids outside [0, cardinality); clip: the nearest valid id; drop: the row weighs 0",
     )
     model_dir: Path = option(None, "folder of the checkpoints and of the model")
     results_dir: Path = option(None, "folder of log.json, args.json and metrics.json")

@@ -20,6 +20,7 @@ from data.conversion.columns import (
     out_of_domain,
 )
 from data.conversion.csv_reader import read_csv_blocks
+from data.conversion.parquet_seal import Seal, read_footer
 from data.conversion.parquet_writer import ROWS_PER_ROW_GROUP
 from data.errors import DataError
 from data.specification.feature_spec import LABEL, MAP, MULTIHOT, ONEHOT, Chunk, Feature, FeatureSpec
@@ -184,7 +185,8 @@ def _scan_parquet(
         yield Finding("missing file", str(path), "see `files` in source_spec")
         return None
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
+        metadata, seal = read_footer(path)
+        file = pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True)
         schema = file.schema_arrow
     except UNREADABLE as error:
         yield Finding("unreadable file", str(path), f"write it anew ({error})")
@@ -198,7 +200,8 @@ def _scan_parquet(
                 usable.append(column)
         first_row = 0
         for group in range(file.num_row_groups if usable else 0):
-            yield from _scan_row_group(file, f"{path}, row group {group}", group, first_row, usable, summary)
+            place = f"{path}, row group {group}"
+            yield from _scan_row_group(file, seal, place, group, first_row, usable, summary)
             first_row += file.metadata.row_group(group).num_rows
         return file.metadata.num_rows
 
@@ -225,11 +228,19 @@ def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Findi
 
 
 def _scan_row_group(
-    file: pq.ParquetFile, place: str, group: int, first_row: int, columns: Sequence[Column], summary: MappingSummary
+    file: pq.ParquetFile,
+    seal: Seal | None,
+    place: str,
+    group: int,
+    first_row: int,
+    columns: Sequence[Column],
+    summary: MappingSummary,
 ) -> Iterator[Finding]:
     tally, row = _Tally(), first_row
     names = [column.name for column in columns]
     try:
+        if seal is not None:
+            seal.check(group, names)
         for batch in file.iter_batches(ROWS_PER_ROW_GROUP, row_groups=[group], columns=names):
             for column in columns:
                 tally.add(find_problems(column, _plain(batch.column(column.name))), row)

@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 
 from data.conversion.columns import describe_column
 from data.conversion.new_dataset import UNFINISHED, sync
+from data.conversion.parquet_seal import add_seal
 from data.errors import DataError
 from data.specification.feature_spec import Chunk, FeatureSpec
 
 ROWS_PER_ROW_GROUP = 131_072
+COMPRESSION = "snappy"
 ROWS_PER_FILE = 8 * ROWS_PER_ROW_GROUP
 
 
@@ -31,7 +33,8 @@ class DatasetWriter:
     """Streams the rows of one mapping into `<mapping>_0.parquet`, `<mapping>_1.parquet`, ... of a folder.
 
     A context manager. The parts get their names when it ends well, and nothing is left when it does
-    not. Pages carry checksums. Inside `new_dataset`, hand it the draft folder:
+    not. Pages carry checksums, and files are sealed (`data.conversion.parquet_seal`). Inside `new_dataset`, hand it the
+    draft folder:
 
         with new_dataset(output) as draft:
             with DatasetWriter(draft, "train", parquet_schema(spec, names)) as train:
@@ -105,7 +108,7 @@ class DatasetWriter:
         if self._writer is None:
             path = self._temporary(self._files)
             self._files += 1
-            self._writer = pq.ParquetWriter(path, self._schema, compression="snappy", write_page_checksum=True)
+            self._writer = pq.ParquetWriter(path, self._schema, compression=COMPRESSION, write_page_checksum=True)
         self._writer.write_table(self._pending.slice(0, rows), row_group_size=ROWS_PER_ROW_GROUP)
         self._pending = self._pending.slice(rows)
         self._rows_in_file += rows
@@ -117,6 +120,7 @@ class DatasetWriter:
             self._writer.close()
             self._writer = None
             self._rows_in_file = 0
+            add_seal(self._temporary(self._files - 1))
             sync(self._temporary(self._files - 1))
 
     def _finish(self) -> None:

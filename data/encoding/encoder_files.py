@@ -126,7 +126,7 @@ def _to_parquet(columns: dict[str, np.ndarray]) -> bytes:
         name: pa.array(column, pa.string() if column.dtype == object else None) for name, column in columns.items()
     }
     buffer = io.BytesIO()
-    pq.write_table(pa.table(arrays), buffer, compression="snappy")
+    pq.write_table(pa.table(arrays), buffer, compression="snappy", write_page_checksum=True)
     return buffer.getvalue()
 
 

@@ -6,6 +6,7 @@ from data.linting.facts import LabelFacts, labels_only, read_facts
 from data.linting.leaks import Leak, find_leaks
 from data.linting.sample import draw_sample
 from data.loading.parquet_reader import ParquetReader
+from data.loading.targets import OovPolicy
 from data.specification.feature_spec import FeatureSpec
 
 CLASSES_SHOWN = 10
@@ -24,11 +25,11 @@ class LabelLint:
     warnings: tuple[str, ...]
 
 
-def lint_labels(spec: FeatureSpec, mapping: str) -> LabelLint:
+def lint_labels(spec: FeatureSpec, mapping: str, oov_policy: OovPolicy = "error") -> LabelLint:
     """Looks through a mapping before it is trained on.
 
     Facts of the labels (`data.linting.facts`) are of all rows; features that give a label away
-    (`data.linting.leaks`) are looked for in a sample (`data.linting.sample`).
+    (`data.linting.leaks`) are looked for in a sample (`data.linting.sample`), read with the policy of the training.
 
     Raises:
         DataError: a file is missing or damaged, or holds values that cannot be used.
@@ -37,7 +38,9 @@ def lint_labels(spec: FeatureSpec, mapping: str) -> LabelLint:
     facts = read_facts(spec, reader)
     problems = [text for fact in facts for text in (_one_sided(fact, reader, mapping), _orphans(fact, reader)) if text]
     warnings = [text for fact in facts if (text := _absent_classes(fact, mapping))]
-    warnings += [_told(leak) for leak in find_leaks(spec, draw_sample(ParquetReader(spec, mapping)))]
+    warnings += [
+        _told(leak) for leak in find_leaks(spec, draw_sample(ParquetReader(spec, mapping, oov_policy=oov_policy)))
+    ]
     return LabelLint(tuple(problems), tuple(warnings))
 
 

@@ -3,23 +3,21 @@
 import queue
 import threading
 import warnings
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
-
-import numpy as np
+from concurrent.futures import ThreadPoolExecutor
 
 from data.errors import DataError
 from data.loading.batch import Batch
 from data.loading.batch_arrays import copy_rows, pad_rows, slice_rows
 from data.loading.epoch_plan import SequentialPlan, Share, ShuffledPlan
+from data.loading.lane_reader import WINDOWS_OPEN, LaneReader
 from data.loading.parquet_reader import ParquetReader
+from data.loading.targets import OovPolicy
 from data.specification.feature_spec import FeatureSpec
 
 DECODE_THREADS = 2
 BATCHES_AHEAD = 4
-WINDOWS_OPEN = 2  # per lane: the one in use and the next
 
 
 class ParquetLoader:
@@ -47,6 +45,8 @@ class ParquetLoader:
         with_group: give the map feature's values in `Batch.group`.
         extra_columns: columns to give in `Batch.extra`.
         needs_labels: off, labels that the mapping lacks are NaN, as are missing ones; sample weights are 1.
+        oov_policy: what is done with ids outside [0, cardinality): "error", "clip" (the nearest valid id) or "drop"
+            (that, and the row has weight 0).
 
     Attributes:
         rows: of the mapping.
@@ -55,6 +55,8 @@ class ParquetLoader:
         fingerprint: of the files' names and row groups; another one means another order of rows.
         truncated: by multi-hot feature, how many lists were longer than max_hotness and were cut, among
             the rows that this worker decoded in its latest epoch.
+        out_of_vocabulary: by feature, how many ids outside [0, cardinality) were replaced in the rows of the batches
+            that this worker has made in its latest epoch; over all workers together each such id counts once.
 
     Raises:
         DataError: the batch size does not divide by the workers, or the files do not hold what the
@@ -74,22 +76,29 @@ class ParquetLoader:
         with_group: bool = False,
         extra_columns: Sequence[str] = (),
         needs_labels: bool = True,
+        oov_policy: OovPolicy = "error",
     ):
         if not 0 <= worker < workers:
             raise ValueError(f"worker must be in [0, {workers}), got {worker}")
         _check_batch_size(global_batch_size, workers)
         self._reader = ParquetReader(
-            spec, mapping, with_group=with_group, extra_columns=extra_columns, needs_labels=needs_labels
+            spec,
+            mapping,
+            with_group=with_group,
+            extra_columns=extra_columns,
+            needs_labels=needs_labels,
+            oov_policy=oov_policy,
         )
-        self._mapping, self._shuffle, self._seed = mapping, shuffle, seed
+        self._mapping, self._shuffle, self._seed, self._oov_policy = mapping, shuffle, seed, oov_policy
         self._worker, self._workers = worker, workers
         self._global_batch_size = global_batch_size
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, str]] = set()
         self.rows = self._reader.rows
         self.fingerprint = self._reader.fingerprint
         self.steps_per_epoch = -(-self.rows // global_batch_size)
         self.local_batch_size = global_batch_size // workers
         self.truncated: Counter[str] = Counter()
+        self.out_of_vocabulary: Counter[str] = Counter()
         self._spare: list[Batch] = []
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
@@ -100,17 +109,20 @@ class ParquetLoader:
         Raises:
             DataError: while iterating: a damaged file, or a value that no model can use.
         """
-        self.truncated = Counter()
+        self.truncated, self.out_of_vocabulary = Counter(), Counter()
         shares, window_rows = self._shares(epoch, first_step)
         spare, self._spare = [rows for rows in self._spare if len(rows.rows) >= window_rows], []
         with _Background() as background:
             lanes = [
-                _LaneReader(self._reader, lane, window_rows, spare, background.pool, self.truncated) for lane in shares
+                LaneReader(
+                    self._reader, lane, window_rows, spare, background.pool, self.truncated, self.out_of_vocabulary
+                )
+                for lane in shares
             ]
             yield from background.run(self._batches(lanes, range(first_step, self.steps_per_epoch)))
         if self._shuffle:
             self._spare = spare  # the next epoch need not ask the system for memory again
-        self._warn_of_cut_lists()
+        self._warn_of_what_did_not_fit()
 
     def _shares(self, epoch: int, first_step: int) -> tuple[list[Iterator[Share]], int]:
         """Every lane's shares for this worker, and the most rows that one of them can have."""
@@ -121,7 +133,7 @@ class ParquetLoader:
         plan = ShuffledPlan(units, self._global_batch_size, seed=self._seed, epoch=epoch)
         return [plan.shares(lane, worker, workers, first_step) for lane in range(plan.lanes)], plan.window_rows
 
-    def _batches(self, lanes: "list[_LaneReader]", steps: range) -> Iterator[Batch]:
+    def _batches(self, lanes: list[LaneReader], steps: range) -> Iterator[Batch]:
         for windows in range(1, WINDOWS_OPEN + 1):
             for lane in lanes:
                 lane.open(windows)
@@ -134,65 +146,29 @@ class ParquetLoader:
             pad_rows(slice_rows(batch, filled, self.local_batch_size))
             yield batch
 
-    def _warn_of_cut_lists(self) -> None:
+    def _warn_of_what_did_not_fit(self) -> None:
         for name, count in self.truncated.items():
-            if count and name not in self._warned:
-                self._warned.add(name)
-                warnings.warn(
-                    f"mapping {self._mapping!r}: {count} lists of multi-hot feature {name!r} are longer than its "
-                    "max_hotness and were cut; raise max_hotness in the feature specification to keep them whole",
-                    stacklevel=3,
-                )
+            self._warn_once(
+                "longer",
+                name,
+                count,
+                f"{count} lists of multi-hot feature {name!r} are longer than its max_hotness "
+                "and were cut; raise max_hotness in the feature specification to keep them whole",
+            )
+        done = "their rows weigh 0" if self._oov_policy == "drop" else "the nearest valid ids were taken"
+        for name, count in self.out_of_vocabulary.items():
+            self._warn_once(
+                "outside",
+                name,
+                count,
+                f"{count} ids of feature {name!r} lie outside [0, cardinality), and {done}; "
+                "check_dataset.py lists them",
+            )
 
-
-class _OpenWindow(NamedTuple):
-    """A window whose rows are being decoded into `rows`, or have been when all `decoding` is done."""
-
-    share: Share
-    rows: Batch
-    decoding: list[Future[dict[str, int]]]
-
-
-class _LaneReader:
-    """Keeps the next windows of a lane decoded or under way, in `spare` arrays that are used again and again."""
-
-    def __init__(
-        self,
-        reader: ParquetReader,
-        shares: Iterator[Share],
-        window_rows: int,
-        spare: list[Batch],
-        pool: ThreadPoolExecutor,
-        truncated: Counter[str],
-    ):
-        self._reader, self._shares, self._window_rows = reader, shares, window_rows
-        self._pool, self._truncated = pool, truncated
-        self._open: deque[_OpenWindow] = deque()
-        self._spare = spare
-
-    def open(self, windows: int) -> None:
-        """Starts to decode until so many windows are open."""
-        while len(self._open) < windows and (share := next(self._shares, None)) is not None:
-            rows = self._spare.pop() if self._spare else self._reader.allocate(self._window_rows)
-            decoding, filled = [], 0
-            for segment in share.segments:
-                end = filled + segment.stop - segment.start
-                decoding.append(self._pool.submit(self._reader.decode, *segment, slice_rows(rows, filled, end)))
-                filled = end
-            self._open.append(_OpenWindow(share, rows, decoding))
-
-    def pieces(self, step: int) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Decoded rows, and the positions in them that belong to the step. Ask for every step, in order."""
-        while self._open and self._open[0].share.steps.start <= step:
-            window = self._open[0]
-            while window.decoding:
-                self._truncated.update(window.decoding.pop().result())
-            yield window.rows, window.share.positions[step - window.share.steps.start]
-            if step + 1 < window.share.steps.stop:
-                return
-            self._open.popleft()
-            self._spare.append(window.rows)
-            self.open(WINDOWS_OPEN)
+    def _warn_once(self, kind: str, name: str, count: int, text: str) -> None:
+        if count and (kind, name) not in self._warned:
+            self._warned.add((kind, name))
+            warnings.warn(f"mapping {self._mapping!r}: {text}", stacklevel=4)
 
 
 class _Background:

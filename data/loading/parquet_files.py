@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.conversion.parquet_seal import Seal, read_footer
 from data.errors import DataError
-from data.loading.column_decoder import Place, Target
+from data.loading.targets import Target
+from data.loading.value_checks import Place
 
 FOOTER_THREADS = 8
 # What reading damaged files was seen to raise.
@@ -27,12 +29,14 @@ class ParquetFile:
         metadata: the footer.
         schema: the columns as Arrow types.
         stamp: size in bytes and time of the last change, when the footer was read.
+        seal: the checksums of its column chunks, of a file that has them.
     """
 
     path: Path
     metadata: pq.FileMetaData
     schema: pa.Schema
     stamp: tuple[int, int]
+    seal: Seal | None
 
     @classmethod
     def open(cls, path: Path) -> "ParquetFile":
@@ -43,10 +47,10 @@ class ParquetFile:
         """
         try:
             stamp = _stamp(path)
-            with pq.ParquetFile(path) as file:
-                opened = cls(path, file.metadata, file.schema_arrow, stamp)
-                opened.row_group_rows()
-                return opened
+            metadata, seal = read_footer(path)
+            opened = cls(path, metadata, metadata.schema.to_arrow_schema(), stamp, seal)
+            opened.row_group_rows()
+            return opened
         except FileNotFoundError as error:
             raise DataError(f"{path}: no such file; the feature specification lists it in source_spec") from error
         except READ_ERRORS as error:
@@ -60,16 +64,20 @@ class ParquetFile:
         return rows
 
     def read(self, row_group: int, columns: Sequence[str]) -> pa.Table:
-        """Reads columns of a row group, page checksums verified.
+        """Reads columns of a row group, checksums verified: the seal's, or those of the pages where there is no seal.
 
         Raises:
             DataError: the file is damaged, or is not what it was when its footer was read.
         """
         try:
             # Not memory-mapped: where a disk fails, a read raises, and a map kills the process.
-            with pq.ParquetFile(self.path, metadata=self.metadata, page_checksum_verification=True) as file:
+            # The seal covers all that page checksums do.
+            verifies_pages = self.seal is None
+            with pq.ParquetFile(self.path, metadata=self.metadata, page_checksum_verification=verifies_pages) as file:
                 if _stamp(self.path) != self.stamp:
                     raise DataError(f"{self.path}: was changed while it was in use; start again")
+                if self.seal is not None:
+                    self.seal.check(row_group, columns)
                 # One thread: row groups are decoded in parallel.
                 table = file.read_row_group(row_group, columns=list(columns), use_threads=False)
         except DataError:

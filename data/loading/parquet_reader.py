@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -11,8 +12,10 @@ import numpy as np
 from data.errors import DataError
 from data.loading.batch import Batch
 from data.loading.batch_arrays import empty_batch, slice_rows
-from data.loading.column_decoder import Place, Target, batch_targets, decode_table, extra_dtype
+from data.loading.column_decoder import Decoded, decode_table, extra_dtype
 from data.loading.parquet_files import ColumnGroup, ParquetFile, column_problems, open_files
+from data.loading.targets import OovPolicy, Target, batch_targets
+from data.loading.value_checks import Place
 from data.specification.feature_spec import Chunk, FeatureSpec
 
 PROBLEMS_SHOWN = 20
@@ -31,6 +34,8 @@ class ParquetReader:
         with_group: decode the map feature.
         extra_columns: columns that files hold, whether they are features or not.
         needs_labels: off, labels that the mapping lacks are NaN, as are missing ones; sample weights are 1.
+        oov_policy: what is done with ids outside [0, cardinality): an error, the nearest valid id ("clip"), or
+            that with weight 0 for the whole row ("drop").
 
     Attributes:
         rows: of the mapping.
@@ -50,8 +55,9 @@ class ParquetReader:
         with_group: bool = False,
         extra_columns: Sequence[str] = (),
         needs_labels: bool = True,
+        oov_policy: OovPolicy = "error",
     ):
-        self._spec, self._with_group = spec, with_group
+        self._spec, self._with_group, self._oov_policy = spec, with_group, oov_policy
         self._converting = threading.Lock()
         chunks = spec.chunks(mapping)
         if any(chunk.type != "parquet" for chunk in chunks):
@@ -60,7 +66,7 @@ class ParquetReader:
             raise DataError("the map channel of the feature specification is empty, so there are no groups to read")
         files = iter(open_files(spec.files(mapping)))
         chunk_files = [[next(files) for _ in chunk.files] for chunk in chunks]
-        targets = batch_targets(spec, with_group=with_group, extra_columns=extra_columns)
+        targets = batch_targets(spec, with_group=with_group, extra_columns=extra_columns, oov_policy=oov_policy)
         if not needs_labels:
             targets = _without_needed_labels(targets, chunks)
         fields = [target.field for target in targets]
@@ -79,11 +85,11 @@ class ParquetReader:
         """Arrays for so many rows, with undefined contents."""
         return empty_batch(self._spec, rows, with_group=self._with_group, extra_dtypes=self._extra_dtypes)
 
-    def decode(self, unit: int, start: int, stop: int, out: Batch) -> dict[str, int]:
+    def decode(self, unit: int, start: int, stop: int, out: Batch) -> Decoded:
         """Writes the rows [start, stop) of a unit to `out`, which has as many.
 
         Returns:
-            How many lists were longer than max_hotness and were cut, by column.
+            Which values did not fit, with rows counted in `out`.
 
         Raises:
             DataError: the file is damaged, or a value is out of range; names file, row group, row, column.
@@ -94,17 +100,24 @@ class ParquetReader:
             out.weights[:] = 1
         if self._lacks_labels:
             out.labels[:] = np.nan
-        cut: dict[str, int] = {}
+        cut: Counter[str] = Counter()
+        replaced: dict[str, np.ndarray] = {}
         for group in self._groups:
             for piece in group.read(begin, end) if group.targets else ():
                 rows = slice_rows(out, piece.begin - begin, piece.end - begin)
                 # One thread at a time: NumPy's short calls in several would wait for the interpreter's lock at each
                 # turn. Parquet is decoded side by side, without it.
                 with self._converting:
-                    cut_here = decode_table(piece.table, group.targets, piece.place, rows)
-                for name, count in cut_here.items():
-                    cut[name] = cut.get(name, 0) + count
-        return cut
+                    decoded = decode_table(piece.table, group.targets, piece.place, rows)
+                cut.update(decoded.cut)
+                for name, bad_rows in decoded.replaced.items():
+                    earlier = replaced.get(name, bad_rows[:0])
+                    replaced[name] = np.concatenate([earlier, bad_rows + (piece.begin - begin)])
+        if self._oov_policy == "drop":
+            # After all groups: one of them holds the weights.
+            for bad_rows in replaced.values():
+                out.weights[bad_rows] = 0
+        return Decoded(cut, replaced)
 
     def place(self, column: str, row: int) -> Place:
         """The file, row group and row in the file that hold a decoded column at a row of the dataset."""

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from data.errors import DataError
-from data.loading.column_decoder import Target
 from data.loading.parquet_files import ColumnGroup, ParquetFile, Piece, open_files
+from data.loading.targets import Target
 from data.specification.feature_spec import FeatureSpec
 
 

@@ -80,7 +80,9 @@ def divide(
             ordered = block.select(columns).take(pa.array(order))
             for number in np.flatnonzero(np.diff(ends)).tolist():
                 if number not in writers:
-                    writers[number] = pq.ParquetWriter(_part(folder, name, number), ordered.schema)
+                    writers[number] = pq.ParquetWriter(
+                        _part(folder, name, number), ordered.schema, write_page_checksum=True
+                    )
                 writers[number].write_table(ordered.slice(ends[number], ends[number + 1] - ends[number]))
             rows += block.num_rows
             tell(rows)
@@ -102,7 +104,7 @@ def join_part(part: int, folder: Path, tables: SideTables, seed: int, *, split: 
     path = _part(folder, CLICKS, part)
     if not path.exists():
         return Joined({TRAIN: 0, VALID: 0}, {})
-    clicks = _ordered_clicks(pq.read_table(path), seed, files)
+    clicks = _ordered_clicks(pq.read_table(path, page_checksum_verification=True), seed, files)
     display = clicks[DISPLAY].to_numpy()
     events = _events(folder, part, display, files)
     promoted = tables.promoted.gather(clicks[AD].to_numpy()).rename(columns={DOCUMENT: DOCUMENT_PROMO})
@@ -116,7 +118,7 @@ def join_part(part: int, folder: Path, tables: SideTables, seed: int, *, split: 
         raise RuntimeError(f"part {part}: {len(clicks)} clicks became {len(frame)} rows")
     for mapping, chosen in ((TRAIN, training), (VALID, ~training)):
         if chosen.any():
-            frame[chosen].to_parquet(_part(folder, mapping, part), index=False)
+            frame[chosen].to_parquet(_part(folder, mapping, part), index=False, write_page_checksum=True)
     return Joined({TRAIN: int(training.sum()), VALID: int((~training).sum())}, _unknown(tables, frame))
 
 
@@ -155,7 +157,10 @@ def _ordered_clicks(table: pa.Table, seed: int, files: JoinedFiles) -> pd.DataFr
 def _events(folder: Path, part: int, display: np.ndarray, files: JoinedFiles) -> pd.DataFrame:
     """The event of each row, without the display's id."""
     path = _part(folder, EVENTS.name, part)
-    table = pq.read_table(path).to_pandas() if path.exists() else pd.DataFrame(columns=EVENT_COLUMNS)
+    if path.exists():
+        table = pq.read_table(path, page_checksum_verification=True).to_pandas()
+    else:
+        table = pd.DataFrame(columns=EVENT_COLUMNS)
     index = pd.Index(table[DISPLAY].to_numpy(np.int64))
     twice = index[index.duplicated()]
     if len(twice):

@@ -168,4 +168,4 @@ def _join_part(scratch: Path, tables: Path, seed: int, split: bool, files: Joine
 
 
 def _read_part(path: Path) -> pd.DataFrame:
-    return to_device(pq.read_table(path).to_pandas())
+    return to_device(pq.read_table(path, page_checksum_verification=True).to_pandas())

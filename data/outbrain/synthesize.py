@@ -73,7 +73,7 @@ def _write_displays(draft: Path, world: World, marginals: Marginals, progress: P
         TableWriter(draft, EVENTS) as events,
         TableWriter(draft, CLICKS) as clicks,
         TableWriter(draft, CLICKS_TO_PREDICT) as to_predict,
-        pq.ParquetWriter(draft / TRUTH_FILE, TRUTH_SCHEMA) as truth,
+        pq.ParquetWriter(draft / TRUTH_FILE, TRUTH_SCHEMA, write_page_checksum=True) as truth,
     ):
         # Blocks do not cross from training to test.
         for first, last in ((0, world.displays), (world.displays, world.events)):

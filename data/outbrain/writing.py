@@ -65,7 +65,7 @@ class Encoding:
         Raises:
             RuntimeError: rows were lost.
         """
-        joined = pq.read_table(path).to_pandas()
+        joined = pq.read_table(path, page_checksum_verification=True).to_pandas()
         encoded = _encoded(_workflow(self.recipe, self.encoders, self.tables, self.out_of_fold), joined)
         if len(encoded) != len(joined):
             raise RuntimeError(f"{path.name}: {len(joined)} rows became {len(encoded)}")
@@ -88,7 +88,7 @@ class Encoding:
             piece = table.slice(ends[number], ends[number + 1] - ends[number])
             folder = self._pieces(number)
             folder.mkdir(parents=True, exist_ok=True)
-            pq.write_table(piece, folder / path.name)
+            pq.write_table(piece, folder / path.name, write_page_checksum=True)
 
     def sorted_ranges(self) -> Iterator[pa.Table]:
         """The rows of each range, sorted; their pieces are deleted."""
@@ -96,7 +96,9 @@ class Encoding:
             folder = self._pieces(number)
             if not folder.exists():
                 continue
-            table = pa.concat_tables([pq.read_table(path) for path in sorted(folder.iterdir())])
+            table = pa.concat_tables(
+                [pq.read_table(path, page_checksum_verification=True) for path in sorted(folder.iterdir())]
+            )
             keys = [table.column(name).to_numpy() for name in (RAW_AD, DISPLAY, ORDER)]
             yield table.take(pa.array(np.lexsort(keys)))
             shutil.rmtree(folder)

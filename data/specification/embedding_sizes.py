@@ -54,7 +54,7 @@ def read_sizes(path: Path) -> dict[str, int]:
     wrong = [f"{shown(name)} is {described(size)}" for name, size in sizes.items() if not _is_width(size)]
     if wrong:
         expected = f"expected whole numbers from 1 to {MAX_EMBEDDING_DIM}, without quotes"
-        raise DataError(f"{path}: {listed(wrong)}; {expected}")
+        raise DataError(f"{path}: {listed(wrong, len(wrong))}; {expected}")
     return sizes
 
 

@@ -72,24 +72,37 @@ class FeatureSpec:
     metadata: dict[str, Any]
 
     @classmethod
-    def read(cls, path: Path) -> "FeatureSpec":
+    def read(cls, path: Path, *, allow_outside_paths: bool = False) -> "FeatureSpec":
         """Read and check a YAML file.
+
+        Args:
+            path: of the file.
+            allow_outside_paths: take files that do not lie under the file's folder; only for a specification
+                that is trusted.
 
         Raises:
             DataError: the file cannot be read or is not plain YAML.
             FeatureSpecError: it breaks rules; `problems` lists all of them.
         """
         path = Path(path)
-        return cls.from_dict(read_yaml(path), path.absolute().parent, source=str(path))
+        document, folder = read_yaml(path), path.absolute().parent
+        return cls.from_dict(document, folder, source=str(path), allow_outside_paths=allow_outside_paths)
 
     @classmethod
-    def from_dict(cls, document: Any, folder: Path, source: str = "feature specification") -> "FeatureSpec":
-        """Check a document and build the specification; errors name `source`.
+    def from_dict(
+        cls,
+        document: Any,
+        folder: Path,
+        source: str = "feature specification",
+        *,
+        allow_outside_paths: bool = False,
+    ) -> "FeatureSpec":
+        """Check a document and build the specification; errors name `source`. Otherwise like `read`.
 
         Raises:
             FeatureSpecError: the document breaks rules; `problems` lists all of them.
         """
-        parts, problems = check_document(document, Path(folder))
+        parts, problems = check_document(document, Path(folder), allow_outside_paths=allow_outside_paths)
         if problems:
             raise FeatureSpecError(source, told(problems))
         return cls(

@@ -29,14 +29,16 @@ from data.specification.source_rules import SOURCE_RULES, check_paths
 # Tells the mean over several tasks in `KEY/mean`, beside `KEY/TASK`.
 RESERVED_LABEL = "mean"
 MAX_LABELS_COMPARED = 100
+# Labels that depend on each other, one through the other.
+MAX_CHAIN = 20
 
 
-def check_document(document: Any, folder: Path) -> tuple[Parts, list[Problem]]:
+def check_document(document: Any, folder: Path, *, allow_outside_paths: bool = False) -> tuple[Parts, list[Problem]]:
     """The parts of a document and every violation in it; paths are taken relative to `folder`."""
     parts, problems = read_parts(document)
     for rule in (*FEATURE_RULES, *SOURCE_RULES):
         problems.extend(rule(parts))
-    problems.extend(check_paths(parts, folder))
+    problems.extend(check_paths(parts, folder, allow_outside_paths))
     return parts, problems
 
 
@@ -144,8 +146,10 @@ def check_sample_spaces(parts: Parts) -> Iterator[Problem]:
         elif labels[feature.given].task != "binary":
             what = f"{feature.given!r} has task {labels[feature.given].task}; name a binary label"
             yield Problem(place, what)
+        elif len(_chain(labels, name)) > MAX_CHAIN:
+            yield Problem(place, f"more than {MAX_CHAIN} labels depend on each other here; take one `given` away")
     for circle in _circles(labels):
-        path = listed([*circle, circle[0]], " -> ")
+        path = listed([*circle, circle[0]], len(circle) + 1, " -> ")
         what = f"the label depends on itself ({path}); take one `given` away"
         yield Problem(f"{place_of('feature_spec', circle[0])}.given", what)
 
@@ -158,13 +162,13 @@ def check_joint_names(parts: Parts) -> Iterator[Problem]:
     taken = {name: f"the label {name!r}" for name in labels}
     for name, feature in labels.items():
         chain = _chain(labels, name)
-        together = JOINT.join(chain)
+        names, together = listed(chain, len(chain)), JOINT.join(chain)
         if feature.task != "binary" or len(chain) == 1:
             continue
         if together in taken:
-            what = f"in metrics, {listed(chain)} together are called {together!r}, as is {taken[together]}; rename one"
+            what = f"in metrics, {names} together are called {together!r}, as is {taken[together]}; rename one"
             yield Problem(place_of("feature_spec", name), what)
-        taken[together] = f"what {listed(chain)} are called"
+        taken[together] = f"what {names} are called"
 
 
 def check_sample_weight(parts: Parts) -> Iterator[Problem]:
@@ -212,9 +216,12 @@ def _channel_of(parts: Parts) -> dict[str, str]:
 
 
 def _chain(labels: dict[str, Feature], name: str) -> list[str]:
-    """A label, the last, and those that it is given, one through the other; those in a circle once."""
+    """A label, the last, and those that it is given, one through the other; those in a circle once.
+
+    Of a chain that is too long only so much that this shows.
+    """
     chain = [name]
-    while (given := labels[chain[0]].given) in labels and given not in chain:
+    while len(chain) <= MAX_CHAIN and (given := labels[chain[0]].given) in labels and given not in chain:
         chain.insert(0, given)
     return chain
 

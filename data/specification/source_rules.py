@@ -1,12 +1,16 @@
 """The rules for `source_spec`: which mappings there are, what their chunks hold and where the files lie."""
 
 import os
+import stat
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from data.specification.parts import INPUT_CHANNELS, LABEL, MAP, REQUIRED_MAPPINGS
 from data.specification.problems import Problem, listed, nearest, place_of, shown
-from data.specification.shape import Entry, Parts
+from data.specification.shape import Parts
+
+MAX_MAPPINGS_COMPARED = 1000
 
 
 def check_mappings(parts: Parts) -> Iterator[Problem]:
@@ -15,7 +19,8 @@ def check_mappings(parts: Parts) -> Iterator[Problem]:
         return
     for mapping in REQUIRED_MAPPINGS:
         if mapping not in parts.sources:
-            near = nearest(mapping, [name for name in parts.sources if name not in REQUIRED_MAPPINGS])
+            others = (name for name in parts.sources if name not in REQUIRED_MAPPINGS)
+            near = nearest(mapping, list(islice(others, MAX_MAPPINGS_COMPARED)))
             hint = f"; is it the one called {near!r}?" if near else "; write a list of chunks"
             yield Problem(f"source_spec.{mapping}", f"this mapping is missing{hint}")
 
@@ -50,13 +55,18 @@ def check_coverage(parts: Parts) -> Iterator[Problem]:
     inputs = [entry.text for name in INPUT_CHANNELS for entry in parts.channels.get(name, [])]
     labels = [entry.text for entry in parts.channels.get(LABEL, [])]
     weights = [feature.name for feature in parts.features.values() if feature.role is not None]
+    needed_in_train, needed_elsewhere = (
+        {name: None for name in names if name in parts.features} for names in ([*inputs, *labels, *weights], inputs)
+    )
     for mapping, chunks in parts.sources.items():
         place = place_of("source_spec", mapping)
         held = {entry.text for chunk in chunks for entry in chunk.features}
-        needed = [*inputs, *labels, *weights] if mapping == "train" else inputs
-        lacking = [name for name in dict.fromkeys(needed) if name in parts.features and name not in held]
-        if lacking and place in parts.complete:
-            what = f"lacks {listed(lacking)}; add to the features of a chunk, or take out of channel_spec"
+        needed = needed_in_train if mapping == "train" else needed_elsewhere
+        # Asked by what is held: many mappings that hold little of many features must not take long.
+        count = len(needed) - sum(name in needed for name in held)
+        if count and place in parts.complete:
+            lacking = listed((name for name in needed if name not in held), count)
+            what = f"lacks {lacking}; add to the features of a chunk, or take out of channel_spec"
             yield Problem(place, what)
 
 
@@ -73,36 +83,58 @@ def check_map_is_evaluated(parts: Parts) -> Iterator[Problem]:
     yield Problem(entries[0].place, what)
 
 
-def check_paths(parts: Parts, folder: Path) -> Iterator[Problem]:
-    """Files are relative paths that stay under the folder, each once in a chunk. They need not exist yet."""
+def check_paths(parts: Parts, folder: Path, allow_outside: bool) -> Iterator[Problem]:
+    """Files are relative paths that stay under the folder unless they may leave it, each once in a chunk.
+
+    They need not exist yet.
+    """
     root = os.path.realpath(folder)
+    resolved: dict[str, str] = {}
     for chunk in (chunk for chunks in parts.sources.values() for chunk in chunks):
         first: dict[str, str] = {}
         for entry in chunk.files:
             path = os.path.normpath(entry.text)
-            mistake = _path_mistake(entry, root)
+            mistake = None if allow_outside else _way_out(entry.text, root, resolved)
             if mistake:
-                yield Problem(entry.place, mistake)
+                yield Problem(entry.place, f"{shown(entry.text)} {mistake} (main.py has --allow_outside_paths)")
+            elif os.path.basename(entry.text) in ("", ".", ".."):
+                yield Problem(entry.place, f"{shown(entry.text)} is a folder; write the path of a file")
             elif path in first:
                 yield Problem(entry.place, f"{shown(entry.text)} is already {first[path]}; keep one")
             first.setdefault(path, entry.place)
 
 
-def _path_mistake(entry: Entry, root: str) -> str | None:
-    """What is wrong with where a path leads; None if nothing is."""
-    text = shown(entry.text)
+def _way_out(path: str, root: str, resolved: dict[str, str]) -> str | None:
+    """How a path leaves the folder `root`, and the mend; None if it stays. `resolved` saves asking twice."""
     mend = "write a path relative to the specification's folder that stays under it"
-    if os.path.isabs(entry.text):
-        return f"{text} is an absolute path; {mend}"
-    path = os.path.normpath(entry.text)
-    if path == "." or entry.text.endswith("/"):
-        return f"{text} is a folder; write the path of a file"
-    if path == ".." or path.startswith("../"):
-        return f"{text} leads out of the folder; {mend}"
-    real = os.path.realpath(os.path.join(root, entry.text))
-    if os.path.commonpath([real, root]) != root:
-        return f"{text} is a link that leads out of the folder (to {shown(real)}); copy the file into it"
+    if os.path.isabs(path):
+        return f"is an absolute path; {mend}"
+    normal = os.path.normpath(path)
+    if normal == ".." or normal.startswith("../"):
+        return f"leads out of the folder; {mend}"
+    place = root
+    for part in path.split("/"):
+        place = f"{place}/{part}"
+        if place not in resolved:
+            resolved[place] = _resolve(place, root)
+        real = resolved[place]
+        if not real:
+            return None
+        if os.path.commonpath([real, root]) != root:
+            return f"is a link that leads out of the folder (to {shown(real)}); copy the file into it"
     return None
+
+
+def _resolve(place: str, root: str) -> str:
+    """Where a place leads that is reached from within `root`: `root` unless it may be elsewhere, "" if not there.
+
+    Asked of every folder on the way, for what is not there ends the way: a list of long paths is then soon done.
+    """
+    try:
+        is_link = stat.S_ISLNK(os.lstat(place).st_mode)
+    except OSError:
+        return ""
+    return os.path.realpath(place) if is_link or place.endswith("/..") else root
 
 
 SOURCE_RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (

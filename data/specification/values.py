@@ -10,6 +10,7 @@ from data.specification.parts import DTYPES, MAX_CARDINALITY, MAX_EMBEDDING_DIM,
 from data.specification.problems import described, shown
 
 MAX_NAME_LENGTH = 200
+MAX_PATH_LENGTH = 1000
 
 TORCH_DTYPES = {
     "half": "float16",
@@ -44,6 +45,8 @@ def file_mistake(path: Any) -> str | None:
         return f"is {described(path)}; write a path, in quotes"
     if not path or not path.isprintable():
         return f"is {described(path)}; write the path of a file, without control characters"
+    if len(path) > MAX_PATH_LENGTH:
+        return f"this path has {len(path)} characters; the most is {MAX_PATH_LENGTH}"
     return None
 
 

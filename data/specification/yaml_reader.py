@@ -12,6 +12,8 @@ from data.specification.small_file import read_small_text
 
 MAX_MEBIBYTES = 1
 MAX_DEPTH = 20
+# Texts, numbers, lists and mappings in all: twice what a thousand features in a thousand files per mapping need.
+MAX_VALUES = 40_000
 MAX_NUMBER_LENGTH = 40
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -65,7 +67,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     """Read a YAML file whose root is a mapping, with the semantics of `yaml.safe_load`.
 
     Refused are also: duplicate keys, anchors and aliases, tags, merge keys, octal and base-60
-    numbers, nesting deeper than 20, more than 1 MiB.
+    numbers, nesting deeper than 20, more than 40,000 values, more than 1 MiB.
 
     Raises:
         DataError: naming the file and, where there is one, line and column (from 1).
@@ -98,8 +100,8 @@ def _check_characters(path: Path, text: str) -> None:
 
 
 def _check_events(text: str) -> None:
-    """Walk the document without building anything, so that depth and aliases are known to be harmless."""
-    depth = 0
+    """Walk the document without building anything, so that depth, size and aliases are known to be harmless."""
+    depth = values = 0
     event: Any
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
@@ -107,6 +109,11 @@ def _check_events(text: str) -> None:
         if getattr(event, "tag", None) is not None:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")[:60]
             raise _Refused(f"tags are not supported (found {tag}); write plain values", event.start_mark)
+        values += isinstance(event, yaml.NodeEvent)
+        if values > MAX_VALUES:
+            raise _Refused(
+                f"more than {MAX_VALUES:,} texts, numbers, lists and mappings; write fewer", event.start_mark
+            )
         if isinstance(event, yaml.ScalarEvent) and _SURROGATE.search(event.value):
             raise _Refused("text with half a character (a surrogate escape); write the character", event.start_mark)
         if isinstance(event, yaml.CollectionStartEvent):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from data.errors import DataError
 from data.specification.feature_spec import CHANNELS, Chunk, Feature, FeatureSpec, FeatureSpecError
+from tests.data.spec_documents import changed, check_only_problem, problems_of
 
 DOCUMENT = """
 feature_spec:
@@ -304,3 +305,23 @@ def test_any_valid_specification_is_read_back_as_it_was_written(
     assert list(again.features) == list(document["feature_spec"])
     assert {channel: list(names) for channel, names in again.channels.items()} == document["channel_spec"]
     assert again.metadata == document["metadata"]
+
+
+@pytest.mark.parametrize("file", ["/elsewhere/a.csv", "../a.csv", "x/../../a.csv", "link/a.csv", "a.csv"])
+def test_files_outside_of_the_folder_are_taken_where_they_are_allowed(file: str, tmp_path: Path) -> None:
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    path = folder / "feature_spec.yaml"
+    path.write_text(yaml.safe_dump(changed({"source_spec.train[0].files[1]": file})))
+    spec = FeatureSpec.read(path, allow_outside_paths=True)
+    assert spec.files("train")[1] == folder / file
+    if file != "a.csv":
+        with pytest.raises(DataError, match=r"train\[0\].files\[1\]: .*\(main.py has --allow_outside_paths\)"):
+            FeatureSpec.read(path)
+
+
+def test_a_path_is_no_longer_than_files_have(tmp_path: Path) -> None:
+    place = "source_spec.train[0].files[1]"
+    FeatureSpec.from_dict(changed({place: "a" * 1000}), tmp_path)
+    check_only_problem(problems_of(changed({place: "a" * 1001}), tmp_path), place, "1001 characters; the most is 1000")

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from data.errors import DataError
 from data.loading import epoch_plan
 from data.loading.batch import PAD, Batch
+from data.loading.column_decoder import Decoded
 from data.loading.loader import ParquetLoader
 from data.loading.parquet_reader import ParquetReader
 from data.specification.feature_spec import FeatureSpec
@@ -152,7 +153,7 @@ def test_starting_late_does_not_read_what_lies_before(tmp_path):
     spec, _ = write_world(tmp_path, [[10]] * 30)
     loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=True)
     with small_windows(20, units_per_lane=1000), mock.patch.object(ParquetReader, "decode", autospec=True) as decode:
-        decode.side_effect = lambda *_: {}
+        decode.return_value = Decoded({}, {})
         list(loader.epoch(0, loader.steps_per_epoch - 1))
     assert 1 <= decode.call_count <= 2
 
@@ -281,7 +282,7 @@ def test_closing_does_not_wait_for_row_groups_that_nobody_needs(tmp_path):
     decode = ParquetReader.decode
     decoded = []
 
-    def slow(self: ParquetReader, unit: int, *rest: Any) -> dict[str, int]:
+    def slow(self: ParquetReader, unit: int, *rest: Any) -> Decoded:
         time.sleep(0.02)
         decoded.append(unit)
         return decode(self, unit, *rest)

@@ -93,7 +93,7 @@ def test_cut_lists_of_all_row_groups_that_make_up_a_unit_are_counted(tmp_path):
         (["tags"], write_files(tmp_path, "b", table.select(["tags"]), [[10, 10], [20]])),
     ]
     reader = ParquetReader(world_spec(tmp_path, chunks, tags={"cardinality": 50, "max_hotness": 1}), "train")
-    assert reader.decode(0, 5, 40, reader.allocate(35)) == {"tags": 35, "topics": 0}
+    assert reader.decode(0, 5, 40, reader.allocate(35)).cut == {"tags": 35, "topics": 0}
 
 
 @pytest.mark.parametrize("stored", [pa.list_(pa.uint8()), pa.large_list(pa.int16()), pa.list_(pa.int32(), 2)])
@@ -107,7 +107,7 @@ def test_lists_of_every_kind_are_padded_or_cut(tmp_path, stored):
     )
     reader = ParquetReader(narrow, "train")
     assert read_all(reader).multihot[:, 0].tolist() == [row % 50 for row in range(5000)]
-    assert reader.decode(0, 100, 400, reader.allocate(300)) == {"tags": 300, "topics": 0}
+    assert reader.decode(0, 100, 400, reader.allocate(300)).cut == {"tags": 300, "topics": 0}
 
 
 def test_lists_of_many_lengths_are_cut_where_they_are_too_long_and_only_there(tmp_path):
@@ -117,8 +117,8 @@ def test_lists_of_many_lengths_are_cut_where_they_are_too_long_and_only_there(tm
     spec, _ = write_world(tmp_path, [[9000]], frame=frame)
     reader = ParquetReader(spec, "train")
     batch = reader.allocate(9000)
-    cut = reader.decode(0, 0, 9000, batch)
-    assert cut == {"tags": sum(len(tags) > 3 for tags in frame.tags), "topics": 0}
+    decoded = reader.decode(0, 0, 9000, batch)
+    assert decoded.cut == {"tags": sum(len(tags) > 3 for tags in frame.tags), "topics": 0}
     check_rows(batch, frame)
 
 

@@ -80,7 +80,8 @@ def _to_parquet(entities: Entities) -> bytes:
         pa.array(values.tolist() if values.dtype == object else values) for values in entities.features.values()
     ]
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(columns, [_KEY, *(f"feature.{name}" for name in entities.features)]), buffer)
+    table = pa.Table.from_arrays(columns, [_KEY, *(f"feature.{name}" for name in entities.features)])
+    pq.write_table(table, buffer, write_page_checksum=True)
     return buffer.getvalue()
 
 

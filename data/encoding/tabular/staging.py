@@ -57,7 +57,7 @@ class Staged:
     def add(self, mapping: str, rows: pa.Table) -> None:
         """Stores rows behind those of the mapping that are there."""
         path = self.folder / f"{mapping}-{len(self.files[mapping]):06}.parquet"
-        pq.write_table(rows, path)
+        pq.write_table(rows, path, write_page_checksum=True)
         self.files[mapping].append(path)
         self.rows[mapping] += rows.num_rows
 
@@ -78,14 +78,14 @@ class Staged:
         paths = [self.folder / f"range-{index:06}.parquet" for index in range(number)]
         schema = pq.read_schema(self.files[mapping][0])
         with ExitStack() as stack:
-            writers = [stack.enter_context(pq.ParquetWriter(path, schema)) for path in paths]
+            writers = [stack.enter_context(pq.ParquetWriter(path, schema, write_page_checksum=True)) for path in paths]
             for file in self.files[mapping]:
-                rows = pq.read_table(file)
+                rows = pq.read_table(file, page_checksum_verification=True)
                 ranges = _ranges(_order(rows, seed), number)
                 for index in np.unique(ranges):
                     writers[index].write_table(rows.filter(pa.array(ranges == index)))
         for path in paths:
-            rows = pq.read_table(path)
+            rows = pq.read_table(path, page_checksum_verification=True)
             yield rows.take(np.argsort(_order(rows, seed), kind="stable")).drop_columns([ROW]).to_pandas()
             path.unlink()
 
@@ -117,7 +117,7 @@ def stage(
 
 def read_raw_values(path: Path) -> pd.DataFrame:
     """The raw values of one of the files of `Staged`."""
-    return pq.read_table(path).drop_columns([ROW]).to_pandas()
+    return pq.read_table(path, page_checksum_verification=True).drop_columns([ROW]).to_pandas()
 
 
 def _order(rows: pa.Table, seed: int) -> np.ndarray:

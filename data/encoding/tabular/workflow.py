@@ -64,7 +64,10 @@ class FillExactMedian(ops.FillMedian):
         self.medians = medians
 
     def _median(self, name: str) -> float:
-        parts = [pq.read_table(file, columns=[name]).column(name).drop_null().to_numpy() for file in self._files]
+        parts = [
+            pq.read_table(file, columns=[name], page_checksum_verification=True).column(name).drop_null().to_numpy()
+            for file in self._files
+        ]
         numbers = np.concatenate(parts)
         return float(np.median(numbers)) if len(numbers) else np.nan
 

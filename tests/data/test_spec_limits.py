@@ -1,0 +1,113 @@
+"""A specification at its limits of size is read or refused soon, whatever it holds; one beyond them at once."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data.errors import DataError
+from data.specification.feature_spec import FeatureSpec
+from data.specification.yaml_reader import MAX_VALUES
+
+# What is quadratic takes from five seconds to a minute at these sizes, what is linear half a second.
+SECONDS = 3.0
+MOST_BYTES = 2**20 - 1
+CHUNK = "feature_spec: {a: }\nsource_spec:\n train:\n - type: csv\n   features: [a]\n   files: ["
+
+
+def filled(head: str, item: Callable[[int], str], values: float, tail: str = "") -> str:
+    """As many items as the limits of bytes and of values (`values` per item) leave room for."""
+    pieces, size = [head], len(head) + len(tail)
+    for number in range(int((MAX_VALUES - 50) / values)):
+        piece = item(number)
+        size += len(piece)
+        if size > MOST_BYTES:
+            break
+        pieces.append(piece)
+    return "".join([*pieces, tail])
+
+
+def features(count: int, body: Callable[[int], str] = lambda _: "") -> str:
+    return "feature_spec:\n" + "".join(f" k{i}: {{{body(i)}}}\n" for i in range(count))
+
+
+def named(channel: str, count: int) -> str:
+    return f"channel_spec:\n {channel}: [{','.join(f'k{i}' for i in range(count))}]\n"
+
+
+AT_THE_LIMITS = {
+    "scalars": filled("a: [", lambda _: "1,", 1, "]"),
+    "empty lists": filled("a: [", lambda _: "[],", 1, "]"),
+    "mappings": filled("a: [", lambda _: "{a: 1},", 3, "]"),
+    "keys": filled("", lambda i: f"k{i}: \n", 2),
+    "unknown names beside many": features(9000) + filled("channel_spec:\n label: [", lambda i: f"kk{i},", 2.2, "]"),
+    "names that nearly fit": features(99) + filled("channel_spec:\n label: [", lambda i: f"k{i}k,", 1.02, "]"),
+    "one name again and again": filled(features(1) + "channel_spec:\n label: [", lambda _: "k0,", 1, "]"),
+    "long paths": filled(CHUNK, lambda i: "a/" * 400 + f"{i},", 1, "]"),
+    "a very long path": filled(CHUNK, lambda _: "a/", 1, "a]"),
+    "paths to and fro": filled(CHUNK, lambda i: "a/../" * 8 + f"{i},", 1, "]"),
+    "chunks": filled("source_spec:\n train:\n", lambda _: " - {}\n", 1),
+    "a long chain": features(7600, lambda i: f"given: k{i + 1}") + named("label", 7600),
+    "a long chain and a joint name": features(7600, lambda i: f"given: k{i + 1}").replace("k0:", "a+b:")
+    + named("label", 7600).replace("k0,", "a+b,"),
+    "a large circle": features(7600, lambda i: f"given: k{(i + 1) % 7600}") + named("label", 7600),
+    "many mappings that lack much": features(7500)
+    + named("numerical", 7500)
+    + filled("source_spec:\n", lambda i: f" m{i}: [{{type: csv, features: [k1], files: [b]}}]\n", 32),
+    "long names of mappings": filled("source_spec:\n", lambda i: f" {'rtain' * 38}{i}: []\n", 2),
+}  # fmt: skip
+
+
+def refusal(content: str, folder: Path) -> tuple[str, float]:
+    """The message, and the processor time that it took."""
+    path = folder / "feature_spec.yaml"
+    path.write_text(content)
+    assert path.stat().st_size < 2**20
+    start = time.process_time()
+    with pytest.raises(DataError) as caught:
+        FeatureSpec.read(path)
+    return str(caught.value), time.process_time() - start
+
+
+@pytest.mark.parametrize("content", AT_THE_LIMITS.values(), ids=AT_THE_LIMITS)
+def test_a_document_at_the_limits_is_refused_soon(content: str, tmp_path: Path) -> None:
+    message, seconds = refusal(content, tmp_path)
+    assert "in the feature specification" in message
+    assert seconds < SECONDS
+
+
+def test_a_document_of_too_many_values_is_refused_where_they_become_too_many(tmp_path: Path) -> None:
+    message, _ = refusal("a: [" + "1," * MAX_VALUES + "]", tmp_path)
+    # The root, the key and the list come before the values, which take two characters each.
+    column = len("a: [") + 2 * (MAX_VALUES - 3) + 1
+    assert f"line 1, column {column}: more than 40,000 texts, numbers, lists and mappings" in message
+
+
+def test_a_thousand_features_in_a_thousand_files_are_read(tmp_path: Path) -> None:
+    names = [f"feature_{i}" for i in range(1000)]
+    body = "{dtype: int64, cardinality: 1000, max_hotness: 5, embedding_dim: 16}"
+    lines = ["feature_spec:", " liked: {dtype: float32}", *(f" {name}: {body}" for name in names)]
+    lines += ["channel_spec:", f" multihot_categorical: [{', '.join(names)}]", " label: [liked]", "source_spec:"]
+    for mapping in ("train", "valid", "test"):
+        files = ", ".join(f"{mapping}_{i}.parquet" for i in range(1000))
+        lines.append(f" {mapping}: [{{type: parquet, features: [liked, {', '.join(names)}], files: [{files}]}}]")
+    (tmp_path / "feature_spec.yaml").write_text("\n".join(lines))
+    spec = FeatureSpec.read(tmp_path / "feature_spec.yaml")
+    assert len(spec.multihot) == 1000 and len(spec.files("valid")) == 1000
+
+
+def test_a_chain_of_twenty_labels_is_taken_and_one_of_more_refused(tmp_path: Path) -> None:
+    def document(labels: int) -> dict:
+        names = [f"k{i}" for i in range(labels)]
+        given = {name: {"given": before} for name, before in zip(names[1:], names, strict=False)}
+        chunk = [{"type": "csv", "features": [*names, "age"], "files": ["a.csv"]}]
+        return {
+            "feature_spec": {"age": {}, names[0]: {}, **given},
+            "source_spec": {"train": chunk, "test": chunk},
+            "channel_spec": {"numerical": ["age"], "label": names},
+        }
+
+    assert len(FeatureSpec.from_dict(document(20), tmp_path).labels) == 20
+    with pytest.raises(DataError, match="k20.given: more than 20 labels depend on each other"):
+        FeatureSpec.from_dict(document(21), tmp_path)

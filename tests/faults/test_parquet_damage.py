@@ -1,0 +1,219 @@
+"""Damaged parquet: it is refused by name, or reads as it was written."""
+
+import ast
+import random
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.conversion import parquet_writer
+from data.conversion.dataset_check import MappingSummary, check_mapping
+from data.conversion.parquet_seal import MAGIC, add_seal, read_footer
+from data.conversion.parquet_writer import DatasetWriter, parquet_schema
+from data.errors import DataError
+from data.loading.batch import Batch
+from data.loading.loader import ParquetLoader
+from data.specification.feature_spec import FeatureSpec
+from tests.data.parquet_worlds import FEATURES, arrow_table, check_rows, random_rows, world_spec
+from tests.faults.matrix import record, tries
+from tests.helpers import ROOT
+
+CODECS = ("zstd", "snappy", "lz4", "none")
+FRAME = random_rows(60)
+
+
+class Written(NamedTuple):
+    """A file that this program has written, in two row groups of 40 and 20 rows."""
+
+    spec: FeatureSpec
+    path: Path
+    content: bytes
+
+    def damage(self, position: int, bit: int) -> None:
+        content = bytearray(self.content)
+        content[position] ^= 1 << bit
+        self.path.write_bytes(content)
+
+
+def write(folder: Path, codec: str = "snappy") -> Written:
+    spec = world_spec(folder, [(list(FEATURES), ["train_0.parquet"])])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet_writer, "COMPRESSION", codec)
+        patch.setattr(parquet_writer, "ROWS_PER_ROW_GROUP", 40)
+        with DatasetWriter(folder, "train", parquet_schema(spec, list(FEATURES))) as writer:
+            writer.write(arrow_table(FRAME))
+    path = folder / "train_0.parquet"
+    return Written(spec, path, path.read_bytes())
+
+
+@pytest.fixture(scope="module", params=CODECS)
+def of_each_codec(request, tmp_path_factory) -> Written:
+    return write(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture
+def written(tmp_path) -> Written:
+    return write(tmp_path)
+
+
+def read(spec: FeatureSpec) -> list[Batch]:
+    loader = ParquetLoader(spec, "train", global_batch_size=25, shuffle=False, with_group=True)
+    return list(loader.epoch(0))
+
+
+def are_right(batches: list[Batch]) -> bool:
+    try:
+        for batch in batches:
+            check_rows(batch, FRAME)
+    except AssertionError:
+        return False
+    return sorted(row for batch in batches for row in batch.rows.tolist() if row >= 0) == list(range(len(FRAME)))
+
+
+def refusal(spec: FeatureSpec) -> str:
+    with pytest.raises(DataError) as error:
+        read(spec)
+    return str(error.value)
+
+
+def first_bytes_of_chunks(path: Path) -> list[int]:
+    """Where column chunks start: with a page header, of 14 bytes at least."""
+    metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+    return [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
+
+
+def test_a_random_bit_flipped_is_refused_or_without_effect(of_each_codec):
+    chosen, count = random.Random(repr(of_each_codec.path.parent.name)), tries(6, 60)
+    assert are_right(read(of_each_codec.spec))
+    outcomes = []
+    for _ in range(count):
+        position, bit = chosen.randrange(len(of_each_codec.content)), chosen.randrange(8)
+        of_each_codec.damage(position, bit)
+        try:
+            outcome = are_right(read(of_each_codec.spec))
+        except DataError as error:
+            outcome = str(of_each_codec.path) in str(error)
+        except Exception as error:  # counted before it is told
+            outcomes.append((position, bit, repr(error)))
+            continue
+        if not outcome:
+            outcomes.append((position, bit, "silently wrong, or refused without its name"))
+    of_each_codec.path.write_bytes(of_each_codec.content)
+    record("a random bit flipped in parquet, per codec", count, count - len(outcomes))
+    assert not outcomes
+
+
+def test_every_bit_of_page_headers_is_guarded(written):
+    starts = first_bytes_of_chunks(written.path)
+    for number, start in enumerate(starts[:: tries(7, 1)]):
+        for place in range(14) if tries(0, 1) else [number % 14]:
+            for bit in range(8):
+                written.damage(start + place, bit)
+                assert "does not match its checksum" in refusal(written.spec)
+    written.damage(starts[0], 0)
+    message = refusal(written.spec)
+    assert message.startswith(f"{written.path}, row group 0: cannot be decoded (column 'user' ")
+
+
+def test_every_bit_of_the_footer_is_guarded(written):
+    length, end = int.from_bytes(written.content[-8:-4], "little"), 8 * len(written.content)
+    # The last 64 bits, all of them, tell where the footer is.
+    for number in [*range(end - 64 - 8 * length, end - 64, tries(229, 1)), *range(end - 64, end)]:
+        written.damage(number // 8, number % 8)
+        assert str(written.path) in refusal(written.spec)
+
+
+def test_a_checksum_that_is_damaged_itself_refuses_the_file_or_is_passed_over(written):
+    start = written.content.rindex(MAGIC)
+    for position in range(start - 8, start + len(MAGIC)):
+        written.damage(position, 5)
+        if position < start:
+            assert str(written.path) in refusal(written.spec)
+        else:
+            assert are_right(read(written.spec))
+
+
+def test_the_check_of_a_dataset_finds_what_the_loader_refuses(written):
+    def findings() -> list[str]:
+        return [str(finding) for finding in check_mapping(written.spec, "train", MappingSummary())]
+
+    assert findings() == []
+    written.damage(first_bytes_of_chunks(written.path)[-1], 2)
+    (finding,) = findings()
+    assert f"{written.path}, row group 1" in finding and "checksum" in finding
+    written.damage(len(written.content) - 100, 2)
+    assert "checksum" in findings()[0]
+
+
+def test_only_columns_that_are_read_are_looked_at(written):
+    metadata, seal = read_footer(written.path)
+    assert seal is not None and seal.sums.shape == (2, metadata.num_columns)
+    user, *_, session = first_bytes_of_chunks(written.path)[: metadata.num_columns]
+    written.damage(user, 3)
+    seal.check(0, ["item", "tags"])
+    seal.check(1, ["user"])
+    for column in (["user"], list(FEATURES)):
+        with pytest.raises(ValueError, match="column 'user' does not match its checksum"):
+            seal.check(0, column)
+    written.damage(session, 3)
+    with pytest.raises(ValueError, match="'session'"):
+        seal.check(0, ["session"])
+
+
+def test_lists_and_names_with_dots_are_looked_at(tmp_path):
+    table = pa.table({"a.b": [1, 2], "a": [[1], [2]]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    add_seal(tmp_path / "x.parquet")
+    _, seal = read_footer(tmp_path / "x.parquet")
+    content = (tmp_path / "x.parquet").read_bytes()
+    for name, start in zip(table.column_names, first_bytes_of_chunks(tmp_path / "x.parquet"), strict=True):
+        damaged = bytearray(content)
+        damaged[start] ^= 1
+        (tmp_path / "x.parquet").write_bytes(damaged)
+        with pytest.raises(ValueError, match="checksum"):
+            seal.check(0, [name])
+
+
+def test_other_programs_read_sealed_files_and_theirs_are_read(written):
+    table = pq.read_table(written.path, page_checksum_verification=True)
+    assert table.num_rows == len(FRAME) and table["user"].to_pylist() == FRAME.user.tolist()
+    pq.write_table(table, written.path)
+    assert read_footer(written.path)[1] is None
+    assert are_right(read(written.spec))
+
+
+def test_a_file_without_rows_can_be_sealed(tmp_path):
+    pq.write_table(pa.table({"x": pa.array([], pa.int64())}), tmp_path / "x.parquet")
+    add_seal(tmp_path / "x.parquet")
+    metadata, seal = read_footer(tmp_path / "x.parquet")
+    assert metadata.num_rows == 0 and seal is not None and seal.sums.size == metadata.num_row_groups
+
+
+def calls_of(path: Path, names: tuple[str, ...]) -> list[ast.Call]:
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return [call for call in calls if ast.unparse(call.func).endswith(names)]
+
+
+def test_all_parquet_that_is_written_has_page_checksums():
+    writers = {
+        f"{path.relative_to(ROOT)}:{call.lineno}": {word.arg: ast.unparse(word.value) for word in call.keywords}
+        for folder in ("data", "trainer")
+        for path in (ROOT / folder).rglob("*.py")
+        for call in calls_of(path, ("pq.ParquetWriter", "pq.write_table", "[chosen].to_parquet"))
+    }
+    assert len(writers) > 8
+    assert not [place for place, words in writers.items() if words.get("write_page_checksum") != "True"]
+
+
+def test_pages_of_files_without_a_seal_are_verified(written):
+    pq.write_table(pq.read_table(written.path), written.path, write_page_checksum=True, compression="none")
+    column = pq.read_metadata(written.path).row_group(0).column(0)
+    content = bytearray(written.path.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size // 4] ^= 1
+    written.path.write_bytes(content)
+    assert "CRC" in refusal(written.spec)

@@ -1,0 +1,164 @@
+"""Workers that are killed, stopped and told to end, under supervise.py and horovodrun: what comes out is the same.
+
+Every run ends with the weights of one that nothing happened to, bit by bit, and every step of every life has logged
+the loss that it has there: no step is lost, none is applied twice, no row is seen in another step.
+"""
+
+import json
+import random
+import signal
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.faults.jobs import SupervisedJob, last_arrays, logged_losses
+from tests.faults.matrix import record, tries
+from tests.helpers import ROOT, make_dataset, metrics
+from trainer.reliability.exit_codes import DONE, HANG, STOPPED
+
+pytestmark = pytest.mark.horovod
+
+ROWS, BATCH, EPOCHS, SAVE_EVERY = 12_000, 64, 3, 20
+STEPS = EPOCHS * -(-ROWS // BATCH)
+HANG_SECONDS = 5.0
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A folder with a dataset, and a run of two workers that nothing happens to."""
+    folder = tmp_path_factory.mktemp("faults")
+    make_dataset(folder, ROOT / "feature_specs" / "with_map.yaml", rows=ROWS)
+    job = SupervisedJob(arguments(folder), folder / "undisturbed")
+    assert job.finish() == DONE, job.output()[-3000:]
+    return folder
+
+
+def arguments(folder: Path, *more: str) -> list[str]:
+    flags = ["--dataset_path", str(folder / "data"), "--global_batch_size", str(BATCH), "--num_epochs", str(EPOCHS)]
+    flags += ["--deep_hidden_units", "16", "--deep_learning_rate", "0.002", "--cpu", "--deterministic"]
+    return [*flags, "--log_every", "1", "--checkpoint_every", str(SAVE_EVERY), *more]
+
+
+def targets(count: int, source: random.Random) -> list[int]:
+    """Random steps in rising order, each some way behind the one before."""
+    stretch = (STEPS - 20) // count
+    return [index * stretch + source.randrange(5, stretch - SAVE_EVERY) for index in range(count)]
+
+
+def assert_as_if_nothing_had_happened(folder: Path, job: SupervisedJob) -> None:
+    undisturbed = folder / "undisturbed"
+    step, arrays = last_arrays(job.models)
+    expected_step, expected = last_arrays(undisturbed / "models")
+    assert step == expected_step == STEPS
+    assert arrays.keys() == expected.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    losses = dict(logged_losses(undisturbed / "results"))
+    found = logged_losses(job.results)
+    assert sorted({step for step, _ in found}) == sorted(losses)
+    assert [losses[step] for step, _ in found] == [loss for _, loss in found]
+    assert metrics(job.results) == metrics(undisturbed / "results")
+
+
+def timeline(results: Path) -> list[dict]:
+    return [json.loads(line) for line in (results / "supervise.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("run", range(tries(quick=1, whole=4)))
+def test_killed_workers_are_started_again_and_the_weights_are_the_same(work, run):
+    kills = tries(quick=3, whole=5)
+    source = random.Random(run)
+    job = SupervisedJob(arguments(work), work / f"killed-{run}", restarts=kills)
+    for target in targets(kills, source):
+        job.wait_for_step(target)
+        job.send(signal.SIGKILL, source.randrange(2))
+        job.wait_for("a restart", lambda: not job.is_training())
+    code = job.finish()
+    pauses = [line["seconds_without_training"] for line in timeline(job.results) if line["event"] == "registered"]
+    pauses = [seconds for seconds in pauses if seconds is not None]
+    survived = code == DONE and len(pauses) == kills
+    record("kill -9 of a random worker at a random step, restarted", kills, kills if survived else 0, pauses)
+    assert code == DONE, job.output()[-3000:]
+    steps = [step for step, _ in logged_losses(job.results)]
+    recomputed = [before - after + 1 for before, after in pairwise(steps) if after <= before]
+    # Those since the last checkpoint, and while it was being written.
+    assert len(recomputed) <= kills and max(recomputed) <= 3 * SAVE_EVERY
+    assert not job.orphans()
+    assert_as_if_nothing_had_happened(work, job)
+
+
+def test_signals_stop_all_workers_at_one_step_that_is_saved(work):
+    number, seconds = tries(quick=1, whole=10), []
+    source = random.Random(7)
+    for index, target in enumerate(targets(number, source)):
+        job = SupervisedJob(arguments(work), work / "stopped")
+        job.wait_for_step(target)
+        begun, told_at = time.monotonic(), job.last_step()
+        if index % 3 == 2:
+            job.send(signal.SIGUSR1, source.randrange(2))
+        else:
+            job.process.send_signal(signal.SIGTERM if index % 3 == 0 else signal.SIGINT)
+        job.wait_for("an end", lambda job=job: all(entry["code"] is not None for entry in job.records()))
+        seconds.append(time.monotonic() - begun)
+        assert job.finish() == STOPPED, job.output()[-3000:]
+        ends = job.records()
+        assert [entry["code"] for entry in ends] == [STOPPED, STOPPED]
+        assert ends[0]["cause"] == ends[1]["cause"]
+        step, _ = last_arrays(job.models)
+        assert f"after step {step} of" in ends[0]["cause"]
+        # The signal takes its way through the supervisor, which looks ten times a second.
+        assert step == job.last_step() and step - told_at < 100
+        assert not job.orphans()
+    record("SIGTERM, SIGUSR1 or SIGINT", number, number, seconds)
+    job = SupervisedJob(arguments(work), work / "stopped")
+    assert job.finish() == DONE, job.output()[-3000:]
+    assert_as_if_nothing_had_happened(work, job)
+
+
+def test_a_frozen_worker_is_found_and_nothing_is_left_of_the_job(work):
+    number, seconds = tries(quick=1, whole=5), []
+    source = random.Random(3)
+    for target in targets(number, source):
+        job = SupervisedJob(arguments(work, "--hang_seconds", str(HANG_SECONDS)), work / "frozen")
+        job.wait_for_step(target)
+        frozen = source.randrange(2)
+        job.send(signal.SIGSTOP, frozen)
+        begun = time.monotonic()
+        job.wait_for("an end", lambda job=job: any(entry["code"] is not None for entry in job.records()))
+        seconds.append(time.monotonic() - begun)
+        assert job.finish() == HANG, job.output()[-3000:]
+        assert job.records()[1 - frozen]["code"] == HANG
+        assert "watchdog: nothing has moved" in job.output() and "in _see" in job.output()
+        assert not job.orphans()
+    record("SIGSTOP of a worker", number, sum(value <= HANG_SECONDS + 5 for value in seconds), seconds)
+    assert max(seconds) <= HANG_SECONDS + 5
+    if number > 1:
+        job = SupervisedJob(arguments(work), work / "frozen")
+        assert job.finish() == DONE, job.output()[-3000:]
+        assert_as_if_nothing_had_happened(work, job)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", range(tries(quick=1, whole=3)))
+def test_the_number_of_workers_may_change(work, run):
+    """Two, one, two workers: the same samples in each step, so the same losses to rounding, and the same AUC."""
+    exact = arguments(work, "--deep_dropout", "0")
+    whole = SupervisedJob(exact, work / f"two-{run}")
+    assert whole.finish() == DONE, whole.output()[-3000:]
+    source = random.Random(run)
+    for workers, target in zip((2, 1), targets(2, source), strict=True):
+        job = SupervisedJob(exact, work / f"changing-{run}", workers=workers)
+        job.wait_for_step(target)
+        job.process.send_signal(signal.SIGTERM)
+        assert job.finish() == STOPPED, job.output()[-3000:]
+    job = SupervisedJob(exact, work / f"changing-{run}")
+    assert job.finish() == DONE, job.output()[-3000:]
+    expected, found = dict(logged_losses(whole.results)), dict(logged_losses(job.results))
+    difference = abs(metrics(job.results)["auc_roc"] - metrics(whole.results)["auc_roc"])
+    record("2, then 1, then 2 workers", 1, int(difference < 1e-4))
+    assert expected.keys() == found.keys()
+    np.testing.assert_allclose(list(found.values()), [expected[step] for step in found], atol=1e-4)
+    assert difference < 1e-4

@@ -1,0 +1,96 @@
+"""A launcher and its workers, for the tests of supervise.py: seconds instead of minutes, and every way to end.
+
+python -m tests.stand_in_job FLAG ... starts the workers that the variable STAND_IN_PLAN tells of: a list of starts,
+each a list of what its workers do, one deed after the other (see `act`). The last start is repeated.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from trainer.launcher import read_launch
+from trainer.places import place_in
+from trainer.reliability.records import WorkerRecord
+
+FOREVER = 300
+
+
+def main() -> int:
+    results_dir = place_in(sys.argv, "results_dir")
+    if "HOROVOD_RANK" in os.environ:
+        record = WorkerRecord(results_dir, read_launch(os.environ))
+        for deed in os.environ["STAND_IN_DEEDS"].split(" "):
+            act(record, *deed.split(":"))
+        return 0
+    return launch(results_dir.parent / "starts.jsonl")
+
+
+def launch(starts: Path) -> int:
+    """Starts the workers; ends with 1 when one has ended badly, and ends the others unless STAND_IN_PATIENT is set."""
+    with open(starts, "a") as file:
+        file.write(json.dumps(sys.argv[1:]) + "\n")
+    plan = json.loads(os.environ["STAND_IN_PLAN"])
+    deeds = plan[min(len(starts.read_text().splitlines()), len(plan)) - 1]
+    if isinstance(deeds, int):
+        return deeds
+    sizes = {"HOROVOD_SIZE": str(len(deeds)), "HOROVOD_LOCAL_SIZE": str(len(deeds))}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.stand_in_job", *sys.argv[1:]],
+            env=os.environ
+            | sizes
+            | {"HOROVOD_RANK": str(rank), "HOROVOD_LOCAL_RANK": str(rank), "STAND_IN_DEEDS": deed},
+        )
+        for rank, deed in enumerate(deeds)
+    ]
+    while any(worker.poll() is None for worker in workers):
+        if any(worker.poll() for worker in workers) and "STAND_IN_PATIENT" not in os.environ:
+            time.sleep(0.3)
+            for worker in workers:
+                worker.terminate()
+            return 1
+        time.sleep(0.02)
+    return int(any(worker.returncode for worker in workers))
+
+
+def act(record: WorkerRecord, deed: str, *details: str) -> None:
+    """Does one thing that workers do."""
+    deeds: dict[str, Callable[..., object]] = {
+        "begin": record.begin,
+        "end": lambda code, cause: end(record, int(code), cause.replace("_", " ")),
+        "obey": lambda: signal.signal(signal.SIGTERM, lambda *_: end(record, 75, "stopped after step 7")),
+        "obey_slowly": lambda: signal.signal(signal.SIGTERM, lambda *_: None),
+        "deaf": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+        "save": lambda step: save(int(step)),
+        "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
+        "freeze": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+        "leave_a_child": lambda: subprocess.Popen(["sleep", str(FOREVER)], start_new_session=True),
+        "kill_launcher": lambda: os.kill(os.getppid(), signal.SIGKILL),
+        "wait": lambda seconds=FOREVER: time.sleep(float(seconds)),
+    }
+    deeds[deed](*details)
+
+
+def save(step: int) -> None:
+    import numpy as np
+
+    from trainer.checkpoints import CheckpointStore
+    from trainer.sealed.arrays import ArraySource
+
+    store = CheckpointStore(place_in(sys.argv, "model_dir"))
+    store.save(step, [ArraySource.from_array("weights", np.zeros(1))], {})
+
+
+def end(record: WorkerRecord, code: int, cause: str) -> NoReturn:
+    record.end(code, cause)
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,268 @@
+"""supervise.py over a stand-in launcher, whose workers end in every way that workers end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from supervise import main as supervise_main
+from tests.helpers import ROOT, environment
+from trainer.reliability.exit_codes import DONE, FAILURE, HANG, NO_CHECKPOINT, STOPPED, WRONG_INPUT
+
+JOB = [sys.executable, "-m", "tests.stand_in_job"]
+TRAINS = "begin wait"
+LEFT_ALONE = "begin wait:0.5 end:1:another_worker_is_gone_(shut_down)"
+IS_DONE = "begin end:0:"
+
+
+class Supervised:
+    """A call of supervise.py that may still be running."""
+
+    def __init__(self, folder: Path, plan: list, *own: str, **variables: str):
+        self.folder, self.mark = folder, f"STAND_IN_TEST={uuid.uuid4().hex}"
+        places = ["--model_dir", str(folder / "models"), f"--results_dir={folder / 'results'}"]
+        name, value = self.mark.split("=")
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "supervise.py"), *own, "--", *JOB, *places],
+            env=environment(STAND_IN_PLAN=json.dumps(plan), **{name: value}, **variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def end(self, timeout: float = 60) -> tuple[int, str]:
+        """Waits; returns the exit code and what was told, after a look for processes that are left."""
+        _, told = self.process.communicate(timeout=timeout)
+        assert all(line.startswith("supervise.py: ") for line in told.splitlines()), told
+        assert self.left() == []
+        return self.process.returncode, told
+
+    def left(self) -> list[str]:
+        """Processes that the call has started and that still live, by their command lines."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                marked = self.mark.encode() in (path / "environ").read_bytes().split(b"\0")
+                if marked and int(path.name) != os.getpid():
+                    found.append((path / "cmdline").read_text())
+            except OSError:
+                continue
+        return found
+
+    def until(self, event: str, count: int = 1) -> None:
+        """Waits until the time line tells of an event."""
+        deadline = time.monotonic() + 30
+        while len(self.events(event)) < count:
+            assert time.monotonic() < deadline and self.process.poll() is None, self.events()
+            time.sleep(0.05)
+
+    def events(self, event: str = "") -> list[dict]:
+        path = self.folder / "results" / "supervise.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line for line in map(json.loads, lines) if event in ("", line["event"])]
+
+    def starts(self) -> list[list[str]]:
+        """What main.py's place was given at each start, besides the places."""
+        return [json.loads(line)[3:] for line in (self.folder / "starts.jsonl").read_text().splitlines()]
+
+    def kill(self) -> None:
+        self.process.kill()
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark.encode() in (path / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(path.name), signal.SIGKILL)
+            except OSError:
+                continue
+
+
+@pytest.fixture
+def supervise(tmp_path) -> Iterator:
+    calls = []
+
+    def start(plan: list, *own: str, **more) -> Supervised:
+        calls.append(Supervised(tmp_path, plan, *own, **more))
+        return calls[-1]
+
+    yield start
+    for call in calls:
+        call.kill()
+
+
+@pytest.mark.parametrize(
+    ("plan", "code", "told"),
+    [
+        ([[IS_DONE, IS_DONE]], 0, "all workers are done"),
+        ([["end:2:no_such_file", "wait:5"]], 2, "worker 0: no such file"),
+        ([["begin wait", "begin end:4:no_checkpoint"]], 4, "worker 1: no checkpoint"),
+        ([["begin wait:0.5 end:75:stopped", TRAINS]], 75, "worker 0: stopped"),
+        ([0], 0, "the command ended with code 0"),
+        ([2], 2, "the command ended with code 2"),
+    ],
+    ids=["done", "refused", "no checkpoint", "stopped", "done without records", "refused without records"],
+)
+def test_ends_that_are_no_accident_are_final(supervise, plan, code, told):
+    call = supervise(plan, "--max_restarts", "5")
+    assert call.end() == (code, f"supervise.py: {told}\n")
+    assert len(call.starts()) == 1
+    assert call.events()[-1]["event"] == "finished" and call.events()[-1]["code"] == code
+
+
+@pytest.mark.parametrize(
+    ("deeds", "cause"),
+    [
+        (["begin wait:0.4 end:1:the_disk_is_full", LEFT_ALONE], "worker 0: the disk is full"),
+        ([LEFT_ALONE, "begin wait:0.3 die"], "worker 1 ended without a word"),
+        (["begin wait:0.4 end:70:no_step_for_300_s", TRAINS], "worker 0: no step for 300 s"),
+        (["begin wait:0.5 kill_launcher wait", TRAINS], "the command was killed by signal 9"),
+    ],
+    ids=["failed", "killed", "hang", "launcher killed"],
+)  # fmt: skip
+def test_a_job_that_died_is_started_again_and_ends_well(supervise, deeds, cause):
+    call = supervise([deeds, [IS_DONE, IS_DONE]])
+    code, told = call.end()
+    lines = told.splitlines()
+    assert code == 0 and len(lines) == 2, told
+    assert lines[0].startswith(f"supervise.py: {cause}") and "restart 1 of 3" in lines[0]
+    assert [event["event"] for event in call.events()] == [
+        "started", "registered", "died", "started", "registered", "finished",
+    ]  # fmt: skip
+    pauses = [event["seconds_without_training"] for event in call.events("registered")]
+    assert pauses[0] is None and 1.0 < pauses[1] < 20
+
+
+@pytest.mark.parametrize("code", [1, 70])
+def test_the_last_failure_decides_the_code_when_no_restart_is_left(supervise, code):
+    call = supervise([["begin end:1:one"], [f"begin end:{code}:two"]], "--max_restarts", "1")
+    assert call.end()[0] == code
+    assert len(call.starts()) == 2
+
+
+def test_every_start_after_a_checkpoint_goes_on_from_the_last_one(supervise):
+    fails = "begin save:{} end:1:boom"
+    plan = [[TRAINS.replace("wait", "end:1:early")], *[[fails.format(step)] for step in (20, 40)], [IS_DONE]]
+    call = supervise(plan, "--max_restarts", "3")
+    code, told = call.end()
+    assert code == 0
+    assert "from step 0" in told.splitlines()[0] and "from step 40" in told.splitlines()[2]
+    on = ["--use_checkpoint", "--checkpoint", "last"]
+    assert call.starts() == [[], [], on, on]
+    assert [event["step"] for event in call.events("started")] == [0, 0, 20, 40]
+    # The same command again, after the job is done or was stopped.
+    again = supervise([[IS_DONE]])
+    assert again.end()[0] == 0
+    assert again.starts()[-1] == ["--use_checkpoint"]
+
+
+def test_nothing_is_left_of_workers_that_cannot_be_ended_otherwise(supervise):
+    """Of a launcher that waits, too, and in the seconds that it has to end by itself."""
+    plan = [["begin leave_a_child deaf wait", "begin freeze", "begin wait:0.5 die"], [IS_DONE]]
+    begin = time.monotonic()
+    call = supervise(plan, STAND_IN_PATIENT="1")
+    call.until("died")
+    assert time.monotonic() - begin < 12
+    assert call.end()[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_is_passed_on_to_a_worker_and_the_job_ends_saved(supervise, number):
+    call = supervise([["begin obey wait", TRAINS]])
+    call.until("registered")
+    time.sleep(0.2)
+    call.process.send_signal(number)
+    code, told = call.end()
+    assert code == 75
+    assert f"{number.name}: told worker 0 to stop" in told and "worker 0: stopped after step 7" in told
+    assert len(call.starts()) == 1
+
+
+def test_a_second_signal_kills_at_once(supervise):
+    call = supervise([["begin obey_slowly wait"]])
+    call.until("registered")
+    time.sleep(0.2)
+    call.process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert call.process.poll() is None
+    call.process.send_signal(signal.SIGTERM)
+    assert call.end(timeout=3)[0] == 128 + signal.SIGTERM
+
+
+def test_the_grace_ends(supervise):
+    call = supervise([["begin obey_slowly wait"]], "--grace_seconds", "0.5")
+    call.until("registered")
+    time.sleep(0.2)
+    call.process.send_signal(signal.SIGTERM)
+    assert call.end(timeout=5)[0] == 128 + signal.SIGTERM
+
+
+def test_a_job_that_dies_of_the_signal_is_not_started_again(supervise):
+    call = supervise([["begin wait"]])
+    call.until("registered")
+    call.process.send_signal(signal.SIGTERM)
+    assert call.end()[0] == 128 + signal.SIGTERM
+    assert len(call.starts()) == 1
+
+
+def test_a_signal_before_any_worker_has_begun_ends_the_job_at_once(supervise):
+    call = supervise([["wait", "wait"]])
+    call.until("started")
+    call.process.send_signal(signal.SIGTERM)
+    code, told = call.end(timeout=5)
+    assert code == 75 and "no worker had begun" in told
+
+
+def test_a_signal_between_two_starts_ends_the_wait(supervise):
+    call = supervise([["begin end:1:a"], ["begin end:1:b"]], "--max_restarts", "9")
+    call.until("died", 2)
+    call.process.send_signal(signal.SIGTERM)
+    assert call.end(timeout=3)[0] == 75
+    assert len(call.starts()) == 2
+
+
+def test_records_of_another_job_are_not_believed(supervise, tmp_path):
+    """Of an earlier one, and of a run that was started beside this one and refused by the lock."""
+    workers = tmp_path / "results" / "workers"
+    workers.mkdir(parents=True)
+    state = {"rank": 0, "size": 1, "host": "vm", "pid": 1, "started": 1, "job": None, "code": 2, "cause": "refused"}
+    (workers / "worker-0.json").write_text(json.dumps(state | {"ended": 1.0}))
+    (workers / "worker-7.json").write_text("{")
+    call = supervise([["begin wait:1.5 end:0:"]])
+    call.until("registered")
+    (workers / "worker-0.json").write_text(json.dumps(state | {"job": "another", "ended": 2.0}))
+    assert call.end() == (0, "supervise.py: all workers are done\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        ([], "after two dashes"),
+        (["--"], "after two dashes"),
+        (["--max_restarts", "many", "--", "true"], "whole number"),
+        (["--grace_seconds", "0", "--", "true"], "seconds above 0"),
+        (["--max_restart", "1", "--", "true"], "unrecognized"),
+        (["--", "/no/such/launcher"], "cannot be started"),
+    ],
+)
+def test_a_mistyped_call_is_refused(tmp_path, monkeypatch, capsys, words, fragment):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = supervise_main(words)
+    except SystemExit as leaving:
+        code = leaving.code
+    assert code == 2
+    assert fragment in capsys.readouterr().err
+
+
+def test_it_starts_without_tensorflow_and_explains_its_codes():
+    program = "import sys, supervise; print('tensorflow' in sys.modules); supervise.main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    first, _, told = done.stdout.partition("\n")
+    assert first == "False"
+    for code in (DONE, FAILURE, WRONG_INPUT, NO_CHECKPOINT, HANG, STOPPED):
+        assert f"\n  {code} " in told

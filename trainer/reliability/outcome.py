@@ -1,0 +1,93 @@
+"""How a job ended, from what its workers have recorded, and what follows from that."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from trainer.reliability.exit_codes import DONE, FAILURE, HANG, NO_CHECKPOINT, STOPPED, WRONG_INPUT
+from trainer.reliability.records import PEER_GONE, WorkerState
+
+FINAL = (DONE, WRONG_INPUT, NO_CHECKPOINT, STOPPED)
+"""After these a job is not started again: it would end in the same way, or is not meant to go on."""
+ENOUGH_REPEATS = 3
+LONGEST_WAIT = 60.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The exit code of a job as a whole, and why, in one line."""
+
+    code: int
+    cause: str
+
+
+def outcome_of(workers: Mapping[int, WorkerState], gone: Collection[int], launcher_code: int | None) -> Outcome:
+    """What a job has come to.
+
+    One worker's end ends the others, so that the first cause has to be told from what followed: a refusal, a stop
+    or a failure of its own comes before a death without a word, and that before the failures of those left alone.
+
+    Args:
+        workers: their last records, by rank.
+        gone: ranks that died without a recorded end, before anything was killed on purpose.
+        launcher_code: as subprocess gives it (negative: a signal); None where it had to be killed.
+    """
+    ends = sorted((state for state in workers.values() if state.code is not None), key=lambda state: state.ended)
+    for code in (WRONG_INPUT, NO_CHECKPOINT, STOPPED):
+        for state in ends:
+            if state.code == code:
+                return Outcome(code, _told(state))
+    failures = [state for state in ends if state.code != DONE]
+    for state in failures:
+        if not state.cause.startswith(PEER_GONE):
+            return Outcome(HANG if state.code == HANG else FAILURE, _told(state))
+    if gone:
+        names = ", ".join(f"worker {rank}" for rank in sorted(gone))
+        return Outcome(FAILURE, f"{names} ended without a word (killed, or crashed)")
+    if failures:
+        return Outcome(FAILURE, _told(failures[0]))
+    if ends and len(ends) == ends[0].size:
+        return Outcome(DONE, "all workers are done")
+    return _of_launcher(launcher_code)
+
+
+def _told(state: WorkerState) -> str:
+    return f"worker {state.rank}: {state.cause or f'exit code {state.code}'}"
+
+
+def _of_launcher(code: int | None) -> Outcome:
+    if code is None:
+        return Outcome(FAILURE, "the command had to be killed")
+    told = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    return Outcome(code if code in FINAL or code == HANG else FAILURE, f"the command {told}")
+
+
+class Restarts:
+    """Decides whether a job that died is started again, and when.
+
+    Args:
+        most: restarts in all.
+    """
+
+    def __init__(self, most: int):
+        self.most, self.made = most, 0
+        self._fruitless = self._repeats = 0
+        self._last_cause = ""
+
+    def after(self, cause: str, progressed: bool) -> tuple[float | None, str]:
+        """What follows a death: seconds to wait before the restart (None: there is none), and the decision in words.
+
+        Args:
+            cause: of this death.
+            progressed: whether there is a checkpoint that was not there at the start which it ended.
+        """
+        self._fruitless = 0 if progressed else self._fruitless + 1
+        self._repeats = self._repeats + 1 if cause == self._last_cause and not progressed else 1
+        self._last_cause = cause
+        if self._repeats >= ENOUGH_REPEATS and not progressed:
+            return None, f"no restart: the same cause {self._repeats} times, and no new checkpoint in between"
+        if self.made >= self.most:
+            return None, f"no restart: {self.made} of {self.most} made"
+        self.made += 1
+        wait = min(LONGEST_WAIT, 2.0 ** (self._fruitless - 1)) if self._fruitless else 0.0
+        pause = f" in {wait:g} s, as there is no new checkpoint" if wait else ""
+        return wait, f"restart {self.made} of {self.most}{pause}"

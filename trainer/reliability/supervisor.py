@@ -1,0 +1,184 @@
+"""Keeps a job going until it is done: starts it, looks after it, starts it again from its last checkpoint."""
+
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+
+from trainer.checkpoints import Checkpoint, CheckpointStore, NoCheckpointError
+from trainer.places import place_in
+from trainer.reliability.exit_codes import FAILURE, HANG, STOPPED
+from trainer.reliability.job import Job
+from trainer.reliability.outcome import FINAL, Outcome, Restarts
+
+TIMELINE = "supervise.jsonl"
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+POLL = 0.1
+# Seconds that the launcher has to end by itself after a worker has failed, and after all workers are done.
+PATIENCE_WITH_BROKEN, PATIENCE_WITH_DONE = 5.0, 60.0
+
+
+def say(text: str) -> None:
+    """One line on stderr; a reader that is gone is no reason to leave the job alone."""
+    with suppress(OSError):
+        print(f"supervise.py: {text}", file=sys.stderr, flush=True)
+
+
+class Interrupted(Exception):
+    """The job was ended at once because of a signal; `code` is what to exit with."""
+
+    def __init__(self, code: int, why: str):
+        super().__init__(why)
+        self.code = code
+
+
+class Supervisor:
+    """One call of supervise.py.
+
+    Args:
+        command: the launcher, whose last words are main.py's flags.
+        max_restarts: in all.
+        grace_seconds: from the first signal until the job is killed; None waits as long as saving takes.
+    """
+
+    def __init__(self, command: Sequence[str], *, max_restarts: int, grace_seconds: float | None = None):
+        self.command = list(command)
+        self.results_dir = place_in(command, "results_dir").absolute()
+        self.store = CheckpointStore(place_in(command, "model_dir").absolute(), warn=lambda message: None)
+        self.grace_seconds = grace_seconds
+        self._restarts = Restarts(max_restarts)
+        self._received: list[int] = []
+        self._passed_on_at: float | None = None
+        self._died_at: float | None = None
+
+    def run(self) -> int:
+        """Supervises until the end; returns the exit code.
+
+        Raises:
+            OSError: the command cannot be started.
+        """
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        try:
+            for number in SIGNALS:
+                if before[number] is not signal.SIG_IGN:  # nohup has its way
+                    signal.signal(number, lambda received, _: self._received.append(received))
+            code = self._supervise()
+        except Interrupted as interrupted:
+            say(str(interrupted))
+            code = interrupted.code
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        self._note("finished", code=code)
+        return code
+
+    def _supervise(self) -> int:
+        first = self._newest()
+        while True:
+            start = self._newest()
+            outcome = self._run_once(start, has_new=_differ(start, first))
+            if outcome.code in FINAL:
+                say(outcome.cause)
+                return outcome.code
+            newest = self._newest()
+            self._note("died", cause=outcome.cause, code=outcome.code, step=_step(newest))
+            if self._received:
+                raise Interrupted(128 + self._received[0], f"{outcome.cause}, after a signal and before it had saved")
+            wait, decision = self._restarts.after(outcome.cause, _differ(newest, start))
+            say(f"{outcome.cause}; {decision}" + ("" if wait is None else f", from step {_step(newest)}"))
+            if wait is None:
+                return HANG if outcome.code == HANG else FAILURE
+            self._pause(wait)
+
+    def _run_once(self, start: Checkpoint | None, has_new: bool) -> Outcome:
+        """Runs the command until it ends, or has to be ended; nothing of it is left on this host afterwards."""
+        command = self._command_from(has_new)
+        job = Job(command, self.results_dir)
+        try:
+            if not job.has_records:
+                say(f"{self.results_dir} cannot be written: only the exit code of the command tells how workers end")
+            self._note("started", restart=self._restarts.made, step=_step(start), command=command)
+            self._look_after(job)
+            return job.finish()
+        finally:
+            if left := job.kill():
+                say(f"these processes would not die: {left}")
+
+    def _command_from(self, has_new: bool) -> list[str]:
+        """The command, made to go on where there are checkpoints, and from the last of those that this call has seen
+        appear, wherever the command itself wanted to start."""
+        more = []
+        if "--use_checkpoint" not in self.command and any(self.store.folder.glob("step-*")):
+            more.append("--use_checkpoint")
+        return [*self.command, *more, *(["--checkpoint", "last"] if has_new else [])]
+
+    def _look_after(self, job: Job) -> None:
+        """Returns when the launcher has ended, or should have long ago."""
+        begun, over_since = False, None
+        while True:
+            job.look()
+            now = time.monotonic()
+            if job.has_begun and not begun:
+                begun = True
+                pause = None if self._died_at is None else round(now - self._died_at, 1)
+                self._note("registered", workers=len(job.workers), seconds_without_training=pause)
+            if over_since is None and (job.is_broken or job.is_done or job.has_ended):
+                over_since = self._died_at = now
+            if job.has_ended:
+                return
+            patience = PATIENCE_WITH_DONE if job.is_done else PATIENCE_WITH_BROKEN
+            if over_since is not None and now > over_since + patience:
+                return
+            self._obey(job, now)
+            time.sleep(POLL)
+
+    def _obey(self, job: Job, now: float) -> None:
+        """Passes the first signal on to a worker; ends the job at the second, or when the grace is over."""
+        if len(self._received) > 1:
+            raise Interrupted(128 + self._received[1], "a second signal ended the job at once")
+        if self._received and self._passed_on_at is None:
+            self._passed_on_at = now
+            name = signal.Signals(self._received[0]).name
+            if not job.workers:
+                raise Interrupted(STOPPED, f"{name} ended the job at once, as no worker had begun")
+            rank = job.ask_to_stop()
+            if rank is None:
+                say(f"{name}: no worker runs on this host that could be told to stop; waiting for the job's end")
+            else:
+                say(
+                    f"{name}: told worker {rank} to stop; all workers agree on a step and save. Again ends them at once"
+                )
+        if self._passed_on_at is not None and now > self._passed_on_at + (self.grace_seconds or math.inf):
+            raise Interrupted(128 + self._received[0], "the job had not ended within --grace_seconds of the signal")
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._received and time.monotonic() < until:
+            time.sleep(POLL)
+        if self._received:
+            raise Interrupted(STOPPED, "stopped by a signal between two starts; all that was saved is there")
+
+    def _newest(self) -> Checkpoint | None:
+        try:
+            return self.store.open("last", verify=False)
+        except NoCheckpointError:
+            return None
+
+    def _note(self, event: str, **facts: object) -> None:
+        """A line of the time line. A disk that is full is no reason to stop."""
+        line = json.dumps({"time": datetime.now().astimezone().isoformat(), "event": event} | facts)
+        with suppress(OSError), open(self.results_dir / TIMELINE, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def _step(checkpoint: Checkpoint | None) -> int:
+    return 0 if checkpoint is None else checkpoint.step
+
+
+def _differ(one: Checkpoint | None, other: Checkpoint | None) -> bool:
+    """Whether a save lies between two looks at the newest checkpoint."""
+    return (one and one.sequence) != (other and other.sequence)
