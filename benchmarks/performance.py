@@ -37,6 +37,7 @@ COMMANDS = {
     "loader_speed_large": "python -m benchmarks.loader_speed --rows 3000000",
     "evaluation_speed": "python -m benchmarks.evaluation_speed",
     "memory": "python -m benchmarks.memory",
+    "reliability_overhead": "python -m benchmarks.reliability_overhead",
 }
 
 

@@ -45,6 +45,7 @@ GROWTH, SENT = "step with larger tables", "bytes sent over a dense all-reduce"
 MMOE, LAYER, LAYOUT = "mmoe over perceptron", "dense_layer", "table layout"
 SHARDING = "sharded tables"
 EVALUATION, MEMORY = "evaluation over training", "memory of training"
+COST = "cost of reliability"
 FIGURES = (
     Figure("training step, float32: FLOP/s over bare products'", STEP, 0.85, where={"variant": "float32"}),
     Figure("training step, `--amp`: FLOP/s over bare products'", STEP, 0.55, where={"variant": "bfloat16"}),
@@ -63,6 +64,13 @@ FIGURES = (
     Figure("loader: rows/s over merlin.dataloader's", "loader over merlin.dataloader", 20),
     Figure("evaluation with metrics: samples/s over training's", EVALUATION, 2.5),
     Figure("training: peak memory over what is needed", MEMORY, 1.3, at_least=False),
+    Figure(
+        "checkpoints every 10 minutes: share of the time", COST, 0.035, at_least=False, where={"what": "checkpoints"}
+    ),
+    Figure(
+        "fingerprints every 500 steps: share of the time", COST, 0.01, at_least=False, where={"what": "fingerprints"}
+    ),
+    Figure("checks of the data: share of the time", COST, 0.03, at_least=False, where={"what": "validation"}),
 )
 # Table -> benchmark and its columns: heading -> field, or field and key in it.
 DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
@@ -163,6 +171,15 @@ DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "model, ms per batch": ("forward_ms",),
             "metrics, ms per batch": ("metrics_ms",),
             "ratio of the model alone": ("forward_ratio",),
+        },
+    ),
+    "cost": (
+        COST,
+        {
+            "of": ("what",),
+            "one takes, ms": ("cost_ms",),
+            "step, ms": ("step_ms",),
+            "share": ("ratio",),
         },
     ),
     "memory": (

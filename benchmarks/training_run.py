@@ -34,7 +34,8 @@ class TrainingRun:
     Attributes:
         options, inputs, model, comm: as in main.py.
         compute_dtype: float32, float16 or bfloat16.
-        variables: weights and all else that a checkpoint holds, by name.
+        state: weights and all else that a checkpoint holds.
+        variables: those by name.
     """
 
     def __init__(self, dataset: Path, *flags: str, around: Callable[[Comm], Comm] = lambda comm: comm):
@@ -53,7 +54,7 @@ class TrainingRun:
             seed=training.seed,
             shards=shards_of(training, self.comm),
         )
-        self._step, _, state = make_training(
+        self._step, _, self.state = make_training(
             self.model,
             self.options.training,
             self.options.deep_optimizer,
@@ -61,7 +62,7 @@ class TrainingRun:
             comm=self.comm,
             compute_dtype=self.compute_dtype,
         )
-        self.variables = state.variables
+        self.variables = self.state.variables
         self._stream, self._steps_done = self._batches(), 0
 
     def seconds(self, steps: int) -> float:

@@ -1,13 +1,20 @@
 """docs/reliability.md shows what the tests of faults have recorded."""
 
 import json
+import os
 import re
 
+import numpy as np
 import pytest
 
 from benchmarks import reliability
 from benchmarks.pages import fill, read_lines
 from benchmarks.reliability import COMMAND, LINES, PAGE, all_tables, merged
+from benchmarks.reliability_overhead import unchecked
+from benchmarks.synthetic_rows import write_rows
+from data.errors import DataError
+from data.loading.loader import ParquetLoader
+from data.specification.feature_spec import FeatureSpec
 from tests.faults.matrix import record, tries
 
 ABOUT = {"machine": "a machine", "versions": {"python": "3.11"}, "command": COMMAND}
@@ -66,3 +73,25 @@ def test_what_is_recorded_comes_into_the_page(tmp_path, monkeypatch):
         assert reliability.main([str(log)]) == 0
         assert "| é cut | 3 | 3 | 0.123 (0.123) | 1 |\n<!-- end -->\nby hand" in page.read_text()
     assert len(read_lines(tmp_path / "lines.jsonl")) == 2
+
+
+def test_the_cost_of_checks_is_measured_against_a_loader_without_any(tmp_path):
+    document = write_rows(tmp_path, 256).to_dict()
+    document["feature_spec"]["ad_id"]["cardinality"] = 2
+    loader = ParquetLoader(FeatureSpec.from_dict(document, tmp_path), "train", global_batch_size=256, shuffle=False)
+    (file,) = tmp_path.glob("train*.parquet")
+    content = file.read_bytes()
+    with pytest.raises(DataError, match="ad_id"):
+        list(loader.epoch(0))
+    with unchecked():
+        (before,) = loader.epoch(0)
+    # A bit of the values, which the file's checksums cover and its decoder takes as they come.
+    place = content.index(np.unique(before.numerical[:, 0])[0].tobytes())
+    times = file.stat()
+    file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(DataError, match="damaged|changed|checksum"):
+        list(loader.epoch(0))
+    with unchecked():
+        (after,) = loader.epoch(0)
+    assert (before.numerical != after.numerical).any() and (before.onehot == after.onehot).all()

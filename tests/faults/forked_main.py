@@ -6,11 +6,13 @@ line of JSON on stdin, the fields of `Request`; the answer is a line with the ex
 """
 
 import ctypes
+import importlib
 import json
 import os
 import resource
 import runpy
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -19,9 +21,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import trainer.checkpoints
-import trainer.run
 from tests.helpers import ROOT
+from trainer.saving import Saver
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def results_dir_becomes_read_only(model_dir: Path, results_dir: Path) -> None:
 
 
 def files_cannot_grow(model_dir: Path, results_dir: Path) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
+    # Enough for what is printed into files, too little for a manifest.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 
 
 def model_disk_is_full(model_dir: Path, results_dir: Path) -> None:
@@ -155,21 +157,23 @@ HAPPENINGS: dict[str, Callable[[Path, Path], None]] = {
 
 
 def let_happen(names: list[str], arguments: list[str]) -> None:
-    """Patches saving so that these happen once, after the first save."""
-    save, left = trainer.checkpoints.CheckpointStore.save, list(names)
+    """Patches saving so that these happen once, when the first checkpoint is on disk and before the next step."""
+    save, left = Saver.save, list(names)
     folders = [Path(arguments[arguments.index(flag) + 1]) for flag in ("--model_dir", "--results_dir")]
 
-    def then_strange(*given, **options):
-        path = save(*given, **options)
+    def then_strange(saver: Saver, *given, **options):
+        save(saver, *given, **options)
+        if left:
+            saver.finish()
         while left:
             HAPPENINGS[left.pop()](*folders)
-        return path
 
-    trainer.checkpoints.CheckpointStore.save = then_strange  # type: ignore[method-assign]
+    Saver.save = then_strange  # type: ignore[method-assign]
 
 
 def become_main(request: Request) -> None:
-    """Ends this process as main.py ends."""
+    """Ends this process as main.py ends, or by SIGALRM after five minutes."""
+    signal.alarm(300)
     for descriptor, path in ((1, request.stdout), (2, request.stderr)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)
@@ -190,6 +194,9 @@ def become_main(request: Request) -> None:
 
 
 def main() -> None:
+    # main.py imports the second one late.
+    for module in ("main", "trainer.run"):
+        importlib.import_module(module)
     requests, answers = os.dup(0), os.dup(1)
     with open(requests) as lines:
         for line in lines:

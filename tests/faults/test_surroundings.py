@@ -314,7 +314,7 @@ ENDS: dict[str, tuple[Case, tuple[str, ...], str]] = {
     "full disk for the log": (
         Case(NO_ROOM, after_first_save=("results_disk_is_full",)),
         ("results_dir",),
-        r"No space left on device.*results_dir",
+        r"No space left on device.*results_dir.*metrics.json",
     ),
     "files cannot grow": (
         Case(NO_ROOM, after_first_save=("files_cannot_grow",)),

@@ -1,0 +1,125 @@
+"""What being reliable costs: checkpoints, fingerprints and checks of the data, as shares of the time of training.
+
+    python -m benchmarks.reliability_overhead [--batch 16384] [--steps 4] [--turns 3] [--flags FLAG OF main.py ...]
+
+The default Wide & Deep on Outbrain's 29 features; with the flags' defaults, one JSON line each:
+
+    checkpoints  = (seconds of --steps steps, of which a save of the whole state is a part until it is on disk
+                    - seconds of so many steps) / seconds of --checkpoint_every
+    fingerprints = seconds of a comparison / (--fingerprint_every * seconds of a step)
+    validation   = (seconds of a pass of the loader - seconds of one without checks of values and checksums)
+                   / (steps of a pass * seconds of a step)
+
+The sides take turns; `ratio` is the median over the turns, `ratio_spread` its smallest and largest value. Nothing of
+the checks counts as overlapped by the step, although the loader works ahead of it.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+
+from benchmarks.script import measure_and_report, parser_of
+from benchmarks.synthetic_rows import write_rows
+from data.conversion.parquet_seal import Seal
+from data.loading import column_decoder
+from data.loading.loader import ParquetLoader
+from trainer.reliability.intervals import parse_interval
+
+BATCHES = 16  # of the dataset
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Rows are taken as they come: no checksum, no range, no null is looked at."""
+    no_rows = np.empty(0, np.int64)
+    with (
+        patch.object(Seal, "check", lambda *arguments: None),
+        patch.object(column_decoder, "refuse_nulls", lambda *arguments: None),
+        patch.object(column_decoder, "usable_values", lambda target, values, *arguments: (values, no_rows)),
+    ):
+        yield
+
+
+def pass_over(loader: ParquetLoader) -> float:
+    return seconds_of(lambda: [None for _ in loader.epoch(0)])
+
+
+def validation(loader: ParquetLoader, turns: int) -> np.ndarray:
+    """Seconds that the checks of one batch take, by turn."""
+    found = []
+    for _ in range(turns):
+        checked = pass_over(loader)
+        with unchecked():
+            found.append((checked - pass_over(loader)) / loader.steps_per_epoch)
+    return np.array(found)
+
+
+def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, object]]:
+    from benchmarks.training_run import TrainingRun
+    from trainer.position import Position
+    from trainer.reliability.fingerprints import check_state
+    from trainer.saving import Saver
+
+    write_rows(folder, BATCHES * arguments.batch)
+    places = ["--model_dir", str(folder / "model"), "--results_dir", str(folder / "results")]
+    run = TrainingRun(folder, "--global_batch_size", str(arguments.batch), *places, *arguments.flags)
+    saver, loader = Saver(run.options, run.inputs, run.comm), run.inputs.train_loader
+
+    def steps_with_a_save(number: int) -> float:
+        started = time.perf_counter()
+        check_state(run.state, number)
+        saver.save(run.state, Position(0, number), {})
+        run.seconds(arguments.steps)
+        saver.finish()
+        return time.perf_counter() - started
+
+    run.seconds(2)
+    steps_with_a_save(0)
+    plain, saved, compared = [], [], []
+    for turn in range(1, 1 + arguments.turns):
+        plain.append(run.seconds(arguments.steps))
+        saved.append(steps_with_a_save(turn))
+        compared.append(seconds_of(lambda turn=turn: check_state(run.state, turn)))
+    step = np.array(plain) / arguments.steps
+    interval = parse_interval("checkpoint_every", run.options.run.checkpoint_every).seconds
+    every = run.options.run.fingerprint_every
+    costs = {
+        "checkpoints": (np.array(saved) - np.array(plain), interval),
+        "fingerprints": (np.array(compared), every * step),
+        "validation": (validation(loader, 5 * arguments.turns), float(np.median(step))),
+    }
+    return [
+        {
+            "benchmark": "cost of reliability",
+            "what": what,
+            "batch": arguments.batch,
+            "step_ms": round(1000 * float(np.median(step))),
+            "cost_ms": round(1000 * float(np.median(cost)), 1),
+            "ratio": round(float(np.median(cost / per)), 5),
+            "ratio_spread": np.round([(cost / per).min(), (cost / per).max()], 5).tolist(),
+        }
+        for what, (cost, per) in costs.items()
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = parser_of(__doc__, takes_flags=True)
+    parser.add_argument("--steps", type=int, default=4, help="steps of a turn; one save is over within them")
+    parser.add_argument("--turns", type=int, default=3, help="turns of each side")
+    return measure_and_report(measure, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
