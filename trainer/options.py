@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.errors import DataError
+from data.loading.targets import OovPolicy
 from trainer.model_options import ModelOptions
 from trainer.option import at_least, option, positive, share
 from trainer.run_options import RunOptions
@@ -32,7 +33,7 @@ class DataOptions:
     eval_mapping: str | None = option(
         None, "mapping to evaluate; default: valid where there is one while training, else test"
     )
-    oov_policy: Literal["error", "clip", "drop"] = option(
+    oov_policy: OovPolicy = option(
         "error",
         "what is done with ids outside [0, cardinality); clip: the nearest valid id; drop: the row weighs 0",
     )
