@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRecord) -> int:
-    from trainer.distributed import is_lost_peer
+    from trainer.distributed import lost_peer
     from trainer.run import execute
 
     try:
@@ -72,9 +72,9 @@ def _execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRec
     except (NotFinite, WorkersDiffer, CheckpointError, FloatingPointError, OSError) as error:
         return _fail(str(error), FAILURE, record)
     except Exception as error:
-        if not is_lost_peer(error):
+        if (said := lost_peer(error)) is None:
             raise
-        return _fail(f"{PEER_GONE} (a sum or an exchange found no partner); see what that one says", FAILURE, record)
+        return _fail(f"{PEER_GONE} ({said})", FAILURE, record)
     record.end(DONE)
     return DONE
 

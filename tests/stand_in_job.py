@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from trainer.launcher import read_launch
 from trainer.places import place_in
-from trainer.reliability.records import WorkerRecord
+from trainer.reliability.records import JOB_VARIABLE, WorkerRecord, WorkerState, read_records
 
 FOREVER = 300
 
@@ -51,7 +51,7 @@ def launch(starts: Path) -> int:
     ]
     while any(worker.poll() is None for worker in workers):
         if any(worker.poll() for worker in workers) and "STAND_IN_PATIENT" not in os.environ:
-            time.sleep(0.3)
+            until(lambda: all(worker.poll() is not None for worker in workers), seconds=1)
             for worker in workers:
                 worker.terminate()
             return 1
@@ -68,6 +68,8 @@ def act(record: WorkerRecord, deed: str, *details: str) -> None:
         "obey_slowly": lambda: signal.signal(signal.SIGTERM, lambda *_: None),
         "deaf": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
         "save": lambda step: save(int(step)),
+        "meet": lambda rank: until(lambda: int(rank) in records()),
+        "outlive": lambda rank: until(lambda: int(rank) in records() and has_ended(records()[int(rank)])),
         "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
         "freeze": lambda: os.kill(os.getpid(), signal.SIGSTOP),
         "leave_a_child": lambda: subprocess.Popen(["sleep", str(FOREVER)], start_new_session=True),
@@ -75,6 +77,20 @@ def act(record: WorkerRecord, deed: str, *details: str) -> None:
         "wait": lambda seconds=FOREVER: time.sleep(float(seconds)),
     }
     deeds[deed](*details)
+
+
+def records() -> dict[int, WorkerState]:
+    return read_records(place_in(sys.argv, "results_dir"), os.environ[JOB_VARIABLE])
+
+
+def has_ended(state: WorkerState) -> bool:
+    return state.code is not None or not state.is_alive()
+
+
+def until(is_so: Callable[[], bool], seconds: float = FOREVER) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def save(step: int) -> None:

@@ -1,5 +1,7 @@
 """What main.py says and returns for wrong input, before TensorFlow is imported, and on several workers."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from tests.helpers import ROOT, environment, losses, make_dataset, must, run_pro
 from trainer.cli import parse
 from trainer.inputs import check_labels
 from trainer.launcher import Launch
+from trainer.reliability.records import prepare_records
+from trainer.reliability.run_lock import RunLock
 
 SMALL = [
     "--deep_hidden_units",
@@ -139,7 +143,25 @@ def test_a_checkpoint_of_another_model_is_refused_with_what_differs(dataset, tmp
 def test_a_model_folder_that_cannot_be_written_is_refused_before_the_first_step(dataset, tmp_path, capsys):
     (tmp_path / "models").write_text("")
     refused(capsys, arguments(dataset, tmp_path), 2, f"--model_dir {tmp_path / 'models'}")
-    assert not losses(tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_second_run_is_refused_and_told_who_trains_into_the_folder(dataset, tmp_path, capsys):
+    (tmp_path / "models" / "checkpoints" / "step-3").mkdir(parents=True)
+    with RunLock(tmp_path / "models", print):
+        refused(capsys, arguments(dataset, tmp_path), 2, "another run is training there", f"process {os.getpid()} on ")
+    refused(capsys, arguments(dataset, tmp_path), 2, "holds the checkpoints of an earlier run")
+
+
+def test_a_refused_run_leaves_nothing_but_its_cause_where_a_supervisor_waits_for_it(copy, tmp_path, capsys):
+    set_column(copy, "liked", 0)
+    refused(capsys, arguments(copy, tmp_path), 2, "no positive")
+    refused(capsys, arguments(copy, tmp_path, "--num_epoch", "1"), 2, "did you mean --num_epochs?")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    prepare_records(tmp_path / "results")
+    refused(capsys, arguments(copy, tmp_path, "--num_epoch", "1"), 2, "did you mean --num_epochs?")
+    state = json.loads((tmp_path / "results" / "workers" / "worker-0.json").read_text())
+    assert state["code"] == 2 and "did you mean --num_epochs?" in state["cause"]
 
 
 def test_evaluating_into_the_results_of_training_keeps_its_log(dataset, tmp_path):

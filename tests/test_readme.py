@@ -10,6 +10,7 @@ import yaml
 
 from tests.documented import bash, bash_blocks
 from tests.helpers import ROOT, environment, metrics, real_data
+from trainer.checkpoints import CheckpointStore
 from trainer.cli import make_parser
 
 README = (ROOT / "README.md").read_text()
@@ -26,6 +27,15 @@ def test_own_data_in_five_minutes(tmp_path):
     assert metrics(folder / "results")["auc_roc"] > 0.6
     assert "auc_roc" in output
     assert list(folder.glob("results/*.png"))
+    store = CheckpointStore(folder / "model")
+    three_epochs = store.steps()[-1]
+    (survives,) = bash_blocks("README.md", "A run that survives")
+    bash(survives.replace("example/", f"{folder}/"), timeout=600)
+    assert store.steps()[-1] == three_epochs // 3 * 4
+    events = [json.loads(line) for line in (folder / "results" / "supervise.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["started", "registered", "finished"]
+    assert events[0]["step"] == three_epochs and events[0]["command"][-1] == "--use_checkpoint"
+    assert events[-1]["code"] == 0
 
 
 @pytest.mark.horovod
@@ -82,6 +92,7 @@ def test_every_flag_that_a_page_names_exists(page):
         "--metadata_path",
         "--workflow",
         "--clicks",
+        "--max_restarts",
     }
     named = set(re.findall(r"--[a-z0-9_]+", (ROOT / page).read_text()))
     assert named - known - others == set()

@@ -18,7 +18,7 @@ from trainer.reliability.exit_codes import DONE, FAILURE, HANG, NO_CHECKPOINT, S
 
 JOB = [sys.executable, "-m", "tests.stand_in_job"]
 TRAINS = "begin wait"
-LEFT_ALONE = "begin wait:0.5 end:1:another_worker_is_gone_(shut_down)"
+LEFT_ALONE = "begin outlive:{} end:1:another_worker_is_gone_(shut_down)"
 IS_DONE = "begin end:0:"
 
 
@@ -100,12 +100,11 @@ def supervise(tmp_path) -> Iterator:
     [
         ([[IS_DONE, IS_DONE]], 0, "all workers are done"),
         ([["end:2:no_such_file", "wait:5"]], 2, "worker 0: no such file"),
-        ([["begin wait", "begin end:4:no_checkpoint"]], 4, "worker 1: no checkpoint"),
-        ([["begin wait:0.5 end:75:stopped", TRAINS]], 75, "worker 0: stopped"),
+        ([[TRAINS, "begin end:4:no_checkpoint"]], 4, "worker 1: no checkpoint"),
+        ([["begin meet:1 end:75:stopped", "begin outlive:0 end:75:stopped"]], 75, "worker 0: stopped"),
         ([0], 0, "the command ended with code 0"),
-        ([2], 2, "the command ended with code 2"),
     ],
-    ids=["done", "refused", "no checkpoint", "stopped", "done without records", "refused without records"],
+    ids=["done", "refused", "no checkpoint", "stopped", "done without records"],
 )
 def test_ends_that_are_no_accident_are_final(supervise, plan, code, told):
     call = supervise(plan, "--max_restarts", "5")
@@ -114,63 +113,53 @@ def test_ends_that_are_no_accident_are_final(supervise, plan, code, told):
     assert call.events()[-1]["event"] == "finished" and call.events()[-1]["code"] == code
 
 
-@pytest.mark.parametrize(
-    ("deeds", "cause"),
-    [
-        (["begin wait:0.4 end:1:the_disk_is_full", LEFT_ALONE], "worker 0: the disk is full"),
-        ([LEFT_ALONE, "begin wait:0.3 die"], "worker 1 ended without a word"),
-        (["begin wait:0.4 end:70:no_step_for_300_s", TRAINS], "worker 0: no step for 300 s"),
-        (["begin wait:0.5 kill_launcher wait", TRAINS], "the command was killed by signal 9"),
-    ],
-    ids=["failed", "killed", "hang", "launcher killed"],
-)  # fmt: skip
-def test_a_job_that_died_is_started_again_and_ends_well(supervise, deeds, cause):
-    call = supervise([deeds, [IS_DONE, IS_DONE]])
-    code, told = call.end()
-    lines = told.splitlines()
-    assert code == 0 and len(lines) == 2, told
-    assert lines[0].startswith(f"supervise.py: {cause}") and "restart 1 of 3" in lines[0]
-    assert [event["event"] for event in call.events()] == [
-        "started", "registered", "died", "started", "registered", "finished",
-    ]  # fmt: skip
-    pauses = [event["seconds_without_training"] for event in call.events("registered")]
-    assert pauses[0] is None and 1.0 < pauses[1] < 20
-
-
-@pytest.mark.parametrize("code", [1, 70])
-def test_the_last_failure_decides_the_code_when_no_restart_is_left(supervise, code):
-    call = supervise([["begin end:1:one"], [f"begin end:{code}:two"]], "--max_restarts", "1")
-    assert call.end()[0] == code
-    assert len(call.starts()) == 2
-
-
-def test_every_start_after_a_checkpoint_goes_on_from_the_last_one(supervise):
-    fails = "begin save:{} end:1:boom"
-    plan = [[TRAINS.replace("wait", "end:1:early")], *[[fails.format(step)] for step in (20, 40)], [IS_DONE]]
-    call = supervise(plan, "--max_restarts", "3")
-    code, told = call.end()
-    assert code == 0
-    assert "from step 0" in told.splitlines()[0] and "from step 40" in told.splitlines()[2]
+def test_a_job_that_died_goes_on_from_its_last_checkpoint(supervise):
+    """However it died: five times, without a new checkpoint only at the first one."""
+    deaths = [
+        ([LEFT_ALONE.format(1), "begin meet:0 end:1:the_disk_is_full"], "worker 1: the disk is full"),
+        (["begin save:20 meet:1 end:1:the_loss_is_nan", LEFT_ALONE.format(0)], "worker 0: the loss is nan"),
+        ([LEFT_ALONE.format(1), "begin save:40 meet:0 die"], "worker 1 ended without a word"),
+        (["begin save:60 meet:1 end:70:no_step", "begin outlive:0 end:70:no_step"], "worker 0: no step"),
+        (["begin save:80 meet:1 kill_launcher wait", TRAINS], "the command was killed by signal 9"),
+    ]
+    call = supervise([*(deeds for deeds, _ in deaths), [IS_DONE, IS_DONE]], "--max_restarts", "5")
+    code, told = call.end(120)
+    *restarts, end = told.splitlines()
+    assert (code, end) == (0, "supervise.py: all workers are done")
+    for number, (line, (_, cause)) in enumerate(zip(restarts, deaths, strict=True)):
+        assert line.startswith(f"supervise.py: {cause}") and f"restart {number + 1} of 5" in line
+        assert line.endswith(f"from step {20 * number}")
+        assert ("in 1 s, as there is no new checkpoint" in line) == (number == 0)
     on = ["--use_checkpoint", "--checkpoint", "last"]
-    assert call.starts() == [[], [], on, on]
-    assert [event["step"] for event in call.events("started")] == [0, 0, 20, 40]
+    assert call.starts() == [[], [], on, on, on, on]
+    assert [event["step"] for event in call.events("started")] == [0, 0, 20, 40, 60, 80]
+    assert [event["code"] for event in call.events("died")] == [1, 1, 1, 70, 1]
+    pauses = [event["seconds_without_training"] for event in call.events("registered")]
+    assert len(pauses) == 6 and pauses[0] is None and all(0 < pause < 30 for pause in pauses[1:])
     # The same command again, after the job is done or was stopped.
     again = supervise([[IS_DONE]])
     assert again.end()[0] == 0
     assert again.starts()[-1] == ["--use_checkpoint"]
 
 
+@pytest.mark.parametrize("code", [1, 70])
+def test_the_last_failure_decides_the_code_when_no_restart_is_left(supervise, code):
+    call = supervise([[f"begin end:{code}:boom"]], "--max_restarts", "0")
+    assert call.end() == (code, "supervise.py: worker 0: boom; no restart: 0 of 0 made\n")
+    assert len(call.starts()) == 1
+
+
 def test_nothing_is_left_of_workers_that_cannot_be_ended_otherwise(supervise):
     """Of a launcher that waits, too, and in the seconds that it has to end by itself."""
-    plan = [["begin leave_a_child deaf wait", "begin freeze", "begin wait:0.5 die"], [IS_DONE]]
+    plan = [["begin leave_a_child deaf wait", "begin freeze", "begin meet:0 meet:1 wait:0.2 die"], [IS_DONE]]
     begin = time.monotonic()
     call = supervise(plan, STAND_IN_PATIENT="1")
     call.until("died")
-    assert time.monotonic() - begin < 12
+    assert time.monotonic() - begin < 30
     assert call.end()[0] == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_is_passed_on_to_a_worker_and_the_job_ends_saved(supervise, number):
     call = supervise([["begin obey wait", TRAINS]])
     call.until("registered")
@@ -190,15 +179,15 @@ def test_a_second_signal_kills_at_once(supervise):
     time.sleep(0.5)
     assert call.process.poll() is None
     call.process.send_signal(signal.SIGTERM)
-    assert call.end(timeout=3)[0] == 128 + signal.SIGTERM
+    assert call.end(timeout=10)[0] == 128 + signal.SIGTERM
 
 
 def test_the_grace_ends(supervise):
     call = supervise([["begin obey_slowly wait"]], "--grace_seconds", "0.5")
     call.until("registered")
     time.sleep(0.2)
-    call.process.send_signal(signal.SIGTERM)
-    assert call.end(timeout=5)[0] == 128 + signal.SIGTERM
+    call.process.send_signal(signal.SIGHUP)
+    assert call.end(timeout=10)[0] == 128 + signal.SIGHUP
 
 
 def test_a_job_that_dies_of_the_signal_is_not_started_again(supervise):
@@ -213,7 +202,7 @@ def test_a_signal_before_any_worker_has_begun_ends_the_job_at_once(supervise):
     call = supervise([["wait", "wait"]])
     call.until("started")
     call.process.send_signal(signal.SIGTERM)
-    code, told = call.end(timeout=5)
+    code, told = call.end(timeout=10)
     assert code == 75 and "no worker had begun" in told
 
 
@@ -221,7 +210,7 @@ def test_a_signal_between_two_starts_ends_the_wait(supervise):
     call = supervise([["begin end:1:a"], ["begin end:1:b"]], "--max_restarts", "9")
     call.until("died", 2)
     call.process.send_signal(signal.SIGTERM)
-    assert call.end(timeout=3)[0] == 75
+    assert call.end(timeout=10)[0] == 75
     assert len(call.starts()) == 2
 
 

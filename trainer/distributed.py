@@ -6,6 +6,7 @@ Gradients always travel as one group: fused single all-reduces were seen to give
 from run to run with three workers.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -15,8 +16,8 @@ import tensorflow as tf
 from data.errors import DataError
 from trainer.launcher import Launch
 
-# How Horovod answers whoever waits for a collective once a connection between workers has broken.
-_SHUT_DOWN = "Horovod has been shut down"
+# What stands around the words of an error: nodes, operations, source files.
+_WHERE_RAISED = re.compile(r"^\s*(\{\{[^}]*\}\}\s*|\[/[^\]]*\]\s*)+|\s*\[Op:[^\]]*\]\s*$")
 
 
 class Comm(Protocol):
@@ -157,9 +158,17 @@ class HorovodWorkers:
             return collective(tf.convert_to_tensor(np.ascontiguousarray(array))).numpy()
 
 
-def is_lost_peer(error: Exception) -> bool:
-    """Whether a collective raised this because another worker is gone."""
-    return isinstance(error, tf.errors.OpError) and _SHUT_DOWN in error.message
+def lost_peer(error: Exception) -> str | None:
+    """What an error says that a collective raised because another worker is gone; None for any other error.
+
+    Horovod has two ways of putting it: the transport's own words (connection reset by peer, timed out) for whoever
+    was in the middle of a collective, and "Horovod has been shut down" for those who come later.
+    """
+    if not isinstance(error, tf.errors.UnknownError) or "Horovod" not in error.message:
+        return None
+    lines = [line for line in error.message.splitlines() if line.strip() and "[[{{" not in line]
+    said = lines[-1] if lines else error.message
+    return _WHERE_RAISED.sub("", said).partition(". ")[0].strip()
 
 
 def connect(launch: Launch) -> Comm:

@@ -68,12 +68,12 @@ class WorkerRecord:
     As a context manager it records the exception that leaves the block.
 
     Args:
-        results_dir: of the run; None keeps nothing.
+        results_dir: of the run.
         launch: which worker this is.
     """
 
-    def __init__(self, results_dir: Path | None, launch: Launch):
-        self._folder = None if results_dir is None else results_dir.absolute() / FOLDER
+    def __init__(self, results_dir: Path, launch: Launch):
+        self._folder = results_dir.absolute() / FOLDER
         self._first_end = threading.Lock()
         self._state = WorkerState(
             rank=launch.rank,
@@ -86,8 +86,6 @@ class WorkerRecord:
 
     def begin(self) -> None:
         """Says who this is, in a folder that is made. The first worker removes what larger jobs have left."""
-        if self._folder is None:
-            return
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             if self._state.rank == 0:
@@ -129,8 +127,6 @@ class WorkerRecord:
             self.end(FAILURE, f"{type(error).__name__}: {error}")
 
     def _write(self, state: WorkerState) -> None:
-        if self._folder is None:
-            return
         path = self._folder / f"worker-{state.rank}.json"
         temporary = path.with_name(f".{path.name}.{state.pid}")
         try:

@@ -120,15 +120,16 @@ class Supervisor:
         """Returns when the launcher has ended, or should have long ago."""
         begun, over_since = False, None
         while True:
+            has_ended = job.has_ended  # before the look: what was written until then is seen
             job.look()
             now = time.monotonic()
             if job.has_begun and not begun:
                 begun = True
                 pause = None if self._died_at is None else round(now - self._died_at, 1)
                 self._note("registered", workers=len(job.workers), seconds_without_training=pause)
-            if over_since is None and (job.is_broken or job.is_done or job.has_ended):
+            if over_since is None and (job.is_broken or job.is_done or has_ended):
                 over_since = self._died_at = now
-            if job.has_ended:
+            if has_ended:
                 return
             patience = PATIENCE_WITH_DONE if job.is_done else PATIENCE_WITH_BROKEN
             if over_since is not None and now > over_since + patience:
