@@ -125,7 +125,10 @@ def _check_size(options: ModelOptions, layout: InputLayout, tasks: tuple[Task, .
 
 
 def _options(values: dict[str, Any], path: Path) -> ModelOptions:
-    flags = from_json(values)
+    try:
+        flags = from_json(values)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     unknown = sorted(set(values) - set(flags))
     if unknown:
         raise DataError(f"{path}: has the options {', '.join(unknown)}, which this program does not know; update it")

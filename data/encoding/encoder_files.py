@@ -74,7 +74,10 @@ def _load(folder: Path) -> dict[str, Encoder]:
     settings = _parse(folder / SETTINGS_FILE, contents[SETTINGS_FILE])
     if settings["hash"] != HASH:
         raise DataError(f"{folder / SETTINGS_FILE}: hash {settings['hash']!r}, this program has {HASH!r}")
-    return {feature: _encoder(entry, contents) for feature, entry in settings["features"].items()}
+    try:
+        return {feature: _encoder(entry, contents) for feature, entry in settings["features"].items()}
+    except DataError as error:
+        raise DataError(f"{folder}: does not hold encoders as this program writes them: {error}") from error
 
 
 def _settings(feature: str, encoder: Encoder, contents: dict[str, bytes]) -> dict[str, Any]:

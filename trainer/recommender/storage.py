@@ -81,9 +81,9 @@ def _check_seen(seen: Seen, users: int, items: int) -> None:
     starts, positions = seen.starts, seen.items
     fits = starts.dtype == positions.dtype == np.int64 and starts.shape == (users + 2,) and positions.ndim == 1
     if not fits or starts[0] != 0 or starts[-1] != len(positions) or (np.diff(starts) < 0).any():
-        raise DataError(f"{STARTS} and {SEEN} do not fit the {users:,} users")
+        raise ValueError(f"{STARTS} and {SEEN} do not fit the {users:,} users")
     if len(positions) and not 0 <= positions.min() <= positions.max() < items:
-        raise DataError(f"{SEEN} names items that there are not")
+        raise ValueError(f"{SEEN} names items that there are not")
 
 
 def _to_parquet(entities: Entities) -> bytes:
