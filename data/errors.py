@@ -2,4 +2,19 @@
 
 
 class DataError(ValueError):
-    """Wrong input. The message says where, what was found, what was expected and what to do about it."""
+    """Wrong input. The message says where, what was found, what was expected and what to do about it.
+
+    As text, everything but line ends and printable characters is escaped: what a file holds cannot control a terminal.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """A text with backslash escapes for what is neither printable nor a line end, such as ESC and half characters."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
+    )

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import fields
 from typing import Any, NoReturn
 
 from data.errors import DataError
+from data.specification.problems import shown
 from trainer.model_flags import saved_model_flags
 from trainer.options import GROUPS, Options, default_of
 from trainer.places import DEFAULT_PLACES, default_place
@@ -64,7 +66,9 @@ def parse(
         DataError: an unknown flag, a value out of range, or flags that contradict each other or the checkpoint.
         NoCheckpointError: there is no checkpoint to restore.
     """
-    given = {name: value for name, value in vars(make_parser().parse_args(argv)).items() if value is not None}
+    words = sys.argv[1:] if argv is None else argv
+    _check_words(words)
+    given = {name: value for name, value in vars(make_parser().parse_args(words)).items() if value is not None}
     for name in DEFAULT_PLACES.keys() - given.keys():
         given[name] = default_place(name)
     run = RunOptions(**_of(RunOptions, given))
@@ -77,6 +81,13 @@ def parse(
         hint = f"; did you mean {near[0]}?" if near else ""
         raise DataError(f"--model {options.model.model!r} is not one of {', '.join(model_names)}{hint}")
     return options
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Raises DataError for what no file name and no log can hold: NUL, and bytes that are not UTF-8."""
+    for word in words:
+        if "\0" in word or not word.isascii() and any("\ud800" <= char <= "\udfff" for char in word):
+            raise DataError(f"the argument {shown(word)} is not text in UTF-8; rename the file, or mend the argument")
 
 
 def _of(group: type, given: Mapping[str, Any]) -> dict[str, Any]:

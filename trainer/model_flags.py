@@ -1,11 +1,13 @@
 """The model's flags that a checkpoint was trained with. Imports no TensorFlow."""
 
+import types
+import typing
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
+from data.specification.problems import shown
 from trainer.checkpoints import CheckpointStore
 from trainer.model_options import ModelOptions
 
@@ -23,7 +25,11 @@ def saved_model_flags(stated: Mapping[str, Any], model_dir: Path, which: str) ->
         DataError: a flag is stated and was another one in training.
     """
     checkpoint = CheckpointStore(model_dir).open(which, verify=False)
-    saved = from_json(checkpoint.state.get("options", {}))
+    try:
+        saved = from_json(checkpoint.state.get("options", {}))
+        ModelOptions(**saved)
+    except DataError as error:
+        raise DataError(f"{checkpoint.path}: {error}; it is no checkpoint of this program") from error
     different = [name for name, value in saved.items() if stated.get(name, value) != value]
     if different:
         told = ", ".join(f"--{name} {_shown(saved[name])}, not {_shown(stated[name])}" for name in different)
@@ -35,9 +41,33 @@ def saved_model_flags(stated: Mapping[str, Any], model_dir: Path, which: str) ->
 
 
 def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that are flags of the model, as ModelOptions takes them."""
-    names = [item.name for item in fields(ModelOptions) if item.name in values]
-    return {name: _tupled(values[name]) for name in names}
+    """Those of the values that are flags of the model, as ModelOptions takes them.
+
+    Raises:
+        DataError: a value is of another type than the flag.
+    """
+    if not isinstance(values, Mapping):
+        raise DataError("the model's flags are no JSON object")
+    hints = typing.get_type_hints(ModelOptions)
+    flags = {name: _tupled(values[name]) for name in hints if name in values}
+    wrong = [f"--{name} {shown(value)}" for name, value in flags.items() if not _fits(value, hints[name])]
+    if wrong:
+        raise DataError(f"not what the model's flags can be: {', '.join(wrong)}")
+    return flags
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a flag's type."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is typing.Literal:
+        return value in parts
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, parts[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
+    return type(value) in (int, float) if hint is float else type(value) is hint
 
 
 def _tupled(value: Any) -> Any:

@@ -14,8 +14,8 @@ def option(default: Any, help_text: str, parse: Callable[[Sequence[str]], Any] |
 
 
 def at_least(name: str, value: float, least: int) -> None:
-    """Raises a DataError for a smaller value."""
-    if value < least:
+    """Raises a DataError for a smaller value, for infinity and for NaN."""
+    if not least <= value < math.inf:
         raise DataError(f"--{name} must be at least {least}, got {value}")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 
 from data.errors import DataError
 from trainer.health.keys import PARTS as HEALTH
@@ -77,5 +78,11 @@ class Results:
     def _write_json(self, name: str, values: Mapping[str, object]) -> None:
         path = self._data.results_dir / name
         temporary = path.with_name(f".{name}.{os.getpid()}")
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from error

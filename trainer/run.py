@@ -124,8 +124,8 @@ class Run:
             self.saver.finish()
         loop.progress.close()
         self._tell_counts(loader)
-        self.results.conclude(metrics)
         self.say(f"model: {self.saver.write_best_model(list(named(self.model.variables)))}")
+        self.results.conclude(metrics)
         if loop.health is not None:
             self.results.draw_gates()
 

@@ -1,25 +1,36 @@
 """A trained model from its folder alone: no flag, no dataset."""
 
 import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import tensorflow as tf
 
 from data.encoding.encoder_files import SETTINGS_FILE, load_encoders
 from data.encoding.encoders import Encoder
 from data.errors import DataError
 from data.specification.embedding_sizes import embedding_dims
 from data.specification.feature_spec import FeatureSpec
+from data.specification.small_file import read_small_text
 from trainer.layout import InputLayout, input_layout
 from trainer.model_flags import from_json
 from trainer.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, open_model
 from trainer.model_options import ModelOptions
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
+from trainer.sealed.errors import DamagedError
 from trainer.sealed.reader import SealedFolder
 from trainer.state import restore
 from trainer.tasks import Task, tasks_of
 from trainer.weights import named
+
+MAX_MEBIBYTES = 16
 
 
 @dataclass(frozen=True)
@@ -61,12 +72,31 @@ def load_model(folder: Path, *, compute_dtype: str = "float32") -> SavedModel:
 
 def read_model(sealed: SealedFolder, *, compute_dtype: str = "float32") -> SavedModel:
     """`load_model` of a folder that has been verified."""
-    architecture = json.loads(sealed.documents[ARCHITECTURE].read_text(encoding="utf-8"))
+    with foreign_is_refused(sealed.path):
+        return _read_model(sealed, compute_dtype)
+
+
+@contextmanager
+def foreign_is_refused(folder: Path) -> Iterator[None]:
+    """Whole folders may still not be ours: what goes wrong in reading their content is a DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
+        raise DataError(f"{folder}: does not hold what this program writes: {error!r}") from error
+    except (pa.ArrowException, tf.errors.OpError, DamagedError) as error:
+        raise DataError(f"{folder}: does not hold what this program writes: {error}") from error
+
+
+def _read_model(sealed: SealedFolder, compute_dtype: str) -> SavedModel:
+    architecture = read_document(sealed, ARCHITECTURE)
     options = _options(architecture["options"], sealed.documents[ARCHITECTURE])
     # The files that it names are never opened.
     spec = FeatureSpec.read(sealed.path / SPECIFICATION, allow_outside_paths=True)
     layout = input_layout(spec, embedding_dims(spec, sealed.path / SIZES))
     tasks = tasks_of(spec)
+    _check_size(options, layout, tasks, sealed)
     model = build_model(options, layout, tasks, compute_dtype=compute_dtype, seed=0)
     restore(named(model.variables), sealed)
     settings = [path for path in sealed.documents.values() if path.name == SETTINGS_FILE]
@@ -75,8 +105,30 @@ def read_model(sealed: SealedFolder, *, compute_dtype: str = "float32") -> Saved
     return SavedModel(spec, layout, tasks, model, encoders, architecture["metrics"], documents)
 
 
+def read_document(sealed: SealedFolder, name: str) -> dict[str, Any]:
+    """A JSON document of a folder; a LookupError where it has none of that name."""
+    return json.loads(read_small_text(sealed.documents[name], "a JSON document", MAX_MEBIBYTES))
+
+
+def _check_size(options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], sealed: SealedFolder) -> None:
+    """Refuses what claims to be larger than the weights that are there, before memory is asked for it."""
+    held = sum(math.prod(shape) for shape, _ in sealed.arrays.values())
+    layers = [options.deep_hidden_units]
+    if options.model != "wide_deep":
+        towers = (options.tower_units(task.name) for task in tasks)
+        layers = [options.expert_hidden_units, options.gate_hidden_units, *towers]
+    counts = (options.num_experts, options.num_task_experts, options.num_shared_experts, options.ple_levels)
+    claimed = sum(columns.cardinality * columns.width for columns in layout.categorical)
+    claimed += sum(before * after for units in layers for before, after in pairwise((1, *units)))
+    if max(claimed, *counts) > held:
+        raise DataError(f"{sealed.path}: describes a model that is larger than its {held:,} weights")
+
+
 def _options(values: dict[str, Any], path: Path) -> ModelOptions:
-    flags = from_json(values)
+    try:
+        flags = from_json(values)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     unknown = sorted(set(values) - set(flags))
     if unknown:
         raise DataError(f"{path}: has the options {', '.join(unknown)}, which this program does not know; update it")

@@ -9,6 +9,7 @@ manifest.json             size and SHA-256 of the files above
 import hashlib
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,14 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.encoding.encoders import Encoder, HashedIds, HashedRanks, Numerical, Vocabulary
-from data.encoding.keys import KeyTable
+from data.encoding.keys import KeyTable, as_keys
 from data.errors import DataError
+from data.specification.parts import MAX_CARDINALITY
 
 VERSION = 1
 HASH = "fnv1a64-splitmix64"
 SETTINGS_FILE = "encoders.json"
 MANIFEST_FILE = "manifest.json"
-MAX_JSON_BYTES = 2**26
+MAX_JSON_BYTES = 2**24
 
 
 def save_encoders(encoders: Mapping[str, Encoder], folder: Path) -> None:
@@ -58,19 +60,24 @@ def load_encoders(folder: Path) -> dict[str, Encoder]:
     folder = Path(folder)
     try:
         return _load(folder)
-    except (KeyError, TypeError, AttributeError) as error:
+    except DataError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{folder}: does not hold encoders as this program writes them: {error!r}") from error
 
 
 def _load(folder: Path) -> dict[str, Encoder]:
-    manifest = _parse(folder / MANIFEST_FILE, _read(folder / MANIFEST_FILE))
+    manifest = _parse(folder / MANIFEST_FILE, _read(folder / MANIFEST_FILE, MAX_JSON_BYTES))
     contents = {name: _read_checked(folder, name, entry) for name, entry in manifest["files"].items()}
     if SETTINGS_FILE not in contents:
         raise DataError(f"{folder / MANIFEST_FILE}: does not list {SETTINGS_FILE}; prepare the dataset again")
     settings = _parse(folder / SETTINGS_FILE, contents[SETTINGS_FILE])
     if settings["hash"] != HASH:
         raise DataError(f"{folder / SETTINGS_FILE}: hash {settings['hash']!r}, this program has {HASH!r}")
-    return {feature: _encoder(entry, contents) for feature, entry in settings["features"].items()}
+    try:
+        return {feature: _encoder(entry, contents) for feature, entry in settings["features"].items()}
+    except DataError as error:
+        raise DataError(f"{folder}: does not hold encoders as this program writes them: {error}") from error
 
 
 def _settings(feature: str, encoder: Encoder, contents: dict[str, bytes]) -> dict[str, Any]:
@@ -103,18 +110,43 @@ def _settings(feature: str, encoder: Encoder, contents: dict[str, bytes]) -> dic
 
 
 def _encoder(entry: dict[str, Any], contents: dict[str, bytes]) -> Encoder:
+    column = _of_type(entry, "column", str)
     if entry["kind"] == "hashed":
-        return HashedIds(entry["column"], entry["num_buckets"])
+        return HashedIds(column, _count(entry, "num_buckets"))
     if entry["kind"] == "hashed_ranks":
-        return HashedRanks(entry["column"], _from_parquet(contents[entry["file"]])["value"], entry["num_buckets"])
+        values = _from_parquet(contents[entry["file"]])["value"]
+        return HashedRanks(column, as_keys(column, values), _count(entry, "num_buckets"))
     if entry["kind"] == "vocabulary":
         columns = _from_parquet(contents[entry["file"]])
-        return Vocabulary(entry["column"], columns["value"], columns["count"], entry["oov_buckets"], entry["is_list"])
+        values, counts = as_keys(column, columns["value"]), columns["count"].astype(np.int64)
+        return Vocabulary(column, values, counts, _count(entry, "oov_buckets"), _of_type(entry, "is_list", bool))
+    if entry["kind"] != "numerical":
+        raise ValueError(f"encoders of kind {entry['kind']!r}")
     table = None
     if "table" in entry:
         columns = _from_parquet(contents[entry["table"]["file"]])
-        table = KeyTable(columns["value"], columns["number"], entry["table"]["default"])
-    return Numerical(entry["column"], table, **{name: entry[name] for name in ("fill", "log", "mean", "std")})
+        keys, numbers = as_keys(column, columns["value"]), columns["number"].astype(np.float64)
+        table = KeyTable(keys, numbers, _number(entry["table"], "default"))
+    fill, mean, std = (_number(entry, name) for name in ("fill", "mean", "std"))
+    return Numerical(column, table, fill, _of_type(entry, "log", bool), mean, std)
+
+
+def _of_type(entry: dict[str, Any], name: str, kind: type) -> Any:
+    if not isinstance(entry[name], kind):
+        raise ValueError(f"{name} is {entry[name]!r}")
+    return entry[name]
+
+
+def _count(entry: dict[str, Any], name: str) -> int:
+    if type(entry[name]) is not int or not 1 <= entry[name] <= MAX_CARDINALITY:
+        raise ValueError(f"{name} is {entry[name]!r}")
+    return entry[name]
+
+
+def _number(entry: dict[str, Any], name: str) -> float:
+    if type(entry[name]) not in (int, float) or not math.isfinite(entry[name]):
+        raise ValueError(f"{name} is {entry[name]!r}")
+    return float(entry[name])
 
 
 def _to_json(document: dict[str, Any]) -> bytes:
@@ -131,13 +163,21 @@ def _to_parquet(columns: dict[str, np.ndarray]) -> bytes:
 
 
 def _from_parquet(data: bytes) -> dict[str, np.ndarray]:
-    table = pq.read_table(io.BytesIO(data))
+    file = pq.ParquetFile(io.BytesIO(data))
+    # Every row has a value of its own; a small file that unpacks to more than memory holds is not ours.
+    if file.metadata.num_rows > len(data):
+        raise ValueError(f"{file.metadata.num_rows:,} rows in {len(data):,} bytes")
+    table = file.read()
     return {name: table.column(name).to_numpy() for name in table.column_names}
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, most: int) -> bytes:
+    """A file's content, cut a byte after `most`; a pipe or a device is never opened."""
     try:
-        return path.read_bytes()
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: is not a regular file; prepare the dataset again")
+        with path.open("rb") as file:
+            return file.read(most + 1)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); prepare the dataset again") from error
 
@@ -145,7 +185,7 @@ def _read(path: Path) -> bytes:
 def _read_checked(folder: Path, name: str, entry: dict[str, Any]) -> bytes:
     if Path(name).name != name:
         raise DataError(f"{folder / MANIFEST_FILE}: lists {name!r}, which is not a file of this folder")
-    data = _read(folder / name)
+    data = _read(folder / name, _of_type(entry, "bytes", int))
     if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise DataError(f"{folder / name}: is not what was written (its checksum differs); prepare the dataset again")
     return data

@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from data.encoding.encoder_files import load_encoders, save_encoders
 from data.encoding.encoders import Encoder
 from data.errors import DataError
@@ -64,7 +66,11 @@ def load_workflow(folder: Path) -> StoredWorkflow:
         raise DataError(
             f"{folder / FILE}: recipe {recipe.name!r} has other features than {ENCODERS}/; run preproc again"
         )
-    return StoredWorkflow(recipe, encoders, SideTables.from_parquet(folder / TABLES))
+    try:
+        tables = SideTables.from_parquet(folder / TABLES)
+    except (LookupError, TypeError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{folder / TABLES}: are not as preproc writes them ({error!r}); run preproc again") from error
+    return StoredWorkflow(recipe, encoders, tables)
 
 
 def _read_document(path: Path) -> tuple[Recipe, dict[str, tuple[int, str]]]:
@@ -89,6 +95,8 @@ def _check(folder: Path, name: str, size: int, digest: str) -> None:
     path = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
         raise DataError(f"{folder / FILE}: lists {name!r}, which is not a file of this folder")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is not a regular file; run preproc again")
     try:
         intact = path.stat().st_size == size and _sum(path) == digest
     except OSError as error:

@@ -1,42 +1,14 @@
 """Whatever a file holds, reading it gives a specification or a DataError, nothing else."""
 
-import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
 from data.specification.feature_spec import FeatureSpec
-from tests.data.spec_documents import document
-
-VALID = yaml.safe_dump(document(), sort_keys=False)
-ODD = ["&a", "*a", "<<: ", "!!int ", "? ", "- ", "[", "]", "{", "}", ": ", "\n", "\t", "#", "|\n", "'", '"', "%", "\\"]
-ODD += [
-    "no",
-    "~",
-    "1:30",
-    "010",
-    "0x_",
-    "2024-02-31",
-    "1e400",
-    "9" * 400,
-    ".nan",
-    "=",
-    "---\n",
-    "...\n",
-    "\ufeff",
-    "\0",
-]
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates() | st.just(b"x")
-VALUES = st.recursive(
-    SCALARS | st.sampled_from(["user", "click", "csv", "train", "test", "../a", "label", "sample_weight"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCALARS, inner, max_size=3),
-    max_leaves=6,
-)  # fmt: skip
+from tests.data.spec_strategies import damaged_documents, damaged_files
 
 
 def read(content: bytes, folder: Path) -> FeatureSpec | DataError:
@@ -48,43 +20,6 @@ def read(content: bytes, folder: Path) -> FeatureSpec | DataError:
     except DataError as error:
         assert str(error).startswith(str(path))
         return error
-
-
-@st.composite
-def damaged_files(draw: Any) -> bytes:
-    """The valid file with pieces taken out, put in or exchanged."""
-    content = VALID.encode()
-    for _ in range(draw(st.integers(1, 4))):
-        start = draw(st.integers(0, len(content)))
-        end = start + draw(st.integers(0, 30))
-        piece = draw(st.binary(max_size=8) | st.sampled_from(ODD).map(str.encode) | st.just(content[end : end + 20]))
-        content = content[:start] + piece + content[end:]
-    return content
-
-
-@st.composite
-def damaged_documents(draw: Any) -> bytes:
-    """The valid document with other values at some places, written as YAML."""
-    damaged = document()
-    for _ in range(draw(st.integers(1, 4))):
-        node: Any = damaged
-        while True:
-            key = draw(st.sampled_from(range(len(node)) if isinstance(node, list) else list(node)))
-            if not isinstance(node[key], dict | list) or not node[key] or draw(st.integers(0, 3)) == 0:
-                break
-            node = node[key]
-        change = draw(st.sampled_from(["replace", "remove", "rename", "copy"]))
-        if change == "replace" or (change == "rename" and isinstance(node, list)):
-            node[key] = draw(VALUES)
-        elif change == "copy":
-            node[key] = copy.deepcopy(draw(st.sampled_from(list(damaged.values()) or [None])))
-        else:
-            value = node.pop(key)
-            if change == "rename":
-                node[draw(SCALARS)] = value
-        if not damaged:
-            break
-    return yaml.safe_dump(damaged, sort_keys=False, allow_unicode=True).encode()
 
 
 @given(content=st.binary(max_size=100) | damaged_files() | damaged_documents())

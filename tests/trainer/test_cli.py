@@ -76,6 +76,9 @@ def test_the_defaults_are_the_published_ones():
         (["--expert_hidden_units"], "--expert_hidden_units needs at least one layer"),
         (["--weight_decay", "1"], "--weight_decay must lie in"),
         (["surplus"], "surplus"),
+        (["--gradnorm_alpha", "nan"], "--gradnorm_alpha must be at least 0, got nan"),
+        (["--l2_reg_dnn", "1e400"], "--l2_reg_dnn must be at least 0, got inf"),
+        (["--fspec_file=--"], "--fspec_file has no value"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_flag_and_the_mend(arguments, message):

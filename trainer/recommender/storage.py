@@ -6,11 +6,11 @@ weights/*.npy               the model's weights, and `seen/...`: the items of ea
 """
 
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,8 +19,9 @@ from trainer.log import to_plain
 from trainer.model_folder import Document, open_model, write_model
 from trainer.recommender.entities import Entities
 from trainer.recommender.fitted import Fitted, Seen
-from trainer.saved_model import read_model
+from trainer.saved_model import foreign_is_refused, read_document, read_model
 from trainer.sealed.arrays import ArraySource
+from trainer.sealed.reader import SealedFolder
 from trainer.state import array_sources
 from trainer.weights import named
 
@@ -59,19 +60,30 @@ def load_fitted(folder: Path) -> tuple[Fitted, dict[str, Any]]:
     sealed = open_model(folder)
     if SETTINGS not in sealed.documents:
         raise DataError(f"{folder}: holds a model and no recommender; Recommender.save writes one")
-    settings = json.loads(sealed.documents[SETTINGS].read_text(encoding="utf-8"))
+    with foreign_is_refused(folder):
+        return _load(sealed)
+
+
+def _load(sealed: SealedFolder) -> tuple[Fitted, dict[str, Any]]:
+    folder, settings = sealed.path, read_document(sealed, SETTINGS)
     if settings["version"] != VERSION:
         raise DataError(
             f"{folder}: version {settings['version']!r}, this program reads version {VERSION}; fit it again"
         )
-    fitted = Fitted(
-        read_model(sealed),
-        _from_parquet(settings["user"], sealed.documents[USERS]),
-        _from_parquet(settings["item"], sealed.documents[ITEMS]),
-        Seen(sealed.read(STARTS), sealed.read(SEEN)),
-        tuple(settings["context"]),
-    )
-    return fitted, settings["options"]
+    users = _from_parquet(settings["user"], sealed.documents[USERS])
+    items = _from_parquet(settings["item"], sealed.documents[ITEMS])
+    seen = Seen(sealed.read(STARTS), sealed.read(SEEN))
+    _check_seen(seen, len(users.keys), len(items.keys))
+    return Fitted(read_model(sealed), users, items, seen, tuple(settings["context"])), dict(settings["options"])
+
+
+def _check_seen(seen: Seen, users: int, items: int) -> None:
+    starts, positions = seen.starts, seen.items
+    fits = starts.dtype == positions.dtype == np.int64 and starts.shape == (users + 2,) and positions.ndim == 1
+    if not fits or starts[0] != 0 or starts[-1] != len(positions) or (np.diff(starts) < 0).any():
+        raise ValueError(f"{STARTS} and {SEEN} do not fit the {users:,} users")
+    if len(positions) and not 0 <= positions.min() <= positions.max() < items:
+        raise ValueError(f"{SEEN} names items that there are not")
 
 
 def _to_parquet(entities: Entities) -> bytes:
@@ -86,7 +98,11 @@ def _to_parquet(entities: Entities) -> bytes:
 
 
 def _from_parquet(column: str, path: Path) -> Entities:
-    table = pq.read_table(path)
+    file = pq.ParquetFile(path)
+    # Every row has a key of its own; a small file that unpacks to more than memory holds is not ours.
+    if file.metadata.num_rows > path.stat().st_size:
+        raise DataError(f"{path}: {file.metadata.num_rows:,} rows in {path.stat().st_size:,} bytes")
+    table = file.read()
     keys = table.column(_KEY).drop_null().to_numpy()
     features = {name.removeprefix("feature."): table.column(name) for name in table.column_names if name != _KEY}
     return Entities(column, keys, {name: values.to_numpy() for name, values in features.items()})

@@ -14,7 +14,7 @@ from trainer.sealed.errors import DamagedError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-LARGEST_MANIFEST = 1 << 26
+LARGEST_MANIFEST = 1 << 24
 
 _ARRAY_FILE = re.compile(r"[a-z]{1,20}/[0-9]{4,9}-[A-Za-z0-9_.-]{1,80}\.npy")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -92,6 +92,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
+        if not path.is_file() and path.exists():
+            raise DamagedError(f"{path}: is not a regular file")
         if path.stat().st_size > LARGEST_MANIFEST:
             raise DamagedError(f"{path}: larger than {LARGEST_MANIFEST:,} bytes")
         content = _unsealed(path.read_bytes().decode())

@@ -1,0 +1,145 @@
+"""Damage to bytes and to command lines, and how a program takes it."""
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+SECONDS = 1.0
+HANGS_AFTER = 20.0
+
+
+class Hang(BaseException):
+    """Raised where a try takes more than HANGS_AFTER seconds of the processor."""
+
+
+@dataclass
+class Tries:
+    """What came of many tries.
+
+    Attributes:
+        clean: what may be raised.
+        seconds: of the processor, per try; a busy machine does not change them much.
+        failed: tries that ended otherwise, with what they were given.
+    """
+
+    clean: type[Exception]
+    seconds: list[float] = field(default_factory=list)
+    failed: list[tuple[object, BaseException]] = field(default_factory=list)
+    refused: int = 0
+
+    def attempt(self, given: object, job: Callable[[], object]) -> None:
+        """Runs a job; only a clean refusal may be raised."""
+        start = time.process_time()
+        try:
+            with _limited():
+                job()
+        except self.clean:
+            self.refused += 1
+        except (Exception, SystemExit, Hang) as error:
+            self.failed.append((given, error))
+        self.seconds.append(time.process_time() - start)
+
+    @property
+    def survived(self) -> int:
+        """Tries that ended well and within SECONDS."""
+        return len(self.seconds) - len(self.failed) - sum(seconds > SECONDS for seconds in self.seconds)
+
+    def check(self) -> None:
+        """Fails the test for a try that did not end well; some must have been refused, and some not."""
+        assert not self.failed, f"{len(self.failed)} of {len(self.seconds)}: {self.failed[:3]!r}"
+        assert max(self.seconds) < SECONDS
+        assert 0 < self.refused < len(self.seconds)
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    def stop(signal_number: int, frame: FrameType | None) -> None:
+        raise Hang
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, HANGS_AFTER)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def damaged_bytes(dice: random.Random, content: bytes, odd: Sequence[bytes]) -> bytes:
+    """Content with one to four pieces changed: bits, bytes, lines, cuts, copies, and the odd pieces put in."""
+    for _ in range(dice.randint(1, 4)):
+        start = dice.randint(0, len(content))
+        end = min(len(content), start + dice.choice([0, 1, 1, 4, 30]))
+        kind = dice.choice(["odd", "odd", "bit", "bytes", "drop", "copy", "cut", "lines"])
+        if kind == "cut":
+            content = content[:start]
+            continue
+        if kind == "lines":
+            lines = content.split(b"\n")
+            lines[dice.randrange(len(lines))] = dice.choice(lines)
+            content = b"\n".join(lines)
+            continue
+        content = content[:start] + _piece(dice, kind, content[start:end], odd) + content[end:]
+    return content
+
+
+def _piece(dice: random.Random, kind: str, piece: bytes, odd: Sequence[bytes]) -> bytes:
+    if kind == "odd":
+        return dice.choice(odd)
+    if kind == "bit":
+        return bytes(byte ^ 1 << dice.randrange(8) for byte in piece)
+    if kind == "bytes":
+        return dice.randbytes(len(piece))
+    return piece * dice.choice([2, 3, 50]) if kind == "copy" else b""
+
+
+# What no flag expects; `{}` stands for nothing at all.
+ODD_VALUES = [
+    *("", " ", "-", "--", "---", "=", "{}", "[]", "none", "true", "\0", "a\0b", "\n", "\r\n", "\x1b[2J", "\udcff"),
+    *("é", "大きさ", "\U0001f600", "x" * 10_000, "9" * 5000, "-1", "-0", "0", "1", "2", "+1", "1_0", "0x10", "1e3"),
+    *("1.5", "nan", "-nan", "inf", "-inf", "1e400", "-1e400", "1e-400", "2147483648", "9223372036854775808", "٣"),
+    *(
+        "/",
+        "/dev/null",
+        "/dev/full",
+        "/proc/self/mem",
+        "..",
+        "../..",
+        "~",
+        "*",
+        "%s",
+        "{0}",
+        "${HOME}",
+        "$(id)",
+        "last",
+    ),
+    *("best", "/" * 300, "a/" * 3000, "no.yaml", "no.json", "p.parquet", "feature_spec.yaml", ".", "train", "tset"),
+]
+
+
+def damaged_arguments(dice: random.Random, valid: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """A command line with one to three words changed, dropped, repeated or put in."""
+    words = list(valid)
+    for _ in range(dice.randint(1, 3)):
+        place = dice.randint(0, len(words))
+        kind = dice.choice(["flag", "flag", "value", "drop", "repeat", "misspell", "split"])
+        if kind == "flag":
+            values = [dice.choice(ODD_VALUES) for _ in range(dice.choice([0, 1, 1, 1, 2]))]
+            words[place:place] = [dice.choice(flags), *values]
+        elif kind == "repeat":
+            words += words[place : place + 2]
+        elif kind == "split":
+            words.insert(place, f"{dice.choice(flags)}={dice.choice(ODD_VALUES)}")
+        elif place < len(words):
+            changed = {"value": [dice.choice(ODD_VALUES)], "drop": [], "misspell": [_misspelt(dice, words[place])]}
+            words[place : place + 1] = changed[kind]
+    return words
+
+
+def _misspelt(dice: random.Random, word: str) -> str:
+    place = dice.randint(0, len(word))
+    return word[:place] + dice.choice(["", "x", "-", "_", " ", "\u0301", "\udc80"]) + word[place + dice.randint(0, 1) :]

@@ -1,0 +1,421 @@
+"""Files from strangers can be at worst wrong: they are refused with a message, soon, and nothing runs or is written."""
+
+import ast
+import hashlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import transcode
+from data.encoding.encoder_files import load_encoders, save_encoders
+from data.encoding.encoders import Numerical, Vocabulary
+from data.encoding.keys import KeyTable
+from data.errors import DataError
+from data.outbrain.stored import load_workflow
+from data.specification.feature_spec import FeatureSpec
+from main import main
+from tests.data.csv_documents import GOOD_LINE, document, write_csv_dataset
+from tests.helpers import ROOT, environment, make_dataset
+from tests.test_layering import files, tree_of
+from trainer.checkpoints import CheckpointStore
+from trainer.cli import parse
+from trainer.models import MODELS
+from trainer.sealed.arrays import ArraySource
+from trainer.sealed.errors import CheckpointError
+from trainer.sealed.manifest import read_manifest
+
+SECONDS = 3.0
+
+
+def refused(job: Callable[[], object]) -> str:
+    """The message with which a job refuses its input, soon."""
+    start = time.process_time()
+    with pytest.raises((DataError, CheckpointError)) as caught:
+        job()
+    assert time.process_time() - start < SECONDS
+    return str(caught.value)
+
+
+# What the code does not do
+
+OBJECTS_FROM_FILES = re.compile(
+    r"(^|\.)(from_config|load_weights|clone_model|deserialize\w*|model_from_json|Lambda|read_pickle|read_hdf|memmap"
+    r"|saved_model\.load|models\.load_model|import_graph_def|py_func|RecordBatchFileReader|RecordBatchStreamReader|open_file"
+    r"|open_stream|read_feather|Workflow\.load)$"
+)
+
+
+def calls(node: ast.AST) -> Iterator[str]:
+    return (ast.unparse(part.func) for part in ast.walk(node) if isinstance(part, ast.Call))
+
+
+def test_no_code_makes_objects_from_files():
+    seen = list(
+        calls(ast.parse("keras.models.load_model(p); Dense.from_config(c); nvt.Workflow.load(p); ipc.open_file(p)"))
+    )
+    assert all(map(OBJECTS_FROM_FILES.search, seen)) and len(seen) == 4
+    offenders = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in files("**/*.py")
+        for name in calls(tree_of(path))
+        if OBJECTS_FROM_FILES.search(name)
+    ]
+    assert not offenders, offenders
+
+
+def test_modules_are_imported_by_name_only_from_a_table_in_the_code():
+    named = {
+        f"{path.relative_to(ROOT)}: {ast.unparse(part.args[0])}"
+        for path in files("**/*.py")
+        for part in ast.walk(tree_of(path))
+        if isinstance(part, ast.Call)
+        and ast.unparse(part.func).endswith("import_module")
+        and not isinstance(part.args[0], ast.Constant)
+    }
+    assert named <= {"trainer/models/__init__.py: module", "data/encoding/nvtabular_setup.py: name"}
+    assert all(module.startswith("trainer.models.") for module, _ in MODELS.values())
+    with pytest.raises(DataError, match="--model 'os.system' is not one of"):
+        parse(["--model", "os.system"], 1, tuple(MODELS))
+
+
+@pytest.mark.parametrize("lock", ["cpu.txt", "gpu.txt"])
+def test_locked_versions_are_without_the_holes_that_security_md_names(lock):
+    versions = dict(re.findall(r"^([a-z0-9-]+)==([0-9.]+)", (ROOT / "requirements" / lock).read_text(), re.MULTILINE))
+    at_least = {"keras": (3, 13, 2), "pyarrow": (14, 0, 1)}
+    for name, least in at_least.items():
+        assert tuple(map(int, versions[name].split("."))) >= least
+
+
+def test_wrong_input_is_told_before_tensorflow_is_imported(tmp_path):
+    data = make_dataset(tmp_path / "made", ROOT / "feature_specs" / "tiny.yaml", rows=40)
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    (wrong / "feature_spec.yaml").write_text("feature_spec: 1\n")
+    lines = [["--num_epochs", "x"], ["--dataset_path", str(wrong)], ["--dataset_path", str(data), "--evaluate"]]
+    program = (
+        "import sys, json; from main import main\n"
+        "for words in json.loads(sys.argv[1]): print(main(words), 'tensorflow' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program, json.dumps(lines)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["2 False", "2 False", "4 False"]
+
+
+# Terminals
+
+ESCAPE = "\x1b]0;owned\x07\x1b[2J"
+
+
+def test_what_a_file_holds_does_not_control_the_terminal(tmp_path, capsys):
+    assert str(DataError(f"a{ESCAPE}\n b\u202e\udcff é")) == "a\\x1b]0;owned\\x07\\x1b[2J\n b\\u202e\\udcff é"
+    line = GOOD_LINE.replace("0.5", ESCAPE)
+    path = write_csv_dataset(tmp_path / "csv", {"train.csv": f"{line}\n", "test.csv": f"{GOOD_LINE}\n"}, document())
+    assert transcode.main(["--input", str(path.parent), "--output", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert "owned" in told and "\x1b" not in told and "\x07" not in told
+    (tmp_path / "feature_spec.yaml").write_text(f"feature_spec: {{{json.dumps(ESCAPE)}: {{}}}}\n")
+    told = refused(lambda: FeatureSpec.read(tmp_path / "feature_spec.yaml"))
+    assert "owned" in told and "\x1b" not in told
+
+
+@pytest.mark.parametrize("word", ["a\0b", "a\udcffb"])
+def test_an_argument_that_no_log_can_hold_is_refused(word):
+    assert "is not text in UTF-8" in refused(lambda: parse(["--model_dir", word], 1, tuple(MODELS)))
+
+
+# Fitted encoders and workflows
+
+
+def encoders_folder(folder: Path) -> Path:
+    table = KeyTable(np.array(["a", "b"], object), np.array([0.1, 0.2]), default=0.25)
+    fitted = {
+        "user": Vocabulary.fit("user", [5, -7], [1, 1]),
+        "rate": Numerical("shop", table),
+        "age": Numerical("age"),
+    }
+    save_encoders(fitted, folder)
+    return folder
+
+
+def seal(folder: Path, name: str, content: bytes) -> None:
+    """Replaces a file of an encoders' folder, and vouches for it."""
+    (folder / name).write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def as_parquet(**columns: Any) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+HOSTILE_SETTINGS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a number for a column": lambda features: features["user"].update(column=1),
+    "endless ids": lambda features: features["user"].update(oov_buckets=10**30),
+    "no id": lambda features: features["user"].update(oov_buckets=0),
+    "a truth value for a count": lambda features: features["user"].update(oov_buckets=True),
+    "a path for a file": lambda features: features["user"].update(file="/etc/passwd"),
+    "a list for a file": lambda features: features["user"].update(file=[]),
+    "an unknown kind": lambda features: features["age"].update(kind="pickle"),
+    "NaN for a mean": lambda features: features["age"].update(mean=float("nan")),
+    "text for a spread": lambda features: features["age"].update(std="1"),
+    "text for a logarithm": lambda features: features["age"].update(log="no"),
+    "infinity for a default": lambda features: features["rate"]["table"].update(default=float("inf")),
+    "a list for a feature": lambda features: features.update(age=[]),
+    "columns of another file": lambda features: features["user"].update(file="table.rate.parquet"),
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE_SETTINGS.values(), ids=HOSTILE_SETTINGS)
+def test_hostile_settings_of_encoders_are_refused(change, tmp_path):
+    folder = encoders_folder(tmp_path / "encoders")
+    settings = json.loads((folder / "encoders.json").read_text())
+    change(settings["features"])
+    seal(folder, "encoders.json", json.dumps(settings).encode())
+    assert str(folder) in refused(lambda: load_encoders(folder))
+
+
+HOSTILE_FILES = {
+    "deep JSON": ("encoders.json", b"[" * 200_000),
+    "a list": ("encoders.json", b"[]"),
+    "a long number": ("encoders.json", b'{"version": 1, "hash": ' + b"9" * 10_000 + b"}"),
+    "no parquet": ("vocabulary.user.parquet", b"PAR1" * 100),
+    "no columns": ("vocabulary.user.parquet", as_parquet(other=[1])),
+    "lists for values": ("vocabulary.user.parquet", as_parquet(value=[[1], [2]], count=[1, 1], id=[3, 4])),
+    "nulls for values": ("vocabulary.user.parquet", as_parquet(value=[1, None], count=[1, 1], id=[3, 4])),
+    "texts for counts": ("vocabulary.user.parquet", as_parquet(value=[1, 2], count=["x", "y"], id=[3, 4])),
+    "texts for numbers": ("table.rate.parquet", as_parquet(value=["a"], number=["x"])),
+    "rows that fill the memory": (
+        "vocabulary.user.parquet",
+        as_parquet(value=np.zeros(10**7, np.int64), count=np.zeros(10**7, np.int64)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), HOSTILE_FILES.values(), ids=HOSTILE_FILES)
+def test_hostile_files_of_encoders_are_refused(name, content, tmp_path):
+    folder = encoders_folder(tmp_path / "encoders")
+    load_encoders(folder)
+    seal(folder, name, content)
+    assert str(folder) in refused(lambda: load_encoders(folder))
+
+
+NO_FILES: dict[str, Callable[[Path], object]] = {
+    "a pipe": lambda path: os.mkfifo(path),
+    "a device without end": lambda path: path.symlink_to("/dev/zero"),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a folder": Path.mkdir,
+}
+
+
+@pytest.mark.parametrize("place", NO_FILES.values(), ids=NO_FILES)
+def test_what_is_no_file_is_not_waited_for_or_read_without_end(place, tmp_path):
+    for name, reader in (("manifest.json", read_manifest), ("workflow.json", load_workflow)):
+        place(tmp_path / name)
+        assert name in refused(lambda reader=reader: reader(tmp_path))
+    folder = encoders_folder(tmp_path / "encoders")
+    for name in ("encoders.json", "manifest.json"):
+        (folder / name).unlink()
+        place(folder / name)
+        assert name in refused(lambda: load_encoders(folder))
+
+
+# Checkpoints and models
+
+HOSTILE_OPTIONS: dict[str, Any] = {
+    "a list": [1],
+    "text": "x",
+    "text for a number": {"num_experts": "8"},
+    "a fraction for a count": {"num_experts": 2.5},
+    "a truth value for a count": {"ple_levels": True},
+    "texts for units": {"deep_hidden_units": ["a"]},
+    "a number for units": {"deep_hidden_units": 5},
+    "no unit": {"deep_hidden_units": [0]},
+    "a function's name": {"activation": "os.system"},
+    "a module's name": {"model": "os.system"},
+    "NaN": {"gate_temperature": float("nan")},
+    "a share of more than all": {"deep_dropout": 5},
+    "an object for a name": {"model": {"class_name": "Lambda"}},
+}
+
+
+@pytest.mark.parametrize("options", HOSTILE_OPTIONS.values(), ids=HOSTILE_OPTIONS)
+def test_a_checkpoint_with_hostile_flags_is_refused_before_tensorflow(options, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("main.import_tensorflow", lambda: pytest.fail("the checks were passed"))
+    array = ArraySource.from_array("x", np.zeros(1, np.float32))
+    CheckpointStore(tmp_path / "models").save(1, [array], {"options": options}, best=True)
+    assert main(["--model_dir", str(tmp_path / "models"), "--dataset_path", str(tmp_path), "--evaluate"]) == 2
+    assert capsys.readouterr().err.count("main.py: error: ") == 1
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    """A small model that nobody has trained, as a run writes it."""
+    from data.specification.embedding_sizes import embedding_dims
+    from trainer.layout import input_layout
+    from trainer.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, write_model
+    from trainer.model_options import ModelOptions
+    from trainer.models import build_model
+    from trainer.state import array_sources
+    from trainer.step import named
+    from trainer.tasks import tasks_of
+
+    folder = tmp_path_factory.mktemp("models")
+    spec = FeatureSpec.read(ROOT / "feature_specs" / "tiny.yaml")
+    widths = embedding_dims(spec)
+    options = ModelOptions(deep_hidden_units=(4,))
+    model = build_model(options, input_layout(spec, widths), tasks_of(spec), compute_dtype="float32", seed=0)
+    documents: dict[str, Any] = {
+        ARCHITECTURE: {"options": {"model": "wide_deep", "deep_hidden_units": [4]}, "metrics": {}},
+        SPECIFICATION: spec.to_yaml(),
+        SIZES: widths,
+    }
+    write_model(folder / "model", array_sources(named(model.variables)), documents)
+    return folder / "model"
+
+
+def architecture(**options: Any) -> dict[str, Any]:
+    return {"options": {"model": "wide_deep", "deep_hidden_units": [4]} | options, "metrics": {}}
+
+
+TINY = (ROOT / "feature_specs" / "tiny.yaml").read_text()
+HOSTILE_DOCUMENTS: dict[str, dict[str, Any]] = {
+    "deep JSON": {"architecture.json": "[" * 200_000},
+    "a list": {"architecture.json": "[]"},
+    "text": {"architecture.json": '"x"'},
+    "no JSON": {"architecture.json": b"\xff\xfe"},
+    "no options": {"architecture.json": {"metrics": {}}},
+    "unknown options": {"architecture.json": architecture(code="import os")},
+    "an unknown model": {"architecture.json": architecture(model="os.system")},
+    "a list for a model": {"architecture.json": architecture(model=["wide_deep"])},
+    "an unknown activation": {"architecture.json": architecture(activation="lambda")},
+    "layers that fill the memory": {"architecture.json": architecture(deep_hidden_units=[10**6, 10**6])},
+    "a layer beyond numbers": {"architecture.json": architecture(deep_hidden_units=[10**30])},
+    "experts that fill the memory": {"architecture.json": architecture(model="mmoe", num_experts=10**9)},
+    "levels without end": {"architecture.json": architecture(model="ple", ple_levels=10**9)},
+    "layers of another size": {"architecture.json": architecture(deep_hidden_units=[5])},
+    "another model": {"architecture.json": architecture(model="esmm", expert_hidden_units=[4], tower_hidden_units=[4])},
+    "tables that fill the memory": {"feature_spec.yaml": TINY.replace("cardinality: 50", "cardinality: 2147483647")},
+    "no specification": {"feature_spec.yaml": "!!python/object/apply:os.system [id]"},
+    "widths that fill the memory": {"embedding_sizes.json": {"user_id": 10**12}},
+    "text for a width": {"embedding_sizes.json": {"user_id": "4"}},
+    "deep widths": {"embedding_sizes.json": "[" * 200_000},
+    "encoders without a manifest": {"workflow/encoders.json": {"version": 1}},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rewritten(model_folder, tmp_path_factory) -> Callable[[dict[str, Any]], Path]:
+    """Writes the model with other documents, checksums and all."""
+    from trainer.model_folder import open_model, write_model
+
+    def rewrite(changes: dict[str, Any]) -> Path:
+        sealed = open_model(model_folder)
+        folder = tmp_path_factory.mktemp("hostile") / "model"
+        documents = {name: content for name, content in (sealed.documents | changes).items() if content is not None}
+        write_model(folder, [sealed.source(name) for name in sealed.arrays], documents)
+        return folder
+
+    return rewrite
+
+
+def test_the_model_that_is_made_hostile_is_a_good_one(rewritten):
+    from trainer.saved_model import load_model
+
+    assert load_model(rewritten({})).model.variables
+
+
+@pytest.mark.parametrize("documents", HOSTILE_DOCUMENTS.values(), ids=HOSTILE_DOCUMENTS)
+def test_a_model_folder_with_hostile_documents_is_refused(documents, rewritten):
+    from trainer.saved_model import load_model
+
+    folder = rewritten(documents)
+    assert str(folder) in refused(lambda: load_model(folder))
+
+
+def test_a_model_folder_without_a_document_is_refused(rewritten):
+    from trainer.saved_model import load_model
+
+    for name in ("architecture.json", "feature_spec.yaml"):
+        folder = rewritten({name: None})
+        assert str(folder) in refused(lambda folder=folder: load_model(folder))
+
+
+def test_a_specification_with_files_elsewhere_makes_a_model_as_well(rewritten):
+    from trainer.saved_model import load_model
+
+    folder = rewritten({"feature_spec.yaml": TINY.replace("train.csv", "/elsewhere/train.csv")})
+    assert load_model(folder).spec.files("train") == (Path("/elsewhere/train.csv"),)
+
+
+@pytest.fixture(scope="module")
+def recommender_folder(model_folder, tmp_path_factory) -> Path:
+    from trainer.recommender.entities import Entities
+    from trainer.recommender.fitted import Fitted, Seen
+    from trainer.recommender.storage import save_fitted
+    from trainer.saved_model import load_model
+
+    users = Entities("user", np.array([1, 2]), {"user_id": np.array([3, 4, 0])})
+    items = Entities("item", np.array(["a", "b"], object), {"movie_age": np.array([0.5, 1.5, 0.0])})
+    seen = Seen.of(np.array([0, 1]), np.array([1, 0]), 2)
+    folder = tmp_path_factory.mktemp("recommender") / "fitted"
+    save_fitted(Fitted(load_model(model_folder), users, items, seen, ()), {}, folder)
+    return folder
+
+
+HOSTILE_RECOMMENDERS: dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]] = {
+    "a list for settings": ({"recommender.json": "[]"}, {}),
+    "deep settings": ({"recommender.json": "[" * 200_000}, {}),
+    "no column": ({"recommender.json": {"version": 1}}, {}),
+    "another version": ({"recommender.json": {"version": [1]}}, {}),
+    "no parquet": ({"tables/users.parquet": b"PAR1"}, {}),
+    "a table without keys": ({"tables/users.parquet": as_parquet(x=[1])}, {}),
+    "rows that fill the memory": ({"tables/items.parquet": as_parquet(key=np.zeros(10**7, np.int64))}, {}),
+    "items that there are not": ({}, {"seen/items": np.array([1, 7])}),
+    "negative items": ({}, {"seen/items": np.array([1, -7])}),
+    "starts beyond the end": ({}, {"seen/starts": np.array([0, 1, 10**15, 2])}),
+    "starts that go back": ({}, {"seen/starts": np.array([0, 2, 1, 2])}),
+    "starts of other users": ({}, {"seen/starts": np.array([0, 2])}),
+    "fractions": ({}, {"seen/items": np.array([0.5, 0.5])}),
+    "a single number": ({}, {"seen/starts": np.array(0)}),
+}
+
+
+@pytest.mark.parametrize(("documents", "arrays"), HOSTILE_RECOMMENDERS.values(), ids=HOSTILE_RECOMMENDERS)
+def test_a_hostile_recommender_is_refused(documents, arrays, recommender_folder, tmp_path):
+    from trainer.model_folder import open_model, write_model
+    from trainer.recommender.storage import load_fitted
+
+    sealed = open_model(recommender_folder)
+    load_fitted(recommender_folder)
+    sources = [sealed.source(name) for name in sealed.arrays if name not in arrays]
+    sources += [ArraySource.from_array(name, array) for name, array in arrays.items()]
+    write_model(tmp_path / "hostile", sources, sealed.documents | documents)
+    assert str(tmp_path / "hostile") in refused(lambda: load_fitted(tmp_path / "hostile"))
+
+
+def test_a_link_in_the_place_of_a_weight_gives_nothing_away(recommender_folder, tmp_path):
+    from trainer.model_folder import open_model, write_model
+
+    sealed = open_model(recommender_folder)
+    write_model(tmp_path / "model", [sealed.source(name) for name in sealed.arrays], {"recommender.json": {}})
+    (tmp_path / "secret").write_text("x" * 300)
+    weight = sorted((tmp_path / "model" / "weights").iterdir())[0]
+    weight.unlink()
+    weight.symlink_to(tmp_path / "secret")
+    told = refused(lambda: open_model(tmp_path / "model"))
+    assert weight.name in told and "xxx" not in told
