@@ -19,8 +19,9 @@ from trainer.places import place_in
 from trainer.quiet_import import import_tensorflow
 from trainer.reliability.errors import NotFinite, StoppedBySignal, WorkersDiffer
 from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, STOPPED, WRONG_INPUT
-from trainer.reliability.records import PEER_GONE, WorkerRecord
+from trainer.reliability.records import JOB_VARIABLE, PEER_GONE, WorkerRecord
 from trainer.reliability.run_lock import RunLock
+from trainer.reliability.signals import StopRequest
 from trainer.sealed.errors import CheckpointError
 from trainer.standard_streams import steady_streams
 
@@ -40,28 +41,35 @@ def main(argv: list[str] | None = None) -> int:
         try:
             options = parse(arguments, launch.size, tuple(MODELS), reads_checkpoint=launch.rank == 0)
             inputs = open_inputs(options, launch)
-            if launch.rank == 0 and options.run.trains and not options.run.benchmark:
-                until_the_end.enter_context(RunLock(options.data.model_dir, print_warning))
+            is_training = options.run.trains and not options.run.benchmark
+            if launch.rank == 0 and is_training:
+                until_the_end.enter_context(RunLock(options.data.model_dir, print_warning, _lock_patience()))
             check_folders(options, launch)
             warnings = check_labels(options, inputs.spec, launch)
         except DataError as error:
             return _refuse(error, launch, record)
         record.begin()
+        stop = until_the_end.enter_context(StopRequest(record if is_training else None))
         if launch.rank == 0:
             data = options.data
             print(f"data: {data.dataset_path}  checkpoints: {data.model_dir}  results: {data.results_dir}", flush=True)
             for text in (*warnings, *_short_epochs(inputs.training)):
                 print_warning(text)
         import_tensorflow()
-        return _execute(options, inputs, launch, record)
+        return _execute(options, inputs, launch, record, stop)
 
 
-def _execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRecord) -> int:
+def _lock_patience() -> float:
+    """Seconds to wait for the lock: a supervised run that was restarted may still die on another host."""
+    return 10.0 if JOB_VARIABLE in os.environ else 0.0
+
+
+def _execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRecord, stop: StopRequest) -> int:
     from trainer.distributed import lost_peer
     from trainer.run import execute
 
     try:
-        execute(options, inputs, launch, record)
+        execute(options, inputs, launch, record, stop)
     except StoppedBySignal as error:
         if launch.rank == 0:
             print(f"main.py: {error}", file=sys.stderr, flush=True)
@@ -119,7 +127,7 @@ if __name__ == "__main__":
         code = FAILURE
     sys.stdout.flush()
     sys.stderr.flush()
-    if code not in (DONE, STOPPED):
+    if code:
         # Without waiting for threads or for workers that wait for this one: the launcher then stops them all.
         os._exit(code)
-    sys.exit(code)
+    sys.exit(DONE)

@@ -271,8 +271,8 @@ def model_folder(tmp_path_factory) -> Path:
     from trainer.model_options import ModelOptions
     from trainer.models import build_model
     from trainer.state import array_sources
-    from trainer.step import named
     from trainer.tasks import tasks_of
+    from trainer.weights import named
 
     folder = tmp_path_factory.mktemp("models")
     spec = FeatureSpec.read(ROOT / "feature_specs" / "tiny.yaml")

@@ -69,6 +69,10 @@ def parse(
     words = sys.argv[1:] if argv is None else argv
     _check_words(words)
     given = {name: value for name, value in vars(make_parser().parse_args(words)).items() if value is not None}
+    # What argparse makes of `--flag=--`; flags of several values have tuples.
+    without_value = [name for name, value in given.items() if isinstance(value, list)]
+    if without_value:
+        raise DataError(f"--{without_value[0]} has no value; write one after it")
     for name in DEFAULT_PLACES.keys() - given.keys():
         given[name] = default_place(name)
     run = RunOptions(**_of(RunOptions, given))

@@ -23,4 +23,9 @@ class EarlyStopping:
             self.best, self.epochs_since_best = metrics[self.key], 0
         else:
             self.epochs_since_best += 1
+        return self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether patience has run out."""
         return self.patience is not None and self.epochs_since_best >= self.patience

@@ -31,6 +31,11 @@ class Position:
         self.steps, self.losses = self.steps + 1, [one + more for one, more in zip(sums, losses, strict=True)]
 
     @property
+    def is_between_epochs(self) -> bool:
+        """Whether an epoch is evaluated, and the next one has not begun."""
+        return self.epoch > 0 and self.steps == 0
+
+    @property
     def mean_losses(self) -> list[float]:
         """Each task's mean loss over the epoch so far."""
         return [loss / max(1, self.steps) for loss in self.losses]

@@ -48,11 +48,20 @@ class Run:
         options: the resolved configuration.
         inputs: specification, widths and loaders.
         launch: this process among its workers.
-        record: of this worker; None inside an application, whose signals and process are its own.
+        record: of this worker; None inside an application, which no watchdog may end.
+        stop: says when a signal has asked for a stop; None inside an application, whose signals are its own.
     """
 
-    def __init__(self, options: Options, inputs: Inputs, launch: Launch, record: WorkerRecord | None):
+    def __init__(
+        self,
+        options: Options,
+        inputs: Inputs,
+        launch: Launch,
+        record: WorkerRecord | None,
+        stop: StopRequest | None,
+    ):
         self.options, self.inputs, self._record = options, inputs, record
+        self._stop = stop or StopRequest(None)
         training = options.training
         bound = set_affinity(training.affinity, launch.local_rank, launch.local_size)
         self.runtime = runtime.prepare(launch, training)
@@ -97,10 +106,11 @@ class Run:
             self.saver.main_metric(evaluator.evaluation.keys), self.options.training.early_stopping_patience
         )
         position = self._start(state, stopping)
-        if position.epoch >= training.num_epochs:
+        if position.epoch >= training.num_epochs or (position.is_between_epochs and stopping.is_over):
             self.say("nothing to do: this run is finished; more --num_epochs would go on with it")
+            self._finish(self.saver.last_metrics())
             return
-        with StopRequest(self._record) as stop, Watchdog(run.hang_seconds, self._record) as watchdog:
+        with Watchdog(run.hang_seconds, self._record) as watchdog:
             loop = TrainingLoop(
                 step=step,
                 tasks=self.tasks,
@@ -108,7 +118,7 @@ class Run:
                 evaluator=evaluator,
                 state=state,
                 saver=self.saver,
-                guard=Guard(self.comm, stop, watchdog, run.save_interval),
+                guard=Guard(self.comm, self._stop, watchdog, run.save_interval),
                 check_every=run.fingerprint_every,
                 stragglers=Stragglers(self.comm),
                 stopping=stopping,
@@ -120,14 +130,19 @@ class Run:
                 behind=1 if on_gpu() else 0,
                 health=monitor_of(self.model, evaluator.loader.rows, self.comm),
             )
+            self._stop.has_begun = True
             metrics = loop.run(position)
             self.saver.finish()
         loop.progress.close()
         self._tell_counts(loader)
-        self.say(f"model: {self.saver.write_best_model(list(named(self.model.variables)))}")
-        self.results.conclude(metrics)
+        self._finish(metrics)
         if loop.health is not None:
             self.results.draw_gates()
+
+    def _finish(self, metrics: dict[str, float]) -> None:
+        """Writes what a finished run leaves, again where it died before it could."""
+        self.say(f"model: {self.saver.write_best_model(list(named(self.model.variables)))}")
+        self.results.conclude(metrics)
 
     def _start(self, state: RunState, stopping: EarlyStopping) -> Position:
         """Where training begins: at a checkpoint that was asked for, else with the first worker's weights."""
@@ -241,13 +256,19 @@ class Run:
                 self.say(f"warning: {name}: {replaced:,} ids outside of the table (--oov_policy {policy})")
 
 
-def execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRecord | None) -> None:
+def execute(
+    options: Options,
+    inputs: Inputs,
+    launch: Launch,
+    record: WorkerRecord | None = None,
+    stop: StopRequest | None = None,
+) -> None:
     """Does what the options ask for.
 
     Args:
-        options, inputs, launch, record: see Run.
+        options, inputs, launch, record, stop: see Run.
     """
-    run = Run(options, inputs, launch, record)
+    run = Run(options, inputs, launch, record, stop)
     try:
         if options.run.benchmark:
             run.benchmark()

@@ -175,6 +175,13 @@ class Saver:
         write_model(folder, [checkpoint.source(name) for name in weights], documents)
         return folder
 
+    def last_metrics(self) -> dict[str, float]:
+        """The metrics of the last checkpoint, on the first worker; NaN for those that are none."""
+        if self._comm.rank != 0:
+            return {}
+        metrics = self._store.open("last", verify=False).state.get("metrics", {})
+        return {key: NAN if value is None else value for key, value in metrics.items()}
+
     def main_metric(self, keys: Sequence[str]) -> str:
         """The key that decides which checkpoint is the best.
 

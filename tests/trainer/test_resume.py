@@ -204,3 +204,25 @@ def test_looking_at_results_one_step_behind_changes_only_when_they_are_seen(data
     assert CheckpointStore(tmp_path / "stopped" / "models").steps()[-1] == 9
     must(main(arguments(data, tmp_path / "stopped", "--use_checkpoint")))
     assert_same(whole, tmp_path / "stopped")
+
+
+def test_a_run_that_died_after_its_last_checkpoint_gets_its_model_and_metrics(data, tmp_path, whole, capfd):
+    shutil.copytree(whole / "models" / "checkpoints", tmp_path / "models" / "checkpoints")
+    must(main(arguments(data, tmp_path, "--use_checkpoint")))
+    assert "nothing to do" in capfd.readouterr().out and not losses(tmp_path / "results")
+    assert metrics(tmp_path / "results") == metrics(whole / "results")
+    assert (tmp_path / "models" / "model" / "manifest.json").read_bytes() == (
+        whole / "models" / "model" / "manifest.json"
+    ).read_bytes()
+
+
+def test_a_run_that_has_stopped_early_stays_stopped(data, tmp_path, capfd):
+    """Nothing is learned: the first epoch stays the best."""
+    early = ["--early_stopping_patience", "1", "--deep_learning_rate", "1e-30", "--linear_learning_rate", "1e-30"]
+    must(main(arguments(data, tmp_path, *early)))
+    steps = CheckpointStore(tmp_path / "models").steps()
+    assert steps[-1] == 2 * PER_EPOCH
+    capfd.readouterr()
+    must(main(arguments(data, tmp_path, *early, "--use_checkpoint")))
+    assert "nothing to do" in capfd.readouterr().out
+    assert CheckpointStore(tmp_path / "models").steps() == steps

@@ -69,7 +69,7 @@ def train(flags: list[str], dataset: Path, folder: Path, *, verbose: bool) -> Pa
         if not verbose:
             stack.enter_context(contextlib.redirect_stdout(silent))
             stack.enter_context(contextlib.redirect_stderr(silent))
-        execute(options, inputs, launch, record=None)
+        execute(options, inputs, launch)
     return folder / "models" / "model"
 
 

@@ -31,20 +31,22 @@ class RunLock:
     Args:
         model_dir: made where it is missing.
         warn: told where the file system knows no locks, which lets the run go on.
+        patience: seconds for which a lock that is held is asked for again.
 
     Raises:
         DataError: another run trains into the folder, or no file can be made in it (on entering).
     """
 
-    def __init__(self, model_dir: Path, warn: Callable[[str], None]):
-        self.model_dir, self._warn = model_dir, warn
+    def __init__(self, model_dir: Path, warn: Callable[[str], None], patience: float = 0.0):
+        self.model_dir, self._warn, self._patience = model_dir, warn, patience
         self._path = model_dir.absolute() / LOCK_FILE
+        self._until = 0.0
         self._descriptor: int | None = None
         self._made: list[Path] = []
 
     def __enter__(self) -> Self:
         """Takes the lock."""
-        folder = self._path.parent
+        folder, self._until = self._path.parent, time.monotonic() + self._patience
         self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +83,9 @@ class RunLock:
         except BlockingIOError:
             holder = _read_holder(descriptor)
             os.close(descriptor)
+            if time.monotonic() < self._until:
+                time.sleep(0.2)
+                return False
             raise DataError(
                 f"--model_dir {self.model_dir}: another run is training there: {holder}. "
                 "Wait for its end, stop it, or give another --model_dir."

@@ -7,6 +7,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
+from trainer.reliability.exit_codes import STOPPED
 from trainer.reliability.records import WorkerRecord
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -15,16 +16,21 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 class StopRequest:
     """Remembers, inside its block, that a signal asked for a stop.
 
-    A thread of its own reads the signals, so that a second one is obeyed even while the main thread waits inside
-    TensorFlow. Outside the main thread, where Python sets no handlers, nothing is asked for, ever.
+    A thread of its own reads the signals, so that they are obeyed even while the main thread waits inside TensorFlow.
+    Before training has begun there is nothing to save, and the first signal ends the process. Outside the main thread,
+    where Python sets no handlers, nothing is asked for, ever.
 
     Args:
         record: of this worker; None leaves the signals as they are.
+
+    Attributes:
+        requested: whether a signal has come.
+        has_begun: whether there is somebody to see that.
     """
 
     def __init__(self, record: WorkerRecord | None):
         self._record = record
-        self.requested = False
+        self.requested = self.has_begun = False
         self._handlers: dict[int, Any] = {}
         self._pipe: tuple[int, int] | None = None
         self._wakeup_before = -1
@@ -55,7 +61,9 @@ class StopRequest:
             while numbers := os.read(descriptor, 1):
                 if numbers[0] not in STOP_SIGNALS:
                     continue
-                if self.requested and self._record is not None:
+                if self._record is not None and not self.has_begun:
+                    self._record.leave(STOPPED, f"signal {numbers[0]} came before training had begun; nothing is lost")
+                if self._record is not None and self.requested:
                     self._record.leave(128 + numbers[0], f"signal {numbers[0]} came a second time")
                 self.requested = True
         os.close(descriptor)

@@ -34,6 +34,7 @@ def wait_for_the_others():
 """
 STOPS = """
 with StopRequest(record) as stop:
+    stop.has_begun = {has_begun}
     print("ready", flush=True)
     while not stop.requested:
         time.sleep(0.01)
@@ -71,7 +72,7 @@ def recorded(results: Path) -> dict:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_first_signal_asks_and_a_second_one_ends_at_once(tmp_path, number):
-    process = start(STOPS.format(then="wait_for_the_others()"), tmp_path)
+    process = start(STOPS.format(has_begun=True, then="wait_for_the_others()"), tmp_path)
     process.send_signal(number)
     assert process.stdout is not None and process.stdout.readline() == "asked\n"
     assert process.poll() is None
@@ -80,8 +81,16 @@ def test_a_first_signal_asks_and_a_second_one_ends_at_once(tmp_path, number):
     assert recorded(tmp_path)["code"] == 128 + number
 
 
+def test_before_training_has_begun_a_first_signal_ends_at_once_and_asks_to_come_again(tmp_path):
+    process = start(STOPS.format(has_begun=False, then="pass"), tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 75 == recorded(tmp_path)["code"]
+
+
 def test_after_the_block_signals_are_what_they_were(tmp_path):
-    process = start(STOPS.format(then="pass") + "\nprint('left', flush=True)\nwait_for_the_others()", tmp_path)
+    process = start(
+        STOPS.format(has_begun=True, then="pass") + "\nprint('left', flush=True)\nwait_for_the_others()", tmp_path
+    )
     process.send_signal(signal.SIGTERM)
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(2)] == ["asked\n", "left\n"]
