@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 import types
 import typing
@@ -88,9 +89,17 @@ def parse(
 
 
 def _check_words(words: Sequence[str]) -> None:
-    """Raises DataError for what no file name and no log can hold: NUL, and bytes that are not UTF-8."""
+    """Raises DataError for what no file name and no log can hold: NUL, and bytes that are not UTF-8.
+
+    In a locale without UTF-8 Python hands on the bytes of a word that is fine otherwise.
+    """
     for word in words:
-        if "\0" in word or not word.isascii() and any("\ud800" <= char <= "\udfff" for char in word):
+        try:
+            os.fsencode(word).decode()
+            is_text = "\0" not in word
+        except UnicodeError:
+            is_text = False
+        if not is_text:
             raise DataError(f"the argument {shown(word)} is not text in UTF-8; rename the file, or mend the argument")
 
 

@@ -194,4 +194,6 @@ def test_damaged_command_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             outcome.attempt(words, running(lambda parse=parse, words=words: parse(words)))
     record("a damaged command line", whole, outcome.survived)
     outcome.check()
-    assert not (tmp_path / "models").exists() and not (tmp_path / "results").exists()
+    # What would have run has said who it is, and nothing else.
+    assert not (tmp_path / "models").exists()
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"workers"}
