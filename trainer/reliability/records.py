@@ -86,7 +86,7 @@ class WorkerRecord:
 
     def begin(self) -> None:
         """Says who this is, in a folder that is made. The first worker removes what larger jobs have left."""
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             self._folder.mkdir(parents=True, exist_ok=True)
             if self._state.rank == 0:
                 for path in _files(self._folder):
@@ -132,8 +132,8 @@ class WorkerRecord:
         try:
             temporary.write_text(json.dumps(dataclasses.asdict(state)) + "\n", encoding="utf-8")
             os.replace(temporary, path)
-        except OSError:
-            with suppress(OSError):
+        except (OSError, ValueError):  # ValueError: a name that no file can have
+            with suppress(OSError, ValueError):
                 temporary.unlink(missing_ok=True)
 
 

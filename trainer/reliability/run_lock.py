@@ -47,8 +47,8 @@ class RunLock:
     def __enter__(self) -> Self:
         """Takes the lock."""
         folder, self._until = self._path.parent, time.monotonic() + self._patience
-        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
+            self._made = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             while not self._take():
                 pass
