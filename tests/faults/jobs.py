@@ -44,6 +44,8 @@ class SupervisedJob:
                 env=environment(),
                 stdout=output,
                 stderr=output,
+                # Where the tests run in the background, a shell has made them ignore Ctrl-C.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def output(self) -> str:
