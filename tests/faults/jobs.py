@@ -31,6 +31,7 @@ class SupervisedJob:
     def __init__(self, arguments: list[str], folder: Path, *, workers: int = 2, restarts: int = 0):
         self.models, self.results = folder / "models", folder / "results"
         folder.mkdir(parents=True, exist_ok=True)
+        self._began_after = self.last_step()
         places = ["--model_dir", str(self.models), "--results_dir", str(self.results)]
         launcher = [str(Path(sys.executable).with_name("horovodrun")), "--gloo", "-np", str(workers)]
         main = [sys.executable, str(ROOT / "main.py"), *arguments, *places]
@@ -61,8 +62,9 @@ class SupervisedJob:
             time.sleep(0.02)
 
     def wait_for_step(self, step: int) -> None:
-        """Waits until a step as late as this is logged by workers that live."""
-        self.wait_for(f"step {step}", lambda: self.last_step() >= step and self.is_training())
+        """Waits until this job, whose workers all live, has logged a step as late as this."""
+        least = max(step, self._began_after + 1)
+        self.wait_for(f"step {least}", lambda: self.last_step() >= least and self.is_training())
 
     def is_training(self) -> bool:
         """Whether all workers have begun and none has ended."""
