@@ -22,6 +22,12 @@ LEFT_ALONE = "begin outlive:{} end:1:another_worker_is_gone_(shut_down)"
 IS_DONE = "begin end:0:"
 
 
+def hear_all_signals() -> None:
+    """Tests that run in the background, or under nohup, hand on that Ctrl-C and hang-ups are ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Supervised:
     """A call of supervise.py that may still be running."""
 
@@ -35,6 +41,7 @@ class Supervised:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=hear_all_signals,
         )
 
     def end(self, timeout: float = 60) -> tuple[int, str]:
