@@ -92,7 +92,6 @@ class TrainStep:
         xla: compile forward and backward pass; on a CPU element-wise work alone.
         table_exchange: how gradients of tables that are not sharded are summed: whole, rows, or auto, the cheaper.
         fp16_allreduce: send gradients that are summed whole in float16.
-        deterministic: TensorFlow has been told to be.
     """
 
     def __init__(
@@ -109,7 +108,6 @@ class TrainStep:
         xla: bool,
         table_exchange: Choice = "auto",
         fp16_allreduce: bool = False,
-        deterministic: bool = False,
     ):
         self.model, self.comm, self.loss_scale, self.weighting = model, comm, loss_scale, weighting
         self.global_batch_size = global_batch_size
@@ -122,7 +120,7 @@ class TrainStep:
         self._tables = plan_tables(model.embeddings, global_batch_size, comm.size, table_exchange)
         self._allreduce_dtype = tf.float16 if fp16_allreduce else tf.float32
         self._moments = model.non_trainable_variables
-        self._seed, self._xla, self._deterministic = seed, xla, deterministic
+        self._seed, self._xla, self._sees_clock = seed, xla, sees_clock()
         self._forward_backward = tf.function(self._differentiate, jit_compile=compiles_passes(xla))
 
     @tf.function
@@ -173,7 +171,7 @@ class TrainStep:
 
         0 for a lone worker, and where TensorFlow has to be deterministic, which lets no graph see a clock.
         """
-        if self.comm.size == 1 or self._deterministic:
+        if self.comm.size == 1 or not self._sees_clock:
             return collective(tensors), tf.constant(0.0, tf.float64)
         with tf.control_dependencies(tf.nest.flatten(tensors)):
             ready = tf.timestamp()
@@ -291,3 +289,12 @@ class TrainStep:
             return self.comm.sum_tensors(list(own)), lambda *upstream: self.comm.sum_tensors(list(upstream))
 
         return list(summed(*tensors))
+
+
+def sees_clock() -> bool:
+    """Whether TensorFlow lets operations see a clock: not where it was told to be deterministic."""
+    try:
+        tf.timestamp()
+    except tf.errors.FailedPreconditionError:
+        return False
+    return True

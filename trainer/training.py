@@ -79,7 +79,6 @@ def make_training(
         xla=options.xla,
         table_exchange=options.table_exchange,
         fp16_allreduce=options.fp16_allreduce,
-        deterministic=options.deterministic,
     )
     states = wide.state | deep.state | loss_scale.state | weighting.weights | weighting.state
     by_rows = {
