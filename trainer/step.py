@@ -1,6 +1,7 @@
 """One training step: rows -> logits -> loss -> gradients -> sum over workers -> update."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 import tensorflow as tf
@@ -293,8 +294,6 @@ class TrainStep:
 
 def sees_clock() -> bool:
     """Whether TensorFlow lets operations see a clock: not where it was told to be deterministic."""
-    try:
-        tf.timestamp()
-    except tf.errors.FailedPreconditionError:
-        return False
-    return True
+    with suppress(tf.errors.FailedPreconditionError):
+        return bool(tf.timestamp())
+    return False
