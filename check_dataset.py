@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from data.command_line import run_tool, whole_number
+from data.command_line import Parser, run_tool, whole_number
 from data.conversion.dataset_check import Finding, MappingSummary, check_mapping
 from data.conversion.new_dataset import SPEC_FILE
 from data.specification.feature_spec import FeatureSpec
@@ -50,21 +50,20 @@ def _print_summary(spec: FeatureSpec, summaries: dict[str, MappingSummary], coun
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="check_dataset.py",
         description=(
             "Checks a dataset before it is trained on: the specification, then every value of every file. Prints each "
             "finding with its place (rows of parquet files count from 0, lines of CSV files from 1) and exits with 1 "
             "if there is an error among them, with 2 if the specification itself is wrong."
         ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("dataset", type=Path, metavar="DATASET_FOLDER", help="folder of the dataset")
     parser.add_argument("--fspec_file", default=SPEC_FILE, metavar="FILE", help="its specification, in that folder")
     parser.add_argument(
         "--max_findings", type=whole_number(0), default=20, metavar="N", help="findings to print; all are counted"
     )
-    return parser.parse_args(argv)
+    return parser.parse(argv)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from data.command_line import run_tool, whole_number
+from data.command_line import Parser, run_tool, whole_number
 from data.conversion.csv_writer import check_can_write, write_csv_chunks
 from data.conversion.new_dataset import SPEC_FILE
 from data.conversion.random_rows import random_tables
@@ -53,13 +53,12 @@ def _check_output(spec: FeatureSpec, spec_path: Path, output: Path, rows: int) -
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="gen_csv.py",
         description=(
             "Makes random CSV files for every mapping, chunk and file of a feature specification, and puts the "
             "specification beside them as feature_spec.yaml, ready for transcode.py."
         ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--feature_spec_in", type=Path, default=SPEC_FILE, metavar="FILE", help="specification of csv files")
@@ -77,7 +76,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
             "labels is its own, so rare ids take many rows to learn"
         ),
     )
-    return parser.parse_args(argv)
+    return parser.parse(argv)
 
 
 def _strength(text: str) -> float:

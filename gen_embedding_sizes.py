@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.command_line import run_tool, whole_number
+from data.command_line import Parser, run_tool, whole_number
 from data.conversion.new_dataset import SPEC_FILE
 from data.errors import DataError
 from data.specification.embedding_sizes import default_dim
@@ -58,7 +58,7 @@ def _write(sizes: dict[str, int], path: Path) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="gen_embedding_sizes.py",
         description=(
             "Writes {feature: embedding width} as JSON for the categorical features of a specification, for "
@@ -66,7 +66,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
             "min(max_size, round(1.6 * cardinality ** 0.56)); a file named embedding_sizes.json beside a "
             "specification is found without the flag."
         ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--feature_spec_in", type=Path, default=SPEC_FILE, metavar="FILE", help="the specification")
@@ -74,7 +73,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--max_size", type=whole_number(1), default=256, metavar="WIDTH", help="largest width")
     add("--random", action="store_true", help="uniform random widths in [1, max_size] instead")
     add("--seed", type=whole_number(0), default=0, help="of the random widths")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     if args.max_size > MAX_EMBEDDING_DIM:
         parser.error(f"--max_size {args.max_size}: expected at most {MAX_EMBEDDING_DIM}")
     return args

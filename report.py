@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from data.command_line import Parser
 from data.errors import DataError
 from trainer.report.runs import Run, read_run
 from trainer.report.table import curve_table
@@ -15,7 +16,7 @@ NOTE = "loss: mean of the training losses logged since the evaluation before; *:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 the picture could not be written, 2 no usable log."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse(argv)
     try:
         folders = list(dict.fromkeys(Path(os.path.abspath(folder)) for folder in arguments.results_dir))
         runs = [
@@ -66,10 +67,11 @@ def _draw(runs: list[Run], folder: Path) -> None:
         print("no picture: none of these values belongs to a step")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="report.py",
         description="Prints the learning curves of runs of main.py and draws them into learning_curve.png and .svg.",
+        formatter=argparse.HelpFormatter,
     )
     parser.add_argument(
         "--results_dir", type=Path, nargs="+", required=True, metavar="R", help="--results_dir of one run or several"

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data.command_line import run_tool, whole_number
+from data.command_line import Parser, run_tool, whole_number
 from data.conversion.new_dataset import SPEC_FILE
 from data.conversion.transcode import transcode
 
@@ -27,14 +27,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="transcode.py",
         description=(
             "Turns a dataset in CSV files into parquet files that can be trained on. CSV files have no header and one "
             "column per feature in the order of source_spec; a list is one quoted cell such as '[1, 2]'; an empty "
             "cell is a missing value. Every cell is checked, and the output appears only when all are well."
         ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--input", type=Path, default=".", metavar="DIR", help="folder of the CSV dataset")
@@ -49,7 +48,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="FILES",
         help="parquet files per mapping at least; where there would be fewer, they hold fewer rows",
     )
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     if Path(args.feature_spec_out).name != args.feature_spec_out:
         parser.error(f"--feature_spec_out {args.feature_spec_out}: expected a file name; its folder is --output")
     return args

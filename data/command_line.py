@@ -1,13 +1,64 @@
-"""What the data tools' command lines share: numbers as arguments, and mistakes as one message with an exit code."""
+"""What command lines share: how arguments are read, and mistakes as one message with an exit code."""
 
 import argparse
+import difflib
 import errno
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from data.errors import DataError
+from data.specification.problems import shown
 
 LARGEST = 2**31 - 1
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes flags that are written out, suggests the nearest for a wrong one, and shows defaults in its help."""
+
+    def __init__(self, prog: str, description: str, formatter: type[argparse.HelpFormatter] | None = None) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=formatter or argparse.ArgumentDefaultsHelpFormatter,
+        )
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """The arguments in `argv`, without the program's name; None takes the process's own.
+
+        What no file name and no log can hold is an error as well: NUL, and bytes that are not UTF-8, which Python
+        hands on in a locale without UTF-8.
+        """
+        words = sys.argv[1:] if argv is None else argv
+        for word in words:
+            if not _is_text(word):
+                self.error(f"the argument {shown(word)} is not text in UTF-8; rename the file, or mend the argument")
+        arguments = self.parse_args(words)
+        for name, value in vars(arguments).items():
+            if value == [] and value is not self.get_default(name):  # what argparse makes of `--flag=--`
+                self.error(f"--{name} has no value; write one after it")
+        return arguments
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with 2."""
+        super().error(message + self.nearest_flag(message))
+
+    def nearest_flag(self, message: str) -> str:
+        """A suggestion for what a message tells to be no flag; else nothing."""
+        flags = [name for action in self._actions for name in action.option_strings]
+        wrong = [word for word in message.replace(":", " ").split() if word.startswith("--") and word not in flags]
+        found = [near for word in wrong for near in difflib.get_close_matches(word, flags, n=1)]
+        return f"; did you mean {found[0]}?" if found else ""
+
+
+def _is_text(word: str) -> bool:
+    try:
+        os.fsencode(word).decode()
+    except UnicodeError:
+        return False
+    return "\0" not in word
 
 
 def whole_number(least: int) -> Callable[[str], int]:

@@ -2,16 +2,14 @@
 
 import argparse
 import difflib
-import os
-import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
+from data.command_line import Parser
 from data.errors import DataError
-from data.specification.problems import shown
 from trainer.model_flags import saved_model_flags
 from trainer.options import GROUPS, Options, default_of
 from trainer.places import DEFAULT_PLACES, default_place
@@ -21,23 +19,17 @@ DESCRIPTION = """Trains, evaluates and measures a ranking model on the dataset t
 One worker: python main.py. Several: horovodrun -np N sh hvd_wrapper.sh python main.py."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises instead of exiting, and suggests the nearest flag."""
+class _Parser(Parser):
+    """Raises instead of exiting: a worker's record tells the mistake, too."""
 
     def error(self, message: str) -> NoReturn:
-        flags = [name for action in self._actions for name in action.option_strings]
-        for word in message.replace(":", " ").split():
-            near = difflib.get_close_matches(word, flags, n=1) if word.startswith("--") and word not in flags else []
-            if near:
-                message += f"; did you mean {near[0]}?"
-        raise DataError(f"{message} (python main.py --help lists every flag)")
+        hint = self.nearest_flag(message)
+        raise DataError(f"{message}{hint} (python {self.prog} --help lists every flag)")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """One flag per field of the option groups."""
-    parser = _Parser(
-        prog="main.py", description=DESCRIPTION, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = _Parser("main.py", DESCRIPTION, argparse.RawTextHelpFormatter)
     for group in GROUPS.values():
         section = parser.add_argument_group(str(group.__doc__).splitlines()[0].rstrip("."))
         hints = typing.get_type_hints(group)
@@ -67,13 +59,7 @@ def parse(
         DataError: an unknown flag, a value out of range, or flags that contradict each other or the checkpoint.
         NoCheckpointError: there is no checkpoint to restore.
     """
-    words = sys.argv[1:] if argv is None else argv
-    _check_words(words)
-    given = {name: value for name, value in vars(make_parser().parse_args(words)).items() if value is not None}
-    # What argparse makes of `--flag=--`; flags of several values have tuples.
-    without_value = [name for name, value in given.items() if isinstance(value, list)]
-    if without_value:
-        raise DataError(f"--{without_value[0]} has no value; write one after it")
+    given = {name: value for name, value in vars(make_parser().parse(argv)).items() if value is not None}
     for name in DEFAULT_PLACES.keys() - given.keys():
         given[name] = default_place(name)
     run = RunOptions(**_of(RunOptions, given))
@@ -86,21 +72,6 @@ def parse(
         hint = f"; did you mean {near[0]}?" if near else ""
         raise DataError(f"--model {options.model.model!r} is not one of {', '.join(model_names)}{hint}")
     return options
-
-
-def _check_words(words: Sequence[str]) -> None:
-    """Raises DataError for what no file name and no log can hold: NUL, and bytes that are not UTF-8.
-
-    In a locale without UTF-8 Python hands on the bytes of a word that is fine otherwise.
-    """
-    for word in words:
-        try:
-            os.fsencode(word).decode()
-            is_text = "\0" not in word
-        except UnicodeError:
-            is_text = False
-        if not is_text:
-            raise DataError(f"the argument {shown(word)} is not text in UTF-8; rename the file, or mend the argument")
 
 
 def _of(group: type, given: Mapping[str, Any]) -> dict[str, Any]:

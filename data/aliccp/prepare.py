@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     names = ("TRAIN", "VALID", "TEST")
     parser.add_argument("--files", nargs=3, metavar=names, help="names of the files; else known ones are taken")
-    return run_prepare("aliccp", prepare, parser.parse_args(argv))
+    return run_prepare("aliccp", prepare, parser.parse(argv))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     names = ("TRAIN", "TEST")
     parser.add_argument("--files", nargs=2, metavar=names, help="names of the files; else known ones are taken")
-    return run_prepare("aliexpress", prepare, parser.parse_args(argv))
+    return run_prepare("aliexpress", prepare, parser.parse(argv))
 
 
 if __name__ == "__main__":

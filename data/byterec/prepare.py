@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         "binary tasks, finish and like, with its feature specification.",
     )
     parser.add_argument("--test_fraction", type=float, default=0.2, help="share of the rows, the last of the file")
-    return run_prepare("byterec", prepare, parser.parse_args(argv))
+    return run_prepare("byterec", prepare, parser.parse(argv))
 
 
 if __name__ == "__main__":

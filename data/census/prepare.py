@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--exclude", nargs="+", default=[], metavar="COLUMN", help="columns to leave out of the features as well"
     )
-    return run_prepare("census", prepare, parser.parse_args(argv))
+    return run_prepare("census", prepare, parser.parse(argv))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--test_fraction", type=float, default=0.2, help="share of the rows, on average")
     add("--validation_fraction", type=float, default=0.0, help="share of the rows for a mapping `valid`, on average")
-    return run_prepare("hillstrom", prepare, parser.parse_args(argv))
+    return run_prepare("hillstrom", prepare, parser.parse(argv))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from data.command_line import run_tool, whole_number
+from data.command_line import Parser, run_tool, whole_number
 from data.conversion.new_dataset import new_dataset
 from data.encoding.encoders import NOT_IN_A_FOLD, Encoder
 from data.encoding.prepared import Progress, encoded_features, write_prepared
@@ -139,14 +139,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data.movielens.prepare",
         description=(
             "Turns the files of MovieLens-1M or MovieLens-100K, as published or gzip-compressed, into a parquet "
             "dataset with its feature specification. Each user's ratings are split at random; vocabularies, counts, "
             "means and scales are fitted on the training part."
         ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--raw", type=Path, required=True, metavar="DIR", help="folder of ratings.dat (or ratings.csv, u.data) etc.")
@@ -156,7 +155,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--validation_fraction", type=float, default=0.0, help="share of each user's ratings for a mapping `valid`")
     add("--oov_buckets", type=whole_number(1), default=1, help="ids for values unseen in training, per feature")
     add("--labels", nargs="+", choices=sorted(LABELS), default=["liked"], help="rating >= 4, and the rating itself")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     if len(set(args.labels)) < len(args.labels):
         parser.error(f"--labels {' '.join(args.labels)}: each at most once")
     return args

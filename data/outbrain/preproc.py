@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from data.command_line import run_tool, whole_number
+from data.command_line import Parser, run_tool, whole_number
 from data.conversion.new_dataset import SPEC_FILE, new_dataset
 from data.encoding.prepared import Progress
 from data.outbrain.raw import require_raw
@@ -72,13 +72,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data.outbrain.preproc",
         description=(
             "Turns the tables of Kaggle's Outbrain Click Prediction (.csv, .csv.gz or .csv.zip) into a parquet "
             "dataset of 29 features and more, with its feature specification, for main.py."
         ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     root = Path("/outbrain" if os.access("/outbrain", os.W_OK) else "outbrain")
@@ -88,7 +87,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=whole_number(0), default=0, help="of the split, the folds and the order of rows")
     add("--output_files", type=whole_number(1), default=8, help="files for training, and for validation")
     add_resource_flags(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     check_resource_flags(parser, args)
     return args
 

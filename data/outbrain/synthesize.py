@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.command_line import run_tool, whole_number
+from data.command_line import Parser, run_tool, whole_number
 from data.conversion.new_dataset import new_dataset
 from data.encoding.prepared import Progress
 from data.errors import DataError
@@ -114,19 +114,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data.outbrain.synthesize",
         description=(
             "Makes raw tables in the form of Kaggle's Outbrain Click Prediction, with its published rates and a "
             "planted signal, the true click probabilities, and the MAP@12 that a perfect ranking reaches."
         ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the tables, empty or made if missing")
     add("--displays", type=whole_number(FEWEST_DISPLAYS), default=200_000, help="training displays, of 5.16 ads each")
     add("--seed", type=whole_number(0), default=0, help="of everything")
-    return parser.parse_args(argv)
+    return parser.parse(argv)
 
 
 if __name__ == "__main__":

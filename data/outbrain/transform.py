@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data.command_line import run_tool
+from data.command_line import Parser, run_tool
 from data.conversion.new_dataset import SPEC_FILE, new_dataset
 from data.encoding.prepared import Progress
 from data.outbrain.raw import find_raw, require_raw
@@ -65,10 +65,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data.outbrain.transform",
         description="Makes features of new raw rows, as a dataset, with the workflow that preproc fitted.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--workflow", type=Path, required=True, metavar="W", help="folder `workflow` of the dataset trained on")
@@ -76,7 +75,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the dataset, made if missing")
     add("--clicks", choices=sorted(CLICK_TABLES), help="table of clicks; default: the first of them that is there")
     add_resource_flags(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     check_resource_flags(parser, args)
     return args
 

@@ -4,7 +4,6 @@ Besides the dataset, `tasks.json` holds what the labels were made with (weights,
 its square, 0.01, is the least mean squared error that a model can reach.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.command_line import whole_number
+from data.command_line import Parser, whole_number
 from data.conversion.new_dataset import new_dataset
 from data.encoding.encoders import Encoder, Numerical
 from data.encoding.prepared import Progress, encoded_features, write_prepared
@@ -85,20 +84,19 @@ def _described(tasks: Tasks, correlation: float) -> dict[str, object]:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data.synthetic_tasks.prepare",
         description=(
             "Makes a parquet dataset of two regression tasks over 100 normal inputs, as related as --correlation says "
             "(Ma et al., KDD 2018, section 3.2), with its feature specification."
         ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the dataset, made if missing")
     add("--correlation", type=float, default=0.5, help="cosine of the tasks' weights, -1 to 1")
     add("--rows", type=whole_number(1), default=1_000_000, help="training rows; test has a tenth, at least 1000")
     add("--seed", type=whole_number(0), default=0, help="of everything drawn")
-    return run_prepare("synthetic_tasks", prepare, parser.parse_args(argv))
+    return run_prepare("synthetic_tasks", prepare, parser.parse(argv))
 
 
 if __name__ == "__main__":

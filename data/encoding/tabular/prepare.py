@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from data.command_line import run_tool, whole_number
+from data.command_line import Parser, run_tool, whole_number
 from data.conversion.new_dataset import new_dataset
 from data.encoding.encoders import Encoder, Numerical
 from data.encoding.prepared import Progress, write_prepared
@@ -124,12 +124,11 @@ def published_files(
     raise DataError(f"{folder}: files are missing; looked for {groups}, each also with .gz. {where}")
 
 
-def table_parser(name: str, description: str) -> argparse.ArgumentParser:
+def table_parser(name: str, description: str) -> Parser:
     """The arguments that every table's command has."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m data.{name}.prepare",
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--raw", type=Path, required=True, metavar="DIR", help="folder of the raw files, plain or gzip-compressed")
