@@ -4,8 +4,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,3 +71,15 @@ def losses(results_dir: Path) -> dict[int, float]:
 def metrics(results_dir: Path) -> dict[str, float]:
     """What metrics.json holds."""
     return json.loads((results_dir / "metrics.json").read_text())
+
+
+def selected(request: pytest.FixtureRequest, argument: str) -> list[str]:
+    """The values of a parameter in the selected tests of the module that asks: what its fixture has to prepare."""
+    items = [item for item in request.session.items if getattr(item, "module", None) is request.module]
+    given = [item.callspec.params for item in items if hasattr(item, "callspec")]
+    return list(dict.fromkeys(params[argument] for params in given if argument in params))
+
+
+def left_to_all(values: Iterable[str], usual: Collection[str]) -> list[Any]:
+    """Parameters of which those that are not usual are slow ones, run by scripts/test.sh --all alone."""
+    return [value if value in usual else pytest.param(value, marks=pytest.mark.slow) for value in values]

@@ -119,6 +119,7 @@ def test_signals_stop_all_workers_at_one_step_that_is_saved(work):
         assert_as_if_nothing_had_happened(work, job)
 
 
+@pytest.mark.slow
 def test_a_frozen_worker_is_found_and_nothing_is_left_of_the_job(work):
     number, seconds = tries(quick=1, whole=5), []
     source = random.Random(3)
