@@ -118,7 +118,10 @@ def test_the_first_worker_alone_writes_checkpoints_and_results(runs):
 
 def test_each_worker_ran_on_a_host_of_its_own_in_one_supervised_job(runs):
     records = [json.loads((disk / f"results/workers/worker-{k}.json").read_text()) for k, disk in enumerate(runs.disks)]
-    assert [(record["host"], record["rank"], record["code"]) for record in records] == [("host1", 0, 0), ("host2", 1, 0)]
+    assert [(record["host"], record["rank"], record["code"]) for record in records] == [
+        ("host1", 0, 0),
+        ("host2", 1, 0),
+    ]
     assert records[0]["job"] == records[1]["job"] is not None
 
 
