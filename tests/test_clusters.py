@@ -25,7 +25,7 @@ class Allocation:
         (folder / "supervise.py").touch()
         (folder / "venv" / "bin").mkdir(parents=True)
         self.program("venv/bin/horovodrun", "exit 99")
-        self.program("scontrol", f'echo "$*" >>{folder}/scontrol\n[ "$1" != show ] || printf "node7\\nnode8\\n"')
+        self.program("scontrol", f'echo "$*" >>{folder}/told\n[ "$1" != show ] || printf "node7\\nnode8\\n"')
 
     def program(self, name: str, body: str) -> None:
         path = self.folder / name
@@ -46,7 +46,7 @@ class Allocation:
         )
 
     def told(self) -> list[str]:
-        return (self.folder / "scontrol").read_text().splitlines()
+        return (self.folder / "told").read_text().splitlines()
 
     def words(self) -> list[str]:
         return (self.folder / "words").read_text().splitlines()
@@ -86,17 +86,25 @@ def test_the_job_ends_with_the_supervisors_code_and_stays_ended(allocation, code
     [(signal.SIGUSR1, 75, True), (signal.SIGUSR1, 1, False), (signal.SIGUSR1, 0, False), (signal.SIGTERM, 75, False)],
 )
 def test_only_a_job_that_was_warned_and_has_saved_goes_back_into_the_queue(allocation, number, code, requeued):
-    name = signal.Signals(number).name.removeprefix("SIG")
+    name, signals = signal.Signals(number).name.removeprefix("SIG"), allocation.folder / "signals"
     job = allocation.start(
-        f"trap 'sleep 0.5; exit {code}' {name}; touch {allocation.folder}/begun; while sleep 0.05; do :; done"
+        f"trap 'echo {name} >>{signals}' {name}; touch {allocation.folder}/begun\n"
+        f"until [ -s {signals} ]; do sleep 0.05; done; sleep 1; exit {code}"
     )
-    until = time.monotonic() + 20
-    while not (allocation.folder / "begun").exists() and time.monotonic() < until:
-        time.sleep(0.02)
+    wait_for(allocation.folder / "begun")
     job.send_signal(number)
-    job.send_signal(number)  # it must not reach the workers before they have saved
+    wait_for(signals)
+    job.send_signal(number)
     assert job.wait(20) == code
     assert ("requeue 12" in allocation.told()) == requeued
+    assert signals.read_text() == f"{name}\n"  # a second one would end the workers before they have saved
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < until, f"no {path.name}"
+        time.sleep(0.02)
 
 
 def test_a_job_that_was_submitted_from_elsewhere_says_from_where(allocation):
@@ -191,9 +199,7 @@ def test_the_end_of_a_pod_is_told_to_one_worker_and_waited_for(job, tmp_path):
         "time.sleep(60)\n"
     )
     worker = subprocess.Popen(["python3", str(mine), str(tmp_path)])
-    while not (tmp_path / "begun").exists():
-        assert worker.poll() is None
-        time.sleep(0.02)
+    wait_for(tmp_path / "begun")
     ending = subprocess.Popen(hook)
     assert worker.wait(20) == 0
     assert ending.wait(20) == 0
