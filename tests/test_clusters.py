@@ -71,7 +71,7 @@ def test_the_hosts_of_the_allocation_get_their_workers_under_a_supervisor(alloca
     assert words[0] == "supervise.py"
     command = words[words.index("--") + 1 :]
     assert command[:5] == ["horovodrun", "-np", workers, "-H", hosts]
-    assert command[5:7] == ["sh", "hvd_wrapper.sh"]
+    assert command[5:9] == ["--start-timeout", "300", "sh", "hvd_wrapper.sh"]
     assert command[-4:] == ["main.py", "--amp", "--model_dir", "my model"]
 
 
