@@ -9,35 +9,25 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from data.errors import DataError
 
-
-class _Variables(NamedTuple):
-    """The names under which a launcher tells a process its place."""
-
-    launcher: str
-    rank: str
-    size: str
-    local_rank: str
-    local_size: str
-
-
-# In the order in which they are believed. A launcher inside another one's job finds the outer variables beside its
-# own: horovodrun comes first, and srun, by which mpirun starts its helpers on other hosts, after every mpirun.
-_LAUNCHERS = (
-    _Variables("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"),
-    _Variables(
-        "mpirun (Open MPI)",
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE",
-    ),
-    _Variables("mpirun (MPICH, Intel MPI)", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
-    _Variables("a PMI launcher", "PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE"),
-    _Variables("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+# Launcher, rank, size; the first that is set counts. A launcher inside another one's job finds the outer variables
+# beside its own: horovodrun comes first, and srun, by which mpirun starts its helpers on other hosts, last.
+_JOB = (
+    ("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE"),
+    ("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("mpirun (MPICH, Intel MPI) or another PMI launcher", "PMI_RANK", "PMI_SIZE"),
+    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+)
+# Local rank, local size; in the same order. PMI has no names for these: Hydra (MPICH, Intel MPI) uses one pair, Cray
+# another, and srun with --mpi=pmi2 its own.
+_HOST = (
+    ("HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"),
+    ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("PMI_LOCAL_RANK", "PMI_LOCAL_SIZE"),
+    ("SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 )
 
 
@@ -75,36 +65,34 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
         DataError: a variable is missing or no number, the numbers contradict each other, or this is one of several
             pods in which no launcher runs: each would train a model of its own.
     """
-    for names in _LAUNCHERS:
-        if names.local_rank in environ and _announces(names, environ):
-            return _read(names, environ)
-    for names in _LAUNCHERS:  # not everyone who speaks PMI tells the local rank
-        if _announces(names, environ):
-            return _read(names, environ)
+    for launcher, rank, size in _JOB:
+        if _announced(environ, rank, size):
+            return Launch(_number(environ, rank), _number(environ, size), *_place_on_host(environ), launcher)
     _refuse_lonely_pods(environ)
     return Launch()
 
 
-def _announces(names: _Variables, environ: Mapping[str, str]) -> bool:
-    if names.launcher == "srun":  # in a job step only: a batch script sees a rank too, and is one process
-        return environ.get("SLURM_STEP_ID", "").isdigit() and names.size in environ
-    if (names.rank in environ) != (names.size in environ):
-        there, missing = sorted((names.rank, names.size), key=lambda name: name not in environ)
+def _announced(environ: Mapping[str, str], rank: str, size: str) -> bool:
+    if rank == "SLURM_PROCID":  # a batch script has it as well, without the size of a job step, and is one process
+        return size in environ
+    if (rank in environ) != (size in environ):
+        there, missing = (rank, size) if rank in environ else (size, rank)
         raise DataError(
             f"the environment variable {there} is set and {missing} is not: how many workers there are is not known. "
             f"Unset {there}, or start the job with horovodrun."
         )
-    return names.rank in environ
+    return rank in environ
 
 
-def _read(names: _Variables, environ: Mapping[str, str]) -> Launch:
-    local_rank = _number(environ, names.local_rank) if names.local_rank in environ else 0
-    local_size = local_rank + 1
-    if names.launcher == "srun":
-        local_size = _tasks_of_node(environ, names.local_size, local_size)
-    elif names.local_size in environ:
-        local_size = _number(environ, names.local_size)
-    return Launch(_number(environ, names.rank), _number(environ, names.size), local_rank, local_size, names.launcher)
+def _place_on_host(environ: Mapping[str, str]) -> tuple[int, int]:
+    """Local rank and local size; 0 of 1 where nobody tells them."""
+    for rank, size in _HOST:
+        if rank in environ:
+            local_rank = _number(environ, rank)
+            if size not in environ:
+                return local_rank, local_rank + 1
+            return local_rank, (_tasks_of_node if rank == "SLURM_LOCALID" else _number)(environ, size)
+    return 0, 1
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:
@@ -114,16 +102,20 @@ def _number(environ: Mapping[str, str], name: str) -> int:
     return int(text)
 
 
-def _tasks_of_node(environ: Mapping[str, str], name: str, otherwise: int) -> int:
+def _tasks_of_node(environ: Mapping[str, str], name: str) -> int:
     """Reads SLURM's form of the tasks of all nodes: 2(x3),1 is three nodes of two and one of one."""
-    tasks: list[int] = []
-    for part in environ[name].split(",") if name in environ else []:
+    node = _number(environ, "SLURM_NODEID")
+    for part in environ[name].split(","):
         found = re.fullmatch(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?", part)
         if not found:
-            raise DataError(f"the environment variable {name} is {environ[name]!r}; srun writes 2(x3),1 for 2, 2, 2, 1")
-        tasks += [int(found[1])] * int(found[2] or 1)
-    node = _number(environ, "SLURM_NODEID") if "SLURM_NODEID" in environ else 0
-    return tasks[node] if node < len(tasks) else otherwise
+            break
+        node -= int(found[2] or 1)
+        if node < 0:
+            return int(found[1])
+    raise DataError(
+        f"the environment variable {name} is {environ[name]!r}, which tells nothing of node {environ['SLURM_NODEID']}; "
+        "srun writes 2(x3),1 for 2, 2, 2, 1"
+    )
 
 
 def _refuse_lonely_pods(environ: Mapping[str, str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from data.errors import DataError
 from tests.helpers import ROOT
-from trainer.launcher import _LAUNCHERS, Launch, read_launch
+from trainer.launcher import _HOST, Launch, read_launch
 
 HOROVOD = {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
 OPEN_MPI = {
@@ -97,6 +97,7 @@ def place(environ: dict[str, str]) -> tuple[int, int, int, int]:
         HOROVOD | {"HOROVOD_LOCAL_RANK": "2"},
         HOROVOD | {"HOROVOD_SIZE": ""},
         SRUN | {"SLURM_STEP_TASKS_PER_NODE": "2(y3)"},
+        SRUN | {"SLURM_NODEID": "2"},
         SRUN | {"SLURM_PROCID": "3"},
     ],
 )
@@ -129,4 +130,4 @@ def test_the_gpu_wrapper_reads_the_local_ranks_that_are_read_here():
     choice = re.search(r"^local_rank=(.*)$", (ROOT / "hvd_wrapper.sh").read_text(), re.MULTILINE)
     assert choice is not None
     in_order = [*re.findall(r"[A-Z_]+", choice[1]), "SLURM_LOCALID"]
-    assert in_order == [names.local_rank for names in _LAUNCHERS]
+    assert in_order == [local_rank for local_rank, _ in _HOST]
