@@ -46,7 +46,7 @@ def why_not() -> str | None:
         check=False,
         env=os.environ | {"PATH": ALL_FOLDERS},
     )
-    return None if done.returncode == 0 else f"namespaces are not allowed here: {done.stderr.strip()}"
+    return None if done.returncode == 0 else f"namespaces are not allowed ({done.stderr.strip()})"
 
 
 class Runs:
