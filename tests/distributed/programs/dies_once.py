@@ -7,6 +7,7 @@ MARK is a file on the second worker's disk, by which its next life knows that it
 import os
 import signal
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from trainer.launcher import read_launch
 
 def die_at(step: int, mark: Path) -> None:
     """Lets this worker kill itself when it is about to compute a step."""
-    step_input, calls = trainer.loop.step_input, iter(range(1, sys.maxsize))
+    step_input, calls = trainer.loop.step_input, count(1)
 
     def step_input_or_death(*arguments: Any) -> Any:
         if next(calls) == step:
