@@ -19,8 +19,11 @@ HOSTS = ROOT / "tests" / "distributed" / "programs" / "hosts.sh"
 ROWS, BATCH, SAVE_EVERY, DIES_AT = 1500, 128, 5, 8
 STEPS = -(-ROWS // BATCH)
 
-ISOLATED = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
+# All of it dies with these tests, however they end.
+ISOLATED = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--kill-child"]
+ISOLATED += ["--mount-proc"]
 NEEDED = {
+    "setpriv": "util-linux",
     "unshare": "util-linux",
     "nsenter": "util-linux",
     "ip": "iproute2",
