@@ -8,7 +8,7 @@ import pytest
 from tests.helpers import ROOT
 from tests.stand_ins import Machine, check_failed
 
-SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), ROOT / ".ci/run", ROOT / "hvd_wrapper.sh"])
+SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), ROOT / "scripts/slurm.sbatch", ROOT / ".ci/run", ROOT / "hvd_wrapper.sh"])
 BENCHMARK = "--benchmark --benchmark_warmup_steps 500 --benchmark_steps 1000"
 
 

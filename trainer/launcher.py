@@ -1,27 +1,33 @@
 """What a launcher says of this process: its rank, and how many others it started.
 
-horovodrun, mpirun, srun and the Kubernetes operators each use variables of their own. This is
-the one place that reads them. It imports nothing heavy, so that the number of workers is known
-while the arguments are checked.
+horovodrun, mpirun and srun each use variables of their own; a pod of a Kubernetes operator has none of these
+before one of them runs in it. This is the one place that reads them. It imports nothing heavy, so that the number of
+workers is known while the arguments are checked.
 """
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from data.errors import DataError
 
-# (launcher, rank, size, local rank, local size), in the order in which they are believed:
-# horovodrun started inside a SLURM or MPI job sets its own variables beside the outer ones.
-_VARIABLES = (
-    ("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"),
-    (
-        "mpirun (Open MPI)",
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE",
-    ),
-    ("mpirun (MPICH, Intel MPI)", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+# Launcher, rank, size; the first that is set counts. A launcher inside another one's job finds the outer variables
+# beside its own: horovodrun comes first, and srun, by which mpirun starts its helpers on other hosts, last.
+_JOB = (
+    ("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE"),
+    ("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("mpirun (MPICH, Intel MPI) or another PMI launcher", "PMI_RANK", "PMI_SIZE"),
+    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+)
+# Local rank, local size; in the same order. PMI has no names for these: Hydra (MPICH, Intel MPI) uses one pair, Cray
+# another, and srun with --mpi=pmi2 its own.
+_HOST = (
+    ("HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"),
+    ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("PMI_LOCAL_RANK", "PMI_LOCAL_SIZE"),
+    ("SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 )
 
 
@@ -56,33 +62,76 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
     """The launch that the environment announces; a lone process without one.
 
     Raises:
-        DataError: a variable is no number, or the numbers contradict each other.
+        DataError: a variable is missing or no number, the numbers contradict each other, or this is one of several
+            pods in which no launcher runs: each would train a model of its own.
     """
-    for launcher, *names in (*_VARIABLES, *_slurm(environ)):
-        rank, size, local_rank, local_size = names
-        if rank in environ and size in environ:
-            return Launch(
-                rank=_number(environ, rank),
-                size=_number(environ, size),
-                local_rank=_number(environ, local_rank, 0),
-                local_size=_number(environ, local_size, _number(environ, local_rank, 0) + 1),
-                launcher=launcher,
-            )
+    for launcher, rank, size in _JOB:
+        if _announced(environ, rank, size):
+            return Launch(_number(environ, rank), _number(environ, size), *_place_on_host(environ), launcher)
+    _refuse_lonely_pods(environ)
     return Launch()
 
 
-def _slurm(environ: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
-    """srun's variables, inside a job step only: a batch script itself sees them too and is one process."""
-    if environ.get("SLURM_STEP_ID", "").isdigit():
-        return (("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),)
-    return ()
+def _announced(environ: Mapping[str, str], rank: str, size: str) -> bool:
+    if rank == "SLURM_PROCID":  # a batch script has it as well, without the size of a job step, and is one process
+        return size in environ
+    if (rank in environ) != (size in environ):
+        there, missing = (rank, size) if rank in environ else (size, rank)
+        raise DataError(
+            f"the environment variable {there} is set and {missing} is not: how many workers there are is not known. "
+            f"Unset {there}, or start the job with horovodrun."
+        )
+    return rank in environ
 
 
-def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
-    text = environ.get(name)
-    if text is None and default is not None:
-        return default
+def _place_on_host(environ: Mapping[str, str]) -> tuple[int, int]:
+    """Local rank and local size; 0 of 1 where nobody tells them."""
+    for rank, size in _HOST:
+        if rank in environ:
+            local_rank = _number(environ, rank)
+            if size not in environ:
+                return local_rank, local_rank + 1
+            return local_rank, (_tasks_of_node if rank == "SLURM_LOCALID" else _number)(environ, size)
+    return 0, 1
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    text = environ.get(name, "")
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise DataError(f"the environment variable {name} is {text!r}; a launcher sets it to a number")
+    return int(text)
+
+
+def _tasks_of_node(environ: Mapping[str, str], name: str) -> int:
+    """Reads SLURM's form of the tasks of all nodes: 2(x3),1 is three nodes of two and one of one."""
+    node = _number(environ, "SLURM_NODEID")
+    for part in environ[name].split(","):
+        found = re.fullmatch(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?", part)
+        if not found:
+            break
+        node -= int(found[2] or 1)
+        if node < 0:
+            return int(found[1])
+    raise DataError(
+        f"the environment variable {name} is {environ[name]!r}, which tells nothing of node {environ['SLURM_NODEID']}; "
+        "srun writes 2(x3),1 for 2, 2, 2, 1"
+    )
+
+
+def _refuse_lonely_pods(environ: Mapping[str, str]) -> None:
+    """Kubernetes' operators start a process per pod and leave it to that process to find the others."""
+    if environ.get("K_MPI_JOB_ROLE") == "worker":
+        raise DataError(
+            "this is a worker pod of an MPIJob (K_MPI_JOB_ROLE) in which no launcher started this process. A worker "
+            "pod runs sshd; the job's command belongs to the launcher: see scripts/kubernetes.yaml."
+        )
     try:
-        return int(str(text).split("(")[0])  # SLURM writes 2(x3) for three hosts of two
-    except ValueError:
-        raise DataError(f"the environment variable {name} is {text!r}; a launcher sets it to a number") from None
+        cluster = json.loads(environ.get("TF_CONFIG", "{}")).get("cluster", {})
+        tasks = sum(len(addresses) for addresses in cluster.values())
+    except (ValueError, AttributeError, TypeError):
+        return
+    if tasks > 1:
+        raise DataError(
+            f"TF_CONFIG announces a cluster of {tasks} tasks, which this program does not form. Start the job with "
+            "horovodrun (on Kubernetes an MPIJob: scripts/kubernetes.yaml), or unset TF_CONFIG."
+        )

@@ -1,0 +1,36 @@
+"""Run on every worker: main.py, whose second worker is killed in the middle of a step, in its first life only.
+
+usage: python -m tests.distributed.programs.dies_once STEP MARK ARGUMENT OF main.py ...
+MARK is a file on the second worker's disk, by which its next life knows that it is not the first.
+"""
+
+import os
+import signal
+import sys
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import trainer.loop
+from main import main
+from trainer.launcher import read_launch
+
+
+def die_at(step: int, mark: Path) -> None:
+    """Lets this worker kill itself when it is about to compute a step."""
+    step_input, calls = trainer.loop.step_input, count(1)
+
+    def step_input_or_death(*arguments: Any) -> Any:
+        if next(calls) == step:
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step_input(*arguments)
+
+    trainer.loop.step_input = step_input_or_death
+
+
+if __name__ == "__main__":
+    step, mark = int(sys.argv[1]), Path(sys.argv[2])
+    if read_launch(os.environ).rank == 1 and not mark.exists():
+        die_at(step, mark)
+    sys.exit(main(sys.argv[3:]))
