@@ -117,7 +117,7 @@ def reached_from(start: Path) -> dict[str, list[str]]:
     return ways
 
 
-@pytest.mark.parametrize("entry", ["main.py", "supervise.py", *TOOLS])
+@pytest.mark.parametrize("entry", ["main.py", "supervise.py", "export.py", *TOOLS])
 def test_a_command_checks_its_arguments_before_a_framework_is_imported(entry):
     slow = [way for module, way in reached_from(ROOT / entry).items() if module.partition(".")[0] in FRAMEWORKS]
     assert not slow, "imported at once: " + "; ".join(" -> ".join(way) for way in slow)

@@ -9,11 +9,10 @@ from trainer.layout import InputLayout
 from trainer.saved_model import SavedModel
 from trainer.tasks import logit_columns
 
-Function = tf.types.experimental.PolymorphicFunction
 ACTIVATIONS = {"binary": tf.math.sigmoid, "multiclass": tf.nn.softmax, "regression": tf.identity}
 
 
-def encoded_function(saved: SavedModel) -> Function:
+def encoded_function(saved: SavedModel) -> tf.types.experimental.PolymorphicFunction:
     """Predictions of encoded features: a function of one dictionary, with an input signature.
 
     It takes `inputs_of` and gives `outputs_of`. An id outside [0, cardinality) makes the look-up fail; only in a

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from data.encoding.encoders import FIRST_OOV_ID, NULL_ID, HashedIds, HashedRanks
+from data.encoding.encoders import FIRST_OOV_ID, NULL_ID, HashedIds, HashedRanks, IdEncoder, Numerical
 from data.loading.batch import PAD
-from trainer.export.graph import Function, matrices, predictions
+from trainer.export.graph import matrices, predictions
 from trainer.export.hash_ops import buckets, hash_integers, hash_texts
 from trainer.export.raw_columns import NULL_INTEGER, NULL_TEXT, RawColumn, keys_of, raw_columns
 from trainer.saved_model import SavedModel
@@ -30,34 +30,31 @@ class RawEncoding(tf.Module):
 
     def __init__(self, saved: SavedModel):
         super().__init__()
-        self._saved, self.columns = saved, raw_columns(saved.layout, saved.encoders)
-        self.tables = {
-            feature: _positions(keys)
-            for feature in saved.encoders
-            if (keys := keys_of(saved.encoders[feature])) is not None
-        }
+        self.columns = raw_columns(saved.layout, saved.encoders)
+        self._layout, self._encoders = saved.layout, saved.encoders
+        known = {feature: keys_of(encoder) for feature, encoder in saved.encoders.items()}
+        self.tables = {feature: _positions(keys) for feature, keys in known.items() if keys is not None}
 
     def features(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Encoded features as `encoded_function` takes them, from raw columns as `raw_function` takes them."""
-        layout, encoders = self._saved.layout, self._saved.encoders
         made = {}
-        for columns in layout.categorical:
-            column = self.columns[encoders[columns.name].column]
-            values = raw[column.name]
-            ids = tf.cast(self._ids(columns.name, column, values), tf.int32)
+        for feature, encoder in self._encoders.items():
+            if encoder.column not in raw:
+                continue
+            column, values = self.columns[encoder.column], raw[encoder.column]
+            if isinstance(encoder, Numerical):
+                made[feature] = self._numbers(feature, encoder, column, values)
+            else:
+                made[feature] = tf.cast(self._ids(feature, encoder, column, values), tf.int32)
+        for columns in self._layout.categorical:
             if columns.multihot:
-                ids = tf.where(_is_null(column, values), PAD, ids)[:, : columns.hotness]
-                ids = tf.pad(ids, [[0, 0], [0, columns.hotness - tf.shape(ids)[1]]], constant_values=PAD)
-                ids = tf.ensure_shape(ids, [None, columns.hotness])
-            made[columns.name] = ids
-        for name in layout.numerical:
-            column = self.columns[encoders[name].column]
-            made[name] = self._numbers(name, column, raw[column.name])
+                column = self.columns[self._encoders[columns.name].column]
+                pads = _is_null(column, raw[column.name])
+                made[columns.name] = _cut(tf.where(pads, PAD, made[columns.name]), columns.hotness)
         return made
 
-    def _ids(self, feature: str, column: RawColumn, values: tf.Tensor) -> tf.Tensor:
+    def _ids(self, feature: str, encoder: IdEncoder, column: RawColumn, values: tf.Tensor) -> tf.Tensor:
         """Ids of raw values, int64 in the shape of the values."""
-        encoder = self._saved.encoders[feature]
         if isinstance(encoder, HashedIds):
             return tf.where(_is_null(column, values), tf.constant(0, tf.int64), _hashed(values, encoder.num_buckets))
         positions = self._look_up(feature, column, values)
@@ -67,9 +64,8 @@ class RawEncoding(tf.Module):
         ids = tf.where(positions == UNSEEN, unseen, positions + encoder.first_known_id)
         return tf.where(_is_null(column, values), tf.constant(NULL_ID, tf.int64), ids)
 
-    def _numbers(self, feature: str, column: RawColumn, values: tf.Tensor) -> tf.Tensor:
-        """Standardised numbers of raw values, [batch, 1] float32."""
-        encoder = self._saved.encoders[feature]
+    def _numbers(self, feature: str, encoder: Numerical, column: RawColumn, values: tf.Tensor) -> tf.Tensor:
+        """Standardised numbers of raw values, float32 in the shape of the values."""
         if encoder.table is not None:
             positions = self._look_up(feature, column, values)
             # UNSEEN is the last.
@@ -91,7 +87,7 @@ class RawEncoding(tf.Module):
         return tf.where(_is_null(column, values), unseen, self.tables[feature].lookup(values))
 
 
-def raw_function(saved: SavedModel, encoding: RawEncoding) -> Function:
+def raw_function(saved: SavedModel, encoding: RawEncoding) -> tf.types.experimental.PolymorphicFunction:
     """Predictions of raw columns: a function of one dictionary, with an input signature."""
     signature = {
         column.name: tf.TensorSpec([None, None if column.is_list else 1], column.dtype, name=column.name)
@@ -109,6 +105,12 @@ def _positions(keys: np.ndarray) -> tf.lookup.StaticHashTable:
     known = tf.constant(np.array([key.encode() for key in keys], object) if is_text else keys)
     values = tf.range(len(keys), dtype=tf.int64)
     return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(known, values), UNSEEN)
+
+
+def _cut(ids: tf.Tensor, hotness: int) -> tf.Tensor:
+    """The first ids of rows of any width, [batch, hotness]."""
+    padded = tf.pad(ids, [[0, 0], [0, hotness]], constant_values=PAD)
+    return tf.ensure_shape(padded[:, :hotness], [None, hotness])
 
 
 def _is_null(column: RawColumn, values: tf.Tensor) -> tf.Tensor:
