@@ -36,16 +36,33 @@ class RawColumn:
     has_empty: bool
 
 
-def raw_columns(layout: InputLayout, encoders: Mapping[str, Encoder]) -> dict[str, RawColumn]:
-    """The raw columns that a model's features are made of, by name.
+def encoders_of(layout: InputLayout, encoders: Mapping[str, Encoder]) -> dict[str, Encoder]:
+    """The encoders of a model's features, in the order of its layout.
 
     Raises:
-        NotFromRaw: a feature has no encoder that fits it, or an encoder does not say what it reads.
+        NotFromRaw: a feature has none.
     """
+    features = [*(columns.name for columns in layout.categorical), *layout.numerical]
+    missing = [name for name in features if name not in encoders]
     if not encoders:
         raise NotFromRaw("the dataset of this model came without vocabularies and scalers")
+    if missing:
+        raise NotFromRaw(f"the dataset of this model came without an encoder of {', '.join(missing)}")
+    return {name: encoders[name] for name in features}
+
+
+def raw_columns(layout: InputLayout, encoders: Mapping[str, Encoder]) -> dict[str, RawColumn]:
+    """The raw columns that encoders read, by name.
+
+    Args:
+        layout: of the model.
+        encoders: of its features (`encoders_of`).
+
+    Raises:
+        NotFromRaw: an encoder does not fit its feature, or does not say what it reads.
+    """
     readers: dict[str, list[Encoder]] = {}
-    for feature, encoder in _of_features(layout, encoders).items():
+    for feature, encoder in encoders.items():
         _check_fits(layout, feature, encoder)
         readers.setdefault(encoder.column, []).append(encoder)
     try:
@@ -60,14 +77,6 @@ def keys_of(encoder: Encoder) -> np.ndarray | None:
     if isinstance(encoder, Vocabulary | HashedRanks):
         return encoder.values if len(encoder.values) else None
     return encoder.table.keys if isinstance(encoder, Numerical) and encoder.table else None
-
-
-def _of_features(layout: InputLayout, encoders: Mapping[str, Encoder]) -> dict[str, Encoder]:
-    features = [*(columns.name for columns in layout.categorical), *layout.numerical]
-    missing = [name for name in features if name not in encoders]
-    if missing:
-        raise NotFromRaw(f"the dataset of this model came without an encoder of {', '.join(missing)}")
-    return {name: encoders[name] for name in features}
 
 
 def _check_fits(layout: InputLayout, feature: str, encoder: Encoder) -> None:

@@ -9,7 +9,7 @@ from data.encoding.encoders import FIRST_OOV_ID, NULL_ID, HashedIds, HashedRanks
 from data.loading.batch import PAD
 from trainer.export.graph import matrices, predictions
 from trainer.export.hash_ops import buckets, hash_integers, hash_texts
-from trainer.export.raw_columns import NULL_INTEGER, NULL_TEXT, RawColumn, keys_of, raw_columns
+from trainer.export.raw_columns import NULL_INTEGER, NULL_TEXT, RawColumn, encoders_of, keys_of, raw_columns
 from trainer.saved_model import SavedModel
 
 UNSEEN = -1
@@ -22,25 +22,24 @@ class RawEncoding(tf.Module):
         saved: the model.
 
     Attributes:
-        columns: what is read, by name.
+        encoders: by feature.
+        columns: what they read, by name.
 
     Raises:
-        NotFromRaw: see `raw_columns`.
+        NotFromRaw: see `encoders_of` and `raw_columns`.
     """
 
     def __init__(self, saved: SavedModel):
         super().__init__()
-        self.columns = raw_columns(saved.layout, saved.encoders)
-        self._layout, self._encoders = saved.layout, saved.encoders
-        known = {feature: keys_of(encoder) for feature, encoder in saved.encoders.items()}
+        self._layout, self.encoders = saved.layout, encoders_of(saved.layout, saved.encoders)
+        self.columns = raw_columns(saved.layout, self.encoders)
+        known = {feature: keys_of(encoder) for feature, encoder in self.encoders.items()}
         self.tables = {feature: _positions(keys) for feature, keys in known.items() if keys is not None}
 
     def features(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Encoded features as `encoded_function` takes them, from raw columns as `raw_function` takes them."""
         made = {}
-        for feature, encoder in self._encoders.items():
-            if encoder.column not in raw:
-                continue
+        for feature, encoder in self.encoders.items():
             column, values = self.columns[encoder.column], raw[encoder.column]
             if isinstance(encoder, Numerical):
                 made[feature] = self._numbers(feature, encoder, column, values)
@@ -48,7 +47,7 @@ class RawEncoding(tf.Module):
                 made[feature] = tf.cast(self._ids(feature, encoder, column, values), tf.int32)
         for columns in self._layout.categorical:
             if columns.multihot:
-                column = self.columns[self._encoders[columns.name].column]
+                column = self.columns[self.encoders[columns.name].column]
                 pads = _is_null(column, raw[column.name])
                 made[columns.name] = _cut(tf.where(pads, PAD, made[columns.name]), columns.hotness)
         return made

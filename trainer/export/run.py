@@ -57,8 +57,8 @@ def _export_saved_model(draft: Path, saved: SavedModel, inputs: Arrays, expected
     signatures = load_signatures(draft)
     _compare(f"signature {ENCODED}", signatures[ENCODED], inputs, expected, kind)
     if encoding is not None:
-        raw = random_raw(encoding.columns, saved.encoders, ROWS)
-        encoded = encode_columns(saved.encoders, raw)
+        raw = random_raw(encoding.columns, encoding.encoders, ROWS)
+        encoded = encode_columns(encoding.encoders, raw)
         expected = _expected(saved, *Scorer(saved).matrices(encoded, ROWS))
         _compare(f"signature {RAW}", signatures[RAW], raw_inputs(encoding.columns, raw), expected, "random raw rows")
 

@@ -11,7 +11,7 @@ from data.encoding.keys import KeyTable
 from tests.data.scalar_hash import scalar_hash
 from tests.trainer.export.models import predicted, write_run
 from trainer.export.hash_ops import buckets, hash_integers, hash_texts
-from trainer.export.raw_columns import NULL_INTEGER, NotFromRaw, raw_columns
+from trainer.export.raw_columns import NULL_INTEGER, NotFromRaw, encoders_of, raw_columns
 from trainer.export.raw_graph import RawEncoding
 from trainer.export.saved_model_folder import load_signatures, write_saved_model
 
@@ -141,6 +141,6 @@ def test_why_raw_features_are_left_out_is_told(change, reason, tmp_path):
     saved = write_run(tmp_path)
     encoders = {name: encoder for name, encoder in (make_encoders() | change).items() if encoder is not None}
     with pytest.raises(NotFromRaw, match=reason):
-        raw_columns(saved.layout, encoders)
+        raw_columns(saved.layout, encoders_of(saved.layout, encoders))
     with pytest.raises(NotFromRaw, match="without vocabularies and scalers"):
-        raw_columns(saved.layout, {})
+        encoders_of(saved.layout, {})
