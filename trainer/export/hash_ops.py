@@ -1,5 +1,6 @@
 """The hash of `data.encoding.hashing`, which states it, in TensorFlow operations: the same numbers in a graph."""
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.bitwise import bitwise_xor, right_shift
 
@@ -41,5 +42,5 @@ def _mix(words: tf.Tensor) -> tf.Tensor:
     return bitwise_xor(words, right_shift(words, _word(31)))
 
 
-def _word(value: int) -> tf.Tensor:
+def _word(value: int | np.uint64) -> tf.Tensor:
     return tf.constant(value, tf.uint64)

@@ -80,14 +80,15 @@ def keys_of(encoder: Encoder) -> np.ndarray | None:
 
 
 def _check_fits(layout: InputLayout, feature: str, encoder: Encoder) -> None:
-    for columns in layout.categorical:
-        if columns.name == feature:
-            fits = not isinstance(encoder, Numerical) and _reads_lists(encoder) == columns.multihot
-            if not fits or encoder.cardinality > columns.cardinality:
-                raise NotFromRaw(f"the encoder of {feature} makes other values than the model takes")
-            return
-    if not isinstance(encoder, Numerical):
-        raise NotFromRaw(f"the encoder of {feature} makes ids, and the model takes a number")
+    columns = {columns.name: columns for columns in layout.categorical}.get(feature)
+    if isinstance(encoder, Numerical):
+        fits = columns is None
+    else:
+        fits = columns is not None and (
+            _reads_lists(encoder) == columns.multihot and encoder.cardinality <= columns.cardinality
+        )
+    if not fits:
+        raise NotFromRaw(f"the encoder of {feature} makes other values than the model takes")
 
 
 def _column(name: str, readers: list[Encoder]) -> RawColumn:
