@@ -2,8 +2,8 @@
 
     python -m benchmarks.export_latency --model_dir M
 
-Prints a JSON line per batch size with the median and the 95th percentile of milliseconds for each of them, arrays in and
-arrays out, in one process. The three take turns, so that what else the machine does meets all of them.
+Prints a JSON line per batch size with the median and the 95th percentile of milliseconds for each of them, arrays in
+and arrays out, in one process. The three take turns, so that what else the machine does meets all of them.
 """
 
 import argparse

@@ -22,6 +22,11 @@ FORBIDDEN = [
     ("data/**/*.py", ("trainer", *FRAMEWORKS), "data/ knows files, columns and rows; trainer/ uses it"),
     ("trainer/models/**/*.py", WITHOUT_WORKERS, "models know neither workers nor flags nor files"),
     ("trainer/metrics/**/*.py", WITHOUT_WORKERS, "metrics are handed the workers they sum over"),
+    (
+        "trainer/export/served/*.py",
+        ("trainer", "data", *FRAMEWORKS),
+        "they are copied to servers, away from here",
+    ),
     ("**/*.py", ("horovod",), "only trainer/distributed.py talks to Horovod"),
     *((tool, ("trainer", *FRAMEWORKS), "the data tools start within a second") for tool in TOOLS),
 ]

@@ -30,11 +30,17 @@ def write_saved_model(folder: Path, saved: SavedModel, encoding: RawEncoding | N
         folder: an existing one, empty.
         saved: the model.
         encoding: of raw values; with it there is a second signature, RAW.
+
+    Raises:
+        OSError: it cannot be written.
     """
     signatures = {ENCODED: encoded_function(saved).get_concrete_function()}
     if encoding is not None:
         signatures[RAW] = raw_function(saved, encoding).get_concrete_function()
-    tf.saved_model.save(_Servable(saved, encoding), str(folder), signatures=signatures)
+    try:
+        tf.saved_model.save(_Servable(saved, encoding), str(folder), signatures=signatures)
+    except tf.errors.OpError as error:
+        raise OSError(f"{folder}: the SavedModel cannot be written: {error.message}") from error
 
 
 def load_signatures(folder: Path) -> dict[str, Predict]:
