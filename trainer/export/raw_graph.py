@@ -69,7 +69,8 @@ class RawEncoding(tf.Module):
             positions = self._look_up(feature, column, values)
             # UNSEEN is the last.
             known = tf.constant(np.append(encoder.table.numbers, encoder.table.default), tf.float64)
-            numbers = tf.gather(known, tf.where(positions == UNSEEN, len(encoder.table.numbers), positions))
+            last = tf.constant(len(encoder.table.numbers), tf.int64)
+            numbers = tf.gather(known, tf.where(positions == UNSEEN, last, positions))
         else:
             missing = tf.constant(np.nan, tf.float64)
             numbers = tf.where(_is_null(column, values), missing, tf.cast(values, tf.float64))

@@ -38,10 +38,7 @@ def dataset(tmp_path_factory) -> Path:
         [[one for one in row if one >= 0] for row in inputs["tags"].tolist()], pa.list_(pa.int32())
     )
     pq.write_table(pa.table(columns), folder / "part.parquet")
-    document = specification()
-    document["source_spec"]["test"][0]["features"] = list(columns)
-    document["source_spec"]["train"] = document["source_spec"]["test"]
-    (folder / "feature_spec.yaml").write_text(yaml.safe_dump(document))
+    (folder / "feature_spec.yaml").write_text(yaml.safe_dump(specification()))
     return folder
 
 
@@ -99,7 +96,7 @@ def test_what_is_wrong_is_told_before_tensorflow_is_imported(run, dataset, tmp_p
     (full / "something").mkdir(parents=True)
     savedmodel = ("--format", "savedmodel")
     assert "invalid choice: 'pickle'" in refused(2, *arguments(run, tmp_path / "out", "--format", "pickle"))
-    assert "did you mean --format?" in refused(2, *arguments(run, tmp_path / "out", "--fromat", "onnx"))
+    assert "did you mean --model_dir?" in refused(2, *arguments(run, tmp_path / "out", *savedmodel, "--modeldir", "x"))
     assert "exists already" in refused(2, *arguments(run, full, *savedmodel))
     assert "no valid model in" in refused(4, *arguments(tmp_path, tmp_path / "out", *savedmodel))
     document = yaml.safe_load((dataset / "feature_spec.yaml").read_text())
