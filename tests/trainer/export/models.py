@@ -43,12 +43,12 @@ def specification(without: tuple[str, ...] = ()) -> dict:
     """A specification of these features and labels, whose test rows have none."""
     channels = {channel: [name for name in names if name not in without] for channel, names in CHANNELS.items()}
     features = {name: entry for name, entry in FEATURES.items() if name not in without}
-    chunk = {"type": "parquet", "files": ["part.parquet"]}
+    columns = {"train": [*features, *LABELS], "test": [*features]}
     return {
         "feature_spec": features | LABELS,
         "source_spec": {
-            "train": [chunk | {"features": [*features, *LABELS]}],
-            "test": [chunk | {"features": [*features]}],
+            mapping: [{"type": "parquet", "features": names, "files": ["part.parquet"]}]
+            for mapping, names in columns.items()
         },
         "channel_spec": channels | {"label": list(LABELS), "map": []},
     }
