@@ -1,8 +1,6 @@
 """export.py: what it writes and says, and what it refuses, before TensorFlow is imported where that can be."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,13 +10,11 @@ import tensorflow as tf
 import yaml
 
 import export
-from tests.helpers import ROOT, environment
 from tests.trainer.export.models import draw_inputs, specification, write_run
 from tests.trainer.export.test_raw import make_encoders
-from trainer.export import graph
+from trainer.export import graph, raw_graph, request
 
 FORMATS = ("savedmodel", "onnx", "triton")
-CALL = "import sys; import export; code = export.main(sys.argv[1:]); print('tensorflow' in sys.modules, code)"
 
 
 @pytest.fixture(scope="module")
@@ -83,25 +79,40 @@ def test_an_export_that_predicts_something_else_is_not_left(format, run, tmp_pat
     assert list((tmp_path / "deep").iterdir()) == []
 
 
-def refused(code: int, *words: str) -> str:
-    """What is told, without TensorFlow."""
-    command = [sys.executable, "-c", CALL, *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", str(code)]
-    return done.stderr
+def test_a_raw_signature_that_encodes_otherwise_is_not_left(run, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(raw_graph, "NULL_ID", 2)
+    assert export.main(arguments(run, tmp_path / "out", "--format", "savedmodel")) == 1
+    printed = capfd.readouterr()
+    assert "serving_default: largest difference" in printed.out and "differ from the model's by" in printed.err
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_wrong_is_told_before_tensorflow_is_imported(run, dataset, tmp_path):
-    full = tmp_path / "full"
+def test_what_is_wrong_is_told_before_tensorflow_is_imported(run, dataset, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(export, "import_tensorflow", lambda: pytest.fail("too late"))
+
+    def refused(code: int, model_dir: Path, output: Path, *more: str) -> str:
+        try:
+            found = export.main(arguments(model_dir, output, *more))
+        except SystemExit as stop:
+            found = stop.code
+        assert found == code
+        return capfd.readouterr().err
+
+    out, full = tmp_path / "out", tmp_path / "full"
     (full / "something").mkdir(parents=True)
     savedmodel = ("--format", "savedmodel")
-    assert "invalid choice: 'pickle'" in refused(2, *arguments(run, tmp_path / "out", "--format", "pickle"))
-    assert "did you mean --model_dir?" in refused(2, *arguments(run, tmp_path / "out", *savedmodel, "--modeldir", "x"))
-    assert "exists already" in refused(2, *arguments(run, full, *savedmodel))
-    assert "no valid model in" in refused(4, *arguments(tmp_path, tmp_path / "out", *savedmodel))
+    assert "invalid choice: 'pickle'" in refused(2, run, out, "--format", "pickle")
+    assert "did you mean --model_dir?" in refused(2, run, out, *savedmodel, "--modeldir", "x")
+    assert "exists already" in refused(2, run, full, *savedmodel)
+    assert "no valid model in" in refused(4, tmp_path, out, *savedmodel)
     document = yaml.safe_load((dataset / "feature_spec.yaml").read_text())
     document["feature_spec"]["user"]["cardinality"] = 501
     (tmp_path / "feature_spec.yaml").write_text(yaml.safe_dump(document))
-    other = arguments(run, tmp_path / "out", *savedmodel, "--dataset_path", str(tmp_path))
-    assert "has other features than the model" in refused(2, *other)
+    other = refused(2, run, out, *savedmodel, "--dataset_path", str(tmp_path))
+    assert "has other features than the model" in other
+    monkeypatch.setattr(request, "find_spec", lambda name: None)
+    for format in ("onnx", "triton"):
+        told = refused(2, run, out, "--format", format)
+        assert "needs tf2onnx, onnx, onnxruntime, not installed here: uv pip install" in told
+        assert "-r requirements/export.txt" in told
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["full"]

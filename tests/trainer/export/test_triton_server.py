@@ -1,10 +1,12 @@
-"""The exported Triton repository, served unchanged by a real tritonserver and asked over HTTP by its own client.
+"""The documented commands: a Triton repository is exported, served unchanged by a real tritonserver, asked over HTTP.
 
 The binary is that of the package nvidia-pytriton, of which nothing is imported. It has the Python backend alone.
 """
 
 import importlib.util
+import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -16,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir
 from pathlib import Path
 from types import ModuleType
 
@@ -23,8 +26,12 @@ import numpy as np
 import pytest
 
 import export
+from tests.documented import bash_blocks
 from tests.trainer.export.models import draw_inputs, predicted, write_run
 
+EXPORT, SERVE, ASK = (
+    shlex.split(line, comments=True) for line in bash_blocks("docs/export.md", "Triton")[0].splitlines()
+)
 MODEL = "recommender_python"
 PATIENCE = 120  # seconds until the server must answer
 
@@ -66,26 +73,31 @@ def wait_until_ready(url: str, server: subprocess.Popen, log: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("triton")
+def served(tmp_path_factory):
+    """The server's folder, to which the repository has been copied, and the model."""
+    here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there")
     package()
-    model = write_run(folder / "run", model="mmoe")
-    assert export.main(["--model_dir", str(folder / "run"), "--output", str(folder / "out"), "--format", "triton"]) == 0
-    return folder, model
+    model = write_run(here / "outbrain" / "checkpoints", model="mmoe")
+    with chdir(here):
+        assert EXPORT[:2] == ["python", "export.py"] and export.main(EXPORT[2:]) == 0
+    shutil.copytree(here / "repository", there / "repository")
+    return there, model
 
 
 @pytest.fixture(scope="module")
-def url(saved) -> Iterator[str]:
-    folder, _ = saved
+def url(served, tmp_path_factory) -> Iterator[str]:
+    folder, _ = served
+    own = tmp_path_factory.mktemp("server")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    options = ["--model-repository", folder / "out", "--backend-directory", backends(folder)]
+    options = ["--backend-directory", backends(own)]
     options += ["--model-control-mode", "explicit", "--load-model", MODEL]
     options += ["--http-address", "127.0.0.1", "--http-port", port, "--allow-grpc", "false", "--allow-metrics", "false"]
-    log = folder / "server.log"
+    log = own / "server.log"
     with log.open("w") as output:
         server = subprocess.Popen(
-            [package() / "tritonserver" / "bin" / "tritonserver", *options],
+            [package() / "tritonserver" / "bin" / SERVE[0], *SERVE[1:], *options],
+            cwd=folder,
             env=environment_of_the_server(),
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -105,7 +117,7 @@ def url(saved) -> Iterator[str]:
 
 def client(folder: Path) -> ModuleType:
     """The client as it was exported."""
-    description = importlib.util.spec_from_file_location("exported_client", folder / "out" / "client.py")
+    description = importlib.util.spec_from_file_location("exported_client", folder / "repository" / "client.py")
     module = importlib.util.module_from_spec(description)
     description.loader.exec_module(module)
     return module
@@ -117,8 +129,8 @@ def asked(ask: Callable, url: str, inputs: dict[str, np.ndarray]) -> dict[str, n
 
 
 @pytest.mark.slow
-def test_the_exported_folder_is_served_unchanged_and_predicts_what_the_model_predicts(saved, url):
-    folder, model = saved
+def test_the_exported_folder_is_served_unchanged_and_predicts_what_the_model_predicts(served, url):
+    folder, model = served
     ask = client(folder).predict
     for rows in (1, 64, 4096):
         inputs = draw_inputs(rows)
@@ -128,8 +140,8 @@ def test_the_exported_folder_is_served_unchanged_and_predicts_what_the_model_pre
 
 
 @pytest.mark.slow
-def test_requests_that_share_a_batch_get_their_own_rows_and_one_with_a_wrong_id_fails_alone(saved, url):
-    folder, model = saved
+def test_requests_that_share_a_batch_get_their_own_rows_and_one_with_a_wrong_id_fails_alone(served, url):
+    folder, model = served
     module = client(folder)
     requests = [draw_inputs(rows) for rows in range(1, 41)]
     wrong = {5, 17}
@@ -153,10 +165,9 @@ def test_requests_that_share_a_batch_get_their_own_rows_and_one_with_a_wrong_id_
 
 
 @pytest.mark.slow
-def test_the_client_is_a_program_too(saved, url):
-    folder, _ = saved
-    command = [sys.executable, "-S", folder / "out" / "client.py", "--url", url, "--model", MODEL]
-    done = subprocess.run(
-        [*command, "--rows", folder / "out" / "example.json"], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith('{"click": [[')
+def test_the_client_is_a_program_too(served, url):
+    folder, _ = served
+    command = [sys.executable, "-S", *ASK[1:], "--url", url, "--model", MODEL]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    rows = json.loads((folder / "repository" / "example.json").read_text())
+    assert json.loads(done.stdout) == client(folder).predict(url, MODEL, rows)
