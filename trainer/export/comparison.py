@@ -38,9 +38,9 @@ def largest_difference(predict: Predict, inputs: Mapping[str, np.ndarray], expec
     differences = [0.0]
     for rows in (slice(None), slice(1)):
         found, wanted = predict(rows_of(inputs, rows)), rows_of(expected, rows)
-        shapes = {name: array.shape for name, array in found.items()}
-        if shapes != {name: array.shape for name, array in wanted.items()}:
-            raise ExportDiffers(f"the export gives {shapes}, the model { ({n: a.shape for n, a in wanted.items()}) }")
+        shapes, of_model = ({name: array.shape for name, array in arrays.items()} for arrays in (found, wanted))
+        if shapes != of_model:
+            raise ExportDiffers(f"the export gives outputs of the shapes {shapes}, the model {of_model}")
         differences += [_difference(found[name], wanted[name]) for name in wanted]
     largest = float(np.max(differences))
     if not largest <= TOLERANCE:  # nor is NaN

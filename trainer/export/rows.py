@@ -68,9 +68,8 @@ def _values(
         values[:] = (np.expm1(np.abs(numbers)) if first.log else numbers).tolist()
     else:
         keys = np.concatenate([keys for encoder in readers if (keys := keys_of(encoder)) is not None])
-        unseen = rng.integers(0, 1000, rows)
-        is_text = column.dtype == "string"
-        new = [f"unseen \u00e9 {number}" for number in unseen] if is_text else (keys.max() + 1 + unseen).tolist()
+        unseen = rng.integers(2**62, size=rows)
+        new = [f"unseen \u00e9 {number}" for number in unseen] if column.dtype == "string" else unseen.tolist()
         known = keys[rng.integers(0, len(keys), rows)].tolist()
         values[:] = [
             other if pick else one for one, other, pick in zip(known, new, rng.random(rows) < 0.2, strict=True)
