@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes the locked lists requirements/{cpu,gpu,dev}.txt anew from the .in files (why: requirements/README.md).
+# Writes the locked lists requirements/{cpu,gpu,export,dev}.txt anew from the .in files (why: requirements/README.md).
 # usage: lock.sh [--upgrade]
 # Versions that are locked already stay where the .in files allow it; --upgrade takes the newest of everything.
 set -euo pipefail
@@ -40,6 +40,7 @@ lock() { # NAME, LIST WHOSE VERSIONS TO PREFER, further uv options
 
 lock cpu "" --override requirements/overrides-cpu.txt
 lock gpu "$work/cpu.txt"
+lock export "" --constraint "$work/cpu.txt" --constraint "$work/gpu.txt"
 lock dev "" --constraint "$work/cpu.txt" --constraint "$work/gpu.txt"
-mv "$work"/{cpu,gpu,dev}.txt requirements/
+mv "$work"/{cpu,gpu,export,dev}.txt requirements/
 echo "lock.sh: done; see the change with git diff requirements"

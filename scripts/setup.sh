@@ -85,7 +85,7 @@ Install one, and name it if it is not on the path, for example
 # One line that names everything an environment is made from, its own place included (scripts in it hold paths).
 key() {
   { echo "$variant $venv $(python_version "$venv/bin/python")"
-    cat "$requirements"/{uv,"$variant",dev}.txt "$requirements"/horovod-*.patch "$root"/scripts/{setup,build_horovod}.sh
+    cat "$requirements"/{uv,"$variant",export,dev}.txt "$requirements"/horovod-*.patch "$root"/scripts/{setup,build_horovod}.sh
   } | sha256sum | cut -d ' ' -f 1
 }
 
@@ -177,10 +177,11 @@ uv_pip() { # a progress bar on a terminal, silence and errors elsewhere
 install_packages() {
   local size="2 GB, 1 to 3 minutes" other=tensorflow
   [ "$variant" = cpu ] || size="8 GB, 3 to 10 minutes" other=tensorflow-cpu
-  say "[2/4] packages of requirements/$variant.txt and dev.txt (new: $size; from uv's cache: half a minute)"
+  say "[2/4] packages of requirements/$variant.txt, export.txt and dev.txt (new: $size; from uv's cache: half a minute)"
   # Both builds of TensorFlow write into the same folder: none may be left when the variant changes.
   if [ -n "$(find "$venv"/lib -maxdepth 3 -name "${other//-/_}-*.dist-info")" ]; then uv_pip uninstall tensorflow tensorflow-cpu; fi
-  uv_pip install --no-deps -r "$requirements/$variant.txt" -r "$requirements/dev.txt" ||
+  uv_pip install --no-deps -r "$requirements/$variant.txt" -r "$requirements/export.txt" \
+    -r "$requirements/dev.txt" ||
     die "the packages cannot be installed (uv's message is above). Usual causes: no network, or a full disk" \
       "($venv or uv's cache, $("$venv/bin/uv" cache dir))"
 }

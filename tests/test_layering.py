@@ -22,6 +22,11 @@ FORBIDDEN = [
     ("data/**/*.py", ("trainer", *FRAMEWORKS), "data/ knows files, columns and rows; trainer/ uses it"),
     ("trainer/models/**/*.py", WITHOUT_WORKERS, "models know neither workers nor flags nor files"),
     ("trainer/metrics/**/*.py", WITHOUT_WORKERS, "metrics are handed the workers they sum over"),
+    (
+        "trainer/export/served/*.py",
+        ("trainer", "data", *FRAMEWORKS),
+        "they are copied to servers, away from here",
+    ),
     ("**/*.py", ("horovod",), "only trainer/distributed.py talks to Horovod"),
     *((tool, ("trainer", *FRAMEWORKS), "the data tools start within a second") for tool in TOOLS),
 ]
@@ -117,7 +122,7 @@ def reached_from(start: Path) -> dict[str, list[str]]:
     return ways
 
 
-@pytest.mark.parametrize("entry", ["main.py", "supervise.py", *TOOLS])
+@pytest.mark.parametrize("entry", ["main.py", "supervise.py", "export.py", *TOOLS])
 def test_a_command_checks_its_arguments_before_a_framework_is_imported(entry):
     slow = [way for module, way in reached_from(ROOT / entry).items() if module.partition(".")[0] in FRAMEWORKS]
     assert not slow, "imported at once: " + "; ".join(" -> ".join(way) for way in slow)

@@ -93,6 +93,7 @@ def test_every_flag_that_a_page_names_exists(page):
         "--workflow",
         "--clicks",
         "--max_restarts",
+        "--format",
     }
     named = set(re.findall(r"--[a-z0-9_]+", (ROOT / page).read_text()))
     assert named - known - others == set()

@@ -192,7 +192,7 @@ def test_the_ci_fails_when_the_tests_do(checks):
 
 
 def test_the_locked_lists_hold_exact_versions_and_no_addresses():
-    for name in ("cpu", "gpu", "dev"):
+    for name in ("cpu", "gpu", "export", "dev"):
         lines = (ROOT / f"requirements/{name}.txt").read_text().splitlines()[1:]
         assert lines, name
         for line in lines:
@@ -203,7 +203,7 @@ def test_the_locked_lists_hold_exact_versions_and_no_addresses():
 
 def test_the_lists_agree_on_what_they_share():
     versions: dict[str, set[str]] = {}
-    for name in ("cpu", "gpu", "dev"):
+    for name in ("cpu", "gpu", "export", "dev"):
         for line in (ROOT / f"requirements/{name}.txt").read_text().splitlines()[1:]:
             package, _, version = line.partition("==")
             if "python_full_version" not in version:

@@ -19,6 +19,8 @@ from trainer.sealed.manifest import is_document_name
 from trainer.sealed.reader import SealedFolder
 from trainer.sealed.writer import remove_leftovers, standing, write_sealed
 
+# In --model_dir.
+MODEL_FOLDER = "model"
 ARCHITECTURE, SPECIFICATION, SIZES = "architecture.json", "feature_spec.yaml", "embedding_sizes.json"
 
 # Text, bytes, a dict for JSON, or a file that is copied.

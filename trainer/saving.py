@@ -16,14 +16,21 @@ from trainer.inputs import Inputs
 from trainer.log import to_plain
 from trainer.metrics import is_better
 from trainer.model_flags import from_json
-from trainer.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, Document, encoder_documents, write_model
+from trainer.model_folder import (
+    ARCHITECTURE,
+    MODEL_FOLDER,
+    SIZES,
+    SPECIFICATION,
+    Document,
+    encoder_documents,
+    write_model,
+)
 from trainer.model_options import ModelOptions
 from trainer.options import Options
 from trainer.position import Position
 from trainer.sealed.errors import CheckpointError
 from trainer.state import RunState
 
-MODEL_FOLDER = "model"
 NAN = float("nan")
 # The first that there is decides which checkpoint is the best.
 MAIN_METRICS = ("streaming_map_val", "auc_roc", "rmse")

@@ -24,18 +24,18 @@ import pyarrow as pa
 
 Values = np.ndarray | pd.Series | pd.Index | Sequence[int] | Sequence[str]
 
-_STEP = np.uint64(0x9E3779B97F4A7C15)
-_FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
-_SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
-_FNV_START = np.uint64(0xCBF29CE484222325)
-_FNV_FACTOR = np.uint64(0x100000001B3)
+STEP = np.uint64(0x9E3779B97F4A7C15)
+FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
+SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
+FNV_START = np.uint64(0xCBF29CE484222325)
+FNV_FACTOR = np.uint64(0x100000001B3)
 
 
 def mix(words: np.ndarray) -> np.ndarray:
     """Spreads every bit of 64-bit words over all bits; a bijection. [n] uint64 to [n] uint64."""
-    words = words + _STEP
-    words = (words ^ (words >> np.uint64(30))) * _FIRST_FACTOR
-    words = (words ^ (words >> np.uint64(27))) * _SECOND_FACTOR
+    words = words + STEP
+    words = (words ^ (words >> np.uint64(30))) * FIRST_FACTOR
+    words = (words ^ (words >> np.uint64(27))) * SECOND_FACTOR
     return words ^ (words >> np.uint64(31))
 
 
@@ -88,7 +88,7 @@ def _as_texts(array: np.ndarray) -> pa.LargeStringArray:
 def _fnv1a(texts: pa.LargeStringArray) -> np.ndarray:
     """FNV-1a of the UTF-8 bytes, byte position after byte position over all texts at once."""
     _, offset_buffer, byte_buffer = texts.buffers()
-    hashes = np.full(len(texts), _FNV_START)
+    hashes = np.full(len(texts), FNV_START)
     if byte_buffer is None:
         return hashes
     offsets = np.frombuffer(offset_buffer, np.int64)[texts.offset : texts.offset + len(texts) + 1]
@@ -99,5 +99,5 @@ def _fnv1a(texts: pa.LargeStringArray) -> np.ndarray:
     for position in range(int(ascending[-1])):
         longer = len(texts) - int(np.searchsorted(ascending, position, side="right"))
         rows = longest_first[:longer]
-        hashes[rows] = (hashes[rows] ^ text_bytes[starts[rows] + position].astype(np.uint64)) * _FNV_FACTOR
+        hashes[rows] = (hashes[rows] ^ text_bytes[starts[rows] + position].astype(np.uint64)) * FNV_FACTOR
     return hashes

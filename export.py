@@ -1,0 +1,42 @@
+"""Writes a trained model for a server: SavedModel, ONNX or Triton. `python export.py --help` lists the flags."""
+
+import sys
+import traceback
+
+from data.errors import DataError
+from trainer.checkpoints import NoCheckpointError
+from trainer.export.comparison import ExportDiffers
+from trainer.export.request import read_request
+from trainer.quiet_import import import_tensorflow
+from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, WRONG_INPUT
+from trainer.standard_streams import steady_streams
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code, as main.py does; what can be checked without TensorFlow is checked before its import."""
+    try:
+        request = read_request(argv)
+        import_tensorflow()
+        from trainer.export.run import export
+
+        export(request)
+    except DataError as error:
+        return _fail(error, NO_CHECKPOINT if isinstance(error, NoCheckpointError) else WRONG_INPUT)
+    except (ExportDiffers, OSError) as error:
+        return _fail(error, FAILURE)
+    return DONE
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"export.py: error: {error}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    steady_streams()
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = FAILURE
+    sys.exit(code)

@@ -1,0 +1,107 @@
+"""Model folders of small models whose weights all matter, and what they predict, worked out by hand."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from data.encoding.encoder_files import save_encoders
+from data.encoding.encoders import Encoder
+from data.specification.feature_spec import FeatureSpec
+from trainer.layout import input_layout
+from trainer.log import to_plain
+from trainer.model_folder import ARCHITECTURE, MODEL_FOLDER, SIZES, SPECIFICATION, encoder_documents, write_model
+from trainer.model_options import ModelOptions
+from trainer.models import build_model
+from trainer.saved_model import SavedModel, load_model
+from trainer.state import array_sources
+from trainer.tasks import tasks_of
+from trainer.weights import named
+
+FEATURES = {
+    "user": {"dtype": "int32", "cardinality": 500},
+    "day": {"dtype": "int32", "cardinality": 7},
+    "tags": {"dtype": "int32", "cardinality": 90, "max_hotness": 3},
+    "age": {"dtype": "float32"},
+    "price": {"dtype": "float32"},
+}
+LABELS = {
+    "click": {"dtype": "float32"},
+    "spend": {"dtype": "float32", "task": "regression"},
+    "topic": {"dtype": "int32", "task": "multiclass", "cardinality": 3},
+}
+CHANNELS = {"onehot_categorical": ["user", "day"], "multihot_categorical": ["tags"], "numerical": ["age", "price"]}
+SMALL = {
+    "deep_hidden_units": (32, 16),
+    "expert_hidden_units": (16, 8),
+    "tower_hidden_units": (8,),
+    "num_experts": 4,
+}
+
+
+def specification(without: tuple[str, ...] = ()) -> dict:
+    """A specification of these features and labels, whose test rows have none."""
+    channels = {channel: [name for name in names if name not in without] for channel, names in CHANNELS.items()}
+    features = {name: entry for name, entry in FEATURES.items() if name not in without}
+    columns = {"train": [*features, *LABELS], "test": [*features]}
+    return {
+        "feature_spec": features | LABELS,
+        "source_spec": {
+            mapping: [{"type": "parquet", "features": names, "files": ["part.parquet"]}]
+            for mapping, names in columns.items()
+        },
+        "channel_spec": channels | {"label": list(LABELS), "map": []},
+    }
+
+
+def write_run(
+    folder: Path, *, without: tuple[str, ...] = (), encoders: Mapping[str, Encoder] | None = None, **flags: object
+) -> SavedModel:
+    """Makes a model and writes it to `folder`/model as a run does; returns what is read back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = FeatureSpec.from_dict(specification(without), folder)
+    widths = {feature.name: 4 for feature in (*spec.onehot, *spec.multihot)}
+    options = ModelOptions(**(SMALL | flags))
+    model = build_model(options, input_layout(spec, widths), tasks_of(spec), compute_dtype="float32", seed=1)
+    rng = np.random.default_rng(0)
+    for variable in model.variables:
+        is_variance = "variance" in variable.path
+        variable.assign(rng.uniform(0.5, 1.5, variable.shape) if is_variance else rng.normal(0, 0.3, variable.shape))
+    if encoders:
+        save_encoders(encoders, folder / "workflow")
+    documents = {
+        ARCHITECTURE: {"options": to_plain(vars(options)), "metrics": {}},
+        SPECIFICATION: spec.to_yaml(),
+        SIZES: widths,
+        **encoder_documents(folder),
+    }
+    write_model(folder / MODEL_FOLDER, array_sources(named(model.variables)), documents)
+    return load_model(folder / MODEL_FOLDER)
+
+
+def draw_inputs(rows: int, without: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """Encoded rows by feature name; multi-hot rows with every number of pads."""
+    rng = np.random.default_rng(rows)
+    pads = np.arange(3) >= rng.integers(0, 4, (rows, 1))
+    drawn = {
+        "user": rng.integers(0, 500, (rows, 1), np.int32),
+        "day": rng.integers(0, 7, (rows, 1), np.int32),
+        "tags": np.where(pads, -1, rng.integers(0, 90, (rows, 3))).astype(np.int32),
+        "age": rng.normal(size=(rows, 1)).astype(np.float32),
+        "price": rng.normal(size=(rows, 1)).astype(np.float32),
+    }
+    return {name: values for name, values in drawn.items() if name not in without}
+
+
+def predicted(saved: SavedModel, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the live model says of encoded rows, float64."""
+    rows = len(next(iter(inputs.values())))
+    ids = [np.zeros((rows, 0), np.int32), *(inputs[name] for name in ("user", "day", "tags") if name in inputs)]
+    numbers = [np.zeros((rows, 0), np.float32), *(inputs[name] for name in ("age", "price") if name in inputs)]
+    logits = saved.model(np.concatenate(ids, axis=1), np.concatenate(numbers, axis=1)).numpy().astype(np.float64)
+    classes = np.exp(logits[:, 2:5])
+    return {
+        "click": 1 / (1 + np.exp(-logits[:, :1])),
+        "spend": logits[:, 1:2],
+        "topic": classes / classes.sum(axis=1, keepdims=True),
+    }

@@ -1,0 +1,118 @@
+"""export.py: what it writes and says, and what it refuses, before TensorFlow is imported where that can be."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+import yaml
+
+import export
+from tests.trainer.export.models import draw_inputs, specification, write_run
+from tests.trainer.export.test_raw import make_encoders
+from trainer.export import graph, raw_graph, request
+
+FORMATS = ("savedmodel", "onnx", "triton")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    write_run(folder, encoders=make_encoders(), model="mmoe")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """Rows of the model's features, without labels."""
+    folder = tmp_path_factory.mktemp("dataset")
+    inputs = draw_inputs(100)
+    columns = {name: values[:, 0] for name, values in inputs.items() if name != "tags"}
+    columns["tags"] = pa.array(
+        [[one for one in row if one >= 0] for row in inputs["tags"].tolist()], pa.list_(pa.int32())
+    )
+    pq.write_table(pa.table(columns), folder / "part.parquet")
+    (folder / "feature_spec.yaml").write_text(yaml.safe_dump(specification()))
+    return folder
+
+
+def arguments(run: Path, output: Path, *more: str) -> list[str]:
+    return ["--model_dir", str(run), "--output", str(output), *more]
+
+
+def need(format: str) -> None:
+    if format != "savedmodel":
+        pytest.importorskip("tf2onnx", reason="requirements/export.txt is not installed")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_tells_its_difference_from_the_model_on_the_datasets_rows(format, run, dataset, tmp_path, capfd):
+    need(format)
+    code = export.main(arguments(run, tmp_path / "out", "--format", format, "--dataset_path", str(dataset)))
+    printed = capfd.readouterr()
+    assert code == 0, printed.err
+    assert "on 100 rows of the dataset" in printed.out
+    assert ("serving_raw: largest difference" in printed.out) == (format == "savedmodel")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    if format == "triton":
+        files = sorted(
+            str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()
+        )
+        versions = [
+            f"recommender{name}/{file}" for name in ("", "_python") for file in ("1/model.onnx", "config.pbtxt")
+        ]
+        assert files == sorted(["client.py", "example.json", "recommender_python/1/model.py", *versions])
+        assert {name: len(rows) for name, rows in json.loads((tmp_path / "out/example.json").read_text()).items()} == {
+            name: 2 for name in ("user", "day", "tags", "age", "price")
+        }
+
+
+@pytest.mark.parametrize("format", ["savedmodel", "onnx"])
+def test_an_export_that_predicts_something_else_is_not_left(format, run, tmp_path, monkeypatch, capfd):
+    need(format)
+    nearly = dict(graph.ACTIVATIONS, binary=lambda logits: tf.math.sigmoid(logits) + 1.5e-5)
+    monkeypatch.setattr(graph, "ACTIVATIONS", nearly)
+    assert export.main(arguments(run, tmp_path / "deep" / "out", "--format", format)) == 1
+    assert "differ from the model's by 1.5e-05, over 1e-05" in capfd.readouterr().err
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_a_raw_signature_that_encodes_otherwise_is_not_left(run, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(raw_graph, "NULL_ID", 2)
+    assert export.main(arguments(run, tmp_path / "out", "--format", "savedmodel")) == 1
+    printed = capfd.readouterr()
+    assert "serving_default: largest difference" in printed.out and "differ from the model's by" in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_wrong_is_told_before_tensorflow_is_imported(run, dataset, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(export, "import_tensorflow", lambda: pytest.fail("too late"))
+
+    def refused(code: int, model_dir: Path, output: Path, *more: str) -> str:
+        try:
+            found = export.main(arguments(model_dir, output, *more))
+        except SystemExit as stop:
+            found = stop.code
+        assert found == code
+        return capfd.readouterr().err
+
+    out, full = tmp_path / "out", tmp_path / "full"
+    (full / "something").mkdir(parents=True)
+    savedmodel = ("--format", "savedmodel")
+    assert "invalid choice: 'pickle'" in refused(2, run, out, "--format", "pickle")
+    assert "did you mean --model_dir?" in refused(2, run, out, *savedmodel, "--modeldir", "x")
+    assert "exists already" in refused(2, run, full, *savedmodel)
+    assert "no valid model in" in refused(4, tmp_path, out, *savedmodel)
+    document = yaml.safe_load((dataset / "feature_spec.yaml").read_text())
+    document["feature_spec"]["user"]["cardinality"] = 501
+    (tmp_path / "feature_spec.yaml").write_text(yaml.safe_dump(document))
+    other = refused(2, run, out, *savedmodel, "--dataset_path", str(tmp_path))
+    assert "has other features than the model" in other
+    monkeypatch.setattr(request, "find_spec", lambda name: None)
+    for format in ("onnx", "triton"):
+        told = refused(2, run, out, "--format", format)
+        assert "needs tf2onnx, onnx, onnxruntime, not installed here: uv pip install" in told
+        assert "-r requirements/export.txt" in told
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["full"]

@@ -1,0 +1,173 @@
+"""The documented commands: a Triton repository is exported, served unchanged by a real tritonserver, asked over HTTP.
+
+The binary is that of the package nvidia-pytriton, of which nothing is imported. It has the Python backend alone.
+"""
+
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import export
+from tests.documented import bash_blocks
+from tests.trainer.export.models import draw_inputs, predicted, write_run
+
+EXPORT, SERVE, ASK = (
+    shlex.split(line, comments=True) for line in bash_blocks("docs/export.md", "Triton")[0].splitlines()
+)
+MODEL = "recommender_python"
+PATIENCE = 120  # seconds until the server must answer
+
+
+def package() -> Path:
+    """The folder of nvidia-pytriton; skips the test where it is absent."""
+    pytest.importorskip("tf2onnx", reason="requirements/export.txt is not installed")
+    found = importlib.util.find_spec("pytriton")
+    if found is None or found.origin is None:
+        pytest.skip("no tritonserver: uv pip install --no-deps -r requirements/tritonserver.txt")
+    return Path(found.origin).parent
+
+
+def backends(folder: Path) -> Path:
+    """A backend directory as tritonserver wants it: the package keeps the interpreters' stubs apart."""
+    server = package() / "tritonserver"
+    shutil.copytree(server / "backends", folder / "backends")
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    shutil.copy(server / "python_backend_stubs" / version / "triton_python_backend_stub", folder / "backends/python")
+    return folder / "backends"
+
+
+def environment_of_the_server() -> dict[str, str]:
+    """The stub runs the interpreter that is first on PATH, and needs its shared library."""
+    libraries = [sysconfig.get_config_var("LIBDIR"), str(package().parent / "nvidia_pytriton.libs")]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "LD_LIBRARY_PATH": os.pathsep.join(libraries), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def wait_until_ready(url: str, server: subprocess.Popen, log: Path) -> None:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    pytest.fail(f"tritonserver does not serve:\n{log.read_text()[-3000:]}")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """The server's folder, to which the repository has been copied, and the model."""
+    here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there")
+    package()
+    model = write_run(here / "outbrain" / "checkpoints", model="mmoe")
+    with chdir(here):
+        assert EXPORT[:2] == ["python", "export.py"] and export.main(EXPORT[2:]) == 0
+    shutil.copytree(here / "repository", there / "repository")
+    return there, model
+
+
+@pytest.fixture(scope="module")
+def url(served, tmp_path_factory) -> Iterator[str]:
+    folder, _ = served
+    own = tmp_path_factory.mktemp("server")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    options = ["--backend-directory", backends(own)]
+    options += ["--model-control-mode", "explicit", "--load-model", MODEL]
+    options += ["--http-address", "127.0.0.1", "--http-port", port, "--allow-grpc", "false", "--allow-metrics", "false"]
+    log = own / "server.log"
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [package() / "tritonserver" / "bin" / SERVE[0], *SERVE[1:], *options],
+            cwd=folder,
+            env=environment_of_the_server(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}", server, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        if server.poll() is None:
+            server.terminate()
+            try:
+                server.wait(40)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
+
+
+def client(folder: Path) -> ModuleType:
+    """The client as it was exported."""
+    description = importlib.util.spec_from_file_location("exported_client", folder / "repository" / "client.py")
+    module = importlib.util.module_from_spec(description)
+    description.loader.exec_module(module)
+    return module
+
+
+def asked(ask: Callable, url: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    found = ask(url, MODEL, {name: values.tolist() for name, values in inputs.items()})
+    return {name: np.array(rows) for name, rows in found.items()}
+
+
+@pytest.mark.slow
+def test_the_exported_folder_is_served_unchanged_and_predicts_what_the_model_predicts(served, url):
+    folder, model = served
+    ask = client(folder).predict
+    for rows in (1, 64, 4096):
+        inputs = draw_inputs(rows)
+        found, wanted = asked(ask, url, inputs), predicted(model, inputs)
+        for task in wanted:
+            np.testing.assert_allclose(found[task], wanted[task], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_requests_that_share_a_batch_get_their_own_rows_and_one_with_a_wrong_id_fails_alone(served, url):
+    folder, model = served
+    module = client(folder)
+    requests = [draw_inputs(rows) for rows in range(1, 41)]
+    wrong = {5, 17}
+    for number in wrong:
+        requests[number]["user"][0] = 500
+
+    def answer(number: int) -> dict[str, np.ndarray] | str:
+        try:
+            return asked(module.predict, url, requests[number])
+        except RuntimeError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(answer, range(len(requests))))
+    for number, found in enumerate(answers):
+        if number in wrong:
+            assert isinstance(found, str) and "out of data bounds" in found
+        else:
+            wanted = predicted(model, requests[number])
+            np.testing.assert_allclose(found["topic"], wanted["topic"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_client_is_a_program_too(served, url):
+    folder, _ = served
+    command = [sys.executable, "-S", *ASK[1:], "--url", url, "--model", MODEL]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    rows = json.loads((folder / "repository" / "example.json").read_text())
+    assert json.loads(done.stdout) == client(folder).predict(url, MODEL, rows)

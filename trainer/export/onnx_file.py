@@ -1,0 +1,50 @@
+"""A model as an ONNX file."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import tensorflow as tf
+import tf2onnx
+
+from trainer.export.comparison import Predict
+from trainer.export.graph import encoded_function
+from trainer.saved_model import SavedModel
+
+# Of September 2022; onnxruntime knows it from 1.14 on, Triton from 23.02.
+OPSET = 17
+
+
+def write_onnx(path: Path, saved: SavedModel) -> None:
+    """Writes the forward pass on encoded features (see `encoded_function`); the weights are inside."""
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    function = encoded_function(saved)
+    model, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=OPSET)
+    _fill_in_constants(model.graph, function.get_concrete_function())
+    onnx.checker.check_model(model)
+    onnx.save_model(model, path)
+
+
+def load_onnx(path: Path) -> Predict:
+    """What a server does with the file."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def predict(features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(names, session.run(names, dict(features)), strict=True))
+
+    return predict
+
+
+def _fill_in_constants(graph: onnx.GraphProto, function: tf.types.experimental.ConcreteFunction) -> None:
+    """Gives the constants that the function has from outside their values: the converter takes them for inputs."""
+    constants = {inside.name: value for value, inside in function.graph.captures if value.dtype != tf.resource}
+    read = {name for node in graph.node for name in node.input}
+    for name in constants.keys() & read:
+        graph.initializer.append(onnx.numpy_helper.from_array(constants[name].numpy(), name))
+    inputs = [entry for entry in graph.input if entry.name not in constants]
+    del graph.input[:]
+    graph.input.extend(inputs)

@@ -1,0 +1,110 @@
+"""Which raw columns the encoders of a model read, and as what. Imports no TensorFlow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.encoding.encoders import Encoder, HashedRanks, Numerical, Vocabulary
+from data.errors import DataError
+from trainer.export.ports import check_names
+from trainer.layout import InputLayout
+
+# What stands for null among integers; among floats NaN does, among texts the empty one.
+NULL_INTEGER = np.iinfo(np.int64).min
+NULL_TEXT = b""
+
+
+class NotFromRaw(Exception):
+    """Why raw features cannot be encoded inside a graph."""
+
+
+@dataclass(frozen=True)
+class RawColumn:
+    """A raw column as an input of a graph.
+
+    Attributes:
+        name: of the column.
+        dtype: "string", "int64" or "float64".
+        is_list: whether it is [batch, any], nulls at the ends of rows being pads; else [batch, 1].
+        has_empty: whether the empty text is a value of the vocabulary, so that nothing can stand for null.
+    """
+
+    name: str
+    dtype: str
+    is_list: bool
+    has_empty: bool
+
+
+def encoders_of(layout: InputLayout, encoders: Mapping[str, Encoder]) -> dict[str, Encoder]:
+    """The encoders of a model's features, in the order of its layout.
+
+    Raises:
+        NotFromRaw: a feature has none.
+    """
+    features = [*(columns.name for columns in layout.categorical), *layout.numerical]
+    missing = [name for name in features if name not in encoders]
+    if not encoders:
+        raise NotFromRaw("the dataset of this model came without vocabularies and scalers")
+    if missing:
+        raise NotFromRaw(f"the dataset of this model came without an encoder of {', '.join(missing)}")
+    return {name: encoders[name] for name in features}
+
+
+def raw_columns(layout: InputLayout, encoders: Mapping[str, Encoder]) -> dict[str, RawColumn]:
+    """The raw columns that encoders read, by name.
+
+    Args:
+        layout: of the model.
+        encoders: of its features (`encoders_of`).
+
+    Raises:
+        NotFromRaw: an encoder does not fit its feature, or does not say what it reads.
+    """
+    readers: dict[str, list[Encoder]] = {}
+    for feature, encoder in encoders.items():
+        _check_fits(layout, feature, encoder)
+        readers.setdefault(encoder.column, []).append(encoder)
+    try:
+        check_names(readers)
+    except DataError as error:
+        raise NotFromRaw(f"raw column {error}") from error
+    return {name: _column(name, encoders) for name, encoders in readers.items()}
+
+
+def keys_of(encoder: Encoder) -> np.ndarray | None:
+    """The known raw values, int64 or texts; None for an encoder that reads plain numbers or has no vocabulary."""
+    if isinstance(encoder, Vocabulary | HashedRanks):
+        return encoder.values if len(encoder.values) else None
+    return encoder.table.keys if isinstance(encoder, Numerical) and encoder.table else None
+
+
+def _check_fits(layout: InputLayout, feature: str, encoder: Encoder) -> None:
+    columns = {columns.name: columns for columns in layout.categorical}.get(feature)
+    if isinstance(encoder, Numerical):
+        fits = columns is None
+    else:
+        fits = columns is not None and (
+            _reads_lists(encoder) == columns.multihot and encoder.cardinality <= columns.cardinality
+        )
+    if not fits:
+        raise NotFromRaw(f"the encoder of {feature} makes other values than the model takes")
+
+
+def _column(name: str, readers: list[Encoder]) -> RawColumn:
+    found = [keys for encoder in readers if (keys := keys_of(encoder)) is not None]
+    kinds = {"string" if keys.dtype == object else "int64" for keys in found}
+    plain = [isinstance(encoder, Numerical) and encoder.table is None for encoder in readers]
+    lists = {_reads_lists(encoder) for encoder in readers}
+    if len(lists) > 1 or len(kinds) > 1 or (any(plain) and kinds == {"string"}):
+        raise NotFromRaw(f"raw column {name} is read as values of several kinds")
+    if not kinds and not all(plain):
+        raise NotFromRaw(f"raw column {name} is hashed, and nothing says whether it holds integers or texts")
+    has_empty = any("" in keys for keys in found) if kinds == {"string"} else False
+    if has_empty and lists == {True}:
+        raise NotFromRaw(f"raw column {name} has the empty text in its lists, which is needed as their pad")
+    return RawColumn(name, kinds.pop() if kinds else "float64", lists == {True}, has_empty)
+
+
+def _reads_lists(encoder: Encoder) -> bool:
+    return isinstance(encoder, HashedRanks) or (isinstance(encoder, Vocabulary) and encoder.is_list)

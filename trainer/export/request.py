@@ -1,0 +1,118 @@
+"""What is to be exported, checked as far as that goes without TensorFlow."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from data.command_line import Parser
+from data.conversion.new_dataset import SPEC_FILE
+from data.errors import DataError
+from data.loading.loader import ParquetLoader
+from data.specification.feature_spec import FeatureSpec
+from trainer.export.ports import check_names
+from trainer.layout import InputLayout, input_layout
+from trainer.model_folder import MODEL_FOLDER, SPECIFICATION, open_model
+from trainer.places import default_place
+from trainer.sealed.reader import SealedFolder
+
+SAVED_MODEL, ONNX, TRITON = FORMATS = ("savedmodel", "onnx", "triton")
+# Rows on which an export is compared with the model.
+ROWS = 4096
+# A protocol buffer, which an ONNX file is, ends there.
+MAX_ONNX_BYTES = 2**31 - 2**20
+
+DESCRIPTION = """Writes the trained model of a run for a server. Before the output appears, its predictions are compared
+with those of the model. Formats: savedmodel (TensorFlow), onnx, triton (a model repository)."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """An export.
+
+    Attributes:
+        model: the run's model folder, verified.
+        output: a folder that does not exist yet, or is empty.
+        format: one of FORMATS.
+        rows: a mapping whose first rows the export is compared on; None for random rows.
+    """
+
+    model: SealedFolder
+    output: Path
+    format: str
+    rows: ParquetLoader | None
+
+
+def read_request(argv: Sequence[str] | None) -> Request:
+    """The export that `argv`, the arguments without the program's name, asks for; None takes the process's own.
+
+    Raises:
+        SystemExit: wrong arguments.
+        DataError: an output that exists, a package that is missing, a model that the format cannot hold, or a dataset
+            with other features than the model's.
+        NoCheckpointError: there is no model, or it is damaged.
+    """
+    arguments = _parser().parse(argv)
+    _check_packages(arguments.format)
+    _check_output(arguments.output)
+    model_dir = default_place("model_dir") if arguments.model_dir is None else arguments.model_dir
+    model = open_model(model_dir / MODEL_FOLDER)
+    spec = FeatureSpec.read(model.path / SPECIFICATION, allow_outside_paths=True)
+    check_names([feature.name for feature in (*spec.inputs, *spec.labels)])
+    if arguments.format != SAVED_MODEL:
+        _check_size(model)
+    loader = None if arguments.dataset_path is None else _open_rows(arguments.dataset_path / SPEC_FILE, spec)
+    return Request(model, arguments.output, arguments.format, loader)
+
+
+def _parser() -> Parser:
+    parser = Parser("export.py", DESCRIPTION, argparse.HelpFormatter)
+    add = parser.add_argument
+    add("--model_dir", type=Path, metavar="M", help="--model_dir of the run (default: as of main.py)")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the export, made")
+    add("--format", choices=FORMATS, required=True, help="what is written")
+    add(
+        "--dataset_path",
+        type=Path,
+        metavar="DATA",
+        help=f"compare on the first {ROWS:,} rows of this dataset's mapping `test` (default: on random rows)",
+    )
+    return parser
+
+
+def _check_packages(wanted: str) -> None:
+    needed = () if wanted == SAVED_MODEL else ("tf2onnx", "onnx", "onnxruntime")
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        raise DataError(
+            f"--format {wanted} needs {', '.join(missing)}, not installed here: "
+            "uv pip install --no-deps -r requirements/export.txt"
+        )
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(f"--output {output}: exists already, and exports are not mixed; name another folder")
+
+
+def _check_size(model: SealedFolder) -> None:
+    size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in model.arrays.values())
+    if size > MAX_ONNX_BYTES:
+        raise DataError(
+            f"{model.path}: has {size:,} bytes of weights, and an ONNX file holds {MAX_ONNX_BYTES:,} at most; "
+            f"take --format {SAVED_MODEL}"
+        )
+
+
+def _open_rows(path: Path, of_model: FeatureSpec) -> ParquetLoader:
+    spec = FeatureSpec.read(path)
+    if _layout(spec) != _layout(of_model):
+        raise DataError(f"{path}: has other features than the model was trained on; name the dataset of its run")
+    return ParquetLoader(spec, "test", global_batch_size=ROWS, shuffle=False, needs_labels=False, oov_policy="clip")
+
+
+def _layout(spec: FeatureSpec) -> InputLayout:
+    """Names, order, hotness and cardinality of the features."""
+    return input_layout(spec, dict.fromkeys((feature.name for feature in spec.inputs), 0))

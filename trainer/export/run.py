@@ -1,0 +1,105 @@
+"""An export from the model folder to the output, compared before it appears."""
+
+import glob
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from data.encoding.encoders import encode_columns
+from trainer.export.comparison import Predict, expected_predictions, largest_difference
+from trainer.export.ports import named_inputs
+from trainer.export.raw_columns import NotFromRaw
+from trainer.export.raw_graph import RawEncoding
+from trainer.export.request import ONNX, ROWS, SAVED_MODEL, Request
+from trainer.export.rows import first_rows, random_raw, random_rows, raw_inputs
+from trainer.export.saved_model_folder import ENCODED, RAW, load_signatures, write_saved_model
+from trainer.recommender.scorer import Scorer
+from trainer.saved_model import SavedModel, read_model
+from trainer.sealed.writer import remove_leftovers, sync_folder, temporary_name
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def export(request: Request) -> None:
+    """Writes the export and prints how far its predictions lie from the model's.
+
+    Raises:
+        ExportDiffers: further than a rounding error; there is no output then.
+        DataError: the model folder holds what this program does not know, or the rows to compare on are damaged.
+        OSError: the output cannot be written.
+    """
+    # A GPU would add differences of its own.
+    tf.config.set_visible_devices([], "GPU")
+    saved = read_model(request.model)
+    ids, numerical = random_rows(saved.layout, ROWS) if request.rows is None else first_rows(request.rows)
+    kind = "random rows" if request.rows is None else "rows of the dataset"
+    inputs, expected = named_inputs(saved.layout, ids, numerical), _expected(saved, ids, numerical)
+    with _new_folder(request.output) as draft:
+        if request.format == SAVED_MODEL:
+            _export_saved_model(draft, saved, inputs, expected, kind)
+        else:
+            _export_onnx(request.format, draft, saved, inputs, expected, kind)
+    print(f"export.py: wrote {request.output}")
+
+
+def _export_saved_model(draft: Path, saved: SavedModel, inputs: Arrays, expected: Arrays, kind: str) -> None:
+    encoding = None
+    try:
+        encoding = RawEncoding(saved)
+    except NotFromRaw as reason:
+        print(f"export.py: encoded features only, no signature {RAW}: {reason}")
+    write_saved_model(draft, saved, encoding)
+    signatures = load_signatures(draft)
+    _compare(f"signature {ENCODED}", signatures[ENCODED], inputs, expected, kind)
+    if encoding is not None:
+        raw = random_raw(encoding.columns, encoding.encoders, ROWS)
+        encoded = encode_columns(encoding.encoders, raw)
+        expected = _expected(saved, *Scorer(saved).matrices(encoded, ROWS))
+        _compare(f"signature {RAW}", signatures[RAW], raw_inputs(encoding.columns, raw), expected, "random raw rows")
+
+
+def _export_onnx(format: str, draft: Path, saved: SavedModel, inputs: Arrays, expected: Arrays, kind: str) -> None:
+    from trainer.export.onnx_file import load_onnx, write_onnx
+    from trainer.export.triton_repository import MODEL_FILE, write_repository
+
+    if format == ONNX:
+        files = [draft / MODEL_FILE]
+        write_onnx(files[0], saved)
+    else:
+        example = named_inputs(saved.layout, *random_rows(saved.layout, 2))
+        files = write_repository(draft, saved, example)
+    for file in files:
+        _compare(str(file.relative_to(draft)), load_onnx(file), inputs, expected, kind)
+
+
+def _expected(saved: SavedModel, ids: np.ndarray, numerical: np.ndarray) -> dict[str, np.ndarray]:
+    return expected_predictions(saved.tasks, saved.model(ids, numerical).numpy())
+
+
+def _compare(what: str, predict: Predict, inputs: Arrays, expected: Arrays, kind: str) -> None:
+    difference = largest_difference(predict, inputs, expected)
+    rows = len(next(iter(expected.values())))
+    print(f"export.py: {what}: largest difference from the model {difference:.2g} on {rows:,} {kind}")
+
+
+@contextmanager
+def _new_folder(output: Path) -> Iterator[Path]:
+    """A folder beside the output that becomes it at the end; on any exception it goes."""
+    output = output.absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(output.parent, glob.escape(output.name))
+    draft = temporary_name(output)
+    draft.mkdir()
+    try:
+        yield draft
+        for path in [draft, *(path for path in draft.rglob("*") if path.is_dir())]:
+            sync_folder(path)
+        os.rename(draft, output)
+        sync_folder(output.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

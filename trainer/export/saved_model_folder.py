@@ -1,0 +1,60 @@
+"""A model as a TensorFlow SavedModel."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.export.comparison import Predict
+from trainer.export.graph import encoded_function
+from trainer.export.raw_graph import RawEncoding, raw_function
+from trainer.saved_model import SavedModel
+
+ENCODED, RAW = "serving_default", "serving_raw"
+
+
+class _Servable(tf.Module):
+    """What the functions of a SavedModel read: weights and vocabularies."""
+
+    def __init__(self, saved: SavedModel, encoding: RawEncoding | None):
+        super().__init__()
+        self.weights = [weight.value for weight in saved.model.variables]
+        self.encoding = encoding
+
+
+def write_saved_model(folder: Path, saved: SavedModel, encoding: RawEncoding | None) -> None:
+    """Writes a SavedModel.
+
+    Args:
+        folder: an existing one, empty.
+        saved: the model.
+        encoding: of raw values; with it there is a second signature, RAW.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    signatures = {ENCODED: encoded_function(saved).get_concrete_function()}
+    if encoding is not None:
+        signatures[RAW] = raw_function(saved, encoding).get_concrete_function()
+    try:
+        tf.saved_model.save(_Servable(saved, encoding), str(folder), signatures=signatures)
+    except tf.errors.OpError as error:
+        raise OSError(f"{folder}: the SavedModel cannot be written: {error.message}") from error
+
+
+def load_signatures(folder: Path) -> dict[str, Predict]:
+    """What a server does with the folder, by signature."""
+    loaded = tf.saved_model.load(str(folder))
+    return {name: _Signature(loaded, name) for name in loaded.signatures}
+
+
+class _Signature:
+    """Keeps the loaded object, which owns the weights."""
+
+    def __init__(self, loaded: tf.Module, name: str):
+        self._loaded, self._function = loaded, loaded.signatures[name]
+
+    def __call__(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = self._function(**{name: tf.constant(array) for name, array in features.items()})
+        return {name: tensor.numpy() for name, tensor in found.items()}

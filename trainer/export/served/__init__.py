@@ -1,0 +1,1 @@
+"""Programs that are copied into an export; they import nothing of this project."""

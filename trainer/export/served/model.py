@@ -1,0 +1,52 @@
+"""Serves the model.onnx beside it through Triton's Python backend; needs onnxruntime and NumPy there."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+Arrays = dict[str, np.ndarray]
+
+
+class TritonPythonModel:
+    """What Triton calls.
+
+    Tensors are handed over as DLPack: a backend that was built for NumPy 1 misreads the arrays of NumPy 2, and its own
+    `as_numpy` then gives wrong numbers without an error.
+    """
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Loads the version that is served."""
+        config = json.loads(args["model_config"])
+        self._inputs = [entry["name"] for entry in config["input"]]
+        self._outputs = [entry["name"] for entry in config["output"]]
+        path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answers the requests of a dynamic batch in one pass; where that fails, one by one."""
+        features = [self._features(request) for request in requests]
+        merged = {name: np.concatenate([one[name] for one in features]) for name in self._inputs}
+        try:
+            predictions = self._predict(merged)
+        except Exception as error:  # onnxruntime has several kinds, and Triton needs an answer to every request
+            if len(features) == 1:
+                return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))]
+            # An id out of range in one request is not the others' fault.
+            return [self.execute([request])[0] for request in requests]
+        ends = np.cumsum([len(one[self._inputs[0]]) for one in features])
+        return [self._response(predictions, start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def _features(self, request: Any) -> Arrays:
+        return {name: np.from_dlpack(pb_utils.get_input_tensor_by_name(request, name)) for name in self._inputs}
+
+    def _predict(self, features: Arrays) -> Arrays:
+        return dict(zip(self._outputs, self._session.run(self._outputs, features), strict=True))
+
+    def _response(self, predictions: Arrays, start: int, end: int) -> Any:
+        tensors = [pb_utils.Tensor.from_dlpack(name, array[start:end]) for name, array in predictions.items()]
+        return pb_utils.InferenceResponse(output_tensors=tensors)

@@ -1,0 +1,72 @@
+"""A model as a model repository of NVIDIA Triton Inference Server.
+
+DIR/recommender/config.pbtxt, 1/model.onnx                    for Triton's ONNX backend
+DIR/recommender_python/config.pbtxt, 1/model.onnx, model.py   the same for its Python backend
+DIR/client.py, example.json                                   asks a server over HTTP; Triton ignores them
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from trainer.export.onnx_file import write_onnx
+from trainer.export.ports import Port, inputs_of, outputs_of
+from trainer.saved_model import SavedModel
+
+NATIVE, PYTHON = "recommender", "recommender_python"
+MODEL_FILE = "model.onnx"
+MAX_BATCH = 4096
+# What a request may wait for others to share its batch.
+MAX_DELAY_MICROSECONDS = 500
+TYPES = {"int32": "TYPE_INT32", "float32": "TYPE_FP32"}
+# Files that are copied as they are.
+SERVED = Path(__file__).parent / "served"
+
+
+def write_repository(folder: Path, saved: SavedModel, example: Mapping[str, np.ndarray]) -> list[Path]:
+    """Writes the repository.
+
+    Args:
+        folder: an existing one, empty.
+        saved: the model.
+        example: named inputs of some rows, for the client.
+
+    Returns:
+        The ONNX files in it.
+    """
+    files = []
+    for name, backend in ((NATIVE, "onnxruntime"), (PYTHON, "python")):
+        version = folder / name / "1"
+        version.mkdir(parents=True)
+        (version.parent / "config.pbtxt").write_text(_config(backend, saved))
+        files.append(version / MODEL_FILE)
+    write_onnx(files[0], saved)
+    shutil.copyfile(*files)
+    shutil.copyfile(SERVED / "model.py", files[1].with_name("model.py"))
+    shutil.copyfile(SERVED / "client.py", folder / "client.py")
+    (folder / "example.json").write_text(json.dumps({name: array.tolist() for name, array in example.items()}) + "\n")
+    return files
+
+
+def _config(backend: str, saved: SavedModel) -> str:
+    """A config.pbtxt. It has no name: Triton takes the folder's, so that the folder can be renamed."""
+    lines = [
+        f'backend: "{backend}"',
+        f"max_batch_size: {MAX_BATCH}",
+        *_ports("input", inputs_of(saved.layout)),
+        *_ports("output", outputs_of(saved.tasks)),
+        f"dynamic_batching {{ max_queue_delay_microseconds: {MAX_DELAY_MICROSECONDS} }}",
+        "version_policy { latest { num_versions: 1 } }",
+    ]
+    if backend == "python":
+        lines.append("instance_group [ { kind: KIND_CPU } ]")
+    return "\n".join(lines) + "\n"
+
+
+def _ports(kind: str, ports: tuple[Port, ...]) -> list[str]:
+    """`dims` are those of one row; Triton adds the batch."""
+    entries = [f'  {{ name: "{port.name}", data_type: {TYPES[port.dtype]}, dims: [ {port.width} ] }}' for port in ports]
+    return [f"{kind} [", ",\n".join(entries), "]"]
