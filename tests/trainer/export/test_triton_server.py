@@ -27,6 +27,7 @@ import pytest
 
 import export
 from tests.documented import bash_blocks
+from tests.helpers import ROOT
 from tests.trainer.export.models import draw_inputs, predicted, write_run
 
 EXPORT, SERVE, ASK = (
@@ -36,27 +37,30 @@ MODEL = "recommender_python"
 PATIENCE = 120  # seconds until the server must answer
 
 
-def package() -> Path:
-    """The folder of nvidia-pytriton; skips the test where it is absent."""
-    pytest.importorskip("tf2onnx", reason="requirements/export.txt is not installed")
-    found = importlib.util.find_spec("pytriton")
-    if found is None or found.origin is None:
-        pytest.skip("no tritonserver: uv pip install --no-deps -r requirements/tritonserver.txt")
-    return Path(found.origin).parent
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    """nvidia-pytriton, fetched for these tests alone; skips them where that fails."""
+    folder = tmp_path_factory.mktemp("tritonserver")
+    wanted = ROOT / "requirements" / "tritonserver.txt"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, "-r", wanted]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"nvidia-pytriton cannot be installed: {done.stderr.strip()[-300:]}")
+    return folder / "pytriton"
 
 
-def backends(folder: Path) -> Path:
+def backends(package: Path, folder: Path) -> Path:
     """A backend directory as tritonserver wants it: the package keeps the interpreters' stubs apart."""
-    server = package() / "tritonserver"
+    server = package / "tritonserver"
     shutil.copytree(server / "backends", folder / "backends")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     shutil.copy(server / "python_backend_stubs" / version / "triton_python_backend_stub", folder / "backends/python")
     return folder / "backends"
 
 
-def environment_of_the_server() -> dict[str, str]:
+def environment_of_the_server(package: Path) -> dict[str, str]:
     """The stub runs the interpreter that is first on PATH, and needs its shared library."""
-    libraries = [sysconfig.get_config_var("LIBDIR"), str(package().parent / "nvidia_pytriton.libs")]
+    libraries = [sysconfig.get_config_var("LIBDIR"), str(package.parent / "nvidia_pytriton.libs")]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return os.environ | {"PATH": path, "LD_LIBRARY_PATH": os.pathsep.join(libraries), "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -76,7 +80,6 @@ def wait_until_ready(url: str, server: subprocess.Popen, log: Path) -> None:
 def served(tmp_path_factory):
     """The server's folder, to which the repository has been copied, and the model."""
     here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there")
-    package()
     model = write_run(here / "outbrain" / "checkpoints", model="mmoe")
     with chdir(here):
         assert EXPORT[:2] == ["python", "export.py"] and export.main(EXPORT[2:]) == 0
@@ -85,20 +88,20 @@ def served(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def url(served, tmp_path_factory) -> Iterator[str]:
+def url(served, package, tmp_path_factory) -> Iterator[str]:
     folder, _ = served
     own = tmp_path_factory.mktemp("server")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    options = ["--backend-directory", backends(own)]
+    options = ["--backend-directory", backends(package, own)]
     options += ["--model-control-mode", "explicit", "--load-model", MODEL]
     options += ["--http-address", "127.0.0.1", "--http-port", port, "--allow-grpc", "false", "--allow-metrics", "false"]
     log = own / "server.log"
     with log.open("w") as output:
         server = subprocess.Popen(
-            [package() / "tritonserver" / "bin" / SERVE[0], *SERVE[1:], *options],
+            [package / "tritonserver" / "bin" / SERVE[0], *SERVE[1:], *options],
             cwd=folder,
-            env=environment_of_the_server(),
+            env=environment_of_the_server(package),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
