@@ -9,7 +9,7 @@ from data.errors import DataError
 from trainer.health.keys import PARTS as HEALTH
 from trainer.log import NullLog, RunLog, to_plain
 from trainer.metrics import METRICS_OF_KIND
-from trainer.metrics.evaluation import CURVE
+from trainer.metrics.calibration_curve import CURVE
 from trainer.options import Options
 from trainer.profiling import StepProfiler
 from trainer.report.runs import read_run

@@ -10,6 +10,7 @@ from trainer.metrics.collectives import Collectives
 from trainer.metrics.rows import Rows
 from trainer.metrics.score_table import ScoreTable
 
+CURVE = "calibration_curve"  # the key in the log, before a task's name
 POINTS = 20
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from data.errors import DataError
 from trainer.metrics import Metric, make_metrics
-from trainer.metrics.calibration_curve import CalibrationCurve, calibration_curve
+from trainer.metrics.calibration_curve import CURVE, CalibrationCurve, calibration_curve
 from trainer.metrics.collectives import Collectives
 from trainer.metrics.joint import joint_logits, joint_rows
 from trainer.metrics.rows import Rows, RowStore
@@ -16,7 +16,6 @@ from trainer.metrics.score_table import ScoreMetric, score_table
 from trainer.tasks import Task, joint_chains, joint_name, restrict_to_sample_space
 
 MEAN = "mean"
-CURVE = "calibration_curve"
 
 
 class _Measured(NamedTuple):
