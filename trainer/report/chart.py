@@ -16,6 +16,7 @@ COLOURS = 8  # that the style knows
 TICKS = 5
 MOST_POINTS = 300
 MOST_MARKS = 60
+TINY, HUGE = 1e-290, 1e290  # between them no sum and no quotient leaves float64
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,18 @@ def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, *, diagonal:
         diagonal: draws where both are equal.
     """
     drawn = [_thinned(line) for line in lines]
-    points = [(a, b) for line in drawn for a, b in zip(line.x, line.y, strict=True) if math.isfinite(a + b)]
+    points = [(a, b) for line in drawn for a, b in zip(line.x, line.y, strict=True) if _is_shown(a, b)]
     if not points:
         return None
-    x_ticks = ticks(min(x.low, *(a for a, _ in points)), max(x.high, *(a for a, _ in points)))
+    start, end = min(x.low, *(a for a, _ in points)), max(x.high, *(a for a, _ in points))
+    x_ticks = [value for value in ticks(start, end) if start <= value <= end + 1e-9 * (end - start)] or [start]
     y_ticks = ticks(min(y.low, *(b for _, b in points)), max(y.high, *(b for _, b in points)))
-    y_labels = _labels(y_ticks, y.show)
+    x_labels, y_labels = _labels(x_ticks, x.show), _labels(y_ticks, y.show)
     left = 12 + CHARACTER * max(map(len, y_labels))
-    right = WIDTH - RIGHT - CHARACTER / 2 * len(_labels(x_ticks, x.show)[-1])
+    right = WIDTH - RIGHT - CHARACTER / 2 * len(x_labels[-1])
 
     def place_x(value: float) -> float:
-        return left + (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (right - left)
+        return left + (value - start) / ((end - start) or 1) * (right - left)
 
     def place_y(value: float) -> float:
         return HEIGHT - BOTTOM - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - BOTTOM - TOP)
@@ -81,11 +83,11 @@ def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, *, diagonal:
     for value, label in zip(y_ticks, y_labels, strict=True):
         parts.append(_rule(left, place_y(value), right, place_y(value), "grid"))
         parts.append(_label(left - 6, place_y(value) + 4, label, "end"))
-    for value, label in zip(x_ticks, _labels(x_ticks, x.show), strict=True):
+    for value, label in zip(x_ticks, x_labels, strict=True):
         parts.append(_label(place_x(value), HEIGHT - BOTTOM + 17, label, "middle"))
     parts.append(_label((left + right) / 2, HEIGHT - 5, x.label, "middle"))
     if diagonal:
-        low, high = max(x_ticks[0], y_ticks[0]), min(x_ticks[-1], y_ticks[-1])
+        low, high = max(start, y_ticks[0]), min(end, y_ticks[-1])
         parts.append(_rule(place_x(low), place_y(low), place_x(high), place_y(high), "diagonal"))
     for line in drawn:
         parts += _drawn(line, place_x, place_y)
@@ -96,8 +98,8 @@ def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, *, diagonal:
 def ticks(low: float, high: float) -> list[float]:
     """Round numbers, about TICKS of them and at least two, the first at most `low` and the last at least `high`."""
     spread = high - low
-    if spread <= 1e-9 * max(abs(low), abs(high)):
-        spread = abs(low) or 1.0
+    if spread <= max(1e-9 * max(abs(low), abs(high)), TINY):
+        spread = abs(low) if abs(low) > TINY else 1.0
     power = 10.0 ** math.floor(math.log10(spread / TICKS))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10, 20) if spread / (power * factor) <= TICKS)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -108,11 +110,11 @@ def _labels(values: Sequence[float], show: Callable[[float], str] | None) -> lis
     """Ticks as text: all with the digits that tell them apart."""
     if show is not None:
         return [show(value) for value in values]
-    largest, step = max(map(abs, values)), values[1] - values[0]
+    largest, step = max(map(abs, values)), values[1] - values[0] if len(values) > 1 else abs(values[0]) or 1.0
     if largest >= 10_000 or step < 1e-5:
         return [format_count(value) for value in values]
-    digits = next(digits for digits in range(8) if math.isclose(round(step, digits), step, rel_tol=1e-6))
-    return [f"{value + 0.0:.{digits}f}".replace("-0.", "-0.") for value in values]
+    digits = next((digits for digits in range(8) if math.isclose(round(step, digits), step, rel_tol=1e-6)), 8)
+    return [f"{value:.{digits}f}" for value in values]
 
 
 def _thinned(line: Line) -> Line:
@@ -133,7 +135,7 @@ def _drawn(line: Line, place_x: Callable[[float], float], place_y: Callable[[flo
     look = f"c{line.colour % COLOURS}"
     pieces: list[list[tuple[float, float]]] = [[]]
     for a, b in zip(line.x, line.y, strict=True):
-        if math.isfinite(a + b):
+        if _is_shown(a, b):
             pieces[-1].append((a, b))
         elif pieces[-1]:
             pieces.append([])
@@ -160,6 +162,10 @@ def _drawn(line: Line, place_x: Callable[[float], float], place_y: Callable[[flo
             for a, b in known
         ]
     return parts
+
+
+def _is_shown(a: float, b: float) -> bool:
+    return abs(a) < HUGE and abs(b) < HUGE  # neither NaN
 
 
 def _rule(x1: float, y1: float, x2: float, y2: float, look: str) -> Markup:

@@ -12,7 +12,7 @@ from trainer.report.chart import Axis, Line, line_chart
 from trainer.report.curves import TITLES, Curve, panels_of
 from trainer.report.markup import Markup, element, joined, table
 from trainer.report.runs import MEASURED, Point, Run, metric_keys
-from trainer.report.table import best_of, is_quality
+from trainer.report.table import best_of
 
 STEP_AXIS = Axis("step", low=0, show=format_count)
 ALL_TASKS = "all tasks"
@@ -87,7 +87,7 @@ def _curves(title: str, curves: list[Curve], hues: list[str], hue: str) -> Marku
 
 def metrics(runs: list[Run]) -> Markup | None:
     """The last values of every metric: of one run a column per task, of several one per run."""
-    keys = [key for key in metric_keys(runs) if is_quality(key) and key.split("/")[0] not in BREAKDOWN]
+    keys = [key for key in metric_keys(runs) if _is_metric(key)]
     if not keys:
         return None
     if len(runs) == 1:
@@ -103,19 +103,23 @@ def metrics(runs: list[Run]) -> Markup | None:
         rows = []
         for key in keys:
             lasts = [_last(run, key) for run in runs]
-            best = best_of(key, lasts)
+            best = best_of(key, lasts) if len(set(lasts)) > 1 else math.nan
             cells = [_of_run(run, key, is_best=last == best) for run, last in zip(runs, lasts, strict=True)]
             rows.append([_metric(key), *cells])
         note = "The last evaluation of each run, the best run marked; below it the run's best, where that was another."
     return joined(element("p", note), table(head, rows))
 
 
-def _metric(key: str) -> Markup:
+def _is_metric(key: str) -> bool:
     try:
-        arrow = ARROWS.get(direction_of(key), "")
+        direction_of(key)
     except ValueError:
-        arrow = ""
-    return joined(element("code", key), f" {arrow}")
+        return False
+    return True
+
+
+def _metric(key: str) -> Markup:
+    return joined(element("code", key), f" {ARROWS.get(direction_of(key), '')}")
 
 
 def _last(run: Run, key: str) -> float:
