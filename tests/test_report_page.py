@@ -108,7 +108,19 @@ def test_a_benchmark_shows_its_steps(tmp_path):
     reader = read_page(write_run(tmp_path / "run", BENCHMARK))
     assert {"Step breakdown", "Throughput"} <= set(reader.headings())
     assert "forward and backward pass: 30 ms, 75.0%" in reader.attributes("title")
-    assert "run: 40 ms" in reader.words
+    assert "run, benchmark: 40 ms" in reader.words
+
+
+def test_a_training_shows_what_its_steps_wait_for(tmp_path):
+    times = [(50.0, 1.0, 9.0), (40.0, 2.0, 10.0), (400.0, 3.0, 300.0)]  # medians 50, 2 and 10
+    records = [training(step, 0.5) for step in (1, 10, 20, 30)]
+    for (_, values), (whole, data, exchange) in zip(records[1:], times, strict=True):
+        values |= {"step_ms": whole, "wait_for_data_ms": data, "communicate_ms": exchange}
+    reader = read_page(write_run(tmp_path / "run", records))
+    assert "run, training: 50 ms" in reader.words
+    assert [title for title in reader.attributes("title") if "%" in title] == [
+        "waiting for data: 2 ms, 4.0%", "exchange between workers: 10 ms, 20.0%", "all else: 38 ms, 76.0%",
+    ]  # fmt: skip
 
 
 def test_runs_side_by_side_have_their_names_and_what_differs_comes_first(tmp_path):

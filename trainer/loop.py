@@ -28,6 +28,7 @@ from trainer.reliability.watchdog import SLOW_SECONDS
 from trainer.saving import Saver
 from trainer.state import RunState
 from trainer.step import StepResult, TrainStep
+from trainer.step_times import StepTimes, timed
 from trainer.tasks import Task
 from trainer.tensorboard import TensorBoard
 
@@ -82,6 +83,7 @@ class TrainingLoop:
     health: HealthMonitor | None = None
     _mark: tuple[int, float] = field(default=(0, 0.0), init=False)
     _seen_at: float = field(default=0.0, init=False)
+    _times: StepTimes = field(default_factory=StepTimes, init=False)
 
     @property
     def total_steps(self) -> int:
@@ -117,7 +119,8 @@ class TrainingLoop:
         unseen: deque[StepResult] = deque()
         if position.steps < steps_per_epoch:
             with closing(self.loader.epoch(position.epoch, position.steps)) as batches:
-                for number, batch in enumerate(batches, start=done + 1):
+                for number, (batch, waited) in enumerate(timed(batches), start=done + 1):
+                    self._times.wait(waited)
                     arguments = step_input(batch, self.tasks), tf.constant(number), self.guard.votes()
                     with self.profiler.step(number):
                         unseen.append(self.step.run(*arguments))
@@ -146,7 +149,9 @@ class TrainingLoop:
         """Takes in the result of a step, which waits for it to end."""
         losses = result.losses.numpy()
         now = time.perf_counter()
-        self.stragglers.add(now - self._seen_at, float(result.waited))
+        seconds, in_collectives = now - self._seen_at, float(result.waited)
+        self.stragglers.add(seconds, in_collectives)
+        self._times.add(seconds, in_collectives)
         self._seen_at = now
         self.guard.beat()
         if self.saver.has_failed():
@@ -228,6 +233,7 @@ class TrainingLoop:
                 "learning_rate": float(self.schedule(tf.constant(step))),
                 "samples_per_second": rate,
                 "epoch": step / self.loader.steps_per_epoch,
+                **self._times.take(),
                 **slowest,
             },
         )

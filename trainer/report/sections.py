@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.metrics import direction_of
@@ -21,6 +22,7 @@ BREAKDOWN = {
     "compute_ms": "forward and backward pass",
     "communicate_ms": "exchange between workers",
     "update_ms": "update",
+    "rest_ms": "all else",
 }
 ARROWS = {Direction.LARGER: "\N{UPWARDS ARROW}", Direction.SMALLER: "\N{DOWNWARDS ARROW}"}
 
@@ -178,28 +180,47 @@ def _values(points: list[Point], key: str) -> list[float]:
 
 
 def step_breakdown(runs: list[Run]) -> Markup | None:
-    """Where a benchmark's steps spend their time: a bar per run."""
-    bars = [_bar(run) for run in runs if any(run.final.get(key, 0) > 0 for key in BREAKDOWN)]
-    note = "Parts of a training step one after the other, in milliseconds, as --benchmark measures them."
-    return together(element("p", note), legend(list(BREAKDOWN.values())), *bars) if bars else None
+    """Where steps spend their time: a bar per training and per benchmark."""
+    bars = []
+    for run in runs:
+        bars += [_bar(f"{run.name}, training", _trained_parts(run)), _bar(f"{run.name}, benchmark", run.final)]
+    note = (
+        "Milliseconds of a step. Of a training: how long the first worker has waited for its batch and for the "
+        "exchange, the other workers' lateness included, and all else, which is the passes and the update; medians of "
+        "the log's records. A benchmark takes steps apart, and measures one part after the other."
+    )
+    return together(element("p", note), legend(list(BREAKDOWN.values())), *bars) if any(bars) else None
 
 
-def _bar(run: Run) -> Markup:
-    known = {key: run.final.get(key, math.nan) for key in BREAKDOWN}
-    parts = {key: value if math.isfinite(value) else 0.0 for key, value in known.items()}
+def _trained_parts(run: Run) -> dict[str, float]:
+    """A training's milliseconds by key of BREAKDOWN."""
+    records = [point.values for point in run.training if "step_ms" in point.values]
+    if not records:
+        return {}
+    whole, *parts = (
+        statistics.median(record.get(key, 0.0) for record in records)
+        for key in ("step_ms", "wait_for_data_ms", "communicate_ms")
+    )
+    return {"wait_for_data_ms": parts[0], "communicate_ms": parts[1], "rest_ms": max(0.0, whole - sum(parts))}
+
+
+def _bar(title: str, values: Mapping[str, float]) -> Markup | None:
+    """A bar of the parts that are known; None without any."""
+    parts = {key: values[key] for key in BREAKDOWN if 0 < values.get(key, 0.0) < math.inf}
     whole = sum(parts.values())
+    if not parts:
+        return None
     pieces = [
         element(
             "span",
             f"{value:.3g}" if value / whole > 0.08 else None,
-            class_=f"b{colour}",
+            class_=f"b{list(BREAKDOWN).index(key)}",
             style=f"flex-grow:{value / whole:.6f}",
             title=f"{BREAKDOWN[key]}: {value:.4g} ms, {value / whole:.1%}",
         )
-        for colour, (key, value) in enumerate(parts.items())
-        if value > 0
+        for key, value in parts.items()
     ]
-    return joined(element("h3", f"{run.name}: {whole:.4g} ms"), element("div", *pieces, class_="bar"))
+    return joined(element("h3", f"{title}: {whole:.4g} ms"), element("div", *pieces, class_="bar"))
 
 
 def calibration(runs: list[Run]) -> Markup | None:
