@@ -145,7 +145,7 @@ def _parse_steps(text: str) -> range:
     first, _, last = text.partition(":")
     if not (_is_step(first) and _is_step(last) and 1 <= int(first) <= int(last)):
         raise DataError(
-            f"--profile_steps {text!r}: expected the first and the last step, counted from 1, such as 100:110"
+            f"--profile_steps {text!r}: expected A:B, the first and the last step, counted from 1, such as 100:110"
         )
     return range(int(first), int(last) + 1)
 

@@ -103,7 +103,7 @@ def test_the_timeline_is_asked_of_all_workers_and_its_place_tried_by_the_first(t
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--profile_steps", "5"], "--profile_steps '5': expected the first and the last step"),
+        (["--profile_steps", "5"], "--profile_steps '5': expected A:B, the first and the last step"),
         (["--profile_steps", "5:4"], "such as 100:110"),
         (["--profile_steps", "0:4"], "counted from 1"),
         (["--profile_steps", "a:b"], "--profile_steps 'a:b'"),
