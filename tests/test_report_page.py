@@ -14,7 +14,7 @@ from trainer.report.markup import Markup, element, text
 from trainer.report.page import page
 from trainer.report.runs import read_run
 
-VOID = {"meta", "br", "hr", "img", "link", "input"}
+VOID = {"meta", "br", "wbr", "hr", "img", "link", "input"}
 HOSTILE = "<script>alert('x')</script>\"'&<img src=https://evil.example/x onerror=alert(1)>"
 
 

@@ -80,7 +80,8 @@ class StepResult(NamedTuple):
 class TrainStep:
     """A step as a function of the batch and the step's number.
 
-    It is made of three parts, which the benchmark times apart: `compute`, `exchange` and `update`.
+    It is made of three parts: `compute`, `exchange` and `update`. Graphs and profiles show them as scopes, and the
+    benchmark times them apart.
 
     Args:
         model: with its weights created.
@@ -133,8 +134,12 @@ class TrainStep:
             step: scalar int32, counts from 1 over the whole run.
             votes: [votes] float32, this worker's; they travel with what is summed anyway.
         """
-        gradients = self.exchange(self.compute(batch, step, votes))
-        self.update(gradients, step)
+        with tf.name_scope("compute"):
+            gradients = self.compute(batch, step, votes)
+        with tf.name_scope("exchange"):
+            gradients = self.exchange(gradients)
+        with tf.name_scope("update"):
+            self.update(gradients, step)
         return StepResult(gradients.losses, gradients.votes, gradients.waited)
 
     def __call__(self, batch: StepInput, step: tf.Tensor) -> tf.Tensor:

@@ -44,12 +44,14 @@ class Axis:
     Attributes:
         label: below it; of the vertical one nothing, which the title tells.
         low, high: that it must show.
+        top: thin lines that go beyond it leave the chart; of the vertical one.
         show: a tick's number as text; None: with as many digits as the ticks need.
     """
 
     label: str = ""
     low: float = math.inf
     high: float = -math.inf
+    top: float = math.inf
     show: Callable[[float], str] | None = None
 
 
@@ -68,7 +70,7 @@ def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, *, diagonal:
         return None
     start, end = min(x.low, *(a for a, _ in points)), max(x.high, *(a for a, _ in points))
     x_ticks = [value for value in ticks(start, end) if start <= value <= end + 1e-9 * (end - start)] or [start]
-    y_ticks = ticks(min(y.low, *(b for _, b in points)), max(y.high, *(b for _, b in points)))
+    y_ticks = ticks(min(y.low, *(b for _, b in points)), max(y.high, *(min(b, y.top) for _, b in points)))
     x_labels, y_labels = _labels(x_ticks, x.show), _labels(y_ticks, y.show)
     left = 12 + CHARACTER * max(map(len, y_labels))
     right = WIDTH - RIGHT - CHARACTER / 2 * len(x_labels[-1])
@@ -89,8 +91,12 @@ def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, *, diagonal:
     if diagonal:
         low, high = max(start, y_ticks[0]), min(end, y_ticks[-1])
         parts.append(_rule(place_x(low), place_y(low), place_x(high), place_y(high), "diagonal"))
+    thin = [part for line in drawn if line.is_thin for part in _drawn(line, place_x, place_y)]
+    parts.append(
+        element("svg", *thin, y=TOP, width=WIDTH, height=HEIGHT - TOP, viewBox=f"0 {TOP} {WIDTH} {HEIGHT - TOP}")
+    )
     for line in drawn:
-        parts += _drawn(line, place_x, place_y)
+        parts += [] if line.is_thin else _drawn(line, place_x, place_y)
     svg = element("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=title)
     return element("figure", element("figcaption", title), svg)
 

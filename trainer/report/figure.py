@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from trainer.progress import format_count
-from trainer.report.curves import TITLES, Curve, panels_of
+from trainer.report.curves import TITLES, Curve, panels_of, top_of
 from trainer.report.runs import Run
 from trainer.report.table import best_of
 
@@ -24,6 +24,7 @@ DPI = 100
 PANEL_INCHES = 3.6
 LEGEND_INCHES = 0.3
 PANELS_PER_ROW = 3
+TOP_MARGIN = 0.05
 GREY = "#444444"
 LONGEST_LABEL = 40
 LEGEND_CHARACTERS = 150
@@ -141,6 +142,8 @@ def _key(runs: list[Run], panels: dict[str, list[Curve]]) -> Key:
 def _draw_panel(axis: Axes, name: str, curves: list[Curve], key: Key) -> None:
     for curve in curves:
         axis.plot(curve.steps, curve.values, **key.style(curve))
+    if math.isfinite(top := top_of(curves)):
+        axis.set_ylim(top=top + TOP_MARGIN * (top - axis.get_ylim()[0]))
     axis.set_title(TITLES.get(name, name))
     evaluated = [curve for curve in curves if not curve.is_training]
     if len(evaluated) == 1:

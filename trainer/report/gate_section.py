@@ -21,7 +21,7 @@ def gate_health(runs: list[Run]) -> Markup | None:
             levels = list(zip(*(levels_in(point.values) for point in run.health), strict=False))
             epochs = [point.epoch or float(count) for count, point in enumerate(run.health, start=1)]
             for count, history in enumerate(levels, start=1):
-                parts += _level(history, epochs, f"level {count}: " if len(levels) > 1 else "")
+                parts += _level(history, epochs, f"Level {count}: " if len(levels) > 1 else "")
     return together(*parts)
 
 
@@ -36,7 +36,7 @@ def _level(history: tuple[LevelValues, ...], epochs: list[float], place: str) ->
     ]
     weights = [
         line_chart(
-            f"{place}gate of {gate}, mean weights",
+            f"{place}Gate of {gate}, mean weights",
             [
                 Line(f"expert {expert}", colour, epochs, [values.get(WEIGHT, gate, expert) for values in history])
                 for colour, expert in enumerate(experts)
@@ -47,7 +47,7 @@ def _level(history: tuple[LevelValues, ...], epochs: list[float], place: str) ->
         for gate in gates
     ]
     parts = [
-        charts([line_chart(f"{place}entropy of the gates", entropy, x, SHARE_AXIS)], legend(gates)),
+        charts([line_chart(f"{place}Entropy of the gates", entropy, x, SHARE_AXIS)], legend(gates)),
         charts(weights, legend([f"expert {expert}" for expert in experts])),
         element("div", *_maps(last, place), class_="maps"),
     ]
@@ -59,13 +59,13 @@ def _maps(level: LevelValues, place: str) -> list[Markup]:
     gates, experts = level.gates, level.experts
     dead = [level.get(DEAD, expert) for expert in experts]
     maps = [
-        _map(f"{place}mean weight", gates, experts, [[level.get(WEIGHT, g, e) for e in experts] for g in gates]),
-        _map(f"{place}share of rows led", gates, experts, [[level.get(SHARE, g, e) for e in experts] for g in gates]),
-        _map(f"{place}dead units", ["share"], experts, [dead]),
+        _map(f"{place}Mean weight", gates, experts, [[level.get(WEIGHT, g, e) for e in experts] for g in gates]),
+        _map(f"{place}Share of rows led", gates, experts, [[level.get(SHARE, g, e) for e in experts] for g in gates]),
+        _map(f"{place}Dead units", ["share"], experts, [dead]),
     ]
     if len(gates) > 1:
-        maps.append(_map(f"{place}similarity of gates (cosine)", gates, gates, _pairs(level, GATES, gates)))
-    maps.append(_map(f"{place}similarity of experts (CKA)", experts, experts, _pairs(level, EXPERTS, experts)))
+        maps.append(_map(f"{place}Similarity of gates (cosine)", gates, gates, _pairs(level, GATES, gates)))
+    maps.append(_map(f"{place}Similarity of experts (CKA)", experts, experts, _pairs(level, EXPERTS, experts)))
     return maps
 
 

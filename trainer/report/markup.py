@@ -36,6 +36,11 @@ def element(tag: str, *children: object, **attributes: object) -> Markup:
     return Markup(f"<{' '.join(words)}>{inner}</{tag}>")
 
 
+def breakable(name: str) -> Markup:
+    """A name as text that may go on in the next line behind its underscores and slashes."""
+    return Markup(re.sub("([_/])", r"\1<wbr>", text(name)))
+
+
 def joined(*parts: object) -> Markup:
     """Parts one after the other, None left out."""
     return Markup("".join(text(part) for part in parts if part is not None))

@@ -9,9 +9,9 @@ from typing import Any
 from trainer.metrics import direction_of
 from trainer.metrics.direction import Direction
 from trainer.progress import format_count
-from trainer.report.chart import Axis, Line, line_chart
-from trainer.report.curves import TITLES, Curve, panels_of
-from trainer.report.markup import Markup, element, joined, table
+from trainer.report.chart import COLOURS, Axis, Line, line_chart
+from trainer.report.curves import TITLES, Curve, panels_of, top_of
+from trainer.report.markup import Markup, breakable, element, joined, table
 from trainer.report.runs import MEASURED, Point, Run, metric_keys
 from trainer.report.table import best_of
 
@@ -39,10 +39,18 @@ def charts(figures: Sequence[Markup | None], *above: object) -> Markup | None:
     return joined(*above, element("div", *held, class_="charts")) if held else None
 
 
-def legend(names: Sequence[str], *, has_both_kinds: bool = False) -> Markup | None:
-    """Which colour is whose, and which lines are the training's; None where there is nothing to tell apart."""
+def legend(names: Sequence[str], *, of: Sequence[str] = (), has_both_kinds: bool = False) -> Markup | None:
+    """Which colour is whose, and which lines are the training's; None where there is nothing to tell apart.
+
+    Args:
+        names: in the order of the colours.
+        of: those that are to be told; empty for all.
+        has_both_kinds: there are lines of training and of evaluation.
+    """
     entries = [
-        element("li", element("span", class_=f"swatch b{number % 8}"), name) for number, name in enumerate(names)
+        element("li", element("span", class_=f"swatch b{number % COLOURS}"), name)
+        for number, name in enumerate(names)
+        if name in (of or names)
     ]
     if len(entries) < 2:
         entries = []
@@ -84,7 +92,7 @@ def _curves(title: str, curves: list[Curve], hues: list[str], hue: str) -> Marku
         )
         for curve in curves
     ]
-    return line_chart(title, lines, STEP_AXIS, Axis())
+    return line_chart(title, lines, STEP_AXIS, Axis(top=top_of(curves)))
 
 
 def metrics(runs: list[Run]) -> Markup | None:
@@ -121,7 +129,7 @@ def _is_metric(key: str) -> bool:
 
 
 def _metric(key: str) -> Markup:
-    return joined(element("code", key), f" {ARROWS.get(direction_of(key), '')}")
+    return joined(element("code", breakable(key)), f" {ARROWS.get(direction_of(key), '')}")
 
 
 def _last(run: Run, key: str) -> float:
@@ -181,15 +189,20 @@ def _values(points: list[Point], key: str) -> list[float]:
 
 def step_breakdown(runs: list[Run]) -> Markup | None:
     """Where steps spend their time: a bar per training and per benchmark."""
-    bars = []
+    steps = {}
     for run in runs:
-        bars += [_bar(f"{run.name}, training", _trained_parts(run)), _bar(f"{run.name}, benchmark", run.final)]
+        steps |= {f"{run.name}, training": _trained_parts(run), f"{run.name}, benchmark": _known_parts(run.final)}
+    measured = {title: parts for title, parts in steps.items() if parts}
     note = (
         "Milliseconds of a step. Of a training: how long the first worker has waited for its batch and for the "
         "exchange, the other workers' lateness included, and all else, which is the passes and the update; medians of "
         "the log's records. A benchmark takes steps apart, and measures one part after the other."
     )
-    return together(element("p", note), legend(list(BREAKDOWN.values())), *bars) if any(bars) else None
+    if not measured:
+        return None
+    told = [name for key, name in BREAKDOWN.items() if any(key in parts for parts in measured.values())]
+    key = legend(list(BREAKDOWN.values()), of=told)
+    return together(element("p", note), key, *(_bar(title, parts) for title, parts in measured.items()))
 
 
 def _trained_parts(run: Run) -> dict[str, float]:
@@ -201,15 +214,16 @@ def _trained_parts(run: Run) -> dict[str, float]:
         statistics.median(record.get(key, 0.0) for record in records)
         for key in ("step_ms", "wait_for_data_ms", "communicate_ms")
     )
-    return {"wait_for_data_ms": parts[0], "communicate_ms": parts[1], "rest_ms": max(0.0, whole - sum(parts))}
+    return _known_parts({"wait_for_data_ms": parts[0], "communicate_ms": parts[1], "rest_ms": whole - sum(parts)})
 
 
-def _bar(title: str, values: Mapping[str, float]) -> Markup | None:
-    """A bar of the parts that are known; None without any."""
-    parts = {key: values[key] for key in BREAKDOWN if 0 < values.get(key, 0.0) < math.inf}
+def _known_parts(values: Mapping[str, float]) -> dict[str, float]:
+    """What has a length in a bar."""
+    return {key: values[key] for key in BREAKDOWN if 0 < values.get(key, 0.0) < math.inf}
+
+
+def _bar(title: str, parts: Mapping[str, float]) -> Markup:
     whole = sum(parts.values())
-    if not parts:
-        return None
     pieces = [
         element(
             "span",
