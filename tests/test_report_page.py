@@ -10,7 +10,8 @@ import pytest
 import report
 from tests.test_report import TWO_EPOCHS, evaluation, training, write_run
 from trainer.report.chart import MOST_POINTS, Axis, Line, line_chart, ticks
-from trainer.report.markup import Markup, element, text
+from trainer.report.curves import Curve, panels_of, top_of
+from trainer.report.markup import Markup, breakable, element, text
 from trainer.report.page import page
 from trainer.report.runs import read_run
 
@@ -26,20 +27,25 @@ class Reader(html.parser.HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
+        self._goes_on = False
         self.feed(page)
         self.close()
         assert not self.open
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
+        self._goes_on = tag == "wbr"
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag):
+        self._goes_on = False
         assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self._goes_on:
+            self.words[-1] += data
+        elif self.open and self.open[-1] != "style":
             self.words.append(data)
 
     def attributes(self, name: str) -> list[str]:
@@ -217,6 +223,7 @@ def test_text_has_no_markup_and_markup_is_kept():
     assert text("<b>&\"'") == "&lt;b&gt;&amp;&quot;&#x27;"
     assert element("p", "<", Markup("<br>"), None, class_='"', data_x=None) == '<p class="&quot;">&lt;<br></p>'
     assert text("\x00\ud800\x1b") == "\ufffd" * 3
+    assert breakable("a_b/<c>") == "a_<wbr>b/<wbr>&lt;c&gt;"
 
 
 @pytest.mark.parametrize(
@@ -237,6 +244,46 @@ def test_every_point_lies_within_the_chart_and_gaps_stay_gaps():
     assert all(0 < x < 400 and 0 < y < 230 for piece in pieces for x, y in piece)
     heights = [y for piece in pieces for _, y in piece]
     assert sorted(range(4), key=lambda index: -heights[index]) == [2, 0, 1, 3]
+
+
+def curve_of(task: str, values: list[float], *, is_training: bool = True, every: int = 1) -> Curve:
+    return Curve("run", task, is_training, [every * (index + 1) for index in range(len(values))], values)
+
+
+def test_high_losses_of_the_first_steps_do_not_squeeze_the_others():
+    settled = [1.0 - 0.002 * step for step in range(100)]
+    evaluations = curve_of("", [0.95, 0.85], is_training=False, every=50)
+    assert top_of([curve_of("", settled), evaluations]) == np.inf
+    assert top_of([curve_of("", [90.0] * 10 + settled[10:]), evaluations]) == pytest.approx(0.98)
+    assert top_of([curve_of("", [90.0] * 20 + settled[20:]), evaluations]) == np.inf, "that is more than a start"
+    early = curve_of("", [40.0, 1.0], is_training=False, every=5)
+    assert top_of([curve_of("", [90.0] * 10 + settled[10:]), early]) == np.inf, "evaluations are always shown"
+    assert top_of([curve_of("", [np.nan])]) == top_of([curve_of("", [])]) == np.inf
+
+
+def test_a_line_that_leaves_a_chart_is_cut_off_and_marks_stay():
+    thin = Line("a", 0, [1, 2, 3], [90.0, 0.5, 0.25], is_thin=True)
+    chart = line_chart("T", [thin, Line("b", 1, [1, 3], [0.5, 1.0])], Axis("x"), Axis(top=1.0))
+    reader = Reader(chart)
+    assert "1.0" in reader.words and "90" not in reader.words
+    window = chart[chart.index("<svg", chart.index("<svg") + 1) : chart.index("</svg>")]
+    assert "thin" in window and "circle" not in window
+    heights = [float(attributes["cy"]) for tag, attributes in reader.tags if tag == "circle"]
+    assert all(10 <= height <= 190 for height in heights)
+
+
+def test_the_mean_of_one_task_is_no_curve_of_its_own_and_tasks_have_their_losses(tmp_path):
+    lone = {"auc_roc/click": 0.7, "auc_roc/mean": 0.7}
+    both = {"loss_val/click": 0.5, "loss_val/spend": 1.5, "loss_val/mean": 1.0}
+    trained = training(20, 2.0)
+    trained[1].update({"loss/click": 0.5, "loss/spend": 1.5})
+    panels = panels_of([read_run(write_run(tmp_path, [trained, evaluation(20, 1, **lone, **both)]), "run")])
+    assert [curve.task for curve in panels["auc_roc"]] == ["click"]
+    evaluated = [curve.task for curve in panels["loss"] if not curve.is_training]
+    assert [(curve.task, curve.values) for curve in panels["loss"] if curve.is_training] == [
+        ("", [2.0]), ("click", [0.5]), ("spend", [1.5]),
+    ]  # fmt: skip
+    assert evaluated == ["click", "spend", "mean"]
 
 
 def test_long_lines_are_drawn_as_means():

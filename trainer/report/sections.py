@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from trainer.metrics import direction_of
@@ -162,7 +163,10 @@ def number(value: float) -> str:
 def throughput(runs: list[Run]) -> Markup | None:
     """Samples per second over the minutes of a training, or over the steps of a benchmark."""
     names = [run.name for run in runs]
-    trained = [_over_time(run, run.training, "samples_per_second", colour) for colour, run in enumerate(runs)]
+    trained = [
+        replace(_over_time(run, run.training, "samples_per_second", colour), is_thin=True)
+        for colour, run in enumerate(runs)
+    ]
     evaluated = [_over_time(run, run.evaluations, "validation_throughput", colour) for colour, run in enumerate(runs)]
     measured = [
         Line(run.name, colour, [point.step or 0 for point in run.measured], _values(run.measured, MEASURED))
@@ -189,7 +193,7 @@ def _values(points: list[Point], key: str) -> list[float]:
 
 def step_breakdown(runs: list[Run]) -> Markup | None:
     """Where steps spend their time: a bar per training and per benchmark."""
-    steps = {}
+    steps: dict[str, dict[str, float]] = {}
     for run in runs:
         steps |= {f"{run.name}, training": _trained_parts(run), f"{run.name}, benchmark": _known_parts(run.final)}
     measured = {title: parts for title, parts in steps.items() if parts}
@@ -268,7 +272,7 @@ def configuration(runs: list[Run]) -> Markup | None:
     equal = [name for name in names if name not in differing]
 
     def flags(chosen: list[str]) -> Markup:
-        return table(head, [[element("code", f"--{name}"), *rows[name]] for name in chosen], class_="flags")
+        return table(head, [[element("code", breakable(f"--{name}")), *rows[name]] for name in chosen], class_="flags")
 
     parts = []
     if differing:
