@@ -1,4 +1,4 @@
-"""Shows how runs have learned: a table per run on the screen, one picture of all of them."""
+"""Shows how runs have learned: a table per run on the screen, pictures, and a page with all that the logs tell."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ NOTE = "loss: mean of the training losses logged since the evaluation before; *:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 the picture could not be written, 2 no usable log."""
+    """Returns the exit code: 0 done, 1 pictures or page could not be written, 2 no usable log."""
     arguments = _parser().parse(argv)
     try:
         folders = list(dict.fromkeys(Path(os.path.abspath(folder)) for folder in arguments.results_dir))
@@ -56,27 +56,30 @@ def _draw(runs: list[Run], folder: Path) -> None:
     # Imported late: an error in the arguments is told before matplotlib's second of import.
     from trainer.report.figure import draw_learning_curves
     from trainer.report.gates import draw_gates
+    from trainer.report.page import write_page
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = draw_learning_curves(runs, folder)
     for number, run in enumerate(runs, start=1):
         paths += draw_gates(run, folder, "gates" if len(runs) == 1 else f"gates_{number}")
-    for path in paths:
-        print(f"wrote {path}")
     if not paths:
         print("no picture: none of these values belongs to a step")
+    write_page(runs, folder / "report.html")
+    for path in (*paths, folder / "report.html"):
+        print(f"wrote {path}")
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="report.py",
-        description="Prints the learning curves of runs of main.py and draws them into learning_curve.png and .svg.",
+        description="Prints the learning curves of runs of main.py, draws them into learning_curve.png and .svg, and "
+        "writes report.html, one page about all the runs that needs no network.",
         formatter=argparse.HelpFormatter,
     )
     parser.add_argument(
         "--results_dir", type=Path, nargs="+", required=True, metavar="R", help="--results_dir of one run or several"
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the picture (default: the first R)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of what is written (default: the first R)")
     parser.add_argument("--log_filename", default="log.json", help="name of the log in R (default: %(default)s)")
     return parser
 

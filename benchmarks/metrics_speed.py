@@ -17,8 +17,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from trainer.metrics import METRICS_OF_KIND, Metric
+from trainer.metrics.calibration_curve import CalibrationCurve, calibration_curve
 from trainer.metrics.roc_auc import RocAuc
 from trainer.metrics.rows import Rows
+from trainer.metrics.score_table import score_table
 
 
 class Alone:
@@ -39,6 +41,16 @@ class Alone:
         return data or b""
 
 
+class CurveAlone:
+    """The calibration curve without the score table, which an evaluation makes for the metrics in any case."""
+
+    def __init__(self, rows: Rows):
+        self._table = score_table(rows, Alone())
+
+    def result(self, rows: Rows, comm: Alone) -> CalibrationCurve:
+        return calibration_curve(self._table, rows, comm)
+
+
 def click_log(count: int) -> Rows:
     """Clicks as in a test set sorted by display: groups of 5 on average, hardly a tie."""
     random = np.random.default_rng(count)
@@ -52,7 +64,7 @@ def shuffled(rows: Rows, names: Callable[[np.ndarray], np.ndarray]) -> Rows:
     return rows._replace(group=names(np.random.default_rng(1).permutation(rows.group)))
 
 
-def cases(count: int) -> list[tuple[str, Metric, str, Rows]]:
+def cases(count: int) -> list[tuple[str, Metric | CurveAlone, str, Rows]]:
     """(name, metric, what is hard about the rows, rows)."""
     rows = click_log(count)
     few_scores = rows._replace(logits=np.round(rows.logits, 1))
@@ -84,10 +96,14 @@ def cases(count: int) -> list[tuple[str, Metric, str, Rows]]:
     )
     of_classes = [(name, metric(), "4 classes", four) for name, metric in METRICS_OF_KIND["multiclass"].items()]
     with_thresholds = ("auc_roc, 8000 thresholds", RocAuc(8000), "hardly a tie", rows)
-    return [*over_all, with_thresholds, *in_groups, *means, *errors, *of_classes]
+    curves = [
+        ("calibration_curve, the table made", CurveAlone(case), data, case)
+        for data, case in (("hardly a tie", rows), ("about 90 scores", few_scores))
+    ]
+    return [*over_all, *curves, with_thresholds, *in_groups, *means, *errors, *of_classes]
 
 
-def measure(name: str, metric: Metric, data: str, rows: Rows, repeats: int) -> dict[str, object]:
+def measure(name: str, metric: Metric | CurveAlone, data: str, rows: Rows, repeats: int) -> dict[str, object]:
     def run() -> None:
         metric.result(rows, Alone())
 

@@ -74,10 +74,10 @@ def test_the_pictures_are_written_beside_the_first_run_or_where_they_are_wanted(
 
 
 def test_the_picture_shows_every_curve_of_every_run(tmp_path):
-    from trainer.report.figure import _panels
+    from trainer.report.curves import panels_of
 
     runs = [read_run(write_run(tmp_path / name, TWO_EPOCHS), name) for name in ("a", "b")]
-    panels = _panels(runs)
+    panels = panels_of(runs)
     assert list(panels) == ["loss", "auc_roc", "streaming_map_val"]
     assert [(curve.run, curve.is_training, curve.steps, curve.values) for curve in panels["loss"]] == [
         ("a", True, [10, 20, 30, 40], [0.7, 0.5, 0.5, 0.25]),
@@ -90,12 +90,13 @@ def test_the_picture_shows_every_curve_of_every_run(tmp_path):
 @pytest.mark.parametrize("names", [["a"], ["a", "b", "c"]])
 @pytest.mark.parametrize("tasks", [[], ["click", "mean"]])
 def test_curves_that_mean_different_things_look_different(tmp_path, names, tasks):
-    from trainer.report.figure import _key, _panels
+    from trainer.report.curves import panels_of
+    from trainer.report.figure import _key
 
     keys = [f"{key}/{task}" for key in ("auc_roc", "loss_val") for task in tasks] or ["auc_roc", "loss_val"]
     records = [*TWO_EPOCHS[:2], evaluation(20, 1, **dict.fromkeys(keys, 0.5))]
     runs = [read_run(write_run(tmp_path / name, records), name) for name in names]
-    panels = _panels(runs)
+    panels = panels_of(runs)
     key = _key(runs, panels)
     for curves in panels.values():
         assert len({str(sorted(key.style(curve).items())) for curve in curves}) == len(curves)

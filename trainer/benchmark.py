@@ -14,6 +14,7 @@ from trainer.distributed import Comm
 from trainer.evaluate import Evaluator
 from trainer.feeding import step_input
 from trainer.step import TrainStep
+from trainer.step_times import timed
 from trainer.tasks import Task
 
 # Steps that are taken apart into computing, communicating and updating after the measurement.
@@ -105,7 +106,7 @@ def benchmark_training(
     waits, samples = [], 0
     stream = _endless(loader)
     loss = tf.constant(0.0)
-    for number, (batch, waited) in enumerate(_timed(stream), start=1):
+    for number, (batch, waited) in enumerate(timed(stream), start=1):
         counted, loss_before = watch.counting, loss
         loss = step(step_input(batch, tasks), tf.constant(number))
         loss_before.numpy()  # at most one step ahead of the device, as training is
@@ -163,14 +164,6 @@ def _endless(loader: ParquetLoader) -> Generator[Batch]:
         with closing(loader.epoch(epoch)) as batches:
             yield from batches
         epoch += 1
-
-
-def _timed(stream: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Each batch with the seconds that were spent waiting for it."""
-    while True:
-        started = time.perf_counter()
-        batch = next(stream)
-        yield batch, time.perf_counter() - started
 
 
 def take_apart(

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -67,6 +68,7 @@ def parse(
         given |= saved_model_flags(given, given["model_dir"], run.which_checkpoint)
     options = Options(**{key: group(**_of(group, given)) for key, group in GROUPS.items()})
     options.training.check_workers(workers)
+    options.run.check_workers(workers, os.environ)
     if options.model.model not in model_names:
         near = difflib.get_close_matches(options.model.model, model_names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

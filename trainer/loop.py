@@ -15,8 +15,10 @@ from trainer.evaluate import Evaluator
 from trainer.feeding import step_input
 from trainer.health.monitor import HealthMonitor
 from trainer.log import NullLog, RunLog
+from trainer.metrics.calibration_curve import as_records
 from trainer.optimizers.optimizer import Schedule
 from trainer.position import Position
+from trainer.profiling import StepProfiler, nvtx_range
 from trainer.progress import NullProgress, Progress
 from trainer.reliability.errors import NotFinite, StoppedBySignal
 from trainer.reliability.fingerprints import check_state
@@ -26,7 +28,9 @@ from trainer.reliability.watchdog import SLOW_SECONDS
 from trainer.saving import Saver
 from trainer.state import RunState
 from trainer.step import StepResult, TrainStep
+from trainer.step_times import StepTimes, timed
 from trainer.tasks import Task
+from trainer.tensorboard import TensorBoard
 
 TOLD = ("loss_val", "auc_roc", "streaming_map_val", "accuracy", "rmse")
 # Batches of an evaluation between two questions to all workers whether one was asked to stop.
@@ -52,7 +56,7 @@ class TrainingLoop:
         schedule: the deep rate, for the log.
         num_epochs: of the whole run.
         log_every: steps between two records.
-        log, progress: of this worker.
+        log, board, profiler, progress: of this worker.
         behind: steps whose results are looked at only after so many more have been started: 1 on a GPU, which would
             otherwise wait for this process between steps.
         health: looks at the gates after each evaluation; None for a model without gates.
@@ -72,11 +76,14 @@ class TrainingLoop:
     num_epochs: int
     log_every: int
     log: RunLog | NullLog
+    board: TensorBoard
+    profiler: StepProfiler
     progress: Progress | NullProgress
     behind: int = 0
     health: HealthMonitor | None = None
     _mark: tuple[int, float] = field(default=(0, 0.0), init=False)
     _seen_at: float = field(default=0.0, init=False)
+    _times: StepTimes = field(default_factory=StepTimes, init=False)
 
     @property
     def total_steps(self) -> int:
@@ -112,9 +119,12 @@ class TrainingLoop:
         unseen: deque[StepResult] = deque()
         if position.steps < steps_per_epoch:
             with closing(self.loader.epoch(position.epoch, position.steps)) as batches:
-                for number, batch in enumerate(batches, start=done + 1):
-                    inputs = step_input(batch, self.tasks)
-                    unseen.append(self.step.run(inputs, tf.constant(number), self.guard.votes()))
+                for number, (batch, waited) in enumerate(timed(batches), start=done + 1):
+                    self._times.wait(waited)
+                    arguments = step_input(batch, self.tasks), tf.constant(number), self.guard.votes()
+                    with self.profiler.step(number):
+                        unseen.append(self.step.run(*arguments))
+                    self.board.graph_of(self.step.run, *arguments)
                     if len(unseen) > self.behind:
                         self._act(position, unseen)
                     if self.check_every and number % self.check_every == 0:
@@ -139,7 +149,9 @@ class TrainingLoop:
         """Takes in the result of a step, which waits for it to end."""
         losses = result.losses.numpy()
         now = time.perf_counter()
-        self.stragglers.add(now - self._seen_at, float(result.waited))
+        seconds, in_collectives = now - self._seen_at, float(result.waited)
+        self.stragglers.add(seconds, in_collectives)
+        self._times.add(seconds, in_collectives)
         self._seen_at = now
         self.guard.beat()
         if self.saver.has_failed():
@@ -163,7 +175,8 @@ class TrainingLoop:
         """Writes a checkpoint of what all workers hold, and only of that."""
         self.guard.beat(allow=SLOW_SECONDS)
         check_state(self.state, position.step(self.loader.steps_per_epoch))
-        self.saver.save(self.state, position, metrics)
+        with nvtx_range("save"):
+            self.saver.save(self.state, position, metrics)
         self.guard.saved()
         self.guard.beat(allow=SLOW_SECONDS)
         self._seen_at = time.perf_counter()
@@ -190,14 +203,18 @@ class TrainingLoop:
                 self._save(position, {})
                 self._stop(position)
 
-        metrics = self.evaluator.run(on_batch=on_batch, see=self.health.see if self.health else None)
+        with nvtx_range("evaluation"):
+            metrics = self.evaluator.run(on_batch=on_batch, see=self.health.see if self.health else None)
         rate = self.evaluator.loader.rows / (time.perf_counter() - started)
         epoch = position.epoch + 1
         self.log.log([steps_done], metrics | {"epoch": epoch, "validation_throughput": rate})
+        if curves := as_records(self.evaluator.evaluation.curves):
+            self.log.log([steps_done], curves | {"epoch": epoch})
         self.progress.message(f"epoch {epoch}/{self.num_epochs}: {describe(metrics)}")
         if self.health is not None:
             values, warnings = self.health.measure()
             self.log.log([steps_done], values | {"epoch": epoch})
+            self.board.histograms(steps_done, self.health.gate_weights())
             self._warn(warnings)
         return metrics
 
@@ -216,6 +233,7 @@ class TrainingLoop:
                 "learning_rate": float(self.schedule(tf.constant(step))),
                 "samples_per_second": rate,
                 "epoch": step / self.loader.steps_per_epoch,
+                **self._times.take(),
                 **slowest,
             },
         )

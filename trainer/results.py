@@ -9,13 +9,17 @@ from data.errors import DataError
 from trainer.health.keys import PARTS as HEALTH
 from trainer.log import NullLog, RunLog, to_plain
 from trainer.metrics import METRICS_OF_KIND
+from trainer.metrics.calibration_curve import CURVE
 from trainer.options import Options
+from trainer.profiling import StepProfiler
 from trainer.report.runs import read_run
+from trainer.tensorboard import LogOnBoard, TensorBoard
 
 METRIC_UNITS = {
     "loss": None,
     **dict.fromkeys(name for metrics in METRICS_OF_KIND.values() for name in metrics),
     **dict.fromkeys(HEALTH),
+    CURVE: None,
     "train_throughput": "samples/s",
     "validation_throughput": "samples/s",
     "batch_samplesps": "samples/s",
@@ -31,19 +35,21 @@ class Results:
 
     Attributes:
         log: of this worker.
+        board: of this worker, which shows in TensorBoard what the log has no room for.
 
     Raises:
         DataError: the log cannot be written.
     """
 
     def __init__(self, options: Options, rank: int):
-        self._data, self._is_first = options.data, rank == 0
+        self._data, self._run, self._is_first = options.data, options.run, rank == 0
+        self.board = TensorBoard(options.run.tensorboard_dir if self._is_first else None)
         self.log: RunLog | NullLog = NullLog()
         if not self._is_first:
             return
         values = options.as_dict()
         goes_on = options.run.use_checkpoint or not options.run.trains
-        self.log = RunLog(self._data.results_dir / self._data.log_filename, append=goes_on)
+        self.log = LogOnBoard(self._data.results_dir / self._data.log_filename, goes_on, self.board)
         self._write_json("args.json", values)
         self.log.parameters(values)
         for metric, unit in METRIC_UNITS.items():
@@ -53,6 +59,11 @@ class Results:
         """Prints a line on the first worker."""
         if self._is_first:
             print(text, flush=True)
+
+    def profiler(self) -> StepProfiler:
+        """Traces the steps of --profile_steps, on the first worker."""
+        steps = self._run.profiled_steps if self._is_first else range(0)
+        return StepProfiler(steps, self._run.tensorboard_dir or self._data.results_dir, self.say)
 
     def conclude(self, metrics: dict[str, float]) -> None:
         """Records the last metrics."""

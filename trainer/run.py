@@ -21,11 +21,13 @@ from trainer.health.monitor import monitor_of
 from trainer.inputs import Inputs
 from trainer.launcher import Launch
 from trainer.loop import TrainingLoop, describe
+from trainer.metrics.calibration_curve import as_records
 from trainer.metrics.evaluation import Evaluation
 from trainer.models import build_model
 from trainer.options import Options
 from trainer.position import Position
 from trainer.predictions import PredictionWriter
+from trainer.profiling import start_timeline
 from trainer.progress import NullProgress, Progress
 from trainer.reliability.guard import Guard
 from trainer.reliability.records import WorkerRecord
@@ -70,6 +72,7 @@ class Run:
                 f"--batch_norm over {launch.size} workers sums moments in the middle of what --xla compiles on a GPU, "
                 "which XLA cannot; leave one of the two flags out"
             )
+        start_timeline(options.run.horovod_timeline, launch)
         self.comm: Comm = connect(launch)
         if options.run.restores:
             # Only the first worker has read the checkpoint's flags.
@@ -110,7 +113,7 @@ class Run:
             self.say("nothing to do: this run is finished; more --num_epochs would go on with it")
             self._finish(self.saver.last_metrics())
             return
-        with Watchdog(run.hang_seconds, self._record) as watchdog:
+        with Watchdog(run.hang_seconds, self._record) as watchdog, self.results.profiler() as profiler:
             loop = TrainingLoop(
                 step=step,
                 tasks=self.tasks,
@@ -126,6 +129,8 @@ class Run:
                 num_epochs=training.num_epochs,
                 log_every=run.log_every,
                 log=self.results.log,
+                board=self.results.board,
+                profiler=profiler,
                 progress=self._progress(loader.steps_per_epoch * training.num_epochs),
                 behind=1 if on_gpu() else 0,
                 health=monitor_of(self.model, evaluator.loader.rows, self.comm),
@@ -169,6 +174,7 @@ class Run:
             writer.write(self.comm)
             self.say(f"predictions: {path}")
         self.say(f"{checkpoint} on mapping {self.inputs.eval_mapping!r}: {describe(metrics)}")
+        self.results.log.log([], as_records(evaluator.evaluation.curves))
         self.results.conclude(metrics)
 
     def predict(self, path: Path) -> None:

@@ -1,11 +1,14 @@
 """The flags that say what a run does."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import DataError
 from trainer.option import at_least, option, positive
 from trainer.reliability.intervals import Interval, parse_interval
+
+TIMELINE_VARIABLE = "HOROVOD_TIMELINE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,13 @@ class RunOptions:
     disable_map_calculation: bool = option(False, "leave MAP@12 out (it is off by itself without a map feature)")
     num_auc_thresholds: int = option(0, "thresholds of a binned ROC AUC; 0 computes it exactly")
     log_every: int = option(100, "steps between two lines of the log")
+    tensorboard_dir: Path | None = option(
+        None, "folder for TensorBoard: scalars, histograms of the gates, the graph; of training"
+    )
+    profile_steps: str | None = option(
+        None, "A:B traces these steps of the run with TensorFlow's profiler, into tensorboard_dir, else results_dir"
+    )
+    horovod_timeline: Path | None = option(None, "file for Horovod's timeline of what several workers exchange")
 
     def __post_init__(self) -> None:
         """Checks ranges, and limits between flags."""
@@ -61,6 +71,25 @@ class RunOptions:
             positive("hang_seconds", self.hang_seconds)
         parse_interval("checkpoint_every", self.checkpoint_every)
         self._check_predictions()
+        self._check_observation()
+
+    def check_workers(self, workers: int, environ: Mapping[str, str]) -> None:
+        """Raises DataError for a timeline that nobody would write, or that the launcher wants elsewhere."""
+        file, announced = self.horovod_timeline, environ.get(TIMELINE_VARIABLE)
+        if file is None:
+            return
+        if workers == 1:
+            raise DataError("--horovod_timeline is of several workers, and this is one; start it with horovodrun -np N")
+        if announced is not None and announced != str(file):
+            raise DataError(
+                f"--horovod_timeline {file} contradicts {TIMELINE_VARIABLE}={announced} of the environment (horovodrun "
+                "--timeline-filename sets it); leave one of them out"
+            )
+
+    @property
+    def profiled_steps(self) -> range:
+        """The steps to trace, counted from 1 over the whole run."""
+        return range(0) if self.profile_steps is None else _parse_steps(self.profile_steps)
 
     @property
     def save_interval(self) -> Interval:
@@ -100,3 +129,26 @@ class RunOptions:
                 "--keep copies columns into a file of predictions: add --predict FILE, or --evaluate with "
                 "--predictions_file FILE"
             )
+
+    def _check_observation(self) -> None:
+        wants = [name for name in ("tensorboard_dir", "profile_steps") if getattr(self, name) is not None]
+        if wants and (self.benchmark or not self.trains):
+            raise DataError(
+                f"--{wants[0]} shows a training, and this run trains no model: take it away, or --evaluate, --predict "
+                "and --benchmark"
+            )
+        if self.profile_steps is not None:
+            _parse_steps(self.profile_steps)
+
+
+def _parse_steps(text: str) -> range:
+    first, _, last = text.partition(":")
+    if not (_is_step(first) and _is_step(last) and 1 <= int(first) <= int(last)):
+        raise DataError(
+            f"--profile_steps {text!r}: expected A:B, the first and the last step, counted from 1, such as 100:110"
+        )
+    return range(int(first), int(last) + 1)
+
+
+def _is_step(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 15

@@ -80,7 +80,7 @@ class StepResult(NamedTuple):
 class TrainStep:
     """A step as a function of the batch and the step's number.
 
-    It is made of three parts, which the benchmark times apart: `compute`, `exchange` and `update`.
+    It is made of three parts, which graphs and profiles name and the benchmark times: `compute`, `exchange`, `update`.
 
     Args:
         model: with its weights created.
@@ -133,8 +133,12 @@ class TrainStep:
             step: scalar int32, counts from 1 over the whole run.
             votes: [votes] float32, this worker's; they travel with what is summed anyway.
         """
-        gradients = self.exchange(self.compute(batch, step, votes))
-        self.update(gradients, step)
+        with tf.name_scope("compute"):
+            gradients = self.compute(batch, step, votes)
+        with tf.name_scope("exchange"):
+            gradients = self.exchange(gradients)
+        with tf.name_scope("update"):
+            self.update(gradients, step)
         return StepResult(gradients.losses, gradients.votes, gradients.waited)
 
     def __call__(self, batch: StepInput, step: tf.Tensor) -> tf.Tensor:
@@ -217,14 +221,10 @@ class TrainStep:
             touched=[(ids, rows * inverse) for ids, rows in gradients.touched],
             shared=[gradient * inverse for gradient in gradients.shared],
         )
-        tf.cond(finite, lambda: self._applied(unscaled, step), lambda: tf.constant(False))
+        tf.cond(finite, lambda: self._apply(unscaled, step), lambda: tf.constant(False))
         self.loss_scale.update(finite)
 
-    def _applied(self, gradients: Gradients, step: tf.Tensor) -> tf.Tensor:
-        self._apply(gradients, step)
-        return tf.constant(True)
-
-    def _apply(self, gradients: Gradients, step: tf.Tensor) -> None:
+    def _apply(self, gradients: Gradients, step: tf.Tensor) -> tf.Tensor:
         whole = [(part, name) for part, name, _ in self._dense]
         whole += [(use.part, use.name) for use in self._tables if use.exchange == "whole"]
         replaced = self._combined(gradients, step)
@@ -235,6 +235,7 @@ class TrainStep:
             self._owner[use.part].update_rows(use.name, ids, rows, step)
         for variable, value in zip(self._moments, gradients.moments, strict=True):
             variable.value.assign(value)
+        return tf.constant(True)  # a branch of tf.cond has to give something
 
     def _combined(self, gradients: Gradients, step: tf.Tensor) -> dict[str, tf.Tensor]:
         """What the loss weighting puts in the place of the shared weights' gradients, by name."""

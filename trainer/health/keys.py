@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from trainer.health.level import LevelHealth
 
 WEIGHT, SHARE, ENTROPY = "gate_weight", "gate_argmax_share", "gate_entropy"
@@ -41,7 +43,7 @@ def flat(tasks: Sequence[str], levels: Sequence[LevelHealth]) -> dict[str, float
     """The values of all levels by key. What a gate may not read has no key."""
     values: dict[str, float] = {}
     for index, level in enumerate(levels):
-        place = f"/level_{index + 1}" if len(levels) > 1 else ""
+        place = _place(index, len(levels))
         names = gate_names(tasks, len(level.readable))
         numbers = range(1, level.readable.shape[1] + 1)
         for gate, name in enumerate(names):
@@ -57,6 +59,29 @@ def flat(tasks: Sequence[str], levels: Sequence[LevelHealth]) -> dict[str, float
             similarity = level.expert_similarity[a - 1]
             values |= {f"{EXPERTS}{place}/{a}/{b}": float(similarity[b - 1]) for b in numbers if b > a}
     return values
+
+
+def weights_by_key(
+    tasks: Sequence[str], readable: Sequence[np.ndarray], gates: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Each row's weights by gate/NAME/EXPERT (gate/level_L/... of several levels), [rows] each.
+
+    Args:
+        tasks: their names.
+        readable: of each level [gates, experts] bool; what a gate may not read has no key.
+        gates: of each level [gates, rows, experts].
+    """
+    return {
+        f"gate{_place(index, len(gates))}/{name}/{expert + 1}": weights[gate, :, expert]
+        for index, (reads, weights) in enumerate(zip(readable, gates, strict=True))
+        for gate, name in enumerate(gate_names(tasks, len(reads)))
+        for expert in np.flatnonzero(reads[gate]).tolist()
+    }
+
+
+def _place(index: int, levels: int) -> str:
+    """The part of a key that tells the level."""
+    return f"/level_{index + 1}" if levels > 1 else ""
 
 
 @dataclass

@@ -6,7 +6,7 @@ import tensorflow as tf
 from data.loading.batch import Batch
 from trainer.feeding import id_matrix
 from trainer.health.alarms import alarms
-from trainer.health.keys import flat
+from trainer.health.keys import flat, weights_by_key
 from trainer.health.level import LevelHealth, level_health
 from trainer.metrics.collectives import Collectives
 from trainer.models.multitask import MultiTask
@@ -32,6 +32,7 @@ class HealthMonitor:
         self._stride = max(1, -(-rows // ROWS))
         self._ids: list[np.ndarray] = []
         self._numerical: list[np.ndarray] = []
+        self._gates: list[np.ndarray] = []
         self._is_complete = False
         self._told: set[tuple[str | int, ...]] = set()
         self._states = tf.function(self._run_model)
@@ -57,11 +58,17 @@ class HealthMonitor:
         self._told |= found.keys()
         return flat(tasks, levels), list(found.values())
 
+    def gate_weights(self) -> dict[str, np.ndarray]:
+        """What each gate gave to each expert at the last measurement, [rows] float32 of this worker, by key."""
+        tasks = [task.name for task in self._model.tasks]
+        return weights_by_key(tasks, [level.readable for level in self._model.levels], self._gates)
+
     def _levels(self) -> list[LevelHealth]:
         states = self._states(tf.convert_to_tensor(self._ids[0]), tf.convert_to_tensor(self._numerical[0]))
+        self._gates = [gates.numpy() for gates, _ in states]
         return [
-            level_health(level.readable, gates.numpy(), experts.numpy(), self._comm)
-            for level, (gates, experts) in zip(self._model.levels, states, strict=True)
+            level_health(level.readable, gates, experts.numpy(), self._comm)
+            for level, gates, (_, experts) in zip(self._model.levels, self._gates, states, strict=True)
         ]
 
     def _run_model(self, ids: tf.Tensor, numerical: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:

@@ -57,15 +57,27 @@ class CalibrationError:
 
     def of_table(self, table: ScoreTable, rows: Rows, comm: Collectives) -> float:
         """See ScoreMetric."""
-        borders = _bin_borders(table, comm)
-        sums = np.zeros((2, BINS))  # too much predicted; weight
-        for block in blocks(rows):
-            bins = np.searchsorted(borders, block.logits, side="right")
-            gaps = probability(block.logits) - block.labels
-            sums += [np.bincount(bins, gaps * block.weights, BINS), np.bincount(bins, block.weights, BINS)]
-        gaps, weights = comm.sum_array(sums)
-        weight = weights.sum()
-        return float(np.abs(gaps).sum() / weight) if weight > 0 else math.nan
+        predicted, actual, weight = calibration_sums(table, rows, comm)
+        total = weight.sum()
+        return float(np.abs(predicted - actual).sum() / total) if total > 0 else math.nan
+
+
+def calibration_sums(table: ScoreTable, rows: Rows, comm: Collectives) -> np.ndarray:
+    """[3, 100] float64: of each bin of equal mass the sums of w * p, of w * y and of w. A collective.
+
+    Args:
+        table: what score_table gives for the rows.
+        rows: this worker's rows of a binary task.
+        comm: this worker's view of the group.
+    """
+    borders = _bin_borders(table, comm)
+    sums = np.zeros((3, BINS))
+    for block in blocks(rows):
+        bins = np.searchsorted(borders, block.logits, side="right")
+        predicted = probability(block.logits) * block.weights
+        actual = block.labels * block.weights
+        sums += [np.bincount(bins, values, BINS) for values in (predicted, actual, block.weights)]
+    return comm.sum_array(sums)
 
 
 def probability(logits: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 
 from data.errors import DataError
 from trainer.metrics import Metric, make_metrics
+from trainer.metrics.calibration_curve import CURVE, CalibrationCurve, calibration_curve
 from trainer.metrics.collectives import Collectives
 from trainer.metrics.joint import joint_logits, joint_rows
 from trainer.metrics.rows import Rows, RowStore
@@ -40,6 +41,10 @@ class Evaluation:
     Memory on each worker, per row of its own: 4 bytes per logit and label, 4 for the weight, and 8 more with groups
     (one task of one logit: 12, with groups 20). While `result` runs, up to about 150 more, and for a multiclass task
     8 per class.
+
+    Attributes:
+        curves: of the last `result`, the calibration curve of each binary task and of each joint event, under
+            calibration_curve where there is one task, else calibration_curve/NAME.
     """
 
     def __init__(self, tasks: Sequence[Task], *, with_group: bool, num_auc_thresholds: int = 0) -> None:
@@ -61,6 +66,7 @@ class Evaluation:
             task = tasks[chain[-1]]
             metrics = make_metrics(task.kind, with_group=with_group, num_auc_thresholds=num_auc_thresholds)
             self._measured[joint_name(tasks, chain)] = _Measured(task, chain, metrics)
+        self.curves: dict[str, CalibrationCurve] = {}
         self.reset()
 
     @property
@@ -105,13 +111,15 @@ class Evaluation:
             FloatingPointError: logits that are NaN or infinite. Raised on all workers alike, as is the next.
             DataError: labels or weights that no metric can use.
         """
-        values = {}
+        values, self.curves = {}, {}
         for name, (task, chain, metrics) in self._measured.items():
             rows = self._rows(chain)
             _check_rows(name, task, rows, comm)
             if len(chain) > 1:
                 rows = rows._replace(logits=joint_logits(rows.logits))
-            values[name] = _measure(metrics, rows, comm)
+            values[name], curve = _measure(metrics, rows, comm)
+            if curve is not None:
+                self.curves[CURVE if len(self._tasks) == 1 else f"{CURVE}/{name}"] = curve
         return self._by_key(values)
 
     def _rows(self, chain: tuple[int, ...]) -> Rows:
@@ -134,20 +142,26 @@ class Evaluation:
         return results
 
 
-def _measure(metrics: Mapping[str, Metric], rows: Rows, comm: Collectives) -> dict[str, float]:
-    """Every metric of some rows; those that look at the score table share one."""
-    of_table = _measure_table(
+def _measure(
+    metrics: Mapping[str, Metric], rows: Rows, comm: Collectives
+) -> tuple[dict[str, float], CalibrationCurve | None]:
+    """Every metric of some rows, and a binary task's calibration curve; all that look at the score table share one."""
+    of_table, curve = _measure_table(
         {key: metric for key, metric in metrics.items() if isinstance(metric, ScoreMetric)}, rows, comm
     )
-    return {key: of_table[key] if key in of_table else metric.result(rows, comm) for key, metric in metrics.items()}
+    values = {key: of_table[key] if key in of_table else metric.result(rows, comm) for key, metric in metrics.items()}
+    return values, curve
 
 
-def _measure_table(metrics: Mapping[str, ScoreMetric], rows: Rows, comm: Collectives) -> dict[str, float]:
-    """These metrics alone, so that the table is gone before others need memory."""
-    if not metrics:
-        return {}
+def _measure_table(
+    metrics: Mapping[str, ScoreMetric], rows: Rows, comm: Collectives
+) -> tuple[dict[str, float], CalibrationCurve | None]:
+    """These metrics and the curve alone, so that the table is gone before others need memory."""
+    if not metrics:  # of a task that is not binary
+        return {}, None
     table = score_table(rows, comm)
-    return {key: metric.of_table(table, rows, comm) for key, metric in metrics.items()}
+    values = {key: metric.of_table(table, rows, comm) for key, metric in metrics.items()}
+    return values, calibration_curve(table, rows, comm)
 
 
 def _check_rows(name: str, task: Task, rows: Rows, comm: Collectives) -> None:

@@ -12,8 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from trainer.progress import format_count
-from trainer.report.runs import Point, Run, metric_keys
-from trainer.report.table import best_of, is_quality
+from trainer.report.curves import TITLES, Curve, panels_of, top_of
+from trainer.report.runs import Run
+from trainer.report.table import best_of
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; those of weak contrast on white come last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8C6D31")
@@ -23,7 +24,7 @@ DPI = 100
 PANEL_INCHES = 3.6
 LEGEND_INCHES = 0.3
 PANELS_PER_ROW = 3
-TITLES = {"loss": "Loss", "auc_roc": "ROC AUC", "streaming_map_val": "MAP@12"}
+TOP_MARGIN = 0.05
 GREY = "#444444"
 LONGEST_LABEL = 40
 LEGEND_CHARACTERS = 150
@@ -49,17 +50,6 @@ STYLE: Any = {
     "xtick.color": "#444444",
     "ytick.color": "#444444",
 }
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A line of a panel, of one run and one task ("" for a run with a single task)."""
-
-    run: str
-    task: str
-    is_training: bool
-    steps: list[int]
-    values: list[float]
 
 
 @dataclass(frozen=True)
@@ -111,7 +101,7 @@ def draw_learning_curves(runs: list[Run], folder: Path, name: str = "learning_cu
     Returns:
         The files written; none where no run has a value at a step.
     """
-    panels = _panels(runs)
+    panels = panels_of(runs)
     if not panels:
         return []
     rows = -(-len(panels) // PANELS_PER_ROW)
@@ -143,22 +133,6 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def _panels(runs: list[Run]) -> dict[str, list[Curve]]:
-    """Curves by the name of their panel: losses in the first, then a panel for each metric with all its tasks."""
-    panels: dict[str, list[Curve]] = {"loss": [_curve(run, "", run.training, "loss", True) for run in runs]}
-    for key in filter(is_quality, metric_keys(runs)):
-        metric, _, task = key.partition("/")
-        panel = panels.setdefault("loss" if metric == "loss_val" else metric, [])
-        panel += [_curve(run, task, run.evaluations, key, False) for run in runs]
-    drawn = {panel: [curve for curve in curves if curve.steps] for panel, curves in panels.items()}
-    return {panel: curves for panel, curves in drawn.items() if curves}
-
-
-def _curve(run: Run, task: str, points: list[Point], key: str, is_training: bool) -> Curve:
-    placed = [(point.step, point.values[key]) for point in points if point.step is not None and key in point.values]
-    return Curve(run.name, task, is_training, [step for step, _ in placed], [value for _, value in placed])
-
-
 def _key(runs: list[Run], panels: dict[str, list[Curve]]) -> Key:
     curves = [curve for drawn in panels.values() for curve in drawn]
     kinds = {curve.is_training for curve in curves}
@@ -168,6 +142,8 @@ def _key(runs: list[Run], panels: dict[str, list[Curve]]) -> Key:
 def _draw_panel(axis: Axes, name: str, curves: list[Curve], key: Key) -> None:
     for curve in curves:
         axis.plot(curve.steps, curve.values, **key.style(curve))
+    if math.isfinite(top := top_of(curves)):
+        axis.set_ylim(top=top + TOP_MARGIN * (top - axis.get_ylim()[0]))
     axis.set_title(TITLES.get(name, name))
     evaluated = [curve for curve in curves if not curve.is_training]
     if len(evaluated) == 1:

@@ -2,24 +2,34 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
 from trainer.health.keys import is_health
 from trainer.log import PARAMETER, read_log
+from trainer.metrics.calibration_curve import CURVE, CalibrationCurve
 
 NAN = float("nan")
+MEASURED = "batch_samplesps"
 
 
 @dataclass(frozen=True)
 class Point:
-    """Values at a step of a run; `step` is None for the final metrics of a run that trained nothing."""
+    """Values at a step of a run.
+
+    Attributes:
+        step: None for the final metrics of a run that trained nothing.
+        epoch: where the record has one.
+        values: the numbers of the record.
+        at: when it was written, in seconds since 1970; None where the log does not say.
+    """
 
     step: int | None
     epoch: float | None
     values: dict[str, float]
+    at: float | None = None
 
 
 @dataclass
@@ -32,6 +42,9 @@ class Run:
         training: loss, learning rate and samples per second, in the order of steps.
         evaluations: metrics, in the order of steps.
         health: of the gates and experts, in the order of steps.
+        measured: samples per second of the steps of a benchmark.
+        calibration: of the last evaluation, by task, or by "" where there is one: weight, prediction and label of each
+            bin.
         final: the last metrics.
     """
 
@@ -40,6 +53,8 @@ class Run:
     training: list[Point] = field(default_factory=list)
     evaluations: list[Point] = field(default_factory=list)
     health: list[Point] = field(default_factory=list)
+    measured: list[Point] = field(default_factory=list)
+    calibration: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     final: dict[str, float] = field(default_factory=dict)
 
 
@@ -73,13 +88,18 @@ def _add_record(run: Run, record: dict[str, Any]) -> None:
         return
     if step == PARAMETER:
         run.parameters |= data
+        return
+    if curves := _curves(data):
+        run.calibration = curves
     elif step in ([], ""):
         run.final = _numbers(data)
     elif isinstance(step, list) and isinstance(step[0], int):
         values = _numbers(data)
-        point = Point(step[0], values.pop("epoch", None), values)
+        point = Point(step[0], values.pop("epoch", None), values, _time(record))
         if len(step) == 2 and "loss" in values:
             _add_point(run.training, point, step[0])
+        elif len(step) == 2 and isinstance(step[1], int) and MEASURED in values:
+            _add_point(run.measured, replace(point, step=step[1]), step[1])
         elif len(step) == 1 and any(map(is_health, values)):
             _add_point(run.health, point, step[0])
         elif len(step) == 1 and values:
@@ -96,10 +116,40 @@ def _add_point(points: list[Point], point: Point, step: int) -> None:
 def _numbers(data: dict[str, Any]) -> dict[str, float]:
     """The numbers among the values; null stands for a number that is none."""
     return {
-        key: NAN if value is None else float(value)
-        for key, value in data.items()
-        if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+        key: NAN if value is None else float(value) for key, value in data.items() if value is None or _is_number(value)
     }
+
+
+def _curves(data: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """The calibration curves among the values, by task; what is no curve is passed over."""
+    curves = {}
+    for key, curve in data.items():
+        name, _, task = key.partition("/")
+        if name == CURVE and isinstance(curve, dict):
+            columns = [_column(curve.get(column)) for column in CalibrationCurve._fields]
+            lines = list(zip(*columns, strict=False))
+            if lines:
+                curves[task] = dict(zip(CalibrationCurve._fields, map(list, zip(*lines, strict=True)), strict=True))
+    return curves
+
+
+def _column(values: object) -> list[float]:
+    """A list of numbers as it should be; of anything else nothing."""
+    if isinstance(values, list) and all(map(_is_number, values)):
+        return [float(value) for value in values]
+    return []
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _time(record: dict[str, Any]) -> float | None:
+    try:
+        seconds = float(record.get("timestamp", ""))
+    except (TypeError, ValueError):
+        return None
+    return seconds if math.isfinite(seconds) else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

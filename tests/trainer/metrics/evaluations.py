@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from tests.trainer.metrics.workers import LocalWorkers, ThreadWorker
+from trainer.metrics.calibration_curve import as_records
 from trainer.metrics.evaluation import Evaluation
 from trainer.tasks import Task
 
@@ -46,7 +47,17 @@ def rows_of(logits, labels, weights=None, group=None) -> TestRows:
     return TestRows(logits, labels, weights, group)
 
 
-def evaluate(
+def evaluate(rows: TestRows, **how) -> dict[str, float]:
+    """The metrics of one task; see evaluated."""
+    return evaluated(rows, **how)[0]
+
+
+def curves(rows: TestRows, **how) -> dict[str, dict[str, list[float]]]:
+    """The calibration curves of one task as they are logged; see evaluated."""
+    return evaluated(rows, **how)[1]
+
+
+def evaluated(
     rows: TestRows,
     *,
     kind: str = "binary",
@@ -54,8 +65,8 @@ def evaluate(
     batch_size: int | None = None,
     borders: list[int] | None = None,
     **options,
-) -> dict[str, float]:
-    """The metrics of one task, with the rows cut into workers at `borders` (default: evenly) and into batches.
+) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
+    """Metrics and curves of one task, with the rows cut into workers at `borders` (default: evenly) and into batches.
 
     `options` are those of Evaluation.
     Fails unless every worker gets the same result.
@@ -65,7 +76,7 @@ def evaluate(
         borders = [worker * count // workers for worker in range(1, workers)]
     edges = [0, *borders, count]
 
-    def work(comm: ThreadWorker) -> dict[str, float]:
+    def work(comm: ThreadWorker) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
         task = TASK_OF_KIND[kind]
         evaluation = Evaluation([task], with_group=True, **options)
         first, last = edges[comm.rank : comm.rank + 2]
@@ -74,7 +85,7 @@ def evaluate(
             batch = TestRows(*(column[start : min(start + step, last)] for column in rows))
             logits = batch.logits.reshape(-1, task.width)
             evaluation.update(logits, batch.labels[:, None], batch.weights, batch.group)
-        return evaluation.result(comm)
+        return evaluation.result(comm), as_records(evaluation.curves)
 
     results = LocalWorkers(len(edges) - 1).run(work)
     for result in results:

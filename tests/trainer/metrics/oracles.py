@@ -146,19 +146,40 @@ def calibration_row_by_row(logits: np.ndarray, labels: np.ndarray, weights: np.n
     return math.fsum(predicted) / actual if actual else math.nan
 
 
-def calibration_error_bin_by_bin(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
-    """Each row looks for its bin of a hundred: where the middle of the mass of its score lies among all mass."""
-    if len(logits) == 0:
-        return math.nan
-    largest = Fraction(float(weights.max()))
+def bins_of_equal_mass(logits: np.ndarray, weights: np.ndarray, bins: int) -> list[int]:
+    """Each row looks for its bin: where the middle of the mass of its score lies among all mass."""
+    largest = Fraction(float(weights.max(initial=0)))
     masses = [round(Fraction(weight) / largest * 2**22) for weight in weights.tolist()]
-    gaps: dict[int, list[float]] = defaultdict(list)
-    for logit, label, weight in zip(logits.tolist(), labels.tolist(), weights.tolist(), strict=True):
+    places = []
+    for logit in logits.tolist():
         below = sum(mass for other, mass in zip(logits.tolist(), masses, strict=True) if other < logit)
         tied = sum(mass for other, mass in zip(logits.tolist(), masses, strict=True) if other == logit)
-        place = math.floor(100 * (below + Fraction(tied, 2)) / sum(masses))
-        gaps[min(place, 99)].append(weight * (probability_of(logit) - label))
+        places.append(min(math.floor(bins * (below + Fraction(tied, 2)) / sum(masses)), bins - 1))
+    return places
+
+
+def calibration_error_bin_by_bin(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+    """Over a hundred bins: the weighted mean of what is predicted too much in each."""
+    if len(logits) == 0:
+        return math.nan
+    gaps: dict[int, list[float]] = defaultdict(list)
+    rows = zip(logits.tolist(), labels.tolist(), weights.tolist(), strict=True)
+    for place, (logit, label, weight) in zip(bins_of_equal_mass(logits, weights, 100), rows, strict=True):
+        gaps[place].append(weight * (probability_of(logit) - label))
     return math.fsum(abs(math.fsum(gap)) for gap in gaps.values()) / math.fsum(weights.tolist())
+
+
+def calibration_curve_bin_by_bin(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> list[list[float]]:
+    """[weight, mean prediction, mean label] of each of twenty bins that holds a row."""
+    places = np.array(bins_of_equal_mass(logits, weights, 20), int)
+    curve = []
+    for place in sorted(set(places.tolist())):
+        here = places == place
+        weight = math.fsum(weights[here].tolist())
+        rows = zip(logits[here].tolist(), labels[here].tolist(), weights[here].tolist(), strict=True)
+        products = [(w * probability_of(x), w * y) for x, y, w in rows]
+        curve.append([weight, *(math.fsum(column) / weight for column in zip(*products, strict=True))])
+    return curve
 
 
 def mean_error(values: np.ndarray, labels: np.ndarray, weights: np.ndarray, power: int) -> float:

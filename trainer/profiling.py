@@ -1,0 +1,119 @@
+"""Where the time goes: TensorFlow's profiler, Horovod's timeline, and ranges for NVIDIA's tools."""
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from types import ModuleType, TracebackType
+
+import tensorflow as tf
+
+from data.errors import DataError
+from trainer.device import on_gpu
+from trainer.launcher import Launch
+from trainer.run_options import TIMELINE_VARIABLE
+
+
+class StepProfiler:
+    """Traces some steps of a training; a context around the training, and one around each step.
+
+    A trace that fails does not stop the training: it is told.
+
+    Args:
+        steps: the steps to trace, counted from 1 over the whole run; empty for none.
+        folder: gets `plugins/profile/TIME/`, which TensorBoard's profiler shows.
+        tell: takes a line for people.
+    """
+
+    def __init__(self, steps: range, folder: Path, tell: Callable[[str], None]) -> None:
+        self._steps, self._folder, self._tell = steps, folder, tell
+        self._traced: list[int] = []
+        self._is_tracing = self._has_tried = False
+
+    def __enter__(self) -> "StepProfiler":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Ends a trace that is under way; says so where there was nothing to trace."""
+        self._stop()
+        if self._steps and not self._has_tried and error is None:
+            self._tell(f"warning: none of the steps {_shown(self._steps)} of --profile_steps was trained: no trace")
+
+    @contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """Stands around a step."""
+        if number in self._steps and not self._has_tried:
+            self._has_tried = True
+            self._is_tracing = self._succeeds(lambda: tf.profiler.experimental.start(str(self._folder)))
+        marked = tf.profiler.experimental.Trace("train", step_num=number, _r=1) if self._is_tracing else nullcontext()
+        with marked, nvtx_range(f"step {number}"):
+            yield
+        if self._is_tracing:
+            self._traced.append(number)
+            if number == self._steps[-1]:
+                self._stop()
+
+    def _stop(self) -> None:
+        if self._is_tracing:
+            self._is_tracing = False
+            if self._succeeds(_write_trace) and self._traced:
+                traced = range(self._traced[0], self._traced[-1] + 1)
+                self._tell(f"profile of the steps {_shown(traced)}: {self._folder / 'plugins' / 'profile'}")
+
+    def _succeeds(self, act: Callable[[], None]) -> bool:
+        try:
+            act()
+        except (OSError, RuntimeError, tf.errors.OpError) as error:
+            self._tell(f"warning: --profile_steps: no trace could be written to {self._folder}: {error}")
+            return False
+        return True
+
+
+def _write_trace() -> None:
+    tf.test.experimental.sync_devices()  # a GPU is still at work on steps that were started
+    tf.profiler.experimental.stop()
+
+
+def _shown(steps: range) -> str:
+    return f"{steps[0]} to {steps[-1]}"
+
+
+def start_timeline(file: Path | None, launch: Launch) -> None:
+    """Has Horovod write its timeline; to be called before the workers are connected.
+
+    Horovod reads a variable of the environment, which has to be the same on all workers; the first one writes.
+
+    Raises:
+        DataError: the first worker cannot write the file.
+    """
+    if file is None:
+        return
+    if launch.rank == 0:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.open("w").close()
+        except OSError as error:
+            raise DataError(
+                f"--horovod_timeline {file}: cannot be written ({error.strerror}); name a file that you may write to"
+            ) from error
+    os.environ[TIMELINE_VARIABLE] = str(file)
+
+
+def nvtx_range(name: str) -> AbstractContextManager[object]:
+    """A range on the timeline of Nsight Systems, on a GPU and where the nvtx package is there; else nothing."""
+    nvtx = _nvtx()
+    return nullcontext() if nvtx is None else nvtx.annotate(name)
+
+
+@functools.cache
+def _nvtx() -> ModuleType | None:
+    if not on_gpu():
+        return None
+    try:
+        import nvtx
+    except ImportError:
+        return None
+    return nvtx

@@ -1,0 +1,182 @@
+"""Line charts as SVG, in colours that the page's style decides."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.progress import format_count
+from trainer.report.markup import Markup, element
+
+WIDTH, HEIGHT = 400, 230
+TOP, RIGHT, BOTTOM = 10, 14, 40
+CHARACTER = 6.8  # widest digit at the size of the labels
+COLOURS = 8  # that the style knows
+TICKS = 5
+MOST_POINTS = 300
+MOST_MARKS = 60
+TINY, HUGE = 1e-290, 1e290  # between them no sum and no quotient leaves float64
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart.
+
+    Attributes:
+        name: shown where the pointer is on one of its marks.
+        colour: its number; they repeat beyond COLOURS.
+        x, y: of its points, by rising x; where y is NaN the line has a gap.
+        is_thin: a background line without marks.
+    """
+
+    name: str
+    colour: int
+    x: Sequence[float]
+    y: Sequence[float]
+    is_thin: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What an axis says.
+
+    Attributes:
+        label: below it; of the vertical one nothing, which the title tells.
+        low, high: that it must show.
+        top: thin lines that go beyond it leave the chart; of the vertical one.
+        show: a tick's number as text; None: with as many digits as the ticks need.
+    """
+
+    label: str = ""
+    low: float = math.inf
+    high: float = -math.inf
+    top: float = math.inf
+    show: Callable[[float], str] | None = None
+
+
+def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, *, diagonal: bool = False) -> Markup | None:
+    """A chart with its title; None without a point to show.
+
+    Args:
+        title: above it.
+        lines: long ones are drawn as the means of neighbouring points.
+        x, y: the axes.
+        diagonal: draws where both are equal.
+    """
+    drawn = [_thinned(line) for line in lines]
+    points = [(a, b) for line in drawn for a, b in zip(line.x, line.y, strict=True) if _is_shown(a, b)]
+    if not points:
+        return None
+    start, end = min(x.low, *(a for a, _ in points)), max(x.high, *(a for a, _ in points))
+    x_ticks = [value for value in ticks(start, end) if start <= value <= end + 1e-9 * (end - start)] or [start]
+    y_ticks = ticks(min(y.low, *(b for _, b in points)), max(y.high, *(min(b, y.top) for _, b in points)))
+    x_labels, y_labels = _labels(x_ticks, x.show), _labels(y_ticks, y.show)
+    left = 12 + CHARACTER * max(map(len, y_labels))
+    right = WIDTH - RIGHT - CHARACTER / 2 * len(x_labels[-1])
+
+    def place_x(value: float) -> float:
+        return left + (value - start) / ((end - start) or 1) * (right - left)
+
+    def place_y(value: float) -> float:
+        return HEIGHT - BOTTOM - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - BOTTOM - TOP)
+
+    parts: list[Markup] = []
+    for value, label in zip(y_ticks, y_labels, strict=True):
+        parts.append(_rule(left, place_y(value), right, place_y(value), "grid"))
+        parts.append(_label(left - 6, place_y(value) + 4, label, "end"))
+    for value, label in zip(x_ticks, x_labels, strict=True):
+        parts.append(_label(place_x(value), HEIGHT - BOTTOM + 17, label, "middle"))
+    parts.append(_label((left + right) / 2, HEIGHT - 5, x.label, "middle"))
+    if diagonal:
+        low, high = max(start, y_ticks[0]), min(end, y_ticks[-1])
+        parts.append(_rule(place_x(low), place_y(low), place_x(high), place_y(high), "diagonal"))
+    thin = [part for line in drawn if line.is_thin for part in _drawn(line, place_x, place_y)]
+    parts.append(
+        element("svg", *thin, y=TOP, width=WIDTH, height=HEIGHT - TOP, viewBox=f"0 {TOP} {WIDTH} {HEIGHT - TOP}")
+    )
+    for line in drawn:
+        parts += [] if line.is_thin else _drawn(line, place_x, place_y)
+    svg = element("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=title)
+    return element("figure", element("figcaption", title), svg)
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers, about TICKS of them and at least two, the first at most `low` and the last at least `high`."""
+    spread = high - low
+    if spread <= max(1e-9 * max(abs(low), abs(high)), TINY):
+        spread = abs(low) if abs(low) > TINY else 1.0
+    power = 10.0 ** math.floor(math.log10(spread / TICKS))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10, 20) if spread / (power * factor) <= TICKS)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, max(last, first + 1) + 1)]
+
+
+def _labels(values: Sequence[float], show: Callable[[float], str] | None) -> list[str]:
+    """Ticks as text: all with the digits that tell them apart."""
+    if show is not None:
+        return [show(value) for value in values]
+    largest, step = max(map(abs, values)), values[1] - values[0] if len(values) > 1 else abs(values[0]) or 1.0
+    if largest >= 10_000 or step < 1e-5:
+        return [format_count(value) for value in values]
+    digits = next((digits for digits in range(8) if math.isclose(round(step, digits), step, rel_tol=1e-6)), 8)
+    return [f"{value:.{digits}f}" for value in values]
+
+
+def _thinned(line: Line) -> Line:
+    """The line with at most MOST_POINTS points, each the mean of neighbours."""
+    stride = -(-len(line.x) // MOST_POINTS)
+    if stride <= 1:
+        return line
+    edges = range(0, len(line.x), stride)
+    x, y = (
+        np.array([np.mean(values[edge : edge + stride]) for edge in edges]).tolist()
+        for values in (np.asarray(line.x, float), np.asarray(line.y, float))
+    )
+    return Line(line.name, line.colour, x, y, line.is_thin)
+
+
+def _drawn(line: Line, place_x: Callable[[float], float], place_y: Callable[[float], float]) -> list[Markup]:
+    """The line in pieces between its gaps, and a mark with its numbers at each point."""
+    look = f"c{line.colour % COLOURS}"
+    pieces: list[list[tuple[float, float]]] = [[]]
+    for a, b in zip(line.x, line.y, strict=True):
+        if _is_shown(a, b):
+            pieces[-1].append((a, b))
+        elif pieces[-1]:
+            pieces.append([])
+    parts = [
+        element(
+            "polyline",
+            points=" ".join(f"{place_x(a):.1f},{place_y(b):.1f}" for a, b in piece),
+            class_=f"{look} thin" if line.is_thin else look,
+        )
+        for piece in pieces
+        if len(piece) > 1
+    ]
+    known = [point for piece in pieces for point in piece]
+    if not line.is_thin and len(known) <= MOST_MARKS or len(known) == 1:
+        parts += [
+            element(
+                "circle",
+                element("title", f"{line.name}: {a:.6g}, {b:.6g}".removeprefix(": ")),
+                cx=f"{place_x(a):.1f}",
+                cy=f"{place_y(b):.1f}",
+                r=3,
+                class_=look,
+            )
+            for a, b in known
+        ]
+    return parts
+
+
+def _is_shown(a: float, b: float) -> bool:
+    return abs(a) < HUGE and abs(b) < HUGE  # neither NaN
+
+
+def _rule(x1: float, y1: float, x2: float, y2: float, look: str) -> Markup:
+    return element("line", x1=f"{x1:.1f}", y1=f"{y1:.1f}", x2=f"{x2:.1f}", y2=f"{y2:.1f}", class_=look)
+
+
+def _label(x: float, y: float, words: str, anchor: str) -> Markup:
+    return element("text", words, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor)

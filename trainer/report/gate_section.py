@@ -1,0 +1,87 @@
+"""The page's part about gates and experts."""
+
+import math
+
+from trainer.health.keys import DEAD, ENTROPY, EXPERTS, GATES, SHARE, WEIGHT, LevelValues, levels_in
+from trainer.report.chart import Axis, Line, line_chart
+from trainer.report.markup import Markup, element, joined, table
+from trainer.report.runs import Run
+from trainer.report.sections import charts, legend, together
+
+SHARE_AXIS = Axis(low=0, high=1)
+
+
+def gate_health(runs: list[Run]) -> Markup | None:
+    """Of each run with gates: how they went over the epochs, and where they stand."""
+    parts = []
+    for run in runs:
+        if run.health:
+            if len(runs) > 1:
+                parts.append(element("h3", run.name))
+            levels = list(zip(*(levels_in(point.values) for point in run.health), strict=False))
+            epochs = [point.epoch or float(count) for count, point in enumerate(run.health, start=1)]
+            for count, history in enumerate(levels, start=1):
+                parts += _level(history, epochs, f"Level {count}: " if len(levels) > 1 else "")
+    return together(*parts)
+
+
+def _level(history: tuple[LevelValues, ...], epochs: list[float], place: str) -> list[Markup]:
+    """The charts and tables of a level."""
+    last = history[-1]
+    gates, experts = last.gates, last.experts
+    x = Axis("epoch", low=min(epochs), high=max(epochs))
+    entropy = [
+        Line(gate, colour, epochs, [values.get(ENTROPY, gate) for values in history])
+        for colour, gate in enumerate(gates)
+    ]
+    weights = [
+        line_chart(
+            f"{place}Gate of {gate}, mean weights",
+            [
+                Line(f"expert {expert}", colour, epochs, [values.get(WEIGHT, gate, expert) for values in history])
+                for colour, expert in enumerate(experts)
+            ],
+            x,
+            SHARE_AXIS,
+        )
+        for gate in gates
+    ]
+    parts = [
+        charts([line_chart(f"{place}Entropy of the gates", entropy, x, SHARE_AXIS)], legend(gates)),
+        charts(weights, legend([f"expert {expert}" for expert in experts])),
+        element("div", *_maps(last, place), class_="maps"),
+    ]
+    return [part for part in parts if part is not None]
+
+
+def _maps(level: LevelValues, place: str) -> list[Markup]:
+    """Tables of the last evaluation, their cells coloured by value."""
+    gates, experts = level.gates, level.experts
+    dead = [level.get(DEAD, expert) for expert in experts]
+    maps = [
+        _map(f"{place}Mean weight", gates, experts, [[level.get(WEIGHT, g, e) for e in experts] for g in gates]),
+        _map(f"{place}Share of rows led", gates, experts, [[level.get(SHARE, g, e) for e in experts] for g in gates]),
+        _map(f"{place}Dead units", ["share"], experts, [dead]),
+    ]
+    if len(gates) > 1:
+        maps.append(_map(f"{place}Similarity of gates (cosine)", gates, gates, _pairs(level, GATES, gates)))
+    maps.append(_map(f"{place}Similarity of experts (CKA)", experts, experts, _pairs(level, EXPERTS, experts)))
+    return maps
+
+
+def _pairs(level: LevelValues, name: str, members: list[str]) -> list[list[float]]:
+    """The values of all pairs, which the log has once; NaN of a member with itself."""
+    known = [[level.get(name, a, b) for b in members] for a in members]
+    return [[known[b][a] if math.isnan(value) else value for b, value in enumerate(row)] for a, row in enumerate(known)]
+
+
+def _map(title: str, rows: list[str], columns: list[str], values: list[list[float]]) -> Markup:
+    lines = [[row, *(_cell(value) for value in line)] for row, line in zip(rows, values, strict=True)]
+    return element("div", joined(element("h4", title), table(["", *columns], lines, class_="map")))
+
+
+def _cell(value: float) -> Markup:
+    if math.isnan(value):
+        return element("td", "", class_="none")
+    share = min(max(value, 0.0), 1.0)
+    return element("td", f"{value:.2f}", style=f"--share:{100 * share:.0f}%")

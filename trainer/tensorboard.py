@@ -1,0 +1,119 @@
+"""What a run shows in TensorBoard: scalars, histograms of the gates, and the graph of a training step.
+
+tf.summary.scalar and tf.summary.histogram want the tensorboard package, which is needed to look at the files and not to
+write them: the summaries are put together here, and tf.summary writes them.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.log import RunLog, Step
+
+BUCKETS = 30
+
+
+class TensorBoard:
+    """Writes event files. Each call's events are in the file when it returns.
+
+    A folder that cannot be written to, or a full disk, does not stop the training: the first failure is told on stderr,
+    and what comes later is tried anew.
+
+    Args:
+        folder: of the event files, made where it is missing; None writes nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._writer: Any = None
+        self._has_graph = self._warned = False
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes numbers at a step, each under its key."""
+        if self._folder is not None:
+            summary = tf.compat.v1.Summary()
+            for key, value in values.items():
+                summary.value.add(tag=key, simple_value=value)
+            self._write_summary(step, summary)
+
+    def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """Writes how shares are spread over 0 to 1, each under its key; [rows] each, what is empty is left out."""
+        if self._folder is not None:
+            summary = tf.compat.v1.Summary()
+            for key, shares in values.items():
+                if shares.size:
+                    _fill(summary.value.add(tag=key).histo, shares.astype(np.float64))
+            self._write_summary(step, summary)
+
+    def graph_of(self, function: Any, *arguments: Any) -> None:
+        """Writes the graph with which a tf.function has been called, the first time that it is asked for."""
+        if self._folder is not None and not self._has_graph:
+            self._has_graph = True
+            self._write(lambda: tf.summary.graph(function.get_concrete_function(*arguments).graph))
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._writer is not None:
+            self._write(self._writer.close)
+
+    def _write_summary(self, step: int, summary: Any) -> None:
+        if summary.value:
+            self._write(lambda: tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=step))
+
+    def _write(self, write: Callable[[], object]) -> None:
+        try:
+            if self._writer is None:
+                self._writer = tf.summary.create_file_writer(str(self._folder))
+            with self._writer.as_default():
+                write()
+                self._writer.flush()
+        except (OSError, tf.errors.OpError) as error:
+            if not self._warned:
+                self._warned = True
+                reason = getattr(error, "message", None) or error
+                print(
+                    f"warning: what --tensorboard_dir {self._folder} shows is incomplete: {reason}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+
+class LogOnBoard(RunLog):
+    """A run's log whose numbers go to TensorBoard too, where they belong to a step.
+
+    Args:
+        path, append: see RunLog.
+        board: takes them.
+    """
+
+    def __init__(self, path: Path, append: bool, board: TensorBoard) -> None:
+        super().__init__(path, append)
+        self._board = board
+
+    def log(self, step: Step, data: Mapping[str, Any]) -> None:
+        """See RunLog."""
+        super().log(step, data)
+        if isinstance(step, (list, tuple)) and step:
+            self._board.scalars(step[0], {key: value for key, value in data.items() if _is_number(value)})
+
+    def close(self) -> None:
+        """See RunLog."""
+        super().close()
+        self._board.close()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
+def _fill(histogram: Any, values: np.ndarray) -> None:
+    """Fills a HistogramProto of values in [0, 1]; a bucket reaches up to its limit."""
+    counts, edges = np.histogram(values.clip(0, 1), BUCKETS, (0, 1))
+    histogram.min, histogram.max, histogram.num = values.min(), values.max(), values.size
+    histogram.sum, histogram.sum_squares = values.sum(), np.square(values).sum()
+    histogram.bucket_limit.extend(edges[1:].tolist())
+    histogram.bucket.extend(counts.tolist())
