@@ -13,16 +13,16 @@ gpu  compiles and links Horovod with CUDA and NCCL as the GPU image has it; that
 With a Docker engine the images start from the Dockerfile's bases. Without one this has to run as root, and buildah
 builds and runs them (apt-get install buildah debootstrap) on a base that debootstrap makes: Ubuntu 24.04 with
 Ubuntu's own CUDA 12 compiler; where Ubuntu's archive cannot be reached Debian 12, which serves for cpu only.
-The quickstart and its output, and the log of the last build, are in /var/tmp/check_image.
 
 environment variables, all optional:
+  WORK            folder for the base, logs, and what the quickstart makes (default: /var/tmp/check_image)
   STORAGE_DRIVER  how buildah stores images: overlay (the default where it can be mounted) or vfs
 Settings of pip (index-url, cert) hold for the build as well; they go in as secrets and stay out of the image.
 TEXT
 }
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-work=/var/tmp/check_image
+work=${WORK:-/var/tmp/check_image}
 image=localhost/wd2-check-cpu wheel_image=localhost/wd2-check-horovod-gpu
 base=localhost/wd2-check-base cuda_base=localhost/wd2-check-cuda
 stranger=4321:4321
@@ -120,9 +120,10 @@ commit() { # NAME
 
 # Sets `secrets`: where packages come from, and the certificate that vouches for it.
 find_secrets() {
-  local pip=(python3 -m pip config get) index cert
-  index=${PIP_INDEX_URL:-$("${pip[@]}" global.index-url 2>/dev/null || true)}
-  cert=${PIP_CERT:-$("${pip[@]}" global.cert 2>/dev/null || true)}
+  local settings index cert
+  settings=$(python3 -m pip config list 2>/dev/null || true)
+  index=${PIP_INDEX_URL:-$(sed -n "s/^global\.index-url='\(.*\)'$/\1/p" <<<"$settings")}
+  cert=${PIP_CERT:-$(sed -n "s/^global\.cert='\(.*\)'$/\1/p" <<<"$settings")}
   (umask 077; printf '%s\n' '[global]' "${index:+index-url = $index}" "${cert:+cert = /run/secrets/ca}" >"$work/pip.conf")
   secrets=(--secret "id=pip,src=$work/pip.conf")
   if [ -n "$cert" ]; then secrets+=(--secret "id=ca,src=$cert"); fi
