@@ -13,6 +13,7 @@ gpu  compiles and links Horovod with CUDA and NCCL as the GPU image has it; that
 With a Docker engine the images start from the Dockerfile's bases. Without one this has to run as root, and buildah
 builds and runs them (apt-get install buildah debootstrap) on a base that debootstrap makes: Ubuntu 24.04 with
 Ubuntu's own CUDA 12 compiler; where Ubuntu's archive cannot be reached Debian 12, which serves for cpu only.
+Bases, layers and images are kept for the next run; docker image rm or buildah rmi removes them.
 
 environment variables, all optional:
   WORK            folder for the base, logs, and what the quickstart makes (default: /var/tmp/check_image)
@@ -67,12 +68,12 @@ has_image() { buildah inspect --type image "$1" >/dev/null 2>&1; }
 
 make_base() {
   if has_image "$base"; then return; fi
-  rm -rf "$work/base"
+  rm -rf --one-file-system "$work/base"
   if debootstrap_ubuntu; then
     say "the base is Ubuntu 24.04, made by debootstrap"
   else
     say "no Ubuntu from $ubuntu (the end of $work/debootstrap.log tells why): the base is Debian 12 instead"
-    rm -rf "$work/base"
+    rm -rf --one-file-system "$work/base"
     debootstrap --variant=minbase bookworm "$work/base" >"$work/debootstrap.log" 2>&1 || { tail -n 5 "$work/debootstrap.log" >&2
       die "debootstrap makes no base: is a Debian or Ubuntu archive reachable?"; }
   fi
@@ -95,7 +96,7 @@ commit_base() {
   container=$(buildah from scratch)
   buildah add --quiet "$container" "$work/base" / >/dev/null
   commit "$base"
-  rm -rf "$work/base"
+  rm -rf --one-file-system "$work/base"
 }
 
 make_cuda_base() {
@@ -122,12 +123,14 @@ commit() { # NAME
 find_secrets() {
   local settings index cert
   settings=$(python3 -m pip config list 2>/dev/null || true)
-  index=${PIP_INDEX_URL:-$(sed -n "s/^global\.index-url='\(.*\)'$/\1/p" <<<"$settings")}
-  cert=${PIP_CERT:-$(sed -n "s/^global\.cert='\(.*\)'$/\1/p" <<<"$settings")}
+  index=${PIP_INDEX_URL:-$(pip_setting index-url)}
+  cert=${PIP_CERT:-$(pip_setting cert)}
   (umask 077; printf '%s\n' '[global]' "${index:+index-url = $index}" "${cert:+cert = /run/secrets/ca}" >"$work/pip.conf")
   secrets=(--secret "id=pip,src=$work/pip.conf")
   if [ -n "$cert" ]; then secrets+=(--secret "id=ca,src=$cert"); fi
 }
+
+pip_setting() { sed -n "s/^global\.$1='\(.*\)'$/\1/p" <<<"$settings"; } # NAME
 
 build() { # NAME, OPTION ...
   local name=$1 begin=$SECONDS options=()
@@ -156,7 +159,7 @@ inside() { # COMMAND ...   as the image's own user
 }
 
 inside_as_stranger() { # COMMAND ...
-  local options=(--user $stranger --volume "$work/outbrain:/outbrain" --volume "$work/results:/results")
+  local options=(--user "$stranger" --volume "$work/outbrain:/outbrain" --volume "$work/results:/results")
   if [ $engine = docker ]; then
     docker run --rm --init --read-only --tmpfs /tmp --tmpfs /home/recipe "${options[@]}" "$running" "$@"
   else
