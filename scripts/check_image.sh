@@ -11,9 +11,8 @@ cpu  builds the CPU image, refuses it above 3 GB, and runs in it, as a user of w
 gpu  compiles and links Horovod with CUDA and NCCL as the GPU image has it; that needs no GPU
 
 With a Docker engine the images start from the Dockerfile's bases. Without one this has to run as root, and buildah
-builds and runs them (apt-get install buildah debootstrap) on a base that debootstrap makes: Ubuntu 24.04 with
-Ubuntu's own CUDA 12 compiler; where Ubuntu's archive cannot be reached Debian 12, which serves for cpu only.
-Bases, layers and images are kept for the next run; docker image rm or buildah rmi removes them.
+builds and runs them (apt-get install buildah debootstrap) on an Ubuntu 24.04 made by debootstrap, with Ubuntu's own
+CUDA 12 compiler for gpu. Bases, layers and images are kept for the next run; docker image rm or buildah rmi removes them.
 
 environment variables, all optional:
   WORK            folder for the base, logs, and what the quickstart makes (default: /var/tmp/check_image)
@@ -34,6 +33,7 @@ keyring_sha256=36de43b15853ccae0028e9a767613770c704833f82586f28eb262f0311adb8a8
 
 say() { echo "check_image: $*"; }
 die() { echo "check_image.sh: $*" >&2; exit 1; }
+fail() { tail -n 30 "$2" >&2; die "$1; the whole log: $2"; } # WHAT, LOG
 
 # --- Engine ---------------------------------------------------------------------------------------------------------
 
@@ -42,80 +42,50 @@ find_engine() {
   [ "$(id -u)" = 0 ] && command -v buildah >/dev/null && command -v debootstrap >/dev/null ||
     die "no Docker engine answers; without one this needs root, buildah and debootstrap: apt-get install buildah debootstrap"
   engine=buildah
-  export BUILDAH_ISOLATION=chroot STORAGE_DRIVER="${STORAGE_DRIVER:-$(overlay_mounts && echo overlay || echo vfs)}"
-}
-
-overlay_mounts() {
-  local folder mounted=1
-  folder=$(mktemp -d "$work/overlay-XXXXXX")
-  mkdir "$folder"/{lower,upper,inner,merged}
-  if mount -t overlay overlay -o "lowerdir=$folder/lower,upperdir=$folder/upper,workdir=$folder/inner" "$folder/merged" 2>/dev/null; then
-    umount "$folder/merged"
-    mounted=0
+  export BUILDAH_ISOLATION=chroot
+  if [ -z "${STORAGE_DRIVER:-}" ]; then
+    export STORAGE_DRIVER=overlay
+    buildah info >/dev/null 2>&1 || STORAGE_DRIVER=vfs # overlay cannot be mounted everywhere
   fi
-  rm -rf "$folder"
-  return $mounted
 }
 
 clean_up() {
   rm -f "$work/pip.conf"
-  [ -z "$container" ] || buildah rm "$container" >/dev/null
+  if [ -n "$container" ]; then buildah rm "$container" >/dev/null; container=; fi
 }
 
 # --- Bases ----------------------------------------------------------------------------------------------------------
 
-has_image() { buildah inspect --type image "$1" >/dev/null 2>&1; }
-
 make_base() {
-  if has_image "$base"; then return; fi
-  rm -rf --one-file-system "$work/base"
-  if debootstrap_ubuntu; then
-    say "the base is Ubuntu 24.04, made by debootstrap"
-  else
-    say "no Ubuntu from $ubuntu (the end of $work/debootstrap.log tells why): the base is Debian 12 instead"
-    rm -rf --one-file-system "$work/base"
-    debootstrap --variant=minbase bookworm "$work/base" >"$work/debootstrap.log" 2>&1 || { tail -n 5 "$work/debootstrap.log" >&2
-      die "debootstrap makes no base: is a Debian or Ubuntu archive reachable?"; }
-  fi
-  commit_base
+  if buildah inspect --type image "$base" >/dev/null 2>&1; then return; fi
+  say "making $base, Ubuntu 24.04, by debootstrap"
+  container=$(buildah from scratch)
+  debootstrap_ubuntu "$(buildah mount "$container")" >"$work/debootstrap.log" 2>&1 ||
+    fail "no base: is $ubuntu reachable?" "$work/debootstrap.log"
+  buildah commit --quiet "$container" "$base" >/dev/null
+  clean_up
 }
 
 # Debian's debootstrap may be older than this Ubuntu, and Debian does not have Ubuntu's keys.
-debootstrap_ubuntu() {
-  { curl --fail --silent --show-error --retry 2 --output "$work/keyring.deb" "$ubuntu/$keyring" &&
-      sha256sum --check <<<"$keyring_sha256  $work/keyring.deb" &&
-      dpkg-deb --extract "$work/keyring.deb" "$work/keyring" &&
-      debootstrap --variant=minbase --components=main,universe,multiverse \
-        --keyring="$work/keyring/usr/share/keyrings/ubuntu-archive-keyring.gpg" \
-        noble "$work/base" "$ubuntu" /usr/share/debootstrap/scripts/gutsy
-  } >"$work/debootstrap.log" 2>&1
-}
-
-commit_base() {
-  rm -rf "$work"/base/var/cache/apt/archives/*.deb "$work"/base/var/lib/apt/lists/*
-  container=$(buildah from scratch)
-  buildah add --quiet "$container" "$work/base" / >/dev/null
-  commit "$base"
-  rm -rf --one-file-system "$work/base"
+debootstrap_ubuntu() { # FOLDER
+  curl --fail --silent --show-error --retry 2 --output "$work/keyring.deb" "$ubuntu/$keyring" &&
+    sha256sum --check <<<"$keyring_sha256  $work/keyring.deb" &&
+    dpkg-deb --extract "$work/keyring.deb" "$work/keyring" &&
+    debootstrap --variant=minbase --components=main,universe,multiverse \
+      --keyring="$work/keyring/usr/share/keyrings/ubuntu-archive-keyring.gpg" \
+      noble "$1" "$ubuntu" /usr/share/debootstrap/scripts/gutsy &&
+    rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists/*
 }
 
 make_cuda_base() {
-  if has_image "$cuda_base"; then return; fi
   make_base
-  container=$(buildah from "$base")
-  buildah run "$container" -- grep -q noble /etc/os-release || die "gpu needs the Ubuntu base: Debian 12 has no CUDA 12"
-  say "installing Ubuntu's CUDA 12 compiler, once (1.5 GB to fetch)"
-  buildah run "$container" -- sh -ec 'apt-get update; apt-get install -y --no-install-recommends nvidia-cuda-toolkit' \
-    >"$work/cuda.log" 2>&1 || { tail -n 5 "$work/cuda.log" >&2; die "nvidia-cuda-toolkit cannot be installed"; }
-  buildah config --env CC=gcc-12 --env CXX=g++-12 "$container" # the newest that this CUDA takes
-  commit "$cuda_base"
-}
-
-commit() { # NAME
-  buildah commit --quiet "$container" "$1" >/dev/null
-  buildah rm "$container" >/dev/null
-  container=
-}
+  say "adding Ubuntu's CUDA 12 compiler (1.5 GB to fetch, once)"
+  buildah build --layers --tag "$cuda_base" - >"$work/cuda.log" 2>&1 <<DOCKERFILE || fail "no CUDA compiler" "$work/cuda.log"
+FROM $base
+RUN apt-get update && apt-get install -y --no-install-recommends nvidia-cuda-toolkit && rm -rf /var/lib/apt/lists/*
+ENV CC=gcc-12 CXX=g++-12
+DOCKERFILE
+} # gcc 12 is the newest that this CUDA takes
 
 # --- Build ----------------------------------------------------------------------------------------------------------
 
@@ -140,10 +110,7 @@ build() { # NAME, OPTION ...
     [ "$STORAGE_DRIVER" = vfs ] || options+=(--layers) # each layer of vfs is a copy of all before it
   fi
   say "building $name with $engine${STORAGE_DRIVER:+ on $STORAGE_DRIVER}"
-  $engine build "${options[@]}" "${secrets[@]}" "$@" --tag "$name" "$root" >"$work/build.log" 2>&1 || {
-    tail -n 30 "$work/build.log" >&2
-    die "$name is not built; the whole log: $work/build.log"
-  }
+  $engine build "${options[@]}" "${secrets[@]}" "$@" --tag "$name" "$root" >"$work/build.log" 2>&1 || fail "$name is not built" "$work/build.log"
   say "built in $((SECONDS - begin)) s"
 }
 
@@ -201,7 +168,6 @@ check_cpu() {
   check_contents
   check_runs
   clean_up
-  container=
 }
 
 check_contents() {
@@ -216,7 +182,7 @@ check_runs() {
   expect "exit code for a wrong flag" 2 "$(code_of inside_as_stranger python main.py --deep_learning_rat 0.1)"
   say "quickstart with two workers; its output: $work/quickstart.log"
   inside_as_stranger bash scripts/quickstart.sh --displays 20000 --output /results/quickstart >"$work/quickstart.log" 2>&1 ||
-    { tail -n 30 "$work/quickstart.log" >&2; die "the quickstart fails in the image"; }
+    fail "the quickstart fails in the image" "$work/quickstart.log"
   say "metrics: $(cat "$work/results/quickstart/evaluation/metrics.json")"
   inside_as_stranger python -m pytest -q -p no:cacheprovider tests/test_main_refusals.py tests/distributed/test_collectives.py ||
     die "the tests fail in the image"
@@ -236,7 +202,6 @@ check_gpu() {
   expect "place of NCCL" 1 "$(grep -c 'R.*PATH.*nvidia/nccl/lib' "$work/readelf.log")"
   expect "sections of CUDA kernels" 1 "$(grep -c ' \.nv_fatbin' "$work/readelf.log")"
   clean_up
-  container=
 }
 
 main() {

@@ -79,7 +79,7 @@ find_python() {
   done
   die "Python 3.11 or 3.12 is needed; found: ${found:-no ${PYTHON:-python3}}
 Install one, and name it if it is not on the path, for example
-  apt-get install python3.11 python3.11-venv      (Debian 12; on Ubuntu 24.04 python3.12 and python3.12-venv)
+  apt-get install python3.11-dev python3.11-venv      (Debian 12; on Ubuntu 24.04 python3.12-dev and python3.12-venv)
   PYTHON=/path/to/python3.12 bash scripts/setup.sh"
 }
 
