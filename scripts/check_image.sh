@@ -49,8 +49,7 @@ find_engine() {
   fi
 }
 
-clean_up() {
-  rm -f "$work/pip.conf"
+stop() {
   if [ -n "$container" ]; then buildah rm "$container" >/dev/null; container=; fi
 }
 
@@ -62,8 +61,9 @@ make_base() {
   container=$(buildah from scratch)
   debootstrap_ubuntu "$(buildah mount "$container")" >"$work/debootstrap.log" 2>&1 ||
     fail "no base: is $ubuntu reachable?" "$work/debootstrap.log"
+  buildah config --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
   buildah commit --quiet "$container" "$base" >/dev/null
-  clean_up
+  stop
 }
 
 # Debian's debootstrap may be older than this Ubuntu, and Debian does not have Ubuntu's keys.
@@ -74,18 +74,21 @@ debootstrap_ubuntu() { # FOLDER
     debootstrap --variant=minbase --components=main,universe,multiverse \
       --keyring="$work/keyring/usr/share/keyrings/ubuntu-archive-keyring.gpg" \
       noble "$1" "$ubuntu" /usr/share/debootstrap/scripts/gutsy &&
+    echo 'APT::Keep-Downloaded-Packages "false";' >"$1/etc/apt/apt.conf.d/keep-nothing" &&
     rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists/*
 }
 
+# gcc 12 is the newest that this CUDA takes. CUDA's libraries go again: 4 GB, and Horovod wants only the runtime.
 make_cuda_base() {
   make_base
   say "adding Ubuntu's CUDA 12 compiler (1.5 GB to fetch, once)"
   buildah build --layers --tag "$cuda_base" - >"$work/cuda.log" 2>&1 <<DOCKERFILE || fail "no CUDA compiler" "$work/cuda.log"
 FROM $base
-RUN apt-get update && apt-get install -y --no-install-recommends nvidia-cuda-toolkit && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends nvidia-cuda-toolkit && cd /usr/lib/x86_64-linux-gnu && \
+    rm -rf libcublas* libcufft* libcurand* libcusolver* libcusparse* libnpp* /var/lib/apt/lists/*
 ENV CC=gcc-12 CXX=g++-12
 DOCKERFILE
-} # gcc 12 is the newest that this CUDA takes
+}
 
 # --- Build ----------------------------------------------------------------------------------------------------------
 
@@ -102,15 +105,16 @@ find_secrets() {
 
 pip_setting() { sed -n "s/^global\.$1='\(.*\)'$/\1/p" <<<"$settings"; } # NAME
 
-build() { # NAME, OPTION ...
-  local name=$1 begin=$SECONDS options=()
-  shift
+build() { # NAME, FOLDER, OPTION ...
+  local name=$1 folder=$2 begin=$SECONDS options=()
+  shift 2
   if [ $engine = buildah ]; then
     options=(--build-arg "CPU_BASE=$base" --build-arg "GPU_BASE=$base")
     [ "$STORAGE_DRIVER" = vfs ] || options+=(--layers) # each layer of vfs is a copy of all before it
   fi
   say "building $name with $engine${STORAGE_DRIVER:+ on $STORAGE_DRIVER}"
-  $engine build "${options[@]}" "${secrets[@]}" "$@" --tag "$name" "$root" >"$work/build.log" 2>&1 || fail "$name is not built" "$work/build.log"
+  $engine build "${options[@]}" "${secrets[@]}" "$@" --tag "$name" "$folder" >"$work/build.log" 2>&1 ||
+    fail "$name is not built" "$work/build.log"
   say "built in $((SECONDS - begin)) s"
 }
 
@@ -158,7 +162,7 @@ size_mb() {
 check_cpu() {
   local size
   [ $engine = docker ] || make_base
-  build "$image" --build-arg VARIANT=cpu
+  build "$image" "$root" --build-arg VARIANT=cpu
   start "$image"
   size=$(size_mb)
   say "size: $size MB"
@@ -167,7 +171,7 @@ check_cpu() {
   mkdir --mode=1777 "$work"/{outbrain,results}
   check_contents
   check_runs
-  clean_up
+  stop
 }
 
 check_contents() {
@@ -188,20 +192,31 @@ check_runs() {
     die "the tests fail in the image"
 }
 
+# The Dockerfile with a shorter gpu.txt: RAPIDS and CUDA's libraries, 6 GB, take no part in compiling Horovod.
+only_what_horovod_needs() {
+  rm -rf "$work/gpu"
+  mkdir "$work/gpu"
+  cp -r "$root"/{Dockerfile,.dockerignore,requirements,scripts} "$work/gpu/"
+  { grep -v '^tensorflow-cpu==' "$root/requirements/cpu.txt"
+    grep -E '^(tensorflow|nvidia-nccl-cu12)==' "$root/requirements/gpu.txt"
+  } >"$work/gpu/requirements/gpu.txt"
+}
+
 check_gpu() {
   local options=(--build-arg VARIANT=gpu --target horovod) library
   if [ $engine = buildah ]; then
     make_cuda_base
     options+=(--build-arg "GPU_BASE=$cuda_base")
   fi
-  build "$wheel_image" "${options[@]}" # ends with an import that refuses a Horovod without NCCL
+  only_what_horovod_needs
+  build "$wheel_image" "$work/gpu" "${options[@]}" # ends with an import that refuses a Horovod without NCCL
   start "$wheel_image"
   library=$(inside sh -c 'echo .venv/lib/python3*/site-packages/horovod/tensorflow/mpi_lib*.so')
   inside readelf --wide --sections --dynamic "$library" >"$work/readelf.log"
   expect "libraries that Horovod asks for: NCCL" 1 "$(grep -c 'NEEDED.*libnccl.so.2' "$work/readelf.log")"
   expect "place of NCCL" 1 "$(grep -c 'R.*PATH.*nvidia/nccl/lib' "$work/readelf.log")"
   expect "sections of CUDA kernels" 1 "$(grep -c ' \.nv_fatbin' "$work/readelf.log")"
-  clean_up
+  stop
 }
 
 main() {
@@ -216,7 +231,7 @@ main() {
   [ $# -gt 0 ] || set -- cpu gpu
   mkdir -p "$work"
   container=
-  trap clean_up EXIT
+  trap 'stop; rm -f "$work/pip.conf"' EXIT
   find_engine
   find_secrets
   for part in "$@"; do "check_$part"; done
