@@ -203,7 +203,7 @@ only_what_horovod_needs() {
 }
 
 check_gpu() {
-  local options=(--build-arg VARIANT=gpu --target horovod) library
+  local options=(--build-arg VARIANT=gpu --target environment) library
   if [ $engine = buildah ]; then
     make_cuda_base
     options+=(--build-arg "GPU_BASE=$cuda_base")

@@ -4,14 +4,12 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: setup.sh [--cpu | --gpu] [--packages]
+usage: setup.sh [--cpu | --gpu]
 
 Makes .venv (Python 3.11 or 3.12, the locked packages of requirements/, Horovod compiled against them). The first
 run takes 4 to 10 minutes on two cores, most of it Horovod; a second run takes a second; after a change of
 requirements/ only that is installed. Without an option it keeps the kind of the environment that is there; a new
 one is for the GPU where nvidia-smi lists one.
-
---packages stops before Horovod, which the next run without it adds: the image keeps the two in layers of their own.
 
 environment variables, all optional:
   PYTHON       the Python to use, name or path (default: python3.12, python3.11 or python3, the first that fits)
@@ -26,18 +24,17 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 requirements=$root/requirements
 venv=$(realpath --canonicalize-missing --no-symlinks "${VENV:-$root/.venv}")
 cache=$(realpath --canonicalize-missing --no-symlinks "${WHEEL_CACHE:-$root/.wheels}")
-stamp=$venv/setup-stamp # "unfinished" during changes, "packages" before Horovod; then the key of what is installed
+stamp=$venv/setup-stamp # "unfinished" from the first change to the last; then the key of what is installed
 started=$SECONDS
 
 say() { echo "setup: $*"; }
 die() { echo "setup.sh: $*" >&2; exit 1; }
 
 parse_arguments() {
-  variant=${VARIANT:-} packages_only=
+  variant=${VARIANT:-}
   for argument in "$@"; do
     case "$argument" in
       --cpu | --gpu) variant=${argument#--} ;;
-      --packages) packages_only=yes ;;
       -h | --help) usage; exit 0 ;;
       *) usage >&2; exit 2 ;;
     esac
@@ -236,10 +233,9 @@ main() {
   remove_unusable
   find_python
   check_disk
-  [ -n "$packages_only" ] || find_wheel || bash "$root/scripts/build_horovod.sh" --check "$variant" || exit 1
+  find_wheel || bash "$root/scripts/build_horovod.sh" --check "$variant" || exit 1
   make_environment
   install_packages
-  if [ -n "$packages_only" ]; then mark packages; say "Horovod is left to the next run"; return; fi
   install_horovod
   mark "$(key)"
   say "done in $((SECONDS - started)) s: $venv ($variant)"
