@@ -76,7 +76,7 @@ find_python() {
   done
   die "Python 3.11 or 3.12 is needed; found: ${found:-no ${PYTHON:-python3}}
 Install one, and name it if it is not on the path, for example
-  apt-get install python3.11 python3.11-venv      (Debian 12; on Ubuntu 24.04 python3.12 and python3.12-venv)
+  apt-get install python3.11-dev python3.11-venv      (Debian 12; on Ubuntu 24.04 python3.12-dev and python3.12-venv)
   PYTHON=/path/to/python3.12 bash scripts/setup.sh"
 }
 
@@ -160,12 +160,15 @@ Behind a proxy set HTTPS_PROXY; for a mirror: pip config set global.index-url AD
 }
 
 hand_pip_settings_to_uv() { # uv does not read pip's configuration
-  local index cert
-  index=${PIP_INDEX_URL:-$("$venv/bin/python" -m pip config get global.index-url 2>/dev/null || true)}
-  cert=${PIP_CERT:-$("$venv/bin/python" -m pip config get global.cert 2>/dev/null || true)}
+  local settings index cert
+  settings=$("$venv/bin/python" -m pip config list 2>/dev/null || true) # of the machine, the user, and PIP_CONFIG_FILE
+  index=${PIP_INDEX_URL:-$(pip_setting index-url)}
+  cert=${PIP_CERT:-$(pip_setting cert)}
   if [ -n "$index" ]; then export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}; fi
   if [ -n "$cert" ]; then export SSL_CERT_FILE=${SSL_CERT_FILE:-$cert}; fi
 }
+
+pip_setting() { sed -n "s/^global\.$1='\(.*\)'$/\1/p" <<<"$settings"; } # NAME
 
 uv_pip() { # a progress bar on a terminal, silence and errors elsewhere
   local command=$1 quiet=

@@ -188,8 +188,7 @@ def test_only_one_build_of_tensorflow_is_left_when_the_variant_changes(machine):
 
 
 def test_pips_index_and_certificate_are_handed_to_uv_unless_uv_has_its_own(machine):
-    (machine.state / "pip-global.index-url").write_text("address-of-pip\n")
-    (machine.state / "pip-global.cert").write_text("certificate\n")
+    (machine.state / "pip-config").write_text("global.cert='certificate'\nglobal.index-url='address-of-pip'\n")
     machine.setup()
     assert "UV_DEFAULT_INDEX=address-of-pip SSL_CERT_FILE=certificate" in machine.log()
     machine.setup(VENV=str(machine.root / "second"), UV_DEFAULT_INDEX="address-of-uv")
