@@ -77,7 +77,7 @@ def train_missing(configuration: Configuration, seeds: int, dataset: Path, work:
     runs_file, output = work / "runs.json", work / "output.txt"
     runs_file.write_text(json.dumps(runs))
     horovodrun = str(Path(sys.executable).with_name("horovodrun"))
-    command = [horovodrun, "--gloo", "-np", str(configuration.workers), sys.executable]
+    command = [horovodrun, "-np", str(configuration.workers), sys.executable]
     command += ["-m", "benchmarks.stability_runs", str(runs_file), str(results_file)]
     print(f"{configuration.name}: {len(runs)} run(s)", file=sys.stderr, flush=True)
     with output.open("w") as stream:

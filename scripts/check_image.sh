@@ -129,13 +129,12 @@ inside() { # COMMAND ...   as the image's own user
   if [ $engine = docker ]; then docker run --rm "$running" "$@"; else buildah run "$container" -- "$@"; fi
 }
 
-# Gloo wants a host name that resolves: Docker's containers have one, buildah's do not.
 inside_as_stranger() { # COMMAND ...
   local options=(--user "$stranger" --volume "$work/outbrain:/outbrain" --volume "$work/results:/results")
   if [ $engine = docker ]; then
     docker run --rm --init --read-only --tmpfs /tmp --tmpfs /home/recipe "${options[@]}" "$running" "$@"
   else
-    buildah run --hostname localhost "${options[@]}" "$container" -- "$@"
+    buildah run "${options[@]}" "$container" -- "$@"
   fi
 }
 

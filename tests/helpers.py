@@ -33,17 +33,29 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def run_program(
-    arguments: Sequence[str | Path], *, workers: int = 1, timeout: float = 300, cwd: Path = ROOT, **extra: str
+    arguments: Sequence[str | Path],
+    *,
+    workers: int = 1,
+    timeout: float = 300,
+    cwd: Path = ROOT,
+    under: Sequence[str] = (),
+    **extra: str,
 ) -> subprocess.CompletedProcess[str]:
     """Runs `python ARGUMENTS`, with several workers under horovodrun; returns it with its output as text.
 
-    --gloo spares horovodrun an import of TensorFlow, with which it looks whether it was built with MPI.
+    `under` is a command that starts all this.
     """
     command = [sys.executable, *map(str, arguments)]
     if workers > 1:
-        command = [str(Path(sys.executable).with_name("horovodrun")), "--gloo", "-np", str(workers), *command]
+        command = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(workers), *command]
     return subprocess.run(
-        command, cwd=cwd, env=environment(**extra), capture_output=True, text=True, timeout=timeout, check=False
+        [*under, *command],
+        cwd=cwd,
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 

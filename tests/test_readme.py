@@ -40,12 +40,13 @@ def test_own_data_in_five_minutes(tmp_path):
 
 @pytest.mark.horovod
 def test_outbrain_from_raw_tables_to_a_model_and_new_rows(tmp_path):
-    blocks = bash_blocks("README.md", "Outbrain")
-    assert len(blocks) == 2
+    blocks = [*bash_blocks("README.md", "Outbrain"), *bash_blocks("README.md", "Serving")]
+    assert len(blocks) == 3
     script = re.sub(r"(?<!data\.)\boutbrain/", f"{tmp_path}/", "\n".join(blocks))
-    bash(script, timeout=600)
+    bash(script.replace(" exported ", f" {tmp_path}/exported "), timeout=600)
     assert metrics(tmp_path / "results")["streaming_map_val"] > 0.48
     assert (tmp_path / "new" / "feature_spec.yaml").is_file()
+    assert (tmp_path / "exported" / "saved_model.pb").is_file()
 
 
 def test_what_the_label_lint_is_shown_to_say_it_says(tmp_path):

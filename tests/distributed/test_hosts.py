@@ -93,7 +93,7 @@ def runs(tmp_path_factory) -> Runs:
     disk, hostfile = runs.folder / "disk", runs.folder / "hostfile"
     hostfile.write_text("localhost slots=1\nhost2 slots=1\n")
     supervise = [sys.executable, str(ROOT / "supervise.py"), "--max_restarts", "1", "--"]
-    horovodrun = [str(Path(sys.executable).with_name("horovodrun")), "--gloo", "-np", "2"]
+    horovodrun = [str(Path(sys.executable).with_name("horovodrun")), "-np", "2"]
     horovodrun += ["--disable-cache", "--network-interfaces", "eth0"]
     horovodrun += ["--start-timeout", "300"]  # the machine may be busy with other tests
     main = [sys.executable, "-m", "tests.distributed.programs.dies_once", str(DIES_AT), str(disk / "has_died")]

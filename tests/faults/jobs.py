@@ -33,7 +33,7 @@ class SupervisedJob:
         folder.mkdir(parents=True, exist_ok=True)
         self._began_after = self.last_step()
         places = ["--model_dir", str(self.models), "--results_dir", str(self.results)]
-        launcher = [str(Path(sys.executable).with_name("horovodrun")), "--gloo", "-np", str(workers)]
+        launcher = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(workers)]
         main = [sys.executable, str(ROOT / "main.py"), *arguments, *places]
         supervise = [sys.executable, str(ROOT / "supervise.py"), "--max_restarts", str(restarts), "--"]
         self._output_path = folder / "output.txt"
