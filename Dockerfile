@@ -17,8 +17,8 @@ RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates openssh-client python3 \
     && rm -rf /var/lib/apt/lists/*
 # Whoever runs the image (-u UID:GID) may write to these.
-RUN useradd --uid 10001 --user-group --no-create-home --home-dir /home/recipe recipe \
-    && mkdir /home/recipe /outbrain /results && chmod 1777 /home/recipe /outbrain /results
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /recipe recipe \
+    && mkdir /recipe /outbrain /results && chmod 1777 /recipe /outbrain /results
 WORKDIR /wd
 
 FROM system AS environment
@@ -36,7 +36,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca --
 
 FROM system
 COPY --from=environment /wd/.venv .venv
-ENV PATH=/wd/.venv/bin:$PATH HOME=/home/recipe
+ENV PATH=/wd/.venv/bin:$PATH HOME=/recipe
 LABEL org.opencontainers.image.title="Recommender training recipe for TensorFlow" \
       org.opencontainers.image.licenses="Apache-2.0"
 # Both variants start the command as it is given, and a shell without one.

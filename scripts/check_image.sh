@@ -132,7 +132,7 @@ inside() { # COMMAND ...   as the image's own user
 inside_as_stranger() { # COMMAND ...
   local options=(--user "$stranger" --volume "$work/outbrain:/outbrain" --volume "$work/results:/results")
   if [ $engine = docker ]; then
-    docker run --rm --init --read-only --tmpfs /tmp --tmpfs /home/recipe "${options[@]}" "$running" "$@"
+    docker run --rm --init --read-only --tmpfs /tmp --tmpfs /recipe "${options[@]}" "$running" "$@"
   else
     buildah run "${options[@]}" "$container" -- "$@"
   fi

@@ -13,6 +13,7 @@ from tests.helpers import ROOT
 from tests.stand_ins import Machine, check_failed
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+INDEX = "https://user:word@index.example/packages"
 
 
 class Instruction(NamedTuple):
@@ -195,10 +196,10 @@ def test_an_image_above_the_limit_is_refused(machine):
 def test_the_index_reaches_the_build_as_a_secret(machine):
     machine.tool("docker", DOCKER)
     (machine.state / "size").write_text("1\n")
-    check_image(machine, "cpu", PIP_INDEX_URL="https://user:word@index.example/simple", PIP_CERT="/etc/ca.crt")
+    check_image(machine, "cpu", PIP_INDEX_URL=INDEX, PIP_CERT="/etc/ca.crt")
     assert "VARIANT=cpu" in machine.log() and "index.example" not in machine.log()
     assert "id=ca,src=/etc/ca.crt" in machine.log()
-    expected = "[global]\nindex-url = https://user:word@index.example/simple\ncert = /run/secrets/ca\n"
+    expected = f"[global]\nindex-url = {INDEX}\ncert = /run/secrets/ca\n"
     assert (machine.state / "pip.conf").read_text() == expected
     assert not (machine.state / "work" / "pip.conf").exists()
 
@@ -206,9 +207,9 @@ def test_the_index_reaches_the_build_as_a_secret(machine):
 def test_the_index_of_pips_configuration_reaches_the_build_too(machine):
     machine.tool("docker", DOCKER)
     (machine.state / "size").write_text("1\n")
-    (machine.state / "pip-config").write_text("global.index-url='https://index.example/simple'\n")
+    (machine.state / "pip-config").write_text(f"global.index-url='{INDEX}'\n")
     check_image(machine, "cpu")
-    assert "index-url = https://index.example/simple\n" in (machine.state / "pip.conf").read_text()
+    assert f"index-url = {INDEX}\n" in (machine.state / "pip.conf").read_text()
 
 
 def test_a_machine_without_an_engine_is_told_what_it_needs(machine):
