@@ -7,9 +7,9 @@ from data.errors import DataError
 from trainer.checkpoints import NoCheckpointError
 from trainer.export.comparison import ExportDiffers
 from trainer.export.request import read_request
-from trainer.quiet_import import import_tensorflow
+from trainer.process.quiet_import import import_tensorflow
+from trainer.process.standard_streams import steady_streams
 from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, WRONG_INPUT
-from trainer.standard_streams import steady_streams
 
 
 def main(argv: list[str] | None = None) -> int:

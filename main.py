@@ -10,20 +10,20 @@ from contextlib import ExitStack
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from trainer.checkpoints import NoCheckpointError, print_warning
-from trainer.cli import parse
+from trainer.flags.cli import parse
+from trainer.flags.options import Options
+from trainer.flags.places import place_in
 from trainer.inputs import Inputs, check_folders, check_labels, open_inputs
-from trainer.launcher import Launch, read_launch
 from trainer.models import MODELS
-from trainer.options import Options
-from trainer.places import place_in
-from trainer.quiet_import import import_tensorflow
+from trainer.process.launcher import Launch, read_launch
+from trainer.process.quiet_import import import_tensorflow
+from trainer.process.standard_streams import steady_streams
 from trainer.reliability.errors import NotFinite, StoppedBySignal, WorkersDiffer
 from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, STOPPED, WRONG_INPUT
 from trainer.reliability.records import JOB_VARIABLE, PEER_GONE, WorkerRecord
 from trainer.reliability.run_lock import RunLock
 from trainer.reliability.signals import StopRequest
 from trainer.sealed.errors import CheckpointError
-from trainer.standard_streams import steady_streams
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,9 +3,9 @@
 import argparse
 import sys
 
+from trainer.process.standard_streams import steady_streams
 from trainer.reliability.exit_codes import FAILURE, WRONG_INPUT
 from trainer.reliability.supervisor import Supervisor, say
-from trainer.standard_streams import steady_streams
 
 DESCRIPTION = """\
 Keeps a training job going until it is done:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.script import measure_and_report, parser_of
 from benchmarks.synthetic_rows import write_rows
-from trainer.launcher import read_launch
+from trainer.process.launcher import read_launch
 
 if TYPE_CHECKING:
     from trainer.distributed import Comm

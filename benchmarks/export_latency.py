@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.reporting import report
 from trainer.export.comparison import Predict
 from trainer.model_folder import MODEL_FOLDER
-from trainer.quiet_import import import_tensorflow
+from trainer.process.quiet_import import import_tensorflow
 
 if TYPE_CHECKING:
     from trainer.saved_model import SavedModel

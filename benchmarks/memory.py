@@ -32,7 +32,7 @@ from benchmarks.script import parser_of
 from benchmarks.synthetic_rows import ROOT, write_rows
 from data.specification.embedding_sizes import embedding_dims
 from data.specification.feature_spec import FeatureSpec
-from trainer.cli import parse
+from trainer.flags.cli import parse
 from trainer.layout import InputLayout, input_layout
 from trainer.models import MODELS
 

@@ -20,8 +20,8 @@ from benchmarks.reporting import report
 from benchmarks.script import parser_of
 from data.specification.embedding_sizes import embedding_dims
 from data.specification.feature_spec import FeatureSpec
-from trainer.cli import parse
 from trainer.distributed import SingleWorker
+from trainer.flags.cli import parse
 from trainer.layout import InputLayout, input_layout
 from trainer.models import build_model
 from trainer.step import StepInput, TrainStep

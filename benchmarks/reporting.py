@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from trainer.launcher import read_launch
+from trainer.process.launcher import read_launch
 
 # Package -> names of the distributions that hold it: with and without a GPU they differ.
 PACKAGES = {

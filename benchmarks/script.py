@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reporting import report
-from trainer.launcher import read_launch
-from trainer.quiet_import import import_tensorflow
+from trainer.process.launcher import read_launch
+from trainer.process.quiet_import import import_tensorflow
 
 Measure = Callable[[Path, argparse.Namespace], list[dict[str, Any]]]
 

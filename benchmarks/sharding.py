@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.script import measure_and_report, parser_of
 from benchmarks.synthetic_rows import write_rows
-from trainer.launcher import read_launch
+from trainer.process.launcher import read_launch
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, object]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.results import Results
 from main import main as run_main
-from trainer.launcher import read_launch
+from trainer.process.launcher import read_launch
 
 
 def main(runs_file: Path, results_file: Path) -> None:

@@ -9,16 +9,16 @@ from pathlib import Path
 import tensorflow as tf
 
 from data.loading.batch import Batch
-from trainer import runtime
 from trainer.benchmark import take_apart
-from trainer.cli import parse
 from trainer.distributed import Comm, connect
 from trainer.evaluate import Evaluator
 from trainer.feeding import step_input
+from trainer.flags.cli import parse
 from trainer.inputs import open_inputs
-from trainer.launcher import read_launch
 from trainer.metrics.evaluation import Evaluation
 from trainer.models import MODELS, build_model
+from trainer.process import runtime
+from trainer.process.launcher import read_launch
 from trainer.tasks import tasks_of
 from trainer.training import make_training, shards_of
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from trainer.launcher import read_launch
-from trainer.places import place_in
+from trainer.flags.places import place_in
+from trainer.process.launcher import read_launch
 from trainer.reliability.records import JOB_VARIABLE, WorkerRecord, WorkerState, read_records
 
 FOREVER = 300

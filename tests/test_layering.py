@@ -16,7 +16,7 @@ from tests.helpers import ROOT
 MAX_LINES = 300
 TOOLS = ["transcode.py", "gen_csv.py", "gen_embedding_sizes.py", "check_dataset.py"]
 FRAMEWORKS = ("tensorflow", "keras", "horovod")
-WITHOUT_WORKERS = ("trainer.distributed", "trainer.config", "trainer.cli", "trainer.run", "data.loading.loader")
+WITHOUT_WORKERS = ("trainer.distributed", "trainer.flags.cli", "trainer.run", "data.loading.loader")
 
 FORBIDDEN = [
     ("data/**/*.py", ("trainer", *FRAMEWORKS), "data/ knows files, columns and rows; trainer/ uses it"),

@@ -17,9 +17,9 @@ from data.errors import DataError
 from data.specification.feature_spec import FeatureSpec
 from main import main
 from tests.helpers import ROOT, environment, losses, make_dataset, must, run_program
-from trainer.cli import parse
+from trainer.flags.cli import parse
 from trainer.inputs import check_labels
-from trainer.launcher import Launch
+from trainer.process.launcher import Launch
 from trainer.reliability.records import prepare_records
 from trainer.reliability.run_lock import RunLock
 

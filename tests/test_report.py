@@ -11,7 +11,7 @@ import pytest
 
 import report
 from tests.helpers import ROOT, environment
-from trainer.log import RunLog
+from trainer.observation.log import RunLog
 from trainer.report.runs import metric_keys, read_run, training_loss
 from trainer.report.table import WIDEST, curve_table
 

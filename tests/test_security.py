@@ -30,7 +30,7 @@ from tests.data.csv_documents import GOOD_LINE, document, write_csv_dataset
 from tests.helpers import ROOT, environment, make_dataset
 from tests.test_layering import files, tree_of
 from trainer.checkpoints import CheckpointStore
-from trainer.cli import parse
+from trainer.flags.cli import parse
 from trainer.models import MODELS
 from trainer.sealed.arrays import ArraySource
 from trainer.sealed.errors import CheckpointError
@@ -266,9 +266,9 @@ def test_a_checkpoint_with_hostile_flags_is_refused_before_tensorflow(options, t
 def model_folder(tmp_path_factory) -> Path:
     """A small model that nobody has trained, as a run writes it."""
     from data.specification.embedding_sizes import embedding_dims
+    from trainer.flags.model_options import ModelOptions
     from trainer.layout import input_layout
     from trainer.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, write_model
-    from trainer.model_options import ModelOptions
     from trainer.models import build_model
     from trainer.state import array_sources
     from trainer.tasks import tasks_of

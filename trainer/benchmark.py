@@ -13,8 +13,8 @@ from data.loading.loader import ParquetLoader
 from trainer.distributed import Comm
 from trainer.evaluate import Evaluator
 from trainer.feeding import step_input
+from trainer.observation.step_times import timed
 from trainer.step import TrainStep
-from trainer.step_times import timed
 from trainer.tasks import Task
 
 # Steps that are taken apart into computing, communicating and updating after the measurement.

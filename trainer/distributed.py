@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from data.errors import DataError
-from trainer.launcher import Launch
+from trainer.process.launcher import Launch
 
 # What stands around the words of an error: nodes, operations, source files.
 _WHERE_RAISED = re.compile(r"^\s*(\{\{[^}]*\}\}\s*|\[/[^\]]*\]\s*)+|\s*\[Op:[^\]]*\]\s*$")

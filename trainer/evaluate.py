@@ -8,12 +8,12 @@ import tensorflow as tf
 
 from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
-from trainer.device import compiles_passes
 from trainer.distributed import Comm
 from trainer.feeding import id_matrix
 from trainer.metrics.evaluation import Evaluation
 from trainer.models.ranking import RankingModel
 from trainer.predictions import PredictionWriter
+from trainer.process.device import compiles_passes
 
 
 class Evaluator:

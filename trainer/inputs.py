@@ -10,10 +10,10 @@ from data.loading.stored_columns import StoredColumns
 from data.specification.embedding_sizes import embedding_dims
 from data.specification.feature_spec import FeatureSpec
 from trainer.checkpoints import CheckpointStore
-from trainer.launcher import Launch
+from trainer.flags.options import Options
 from trainer.layout import InputLayout, input_layout
-from trainer.options import Options
 from trainer.predictions import check_column_names, check_predictions_path
+from trainer.process.launcher import Launch
 
 
 @dataclass(frozen=True)

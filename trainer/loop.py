@@ -14,12 +14,14 @@ from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator
 from trainer.feeding import step_input
 from trainer.health.monitor import HealthMonitor
-from trainer.log import NullLog, RunLog
 from trainer.metrics.calibration_curve import as_records
+from trainer.observation.log import NullLog, RunLog
+from trainer.observation.profiling import StepProfiler, nvtx_range
+from trainer.observation.progress import NullProgress, Progress
+from trainer.observation.step_times import StepTimes, timed
+from trainer.observation.tensorboard import TensorBoard
 from trainer.optimizers.optimizer import Schedule
 from trainer.position import Position
-from trainer.profiling import StepProfiler, nvtx_range
-from trainer.progress import NullProgress, Progress
 from trainer.reliability.errors import NotFinite, StoppedBySignal
 from trainer.reliability.fingerprints import check_state
 from trainer.reliability.guard import Decision, Guard
@@ -28,9 +30,7 @@ from trainer.reliability.watchdog import SLOW_SECONDS
 from trainer.saving import Saver
 from trainer.state import RunState
 from trainer.step import StepResult, TrainStep
-from trainer.step_times import StepTimes, timed
 from trainer.tasks import Task
-from trainer.tensorboard import TensorBoard
 
 TOLD = ("loss_val", "auc_roc", "streaming_map_val", "accuracy", "rmse")
 # Batches of an evaluation between two questions to all workers whether one was asked to stop.

@@ -9,32 +9,32 @@ import numpy as np
 
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
-from trainer import runtime
-from trainer.affinity import set_affinity
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
 from trainer.checkpoints import probe
-from trainer.device import on_gpu
 from trainer.distributed import Comm, connect
 from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator
+from trainer.flags.options import Options
 from trainer.health.monitor import monitor_of
 from trainer.inputs import Inputs
-from trainer.launcher import Launch
 from trainer.loop import TrainingLoop, describe
 from trainer.metrics.calibration_curve import as_records
 from trainer.metrics.evaluation import Evaluation
 from trainer.models import build_model
-from trainer.options import Options
+from trainer.observation.profiling import start_timeline
+from trainer.observation.progress import NullProgress, Progress
+from trainer.observation.results import Results
 from trainer.position import Position
 from trainer.predictions import PredictionWriter
-from trainer.profiling import start_timeline
-from trainer.progress import NullProgress, Progress
+from trainer.process import runtime
+from trainer.process.affinity import set_affinity
+from trainer.process.device import on_gpu
+from trainer.process.launcher import Launch
 from trainer.reliability.guard import Guard
 from trainer.reliability.records import WorkerRecord
 from trainer.reliability.signals import StopRequest
 from trainer.reliability.stragglers import Stragglers
 from trainer.reliability.watchdog import Watchdog
-from trainer.results import Results
 from trainer.saving import Saver, agreed_model_options
 from trainer.sealed.errors import CheckpointError
 from trainer.state import RunState

@@ -18,10 +18,10 @@ from data.errors import DataError
 from data.specification.embedding_sizes import embedding_dims
 from data.specification.feature_spec import FeatureSpec
 from data.specification.small_file import read_small_text
+from trainer.flags.model_flags import from_json
+from trainer.flags.model_options import ModelOptions
 from trainer.layout import InputLayout, input_layout
-from trainer.model_flags import from_json
 from trainer.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, open_model
-from trainer.model_options import ModelOptions
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
 from trainer.sealed.errors import DamagedError

@@ -12,10 +12,11 @@ from typing import Any
 from data.errors import DataError
 from trainer.checkpoints import Checkpoint, CheckpointStore, print_warning
 from trainer.distributed import Comm
+from trainer.flags.model_flags import from_json
+from trainer.flags.model_options import ModelOptions
+from trainer.flags.options import Options
 from trainer.inputs import Inputs
-from trainer.log import to_plain
 from trainer.metrics import is_better
-from trainer.model_flags import from_json
 from trainer.model_folder import (
     ARCHITECTURE,
     MODEL_FOLDER,
@@ -25,8 +26,7 @@ from trainer.model_folder import (
     encoder_documents,
     write_model,
 )
-from trainer.model_options import ModelOptions
-from trainer.options import Options
+from trainer.observation.log import to_plain
 from trainer.position import Position
 from trainer.sealed.errors import CheckpointError
 from trainer.state import RunState

@@ -6,7 +6,6 @@ from typing import NamedTuple, TypeVar
 
 import tensorflow as tf
 
-from trainer.device import compiles_passes
 from trainer.distributed import Comm
 from trainer.embeddings.plan import Choice, plan_tables
 from trainer.embeddings.tables import Rows
@@ -17,6 +16,7 @@ from trainer.losses import joint_labels, joint_logits, row_weights, task_losses
 from trainer.models.ranking import RankingModel
 from trainer.models.training_pass import TrainingPass
 from trainer.optimizers.optimizer import Optimizer
+from trainer.process.device import compiles_passes
 from trainer.weights import named, shared_weights
 
 T = TypeVar("T")

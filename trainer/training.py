@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 from trainer.distributed import Comm
 from trainer.embeddings.shards import Shards
+from trainer.flags.options import DeepOptimizer, TrainingOptions
 from trainer.loss_scale import LossScale
 from trainer.loss_weighting import LossWeighting, make_loss_weighting
 from trainer.models.ranking import RankingModel
 from trainer.optimizers.optimizer import Optimizer, Schedule
 from trainer.optimizers.rules import Ftrl, make_rule
 from trainer.optimizers.schedules import Constant, make_schedule
-from trainer.options import DeepOptimizer, TrainingOptions
 from trainer.state import RunState
 from trainer.step import TrainStep
 from trainer.weights import kernel_names, named

@@ -8,7 +8,7 @@ import pytest
 import report
 from tests.helpers import ROOT, make_dataset, must, run_program
 from tests.trainer.test_tensorboard import events, values
-from trainer.log import read_log
+from trainer.observation.log import read_log
 from trainer.report.runs import read_run
 
 pytestmark = pytest.mark.horovod

@@ -13,7 +13,7 @@ import numpy as np
 
 from tests.helpers import ROOT, environment
 from trainer.checkpoints import CheckpointStore
-from trainer.log import read_log
+from trainer.observation.log import read_log
 
 PATIENCE = 240.0
 

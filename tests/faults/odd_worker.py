@@ -9,7 +9,7 @@ from typing import Any
 
 import trainer.loop
 from main import main
-from trainer.launcher import read_launch
+from trainer.process.launcher import read_launch
 
 SLOW_SECONDS = 0.05
 DRIFTS_AT = 30

@@ -26,7 +26,7 @@ from tests.data.spec_strategies import ODD, damaged_documents, damaged_files
 from tests.faults.matrix import record, tries
 from tests.faults.mutations import Tries, damaged_arguments, damaged_bytes
 from tests.helpers import ROOT, make_dataset
-from trainer.cli import make_parser
+from trainer.flags.cli import make_parser
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 ODD_BYTES = [*(piece.encode() for piece in ODD), b"\xff", b"\xc3", b"\xed\xa0\x80", b"\x1b[31m", b"- " * 30, b"[" * 40]

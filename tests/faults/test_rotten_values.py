@@ -13,9 +13,9 @@ import main
 from data.errors import DataError
 from tests.faults.matrix import record
 from tests.helpers import ROOT, losses, make_dataset, must
-from trainer.cli import parse
+from trainer.flags.cli import parse
 from trainer.inputs import Inputs, open_inputs
-from trainer.launcher import Launch
+from trainer.process.launcher import Launch
 
 ROW, ROW_GROUP_ROWS = 25, 10
 BAD_VALUES: dict[str, tuple[str, Any]] = {

@@ -6,10 +6,10 @@ import tensorflow as tf
 from trainer.distributed import Comm, SingleWorker
 from trainer.embeddings.plan import Choice
 from trainer.embeddings.shards import Shards
+from trainer.flags.model_options import ModelOptions
 from trainer.layout import IdColumns, InputLayout
 from trainer.loss_scale import LossScale
 from trainer.loss_weighting import make_loss_weighting
-from trainer.model_options import ModelOptions
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
 from trainer.optimizers.optimizer import Optimizer

@@ -6,8 +6,8 @@ from data.specification.embedding_sizes import embedding_dims
 from data.specification.feature_spec import FeatureSpec
 from tests.helpers import ROOT
 from tests.trainer.small_models import LAYOUT, make_batches, make_model
+from trainer.flags.model_options import ModelOptions
 from trainer.layout import IdColumns, InputLayout, input_layout
-from trainer.model_options import ModelOptions
 from trainer.models import build_model
 from trainer.tasks import Task
 

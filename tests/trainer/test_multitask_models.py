@@ -5,7 +5,7 @@ import tensorflow as tf
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import make_batches, make_model, make_step
 from tests.trainer.test_step import differences, part
-from trainer.model_options import ModelOptions
+from trainer.flags.model_options import ModelOptions
 from trainer.models.gates import Gates, mix
 from trainer.models.layers import ParallelStack, Style
 from trainer.models.multitask import levels_of

@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from trainer.flags.options import DeepOptimizer
 from trainer.loss_scale import GROWTH_STEPS, LossScale
 from trainer.optimizers.optimizer import Optimizer
 from trainer.optimizers.rules import Adam, Ftrl, RMSprop, make_rule
 from trainer.optimizers.schedules import Constant, WarmupThenConstant, WarmupThenSteps, make_schedule
-from trainer.options import DeepOptimizer
 
 
 def skewed_updates(steps: int, rows: int, width: int):  # type: ignore[no-untyped-def]

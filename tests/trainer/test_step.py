@@ -4,10 +4,10 @@ import tensorflow as tf
 
 from tests.trainer.local_workers import LocalWorker, run_workers
 from tests.trainer.small_models import DEEP_RATE, WIDE_RATE, differences, make_batches, make_model, make_step, part
-from trainer import device
 from trainer.embeddings.shards import Shards
 from trainer.models.ranking import RankingModel
 from trainer.models.training_pass import TrainingPass
+from trainer.process import device
 from trainer.step import StepInput
 from trainer.tasks import Task
 

@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from data.errors import DataError
 from tests.trainer.small_models import make_batches, make_model, make_step
-from trainer.cli import parse
-from trainer.model_options import ModelOptions
+from trainer.flags.cli import parse
+from trainer.flags.model_options import ModelOptions
 from trainer.models import MODELS
 from trainer.models.layers import Style
 from trainer.models.towers import Towers

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer.small_models import make_batches, make_model, make_step
-from trainer.model_options import ModelOptions
+from trainer.flags.model_options import ModelOptions
 from trainer.models.batch_norm import EPSILON, MOMENTUM, BatchNorm
 from trainer.models.gates import Gates
 from trainer.models.training_pass import TrainingPass

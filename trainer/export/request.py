@@ -13,9 +13,9 @@ from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from data.specification.feature_spec import FeatureSpec
 from trainer.export.ports import check_names
+from trainer.flags.places import default_place
 from trainer.layout import InputLayout, input_layout
 from trainer.model_folder import MODEL_FOLDER, SPECIFICATION, open_model
-from trainer.places import default_place
 from trainer.sealed.reader import SealedFolder
 
 SAVED_MODEL, ONNX, TRITON = FORMATS = ("savedmodel", "onnx", "triton")

@@ -3,8 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from trainer.flags.model_options import ModelOptions
 from trainer.layout import InputLayout
-from trainer.model_options import ModelOptions
 
 if TYPE_CHECKING:
     from trainer.embeddings.shards import Shards

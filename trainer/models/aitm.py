@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from trainer.embeddings.tables import Rows
-from trainer.model_options import ModelOptions
+from trainer.flags.model_options import ModelOptions
 from trainer.models.layers import ParallelDense, ParallelStack, Style
 from trainer.models.ranking import RankingModel
 from trainer.models.towers import Towers

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from trainer.model_options import ModelOptions
+from trainer.flags.model_options import ModelOptions
 from trainer.models.layers import Style
 from trainer.models.ranking import RankingModel
 from trainer.models.towers import Towers

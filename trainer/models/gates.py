@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.model_options import ModelOptions
+from trainer.flags.model_options import ModelOptions
 from trainer.models.layers import ParallelDense, ParallelStack, Style
 from trainer.models.products import matmul
 from trainer.models.training_pass import TrainingPass

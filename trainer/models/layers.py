@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
-from trainer.model_options import ModelOptions
+from trainer.flags.model_options import ModelOptions
 from trainer.models.activations import ACTIVATIONS, relu_with_dropout
 from trainer.models.batch_norm import BatchNorm
 from trainer.models.products import add_bias, matmul

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.model_options import ModelOptions
+from trainer.flags.model_options import ModelOptions
 from trainer.models.gates import Gates, mix
 from trainer.models.layers import ParallelStack, Style
 from trainer.models.ranking import RankingModel

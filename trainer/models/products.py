@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from trainer.cpu import has_units, own_flags
-from trainer.device import on_gpu
+from trainer.process.cpu import has_units, own_flags
+from trainer.process.device import on_gpu
 
 
 def product_dtype(compute_dtype: str) -> str:

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from trainer.embeddings.shards import Shards
 from trainer.embeddings.tables import EmbeddingTables, Rows
+from trainer.flags.model_options import ModelOptions
 from trainer.layout import InputLayout
-from trainer.model_options import ModelOptions
 from trainer.models.layers import Style
 from trainer.models.training_pass import TrainingPass
 from trainer.tasks import Task

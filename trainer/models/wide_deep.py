@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from trainer.model_options import ModelOptions
+from trainer.flags.model_options import ModelOptions
 from trainer.models.layers import HiddenLayers, Style
 from trainer.models.ranking import RankingModel
 from trainer.models.training_pass import TrainingPass

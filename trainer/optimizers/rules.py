@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 
 import tensorflow as tf
 
-from trainer.options import DeepOptimizer
+from trainer.flags.options import DeepOptimizer
 
 Slots = dict[str, tf.Tensor]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from trainer.options import DeepOptimizer
+from trainer.flags.options import DeepOptimizer
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from data.errors import DataError
 from data.specification.problems import nearest
-from trainer.quiet_import import import_tensorflow
+from trainer.process.quiet_import import import_tensorflow
 from trainer.recommender.interactions import Interactions
 from trainer.recommender.training import arguments, train
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import DataError
-from trainer.log import to_plain
 from trainer.model_folder import Document, open_model, write_model
+from trainer.observation.log import to_plain
 from trainer.recommender.entities import Entities
 from trainer.recommender.fitted import Fitted, Seen
 from trainer.saved_model import foreign_is_refused, read_document, read_model

@@ -9,13 +9,13 @@ from typing import Any
 
 from data.errors import DataError
 from data.specification.problems import nearest
-from trainer.cli import parse
+from trainer.flags.cli import parse
+from trainer.flags.model_options import ModelOptions
+from trainer.flags.options import TrainingOptions
 from trainer.inputs import open_inputs
-from trainer.launcher import Launch
-from trainer.model_options import ModelOptions
 from trainer.models import MODELS
-from trainer.options import TrainingOptions
-from trainer.quiet_import import import_tensorflow
+from trainer.process.launcher import Launch
+from trainer.process.quiet_import import import_tensorflow
 
 # What an application calls some flags.
 FLAGS = {"epochs": "num_epochs", "batch_size": "global_batch_size", "learning_rate": "deep_learning_rate"}

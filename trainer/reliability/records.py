@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.launcher import Launch
+from trainer.process.launcher import Launch
 from trainer.reliability.exit_codes import DONE, FAILURE
 from trainer.reliability.processes import start_time
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import datetime
 
 from trainer.checkpoints import Checkpoint, CheckpointStore, NoCheckpointError
-from trainer.places import place_in
+from trainer.flags.places import place_in
 from trainer.reliability.exit_codes import FAILURE, HANG, STOPPED
 from trainer.reliability.job import Job
 from trainer.reliability.outcome import FINAL, Outcome, Restarts

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.progress import format_count
+from trainer.observation.progress import format_count
 from trainer.report.markup import Markup, element
 
 WIDTH, HEIGHT = 400, 230

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from trainer.progress import format_count
+from trainer.observation.progress import format_count
 from trainer.report.curves import TITLES, Curve, panels_of, top_of
 from trainer.report.runs import Run
 from trainer.report.table import best_of

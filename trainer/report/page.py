@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.progress import format_count
+from trainer.observation.progress import format_count
 from trainer.report import sections
 from trainer.report.gate_section import gate_health
 from trainer.report.markup import Markup, element, table, text

@@ -8,8 +8,8 @@ from typing import Any
 
 from data.errors import DataError
 from trainer.health.keys import is_health
-from trainer.log import PARAMETER, read_log
 from trainer.metrics.calibration_curve import CURVE, CalibrationCurve
+from trainer.observation.log import PARAMETER, read_log
 
 NAN = float("nan")
 MEASURED = "batch_samplesps"

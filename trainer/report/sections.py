@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.metrics import direction_of
 from trainer.metrics.direction import Direction
-from trainer.progress import format_count
+from trainer.observation.progress import format_count
 from trainer.report.chart import COLOURS, Axis, Line, line_chart
 from trainer.report.curves import TITLES, Curve, panels_of, top_of
 from trainer.report.markup import Markup, breakable, element, joined, table

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from trainer.metrics import direction_of
 from trainer.metrics.direction import Direction
-from trainer.progress import format_count
+from trainer.observation.progress import format_count
 from trainer.report.runs import Point, Run, metric_keys, training_loss
 
 MISSING = "-"

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.distributed import connect
-from trainer.launcher import read_launch
+from trainer.process.launcher import read_launch
 
 comm = connect(read_launch(os.environ))
 rank, size = comm.rank, comm.size

@@ -13,7 +13,7 @@ from typing import Any
 
 import trainer.loop
 from main import main
-from trainer.launcher import read_launch
+from trainer.process.launcher import read_launch
 
 
 def die_at(step: int, mark: Path) -> None:

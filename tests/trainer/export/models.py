@@ -8,11 +8,11 @@ import numpy as np
 from data.encoding.encoder_files import save_encoders
 from data.encoding.encoders import Encoder
 from data.specification.feature_spec import FeatureSpec
+from trainer.flags.model_options import ModelOptions
 from trainer.layout import input_layout
-from trainer.log import to_plain
 from trainer.model_folder import ARCHITECTURE, MODEL_FOLDER, SIZES, SPECIFICATION, encoder_documents, write_model
-from trainer.model_options import ModelOptions
 from trainer.models import build_model
+from trainer.observation.log import to_plain
 from trainer.saved_model import SavedModel, load_model
 from trainer.state import array_sources
 from trainer.tasks import tasks_of

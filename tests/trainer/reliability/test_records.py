@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.launcher import Launch
-from trainer.places import place_in
+from trainer.flags.places import place_in
+from trainer.process.launcher import Launch
 from trainer.reliability.processes import carries, kill_marked, start_time
 from trainer.reliability.records import (
     FOLDER,

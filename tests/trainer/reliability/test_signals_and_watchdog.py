@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT, environment
-from trainer.launcher import Launch
+from trainer.process.launcher import Launch
 from trainer.reliability.records import WorkerRecord
 from trainer.reliability.signals import StopRequest
 from trainer.reliability.watchdog import LEAST_SECONDS, SLOW_SECONDS, Watchdog
@@ -20,7 +20,7 @@ from trainer.reliability.watchdog import LEAST_SECONDS, SLOW_SECONDS, Watchdog
 WORKER = """
 import sys, time
 from pathlib import Path
-from trainer.launcher import Launch
+from trainer.process.launcher import Launch
 from trainer.reliability.records import WorkerRecord
 from trainer.reliability.signals import StopRequest
 from trainer.reliability.watchdog import Watchdog

@@ -8,8 +8,8 @@ import termios
 
 import pytest
 
-from trainer import progress as progress_module
-from trainer.progress import NullProgress, Progress, format_count, format_seconds
+from trainer.observation import progress as progress_module
+from trainer.observation.progress import NullProgress, Progress, format_count, format_seconds
 
 
 class Clock:

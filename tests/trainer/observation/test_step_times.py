@@ -1,7 +1,7 @@
 import pytest
 
-from trainer import step_times
-from trainer.step_times import StepTimes, timed
+from trainer.observation import step_times
+from trainer.observation.step_times import StepTimes, timed
 
 
 def test_means_of_the_steps_between_two_records_in_milliseconds():

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import affinity
-from trainer.affinity import cores_of_workers, format_cpus, parse_cpus, set_affinity, share_out
+from trainer.process import affinity
+from trainer.process.affinity import cores_of_workers, format_cpus, parse_cpus, set_affinity, share_out
 
 EIGHT = [(0,), (1,), (2,), (3,), (4,), (5,), (6,), (7,)]
 FOUR_WITH_TWINS = [(0, 4), (1, 5), (2, 6), (3, 7)]

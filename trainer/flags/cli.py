@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 from data.command_line import Parser
 from data.errors import DataError
-from trainer.model_flags import saved_model_flags
-from trainer.options import GROUPS, Options, default_of
-from trainer.places import DEFAULT_PLACES, default_place
-from trainer.run_options import RunOptions
+from trainer.flags.model_flags import saved_model_flags
+from trainer.flags.options import GROUPS, Options, default_of
+from trainer.flags.places import DEFAULT_PLACES, default_place
+from trainer.flags.run_options import RunOptions
 
 DESCRIPTION = """Trains, evaluates and measures a ranking model on the dataset that a feature specification describes.
 One worker: python main.py. Several: horovodrun -np N sh hvd_wrapper.sh python main.py."""

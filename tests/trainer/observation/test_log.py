@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from trainer import log as log_module
-from trainer.log import NullLog, RunLog, read_log
+from trainer.observation import log as log_module
+from trainer.observation.log import NullLog, RunLog, read_log
 
 
 class FakeBackend:

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from data.errors import DataError
 from data.loading.targets import OovPolicy
-from trainer.model_options import ModelOptions
-from trainer.option import at_least, option, positive, share
-from trainer.run_options import RunOptions
+from trainer.flags.model_options import ModelOptions
+from trainer.flags.option import at_least, option, positive, share
+from trainer.flags.run_options import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import DataError
-from trainer.option import at_least, option, positive
+from trainer.flags.option import at_least, option, positive
 from trainer.reliability.intervals import Interval, parse_interval
 
 TIMELINE_VARIABLE = "HOROVOD_TIMELINE"

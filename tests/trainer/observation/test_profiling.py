@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 
 from data.errors import DataError
-from trainer import profiling
-from trainer.cli import parse
-from trainer.launcher import Launch
-from trainer.profiling import StepProfiler, nvtx_range, start_timeline
+from trainer.flags.cli import parse
+from trainer.observation import profiling
+from trainer.observation.profiling import StepProfiler, nvtx_range, start_timeline
+from trainer.process.launcher import Launch
 
 MODELS = ("wide_deep",)
 

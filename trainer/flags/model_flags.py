@@ -9,7 +9,7 @@ from typing import Any
 from data.errors import DataError
 from data.specification.problems import shown
 from trainer.checkpoints import CheckpointStore
-from trainer.model_options import ModelOptions
+from trainer.flags.model_options import ModelOptions
 
 
 def saved_model_flags(stated: Mapping[str, Any], model_dir: Path, which: str) -> dict[str, Any]:

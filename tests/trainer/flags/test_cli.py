@@ -5,7 +5,7 @@ import pytest
 
 from data.errors import DataError
 from tests.helpers import ROOT
-from trainer.cli import make_parser, parse
+from trainer.flags.cli import make_parser, parse
 
 MODELS = ("wide_deep", "mmoe")
 

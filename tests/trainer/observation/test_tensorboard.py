@@ -9,8 +9,8 @@ import tensorflow as tf
 from tensorflow.core.util import event_pb2
 
 from tests.trainer.small_models import make_batches, make_model, make_step
-from trainer.log import read_log
-from trainer.tensorboard import BUCKETS, LogOnBoard, TensorBoard
+from trainer.observation.log import read_log
+from trainer.observation.tensorboard import BUCKETS, LogOnBoard, TensorBoard
 
 
 def events(folder: Path) -> list[event_pb2.Event]:

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from data.errors import DataError
+from trainer.flags.options import Options
 from trainer.health.keys import PARTS as HEALTH
-from trainer.log import NullLog, RunLog, to_plain
 from trainer.metrics import METRICS_OF_KIND
 from trainer.metrics.calibration_curve import CURVE
-from trainer.options import Options
-from trainer.profiling import StepProfiler
+from trainer.observation.log import NullLog, RunLog, to_plain
+from trainer.observation.profiling import StepProfiler
+from trainer.observation.tensorboard import LogOnBoard, TensorBoard
 from trainer.report.runs import read_run
-from trainer.tensorboard import LogOnBoard, TensorBoard
 
 METRIC_UNITS = {
     "loss": None,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.log import RunLog, Step
+from trainer.observation.log import RunLog, Step
 
 BUCKETS = 30
 

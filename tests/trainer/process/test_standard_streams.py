@@ -9,7 +9,7 @@ from tests.helpers import ROOT, environment
 
 PROGRAM = """
 import os, sys
-from trainer.standard_streams import steady_streams
+from trainer.process.standard_streams import steady_streams
 steady_streams()
 print("out é\\udcc3")
 print("x" * 100_000, flush=True)

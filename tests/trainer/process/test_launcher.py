@@ -7,7 +7,7 @@ import pytest
 
 from data.errors import DataError
 from tests.helpers import ROOT
-from trainer.launcher import _HOST, Launch, read_launch
+from trainer.process.launcher import _HOST, Launch, read_launch
 
 HOROVOD = {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
 OPEN_MPI = {

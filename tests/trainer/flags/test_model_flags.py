@@ -1,8 +1,8 @@
 import json
 from dataclasses import asdict
 
-from trainer.model_flags import from_json
-from trainer.model_options import ModelOptions
+from trainer.flags.model_flags import from_json
+from trainer.flags.model_options import ModelOptions
 
 
 def test_flags_of_the_model_come_back_from_json_and_others_are_left_out():

@@ -10,9 +10,9 @@ from types import ModuleType, TracebackType
 import tensorflow as tf
 
 from data.errors import DataError
-from trainer.device import on_gpu
-from trainer.launcher import Launch
-from trainer.run_options import TIMELINE_VARIABLE
+from trainer.flags.run_options import TIMELINE_VARIABLE
+from trainer.process.device import on_gpu
+from trainer.process.launcher import Launch
 
 
 class StepProfiler:

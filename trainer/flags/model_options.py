@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from data.errors import DataError
 from data.specification.yaml_reader import read_yaml
-from trainer.option import at_least, each_at_least, option, positive, share
+from trainer.flags.option import at_least, each_at_least, option, positive, share
 
 Units = tuple[int, ...]
 

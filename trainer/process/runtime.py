@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from trainer.launcher import Launch
-from trainer.options import TrainingOptions
+from trainer.flags.options import TrainingOptions
+from trainer.process.launcher import Launch
 
 
 @dataclass(frozen=True)
