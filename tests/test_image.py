@@ -1,6 +1,7 @@
 """The Dockerfile and what it copies, without building it; scripts/check_image.sh with a stand-in for the engine."""
 
 import fnmatch
+import os
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.documented import bash
 from tests.helpers import ROOT
 from tests.stand_ins import Machine, check_failed
 
@@ -219,3 +221,11 @@ def test_a_machine_without_an_engine_is_told_what_it_needs(machine):
 def test_a_wrong_argument_gives_the_usage(machine):
     process = check_image(machine, "tpu")
     assert process.returncode == 2 and "usage: check_image.sh" in process.stderr
+
+
+@pytest.mark.slow
+def test_the_image_keeps_its_promises():
+    docker = subprocess.run(["sh", "-c", "docker info"], capture_output=True, check=False).returncode == 0
+    if not docker and (os.geteuid() != 0 or not shutil.which("buildah") or not shutil.which("debootstrap")):
+        pytest.skip("no Docker engine answers; buildah and debootstrap, as root, would do: apt-get install them")
+    assert "check_image: all passed" in bash("bash scripts/check_image.sh", timeout=2 * 3600)
