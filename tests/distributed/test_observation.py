@@ -7,7 +7,7 @@ import pytest
 
 import report
 from tests.helpers import ROOT, make_dataset, must, run_program
-from tests.trainer.test_tensorboard import events, values
+from tests.trainer.observation.test_tensorboard import events, values
 from trainer.observation.log import read_log
 from trainer.report.runs import read_run
 
