@@ -1,7 +1,6 @@
 """Writes a trained model for a server: SavedModel, ONNX or Triton. `python export.py --help` lists the flags."""
 
 import sys
-import traceback
 
 from data.errors import DataError
 from trainer.checkpoints import NoCheckpointError
@@ -34,9 +33,4 @@ def _fail(error: Exception, code: int) -> int:
 
 if __name__ == "__main__":
     steady_streams()
-    try:
-        code = main()
-    except Exception:
-        traceback.print_exc()
-        code = FAILURE
-    sys.exit(code)
+    sys.exit(main())
