@@ -13,7 +13,6 @@ from data.errors import DataError
 from data.specification.yaml_reader import read_yaml
 from tests.helpers import ROOT
 
-MAX_LINES = 300
 TOOLS = ["transcode.py", "gen_csv.py", "gen_embedding_sizes.py", "check_dataset.py"]
 FRAMEWORKS = ("tensorflow", "keras", "horovod")
 WITHOUT_WORKERS = ("trainer.distributed", "trainer.flags.cli", "trainer.run", "data.loading.loader")
@@ -261,10 +260,3 @@ def test_no_file_holds_an_index_address_or_a_path_of_one_machine():
         if FOREIGN.search(line)
     ]
     assert not offenders, offenders
-
-
-def test_no_file_of_code_is_longer_than_a_reader_can_hold():
-    code = [path for path in committed() if path.suffix in (".py", ".sh") and ROOT / "tests" not in path.parents]
-    lengths = {path: len(path.read_text().splitlines()) for path in code}
-    too_long = {str(path.relative_to(ROOT)): length for path, length in lengths.items() if length > MAX_LINES}
-    assert lengths and not too_long, f"over {MAX_LINES} lines: {too_long}"
