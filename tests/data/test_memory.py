@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from data import memory
 
 GIBIBYTE = 1 << 30
