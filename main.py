@@ -7,13 +7,13 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from data.errors import DataError
+from data.errors import DataError, LostInputError
 from data.loading.loader import ParquetLoader
 from trainer.checkpoints import NoCheckpointError, print_warning
 from trainer.flags.cli import parse
 from trainer.flags.options import Options
 from trainer.flags.places import place_in
-from trainer.inputs import Inputs, check_folders, check_labels, open_inputs
+from trainer.inputs import Inputs, check_folders, check_labels, check_workflow, open_inputs
 from trainer.models import MODELS
 from trainer.process.launcher import Launch, read_launch
 from trainer.process.quiet_import import import_tensorflow
@@ -45,9 +45,11 @@ def main(argv: list[str] | None = None) -> int:
             if launch.rank == 0 and is_training:
                 until_the_end.enter_context(RunLock(options.data.model_dir, print_warning, _lock_patience()))
             check_folders(options, launch)
-            warnings = check_labels(options, inputs.spec, launch)
+            warnings = check_workflow(options, inputs.spec, launch) + check_labels(options, inputs.spec, launch)
         except DataError as error:
             return _refuse(error, launch, record)
+        except LostInputError as error:
+            return _fail(str(error), FAILURE, record)
         record.begin()
         stop = until_the_end.enter_context(StopRequest(record if is_training else None))
         if launch.rank == 0:

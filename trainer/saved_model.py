@@ -15,6 +15,7 @@ import tensorflow as tf
 from data.encoding.encoder_files import SETTINGS_FILE, load_encoders
 from data.encoding.encoders import Encoder
 from data.errors import DataError
+from data.files import open_regular
 from data.specification.embedding_sizes import embedding_dims
 from data.specification.feature_spec import FeatureSpec
 from data.specification.small_file import read_small_text
@@ -94,15 +95,20 @@ def _read_model(sealed: SealedFolder, compute_dtype: str) -> SavedModel:
     options = _options(architecture["options"], sealed.documents[ARCHITECTURE])
     # The files that it names are never opened.
     spec = FeatureSpec.read(sealed.path / SPECIFICATION, allow_outside_paths=True)
-    layout = input_layout(spec, embedding_dims(spec, sealed.path / SIZES))
+    layout = input_layout(spec, embedding_dims(spec, sealed.path / SIZES, allow_outside_paths=True))
     tasks = tasks_of(spec)
     _check_size(options, layout, tasks, sealed)
     model = build_model(options, layout, tasks, compute_dtype=compute_dtype, seed=0)
     restore(named(model.variables), sealed)
     settings = [path for path in sealed.documents.values() if path.name == SETTINGS_FILE]
     encoders = load_encoders(settings[0].parent) if settings else {}
-    documents = {name: path.read_bytes() for name, path in sealed.documents.items()}
+    documents = {name: _content(path) for name, path in sealed.documents.items()}
     return SavedModel(spec, layout, tasks, model, encoders, architecture["metrics"], documents)
+
+
+def _content(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()
 
 
 def read_document(sealed: SealedFolder, name: str) -> dict[str, Any]:

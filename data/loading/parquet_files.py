@@ -1,5 +1,6 @@
 """The parquet files of one column group: footers read once and checked, row groups read on demand."""
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.conversion.parquet_seal import Seal, read_footer
-from data.errors import DataError
+from data.conversion.parquet_seal import Seal, arrow_file, read_footer
+from data.errors import DataError, LostInputError
+from data.files import is_of_system, open_regular
 from data.loading.targets import Target
 from data.loading.value_checks import Place
 
@@ -46,11 +48,13 @@ class ParquetFile:
             DataError: there is no such file, or it is not parquet.
         """
         try:
-            stamp = _stamp(path)
+            stamp = _stamp(path.stat())
             metadata, seal = read_footer(path)
             opened = cls(path, metadata, metadata.schema.to_arrow_schema(), stamp, seal)
             opened.row_group_rows()
             return opened
+        except DataError:
+            raise
         except FileNotFoundError as error:
             raise DataError(f"{path}: no such file; the feature specification lists it in source_spec") from error
         except READ_ERRORS as error:
@@ -67,30 +71,36 @@ class ParquetFile:
         """Reads columns of a row group, checksums verified: the seal's, or those of the pages where there is no seal.
 
         Raises:
-            DataError: the file is damaged, or is not what it was when its footer was read.
+            DataError: the file is damaged.
+            LostInputError: it is gone, or is not what it was when its footer was read.
         """
+        place = f"{self.path}, row group {row_group}"
         try:
             # Not memory-mapped: where a disk fails, a read raises, and a map kills the process.
             # The seal covers all that page checksums do.
             verifies_pages = self.seal is None
-            with pq.ParquetFile(self.path, metadata=self.metadata, page_checksum_verification=verifies_pages) as file:
-                if _stamp(self.path) != self.stamp:
-                    raise DataError(f"{self.path}: was changed while it was in use; start again")
+            with open_regular(self.path) as file, arrow_file(file) as source:
+                if _stamp(os.fstat(file.fileno())) != self.stamp:
+                    raise LostInputError(f"{self.path}: was changed while it was in use; start again")
                 if self.seal is not None:
                     self.seal.check(row_group, columns)
-                # One thread: row groups are decoded in parallel.
-                table = file.read_row_group(row_group, columns=list(columns), use_threads=False)
-        except DataError:
+                with pq.ParquetFile(source, metadata=self.metadata, page_checksum_verification=verifies_pages) as rows:
+                    # One thread: row groups are decoded in parallel.
+                    table = rows.read_row_group(row_group, columns=list(columns), use_threads=False)
+        except (DataError, LostInputError):
             raise
         except READ_ERRORS as error:
+            if isinstance(error, OSError) and is_of_system(error):
+                raise LostInputError(f"{place}: can no longer be read ({_first_line(error)})") from error
+            if isinstance(error, MemoryError):
+                raise DataError(
+                    f"{place}: does not fit into memory; write the file again, in smaller row groups"
+                ) from error
             raise DataError(
-                f"{self.path}, row group {row_group}: cannot be decoded ({_first_line(error)}). "
-                "The file is damaged or gone: restore it, or write it again."
+                f"{place}: cannot be decoded ({_first_line(error)}); the file is damaged: restore it, or write it again"
             ) from error
         if table.num_rows != self.metadata.row_group(row_group).num_rows:
-            raise DataError(
-                f"{self.path}, row group {row_group}: holds other rows than its footer says; write it again"
-            )
+            raise DataError(f"{place}: holds other rows than its footer says; write it again")
         return table
 
 
@@ -182,8 +192,7 @@ def column_problems(file: ParquetFile, targets: Sequence[Target]) -> Iterator[st
             )
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
+def _stamp(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 

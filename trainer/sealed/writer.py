@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data.files import open_regular
 from trainer.sealed.arrays import BLOCK_BYTES, ArraySource
 from trainer.sealed.errors import CheckpointError
 from trainer.sealed.manifest import MANIFEST, ArrayEntry, FileEntry, Manifest, is_document_name, plain_json
@@ -170,7 +171,7 @@ def _chunks(content: bytes | Path) -> Iterator[memoryview]:
     if isinstance(content, bytes):
         yield memoryview(content)
         return
-    with open(content, "rb") as file:
+    with open_regular(content) as file:
         while data := file.read(BLOCK_BYTES):
             yield memoryview(data)
 
