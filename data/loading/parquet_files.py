@@ -18,6 +18,7 @@ from data.loading.targets import Target
 from data.loading.value_checks import Place
 
 FOOTER_THREADS = 8
+MOST_ROWS = 2**31 - 1  # of a row group: the order of its rows is of int32
 # What reading damaged files was seen to raise.
 READ_ERRORS = (OSError, pa.ArrowException, ValueError, MemoryError)
 
@@ -65,7 +66,20 @@ class ParquetFile:
         rows = [self.metadata.row_group(index).num_rows for index in range(self.metadata.num_row_groups)]
         if min(rows, default=0) < 0 or sum(rows) != self.metadata.num_rows:
             raise ValueError("its row groups do not add up")
+        if max(rows, default=0) > MOST_ROWS:
+            raise ValueError(f"a row group of {max(rows):,} rows, and {MOST_ROWS:,} are the most")
         return rows
+
+    def column_bytes(self, row_group: int, name: str) -> int:
+        """Bytes of a column of numbers, or of lists of numbers, unpacked; 0 for texts, whose length is not declared."""
+        stored = self.schema.field(name).type
+        item = getattr(stored, "value_type", stored)
+        if not pa.types.is_primitive(item):
+            return 0
+        chunks = self.metadata.row_group(row_group)
+        found = [chunks.column(index) for index in range(chunks.num_columns)]
+        values = sum(chunk.num_values for chunk in found if f"{chunk.path_in_schema}.".startswith(f"{name}."))
+        return values * item.bit_width // 8
 
     def read(self, row_group: int, columns: Sequence[str]) -> pa.Table:
         """Reads columns of a row group, checksums verified: the seal's, or those of the pages where there is no seal.
@@ -158,6 +172,12 @@ class ColumnGroup:
             file, row_group = self.files[self._file[index]], int(self._row_group[index])
             table = file.read(row_group, names).slice(low - start, high - low)
             yield Piece(table, self.place(low), low, high)
+
+    def unpacked_bytes(self) -> int:
+        """Bytes of the columns of the longest row group, unpacked."""
+        longest = int(np.argmax(self.sizes))
+        file, row_group = self.files[self._file[longest]], int(self._row_group[longest])
+        return sum(file.column_bytes(row_group, target.name) for target in self.targets)
 
     def place(self, row: int) -> Place:
         """Where a row of the dataset is stored."""
