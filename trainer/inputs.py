@@ -14,8 +14,10 @@ from trainer.checkpoints import CheckpointStore
 from trainer.flags.options import Options
 from trainer.layout import InputLayout, input_layout
 from trainer.model_folder import encoder_documents
+from trainer.model_size import check_model_fits
 from trainer.predictions import check_column_names, check_predictions_path
 from trainer.process.launcher import Launch
+from trainer.tasks import tasks_of
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,13 @@ def check_folders(options: Options, launch: Launch) -> None:
             f"{store.folder} holds the checkpoints of an earlier run. Add --use_checkpoint to go on with it, give "
             "another --model_dir, or delete the folder."
         )
+
+
+def check_model(options: Options, inputs: Inputs, launch: Launch) -> None:
+    """Refuses a model that this host cannot hold (see `check_model_fits`)."""
+    loaders = [loader for loader in (inputs.training, inputs.evaluation) if loader is not None]
+    batch_rows = max(min(loader.local_batch_size, loader.rows) for loader in loaders)
+    check_model_fits(options, inputs.layout, tasks_of(inputs.spec), launch, batch_rows)
 
 
 def check_workflow(options: Options, spec: FeatureSpec, launch: Launch) -> tuple[str, ...]:

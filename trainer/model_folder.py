@@ -7,12 +7,14 @@
 
 import glob
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from data.encoding.workflow_folder import workflow_files
 from data.errors import DataError
+from data.memory import check_fits
 from trainer.checkpoints import NoCheckpointError
 from trainer.sealed.arrays import ArraySource
 from trainer.sealed.errors import DamagedError
@@ -49,15 +51,22 @@ def open_model(folder: Path) -> SealedFolder:
 
     Raises:
         NoCheckpointError: there is no model, or it is damaged.
+        DataError: its weights do not fit into memory; none has been read yet.
     """
     try:
         sealed = SealedFolder(standing(folder))
+        _check_size(sealed)
         sealed.verify()
     except DamagedError as error:
         raise NoCheckpointError(
             f"no valid model in {folder}: {error}. Train first, or give the --model_dir of a run that has finished."
         ) from error
     return sealed
+
+
+def _check_size(sealed: SealedFolder) -> None:
+    size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in sealed.arrays.values())
+    check_fits(size, f"{sealed.path}: a model with so many weights", "use a machine with more memory")
 
 
 def encoder_documents(dataset: Path, *, allow_outside_paths: bool = False) -> dict[str, Document]:

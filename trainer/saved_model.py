@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from trainer.flags.model_flags import from_json
 from trainer.flags.model_options import ModelOptions
 from trainer.layout import InputLayout, input_layout
 from trainer.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, open_model
+from trainer.model_size import dense_weights
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
 from trainer.sealed.errors import DamagedError
@@ -119,14 +119,10 @@ def read_document(sealed: SealedFolder, name: str) -> dict[str, Any]:
 def _check_size(options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], sealed: SealedFolder) -> None:
     """Refuses what claims to be larger than the weights that are there, before memory is asked for it."""
     held = sum(math.prod(shape) for shape, _ in sealed.arrays.values())
-    layers = [options.deep_hidden_units]
-    if options.model != "wide_deep":
-        towers = (options.tower_units(task.name) for task in tasks)
-        layers = [options.expert_hidden_units, options.gate_hidden_units, *towers]
     counts = (options.num_experts, options.num_task_experts, options.num_shared_experts, options.ple_levels)
     claimed = sum(columns.cardinality * columns.width for columns in layout.categorical)
-    claimed += sum(before * after for units in layers for before, after in pairwise((1, *units)))
-    if max(claimed, *counts) > held:
+    claimed += dense_weights(options, layout, tasks)
+    if max(claimed, *counts, *options.gate_hidden_units) > held:
         raise DataError(f"{sealed.path}: describes a model that is larger than its {held:,} weights")
 
 
