@@ -85,7 +85,7 @@ class _ChunkWriter:
 def check_can_write(chunk: Chunk, folder: Path, rows: int) -> None:
     """Raises DataError if a file of the chunk exists, or would stay empty."""
     for file in chunk.files:
-        if (folder / file).exists():
+        if (folder / file).resolve().exists():  # also "missing/../file", whose folder is made later
             raise DataError(
                 f"{folder / file}: exists already, and is not overwritten; choose another folder, or delete it"
             )

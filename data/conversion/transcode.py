@@ -61,6 +61,7 @@ def transcode(
     spec_file: str = SPEC_FILE,
     rows_per_file: int,
     min_files: int,
+    allow_outside_paths: bool = False,
     tell: Callable[[str], None] = tell_on_stderr,
 ) -> FeatureSpec:
     """Writes the dataset of a CSV specification as parquet parts of one chunk per mapping.
@@ -73,6 +74,7 @@ def transcode(
         spec_file: name of the new specification.
         rows_per_file: most rows of a part.
         min_files: parts per mapping at least, as far as there are rows; lowers `rows_per_file`.
+        allow_outside_paths: read files outside of the specification's folder; only for one that is trusted.
         tell: takes lines on progress and warnings.
 
     Returns:
@@ -81,7 +83,7 @@ def transcode(
     Raises:
         DataError: wrong input; the message names file, line, column and cell.
     """
-    spec = FeatureSpec.read(spec_path)
+    spec = FeatureSpec.read(spec_path, allow_outside_paths=allow_outside_paths)
     _check_is_csv(spec, spec_path)
     with new_dataset(output, spec_file) as draft:
         sources = {
