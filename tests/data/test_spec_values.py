@@ -27,7 +27,7 @@ WRONG_VALUES = [
     ("feature_spec.age.dtype", "float31",
      "is the text 'float31'; write one of int8, int16, int32, int64, float16, float32, float64"),
     ("feature_spec.age.dtype", "float", "is the text 'float'; write one of int8"),
-    ("feature_spec.age.dtype", "torch.bool", "is the text 'torch.bool'; write one of int8"),
+    ("feature_spec.age.dtype", "torch.complex64", "is the text 'torch.complex64'; write one of int8"),
     ("feature_spec.age.dtype", 32, "is the number 32; write one of"),
     ("feature_spec.age.dtype", date(2024, 1, 1), "is date datetime.date(2024, 1, 1); write one of"),
     ("feature_spec.age.dtype", None, "is empty; write one of"),
