@@ -24,6 +24,8 @@ SAMPLE_WEIGHT = "sample_weight"
 ROLES = (SAMPLE_WEIGHT,)
 # Joins the names of a label and of those that it is given, in the keys of metrics of all of them together.
 JOINT = "+"
+# Columns of a file of predictions: the row's number, and for each label these before its name.
+ROW_COLUMN, LABEL_COLUMN, PREDICTION_COLUMN = "row", "label_", "prediction_"
 LABEL_KEYS = ("task", "loss_weight", "positive_weight", "given", "missing")
 
 INTEGER_DTYPES = ("int8", "int16", "int32", "int64")

@@ -18,9 +18,12 @@ from data.specification.parts import (
     INTEGER_DTYPES,
     JOINT,
     LABEL,
+    LABEL_COLUMN,
     LABEL_KEYS,
     MAP,
     MULTIHOT,
+    PREDICTION_COLUMN,
+    ROW_COLUMN,
     Feature,
     exact_integers,
 )
@@ -82,6 +85,16 @@ def check_map_dtype(parts: Parts) -> Iterator[Problem]:
     """The map feature holds ids."""
     for feature in _in_channels(parts, MAP):
         yield from _check_integer_dtype(feature, "the map feature holds ids")
+
+
+def check_map_name(parts: Parts) -> Iterator[Problem]:
+    """The map feature stands in every file of predictions, beside the columns that are made."""
+    labels = [feature.name for feature in _in_channels(parts, LABEL)]
+    taken = {ROW_COLUMN, *(part + label for label in labels for part in (LABEL_COLUMN, PREDICTION_COLUMN))}
+    for feature in _in_channels(parts, MAP):
+        if feature.name in taken:
+            what = "this is the name of a column that predictions have beside the map feature; rename the feature"
+            yield Problem(place_of("feature_spec", feature.name), what)
 
 
 def check_keys_of_inputs(parts: Parts) -> Iterator[Problem]:
@@ -258,6 +271,7 @@ FEATURE_RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
     check_channel_features,
     check_categorical,
     check_map_dtype,
+    check_map_name,
     check_keys_of_inputs,
     check_keys_of_labels,
     check_tasks,

@@ -140,6 +140,14 @@ def test_what_no_rule_forbids_is_taken(changes: dict[str, Any], tmp_path: Path) 
     FeatureSpec.from_dict(changed(changes), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["row", "label_click", "prediction_buy"])
+def test_the_map_feature_leaves_room_for_predictions(name: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {f"feature_spec.{name}": {}, "channel_spec.map": [name]}
+    changes |= {"source_spec.test[0].features[7]": name}
+    what = "this is the name of a column that predictions have beside the map feature; rename the feature"
+    check_only_problem(problems_of(changed(changes), tmp_path), f"feature_spec.{name}", what)
+
+
 @pytest.mark.parametrize("labels", [["mean"], ["mean", "click"]])
 def test_a_label_named_mean_would_hide_the_mean_over_several_labels(labels: list[str], tmp_path: Path) -> None:
     changes: dict[str, Any] = {"feature_spec.mean": {}, "channel_spec.label": labels, "feature_spec.buy": {}}

@@ -12,7 +12,6 @@ from data.conversion.new_dataset import SPEC_FILE
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from data.specification.feature_spec import FeatureSpec
-from trainer.export.ports import check_names
 from trainer.flags.places import default_place
 from trainer.layout import InputLayout, input_layout
 from trainer.model_folder import MODEL_FOLDER, SPECIFICATION, open_model
@@ -60,7 +59,6 @@ def read_request(argv: Sequence[str] | None) -> Request:
     model_dir = default_place("model_dir") if arguments.model_dir is None else arguments.model_dir
     model = open_model(model_dir / MODEL_FOLDER)
     spec = FeatureSpec.read(model.path / SPECIFICATION, allow_outside_paths=True)
-    check_names([feature.name for feature in (*spec.inputs, *spec.labels)])
     if arguments.format != SAVED_MODEL:
         _check_size(model)
     loader = None if arguments.dataset_path is None else _open_rows(arguments, spec)
