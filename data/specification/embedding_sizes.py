@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
+from data.files import check_stays
 from data.specification.feature_spec import FeatureSpec
 from data.specification.parts import MAX_EMBEDDING_DIM
 from data.specification.problems import described, listed, nearest, shown
@@ -20,12 +21,19 @@ MAX_MEBIBYTES = 16
 MAX_NAMES_COMPARED = 300
 
 
-def embedding_dims(spec: FeatureSpec, sizes_file: Path | None = None) -> dict[str, int]:
+def embedding_dims(
+    spec: FeatureSpec, sizes_file: Path | None = None, *, allow_outside_paths: bool = False
+) -> dict[str, int]:
     """Embedding width of every categorical feature, one-hot then multi-hot, in channel order.
 
     The first of these that knows the feature decides: `sizes_file` (JSON, {feature: width}),
     `embedding_dim` in the specification, `embedding_sizes.json` in the specification's folder,
     `default_dim`. Names that the specification does not have are ignored (see `unused_widths`).
+
+    Args:
+        spec: a valid specification.
+        sizes_file: named by the user.
+        allow_outside_paths: whether `embedding_sizes.json` may be a link that leads out of the folder.
 
     Raises:
         DataError: a file cannot be read, a width in it is no int in [1, 4096], or `sizes_file` names no feature.
@@ -38,7 +46,7 @@ def embedding_dims(spec: FeatureSpec, sizes_file: Path | None = None) -> dict[st
         raise DataError(
             f"{sizes_file}: names none of the categorical features; {widths}, and the features are {there_are}"
         )
-    beside = _sizes_beside(spec)
+    beside = _sizes_beside(spec, allow_outside_paths)
     dims = {}
     for feature in features:
         stated = explicit.get(feature.name) or feature.embedding_dim or beside.get(feature.name)
@@ -46,14 +54,17 @@ def embedding_dims(spec: FeatureSpec, sizes_file: Path | None = None) -> dict[st
     return dims
 
 
-def unused_widths(spec: FeatureSpec, sizes_file: Path | None = None) -> Iterator[str]:
+def unused_widths(
+    spec: FeatureSpec, sizes_file: Path | None = None, *, allow_outside_paths: bool = False
+) -> Iterator[str]:
     """Warnings about names in the files of `embedding_dims` that are no categorical features, nearest names suggested.
 
     Raises:
         DataError: as `embedding_dims`.
     """
     explicit = {} if sizes_file is None else read_sizes(Path(sizes_file))
-    for path, sizes in ((sizes_file, explicit), (spec.folder / SIZES_FILE, _sizes_beside(spec))):
+    beside = _sizes_beside(spec, allow_outside_paths)
+    for path, sizes in ((sizes_file, explicit), (spec.folder / SIZES_FILE, beside)):
         if names := _unknown(spec, sizes):
             what = "the specification has no such categorical feature, and these widths are not used"
             yield f"{path}: has widths for {names}; {what}"
@@ -80,9 +91,11 @@ def read_sizes(path: Path) -> dict[str, int]:
     return sizes
 
 
-def _sizes_beside(spec: FeatureSpec) -> dict[str, int]:
+def _sizes_beside(spec: FeatureSpec, allow_outside_paths: bool) -> dict[str, int]:
     path = spec.folder / SIZES_FILE
-    return read_sizes(path) if os.path.exists(path) else {}
+    if not allow_outside_paths:
+        check_stays(spec.folder, SIZES_FILE)
+    return read_sizes(path) if os.path.lexists(path) else {}
 
 
 def _unknown(spec: FeatureSpec, sizes: dict[str, int]) -> str:
