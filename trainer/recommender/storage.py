@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.encoding.keys import as_keys
 from data.errors import DataError
 from trainer.model_folder import Document, open_model, write_model
 from trainer.observation.log import to_plain
@@ -59,7 +60,10 @@ def load_fitted(folder: Path) -> tuple[Fitted, dict[str, Any]]:
     """
     sealed = open_model(folder)
     if SETTINGS not in sealed.documents:
-        raise DataError(f"{folder}: holds a model and no recommender; Recommender.save writes one")
+        raise DataError(
+            f"{folder}: holds a model of main.py and no recommender: it knows neither users nor items. "
+            "main.py --predict and export.py take such a model; Recommender.load reads what Recommender.save wrote"
+        )
     with foreign_is_refused(folder):
         return _load(sealed)
 
@@ -103,6 +107,6 @@ def _from_parquet(column: str, path: Path) -> Entities:
     if file.metadata.num_rows > path.stat().st_size:
         raise DataError(f"{path}: {file.metadata.num_rows:,} rows in {path.stat().st_size:,} bytes")
     table = file.read()
-    keys = table.column(_KEY).drop_null().to_numpy()
+    keys = as_keys(column, table.column(_KEY).drop_null().to_numpy())
     features = {name.removeprefix("feature."): table.column(name) for name in table.column_names if name != _KEY}
     return Entities(column, keys, {name: values.to_numpy() for name, values in features.items()})
