@@ -9,9 +9,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+import export
 from data.errors import DataError
 from tests.helpers import ROOT, environment
+from tests.trainer.export.models import write_run
 from trainer.checkpoints import NoCheckpointError
+from trainer.export.saved_model_folder import load_signatures
 from trainer.recommender import Recommender
 
 USERS, ITEMS, ROWS = 60, 40, 6000
@@ -199,6 +202,65 @@ def refused(message: str, **changes) -> None:  # type: ignore[no-untyped-def]
     given = {"interactions": interactions, "tasks": TASKS, "items": items} | changes
     with pytest.raises(DataError, match=message):
         Recommender(epochs=1).fit(**given)
+
+
+def rows_of_everything(rows: int) -> pd.DataFrame:
+    """Known and unseen ids with features of their own, among them nulls."""
+    random = np.random.default_rng(4)
+    frame = pd.DataFrame({"user_id": random.integers(0, USERS + 9, rows), "hour": random.integers(0, 24, rows) * 1.0})
+    frame["item_id"] = [f"item {item}" for item in random.integers(0, ITEMS + 9, rows)]
+    frame["colours"] = [["colour 1", "any", "new"][: random.integers(0, 4)] for _ in range(rows)]
+    frame["year"] = random.choice([1990.0, 2010.0, np.nan], rows)
+    return frame
+
+
+@pytest.mark.parametrize("format", ["savedmodel", "onnx"])
+def test_a_saved_recommender_is_exported(recommender, saved, format, tmp_path, capfd):
+    if format == "onnx":
+        pytest.importorskip("tf2onnx", reason="requirements/export.txt is not installed")
+    out, frame = tmp_path / "out", rows_of_everything(200)
+    code = export.main(["--model_dir", str(saved), "--output", str(out), "--format", format])
+    assert code == 0, capfd.readouterr().err
+    expected = recommender.predict(frame)
+    if format == "savedmodel":
+        width = max(map(len, frame["colours"]))
+        given = {
+            "user_id": frame[["user_id"]].to_numpy(),
+            "item_id": frame[["item_id"]].to_numpy().astype("S"),
+            "hour": frame[["hour"]].to_numpy(),
+            "year": frame[["year"]].to_numpy(),
+            "colours": np.array([colours + [""] * (width - len(colours)) for colours in frame["colours"]], "S"),
+        }
+        predict = load_signatures(out)["serving_raw"]
+    else:
+        encoded = recommender.encode(frame)
+        hotness = recommender._fitted.saved.layout.categorical[-1].hotness
+        lists = [[*ids, *[-1] * hotness][:hotness] for ids in encoded["colours"]]
+        given = {name: encoded[[name]].to_numpy(np.int32) for name in ("user_id", "item_id")}
+        given |= {name: encoded[[name]].to_numpy(np.float32) for name in ("year", "hour")}
+        given["colours"] = np.array(lists, np.int32)
+        from trainer.export.onnx_file import load_onnx
+
+        predict = load_onnx(out / "model.onnx")
+    found = predict(given)
+    for task in TASKS:
+        np.testing.assert_allclose(found[task][:, 0], expected[task], rtol=1e-5, atol=1e-5)
+
+
+def test_the_model_of_a_run_is_no_recommender(saved, tmp_path):
+    write_run(tmp_path)
+    with pytest.raises(DataError, match="holds a model of main.py and no recommender"):
+        Recommender.load(tmp_path / "model")
+    with pytest.raises(DataError, match="no valid model in"):
+        Recommender.load(tmp_path)
+    assert export.main(["--model_dir", str(saved / "tables"), "--output", "out", "--format", "savedmodel"]) == 4
+
+
+def test_a_recommender_is_loaded_from_the_working_directory(recommender, saved, monkeypatch):
+    monkeypatch.chdir(saved)
+    assert Recommender.load(".").tasks == recommender.tasks
+    with pytest.raises(DataError, match="working directory"):
+        recommender.save(".")
 
 
 NOT_FRAMES = {

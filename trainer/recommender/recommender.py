@@ -274,12 +274,12 @@ class Recommender:
 def _path(method: str, folder: Any) -> Path:
     if not isinstance(folder, str | os.PathLike):
         raise DataError(f"{method}: {folder!r} is no path; name a folder, as in {method}('movies')")
-    return Path(folder)
+    return Path(folder).absolute()
 
 
 def _new_folder(folder: str | Path) -> Path:
     """The absolute path of a folder to save into."""
-    path = Path(os.path.abspath(_path("save", folder)))
+    path = Path(os.path.normpath(_path("save", folder)))
     if Path.cwd().is_relative_to(path):
         raise DataError(f"{folder}: is the working directory or above it; name a folder inside, as in save('movies')")
     return path

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from data.encoding.keys import as_keys
 from data.errors import DataError
-from trainer.model_folder import Document, open_model, write_model
+from trainer.model_folder import SEEN_ITEMS, SEEN_STARTS, Document, open_model, write_model
 from trainer.observation.log import to_plain
 from trainer.recommender.entities import Entities
 from trainer.recommender.fitted import Fitted, Seen
@@ -28,7 +28,6 @@ from trainer.weights import named
 
 VERSION = 1
 SETTINGS, USERS, ITEMS = "recommender.json", "tables/users.parquet", "tables/items.parquet"
-STARTS, SEEN = "seen/starts", "seen/items"
 _KEY = "key"
 
 
@@ -48,7 +47,10 @@ def save_fitted(fitted: Fitted, options: Mapping[str, Any], folder: Path) -> Non
     documents: dict[str, Document] = dict(fitted.saved.documents)
     documents |= {SETTINGS: settings, USERS: _to_parquet(fitted.users), ITEMS: _to_parquet(fitted.items)}
     arrays = array_sources(named(fitted.saved.model.variables))
-    arrays += [ArraySource.from_array(STARTS, fitted.seen.starts), ArraySource.from_array(SEEN, fitted.seen.items)]
+    arrays += [
+        ArraySource.from_array(SEEN_STARTS, fitted.seen.starts),
+        ArraySource.from_array(SEEN_ITEMS, fitted.seen.items),
+    ]
     write_model(folder, arrays, documents)
 
 
@@ -76,7 +78,7 @@ def _load(sealed: SealedFolder) -> tuple[Fitted, dict[str, Any]]:
         )
     users = _from_parquet(settings["user"], sealed.documents[USERS])
     items = _from_parquet(settings["item"], sealed.documents[ITEMS])
-    seen = Seen(sealed.read(STARTS), sealed.read(SEEN))
+    seen = Seen(sealed.read(SEEN_STARTS), sealed.read(SEEN_ITEMS))
     _check_seen(seen, len(users.keys), len(items.keys))
     return Fitted(read_model(sealed), users, items, seen, tuple(settings["context"])), dict(settings["options"])
 
@@ -85,9 +87,9 @@ def _check_seen(seen: Seen, users: int, items: int) -> None:
     starts, positions = seen.starts, seen.items
     fits = starts.dtype == positions.dtype == np.int64 and starts.shape == (users + 2,) and positions.ndim == 1
     if not fits or starts[0] != 0 or starts[-1] != len(positions) or (np.diff(starts) < 0).any():
-        raise ValueError(f"{STARTS} and {SEEN} do not fit the {users:,} users")
+        raise ValueError(f"{SEEN_STARTS} and {SEEN_ITEMS} do not fit the {users:,} users")
     if len(positions) and not 0 <= positions.min() <= positions.max() < items:
-        raise ValueError(f"{SEEN} names items that there are not")
+        raise ValueError(f"{SEEN_ITEMS} names items that there are not")
 
 
 def _to_parquet(entities: Entities) -> bytes:
