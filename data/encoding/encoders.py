@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import pandas as pd
 
 from data.encoding.hashing import buckets, hash_values
 from data.encoding.keys import KeyIndex, KeyTable, Values, as_lists, as_numbers, known_keys
@@ -68,7 +67,8 @@ class Vocabulary:
             raise DataError(f"column {column!r}: {max_ids} ids at most; {FIRST_OOV_ID + oov_buckets} are needed")
         known, keys = known_keys(column, values)
         kept = np.asarray(counts, np.int64)[known]
-        order = pd.DataFrame({"count": -kept, "key": keys}).sort_values(["count", "key"]).index.to_numpy()
+        by_value = np.argsort(keys, kind="stable")
+        order = by_value[np.argsort(-kept[by_value], kind="stable")]
         order = order[kept[order] >= min_count]
         if max_ids is not None and FIRST_OOV_ID + oov_buckets + len(order) > max_ids:
             oov_buckets = max(oov_buckets, max_ids // 10)

@@ -75,7 +75,7 @@ class KeyIndex:
         """
         known, found = known_keys(self.column, values)
         codes = np.full(len(known), -1)
-        codes[known], distinct = pd.factorize(found)
+        codes[known], distinct = distinct_keys(found)
         if len(self.keys) and len(distinct) and distinct.dtype != self.keys.dtype:
             found_one, known_one = distinct.tolist()[0], self.keys.tolist()[0]
             raise DataError(
@@ -133,6 +133,15 @@ def as_keys(column: str, values: Values) -> np.ndarray:
     if not known.all():
         raise DataError(f"column {column!r} has nothing (null) in row {int(known.argmin())}; leave such rows out")
     return keys
+
+
+def distinct_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys as positions among the distinct ones, [n] int64, and those in the order of their appearance."""
+    if keys.dtype != object:
+        return pd.factorize(keys)
+    # Not by pandas, for which a text ends at its first NUL.
+    encoded = pa.array(keys, pa.large_string()).dictionary_encode()
+    return encoded.indices.to_numpy(), encoded.dictionary.to_numpy(zero_copy_only=False)
 
 
 def as_numbers(column: str, values: Values) -> np.ndarray:

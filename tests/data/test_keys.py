@@ -135,6 +135,15 @@ def test_texts_are_compared_by_code_point():
         ONE.encode(["1"])
 
 
+def test_a_text_does_not_end_at_its_first_nul():
+    values = ["", "\0", "\0a", "a", "a\0"]
+    texts = Vocabulary.fit("x", values, [1] * 5)
+    assert texts.values.tolist() == sorted(values)
+    for given in (values, np.array(values, object), pd.Series(values)):
+        assert texts.encode(given).tolist() == [3, 4, 5, 6, 7]
+    assert HashedIds("x", 97).encode(values).tolist() == [scalar_hash(value) % 97 for value in values]
+
+
 def test_a_bad_value_is_found_wherever_its_equal_stands():
     """1 and Decimal(1) are equal, and so are True and 1: the check sees values, not distinct ones."""
     huge = float(2**60)

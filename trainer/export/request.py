@@ -27,7 +27,8 @@ ROWS = 4096
 MAX_ONNX_BYTES = 2**31 - 2**20
 
 DESCRIPTION = """Writes the trained model of a run, or of a Recommender, for a server. Before the output appears, its
-predictions are compared with those of the model. Formats: savedmodel (TensorFlow), onnx, triton (a model repository)."""
+predictions are compared with those of the model.
+Formats: savedmodel (TensorFlow), onnx, triton (a model repository)."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.encoding.keys import as_keys
+from data.encoding.keys import as_keys, distinct_keys
 from data.errors import DataError
 from trainer.recommender.columns import require_columns, require_frame, require_mapping
 from trainer.recommender.entities import Entities
@@ -120,7 +120,7 @@ class Fitted:
         if candidates is None:
             items, keys = np.arange(len(self.items.keys)), self.items.keys
         else:
-            keys = pd.unique(as_keys(self.items.column, candidates))
+            _, keys = distinct_keys(as_keys(self.items.column, candidates))
             items = self.items.positions(keys)
         if exclude_seen:
             was_seen = np.zeros(len(self.items.keys) + 1, bool)
