@@ -303,6 +303,11 @@ def test_arguments_of_fit_are_checked_by_type():
     refused("items, .*: the column name 5 is no text; rename", items=items.assign(**{"x": 1}).rename(columns={"x": 5}))
     refused("context is 'hour'; expected a list of columns, as in .'hour'.", context="hour")
     refused("context is 3; expected a list", context=3)
+    refused("context is .'hour'.; expected a list", context={"hour"})
+    refused("the name 'a/b' holds a slash", items=items.rename(columns={"year": "a/b"}))
+    refused("the name .* holds a slash or a control", items=items.rename(columns={"year": "\ud800"}))
+    refused("this name is empty", interactions=interactions.rename(columns={"hour": ""}), context=[""])
+    refused("no column 'likes'; it has .*did you mean 'liked'", tasks={"likes": "binary"})
     refused("kinds is .'year'.; expected a dict", kinds=["year"])
     refused("validation is '0.1'; expected a share", validation="0.1")
     refused(r"'released' holds Timestamp.*\.dt\.year or \.astype\(str\)", items=items.assign(released=dates))
@@ -416,6 +421,7 @@ def test_requests_that_make_no_sense_are_refused(recommender, tmp_path):
             1, "item 1", context=NOON | {"day": 1}
         ),
         "pairs: expected one of user and item each": lambda: batch(5, context=NOON),
+        "pairs is a set, .*write a list": lambda: batch({(1, "item 1")}, context=NOON),
         "score is .'liked'.; expected a dict": lambda: recommend(1, score=["liked"]),
         "k is '3'; expected at least 1": lambda: recommend(1, "3"),
         "k is 2.5; expected at least 1": lambda: recommend(1, 2.5),

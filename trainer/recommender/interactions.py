@@ -15,6 +15,7 @@ from data.encoding.splits import TEST, TRAIN, draw_mappings
 from data.encoding.tabular.prepare import embedding_sizes
 from data.errors import DataError
 from data.specification.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, FeatureSpec
+from data.specification.values import name_mistake
 from trainer.recommender.columns import (
     KINDS,
     RawColumn,
@@ -44,8 +45,8 @@ class Interactions:
         kinds: feature column -> "categorical", "numerical" or "multihot".
 
     Raises:
-        DataError: a table is no data frame, a column is missing or there twice, or a label holds what its task cannot
-            have.
+        DataError: a table is no data frame, a column is missing, there twice or of a name that no dataset can have, or
+            a label holds what its task cannot have.
     """
 
     frame: pd.DataFrame
@@ -67,6 +68,9 @@ class Interactions:
             raise DataError(f"tasks names no column; write what is learnt of each label, as in {TASKS_EXAMPLE}")
         features = [*self.context, *self._known_features("users", self.user), *self._known_features("items", self.item)]
         names = [self.user, self.item, *self.tasks, *features]
+        for name in names:
+            if mistake := name_mistake(name):
+                raise DataError(f"columns: {mistake}")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise DataError(f"columns {', '.join(twice)} have two meanings; rename one of each, or leave it out")

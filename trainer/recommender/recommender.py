@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,8 +88,8 @@ class Recommender:
         Raises:
             DataError: input that cannot be learnt from; names the column.
         """
-        if isinstance(context, str) or not isinstance(context, Iterable):
-            raise DataError(f"context is {context!r}; expected a list of columns, as in ['hour']")
+        if not isinstance(context, list | tuple):
+            raise DataError(f"context is {shown(context)}; expected a list of columns, as in ['hour']")
         data = Interactions(interactions, user, item, tasks, tuple(context), users, items, kinds)
         seed = int(self._options.get("seed") or 0)
         with tempfile.TemporaryDirectory(prefix="recommender-") as folder:
@@ -170,6 +170,8 @@ class Recommender:
         context = context or {}
         self._fitted.check_context(context)
         names = [self._fitted.users.column, self._fitted.items.column]
+        if isinstance(pairs, Set | Mapping):
+            raise DataError(f"pairs is a {type(pairs).__name__}, whose order is not the rows'; write a list of pairs")
         try:
             # As objects: integers beside nulls would become floats.
             frame = pd.DataFrame(list(pairs), columns=names, dtype=object)
