@@ -256,6 +256,13 @@ def test_the_model_of_a_run_is_no_recommender(saved, tmp_path):
     assert export.main(["--model_dir", str(saved / "tables"), "--output", "out", "--format", "savedmodel"]) == 4
 
 
+def test_an_export_does_not_go_into_the_recommender(saved, capfd):
+    for output in (saved / "exported", saved / "weights" / "exported", saved.parent):
+        assert export.main(["--model_dir", str(saved), "--output", str(output), "--format", "savedmodel"]) == 2
+        assert "--output" in capfd.readouterr().err
+    assert not (saved / "exported").exists()
+
+
 def test_a_recommender_is_loaded_from_the_working_directory(recommender, saved, monkeypatch):
     monkeypatch.chdir(saved)
     assert Recommender.load(".").tasks == recommender.tasks
