@@ -13,12 +13,12 @@ from trainer.checkpoints import NoCheckpointError, print_warning
 from trainer.flags.cli import parse
 from trainer.flags.options import Options
 from trainer.flags.places import place_in
-from trainer.inputs import Inputs, check_folders, check_labels, open_inputs
+from trainer.inputs import Inputs, check_folders, check_labels, lints_labels, open_inputs
 from trainer.models import MODELS
 from trainer.process.launcher import Launch, read_launch
 from trainer.process.quiet_import import import_tensorflow
 from trainer.process.standard_streams import steady_streams
-from trainer.reliability.errors import NotFinite, StoppedBySignal, WorkersDiffer
+from trainer.reliability.errors import NotFinite, RejectedByAll, StoppedBySignal, WorkersDiffer
 from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, STOPPED, WRONG_INPUT
 from trainer.reliability.records import JOB_VARIABLE, PEER_GONE, WorkerRecord
 from trainer.reliability.run_lock import RunLock
@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
             if launch.rank == 0 and is_training:
                 until_the_end.enter_context(RunLock(options.data.model_dir, print_warning, _lock_patience()))
             check_folders(options, launch)
-            warnings = check_labels(options, inputs.spec, launch)
+            # Several workers do it once they have formed their group, where waiting has no end.
+            warnings = check_labels(options, inputs.spec) if launch.size == 1 and lints_labels(options) else ()
         except DataError as error:
             return _refuse(error, launch, record)
         record.begin()
@@ -75,6 +76,8 @@ def _execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRec
             print(f"main.py: {error}", file=sys.stderr, flush=True)
         record.end(STOPPED, str(error))
         return STOPPED
+    except RejectedByAll as error:
+        return _refuse(error, launch, record)
     except DataError as error:
         return _fail(str(error), _code_of(error), record)
     except (NotFinite, WorkersDiffer, CheckpointError, FloatingPointError, OSError) as error:
@@ -94,7 +97,7 @@ def _code_of(error: DataError) -> int:
 def _refuse(error: DataError, launch: Launch, record: WorkerRecord) -> int:
     """All workers refuse the same arguments and files: one per host says so, the others wait to be stopped.
 
-    What the label lint and the lock refuse, the first worker refuses alone; the launcher stops the others.
+    What the lock refuses, the first worker refuses alone; the launcher stops the others.
     """
     code = _code_of(error)
     if launch.local_rank == 0:
