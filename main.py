@@ -21,7 +21,7 @@ from trainer.process.standard_streams import steady_streams
 from trainer.reliability.errors import NotFinite, StoppedBySignal, WorkersDiffer
 from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, STOPPED, WRONG_INPUT
 from trainer.reliability.records import JOB_VARIABLE, PEER_GONE, WorkerRecord
-from trainer.reliability.run_lock import RunLock
+from trainer.reliability.run_lock import FolderInUse, RunLock
 from trainer.reliability.signals import StopRequest
 from trainer.sealed.errors import CheckpointError
 
@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
             warnings = check_labels(options, inputs.spec, launch)
         except DataError as error:
             return _refuse(error, launch, record)
+        except FolderInUse as error:
+            return _fail(str(error), FAILURE, record)
         record.begin()
         stop = until_the_end.enter_context(StopRequest(record if is_training else None))
         if launch.rank == 0:

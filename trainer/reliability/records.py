@@ -20,6 +20,7 @@ from trainer.reliability.exit_codes import DONE, FAILURE
 from trainer.reliability.processes import start_time
 
 FOLDER = "workers"
+JOB_FILE = "job"
 JOB_VARIABLE = "RECIPE_JOB"
 """Set by supervise.py to another value at each start: whose worker a process is."""
 PEER_GONE = "another worker is gone"
@@ -137,8 +138,8 @@ class WorkerRecord:
                 temporary.unlink(missing_ok=True)
 
 
-def prepare_records(results_dir: Path) -> None:
-    """Makes an empty folder for the records of a job.
+def prepare_records(results_dir: Path, job: str) -> None:
+    """Makes an empty folder for the records of a job, and notes whose it is.
 
     Raises:
         OSError: it cannot be made.
@@ -147,6 +148,15 @@ def prepare_records(results_dir: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in _files(folder):
         path.unlink(missing_ok=True)
+    (folder / JOB_FILE).write_text(job + "\n", encoding="utf-8")
+
+
+def last_job(results_dir: Path) -> str | None:
+    """The job for which the folder was prepared last; None where there was none."""
+    try:
+        return (results_dir / FOLDER / JOB_FILE).read_text(encoding="utf-8").strip() or None
+    except (OSError, ValueError):
+        return None
 
 
 def read_records(results_dir: Path, job: str) -> dict[int, WorkerState]:
