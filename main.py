@@ -25,6 +25,9 @@ from trainer.reliability.run_lock import FolderInUse, RunLock
 from trainer.reliability.signals import StopRequest
 from trainer.sealed.errors import CheckpointError
 
+FIRST_FAILURE_SECONDS = 0.5
+"""Workers that lost another one wait this long before they fail: the launcher takes the first failure for the cause."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one worker; returns its exit code, which is in the worker's record too.
@@ -84,6 +87,7 @@ def _execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRec
     except Exception as error:
         if (said := lost_peer(error)) is None:
             raise
+        time.sleep(FIRST_FAILURE_SECONDS)
         return _fail(f"{PEER_GONE} ({said})", FAILURE, record)
     record.end(DONE)
     return DONE

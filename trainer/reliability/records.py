@@ -1,6 +1,6 @@
 """What each worker leaves of itself in `<results_dir>/workers/worker-R.json`: who it is, and how it ended.
 
-A launcher hides the codes with which workers exit, and a killed worker has none, so that supervise.py reads these.
+A launcher passes on one worker's exit code at best, and a killed worker leaves none, so that supervise.py reads these.
 """
 
 import dataclasses
