@@ -197,8 +197,9 @@ only_what_horovod_needs() {
   rm -rf "$work/gpu"
   mkdir "$work/gpu"
   cp -r "$root"/{Dockerfile,.dockerignore,requirements,scripts} "$work/gpu/"
-  { grep -v '^tensorflow-cpu==' "$root/requirements/cpu.txt"
-    grep -E '^(tensorflow|nvidia-nccl-cu12)==' "$root/requirements/gpu.txt"
+  # A requirement is a line and the hashes that follow, which are indented.
+  { awk '/^[^ ]/ {wanted = !/^tensorflow-cpu==/} wanted' "$root/requirements/cpu.txt"
+    awk '/^[^ ]/ {wanted = /^(tensorflow|nvidia-nccl-cu12)==/} wanted' "$root/requirements/gpu.txt"
   } >"$work/gpu/requirements/gpu.txt"
 }
 

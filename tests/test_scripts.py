@@ -1,7 +1,11 @@
 """The other shell scripts: what they start, and what they say of a mistake."""
 
 import os
+import re
 import subprocess
+import sys
+import tarfile
+from typing import NamedTuple
 
 import pytest
 
@@ -191,25 +195,70 @@ def test_the_ci_fails_when_the_tests_do(checks):
     assert (process.returncode, process.stdout) == (1, "1 failed in 0.1s\n")
 
 
-def test_the_locked_lists_hold_exact_versions_and_no_addresses():
-    for name in ("cpu", "gpu", "export", "dev"):
-        lines = (ROOT / f"requirements/{name}.txt").read_text().splitlines()[1:]
-        assert lines, name
-        for line in lines:
-            package, _, marker = line.partition(" ; ")
-            assert package.count("==") == 1 and "/" not in line, f"{name}.txt: {line}"
-            assert not marker or marker.startswith("python_full_version"), f"{name}.txt: {line}"
+LISTS = ("cpu", "gpu", "export", "dev", "uv", "tritonserver")
+
+
+class Locked(NamedTuple):
+    """A requirement of a locked list."""
+
+    package: str
+    version: str
+    marker: str
+    hashes: list[str]
+
+
+def locked(name: str) -> list[Locked]:
+    """The requirements of a list; fails the test where it holds anything else."""
+    found = []
+    for line in (ROOT / f"requirements/{name}.txt").read_text().replace("\\\n", "").splitlines()[1:]:
+        requirement, *hashes = line.split("--hash=")
+        parsed = re.fullmatch(r"([a-z0-9-]+)==([0-9][^ /@]*)(?: ; (python_full_version [^/@]*))?", requirement.strip())
+        assert parsed, f"{name}.txt: {line}"
+        found.append(Locked(parsed[1], parsed[2], parsed[3] or "", [text.strip() for text in hashes]))
+    assert found, name
+    return found
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_locked_lists_hold_exact_versions_with_hashes(name):
+    for requirement in locked(name):
+        assert requirement.hashes, requirement
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", text) for text in requirement.hashes), requirement
 
 
 def test_the_lists_agree_on_what_they_share():
     versions: dict[str, set[str]] = {}
-    for name in ("cpu", "gpu", "export", "dev"):
-        for line in (ROOT / f"requirements/{name}.txt").read_text().splitlines()[1:]:
-            package, _, version = line.partition("==")
-            if "python_full_version" not in version:
-                versions.setdefault(package, set()).add(version)
+    for name in LISTS:
+        for requirement in locked(name):
+            if not requirement.marker:
+                versions.setdefault(requirement.package, set()).add(requirement.version)
     differing = {package for package, found in versions.items() if len(found) > 1}
     assert differing <= {"numba", "llvmlite"}, "only numba differs between CPU and GPU (requirements/README.md)"
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_what_source_distributions_are_built_with_is_locked(name):
+    assert {"setuptools", "wheel"} <= {requirement.package for requirement in locked(name)}
+
+
+def test_altered_source_of_horovod_is_not_built_nor_run(tmp_path):
+    """Served by an index in place of the published one."""
+    ran, source = tmp_path / "ran", tmp_path / "horovod-0.28.1"
+    source.mkdir()
+    (source / "setup.py").write_text(f"open({str(ran)!r}, 'w'); raise SystemExit(1)\n")
+    with tarfile.open(tmp_path / "horovod-0.28.1.tar.gz", "w:gz") as file:
+        file.add(source, source.name)
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts/build_horovod.sh"), sys.executable, str(tmp_path / "wheels")],
+        env=os.environ | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_EXTRA_INDEX_URL": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "lacks:" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 1 and "DO NOT MATCH THE HASHES" in done.stderr
+    assert not ran.exists() and os.listdir(tmp_path / "wheels") == []
 
 
 def test_lock_leaves_the_lists_alone_when_the_result_would_hold_an_address(machine):
