@@ -56,6 +56,12 @@ def launched(process) -> list[str]:
         ("training_benchmark.sh", "-g 4", "4", BENCHMARK),
         ("training_benchmark.sh", "--benchmark_steps 20", "1", f"{BENCHMARK} --benchmark_steps 20"),
         ("evaluating_benchmark.sh", "-b 4096 -a amp", "1", f"--evaluate {BENCHMARK} --eval_batch_size 4096 --amp"),
+        ("training_full.sh", "-g 1 -a -x", "1", "--amp --xla"),
+        ("training_full.sh", "--gpu 4 --amp --xla", "4", "--amp --xla"),
+        ("training_full.sh", "--gpu=4 -x --num_epochs 2 -a", "4", "--xla --num_epochs 2 --amp"),
+        ("training_benchmark.sh", "-a -g 8 -b 65536", "8", f"{BENCHMARK} --amp --global_batch_size 65536"),
+        ("evaluating_benchmark.sh", "--bs 4096 -x", "1", f"--evaluate {BENCHMARK} --eval_batch_size 4096 --xla"),
+        ("evaluating_benchmark.sh", "--bs=4096", "1", f"--evaluate {BENCHMARK} --eval_batch_size 4096"),
     ],
 )
 def test_the_options_become_workers_and_flags_of_main(machine, script, arguments, workers, flags):
@@ -85,9 +91,8 @@ def test_there_are_as_many_workers_as_gpus_unless_told_otherwise(machine, gpus, 
         ("training_full.sh", ["-g", "0"], "'0'"),
         ("training_full.sh", ["-g", "many"], "'many'"),
         ("training_full.sh", ["-g"], "needs a value"),
-        ("training_full.sh", ["-a", "fp8"], "the word amp"),
-        ("training_full.sh", ["-x", "on"], "the word xla"),
-        ("training_full.sh", ["-b", "64"], "--global_batch_size"),
+        ("training_full.sh", ["--gpu=-1"], "--gpu takes a number of workers, not '-1'"),
+        ("evaluating_benchmark.sh", ["-a", "--bs"], "--bs needs a value"),
     ],
 )
 def test_a_wrong_option_is_refused_in_one_line(machine, script, arguments, message):
@@ -102,7 +107,8 @@ def test_help_names_the_script_and_its_options(machine, script):
     process = machine.run(f"scripts/{script}", "-h")
     assert process.returncode == 0
     assert f"usage: {script}" in process.stdout
-    assert ("-b GLOBAL_BATCH" in process.stdout) == (script == "evaluating_benchmark.sh")
+    batch = "--eval_batch_size" if script == "evaluating_benchmark.sh" else "--global_batch_size"
+    assert f"all workers together: {batch}\n" in process.stdout
 
 
 def test_without_a_set_up_the_way_to_one_is_told(machine):
