@@ -6,6 +6,7 @@ A launcher passes on one worker's exit code at best, and a killed worker leaves 
 import dataclasses
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -15,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.atomic import write_whole
+from data.files import open_regular
 from trainer.process.launcher import Launch
 from trainer.reliability.exit_codes import DONE, FAILURE
 from trainer.reliability.processes import start_time
@@ -25,8 +28,11 @@ JOB_VARIABLE = "RECIPE_JOB"
 """Set by supervise.py to another value at each start: whose worker a process is."""
 PEER_GONE = "another worker is gone"
 """How the cause begins where a worker ended only because another one had."""
+STOPPED_EARLY = "stopped before training had begun"
+"""How the cause begins where a signal ended a worker that could not yet agree on it with the others."""
 
 LONGEST_CAUSE = 500
+LONGEST_JOB = 64
 
 
 @dataclass(frozen=True)
@@ -129,13 +135,9 @@ class WorkerRecord:
 
     def _write(self, state: WorkerState) -> None:
         path = self._folder / f"worker-{state.rank}.json"
-        temporary = path.with_name(f".{path.name}.{state.pid}")
-        try:
-            temporary.write_text(json.dumps(dataclasses.asdict(state)) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-        except (OSError, ValueError):  # ValueError: a name that no file can have
-            with suppress(OSError, ValueError):
-                temporary.unlink(missing_ok=True)
+        with suppress(OSError, ValueError):  # ValueError: a name that no file can have
+            if not os.path.lexists(path) or _is_record(path):
+                write_whole(path, json.dumps(dataclasses.asdict(state)) + "\n")
 
 
 def prepare_records(results_dir: Path, job: str) -> None:
@@ -148,15 +150,19 @@ def prepare_records(results_dir: Path, job: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in _files(folder):
         path.unlink(missing_ok=True)
-    (folder / JOB_FILE).write_text(job + "\n", encoding="utf-8")
+    path = folder / JOB_FILE
+    if not os.path.lexists(path) or last_job(results_dir):
+        write_whole(path, job + "\n")
 
 
 def last_job(results_dir: Path) -> str | None:
     """The job for which the folder was prepared last; None where there was none."""
     try:
-        return (results_dir / FOLDER / JOB_FILE).read_text(encoding="utf-8").strip() or None
+        with open_regular(results_dir / FOLDER / JOB_FILE) as file:
+            text = file.read(LONGEST_JOB + 1).decode().removesuffix("\n")
     except (OSError, ValueError):
         return None
+    return text if re.fullmatch(f"[0-9a-f]{{1,{LONGEST_JOB}}}", text) else None
 
 
 def read_records(results_dir: Path, job: str) -> dict[int, WorkerState]:
@@ -164,14 +170,28 @@ def read_records(results_dir: Path, job: str) -> dict[int, WorkerState]:
     states = {}
     for path in _files(results_dir / FOLDER):
         with suppress(OSError, ValueError, TypeError):
-            state = WorkerState(**json.loads(path.read_text(encoding="utf-8")))
+            with open_regular(path) as file:
+                state = WorkerState(**json.loads(file.read()))
             if state.job == job and _is_plausible(state):
                 states[state.rank] = state
     return states
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("worker-*.json") if path.stem.rpartition("-")[2].isdecimal()]
+    """The records in a folder; other files under such names are left alone."""
+    named = [path for path in folder.glob("worker-*.json") if path.stem.rpartition("-")[2].isdecimal()]
+    return [path for path in named if _is_record(path)]
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file is a worker's record, or empty."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        text = path.read_text(encoding="utf-8")
+        return not text or json.loads(text).keys() == {item.name for item in dataclasses.fields(WorkerState)}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def _is_plausible(state: WorkerState) -> bool:

@@ -21,6 +21,7 @@ from trainer.reliability.records import (
     LONGEST_CAUSE,
     WorkerRecord,
     WorkerState,
+    last_job,
     prepare_records,
     read_records,
 )
@@ -172,3 +173,14 @@ def test_all_that_carry_a_mark_are_killed_and_no_others(monkeypatch):
 def test_a_place_is_found_in_any_command(words, place, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert place_in(words, "results_dir") == Path(place)
+
+
+def test_a_job_is_noted_but_never_over_a_file_of_others(tmp_path):
+    assert last_job(tmp_path) is None
+    for job in ("0a" * 16, "1b" * 16):
+        prepare_records(tmp_path, job)
+        assert last_job(tmp_path) == job
+    (tmp_path / FOLDER / JOB_FILE).write_text("my notes\n")
+    prepare_records(tmp_path, "2c" * 16)
+    assert last_job(tmp_path) is None
+    assert (tmp_path / FOLDER / JOB_FILE).read_text() == "my notes\n"
