@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from trainer.reliability.exit_codes import STOPPED
-from trainer.reliability.records import WorkerRecord
+from trainer.reliability.records import STOPPED_EARLY, WorkerRecord
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 ONE_REQUEST_SECONDS = 1.0
@@ -89,7 +89,7 @@ class StopRequest:
                 if numbers[0] not in STOP_SIGNALS:
                     continue
                 if self._record is not None and not self.has_begun:
-                    self._record.leave(STOPPED, f"signal {numbers[0]} came before training had begun; nothing is lost")
+                    self._record.leave(STOPPED, f"{STOPPED_EARLY}, by signal {numbers[0]}; nothing is lost")
                 self._signals.add(numbers[0])
                 if self._record is not None and len(self._signals.requests) > 1:
                     self._record.leave(128 + numbers[0], f"signal {numbers[0]} came a second time")
