@@ -172,7 +172,7 @@ def test_a_model_folder_that_cannot_be_written_is_refused_before_the_first_step(
 def test_a_second_run_is_refused_and_told_who_trains_into_the_folder(dataset, tmp_path, capsys):
     (tmp_path / "models" / "checkpoints" / "step-3").mkdir(parents=True)
     with RunLock(tmp_path / "models", print):
-        refused(capsys, arguments(dataset, tmp_path), 2, "another run is training there", f"process {os.getpid()} on ")
+        refused(capsys, arguments(dataset, tmp_path), 1, "another run is training there", f"process {os.getpid()} on ")
     refused(capsys, arguments(dataset, tmp_path), 2, "holds the checkpoints of an earlier run")
 
 
@@ -181,7 +181,7 @@ def test_a_refused_run_leaves_nothing_but_its_cause_where_a_supervisor_waits_for
     refused(capsys, arguments(copy, tmp_path), 2, "no positive")
     refused(capsys, arguments(copy, tmp_path, "--num_epoch", "1"), 2, "did you mean --num_epochs?")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
-    prepare_records(tmp_path / "results")
+    prepare_records(tmp_path / "results", "job")
     refused(capsys, arguments(copy, tmp_path, "--num_epoch", "1"), 2, "did you mean --num_epochs?")
     state = json.loads((tmp_path / "results" / "workers" / "worker-0.json").read_text())
     assert state["code"] == 2 and "did you mean --num_epochs?" in state["cause"]
