@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.encoding.encoders import Encoder, HashedRanks, Numerical, Vocabulary
-from data.errors import DataError
-from trainer.export.ports import check_names
 from trainer.layout import InputLayout
 
 # What stands for null among integers; among floats NaN does, among texts the empty one.
@@ -65,10 +63,6 @@ def raw_columns(layout: InputLayout, encoders: Mapping[str, Encoder]) -> dict[st
     for feature, encoder in encoders.items():
         _check_fits(layout, feature, encoder)
         readers.setdefault(encoder.column, []).append(encoder)
-    try:
-        check_names(readers)
-    except DataError as error:
-        raise NotFromRaw(f"raw column {error}") from error
     return {name: _column(name, encoders) for name, encoders in readers.items()}
 
 

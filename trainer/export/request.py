@@ -15,7 +15,6 @@ from data.loading.loader import ParquetLoader
 from data.output_paths import check_apart
 from data.specification.feature_spec import FeatureSpec
 from trainer.checkpoints import CHECKPOINTS
-from trainer.export.ports import check_names
 from trainer.flags.places import default_place
 from trainer.layout import InputLayout, input_layout
 from trainer.model_folder import MODEL_FOLDER, SEEN_ITEMS, SEEN_STARTS, SPECIFICATION, open_model
@@ -70,10 +69,9 @@ def read_request(argv: Sequence[str] | None) -> Request:
     )
     model = open_model(folder)
     spec = FeatureSpec.read(model.path / SPECIFICATION, allow_outside_paths=True)
-    check_names([feature.name for feature in (*spec.inputs, *spec.labels)])
     if arguments.format != SAVED_MODEL:
         _check_size(model)
-    loader = None if arguments.dataset_path is None else _open_rows(arguments.dataset_path / SPEC_FILE, spec)
+    loader = None if arguments.dataset_path is None else _open_rows(arguments, spec)
     return Request(model, arguments.output, arguments.format, loader)
 
 
@@ -94,6 +92,7 @@ def _parser() -> Parser:
         metavar="DATA",
         help=f"compare on the first {ROWS:,} rows of this dataset's mapping `test` (default: on random rows)",
     )
+    parser.add_outside_paths()
     return parser
 
 
@@ -130,8 +129,9 @@ def _check_size(model: SealedFolder) -> None:
         )
 
 
-def _open_rows(path: Path, of_model: FeatureSpec) -> ParquetLoader:
-    spec = FeatureSpec.read(path)
+def _open_rows(arguments: argparse.Namespace, of_model: FeatureSpec) -> ParquetLoader:
+    path = arguments.dataset_path / SPEC_FILE
+    spec = FeatureSpec.read(path, allow_outside_paths=arguments.allow_outside_paths)
     if _layout(spec) != _layout(of_model):
         raise DataError(f"{path}: has other features than the model was trained on; name the dataset of its run")
     return ParquetLoader(spec, "test", global_batch_size=ROWS, shuffle=False, needs_labels=False, oov_policy="clip")
