@@ -25,6 +25,7 @@ from data.conversion.parquet_seal import Seal, arrow_file, read_footer
 from data.conversion.parquet_writer import ROWS_PER_ROW_GROUP
 from data.errors import DataError
 from data.files import NotRegularError, open_regular
+from data.loading.parquet_files import row_group_rows
 from data.specification.feature_spec import LABEL, Chunk, Feature, FeatureSpec
 
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
@@ -187,6 +188,7 @@ def _scan_parquet(
 ) -> Generator[Finding, None, int | None]:
     try:
         metadata, seal = read_footer(path)
+        row_group_rows(metadata)
         opened = open_regular(path)
         file = pq.ParquetFile(arrow_file(opened), metadata=metadata, page_checksum_verification=True)
         schema = file.schema_arrow
