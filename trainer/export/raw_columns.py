@@ -97,6 +97,8 @@ def _column(name: str, readers: list[Encoder]) -> RawColumn:
     has_empty = any("" in keys for keys in found) if kinds == {"string"} else False
     if has_empty and lists == {True}:
         raise NotFromRaw(f"raw column {name} has the empty text in its lists, which is needed as their pad")
+    if kinds == {"int64"} and any(NULL_INTEGER in keys for keys in found):
+        raise NotFromRaw(f"raw column {name} has the value {NULL_INTEGER}, which stands for null")
     return RawColumn(name, kinds.pop() if kinds else "float64", lists == {True}, has_empty)
 
 
