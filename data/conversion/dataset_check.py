@@ -245,8 +245,7 @@ def _scan_parquet(
                 usable.append(column)
         first_row = 0
         for group in range(file.num_row_groups if usable else 0):
-            place = f"{path}, row group {group}"
-            yield from _scan_row_group(file, seal, place, group, first_row, usable, summary)
+            yield from _scan_row_group(file, seal, path, group, first_row, usable, summary)
             first_row += file.metadata.row_group(group).num_rows
         return file.metadata.num_rows
 
@@ -275,13 +274,13 @@ def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Findi
 def _scan_row_group(
     file: pq.ParquetFile,
     seal: Seal | None,
-    place: str,
+    path: Path,
     group: int,
     first_row: int,
     columns: Sequence[Column],
     summary: MappingSummary,
 ) -> Iterator[Finding]:
-    tally, row = _Tally(), first_row
+    tally, row, place = _Tally(), first_row, f"{path}, row group {group}"
     names = [column.name for column in columns]
     try:
         if seal is not None:
