@@ -34,6 +34,7 @@ from data.specification.feature_spec import (
     Feature,
     FeatureSpec,
 )
+from data.specification.problems import listed
 
 FLOAT16_MOST = 65_504
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
@@ -255,7 +256,7 @@ def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Findi
     place = f"{path}, {column.name}"
     if schema.names.count(column.name) != 1:
         what = "missing column" if column.name not in schema.names else "column that is there twice"
-        yield Finding(what, place, f"the file has {', '.join(schema.names)}")
+        yield Finding(what, place, f"the file has {listed(schema.names, len(schema.names))}")
         return
     stored = schema.field(column.name).type
     if column.kind is None:
