@@ -254,8 +254,8 @@ def _scan_parquet(
 def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Finding]:
     """Whether a file has a column, in a type that can be used."""
     place = f"{path}, {column.name}"
-    if schema.names.count(column.name) != 1:
-        what = "missing column" if column.name not in schema.names else "column that is there twice"
+    if len(indices := schema.get_all_field_indices(column.name)) != 1:
+        what = "column that is there twice" if indices else "missing column"
         yield Finding(what, place, f"the file has {listed(schema.names, len(schema.names))}")
         return
     stored = schema.field(column.name).type
