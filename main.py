@@ -29,9 +29,12 @@ from trainer.process.standard_streams import steady_streams
 from trainer.reliability.errors import NotFinite, RejectedByAll, StoppedBySignal, WorkersDiffer
 from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, STOPPED, WRONG_INPUT
 from trainer.reliability.records import JOB_VARIABLE, PEER_GONE, WorkerRecord
-from trainer.reliability.run_lock import RunLock
+from trainer.reliability.run_lock import FolderInUse, RunLock
 from trainer.reliability.signals import StopRequest
 from trainer.sealed.errors import CheckpointError
+
+FIRST_FAILURE_SECONDS = 0.5
+"""Workers that lost another one wait this long before they fail: the launcher takes the first failure for the cause."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,14 +62,14 @@ def main(argv: list[str] | None = None) -> int:
                 warnings += check_labels(options, inputs.spec)
         except DataError as error:
             return _refuse(error, launch, record)
-        except LostInputError as error:
+        except (FolderInUse, LostInputError) as error:
             return _fail(str(error), FAILURE, record)
         record.begin()
         stop = until_the_end.enter_context(StopRequest(record if is_training else None))
         if launch.rank == 0:
             data = options.data
             print(f"data: {data.dataset_path}  checkpoints: {data.model_dir}  results: {data.results_dir}", flush=True)
-            for text in (*warnings, *_short_epochs(inputs.training)):
+            for text in (*inputs.warnings, *warnings, *_short_epochs(inputs.training)):
                 print_warning(text)
         import_tensorflow()
         return _execute(options, inputs, launch, record, stop)
@@ -101,6 +104,7 @@ def _execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRec
     except Exception as error:
         if (said := lost_peer(error)) is None:
             raise
+        time.sleep(FIRST_FAILURE_SECONDS)
         return _fail(f"{PEER_GONE} ({said})", FAILURE, record)
     record.end(DONE)
     return DONE
