@@ -243,7 +243,7 @@ def _scan_parquet(
         for column in columns:
             findings = list(_check_type(column, schema, path))
             yield from findings
-            if column.name in schema.names and all(finding.is_warning for finding in findings):
+            if schema.get_all_field_indices(column.name) and all(finding.is_warning for finding in findings):
                 usable.append(column)
         first_row = 0
         for group in range(file.num_row_groups if usable else 0):

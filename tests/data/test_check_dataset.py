@@ -86,12 +86,12 @@ def test_values_that_float16_cannot_hold_are_a_warning(tmp_path, capsys):
     assert run(spec) == 0
     told = capsys.readouterr().out
     expected = {
-        "age": "in 2 rows (20, ...); found '1e+06'",
-        "seconds": "in 1 rows (0); found '1.6e+09'",
-        "spend": "in 1 rows (39); found '70000'",
+        "age": ("row group 1", "in 2 rows (20, ...); found '1e+06'"),
+        "seconds": ("row group 0", "in 1 rows (0); found '1.6e+09'"),
+        "spend": ("row group 2", "in 1 rows (39); found '70000'"),
     }
-    for column, where in expected.items():
-        place = f"warning: train, {column}, first in {path}: value beyond float16's 65,504; {where}"
+    for column, (group, where) in expected.items():
+        place = f"warning: train, {column}, first in {path}, {group}: value beyond float16's 65,504; {where}"
         assert place in told
     assert told.count("warning: ") == 3 and "--amp_dtype float16" in told
 
