@@ -282,6 +282,18 @@ def test_only_a_run_that_begins_to_train_lints(copy, tmp_path):
         check_labels(options(), FeatureSpec.read(copy / "feature_spec.yaml"))
 
 
+@pytest.mark.parametrize(("patience", "tells"), [(0.0, True), (60.0, False)])
+def test_a_long_label_check_shows_how_far_it_is(dataset, tmp_path, capsys, monkeypatch, patience, tells):
+    monkeypatch.setattr("trainer.inputs.SECONDS_BETWEEN_REPORTS", patience)
+    options = parse(arguments(dataset, tmp_path), 1, ("wide_deep",), reads_checkpoint=False)
+    spec = FeatureSpec.read(dataset / "feature_spec.yaml")
+    check_labels(options, spec)
+    found = re.findall(r"checking the labels of 'train': (\d+) of (\d+) (.*)", capsys.readouterr().err)
+    assert bool(found) == tells
+    counted = [int(done) for done, of, what in found if what == "features" and int(of) == len(spec.inputs)]
+    assert counted == (list(range(1, len(spec.inputs))) if tells else [])
+
+
 @pytest.mark.horovod
 def test_labels_are_refused_once_by_two_workers(copy, tmp_path):
     set_column(copy, "liked", 0)

@@ -14,7 +14,10 @@ from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator
 from trainer.feeding import step_input
 from trainer.health.monitor import HealthMonitor
+from trainer.metrics import direction_of
 from trainer.metrics.calibration_curve import as_records
+from trainer.metrics.direction import Direction
+from trainer.metrics.evaluation import MEAN
 from trainer.observation.log import NullLog, RunLog
 from trainer.observation.profiling import StepProfiler, nvtx_range
 from trainer.observation.progress import NullProgress, Progress
@@ -22,7 +25,7 @@ from trainer.observation.step_times import StepTimes, timed
 from trainer.observation.tensorboard import TensorBoard
 from trainer.optimizers.optimizer import Schedule
 from trainer.position import Position
-from trainer.reliability.errors import NotFinite, StoppedBySignal
+from trainer.reliability.errors import NotFinite, StoppedBySignal, how_to_stay_finite
 from trainer.reliability.fingerprints import check_state
 from trainer.reliability.guard import Decision, Guard
 from trainer.reliability.stragglers import Stragglers
@@ -33,6 +36,7 @@ from trainer.step import StepResult, TrainStep
 from trainer.tasks import Task
 
 TOLD = ("loss_val", "auc_roc", "streaming_map_val", "accuracy", "rmse")
+TASKS_TOLD, ENDS_TOLD = 8, 3
 # Batches of an evaluation between two questions to all workers whether one was asked to stop.
 BATCHES_BETWEEN_QUESTIONS = 8
 
@@ -165,9 +169,8 @@ class TrainingLoop:
             self.progress.update(step)
         if not math.isfinite(value):
             raise NotFinite(
-                f"the loss is {value} at step {step}. Checkpoints of earlier steps are kept. Lower "
-                "--deep_learning_rate or --linear_learning_rate, or look for extreme numerical values "
-                "(check_dataset.py shows them)."
+                f"the loss is {value} at step {step}. Checkpoints of earlier steps are kept. "
+                + how_to_stay_finite(is_float16=self.step.loss_scale.dynamic)
             )
         return self.guard.decide(result.votes.numpy(), step)
 
@@ -246,6 +249,29 @@ class TrainingLoop:
 
 
 def describe(metrics: dict[str, float]) -> str:
-    """The main metrics in one line for people; the log has all of them."""
-    told = {key: value for key, value in metrics.items() if key.split("/")[0] in TOLD}
-    return "  ".join(f"{key} {value:.5f}" for key, value in told.items())
+    """The main metrics in one line for people; the log has all of them.
+
+    Of a metric that more than TASKS_TOLD tasks have: its mean, and the best and the worst tasks.
+    """
+    parts = []
+    for name in dict.fromkeys(key.split("/")[0] for key in metrics):
+        if name in TOLD:
+            values = {key: value for key, value in metrics.items() if key.split("/")[0] == name}
+            means = {key: value for key, value in values.items() if key == f"{name}/{MEAN}"}
+            tasks = {key: value for key, value in values.items() if key not in means}
+            shown = values if len(tasks) <= TASKS_TOLD else means
+            parts += [f"{key} {value:.5f}" for key, value in shown.items()]
+            if shown is means:
+                parts.append(_ends(name, tasks))
+    return "  ".join(parts)
+
+
+def _ends(name: str, tasks: dict[str, float]) -> str:
+    """The best and the worst tasks of a metric, in brackets."""
+    known = {key.partition("/")[2]: value for key, value in tasks.items() if not math.isnan(value)}
+    ranked = sorted(known, key=lambda task: known[task], reverse=direction_of(name) is Direction.LARGER)
+    best, worst = (
+        ", ".join(f"{task} {known[task]:.5f}" for task in chosen)
+        for chosen in (ranked[:ENDS_TOLD], ranked[::-1][:ENDS_TOLD])
+    )
+    return f"({len(known)} of {len(tasks)} tasks known; best {best}; worst {worst})" if known else "(no task known)"

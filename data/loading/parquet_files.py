@@ -16,6 +16,7 @@ from data.errors import DataError, LostInputError
 from data.files import is_of_system, open_regular
 from data.loading.targets import Target
 from data.loading.value_checks import Place
+from data.specification.problems import listed
 
 FOOTER_THREADS = 8
 MOST_ROWS = 2**31 - 1  # of a row group: the order of its rows is of int32
@@ -210,7 +211,7 @@ def column_problems(file: ParquetFile, targets: Sequence[Target]) -> Iterator[st
     for target in targets:
         indices = file.schema.get_all_field_indices(target.name)
         if len(indices) != 1:
-            found = "twice" if indices else f"not among {', '.join(file.schema.names)}"
+            found = "twice" if indices else f"not among {listed(file.schema.names, len(file.schema.names))}"
             yield f"{file.path}: column {target.name!r} is {found}; expected once, as {target.expected_type}"
             continue
         stored = file.schema.field(indices[0]).type

@@ -1,19 +1,25 @@
 """A run that is stopped anywhere and gone on with ends as the one that was not, to the bit."""
 
+import math
 import os
 import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+import check_dataset
 import trainer.loop
 import trainer.run
+from data.specification.feature_spec import FeatureSpec
 from main import main
 from tests.helpers import ROOT, losses, make_dataset, metrics, must
 from trainer.checkpoints import Checkpoint, CheckpointStore
 from trainer.evaluate import Evaluator
+from trainer.loop import describe
 from trainer.reliability.exit_codes import DONE, FAILURE, STOPPED
 from trainer.sealed.errors import CheckpointError
 
@@ -151,10 +157,38 @@ def test_a_loss_that_is_no_number_stops_and_what_was_saved_is_all_numbers(data, 
     assert main(arguments(data, tmp_path, *hot)) == FAILURE
     told = capfd.readouterr().err
     assert "Traceback" not in told and ("the loss is" in told or "variables hold NaN or infinities" in told)
+    assert "--deep_learning_rate" in told and "check_dataset.py warns" in told and "float16" not in told
     store = CheckpointStore(tmp_path / "models")
     for step in store.steps():
         checkpoint = Checkpoint(store.folder / f"step-{step}")
         assert all(np.isfinite(checkpoint.read(name)).all() for name in checkpoint.arrays), step
+
+
+def test_float16_says_what_it_cannot_hold(data, tmp_path, capfd):
+    extreme = shutil.copytree(data, tmp_path / "data")
+    name = FeatureSpec.read(extreme / "feature_spec.yaml").numerical[0].name
+    for path in extreme.glob("train_*.parquet"):
+        table = pq.read_table(path)
+        index = table.column_names.index(name)
+        pq.write_table(table.set_column(index, name, pa.array([1e6] * len(table), pa.float32())), path)
+    assert main(arguments(extreme, tmp_path, variant="float16")) == FAILURE
+    told = capfd.readouterr().err
+    assert "the loss is" in told and "float16" in told and "65,504" in told and "--amp_dtype bfloat16" in told
+    assert check_dataset.main([str(extreme)]) == 0
+    assert f"train, {name}, first in {extreme / 'train_0.parquet'}" in capfd.readouterr().out
+
+
+def test_a_line_tells_few_of_many_tasks():
+    values = {f"auc_roc/task_{number}": 0.5 + number / 1000 for number in range(128)}
+    values |= {"auc_roc/unknown": math.nan, "auc_roc/mean": 0.56, "pr_auc/mean": 0.1}
+    line = describe(values | {"loss_val/a": 0.25, "loss_val/b": 0.5, "loss_val/mean": 0.375})
+    best = "best task_127 0.62700, task_126 0.62600, task_125 0.62500"
+    worst = "worst task_0 0.50000, task_1 0.50100, task_2 0.50200"
+    assert f"auc_roc/mean 0.56000  (128 of 129 tasks known; {best}; {worst})" in line
+    assert "loss_val/a 0.25000  loss_val/b 0.50000  loss_val/mean 0.37500" in line
+    smaller = describe({f"loss_val/task_{number}": float(number) for number in range(20)})
+    assert "best task_0 0.00000" in smaller and "worst task_19 19.00000" in smaller
+    assert "no task known" in describe({f"loss_val/task_{number}": math.nan for number in range(20)})
 
 
 @pytest.mark.parametrize(("failing", "code"), [({1, 2}, DONE), (set(range(7, 99)), FAILURE)])

@@ -178,7 +178,9 @@ def _check_rows(name: str, task: Task, rows: Rows, comm: Collectives) -> None:
         what = "predicted values" if task.kind == "regression" else "logits"
         raise FloatingPointError(
             f"task {name!r}: {logits} of {num_rows} {what} are NaN or infinite, so that there is nothing to measure. "
-            "Training has diverged: go back to an earlier checkpoint and lower the learning rates."
+            "Either training has diverged: go back to an earlier checkpoint and lower the learning rates. Or the rows "
+            "hold extreme numerical values, which check_dataset.py warns of: --amp_dtype float16 holds nothing beyond "
+            "65,504; scale them, or use bfloat16 or float32."
         )
     if labels:
         raise DataError(
