@@ -220,8 +220,8 @@ def opens_to_read(node: ast.AST) -> bool:
     if not isinstance(node, ast.Call):
         return False
     called, words = ast.unparse(node.func), [ast.unparse(word) for word in node.args]
-    if called.endswith((".read_text", ".read_bytes", ".copyfile", ".read_metadata")):
-        return not words or words[0].isidentifier()
+    if called.endswith((".read_text", ".read_bytes", ".copyfile", ".read_metadata", ".read_schema")):
+        return not words or words[0] in ("path", "source")
     if called == "open":
         return len(words) < 2 or words[1] in ("'r'", "'rb'")
     return called.endswith(".open") and (not words or words[0] in ("'r'", "'rb'"))
