@@ -18,7 +18,8 @@ from data.specification.feature_spec import FeatureSpec
 from main import main
 from tests.helpers import ROOT, environment, losses, make_dataset, must, run_program
 from trainer.flags.cli import parse
-from trainer.inputs import check_labels, open_inputs
+from trainer.flags.options import Options
+from trainer.inputs import check_labels, lints_labels, open_inputs
 from trainer.process.launcher import Launch
 from trainer.reliability.records import prepare_records
 from trainer.reliability.run_lock import RunLock
@@ -171,7 +172,7 @@ def test_a_model_folder_that_cannot_be_written_is_refused_before_the_first_step(
 def test_a_second_run_is_refused_and_told_who_trains_into_the_folder(dataset, tmp_path, capsys):
     (tmp_path / "models" / "checkpoints" / "step-3").mkdir(parents=True)
     with RunLock(tmp_path / "models", print):
-        refused(capsys, arguments(dataset, tmp_path), 2, "another run is training there", f"process {os.getpid()} on ")
+        refused(capsys, arguments(dataset, tmp_path), 1, "another run is training there", f"process {os.getpid()} on ")
     refused(capsys, arguments(dataset, tmp_path), 2, "holds the checkpoints of an earlier run")
 
 
@@ -180,7 +181,7 @@ def test_a_refused_run_leaves_nothing_but_its_cause_where_a_supervisor_waits_for
     refused(capsys, arguments(copy, tmp_path), 2, "no positive")
     refused(capsys, arguments(copy, tmp_path, "--num_epoch", "1"), 2, "did you mean --num_epochs?")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
-    prepare_records(tmp_path / "results")
+    prepare_records(tmp_path / "results", "job")
     refused(capsys, arguments(copy, tmp_path, "--num_epoch", "1"), 2, "did you mean --num_epochs?")
     state = json.loads((tmp_path / "results" / "workers" / "worker-0.json").read_text())
     assert state["code"] == 2 and "did you mean --num_epochs?" in state["cause"]
@@ -268,20 +269,17 @@ def test_a_sample_weight_among_the_features_is_refused_in_any_case(copy, tmp_pat
     refused(capsys, arguments(copy, tmp_path, *more), 2, place)
 
 
-def test_only_the_first_worker_of_a_training_run_lints(copy, tmp_path):
+def test_only_a_run_that_begins_to_train_lints(copy, tmp_path):
     set_column(copy, "liked", 0)
-    spec = FeatureSpec.read(copy / "feature_spec.yaml")
 
-    def lint(*more: str, rank: int = 0) -> None:
-        options = parse(arguments(copy, tmp_path, *more), 2, ("wide_deep",), reads_checkpoint=False)
-        assert check_labels(options, spec, Launch(rank=rank, size=2, local_rank=rank, local_size=2)) == ()
+    def options(*more: str) -> Options:
+        return parse(arguments(copy, tmp_path, *more), 1, ("wide_deep",), reads_checkpoint=False)
 
-    lint(rank=1)
-    lint("--evaluate")
-    lint("--predict", "out.parquet")
-    lint("--benchmark")
+    for more in (["--evaluate"], ["--predict", "out.parquet"], ["--benchmark"], ["--use_checkpoint"]):
+        assert not lints_labels(options(*more))
+    assert lints_labels(options())
     with pytest.raises(DataError, match="no positive"):
-        lint()
+        check_labels(options(), FeatureSpec.read(copy / "feature_spec.yaml"))
 
 
 @pytest.mark.horovod

@@ -27,8 +27,15 @@ from data.encoding.workflow_folder import workflow_files
 from data.errors import DataError
 from data.files import NotRegularError, open_regular
 from data.specification.embedding_sizes import embedding_dims
-from data.specification.feature_spec import LABEL, Chunk, Feature, FeatureSpec
+from data.specification.feature_spec import (
+    LABEL,
+    NUMERICAL,
+    Chunk,
+    Feature,
+    FeatureSpec,
+)
 
+FLOAT16_MOST = 65_504
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
 
 
@@ -106,12 +113,30 @@ class LabelSummary:
 
 
 @dataclass
+class BeyondFloat16:
+    """The values of a column that float16 cannot hold, though float32 can.
+
+    Attributes:
+        count: how many.
+        largest: the one of the largest size.
+        place, row, unit: where the first one is: the file, and the row group of a parquet file; the row.
+    """
+
+    count: int
+    largest: float
+    place: str
+    row: int
+    unit: str
+
+
+@dataclass
 class MappingSummary:
     """What a mapping holds: filled by `check_mapping`."""
 
     rows: int = 0
     files: int = 0
     labels: dict[str, LabelSummary] = field(default_factory=dict)
+    beyond_float16: dict[str, BeyondFloat16] = field(default_factory=dict)
 
 
 def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> Iterator[Finding]:
@@ -138,6 +163,17 @@ def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> I
     yield from _check_map(spec, mapping)
     for label in spec.labels:
         yield from _check_classes(label, summary.labels[label.name], mapping)
+    for name, found in summary.beyond_float16.items():
+        yield Finding(
+            f"value beyond float16's {FLOAT16_MOST:,}",
+            f"{mapping}, {name}, first in {found.place}",
+            "infinite under --amp_dtype float16: scale the column, or train in float32 or bfloat16",
+            count=found.count,
+            rows=(found.row,),
+            unit=found.unit,
+            values=(f"{found.largest:g}",),
+            is_warning=True,
+        )
 
 
 def check_folder(spec: FeatureSpec, *, allow_outside_paths: bool = False) -> Iterator[Finding]:
@@ -194,6 +230,7 @@ def _scan_csv(path: Path, columns: Sequence[Column], summary: MappingSummary) ->
         for block in read_csv_blocks(path, columns):
             tally.add(block.problems, block.first_line)
             _count_labels(columns, block.table, summary)
+            _count_beyond_float16(columns, block.table, summary, str(path), block.first_line, "lines")
             rows += block.table.num_rows
     except (DataError, OSError) as error:
         yield Finding("unreadable file", str(path), str(error).removeprefix(f"{path}: "))
@@ -269,6 +306,7 @@ def _scan_row_group(
             for column in columns:
                 tally.add(find_problems(column, _plain(batch.column(column.name))), row)
             _count_labels(columns, batch, summary)
+            _count_beyond_float16(columns, batch, summary, place, row, "rows")
             row += batch.num_rows
         # Arrow takes a column that ends too early for the end of the row group.
         if row - first_row != (stated := file.metadata.row_group(group).num_rows):
@@ -293,6 +331,32 @@ def _count_labels(columns: Sequence[Column], rows: pa.Table | pa.RecordBatch, su
             _, is_wrong = out_of_domain(column, values)
             is_multiclass = column.feature.task == "multiclass"
             summary.labels[column.name].add(values[~is_wrong], are_classes=is_multiclass)
+
+
+def _count_beyond_float16(
+    columns: Sequence[Column],
+    rows: pa.Table | pa.RecordBatch,
+    summary: MappingSummary,
+    place: str,
+    first_row: int,
+    unit: str,
+) -> None:
+    """Counts such values of numerical features and regressions; `first_row` is what the first row has as its number."""
+    for column in columns:
+        is_amount = column.kind == LABEL and column.feature.task == "regression"
+        values = rows.column(column.name) if column.kind == NUMERICAL or is_amount else None
+        if values is None or values.type == pa.float16():
+            continue
+        with np.errstate(over="ignore"):
+            numbers = values.fill_null(0).to_numpy().astype(np.float32)
+        # What float32 cannot hold either is an error, which is found elsewhere.
+        wrong = np.flatnonzero((np.abs(numbers) > FLOAT16_MOST) & np.isfinite(numbers))
+        if len(wrong):
+            largest = float(max(numbers[wrong], key=abs))
+            first = BeyondFloat16(0, largest, place, first_row + int(wrong[0]), unit)
+            known = summary.beyond_float16.setdefault(column.name, first)
+            known.count += len(wrong)
+            known.largest = max(known.largest, largest, key=abs)
 
 
 class _Tally:

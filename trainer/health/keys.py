@@ -109,11 +109,17 @@ class LevelValues:
 
 
 def levels_in(record: Mapping[str, float]) -> list[LevelValues]:
-    """The levels of a record, the inverse of `flat`. Other keys are passed over."""
+    """The levels of a record, the inverse of `flat`; of other keys, and of levels without gates or experts, nothing."""
     levels: dict[str, LevelValues] = {}
     for key, value in record.items():
         name, *parts = key.split("/")
         if name in PARTS:
             place = parts.pop(0) if len(parts) > len(PARTS[name]) else ""
-            levels.setdefault(place, LevelValues()).values[name][tuple(parts)] = value
-    return [levels[place] for place in sorted(levels)]
+            if len(parts) == len(PARTS[name]):
+                levels.setdefault(place, LevelValues()).values[name][tuple(parts)] = value
+    return [levels[place] for place in sorted(levels) if levels[place].gates and levels[place].experts]
+
+
+def histories(records: Sequence[Mapping[str, float]]) -> list[tuple[LevelValues, ...]]:
+    """Of each level its values over the records; of records that have unequal numbers of levels, the first levels."""
+    return list(zip(*map(levels_in, records), strict=False))
