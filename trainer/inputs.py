@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from data.encoding.prepared import ENCODERS_FOLDER
+from data.encoding.workflow_folder import ENCODERS_FOLDER
 from data.errors import DataError
 from data.linting.lint import lint_labels
 from data.loading.loader import ParquetLoader

@@ -1,7 +1,7 @@
 """Scans the files of a dataset, in streams, for everything that training could not use."""
 
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,9 +23,11 @@ from data.conversion.columns import (
 from data.conversion.csv_reader import read_csv_blocks
 from data.conversion.parquet_seal import Seal, arrow_file, read_footer
 from data.conversion.parquet_writer import ROWS_PER_ROW_GROUP
+from data.encoding.workflow_folder import workflow_files
 from data.errors import DataError
 from data.files import NotRegularError, open_regular
 from data.loading.parquet_files import row_group_rows
+from data.specification.embedding_sizes import embedding_dims
 from data.specification.feature_spec import LABEL, NUMERICAL, Chunk, Feature, FeatureSpec
 from data.specification.problems import listed
 
@@ -169,6 +171,24 @@ def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> I
             values=(f"{found.largest:g}",),
             is_warning=True,
         )
+
+
+def check_folder(spec: FeatureSpec, *, allow_outside_paths: bool = False) -> Iterator[Finding]:
+    """What lies beside the specification: embedding widths, and what `prepare` has fitted.
+
+    Args:
+        spec: a valid specification.
+        allow_outside_paths: whether links may lead out of its folder.
+    """
+    readers: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("embedding widths", lambda: embedding_dims(spec, allow_outside_paths=allow_outside_paths)),
+        ("workflow", lambda: workflow_files(spec.folder, allow_outside_paths=allow_outside_paths)),
+    )
+    for what, read in readers:
+        try:
+            read()
+        except DataError as error:
+            yield Finding(f"{what} that cannot be used", str(spec.folder), str(error))
 
 
 def _check_chunk(spec: FeatureSpec, chunk: Chunk, summary: MappingSummary) -> Generator[Finding, None, int | None]:

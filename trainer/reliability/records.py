@@ -188,7 +188,8 @@ def _is_record(path: Path) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            text = file.read().decode()
         return not text or json.loads(text).keys() == {item.name for item in dataclasses.fields(WorkerState)}
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
