@@ -3,7 +3,7 @@
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from data.command_line import Parser
 from data.conversion.new_dataset import SPEC_FILE
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
-from data.specification.feature_spec import FeatureSpec
+from data.specification.feature_spec import LABEL, FeatureSpec
 from trainer.export.ports import check_names
 from trainer.flags.places import default_place
-from trainer.layout import InputLayout, input_layout
 from trainer.model_folder import MODEL_FOLDER, SPECIFICATION, open_model
+from trainer.schema import MAX_HOTNESS, WIDTH, Schema
 from trainer.sealed.reader import SealedFolder
 
 SAVED_MODEL, ONNX, TRITON = FORMATS = ("savedmodel", "onnx", "triton")
@@ -107,12 +107,12 @@ def _check_size(model: SealedFolder) -> None:
 
 
 def _open_rows(path: Path, of_model: FeatureSpec) -> ParquetLoader:
-    spec = FeatureSpec.read(path)
-    if _layout(spec) != _layout(of_model):
-        raise DataError(f"{path}: has other features than the model was trained on; name the dataset of its run")
+    """The rows, with features in the model's order and lists cut where the model cuts them."""
+    features = Schema.of(of_model, {})
+    spec = features.arrange(FeatureSpec.read(path), {}, "the model", str(path), ignoring=(WIDTH, MAX_HOTNESS, LABEL))
+    cut = {
+        feature.name: replace(spec.features[feature.name], max_hotness=feature.max_hotness)
+        for feature in of_model.multihot
+    }
+    spec = replace(spec, features=spec.features | cut)
     return ParquetLoader(spec, "test", global_batch_size=ROWS, shuffle=False, needs_labels=False, oov_policy="clip")
-
-
-def _layout(spec: FeatureSpec) -> InputLayout:
-    """Names, order, hotness and cardinality of the features."""
-    return input_layout(spec, dict.fromkeys((feature.name for feature in spec.inputs), 0))

@@ -221,9 +221,11 @@ class Recommender:
         """
         import_tensorflow()
         from trainer.recommender.storage import load_fitted
+        from trainer.saved_model import foreign_is_refused
 
         state, options = load_fitted(Path(folder))
-        loaded = cls(**options)
+        with foreign_is_refused(Path(folder)):
+            loaded = cls(**options)
         loaded._state = state
         return loaded
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.typed_json import read_typed
 from trainer.process.launcher import Launch
 from trainer.reliability.exit_codes import DONE, FAILURE
 from trainer.reliability.processes import start_time
@@ -153,17 +154,12 @@ def read_records(results_dir: Path, job: str) -> dict[int, WorkerState]:
     """What the workers of a job have written so far, by rank; what others have left there is passed over."""
     states = {}
     for path in _files(results_dir / FOLDER):
-        with suppress(OSError, ValueError, TypeError):
-            state = WorkerState(**json.loads(path.read_text(encoding="utf-8")))
-            if state.job == job and _is_plausible(state):
+        with suppress(OSError, ValueError, RecursionError):
+            state = read_typed(WorkerState, json.loads(path.read_text(encoding="utf-8")), path.name)
+            if state.job == job:
                 states[state.rank] = state
     return states
 
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.glob("worker-*.json") if path.stem.rpartition("-")[2].isdecimal()]
-
-
-def _is_plausible(state: WorkerState) -> bool:
-    hints = typing.get_type_hints(WorkerState)
-    return all(isinstance(value, hints[name]) for name, value in dataclasses.asdict(state).items())
