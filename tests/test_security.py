@@ -167,6 +167,8 @@ def as_parquet(**columns: Any) -> bytes:
 
 HOSTILE_SETTINGS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a number for a column": lambda features: features["user"].update(column=1),
+    "a mean beyond numbers": lambda features: features["age"].update(mean=10**400),
+    "a default beyond numbers": lambda features: features["rate"]["table"].update(default=10**400),
     "endless ids": lambda features: features["user"].update(oov_buckets=10**30),
     "no id": lambda features: features["user"].update(oov_buckets=0),
     "a truth value for a count": lambda features: features["user"].update(oov_buckets=True),
@@ -189,6 +191,22 @@ def test_hostile_settings_of_encoders_are_refused(change, tmp_path):
     change(settings["features"])
     seal(folder, "encoders.json", json.dumps(settings).encode())
     assert str(folder) in refused(lambda: load_encoders(folder))
+
+
+@pytest.mark.parametrize("size", [10**400, 2**63, 2**40, -1, True, None, "3", [3]], ids=lambda size: repr(size)[:20])
+def test_sizes_in_a_manifest_reserve_no_memory(size, tmp_path):
+    folder = encoders_folder(tmp_path / "encoders")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["encoders.json"]["bytes"] = size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert str(folder) in refused(lambda: load_encoders(folder))
+    workflow = {
+        "version": 1,
+        "recipe": "published",
+        "files": {"encoders/encoders.json": {"bytes": size, "sha256": "0"}},
+    }
+    (tmp_path / "workflow.json").write_text(json.dumps(workflow))
+    assert "workflow.json" in refused(lambda: load_workflow(tmp_path))
 
 
 HOSTILE_FILES = {

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data.errors import DataError
+from data.typed_json import read_typed
 
 SPEC_FILE = "feature_spec.yaml"
 UNFINISHED = ".unfinished-"
@@ -98,8 +99,9 @@ def _clear_drafts(folder: Path, spec_file: str) -> None:
 
 
 def _moving(draft: Path) -> list[str]:
-    with suppress(OSError, ValueError):
-        return [name for name in json.loads((draft / MOVING_FILE).read_text()) if Path(name).name == name]
+    with suppress(OSError, ValueError, RecursionError):
+        names: list[str] = read_typed(list[str], json.loads((draft / MOVING_FILE).read_text()), MOVING_FILE)
+        return [name for name in names if Path(name).name == name]
     return []
 
 
