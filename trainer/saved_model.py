@@ -23,7 +23,7 @@ from trainer.checkpoints import NoCheckpointError
 from trainer.flags.model_flags import from_json
 from trainer.flags.model_options import ModelOptions
 from trainer.layout import InputLayout, input_layout
-from trainer.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, open_model
+from trainer.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, Architecture, open_model
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
 from trainer.sealed.errors import DamagedError
@@ -56,25 +56,6 @@ class SavedModel:
     encoders: dict[str, Encoder]
     metrics: dict[str, float]
     documents: dict[str, bytes]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What `architecture.json` says.
-
-    Attributes:
-        model: its name, which is among its flags as well.
-        tasks: in the order of the logits.
-        options: the model's flags.
-        step: of the checkpoint that the weights are from.
-        metrics: see SavedModel; None where undefined.
-    """
-
-    model: str
-    tasks: tuple[str, ...]
-    options: dict[str, Any]
-    step: int
-    metrics: dict[str, float | None]
 
 
 def load_model(folder: Path, *, compute_dtype: str = "float32") -> SavedModel:

@@ -1,4 +1,4 @@
-"""A run's checkpoints and model folder: what is saved, when it may be gone on from, and how it comes back."""
+"""A run's checkpoints and model folder: what is saved, when it may be resumed, and how it comes back."""
 
 import json
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from trainer.model_folder import (
     MODEL_FOLDER,
     SIZES,
     SPECIFICATION,
+    Architecture,
     Document,
     encoder_documents,
     write_model,
@@ -176,15 +177,15 @@ class Saver:
             return None
         checkpoint = self._store.open("best")
         spec, data = self._inputs.spec, self._options.data
-        architecture = {
-            "model": self._options.model.model,
-            "tasks": [label.name for label in spec.labels],
-            "options": to_plain(vars(self._options.model)),
-            "step": checkpoint.step,
-            "metrics": checkpoint.state.get("metrics", {}),
-        }
+        architecture = Architecture(
+            model=self._options.model.model,
+            tasks=tuple(label.name for label in spec.labels),
+            options=to_plain(vars(self._options.model)),
+            step=checkpoint.step,
+            metrics=RunFacts.of(checkpoint).metrics,
+        )
         documents: dict[str, Document] = {
-            ARCHITECTURE: architecture,
+            ARCHITECTURE: asdict(architecture),
             SPECIFICATION: spec.to_yaml(),
             SIZES: {columns.name: columns.width for columns in self._inputs.layout.categorical},
             **encoder_documents(spec.folder),
@@ -197,7 +198,7 @@ class Saver:
         """The metrics of the last checkpoint, on the first worker; NaN for those that are none."""
         if self._comm.rank != 0:
             return {}
-        metrics = self._store.open("last", verify=False).state.get("metrics", {})
+        metrics = RunFacts.of(self._store.open("last", verify=False)).metrics
         return {key: NAN if value is None else value for key, value in metrics.items()}
 
     def main_metric(self, keys: Sequence[str]) -> str:
