@@ -7,18 +7,21 @@
 
 import glob
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.encoding.prepared import ENCODERS_FOLDER
+from data.encoding.workflow_folder import workflow_files
+from data.errors import DataError
+from data.memory import check_fits
 from trainer.checkpoints import NoCheckpointError
 from trainer.sealed.arrays import ArraySource
 from trainer.sealed.errors import DamagedError
 from trainer.sealed.manifest import is_document_name
 from trainer.sealed.reader import SealedFolder
-from trainer.sealed.writer import remove_leftovers, standing, write_sealed
+from trainer.sealed.writer import check_can_be_renamed, check_replaceable, remove_leftovers, standing, write_sealed
 
 # In --model_dir.
 MODEL_FOLDER = "model"
@@ -47,6 +50,16 @@ class Architecture:
     metrics: dict[str, float | None]
 
 
+def check_model_place(folder: Path) -> None:
+    """Checks, before training, that a model folder can take the place of what stands at `folder`.
+
+    Raises:
+        DataError: a link, a file, a mount point or something that no save has written is there. Names it.
+    """
+    check_replaceable(folder)
+    check_can_be_renamed(folder)
+
+
 def write_model(folder: Path, arrays: Iterable[ArraySource], documents: Mapping[str, Document]) -> None:
     """Writes a model folder, in the place of one that stands there, all at once.
 
@@ -68,9 +81,11 @@ def open_model(folder: Path) -> SealedFolder:
 
     Raises:
         NoCheckpointError: there is no model, or it is damaged.
+        DataError: its weights do not fit into memory; none has been read yet.
     """
     try:
         sealed = SealedFolder(standing(folder))
+        _check_size(sealed)
         sealed.verify()
     except DamagedError as error:
         raise NoCheckpointError(
@@ -79,11 +94,26 @@ def open_model(folder: Path) -> SealedFolder:
     return sealed
 
 
-def encoder_documents(dataset: Path) -> dict[str, Document]:
-    """The files of a dataset's encoders, by their name in the model folder; none where the dataset has no encoders."""
-    files = sorted(path for path in (dataset / ENCODERS_FOLDER).rglob("*") if path.is_file())
-    named = {path.relative_to(dataset).as_posix(): path for path in files}
-    return {name: path for name, path in named.items() if is_document_name(name)}
+def _check_size(sealed: SealedFolder) -> None:
+    size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in sealed.arrays.values())
+    check_fits(size, f"{sealed.path}: a model with so many weights", "use a machine with more memory")
+
+
+def encoder_documents(dataset: Path, *, allow_outside_paths: bool = False) -> dict[str, Document]:
+    """The files of a dataset's encoders, by their name in the model folder; none where the dataset has no encoders.
+
+    Args:
+        dataset: the folder of the feature specification.
+        allow_outside_paths: follow links that lead out of it.
+
+    Raises:
+        DataError: they are not as `prepare` wrote them, or lie outside of the dataset (see `workflow_files`).
+    """
+    files = workflow_files(dataset, allow_outside_paths=allow_outside_paths)
+    for name in files:
+        if not is_document_name(name):
+            raise DataError(f"{dataset / name}: has a name that a model folder cannot hold; prepare the dataset again")
+    return dict(files)
 
 
 def _content(document: Document) -> bytes | Path:

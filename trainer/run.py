@@ -108,6 +108,8 @@ class Run:
             probe(self.options.data.model_dir)
         step, schedule, state = self._training()
         loader, training, run = self.inputs.train_loader, self.options.training, self.options.run
+        if line := self.saver.plan(state):
+            self.say(line)
         evaluator = self._evaluator()
         stopping = EarlyStopping(self.saver.main_metric(evaluator.evaluation.keys), training.early_stopping_patience)
         position, warnings = self._start(state, stopping)

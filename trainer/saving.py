@@ -1,14 +1,16 @@
 """A run's checkpoints and model folder: what is saved, when it may be resumed, and how it comes back."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
+from data.memory import available_memory
 from data.typed_json import read_typed
 from trainer.checkpoints import Checkpoint, CheckpointStore, NoCheckpointError, print_warning
 from trainer.distributed import Comm
@@ -32,12 +34,25 @@ from trainer.observation.log import to_plain
 from trainer.position import Position
 from trainer.run_facts import Identity, RunFacts
 from trainer.schema import MAX_HOTNESS, Schema
+from trainer.sealed.arrays import ArraySource
 from trainer.sealed.errors import CheckpointError
 from trainer.state import RunState
 
 NAN = float("nan")
+# Of the memory that is available before the first step, a copy of the state may take this much: steps take some, too.
+LARGEST_SHARE = 0.75
 # The first that there is decides which checkpoint is the best.
 MAIN_METRICS = ("streaming_map_val", "auc_roc", "rmse")
+
+
+def _done(write: Callable[[], Path]) -> Future[Path]:
+    """What has been written by now, or why not, as a save in the background gives it."""
+    future: Future[Path] = Future()
+    try:
+        future.set_result(write())
+    except CheckpointError as error:
+        future.set_exception(error)
+    return future
 
 
 def agreed_model_options(options: ModelOptions, comm: Comm) -> ModelOptions:
@@ -66,19 +81,37 @@ class Saver:
         self._store = CheckpointStore(options.data.model_dir, keep=options.run.keep_checkpoints)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
+        self._copies = True
+
+    def plan(self, state: RunState) -> str:
+        """Decides, before the first step, whether a copy of the state fits into memory, as saves in background need it.
+
+        Returns:
+            A line for people where it does not fit; else nothing.
+        """
+        if self._comm.rank != 0 or state.sharded:
+            return ""
+        needed, available = state.nbytes, available_memory()
+        self._copies = needed <= LARGEST_SHARE * available
+        if self._copies:
+            return ""
+        return (
+            f"checkpoints are written in the foreground, as a copy of the state takes {needed:,} bytes of memory "
+            f"and {available:,} are available"
+        )
 
     def save(self, state: RunState, position: Position, stopping: Stopping, metrics: dict[str, float]) -> None:
         """Copies the state and writes it as a checkpoint in the background. A collective.
 
         The best so far, by the metric of early stopping, is kept besides the newest; without metrics it is not the
-        best. Sharded
-        tables, which may not fit into one worker's memory, are written in the foreground.
+        best. A state whose copy does not fit into memory is written in blocks in the foreground, and so are sharded
+        tables, which may not fit into one worker's memory.
 
-        A background save that fails is told when the next one begins, or by `has_failed`; training can go on, as the
+        A save that fails is reported when the next one begins, or by `has_failed`; training can go on, as the
         checkpoint before it stands.
 
         Raises:
-            CheckpointError: a save in the foreground has failed.
+            CheckpointError: a save of sharded tables has failed, of which other workers have sent their parts.
         """
         if self._comm.rank != 0:
             state.take_part_in_save()
@@ -94,11 +127,24 @@ class Saver:
         )
         if state.sharded:
             write(state.sources())
+        elif (copy := self._copy(state)) is not None:
+            self._writing = self._writer.submit(write, copy)
         else:
-            self._writing = self._writer.submit(write, state.snapshot())
+            self._writing = _done(partial(write, state.sources()))
+
+    def _copy(self, state: RunState) -> list[ArraySource] | None:
+        """A copy of the state; None where there is no memory for it."""
+        if not self._copies:
+            return None
+        with suppress(MemoryError):
+            if state.nbytes <= available_memory():
+                return state.snapshot()
+        self._copies = False
+        print_warning("there is no memory for a copy of the state: checkpoints are now written in the foreground")
+        return None
 
     def has_failed(self, wait: bool = False) -> bool:
-        """Whether a save in the background has failed since the last question, which is told as a warning."""
+        """Whether a save has failed since the last question, which is reported as a warning."""
         if self._writing is None or not (wait or self._writing.done()):
             return False
         try:
@@ -188,8 +234,11 @@ class Saver:
             ARCHITECTURE: asdict(architecture),
             SPECIFICATION: spec.to_yaml(),
             SIZES: {columns.name: columns.width for columns in self._inputs.layout.categorical},
-            **encoder_documents(spec.folder),
         }
+        try:
+            documents |= encoder_documents(spec.folder, allow_outside_paths=data.allow_outside_paths)
+        except DataError as error:  # they were whole before the first step
+            raise CheckpointError(f"cannot write the model folder: {error}") from error
         folder = Path(data.model_dir) / MODEL_FOLDER
         write_model(folder, [checkpoint.source(name) for name in weights], documents)
         return folder

@@ -6,6 +6,7 @@ weights/*.npy               the model's weights, and `seen/...`: the items of ea
 """
 
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import DataError
-from trainer.model_folder import Document, open_model, write_model
+from data.files import open_regular
+from trainer.model_folder import Document, check_model_place, open_model, write_model
 from trainer.observation.log import to_plain
 from trainer.recommender.entities import Entities
 from trainer.recommender.fitted import Fitted, Seen
@@ -47,8 +49,10 @@ def save_fitted(fitted: Fitted, options: Mapping[str, Any], folder: Path) -> Non
     """Writes a folder, in the place of one that stands there, all at once.
 
     Raises:
+        DataError: the folder holds something that `save_fitted` has not written.
         CheckpointError: it could not be written.
     """
+    check_model_place(folder)
     settings = {
         "version": VERSION,
         "user": fitted.users.column,
@@ -108,11 +112,11 @@ def _to_parquet(entities: Entities) -> bytes:
 
 
 def _from_parquet(column: str, path: Path) -> Entities:
-    file = pq.ParquetFile(path)
-    # Every row has a key of its own; a small file that unpacks to more than memory holds is not ours.
-    if file.metadata.num_rows > path.stat().st_size:
-        raise DataError(f"{path}: {file.metadata.num_rows:,} rows in {path.stat().st_size:,} bytes")
-    table = file.read()
+    with open_regular(path) as opened, pq.ParquetFile(opened) as file:
+        # Every row has a key of its own; a small file that unpacks to more than memory holds is not ours.
+        if file.metadata.num_rows > (size := os.fstat(opened.fileno()).st_size):
+            raise DataError(f"{path}: {file.metadata.num_rows:,} rows in {size:,} bytes")
+        table = file.read()
     keys = table.column(_KEY).drop_null().to_numpy()
     features = {name.removeprefix("feature."): table.column(name) for name in table.column_names if name != _KEY}
     return Entities(column, keys, {name: values.to_numpy() for name, values in features.items()})

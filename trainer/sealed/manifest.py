@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data.errors import DataError
+from data.files import open_regular
 from data.specification.problems import shown
 from data.typed_json import read_typed
 from trainer.sealed.arrays import DTYPES, is_array_name
@@ -18,7 +20,7 @@ MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 LARGEST_MANIFEST = 1 << 24
 
-_ARRAY_FILE = re.compile(r"[a-z]{1,20}/[0-9]{4,9}-[A-Za-z0-9_.-]{1,80}\.npy")
+ARRAY_FILE = re.compile(r"[a-z]{1,20}/[0-9]{4,9}-[A-Za-z0-9_.-]{1,80}\.npy")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -104,11 +106,13 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        if not path.is_file() and path.exists():
-            raise DamagedError(f"{path}: is not a regular file")
-        if path.stat().st_size > LARGEST_MANIFEST:
+        with open_regular(path) as file:
+            text = file.read(LARGEST_MANIFEST + 1)
+        if len(text) > LARGEST_MANIFEST:
             raise DamagedError(f"{path}: larger than {LARGEST_MANIFEST:,} bytes")
-        content = _unsealed(path.read_bytes().decode())
+        content = _unsealed(text.decode())
+    except DataError as error:
+        raise DamagedError(str(error)) from error
     except OSError as error:
         raise DamagedError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -142,7 +146,7 @@ def _parsed(content: dict[str, Any]) -> Manifest:
             raise ValueError(f"document {shown(name)} in file {shown(document.file)}: a name that no save gives")
         _check_file(document)
     for name, array in read.arrays.items():
-        if not is_array_name(name) or not _ARRAY_FILE.fullmatch(array.file):
+        if not is_array_name(name) or not ARRAY_FILE.fullmatch(array.file):
             raise ValueError(f"array {shown(name)} in file {shown(array.file)}: a name that no save gives")
         _check_file(array)
         if any(size < 0 for size in array.shape):
