@@ -21,6 +21,7 @@ from trainer.checkpoints import Checkpoint, CheckpointStore, NoCheckpointError
 from trainer.evaluate import Evaluator
 from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, STOPPED
 from trainer.saved_model import load_model
+from trainer.sealed.arrays import ArraySource
 from trainer.sealed.errors import CheckpointError
 from trainer.sealed.writer import write_sealed
 
@@ -225,7 +226,7 @@ def test_a_state_of_other_types_is_no_checkpoint(data, tmp_path, whole, capfd, m
 
 @pytest.mark.parametrize("fact", [{"step": True}, {"sequence": 10**30}, {"best": 1}, {"state": []}, {"step": "4"}])
 def test_facts_of_other_types_are_damage(tmp_path, fact):
-    path = CheckpointStore(tmp_path).save(4, [], {})
+    path = CheckpointStore(tmp_path).save(4, [ArraySource.from_array("x", np.zeros(1))], {})
     reseal(Checkpoint(path), **fact)
     with pytest.raises(NoCheckpointError, match=next(iter(fact))):
         CheckpointStore(tmp_path, warn=lambda text: None).open("last")
