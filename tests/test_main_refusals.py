@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_what_differs(dataset, tmp
     sizes = tmp_path / "sizes.json"
     sizes.write_text('{"user_id": 5}')
     other = arguments(dataset, tmp_path, "--evaluate", "--embedding_sizes_file", str(sizes))
-    refused(capsys, other, 2, "[50, 14]", "[50, 5]", "step-7")
+    refused(capsys, other, 2, "width 14", "width 5", "step-7")
     other = arguments(dataset, tmp_path, "--use_checkpoint", "--seed", "5")
     refused(capsys, other, 2, "seed was 0 and is 5")
 

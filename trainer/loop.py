@@ -37,6 +37,7 @@ from trainer.tasks import Task
 
 TOLD = ("loss_val", "auc_roc", "streaming_map_val", "accuracy", "rmse")
 TASKS_TOLD, ENDS_TOLD = 8, 3
+REASONS_SHOWN = 5
 # Batches of an evaluation between two questions to all workers whether one was asked to stop.
 BATCHES_BETWEEN_QUESTIONS = 8
 
@@ -108,10 +109,10 @@ class TrainingLoop:
             self._train_epoch(position)
             metrics = self._evaluate(position)
             position = Position(position.epoch + 1)
+            self.stopping.update(metrics)
             self._save(position, metrics)
-            if self.stopping.should_stop(metrics) and position.epoch < self.num_epochs:
-                key, epochs = self.stopping.key, self.stopping.epochs_since_best
-                self.progress.message(f"stopping: {key} has not become better for {epochs} epoch(s)")
+            if self.stopping.is_over and position.epoch < self.num_epochs:
+                self.progress.message(f"stopping: {self.stopping.reason}")
                 break
         return metrics
 
@@ -179,7 +180,7 @@ class TrainingLoop:
         self.guard.beat(allow=SLOW_SECONDS)
         check_state(self.state, position.step(self.loader.steps_per_epoch))
         with nvtx_range("save"):
-            self.saver.save(self.state, position, metrics)
+            self.saver.save(self.state, position, self.stopping.state, metrics)
         self.guard.saved()
         self.guard.beat(allow=SLOW_SECONDS)
         self._seen_at = time.perf_counter()
@@ -214,6 +215,11 @@ class TrainingLoop:
         if curves := as_records(self.evaluator.evaluation.curves):
             self.log.log([steps_done], curves | {"epoch": epoch})
         self.progress.message(f"epoch {epoch}/{self.num_epochs}: {describe(metrics)}")
+        self._warn(told_of_undefined(self.evaluator.evaluation.undefined))
+        if math.isnan(metrics[self.stopping.key]):
+            self._warn(
+                [f"without a value of {self.stopping.key} this epoch cannot be the best, nor count for patience"]
+            )
         if self.health is not None:
             values, warnings = self.health.measure()
             self.log.log([steps_done], values | {"epoch": epoch})
@@ -246,6 +252,12 @@ class TrainingLoop:
     def _warn(self, warnings: list[str]) -> None:
         for warning in warnings:
             self.progress.message(f"warning: {warning}")
+
+
+def told_of_undefined(reasons: list[str]) -> list[str]:
+    """The first reasons why metrics have no value, and how many more there are."""
+    more = [f"... and {len(reasons) - REASONS_SHOWN} more labels"] if len(reasons) > REASONS_SHOWN else []
+    return [*reasons[:REASONS_SHOWN], *more]
 
 
 def describe(metrics: dict[str, float]) -> str:

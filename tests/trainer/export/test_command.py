@@ -111,7 +111,7 @@ def test_what_is_wrong_is_told_before_tensorflow_is_imported(run, dataset, tmp_p
     document["feature_spec"]["user"]["cardinality"] = 501
     (tmp_path / "feature_spec.yaml").write_text(yaml.safe_dump(document))
     other = refused(2, run, out, *savedmodel, "--dataset_path", str(tmp_path))
-    assert "has other features than the model" in other
+    assert "feature 'user' was onehot_categorical, cardinality 500 and is onehot_categorical, cardinality 501" in other
     monkeypatch.setattr(request, "find_spec", lambda name: None)
     for format in ("onnx", "triton"):
         told = refused(2, run, out, "--format", format)
