@@ -222,7 +222,8 @@ class TrainingLoop:
         """Logs the losses of a step and what it took."""
         single = {f"loss/{task.name}": float(loss) for task, loss in zip(self.tasks, losses, strict=True)}
         now, (last_step, last_time) = time.perf_counter(), self._mark
-        rate = (step - last_step) * self.step.global_batch_size / max(now - last_time, 1e-9)
+        rows = self.loader.rows_until(step) - self.loader.rows_until(last_step)
+        rate = rows / max(now - last_time, 1e-9)
         self._mark = (step, now)
         slowest, warnings = self.stragglers.look()
         self.log.log(
