@@ -16,7 +16,15 @@ from trainer.sealed.arrays import ArraySource
 from trainer.sealed.errors import CheckpointError, DamagedError
 from trainer.sealed.manifest import MANIFEST
 from trainer.sealed.reader import SealedFolder
-from trainer.sealed.writer import REPLACED, discard, remove_leftovers, standing, temporary_name, write_sealed
+from trainer.sealed.writer import (
+    REPLACED,
+    discard,
+    remove_leftovers,
+    replace_facts,
+    standing,
+    temporary_name,
+    write_sealed,
+)
 
 CHECKPOINTS = "checkpoints"
 
@@ -115,6 +123,24 @@ class CheckpointStore:
         facts = {"step": step, "sequence": sequence, "best": best, "value": value, "state": state}
         write_sealed(path, arrays, {}, facts)
         self._damaged.discard(path)
+        self._remove_old()
+        return path
+
+    def amend(self, step: int, state: dict[str, Any], best: bool, value: float | None) -> Path:
+        """Gives a saved step another state, all at once, and then removes what need not be kept.
+
+        Args:
+            step, state, best, value: see `save`.
+
+        Returns:
+            The folder.
+
+        Raises:
+            CheckpointError: it is gone, damaged or cannot be written; it stays as it was.
+        """
+        path = self.folder / f"step-{step}"
+        facts = Checkpoint(path).facts | {"best": best, "value": value, "state": state}
+        replace_facts(path, facts)
         self._remove_old()
         return path
 

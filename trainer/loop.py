@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, each followed by an evaluation and a checkpoint."""
+"""The training loop: epochs of steps, each followed by a checkpoint and an evaluation."""
 
 import math
 import time
@@ -100,11 +100,14 @@ class TrainingLoop:
             CheckpointError: the last save has failed.
         """
         metrics: dict[str, float] = {}
-        while position.epoch < self.num_epochs:
-            self._train_epoch(position)
+        while position.epoch < self.num_epochs or not position.is_evaluated:
+            if position.is_evaluated:
+                self._train_epoch(position)
+                position = Position(position.epoch + 1, is_evaluated=False)
+            self._save(position)
             metrics = self._evaluate(position)
-            position = Position(position.epoch + 1)
-            self._save(position, metrics)
+            position = Position(position.epoch)
+            self.saver.evaluated(position, metrics)
             if self.stopping.should_stop(metrics) and position.epoch < self.num_epochs:
                 key, epochs = self.stopping.key, self.stopping.epochs_since_best
                 self.progress.message(f"stopping: {key} has not become better for {epochs} epoch(s)")
@@ -141,7 +144,7 @@ class TrainingLoop:
             return
         while unseen:
             self._see(position, unseen.popleft())
-        self._save(position, {})
+        self._save(position)
         if decision.stop:
             self._stop(position)
 
@@ -171,12 +174,12 @@ class TrainingLoop:
             )
         return self.guard.decide(result.votes.numpy(), step)
 
-    def _save(self, position: Position, metrics: dict[str, float]) -> None:
+    def _save(self, position: Position) -> None:
         """Writes a checkpoint of what all workers hold, and only of that."""
         self.guard.beat(allow=SLOW_SECONDS)
         check_state(self.state, position.step(self.loader.steps_per_epoch))
         with nvtx_range("save"):
-            self.saver.save(self.state, position, metrics)
+            self.saver.save(self.state, position)
         self.guard.saved()
         self.guard.beat(allow=SLOW_SECONDS)
         self._seen_at = time.perf_counter()
@@ -191,7 +194,7 @@ class TrainingLoop:
         )
 
     def _evaluate(self, position: Position) -> dict[str, float]:
-        """Evaluates at the end of an epoch and logs what comes out."""
+        """Evaluates the epoch that is done and saved, and logs what comes out."""
         steps_done = position.step(self.loader.steps_per_epoch)
         self.guard.beat(allow=SLOW_SECONDS)
         started = time.perf_counter()
@@ -200,13 +203,12 @@ class TrainingLoop:
             self.guard.beat()
             self.progress.update(None, note=f"evaluating {batch}")
             if batch % BATCHES_BETWEEN_QUESTIONS == 0 and self.guard.asks_to_stop():
-                self._save(position, {})
                 self._stop(position)
 
         with nvtx_range("evaluation"):
             metrics = self.evaluator.run(on_batch=on_batch, see=self.health.see if self.health else None)
         rate = self.evaluator.loader.rows / (time.perf_counter() - started)
-        epoch = position.epoch + 1
+        epoch = position.epoch
         self.log.log([steps_done], metrics | {"epoch": epoch, "validation_throughput": rate})
         if curves := as_records(self.evaluator.evaluation.curves):
             self.log.log([steps_done], curves | {"epoch": epoch})

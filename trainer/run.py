@@ -109,7 +109,8 @@ class Run:
             self.saver.main_metric(evaluator.evaluation.keys), self.options.training.early_stopping_patience
         )
         position = self._start(state, stopping)
-        if position.epoch >= training.num_epochs or (position.is_between_epochs and stopping.is_over):
+        is_over = position.epoch >= training.num_epochs or (position.is_between_epochs and stopping.is_over)
+        if is_over and position.is_evaluated:
             self.say("nothing to do: this run is finished; more --num_epochs would go on with it")
             self._finish(self.saver.last_metrics())
             return
@@ -158,7 +159,7 @@ class Run:
         steps_per_epoch = self.inputs.train_loader.steps_per_epoch
         done = position.step(steps_per_epoch)
         if (best := self.saver.best_so_far()) is not None and best[1] <= done:
-            stopping.best, stopping.epochs_since_best = best[0], (done - best[1]) // steps_per_epoch
+            stopping.best, stopping.epochs_since_best = best[0], position.evaluated_epochs - best[1] // steps_per_epoch
         self.say(f"going on after step {done} of {steps_per_epoch * self.options.training.num_epochs}")
         return position
 

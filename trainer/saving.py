@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -29,6 +29,7 @@ from trainer.model_folder import (
 from trainer.observation.log import to_plain
 from trainer.position import Position
 from trainer.sealed.errors import CheckpointError
+from trainer.sealed.handover import Handover
 from trainer.state import RunState
 
 NAN = float("nan")
@@ -57,37 +58,51 @@ class Saver:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
 
-    def save(self, state: RunState, position: Position, metrics: dict[str, float]) -> None:
-        """Copies the state and writes it as a checkpoint in the background. A collective.
+    def save(self, state: RunState, position: Position) -> None:
+        """Hands the state over to a checkpoint that is written in the background. A collective.
 
-        The best so far, by the main metric, is kept besides the newest; without metrics it is not the best. Sharded
-        tables, which may not fit into one worker's memory, are written in the foreground.
+        It returns once all but a few blocks of the state are written, and those are copied: the memory that a save
+        takes does not grow with the state.
 
         A background save that fails is told when the next one begins, or by `has_failed`; training can go on, as the
         checkpoint before it stands.
-
-        Raises:
-            CheckpointError: a save in the foreground has failed.
         """
         if self._comm.rank != 0:
             state.take_part_in_save()
             return
         if self._writing is not None:
             self.has_failed(wait=True)
-        value, best = NAN, self._store.best()
-        if metrics:
+        step = position.step(self._inputs.train_loader.steps_per_epoch)
+        write = partial(self._store.save, step, state=self._facts(position, {}))
+        handover = Handover(state.sources())
+        self._writing = self._writer.submit(handover.save, write)
+        handover.fill()
+
+    def evaluated(self, position: Position, metrics: dict[str, float]) -> None:
+        """Records in an epoch's checkpoint what its evaluation gave, in the background and after its save.
+
+        The best so far, by the main metric, is kept besides the newest. A run that dies before this is recorded
+        evaluates the epoch again when it is resumed.
+
+        Args:
+            position: of the checkpoint, now evaluated.
+            metrics: of the evaluation.
+        """
+        if self._comm.rank == 0:
             value = metrics[key := self.main_metric(tuple(metrics))]
-        write = partial(
-            self._store.save,
-            position.step(self._inputs.train_loader.steps_per_epoch),
-            state=self._facts(position, metrics),
-            best=bool(metrics) and is_better(key, value, None if best is None else best.value),
-            value=None if math.isnan(value) else value,
-        )
-        if state.sharded:
-            write(state.sources())
-        else:
-            self._writing = self._writer.submit(write, state.snapshot())
+            amend = partial(
+                self._store.amend,
+                position.step(self._inputs.train_loader.steps_per_epoch),
+                state=self._facts(position, metrics),
+                value=None if math.isnan(value) else value,
+            )
+            self._writing = self._writer.submit(self._record, self._writing, amend, key, value)
+
+    def _record(self, saving: Future[Path] | None, amend: Callable[..., Path], key: str, value: float) -> Path:
+        if saving is not None:
+            saving.result()
+        best = self._store.best()
+        return amend(best=is_better(key, value, None if best is None else best.value))
 
     def has_failed(self, wait: bool = False) -> bool:
         """Whether a save in the background has failed since the last question, which is told as a warning."""

@@ -41,10 +41,6 @@ class RunState:
             for name, variable in self.variables.items()
         ]
 
-    def snapshot(self) -> list[ArraySource]:
-        """Copies of the variables as they are now, in this process's memory. Sharded ones are collectives."""
-        return [ArraySource.from_array(source.name, _filled(source)) for source in self.sources()]
-
     def tensors(self, name: str) -> Iterator[tf.Tensor]:
         """This worker's rows of a variable in order; of a table in blocks."""
         variable = self.variables[name]
@@ -177,13 +173,3 @@ def _differences(shapes: Mapping[str, tuple[int, ...]], checkpoint: SealedFolder
 
 def _blocks(variable: tf.Variable) -> Callable[[], Iterator[np.ndarray]]:
     return lambda: row_blocks(variable.numpy())
-
-
-def _filled(source: ArraySource) -> np.ndarray:
-    array, start = np.empty(source.shape, source.dtype), 0
-    for block in source.blocks():
-        if not source.shape:
-            return block
-        array[start : start + len(block)] = block
-        start += len(block)
-    return array

@@ -9,6 +9,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ import numpy as np
 
 from trainer.sealed.arrays import BLOCK_BYTES, ArraySource
 from trainer.sealed.errors import CheckpointError
-from trainer.sealed.manifest import MANIFEST, ArrayEntry, FileEntry, Manifest, is_document_name, plain_json
+from trainer.sealed.manifest import (
+    MANIFEST,
+    ArrayEntry,
+    FileEntry,
+    Manifest,
+    is_document_name,
+    plain_json,
+    read_manifest,
+)
 
 UNFINISHED = ".unfinished"
 REPLACED = ".replaced"
@@ -58,6 +67,27 @@ def write_sealed(
             f"cannot save {folder}: {error.strerror or error}. {needed:,} bytes are needed: "
             "free some room, or make the folder writable. What was saved before is untouched."
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Gives a sealed folder other facts, all at once; its arrays and documents stay as they are.
+
+    Raises:
+        CheckpointError: no room, no permission, a disk that fails, or a manifest that is damaged. It stays as it was.
+        ValueError: facts that cannot be written.
+    """
+    manifest = replace(read_manifest(folder), facts=plain_json(facts, "facts"))
+    temporary = temporary_name(folder)
+    try:
+        temporary.mkdir()
+        _write_file(temporary / MANIFEST, [memoryview(manifest.to_text().encode())])
+        _sync_file(temporary / MANIFEST)
+        os.replace(temporary / MANIFEST, folder / MANIFEST)
+        sync_folder(folder)
+    except OSError as error:
+        raise CheckpointError(f"cannot update {folder / MANIFEST}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -142,24 +172,33 @@ def _fill(
     for name, content in documents.items():
         (temporary / name).parent.mkdir(parents=True, exist_ok=True)
         manifest.documents[name] = FileEntry(name, *_write_file(temporary / name, _chunks(content)))
+    # All at once, so that a thread that hands over blocks does not wait for the disk.
+    for path in temporary.rglob("*"):
+        if path.is_file():
+            _sync_file(path)
     for inner in (path for path in temporary.rglob("*") if path.is_dir()):
         sync_folder(inner)
     # Last of all: a folder with a manifest has everything that it lists.
     _write_file(temporary / MANIFEST, [memoryview(manifest.to_text().encode())])
+    _sync_file(temporary / MANIFEST)
     sync_folder(temporary)
 
 
 def _write_file(path: Path, chunks: Iterable[memoryview]) -> tuple[int, str]:
-    """Writes and forces to disk; returns the length and the SHA-256 sum."""
+    """Writes a file; returns the length and the SHA-256 sum."""
     digest, size = hashlib.sha256(), 0
     with open(path, "xb") as file:
         for chunk in chunks:
             digest.update(chunk)
             file.write(chunk)
             size += len(chunk)
-        file.flush()
-        os.fsync(file.fileno())
     return size, digest.hexdigest()
+
+
+def _sync_file(path: Path) -> None:
+    """Forces a file's content to disk, whichever descriptor it was written through."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _size(content: bytes | Path) -> int:
