@@ -2,11 +2,12 @@
 
 import argparse
 import math
-import shutil
+import os
 import sys
 from collections import Counter
 from pathlib import Path
 
+from data.atomic import write_whole
 from data.command_line import Parser, run_tool, whole_number
 from data.conversion.csv_writer import check_can_write, write_csv_chunks
 from data.conversion.new_dataset import SPEC_FILE
@@ -32,8 +33,8 @@ def generate(spec_path: Path, output: Path, rows: int, seed: int, signal: float)
     for mapping, chunks in spec.sources.items():
         write_csv_chunks(chunks, output, random_tables(spec, mapping, rows, seed=seed, signal=signal), rows)
         print(f"gen_csv: {mapping}: {rows:,} rows in {len(spec.files(mapping))} files", file=sys.stderr)
-    if not (output / SPEC_FILE).exists():
-        shutil.copyfile(spec_path, output / SPEC_FILE)
+    if not os.path.lexists(output / SPEC_FILE):
+        write_whole(output / SPEC_FILE, spec_path.read_bytes())
     return 0
 
 
@@ -48,7 +49,7 @@ def _check_output(spec: FeatureSpec, spec_path: Path, output: Path, rows: int) -
                 raise DataError(f"{spec_path}: mapping {mapping!r} has chunks of type {chunk.type}, expected csv")
             check_can_write(chunk, output, rows)
     present = output / SPEC_FILE
-    if present.exists() and FeatureSpec.read(present).to_dict() != spec.to_dict():
+    if os.path.lexists(present) and FeatureSpec.read(present).to_dict() != spec.to_dict():
         raise DataError(f"{present}: is not the same as {spec_path}; choose another output folder, or delete it")
 
 

@@ -2,15 +2,16 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from data.atomic import write_whole
 from data.command_line import Parser, run_tool, whole_number
 from data.conversion.new_dataset import SPEC_FILE
 from data.errors import DataError
+from data.output_paths import check_replaceable_file
 from data.specification.embedding_sizes import default_dim
 from data.specification.feature_spec import FeatureSpec
 from data.specification.parts import MAX_EMBEDDING_DIM
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def job() -> int:
         spec = FeatureSpec.read(args.feature_spec_in)
+        _check_output(args.output)
         sizes = random_sizes(spec, args.max_size, args.seed) if args.random else rule_sizes(spec, args.max_size)
         _write(sizes, args.output)
         return 0
@@ -45,16 +47,17 @@ def random_sizes(spec: FeatureSpec, max_size: int, seed: int) -> dict[str, int]:
 
 
 def _write(sizes: dict[str, int], path: Path) -> None:
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder; expected a file, such as {path / 'embedding_sizes.json'}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, json.dumps(sizes, indent=2) + "\n")
     except FileNotFoundError as error:
         raise DataError(f"{path}: its folder does not exist; make it first") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _check_output(path: Path) -> None:
+    """Widths may have been chosen by hand, and nothing in a file tells: none that exists is overwritten."""
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; expected a file, such as {path / 'embedding_sizes.json'}")
+    check_replaceable_file(path, "--output", lambda _: False)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -69,7 +72,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--feature_spec_in", type=Path, default=SPEC_FILE, metavar="FILE", help="the specification")
-    add("--output", type=Path, required=True, default=argparse.SUPPRESS, metavar="FILE", help="the JSON file to write")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="a new JSON file",
+    )
     add("--max_size", type=whole_number(1), default=256, metavar="WIDTH", help="largest width")
     add("--random", action="store_true", help="uniform random widths in [1, max_size] instead")
     add("--seed", type=whole_number(0), default=0, help="of the random widths")

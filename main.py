@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             is_training = options.run.trains and not options.run.benchmark
             if launch.rank == 0 and is_training:
                 until_the_end.enter_context(RunLock(options.data.model_dir, print_warning, _lock_patience()))
-            check_folders(options, launch)
+            check_folders(options, inputs.spec, launch)
             warnings = check_labels(options, inputs.spec, launch)
         except DataError as error:
             return _refuse(error, launch, record)

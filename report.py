@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data.command_line import Parser
 from data.errors import DataError
+from trainer.report.outputs import PAGE, check_inputs_stay, check_report_files, gates_name
 from trainer.report.runs import Run, read_run
 from trainer.report.table import curve_table
 
@@ -19,14 +20,17 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse(argv)
     try:
         folders = list(dict.fromkeys(Path(os.path.abspath(folder)) for folder in arguments.results_dir))
+        output = arguments.output or folders[0]
+        check_inputs_stay(output, folders, arguments.log_filename)
         runs = [
             read_run(folder, name, arguments.log_filename)
             for folder, name in zip(folders, run_names(folders), strict=True)
         ]
+        check_report_files(output, runs)
         for run in runs:
             print(f"{run.name}\n\n{curve_table(run)}\n")
         print(NOTE)
-        _draw(runs, arguments.output or folders[0])
+        _draw(runs, output)
     except DataError as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 2
@@ -61,11 +65,11 @@ def _draw(runs: list[Run], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     paths = draw_learning_curves(runs, folder)
     for number, run in enumerate(runs, start=1):
-        paths += draw_gates(run, folder, "gates" if len(runs) == 1 else f"gates_{number}")
+        paths += draw_gates(run, folder, gates_name(number, len(runs)))
     if not paths:
         print("no picture: none of these values belongs to a step")
-    write_page(runs, folder / "report.html")
-    for path in (*paths, folder / "report.html"):
+    write_page(runs, folder / PAGE)
+    for path in (*paths, folder / PAGE):
         print(f"wrote {path}")
 
 

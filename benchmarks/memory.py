@@ -3,7 +3,8 @@
     python -m benchmarks.memory [--batch 16384] [--batches 8] [--flags FLAG ...]
 
 A process of its own runs main.py on Outbrain's 29 features: two epochs of --batches steps of the default Wide & Deep,
-each with a checkpoint and an evaluation, then the model folder. Its peak resident set size, as Linux counts it, stands over
+each with a checkpoint and an evaluation, then the model folder. Its peak resident set size, as Linux counts it,
+stands over
 
     needed = weights + optimizer state + activations + 1.2 GB for TensorFlow
 

@@ -18,6 +18,7 @@ from trainer.sealed.manifest import MANIFEST
 from trainer.sealed.reader import SealedFolder
 from trainer.sealed.writer import (
     REPLACED,
+    check_replaceable,
     discard,
     remove_leftovers,
     replace_facts,
@@ -90,6 +91,7 @@ class CheckpointStore:
         self.keep = keep
         self._warn = warn
         self._damaged: set[Path] = set()
+        self._unremovable: set[Path] = set()
 
     def save(
         self,
@@ -143,6 +145,22 @@ class CheckpointStore:
         replace_facts(path, facts)
         self._remove_old()
         return path
+
+    def check_later(self, which: str) -> None:
+        """Checks that a run that resumes from a checkpoint of this folder may replace those of later steps.
+
+        Args:
+            which: see `open`.
+
+        Raises:
+            NoCheckpointError: there is no such checkpoint.
+            DataError: something lies there that no save has written. Names it.
+        """
+        step = self.open(which, verify=False).step
+        for path in _step_folders(self.folder):
+            named = _STEP_FOLDER.fullmatch(path.name)
+            if named and int(named.group(1)) > step:
+                check_replaceable(path.with_name(path.name.removesuffix(REPLACED)))
 
     def steps(self) -> list[int]:
         """The saved steps, oldest save first. Their manifests are good; the arrays are not looked at."""
@@ -244,15 +262,18 @@ class CheckpointStore:
     def _remove_old(self) -> None:
         """Removes all but the newest and the best. Those known to be damaged do not count towards `keep`.
 
-        One whose manifest cannot be read stays: that may be the disk's mood, and a person may still save it.
+        One whose manifest cannot be read stays: the disk may have failed to read it this once, and a person may still
+        recover it. So does one that holds a file that no save has written.
         """
         readable, _ = self._saved()
         whole = [checkpoint for checkpoint in readable if checkpoint.path not in self._damaged]
         best = [checkpoint for checkpoint in whole if checkpoint.best]
         kept = {checkpoint.path for checkpoint in (*readable[-self.keep :], *whole[-self.keep :], *best[-1:])}
         for checkpoint in readable:
-            if checkpoint.path not in kept:
-                discard(checkpoint.path)
+            path = checkpoint.path
+            if path not in kept and not discard(path) and path not in self._unremovable:
+                self._unremovable.add(path)
+                self._warn(f"{path} is kept: it holds a file that no save has written")
 
 
 def probe(model_dir: Path) -> None:

@@ -12,6 +12,7 @@ from data.specification.feature_spec import FeatureSpec
 from trainer.checkpoints import CheckpointStore
 from trainer.flags.options import Options
 from trainer.layout import InputLayout, input_layout
+from trainer.outputs import check_outputs
 from trainer.predictions import check_column_names, check_predictions_path
 from trainer.process.launcher import Launch
 
@@ -99,16 +100,18 @@ def open_inputs(options: Options, launch: Launch) -> Inputs:
     return Inputs(spec, input_layout(spec, widths), training, evaluation, mapping, with_group, kept)
 
 
-def check_folders(options: Options, launch: Launch) -> None:
-    """Refuses to start a run over another one, or one whose predictions could not be written.
+def check_folders(options: Options, spec: FeatureSpec, launch: Launch) -> None:
+    """Refuses to start a run over another one, or one that would write where it must not or cannot.
 
     Raises:
-        DataError: model_dir holds checkpoints and none of them is asked for, or the predictions could not be
-            written where they are asked for.
+        DataError: model_dir holds checkpoints and none of them is asked for, the predictions could not be written
+            where they are asked for, or see `check_outputs`.
     """
     run, store = options.run, CheckpointStore(options.data.model_dir)
-    if run.predictions_path is not None and launch.rank == 0:
-        check_predictions_path(run.predictions_path)
+    if launch.rank == 0:
+        if run.predictions_path is not None:
+            check_predictions_path(run.predictions_path)
+        check_outputs(options, spec)
     if not run.restores and not run.benchmark and any(store.folder.glob("step-*")):
         raise DataError(
             f"{store.folder} holds the checkpoints of an earlier run. Add --use_checkpoint to go on with it, give "

@@ -17,7 +17,7 @@ from trainer.sealed.arrays import ArraySource
 from trainer.sealed.errors import DamagedError
 from trainer.sealed.manifest import is_document_name
 from trainer.sealed.reader import SealedFolder
-from trainer.sealed.writer import remove_leftovers, standing, write_sealed
+from trainer.sealed.writer import check_can_be_renamed, check_replaceable, remove_leftovers, standing, write_sealed
 
 # In --model_dir.
 MODEL_FOLDER = "model"
@@ -25,6 +25,16 @@ ARCHITECTURE, SPECIFICATION, SIZES = "architecture.json", "feature_spec.yaml", "
 
 # Text, bytes, a dict for JSON, or a file that is copied.
 Document = str | bytes | dict[str, Any] | Path
+
+
+def check_model_place(folder: Path) -> None:
+    """Checks, before training, that a model folder can take the place of what stands at `folder`.
+
+    Raises:
+        DataError: a link, a file, a mount point or something that no save has written is there. Names it.
+    """
+    check_replaceable(folder)
+    check_can_be_renamed(folder)
 
 
 def write_model(folder: Path, arrays: Iterable[ArraySource], documents: Mapping[str, Document]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.atomic import replacing
 from data.errors import DataError
 from data.loading.stored_columns import StoredColumns
 from trainer.metrics.calibration import probability
@@ -31,6 +32,15 @@ def check_predictions_path(path: Path) -> None:
         raise DataError(f"{path}: there is no folder {path.parent}; create it with `mkdir -p {path.parent}`")
     if not os.access(path.parent, os.W_OK):
         raise DataError(f"{path}: the folder {path.parent} cannot be written; name another one")
+
+
+def is_predictions(path: Path) -> bool:
+    """Whether a file is one of predictions."""
+    try:
+        names = pq.read_schema(path).names
+    except (OSError, ValueError, pa.ArrowException):
+        return False
+    return names[:1] == [ROW] and any(name.startswith("prediction_") for name in names)
 
 
 def check_column_names(kept: Sequence[str], labels: Sequence[str]) -> None:
@@ -61,7 +71,7 @@ class PredictionWriter:
     is read by the first worker while it writes.
 
     Args:
-        path: the file to write, replaced where it exists.
+        path: the file to write, in the place of an earlier one.
         tasks: one per label; their logits stand side by side.
         labelled: names of the tasks whose labels are known; None for all.
         kept: columns of the same rows.
@@ -129,17 +139,15 @@ class PredictionWriter:
             raise OSError(problem)
 
     def _write_file(self, blocks: Iterator[np.ndarray]) -> None:
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        try:
-            with pq.ParquetWriter(temporary, self._schema(), write_page_checksum=True) as writer:
-                row, kept = 0, self._kept.stream() if self._kept else None
-                for values in blocks:
-                    columns = [*self._columns(row, values), *(kept.take(len(values)) if kept else ())]
-                    writer.write_table(pa.Table.from_arrays(columns, schema=self._schema()))
-                    row += len(values)
-            os.replace(temporary, self._path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with (
+            replacing(self._path) as file,
+            pq.ParquetWriter(file, self._schema(), write_page_checksum=True) as writer,
+        ):
+            row, kept = 0, self._kept.stream() if self._kept else None
+            for values in blocks:
+                columns = [*self._columns(row, values), *(kept.take(len(values)) if kept else ())]
+                writer.write_table(pa.Table.from_arrays(columns, schema=self._schema()))
+                row += len(values)
 
     def _blocks(self, counts: Sequence[int], comm: Collectives) -> Iterator[np.ndarray]:
         """All workers' values in dataset order, at most _BLOCK_ROWS at once, on every worker."""

@@ -64,7 +64,7 @@ class Saver:
         It returns once all but a few blocks of the state are written, and those are copied: the memory that a save
         takes does not grow with the state.
 
-        A background save that fails is told when the next one begins, or by `has_failed`; training can go on, as the
+        A save that fails is reported when the next one begins, or by `has_failed`; training can go on, as the
         checkpoint before it stands.
         """
         if self._comm.rank != 0:
@@ -105,7 +105,7 @@ class Saver:
         return amend(best=is_better(key, value, None if best is None else best.value))
 
     def has_failed(self, wait: bool = False) -> bool:
-        """Whether a save in the background has failed since the last question, which is told as a warning."""
+        """Whether a save has failed since the last question, which is reported as a warning."""
         if self._writing is None or not (wait or self._writing.done()):
             return False
         try:

@@ -47,10 +47,8 @@ class RunState:
         if name not in self.tables:
             yield tf.convert_to_tensor(variable)
             return
-        shape = tuple(variable.shape)
-        rows = rows_per_block(shape, np.dtype(variable.dtype.as_numpy_dtype))
-        for start in range(0, shape[0], rows):
-            yield variable.sparse_read(tf.range(start, min(start + rows, shape[0])))
+        for start, stop in _row_ranges(tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype)):
+            yield variable.sparse_read(tf.range(start, stop))
 
     def take_part_in_save(self) -> None:
         """What the other workers do while the first one saves."""
@@ -111,10 +109,8 @@ class RunState:
 
     def _own_rows(self, name: str) -> Iterator[tuple[int, int, slice]]:
         """Start and end of each block of the whole, and this worker's rows of it."""
-        shape, size = self._whole_shape(name), self.comm.size
-        rows = rows_per_block(shape, np.dtype(self.variables[name].dtype.as_numpy_dtype))
-        for start in range(0, shape[0], rows):
-            stop = min(start + rows, shape[0])
+        size, dtype = self.comm.size, np.dtype(self.variables[name].dtype.as_numpy_dtype)
+        for start, stop in _row_ranges(self._whole_shape(name), dtype):
             yield start, stop, slice(*(-((self.comm.rank - row) // size) for row in (start, stop)))
 
 
@@ -172,4 +168,20 @@ def _differences(shapes: Mapping[str, tuple[int, ...]], checkpoint: SealedFolder
 
 
 def _blocks(variable: tf.Variable) -> Callable[[], Iterator[np.ndarray]]:
-    return lambda: row_blocks(variable.numpy())
+    shape, dtype = tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype)
+
+    def blocks() -> Iterator[np.ndarray]:
+        if not shape or shape[0] <= rows_per_block(shape, dtype):
+            yield variable.numpy()
+            return
+        for start, stop in _row_ranges(shape, dtype):
+            yield variable.sparse_read(tf.range(start, stop)).numpy()
+
+    return blocks
+
+
+def _row_ranges(shape: tuple[int, ...], dtype: np.dtype) -> Iterator[tuple[int, int]]:
+    """Start and end of each block of rows."""
+    rows = rows_per_block(shape, dtype)
+    for start in range(0, shape[0], rows):
+        yield start, min(start + rows, shape[0])

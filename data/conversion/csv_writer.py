@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
+from data.atomic import create_new, temporary_beside
 from data.conversion.columns import is_list
 from data.errors import DataError
 from data.specification.feature_spec import Chunk
@@ -45,6 +46,7 @@ class _ChunkWriter:
     def __init__(self, chunk: Chunk, folder: Path, rows: int) -> None:
         self._chunk = chunk
         self._paths = [folder / file for file in chunk.files]
+        self._temporaries = [temporary_beside(path) for path in self._paths]
         self._ends = [rows * (index + 1) // len(chunk.files) for index in range(len(chunk.files))]
         self._row = 0
         self._file: BinaryIO | None = None
@@ -56,17 +58,17 @@ class _ChunkWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self._file is not None:
             self._file.close()
-        for path in self._paths:
-            _temporary(path).unlink(missing_ok=True)
+        for temporary in self._temporaries:
+            temporary.unlink(missing_ok=True)
 
     def write(self, table: pa.Table) -> None:
         """Appends rows, to the next file where one is full."""
         while table.num_rows:
             index = next(index for index, end in enumerate(self._ends) if end > self._row)
             if self._file is None:
-                path = _temporary(self._paths[index])
+                path = self._temporaries[index]
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = path.open("wb")
+                self._file = create_new(path)
             part = table.slice(0, self._ends[index] - self._row)
             options = arrow_csv.WriteOptions(include_header=False)
             arrow_csv.write_csv(_as_cells(part.select(self._chunk.features)), self._file, options)
@@ -78,14 +80,14 @@ class _ChunkWriter:
 
     def finish(self) -> None:
         """Gives all files their names."""
-        for path in self._paths:
-            os.replace(_temporary(path), path)
+        for temporary, path in zip(self._temporaries, self._paths, strict=True):
+            os.replace(temporary, path)
 
 
 def check_can_write(chunk: Chunk, folder: Path, rows: int) -> None:
     """Raises DataError if a file of the chunk exists, or would stay empty."""
     for file in chunk.files:
-        if (folder / file).exists():
+        if os.path.lexists(folder / file):
             raise DataError(
                 f"{folder / file}: exists already, and is not overwritten; choose another folder, or delete it"
             )
@@ -93,10 +95,6 @@ def check_can_write(chunk: Chunk, folder: Path, rows: int) -> None:
         raise DataError(
             f"{chunk.files[0]}, ...: {len(chunk.files)} files cannot share {rows} rows; ask for at least as many rows"
         )
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".unfinished-{os.getpid()}-{path.name}")
 
 
 def _as_cells(table: pa.Table) -> pa.Table:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from data import draft_folder
 from data.errors import DataError
 
 SPEC_FILE = "feature_spec.yaml"
@@ -33,8 +34,9 @@ def new_dataset(folder: Path, spec_file: str = SPEC_FILE, entries: Sequence[str]
         DataError: `folder` holds a dataset already, cannot be written, or another run is writing into it.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder}: is a file, the output must be a folder; choose another name")
+    if os.path.lexists(folder) and not folder.is_dir():
+        kind = "file" if folder.exists() else "link to nothing"
+        raise DataError(f"{folder}: is a {kind}, the output must be a folder; choose another name")
     _clear_drafts(folder, spec_file)
     _check_holds_no_dataset(folder, spec_file)
     _check_free(folder, entries)
@@ -42,6 +44,7 @@ def new_dataset(folder: Path, spec_file: str = SPEC_FILE, entries: Sequence[str]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
+        draft_folder.mark(draft)
     except OSError as error:
         raise DataError(f"{folder}: cannot write here ({error.strerror}); choose another output folder") from error
     lock = _lock(draft)
@@ -49,13 +52,13 @@ def new_dataset(folder: Path, spec_file: str = SPEC_FILE, entries: Sequence[str]
         yield draft
         _publish(draft, folder, spec_file)
     except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
+        draft_folder.remove(draft)
         _remove_empty(made)
         raise
     finally:
         if lock is not None:
             os.close(lock)
-    shutil.rmtree(draft)
+    draft_folder.remove(draft)
 
 
 def sync(path: Path) -> None:
@@ -80,7 +83,7 @@ def _lock(draft: Path) -> int | None:
 
 def _clear_drafts(folder: Path, spec_file: str) -> None:
     """Removes drafts whose runs are dead, and what these had moved of an unfinished dataset."""
-    for draft in sorted(path for path in folder.glob(f"{UNFINISHED}*") if path.is_dir()):
+    for draft in sorted(path for path in folder.glob(f"{UNFINISHED}*") if draft_folder.is_draft(path)):
         lock = _lock(draft)
         if lock is None:
             raise DataError(
@@ -89,8 +92,9 @@ def _clear_drafts(folder: Path, spec_file: str) -> None:
         try:
             if not (folder / spec_file).exists():
                 for name in _moving(draft):
-                    _remove(folder / name)
-            shutil.rmtree(draft)
+                    if not os.path.lexists(draft / name):  # it was moved
+                        _remove(folder / name)
+            draft_folder.remove(draft)
         except OSError as error:
             raise DataError(f"{draft}: is left from a killed run and cannot be removed ({error.strerror})") from error
         finally:
@@ -104,7 +108,7 @@ def _moving(draft: Path) -> list[str]:
 
 
 def _check_holds_no_dataset(folder: Path, spec_file: str) -> None:
-    if (folder / spec_file).exists():
+    if os.path.lexists(folder / spec_file):
         raise DataError(f"{folder}: holds a dataset already ({spec_file}); choose another folder, or delete that one")
     parts = sorted(folder.glob("*.parquet"))
     if parts:
@@ -116,14 +120,14 @@ def _check_holds_no_dataset(folder: Path, spec_file: str) -> None:
 
 def _check_free(folder: Path, names: Sequence[str]) -> None:
     for name in names:
-        if (folder / name).exists():
+        if os.path.lexists(folder / name):
             raise DataError(f"{folder / name}: is there already, and the dataset needs the name; delete it, run again")
 
 
 def _publish(draft: Path, folder: Path, spec_file: str) -> None:
     if not (draft / spec_file).is_file():
         raise DataError(f"{folder}: the dataset was written without its {spec_file}, so it is not kept")
-    entries = sorted(entry.name for entry in draft.iterdir() if entry.name != spec_file)
+    entries = sorted(entry.name for entry in draft.iterdir() if entry.name not in (spec_file, draft_folder.MARKER))
     _check_free(folder, [*entries, spec_file])
     (draft / MOVING_FILE).write_text(json.dumps(entries))
     for path in [draft, *draft.rglob("*")]:

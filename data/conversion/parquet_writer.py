@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.atomic import create_new, temporary_beside
 from data.conversion.columns import describe_column
-from data.conversion.new_dataset import UNFINISHED, sync
+from data.conversion.new_dataset import sync
 from data.conversion.parquet_seal import add_seal
 from data.errors import DataError
 from data.specification.feature_spec import Chunk, FeatureSpec
@@ -62,8 +64,9 @@ class DatasetWriter:
         self._rows_per_file = rows_per_file
         self._pending = schema.empty_table()
         self._writer: pq.ParquetWriter | None = None
+        self._file: BinaryIO | None = None
         self._rows_in_file = 0
-        self._files = 0
+        self._temporaries: list[Path] = []
 
     def __enter__(self) -> "DatasetWriter":
         return self
@@ -78,7 +81,7 @@ class DatasetWriter:
     @property
     def chunk(self) -> Chunk:
         """The specification's entry for the parts written so far, complete once the writer has ended."""
-        names = tuple(self._part_name(index) for index in range(self._files))
+        names = tuple(self._part_name(index) for index in range(len(self._temporaries)))
         return Chunk(type="parquet", features=tuple(self._schema.names), files=names)
 
     def write(self, rows: pa.Table | pd.DataFrame) -> None:
@@ -106,9 +109,9 @@ class DatasetWriter:
 
     def _write_row_group(self, rows: int) -> None:
         if self._writer is None:
-            path = self._temporary(self._files)
-            self._files += 1
-            self._writer = pq.ParquetWriter(path, self._schema, compression=COMPRESSION, write_page_checksum=True)
+            self._temporaries.append(temporary_beside(self._folder / "part"))
+            self._file = create_new(self._temporaries[-1])
+            self._writer = pq.ParquetWriter(self._file, self._schema, compression=COMPRESSION, write_page_checksum=True)
         self._writer.write_table(self._pending.slice(0, rows), row_group_size=ROWS_PER_ROW_GROUP)
         self._pending = self._pending.slice(rows)
         self._rows_in_file += rows
@@ -116,12 +119,13 @@ class DatasetWriter:
             self._close_file()
 
     def _close_file(self) -> None:
-        if self._writer is not None:
+        if self._writer is not None and self._file is not None:
             self._writer.close()
-            self._writer = None
+            self._file.close()
+            self._writer = self._file = None
             self._rows_in_file = 0
-            add_seal(self._temporary(self._files - 1))
-            sync(self._temporary(self._files - 1))
+            add_seal(self._temporaries[-1])
+            sync(self._temporaries[-1])
 
     def _finish(self) -> None:
         if self.rows == 0:
@@ -129,21 +133,19 @@ class DatasetWriter:
         if self._pending.num_rows:
             self._write_row_group(self._pending.num_rows)
         self._close_file()
-        for index in range(self._files):
-            os.replace(self._temporary(index), self._folder / self._part_name(index))
+        for index, temporary in enumerate(self._temporaries):
+            os.replace(temporary, self._folder / self._part_name(index))
         sync(self._folder)
 
     def _discard(self) -> None:
         """Closes and removes what has no final name yet."""
-        if self._writer is not None:
+        for opened in (self._writer, self._file):
             with suppress(OSError):  # on a full disk; the file goes anyway
-                self._writer.close()
-            self._writer = None
-        for index in range(self._files):
-            self._temporary(index).unlink(missing_ok=True)
+                if opened is not None:
+                    opened.close()
+        self._writer = self._file = None
+        for temporary in self._temporaries:
+            temporary.unlink(missing_ok=True)
 
     def _part_name(self, index: int) -> str:
         return f"{self._mapping}_{index}.parquet"
-
-    def _temporary(self, index: int) -> Path:
-        return self._folder / f"{UNFINISHED}{os.getpid()}-{self._part_name(index)}"

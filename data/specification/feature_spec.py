@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from data.atomic import create_new, temporary_beside
 from data.errors import DataError
 from data.specification.parts import CHANNELS, LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, SAMPLE_WEIGHT, Chunk, Feature
 from data.specification.problems import nearest, told
@@ -152,10 +153,10 @@ class FeatureSpec:
         """
         path = Path(path)
         FeatureSpec.from_dict(self.to_dict(), path.absolute().parent, source=str(path))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = temporary_beside(path)
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(self.to_yaml())
+            with create_new(temporary) as file:
+                file.write(self.to_yaml().encode())
                 file.flush()
                 os.fsync(file.fileno())
             read_yaml(temporary)

@@ -10,6 +10,7 @@ from tests.helpers import ROOT
 
 
 def sizes(spec_path, output, *flags):
+    output.unlink(missing_ok=True)
     arguments = ["--feature_spec_in", spec_path, "--output", output, *flags]
     assert gen_embedding_sizes.main([str(argument) for argument in arguments]) == 0
     return json.loads(output.read_text())

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,7 +12,9 @@ from data.command_line import Parser
 from data.conversion.new_dataset import SPEC_FILE
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
+from data.output_paths import check_apart
 from data.specification.feature_spec import FeatureSpec
+from trainer.checkpoints import CHECKPOINTS
 from trainer.export.ports import check_names
 from trainer.flags.places import default_place
 from trainer.layout import InputLayout, input_layout
@@ -50,14 +53,16 @@ def read_request(argv: Sequence[str] | None) -> Request:
 
     Raises:
         SystemExit: wrong arguments.
-        DataError: an output that exists, a package that is missing, a model that the format cannot hold, or a dataset
-            with other features than the model's.
+        DataError: an output that exists or lies in what is read, a package that is missing, a model that the format
+            cannot hold, or a dataset with other features than the model's.
         NoCheckpointError: there is no model, or it is damaged.
     """
     arguments = _parser().parse(argv)
     _check_packages(arguments.format)
     _check_output(arguments.output)
     model_dir = default_place("model_dir") if arguments.model_dir is None else arguments.model_dir
+    read = {"the model folder": model_dir / MODEL_FOLDER, "the checkpoints": model_dir / CHECKPOINTS}
+    check_apart({"--output": arguments.output}, read)
     model = open_model(model_dir / MODEL_FOLDER)
     spec = FeatureSpec.read(model.path / SPECIFICATION, allow_outside_paths=True)
     check_names([feature.name for feature in (*spec.inputs, *spec.labels)])
@@ -93,8 +98,10 @@ def _check_packages(wanted: str) -> None:
 
 
 def _check_output(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if os.path.lexists(output) and (output.is_symlink() or not output.is_dir() or any(output.iterdir())):
         raise DataError(f"--output {output}: exists already, and exports are not mixed; name another folder")
+    if os.path.ismount(output):
+        raise DataError(f"--output {output}: is a mount point, which cannot be replaced; name a folder in it")
 
 
 def _check_size(model: SealedFolder) -> None:

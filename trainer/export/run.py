@@ -2,7 +2,6 @@
 
 import glob
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from data import draft_folder
+from data.atomic import sync_names
 from data.encoding.encoders import encode_columns
 from trainer.export.comparison import Predict, expected_predictions, largest_difference
 from trainer.export.ports import named_inputs
@@ -20,7 +21,7 @@ from trainer.export.rows import first_rows, random_raw, random_rows, raw_inputs
 from trainer.export.saved_model_folder import ENCODED, RAW, load_signatures, write_saved_model
 from trainer.recommender.scorer import Scorer
 from trainer.saved_model import SavedModel, read_model
-from trainer.sealed.writer import remove_leftovers, sync_folder, temporary_name
+from trainer.sealed.writer import remove_leftovers, temporary_name
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -96,10 +97,12 @@ def _new_folder(output: Path) -> Iterator[Path]:
     draft = temporary_name(output)
     draft.mkdir()
     try:
+        draft_folder.mark(draft)
         yield draft
+        draft_folder.unmark(draft)
         for path in [draft, *(path for path in draft.rglob("*") if path.is_dir())]:
-            sync_folder(path)
+            sync_names(path)
         os.rename(draft, output)
-        sync_folder(output.parent)
+        sync_names(output.parent)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        draft_folder.remove(draft)

@@ -8,11 +8,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
+from data.atomic import is_out_of_room
 from data.errors import DataError
 
 PREFIX = "DLLL "
@@ -46,17 +48,21 @@ class RunLog:
             moved aside, to the same name with `.previous` at its end.
 
     Raises:
-        DataError: it cannot be written there.
+        DataError: it cannot be written there, and not because the disk is full.
     """
 
     def __init__(self, path: Path, append: bool) -> None:
         self._path = Path(path)
         self._warned = False
+        self._sink: Sink = JsonLines(self._path)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             _prepare(self._path, append)
             self._sink = _open_sink(self._path)
         except OSError as error:
+            if is_out_of_room(error):
+                self._warn(error)
+                return
             raise DataError(
                 f"the log {self._path} cannot be written: {error.strerror}. Give a --results_dir that you may write to."
             ) from error
@@ -86,9 +92,12 @@ class RunLog:
         try:
             write()
         except (OSError, ValueError) as error:
-            if not self._warned:
-                self._warned = True
-                print(f"warning: the log {self._path} is incomplete: {error}", file=sys.stderr, flush=True)
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            print(f"warning: the log {self._path} is incomplete: {error}", file=sys.stderr, flush=True)
 
 
 class NullLog:
@@ -117,7 +126,6 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._started = datetime.now()
-        self._torn = False
 
     def log(self, step: Any, data: dict[str, Any]) -> None:
         """Writes a LOG record."""
@@ -141,12 +149,11 @@ class JsonLines:
 
     def _append(self, record: dict[str, Any]) -> None:
         line = f"{PREFIX}{json.dumps(record, allow_nan=False)}\n".encode()
-        if self._torn:
-            line = b"\n" + line
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "ab", buffering=0) as file:
+        with open(self._path, "a+b", buffering=0) as file:
+            if is_torn(file):
+                line = b"\n" + line
             written = file.write(line)
-        self._torn = written < len(line) and (written > 0 or self._torn)
         if written < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
@@ -219,12 +226,23 @@ def _parsed(line: str) -> dict[str, Any] | None:
 def _prepare(path: Path, append: bool) -> None:
     """Leaves a log that ends with a whole line, or an empty one; shows that it can be written."""
     if not append and path.exists() and path.stat().st_size:
-        os.replace(path, path.with_name(path.name + ".previous"))
-    with open(path, "a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+        os.replace(path, previous(path))
+    with open(path, "a+b", buffering=0) as file:
+        if is_torn(file):
+            file.write(b"\n")
+
+
+def previous(path: Path) -> Path:
+    """Where a log is moved when another run begins its own under the same name."""
+    return path.with_name(path.name + ".previous")
+
+
+def is_torn(file: BinaryIO | RawIOBase) -> bool:
+    """Whether a file's last line lacks its end, as a full disk leaves it; goes to the end of the file."""
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def _open_sink(path: Path) -> Sink:

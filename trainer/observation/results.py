@@ -1,10 +1,11 @@
 """What a run leaves in its results folder: log, arguments, last metrics, pictures of gates. And what it says."""
 
 import json
-import os
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
+from data.atomic import is_out_of_room, write_whole
 from data.errors import DataError
 from trainer.flags.options import Options
 from trainer.health.keys import PARTS as HEALTH
@@ -13,6 +14,7 @@ from trainer.metrics.calibration_curve import CURVE
 from trainer.observation.log import NullLog, RunLog, to_plain
 from trainer.observation.profiling import StepProfiler
 from trainer.observation.tensorboard import LogOnBoard, TensorBoard
+from trainer.outputs import ARGUMENTS, METRICS
 from trainer.report.runs import read_run
 
 METRIC_UNITS = {
@@ -50,7 +52,7 @@ class Results:
         values = options.as_dict()
         goes_on = options.run.use_checkpoint or not options.run.trains
         self.log = LogOnBoard(self._data.results_dir / self._data.log_filename, goes_on, self.board)
-        self._write_json("args.json", values)
+        self._write_json(ARGUMENTS, values)
         self.log.parameters(values)
         for metric, unit in METRIC_UNITS.items():
             self.log.metadata(metric, {"unit": unit})
@@ -66,10 +68,14 @@ class Results:
         return StepProfiler(steps, self._run.tensorboard_dir or self._data.results_dir, self.say)
 
     def conclude(self, metrics: dict[str, float]) -> None:
-        """Records the last metrics."""
+        """Records the last metrics.
+
+        Raises:
+            OSError: they cannot be written; for want of room only where they are all that the run was for.
+        """
         self.log.log([], metrics)
         if self._is_first:
-            self._write_json("metrics.json", to_plain(metrics))
+            self._write_json(METRICS, to_plain(metrics), is_product=not self._run.trains)
 
     def draw_gates(self) -> None:
         """Draws the gates of all epochs in the log; a picture that fails is no reason to lose a trained model."""
@@ -86,14 +92,15 @@ class Results:
         except (DataError, OSError) as error:
             self.say(f"warning: the gates could not be drawn: {error}")
 
-    def _write_json(self, name: str, values: Mapping[str, object]) -> None:
+    def _write_json(self, name: str, values: Mapping[str, object], is_product: bool = False) -> None:
         path = self._data.results_dir / name
-        temporary = path.with_name(f".{name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
+            write_whole(path, json.dumps(values, indent=2) + "\n")
         except OSError as error:
+            if is_product or not is_out_of_room(error):
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            # Nobody shall take an earlier run's values for this one's.
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise OSError(error.errno, error.strerror, str(path)) from error
+                path.unlink(missing_ok=True)
+            print(f"warning: {path} could not be written: {error.strerror}", file=sys.stderr, flush=True)

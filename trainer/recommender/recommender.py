@@ -203,9 +203,10 @@ class Recommender:
         return list(zip(items[:k].tolist(), scores[:k].tolist(), strict=True))
 
     def save(self, folder: str | Path) -> None:
-        """Writes everything into a folder, in the place of one that stands there: JSON, YAML, .npy and parquet.
+        """Writes everything into a folder: JSON, YAML, .npy and parquet. Replaces what an earlier `save` has written.
 
         Raises:
+            DataError: the folder is a link or a file, or holds something that `save` has not written.
             CheckpointError: it could not be written.
         """
         from trainer.recommender.storage import save_fitted

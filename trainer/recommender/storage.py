@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import DataError
-from trainer.model_folder import Document, open_model, write_model
+from trainer.model_folder import Document, check_model_place, open_model, write_model
 from trainer.observation.log import to_plain
 from trainer.recommender.entities import Entities
 from trainer.recommender.fitted import Fitted, Seen
@@ -35,8 +35,10 @@ def save_fitted(fitted: Fitted, options: Mapping[str, Any], folder: Path) -> Non
     """Writes a folder, in the place of one that stands there, all at once.
 
     Raises:
+        DataError: the folder holds something that `save_fitted` has not written.
         CheckpointError: it could not be written.
     """
+    check_model_place(folder)
     settings = {
         "version": VERSION,
         "user": fitted.users.column,

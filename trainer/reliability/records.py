@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.atomic import write_whole
 from trainer.process.launcher import Launch
 from trainer.reliability.exit_codes import DONE, FAILURE
 from trainer.reliability.processes import start_time
@@ -128,13 +129,9 @@ class WorkerRecord:
 
     def _write(self, state: WorkerState) -> None:
         path = self._folder / f"worker-{state.rank}.json"
-        temporary = path.with_name(f".{path.name}.{state.pid}")
-        try:
-            temporary.write_text(json.dumps(dataclasses.asdict(state)) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-        except (OSError, ValueError):  # ValueError: a name that no file can have
-            with suppress(OSError, ValueError):
-                temporary.unlink(missing_ok=True)
+        with suppress(OSError, ValueError):  # ValueError: a name that no file can have
+            if not os.path.lexists(path) or _is_record(path):
+                write_whole(path, json.dumps(dataclasses.asdict(state)) + "\n")
 
 
 def prepare_records(results_dir: Path) -> None:
@@ -161,7 +158,20 @@ def read_records(results_dir: Path, job: str) -> dict[int, WorkerState]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("worker-*.json") if path.stem.rpartition("-")[2].isdecimal()]
+    """The records in a folder; other files under such names are left alone."""
+    named = [path for path in folder.glob("worker-*.json") if path.stem.rpartition("-")[2].isdecimal()]
+    return [path for path in named if _is_record(path)]
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file is a worker's record, or empty."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        text = path.read_text(encoding="utf-8")
+        return not text or json.loads(text).keys() == {item.name for item in dataclasses.fields(WorkerState)}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def _is_plausible(state: WorkerState) -> bool:

@@ -73,8 +73,10 @@ class RunLock:
 
     def _take(self) -> bool:
         """Whether that was it: a file that its holder removed meanwhile is nobody's, and has to be made anew."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
+            if not _is_lock_file(descriptor):
+                raise OSError(errno.EEXIST, f"{LOCK_FILE} is not a file of this program")
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not self._is_in_place(descriptor):
                 os.close(descriptor)
@@ -113,6 +115,12 @@ class RunLock:
         with suppress(OSError):
             for folder in self._made:
                 folder.rmdir()  # not one that holds anything
+
+
+def _is_lock_file(descriptor: int) -> bool:
+    """Whether it is an empty file, or begins as `_write_holder` begins it: another file must not be overwritten."""
+    start = b'{"host":'
+    return os.pread(descriptor, len(start), 0) in (b"", start)
 
 
 def _write_holder(descriptor: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from trainer.reliability.outcome import FINAL, Outcome, Restarts
 TIMELINE = "supervise.jsonl"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 POLL = 0.1
+_LINE_START = b'{"time": "'
 # Seconds that the launcher has to end by itself after a worker has failed, and after all workers are done.
 PATIENCE_WITH_BROKEN, PATIENCE_WITH_DONE = 5.0, 60.0
 
@@ -172,8 +174,14 @@ class Supervisor:
     def _note(self, event: str, **facts: object) -> None:
         """A line of the time line. A disk that is full is no reason to stop."""
         line = json.dumps({"time": datetime.now().astimezone().isoformat(), "event": event} | facts)
-        with suppress(OSError), open(self.results_dir / TIMELINE, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with suppress(OSError):
+            descriptor = os.open(self.results_dir / TIMELINE, flags, 0o666)
+            try:
+                if os.pread(descriptor, len(_LINE_START), 0) in (b"", _LINE_START):  # else it is somebody else's file
+                    os.write(descriptor, f"{line}\n".encode())
+            finally:
+                os.close(descriptor)
 
 
 def _step(checkpoint: Checkpoint | None) -> int:

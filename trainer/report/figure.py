@@ -11,8 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from data.atomic import replacing
 from trainer.observation.progress import format_count
 from trainer.report.curves import TITLES, Curve, panels_of, top_of
+from trainer.report.outputs import LEARNING_CURVE, SOURCE, check_pictures, picture_files
 from trainer.report.runs import Run
 from trainer.report.table import best_of
 
@@ -95,7 +97,7 @@ class Key:
         return entries
 
 
-def draw_learning_curves(runs: list[Run], folder: Path, name: str = "learning_curve") -> list[Path]:
+def draw_learning_curves(runs: list[Run], folder: Path, name: str = LEARNING_CURVE) -> list[Path]:
     """Draws losses and metrics over steps, all runs in each panel, as PNG (1280 pixels wide) and as SVG.
 
     Returns:
@@ -126,10 +128,18 @@ def draw_learning_curves(runs: list[Run], folder: Path, name: str = "learning_cu
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes a figure as PNG and as SVG, the same bytes for the same figure; to be called with STYLE in force."""
-    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    figure.savefig(paths[0])
-    figure.savefig(paths[1], metadata={"Date": None})
+    """Writes a figure as PNG and as SVG, the same bytes for the same figure; to be called with STYLE in force.
+
+    Raises:
+        DataError: a file is in the way that this function has not written.
+        OSError: it cannot be written.
+    """
+    paths = picture_files(folder, name)
+    check_pictures(folder, name)
+    for path in paths:
+        metadata = {"Source": SOURCE} | ({"Date": None} if path.suffix == ".svg" else {})
+        with replacing(path) as file:
+            figure.savefig(file, format=path.suffix[1:], metadata=metadata)
     return paths
 
 

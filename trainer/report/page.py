@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from data.atomic import write_whole
 from trainer.observation.progress import format_count
 from trainer.report import sections
 from trainer.report.gate_section import gate_health
 from trainer.report.markup import Markup, element, table, text
+from trainer.report.outputs import TITLE
 from trainer.report.runs import Run
 
 STYLE = Path(__file__).with_name("page.css")
@@ -30,7 +32,7 @@ def write_page(runs: list[Run], path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    path.write_text(page(runs), encoding="utf-8")
+    write_whole(path, page(runs))
 
 
 def page(runs: list[Run]) -> str:
@@ -41,7 +43,7 @@ def page(runs: list[Run]) -> str:
     links = [element("a", name, href=f"#{_anchor(name)}") for name in held]
     body = element(
         "body",
-        element("header", element("h1", f"Training report: {title}"), _summary(runs), element("nav", *links)),
+        element("header", element("h1", f"{TITLE}{title}"), _summary(runs), element("nav", *links)),
         element(
             "main",
             *(element("section", element("h2", name), part, id=_anchor(name)) for name, part in held.items()),
@@ -60,7 +62,7 @@ def _head(title: str) -> Markup:
         Markup('<meta charset="utf-8">'),
         Markup(f'<meta http-equiv="Content-Security-Policy" content="{text(POLICY)}">'),
         Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-        element("title", f"Training report: {title}"),
+        element("title", f"{TITLE}{title}"),
         element("style", Markup(STYLE.read_text(encoding="utf-8"))),
     )
 

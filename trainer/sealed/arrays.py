@@ -55,6 +55,10 @@ class ArraySource:
         """Bytes of the whole array."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
+    def npy_header(self) -> bytes:
+        """What the .npy file begins with, before the values."""
+        return _npy_header(tuple(self.shape), np.dtype(self.dtype).newbyteorder("<"))
+
     def npy_chunks(self) -> Iterator[memoryview]:
         """The bytes of the .npy file, block by block.
 
@@ -62,7 +66,7 @@ class ArraySource:
             ValueError: the blocks do not make up an array of this shape and dtype.
         """
         shape, dtype = tuple(self.shape), np.dtype(self.dtype).newbyteorder("<")
-        yield memoryview(_npy_header(shape, dtype))
+        yield memoryview(self.npy_header())
         values = 0
         for block in self.blocks():
             if block.dtype != dtype or block.ndim != len(shape) or block.shape[1:] != shape[1:]:

@@ -13,8 +13,8 @@ from trainer.sealed.errors import CheckpointError
 
 T = TypeVar("T")
 
-# Copies that wait to be written: 256 MiB, as a block has 16 at most.
-BLOCKS_AHEAD = 16
+# Copies that wait to be written: 64 MiB, as a block has 16 (but for rows that are longer).
+BLOCKS_AHEAD = 4
 
 
 class Handover:

@@ -16,7 +16,7 @@ MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 LARGEST_MANIFEST = 1 << 24
 
-_ARRAY_FILE = re.compile(r"[a-z]{1,20}/[0-9]{4,9}-[A-Za-z0-9_.-]{1,80}\.npy")
+ARRAY_FILE = re.compile(r"[a-z]{1,20}/[0-9]{4,9}-[A-Za-z0-9_.-]{1,80}\.npy")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -133,7 +133,7 @@ def _parsed(content: dict[str, Any]) -> Manifest:
             raise ValueError(f"document {name!r} in file {document.file!r}: a name that no save gives")
         _check_file(document)
     for name, array in arrays.items():
-        if not is_array_name(name) or not isinstance(array.file, str) or not _ARRAY_FILE.fullmatch(array.file):
+        if not is_array_name(name) or not isinstance(array.file, str) or not ARRAY_FILE.fullmatch(array.file):
             raise ValueError(f"array {name!r} in file {array.file!r}: a name that no save gives")
         _check_file(array)
         if not isinstance(array.shape, list) or not all(_is_count(size) for size in array.shape):

@@ -2,19 +2,22 @@
 
 import errno
 import hashlib
+import json
 import os
 import re
-import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
+from data import draft_folder
+from data.atomic import UNFINISHED, is_out_of_room, sync_names
+from data.errors import DataError
 from trainer.sealed.arrays import BLOCK_BYTES, ArraySource
 from trainer.sealed.errors import CheckpointError
 from trainer.sealed.manifest import (
@@ -26,9 +29,11 @@ from trainer.sealed.manifest import (
     plain_json,
     read_manifest,
 )
+from trainer.sealed.owned import foreign_entry, is_owned
 
-UNFINISHED = ".unfinished"
 REPLACED = ".replaced"
+# What a save needs besides the content of arrays and documents: an estimate per file of the manifest's text.
+_ENTRY_BYTES = 512
 
 
 def write_sealed(
@@ -48,27 +53,73 @@ def write_sealed(
         array_folder: the folder of the arrays, in lower-case letters.
 
     Raises:
-        CheckpointError: no room, no permission, a disk that fails. What stood in `folder` still does.
+        CheckpointError: no room, no permission, a disk that fails, or something in `folder` that no save has written.
+            What stood in `folder` still does.
         ValueError: names, blocks or facts that cannot be written.
     """
     sources = tuple(arrays)
     _check_names(sources, documents)
     facts = plain_json(facts, "facts")
     temporary = temporary_name(folder)
-    needed = sum(source.nbytes for source in sources)
     try:
-        needed += sum(_size(content) for content in documents.values())
+        check_replaceable(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(folder.parent, needed)
+        _check_room(folder.parent, sources, documents, facts)
         _fill(temporary, sources, documents, facts, array_folder)
+        check_replaceable(folder)
         _put_in_place(temporary, folder)
+    except DataError as error:
+        raise CheckpointError(f"cannot save: {error}") from error
     except OSError as error:
         raise CheckpointError(
-            f"cannot save {folder}: {error.strerror or error}. {needed:,} bytes are needed: "
-            "free some room, or make the folder writable. What was saved before is untouched."
+            f"cannot save {folder}: {error.strerror or error}. {_fix(error)}What was saved before is untouched."
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        draft_folder.remove(temporary)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Checks that a save may put its folder at `folder`: nothing is there, or only what an earlier save has written.
+
+    Raises:
+        DataError: a link, a file, a mount point, or a folder with anything that no save has written. Names it.
+    """
+    for path in (folder, _aside(folder)):
+        if path.is_symlink():
+            raise DataError(f"{path}: is a link, and a link is never replaced; remove it, or choose another folder")
+        if path.exists() and not path.is_dir():
+            raise DataError(f"{path}: is a file, and a model or checkpoint folder goes there; move it")
+        if os.path.ismount(path):
+            raise DataError(
+                f"{path}: is a mount point, and a save replaces the folder as a whole, which a mount point does not "
+                "allow; mount the folder above it"
+            )
+        if path.exists() and (foreign := foreign_entry(path)) is not None:
+            raise DataError(
+                f"{foreign}: was not written by this program, and a save replaces {path} as a whole; move it, or "
+                "choose another folder"
+            )
+
+
+def check_can_be_renamed(folder: Path) -> None:
+    """Tries the renames of a save on a folder that stands there.
+
+    Some cannot be renamed, such as mounts of the same disk or folders of a container image's lower layers.
+
+    Raises:
+        DataError: it cannot be renamed.
+    """
+    aside = _aside(folder)
+    if not folder.exists() or aside.exists():
+        return
+    try:
+        os.rename(folder, aside)
+        os.rename(aside, folder)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be replaced by a rename ({error.strerror}): a mount point, or a folder of a read-only "
+            "layer; give another --model_dir, or mount the folder above it"
+        ) from error
 
 
 def replace_facts(folder: Path, facts: dict[str, Any]) -> None:
@@ -82,14 +133,15 @@ def replace_facts(folder: Path, facts: dict[str, Any]) -> None:
     temporary = temporary_name(folder)
     try:
         temporary.mkdir()
+        draft_folder.mark(temporary)
         _write_file(temporary / MANIFEST, [memoryview(manifest.to_text().encode())])
         _sync_file(temporary / MANIFEST)
         os.replace(temporary / MANIFEST, folder / MANIFEST)
-        sync_folder(folder)
+        sync_names(folder)
     except OSError as error:
-        raise CheckpointError(f"cannot update {folder / MANIFEST}: {error.strerror or error}.") from error
+        raise CheckpointError(f"cannot update {folder / MANIFEST}: {error.strerror or error}. {_fix(error)}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        draft_folder.remove(temporary)
 
 
 def remove_leftovers(parent: Path, pattern: str) -> None:
@@ -102,41 +154,39 @@ def remove_leftovers(parent: Path, pattern: str) -> None:
         pattern: of their names, as in "step-*".
     """
     for path in parent.glob(f".{pattern}-{'[0-9a-f]' * 12}{UNFINISHED}"):
-        shutil.rmtree(path, ignore_errors=True)
+        if draft_folder.is_draft(path) or is_owned(path):
+            draft_folder.remove(path)
     for aside in parent.glob(f"{pattern}{REPLACED}"):
         if aside.with_name(aside.name.removesuffix(REPLACED)).exists():
             discard(aside)
 
 
-def discard(folder: Path) -> None:
-    """Removes a folder, as far as the file system lets us; no half of it is left under its own name."""
+def discard(folder: Path) -> bool:
+    """Removes a folder that saves have written, as far as the file system allows; no half of it keeps its own name.
+
+    Returns:
+        False for one with anything else in it, which stays as it is.
+    """
+    if not is_owned(folder):
+        return False
     doomed = temporary_name(folder)
     with suppress(OSError):
         os.rename(folder, doomed)
-        shutil.rmtree(doomed)
+        with suppress(OSError):  # a full disk
+            draft_folder.mark(doomed)
+        draft_folder.remove(doomed)
+    return True
 
 
 def standing(folder: Path) -> Path:
     """Where the content of `folder` is: aside, if a save died between its two renames."""
-    aside = folder.with_name(folder.name + REPLACED)
+    aside = _aside(folder)
     return aside if aside.exists() and not folder.exists() else folder
 
 
 def temporary_name(folder: Path) -> Path:
     """A name beside `folder` that no reader takes for it and `remove_leftovers` knows."""
     return folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:12]}{UNFINISHED}")
-
-
-def sync_folder(folder: Path) -> None:
-    """Forces the names in a folder to disk, where its file system knows how to."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _check_names(sources: tuple[ArraySource, ...], documents: Mapping[str, bytes | Path]) -> None:
@@ -148,11 +198,37 @@ def _check_names(sources: tuple[ArraySource, ...], documents: Mapping[str, bytes
             raise ValueError(f"{name!r} cannot name a document: printable, three folders deep at most, no part hidden")
 
 
-def _check_room(parent: Path, needed: int) -> None:
-    usage = shutil.disk_usage(parent)
+def _fix(error: OSError) -> str:
+    if is_out_of_room(error):
+        return "Free some room. "
+    is_refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return "Make the folder writable. " if is_refused else ""
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(folder.name + REPLACED)
+
+
+def _check_room(
+    parent: Path, sources: tuple[ArraySource, ...], documents: Mapping[str, bytes | Path], facts: dict[str, Any]
+) -> None:
+    """Raises an OSError unless a save's files, each in whole blocks, and its folders fit beside what is there."""
+    disk = os.statvfs(parent)
+    sizes = [len(source.npy_header()) + source.nbytes for source in sources]
+    sizes += [_size(content) for content in documents.values()]
+    sizes.append(len(json.dumps(facts)) + _ENTRY_BYTES * (len(sizes) + 1))  # the manifest
+    folders = 2 + len({parent for name in documents for parent in PurePath(name).parents})
+    needed = sum(-(-size // disk.f_frsize) for size in sizes) + folders
+    free, files = disk.f_bavail * disk.f_frsize, len(sizes) + folders + 1
     # Some network file systems report nothing at all; there the write itself will tell.
-    if usage.total and usage.free < needed:
-        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({usage.free:,} bytes are free)")
+    if disk.f_blocks and disk.f_bavail < needed:
+        raise _no_room(f"{needed * disk.f_frsize:,} bytes are needed, {free:,} are free")
+    if disk.f_files and disk.f_favail < files:
+        raise _no_room(f"{files:,} files and folders are needed, room for {disk.f_favail:,} is left")
+
+
+def _no_room(figures: str) -> OSError:
+    return OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({figures})")
 
 
 def _fill(
@@ -162,7 +238,9 @@ def _fill(
     facts: dict[str, Any],
     array_folder: str,
 ) -> None:
-    (temporary / array_folder).mkdir(parents=True)
+    temporary.mkdir()
+    draft_folder.mark(temporary)
+    (temporary / array_folder).mkdir()
     manifest = Manifest(facts, {}, {})
     for index, source in enumerate(sources):
         file = f"{array_folder}/{index:04d}-{re.sub('[^A-Za-z0-9_.]+', '-', source.name)[:80]}.npy"
@@ -177,11 +255,12 @@ def _fill(
         if path.is_file():
             _sync_file(path)
     for inner in (path for path in temporary.rglob("*") if path.is_dir()):
-        sync_folder(inner)
+        sync_names(inner)
     # Last of all: a folder with a manifest has everything that it lists.
     _write_file(temporary / MANIFEST, [memoryview(manifest.to_text().encode())])
     _sync_file(temporary / MANIFEST)
-    sync_folder(temporary)
+    draft_folder.unmark(temporary)
+    sync_names(temporary)
 
 
 def _write_file(path: Path, chunks: Iterable[memoryview]) -> tuple[int, str]:
@@ -215,10 +294,10 @@ def _chunks(content: bytes | Path) -> Iterator[memoryview]:
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
-    aside = folder.with_name(folder.name + REPLACED)
+    aside = _aside(folder)
     if folder.exists():
         os.rename(folder, aside)
     os.rename(temporary, folder)
-    sync_folder(folder.parent)
+    sync_names(folder.parent)
     if aside.exists():
         discard(aside)

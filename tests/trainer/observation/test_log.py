@@ -220,6 +220,12 @@ class FullFile(io.RawIOBase):
         self.disk.room -= written
         return written
 
+    def seek(self, *arguments):
+        return self.file.seek(*arguments)
+
+    def read(self, *arguments):
+        return self.file.read(*arguments)
+
     def close(self):
         self.file.close()
         super().close()

@@ -1,0 +1,116 @@
+"""What a run of main.py writes, checked before it starts: not its own inputs, and nothing that others have written."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from data.encoding.prepared import ENCODERS_FOLDER
+from data.errors import DataError
+from data.output_paths import check_apart, check_replaceable_file
+from data.specification.embedding_sizes import SIZES_FILE
+from data.specification.feature_spec import FeatureSpec
+from data.specification.small_file import read_small_text
+from trainer.checkpoints import CHECKPOINTS, CheckpointStore
+from trainer.flags.options import Options
+from trainer.model_folder import MODEL_FOLDER, check_model_place
+from trainer.observation.log import PREFIX, previous
+from trainer.predictions import is_predictions
+
+# In --results_dir.
+ARGUMENTS, METRICS = "args.json", "metrics.json"
+MAX_MEBIBYTES = 16
+
+
+def check_outputs(options: Options, spec: FeatureSpec) -> None:
+    """Checks every place that the run will write to.
+
+    Raises:
+        DataError: it is an input of the run or another output of it, or holds something that this program has not
+            written. Names both.
+        NoCheckpointError: the run resumes, and there is no checkpoint.
+    """
+    data, run = options.data, options.run
+    check_apart(dict(_outputs(options)), dict(_inputs(options, spec)))
+    log = data.results_dir / data.log_filename
+    for place in (log, previous(log)):
+        check_replaceable_file(place, "the log", _is_log)
+    check_replaceable_file(data.results_dir / ARGUMENTS, "the arguments", _is_arguments)
+    check_replaceable_file(data.results_dir / METRICS, "the metrics", partial(_is_metrics, log=log))
+    if run.predictions_path is not None:
+        check_replaceable_file(run.predictions_path, "the predictions file", is_predictions)
+    if run.horovod_timeline is not None:
+        check_replaceable_file(run.horovod_timeline, "--horovod_timeline", _is_timeline)
+    if run.trains and not run.benchmark:
+        check_model_place(data.model_dir / MODEL_FOLDER)
+        if run.use_checkpoint:
+            CheckpointStore(data.model_dir).check_later(run.which_checkpoint)
+
+
+def _outputs(options: Options) -> Iterator[tuple[str, Path]]:
+    data, run = options.data, options.run
+    if run.trains and not run.benchmark:
+        yield "the checkpoints of --model_dir", data.model_dir / CHECKPOINTS
+        yield "the model of --model_dir", data.model_dir / MODEL_FOLDER
+    log = data.results_dir / data.log_filename
+    yield "the log of --results_dir", log
+    yield "the log before it", previous(log)
+    for name in (ARGUMENTS, METRICS):
+        yield f"{name} of --results_dir", data.results_dir / name
+    if run.predictions_path is not None:
+        yield "--predict" if run.predict else "--predictions_file", run.predictions_path
+    if run.horovod_timeline is not None:
+        yield "--horovod_timeline", run.horovod_timeline
+    if run.tensorboard_dir is not None:
+        yield "--tensorboard_dir", run.tensorboard_dir / "events.out.tfevents"
+
+
+def _inputs(options: Options, spec: FeatureSpec) -> Iterator[tuple[str, Path | list[Path]]]:
+    data, run = options.data, options.run
+    yield "the feature specification", data.dataset_path / data.fspec_file
+    yield "a file of the dataset", [path for mapping in spec.sources for path in spec.files(mapping)]
+    yield "the dataset's encoders", spec.folder / ENCODERS_FOLDER
+    yield "the dataset's embedding sizes", spec.folder / SIZES_FILE
+    if data.embedding_sizes_file is not None:
+        yield "--embedding_sizes_file", data.embedding_sizes_file
+    if not run.trains or run.benchmark:
+        yield "the checkpoints of --model_dir", data.model_dir / CHECKPOINTS
+        yield "the model of --model_dir", data.model_dir / MODEL_FOLDER
+    checkpoint = None if run.checkpoint in (None, "last", "best") else Path(str(run.checkpoint))
+    own = (data.model_dir / CHECKPOINTS).resolve()
+    if checkpoint is not None and not {own, own.parent} & {checkpoint.resolve(), *checkpoint.resolve().parents}:
+        yield "--checkpoint", checkpoint
+
+
+def _is_log(path: Path) -> bool:
+    """Whether a file is the log of a run."""
+    with open(path, "rb") as file:
+        return file.read(len(PREFIX)) == PREFIX.encode()
+
+
+def _is_timeline(path: Path) -> bool:
+    """Whether a file is a timeline of Horovod's, a JSON list that is written piece by piece."""
+    with open(path, "rb") as file:
+        return file.read(1 << 10).lstrip().startswith(b"[")
+
+
+def _is_arguments(path: Path) -> bool:
+    """Whether a file is args.json of a run."""
+    return {"dataset_path", "model_dir", "results_dir"} <= _read_object(path).keys()
+
+
+def _is_metrics(path: Path, log: Path) -> bool:
+    """Whether a file is metrics.json of a run: numbers, beside something else of a run."""
+    arguments = path.with_name(ARGUMENTS)
+    is_of_run = (log.is_file() and _is_log(log)) or (arguments.is_file() and _is_arguments(arguments))
+    return is_of_run and all(type(value) in (int, float, type(None)) for value in _read_object(path).values())
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one for anything else."""
+    try:
+        document = json.loads(read_small_text(path, "JSON", MAX_MEBIBYTES))
+    except (DataError, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
