@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,8 +12,9 @@ from data.atomic import write_whole
 from data.command_line import Parser, run_tool, whole_number
 from data.conversion.csv_writer import check_can_write, write_csv_chunks
 from data.conversion.new_dataset import SPEC_FILE
-from data.conversion.random_rows import random_tables
+from data.conversion.random_rows import BLOCK_ROWS, random_tables
 from data.errors import DataError
+from data.memory import check_fits, in_gibibytes
 from data.specification.feature_spec import FeatureSpec
 
 
@@ -30,12 +32,35 @@ def generate(spec_path: Path, output: Path, rows: int, seed: int, signal: float)
     """
     spec = FeatureSpec.read(spec_path)
     _check_output(spec, spec_path, output, rows)
+    _check_sizes(spec, output, rows)
     for mapping, chunks in spec.sources.items():
         write_csv_chunks(chunks, output, random_tables(spec, mapping, rows, seed=seed, signal=signal), rows)
         print(f"gen_csv: {mapping}: {rows:,} rows in {len(spec.files(mapping))} files", file=sys.stderr)
     if not os.path.lexists(output / SPEC_FILE):
         write_whole(output / SPEC_FILE, spec_path.read_bytes())
     return 0
+
+
+def _check_sizes(spec: FeatureSpec, output: Path, rows: int) -> None:
+    """Refuses lists that do not fit into memory, and rows that do not fit on the disk."""
+    block = min(rows, BLOCK_ROWS)
+    for feature in spec.multihot:
+        # Lists are half as long on average; ids are drawn as float64 and stored in up to as many bytes.
+        check_fits(
+            block * (feature.max_hotness or 0) // 2 * 8,
+            f"{output}: feature {feature.name!r}, with up to {feature.max_hotness:,} ids in each of {block:,} rows,",
+            "lower its max_hotness in the specification, or --size",
+        )
+    # A digit and a separator in every cell.
+    needed = sum(2 * rows * len(chunk.features) for chunks in spec.sources.values() for chunk in chunks)
+    free = shutil.disk_usage(
+        next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
+    ).free
+    if needed > free:
+        raise DataError(
+            f"{output}: {rows:,} rows in each mapping take at least {in_gibibytes(needed)}, and "
+            f"{in_gibibytes(free)} are free on the disk; lower --size, or choose another --output"
+        )
 
 
 def _check_output(spec: FeatureSpec, spec_path: Path, output: Path, rows: int) -> None:

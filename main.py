@@ -7,13 +7,13 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from data.errors import DataError
+from data.errors import DataError, LostInputError
 from data.loading.loader import ParquetLoader
 from trainer.checkpoints import NoCheckpointError, print_warning
 from trainer.flags.cli import parse
 from trainer.flags.options import Options
 from trainer.flags.places import place_in
-from trainer.inputs import Inputs, check_folders, check_labels, open_inputs
+from trainer.inputs import Inputs, check_folders, check_labels, check_model, check_workflow, open_inputs
 from trainer.models import MODELS
 from trainer.process.launcher import Launch, read_launch
 from trainer.process.quiet_import import import_tensorflow
@@ -41,13 +41,16 @@ def main(argv: list[str] | None = None) -> int:
         try:
             options = parse(arguments, launch.size, tuple(MODELS), reads_checkpoint=launch.rank == 0)
             inputs = open_inputs(options, launch)
+            check_model(options, inputs, launch)
             is_training = options.run.trains and not options.run.benchmark
             if launch.rank == 0 and is_training:
                 until_the_end.enter_context(RunLock(options.data.model_dir, print_warning, _lock_patience()))
             check_folders(options, inputs.spec, launch)
-            warnings = check_labels(options, inputs.spec, launch)
+            warnings = check_workflow(options, inputs.spec, launch) + check_labels(options, inputs.spec, launch)
         except DataError as error:
             return _refuse(error, launch, record)
+        except LostInputError as error:
+            return _fail(str(error), FAILURE, record)
         record.begin()
         stop = until_the_end.enter_context(StopRequest(record if is_training else None))
         if launch.rank == 0:
@@ -65,6 +68,8 @@ def _lock_patience() -> float:
 
 
 def _execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRecord, stop: StopRequest) -> int:
+    from tensorflow.errors import ResourceExhaustedError
+
     from trainer.distributed import lost_peer
     from trainer.run import execute
 
@@ -77,6 +82,8 @@ def _execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRec
         return STOPPED
     except DataError as error:
         return _fail(str(error), _code_of(error), record)
+    except (MemoryError, ResourceExhaustedError) as error:
+        return _fail(f"out of memory: {error}; take smaller batches, or a smaller model", FAILURE, record)
     except (NotFinite, WorkersDiffer, CheckpointError, FloatingPointError, OSError) as error:
         return _fail(str(error), FAILURE, record)
     except Exception as error:

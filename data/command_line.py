@@ -85,6 +85,9 @@ def run_tool(name: str, job: Callable[[], int]) -> int:
         mend = "; the disk of the output is full: free some space there, or choose another one" if full else ""
         print(f"{name}: {error}{mend}", file=sys.stderr)
         return 1
+    except MemoryError as error:
+        print(f"{name}: out of memory: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 1

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import psutil
 
+from data.errors import DataError
+
 PROCESS = Path("/proc/self")
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 # Limit and usage of a control group, and what its caches of files are called in memory.stat.
@@ -13,18 +15,47 @@ _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive
 _VERSION_2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
 
 
-def available_memory() -> int:
+def available_memory(processes: int = 1) -> int:
     """Bytes that this process can allocate: what the machine, its control groups and its resource limits leave.
 
-    Caches of files count as available, because the kernel gives them up first.
+    Caches of files count as available, because the kernel gives them up first. Swap does not: training out of it
+    takes hours for what takes minutes.
+
+    Args:
+        processes: how many like this one share the machine and its control groups evenly.
     """
     used = psutil.Process().memory_info()
-    left = [psutil.virtual_memory().available, *_left_in_control_groups()]
+    left = [bytes_left // processes for bytes_left in (psutil.virtual_memory().available, *_left_in_control_groups())]
     for limit, taken in ((resource.RLIMIT_AS, used.vms), (resource.RLIMIT_DATA, used.data)):
         allowed = resource.getrlimit(limit)[0]
         if allowed != resource.RLIM_INFINITY:
             left.append(allowed - taken)
     return max(0, min(left))
+
+
+def check_fits(needed: int, what: str, fix: str, processes: int = 1) -> None:
+    """Refuses what needs more memory than there is, before any of it is allocated.
+
+    Args:
+        needed: bytes that are allocated for certain; there may be more.
+        what: needs them, for the message: the beginning of a sentence.
+        fix: what to do about it.
+        processes: how many need as much each on this machine.
+
+    Raises:
+        DataError: naming both figures.
+    """
+    available = available_memory(processes)
+    if needed > available:
+        each = f" to each of {processes} workers on this host" if processes > 1 else ""
+        raise DataError(
+            f"{what} needs {in_gibibytes(needed)} of memory, and {in_gibibytes(available)} are available{each}; {fix}"
+        )
+
+
+def in_gibibytes(count: int) -> str:
+    """A number of bytes for a message."""
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**27 else f"{count / 2**20:,.1f} MiB"
 
 
 def _left_in_control_groups() -> Iterator[int]:

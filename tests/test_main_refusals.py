@@ -289,3 +289,17 @@ def test_wrong_arguments_are_told_once_by_two_workers(tmp_path, dataset):
     assert done.returncode != 0
     assert len(re.findall("main.py: error:", done.stderr)) == 1
     assert "the next size that does is --global_batch_size 66" in done.stderr
+
+
+def test_a_workflow_from_elsewhere_is_refused_before_training(copy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("main.import_tensorflow", lambda: pytest.fail("the checks were passed"))
+    (tmp_path / "private").mkdir()
+    (copy / "workflow").symlink_to(tmp_path / "private")
+    refused(capsys, arguments(copy, tmp_path), 2, "workflow: is a link that leads out of the folder")
+
+
+def test_a_pipe_in_place_of_a_file_of_a_dataset_is_refused(copy, tmp_path, capsys):
+    (part,) = copy.glob("train_0.parquet")
+    part.unlink()
+    os.mkfifo(part)
+    refused(capsys, arguments(copy, tmp_path), 2, "train_0.parquet: is a pipe; expected a parquet file")

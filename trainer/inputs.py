@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from data.encoding.prepared import ENCODERS_FOLDER
 from data.errors import DataError
 from data.linting.lint import lint_labels
 from data.loading.loader import ParquetLoader
@@ -12,9 +13,12 @@ from data.specification.feature_spec import FeatureSpec
 from trainer.checkpoints import CheckpointStore
 from trainer.flags.options import Options
 from trainer.layout import InputLayout, input_layout
+from trainer.model_folder import encoder_documents
+from trainer.model_size import check_model_fits
 from trainer.outputs import check_outputs
 from trainer.predictions import check_column_names, check_predictions_path
 from trainer.process.launcher import Launch
+from trainer.tasks import tasks_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def open_inputs(options: Options, launch: Launch) -> Inputs:
     data = options.data
     spec = FeatureSpec.read(data.dataset_path / data.fspec_file, allow_outside_paths=data.allow_outside_paths)
     options.model.check_towers([label.name for label in spec.labels])
-    widths = embedding_dims(spec, options.data.embedding_sizes_file)
+    widths = embedding_dims(spec, data.embedding_sizes_file, allow_outside_paths=data.allow_outside_paths)
     run, oov_policy = options.run, options.data.oov_policy
     _check_rows_are_kept(options)
     evaluates = run.evaluate or not run.benchmark
@@ -117,6 +121,28 @@ def check_folders(options: Options, spec: FeatureSpec, launch: Launch) -> None:
             f"{store.folder} holds the checkpoints of an earlier run. Add --use_checkpoint to go on with it, give "
             "another --model_dir, or delete the folder."
         )
+
+
+def check_model(options: Options, inputs: Inputs, launch: Launch) -> None:
+    """Refuses a model that this host cannot hold (see `check_model_fits`)."""
+    loaders = [loader for loader in (inputs.training, inputs.evaluation) if loader is not None]
+    batch_rows = max(min(loader.local_batch_size, loader.rows) for loader in loaders)
+    check_model_fits(options, inputs.layout, tasks_of(inputs.spec), launch, batch_rows)
+
+
+def check_workflow(options: Options, spec: FeatureSpec, launch: Launch) -> tuple[str, ...]:
+    """Refuses, before the first step, encoders that the model folder cannot be given after the last; warns of none.
+
+    Raises:
+        DataError: they are not as `prepare` wrote them, or lie outside of the dataset.
+    """
+    if not options.run.trains or options.run.benchmark or launch.rank != 0:
+        return ()
+    found = encoder_documents(spec.folder, allow_outside_paths=options.data.allow_outside_paths)
+    folder = spec.folder / ENCODERS_FOLDER
+    if found or not folder.exists():
+        return ()
+    return (f"{folder} has no manifest as `prepare` writes it: nothing of it becomes part of the model",)
 
 
 def check_labels(options: Options, spec: FeatureSpec, launch: Launch) -> tuple[str, ...]:

@@ -7,11 +7,14 @@
 
 import glob
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.encoding.prepared import ENCODERS_FOLDER
+from data.encoding.workflow_folder import workflow_files
+from data.errors import DataError
+from data.memory import check_fits
 from trainer.checkpoints import NoCheckpointError
 from trainer.sealed.arrays import ArraySource
 from trainer.sealed.errors import DamagedError
@@ -58,9 +61,11 @@ def open_model(folder: Path) -> SealedFolder:
 
     Raises:
         NoCheckpointError: there is no model, or it is damaged.
+        DataError: its weights do not fit into memory; none has been read yet.
     """
     try:
         sealed = SealedFolder(standing(folder))
+        _check_size(sealed)
         sealed.verify()
     except DamagedError as error:
         raise NoCheckpointError(
@@ -69,11 +74,26 @@ def open_model(folder: Path) -> SealedFolder:
     return sealed
 
 
-def encoder_documents(dataset: Path) -> dict[str, Document]:
-    """The files of a dataset's encoders, by their name in the model folder; none where the dataset has no encoders."""
-    files = sorted(path for path in (dataset / ENCODERS_FOLDER).rglob("*") if path.is_file())
-    named = {path.relative_to(dataset).as_posix(): path for path in files}
-    return {name: path for name, path in named.items() if is_document_name(name)}
+def _check_size(sealed: SealedFolder) -> None:
+    size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in sealed.arrays.values())
+    check_fits(size, f"{sealed.path}: a model with so many weights", "use a machine with more memory")
+
+
+def encoder_documents(dataset: Path, *, allow_outside_paths: bool = False) -> dict[str, Document]:
+    """The files of a dataset's encoders, by their name in the model folder; none where the dataset has no encoders.
+
+    Args:
+        dataset: the folder of the feature specification.
+        allow_outside_paths: follow links that lead out of it.
+
+    Raises:
+        DataError: they are not as `prepare` wrote them, or lie outside of the dataset (see `workflow_files`).
+    """
+    files = workflow_files(dataset, allow_outside_paths=allow_outside_paths)
+    for name in files:
+        if not is_document_name(name):
+            raise DataError(f"{dataset / name}: has a name that a model folder cannot hold; prepare the dataset again")
+    return dict(files)
 
 
 def _content(document: Document) -> bytes | Path:

@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import tensorflow as tf
 from data.encoding.encoder_files import SETTINGS_FILE, load_encoders
 from data.encoding.encoders import Encoder
 from data.errors import DataError
+from data.files import open_regular
 from data.specification.embedding_sizes import embedding_dims
 from data.specification.feature_spec import FeatureSpec
 from data.specification.small_file import read_small_text
@@ -22,6 +22,7 @@ from trainer.flags.model_flags import from_json
 from trainer.flags.model_options import ModelOptions
 from trainer.layout import InputLayout, input_layout
 from trainer.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, open_model
+from trainer.model_size import dense_weights
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
 from trainer.sealed.errors import DamagedError
@@ -94,15 +95,20 @@ def _read_model(sealed: SealedFolder, compute_dtype: str) -> SavedModel:
     options = _options(architecture["options"], sealed.documents[ARCHITECTURE])
     # The files that it names are never opened.
     spec = FeatureSpec.read(sealed.path / SPECIFICATION, allow_outside_paths=True)
-    layout = input_layout(spec, embedding_dims(spec, sealed.path / SIZES))
+    layout = input_layout(spec, embedding_dims(spec, sealed.path / SIZES, allow_outside_paths=True))
     tasks = tasks_of(spec)
     _check_size(options, layout, tasks, sealed)
     model = build_model(options, layout, tasks, compute_dtype=compute_dtype, seed=0)
     restore(named(model.variables), sealed)
     settings = [path for path in sealed.documents.values() if path.name == SETTINGS_FILE]
     encoders = load_encoders(settings[0].parent) if settings else {}
-    documents = {name: path.read_bytes() for name, path in sealed.documents.items()}
+    documents = {name: _content(path) for name, path in sealed.documents.items()}
     return SavedModel(spec, layout, tasks, model, encoders, architecture["metrics"], documents)
+
+
+def _content(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()
 
 
 def read_document(sealed: SealedFolder, name: str) -> dict[str, Any]:
@@ -113,14 +119,10 @@ def read_document(sealed: SealedFolder, name: str) -> dict[str, Any]:
 def _check_size(options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], sealed: SealedFolder) -> None:
     """Refuses what claims to be larger than the weights that are there, before memory is asked for it."""
     held = sum(math.prod(shape) for shape, _ in sealed.arrays.values())
-    layers = [options.deep_hidden_units]
-    if options.model != "wide_deep":
-        towers = (options.tower_units(task.name) for task in tasks)
-        layers = [options.expert_hidden_units, options.gate_hidden_units, *towers]
     counts = (options.num_experts, options.num_task_experts, options.num_shared_experts, options.ple_levels)
     claimed = sum(columns.cardinality * columns.width for columns in layout.categorical)
-    claimed += sum(before * after for units in layers for before, after in pairwise((1, *units)))
-    if max(claimed, *counts) > held:
+    claimed += dense_weights(options, layout, tasks)
+    if max(claimed, *counts, *options.gate_hidden_units) > held:
         raise DataError(f"{sealed.path}: describes a model that is larger than its {held:,} weights")
 
 

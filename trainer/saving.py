@@ -191,8 +191,11 @@ class Saver:
             ARCHITECTURE: architecture,
             SPECIFICATION: spec.to_yaml(),
             SIZES: {columns.name: columns.width for columns in self._inputs.layout.categorical},
-            **encoder_documents(spec.folder),
         }
+        try:
+            documents |= encoder_documents(spec.folder, allow_outside_paths=data.allow_outside_paths)
+        except DataError as error:  # they were whole before the first step
+            raise CheckpointError(f"cannot write the model folder: {error}") from error
         folder = Path(data.model_dir) / MODEL_FOLDER
         write_model(folder, [checkpoint.source(name) for name in weights], documents)
         return folder

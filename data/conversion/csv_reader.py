@@ -18,9 +18,11 @@ import pyarrow.csv as arrow_csv
 
 from data.conversion.columns import VALUES_SHOWN, Column, Problem, find_problems, shorten
 from data.errors import DataError
+from data.files import reading
 
 BLOCK_BYTES = 2**20
 MAX_LINE_BYTES = 2**26
+HINT = "see `files` in source_spec"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _BLANK = " \t"
@@ -52,9 +54,10 @@ def count_lines(path: Path) -> int:
 
     Raises:
         DataError: the file is missing, unreadable or empty.
+        LostInputError: it can no longer be read.
     """
     lines, last = 0, b""
-    with _open(path) as file:
+    with reading(path, HINT) as file:
         while piece := file.read(BLOCK_BYTES):
             lines += piece.count(b"\n")
             last = piece
@@ -71,22 +74,14 @@ def read_csv_blocks(path: Path, columns: Sequence[Column]) -> Iterator[CsvBlock]
 
     Raises:
         DataError: the file is missing, unreadable, or has a line that is too long to be a row.
+        LostInputError: it can no longer be read.
     """
     first_line = 1
-    with _open(path) as file:
+    with reading(path, HINT) as file:
         for data in _line_blocks(file, path):
             table, problems = _parse(data, columns)
             yield CsvBlock(path, first_line, table, (*problems, *_value_problems(table, columns, problems)))
             first_line += table.num_rows
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; see `files` in source_spec") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _line_blocks(file: BinaryIO, path: Path) -> Iterator[bytes]:

@@ -20,9 +20,10 @@ from data.conversion.columns import (
     out_of_domain,
 )
 from data.conversion.csv_reader import read_csv_blocks
-from data.conversion.parquet_seal import Seal, read_footer
+from data.conversion.parquet_seal import Seal, arrow_file, read_footer
 from data.conversion.parquet_writer import ROWS_PER_ROW_GROUP
 from data.errors import DataError
+from data.files import NotRegularError, open_regular
 from data.specification.feature_spec import LABEL, MAP, MULTIHOT, ONEHOT, Chunk, Feature, FeatureSpec
 
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
@@ -181,17 +182,21 @@ def _scan_csv(path: Path, columns: Sequence[Column], summary: MappingSummary) ->
 def _scan_parquet(
     path: Path, columns: Sequence[Column], summary: MappingSummary
 ) -> Generator[Finding, None, int | None]:
-    if not path.is_file():
-        yield Finding("missing file", str(path), "see `files` in source_spec")
-        return None
     try:
         metadata, seal = read_footer(path)
-        file = pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True)
+        opened = open_regular(path)
+        file = pq.ParquetFile(arrow_file(opened), metadata=metadata, page_checksum_verification=True)
         schema = file.schema_arrow
+    except FileNotFoundError:
+        yield Finding("missing file", str(path), "see `files` in source_spec")
+        return None
+    except NotRegularError as error:
+        yield Finding("not a regular file", str(path), str(error).removeprefix(f"{path}: "))
+        return None
     except UNREADABLE as error:
         yield Finding("unreadable file", str(path), f"write it anew ({error})")
         return None
-    with file:
+    with opened, file:
         usable = []
         for column in columns:
             findings = list(_check_type(column, schema, path))

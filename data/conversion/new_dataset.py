@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data import draft_folder
 from data.errors import DataError
+from data.files import open_regular
 
 SPEC_FILE = "feature_spec.yaml"
 UNFINISHED = ".unfinished-"
@@ -103,8 +104,13 @@ def _clear_drafts(folder: Path, spec_file: str) -> None:
 
 def _moving(draft: Path) -> list[str]:
     with suppress(OSError, ValueError):
-        return [name for name in json.loads((draft / MOVING_FILE).read_text()) if Path(name).name == name]
+        return [name for name in json.loads(_text(draft / MOVING_FILE)) if Path(name).name == name]
     return []
+
+
+def _text(path: Path) -> str:
+    with open_regular(path) as file:
+        return file.read().decode()
 
 
 def _check_holds_no_dataset(folder: Path, spec_file: str) -> None:

@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+
+from data.files import open_regular
 
 MAGIC = b"SEALED01"
 _SUM = np.dtype("<u4")
@@ -47,7 +50,7 @@ class Seal:
             ValueError: a chunk is not what was written; names the column.
             OSError: the file cannot be read.
         """
-        with open(self.path, "rb") as file:
+        with open_regular(self.path) as file:
             for index in range(self.metadata.num_columns):
                 name = self.metadata.schema.column(index).path
                 # A name may hold dots itself. A chunk that is checked without need does no harm.
@@ -77,19 +80,24 @@ def read_footer(path: Path) -> tuple[pq.FileMetaData, Seal | None]:
         ValueError: the footer is not what was sealed.
         OSError, pyarrow.ArrowException: the file cannot be read as parquet.
     """
-    with open(path, "rb") as file:
+    with open_regular(path, "a parquet file") as file:
         start, footer = _footer(file)
         sum_start = start - len(MAGIC) - _SUM.itemsize
         is_sealed = sum_start > 0 and _bytes(file, start - len(MAGIC), len(MAGIC)) == MAGIC
         if is_sealed and _bytes(file, sum_start, _SUM.itemsize) != np.array(zlib.crc32(footer), _SUM).tobytes():
             raise ValueError("its footer does not match its checksum")
-        metadata = pq.read_metadata(path)
+        metadata = pq.read_metadata(arrow_file(file))
         if not is_sealed:
             return metadata, None
         shape = (metadata.num_row_groups, metadata.num_columns)
         length = shape[0] * shape[1] * _SUM.itemsize
         sums = np.frombuffer(_bytes(file, sum_start - length, length), _SUM).reshape(shape)
         return metadata, Seal(path, metadata, sums)
+
+
+def arrow_file(file: BinaryIO) -> pa.NativeFile:
+    """The file as Arrow reads it best, by itself; opened through the descriptor, it is the same file for sure."""
+    return pa.OSFile(f"/dev/fd/{file.fileno()}")
 
 
 def _footer(file: BinaryIO) -> tuple[int, bytes]:

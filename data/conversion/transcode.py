@@ -1,6 +1,6 @@
 """Turns a CSV dataset into the same dataset in parquet, streaming."""
 
-import shutil
+import os
 import sys
 import time
 from collections import Counter
@@ -14,6 +14,7 @@ from data.conversion.csv_reader import CsvBlock, count_lines, read_csv_blocks
 from data.conversion.new_dataset import SPEC_FILE, new_dataset
 from data.conversion.parquet_writer import DatasetWriter, parquet_schema
 from data.errors import DataError
+from data.files import check_stays, open_regular
 from data.specification.embedding_sizes import SIZES_FILE
 from data.specification.feature_spec import Chunk, FeatureSpec
 
@@ -88,11 +89,17 @@ def transcode(
             mapping: (_transcode_mapping(spec, mapping, draft, rows_per_file, min_files, tell),)
             for mapping in spec.sources
         }
-        sizes = Path(spec_path).parent / SIZES_FILE
-        if sizes.is_file():
-            shutil.copyfile(sizes, draft / SIZES_FILE)
+        _copy_sizes(spec.folder, draft)
         spec.with_sources(sources, draft).write(draft / spec_file)
     return FeatureSpec.read(Path(output) / spec_file)
+
+
+def _copy_sizes(source: Path, draft: Path) -> None:
+    """Copies the embedding widths beside a specification, where there are any."""
+    if os.path.lexists(source / SIZES_FILE):
+        check_stays(source, SIZES_FILE)
+        with open_regular(source / SIZES_FILE) as file:
+            (draft / SIZES_FILE).write_bytes(file.read())
 
 
 def _check_is_csv(spec: FeatureSpec, spec_path: Path) -> None:

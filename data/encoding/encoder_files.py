@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from data.encoding.encoders import Encoder, HashedIds, HashedRanks, Numerical, Vocabulary
 from data.encoding.keys import KeyTable, as_keys
 from data.errors import DataError
+from data.files import open_regular
 from data.specification.parts import MAX_CARDINALITY
 
 VERSION = 1
@@ -172,12 +174,10 @@ def _from_parquet(data: bytes) -> dict[str, np.ndarray]:
 
 
 def _read(path: Path, most: int) -> bytes:
-    """A file's content, cut a byte after `most`; a pipe or a device is never opened."""
+    """A file's content, cut a byte after `most`."""
     try:
-        if path.exists() and not path.is_file():
-            raise DataError(f"{path}: is not a regular file; prepare the dataset again")
-        with path.open("rb") as file:
-            return file.read(most + 1)
+        with open_regular(path) as file:
+            return file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); prepare the dataset again") from error
 

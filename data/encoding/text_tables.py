@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from data.errors import DataError
+from data.files import first_file, reading
 
 UNIT_SEPARATOR = b"\x1f"
 TEXT_SHOWN = 80
@@ -85,7 +86,7 @@ class TextTable:
 def find_file(folder: Path, names: list[str]) -> Path | None:
     """The first of the files that a folder has, as named or with `.gz`."""
     candidates = [folder / (name + ending) for name in names for ending in ("", ".gz")]
-    return next((path for path in candidates if path.is_file()), None)
+    return first_file(candidates)
 
 
 def read_text_table(path: Path, form: TextForm) -> TextTable:
@@ -136,12 +137,10 @@ def count_lines(path: Path, form: TextForm, block_bytes: int = BLOCK_BYTES) -> i
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield cast(BinaryIO, file)
+        with reading(path, "fetch it again") as file, gzip.open(file) if path.suffix == ".gz" else file as lines:
+            yield cast(BinaryIO, lines)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: is not a whole gzip file ({error}); fetch it again") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _whole_lines(file: BinaryIO, block_bytes: int) -> Iterator[bytes]:

@@ -27,6 +27,13 @@ def empty_batch(spec: FeatureSpec, rows: int, *, with_group: bool, extra_dtypes:
     )
 
 
+def bytes_per_row(spec: FeatureSpec, *, with_group: bool, extra_dtypes: Sequence[np.dtype] = ()) -> int:
+    """What a row takes in the arrays of `empty_batch`."""
+    columns = len(spec.onehot) + len(spec.numerical) + len(spec.labels)
+    lists = sum(feature.max_hotness or 0 for feature in spec.multihot)
+    return 4 * (columns + lists + 1) + 8 * (1 + with_group) + sum(dtype.itemsize for dtype in extra_dtypes)
+
+
 def slice_rows(batch: Batch, begin: int, end: int) -> Batch:
     """Views of the rows [begin, end)."""
     columns = {name: array if array is None else array[begin:end] for name, array in batch._asdict().items()}

@@ -15,6 +15,7 @@ import numpy as np
 # Rows of all lanes' windows together, about. Windows hold whole units, so they can be a unit longer.
 SHUFFLE_ROWS = 2**19
 MOST_LANES = 16
+WINDOWS_OPEN = 2  # per lane: the one in use and the next
 # A unit on the border of two lanes is read for both; with this many units per lane that is little.
 UNITS_PER_LANE = 16
 
@@ -54,6 +55,7 @@ class ShuffledPlan:
         steps: of the epoch; the last may be short.
         lanes: how many parts of the data every step draws from.
         window_rows: most rows of a window.
+        open_rows: most rows of the windows that are open at the same time, over all lanes.
     """
 
     def __init__(self, unit_rows: np.ndarray, global_batch_size: int, *, seed: int, epoch: int):
@@ -65,7 +67,7 @@ class ShuffledPlan:
         self._seed = [seed, epoch]
         order = np.random.default_rng([*self._seed, 0]).permutation(len(unit_rows))
         self._windows = _windows(unit_rows, order, self._borders, SHUFFLE_ROWS // self.lanes)
-        self.window_rows = _longest(self._windows)
+        self.window_rows, self.open_rows = _longest(self._windows), _open_rows(self._windows)
 
     def shares(self, lane: int, worker: int, workers: int, first_step: int = 0) -> Iterator[Share]:
         """The parts of a lane's windows that a worker needs from `first_step` on, in the order of their steps.
@@ -115,7 +117,7 @@ class SequentialPlan:
         workers: how many there are.
 
     Attributes:
-        steps, lanes, window_rows: as in `ShuffledPlan`.
+        steps, lanes, window_rows, open_rows: as in `ShuffledPlan`.
     """
 
     lanes = 1
@@ -126,7 +128,7 @@ class SequentialPlan:
         self._local_batch_size = local_batch_size
         borders = [rank * rows // workers for rank in (worker, worker + 1)]
         (self._windows,) = _windows(unit_rows, np.arange(len(unit_rows)), borders, SHUFFLE_ROWS)
-        self.window_rows = _longest([self._windows])
+        self.window_rows, self.open_rows = _longest([self._windows]), _open_rows([self._windows])
 
     def shares(self, first_step: int = 0) -> Iterator[Share]:
         """The worker's rows from `first_step` on, in order."""
@@ -234,3 +236,11 @@ def _windows(unit_rows: np.ndarray, order: np.ndarray, borders: list[int], targe
 
 def _longest(lanes: list[list[_Window]]) -> int:
     return max((window.rows for lane in lanes for window in lane), default=0)
+
+
+def _open_rows(lanes: list[list[_Window]]) -> int:
+    total = 0
+    for lane in lanes:
+        rows = [window.rows for window in lane]
+        total += max((sum(rows[first : first + WINDOWS_OPEN]) for first in range(len(rows))), default=0)
+    return total

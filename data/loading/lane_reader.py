@@ -10,10 +10,8 @@ import numpy as np
 from data.loading.batch import Batch
 from data.loading.batch_arrays import slice_rows
 from data.loading.column_decoder import Decoded
-from data.loading.epoch_plan import Share
+from data.loading.epoch_plan import WINDOWS_OPEN, Share
 from data.loading.parquet_reader import ParquetReader
-
-WINDOWS_OPEN = 2  # per lane: the one in use and the next
 
 
 class _OpenWindow(NamedTuple):

@@ -10,13 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from data.errors import DataError
 from data.loading.batch import Batch
 from data.loading.batch_arrays import copy_rows, pad_rows, slice_rows
-from data.loading.epoch_plan import SequentialPlan, Share, ShuffledPlan
-from data.loading.lane_reader import WINDOWS_OPEN, LaneReader
+from data.loading.epoch_plan import SHUFFLE_ROWS, WINDOWS_OPEN, SequentialPlan, Share, ShuffledPlan
+from data.loading.lane_reader import LaneReader
 from data.loading.parquet_reader import ParquetReader
 from data.loading.targets import OovPolicy
+from data.memory import check_fits
 from data.specification.feature_spec import FeatureSpec
 
 DECODE_THREADS = 2
+POSITION_BYTES = 4  # of a row in the order of a window
+WIDE_BYTES = 2**12  # of one feature in a row, from which on it is what takes the memory
 BATCHES_AHEAD = 4
 
 
@@ -60,7 +63,8 @@ class ParquetLoader:
             that this worker has made in its latest epoch; over all workers together each such id counts once.
 
     Raises:
-        DataError: a batch without rows, or the files do not hold what the specification says.
+        DataError: a batch without rows, the files do not hold what the specification says, or more memory would be
+            needed than there is.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class ParquetLoader:
             needs_labels=needs_labels,
             oov_policy=oov_policy,
         )
+        self._spec_folder = spec.folder
         self._mapping, self._shuffle, self._seed, self._oov_policy = mapping, shuffle, seed, oov_policy
         self._worker, self._workers = worker, workers
         self._global_batch_size = global_batch_size
@@ -102,6 +107,7 @@ class ParquetLoader:
         self.truncated: Counter[str] = Counter()
         self.out_of_vocabulary: Counter[str] = Counter()
         self._spare: list[Batch] = []
+        self._check_memory()
 
     def rows_until(self, step: int) -> int:
         """How many rows the first `step` steps hold, over all workers and as many epochs as they take."""
@@ -133,12 +139,42 @@ class ParquetLoader:
 
     def _shares(self, epoch: int, first_step: int) -> tuple[list[Iterator[Share]], int]:
         """Every lane's shares for this worker, and the most rows that one of them can have."""
-        units, worker, workers = self._reader.unit_rows, self._worker, self._workers
-        if not self._shuffle:
-            in_order = SequentialPlan(units, self.local_batch_size, worker=worker, workers=workers)
-            return [in_order.shares(first_step)], in_order.window_rows
-        plan = ShuffledPlan(units, self._global_batch_size, seed=self._seed, epoch=epoch)
+        plan, worker, workers = self._plan(epoch), self._worker, self._workers
+        if isinstance(plan, SequentialPlan):
+            return [plan.shares(first_step)], plan.window_rows
         return [plan.shares(lane, worker, workers, first_step) for lane in range(plan.lanes)], plan.window_rows
+
+    def _plan(self, epoch: int) -> ShuffledPlan | SequentialPlan:
+        units = self._reader.unit_rows
+        if self._shuffle:
+            return ShuffledPlan(units, self._global_batch_size, seed=self._seed, epoch=epoch)
+        return SequentialPlan(units, self.local_batch_size, worker=self._worker, workers=self._workers)
+
+    def _check_memory(self) -> None:
+        """Refuses files, a specification or a batch size that ask for more memory than there is.
+
+        Counted are the windows that are open, the order of their rows, the columns of the longest row group, and the
+        batches on their way to the consumer.
+        """
+        plan, row_bytes = self._plan(epoch=0), self._reader.row_bytes
+        open_rows = max(plan.open_rows // (self._workers if self._shuffle else 1), plan.window_rows)
+        windows = open_rows * (row_bytes + POSITION_BYTES)
+        batches = min(self.steps_per_epoch, BATCHES_AHEAD + 2) * self.local_batch_size * row_bytes
+        widest, width_bytes = self._reader.widest_list
+        place, rows = self._reader.longest_unit
+        if width_bytes > max(WIDE_BYTES, row_bytes // 2):
+            cause = f"feature {widest!r} takes {width_bytes:,} bytes in every row"
+            fix = "lower its max_hotness in the feature specification"
+        elif batches > windows:
+            cause = f"a batch has {self.local_batch_size:,} rows of {row_bytes:,} bytes"
+            fix = "take a smaller batch (--global_batch_size, --eval_batch_size)"
+        elif rows > SHUFFLE_ROWS:
+            cause = f"row group {place.row_group} of {place.path} has {rows:,} rows"
+            fix = "write the file again with about 65,536 rows in each row group"
+        else:
+            cause, fix = f"a row takes {row_bytes:,} bytes", "take fewer features, or more workers on more hosts"
+        what = f"{self._spec_folder}: reading mapping {self._mapping!r}, in which {cause},"
+        check_fits(windows + batches + self._reader.unit_bytes, what, fix)
 
     def _batches(self, lanes: list[LaneReader], steps: range) -> Iterator[Batch]:
         for windows in range(1, WINDOWS_OPEN + 1):

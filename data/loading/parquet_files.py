@@ -1,5 +1,6 @@
 """The parquet files of one column group: footers read once and checked, row groups read on demand."""
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.conversion.parquet_seal import Seal, read_footer
-from data.errors import DataError
+from data.conversion.parquet_seal import Seal, arrow_file, read_footer
+from data.errors import DataError, LostInputError
+from data.files import is_of_system, open_regular
 from data.loading.targets import Target
 from data.loading.value_checks import Place
 
 FOOTER_THREADS = 8
+MOST_ROWS = 2**31 - 1  # of a row group: the order of its rows is of int32
 # What reading damaged files was seen to raise.
 READ_ERRORS = (OSError, pa.ArrowException, ValueError, MemoryError)
 
@@ -46,11 +49,13 @@ class ParquetFile:
             DataError: there is no such file, or it is not parquet.
         """
         try:
-            stamp = _stamp(path)
+            stamp = _stamp(path.stat())
             metadata, seal = read_footer(path)
             opened = cls(path, metadata, metadata.schema.to_arrow_schema(), stamp, seal)
             opened.row_group_rows()
             return opened
+        except DataError:
+            raise
         except FileNotFoundError as error:
             raise DataError(f"{path}: no such file; the feature specification lists it in source_spec") from error
         except READ_ERRORS as error:
@@ -61,36 +66,55 @@ class ParquetFile:
         rows = [self.metadata.row_group(index).num_rows for index in range(self.metadata.num_row_groups)]
         if min(rows, default=0) < 0 or sum(rows) != self.metadata.num_rows:
             raise ValueError("its row groups do not add up")
+        if max(rows, default=0) > MOST_ROWS:
+            raise ValueError(f"a row group of {max(rows):,} rows, and {MOST_ROWS:,} are the most")
         return rows
+
+    def column_bytes(self, row_group: int, name: str) -> int:
+        """Bytes of a column of numbers, or of lists of numbers, unpacked; 0 for texts, whose length is not declared."""
+        stored = self.schema.field(name).type
+        item = getattr(stored, "value_type", stored)
+        if not pa.types.is_primitive(item):
+            return 0
+        chunks = self.metadata.row_group(row_group)
+        found = [chunks.column(index) for index in range(chunks.num_columns)]
+        values = sum(chunk.num_values for chunk in found if f"{chunk.path_in_schema}.".startswith(f"{name}."))
+        return values * item.bit_width // 8
 
     def read(self, row_group: int, columns: Sequence[str]) -> pa.Table:
         """Reads columns of a row group, checksums verified: the seal's, or those of the pages where there is no seal.
 
         Raises:
-            DataError: the file is damaged, or is not what it was when its footer was read.
+            DataError: the file is damaged.
+            LostInputError: it is gone, or is not what it was when its footer was read.
         """
+        place = f"{self.path}, row group {row_group}"
         try:
             # Not memory-mapped: where a disk fails, a read raises, and a map kills the process.
             # The seal covers all that page checksums do.
             verifies_pages = self.seal is None
-            with pq.ParquetFile(self.path, metadata=self.metadata, page_checksum_verification=verifies_pages) as file:
-                if _stamp(self.path) != self.stamp:
-                    raise DataError(f"{self.path}: was changed while it was in use; start again")
+            with open_regular(self.path) as file, arrow_file(file) as source:
+                if _stamp(os.fstat(file.fileno())) != self.stamp:
+                    raise LostInputError(f"{self.path}: was changed while it was in use; start again")
                 if self.seal is not None:
                     self.seal.check(row_group, columns)
-                # One thread: row groups are decoded in parallel.
-                table = file.read_row_group(row_group, columns=list(columns), use_threads=False)
-        except DataError:
+                with pq.ParquetFile(source, metadata=self.metadata, page_checksum_verification=verifies_pages) as rows:
+                    # One thread: row groups are decoded in parallel.
+                    table = rows.read_row_group(row_group, columns=list(columns), use_threads=False)
+        except (DataError, LostInputError):
             raise
         except READ_ERRORS as error:
+            if isinstance(error, OSError) and is_of_system(error):
+                raise LostInputError(f"{place}: can no longer be read ({_first_line(error)})") from error
+            if isinstance(error, MemoryError):
+                raise DataError(
+                    f"{place}: does not fit into memory; write the file again, in smaller row groups"
+                ) from error
             raise DataError(
-                f"{self.path}, row group {row_group}: cannot be decoded ({_first_line(error)}). "
-                "The file is damaged or gone: restore it, or write it again."
+                f"{place}: cannot be decoded ({_first_line(error)}); the file is damaged: restore it, or write it again"
             ) from error
         if table.num_rows != self.metadata.row_group(row_group).num_rows:
-            raise DataError(
-                f"{self.path}, row group {row_group}: holds other rows than its footer says; write it again"
-            )
+            raise DataError(f"{place}: holds other rows than its footer says; write it again")
         return table
 
 
@@ -149,6 +173,12 @@ class ColumnGroup:
             table = file.read(row_group, names).slice(low - start, high - low)
             yield Piece(table, self.place(low), low, high)
 
+    def unpacked_bytes(self) -> int:
+        """Bytes of the columns of the longest row group, unpacked."""
+        longest = int(np.argmax(self.sizes))
+        file, row_group = self.files[self._file[longest]], int(self._row_group[longest])
+        return sum(file.column_bytes(row_group, target.name) for target in self.targets)
+
     def place(self, row: int) -> Place:
         """Where a row of the dataset is stored."""
         index = int(np.searchsorted(self.starts, row, side="right")) - 1
@@ -182,8 +212,7 @@ def column_problems(file: ParquetFile, targets: Sequence[Target]) -> Iterator[st
             )
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
+def _stamp(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 

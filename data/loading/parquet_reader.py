@@ -11,7 +11,7 @@ import numpy as np
 
 from data.errors import DataError
 from data.loading.batch import Batch
-from data.loading.batch_arrays import empty_batch, slice_rows
+from data.loading.batch_arrays import bytes_per_row, empty_batch, slice_rows
 from data.loading.column_decoder import Decoded, decode_table, extra_dtype
 from data.loading.parquet_files import ColumnGroup, ParquetFile, column_problems, open_files
 from data.loading.targets import OovPolicy, Target, batch_targets
@@ -80,6 +80,29 @@ class ParquetReader:
         units = min(self._groups, key=lambda group: len(group.starts))
         self.unit_rows, self._unit_starts = units.sizes, units.starts
         self.fingerprint = _fingerprint(chunks, chunk_files)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a row in arrays as `allocate` makes them."""
+        return bytes_per_row(self._spec, with_group=self._with_group, extra_dtypes=self._extra_dtypes)
+
+    @property
+    def widest_list(self) -> tuple[str, int]:
+        """The multi-hot feature that takes the most bytes in every row, and how many."""
+        widest = max(self._spec.multihot, key=lambda feature: feature.max_hotness or 0, default=None)
+        return ("", 0) if widest is None else (widest.name, 4 * (widest.max_hotness or 0))
+
+    @property
+    def longest_unit(self) -> tuple[Place, int]:
+        """Where the longest row group lies, and its rows."""
+        group = max(self._groups, key=lambda group: int(group.sizes.max()))
+        longest = int(np.argmax(group.sizes))
+        return group.place(int(group.starts[longest])), int(group.sizes[longest])
+
+    @property
+    def unit_bytes(self) -> int:
+        """Of the columns of the longest row group, unpacked."""
+        return max(group.unpacked_bytes() for group in self._groups)
 
     def allocate(self, rows: int) -> Batch:
         """Arrays for so many rows, with undefined contents."""

@@ -63,7 +63,8 @@ class ColumnStream:
         """The next rows of each column.
 
         Raises:
-            DataError: a file is damaged, or is not what it was when it was opened.
+            DataError: a file is damaged.
+            LostInputError: it is gone, or is not what it was when it was opened.
         """
         columns: dict[str, pa.ChunkedArray] = {}
         for index in range(len(self._groups)):

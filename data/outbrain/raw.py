@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from data.errors import DataError
+from data.errors import DataError, LostInputError
+from data.files import first_file, open_regular, reading
 from data.outbrain.tables import NULL_TEXT, RawTable
 
 BLOCK_BYTES = 2**23
@@ -35,7 +36,7 @@ MAC_FOLDER = "__MACOSX/"
 def find_raw(folder: Path, table: RawTable) -> Path | None:
     """The file of a table, in the first form that is there: `.csv`, `.csv.gz`, `.csv.zip`."""
     paths = [Path(folder) / (table.name + ending) for ending in ENDINGS]
-    return next((path for path in paths if path.is_file()), None)
+    return first_file(paths)
 
 
 def require_raw(folder: Path, tables: Sequence[RawTable]) -> dict[str, Path]:
@@ -87,11 +88,11 @@ def estimated_rows(path: Path) -> int:
 
 def _unpacked_bytes(path: Path) -> int:
     if path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return sum(entry.file_size for entry in archive.infolist())
     size = path.stat().st_size
     if path.suffix == ".gz" and size >= GZIP_END_BYTES:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(-GZIP_END_BYTES, io.SEEK_END)
             return max(int.from_bytes(file.read(GZIP_END_BYTES), "little"), size)
     return size
@@ -100,25 +101,25 @@ def _unpacked_bytes(path: Path) -> int:
 @contextmanager
 def _open(path: Path) -> Iterator[BinaryIO]:
     try:
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                entries = [
-                    name
-                    for name in archive.namelist()
-                    if PurePosixPath(name).name == path.stem and not name.startswith(MAC_FOLDER)
-                ]
-                if len(entries) != 1:
-                    raise DataError(f"{path}: expected one file {path.stem} in it, found {archive.namelist()[:5]}")
-                with archive.open(entries[0]) as file:
+        with reading(path, "fetch it again") as stored:
+            if path.suffix == ".zip":
+                with zipfile.ZipFile(stored) as archive, archive.open(_entry(path, archive.namelist())) as file:
                     yield cast(BinaryIO, file)
-        elif path.suffix == ".gz":
-            with gzip.open(path) as file:
-                yield cast(BinaryIO, file)
-        else:
-            with path.open("rb") as file:
-                yield file
+            else:
+                with gzip.open(stored) if path.suffix == ".gz" else stored as file:
+                    yield cast(BinaryIO, file)
+    except (DataError, LostInputError):
+        raise
     except READ_ERRORS as error:
         raise DataError(f"{path}: cannot be read ({error}); fetch it again") from error
+
+
+def _entry(path: Path, names: list[str]) -> str:
+    """The name of the one table in a zip file."""
+    entries = [name for name in names if PurePosixPath(name).name == path.stem and not name.startswith(MAC_FOLDER)]
+    if len(entries) != 1:
+        raise DataError(f"{path}: expected one file {path.stem} in it, found {names[:5]}")
+    return entries[0]
 
 
 def _header(path: Path, line: bytes, table: RawTable) -> list[str]:

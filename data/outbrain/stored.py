@@ -5,7 +5,6 @@ encoders/           `data.encoding.encoder_files`: JSON and parquet
 tables/             ads, documents and their tags, as parquet
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,9 @@ import pyarrow as pa
 
 from data.encoding.encoder_files import load_encoders, save_encoders
 from data.encoding.encoders import Encoder
+from data.encoding.workflow_folder import check_content, content_sum
 from data.errors import DataError
+from data.files import check_stays, open_regular
 from data.outbrain.recipe import Recipe
 from data.outbrain.recipes import RECIPES
 from data.outbrain.side_tables import FILES, SideTables
@@ -23,7 +24,6 @@ from data.specification.small_file import read_small_text
 VERSION = 1
 FILE = "workflow.json"
 ENCODERS, TABLES = "encoders", "tables"
-READ_BYTES = 2**22
 MAX_MEBIBYTES = 16
 
 
@@ -92,22 +92,12 @@ def _read_document(path: Path) -> tuple[Recipe, dict[str, tuple[int, str]]]:
 
 
 def _check(folder: Path, name: str, size: int, digest: str) -> None:
-    path = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
         raise DataError(f"{folder / FILE}: lists {name!r}, which is not a file of this folder")
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path}: is not a regular file; run preproc again")
-    try:
-        intact = path.stat().st_size == size and _sum(path) == digest
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); run preproc again") from error
-    if not intact:
-        raise DataError(f"{path}: is not what was written (its checksum differs); run preproc again")
+    check_stays(folder, name)
+    check_content(folder / name, size, digest, "run preproc again")
 
 
 def _sum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(READ_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+    with open_regular(path) as file:
+        return content_sum(file)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
+from data.files import check_stays
 from data.specification.feature_spec import FeatureSpec
 from data.specification.parts import MAX_EMBEDDING_DIM
 from data.specification.problems import described, listed, shown
@@ -16,7 +17,9 @@ LARGEST_DEFAULT = 256
 MAX_MEBIBYTES = 16
 
 
-def embedding_dims(spec: FeatureSpec, sizes_file: Path | None = None) -> dict[str, int]:
+def embedding_dims(
+    spec: FeatureSpec, sizes_file: Path | None = None, *, allow_outside_paths: bool = False
+) -> dict[str, int]:
     """Embedding width of every categorical feature, one-hot then multi-hot, in channel order.
 
     The first of these that knows the feature decides: `sizes_file` (JSON, {feature: width}),
@@ -24,12 +27,19 @@ def embedding_dims(spec: FeatureSpec, sizes_file: Path | None = None) -> dict[st
     `default_dim`. A feature that a file does not name goes on to the next; names that the
     specification does not have are ignored.
 
+    Args:
+        spec: a valid specification.
+        sizes_file: named by the user.
+        allow_outside_paths: whether `embedding_sizes.json` may be a link that leads out of the folder.
+
     Raises:
         DataError: a file cannot be read, or a width in it is no int in [1, 4096].
     """
     explicit = read_sizes(Path(sizes_file)) if sizes_file is not None else {}
     beside_file = spec.folder / SIZES_FILE
-    beside = read_sizes(beside_file) if os.path.exists(beside_file) else {}
+    if not allow_outside_paths:
+        check_stays(spec.folder, SIZES_FILE)
+    beside = read_sizes(beside_file) if os.path.lexists(beside_file) else {}
     dims = {}
     for feature in spec.onehot + spec.multihot:
         stated = explicit.get(feature.name) or feature.embedding_dim or beside.get(feature.name)

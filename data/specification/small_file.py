@@ -1,9 +1,9 @@
 """Reading a small text file that a user names: whole, bounded, every failure told in one message."""
 
-import os
 from pathlib import Path
 
 from data.errors import DataError
+from data.files import open_regular
 
 
 def read_small_text(path: Path, expected: str, max_mebibytes: int) -> str:
@@ -17,13 +17,11 @@ def read_small_text(path: Path, expected: str, max_mebibytes: int) -> str:
     Raises:
         DataError: missing, a folder, not a regular file, not readable, too large or not UTF-8.
     """
-    if os.path.isdir(path):
-        raise DataError(f"{path}: is a folder; expected {expected}")
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise DataError(f"{path}: is not a regular file; expected {expected}")
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, expected) as file:
             content = file.read(max_mebibytes * 2**20 + 1)
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; expected {expected}") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

@@ -1,11 +1,11 @@
 """The rules for `source_spec`: which mappings there are, what their chunks hold and where the files lie."""
 
 import os
-import stat
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
+from data.files import way_out
 from data.specification.parts import INPUT_CHANNELS, LABEL, MAP, REQUIRED_MAPPINGS
 from data.specification.problems import Problem, listed, nearest, place_of, shown
 from data.specification.shape import Parts
@@ -94,7 +94,7 @@ def check_paths(parts: Parts, folder: Path, allow_outside: bool) -> Iterator[Pro
         first: dict[str, str] = {}
         for entry in chunk.files:
             path = os.path.normpath(entry.text)
-            mistake = None if allow_outside else _way_out(entry.text, root, resolved)
+            mistake = None if allow_outside else way_out(entry.text, root, resolved)
             if mistake:
                 yield Problem(entry.place, f"{shown(entry.text)} {mistake} (main.py has --allow_outside_paths)")
             elif os.path.basename(entry.text) in ("", ".", ".."):
@@ -102,39 +102,6 @@ def check_paths(parts: Parts, folder: Path, allow_outside: bool) -> Iterator[Pro
             elif path in first:
                 yield Problem(entry.place, f"{shown(entry.text)} is already {first[path]}; keep one")
             first.setdefault(path, entry.place)
-
-
-def _way_out(path: str, root: str, resolved: dict[str, str]) -> str | None:
-    """How a path leaves the folder `root`, and the mend; None if it stays. `resolved` saves asking twice."""
-    mend = "write a path relative to the specification's folder that stays under it"
-    if os.path.isabs(path):
-        return f"is an absolute path; {mend}"
-    normal = os.path.normpath(path)
-    if normal == ".." or normal.startswith("../"):
-        return f"leads out of the folder; {mend}"
-    place = root
-    for part in path.split("/"):
-        place = f"{place}/{part}"
-        if place not in resolved:
-            resolved[place] = _resolve(place, root)
-        real = resolved[place]
-        if not real:
-            return None
-        if os.path.commonpath([real, root]) != root:
-            return f"is a link that leads out of the folder (to {shown(real)}); copy the file into it"
-    return None
-
-
-def _resolve(place: str, root: str) -> str:
-    """Where a place leads that is reached from within `root`: `root` unless it may be elsewhere, "" if not there.
-
-    Asked of every folder on the way, for what is not there ends the way: a list of long paths is then soon done.
-    """
-    try:
-        is_link = stat.S_ISLNK(os.lstat(place).st_mode)
-    except OSError:
-        return ""
-    return os.path.realpath(place) if is_link or place.endswith("/..") else root
 
 
 SOURCE_RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.errors import DataError
+from data.errors import DataError, LostInputError
 from data.loading.batch import Batch
 from data.loading.batch_arrays import slice_rows
 from data.loading.parquet_reader import ParquetReader
@@ -219,7 +219,7 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path):
     spec, _ = write_world(tmp_path, [[3]])
     (tmp_path / "part_0.parquet").unlink()
     (tmp_path / "part_0.parquet").mkdir()
-    assert refused(spec).startswith(f"{tmp_path / 'part_0.parquet'}: cannot be read as parquet")
+    assert refused(spec).startswith(f"{tmp_path / 'part_0.parquet'}: is a folder")
 
 
 def test_all_columns_that_are_missing_or_of_the_wrong_type_are_told_at_once(tmp_path):
@@ -409,15 +409,15 @@ def test_a_null_in_an_extra_column_of_numbers_is_located(tmp_path):
 # Damage.
 
 
-def test_a_file_that_changes_after_it_was_opened_is_refused(tmp_path):
+def test_a_file_lost_after_it_was_opened_is_a_failure(tmp_path):
     spec, frame = write_world(tmp_path, [[3]])
     reader = ParquetReader(spec, "train")
     write_file(tmp_path / "part_0.parquet", arrow_table(frame), [3])
     os.utime(tmp_path / "part_0.parquet", (1, 1))
-    with pytest.raises(DataError, match="part_0.parquet: was changed while it was in use"):
+    with pytest.raises(LostInputError, match="part_0.parquet: was changed while it was in use"):
         read_all(reader)
     (tmp_path / "part_0.parquet").unlink()
-    with pytest.raises(DataError, match="part_0.parquet, row group 0: cannot be decoded"):
+    with pytest.raises(LostInputError, match="part_0.parquet, row group 0: can no longer be read"):
         read_all(reader)
 
 

@@ -122,7 +122,7 @@ def test_a_missing_file_a_folder_and_a_pipe_are_told_apart(tmp_path: Path) -> No
         "nothing": "nothing: no such file; expected a YAML file",
         "no/where": "no/where: no such file",
         ".": "is a folder; expected a YAML file such as feature_spec.yaml",
-        "pipe": "pipe: is not a regular file",
+        "pipe": "pipe: is a pipe; expected a YAML file",
         "loop": "loop: cannot be read",
         "a\0b": "cannot be read",
         "x" * 300: "cannot be read",

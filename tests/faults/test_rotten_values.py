@@ -1,5 +1,6 @@
 """One impossible value in a dataset: main.py stops and tells where it is, or goes on as --oov_policy says."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,27 @@ def test_a_value_in_the_rows_of_evaluation_is_located(dataset, tmp_path, capsys)
     message = capsys.readouterr().err
     assert f"{file}, row group 2: column 'user_id'" in message and f"in row {ROW} of the file" in message
     assert "--oov_policy clip or drop" in message
+
+
+def test_a_dataset_that_is_lost_in_a_run_is_a_failure(dataset, tmp_path, capsys, monkeypatch):
+    """Not wrong input, after which nobody would try again: the disk may come back."""
+    data, _ = spoilt(dataset, tmp_path / "data", {})
+    import_tensorflow = main.import_tensorflow
+
+    def lose() -> None:
+        for path in data.glob("*.parquet"):
+            path.unlink()
+        import_tensorflow()
+
+    monkeypatch.setattr(main, "import_tensorflow", lose)
+    assert run(data, tmp_path / "results") == 1
+    message = capsys.readouterr().err
+    assert re.search(
+        r"main.py: error: .*/train_\d.parquet, row group \d: can no longer be read \(.*No such file", message
+    )
+    assert "Traceback" not in message
+    assert run(data, tmp_path / "results") == 2
+    assert "no such file" in capsys.readouterr().err
 
 
 def test_clip_and_drop_train_and_drop_is_as_a_row_without_weight(dataset, tmp_path):

@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from trainer.model_size import SMALLEST_SHARDED
+
 # Values of rank 1 and how many of them go to each worker, in rank order -> what came, in rank order. A collective.
 ExchangeValues = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-
-# Smaller tables are held by every worker: with a width of 128 such a table takes 2 MB.
-SMALLEST = 4096
 
 
 class _Request(NamedTuple):
@@ -45,7 +44,7 @@ class Shards:
     rank: int
     workers: int
     exchange: ExchangeValues
-    smallest: int = SMALLEST
+    smallest: int = SMALLEST_SHARDED
 
     def holds_part_of(self, rows: int) -> bool:
         """Whether a table of so many rows is dealt to the workers."""

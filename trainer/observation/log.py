@@ -16,6 +16,7 @@ import numpy as np
 
 from data.atomic import is_out_of_room
 from data.errors import DataError
+from data.files import open_regular
 
 PREFIX = "DLLL "
 PARAMETER = "PARAMETER"
@@ -206,7 +207,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         DataError: there is no such log, or it cannot be read.
     """
     try:
-        text = Path(path).read_bytes().decode(errors="replace")
+        with open_regular(path, "a log of main.py") as file:
+            text = file.read().decode(errors="replace")
     except OSError as error:
         raise DataError(f"the log {path} cannot be read: {error.strerror}") from error
     records = (_parsed(line) for line in text.split("\n"))

@@ -6,6 +6,7 @@ weights/*.npy               the model's weights, and `seen/...`: the items of ea
 """
 
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import DataError
+from data.files import open_regular
 from trainer.model_folder import Document, check_model_place, open_model, write_model
 from trainer.observation.log import to_plain
 from trainer.recommender.entities import Entities
@@ -100,11 +102,11 @@ def _to_parquet(entities: Entities) -> bytes:
 
 
 def _from_parquet(column: str, path: Path) -> Entities:
-    file = pq.ParquetFile(path)
-    # Every row has a key of its own; a small file that unpacks to more than memory holds is not ours.
-    if file.metadata.num_rows > path.stat().st_size:
-        raise DataError(f"{path}: {file.metadata.num_rows:,} rows in {path.stat().st_size:,} bytes")
-    table = file.read()
+    with open_regular(path) as opened, pq.ParquetFile(opened) as file:
+        # Every row has a key of its own; a small file that unpacks to more than memory holds is not ours.
+        if file.metadata.num_rows > (size := os.fstat(opened.fileno()).st_size):
+            raise DataError(f"{path}: {file.metadata.num_rows:,} rows in {size:,} bytes")
+        table = file.read()
     keys = table.column(_KEY).drop_null().to_numpy()
     features = {name.removeprefix("feature."): table.column(name) for name in table.column_names if name != _KEY}
     return Entities(column, keys, {name: values.to_numpy() for name, values in features.items()})

@@ -12,7 +12,7 @@ from data.specification.problems import nearest
 from trainer.flags.cli import parse
 from trainer.flags.model_options import ModelOptions
 from trainer.flags.options import TrainingOptions
-from trainer.inputs import open_inputs
+from trainer.inputs import check_model, open_inputs
 from trainer.models import MODELS
 from trainer.process.launcher import Launch
 from trainer.process.quiet_import import import_tensorflow
@@ -61,6 +61,7 @@ def train(flags: list[str], dataset: Path, folder: Path, *, verbose: bool) -> Pa
     stated = [str(part) for place in places.items() for part in place]
     options, launch = parse([*flags, *_FIXED, *stated], 1, tuple(MODELS)), Launch()
     inputs = open_inputs(options, launch)
+    check_model(options, inputs, launch)
     import_tensorflow()
     from trainer.run import execute
 

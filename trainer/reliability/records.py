@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.atomic import write_whole
+from data.files import open_regular
 from trainer.process.launcher import Launch
 from trainer.reliability.exit_codes import DONE, FAILURE
 from trainer.reliability.processes import start_time
@@ -151,7 +152,8 @@ def read_records(results_dir: Path, job: str) -> dict[int, WorkerState]:
     states = {}
     for path in _files(results_dir / FOLDER):
         with suppress(OSError, ValueError, TypeError):
-            state = WorkerState(**json.loads(path.read_text(encoding="utf-8")))
+            with open_regular(path) as file:
+                state = WorkerState(**json.loads(file.read()))
             if state.job == job and _is_plausible(state):
                 states[state.rank] = state
     return states

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
+from data.files import NotRegularError, open_regular
 from trainer.health.keys import is_health
 from trainer.metrics.calibration_curve import CURVE, CalibrationCurve
 from trainer.observation.log import PARAMETER, read_log
@@ -65,7 +66,7 @@ def read_run(results_dir: Path, name: str, log_filename: str = "log.json") -> Ru
         DataError: there is no log, or nothing in it to report.
     """
     path = results_dir / log_filename
-    if not path.is_file():
+    if not path.exists():
         raise DataError(
             f"{path}: there is no such log. Give the --results_dir of a run of main.py"
             + ("" if results_dir.is_dir() else f"; {results_dir} is no folder")
@@ -153,10 +154,13 @@ def _time(record: dict[str, Any]) -> float | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
     try:
-        document = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            document = json.loads(file.read())
+    except FileNotFoundError:
+        return {}
+    except NotRegularError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}). Remove it, or bring back the whole file") from error
     return document if isinstance(document, dict) else {}

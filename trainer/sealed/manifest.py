@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from data.errors import DataError
+from data.files import open_regular
 from trainer.sealed.arrays import DTYPES, is_array_name
 from trainer.sealed.errors import DamagedError
 
@@ -92,11 +94,13 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        if not path.is_file() and path.exists():
-            raise DamagedError(f"{path}: is not a regular file")
-        if path.stat().st_size > LARGEST_MANIFEST:
+        with open_regular(path) as file:
+            text = file.read(LARGEST_MANIFEST + 1)
+        if len(text) > LARGEST_MANIFEST:
             raise DamagedError(f"{path}: larger than {LARGEST_MANIFEST:,} bytes")
-        content = _unsealed(path.read_bytes().decode())
+        content = _unsealed(text.decode())
+    except DataError as error:
+        raise DamagedError(str(error)) from error
     except OSError as error:
         raise DamagedError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -2,14 +2,17 @@
 
 import hashlib
 import math
-import stat
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy_format
 
+from data.errors import DataError
+from data.files import open_regular
 from trainer.sealed.arrays import BLOCK_BYTES, ArraySource, rows_per_block
 from trainer.sealed.errors import CheckpointError, DamagedError
 from trainer.sealed.manifest import ArrayEntry, FileEntry, read_manifest
@@ -72,7 +75,7 @@ class SealedFolder:
     def _blocks(self, name: str, rows: int) -> Iterator[np.ndarray]:
         shape, dtype = self._shape_and_dtype(name)
         entry = self._arrays[name]
-        with open(self.path / entry.file, "rb") as file:
+        with self._open(entry) as file:
             file.seek(entry.bytes - math.prod(shape) * dtype.itemsize)
             if not shape or not shape[0]:
                 yield self._filled(file, entry, np.empty(shape, dtype))
@@ -85,26 +88,34 @@ class SealedFolder:
             raise DamagedError(f"{self.path / entry.file}: ends too early; it was changed after it was verified")
         return block
 
-    def _check_file(self, entry: FileEntry) -> None:
+    @contextmanager
+    def _open(self, entry: FileEntry) -> Iterator[BinaryIO]:
+        """A file of the folder; what goes wrong with it is a DamagedError."""
         path = self.path / entry.file
         try:
-            status = path.stat()
-            # A pipe or a device under this name must not be opened at all.
-            if not stat.S_ISREG(status.st_mode) or status.st_size != entry.bytes:
-                raise DamagedError(f"{path}: {status.st_size:,} bytes, expected a file of {entry.bytes:,}")
-            digest = hashlib.sha256()
-            with open(path, "rb") as file:
-                while data := file.read(BLOCK_BYTES):
-                    digest.update(data)
+            with open_regular(path) as file:
+                yield file
+        except DataError as error:
+            raise DamagedError(str(error)) from error
         except OSError as error:
             raise DamagedError(f"{path}: {error.strerror}") from error
+
+    def _check_file(self, entry: FileEntry) -> None:
+        path = self.path / entry.file
+        digest = hashlib.sha256()
+        with self._open(entry) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != entry.bytes:
+                raise DamagedError(f"{path}: {size:,} bytes, expected a file of {entry.bytes:,}")
+            while data := file.read(BLOCK_BYTES):
+                digest.update(data)
         if digest.hexdigest() != entry.sha256:
             raise DamagedError(f"{path}: its checksum is not the one in the manifest")
 
     def _check_header(self, entry: ArrayEntry) -> None:
         path = self.path / entry.file
         dtype = np.dtype(entry.dtype).newbyteorder("<")
-        with open(path, "rb") as file:
+        with self._open(entry) as file:
             try:
                 version = npy_format.read_magic(file)
                 found = npy_format.read_array_header_1_0(file) if version == (1, 0) else None

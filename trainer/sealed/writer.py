@@ -18,6 +18,7 @@ import numpy as np
 from data import draft_folder
 from data.atomic import UNFINISHED, is_out_of_room, sync_names
 from data.errors import DataError
+from data.files import open_regular
 from trainer.sealed.arrays import BLOCK_BYTES, ArraySource
 from trainer.sealed.errors import CheckpointError
 from trainer.sealed.manifest import (
@@ -288,7 +289,7 @@ def _chunks(content: bytes | Path) -> Iterator[memoryview]:
     if isinstance(content, bytes):
         yield memoryview(content)
         return
-    with open(content, "rb") as file:
+    with open_regular(content) as file:
         while data := file.read(BLOCK_BYTES):
             yield memoryview(data)
 

@@ -1,0 +1,139 @@
+"""What of a dataset's workflow may become part of a model: what its manifest lists, and nothing from elsewhere."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from data.encoding.encoder_files import load_encoders, save_encoders
+from data.encoding.encoders import HashedIds
+from data.encoding.workflow_folder import workflow_files
+from data.errors import DataError
+from data.specification.embedding_sizes import embedding_dims
+from tests.data.parquet_worlds import write_world
+
+SECRET = b"-----BEGIN PRIVATE KEY-----"
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Path:
+    """A dataset's folder with a workflow, and a private file outside of it."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    save_encoders({"user": HashedIds("user_id", 5)}, folder / "workflow")
+    (tmp_path / "key").write_bytes(SECRET)
+    return folder
+
+
+def listed(name: str, content: bytes) -> dict[str, dict[str, object]]:
+    return {name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+
+
+def add_to_manifest(workflow: Path, name: str, content: bytes) -> None:
+    document = json.loads((workflow / "manifest.json").read_text())
+    document["files"] |= listed(name, content)
+    (workflow / "manifest.json").write_text(json.dumps(document))
+
+
+def refusal(dataset: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        workflow_files(dataset)
+    return str(caught.value)
+
+
+def test_only_what_the_manifest_lists_is_named(dataset):
+    (dataset / "workflow" / "id_rsa").symlink_to(dataset.parent / "key")
+    (dataset / "workflow" / "notes.txt").write_text("private")
+    assert set(workflow_files(dataset)) == {"workflow/manifest.json", "workflow/encoders.json"}
+
+
+def test_a_workflow_without_a_manifest_gives_nothing(dataset):
+    (dataset / "workflow" / "manifest.json").unlink()
+    assert workflow_files(dataset) == {}
+
+
+def test_a_dataset_without_a_workflow_gives_nothing(tmp_path):
+    assert workflow_files(tmp_path) == {}
+
+
+def test_files_in_folders_of_a_workflow_are_named(tmp_path):
+    (tmp_path / "workflow" / "tables").mkdir(parents=True)
+    (tmp_path / "workflow" / "tables" / "x.parquet").write_bytes(b"x")
+    manifest = {"version": 1, "files": listed("tables/x.parquet", b"x")}
+    (tmp_path / "workflow" / "workflow.json").write_text(json.dumps(manifest))
+    found = workflow_files(tmp_path)
+    assert set(found) == {"workflow/workflow.json", "workflow/tables/x.parquet"}
+    assert found["workflow/tables/x.parquet"].read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("name", ["key", "folder/key"])
+def test_a_listed_link_that_leads_out_is_refused(name, dataset):
+    """Also with its right checksum, and where a folder on the way is the link."""
+    workflow = dataset / "workflow"
+    (workflow / name.partition("/")[0]).symlink_to(dataset.parent if "/" in name else dataset.parent / "key")
+    add_to_manifest(workflow, name, SECRET)
+    assert "is a link that leads out of the folder" in refusal(dataset)
+    assert f"workflow/{name}" in workflow_files(dataset, allow_outside_paths=True)
+
+
+def test_a_workflow_that_is_a_link_out_is_refused(dataset):
+    (dataset / "workflow").rename(dataset.parent / "elsewhere")
+    (dataset / "workflow").symlink_to(dataset.parent / "elsewhere")
+    assert "workflow: is a link that leads out of the folder" in refusal(dataset)
+    assert workflow_files(dataset, allow_outside_paths=True)
+
+
+def test_links_within_the_dataset_and_hard_links_are_followed(dataset):
+    (dataset / "workflow").rename(dataset / "fitted")
+    (dataset / "workflow").symlink_to("fitted")
+    os.link(dataset / "fitted" / "encoders.json", dataset / "hard")
+    (dataset / "fitted" / "encoders.json").unlink()
+    os.link(dataset / "hard", dataset / "fitted" / "encoders.json")
+    (dataset / "fitted" / "manifest.json").rename(dataset / "list")
+    (dataset / "fitted" / "manifest.json").symlink_to("../list")
+    assert len(workflow_files(dataset)) == 2
+
+
+@pytest.mark.parametrize("name", ["../../key", "/etc/passwd", "a/../../../key", "a\0b"])
+def test_a_manifest_that_lists_a_path_out_is_refused(name, dataset):
+    add_to_manifest(dataset / "workflow", name, SECRET)
+    assert "which is not a file of this folder" in refusal(dataset)
+
+
+def test_changed_missing_and_other_files_are_refused(dataset):
+    path = dataset / "workflow" / "encoders.json"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"user_id", b"user_ie"))
+    assert "encoders.json: is not what was written" in refusal(dataset)
+    path.unlink()
+    assert "encoders.json: cannot be read (No such file" in refusal(dataset)
+    os.mkfifo(path)
+    assert "encoders.json: is a pipe" in refusal(dataset)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"files": []}', '{"files": {"x": 1}}', '{"files": {"x": {"bytes": "1"}}}']
+)
+def test_a_manifest_of_another_form_is_refused(text, dataset):
+    (dataset / "workflow" / "manifest.json").write_text(text)
+    assert "manifest.json: is no manifest of a workflow" in refusal(dataset)
+
+
+def test_a_declared_size_is_not_allocated(dataset):
+    document = json.loads((dataset / "workflow" / "manifest.json").read_text())
+    document["files"]["encoders.json"]["bytes"] = 10**18
+    (dataset / "workflow" / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match="encoders.json: is not what was written"):
+        load_encoders(dataset / "workflow")
+
+
+def test_widths_beside_a_specification_stay_in_its_folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    spec, _ = write_world(tmp_path / "data", [[3]])
+    (tmp_path / "widths.json").write_text('{"user": 3}')
+    (tmp_path / "data" / "embedding_sizes.json").symlink_to(tmp_path / "widths.json")
+    with pytest.raises(DataError, match=r"embedding_sizes.json: is a link that leads out of the folder"):
+        embedding_dims(spec)
+    assert embedding_dims(spec, allow_outside_paths=True)["user"] == 3

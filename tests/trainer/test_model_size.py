@@ -1,0 +1,171 @@
+"""What a model takes in memory, computed before TensorFlow is imported, against what is allocated."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data import memory
+from data.errors import DataError
+from main import main
+from tests.helpers import ROOT, make_dataset
+from tests.trainer.small_models import LAYOUT, make_model
+from trainer import model_size
+from trainer.distributed import SingleWorker
+from trainer.flags.cli import parse
+from trainer.flags.model_options import ModelOptions
+from trainer.flags.options import Options
+from trainer.layout import IdColumns, InputLayout
+from trainer.model_folder import open_model, write_model
+from trainer.model_size import check_model_fits, dense_weights, table_sizes
+from trainer.models import MODELS
+from trainer.process.launcher import Launch
+from trainer.recommender import Recommender
+from trainer.sealed.arrays import ArraySource
+from trainer.tasks import Task
+from trainer.training import make_training
+
+TASKS = (Task("click"), Task("kind", "multiclass", classes=5))
+FLAGS = {"deep_hidden_units": (32, 16), "expert_hidden_units": (16, 8), "tower_hidden_units": (8,), "num_experts": 4}
+RULES = ("rmsprop", "adam", "adamw", "adagrad", "sgd")
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch):
+    monkeypatch.setattr(model_size, "may_use_gpu", lambda cpu: False)
+
+
+@pytest.fixture
+def bound(monkeypatch):
+    def bind(available: int) -> None:
+        monkeypatch.setattr(memory, "available_memory", lambda processes=1: available // processes)
+
+    return bind
+
+
+def options_of(*flags: str) -> Options:
+    return parse(flags, 1, tuple(MODELS), reads_checkpoint=False)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tables_with_their_state_take_what_is_computed(name):
+    for rule in RULES:
+        for wide in ([], ["--wide_part"]):
+            options = options_of("--model", name, "--optimizer", rule, *wide)
+            model = make_model(model=name, wide_part=bool(wide), tasks=TASKS)
+            training = make_training(
+                model,
+                options.training,
+                options.deep_optimizer,
+                steps_per_epoch=1,
+                comm=SingleWorker(),
+                compute_dtype="float32",
+            )
+            bytes_of = dict.fromkeys(model.embeddings.whole_rows, 0)
+            for variable, value in training.state.variables.items():
+                for table in bytes_of:
+                    if variable == table or variable.startswith(f"{table}."):
+                        bytes_of[table] += 4 * int(np.prod(value.shape))
+            sizes = table_sizes(options.model, LAYOUT, 6, rule=rule)
+            assert [size.bytes for size in sizes] == list(bytes_of.values()), (rule, wide)
+            alone = table_sizes(options.model, LAYOUT, 6, rule=None)
+            weights = [4 * table.shape[0] * table.shape[1] for table in model.embeddings.tables]
+            assert [size.bytes for size in alone] == weights
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dense_weights_are_at_least_what_is_computed(name):
+    model = make_model(model=name, tasks=TASKS)
+    real = sum(int(np.prod(weight.shape)) for weight in model.deep_weights)
+    assert 0 < dense_weights(ModelOptions(model=name, **FLAGS), LAYOUT, TASKS) <= real
+
+
+def layout_of(**tables: tuple[int, int]) -> InputLayout:
+    """One-hot features with tables of so many rows and this width."""
+    columns = (
+        IdColumns(name, index, 1, False, rows, width) for index, (name, (rows, width)) in enumerate(tables.items())
+    )
+    return InputLayout(tuple(columns), ())
+
+
+LARGE = layout_of(user=(50_000_000, 64), day=(7, 4))
+
+
+def refusal(options: Options, launch: Launch | None = None, layout: InputLayout = LARGE) -> str:
+    with pytest.raises(DataError) as caught:
+        check_model_fits(options, layout, (Task("click"),), launch or Launch(), 1)
+    return str(caught.value)
+
+
+def test_tables_larger_than_memory_are_refused_with_the_fix(bound):
+    bound(2**34)
+    message = refusal(options_of("--model", "mmoe"))
+    # 50 million rows of 64 weights with two accumulators each, and a step.
+    assert "user (50,000,000 x 64: 35.95 GiB)" in message
+    assert "and 16.00 GiB are available" in message
+    assert all(fix in message for fix in ("--embedding_sizes_file", "embedding_dim", "--shard_embeddings"))
+
+
+def test_without_training_only_the_weights_count(bound):
+    bound(13 * 10**9)
+    refusal(options_of("--model", "mmoe"))
+    refusal(options_of("--model", "mmoe", "--benchmark"))
+    check_model_fits(options_of("--model", "mmoe", "--evaluate"), LARGE, (Task("click"),), Launch(), 1)
+    bound(12 * 10**9)
+    assert "user (50,000,000 x 64: 11.92 GiB)" in refusal(options_of("--model", "mmoe", "--evaluate"))
+    assert "optimizer" not in refusal(options_of("--model", "mmoe", "--predict", "out.parquet"))
+
+
+def test_workers_of_a_host_share_its_memory_and_sharded_tables(bound):
+    two = Launch(0, 2, 0, 2)
+    bound(60 * 10**9)
+    check_model_fits(options_of("--model", "mmoe"), LARGE, (Task("click"),), Launch(), 1)
+    assert "27.94 GiB are available to each of 2 workers on this host" in refusal(options_of("--model", "mmoe"), two)
+    check_model_fits(options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (Task("click"),), two, 1)
+    bound(38 * 10**9)
+    refusal(options_of("--model", "mmoe", "--shard_embeddings"), two)
+    # On two hosts, each worker has its host's memory.
+    check_model_fits(options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (Task("click"),), Launch(0, 2), 1)
+
+
+def test_classes_units_and_experts_count(bound):
+    bound(2**33)
+    many = (Task("kind", "multiclass", classes=2 * 10**9),)
+    with pytest.raises(DataError, match="2,000,000,000 outputs"):
+        check_model_fits(options_of("--model", "mmoe"), layout_of(day=(7, 4)), many, Launch(), 1)
+    assert "dense weights" in refusal(options_of("--deep_hidden_units", "2000000000"), layout=layout_of(day=(7, 4)))
+    assert "dense weights" in refusal(
+        options_of("--model", "mmoe", "--num_experts", "100000000"), layout=layout_of(day=(7, 4))
+    )
+
+
+def test_on_a_gpu_nothing_is_compared(bound, monkeypatch):
+    bound(2**20)
+    monkeypatch.setattr(model_size, "may_use_gpu", lambda cpu: True)
+    check_model_fits(options_of("--model", "mmoe"), LARGE, (Task("click"),), Launch(), 1)
+
+
+def test_a_run_is_refused_before_tensorflow(tmp_path, capsys, monkeypatch, bound):
+    data = make_dataset(tmp_path, ROOT / "feature_specs" / "tiny.yaml", rows=40)
+    places = ["--dataset_path", data, "--model_dir", tmp_path / "models", "--results_dir", tmp_path / "results"]
+    monkeypatch.setattr("main.import_tensorflow", lambda: pytest.fail("the checks were passed"))
+    (data / "embedding_sizes.json").write_text('{"user_id": 4096}')
+    bound(10**6)
+    for more in ([], ["--benchmark"]):
+        assert main([*map(str, places), "--cpu", "--global_batch_size", "8", "--eval_batch_size", "8", *more]) == 2
+        assert "user_id (50 x 4096: 1.6 MiB)" in capsys.readouterr().err
+
+
+def test_fit_refuses_a_model_larger_than_memory(bound):
+    frame = pd.DataFrame({"user_id": range(50), "item_id": range(50), "liked": [0, 1] * 25})
+    bound(10**6)
+    with pytest.raises(DataError, match="the model .* needs .* of memory, and 1.0 MiB are available"):
+        Recommender(deep_hidden_units=[4096, 4096], model="wide_deep").fit(frame, tasks={"liked": "binary"})
+
+
+def test_a_model_folder_larger_than_memory_is_not_read(tmp_path, bound):
+    write_model(tmp_path / "model", [ArraySource.from_array("x", np.zeros(1000))], {})
+    bound(8000)
+    open_model(tmp_path / "model")
+    bound(7999)
+    with pytest.raises(DataError, match="model: a model with so many weights needs 0.0 MiB of memory"):
+        open_model(tmp_path / "model")
