@@ -1,6 +1,7 @@
 """Arrays on their way to a save in another thread, a few blocks at a time."""
 
 import queue
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -36,13 +37,17 @@ class Handover:
     def fill(self) -> None:
         """Copies every block. Waits while BLOCKS_AHEAD of them are not written yet.
 
-        All blocks are read even where the save has failed, since other workers may take part in reading them. Where
-        reading fails, the save does too.
+        Where there is no memory for a copy, it waits until the block itself is written. All blocks are read even where
+        the save has failed, since other workers may take part in reading them. Where reading fails, the save does too.
         """
         try:
             for source in self._sources:
                 for block in source.blocks():
-                    self._put(np.array(block))
+                    try:
+                        self._put(np.array(block))
+                    except MemoryError:
+                        self._put(block)
+                        self._wait_until_written()
                 self._put(None)
         except BaseException:
             self._put(CheckpointError("the values to be saved could not be read"))
@@ -51,6 +56,10 @@ class Handover:
     def _put(self, block: np.ndarray | CheckpointError | None) -> None:
         if not self._is_over:
             self._blocks.put(block)
+
+    def _wait_until_written(self) -> None:
+        while self._blocks.unfinished_tasks and not self._is_over:
+            time.sleep(0.01)
 
     def save(self, write: Callable[[list[ArraySource]], T]) -> T:
         """Gives what `write` makes of the arrays, each of which it reads once and in their order.
@@ -71,3 +80,5 @@ class Handover:
             if isinstance(block, CheckpointError):
                 raise block
             yield block
+            self._blocks.task_done()
+        self._blocks.task_done()

@@ -252,9 +252,8 @@ def _fill(
         (temporary / name).parent.mkdir(parents=True, exist_ok=True)
         manifest.documents[name] = FileEntry(name, *_write_file(temporary / name, _chunks(content)))
     # All at once, so that a thread that hands over blocks does not wait for the disk.
-    for path in temporary.rglob("*"):
-        if path.is_file():
-            _sync_file(path)
+    for entry in (*manifest.arrays.values(), *manifest.documents.values()):
+        _sync_file(temporary / entry.file)
     for inner in (path for path in temporary.rglob("*") if path.is_dir()):
         sync_names(inner)
     # Last of all: a folder with a manifest has everything that it lists.
