@@ -35,7 +35,7 @@ class RunState:
     unknown: frozenset[str] = frozenset()
 
     def sources(self) -> list[ArraySource]:
-        """The variables as arrays to be saved, read in blocks of rows. Blocks of sharded ones are collectives."""
+        """The variables as arrays to be saved: copies, in blocks of rows. Blocks of sharded ones are collectives."""
         return [
             ArraySource(name, self._whole_shape(name), variable.dtype.as_numpy_dtype, self._blocks(name))
             for name, variable in self.variables.items()

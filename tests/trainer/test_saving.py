@@ -49,8 +49,8 @@ from main import main
 training = trainer.run.Run._training
 def limited(self):
     made = training(self)
-    limit = psutil.Process().memory_info().vms + int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    limit = psutil.Process().memory_info().data + int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     return made
 trainer.run.Run._training = limited
 sys.exit(main(sys.argv[2:]))
