@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         if launch.rank == 0:
             data = options.data
             print(f"data: {data.dataset_path}  checkpoints: {data.model_dir}  results: {data.results_dir}", flush=True)
-            for text in (*warnings, *_short_epochs(inputs.training)):
+            for text in (*inputs.warnings, *warnings, *_short_epochs(inputs.training)):
                 print_warning(text)
         import_tensorflow()
         return _execute(options, inputs, launch, record, stop)

@@ -8,7 +8,7 @@ from data.errors import DataError
 from data.linting.lint import lint_labels
 from data.loading.loader import ParquetLoader
 from data.loading.stored_columns import StoredColumns
-from data.specification.embedding_sizes import embedding_dims
+from data.specification.embedding_sizes import embedding_dims, unused_widths
 from data.specification.feature_spec import FeatureSpec
 from trainer.checkpoints import CheckpointStore
 from trainer.flags.options import Options
@@ -33,6 +33,7 @@ class Inputs:
         eval_mapping: its name.
         with_group: whether MAP@12 is computed.
         kept: columns that go into the file of predictions as they are; only where there is one.
+        warnings: what the user should know about the inputs.
     """
 
     spec: FeatureSpec
@@ -42,6 +43,7 @@ class Inputs:
     eval_mapping: str
     with_group: bool
     kept: StoredColumns | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> tuple[str, ...]:
@@ -101,7 +103,9 @@ def open_inputs(options: Options, launch: Launch) -> Inputs:
         )
     if run.predictions_path is not None:
         kept = _kept_columns(spec, mapping, run.keep)
-    return Inputs(spec, input_layout(spec, widths), training, evaluation, mapping, with_group, kept)
+    outside = data.allow_outside_paths
+    warnings = tuple(unused_widths(spec, data.embedding_sizes_file, allow_outside_paths=outside))
+    return Inputs(spec, input_layout(spec, widths), training, evaluation, mapping, with_group, kept, warnings)
 
 
 def check_folders(options: Options, spec: FeatureSpec, launch: Launch) -> None:

@@ -28,10 +28,13 @@ COMMON_GATE, SHARED_GATE = "all", "shared"
 
 def gate_names(tasks: Sequence[str], gates: int) -> list[str]:
     """What the gates of a level are called: as their tasks, or "all" (one for all tasks), or "shared" (for the shared
-    experts of the next level)."""
+    experts of the next level; "shared_" beside a task of that name)."""
     if gates < len(tasks):
         return [COMMON_GATE]
-    return [*tasks, SHARED_GATE][:gates]
+    shared = SHARED_GATE
+    while shared in tasks:
+        shared += "_"
+    return [*tasks, shared][:gates]
 
 
 def is_health(key: str) -> bool:
