@@ -2,8 +2,9 @@
 
     python -m benchmarks.memory [--batch 16384] [--batches 8] [--flags FLAG ...]
 
-A process of its own runs main.py on Outbrain's 29 features: one epoch of --batches steps of the default Wide & Deep,
-then evaluation, checkpoint and model folder. Its peak resident set size, as Linux counts it, stands over
+A process of its own runs main.py on Outbrain's 29 features: two epochs of --batches steps of the default Wide & Deep,
+each with a checkpoint and an evaluation, then the model folder. Its peak resident set size, as Linux counts it,
+stands over
 
     needed = weights + optimizer state + activations + 1.2 GB for TensorFlow
 
@@ -82,7 +83,7 @@ def peak_gb(folder: Path, flags: list[str]) -> float:
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
     batch = arguments.batch
-    sizes = ["--global_batch_size", str(batch), "--eval_batch_size", str(batch), "--num_epochs", "1"]
+    sizes = ["--global_batch_size", str(batch), "--eval_batch_size", str(batch), "--num_epochs", "2"]
     flags = [*sizes, *arguments.flags]
     spec: FeatureSpec = write_rows(folder, batch * arguments.batches)
     layout = input_layout(spec, embedding_dims(spec, None))

@@ -63,7 +63,7 @@ FIGURES = (
     Figure("loader: rows/s over pyarrow's bare read", "loader over bare read", 0.45),
     Figure("loader: rows/s over merlin.dataloader's", "loader over merlin.dataloader", 20),
     Figure("evaluation with metrics: samples/s over training's", EVALUATION, 2.5),
-    Figure("training: peak memory over what is needed", MEMORY, 1.3, at_least=False),
+    Figure("training: peak memory over what is needed", MEMORY, 1.2, at_least=False),
     Figure(
         "checkpoints every 10 minutes: share of the time", COST, 0.035, at_least=False, where={"what": "checkpoints"}
     ),

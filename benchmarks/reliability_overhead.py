@@ -81,7 +81,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, objec
     def steps_with_a_save(number: int) -> float:
         started = time.perf_counter()
         check_state(run.state, number)
-        saver.save(run.state, Position(0, number), Stopping("auc_roc"), {})
+        saver.save(run.state, Position(0, number), Stopping("auc_roc"))
         run.seconds(arguments.steps)
         saver.finish()
         return time.perf_counter() - started

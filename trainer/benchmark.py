@@ -112,8 +112,7 @@ def benchmark_training(
         loss_before.numpy()  # at most one step ahead of the device, as training is
         going_on = watch.lap()
         if counted:
-            done_in_epoch = (number - 1) % loader.steps_per_epoch * step.global_batch_size
-            rows = min(step.global_batch_size, loader.rows - done_in_epoch)
+            rows = loader.rows_until(number) - loader.rows_until(number - 1)
             samples += rows
             waits.append(waited)
             on_step(number, rows / watch.step_seconds[-1])

@@ -23,6 +23,7 @@ from trainer.sealed.writer import (
     check_replaceable,
     discard,
     remove_leftovers,
+    replace_facts,
     standing,
     temporary_name,
     write_sealed,
@@ -129,6 +130,24 @@ class CheckpointStore:
         facts = {"step": step, "sequence": sequence, "best": best, "state": state}
         write_sealed(path, arrays, {}, facts)
         self._damaged.discard(path)
+        self._remove_old()
+        return path
+
+    def amend(self, step: int, state: dict[str, Any], best: bool) -> Path:
+        """Gives a saved step another state, all at once, and then removes what need not be kept.
+
+        Args:
+            step, state, best: see `save`.
+
+        Returns:
+            The folder.
+
+        Raises:
+            CheckpointError: it is gone, damaged or cannot be written; it stays as it was.
+        """
+        path = self.folder / f"step-{step}"
+        facts = Checkpoint(path).facts | {"best": best, "state": state}
+        replace_facts(path, facts)
         self._remove_old()
         return path
 

@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, each followed by an evaluation and a checkpoint."""
+"""The training loop: epochs of steps, each followed by a checkpoint and an evaluation."""
 
 import math
 import time
@@ -105,12 +105,15 @@ class TrainingLoop:
             CheckpointError: the last save has failed.
         """
         metrics: dict[str, float] = {}
-        while position.epoch < self.num_epochs:
-            self._train_epoch(position)
+        while position.epoch < self.num_epochs or not position.is_evaluated:
+            if position.is_evaluated:
+                self._train_epoch(position)
+                position = Position(position.epoch + 1, is_evaluated=False)
+            self._save(position)
             metrics = self._evaluate(position)
-            position = Position(position.epoch + 1)
+            position = Position(position.epoch)
             self.stopping.update(metrics)
-            self._save(position, metrics)
+            self.saver.evaluated(position, self.stopping.state, metrics)
             if self.stopping.is_over and position.epoch < self.num_epochs:
                 self.progress.message(f"stopping: {self.stopping.reason}")
                 break
@@ -146,7 +149,7 @@ class TrainingLoop:
             return
         while unseen:
             self._see(position, unseen.popleft())
-        self._save(position, {})
+        self._save(position)
         if decision.stop:
             self._stop(position)
 
@@ -175,12 +178,12 @@ class TrainingLoop:
             )
         return self.guard.decide(result.votes.numpy(), step)
 
-    def _save(self, position: Position, metrics: dict[str, float]) -> None:
+    def _save(self, position: Position) -> None:
         """Writes a checkpoint of what all workers hold, and only of that."""
         self.guard.beat(allow=SLOW_SECONDS)
         check_state(self.state, position.step(self.loader.steps_per_epoch))
         with nvtx_range("save"):
-            self.saver.save(self.state, position, self.stopping.state, metrics)
+            self.saver.save(self.state, position, self.stopping.state)
         self.guard.saved()
         self.guard.beat(allow=SLOW_SECONDS)
         self._seen_at = time.perf_counter()
@@ -195,7 +198,7 @@ class TrainingLoop:
         )
 
     def _evaluate(self, position: Position) -> dict[str, float]:
-        """Evaluates at the end of an epoch and logs what comes out."""
+        """Evaluates the epoch that is done and saved, and logs what comes out."""
         steps_done = position.step(self.loader.steps_per_epoch)
         self.guard.beat(allow=SLOW_SECONDS)
         started = time.perf_counter()
@@ -204,13 +207,12 @@ class TrainingLoop:
             self.guard.beat()
             self.progress.update(None, note=f"evaluating {batch}")
             if batch % BATCHES_BETWEEN_QUESTIONS == 0 and self.guard.asks_to_stop():
-                self._save(position, {})
                 self._stop(position)
 
         with nvtx_range("evaluation"):
             metrics = self.evaluator.run(on_batch=on_batch, see=self.health.see if self.health else None)
         rate = self.evaluator.loader.rows / (time.perf_counter() - started)
-        epoch = position.epoch + 1
+        epoch = position.epoch
         self.log.log([steps_done], metrics | {"epoch": epoch, "validation_throughput": rate})
         if curves := as_records(self.evaluator.evaluation.curves):
             self.log.log([steps_done], curves | {"epoch": epoch})
@@ -231,7 +233,8 @@ class TrainingLoop:
         """Logs the losses of a step and what it took."""
         single = {f"loss/{task.name}": float(loss) for task, loss in zip(self.tasks, losses, strict=True)}
         now, (last_step, last_time) = time.perf_counter(), self._mark
-        rate = (step - last_step) * self.step.global_batch_size / max(now - last_time, 1e-9)
+        rows = self.loader.rows_until(step) - self.loader.rows_until(last_step)
+        rate = rows / max(now - last_time, 1e-9)
         self._mark = (step, now)
         slowest, warnings = self.stragglers.look()
         self.log.log(

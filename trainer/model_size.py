@@ -1,7 +1,7 @@
 """How much memory a model takes, from the specification and the flags alone. Imports no TensorFlow.
 
 Counted is what is allocated for certain: weights, the accumulators of their optimizers, and the logits of one batch.
-Activations, gradients and copies for a save come on top, so that a run that passes may still be too large.
+Activations and gradients come on top, so that a run that passes may still be too large.
 """
 
 import os

@@ -12,13 +12,15 @@ class Position:
 
     Attributes:
         epoch: under way, counted from 0; after the last one, the number of epochs.
-        steps: done in it. All of them, where the epoch is not evaluated yet.
+        steps: done in it.
         losses: each task's mean losses of those steps, summed.
+        is_evaluated: off, the epoch before this one has been trained and not yet been evaluated.
     """
 
     epoch: int = 0
     steps: int = 0
     losses: list[float] = field(default_factory=list)
+    is_evaluated: bool = True
 
     def step(self, steps_per_epoch: int) -> int:
         """The number of steps done in the whole run."""
@@ -32,7 +34,12 @@ class Position:
     @property
     def is_between_epochs(self) -> bool:
         """Whether an epoch is evaluated, and the next one has not begun."""
-        return self.epoch > 0 and self.steps == 0
+        return self.epoch > 0 and self.steps == 0 and self.is_evaluated
+
+    @property
+    def evaluated_epochs(self) -> int:
+        """How many epochs have been trained and evaluated."""
+        return self.epoch if self.is_evaluated else self.epoch - 1
 
     @property
     def mean_losses(self) -> list[float]:

@@ -111,12 +111,11 @@ class Run:
             probe(self.options.data.model_dir)
         step, schedule, state = self._training()
         loader, training, run = self.inputs.train_loader, self.options.training, self.options.run
-        if line := self.saver.plan(state):
-            self.say(line)
         evaluator = self._evaluator()
         stopping = EarlyStopping(self.saver.main_metric(evaluator.evaluation.keys), training.early_stopping_patience)
         position, warnings = self._start(state, stopping)
-        if position.epoch >= training.num_epochs or (position.is_between_epochs and stopping.is_over):
+        is_over = position.epoch >= training.num_epochs or (position.is_between_epochs and stopping.is_over)
+        if is_over and position.is_evaluated:
             self.say(_told_of_end(position, training, stopping))
             self._finish(self.saver.last_metrics())
             return

@@ -3,14 +3,12 @@
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.memory import available_memory
 from data.typed_json import read_typed
 from trainer.checkpoints import Checkpoint, CheckpointStore, NoCheckpointError, print_warning
 from trainer.distributed import Comm
@@ -34,25 +32,13 @@ from trainer.observation.log import to_plain
 from trainer.position import Position
 from trainer.run_facts import Identity, RunFacts
 from trainer.schema import MAX_HOTNESS, Schema
-from trainer.sealed.arrays import ArraySource
 from trainer.sealed.errors import CheckpointError
+from trainer.sealed.handover import Handover
 from trainer.state import RunState
 
 NAN = float("nan")
-# Of the memory that is available before the first step, a copy of the state may take this much: steps take some, too.
-LARGEST_SHARE = 0.75
 # The first that there is decides which checkpoint is the best.
 MAIN_METRICS = ("streaming_map_val", "auc_roc", "rmse")
-
-
-def _done(write: Callable[[], Path]) -> Future[Path]:
-    """What has been written by now, or why not, as a save in the background gives it."""
-    future: Future[Path] = Future()
-    try:
-        future.set_result(write())
-    except CheckpointError as error:
-        future.set_exception(error)
-    return future
 
 
 def agreed_model_options(options: ModelOptions, comm: Comm) -> ModelOptions:
@@ -81,67 +67,51 @@ class Saver:
         self._store = CheckpointStore(options.data.model_dir, keep=options.run.keep_checkpoints)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
-        self._copies = True
 
-    def plan(self, state: RunState) -> str:
-        """Decides, before the first step, whether a copy of the state fits into memory, as saves in background need it.
+    def save(self, state: RunState, position: Position, stopping: Stopping) -> None:
+        """Hands the state over to a checkpoint that is written in the background. A collective.
 
-        Returns:
-            A line for people where it does not fit; else nothing.
-        """
-        if self._comm.rank != 0 or state.sharded:
-            return ""
-        needed, available = state.nbytes, available_memory()
-        self._copies = needed <= LARGEST_SHARE * available
-        if self._copies:
-            return ""
-        return (
-            f"checkpoints are written in the foreground, as a copy of the state takes {needed:,} bytes of memory "
-            f"and {available:,} are available"
-        )
-
-    def save(self, state: RunState, position: Position, stopping: Stopping, metrics: dict[str, float]) -> None:
-        """Copies the state and writes it as a checkpoint in the background. A collective.
-
-        The best so far, by the metric of early stopping, is kept besides the newest; without metrics it is not the
-        best. A state whose copy does not fit into memory is written in blocks in the foreground, and so are sharded
-        tables, which may not fit into one worker's memory.
+        It returns once all but a few blocks of the state are written, and those are copied: the memory that a save
+        takes does not grow with the state.
 
         A save that fails is reported when the next one begins, or by `has_failed`; training can go on, as the
         checkpoint before it stands.
-
-        Raises:
-            CheckpointError: a save of sharded tables has failed, of which other workers have sent their parts.
         """
         if self._comm.rank != 0:
             state.take_part_in_save()
             return
         if self._writing is not None:
             self.has_failed(wait=True)
-        key = stopping.metric
-        write = partial(
-            self._store.save,
-            position.step(self._inputs.train_loader.steps_per_epoch),
-            state=self._facts(position, stopping, metrics),
-            best=bool(metrics) and is_better(key, metrics[key], self._best_value(key)),
-        )
-        if state.sharded:
-            write(state.sources())
-        elif (copy := self._copy(state)) is not None:
-            self._writing = self._writer.submit(write, copy)
-        else:
-            self._writing = _done(partial(write, state.sources()))
+        step = position.step(self._inputs.train_loader.steps_per_epoch)
+        write = partial(self._store.save, step, state=self._facts(position, stopping, {}))
+        handover = Handover(state.sources())
+        self._writing = self._writer.submit(handover.save, write)
+        handover.fill()
 
-    def _copy(self, state: RunState) -> list[ArraySource] | None:
-        """A copy of the state; None where there is no memory for it."""
-        if not self._copies:
-            return None
-        with suppress(MemoryError):
-            if state.nbytes <= available_memory():
-                return state.snapshot()
-        self._copies = False
-        print_warning("there is no memory for a copy of the state: checkpoints are now written in the foreground")
-        return None
+    def evaluated(self, position: Position, stopping: Stopping, metrics: dict[str, float]) -> None:
+        """Records in an epoch's checkpoint what its evaluation gave, in the background and after its save.
+
+        The best so far, by the metric of early stopping, is kept besides the newest. A run that dies before this is
+        recorded evaluates the epoch again when it is resumed.
+
+        Args:
+            position: of the checkpoint, now evaluated.
+            stopping: what early stopping remembers after this evaluation.
+            metrics: of the evaluation.
+        """
+        if self._comm.rank == 0:
+            amend = partial(
+                self._store.amend,
+                position.step(self._inputs.train_loader.steps_per_epoch),
+                state=self._facts(position, stopping, metrics),
+            )
+            key = stopping.metric
+            self._writing = self._writer.submit(self._record, self._writing, amend, key, metrics[key])
+
+    def _record(self, saving: Future[Path] | None, amend: Callable[..., Path], key: str, value: float) -> Path:
+        if saving is not None:
+            saving.result()
+        return amend(best=is_better(key, value, self._best_value(key)))
 
     def has_failed(self, wait: bool = False) -> bool:
         """Whether a save has failed since the last question, which is reported as a warning."""

@@ -35,20 +35,11 @@ class RunState:
     unknown: frozenset[str] = frozenset()
 
     def sources(self) -> list[ArraySource]:
-        """The variables as arrays to be saved, read in blocks of rows. Blocks of sharded ones are collectives."""
+        """The variables as arrays to be saved: copies, in blocks of rows. Blocks of sharded ones are collectives."""
         return [
             ArraySource(name, self._whole_shape(name), variable.dtype.as_numpy_dtype, self._blocks(name))
             for name, variable in self.variables.items()
         ]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays that are saved."""
-        return sum(source.nbytes for source in self.sources())
-
-    def snapshot(self) -> list[ArraySource]:
-        """Copies of the variables as they are now, in this process's memory. Sharded ones are collectives."""
-        return [ArraySource.from_array(source.name, _filled(source)) for source in self.sources()]
 
     def tensors(self, name: str) -> Iterator[tf.Tensor]:
         """This worker's rows of a variable in order; of a table in blocks."""
@@ -194,13 +185,3 @@ def _row_ranges(shape: tuple[int, ...], dtype: np.dtype) -> Iterator[tuple[int, 
     rows = rows_per_block(shape, dtype)
     for start in range(0, shape[0], rows):
         yield start, min(start + rows, shape[0])
-
-
-def _filled(source: ArraySource) -> np.ndarray:
-    array, start = np.empty(source.shape, source.dtype), 0
-    for block in source.blocks():
-        if not source.shape:
-            return block
-        array[start : start + len(block)] = block
-        start += len(block)
-    return array

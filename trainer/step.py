@@ -111,7 +111,6 @@ class TrainStep:
         fp16_allreduce: bool = False,
     ):
         self.model, self.comm, self.loss_scale, self.weighting = model, comm, loss_scale, weighting
-        self.global_batch_size = global_batch_size
         self._owner = {"wide": wide, "deep": deep}
         dense = [("deep", name, weight) for name, weight in named(model.deep_weights).items()]
         dense += [("deep", name, weight) for name, weight in weighting.weights.items()]

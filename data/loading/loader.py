@@ -28,9 +28,10 @@ class ParquetLoader:
 
     Shuffled, as for training: the rows of a step of all workers are a function of seed, epoch, row
     groups and global batch size, whatever the number of workers; every row is in exactly one step of
-    an epoch; in the last step the workers' shares differ by one row at most. Not shuffled, as for
-    evaluation: worker w of N holds the rows from w * rows // N to (w + 1) * rows // N in order. All
-    workers make equally many steps in both cases.
+    an epoch. Not shuffled, as for evaluation: worker w of N holds the rows from w * rows // N to
+    (w + 1) * rows // N in order, spread evenly over the steps. In both cases any number of workers
+    takes any global batch size: all workers make equally many steps, and in each step their shares
+    differ by one row at most; a batch has no room for more rows than a step of this mapping can have.
 
     A row takes 4 * (one-hot features + sum of max_hotness + numerical features + labels) + 12 bytes (20
     with the group): 156 for Outbrain's 29 features. In memory are BATCHES_AHEAD + 2 batches and, of
@@ -54,7 +55,7 @@ class ParquetLoader:
     Attributes:
         rows: of the mapping.
         steps_per_epoch: batches that each worker gets; rows / global_batch_size, rounded up.
-        local_batch_size: rows of each batch, pads included.
+        local_batch_size: rows of each of this worker's batches, pads included: the same in every step.
         fingerprint: of the files' names and row groups; another one means another order of rows.
         truncated: by multi-hot feature, how many lists were longer than max_hotness and were cut, among
             the rows that this worker decoded in its latest epoch.
@@ -62,8 +63,8 @@ class ParquetLoader:
             that this worker has made in its latest epoch; over all workers together each such id counts once.
 
     Raises:
-        DataError: the batch size does not divide by the workers, or the files do not hold what the
-            specification says, or more memory would be needed than there is.
+        DataError: a batch without rows, the files do not hold what the specification says, or more memory would be
+            needed than there is.
     """
 
     def __init__(
@@ -83,7 +84,8 @@ class ParquetLoader:
     ):
         if not 0 <= worker < workers:
             raise ValueError(f"worker must be in [0, {workers}), got {worker}")
-        _check_batch_size(global_batch_size, workers)
+        if global_batch_size < 1:
+            raise DataError(f"a global batch must have at least 1 row, got {global_batch_size}")
         self._reader = ParquetReader(
             spec,
             mapping,
@@ -100,11 +102,17 @@ class ParquetLoader:
         self.rows = self._reader.rows
         self.fingerprint = self._reader.fingerprint
         self.steps_per_epoch = -(-self.rows // global_batch_size)
-        self.local_batch_size = global_batch_size // workers
+        rows_per_step = min(global_batch_size, self.rows) if shuffle else -(-self.rows // max(self.steps_per_epoch, 1))
+        self.local_batch_size = max(1, -(-rows_per_step // workers))
         self.truncated: Counter[str] = Counter()
         self.out_of_vocabulary: Counter[str] = Counter()
         self._spare: list[Batch] = []
         self._check_memory()
+
+    def rows_until(self, step: int) -> int:
+        """How many rows the first `step` steps hold, over all workers and as many epochs as they take."""
+        epochs, steps = divmod(step, self.steps_per_epoch)
+        return epochs * self.rows + min(steps * self._global_batch_size, self.rows)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch from a step on; nothing that lies before it is read.
@@ -246,14 +254,3 @@ class _Background:
             self._ready.put(None)
         except BaseException as error:  # whatever it is, the consumer must not wait for ever
             self._ready.put(error)
-
-
-def _check_batch_size(global_batch_size: int, workers: int) -> None:
-    if global_batch_size < 1:
-        raise DataError(f"a global batch must have at least 1 row, got {global_batch_size}")
-    if global_batch_size % workers:
-        next_size = (global_batch_size // workers + 1) * workers
-        raise DataError(
-            f"a global batch of {global_batch_size} rows does not divide by {workers} workers; "
-            f"the next size that does is {next_size}"
-        )

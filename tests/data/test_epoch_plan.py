@@ -25,7 +25,7 @@ def small_windows(shuffle_rows: int, units_per_lane: int = 1) -> Iterator[None]:
 def layouts(draw: st.DrawFn) -> tuple[list[int], int, int, int]:
     """Unit sizes around the batch size, workers, global batch size and rows per shuffle."""
     workers = draw(st.integers(1, 8))
-    batch = workers * draw(st.integers(1, 12))
+    batch = draw(st.integers(1, 12 * workers))
     sizes = st.one_of(st.sampled_from([0, 1, 7, batch - 1, batch, batch + 1]), st.integers(0, 60))
     units = draw(st.lists(sizes, min_size=1, max_size=24).filter(any))
     return units, workers, batch, draw(st.integers(1, 200))
@@ -90,15 +90,14 @@ def test_every_row_is_in_exactly_one_step_of_one_worker(layout, epoch):
 
 @settings(deadline=None)
 @given(layouts())
-def test_full_steps_give_every_worker_its_batch_and_the_last_one_is_even(layout):
+def test_steps_are_full_and_shared_evenly(layout):
     units, workers, batch, shuffle_rows = layout
     with small_windows(shuffle_rows):
         by_worker = shuffled_rows(units, batch, workers)
     counts = np.array([[len(rows) for rows in steps] for steps in by_worker])
     assert counts.shape == (workers, -(-sum(units) // batch))
-    assert np.all(counts[:, :-1] == batch // workers)
-    assert counts[:, -1].max() - counts[:, -1].min() <= 1
-    assert counts[:, -1].max() <= batch // workers
+    assert np.all(counts[:, :-1].sum(axis=0) == batch)
+    assert np.all(counts.max(axis=0) - counts.min(axis=0) <= 1)
 
 
 @settings(deadline=None)
@@ -212,11 +211,11 @@ def test_in_order_a_worker_holds_a_contiguous_stretch_and_all_have_equally_many_
     units, workers, batch, shuffle_rows = layout
     rows = sum(units)
     with small_windows(shuffle_rows):
-        by_worker = sequential_rows(units, batch // workers, workers)
-    assert {len(steps) for steps in by_worker} == {-(-rows // batch)}
+        by_worker = sequential_rows(units, -(-batch // workers), workers)
+    local = -(-batch // workers)
+    assert {len(steps) for steps in by_worker} == {-(-rows // (local * workers))}
     for worker, steps in enumerate(by_worker):
         held = list(range(worker * rows // workers, (worker + 1) * rows // workers))
-        local = batch // workers
         assert steps == [held[step * local : (step + 1) * local] for step in range(len(steps))]
 
 
@@ -225,9 +224,9 @@ def test_in_order_a_worker_holds_a_contiguous_stretch_and_all_have_equally_many_
 def test_in_order_a_pass_can_start_at_any_step(layout, data):
     units, workers, batch, shuffle_rows = layout
     with small_windows(shuffle_rows):
-        whole = sequential_rows(units, batch // workers, workers)
+        whole = sequential_rows(units, -(-batch // workers), workers)
         first_step = data.draw(st.integers(0, len(whole[0])))
-        rest = sequential_rows(units, batch // workers, workers, first_step)
+        rest = sequential_rows(units, -(-batch // workers), workers, first_step)
     assert rest == [[[]] * first_step + steps[first_step:] for steps in whole]
 
 

@@ -49,7 +49,10 @@ def epoch_of(
         with closing(loader.epoch(epoch)) as batches:
             result.append(list(batches))
         assert len(result[-1]) == loader.steps_per_epoch == -(-loader.rows // batch)
-        assert all(len(array) == batch // workers for one in result[-1] for array in one[:-1] if array is not None)
+        assert {len(array) for one in result[-1] for array in one[:-1] if array is not None} == {
+            loader.local_batch_size
+        }
+        assert loader.local_batch_size <= -(-min(batch, loader.rows) // workers)
     return result
 
 
@@ -65,7 +68,7 @@ def loader_threads() -> list[str]:
 def worlds(draw: st.DrawFn) -> tuple[list[list[int]], int, int, int]:
     """Row groups of files around the batch size, workers, global batch size and rows per shuffle."""
     workers = draw(st.integers(1, 8))
-    batch = workers * draw(st.integers(1, 6))
+    batch = draw(st.integers(1, 6 * workers))
     sizes = st.sampled_from([0, 1, 7, batch - 1, batch, batch + 1])
     files = draw(st.lists(st.lists(sizes, max_size=4), min_size=1, max_size=5).filter(lambda all: any(map(sum, all))))
     return files, workers, batch, draw(st.integers(1, 100))
@@ -83,6 +86,9 @@ def test_each_row_comes_once_with_its_own_values_whatever_the_layout(tmp_path_fa
     if shuffle:
         for step, whole in enumerate(alone):
             assert sorted(rows_in([batches[step] for batches in by_worker])) == sorted(rows_in([whole]))
+    for shares in zip(*by_worker, strict=True):
+        counts = [len(rows_in([share])) for share in shares]
+        assert max(counts) - min(counts) <= 1
     for batches in by_worker:
         for one in batches:
             check_rows(one, frame)
@@ -207,12 +213,21 @@ def test_nothing_is_warned_of_where_no_list_is_cut(tmp_path):
         epoch_of(spec, batch=16)
 
 
-@pytest.mark.parametrize(("batch", "workers", "next_size"), [(10, 4, 12), (3, 4, 4), (131072, 3, 131073)])
-def test_a_batch_that_does_not_divide_is_refused_with_the_next_size_that_does(tmp_path, batch, workers, next_size):
-    spec, _ = write_world(tmp_path, [[5]])
-    with pytest.raises(DataError, match=f"batch of {batch} rows does not divide by {workers} .* is {next_size}$"):
-        ParquetLoader(spec, "train", global_batch_size=batch, workers=workers, shuffle=True)
-    ParquetLoader(spec, "train", global_batch_size=next_size, workers=workers, shuffle=True)
+@pytest.mark.parametrize(
+    ("batch", "workers", "shuffled", "in_order"), [(131_072, 1, 50, 50), (131_072, 3, 17, 17), (40, 3, 14, 9)]
+)
+def test_no_room_is_made_for_rows_that_do_not_exist(tmp_path, batch, workers, shuffled, in_order):
+    """In order, 50 rows are two steps of at most 9 rows of each of three workers."""
+    spec, _ = write_world(tmp_path, [[50]])
+    for shuffle, room in ((True, shuffled), (False, in_order)):
+        loader = ParquetLoader(spec, "train", global_batch_size=batch, workers=workers, shuffle=shuffle)
+        assert {len(one.rows) for one in loader.epoch(0)} == {loader.local_batch_size} == {room}
+
+
+def test_rows_until_a_step_count_rows_and_no_pads(tmp_path):
+    spec, _ = write_world(tmp_path, [[25]])
+    loader = ParquetLoader(spec, "train", global_batch_size=10, workers=3, shuffle=True)
+    assert [loader.rows_until(step) for step in range(8)] == [0, 10, 20, 25, 35, 45, 50, 60]
 
 
 def test_a_batch_without_rows_and_a_worker_that_does_not_exist_are_refused(tmp_path):

@@ -182,6 +182,31 @@ def test_a_run_of_two_workers_is_gone_on_with_by_one(work):
     np.testing.assert_allclose(list(resumed.values()), [whole[step] for step in resumed], atol=1e-4)
 
 
+@pytest.mark.slow
+def test_two_then_three_then_one_worker_train_one_run(work):
+    """Each takes over in the middle of an epoch; three workers share batches of 128 rows and of what is left, 56."""
+    often = [*PRECISE, "--checkpoint_every", "10", "--keep_checkpoints", "99"]
+    on = [*often, "--use_checkpoint", "--checkpoint"]
+    runs = [("hand_over_2", 2, often), ("hand_over_3", 3, [*on, str(mid_epoch(work, "hand_over_2", 10))])]
+    for name, workers, flags in runs:
+        scenarios = work.folder / f"{name}.json"
+        scenarios.write_text(json.dumps([work.arguments(name, *flags)]))
+        done = run_program([RUN_ALL, scenarios], workers=workers)
+        assert done.returncode == 0, done.stderr[-4000:]
+    must(main(work.arguments("hand_over_1", *on, str(mid_epoch(work, "hand_over_3", 30)))))
+    whole = losses(work.results("one"))
+    for name, after in (("hand_over_3", 10), ("hand_over_1", 30)):
+        resumed = losses(work.results(name))
+        assert min(resumed) == after + 1
+        np.testing.assert_allclose(list(resumed.values()), [whole[step] for step in resumed], atol=1e-4)
+        for key, value in metrics(work.results("one")).items():
+            assert abs(value - metrics(work.results(name))[key]) < 1e-3, key
+
+
+def mid_epoch(work: Work, name: str, step: int) -> Path:
+    return work.models(name) / "checkpoints" / f"step-{step}"
+
+
 def test_a_finished_run_that_is_resumed_does_nothing(work):
     assert not losses(work.results("two_finished"))
     assert "nothing to do" in (work.folder / "output.txt").read_text()

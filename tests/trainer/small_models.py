@@ -113,6 +113,14 @@ def part(batch: StepInput, rows: slice) -> StepInput:
     return StepInput(*(tensor[rows] for tensor in batch))
 
 
+def share_of(batch: StepInput, rank: int, workers: int) -> StepInput:
+    """A worker's rows of a batch of any size, padded to as many as any worker has, as the loader does it."""
+    count = batch.weights.shape[0]
+    rows = part(batch, slice(rank * count // workers, (rank + 1) * count // workers))
+    pads = -(-count // workers) - rows.weights.shape[0]
+    return StepInput(*(tf.pad(tensor, [[0, pads], *[[0, 0]] * (len(tensor.shape) - 1)]) for tensor in rows))
+
+
 def differences(first: RankingModel, second: RankingModel) -> float:
     """The largest absolute difference between two models' weights."""
     pairs = zip(first.variables, second.variables, strict=True)

@@ -557,6 +557,38 @@ def test_a_kill_at_any_line_of_a_save_leaves_a_whole_checkpoint(tmp_path, warnin
     assert number > 200 and found == {False, True} and not warnings
 
 
+def test_a_kill_while_a_checkpoint_is_amended_is_harmless(tmp_path, warnings):
+    prepared = tmp_path / "prepared"
+    save(CheckpointStore(prepared), 1)
+    number, found, killed = 0, set(), True
+    while killed:
+        number += 1
+        store = CheckpointStore(shutil.copytree(prepared, tmp_path / "run"), warn=warnings.append)
+        killed = killed_at_line(number, functools.partial(store.amend, 1, {"step": 1, "new": True}, True))
+        checkpoint = store.open("last")
+        new = "new" in checkpoint.state
+        assert (checkpoint.best, checkpoint.sequence) == (new, 1)
+        found.add(new)
+        for name, array in tensors(1).items():
+            np.testing.assert_array_equal(checkpoint.read(name), array)
+        assert new or killed
+        save(store, 2)
+        assert sorted(path.name for path in store.folder.iterdir()) == ["step-1", "step-2"]
+        shutil.rmtree(tmp_path / "run")
+    assert number > 20 and found == {False, True} and not warnings
+
+
+def test_an_amended_checkpoint_is_the_best_and_the_old_best_goes(store):
+    save(store, 1, best=True)
+    save(store, 2)
+    save(store, 3)
+    assert store.steps() == [1, 2, 3]
+    store.amend(3, {"step": 3, "more": 1}, best=True)
+    assert store.steps() == [2, 3] and store.open("best").state == {"step": 3, "more": 1}
+    with pytest.raises(CheckpointError, match="step-9"):
+        store.amend(9, {}, best=True)
+
+
 def test_an_error_in_the_blocks_leaves_nothing_behind(store):
     save(store, 1)
 

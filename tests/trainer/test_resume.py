@@ -20,10 +20,12 @@ from data.specification.feature_spec import FeatureSpec
 from main import main
 from tests.helpers import ROOT, losses, make_dataset, metrics, must
 from trainer.checkpoints import Checkpoint, CheckpointStore, NoCheckpointError
+from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator
 from trainer.loop import describe
 from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, STOPPED
 from trainer.saved_model import load_model
+from trainer.saving import Saver
 from trainer.sealed.arrays import ArraySource
 from trainer.sealed.errors import CheckpointError
 from trainer.sealed.writer import write_sealed
@@ -155,6 +157,75 @@ def test_a_signal_stops_an_evaluation_which_is_done_when_the_run_goes_on(data, t
     must(main(arguments(data, tmp_path, "--use_checkpoint")))
     assert_same(whole, tmp_path)
     assert CheckpointStore(tmp_path / "models").best() is not None
+
+
+# What ends a run while an epoch is evaluated, and between the evaluation and its record.
+@pytest.mark.parametrize("broken", [(Evaluator, "run"), (Saver, "evaluated")])
+def test_an_evaluation_that_fails_loses_nothing(data, tmp_path, whole, monkeypatch, broken):
+    owner, name = broken
+    work, calls = getattr(owner, name), []
+
+    def fails(*arguments, **more):  # type: ignore[no-untyped-def]
+        calls.append(name)
+        if len(calls) == 2:
+            raise MemoryError("no room to evaluate")
+        return work(*arguments, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, fails)
+        assert main(arguments(data, tmp_path)) == FAILURE
+    last = CheckpointStore(tmp_path / "models").open("last")
+    assert last.step == 2 * PER_EPOCH and not last.best and last.state["metrics"] == {}
+    before = losses(tmp_path / "results")
+    must(main(arguments(data, tmp_path, "--use_checkpoint")))
+    assert before == {at: loss for at, loss in losses(whole / "results").items() if at <= last.step}
+    assert losses(tmp_path / "results") == losses(whole / "results")
+    assert_same(whole, tmp_path)
+    assert facts(tmp_path) == facts(whole)
+
+
+def facts(folder: Path) -> dict[int, tuple[bool, dict[str, float], dict[str, Any]]]:
+    """Of each checkpoint at an epoch's end: whether it was the best, its metrics, and what early stopping remembers."""
+    store = CheckpointStore(folder / "models")
+    saved = [Checkpoint(store.folder / f"step-{epoch * PER_EPOCH}") for epoch in range(1, EPOCHS + 1)]
+    return {one.step: (one.best, one.state["metrics"], one.state["stopping"]) for one in saved}
+
+
+def test_the_last_evaluation_alone_is_done_where_it_is_missing(data, tmp_path, whole, monkeypatch, capfd):
+    evaluated = Saver.evaluated
+
+    def lost(saver, position, *values):  # type: ignore[no-untyped-def]
+        if position.epoch < EPOCHS:
+            evaluated(saver, position, *values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Saver, "evaluated", lost)
+        must(main(arguments(data, tmp_path)))
+    must(main(arguments(data, tmp_path, "--use_checkpoint")))
+    assert "nothing to do" not in capfd.readouterr().out
+    assert losses(tmp_path / "results") == losses(whole / "results")
+    assert_same(whole, tmp_path)
+    assert facts(tmp_path) == facts(whole)
+
+
+def test_an_epoch_that_is_not_evaluated_is_no_epoch_without_progress(data, tmp_path, monkeypatch):
+    """Nothing is learned: patience runs out at the end of the second epoch, and not before it is evaluated."""
+    early = ["--early_stopping_patience", "1", "--deep_learning_rate", "1e-30", "--linear_learning_rate", "1e-30"]
+    seen, count = [], EarlyStopping.update
+
+    def counts(stopping, metrics):  # type: ignore[no-untyped-def]
+        seen.append(stopping.state.epochs_since_best)
+        count(stopping, metrics)
+
+    run = Evaluator.run
+    with monkeypatch.context() as patched:
+        patched.setattr(Evaluator, "run", lambda *a, **k: run(*a, **k) if not seen else (_ for _ in ()).throw(OSError))
+        patched.setattr(EarlyStopping, "update", counts)
+        assert main(arguments(data, tmp_path, *early)) == FAILURE
+    monkeypatch.setattr(EarlyStopping, "update", counts)
+    must(main(arguments(data, tmp_path, *early, "--use_checkpoint")))
+    assert seen == [0, 0]
+    assert CheckpointStore(tmp_path / "models").steps()[-1] == 2 * PER_EPOCH
 
 
 def test_a_loss_that_is_no_number_stops_and_what_was_saved_is_all_numbers(data, tmp_path, capfd):

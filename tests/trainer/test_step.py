@@ -1,9 +1,20 @@
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.trainer.local_workers import LocalWorker, run_workers
-from tests.trainer.small_models import DEEP_RATE, WIDE_RATE, differences, make_batches, make_model, make_step, part
+from tests.trainer.small_models import (
+    DEEP_RATE,
+    WIDE_RATE,
+    differences,
+    make_batches,
+    make_model,
+    make_step,
+    part,
+    share_of,
+)
 from trainer.embeddings.shards import Shards
 from trainer.models.ranking import RankingModel
 from trainer.models.training_pass import TrainingPass
@@ -119,6 +130,40 @@ def test_sharded_tables_train_as_those_that_every_worker_holds(batches, trained,
             whole = tables[table.path]
             expected = whole[rank::workers] if table.path in mine.embeddings.sharded else whole
             np.testing.assert_allclose(table.numpy(), expected, atol=1e-4, err_msg=table.path)
+
+
+@pytest.fixture
+def eagerly() -> Iterator[None]:
+    """Functions run as plain Python: workers in threads can meet in the middle of one."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.mark.parametrize("weighting", ["static", "pcgrad", "gradnorm", "uncertainty"])
+def test_three_workers_share_batches_of_any_size(eagerly, weighting):
+    """16 rows, 7, and 2, so that one worker has none."""
+    sizes = (16, 7, 2, 16)
+    batches = [batch for seed, rows in enumerate(sizes) for batch in make_batches(1, rows, tasks=2, seed=seed)]
+    tasks = (Task("click", loss_weight=0.5), Task("price", kind="regression"))
+
+    def work(comm: LocalWorker) -> tuple[RankingModel, list[np.ndarray]]:
+        shards = Shards(comm.rank, comm.size, comm.exchange_values, smallest=50)
+        model = make_model(model="mmoe", tasks=tasks, batch_norm=True, shards=shards)
+        step, losses = make_step(model, comm=comm, loss_weighting=weighting), []
+        for number, batch in enumerate(batches, start=1):
+            summed = step.exchange(step.compute(share_of(batch, comm.rank, comm.size), tf.constant(number)))
+            step.update(summed, tf.constant(number))
+            losses.append(summed.losses.numpy())
+        return model, losses
+
+    [(alone, losses)] = run_workers(1, work)
+    moments = [variable.numpy() for variable in alone.non_trainable_variables]
+    assert moments
+    for model, own in run_workers(3, work):
+        np.testing.assert_allclose(own, losses, rtol=1e-3)
+        for variable, expected in zip(model.non_trainable_variables, moments, strict=True):
+            np.testing.assert_allclose(variable.numpy(), expected, atol=1e-4)
 
 
 def test_a_gradient_that_one_worker_alone_sees_to_be_infinite_is_skipped_by_all(batches):

@@ -52,7 +52,7 @@ def parse(
 
     Args:
         argv: arguments without the program's name; None takes the process's own.
-        workers: number of workers; batch sizes have to divide over them.
+        workers: number of workers.
         model_names: what --model accepts.
         reads_checkpoint: whether the model's flags that are not stated are those of the checkpoint, if one is restored.
 
@@ -67,7 +67,6 @@ def parse(
     if run.restores and reads_checkpoint:
         given |= saved_model_flags(given, given["model_dir"], run.which_checkpoint, model_names)
     options = Options(**{key: group(**_of(group, given)) for key, group in GROUPS.items()})
-    options.training.check_workers(workers)
     options.run.check_workers(workers, os.environ)
     if options.model.model not in model_names:
         near = difflib.get_close_matches(options.model.model, model_names, n=1)

@@ -126,16 +126,6 @@ class TrainingOptions:
         if self.amp_dtype != "auto" and not self.amp:
             raise DataError(f"--amp_dtype {self.amp_dtype} does nothing without --amp: add --amp")
 
-    def check_workers(self, workers: int) -> None:
-        """Raises DataError if a batch does not divide over the workers, naming the next size that does."""
-        for name in ("global_batch_size", "eval_batch_size"):
-            size = getattr(self, name)
-            if size % workers:
-                raise DataError(
-                    f"--{name} {size} does not divide over {workers} workers; the next size that does is "
-                    f"--{name} {(size // workers + 1) * workers}"
-                )
-
 
 @dataclass(frozen=True, kw_only=True)
 class DeepOptimizer:

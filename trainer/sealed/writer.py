@@ -9,6 +9,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -20,7 +21,15 @@ from data.errors import DataError
 from data.files import open_regular
 from trainer.sealed.arrays import BLOCK_BYTES, ArraySource
 from trainer.sealed.errors import CheckpointError
-from trainer.sealed.manifest import MANIFEST, ArrayEntry, FileEntry, Manifest, is_document_name, plain_json
+from trainer.sealed.manifest import (
+    MANIFEST,
+    ArrayEntry,
+    FileEntry,
+    Manifest,
+    is_document_name,
+    plain_json,
+    read_manifest,
+)
 from trainer.sealed.owned import foreign_entry, is_owned
 
 REPLACED = ".replaced"
@@ -112,6 +121,28 @@ def check_can_be_renamed(folder: Path) -> None:
             f"{folder}: cannot be replaced by a rename ({error.strerror}): a mount point, or a folder of a read-only "
             "layer; give another --model_dir, or mount the folder above it"
         ) from error
+
+
+def replace_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Gives a sealed folder other facts, all at once; its arrays and documents stay as they are.
+
+    Raises:
+        CheckpointError: no room, no permission, a disk that fails, or a manifest that is damaged. It stays as it was.
+        ValueError: facts that cannot be written.
+    """
+    manifest = replace(read_manifest(folder), facts=plain_json(facts, "facts"))
+    temporary = temporary_name(folder)
+    try:
+        temporary.mkdir()
+        draft_folder.mark(temporary)
+        _write_file(temporary / MANIFEST, [memoryview(manifest.to_text().encode())])
+        _sync_file(temporary / MANIFEST)
+        os.replace(temporary / MANIFEST, folder / MANIFEST)
+        sync_names(folder)
+    except OSError as error:
+        raise CheckpointError(f"cannot update {folder / MANIFEST}: {error.strerror or error}. {_fix(error)}") from error
+    finally:
+        draft_folder.remove(temporary)
 
 
 def remove_leftovers(parent: Path, pattern: str) -> None:
@@ -220,25 +251,33 @@ def _fill(
     for name, content in documents.items():
         (temporary / name).parent.mkdir(parents=True, exist_ok=True)
         manifest.documents[name] = FileEntry(name, *_write_file(temporary / name, _chunks(content)))
+    # All at once, so that a thread that hands over blocks does not wait for the disk.
+    for entry in (*manifest.arrays.values(), *manifest.documents.values()):
+        _sync_file(temporary / entry.file)
     for inner in (path for path in temporary.rglob("*") if path.is_dir()):
         sync_names(inner)
     # Last of all: a folder with a manifest has everything that it lists.
     _write_file(temporary / MANIFEST, [memoryview(manifest.to_text().encode())])
+    _sync_file(temporary / MANIFEST)
     draft_folder.unmark(temporary)
     sync_names(temporary)
 
 
 def _write_file(path: Path, chunks: Iterable[memoryview]) -> tuple[int, str]:
-    """Writes and forces to disk; returns the length and the SHA-256 sum."""
+    """Writes a file; returns the length and the SHA-256 sum."""
     digest, size = hashlib.sha256(), 0
     with open(path, "xb") as file:
         for chunk in chunks:
             digest.update(chunk)
             file.write(chunk)
             size += len(chunk)
-        file.flush()
-        os.fsync(file.fileno())
     return size, digest.hexdigest()
+
+
+def _sync_file(path: Path) -> None:
+    """Forces a file's content to disk, whichever descriptor it was written through."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _size(content: bytes | Path) -> int:

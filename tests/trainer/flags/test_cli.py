@@ -86,14 +86,11 @@ def test_a_wrong_value_is_refused_with_the_flag_and_the_mend(arguments, message)
         parse(arguments, 1, MODELS)
 
 
-@pytest.mark.parametrize("flag", ["--global_batch_size", "--eval_batch_size"])
-@pytest.mark.parametrize("workers", [2, 3, 7])
-def test_the_batch_size_that_the_error_suggests_does_work(flag, workers):
-    arguments = ["--global_batch_size", str(workers * 10), "--eval_batch_size", str(workers * 10)]
-    with pytest.raises(DataError, match="does not divide") as error:
-        parse([*arguments, flag, str(workers * 10 + 1)], workers, MODELS)
-    suggested = re.search(rf"{flag} (\d+)$", str(error.value)).group(1)
-    parse([*arguments, flag, suggested], workers, MODELS)
+@pytest.mark.parametrize("mode", [[], ["--evaluate"], ["--benchmark"], ["--predict", "out.parquet"]])
+def test_any_number_of_workers_takes_any_batch_size(mode):
+    for workers in (2, 3, 6, 7):
+        parse(mode, workers, MODELS, reads_checkpoint=False)
+        parse([*mode, "--global_batch_size", "1", "--eval_batch_size", "5"], workers, MODELS, reads_checkpoint=False)
 
 
 def test_help_lists_every_flag_with_its_help():
