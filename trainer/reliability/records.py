@@ -1,11 +1,12 @@
 """What each worker leaves of itself in `<results_dir>/workers/worker-R.json`: who it is, and how it ended.
 
-A launcher hides the codes with which workers exit, and a killed worker has none, so that supervise.py reads these.
+A launcher passes on one worker's exit code at best, and a killed worker leaves none, so that supervise.py reads these.
 """
 
 import dataclasses
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -22,12 +23,16 @@ from trainer.reliability.exit_codes import DONE, FAILURE
 from trainer.reliability.processes import start_time
 
 FOLDER = "workers"
+JOB_FILE = "job"
 JOB_VARIABLE = "RECIPE_JOB"
 """Set by supervise.py to another value at each start: whose worker a process is."""
 PEER_GONE = "another worker is gone"
 """How the cause begins where a worker ended only because another one had."""
+STOPPED_EARLY = "stopped before training had begun"
+"""How the cause begins where a signal ended a worker that could not yet agree on it with the others."""
 
 LONGEST_CAUSE = 500
+LONGEST_JOB = 64
 
 
 @dataclass(frozen=True)
@@ -135,8 +140,8 @@ class WorkerRecord:
                 write_whole(path, json.dumps(dataclasses.asdict(state)) + "\n")
 
 
-def prepare_records(results_dir: Path) -> None:
-    """Makes an empty folder for the records of a job.
+def prepare_records(results_dir: Path, job: str) -> None:
+    """Makes an empty folder for the records of a job, and notes whose it is.
 
     Raises:
         OSError: it cannot be made.
@@ -145,6 +150,19 @@ def prepare_records(results_dir: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in _files(folder):
         path.unlink(missing_ok=True)
+    path = folder / JOB_FILE
+    if not os.path.lexists(path) or last_job(results_dir):
+        write_whole(path, job + "\n")
+
+
+def last_job(results_dir: Path) -> str | None:
+    """The job for which the folder was prepared last; None where there was none."""
+    try:
+        with open_regular(results_dir / FOLDER / JOB_FILE) as file:
+            text = file.read(LONGEST_JOB + 1).decode().removesuffix("\n")
+    except (OSError, ValueError):
+        return None
+    return text if re.fullmatch(f"[0-9a-f]{{1,{LONGEST_JOB}}}", text) else None
 
 
 def read_records(results_dir: Path, job: str) -> dict[int, WorkerState]:
