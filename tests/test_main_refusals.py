@@ -111,7 +111,7 @@ def test_an_embedding_sizes_file_that_is_missing_is_named(dataset, tmp_path, cap
     refused(capsys, arguments(dataset, tmp_path, "--embedding_sizes_file", "no.json"), 2, "no.json")
 
 
-def test_embedding_sizes_of_another_dataset_are_refused(dataset, tmp_path, capsys):
+def test_embedding_sizes_of_other_data_are_refused(dataset, tmp_path, capsys):
     sizes = tmp_path / "sizes.json"
     sizes.write_text('{"no_such_feature": 8}')
     words = arguments(dataset, tmp_path, "--embedding_sizes_file", str(sizes))

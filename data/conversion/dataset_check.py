@@ -25,13 +25,8 @@ from data.conversion.parquet_seal import Seal, arrow_file, read_footer
 from data.conversion.parquet_writer import ROWS_PER_ROW_GROUP
 from data.errors import DataError
 from data.files import NotRegularError, open_regular
-from data.specification.feature_spec import (
-    LABEL,
-    NUMERICAL,
-    Chunk,
-    Feature,
-    FeatureSpec,
-)
+from data.loading.parquet_files import row_group_rows
+from data.specification.feature_spec import LABEL, NUMERICAL, Chunk, Feature, FeatureSpec
 
 FLOAT16_MOST = 65_504
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
@@ -224,6 +219,7 @@ def _scan_parquet(
 ) -> Generator[Finding, None, int | None]:
     try:
         metadata, seal = read_footer(path)
+        row_group_rows(metadata)
         opened = open_regular(path)
         file = pq.ParquetFile(arrow_file(opened), metadata=metadata, page_checksum_verification=True)
         schema = file.schema_arrow

@@ -25,6 +25,8 @@ from data.encoding.keys import KeyTable, as_keys
 from data.errors import DataError
 from data.files import open_regular
 from data.specification.parts import MAX_CARDINALITY
+from data.specification.problems import shown
+from data.specification.values import name_mistake
 
 VERSION = 1
 HASH = "fnv1a64-splitmix64"
@@ -84,8 +86,8 @@ def _load(folder: Path) -> dict[str, Encoder]:
 
 def _settings(feature: str, encoder: Encoder, contents: dict[str, bytes]) -> dict[str, Any]:
     """The JSON entry of an encoder; adds the files that it needs to `contents`."""
-    if Path(feature).name != feature:
-        raise DataError(f"feature {feature!r}: a name with a path separator cannot be stored; rename the feature")
+    if mistake := name_mistake(feature):  # it is a part of a file's name
+        raise DataError(f"feature {shown(feature)}: {mistake}; rename the feature")
     if isinstance(encoder, HashedIds):
         return {"kind": "hashed", "column": encoder.column, "num_buckets": encoder.num_buckets}
     if isinstance(encoder, HashedRanks):

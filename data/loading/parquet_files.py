@@ -63,12 +63,7 @@ class ParquetFile:
 
     def row_group_rows(self) -> list[int]:
         """Rows of each row group."""
-        rows = [self.metadata.row_group(index).num_rows for index in range(self.metadata.num_row_groups)]
-        if min(rows, default=0) < 0 or sum(rows) != self.metadata.num_rows:
-            raise ValueError("its row groups do not add up")
-        if max(rows, default=0) > MOST_ROWS:
-            raise ValueError(f"a row group of {max(rows):,} rows, and {MOST_ROWS:,} are the most")
-        return rows
+        return row_group_rows(self.metadata)
 
     def column_bytes(self, row_group: int, name: str) -> int:
         """Bytes of a column of numbers, or of lists of numbers, unpacked; 0 for texts, whose length is not declared."""
@@ -194,6 +189,20 @@ def open_files(paths: Sequence[Path]) -> list[ParquetFile]:
     """
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         return list(pool.map(ParquetFile.open, paths))
+
+
+def row_group_rows(metadata: pq.FileMetaData) -> list[int]:
+    """Rows of each row group of a footer.
+
+    Raises:
+        ValueError: they are not those of the whole file, or too many in one.
+    """
+    rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+        raise ValueError("its row groups do not add up")
+    if max(rows, default=0) > MOST_ROWS:
+        raise ValueError(f"a row group of {max(rows):,} rows, and {MOST_ROWS:,} are the most")
+    return rows
 
 
 def column_problems(file: ParquetFile, targets: Sequence[Target]) -> Iterator[str]:

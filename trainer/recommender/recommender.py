@@ -225,8 +225,8 @@ class Recommender:
         """Writes everything into a folder: JSON, YAML, .npy and parquet. Replaces what an earlier `save` has written.
 
         Raises:
-            DataError: the folder is a link or a file, is the working directory or above it, or holds something that
-                `save` has not written.
+            DataError: the folder is a link, a file, the working directory or above it, or holds something that this
+                method has not written.
             CheckpointError: it could not be written.
         """
         from trainer.recommender.storage import save_fitted

@@ -131,7 +131,7 @@ def test_the_dataset_may_lie_outside_if_allowed(run, dataset, tmp_path):
     assert request.read_request([*words, "--allow_outside_paths"]).rows.rows == 100
 
 
-def test_a_raw_column_that_cannot_name_a_tensor_is_renamed(tmp_path, capfd):
+def test_a_raw_column_is_renamed_for_its_tensor(tmp_path, capfd):
     write_run(tmp_path / "run", encoders=make_encoders() | {"age": Numerical("years of age")}, model="mmoe")
     assert export.main(arguments(tmp_path / "run", tmp_path / "out", "--format", "savedmodel")) == 0
     printed = capfd.readouterr().out
