@@ -268,7 +268,7 @@ def test_worker_records_of_others_stay(tmp_path):
     (tmp_path / "mine").write_text(MINE)
     (folder / "worker-0.json").symlink_to(tmp_path / "mine")
     (folder / "worker-7.json").write_text(MINE)
-    prepare_records(tmp_path)
+    prepare_records(tmp_path, "ab")
     record = WorkerRecord(tmp_path, Launch())
     record.begin()
     record.end(0)
