@@ -268,7 +268,7 @@ def test_worker_records_of_others_stay(tmp_path):
     (tmp_path / "mine").write_text(MINE)
     (folder / "worker-0.json").symlink_to(tmp_path / "mine")
     (folder / "worker-7.json").write_text(MINE)
-    prepare_records(tmp_path)
+    prepare_records(tmp_path, "ab")
     record = WorkerRecord(tmp_path, Launch())
     record.begin()
     record.end(0)
@@ -311,7 +311,7 @@ CASES += [(INPUTS[0], how, flag) for how in HOW for flag in (["--predict"], ["--
 
 @pytest.mark.parametrize("name,how,flag", CASES)
 def test_predictions_never_overwrite_an_input(data, trained, tmp_path, capsys, name, how, flag):
-    (tmp_path / "sizes.json").write_text("{}")
+    (tmp_path / "sizes.json").write_text('{"user_id": 8}')
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "log.json").write_text("DLLL {}\n")
     (tmp_path / "results" / "metrics.json").write_text("{}")

@@ -9,7 +9,9 @@ from types import ModuleType, TracebackType
 
 import tensorflow as tf
 
+from data.atomic import is_out_of_room
 from data.errors import DataError
+from trainer.checkpoints import print_warning
 from trainer.flags.run_options import TIMELINE_VARIABLE
 from trainer.process.device import on_gpu
 from trainer.process.launcher import Launch
@@ -87,7 +89,7 @@ def start_timeline(file: Path | None, launch: Launch) -> None:
     Horovod reads a variable of the environment, which has to be the same on all workers; the first one writes.
 
     Raises:
-        DataError: the first worker cannot write the file.
+        DataError: the first worker cannot write the file, and not because the disk is full.
     """
     if file is None:
         return
@@ -96,9 +98,11 @@ def start_timeline(file: Path | None, launch: Launch) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.open("w").close()
         except OSError as error:
-            raise DataError(
-                f"--horovod_timeline {file}: cannot be written ({error.strerror}); name a file that you may write to"
-            ) from error
+            if not is_out_of_room(error):
+                raise DataError(
+                    f"--horovod_timeline {file}: cannot be written ({error.strerror}); name one that you may write to"
+                ) from error
+            print_warning(f"--horovod_timeline {file}: cannot be written: {error.strerror}")
     os.environ[TIMELINE_VARIABLE] = str(file)
 
 
