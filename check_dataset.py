@@ -14,23 +14,23 @@ from data.specification.feature_spec import FeatureSpec
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0 no error found, 1 errors found, 2 wrong specification or arguments."""
     args = _parse(argv)
-    return run_tool("check_dataset", lambda: check(args.dataset / args.fspec_file, args.max_findings))
+    return run_tool("check_dataset", lambda: check(args))
 
 
-def check(spec_path: Path, max_findings: int) -> int:
+def check(args: argparse.Namespace) -> int:
     """Prints what is found, then a summary; returns 1 if anything but warnings was found."""
-    spec = FeatureSpec.read(spec_path)
+    spec = FeatureSpec.read(args.dataset / args.fspec_file, allow_outside_paths=args.allow_outside_paths)
     counts: Counter[str] = Counter()
     summaries = {mapping: MappingSummary() for mapping in spec.sources}
     errors = 0
     for mapping, summary in summaries.items():
         for finding in check_mapping(spec, mapping, summary):
-            if counts.total() < max_findings:
+            if counts.total() < args.max_findings:
                 print(finding, flush=True)
             counts[_kind(finding)] += 1
             errors += not finding.is_warning
-    if counts.total() > max_findings:
-        print(f"... and {counts.total() - max_findings} findings more (--max_findings shows them)")
+    if counts.total() > args.max_findings:
+        print(f"... and {counts.total() - args.max_findings} findings more (--max_findings shows them)")
     _print_summary(spec, summaries, counts)
     return 1 if errors else 0
 
@@ -63,6 +63,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--max_findings", type=whole_number(0), default=20, metavar="N", help="findings to print; all are counted"
     )
+    parser.add_outside_paths()
     return parser.parse(argv)
 
 

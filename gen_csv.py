@@ -21,20 +21,21 @@ from data.specification.feature_spec import FeatureSpec
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
     args = _parse(argv)
-    return run_tool("gen_csv", lambda: generate(args.feature_spec_in, args.output, args.size, args.seed, args.signal))
+    return run_tool("gen_csv", lambda: generate(args))
 
 
-def generate(spec_path: Path, output: Path, rows: int, seed: int, signal: float) -> int:
+def generate(args: argparse.Namespace) -> int:
     """Writes random rows into every file of a CSV specification, and the specification beside them.
 
     Raises:
         DataError: the specification is not one of CSV files, or files are in the way.
     """
-    spec = FeatureSpec.read(spec_path)
-    _check_output(spec, spec_path, output, rows)
+    output, rows, spec_path = args.output, args.size, args.feature_spec_in
+    spec = FeatureSpec.read(spec_path, allow_outside_paths=args.allow_outside_paths)
+    _check_output(spec, args)
     _check_sizes(spec, output, rows)
     for mapping, chunks in spec.sources.items():
-        write_csv_chunks(chunks, output, random_tables(spec, mapping, rows, seed=seed, signal=signal), rows)
+        write_csv_chunks(chunks, output, random_tables(spec, mapping, rows, seed=args.seed, signal=args.signal), rows)
         print(f"gen_csv: {mapping}: {rows:,} rows in {len(spec.files(mapping))} files", file=sys.stderr)
     if not os.path.lexists(output / SPEC_FILE):
         write_whole(output / SPEC_FILE, spec_path.read_bytes())
@@ -63,7 +64,8 @@ def _check_sizes(spec: FeatureSpec, output: Path, rows: int) -> None:
         )
 
 
-def _check_output(spec: FeatureSpec, spec_path: Path, output: Path, rows: int) -> None:
+def _check_output(spec: FeatureSpec, args: argparse.Namespace) -> None:
+    spec_path, output = args.feature_spec_in, args.output
     files = Counter(path for mapping in spec.sources for path in spec.files(mapping))
     for path, count in files.items():
         if count > 1:
@@ -72,9 +74,11 @@ def _check_output(spec: FeatureSpec, spec_path: Path, output: Path, rows: int) -
         for chunk in chunks:
             if chunk.type != "csv":
                 raise DataError(f"{spec_path}: mapping {mapping!r} has chunks of type {chunk.type}, expected csv")
-            check_can_write(chunk, output, rows)
+            check_can_write(chunk, output, args.size)
     present = output / SPEC_FILE
-    if os.path.lexists(present) and FeatureSpec.read(present).to_dict() != spec.to_dict():
+    if not os.path.lexists(present):
+        return
+    if FeatureSpec.read(present, allow_outside_paths=args.allow_outside_paths).to_dict() != spec.to_dict():
         raise DataError(f"{present}: is not the same as {spec_path}; choose another output folder, or delete it")
 
 
@@ -102,6 +106,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
             "labels is its own, so rare ids take many rows to learn"
         ),
     )
+    parser.add_outside_paths()
     return parser.parse(argv)
 
 

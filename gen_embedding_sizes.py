@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
 
     def job() -> int:
-        spec = FeatureSpec.read(args.feature_spec_in)
+        spec = FeatureSpec.read(args.feature_spec_in, allow_outside_paths=args.allow_outside_paths)
         _check_output(args.output)
         sizes = random_sizes(spec, args.max_size, args.seed) if args.random else rule_sizes(spec, args.max_size)
         _write(sizes, args.output)
@@ -83,6 +83,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--max_size", type=whole_number(1), default=256, metavar="WIDTH", help="largest width")
     add("--random", action="store_true", help="uniform random widths in [1, max_size] instead")
     add("--seed", type=whole_number(0), default=0, help="of the random widths")
+    parser.add_outside_paths()
     args = parser.parse(argv)
     if args.max_size > MAX_EMBEDDING_DIM:
         parser.error(f"--max_size {args.max_size}: expected at most {MAX_EMBEDDING_DIM}")

@@ -13,12 +13,20 @@ from trainer.checkpoints import NoCheckpointError, print_warning
 from trainer.flags.cli import parse
 from trainer.flags.options import Options
 from trainer.flags.places import place_in
-from trainer.inputs import Inputs, check_folders, check_labels, check_model, check_workflow, open_inputs
+from trainer.inputs import (
+    Inputs,
+    check_folders,
+    check_labels,
+    check_model,
+    check_workflow,
+    lints_labels,
+    open_inputs,
+)
 from trainer.models import MODELS
 from trainer.process.launcher import Launch, read_launch
 from trainer.process.quiet_import import import_tensorflow
 from trainer.process.standard_streams import steady_streams
-from trainer.reliability.errors import NotFinite, StoppedBySignal, WorkersDiffer
+from trainer.reliability.errors import NotFinite, RejectedByAll, StoppedBySignal, WorkersDiffer
 from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, STOPPED, WRONG_INPUT
 from trainer.reliability.records import JOB_VARIABLE, PEER_GONE, WorkerRecord
 from trainer.reliability.run_lock import FolderInUse, RunLock
@@ -49,7 +57,9 @@ def main(argv: list[str] | None = None) -> int:
             if launch.rank == 0 and is_training:
                 until_the_end.enter_context(RunLock(options.data.model_dir, print_warning, _lock_patience()))
             check_folders(options, inputs.spec, launch)
-            warnings = check_workflow(options, inputs.spec, launch) + check_labels(options, inputs.spec, launch)
+            warnings = check_workflow(options, inputs.spec, launch)
+            if launch.size == 1 and lints_labels(options):  # several workers form their group first
+                warnings += check_labels(options, inputs.spec)
         except DataError as error:
             return _refuse(error, launch, record)
         except (FolderInUse, LostInputError) as error:
@@ -59,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         if launch.rank == 0:
             data = options.data
             print(f"data: {data.dataset_path}  checkpoints: {data.model_dir}  results: {data.results_dir}", flush=True)
-            for text in (*warnings, *_short_epochs(inputs.training)):
+            for text in (*inputs.warnings, *warnings, *_short_epochs(inputs.training)):
                 print_warning(text)
         import_tensorflow()
         return _execute(options, inputs, launch, record, stop)
@@ -83,6 +93,8 @@ def _execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRec
             print(f"main.py: {error}", file=sys.stderr, flush=True)
         record.end(STOPPED, str(error))
         return STOPPED
+    except RejectedByAll as error:
+        return _refuse(error, launch, record)
     except DataError as error:
         return _fail(str(error), _code_of(error), record)
     except (MemoryError, ResourceExhaustedError) as error:
@@ -105,7 +117,7 @@ def _code_of(error: DataError) -> int:
 def _refuse(error: DataError, launch: Launch, record: WorkerRecord) -> int:
     """All workers refuse the same arguments and files: one per host says so, the others wait to be stopped.
 
-    What the label lint and the lock refuse, the first worker refuses alone; the launcher stops the others.
+    What the lock refuses, the first worker refuses alone; the launcher stops the others.
     """
     code = _code_of(error)
     if launch.local_rank == 0:

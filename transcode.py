@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
             spec_file=args.feature_spec_out,
             rows_per_file=args.chunk_size,
             min_files=args.minimum_partition_number,
+            allow_outside_paths=args.allow_outside_paths,
         )
         return 0
 
@@ -48,6 +49,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="FILES",
         help="parquet files per mapping at least; where there would be fewer, they hold fewer rows",
     )
+    parser.add_outside_paths()
     args = parser.parse(argv)
     if Path(args.feature_spec_out).name != args.feature_spec_out:
         parser.error(f"--feature_spec_out {args.feature_spec_out}: expected a file name; its folder is --output")

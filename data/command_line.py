@@ -12,6 +12,7 @@ from data.errors import DataError
 from data.specification.problems import shown
 
 LARGEST = 2**31 - 1
+OUTSIDE_PATHS_HELP = "let a specification that you trust name files outside of its folder"
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,6 +52,10 @@ class Parser(argparse.ArgumentParser):
         wrong = [word for word in message.replace(":", " ").split() if word.startswith("--") and word not in flags]
         found = [near for word in wrong for near in difflib.get_close_matches(word, flags, n=1)]
         return f"; did you mean {found[0]}?" if found else ""
+
+    def add_outside_paths(self) -> None:
+        """Adds the flag of every command that reads a specification, as main.py has it."""
+        self.add_argument("--allow_outside_paths", action="store_true", help=OUTSIDE_PATHS_HELP)
 
 
 def _is_text(word: str) -> bool:

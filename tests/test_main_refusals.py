@@ -18,7 +18,8 @@ from data.specification.feature_spec import FeatureSpec
 from main import main
 from tests.helpers import ROOT, environment, losses, make_dataset, must, run_program
 from trainer.flags.cli import parse
-from trainer.inputs import check_labels
+from trainer.flags.options import Options
+from trainer.inputs import check_labels, lints_labels, open_inputs
 from trainer.process.launcher import Launch
 from trainer.reliability.records import prepare_records
 from trainer.reliability.run_lock import RunLock
@@ -108,6 +109,28 @@ def test_an_unknown_mapping_names_those_there_are(dataset, tmp_path, capsys):
 
 def test_an_embedding_sizes_file_that_is_missing_is_named(dataset, tmp_path, capsys):
     refused(capsys, arguments(dataset, tmp_path, "--embedding_sizes_file", "no.json"), 2, "no.json")
+
+
+def test_embedding_sizes_of_another_dataset_are_refused(dataset, tmp_path, capsys):
+    sizes = tmp_path / "sizes.json"
+    sizes.write_text('{"no_such_feature": 8}')
+    words = arguments(dataset, tmp_path, "--embedding_sizes_file", str(sizes))
+    refused(capsys, words, 2, f"{sizes}: names none of the categorical features")
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_misspelt_embedding_size_is_warned_of(dataset, tmp_path):
+    sizes = tmp_path / "sizes.json"
+    sizes.write_text('{"user_id": 5, "genre": 3}')
+    words = arguments(dataset, tmp_path, "--embedding_sizes_file", str(sizes))
+    (text,) = open_inputs(parse(words, 1, ("wide_deep",)), Launch()).warnings
+    assert text.startswith(f"{sizes}: has widths for 'genre' (did you mean 'genres'?); ")
+
+
+def test_an_unknown_column_to_keep_has_a_suggestion(dataset, tmp_path):
+    words = arguments(dataset, tmp_path, "--predict", str(tmp_path / "p.parquet"), "--keep", "user_di")
+    with pytest.raises(DataError, match=r"has no column user_di; it has liked, .*; did you mean user_id\?"):
+        open_inputs(parse(words, 1, ("wide_deep",), reads_checkpoint=False), Launch())
 
 
 def test_a_model_folder_with_an_earlier_run_is_not_trained_over(dataset, tmp_path, capsys):
@@ -246,20 +269,17 @@ def test_a_sample_weight_among_the_features_is_refused_in_any_case(copy, tmp_pat
     refused(capsys, arguments(copy, tmp_path, *more), 2, place)
 
 
-def test_only_the_first_worker_of_a_training_run_lints(copy, tmp_path):
+def test_only_a_run_that_begins_to_train_lints(copy, tmp_path):
     set_column(copy, "liked", 0)
-    spec = FeatureSpec.read(copy / "feature_spec.yaml")
 
-    def lint(*more: str, rank: int = 0) -> None:
-        options = parse(arguments(copy, tmp_path, *more), 2, ("wide_deep",), reads_checkpoint=False)
-        assert check_labels(options, spec, Launch(rank=rank, size=2, local_rank=rank, local_size=2)) == ()
+    def options(*more: str) -> Options:
+        return parse(arguments(copy, tmp_path, *more), 1, ("wide_deep",), reads_checkpoint=False)
 
-    lint(rank=1)
-    lint("--evaluate")
-    lint("--predict", "out.parquet")
-    lint("--benchmark")
+    for more in (["--evaluate"], ["--predict", "out.parquet"], ["--benchmark"], ["--use_checkpoint"]):
+        assert not lints_labels(options(*more))
+    assert lints_labels(options())
     with pytest.raises(DataError, match="no positive"):
-        lint()
+        check_labels(options(), FeatureSpec.read(copy / "feature_spec.yaml"))
 
 
 @pytest.mark.horovod

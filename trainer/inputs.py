@@ -1,6 +1,8 @@
 """The data side of a run: specification, embedding widths and loaders. Imports no TensorFlow."""
 
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from data.encoding.prepared import ENCODERS_FOLDER
@@ -8,7 +10,7 @@ from data.errors import DataError
 from data.linting.lint import lint_labels
 from data.loading.loader import ParquetLoader
 from data.loading.stored_columns import StoredColumns
-from data.specification.embedding_sizes import embedding_dims
+from data.specification.embedding_sizes import embedding_dims, unused_widths
 from data.specification.feature_spec import FeatureSpec
 from trainer.checkpoints import CheckpointStore
 from trainer.flags.options import Options
@@ -19,6 +21,8 @@ from trainer.outputs import check_outputs
 from trainer.predictions import check_column_names, check_predictions_path
 from trainer.process.launcher import Launch
 from trainer.tasks import tasks_of
+
+SECONDS_BETWEEN_REPORTS = 5.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Inputs:
         eval_mapping: its name.
         with_group: whether MAP@12 is computed.
         kept: columns that go into the file of predictions as they are; only where there is one.
+        warnings: what the user should know about the inputs.
     """
 
     spec: FeatureSpec
@@ -42,6 +47,7 @@ class Inputs:
     eval_mapping: str
     with_group: bool
     kept: StoredColumns | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> tuple[str, ...]:
@@ -101,7 +107,9 @@ def open_inputs(options: Options, launch: Launch) -> Inputs:
         )
     if run.predictions_path is not None:
         kept = _kept_columns(spec, mapping, run.keep)
-    return Inputs(spec, input_layout(spec, widths), training, evaluation, mapping, with_group, kept)
+    outside = data.allow_outside_paths
+    warnings = tuple(unused_widths(spec, data.embedding_sizes_file, allow_outside_paths=outside))
+    return Inputs(spec, input_layout(spec, widths), training, evaluation, mapping, with_group, kept, warnings)
 
 
 def check_folders(options: Options, spec: FeatureSpec, launch: Launch) -> None:
@@ -145,25 +153,39 @@ def check_workflow(options: Options, spec: FeatureSpec, launch: Launch) -> tuple
     return (f"{folder} has no manifest as `prepare` writes it: nothing of it becomes part of the model",)
 
 
-def check_labels(options: Options, spec: FeatureSpec, launch: Launch) -> tuple[str, ...]:
-    """What the label lint says of the training mapping, as warnings; the first worker of a training run looks for all.
+def lints_labels(options: Options) -> bool:
+    """Whether the labels are checked: by a run that trains. One that resumes was checked when it began."""
+    run = options.run
+    return run.trains and not run.benchmark and not run.restores
 
-    A run that is gone on with was looked through when it began: it must not lose that time at every restart.
+
+def check_labels(options: Options, spec: FeatureSpec) -> tuple[str, ...]:
+    """What the label lint says of the training mapping, as warnings. Shows on stderr how far it is.
 
     Raises:
         DataError: labels from which nothing can be learned, or that cannot be, without --allow_degenerate_labels.
     """
-    run = options.run
-    if not run.trains or run.benchmark or run.restores or launch.rank != 0:
-        return ()
     mapping = options.data.train_mapping
-    lint = lint_labels(spec, mapping, options.data.oov_policy)
+    lint = lint_labels(spec, mapping, options.data.oov_policy, _reports(f"checking the labels of {mapping!r}"))
     if options.data.allow_degenerate_labels:
         return lint.problems + lint.warnings
     if lint.problems:
         lines = (f"the labels of mapping {mapping!r} do not fit their tasks:", *lint.problems)
-        raise DataError("\n  ".join(lines) + "\nMend this, or train all the same with --allow_degenerate_labels.")
+        raise DataError("\n  ".join(lines) + "\nFix this, or train all the same with --allow_degenerate_labels.")
     return lint.warnings
+
+
+def _reports(title: str) -> Callable[[str, int, int], None]:
+    """Prints how far something is, at most every SECONDS_BETWEEN_REPORTS; nothing of what takes less."""
+    last = time.monotonic()
+
+    def report(what: str, done: int, of: int) -> None:
+        nonlocal last
+        if done < of and time.monotonic() - last >= SECONDS_BETWEEN_REPORTS:
+            last = time.monotonic()
+            print(f"{title}: {done:,} of {of:,} {what}", file=sys.stderr, flush=True)
+
+    return report
 
 
 def _check_rows_are_kept(options: Options) -> None:

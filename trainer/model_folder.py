@@ -24,6 +24,8 @@ from trainer.sealed.writer import check_can_be_renamed, check_replaceable, remov
 
 # In --model_dir.
 MODEL_FOLDER = "model"
+# Arrays of a recommender that are no weights: the items of each user's interactions.
+SEEN_STARTS, SEEN_ITEMS = "seen/starts", "seen/items"
 ARCHITECTURE, SPECIFICATION, SIZES = "architecture.json", "feature_spec.yaml", "embedding_sizes.json"
 
 # Text, bytes, a dict for JSON, or a file that is copied.

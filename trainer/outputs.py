@@ -84,9 +84,9 @@ def _inputs(options: Options, spec: FeatureSpec) -> Iterator[tuple[str, Path | l
 
 
 def _is_log(path: Path) -> bool:
-    """Whether a file is the log of a run."""
+    """Whether a file is the log of a run, perhaps cut by a full disk."""
     with open(path, "rb") as file:
-        return file.read(len(PREFIX)) == PREFIX.encode()
+        return PREFIX.encode().startswith(file.read(len(PREFIX)))
 
 
 def _is_timeline(path: Path) -> bool:

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 from data.atomic import replacing
 from data.errors import DataError
 from data.loading.stored_columns import StoredColumns
+from data.specification.parts import LABEL_COLUMN, PREDICTION_COLUMN, ROW_COLUMN
 from trainer.metrics.calibration import probability
 from trainer.metrics.collectives import Collectives
 from trainer.metrics.rows import GrowingArray
 from trainer.tasks import Task, logit_columns
 
-ROW = "row"
 _BLOCK_ROWS = 1 << 18  # rows that travel and are written at once; also the file's row group
 
 
@@ -40,7 +40,7 @@ def is_predictions(path: Path) -> bool:
         names = pq.read_schema(path).names
     except (OSError, ValueError, pa.ArrowException):
         return False
-    return names[:1] == [ROW] and any(name.startswith("prediction_") for name in names)
+    return names[:1] == [ROW_COLUMN] and any(name.startswith(PREDICTION_COLUMN) for name in names)
 
 
 def check_column_names(kept: Sequence[str], labels: Sequence[str]) -> None:
@@ -49,7 +49,7 @@ def check_column_names(kept: Sequence[str], labels: Sequence[str]) -> None:
     Raises:
         DataError: naming it.
     """
-    written = [ROW, *(f"{part}_{label}" for label in labels for part in ("label", "prediction"))]
+    written = [ROW_COLUMN, *(part + label for label in labels for part in (LABEL_COLUMN, PREDICTION_COLUMN))]
     twice = [name for name in kept if name in written]
     if twice:
         raise DataError(
@@ -157,12 +157,12 @@ class PredictionWriter:
                 yield comm.gather_rows(self._values.rows[mine])
 
     def _schema(self) -> pa.Schema:
-        fields = [pa.field(ROW, pa.int64())]
+        fields = [pa.field(ROW_COLUMN, pa.int64())]
         for task in self._tasks:
             if task.name in self._labelled:
-                fields.append(pa.field(f"label_{task.name}", pa.float32()))
+                fields.append(pa.field(LABEL_COLUMN + task.name, pa.float32()))
             probabilities = pa.list_(pa.float64()) if task.kind == "multiclass" else pa.float64()
-            fields.append(pa.field(f"prediction_{task.name}", probabilities))
+            fields.append(pa.field(PREDICTION_COLUMN + task.name, probabilities))
         return pa.schema([*fields, *(self._kept.schema if self._kept else ())])
 
     def _columns(self, first_row: int, values: np.ndarray) -> list[pa.Array]:

@@ -10,13 +10,13 @@ import numpy as np
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
-from trainer.checkpoints import probe
+from trainer.checkpoints import print_warning, probe
 from trainer.distributed import Comm, connect
 from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator
 from trainer.flags.options import Options
 from trainer.health.monitor import monitor_of
-from trainer.inputs import Inputs
+from trainer.inputs import Inputs, check_labels, lints_labels
 from trainer.loop import TrainingLoop, describe
 from trainer.metrics.calibration_curve import as_records
 from trainer.metrics.evaluation import Evaluation
@@ -30,6 +30,7 @@ from trainer.process import runtime
 from trainer.process.affinity import set_affinity
 from trainer.process.device import on_gpu
 from trainer.process.launcher import Launch
+from trainer.reliability.errors import RejectedByAll
 from trainer.reliability.guard import Guard
 from trainer.reliability.records import WorkerRecord
 from trainer.reliability.signals import StopRequest
@@ -74,6 +75,8 @@ class Run:
             )
         start_timeline(options.run.horovod_timeline, launch)
         self.comm: Comm = connect(launch)
+        if launch.size > 1 and lints_labels(options):
+            _check_labels_for_all(options, inputs, self.comm)
         if options.run.restores:
             # Only the first worker has read the checkpoint's flags.
             options = self.options = replace(options, model=agreed_model_options(options.model, self.comm))
@@ -262,6 +265,26 @@ class Run:
             if replaced:
                 policy = self.options.data.oov_policy
                 self.say(f"warning: {name}: {replaced:,} ids outside of the table (--oov_policy {policy})")
+
+
+def _check_labels_for_all(options: Options, inputs: Inputs, comm: Comm) -> None:
+    """The first worker checks the labels while the others wait; all go on together, or none.
+
+    Raises:
+        RejectedByAll: labels from which nothing can be learned, or files that cannot be read.
+    """
+    if comm.local_rank == 0:
+        print(f"worker 0 of {comm.size} checks the labels; the others wait for it", flush=True)
+    problem = ""
+    if comm.rank == 0:
+        try:
+            for text in check_labels(options, inputs.spec):
+                print_warning(text)
+        except DataError as error:
+            problem = str(error)
+    problem = comm.broadcast_bytes(problem.encode()).decode()
+    if problem:
+        raise RejectedByAll(problem)
 
 
 def execute(

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.specification.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, FeatureSpec
-from data.specification.parts import SAMPLE_WEIGHT
+from data.specification.parts import FLOAT_DTYPES, SAMPLE_WEIGHT, exact_integers
 
 DEFAULT_DTYPES = {
     ONEHOT: "int64",
@@ -20,6 +20,47 @@ DEFAULT_DTYPES = {
 }
 VALUES_SHOWN = 5
 TEXT_SHOWN = 60
+INT64 = np.iinfo(np.int64)
+LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The values of a column that training can use: whoever reads or checks values asks here.
+
+    Attributes:
+        low, high: smallest and largest value; a batch holds ids as int32, groups as int64, all others as float32.
+        is_whole: only whole numbers.
+        may_miss: nulls and NaN are allowed.
+    """
+
+    low: float = -LARGEST
+    high: float = LARGEST
+    is_whole: bool = False
+    may_miss: bool = False
+
+    def allows(self, numbers: np.ndarray) -> np.ndarray:
+        """Which numbers, [count] of any integer or float type, are in the domain; [count] bool."""
+        is_float = np.issubdtype(numbers.dtype, np.floating)
+        numbers = numbers.astype(np.float64) if is_float else numbers
+        good = (numbers >= self.low) & (numbers <= self.high)
+        if self.is_whole and is_float:
+            good &= numbers == np.floor(numbers)
+        if self.may_miss and is_float:
+            good |= np.isnan(numbers)
+        return good
+
+    def allows_all(self, numbers: np.ndarray) -> bool:
+        """Whether all numbers are in the domain, found faster than by `allows` where they are."""
+        is_float = np.issubdtype(numbers.dtype, np.floating)
+        if self.may_miss and is_float:
+            numbers = numbers[~np.isnan(numbers)]
+        if not len(numbers):
+            return True
+        # Comparisons with NaN are false.
+        if not (numbers.min().item() >= self.low and numbers.max().item() <= self.high):
+            return False
+        return not (self.is_whole and is_float) or bool(np.array_equal(numbers, np.floor(numbers)))
 
 
 @dataclass(frozen=True)
@@ -29,7 +70,7 @@ class Column:
     Attributes:
         name: the feature's name.
         kind: its channel, `SAMPLE_WEIGHT`, or None for a column that training leaves alone.
-        type: the stored type; a list for multi-hot features.
+        type: the type in which it is written; a list for multi-hot features.
         feature: the feature's entry in the specification.
     """
 
@@ -42,7 +83,44 @@ class Column:
     def expected(self) -> str:
         """What a cell must hold, in words."""
         words = _EXPECTED[self.kind](self.feature) if self.kind else "a value"
-        return f"{words}, {dtype_name(self.type)}"
+        is_finite = words.startswith("a finite number") and dtype_name(self.type) == "float64"
+        return f"{words}{' within the range of float32' if is_finite else ''}, {dtype_name(self.type)}"
+
+    @property
+    def expected_type(self) -> str:
+        """The types of parquet files that can be read, in words."""
+        if self.kind in (ONEHOT, MULTIHOT, MAP):
+            return "lists of integers" if self.kind == MULTIHOT else "integers"
+        return "numbers"
+
+    def accepts(self, stored: pa.DataType) -> bool:
+        """Whether a parquet file may store the column like this; anything for a column that training leaves alone."""
+        if self.kind is None:
+            return True
+        if is_list(stored) != (self.kind == MULTIHOT):
+            return False
+        item = stored.value_type if is_list(stored) else stored
+        if self.kind in (ONEHOT, MULTIHOT) and pa.types.is_floating(item):  # such as 3.0, as Spark and pandas write ids
+            return (self.feature.cardinality or 0) <= exact_integers(dtype_name(item))
+        if self.kind == LABEL and self.feature.task == "binary" and pa.types.is_boolean(item):
+            return True
+        return pa.types.is_integer(item) or (self.kind != MAP and pa.types.is_floating(item))
+
+    @property
+    def domain(self) -> Domain:
+        """The values that training can use, of a list those of its items."""
+        feature = self.feature
+        last = (feature.cardinality or 0) - 1
+        may_miss = feature.missing == "ignore"
+        if self.kind in (ONEHOT, MULTIHOT):
+            return Domain(0, last, is_whole=True)
+        if self.kind == MAP:
+            return Domain(INT64.min, INT64.max, is_whole=True)
+        if self.kind == SAMPLE_WEIGHT:
+            return Domain(low=0)
+        if self.kind == LABEL and feature.task != "regression":
+            return Domain(0, 1 if feature.task == "binary" else last, is_whole=True, may_miss=may_miss)
+        return Domain(may_miss=may_miss)
 
 
 @dataclass(frozen=True)
@@ -82,6 +160,8 @@ def describe_column(spec: FeatureSpec, name: str) -> Column:
     dtype = feature.dtype or (DEFAULT_DTYPES[kind] if kind else None)
     if dtype is None and feature.cardinality is None:
         return Column(name, kind, pa.string(), feature)
+    if kind in (ONEHOT, MULTIHOT) and dtype in FLOAT_DTYPES:  # files may hold ids as doubles; what we write is integers
+        dtype = DEFAULT_DTYPES[kind]
     item = pa.from_numpy_dtype(np.dtype(dtype or "int64"))
     is_list = kind == MULTIHOT or (kind is None and feature.max_hotness is not None)
     return Column(name, kind, pa.list_(item) if is_list else item, feature)
@@ -98,14 +178,20 @@ def find_problems(column: Column, values: pa.Array) -> Iterator[Problem]:
     if column.kind == MULTIHOT:
         yield from _list_problems(column, values)
     elif column.kind is not None:
-        # Arrow computes little with half floats.
-        yield from _scalar_problems(column, values.cast(pa.float32()) if values.type == pa.float16() else values)
+        yield from _scalar_problems(column, as_numbers(values))
+
+
+def as_numbers(values: pa.Array) -> pa.Array:
+    """Truth values as 0 and 1, half floats as float32, since Arrow computes little with either; others unchanged."""
+    if pa.types.is_boolean(values.type):
+        return values.cast(pa.uint8())
+    return values.cast(pa.float32()) if values.type == pa.float16() else values
 
 
 def dtype_name(stored: pa.DataType) -> str:
     """The NumPy name of a stored type, of the items for a list; the type as Arrow writes it where NumPy has none."""
     item = stored.value_type if is_list(stored) else stored
-    is_number = pa.types.is_integer(item) or pa.types.is_floating(item)
+    is_number = pa.types.is_integer(item) or pa.types.is_floating(item) or pa.types.is_boolean(item)
     return np.dtype(item.to_pandas_dtype()).name if is_number else str(item)
 
 
@@ -139,41 +225,27 @@ def _scalar_problems(column: Column, values: pa.Array) -> Iterator[Problem]:
 
 def out_of_domain(column: Column, numbers: np.ndarray) -> tuple[str, np.ndarray]:
     """The name of the rule that a column's values must keep, and which of them ([rows] bool) break it, NaN included."""
-    feature = column.feature
-    if column.kind == ONEHOT:
-        return "id out of range", _outside(numbers, feature.cardinality)
-    if column.kind == MAP:
-        return "not a group", np.zeros(len(numbers), bool)
-    if column.kind == SAMPLE_WEIGHT:
-        return "not a weight", ~(np.isfinite(numbers) & (numbers >= 0))
-    if column.kind == LABEL and feature.task == "binary":
-        return "label value", ~((numbers == 0) | (numbers == 1))
-    if column.kind == LABEL and feature.task == "multiclass":
-        return "label value", _outside(numbers, feature.cardinality) | (numbers != np.floor(numbers))
-    return "not finite", ~np.isfinite(numbers)
+    what = {ONEHOT: "id out of range", MAP: "not a group", SAMPLE_WEIGHT: "not a weight"}.get(column.kind or "")
+    is_class = column.kind == LABEL and column.feature.task != "regression"
+    return what or ("label value" if is_class else "not finite"), ~column.domain.allows(numbers)
 
 
 def _list_problems(column: Column, values: pa.Array) -> Iterator[Problem]:
     missing = values.is_null().to_numpy(zero_copy_only=False)
     lengths = np.where(missing, 0, values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
-    ids = values.flatten()
+    ids = as_numbers(values.flatten())
     rows = np.repeat(np.arange(len(values)), lengths)
     without_id = ids.is_null().to_numpy(zero_copy_only=False)
     missing[rows[without_id]] = True
     yield from _problem("missing value", column, values, missing)
     outside = np.zeros(len(values), bool)
-    outside[rows[_outside(ids.fill_null(0).to_numpy(zero_copy_only=False), column.feature.cardinality)]] = True
+    outside[rows[~column.domain.allows(ids.fill_null(0).to_numpy(zero_copy_only=False))]] = True
     yield from _problem("id out of range", column, values, outside)
     hotness = column.feature.max_hotness
     if hotness is not None:
         what = f"list longer than max_hotness {hotness}"
         problems = _problem(what, column, values, lengths > hotness)
         yield from (replace(problem, is_warning=True) for problem in problems)
-
-
-def _outside(numbers: np.ndarray, limit: int | None) -> np.ndarray:
-    wrong = ~(numbers >= 0)
-    return wrong if limit is None else wrong | (numbers >= limit)
 
 
 def _problem(what: str, column: Column, values: pa.Array, wrong: np.ndarray) -> Iterator[Problem]:

@@ -26,9 +26,12 @@ HINT = "see `files` in source_spec"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _BLANK = " \t"
-_INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
+# Also whole numbers as doubles are printed: 3.0 (and 3.), as pandas writes ids of a column with nulls.
+_INTEGER = re.compile(r"[+-]?[0-9]{1,40}(?:\.0{0,40})?")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
-_LIST_BODY = re.compile(r"[ \t]*(?:[+-]?[0-9]{1,40}[ \t]*(?:,[ \t]*[+-]?[0-9]{1,40}[ \t]*)*)?")
+_LIST_BODY = re.compile(rf"[ \t]*(?:{_INTEGER.pattern}[ \t]*(?:,[ \t]*{_INTEGER.pattern}[ \t]*)*)?")
+# As Arrow reads them.
+_TRUTH = dict.fromkeys(["1", "true", "True", "TRUE"], True) | dict.fromkeys(["0", "false", "False", "FALSE"], False)
 _CELL = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"|([^",]*))(,|$)')
 
 
@@ -262,6 +265,8 @@ def _parse_cell(text: str, stored: pa.DataType) -> Any:
         return _integer(text, stored)
     if pa.types.is_floating(stored):
         return _number(text, stored)
+    if pa.types.is_boolean(stored):
+        return _truth(text)
     if text[0] != "[" or text[-1] != "]" or not _LIST_BODY.fullmatch(text[1:-1]):
         raise ValueError
     return [_integer(item.strip(_BLANK), stored.value_type) for item in text[1:-1].split(",") if item.strip(_BLANK)]
@@ -269,9 +274,15 @@ def _parse_cell(text: str, stored: pa.DataType) -> Any:
 
 def _integer(text: str, stored: pa.DataType) -> int:
     bounds = np.iinfo(stored.to_pandas_dtype())
-    if not _INTEGER.fullmatch(text) or not bounds.min <= int(text) <= bounds.max:
+    if not _INTEGER.fullmatch(text) or not bounds.min <= (value := int(text.partition(".")[0])) <= bounds.max:
         raise ValueError
-    return int(text)
+    return value
+
+
+def _truth(text: str) -> bool:
+    if text not in _TRUTH:
+        raise ValueError
+    return _TRUTH[text]
 
 
 def _number(text: str, stored: pa.DataType) -> Any:

@@ -87,7 +87,9 @@ class _ChunkWriter:
 def check_can_write(chunk: Chunk, folder: Path, rows: int) -> None:
     """Raises DataError if a file of the chunk exists, or would stay empty."""
     for file in chunk.files:
-        if os.path.lexists(folder / file):
+        path = folder / file
+        # The folder is resolved for "missing/../file", whose folder is made later.
+        if os.path.lexists(path.parent.resolve() / path.name):
             raise DataError(
                 f"{folder / file}: exists already, and is not overwritten; choose another folder, or delete it"
             )

@@ -13,6 +13,7 @@ from data.conversion.columns import (
     VALUES_SHOWN,
     Column,
     Problem,
+    as_numbers,
     describe_column,
     dtype_name,
     find_problems,
@@ -24,8 +25,15 @@ from data.conversion.parquet_seal import Seal, arrow_file, read_footer
 from data.conversion.parquet_writer import ROWS_PER_ROW_GROUP
 from data.errors import DataError
 from data.files import NotRegularError, open_regular
-from data.specification.feature_spec import LABEL, MAP, MULTIHOT, ONEHOT, Chunk, Feature, FeatureSpec
+from data.specification.feature_spec import (
+    LABEL,
+    NUMERICAL,
+    Chunk,
+    Feature,
+    FeatureSpec,
+)
 
+FLOAT16_MOST = 65_504
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
 
 
@@ -103,12 +111,30 @@ class LabelSummary:
 
 
 @dataclass
+class BeyondFloat16:
+    """The values of a column that float16 cannot hold, though float32 can.
+
+    Attributes:
+        count: how many.
+        largest: the one of the largest size.
+        place, row, unit: where the first one is: the file, and the row group of a parquet file; the row.
+    """
+
+    count: int
+    largest: float
+    place: str
+    row: int
+    unit: str
+
+
+@dataclass
 class MappingSummary:
     """What a mapping holds: filled by `check_mapping`."""
 
     rows: int = 0
     files: int = 0
     labels: dict[str, LabelSummary] = field(default_factory=dict)
+    beyond_float16: dict[str, BeyondFloat16] = field(default_factory=dict)
 
 
 def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> Iterator[Finding]:
@@ -135,6 +161,17 @@ def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> I
     yield from _check_map(spec, mapping)
     for label in spec.labels:
         yield from _check_classes(label, summary.labels[label.name], mapping)
+    for name, found in summary.beyond_float16.items():
+        yield Finding(
+            f"value beyond float16's {FLOAT16_MOST:,}",
+            f"{mapping}, {name}, first in {found.place}",
+            "infinite under --amp_dtype float16: scale the column, or train in float32 or bfloat16",
+            count=found.count,
+            rows=(found.row,),
+            unit=found.unit,
+            values=(f"{found.largest:g}",),
+            is_warning=True,
+        )
 
 
 def _check_chunk(spec: FeatureSpec, chunk: Chunk, summary: MappingSummary) -> Generator[Finding, None, int | None]:
@@ -145,7 +182,9 @@ def _check_chunk(spec: FeatureSpec, chunk: Chunk, summary: MappingSummary) -> Ge
     for file in chunk.files:
         rows = yield from scan(spec.folder / file, columns, summary)
         if rows == 0:
-            yield Finding("file without rows", str(spec.folder / file), "leave it out of source_spec, or write it anew")
+            # Training reads past an empty part; transcode.py stops at an empty CSV file.
+            mend, is_warning = "leave it out of source_spec, or write it again", chunk.type == "parquet"
+            yield Finding("file without rows", str(spec.folder / file), mend, is_warning=is_warning)
         counts.append(rows)
     return None if None in counts else sum(rows for rows in counts if rows is not None)
 
@@ -171,6 +210,7 @@ def _scan_csv(path: Path, columns: Sequence[Column], summary: MappingSummary) ->
         for block in read_csv_blocks(path, columns):
             tally.add(block.problems, block.first_line)
             _count_labels(columns, block.table, summary)
+            _count_beyond_float16(columns, block.table, summary, str(path), block.first_line, "lines")
             rows += block.table.num_rows
     except (DataError, OSError) as error:
         yield Finding("unreadable file", str(path), str(error).removeprefix(f"{path}: "))
@@ -201,7 +241,7 @@ def _scan_parquet(
         for column in columns:
             findings = list(_check_type(column, schema, path))
             yield from findings
-            if all(finding.is_warning for finding in findings):
+            if column.name in schema.names and all(finding.is_warning for finding in findings):
                 usable.append(column)
         first_row = 0
         for group in range(file.num_row_groups if usable else 0):
@@ -216,20 +256,16 @@ def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Findi
     place = f"{path}, {column.name}"
     if schema.names.count(column.name) != 1:
         what = "missing column" if column.name not in schema.names else "column that is there twice"
-        yield Finding(what, place, f"the file has {', '.join(schema.names)}")
+        has = f"the file has {', '.join(schema.names)}"
+        yield Finding(what, place, has, is_warning=column.kind is None)
         return
     stored = schema.field(column.name).type
-    if column.kind is None:
+    if not column.accepts(stored):
+        yield Finding("column type", place, f"expected {column.expected_type}", values=(str(stored),))
         return
-    item = stored.value_type if is_list(stored) else stored
-    integers = column.kind in (ONEHOT, MULTIHOT, MAP)
-    fits = pa.types.is_integer(item) or (not integers and pa.types.is_floating(item))
-    if is_list(stored) != is_list(column.type) or not fits:
-        words = ("lists of " if is_list(column.type) else "") + ("integers" if integers else "numbers")
-        yield Finding("column type", place, f"expected {words}", values=(str(stored),))
-    elif column.feature.dtype not in (None, dtype_name(item)):
-        mend = f"declared as {column.feature.dtype}"
-        yield Finding("column type", place, mend, values=(dtype_name(item),), is_warning=True)
+    found, declared = dtype_name(stored), column.feature.dtype
+    if column.kind is not None and declared is not None and found not in (declared, dtype_name(column.type)):
+        yield Finding("column type", place, f"declared as {declared}", values=(found,), is_warning=True)
 
 
 def _scan_row_group(
@@ -250,6 +286,7 @@ def _scan_row_group(
             for column in columns:
                 tally.add(find_problems(column, _plain(batch.column(column.name))), row)
             _count_labels(columns, batch, summary)
+            _count_beyond_float16(columns, batch, summary, place, row, "rows")
             row += batch.num_rows
         # Arrow takes a column that ends too early for the end of the row group.
         if row - first_row != (stated := file.metadata.row_group(group).num_rows):
@@ -267,10 +304,39 @@ def _plain(values: pa.Array) -> pa.Array:
 def _count_labels(columns: Sequence[Column], rows: pa.Table | pa.RecordBatch, summary: MappingSummary) -> None:
     for column in columns:
         if column.kind == LABEL:
-            values = rows.column(column.name).drop_null().to_numpy().astype(np.float64)
+            column_values = rows.column(column.name)
+            known = column_values.combine_chunks() if isinstance(column_values, pa.ChunkedArray) else column_values
+            values = as_numbers(known.drop_null()).to_numpy(zero_copy_only=False).astype(np.float64)
+            values = values[~np.isnan(values)]
             _, is_wrong = out_of_domain(column, values)
             is_multiclass = column.feature.task == "multiclass"
             summary.labels[column.name].add(values[~is_wrong], are_classes=is_multiclass)
+
+
+def _count_beyond_float16(
+    columns: Sequence[Column],
+    rows: pa.Table | pa.RecordBatch,
+    summary: MappingSummary,
+    place: str,
+    first_row: int,
+    unit: str,
+) -> None:
+    """Counts such values of numerical features and regressions; `first_row` is what the first row has as its number."""
+    for column in columns:
+        is_amount = column.kind == LABEL and column.feature.task == "regression"
+        values = rows.column(column.name) if column.kind == NUMERICAL or is_amount else None
+        if values is None or values.type == pa.float16():
+            continue
+        with np.errstate(over="ignore"):
+            numbers = values.fill_null(0).to_numpy().astype(np.float32)
+        # What float32 cannot hold either is an error, which is found elsewhere.
+        wrong = np.flatnonzero((np.abs(numbers) > FLOAT16_MOST) & np.isfinite(numbers))
+        if len(wrong):
+            largest = float(max(numbers[wrong], key=abs))
+            first = BeyondFloat16(0, largest, place, first_row + int(wrong[0]), unit)
+            known = summary.beyond_float16.setdefault(column.name, first)
+            known.count += len(wrong)
+            known.largest = max(known.largest, largest, key=abs)
 
 
 class _Tally:

@@ -62,6 +62,7 @@ def transcode(
     spec_file: str = SPEC_FILE,
     rows_per_file: int,
     min_files: int,
+    allow_outside_paths: bool = False,
     tell: Callable[[str], None] = tell_on_stderr,
 ) -> FeatureSpec:
     """Writes the dataset of a CSV specification as parquet parts of one chunk per mapping.
@@ -74,6 +75,7 @@ def transcode(
         spec_file: name of the new specification.
         rows_per_file: most rows of a part.
         min_files: parts per mapping at least, as far as there are rows; lowers `rows_per_file`.
+        allow_outside_paths: read files outside of the specification's folder; only for one that is trusted.
         tell: takes lines on progress and warnings.
 
     Returns:
@@ -82,22 +84,23 @@ def transcode(
     Raises:
         DataError: wrong input; the message names file, line, column and cell.
     """
-    spec = FeatureSpec.read(spec_path)
+    spec = FeatureSpec.read(spec_path, allow_outside_paths=allow_outside_paths)
     _check_is_csv(spec, spec_path)
     with new_dataset(output, spec_file) as draft:
         sources = {
             mapping: (_transcode_mapping(spec, mapping, draft, rows_per_file, min_files, tell),)
             for mapping in spec.sources
         }
-        _copy_sizes(spec.folder, draft)
+        _copy_sizes(spec.folder, draft, allow_outside_paths)
         spec.with_sources(sources, draft).write(draft / spec_file)
     return FeatureSpec.read(Path(output) / spec_file)
 
 
-def _copy_sizes(source: Path, draft: Path) -> None:
+def _copy_sizes(source: Path, draft: Path, allow_outside_paths: bool) -> None:
     """Copies the embedding widths beside a specification, where there are any."""
     if os.path.lexists(source / SIZES_FILE):
-        check_stays(source, SIZES_FILE)
+        if not allow_outside_paths:
+            check_stays(source, SIZES_FILE)
         with open_regular(source / SIZES_FILE) as file:
             (draft / SIZES_FILE).write_bytes(file.read())
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import pandas as pd
 
 from data.encoding.hashing import buckets, hash_values
-from data.encoding.keys import KeyIndex, KeyTable, Values, as_keys
+from data.encoding.keys import KeyIndex, KeyTable, Values, as_lists, as_numbers, known_keys
 from data.errors import DataError
 
 PAD_ID, NULL_ID, FIRST_OOV_ID = 0, 1, 2
@@ -66,11 +65,10 @@ class Vocabulary:
             raise DataError(f"column {column!r}: {oov_buckets} buckets for unseen values; at least 1 is needed")
         if max_ids is not None and max_ids < FIRST_OOV_ID + oov_buckets:
             raise DataError(f"column {column!r}: {max_ids} ids at most; {FIRST_OOV_ID + oov_buckets} are needed")
-        series = pd.Series(values)
-        known = series.notna().to_numpy()
-        keys = as_keys(column, series[known])
+        known, keys = known_keys(column, values)
         kept = np.asarray(counts, np.int64)[known]
-        order = pd.DataFrame({"count": -kept, "key": keys}).sort_values(["count", "key"]).index.to_numpy()
+        by_value = np.argsort(keys, kind="stable")
+        order = by_value[np.argsort(-kept[by_value], kind="stable")]
         order = order[kept[order] >= min_count]
         if max_ids is not None and FIRST_OOV_ID + oov_buckets + len(order) > max_ids:
             oov_buckets = max(oov_buckets, max_ids // 10)
@@ -93,7 +91,7 @@ class Vocabulary:
         Raises:
             DataError: the values are of another kind than those of the training data.
         """
-        return _encode_lists(self.encode_flat, values) if self.is_list else self.encode_flat(values)
+        return _encode_lists(self.column, self.encode_flat, values) if self.is_list else self.encode_flat(values)
 
     def encode_flat(self, values: Values) -> np.ndarray:
         """Ids of single values, also for a list feature: [n] int64."""
@@ -153,7 +151,7 @@ class HashedRanks:
 
     def encode(self, values: Values) -> np.ndarray:
         """Ids of lists of raw values: [n] int64 arrays; a null list is empty."""
-        return _encode_lists(self.encode_flat, values)
+        return _encode_lists(self.column, self.encode_flat, values)
 
     def encode_flat(self, values: Values) -> np.ndarray:
         """Ids of single values, [n] int64."""
@@ -186,18 +184,23 @@ class Numerical:
     std: float = 1.0
 
     def encode(self, values: Values) -> np.ndarray:
-        """Standardised numbers of raw values, [n] float32."""
-        numbers = self.table.look_up(self.column, values) if self.table else self._read(values)
-        numbers = np.where(np.isnan(numbers), self.fill, numbers)
-        if self.log:
-            numbers = np.log(numbers + 1)
-        return ((numbers - self.mean) / (self.std if self.std > 0 else 1.0)).astype(np.float32)
+        """Standardised numbers of raw values, [n] float32.
 
-    def _read(self, values: Values) -> np.ndarray:
-        try:
-            return pd.Series(values).to_numpy(np.float64, na_value=np.nan)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"column {self.column!r}: expected numbers: {error}") from error
+        Raises:
+            DataError: a value is no finite number, or none that float32 can hold.
+        """
+        raw = self.table.look_up(self.column, values) if self.table else as_numbers(self.column, values)
+        raw = np.where(np.isnan(raw), self.fill, raw)
+        with np.errstate(all="ignore"):  # refused below
+            numbers = np.log(raw + 1) if self.log else raw
+            numbers = ((numbers - self.mean) / (self.std if self.std > 0 else 1.0)).astype(np.float32)
+        if not np.isfinite(numbers).all():
+            wrong, expected = raw[~np.isfinite(numbers)][0], "a number above -1" if self.log else "a smaller number"
+            raise DataError(
+                f"column {self.column!r} holds {wrong:g}, which float32 cannot hold once it is standardised; expected "
+                f"{expected}, or null"
+            )
+        return numbers
 
 
 IdEncoder = Vocabulary | HashedIds | HashedRanks
@@ -216,8 +219,8 @@ def encode_columns(encoders: Mapping[str, Encoder], columns: Mapping[str, Values
     return {feature: encoder.encode(columns[encoder.column]) for feature, encoder in encoders.items()}
 
 
-def _encode_lists(encode_flat: Callable[[Values], np.ndarray], values: Values) -> np.ndarray:
-    lists = [[] if entry is None else entry for entry in values]
+def _encode_lists(column: str, encode_flat: Callable[[Values], np.ndarray], values: Values) -> np.ndarray:
+    lists = [[] if entry is None else entry for entry in as_lists(column, values)]
     flat = encode_flat([value for entry in lists for value in entry])
     encoded, start = np.empty(len(lists), object), 0
     for row, entry in enumerate(lists):

@@ -1,17 +1,52 @@
-"""Raw values as keys: found among known ones, and with a number each."""
+"""Raw values as keys: found among known ones, and with a number each.
 
+One rule for raw values, wherever they come from (frames, files, requests):
+
+- null: None, NaN, pandas' NA and NaT.
+- integer: a whole number of any type. 1, 1.0, True, Decimal("1.00") and np.uint8(1) are the same one, and -0.0 is 0.
+  Integers lie in int64. A float is whole below the number from which on its type skips integers (2**53 in
+  float64, 2**24 in float32): above it nobody knows which integer was meant.
+- text: any str that UTF-8 can hold, compared by code point: "1" is no integer, and nothing is normalized.
+
+A column holds integers or texts, not both. Everything else is rejected. Categorical and Arrow-backed columns are what
+their values are.
+"""
+
+import datetime
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+from pandas.api.types import infer_dtype
 
 from data.errors import DataError
+from data.specification.problems import shown
 
-# From here on, a float no longer tells neighbouring integers apart.
-FLOAT_INTEGERS_END = 2**53
+INT64 = np.iinfo(np.int64)
+FLOAT64_DIGITS = 53
+TO_TEXTS = "convert the column to texts, as with .astype(str)"
+SET_FIX = "a set has no order; make a list of it, as with .map(sorted)"
+# What to do about values that are neither integers nor texts, by type.
+FIXES: list[tuple[tuple[type, ...], str]] = [
+    ((float, np.floating, Decimal), "round it, or convert the column to texts"),
+    ((bytes,), "decode it, as with .str.decode('utf-8')"),
+    (
+        (datetime.date, datetime.time, datetime.timedelta, np.datetime64, np.timedelta64, pd.Period),
+        "make a number or a text of it, as with .dt.year or .astype(str)",
+    ),
+    ((set, frozenset), SET_FIX),
+    ((list, tuple, np.ndarray), "expected one value per row; a multi-hot column has a flat list in every row"),
+]
+# As infer_dtype calls them.
+NUMBER_KINDS = ("integer", "boolean", "floating", "mixed-integer-float", "decimal")
+NUMBERS = (bool, int, float, Decimal, np.bool_, np.integer, np.floating)
 
 Values = np.ndarray | pd.Series | pd.Index | Sequence[Any]
 
@@ -36,13 +71,11 @@ class KeyIndex:
             values [distinct]; their positions among the keys [distinct], -1 where unseen.
 
         Raises:
-            DataError: the values are of another kind than the keys.
+            DataError: the values are no keys, or of another kind than the keys.
         """
-        try:
-            codes, found = pd.factorize(pd.Series(values, dtype=None if len(values) else object))
-        except TypeError as error:
-            raise DataError(f"column {self.column!r} holds neither integers nor texts: {error}") from error
-        distinct = as_keys(self.column, found)
+        known, found = known_keys(self.column, values)
+        codes = np.full(len(known), -1)
+        codes[known], distinct = distinct_keys(found)
         if len(self.keys) and len(distinct) and distinct.dtype != self.keys.dtype:
             found_one, known_one = distinct.tolist()[0], self.keys.tolist()[0]
             raise DataError(
@@ -79,25 +112,182 @@ class KeyTable:
         return np.concatenate([[self.default], found])[codes + 1]
 
 
-def as_keys(column: str, values: Values) -> np.ndarray:
-    """Values without nulls as int64, or as texts in an array of objects; whole floats count as integers.
+def known_keys(column: str, values: Values) -> tuple[np.ndarray, np.ndarray]:
+    """Which values are not null, [n] bool, and those as keys: int64, or texts in an array of objects.
 
     Raises:
-        DataError: the values are neither, or floats too large to be told from their neighbours.
+        DataError: a value is neither an integer nor a text, or there are both.
     """
-    array = np.asarray(values)
-    if array.dtype.kind in "iu":
-        return array.astype(np.int64)
-    if array.dtype.kind == "f" and np.all(array == np.round(array)) and np.all(np.abs(array) < FLOAT_INTEGERS_END):
-        return array.astype(np.int64)
-    if array.dtype.kind in "OU" and all(isinstance(value, str) for value in array):
-        return array.astype(object)
-    if array.dtype.kind == "O" and all(isinstance(value, (int, np.integer)) for value in array):
-        return array.astype(np.int64)
-    raise DataError(
-        f"column {column!r} holds neither integers nor texts throughout, but for example {array.tolist()[0]!r}; "
-        "convert it to one of them (null stays null)"
-    )
+    array = _one_column(column, values)
+    known = ~pd.isna(array)
+    return known, _keys(column, array[known])
+
+
+def as_keys(column: str, values: Values) -> np.ndarray:
+    """Values without nulls as keys: int64, or texts in an array of objects.
+
+    Raises:
+        DataError: a value is null or neither an integer nor a text, or there are both.
+    """
+    known, keys = known_keys(column, values)
+    if not known.all():
+        raise DataError(f"column {column!r} has nothing (null) in row {int(known.argmin())}; leave such rows out")
+    return keys
+
+
+def distinct_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys as positions among the distinct ones, [n] int64, and those in the order of their appearance."""
+    if keys.dtype != object:
+        return pd.factorize(keys)
+    # Not by pandas, for which a text ends at its first NUL.
+    encoded = pa.array(keys, pa.large_string()).dictionary_encode()
+    return encoded.indices.to_numpy(), encoded.dictionary.to_numpy(zero_copy_only=False)
+
+
+def as_numbers(column: str, values: Values) -> np.ndarray:
+    """Values as numbers, [n] float64, NaN for null. Texts are no numbers.
+
+    Raises:
+        DataError: a value is no finite number.
+    """
+    array = _one_column(column, values)
+    known = ~pd.isna(array)
+    numbers = np.full(len(array), np.nan)
+    present = array[known]
+    if not _are_numbers(present):
+        wrong = next(value for value in present if not _is_number(value))
+        fix = "pd.to_numeric reads numbers from texts" if isinstance(wrong, str) else "make a number of it"
+        raise DataError(f"column {column!r} is numerical and holds {_shown(wrong)}; {fix}")
+    try:
+        numbers[known] = present.astype(np.float64)
+    except OverflowError as error:
+        raise DataError(f"column {column!r} holds a number beyond float64: {error}") from error
+    if np.isinf(numbers).any():
+        raise DataError(f"column {column!r} holds {numbers[np.isinf(numbers)][0]}; make it null, or finite")
+    return numbers
+
+
+def as_lists(column: str, values: Values) -> np.ndarray:
+    """Values as lists, [n] objects, None for null. What the lists hold is not looked at.
+
+    Raises:
+        DataError: a value is no list.
+    """
+    array = _one_column(column, values)
+    known = ~pd.isna(array)
+    for value in array[known]:
+        if not is_list(value):
+            fix = SET_FIX if isinstance(value, set | frozenset) else f"write [{_shown(value)}]"
+            raise DataError(f"column {column!r} holds {_shown(value)} where a list is expected; {fix}")
+    return np.where(known, array, np.array(None))
+
+
+def is_list(value: object) -> bool:
+    """Whether a raw value is a list of values."""
+    return isinstance(value, list | tuple | np.ndarray)
+
+
+def holds_numbers(values: pd.Series) -> bool:
+    """Whether a column's values are numbers or truth values; False where all of them are null."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return False
+    if values.dtype != object:
+        return pd.api.types.is_numeric_dtype(values.dtype)
+    present = values[values.notna()].to_numpy()
+    return len(present) > 0 and _are_numbers(present)
+
+
+def _one_column(column: str, values: Values) -> np.ndarray:
+    """The values in an array; as objects where NumPy's types would change some of them (integers beside nulls)."""
+    if isinstance(values, pd.Series | pd.Index):
+        array = values.to_numpy() if isinstance(values.dtype, np.dtype) else values.to_numpy(object)
+    elif isinstance(values, np.ndarray):
+        array = values
+    else:
+        array = pd.Series(list(values), dtype=object).to_numpy()
+    if array.dtype.kind in "mM":
+        array = pd.Series(array).to_numpy(object)  # datetimes: as objects of NumPy they would be integers
+    if array.ndim != 1:
+        raise DataError(f"column {column!r} has {'two' if array.ndim == 2 else array.ndim} dimensions; expected one")
+    return array
+
+
+def _keys(column: str, values: np.ndarray) -> np.ndarray:
+    """Values without nulls as int64, or as texts in an array of objects."""
+    if not len(values):
+        return np.empty(0, object)
+    kind = values.dtype.kind
+    if kind in "bi" or (kind in "uf" and _are_integers(values)):
+        return values.astype(np.int64)
+    inferred = infer_dtype(values, skipna=False)
+    if inferred == "string":
+        return _texts(column, values)
+    if inferred in ("integer", "boolean") and kind == "O":
+        with suppress(OverflowError):  # named below
+            return values.astype(np.int64)
+    text = next((value for value in values if isinstance(value, str)), None)
+    if text is not None:
+        other = next(value for value in values if not isinstance(value, str))
+        raise DataError(f"column {column!r} holds both texts such as {_shown(text)} and {_shown(other)}; {TO_TEXTS}")
+    return np.array([_integer(column, value) for value in values], np.int64)
+
+
+def _are_integers(numbers: np.ndarray) -> bool:
+    """Whether each of some uints or floats is one integer of int64."""
+    if numbers.dtype.kind == "u":
+        return bool(numbers.max() <= INT64.max)
+    return bool((np.abs(numbers) < 2.0 ** _digits(numbers.dtype)).all() and (numbers == np.floor(numbers)).all())
+
+
+def _integer(column: str, value: Any) -> int:
+    """The integer that a number is; what is none is a DataError."""
+    if not _is_whole(value):
+        fix = next((fix for types, fix in FIXES if isinstance(value, types)), TO_TEXTS)
+        raise DataError(f"column {column!r} holds {_shown(value)}, and keys are integers or texts; {fix}")
+    if isinstance(value, float | np.floating) and abs(float(value)) >= 2.0 ** _digits(np.dtype(type(value))):
+        name, digits = np.dtype(type(value)).name, _digits(np.dtype(type(value)))
+        raise DataError(
+            f"column {column!r} holds {value}, and {name} skips integers from 2**{digits} on; "
+            "read the column as integers or texts"
+        )
+    if not INT64.min <= int(value) <= INT64.max:
+        raise DataError(f"column {column!r} holds {_shown(int(value))}, which is outside of int64; {TO_TEXTS}")
+    return int(value)
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, float | np.floating | Decimal):
+        return math.isfinite(value) and int(value) == value
+    return _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, NUMBERS) and not isinstance(value, np.timedelta64)  # NumPy has it among the integers
+
+
+def _digits(dtype: np.dtype) -> int:
+    """A float of this type holds every integer below 2**digits."""
+    return min(np.finfo(dtype).nmant + 1, FLOAT64_DIGITS)
+
+
+def _texts(column: str, values: np.ndarray) -> np.ndarray:
+    try:
+        return pa.array(values, pa.large_string()).to_numpy(zero_copy_only=False)
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"column {column!r} holds {error.object!r}, which UTF-8 cannot hold (a lone surrogate); "
+            "read the texts again with their encoding"
+        ) from error
+
+
+def _are_numbers(values: np.ndarray) -> bool:
+    if values.dtype != object:
+        return values.dtype.kind in "biuf"
+    return infer_dtype(values, skipna=False) in NUMBER_KINDS or all(map(_is_number, values))
+
+
+def _shown(value: Any) -> str:
+    return shown(value.item() if isinstance(value, np.generic) else value)
 
 
 def _kind(keys: np.ndarray) -> str:

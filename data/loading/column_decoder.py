@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from data.conversion.columns import as_numbers
 from data.loading.batch import PAD, Batch
 from data.loading.targets import Target, is_text
 from data.loading.value_checks import Place, refuse_nulls, usable_values
@@ -82,9 +83,9 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 
 def _decode_numbers(target: Target, array: pa.Array, place: Place) -> tuple[np.ndarray, np.ndarray]:
     """The values, and the rows of those that were replaced."""
-    if not target.may_miss:
+    if not target.domain.may_miss:
         refuse_nulls(target, array, place)
-    return usable_values(target, array.to_numpy(zero_copy_only=False), place)
+    return usable_values(target, as_numbers(array).to_numpy(zero_copy_only=False), place)
 
 
 def _decode_extra(target: Target, array: pa.Array, place: Place) -> np.ndarray:

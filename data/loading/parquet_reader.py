@@ -170,7 +170,7 @@ def _without_needed_labels(targets: Sequence[Target], chunks: Sequence[Chunk]) -
     held = {name for chunk in chunks for name in chunk.features}
     kept = [target for target in targets if target.field not in ("labels", "weights")]
     labels = [target for target in targets if target.field == "labels" and target.name in held]
-    return kept + [replace(label, may_miss=True) for label in labels]
+    return kept + [replace(label, domain=replace(label.domain, may_miss=True)) for label in labels]
 
 
 def _check_columns(groups: list[ColumnGroup]) -> None:

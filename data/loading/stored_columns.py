@@ -8,6 +8,7 @@ from data.errors import DataError
 from data.loading.parquet_files import ColumnGroup, ParquetFile, Piece, open_files
 from data.loading.targets import Target
 from data.specification.feature_spec import FeatureSpec
+from data.specification.problems import nearest
 
 
 class StoredColumns:
@@ -30,7 +31,9 @@ class StoredColumns:
         held = [name for chunk in chunks for name in chunk.features]
         unknown = [name for name in names if name not in held]
         if unknown:
-            raise DataError(f"mapping {mapping!r} has no column {', '.join(unknown)}; it has {', '.join(held)}")
+            near = [found for name in unknown if (found := nearest(name, held))]
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            raise DataError(f"mapping {mapping!r} has no column {', '.join(unknown)}; it has {', '.join(held)}{hint}")
         self._names = list(names)
         self._groups = []
         fields: dict[str, pa.Field] = {}

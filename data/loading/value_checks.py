@@ -52,43 +52,24 @@ def usable_values(
         row_of: position among the values -> row.
 
     Returns:
-        The values, ids outside of the range replaced by the nearest within it where the target's `oov_policy` allows
-        it, and the positions [replaced] int64 of these.
+        The values, whole-number ids outside of the range replaced by the nearest within it where the target's
+        `oov_policy` allows it, and the positions [replaced] int64 of these.
 
     Raises:
         DataError: a value is out of its range; names the first one and its row.
     """
-    if _is_in_range(target, values):
+    if target.domain.allows_all(values):
         return values, np.zeros(0, np.int64)
-    wrong = np.flatnonzero(~_usable(target, values))
-    if target.oov_policy == "error":
-        is_id = target.field in ("onehot", "multihot")
-        way_out = "--oov_policy clip or drop lets main.py go on without them; " if is_id else ""
+    wrong = np.flatnonzero(~target.domain.allows(values))
+    is_id = target.field in ("onehot", "multihot")
+    whole = is_id & np.isfinite(values[wrong]) & (values[wrong] == np.floor(values[wrong]))
+    refused = wrong if target.oov_policy == "error" else wrong[~whole]
+    if len(refused):
+        can_go_on = target.oov_policy == "error" and whole.all()
+        way_out = "--oov_policy clip or drop lets main.py go on without them; " if can_go_on else ""
         raise DataError(
-            f"{place.path}, row group {place.row_group}: column {target.name!r} has {len(wrong)} unusable values, "
-            f"the first {values[wrong[0]].item()} in row {place.first_row + row_of(int(wrong[0]))} of the file; "
+            f"{place.path}, row group {place.row_group}: column {target.name!r} has {len(refused)} unusable values, "
+            f"the first {values[refused[0]].item()} in row {place.first_row + row_of(int(refused[0]))} of the file; "
             f"expected {target.expected}. {way_out}check_dataset.py lists them all."
         )
-    return np.clip(values, target.low, target.high), wrong
-
-
-def _usable(target: Target, values: np.ndarray) -> np.ndarray:
-    numbers = values.astype(np.float64) if np.issubdtype(values.dtype, np.floating) else values
-    good = (numbers >= target.low) & (numbers <= target.high)
-    if target.is_whole:
-        good &= numbers == np.floor(numbers)
-    if target.may_miss:
-        good |= np.isnan(numbers)
-    return good
-
-
-def _is_in_range(target: Target, values: np.ndarray) -> bool:
-    is_float = np.issubdtype(values.dtype, np.floating)
-    if target.may_miss and is_float:
-        values = values[~np.isnan(values)]
-    if not len(values):
-        return True
-    # Comparisons with NaN are false.
-    if not (values.min().item() >= target.low and values.max().item() <= target.high):
-        return False
-    return not (target.is_whole and is_float) or bool(np.array_equal(values, np.floor(values)))
+    return np.clip(values, target.domain.low, target.domain.high), wrong

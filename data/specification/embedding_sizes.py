@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,14 @@ from data.errors import DataError
 from data.files import check_stays
 from data.specification.feature_spec import FeatureSpec
 from data.specification.parts import MAX_EMBEDDING_DIM
-from data.specification.problems import described, listed, shown
+from data.specification.problems import described, listed, nearest, shown
 from data.specification.small_file import read_small_text
+from data.specification.values import MAX_NAME_LENGTH
 
 SIZES_FILE = "embedding_sizes.json"
 LARGEST_DEFAULT = 256
 MAX_MEBIBYTES = 16
+MAX_NAMES_COMPARED = 300
 
 
 def embedding_dims(
@@ -24,8 +28,7 @@ def embedding_dims(
 
     The first of these that knows the feature decides: `sizes_file` (JSON, {feature: width}),
     `embedding_dim` in the specification, `embedding_sizes.json` in the specification's folder,
-    `default_dim`. A feature that a file does not name goes on to the next; names that the
-    specification does not have are ignored.
+    `default_dim`. Names that the specification does not have are ignored (see `unused_widths`).
 
     Args:
         spec: a valid specification.
@@ -33,18 +36,38 @@ def embedding_dims(
         allow_outside_paths: whether `embedding_sizes.json` may be a link that leads out of the folder.
 
     Raises:
-        DataError: a file cannot be read, or a width in it is no int in [1, 4096].
+        DataError: a file cannot be read, a width in it is no int in [1, 4096], or `sizes_file` names no feature.
     """
+    features = spec.onehot + spec.multihot
     explicit = read_sizes(Path(sizes_file)) if sizes_file is not None else {}
-    beside_file = spec.folder / SIZES_FILE
-    if not allow_outside_paths:
-        check_stays(spec.folder, SIZES_FILE)
-    beside = read_sizes(beside_file) if os.path.lexists(beside_file) else {}
+    if sizes_file is not None and features and not any(feature.name in explicit for feature in features):
+        there_are = listed((feature.name for feature in features), len(features))
+        widths = f"it has widths for {_unknown(spec, explicit)}" if explicit else "it is empty"
+        raise DataError(
+            f"{sizes_file}: names none of the categorical features; {widths}, and the features are {there_are}"
+        )
+    beside = _sizes_beside(spec, allow_outside_paths)
     dims = {}
-    for feature in spec.onehot + spec.multihot:
+    for feature in features:
         stated = explicit.get(feature.name) or feature.embedding_dim or beside.get(feature.name)
         dims[feature.name] = stated or default_dim(feature.cardinality or 1)
     return dims
+
+
+def unused_widths(
+    spec: FeatureSpec, sizes_file: Path | None = None, *, allow_outside_paths: bool = False
+) -> Iterator[str]:
+    """Warnings about names in the files of `embedding_dims` that are no categorical features, nearest names suggested.
+
+    Raises:
+        DataError: as `embedding_dims`.
+    """
+    explicit = {} if sizes_file is None else read_sizes(Path(sizes_file))
+    beside = _sizes_beside(spec, allow_outside_paths)
+    for path, sizes in ((sizes_file, explicit), (spec.folder / SIZES_FILE, beside)):
+        if names := _unknown(spec, sizes):
+            what = "the specification has no such categorical feature, and these widths are not used"
+            yield f"{path}: has widths for {names}; {what}"
 
 
 def default_dim(cardinality: int) -> int:
@@ -66,6 +89,28 @@ def read_sizes(path: Path) -> dict[str, int]:
         expected = f"expected whole numbers from 1 to {MAX_EMBEDDING_DIM}, without quotes"
         raise DataError(f"{path}: {listed(wrong, len(wrong))}; {expected}")
     return sizes
+
+
+def _sizes_beside(spec: FeatureSpec, allow_outside_paths: bool) -> dict[str, int]:
+    path = spec.folder / SIZES_FILE
+    if not allow_outside_paths:
+        check_stays(spec.folder, SIZES_FILE)
+    return read_sizes(path) if os.path.lexists(path) else {}
+
+
+def _unknown(spec: FeatureSpec, sizes: dict[str, int]) -> str:
+    """The names in `sizes` that are no categorical features, those that may be misspelt first; "" if there are none."""
+    features = dict.fromkeys(feature.name for feature in spec.onehot + spec.multihot)
+    unknown = [name for name in sizes if name not in features]
+    without_width = [name for name in islice(features, MAX_NAMES_COMPARED) if name not in sizes]
+    suggested = {
+        name: near
+        for name in unknown[:MAX_NAMES_COMPARED]
+        if len(name) <= MAX_NAME_LENGTH and (near := nearest(name, without_width))
+    }
+    texts = [f"{shown(name)} (did you mean {near!r}?)" for name, near in suggested.items()]
+    texts += [shown(name) for name in unknown if name not in suggested]
+    return listed(texts, len(texts))
 
 
 def _is_width(size: Any) -> bool:

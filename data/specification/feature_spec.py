@@ -243,7 +243,7 @@ class FeatureSpec:
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Writes every value out, since the reader takes no aliases, and every text so that it stays the same."""
+    """Writes every value out, without aliases, and every text so that it stays the same."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -24,11 +24,14 @@ SAMPLE_WEIGHT = "sample_weight"
 ROLES = (SAMPLE_WEIGHT,)
 # Joins the names of a label and of those that it is given, in the keys of metrics of all of them together.
 JOINT = "+"
+# Columns of a file of predictions: the row's number, and for each label these before its name.
+ROW_COLUMN, LABEL_COLUMN, PREDICTION_COLUMN = "row", "label_", "prediction_"
 LABEL_KEYS = ("task", "loss_weight", "positive_weight", "given", "missing")
 
 INTEGER_DTYPES = ("int8", "int16", "int32", "int64")
 FLOAT_DTYPES = ("float16", "float32", "float64")
-DTYPES = INTEGER_DTYPES + FLOAT_DTYPES
+BOOL_DTYPE = "bool"
+DTYPES = (*INTEGER_DTYPES, *FLOAT_DTYPES, BOOL_DTYPE)
 
 # Ids are int32 in a batch.
 MAX_CARDINALITY = 2**31 - 1
@@ -79,3 +82,11 @@ class Chunk:
     type: str
     features: tuple[str, ...]
     files: tuple[str, ...]
+
+
+def exact_integers(dtype: str) -> int:
+    """How many integers from 0 on an integer or float type, by its NumPy name, holds without a gap."""
+    if dtype in FLOAT_DTYPES:
+        return {"float16": 2**11, "float32": 2**24, "float64": 2**53}[dtype] + 1
+    bits = int(dtype.removeprefix("uint").removeprefix("int"))
+    return 2**bits if dtype.startswith("uint") else 2 ** (bits - 1)

@@ -11,16 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from data.specification.parts import (
+    BOOL_DTYPE,
     CATEGORICAL_CHANNELS,
     CHANNELS,
     INPUT_CHANNELS,
     INTEGER_DTYPES,
     JOINT,
     LABEL,
+    LABEL_COLUMN,
     LABEL_KEYS,
     MAP,
     MULTIHOT,
+    PREDICTION_COLUMN,
+    ROW_COLUMN,
     Feature,
+    exact_integers,
 )
 from data.specification.problems import Problem, listed, place_of
 from data.specification.shape import Parts, read_parts
@@ -66,12 +71,13 @@ def check_channel_features(parts: Parts) -> Iterator[Problem]:
 
 
 def check_categorical(parts: Parts) -> Iterator[Problem]:
-    """Categorical features have a cardinality and an integer type that can hold every id."""
+    """Categorical features have a cardinality and a type of numbers that can hold every id."""
     for feature in _in_channels(parts, *CATEGORICAL_CHANNELS):
         place = place_of("feature_spec", feature.name)
         if feature.cardinality is None and place in parts.complete:
             yield Problem(f"{place}.cardinality", "is missing; write the largest id + 1 (ids lie in [0, cardinality))")
-        yield from _check_integer_dtype(feature, "ids are integers")
+        if feature.dtype == BOOL_DTYPE:
+            yield from _check_integer_dtype(feature, "ids are integers")
         yield from _check_dtype_holds(feature, "ids")
 
 
@@ -79,6 +85,16 @@ def check_map_dtype(parts: Parts) -> Iterator[Problem]:
     """The map feature holds ids."""
     for feature in _in_channels(parts, MAP):
         yield from _check_integer_dtype(feature, "the map feature holds ids")
+
+
+def check_map_name(parts: Parts) -> Iterator[Problem]:
+    """The map feature stands in every file of predictions, beside the columns that are made."""
+    labels = [feature.name for feature in _in_channels(parts, LABEL)]
+    taken = {ROW_COLUMN, *(part + label for label in labels for part in (LABEL_COLUMN, PREDICTION_COLUMN))}
+    for feature in _in_channels(parts, MAP):
+        if feature.name in taken:
+            what = "this is the name of a column that predictions have beside the map feature; rename the feature"
+            yield Problem(place_of("feature_spec", feature.name), what)
 
 
 def check_keys_of_inputs(parts: Parts) -> Iterator[Problem]:
@@ -171,6 +187,17 @@ def check_joint_names(parts: Parts) -> Iterator[Problem]:
         taken[together] = f"what {names} are called"
 
 
+def check_bool_dtype(parts: Parts) -> Iterator[Problem]:
+    """Truth values are binary labels; columns in no channel may hold them as well."""
+    channel_of = _channel_of(parts)
+    for feature in parts.features.values():
+        channel = channel_of.get(feature.name)
+        is_used = channel is not None or feature.role is not None
+        if feature.dtype == BOOL_DTYPE and is_used and (channel != LABEL or feature.task != "binary"):
+            place = f"{place_of('feature_spec', feature.name)}.dtype"
+            yield Problem(place, "is bool, which only a binary label can be; store numbers and write their dtype")
+
+
 def check_sample_weight(parts: Parts) -> Iterator[Problem]:
     """At most one feature weighs rows, and it is in no channel."""
     weights = [feature.name for feature in parts.features.values() if feature.role is not None]
@@ -191,13 +218,12 @@ def _check_integer_dtype(feature: Feature, reason: str) -> Iterator[Problem]:
 
 
 def _check_dtype_holds(feature: Feature, things: str) -> Iterator[Problem]:
-    """An integer type can hold the numbers below the cardinality."""
-    if feature.cardinality is not None and feature.dtype in INTEGER_DTYPES:
-        bits = int(feature.dtype.removeprefix("int"))
-        if feature.cardinality > 2 ** (bits - 1):
-            place = f"{place_of('feature_spec', feature.name)}.dtype"
-            what = f"is {feature.dtype}, which cannot hold {things} up to {feature.cardinality - 1}; write a wider one"
-            yield Problem(place, what)
+    """The type can hold the numbers below the cardinality, each of them exactly."""
+    dtype = feature.dtype if feature.dtype != BOOL_DTYPE else None
+    if feature.cardinality is not None and dtype is not None and feature.cardinality > exact_integers(dtype):
+        place = f"{place_of('feature_spec', feature.name)}.dtype"
+        what = f"is {dtype}, which cannot hold {things} up to {feature.cardinality - 1}; write a wider one"
+        yield Problem(place, what)
 
 
 def _in_channels(parts: Parts, *channels: str) -> list[Feature]:
@@ -245,10 +271,12 @@ FEATURE_RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
     check_channel_features,
     check_categorical,
     check_map_dtype,
+    check_map_name,
     check_keys_of_inputs,
     check_keys_of_labels,
     check_tasks,
     check_sample_spaces,
     check_joint_names,
+    check_bool_dtype,
     check_sample_weight,
 )

@@ -12,6 +12,16 @@ from data.specification.parts import CHANNELS, CHUNK_KEYS, CHUNK_TYPES, REQUIRED
 from data.specification.problems import Problem, described, place_of
 from data.specification.values import FEATURE_VALUES, file_mistake, name_mistake, one_of
 
+# What the public DLRM recipe writes and means something else here.
+SPLIT_BINARY = "split_binary"
+SPLIT_BINARY_HELP = (
+    "split_binary files, which the DLRM recipe makes, are not read; write the columns as parquet, or name the CSV "
+    "files that they were made of (type: csv) and run transcode.py"
+)
+CATEGORICAL_HELP = (
+    "is no channel; write onehot_categorical where rows have one id, multihot_categorical where they have lists of ids"
+)
+
 
 class Entry(NamedTuple):
     """A text in a list of the document, with its place."""
@@ -143,10 +153,7 @@ def _read_chunk(chunk: Any, place: str, problems: list[Problem]) -> ChunkPart:
         if key not in chunk:
             problems.append(Problem(f"{place}.{key}", "is missing; a chunk has type, features and files"))
     if "type" in chunk:
-        try:
-            part.type = one_of(CHUNK_TYPES)(chunk["type"])
-        except ValueError as error:
-            problems.append(Problem(f"{place}.type", str(error)))
+        part.type = _read_type(chunk["type"], place, problems)
     if "features" in chunk:
         part.features = _read_entries(chunk["features"], f"{place}.features", name_mistake, problems)
     if "files" in chunk:
@@ -154,9 +161,27 @@ def _read_chunk(chunk: Any, place: str, problems: list[Problem]) -> ChunkPart:
     return part
 
 
+def _read_type(value: Any, place: str, problems: list[Problem]) -> str:
+    """The type of a chunk; empty where it is wrong."""
+    try:
+        return one_of(CHUNK_TYPES)(value)
+    except ValueError as error:
+        is_foreign = value == SPLIT_BINARY  # told once for all chunks
+        problems.append(
+            Problem("source_spec", SPLIT_BINARY_HELP) if is_foreign else Problem(f"{place}.type", str(error))
+        )
+    return ""
+
+
 def _read_channels(section: dict[Any, Any], parts: Parts, problems: list[Problem]) -> None:
     unknown = [key for key in section if key not in CHANNELS]
-    problems += [Problem(place_of("channel_spec", key), "is no channel", str(key), CHANNELS) for key in unknown]
+    for key in unknown:
+        place = place_of("channel_spec", key)
+        problems.append(
+            Problem(place, CATEGORICAL_HELP)
+            if key == "categorical"
+            else Problem(place, "is no channel", str(key), CHANNELS)
+        )
     for channel in CHANNELS:
         before = len(problems)
         place, names = f"channel_spec.{channel}", section.get(channel)

@@ -96,7 +96,7 @@ def check_paths(parts: Parts, folder: Path, allow_outside: bool) -> Iterator[Pro
             path = os.path.normpath(entry.text)
             mistake = None if allow_outside else way_out(entry.text, root, resolved)
             if mistake:
-                yield Problem(entry.place, f"{shown(entry.text)} {mistake} (main.py has --allow_outside_paths)")
+                yield Problem(entry.place, f"{shown(entry.text)} {mistake}, or pass --allow_outside_paths")
             elif os.path.basename(entry.text) in ("", ".", ".."):
                 yield Problem(entry.place, f"{shown(entry.text)} is a folder; write the path of a file")
             elif path in first:

@@ -9,6 +9,7 @@ import numpy as np
 from data.specification.parts import DTYPES, MAX_CARDINALITY, MAX_EMBEDDING_DIM, MISSING, ROLES, TASKS
 from data.specification.problems import described, shown
 
+# Names of mappings and features are parts of file names (255 bytes), of features and labels parts of arrays' names.
 MAX_NAME_LENGTH = 200
 MAX_PATH_LENGTH = 1000
 
@@ -23,7 +24,7 @@ TORCH_DTYPES = {
 
 
 def name_mistake(name: Any) -> str | None:
-    """What is wrong with the name of a feature or mapping; None if nothing is."""
+    """What is wrong with the name of a feature or mapping; None if nothing is, and every later use can take it."""
     if isinstance(name, bool):
         return f"YAML reads this name as the truth value {name} (so it does yes, no, on, off); put it in quotes"
     if not isinstance(name, str):
@@ -32,10 +33,12 @@ def name_mistake(name: Any) -> str | None:
         return "this name is empty; write a name"
     if len(name) > MAX_NAME_LENGTH:
         return f"this name has {len(name)} characters; the most is {MAX_NAME_LENGTH}"
-    if name != name.strip():
-        return f"the name {shown(name)} begins or ends with a blank; take it away"
+    if name != name.strip() or name.startswith("."):
+        return f"the name {shown(name)} begins or ends with a blank, or begins with a dot; take it away"
     if "/" in name or not name.isprintable():
         return f"the name {shown(name)} holds a slash or a control character; leave it out"
+    if (size := len(name.encode())) > MAX_NAME_LENGTH:
+        return f"this name has {size} bytes in UTF-8; the most is {MAX_NAME_LENGTH}"
     return None
 
 

@@ -1,6 +1,7 @@
 """Plain YAML, read safely: small documents of text, numbers, lists and mappings, every mistake with its place."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ MAX_MEBIBYTES = 1
 MAX_DEPTH = 20
 # Texts, numbers, lists and mappings in all: twice what a thousand features in a thousand files per mapping need.
 MAX_VALUES = 40_000
+MAX_CHARACTERS = 2**20
 MAX_NUMBER_LENGTH = 40
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -66,8 +68,9 @@ class _PlainLoader(_Loader):
 def read_yaml(path: Path) -> dict[Any, Any]:
     """Read a YAML file whose root is a mapping, with the semantics of `yaml.safe_load`.
 
-    Refused are also: duplicate keys, anchors and aliases, tags, merge keys, octal and base-60
-    numbers, nesting deeper than 20, more than 40,000 values, more than 1 MiB.
+    Anchors and aliases are accepted, as PyYAML writes them for a list that is used twice. Refused are also: duplicate
+    keys, tags, merge keys, octal and base-60 numbers, a file larger than 1 MiB, and, once aliases are replaced by
+    their values, nesting deeper than 20, more than 40,000 values or 1,048,576 characters.
 
     Raises:
         DataError: naming the file and, where there is one, line and column (from 1).
@@ -101,27 +104,94 @@ def _check_characters(path: Path, text: str) -> None:
 
 def _check_events(text: str) -> None:
     """Walk the document without building anything, so that depth, size and aliases are known to be harmless."""
-    depth = values = 0
+    extent = _Extent()
     event: Any
     for event in yaml.parse(text, Loader=_Loader):
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise _Refused("anchors (&) and aliases (*) are not supported; write the value out", event.start_mark)
         if getattr(event, "tag", None) is not None:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")[:60]
             raise _Refused(f"tags are not supported (found {tag}); write plain values", event.start_mark)
-        values += isinstance(event, yaml.NodeEvent)
-        if values > MAX_VALUES:
-            raise _Refused(
-                f"more than {MAX_VALUES:,} texts, numbers, lists and mappings; write fewer", event.start_mark
-            )
         if isinstance(event, yaml.ScalarEvent) and _SURROGATE.search(event.value):
             raise _Refused("text with half a character (a surrogate escape); write the character", event.start_mark)
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise _Refused(f"nested deeper than {MAX_DEPTH} levels; a specification needs 5", event.start_mark)
+        extent.add(event)
+
+
+@dataclass
+class _Node:
+    """A list or mapping that has begun, or how much an anchor stands for when its value is complete.
+
+    Attributes:
+        mark: where it begins.
+        values, characters: counted before it; when it is complete, its own.
+        height: levels of lists and mappings in it, itself included.
+        is_complete: whether its end has been seen.
+    """
+
+    mark: Any
+    values: int = 0
+    characters: int = 0
+    height: int = 0
+    is_complete: bool = False
+
+
+class _Extent:
+    """Counts what a document holds once every alias is replaced by its value, in time linear in the document itself."""
+
+    def __init__(self) -> None:
+        self._values = self._characters = 0
+        self._open: list[_Node] = []
+        self._anchors: dict[str, _Node] = {}
+
+    def add(self, event: Any) -> None:
+        """Counts the next event; raises _Refused where there is too much, or an alias stands for nothing."""
+        if isinstance(event, yaml.AliasEvent):
+            node = self._anchored(event)
+            self._count(node.values, node.characters, node.height, event.start_mark)
+        elif isinstance(event, yaml.ScalarEvent):
+            node = _Node(event.start_mark, 1, len(event.value), 0, is_complete=True)
+            self._name(event, node)
+            self._count(1, len(event.value), 0, event.start_mark)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            node = _Node(event.start_mark, self._values, self._characters, 1)
+            self._name(event, node)
+            self._count(1, 0, 1, event.start_mark)
+            self._open.append(node)
         elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
+            node = self._open.pop()
+            node.values, node.characters = self._values - node.values, self._characters - node.characters
+            node.is_complete = True
+            self._raise_height(node.height)
+
+    def _count(self, values: int, characters: int, height: int, mark: Any) -> None:
+        self._values += values
+        self._characters += characters
+        if self._values > MAX_VALUES:
+            raise _Refused(f"more than {MAX_VALUES:,} texts, numbers, lists and mappings; write fewer", mark)
+        if self._characters > MAX_CHARACTERS:
+            raise _Refused(f"more than {MAX_CHARACTERS:,} characters once aliases are replaced; write fewer", mark)
+        if height and len(self._open) + height > MAX_DEPTH:
+            raise _Refused(f"nested deeper than {MAX_DEPTH} levels; a specification needs 5", mark)
+        self._raise_height(height)
+
+    def _raise_height(self, inner: int) -> None:
+        if self._open:
+            self._open[-1].height = max(self._open[-1].height, inner + 1)
+
+    def _name(self, event: Any, node: _Node) -> None:
+        if event.anchor is None:
+            return
+        if event.anchor in self._anchors:
+            line = self._anchors[event.anchor].mark.line + 1
+            what = f"anchor &{event.anchor[:60]} is there twice (first on line {line}); rename one"
+            raise _Refused(what, event.start_mark)
+        self._anchors[event.anchor] = node
+
+    def _anchored(self, event: Any) -> _Node:
+        node, name = self._anchors.get(event.anchor), event.anchor[:60]
+        if node is None:
+            raise _Refused(f"alias *{name} has no anchor &{name} above it; write the value out", event.start_mark)
+        if not node.is_complete:
+            raise _Refused(f"alias *{name} is within what it stands for; write the value out", event.start_mark)
+        return node
 
 
 def _check_number(node: Any) -> None:

@@ -99,7 +99,8 @@ BAD_VALUES = [
     ("genres", [1, None], "missing value", "a list of ids in [0, 8)"),
     ("genres", None, "missing value", "a list of ids in [0, 8)"),
     ("age", float("nan"), "not finite", "a finite number, float32"),
-    ("price", float("-inf"), "not finite", "a finite number, float64"),
+    ("price", float("-inf"), "not finite", "a finite number within the range of float32, float64"),
+    ("price", 1e39, "not finite", "a finite number within the range of float32, float64"),
     ("age", None, "missing value", "a finite number, float32"),
     ("clicked", 2, "label value", "0 or 1, int8"),
     ("clicked", None, "missing value", "0 or 1, int8"),
@@ -149,13 +150,12 @@ def test_all_bad_rows_are_counted_whatever_the_batches(tmp_path_factory, bad, ba
 @pytest.mark.parametrize(
     ("name", "stored", "value", "found"),
     [
-        ("user", pa.float64(), 1.0, "double"),
         ("user", pa.string(), "1", "string"),
         ("genres", pa.int32(), 1, "int32"),
-        ("genres", pa.list_(pa.float32()), [1.0], "list<element: float>"),
+        ("genres", pa.list_(pa.string()), ["1"], "list<element: string>"),
         ("age", pa.string(), "1", "string"),
         ("age", pa.list_(pa.float32()), [1.0], "list<element: float>"),
-        ("clicked", pa.bool_(), True, "bool"),
+        ("age", pa.bool_(), True, "bool"),
         ("session", pa.float64(), 1.0, "double"),
     ],
 )
@@ -167,7 +167,14 @@ def test_a_column_type_that_does_not_fit_the_channel_is_an_error(good, name, sto
 
 
 @pytest.mark.parametrize(
-    ("name", "stored"), [("user", pa.int64()), ("age", pa.float64()), ("genres", pa.list_(pa.int64()))]
+    ("name", "stored"),
+    [
+        ("user", pa.int64()),
+        ("user", pa.float64()),
+        ("age", pa.float64()),
+        ("genres", pa.list_(pa.int64())),
+        ("clicked", pa.float32()),
+    ],
 )
 def test_a_column_type_other_than_declared_is_a_warning(good, name, stored):
     path = good.files("test")[0]
@@ -256,7 +263,9 @@ def test_no_flipped_bit_changes_a_value_unnoticed(good):
 def test_files_and_mappings_without_rows_are_found(good):
     for path in good.files("train"):
         write(pq.read_table(path).slice(0, 0), path)
-    assert [finding.what for finding in findings(good)] == ["file without rows"] * 2 + ["mapping without rows"]
+    empty, also_empty, mapping = findings(good)
+    assert (empty.what, empty.is_warning) == (also_empty.what, also_empty.is_warning) == ("file without rows", True)
+    assert (mapping.what, mapping.is_warning) == ("mapping without rows", False)
 
 
 def test_column_groups_of_unequal_rows_are_found(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.specification.embedding_sizes import default_dim, embedding_dims
+from data.specification.embedding_sizes import default_dim, embedding_dims, unused_widths
 from data.specification.feature_spec import FeatureSpec
 from tests.data.spec_documents import changed
 
@@ -59,6 +59,42 @@ def test_the_file_that_is_asked_for_goes_before_all(spec: FeatureSpec) -> None:
 def test_names_that_the_specification_does_not_have_are_ignored(spec: FeatureSpec) -> None:
     explicit = sizes_file(spec.folder, {"age": 3, "nobody": 9, "user": 1, "genres": 4096})
     assert embedding_dims(spec, explicit) == {"user": 1, "genres": 4096}
+
+
+def test_a_file_with_no_feature_of_ours_is_refused(spec: FeatureSpec) -> None:
+    explicit = sizes_file(spec.folder, {"usr": 8, "age": 3})
+    with pytest.raises(DataError) as caught:
+        embedding_dims(spec, explicit)
+    assert str(caught.value) == (
+        f"{explicit}: names none of the categorical features; it has widths for 'usr' (did you mean 'user'?), 'age', "
+        "and the features are user, genres"
+    )
+    with pytest.raises(DataError, match="names none of the categorical features; it is empty, and"):
+        embedding_dims(spec, sizes_file(spec.folder, {}))
+
+
+def test_a_file_may_name_nothing_where_nothing_is_categorical(tmp_path: Path) -> None:
+    shipped = FeatureSpec.read(Path(__file__).parents[2] / "feature_specs" / "no_categorical.yaml")
+    assert embedding_dims(shipped, sizes_file(tmp_path, {})) == {}
+    assert embedding_dims(shipped, sizes_file(tmp_path, {"ad_id": 4})) == {}
+
+
+def test_widths_that_are_not_used_are_warned_of(spec: FeatureSpec) -> None:
+    explicit = sizes_file(spec.folder, {"user": 1, "genrse": 2, "age": 3, "users": 4})
+    beside = sizes_file(spec.folder, {"userr": 1, "geners": 5, "genres": 6}, "embedding_sizes.json")
+    tail = "; the specification has no such categorical feature, and these widths are not used"
+    assert list(unused_widths(spec, explicit)) == [
+        f"{explicit}: has widths for 'genrse' (did you mean 'genres'?), 'age', 'users'{tail}",
+        f"{beside}: has widths for 'userr' (did you mean 'user'?), 'geners'{tail}",
+    ]
+    beside.unlink()
+    assert not list(unused_widths(spec, sizes_file(spec.folder, {"user": 1, "genres": 2})))
+
+
+def test_a_misspelt_name_is_not_lost_among_many(spec: FeatureSpec) -> None:
+    widths = {f"x{number}": 1 for number in range(99)} | {"genre": 2}
+    (text,) = unused_widths(spec, sizes_file(spec.folder, widths))
+    assert "has widths for 'genre' (did you mean 'genres'?), 'x0', " in text and "(100 in all)" in text
 
 
 def test_the_published_sizes_of_outbrain_add_up_to_its_deep_width(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_rows_hash_as_the_scalar_function_says(seed, rows):
     assert hash_rows(seed, numbers, texts).tolist() == [scalar_row_hash(seed, *row) for row in rows]
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64", "uint64"])
 def test_an_integer_has_one_hash_whatever_its_width(dtype):
     assert hash_values(np.array([3, 100], dtype)).tolist() == [scalar_hash(3), scalar_hash(100)]
 

@@ -225,11 +225,11 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path):
 def test_all_columns_that_are_missing_or_of_the_wrong_type_are_told_at_once(tmp_path):
     table = arrow_table(random_rows(3)).drop_columns(["age"])
     for name, values in {
-        "user": pa.array([0.0, 1, 2]),
+        "user": pa.array(["0", "1", "2"]),
         "tags": pa.array([1, 2, 3]),
-        "topics": pa.array([[0.5]] * 3),
+        "topics": pa.array([["0"]] * 3),
         "price": pa.array(["1", "2", "3"]),
-        "click": pa.array([True, False, True]),
+        "click": pa.array(["1", "0", "1"]),
         "session": pa.array([1.0, 2, 3]),
     }.items():
         table = table.set_column(table.schema.get_field_index(name), name, values)
@@ -237,12 +237,12 @@ def test_all_columns_that_are_missing_or_of_the_wrong_type_are_told_at_once(tmp_
     message = refused(world_spec(tmp_path, [(list(FEATURES), ["part_0.parquet"])]), with_group=True)
     path = tmp_path / "part_0.parquet"
     assert [line.partition(";")[0] for line in message.splitlines()] == [
-        f"{path}: column 'user' is stored as double, expected integers",
+        f"{path}: column 'user' is stored as string, expected integers",
         f"{path}: column 'tags' is stored as int64, expected lists of integers",
-        f"{path}: column 'topics' is stored as list<element: double>, expected lists of integers",
+        f"{path}: column 'topics' is stored as list<element: string>, expected lists of integers",
         f"{path}: column 'price' is stored as string, expected numbers",
         f"{path}: column 'age' is not among {', '.join(table.schema.names)}",
-        f"{path}: column 'click' is stored as bool, expected numbers",
+        f"{path}: column 'click' is stored as string, expected numbers",
         f"{path}: column 'session' is stored as double, expected integers",
     ]
 
@@ -356,7 +356,7 @@ def refused_value(tmp_path: Path, name: str, row: int, value: Any, stored: pa.Da
         ("topics", [9], None, "9", r"a list of ids in \[0, 9\)"),
         ("price", float("nan"), pa.float64(), "nan", "a finite number"),
         ("price", float("-inf"), None, "-inf", "a finite number"),
-        ("price", 1e300, pa.float64(), r"1e\+300", "within the range of float32"),
+        ("price", 1e300, pa.float64(), r"1e\+300", "a finite number, float32"),
         ("click", 2, None, "2", "0 or 1"),
         ("click", 0.5, pa.float32(), "0.5", "0 or 1"),
         ("click", float("nan"), pa.float64(), "nan", "0 or 1"),
@@ -364,7 +364,7 @@ def refused_value(tmp_path: Path, name: str, row: int, value: Any, stored: pa.Da
         ("kind", -1, None, "-1", r"a class in \[0, 4\)"),
         ("kind", 1.5, pa.float64(), "1.5", r"a class in \[0, 4\)"),
         ("stars", float("inf"), None, "inf", "a finite number"),
-        ("stars", 1e39, None, r"1e\+39", "within the range of float32"),
+        ("stars", 1e39, None, r"1e\+39", r"a finite number \(or nothing\), float32"),
         ("importance", -0.5, None, "-0.5", "a finite number of at least 0"),
         ("importance", float("inf"), None, "inf", "a finite number of at least 0"),
         ("importance", float("nan"), None, "nan", "a finite number of at least 0"),

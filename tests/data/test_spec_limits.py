@@ -8,7 +8,7 @@ import pytest
 
 from data.errors import DataError
 from data.specification.feature_spec import FeatureSpec
-from data.specification.yaml_reader import MAX_VALUES
+from data.specification.yaml_reader import MAX_VALUES, read_yaml
 
 # What is quadratic takes from five seconds to a minute at these sizes, what is linear half a second.
 SECONDS = 3.0
@@ -55,6 +55,10 @@ AT_THE_LIMITS = {
     "many mappings that lack much": features(7500)
     + named("numerical", 7500)
     + filled("source_spec:\n", lambda i: f" m{i}: [{{type: csv, features: [k1], files: [b]}}]\n", 32),
+    "one list in many chunks": features(200).replace("feature_spec:", "feature_spec:\n z: {}")
+    + f"metadata: {{all: &all [{','.join(f'k{i}' for i in range(200))}]}}\n"
+    + "source_spec:\n train:\n"
+    + " - {type: csv, features: *all, files: [a]}\n" * 170,
     "long names of mappings": filled("source_spec:\n", lambda i: f" {'rtain' * 38}{i}: []\n", 2),
 }  # fmt: skip
 
@@ -82,6 +86,51 @@ def test_a_document_of_too_many_values_is_refused_where_they_become_too_many(tmp
     # The root, the key and the list come before the values, which take two characters each.
     column = len("a: [") + 2 * (MAX_VALUES - 3) + 1
     assert f"line 1, column {column}: more than 40,000 texts, numbers, lists and mappings" in message
+
+
+def laughs(levels: int, leaf: str = "lol", width: int = 9) -> str:
+    """Each level is a list of `width` times the one before it."""
+    lines = [f"a0: &a0 {leaf}"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * width)}]" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+BOMBS = {
+    "a billion laughs": (laughs(10), "line 6, column 30: more than 40,000 texts, numbers, lists and mappings"),
+    "wide and flat": (
+        f"a: &a [{'x,' * 30_000}]\nb: [{'*a,' * 30_000}]",
+        "line 2, column 5: more than 40,000 texts, numbers, lists and mappings",
+    ),
+    "deep": (laughs(25, width=1), "line 21, column 12: nested deeper than 20 levels"),
+    "a long text again and again": (
+        f"a: &a {'x' * 100_000}\nb: [{', '.join(['*a'] * 20_000)}]",
+        "line 2, column 41: more than 1,048,576 characters",
+    ),
+    "many aliases of nothing": (
+        f"a: &a []\nb: [{'*a,' * 50_000}]",
+        "line 2, column 119990: more than 40,000 texts, numbers, lists and mappings",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), BOMBS.values(), ids=BOMBS)
+def test_limits_count_what_aliases_expand_to(content: str, words: str, tmp_path: Path) -> None:
+    message, seconds = refusal(content, tmp_path)
+    assert words in message
+    assert seconds < SECONDS
+
+
+def test_a_list_used_twice_counts_twice(tmp_path: Path) -> None:
+    # The root, five keys of sections and lists, and the lists themselves are the other values.
+    def read(length: int) -> dict:
+        path = tmp_path / "values.yaml"
+        path.write_text(f"a: &a [{'1,' * length}]\nb: *a\n")
+        return read_yaml(path)
+
+    most = (MAX_VALUES - 5) // 2
+    assert len(read(most)["b"]) == most
+    with pytest.raises(DataError, match="line 2, column 4: more than 40,000"):
+        read(most + 1)
 
 
 def test_a_thousand_features_in_a_thousand_files_are_read(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ TOLD_WHERE_CHANGED = [
     ("feature_spec.age.max_hotness", 3, "is only for multihot_categorical and the feature is in numerical"),
     ("feature_spec.age.embedding_dim", 3, "is only for categorical features and the feature is in numerical"),
     ("feature_spec.session.embedding_dim", 3, "is only for categorical features and the feature is in map"),
-    ("feature_spec.user.dtype", "float32", "is float32 but ids are integers; write one of int8, int16, int32, int64"),
-    ("feature_spec.genres.dtype", "float64", "is float64 but ids are integers; write one of int8"),
+    ("feature_spec.user.dtype", "bool", "is bool but ids are integers; write one of int8, int16, int32, int64"),
+    ("feature_spec.age.dtype", "bool", "is bool, which only a binary label can be; store numbers and write their"),
+    ("feature_spec.weight.dtype", "bool", "is bool, which only a binary label can be"),
     ("feature_spec.session.dtype", "float64", "is float64 but the map feature holds ids; write one of int8"),
     ("feature_spec.age.task", "regression", "is only for labels; take it away or list 'age' in channel_spec.label"),
     ("feature_spec.user.loss_weight", 2, "is only for labels"),
@@ -137,6 +138,14 @@ ALLOWED = {
 @pytest.mark.parametrize("changes", ALLOWED.values(), ids=ALLOWED)
 def test_what_no_rule_forbids_is_taken(changes: dict[str, Any], tmp_path: Path) -> None:
     FeatureSpec.from_dict(changed(changes), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["row", "label_click", "prediction_buy"])
+def test_the_map_feature_leaves_room_for_predictions(name: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {f"feature_spec.{name}": {}, "channel_spec.map": [name]}
+    changes |= {"source_spec.test[0].features[7]": name}
+    what = "this is the name of a column that predictions have beside the map feature; rename the feature"
+    check_only_problem(problems_of(changed(changes), tmp_path), f"feature_spec.{name}", what)
 
 
 @pytest.mark.parametrize("labels", [["mean"], ["mean", "click"]])

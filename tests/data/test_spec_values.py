@@ -27,7 +27,7 @@ WRONG_VALUES = [
     ("feature_spec.age.dtype", "float31",
      "is the text 'float31'; write one of int8, int16, int32, int64, float16, float32, float64"),
     ("feature_spec.age.dtype", "float", "is the text 'float'; write one of int8"),
-    ("feature_spec.age.dtype", "torch.bool", "is the text 'torch.bool'; write one of int8"),
+    ("feature_spec.age.dtype", "torch.complex64", "is the text 'torch.complex64'; write one of int8"),
     ("feature_spec.age.dtype", 32, "is the number 32; write one of"),
     ("feature_spec.age.dtype", date(2024, 1, 1), "is date datetime.date(2024, 1, 1); write one of"),
     ("feature_spec.age.dtype", None, "is empty; write one of"),
@@ -98,7 +98,10 @@ WRONG_NAMES = [
     ("a/b", "a/b", "the name 'a/b' holds a slash or a control character"),
     ("a\0b", r"'a\x00b'", "holds a slash or a control character"),
     ("a\nb", r"'a\nb'", "holds a slash or a control character"),
+    (".hidden", ".hidden", "the name '.hidden' begins or ends with a blank, or begins with a dot; take it away"),
+    ("..", "..", "the name '..' begins or ends with a blank, or begins with a dot"),
     ("x" * 201, f"'{'x' * 27}...{'x' * 28}'", "this name has 201 characters; the most is 200"),
+    ("大" * 67, "大" * 67, "this name has 201 bytes in UTF-8; the most is 200"),
 ]
 
 
@@ -141,6 +144,7 @@ ALLOWED = {
     "no dtypes": {f"feature_spec.{name}.dtype": GONE for name in ("user", "genres", "age", "session")},
     "a name with blanks and other scripts": {"feature_spec.größe in m²": {}},
     "the longest name": {"feature_spec." + "x" * 200: {}},
+    "names that differ only in case": {"feature_spec.Note": {}, "feature_spec.NOTE": {}},
     "a feature without an entry": {"feature_spec.note": None},
     "empty metadata": {"metadata": None},
     "no metadata": {"metadata": GONE},

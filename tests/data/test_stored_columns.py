@@ -1,3 +1,4 @@
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -28,6 +29,14 @@ def test_columns_come_unchanged_in_any_blocks_from_files_that_are_cut_differentl
     blocks = [pa.table(stream.take(size), names=NAMES) for size in sizes]
     assert [len(block) for block in blocks] == sizes
     assert pa.concat_tables(blocks).combine_chunks() == table.select(NAMES)
+
+
+def test_integers_of_every_width_are_kept(tmp_path):
+    spec, frame = write_world(tmp_path, [[3]])
+    kept = frame.assign(session=np.array([2**64 - 1, 2**63, 0], np.uint64))
+    write_file(tmp_path / "part_0.parquet", arrow_table(kept, {"session": pa.uint64(), "item": pa.uint8()}), [3])
+    session, item = StoredColumns(spec, "test", ["session", "item"]).stream().take(3)
+    assert session.to_pylist() == [2**64 - 1, 2**63, 0] and session.type == pa.uint64() and item.type == pa.uint8()
 
 
 def test_no_column_is_a_stream_of_nothing(tmp_path):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -163,16 +164,25 @@ class Outcome:
     results_dir: Path
 
 
-def run(case: Case, program: ForkedMain, dataset: Path, tmp_path: Path, on_disk: tuple[str, ...] = ()) -> Outcome:
+def run(
+    case: Case,
+    program: ForkedMain,
+    dataset: Path,
+    tmp_path: Path,
+    on_disk: tuple[str, ...] = (),
+    more: tuple[str, ...] = (),
+) -> Outcome:
     """Runs a case.
 
     Args:
         on_disk: which of model_dir and results_dir lie on the small disk.
+        more: flags.
     """
     folder = tmp_path / case.folder
     folder.mkdir(exist_ok=True)
     # Arrow opens no path that Python cannot decode: such a dataset is refused.
-    dataset = shutil.copytree(dataset, (tmp_path if case.interpreter == "ascii" else folder) / "dataset")
+    copy = (tmp_path if case.interpreter == "ascii" else folder) / "dataset"
+    dataset = copy if copy.exists() else shutil.copytree(dataset, copy)
     if case.read_only_dataset:
         for path in (*dataset.iterdir(), dataset):
             path.chmod(0o555 if path.is_dir() else 0o444)
@@ -181,7 +191,7 @@ def run(case: Case, program: ForkedMain, dataset: Path, tmp_path: Path, on_disk:
         dataset = tmp_path / "link"
     places = {name: (program.disk if name in on_disk else folder) / name for name in ("model_dir", "results_dir")}
     code = program.run(
-        arguments=arguments(dataset, **places),
+        arguments=[*arguments(dataset, **places), *more],
         stdout=str(tmp_path / "stdout"),
         stderr=str(tmp_path / "stderr"),
         surroundings=case.surroundings,
@@ -311,11 +321,6 @@ ENDS: dict[str, tuple[Case, tuple[str, ...], str]] = {
         ("model_dir", "results_dir"),
         r"cannot save .*step-14: No space left on device.* bytes are needed",
     ),
-    "full disk for the log": (
-        Case(NO_ROOM, after_first_save=("results_disk_is_full",)),
-        ("results_dir",),
-        r"No space left on device.*results_dir.*metrics.json",
-    ),
     "files cannot grow": (
         Case(NO_ROOM, after_first_save=("files_cannot_grow",)),
         (),
@@ -347,6 +352,45 @@ def test_a_run_that_cannot_save_ends_with_one_error_and_keeps_what_was_good(inte
         if program.disk is not None:
             for path in program.seen(program.disk).iterdir():
                 shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("moment", ["from the start", "in the run"][: tries(quick=1, whole=2)])
+def test_a_full_results_disk_costs_warnings_alone(interpreters, dataset, tmp_path, same_metrics, moment):
+    program, survived = interpreters["ascii"], 0
+    if program.disk is None:
+        pytest.skip("a small disk cannot be mounted here: it takes root, or user namespaces")
+    board = ("--tensorboard_dir", str(program.disk / "results_dir" / "board"))
+    try:
+        if moment == "from the start":
+            with open(program.seen(program.disk) / "filling", "wb", buffering=0) as file, suppress(OSError):
+                while file.write(bytes(4096)):
+                    pass
+            first = run(Case(NO_ROOM, interpreter="ascii"), program, dataset, tmp_path, ("results_dir",), board)
+        else:
+            case = Case(NO_ROOM, after_first_save=("results_disk_is_full",), interpreter="ascii")
+            first = run(case, program, dataset, tmp_path, ("results_dir",), board)
+        check_warnings(first)
+        assert newest_step(first.model_dir) == 2 * STEPS_PER_EPOCH
+        # The metrics of the best epoch stand in the model folder.
+        same_metrics(json.loads((first.model_dir / "model" / "architecture.json").read_text())["metrics"])
+        again = ("--use_checkpoint", "--num_epochs", "3", *board)
+        resumed = run(Case(NO_ROOM, interpreter="ascii"), program, dataset, tmp_path, ("results_dir",), again)
+        check_warnings(resumed)
+        assert newest_step(resumed.model_dir) == 3 * STEPS_PER_EPOCH
+        survived = 1
+    finally:
+        record(NO_ROOM, 1, survived)
+        for path in program.seen(program.disk).iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def check_warnings(outcome: Outcome) -> None:
+    """The run has ended well, with a warning for each file that is not there, and nothing half-written."""
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.stderr.count("warning: the log") == 1
+    assert outcome.stderr.count("metrics.json could not be written: No space left on device") == 1
+    assert not (outcome.results_dir / "metrics.json").exists()
+    assert not list(outcome.results_dir.glob(".*"))
 
 
 @pytest.mark.parametrize("place", ["model_dir", "results_dir"])

@@ -160,7 +160,7 @@ def test_blocks_that_do_not_make_up_the_array_are_refused_and_nothing_is_left(st
     assert [path.name for path in store.folder.iterdir()] == ["step-1"]
 
 
-@pytest.mark.parametrize("name", ["", "/a", "a/", "a//b", "../a", "a/..", "a/./b", "a\nb", "a\0b", "x" * 201])
+@pytest.mark.parametrize("name", ["", "/a", "a/", "a//b", "../a", "a/..", "a/./b", "a\nb", "a\0b", "x" * 401])
 def test_names_that_would_be_tricks_as_paths_are_refused(name):
     assert not is_array_name(name)
     with pytest.raises(ValueError, match="cannot name an array"):
@@ -168,7 +168,7 @@ def test_names_that_would_be_tricks_as_paths_are_refused(name):
 
 
 def test_any_other_name_is_kept_whatever_files_can_be_called(store):
-    names = ["user id/é%", "Ad", "ad", "CON", "a b", "a-b", "x" * 200, ".hidden", "日本/語"]
+    names = ["user id/é%", "Ad", "ad", "CON", "a b", "a-b", "x" * 400, ".hidden", "日本/語"]
     store.save(1, [ArraySource.from_array(name, np.array([n])) for n, name in enumerate(names)], {})
     checkpoint = store.open("last")
     assert [checkpoint.read(name)[0] for name in names] == list(range(len(names)))

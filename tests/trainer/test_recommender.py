@@ -6,11 +6,15 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
+import export
 from data.errors import DataError
 from tests.helpers import ROOT, environment
+from tests.trainer.export.models import write_run
 from trainer.checkpoints import NoCheckpointError
+from trainer.export.saved_model_folder import load_signatures
 from trainer.recommender import Recommender
 
 USERS, ITEMS, ROWS = 60, 40, 6000
@@ -200,6 +204,153 @@ def refused(message: str, **changes) -> None:  # type: ignore[no-untyped-def]
         Recommender(epochs=1).fit(**given)
 
 
+def rows_of_everything(rows: int) -> pd.DataFrame:
+    """Known and unseen ids with features of their own, among them nulls."""
+    random = np.random.default_rng(4)
+    frame = pd.DataFrame({"user_id": random.integers(0, USERS + 9, rows), "hour": random.integers(0, 24, rows) * 1.0})
+    frame["item_id"] = [f"item {item}" for item in random.integers(0, ITEMS + 9, rows)]
+    frame["colours"] = [["colour 1", "any", "new"][: random.integers(0, 4)] for _ in range(rows)]
+    frame["year"] = random.choice([1990.0, 2010.0, np.nan], rows)
+    return frame
+
+
+@pytest.mark.parametrize("format", ["savedmodel", "onnx"])
+def test_a_saved_recommender_is_exported(recommender, saved, format, tmp_path, capfd):
+    if format == "onnx":
+        pytest.importorskip("tf2onnx", reason="requirements/export.txt is not installed")
+    out, frame = tmp_path / "out", rows_of_everything(200)
+    code = export.main(["--model_dir", str(saved), "--output", str(out), "--format", format])
+    assert code == 0, capfd.readouterr().err
+    expected = recommender.predict(frame)
+    if format == "savedmodel":
+        width = max(map(len, frame["colours"]))
+        given = {
+            "user_id": frame[["user_id"]].to_numpy(),
+            "item_id": frame[["item_id"]].to_numpy().astype("S"),
+            "hour": frame[["hour"]].to_numpy(),
+            "year": frame[["year"]].to_numpy(),
+            "colours": np.array([colours + [""] * (width - len(colours)) for colours in frame["colours"]], "S"),
+        }
+        predict = load_signatures(out)["serving_raw"]
+    else:
+        encoded = recommender.encode(frame)
+        hotness = recommender._fitted.saved.layout.categorical[-1].hotness
+        lists = [[*ids, *[-1] * hotness][:hotness] for ids in encoded["colours"]]
+        given = {name: encoded[[name]].to_numpy(np.int32) for name in ("user_id", "item_id")}
+        given |= {name: encoded[[name]].to_numpy(np.float32) for name in ("year", "hour")}
+        given["colours"] = np.array(lists, np.int32)
+        from trainer.export.onnx_file import load_onnx
+
+        predict = load_onnx(out / "model.onnx")
+    found = predict(given)
+    for task in TASKS:
+        np.testing.assert_allclose(found[task][:, 0], expected[task], rtol=1e-5, atol=1e-5)
+
+
+def test_the_model_of_a_run_is_no_recommender(saved, tmp_path):
+    write_run(tmp_path)
+    with pytest.raises(DataError, match="holds a model of main.py and no recommender"):
+        Recommender.load(tmp_path / "model")
+    with pytest.raises(DataError, match="no valid model in"):
+        Recommender.load(tmp_path)
+    assert export.main(["--model_dir", str(saved / "tables"), "--output", "out", "--format", "savedmodel"]) == 4
+
+
+def test_no_export_goes_into_the_recommender(saved, capfd):
+    for output in (saved / "exported", saved / "weights" / "exported", saved.parent):
+        assert export.main(["--model_dir", str(saved), "--output", str(output), "--format", "savedmodel"]) == 2
+        assert "--output" in capfd.readouterr().err
+    assert not (saved / "exported").exists()
+
+
+def test_loading_from_the_working_directory(recommender, saved, monkeypatch):
+    monkeypatch.chdir(saved)
+    assert Recommender.load(".").tasks == recommender.tasks
+    with pytest.raises(DataError, match="working directory"):
+        recommender.save(".")
+
+
+NOT_FRAMES = {
+    "interactions is a Series, expected a pandas DataFrame; write series.to_frame": lambda frame: frame["liked"],
+    "interactions is a Table, expected a pandas DataFrame; write .to_pandas": pa.Table.from_pandas,
+    "interactions is a dict, .*pd.DataFrame": lambda frame: {"user_id": [1, 2], "item_id": ["a"]},
+    "interactions is a ndarray": lambda frame: frame.to_numpy(),
+    "interactions has columns of 2 levels; flatten": lambda frame: pd.concat({"a": frame}, axis=1),
+    "interactions has the column 'liked' 2 times; rename or drop": lambda frame: frame.join(
+        frame[["liked"]].set_axis(["other"], axis=1)
+    ).rename(columns={"other": "liked"}),
+    "interactions has no rows": lambda frame: frame[:0],
+    "interactions has no column 'liked'; it has none": lambda frame: pd.DataFrame(),
+    "interactions has no column 'user_id'; it has 0, 1": lambda frame: frame.set_axis(range(5), axis=1),
+}
+
+
+@pytest.mark.parametrize("message", NOT_FRAMES)
+def test_what_is_no_plain_frame_is_refused(message):
+    interactions, items = world()
+    changed = NOT_FRAMES[message](interactions)
+    if message.endswith("it has none"):
+        message = message.replace("liked", "user_id")
+    refused(message, interactions=changed)
+    if "no rows" not in message:
+        refused(message.replace("interactions", "items").split(" has the column")[0].split(" has no")[0], items=changed)
+
+
+def test_arguments_of_fit_are_checked_by_type():
+    interactions, items = world()
+    renamed = interactions.rename(columns={"user_id": 7, "liked": 8})
+    dates = pd.to_datetime(["2020-01-01"] * (ITEMS + 4))
+    refused("tasks is .'liked'.; expected a dict, as in .'liked': 'binary'", tasks=["liked"])
+    refused("tasks is 'liked'; expected a dict", tasks="liked")
+    refused("tasks has the key 8; expected the names of columns", interactions=renamed, user=7, tasks={8: "binary"})
+    refused(
+        "the column name 7 is no text; .*columns.map.str", interactions=renamed, user=7, tasks={"rating": "regression"}
+    )
+    refused("items, the table of 'item_id', has no column 'item_id'", items=items.set_axis([0, 1, 2], axis=1))
+    refused("items, .*: the column name 5 is no text; rename", items=items.assign(**{"x": 1}).rename(columns={"x": 5}))
+    refused("context is 'hour'; expected a list of columns, as in .'hour'.", context="hour")
+    refused("context is 3; expected a list", context=3)
+    refused("context is .'hour'.; expected a list", context={"hour"})
+    refused("the name 'a/b' holds a slash", items=items.rename(columns={"year": "a/b"}))
+    refused("the name .* holds a slash or a control", items=items.rename(columns={"year": "\ud800"}))
+    refused("this name is empty", interactions=interactions.rename(columns={"hour": ""}), context=[""])
+    refused("no column 'likes'; it has .*did you mean 'liked'", tasks={"likes": "binary"})
+    refused("kinds is .'year'.; expected a dict", kinds=["year"])
+    refused("validation is '0.1'; expected a share", validation="0.1")
+    refused(r"'released' holds Timestamp.*\.dt\.year or \.astype\(str\)", items=items.assign(released=dates))
+    refused(
+        "'released' is numerical and holds Timestamp",
+        items=items.assign(released=dates),
+        kinds={"released": "numerical"},
+    )
+    refused("'rating' is numerical and holds Timestamp", interactions=interactions.assign(rating=pd.Timestamp(0)))
+    refused("'rating' is numerical and holds '3'", interactions=interactions.assign(rating="3"))
+    refused("'rating' is a regression label and holds 1e.39", interactions=interactions.assign(rating=1e39))
+    refused(
+        "'year' holds 1e.300, .*float32|'year' holds numbers up to",
+        items=items.assign(year=[1e300, -1e300] * (ITEMS // 2 + 2)),
+    )
+    refused("'tags' holds .'a'., .*a set has no order.*map.sorted", items=items.assign(tags=[{"a"}] * (ITEMS + 4)))
+    refused("'tags' holds .'a'., and keys are .*flat list", items=items.assign(tags=[[["a"]]] * (ITEMS + 4)))
+    refused(
+        "'tags' holds 'b' where a list is expected; write .'b'.",
+        items=items.assign(tags=[["a"], "b"] * (ITEMS // 2 + 2)),
+    )
+    refused("'user_id' holds 1.5, and keys are integers or texts", interactions=interactions.assign(user_id=1.5))
+    refused(
+        "'user_id' holds 9223372036854775808, which is outside of int64",
+        interactions=interactions.assign(user_id=2**63),
+    )
+    refused(
+        "'user_id' holds 16777216.0, and float32 skips", interactions=interactions.assign(user_id=np.float32(2**24))
+    )
+    refused(
+        "'code' holds 18446744073709551616, which is outside",
+        items=items.assign(code=pd.Series([2**64] * (ITEMS + 4), dtype=object)),
+        kinds={"code": "categorical"},
+    )
+
+
 def test_input_that_cannot_be_learnt_from_is_refused_with_the_column_and_the_mend():
     interactions, items = world()
     refused("no column 'user'; it has user_id, .*did you mean 'user_id'", user="user")
@@ -207,14 +358,14 @@ def test_input_that_cannot_be_learnt_from_is_refused_with_the_column_and_the_men
     refused("'rating' is a binary label and holds [0-9.]+; expected 0, 1 or null", tasks={"rating": "binary"})
     refused("tasks names no column", tasks={})
     refused("'item_id' has 'item 3' twice; keep one", items=pd.concat([items, items[3:4]]))
-    refused("table of 'item_id' has no column 'item_id'; it has id", items=items.rename(columns={"item_id": "id"}))
+    refused("table of 'item_id', has no column 'item_id'; it has id", items=items.rename(columns={"item_id": "id"}))
     refused("columns hour have two meanings", context=["hour"], items=items.assign(hour=1))
     refused("columns liked have two meanings", items=items.assign(liked=1))
     refused("columns user_id have two meanings", items=items.assign(user_id=1))
     refused("kinds: 'liked': 'numerical'; expected a feature's column", kinds={"liked": "numerical"})
     refused("'item_id' has nothing .null. in row 2", interactions=interactions.assign(item_id=["a", "b", None] * 2000))
     refused("integers in one table and texts in another", items=items.assign(item_id=range(ITEMS + 4)))
-    refused("'colours' is numerical and holds no numbers", kinds={"colours": "numerical"})
+    refused("'colours' is numerical and holds .'colour 0'", kinds={"colours": "numerical"})
     refused("'year' holds 1990.0 where a list is expected", kinds={"year": "multihot"})
     refused("kinds: 'year': 'number'; expected", kinds={"year": "number"})
     refused("'year': no training row has a value; leave the column out", items=items.assign(year=None))
@@ -246,7 +397,45 @@ def test_requests_that_make_no_sense_are_refused(recommender, tmp_path):
         "'user_id' holds texts such as 'x', but it was fitted on integers": lambda: predict(
             "x", "item 1", context=NOON
         ),
-        "needs the id of an item": lambda: predict(1),
+        "needs the id of an item, .*; got one int alone$": lambda: predict(1),
+        "got one Table alone: write .to_pandas": lambda: predict(pa.table({"user_id": [1]})),
+        "predict.frame. reads items and context": lambda: predict(frame.assign(hour=1), context=NOON),
+        "the frame is a dict, expected a pandas DataFrame": lambda: recommender.encode({"user_id": [1]}),
+        "the frame has the column 'hour' 2 times": lambda: predict(
+            pd.concat([frame, pd.DataFrame({"hour": [1]}), pd.DataFrame({"hour": [1]})], axis=1)
+        ),
+        "'item_id' holds the id 4294967299; encoded ids": lambda: predict(
+            wrong_id.assign(item_id=2**32 + 3), encoded=True
+        ),
+        "'item_id' holds 2.5, and keys are integers": lambda: predict(wrong_id.assign(item_id=2.5), encoded=True),
+        "'item_id' has nothing .null. in row 0": lambda: predict(wrong_id.assign(item_id=None), encoded=True),
+        "'year' has nothing .null. in row 0": lambda: predict(wrong_id.assign(item_id=1, year=None), encoded=True),
+        "'colours' has nothing .null. in row 0": lambda: predict(
+            wrong_id.assign(item_id=1, colours=None), encoded=True
+        ),
+        "'user_id' holds 9223372036854775808, which is outside": lambda: recommend(2**63, context=NOON),
+        "'user_id' holds .1., and keys are": lambda: recommend([1], context=NOON),
+        "'item_id' holds integers such as 1, but it was fitted on texts": lambda: recommend(
+            1, candidates=[1], context=NOON
+        ),
+        "'item_id' has nothing .null. in row 1": lambda: recommend(1, candidates=["item 1", None], context=NOON),
+        "candidates is 'item 1'; expected a list": lambda: recommend(1, candidates="item 1", context=NOON),
+        "candidates is 7; expected a list": lambda: recommend(1, candidates=7, context=NOON),
+        "'hour' is numerical and holds '12'": lambda: recommend(1, context={"hour": "12"}),
+        "'hour' holds inf; make it null, or finite": lambda: predict(1, "item 1", context={"hour": float("inf")}),
+        "context is 'hour'; expected a dict": lambda: recommend(1, context="hour"),
+        "context has .'day', 'hour'.; expected a value for each of .'hour'": lambda: predict(
+            1, "item 1", context=NOON | {"day": 1}
+        ),
+        "pairs: expected one of user and item each": lambda: batch(5, context=NOON),
+        "pairs is a set, .*write a list": lambda: batch({(1, "item 1")}, context=NOON),
+        "score is .'liked'.; expected a dict": lambda: recommend(1, score=["liked"]),
+        "k is '3'; expected at least 1": lambda: recommend(1, "3"),
+        "k is 2.5; expected at least 1": lambda: recommend(1, 2.5),
+        "is the working directory or above it; name a folder inside": lambda: recommender.save("."),
+        "/: is the working directory or above it": lambda: recommender.save("/"),
+        "save: 3 is no path": lambda: recommender.save(3),
+        "load: None is no path": lambda: Recommender.load(None),
         "column 'item_id' holds the id 99; encoded ids lie in": lambda: predict(wrong_id, encoded=True),
         "pairs: expected one of user and item": lambda: batch([(1, "item 2", 3)], context=NOON),
         "context has .'day'.; expected a value for each of .'hour'.": lambda: recommend(1, context={"day": 1}),
@@ -260,3 +449,57 @@ def test_requests_that_make_no_sense_are_refused(recommender, tmp_path):
     for message, request in requests.items():
         with pytest.raises(DataError, match=message):
             request()
+
+
+BIG_USERS = [-(2**63), -1, 0, 5, 2**60, 2**60 + 1, 2**63 - 1]
+BIG_ITEMS = [0, 7, 2**53, 2**53 + 1, 2**63 - 1]
+
+
+@pytest.fixture(scope="module")
+def of_integers() -> Recommender:
+    """Ids up to the ends of 64 bits; users and items whose positions are both even, or both odd, fit."""
+    random = np.random.default_rng(2)
+    users, items = random.integers(0, len(BIG_USERS), 4000), random.integers(0, len(BIG_ITEMS), 4000)
+    frame = pd.DataFrame({"user_id": np.array(BIG_USERS)[users]})
+    frame["item_id"] = np.array(BIG_ITEMS, np.uint64)[items]
+    frame["shop"] = pd.Series([1, 2, None, 2**60 + 1] * 1000, dtype=object)
+    frame["liked"] = pd.Series(users % 2 == items % 2).astype(object)
+    made = Recommender(epochs=3, learning_rate=0.01, **SMALL)
+    return made.fit(frame, tasks={"liked": "binary"}, context=["shop"], kinds={"shop": "categorical"})
+
+
+def test_ids_of_64_bits_are_kept_exactly(of_integers, tmp_path):
+    of_integers.save(tmp_path / "saved")
+    for recommender in (of_integers, Recommender.load(tmp_path / "saved")):
+        for position, user in enumerate(BIG_USERS):
+            ranked = recommender.recommend(user, 9, exclude_seen=False, context={"shop": 2})
+            assert sorted(item for item, _ in ranked) == sorted(BIG_ITEMS)
+            assert all(isinstance(item, int) for item, _ in ranked)
+            best = {BIG_ITEMS.index(item) % 2 for item, _ in ranked[: 3 - position % 2]}
+            assert best == {position % 2}
+    assert of_integers.recommend(2**60, context={"shop": 2}) == []  # has seen everything
+
+
+@pytest.mark.parametrize("dtype", ["int64", "Int64", "int64[pyarrow]", "category", object])
+def test_an_id_is_the_same_in_every_type(of_integers, dtype):
+    rows = [(user, item) for user in BIG_USERS for item in BIG_ITEMS]
+    expected = [of_integers.predict(user, item, context={"shop": 1}) for user, item in rows]
+    assert len({round(value, 6) for value in expected}) > 30
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id"]).astype(dtype).assign(shop=1.0)
+    np.testing.assert_allclose(of_integers.predict(frame)["liked"], expected, atol=1e-6)
+    pairs = of_integers.batch_predict([*rows, (None, None)], context={"shop": True})
+    np.testing.assert_allclose(pairs["liked"][:-1], expected, atol=1e-6)
+
+
+def test_a_null_that_makes_floats_changes_nothing(of_integers):
+    rows = {"user_id": [5, -1, 0, 5], "item_id": [7, 0, 7, 0]}
+    shops = {name: pd.Series([1, 2, None, 2], dtype=name) for name in ("float64", "Int64", "float32", object)}
+    encoded = [of_integers.encode(pd.DataFrame(rows).assign(shop=shop)) for shop in shops.values()]
+    assert encoded[0]["shop"].tolist()[2] == 1 and len(set(encoded[0]["shop"])) == 3
+    for other in encoded[1:]:
+        pd.testing.assert_frame_equal(other, encoded[0])
+    floats = pd.DataFrame(rows).astype(float).assign(shop=[1, 2, None, 2])
+    pd.testing.assert_frame_equal(of_integers.encode(floats), encoded[0])
+    assert of_integers.predict(5.0, 7.0, context={"shop": 1}) == of_integers.predict(5, 7, context={"shop": 1.0})
+    ranked = of_integers.recommend(5.0, candidates=[7.0, 7, -0.0], exclude_seen=False, context={"shop": None})
+    assert sorted(item for item, _ in ranked) == [0, 7] and all(isinstance(item, int) for item, _ in ranked)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.errors import DataError
 from trainer.layout import InputLayout
 from trainer.tasks import Task
 
@@ -17,7 +16,7 @@ class Port:
     """A named input or output, [batch, width].
 
     Attributes:
-        name: the feature, or the task.
+        name: the feature, or the task (as `tensor_names` calls it).
         dtype: "int32" or "float32".
         width: 1, or max_hotness of a multi-hot feature, or the classes of a multi-class task.
     """
@@ -44,20 +43,36 @@ def named_inputs(layout: InputLayout, ids: np.ndarray, numerical: np.ndarray) ->
     return named | {name: numerical[:, index : index + 1] for index, name in enumerate(layout.numerical)}
 
 
-def check_names(names: Iterable[str]) -> None:
-    """Tells which names cannot be those of tensors in every format.
+def tensor_names(names: Iterable[str]) -> dict[str, str]:
+    """What tensors are called, by the names of features, tasks and raw columns.
 
-    TensorFlow renames what is no Python identifier, without a word and so that two names may become one.
-
-    Raises:
-        DataError: naming the first.
+    A name stays as it is where it can: TensorFlow renames inputs that are no Python identifiers, and takes names that
+    differ only in case for one. Elsewhere other characters become underscores, and a number tells equal names apart.
     """
-    for name in names:
-        if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) or keyword.iskeyword(name):
-            raise DataError(
-                f"{name!r} cannot be the name of a tensor: letters, digits and underscores, a letter first, and no "
-                "keyword of Python; rename it in the feature specification and train again"
-            )
+    known = list(dict.fromkeys(names))
+    tensors: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in known:
+        if _is_tensor_name(name) and name.lower() not in taken:
+            tensors[name] = name
+            taken.add(name.lower())
+    for name in known:
+        if name not in tensors:
+            tensors[name] = _free_name(name, taken)
+            taken.add(tensors[name].lower())
+    return tensors
+
+
+def _is_tensor_name(name: str) -> bool:
+    # TensorFlow calls a signature with its inputs as keywords, beside `self`.
+    return re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) is not None and not keyword.iskeyword(name) and name != "self"
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    plain = re.sub("[^A-Za-z0-9_]", "_", name)
+    plain = plain if plain[0].isalpha() else f"tensor_{plain}"
+    candidates = (plain, *(f"{plain}_{number}" for number in range(2, len(taken) + 3)))
+    return next(one for one in candidates if _is_tensor_name(one) and one.lower() not in taken)
 
 
 def rows_of(arrays: Mapping[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:

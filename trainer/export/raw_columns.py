@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.encoding.encoders import Encoder, HashedRanks, Numerical, Vocabulary
-from data.errors import DataError
-from trainer.export.ports import check_names
 from trainer.layout import InputLayout
 
 # What stands for null among integers; among floats NaN does, among texts the empty one.
@@ -65,10 +63,6 @@ def raw_columns(layout: InputLayout, encoders: Mapping[str, Encoder]) -> dict[st
     for feature, encoder in encoders.items():
         _check_fits(layout, feature, encoder)
         readers.setdefault(encoder.column, []).append(encoder)
-    try:
-        check_names(readers)
-    except DataError as error:
-        raise NotFromRaw(f"raw column {error}") from error
     return {name: _column(name, encoders) for name, encoders in readers.items()}
 
 
@@ -103,6 +97,8 @@ def _column(name: str, readers: list[Encoder]) -> RawColumn:
     has_empty = any("" in keys for keys in found) if kinds == {"string"} else False
     if has_empty and lists == {True}:
         raise NotFromRaw(f"raw column {name} has the empty text in its lists, which is needed as their pad")
+    if kinds == {"int64"} and any(NULL_INTEGER in keys for keys in found):
+        raise NotFromRaw(f"raw column {name} has the value {NULL_INTEGER}, which stands for null")
     return RawColumn(name, kinds.pop() if kinds else "float64", lists == {True}, has_empty)
 
 

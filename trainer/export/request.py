@@ -15,11 +15,12 @@ from data.loading.loader import ParquetLoader
 from data.output_paths import check_apart
 from data.specification.feature_spec import FeatureSpec
 from trainer.checkpoints import CHECKPOINTS
-from trainer.export.ports import check_names
 from trainer.flags.places import default_place
 from trainer.layout import InputLayout, input_layout
-from trainer.model_folder import MODEL_FOLDER, SPECIFICATION, open_model
+from trainer.model_folder import MODEL_FOLDER, SEEN_ITEMS, SEEN_STARTS, SPECIFICATION, open_model
+from trainer.sealed.manifest import MANIFEST
 from trainer.sealed.reader import SealedFolder
+from trainer.sealed.writer import standing
 
 SAVED_MODEL, ONNX, TRITON = FORMATS = ("savedmodel", "onnx", "triton")
 # Rows on which an export is compared with the model.
@@ -27,8 +28,9 @@ ROWS = 4096
 # A protocol buffer, which an ONNX file is, ends there.
 MAX_ONNX_BYTES = 2**31 - 2**20
 
-DESCRIPTION = """Writes the trained model of a run for a server. Before the output appears, its predictions are compared
-with those of the model. Formats: savedmodel (TensorFlow), onnx, triton (a model repository)."""
+DESCRIPTION = """Writes the trained model of a run, or of a Recommender, for a server. Before the output appears, its
+predictions are compared with those of the model.
+Formats: savedmodel (TensorFlow), onnx, triton (a model repository)."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Request:
     """An export.
 
     Attributes:
-        model: the run's model folder, verified.
+        model: the model folder of a run or of a recommender, verified.
         output: a folder that does not exist yet, or is empty.
         format: one of FORMATS.
         rows: a mapping whose first rows the export is compared on; None for random rows.
@@ -61,21 +63,27 @@ def read_request(argv: Sequence[str] | None) -> Request:
     _check_packages(arguments.format)
     _check_output(arguments.output)
     model_dir = default_place("model_dir") if arguments.model_dir is None else arguments.model_dir
-    read = {"the model folder": model_dir / MODEL_FOLDER, "the checkpoints": model_dir / CHECKPOINTS}
-    check_apart({"--output": arguments.output}, read)
-    model = open_model(model_dir / MODEL_FOLDER)
+    folder = _model_folder(model_dir.absolute())
+    check_apart(
+        {"--output": arguments.output}, {"the model folder": folder, "the checkpoints": model_dir / CHECKPOINTS}
+    )
+    model = open_model(folder)
     spec = FeatureSpec.read(model.path / SPECIFICATION, allow_outside_paths=True)
-    check_names([feature.name for feature in (*spec.inputs, *spec.labels)])
     if arguments.format != SAVED_MODEL:
         _check_size(model)
-    loader = None if arguments.dataset_path is None else _open_rows(arguments.dataset_path / SPEC_FILE, spec)
+    loader = None if arguments.dataset_path is None else _open_rows(arguments, spec)
     return Request(model, arguments.output, arguments.format, loader)
 
 
 def _parser() -> Parser:
     parser = Parser("export.py", DESCRIPTION, argparse.HelpFormatter)
     add = parser.add_argument
-    add("--model_dir", type=Path, metavar="M", help="--model_dir of the run (default: as of main.py)")
+    add(
+        "--model_dir",
+        type=Path,
+        metavar="M",
+        help="--model_dir of the run (default: as of main.py), or a folder of Recommender.save",
+    )
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the export, made")
     add("--format", choices=FORMATS, required=True, help="what is written")
     add(
@@ -84,6 +92,7 @@ def _parser() -> Parser:
         metavar="DATA",
         help=f"compare on the first {ROWS:,} rows of this dataset's mapping `test` (default: on random rows)",
     )
+    parser.add_outside_paths()
     return parser
 
 
@@ -104,8 +113,15 @@ def _check_output(output: Path) -> None:
         raise DataError(f"--output {output}: is a mount point, which cannot be replaced; name a folder in it")
 
 
+def _model_folder(model_dir: Path) -> Path:
+    """`model_dir`/model; or the folder itself where it is a model folder, as Recommender.save writes one."""
+    run = model_dir / MODEL_FOLDER
+    return model_dir if (standing(model_dir) / MANIFEST).is_file() and not run.exists() else run
+
+
 def _check_size(model: SealedFolder) -> None:
-    size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in model.arrays.values())
+    weights = [entry for name, entry in model.arrays.items() if name not in (SEEN_STARTS, SEEN_ITEMS)]
+    size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in weights)
     if size > MAX_ONNX_BYTES:
         raise DataError(
             f"{model.path}: has {size:,} bytes of weights, and an ONNX file holds {MAX_ONNX_BYTES:,} at most; "
@@ -113,8 +129,9 @@ def _check_size(model: SealedFolder) -> None:
         )
 
 
-def _open_rows(path: Path, of_model: FeatureSpec) -> ParquetLoader:
-    spec = FeatureSpec.read(path)
+def _open_rows(arguments: argparse.Namespace, of_model: FeatureSpec) -> ParquetLoader:
+    path = arguments.dataset_path / SPEC_FILE
+    spec = FeatureSpec.read(path, allow_outside_paths=arguments.allow_outside_paths)
     if _layout(spec) != _layout(of_model):
         raise DataError(f"{path}: has other features than the model was trained on; name the dataset of its run")
     return ParquetLoader(spec, "test", global_batch_size=ROWS, shuffle=False, needs_labels=False, oov_policy="clip")

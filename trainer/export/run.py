@@ -1,9 +1,11 @@
 """An export from the model folder to the output, compared before it appears."""
 
 import glob
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +15,20 @@ from data import draft_folder
 from data.atomic import sync_names
 from data.encoding.encoders import encode_columns
 from trainer.export.comparison import Predict, expected_predictions, largest_difference
-from trainer.export.ports import named_inputs
+from trainer.export.ports import named_inputs, tensor_names
 from trainer.export.raw_columns import NotFromRaw
 from trainer.export.raw_graph import RawEncoding
 from trainer.export.request import ONNX, ROWS, SAVED_MODEL, Request
 from trainer.export.rows import first_rows, random_raw, random_rows, raw_inputs
 from trainer.export.saved_model_folder import ENCODED, RAW, load_signatures, write_saved_model
+from trainer.layout import InputLayout
 from trainer.recommender.scorer import Scorer
 from trainer.saved_model import SavedModel, read_model
 from trainer.sealed.writer import remove_leftovers, temporary_name
 
 Arrays = Mapping[str, np.ndarray]
+# In the output where a name could not stay as it is: {name in the dataset: name of the tensor}.
+TENSOR_NAMES = "tensor_names.json"
 
 
 def export(request: Request) -> None:
@@ -36,7 +41,7 @@ def export(request: Request) -> None:
     """
     # A GPU would add differences of its own.
     tf.config.set_visible_devices([], "GPU")
-    saved = read_model(request.model)
+    saved, tensors = with_tensor_names(read_model(request.model))
     ids, numerical = random_rows(saved.layout, ROWS) if request.rows is None else first_rows(request.rows)
     kind = "random rows" if request.rows is None else "rows of the dataset"
     inputs, expected = named_inputs(saved.layout, ids, numerical), _expected(saved, ids, numerical)
@@ -45,7 +50,27 @@ def export(request: Request) -> None:
             _export_saved_model(draft, saved, inputs, expected, kind)
         else:
             _export_onnx(request.format, draft, saved, inputs, expected, kind)
+        if tensors:
+            (draft / TENSOR_NAMES).write_text(json.dumps(tensors, indent=2) + "\n")
+            print(f"export.py: {len(tensors)} tensors have other names than in the dataset: {TENSOR_NAMES} lists them")
     print(f"export.py: wrote {request.output}")
+
+
+def with_tensor_names(saved: SavedModel) -> tuple[SavedModel, dict[str, str]]:
+    """The model with features, tasks and raw columns called as tensors can be; {name: tensor} of those that differ."""
+    layout, columns = saved.layout, [encoder.column for encoder in saved.encoders.values()]
+    features = [*(column.name for column in layout.categorical), *layout.numerical]
+    name = tensor_names([*features, *(task.name for task in saved.tasks), *saved.encoders, *columns])
+    layout = InputLayout(
+        tuple(replace(column, name=name[column.name]) for column in layout.categorical),
+        tuple(name[feature] for feature in layout.numerical),
+    )
+    tasks = tuple(replace(task, name=name[task.name]) for task in saved.tasks)
+    encoders = {
+        name[feature]: replace(encoder, column=name[encoder.column]) for feature, encoder in saved.encoders.items()
+    }
+    renamed = replace(saved, layout=layout, tasks=tasks, encoders=encoders)
+    return renamed, {own: tensor for own, tensor in name.items() if own != tensor}
 
 
 def _export_saved_model(draft: Path, saved: SavedModel, inputs: Arrays, expected: Arrays, kind: str) -> None:

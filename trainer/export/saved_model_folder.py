@@ -1,5 +1,6 @@
 """A model as a TensorFlow SavedModel."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from trainer.export.graph import encoded_function
 from trainer.export.raw_graph import RawEncoding, raw_function
 from trainer.saved_model import SavedModel
 
+# What TensorFlow accepts as a scope when it saves a variable.
+SCOPE_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
 ENCODED, RAW = "serving_default", "serving_raw"
 
 
@@ -20,6 +23,10 @@ class _Servable(tf.Module):
     def __init__(self, saved: SavedModel, encoding: RawEncoding | None):
         super().__init__()
         self.weights = [weight.value for weight in saved.model.variables]
+        for number, weight in enumerate(self.weights):
+            if not SCOPE_NAME.fullmatch(weight.name.removesuffix(":0")):
+                # A table is called as its feature, and there is no public way to give a variable another name.
+                weight._handle_name = f"embeddings/table_{number}:0"
         self.encoding = encoding
 
 

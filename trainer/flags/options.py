@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from data.command_line import OUTSIDE_PATHS_HELP
 from data.errors import DataError
 from data.loading.targets import OovPolicy
 from trainer.flags.model_options import ModelOptions
@@ -20,7 +21,7 @@ class DataOptions:
 
     dataset_path: Path = option(None, "dataset folder, the base of the paths in the feature specification")
     fspec_file: str = option("feature_spec.yaml", "feature specification, relative to dataset_path")
-    allow_outside_paths: bool = option(False, "let a specification that you trust name files outside of its folder")
+    allow_outside_paths: bool = option(False, OUTSIDE_PATHS_HELP)
     embedding_sizes_file: Path | None = option(
         None,
         "JSON dictionary of embedding widths; default: embedding_dim in the specification, then embedding_sizes.json "

@@ -28,10 +28,13 @@ COMMON_GATE, SHARED_GATE = "all", "shared"
 
 def gate_names(tasks: Sequence[str], gates: int) -> list[str]:
     """What the gates of a level are called: as their tasks, or "all" (one for all tasks), or "shared" (for the shared
-    experts of the next level)."""
+    experts of the next level; "shared_" beside a task of that name)."""
     if gates < len(tasks):
         return [COMMON_GATE]
-    return [*tasks, SHARED_GATE][:gates]
+    shared = SHARED_GATE
+    while shared in tasks:
+        shared += "_"
+    return [*tasks, shared][:gates]
 
 
 def is_health(key: str) -> bool:
@@ -106,11 +109,17 @@ class LevelValues:
 
 
 def levels_in(record: Mapping[str, float]) -> list[LevelValues]:
-    """The levels of a record, the inverse of `flat`. Other keys are passed over."""
+    """The levels of a record, the inverse of `flat`; of other keys, and of levels without gates or experts, nothing."""
     levels: dict[str, LevelValues] = {}
     for key, value in record.items():
         name, *parts = key.split("/")
         if name in PARTS:
             place = parts.pop(0) if len(parts) > len(PARTS[name]) else ""
-            levels.setdefault(place, LevelValues()).values[name][tuple(parts)] = value
-    return [levels[place] for place in sorted(levels)]
+            if len(parts) == len(PARTS[name]):
+                levels.setdefault(place, LevelValues()).values[name][tuple(parts)] = value
+    return [levels[place] for place in sorted(levels) if levels[place].gates and levels[place].experts]
+
+
+def histories(records: Sequence[Mapping[str, float]]) -> list[tuple[LevelValues, ...]]:
+    """Of each level its values over the records; of records that have unequal numbers of levels, the first levels."""
+    return list(zip(*map(levels_in, records), strict=False))

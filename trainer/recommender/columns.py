@@ -1,15 +1,16 @@
-"""Raw columns of data frames, and the encoders that are fitted on them."""
+"""Frames that an application gives, their raw columns, and the encoders that are fitted on them."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
 
 from data.encoding.encoders import Encoder, Numerical, Vocabulary
+from data.encoding.keys import KeyIndex, as_lists, as_numbers, holds_numbers, is_list, known_keys
 from data.errors import DataError
-from data.specification.problems import nearest
+from data.specification.problems import listed, nearest, shown
 
 CATEGORICAL, NUMERICAL, MULTIHOT = KINDS = ("categorical", "numerical", "multihot")
 
@@ -29,36 +30,63 @@ class RawColumn:
     values: np.ndarray
 
 
-def require_columns(columns: Iterable[Hashable], names: Sequence[str], what: str) -> None:
-    """Raises a DataError for the first of the names that `columns` (of `what`) lacks, with those there are."""
+def require_frame(frame: Any, what: str) -> None:
+    """Raises a DataError for anything but a pandas data frame with a column per name."""
+    if not isinstance(frame, pd.DataFrame):
+        raise DataError(f"{what} is a {type(frame).__name__}, expected a pandas DataFrame; {frame_hint(frame)}")
+    if frame.columns.nlevels > 1:
+        raise DataError(f"{what} has columns of {frame.columns.nlevels} levels; flatten them: one text per column")
+
+
+def frame_hint(value: Any) -> str:
+    """How to make a data frame of something else."""
+    if isinstance(value, pd.Series):
+        return "write series.to_frame()"
+    if hasattr(value, "to_pandas"):
+        return "write .to_pandas() behind it"
+    return "pd.DataFrame(...) makes one of a dict of columns"
+
+
+def require_columns(columns: pd.DataFrame | Mapping[str, Any], names: Iterable[Any], what: str) -> None:
+    """Raises a DataError for the first of the names that is no text, or that is not there once among the columns.
+
+    Args:
+        columns: of a frame, or a mapping.
+        names: the columns that are needed.
+        what: what has the columns, for messages.
+    """
     there = [str(column) for column in columns]
+    texts = [column for column in columns if isinstance(column, str)]
     for name in names:
-        if name not in there:
+        if not isinstance(name, str):
+            raise DataError(
+                f"{what}: the column name {shown(name)} is no text; rename the columns, as with "
+                "frame.columns = frame.columns.map(str), and name the column by its text"
+            )
+        if texts.count(name) > 1:
+            raise DataError(f"{what} has the column {name!r} {texts.count(name)} times; rename or drop all but one")
+        if name not in texts:
             near = nearest(name, there)
             hint = f"; did you mean {near!r}?" if near else ""
-            raise DataError(f"{what} has no column {name!r}; it has {', '.join(there)}{hint}")
+            raise DataError(f"{what} has no column {name!r}; it has {listed(there, len(there)) or 'none'}{hint}")
+
+
+def require_mapping(value: Any, what: str, example: str) -> None:
+    """Raises a DataError for anything but a mapping from texts, with an example of one."""
+    if not isinstance(value, Mapping):
+        raise DataError(f"{what} is {shown(value)}; expected a dict, as in {example}")
+    for name in value:
+        if not isinstance(name, str):
+            raise DataError(f"{what} has the key {shown(name)}; expected the names of columns, as in {example}")
 
 
 def read_column(frame: pd.DataFrame, name: str, kinds: Mapping[str, str]) -> RawColumn:
-    """A column of a frame; its kind is what `kinds` says of it, else told by its values.
+    """A column of a frame; its kind is what `kinds` says of it, else what its values say.
 
     Numbers and truth values are numerical, lists multi-hot, all others categorical.
     """
     kind = kinds.get(name) or _kind_of(frame[name])
-    return RawColumn(name, kind, raw_values(frame[name], is_list=kind == MULTIHOT))
-
-
-def raw_values(series: pd.Series, *, is_list: bool) -> np.ndarray:
-    """The values as objects, None where unknown, [n].
-
-    Raises:
-        DataError: a list is expected and something else is there.
-    """
-    values, known = series.to_numpy(object), series.notna().to_numpy()
-    wrong = [value for value in values[known] if not _is_list(value)] if is_list else []
-    if wrong:
-        raise DataError(f"column {series.name!r} holds {wrong[0]!r} where a list is expected; write [{wrong[0]!r}]")
-    return np.where(known, values, np.array(None))
+    return RawColumn(name, kind, _raw_values(frame[name], kind))
 
 
 def fit_encoder(column: RawColumn, weights: np.ndarray) -> Encoder:
@@ -79,29 +107,39 @@ def fit_encoder(column: RawColumn, weights: np.ndarray) -> Encoder:
         return _fit_numerical(column.name, values, weights)
     if column.kind == MULTIHOT:
         weights = np.repeat(weights, [len(entry) for entry in values])
-        values = np.array([value for entry in values for value in entry], object)
-    codes, distinct = pd.factorize(pd.Series(values, dtype=object))
+        values = [value for entry in values for value in entry]
+    codes, distinct, _ = KeyIndex(column.name, np.empty(0, object)).find(values)
     counts = np.bincount(codes[codes >= 0], weights[codes >= 0], minlength=len(distinct))
     return Vocabulary.fit(column.name, distinct, counts, is_list=column.kind == MULTIHOT)
 
 
+def _raw_values(series: pd.Series, kind: str) -> np.ndarray:
+    """The values of a kind as objects, None where unknown, [n]."""
+    name = str(series.name)
+    if kind == MULTIHOT:
+        return as_lists(name, series)
+    values = np.full(len(series), None, object)
+    if kind == NUMERICAL:
+        numbers = as_numbers(name, series)
+        known = ~np.isnan(numbers)
+        values[known] = numbers[known]
+    else:
+        known, keys = known_keys(name, series)
+        values[known] = keys
+    return values
+
+
 def _fit_numerical(name: str, values: np.ndarray, weights: np.ndarray) -> Numerical:
-    try:
-        numbers = np.repeat(values.astype(np.float64), weights)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"column {name!r} is numerical and holds no numbers throughout: {error}") from error
-    if not np.isfinite(numbers).all():
-        raise DataError(f"column {name!r} holds infinite numbers; make them null, or finite")
-    std = numbers.std(ddof=1) if len(numbers) > 1 else 0.0
-    return Numerical(name, fill=float(np.median(numbers)), mean=float(numbers.mean()), std=float(std))
+    numbers = np.repeat(values.astype(np.float64), weights)
+    with np.errstate(all="ignore"):  # refused below
+        mean, std = float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
+    if not np.isfinite([mean, std]).all():
+        raise DataError(f"column {name!r} holds numbers up to {np.abs(numbers).max():g}, too large to standardise")
+    return Numerical(name, fill=float(np.median(numbers)), mean=mean, std=std)
 
 
 def _kind_of(series: pd.Series) -> str:
     first = series.dropna().head(1).tolist()
-    if first and _is_list(first[0]):
+    if first and is_list(first[0]):
         return MULTIHOT
-    return NUMERICAL if is_numeric_dtype(series.dtype) else CATEGORICAL
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, list | tuple | np.ndarray)
+    return NUMERICAL if holds_numbers(series) else CATEGORICAL

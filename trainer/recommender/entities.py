@@ -10,7 +10,7 @@ import pandas as pd
 from data.encoding.encoders import FIRST_OOV_ID, Encoder
 from data.encoding.keys import KeyIndex, Values, as_keys
 from data.errors import DataError
-from trainer.recommender.columns import CATEGORICAL, RawColumn, read_column, require_columns
+from trainer.recommender.columns import CATEGORICAL, RawColumn, read_column
 
 
 class RawEntities:
@@ -28,22 +28,22 @@ class RawEntities:
         columns: the ids and the table's columns, [n + 1] values each; the last is of an id that is unknown.
 
     Raises:
-        DataError: the table lacks the ids or has one twice, or ids are missing or of several kinds.
+        DataError: the table has an id twice, or ids are missing or of several kinds.
     """
 
     def __init__(self, column: str, ids: pd.Series, table: pd.DataFrame | None, kinds: Mapping[str, str]):
         self.column = column
         table = pd.DataFrame({column: ids[:0]}) if table is None else table
-        require_columns(table, [column], f"the table of {column!r}")
-        if table[column].duplicated().any():
-            twice = table[column][table[column].duplicated()].iloc[0]
+        listed, used = as_keys(column, table[column]), as_keys(column, ids)
+        is_repeated = pd.Series(listed).duplicated()
+        if is_repeated.any():
+            twice = listed[is_repeated].tolist()[0]
             raise DataError(f"the table of {column!r} has {twice!r} twice; keep one row of each")
-        listed, used = _checked(column, table[column]), _checked(column, ids)
         known = [keys for keys in (listed, used) if len(keys)]
         if len({keys.dtype for keys in known}) > 1:
             raise DataError(f"column {column!r} holds integers in one table and texts in another; convert one of them")
         self.keys = np.unique(np.concatenate(known))
-        self.rows = find_positions(KeyIndex(column, self.keys), ids)
+        self.rows = find_positions(KeyIndex(column, self.keys), used)
         rows = find_positions(KeyIndex(column, listed), self.keys)
         self.columns = [RawColumn(column, CATEGORICAL, with_unknown(self.keys))]
         for name in table.columns.drop(column):
@@ -96,9 +96,3 @@ class Entities:
     @cached_property
     def _index(self) -> KeyIndex:
         return KeyIndex(self.column, self.keys)
-
-
-def _checked(column: str, ids: pd.Series) -> np.ndarray:
-    if ids.isna().any():
-        raise DataError(f"column {column!r} has nothing (null) in row {int(ids.isna().argmax())}; leave such rows out")
-    return as_keys(column, ids.unique())

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.encoding.encoders import Numerical, Vocabulary
+from data.encoding.keys import as_keys, distinct_keys
 from data.errors import DataError
-from trainer.recommender.columns import raw_values, require_columns
+from trainer.recommender.columns import require_columns, require_frame, require_mapping
 from trainer.recommender.entities import Entities
 from trainer.recommender.scorer import Scorer
 from trainer.saved_model import SavedModel
@@ -71,14 +71,16 @@ class Fitted:
         """Features of raw rows: from the frame's columns where it has them, else from what is known of user and item.
 
         Raises:
-            DataError: a column is missing, or holds another kind of values than in training.
+            DataError: no data frame, a column is missing, or holds another kind of values than in training.
         """
-        require_columns(frame, [self.users.column, self.items.column, *self.context], "the frame")
+        require_frame(frame, "the frame")
+        known = [name for name in self.features if name in frame]
+        require_columns(frame, [self.users.column, self.items.column, *self.context, *known], "the frame")
         rows = {side.column: side.positions(frame[side.column]) for side in (self.users, self.items)}
         encoded = {}
         for name in self.features:
-            if name in frame:
-                encoded[name] = self._encode(frame[name])
+            if name in known:
+                encoded[name] = self.saved.encoders[name].encode(frame[name])
                 continue
             side = self.users if name in self.users.features else self.items
             encoded[name] = side.features[name][rows[side.column]]
@@ -88,11 +90,10 @@ class Fitted:
         """Predictions [rows, tasks] float64 of encoded rows.
 
         Raises:
-            DataError: a feature is missing, or an id is out of its range.
+            DataError: a feature is missing, an id is out of its range, or a number is not finite.
         """
         require_columns(features, self.features, "the frame")
-        arrays = {name: np.asarray(features[name]) for name in self.features}
-        return self.scorer.predict(*self.scorer.matrices(arrays, len(arrays[self.users.column])))
+        return self.scorer.predict(*self.scorer.matrices(features, len(features[self.users.column])))
 
     def rank(
         self,
@@ -111,12 +112,15 @@ class Fitted:
             context: a value for each of the context columns.
             exclude_seen: leave out the items of the user's interactions.
             weights: [tasks] float64, what each task's prediction counts in the score.
+
+        Raises:
+            DataError: an id is null or of another kind than in training, or the context is not what it was there.
         """
         (person,) = self.users.positions([user])
         if candidates is None:
             items, keys = np.arange(len(self.items.keys)), self.items.keys
         else:
-            keys = pd.Series(list(candidates)).drop_duplicates().to_numpy()
+            _, keys = distinct_keys(as_keys(self.items.column, candidates))
             items = self.items.positions(keys)
         if exclude_seen:
             was_seen = np.zeros(len(self.items.keys) + 1, bool)
@@ -132,6 +136,12 @@ class Fitted:
         order = np.argsort(-scores, kind="stable")
         return keys[order], scores[order]
 
+    def check_context(self, context: Mapping[str, Any]) -> None:
+        """Raises a DataError unless there is a value for each context column."""
+        require_mapping(context, "context", "{'hour': 20}")
+        if set(context) != set(self.context):
+            raise DataError(f"context has {sorted(context)}; expected a value for each of {sorted(self.context)}")
+
     @cached_property
     def scorer(self) -> Scorer:
         """The compiled model."""
@@ -146,14 +156,6 @@ class Fitted:
         return self.scorer.matrices(self.users.features, len(self.users.keys) + 1)
 
     def _context_inputs(self, context: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        if set(context) != set(self.context):
-            raise DataError(f"context has {sorted(context)}; expected a value for each of {sorted(self.context)}")
-        features = {name: self._encode(pd.Series([context[name]], name=name)) for name in self.context}
+        self.check_context(context)
+        features = {name: self.saved.encoders[name].encode([context[name]]) for name in self.context}
         return self.scorer.matrices(features, 1)
-
-    def _encode(self, column: pd.Series) -> np.ndarray:
-        encoder = self.saved.encoders[str(column.name)]
-        if isinstance(encoder, Numerical):
-            return encoder.encode(column)
-        is_list = isinstance(encoder, Vocabulary) and encoder.is_list
-        return encoder.encode(raw_values(column, is_list=is_list))

@@ -2,21 +2,34 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from data.encoding.encoders import Encoder
+from data.encoding.keys import as_numbers
 from data.encoding.prepared import encoded_features, write_prepared
 from data.encoding.splits import TEST, TRAIN, draw_mappings
 from data.encoding.tabular.prepare import embedding_sizes
 from data.errors import DataError
 from data.specification.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, FeatureSpec
-from trainer.recommender.columns import KINDS, RawColumn, fit_encoder, read_column, require_columns
+from data.specification.values import name_mistake
+from trainer.recommender.columns import (
+    KINDS,
+    RawColumn,
+    fit_encoder,
+    read_column,
+    require_columns,
+    require_frame,
+    require_mapping,
+)
 from trainer.recommender.entities import Entities, RawEntities
 
 TASK_KINDS = ("binary", "regression")
+TASKS_EXAMPLE = f"{{'liked': '{TASK_KINDS[0]}', 'rating': '{TASK_KINDS[1]}'}}"
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +45,8 @@ class Interactions:
         kinds: feature column -> "categorical", "numerical" or "multihot".
 
     Raises:
-        DataError: a column is missing or named twice, or a label holds what its task cannot have.
+        DataError: a table is no data frame, a column is missing, there twice or of a name that no dataset can have, or
+            a label holds what its task cannot have.
     """
 
     frame: pd.DataFrame
@@ -45,27 +59,39 @@ class Interactions:
     kinds: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
+        require_frame(self.frame, "interactions")
+        require_mapping(self.tasks, "tasks", TASKS_EXAMPLE)
         require_columns(self.frame, [self.user, self.item, *self.tasks, *self.context], "interactions")
         if not len(self.frame):
             raise DataError("interactions has no rows")
         if not self.tasks:
-            raise DataError(
-                f"tasks names no column; write what is learnt of each label, as in {{'liked': '{TASK_KINDS[0]}'}}"
-            )
-        sides = ((self.users, self.user), (self.items, self.item))
-        known = [str(name) for table, key in sides if table is not None for name in table if name != key]
-        features = [*self.context, *known]
+            raise DataError(f"tasks names no column; write what is learnt of each label, as in {TASKS_EXAMPLE}")
+        features = [*self.context, *self._known_features("users", self.user), *self._known_features("items", self.item)]
         names = [self.user, self.item, *self.tasks, *features]
+        for name in names:
+            if mistake := name_mistake(name):
+                raise DataError(f"columns: {mistake}")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise DataError(f"columns {', '.join(twice)} have two meanings; rename one of each, or leave it out")
-        for name, kind in (self.kinds or {}).items():
+        kinds = self.kinds or {}
+        require_mapping(kinds, "kinds", f"{{'age': '{KINDS[0]}'}}")
+        for name, kind in kinds.items():
             if kind not in KINDS or name not in features:
                 raise DataError(
                     f"kinds: {name!r}: {kind!r}; expected a feature's column, and one of {', '.join(KINDS)}"
                 )
         for name, kind in self.tasks.items():
             _check_label(self.frame[name], kind)
+
+    def _known_features(self, argument: str, key: str) -> list[str]:
+        """The columns of `users` or `items` besides the ids."""
+        table = getattr(self, argument)
+        if table is None:
+            return []
+        require_frame(table, argument)
+        require_columns(table, [key, *table.columns], f"{argument}, the table of {key!r},")
+        return [name for name in table if name != key]
 
     def write(self, folder: Path, *, validation: float, seed: int) -> tuple[Entities, Entities]:
         """Writes a dataset whose encoders are fitted on its training part, and gives users and items encoded by them.
@@ -104,7 +130,7 @@ class Interactions:
         return users, items
 
     def _in_train(self, validation: float, seed: int) -> np.ndarray:
-        if not 0 < validation < 1:
+        if not isinstance(validation, Real) or not 0 < validation < 1:
             raise DataError(f"validation is {validation!r}; expected a share of the rows, above 0 and below 1")
         rows = np.arange(len(self.frame))
         in_train = draw_mappings(rows, seed=seed, test_fraction=validation, validation_fraction=0.0) == TRAIN
@@ -115,7 +141,7 @@ class Interactions:
         return in_train
 
     def _labels(self) -> dict[str, np.ndarray]:
-        return {name: self.frame[name].to_numpy(np.float32, na_value=np.nan) for name in self.tasks}
+        return {name: as_numbers(name, self.frame[name]).astype(np.float32) for name in self.tasks}
 
     def _specification(self, encoders: Mapping[str, Encoder], hotness: Mapping[str, int], folder: Path) -> FeatureSpec:
         features = encoded_features(encoders, hotness)
@@ -136,16 +162,13 @@ class Interactions:
 def _check_label(labels: pd.Series, kind: str) -> None:
     if kind not in TASK_KINDS:
         raise DataError(f"tasks: {labels.name!r}: {kind!r}; expected one of {', '.join(TASK_KINDS)}")
-    try:
-        numbers = labels.to_numpy(np.float64, na_value=np.nan)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"column {labels.name!r} is a label and holds no numbers throughout: {error}") from error
+    numbers = as_numbers(str(labels.name), labels)
     known = numbers[~np.isnan(numbers)]
     if not len(known):
         raise DataError(f"column {labels.name!r} is a label and holds nothing; leave the task out")
-    wrong = known[~np.isin(known, [0, 1]) if kind == "binary" else ~np.isfinite(known)]
+    wrong = known[~np.isin(known, [0, 1]) if kind == "binary" else np.abs(known) > LARGEST]
     if len(wrong):
-        expected = "0, 1 or null (a number is a regression)" if kind == "binary" else "finite numbers or null"
+        expected = "0, 1 or null (a number is a regression)" if kind == "binary" else "numbers of float32 or null"
         raise DataError(f"column {labels.name!r} is a {kind} label and holds {wrong[0]:g}; expected {expected}")
 
 

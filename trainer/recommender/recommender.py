@@ -1,7 +1,9 @@
 """The public class. Everything heavy is imported when it is needed."""
 
+import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from data.errors import DataError
-from data.specification.problems import nearest
+from data.specification.problems import nearest, shown
 from trainer.process.quiet_import import import_tensorflow
+from trainer.recommender.columns import frame_hint, require_mapping
 from trainer.recommender.interactions import Interactions
 from trainer.recommender.training import arguments, train
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 class Recommender:
     """Learns from raw interactions, predicts for users and items by their raw ids, and recommends items.
 
-    Raw ids are integers or texts. Those unseen in training share the id of unseen values.
+    Raw ids are integers or texts, as `data.encoding.keys` says. Those unseen in training share the id of unseen values.
 
     Args:
         model: architecture, as of main.py's --model.
@@ -85,8 +88,10 @@ class Recommender:
         Raises:
             DataError: input that cannot be learnt from; names the column.
         """
+        if not isinstance(context, list | tuple):
+            raise DataError(f"context is {shown(context)}; expected a list of columns, as in ['hour']")
         data = Interactions(interactions, user, item, tasks, tuple(context), users, items, kinds)
-        seed = self._options.get("seed", 0)
+        seed = int(self._options.get("seed") or 0)
         with tempfile.TemporaryDirectory(prefix="recommender-") as folder:
             dataset = Path(folder) / "data"
             dataset.mkdir()
@@ -138,9 +143,15 @@ class Recommender:
             DataError: a column is missing, or holds other values than it may.
         """
         if isinstance(user, pd.DataFrame):
+            if item is not None or context is not None:
+                raise DataError("predict(frame) reads items and context from the frame's columns; give the frame alone")
             return self._predict_rows(user, encoded=encoded)
         if item is None:
-            raise DataError("predict(user, item) needs the id of an item, or a frame of rows instead of a user")
+            hint = "" if isinstance(user, str | Real) else f": {frame_hint(user)}"
+            raise DataError(
+                "predict(user, item) needs the id of an item, or a pandas DataFrame of rows instead of a user; "
+                f"got one {type(user).__name__} alone{hint}"
+            )
         values = self.batch_predict([(user, item)], context=context).iloc[0]
         return float(values.iloc[0]) if len(values) == 1 else {task: float(values[task]) for task in self.tasks}
 
@@ -156,19 +167,25 @@ class Recommender:
         Raises:
             DataError: no pairs, or ids of another kind than in training.
         """
+        context = context or {}
+        self._fitted.check_context(context)
         names = [self._fitted.users.column, self._fitted.items.column]
+        if isinstance(pairs, Set | Mapping):
+            raise DataError(f"pairs is a {type(pairs).__name__}, whose order is not the rows'; write a list of pairs")
         try:
-            frame = pd.DataFrame(list(pairs), columns=names)
-        except ValueError as error:
+            # As objects: integers beside nulls would become floats.
+            frame = pd.DataFrame(list(pairs), columns=names, dtype=object)
+        except (TypeError, ValueError) as error:
             raise DataError(f"pairs: expected one of user and item each, as in [(1, 10), (1, 11)]: {error}") from error
-        given = {name: [value] * len(frame) for name, value in (context or {}).items()}
-        return self._predict_rows(frame.assign(**given))
+        for name, value in context.items():
+            frame[name] = pd.Series([value] * len(frame), dtype=object)
+        return self._predict_rows(frame)
 
     def encode(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The features of raw rows, as `predict(..., encoded=True)` takes them.
 
         Raises:
-            DataError: a column is missing, or holds other values than it may.
+            DataError: no data frame, a column is missing, or holds other values than it may.
         """
         return pd.DataFrame(self._fitted.encode(frame), index=frame.index)
 
@@ -195,8 +212,10 @@ class Recommender:
         Raises:
             DataError: no such task, a score that is no number, or a k below 1.
         """
-        if k < 1:
-            raise DataError(f"k is {k}; expected at least 1 item to recommend")
+        if not isinstance(k, Integral) or k < 1:
+            raise DataError(f"k is {k!r}; expected at least 1 item to recommend")
+        if isinstance(candidates, str | Mapping | pd.DataFrame) or not isinstance(candidates, Iterable | None):
+            raise DataError(f"candidates is {shown(candidates)}; expected a list of items, as in [10, 11]")
         items, scores = self._fitted.rank(
             user, candidates, context or {}, exclude_seen=exclude_seen, weights=self._weights(score)
         )
@@ -206,12 +225,13 @@ class Recommender:
         """Writes everything into a folder: JSON, YAML, .npy and parquet. Replaces what an earlier `save` has written.
 
         Raises:
-            DataError: the folder is a link or a file, or holds something that `save` has not written.
+            DataError: the folder is a link, a file, the working directory or above it, or holds something that this
+                method has not written.
             CheckpointError: it could not be written.
         """
         from trainer.recommender.storage import save_fitted
 
-        save_fitted(self._fitted, self._options, Path(folder))
+        save_fitted(self._fitted, self._options, _new_folder(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Recommender":
@@ -220,10 +240,11 @@ class Recommender:
         Raises:
             DataError: there is none, or it is damaged.
         """
+        path = _path("load", folder)
         import_tensorflow()
         from trainer.recommender.storage import load_fitted
 
-        state, options = load_fitted(Path(folder))
+        state, options = load_fitted(path)
         loaded = cls(**options)
         loaded._state = state
         return loaded
@@ -240,13 +261,28 @@ class Recommender:
 
     def _weights(self, score: Mapping[str, float] | None) -> np.ndarray:
         chosen = {self.tasks[0]: 1.0} if score is None else score
+        require_mapping(chosen, "score", "{'liked': 1.0}")
         for name, weight in chosen.items():
             if name not in self.tasks:
                 near = nearest(name, self.tasks)
                 hint = f"; did you mean {near!r}?" if near else ""
                 raise DataError(f"score: {name!r} is not one of the tasks {', '.join(self.tasks)}{hint}")
-            if not isinstance(weight, int | float) or not np.isfinite(weight):
+            if not isinstance(weight, Real) or not np.isfinite(float(weight)):
                 raise DataError(f"score: {name!r} counts {weight!r}; expected a number")
         if not chosen:
             raise DataError(f"score names no task; expected weights of {', '.join(self.tasks)}")
-        return np.array([chosen.get(task, 0.0) for task in self.tasks])
+        return np.array([float(chosen.get(task, 0.0)) for task in self.tasks])
+
+
+def _path(method: str, folder: Any) -> Path:
+    if not isinstance(folder, str | os.PathLike):
+        raise DataError(f"{method}: {folder!r} is no path; name a folder, as in {method}('movies')")
+    return Path(folder).absolute()
+
+
+def _new_folder(folder: str | Path) -> Path:
+    """The absolute path of a folder to save into."""
+    path = Path(os.path.normpath(_path("save", folder)))
+    if Path.cwd().is_relative_to(path):
+        raise DataError(f"{folder}: is the working directory or above it; name a folder inside, as in save('movies')")
+    return path

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 
+from data.encoding.keys import Values, as_keys, as_lists, as_numbers
 from data.errors import DataError
 from data.loading.batch import PAD
 from trainer.layout import IdColumns
@@ -30,29 +32,29 @@ class Scorer:
             lambda ids, numerical: saved.model.call(ids, numerical), input_signature=[ids, numerical]
         )
 
-    def matrices(self, features: Mapping[str, np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    def matrices(self, features: Mapping[str, Values] | pd.DataFrame, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """The model's inputs with the given features in their places and 0 elsewhere: parts of one row add up.
 
         Args:
-            features: some or all of the model's, [rows] ids, lists of ids or numbers.
+            features: some or all of the model's, [rows] ids, lists of ids or numbers, in any column or sequence.
             rows: how many.
 
         Returns:
             ids [rows, id columns] int32, numerical [rows, numbers] float32.
 
         Raises:
-            DataError: an id is out of its range.
+            DataError: an id is out of its range, or a number is not finite.
         """
         ids = np.zeros((rows, self._layout.id_columns), np.int32)
         numerical = np.zeros((rows, len(self._layout.numerical)), np.float32)
         for columns in self._layout.categorical:
             if columns.name in features:
                 values = features[columns.name]
-                ids[:, columns.start : columns.stop] = _padded(columns, values) if columns.multihot else values[:, None]
-                _check_ids(columns, ids[:, columns.start : columns.stop])
+                made = _padded(columns, values) if columns.multihot else _ids(columns, values)[:, None]
+                ids[:, columns.start : columns.stop] = made
         for index, name in enumerate(self._layout.numerical):
             if name in features:
-                numerical[:, index] = features[name]
+                numerical[:, index] = _numbers(name, features[name])
         return ids, numerical
 
     def predict(self, ids: np.ndarray, numerical: np.ndarray) -> np.ndarray:
@@ -68,12 +70,14 @@ class Scorer:
         return predictions
 
 
-def _padded(columns: IdColumns, lists: np.ndarray) -> np.ndarray:
+def _padded(columns: IdColumns, values: Values) -> np.ndarray:
     """Lists of ids as a matrix [rows, hotness] int32, cut where they are longer and with PAD where they are shorter."""
+    lists = as_lists(columns.name, values)
+    _check_known(columns.name, np.array([entry is not None for entry in lists], bool))
     lengths = np.fromiter((len(entry) for entry in lists), np.int64, len(lists))
     matrix = np.full((len(lists), columns.hotness), PAD, np.int32)
     if lengths.sum():
-        flat = np.concatenate([np.asarray(entry, np.int64) for entry in lists])
+        flat = _ids(columns, np.concatenate([np.asarray(entry) for entry in lists if len(entry)]))
         rows = np.repeat(np.arange(len(lists)), lengths)
         places = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         kept = places < columns.hotness
@@ -81,9 +85,27 @@ def _padded(columns: IdColumns, lists: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def _check_ids(columns: IdColumns, ids: np.ndarray) -> None:
-    wrong = ids[(ids >= columns.cardinality) | (ids < (PAD if columns.multihot else 0))]
+def _ids(columns: IdColumns, values: Values) -> np.ndarray:
+    """Ids of single values, [n] int64, each within its table."""
+    ids = as_keys(columns.name, values)
+    wrong = ids if ids.dtype == object else ids[(ids >= columns.cardinality) | (ids < 0)]
     if len(wrong):
         raise DataError(
-            f"column {columns.name!r} holds the id {wrong[0]}; encoded ids lie in [0, {columns.cardinality})"
+            f"column {columns.name!r} holds the id {wrong.tolist()[0]!r}; encoded ids lie in [0, {columns.cardinality})"
         )
+    return ids
+
+
+def _numbers(name: str, values: Values) -> np.ndarray:
+    """Numbers as a model takes them, [n] float32."""
+    numbers = as_numbers(name, values)
+    _check_known(name, ~np.isnan(numbers))
+    wrong = numbers[np.abs(numbers) > np.finfo(np.float32).max]
+    if len(wrong):
+        raise DataError(f"column {name!r} holds {wrong[0]:g}, which is beyond float32")
+    return numbers.astype(np.float32)
+
+
+def _check_known(name: str, known: np.ndarray) -> None:
+    if not known.all():
+        raise DataError(f"column {name!r} has nothing (null) in row {int(known.argmin())}; encoded rows have no nulls")

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.encoding.keys import as_keys
 from data.errors import DataError
 from data.files import open_regular
-from trainer.model_folder import Document, check_model_place, open_model, write_model
+from trainer.model_folder import SEEN_ITEMS, SEEN_STARTS, Document, check_model_place, open_model, write_model
 from trainer.observation.log import to_plain
 from trainer.recommender.entities import Entities
 from trainer.recommender.fitted import Fitted, Seen
@@ -29,7 +30,6 @@ from trainer.weights import named
 
 VERSION = 1
 SETTINGS, USERS, ITEMS = "recommender.json", "tables/users.parquet", "tables/items.parquet"
-STARTS, SEEN = "seen/starts", "seen/items"
 _KEY = "key"
 
 
@@ -51,7 +51,10 @@ def save_fitted(fitted: Fitted, options: Mapping[str, Any], folder: Path) -> Non
     documents: dict[str, Document] = dict(fitted.saved.documents)
     documents |= {SETTINGS: settings, USERS: _to_parquet(fitted.users), ITEMS: _to_parquet(fitted.items)}
     arrays = array_sources(named(fitted.saved.model.variables))
-    arrays += [ArraySource.from_array(STARTS, fitted.seen.starts), ArraySource.from_array(SEEN, fitted.seen.items)]
+    arrays += [
+        ArraySource.from_array(SEEN_STARTS, fitted.seen.starts),
+        ArraySource.from_array(SEEN_ITEMS, fitted.seen.items),
+    ]
     write_model(folder, arrays, documents)
 
 
@@ -63,7 +66,10 @@ def load_fitted(folder: Path) -> tuple[Fitted, dict[str, Any]]:
     """
     sealed = open_model(folder)
     if SETTINGS not in sealed.documents:
-        raise DataError(f"{folder}: holds a model and no recommender; Recommender.save writes one")
+        raise DataError(
+            f"{folder}: holds a model of main.py and no recommender: it knows neither users nor items. "
+            "main.py --predict and export.py take such a model; Recommender.load reads what Recommender.save wrote"
+        )
     with foreign_is_refused(folder):
         return _load(sealed)
 
@@ -76,7 +82,7 @@ def _load(sealed: SealedFolder) -> tuple[Fitted, dict[str, Any]]:
         )
     users = _from_parquet(settings["user"], sealed.documents[USERS])
     items = _from_parquet(settings["item"], sealed.documents[ITEMS])
-    seen = Seen(sealed.read(STARTS), sealed.read(SEEN))
+    seen = Seen(sealed.read(SEEN_STARTS), sealed.read(SEEN_ITEMS))
     _check_seen(seen, len(users.keys), len(items.keys))
     return Fitted(read_model(sealed), users, items, seen, tuple(settings["context"])), dict(settings["options"])
 
@@ -85,9 +91,9 @@ def _check_seen(seen: Seen, users: int, items: int) -> None:
     starts, positions = seen.starts, seen.items
     fits = starts.dtype == positions.dtype == np.int64 and starts.shape == (users + 2,) and positions.ndim == 1
     if not fits or starts[0] != 0 or starts[-1] != len(positions) or (np.diff(starts) < 0).any():
-        raise ValueError(f"{STARTS} and {SEEN} do not fit the {users:,} users")
+        raise ValueError(f"{SEEN_STARTS} and {SEEN_ITEMS} do not fit the {users:,} users")
     if len(positions) and not 0 <= positions.min() <= positions.max() < items:
-        raise ValueError(f"{SEEN} names items that there are not")
+        raise ValueError(f"{SEEN_ITEMS} names items that there are not")
 
 
 def _to_parquet(entities: Entities) -> bytes:
@@ -107,6 +113,6 @@ def _from_parquet(column: str, path: Path) -> Entities:
         if file.metadata.num_rows > (size := os.fstat(opened.fileno()).st_size):
             raise DataError(f"{path}: {file.metadata.num_rows:,} rows in {size:,} bytes")
         table = file.read()
-    keys = table.column(_KEY).drop_null().to_numpy()
+    keys = as_keys(column, table.column(_KEY).drop_null().to_numpy())
     features = {name.removeprefix("feature."): table.column(name) for name in table.column_names if name != _KEY}
     return Entities(column, keys, {name: values.to_numpy() for name, values in features.items()})

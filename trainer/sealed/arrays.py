@@ -10,6 +10,8 @@ from numpy.lib import format as npy_format
 from numpy.typing import DTypeLike
 
 BLOCK_BYTES = 1 << 24
+# Room for the longest name of a feature or label, and for what stands around it.
+MAX_NAME_LENGTH = 400
 DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64"),
@@ -21,7 +23,7 @@ class ArraySource:
     """An array to be saved, given in blocks of rows so that a large table never stands in memory twice.
 
     Attributes:
-        name: printable text, at most 200 characters; `/` parts it, as in "deep/ad_id/mean_square".
+        name: printable text, at most 400 characters; `/` parts it, as in "deep/ad_id/mean_square".
         shape: of the whole array.
         dtype: one of DTYPES. bfloat16 is not among them: save the float32 variable.
         blocks: called once per save; yields the rows in order, [rows, *shape[1:]] each, in `dtype`.
@@ -39,7 +41,7 @@ class ArraySource:
     def __post_init__(self) -> None:
         if not is_array_name(self.name):
             raise ValueError(
-                f"{self.name!r} cannot name an array: expected 1 to 200 printable characters whose parts between "
+                f"{self.name!r} cannot name an array: expected 1 to 400 printable characters whose parts between "
                 "slashes are neither empty nor '.' nor '..'"
             )
         if np.dtype(self.dtype).name not in DTYPES:
@@ -82,7 +84,7 @@ class ArraySource:
 
 def is_array_name(name: object) -> bool:
     """Whether `name` can name an array: printable, and harmless should somebody make a path of it."""
-    if not isinstance(name, str) or not name.isprintable() or len(name) > 200:
+    if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME_LENGTH:
         return False
     return all(part not in ("", ".", "..") for part in name.split("/"))
 

@@ -10,6 +10,8 @@ import tensorflow as tf
 import yaml
 
 import export
+from data.encoding.encoders import Numerical
+from data.errors import DataError
 from tests.trainer.export.models import draw_inputs, specification, write_run
 from tests.trainer.export.test_raw import make_encoders
 from trainer.export import graph, raw_graph, request
@@ -116,3 +118,24 @@ def test_what_is_wrong_is_told_before_tensorflow_is_imported(run, dataset, tmp_p
         assert "needs tf2onnx, onnx, onnxruntime, not installed here: uv pip install" in told
         assert "-r requirements/export.txt" in told
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["full"]
+
+
+def test_the_dataset_may_lie_outside_if_allowed(run, dataset, tmp_path):
+    document = yaml.safe_load((dataset / "feature_spec.yaml").read_text())
+    for chunks in document["source_spec"].values():
+        chunks[0]["files"] = [str(dataset / "part.parquet")]
+    (tmp_path / "feature_spec.yaml").write_text(yaml.safe_dump(document))
+    words = arguments(run, tmp_path / "out", "--format", "savedmodel", "--dataset_path", str(tmp_path))
+    with pytest.raises(DataError, match="or pass --allow_outside_paths"):
+        request.read_request(words)
+    assert request.read_request([*words, "--allow_outside_paths"]).rows.rows == 100
+
+
+def test_a_raw_column_that_cannot_name_a_tensor_is_renamed(tmp_path, capfd):
+    write_run(tmp_path / "run", encoders=make_encoders() | {"age": Numerical("years of age")}, model="mmoe")
+    assert export.main(arguments(tmp_path / "run", tmp_path / "out", "--format", "savedmodel")) == 0
+    printed = capfd.readouterr().out
+    assert "serving_raw: largest difference" in printed and "1 tensors have other names" in printed
+    raw = tf.saved_model.load(str(tmp_path / "out")).signatures["serving_raw"]
+    assert set(raw.structured_input_signature[1]) == {"who", "weekday", "words", "years_of_age"}
+    assert json.loads((tmp_path / "out/tensor_names.json").read_text()) == {"years of age": "years_of_age"}

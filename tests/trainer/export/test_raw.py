@@ -130,7 +130,7 @@ def test_an_empty_text_of_the_vocabulary_is_a_value_and_no_null(tmp_path):
         ({"user": Vocabulary("who", np.arange(600), np.ones(600, np.int64))}, "the encoder of user makes other values"),
         ({"tags": Vocabulary("words", objects(TAGS), np.ones(3, np.int64))}, "the encoder of tags makes other values"),
         ({"age": Vocabulary("years", np.arange(3), np.ones(3, np.int64))}, "the encoder of age makes other values"),
-        ({"age": Numerical("years of age")}, "'years of age' cannot be the name"),
+        ({"day": Vocabulary("weekday", np.array([NULL_INTEGER]), np.ones(1, np.int64))}, "which stands for null"),
         (
             {"tags": Vocabulary("words", objects(["", "a"]), np.ones(2, np.int64), is_list=True)},
             "has the empty text in its lists",
