@@ -111,7 +111,7 @@ def test_an_embedding_sizes_file_that_is_missing_is_named(dataset, tmp_path, cap
     refused(capsys, arguments(dataset, tmp_path, "--embedding_sizes_file", "no.json"), 2, "no.json")
 
 
-def test_embedding_sizes_of_another_dataset_are_refused(dataset, tmp_path, capsys):
+def test_embedding_sizes_of_other_data_are_refused(dataset, tmp_path, capsys):
     sizes = tmp_path / "sizes.json"
     sizes.write_text('{"no_such_feature": 8}')
     words = arguments(dataset, tmp_path, "--embedding_sizes_file", str(sizes))
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_what_differs(dataset, tmp
     sizes = tmp_path / "sizes.json"
     sizes.write_text('{"user_id": 5}')
     other = arguments(dataset, tmp_path, "--evaluate", "--embedding_sizes_file", str(sizes))
-    refused(capsys, other, 2, "[50, 14]", "[50, 5]", "step-7")
+    refused(capsys, other, 2, "width 14", "width 5", "step-7")
     other = arguments(dataset, tmp_path, "--use_checkpoint", "--seed", "5")
     refused(capsys, other, 2, "seed was 0 and is 5")
 
@@ -280,6 +280,18 @@ def test_only_a_run_that_begins_to_train_lints(copy, tmp_path):
     assert lints_labels(options())
     with pytest.raises(DataError, match="no positive"):
         check_labels(options(), FeatureSpec.read(copy / "feature_spec.yaml"))
+
+
+@pytest.mark.parametrize(("patience", "tells"), [(0.0, True), (60.0, False)])
+def test_a_long_label_check_shows_how_far_it_is(dataset, tmp_path, capsys, monkeypatch, patience, tells):
+    monkeypatch.setattr("trainer.inputs.SECONDS_BETWEEN_REPORTS", patience)
+    options = parse(arguments(dataset, tmp_path), 1, ("wide_deep",), reads_checkpoint=False)
+    spec = FeatureSpec.read(dataset / "feature_spec.yaml")
+    check_labels(options, spec)
+    found = re.findall(r"checking the labels of 'train': (\d+) of (\d+) (.*)", capsys.readouterr().err)
+    assert bool(found) == tells
+    counted = [int(done) for done, of, what in found if what == "features" and int(of) == len(spec.inputs)]
+    assert counted == (list(range(1, len(spec.inputs))) if tells else [])
 
 
 @pytest.mark.horovod

@@ -1,7 +1,6 @@
 """How far a training run is."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass
@@ -39,8 +38,3 @@ class Position:
     def mean_losses(self) -> list[float]:
         """Each task's mean loss over the epoch so far."""
         return [loss / max(1, self.steps) for loss in self.losses]
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Position":
-        """Of `vars` of a position, through JSON."""
-        return cls(int(values["epoch"]), int(values["steps"]), [float(loss) for loss in values["losses"]])

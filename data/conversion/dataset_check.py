@@ -1,7 +1,7 @@
 """Scans the files of a dataset, in streams, for everything that training could not use."""
 
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,17 +23,16 @@ from data.conversion.columns import (
 from data.conversion.csv_reader import read_csv_blocks
 from data.conversion.parquet_seal import Seal, arrow_file, read_footer
 from data.conversion.parquet_writer import ROWS_PER_ROW_GROUP
+from data.encoding.workflow_folder import workflow_files
 from data.errors import DataError
 from data.files import NotRegularError, open_regular
-from data.specification.feature_spec import (
-    LABEL,
-    NUMERICAL,
-    Chunk,
-    Feature,
-    FeatureSpec,
-)
+from data.loading.parquet_files import row_group_rows
+from data.specification.embedding_sizes import embedding_dims
+from data.specification.feature_spec import LABEL, NUMERICAL, Chunk, Feature, FeatureSpec
+from data.specification.problems import listed
 
 FLOAT16_MOST = 65_504
+WIDER_THAN_FLOAT16 = (pa.int32(), pa.int64(), pa.uint32(), pa.uint64(), pa.float32(), pa.float64(), pa.uint16())
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
 
 
@@ -174,6 +173,24 @@ def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> I
         )
 
 
+def check_folder(spec: FeatureSpec, *, allow_outside_paths: bool = False) -> Iterator[Finding]:
+    """What lies beside the specification: embedding widths, and what `prepare` has fitted.
+
+    Args:
+        spec: a valid specification.
+        allow_outside_paths: whether links may lead out of its folder.
+    """
+    readers: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("embedding widths", lambda: embedding_dims(spec, allow_outside_paths=allow_outside_paths)),
+        ("workflow", lambda: workflow_files(spec.folder, allow_outside_paths=allow_outside_paths)),
+    )
+    for what, read in readers:
+        try:
+            read()
+        except DataError as error:
+            yield Finding(f"{what} that cannot be used", str(spec.folder), str(error))
+
+
 def _check_chunk(spec: FeatureSpec, chunk: Chunk, summary: MappingSummary) -> Generator[Finding, None, int | None]:
     """Returns the rows of a column group, None if a file of it cannot be read."""
     columns = [describe_column(spec, name) for name in chunk.features]
@@ -224,6 +241,7 @@ def _scan_parquet(
 ) -> Generator[Finding, None, int | None]:
     try:
         metadata, seal = read_footer(path)
+        row_group_rows(metadata)
         opened = open_regular(path)
         file = pq.ParquetFile(arrow_file(opened), metadata=metadata, page_checksum_verification=True)
         schema = file.schema_arrow
@@ -241,12 +259,11 @@ def _scan_parquet(
         for column in columns:
             findings = list(_check_type(column, schema, path))
             yield from findings
-            if column.name in schema.names and all(finding.is_warning for finding in findings):
+            if schema.get_all_field_indices(column.name) and all(finding.is_warning for finding in findings):
                 usable.append(column)
         first_row = 0
         for group in range(file.num_row_groups if usable else 0):
-            place = f"{path}, row group {group}"
-            yield from _scan_row_group(file, seal, place, group, first_row, usable, summary)
+            yield from _scan_row_group(file, seal, path, group, first_row, usable, summary)
             first_row += file.metadata.row_group(group).num_rows
         return file.metadata.num_rows
 
@@ -254,9 +271,9 @@ def _scan_parquet(
 def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Finding]:
     """Whether a file has a column, in a type that can be used."""
     place = f"{path}, {column.name}"
-    if schema.names.count(column.name) != 1:
-        what = "missing column" if column.name not in schema.names else "column that is there twice"
-        has = f"the file has {', '.join(schema.names)}"
+    if len(indices := schema.get_all_field_indices(column.name)) != 1:
+        what = "column that is there twice" if indices else "missing column"
+        has = f"the file has {listed(schema.names, len(schema.names))}"
         yield Finding(what, place, has, is_warning=column.kind is None)
         return
     stored = schema.field(column.name).type
@@ -271,13 +288,13 @@ def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Findi
 def _scan_row_group(
     file: pq.ParquetFile,
     seal: Seal | None,
-    place: str,
+    path: Path,
     group: int,
     first_row: int,
     columns: Sequence[Column],
     summary: MappingSummary,
 ) -> Iterator[Finding]:
-    tally, row = _Tally(), first_row
+    tally, row, place = _Tally(), first_row, f"{path}, row group {group}"
     names = [column.name for column in columns]
     try:
         if seal is not None:
@@ -325,7 +342,7 @@ def _count_beyond_float16(
     for column in columns:
         is_amount = column.kind == LABEL and column.feature.task == "regression"
         values = rows.column(column.name) if column.kind == NUMERICAL or is_amount else None
-        if values is None or values.type == pa.float16():
+        if values is None or values.type not in WIDER_THAN_FLOAT16:
             continue
         with np.errstate(over="ignore"):
             numbers = values.fill_null(0).to_numpy().astype(np.float32)

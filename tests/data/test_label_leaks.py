@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data.linting.leaks import (
@@ -170,6 +170,11 @@ def told_by_definition(kind: str, values: np.ndarray, label: np.ndarray, known: 
     st.sampled_from([0.0, 0.02, 0.3, 3.0]),
     st.booleans(),
 )
+@example(1, 121, "numerical", "click", 0.02, False)
+@example(2, 121, "numerical", "spend", 0.02, False)
+@example(3, 121, "numerical", "buy", 0.02, True)
+@example(4, 121, "onehot", "click", 0.02, False)
+@example(5, 121, "multihot", "kind", 0.02, False)
 def test_all_labels_at_once_give_what_each_gives(seed, rows, kind, source, noise, is_sparse):
     rng = np.random.default_rng(seed)
     columns = {

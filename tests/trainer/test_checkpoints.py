@@ -196,20 +196,20 @@ def test_an_array_that_is_not_there_is_named(store):
 
 def test_the_newest_and_the_best_are_kept(store):
     for step in range(1, 7):
-        save(store, step, best=step in (1, 2), value=step / 10)
+        save(store, step, best=step in (1, 2))
     assert store.steps() == [2, 5, 6]
-    assert (store.best().step, store.best().value) == (2, 0.2)
+    assert store.best().step == 2
     check_content(store.open("best"), 2)
     check_content(store.open("last"), 6)
 
 
-def test_without_a_best_only_the_newest_are_kept(tmp_path):
-    store = CheckpointStore(tmp_path, keep=3)
+def test_without_a_best_the_newest_are_kept_and_used(tmp_path, warnings):
+    store = CheckpointStore(tmp_path, keep=3, warn=warnings.append)
     for step in range(1, 6):
         save(store, step)
     assert store.steps() == [3, 4, 5] and store.best() is None
-    with pytest.raises(NoCheckpointError, match="none of them called the best"):
-        store.open("best")
+    check_content(store.open("best"), 5)
+    assert len(warnings) == 1 and "the last one, step 5, is used" in warnings[0]
 
 
 def test_a_run_that_goes_back_keeps_its_own_checkpoints_and_not_those_of_the_life_it_left(store):
@@ -273,7 +273,7 @@ def damaged(store: CheckpointStore, folder: Path) -> str | None:
 
 
 def test_no_flipped_bit_in_any_file_of_a_checkpoint_is_accepted(store):
-    folder = save(store, 5, best=True, value=0.75)
+    folder = save(store, 5, best=True)
     chosen = random.Random(5)
     tried = 0
     for path in files_of(folder):

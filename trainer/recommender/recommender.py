@@ -243,9 +243,11 @@ class Recommender:
         path = _path("load", folder)
         import_tensorflow()
         from trainer.recommender.storage import load_fitted
+        from trainer.saved_model import foreign_is_refused
 
         state, options = load_fitted(path)
-        loaded = cls(**options)
+        with foreign_is_refused(path):
+            loaded = cls(**options)
         loaded._state = state
         return loaded
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from data.atomic import write_whole
 from data.files import open_regular
+from data.typed_json import read_typed
 from trainer.process.launcher import Launch
 from trainer.reliability.exit_codes import DONE, FAILURE
 from trainer.reliability.processes import start_time
@@ -169,10 +170,10 @@ def read_records(results_dir: Path, job: str) -> dict[int, WorkerState]:
     """What the workers of a job have written so far, by rank; what others have left there is passed over."""
     states = {}
     for path in _files(results_dir / FOLDER):
-        with suppress(OSError, ValueError, TypeError):
+        with suppress(OSError, ValueError, RecursionError):
             with open_regular(path) as file:
-                state = WorkerState(**json.loads(file.read()))
-            if state.job == job and _is_plausible(state):
+                state: WorkerState = read_typed(WorkerState, json.loads(file.read()), path.name)
+            if state.job == job:
                 states[state.rank] = state
     return states
 
@@ -188,12 +189,8 @@ def _is_record(path: Path) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            text = file.read().decode()
         return not text or json.loads(text).keys() == {item.name for item in dataclasses.fields(WorkerState)}
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
-
-
-def _is_plausible(state: WorkerState) -> bool:
-    hints = typing.get_type_hints(WorkerState)
-    return all(isinstance(value, hints[name]) for name, value in dataclasses.asdict(state).items())

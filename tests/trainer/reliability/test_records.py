@@ -107,15 +107,18 @@ def test_records_of_larger_and_of_other_jobs_go(tmp_path, job, monkeypatch):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"rank": 0}', "\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 200_000, '{"rank": 0}', "\xff"])
 def test_what_is_no_record_is_passed_over(tmp_path, job, text):
     record = WorkerRecord(tmp_path, SECOND)
     record.begin()
     (tmp_path / FOLDER / "worker-0.json").write_bytes(text.encode("latin-1"))
     (tmp_path / FOLDER / "worker-x.json").write_text("{}")
     good = json.loads((tmp_path / FOLDER / "worker-1.json").read_text())
-    (tmp_path / FOLDER / "worker-2.json").write_text(json.dumps(good | {"pid": "1"}))
-    assert sorted(read_records(tmp_path, job)) == [1]
+    wrong = {"pid": ["1", 10**400, True], "ended": [float("nan"), 10**400, None], "rank": [[2], None], "cause": [{}]}
+    for name, values in wrong.items():
+        for value in values:
+            (tmp_path / FOLDER / "worker-2.json").write_text(json.dumps(good | {name: value}))
+            assert sorted(read_records(tmp_path, job)) == [1], (name, value)
 
 
 def test_a_process_is_told_from_a_later_one_of_its_number():
