@@ -182,13 +182,13 @@ def test_the_entrypoint_keeps_a_home_of_ones_own(tmp_path):
     assert enter(str(tmp_path)) == ([f"755 {os.getuid()}", f"<{tmp_path}>", "<two words>", "<*>"], 7)
 
 
-def test_the_entrypoint_gives_a_missing_home_a_private_one(tmp_path):
+def test_a_missing_home_becomes_a_private_one(tmp_path):
     (owner, home, *words), code = enter(str(tmp_path / "missing"), TMPDIR=str(tmp_path))
     assert owner == f"700 {os.getuid()}" and home.startswith(f"<{tmp_path}/home-")
     assert (words, code) == (["<two words>", "<*>"], 7)
 
 
-def test_the_entrypoint_gives_an_unknown_user_a_private_home(tmp_path):
+def test_an_unknown_user_gets_a_private_home(tmp_path):
     if os.geteuid() != 0 or not shutil.which("setpriv"):
         pytest.skip("only root becomes another user (setpriv of util-linux)")
     under = ["setpriv", "--reuid", "4321", "--regid", "4321", "--clear-groups"]

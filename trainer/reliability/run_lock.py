@@ -15,14 +15,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from data.errors import DataError
+from data.errors import DataError, printable
 from trainer.reliability.processes import start_time
 
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class FolderInUse(RuntimeError):
-    """Another run holds the lock of a folder. Nothing is wrong with the arguments: the same command may work later."""
+    """Another run holds the lock of a folder. Nothing is wrong with the arguments: the same command may work later.
+
+    As text it is one line of printable characters, whatever the holder wrote into the lock's file.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__().replace("\n", "\\n"))
 
 
 class LockedFolder(NamedTuple):

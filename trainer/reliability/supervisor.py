@@ -103,7 +103,8 @@ class Supervisor:
         """
         try:
             lock = until_the_end.enter_context(RunLock(self.results_dir, say, PATIENCE_WITH_LEFT, RESULTS_DIR))
-        except DataError:  # a folder that cannot be written; the job's start says so
+        except DataError as error:
+            say(f"nothing keeps another supervisor out: {error}")
             return None
         if lock.descriptor is not None and (left := kill_last_job(self.results_dir)):
             say(f"these processes of an earlier supervisor would not die: {left}")

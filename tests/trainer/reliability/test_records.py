@@ -178,7 +178,7 @@ def test_a_place_is_found_in_any_command(words, place, monkeypatch):
     assert place_in(words, "results_dir") == Path(place)
 
 
-def test_a_job_is_noted_but_never_over_a_file_of_others(tmp_path):
+def test_a_job_is_noted_but_not_over_another_file(tmp_path):
     assert last_job(tmp_path) is None
     for job in ("0a" * 16, "1b" * 16):
         prepare_records(tmp_path, job)

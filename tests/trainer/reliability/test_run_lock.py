@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -49,6 +50,16 @@ def test_the_second_is_told_who_the_first_is(tmp_path, warnings):
     said = str(refusal.value)
     for fragment in (f"--model_dir {tmp_path}", f"process {process.pid} on {os.uname().nodename}", "since 20", "'a b'"):
         assert fragment in said
+
+
+def test_what_the_holder_wrote_cannot_control_a_terminal(tmp_path, warnings):
+    with open(tmp_path / MODEL_DIR.file, "w") as file:
+        json.dump({"host": "h", "pid": 1, "since": "now", "command": "\x1b]0;owned\x07\nmain.py: done"}, file)
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(FolderInUse) as refusal, RunLock(tmp_path, warnings.append):
+            pass
+    assert str(refusal.value).isprintable() and r"\x1b]0;owned\x07\nmain.py: done" in str(refusal.value)
 
 
 def test_the_lock_of_a_killed_holder_is_taken_over_without_a_word(tmp_path, warnings):
