@@ -338,7 +338,7 @@ def test_a_place_in_the_epoch_of_another_step_is_refused(data, tmp_path, whole, 
     copied = tmp_path / "models" / "checkpoints" / "step-4"
     shutil.copytree(whole / "models" / "checkpoints" / "step-4", copied)
     checkpoint = Checkpoint(copied)
-    reseal(checkpoint, state=checkpoint.state | {"position": {"epoch": 0, "steps": 5, "losses": []}})
+    reseal(checkpoint, state=checkpoint.state | {"position": {"epoch": 0, "steps": 5, "losses": [], "is_evaluated": True}})
     assert main(arguments(data, tmp_path, "--use_checkpoint")) == NO_CHECKPOINT
     assert "its place in the epoch" in capfd.readouterr().err
 
