@@ -16,9 +16,9 @@ FROM ${VARIANT} AS system
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates openssh-client python3 \
     && rm -rf /var/lib/apt/lists/*
-# Whoever runs the image (-u UID:GID) may write to these.
+# Whoever runs the image (-u UID:GID) may write to /outbrain and /results; scripts/entrypoint.sh gives him a home.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /recipe recipe \
-    && mkdir /recipe /outbrain /results && chmod 1777 /recipe /outbrain /results
+    && install -d -m 700 -o recipe -g recipe /recipe && install -d -m 1777 /outbrain /results
 WORKDIR /wd
 
 FROM system AS environment
@@ -40,7 +40,7 @@ ENV PATH=/wd/.venv/bin:$PATH HOME=/recipe
 LABEL org.opencontainers.image.title="Recommender training recipe for TensorFlow" \
       org.opencontainers.image.licenses="Apache-2.0"
 # Both variants start the command as it is given, and a shell without one.
-ENTRYPOINT []
+ENTRYPOINT ["/wd/scripts/entrypoint.sh"]
 CMD ["bash"]
 USER 10001:10001
 # Readable for all users, whatever the checkout's umask.

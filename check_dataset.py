@@ -3,10 +3,11 @@
 import argparse
 import sys
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 from data.command_line import Parser, run_tool, whole_number
-from data.conversion.dataset_check import Finding, MappingSummary, check_mapping
+from data.conversion.dataset_check import Finding, MappingSummary, check_folder, check_mapping
 from data.conversion.new_dataset import SPEC_FILE
 from data.specification.feature_spec import FeatureSpec
 
@@ -23,12 +24,12 @@ def check(args: argparse.Namespace) -> int:
     counts: Counter[str] = Counter()
     summaries = {mapping: MappingSummary() for mapping in spec.sources}
     errors = 0
-    for mapping, summary in summaries.items():
-        for finding in check_mapping(spec, mapping, summary):
-            if counts.total() < args.max_findings:
-                print(finding, flush=True)
-            counts[_kind(finding)] += 1
-            errors += not finding.is_warning
+    of_files = (check_mapping(spec, mapping, summary) for mapping, summary in summaries.items())
+    for finding in chain(check_folder(spec, allow_outside_paths=args.allow_outside_paths), *of_files):
+        if counts.total() < args.max_findings:
+            print(finding, flush=True)
+        counts[_kind(finding)] += 1
+        errors += not finding.is_warning
     if counts.total() > args.max_findings:
         print(f"... and {counts.total() - args.max_findings} findings more (--max_findings shows them)")
     _print_summary(spec, summaries, counts)

@@ -14,6 +14,7 @@ from data.conversion.csv_writer import check_can_write, write_csv_chunks
 from data.conversion.new_dataset import SPEC_FILE
 from data.conversion.random_rows import BLOCK_ROWS, random_tables
 from data.errors import DataError
+from data.files import open_regular
 from data.memory import check_fits, in_gibibytes
 from data.specification.feature_spec import FeatureSpec
 
@@ -38,7 +39,8 @@ def generate(args: argparse.Namespace) -> int:
         write_csv_chunks(chunks, output, random_tables(spec, mapping, rows, seed=args.seed, signal=args.signal), rows)
         print(f"gen_csv: {mapping}: {rows:,} rows in {len(spec.files(mapping))} files", file=sys.stderr)
     if not os.path.lexists(output / SPEC_FILE):
-        write_whole(output / SPEC_FILE, spec_path.read_bytes())
+        with open_regular(spec_path) as file:
+            write_whole(output / SPEC_FILE, file.read())
     return 0
 
 

@@ -13,17 +13,28 @@ from trainer.checkpoints import NoCheckpointError, print_warning
 from trainer.flags.cli import parse
 from trainer.flags.options import Options
 from trainer.flags.places import place_in
-from trainer.inputs import Inputs, check_folders, check_labels, check_model, check_workflow, open_inputs
+from trainer.inputs import (
+    Inputs,
+    check_folders,
+    check_labels,
+    check_model,
+    check_workflow,
+    lints_labels,
+    open_inputs,
+)
 from trainer.models import MODELS
 from trainer.process.launcher import Launch, read_launch
 from trainer.process.quiet_import import import_tensorflow
 from trainer.process.standard_streams import steady_streams
-from trainer.reliability.errors import NotFinite, StoppedBySignal, WorkersDiffer
+from trainer.reliability.errors import NotFinite, RejectedByAll, StoppedBySignal, WorkersDiffer
 from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, STOPPED, WRONG_INPUT
 from trainer.reliability.records import JOB_VARIABLE, PEER_GONE, WorkerRecord
-from trainer.reliability.run_lock import RunLock
+from trainer.reliability.run_lock import FolderInUse, RunLock
 from trainer.reliability.signals import StopRequest
 from trainer.sealed.errors import CheckpointError
+
+FIRST_FAILURE_SECONDS = 0.5
+"""Workers that lost another one wait this long before they fail: the launcher takes the first failure for the cause."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,10 +57,12 @@ def main(argv: list[str] | None = None) -> int:
             if launch.rank == 0 and is_training:
                 until_the_end.enter_context(RunLock(options.data.model_dir, print_warning, _lock_patience()))
             check_folders(options, inputs.spec, launch)
-            warnings = check_workflow(options, inputs.spec, launch) + check_labels(options, inputs.spec, launch)
+            warnings = check_workflow(options, inputs.spec, launch)
+            if launch.size == 1 and lints_labels(options):  # several workers form their group first
+                warnings += check_labels(options, inputs.spec)
         except DataError as error:
             return _refuse(error, launch, record)
-        except LostInputError as error:
+        except (FolderInUse, LostInputError) as error:
             return _fail(str(error), FAILURE, record)
         record.begin()
         stop = until_the_end.enter_context(StopRequest(record if is_training else None))
@@ -80,6 +93,8 @@ def _execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRec
             print(f"main.py: {error}", file=sys.stderr, flush=True)
         record.end(STOPPED, str(error))
         return STOPPED
+    except RejectedByAll as error:
+        return _refuse(error, launch, record)
     except DataError as error:
         return _fail(str(error), _code_of(error), record)
     except (MemoryError, ResourceExhaustedError) as error:
@@ -89,6 +104,7 @@ def _execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRec
     except Exception as error:
         if (said := lost_peer(error)) is None:
             raise
+        time.sleep(FIRST_FAILURE_SECONDS)
         return _fail(f"{PEER_GONE} ({said})", FAILURE, record)
     record.end(DONE)
     return DONE
@@ -101,7 +117,7 @@ def _code_of(error: DataError) -> int:
 def _refuse(error: DataError, launch: Launch, record: WorkerRecord) -> int:
     """All workers refuse the same arguments and files: one per host says so, the others wait to be stopped.
 
-    What the label lint and the lock refuse, the first worker refuses alone; the launcher stops the others.
+    What the lock refuses, the first worker refuses alone; the launcher stops the others.
     """
     code = _code_of(error)
     if launch.local_rank == 0:

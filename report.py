@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 from data.command_line import Parser
-from data.errors import DataError
+from data.errors import DataError, printable
+from trainer.process.standard_streams import steady_streams
 from trainer.report.outputs import PAGE, check_inputs_stay, check_report_files, gates_name
 from trainer.report.runs import Run, read_run
 from trainer.report.table import curve_table
@@ -28,16 +29,21 @@ def main(argv: list[str] | None = None) -> int:
         ]
         check_report_files(output, runs)
         for run in runs:
-            print(f"{run.name}\n\n{curve_table(run)}\n")
-        print(NOTE)
+            _say(f"{run.name}\n\n{curve_table(run)}\n")
+        _say(NOTE)
         _draw(runs, output)
     except DataError as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"report.py: {error}", file=sys.stderr)
+        print(f"report.py: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
+
+
+def _say(text: str) -> None:
+    """Prints what may hold names of files and of what a log holds."""
+    print(printable(text))
 
 
 def run_names(folders: list[Path]) -> list[str]:
@@ -58,6 +64,7 @@ def run_names(folders: list[Path]) -> list[str]:
 
 def _draw(runs: list[Run], folder: Path) -> None:
     # Imported late: an error in the arguments is told before matplotlib's second of import.
+    from trainer.report.curves import drawn
     from trainer.report.figure import draw_learning_curves
     from trainer.report.gates import draw_gates
     from trainer.report.page import write_page
@@ -67,10 +74,12 @@ def _draw(runs: list[Run], folder: Path) -> None:
     for number, run in enumerate(runs, start=1):
         paths += draw_gates(run, folder, gates_name(number, len(runs)))
     if not paths:
-        print("no picture: none of these values belongs to a step")
+        _say("no picture: none of these values belongs to a step")
+    if note := drawn(runs)[1]:
+        _say(note)
     write_page(runs, folder / PAGE)
     for path in (*paths, folder / PAGE):
-        print(f"wrote {path}")
+        _say(f"wrote {path}")
 
 
 def _parser() -> Parser:
@@ -89,4 +98,5 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
+    steady_streams()
     sys.exit(main())

@@ -17,13 +17,14 @@ last checkpoint. Where the model_dir holds checkpoints, --use_checkpoint is adde
 command, given again, goes on."""
 
 EPILOG = """\
-SIGTERM, SIGUSR1, SIGINT (Ctrl-C) or SIGHUP tells the workers to stop: they agree on a step, save and end. A second
-one kills them at once. R/supervise.jsonl tells what happened and when, R/workers/ how each worker ended.
+SIGTERM, SIGUSR1, SIGINT (Ctrl-C) or SIGHUP asks the workers to stop: they agree on a step, save and end. A second
+one kills them at once; signals within a second of the first count as the first. When this program itself is killed, its
+job is killed with it. R/supervise.jsonl records what happened and when, R/workers/ how each worker ended.
 
 Exit codes:
   0          done
   1          failed, and not started again: --max_restarts are made, or the same cause came three times without a new
-             checkpoint in between
+             checkpoint in between; or another supervisor is at work in the results_dir
   2          wrong input or arguments; not started again
   4          no valid checkpoint; not started again
   70         as 1, and the last failure was a hang

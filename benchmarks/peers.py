@@ -32,7 +32,7 @@ from data.specification.feature_spec import FeatureSpec
 
 ENVIRONMENT = ROOT / ".peers"
 # deepctr-torch imports requests and does not ask for it.
-PACKAGES = ("torch==2.13.0", "torch-rechub==0.9.0", "deepctr-torch==0.3.0", "requests")
+PACKAGES = ("torch==2.13.0", "torch-rechub==0.9.0", "deepctr-torch==0.3.0", "requests==2.34.2")
 PEERS = ("torch-rechub", "deepctr-torch")
 BATCHES = 4  # of the dataset
 DROPOUT = 0.1

@@ -68,6 +68,7 @@ def validation(loader: ParquetLoader, turns: int) -> np.ndarray:
 
 def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, object]]:
     from benchmarks.training_run import TrainingRun
+    from trainer.early_stopping import Stopping
     from trainer.position import Position
     from trainer.reliability.fingerprints import check_state
     from trainer.saving import Saver
@@ -80,7 +81,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, objec
     def steps_with_a_save(number: int) -> float:
         started = time.perf_counter()
         check_state(run.state, number)
-        saver.save(run.state, Position(0, number))
+        saver.save(run.state, Position(0, number), Stopping("auc_roc"))
         run.seconds(arguments.steps)
         saver.finish()
         return time.perf_counter() - started

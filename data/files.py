@@ -122,7 +122,7 @@ def check_stays(folder: Path, name: str) -> None:
         DataError: the name, or a symbolic link on its way, leads out of the folder.
     """
     if mistake := way_out(name, os.path.realpath(folder), {}):
-        raise DataError(f"{Path(folder) / name}: {mistake}")
+        raise DataError(f"{Path(folder) / name}: {mistake}, or pass --allow_outside_paths")
 
 
 def _resolve(place: str, root: str) -> str:

@@ -7,21 +7,16 @@ script=$(basename "$0")
 die() { echo "$script: $1" >&2; exit "${2:-1}"; }
 
 usage() {
-  local batch_option= batch_help=
-  if [ -n "$takes_batch" ]; then
-    batch_option=" [-b GLOBAL_BATCH]"
-    batch_help="
-  -b GLOBAL_BATCH  rows per step of all workers together"
-  fi
   cat <<TEXT
-usage: $script [-g WORKERS] [-a amp] [-x xla]$batch_option [FLAG OF main.py ...]
+usage: $script [-g WORKERS] [-a] [-x] [-b BATCH] [FLAG OF main.py ...]
 
 $purpose
 
-  -g WORKERS       processes on this host, one GPU each (default: the number of GPUs, else 1)
-  -a amp           mixed precision
-  -x xla           compiled by XLA$batch_help
-  -h               this text
+  -g, --gpu WORKERS  processes on this host, one GPU each (default: the number of GPUs, else 1)
+  -a, --amp          mixed precision; -a amp is the same
+  -x, --xla          compiled by XLA; -x xla is the same
+  -b, --bs BATCH     rows per step of all workers together: $batch_flag
+  -h                 this text
 
 All other flags go to main.py as they are and win over those of this script; python main.py --help lists them.
 TEXT
@@ -41,20 +36,21 @@ count_gpus() {
 parse() {
   while [ $# -gt 0 ]; do
     case "$1" in
-      -g | -a | -x | -b) [ $# -ge 2 ] || die "$1 needs a value; -h tells more" 2 ;;
+      -h) usage; exit 0 ;;
+      --gpu=* | --bs=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
     esac
     case "$1" in
-      -h) usage; exit 0 ;;
-      -g) [[ "$2" =~ ^[1-9][0-9]*$ ]] || die "-g takes a number of workers, not '$2'" 2
-          workers=$2; shift 2 ;;
-      -a) [ "$2" = amp ] || die "-a takes the word amp, not '$2'" 2
-          flags+=(--amp); shift 2 ;;
-      -x) [ "$2" = xla ] || die "-x takes the word xla, not '$2'" 2
-          flags+=(--xla); shift 2 ;;
-      -b) [ -n "$takes_batch" ] || die "-b belongs to evaluating_benchmark.sh; here it is --global_batch_size N" 2
-          flags+=(--eval_batch_size "$2"); shift 2 ;;
-      *) flags+=("$1"); shift ;;
+      -g | --gpu | -b | --bs) [ $# -ge 2 ] || die "$1 needs a value; -h tells more" 2 ;;
     esac
+    case "$1" in
+      -g | --gpu) [[ "$2" =~ ^[1-9][0-9]*$ ]] || die "$1 takes a number of workers, not '$2'" 2
+          workers=$2; shift ;;
+      -b | --bs) flags+=("$batch_flag" "$2"); shift ;;
+      -a) flags+=(--amp); if [ "${2:-}" = amp ]; then shift; fi ;;
+      -x) flags+=(--xla); if [ "${2:-}" = xla ]; then shift; fi ;;
+      *) flags+=("$1") ;;
+    esac
+    shift
   done
 }
 
@@ -69,10 +65,10 @@ use_environment() {
 }
 
 launch() { # WHAT IT DOES, FLAG ... -- ARGUMENT ...
-  purpose=$1 takes_batch= workers= flags=()
+  purpose=$1 batch_flag=--global_batch_size workers= flags=()
   shift
   while [ "$1" != -- ]; do
-    if [ "$1" = --evaluate ]; then takes_batch=yes; fi
+    if [ "$1" = --evaluate ]; then batch_flag=--eval_batch_size; fi
     flags+=("$1")
     shift
   done

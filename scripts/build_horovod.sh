@@ -11,6 +11,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 patch_file=$(ls "$here"/../requirements/horovod-*.patch)
 version=${patch_file##*/horovod-}
 version=${version%.patch}
+source_sha256=92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0
 
 die() { echo "build_horovod.sh: $*" >&2; exit 1; }
 
@@ -45,8 +46,10 @@ use_nccl() {
 }
 
 fetch_source() {
-  "$python" -m pip download --quiet --no-deps --no-binary=:all: --no-build-isolation -d "$work" "horovod==$version" \
-    >"$log" 2>&1 || { tail -n 20 "$log" >&2; die "the source of horovod $version cannot be fetched: is the package index reachable?"; }
+  echo "horovod==$version --hash=sha256:$source_sha256" >"$work/source.txt"
+  "$python" -m pip download --quiet --no-deps --no-binary=:all: --no-build-isolation --require-hashes -d "$work" \
+    -r "$work/source.txt" >"$log" 2>&1 ||
+    { tail -n 20 "$log" >&2; die "the source of horovod $version cannot be fetched, or is not what it was (pip's message is above)"; }
   tar -xzf "$work/horovod-$version.tar.gz" -C "$work"
   patch --quiet -p1 -d "$work/horovod-$version" <"$patch_file" || die "$patch_file does not apply to horovod $version"
 }

@@ -132,9 +132,9 @@ inside() { # COMMAND ...   as the image's own user
 inside_as_stranger() { # COMMAND ...
   local options=(--user "$stranger" --volume "$work/outbrain:/outbrain" --volume "$work/results:/results")
   if [ $engine = docker ]; then
-    docker run --rm --init --read-only --tmpfs /tmp --tmpfs /recipe "${options[@]}" "$running" "$@"
+    docker run --rm --init --read-only --tmpfs /tmp "${options[@]}" "$running" "$@"
   else
-    buildah run "${options[@]}" "$container" -- "$@"
+    buildah run "${options[@]}" "$container" -- scripts/entrypoint.sh "$@" # buildah passes the image's own over
   fi
 }
 
@@ -177,12 +177,14 @@ check_cpu() {
 check_contents() {
   expect "user of the image" 10001 "$(inside id -u)"
   expect "compilers in the image" "" "$(inside sh -c 'command -v gcc cc g++ make nvcc || true')"
+  expect "mode and owner of the home" "700 10001" "$(inside sh -c 'stat -c "%a %u" ~')"
   expect "bytes of the secrets in the image" 0 "$(inside sh -c 'cat /etc/pip.conf /run/secrets/* 2>/dev/null | wc -c')"
   expect "environment and locks agree" "setup: /wd/.venv is up to date (cpu)" "$(inside_as_stranger bash scripts/setup.sh)"
 }
 
 check_runs() {
   expect "user without a name" $stranger "$(inside_as_stranger sh -c 'touch ~/made /outbrain/made /results/made && id -u | tr "\n" : && id -g')"
+  expect "mode and owner of the home of a user without a name" "700 ${stranger%:*}" "$(inside_as_stranger sh -c 'stat -c "%a %u" ~')"
   expect "exit code for a wrong flag" 2 "$(code_of inside_as_stranger python main.py --deep_learning_rat 0.1)"
   say "quickstart with two workers; its output: $work/quickstart.log"
   inside_as_stranger bash scripts/quickstart.sh --displays 20000 --output /results/quickstart >"$work/quickstart.log" 2>&1 ||
@@ -197,8 +199,9 @@ only_what_horovod_needs() {
   rm -rf "$work/gpu"
   mkdir "$work/gpu"
   cp -r "$root"/{Dockerfile,.dockerignore,requirements,scripts} "$work/gpu/"
-  { grep -v '^tensorflow-cpu==' "$root/requirements/cpu.txt"
-    grep -E '^(tensorflow|nvidia-nccl-cu12)==' "$root/requirements/gpu.txt"
+  # A requirement is a line and the hashes that follow, which are indented.
+  { awk '/^[^ ]/ {wanted = !/^tensorflow-cpu==/} wanted' "$root/requirements/cpu.txt"
+    awk '/^[^ ]/ {wanted = /^(tensorflow|nvidia-nccl-cu12)==/} wanted' "$root/requirements/gpu.txt"
   } >"$work/gpu/requirements/gpu.txt"
 }
 

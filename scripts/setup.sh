@@ -133,7 +133,7 @@ remove_unusable() {
 # no compiler then.
 find_wheel() {
   local tensorflow python_tag recipe
-  tensorflow=$(sed -nE 's/^tensorflow(-cpu)?==//p' "$requirements/$variant.txt")
+  tensorflow=$(sed -nE 's/^tensorflow(-cpu)?==([^ ]+).*/\2/p' "$requirements/$variant.txt")
   python_tag=cp$(cut -d . -f 1,2 <<<"$version" | tr -d .)
   recipe=$(cat "$requirements"/horovod-*.patch "$root/scripts/build_horovod.sh" | sha256sum | cut -c 1-12)
   wheels=$cache/$python_tag-tensorflow-$tensorflow-$variant-$recipe
@@ -154,7 +154,8 @@ make_environment() {
       die "'$python -m venv' fails (above). On Debian or Ubuntu: apt-get install python${version%.*}-venv"; }
   fi
   hand_pip_settings_to_uv
-  "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --retries 2 -r "$requirements/uv.txt" ||
+  "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --retries 2 --require-hashes --no-deps \
+    -r "$requirements/uv.txt" ||
     die "uv cannot be installed (pip's message is above): is the package index reachable?
 Behind a proxy set HTTPS_PROXY; for a mirror: pip config set global.index-url ADDRESS"
 }
@@ -183,8 +184,9 @@ install_packages() {
   say "[2/4] packages of requirements/$variant.txt, export.txt and dev.txt (new: $size; from uv's cache: half a minute)"
   # Both builds of TensorFlow write into the same folder: none may be left when the variant changes.
   if [ -n "$(find "$venv"/lib -maxdepth 3 -name "${other//-/_}-*.dist-info")" ]; then uv_pip uninstall tensorflow tensorflow-cpu; fi
-  uv_pip install --no-deps -r "$requirements/$variant.txt" -r "$requirements/export.txt" \
-    -r "$requirements/dev.txt" ||
+  # What a source distribution is built with is in the list too, and verified like the rest.
+  uv_pip install --no-deps --require-hashes --build-constraints "$requirements/$variant.txt" \
+    -r "$requirements/$variant.txt" -r "$requirements/export.txt" -r "$requirements/dev.txt" ||
     die "the packages cannot be installed (uv's message is above). Usual causes: no network, or a full disk" \
       "($venv or uv's cache, $("$venv/bin/uv" cache dir))"
 }

@@ -17,7 +17,9 @@ case "$*" in
   *version_info*) echo VERSION ;;
   "-m venv "*) mkdir -p "$3/bin" "$3/lib"; cp "$0" "$3/bin/python"; cp "$STATE/uv" "$3/bin/uv" ;;
   "-m pip config list") cat "$STATE/pip-config" 2>/dev/null ;;
-  "-m pip install"*) [ ! -e "$STATE/offline" ] || { echo "pip: no route to the index" >&2; exit 1; } ;;
+  "-m pip install"*)
+    echo "pip $*" >>"$STATE/log"
+    [ ! -e "$STATE/offline" ] || { echo "pip: no route to the index" >&2; exit 1; } ;;
   "- "*) [ ! -e "$STATE/unloadable" ] || { rm "$STATE/unloadable"; echo "undefined symbol" >&2; exit 1; } ;;
 esac
 """

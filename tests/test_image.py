@@ -154,6 +154,49 @@ def test_the_image_runs_as_a_number_that_is_not_root():
     assert users and re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1])
 
 
+def test_only_the_folders_for_data_are_world_writable():
+    """Programs read again what they keep in HOME (horovodrun even unpickles it): that is no place for others."""
+    parts = stages(DOCKERFILE)
+    home = re.findall(r"HOME=(\S+)", " ".join(part.arguments for part in parts["image"] if part.name == "ENV"))
+    made = " && ".join(part.arguments for stage in parts.values() for part in stage if part.name == "RUN").split(" && ")
+    open_to_all = [command.split() for command in made if re.search(r"[0-7]?[0-7]{2}[2367]\b|[ao]?\+\S*w", command)]
+    named = {word for command in open_to_all for word in command if word.startswith("/")}
+    assert named - {"/var/lib/apt/lists/*"} == {"/outbrain", "/results"}
+    assert home and home[0] not in named
+
+
+ENTRYPOINT = str(ROOT / "scripts" / "entrypoint.sh")
+TELLS = 'stat -c "%a %u" "$HOME"; printf "<%s>\\n" "$HOME" "$@"; exit 7'
+
+
+def enter(home: str, *under: str, **variables: str) -> tuple[list[str], int]:
+    """What a command sees behind the entrypoint, and its exit code."""
+    command = [*under, ENTRYPOINT, "sh", "-c", TELLS, "sh", "two words", "*"]
+    environ = {"PATH": os.environ["PATH"], "HOME": home, **variables}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines(), done.returncode
+
+
+def test_the_entrypoint_keeps_a_home_of_ones_own(tmp_path):
+    tmp_path.chmod(0o755)
+    assert enter(str(tmp_path)) == ([f"755 {os.getuid()}", f"<{tmp_path}>", "<two words>", "<*>"], 7)
+
+
+def test_the_entrypoint_gives_a_missing_home_a_private_one(tmp_path):
+    (owner, home, *words), code = enter(str(tmp_path / "missing"), TMPDIR=str(tmp_path))
+    assert owner == f"700 {os.getuid()}" and home.startswith(f"<{tmp_path}/home-")
+    assert (words, code) == (["<two words>", "<*>"], 7)
+
+
+def test_the_entrypoint_gives_an_unknown_user_a_private_home(tmp_path):
+    if os.geteuid() != 0 or not shutil.which("setpriv"):
+        pytest.skip("only root becomes another user (setpriv of util-linux)")
+    under = ["setpriv", "--reuid", "4321", "--regid", "4321", "--clear-groups"]
+    (owner, home, *_), code = enter("/root", *under)
+    shutil.rmtree(home[1:-1])
+    assert owner == "700 4321" and home.startswith("</tmp/home-") and code == 7
+
+
 def test_secrets_are_mounted_and_never_arguments_or_variables():
     kept = " ".join(part.arguments for part in instructions(DOCKERFILE) if part.name in {"ARG", "ENV", "LABEL"})
     assert not re.search(r"index|token|password|secret|cert", kept, flags=re.IGNORECASE)

@@ -208,6 +208,56 @@ def test_no_code_asserts_unpickles_or_evaluates():
     assert not offenders, offenders
 
 
+# Besides data/files.py: what the kernel tells, this program's own files, and what is copied to servers.
+OPENS_OTHERWISE = re.compile(
+    r"^(data/(files|memory|atomic)\.py|trainer/process/.*|trainer/reliability/processes\.py|trainer/report/page\.py"
+    r"|trainer/export/served/.*)$"
+)
+
+
+def opens_to_read(node: ast.AST) -> bool:
+    """Whether a node opens a file for reading, in a way that waits for a pipe."""
+    if not isinstance(node, ast.Call):
+        return False
+    called, words = ast.unparse(node.func), [ast.unparse(word) for word in node.args]
+    if called.endswith((".read_text", ".read_bytes", ".copyfile", ".read_metadata", ".read_schema")):
+        return not words or words[0] in ("path", "source")
+    if called == "open":
+        return len(words) < 2 or words[1] in ("'r'", "'rb'")
+    return called.endswith(".open") and (not words or words[0] in ("'r'", "'rb'"))
+
+
+@pytest.mark.parametrize(
+    ("line", "opens"),
+    [
+        ("open(path)", True),
+        ("open(path, 'rb')", True),
+        ("path.open('rb')", True),
+        ("path.read_text()", True),
+        ("shutil.copyfile(path, other)", True),
+        ("open(path, 'xb')", False),
+        ("open_regular(path)", False),
+        ("store.open('last')", False),
+        ("pq.read_metadata(arrow_file(file))", False),
+    ],
+)
+def test_opening_a_file_to_read_it_is_seen(line, opens):
+    assert any(map(opens_to_read, ast.walk(ast.parse(line)))) == opens
+
+
+def test_files_are_opened_by_the_one_function():
+    """Regular files only: a pipe is waited for without end, and a device may never end."""
+    offenders = [
+        f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}: {ast.unparse(node)[:60]}"
+        for pattern in ("data/**/*.py", "trainer/**/*.py", "*.py")
+        for path in files(pattern)
+        if not OPENS_OTHERWISE.match(str(path.relative_to(ROOT)))
+        for node in ast.walk(tree_of(path))
+        if opens_to_read(node)
+    ]
+    assert not offenders, offenders
+
+
 def test_yaml_makes_no_objects(tmp_path):
     made = tmp_path / "made"
     (tmp_path / "spec.yaml").write_text(f"x: !!python/object/apply:os.mkdir ['{made}']\n")

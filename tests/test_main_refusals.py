@@ -18,7 +18,8 @@ from data.specification.feature_spec import FeatureSpec
 from main import main
 from tests.helpers import ROOT, environment, losses, make_dataset, must, run_program
 from trainer.flags.cli import parse
-from trainer.inputs import check_labels, open_inputs
+from trainer.flags.options import Options
+from trainer.inputs import check_labels, lints_labels, open_inputs
 from trainer.process.launcher import Launch
 from trainer.reliability.records import prepare_records
 from trainer.reliability.run_lock import RunLock
@@ -110,7 +111,7 @@ def test_an_embedding_sizes_file_that_is_missing_is_named(dataset, tmp_path, cap
     refused(capsys, arguments(dataset, tmp_path, "--embedding_sizes_file", "no.json"), 2, "no.json")
 
 
-def test_embedding_sizes_of_another_dataset_are_refused(dataset, tmp_path, capsys):
+def test_embedding_sizes_of_other_data_are_refused(dataset, tmp_path, capsys):
     sizes = tmp_path / "sizes.json"
     sizes.write_text('{"no_such_feature": 8}')
     words = arguments(dataset, tmp_path, "--embedding_sizes_file", str(sizes))
@@ -157,7 +158,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_what_differs(dataset, tmp
     sizes = tmp_path / "sizes.json"
     sizes.write_text('{"user_id": 5}')
     other = arguments(dataset, tmp_path, "--evaluate", "--embedding_sizes_file", str(sizes))
-    refused(capsys, other, 2, "[50, 14]", "[50, 5]", "step-7")
+    refused(capsys, other, 2, "width 14", "width 5", "step-7")
     other = arguments(dataset, tmp_path, "--use_checkpoint", "--seed", "5")
     refused(capsys, other, 2, "seed was 0 and is 5")
 
@@ -171,7 +172,7 @@ def test_a_model_folder_that_cannot_be_written_is_refused_before_the_first_step(
 def test_a_second_run_is_refused_and_told_who_trains_into_the_folder(dataset, tmp_path, capsys):
     (tmp_path / "models" / "checkpoints" / "step-3").mkdir(parents=True)
     with RunLock(tmp_path / "models", print):
-        refused(capsys, arguments(dataset, tmp_path), 2, "another run is training there", f"process {os.getpid()} on ")
+        refused(capsys, arguments(dataset, tmp_path), 1, "another run is training there", f"process {os.getpid()} on ")
     refused(capsys, arguments(dataset, tmp_path), 2, "holds the checkpoints of an earlier run")
 
 
@@ -180,7 +181,7 @@ def test_a_refused_run_leaves_nothing_but_its_cause_where_a_supervisor_waits_for
     refused(capsys, arguments(copy, tmp_path), 2, "no positive")
     refused(capsys, arguments(copy, tmp_path, "--num_epoch", "1"), 2, "did you mean --num_epochs?")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
-    prepare_records(tmp_path / "results")
+    prepare_records(tmp_path / "results", "job")
     refused(capsys, arguments(copy, tmp_path, "--num_epoch", "1"), 2, "did you mean --num_epochs?")
     state = json.loads((tmp_path / "results" / "workers" / "worker-0.json").read_text())
     assert state["code"] == 2 and "did you mean --num_epochs?" in state["cause"]
@@ -268,20 +269,29 @@ def test_a_sample_weight_among_the_features_is_refused_in_any_case(copy, tmp_pat
     refused(capsys, arguments(copy, tmp_path, *more), 2, place)
 
 
-def test_only_the_first_worker_of_a_training_run_lints(copy, tmp_path):
+def test_only_a_run_that_begins_to_train_lints(copy, tmp_path):
     set_column(copy, "liked", 0)
-    spec = FeatureSpec.read(copy / "feature_spec.yaml")
 
-    def lint(*more: str, rank: int = 0) -> None:
-        options = parse(arguments(copy, tmp_path, *more), 2, ("wide_deep",), reads_checkpoint=False)
-        assert check_labels(options, spec, Launch(rank=rank, size=2, local_rank=rank, local_size=2)) == ()
+    def options(*more: str) -> Options:
+        return parse(arguments(copy, tmp_path, *more), 1, ("wide_deep",), reads_checkpoint=False)
 
-    lint(rank=1)
-    lint("--evaluate")
-    lint("--predict", "out.parquet")
-    lint("--benchmark")
+    for more in (["--evaluate"], ["--predict", "out.parquet"], ["--benchmark"], ["--use_checkpoint"]):
+        assert not lints_labels(options(*more))
+    assert lints_labels(options())
     with pytest.raises(DataError, match="no positive"):
-        lint()
+        check_labels(options(), FeatureSpec.read(copy / "feature_spec.yaml"))
+
+
+@pytest.mark.parametrize(("patience", "tells"), [(0.0, True), (60.0, False)])
+def test_a_long_label_check_shows_how_far_it_is(dataset, tmp_path, capsys, monkeypatch, patience, tells):
+    monkeypatch.setattr("trainer.inputs.SECONDS_BETWEEN_REPORTS", patience)
+    options = parse(arguments(dataset, tmp_path), 1, ("wide_deep",), reads_checkpoint=False)
+    spec = FeatureSpec.read(dataset / "feature_spec.yaml")
+    check_labels(options, spec)
+    found = re.findall(r"checking the labels of 'train': (\d+) of (\d+) (.*)", capsys.readouterr().err)
+    assert bool(found) == tells
+    counted = [int(done) for done, of, what in found if what == "features" and int(of) == len(spec.inputs)]
+    assert counted == (list(range(1, len(spec.inputs))) if tells else [])
 
 
 @pytest.mark.horovod

@@ -154,7 +154,7 @@ def refused(work: Work, *more: str) -> str:
 @pytest.mark.parametrize("action", [["--predict", "out.parquet"], ["--evaluate"], ["--use_checkpoint"]])
 def test_a_model_flag_that_is_not_the_checkpoints_is_refused_with_both(work, action):
     message = refused(work, *action, "--model", "ple", "--expert_hidden_units", "8", "--num_experts", "3")
-    assert "trained with --expert_hidden_units 16 8, not 8, --num_experts 8, not 3. Leave" in message
+    assert "trained with --expert_hidden_units 16 8, not 8, --num_experts 8, not 3. Omit" in message
     assert "step-4" in message
 
 

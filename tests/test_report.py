@@ -11,6 +11,7 @@ import pytest
 
 import report
 from tests.helpers import ROOT, environment
+from trainer.health.keys import levels_in
 from trainer.observation.log import RunLog
 from trainer.report.runs import metric_keys, read_run, training_loss
 from trainer.report.table import WIDEST, curve_table
@@ -194,6 +195,90 @@ def test_odd_records_are_passed_over(tmp_path):
     run = read_run(folder, "run")
     assert [point.step for point in run.training] == [10, 20, 30, 40]
     assert metric_keys([run]) == ["loss_val", "auc_roc", "streaming_map_val", "validation_throughput"]
+
+
+LONG = int("9" * 400)
+ODD_RECORDS = {
+    "numbers": [
+        ([30, 40], {"loss": LONG, "epoch": 1e308}),
+        ([LONG], {"auc_roc": 0.5}),
+        ([-1], {"auc_roc": 0.5}),
+        ([True], {"auc_roc": 0.5}),
+        ([60], {"auc_roc": LONG, "loss_val": -LONG, "pr_auc": 1e308, "epoch": LONG}),
+        ([60], {"calibration_curve": {"weight": [1], "prediction": [LONG], "label": [0.5]}}),
+        ([], {"auc_roc": LONG}),
+        ("PARAMETER", {"seed": LONG}),
+    ],
+    "names": [
+        ([60], {"auc_roc/\x1b]0;owned\x07": 0.5, "auc_roc/\ud800": 0.5, "line\nbreak": 1.0, "\u202eback": 1.0}),
+        ([60], {"calibration_curve/\ud83d": {"weight": [1], "prediction": [0.5], "label": [0.5]}}),
+        ([60], {"gate_entropy/\x9b1m": 0.5, "gate_weight/\x9b1m/\ud800": 0.5, "dead_units/\ud800": 0, "epoch": 1}),
+        ("PARAMETER", {"\ud800": "\ud800", "model": "\x1b[31m"}),
+    ],
+    "an entropy alone": [([60], {"gate_entropy/click": 0.5, "epoch": 1})],
+    "a weight alone": [([60], {"gate_weight/click/1": 0.5})],
+    "experts alone": [([60], {"dead_units/1": 0.5, "expert_similarity/1/2": None})],
+    "gates without values": [([60], {"gate_entropy/click": None, "dead_units/1": None, "epoch": None})],
+    "keys of the wrong length": [([60], {"gate_entropy": 1, "gate_weight/a/b/c/d/e": 1, "dead_units/1/2/3": 1})],
+    "a level that comes and goes": [
+        ([60], {"gate_entropy/level_1/a": 0.5, "gate_entropy/level_2/a": 0.5, "dead_units/level_1/1": 0}),
+        ([80], {"gate_entropy/level_1/a": 0.5, "dead_units/level_1/1": 0, "epoch": 2}),
+    ],
+}
+
+
+@pytest.mark.parametrize("records", ODD_RECORDS.values(), ids=ODD_RECORDS)
+def test_whatever_a_log_holds_is_reported(tmp_path, capsys, records):
+    folder = write_run(tmp_path / "run\x1b[2J", TWO_EPOCHS)
+    with open(folder / "log.json", "a") as file:
+        for step, data in records:
+            file.write(f"DLLL {json.dumps({'type': 'LOG', 'step': step, 'data': data})}\n")
+    assert report.main(["--results_dir", str(folder)]) == 0
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).replace("\n", "").isprintable()
+    (folder / "report.html").read_text(encoding="utf-8")
+    for picture in folder.glob("*.svg"):
+        ElementTree.parse(picture)
+    lines = captured.out.splitlines()
+    assert ["20", "1"] in [line.split()[:2] for line in lines]
+
+
+def test_of_many_curves_the_first_are_drawn_and_said(tmp_path, capsys):
+    from trainer.report.curves import MOST_PANELS, MOST_TASKS, drawn
+
+    tasks = {f"auc_roc/task_{number}": 0.5 for number in range(300)}
+    other = {f"metric_{number}": 0.5 for number in range(300)}
+    records = [
+        evaluation(20, 1, loss_val=0.5, **other),
+        evaluation(40, 2, loss_val=0.5, **tasks, **{"auc_roc/mean": 0.5}),
+    ]
+    run = read_run(write_run(tmp_path, [*TWO_EPOCHS[:2], *records]), "run")
+    panels, _ = drawn([run])
+    assert len(panels) == MOST_PANELS and list(panels)[0] == "loss"
+    report.main(["--results_dir", str(tmp_path)])
+    output = capsys.readouterr().out
+    notes = [f"Drawn are {MOST_TASKS} of 302 tasks", f"{MOST_PANELS} of 302 metrics"]
+    page = (tmp_path / "report.html").read_text()
+    assert all(note in output and note in page for note in notes)
+    assert "task_299" in output and "metric_299" in output
+    assert page.count("<figure>") <= MOST_PANELS + 3  # and throughput
+
+
+def test_of_many_gates_the_first_are_drawn_and_said(tmp_path):
+    from trainer.report.curves import MOST_GATES, drawn_of
+
+    names = [f"task_{number}" for number in range(130)]
+    values = {f"gate_entropy/{name}": 0.5 for name in names} | {f"gate_weight/{name}/1": 0.5 for name in names}
+    records = [*TWO_EPOCHS[:3], evaluation(20, 1, **values, **{"dead_units/1": 0.0, "dead_units/2": 0.0})]
+    write_run(tmp_path, records)
+    assert report.main(["--results_dir", str(tmp_path)]) == 0
+    page, picture = (tmp_path / "report.html").read_text(), (tmp_path / "gates.svg").read_text()
+    assert f"Drawn are {MOST_GATES} of 130 gates" in page
+    assert page.count("Gate of task_") == 2 * MOST_GATES  # a title and its label for readers
+    width, height = struct.unpack(">II", (tmp_path / "gates.png").read_bytes()[16:24])
+    assert (width, height < 4000) == (1280, True) and "<svg" in picture
+    (level,) = levels_in(values | {"dead_units/1": 0.0})
+    assert drawn_of(level)[0] == names[:MOST_GATES]
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path, capsys):

@@ -1,7 +1,11 @@
 """The other shell scripts: what they start, and what they say of a mistake."""
 
 import os
+import re
 import subprocess
+import sys
+import tarfile
+from typing import NamedTuple
 
 import pytest
 
@@ -52,6 +56,12 @@ def launched(process) -> list[str]:
         ("training_benchmark.sh", "-g 4", "4", BENCHMARK),
         ("training_benchmark.sh", "--benchmark_steps 20", "1", f"{BENCHMARK} --benchmark_steps 20"),
         ("evaluating_benchmark.sh", "-b 4096 -a amp", "1", f"--evaluate {BENCHMARK} --eval_batch_size 4096 --amp"),
+        ("training_full.sh", "-g 1 -a -x", "1", "--amp --xla"),
+        ("training_full.sh", "--gpu 4 --amp --xla", "4", "--amp --xla"),
+        ("training_full.sh", "--gpu=4 -x --num_epochs 2 -a", "4", "--xla --num_epochs 2 --amp"),
+        ("training_benchmark.sh", "-a -g 8 -b 65536", "8", f"{BENCHMARK} --amp --global_batch_size 65536"),
+        ("evaluating_benchmark.sh", "--bs 4096 -x", "1", f"--evaluate {BENCHMARK} --eval_batch_size 4096 --xla"),
+        ("evaluating_benchmark.sh", "--bs=4096", "1", f"--evaluate {BENCHMARK} --eval_batch_size 4096"),
     ],
 )
 def test_the_options_become_workers_and_flags_of_main(machine, script, arguments, workers, flags):
@@ -81,9 +91,8 @@ def test_there_are_as_many_workers_as_gpus_unless_told_otherwise(machine, gpus, 
         ("training_full.sh", ["-g", "0"], "'0'"),
         ("training_full.sh", ["-g", "many"], "'many'"),
         ("training_full.sh", ["-g"], "needs a value"),
-        ("training_full.sh", ["-a", "fp8"], "the word amp"),
-        ("training_full.sh", ["-x", "on"], "the word xla"),
-        ("training_full.sh", ["-b", "64"], "--global_batch_size"),
+        ("training_full.sh", ["--gpu=-1"], "--gpu takes a number of workers, not '-1'"),
+        ("evaluating_benchmark.sh", ["-a", "--bs"], "--bs needs a value"),
     ],
 )
 def test_a_wrong_option_is_refused_in_one_line(machine, script, arguments, message):
@@ -98,7 +107,8 @@ def test_help_names_the_script_and_its_options(machine, script):
     process = machine.run(f"scripts/{script}", "-h")
     assert process.returncode == 0
     assert f"usage: {script}" in process.stdout
-    assert ("-b GLOBAL_BATCH" in process.stdout) == (script == "evaluating_benchmark.sh")
+    batch = "--eval_batch_size" if script == "evaluating_benchmark.sh" else "--global_batch_size"
+    assert f"all workers together: {batch}\n" in process.stdout
 
 
 def test_without_a_set_up_the_way_to_one_is_told(machine):
@@ -191,25 +201,70 @@ def test_the_ci_fails_when_the_tests_do(checks):
     assert (process.returncode, process.stdout) == (1, "1 failed in 0.1s\n")
 
 
-def test_the_locked_lists_hold_exact_versions_and_no_addresses():
-    for name in ("cpu", "gpu", "export", "dev"):
-        lines = (ROOT / f"requirements/{name}.txt").read_text().splitlines()[1:]
-        assert lines, name
-        for line in lines:
-            package, _, marker = line.partition(" ; ")
-            assert package.count("==") == 1 and "/" not in line, f"{name}.txt: {line}"
-            assert not marker or marker.startswith("python_full_version"), f"{name}.txt: {line}"
+LISTS = ("cpu", "gpu", "export", "dev", "uv", "tritonserver")
+
+
+class Locked(NamedTuple):
+    """A requirement of a locked list."""
+
+    package: str
+    version: str
+    marker: str
+    hashes: list[str]
+
+
+def locked(name: str) -> list[Locked]:
+    """The requirements of a list; fails the test where it holds anything else."""
+    found = []
+    for line in (ROOT / f"requirements/{name}.txt").read_text().replace("\\\n", "").splitlines()[1:]:
+        requirement, *hashes = line.split("--hash=")
+        parsed = re.fullmatch(r"([a-z0-9-]+)==([0-9][^ /@]*)(?: ; (python_full_version [^/@]*))?", requirement.strip())
+        assert parsed, f"{name}.txt: {line}"
+        found.append(Locked(parsed[1], parsed[2], parsed[3] or "", [text.strip() for text in hashes]))
+    assert found, name
+    return found
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_locked_lists_hold_exact_versions_with_hashes(name):
+    for requirement in locked(name):
+        assert requirement.hashes, requirement
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", text) for text in requirement.hashes), requirement
 
 
 def test_the_lists_agree_on_what_they_share():
     versions: dict[str, set[str]] = {}
-    for name in ("cpu", "gpu", "export", "dev"):
-        for line in (ROOT / f"requirements/{name}.txt").read_text().splitlines()[1:]:
-            package, _, version = line.partition("==")
-            if "python_full_version" not in version:
-                versions.setdefault(package, set()).add(version)
+    for name in LISTS:
+        for requirement in locked(name):
+            if not requirement.marker:
+                versions.setdefault(requirement.package, set()).add(requirement.version)
     differing = {package for package, found in versions.items() if len(found) > 1}
     assert differing <= {"numba", "llvmlite"}, "only numba differs between CPU and GPU (requirements/README.md)"
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_what_source_distributions_are_built_with_is_locked(name):
+    assert {"setuptools", "wheel"} <= {requirement.package for requirement in locked(name)}
+
+
+def test_altered_source_of_horovod_is_not_built_nor_run(tmp_path):
+    """Served by an index in place of the published one."""
+    ran, source = tmp_path / "ran", tmp_path / "horovod-0.28.1"
+    source.mkdir()
+    (source / "setup.py").write_text(f"open({str(ran)!r}, 'w'); raise SystemExit(1)\n")
+    with tarfile.open(tmp_path / "horovod-0.28.1.tar.gz", "w:gz") as file:
+        file.add(source, source.name)
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts/build_horovod.sh"), sys.executable, str(tmp_path / "wheels")],
+        env=os.environ | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_EXTRA_INDEX_URL": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "lacks:" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 1 and "DO NOT MATCH THE HASHES" in done.stderr
+    assert not ran.exists() and os.listdir(tmp_path / "wheels") == []
 
 
 def test_lock_leaves_the_lists_alone_when_the_result_would_hold_an_address(machine):

@@ -32,6 +32,7 @@ from tests.test_layering import files, tree_of
 from trainer.checkpoints import CheckpointStore
 from trainer.flags.cli import parse
 from trainer.models import MODELS
+from trainer.recommender import Recommender
 from trainer.sealed.arrays import ArraySource
 from trainer.sealed.errors import CheckpointError
 from trainer.sealed.manifest import read_manifest
@@ -166,6 +167,8 @@ def as_parquet(**columns: Any) -> bytes:
 
 HOSTILE_SETTINGS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a number for a column": lambda features: features["user"].update(column=1),
+    "a mean beyond numbers": lambda features: features["age"].update(mean=10**400),
+    "a default beyond numbers": lambda features: features["rate"]["table"].update(default=10**400),
     "endless ids": lambda features: features["user"].update(oov_buckets=10**30),
     "no id": lambda features: features["user"].update(oov_buckets=0),
     "a truth value for a count": lambda features: features["user"].update(oov_buckets=True),
@@ -188,6 +191,22 @@ def test_hostile_settings_of_encoders_are_refused(change, tmp_path):
     change(settings["features"])
     seal(folder, "encoders.json", json.dumps(settings).encode())
     assert str(folder) in refused(lambda: load_encoders(folder))
+
+
+@pytest.mark.parametrize("size", [10**400, 2**63, 2**40, -1, True, None, "3", [3]], ids=lambda size: repr(size)[:20])
+def test_sizes_in_a_manifest_reserve_no_memory(size, tmp_path):
+    folder = encoders_folder(tmp_path / "encoders")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["encoders.json"]["bytes"] = size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert str(folder) in refused(lambda: load_encoders(folder))
+    workflow = {
+        "version": 1,
+        "recipe": "published",
+        "files": {"encoders/encoders.json": {"bytes": size, "sha256": "0"}},
+    }
+    (tmp_path / "workflow.json").write_text(json.dumps(workflow))
+    assert "workflow.json" in refused(lambda: load_workflow(tmp_path))
 
 
 HOSTILE_FILES = {
@@ -254,13 +273,32 @@ HOSTILE_OPTIONS: dict[str, Any] = {
 }
 
 
+# What a run says in a checkpoint, besides the model's flags.
+SOUND_STATE: dict[str, Any] = {
+    "identity": {"seed": 0, "global_batch_size": 1, "train_mapping": "train", "training_data": "0"},
+    "position": {"epoch": 0, "steps": 1, "losses": [0.5]},
+    "stopping": {"metric": "auc_roc", "best": None, "epochs_since_best": 0},
+    "schema": {"features": [], "tasks": []},
+    "metrics": {},
+    "options": {
+        "num_epochs": 1,
+        "deep_learning_rate": 0.1,
+        "deep_schedule": "constant",
+        "deep_warmup_epochs": 0.0,
+        "linear_learning_rate": 0.1,
+    },
+}
+
+
 @pytest.mark.parametrize("options", HOSTILE_OPTIONS.values(), ids=HOSTILE_OPTIONS)
 def test_a_checkpoint_with_hostile_flags_is_refused_before_tensorflow(options, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("main.import_tensorflow", lambda: pytest.fail("the checks were passed"))
     array = ArraySource.from_array("x", np.zeros(1, np.float32))
-    CheckpointStore(tmp_path / "models").save(1, [array], {"options": options}, best=True)
-    assert main(["--model_dir", str(tmp_path / "models"), "--dataset_path", str(tmp_path), "--evaluate"]) == 2
-    assert capsys.readouterr().err.count("main.py: error: ") == 1
+    state = SOUND_STATE | {"options": SOUND_STATE["options"] | options if isinstance(options, dict) else options}
+    CheckpointStore(tmp_path / "models").save(1, [array], state, best=True)
+    assert main(["--model_dir", str(tmp_path / "models"), "--dataset_path", str(tmp_path), "--evaluate"]) == 4
+    told = capsys.readouterr().err
+    assert told.count("main.py: error: ") == 1 and "step-1" in told
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +319,7 @@ def model_folder(tmp_path_factory) -> Path:
     options = ModelOptions(deep_hidden_units=(4,))
     model = build_model(options, input_layout(spec, widths), tasks_of(spec), compute_dtype="float32", seed=0)
     documents: dict[str, Any] = {
-        ARCHITECTURE: {"options": {"model": "wide_deep", "deep_hidden_units": [4]}, "metrics": {}},
+        ARCHITECTURE: architecture(),
         SPECIFICATION: spec.to_yaml(),
         SIZES: widths,
     }
@@ -290,7 +328,8 @@ def model_folder(tmp_path_factory) -> Path:
 
 
 def architecture(**options: Any) -> dict[str, Any]:
-    return {"options": {"model": "wide_deep", "deep_hidden_units": [4]} | options, "metrics": {}}
+    described = {"model": "wide_deep", "tasks": ["liked"], "step": 1, "metrics": {}}
+    return described | {"options": {"model": "wide_deep", "deep_hidden_units": [4]} | options}
 
 
 TINY = (ROOT / "feature_specs" / "tiny.yaml").read_text()
@@ -300,6 +339,11 @@ HOSTILE_DOCUMENTS: dict[str, dict[str, Any]] = {
     "text": {"architecture.json": '"x"'},
     "no JSON": {"architecture.json": b"\xff\xfe"},
     "no options": {"architecture.json": {"metrics": {}}},
+    "other tasks": {"architecture.json": architecture() | {"tasks": ["bought"]}},
+    "text for tasks": {"architecture.json": architecture() | {"tasks": "liked"}},
+    "a number beyond numbers": {"architecture.json": architecture() | {"metrics": {"auc_roc": 10**400}}},
+    "a list for a metric": {"architecture.json": architecture() | {"metrics": {"auc_roc": [1]}}},
+    "a truth value for a step": {"architecture.json": architecture() | {"step": True}},
     "unknown options": {"architecture.json": architecture(code="import os")},
     "an unknown model": {"architecture.json": architecture(model="os.system")},
     "a list for a model": {"architecture.json": architecture(model=["wide_deep"])},
@@ -378,11 +422,16 @@ def recommender_folder(model_folder, tmp_path_factory) -> Path:
     return folder
 
 
+SETTINGS: dict[str, Any] = {"version": 1, "user": "user", "item": "item", "context": [], "options": {}}
 HOSTILE_RECOMMENDERS: dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]] = {
     "a list for settings": ({"recommender.json": "[]"}, {}),
     "deep settings": ({"recommender.json": "[" * 200_000}, {}),
     "no column": ({"recommender.json": {"version": 1}}, {}),
     "another version": ({"recommender.json": {"version": [1]}}, {}),
+    "a list for a column": ({"recommender.json": SETTINGS | {"user": ["user"]}}, {}),
+    "text for context": ({"recommender.json": SETTINGS | {"context": "hour"}}, {}),
+    "a list for options": ({"recommender.json": SETTINGS | {"options": [1]}}, {}),
+    "an unknown option": ({"recommender.json": SETTINGS | {"options": {"self": 1}}}, {}),
     "no parquet": ({"tables/users.parquet": b"PAR1"}, {}),
     "a table without keys": ({"tables/users.parquet": as_parquet(x=[1])}, {}),
     "rows that fill the memory": ({"tables/items.parquet": as_parquet(key=np.zeros(10**7, np.int64))}, {}),
@@ -399,14 +448,13 @@ HOSTILE_RECOMMENDERS: dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]] = 
 @pytest.mark.parametrize(("documents", "arrays"), HOSTILE_RECOMMENDERS.values(), ids=HOSTILE_RECOMMENDERS)
 def test_a_hostile_recommender_is_refused(documents, arrays, recommender_folder, tmp_path):
     from trainer.model_folder import open_model, write_model
-    from trainer.recommender.storage import load_fitted
 
     sealed = open_model(recommender_folder)
-    load_fitted(recommender_folder)
+    Recommender.load(recommender_folder)
     sources = [sealed.source(name) for name in sealed.arrays if name not in arrays]
     sources += [ArraySource.from_array(name, array) for name, array in arrays.items()]
     write_model(tmp_path / "hostile", sources, sealed.documents | documents)
-    assert str(tmp_path / "hostile") in refused(lambda: load_fitted(tmp_path / "hostile"))
+    assert str(tmp_path / "hostile") in refused(lambda: Recommender.load(tmp_path / "hostile"))
 
 
 def test_a_link_in_the_place_of_a_weight_gives_nothing_away(recommender_folder, tmp_path):

@@ -21,7 +21,10 @@ def test_setup_installs_the_locked_lists_and_a_compiled_horovod(machine):
     process = machine.setup()
     assert process.returncode == 0, process.stderr
     install = next(line for line in machine.log().splitlines() if "cpu.txt" in line)
-    assert "--no-deps" in install and "dev.txt" in install
+    assert "--no-deps" in install and "dev.txt" in install and "--require-hashes" in install
+    assert f"--build-constraints {machine.root}/requirements/cpu.txt" in install
+    (installer,) = (line for line in machine.log().splitlines() if "uv.txt" in line)
+    assert installer.startswith("pip ") and "--require-hashes" in installer
     assert "build cpu" in machine.log()
     assert "horovod-0.28.1-cp312" in machine.log()
     assert "unfinished" not in machine.stamp.read_text()
@@ -40,7 +43,7 @@ def test_a_changed_list_is_installed_but_horovod_not_compiled_again(machine):
     with (machine.root / "requirements/dev.txt").open("a") as file:
         file.write("six==1.17.0\n")
     assert machine.setup().returncode == 0
-    assert machine.log().count("cpu.txt") == 2
+    assert machine.log().count("-r " + str(machine.root / "requirements/cpu.txt")) == 2
     assert machine.log().count("build cpu") == 1
 
 

@@ -14,7 +14,9 @@ import pytest
 
 from supervise import main as supervise_main
 from tests.helpers import ROOT, environment
+from trainer.reliability import processes
 from trainer.reliability.exit_codes import DONE, FAILURE, HANG, NO_CHECKPOINT, STOPPED, WRONG_INPUT
+from trainer.reliability.signals import ONE_REQUEST_SECONDS
 
 JOB = [sys.executable, "-m", "tests.stand_in_job"]
 TRAINS = "begin wait"
@@ -26,6 +28,13 @@ def hear_all_signals() -> None:
     """Tests that run in the background, or under nohup, hand on that Ctrl-C and hang-ups are ignored."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+
+
+def wait_for_file(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.05)
 
 
 class Supervised:
@@ -51,14 +60,17 @@ class Supervised:
         assert self.left() == []
         return self.process.returncode, told
 
+    def pids(self) -> list[int]:
+        """Processes that the call has started and that still live, itself among them."""
+        pids = map(int, filter(str.isdecimal, os.listdir("/proc")))
+        return [pid for pid in pids if processes.carries(pid, self.mark)]
+
     def left(self) -> list[str]:
-        """Processes that the call has started and that still live, by their command lines."""
+        """These processes, by their command lines."""
         found = []
-        for path in Path("/proc").glob("[0-9]*"):
+        for pid in self.pids():
             try:
-                marked = self.mark.encode() in (path / "environ").read_bytes().split(b"\0")
-                if marked and int(path.name) != os.getpid():
-                    found.append((path / "cmdline").read_text())
+                found.append(Path(f"/proc/{pid}/cmdline").read_text())
             except OSError:
                 continue
         return found
@@ -81,12 +93,7 @@ class Supervised:
 
     def kill(self) -> None:
         self.process.kill()
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                if self.mark.encode() in (path / "environ").read_bytes().split(b"\0"):
-                    os.kill(int(path.name), signal.SIGKILL)
-            except OSError:
-                continue
+        processes.kill_marked(self.mark)
 
 
 @pytest.fixture
@@ -183,7 +190,9 @@ def test_a_second_signal_kills_at_once(supervise):
     call.until("registered")
     time.sleep(0.2)
     call.process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    time.sleep(0.3)
+    call.process.send_signal(signal.SIGTERM)  # within a second: part of the first
+    time.sleep(ONE_REQUEST_SECONDS)
     assert call.process.poll() is None
     call.process.send_signal(signal.SIGTERM)
     assert call.end(timeout=10)[0] == 128 + signal.SIGTERM
@@ -219,6 +228,63 @@ def test_a_signal_between_two_starts_ends_the_wait(supervise):
     call.process.send_signal(signal.SIGTERM)
     assert call.end(timeout=10)[0] == 75
     assert len(call.starts()) == 2
+
+
+def until_nothing_is_left(call: Supervised) -> None:
+    deadline = time.monotonic() + 20
+    while call.left():
+        assert time.monotonic() < deadline, call.left()
+        time.sleep(0.05)
+
+
+def test_a_killed_supervisor_takes_its_job_along(supervise):
+    call = supervise([["begin leave_a_child deaf wait", "begin freeze"]], STAND_IN_PATIENT="1")
+    call.until("registered")
+    assert len(call.left()) >= 5  # the supervisor, the launcher, two workers, a child in a session of its own
+    call.process.kill()
+    until_nothing_is_left(call)
+
+
+def test_the_same_command_continues_after_a_kill(supervise):
+    """At once, while the first job is still being ended, and with no restart left."""
+    plan = [["begin save:20 deaf wait", "begin deaf wait"], [IS_DONE, IS_DONE]]
+    killed = supervise(plan, "--max_restarts", "0")
+    killed.until("registered")
+    wait_for_file(killed.folder / "models" / "checkpoints" / "step-20" / "manifest.json")
+    killed.process.kill()
+    again = supervise(plan, "--max_restarts", "0")
+    assert again.end() == (0, "supervise.py: all workers are done\n")
+    assert again.starts() == [[], ["--use_checkpoint"]]
+    assert killed.left() == []
+
+
+def test_what_a_predecessor_left_is_ended(supervise):
+    """Its keeper was killed along with it, so that nothing has ended the job."""
+    plan = [["begin deaf wait", "begin leave_a_child freeze"], [IS_DONE, IS_DONE]]
+    killed = supervise(plan, STAND_IN_PATIENT="1")
+    killed.until("registered")
+    for pid in killed.pids():
+        if Path(processes.__file__).name in Path(f"/proc/{pid}/cmdline").read_text():
+            os.kill(pid, signal.SIGKILL)
+    killed.process.kill()
+    killed.process.wait()
+    time.sleep(0.5)
+    assert len(killed.left()) >= 4
+    assert supervise(plan).end()[0] == 0
+    assert killed.left() == []
+
+
+def test_two_supervisors_do_not_share_a_folder(supervise):
+    first = supervise([["begin obey wait", "begin wait"]])
+    first.until("registered")
+    second = supervise([[IS_DONE]])
+    code, told = second.end()
+    assert code == 1 and told.count("\n") == 1
+    assert "another supervisor is at work there: process " in told and "give another --results_dir" in told
+    assert len(first.starts()) == 1 and first.process.poll() is None
+    time.sleep(0.2)
+    first.process.terminate()
+    assert first.end()[0] == 75
 
 
 def test_records_of_another_job_are_not_believed(supervise, tmp_path):

@@ -6,12 +6,14 @@ They stand in `<model_dir>/checkpoints/step-N/`. What a model or an optimizer is
 import re
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.errors import DataError
+from data.typed_json import read_typed
 from trainer.sealed.arrays import ArraySource
 from trainer.sealed.errors import CheckpointError, DamagedError
 from trainer.sealed.manifest import MANIFEST
@@ -30,7 +32,16 @@ from trainer.sealed.writer import (
 CHECKPOINTS = "checkpoints"
 
 _STEP_FOLDER = re.compile(rf"step-([0-9]{{1,18}})(?:{re.escape(REPLACED)})?")
-_FACTS: dict[str, Any] = {"step": int, "sequence": int, "best": bool, "value": (int, float, type(None)), "state": dict}
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a checkpoint's manifest says: see Checkpoint."""
+
+    step: int
+    sequence: int
+    best: bool
+    state: dict[str, Any]
 
 
 class NoCheckpointError(DataError):
@@ -44,7 +55,6 @@ class Checkpoint(SealedFolder):
         step: the number of steps done.
         state: what `save` was given, as JSON gives it back.
         best: whether it was the best so far when it was saved.
-        value: the metric by which it was, or None where none was told.
         sequence: counts the saves of the model folder.
 
     Raises:
@@ -53,14 +63,11 @@ class Checkpoint(SealedFolder):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        wrong = [name for name, kind in _FACTS.items() if not isinstance(self.facts.get(name, ...), kind)]
-        if wrong:
-            raise DamagedError(f"{path / MANIFEST}: not a checkpoint's; missing or of a wrong type: {', '.join(wrong)}")
-        self.step: int = self.facts["step"]
-        self.state: dict[str, Any] = self.facts["state"]
-        self.best: bool = self.facts["best"]
-        self.value: float | None = self.facts["value"]
-        self.sequence: int = self.facts["sequence"]
+        try:
+            facts: _Facts = read_typed(_Facts, self.facts, "facts")
+        except ValueError as error:
+            raise DamagedError(f"{path / MANIFEST}: not a checkpoint's: {error}") from error
+        self.step, self.sequence, self.best, self.state = facts.step, facts.sequence, facts.best, facts.state
         named = _STEP_FOLDER.fullmatch(path.name)
         if named and int(named.group(1)) != self.step:
             raise DamagedError(f"{path / MANIFEST}: is of step {self.step}, the folder is of step {named.group(1)}")
@@ -99,7 +106,6 @@ class CheckpointStore:
         arrays: Iterable[ArraySource],
         state: dict[str, Any],
         best: bool = False,
-        value: float | None = None,
     ) -> Path:
         """Writes `step-N`, replacing one of that step, and then removes what need not be kept.
 
@@ -108,7 +114,6 @@ class CheckpointStore:
             arrays: written in this order, block by block.
             state: JSON; NumPy's numbers are taken as Python's.
             best: whether this is the best so far; it is then what "best" opens.
-            value: the metric that says so.
 
         Returns:
             The folder.
@@ -122,17 +127,17 @@ class CheckpointStore:
             raise ValueError(f"step is {step!r}, expected a count of steps")
         remove_leftovers(self.folder, "step-*")
         sequence = 1 + max((checkpoint.sequence for checkpoint in self._saved()[0]), default=0)
-        facts = {"step": step, "sequence": sequence, "best": best, "value": value, "state": state}
+        facts = {"step": step, "sequence": sequence, "best": best, "state": state}
         write_sealed(path, arrays, {}, facts)
         self._damaged.discard(path)
         self._remove_old()
         return path
 
-    def amend(self, step: int, state: dict[str, Any], best: bool, value: float | None) -> Path:
+    def amend(self, step: int, state: dict[str, Any], best: bool) -> Path:
         """Gives a saved step another state, all at once, and then removes what need not be kept.
 
         Args:
-            step, state, best, value: see `save`.
+            step, state, best: see `save`.
 
         Returns:
             The folder.
@@ -141,7 +146,7 @@ class CheckpointStore:
             CheckpointError: it is gone, damaged or cannot be written; it stays as it was.
         """
         path = self.folder / f"step-{step}"
-        facts = Checkpoint(path).facts | {"best": best, "value": value, "state": state}
+        facts = Checkpoint(path).facts | {"best": best, "state": state}
         replace_facts(path, facts)
         self._remove_old()
         return path
@@ -174,9 +179,10 @@ class CheckpointStore:
         """A checkpoint whose every byte has been verified.
 
         Args:
-            which: "last" (where the newest is damaged the one before, with a warning), "best" (that one
-                or none), or the path of a step folder, of a `checkpoints` folder or of a model folder
-                (their last one). A folder that is itself called last or best is written `./last`.
+            which: "last" (where the newest is damaged the one before, with a warning), "best" (the last one, with a
+                warning, where none was called the best; a damaged one is an error), or the path of a step folder, of
+                a `checkpoints` folder or of a model folder (their last one). A folder that is itself called last or
+                best is written `./last`.
             verify: off, only its manifest is read: enough for its state.
 
         Raises:
@@ -211,10 +217,12 @@ class CheckpointStore:
     def _open_best(self, verify: bool) -> Checkpoint:
         checkpoint = self.best()
         if checkpoint is None:
-            raise NoCheckpointError(
-                f"no best checkpoint in {self.folder}: {self._what_there_is()}, none of them called the best. "
-                "Train with an evaluation, or pass --checkpoint last."
+            last = self._open_last(verify)
+            self._warn(
+                f"no checkpoint in {self.folder} is the best, as no evaluation has given the metric that decides it a "
+                f"value; the last one, step {last.step}, is used"
             )
+            return last
         try:
             return self._verified(checkpoint) if verify else checkpoint
         except DamagedError as error:

@@ -1,9 +1,11 @@
 """The data side of a run: specification, embedding widths and loaders. Imports no TensorFlow."""
 
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from data.encoding.prepared import ENCODERS_FOLDER
+from data.encoding.workflow_folder import ENCODERS_FOLDER
 from data.errors import DataError
 from data.linting.lint import lint_labels
 from data.loading.loader import ParquetLoader
@@ -18,7 +20,11 @@ from trainer.model_size import check_model_fits
 from trainer.outputs import check_outputs
 from trainer.predictions import check_column_names, check_predictions_path
 from trainer.process.launcher import Launch
+from trainer.run_facts import RunFacts
+from trainer.schema import MAX_HOTNESS, Schema
 from trainer.tasks import tasks_of
+
+SECONDS_BETWEEN_REPORTS = 5.0
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Inputs:
 
     Attributes:
         spec: the specification.
+        schema: features and tasks in the order of the model's inputs and outputs.
         layout: of the model's inputs.
         train_loader: of the training mapping; only where the run trains.
         eval_loader: of the evaluated mapping.
@@ -37,6 +44,7 @@ class Inputs:
     """
 
     spec: FeatureSpec
+    schema: Schema
     layout: InputLayout
     training: ParquetLoader | None
     evaluation: ParquetLoader | None
@@ -62,16 +70,35 @@ class Inputs:
         return _there(self.evaluation)
 
 
-def open_inputs(options: Options, launch: Launch) -> Inputs:
+def open_inputs(options: Options, launch: Launch, agreed: Schema | None = None) -> Inputs:
     """Reads the specification and the files' footers.
 
+    A run that restores a checkpoint takes features and tasks in the order of that checkpoint.
+
+    Args:
+        options: of the run.
+        launch: this process among its workers. Only the first one reads the checkpoint.
+        agreed: what the first worker has found.
+
     Raises:
-        DataError: a rule of the specification is broken, or files do not hold what it says.
+        DataError: a rule of the specification is broken, files do not hold what it says, or it has other features or
+            tasks than the checkpoint.
+        NoCheckpointError: there is no checkpoint that is to be restored.
     """
     data = options.data
-    spec = FeatureSpec.read(data.dataset_path / data.fspec_file, allow_outside_paths=data.allow_outside_paths)
-    options.model.check_towers([label.name for label in spec.labels])
+    path = data.dataset_path / data.fspec_file
+    spec = FeatureSpec.read(path, allow_outside_paths=data.allow_outside_paths)
     widths = embedding_dims(spec, data.embedding_sizes_file, allow_outside_paths=data.allow_outside_paths)
+    ignoring = () if options.run.trains else (MAX_HOTNESS,)
+    if agreed is not None:
+        spec = agreed.arrange(spec, widths, "the first worker's specification", str(path))
+    elif options.run.restores and launch.rank == 0:
+        # What is passed over on the way is reported when the checkpoint is restored.
+        store = CheckpointStore(data.model_dir, warn=lambda text: None)
+        checkpoint = store.open(options.run.which_checkpoint, verify=False)
+        saved = RunFacts.of(checkpoint).schema
+        spec = saved.arrange(spec, widths, str(checkpoint.path), str(path), ignoring)
+    options.model.check_towers([label.name for label in spec.labels])
     run, oov_policy = options.run, options.data.oov_policy
     _check_rows_are_kept(options)
     evaluates = run.evaluate or not run.benchmark
@@ -105,7 +132,8 @@ def open_inputs(options: Options, launch: Launch) -> Inputs:
         kept = _kept_columns(spec, mapping, run.keep)
     outside = data.allow_outside_paths
     warnings = tuple(unused_widths(spec, data.embedding_sizes_file, allow_outside_paths=outside))
-    return Inputs(spec, input_layout(spec, widths), training, evaluation, mapping, with_group, kept, warnings)
+    schema, layout = Schema.of(spec, widths), input_layout(spec, widths)
+    return Inputs(spec, schema, layout, training, evaluation, mapping, with_group, kept, warnings)
 
 
 def check_folders(options: Options, spec: FeatureSpec, launch: Launch) -> None:
@@ -149,25 +177,39 @@ def check_workflow(options: Options, spec: FeatureSpec, launch: Launch) -> tuple
     return (f"{folder} has no manifest as `prepare` writes it: nothing of it becomes part of the model",)
 
 
-def check_labels(options: Options, spec: FeatureSpec, launch: Launch) -> tuple[str, ...]:
-    """What the label lint says of the training mapping, as warnings; the first worker of a training run looks for all.
+def lints_labels(options: Options) -> bool:
+    """Whether the labels are checked: by a run that trains. One that resumes was checked when it began."""
+    run = options.run
+    return run.trains and not run.benchmark and not run.restores
 
-    A run that is gone on with was looked through when it began: it must not lose that time at every restart.
+
+def check_labels(options: Options, spec: FeatureSpec) -> tuple[str, ...]:
+    """What the label lint says of the training mapping, as warnings. Shows on stderr how far it is.
 
     Raises:
         DataError: labels from which nothing can be learned, or that cannot be, without --allow_degenerate_labels.
     """
-    run = options.run
-    if not run.trains or run.benchmark or run.restores or launch.rank != 0:
-        return ()
     mapping = options.data.train_mapping
-    lint = lint_labels(spec, mapping, options.data.oov_policy)
+    lint = lint_labels(spec, mapping, options.data.oov_policy, _reports(f"checking the labels of {mapping!r}"))
     if options.data.allow_degenerate_labels:
         return lint.problems + lint.warnings
     if lint.problems:
         lines = (f"the labels of mapping {mapping!r} do not fit their tasks:", *lint.problems)
-        raise DataError("\n  ".join(lines) + "\nMend this, or train all the same with --allow_degenerate_labels.")
+        raise DataError("\n  ".join(lines) + "\nFix this, or train all the same with --allow_degenerate_labels.")
     return lint.warnings
+
+
+def _reports(title: str) -> Callable[[str, int, int], None]:
+    """Prints how far something is, at most every SECONDS_BETWEEN_REPORTS; nothing of what takes less."""
+    last = time.monotonic()
+
+    def report(what: str, done: int, of: int) -> None:
+        nonlocal last
+        if done < of and time.monotonic() - last >= SECONDS_BETWEEN_REPORTS:
+            last = time.monotonic()
+            print(f"{title}: {done:,} of {of:,} {what}", file=sys.stderr, flush=True)
+
+    return report
 
 
 def _check_rows_are_kept(options: Options) -> None:

@@ -14,7 +14,10 @@ from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator
 from trainer.feeding import step_input
 from trainer.health.monitor import HealthMonitor
+from trainer.metrics import direction_of
 from trainer.metrics.calibration_curve import as_records
+from trainer.metrics.direction import Direction
+from trainer.metrics.evaluation import MEAN
 from trainer.observation.log import NullLog, RunLog
 from trainer.observation.profiling import StepProfiler, nvtx_range
 from trainer.observation.progress import NullProgress, Progress
@@ -22,7 +25,7 @@ from trainer.observation.step_times import StepTimes, timed
 from trainer.observation.tensorboard import TensorBoard
 from trainer.optimizers.optimizer import Schedule
 from trainer.position import Position
-from trainer.reliability.errors import NotFinite, StoppedBySignal
+from trainer.reliability.errors import NotFinite, StoppedBySignal, how_to_stay_finite
 from trainer.reliability.fingerprints import check_state
 from trainer.reliability.guard import Decision, Guard
 from trainer.reliability.stragglers import Stragglers
@@ -33,6 +36,8 @@ from trainer.step import StepResult, TrainStep
 from trainer.tasks import Task
 
 TOLD = ("loss_val", "auc_roc", "streaming_map_val", "accuracy", "rmse")
+TASKS_TOLD, ENDS_TOLD = 8, 3
+REASONS_SHOWN = 5
 # Batches of an evaluation between two questions to all workers whether one was asked to stop.
 BATCHES_BETWEEN_QUESTIONS = 8
 
@@ -107,10 +112,10 @@ class TrainingLoop:
             self._save(position)
             metrics = self._evaluate(position)
             position = Position(position.epoch)
-            self.saver.evaluated(position, metrics)
-            if self.stopping.should_stop(metrics) and position.epoch < self.num_epochs:
-                key, epochs = self.stopping.key, self.stopping.epochs_since_best
-                self.progress.message(f"stopping: {key} has not become better for {epochs} epoch(s)")
+            self.stopping.update(metrics)
+            self.saver.evaluated(position, self.stopping.state, metrics)
+            if self.stopping.is_over and position.epoch < self.num_epochs:
+                self.progress.message(f"stopping: {self.stopping.reason}")
                 break
         return metrics
 
@@ -168,9 +173,8 @@ class TrainingLoop:
             self.progress.update(step)
         if not math.isfinite(value):
             raise NotFinite(
-                f"the loss is {value} at step {step}. Checkpoints of earlier steps are kept. Lower "
-                "--deep_learning_rate or --linear_learning_rate, or look for extreme numerical values "
-                "(check_dataset.py shows them)."
+                f"the loss is {value} at step {step}. Checkpoints of earlier steps are kept. "
+                + how_to_stay_finite(is_float16=self.step.loss_scale.dynamic)
             )
         return self.guard.decide(result.votes.numpy(), step)
 
@@ -179,7 +183,7 @@ class TrainingLoop:
         self.guard.beat(allow=SLOW_SECONDS)
         check_state(self.state, position.step(self.loader.steps_per_epoch))
         with nvtx_range("save"):
-            self.saver.save(self.state, position)
+            self.saver.save(self.state, position, self.stopping.state)
         self.guard.saved()
         self.guard.beat(allow=SLOW_SECONDS)
         self._seen_at = time.perf_counter()
@@ -213,6 +217,11 @@ class TrainingLoop:
         if curves := as_records(self.evaluator.evaluation.curves):
             self.log.log([steps_done], curves | {"epoch": epoch})
         self.progress.message(f"epoch {epoch}/{self.num_epochs}: {describe(metrics)}")
+        self._warn(told_of_undefined(self.evaluator.evaluation.undefined))
+        if math.isnan(metrics[self.stopping.key]):
+            self._warn(
+                [f"without a value of {self.stopping.key} this epoch cannot be the best, nor count for patience"]
+            )
         if self.health is not None:
             values, warnings = self.health.measure()
             self.log.log([steps_done], values | {"epoch": epoch})
@@ -248,7 +257,36 @@ class TrainingLoop:
             self.progress.message(f"warning: {warning}")
 
 
+def told_of_undefined(reasons: list[str]) -> list[str]:
+    """The first reasons why metrics have no value, and how many more there are."""
+    more = [f"... and {len(reasons) - REASONS_SHOWN} more labels"] if len(reasons) > REASONS_SHOWN else []
+    return [*reasons[:REASONS_SHOWN], *more]
+
+
 def describe(metrics: dict[str, float]) -> str:
-    """The main metrics in one line for people; the log has all of them."""
-    told = {key: value for key, value in metrics.items() if key.split("/")[0] in TOLD}
-    return "  ".join(f"{key} {value:.5f}" for key, value in told.items())
+    """The main metrics in one line for people; the log has all of them.
+
+    Of a metric that more than TASKS_TOLD tasks have: its mean, and the best and the worst tasks.
+    """
+    parts = []
+    for name in dict.fromkeys(key.split("/")[0] for key in metrics):
+        if name in TOLD:
+            values = {key: value for key, value in metrics.items() if key.split("/")[0] == name}
+            means = {key: value for key, value in values.items() if key == f"{name}/{MEAN}"}
+            tasks = {key: value for key, value in values.items() if key not in means}
+            shown = values if len(tasks) <= TASKS_TOLD else means
+            parts += [f"{key} {value:.5f}" for key, value in shown.items()]
+            if shown is means:
+                parts.append(_ends(name, tasks))
+    return "  ".join(parts)
+
+
+def _ends(name: str, tasks: dict[str, float]) -> str:
+    """The best and the worst tasks of a metric, in brackets."""
+    known = {key.partition("/")[2]: value for key, value in tasks.items() if not math.isnan(value)}
+    ranked = sorted(known, key=lambda task: known[task], reverse=direction_of(name) is Direction.LARGER)
+    best, worst = (
+        ", ".join(f"{task} {known[task]:.5f}" for task in chosen)
+        for chosen in (ranked[:ENDS_TOLD], ranked[::-1][:ENDS_TOLD])
+    )
+    return f"({len(known)} of {len(tasks)} tasks known; best {best}; worst {worst})" if known else "(no task known)"

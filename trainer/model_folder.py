@@ -9,6 +9,7 @@ import glob
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,25 @@ ARCHITECTURE, SPECIFICATION, SIZES = "architecture.json", "feature_spec.yaml", "
 
 # Text, bytes, a dict for JSON, or a file that is copied.
 Document = str | bytes | dict[str, Any] | Path
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What `architecture.json` says.
+
+    Attributes:
+        model: its name, which is among its flags as well.
+        tasks: in the order of the logits.
+        options: the model's flags.
+        step: of the checkpoint that the weights are from.
+        metrics: of the evaluation that made these weights the best; None where undefined.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    options: dict[str, Any]
+    step: int
+    metrics: dict[str, float | None]
 
 
 def check_model_place(folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from data.encoding.prepared import ENCODERS_FOLDER
 from data.errors import DataError
+from data.files import open_regular
 from data.output_paths import check_apart, check_replaceable_file
 from data.specification.embedding_sizes import SIZES_FILE
 from data.specification.feature_spec import FeatureSpec
@@ -85,13 +86,13 @@ def _inputs(options: Options, spec: FeatureSpec) -> Iterator[tuple[str, Path | l
 
 def _is_log(path: Path) -> bool:
     """Whether a file is the log of a run, perhaps cut by a full disk."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return PREFIX.encode().startswith(file.read(len(PREFIX)))
 
 
 def _is_timeline(path: Path) -> bool:
     """Whether a file is a timeline of Horovod's, a JSON list that is written piece by piece."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(1 << 10).lstrip().startswith(b"[")
 
 

@@ -1,7 +1,6 @@
 """How far a training run is."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass
@@ -38,17 +37,6 @@ class Position:
         return self.epoch > 0 and self.steps == 0 and self.is_evaluated
 
     @property
-    def evaluated_epochs(self) -> int:
-        """How many epochs have been trained and evaluated."""
-        return self.epoch if self.is_evaluated else self.epoch - 1
-
-    @property
     def mean_losses(self) -> list[float]:
         """Each task's mean loss over the epoch so far."""
         return [loss / max(1, self.steps) for loss in self.losses]
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Position":
-        """Of `vars` of a position, through JSON."""
-        losses = [float(loss) for loss in values["losses"]]
-        return cls(int(values["epoch"]), int(values["steps"]), losses, bool(values.get("is_evaluated", True)))

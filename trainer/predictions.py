@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from data.atomic import replacing
 from data.errors import DataError
+from data.files import open_regular
 from data.loading.stored_columns import StoredColumns
 from data.specification.parts import LABEL_COLUMN, PREDICTION_COLUMN, ROW_COLUMN
 from trainer.metrics.calibration import probability
@@ -37,7 +38,8 @@ def check_predictions_path(path: Path) -> None:
 def is_predictions(path: Path) -> bool:
     """Whether a file is one of predictions."""
     try:
-        names = pq.read_schema(path).names
+        with open_regular(path) as file:
+            names = pq.read_schema(file).names
     except (OSError, ValueError, pa.ArrowException):
         return False
     return names[:1] == [ROW_COLUMN] and any(name.startswith(PREDICTION_COLUMN) for name in names)

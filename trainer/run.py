@@ -10,32 +10,34 @@ import numpy as np
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
-from trainer.checkpoints import probe
+from trainer.checkpoints import print_warning, probe
 from trainer.distributed import Comm, connect
-from trainer.early_stopping import EarlyStopping
+from trainer.early_stopping import EarlyStopping, Stopping
 from trainer.evaluate import Evaluator
-from trainer.flags.options import Options
+from trainer.flags.options import Options, TrainingOptions
 from trainer.health.monitor import monitor_of
-from trainer.inputs import Inputs
-from trainer.loop import TrainingLoop, describe
+from trainer.inputs import Inputs, check_labels, lints_labels, open_inputs
+from trainer.loop import TrainingLoop, describe, told_of_undefined
 from trainer.metrics.calibration_curve import as_records
 from trainer.metrics.evaluation import Evaluation
 from trainer.models import build_model
 from trainer.observation.profiling import start_timeline
 from trainer.observation.progress import NullProgress, Progress
 from trainer.observation.results import Results
+from trainer.optimizers.schedules import changed_rates
 from trainer.position import Position
 from trainer.predictions import PredictionWriter
 from trainer.process import runtime
 from trainer.process.affinity import set_affinity
 from trainer.process.device import on_gpu
 from trainer.process.launcher import Launch
+from trainer.reliability.errors import RejectedByAll
 from trainer.reliability.guard import Guard
 from trainer.reliability.records import WorkerRecord
 from trainer.reliability.signals import StopRequest
 from trainer.reliability.stragglers import Stragglers
 from trainer.reliability.watchdog import Watchdog
-from trainer.saving import Saver, agreed_model_options
+from trainer.saving import Saver, agreed_model_options, agreed_schema
 from trainer.sealed.errors import CheckpointError
 from trainer.state import RunState
 from trainer.tasks import tasks_of
@@ -74,9 +76,14 @@ class Run:
             )
         start_timeline(options.run.horovod_timeline, launch)
         self.comm: Comm = connect(launch)
+        if launch.size > 1 and lints_labels(options):
+            _check_labels_for_all(options, inputs, self.comm)
         if options.run.restores:
-            # Only the first worker has read the checkpoint's flags.
+            # Only the first worker has read the checkpoint's flags, and the order of its features and tasks.
             options = self.options = replace(options, model=agreed_model_options(options.model, self.comm))
+            schema = agreed_schema(inputs.schema, self.comm)
+            if schema != inputs.schema:
+                inputs = self.inputs = open_inputs(options, launch, schema)
         self.tasks = tasks_of(inputs.spec)
         self.saver = Saver(options, inputs, self.comm)
         self.results = Results(options, self.comm.rank)
@@ -105,15 +112,15 @@ class Run:
         step, schedule, state = self._training()
         loader, training, run = self.inputs.train_loader, self.options.training, self.options.run
         evaluator = self._evaluator()
-        stopping = EarlyStopping(
-            self.saver.main_metric(evaluator.evaluation.keys), self.options.training.early_stopping_patience
-        )
-        position = self._start(state, stopping)
+        stopping = EarlyStopping(self.saver.main_metric(evaluator.evaluation.keys), training.early_stopping_patience)
+        position, warnings = self._start(state, stopping)
         is_over = position.epoch >= training.num_epochs or (position.is_between_epochs and stopping.is_over)
         if is_over and position.is_evaluated:
-            self.say("nothing to do: this run is finished; more --num_epochs would go on with it")
+            self.say(_told_of_end(position, training, stopping))
             self._finish(self.saver.last_metrics())
             return
+        for warning in warnings:
+            self.say(f"warning: {warning}")
         with Watchdog(run.hang_seconds, self._record) as watchdog, self.results.profiler() as profiler:
             loop = TrainingLoop(
                 step=step,
@@ -150,18 +157,28 @@ class Run:
         self.say(f"model: {self.saver.write_best_model(list(named(self.model.variables)))}")
         self.results.conclude(metrics)
 
-    def _start(self, state: RunState, stopping: EarlyStopping) -> Position:
-        """Where training begins: at a checkpoint that was asked for, else with the first worker's weights."""
+    def _start(self, state: RunState, stopping: EarlyStopping) -> tuple[Position, list[str]]:
+        """Where training begins: at a checkpoint that was asked for, else with the first worker's weights.
+
+        Returns:
+            The position, and how the learning rates from there on differ from the checkpoint's.
+        """
         if not self.options.run.use_checkpoint:
             state.share()
-            return Position()
-        position = self.saver.resume(state)
-        steps_per_epoch = self.inputs.train_loader.steps_per_epoch
-        done = position.step(steps_per_epoch)
-        if (best := self.saver.best_so_far()) is not None and best[1] <= done:
-            stopping.best, stopping.epochs_since_best = best[0], position.evaluated_epochs - best[1] // steps_per_epoch
-        self.say(f"going on after step {done} of {steps_per_epoch * self.options.training.num_epochs}")
-        return position
+            return Position(), []
+        facts = self.saver.resume(state)
+        if facts.stopping.metric == stopping.key:
+            stopping.state = facts.stopping
+        else:
+            stopping.state = Stopping(stopping.key, self.saver.best_value(stopping.key))
+            self.say(
+                f"early stopping looked at {facts.stopping.metric} and looks at {stopping.key} now: patience starts "
+                f"again, and the value to improve on is {stopping.state.best}"
+            )
+        steps_per_epoch, training = self.inputs.train_loader.steps_per_epoch, self.options.training
+        done, total = facts.position.step(steps_per_epoch), steps_per_epoch * training.num_epochs
+        self.say(f"resuming after step {done} of {total}")
+        return facts.position, changed_rates(facts.rates, self.options, steps_per_epoch, done)
 
     def evaluate(self) -> None:
         """Evaluates a checkpoint, and writes its predictions where they are asked for."""
@@ -171,6 +188,8 @@ class Run:
         with self._watched_progress(evaluator.loader.steps_per_epoch) as on_batch:
             metrics = evaluator.run(on_batch=on_batch, predictions=writer)
         self._tell_counts(evaluator.loader)
+        for reason in told_of_undefined(evaluator.evaluation.undefined):
+            self.say(f"warning: {reason}")
         if writer is not None:
             writer.write(self.comm)
             self.say(f"predictions: {path}")
@@ -261,6 +280,35 @@ class Run:
             if replaced:
                 policy = self.options.data.oov_policy
                 self.say(f"warning: {name}: {replaced:,} ids outside of the table (--oov_policy {policy})")
+
+
+def _told_of_end(position: Position, training: TrainingOptions, stopping: EarlyStopping) -> str:
+    """Why there is nothing to train, and what would continue it."""
+    raises = [f"--num_epochs above {training.num_epochs}"] if position.epoch >= training.num_epochs else []
+    if stopping.is_over:
+        raises.append(f"--early_stopping_patience above {stopping.state.epochs_since_best} (or none)")
+    why = f" ({stopping.reason})" if stopping.is_over else ""
+    return f"nothing to do: this run is finished{why}; it would continue with {' and '.join(raises)}"
+
+
+def _check_labels_for_all(options: Options, inputs: Inputs, comm: Comm) -> None:
+    """The first worker checks the labels while the others wait; all go on together, or none.
+
+    Raises:
+        RejectedByAll: labels from which nothing can be learned, or files that cannot be read.
+    """
+    if comm.local_rank == 0:
+        print(f"worker 0 of {comm.size} checks the labels; the others wait for it", flush=True)
+    problem = ""
+    if comm.rank == 0:
+        try:
+            for text in check_labels(options, inputs.spec):
+                print_warning(text)
+        except DataError as error:
+            problem = str(error)
+    problem = comm.broadcast_bytes(problem.encode()).decode()
+    if problem:
+        raise RejectedByAll(problem)
 
 
 def execute(

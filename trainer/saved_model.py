@@ -18,10 +18,12 @@ from data.files import open_regular
 from data.specification.embedding_sizes import embedding_dims
 from data.specification.feature_spec import FeatureSpec
 from data.specification.small_file import read_small_text
+from data.typed_json import read_typed
+from trainer.checkpoints import NoCheckpointError
 from trainer.flags.model_flags import from_json
 from trainer.flags.model_options import ModelOptions
 from trainer.layout import InputLayout, input_layout
-from trainer.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, open_model
+from trainer.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, Architecture, open_model
 from trainer.model_size import dense_weights
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
@@ -44,7 +46,7 @@ class SavedModel:
         tasks: one per label.
         model: with its weights.
         encoders: from raw values to ids and numbers, by feature; empty where the dataset came without.
-        metrics: of the evaluation that made these weights the best.
+        metrics: of the evaluation that made these weights the best; NaN where undefined.
         documents: the folder's files besides the weights.
     """
 
@@ -65,8 +67,8 @@ def load_model(folder: Path, *, compute_dtype: str = "float32") -> SavedModel:
         compute_dtype: float32, float16 or bfloat16.
 
     Raises:
-        NoCheckpointError: there is no model, or a file of it is damaged.
-        DataError: the folder holds what this program does not know.
+        NoCheckpointError: there is no model, a file of it is damaged, or the folder holds what this program does not
+            know.
     """
     return read_model(open_model(Path(folder)), compute_dtype=compute_dtype)
 
@@ -79,31 +81,37 @@ def read_model(sealed: SealedFolder, *, compute_dtype: str = "float32") -> Saved
 
 @contextmanager
 def foreign_is_refused(folder: Path) -> Iterator[None]:
-    """Whole folders may still not be ours: what goes wrong in reading their content is a DataError."""
+    """Whole folders may still not be ours: what goes wrong in reading their content is a NoCheckpointError."""
     try:
         yield
-    except DataError:
+    except NoCheckpointError:
         raise
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
-        raise DataError(f"{folder}: does not hold what this program writes: {error!r}") from error
-    except (pa.ArrowException, tf.errors.OpError, DamagedError) as error:
-        raise DataError(f"{folder}: does not hold what this program writes: {error}") from error
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
+        raise NoCheckpointError(f"{folder}: does not hold what this program writes: {error!r}") from error
+    except (DataError, ValueError, pa.ArrowException, tf.errors.OpError, DamagedError) as error:
+        raise NoCheckpointError(f"{folder}: does not hold what this program writes: {error}") from error
 
 
 def _read_model(sealed: SealedFolder, compute_dtype: str) -> SavedModel:
-    architecture = read_document(sealed, ARCHITECTURE)
-    options = _options(architecture["options"], sealed.documents[ARCHITECTURE])
+    architecture: Architecture = read_document(Architecture, sealed, ARCHITECTURE)
+    options = _options(architecture.options, sealed.documents[ARCHITECTURE])
     # The files that it names are never opened.
     spec = FeatureSpec.read(sealed.path / SPECIFICATION, allow_outside_paths=True)
     layout = input_layout(spec, embedding_dims(spec, sealed.path / SIZES, allow_outside_paths=True))
     tasks = tasks_of(spec)
+    if architecture.tasks != tuple(task.name for task in tasks):
+        raise DataError(
+            f"{ARCHITECTURE} has the tasks {', '.join(architecture.tasks)}, {SPECIFICATION} the labels "
+            f"{', '.join(task.name for task in tasks)}"
+        )
     _check_size(options, layout, tasks, sealed)
     model = build_model(options, layout, tasks, compute_dtype=compute_dtype, seed=0)
     restore(named(model.variables), sealed)
     settings = [path for path in sealed.documents.values() if path.name == SETTINGS_FILE]
     encoders = load_encoders(settings[0].parent) if settings else {}
     documents = {name: _content(path) for name, path in sealed.documents.items()}
-    return SavedModel(spec, layout, tasks, model, encoders, architecture["metrics"], documents)
+    metrics = {key: math.nan if value is None else value for key, value in architecture.metrics.items()}
+    return SavedModel(spec, layout, tasks, model, encoders, metrics, documents)
 
 
 def _content(path: Path) -> bytes:
@@ -111,9 +119,15 @@ def _content(path: Path) -> bytes:
         return file.read()
 
 
-def read_document(sealed: SealedFolder, name: str) -> dict[str, Any]:
-    """A JSON document of a folder; a LookupError where it has none of that name."""
-    return json.loads(read_small_text(sealed.documents[name], "a JSON document", MAX_MEBIBYTES))
+def read_document(kind: type[Any], sealed: SealedFolder, name: str) -> Any:
+    """A JSON document of a folder as an instance of a dataclass.
+
+    Raises:
+        LookupError: there is none of that name.
+        ValueError: it is no JSON, or something in it is missing or of another type.
+    """
+    text = read_small_text(sealed.documents[name], "a JSON document", MAX_MEBIBYTES)
+    return read_typed(kind, json.loads(text), name)
 
 
 def _check_size(options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], sealed: SealedFolder) -> None:

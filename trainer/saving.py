@@ -1,7 +1,6 @@
-"""A run's checkpoints and model folder: what is saved, when it may be gone on from, and how it comes back."""
+"""A run's checkpoints and model folder: what is saved, when it may be resumed, and how it comes back."""
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -10,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from trainer.checkpoints import Checkpoint, CheckpointStore, print_warning
+from data.typed_json import read_typed
+from trainer.checkpoints import Checkpoint, CheckpointStore, NoCheckpointError, print_warning
 from trainer.distributed import Comm
+from trainer.early_stopping import Stopping
 from trainer.flags.model_flags import from_json
 from trainer.flags.model_options import ModelOptions
 from trainer.flags.options import Options
@@ -22,12 +23,15 @@ from trainer.model_folder import (
     MODEL_FOLDER,
     SIZES,
     SPECIFICATION,
+    Architecture,
     Document,
     encoder_documents,
     write_model,
 )
 from trainer.observation.log import to_plain
 from trainer.position import Position
+from trainer.run_facts import Identity, RunFacts
+from trainer.schema import MAX_HOTNESS, Schema
 from trainer.sealed.errors import CheckpointError
 from trainer.sealed.handover import Handover
 from trainer.state import RunState
@@ -41,6 +45,12 @@ def agreed_model_options(options: ModelOptions, comm: Comm) -> ModelOptions:
     """The first worker's model flags, on every worker."""
     values = comm.broadcast_bytes(json.dumps(vars(options)).encode())
     return ModelOptions(**from_json(json.loads(values)))
+
+
+def agreed_schema(schema: Schema, comm: Comm) -> Schema:
+    """The first worker's schema, on every worker."""
+    values = comm.broadcast_bytes(json.dumps(asdict(schema)).encode())
+    return read_typed(Schema, json.loads(values), "schema")
 
 
 class Saver:
@@ -58,7 +68,7 @@ class Saver:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
 
-    def save(self, state: RunState, position: Position) -> None:
+    def save(self, state: RunState, position: Position, stopping: Stopping) -> None:
         """Hands the state over to a checkpoint that is written in the background. A collective.
 
         It returns once all but a few blocks of the state are written, and those are copied: the memory that a save
@@ -73,36 +83,32 @@ class Saver:
         if self._writing is not None:
             self.has_failed(wait=True)
         step = position.step(self._inputs.train_loader.steps_per_epoch)
-        write = partial(self._store.save, step, state=self._facts(position, {}))
+        write = partial(self._store.save, step, state=self._facts(position, stopping, {}))
         handover = Handover(state.sources())
         self._writing = self._writer.submit(handover.save, write)
         handover.fill()
 
-    def evaluated(self, position: Position, metrics: dict[str, float]) -> None:
+    def evaluated(self, position: Position, stopping: Stopping, metrics: dict[str, float]) -> None:
         """Records in an epoch's checkpoint what its evaluation gave, in the background and after its save.
 
-        The best so far, by the main metric, is kept besides the newest. A run that dies before this is recorded
-        evaluates the epoch again when it is resumed.
+        The best so far, by the metric of early stopping, is kept besides the newest. A run that dies before this is
+        recorded evaluates the epoch again when it is resumed.
 
         Args:
             position: of the checkpoint, now evaluated.
+            stopping: with this evaluation.
             metrics: of the evaluation.
         """
         if self._comm.rank == 0:
-            value = metrics[key := self.main_metric(tuple(metrics))]
-            amend = partial(
-                self._store.amend,
-                position.step(self._inputs.train_loader.steps_per_epoch),
-                state=self._facts(position, metrics),
-                value=None if math.isnan(value) else value,
-            )
-            self._writing = self._writer.submit(self._record, self._writing, amend, key, value)
+            key = stopping.metric
+            step = position.step(self._inputs.train_loader.steps_per_epoch)
+            amend = partial(self._store.amend, step, state=self._facts(position, stopping, metrics))
+            self._writing = self._writer.submit(self._record, self._writing, amend, key, metrics[key])
 
     def _record(self, saving: Future[Path] | None, amend: Callable[..., Path], key: str, value: float) -> Path:
         if saving is not None:
             saving.result()
-        best = self._store.best()
-        return amend(best=is_better(key, value, None if best is None else best.value))
+        return amend(best=is_better(key, value, self._best_value(key)))
 
     def has_failed(self, wait: bool = False) -> bool:
         """Whether a save has failed since the last question, which is reported as a warning."""
@@ -125,11 +131,11 @@ class Saver:
         if writing is not None:
             writing.result()
 
-    def resume(self, state: RunState) -> Position:
+    def resume(self, state: RunState) -> RunFacts:
         """Restores a checkpoint of this very run on every worker.
 
         Returns:
-            Where it goes on.
+            What it says, the place where training resumes among it.
 
         Raises:
             NoCheckpointError: there is none that is whole.
@@ -137,21 +143,25 @@ class Saver:
         """
         checkpoint, found = None, b""
         if self._comm.rank == 0:
-            checkpoint = self._store.open(self._options.run.which_checkpoint)
-            saved = checkpoint.state.get("identity", {})
+            checkpoint, facts = self._open()
+            saved = vars(facts.identity)
             changed = [
-                f"{name} was {saved.get(name)!r} and is {value!r}"
-                for name, value in self._identity().items()
-                if saved.get(name) != value
+                f"{name} was {saved[name]!r} and is {value!r}"
+                for name, value in vars(self._identity()).items()
+                if saved[name] != value
             ]
             if changed:
                 raise DataError(
-                    f"{checkpoint.path} cannot be gone on from: {'; '.join(changed)}. The remaining steps would not "
-                    "see the samples that are left. Restore these, or start anew in another --model_dir."
+                    f"{checkpoint.path} cannot be resumed: {'; '.join(changed)}. The remaining steps would not "
+                    "see the samples that are left. Restore these, or start again in another --model_dir."
                 )
-            found = json.dumps(asdict(self._position(checkpoint))).encode()
+            if facts.position.step(self._inputs.train_loader.steps_per_epoch) != checkpoint.step:
+                raise NoCheckpointError(
+                    f"{checkpoint.path} is of step {checkpoint.step}, and its place in the epoch of another"
+                )
+            found = json.dumps(asdict(facts)).encode()
         state.restore(checkpoint)
-        return Position.from_json(json.loads(self._comm.broadcast_bytes(found)))
+        return read_typed(RunFacts, json.loads(self._comm.broadcast_bytes(found)), "state")
 
     def restore_weights(self, weights: RunState) -> Path:
         """Restores the model's weights on every worker; returns the checkpoint's folder.
@@ -162,7 +172,7 @@ class Saver:
         """
         checkpoint, found = None, b""
         if self._comm.rank == 0:
-            checkpoint = self._store.open(self._options.run.which_checkpoint)
+            checkpoint, _ = self._open()
             found = str(checkpoint.path).encode()
         weights.restore(checkpoint)
         return Path(self._comm.broadcast_bytes(found).decode())
@@ -178,17 +188,17 @@ class Saver:
         """
         if self._comm.rank != 0:
             return None
-        checkpoint = self._store.open("best" if self._store.best() else "last")
+        checkpoint = self._store.open("best")
         spec, data = self._inputs.spec, self._options.data
-        architecture = {
-            "model": self._options.model.model,
-            "tasks": [label.name for label in spec.labels],
-            "options": to_plain(vars(self._options.model)),
-            "step": checkpoint.step,
-            "metrics": checkpoint.state.get("metrics", {}),
-        }
+        architecture = Architecture(
+            model=self._options.model.model,
+            tasks=tuple(label.name for label in spec.labels),
+            options=to_plain(vars(self._options.model)),
+            step=checkpoint.step,
+            metrics=RunFacts.of(checkpoint).metrics,
+        )
         documents: dict[str, Document] = {
-            ARCHITECTURE: architecture,
+            ARCHITECTURE: asdict(architecture),
             SPECIFICATION: spec.to_yaml(),
             SIZES: {columns.name: columns.width for columns in self._inputs.layout.categorical},
         }
@@ -204,7 +214,7 @@ class Saver:
         """The metrics of the last checkpoint, on the first worker; NaN for those that are none."""
         if self._comm.rank != 0:
             return {}
-        metrics = self._store.open("last", verify=False).state.get("metrics", {})
+        metrics = RunFacts.of(self._store.open("last", verify=False)).metrics
         return {key: NAN if value is None else value for key, value in metrics.items()}
 
     def main_metric(self, keys: Sequence[str]) -> str:
@@ -221,47 +231,55 @@ class Saver:
         asked = self._options.training.early_stopping_metric
         if asked is not None and asked not in keys:
             raise DataError(f"--early_stopping_metric {asked!r} is not one of {', '.join(keys)}")
+        # The first that there is.
         defaults = [key for name in MAIN_METRICS for key in (name, f"{name}/mean")]
         return asked or next(key for key in defaults if key in keys)
 
-    def best_so_far(self) -> tuple[float, int] | None:
-        """Value of the main metric and step of the best checkpoint, on every worker; None where there is none."""
-        found = b""
-        if self._comm.rank == 0:
-            best = self._store.best()
-            if best is not None and best.value is not None:
-                found = json.dumps([best.value, best.step]).encode()
-        found = self._comm.broadcast_bytes(found)
-        return tuple(json.loads(found)) if found else None
+    def best_value(self, key: str) -> float | None:
+        """What the best checkpoint's evaluation gave for a metric, on every worker; None where that is unknown."""
+        value = self._best_value(key) if self._comm.rank == 0 else None
+        return json.loads(self._comm.broadcast_bytes(json.dumps(value).encode()))
 
-    def _position(self, checkpoint: Checkpoint) -> Position:
+    def _best_value(self, key: str) -> float | None:
+        """On the first worker. It is this metric's own value, whatever metric made the checkpoint the best."""
+        best = self._store.best()
         try:
-            position = Position.from_json(checkpoint.state["position"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{checkpoint.path} says nothing of its place in the epoch ({error!r})") from error
-        if position.step(self._inputs.train_loader.steps_per_epoch) != checkpoint.step:
-            raise DataError(f"{checkpoint.path} is of step {checkpoint.step}, and its place in the epoch of another")
-        return position
+            return None if best is None else RunFacts.of(best).metrics.get(key)
+        except NoCheckpointError as error:
+            print_warning(f"{error} It is not compared with.")
+            return None
 
-    def _facts(self, position: Position, metrics: dict[str, float]) -> dict[str, Any]:
-        """What stands in a checkpoint besides arrays."""
-        return {
-            "identity": self._identity(),
-            "position": asdict(position),
-            "metrics": to_plain(metrics),
-            "options": self._options.as_dict(),
-        }
-
-    def _identity(self) -> dict[str, Any]:
-        """What decides which samples each step has."""
-        training = self._options.training
-        return json.loads(
-            json.dumps(
-                {
-                    "seed": training.seed,
-                    "global_batch_size": training.global_batch_size,
-                    "train_mapping": self._options.data.train_mapping,
-                    "training_data": self._inputs.train_loader.fingerprint,
-                }
+    def _open(self) -> tuple[Checkpoint, RunFacts]:
+        """The checkpoint that is asked for, which has the features and tasks of the model in the same order."""
+        checkpoint = self._store.open(self._options.run.which_checkpoint)
+        facts, inputs = RunFacts.of(checkpoint), self._inputs
+        widths = {columns.name: columns.width for columns in inputs.layout.categorical}
+        ignoring = () if self._options.run.trains else (MAX_HOTNESS,)
+        arranged = facts.schema.arrange(inputs.spec, widths, str(checkpoint.path), "the specification", ignoring)
+        if arranged.channels != inputs.spec.channels:
+            raise DataError(
+                f"{checkpoint.path} has its features in another order than the checkpoint that this run began with; "
+                f"add --checkpoint {checkpoint.path}"
             )
+        return checkpoint, facts
+
+    def _facts(self, position: Position, stopping: Stopping, metrics: dict[str, float]) -> dict[str, Any]:
+        """What stands in a checkpoint besides arrays."""
+        facts = RunFacts(
+            identity=self._identity(),
+            position=position,
+            stopping=stopping,
+            schema=self._inputs.schema,
+            options=self._options.as_dict(),
+            metrics=to_plain(metrics),
+        )
+        return asdict(facts) | {"stopping": to_plain(vars(stopping))}
+
+    def _identity(self) -> Identity:
+        training = self._options.training
+        return Identity(
+            seed=training.seed,
+            global_batch_size=training.global_batch_size,
+            train_mapping=self._options.data.train_mapping,
+            training_data=self._inputs.train_loader.fingerprint,
         )

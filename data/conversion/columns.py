@@ -206,10 +206,7 @@ def is_list(stored: pa.DataType) -> bool:
 
 
 def _kind(spec: FeatureSpec, name: str) -> str | None:
-    for channel, names in spec.channels.items():
-        if name in names:
-            return channel
-    return SAMPLE_WEIGHT if spec.features[name].role == SAMPLE_WEIGHT else None
+    return spec.channel_of.get(name) or (SAMPLE_WEIGHT if spec.features[name].role == SAMPLE_WEIGHT else None)
 
 
 def _scalar_problems(column: Column, values: pa.Array) -> Iterator[Problem]:

@@ -1,7 +1,7 @@
 """Scans the files of a dataset, in streams, for everything that training could not use."""
 
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,10 +23,16 @@ from data.conversion.columns import (
 from data.conversion.csv_reader import read_csv_blocks
 from data.conversion.parquet_seal import Seal, arrow_file, read_footer
 from data.conversion.parquet_writer import ROWS_PER_ROW_GROUP
+from data.encoding.workflow_folder import workflow_files
 from data.errors import DataError
 from data.files import NotRegularError, open_regular
-from data.specification.feature_spec import LABEL, Chunk, Feature, FeatureSpec
+from data.loading.parquet_files import row_group_rows
+from data.specification.embedding_sizes import embedding_dims
+from data.specification.feature_spec import LABEL, NUMERICAL, Chunk, Feature, FeatureSpec
+from data.specification.problems import listed
 
+FLOAT16_MOST = 65_504
+WIDER_THAN_FLOAT16 = (pa.int32(), pa.int64(), pa.uint32(), pa.uint64(), pa.float32(), pa.float64(), pa.uint16())
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
 
 
@@ -104,12 +110,30 @@ class LabelSummary:
 
 
 @dataclass
+class BeyondFloat16:
+    """The values of a column that float16 cannot hold, though float32 can.
+
+    Attributes:
+        count: how many.
+        largest: the one of the largest size.
+        place, row, unit: where the first one is: the file, and the row group of a parquet file; the row.
+    """
+
+    count: int
+    largest: float
+    place: str
+    row: int
+    unit: str
+
+
+@dataclass
 class MappingSummary:
     """What a mapping holds: filled by `check_mapping`."""
 
     rows: int = 0
     files: int = 0
     labels: dict[str, LabelSummary] = field(default_factory=dict)
+    beyond_float16: dict[str, BeyondFloat16] = field(default_factory=dict)
 
 
 def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> Iterator[Finding]:
@@ -136,6 +160,35 @@ def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> I
     yield from _check_map(spec, mapping)
     for label in spec.labels:
         yield from _check_classes(label, summary.labels[label.name], mapping)
+    for name, found in summary.beyond_float16.items():
+        yield Finding(
+            f"value beyond float16's {FLOAT16_MOST:,}",
+            f"{mapping}, {name}, first in {found.place}",
+            "infinite under --amp_dtype float16: scale the column, or train in float32 or bfloat16",
+            count=found.count,
+            rows=(found.row,),
+            unit=found.unit,
+            values=(f"{found.largest:g}",),
+            is_warning=True,
+        )
+
+
+def check_folder(spec: FeatureSpec, *, allow_outside_paths: bool = False) -> Iterator[Finding]:
+    """What lies beside the specification: embedding widths, and what `prepare` has fitted.
+
+    Args:
+        spec: a valid specification.
+        allow_outside_paths: whether links may lead out of its folder.
+    """
+    readers: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("embedding widths", lambda: embedding_dims(spec, allow_outside_paths=allow_outside_paths)),
+        ("workflow", lambda: workflow_files(spec.folder, allow_outside_paths=allow_outside_paths)),
+    )
+    for what, read in readers:
+        try:
+            read()
+        except DataError as error:
+            yield Finding(f"{what} that cannot be used", str(spec.folder), str(error))
 
 
 def _check_chunk(spec: FeatureSpec, chunk: Chunk, summary: MappingSummary) -> Generator[Finding, None, int | None]:
@@ -174,6 +227,7 @@ def _scan_csv(path: Path, columns: Sequence[Column], summary: MappingSummary) ->
         for block in read_csv_blocks(path, columns):
             tally.add(block.problems, block.first_line)
             _count_labels(columns, block.table, summary)
+            _count_beyond_float16(columns, block.table, summary, str(path), block.first_line, "lines")
             rows += block.table.num_rows
     except (DataError, OSError) as error:
         yield Finding("unreadable file", str(path), str(error).removeprefix(f"{path}: "))
@@ -187,6 +241,7 @@ def _scan_parquet(
 ) -> Generator[Finding, None, int | None]:
     try:
         metadata, seal = read_footer(path)
+        row_group_rows(metadata)
         opened = open_regular(path)
         file = pq.ParquetFile(arrow_file(opened), metadata=metadata, page_checksum_verification=True)
         schema = file.schema_arrow
@@ -204,12 +259,11 @@ def _scan_parquet(
         for column in columns:
             findings = list(_check_type(column, schema, path))
             yield from findings
-            if column.name in schema.names and all(finding.is_warning for finding in findings):
+            if schema.get_all_field_indices(column.name) and all(finding.is_warning for finding in findings):
                 usable.append(column)
         first_row = 0
         for group in range(file.num_row_groups if usable else 0):
-            place = f"{path}, row group {group}"
-            yield from _scan_row_group(file, seal, place, group, first_row, usable, summary)
+            yield from _scan_row_group(file, seal, path, group, first_row, usable, summary)
             first_row += file.metadata.row_group(group).num_rows
         return file.metadata.num_rows
 
@@ -217,9 +271,9 @@ def _scan_parquet(
 def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Finding]:
     """Whether a file has a column, in a type that can be used."""
     place = f"{path}, {column.name}"
-    if schema.names.count(column.name) != 1:
-        what = "missing column" if column.name not in schema.names else "column that is there twice"
-        has = f"the file has {', '.join(schema.names)}"
+    if len(indices := schema.get_all_field_indices(column.name)) != 1:
+        what = "column that is there twice" if indices else "missing column"
+        has = f"the file has {listed(schema.names, len(schema.names))}"
         yield Finding(what, place, has, is_warning=column.kind is None)
         return
     stored = schema.field(column.name).type
@@ -234,13 +288,13 @@ def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Findi
 def _scan_row_group(
     file: pq.ParquetFile,
     seal: Seal | None,
-    place: str,
+    path: Path,
     group: int,
     first_row: int,
     columns: Sequence[Column],
     summary: MappingSummary,
 ) -> Iterator[Finding]:
-    tally, row = _Tally(), first_row
+    tally, row, place = _Tally(), first_row, f"{path}, row group {group}"
     names = [column.name for column in columns]
     try:
         if seal is not None:
@@ -249,6 +303,7 @@ def _scan_row_group(
             for column in columns:
                 tally.add(find_problems(column, _plain(batch.column(column.name))), row)
             _count_labels(columns, batch, summary)
+            _count_beyond_float16(columns, batch, summary, place, row, "rows")
             row += batch.num_rows
         # Arrow takes a column that ends too early for the end of the row group.
         if row - first_row != (stated := file.metadata.row_group(group).num_rows):
@@ -273,6 +328,32 @@ def _count_labels(columns: Sequence[Column], rows: pa.Table | pa.RecordBatch, su
             _, is_wrong = out_of_domain(column, values)
             is_multiclass = column.feature.task == "multiclass"
             summary.labels[column.name].add(values[~is_wrong], are_classes=is_multiclass)
+
+
+def _count_beyond_float16(
+    columns: Sequence[Column],
+    rows: pa.Table | pa.RecordBatch,
+    summary: MappingSummary,
+    place: str,
+    first_row: int,
+    unit: str,
+) -> None:
+    """Counts such values of numerical features and regressions; `first_row` is what the first row has as its number."""
+    for column in columns:
+        is_amount = column.kind == LABEL and column.feature.task == "regression"
+        values = rows.column(column.name) if column.kind == NUMERICAL or is_amount else None
+        if values is None or values.type not in WIDER_THAN_FLOAT16:
+            continue
+        with np.errstate(over="ignore"):
+            numbers = values.fill_null(0).to_numpy().astype(np.float32)
+        # What float32 cannot hold either is an error, which is found elsewhere.
+        wrong = np.flatnonzero((np.abs(numbers) > FLOAT16_MOST) & np.isfinite(numbers))
+        if len(wrong):
+            largest = float(max(numbers[wrong], key=abs))
+            first = BeyondFloat16(0, largest, place, first_row + int(wrong[0]), unit)
+            known = summary.beyond_float16.setdefault(column.name, first)
+            known.count += len(wrong)
+            known.largest = max(known.largest, largest, key=abs)
 
 
 class _Tally:

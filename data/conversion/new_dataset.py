@@ -12,6 +12,7 @@ from pathlib import Path
 from data import draft_folder
 from data.errors import DataError
 from data.files import open_regular
+from data.typed_json import read_typed
 
 SPEC_FILE = "feature_spec.yaml"
 UNFINISHED = ".unfinished-"
@@ -103,8 +104,9 @@ def _clear_drafts(folder: Path, spec_file: str) -> None:
 
 
 def _moving(draft: Path) -> list[str]:
-    with suppress(OSError, ValueError):
-        return [name for name in json.loads(_text(draft / MOVING_FILE)) if Path(name).name == name]
+    with suppress(OSError, ValueError, RecursionError):
+        names: list[str] = read_typed(list[str], json.loads(_text(draft / MOVING_FILE)), MOVING_FILE)
+        return [name for name in names if Path(name).name == name]
     return []
 
 

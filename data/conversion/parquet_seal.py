@@ -62,7 +62,7 @@ class Seal:
 def add_seal(path: Path) -> None:
     """Seals a parquet file that is complete and has no seal."""
     with open(path, "r+b") as file:
-        metadata = pq.read_metadata(path)
+        metadata = pq.read_metadata(arrow_file(file))
         sums = [
             _chunk_sum(file, metadata, row_group, column)
             for row_group in range(metadata.num_row_groups)

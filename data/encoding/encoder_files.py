@@ -9,10 +9,9 @@ manifest.json             size and SHA-256 of the files above
 import hashlib
 import io
 import json
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,23 @@ from data.encoding.keys import KeyTable, as_keys
 from data.errors import DataError
 from data.files import open_regular
 from data.specification.parts import MAX_CARDINALITY
+from data.specification.problems import shown
+from data.specification.values import name_mistake
+from data.typed_json import read_typed
 
 VERSION = 1
 HASH = "fnv1a64-splitmix64"
 SETTINGS_FILE = "encoders.json"
 MANIFEST_FILE = "manifest.json"
 MAX_JSON_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class _File:
+    """A line of the manifest."""
+
+    bytes: int
+    sha256: str
 
 
 def save_encoders(encoders: Mapping[str, Encoder], folder: Path) -> None:
@@ -64,13 +74,14 @@ def load_encoders(folder: Path) -> dict[str, Encoder]:
         return _load(folder)
     except DataError:
         raise
-    except (LookupError, TypeError, AttributeError, ValueError, pa.ArrowException) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, pa.ArrowException) as error:
         raise DataError(f"{folder}: does not hold encoders as this program writes them: {error!r}") from error
 
 
 def _load(folder: Path) -> dict[str, Encoder]:
     manifest = _parse(folder / MANIFEST_FILE, _read(folder / MANIFEST_FILE, MAX_JSON_BYTES))
-    contents = {name: _read_checked(folder, name, entry) for name, entry in manifest["files"].items()}
+    files: dict[str, _File] = read_typed(dict[str, _File], manifest["files"], f"{MANIFEST_FILE}: files")
+    contents = {name: _read_checked(folder, name, entry) for name, entry in files.items()}
     if SETTINGS_FILE not in contents:
         raise DataError(f"{folder / MANIFEST_FILE}: does not list {SETTINGS_FILE}; prepare the dataset again")
     settings = _parse(folder / SETTINGS_FILE, contents[SETTINGS_FILE])
@@ -84,8 +95,8 @@ def _load(folder: Path) -> dict[str, Encoder]:
 
 def _settings(feature: str, encoder: Encoder, contents: dict[str, bytes]) -> dict[str, Any]:
     """The JSON entry of an encoder; adds the files that it needs to `contents`."""
-    if Path(feature).name != feature:
-        raise DataError(f"feature {feature!r}: a name with a path separator cannot be stored; rename the feature")
+    if mistake := name_mistake(feature):  # it is a part of a file's name
+        raise DataError(f"feature {shown(feature)}: {mistake}; rename the feature")
     if isinstance(encoder, HashedIds):
         return {"kind": "hashed", "column": encoder.column, "num_buckets": encoder.num_buckets}
     if isinstance(encoder, HashedRanks):
@@ -112,7 +123,7 @@ def _settings(feature: str, encoder: Encoder, contents: dict[str, bytes]) -> dic
 
 
 def _encoder(entry: dict[str, Any], contents: dict[str, bytes]) -> Encoder:
-    column = _of_type(entry, "column", str)
+    column = read_typed(str, entry["column"], "column")
     if entry["kind"] == "hashed":
         return HashedIds(column, _count(entry, "num_buckets"))
     if entry["kind"] == "hashed_ranks":
@@ -121,7 +132,9 @@ def _encoder(entry: dict[str, Any], contents: dict[str, bytes]) -> Encoder:
     if entry["kind"] == "vocabulary":
         columns = _from_parquet(contents[entry["file"]])
         values, counts = as_keys(column, columns["value"]), columns["count"].astype(np.int64)
-        return Vocabulary(column, values, counts, _count(entry, "oov_buckets"), _of_type(entry, "is_list", bool))
+        return Vocabulary(
+            column, values, counts, _count(entry, "oov_buckets"), read_typed(bool, entry["is_list"], "is_list")
+        )
     if entry["kind"] != "numerical":
         raise ValueError(f"encoders of kind {entry['kind']!r}")
     table = None
@@ -130,25 +143,18 @@ def _encoder(entry: dict[str, Any], contents: dict[str, bytes]) -> Encoder:
         keys, numbers = as_keys(column, columns["value"]), columns["number"].astype(np.float64)
         table = KeyTable(keys, numbers, _number(entry["table"], "default"))
     fill, mean, std = (_number(entry, name) for name in ("fill", "mean", "std"))
-    return Numerical(column, table, fill, _of_type(entry, "log", bool), mean, std)
-
-
-def _of_type(entry: dict[str, Any], name: str, kind: type) -> Any:
-    if not isinstance(entry[name], kind):
-        raise ValueError(f"{name} is {entry[name]!r}")
-    return entry[name]
+    return Numerical(column, table, fill, read_typed(bool, entry["log"], "log"), mean, std)
 
 
 def _count(entry: dict[str, Any], name: str) -> int:
-    if type(entry[name]) is not int or not 1 <= entry[name] <= MAX_CARDINALITY:
-        raise ValueError(f"{name} is {entry[name]!r}")
-    return entry[name]
+    count: int = read_typed(int, entry[name], name)
+    if not 1 <= count <= MAX_CARDINALITY:
+        raise ValueError(f"{name} is {count}")
+    return count
 
 
 def _number(entry: dict[str, Any], name: str) -> float:
-    if type(entry[name]) not in (int, float) or not math.isfinite(entry[name]):
-        raise ValueError(f"{name} is {entry[name]!r}")
-    return float(entry[name])
+    return read_typed(float, entry[name], name)
 
 
 def _to_json(document: dict[str, Any]) -> bytes:
@@ -173,6 +179,13 @@ def _from_parquet(data: bytes) -> dict[str, np.ndarray]:
     return {name: table.column(name).to_numpy() for name in table.column_names}
 
 
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # `_read` reports it
+
+
 def _read(path: Path, most: int) -> bytes:
     """A file's content, cut a byte after `most`."""
     try:
@@ -182,11 +195,12 @@ def _read(path: Path, most: int) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror}); prepare the dataset again") from error
 
 
-def _read_checked(folder: Path, name: str, entry: dict[str, Any]) -> bytes:
-    if Path(name).name != name:
+def _read_checked(folder: Path, name: str, entry: _File) -> bytes:
+    if Path(name).name != name or entry.bytes < 0:
         raise DataError(f"{folder / MANIFEST_FILE}: lists {name!r}, which is not a file of this folder")
-    data = _read(folder / name, _of_type(entry, "bytes", int))
-    if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
+    # Not more than there is: what a manifest says is no size to reserve memory for.
+    data = _read(folder / name, min(entry.bytes, _size_of(folder / name)))
+    if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
         raise DataError(f"{folder / name}: is not what was written (its checksum differs); prepare the dataset again")
     return data
 

@@ -12,10 +12,10 @@ from data.conversion.new_dataset import SPEC_FILE
 from data.conversion.parquet_writer import DatasetWriter, parquet_schema
 from data.encoding.encoder_files import save_encoders
 from data.encoding.encoders import Encoder, Numerical
+from data.encoding.workflow_folder import ENCODERS_FOLDER
 from data.specification.embedding_sizes import SIZES_FILE
 from data.specification.feature_spec import Chunk, Feature, FeatureSpec
 
-ENCODERS_FOLDER = "workflow"
 SECONDS_BETWEEN_LINES = 5.0
 
 

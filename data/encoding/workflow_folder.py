@@ -9,14 +9,13 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data.encoding.encoder_files import MANIFEST_FILE
-from data.encoding.prepared import ENCODERS_FOLDER
 from data.errors import DataError
 from data.files import check_stays, open_regular
 from data.specification.small_file import read_small_text
 
+ENCODERS_FOLDER = "workflow"
 # The outermost manifest of a workflow, in either form: of a dataset with side tables, and of encoders alone.
-MANIFESTS = ("workflow.json", MANIFEST_FILE)
+MANIFESTS = ("workflow.json", "manifest.json")
 MAX_MEBIBYTES = 16
 READ_BYTES = 2**22
 

@@ -1,5 +1,6 @@
 """What the labels of a mapping hold, counted over all of its rows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,8 +61,15 @@ class LabelFacts:
             self.orphans += len(orphans)
 
 
-def read_facts(spec: FeatureSpec, reader: ParquetReader) -> list[LabelFacts]:
+def read_facts(
+    spec: FeatureSpec, reader: ParquetReader, on_unit: Callable[[int, int], None] = lambda done, of: None
+) -> list[LabelFacts]:
     """Facts of every label over all rows that a reader of the labels has, row group by row group.
+
+    Args:
+        spec: the specification.
+        reader: of the labels.
+        on_unit: is called with the number of row groups done and that of all.
 
     Raises:
         DataError: a file is damaged, or holds a label that cannot be used.
@@ -76,6 +84,7 @@ def read_facts(spec: FeatureSpec, reader: ParquetReader) -> list[LabelFacts]:
             given = fact.label.given
             fact.add(columns[name], columns[given] if given else None, first_row)
         first_row += rows
+        on_unit(unit + 1, len(reader.unit_rows))
     return list(facts.values())
 
 

@@ -1,10 +1,12 @@
 """Label lint: what about the labels makes training on a mapping useless or misleading, in words."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from data.linting.facts import LabelFacts, labels_only, read_facts
 from data.linting.leaks import Leak, find_leaks
-from data.linting.sample import draw_sample
+from data.linting.sample import draw_sample, most_read, sample_rows
 from data.loading.parquet_reader import ParquetReader
 from data.loading.targets import OovPolicy
 from data.specification.feature_spec import FeatureSpec
@@ -25,22 +27,37 @@ class LabelLint:
     warnings: tuple[str, ...]
 
 
-def lint_labels(spec: FeatureSpec, mapping: str, oov_policy: OovPolicy = "error") -> LabelLint:
+def lint_labels(
+    spec: FeatureSpec,
+    mapping: str,
+    oov_policy: OovPolicy = "error",
+    on_progress: Callable[[str, int, int], None] = lambda what, done, of: None,
+) -> LabelLint:
     """Looks through a mapping before it is trained on.
 
     Facts of the labels (`data.linting.facts`) are of all rows; features that give a label away
     (`data.linting.leaks`) are looked for in a sample (`data.linting.sample`), read with the policy of the training.
 
+    Args:
+        spec: the specification.
+        mapping: which to look through.
+        oov_policy: of the training.
+        on_progress: is called with what is counted, how many are done and how many there are.
+
     Raises:
         DataError: a file is missing or damaged, or holds values that cannot be used.
     """
     reader = ParquetReader(labels_only(spec), mapping)
-    facts = read_facts(spec, reader)
+    facts = read_facts(spec, reader, partial(on_progress, "row groups of labels"))
     problems = [text for fact in facts for text in (_one_sided(fact, reader, mapping), _orphans(fact, reader)) if text]
     warnings = [text for fact in facts if (text := _absent_classes(fact, mapping))]
-    warnings += [
-        _told(leak) for leak in find_leaks(spec, draw_sample(ParquetReader(spec, mapping, oov_policy=oov_policy)))
-    ]
+    sample = draw_sample(
+        ParquetReader(spec, mapping, oov_policy=oov_policy),
+        sample_rows(spec),
+        most_read(spec),
+        partial(on_progress, "row groups of a sample"),
+    )
+    warnings += [_told(leak) for leak in find_leaks(spec, sample, partial(on_progress, "features"))]
     return LabelLint(tuple(problems), tuple(warnings))
 
 

@@ -16,6 +16,7 @@ from data.errors import DataError, LostInputError
 from data.files import is_of_system, open_regular
 from data.loading.targets import Target
 from data.loading.value_checks import Place
+from data.specification.problems import listed
 
 FOOTER_THREADS = 8
 MOST_ROWS = 2**31 - 1  # of a row group: the order of its rows is of int32
@@ -63,12 +64,7 @@ class ParquetFile:
 
     def row_group_rows(self) -> list[int]:
         """Rows of each row group."""
-        rows = [self.metadata.row_group(index).num_rows for index in range(self.metadata.num_row_groups)]
-        if min(rows, default=0) < 0 or sum(rows) != self.metadata.num_rows:
-            raise ValueError("its row groups do not add up")
-        if max(rows, default=0) > MOST_ROWS:
-            raise ValueError(f"a row group of {max(rows):,} rows, and {MOST_ROWS:,} are the most")
-        return rows
+        return row_group_rows(self.metadata)
 
     def column_bytes(self, row_group: int, name: str) -> int:
         """Bytes of a column of numbers, or of lists of numbers, unpacked; 0 for texts, whose length is not declared."""
@@ -196,12 +192,26 @@ def open_files(paths: Sequence[Path]) -> list[ParquetFile]:
         return list(pool.map(ParquetFile.open, paths))
 
 
+def row_group_rows(metadata: pq.FileMetaData) -> list[int]:
+    """Rows of each row group of a footer.
+
+    Raises:
+        ValueError: they are not those of the whole file, or too many in one.
+    """
+    rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+        raise ValueError("its row groups do not add up")
+    if max(rows, default=0) > MOST_ROWS:
+        raise ValueError(f"a row group of {max(rows):,} rows, and {MOST_ROWS:,} are the most")
+    return rows
+
+
 def column_problems(file: ParquetFile, targets: Sequence[Target]) -> Iterator[str]:
     """What columns a file lacks or stores in a type that does not fit."""
     for target in targets:
         indices = file.schema.get_all_field_indices(target.name)
         if len(indices) != 1:
-            found = "twice" if indices else f"not among {', '.join(file.schema.names)}"
+            found = "twice" if indices else f"not among {listed(file.schema.names, len(file.schema.names))}"
             yield f"{file.path}: column {target.name!r} is {found}; expected once, as {target.expected_type}"
             continue
         stored = file.schema.field(indices[0]).type

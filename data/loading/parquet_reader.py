@@ -154,8 +154,9 @@ def _assign(
 ) -> list[list[Target]]:
     """The targets that each chunk serves. An extra column can be one that the specification does not name."""
     assigned: list[list[Target]] = [[] for _ in chunks]
+    owners = {name: index for index, chunk in reversed(list(enumerate(chunks))) for name in chunk.features}
     for target in targets:
-        owner = next((index for index, chunk in enumerate(chunks) if target.name in chunk.features), None)
+        owner = owners.get(target.name)
         if owner is None and target.field == "extra":
             found = (index for index, files in enumerate(chunk_files) if files and target.name in files[0].schema.names)
             owner = next(found, None)

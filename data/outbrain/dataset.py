@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from data.conversion.parquet_writer import parquet_schema
-from data.encoding.prepared import ENCODERS_FOLDER
+from data.encoding.workflow_folder import ENCODERS_FOLDER
 from data.outbrain import pipeline
 from data.outbrain.joining import TRAIN, VALID, Joined, joined_parts
 from data.outbrain.pipeline import Run

@@ -20,6 +20,7 @@ from data.outbrain.recipe import Recipe
 from data.outbrain.recipes import RECIPES
 from data.outbrain.side_tables import FILES, SideTables
 from data.specification.small_file import read_small_text
+from data.typed_json import read_typed
 
 VERSION = 1
 FILE = "workflow.json"
@@ -40,6 +41,23 @@ class StoredWorkflow:
     recipe: Recipe
     encoders: dict[str, Encoder]
     tables: SideTables
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of the folder."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What `workflow.json` says."""
+
+    version: int
+    recipe: str
+    files: dict[str, _File]
 
 
 def save_workflow(folder: Path, recipe: str, encoders: dict[str, Encoder]) -> None:
@@ -77,13 +95,14 @@ def _read_document(path: Path) -> tuple[Recipe, dict[str, tuple[int, str]]]:
     """The recipe, and size and checksum of every file."""
     try:
         document = json.loads(read_small_text(path, "a fitted workflow's description", MAX_MEBIBYTES))
-        version, recipe = document["version"], document["recipe"]
-        files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in document["files"].items()}
-    except (ValueError, OverflowError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is no description of a fitted workflow ({error!r}); run preproc again") from error
+        description: _Description = read_typed(_Description, document, "workflow")
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is no description of a fitted workflow ({error}); run preproc again") from error
+    version, recipe = description.version, description.recipe
+    files = {name: (entry.bytes, entry.sha256) for name, entry in description.files.items()}
     if version != VERSION:
         raise DataError(f"{path}: version {version!r}, this program reads version {VERSION}; run preproc again")
-    if not isinstance(recipe, str) or recipe not in RECIPES:
+    if recipe not in RECIPES:
         raise DataError(f"{path}: recipe {recipe!r}, expected one of {', '.join(RECIPES)}; run preproc again")
     needed = {f"{ENCODERS}/encoders.json", f"{ENCODERS}/manifest.json", *(f"{TABLES}/{name}" for name in FILES)}
     if not needed <= set(files):

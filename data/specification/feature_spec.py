@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,11 @@ class FeatureSpec:
     def inputs(self) -> tuple[Feature, ...]:
         """What the model sees: one-hot, then multi-hot, then numerical features."""
         return self.onehot + self.multihot + self.numerical
+
+    @cached_property
+    def channel_of(self) -> dict[str, str]:
+        """The channel of each feature that is in one; of one in two, the first of them."""
+        return {name: channel for channel, names in reversed(self.channels.items()) for name in names}
 
     @property
     def map_feature(self) -> Feature | None:

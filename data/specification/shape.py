@@ -166,7 +166,7 @@ def _read_type(value: Any, place: str, problems: list[Problem]) -> str:
     try:
         return one_of(CHUNK_TYPES)(value)
     except ValueError as error:
-        is_foreign = value == SPLIT_BINARY  # told once for all chunks
+        is_foreign = value == SPLIT_BINARY  # reported once for all chunks
         problems.append(
             Problem("source_spec", SPLIT_BINARY_HELP) if is_foreign else Problem(f"{place}.type", str(error))
         )

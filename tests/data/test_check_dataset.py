@@ -65,6 +65,37 @@ def test_a_sound_dataset_has_no_finding(good, capsys):
     assert output.endswith("no findings\n")
 
 
+def test_values_that_float16_cannot_hold_are_a_warning(tmp_path, capsys):
+    features = {
+        "age": {"dtype": "float64"},
+        "seconds": {"dtype": "int64"},
+        "spend": {"task": "regression"},
+        "click": {},
+    }
+    sources = {name: [parquet_chunk(list(features), [f"{name}.parquet"])] for name in ("train", "test")}
+    channels = {"numerical": ["age", "seconds"], "label": ["spend", "click"]}
+    changed = document(sources) | {"feature_spec": features, "channel_spec": channels}
+    spec = FeatureSpec.read(write_csv_dataset(tmp_path, {}, changed))
+    usual = {"age": [65504.0] * 40, "seconds": [1] * 40, "spend": [0.5] * 39 + [1.0], "click": [0.0, 1.0] * 20}
+    for path in [*spec.files("train"), *spec.files("test")]:
+        write(pa.table(usual), path)
+    path = spec.files("train")[0]
+    change(path, "age", {20: -65_505.0, 33: 1e6})
+    change(path, "seconds", {0: 1_600_000_000})
+    change(path, "spend", {39: 70_000.0})
+    assert run(spec) == 0
+    told = capsys.readouterr().out
+    expected = {
+        "age": ("row group 1", "in 2 rows (20, ...); found '1e+06'"),
+        "seconds": ("row group 0", "in 1 rows (0); found '1.6e+09'"),
+        "spend": ("row group 2", "in 1 rows (39); found '70000'"),
+    }
+    for column, (group, where) in expected.items():
+        place = f"warning: train, {column}, first in {path}, {group}: value beyond float16's 65,504; {where}"
+        assert place in told
+    assert told.count("warning: ") == 3 and "--amp_dtype float16" in told
+
+
 def test_the_summary_tells_the_rate_of_positives_of_known_labels(good, capsys):
     rows = pa.concat_tables([pq.read_table(path) for path in good.files("train")])
     clicked, bought = rows.column("clicked").to_numpy(), rows.column("bought").drop_null().to_numpy()

@@ -73,7 +73,7 @@ def test_a_file_with_no_feature_of_ours_is_refused(spec: FeatureSpec) -> None:
         embedding_dims(spec, sizes_file(spec.folder, {}))
 
 
-def test_a_file_may_name_nothing_where_nothing_is_categorical(tmp_path: Path) -> None:
+def test_without_categories_a_file_may_name_nothing(tmp_path: Path) -> None:
     shipped = FeatureSpec.read(Path(__file__).parents[2] / "feature_specs" / "no_categorical.yaml")
     assert embedding_dims(shipped, sizes_file(tmp_path, {})) == {}
     assert embedding_dims(shipped, sizes_file(tmp_path, {"ad_id": 4})) == {}

@@ -222,3 +222,10 @@ def test_an_existing_folder_is_left_alone(tmp_path):
 def test_a_missing_column_is_named():
     with pytest.raises(DataError, match=r"\['shop', 'tags'\] are missing"):
         encode_columns(encoders(), {name: RAW[name] for name in RAW if name not in ("shop", "tags")})
+
+
+@pytest.mark.parametrize("name", ["a/b", ".hidden", "..", "x" * 201, "大" * 67])
+def test_names_follow_the_rule_of_specifications(name, tmp_path):
+    with pytest.raises(DataError, match="name.*; rename the feature"):
+        save_encoders({name: Numerical("x")}, tmp_path / "workflow")
+    save_encoders({name: Numerical("x") for name in ("Age", "age", "größe in m²", "x" * 200)}, tmp_path / "workflow")

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 import check_dataset
-from data import files
+from data import draft_folder, files
 from data.conversion.csv_reader import count_lines, read_csv_blocks
 from data.conversion.new_dataset import SPEC_FILE, new_dataset
 from data.conversion.parquet_seal import read_footer
@@ -92,6 +92,7 @@ def test_a_worker_record_that_is_a_pipe_is_passed_over(tmp_path):
 
 def test_a_pipe_in_an_abandoned_draft_is_passed_over(tmp_path):
     (tmp_path / ".unfinished-1").mkdir()
+    draft_folder.mark(tmp_path / ".unfinished-1")
     os.mkfifo(tmp_path / ".unfinished-1" / ".moving.json")
     with new_dataset(tmp_path) as draft:
         (draft / SPEC_FILE).touch()

@@ -144,7 +144,7 @@ def test_a_text_does_not_end_at_its_first_nul():
     assert HashedIds("x", 97).encode(values).tolist() == [scalar_hash(value) % 97 for value in values]
 
 
-def test_a_bad_value_is_found_wherever_its_equal_stands():
+def test_a_bad_value_is_found_beside_its_equal():
     """1 and Decimal(1) are equal, and so are True and 1: the check sees values, not distinct ones."""
     huge = float(2**60)
     assert huge == 2**60
@@ -190,7 +190,7 @@ def test_what_is_no_finite_number_is_rejected(values, message):
         Numerical("x").encode(values)
 
 
-def test_a_logarithm_of_a_number_below_0_is_rejected():
+def test_a_logarithm_of_a_negative_number_is_rejected():
     with pytest.raises(DataError, match="'x' holds -2"):
         Numerical("x", log=True).encode([-2])
 

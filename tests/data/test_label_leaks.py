@@ -4,10 +4,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data.linting.leaks import PRIOR_ROWS, Leak, auc, bins_of, encode, find_leaks, means_by_code
+from data.linting.leaks import (
+    LEAK_AUC,
+    LEAK_CORRELATION,
+    PRIOR_ROWS,
+    Leak,
+    Sums,
+    auc,
+    bins_of,
+    code_means,
+    encode,
+    find_leaks,
+    row_means,
+)
 from data.linting.lint import lint_labels
 from data.loading.batch import PAD, Batch
 from data.specification.feature_spec import FeatureSpec
@@ -58,7 +70,10 @@ def test_means_of_ids_come_from_the_other_half(rows):
         return (sum(hits) + PRIOR_ROWS * mean) / (len(hits) + PRIOR_ROWS)
 
     expected = [np.mean([mean_of(key) for key in (ids or ["nothing"])]) for ids in lists[1::2]]
-    np.testing.assert_allclose(means_by_code(encode(ids), np.array(values)), expected)
+    codes, fitted = encode(ids), np.array(values[::2], np.float64)[np.newaxis]
+    sums, counts = (Sums(part).by_code(codes[::2], int(codes.max()) + 1) for part in (fitted, np.ones(fitted.shape)))
+    means = code_means(sums, counts, fitted.mean(axis=1, keepdims=True))
+    np.testing.assert_allclose(row_means(means, codes[1::2])[0], expected)
 
 
 def test_bins_are_about_equally_full_and_never_split_a_value():
@@ -114,6 +129,83 @@ def leaks(
         rows=np.arange(rows),
     )
     return list(find_leaks(FeatureSpec.from_dict(document, Path(".")), batch))
+
+
+def told_by_definition(kind: str, values: np.ndarray, label: np.ndarray, known: np.ndarray, task: str) -> float | str:
+    """The measure of a feature and a label, row by row and pair by pair; "equal" for a copy, 0 where nothing counts."""
+    rows = np.flatnonzero(known)
+    if len(set(label[rows].tolist())) < 2:
+        return 0.0
+    if kind != "multihot" and np.array_equal(values[rows], label[rows]):
+        return "equal"
+    top = 1 if task == "binary" else max(sorted(set(label[rows].tolist())), key=label[rows].tolist().count)
+    wanted = label if task == "regression" else (label == top).astype(float)
+    fitted, held_out = (rows[rows % 2 == half] for half in (0, 1))
+    fewest = len(held_out) if task == "regression" else min(wanted[held_out].sum(), (1 - wanted[held_out]).sum())
+    if fewest < 10 or not len(fitted):
+        return 0.0
+    codes = bins_of(values)[:, 0] if kind == "numerical" else values
+    lists = [[code for code in np.atleast_1d(code) if code != PAD] or ["nothing"] for code in codes]
+
+    def mean_of(code: int | str) -> float:
+        hits = [wanted[row] for row in fitted for held in lists[row] if held == code]
+        return (sum(hits) + PRIOR_ROWS * wanted[fitted].mean()) / (len(hits) + PRIOR_ROWS)
+
+    means = {code: mean_of(code) for code in {code for row in held_out for code in lists[row]}}
+    scores = [np.array([np.mean([means[code] for code in lists[row]]) for row in held_out])]
+    if kind == "numerical":
+        scores += [values[held_out], -values[held_out]]
+    if task == "regression":
+        with np.errstate(invalid="ignore"):
+            return max(float(np.nan_to_num(np.corrcoef(score, wanted[held_out])[0, 1])) for score in scores)
+    return max(auc_by_pairs(score.tolist(), (wanted[held_out] == 1).tolist()) for score in scores)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([60, 121]),
+    st.sampled_from(["onehot", "multihot", "numerical"]),
+    st.sampled_from(["click", "buy", "spend", "kind"]),
+    st.sampled_from([0.0, 0.02, 0.3, 3.0]),
+    st.booleans(),
+)
+@example(1, 121, "numerical", "click", 0.02, False)
+@example(2, 121, "numerical", "spend", 0.02, False)
+@example(3, 121, "numerical", "buy", 0.02, True)
+@example(4, 121, "onehot", "click", 0.02, False)
+@example(5, 121, "multihot", "kind", 0.02, False)
+def test_all_labels_at_once_give_what_each_gives(seed, rows, kind, source, noise, is_sparse):
+    rng = np.random.default_rng(seed)
+    columns = {
+        "click": (rng.random(rows) < 0.6).astype(float),
+        "buy": (rng.random(rows) < 0.5).astype(float),
+        "spend": np.where(rng.random(rows) < 0.2, np.nan, rng.normal(size=rows).astype(np.float32)),
+        "kind": rng.choice(4, rows, p=[0.5, 0.2, 0.2, 0.1]).astype(float),
+    }
+    told = np.nan_to_num(columns[source]) + noise * rng.normal(size=rows)
+    told = np.where(rng.random(rows) < 0.7, 0, told) if is_sparse else told
+    values = {
+        "numerical": told.astype(np.float32),
+        "onehot": (np.abs(told) * 4).astype(int),
+        "multihot": np.stack([(np.abs(told) * 4).astype(int), np.where(rng.random(rows) < 0.5, 50, PAD)], axis=1),
+    }[kind]
+    known = {name: ~np.isnan(column) for name, column in columns.items()}
+    known["buy"] &= columns["click"] == 1
+    expected = {
+        name: told_by_definition(kind, values, columns[name], known[name], LABELS[name].get("task", "binary"))
+        for name in columns
+    }
+    least = {"spend": LEAK_CORRELATION}
+    found = {leak.label: leak for leak in leaks(columns, **{kind: values})}
+    for name, value in expected.items():
+        if value == "equal":
+            assert found[name].measure == "equal"
+        elif value >= least.get(name, LEAK_AUC) + 1e-9:
+            assert found[name].value == pytest.approx(value, abs=1e-9)
+            assert found[name].rows == known[name].sum()
+        elif value < least.get(name, LEAK_AUC) - 1e-9:
+            assert name not in found
 
 
 def summary(found: list[Leak]) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.conversion import parquet_writer
-from data.conversion.new_dataset import SPEC_FILE, UNFINISHED, new_dataset
+from data.conversion.new_dataset import MOVING_FILE, SPEC_FILE, UNFINISHED, _moving, new_dataset
 from data.conversion.parquet_writer import DatasetWriter, parquet_schema
 from data.errors import DataError
 from data.specification.feature_spec import FeatureSpec
@@ -182,6 +182,12 @@ def test_a_failure_while_the_parts_get_their_places_takes_them_back(tmp_path, mo
     with pytest.raises(OSError, match="disk"), new_dataset(tmp_path / "out") as draft:
         write_draft(draft)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ["[1]", "3", "null", '{"a": 1}', "[" * 200_000, '["../x"]'])
+def test_a_killed_run_that_names_no_files_moved_none(tmp_path, text):
+    (tmp_path / MOVING_FILE).write_text(text)
+    assert _moving(tmp_path) == []
 
 
 def test_a_killed_run_leaves_no_dataset_and_a_later_one_succeeds(tmp_path):

@@ -204,6 +204,13 @@ def test_both_decide_alike_about_files(tmp_path: Path) -> None:
         assert (number, checker_accepts(spec), loader_accepts(spec)) == (number, is_usable, is_usable)
 
 
+def test_both_decide_alike_about_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = write(tmp_path, [pa.table(GOOD)])
+    for most, is_usable in ((3, True), (2, False)):
+        monkeypatch.setattr("data.loading.parquet_files.MOST_ROWS", most)
+        assert (checker_accepts(spec), loader_accepts(spec)) == (is_usable, is_usable)
+
+
 @pytest.mark.parametrize(("dtype", "cardinality"), [(np.float16, 2**11), (np.float32, 2**24)])
 def test_floats_that_cannot_hold_every_id_are_refused(dtype: type, cardinality: int, tmp_path: Path) -> None:
     table = pa.table(GOOD | {"user": pa.array(np.array([0, 1, 2], dtype))})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import check_dataset
 from data.encoding.encoder_files import load_encoders, save_encoders
 from data.encoding.encoders import HashedIds
 from data.encoding.workflow_folder import workflow_files
@@ -137,3 +138,18 @@ def test_widths_beside_a_specification_stay_in_its_folder(tmp_path):
     with pytest.raises(DataError, match=r"embedding_sizes.json: is a link that leads out of the folder"):
         embedding_dims(spec)
     assert embedding_dims(spec, allow_outside_paths=True)["user"] == 3
+
+
+def test_check_dataset_finds_what_lies_elsewhere(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    spec, _ = write_world(tmp_path / "data", [[3]])
+    spec.write(tmp_path / "data" / "feature_spec.yaml")
+    (tmp_path / "widths.json").write_text('{"user": 3}')
+    (tmp_path / "data" / "embedding_sizes.json").symlink_to(tmp_path / "widths.json")
+    (tmp_path / "data" / "workflow").symlink_to(tmp_path)
+    assert check_dataset.main([str(tmp_path / "data")]) == 1
+    found = capsys.readouterr().out
+    assert "embedding widths that cannot be used" in found and "workflow that cannot be used" in found
+    assert found.count("is a link that leads out of the folder") == 2
+    check_dataset.main([str(tmp_path / "data"), "--allow_outside_paths"])
+    assert "cannot be used" not in capsys.readouterr().out

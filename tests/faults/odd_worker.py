@@ -1,18 +1,20 @@
-"""Run on every worker: main.py with a second worker that is not like the first.
+"""Run on every worker: main.py with one worker that is not like the other.
 
-usage: python -m tests.faults.odd_worker slow|drifting ARGUMENT OF main.py ...
+usage: python -m tests.faults.odd_worker slow|drifting|slow_check ARGUMENT OF main.py ...
 """
 
 import sys
 import time
 from typing import Any
 
+import trainer.inputs
 import trainer.loop
 from main import main
 from trainer.process.launcher import read_launch
 
 SLOW_SECONDS = 0.05
 DRIFTS_AT = 30
+CHECK_SECONDS = 25.0
 
 
 def make_slow() -> None:
@@ -44,9 +46,21 @@ def make_drift() -> None:
     trainer.loop.TrainingLoop._see = see_and_drift  # type: ignore[method-assign]
 
 
+def make_check_slow() -> None:
+    """Lets the check of the labels take its time."""
+    lint_labels = trainer.inputs.lint_labels
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(CHECK_SECONDS)
+        return lint_labels(*arguments)
+
+    trainer.inputs.lint_labels = slowly
+
+
 if __name__ == "__main__":
     import os
 
-    if read_launch(os.environ).rank == 1:
-        {"slow": make_slow, "drifting": make_drift}[sys.argv[1]]()
+    odd, change = {"slow": (1, make_slow), "drifting": (1, make_drift), "slow_check": (0, make_check_slow)}[sys.argv[1]]
+    if read_launch(os.environ).rank == odd:
+        change()
     sys.exit(main(sys.argv[2:]))

@@ -7,22 +7,21 @@ import pytest
 
 from tests.faults.matrix import record, tries
 from tests.helpers import ROOT, environment
-from trainer.reliability.run_lock import LOCK_FILE
+from trainer.reliability.run_lock import MODEL_DIR
 
 TRIES = tries(2, 10)  # of each kind
 # Both wait for one line, so that they start together; the one that wins says so and holds on until its input ends.
 RACER = """
 import sys
 from pathlib import Path
-from data.errors import DataError
-from trainer.reliability.run_lock import RunLock
+from trainer.reliability.run_lock import FolderInUse, RunLock
 
 for line in sys.stdin:
     try:
         with RunLock(Path(line.strip()), print):
             print("won", flush=True)
             sys.stdin.readline()
-    except DataError as error:
+    except FolderInUse as error:
         print("lost" if "another run is training there: process " in str(error) else error, flush=True)
 """
 
@@ -52,4 +51,4 @@ def test_exactly_one_of_two_wins(tmp_path, exists):
         racer.communicate()
     record("two jobs race for one model_dir", TRIES, survived)
     assert survived == TRIES
-    assert not list(tmp_path.rglob(LOCK_FILE))
+    assert not list(tmp_path.rglob(MODEL_DIR.file))

@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from tests.faults.matrix import record
+from tests.faults.odd_worker import CHECK_SECONDS
 from tests.helpers import ROOT, make_dataset, run_program
 from trainer.checkpoints import CheckpointStore
 from trainer.observation.log import read_log
@@ -18,10 +23,12 @@ def data(tmp_path_factory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("odd"), ROOT / "feature_specs" / "with_map.yaml", rows=6000)
 
 
-def run(odd: str, data: Path, folder: Path, *more: str):  # type: ignore[no-untyped-def]
+def run(odd: str, data: Path, folder: Path, *more: str, **variables: str):  # type: ignore[no-untyped-def]
     flags = ["--dataset_path", data, "--model_dir", folder / "models", "--results_dir", folder / "results"]
     flags += ["--global_batch_size", "64", "--num_epochs", "1", "--deep_hidden_units", "16", "--cpu"]
-    return run_program(["-m", "tests.faults.odd_worker", odd, *map(str, flags), *more], workers=2, timeout=400)
+    return run_program(
+        ["-m", "tests.faults.odd_worker", odd, *map(str, flags), *more], workers=2, timeout=400, **variables
+    )
 
 
 def test_a_slow_worker_is_named(data, tmp_path):
@@ -41,3 +48,34 @@ def test_a_bit_that_one_worker_has_lost_is_found_at_the_next_comparison(data, tm
     assert done.returncode != 0 and found, done.stderr[-3000:]
     # It was saved before the bit was lost, and not since.
     assert CheckpointStore(tmp_path / "models").steps() == [SAVES_AT]
+
+
+def wide_dataset(folder: Path, *, features: int, tasks: int, rows: int) -> Path:
+    """Random rows with many numerical features and many binary labels."""
+    rng, folder = np.random.default_rng(0), folder / "wide"
+    folder.mkdir()
+    inputs, labels = (
+        [f"{name}_{number}" for number in range(count)] for name, count in (("x", features), ("y", tasks))
+    )
+    columns = {name: rng.normal(size=rows).astype(np.float32) for name in inputs}
+    columns |= {name: (rng.random(rows) < 0.3).astype(np.float32) for name in labels}
+    pq.write_table(pa.table(columns), folder / "part.parquet")
+    source = {"type": "parquet", "features": list(columns), "files": ["part.parquet"]}
+    document = {
+        "feature_spec": {name: {} for name in columns},
+        "source_spec": {"train": [source], "test": [dict(source, features=list(columns), files=["part.parquet"])]},
+        "channel_spec": {"numerical": inputs, "label": labels},
+    }
+    (folder / "feature_spec.yaml").write_text(yaml.safe_dump(document))
+    return folder
+
+
+def test_a_worker_may_wait_long_for_the_label_check(tmp_path):
+    wide = wide_dataset(tmp_path, features=256, tasks=32, rows=3000)
+    flags = "--model mmoe --num_experts 2 --expert_hidden_units 4 --gate_hidden_units 4 --tower_hidden_units 4"
+    more = [*flags.split(), "--global_batch_size", "1000"]
+    timeout = str(int(CHECK_SECONDS) - 5)
+    done = run("slow_check", wide, tmp_path, *more, HOROVOD_GLOO_TIMEOUT_SECONDS=timeout)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "worker 0 of 2 checks the labels; the others wait for it" in done.stdout
+    assert (tmp_path / "results" / "metrics.json").exists()

@@ -18,6 +18,8 @@ from tests.faults.jobs import SupervisedJob, last_arrays, logged_losses
 from tests.faults.matrix import record, tries
 from tests.helpers import ROOT, make_dataset, metrics
 from trainer.reliability.exit_codes import DONE, HANG, STOPPED
+from trainer.reliability.processes import carries, start_time
+from trainer.reliability.records import JOB_VARIABLE
 
 pytestmark = pytest.mark.horovod
 
@@ -88,6 +90,96 @@ def test_killed_workers_are_started_again_and_the_weights_are_the_same(work, run
     assert len(recomputed) <= kills and max(recomputed) <= 3 * SAVE_EVERY
     assert not job.orphans()
     assert_as_if_nothing_had_happened(work, job)
+
+
+class Soak:
+    """A job that is killed again and again, whose command is then run again at once.
+
+    Args:
+        work: holds the dataset.
+        folder: of the run.
+        source: of all that is random.
+    """
+
+    def __init__(self, work: Path, folder: Path, source: random.Random):
+        self._work, self._folder, self._source = work, folder, source
+        self._killed: set[tuple[int, int | None]] = set()
+        self.jobs: set[str] = set()
+        self.seconds: list[float] = []
+        self.job = self._start()
+
+    def _start(self) -> SupervisedJob:
+        return SupervisedJob(arguments(self._work), self._folder, restarts=30)
+
+    def is_up(self) -> bool:
+        """Whether all workers of the latest start have begun, and none has ended."""
+        workers = {(record["pid"], record["started"]) for record in self.job.records()}
+        self.jobs |= {record["job"] for record in self.job.records()}
+        return self.job.is_training() and not workers & self._killed
+
+    def wait_for_step(self, step: int) -> None:
+        self.job.wait_for(f"step {step}", lambda: self.is_up() and self.job.last_step() >= step)
+
+    def kill_worker(self) -> None:
+        self.job.wait_for("all workers", self.is_up)
+        records = self.job.records()
+        self.job.send(signal.SIGKILL, self._source.randrange(2))
+        self._killed |= {(record["pid"], record["started"]) for record in records}
+
+    def kill_supervisor(self) -> None:
+        """Kills it, starts the same command at once, and waits until nothing is left of the killed one's job."""
+        self._killed |= {(record["pid"], record["started"]) for record in self.job.records()}
+        pids = [int(process.partition(":")[0]) for process in self.job.orphans()]
+        left = {pid: start_time(pid) for pid in pids if pid != self.job.process.pid}
+        self.job.process.kill()
+        begun = time.monotonic()
+        assert self.job.process.wait() == -signal.SIGKILL  # and had not ended before, with whatever code
+        self.job = self._start()
+        alive = {pid for pid, started in left.items() if started is not None}
+        self.job.wait_for("an end of the old job", lambda: all(start_time(pid) != left[pid] for pid in alive))
+        self.seconds.append(time.monotonic() - begun)
+
+    def orphans(self) -> list[str]:
+        """Processes that are left of any of the jobs."""
+        marks = [f"{JOB_VARIABLE}={job}" for job in self.jobs]
+        pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+        return self.job.orphans() + [str(pid) for pid in pids for mark in marks if carries(pid, mark)]
+
+
+def soak_plan(source: random.Random) -> list[str]:
+    """30 kills, 14 of them of the supervisor; 12 during training and the others while the job starts.
+
+    A job is given up after three deaths of one cause without a new checkpoint, so three workers in a row are not
+    killed while it starts.
+    """
+    plan = ["supervisor"] * 9 + ["worker"] * 9 + ["supervisor in training"] * 5 + ["worker in training"] * 7
+    while any(plan[index : index + 3] == ["worker"] * 3 for index in range(len(plan))) or plan == sorted(plan):
+        source.shuffle(plan)
+    return plan
+
+
+@pytest.mark.slow
+def test_thirty_kills_change_nothing(work):
+    source = random.Random(16)
+    plan = soak_plan(source)
+    soak = Soak(work, work / "soak", source)
+    steps = iter(targets(sum("training" in kill for kill in plan), source))
+    for kill in plan:
+        if "training" in kill:
+            soak.wait_for_step(next(steps))
+        else:
+            time.sleep(source.uniform(0.0, 5.0))
+        if "supervisor" in kill:
+            soak.kill_supervisor()
+        else:
+            soak.kill_worker()
+    code = soak.job.finish()
+    orphans = soak.orphans()
+    survived = code == DONE and not orphans
+    record("kill -9 of supervise.py or a worker, 30 in one run", len(plan), len(plan) * survived, soak.seconds)
+    assert code == DONE, soak.job.output()[-3000:]
+    assert not orphans
+    assert_as_if_nothing_had_happened(work, soak.job)
 
 
 def test_signals_stop_all_workers_at_one_step_that_is_saved(work):

@@ -196,20 +196,20 @@ def test_an_array_that_is_not_there_is_named(store):
 
 def test_the_newest_and_the_best_are_kept(store):
     for step in range(1, 7):
-        save(store, step, best=step in (1, 2), value=step / 10)
+        save(store, step, best=step in (1, 2))
     assert store.steps() == [2, 5, 6]
-    assert (store.best().step, store.best().value) == (2, 0.2)
+    assert store.best().step == 2
     check_content(store.open("best"), 2)
     check_content(store.open("last"), 6)
 
 
-def test_without_a_best_only_the_newest_are_kept(tmp_path):
-    store = CheckpointStore(tmp_path, keep=3)
+def test_without_a_best_the_newest_are_kept_and_used(tmp_path, warnings):
+    store = CheckpointStore(tmp_path, keep=3, warn=warnings.append)
     for step in range(1, 6):
         save(store, step)
     assert store.steps() == [3, 4, 5] and store.best() is None
-    with pytest.raises(NoCheckpointError, match="none of them called the best"):
-        store.open("best")
+    check_content(store.open("best"), 5)
+    assert len(warnings) == 1 and "the last one, step 5, is used" in warnings[0]
 
 
 def test_a_run_that_goes_back_keeps_its_own_checkpoints_and_not_those_of_the_life_it_left(store):
@@ -273,7 +273,7 @@ def damaged(store: CheckpointStore, folder: Path) -> str | None:
 
 
 def test_no_flipped_bit_in_any_file_of_a_checkpoint_is_accepted(store):
-    folder = save(store, 5, best=True, value=0.75)
+    folder = save(store, 5, best=True)
     chosen = random.Random(5)
     tried = 0
     for path in files_of(folder):
@@ -564,10 +564,10 @@ def test_a_kill_while_a_checkpoint_is_amended_is_harmless(tmp_path, warnings):
     while killed:
         number += 1
         store = CheckpointStore(shutil.copytree(prepared, tmp_path / "run"), warn=warnings.append)
-        killed = killed_at_line(number, functools.partial(store.amend, 1, {"step": 1, "new": True}, True, 0.5))
+        killed = killed_at_line(number, functools.partial(store.amend, 1, {"step": 1, "new": True}, True))
         checkpoint = store.open("last")
         new = "new" in checkpoint.state
-        assert (checkpoint.best, checkpoint.value, checkpoint.sequence) == ((True, 0.5, 1) if new else (False, None, 1))
+        assert (checkpoint.best, checkpoint.sequence) == (new, 1)
         found.add(new)
         for name, array in tensors(1).items():
             np.testing.assert_array_equal(checkpoint.read(name), array)
@@ -579,14 +579,14 @@ def test_a_kill_while_a_checkpoint_is_amended_is_harmless(tmp_path, warnings):
 
 
 def test_an_amended_checkpoint_is_the_best_and_the_old_best_goes(store):
-    save(store, 1, best=True, value=0.5)
+    save(store, 1, best=True)
     save(store, 2)
     save(store, 3)
     assert store.steps() == [1, 2, 3]
-    store.amend(3, {"step": 3, "more": 1}, True, 0.6)
+    store.amend(3, {"step": 3, "more": 1}, True)
     assert store.steps() == [2, 3] and store.open("best").state == {"step": 3, "more": 1}
     with pytest.raises(CheckpointError, match="step-9"):
-        store.amend(9, {}, True, 0.7)
+        store.amend(9, {}, True)
 
 
 def test_an_error_in_the_blocks_leaves_nothing_behind(store):

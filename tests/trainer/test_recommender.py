@@ -256,14 +256,14 @@ def test_the_model_of_a_run_is_no_recommender(saved, tmp_path):
     assert export.main(["--model_dir", str(saved / "tables"), "--output", "out", "--format", "savedmodel"]) == 4
 
 
-def test_an_export_does_not_go_into_the_recommender(saved, capfd):
+def test_no_export_goes_into_the_recommender(saved, capfd):
     for output in (saved / "exported", saved / "weights" / "exported", saved.parent):
         assert export.main(["--model_dir", str(saved), "--output", str(output), "--format", "savedmodel"]) == 2
         assert "--output" in capfd.readouterr().err
     assert not (saved / "exported").exists()
 
 
-def test_a_recommender_is_loaded_from_the_working_directory(recommender, saved, monkeypatch):
+def test_loading_from_the_working_directory(recommender, saved, monkeypatch):
     monkeypatch.chdir(saved)
     assert Recommender.load(".").tasks == recommender.tasks
     with pytest.raises(DataError, match="working directory"):
@@ -491,7 +491,7 @@ def test_an_id_is_the_same_in_every_type(of_integers, dtype):
     np.testing.assert_allclose(pairs["liked"][:-1], expected, atol=1e-6)
 
 
-def test_a_null_makes_floats_of_integers_and_changes_nothing(of_integers):
+def test_a_null_that_makes_floats_changes_nothing(of_integers):
     rows = {"user_id": [5, -1, 0, 5], "item_id": [7, 0, 7, 0]}
     shops = {name: pd.Series([1, 2, None, 2], dtype=name) for name in ("float64", "Int64", "float32", object)}
     encoded = [of_integers.encode(pd.DataFrame(rows).assign(shop=shop)) for shop in shops.values()]

@@ -1,23 +1,34 @@
 """A run that is stopped anywhere and gone on with ends as the one that was not, to the bit."""
 
+import json
+import math
 import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+import check_dataset
 import trainer.loop
 import trainer.run
+from data.specification.feature_spec import FeatureSpec
 from main import main
 from tests.helpers import ROOT, losses, make_dataset, metrics, must
-from trainer.checkpoints import Checkpoint, CheckpointStore
+from trainer.checkpoints import Checkpoint, CheckpointStore, NoCheckpointError
 from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator
-from trainer.reliability.exit_codes import DONE, FAILURE, STOPPED
+from trainer.loop import describe
+from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, STOPPED
+from trainer.saved_model import load_model
 from trainer.saving import Saver
+from trainer.sealed.arrays import ArraySource
 from trainer.sealed.errors import CheckpointError
+from trainer.sealed.writer import write_sealed
 
 ROWS, BATCH, EPOCHS, SAVE_EVERY = 700, 64, 3, 4
 PER_EPOCH = -(-ROWS // BATCH)  # 11: the saves fall on other places in each epoch
@@ -174,19 +185,20 @@ def test_an_evaluation_that_fails_loses_nothing(data, tmp_path, whole, monkeypat
     assert facts(tmp_path) == facts(whole)
 
 
-def facts(folder: Path) -> dict[int, tuple[bool, float | None, dict[str, float]]]:
-    """Of each checkpoint at an epoch's end, whether it was the best, by which value, and its metrics."""
+def facts(folder: Path) -> dict[int, tuple[bool, dict[str, Any]]]:
+    """Of each checkpoint at an epoch's end, whether it was the best, and its state without the flags."""
     store = CheckpointStore(folder / "models")
     saved = [Checkpoint(store.folder / f"step-{epoch * PER_EPOCH}") for epoch in range(1, EPOCHS + 1)]
-    return {one.step: (one.best, one.value, one.state["metrics"]) for one in saved}
+    kept = ("position", "stopping", "metrics")
+    return {one.step: (one.best, {name: one.state[name] for name in kept}) for one in saved}
 
 
 def test_the_last_evaluation_alone_is_done_where_it_is_missing(data, tmp_path, whole, monkeypatch, capfd):
     evaluated = Saver.evaluated
 
-    def lost(saver, position, values):  # type: ignore[no-untyped-def]
+    def lost(saver, position, stopping, values):  # type: ignore[no-untyped-def]
         if position.epoch < EPOCHS:
-            evaluated(saver, position, values)
+            evaluated(saver, position, stopping, values)
 
     with monkeypatch.context() as patched:
         patched.setattr(Saver, "evaluated", lost)
@@ -201,18 +213,18 @@ def test_the_last_evaluation_alone_is_done_where_it_is_missing(data, tmp_path, w
 def test_an_epoch_that_is_not_evaluated_is_no_epoch_without_progress(data, tmp_path, monkeypatch):
     """Nothing is learned: patience runs out at the end of the second epoch, and not before it is evaluated."""
     early = ["--early_stopping_patience", "1", "--deep_learning_rate", "1e-30", "--linear_learning_rate", "1e-30"]
-    seen, count = [], EarlyStopping.should_stop
+    seen, count = [], EarlyStopping.update
 
     def fails(stopping, metrics):  # type: ignore[no-untyped-def]
-        seen.append(stopping.epochs_since_best)
+        seen.append(stopping.state.epochs_since_best)
         return count(stopping, metrics)
 
     run = Evaluator.run
     with monkeypatch.context() as patched:
         patched.setattr(Evaluator, "run", lambda *a, **k: run(*a, **k) if not seen else (_ for _ in ()).throw(OSError))
-        patched.setattr(EarlyStopping, "should_stop", fails)
+        patched.setattr(EarlyStopping, "update", fails)
         assert main(arguments(data, tmp_path, *early)) == FAILURE
-    monkeypatch.setattr(EarlyStopping, "should_stop", fails)
+    monkeypatch.setattr(EarlyStopping, "update", fails)
     must(main(arguments(data, tmp_path, *early, "--use_checkpoint")))
     assert seen == [0, 0]
     assert CheckpointStore(tmp_path / "models").steps()[-1] == 2 * PER_EPOCH
@@ -223,10 +235,38 @@ def test_a_loss_that_is_no_number_stops_and_what_was_saved_is_all_numbers(data, 
     assert main(arguments(data, tmp_path, *hot)) == FAILURE
     told = capfd.readouterr().err
     assert "Traceback" not in told and ("the loss is" in told or "variables hold NaN or infinities" in told)
+    assert "--deep_learning_rate" in told and "check_dataset.py warns" in told and "float16" not in told
     store = CheckpointStore(tmp_path / "models")
     for step in store.steps():
         checkpoint = Checkpoint(store.folder / f"step-{step}")
         assert all(np.isfinite(checkpoint.read(name)).all() for name in checkpoint.arrays), step
+
+
+def test_float16_says_what_it_cannot_hold(data, tmp_path, capfd):
+    extreme = shutil.copytree(data, tmp_path / "data")
+    name = FeatureSpec.read(extreme / "feature_spec.yaml").numerical[0].name
+    for path in extreme.glob("train_*.parquet"):
+        table = pq.read_table(path)
+        index = table.column_names.index(name)
+        pq.write_table(table.set_column(index, name, pa.array([1e6] * len(table), pa.float32())), path)
+    assert main(arguments(extreme, tmp_path, variant="float16")) == FAILURE
+    told = capfd.readouterr().err
+    assert "the loss is" in told and "float16" in told and "65,504" in told and "--amp_dtype bfloat16" in told
+    assert check_dataset.main([str(extreme)]) == 0
+    assert f"train, {name}, first in {extreme / 'train_0.parquet'}" in capfd.readouterr().out
+
+
+def test_a_line_tells_few_of_many_tasks():
+    values = {f"auc_roc/task_{number}": 0.5 + number / 1000 for number in range(128)}
+    values |= {"auc_roc/unknown": math.nan, "auc_roc/mean": 0.56, "pr_auc/mean": 0.1}
+    line = describe(values | {"loss_val/a": 0.25, "loss_val/b": 0.5, "loss_val/mean": 0.375})
+    best = "best task_127 0.62700, task_126 0.62600, task_125 0.62500"
+    worst = "worst task_0 0.50000, task_1 0.50100, task_2 0.50200"
+    assert f"auc_roc/mean 0.56000  (128 of 129 tasks known; {best}; {worst})" in line
+    assert "loss_val/a 0.25000  loss_val/b 0.50000  loss_val/mean 0.37500" in line
+    smaller = describe({f"loss_val/task_{number}": float(number) for number in range(20)})
+    assert "best task_0 0.00000" in smaller and "worst task_19 19.00000" in smaller
+    assert "no task known" in describe({f"loss_val/task_{number}": math.nan for number in range(20)})
 
 
 @pytest.mark.parametrize(("failing", "code"), [({1, 2}, DONE), (set(range(7, 99)), FAILURE)])
@@ -248,17 +288,61 @@ def test_a_save_that_fails_is_told_and_the_last_one_must_not(data, tmp_path, mon
     assert (code == FAILURE) == (f"main.py: error: cannot save step {STEPS}: no room" in told)
 
 
-def test_a_checkpoint_whose_place_in_the_epoch_is_nonsense_is_refused(data, tmp_path, whole, capfd):
+def reseal(checkpoint: Checkpoint, **facts: Any) -> None:
+    """Writes a checkpoint again with other facts, and checksums that fit them."""
+    sources = [checkpoint.source(name) for name in checkpoint.arrays]
+    write_sealed(checkpoint.path, sources, {}, checkpoint.facts | facts)
+
+
+HUGE = 10**400
+# Where a state is spoilt -> what is put there.
+SPOILT_STATES: dict[tuple[str, ...], list[Any]] = {
+    ("identity",): [[1], "x", None, 7],
+    ("identity", "seed"): [None, True, "1", 1.5, HUGE],
+    ("identity", "training_data"): [7],
+    ("position",): [{"epoch": 0}, {"epoch": "a", "steps": 4, "losses": []}, 7, None],
+    ("position", "losses"): [["x"], [float("nan")], [[1.0]], 3],
+    ("metrics",): [{"auc_roc": HUGE}, {"auc_roc": float("nan")}, {"auc_roc": True}, {"auc_roc": {"a": 1}}, []],
+    ("stopping",): [None, {"metric": "auc_roc", "best": HUGE, "epochs_since_best": 0}, {"metric": 3}],
+    ("schema",): [None, {"features": [], "tasks": [1]}, {"features": "x", "tasks": []}],
+    ("options",): [[], "x", None, {"num_epochs": 3}],
+    ("options", "num_epochs"): [HUGE, "3", True],
+    ("options", "deep_learning_rate"): [float("inf"), "x", None],
+}
+
+
+def test_a_state_of_other_types_is_no_checkpoint(data, tmp_path, whole, capfd, monkeypatch):
+    monkeypatch.setattr("main.import_tensorflow", lambda: pytest.fail("the checks were passed"))
     copied = tmp_path / "models" / "checkpoints" / "step-4"
     shutil.copytree(whole / "models" / "checkpoints" / "step-4", copied)
-    from trainer.sealed.writer import write_sealed
-
     checkpoint = Checkpoint(copied)
-    for position in ({"epoch": 0, "steps": 5, "losses": []}, {"epoch": 0}, {"epoch": "a", "steps": 4, "losses": []}, 7):
-        facts = checkpoint.facts | {"state": checkpoint.state | {"position": position}}
-        write_sealed(copied, [checkpoint.source(name) for name in checkpoint.arrays], {}, facts)
-        assert main(arguments(data, tmp_path, "--use_checkpoint")) == 2
-        assert "its place in the epoch" in capfd.readouterr().err
+    for place, values in SPOILT_STATES.items():
+        for value in values:
+            state = json.loads(json.dumps(checkpoint.state))
+            holder = state if len(place) == 1 else state[place[0]]
+            holder[place[-1]] = value
+            reseal(checkpoint, state=state)
+            for action in ("--use_checkpoint", "--evaluate"):
+                assert main(arguments(data, tmp_path, action)) == NO_CHECKPOINT, (place, value)
+                told = capfd.readouterr().err
+                assert "manifest.json" in told and ".".join(place) in told and "Traceback" not in told, (place, told)
+
+
+@pytest.mark.parametrize("fact", [{"step": True}, {"sequence": 10**30}, {"best": 1}, {"state": []}, {"step": "4"}])
+def test_facts_of_other_types_are_damage(tmp_path, fact):
+    path = CheckpointStore(tmp_path).save(4, [ArraySource.from_array("x", np.zeros(1))], {})
+    reseal(Checkpoint(path), **fact)
+    with pytest.raises(NoCheckpointError, match=next(iter(fact))):
+        CheckpointStore(tmp_path, warn=lambda text: None).open("last")
+
+
+def test_a_place_in_the_epoch_of_another_step_is_refused(data, tmp_path, whole, capfd):
+    copied = tmp_path / "models" / "checkpoints" / "step-4"
+    shutil.copytree(whole / "models" / "checkpoints" / "step-4", copied)
+    checkpoint = Checkpoint(copied)
+    reseal(checkpoint, state=checkpoint.state | {"position": {"epoch": 0, "steps": 5, "losses": []}})
+    assert main(arguments(data, tmp_path, "--use_checkpoint")) == NO_CHECKPOINT
+    assert "its place in the epoch" in capfd.readouterr().err
 
 
 def test_looking_at_results_one_step_behind_changes_only_when_they_are_seen(data, tmp_path, whole, monkeypatch):
@@ -294,7 +378,77 @@ def test_a_run_that_has_stopped_early_stays_stopped(data, tmp_path, capfd):
     must(main(arguments(data, tmp_path, *early)))
     steps = CheckpointStore(tmp_path / "models").steps()
     assert steps[-1] == 2 * PER_EPOCH
-    capfd.readouterr()
-    must(main(arguments(data, tmp_path, *early, "--use_checkpoint")))
-    assert "nothing to do" in capfd.readouterr().out
+    assert "has not improved" in capfd.readouterr().err
+    must(main(arguments(data, tmp_path, *early, "--use_checkpoint", "--num_epochs", "9")))
+    told = capfd.readouterr().out
+    assert "nothing to do" in told and "--early_stopping_patience above 1" in told and "--num_epochs" not in told
     assert CheckpointStore(tmp_path / "models").steps() == steps
+    # What the message says is what continues it.
+    must(main(arguments(data, tmp_path, *early, "--use_checkpoint", "--early_stopping_patience", "2")))
+    assert CheckpointStore(tmp_path / "models").steps()[-1] == STEPS
+    capfd.readouterr()
+    must(main(arguments(data, tmp_path, *early, "--use_checkpoint", "--early_stopping_patience", "2")))
+    assert "with --num_epochs above 3 and --early_stopping_patience above 2" in capfd.readouterr().out
+
+
+def test_another_metric_is_not_compared_with_the_old_ones_value(data, tmp_path, capfd):
+    """Nothing is learned: by no metric is a later epoch better, though its loss is below the first epoch's 1.0."""
+    still = ["--deep_learning_rate", "1e-30", "--linear_learning_rate", "1e-30", "--checkpoint_every", "0"]
+    first = ["--early_stopping_metric", "normalized_entropy/click", "--num_epochs", "1"]
+    must(main(arguments(data, tmp_path, *still, *first)))
+    other = ["--early_stopping_metric", "loss_val/click", "--early_stopping_patience", "1"]
+    must(main(arguments(data, tmp_path, *still, *other, "--use_checkpoint")))
+    store = CheckpointStore(tmp_path / "models")
+    assert store.steps() == [PER_EPOCH, 2 * PER_EPOCH] and store.best().step == PER_EPOCH
+    evaluated = store.open("best").state
+    assert store.open("last").state["stopping"] == {
+        "metric": "loss_val/click",
+        "best": evaluated["metrics"]["loss_val/click"],
+        "epochs_since_best": 1,
+    }
+    told = capfd.readouterr().out
+    assert "looked at normalized_entropy/click and looks at loss_val/click now" in told
+
+
+def test_more_epochs_say_how_the_rates_change(data, tmp_path, whole, capfd):
+    shutil.copytree(whole / "models" / "checkpoints", tmp_path / "models" / "checkpoints")
+    changed = ["--num_epochs", "4", "--linear_learning_rate", "0.01"]
+    must(main(arguments(data, tmp_path, "--use_checkpoint", *changed)))
+    told = capfd.readouterr().out
+    # Three epochs end at an eighth of 0.00012. The fourth of four lies behind the middle of what follows the warm-up.
+    assert "the schedule of the deep learning rate has changed: 1.5e-05 before and 1.5e-05 now at step 34" in told
+    assert "--num_epochs was 3 and is 4" in told and "linear learning rate was 0.02 and is 0.01" in told
+    start = whole / "models" / "checkpoints" / f"step-{2 * PER_EPOCH}"
+    again = ["--use_checkpoint", "--checkpoint", str(start), "--num_epochs", "8"]
+    must(main(arguments(data, tmp_path / "eight", *again)))
+    # Of eight epochs' 88 steps the first 26.4 warm up: the rate is 23 / 26.4 of the base, not an eighth.
+    assert "1.5e-05 before and 0.0001045 now at step 23" in capfd.readouterr().out
+
+
+def test_a_constant_rate_has_nothing_to_say(data, tmp_path, capfd):
+    must(main(arguments(data, tmp_path, "--num_epochs", "1", variant="dwa")))
+    must(main(arguments(data, tmp_path, "--use_checkpoint", "--num_epochs", "2", variant="dwa")))
+    assert "rate has changed" not in capfd.readouterr().out
+
+
+def test_a_metric_that_is_never_defined(tmp_path, capfd):
+    """No row of the mapping that is evaluated is positive: the last checkpoint stands for the best."""
+    data = make_dataset(tmp_path / "made", ROOT / "feature_specs" / "tiny.yaml", rows=ROWS)
+    for file in data.glob("test_*.parquet"):
+        table = pq.read_table(file)
+        index = table.column_names.index("liked")
+        zeros = pa.array(np.zeros(len(table), table.schema.field(index).type.to_pandas_dtype()))
+        pq.write_table(table.set_column(index, "liked", zeros), file)
+    must(main(arguments(data, tmp_path, "--early_stopping_patience", "1")))
+    told = capfd.readouterr()
+    assert "'liked': it is 0 in all 700 evaluated rows, so that auc_roc" in told.err
+    assert "nor count for patience" in told.err and "stopping" not in told.err
+    store = CheckpointStore(tmp_path / "models", warn=lambda text: None)
+    assert store.steps()[-1] == STEPS and store.best() is None
+    assert store.open("last").state["stopping"] == {"metric": "auc_roc", "best": None, "epochs_since_best": 0}
+    must(main(arguments(data, tmp_path, "--evaluate")))
+    told = capfd.readouterr()
+    assert f"the last one, step {STEPS}, is used" in told.err
+    assert "it is 0 in all 700 evaluated rows" in told.out
+    assert load_model(tmp_path / "models" / "model").metrics["loss_val"] > 0
+    assert math.isnan(load_model(tmp_path / "models" / "model").metrics["auc_roc"])

@@ -4,7 +4,7 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from data.conversion.new_dataset import SPEC_FILE
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from data.output_paths import check_apart
-from data.specification.feature_spec import FeatureSpec
+from data.specification.feature_spec import LABEL, FeatureSpec
 from trainer.checkpoints import CHECKPOINTS
 from trainer.flags.places import default_place
-from trainer.layout import InputLayout, input_layout
 from trainer.model_folder import MODEL_FOLDER, SEEN_ITEMS, SEEN_STARTS, SPECIFICATION, open_model
+from trainer.schema import MAX_HOTNESS, WIDTH, Schema
 from trainer.sealed.manifest import MANIFEST
 from trainer.sealed.reader import SealedFolder
 from trainer.sealed.writer import standing
@@ -130,13 +130,14 @@ def _check_size(model: SealedFolder) -> None:
 
 
 def _open_rows(arguments: argparse.Namespace, of_model: FeatureSpec) -> ParquetLoader:
+    """The rows, with features in the model's order and lists cut where the model cuts them."""
     path = arguments.dataset_path / SPEC_FILE
     spec = FeatureSpec.read(path, allow_outside_paths=arguments.allow_outside_paths)
-    if _layout(spec) != _layout(of_model):
-        raise DataError(f"{path}: has other features than the model was trained on; name the dataset of its run")
+    features = Schema.of(of_model, {})
+    spec = features.arrange(spec, {}, "the model", str(path), ignoring=(WIDTH, MAX_HOTNESS, LABEL))
+    cut = {
+        feature.name: replace(spec.features[feature.name], max_hotness=feature.max_hotness)
+        for feature in of_model.multihot
+    }
+    spec = replace(spec, features=spec.features | cut)
     return ParquetLoader(spec, "test", global_batch_size=ROWS, shuffle=False, needs_labels=False, oov_policy="clip")
-
-
-def _layout(spec: FeatureSpec) -> InputLayout:
-    """Names, order, hotness and cardinality of the features."""
-    return input_layout(spec, dict.fromkeys((feature.name for feature in spec.inputs), 0))

@@ -65,7 +65,7 @@ def parse(
         given[name] = default_place(name)
     run = RunOptions(**_of(RunOptions, given))
     if run.restores and reads_checkpoint:
-        given |= saved_model_flags(given, given["model_dir"], run.which_checkpoint)
+        given |= saved_model_flags(given, given["model_dir"], run.which_checkpoint, model_names)
     options = Options(**{key: group(**_of(group, given)) for key, group in GROUPS.items()})
     options.run.check_workers(workers, os.environ)
     if options.model.model not in model_names:

@@ -24,6 +24,7 @@ PARTS = {
     DEAD: ("expert",),
 }
 COMMON_GATE, SHARED_GATE = "all", "shared"
+MOST_PAIRED = 32  # gates, or experts, of which every pair has a key
 
 
 def gate_names(tasks: Sequence[str], gates: int) -> list[str]:
@@ -43,7 +44,8 @@ def is_health(key: str) -> bool:
 
 
 def flat(tasks: Sequence[str], levels: Sequence[LevelHealth]) -> dict[str, float]:
-    """The values of all levels by key. What a gate may not read has no key."""
+    """The values of all levels by key. What a gate may not read has no key; of more than MOST_PAIRED gates or experts
+    only those pairs have one in which one is most like the other."""
     values: dict[str, float] = {}
     for index, level in enumerate(levels):
         place = _place(index, len(levels))
@@ -55,13 +57,23 @@ def flat(tasks: Sequence[str], levels: Sequence[LevelHealth]) -> dict[str, float
             share = level.argmax_share[gate]
             values |= {f"{SHARE}{place}/{name}/{number}": float(share[number - 1]) for number in read}
             values[f"{ENTROPY}{place}/{name}"] = float(level.entropy[gate])
-            for other in range(gate + 1, len(names)):
-                values[f"{GATES}{place}/{name}/{names[other]}"] = float(level.gate_similarity[gate, other])
-        for a in numbers:
-            values[f"{DEAD}{place}/{a}"] = float(level.dead_units[a - 1])
-            similarity = level.expert_similarity[a - 1]
-            values |= {f"{EXPERTS}{place}/{a}/{b}": float(similarity[b - 1]) for b in numbers if b > a}
+        for a, b in _pairs(level.gate_similarity):
+            values[f"{GATES}{place}/{names[a]}/{names[b]}"] = float(level.gate_similarity[a, b])
+        values |= {f"{DEAD}{place}/{number}": float(level.dead_units[number - 1]) for number in numbers}
+        for a, b in _pairs(level.expert_similarity):
+            values[f"{EXPERTS}{place}/{a + 1}/{b + 1}"] = float(level.expert_similarity[a, b])
     return values
+
+
+def _pairs(similarity: np.ndarray) -> list[tuple[int, int]]:
+    """The pairs that get a key, of [members, members]: all, and of many members each with the one most like it."""
+    count = len(similarity)
+    if count <= MOST_PAIRED:
+        return [(a, b) for a in range(count) for b in range(a + 1, count)]
+    others = np.where(np.isnan(similarity), -np.inf, similarity)
+    np.fill_diagonal(others, -np.inf)
+    nearest = others.argmax(axis=1).tolist()
+    return sorted({(min(a, b), max(a, b)) for a, b in enumerate(nearest) if a != b})
 
 
 def weights_by_key(
@@ -109,11 +121,17 @@ class LevelValues:
 
 
 def levels_in(record: Mapping[str, float]) -> list[LevelValues]:
-    """The levels of a record, the inverse of `flat`. Other keys are passed over."""
+    """The levels of a record, the inverse of `flat`; of other keys, and of levels without gates or experts, nothing."""
     levels: dict[str, LevelValues] = {}
     for key, value in record.items():
         name, *parts = key.split("/")
         if name in PARTS:
             place = parts.pop(0) if len(parts) > len(PARTS[name]) else ""
-            levels.setdefault(place, LevelValues()).values[name][tuple(parts)] = value
-    return [levels[place] for place in sorted(levels)]
+            if len(parts) == len(PARTS[name]):
+                levels.setdefault(place, LevelValues()).values[name][tuple(parts)] = value
+    return [levels[place] for place in sorted(levels) if levels[place].gates and levels[place].experts]
+
+
+def histories(records: Sequence[Mapping[str, float]]) -> list[tuple[LevelValues, ...]]:
+    """Of each level its values over the records; of records that have unequal numbers of levels, the first levels."""
+    return list(zip(*map(levels_in, records), strict=False))

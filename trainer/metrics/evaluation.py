@@ -43,6 +43,7 @@ class Evaluation:
     8 per class.
 
     Attributes:
+        undefined: of the last `result`, a line per task and joint event with metrics that are NaN: which, and why.
         curves: of the last `result`, the calibration curve of each binary task and of each joint event, under
             calibration_curve where there is one task, else calibration_curve/NAME.
     """
@@ -67,6 +68,7 @@ class Evaluation:
             metrics = make_metrics(task.kind, with_group=with_group, num_auc_thresholds=num_auc_thresholds)
             self._measured[joint_name(tasks, chain)] = _Measured(task, chain, metrics)
         self.curves: dict[str, CalibrationCurve] = {}
+        self.undefined: list[str] = []
         self.reset()
 
     @property
@@ -111,13 +113,15 @@ class Evaluation:
             FloatingPointError: logits that are NaN or infinite. Raised on all workers alike, as is the next.
             DataError: labels or weights that no metric can use.
         """
-        values, self.curves = {}, {}
+        values, self.curves, self.undefined = {}, {}, []
         for name, (task, chain, metrics) in self._measured.items():
             rows = self._rows(chain)
-            _check_rows(name, task, rows, comm)
+            counts = _check_rows(name, task, rows, comm)
             if len(chain) > 1:
                 rows = rows._replace(logits=joint_logits(rows.logits))
             values[name], curve = _measure(metrics, rows, comm)
+            if unknown := [key for key, value in values[name].items() if math.isnan(value)]:
+                self.undefined.append(_why_undefined(name, task, counts, unknown))
             if curve is not None:
                 self.curves[CURVE if len(self._tasks) == 1 else f"{CURVE}/{name}"] = curve
         return self._by_key(values)
@@ -164,7 +168,27 @@ def _measure_table(
     return values, calibration_curve(table, rows, comm)
 
 
-def _check_rows(name: str, task: Task, rows: Rows, comm: Collectives) -> None:
+class _Counts(NamedTuple):
+    """Rows of all workers that count for a task, and how many of them have a label above 0."""
+
+    rows: int
+    positive: int
+
+
+def _why_undefined(name: str, task: Task, counts: _Counts, keys: Sequence[str]) -> str:
+    """Why metrics of a task have no value."""
+    if counts.rows == 0:
+        why = "no evaluated row counts for it (its label is missing, or the row is outside its sample space)"
+    elif task.kind == "binary" and counts.positive in (0, counts.rows):
+        why = f"it is {int(counts.positive > 0)} in all {counts.rows:,} evaluated rows"
+    elif task.kind == "multiclass":
+        why = f"it is one class in all {counts.rows:,} evaluated rows"
+    else:
+        why = "no group of evaluated rows has both classes"
+    return f"label {name!r}: {why}, so that {', '.join(keys)} cannot be computed"
+
+
+def _check_rows(name: str, task: Task, rows: Rows, comm: Collectives) -> _Counts:
     """Raises what Evaluation.result promises, on all workers together so that none is left waiting."""
     is_wrong_label, wrong_label = _wrong_labels(rows.labels, task)
     faults = (
@@ -172,13 +196,15 @@ def _check_rows(name: str, task: Task, rows: Rows, comm: Collectives) -> None:
         is_wrong_label,
         ~(np.isfinite(rows.weights) & (rows.weights > 0)),
     )
-    counts = comm.sum_array(np.array([len(rows.logits), *(fault.sum() for fault in faults)], np.int64))
-    num_rows, logits, labels, weights = counts.tolist()
+    own = [len(rows.logits), (rows.labels > 0).sum(), *(fault.sum() for fault in faults)]
+    num_rows, positive, logits, labels, weights = comm.sum_array(np.array(own, np.int64)).tolist()
     if logits:
         what = "predicted values" if task.kind == "regression" else "logits"
         raise FloatingPointError(
             f"task {name!r}: {logits} of {num_rows} {what} are NaN or infinite, so that there is nothing to measure. "
-            "Training has diverged: go back to an earlier checkpoint and lower the learning rates."
+            "Either training has diverged: go back to an earlier checkpoint and lower the learning rates. Or the rows "
+            "hold extreme numerical values, which check_dataset.py warns of: --amp_dtype float16 holds nothing beyond "
+            "65,504; scale them, or use bfloat16 or float32."
         )
     if labels:
         raise DataError(
@@ -190,6 +216,7 @@ def _check_rows(name: str, task: Task, rows: Rows, comm: Collectives) -> None:
             f"task {name!r}: {weights} of {num_rows} evaluated rows have a sample weight that is negative, NaN or "
             "infinite; expected 0 or more. check_dataset.py tells where they are."
         )
+    return _Counts(num_rows, positive)
 
 
 def _wrong_labels(labels: np.ndarray, task: Task) -> tuple[np.ndarray, str]:

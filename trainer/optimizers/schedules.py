@@ -1,11 +1,12 @@
 """Learning rates as functions of the step."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import tensorflow as tf
 
-from trainer.flags.options import DeepOptimizer
+from trainer.flags.options import DeepOptimizer, Options
+from trainer.run_facts import SavedRates
 
 
 @dataclass(frozen=True)
@@ -70,3 +71,44 @@ def make_schedule(options: DeepOptimizer, steps_per_epoch: int, epochs: int) -> 
     if options.schedule == "constant":
         return WarmupThenConstant(options.rate, warmup)
     return WarmupThenSteps(options.rate, warmup, epochs * steps_per_epoch)
+
+
+def changed_rates(saved: SavedRates, options: Options, steps_per_epoch: int, done: int) -> list[str]:
+    """What differs between the learning rates of a checkpoint and those of the run that resumes it, in words.
+
+    A schedule is a function of the flags of the run that is under way: more epochs stretch it.
+
+    Args:
+        saved: flags of the checkpoint.
+        options: of this run.
+        steps_per_epoch: of both.
+        done: steps of the checkpoint.
+    """
+    now, training = options.as_dict(), options.training
+    before = DeepOptimizer(
+        rule="",
+        rate=saved.deep_learning_rate,
+        schedule=saved.deep_schedule,
+        warmup_epochs=saved.deep_warmup_epochs,
+        weight_decay=0.0,
+    )
+    old = make_schedule(before, steps_per_epoch, saved.num_epochs)
+    new = make_schedule(options.deep_optimizer, steps_per_epoch, training.num_epochs)
+    flags = [(name, value, now[name]) for name, value in asdict(saved).items() if name != "linear_learning_rate"]
+    changed = [f"--{name} was {_shown(then)} and is {_shown(value)}" for name, then, value in flags if then != value]
+    rates = [float(schedule(tf.constant(done + 1))) for schedule in (old, new)]
+    told = []
+    if old != new:
+        told.append(
+            f"the schedule of the deep learning rate has changed: {rates[0]:.4g} before and {rates[1]:.4g} now at step "
+            f"{done + 1} ({'; '.join(changed)}). --deep_schedule constant with --deep_learning_rate keeps one rate."
+        )
+    if saved.linear_learning_rate != training.linear_learning_rate:
+        told.append(
+            f"the linear learning rate was {saved.linear_learning_rate:.4g} and is {training.linear_learning_rate:.4g}"
+        )
+    return told
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

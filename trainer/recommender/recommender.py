@@ -225,8 +225,8 @@ class Recommender:
         """Writes everything into a folder: JSON, YAML, .npy and parquet. Replaces what an earlier `save` has written.
 
         Raises:
-            DataError: the folder is a link or a file, is the working directory or above it, or holds something that
-                `save` has not written.
+            DataError: the folder is a link, a file, the working directory or above it, or holds something that this
+                method has not written.
             CheckpointError: it could not be written.
         """
         from trainer.recommender.storage import save_fitted
@@ -243,9 +243,11 @@ class Recommender:
         path = _path("load", folder)
         import_tensorflow()
         from trainer.recommender.storage import load_fitted
+        from trainer.saved_model import foreign_is_refused
 
         state, options = load_fitted(path)
-        loaded = cls(**options)
+        with foreign_is_refused(path):
+            loaded = cls(**options)
         loaded._state = state
         return loaded
 

@@ -8,6 +8,7 @@ weights/*.npy               the model's weights, and `seen/...`: the items of ea
 import io
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ from trainer.weights import named
 VERSION = 1
 SETTINGS, USERS, ITEMS = "recommender.json", "tables/users.parquet", "tables/items.parquet"
 _KEY = "key"
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What `recommender.json` says: names of columns, and the options that the recommender was made with."""
+
+    version: int
+    user: str
+    item: str
+    context: tuple[str, ...]
+    options: dict[str, Any]
 
 
 def save_fitted(fitted: Fitted, options: Mapping[str, Any], folder: Path) -> None:
@@ -75,16 +87,14 @@ def load_fitted(folder: Path) -> tuple[Fitted, dict[str, Any]]:
 
 
 def _load(sealed: SealedFolder) -> tuple[Fitted, dict[str, Any]]:
-    folder, settings = sealed.path, read_document(sealed, SETTINGS)
-    if settings["version"] != VERSION:
-        raise DataError(
-            f"{folder}: version {settings['version']!r}, this program reads version {VERSION}; fit it again"
-        )
-    users = _from_parquet(settings["user"], sealed.documents[USERS])
-    items = _from_parquet(settings["item"], sealed.documents[ITEMS])
+    settings: _Settings = read_document(_Settings, sealed, SETTINGS)
+    if settings.version != VERSION:
+        raise DataError(f"version {settings.version}, this program reads version {VERSION}; fit it again")
+    users = _from_parquet(settings.user, sealed.documents[USERS])
+    items = _from_parquet(settings.item, sealed.documents[ITEMS])
     seen = Seen(sealed.read(SEEN_STARTS), sealed.read(SEEN_ITEMS))
     _check_seen(seen, len(users.keys), len(items.keys))
-    return Fitted(read_model(sealed), users, items, seen, tuple(settings["context"])), dict(settings["options"])
+    return Fitted(read_model(sealed), users, items, seen, settings.context), settings.options
 
 
 def _check_seen(seen: Seen, users: int, items: int) -> None:

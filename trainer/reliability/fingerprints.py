@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import tensorflow as tf
 
-from trainer.reliability.errors import NotFinite, WorkersDiffer
+from trainer.reliability.errors import NotFinite, WorkersDiffer, how_to_stay_finite
 from trainer.state import RunState
 
 # Blocks of one variable are chained by it; odd, so that no bit of what came before is lost.
@@ -39,8 +39,7 @@ def check_state(state: RunState, step: int) -> None:
     if broken:
         raise NotFinite(
             f"{len(broken)} variables hold NaN or infinities after step {step}, the first of them {broken[0]}. They "
-            "are not saved; the last checkpoint is good. Lower --deep_learning_rate or --linear_learning_rate, or look "
-            "for extreme numerical values (check_dataset.py shows them)."
+            f"are not saved; the last checkpoint is good. {how_to_stay_finite()}"
         )
 
 

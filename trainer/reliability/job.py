@@ -4,14 +4,16 @@ import os
 import secrets
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from trainer.reliability import processes
 from trainer.reliability.exit_codes import DONE
 from trainer.reliability.outcome import Outcome, outcome_of
 from trainer.reliability.processes import carries, kill_marked
-from trainer.reliability.records import JOB_VARIABLE, WorkerState, prepare_records, read_records
+from trainer.reliability.records import JOB_VARIABLE, WorkerState, last_job, prepare_records, read_records
 
 
 class Job:
@@ -20,9 +22,14 @@ class Job:
     It runs in a session of its own, so that a terminal's signals do not reach it, with a random value in its
     environment, by which all processes that it starts are found again, wherever they have moved to.
 
+    It never outlives the process that made it: a keeper (`processes.py` as a program) waits at the other end of a pipe
+    and kills what is left of the job when this process dies, even by kill -9. The launcher and the workers could not
+    watch such a pipe themselves: horovodrun closes the descriptors that it inherits.
+
     Args:
         command: the launcher with its arguments.
         results_dir: of the workers, absolute.
+        lock: descriptor that the keeper inherits: a lock is then free only when nothing is left of the job.
 
     Attributes:
         workers: the records of those that have begun, by rank. A record that vanishes or is replaced by another
@@ -34,22 +41,27 @@ class Job:
         OSError: there is no such command, or it cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], results_dir: Path):
+    def __init__(self, command: Sequence[str], results_dir: Path, lock: int | None = None):
         self._results_dir = results_dir
         self._job = secrets.token_hex(16)
         self.workers: dict[int, WorkerState] = {}
         self.gone: set[int] = set()
         self.has_records = True
         try:
-            prepare_records(results_dir)
+            prepare_records(results_dir, self._job)
         except OSError:
             self.has_records = False
-        self._launcher = subprocess.Popen(
-            command,
-            env=os.environ | {JOB_VARIABLE: self._job},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self._keeper = _start_keeper(self._mark, lock)
+        try:
+            self._launcher = subprocess.Popen(
+                command,
+                env=os.environ | {JOB_VARIABLE: self._job},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError:
+            self._dismiss_keeper()
+            raise
 
     @property
     def has_ended(self) -> bool:
@@ -102,8 +114,37 @@ class Job:
         left = kill_marked(self._mark)
         with suppress(subprocess.TimeoutExpired):
             self._launcher.wait(timeout=1)
+        self._dismiss_keeper()
         return left
+
+    def _dismiss_keeper(self) -> None:
+        if self._keeper.poll() is None:
+            self._keeper.communicate()
 
     @property
     def _mark(self) -> str:
-        return f"{JOB_VARIABLE}={self._job}"
+        return _mark_of(self._job)
+
+
+def kill_last_job(results_dir: Path) -> list[int]:
+    """Kills what an earlier supervisor's job has left on this host; returns the processes that would not die.
+
+    Usually nothing: its keeper has done so. To be called with the lock on `results_dir` held.
+    """
+    job = last_job(results_dir)
+    return [] if job is None else kill_marked(_mark_of(job))
+
+
+def _mark_of(job: str) -> str:
+    return f"{JOB_VARIABLE}={job}"
+
+
+def _start_keeper(mark: str, lock: int | None) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", str(processes.__file__), mark],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=() if lock is None else (lock,),
+        start_new_session=True,
+    )

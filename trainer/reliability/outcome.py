@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from trainer.reliability.exit_codes import DONE, FAILURE, HANG, NO_CHECKPOINT, STOPPED, WRONG_INPUT
-from trainer.reliability.records import PEER_GONE, WorkerState
+from trainer.reliability.records import PEER_GONE, STOPPED_EARLY, WorkerState
 
 FINAL = (DONE, WRONG_INPUT, NO_CHECKPOINT, STOPPED)
 """After these a job is not started again: it would end in the same way, or is not meant to go on."""
@@ -23,8 +23,10 @@ class Outcome:
 def outcome_of(workers: Mapping[int, WorkerState], gone: Collection[int], launcher_code: int | None) -> Outcome:
     """What a job has come to.
 
-    One worker's end ends the others, so that the first cause has to be told from what followed: a refusal, a stop
-    or a failure of its own comes before a death without a word, and that before the failures of those left alone.
+    One worker's end ends the others, so that the first cause has to be told from what followed: a refusal, a stop on
+    which all agreed or a failure of its own comes before a death without a word, and that before the failures of those
+    left alone. A stop before training had begun is no agreement: where a worker failed or died before, the launcher
+    sent the others the signal.
 
     Args:
         workers: their last records, by rank.
@@ -34,12 +36,12 @@ def outcome_of(workers: Mapping[int, WorkerState], gone: Collection[int], launch
     ends = sorted((state for state in workers.values() if state.code is not None), key=lambda state: state.ended)
     for code in (WRONG_INPUT, NO_CHECKPOINT, STOPPED):
         for state in ends:
-            if state.code == code:
+            if state.code == code and not state.cause.startswith(STOPPED_EARLY):
                 return Outcome(code, _told(state))
-    failures = [state for state in ends if state.code != DONE]
+    failures = [state for state in ends if state.code != DONE and not (gone and state.code == STOPPED)]
     for state in failures:
         if not state.cause.startswith(PEER_GONE):
-            return Outcome(HANG if state.code == HANG else FAILURE, _told(state))
+            return Outcome(state.code if state.code in (HANG, STOPPED) else FAILURE, _told(state))
     if gone:
         names = ", ".join(f"worker {rank}" for rank in sorted(gone))
         return Outcome(FAILURE, f"{names} ended without a word (killed, or crashed)")

@@ -1,7 +1,13 @@
-"""Processes of this host, seen through /proc: whether one still lives, and which carry a mark in their environment."""
+"""Processes of this host, seen through /proc: whether one still lives, and which carry a mark in their environment.
+
+As a program (`processes.py NAME=value`) it is a job's keeper: it waits until its standard input ends, that is, until
+the process at the other end of the pipe has closed it or has died, however that happened. Then it kills all processes
+that carry the mark.
+"""
 
 import os
 import signal
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -51,3 +57,8 @@ def kill_marked(mark: str, patience: float = 10.0) -> list[int]:
 
 def _all() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()
+    kill_marked(sys.argv[1])

@@ -1,11 +1,12 @@
 """What each worker leaves of itself in `<results_dir>/workers/worker-R.json`: who it is, and how it ended.
 
-A launcher hides the codes with which workers exit, and a killed worker has none, so that supervise.py reads these.
+A launcher passes on one worker's exit code at best, and a killed worker leaves none, so that supervise.py reads these.
 """
 
 import dataclasses
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -17,17 +18,22 @@ from pathlib import Path
 
 from data.atomic import write_whole
 from data.files import open_regular
+from data.typed_json import read_typed
 from trainer.process.launcher import Launch
 from trainer.reliability.exit_codes import DONE, FAILURE
 from trainer.reliability.processes import start_time
 
 FOLDER = "workers"
+JOB_FILE = "job"
 JOB_VARIABLE = "RECIPE_JOB"
 """Set by supervise.py to another value at each start: whose worker a process is."""
 PEER_GONE = "another worker is gone"
 """How the cause begins where a worker ended only because another one had."""
+STOPPED_EARLY = "stopped before training had begun"
+"""How the cause begins where a signal ended a worker that could not yet agree on it with the others."""
 
 LONGEST_CAUSE = 500
+LONGEST_JOB = 64
 
 
 @dataclass(frozen=True)
@@ -135,8 +141,8 @@ class WorkerRecord:
                 write_whole(path, json.dumps(dataclasses.asdict(state)) + "\n")
 
 
-def prepare_records(results_dir: Path) -> None:
-    """Makes an empty folder for the records of a job.
+def prepare_records(results_dir: Path, job: str) -> None:
+    """Makes an empty folder for the records of a job, and notes whose it is.
 
     Raises:
         OSError: it cannot be made.
@@ -145,16 +151,29 @@ def prepare_records(results_dir: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in _files(folder):
         path.unlink(missing_ok=True)
+    path = folder / JOB_FILE
+    if not os.path.lexists(path) or last_job(results_dir):
+        write_whole(path, job + "\n")
+
+
+def last_job(results_dir: Path) -> str | None:
+    """The job for which the folder was prepared last; None where there was none."""
+    try:
+        with open_regular(results_dir / FOLDER / JOB_FILE) as file:
+            text = file.read(LONGEST_JOB + 1).decode().removesuffix("\n")
+    except (OSError, ValueError):
+        return None
+    return text if re.fullmatch(f"[0-9a-f]{{1,{LONGEST_JOB}}}", text) else None
 
 
 def read_records(results_dir: Path, job: str) -> dict[int, WorkerState]:
     """What the workers of a job have written so far, by rank; what others have left there is passed over."""
     states = {}
     for path in _files(results_dir / FOLDER):
-        with suppress(OSError, ValueError, TypeError):
+        with suppress(OSError, ValueError, RecursionError):
             with open_regular(path) as file:
-                state = WorkerState(**json.loads(file.read()))
-            if state.job == job and _is_plausible(state):
+                state: WorkerState = read_typed(WorkerState, json.loads(file.read()), path.name)
+            if state.job == job:
                 states[state.rank] = state
     return states
 
@@ -170,12 +189,8 @@ def _is_record(path: Path) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            text = file.read().decode()
         return not text or json.loads(text).keys() == {item.name for item in dataclasses.fields(WorkerState)}
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
-
-
-def _is_plausible(state: WorkerState) -> bool:
-    hints = typing.get_type_hints(WorkerState)
-    return all(isinstance(value, hints[name]) for name, value in dataclasses.asdict(state).items())

@@ -7,14 +7,17 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime
 
+from data.errors import DataError
 from trainer.checkpoints import Checkpoint, CheckpointStore, NoCheckpointError
 from trainer.flags.places import place_in
 from trainer.reliability.exit_codes import FAILURE, HANG, STOPPED
-from trainer.reliability.job import Job
+from trainer.reliability.job import Job, kill_last_job
 from trainer.reliability.outcome import FINAL, Outcome, Restarts
+from trainer.reliability.run_lock import RESULTS_DIR, FolderInUse, RunLock
+from trainer.reliability.signals import StopSignals
 
 TIMELINE = "supervise.jsonl"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
@@ -22,6 +25,8 @@ POLL = 0.1
 _LINE_START = b'{"time": "'
 # Seconds that the launcher has to end by itself after a worker has failed, and after all workers are done.
 PATIENCE_WITH_BROKEN, PATIENCE_WITH_DONE = 5.0, 60.0
+# Seconds that the job of a killed supervisor has to be gone.
+PATIENCE_WITH_LEFT = 20.0
 
 
 def say(text: str) -> None:
@@ -53,7 +58,8 @@ class Supervisor:
         self.store = CheckpointStore(place_in(command, "model_dir").absolute(), warn=lambda message: None)
         self.grace_seconds = grace_seconds
         self._restarts = Restarts(max_restarts)
-        self._received: list[int] = []
+        self._signals = StopSignals()
+        self._lock: int | None = None
         self._passed_on_at: float | None = None
         self._died_at: float | None = None
 
@@ -64,19 +70,44 @@ class Supervisor:
             OSError: the command cannot be started.
         """
         before = {number: signal.getsignal(number) for number in SIGNALS}
+        with ExitStack() as until_the_end:
+            try:
+                self._lock = self._take_lock(until_the_end)
+            except FolderInUse as error:
+                say(str(error))
+                return FAILURE
+            try:
+                for number in SIGNALS:
+                    if before[number] is not signal.SIG_IGN:  # nohup has its way
+                        signal.signal(number, lambda received, _: self._signals.add(received))
+                code = self._supervise()
+            except Interrupted as interrupted:
+                say(str(interrupted))
+                code = interrupted.code
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+            self._note("finished", code=code)
+            return code
+
+    def _take_lock(self, until_the_end: ExitStack) -> int | None:
+        """Keeps other supervisors out of the results folder, and ends what a killed one has left there.
+
+        A killed one's lock is held by its job's keeper until nothing is left of the job.
+
+        Returns:
+            The descriptor of the lock; None where there is none.
+
+        Raises:
+            FolderInUse: another supervisor is at work there.
+        """
         try:
-            for number in SIGNALS:
-                if before[number] is not signal.SIG_IGN:  # nohup has its way
-                    signal.signal(number, lambda received, _: self._received.append(received))
-            code = self._supervise()
-        except Interrupted as interrupted:
-            say(str(interrupted))
-            code = interrupted.code
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        self._note("finished", code=code)
-        return code
+            lock = until_the_end.enter_context(RunLock(self.results_dir, say, PATIENCE_WITH_LEFT, RESULTS_DIR))
+        except DataError:  # a folder that cannot be written; the job's start says so
+            return None
+        if lock.descriptor is not None and (left := kill_last_job(self.results_dir)):
+            say(f"these processes of an earlier supervisor would not die: {left}")
+        return lock.descriptor
 
     def _supervise(self) -> int:
         first = self._newest()
@@ -88,8 +119,8 @@ class Supervisor:
                 return outcome.code
             newest = self._newest()
             self._note("died", cause=outcome.cause, code=outcome.code, step=_step(newest))
-            if self._received:
-                raise Interrupted(128 + self._received[0], f"{outcome.cause}, after a signal and before it had saved")
+            if self._requests:
+                raise Interrupted(128 + self._requests[0], f"{outcome.cause}, after a signal and before it had saved")
             wait, decision = self._restarts.after(outcome.cause, _differ(newest, start))
             say(f"{outcome.cause}; {decision}" + ("" if wait is None else f", from step {_step(newest)}"))
             if wait is None:
@@ -99,7 +130,7 @@ class Supervisor:
     def _run_once(self, start: Checkpoint | None, has_new: bool) -> Outcome:
         """Runs the command until it ends, or has to be ended; nothing of it is left on this host afterwards."""
         command = self._command_from(has_new)
-        job = Job(command, self.results_dir)
+        job = Job(command, self.results_dir, self._lock)
         try:
             if not job.has_records:
                 say(f"{self.results_dir} cannot be written: only the exit code of the command tells how workers end")
@@ -141,11 +172,11 @@ class Supervisor:
 
     def _obey(self, job: Job, now: float) -> None:
         """Passes the first signal on to a worker; ends the job at the second, or when the grace is over."""
-        if len(self._received) > 1:
-            raise Interrupted(128 + self._received[1], "a second signal ended the job at once")
-        if self._received and self._passed_on_at is None:
+        if len(self._requests) > 1:
+            raise Interrupted(128 + self._requests[1], "a second signal ended the job at once")
+        if self._requests and self._passed_on_at is None:
             self._passed_on_at = now
-            name = signal.Signals(self._received[0]).name
+            name = signal.Signals(self._requests[0]).name
             if not job.workers:
                 raise Interrupted(STOPPED, f"{name} ended the job at once, as no worker had begun")
             rank = job.ask_to_stop()
@@ -156,14 +187,18 @@ class Supervisor:
                     f"{name}: told worker {rank} to stop; all workers agree on a step and save. Again ends them at once"
                 )
         if self._passed_on_at is not None and now > self._passed_on_at + (self.grace_seconds or math.inf):
-            raise Interrupted(128 + self._received[0], "the job had not ended within --grace_seconds of the signal")
+            raise Interrupted(128 + self._requests[0], "the job had not ended within --grace_seconds of the signal")
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while not self._received and time.monotonic() < until:
+        while not self._requests and time.monotonic() < until:
             time.sleep(POLL)
-        if self._received:
+        if self._requests:
             raise Interrupted(STOPPED, "stopped by a signal between two starts; all that was saved is there")
+
+    @property
+    def _requests(self) -> list[int]:
+        return self._signals.requests
 
     def _newest(self) -> Checkpoint | None:
         try:

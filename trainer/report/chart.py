@@ -8,6 +8,7 @@ import numpy as np
 
 from trainer.observation.progress import format_count
 from trainer.report.markup import Markup, element
+from trainer.report.runs import HUGE
 
 WIDTH, HEIGHT = 400, 230
 TOP, RIGHT, BOTTOM = 10, 14, 40
@@ -16,7 +17,7 @@ COLOURS = 8  # that the style knows
 TICKS = 5
 MOST_POINTS = 300
 MOST_MARKS = 60
-TINY, HUGE = 1e-290, 1e290  # between them no sum and no quotient leaves float64
+TINY = 1e-290  # above it no quotient leaves float64
 
 
 @dataclass(frozen=True)

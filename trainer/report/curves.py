@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trainer.health.keys import LevelValues
 from trainer.report.runs import Point, Run, metric_keys
 from trainer.report.table import is_quality
 
@@ -21,6 +22,8 @@ TITLES = {
     "accuracy": "Accuracy",
 }
 MEAN = "mean"
+# What is drawn of runs with more; tables have all of them.
+MOST_PANELS, MOST_TASKS, MOST_GATES, MOST_EXPERTS = 24, 24, 24, 64
 # Training losses of the first tenth may leave a panel at its top where they would squeeze the others into a quarter.
 START, SQUEEZED = 0.1, 0.25
 
@@ -48,6 +51,30 @@ def panels_of(runs: list[Run]) -> dict[str, list[Curve]]:
         panel += [_curve(run, task, run.evaluations, key, False) for run in runs]
     drawn = {panel: _without_idle_mean([curve for curve in curves if curve.steps]) for panel, curves in panels.items()}
     return {panel: curves for panel, curves in drawn.items() if curves}
+
+
+def drawn(runs: list[Run]) -> tuple[dict[str, list[Curve]], str]:
+    """The panels of `panels_of` that are drawn, and a note where some of them, or some tasks, are left out."""
+    panels = panels_of(runs)
+    tasks = list(dict.fromkeys(curve.task for curves in panels.values() for curve in curves))
+    tasks.sort(key=lambda task: task not in ("", MEAN))  # of all tasks, and their mean, before single ones
+    shown = set(tasks[:MOST_TASKS])
+    kept = {panel: [curve for curve in curves if curve.task in shown] for panel, curves in panels.items()}
+    names = [panel for panel, curves in kept.items() if curves][:MOST_PANELS]
+    notes = [only(len(shown), len(tasks), "tasks"), only(len(names), len(panels), "metrics")]
+    return {name: kept[name] for name in names}, " ".join(note for note in notes if note)
+
+
+def drawn_of(level: LevelValues) -> tuple[list[str], list[str], str]:
+    """The gates and the experts of a level that are drawn, and a note where some are left out."""
+    gates, experts = level.gates[:MOST_GATES], level.experts[:MOST_EXPERTS]
+    notes = [only(len(gates), len(level.gates), "gates"), only(len(experts), len(level.experts), "experts")]
+    return gates, experts, " ".join(note for note in notes if note)
+
+
+def only(shown: int, there: int, what: str) -> str:
+    """A note that not everything is drawn; empty where it is."""
+    return f"Drawn are {shown:,} of {there:,} {what}; the log has all." if shown < there else ""
 
 
 def top_of(curves: Sequence[Curve]) -> float:

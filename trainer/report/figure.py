@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from data.atomic import replacing
 from trainer.observation.progress import format_count
-from trainer.report.curves import TITLES, Curve, panels_of, top_of
+from trainer.report.curves import TITLES, Curve, drawn, top_of
 from trainer.report.outputs import LEARNING_CURVE, SOURCE, check_pictures, picture_files
 from trainer.report.runs import Run
 from trainer.report.table import best_of
@@ -103,7 +103,7 @@ def draw_learning_curves(runs: list[Run], folder: Path, name: str = LEARNING_CUR
     Returns:
         The files written; none where no run has a value at a step.
     """
-    panels = panels_of(runs)
+    panels, _ = drawn(runs)
     if not panels:
         return []
     rows = -(-len(panels) // PANELS_PER_ROW)

@@ -2,11 +2,12 @@
 
 import math
 
-from trainer.health.keys import DEAD, ENTROPY, EXPERTS, GATES, SHARE, WEIGHT, LevelValues, levels_in
+from trainer.health.keys import DEAD, ENTROPY, EXPERTS, GATES, SHARE, WEIGHT, LevelValues, histories
 from trainer.report.chart import Axis, Line, line_chart
+from trainer.report.curves import drawn_of
 from trainer.report.markup import Markup, element, joined, table
 from trainer.report.runs import Run
-from trainer.report.sections import charts, legend, together
+from trainer.report.sections import charts, legend, note, together
 
 SHARE_AXIS = Axis(low=0, high=1)
 
@@ -18,7 +19,7 @@ def gate_health(runs: list[Run]) -> Markup | None:
         if run.health:
             if len(runs) > 1:
                 parts.append(element("h3", run.name))
-            levels = list(zip(*(levels_in(point.values) for point in run.health), strict=False))
+            levels = histories([point.values for point in run.health])
             epochs = [point.epoch or float(count) for count, point in enumerate(run.health, start=1)]
             for count, history in enumerate(levels, start=1):
                 parts += _level(history, epochs, f"Level {count}: " if len(levels) > 1 else "")
@@ -27,8 +28,7 @@ def gate_health(runs: list[Run]) -> Markup | None:
 
 def _level(history: tuple[LevelValues, ...], epochs: list[float], place: str) -> list[Markup]:
     """The charts and tables of a level."""
-    last = history[-1]
-    gates, experts = last.gates, last.experts
+    gates, experts, left_out = drawn_of(history[-1])
     x = Axis("epoch", low=min(epochs), high=max(epochs))
     entropy = [
         Line(gate, colour, epochs, [values.get(ENTROPY, gate) for values in history])
@@ -47,16 +47,16 @@ def _level(history: tuple[LevelValues, ...], epochs: list[float], place: str) ->
         for gate in gates
     ]
     parts = [
+        note(left_out),
         charts([line_chart(f"{place}Entropy of the gates", entropy, x, SHARE_AXIS)], legend(gates)),
         charts(weights, legend([f"expert {expert}" for expert in experts])),
-        element("div", *_maps(last, place), class_="maps"),
+        element("div", *_maps(history[-1], gates, experts, place), class_="maps"),
     ]
     return [part for part in parts if part is not None]
 
 
-def _maps(level: LevelValues, place: str) -> list[Markup]:
+def _maps(level: LevelValues, gates: list[str], experts: list[str], place: str) -> list[Markup]:
     """Tables of the last evaluation, their cells coloured by value."""
-    gates, experts = level.gates, level.experts
     dead = [level.get(DEAD, expert) for expert in experts]
     maps = [
         _map(f"{place}Mean weight", gates, experts, [[level.get(WEIGHT, g, e) for e in experts] for g in gates]),

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trainer.health.keys import DEAD, ENTROPY, EXPERTS, GATES, SHARE, WEIGHT, LevelValues, levels_in
+from trainer.health.keys import DEAD, ENTROPY, EXPERTS, GATES, SHARE, WEIGHT, LevelValues, histories
+from trainer.report.curves import drawn_of
 from trainer.report.figure import COLOURS, DPI, GREY, PANELS_PER_ROW, PIXELS, STYLE, save
 from trainer.report.runs import Run
 
@@ -18,6 +19,7 @@ FADING = (1.0, 0.55, 0.25)  # beyond the colours there are, paler ones
 THINNEST_LABELLED = 0.06
 MOST_CELLS_LABELLED = 8
 MOST_EPOCHS_LABELLED = 10
+MOST_NAMES = 32  # beside a map
 LONGEST_NAME = 24
 WIDEST_LABELS = 36  # characters of all labels below a map; longer ones are slanted
 SMALL = 8.5
@@ -28,16 +30,17 @@ def draw_gates(run: Run, folder: Path, name: str = "gates") -> list[Path]:
     """Draws the gates of a run as PNG (1280 pixels wide) and as SVG.
 
     Of each level: a panel per gate with the mean weights of its experts and its entropy by epoch; then, of the last
-    epoch, how often each expert leads, and how much alike gates are, and experts.
+    epoch, how often each expert leads, and how much alike gates are, and experts. Of many gates and experts the first
+    ones are drawn.
 
     Returns:
         The files written; none for a run without gates.
     """
-    if not run.health:
+    levels = histories([point.values for point in run.health])
+    if not levels:
         return []
     epochs = [point.epoch or number for number, point in enumerate(run.health, start=1)]
-    levels = list(zip(*(levels_in(point.values) for point in run.health), strict=True))
-    heights = [-(-len(history[-1].gates) // PANELS_PER_ROW) + 1 for history in levels]
+    heights = [-(-len(drawn_of(history[-1])[0]) // PANELS_PER_ROW) + 1 for history in levels]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(PIXELS / DPI, sum(heights) * ROW_INCHES), dpi=DPI, layout="constrained")
         axes = figure.subplots(sum(heights), PANELS_PER_ROW, squeeze=False)
@@ -48,15 +51,20 @@ def draw_gates(run: Run, folder: Path, name: str = "gates") -> list[Path]:
             _draw_history(over_time, epochs, history, place)
             _draw_end(at_the_end, history[-1], place, f"epoch {epochs[-1]:g}")
             first += height
+        if note := " ".join(dict.fromkeys(note for history in levels if (note := drawn_of(history[-1])[2]))):
+            figure.supxlabel(note, fontsize=SMALL, color=GREY)
         return save(figure, folder, name)
 
 
 def _draw_history(axes: np.ndarray, epochs: list[float], history: tuple[LevelValues, ...], place: str) -> None:
     """A panel per gate: bars of the experts' weights, and the entropy as a line."""
-    for axis, gate in zip(axes, history[-1].gates, strict=False):
+    gates, experts, _ = drawn_of(history[-1])
+    for axis, gate in zip(axes, gates, strict=False):
         below = np.zeros(len(epochs))
-        for index, expert in enumerate(history[-1].experts):
+        for index, expert in enumerate(experts):
             weights = np.nan_to_num([values.get(WEIGHT, gate, expert) for values in history])
+            if not weights.any():  # an expert that the gate does not read
+                continue
             axis.bar(epochs, weights, 0.94, bottom=below, linewidth=0, **_look(index))
             if weights[-1] > THINNEST_LABELLED:
                 axis.text(1.01, below[-1] + weights[-1] / 2, expert, **_BESIDE, transform=axis.get_yaxis_transform())
@@ -71,18 +79,19 @@ def _draw_history(axes: np.ndarray, epochs: list[float], history: tuple[LevelVal
         axis.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
         axis.set_xticks(epochs[:: -(-len(epochs) // MOST_EPOCHS_LABELLED)])
         axis.grid(False)
-    for unused in axes[len(history[-1].gates) :]:
+    for unused in axes[len(gates) :]:
         unused.remove()
 
 
 def _draw_end(axes: np.ndarray, level: LevelValues, place: str, when: str) -> None:
     """Three maps of the last epoch."""
-    gates, experts = [_name(gate) for gate in level.gates], level.experts
-    shares = np.array([[level.get(SHARE, gate, expert) for expert in experts] for gate in level.gates])
-    _draw_map(axes[0], shares, gates, experts, "{:.0%}")
+    gates, experts, _ = drawn_of(level)
+    names = [_name(gate) for gate in gates]
+    shares = np.array([[level.get(SHARE, gate, expert) for expert in experts] for gate in gates])
+    _draw_map(axes[0], shares, names, experts, "{:.0%}")
     axes[0].set_title(f"{place}arg-max share")
     axes[0].set_xlabel(f"expert (share of rows it leads in, {when})")
-    _draw_map(axes[1], _pairs(level, GATES, level.gates), gates, gates, "{:.2f}")
+    _draw_map(axes[1], _pairs(level, GATES, gates), names, names, "{:.2f}")
     axes[1].set_title(f"{place}similarity of gates")
     axes[1].set_xlabel(f"gate (cosine, {when})")
     dead = [level.get(DEAD, expert) for expert in experts]
@@ -108,8 +117,10 @@ def _draw_map(axis: Axes, values: np.ndarray, rows: list[str], columns: list[str
     axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     slant: dict[str, Any] = {"rotation": 25, "ha": "right"} if sum(map(len, columns)) > WIDEST_LABELS else {}
     crowded = len(columns) > MOST_CELLS_LABELLED
-    axis.set_xticks(range(len(columns)), columns, fontsize=SMALLEST if crowded else SMALL, **slant)
-    axis.set_yticks(range(len(rows)), rows, fontsize=SMALL)
+    every = -(-len(columns) // MOST_NAMES)
+    axis.set_xticks(range(0, len(columns), every), columns[::every], fontsize=SMALLEST if crowded else SMALL, **slant)
+    every = -(-len(rows) // MOST_NAMES)
+    axis.set_yticks(range(0, len(rows), every), rows[::every], fontsize=SMALL)
     axis.tick_params(length=0)
     axis.grid(False)
     if not crowded:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.files import open_regular
 from data.output_paths import check_apart, check_replaceable_file
 from trainer.report.runs import Run
 
@@ -69,5 +70,5 @@ def is_picture(path: Path) -> bool:
 
 
 def _head(path: Path) -> bytes:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(_HEAD)

@@ -2,11 +2,12 @@
 
 import json
 import math
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
+from data.errors import DataError, printable
 from data.files import NotRegularError, open_regular
 from trainer.health.keys import is_health
 from trainer.metrics.calibration_curve import CURVE, CalibrationCurve
@@ -14,6 +15,8 @@ from trainer.observation.log import PARAMETER, read_log
 
 NAN = float("nan")
 MEASURED = "batch_samplesps"
+HUGE = 1e290  # below it no sum and no quotient of a chart leaves float64
+LAST_STEP = 2**53  # beyond it float64, in which charts are drawn, knows no whole numbers
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def read_run(results_dir: Path, name: str, log_filename: str = "log.json") -> Ru
             f"{path}: there is no such log. Give the --results_dir of a run of main.py"
             + ("" if results_dir.is_dir() else f"; {results_dir} is no folder")
         )
-    run = Run(name)
+    run = Run(on_one_line(name))
     for record in read_log(path):
         _add_record(run, record)
     run.parameters |= _read_json(results_dir / "args.json")
@@ -94,17 +97,27 @@ def _add_record(run: Run, record: dict[str, Any]) -> None:
         run.calibration = curves
     elif step in ([], ""):
         run.final = _numbers(data)
-    elif isinstance(step, list) and isinstance(step[0], int):
+    elif isinstance(step, list) and step and all(map(_is_step, step)):
         values = _numbers(data)
-        point = Point(step[0], values.pop("epoch", None), values, _time(record))
+        epoch = values.pop("epoch", NAN)
+        point = Point(step[0], epoch if 0 <= epoch <= LAST_STEP else None, values, _time(record))
         if len(step) == 2 and "loss" in values:
             _add_point(run.training, point, step[0])
-        elif len(step) == 2 and isinstance(step[1], int) and MEASURED in values:
+        elif len(step) == 2 and MEASURED in values:
             _add_point(run.measured, replace(point, step=step[1]), step[1])
         elif len(step) == 1 and any(map(is_health, values)):
             _add_point(run.health, point, step[0])
         elif len(step) == 1 and values:
             _add_point(run.evaluations, point, step[0])
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LAST_STEP
+
+
+def on_one_line(name: str) -> str:
+    """A name from a file or a path without what controls a terminal or what no encoding can write."""
+    return printable(name).replace("\n", "\\n")
 
 
 def _add_point(points: list[Point], point: Point, step: int) -> None:
@@ -115,10 +128,13 @@ def _add_point(points: list[Point], point: Point, step: int) -> None:
 
 
 def _numbers(data: dict[str, Any]) -> dict[str, float]:
-    """The numbers among the values; null stands for a number that is none."""
-    return {
-        key: NAN if value is None else float(value) for key, value in data.items() if value is None or _is_number(value)
-    }
+    """The numbers among the values, their keys on one line; null stands for a number that is none."""
+    return {on_one_line(key): _number(value) for key, value in data.items() if value is None or _is_number(value)}
+
+
+def _number(value: float | None) -> float:
+    """As float64, NaN of what no chart can show: JSON has numbers of any length."""
+    return NAN if value is None or not abs(value) < HUGE else float(value)
 
 
 def _curves(data: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
@@ -130,14 +146,16 @@ def _curves(data: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
             columns = [_column(curve.get(column)) for column in CalibrationCurve._fields]
             lines = list(zip(*columns, strict=False))
             if lines:
-                curves[task] = dict(zip(CalibrationCurve._fields, map(list, zip(*lines, strict=True)), strict=True))
+                curves[on_one_line(task)] = dict(
+                    zip(CalibrationCurve._fields, map(list, zip(*lines, strict=True)), strict=True)
+                )
     return curves
 
 
 def _column(values: object) -> list[float]:
     """A list of numbers as it should be; of anything else nothing."""
     if isinstance(values, list) and all(map(_is_number, values)):
-        return [float(value) for value in values]
+        return [_number(value) for value in values]
     return []
 
 
@@ -177,11 +195,12 @@ def metric_keys(runs: list[Run]) -> list[str]:
 
 def training_loss(run: Run) -> dict[int, float]:
     """The mean of the logged training losses since the evaluation before, per evaluation step."""
-    means, start = {}, -1
+    means, points, first = {}, run.training, 0
     for evaluation in run.evaluations:
         if evaluation.step is None:
             continue
-        losses = [point.values["loss"] for point in run.training if start < (point.step or 0) <= evaluation.step]
+        last = bisect_right(points, evaluation.step, key=lambda point: point.step or 0)
+        losses = [point.values["loss"] for point in points[first:last]]
         means[evaluation.step] = sum(losses) / len(losses) if losses else NAN
-        start = evaluation.step
+        first = last
     return means

@@ -11,7 +11,7 @@ from trainer.metrics import direction_of
 from trainer.metrics.direction import Direction
 from trainer.observation.progress import format_count
 from trainer.report.chart import COLOURS, Axis, Line, line_chart
-from trainer.report.curves import TITLES, Curve, panels_of, top_of
+from trainer.report.curves import MOST_PANELS, TITLES, Curve, drawn, only, top_of
 from trainer.report.markup import Markup, breakable, element, joined, table
 from trainer.report.runs import MEASURED, Point, Run, metric_keys
 from trainer.report.table import best_of
@@ -61,21 +61,26 @@ def legend(names: Sequence[str], *, of: Sequence[str] = (), has_both_kinds: bool
     return element("ul", *entries, class_="legend") if entries else None
 
 
+def note(text: str) -> Markup | None:
+    """A paragraph, None of nothing."""
+    return element("p", text) if text else None
+
+
 def learning_curves(runs: list[Run]) -> Markup | None:
     """Loss and metrics over steps: of one run a chart per metric, of several one per metric and task."""
-    panels = panels_of(runs)
+    panels, left_out = drawn(runs)
     both = len({curve.is_training for curves in panels.values() for curve in curves}) > 1
     if len(runs) == 1:
         tasks = list(dict.fromkeys(curve.task or ALL_TASKS for curves in panels.values() for curve in curves))
         figures = [_curves(TITLES.get(name, name), curves, tasks, "task") for name, curves in panels.items()]
-        return charts(figures, legend(tasks, has_both_kinds=both))
+        return charts(figures, note(left_out), legend(tasks, has_both_kinds=both))
     names = [run.name for run in runs]
     figures = []
     for name, curves in panels.items():
         for task in dict.fromkeys(curve.task for curve in curves):
             title = f"{TITLES.get(name, name)} of {task or ALL_TASKS}" if _has_tasks(panels) else TITLES.get(name, name)
             figures.append(_curves(title, [curve for curve in curves if curve.task == task], names, "run"))
-    return charts(figures, legend(names, has_both_kinds=both))
+    return charts(figures, note(left_out), legend(names, has_both_kinds=both))
 
 
 def _has_tasks(panels: dict[str, list[Curve]]) -> bool:
@@ -108,7 +113,7 @@ def metrics(runs: list[Run]) -> Markup | None:
         rows = [
             [_metric(name), *(_of_run(runs[0], f"{name}/{task}" if task else name) for task in tasks)] for name in names
         ]
-        note = "The last evaluation; below it the best one, where that was another."
+        explanation = "The last evaluation; below it the best one, where that was another."
     else:
         head = ["metric", *(run.name for run in runs)]
         rows = []
@@ -117,8 +122,10 @@ def metrics(runs: list[Run]) -> Markup | None:
             best = best_of(key, lasts) if len(set(lasts)) > 1 else math.nan
             cells = [_of_run(run, key, is_best=last == best) for run, last in zip(runs, lasts, strict=True)]
             rows.append([_metric(key), *cells])
-        note = "The last evaluation of each run, the best run marked; below it the run's best, where that was another."
-    return joined(element("p", note), table(head, rows))
+        explanation = (
+            "The last evaluation of each run, the best run marked; below it the run's best, where that was another."
+        )
+    return joined(element("p", explanation), table(head, rows))
 
 
 def _is_metric(key: str) -> bool:
@@ -244,7 +251,8 @@ def _bar(title: str, parts: Mapping[str, float]) -> Markup:
 def calibration(runs: list[Run]) -> Markup | None:
     """What was predicted beside what happened, a chart per task."""
     figures = []
-    for task in dict.fromkeys(task for run in runs for task in run.calibration):
+    tasks = list(dict.fromkeys(task for run in runs for task in run.calibration))
+    for task in tasks[:MOST_PANELS]:
         lines = [
             Line(run.name, colour, run.calibration[task]["prediction"], run.calibration[task]["label"])
             for colour, run in enumerate(runs)
@@ -254,11 +262,12 @@ def calibration(runs: list[Run]) -> Markup | None:
         highest = max(points, default=1.0)
         axes = Axis("mean prediction", low=0, high=highest), Axis(low=0, high=highest)
         figures.append(line_chart(f"Mean label of {task}" if task else "Mean label", lines, *axes, diagonal=True))
-    note = (
+    explanation = (
         "The rows of the last evaluation in twenty bins of equal weight, by rising prediction. On the dashed line the "
         "model predicts what happens; below it, too much."
     )
-    return charts(figures, element("p", note), legend([run.name for run in runs]))
+    left_out = note(only(len(figures), len(tasks), "tasks"))
+    return charts(figures, element("p", explanation), left_out, legend([run.name for run in runs]))
 
 
 def configuration(runs: list[Run]) -> Markup | None:
@@ -269,7 +278,7 @@ def configuration(runs: list[Run]) -> Markup | None:
     head: list[object] = ["flag", *(run.name for run in runs)] if len(runs) > 1 else ["flag", "value"]
     rows = {name: [_flag(run.parameters, name) for run in runs] for name in names}
     differing = [name for name, values in rows.items() if len(set(values)) > 1]
-    equal = [name for name in names if name not in differing]
+    equal = [name for name, values in rows.items() if len(set(values)) == 1]
 
     def flags(chosen: list[str]) -> Markup:
         return table(head, [[element("code", breakable(f"--{name}")), *rows[name]] for name in chosen], class_="flags")
@@ -287,4 +296,7 @@ def _flag(parameters: dict[str, Any], name: str) -> str:
     if name not in parameters:
         return "\N{EN DASH}"
     value = parameters[name]
-    return value if isinstance(value, str) else json.dumps(value)
+    try:
+        return value if isinstance(value, str) else json.dumps(value)
+    except RecursionError:  # as deep as could just be read
+        return "\N{HORIZONTAL ELLIPSIS}"

@@ -5,12 +5,14 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from data.errors import DataError
 from data.files import open_regular
+from data.specification.problems import shown
+from data.typed_json import read_typed
 from trainer.sealed.arrays import DTYPES, is_array_name
 from trainer.sealed.errors import DamagedError
 
@@ -36,7 +38,17 @@ class ArrayEntry(FileEntry):
     """An array's file, with the shape and the dtype that it must have."""
 
     shape: tuple[int, ...]
-    dtype: str
+    dtype: Literal[DTYPES]  # type: ignore[valid-type]
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What is sealed in a manifest's text, as JSON has it."""
+
+    version: int
+    facts: dict[str, Any]
+    documents: dict[str, FileEntry]
+    arrays: dict[str, ArrayEntry]
 
 
 @dataclass(frozen=True)
@@ -111,7 +123,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise DamagedError(f"{path}: format version {content.get('version')!r}, this program reads {FORMAT_VERSION}")
     try:
         return _parsed(content)
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+    except ValueError as error:
         raise DamagedError(f"{path}: {error}") from error
 
 
@@ -128,32 +140,22 @@ def _unsealed(text: str) -> dict[str, Any] | None:
 
 
 def _parsed(content: dict[str, Any]) -> Manifest:
-    if not isinstance(content["facts"], dict):
-        raise ValueError(f"facts are {content['facts']!r}, expected an object")
-    documents = {name: FileEntry(**entry) for name, entry in content["documents"].items()}
-    arrays = {name: ArrayEntry(**entry) for name, entry in content["arrays"].items()}
-    for name, document in documents.items():
+    read: _Content = read_typed(_Content, content, "manifest")
+    for name, document in read.documents.items():
         if document.file != name or not is_document_name(name):
-            raise ValueError(f"document {name!r} in file {document.file!r}: a name that no save gives")
+            raise ValueError(f"document {shown(name)} in file {shown(document.file)}: a name that no save gives")
         _check_file(document)
-    for name, array in arrays.items():
-        if not is_array_name(name) or not isinstance(array.file, str) or not ARRAY_FILE.fullmatch(array.file):
-            raise ValueError(f"array {name!r} in file {array.file!r}: a name that no save gives")
+    for name, array in read.arrays.items():
+        if not is_array_name(name) or not ARRAY_FILE.fullmatch(array.file):
+            raise ValueError(f"array {shown(name)} in file {shown(array.file)}: a name that no save gives")
         _check_file(array)
-        if not isinstance(array.shape, list) or not all(_is_count(size) for size in array.shape):
+        if any(size < 0 for size in array.shape):
             raise ValueError(f"array {name!r} has shape {array.shape!r}")
-        if array.dtype not in DTYPES:
-            raise ValueError(f"array {name!r} has dtype {array.dtype!r}")
-        arrays[name] = ArrayEntry(array.file, array.bytes, array.sha256, tuple(array.shape), array.dtype)
-    return Manifest(content["facts"], arrays, documents)
+    return Manifest(read.facts, read.arrays, read.documents)
 
 
 def _check_file(entry: FileEntry) -> None:
-    if not _is_count(entry.bytes):
+    if entry.bytes < 0:
         raise ValueError(f"{entry.file} has {entry.bytes!r} bytes")
-    if not isinstance(entry.sha256, str) or not _SHA256.fullmatch(entry.sha256):
-        raise ValueError(f"{entry.file} has the checksum {entry.sha256!r}")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not _SHA256.fullmatch(entry.sha256):
+        raise ValueError(f"{entry.file} has the checksum {shown(entry.sha256)}")

@@ -1,6 +1,7 @@
 """Model folders of small models whose weights all matter, and what they predict, worked out by hand."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,15 @@ from data.encoding.encoders import Encoder
 from data.specification.feature_spec import FeatureSpec
 from trainer.flags.model_options import ModelOptions
 from trainer.layout import input_layout
-from trainer.model_folder import ARCHITECTURE, MODEL_FOLDER, SIZES, SPECIFICATION, encoder_documents, write_model
+from trainer.model_folder import (
+    ARCHITECTURE,
+    MODEL_FOLDER,
+    SIZES,
+    SPECIFICATION,
+    Architecture,
+    encoder_documents,
+    write_model,
+)
 from trainer.models import build_model
 from trainer.observation.log import to_plain
 from trainer.saved_model import SavedModel, load_model
@@ -69,8 +78,10 @@ def write_run(
         variable.assign(rng.uniform(0.5, 1.5, variable.shape) if is_variance else rng.normal(0, 0.3, variable.shape))
     if encoders:
         save_encoders(encoders, folder / "workflow")
+    names = tuple(label.name for label in spec.labels)
+    architecture = Architecture(options.model, names, to_plain(vars(options)), step=1, metrics={})
     documents = {
-        ARCHITECTURE: {"options": to_plain(vars(options)), "metrics": {}},
+        ARCHITECTURE: asdict(architecture),
         SPECIFICATION: spec.to_yaml(),
         SIZES: widths,
         **encoder_documents(folder),

@@ -111,7 +111,7 @@ def test_what_is_wrong_is_told_before_tensorflow_is_imported(run, dataset, tmp_p
     document["feature_spec"]["user"]["cardinality"] = 501
     (tmp_path / "feature_spec.yaml").write_text(yaml.safe_dump(document))
     other = refused(2, run, out, *savedmodel, "--dataset_path", str(tmp_path))
-    assert "has other features than the model" in other
+    assert "feature 'user' was onehot_categorical, cardinality 500 and is onehot_categorical, cardinality 501" in other
     monkeypatch.setattr(request, "find_spec", lambda name: None)
     for format in ("onnx", "triton"):
         told = refused(2, run, out, "--format", format)
@@ -131,7 +131,7 @@ def test_the_dataset_may_lie_outside_if_allowed(run, dataset, tmp_path):
     assert request.read_request([*words, "--allow_outside_paths"]).rows.rows == 100
 
 
-def test_a_raw_column_that_cannot_name_a_tensor_is_renamed(tmp_path, capfd):
+def test_a_raw_column_is_renamed_for_its_tensor(tmp_path, capfd):
     write_run(tmp_path / "run", encoders=make_encoders() | {"age": Numerical("years of age")}, model="mmoe")
     assert export.main(arguments(tmp_path / "run", tmp_path / "out", "--format", "savedmodel")) == 0
     printed = capfd.readouterr().out

@@ -42,7 +42,8 @@ def package(tmp_path_factory) -> Path:
     """nvidia-pytriton, fetched for these tests alone; skips them where that fails."""
     folder = tmp_path_factory.mktemp("tritonserver")
     wanted = ROOT / "requirements" / "tritonserver.txt"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, "-r", wanted]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+    command += ["--target", folder, "-r", wanted]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"nvidia-pytriton cannot be installed: {done.stderr.strip()[-300:]}")

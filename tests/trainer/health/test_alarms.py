@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trainer.health.alarms import MIN_ROWS, alarms
-from trainer.health.keys import flat, gate_names, is_health, levels_in
+from trainer.health.keys import MOST_PAIRED, flat, gate_names, is_health, levels_in
 from trainer.health.level import LevelHealth
 from trainer.metrics import direction_of
 
@@ -100,6 +100,28 @@ def test_keys_name_task_and_expert_and_come_back_as_they_were():
     assert back.gates == TASKS and back.experts == ["1", "2", "3", "4"]
     assert back.get("gate_weight", "conversion", "3") == 0.9
     assert math.isnan(back.get("gate_weight", "click", "4"))
+
+
+@pytest.mark.parametrize("count", [MOST_PAIRED, MOST_PAIRED + 1, 128])
+def test_of_many_gates_each_is_paired_with_the_nearest(count):
+    rng = np.random.default_rng(0)
+    similarity = rng.random((count, count))
+    similarity = (similarity + similarity.T) / 2
+    similarity[5] = similarity[:, 5] = np.nan
+    many = replace(
+        level(gates=count), gate_similarity=similarity, expert_similarity=similarity, dead_units=np.zeros(count)
+    )
+    tasks = [f"task_{number}" for number in range(count)]
+    values = flat(tasks, [many])
+    pairs = [key.split("/")[1:] for key in values if key.startswith("gate_similarity/")]
+    if count <= MOST_PAIRED:
+        assert len(pairs) == count * (count - 1) // 2
+        return
+    assert count / 2 <= len(pairs) <= count
+    for a in set(range(count)) - {5}:
+        nearest = max(set(range(count)) - {a, 5}, key=lambda b: similarity[a, b])
+        assert [tasks[min(a, nearest)], tasks[max(a, nearest)]] in pairs
+        assert f"expert_similarity/{min(a, nearest) + 1}/{max(a, nearest) + 1}" in values
 
 
 def test_levels_are_told_apart():

@@ -154,6 +154,39 @@ def test_the_mean_is_nan_where_no_task_has_a_value():
     assert np.isnan(result["auc_roc/mean"])
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_metric_without_a_value_says_why(workers):
+    """Rows 0 to 3: never bought, always seen, one class of color, clicks that each have a group of their own."""
+    tasks = [
+        Task("click"),
+        Task("buy", given=0),
+        Task("seen"),
+        Task("color", "multiclass", classes=3),
+        Task("spent", "regression"),
+    ]
+    labels = np.array([[1, 0, 1, 2, np.nan], [0, 0, 1, 2, np.nan], [1, 0, 1, 2, np.nan], [0, 0, 1, 2, np.nan]])
+    logits, group = np.linspace(-1, 1, 28).reshape(4, 7), np.arange(4)
+    evaluations = [Evaluation(tasks, with_group=True) for _ in range(workers)]
+
+    def measure(comm):
+        mine, evaluation = slice(comm.rank * 4 // workers, (comm.rank + 1) * 4 // workers), evaluations[comm.rank]
+        evaluation.update(logits[mine], labels[mine], np.ones(4 // workers), group[mine])
+        evaluation.result(comm)
+        return evaluation.undefined
+
+    for told in LocalWorkers(workers).run(measure):
+        assert [line.partition(", so that ")[0] for line in told] == [
+            "label 'click': no group of evaluated rows has both classes",
+            "label 'buy': it is 0 in all 2 evaluated rows",
+            "label 'seen': it is 1 in all 4 evaluated rows",
+            "label 'color': it is one class in all 4 evaluated rows",
+            "label 'spent': no evaluated row counts for it "
+            "(its label is missing, or the row is outside its sample space)",
+            "label 'click+buy': it is 0 in all 4 evaluated rows",
+        ]
+        assert told[0].endswith("so that gauc cannot be computed")
+
+
 def test_keys_of_one_task_are_the_plain_names():
     assert set(Evaluation([CLICK], with_group=True).keys) == KEYS
     assert Evaluation([Task("minutes", "regression")], with_group=True).keys == ("loss_val", "rmse", "mae")

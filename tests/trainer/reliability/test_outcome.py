@@ -4,7 +4,7 @@ import pytest
 
 from trainer.reliability.exit_codes import DONE, FAILURE, HANG, NO_CHECKPOINT, STOPPED, WRONG_INPUT
 from trainer.reliability.outcome import Outcome, Restarts, outcome_of
-from trainer.reliability.records import PEER_GONE, WorkerState
+from trainer.reliability.records import PEER_GONE, STOPPED_EARLY, WorkerState
 
 
 def workers(*ends: tuple[int | None, str]) -> dict[int, WorkerState]:
@@ -16,6 +16,7 @@ def workers(*ends: tuple[int | None, str]) -> dict[int, WorkerState]:
 
 
 RUNNING = (None, "")
+EARLY = (STOPPED, f"{STOPPED_EARLY}, by signal 15")
 LEFT_ALONE = (FAILURE, f"{PEER_GONE} (shut down)")
 
 
@@ -30,6 +31,12 @@ LEFT_ALONE = (FAILURE, f"{PEER_GONE} (shut down)")
         ([(FAILURE, "a"), (WRONG_INPUT, "b")], [], 1, Outcome(WRONG_INPUT, "worker 1: b")),
         ([(HANG, "a"), (NO_CHECKPOINT, "b")], [], 1, Outcome(NO_CHECKPOINT, "worker 1: b")),
         ([LEFT_ALONE, (STOPPED, "b")], [], 1, Outcome(STOPPED, "worker 1: b")),
+        ([(FAILURE, "a"), (STOPPED, "b")], [], 1, Outcome(STOPPED, "worker 1: b")),
+        ([(STOPPED, "a"), RUNNING], [1], 1, Outcome(STOPPED, "worker 0: a")),
+        # Before training the launcher sends those that are left the signal that asks them to stop.
+        ([EARLY, (FAILURE, "b")], [], 1, Outcome(STOPPED, f"worker 0: {STOPPED_EARLY}, by signal 15")),
+        ([(FAILURE, "a"), EARLY], [], 1, Outcome(FAILURE, "worker 0: a")),
+        ([RUNNING, EARLY], [0], 1, Outcome(FAILURE, "worker 0 ended without a word (killed, or crashed)")),
         # The first failure that is no consequence of another one.
         ([LEFT_ALONE, (FAILURE, "b"), (HANG, "c")], [], 1, Outcome(FAILURE, "worker 1: b")),
         ([LEFT_ALONE, (HANG, "b"), (FAILURE, "c")], [], 1, Outcome(HANG, "worker 1: b")),

@@ -16,10 +16,12 @@ from trainer.process.launcher import Launch
 from trainer.reliability.processes import carries, kill_marked, start_time
 from trainer.reliability.records import (
     FOLDER,
+    JOB_FILE,
     JOB_VARIABLE,
     LONGEST_CAUSE,
     WorkerRecord,
     WorkerState,
+    last_job,
     prepare_records,
     read_records,
 )
@@ -34,7 +36,7 @@ def job(monkeypatch) -> str:
 
 
 def names(results_dir: Path) -> list[str]:
-    return sorted(os.listdir(results_dir / FOLDER))
+    return sorted(name for name in os.listdir(results_dir / FOLDER) if name != JOB_FILE)
 
 
 def test_a_record_says_who_and_how(tmp_path, job):
@@ -69,14 +71,14 @@ def test_of_many_ends_at_once_one_counts_and_stands_whole(tmp_path, job):
 def test_a_refusal_is_recorded_only_where_somebody_waits_for_it(tmp_path, job):
     WorkerRecord(tmp_path / "results", FIRST).end(2, "mistyped")
     assert os.listdir(tmp_path) == []
-    prepare_records(tmp_path / "results")
+    prepare_records(tmp_path / "results", "job")
     WorkerRecord(tmp_path / "results", FIRST).end(2, "mistyped")
     assert read_records(tmp_path / "results", job)[0].code == 2
 
 
 @pytest.mark.parametrize(("error", "code"), [(SystemExit(0), 0), (SystemExit(2), 1), (MemoryError("no room"), 1)])
 def test_an_exception_that_nobody_catches_is_recorded(tmp_path, job, error, code):
-    prepare_records(tmp_path)
+    prepare_records(tmp_path, "job")
     with pytest.raises(type(error)), WorkerRecord(tmp_path, FIRST):
         raise error
     state = read_records(tmp_path, job)[0]
@@ -101,19 +103,22 @@ def test_records_of_larger_and_of_other_jobs_go(tmp_path, job, monkeypatch):
     monkeypatch.delenv(JOB_VARIABLE)
     WorkerRecord(tmp_path, FIRST).begin()
     assert sorted(read_records(tmp_path, job)) == []
-    prepare_records(tmp_path)
+    prepare_records(tmp_path, "job")
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"rank": 0}', "\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 200_000, '{"rank": 0}', "\xff"])
 def test_what_is_no_record_is_passed_over(tmp_path, job, text):
     record = WorkerRecord(tmp_path, SECOND)
     record.begin()
     (tmp_path / FOLDER / "worker-0.json").write_bytes(text.encode("latin-1"))
     (tmp_path / FOLDER / "worker-x.json").write_text("{}")
     good = json.loads((tmp_path / FOLDER / "worker-1.json").read_text())
-    (tmp_path / FOLDER / "worker-2.json").write_text(json.dumps(good | {"pid": "1"}))
-    assert sorted(read_records(tmp_path, job)) == [1]
+    wrong = {"pid": ["1", 10**400, True], "ended": [float("nan"), 10**400, None], "rank": [[2], None], "cause": [{}]}
+    for name, values in wrong.items():
+        for value in values:
+            (tmp_path / FOLDER / "worker-2.json").write_text(json.dumps(good | {name: value}))
+            assert sorted(read_records(tmp_path, job)) == [1], (name, value)
 
 
 def test_a_process_is_told_from_a_later_one_of_its_number():
@@ -171,3 +176,14 @@ def test_all_that_carry_a_mark_are_killed_and_no_others(monkeypatch):
 def test_a_place_is_found_in_any_command(words, place, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert place_in(words, "results_dir") == Path(place)
+
+
+def test_a_job_is_noted_but_never_over_a_file_of_others(tmp_path):
+    assert last_job(tmp_path) is None
+    for job in ("0a" * 16, "1b" * 16):
+        prepare_records(tmp_path, job)
+        assert last_job(tmp_path) == job
+    (tmp_path / FOLDER / JOB_FILE).write_text("my notes\n")
+    prepare_records(tmp_path, "2c" * 16)
+    assert last_job(tmp_path) is None
+    assert (tmp_path / FOLDER / JOB_FILE).read_text() == "my notes\n"

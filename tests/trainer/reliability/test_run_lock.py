@@ -12,7 +12,7 @@ import pytest
 
 from data.errors import DataError
 from tests.helpers import ROOT, environment
-from trainer.reliability.run_lock import LOCK_FILE, RunLock
+from trainer.reliability.run_lock import MODEL_DIR, FolderInUse, RunLock
 
 HOLD = """
 import sys, time
@@ -44,7 +44,7 @@ def holder(folder):
 
 
 def test_the_second_is_told_who_the_first_is(tmp_path, warnings):
-    with holder(tmp_path) as process, pytest.raises(DataError) as refusal, RunLock(tmp_path, warnings.append):
+    with holder(tmp_path) as process, pytest.raises(FolderInUse) as refusal, RunLock(tmp_path, warnings.append):
         pass
     said = str(refusal.value)
     for fragment in (f"--model_dir {tmp_path}", f"process {process.pid} on {os.uname().nodename}", "since 20", "'a b'"):
@@ -55,9 +55,9 @@ def test_the_lock_of_a_killed_holder_is_taken_over_without_a_word(tmp_path, warn
     with holder(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert (tmp_path / LOCK_FILE).exists()
+        assert (tmp_path / MODEL_DIR.file).exists()
         with RunLock(tmp_path, warnings.append):
-            assert f'"pid": {os.getpid()}' in (tmp_path / LOCK_FILE).read_text()
+            assert f'"pid": {os.getpid()}' in (tmp_path / MODEL_DIR.file).read_text()
     assert warnings == []
 
 
@@ -85,7 +85,7 @@ def test_a_file_that_its_holder_removes_while_another_waits_is_not_what_counts(t
     monkeypatch.setattr("fcntl.flock", leave_first)
     with (
         RunLock(tmp_path, warnings.append),
-        pytest.raises(DataError, match="another run"),
+        pytest.raises(FolderInUse, match="another run"),
         RunLock(tmp_path, warnings.append),
     ):
         pass
