@@ -276,7 +276,7 @@ HOSTILE_OPTIONS: dict[str, Any] = {
 # What a run says in a checkpoint, besides the model's flags.
 SOUND_STATE: dict[str, Any] = {
     "identity": {"seed": 0, "global_batch_size": 1, "train_mapping": "train", "training_data": "0"},
-    "position": {"epoch": 0, "steps": 1, "losses": [0.5]},
+    "position": {"epoch": 0, "steps": 1, "losses": [0.5], "is_evaluated": True},
     "stopping": {"metric": "auc_roc", "best": None, "epochs_since_best": 0},
     "schema": {"features": [], "tasks": []},
     "metrics": {},

@@ -37,11 +37,6 @@ class Position:
         return self.epoch > 0 and self.steps == 0 and self.is_evaluated
 
     @property
-    def evaluated_epochs(self) -> int:
-        """How many epochs have been trained and evaluated."""
-        return self.epoch if self.is_evaluated else self.epoch - 1
-
-    @property
     def mean_losses(self) -> list[float]:
         """Each task's mean loss over the epoch so far."""
         return [loss / max(1, self.steps) for loss in self.losses]

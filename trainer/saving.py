@@ -96,16 +96,13 @@ class Saver:
 
         Args:
             position: of the checkpoint, now evaluated.
-            stopping: what early stopping remembers after this evaluation.
+            stopping: with this evaluation.
             metrics: of the evaluation.
         """
         if self._comm.rank == 0:
-            amend = partial(
-                self._store.amend,
-                position.step(self._inputs.train_loader.steps_per_epoch),
-                state=self._facts(position, stopping, metrics),
-            )
             key = stopping.metric
+            step = position.step(self._inputs.train_loader.steps_per_epoch)
+            amend = partial(self._store.amend, step, state=self._facts(position, stopping, metrics))
             self._writing = self._writer.submit(self._record, self._writing, amend, key, metrics[key])
 
     def _record(self, saving: Future[Path] | None, amend: Callable[..., Path], key: str, value: float) -> Path:
