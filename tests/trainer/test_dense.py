@@ -90,9 +90,15 @@ def test_operands_and_results_are_rounded_to_the_compute_type():
     rounded = [tf.cast(tf.cast(value, tf.bfloat16), tf.float64) for value in (x, y)]
     exact = [tf.cast(value, tf.float64) for value in (x, y)]
     found = tf.cast(products.matmul(x, y, "bfloat16"), tf.float64)
-    to_rounded, to_exact = (np.abs(found - a @ b).max() for a, b in (rounded, exact))
-    result_rounding = 0.0 if products.product_dtype("bfloat16") == "float32" else 2**-8 * np.abs(found).max()
-    assert to_rounded < 1e-5 + result_rounding < to_exact
+    is_rounded = products.product_dtype("bfloat16") == "bfloat16"
+
+    def share_equal(operands: list[tf.Tensor]) -> float:
+        product = operands[0] @ operands[1]
+        wanted = tf.cast(tf.cast(product, tf.bfloat16), tf.float64) if is_rounded else product
+        return float(np.mean(np.abs(found - wanted) < 1e-5))
+
+    # Sums of another order may round a result the other way, rarely.
+    assert share_equal(rounded) > 0.98 and share_equal(exact) < 0.8
 
 
 def test_products_are_taken_in_a_type_that_the_processor_has_units_for(monkeypatch):

@@ -108,9 +108,10 @@ def test_one_worker_and_two_agree(name, compute_dtype):
 
     [(_, alone)] = run_workers(1, work)
     together = run_workers(2, work)
-    tolerance = 1e-4 if compute_dtype == "float32" else 0.03
+    # Where a CPU has bfloat16 units, every product is rounded to 8 bits, and over six steps that adds up.
+    tolerances = {"rtol": 1e-4} if compute_dtype == "float32" else {"rtol": 0.03, "atol": 0.02}
     for _, losses in together:
-        np.testing.assert_allclose(losses, alone, rtol=tolerance)
+        np.testing.assert_allclose(losses, alone, **tolerances)
     assert differences(together[0][0], together[1][0]) == 0
 
 
