@@ -1,32 +1,32 @@
 #!/bin/sh
-# Gives one worker its GPU, then becomes the command:  horovodrun -np 8 sh hvd_wrapper.sh python main.py ...
+# Assigns one GPU to each worker, then execs the command:  horovodrun -np 8 sh hvd_wrapper.sh python main.py ...
 #
-# Worker k of a host sees only the k-th entry of CUDA_VISIBLE_DEVICES (numbers, UUIDs or MIG names) where that is
-# set, else GPU k. Nothing changes without a launcher, with an empty list or -1 (a run on the CPU), and where SLURM
-# has bound one GPU to each task. The list as it was goes on in HOST_VISIBLE_DEVICES, for the choice of CPUs.
+# Worker k of a host sees only entry k of CUDA_VISIBLE_DEVICES (indices, UUIDs or MIG names), counted from 0, or GPU k
+# if the variable is not set. Nothing changes without a launcher, with an empty list or -1 (CPU run), or if SLURM has
+# already bound one GPU to each task. The original list is kept in HOST_VISIBLE_DEVICES, for CPU affinity.
 set -eu
 
 die() { printf 'hvd_wrapper.sh: %s\n' "$1" >&2; exit 2; }
 
-entry() ( # POSITION LIST: the entry at that position of a comma-separated list, counted from 0
+entry() ( # POSITION LIST: prints the entry at a position of a comma-separated list, counted from 0
   position=$1 IFS=', '
   # shellcheck disable=SC2086
   set -- $2
   [ "$position" -lt $# ] ||
-    die "worker $position of this host has no GPU: CUDA_VISIBLE_DEVICES lists $#. Start at most $# workers per host or list more GPUs"
+    die "worker $position on this host has no GPU: CUDA_VISIBLE_DEVICES lists $#. Start at most $# workers per host or list more GPUs"
   shift "$position"
   echo "$1"
 )
 
 [ $# -gt 0 ] || die "usage: hvd_wrapper.sh COMMAND [ARGUMENT ...]"
 
-# horovodrun; Open MPI; Intel MPI; MPICH and other PMI launchers; SLURM. The first that is set counts.
+# horovodrun; Open MPI; Intel MPI; MPICH and other PMI launchers; SLURM. The first variable that is set is used.
 local_rank=${HOROVOD_LOCAL_RANK:-${OMPI_COMM_WORLD_LOCAL_RANK:-${MPI_LOCALRANKID:-${PMI_LOCAL_RANK:-}}}}
 launcher=
 if [ -z "$local_rank" ] && [ -n "${SLURM_LOCALID:-}" ]; then local_rank=$SLURM_LOCALID launcher=slurm; fi
 case "$local_rank" in
   '') exec "$@" ;;
-  *[!0-9]*) die "the launcher gives the local rank '$local_rank', which is no number" ;;
+  *[!0-9]*) die "the launcher set the local rank to '$local_rank', which is not a number" ;;
 esac
 
 host_gpus=0
@@ -35,10 +35,10 @@ for gpu in /proc/driver/nvidia/gpus/*; do
 done
 
 case "${CUDA_VISIBLE_DEVICES-unset}" in
-  '' | -1* | NoDevFiles) exec "$@" ;; # the last is SLURM's word for a job without GPUs
+  '' | -1* | NoDevFiles) exec "$@" ;; # SLURM sets NoDevFiles for jobs without GPUs
   unset)
     if [ "$host_gpus" -gt 0 ] && [ "$local_rank" -ge "$host_gpus" ]; then
-      die "worker $local_rank of this host has no GPU: there are $host_gpus. Start at most $host_gpus workers per host, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
+      die "worker $local_rank on this host has no GPU: there are only $host_gpus. Start at most $host_gpus workers per host, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
     fi
     export CUDA_VISIBLE_DEVICES="$local_rank"
     ;;
@@ -50,8 +50,8 @@ case "${CUDA_VISIBLE_DEVICES-unset}" in
     ;;
 esac
 
-# All gradients leave in one group per step: on GPUs waiting for Horovod's next cycle (1 ms by default) is pure delay,
-# while on CPUs shorter cycles take time from the computation.
+# All gradients are reduced in one group per step. On GPUs, waiting for Horovod's next cycle (1 ms by default) only adds
+# latency; on CPUs, shorter cycles take time from the computation.
 if [ "$host_gpus" -gt 0 ]; then export HOROVOD_CYCLE_TIME="${HOROVOD_CYCLE_TIME:-0.1}"; fi
 
 exec "$@"

@@ -1,5 +1,5 @@
-# Sourced by training_full.sh, training_benchmark.sh and evaluating_benchmark.sh: their options, and the start of
-# the workers. The script that sources it says `launch "WHAT IT DOES" [FLAG OF main.py ...] -- "$@"`.
+# Sourced by training_full.sh, training_benchmark.sh and evaluating_benchmark.sh. Parses their options and starts the
+# workers. A script that sources it calls `launch "DESCRIPTION" [MAIN.PY FLAG ...] -- "$@"`.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 script=$(basename "$0")
@@ -8,17 +8,17 @@ die() { echo "$script: $1" >&2; exit "${2:-1}"; }
 
 usage() {
   cat <<TEXT
-usage: $script [-g WORKERS] [-a] [-x] [-b BATCH] [FLAG OF main.py ...]
+usage: $script [-g WORKERS] [-a] [-x] [-b BATCH] [MAIN.PY FLAG ...]
 
 $purpose
 
-  -g, --gpu WORKERS  processes on this host, one GPU each (default: the number of GPUs, else 1)
-  -a, --amp          mixed precision; -a amp is the same
-  -x, --xla          compiled by XLA; -x xla is the same
-  -b, --bs BATCH     rows per step of all workers together: $batch_flag
-  -h                 this text
+  -g, --gpu WORKERS  number of workers on this host, one GPU each (default: number of GPUs, or 1 without GPUs)
+  -a, --amp          use mixed precision; same as -a amp
+  -x, --xla          compile with XLA; same as -x xla
+  -b, --bs BATCH     rows per step over all workers together: $batch_flag
+  -h                 show this help
 
-All other flags go to main.py as they are and win over those of this script; python main.py --help lists them.
+All other flags are passed to main.py unchanged and override those set by this script. See python main.py --help.
 TEXT
 }
 
@@ -32,7 +32,7 @@ count_gpus() {
   echo "$((gpus > 0 ? gpus : 1))"
 }
 
-# Fills `flags`, what main.py is given, and `workers`.
+# Sets `flags`, the flags for main.py, and `workers`.
 parse() {
   while [ $# -gt 0 ]; do
     case "$1" in
@@ -40,7 +40,7 @@ parse() {
       --gpu=* | --bs=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
     esac
     case "$1" in
-      -g | --gpu | -b | --bs) [ $# -ge 2 ] || die "$1 needs a value; -h tells more" 2 ;;
+      -g | --gpu | -b | --bs) [ $# -ge 2 ] || die "$1 needs a value; see -h" 2 ;;
     esac
     case "$1" in
       -g | --gpu) [[ "$2" =~ ^[1-9][0-9]*$ ]] || die "$1 takes a number of workers, not '$2'" 2
@@ -54,17 +54,17 @@ parse() {
   done
 }
 
-# Puts the environment that scripts/setup.sh made first on the path.
+# Puts the environment created by scripts/setup.sh first on PATH.
 use_environment() {
   local venv=${VENV:-$root/.venv}
   if [ "$(head -n 1 "$venv/setup-stamp" 2>/dev/null)" = unfinished ]; then
-    die "the set-up of $venv did not finish: run  bash scripts/setup.sh"
+    die "setup of $venv did not finish: run  bash scripts/setup.sh"
   fi
   if [ -d "$venv/bin" ]; then PATH=$(cd "$venv/bin" && pwd):$PATH; fi
-  command -v horovodrun >/dev/null || die "no horovodrun found: run  bash scripts/setup.sh"
+  command -v horovodrun >/dev/null || die "horovodrun not found: run  bash scripts/setup.sh"
 }
 
-launch() { # WHAT IT DOES, FLAG ... -- ARGUMENT ...
+launch() { # DESCRIPTION, FLAG ... -- ARGUMENT ...
   purpose=$1 batch_flag=--global_batch_size workers= flags=()
   shift
   while [ "$1" != -- ]; do

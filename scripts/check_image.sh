@@ -1,23 +1,24 @@
 #!/usr/bin/env bash
-# Builds the image and tries what it promises: see usage below.
+# Builds the image and verifies it; see usage below.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
 usage: check_image.sh [cpu] [gpu]      (default: both)
 
-cpu  builds the CPU image, refuses it above 3 GB, and runs in it, as a user of whom it knows nothing: a wrong flag,
-     a small quickstart with two workers, and a part of the tests
-gpu  compiles and links Horovod with CUDA and NCCL as the GPU image has it; that needs no GPU
+cpu  builds the CPU image, fails if it is larger than 3 GB, and runs in it, as a user unknown to the image: a command
+     with an invalid flag, a small quickstart with two workers, and some of the tests
+gpu  compiles and links Horovod with CUDA and NCCL as in the GPU image; no GPU required
 
-With a Docker engine the images start from the Dockerfile's bases. Without one this has to run as root, and buildah
-builds and runs them (apt-get install buildah debootstrap) on an Ubuntu 24.04 made by debootstrap, with Ubuntu's own
-CUDA 12 compiler for gpu. Bases, layers and images are kept for the next run; docker image rm or buildah rmi removes them.
+With a Docker engine, the images use the base images of the Dockerfile. Without one, run this script as root: it builds
+and runs them with buildah (apt-get install buildah debootstrap) on an Ubuntu 24.04 base made by debootstrap, with
+Ubuntu's own CUDA 12 compiler for gpu. Bases, layers and images are kept for the next run; remove them with
+docker image rm or buildah rmi.
 
 environment variables, all optional:
-  WORK            folder for the base, logs, and what the quickstart makes (default: /var/tmp/check_image)
-  STORAGE_DRIVER  how buildah stores images: overlay (the default where it can be mounted) or vfs
-Settings of pip (index-url, cert) hold for the build as well; they go in as secrets and stay out of the image.
+  WORK            folder for the base, logs and quickstart output (default: /var/tmp/check_image)
+  STORAGE_DRIVER  buildah's storage driver: overlay (the default where it can be mounted) or vfs
+pip settings (index-url, cert) also apply to the build; they are passed as secrets and not stored in the image.
 TEXT
 }
 
@@ -33,14 +34,14 @@ keyring_sha256=36de43b15853ccae0028e9a767613770c704833f82586f28eb262f0311adb8a8
 
 say() { echo "check_image: $*"; }
 die() { echo "check_image.sh: $*" >&2; exit 1; }
-fail() { tail -n 30 "$2" >&2; die "$1; the whole log: $2"; } # WHAT, LOG
+fail() { tail -n 30 "$2" >&2; die "$1; full log: $2"; } # WHAT, LOG
 
 # --- Engine ---------------------------------------------------------------------------------------------------------
 
 find_engine() {
   if docker info >/dev/null 2>&1; then engine=docker; return; fi
   [ "$(id -u)" = 0 ] && command -v buildah >/dev/null && command -v debootstrap >/dev/null ||
-    die "no Docker engine answers; without one this needs root, buildah and debootstrap: apt-get install buildah debootstrap"
+    die "no Docker engine; without one, this needs root, buildah and debootstrap: apt-get install buildah debootstrap"
   engine=buildah
   export BUILDAH_ISOLATION=chroot
   if [ -z "${STORAGE_DRIVER:-}" ]; then
@@ -57,16 +58,16 @@ stop() {
 
 make_base() {
   if buildah inspect --type image "$base" >/dev/null 2>&1; then return; fi
-  say "making $base, Ubuntu 24.04, by debootstrap"
+  say "building the base image $base, Ubuntu 24.04, with debootstrap"
   container=$(buildah from scratch)
   debootstrap_ubuntu "$(buildah mount "$container")" >"$work/debootstrap.log" 2>&1 ||
-    fail "no base: is $ubuntu reachable?" "$work/debootstrap.log"
+    fail "cannot build the base image: is $ubuntu reachable?" "$work/debootstrap.log"
   buildah config --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
   buildah commit --quiet "$container" "$base" >/dev/null
   stop
 }
 
-# Debian's debootstrap may be older than this Ubuntu, and Debian does not have Ubuntu's keys.
+# Debian's debootstrap may predate this Ubuntu release, and Debian does not ship Ubuntu's keys.
 debootstrap_ubuntu() { # FOLDER
   curl --fail --silent --show-error --retry 2 --output "$work/keyring.deb" "$ubuntu/$keyring" &&
     sha256sum --check <<<"$keyring_sha256  $work/keyring.deb" &&
@@ -78,11 +79,11 @@ debootstrap_ubuntu() { # FOLDER
     rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists/*
 }
 
-# gcc 12 is the newest that this CUDA takes. CUDA's libraries go again: 4 GB, and Horovod wants only the runtime.
+# gcc 12 is the newest that this CUDA supports. CUDA's libraries (4 GB) are removed: Horovod needs only the runtime.
 make_cuda_base() {
   make_base
-  say "adding Ubuntu's CUDA 12 compiler (1.5 GB to fetch, once)"
-  buildah build --layers --tag "$cuda_base" - >"$work/cuda.log" 2>&1 <<DOCKERFILE || fail "no CUDA compiler" "$work/cuda.log"
+  say "adding Ubuntu's CUDA 12 compiler (downloads 1.5 GB once)"
+  buildah build --layers --tag "$cuda_base" - >"$work/cuda.log" 2>&1 <<DOCKERFILE || fail "cannot install the CUDA compiler" "$work/cuda.log"
 FROM $base
 RUN apt-get update && apt-get install -y --no-install-recommends nvidia-cuda-toolkit && cd /usr/lib/x86_64-linux-gnu && \
     rm -rf libcublas* libcufft* libcurand* libcusolver* libcusparse* libnpp* /var/lib/apt/lists/*
@@ -92,7 +93,7 @@ DOCKERFILE
 
 # --- Build ----------------------------------------------------------------------------------------------------------
 
-# Sets `secrets`: where packages come from, and the certificate that vouches for it.
+# Sets `secrets`: build options for the package index and its certificate.
 find_secrets() {
   local settings index cert
   settings=$(python3 -m pip config list 2>/dev/null || true)
@@ -110,11 +111,11 @@ build() { # NAME, FOLDER, OPTION ...
   shift 2
   if [ $engine = buildah ]; then
     options=(--build-arg "CPU_BASE=$base" --build-arg "GPU_BASE=$base")
-    [ "$STORAGE_DRIVER" = vfs ] || options+=(--layers) # each layer of vfs is a copy of all before it
+    [ "$STORAGE_DRIVER" = vfs ] || options+=(--layers) # with vfs, each layer is a full copy of the previous ones
   fi
-  say "building $name with $engine${STORAGE_DRIVER:+ on $STORAGE_DRIVER}"
+  say "building $name with $engine${STORAGE_DRIVER:+ ($STORAGE_DRIVER)}"
   $engine build "${options[@]}" "${secrets[@]}" "$@" --tag "$name" "$folder" >"$work/build.log" 2>&1 ||
-    fail "$name is not built" "$work/build.log"
+    fail "cannot build $name" "$work/build.log"
   say "built in $((SECONDS - begin)) s"
 }
 
@@ -134,7 +135,7 @@ inside_as_stranger() { # COMMAND ...
   if [ $engine = docker ]; then
     docker run --rm --init --read-only --tmpfs /tmp "${options[@]}" "$running" "$@"
   else
-    buildah run "${options[@]}" "$container" -- scripts/entrypoint.sh "$@" # buildah passes the image's own over
+    buildah run "${options[@]}" "$container" -- scripts/entrypoint.sh "$@" # buildah ignores the image's entrypoint
   fi
 }
 
@@ -166,7 +167,7 @@ check_cpu() {
   start "$image"
   size=$(size_mb)
   say "size: $size MB"
-  [ "$size" -le $largest_mb ] || die "the CPU image has $size MB; at most $largest_mb are wanted"
+  [ "$size" -le $largest_mb ] || die "the CPU image has $size MB; it may have at most $largest_mb"
   rm -rf "$work"/{outbrain,results}
   mkdir --mode=1777 "$work"/{outbrain,results}
   check_contents
@@ -177,29 +178,29 @@ check_cpu() {
 check_contents() {
   expect "user of the image" 10001 "$(inside id -u)"
   expect "compilers in the image" "" "$(inside sh -c 'command -v gcc cc g++ make nvcc || true')"
-  expect "mode and owner of the home" "700 10001" "$(inside sh -c 'stat -c "%a %u" ~')"
-  expect "bytes of the secrets in the image" 0 "$(inside sh -c 'cat /etc/pip.conf /run/secrets/* 2>/dev/null | wc -c')"
-  expect "environment and locks agree" "setup: /wd/.venv is up to date (cpu)" "$(inside_as_stranger bash scripts/setup.sh)"
+  expect "mode and owner of the home folder" "700 10001" "$(inside sh -c 'stat -c "%a %u" ~')"
+  expect "bytes of secrets in the image" 0 "$(inside sh -c 'cat /etc/pip.conf /run/secrets/* 2>/dev/null | wc -c')"
+  expect "environment matches the lock files" "setup: /wd/.venv is up to date (cpu)" "$(inside_as_stranger bash scripts/setup.sh)"
 }
 
 check_runs() {
-  expect "user without a name" $stranger "$(inside_as_stranger sh -c 'touch ~/made /outbrain/made /results/made && id -u | tr "\n" : && id -g')"
-  expect "mode and owner of the home of a user without a name" "700 ${stranger%:*}" "$(inside_as_stranger sh -c 'stat -c "%a %u" ~')"
-  expect "exit code for a wrong flag" 2 "$(code_of inside_as_stranger python main.py --deep_learning_rat 0.1)"
-  say "quickstart with two workers; its output: $work/quickstart.log"
+  expect "UID:GID unknown to the image" $stranger "$(inside_as_stranger sh -c 'touch ~/made /outbrain/made /results/made && id -u | tr "\n" : && id -g')"
+  expect "mode and owner of that user's home folder" "700 ${stranger%:*}" "$(inside_as_stranger sh -c 'stat -c "%a %u" ~')"
+  expect "exit code for an invalid flag" 2 "$(code_of inside_as_stranger python main.py --deep_learning_rat 0.1)"
+  say "running the quickstart with two workers; output: $work/quickstart.log"
   inside_as_stranger bash scripts/quickstart.sh --displays 20000 --output /results/quickstart >"$work/quickstart.log" 2>&1 ||
-    fail "the quickstart fails in the image" "$work/quickstart.log"
+    fail "quickstart fails in the image" "$work/quickstart.log"
   say "metrics: $(cat "$work/results/quickstart/evaluation/metrics.json")"
   inside_as_stranger python -m pytest -q -p no:cacheprovider tests/test_main_refusals.py tests/distributed/test_collectives.py ||
-    die "the tests fail in the image"
+    die "tests fail in the image"
 }
 
-# The Dockerfile with a shorter gpu.txt: RAPIDS and CUDA's libraries, 6 GB, take no part in compiling Horovod.
+# The Dockerfile with a reduced gpu.txt: RAPIDS and CUDA's libraries (6 GB) are not needed to compile Horovod.
 only_what_horovod_needs() {
   rm -rf "$work/gpu"
   mkdir "$work/gpu"
   cp -r "$root"/{Dockerfile,.dockerignore,requirements,scripts} "$work/gpu/"
-  # A requirement is a line and the hashes that follow, which are indented.
+  # A requirement is a line followed by its hashes, which are indented.
   { awk '/^[^ ]/ {wanted = !/^tensorflow-cpu==/} wanted' "$root/requirements/cpu.txt"
     awk '/^[^ ]/ {wanted = /^(tensorflow|nvidia-nccl-cu12)==/} wanted' "$root/requirements/gpu.txt"
   } >"$work/gpu/requirements/gpu.txt"
@@ -212,13 +213,13 @@ check_gpu() {
     options+=(--build-arg "GPU_BASE=$cuda_base")
   fi
   only_what_horovod_needs
-  build "$wheel_image" "$work/gpu" "${options[@]}" # ends with an import that refuses a Horovod without NCCL
+  build "$wheel_image" "$work/gpu" "${options[@]}" # ends with an import check that fails without NCCL
   start "$wheel_image"
   library=$(inside sh -c 'echo .venv/lib/python3*/site-packages/horovod/tensorflow/mpi_lib*.so')
   inside readelf --wide --sections --dynamic "$library" >"$work/readelf.log"
-  expect "libraries that Horovod asks for: NCCL" 1 "$(grep -c 'NEEDED.*libnccl.so.2' "$work/readelf.log")"
-  expect "place of NCCL" 1 "$(grep -c 'R.*PATH.*nvidia/nccl/lib' "$work/readelf.log")"
-  expect "sections of CUDA kernels" 1 "$(grep -c ' \.nv_fatbin' "$work/readelf.log")"
+  expect "Horovod links to NCCL" 1 "$(grep -c 'NEEDED.*libnccl.so.2' "$work/readelf.log")"
+  expect "Horovod's RPATH contains NCCL" 1 "$(grep -c 'R.*PATH.*nvidia/nccl/lib' "$work/readelf.log")"
+  expect "sections with CUDA kernels" 1 "$(grep -c ' \.nv_fatbin' "$work/readelf.log")"
   stop
 }
 
@@ -241,4 +242,4 @@ main() {
   say "all passed in $SECONDS s"
 }
 
-main "$@"; exit # on one line: bash has then read all of this file, and an edit of it cannot disturb a run
+main "$@"; exit # on one line, so that bash has read the whole file and editing it cannot affect a running script

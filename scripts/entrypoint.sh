@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What the image starts: becomes the command as it is given, after giving a user without a home a private one.
-# The image's own user has /recipe. Whoever runs it under another number (-u UID:GID), or read-only, cannot write there,
-# and a home in which others may write is no place for what programs keep and read again (horovodrun: ~/.horovod).
+# Entrypoint of the image: execs the given command, after creating a private home for users without a usable one.
+# The image's own user has /recipe. A container that runs under another UID (-u UID:GID) or read-only cannot write there,
+# and a world-writable home is unsafe, because programs read back what they store in it (horovodrun: ~/.horovod).
 set -euo pipefail
 
 if [ ! -O "${HOME:-}" ] || [ ! -w "${HOME:-}" ]; then

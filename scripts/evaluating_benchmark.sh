@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Measures the throughput of evaluation: see -h.
+# Benchmarks evaluation throughput; see -h.
 set -euo pipefail
 . "$(dirname "$0")/_launch.sh"
-launch "Measures evaluation, in samples per second: steps 501 to 1000, or as the flags that follow say." \
+launch "Benchmarks evaluation throughput in samples per second over steps 501 to 1000; flags can change the range." \
   --evaluate --benchmark --benchmark_warmup_steps 500 --benchmark_steps 1000 -- "$@"

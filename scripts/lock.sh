@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Writes the locked lists requirements/*.txt from the .in files, with hashes (why: requirements/README.md).
+# Generates the lock files requirements/*.txt from the .in files, with hashes (rationale: requirements/README.md).
 # usage: lock.sh [--upgrade]
-# Versions that are locked already stay where the .in files allow it; --upgrade takes the newest of everything.
+# Keeps locked versions that the .in files still allow; --upgrade moves every package to its newest version.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-cd "$root" # uv reads from pyproject.toml which machines the lists are for
+cd "$root" # uv reads the target platforms from pyproject.toml
 
 die() { echo "lock.sh: $*" >&2; exit 1; }
 
@@ -14,18 +14,18 @@ case "${1:-}" in
   *) die "usage: lock.sh [--upgrade]" ;;
 esac
 uv=${VENV:-.venv}/bin/uv
-[ -x "$uv" ] || die "no $uv: run scripts/setup.sh first"
+[ -x "$uv" ] || die "$uv not found: run scripts/setup.sh first"
 
-work=$(mktemp -d "requirements/.lock-XXXXXX") # beside the lists, so that mv only renames
+work=$(mktemp -d "requirements/.lock-XXXXXX") # on the same file system, so that mv is a rename
 trap 'rm -rf "$work"' EXIT
 
-# The lists are for one kind of machine, so what every line would say of it is left out.
+# The lock files target a single platform: drop the markers that would repeat it on every line.
 drop_common_markers() {
   sed -E "s/ and platform_machine == 'x86_64' and platform_python_implementation == 'CPython' and sys_platform == 'linux'//
           s/ ; python_full_version < '3\.13'( \\\\)?$/\1/"
 }
 
-lock() { # NAME, LIST WHOSE VERSIONS TO PREFER, further uv options
+lock() { # NAME, LOCK FILE WHOSE VERSIONS TO PREFER, additional uv options
   local name=$1 prefer=$2
   shift 2
   echo "lock.sh: $name.txt"
@@ -35,7 +35,7 @@ lock() { # NAME, LIST WHOSE VERSIONS TO PREFER, further uv options
     --generate-hashes --override requirements/overrides.txt "$@" "requirements/$name.in" -o "$work/$name.uv" >/dev/null
   { echo "# Made by scripts/lock.sh from $name.in"; drop_common_markers <"$work/$name.uv"; } >"$work/$name.txt"
   ! grep -nE 'https?:|file:|index-url|find-links| @ |x86_64' "$work/$name.txt" >&2 ||
-    die "$name.txt would hold what does not belong in a list for every machine (above); nothing is changed"
+    die "$name.txt would contain URLs or platform markers (listed above); nothing is changed"
 }
 
 lock cpu "" --override requirements/overrides-cpu.txt
@@ -45,4 +45,4 @@ lock dev "" --constraint "$work/cpu.txt" --constraint "$work/gpu.txt"
 lock uv ""
 lock tritonserver "" --no-deps
 mv "$work"/{cpu,gpu,export,dev,uv,tritonserver}.txt requirements/
-echo "lock.sh: done; see the change with git diff requirements"
+echo "lock.sh: done; review the changes with git diff requirements"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prepares Outbrain for training: the raw tables of the competition, or of data.outbrain.synthesize, into parquet.
-# usage: preproc.sh [--data_path RAW] [--metadata_path OUT] [FLAG OF data.outbrain.preproc ...]   (--help lists them)
+# Prepares Outbrain for training: converts the raw tables from Kaggle or data.outbrain.synthesize to a parquet dataset.
+# usage: preproc.sh [--data_path RAW] [--metadata_path OUT] [FLAG ...]   (flags of data.outbrain.preproc; see --help)
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 venv=${VENV:-$root/.venv}

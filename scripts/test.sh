@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Sets up what is missing, then checks everything: style, types, tests.
-# usage: test.sh [--all | --faults] [ARGUMENT OF pytest ...]
-# --all adds the slow tests and tries every fault as often as docs/reliability.md says. --faults does only that, and
-# makes the page's table of what it found. Tests of real data read the folder RECIPE_TEST_DATA, by default
-# ../shared/data beside the checkout, and are skipped where it is absent.
+# Sets up the environment if necessary, then runs all checks: style, types, tests.
+# usage: test.sh [--all | --faults] [PYTEST ARGUMENT ...]
+# --all adds the slow tests and repeats every fault as often as docs/reliability.md states. --faults runs only the fault
+# tests and regenerates the table of that page from their results. Tests on real data read the folder RECIPE_TEST_DATA
+# (default: ../shared/data next to the checkout) and are skipped if it does not exist.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -19,7 +19,7 @@ step() { # NAME COMMAND ...
   times="$times$name $((SECONDS - begin)) s, "
 }
 
-faults() { # [ARGUMENT OF pytest ...]   The table is made of a run that failed, too: it shows what was not survived.
+faults() { # [PYTEST ARGUMENT ...]   Writes the table even if tests fail: it shows the faults that were not survived.
   local passed=0 recorded=0 log
   log=$(mktemp)
   RECIPE_FAULTS_LOG=$log "$bin/python" -m pytest tests/faults --durations=15 --durations-min=1 "$@" || passed=1
@@ -39,7 +39,7 @@ if [ -z "${RECIPE_TEST_DATA:-}" ] && [ -d ../shared/data ]; then
   export RECIPE_TEST_DATA
 fi
 
-step "set-up" bash scripts/setup.sh
+step "setup" bash scripts/setup.sh
 if [ -n "$only" ]; then
   step "faults" faults "$@"
 else
@@ -48,4 +48,4 @@ else
   step "mypy" "$bin/mypy"
   step "pytest" "$bin/python" -m pytest "${select[@]}" --durations=15 --durations-min=1 "$@"
 fi
-echo "== all passed: ${times}$SECONDS s together"
+echo "== all passed: ${times}total $SECONDS s"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Measures the throughput of training: see -h.
+# Benchmarks training throughput; see -h.
 set -euo pipefail
 . "$(dirname "$0")/_launch.sh"
-launch "Measures training, in samples per second: steps 501 to 1000, or as the flags that follow say." \
+launch "Benchmarks training throughput in samples per second over steps 501 to 1000; flags can change the range." \
   --benchmark --benchmark_warmup_steps 500 --benchmark_steps 1000 -- "$@"

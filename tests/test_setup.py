@@ -116,7 +116,7 @@ def test_the_python_that_the_user_names_is_used_and_replaces_another(machine, tm
     machine.write(tmp_path / "mine", PYTHON.replace("VERSION", "3.11.9"))
     process = machine.setup(PYTHON=str(tmp_path / "mine"))
     assert process.returncode == 0, process.stderr
-    assert "anew" in process.stdout and "3.11.9" in process.stdout
+    assert "recreating" in process.stdout and "3.11.9" in process.stdout
 
 
 def test_a_missing_compiler_is_told_before_anything_is_made(machine):
@@ -151,7 +151,7 @@ def test_no_network_ends_the_setup_and_the_next_one_begins_anew(machine):
     (machine.venv / "left-over").touch()
     process = machine.setup()
     assert process.returncode == 0, process.stderr
-    assert "an earlier set-up did not finish" in process.stdout
+    assert "an earlier setup did not finish" in process.stdout
     assert not (machine.venv / "left-over").exists()
 
 
@@ -166,7 +166,7 @@ def test_an_installation_that_fails_leaves_nothing_that_looks_finished(machine, 
 def test_an_environment_of_the_users_own_is_used_but_never_removed(machine):
     (machine.venv / "bin").mkdir(parents=True)
     machine.write(machine.venv / "bin/python", PYTHON.replace("VERSION", "3.8.1"))
-    check_failed(machine.setup(), "3.8.1", "not of this script's making")
+    check_failed(machine.setup(), "3.8.1", "not created by this script")
     machine.write(machine.venv / "bin/python", PYTHON.replace("VERSION", "3.11.2"))
     machine.write(machine.venv / "bin/uv", UV)
     (machine.venv / "mine").touch()
