@@ -14,12 +14,12 @@ from trainer.checkpoints import CheckpointStore
 from trainer.flags.cli import make_parser
 
 README = (ROOT / "README.md").read_text()
-PAGES = ("README.md", "docs/published_examples.md")
+PAGES = ("README.md", "docs/features.md", "docs/flags.md", "docs/training.md", "docs/published_examples.md")
 
 
 @pytest.mark.horovod
-def test_own_data_in_five_minutes(tmp_path):
-    blocks = bash_blocks("README.md", "Your own data in five minutes")
+def test_training_on_your_own_data(tmp_path):
+    blocks = bash_blocks("README.md", "Train on your own data")
     assert len(blocks) == 2
     folder = tmp_path / "example"
     folder.mkdir()
@@ -29,8 +29,8 @@ def test_own_data_in_five_minutes(tmp_path):
     assert list(folder.glob("results/*.png"))
     store = CheckpointStore(folder / "model")
     three_epochs = store.steps()[-1]
-    (survives,) = bash_blocks("README.md", "A run that survives")
-    bash(survives.replace("example/", f"{folder}/"), timeout=600)
+    (supervised,) = bash_blocks("README.md", "Fault tolerance")
+    bash(supervised.replace("example/", f"{folder}/"), timeout=600)
     assert store.steps()[-1] == three_epochs // 3 * 4
     events = [json.loads(line) for line in (folder / "results" / "supervise.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["started", "registered", "finished"]
@@ -101,11 +101,22 @@ def test_every_flag_that_a_page_names_exists(page):
     assert named - known - others == set()
 
 
+def anchors(text: str) -> set[str]:
+    """The fragments that a page's headings and explicit anchors make, as GitHub names them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a id="([^"]+)">', text))
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_every_file_that_a_page_links_to_exists(page):
-    links = re.findall(r"\]\((?!http|#)([^)]+)\)", (ROOT / page).read_text())
+def test_every_file_and_heading_that_a_page_links_to_exists(page):
+    links = re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / page).read_text())
     assert links
-    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
+    for link in links:
+        name, _, fragment = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        assert target.exists(), link
+        assert not fragment or fragment in anchors(target.read_text()), link
 
 
 def quickstart(output: Path, *arguments: str) -> float:
