@@ -215,7 +215,7 @@ def _one_column(column: str, values: Values) -> np.ndarray:
 def _keys(column: str, values: np.ndarray) -> np.ndarray:
     """Values without nulls as int64, or as texts in an array of objects."""
     if not len(values):
-        return np.empty(0, object)
+        return np.empty(0, np.int64 if values.dtype.kind in "biuf" else object)
     kind = values.dtype.kind
     if kind in "bi" or (kind in "uf" and _are_integers(values)):
         return values.astype(np.int64)
