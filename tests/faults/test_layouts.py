@@ -154,7 +154,7 @@ def test_an_epoch_that_is_interrupted_again_and_again_uses_each_row_once_in_its_
             interrupted += step_rows(ledger_world, chosen.randint(1, MOST_WORKERS), epoch, first, end, seed)
     used_once = sorted(row for rows in interrupted for row in rows) == list(range(loader.rows))
     record(
-        "an epoch interrupted three times and gone on with by other numbers of workers",
+        "an epoch interrupted three times and resumed with other numbers of workers",
         1,
         int(used_once and interrupted == uninterrupted),
     )
