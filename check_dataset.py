@@ -1,4 +1,4 @@
-"""Checks a dataset before it is trained on: its specification, then every value in its files."""
+"""Checks a dataset before training: its specification, then every value in its files."""
 
 import argparse
 import sys
@@ -13,17 +13,22 @@ from data.specification.feature_spec import FeatureSpec
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0 no error found, 1 errors found, 2 wrong specification or arguments."""
+    """Runs the command and returns its exit code.
+
+    Returns:
+        0 if no error was found, 1 for errors in the data or a failure, 2 for a wrong specification or arguments.
+    """
     args = _parse(argv)
     return run_tool("check_dataset", lambda: check(args))
 
 
 def check(args: argparse.Namespace) -> int:
-    """Prints what is found, then a summary; returns 1 if anything but warnings was found."""
+    """Prints the findings and a summary; returns 1 if any finding is an error, 0 if there are at most warnings."""
     spec = FeatureSpec.read(args.dataset / args.fspec_file, allow_outside_paths=args.allow_outside_paths)
     counts: Counter[str] = Counter()
     summaries = {mapping: MappingSummary() for mapping in spec.sources}
     errors = 0
+    # Generators: findings are printed while the files are scanned, and the summaries are filled on the way.
     of_files = (check_mapping(spec, mapping, summary) for mapping, summary in summaries.items())
     for finding in chain(check_folder(spec, allow_outside_paths=args.allow_outside_paths), *of_files):
         if counts.total() < args.max_findings:

@@ -1,4 +1,4 @@
-"""Writes a trained model for a server: SavedModel, ONNX or Triton. `python export.py --help` lists the flags."""
+"""Exports a trained model for serving: SavedModel, ONNX or Triton. `python export.py --help` lists the flags."""
 
 import sys
 
@@ -12,7 +12,7 @@ from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, WRONG_I
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code, as main.py does; what can be checked without TensorFlow is checked before its import."""
+    """Runs the export and returns an exit code of main.py; checks what it can before TensorFlow is imported."""
     try:
         request = read_request(argv)
         import_tensorflow()

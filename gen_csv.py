@@ -1,4 +1,4 @@
-"""Makes random CSV files for a feature specification."""
+"""Generates random CSV files for a feature specification."""
 
 import argparse
 import math
@@ -20,16 +20,17 @@ from data.specification.feature_spec import FeatureSpec
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
+    """Runs the command and returns its exit code: 0 for success, 1 for a failure, 2 for wrong input or arguments."""
     args = _parse(argv)
     return run_tool("gen_csv", lambda: generate(args))
 
 
 def generate(args: argparse.Namespace) -> int:
-    """Writes random rows into every file of a CSV specification, and the specification beside them.
+    """Writes random rows to every file of a CSV specification, and a copy of the specification next to them.
 
     Raises:
-        DataError: the specification is not one of CSV files, or files are in the way.
+        DataError: The specification lists files that are not CSV, an output file already exists, or the rows fit
+            neither in memory nor on the disk.
     """
     output, rows, spec_path = args.output, args.size, args.feature_spec_in
     spec = FeatureSpec.read(spec_path, allow_outside_paths=args.allow_outside_paths)
@@ -45,17 +46,18 @@ def generate(args: argparse.Namespace) -> int:
 
 
 def _check_sizes(spec: FeatureSpec, output: Path, rows: int) -> None:
-    """Refuses lists that do not fit into memory, and rows that do not fit on the disk."""
+    """Raises DataError if multi-hot lists do not fit in memory, or the rows do not fit on the disk."""
     block = min(rows, BLOCK_ROWS)
     for feature in spec.multihot:
-        # Lists are half as long on average; ids are drawn as float64 and stored in up to as many bytes.
+        # Lists have max_hotness / 2 ids on average, drawn as float64 (8 bytes) and stored in at most 8 bytes.
         check_fits(
             block * (feature.max_hotness or 0) // 2 * 8,
             f"{output}: feature {feature.name!r}, with up to {feature.max_hotness:,} ids in each of {block:,} rows,",
             "lower its max_hotness in the specification, or --size",
         )
-    # A digit and a separator in every cell.
+    # Lower bound: one digit and one separator per cell.
     needed = sum(2 * rows * len(chunk.features) for chunks in spec.sources.values() for chunk in chunks)
+    # The output folder may not exist yet: measure its closest existing parent.
     free = shutil.disk_usage(
         next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
     ).free
@@ -67,6 +69,7 @@ def _check_sizes(spec: FeatureSpec, output: Path, rows: int) -> None:
 
 
 def _check_output(spec: FeatureSpec, args: argparse.Namespace) -> None:
+    """Raises DataError if a file is listed twice, is not CSV or exists, or if another specification is in the way."""
     spec_path, output = args.feature_spec_in, args.output
     files = Counter(path for mapping in spec.sources for path in spec.files(mapping))
     for path, count in files.items():

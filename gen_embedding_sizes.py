@@ -1,4 +1,4 @@
-"""Writes a file of embedding widths for the categorical features of a specification."""
+"""Writes a JSON file of embedding widths for the categorical features of a specification."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ from data.specification.parts import MAX_EMBEDDING_DIM
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
+    """Runs the command and returns its exit code: 0 for success, 1 for a failure, 2 for wrong input or arguments."""
     args = _parse(argv)
 
     def job() -> int:
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def rule_sizes(spec: FeatureSpec, max_size: int) -> dict[str, int]:
-    """{categorical feature: width}: as the specification states it, else by cardinality, at most `max_size`."""
+    """Returns {categorical feature: width}: `embedding_dim` if stated, else from the cardinality, up to `max_size`."""
     features = spec.onehot + spec.multihot
     return {
         feature.name: feature.embedding_dim or min(max_size, default_dim(feature.cardinality or 1))
@@ -41,7 +41,7 @@ def rule_sizes(spec: FeatureSpec, max_size: int) -> dict[str, int]:
 
 
 def random_sizes(spec: FeatureSpec, max_size: int, seed: int) -> dict[str, int]:
-    """{categorical feature: width}, uniform in [1, max_size]."""
+    """Returns {categorical feature: width} with widths drawn uniformly from [1, max_size]."""
     rng = np.random.default_rng(seed)
     return {feature.name: int(rng.integers(1, max_size + 1)) for feature in spec.onehot + spec.multihot}
 
@@ -54,7 +54,7 @@ def _write(sizes: dict[str, int], path: Path) -> None:
 
 
 def _check_output(path: Path) -> None:
-    """Widths may have been chosen by hand, and nothing in a file tells: none that exists is overwritten."""
+    """Raises DataError if the file exists: it may be hand-written, so no file with content is overwritten."""
     if path.is_dir():
         raise DataError(f"{path}: is a folder; expected a file, such as {path / 'embedding_sizes.json'}")
     check_replaceable_file(path, "--output", lambda _: False)

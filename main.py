@@ -1,4 +1,4 @@
-"""Trains, evaluates and measures a recommender model. `python main.py --help` lists the flags."""
+"""Trains, evaluates and benchmarks a recommender model. `python main.py --help` lists the flags."""
 
 import os
 import sys
@@ -34,16 +34,16 @@ from trainer.reliability.signals import StopRequest
 from trainer.sealed.errors import CheckpointError
 
 FIRST_FAILURE_SECONDS = 0.5
-"""Workers that lost another one wait this long before they fail: the launcher takes the first failure for the cause."""
+"""Seconds a worker waits before it fails for a lost peer: the launcher reports the first failure as the cause."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one worker; returns its exit code, which is in the worker's record too.
+    """Runs one worker and returns its exit code, which is also written to the worker's record.
 
-    All that can be checked without TensorFlow is checked before it is imported.
+    Everything that can be checked without TensorFlow is checked before TensorFlow is imported.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    results_dir = place_in(arguments, "results_dir")  # also for arguments that are refused
+    results_dir = place_in(arguments, "results_dir")  # the record is written even if the arguments are invalid
     try:
         launch = read_launch(os.environ)
     except DataError as error:
@@ -55,10 +55,11 @@ def main(argv: list[str] | None = None) -> int:
             check_model(options, inputs, launch)
             is_training = options.run.trains and not options.run.benchmark
             if launch.rank == 0 and is_training:
+                # Locked before the folders are checked, so that no other run changes them in between.
                 until_the_end.enter_context(RunLock(options.data.model_dir, print_warning, _lock_patience()))
             check_folders(options, inputs.spec, launch)
             warnings = check_workflow(options, inputs.spec, launch)
-            if launch.size == 1 and lints_labels(options):  # several workers form their group first
+            if launch.size == 1 and lints_labels(options):  # with several workers, only once they are connected
                 warnings += check_labels(options, inputs.spec)
         except DataError as error:
             return _refuse(error, launch, record)
@@ -76,11 +77,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _lock_patience() -> float:
-    """Seconds to wait for the lock: a supervised run that was restarted may still die on another host."""
+    """Returns the seconds to wait for the lock: before a supervised restart, the old run may still be shutting down."""
     return 10.0 if JOB_VARIABLE in os.environ else 0.0
 
 
 def _execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRecord, stop: StopRequest) -> int:
+    """Runs the command and maps every expected exception to an exit code, a message and the worker's record."""
     from tensorflow.errors import ResourceExhaustedError
 
     from trainer.distributed import lost_peer
@@ -104,6 +106,7 @@ def _execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRec
     except Exception as error:
         if (said := lost_peer(error)) is None:
             raise
+        # Let the worker that caused this fail first.
         time.sleep(FIRST_FAILURE_SECONDS)
         return _fail(f"{PEER_GONE} ({said})", FAILURE, record)
     record.end(DONE)
@@ -115,9 +118,10 @@ def _code_of(error: DataError) -> int:
 
 
 def _refuse(error: DataError, launch: Launch, record: WorkerRecord) -> int:
-    """All workers refuse the same arguments and files: one per host says so, the others wait to be stopped.
+    """Reports wrong input once per host and returns the exit code.
 
-    What the lock refuses, the first worker refuses alone; the launcher stops the others.
+    All workers find the same mistake. Local rank 0 reports it; the others wait for the launcher to stop them. Errors
+    from the lock are raised on rank 0 alone.
     """
     code = _code_of(error)
     if launch.local_rank == 0:
@@ -151,6 +155,7 @@ if __name__ == "__main__":
     sys.stdout.flush()
     sys.stderr.flush()
     if code:
-        # Without waiting for threads or for workers that wait for this one: the launcher then stops them all.
+        # Exit without joining threads or waiting for peers that may be blocked on this worker: the launcher then
+        # stops them all.
         os._exit(code)
     sys.exit(DONE)

@@ -1,4 +1,4 @@
-"""Shows how runs have learned: a table per run on the screen, pictures, and a page with all that the logs tell."""
+"""Reports the learning curves of runs: a table per run on the terminal, figures, and an HTML page of the whole log."""
 
 import argparse
 import os
@@ -17,7 +17,11 @@ NOTE = "loss: mean of the training losses logged since the evaluation before; *:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 pictures or page could not be written, 2 no usable log."""
+    """Runs the command and returns its exit code.
+
+    Returns:
+        0 for success, 1 if the figures or the page could not be written, 2 for wrong arguments or no usable log.
+    """
     arguments = _parser().parse(argv)
     try:
         folders = list(dict.fromkeys(Path(os.path.abspath(folder)) for folder in arguments.results_dir))
@@ -42,14 +46,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _say(text: str) -> None:
-    """Prints what may hold names of files and of what a log holds."""
+    """Prints text that may contain file names or log contents, with control characters escaped."""
     print(printable(text))
 
 
 def run_names(folders: list[Path]) -> list[str]:
-    """Short names for different folders: as much of the end of each path as it takes to tell them apart."""
+    """Returns a short unique name per folder: the shortest suffix of its path that tells it apart from the others."""
     parts = [folder.parts for folder in folders]
     lengths = [1] * len(parts)
+    # Lengthen only the names that clash, until none does (or their paths are used up).
     while True:
         names = [str(Path(*path[-length:])) for path, length in zip(parts, lengths, strict=True)]
         counts = Counter(names)
@@ -63,7 +68,7 @@ def run_names(folders: list[Path]) -> list[str]:
 
 
 def _draw(runs: list[Run], folder: Path) -> None:
-    # Imported late: an error in the arguments is told before matplotlib's second of import.
+    # Imported late: matplotlib takes a second to import, and wrong arguments are reported without it.
     from trainer.report.curves import drawn
     from trainer.report.figure import draw_learning_curves
     from trainer.report.gates import draw_gates

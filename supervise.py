@@ -1,4 +1,4 @@
-"""Keeps a training job going: starts it again from its last checkpoint when a worker dies, is killed or hangs."""
+"""Supervises a training job: restarts it from the last checkpoint when a worker crashes, is killed or hangs."""
 
 import argparse
 import sys
@@ -33,7 +33,7 @@ Exit codes:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Runs the supervisor and returns its exit code (see EPILOG)."""
     words = sys.argv[1:] if argv is None else argv
     own, dashes, command = _split(words)
     parser = _parser()
@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _split(words: list[str]) -> tuple[list[str], bool, list[str]]:
+    """Splits the arguments at the first "--" into (own flags, whether there is a "--", command)."""
     if "--" not in words:
         return words, False, []
     position = words.index("--")

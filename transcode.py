@@ -1,4 +1,4 @@
-"""Turns a dataset in CSV files into parquet files that can be trained on."""
+"""Converts a CSV dataset to parquet files that can be trained on."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from data.conversion.transcode import transcode
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
+    """Runs the command and returns its exit code: 0 for success, 1 for a failure, 2 for wrong input or arguments."""
     args = _parse(argv)
 
     def job() -> int:

@@ -1,1 +1,1 @@
-"""Files, columns and rows: everything up to a batch. Knows nothing of models, flags or workers' transport."""
+"""Files, columns and rows: everything up to a batch. Independent of models, flags and communication."""

@@ -1,4 +1,4 @@
-"""Files that appear whole under their name or not at all, written under a name that nobody can guess."""
+"""Atomic file writes: content goes to a temporary file with an unpredictable name, which is then renamed."""
 
 import errno
 import os
@@ -13,15 +13,16 @@ UNFINISHED = ".unfinished"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Yields a new file that takes the place of `path` when the block ends; on an exception it is removed.
+    """Yields a temporary file that replaces `path` when the block ends, or is removed on an exception.
 
     Raises:
-        OSError: it cannot be written. What stood at `path` is untouched.
+        OSError: The file cannot be written. Any existing file at `path` is left untouched.
     """
     temporary = temporary_beside(path)
     try:
         with create_new(temporary) as file:
             yield file
+            # Flush the content to disk before the rename: after a power loss, the name never refers to an empty file.
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -32,28 +33,28 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file of text (UTF-8) or bytes; see `replacing`."""
+    """Atomically writes text (as UTF-8) or bytes to `path`."""
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def create_new(path: Path) -> BinaryIO:
-    """Opens a file for writing that does not exist yet; follows no link.
+    """Creates a file and opens it for writing, without following symbolic links.
 
     Raises:
-        OSError: something of that name exists, or the file cannot be made.
+        OSError: `path` already exists, or the file cannot be created.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return open(os.open(path, flags, 0o666), "wb")
 
 
 def temporary_beside(path: Path) -> Path:
-    """An unpredictable hidden name in the folder of `path`."""
+    """Returns an unpredictable hidden file name in the folder of `path`."""
     return path.parent / f".{secrets.token_hex(8)}{UNFINISHED}"
 
 
 def sync_names(folder: Path) -> None:
-    """Forces the names in a folder to disk, where its file system can."""
+    """Flushes the directory entries of a folder to disk, where its file system supports it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -65,5 +66,5 @@ def sync_names(folder: Path) -> None:
 
 
 def is_out_of_room(error: OSError) -> bool:
-    """Whether a disk, a quota or a limit on file sizes is exhausted, as opposed to a place that cannot be written."""
+    """Returns whether the disk, a quota or a file size limit is exhausted, rather than the location not writable."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

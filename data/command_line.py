@@ -1,4 +1,4 @@
-"""What command lines share: how arguments are read, and mistakes as one message with an exit code."""
+"""Shared command-line handling: an argument parser, and errors reported as one message with an exit code."""
 
 import argparse
 import difflib
@@ -16,7 +16,13 @@ OUTSIDE_PATHS_HELP = "let a specification that you trust name files outside of i
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes flags that are written out, suggests the nearest for a wrong one, and shows defaults in its help."""
+    """An ArgumentParser without abbreviated flags that suggests the closest flag for a misspelled one.
+
+    Args:
+        prog: name of the program in messages.
+        description: text at the top of the help.
+        formatter: help formatter class; by default the one that shows the default values.
+    """
 
     def __init__(self, prog: str, description: str, formatter: type[argparse.HelpFormatter] | None = None) -> None:
         super().__init__(
@@ -27,10 +33,10 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """The arguments in `argv`, without the program's name; None takes the process's own.
+        """Parses `argv` (without the program name), or the arguments of this process if it is None.
 
-        What no file name and no log can hold is an error as well: NUL, and bytes that are not UTF-8, which Python
-        hands on in a locale without UTF-8.
+        Arguments that no file name or log can contain are errors too: NUL characters, and bytes that are not UTF-8,
+        which Python passes on as surrogates.
         """
         words = sys.argv[1:] if argv is None else argv
         for word in words:
@@ -38,23 +44,23 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"the argument {shown(word)} is not text in UTF-8; rename the file, or mend the argument")
         arguments = self.parse_args(words)
         for name, value in vars(arguments).items():
-            if value == [] and value is not self.get_default(name):  # what argparse makes of `--flag=--`
+            if value == [] and value is not self.get_default(name):  # argparse turns `--flag=--` into an empty list
                 self.error(f"--{name} has no value; write one after it")
         return arguments
 
     def error(self, message: str) -> NoReturn:
-        """Exits with 2."""
+        """Prints the usage and the message, with a suggested flag if there is one, and exits with code 2."""
         super().error(message + self.nearest_flag(message))
 
     def nearest_flag(self, message: str) -> str:
-        """A suggestion for what a message tells to be no flag; else nothing."""
+        """Returns "; did you mean FLAG?" for an unknown flag named in an error message, or an empty string."""
         flags = [name for action in self._actions for name in action.option_strings]
         wrong = [word for word in message.replace(":", " ").split() if word.startswith("--") and word not in flags]
         found = [near for word in wrong for near in difflib.get_close_matches(word, flags, n=1)]
         return f"; did you mean {found[0]}?" if found else ""
 
     def add_outside_paths(self) -> None:
-        """Adds the flag of every command that reads a specification, as main.py has it."""
+        """Adds --allow_outside_paths, which every command that reads a specification has."""
         self.add_argument("--allow_outside_paths", action="store_true", help=OUTSIDE_PATHS_HELP)
 
 
@@ -67,7 +73,7 @@ def _is_text(word: str) -> bool:
 
 
 def whole_number(least: int) -> Callable[[str], int]:
-    """A `type` for argparse: an integer from `least` to 2**31 - 1."""
+    """Returns an argparse `type` that accepts integers from `least` to 2**31 - 1."""
 
     def convert(text: str) -> int:
         is_number = text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST))
@@ -79,7 +85,11 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 
 def run_tool(name: str, job: Callable[[], int]) -> int:
-    """Runs a tool's job and returns its exit code: 1 for a failure of the machine, 2 for wrong input."""
+    """Runs the job of a tool and returns its exit code.
+
+    Returns:
+        The job's own code, 1 for a system failure (I/O error, out of memory) or an interrupt, 2 for wrong input.
+    """
     try:
         return job()
     except DataError as error:

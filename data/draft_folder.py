@@ -1,4 +1,4 @@
-"""Folders that are being written or removed. A marker inside says so, whatever else their name may suggest."""
+"""Draft folders: folders being written or removed, identified by a marker file inside rather than by their name."""
 
 import shutil
 from contextlib import suppress
@@ -8,17 +8,17 @@ MARKER = ".draft-of-this-program"
 
 
 def mark(folder: Path) -> None:
-    """Marks a folder as one that may be removed when the process that writes it is dead."""
+    """Marks a folder as a draft, which may be removed once the process that writes it has died."""
     (folder / MARKER).touch(exist_ok=True)
 
 
 def unmark(folder: Path) -> None:
-    """Takes the mark off, before the folder gets its own name."""
+    """Removes the marker, before the folder is renamed to its final name."""
     (folder / MARKER).unlink(missing_ok=True)
 
 
 def is_draft(folder: Path) -> bool:
-    """Whether a folder may be removed: it bears the mark, or nothing is in it yet. False for a link to one."""
+    """Returns whether a folder may be removed: it has the marker or is empty. False for a symbolic link to one."""
     if folder.is_symlink() or not folder.is_dir():
         return False
     with suppress(OSError):
@@ -27,7 +27,7 @@ def is_draft(folder: Path) -> bool:
 
 
 def remove(folder: Path) -> None:
-    """Removes a draft as far as the file system allows; the mark goes last, so that an interrupted removal resumes."""
+    """Removes a draft, ignoring OSError; the marker goes last, so that an interrupted removal can be completed."""
     with suppress(OSError):
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():

@@ -1,10 +1,10 @@
-"""What is raised for every mistake in a user's files or arguments, and for files that get lost."""
+"""Exceptions for mistakes in the user's files or arguments, and for input files that are lost while being read."""
 
 
 class DataError(ValueError):
-    """Wrong input. The message says where, what was found, what was expected and what to do about it.
+    """Wrong input. The message says where, what was found, what was expected and how to fix it.
 
-    As text, everything but line ends and printable characters is escaped: what a file holds cannot control a terminal.
+    `str` escapes everything but newlines and printable characters, so that file contents cannot control a terminal.
     """
 
     def __str__(self) -> str:
@@ -12,10 +12,10 @@ class DataError(ValueError):
 
 
 class LostInputError(OSError):
-    """An input that was there when it was opened and can no longer be read, or is not what it was.
+    """An input file that can no longer be read, or that has changed, since it was opened.
 
-    A failure of the surroundings, such as a network disk that has gone, which another try may not meet: unlike wrong
-    input it is worth a restart. The message names the file.
+    An environment failure, such as a network disk that went away. Unlike wrong input it may be transient, so a restart
+    is worthwhile. The message names the file.
     """
 
     def __str__(self) -> str:
@@ -23,7 +23,7 @@ class LostInputError(OSError):
 
 
 def printable(text: str) -> str:
-    """A text with backslash escapes for what is neither printable nor a line end, such as ESC and half characters."""
+    """Returns a text with everything but printable characters and newlines (ESC, lone surrogates) backslash-escaped."""
     if text.isprintable():
         return text
     return "".join(

@@ -1,4 +1,4 @@
-"""Opening the files that are named by a user or by a dataset: regular files only, and a dataset's in its folder."""
+"""Opens files named by a user or a dataset: regular files only, and for a dataset only inside its folder."""
 
 import os
 import stat
@@ -20,25 +20,25 @@ _KINDS = (
 
 
 class NotRegularError(DataError):
-    """What has the name of a file is something else; the message says what."""
+    """A path refers to something other than a regular file; the message says what it is."""
 
 
 def open_regular(path: str | os.PathLike[str], expected: str = "a regular file") -> BinaryIO:
-    """Opens a regular file for reading. Pipes, sockets and devices are neither read nor waited for.
+    """Opens a regular file for reading, without ever blocking on a pipe, socket or device.
 
-    That also holds for /dev/stdin and the pipes of process substitution: files are read more than once.
+    /dev/stdin and the pipes of process substitution are refused too, because files are read more than once.
 
     Args:
-        path: symbolic links are followed.
-        expected: what it should be, in words for the message.
+        path: path of the file; symbolic links are followed.
+        expected: what the file should be, in words for the error message.
 
     Raises:
-        NotRegularError: it is something else.
-        OSError: there is none, or it cannot be read.
-        ValueError: a path that no file can have.
+        NotRegularError: The path refers to something other than a regular file.
+        OSError: The file does not exist or cannot be opened.
+        ValueError: The path is invalid, such as one with a NUL character.
     """
-    # Asked before it is opened, since opening a device can act on it, and again afterwards, since it may be exchanged
-    # in between.
+    # Checked before opening, since opening a device can act on it, and again afterwards, since the file may have been
+    # replaced in between.
     _check_regular(os.stat(path), path, expected)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
@@ -52,15 +52,15 @@ def open_regular(path: str | os.PathLike[str], expected: str = "a regular file")
 
 @contextmanager
 def reading(path: Path, hint: str) -> Iterator[BinaryIO]:
-    """A regular file, open for reading.
+    """Opens a regular file for reading, for the duration of the block.
 
     Args:
-        path: of the file.
-        hint: what to do where it cannot be opened.
+        path: path of the file.
+        hint: what to do if the file cannot be opened, for the error message.
 
     Raises:
-        DataError: there is none, it is something else, or it cannot be read.
-        LostInputError: the system failed to read it after it was opened.
+        DataError: The file is missing, not a regular file, or cannot be opened.
+        LostInputError: A system call failed inside the block, after the file was opened.
     """
     try:
         file = open_regular(path)
@@ -78,23 +78,26 @@ def reading(path: Path, hint: str) -> Iterator[BinaryIO]:
 
 
 def first_file(paths: Sequence[Path]) -> Path | None:
-    """The first of the paths that is a regular file, else the first that is anything: reading it says what it is."""
+    """Returns the first path that is a regular file, else the first that exists at all, else None.
+
+    Reading a path that is not a regular file raises an error that says what it is.
+    """
     there = [path for path in paths if os.path.lexists(path)]
     return next((path for path in there if path.is_file()), next(iter(there), None))
 
 
 def is_of_system(error: OSError) -> bool:
-    """Whether the system has failed: Arrow and gzip raise an OSError for damaged content too, without a number."""
+    """Returns whether a system call failed: Arrow and gzip raise OSError without an errno for corrupt content."""
     return bool(error.errno) and not isinstance(error, LostInputError)
 
 
 def way_out(path: str, root: str, resolved: dict[str, str]) -> str | None:
-    """How a path of a dataset leaves the dataset's folder, and the fix; None if it stays.
+    """Returns how a path leads out of the dataset's folder, with the fix, or None if it stays inside.
 
     Args:
-        path: as the dataset names it.
-        root: the folder, resolved.
-        resolved: saves asking twice; empty at first.
+        path: path as written in the dataset's specification.
+        root: the dataset's folder, with symbolic links resolved.
+        resolved: cache of resolved paths, shared between calls; initially empty.
     """
     fix = "write a path relative to the specification's folder that stays under it"
     if os.path.isabs(path):
@@ -116,19 +119,23 @@ def way_out(path: str, root: str, resolved: dict[str, str]) -> str | None:
 
 
 def check_stays(folder: Path, name: str) -> None:
-    """Refuses a file beside a specification that lies elsewhere.
+    """Checks that a file next to a specification really lies inside its folder.
 
     Raises:
-        DataError: the name, or a symbolic link on its way, leads out of the folder.
+        DataError: The name, or a symbolic link on its path, leads out of the folder.
     """
     if mistake := way_out(name, os.path.realpath(folder), {}):
         raise DataError(f"{Path(folder) / name}: {mistake}, or pass --allow_outside_paths")
 
 
 def _resolve(place: str, root: str) -> str:
-    """Where a place leads that is reached from within `root`: `root` unless it may be elsewhere, "" if not there.
+    """Resolves one prefix of a path whose parent lies in `root`.
 
-    Asked of every folder on the way, for what is not there ends the way: a list of long paths is then soon done.
+    Only links and ".." can leave `root`, so everything else is resolved to `root` without a call of realpath. Resolving
+    prefix by prefix stops at the first missing folder, which keeps long lists of paths fast.
+
+    Returns:
+        The real path of a link or "..", `root` for anything else, "" if `place` does not exist.
     """
     try:
         is_link = stat.S_ISLNK(os.lstat(place).st_mode)

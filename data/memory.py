@@ -1,4 +1,4 @@
-"""How much memory this process can still get."""
+"""Determines how much memory this process can still allocate."""
 
 import resource
 from collections.abc import Iterator
@@ -10,22 +10,23 @@ from data.errors import DataError
 
 PROCESS = Path("/proc/self")
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
-# Limit and usage of a control group, and what its caches of files are called in memory.stat.
+# Files with the limit and the usage of a control group (cgroup v1, v2), and the page cache entries of memory.stat.
 _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
 _VERSION_2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
 
 
 def available_memory(processes: int = 1) -> int:
-    """Bytes that this process can allocate: what the machine, its control groups and its resource limits leave.
+    """Returns the bytes this process can still allocate, given physical memory, control groups and resource limits.
 
-    Caches of files count as available, because the kernel gives them up first. Swap does not: training out of it
-    takes hours for what takes minutes.
+    The page cache counts as available, because the kernel reclaims it first. Swap does not: training from swap takes
+    hours instead of minutes.
 
     Args:
-        processes: how many like this one share the machine and its control groups evenly.
+        processes: number of processes like this one that share the machine and its control groups evenly.
     """
     used = psutil.Process().memory_info()
     left = [bytes_left // processes for bytes_left in (psutil.virtual_memory().available, *_left_in_control_groups())]
+    # Resource limits hold per process, so they are not divided.
     for limit, taken in ((resource.RLIMIT_AS, used.vms), (resource.RLIMIT_DATA, used.data)):
         allowed = resource.getrlimit(limit)[0]
         if allowed != resource.RLIM_INFINITY:
@@ -34,16 +35,16 @@ def available_memory(processes: int = 1) -> int:
 
 
 def check_fits(needed: int, what: str, fix: str, processes: int = 1) -> None:
-    """Refuses what needs more memory than there is, before any of it is allocated.
+    """Checks that an allocation fits in the available memory, before any of it is made.
 
     Args:
-        needed: bytes that are allocated for certain; there may be more.
-        what: needs them, for the message: the beginning of a sentence.
-        fix: what to do about it.
-        processes: how many need as much each on this machine.
+        needed: lower bound of the bytes to allocate.
+        what: what needs the memory, as the beginning of the error message.
+        fix: what to do about it, as the end of the error message.
+        processes: number of processes on this machine that need as much each.
 
     Raises:
-        DataError: naming both figures.
+        DataError: `needed` exceeds the available memory; the message states both.
     """
     available = available_memory(processes)
     if needed > available:
@@ -54,12 +55,12 @@ def check_fits(needed: int, what: str, fix: str, processes: int = 1) -> None:
 
 
 def in_gibibytes(count: int) -> str:
-    """A number of bytes for a message."""
+    """Formats a number of bytes in GiB, or in MiB below 1/8 GiB."""
     return f"{count / 2**30:,.2f} GiB" if count >= 2**27 else f"{count / 2**20:,.1f} MiB"
 
 
 def _left_in_control_groups() -> Iterator[int]:
-    """Bytes left in each limited control group of this process and in the groups around it."""
+    """Yields the bytes left in each limited control group of this process and in its parent groups."""
     for line in _text(PROCESS / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -69,7 +70,7 @@ def _left_in_control_groups() -> Iterator[int]:
 
 
 def _left_on_path(root: Path, path: str, names: tuple[str, str, tuple[str, str]]) -> Iterator[int]:
-    """Bytes left in each group from `path` up to the root; in a container only the root may be visible."""
+    """Yields the bytes left in each group from `path` up to the root; in a container only the root may be visible."""
     limit_file, usage_file, caches = names
     group = root / path.lstrip("/")
     for folder in (group, *group.parents):
@@ -82,7 +83,7 @@ def _left_on_path(root: Path, path: str, names: tuple[str, str, tuple[str, str]]
 
 
 def _text(path: Path) -> str:
-    """Content of a file of the kernel's; empty where there is none."""
+    """Returns the content of a kernel file, or an empty string if it cannot be read."""
     try:
         return path.read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Where a command may write: never over its inputs, and never over what this project did not write."""
+"""Checks output paths: a command overwrites neither its inputs nor files that this project did not write."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -9,14 +9,14 @@ from data.errors import DataError
 
 
 def check_apart(outputs: Mapping[str, Path | Iterable[Path]], inputs: Mapping[str, Path | Iterable[Path]]) -> None:
-    """Checks that no output is, contains or lies in an input or another output, links resolved.
+    """Checks that no output is, contains or lies in an input or another output, with symbolic links resolved.
 
     Args:
-        outputs: files that are written and folders that are replaced as a whole, by what people know them as.
-        inputs: files that are read, and folders whose whole content is read.
+        outputs: files to write and folders to replace as a whole, by their names in error messages (such as flags).
+        inputs: files to read and folders to read as a whole, by their names in error messages.
 
     Raises:
-        DataError: naming both.
+        DataError: Two paths overlap; the message names both.
     """
     read = [_Place(name, path) for name, path in _pairs(inputs)]
     written: list[_Place] = []
@@ -32,15 +32,15 @@ def check_apart(outputs: Mapping[str, Path | Iterable[Path]], inputs: Mapping[st
 
 
 def check_replaceable_file(path: Path, what: str, is_ours: Callable[[Path], bool]) -> None:
-    """Checks that a file may be written at `path`: nothing is there, an empty file, or an earlier one of the same kind.
+    """Checks that `path` may be written: it does not exist, is empty, or was written by the same command.
 
     Args:
-        path: the file.
-        what: as people know it, for the message.
-        is_ours: whether a regular file is of that kind.
+        path: path of the output file.
+        what: name of the path in error messages, such as a flag.
+        is_ours: returns whether a regular file was written by this command.
 
     Raises:
-        DataError: a link, a folder, a device or a file of another kind is there.
+        DataError: `path` is a link, a folder, a device or a file of another kind, or cannot be read.
     """
     if not os.path.lexists(path):
         return
@@ -59,7 +59,7 @@ def check_replaceable_file(path: Path, what: str, is_ours: Callable[[Path], bool
 
 
 class _Place:
-    """A path with its links resolved."""
+    """A named path with its symbolic links resolved, and its device and inode numbers if it exists."""
 
     def __init__(self, name: str, path: Path) -> None:
         self.name, self.path = name, path
@@ -67,10 +67,11 @@ class _Place:
         self._identity: tuple[int, int] | None = None
         with suppress(OSError, ValueError):  # it does not exist yet, or no file can have this name
             status = os.stat(path)
+            # Also detects hard links and file systems that ignore case.
             self._identity = (status.st_dev, status.st_ino)
 
     def meets(self, other: "_Place") -> str:
-        """How this path and another one meet, in words; empty if they do not."""
+        """Returns in words how this path overlaps another one, or an empty string if it does not."""
         if self._real == other._real or (self._identity is not None and self._identity == other._identity):
             return "is the same file as"
         if other._real.startswith(self._real.rstrip(os.sep) + os.sep):

@@ -1,7 +1,7 @@
-"""JSON of files that may come from anybody, checked against the types of a dataclass before anything uses it.
+"""Validates untrusted JSON against the types of a dataclass before it is used.
 
-One rule for every manifest, record and description that this project reads: whole numbers are no truth values and fit
-into 64 bits, numbers are finite, and what is missing or of another type is named by its place.
+The same rules hold for every manifest and record that this project reads: integers fit in 64 bits and are not booleans,
+numbers are finite, and errors name the location of anything that is missing or of the wrong type.
 """
 
 import dataclasses
@@ -17,16 +17,17 @@ LARGEST_INTEGER = 2**63 - 1
 
 
 def read_typed(hint: Any, value: Any, place: str) -> Any:
-    """`value`, as JSON gives it, as an instance of a type.
+    """Converts a decoded JSON value to an instance of a type.
 
     Args:
         hint: None, bool, int, float, str, Any, a Literal, a union, list[T], tuple[T, ...], dict[str, T], or a
-            dataclass with fields of such types, which takes an object with these keys and no others.
-        value: what was read.
-        place: of the value, for the message.
+            dataclass with fields of such types, which requires an object with exactly these keys.
+        value: value as `json.loads` returns it.
+        place: location of the value, for error messages.
 
     Raises:
-        ValueError: something is missing or of another type; names the place, what was found and what was expected.
+        ValueError: Something is missing, unexpected or of the wrong type. The message names the location, what was
+            found and what was expected.
     """
     if dataclasses.is_dataclass(hint):
         return _read_object(hint, value, place)
@@ -56,6 +57,7 @@ def _read_object(hint: Any, value: Any, place: str) -> Any:
 
 
 def _read_union(hint: Any, parts: tuple[Any, ...], value: Any, place: str) -> Any:
+    # The first member that accepts the value wins.
     for part in parts:
         try:
             return read_typed(part, value, place)
@@ -79,6 +81,7 @@ def _read_plain(hint: Any, value: Any, place: str) -> Any:
 
 
 def _is_integer(value: Any) -> bool:
+    # isinstance would accept bool, which is a subclass of int.
     return type(value) is int and abs(value) <= LARGEST_INTEGER
 
 
@@ -93,7 +96,7 @@ def _key(name: str) -> str:
 
 
 def _described(hint: Any) -> str:
-    """A type in words."""
+    """Returns a type in words, for error messages."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_described(part) for part in parts)

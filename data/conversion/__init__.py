@@ -1,1 +1,1 @@
-"""Between CSV, random rows and parquet: the writers, readers and checks behind the data tools."""
+"""Conversion between CSV, random rows and parquet: the readers, writers and checks behind the data tools."""

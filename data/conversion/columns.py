@@ -1,4 +1,4 @@
-"""What the columns of a dataset hold: their types in files, and the rules that their values must keep."""
+"""The columns of a dataset: their types in files, and the rules that their values must satisfy."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,12 +26,13 @@ LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Domain:
-    """The values of a column that training can use: whoever reads or checks values asks here.
+    """The values of a column that training can use; the single rule for everything that reads or checks values.
 
     Attributes:
-        low, high: smallest and largest value; a batch holds ids as int32, groups as int64, all others as float32.
-        is_whole: only whole numbers.
-        may_miss: nulls and NaN are allowed.
+        low: smallest allowed value.
+        high: largest allowed value; a batch holds ids as int32, groups as int64 and everything else as float32.
+        is_whole: whether values must be integers.
+        may_miss: whether nulls and NaN are allowed.
     """
 
     low: float = -LARGEST
@@ -40,8 +41,17 @@ class Domain:
     may_miss: bool = False
 
     def allows(self, numbers: np.ndarray) -> np.ndarray:
-        """Which numbers, [count] of any integer or float type, are in the domain; [count] bool."""
+        """Returns which numbers are in the domain.
+
+        Args:
+            numbers: [count] of any integer or float dtype.
+
+        Returns:
+            [count] bool.
+        """
         is_float = np.issubdtype(numbers.dtype, np.floating)
+        # float64 represents every bound that applies to floats, so no comparison rounds. Integers stay as they are:
+        # int64 does not fit in float64.
         numbers = numbers.astype(np.float64) if is_float else numbers
         good = (numbers >= self.low) & (numbers <= self.high)
         if self.is_whole and is_float:
@@ -51,13 +61,13 @@ class Domain:
         return good
 
     def allows_all(self, numbers: np.ndarray) -> bool:
-        """Whether all numbers are in the domain, found faster than by `allows` where they are."""
+        """Returns whether all numbers are in the domain; faster than `allows(numbers).all()` if they are."""
         is_float = np.issubdtype(numbers.dtype, np.floating)
         if self.may_miss and is_float:
             numbers = numbers[~np.isnan(numbers)]
         if not len(numbers):
             return True
-        # Comparisons with NaN are false.
+        # min and max propagate NaN, and comparisons with NaN are false.
         if not (numbers.min().item() >= self.low and numbers.max().item() <= self.high):
             return False
         return not (self.is_whole and is_float) or bool(np.array_equal(numbers, np.floor(numbers)))
@@ -65,13 +75,13 @@ class Domain:
 
 @dataclass(frozen=True)
 class Column:
-    """A feature as files hold it.
+    """A feature as stored in files.
 
     Attributes:
-        name: the feature's name.
-        kind: its channel, `SAMPLE_WEIGHT`, or None for a column that training leaves alone.
-        type: the type in which it is written; a list for multi-hot features.
-        feature: the feature's entry in the specification.
+        name: name of the feature.
+        kind: channel of the feature, `SAMPLE_WEIGHT`, or None for a column that training does not use.
+        type: Arrow type in which the column is written; a list type for multi-hot features.
+        feature: entry of the feature in the specification.
     """
 
     name: str
@@ -81,26 +91,27 @@ class Column:
 
     @property
     def expected(self) -> str:
-        """What a cell must hold, in words."""
+        """The allowed values of a cell, in words."""
         words = _EXPECTED[self.kind](self.feature) if self.kind else "a value"
         is_finite = words.startswith("a finite number") and dtype_name(self.type) == "float64"
         return f"{words}{' within the range of float32' if is_finite else ''}, {dtype_name(self.type)}"
 
     @property
     def expected_type(self) -> str:
-        """The types of parquet files that can be read, in words."""
+        """The parquet types that can be read, in words."""
         if self.kind in (ONEHOT, MULTIHOT, MAP):
             return "lists of integers" if self.kind == MULTIHOT else "integers"
         return "numbers"
 
     def accepts(self, stored: pa.DataType) -> bool:
-        """Whether a parquet file may store the column like this; anything for a column that training leaves alone."""
+        """Returns whether the column can be read from a parquet type; any will do if training does not use it."""
         if self.kind is None:
             return True
         if is_list(stored) != (self.kind == MULTIHOT):
             return False
         item = stored.value_type if is_list(stored) else stored
-        if self.kind in (ONEHOT, MULTIHOT) and pa.types.is_floating(item):  # such as 3.0, as Spark and pandas write ids
+        # Spark and pandas write ids of columns with nulls as floats (3.0), which must represent every id exactly.
+        if self.kind in (ONEHOT, MULTIHOT) and pa.types.is_floating(item):
             return (self.feature.cardinality or 0) <= exact_integers(dtype_name(item))
         if self.kind == LABEL and self.feature.task == "binary" and pa.types.is_boolean(item):
             return True
@@ -108,7 +119,7 @@ class Column:
 
     @property
     def domain(self) -> Domain:
-        """The values that training can use, of a list those of its items."""
+        """The values that training can use; for a list, those of its items."""
         feature = self.feature
         last = (feature.cardinality or 0) - 1
         may_miss = feature.missing == "ignore"
@@ -125,15 +136,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Problem:
-    """Values of one column, or whole lines (column None), that break one rule.
+    """Values of one column, or whole lines, that break the same rule.
 
     Attributes:
-        what: the rule that is broken, such as "id out of range".
-        column: the column's name.
-        rows: [count] int64, ascending positions in the table looked at.
-        values: the first few offending values as text, shortened.
-        expected: what should be there.
-        is_warning: the data can be used as it is.
+        what: rule that is broken, such as "id out of range".
+        column: name of the column, or None for whole lines.
+        rows: [count] int64, ascending row positions in the table checked.
+        values: first few offending values as text, shortened.
+        expected: allowed values, in words.
+        is_warning: whether the data is usable in spite of the problem.
     """
 
     what: str
@@ -144,23 +155,23 @@ class Problem:
     is_warning: bool = False
 
     def without(self, rows: np.ndarray) -> "Problem":
-        """The same problem over fewer rows."""
+        """Returns the same problem without the given rows."""
         keep = ~np.isin(self.rows, rows)
         values = tuple(value for value, kept in zip(self.values, keep, strict=False) if kept)
         return replace(self, rows=self.rows[keep], values=values)
 
 
 def describe_column(spec: FeatureSpec, name: str) -> Column:
-    """The column that holds a feature.
+    """Returns the column that stores a feature.
 
-    Types are as declared; without a dtype int64 for ids and float32 for values. A column in no
-    channel that states neither dtype nor cardinality is text.
+    The type is the declared dtype, by default int64 for ids and float32 for values. A column in no channel that states
+    neither dtype nor cardinality is text.
     """
     feature, kind = spec.features[name], _kind(spec, name)
     dtype = feature.dtype or (DEFAULT_DTYPES[kind] if kind else None)
     if dtype is None and feature.cardinality is None:
         return Column(name, kind, pa.string(), feature)
-    if kind in (ONEHOT, MULTIHOT) and dtype in FLOAT_DTYPES:  # files may hold ids as doubles; what we write is integers
+    if kind in (ONEHOT, MULTIHOT) and dtype in FLOAT_DTYPES:  # ids are read from floats, but always written as integers
         dtype = DEFAULT_DTYPES[kind]
     item = pa.from_numpy_dtype(np.dtype(dtype or "int64"))
     is_list = kind == MULTIHOT or (kind is None and feature.max_hotness is not None)
@@ -168,12 +179,11 @@ def describe_column(spec: FeatureSpec, name: str) -> Column:
 
 
 def find_problems(column: Column, values: pa.Array) -> Iterator[Problem]:
-    """Values of a column that training cannot use, one `Problem` per broken rule.
+    """Yields the values of a column that training cannot use, one `Problem` per broken rule.
 
     Args:
-        column: what the values should be.
-        values: [rows], a list type for multi-hot columns, else integers or floats; columns of kind
-            None are not looked at.
+        column: description of the column; columns of kind None are not checked.
+        values: [rows], of a list type for multi-hot columns, otherwise booleans, integers or floats.
     """
     if column.kind == MULTIHOT:
         yield from _list_problems(column, values)
@@ -182,26 +192,26 @@ def find_problems(column: Column, values: pa.Array) -> Iterator[Problem]:
 
 
 def as_numbers(values: pa.Array) -> pa.Array:
-    """Truth values as 0 and 1, half floats as float32, since Arrow computes little with either; others unchanged."""
+    """Casts booleans to uint8 and float16 to float32, for which Arrow has few kernels; other types are unchanged."""
     if pa.types.is_boolean(values.type):
         return values.cast(pa.uint8())
     return values.cast(pa.float32()) if values.type == pa.float16() else values
 
 
 def dtype_name(stored: pa.DataType) -> str:
-    """The NumPy name of a stored type, of the items for a list; the type as Arrow writes it where NumPy has none."""
+    """Returns the NumPy name of an Arrow type (of a list: its items), or the Arrow name for anything but numbers."""
     item = stored.value_type if is_list(stored) else stored
     is_number = pa.types.is_integer(item) or pa.types.is_floating(item) or pa.types.is_boolean(item)
     return np.dtype(item.to_pandas_dtype()).name if is_number else str(item)
 
 
 def shorten(text: str) -> str:
-    """At most `TEXT_SHOWN` characters of a text."""
+    """Shortens a text to at most `TEXT_SHOWN` characters."""
     return text if len(text) <= TEXT_SHOWN else text[: TEXT_SHOWN - 3] + "..."
 
 
 def is_list(stored: pa.DataType) -> bool:
-    """Whether a column of this type holds a list per row."""
+    """Returns whether an Arrow type is a list type (plain, large or of fixed size)."""
     return pa.types.is_list(stored) or pa.types.is_large_list(stored) or pa.types.is_fixed_size_list(stored)
 
 
@@ -221,7 +231,10 @@ def _scalar_problems(column: Column, values: pa.Array) -> Iterator[Problem]:
 
 
 def out_of_domain(column: Column, numbers: np.ndarray) -> tuple[str, np.ndarray]:
-    """The name of the rule that a column's values must keep, and which of them ([rows] bool) break it, NaN included."""
+    """Returns the name of the rule for a column's values, and which values break it ([rows] bool).
+
+    NaN breaks it unless the domain allows missing values.
+    """
     what = {ONEHOT: "id out of range", MAP: "not a group", SAMPLE_WEIGHT: "not a weight"}.get(column.kind or "")
     is_class = column.kind == LABEL and column.feature.task != "regression"
     return what or ("label value" if is_class else "not finite"), ~column.domain.allows(numbers)
@@ -230,8 +243,8 @@ def out_of_domain(column: Column, numbers: np.ndarray) -> tuple[str, np.ndarray]
 def _list_problems(column: Column, values: pa.Array) -> Iterator[Problem]:
     missing = values.is_null().to_numpy(zero_copy_only=False)
     lengths = np.where(missing, 0, values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
-    ids = as_numbers(values.flatten())
-    rows = np.repeat(np.arange(len(values)), lengths)
+    ids = as_numbers(values.flatten())  # [sum of lengths]; null lists contribute none
+    rows = np.repeat(np.arange(len(values)), lengths)  # [sum of lengths] the row of each id
     without_id = ids.is_null().to_numpy(zero_copy_only=False)
     missing[rows[without_id]] = True
     yield from _problem("missing value", column, values, missing)

@@ -1,8 +1,8 @@
-"""Reads CSV files of a dataset: no header, one line per row, one cell per feature, in bounded memory.
+"""Reads CSV files of a dataset, in bounded memory: no header, one line per row, one cell per feature.
 
-Blocks of lines are parsed at once by Arrow. A block that Arrow cannot read is read again cell by cell
-in Python, which is slow, decides what is accepted, and knows the place of every mistake. Arrow's own
-reading must therefore never accept more than the slow one.
+Arrow parses whole blocks of lines. A block that Arrow cannot read is parsed again cell by cell in Python, which is slow
+but locates every mistake and defines what is accepted. The fast path must therefore never accept more than the slow
+one.
 """
 
 import re
@@ -26,24 +26,24 @@ HINT = "see `files` in source_spec"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _BLANK = " \t"
-# Also whole numbers as doubles are printed: 3.0 (and 3.), as pandas writes ids of a column with nulls.
+# Also integers printed as floats: 3.0 (and 3.), as pandas writes the ids of a column with nulls.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,40}(?:\.0{0,40})?")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
 _LIST_BODY = re.compile(rf"[ \t]*(?:{_INTEGER.pattern}[ \t]*(?:,[ \t]*{_INTEGER.pattern}[ \t]*)*)?")
-# As Arrow reads them.
+# The spellings of booleans that Arrow accepts.
 _TRUTH = dict.fromkeys(["1", "true", "True", "TRUE"], True) | dict.fromkeys(["0", "false", "False", "FALSE"], False)
 _CELL = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"|([^",]*))(,|$)')
 
 
 @dataclass(frozen=True)
 class CsvBlock:
-    """Consecutive lines of a file.
+    """A block of consecutive lines of a file.
 
     Attributes:
-        path: the file.
-        first_line: number of the first line, from 1.
-        table: [lines] the values in the columns' types; null where a cell is empty or wrong.
-        problems: everything that is wrong in the block; `rows` count from its first line.
+        path: path of the file.
+        first_line: number of the first line, counted from 1.
+        table: [lines] values in the columns' types, null where a cell is empty or cannot be parsed.
+        problems: all problems in the block; their `rows` count from its first line.
     """
 
     path: Path
@@ -53,11 +53,11 @@ class CsvBlock:
 
 
 def count_lines(path: Path) -> int:
-    """The number of lines, each of which is a row.
+    """Returns the number of lines of a file, each of which is a row.
 
     Raises:
-        DataError: the file is missing, unreadable or empty.
-        LostInputError: it can no longer be read.
+        DataError: The file is missing, unreadable or empty.
+        LostInputError: The file can no longer be read.
     """
     lines, last = 0, b""
     with reading(path, HINT) as file:
@@ -70,14 +70,14 @@ def count_lines(path: Path) -> int:
 
 
 def read_csv_blocks(path: Path, columns: Sequence[Column]) -> Iterator[CsvBlock]:
-    """Reads a file block by block.
+    r"""Reads a file block by block.
 
-    Accepted are UTF-8 with or without byte order mark, either line ending, cells with or without
-    quotes, and blanks around numbers.
+    Accepts UTF-8 with or without a byte order mark, \n and \r\n line ends, quoted and unquoted cells, and blanks around
+    numbers.
 
     Raises:
-        DataError: the file is missing, unreadable, or has a line that is too long to be a row.
-        LostInputError: it can no longer be read.
+        DataError: The file is missing, unreadable, or has a line longer than `MAX_LINE_BYTES`.
+        LostInputError: The file can no longer be read.
     """
     first_line = 1
     with reading(path, HINT) as file:
@@ -88,7 +88,7 @@ def read_csv_blocks(path: Path, columns: Sequence[Column]) -> Iterator[CsvBlock]
 
 
 def _line_blocks(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    """Whole lines, about `BLOCK_BYTES` at a time, each ended by a newline."""
+    """Yields whole lines, about `BLOCK_BYTES` at a time; every block ends with a newline."""
     rest = file.read(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)
     while piece := file.read(BLOCK_BYTES):
         end = piece.rfind(b"\n") + 1
@@ -104,7 +104,7 @@ def _line_blocks(file: BinaryIO, path: Path) -> Iterator[bytes]:
 
 
 def _value_problems(table: pa.Table, columns: Sequence[Column], problems: Sequence[Problem]) -> Iterator[Problem]:
-    """Values against the rules of their columns, leaving out cells that are known to be wrong."""
+    """Checks values against the rules of their columns, except for cells that could not be parsed."""
     for column in columns:
         unread = [problem.rows for problem in problems if problem.column in (None, column.name)]
         for problem in find_problems(column, table.column(column.name).combine_chunks()):
@@ -120,33 +120,38 @@ def _parse(data: bytes, columns: Sequence[Column]) -> tuple[pa.Table, list[Probl
             table = _parse_fast(data, columns)
         except (pa.ArrowInvalid, UnicodeDecodeError):
             return _parse_slowly(data, columns)
+        # Fewer rows than lines, as for a quoted line break, must be reported line by line.
         if table.num_rows == data.count(b"\n"):
             return table, []
     return _parse_slowly(data, columns)
 
 
 def _is_plain(data: bytes, num_columns: int) -> bool:
-    """Whether Arrow reads these lines as we do: no stray line ends, hexadecimal numbers or quotes within cells."""
+    """Returns whether Arrow parses these lines like the slow path.
+
+    It does not for stray carriage returns, empty lines of several columns, hexadecimal numbers (which Arrow accepts)
+    and quotes inside cells.
+    """
     has_empty_line = num_columns > 1 and (data.startswith(b"\n") or b"\n\n" in data)
     has_hexadecimal = b"0x" in data or b"0X" in data
     return not (b"\r" in data or has_empty_line or has_hexadecimal or _has_quote_within_cell(data))
 
 
 def _has_quote_within_cell(data: bytes) -> bool:
-    """Whether quotes are anything but the first and the last character of cells."""
+    """Returns whether there are quotes other than as the first and last character of a cell."""
     characters = np.frombuffer(data, np.uint8)
     quotes = np.flatnonzero(characters == ord('"'))
     if len(quotes) % 2:
         return True
-    before = characters[quotes[::2] - 1]  # a quote at 0 looks at the last character, which is a newline
+    before = characters[quotes[::2] - 1]  # for a quote at 0, index -1 is the last character, which is a newline
     after = characters[quotes[1::2] + 1]
     return not np.isin(np.concatenate([before, after]), [ord(","), ord("\n")]).all()
 
 
 def _parse_fast(data: bytes, columns: Sequence[Column]) -> pa.Table:
-    """Raises ArrowInvalid or UnicodeDecodeError for everything unusual."""
+    """Parses a block with Arrow; raises ArrowInvalid or UnicodeDecodeError for everything unusual."""
     if not data.isascii():
-        data.decode()
+        data.decode()  # validates the whole block; Arrow's own check is off (check_utf8)
     table = arrow_csv.read_csv(
         pa.BufferReader(data),
         arrow_csv.ReadOptions(
@@ -164,7 +169,7 @@ def _parse_fast(data: bytes, columns: Sequence[Column]) -> pa.Table:
 
 
 def _cell_type(stored: pa.DataType) -> pa.DataType:
-    """The type in which Arrow's CSV reader can read a column."""
+    """Returns the type that Arrow's CSV reader parses a column as: it supports neither lists nor float16."""
     if pa.types.is_list(stored):
         return pa.string()
     return pa.float32() if stored == pa.float16() else stored
@@ -177,7 +182,7 @@ def _finish(cells: pa.Array, stored: pa.DataType) -> pa.Array:
 
 
 def _check_floats(cells: pa.Array, stored: pa.DataType) -> pa.Array:
-    """Raises ArrowInvalid for infinity, which is also what Arrow makes of a number too large for the type."""
+    """Casts to the stored type; raises ArrowInvalid for infinity, to which Arrow also rounds numbers out of range."""
     with np.errstate(over="ignore"):
         values = cells.fill_null(0).to_numpy(zero_copy_only=False).astype(stored.to_pandas_dtype(), copy=False)
     if np.isinf(values).any():
@@ -186,13 +191,14 @@ def _check_floats(cells: pa.Array, stored: pa.DataType) -> pa.Array:
 
 
 def _parse_lists(cells: pa.Array, stored: pa.DataType) -> pa.Array:
-    """`[1, 2]` cells -> lists; raises ArrowInvalid for anything else, an empty cell too."""
+    """Parses cells such as `[1, 2]` as lists; raises ArrowInvalid for anything else, including empty cells."""
     texts = pc.ascii_trim_whitespace(cells)
     if not pc.all(pc.and_(pc.starts_with(texts, "["), pc.ends_with(texts, "]"))).as_py():
         raise pa.ArrowInvalid("a list without brackets")
     bodies = pc.ascii_trim_whitespace(pc.binary_slice(texts.cast(pa.binary()), 1, -1).cast(pa.string()))
     parts = pc.split_pattern(bodies, ",")
     lengths = pc.list_value_length(parts).to_numpy(zero_copy_only=False)
+    # Splitting the body of "[]" gives one empty text rather than none: drop it.
     filled = pc.not_equal(bodies, "").to_numpy(zero_copy_only=False)
     items = parts.flatten().filter(pa.array(np.repeat(filled, lengths)))
     ids = pc.ascii_trim_whitespace(items).cast(stored.value_type)
@@ -201,7 +207,7 @@ def _parse_lists(cells: pa.Array, stored: pa.DataType) -> pa.Array:
 
 
 def _parse_slowly(data: bytes, columns: Sequence[Column]) -> tuple[pa.Table, list[Problem]]:
-    """Every line and cell by itself; what cannot be read is null and among the problems."""
+    """Parses every line and cell on its own; what cannot be parsed becomes null and is listed in the problems."""
     lines = data.split(b"\n")[:-1]
     values: list[list[Any]] = [[None] * len(lines) for _ in columns]
     mistakes: dict[tuple[str | None, str, str], list[tuple[int, str]]] = {}
@@ -231,7 +237,7 @@ def _collect(column: str | None, what: str, expected: str, found: list[tuple[int
 
 
 def _split(line: bytes, columns: Sequence[Column]) -> list[str]:
-    """The cells of a line, without quotes. Raises ValueError with what was expected instead of the line."""
+    """Returns the cells of a line, without quotes; raises ValueError that says what was expected instead."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -255,7 +261,7 @@ def _split(line: bytes, columns: Sequence[Column]) -> list[str]:
 
 
 def _parse_cell(text: str, stored: pa.DataType) -> Any:
-    """The value of a cell, None for an empty one. Raises ValueError for what the type does not hold."""
+    """Returns the value of a cell, or None if it is empty; raises ValueError if it is not a value of the type."""
     if pa.types.is_string(stored):
         return text
     text = text.strip(_BLANK)

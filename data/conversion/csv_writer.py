@@ -1,4 +1,4 @@
-"""Writes CSV files of a dataset: no header, one line per row, lists as "[1, 2]", nothing for null."""
+"""Writes CSV files of a dataset: no header, one line per row, lists as "[1, 2]", nulls as empty cells."""
 
 import os
 from collections.abc import Iterable
@@ -18,18 +18,19 @@ from data.specification.feature_spec import Chunk
 
 
 def write_csv_chunks(chunks: Iterable[Chunk], folder: Path, tables: Iterable[pa.Table], rows: int) -> None:
-    """Writes the rows of a mapping into the files of its chunks.
+    """Writes the rows of a mapping to the files of its chunks.
 
-    All files appear when all are written. Folders are made, existing files are not overwritten.
+    The files are renamed to their final names once all of them are complete. Missing folders are created; existing
+    files are never overwritten.
 
     Args:
-        chunks: column groups; each spreads the rows evenly over its files.
-        folder: the files' paths are relative to it.
-        tables: [some rows] each, with the columns of all chunks.
-        rows: how many rows `tables` will give.
+        chunks: column groups to write; each one spreads the rows evenly over its files.
+        folder: folder that the file paths are relative to.
+        tables: consecutive tables of any number of rows, with the columns of all chunks.
+        rows: total number of rows in `tables`.
 
     Raises:
-        DataError: a file exists already, or a chunk has more files than there are rows.
+        DataError: A file already exists, or a chunk has more files than there are rows.
     """
     with ExitStack() as stack:
         writers = [stack.enter_context(_ChunkWriter(chunk, folder, rows)) for chunk in chunks]
@@ -41,12 +42,19 @@ def write_csv_chunks(chunks: Iterable[Chunk], folder: Path, tables: Iterable[pa.
 
 
 class _ChunkWriter:
-    """One column group on its way into its files; what has no final name at the end is removed."""
+    """Streams one column group to temporary files, renames them in `finish`, and removes leftovers on exit.
+
+    Args:
+        chunk: column group to write.
+        folder: folder that the file paths are relative to.
+        rows: total number of rows that will be written.
+    """
 
     def __init__(self, chunk: Chunk, folder: Path, rows: int) -> None:
         self._chunk = chunk
         self._paths = [folder / file for file in chunk.files]
         self._temporaries = [temporary_beside(path) for path in self._paths]
+        # File i takes the rows up to ends[i], so that sizes differ by at most one row.
         self._ends = [rows * (index + 1) // len(chunk.files) for index in range(len(chunk.files))]
         self._row = 0
         self._file: BinaryIO | None = None
@@ -62,7 +70,7 @@ class _ChunkWriter:
             temporary.unlink(missing_ok=True)
 
     def write(self, table: pa.Table) -> None:
-        """Appends rows, to the next file where one is full."""
+        """Appends rows, moving on to the next file when one is full."""
         while table.num_rows:
             index = next(index for index, end in enumerate(self._ends) if end > self._row)
             if self._file is None:
@@ -79,16 +87,16 @@ class _ChunkWriter:
                 self._file = None
 
     def finish(self) -> None:
-        """Gives all files their names."""
+        """Renames all temporary files to their final names."""
         for temporary, path in zip(self._temporaries, self._paths, strict=True):
             os.replace(temporary, path)
 
 
 def check_can_write(chunk: Chunk, folder: Path, rows: int) -> None:
-    """Raises DataError if a file of the chunk exists, or would stay empty."""
+    """Raises DataError if a file of the chunk already exists or would be empty."""
     for file in chunk.files:
         path = folder / file
-        # The folder is resolved for "missing/../file", whose folder is made later.
+        # Resolved because in "missing/../file", the folder "missing" is only created later.
         if os.path.lexists(path.parent.resolve() / path.name):
             raise DataError(
                 f"{folder / file}: exists already, and is not overwritten; choose another folder, or delete it"
@@ -100,7 +108,7 @@ def check_can_write(chunk: Chunk, folder: Path, rows: int) -> None:
 
 
 def _as_cells(table: pa.Table) -> pa.Table:
-    """Lists and half floats in a form that Arrow can write as CSV."""
+    """Converts lists to text and float16 to float32, since Arrow's CSV writer supports neither."""
     columns = []
     for column in table.columns:
         if is_list(column.type):

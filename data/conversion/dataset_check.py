@@ -1,4 +1,4 @@
-"""Scans the files of a dataset, in streams, for everything that training could not use."""
+"""Scans the files of a dataset for everything that training cannot use, as a stream of row batches."""
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -38,17 +38,17 @@ UNREADABLE = (OSError, ValueError, pa.ArrowException)
 
 @dataclass(frozen=True)
 class Finding:
-    """One rule that is broken at one place.
+    """One rule that is broken in one location.
 
     Attributes:
-        what: the rule, such as "id out of range".
-        place: mapping or file, row group and column, in words.
-        count: how many rows are concerned; None where rows do not matter.
-        rows: the first of them, as `unit` counts them.
+        what: rule that is broken, such as "id out of range".
+        place: location in words: mapping or file, row group and column.
+        expected: what should be there, or how to fix it.
+        count: number of affected rows; None if the finding is not about rows.
+        rows: first few affected rows, in the numbering of `unit`.
         unit: "rows" of a parquet file (from 0) or "lines" of a CSV file (from 1).
-        values: what was found there.
-        expected: what should be there, or what to do.
-        is_warning: the data can be used as it is.
+        values: first few offending values as text.
+        is_warning: whether the data is usable in spite of the finding.
     """
 
     what: str
@@ -76,7 +76,15 @@ class Finding:
 
 @dataclass
 class LabelSummary:
-    """The values of a label that are known and allowed."""
+    """Statistics of the valid values of one label.
+
+    Attributes:
+        count: number of values.
+        total: sum of the values.
+        least: smallest value.
+        most: largest value.
+        rows_of_class: {class: rows} of a multiclass label; empty for other tasks.
+    """
 
     count: int = 0
     total: float = 0.0
@@ -85,7 +93,12 @@ class LabelSummary:
     rows_of_class: Counter[float] = field(default_factory=Counter)
 
     def add(self, values: np.ndarray, *, are_classes: bool) -> None:
-        """Counts values, [any number] float64."""
+        """Adds values.
+
+        Args:
+            values: [count] float64.
+            are_classes: whether to count the rows of each class too.
+        """
         if len(values):
             self.count += len(values)
             self.total += float(values.sum())
@@ -96,7 +109,7 @@ class LabelSummary:
             self.rows_of_class.update(dict(zip(classes.tolist(), rows.tolist(), strict=True)))
 
     def describe(self, label: Feature) -> str:
-        """The rate of positives, the most and the least frequent class, or the range and mean."""
+        """Describes the rate of positives, the most and least frequent class, or the range and mean, by task."""
         if not self.count:
             return f"{label.name}: no value"
         if label.task == "binary":
@@ -111,12 +124,14 @@ class LabelSummary:
 
 @dataclass
 class BeyondFloat16:
-    """The values of a column that float16 cannot hold, though float32 can.
+    """The values of a column that overflow float16 but not float32.
 
     Attributes:
-        count: how many.
-        largest: the one of the largest size.
-        place, row, unit: where the first one is: the file, and the row group of a parquet file; the row.
+        count: number of such values.
+        largest: value with the largest magnitude.
+        place: file of the first value, with the row group of a parquet file.
+        row: row of the first value, in the numbering of `unit`.
+        unit: "rows" of a parquet file (from 0) or "lines" of a CSV file (from 1).
     """
 
     count: int
@@ -128,7 +143,14 @@ class BeyondFloat16:
 
 @dataclass
 class MappingSummary:
-    """What a mapping holds: filled by `check_mapping`."""
+    """Statistics of a mapping, filled in by `check_mapping`.
+
+    Attributes:
+        rows: number of rows, the largest over the column groups.
+        files: number of files.
+        labels: {label name: statistics of its values}.
+        beyond_float16: {column name: its values that overflow float16}, for columns that have any.
+    """
 
     rows: int = 0
     files: int = 0
@@ -137,12 +159,12 @@ class MappingSummary:
 
 
 def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> Iterator[Finding]:
-    """Scans all files of a mapping once; memory is bounded by a batch of rows.
+    """Scans all files of a mapping once and yields the findings; memory is bounded by a batch of rows.
 
     Args:
         spec: a valid specification.
-        mapping: one of its mappings.
-        summary: an empty one, to be filled while findings are drawn.
+        mapping: name of the mapping to scan.
+        summary: empty summary, filled in while the findings are consumed.
     """
     summary.labels = {label.name: LabelSummary() for label in spec.labels}
     summary.files = len(spec.files(mapping))
@@ -174,11 +196,11 @@ def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> I
 
 
 def check_folder(spec: FeatureSpec, *, allow_outside_paths: bool = False) -> Iterator[Finding]:
-    """What lies beside the specification: embedding widths, and what `prepare` has fitted.
+    """Checks the files next to the specification: embedding widths, and the workflow fitted by `prepare`.
 
     Args:
         spec: a valid specification.
-        allow_outside_paths: whether links may lead out of its folder.
+        allow_outside_paths: whether links may lead out of the specification's folder.
     """
     readers: tuple[tuple[str, Callable[[], object]], ...] = (
         ("embedding widths", lambda: embedding_dims(spec, allow_outside_paths=allow_outside_paths)),
@@ -192,7 +214,7 @@ def check_folder(spec: FeatureSpec, *, allow_outside_paths: bool = False) -> Ite
 
 
 def _check_chunk(spec: FeatureSpec, chunk: Chunk, summary: MappingSummary) -> Generator[Finding, None, int | None]:
-    """Returns the rows of a column group, None if a file of it cannot be read."""
+    """Scans the files of a column group; returns its number of rows, or None if a file cannot be read."""
     columns = [describe_column(spec, name) for name in chunk.features]
     scan = _scan_parquet if chunk.type == "parquet" else _scan_csv
     counts = []
@@ -269,7 +291,7 @@ def _scan_parquet(
 
 
 def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Finding]:
-    """Whether a file has a column, in a type that can be used."""
+    """Checks that a file has a column exactly once, in a type that can be used."""
     place = f"{path}, {column.name}"
     if len(indices := schema.get_all_field_indices(column.name)) != 1:
         what = "column that is there twice" if indices else "missing column"
@@ -305,7 +327,7 @@ def _scan_row_group(
             _count_labels(columns, batch, summary)
             _count_beyond_float16(columns, batch, summary, place, row, "rows")
             row += batch.num_rows
-        # Arrow takes a column that ends too early for the end of the row group.
+        # Arrow mistakes a truncated column for the end of the row group.
         if row - first_row != (stated := file.metadata.row_group(group).num_rows):
             raise ValueError(f"{row - first_row} rows instead of {stated}")
     except UNREADABLE as error:
@@ -314,7 +336,7 @@ def _scan_row_group(
 
 
 def _plain(values: pa.Array) -> pa.Array:
-    """Large lists and lists of fixed size as plain lists."""
+    """Casts large and fixed-size lists to plain lists; other types are unchanged."""
     return values.cast(pa.list_(values.type.value_type)) if is_list(values.type) else values
 
 
@@ -338,7 +360,16 @@ def _count_beyond_float16(
     first_row: int,
     unit: str,
 ) -> None:
-    """Counts such values of numerical features and regressions; `first_row` is what the first row has as its number."""
+    """Counts the values of numerical features and regression labels that overflow float16 but not float32.
+
+    Args:
+        columns: columns of the rows.
+        rows: consecutive rows of a file.
+        summary: summary to update.
+        place: location of the rows, in words.
+        first_row: number of the first row, in the numbering of `unit`.
+        unit: "rows" (counted from 0) or "lines" (counted from 1).
+    """
     for column in columns:
         is_amount = column.kind == LABEL and column.feature.task == "regression"
         values = rows.column(column.name) if column.kind == NUMERICAL or is_amount else None
@@ -346,7 +377,7 @@ def _count_beyond_float16(
             continue
         with np.errstate(over="ignore"):
             numbers = values.fill_null(0).to_numpy().astype(np.float32)
-        # What float32 cannot hold either is an error, which is found elsewhere.
+        # Values that overflow float32 as well are errors, which `find_problems` reports.
         wrong = np.flatnonzero((np.abs(numbers) > FLOAT16_MOST) & np.isfinite(numbers))
         if len(wrong):
             largest = float(max(numbers[wrong], key=abs))
@@ -357,13 +388,13 @@ def _count_beyond_float16(
 
 
 class _Tally:
-    """Adds up the problems of consecutive tables, each rule and column by itself."""
+    """Accumulates the problems of consecutive tables, per rule and column."""
 
     def __init__(self) -> None:
         self._problems: dict[tuple[str | None, str, str], tuple[int, list[int], list[str], bool]] = {}
 
     def add(self, problems: Iterator[Problem] | Sequence[Problem], first_row: int) -> None:
-        """Problems whose rows count from `first_row`."""
+        """Adds problems of a table whose first row has the number `first_row`."""
         for problem in problems:
             key = (problem.column, problem.what, problem.expected)
             count, rows, values, _ = self._problems.get(key, (0, [], [], False))
@@ -376,7 +407,7 @@ class _Tally:
             )
 
     def findings(self, place: str, unit: str) -> Iterator[Finding]:
-        """What was added up, as found at a place."""
+        """Yields one finding per rule and column, for problems found in one location."""
         for (column, what, expected), (count, rows, values, is_warning) in self._problems.items():
             where = place if column is None else f"{place}, {column}"
             yield Finding(

@@ -1,4 +1,4 @@
-"""A dataset that appears in its folder whole or not at all: written into a draft, moved, the specification last."""
+"""Atomic creation of a dataset: it is written to a draft folder and moved, with the specification as the last file."""
 
 import fcntl
 import json
@@ -16,24 +16,24 @@ from data.typed_json import read_typed
 
 SPEC_FILE = "feature_spec.yaml"
 UNFINISHED = ".unfinished-"
-# In a draft: what is being moved out of it.
+# Journal in a draft: the names of the entries being moved out of it.
 MOVING_FILE = ".moving.json"
 
 
 @contextmanager
 def new_dataset(folder: Path, spec_file: str = SPEC_FILE, entries: Sequence[str] = ()) -> Iterator[Path]:
-    """Yields an empty draft folder; what lies in it at the end becomes the dataset in `folder`.
+    """Yields an empty draft folder, whose content becomes the dataset in `folder` when the block ends.
 
-    The specification is moved last: a folder without it holds no dataset. On any exception the draft
-    goes, and `folder` is as it was; what a killed run has left is cleared away by the next one.
+    The specification is moved last: a folder without one is not a dataset. On any exception the draft is removed and
+    `folder` is left as it was. Leftovers of a killed run are removed by the next run.
 
     Args:
-        folder: where the dataset shall lie; made if it is missing.
-        spec_file: the specification's name, which the caller must write into the draft.
-        entries: other names that the draft will have; what stands in their way is told before the work.
+        folder: folder of the new dataset, created if missing.
+        spec_file: name of the specification, which the caller must write to the draft.
+        entries: other names that the draft will contain, so that conflicts are reported before any work is done.
 
     Raises:
-        DataError: `folder` holds a dataset already, cannot be written, or another run is writing into it.
+        DataError: `folder` already holds a dataset or is not writable, or another run is writing to it.
     """
     folder = Path(folder)
     if os.path.lexists(folder) and not folder.is_dir():
@@ -64,7 +64,7 @@ def new_dataset(folder: Path, spec_file: str = SPEC_FILE, entries: Sequence[str]
 
 
 def sync(path: Path) -> None:
-    """Forces a file, or a folder's names, to the disk."""
+    """Flushes a file, or the directory entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -73,7 +73,11 @@ def sync(path: Path) -> None:
 
 
 def _lock(draft: Path) -> int | None:
-    """Locks a draft for as long as this process lives; None where another one has, or no locks are."""
+    """Locks a draft until the descriptor is closed or the process dies.
+
+    Returns:
+        The descriptor that holds the lock, or None if another process holds it or locks are not supported.
+    """
     descriptor = os.open(draft, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,7 +88,7 @@ def _lock(draft: Path) -> int | None:
 
 
 def _clear_drafts(folder: Path, spec_file: str) -> None:
-    """Removes drafts whose runs are dead, and what these had moved of an unfinished dataset."""
+    """Removes the drafts of dead runs, and the entries these had already moved of an incomplete dataset."""
     for draft in sorted(path for path in folder.glob(f"{UNFINISHED}*") if draft_folder.is_draft(path)):
         lock = _lock(draft)
         if lock is None:
@@ -94,7 +98,7 @@ def _clear_drafts(folder: Path, spec_file: str) -> None:
         try:
             if not (folder / spec_file).exists():
                 for name in _moving(draft):
-                    if not os.path.lexists(draft / name):  # it was moved
+                    if not os.path.lexists(draft / name):  # already moved
                         _remove(folder / name)
             draft_folder.remove(draft)
         except OSError as error:
@@ -104,6 +108,7 @@ def _clear_drafts(folder: Path, spec_file: str) -> None:
 
 
 def _moving(draft: Path) -> list[str]:
+    """Returns the names in a draft's journal, restricted to plain names: they are about to be deleted."""
     with suppress(OSError, ValueError, RecursionError):
         names: list[str] = read_typed(list[str], json.loads(_text(draft / MOVING_FILE)), MOVING_FILE)
         return [name for name in names if Path(name).name == name]
@@ -133,10 +138,12 @@ def _check_free(folder: Path, names: Sequence[str]) -> None:
 
 
 def _publish(draft: Path, folder: Path, spec_file: str) -> None:
+    """Moves the content of a draft to `folder`, undoing the moves if one fails."""
     if not (draft / spec_file).is_file():
         raise DataError(f"{folder}: the dataset was written without its {spec_file}, so it is not kept")
     entries = sorted(entry.name for entry in draft.iterdir() if entry.name not in (spec_file, draft_folder.MARKER))
     _check_free(folder, [*entries, spec_file])
+    # Everything, the journal included, reaches the disk before the first move; the specification follows all others.
     (draft / MOVING_FILE).write_text(json.dumps(entries))
     for path in [draft, *draft.rglob("*")]:
         sync(path)

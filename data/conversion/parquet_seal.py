@@ -1,14 +1,14 @@
-"""The seal of a parquet file: checksums of its footer and of its column chunks, page headers included.
+"""The seal of a parquet file: checksums of its footer and of its column chunks, including page headers.
 
-Parquet's own checksums cover the bodies of pages alone. A bit that flips in a page header or in the footer mostly makes
-the file unreadable, but can also pass for other values.
+Parquet's own checksums only cover the bodies of pages. A flipped bit in a page header or in the footer usually makes
+the file unreadable, but it can also silently change values.
 
-A seal lies between the last page and the footer, where no reader of parquet looks:
+The seal is stored between the last page and the footer, where parquet readers do not look:
 
-    uint32 per column chunk, row group after row group | uint32 of the footer | MAGIC | footer | its length | PAR1
+    uint32 per column chunk, by row group | uint32 of the footer | MAGIC | footer | its length | PAR1
 
-Numbers are little-endian CRC-32 sums; that of the footer includes its length and the closing magic. Files without a
-seal, such as those of other programs, are taken as they are.
+All numbers are little-endian CRC-32 checksums; that of the footer covers the footer's length and the closing PAR1 too.
+Files without a seal, such as those of other programs, are accepted without this check.
 """
 
 import os
@@ -26,7 +26,7 @@ from data.files import open_regular
 
 MAGIC = b"SEALED01"
 _SUM = np.dtype("<u4")
-_TAIL_BYTES = 8  # the footer's length, and PAR1
+_TAIL_BYTES = 8  # uint32 length of the footer, then PAR1
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Seal:
     """The checksums of a file's column chunks.
 
     Attributes:
-        path: of the file.
-        metadata: its footer.
-        sums: [row groups, columns] uint32; columns as the footer counts them, which are the leaves of lists.
+        path: path of the file.
+        metadata: parsed footer of the file.
+        sums: [row groups, columns] uint32 checksums; columns as in the footer, where those of a list are its leaves.
     """
 
     path: Path
@@ -44,23 +44,24 @@ class Seal:
     sums: np.ndarray
 
     def check(self, row_group: int, columns: Collection[str]) -> None:
-        """Reads the chunks of some columns and compares their sums.
+        """Reads the chunks of some columns of a row group and verifies their checksums.
 
         Raises:
-            ValueError: a chunk is not what was written; names the column.
-            OSError: the file cannot be read.
+            ValueError: A chunk does not match its checksum; the message names the column.
+            OSError: The file cannot be read.
         """
         with open_regular(self.path) as file:
             for index in range(self.metadata.num_columns):
                 name = self.metadata.schema.column(index).path
-                # A name may hold dots itself. A chunk that is checked without need does no harm.
+                # Leaves of a list are named "column.list.element". Names may contain dots themselves, so this can match
+                # a column that was not asked for, which does no harm.
                 is_asked = any(name == column or name.startswith(f"{column}.") for column in columns)
                 if is_asked and _chunk_sum(file, self.metadata, row_group, index) != self.sums[row_group, index]:
                     raise ValueError(f"column {name!r} does not match its checksum")
 
 
 def add_seal(path: Path) -> None:
-    """Seals a parquet file that is complete and has no seal."""
+    """Adds a seal to a complete parquet file that has none."""
     with open(path, "r+b") as file:
         metadata = pq.read_metadata(arrow_file(file))
         sums = [
@@ -69,16 +70,17 @@ def add_seal(path: Path) -> None:
             for column in range(metadata.num_columns)
         ]
         start, footer = _footer(file)
+        # Insert the seal before the footer. Offsets in the footer point to pages, which stay where they are.
         file.seek(start)
         file.write(np.array([*sums, zlib.crc32(footer)], _SUM).tobytes() + MAGIC + footer)
 
 
 def read_footer(path: Path) -> tuple[pq.FileMetaData, Seal | None]:
-    """The footer of a file, and its seal where it has one.
+    """Reads the footer of a file, and its seal if it has one.
 
     Raises:
-        ValueError: the footer is not what was sealed.
-        OSError, pyarrow.ArrowException: the file cannot be read as parquet.
+        ValueError: The footer does not match its checksum in the seal.
+        OSError, pyarrow.ArrowException: The file cannot be read as parquet.
     """
     with open_regular(path, "a parquet file") as file:
         start, footer = _footer(file)
@@ -96,12 +98,15 @@ def read_footer(path: Path) -> tuple[pq.FileMetaData, Seal | None]:
 
 
 def arrow_file(file: BinaryIO) -> pa.NativeFile:
-    """The file as Arrow reads it best, by itself; opened through the descriptor, it is the same file for sure."""
+    """Returns a native Arrow file for an open file, which Arrow reads without calls into Python.
+
+    It is opened through the descriptor, so it is the same file even if the path was replaced in the meantime.
+    """
     return pa.OSFile(f"/dev/fd/{file.fileno()}")
 
 
 def _footer(file: BinaryIO) -> tuple[int, bytes]:
-    """Where the footer of a file starts, and all bytes from there on; none of a file that does not end as parquet."""
+    """Returns the offset of the footer and all bytes from there on; no bytes if the file does not end with PAR1."""
     size = os.fstat(file.fileno()).st_size
     tail = _bytes(file, max(size - _TAIL_BYTES, 0), _TAIL_BYTES)
     if not tail.endswith(b"PAR1"):

@@ -1,4 +1,4 @@
-"""Writes the rows of a mapping as numbered parquet parts."""
+"""Writes the rows of a mapping to numbered parquet files."""
 
 import os
 from collections.abc import Sequence
@@ -24,19 +24,18 @@ ROWS_PER_FILE = 8 * ROWS_PER_ROW_GROUP
 
 
 def parquet_schema(spec: FeatureSpec, columns: Sequence[str]) -> pa.Schema:
-    """Column types as declared; without a dtype int64 for ids and float32 for values.
+    """Returns the schema of some columns: their declared dtypes, by default int64 for ids and float32 for values.
 
-    Multi-hot columns are lists. A column in no channel and without dtype and cardinality is text.
+    Multi-hot columns are lists. A column in no channel that states neither dtype nor cardinality is text.
     """
     return pa.schema([(name, describe_column(spec, name).type) for name in columns])
 
 
 class DatasetWriter:
-    """Streams the rows of one mapping into `<mapping>_0.parquet`, `<mapping>_1.parquet`, ... of a folder.
+    """Streams the rows of one mapping to `<mapping>_0.parquet`, `<mapping>_1.parquet`, ... in a folder.
 
-    A context manager. The parts get their names when it ends well, and nothing is left when it does
-    not. Pages carry checksums, and files are sealed (`data.conversion.parquet_seal`). Inside `new_dataset`, hand it the
-    draft folder:
+    A context manager: the files get their names when the block succeeds, and are removed when it fails. Pages carry
+    checksums, and files are sealed (see `data.conversion.parquet_seal`). Use it on the draft folder of `new_dataset`:
 
         with new_dataset(output) as draft:
             with DatasetWriter(draft, "train", parquet_schema(spec, names)) as train:
@@ -45,13 +44,16 @@ class DatasetWriter:
             spec.with_sources({"train": (train.chunk,)}, draft).write(draft / SPEC_FILE)
 
     Args:
-        folder: an existing folder.
-        mapping: the mapping's name in the specification.
-        schema: the columns to store, in order; rows are cast to it.
-        rows_per_file: most rows of one part.
+        folder: existing folder to write to.
+        mapping: name of the mapping in the specification.
+        schema: columns to store, in order; rows are cast to it.
+        rows_per_file: maximum number of rows per file.
+
+    Attributes:
+        rows: number of rows passed to `write` so far.
 
     Raises:
-        DataError: rows that do not fit the schema, or no rows at all.
+        DataError: Rows do not fit the schema, or there are no rows at all.
     """
 
     def __init__(self, folder: Path, mapping: str, schema: pa.Schema, rows_per_file: int = ROWS_PER_FILE) -> None:
@@ -80,12 +82,12 @@ class DatasetWriter:
 
     @property
     def chunk(self) -> Chunk:
-        """The specification's entry for the parts written so far, complete once the writer has ended."""
+        """The chunk of the specification that lists the files written so far; complete once the block has ended."""
         names = tuple(self._part_name(index) for index in range(len(self._temporaries)))
         return Chunk(type="parquet", features=tuple(self._schema.names), files=names)
 
     def write(self, rows: pa.Table | pd.DataFrame) -> None:
-        """Appends rows: a table or frame that has at least the schema's columns; others are dropped."""
+        """Appends the rows of a table or data frame that has all columns of the schema; others are dropped."""
         table = self._fit(rows)
         self.rows += table.num_rows
         self._pending = pa.concat_tables([self._pending, table])
@@ -105,6 +107,7 @@ class DatasetWriter:
             raise DataError(f"{self._mapping}: rows do not fit the specification's types: {error}") from error
 
     def _row_group_limit(self) -> int:
+        """Returns the rows of the next full row group: fewer at the end of a file, so that no group spans two files."""
         return min(ROWS_PER_ROW_GROUP, self._rows_per_file - self._rows_in_file)
 
     def _write_row_group(self, rows: int) -> None:
@@ -138,9 +141,9 @@ class DatasetWriter:
         sync(self._folder)
 
     def _discard(self) -> None:
-        """Closes and removes what has no final name yet."""
+        """Closes the open file and removes all temporary files that have not been renamed."""
         for opened in (self._writer, self._file):
-            with suppress(OSError):  # on a full disk; the file goes anyway
+            with suppress(OSError):  # closing flushes, which fails on a full disk; the file is removed anyway
                 if opened is not None:
                     opened.close()
         self._writer = self._file = None

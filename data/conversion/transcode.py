@@ -1,4 +1,4 @@
-"""Turns a CSV dataset into the same dataset in parquet, streaming."""
+"""Converts a CSV dataset to parquet, in a stream of blocks."""
 
 import os
 import sys
@@ -22,11 +22,11 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Prints how far a long job over rows is, at most one line every few seconds.
+    """Reports the progress of a long job over rows, at most one line every few seconds.
 
     Args:
-        tell: takes a line.
-        clock: seconds, as `time.monotonic` gives them.
+        tell: called with each line.
+        clock: returns the current time in seconds, like `time.monotonic`.
     """
 
     def __init__(self, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,12 +35,12 @@ class Progress:
         self.start("", 0)
 
     def start(self, name: str, total: int) -> None:
-        """Begins a part of `total` rows."""
+        """Starts a part of the job with `total` rows."""
         self._name, self._total, self._rows = name, total, 0
         self._begin = self._last = self._clock()
 
     def add(self, rows: int) -> None:
-        """Counts rows that are done."""
+        """Counts rows as done, and reports the progress if it is due."""
         self._rows += rows
         now = self._clock()
         if now - self._last >= SECONDS_BETWEEN_LINES:
@@ -51,7 +51,7 @@ class Progress:
 
 
 def tell_on_stderr(line: str) -> None:
-    """Prints a line for people, out of the way of output for programs."""
+    """Prints a line to stderr, which leaves stdout to machine-readable output."""
     print(f"transcode: {line}", file=sys.stderr, flush=True)
 
 
@@ -65,24 +65,24 @@ def transcode(
     allow_outside_paths: bool = False,
     tell: Callable[[str], None] = tell_on_stderr,
 ) -> FeatureSpec:
-    """Writes the dataset of a CSV specification as parquet parts of one chunk per mapping.
+    """Converts the dataset of a CSV specification to parquet files, with one chunk per mapping.
 
-    Rows keep their order. The output appears when everything is written, or not at all.
+    Rows keep their order. The output is written atomically.
 
     Args:
-        spec_path: specification whose chunks are all of type csv.
-        output: folder for the parts and the new specification; must not hold a dataset.
-        spec_file: name of the new specification.
-        rows_per_file: most rows of a part.
-        min_files: parts per mapping at least, as far as there are rows; lowers `rows_per_file`.
-        allow_outside_paths: read files outside of the specification's folder; only for one that is trusted.
-        tell: takes lines on progress and warnings.
+        spec_path: path of the specification, whose chunks are all of type csv.
+        output: folder for the parquet files and the new specification; must not hold a dataset.
+        spec_file: file name of the new specification.
+        rows_per_file: maximum number of rows per file.
+        min_files: minimum number of files per mapping, if it has that many rows; takes precedence over `rows_per_file`.
+        allow_outside_paths: read files outside of the specification's folder; only for a trusted specification.
+        tell: called with each line of progress and each warning.
 
     Returns:
         The new specification.
 
     Raises:
-        DataError: wrong input; the message names file, line, column and cell.
+        DataError: The input is invalid; for a wrong value, the message names file, line, column and cell.
     """
     spec = FeatureSpec.read(spec_path, allow_outside_paths=allow_outside_paths)
     _check_is_csv(spec, spec_path)
@@ -97,7 +97,7 @@ def transcode(
 
 
 def _copy_sizes(source: Path, draft: Path, allow_outside_paths: bool) -> None:
-    """Copies the embedding widths beside a specification, where there are any."""
+    """Copies the file of embedding widths next to a specification, if there is one."""
     if os.path.lexists(source / SIZES_FILE):
         if not allow_outside_paths:
             check_stays(source, SIZES_FILE)
@@ -137,12 +137,12 @@ def _transcode_mapping(
 
 
 def _rows_per_file(rows: int, wanted: int, min_files: int) -> int:
-    """Rounded down, so that the last file is an extra one rather than one of the files missing."""
+    """Returns the rows per file, rounded down so that there is rather one file too many than one too few."""
     return max(1, min(wanted, rows // min_files))
 
 
 def _count_rows(spec: FeatureSpec, mapping: str) -> int:
-    """Rows of a mapping, which every column group must have."""
+    """Returns the number of rows of a mapping; raises DataError if its column groups differ."""
     chunks = spec.chunks(mapping)
     counts = [sum(count_lines(spec.folder / file) for file in chunk.files) for chunk in chunks]
     if len(set(counts)) > 1:
@@ -155,7 +155,7 @@ def _count_rows(spec: FeatureSpec, mapping: str) -> int:
 
 
 def _read_chunk(spec: FeatureSpec, chunk: Chunk, warnings: "_Warnings") -> Iterator[pa.Table]:
-    """Tables of a column group's rows, its files in order."""
+    """Yields the rows of a column group as tables, file by file."""
     columns = [describe_column(spec, name) for name in chunk.features]
     for file in chunk.files:
         for block in read_csv_blocks(spec.folder / file, columns):
@@ -165,7 +165,7 @@ def _read_chunk(spec: FeatureSpec, chunk: Chunk, warnings: "_Warnings") -> Itera
 
 
 def _check_has_no_error(block: CsvBlock, columns: Sequence[Column]) -> None:
-    """Raises DataError for the first wrong cell of a block."""
+    """Raises DataError for the first invalid cell of a block."""
     positions = {column.name: index for index, column in enumerate(columns, start=1)}
 
     def place(problem: Problem) -> tuple[int, int]:
@@ -181,7 +181,7 @@ def _check_has_no_error(block: CsvBlock, columns: Sequence[Column]) -> None:
 
 
 class _Warnings:
-    """Counts what is stored as it is although training will change it."""
+    """Counts values that are stored as they are, but that the loader will change: lists longer than max_hotness."""
 
     def __init__(self) -> None:
         self._rows: Counter[tuple[str | None, str]] = Counter()
@@ -200,7 +200,7 @@ class _Warnings:
 
 
 def _join(groups: Sequence[Iterator[pa.Table]]) -> Iterator[pa.Table]:
-    """Puts column groups side by side, as many rows at a time as all of them have at hand."""
+    """Joins column groups side by side, yielding as many rows at a time as all groups have available."""
     pending = [next(group, None) for group in groups]
     while all(table is not None for table in pending):
         tables = [table for table in pending if table is not None]
@@ -209,5 +209,6 @@ def _join(groups: Sequence[Iterator[pa.Table]]) -> Iterator[pa.Table]:
         yield pa.table([column for table in tables for column in table.slice(0, rows).columns], names=names)
         rest = [table.slice(rows) for table in tables]
         pending = [table if table.num_rows else next(group, None) for table, group in zip(rest, groups, strict=True)]
+    # One group ended before another, although the counts of lines agreed.
     if any(table is not None for table in pending):
         raise DataError("the CSV files changed while they were read; run again when they are complete")

@@ -1,1 +1,1 @@
-"""Looks through the labels of a dataset before it is trained on."""
+"""Checks the labels of a dataset before training."""

@@ -1,4 +1,4 @@
-"""What the labels of a mapping hold, counted over all of its rows."""
+"""Statistics of the labels of a mapping, over all of its rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,18 +11,19 @@ from data.specification.feature_spec import LABEL, Feature, FeatureSpec
 
 @dataclass
 class LabelFacts:
-    """What is known of one label after `add` has seen all rows.
+    """Statistics of one label, complete once `add` has seen all rows.
 
-    Only rows in the label's sample space (those in which its `given` label is 1) whose value is known are counted;
-    sample weights are not looked at.
+    Only rows in the label's sample space (where its `given` label is 1) with a known value are counted. Sample weights
+    are ignored.
 
     Attributes:
-        label: the label.
-        counts: [classes] int64 rows of each class: negatives and positives of a binary label; empty for a regression.
-        rows: counted, of all classes.
-        least, most: smallest and largest value.
-        orphans: positives of a binary label in rows in which its `given` label is 0, which therefore cannot be.
-        first_orphan: the first of these rows in the dataset, -1 without one.
+        label: specification of the label.
+        counts: [classes] int64 rows per class: negatives and positives of a binary label; empty for a regression.
+        rows: number of counted rows.
+        least: smallest value.
+        most: largest value.
+        orphans: number of rows in which a binary label is 1 although its `given` label is 0, a contradiction.
+        first_orphan: position of the first of these rows in the dataset, or -1 if there is none.
     """
 
     label: Feature
@@ -35,16 +36,16 @@ class LabelFacts:
 
     @classmethod
     def of(cls, label: Feature) -> "LabelFacts":
-        """Facts of no row."""
+        """Creates empty statistics for a label."""
         classes = {"binary": 2, "regression": 0}.get(label.task, label.cardinality or 0)
         return cls(label, np.zeros(classes, np.int64))
 
     def add(self, values: np.ndarray, given: np.ndarray | None, first_row: int) -> None:
-        """Counts consecutive rows.
+        """Adds consecutive rows.
 
         Args:
-            values: [rows] float32 of the label, NaN where it is missing.
-            given: [rows] float32 of its `given` label, None without one.
+            values: [rows] float32 values of the label, NaN where missing.
+            given: [rows] float32 values of its `given` label, or None if it has none.
             first_row: position of the first row in the dataset.
         """
         known = values[~np.isnan(values) if given is None else ~np.isnan(values) & (given == 1)]
@@ -64,22 +65,22 @@ class LabelFacts:
 def read_facts(
     spec: FeatureSpec, reader: ParquetReader, on_unit: Callable[[int, int], None] = lambda done, of: None
 ) -> list[LabelFacts]:
-    """Facts of every label over all rows that a reader of the labels has, row group by row group.
+    """Computes the statistics of every label over all rows, row group by row group.
 
     Args:
-        spec: the specification.
-        reader: of the labels.
-        on_unit: is called with the number of row groups done and that of all.
+        spec: specification of the dataset.
+        reader: reader of a mapping's labels (see `labels_only`).
+        on_unit: called after each row group with the number done and the total.
 
     Raises:
-        DataError: a file is damaged, or holds a label that cannot be used.
+        DataError: A file is damaged, or holds an invalid label.
     """
     facts = {label.name: LabelFacts.of(label) for label in spec.labels}
     first_row = 0
     for unit, rows in enumerate(reader.unit_rows.tolist()):
         batch = reader.allocate(rows)
         reader.decode(unit, 0, rows, batch)
-        columns = dict(zip(facts, batch.labels.T, strict=True))
+        columns = dict(zip(facts, batch.labels.T, strict=True))  # {label name: [rows]}
         for name, fact in facts.items():
             given = fact.label.given
             fact.add(columns[name], columns[given] if given else None, first_row)
@@ -89,5 +90,5 @@ def read_facts(
 
 
 def labels_only(spec: FeatureSpec) -> FeatureSpec:
-    """A specification of the labels alone, for reading nothing else."""
+    """Returns a specification with only the labels, so that no other column is read."""
     return replace(spec, features={label.name: label for label in spec.labels}, channels={LABEL: spec.channels[LABEL]})

@@ -1,10 +1,10 @@
-"""Input features that give a label away, found on a sample of rows.
+"""Finds input features that leak a label, on a sample of rows.
 
-Half of the sampled rows, the even ones, give the mean label of every id; the odd ones, the held-out half, show what
-these means are worth. An id that is in one row only has told nothing to any other row, so that it scores as chance.
+The mean label of every id is computed on half of the sampled rows (the even ones) and evaluated on the held-out half
+(the odd ones). An id that occurs in a single row therefore predicts nothing and scores like chance.
 
-Every feature is compared with every label, so a feature is compared with all labels at once: arrays are [labels, ...],
-and its rows are reduced to counts per id (or per bin of numbers) before anything is sorted.
+Every feature is compared with every label, so all labels are processed at once: arrays are [labels, ...], and rows are
+reduced to counts per id (or per bin of numbers) before anything is sorted.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,24 +17,24 @@ from data.specification.feature_spec import Feature, FeatureSpec
 
 LEAK_AUC = 0.99
 LEAK_CORRELATION = 0.995
-# Positives and negatives that the held-out half needs, or rows of a regression.
+# Minimum number of positives and of negatives (for a regression: of rows) in the held-out half.
 FEWEST_HELD_OUT = 10
-BINS = 100  # of equally many rows, in which a numerical feature is looked at
-PRIOR_ROWS = 10  # rows with the mean label that are added to those of every id
-ROUNDING = 1e-6  # by which a measure that is computed for all labels at once may be off
-HEADS = 16  # rows with the smallest and with the largest labels that are compared first
+BINS = 100  # bins of a numerical feature, of about equally many rows each
+PRIOR_ROWS = 10  # pseudo-rows with the overall mean label, added to the rows of every id
+ROUNDING = 1e-6  # tolerance for rounding errors in measures computed for all labels at once
+HEADS = 16  # rows with the smallest and with the largest labels, which are compared first
 
 
 @dataclass(frozen=True)
 class Leak:
-    """A feature that tells a label, or the sample weight.
+    """A feature that determines, or nearly determines, a label or the sample weight.
 
     Attributes:
         feature: name of the input feature.
-        label: name of what it tells.
-        measure: "AUC" (see `auc`), "correlation" (Pearson's), or "equal": the share of rows with the same value.
-        value: of the measure.
-        rows: of the sample that were looked at.
+        label: name of the label or of the sample weight.
+        measure: "AUC" (see `auc`), "correlation" (Pearson's), or "equal" (the share of rows with the same value).
+        value: value of the measure.
+        rows: number of sampled rows in which the label counts.
     """
 
     feature: str
@@ -46,13 +46,14 @@ class Leak:
 
 @dataclass(frozen=True)
 class _Column:
-    """An input feature's values.
+    """The values of an input feature.
 
     Attributes:
-        name: the feature's.
-        numbers: [rows] its numbers, or the ids of a one-hot feature; None of a multi-hot one.
-        codes: [rows, places] as `encode` gives them, of ids or of bins; bins are ordered as the numbers are.
-        is_numerical: the numbers have an order.
+        name: name of the feature.
+        numbers: [rows] values of a numerical feature, or ids of a one-hot feature; None for a multi-hot feature.
+        codes: [rows, places] int64 codes of the ids (see `encode`) or of the bins, which are ordered by value; places
+            is max_hotness for a multi-hot feature, otherwise 1.
+        is_numerical: whether the order of the numbers has a meaning.
     """
 
     name: str
@@ -64,22 +65,23 @@ class _Column:
 def find_leaks(
     spec: FeatureSpec, sample: Batch, on_feature: Callable[[int, int], None] = lambda done, of: None
 ) -> Iterator[Leak]:
-    """Features that equal a label or the sample weight, or nearly determine a label, in a sample of rows.
+    """Yields the features that equal a label or the sample weight, or nearly determine a label, in a sample of rows.
 
-    A label is looked at in its sample space, a feature by itself. "Nearly" is, on the held-out half,
+    Every label is considered in its sample space, and every feature on its own. A feature nearly determines a label if,
+    on the held-out half,
 
-    - for a binary label an AUC of at least LEAK_AUC; for a multiclass label that of its most frequent class against
-      the others. The scores are a numerical feature's values, in either direction, and the mean label in bins of it;
-      the mean label of an id; the mean of these over a list;
-    - for a regression a Pearson correlation, of the same scores with the label, of at least LEAK_CORRELATION.
+    - the AUC of a binary label is at least LEAK_AUC (for a multiclass label, the AUC of its most frequent class against
+      the others). The scores are the values of a numerical feature, in either direction, and the mean label per bin;
+      the mean label per id of a one-hot feature; the mean of these over the list of a multi-hot feature;
+    - the Pearson correlation of the same scores with a regression label is at least LEAK_CORRELATION.
 
-    What has fewer than FEWEST_HELD_OUT positives or negatives (rows of a regression) in the held-out half is only
-    tried for equality.
+    A label with fewer than FEWEST_HELD_OUT positives or negatives (for a regression: rows) in the held-out half is only
+    tested for equality.
 
     Args:
-        spec: the specification.
-        sample: the rows.
-        on_feature: is called with the number of features done and that of all.
+        spec: specification of the dataset.
+        sample: sampled rows.
+        on_feature: called after each feature with the number done and the total.
     """
     targets = [target for label in spec.labels if _varies((target := _target(spec, sample, label)).of_known)]
     groups = [group for group in (_Classes(targets), _Amounts(targets)) if group.targets]
@@ -100,26 +102,33 @@ def find_leaks(
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Share of the pairs of a positive and a negative row in which the positive has the larger score; a tie is a half.
+    """Returns the area under the ROC curve.
+
+    It is the share of pairs of a positive and a negative row in which the positive row has the larger score; a tie
+    counts as one half.
 
     Args:
-        scores: [rows] numbers.
-        positive: [rows] bool; both values are among them.
+        scores: [rows] scores.
+        positive: [rows] bool, with at least one row of either value.
     """
     return float(auc_of_groups(scores[np.newaxis], positive[np.newaxis] * 1.0, ~positive[np.newaxis] * 1.0)[0])
 
 
 def auc_of_groups(scores: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-    """[labels] `auc` of rows that come in groups with one score each.
+    """Returns the `auc` of each label, [labels] float64, for groups of rows that share a score.
 
     Args:
-        scores: [labels, groups] numbers.
-        positives, negatives: [labels, groups] float64 rows of each group.
+        scores: [labels, groups] score of each group.
+        positives: [labels, groups] float64 number of positive rows in each group.
+        negatives: [labels, groups] float64 number of negative rows in each group.
     """
     order = np.argsort(scores, axis=1)
     scores, positives, negatives = (np.take_along_axis(part, order, axis=1) for part in (scores, positives, negatives))
+    # Groups with equal scores are ties: find where each run of equal scores begins and ends.
     begins = np.ones(scores.shape, bool)
     begins[:, 1:] = scores[:, 1:] != scores[:, :-1]
+    # Negatives below each run, and up to its end, spread over the run by running maxima and minima. A pair below counts
+    # 1 and a tie 1/2, so each positive of the run counts (below + with_ties) / 2.
     up_to = np.cumsum(negatives, axis=1)
     below = np.maximum.accumulate(np.where(begins, up_to - negatives, 0.0), axis=1)
     ends = np.roll(begins, -1, axis=1)
@@ -128,19 +137,20 @@ def auc_of_groups(scores: np.ndarray, positives: np.ndarray, negatives: np.ndarr
 
 
 def correlation_of_groups(scores: np.ndarray, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """[labels] Pearson's correlation of scores and values, up to a factor of each label that does not depend on them.
+    """Returns the Pearson correlation of scores and centered values, up to a factor per label.
 
     Args:
-        scores: [labels, groups] numbers.
-        sums: [labels, groups] float64 of the values of each group's rows; the values of a label sum to 0.
-        rows: [labels, groups] float64 rows of each group.
+        scores: [labels, groups] score of each group.
+        sums: [labels, groups] float64 sum of the values of each group's rows; the values of a label sum to 0.
+        rows: [labels, groups] float64 number of rows in each group.
 
     Returns:
-        The covariances, times the rows, divided by the standard deviation of the scores, times the root of the rows;
-        0 where the scores do not vary.
+        [labels] float64: the dot product of centered scores and values over all rows, divided by the norm of the
+        centered scores; 0 if the scores are constant. This is the correlation if the values have norm 1.
     """
     rows = np.broadcast_to(rows, scores.shape)
     used = rows > 0
+    # Compared exactly: with rounding errors, the spread of constant scores can exceed 0.
     varies = np.where(used, scores, -np.inf).max(axis=1) > np.where(used, scores, np.inf).min(axis=1)
     centred = scores - (scores * rows).sum(axis=1, keepdims=True) / rows.sum(axis=1, keepdims=True)
     spread = np.sqrt((rows * centred**2).sum(axis=1))
@@ -148,10 +158,12 @@ def correlation_of_groups(scores: np.ndarray, sums: np.ndarray, rows: np.ndarray
 
 
 def encode(ids: np.ndarray) -> np.ndarray:
-    """[rows, places] int64 codes from 0 on, one for each id; PAD stays PAD, but an empty list gets a code of its own.
+    """Numbers the distinct ids from 0; returns [rows, places] int64 codes.
+
+    PAD stays PAD, except in the first place of an empty list, so that empty lists get a code of their own.
 
     Args:
-        ids: [rows, places] integers, PAD where there is none.
+        ids: [rows, places] integer ids, PAD in unused places.
     """
     used = ids != PAD
     used[:, 0] |= ~used.any(axis=1)
@@ -161,12 +173,14 @@ def encode(ids: np.ndarray) -> np.ndarray:
 
 
 def bins_of(numbers: np.ndarray) -> np.ndarray:
-    """[rows, 1] int64 codes: the bin of each number, BINS of about equally many rows, in the order of the numbers.
+    """Sorts numbers into BINS bins of about equally many rows; returns the bin of each number, [rows, 1] int64.
 
-    Equal numbers share a bin, and one that would fill several bins has a bin of its own.
+    Bins are ordered by value. Equal numbers share a bin, and a number that would fill several bins has its own.
     """
     order = np.argsort(numbers)
     ordered = numbers[order].astype(np.float64)
+    # Quantiles by linear interpolation. An edge that occurs several times is a number that fills several bins: the
+    # additional edge just below it separates it from smaller numbers.
     places = np.linspace(0, len(ordered) - 1, BINS + 1)[1:-1]
     low, high = np.floor(places).astype(np.int64), np.ceil(places).astype(np.int64)
     edges, count = np.unique(ordered[low] + (places - low) * (ordered[high] - ordered[low]), return_counts=True)
@@ -178,25 +192,26 @@ def bins_of(numbers: np.ndarray) -> np.ndarray:
 
 
 class Sums:
-    """Sums over the rows that share a code, for many labels.
+    """Sums values over the rows that share a code, for many labels at once.
 
     Args:
-        values: [labels, rows] float64. Where all labels have the same, the sums are [1, codes].
+        values: [labels, rows] float64. If all labels have the same values, sums are computed once, as [1, codes].
     """
 
     def __init__(self, values: np.ndarray):
         values = values[:1] if len(values) and (values == values[:1]).all() else values
         self._labels = len(values)
+        # Zeros add nothing, and most values of rare labels are zeros: keep the others only.
         self._label, self._row = np.nonzero(values)
         weights = values[self._label, self._row]
         self._weights = None if (weights == 1).all() else weights
 
     def by_code(self, codes: np.ndarray, count: int) -> np.ndarray:
-        """[labels, count] float64.
+        """Returns the sum of the values per code, [labels, count] float64.
 
         Args:
-            codes: [rows, places] int64 below `count`, or PAD.
-            count: how many codes there are.
+            codes: [rows, places] int64 codes below `count`, or PAD.
+            count: number of codes.
         """
         sums = np.zeros(self._labels * count)
         for place in codes.T:
@@ -208,22 +223,22 @@ class Sums:
 
 
 def code_means(sums: np.ndarray, rows: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """[labels, codes] mean value of each code, to which PRIOR_ROWS rows with the mean of all are added.
+    """Returns the mean value per code, [labels, codes], smoothed by PRIOR_ROWS pseudo-rows with the overall mean.
 
     Args:
-        sums: [labels, codes] of the values.
-        rows: [labels, codes] how many they are.
-        prior: [labels, 1] the mean of all.
+        sums: [labels, codes] sum of the values per code.
+        rows: [labels, codes] number of rows per code.
+        prior: [labels, 1] overall mean.
     """
     return (sums + PRIOR_ROWS * prior) / (rows + PRIOR_ROWS)
 
 
 def row_means(means: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """[labels, rows] the mean over each row's codes of `means`, [labels, codes].
+    """Averages the means of each row's codes; returns [labels, rows] float64.
 
     Args:
-        means: of `code_means`.
-        codes: [rows, places] int64 as `encode` gives them.
+        means: [labels, codes] mean per code, from `code_means`.
+        codes: [rows, places] int64 codes, from `encode`.
     """
     total = np.zeros((len(means), len(codes)))
     for place in codes.T:
@@ -234,12 +249,12 @@ def row_means(means: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Target:
-    """A label that features may tell.
+    """A label that features are compared with.
 
     Attributes:
-        label: the label.
-        known: [rows] bool of the sample: those in which it counts.
-        values: [rows] float64, 0 where it does not count.
+        label: specification of the label.
+        known: [rows] bool; True in rows of the sample where the label is known and in its sample space.
+        values: [rows] float64 values of the label, 0 where `known` is False.
     """
 
     label: Feature
@@ -248,21 +263,21 @@ class _Target:
 
     @property
     def name(self) -> str:
-        """The label's."""
+        """Name of the label."""
         return self.label.name
 
     @property
     def of_known(self) -> np.ndarray:
-        """The values that count."""
+        """Values of the label in the rows where it is known."""
         return self.values[self.known]
 
 
 class _Group:
-    """Labels that are measured in the same way.
+    """A group of labels with the same measure.
 
     Args:
-        targets: the labels that have enough rows for it.
-        values: [labels, rows] float64 what is averaged per code, 0 where a label does not count.
+        targets: labels with enough rows for the measure.
+        values: [labels, rows] float64 values to average per code, 0 where a label is not known.
     """
 
     measure: str
@@ -280,16 +295,18 @@ class _Group:
         self._held_out, self._held_out_rows = Sums(self.held_out), Sums(self.known)
 
     def told_by(self, column: _Column) -> Iterator[tuple[_Target, float]]:
-        """The labels that a feature tells, with the measure."""
+        """Yields the labels that a feature nearly determines, with the value of the measure."""
         count = int(column.codes.max()) + 1
         fitted, held_out = column.codes[::2], column.codes[1::2]
         rows = self._fitted_rows.by_code(fitted, count)
         scores = code_means(self._fitted.by_code(fitted, count), rows, self._prior)
+        # With one code per row, rows of the same code share a score and are grouped. Lists have a score per row.
         if column.codes.shape[1] == 1:
             sums, rows = self._held_out.by_code(held_out, count), self._held_out_rows.by_code(held_out, count)
         else:
             scores, sums, rows = row_means(scores, held_out), self.held_out, self.known
         best = self._measured(scores, sums, rows)
+        # Numbers as scores, without bins: slow (AUC sorts all rows), so only for labels that pass a cheap test.
         if column.is_numerical and column.numbers is not None:
             for index in np.flatnonzero(self._may_tell(column, sums, rows)):
                 best[index] = max(best[index], self._of_numbers(column.numbers[1::2], index))
@@ -297,24 +314,33 @@ class _Group:
             yield self.targets[index], float(best[index])
 
     def _prepared(self, held_out: np.ndarray) -> np.ndarray:
-        """[labels, held-out rows] what the measure is taken of."""
+        """Prepares the values of the held-out rows, [labels, rows], for the measure."""
         return held_out
 
     def _measured(self, scores: np.ndarray, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """[labels] the measure of [labels, groups] scores and the sums and numbers of each group's rows."""
+        """Returns the measure of each label, [labels].
+
+        Args:
+            scores: [labels, groups] score of each group of rows.
+            sums: [labels, groups] sum of the prepared values in each group.
+            rows: [labels, groups] number of rows in each group.
+        """
         raise NotImplementedError
 
     def _may_tell(self, column: _Column, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """[labels] bool: which labels the numbers of a feature may tell; no other."""
+        """Returns which labels the numbers of a feature may reach the threshold for, [labels] bool.
+
+        False is certain, True is not.
+        """
         raise NotImplementedError
 
     def _of_numbers(self, numbers: np.ndarray, index: int) -> float:
-        """The measure of a label with the numbers of a feature, in the better direction."""
+        """Returns the measure of a label with a feature's numbers as scores, in the better of both directions."""
         raise NotImplementedError
 
 
 class _Classes(_Group):
-    """Binary labels, and multiclass labels as their most frequent class against the others."""
+    """Binary labels, and multiclass labels as their most frequent class against the others, measured by AUC."""
 
     measure, least = "AUC", LEAK_AUC
 
@@ -334,7 +360,7 @@ class _Classes(_Group):
         return auc_of_groups(scores, sums, rows - sums)
 
     def _may_tell(self, column: _Column, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Takes the pairs within a bin as they would be best, unless the bin holds one number only."""
+        """Bounds the AUC from above: pairs within a bin count as correctly ordered, or as ties if it has one number."""
         negatives = rows - sums
         below = np.cumsum(negatives, axis=1) - negatives
         ties = np.where(_holds_one_number(column), negatives / 2, negatives)
@@ -350,7 +376,7 @@ class _Classes(_Group):
 
 
 class _Amounts(_Group):
-    """Regressions."""
+    """Regression labels, measured by Pearson correlation."""
 
     measure, least = "correlation", LEAK_CORRELATION
 
@@ -365,7 +391,7 @@ class _Amounts(_Group):
         super().__init__(chosen, np.array([target.values for target in chosen]))
 
     def _prepared(self, held_out: np.ndarray) -> np.ndarray:
-        """Values of mean 0 and variance 1, of all rows together."""
+        """Centers the values of each label over its known rows, and scales them to norm 1."""
         means = held_out.sum(axis=1, keepdims=True) / self.known.sum(axis=1, keepdims=True)
         centred = (held_out - means) * self.known
         spread = np.sqrt((centred**2).sum(axis=1, keepdims=True))
@@ -375,6 +401,8 @@ class _Amounts(_Group):
         return correlation_of_groups(scores, sums, rows)
 
     def _may_tell(self, column: _Column, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        # The correlation itself, by sums over rows for all labels at once. Centering the numbers first reduces
+        # cancellation in the difference of squares.
         numbers = np.asarray(column.numbers)[1::2].astype(np.float64)
         numbers = numbers - numbers.mean()
         rows_known, first, second = (self.known @ part for part in (np.ones(len(numbers)), numbers, numbers**2))
@@ -389,12 +417,13 @@ class _Amounts(_Group):
 
 
 class _Equality:
-    """Finds labels whose known values a feature equals.
+    """Finds labels whose known values equal a feature.
 
-    Those rows are compared first in which labels differ most: hardly a feature equals a label there and is another.
+    The rows with the most extreme labels are compared first, which rules out nearly every feature that differs from a
+    label.
 
     Args:
-        targets: the labels.
+        targets: labels to compare with.
     """
 
     def __init__(self, targets: list[_Target]):
@@ -404,7 +433,7 @@ class _Equality:
         self._values = np.array([target.values[rows] for target, rows in zip(targets, heads, strict=True)])
 
     def of(self, column: _Column) -> Iterator[_Target]:
-        """The labels that a feature equals."""
+        """Yields the labels that a feature equals."""
         if column.numbers is None or not self._targets:
             return
         for index in np.flatnonzero((column.numbers[self._rows] == self._values).all(axis=1)):
@@ -414,6 +443,7 @@ class _Equality:
 
     @staticmethod
     def _heads(target: _Target) -> np.ndarray:
+        """Returns the rows with the HEADS smallest and the HEADS largest labels, repeated if there are fewer."""
         rows = np.flatnonzero(target.known)
         rows = rows[np.argsort(target.values[rows], kind="stable")]
         return np.concatenate([np.resize(rows[:HEADS], HEADS), np.resize(rows[-HEADS:], HEADS)])
@@ -424,7 +454,7 @@ def _target(spec: FeatureSpec, sample: Batch, label: Feature) -> _Target:
     known = ~np.isnan(columns[label.name])
     if label.given is not None:
         known &= columns[label.given] == 1
-    # Sums of float32 values can exceed what float32 holds.
+    # float64, since sums of float32 values can overflow float32.
     return _Target(label, known, np.where(known, columns[label.name], 0).astype(np.float64))
 
 
@@ -441,7 +471,7 @@ def _columns(spec: FeatureSpec, sample: Batch) -> Iterator[_Column]:
 
 
 def _holds_one_number(column: _Column) -> np.ndarray:
-    """[codes] bool: whether all rows with a code have the same number."""
+    """Returns whether all rows with a code have the same number, [codes] bool."""
     numbers, codes = np.asarray(column.numbers), column.codes[:, 0]
     one_of = np.zeros(int(codes.max()) + 1, numbers.dtype)
     one_of[codes] = numbers

@@ -1,4 +1,4 @@
-"""Label lint: what about the labels makes training on a mapping useless or misleading, in words."""
+"""Label checks: reports what makes training on a mapping useless or its results misleading."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ CLASSES_SHOWN = 10
 
 @dataclass(frozen=True)
 class LabelLint:
-    """What was found, one text each, with label, place and mend.
+    """The findings about the labels of a mapping, one text each, with the label, its location and a fix.
 
     Attributes:
-        problems: training teaches nothing, or something that cannot be.
-        warnings: the result may be worth less than it seems.
+        problems: findings that make training pointless: constant or contradictory labels.
+        warnings: findings that may make the result worth less than it seems: absent classes and leaking features.
     """
 
     problems: tuple[str, ...]
@@ -33,19 +33,19 @@ def lint_labels(
     oov_policy: OovPolicy = "error",
     on_progress: Callable[[str, int, int], None] = lambda what, done, of: None,
 ) -> LabelLint:
-    """Looks through a mapping before it is trained on.
+    """Checks the labels of a mapping before training.
 
-    Facts of the labels (`data.linting.facts`) are of all rows; features that give a label away
-    (`data.linting.leaks`) are looked for in a sample (`data.linting.sample`), read with the policy of the training.
+    Label statistics (`data.linting.facts`) cover all rows. Features that leak a label (`data.linting.leaks`) are looked
+    for in a sample of rows (`data.linting.sample`), which is read with the out-of-vocabulary policy of the training.
 
     Args:
-        spec: the specification.
-        mapping: which to look through.
-        oov_policy: of the training.
-        on_progress: is called with what is counted, how many are done and how many there are.
+        spec: specification of the dataset.
+        mapping: name of the mapping to check.
+        oov_policy: the training's policy for ids out of range.
+        on_progress: called with what is being processed, the number done and the total.
 
     Raises:
-        DataError: a file is missing or damaged, or holds values that cannot be used.
+        DataError: A file is missing or damaged, or holds invalid values.
     """
     reader = ParquetReader(labels_only(spec), mapping)
     facts = read_facts(spec, reader, partial(on_progress, "row groups of labels"))
@@ -62,7 +62,7 @@ def lint_labels(
 
 
 def _one_sided(fact: LabelFacts, reader: ParquetReader, mapping: str) -> str | None:
-    """A label from which nothing can be learned."""
+    """Describes a label from which nothing can be learned: without known values, or with the same one in all rows."""
     label = fact.label
     if fact.least < fact.most:
         return None
@@ -80,7 +80,7 @@ def _one_sided(fact: LabelFacts, reader: ParquetReader, mapping: str) -> str | N
 
 
 def _orphans(fact: LabelFacts, reader: ParquetReader) -> str | None:
-    """A conversion without a click."""
+    """Describes positives outside of a label's sample space, such as conversions without a click."""
     label = fact.label
     if not fact.orphans:
         return None

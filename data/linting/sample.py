@@ -1,4 +1,4 @@
-"""A bounded sample of a mapping's rows."""
+"""Draws a bounded sample of a mapping's rows."""
 
 from collections.abc import Callable
 
@@ -10,27 +10,27 @@ from data.loading.parquet_reader import ParquetReader
 from data.specification.feature_spec import FeatureSpec
 
 SAMPLE_ROWS = 100_000
-# Every column is compared with every label: of many, fewer rows are looked at, so that it takes seconds.
+# Every column is compared with every label: with many of both, fewer rows are sampled, so that it takes only seconds.
 COMPARISONS, FEWEST_ROWS, FEWEST_COLUMNS = 10**9, 5_000, 250
-# Values of the row groups that are decoded for the sample: a few seconds of reading.
+# Maximum number of values (rows times columns) decoded for the sample: a few seconds of reading.
 MOST_VALUES = 2 * 10**8
-# Row groups to read: at least so many, where there are, since neighbouring rows are alike; at most so many, for time.
+# Row groups to read: a minimum, since neighboring rows are alike, and a maximum to bound the time.
 FEWEST_UNITS, MOST_UNITS = 8, 64
 
 
 def sample_rows(spec: FeatureSpec) -> int:
-    """How many rows of a mapping are looked at: SAMPLE_ROWS, and fewer where many columns meet many labels."""
+    """Returns the number of rows to sample: SAMPLE_ROWS, or fewer for many columns and labels."""
     columns = max(FEWEST_COLUMNS, _columns(spec))
     return min(SAMPLE_ROWS, max(FEWEST_ROWS, COMPARISONS // (columns * len(spec.labels))))
 
 
 def most_read(spec: FeatureSpec) -> int:
-    """Rows of row groups that may be decoded for the sample."""
+    """Returns the maximum number of rows to decode for the sample."""
     return MOST_VALUES // (_columns(spec) + len(spec.labels))
 
 
 def _columns(spec: FeatureSpec) -> int:
-    """Of a batch, besides the labels."""
+    """Returns the number of input columns of a batch."""
     return len(spec.onehot) + len(spec.numerical) + sum(feature.max_hotness or 0 for feature in spec.multihot)
 
 
@@ -40,18 +40,22 @@ def draw_sample(
     most_read: int | None = None,
     on_unit: Callable[[int, int], None] = lambda done, of: None,
 ) -> Batch:
-    """Rows of evenly spread row groups, in random order within each; the same ones every time.
+    """Samples random rows of evenly spread row groups; deterministic.
 
-    In memory are the sample and one row group.
+    Only the sample and one row group are in memory at a time.
 
     Args:
-        reader: of the mapping.
-        most_rows: a mapping that has no more, in at most MOST_UNITS row groups, is taken whole.
-        most_read: rows of the row groups that are decoded for it; None for any number.
-        on_unit: is called with the number of row groups done and that of all.
+        reader: reader of the mapping.
+        most_rows: maximum number of rows; a mapping with no more than that, in at most MOST_UNITS row groups, is
+            sampled completely if `most_read` allows it.
+        most_read: approximate maximum number of rows to decode, or None for no limit.
+        on_unit: called after each row group with the number done and the total.
+
+    Returns:
+        The sampled rows, row group by row group, in random order within each.
 
     Raises:
-        DataError: a file is damaged, or a value is out of range.
+        DataError: A file is damaged, or a value is out of range.
     """
     rng = np.random.default_rng(0)
     units = spread_units(reader.unit_rows, most_rows, most_read)
@@ -68,12 +72,15 @@ def draw_sample(
 
 
 def spread_units(unit_rows: np.ndarray, most_rows: int, most_read: int | None = None) -> np.ndarray:
-    """Positions [chosen] int64 of evenly spread units, as many as are likely to have enough rows.
+    """Chooses evenly spread units (row groups), as many as are expected to have enough rows.
 
     Args:
-        unit_rows: [units] int64 rows of each.
-        most_rows: of the sample.
-        most_read: rows that all chosen units are likely to have at most, where more than one unit is chosen.
+        unit_rows: [units] int64 rows per unit.
+        most_rows: number of rows to sample.
+        most_read: maximum expected number of rows in the chosen units; at least one unit is always chosen.
+
+    Returns:
+        [chosen] int64 positions of the chosen units.
     """
     units, rows = len(unit_rows), int(unit_rows.sum())
     enough = -(-most_rows * units // rows)
@@ -84,9 +91,13 @@ def spread_units(unit_rows: np.ndarray, most_rows: int, most_read: int | None = 
 
 
 def share_rows(unit_rows: np.ndarray, most_rows: int) -> np.ndarray:
-    """[units] int64 rows to take of each, in all at most `most_rows`; small units are taken whole."""
+    """Returns the number of rows to take from each unit, [units] int64, at most `most_rows` in total.
+
+    Rows are shared evenly. Units smaller than their share are taken completely and leave the rest to larger ones.
+    """
     shares = np.zeros_like(unit_rows)
     left = most_rows
+    # Smallest first, so that what they leave is shared among the others.
     for done, unit in enumerate(np.argsort(unit_rows, kind="stable")):
         shares[unit] = min(int(unit_rows[unit]), left // (len(unit_rows) - done))
         left -= int(shares[unit])

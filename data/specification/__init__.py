@@ -1,1 +1,1 @@
-"""The feature specification: read, checked, written; and the embedding widths that go with it."""
+"""Reads, validates and writes feature specifications, and the embedding widths that go with them."""

@@ -1,4 +1,4 @@
-"""How wide the embedding of each categorical feature is."""
+"""Determines the embedding width of each categorical feature."""
 
 import json
 import os
@@ -24,19 +24,20 @@ MAX_NAMES_COMPARED = 300
 def embedding_dims(
     spec: FeatureSpec, sizes_file: Path | None = None, *, allow_outside_paths: bool = False
 ) -> dict[str, int]:
-    """Embedding width of every categorical feature, one-hot then multi-hot, in channel order.
+    """Returns the embedding width of every categorical feature, one-hot then multi-hot, in channel order.
 
-    The first of these that knows the feature decides: `sizes_file` (JSON, {feature: width}),
-    `embedding_dim` in the specification, `embedding_sizes.json` in the specification's folder,
-    `default_dim`. Names that the specification does not have are ignored (see `unused_widths`).
+    A width comes from the first of these sources that has the feature: `sizes_file` (JSON, {feature: width}),
+    `embedding_dim` in the specification, `embedding_sizes.json` in the specification's folder, `default_dim`. Names
+    that are not in the specification are ignored (see `unused_widths`).
 
     Args:
         spec: a valid specification.
-        sizes_file: named by the user.
+        sizes_file: JSON file given by the user.
         allow_outside_paths: whether `embedding_sizes.json` may be a link that leads out of the folder.
 
     Raises:
-        DataError: a file cannot be read, a width in it is no int in [1, 4096], or `sizes_file` names no feature.
+        DataError: A file cannot be read, a width is not an integer in [1, 4096], or `sizes_file` names none of the
+            categorical features.
     """
     features = spec.onehot + spec.multihot
     explicit = read_sizes(Path(sizes_file)) if sizes_file is not None else {}
@@ -57,10 +58,10 @@ def embedding_dims(
 def unused_widths(
     spec: FeatureSpec, sizes_file: Path | None = None, *, allow_outside_paths: bool = False
 ) -> Iterator[str]:
-    """Warnings about names in the files of `embedding_dims` that are no categorical features, nearest names suggested.
+    """Yields a warning per file of `embedding_dims` that names unknown categorical features, with the closest names.
 
     Raises:
-        DataError: as `embedding_dims`.
+        DataError: A file cannot be read, or a width is not an integer in [1, 4096].
     """
     explicit = {} if sizes_file is None else read_sizes(Path(sizes_file))
     beside = _sizes_beside(spec, allow_outside_paths)
@@ -71,15 +72,15 @@ def unused_widths(
 
 
 def default_dim(cardinality: int) -> int:
-    """Width by rule of thumb: min(256, round(1.6 * cardinality ** 0.56)), at least 1."""
+    """Returns a rule-of-thumb width: min(256, round(1.6 * cardinality ** 0.56)), at least 1."""
     return max(1, min(LARGEST_DEFAULT, round(1.6 * cardinality**0.56)))
 
 
 def read_sizes(path: Path) -> dict[str, int]:
-    """Read a JSON file {feature: width}.
+    """Reads a JSON file of the form {feature: width}.
 
     Raises:
-        DataError: naming the file and the place, all bad widths at once.
+        DataError: The file cannot be read, or has invalid widths, which the message lists.
     """
     sizes = _read_json(path)
     if not isinstance(sizes, dict):
@@ -99,8 +100,9 @@ def _sizes_beside(spec: FeatureSpec, allow_outside_paths: bool) -> dict[str, int
 
 
 def _unknown(spec: FeatureSpec, sizes: dict[str, int]) -> str:
-    """The names in `sizes` that are no categorical features, those that may be misspelt first; "" if there are none."""
+    """Lists the names in `sizes` that are not categorical features, likely misspellings first; "" if there are none."""
     features = dict.fromkeys(feature.name for feature in spec.onehot + spec.multihot)
+    # Only a bounded number of names are compared: each comparison is quadratic in the length of the names.
     unknown = [name for name in sizes if name not in features]
     without_width = [name for name in islice(features, MAX_NAMES_COMPARED) if name not in sizes]
     suggested = {

@@ -1,4 +1,4 @@
-"""A feature specification: which columns a dataset has, which files hold them, and what each is for."""
+"""The feature specification: the columns of a dataset, the files that hold them, and what each column is used for."""
 
 import contextlib
 import os
@@ -36,11 +36,11 @@ _FOREIGN_LINE_ENDS = "\r\x85\u2028\u2029"
 
 
 class FeatureSpecError(DataError):
-    """A specification that breaks the rules; the message shows the first hundred violations.
+    """An invalid specification; the message lists the first hundred problems.
 
     Attributes:
-        source: the file (or other origin) of the specification.
-        problems: every violation, each as "place: what is wrong and what to write instead".
+        source: file (or other origin) of the specification.
+        problems: every problem, each as "location: what is wrong and what to write instead".
     """
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
@@ -55,16 +55,16 @@ class FeatureSpecError(DataError):
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """A dataset as its YAML file describes it.
+    """A dataset as described by its YAML file.
 
-    `read` and `from_dict` check everything; an instance made by hand is checked when it is written.
+    `read` and `from_dict` validate everything; an instance constructed directly is validated when it is written.
 
     Attributes:
-        folder: the paths in `sources` are relative to it.
-        features: every feature by name, in the order of the file.
-        sources: mapping name ("train", "test", ...) -> its chunks.
-        channels: channel name -> feature names; always all five channels, empty where not used.
-        metadata: whatever else the file holds about the dataset.
+        folder: folder that the paths in `sources` are relative to.
+        features: {feature name: feature}, in the order of the file.
+        sources: {mapping name ("train", "test", ...): chunks of the mapping}.
+        channels: {channel name: feature names}; always contains all five channels, unused ones empty.
+        metadata: free-form information about the dataset, as in the file.
     """
 
     folder: Path
@@ -75,16 +75,16 @@ class FeatureSpec:
 
     @classmethod
     def read(cls, path: Path, *, allow_outside_paths: bool = False) -> "FeatureSpec":
-        """Read and check a YAML file.
+        """Reads and validates a YAML file.
 
         Args:
-            path: of the file.
-            allow_outside_paths: take files that do not lie under the file's folder; only for a specification
-                that is trusted.
+            path: path of the file.
+            allow_outside_paths: accept data files outside of the specification's folder; only for a trusted
+                specification.
 
         Raises:
-            DataError: the file cannot be read or is not plain YAML.
-            FeatureSpecError: it breaks rules; `problems` lists all of them.
+            DataError: The file cannot be read or is not plain YAML.
+            FeatureSpecError: The specification is invalid; `problems` lists every violation.
         """
         path = Path(path)
         document, folder = read_yaml(path), path.absolute().parent
@@ -99,10 +99,16 @@ class FeatureSpec:
         *,
         allow_outside_paths: bool = False,
     ) -> "FeatureSpec":
-        """Check a document and build the specification; errors name `source`. Otherwise like `read`.
+        """Validates a document and builds the specification.
+
+        Args:
+            document: root of the document, as the YAML reader returns it.
+            folder: folder that the paths in the document are relative to.
+            source: origin of the document, for error messages.
+            allow_outside_paths: accept data files outside of `folder`; only for a trusted specification.
 
         Raises:
-            FeatureSpecError: the document breaks rules; `problems` lists all of them.
+            FeatureSpecError: The document is invalid; `problems` lists every violation.
         """
         parts, problems = check_document(document, Path(folder), allow_outside_paths=allow_outside_paths)
         if problems:
@@ -119,7 +125,7 @@ class FeatureSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The document that `from_dict` reads back; values that equal their default are left out."""
+        """Returns the document that `from_dict` reads back; values equal to their default are omitted."""
         return {
             "feature_spec": {name: _stated(feature) for name, feature in self.features.items()},
             "source_spec": {
@@ -134,23 +140,23 @@ class FeatureSpec:
         }
 
     def to_yaml(self) -> str:
-        """The text of `to_dict` that `read` reads back.
+        """Returns the document of `to_dict` as YAML text.
 
         Raises:
-            yaml.YAMLError: metadata holds a value that YAML has no form for.
+            yaml.YAMLError: The metadata contains a value that YAML cannot represent.
         """
         return yaml.dump(
             self.to_dict(), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, default_flow_style=None
         )
 
     def write(self, path: Path) -> None:
-        """Write the specification as YAML, whole or not at all.
+        """Writes the specification as YAML, atomically.
 
-        Paths in the file are relative to where it lies, so `path` is normally in `folder`.
+        Paths in the file are relative to its own folder, so `path` is normally in `folder`.
 
         Raises:
-            FeatureSpecError: the specification breaks rules; nothing is written.
-            DataError: the file cannot be written; nothing is left behind.
+            FeatureSpecError: The specification is invalid; nothing is written.
+            DataError: The file cannot be written or read back; nothing is left behind.
         """
         path = Path(path)
         FeatureSpec.from_dict(self.to_dict(), path.absolute().parent, source=str(path))
@@ -160,6 +166,7 @@ class FeatureSpec:
                 file.write(self.to_yaml().encode())
                 file.flush()
                 os.fsync(file.fileno())
+            # The reader is stricter than the dumper (size, depth, tags): replace `path` only by what can be read again.
             read_yaml(temporary)
             os.replace(temporary, path)
         except yaml.YAMLError as error:
@@ -173,7 +180,7 @@ class FeatureSpec:
                 temporary.unlink(missing_ok=True)
 
     def channel(self, name: str) -> tuple[Feature, ...]:
-        """The features of a channel, in channel order."""
+        """Returns the features of a channel, in channel order."""
         return tuple(self.features[feature] for feature in self.channels.get(name, ()))
 
     @property
@@ -193,34 +200,34 @@ class FeatureSpec:
 
     @property
     def labels(self) -> tuple[Feature, ...]:
-        """What is learned, one task each."""
+        """Features that the model predicts, one task each."""
         return self.channel(LABEL)
 
     @property
     def inputs(self) -> tuple[Feature, ...]:
-        """What the model sees: one-hot, then multi-hot, then numerical features."""
+        """Input features of the model: one-hot, then multi-hot, then numerical."""
         return self.onehot + self.multihot + self.numerical
 
     @cached_property
     def channel_of(self) -> dict[str, str]:
-        """The channel of each feature that is in one; of one in two, the first of them."""
+        """{feature name: channel} of every feature in a channel; the first channel if it is in several."""
         return {name: channel for channel, names in reversed(self.channels.items()) for name in names}
 
     @property
     def map_feature(self) -> Feature | None:
-        """The feature whose value groups rows for MAP, if any."""
+        """The feature whose value groups rows for mean average precision (MAP), if any."""
         return next(iter(self.channel(MAP)), None)
 
     @property
     def sample_weight(self) -> Feature | None:
-        """The column that weighs rows, if any; it is in no channel."""
+        """The feature with the sample weights, if any; it is in no channel."""
         return next((feature for feature in self.features.values() if feature.role == SAMPLE_WEIGHT), None)
 
     def chunks(self, mapping: str) -> tuple[Chunk, ...]:
-        """The chunks of a mapping.
+        """Returns the chunks of a mapping.
 
         Raises:
-            DataError: there is no such mapping; the message names those there are.
+            DataError: There is no such mapping; the message lists the existing ones.
         """
         if mapping not in self.sources:
             near = nearest(mapping, self.sources)
@@ -229,19 +236,19 @@ class FeatureSpec:
         return self.sources[mapping]
 
     def files(self, mapping: str) -> tuple[Path, ...]:
-        """Absolute paths of a mapping's files, chunk after chunk, in row order within each."""
+        """Returns the absolute paths of a mapping's files, chunk by chunk, in row order within each chunk."""
         folder = self.folder.absolute()
         return tuple(folder / file for chunk in self.chunks(mapping) for file in chunk.files)
 
     def missing_files(self, mapping: str) -> list[Path]:
-        """Those of `files(mapping)` that do not exist."""
+        """Returns those of `files(mapping)` that do not exist or are not regular files."""
         return [file for file in self.files(mapping) if not os.path.isfile(file)]
 
     def with_sources(self, sources: Mapping[str, Sequence[Chunk]], folder: Path) -> "FeatureSpec":
-        """The same features and channels over other files, which lie under `folder`.
+        """Returns a specification with the same features and channels, but other files, located under `folder`.
 
         Raises:
-            FeatureSpecError: the new sources break rules.
+            FeatureSpecError: The new sources are invalid.
         """
         chunks = {mapping: tuple(parts) for mapping, parts in sources.items()}
         moved = FeatureSpec(Path(folder), self.features, chunks, self.channels, self.metadata)
@@ -249,13 +256,13 @@ class FeatureSpec:
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Writes every value out, without aliases, and every text so that it stays the same."""
+    """A YAML dumper that writes values in full instead of aliases, and preserves every line end in texts."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
     def represent_scalar(self, tag: str, value: str, style: str | None = None) -> yaml.ScalarNode:
-        # PyYAML folds these line ends to blanks unless they are escaped.
+        # PyYAML folds these line ends to spaces unless the text is double-quoted, which escapes them.
         style = '"' if any(end in value for end in _FOREIGN_LINE_ENDS) else style
         return super().represent_scalar(tag, value, style)
 
@@ -265,6 +272,6 @@ def _texts(entries: Sequence[Entry]) -> tuple[str, ...]:
 
 
 def _stated(feature: Feature) -> dict[str, Any]:
-    """The keys of a feature that say something: those that differ from their default."""
+    """Returns the keys of a feature whose values differ from the default."""
     keys = [field for field in fields(feature) if field.name != "name"]
     return {key.name: getattr(feature, key.name) for key in keys if getattr(feature, key.name) != key.default}

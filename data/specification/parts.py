@@ -1,4 +1,4 @@
-"""The words of a feature specification: channels, keys, and the parts that a specification is made of."""
+"""The vocabulary of a feature specification (channels, keys, values) and the parts it consists of."""
 
 from dataclasses import dataclass
 
@@ -22,9 +22,10 @@ TASKS = ("binary", "multiclass", "regression")
 MISSING = ("error", "ignore")
 SAMPLE_WEIGHT = "sample_weight"
 ROLES = (SAMPLE_WEIGHT,)
-# Joins the names of a label and of those that it is given, in the keys of metrics of all of them together.
+# Joins the names of a label and of its chain of `given` labels in the metric keys of their joint event
+# ("click+conversion").
 JOINT = "+"
-# Columns of a file of predictions: the row's number, and for each label these before its name.
+# Columns of a predictions file: the row's position, and for each label its name with these prefixes.
 ROW_COLUMN, LABEL_COLUMN, PREDICTION_COLUMN = "row", "label_", "prediction_"
 LABEL_KEYS = ("task", "loss_weight", "positive_weight", "given", "missing")
 
@@ -40,20 +41,20 @@ MAX_EMBEDDING_DIM = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
-    """One column of the dataset, as `feature_spec` describes it.
+    """One column of the dataset, as described in `feature_spec`.
 
     Attributes:
-        name: the column's name.
-        dtype: NumPy name of the stored type ("int64"); None where it is not stated.
-        cardinality: number of ids, which lie in [0, cardinality); for a multiclass label the classes.
-        max_hotness: most ids in one row of a multi-hot feature.
-        embedding_dim: width of the embedding; None leaves it to `data.specification.embedding_sizes`.
-        task: what a label asks for: "binary", "multiclass" or "regression".
+        name: name of the column.
+        dtype: NumPy name of the stored type ("int64"), or None if not stated.
+        cardinality: number of ids, which lie in [0, cardinality); for a multiclass label the number of classes.
+        max_hotness: maximum number of ids per row of a multi-hot feature.
+        embedding_dim: width of the embedding, or None to choose it in `data.specification.embedding_sizes`.
+        task: task type of a label: "binary", "multiclass" or "regression".
         loss_weight: factor of the label's loss, > 0.
         positive_weight: factor of the positive rows in a binary loss, > 0.
-        given: name of the binary label whose positives are the sample space of this label.
-        missing: "error" or "ignore"; only with "ignore" may the label be null or NaN.
-        role: "sample_weight" for the column that weighs rows; None for all others.
+        given: name of the binary label whose positive rows are the sample space of this label.
+        missing: "error" or "ignore"; the label may be null or NaN only with "ignore".
+        role: "sample_weight" for the column of sample weights, None for all others.
     """
 
     name: str
@@ -71,12 +72,12 @@ class Feature:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A group of columns and the files that hold it.
+    """A group of columns and the files that hold them.
 
     Attributes:
-        type: "parquet" or "csv".
-        features: the columns; for CSV in the order of the file.
-        files: paths relative to the specification's folder; rows follow each other in this order.
+        type: file type, "parquet" or "csv".
+        features: names of the columns; for CSV in the order of the file.
+        files: file paths relative to the specification's folder, in row order.
     """
 
     type: str
@@ -85,8 +86,9 @@ class Chunk:
 
 
 def exact_integers(dtype: str) -> int:
-    """How many integers from 0 on an integer or float type, by its NumPy name, holds without a gap."""
+    """Returns the largest n such that the type (by NumPy name) represents every integer in [0, n) exactly."""
     if dtype in FLOAT_DTYPES:
+        # 2 to the power of the significand's bits (11, 24, 53) is the last integer before the first gap.
         return {"float16": 2**11, "float32": 2**24, "float64": 2**53}[dtype] + 1
     bits = int(dtype.removeprefix("uint").removeprefix("int"))
     return 2**bits if dtype.startswith("uint") else 2 ** (bits - 1)

@@ -1,4 +1,4 @@
-"""What is said about a violation of the specification's rules: values described, nearest names suggested."""
+"""Describes violations of the specification's rules: values in words, closest names as suggestions."""
 
 import difflib
 import reprlib
@@ -7,21 +7,21 @@ from itertools import islice
 from numbers import Real
 from typing import Any, NamedTuple
 
-# Bounds the time for suggestions in a hopeless document. Comparing two names takes up to 0.1 us per pair of their
-# characters, and as much as 50 such pairs besides.
+# Bounds the time spent on suggestions in a document with very many problems. Comparing two names takes up to 0.1 us per
+# pair of their characters, plus a constant worth about 50 pairs.
 MAX_PAIRS_COMPARED = 1_500_000
 PAIRS_PER_NAME = 50
 MAX_NAMES_LISTED = 12
 
 
 class Problem(NamedTuple):
-    """One violation.
+    """One violation of the specification's rules.
 
     Attributes:
-        place: where it is, such as `feature_spec.ad_id.cardinality`.
+        place: location in the document, such as `feature_spec.ad_id.cardinality`.
         message: what is wrong and what to write instead.
-        wrong: a name that is not known, for which the nearest of `known` is suggested.
-        known: the names that would have been right.
+        wrong: an unknown name, for which the closest of `known` is suggested.
+        known: valid names in place of `wrong`.
     """
 
     place: str
@@ -31,20 +31,20 @@ class Problem(NamedTuple):
 
 
 def place_of(parent: str, key: Any) -> str:
-    """The place of a key below `parent`, short and on one line whatever the key is."""
+    """Returns the location of a key below `parent`, short and on one line for any key."""
     is_plain = isinstance(key, str) and key.isprintable() and 0 < len(key) <= 80
     return f"{parent}.{key if is_plain else shown(key)}"
 
 
 def shown(value: Any) -> str:
-    """`repr` of a value, cut where it is long."""
+    """Returns the `repr` of a value, shortened if it is long."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 60
     return short.repr(value)
 
 
 def described(value: Any) -> str:
-    """A value in words, so that the text '3' and the number 3 are told apart."""
+    """Returns a value in words that distinguish, for example, the text '3' from the number 3."""
     if value is None:
         return "empty"
     if isinstance(value, bool):
@@ -61,21 +61,21 @@ def described(value: Any) -> str:
 
 
 def listed(names: Iterable[str], count: int, separator: str = ", ") -> str:
-    """`count` names in one line, the first dozen of them; no more are looked at."""
+    """Joins the first dozen of `count` names in one line, without consuming the rest of the iterable."""
     text = separator.join(islice(names, MAX_NAMES_LISTED))
     return f"{text}{separator}... ({count} in all)" if count > MAX_NAMES_LISTED else text
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:
-    """The known name that looks most like `name`, or None where none does."""
+    """Returns the known name most similar to `name`, or None if none is similar enough."""
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 
 def told(problems: Iterable[Problem]) -> list[str]:
-    """Every problem as one line, suggestions added.
+    """Formats every problem as one line, with suggestions.
 
-    Of several problems at one place the first is told: the others follow from it.
+    Of several problems at one location only the first is kept: the others follow from it.
     """
     first: dict[str, Problem] = {}
     for problem in problems:

@@ -1,8 +1,7 @@
-"""The rules of a specification that look at several of its parts together.
+"""Validation rules that involve several parts of a specification.
 
-Every rule is a function from the well-formed parts to the problems it sees. What was malformed is
-told already (`data.specification.shape`), so a rule concludes nothing from what is absent in an incomplete
-section.
+Every rule is a function from the well-formed parts to the problems it finds. Malformed parts have already been reported
+by `data.specification.shape`, so a rule draws no conclusion from something absent in an incomplete section.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,15 +30,15 @@ from data.specification.problems import Problem, listed, place_of
 from data.specification.shape import Parts, read_parts
 from data.specification.source_rules import SOURCE_RULES, check_paths
 
-# Tells the mean over several tasks in `KEY/mean`, beside `KEY/TASK`.
+# Metrics are logged as `KEY/TASK`, and their mean over several tasks as `KEY/mean`.
 RESERVED_LABEL = "mean"
 MAX_LABELS_COMPARED = 100
-# Labels that depend on each other, one through the other.
+# Maximum length of a chain of labels linked by `given`.
 MAX_CHAIN = 20
 
 
 def check_document(document: Any, folder: Path, *, allow_outside_paths: bool = False) -> tuple[Parts, list[Problem]]:
-    """The parts of a document and every violation in it; paths are taken relative to `folder`."""
+    """Returns the well-formed parts of a document and every violation in it; paths are relative to `folder`."""
     parts, problems = read_parts(document)
     for rule in (*FEATURE_RULES, *SOURCE_RULES):
         problems.extend(rule(parts))
@@ -48,7 +47,7 @@ def check_document(document: Any, folder: Path, *, allow_outside_paths: bool = F
 
 
 def check_channels_are_used(parts: Parts) -> Iterator[Problem]:
-    """There is something to learn from and something to learn."""
+    """Checks that there is at least one input feature and one label."""
     places = {f"channel_spec.{channel}" for channel in INPUT_CHANNELS}
     if places <= parts.complete and not any(parts.channels.get(channel) for channel in INPUT_CHANNELS):
         yield Problem("channel_spec", f"has no input feature; list one under {', '.join(INPUT_CHANNELS)}")
@@ -57,7 +56,7 @@ def check_channels_are_used(parts: Parts) -> Iterator[Problem]:
 
 
 def check_channel_features(parts: Parts) -> Iterator[Problem]:
-    """Channels name features that exist, each once in all channels together; `map` names at most one."""
+    """Checks that channels list existing features, each at most once overall, and that `map` lists at most one."""
     first: dict[str, str] = {}
     for entries in parts.channels.values():
         for place, name in entries:
@@ -71,7 +70,7 @@ def check_channel_features(parts: Parts) -> Iterator[Problem]:
 
 
 def check_categorical(parts: Parts) -> Iterator[Problem]:
-    """Categorical features have a cardinality and a type of numbers that can hold every id."""
+    """Checks that categorical features have a cardinality, and a numeric dtype that can represent every id."""
     for feature in _in_channels(parts, *CATEGORICAL_CHANNELS):
         place = place_of("feature_spec", feature.name)
         if feature.cardinality is None and place in parts.complete:
@@ -82,13 +81,13 @@ def check_categorical(parts: Parts) -> Iterator[Problem]:
 
 
 def check_map_dtype(parts: Parts) -> Iterator[Problem]:
-    """The map feature holds ids."""
+    """Checks that the map feature has an integer dtype."""
     for feature in _in_channels(parts, MAP):
         yield from _check_integer_dtype(feature, "the map feature holds ids")
 
 
 def check_map_name(parts: Parts) -> Iterator[Problem]:
-    """The map feature stands in every file of predictions, beside the columns that are made."""
+    """Checks that the map feature, which is copied to prediction files, does not share a name with their columns."""
     labels = [feature.name for feature in _in_channels(parts, LABEL)]
     taken = {ROW_COLUMN, *(part + label for label in labels for part in (LABEL_COLUMN, PREDICTION_COLUMN))}
     for feature in _in_channels(parts, MAP):
@@ -98,9 +97,9 @@ def check_map_name(parts: Parts) -> Iterator[Problem]:
 
 
 def check_keys_of_inputs(parts: Parts) -> Iterator[Problem]:
-    """`max_hotness` and `embedding_dim` stand only where they mean something.
+    """Checks that `max_hotness` and `embedding_dim` are only stated for channels in which they have a meaning.
 
-    Features in no channel may keep them: they describe a column that is stored but not used.
+    Features in no channel may state them: they describe a column that is stored but not used.
     """
     channel_of = _channel_of(parts)
     for name, keys in parts.stated.items():
@@ -117,7 +116,7 @@ def check_keys_of_inputs(parts: Parts) -> Iterator[Problem]:
 
 
 def check_keys_of_labels(parts: Parts) -> Iterator[Problem]:
-    """The keys of a task stand only at labels."""
+    """Checks that the keys of a task are only stated for labels."""
     if f"channel_spec.{LABEL}" not in parts.complete:
         return
     channel_of = _channel_of(parts)
@@ -129,7 +128,7 @@ def check_keys_of_labels(parts: Parts) -> Iterator[Problem]:
 
 
 def check_tasks(parts: Parts) -> Iterator[Problem]:
-    """A label's other keys fit its task, and its name leaves room for the mean over the tasks."""
+    """Checks that the keys of a label fit its task, and that its name is not the one reserved for the mean."""
     labels = _in_channels(parts, LABEL)
     for feature in labels:
         place = place_of("feature_spec", feature.name)
@@ -149,7 +148,7 @@ def check_tasks(parts: Parts) -> Iterator[Problem]:
 
 
 def check_sample_spaces(parts: Parts) -> Iterator[Problem]:
-    """`given` names another label, a binary one, and no label depends on itself through others."""
+    """Checks that `given` names another, binary label, and that `given` forms neither cycles nor overlong chains."""
     labels = {feature.name: feature for feature in _in_channels(parts, LABEL)}
     binary = [name for name, feature in labels.items() if feature.task == "binary"]
     for name, feature in labels.items():
@@ -171,8 +170,9 @@ def check_sample_spaces(parts: Parts) -> Iterator[Problem]:
 
 
 def check_joint_names(parts: Parts) -> Iterator[Problem]:
-    """What a label and those that it is given are called together is no label's name, and no other labels' together."""
+    """Checks that the joint name of a label and its `given` chain is neither a label nor another joint name."""
     labels = {feature.name: feature for feature in _in_channels(parts, LABEL)}
+    # Without the separator in a label's name, joint names are unique.
     if not any(JOINT in name for name in labels):
         return
     taken = {name: f"the label {name!r}" for name in labels}
@@ -188,7 +188,7 @@ def check_joint_names(parts: Parts) -> Iterator[Problem]:
 
 
 def check_bool_dtype(parts: Parts) -> Iterator[Problem]:
-    """Truth values are binary labels; columns in no channel may hold them as well."""
+    """Checks that the dtype bool is only used for binary labels and for columns in no channel."""
     channel_of = _channel_of(parts)
     for feature in parts.features.values():
         channel = channel_of.get(feature.name)
@@ -199,7 +199,7 @@ def check_bool_dtype(parts: Parts) -> Iterator[Problem]:
 
 
 def check_sample_weight(parts: Parts) -> Iterator[Problem]:
-    """At most one feature weighs rows, and it is in no channel."""
+    """Checks that at most one feature has the role sample_weight, and that it is in no channel."""
     weights = [feature.name for feature in parts.features.values() if feature.role is not None]
     channel_of = _channel_of(parts)
     for name in weights:
@@ -218,7 +218,7 @@ def _check_integer_dtype(feature: Feature, reason: str) -> Iterator[Problem]:
 
 
 def _check_dtype_holds(feature: Feature, things: str) -> Iterator[Problem]:
-    """The type can hold the numbers below the cardinality, each of them exactly."""
+    """Checks that the dtype represents every integer below the cardinality exactly."""
     dtype = feature.dtype if feature.dtype != BOOL_DTYPE else None
     if feature.cardinality is not None and dtype is not None and feature.cardinality > exact_integers(dtype):
         place = f"{place_of('feature_spec', feature.name)}.dtype"
@@ -227,13 +227,13 @@ def _check_dtype_holds(feature: Feature, things: str) -> Iterator[Problem]:
 
 
 def _in_channels(parts: Parts, *channels: str) -> list[Feature]:
-    """The known features of some channels, each once."""
+    """Returns the known features of some channels, each once."""
     names = dict.fromkeys(entry.text for channel in channels for entry in parts.channels.get(channel, []))
     return [parts.features[name] for name in names if name in parts.features]
 
 
 def _channel_of(parts: Parts) -> dict[str, str]:
-    """The channel of every feature that is in one; the first where it is in several."""
+    """Returns {feature name: channel} of every feature in a channel; the first channel if it is in several."""
     channel_of: dict[str, str] = {}
     for channel in CHANNELS:
         for entry in parts.channels.get(channel, []):
@@ -242,9 +242,9 @@ def _channel_of(parts: Parts) -> dict[str, str]:
 
 
 def _chain(labels: dict[str, Feature], name: str) -> list[str]:
-    """A label, the last, and those that it is given, one through the other; those in a circle once.
+    """Returns the chain of `given` labels that ends with `name`, root first; the labels of a cycle appear once.
 
-    Of a chain that is too long only so much that this shows.
+    A chain that is too long is cut to MAX_CHAIN + 1 labels, just enough to tell.
     """
     chain = [name]
     while len(chain) <= MAX_CHAIN and (given := labels[chain[0]].given) in labels and given not in chain:
@@ -253,7 +253,11 @@ def _chain(labels: dict[str, Feature], name: str) -> list[str]:
 
 
 def _circles(labels: dict[str, Feature]) -> Iterator[list[str]]:
-    """The labels that depend on each other in a circle, each circle once."""
+    """Yields every cycle of labels linked by `given`, once each.
+
+    Every label has at most one `given`, so following it from each start, and never into a label that is done, takes
+    linear time.
+    """
     done: set[str] = set()
     for start in labels:
         path: dict[str, None] = {}

@@ -1,7 +1,7 @@
-"""From a document to the parts of a specification: types, names and single values.
+"""Splits a document into the parts of a specification, checking types, names and single values.
 
-What is well formed becomes a part, what is not becomes a problem; `data.specification.rules` then looks at
-the parts together.
+Well-formed content becomes a part, malformed content a problem; `data.specification.rules` then checks the parts
+against each other.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from data.specification.parts import CHANNELS, CHUNK_KEYS, CHUNK_TYPES, REQUIRED
 from data.specification.problems import Problem, described, place_of
 from data.specification.values import FEATURE_VALUES, file_mistake, name_mistake, one_of
 
-# What the public DLRM recipe writes and means something else here.
+# Words of the public DLRM recipe's specifications that are not valid here.
 SPLIT_BINARY = "split_binary"
 SPLIT_BINARY_HELP = (
     "split_binary files, which the DLRM recipe makes, are not read; write the columns as parquet, or name the CSV "
@@ -24,7 +24,7 @@ CATEGORICAL_HELP = (
 
 
 class Entry(NamedTuple):
-    """A text in a list of the document, with its place."""
+    """A text in a list of the document, with its location."""
 
     place: str
     text: str
@@ -32,7 +32,14 @@ class Entry(NamedTuple):
 
 @dataclass
 class ChunkPart:
-    """A chunk as far as it is well formed; `type` is empty where it is not."""
+    """The well-formed content of a chunk.
+
+    Attributes:
+        place: location of the chunk in the document.
+        type: file type of the chunk, empty if it is missing or invalid.
+        features: valid entries of the list of features.
+        files: valid entries of the list of files.
+    """
 
     place: str
     type: str = ""
@@ -45,14 +52,14 @@ class Parts:
     """The well-formed parts of a document.
 
     Attributes:
-        features: every feature that has a usable name.
-        stated: the keys that the document gives, for each feature.
-        sources: mapping name -> its chunks.
-        channels: channel name -> its feature names.
-        metadata: the metadata section.
-        complete: places of which everything could be read; only there does an absence mean anything.
-            "feature_spec" stands for the names of all features and "source_spec" for those of all
-            mappings; below them each feature, mapping and channel has its own place.
+        features: {feature name: feature}, of all features with a valid name.
+        stated: {feature name: keys stated in the document}.
+        sources: {mapping name: chunks}.
+        channels: {channel name: feature names}.
+        metadata: metadata section of the document.
+        complete: locations that were read without a problem; only there does an absence mean anything. "feature_spec"
+            stands for the names of all features and "source_spec" for those of all mappings; below them, each feature,
+            mapping and channel has its own location.
     """
 
     features: dict[str, Feature] = field(default_factory=dict)
@@ -64,7 +71,7 @@ class Parts:
 
 
 def read_parts(document: Any) -> tuple[Parts, list[Problem]]:
-    """Split a document into its well-formed parts and the problems of all others."""
+    """Splits a document into its well-formed parts and the problems of everything else."""
     parts, problems = Parts(), list[Problem]()
     if not isinstance(document, dict):
         return parts, [Problem("document", f"is {described(document)}; write a mapping with {', '.join(SECTIONS)}")]
@@ -99,7 +106,7 @@ def _read_features(section: dict[Any, Any], parts: Parts, problems: list[Problem
 
 
 def _read_names(section: dict[Any, Any], place: str, parts: Parts, problems: list[Problem]) -> list[str]:
-    """The keys of a section that are usable names."""
+    """Returns the keys of a section that are valid names, and adds a problem for each other key."""
     names = [name for name in section if name_mistake(name) is None]
     problems += [Problem(place_of(place, key), mistake) for key in section if (mistake := name_mistake(key))]
     if len(names) == len(section):
@@ -131,7 +138,7 @@ def _read_sources(section: dict[Any, Any], parts: Parts, problems: list[Problem]
 
 
 def _read_chunks(chunks: Any, place: str, problems: list[Problem]) -> Sequence[Any]:
-    """The chunks of a mapping, whatever they are; none where they are no list."""
+    """Returns the items of a mapping's list of chunks, unchecked; an empty sequence if it is not a list."""
     if isinstance(chunks, dict):
         problems.append(Problem(place, "is a mapping; write a list of chunks, each beginning with '- '"))
     elif chunks is None or chunks == []:
@@ -162,11 +169,11 @@ def _read_chunk(chunk: Any, place: str, problems: list[Problem]) -> ChunkPart:
 
 
 def _read_type(value: Any, place: str, problems: list[Problem]) -> str:
-    """The type of a chunk; empty where it is wrong."""
+    """Returns the file type of a chunk, or an empty string if it is invalid."""
     try:
         return one_of(CHUNK_TYPES)(value)
     except ValueError as error:
-        is_foreign = value == SPLIT_BINARY  # reported once for all chunks
+        is_foreign = value == SPLIT_BINARY  # at one location, so that it is reported once for all chunks
         problems.append(
             Problem("source_spec", SPLIT_BINARY_HELP) if is_foreign else Problem(f"{place}.type", str(error))
         )
@@ -187,7 +194,7 @@ def _read_channels(section: dict[Any, Any], parts: Parts, problems: list[Problem
         place, names = f"channel_spec.{channel}", section.get(channel)
         if names not in (None, [], ()):
             parts.channels[channel] = _read_entries(names, place, name_mistake, problems)
-        # A channel of an unknown name may be this one, misspelt.
+        # An unknown channel may be a misspelling of this one.
         if len(problems) == before and not unknown:
             parts.complete.add(place)
 
@@ -199,7 +206,7 @@ def _read_metadata(section: dict[Any, Any], parts: Parts, problems: list[Problem
 def _read_entries(
     values: Any, place: str, mistake_in: Callable[[Any], str | None], problems: list[Problem]
 ) -> list[Entry]:
-    """The texts of a list that must not be empty."""
+    """Returns the valid texts of a list, and adds problems for invalid ones and for an empty list."""
     if not isinstance(values, list | tuple):
         example = f": [{values}]" if isinstance(values, str) and len(values) < 80 else ""
         problems.append(Problem(place, f"is {described(values)}; write a list{example}"))

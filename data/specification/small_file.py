@@ -1,4 +1,4 @@
-"""Reading a small text file that a user names: whole, bounded, every failure told in one message."""
+"""Reads small text files given by the user, with a size limit and one clear message per failure."""
 
 from pathlib import Path
 
@@ -7,20 +7,20 @@ from data.files import open_regular
 
 
 def read_small_text(path: Path, expected: str, max_mebibytes: int) -> str:
-    """The file as text, UTF-8, a byte order mark dropped.
+    """Returns the content of a UTF-8 file, without its byte order mark.
 
     Args:
-        path: the file.
-        expected: what it should be, in words for the message ("a YAML file").
-        max_mebibytes: a larger file is refused without being read.
+        path: path of the file.
+        expected: what the file should be, in words for error messages ("a YAML file").
+        max_mebibytes: size limit in MiB; no more than this is read.
 
     Raises:
-        DataError: missing, a folder, not a regular file, not readable, too large or not UTF-8.
+        DataError: The file is missing, not a regular file, not readable, too large or not UTF-8.
     """
     try:
         with open_regular(path, expected) as file:
-            content = file.read(max_mebibytes * 2**20 + 1)
-    except DataError:
+            content = file.read(max_mebibytes * 2**20 + 1)  # one byte more than allowed shows that it is too large
+    except DataError:  # a subclass of ValueError, which is caught below
         raise
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; expected {expected}") from error

@@ -1,4 +1,4 @@
-"""The rules for `source_spec`: which mappings there are, what their chunks hold and where the files lie."""
+"""Validation rules for `source_spec`: required mappings, the columns of their chunks, and file paths."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ MAX_MAPPINGS_COMPARED = 1000
 
 
 def check_mappings(parts: Parts) -> Iterator[Problem]:
-    """There is something to train and something to evaluate on."""
+    """Checks that the mappings for training and evaluation exist."""
     if "source_spec" not in parts.complete:
         return
     for mapping in REQUIRED_MAPPINGS:
@@ -26,7 +26,7 @@ def check_mappings(parts: Parts) -> Iterator[Problem]:
 
 
 def check_chunk_types(parts: Parts) -> Iterator[Problem]:
-    """All chunks of a mapping have one type."""
+    """Checks that all chunks of a mapping have the same file type."""
     for chunks in parts.sources.values():
         types = [chunk.type for chunk in chunks if chunk.type]
         for chunk in chunks:
@@ -36,7 +36,7 @@ def check_chunk_types(parts: Parts) -> Iterator[Problem]:
 
 
 def check_chunk_features(parts: Parts) -> Iterator[Problem]:
-    """Chunks name features that exist, each once in a mapping."""
+    """Checks that chunks list existing features, each at most once per mapping."""
     for chunks in parts.sources.values():
         first: dict[str, str] = {}
         for place, name in (entry for chunk in chunks for entry in chunk.features):
@@ -48,9 +48,10 @@ def check_chunk_features(parts: Parts) -> Iterator[Problem]:
 
 
 def check_coverage(parts: Parts) -> Iterator[Problem]:
-    """Every mapping holds every input feature; train also the labels and the sample weight.
+    """Checks that every mapping has all input features, and that train also has the labels and the sample weight.
 
-    Another mapping may be one to predict, whose labels nobody knows; who evaluates it is told by the loader.
+    Other mappings may be used for prediction, where labels are unknown; the loader raises an error if one without
+    labels is evaluated.
     """
     inputs = [entry.text for name in INPUT_CHANNELS for entry in parts.channels.get(name, [])]
     labels = [entry.text for entry in parts.channels.get(LABEL, [])]
@@ -62,7 +63,7 @@ def check_coverage(parts: Parts) -> Iterator[Problem]:
         place = place_of("source_spec", mapping)
         held = {entry.text for chunk in chunks for entry in chunk.features}
         needed = needed_in_train if mapping == "train" else needed_elsewhere
-        # Asked by what is held: many mappings that hold little of many features must not take long.
+        # Iterates over the columns held rather than needed: fast for many mappings with few of many features.
         count = len(needed) - sum(name in needed for name in held)
         if count and place in parts.complete:
             lacking = listed((name for name in needed if name not in held), count)
@@ -71,7 +72,7 @@ def check_coverage(parts: Parts) -> Iterator[Problem]:
 
 
 def check_map_is_evaluated(parts: Parts) -> Iterator[Problem]:
-    """The map feature is in some mapping besides train, since it is needed to evaluate."""
+    """Checks that some mapping besides train has the map feature, which is needed for evaluation."""
     entries = parts.channels.get(MAP, [])
     mappings = {place_of("source_spec", mapping) for mapping in (*REQUIRED_MAPPINGS, *parts.sources)}
     if not entries or entries[0].text not in parts.features or not {"source_spec", *mappings} <= parts.complete:
@@ -84,9 +85,9 @@ def check_map_is_evaluated(parts: Parts) -> Iterator[Problem]:
 
 
 def check_paths(parts: Parts, folder: Path, allow_outside: bool) -> Iterator[Problem]:
-    """Files are relative paths that stay under the folder unless they may leave it, each once in a chunk.
+    """Checks that paths name files under the folder (unless outside paths are allowed), each once per chunk.
 
-    They need not exist yet.
+    The files need not exist yet.
     """
     root = os.path.realpath(folder)
     resolved: dict[str, str] = {}

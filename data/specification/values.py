@@ -1,4 +1,4 @@
-"""Single values of a specification: what each key of a feature may hold, what a name or a path may be."""
+"""Validation of single values of a specification: the keys of a feature, names and paths."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from data.specification.parts import DTYPES, MAX_CARDINALITY, MAX_EMBEDDING_DIM, MISSING, ROLES, TASKS
 from data.specification.problems import described, shown
 
-# Names of mappings and features are parts of file names (255 bytes), of features and labels parts of arrays' names.
+# Mapping and feature names become parts of file names (at most 255 bytes), feature and label names of array names.
 MAX_NAME_LENGTH = 200
 MAX_PATH_LENGTH = 1000
 
@@ -24,7 +24,7 @@ TORCH_DTYPES = {
 
 
 def name_mistake(name: Any) -> str | None:
-    """What is wrong with the name of a feature or mapping; None if nothing is, and every later use can take it."""
+    """Returns what is wrong with the name of a feature or mapping, or None if it is valid for every later use."""
     if isinstance(name, bool):
         return f"YAML reads this name as the truth value {name} (so it does yes, no, on, off); put it in quotes"
     if not isinstance(name, str):
@@ -43,7 +43,7 @@ def name_mistake(name: Any) -> str | None:
 
 
 def file_mistake(path: Any) -> str | None:
-    """What is wrong with a path as text; None if nothing is."""
+    """Returns what is wrong with the text of a path, or None if it is valid."""
     if not isinstance(path, str):
         return f"is {described(path)}; write a path, in quotes"
     if not path or not path.isprintable():
@@ -54,7 +54,7 @@ def file_mistake(path: Any) -> str | None:
 
 
 def whole_number(least: int, most: int) -> Callable[[Any], int]:
-    """A function that takes an int (a NumPy one too) in [least, most] and raises ValueError for all else."""
+    """Returns a converter that accepts Python and NumPy integers in [least, most], and raises ValueError otherwise."""
 
     def convert(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
@@ -68,13 +68,17 @@ def whole_number(least: int, most: int) -> Callable[[Any], int]:
 
 
 def positive_number(value: Any) -> float:
-    """A finite number above 0 as float; ValueError for all else."""
+    """Converts a finite number above 0 to float.
+
+    Raises:
+        ValueError: The value is not a number, not finite, or not above 0.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         hint = " (without quotes; YAML wants a point: 1.0e-3)" if isinstance(value, str) else ""
         raise ValueError(f"is {described(value)}; write a number above 0{hint}")
     try:
         number = float(value)
-    except OverflowError:
+    except OverflowError:  # an int beyond the range of float64
         number = math.inf
     if not 0 < number < math.inf:
         raise ValueError(f"is {shown(value)}; write a finite number above 0")
@@ -82,7 +86,7 @@ def positive_number(value: Any) -> float:
 
 
 def one_of(choices: Sequence[str]) -> Callable[[Any], str]:
-    """A function that takes one of `choices` and raises ValueError for all else."""
+    """Returns a converter that accepts one of `choices`, and raises ValueError otherwise."""
 
     def convert(value: Any) -> str:
         if value not in choices:
@@ -93,7 +97,7 @@ def one_of(choices: Sequence[str]) -> Callable[[Any], str]:
 
 
 def _dtype(value: Any) -> str:
-    """A NumPy name, from a NumPy or a torch name."""
+    """Returns the NumPy name of a dtype, given its NumPy or torch name ("torch.long")."""
     name = value
     if isinstance(value, str) and value.startswith("torch."):
         name = value.removeprefix("torch.")
@@ -109,7 +113,7 @@ def _given(value: Any) -> str:
     return value
 
 
-# The keys of a feature; each function returns the value or raises ValueError with the mend.
+# Converters of the keys of a feature: each returns the value, or raises ValueError with the fix.
 FEATURE_VALUES: dict[str, Callable[[Any], Any]] = {
     "dtype": _dtype,
     "cardinality": whole_number(1, MAX_CARDINALITY),

@@ -1,4 +1,4 @@
-"""Plain YAML, read safely: small documents of text, numbers, lists and mappings, every mistake with its place."""
+"""Reads plain YAML safely: small documents of texts, numbers, lists and mappings, with located error messages."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from data.specification.small_file import read_small_text
 
 MAX_MEBIBYTES = 1
 MAX_DEPTH = 20
-# Texts, numbers, lists and mappings in all: twice what a thousand features in a thousand files per mapping need.
+# Total number of texts, numbers, lists and mappings: twice what 1,000 features and 1,000 files per mapping need.
 MAX_VALUES = 40_000
 MAX_CHARACTERS = 2**20
 MAX_NUMBER_LENGTH = 40
@@ -29,7 +29,12 @@ _MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
 class _Refused(Exception):
-    """A mistake in the document, with the mark of its place (line and column from 0) or None."""
+    """A mistake in the document.
+
+    Attributes:
+        message: what is wrong and what to write instead.
+        mark: PyYAML mark of its location (line and column from 0), or None.
+    """
 
     def __init__(self, message: str, mark: Any) -> None:
         super().__init__(message)
@@ -38,7 +43,7 @@ class _Refused(Exception):
 
 
 class _PlainLoader(_Loader):
-    """PyYAML's safe loader, without duplicate keys and numbers that YAML 1.1 reads unexpectedly."""
+    """PyYAML's safe loader, but refusing duplicate keys and numbers that YAML 1.1 reads in a surprising way."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         first_lines: dict[Any, int] = {}
@@ -66,18 +71,21 @@ class _PlainLoader(_Loader):
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
-    """Read a YAML file whose root is a mapping, with the semantics of `yaml.safe_load`.
+    """Reads a YAML file whose root is a mapping, with the semantics of `yaml.safe_load`.
 
-    Anchors and aliases are accepted, as PyYAML writes them for a list that is used twice. Refused are also: duplicate
-    keys, tags, merge keys, octal and base-60 numbers, a file larger than 1 MiB, and, once aliases are replaced by
-    their values, nesting deeper than 20, more than 40,000 values or 1,048,576 characters.
+    Anchors and aliases are accepted: PyYAML writes them for a list that is used twice. Refused are duplicate keys,
+    tags, merge keys, octal and base-60 numbers, files larger than 1 MiB, and, with aliases expanded, nesting deeper
+    than 20, more than 40,000 values or 1,048,576 characters.
 
     Raises:
-        DataError: naming the file and, where there is one, line and column (from 1).
+        DataError: The file cannot be read or is refused; the message names the file and, if known, the line and column
+            (from 1).
     """
     text = read_small_text(path, "a YAML file such as feature_spec.yaml", MAX_MEBIBYTES)
     _check_characters(path, text)
     try:
+        # Checked before anything is built: deep nesting overflows the stack, and a few nested aliases can stand for
+        # billions of values.
         _check_events(text)
         document = yaml.load(text, Loader=_PlainLoader)
     except _Refused as error:
@@ -96,14 +104,14 @@ def read_yaml(path: Path) -> dict[Any, Any]:
 
 
 def _check_characters(path: Path, text: str) -> None:
-    """YAML has no place for control characters."""
+    """Raises DataError for control characters, which YAML does not allow."""
     if bad := _NOT_TEXT.search(text):
         line = text.count("\n", 0, bad.start()) + 1
         raise DataError(f"{path}, line {line}: control character {bad.group()!r}; expected plain text")
 
 
 def _check_events(text: str) -> None:
-    """Walk the document without building anything, so that depth, size and aliases are known to be harmless."""
+    """Parses the document without building it, and raises _Refused if its size, depth or aliases are not harmless."""
     extent = _Extent()
     event: Any
     for event in yaml.parse(text, Loader=_Loader):
@@ -117,13 +125,14 @@ def _check_events(text: str) -> None:
 
 @dataclass
 class _Node:
-    """A list or mapping that has begun, or how much an anchor stands for when its value is complete.
+    """The size of a node: a list or mapping that is still open, or the complete value of an anchor.
 
     Attributes:
-        mark: where it begins.
-        values, characters: counted before it; when it is complete, its own.
-        height: levels of lists and mappings in it, itself included.
-        is_complete: whether its end has been seen.
+        mark: location of the node's start.
+        values: number of values in the node; while it is open, the total count before its start.
+        characters: number of characters in the node; while it is open, the total count before its start.
+        height: nesting levels of lists and mappings in the node, including itself.
+        is_complete: whether the end of the node has been seen.
     """
 
     mark: Any
@@ -134,7 +143,7 @@ class _Node:
 
 
 class _Extent:
-    """Counts what a document holds once every alias is replaced by its value, in time linear in the document itself."""
+    """Measures a document as if every alias were expanded, in time linear in the unexpanded document."""
 
     def __init__(self) -> None:
         self._values = self._characters = 0
@@ -142,7 +151,11 @@ class _Extent:
         self._anchors: dict[str, _Node] = {}
 
     def add(self, event: Any) -> None:
-        """Counts the next event; raises _Refused where there is too much, or an alias stands for nothing."""
+        """Counts the next event.
+
+        Raises:
+            _Refused: A limit is exceeded, or an alias refers to no complete anchor above it.
+        """
         if isinstance(event, yaml.AliasEvent):
             node = self._anchored(event)
             self._count(node.values, node.characters, node.height, event.start_mark)
@@ -195,7 +208,7 @@ class _Extent:
 
 
 def _check_number(node: Any) -> None:
-    """Refuse numbers that are not what they look like: 010 is 8 and 1:30 is 90 in YAML 1.1."""
+    """Raises _Refused for numbers that are not what they look like: in YAML 1.1, 010 is 8 and 1:30 is 90."""
     text = node.value
     if len(text) > MAX_NUMBER_LENGTH:
         raise _Refused(f"a number of {len(text)} characters; put it in quotes if it is text", node.start_mark)
@@ -205,7 +218,7 @@ def _check_number(node: Any) -> None:
 
 
 def _syntax_mistake(error: yaml.MarkedYAMLError, mark: Any, text: str) -> str:
-    """The parser's words, and the mend where the cause is a common one."""
+    """Returns the parser's message, with the fix for a common cause (tabs)."""
     what = ", ".join(part for part in (error.context, error.problem) if part)
     lines = text.split("\n")
     if mark is not None and mark.line < len(lines) and "\t" in lines[mark.line]:
