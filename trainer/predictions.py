@@ -71,7 +71,7 @@ class PredictionWriter:
     dataset has it and `prediction_TASK`, then the kept columns as they are stored. A prediction is a probability or the
     value of a regression, float64, or the probabilities of all classes, list<double>. Probabilities are computed from
     the float32 logits in float64: equal logits give equal probabilities and their order is preserved, although
-    neighboring logits above about 20 may give equal ones.
+    neighbouring logits above about 20 may give equal ones.
 
     Memory: 4 bytes per task and per logit for each row of this worker, and a fixed amount while writing. Rank 0 reads
     the kept columns while it writes.

@@ -206,7 +206,7 @@ class TrainStep:
         return summed._replace(waited=gradients.waited + waited)
 
     def _summed(self, gradients: Gradients) -> Gradients:
-        # Three separate groups: the losses stay float32, the weights may be float16, and rows are gathered, not summed.
+        # Separate groups: losses stay float32, weights may be float16, and touched rows are sent instead of summed.
         losses, *shared = self.comm.sum_tensors([gradients.losses, *gradients.shared])
         sent = [tf.cast(gradient, self._allreduce_dtype) for gradient in gradients.weights]
         weights = [tf.cast(gradient, tf.float32) for gradient in self.comm.sum_tensors(sent)]
