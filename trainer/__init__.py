@@ -1,1 +1,1 @@
-"""Turns batches into a trained model."""
+"""Training, evaluation and prediction of ranking models."""

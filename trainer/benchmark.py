@@ -1,4 +1,4 @@
-"""What --benchmark measures: whole steps, loader included, and where their time goes."""
+"""The measurements of --benchmark: throughput of whole steps, loader included, and the time of their parts."""
 
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -17,20 +17,21 @@ from trainer.observation.step_times import timed
 from trainer.step import TrainStep
 from trainer.tasks import Task
 
-# Steps that are taken apart into computing, communicating and updating after the measurement.
+# Steps run in separate parts (compute, exchange, update) after the measurement.
 BREAKDOWN_STEPS = 10
-# Before that: in the first the parts are compiled, in the second and third once more for other numbers of rows.
+# Uncounted steps before them: the first compiles the parts, the second and third again for other numbers of rows.
 WARMUP_STEPS = 3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure.
+    """The length of a measurement.
 
     Attributes:
-        warmup_steps: not counted.
-        steps: in all, warm-up included.
-        seconds: ends the measurement early; half of it at most is warm-up, and at least one step is counted.
+        warmup_steps: number of steps at the beginning that are not counted.
+        steps: number of steps in total, including the warm-up.
+        seconds: time after which to end the measurement early; None for no limit. At most half of it is warm-up, and
+            at least one step is counted.
     """
 
     warmup_steps: int
@@ -40,9 +41,15 @@ class Plan:
 
 @dataclass
 class Stopwatch:
-    """Decides together with the other workers when warm-up and measurement are over, and times steps.
+    """Times steps and decides, for all workers together, when warm-up and measurement end.
 
-    Rank 0's clock decides. It is asked about twice a second, so that asking costs nothing.
+    Rank 0's clock decides. The workers ask for it only about twice a second, at negligible cost.
+
+    Attributes:
+        plan: length of the measurement.
+        comm: collectives over the workers.
+        step: number of steps done, including the warm-up.
+        step_seconds: duration of each counted step in seconds.
     """
 
     plan: Plan
@@ -56,7 +63,7 @@ class Stopwatch:
     _elapsed: float = 0.0
 
     def lap(self) -> bool:
-        """Ends a step; False when it was the last."""
+        """Ends a step and returns whether there is another one. May be a collective."""
         now = time.perf_counter()
         self.step += 1
         if self._warm:
@@ -71,7 +78,7 @@ class Stopwatch:
 
     @property
     def counting(self) -> bool:
-        """Whether the step under way is counted."""
+        """Whether the current step is counted."""
         return self._warm
 
     def _agree_on_time(self, now: float) -> None:
@@ -79,6 +86,7 @@ class Stopwatch:
             return
         elapsed = now - self._started
         pace = self.step / max(elapsed, 1e-9)
+        # Elapsed seconds, and steps per half second until the next exchange; a sum with zeros broadcasts rank 0's.
         mine = np.array([elapsed, max(1.0, pace / 2)] if self.comm.rank == 0 else [0.0, 0.0])
         self._elapsed, wait = (float(value) for value in self.comm.sum_array(mine))
         self._ask_at = self.step + int(wait)
@@ -92,15 +100,20 @@ def benchmark_training(
     plan: Plan,
     on_step: Callable[[int, float], None],
 ) -> dict[str, float]:
-    """Measures training; the dataset is repeated as often as needed.
+    """Measure training, repeating the dataset as often as needed. A collective.
 
     Args:
+        step: the training step.
+        tasks: the tasks, one per label.
+        loader: loader of the training mapping.
+        comm: collectives over the workers.
+        plan: length of the measurement.
         on_step: called with (step, samples per second) for each counted step.
 
     Returns:
-        train_throughput in samples per second over all workers, the spread over steps, and the milliseconds that
-        a step waits for data, computes, communicates and updates. The last three are measured on steps taken
-        apart, after the measurement: in a whole step they may overlap.
+        train_throughput in samples per second over all workers, the spread of step times, and the milliseconds per
+        step spent waiting for data, computing, communicating and updating. The last three are measured afterwards, on
+        steps run in separate parts: within a whole step they may overlap.
     """
     watch = Stopwatch(plan, comm)
     waits, samples = [], 0
@@ -109,7 +122,7 @@ def benchmark_training(
     for number, (batch, waited) in enumerate(timed(stream), start=1):
         counted, loss_before = watch.counting, loss
         loss = step(step_input(batch, tasks), tf.constant(number))
-        loss_before.numpy()  # at most one step ahead of the device, as training is
+        loss_before.numpy()  # at most one step ahead of the device, as in training
         going_on = watch.lap()
         if counted:
             rows = loader.rows_until(number) - loader.rows_until(number - 1)
@@ -127,11 +140,17 @@ def benchmark_training(
 def benchmark_evaluation(
     evaluator: Evaluator, comm: Comm, plan: Plan, on_step: Callable[[int, float], None]
 ) -> dict[str, float]:
-    """Measures evaluation, metrics included; the dataset is repeated as often as needed.
+    """Measure evaluation, repeating the dataset as often as needed. A collective.
+
+    Args:
+        evaluator: evaluates the model.
+        comm: collectives over the workers.
+        plan: length of the measurement.
+        on_step: called with (step, samples per second) for each counted step.
 
     Returns:
-        validation_throughput in samples per second over all workers, and the spread over steps. The metrics of
-        each pass over the data are computed, and their time is counted.
+        validation_throughput in samples per second over all workers, the time of the metrics in milliseconds, and the
+        spread of step times. The metrics of each pass are computed, and their time counts towards the throughput.
     """
     watch = Stopwatch(plan, comm)
     samples, metric_seconds, going_on = 0, 0.0, True
@@ -146,7 +165,7 @@ def benchmark_evaluation(
                 if counted:
                     rows = int((batch.rows >= 0).sum())
                     samples, counted_in_pass = samples + rows, True
-                    on_step(watch.step, rows * comm.size / watch.step_seconds[-1])
+                    on_step(watch.step, rows * comm.size / watch.step_seconds[-1])  # assumes as many on every worker
                 if not going_on:
                     break
         started = time.perf_counter()
@@ -168,19 +187,19 @@ def _endless(loader: ParquetLoader) -> Generator[Batch]:
 def take_apart(
     step: TrainStep, tasks: tuple[Task, ...], stream: Iterator[Batch], steps_done: int, steps: int
 ) -> dict[str, float]:
-    """Milliseconds that the parts of a step take one after the other.
+    """Measure the parts of a step, run one after the other. A collective.
 
     Args:
         step: the training step.
-        tasks: one per logit.
-        stream: of batches.
-        steps_done: before these.
-        steps: whose mean it is; WARMUP_STEPS more, which compile, are not counted.
+        tasks: the tasks, one per label.
+        stream: stream of batches.
+        steps_done: number of training steps done before.
+        steps: number of steps to average over; WARMUP_STEPS more, which compile, are run first and not counted.
 
     Returns:
-        wait_for_data_ms, compute_ms (forward and backward pass), communicate_ms, update_ms.
+        Mean milliseconds by name: wait_for_data_ms, compute_ms (forward and backward pass), communicate_ms, update_ms.
     """
-    # How many rows a batch touches differs from step to step; without the relaxed shapes each step would compile anew.
+    # The number of rows that a batch touches varies; without relaxed shapes each step would be traced again.
     compute, exchange, update = (
         tf.function(part, reduce_retracing=True) for part in (step.compute, step.exchange, step.update)
     )
@@ -202,7 +221,7 @@ def take_apart(
 
 
 def _now() -> float:
-    """The time once all devices have finished what they were given."""
+    """Return the time in seconds once all devices have finished their pending work."""
     tf.test.experimental.sync_devices()
     return time.perf_counter()
 

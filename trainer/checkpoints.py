@@ -1,6 +1,6 @@
-"""Checkpoints: named arrays and a state, kept so that at any moment at least one is whole.
+"""Checkpoints of named arrays and a JSON state, stored so that one is intact at any time.
 
-They stand in `<model_dir>/checkpoints/step-N/`. What a model or an optimizer is, nobody knows here.
+They are the folders `<model_dir>/checkpoints/step-N/`. This module knows nothing about models and optimizers.
 """
 
 import re
@@ -36,7 +36,7 @@ _STEP_FOLDER = re.compile(rf"step-([0-9]{{1,18}})(?:{re.escape(REPLACED)})?")
 
 @dataclass(frozen=True)
 class _Facts:
-    """What a checkpoint's manifest says: see Checkpoint."""
+    """The facts in a checkpoint's manifest, as described by the attributes of Checkpoint."""
 
     step: int
     sequence: int
@@ -45,20 +45,23 @@ class _Facts:
 
 
 class NoCheckpointError(DataError):
-    """There is no valid checkpoint where one was asked for (exit code 4). Says what was looked for and what to do."""
+    """No valid checkpoint was found where one is needed (exit code 4).
+
+    The message says what was looked for and what to do.
+    """
 
 
 class Checkpoint(SealedFolder):
     """A saved step: arrays by name (`arrays`, `read`, `blocks`) and a state.
 
     Attributes:
-        step: the number of steps done.
-        state: what `save` was given, as JSON gives it back.
-        best: whether it was the best so far when it was saved.
-        sequence: counts the saves of the model folder.
+        step: number of training steps done.
+        state: the state passed to `save` or `amend`, as decoded from JSON.
+        best: whether the checkpoint was the best so far when it was saved or amended.
+        sequence: position of this save among all saves of the model folder, counted from 1.
 
     Raises:
-        DamagedError: the manifest is not the one of this checkpoint.
+        DamagedError: the manifest is not that of a checkpoint of this step.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,21 +77,21 @@ class Checkpoint(SealedFolder):
 
 
 def print_warning(message: str) -> None:
-    """One line on stderr."""
+    """Print a warning as one line on stderr."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 class CheckpointStore:
     """The checkpoints of one model folder.
 
-    The newest is the one saved last, not the one of the highest step: a run that went back to an
-    earlier checkpoint, or started anew, goes on with its own. The order of saves, and which was the
-    best, stand in the sealed manifests, so the one rename that puts a checkpoint there settles them.
+    The newest checkpoint is the one saved last, not the one with the highest step: a run that went back to an
+    earlier checkpoint, or started over, resumes from its own. The order of saves and the best checkpoint are
+    recorded in the checksummed manifests, so the rename that publishes a checkpoint updates them atomically.
 
     Args:
-        model_dir: holds the folder `checkpoints`, which is made at the first save.
-        keep: how many of the newest are kept, at least 1. The best is kept besides.
-        warn: told about checkpoints that are damaged and passed over.
+        model_dir: folder that contains `checkpoints`, which is created by the first save.
+        keep: number of newest checkpoints to keep, at least 1. The best is kept in addition.
+        warn: called with a message for each damaged checkpoint that is skipped.
     """
 
     def __init__(self, model_dir: Path, keep: int = 2, warn: Callable[[str], None] = print_warning) -> None:
@@ -107,20 +110,20 @@ class CheckpointStore:
         state: dict[str, Any],
         best: bool = False,
     ) -> Path:
-        """Writes `step-N`, replacing one of that step, and then removes what need not be kept.
+        """Writes `step-N`, replacing an earlier checkpoint of that step, then removes checkpoints no longer kept.
 
         Args:
-            step: the number of steps done.
-            arrays: written in this order, block by block.
-            state: JSON; NumPy's numbers are taken as Python's.
-            best: whether this is the best so far; it is then what "best" opens.
+            step: number of training steps done.
+            arrays: the arrays, written in this order, block by block.
+            state: JSON-serializable state; NumPy numbers are stored as Python numbers.
+            best: whether this is the best checkpoint so far, which `open("best")` then returns.
 
         Returns:
-            The folder.
+            The checkpoint's folder.
 
         Raises:
-            CheckpointError: it could not be written; what was saved before is untouched.
-            ValueError: a step, arrays or a state that cannot be stored.
+            CheckpointError: the checkpoint could not be written; earlier ones are untouched.
+            ValueError: the step, the arrays or the state cannot be stored.
         """
         path = self.folder / f"step-{step}"
         if not _STEP_FOLDER.fullmatch(path.name):
@@ -134,16 +137,18 @@ class CheckpointStore:
         return path
 
     def amend(self, step: int, state: dict[str, Any], best: bool) -> Path:
-        """Gives a saved step another state, all at once, and then removes what need not be kept.
+        """Replaces the state of a saved step atomically, then removes checkpoints no longer kept.
 
         Args:
-            step, state, best: see `save`.
+            step: number of training steps of the checkpoint.
+            state: the new JSON-serializable state.
+            best: whether this is the best checkpoint so far.
 
         Returns:
-            The folder.
+            The checkpoint's folder.
 
         Raises:
-            CheckpointError: it is gone, damaged or cannot be written; it stays as it was.
+            CheckpointError: the checkpoint is missing, damaged or cannot be written; it is left unchanged.
         """
         path = self.folder / f"step-{step}"
         facts = Checkpoint(path).facts | {"best": best, "state": state}
@@ -152,14 +157,14 @@ class CheckpointStore:
         return path
 
     def check_later(self, which: str) -> None:
-        """Checks that a run that resumes from a checkpoint of this folder may replace those of later steps.
+        """Checks that a run that resumes from a checkpoint may overwrite this folder's checkpoints of later steps.
 
         Args:
-            which: see `open`.
+            which: the checkpoint to resume from, as in `open`.
 
         Raises:
             NoCheckpointError: there is no such checkpoint.
-            DataError: something lies there that no save has written. Names it.
+            DataError: a later step's folder contains something that no save has written; the message names it.
         """
         step = self.open(which, verify=False).step
         for path in _step_folders(self.folder):
@@ -168,25 +173,25 @@ class CheckpointStore:
                 check_replaceable(path.with_name(path.name.removesuffix(REPLACED)))
 
     def steps(self) -> list[int]:
-        """The saved steps, oldest save first. Their manifests are good; the arrays are not looked at."""
+        """Returns the saved steps with a valid manifest, oldest save first. Their arrays are not verified."""
         return [checkpoint.step for checkpoint in self._saved()[0]]
 
     def best(self) -> Checkpoint | None:
-        """The best so far, not verified beyond its manifest; None where no save was called the best."""
+        """Returns the best checkpoint with only its manifest verified; None if no checkpoint is marked as best."""
         return next((checkpoint for checkpoint in reversed(self._saved()[0]) if checkpoint.best), None)
 
     def open(self, which: str, *, verify: bool = True) -> Checkpoint:
-        """A checkpoint whose every byte has been verified.
+        """Opens a checkpoint and verifies every byte of it.
 
         Args:
-            which: "last" (where the newest is damaged the one before, with a warning), "best" (the last one, with a
-                warning, where none was called the best; a damaged one is an error), or the path of a step folder, of
-                a `checkpoints` folder or of a model folder (their last one). A folder that is itself called last or
-                best is written `./last`.
-            verify: off, only its manifest is read: enough for its state.
+            which: "last" for the newest intact checkpoint, with a warning for each damaged one that is skipped; "best"
+                for the best one, which must be intact, or for the last one, with a warning, if none is marked as
+                best; or the path of a step folder, or of a `checkpoints` or model folder for its last checkpoint. A
+                folder that is itself named last or best is written `./last`.
+            verify: if False, read only the manifest, which is enough for the state.
 
         Raises:
-            NoCheckpointError: there is none, or none that is whole.
+            NoCheckpointError: there is no such checkpoint, or it is damaged.
         """
         try:
             if which == "last":
@@ -236,7 +241,7 @@ class CheckpointStore:
             return CheckpointStore(path, warn=self._warn)._open_last(verify)
         if _step_folders(path):
             store = CheckpointStore(path.parent, warn=self._warn)
-            store.folder = path
+            store.folder = path  # which need not be named `checkpoints`
             return store._open_last(verify)
         try:
             return self._verified(Checkpoint(path)) if verify else Checkpoint(path)
@@ -258,7 +263,7 @@ class CheckpointStore:
         return f"in {self.folder} there are the steps {self.steps()}"
 
     def _saved(self) -> tuple[list[Checkpoint], list[str]]:
-        """The checkpoints with a good manifest, oldest save first, and what is wrong with the others."""
+        """Returns the checkpoints with a valid manifest, oldest save first, and the errors of the others."""
         readable, problems = [], []
         for path in _step_folders(self.folder):
             try:
@@ -268,10 +273,10 @@ class CheckpointStore:
         return sorted(readable, key=lambda checkpoint: checkpoint.sequence), problems
 
     def _remove_old(self) -> None:
-        """Removes all but the newest and the best. Those known to be damaged do not count towards `keep`.
+        """Removes all checkpoints but the newest and the best. Known damaged ones do not count towards `keep`.
 
-        One whose manifest cannot be read stays: the disk may have failed to read it this once, and a person may still
-        recover it. So does one that holds a file that no save has written.
+        A checkpoint whose manifest cannot be read is left alone, as it may be a transient I/O error or be recovered by
+        hand. So is one that contains a file that no save has written.
         """
         readable, _ = self._saved()
         whole = [checkpoint for checkpoint in readable if checkpoint.path not in self._damaged]
@@ -285,10 +290,10 @@ class CheckpointStore:
 
 
 def probe(model_dir: Path) -> None:
-    """Tries a tiny save, before the first step, in the place where checkpoints will go.
+    """Test, before the first step, that checkpoints can be saved in a folder by saving a tiny one.
 
     Raises:
-        DataError: it cannot be written there; the message names the folder.
+        DataError: the folder cannot be written; the message names it.
     """
     folder = temporary_name(Path(model_dir) / CHECKPOINTS / "step-probe")
     try:
@@ -302,7 +307,11 @@ def probe(model_dir: Path) -> None:
 
 
 def _step_folders(folder: Path) -> list[Path]:
-    """Folders named step-N, and those that a save moved aside and died before it could put its own there."""
+    """Return the folders named step-N.
+
+    A save that replaces a checkpoint moves the old one aside before it renames the new one. If it died in between, the
+    folder moved aside is returned in its place.
+    """
     try:
         names = {path.name for path in folder.iterdir() if _STEP_FOLDER.fullmatch(path.name)}
     except (FileNotFoundError, NotADirectoryError):

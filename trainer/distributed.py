@@ -1,9 +1,8 @@
-"""Workers and what they exchange. The only module that talks to Horovod.
+"""Collectives over the workers. The only module that calls Horovod.
 
-Horovod's wrappers of optimizers, tapes and variables do not fit Keras 3 (its DistributedOptimizer
-trains without ever reducing a gradient), so that only its collectives are used, on plain tensors.
-Gradients always travel as one group: fused single all-reduces were seen to give sums that differ
-from run to run with three workers.
+Horovod's wrappers of optimizers, tapes and variables are incompatible with Keras 3 (its DistributedOptimizer trains
+without ever reducing a gradient), so only its collectives are used, on plain tensors. Gradients are always reduced as
+one group: with three workers, individually fused all-reduces gave sums that differed from run to run.
 """
 
 import re
@@ -16,87 +15,109 @@ import tensorflow as tf
 from data.errors import DataError
 from trainer.process.launcher import Launch
 
-# What stands around the words of an error: nodes, operations, source files.
+# The node, operation and source file names around the text of a TensorFlow error.
 _WHERE_RAISED = re.compile(r"^\s*(\{\{[^}]*\}\}\s*|\[/[^\]]*\]\s*)+|\s*\[Op:[^\]]*\]\s*$")
 
 
 class Comm(Protocol):
-    """One worker's view of the group. Every method is a collective: all workers call it, in the same order."""
+    """The collectives of a group of workers, as one of them sees it.
+
+    Every method is a collective: all workers must call it, and in the same order.
+
+    Attributes:
+        rank: position of this worker, 0 to size - 1.
+        size: number of workers.
+        local_rank: position of this worker among those on its host.
+    """
 
     rank: int
     size: int
     local_rank: int
 
     def sum_array(self, array: np.ndarray) -> np.ndarray:
-        """Element-wise sum over workers; same shape everywhere, dtype kept."""
+        """Sums an array over workers, element by element. All workers pass the same shape; the dtype is kept."""
 
     def gather_rows(self, rows: np.ndarray) -> np.ndarray:
-        """All workers' rows in rank order; they may hold unequal numbers."""
+        """Concatenates the rows of all workers in rank order. Workers may hold different numbers of rows."""
 
     def exchange_rows(self, rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-        """Sends the first counts[0] rows to worker 0, the next to worker 1, ...; returns what came, in rank order."""
+        """Sends the first counts[0] rows to worker 0, the next counts[1] to worker 1, and so on.
+
+        Returns:
+            The rows received from all workers, in rank order.
+        """
 
     def broadcast_bytes(self, data: bytes | None) -> bytes:
-        """Rank 0's bytes on every worker."""
+        """Returns rank 0's bytes on every worker; what the others pass is ignored."""
 
     def broadcast_variables(self, variables: Iterable[tf.Variable]) -> None:
         """Overwrites the variables on every worker with rank 0's values."""
 
     def sum_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Element-wise sums over workers of tensors of one dtype, as one group. For use inside tf.function."""
+        """Sums each tensor over workers, all in one group and of one dtype. For use inside tf.function."""
 
     def gather_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        """All workers' rows of each tensor in rank order, as one group of one dtype. For use inside tf.function."""
+        """Concatenates each tensor's rows of all workers in rank order, all in one group and of one dtype.
+
+        For use inside tf.function.
+        """
 
     def exchange_values(self, values: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
-        """Sends the first counts[0] values [n] to worker 0, the next to worker 1, ...; gives what came, in rank order.
+        """Sends the first counts[0] values to worker 0, the next counts[1] to worker 1, and so on.
 
-        For use inside tf.function. `counts` is [workers] int32.
+        For use inside tf.function.
+
+        Args:
+            values: the values to send, [n].
+            counts: number of values for each worker, [workers] int32.
+
+        Returns:
+            The values received from all workers, in rank order.
         """
 
 
 class SingleWorker:
-    """The group of one: every collective is the identity."""
+    """A group of one worker, in which every collective is the identity."""
 
     rank, size, local_rank = 0, 1, 0
 
     def sum_array(self, array: np.ndarray) -> np.ndarray:
-        """See Comm."""
+        """Returns the array, which is its own sum."""
         return array
 
     def gather_rows(self, rows: np.ndarray) -> np.ndarray:
-        """See Comm."""
+        """Returns the rows, which are all there are."""
         return rows
 
     def exchange_rows(self, rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-        """See Comm."""
+        """Returns the rows, all of which this worker sends to itself."""
         return rows
 
     def broadcast_bytes(self, data: bytes | None) -> bytes:
-        """See Comm."""
+        """Returns the bytes; an empty string for None."""
         return data or b""
 
     def broadcast_variables(self, variables: Iterable[tf.Variable]) -> None:
-        """See Comm."""
+        """Leaves the variables as they are."""
 
     def sum_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        """See Comm."""
+        """Returns the tensors, which are their own sums."""
         return tensors
 
     def gather_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        """See Comm."""
+        """Returns the tensors, whose rows are all there are."""
         return tensors
 
     def exchange_values(self, values: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
-        """See Comm."""
+        """Returns the values, all of which this worker sends to itself."""
         return values
 
 
 class HorovodWorkers:
-    """The group that a launcher started, over NCCL or Gloo."""
+    """The group of workers that a launcher started, connected by Horovod over NCCL or Gloo."""
 
     def __init__(self) -> None:
-        """Joins the group.
+        """Initializes Horovod and joins the group.
 
         Raises:
             DataError: Horovod is not installed.
@@ -112,21 +133,22 @@ class HorovodWorkers:
         self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
 
     def sum_array(self, array: np.ndarray) -> np.ndarray:
-        """See Comm."""
+        """Sums an array over workers with an all-reduce on the host."""
         return self._on_host(lambda x: self._hvd.allreduce(x, op=self._hvd.Sum, name="sum_array"), array)
 
     def gather_rows(self, rows: np.ndarray) -> np.ndarray:
-        """See Comm."""
+        """Concatenates all workers' rows with an all-gather on the host."""
         return self._on_host(lambda x: self._hvd.allgather(x, name="gather_rows"), rows)
 
     def exchange_rows(self, rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-        """See Comm."""
+        """Sends rows to their workers with an all-to-all on the host."""
         splits = tf.constant(list(counts), tf.int32)
         return self._on_host(lambda x: self._hvd.alltoall(x, splits=splits, name="exchange_rows")[0], rows)
 
     def broadcast_bytes(self, data: bytes | None) -> bytes:
-        """See Comm."""
+        """Broadcasts rank 0's bytes on the host, after their length."""
         mine = np.frombuffer((data or b"") if self.rank == 0 else b"", np.uint8)
+        # A broadcast needs a buffer of the right size on every worker; only rank 0 adds to this sum.
         length = int(self.sum_array(np.array([mine.size], np.int64))[0])
         buffer = mine if self.rank == 0 else np.zeros(length, np.uint8)
         if length == 0:
@@ -134,21 +156,21 @@ class HorovodWorkers:
         return self._on_host(lambda x: self._hvd.broadcast(x, 0, name="bytes"), buffer).tobytes()
 
     def broadcast_variables(self, variables: Iterable[tf.Variable]) -> None:
-        """See Comm."""
+        """Broadcasts rank 0's values one variable at a time, each under a name that all workers agree on."""
         for index, variable in enumerate(variables):
             variable.assign(self._hvd.broadcast(tf.convert_to_tensor(variable), 0, name=f"variable.{index}"))
 
     def sum_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        """See Comm."""
+        """Sums the tensors with one grouped all-reduce."""
         return self._hvd.grouped_allreduce(tensors, op=self._hvd.Sum) if tensors else []
 
     def gather_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        """See Comm."""
+        """Concatenates the tensors' rows with one grouped all-gather."""
         return self._hvd.grouped_allgather(tensors) if tensors else []
 
     def exchange_values(self, values: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
-        """See Comm."""
-        with tf.device("/CPU:0"):  # where Horovod wants the counts; it copies them there otherwise
+        """Sends values to their workers with an all-to-all."""
+        with tf.device("/CPU:0"):  # Horovod reads the counts on the host and would copy them there otherwise
             counts = tf.identity(counts)
         return self._hvd.alltoall(values, splits=counts)[0]
 
@@ -159,10 +181,10 @@ class HorovodWorkers:
 
 
 def lost_peer(error: Exception) -> str | None:
-    """What an error says that a collective raised because another worker is gone; None for any other error.
+    """Return the reason given by a collective that failed because another worker is gone; None for other errors.
 
-    Horovod has two ways of putting it: the transport's own words (connection reset by peer, timed out) for whoever
-    was in the middle of a collective, and "Horovod has been shut down" for those who come later.
+    Horovod reports this in two ways: with the transport's message (connection reset by peer, timed out) on workers in
+    the middle of a collective, and with "Horovod has been shut down" on workers that enter one later.
     """
     if not isinstance(error, tf.errors.UnknownError) or "Horovod" not in error.message:
         return None
@@ -172,11 +194,11 @@ def lost_peer(error: Exception) -> str | None:
 
 
 def connect(launch: Launch) -> Comm:
-    """The group that `launch` announces.
+    """Connect to the group of workers that `launch` announces.
 
     Raises:
-        DataError: the launcher announced several workers and Horovod found others. Going on would
-            train as many lonely models as there are processes, and look like success.
+        DataError: the launcher announced several workers, but Horovod formed another group. Continuing would
+            silently train one independent model per process.
     """
     if launch.size == 1:
         return SingleWorker()

@@ -1,4 +1,4 @@
-"""When to stop before the last epoch."""
+"""Early stopping: ends training when a metric no longer improves."""
 
 import math
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from trainer.metrics import is_better
 
 @dataclass
 class Stopping:
-    """What early stopping remembers between epochs, and a checkpoint keeps.
+    """The state of early stopping between epochs, which is part of a checkpoint.
 
     Attributes:
-        metric: the logged key; its own direction says what is better.
-        best: its best value so far, None where there is none.
-        epochs_since_best: epochs done since then in which the metric was defined.
+        metric: key of the metric in the log; the metric itself defines whether larger or smaller is better.
+        best: best value so far; None if the metric has not been defined yet.
+        epochs_since_best: number of epochs since the best value in which the metric was defined.
     """
 
     metric: str
@@ -22,12 +22,12 @@ class Stopping:
 
 
 class EarlyStopping:
-    """Stops when a metric has not improved for some epochs.
+    """Decides to stop when a metric has not improved for a number of epochs.
 
     Args:
-        key: of the metric, as it is logged.
-        patience: epochs without a new best after which to stop; None never stops.
-        state: what is remembered of earlier epochs.
+        key: key of the metric in the log.
+        patience: number of epochs without improvement after which to stop; None never stops.
+        state: state from earlier epochs; None to start afresh.
     """
 
     def __init__(self, key: str, patience: int | None, state: Stopping | None = None):
@@ -35,7 +35,10 @@ class EarlyStopping:
         self.state = state or Stopping(key)
 
     def update(self, metrics: dict[str, float]) -> None:
-        """Takes the metrics of an epoch, which are the same on all workers. Undefined, it is no epoch that counts."""
+        """Updates the state with the metrics of an epoch, which are the same on all workers.
+
+        An epoch in which the metric is NaN does not count.
+        """
         value = metrics[self.key]
         if math.isnan(value):
             return
@@ -46,7 +49,7 @@ class EarlyStopping:
 
     @property
     def reason(self) -> str:
-        """Why it is over, in words."""
+        """A message that says why training stops."""
         return f"{self.key} has not improved on {self.state.best} for {self.state.epochs_since_best} epoch(s)"
 
     @property

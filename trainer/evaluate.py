@@ -1,4 +1,4 @@
-"""One pass over an evaluation mapping: logits, metrics, predictions."""
+"""Evaluation: one pass over a mapping that computes logits, metrics and predictions."""
 
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -17,14 +17,14 @@ from trainer.process.device import compiles_passes
 
 
 class Evaluator:
-    """Evaluates the model as it is now.
+    """Evaluates a model with its current weights.
 
     Args:
         model: any ranking model.
-        loader: of the evaluated mapping, unshuffled.
-        evaluation: the metrics; emptied before and after each pass.
-        comm: the workers; each of them evaluates its share of the rows.
-        xla: compile the forward pass.
+        loader: loader of the evaluated mapping, unshuffled.
+        evaluation: the metrics, which are reset before and after each pass.
+        comm: collectives over the workers, each of which evaluates its share of the rows.
+        xla: whether to compile the forward pass with XLA (on a GPU only).
     """
 
     def __init__(
@@ -46,12 +46,15 @@ class Evaluator:
         predictions: PredictionWriter | None = None,
         see: Callable[[Batch], None] | None = None,
     ) -> dict[str, float]:
-        """The metrics over all rows of all workers, the same on every worker.
+        """Evaluates all rows of the mapping. A collective.
 
         Args:
-            on_batch: called with the number of batches done.
-            predictions: takes every row's prediction.
+            on_batch: called with the number of batches done after each batch.
+            predictions: writer that receives every row's prediction.
             see: called with each batch.
+
+        Returns:
+            The metrics over the rows of all workers, the same on every worker.
         """
         self.evaluation.reset()
         for number, (batch, logits) in enumerate(self.predicted(), start=1):
@@ -67,28 +70,31 @@ class Evaluator:
         return metrics
 
     def predict(self, predictions: PredictionWriter, on_batch: Callable[[int], None]) -> None:
-        """Hands every row's prediction to a writer; labels and metrics are left alone.
+        """Passes every row's prediction to a writer without computing metrics.
 
         Args:
-            predictions: takes them.
-            on_batch: called with the number of batches done.
+            predictions: writer that receives the predictions.
+            on_batch: called with the number of batches done after each batch.
         """
         for number, (batch, logits) in enumerate(self.predicted(), start=1):
             _keep(batch, logits, predictions)
             on_batch(number)
 
     def _forward(self, ids: tf.Tensor, numerical: tf.Tensor) -> tf.Tensor:
-        """The logits. Rows are gathered outside of what XLA compiles, which knows no collectives."""
+        """Computes the logits, [batch, outputs] float32, of ids [batch, id columns] and numerical [batch, numerical].
+
+        The rows are gathered outside of `_logits`, which XLA may compile: it supports no collectives.
+        """
         return self._logits(self._model.gather(ids), ids, numerical)
 
     def count(self, batch: Batch, logits: np.ndarray) -> None:
-        """Adds a batch to the metrics."""
+        """Adds a batch and its logits to the metrics."""
         self.evaluation.update(logits, batch.labels, batch.weights, batch.group)
 
     def predicted(self) -> Generator[tuple[Batch, np.ndarray]]:
-        """Every batch of this worker with its logits [batch, outputs] float32.
+        """Yields every batch of this worker with its logits, [batch, outputs] float32.
 
-        The next batch is under way on the device while the caller has the one before.
+        The device already computes the next batch while the caller processes the current one.
         """
         with closing(self.loader.epoch(0)) as batches:
             waiting: tuple[Batch, tf.Tensor] | None = None
@@ -96,12 +102,12 @@ class Evaluator:
                 ids, numerical = tf.convert_to_tensor(id_matrix(batch)), tf.convert_to_tensor(batch.numerical)
                 started = (batch, self._predict(ids, numerical))
                 if waiting is not None:
-                    yield waiting[0], waiting[1].numpy()
+                    yield waiting[0], waiting[1].numpy()  # waits for the previous batch only
                 waiting = started
             if waiting is not None:
                 yield waiting[0], waiting[1].numpy()
 
 
 def _keep(batch: Batch, logits: np.ndarray, predictions: PredictionWriter) -> None:
-    here = batch.rows >= 0
+    here = batch.rows >= 0  # not padding
     predictions.add(batch.rows[here], batch.labels[here], logits[here])

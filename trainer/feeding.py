@@ -1,4 +1,4 @@
-"""Batches of arrays -> tensors of a step."""
+"""Conversion of the loader's NumPy batches into the tensors of a step."""
 
 import numpy as np
 import tensorflow as tf
@@ -9,7 +9,7 @@ from trainer.tasks import Task, restrict_to_sample_space
 
 
 def step_input(batch: Batch, tasks: tuple[Task, ...]) -> StepInput:
-    """The tensors of a batch that the training step needs."""
+    """Convert a batch to the tensors of a training step."""
     return StepInput(
         ids=tf.convert_to_tensor(id_matrix(batch)),
         numerical=tf.convert_to_tensor(batch.numerical),
@@ -19,7 +19,8 @@ def step_input(batch: Batch, tasks: tuple[Task, ...]) -> StepInput:
 
 
 def id_matrix(batch: Batch) -> np.ndarray:
-    """One-hot and multi-hot ids side by side, [batch, id columns] int32."""
+    """Concatenate one-hot and multi-hot ids, [batch, id columns] int32."""
+    # Without a copy if there is only one kind.
     if batch.multihot.shape[1] == 0:
         return batch.onehot
     if batch.onehot.shape[1] == 0:

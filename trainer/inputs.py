@@ -1,4 +1,4 @@
-"""The data side of a run: specification, embedding widths and loaders. Imports no TensorFlow."""
+"""The inputs of a run: specification, embedding widths and loaders. Imports no TensorFlow."""
 
 import sys
 import time
@@ -29,18 +29,18 @@ SECONDS_BETWEEN_REPORTS = 5.0
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads.
+    """The inputs of a run.
 
     Attributes:
-        spec: the specification.
+        spec: the feature specification.
         schema: features and tasks in the order of the model's inputs and outputs.
-        layout: of the model's inputs.
-        train_loader: of the training mapping; only where the run trains.
-        eval_loader: of the evaluated mapping.
-        eval_mapping: its name.
-        with_group: whether MAP@12 is computed.
-        kept: columns that go into the file of predictions as they are; only where there is one.
-        warnings: what the user should know about the inputs.
+        layout: layout of the model's input tensors.
+        training: loader of the training mapping; None if the run does not train.
+        evaluation: loader of the evaluated mapping; None for a benchmark of training.
+        eval_mapping: name of the evaluated mapping.
+        with_group: whether to compute MAP@12.
+        kept: stored columns to copy into the predictions file; None if no such file is written.
+        warnings: messages about the inputs for the user.
     """
 
     spec: FeatureSpec
@@ -55,35 +55,35 @@ class Inputs:
 
     @property
     def labelled(self) -> tuple[str, ...]:
-        """The labels that the evaluated mapping has."""
+        """The names of the labels that the evaluated mapping contains."""
         held = _features(self.spec, self.eval_mapping)
         return tuple(label.name for label in self.spec.labels if label.name in held)
 
     @property
     def train_loader(self) -> ParquetLoader:
-        """The training mapping's loader, of a run that trains."""
+        """The training mapping's loader. Raises ValueError if the run does not train."""
         return _there(self.training)
 
     @property
     def eval_loader(self) -> ParquetLoader:
-        """The evaluated mapping's loader, of a run that evaluates."""
+        """The evaluated mapping's loader. Raises ValueError if the run evaluates nothing."""
         return _there(self.evaluation)
 
 
 def open_inputs(options: Options, launch: Launch, agreed: Schema | None = None) -> Inputs:
-    """Reads the specification and the files' footers.
+    """Read the specification and the footers of the data files.
 
-    A run that restores a checkpoint takes features and tasks in the order of that checkpoint.
+    A run that restores a checkpoint takes its features and tasks in the checkpoint's order.
 
     Args:
-        options: of the run.
-        launch: this process among its workers. Only the first one reads the checkpoint.
-        agreed: what the first worker has found.
+        options: the resolved configuration.
+        launch: rank and size of this process as its launcher announced them. Only rank 0 reads the checkpoint.
+        agreed: the schema that rank 0 has found, which sets the order of features and tasks; None before that.
 
     Raises:
-        DataError: a rule of the specification is broken, files do not hold what it says, or it has other features or
-            tasks than the checkpoint.
-        NoCheckpointError: there is no checkpoint that is to be restored.
+        DataError: the specification is invalid, files do not match it, or its features or tasks differ from those of
+            the checkpoint.
+        NoCheckpointError: the checkpoint to restore does not exist or is damaged.
     """
     data = options.data
     path = data.dataset_path / data.fspec_file
@@ -93,7 +93,7 @@ def open_inputs(options: Options, launch: Launch, agreed: Schema | None = None) 
     if agreed is not None:
         spec = agreed.arrange(spec, widths, "the first worker's specification", str(path))
     elif options.run.restores and launch.rank == 0:
-        # What is passed over on the way is reported when the checkpoint is restored.
+        # No warnings here: they are printed when the checkpoint is restored.
         store = CheckpointStore(data.model_dir, warn=lambda text: None)
         checkpoint = store.open(options.run.which_checkpoint, verify=False)
         saved = RunFacts.of(checkpoint).schema
@@ -137,11 +137,11 @@ def open_inputs(options: Options, launch: Launch, agreed: Schema | None = None) 
 
 
 def check_folders(options: Options, spec: FeatureSpec, launch: Launch) -> None:
-    """Refuses to start a run over another one, or one that would write where it must not or cannot.
+    """Refuse to start a run that would overwrite another one, or that must not or cannot write one of its outputs.
 
     Raises:
-        DataError: model_dir holds checkpoints and none of them is asked for, the predictions could not be written
-            where they are asked for, or see `check_outputs`.
+        DataError: model_dir holds checkpoints but the run does not restore one, the predictions file cannot be
+            written, or an output would overwrite an input or a foreign file (see `check_outputs`).
     """
     run, store = options.run, CheckpointStore(options.data.model_dir)
     if launch.rank == 0:
@@ -156,17 +156,20 @@ def check_folders(options: Options, spec: FeatureSpec, launch: Launch) -> None:
 
 
 def check_model(options: Options, inputs: Inputs, launch: Launch) -> None:
-    """Refuses a model that this host cannot hold (see `check_model_fits`)."""
+    """Raise a DataError if the model does not fit into this host's memory (see `check_model_fits`)."""
     loaders = [loader for loader in (inputs.training, inputs.evaluation) if loader is not None]
     batch_rows = max(min(loader.local_batch_size, loader.rows) for loader in loaders)
     check_model_fits(options, inputs.layout, tasks_of(inputs.spec), launch, batch_rows)
 
 
 def check_workflow(options: Options, spec: FeatureSpec, launch: Launch) -> tuple[str, ...]:
-    """Refuses, before the first step, encoders that the model folder cannot be given after the last; warns of none.
+    """Check, before the first step, that the dataset's encoders can be copied into the model folder after the last.
+
+    Returns:
+        A warning if there is a folder of encoders without the manifest that `prepare` writes.
 
     Raises:
-        DataError: they are not as `prepare` wrote them, or lie outside of the dataset.
+        DataError: the encoders are not as `prepare` wrote them, or lie outside of the dataset.
     """
     if not options.run.trains or options.run.benchmark or launch.rank != 0:
         return ()
@@ -178,16 +181,16 @@ def check_workflow(options: Options, spec: FeatureSpec, launch: Launch) -> tuple
 
 
 def lints_labels(options: Options) -> bool:
-    """Whether the labels are checked: by a run that trains. One that resumes was checked when it began."""
+    """Return whether the run checks its labels: if it trains and does not resume, as they were checked at its start."""
     run = options.run
     return run.trains and not run.benchmark and not run.restores
 
 
 def check_labels(options: Options, spec: FeatureSpec) -> tuple[str, ...]:
-    """What the label lint says of the training mapping, as warnings. Shows on stderr how far it is.
+    """Check the labels of the training mapping, with progress on stderr, and return the warnings.
 
     Raises:
-        DataError: labels from which nothing can be learned, or that cannot be, without --allow_degenerate_labels.
+        DataError: labels are invalid or nothing can be learned from them, and --allow_degenerate_labels is not given.
     """
     mapping = options.data.train_mapping
     lint = lint_labels(spec, mapping, options.data.oov_policy, _reports(f"checking the labels of {mapping!r}"))
@@ -200,7 +203,7 @@ def check_labels(options: Options, spec: FeatureSpec) -> tuple[str, ...]:
 
 
 def _reports(title: str) -> Callable[[str, int, int], None]:
-    """Prints how far something is, at most every SECONDS_BETWEEN_REPORTS; nothing of what takes less."""
+    """Return a callback that prints progress at most every SECONDS_BETWEEN_REPORTS, and nothing for shorter work."""
     last = time.monotonic()
 
     def report(what: str, done: int, of: int) -> None:
@@ -229,7 +232,7 @@ def _features(spec: FeatureSpec, mapping: str) -> list[str]:
 
 
 def _kept_columns(spec: FeatureSpec, mapping: str, asked: Sequence[str]) -> StoredColumns:
-    """The map feature where there is one, then what --keep names."""
+    """Return the columns to copy into the predictions file: the map feature, if there is one, and those of --keep."""
     group = [spec.map_feature.name] if spec.map_feature and _holds_group(spec, mapping) else []
     names = list(dict.fromkeys([*group, *asked]))
     check_column_names(names, [label.name for label in spec.labels])

@@ -1,4 +1,4 @@
-"""Where each feature stands in the tensors of a batch."""
+"""The layout of a batch's tensors: which columns belong to which feature."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from data.specification.feature_spec import FeatureSpec
 
 @dataclass(frozen=True)
 class IdColumns:
-    """The columns of the id matrix that hold one categorical feature.
+    """The columns of one categorical feature in the id matrix.
 
     Attributes:
-        name: the feature.
-        start: its first column.
-        hotness: how many columns it has.
-        multihot: whether rows may have fewer ids than columns; the rest is PAD.
-        cardinality: ids lie in [0, cardinality).
-        width: of its embedding in the deep part.
+        name: name of the feature.
+        start: index of its first column.
+        hotness: number of its columns.
+        multihot: whether rows may have fewer ids than columns; the rest is padded with -1.
+        cardinality: number of ids, which lie in [0, cardinality).
+        width: width of its embedding in the deep part.
     """
 
     name: str
@@ -28,35 +28,40 @@ class IdColumns:
 
     @property
     def stop(self) -> int:
-        """One past its last column."""
+        """The index one past its last column."""
         return self.start + self.hotness
 
 
 @dataclass(frozen=True)
 class InputLayout:
-    """What a model is fed: ids [batch, id_columns] int32 and numerical [batch, numerical] float32."""
+    """The inputs of a model: ids [batch, id columns] int32 and numerical [batch, numerical] float32.
+
+    Attributes:
+        categorical: columns of each categorical feature, one-hot features first.
+        numerical: names of the numerical features.
+    """
 
     categorical: tuple[IdColumns, ...]
     numerical: tuple[str, ...]
 
     @property
     def id_columns(self) -> int:
-        """Width of the id matrix."""
+        """The width of the id matrix."""
         return self.categorical[-1].stop if self.categorical else 0
 
     @property
     def width(self) -> int:
-        """Width of the deep input: all embeddings and numbers side by side."""
+        """The width of the deep input: all embeddings and numerical features, concatenated."""
         return self.embedding_width + len(self.numerical)
 
     @property
     def embedding_width(self) -> int:
-        """Width of all embeddings side by side."""
+        """The width of all embeddings, concatenated."""
         return sum(columns.width for columns in self.categorical)
 
 
 def input_layout(spec: FeatureSpec, widths: Mapping[str, int]) -> InputLayout:
-    """The layout of a specification: one-hot features, then multi-hot, each in channel order.
+    """Return the layout of a specification: one-hot features, then multi-hot ones, each in channel order.
 
     Args:
         spec: a validated specification.

@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, each followed by a checkpoint and an evaluation."""
+"""The training loop: epochs of steps, each epoch followed by a checkpoint and an evaluation."""
 
 import math
 import time
@@ -38,7 +38,7 @@ from trainer.tasks import Task
 TOLD = ("loss_val", "auc_roc", "streaming_map_val", "accuracy", "rmse")
 TASKS_TOLD, ENDS_TOLD = 8, 3
 REASONS_SHOWN = 5
-# Batches of an evaluation between two questions to all workers whether one was asked to stop.
+# Evaluation batches between two collectives that ask whether any worker has been told to stop.
 BATCHES_BETWEEN_QUESTIONS = 8
 
 
@@ -47,24 +47,23 @@ class TrainingLoop:
     """Trains from a position to the end of the run.
 
     Attributes:
-        step: one training step.
-        tasks: one per logit.
-        loader: of the training mapping.
-        evaluator: of the evaluation mapping.
-        state: all that a checkpoint holds.
+        step: the training step.
+        tasks: the tasks, one per label.
+        loader: loader of the training mapping.
+        evaluator: evaluates the model on the evaluation mapping.
+        state: all variables that a checkpoint holds.
         saver: writes checkpoints.
-        guard: decides about stops and saves.
-        check_every: steps between two comparisons of the workers' states, besides those before each save; 0 for none
-            besides.
-        stragglers: takes the steps' times.
-        stopping: asked after each epoch.
-        schedule: the deep rate, for the log.
-        num_epochs: of the whole run.
-        log_every: steps between two records.
-        log, board, profiler, progress: of this worker.
-        behind: steps whose results are looked at only after so many more have been started: 1 on a GPU, which would
-            otherwise wait for this process between steps.
-        health: looks at the gates after each evaluation; None for a model without gates.
+        guard: decides, together with the other workers, when to stop and when to save.
+        check_every: steps between two comparisons of the workers' states; 0 compares them only before each save.
+        stragglers: finds slow workers by the times of their steps.
+        stopping: early stopping, updated after each epoch.
+        schedule: learning rate of the deep part, for the log.
+        num_epochs: number of epochs of the whole run.
+        log_every: steps between two log records.
+        log, board, profiler, progress: this worker's log, TensorBoard writer, profiler and progress display.
+        behind: number of steps that may be in flight when a result is read. It is 1 on a GPU, which would otherwise
+            be idle between steps while it waits for this process.
+        health: monitors the gates after each evaluation; None for a model without gates.
     """
 
     step: TrainStep
@@ -92,16 +91,16 @@ class TrainingLoop:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """The number of steps of the whole run."""
         return self.loader.steps_per_epoch * self.num_epochs
 
     def run(self, position: Position) -> dict[str, float]:
-        """Trains what lies behind the position; returns the last metrics.
+        """Trains from the position to the end of the run and returns the last evaluation's metrics.
 
         Raises:
-            StoppedBySignal: a worker was asked to stop; all of them have stopped and a checkpoint is written.
-            NotFinite: a loss or a weight is no number; the last checkpoint is good.
-            WorkersDiffer: they do not hold the same weights any more.
+            StoppedBySignal: a worker received a stop signal; all workers have stopped and a checkpoint is written.
+            NotFinite: a loss or a weight is NaN or infinite; the last checkpoint is valid.
+            WorkersDiffer: the workers no longer hold the same weights.
             CheckpointError: the last save has failed.
         """
         metrics: dict[str, float] = {}
@@ -109,6 +108,7 @@ class TrainingLoop:
             if position.is_evaluated:
                 self._train_epoch(position)
                 position = Position(position.epoch + 1, is_evaluated=False)
+            # Saved before it is evaluated: a run that dies during the evaluation resumes there, not an epoch earlier.
             self._save(position)
             metrics = self._evaluate(position)
             position = Position(position.epoch)
@@ -120,7 +120,7 @@ class TrainingLoop:
         return metrics
 
     def _train_epoch(self, position: Position) -> None:
-        """Trains the steps of an epoch that are left."""
+        """Trains the remaining steps of the position's epoch."""
         steps_per_epoch = self.loader.steps_per_epoch
         done = position.step(steps_per_epoch)
         self._mark, self._seen_at = (done, time.perf_counter()), time.perf_counter()
@@ -129,9 +129,10 @@ class TrainingLoop:
             with closing(self.loader.epoch(position.epoch, position.steps)) as batches:
                 for number, (batch, waited) in enumerate(timed(batches), start=done + 1):
                     self._times.wait(waited)
+                    # `number` is a tensor: a Python int would retrace the graph at every step.
                     arguments = step_input(batch, self.tasks), tf.constant(number), self.guard.votes()
                     with self.profiler.step(number):
-                        unseen.append(self.step.run(*arguments))
+                        unseen.append(self.step.run(*arguments))  # not awaited: a GPU runs it in the background
                     self.board.graph_of(self.step.run, *arguments)
                     if len(unseen) > self.behind:
                         self._act(position, unseen)
@@ -142,11 +143,13 @@ class TrainingLoop:
         self.step.weighting.end_epoch(position.mean_losses)
 
     def _act(self, position: Position, unseen: deque[StepResult]) -> None:
-        """Does what was decided in the oldest step that was not looked at yet."""
+        """Processes the oldest pending result and saves or stops if that step's votes decided so."""
         decision = self._see(position, unseen.popleft())
+        # The end of an epoch saves anyway.
         is_epoch_done = position.steps + len(unseen) == self.loader.steps_per_epoch
         if not decision.stop and (is_epoch_done or not decision.save):
             return
+        # The weights are already those of the last step started, so the position has to catch up before a save.
         while unseen:
             self._see(position, unseen.popleft())
         self._save(position)
@@ -154,8 +157,12 @@ class TrainingLoop:
             self._stop(position)
 
     def _see(self, position: Position, result: StepResult) -> Decision:
-        """Takes in the result of a step, which waits for it to end."""
-        losses = result.losses.numpy()
+        """Processes the result of a step: times, losses and log. Returns what the workers decided in it.
+
+        Raises:
+            NotFinite: the loss is NaN or infinite.
+        """
+        losses = result.losses.numpy()  # a synchronization point: waits until the step has ended
         now = time.perf_counter()
         seconds, in_collectives = now - self._seen_at, float(result.waited)
         self.stragglers.add(seconds, in_collectives)
@@ -179,8 +186,8 @@ class TrainingLoop:
         return self.guard.decide(result.votes.numpy(), step)
 
     def _save(self, position: Position) -> None:
-        """Writes a checkpoint of what all workers hold, and only of that."""
-        self.guard.beat(allow=SLOW_SECONDS)
+        """Saves a checkpoint, after checking that the workers hold the same finite values. A collective."""
+        self.guard.beat(allow=SLOW_SECONDS)  # a save may take long: the watchdog must not take it for a hang
         check_state(self.state, position.step(self.loader.steps_per_epoch))
         with nvtx_range("save"):
             self.saver.save(self.state, position, self.stopping.state)
@@ -190,7 +197,7 @@ class TrainingLoop:
 
     def _stop(self, position: Position) -> None:
         self.saver.finish()
-        # Together: a launcher stops the others as soon as one has gone, and the first one has been writing until now.
+        # Used as a barrier: a launcher kills all workers as soon as one exits, and rank 0 has been writing until now.
         self.guard.asks_to_stop()
         step = position.step(self.loader.steps_per_epoch)
         raise StoppedBySignal(
@@ -198,7 +205,7 @@ class TrainingLoop:
         )
 
     def _evaluate(self, position: Position) -> dict[str, float]:
-        """Evaluates the epoch that is done and saved, and logs what comes out."""
+        """Evaluates the model after an epoch that has been saved, logs the metrics and returns them."""
         steps_done = position.step(self.loader.steps_per_epoch)
         self.guard.beat(allow=SLOW_SECONDS)
         started = time.perf_counter()
@@ -230,7 +237,13 @@ class TrainingLoop:
         return metrics
 
     def _record(self, step: int, value: float, losses: np.ndarray) -> None:
-        """Logs the losses of a step and what it took."""
+        """Logs a step's losses, and the throughput and times since the last record. A collective.
+
+        Args:
+            step: number of the step, counted from 1.
+            value: sum of the losses weighted by `loss_weight`.
+            losses: mean loss of each task, [tasks] float32.
+        """
         single = {f"loss/{task.name}": float(loss) for task, loss in zip(self.tasks, losses, strict=True)}
         now, (last_step, last_time) = time.perf_counter(), self._mark
         rows = self.loader.rows_until(step) - self.loader.rows_until(last_step)
@@ -258,15 +271,15 @@ class TrainingLoop:
 
 
 def told_of_undefined(reasons: list[str]) -> list[str]:
-    """The first reasons why metrics have no value, and how many more there are."""
+    """Return the first reasons why metrics are undefined, and how many more there are."""
     more = [f"... and {len(reasons) - REASONS_SHOWN} more labels"] if len(reasons) > REASONS_SHOWN else []
     return [*reasons[:REASONS_SHOWN], *more]
 
 
 def describe(metrics: dict[str, float]) -> str:
-    """The main metrics in one line for people; the log has all of them.
+    """Format the main metrics as one readable line; the log has all of them.
 
-    Of a metric that more than TASKS_TOLD tasks have: its mean, and the best and the worst tasks.
+    For a metric of more than TASKS_TOLD tasks, the line shows its mean and the best and worst tasks.
     """
     parts = []
     for name in dict.fromkeys(key.split("/")[0] for key in metrics):
@@ -282,7 +295,7 @@ def describe(metrics: dict[str, float]) -> str:
 
 
 def _ends(name: str, tasks: dict[str, float]) -> str:
-    """The best and the worst tasks of a metric, in brackets."""
+    """Format the best and worst tasks of a metric, in parentheses."""
     known = {key.partition("/")[2]: value for key, value in tasks.items() if not math.isnan(value)}
     ranked = sorted(known, key=lambda task: known[task], reverse=direction_of(name) is Direction.LARGER)
     best, worst = (

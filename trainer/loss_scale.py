@@ -4,15 +4,15 @@ import tensorflow as tf
 
 INITIAL_SCALE = 2.0**15
 GROWTH_STEPS = 2000
-# float16 ends at 65504; the loss itself is float32, so that the scale only has to keep gradients in range.
+# The largest float16 is 65504, but the loss is float32, so the scale only has to keep the gradients in range.
 LARGEST_SCALE = 2.0**24
 
 
 class LossScale:
-    """Multiplies the loss, and doubles or halves the factor as gradients stay finite or not.
+    """A factor of the loss that is doubled after GROWTH_STEPS finite steps and halved after each non-finite one.
 
     Args:
-        dynamic: False keeps the factor at 1, for types with float32's range.
+        dynamic: False keeps the factor at 1, for compute types with the range of float32.
     """
 
     def __init__(self, dynamic: bool):
@@ -22,11 +22,15 @@ class LossScale:
 
     @property
     def state(self) -> dict[str, tf.Variable]:
-        """Name -> variable, to be saved."""
+        """The variables to save, by name; none if the scale is not dynamic."""
         return {"loss_scale": self.scale, "loss_scale_good_steps": self.good_steps} if self.dynamic else {}
 
     def update(self, finite: tf.Tensor) -> None:
-        """Tells whether all gradients of a step were finite. Every worker tells the same."""
+        """Adjusts the scale after a step.
+
+        Args:
+            finite: whether all gradients of the step were finite, scalar bool, the same on all workers.
+        """
         if not self.dynamic:
             return
         grow = tf.logical_and(finite, self.good_steps + 1 >= GROWTH_STEPS)

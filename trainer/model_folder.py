@@ -1,8 +1,8 @@
-"""The model folder: weights and the documents that say what they are weights of; all that prediction needs.
+"""The model folder: a model's weights and the files that describe it, which is all that prediction needs.
 
 <model_dir>/model/architecture.json, feature_spec.yaml, embedding_sizes.json, workflow/, weights/*.npy, manifest.json
 
-`workflow/` holds what the dataset's `prepare` has fitted (vocabularies, scalers), where the dataset has it.
+`workflow/` contains the encoders fitted by the dataset's `prepare` (vocabularies, scalers), if the dataset has any.
 """
 
 import glob
@@ -23,26 +23,26 @@ from trainer.sealed.manifest import is_document_name
 from trainer.sealed.reader import SealedFolder
 from trainer.sealed.writer import check_can_be_renamed, check_replaceable, remove_leftovers, standing, write_sealed
 
-# In --model_dir.
+# Name of the model folder in --model_dir.
 MODEL_FOLDER = "model"
-# Arrays of a recommender that are no weights: the items of each user's interactions.
+# Arrays of a recommender besides its weights: the items that each user has interacted with.
 SEEN_STARTS, SEEN_ITEMS = "seen/starts", "seen/items"
 ARCHITECTURE, SPECIFICATION, SIZES = "architecture.json", "feature_spec.yaml", "embedding_sizes.json"
 
-# Text, bytes, a dict for JSON, or a file that is copied.
+# The content of a file in the folder: text, bytes, a dict to write as JSON, or the path of a file to copy.
 Document = str | bytes | dict[str, Any] | Path
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What `architecture.json` says.
+    """The content of `architecture.json`.
 
     Attributes:
-        model: its name, which is among its flags as well.
-        tasks: in the order of the logits.
+        model: name of the model, also found in `options`.
+        tasks: names of the tasks in the order of the logits.
         options: the model's flags.
-        step: of the checkpoint that the weights are from.
-        metrics: of the evaluation that made these weights the best; None where undefined.
+        step: step of the checkpoint from which the weights are taken.
+        metrics: metrics of that checkpoint's evaluation; None where undefined.
     """
 
     model: str
@@ -53,25 +53,26 @@ class Architecture:
 
 
 def check_model_place(folder: Path) -> None:
-    """Checks, before training, that a model folder can take the place of what stands at `folder`.
+    """Check, before training, that a model folder can be written at `folder`, replacing an earlier one.
 
     Raises:
-        DataError: a link, a file, a mount point or something that no save has written is there. Names it.
+        DataError: the path is a link, a file or a mount point, or contains something that no save has written; the
+            message names it.
     """
     check_replaceable(folder)
     check_can_be_renamed(folder)
 
 
 def write_model(folder: Path, arrays: Iterable[ArraySource], documents: Mapping[str, Document]) -> None:
-    """Writes a model folder, in the place of one that stands there, all at once.
+    """Write a model folder atomically, replacing an earlier one.
 
     Args:
-        folder: usually `<model_dir>/model`.
+        folder: folder to write, usually `<model_dir>/model`.
         arrays: the weights.
-        documents: by file name ("architecture.json", "workflow/encoders.json").
+        documents: content of the other files by name, such as "architecture.json" or "workflow/encoders.json".
 
     Raises:
-        CheckpointError: it could not be written; the model that stood there still does.
+        CheckpointError: the folder could not be written; an earlier model is untouched.
     """
     remove_leftovers(folder.parent, glob.escape(folder.name))
     contents = {name: _content(document) for name, document in documents.items()}
@@ -79,14 +80,14 @@ def write_model(folder: Path, arrays: Iterable[ArraySource], documents: Mapping[
 
 
 def open_model(folder: Path) -> SealedFolder:
-    """The weights and documents of a model folder; every byte has been verified.
+    """Open a model folder and verify every byte of its weights and other files.
 
     Raises:
         NoCheckpointError: there is no model, or it is damaged.
-        DataError: its weights do not fit into memory; none has been read yet.
+        DataError: the weights do not fit into memory, which is checked before any of them is read.
     """
     try:
-        sealed = SealedFolder(standing(folder))
+        sealed = SealedFolder(standing(folder))  # the previous model if a save died between its two renames
         _check_size(sealed)
         sealed.verify()
     except DamagedError as error:
@@ -102,14 +103,14 @@ def _check_size(sealed: SealedFolder) -> None:
 
 
 def encoder_documents(dataset: Path, *, allow_outside_paths: bool = False) -> dict[str, Document]:
-    """The files of a dataset's encoders, by their name in the model folder; none where the dataset has no encoders.
+    """Return the files of a dataset's encoders by their names in the model folder; empty without encoders.
 
     Args:
-        dataset: the folder of the feature specification.
-        allow_outside_paths: follow links that lead out of it.
+        dataset: folder of the feature specification.
+        allow_outside_paths: whether to follow links that lead out of that folder.
 
     Raises:
-        DataError: they are not as `prepare` wrote them, or lie outside of the dataset (see `workflow_files`).
+        DataError: the files are not as `prepare` wrote them, or lie outside of the dataset (see `workflow_files`).
     """
     files = workflow_files(dataset, allow_outside_paths=allow_outside_paths)
     for name in files:

@@ -1,7 +1,7 @@
-"""How much memory a model takes, from the specification and the flags alone. Imports no TensorFlow.
+"""Memory estimate of a model from its specification and flags alone. Imports no TensorFlow.
 
-Counted is what is allocated for certain: weights, the accumulators of their optimizers, and the logits of one batch.
-Activations and gradients come on top, so that a run that passes may still be too large.
+The estimate is a lower bound: weights, optimizer accumulators and the logits of one batch. Activations and gradients
+come on top, so a run that passes the check may still be too large.
 """
 
 import os
@@ -17,11 +17,11 @@ from trainer.layout import InputLayout
 from trainer.process.launcher import Launch
 from trainer.tasks import Task
 
-# Under --shard_embeddings, smaller tables are held by every worker: with a width of 128 such a table takes 2 MB.
+# Rows below which a table is replicated even under --shard_embeddings; with a width of 128 it takes less than 2 MB.
 SMALLEST_SHARDED = 4096
 TABLES_SHOWN = 3
 _FLOAT_BYTES = 4
-# Accumulators per weight of each rule (trainer/optimizers/rules.py), and whether every row of a table has a step.
+# Accumulators per weight of each rule (trainer/optimizers/rules.py), and whether it stores a last step per table row.
 _SLOTS = {"rmsprop": (1, True), "adam": (2, True), "adamw": (2, True), "adagrad": (1, False), "sgd": (0, False)}
 _WIDE_SLOTS = (2, False)  # FTRL's
 _NO_SLOTS = (0, False)
@@ -29,12 +29,12 @@ _NO_SLOTS = (0, False)
 
 @dataclass(frozen=True)
 class TableSize:
-    """A table as one worker holds it.
+    """The size of an embedding table.
 
     Attributes:
-        name: of the feature, or "wide".
-        rows, width: of the whole table.
-        bytes: of this worker's rows, with their optimizer's state in training.
+        name: name of the feature, or "wide".
+        rows, width: shape of the whole table, over all workers.
+        bytes: memory of one worker's rows in bytes, in training with their optimizer state.
     """
 
     name: str
@@ -49,21 +49,21 @@ class TableSize:
 def check_model_fits(
     options: Options, layout: InputLayout, tasks: tuple[Task, ...], launch: Launch, batch_rows: int
 ) -> None:
-    """Refuses a model that this host's workers cannot hold together, before any of it is allocated.
+    """Check that the workers of this host can hold the model together, before any of it is allocated.
 
-    On a GPU the tables lie in its memory, of which nothing is known before TensorFlow is imported: nothing is compared.
+    With a GPU nothing is checked: the tables are in its memory, whose size is unknown before TensorFlow is imported.
 
     Args:
-        options: of the run.
-        layout: of the model's inputs.
-        tasks: one per label.
-        launch: this process among its workers.
-        batch_rows: of this worker.
+        options: the resolved configuration.
+        layout: layout of the model's input tensors.
+        tasks: the tasks, one per label.
+        launch: rank and size of this process as its launcher announced them.
+        batch_rows: number of rows of this worker's batches.
 
     Raises:
-        DataError: naming the largest tables, what is needed and what is available.
+        DataError: the model does not fit; the message names its largest tables, the memory needed and that available.
     """
-    # Of a run that restores, only the first worker has the model's flags.
+    # When a checkpoint is restored, only rank 0 knows the model's flags at this point.
     if may_use_gpu(options.training.cpu) or (options.run.restores and launch.rank != 0):
         return
     outputs = sum(task.width for task in tasks)
@@ -86,14 +86,14 @@ def check_model_fits(
 def table_sizes(
     options: ModelOptions, layout: InputLayout, outputs: int, *, rule: str | None, workers: int = 1
 ) -> list[TableSize]:
-    """Every table: the deep ones in feature order, then the wide one.
+    """Return the sizes of all tables: the deep ones in feature order, then the wide one.
 
     Args:
-        options: of the model.
-        layout: of its inputs.
+        options: the model's flags.
+        layout: layout of the model's input tensors.
         outputs: number of logits.
-        rule: of the deep part's optimizer; None without training.
-        workers: over which large tables are sharded.
+        rule: update rule of the deep part; None if the model is not trained.
+        workers: number of workers over which large tables are sharded.
     """
     deep, wide = (_NO_SLOTS, _NO_SLOTS) if rule is None else (_SLOTS[rule], _WIDE_SLOTS)
     shapes = [(columns.name, columns.cardinality, columns.width, deep) for columns in layout.categorical]
@@ -107,7 +107,7 @@ def table_sizes(
 
 
 def dense_weights(options: ModelOptions, layout: InputLayout, tasks: Sequence[Task]) -> int:
-    """How many weights the kernels of the dense layers have at least, for certain."""
+    """Return a lower bound on the number of weights in the kernels of the dense layers."""
     outputs = sum(task.width for task in tasks)
     if options.model == "wide_deep":
         return _chain(layout.width, *options.deep_hidden_units, outputs)
@@ -118,10 +118,10 @@ def dense_weights(options: ModelOptions, layout: InputLayout, tasks: Sequence[Ta
 
 
 def may_use_gpu(cpu: bool) -> bool:
-    """Whether there is a GPU that TensorFlow may compute on.
+    """Return whether there is a GPU that TensorFlow may use, judged without importing it.
 
     Args:
-        cpu: the flag --cpu.
+        cpu: value of the flag --cpu.
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
     return not cpu and not hidden and Path("/dev/nvidiactl").exists()

@@ -1,4 +1,4 @@
-"""What a run of main.py writes, checked before it starts: not its own inputs, and nothing that others have written."""
+"""Check, before a run of main.py starts, that its outputs overwrite neither its inputs nor foreign files."""
 
 import json
 from collections.abc import Iterator
@@ -19,18 +19,18 @@ from trainer.model_folder import MODEL_FOLDER, check_model_place
 from trainer.observation.log import PREFIX, previous
 from trainer.predictions import is_predictions
 
-# In --results_dir.
+# File names in --results_dir.
 ARGUMENTS, METRICS = "args.json", "metrics.json"
 MAX_MEBIBYTES = 16
 
 
 def check_outputs(options: Options, spec: FeatureSpec) -> None:
-    """Checks every place that the run will write to.
+    """Check every path that the run will write to.
 
     Raises:
-        DataError: it is an input of the run or another output of it, or holds something that this program has not
-            written. Names both.
-        NoCheckpointError: the run resumes, and there is no checkpoint.
+        DataError: a path is also an input or another output of the run, or is something that this program has not
+            written; the message names it.
+        NoCheckpointError: the run resumes, but there is no checkpoint.
     """
     data, run = options.data, options.run
     check_apart(dict(_outputs(options)), dict(_inputs(options, spec)))
@@ -85,31 +85,32 @@ def _inputs(options: Options, spec: FeatureSpec) -> Iterator[tuple[str, Path | l
 
 
 def _is_log(path: Path) -> bool:
-    """Whether a file is the log of a run, perhaps cut by a full disk."""
+    """Return whether a file is the log of a run, possibly truncated by a full disk."""
     with open_regular(path) as file:
+        # An empty or very short file is a prefix of PREFIX.
         return PREFIX.encode().startswith(file.read(len(PREFIX)))
 
 
 def _is_timeline(path: Path) -> bool:
-    """Whether a file is a timeline of Horovod's, a JSON list that is written piece by piece."""
+    """Return whether a file is a Horovod timeline, a JSON list that is written incrementally."""
     with open_regular(path) as file:
         return file.read(1 << 10).lstrip().startswith(b"[")
 
 
 def _is_arguments(path: Path) -> bool:
-    """Whether a file is args.json of a run."""
+    """Return whether a file is the args.json of a run."""
     return {"dataset_path", "model_dir", "results_dir"} <= _read_object(path).keys()
 
 
 def _is_metrics(path: Path, log: Path) -> bool:
-    """Whether a file is metrics.json of a run: numbers, beside something else of a run."""
+    """Return whether a file is the metrics.json of a run: numbers only, next to a run's log or args.json."""
     arguments = path.with_name(ARGUMENTS)
     is_of_run = (log.is_file() and _is_log(log)) or (arguments.is_file() and _is_arguments(arguments))
     return is_of_run and all(type(value) in (int, float, type(None)) for value in _read_object(path).values())
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one for anything else."""
+    """Read a JSON object; return an empty one if the file is anything else."""
     try:
         document = json.loads(read_small_text(path, "JSON", MAX_MEBIBYTES))
     except (DataError, ValueError, RecursionError):

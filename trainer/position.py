@@ -1,20 +1,20 @@
-"""How far a training run is."""
+"""The position in a training run from which it can resume."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class Position:
-    """A place in a run, from which it can be gone on with as if it had never stopped.
+    """A position in a run, from which it can resume as if it had never stopped.
 
-    With the weights and the optimizers' state this is all: the order of rows is a function of seed and epoch, random
-    numbers are functions of seed and step.
+    Together with the weights and the optimizers' state this is all that is needed: the order of rows is a function of
+    seed and epoch, and random numbers are functions of seed and step.
 
     Attributes:
-        epoch: under way, counted from 0; after the last one, the number of epochs.
-        steps: done in it.
-        losses: each task's mean losses of those steps, summed.
-        is_evaluated: off, the epoch before this one has been trained and not yet been evaluated.
+        epoch: current epoch, counted from 0; after the last epoch, the number of epochs.
+        steps: number of steps done in this epoch.
+        losses: sum over these steps of each task's mean loss.
+        is_evaluated: False if the previous epoch has been trained but not yet evaluated.
     """
 
     epoch: int = 0
@@ -23,17 +23,17 @@ class Position:
     is_evaluated: bool = True
 
     def step(self, steps_per_epoch: int) -> int:
-        """The number of steps done in the whole run."""
+        """Returns the number of steps done in the whole run."""
         return self.epoch * steps_per_epoch + self.steps
 
     def add(self, losses: list[float]) -> None:
-        """Takes the losses of one more step."""
+        """Adds the losses of one more step."""
         sums = self.losses or [0.0] * len(losses)
         self.steps, self.losses = self.steps + 1, [one + more for one, more in zip(sums, losses, strict=True)]
 
     @property
     def is_between_epochs(self) -> bool:
-        """Whether an epoch is evaluated, and the next one has not begun."""
+        """Whether an epoch has been evaluated and the next one has not begun."""
         return self.epoch > 0 and self.steps == 0 and self.is_evaluated
 
     @property

@@ -1,4 +1,4 @@
-"""A parquet file with a line per row of a mapping: its position, labels, predictions and columns that are kept."""
+"""The predictions file: parquet with the position, labels, predictions and kept columns of each row of a mapping."""
 
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -18,11 +18,11 @@ from trainer.metrics.collectives import Collectives
 from trainer.metrics.rows import GrowingArray
 from trainer.tasks import Task, logit_columns
 
-_BLOCK_ROWS = 1 << 18  # rows that travel and are written at once; also the file's row group
+_BLOCK_ROWS = 1 << 18  # rows exchanged and written at once; also the size of the file's row groups
 
 
 def check_predictions_path(path: Path) -> None:
-    """Tells before hours of evaluation that the file could not be written at their end.
+    """Check that a predictions file can be written, before hours of evaluation instead of after.
 
     Raises:
         DataError: `path` is a folder, or its folder does not exist or cannot be written.
@@ -36,7 +36,7 @@ def check_predictions_path(path: Path) -> None:
 
 
 def is_predictions(path: Path) -> bool:
-    """Whether a file is one of predictions."""
+    """Return whether a file is a predictions file."""
     try:
         with open_regular(path) as file:
             names = pq.read_schema(file).names
@@ -46,10 +46,14 @@ def is_predictions(path: Path) -> bool:
 
 
 def check_column_names(kept: Sequence[str], labels: Sequence[str]) -> None:
-    """Tells that a column which is kept has the name of one that is written.
+    """Check that no kept column has the name of a column of the predictions file itself.
+
+    Args:
+        kept: names of the columns to copy into the file.
+        labels: names of the labels.
 
     Raises:
-        DataError: naming it.
+        DataError: a kept column has such a name; the message names it.
     """
     written = [ROW_COLUMN, *(part + label for label in labels for part in (LABEL_COLUMN, PREDICTION_COLUMN))]
     twice = [name for name in kept if name in written]
@@ -61,22 +65,22 @@ def check_column_names(kept: Sequence[str], labels: Sequence[str]) -> None:
 
 
 class PredictionWriter:
-    """Keeps this worker's rows, then writes all workers' rows in dataset order to one file.
+    """Collects this worker's rows, then writes the rows of all workers in dataset order to one file.
 
-    Columns: `row` (int64, 0-based position in the dataset), per task `label_TASK` (float32, null where
-    missing) where the dataset has it, and `prediction_TASK`, then the columns that are kept, as they are stored.
-    A prediction is a probability or the value of a regression, float64, or a list<double> with the probability
-    of each class. Probabilities are those of the float32 logits in float64: equal logits stay equal, and their
-    order stays, though from a logit of about 20 on neighbouring ones may become equal.
+    Columns: `row` (int64, 0-based position in the dataset), per task `label_TASK` (float32, null where missing) if the
+    dataset has it and `prediction_TASK`, then the kept columns as they are stored. A prediction is a probability or the
+    value of a regression, float64, or the probabilities of all classes, list<double>. Probabilities are computed from
+    the float32 logits in float64: equal logits give equal probabilities and their order is preserved, although
+    neighbouring logits above about 20 may give equal ones.
 
-    Memory: 4 bytes per task and per logit of a row of the worker, and a fixed amount while it writes. What is kept
-    is read by the first worker while it writes.
+    Memory: 4 bytes per task and per logit for each row of this worker, and a fixed amount while writing. Rank 0 reads
+    the kept columns while it writes.
 
     Args:
-        path: the file to write, in the place of an earlier one.
-        tasks: one per label; their logits stand side by side.
+        path: the file to write, replacing an earlier one.
+        tasks: the tasks, one per label, in the order of their logits.
         labelled: names of the tasks whose labels are known; None for all.
-        kept: columns of the same rows.
+        kept: stored columns of the same rows to copy into the file; None for none.
     """
 
     def __init__(
@@ -91,20 +95,20 @@ class PredictionWriter:
         self._tasks = tuple(tasks)
         self._labelled = {task.name for task in tasks} if labelled is None else set(labelled)
         self._kept = kept
-        # Labels, then logits.
+        # [rows, tasks + sum of widths] float32: labels, then logits.
         self._values = GrowingArray(np.float32, len(self._tasks) + sum(task.width for task in self._tasks))
         self._first_row = 0
 
     def add(self, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
-        """Adds rows of the dataset, without pads.
+        """Adds rows of the dataset, without padding rows.
 
         Args:
-            rows: [batch] int positions; over all calls one unbroken range.
-            labels: [batch, tasks] float, NaN where missing.
-            logits: [batch, sum of the tasks' widths] float.
+            rows: positions of the rows, [batch] int; all calls together must give one contiguous range.
+            labels: labels, [batch, tasks] float; NaN where missing.
+            logits: logits, [batch, sum of the tasks' widths] float.
 
         Raises:
-            ValueError: a row does not follow the one before it.
+            ValueError: a row does not directly follow the previous one.
         """
         if len(rows) == 0:
             return
@@ -116,14 +120,17 @@ class PredictionWriter:
         self._values.append(np.concatenate([labels, logits], axis=1, dtype=np.float32))
 
     def write(self, comm: Collectives) -> None:
-        """Writes the file on the first worker. A collective.
+        """Writes the file on rank 0. A collective.
 
-        The file appears under its name when it is whole. Rows travel in blocks, so that no worker ever
-        holds much more than its own.
+        The file appears under its name once it is complete. Rows are gathered in blocks, so no worker ever holds much
+        more than its own.
+
+        Args:
+            comm: collectives over the workers.
 
         Raises:
-            OSError: the file cannot be written, or the columns that are kept cannot be read. On all workers alike.
-            ValueError: the workers' rows are not, by rank, the whole dataset in order. On all workers.
+            OSError: the file cannot be written, or the kept columns cannot be read; raised on all workers.
+            ValueError: the workers' rows, by rank, are not the whole dataset in order; raised on all workers.
         """
         ranges = comm.gather_rows(np.array([[self._first_row, len(self._values)]], np.int64))
         _check_ranges(ranges)
@@ -134,7 +141,8 @@ class PredictionWriter:
                 self._write_file(blocks)
             except (OSError, DataError) as error:
                 problem = f"{self._path}: the predictions cannot be written: {error}"
-        for _ in blocks:  # other workers only send; and the first takes what they send even if it cannot write
+        # The other workers only send. Rank 0 keeps receiving even if it cannot write: each block is a collective.
+        for _ in blocks:
             pass
         problem = comm.broadcast_bytes(problem.encode()).decode()
         if problem:
@@ -152,7 +160,7 @@ class PredictionWriter:
                 row += len(values)
 
     def _blocks(self, counts: Sequence[int], comm: Collectives) -> Iterator[np.ndarray]:
-        """All workers' values in dataset order, at most _BLOCK_ROWS at once, on every worker."""
+        """Yields all workers' values in dataset order on every worker, at most _BLOCK_ROWS rows at a time."""
         for source, count in enumerate(counts):
             for start in range(0, count, _BLOCK_ROWS):
                 mine = slice(start, start + _BLOCK_ROWS) if comm.rank == source else slice(0)
@@ -168,7 +176,7 @@ class PredictionWriter:
         return pa.schema([*fields, *(self._kept.schema if self._kept else ())])
 
     def _columns(self, first_row: int, values: np.ndarray) -> list[pa.Array]:
-        """The columns that are not kept ones, of rows of labels and logits."""
+        """Returns positions, labels and predictions of a block of labels and logits, [rows, tasks + widths]."""
         labels, logits = np.split(values, [len(self._tasks)], axis=1)
         columns = [pa.array(np.arange(first_row, first_row + len(values)))]
         for task, label, places in zip(self._tasks, labels.T, logit_columns(self._tasks), strict=True):
@@ -179,7 +187,7 @@ class PredictionWriter:
 
 
 def _predicted(task: Task, logits: np.ndarray) -> pa.Array:
-    """Predictions of a task from its logits, [rows, width] float32."""
+    """Return a task's predictions from its logits, [rows, width] float32."""
     if task.kind == "multiclass":
         classes = pa.array(softmax(logits).reshape(-1))
         return pa.ListArray.from_arrays(np.arange(0, logits.size + 1, task.width, dtype=np.int32), classes)
@@ -187,13 +195,14 @@ def _predicted(task: Task, logits: np.ndarray) -> pa.Array:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of classes, [rows, classes] float64."""
+    """Return the probabilities of the classes, [rows, classes] float64, from logits of the same shape."""
+    # Subtracting the row's maximum prevents overflow and leaves the quotient unchanged.
     exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def _check_ranges(ranges: np.ndarray) -> None:
-    """Raises unless the workers' [first row, rows] ([workers, 2] int64) follow each other from row 0."""
+    """Raise a ValueError unless the workers' (first row, number of rows), [workers, 2] int64, are contiguous from 0."""
     expected = 0
     for worker, (first, count) in enumerate(ranges.tolist()):
         if count and first != expected:

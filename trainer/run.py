@@ -1,4 +1,4 @@
-"""Puts a run together: model, optimizers, evaluation, checkpoints; then trains, evaluates or measures."""
+"""One run of main.py: builds model, optimizers, evaluation and checkpoints, then trains, evaluates or benchmarks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -50,10 +50,13 @@ class Run:
 
     Args:
         options: the resolved configuration.
-        inputs: specification, widths and loaders.
-        launch: this process among its workers.
-        record: of this worker; None inside an application, which no watchdog may end.
-        stop: says when a signal has asked for a stop; None inside an application, whose signals are its own.
+        inputs: specification, embedding widths and loaders.
+        launch: rank and size of this process as its launcher announced them.
+        record: this worker's status file; None inside an application, whose process no watchdog may end.
+        stop: flag set by a stop signal; None inside an application, which handles its own signals.
+
+    Raises:
+        DataError: the options do not work together or with the launcher, or the labels or files are invalid.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Run:
         self.options, self.inputs, self._record = options, inputs, record
         self._stop = stop or StopRequest(None)
         training = options.training
+        # Before `prepare`, which sizes TensorFlow's thread pools by the CPUs that this worker is bound to.
         bound = set_affinity(training.affinity, launch.local_rank, launch.local_size)
         self.runtime = runtime.prepare(launch, training)
         if training.xla and options.model.batch_norm and launch.size > 1 and on_gpu():
@@ -74,12 +78,12 @@ class Run:
                 f"--batch_norm over {launch.size} workers sums moments in the middle of what --xla compiles on a GPU, "
                 "which XLA cannot; leave one of the two flags out"
             )
-        start_timeline(options.run.horovod_timeline, launch)
+        start_timeline(options.run.horovod_timeline, launch)  # read by Horovod when it is initialized
         self.comm: Comm = connect(launch)
         if launch.size > 1 and lints_labels(options):
             _check_labels_for_all(options, inputs, self.comm)
         if options.run.restores:
-            # Only the first worker has read the checkpoint's flags, and the order of its features and tasks.
+            # Only rank 0 has read the checkpoint: the others take its model flags and feature and task order.
             options = self.options = replace(options, model=agreed_model_options(options.model, self.comm))
             schema = agreed_schema(inputs.schema, self.comm)
             if schema != inputs.schema:
@@ -106,7 +110,7 @@ class Run:
         return f"; {len(embeddings.sharded)} of {len(embeddings.tables)} tables are dealt to {self.comm.size} worker(s)"
 
     def train(self) -> None:
-        """Trains to the end, evaluating and saving after each epoch."""
+        """Trains to the end of the run, saving and evaluating after each epoch."""
         if self.comm.rank == 0:
             probe(self.options.data.model_dir)
         step, schedule, state = self._training()
@@ -140,7 +144,7 @@ class Run:
                 board=self.results.board,
                 profiler=profiler,
                 progress=self._progress(loader.steps_per_epoch * training.num_epochs),
-                behind=1 if on_gpu() else 0,
+                behind=1 if on_gpu() else 0,  # a CPU has nothing to overlap the host's work with
                 health=monitor_of(self.model, evaluator.loader.rows, self.comm),
             )
             self._stop.has_begun = True
@@ -153,15 +157,15 @@ class Run:
             self.results.draw_gates()
 
     def _finish(self, metrics: dict[str, float]) -> None:
-        """Writes what a finished run leaves, again where it died before it could."""
+        """Writes the model folder and the final metrics, also for a completed run that died before it wrote them."""
         self.say(f"model: {self.saver.write_best_model(list(named(self.model.variables)))}")
         self.results.conclude(metrics)
 
     def _start(self, state: RunState, stopping: EarlyStopping) -> tuple[Position, list[str]]:
-        """Where training begins: at a checkpoint that was asked for, else with the first worker's weights.
+        """Restores the requested checkpoint, or gives all workers rank 0's initial weights. A collective.
 
         Returns:
-            The position, and how the learning rates from there on differ from the checkpoint's.
+            The position to train from, and how the learning rates from there on differ from the checkpoint's.
         """
         if not self.options.run.use_checkpoint:
             state.share()
@@ -181,7 +185,7 @@ class Run:
         return facts.position, changed_rates(facts.rates, self.options, steps_per_epoch, done)
 
     def evaluate(self) -> None:
-        """Evaluates a checkpoint, and writes its predictions where they are asked for."""
+        """Evaluates a checkpoint and, with --predictions_file, writes its predictions."""
         checkpoint = self.saver.restore_weights(self._weights())
         evaluator, path = self._evaluator(), self.options.run.predictions_file
         writer = None if path is None else self._writer(path)
@@ -198,7 +202,11 @@ class Run:
         self.results.conclude(metrics)
 
     def predict(self, path: Path) -> None:
-        """Writes a checkpoint's predictions to a file, without metrics."""
+        """Writes a checkpoint's predictions to a file without computing metrics.
+
+        Args:
+            path: the parquet file to write.
+        """
         checkpoint = self.saver.restore_weights(self._weights())
         evaluator, writer = self._evaluator(), self._writer(path)
         with self._watched_progress(evaluator.loader.steps_per_epoch) as on_batch:
@@ -207,7 +215,7 @@ class Run:
         self.say(f"{checkpoint} on mapping {self.inputs.eval_mapping!r}, {evaluator.loader.rows:,} rows: {path}")
 
     def benchmark(self) -> None:
-        """Measures training, or evaluation with --evaluate."""
+        """Measures the throughput of training, or of evaluation with --evaluate."""
         run = self.options.run
         plan = Plan(run.benchmark_warmup_steps, run.benchmark_steps, run.benchmark_seconds)
 
@@ -251,14 +259,14 @@ class Run:
         return Progress(total) if self.comm.rank == 0 else NullProgress()
 
     def close(self) -> None:
-        """Ends what goes on in the background: a checkpoint that is being written is written to its end."""
+        """Waits for a checkpoint that is being written in the background, then closes the log."""
         with suppress(CheckpointError):
             self.saver.finish()
         self.results.log.close()
 
     @contextmanager
     def _watched_progress(self, batches: int) -> Iterator[Callable[[int], None]]:
-        """Shows how far an evaluation is, and ends the process where it hangs; gives what is to be called per batch."""
+        """Shows an evaluation's progress and watches it for hangs; yields the callback to call after each batch."""
         progress = self._progress(batches)
         with Watchdog(self.options.run.hang_seconds, self._record) as watchdog:
 
@@ -270,7 +278,7 @@ class Run:
         progress.close()
 
     def _tell_counts(self, loader: ParquetLoader) -> None:
-        """Tells what was cut or replaced in the loader's latest epoch. A collective."""
+        """Reports ids that were cut off or out of vocabulary in the loader's latest epoch. A collective."""
         names = [columns.name for columns in self.inputs.layout.categorical]
         own = np.array([loader.out_of_vocabulary[name] for name in names], np.int64)
         counts = self.comm.sum_array(own) if names else own
@@ -283,7 +291,7 @@ class Run:
 
 
 def _told_of_end(position: Position, training: TrainingOptions, stopping: EarlyStopping) -> str:
-    """Why there is nothing to train, and what would continue it."""
+    """Describe why there is nothing to train, and which flags would continue the run."""
     raises = [f"--num_epochs above {training.num_epochs}"] if position.epoch >= training.num_epochs else []
     if stopping.is_over:
         raises.append(f"--early_stopping_patience above {stopping.state.epochs_since_best} (or none)")
@@ -292,10 +300,10 @@ def _told_of_end(position: Position, training: TrainingOptions, stopping: EarlyS
 
 
 def _check_labels_for_all(options: Options, inputs: Inputs, comm: Comm) -> None:
-    """The first worker checks the labels while the others wait; all go on together, or none.
+    """Check the labels on rank 0 while the other workers wait, then continue or fail on all of them. A collective.
 
     Raises:
-        RejectedByAll: labels from which nothing can be learned, or files that cannot be read.
+        RejectedByAll: nothing can be learned from the labels, or the files cannot be read.
     """
     if comm.local_rank == 0:
         print(f"worker 0 of {comm.size} checks the labels; the others wait for it", flush=True)
@@ -318,10 +326,14 @@ def execute(
     record: WorkerRecord | None = None,
     stop: StopRequest | None = None,
 ) -> None:
-    """Does what the options ask for.
+    """Train, evaluate, predict or benchmark as the options request.
 
     Args:
-        options, inputs, launch, record, stop: see Run.
+        options: the resolved configuration.
+        inputs: specification, embedding widths and loaders.
+        launch: rank and size of this process as its launcher announced them.
+        record: this worker's status file; None inside an application, whose process no watchdog may end.
+        stop: flag set by a stop signal; None inside an application, which handles its own signals.
     """
     run = Run(options, inputs, launch, record, stop)
     try:

@@ -1,4 +1,4 @@
-"""What a run's checkpoint says besides its arrays. Imports no TensorFlow."""
+"""The typed JSON state of a run's checkpoint, everything besides its arrays. Imports no TensorFlow."""
 
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -13,11 +13,11 @@ from trainer.sealed.manifest import MANIFEST
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides which samples each step has.
+    """Everything that determines which samples each step sees.
 
     Attributes:
-        seed, global_batch_size, train_mapping: the flags.
-        training_data: fingerprint of the training mapping.
+        seed, global_batch_size, train_mapping: values of the flags of these names.
+        training_data: fingerprint of the training mapping's files.
     """
 
     seed: int
@@ -28,7 +28,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class SavedRates:
-    """The flags that learning rates follow from, defaults resolved."""
+    """The flags that determine the learning rates, with defaults resolved."""
 
     num_epochs: int
     deep_learning_rate: float
@@ -39,15 +39,15 @@ class SavedRates:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The state of a checkpoint, in the types of its parts.
+    """The state of a run's checkpoint.
 
     Attributes:
-        identity: of the run.
-        position: where it resumes.
-        metrics: of the evaluation that it was saved after, None where undefined; empty without an evaluation.
-        stopping: the best value so far with its metric.
-        options: the run's flags; those of the model are looked at by `trainer.flags.model_flags`.
-        schema: what the weights belong to.
+        identity: everything that determines which samples each step sees.
+        position: position in the run from which training resumes.
+        stopping: state of early stopping.
+        schema: features and tasks that the weights belong to.
+        options: the run's flags; `trainer.flags.model_flags` checks those of the model.
+        metrics: metrics of the evaluation recorded in the checkpoint, None where undefined; empty without one.
     """
 
     identity: Identity
@@ -59,20 +59,20 @@ class RunFacts:
 
     @property
     def rates(self) -> SavedRates:
-        """Those of the flags that learning rates follow from."""
+        """The flags that determine the learning rates."""
         names = [item.name for item in fields(SavedRates) if item.name in self.options]
         return read_typed(SavedRates, {name: self.options[name] for name in names}, "state.options")
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "RunFacts":
-        """Those of a checkpoint.
+        """Reads the state of a checkpoint.
 
         Raises:
-            NoCheckpointError: something is missing or of another type.
+            NoCheckpointError: a value is missing or of another type.
         """
         try:
             facts: RunFacts = read_typed(cls, checkpoint.state, "state")
-            _ = facts.rates
+            _ = facts.rates  # raises a ValueError here rather than at its first use
             return facts
         except ValueError as error:
             raise NoCheckpointError(

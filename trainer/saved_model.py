@@ -1,4 +1,4 @@
-"""A trained model from its folder alone: no flag, no dataset."""
+"""Loads a trained model from its folder alone, without flags or a dataset."""
 
 import json
 import math
@@ -38,16 +38,16 @@ MAX_MEBIBYTES = 16
 
 @dataclass(frozen=True)
 class SavedModel:
-    """What a model folder holds.
+    """The content of a model folder.
 
     Attributes:
-        spec: features and channels; its files are those of the training data and need not be there.
-        layout: of the model's inputs.
-        tasks: one per label.
-        model: with its weights.
-        encoders: from raw values to ids and numbers, by feature; empty where the dataset came without.
-        metrics: of the evaluation that made these weights the best; NaN where undefined.
-        documents: the folder's files besides the weights.
+        spec: features and channels; the data files that it names need not exist.
+        layout: layout of the model's input tensors.
+        tasks: the tasks, one per label.
+        model: the model with its trained weights.
+        encoders: encoders from raw values to ids and numbers, by feature; empty if the dataset had none.
+        metrics: metrics of the evaluation of these weights; NaN where undefined.
+        documents: content of the folder's files besides the weights, by name.
     """
 
     spec: FeatureSpec
@@ -60,28 +60,27 @@ class SavedModel:
 
 
 def load_model(folder: Path, *, compute_dtype: str = "float32") -> SavedModel:
-    """Rebuilds the model of a folder as a run writes it to `<model_dir>/model`.
+    """Load the model that a run has written to `<model_dir>/model`.
 
     Args:
-        folder: of the model.
-        compute_dtype: float32, float16 or bfloat16.
+        folder: the model folder.
+        compute_dtype: type of the forward pass: float32, float16 or bfloat16.
 
     Raises:
-        NoCheckpointError: there is no model, a file of it is damaged, or the folder holds what this program does not
-            know.
+        NoCheckpointError: there is no model, one of its files is damaged, or its content is unknown to this program.
     """
     return read_model(open_model(Path(folder)), compute_dtype=compute_dtype)
 
 
 def read_model(sealed: SealedFolder, *, compute_dtype: str = "float32") -> SavedModel:
-    """`load_model` of a folder that has been verified."""
+    """Load the model of a folder that has been opened and verified, like `load_model`."""
     with foreign_is_refused(sealed.path):
         return _read_model(sealed, compute_dtype)
 
 
 @contextmanager
 def foreign_is_refused(folder: Path) -> Iterator[None]:
-    """Whole folders may still not be ours: what goes wrong in reading their content is a NoCheckpointError."""
+    """Convert errors in reading a folder into NoCheckpointError: an intact folder may still be another program's."""
     try:
         yield
     except NoCheckpointError:
@@ -95,7 +94,7 @@ def foreign_is_refused(folder: Path) -> Iterator[None]:
 def _read_model(sealed: SealedFolder, compute_dtype: str) -> SavedModel:
     architecture: Architecture = read_document(Architecture, sealed, ARCHITECTURE)
     options = _options(architecture.options, sealed.documents[ARCHITECTURE])
-    # The files that it names are never opened.
+    # Outside paths are harmless here: the data files that the specification names are never opened.
     spec = FeatureSpec.read(sealed.path / SPECIFICATION, allow_outside_paths=True)
     layout = input_layout(spec, embedding_dims(spec, sealed.path / SIZES, allow_outside_paths=True))
     tasks = tasks_of(spec)
@@ -120,18 +119,23 @@ def _content(path: Path) -> bytes:
 
 
 def read_document(kind: type[Any], sealed: SealedFolder, name: str) -> Any:
-    """A JSON document of a folder as an instance of a dataclass.
+    """Read a JSON file of a folder as an instance of a dataclass.
+
+    Args:
+        kind: the dataclass.
+        sealed: the opened folder.
+        name: name of the file.
 
     Raises:
-        LookupError: there is none of that name.
-        ValueError: it is no JSON, or something in it is missing or of another type.
+        LookupError: there is no file of that name.
+        ValueError: the file is not JSON, or a value in it is missing or of another type.
     """
     text = read_small_text(sealed.documents[name], "a JSON document", MAX_MEBIBYTES)
     return read_typed(kind, json.loads(text), name)
 
 
 def _check_size(options: ModelOptions, layout: InputLayout, tasks: tuple[Task, ...], sealed: SealedFolder) -> None:
-    """Refuses what claims to be larger than the weights that are there, before memory is asked for it."""
+    """Refuse a description of a model larger than the stored weights, before memory is allocated for it."""
     held = sum(math.prod(shape) for shape, _ in sealed.arrays.values())
     counts = (options.num_experts, options.num_task_experts, options.num_shared_experts, options.ple_levels)
     claimed = sum(columns.cardinality * columns.width for columns in layout.categorical)

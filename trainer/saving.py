@@ -1,4 +1,4 @@
-"""A run's checkpoints and model folder: what is saved, when it may be resumed, and how it comes back."""
+"""Saves a run's checkpoints and model folder, checks whether a checkpoint may be resumed, and restores it."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -37,29 +37,29 @@ from trainer.sealed.handover import Handover
 from trainer.state import RunState
 
 NAN = float("nan")
-# The first that there is decides which checkpoint is the best.
+# The first of these that is computed decides which checkpoint is the best.
 MAIN_METRICS = ("streaming_map_val", "auc_roc", "rmse")
 
 
 def agreed_model_options(options: ModelOptions, comm: Comm) -> ModelOptions:
-    """The first worker's model flags, on every worker."""
+    """Return rank 0's model flags on every worker. A collective."""
     values = comm.broadcast_bytes(json.dumps(vars(options)).encode())
     return ModelOptions(**from_json(json.loads(values)))
 
 
 def agreed_schema(schema: Schema, comm: Comm) -> Schema:
-    """The first worker's schema, on every worker."""
+    """Return rank 0's schema on every worker. A collective."""
     values = comm.broadcast_bytes(json.dumps(asdict(schema)).encode())
     return read_typed(Schema, json.loads(values), "schema")
 
 
 class Saver:
-    """Saves and restores a run. The first worker reads and writes; the others get its values.
+    """Saves and restores a run. Rank 0 reads and writes all files; the other workers exchange values with it.
 
     Args:
-        options: of the run.
-        inputs: of the run.
-        comm: the workers.
+        options: the resolved configuration.
+        inputs: specification, embedding widths and loaders.
+        comm: collectives over the workers.
     """
 
     def __init__(self, options: Options, inputs: Inputs, comm: Comm):
@@ -69,35 +69,42 @@ class Saver:
         self._writing: Future[Path] | None = None
 
     def save(self, state: RunState, position: Position, stopping: Stopping) -> None:
-        """Hands the state over to a checkpoint that is written in the background. A collective.
+        """Writes a checkpoint in a background thread. A collective.
 
-        It returns once all but a few blocks of the state are written, and those are copied: the memory that a save
-        takes does not grow with the state.
+        Returns once all but a few blocks of the state are written and the rest is copied, so the memory that a save
+        needs does not grow with the state, and the variables may be changed again.
 
-        A save that fails is reported when the next one begins, or by `has_failed`; training can go on, as the
-        checkpoint before it stands.
+        A failed save is reported when the next one begins, or by `has_failed`. Training can continue: the previous
+        checkpoint is untouched.
+
+        Args:
+            state: the variables to save.
+            position: the position in the run from which the checkpoint resumes.
+            stopping: the state of early stopping.
         """
         if self._comm.rank != 0:
             state.take_part_in_save()
             return
+        # Only the latest save is tracked, so a failure of the previous one is reported first.
         if self._writing is not None:
             self.has_failed(wait=True)
         step = position.step(self._inputs.train_loader.steps_per_epoch)
         write = partial(self._store.save, step, state=self._facts(position, stopping, {}))
+        # The blocks are read in this thread, since reading those of sharded variables is a collective.
         handover = Handover(state.sources())
         self._writing = self._writer.submit(handover.save, write)
         handover.fill()
 
     def evaluated(self, position: Position, stopping: Stopping, metrics: dict[str, float]) -> None:
-        """Records in an epoch's checkpoint what its evaluation gave, in the background and after its save.
+        """Records an epoch's evaluation in its checkpoint, in the background and after the save has ended.
 
-        The best so far, by the metric of early stopping, is kept besides the newest. A run that dies before this is
-        recorded evaluates the epoch again when it is resumed.
+        The best checkpoint so far, by the metric of early stopping, is kept in addition to the newest ones. A run
+        that dies before the evaluation is recorded repeats it when it is resumed.
 
         Args:
-            position: of the checkpoint, now evaluated.
-            stopping: with this evaluation.
-            metrics: of the evaluation.
+            position: the checkpoint's position, now marked as evaluated.
+            stopping: the state of early stopping after this evaluation.
+            metrics: the metrics of the evaluation.
         """
         if self._comm.rank == 0:
             key = stopping.metric
@@ -107,11 +114,15 @@ class Saver:
 
     def _record(self, saving: Future[Path] | None, amend: Callable[..., Path], key: str, value: float) -> Path:
         if saving is not None:
-            saving.result()
+            saving.result()  # raises the error of a failed save, whose checkpoint cannot be amended
         return amend(best=is_better(key, value, self._best_value(key)))
 
     def has_failed(self, wait: bool = False) -> bool:
-        """Whether a save has failed since the last question, which is reported as a warning."""
+        """Returns whether a save has failed since the last call, and prints its error as a warning.
+
+        Args:
+            wait: whether to wait for a save in progress instead of ignoring it.
+        """
         if self._writing is None or not (wait or self._writing.done()):
             return False
         try:
@@ -122,24 +133,25 @@ class Saver:
         return False
 
     def finish(self) -> None:
-        """Waits for the save in the background.
+        """Waits for the save in the background, if there is one.
 
         Raises:
-            CheckpointError: it has failed.
+            CheckpointError: the save has failed.
         """
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def resume(self, state: RunState) -> RunFacts:
-        """Restores a checkpoint of this very run on every worker.
+        """Restores a checkpoint from which this run can resume, on every worker. A collective.
 
         Returns:
-            What it says, the place where training resumes among it.
+            The checkpoint's facts, including the position from which training resumes.
 
         Raises:
-            NoCheckpointError: there is none that is whole.
-            DataError: it is another model's, or its remaining steps would not see the samples that are left.
+            NoCheckpointError: there is no intact checkpoint.
+            DataError: the checkpoint belongs to another model, or to a run with another order of samples, so that the
+                remaining steps would not see the remaining samples.
         """
         checkpoint, found = None, b""
         if self._comm.rank == 0:
@@ -164,11 +176,11 @@ class Saver:
         return read_typed(RunFacts, json.loads(self._comm.broadcast_bytes(found)), "state")
 
     def restore_weights(self, weights: RunState) -> Path:
-        """Restores the model's weights on every worker; returns the checkpoint's folder.
+        """Restores the model's weights on every worker and returns the checkpoint's folder. A collective.
 
         Raises:
-            NoCheckpointError: there is none that is whole.
-            DataError: it is another model's.
+            NoCheckpointError: there is no intact checkpoint.
+            DataError: the checkpoint belongs to another model.
         """
         checkpoint, found = None, b""
         if self._comm.rank == 0:
@@ -178,13 +190,16 @@ class Saver:
         return Path(self._comm.broadcast_bytes(found).decode())
 
     def write_best_model(self, weights: Sequence[str]) -> Path | None:
-        """Writes the best checkpoint's weights (the last one's, where no metric could tell) as the model folder.
+        """Writes the model folder with the weights of the best checkpoint, or of the last one if none is the best.
 
         Args:
-            weights: the names of the model's.
+            weights: names of the model's weights.
 
         Returns:
-            The folder, on the first worker.
+            The folder on rank 0, None on the other workers.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
         """
         if self._comm.rank != 0:
             return None
@@ -204,44 +219,44 @@ class Saver:
         }
         try:
             documents |= encoder_documents(spec.folder, allow_outside_paths=data.allow_outside_paths)
-        except DataError as error:  # they were whole before the first step
+        except DataError as error:  # checked before the first step, so this is no mistake in the inputs
             raise CheckpointError(f"cannot write the model folder: {error}") from error
         folder = Path(data.model_dir) / MODEL_FOLDER
         write_model(folder, [checkpoint.source(name) for name in weights], documents)
         return folder
 
     def last_metrics(self) -> dict[str, float]:
-        """The metrics of the last checkpoint, on the first worker; NaN for those that are none."""
+        """Returns the metrics of the last checkpoint on rank 0, NaN where undefined; an empty dict elsewhere."""
         if self._comm.rank != 0:
             return {}
         metrics = RunFacts.of(self._store.open("last", verify=False)).metrics
         return {key: NAN if value is None else value for key, value in metrics.items()}
 
     def main_metric(self, keys: Sequence[str]) -> str:
-        """The key that decides which checkpoint is the best.
+        """Returns the key of the metric that decides which checkpoint is the best.
 
-        It is --early_stopping_metric; without it MAP@12 where there are groups, else ROC AUC, else RMSE.
+        This is --early_stopping_metric; by default MAP@12 if there are groups, else ROC AUC, else RMSE.
 
         Args:
-            keys: of the metrics that are computed.
+            keys: keys of the metrics that are computed.
 
         Raises:
-            DataError: the flag names none of them.
+            DataError: --early_stopping_metric is not one of the keys.
         """
         asked = self._options.training.early_stopping_metric
         if asked is not None and asked not in keys:
             raise DataError(f"--early_stopping_metric {asked!r} is not one of {', '.join(keys)}")
-        # The first that there is.
+        # Each metric's own key with one task, the mean over tasks with several.
         defaults = [key for name in MAIN_METRICS for key in (name, f"{name}/mean")]
         return asked or next(key for key in defaults if key in keys)
 
     def best_value(self, key: str) -> float | None:
-        """What the best checkpoint's evaluation gave for a metric, on every worker; None where that is unknown."""
+        """Returns the best checkpoint's value of a metric on every worker, None if unknown. A collective."""
         value = self._best_value(key) if self._comm.rank == 0 else None
         return json.loads(self._comm.broadcast_bytes(json.dumps(value).encode()))
 
     def _best_value(self, key: str) -> float | None:
-        """On the first worker. It is this metric's own value, whatever metric made the checkpoint the best."""
+        """Returns `best_value` on rank 0: this metric's value, whichever metric made the checkpoint the best."""
         best = self._store.best()
         try:
             return None if best is None else RunFacts.of(best).metrics.get(key)
@@ -250,10 +265,11 @@ class Saver:
             return None
 
     def _open(self) -> tuple[Checkpoint, RunFacts]:
-        """The checkpoint that is asked for, which has the features and tasks of the model in the same order."""
+        """Opens the requested checkpoint and checks that it has the model's features and tasks in the same order."""
         checkpoint = self._store.open(self._options.run.which_checkpoint)
         facts, inputs = RunFacts.of(checkpoint), self._inputs
         widths = {columns.name: columns.width for columns in inputs.layout.categorical}
+        # No weight depends on max_hotness, but the ids that training sees do.
         ignoring = () if self._options.run.trains else (MAX_HOTNESS,)
         arranged = facts.schema.arrange(inputs.spec, widths, str(checkpoint.path), "the specification", ignoring)
         if arranged.channels != inputs.spec.channels:
@@ -264,7 +280,7 @@ class Saver:
         return checkpoint, facts
 
     def _facts(self, position: Position, stopping: Stopping, metrics: dict[str, float]) -> dict[str, Any]:
-        """What stands in a checkpoint besides arrays."""
+        """Returns the JSON state of a checkpoint: everything besides its arrays."""
         facts = RunFacts(
             identity=self._identity(),
             position=position,

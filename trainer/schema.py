@@ -1,8 +1,7 @@
-"""What weights belong to: features and tasks by name, in the order in which the model was built. Imports no TensorFlow.
+"""The schema of a model: its features and tasks by name, in the order in which it was built. Imports no TensorFlow.
 
-Weights are arrays whose rows, columns and slices stand for features and tasks by their position. A checkpoint holds the
-schema that it was trained with; whoever restores it builds the model in that order, whatever the order of the
-specification at hand.
+In the weights, features and tasks are identified by position alone. A checkpoint therefore stores the schema that it
+was trained with, and the model is built in that order when it is restored, whatever the order of the specification.
 """
 
 from collections.abc import Collection, Mapping
@@ -21,11 +20,12 @@ class InputSchema:
     """A feature that the model reads.
 
     Attributes:
-        name: of the feature.
-        channel: of the specification.
-        cardinality: number of ids, of a categorical feature.
-        width: of its embedding.
-        max_hotness: most ids of a row, of a multi-hot feature. No weight depends on it, but what training sees does.
+        name: name of the feature.
+        channel: channel of the specification that the feature belongs to.
+        cardinality: number of ids of a categorical feature.
+        width: embedding width of a categorical feature.
+        max_hotness: maximum number of ids per row of a multi-hot feature. No weight depends on it, but the ids that
+            training sees do.
     """
 
     name: str
@@ -40,10 +40,10 @@ class TaskSchema:
     """A task of the model.
 
     Attributes:
-        name: the label.
-        task: binary, multiclass or regression.
-        classes: of a multiclass task.
-        given: the label whose positives are its sample space.
+        name: name of the label.
+        task: kind of the task: binary, multiclass or regression.
+        classes: number of classes of a multiclass task.
+        given: name of the label whose positive rows are the task's sample space; None for all rows.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Schema:
 
     @classmethod
     def of(cls, spec: FeatureSpec, widths: Mapping[str, int]) -> "Schema":
-        """The schema of a model that is built for a specification, with these embedding widths."""
+        """Returns the schema of a model for a specification with the given embedding widths."""
         features = [
             InputSchema(name, channel)
             if channel == NUMERICAL
@@ -86,15 +86,19 @@ class Schema:
     def arrange(
         self, spec: FeatureSpec, widths: Mapping[str, int], saved: str, given: str, ignoring: Collection[str] = ()
     ) -> FeatureSpec:
-        """A specification with its channels in the order of this schema.
+        """Reorders the channels of a specification to match this schema.
 
         Args:
-            spec, widths: as of `of`.
-            saved, given: what has this schema and what has the specification, for the message.
-            ignoring: what may differ, of MAX_HOTNESS, WIDTH and LABEL (all of the tasks).
+            spec: the specification.
+            widths: embedding width of each categorical feature.
+            saved, given: names of the sources of this schema and of the specification, for the error message.
+            ignoring: properties that may differ: MAX_HOTNESS, WIDTH or LABEL (everything about tasks).
+
+        Returns:
+            The specification with reordered channels.
 
         Raises:
-            DataError: other features or tasks; names them and shows both sides.
+            DataError: features or tasks differ; the message shows both sides.
         """
         other = Schema.of(spec, widths)
         differences = _differences("feature", self.features, other.features, ignoring)
@@ -122,7 +126,7 @@ def _differences(
     given: Collection[InputSchema] | Collection[TaskSchema],
     ignoring: Collection[str],
 ) -> list[str]:
-    """One text per name whose two sides differ."""
+    """Return one message for each feature or task that differs between the two sides."""
     sides = [{entry.name: _described(entry, ignoring) for entry in entries} for entries in (saved, given)]
     both = [(name, *(side.get(name, "absent") for side in sides)) for name in dict.fromkeys((*sides[0], *sides[1]))]
     return [f"{what} {name!r} was {there} and is {here}" for name, there, here in both if there != here]

@@ -1,4 +1,4 @@
-"""All variables of a run by name, to and from checkpoints."""
+"""All variables of a run by name, and their transfer to and from checkpoints."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,16 +16,18 @@ Variables = Mapping[str, tf.Variable]
 
 @dataclass(frozen=True)
 class RunState:
-    """The variables of all workers. Checkpoints are the same whatever their number: sharded tables stand there whole.
+    """The variables of a run over all workers.
+
+    Checkpoints do not depend on the number of workers: sharded tables are saved whole.
 
     Attributes:
-        variables: by name.
-        comm: the workers.
-        sharded: rows over all workers of those variables of which each worker holds a part: row r of the whole is row
-            r // workers of worker r % workers.
-        tables: names of the variables that are read and written by rows. TensorFlow copies such a one as a whole
-            whenever it is read as a whole.
-        unknown: names of the variables in which NaN stands for what is not known yet.
+        variables: variables by name.
+        comm: collectives over the workers.
+        sharded: number of rows over all workers of each sharded variable. Row r of the whole is row r // workers of
+            worker r % workers.
+        tables: names of the variables that are read and written by rows only: reading such a resource variable whole
+            makes TensorFlow copy all of it.
+        unknown: names of the variables in which NaN means "not known yet".
     """
 
     variables: Variables
@@ -35,14 +37,17 @@ class RunState:
     unknown: frozenset[str] = frozenset()
 
     def sources(self) -> list[ArraySource]:
-        """The variables as arrays to be saved: copies, in blocks of rows. Blocks of sharded ones are collectives."""
+        """Returns the variables as array sources that yield copies in blocks of rows.
+
+        Reading a block of a sharded variable is a collective.
+        """
         return [
             ArraySource(name, self._whole_shape(name), variable.dtype.as_numpy_dtype, self._blocks(name))
             for name, variable in self.variables.items()
         ]
 
     def tensors(self, name: str) -> Iterator[tf.Tensor]:
-        """This worker's rows of a variable in order; of a table in blocks."""
+        """Yields this worker's rows of a variable in order: a table in blocks, any other variable whole."""
         variable = self.variables[name]
         if name not in self.tables:
             yield tf.convert_to_tensor(variable)
@@ -51,7 +56,7 @@ class RunState:
             yield variable.sparse_read(tf.range(start, stop))
 
     def take_part_in_save(self) -> None:
-        """What the other workers do while the first one saves."""
+        """Reads the blocks of all sharded variables and drops them, while rank 0 saves. A collective."""
         for source in self.sources():
             if source.name in self.sharded:
                 for _ in source.blocks():
@@ -61,7 +66,7 @@ class RunState:
         """Overwrites the variables of all workers with a checkpoint's arrays. A collective.
 
         Args:
-            checkpoint: on the first worker; None on the others.
+            checkpoint: the checkpoint on rank 0; None on the other workers.
 
         Raises:
             DataError: an array is missing or has another shape.
@@ -76,7 +81,7 @@ class RunState:
             self._restore_sharded(name, checkpoint)
 
     def share(self) -> None:
-        """Gives the first worker's values to all, but of sharded variables. A collective."""
+        """Overwrites all but the sharded variables with rank 0's values. A collective."""
         self.comm.broadcast_variables(variable for name, variable in self.variables.items() if name not in self.sharded)
 
     def _whole_shape(self, name: str) -> tuple[int, ...]:
@@ -90,6 +95,7 @@ class RunState:
 
     def _sharded_blocks(self, name: str) -> Iterator[np.ndarray]:
         for start, stop, own in self._own_rows(name):
+            # [stop - start, ...], grouped by worker; a stable sort by holder maps that order back to the table's.
             came = self.comm.gather_rows(self.variables[name].sparse_read(tf.range(own.start, own.stop)).numpy())
             holders = np.arange(start, stop) % self.comm.size
             block = np.empty_like(came)
@@ -101,6 +107,7 @@ class RunState:
         variable, size = self.variables[name], self.comm.size
         for start, stop, own in self._own_rows(name):
             sent, counts = np.empty((0, *variable.shape[1:]), variable.dtype.as_numpy_dtype), [0] * size
+            # Rank 0 alone sends: each block's rows, grouped by the worker that holds them.
             if blocks is not None:
                 holders = np.arange(start, stop) % size
                 sent = next(blocks)[np.argsort(holders, kind="stable")]
@@ -108,14 +115,15 @@ class RunState:
             variable[own].assign(self.comm.exchange_rows(sent, counts))
 
     def _own_rows(self, name: str) -> Iterator[tuple[int, int, slice]]:
-        """Start and end of each block of the whole, and this worker's rows of it."""
+        """Yields start and end of each block of the whole variable, and the slice of this worker's rows in it."""
         size, dtype = self.comm.size, np.dtype(self.variables[name].dtype.as_numpy_dtype)
         for start, stop in _row_ranges(self._whole_shape(name), dtype):
+            # ceil((row - rank) / size) rows of this worker come before `row`.
             yield start, stop, slice(*(-((self.comm.rank - row) // size) for row in (start, stop)))
 
 
 def array_sources(variables: Variables) -> list[ArraySource]:
-    """Variables that this process holds whole as arrays to be saved."""
+    """Return variables that this process holds whole as array sources."""
     return [
         ArraySource(name, tuple(variable.shape), variable.dtype.as_numpy_dtype, _blocks(variable))
         for name, variable in variables.items()
@@ -123,11 +131,13 @@ def array_sources(variables: Variables) -> list[ArraySource]:
 
 
 def restore(variables: Variables, checkpoint: SealedFolder) -> None:
-    """Overwrites variables that this process holds whole with the arrays of a checkpoint or model folder, by blocks.
+    """Overwrite variables that this process holds whole with the arrays of a checkpoint or model folder.
+
+    Arrays are read in blocks, so that none is in memory twice.
 
     Raises:
-        DataError: an array is missing or has another shape, as happens when the model's flags or the
-            specification have changed since.
+        DataError: an array is missing or has another shape, for example because the model flags or the specification
+            have changed since.
     """
     _check_shapes({name: tuple(variable.shape) for name, variable in variables.items()}, checkpoint)
     _assign(variables, checkpoint)
@@ -147,7 +157,7 @@ def _assign(variables: Variables, checkpoint: SealedFolder) -> None:
     for name, variable in variables.items():
         start = 0
         for block in checkpoint.blocks(name):
-            if not variable.shape.rank:
+            if not variable.shape.rank:  # a scalar has no rows to slice
                 variable.assign(block)
                 continue
             stop = start + len(block)
@@ -171,6 +181,7 @@ def _blocks(variable: tf.Variable) -> Callable[[], Iterator[np.ndarray]]:
     shape, dtype = tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype)
 
     def blocks() -> Iterator[np.ndarray]:
+        # Reading by rows copies one block at a time; a variable of one block can as well be read whole.
         if not shape or shape[0] <= rows_per_block(shape, dtype):
             yield variable.numpy()
             return
@@ -181,7 +192,7 @@ def _blocks(variable: tf.Variable) -> Callable[[], Iterator[np.ndarray]]:
 
 
 def _row_ranges(shape: tuple[int, ...], dtype: np.dtype) -> Iterator[tuple[int, int]]:
-    """Start and end of each block of rows."""
+    """Yield start and end of each block of rows."""
     rows = rows_per_block(shape, dtype)
     for start in range(0, shape[0], rows):
         yield start, min(start + rows, shape[0])

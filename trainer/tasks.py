@@ -1,4 +1,4 @@
-"""Tasks: what each label means. Imports no TensorFlow."""
+"""Tasks: how each label is learned. Imports no TensorFlow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ class Task:
     """One label to learn.
 
     Attributes:
-        name: the label.
+        name: name of the label.
         kind: "binary", "regression" or "multiclass".
-        loss_weight: factor of its loss in the sum over tasks.
-        positive_weight: factor of a positive row's loss.
-        given: position of the label that must be 1 for a row to count (the sample space), None for all rows.
-        classes: of a multiclass task, whose labels are 0 to classes - 1; else 0.
+        loss_weight: factor of the task's loss in the sum over tasks.
+        positive_weight: factor of the loss of positive rows in a binary task.
+        given: index of the label that must be 1 for a row to count (the sample space); None if all rows count.
+        classes: number of classes of a multiclass task, whose labels are 0 to classes - 1; 0 for other tasks.
     """
 
     name: str
@@ -32,12 +32,12 @@ class Task:
 
     @property
     def width(self) -> int:
-        """How many logits it has: one, or one per class."""
+        """The number of logits: one, or one per class."""
         return self.classes or 1
 
 
 def tasks_of(spec: FeatureSpec) -> tuple[Task, ...]:
-    """The tasks of a specification, in the order of its label channel."""
+    """Return the tasks of a specification, in the order of its label channel."""
     names = [label.name for label in spec.labels]
     return tuple(
         Task(
@@ -53,17 +53,17 @@ def tasks_of(spec: FeatureSpec) -> tuple[Task, ...]:
 
 
 def logit_columns(tasks: Sequence[Task]) -> tuple[slice, ...]:
-    """Which columns of the logits, [batch, sum of widths], are each task's."""
+    """Return the columns of each task in the logits, [batch, sum of widths]."""
     ends = accumulate(task.width for task in tasks)
     return tuple(slice(end - task.width, end) for task, end in zip(tasks, ends, strict=True))
 
 
 def joint_chains(tasks: Sequence[Task]) -> dict[int, tuple[int, ...]]:
-    """The tasks that have a joint probability, with all that they are given, besides their conditional one.
+    """Return the tasks with a joint probability, that of their label and all labels that it is given.
 
     Returns:
-        Position of each binary task with `given` -> the positions of all that it is given, each given the one before
-        it, and its own as the last.
+        Index of each binary task with `given` -> its chain: the indices of all labels that it is given, each given the
+        one before it, followed by its own.
     """
     given_others = [index for index, task in enumerate(tasks) if task.kind == "binary" and task.given is not None]
     return {index: _chain_of(tasks, index) for index in given_others}
@@ -75,12 +75,12 @@ def _chain_of(tasks: Sequence[Task], index: int) -> tuple[int, ...]:
 
 
 def joint_name(tasks: Sequence[Task], chain: Sequence[int]) -> str:
-    """What a task and all that it is given are called together, as in click+conversion."""
+    """Return the name of a chain's joint event, such as click+conversion."""
     return JOINT.join(tasks[index].name for index in chain)
 
 
 def restrict_to_sample_space(labels: np.ndarray, tasks: Sequence[Task]) -> np.ndarray:
-    """Labels [batch, tasks] float32 with NaN (does not count) where a task's `given` label is not 1."""
+    """Return labels, [batch, tasks] float32, set to NaN (does not count) where a task's `given` label is not 1."""
     if all(task.given is None for task in tasks):
         return labels
     restricted = labels.copy()

@@ -1,4 +1,4 @@
-"""What trains a model: its optimizers, loss weighting and step, made as the flags say."""
+"""Builds the optimizers, loss weighting and training step of a model from the flags."""
 
 from typing import NamedTuple
 
@@ -17,12 +17,12 @@ from trainer.weights import kernel_names, named
 
 
 class Training(NamedTuple):
-    """A model in training.
+    """A model set up for training.
 
     Attributes:
-        step: one training step.
-        schedule: of the deep part's learning rate.
-        state: all that a checkpoint holds.
+        step: the training step.
+        schedule: learning rate schedule of the deep part.
+        state: all variables that a checkpoint holds.
     """
 
     step: TrainStep
@@ -31,7 +31,7 @@ class Training(NamedTuple):
 
 
 def shards_of(options: TrainingOptions, comm: Comm) -> Shards | None:
-    """How large tables are dealt to the workers, if they are."""
+    """Return how large tables are sharded over the workers, or None without --shard_embeddings."""
     return Shards(comm.rank, comm.size, comm.exchange_values) if options.shard_embeddings else None
 
 
@@ -44,15 +44,15 @@ def make_training(
     comm: Comm,
     compute_dtype: str,
 ) -> Training:
-    """Puts together what trains a model.
+    """Build the training step, learning rate schedule and checkpointed state of a model.
 
     Args:
-        model: with its weights created.
-        options: how it is trained.
-        deep_optimizer: of the deep part, defaults resolved.
-        steps_per_epoch: which schedules count in.
-        comm: the workers.
-        compute_dtype: float16 needs a loss scale.
+        model: the model to train, with its weights created.
+        options: the training flags.
+        deep_optimizer: settings of the deep part's optimizer, defaults resolved.
+        steps_per_epoch: number of steps per epoch, in which schedules are defined.
+        comm: collectives over the workers.
+        compute_dtype: type of the forward and backward pass; float16 turns on dynamic loss scaling.
 
     Raises:
         DataError: the loss weighting does not fit the model.
@@ -81,6 +81,7 @@ def make_training(
         fp16_allreduce=options.fp16_allreduce,
     )
     states = wide.state | deep.state | loss_scale.state | weighting.weights | weighting.state
+    # A table's optimizer slots have the rows of the table: they are sharded, saved and restored like it.
     by_rows = {
         table.path: (table.path, *wide.state_of(table.path), *deep.state_of(table.path))
         for table in model.embeddings.tables
@@ -109,7 +110,7 @@ def _deep_optimizer(
     schedule: Schedule,
     weighting: LossWeighting,
 ) -> Optimizer:
-    """Of all that is not wide, the loss weighting's own weights among it."""
+    """Build the optimizer of everything outside the wide part, including the loss weighting's own weights."""
     tables = named(model.embeddings.deep_tables)
     return Optimizer(
         make_rule(how),

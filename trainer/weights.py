@@ -1,4 +1,4 @@
-"""A model's weights by name, and which of them what concerns."""
+"""A model's weights by name, and the subsets that loss weighting and regularization act on."""
 
 import keras
 import tensorflow as tf
@@ -9,10 +9,10 @@ from trainer.models.ranking import RankingModel
 
 
 def shared_weights(model: RankingModel, weighting: LossWeighting) -> dict[str, tf.Variable]:
-    """The weights that the loss weighting wants each task's gradient of, by name.
+    """Return the weights, by name, for which the loss weighting needs each task's gradient.
 
     Raises:
-        DataError: it wants some, and the model's tasks share none.
+        DataError: the loss weighting needs such weights, but the model's tasks share none.
     """
     if weighting.wants == "nothing":
         return {}
@@ -27,15 +27,15 @@ def shared_weights(model: RankingModel, weighting: LossWeighting) -> dict[str, t
 
 
 def kernel_names(model: RankingModel) -> list[str]:
-    """The dense weights that L2 regularisation acts on: not biases, nor what batch normalisation scales by."""
+    """Return the dense weights under L2 regularization: kernels, not biases or batch normalization's scales."""
     return [name for name in named(model.deep_weights) if name.endswith("kernel")]
 
 
 def named(variables: list[keras.Variable]) -> dict[str, tf.Variable]:
-    """Path -> TensorFlow variable.
+    """Return the TensorFlow variables of Keras variables by path.
 
     Raises:
-        ValueError: two layers have one name, so that one of their weights would be lost.
+        ValueError: two variables have the same path, so that one of them would be lost.
     """
     by_path = {variable.path: variable.value for variable in variables}
     if len(by_path) < len(variables):

@@ -1,1 +1,1 @@
-"""The flags of main.py: what there are, how they are read, where defaults come from. Imports no TensorFlow."""
+"""The flags of main.py: definitions, parsing and defaults. Imports no TensorFlow."""

@@ -1,4 +1,4 @@
-"""Command line -> Options. Flags are made from the dataclasses' fields."""
+"""Parses the command line into Options, with one flag per dataclass field."""
 
 import argparse
 import difflib
@@ -21,7 +21,7 @@ One worker: python main.py. Several: horovodrun -np N sh hvd_wrapper.sh python m
 
 
 class _Parser(Parser):
-    """Raises instead of exiting: a worker's record tells the mistake, too."""
+    """A parser that raises an error instead of exiting, so that a worker can record it in its status file."""
 
     def error(self, message: str) -> NoReturn:
         hint = self.nearest_flag(message)
@@ -29,16 +29,17 @@ class _Parser(Parser):
 
 
 def make_parser() -> Parser:
-    """One flag per field of the option groups."""
+    """Build the parser of main.py, with one flag per field of the option groups."""
     parser = _Parser("main.py", DESCRIPTION, argparse.RawTextHelpFormatter)
     for group in GROUPS.values():
+        # The first line of a group's docstring is its title in the help text.
         section = parser.add_argument_group(str(group.__doc__).splitlines()[0].rstrip("."))
         hints = typing.get_type_hints(group)
         for item in fields(group):
             default = DEFAULT_PLACES[item.name] if item.name in DEFAULT_PLACES else default_of(item)
             section.add_argument(
                 f"--{item.name}",
-                default=None,
+                default=None,  # tells flags that were given from those that were not; the dataclass has the default
                 help=_help(item.metadata["help"], default),
                 **_kind(hints[item.name], item.metadata["parse"]),
             )
@@ -48,16 +49,16 @@ def make_parser() -> Parser:
 def parse(
     argv: Sequence[str] | None, workers: int, model_names: Sequence[str], *, reads_checkpoint: bool = True
 ) -> Options:
-    """The options that `argv` asks for.
+    """Parse arguments into options.
 
     Args:
-        argv: arguments without the program's name; None takes the process's own.
+        argv: arguments without the program name; None for those of the process.
         workers: number of workers.
-        model_names: what --model accepts.
-        reads_checkpoint: whether the model's flags that are not stated are those of the checkpoint, if one is restored.
+        model_names: names that --model accepts.
+        reads_checkpoint: whether to take the model's flags from the checkpoint, if the run restores one.
 
     Raises:
-        DataError: an unknown flag, a value out of range, or flags that contradict each other or the checkpoint.
+        DataError: a flag is unknown, a value is out of range, or flags contradict each other or the checkpoint.
         NoCheckpointError: there is no checkpoint to restore.
     """
     given = {name: value for name, value in vars(make_parser().parse(argv)).items() if value is not None}
@@ -80,7 +81,12 @@ def _of(group: type, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _kind(hint: Any, parse: Callable[[Sequence[str]], Any] | None = None) -> dict[str, Any]:
-    """argparse's description of a field's type."""
+    """Return the arguments of `add_argument` for a field's type.
+
+    Args:
+        hint: type hint of the field.
+        parse: function that makes the value from the given words, for types that the hint does not describe.
+    """
     if parse is not None:
         return {"nargs": "*", "action": _Parsed, "const": parse, "metavar": "N"}
     members = [member for member in typing.get_args(hint) if member is not type(None)]

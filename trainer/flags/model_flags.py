@@ -1,4 +1,4 @@
-"""The model's flags that a checkpoint was trained with. Imports no TensorFlow."""
+"""Reads the model flags that a checkpoint was trained with. Imports no TensorFlow."""
 
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,19 +16,19 @@ from trainer.run_facts import RunFacts
 def saved_model_flags(
     stated: Mapping[str, Any], model_dir: Path, which: str, model_names: Sequence[str]
 ) -> dict[str, Any]:
-    """The model's flags of a checkpoint, by name.
+    """Return the model flags of a checkpoint by name.
 
     Args:
-        stated: the flags of the command line; those of the model must be the checkpoint's.
-        model_dir: where the checkpoints are.
-        which: last, best or a path.
-        model_names: what --model accepts.
+        stated: flags given on the command line; any model flags among them must equal the checkpoint's.
+        model_dir: folder that contains the checkpoints.
+        which: "last", "best" or a path.
+        model_names: names that --model accepts.
 
     Raises:
-        NoCheckpointError: there is no such checkpoint, or it holds flags that are none.
-        DataError: a flag is stated and was another one in training.
+        NoCheckpointError: there is no such checkpoint, or its flags are invalid.
+        DataError: a given model flag differs from the checkpoint's.
     """
-    # What is passed over on the way is reported when the checkpoint is restored.
+    # No warnings here: they are printed when the checkpoint is restored.
     checkpoint = CheckpointStore(model_dir, warn=lambda text: None).open(which, verify=False)
     try:
         saved = from_json(RunFacts.of(checkpoint).options)
@@ -49,10 +49,10 @@ def saved_model_flags(
 
 
 def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that are flags of the model, as ModelOptions takes them.
+    """Select the model flags among JSON values and convert them to the types of ModelOptions.
 
     Raises:
-        DataError: a value is of another type than the flag.
+        DataError: a value does not have the type of its flag.
     """
     try:
         flags = read_typed(dict[str, Any], values, "options")

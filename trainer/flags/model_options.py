@@ -1,4 +1,4 @@
-"""The flags that say what is trained."""
+"""The flags that describe the model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ Units = tuple[int, ...]
 
 
 def read_tower_units(words: Sequence[str]) -> Units | dict[str, Units]:
-    """`64 32`, or the name of a YAML file with a list of units per label.
+    """Parse tower units: numbers such as `64 32`, or the path of a YAML file with a list of units per label.
 
     Raises:
-        DataError: neither, or the file holds something else.
+        DataError: the words are neither, or the file contains anything else.
     """
     if len(words) == 1 and words[0].endswith((".yaml", ".yml")):
         document = read_yaml(Path(words[0]))
@@ -66,7 +66,7 @@ class ModelOptions:
     calibrator_weight: float = option(0.6, "of aitm's penalty on a task that is likelier than the one before it")
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
+        """Checks the ranges of all values. Raises a DataError if one is out of range."""
         for name in ("deep_hidden_units", "expert_hidden_units", "gate_hidden_units"):
             each_at_least(name, getattr(self, name), 1)
         towers = self.tower_hidden_units
@@ -87,12 +87,12 @@ class ModelOptions:
             share(name, getattr(self, name), end=0.99)
 
     def tower_units(self, task: str) -> Units:
-        """Units of the hidden layers of a task's tower."""
+        """Returns the units of the hidden layers of a task's tower."""
         towers = self.tower_hidden_units
         return towers[task] if isinstance(towers, dict) else towers
 
     def check_towers(self, labels: Sequence[str]) -> None:
-        """Raises DataError unless towers that are given per label are given for just these."""
+        """Raises a DataError if towers are given per label, but not for exactly these labels."""
         towers = self.tower_hidden_units
         if isinstance(towers, dict) and set(towers) != set(labels):
             raise DataError(

@@ -1,4 +1,4 @@
-"""One flag as a dataclass field, and the checks of values that groups of flags share."""
+"""Flags as dataclass fields, and the range checks that groups of flags share."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,29 +9,35 @@ from data.errors import DataError
 
 
 def option(default: Any, help_text: str, parse: Callable[[Sequence[str]], Any] | None = None) -> Any:
-    """A dataclass field with its help, and how its value is made of the words given where its type does not say."""
+    """Return the dataclass field of a flag.
+
+    Args:
+        default: default value of the flag.
+        help_text: description of the flag for --help.
+        parse: function that makes the value from the words on the command line; None to follow the field's type.
+    """
     return field(default=default, metadata={"help": help_text, "parse": parse})
 
 
 def at_least(name: str, value: float, least: int) -> None:
-    """Raises a DataError for a smaller value, for infinity and for NaN."""
+    """Raise a DataError if the value is smaller than `least`, infinite or NaN."""
     if not least <= value < math.inf:
         raise DataError(f"--{name} must be at least {least}, got {value}")
 
 
 def each_at_least(name: str, values: tuple[int, ...], least: int) -> None:
-    """Raises a DataError if one of the values is smaller."""
+    """Raise a DataError if one of the values is smaller than `least`."""
     for value in values:
         at_least(name, value, least)
 
 
 def share(name: str, value: float, end: float = 1) -> None:
-    """Raises a DataError for a value outside [0, end)."""
+    """Raise a DataError if the value lies outside of [0, end)."""
     if not 0 <= value < end:
         raise DataError(f"--{name} must lie in [0, {end}), got {value}")
 
 
 def positive(name: str, value: float) -> None:
-    """Raises a DataError for anything but a positive, finite number."""
+    """Raise a DataError unless the value is positive and finite."""
     if not (math.isfinite(value) and value > 0):
         raise DataError(f"--{name} must be a positive number, got {value}")

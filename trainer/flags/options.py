@@ -1,6 +1,6 @@
-"""Every flag of main.py: its name, default, help and limits, in one dataclass per concern.
+"""The flags of main.py, with their defaults, help texts and limits, in one dataclass per topic.
 
-One field is one flag. Nothing here imports TensorFlow, so that a mistake is told within a second.
+Each field is one flag. Nothing here imports TensorFlow, so mistakes are reported within a second.
 """
 
 from dataclasses import MISSING, dataclass, fields
@@ -107,7 +107,7 @@ class TrainingOptions:
     )
 
     def __post_init__(self) -> None:
-        """Checks ranges, and limits between flags."""
+        """Checks ranges and flags against each other. Raises a DataError if a check fails."""
         for name in ("global_batch_size", "eval_batch_size", "num_epochs"):
             at_least(name, getattr(self, name), 1)
         for name in ("linear_learning_rate", "deep_learning_rate"):
@@ -129,14 +129,14 @@ class TrainingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DeepOptimizer:
-    """How the deep part is updated.
+    """The optimizer settings of the deep part.
 
     Attributes:
-        rule: rmsprop, adam, adamw, adagrad or sgd.
+        rule: update rule: rmsprop, adam, adamw, adagrad or sgd.
         rate: base learning rate.
-        schedule: steps or constant.
-        warmup_epochs: over which the rate rises to its base.
-        weight_decay: of adamw; 0 for the others.
+        schedule: learning rate schedule after the warm-up: steps or constant.
+        warmup_epochs: number of epochs over which the learning rate rises to its base.
+        weight_decay: decoupled weight decay of adamw; 0 for other rules.
     """
 
     rule: str
@@ -148,7 +148,14 @@ class DeepOptimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The resolved configuration of a run."""
+    """The resolved configuration of a run.
+
+    Attributes:
+        data: flags of the dataset and the output folders.
+        model: flags of the model.
+        training: flags of the optimization.
+        run: flags that select what the run does.
+    """
 
     data: DataOptions
     model: ModelOptions
@@ -157,7 +164,8 @@ class Options:
 
     @property
     def deep_optimizer(self) -> DeepOptimizer:
-        """The deep part's optimizer, defaults resolved."""
+        """The optimizer settings of the deep part, with defaults resolved."""
+        # wide_deep keeps the settings of the published recipe.
         training, published = self.training, self.model.model == "wide_deep"
         schedule = training.deep_schedule
         if schedule == "auto":
@@ -174,7 +182,7 @@ class Options:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Flag name -> value, ready for JSON; defaults that depend on other flags are resolved."""
+        """Returns all flags by name as JSON values, with defaults that depend on other flags resolved."""
         groups = (self.data, self.model, self.training, self.run)
         flat = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
         deep = self.deep_optimizer
@@ -192,7 +200,7 @@ GROUPS: dict[str, type] = {
 
 
 def default_of(item: Any) -> Any:
-    """A field's default value, None where it has none."""
+    """Return the default value of a dataclass field, or None if it has none."""
     return None if item.default is MISSING else item.default
 
 

@@ -1,10 +1,10 @@
-"""Where a run finds its dataset and keeps what comes out, as far as the command line does not say."""
+"""The default folders of a run's dataset and outputs."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-# The public recipe's places, used where they exist and can be written; else the folders beside the caller.
+# The folders of the public recipe, used if they exist and are writable, and those in the current directory otherwise.
 DEFAULT_PLACES = {
     "dataset_path": ("/outbrain/data", "outbrain/data"),
     "model_dir": ("/outbrain/checkpoints", "outbrain/checkpoints"),
@@ -13,17 +13,19 @@ DEFAULT_PLACES = {
 
 
 def default_place(name: str) -> Path:
-    """The folder of a flag that is not given."""
+    """Return the default folder of a flag."""
     public, local = DEFAULT_PLACES[name]
     return Path(public) if os.access(public, os.W_OK) else Path(local)
 
 
 def place_in(words: Sequence[str], name: str) -> Path:
-    """The folder that a command names, or the default, without a look at its other words: they may be wrong.
+    """Return the folder that a command passes for a flag, or the default.
+
+    The command's other words are not parsed, since they may be invalid.
 
     Args:
-        words: a command whose last words are main.py's flags.
-        name: a name of DEFAULT_PLACES, without dashes.
+        words: a command line that ends with flags of main.py.
+        name: name of the flag without dashes, a key of DEFAULT_PLACES.
     """
     flag, found = f"--{name}", None
     for position, word in enumerate(words):

@@ -1,4 +1,4 @@
-"""The flags that say what a run does."""
+"""The flags that select what a run does."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class RunOptions:
     horovod_timeline: Path | None = option(None, "file for Horovod's timeline of what several workers exchange")
 
     def __post_init__(self) -> None:
-        """Checks ranges, and limits between flags."""
+        """Checks ranges and flags against each other. Raises a DataError if a check fails."""
         for name in ("benchmark_steps", "keep_checkpoints", "log_every"):
             at_least(name, getattr(self, name), 1)
         at_least("benchmark_warmup_steps", self.benchmark_warmup_steps, 0)
@@ -74,7 +74,15 @@ class RunOptions:
         self._check_observation()
 
     def check_workers(self, workers: int, environ: Mapping[str, str]) -> None:
-        """Raises DataError for a timeline that nobody would write, or that the launcher wants elsewhere."""
+        """Checks --horovod_timeline against the launcher.
+
+        Args:
+            workers: number of workers.
+            environ: environment variables of the process.
+
+        Raises:
+            DataError: there is only one worker, which writes no timeline, or the launcher has set another path.
+        """
         file, announced = self.horovod_timeline, environ.get(TIMELINE_VARIABLE)
         if file is None:
             return
@@ -88,32 +96,32 @@ class RunOptions:
 
     @property
     def profiled_steps(self) -> range:
-        """The steps to trace, counted from 1 over the whole run."""
+        """The steps to profile, counted from 1 over the whole run; empty without --profile_steps."""
         return range(0) if self.profile_steps is None else _parse_steps(self.profile_steps)
 
     @property
     def save_interval(self) -> Interval:
-        """When to save besides after epochs."""
+        """The interval between saves within an epoch."""
         return parse_interval("checkpoint_every", self.checkpoint_every)
 
     @property
     def trains(self) -> bool:
-        """Whether weights are trained, if only to measure it."""
+        """Whether the run trains weights, including a benchmark of training."""
         return not self.evaluate and self.predict is None
 
     @property
     def restores(self) -> bool:
-        """Whether a checkpoint is needed."""
+        """Whether the run restores a checkpoint."""
         return not self.benchmark and (self.use_checkpoint or not self.trains)
 
     @property
     def which_checkpoint(self) -> str:
-        """The checkpoint to restore, the default resolved."""
+        """The checkpoint to restore: --checkpoint, or by default the last one to train and the best one otherwise."""
         return self.checkpoint or ("last" if self.trains else "best")
 
     @property
     def predictions_path(self) -> Path | None:
-        """The file of predictions, of --predict or of --evaluate."""
+        """The predictions file of --predict or --evaluate; None if the run writes none."""
         return self.predict or self.predictions_file
 
     def _check_predictions(self) -> None:
