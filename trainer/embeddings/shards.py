@@ -30,8 +30,8 @@ class _Request(NamedTuple):
 class Shards:
     """Sharding of large tables: row r of a table is row r // workers on worker r % workers.
 
-    Adjacent rows lie on different workers, and IDs are assigned by descending frequency, so memory and work are both
-    balanced. All tables are exchanged together: a lookup takes three collectives and a delivery of gradients another
+    Adjacent rows lie on different workers, which balances memory, and also work if IDs are assigned by descending
+    frequency. All tables are exchanged together: a lookup takes three collectives and a delivery of gradients another
     three, whatever the number of tables.
 
     Attributes:
@@ -127,7 +127,7 @@ class Shards:
             tf.split(tf.reshape(tensor, [-1]), sent_values[index], num=self.workers)
             for index, tensor in enumerate(tensors)
         ]
-        # Flat values, by receiver and within it by tensor. What comes is ordered by sender in the same way.
+        # Flat values, by receiver and within it by tensor. Received values are ordered by sender in the same way.
         outgoing = tf.concat([own[worker] for worker in range(self.workers) for own in pieces], axis=0)
         incoming = self.exchange(outgoing, tf.reduce_sum(sent_values, axis=0))
         sizes = tf.reshape(tf.transpose(received_values), [-1])

@@ -1,7 +1,7 @@
 """Embedding tables, read row by row and never as a whole.
 
 A step gathers the rows that a batch looks up and differentiates everything after that (pooling, the model, the
-loss) with respect to these rows, so no gradient has the size of a table.
+loss) with respect to these rows, so differentiation never creates a gradient of a table's size.
 """
 
 import math

@@ -74,8 +74,8 @@ def activated(
 def weight_factor(style: Style, training_pass: TrainingPass | None) -> float:
     """Returns the factor of kernel and bias that replaces dropout's rescaling of the units.
 
-    Scaling the weights instead of the units by 1 / (1 - dropout) is valid for relu only, since relu(s x) = s relu(x),
-    and not before batch normalisation, which would cancel it: there, and outside training, the factor is 1.
+    With relu, the weights are scaled by 1 / (1 - dropout) instead of the units, since relu(s x) = s relu(x). With other
+    activations, before batch normalisation (which would cancel it) and outside training, the factor is 1.
     """
     passes = training_pass is not None and style.activation == "relu" and not style.batch_norm
     return 1 / (1 - style.dropout) if passes else 1.0

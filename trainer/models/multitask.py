@@ -123,7 +123,7 @@ class MultiTask(RankingModel):
         for index, level in enumerate(self.levels):
             if level.sources:
                 below = states[-1].outputs
-                # Expert inputs are [experts, batch, units]; a gate reads what the same gate of the level below gave.
+                # Expert inputs are [experts, batch, units]; each gate reads its own output of the level below.
                 expert_input, gate_input = tf.gather(below, level.sources), below[: len(level.readable)]
             else:
                 expert_input = gate_input = deep_input
