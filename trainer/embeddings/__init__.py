@@ -1,1 +1,1 @@
-"""Embedding tables: lookup, the gradients of touched rows, their way between workers, sharding."""
+"""Embedding tables: lookup, sharding, and the exchange of sparse gradients between workers."""

@@ -1,4 +1,4 @@
-"""How a step sums the gradients of each table over the workers."""
+"""Plan of how a step sums the gradient of each table over the workers."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,12 +16,12 @@ class TableUse:
     """How a step uses one table.
 
     Attributes:
-        name: the table.
-        part: whose optimizer updates it, wide or deep.
-        rows: its number of rows, over all workers.
+        name: path of the table's variable.
+        part: which part's optimizer updates the table, wide or deep.
+        rows: number of rows over all workers.
         width: values per row.
-        exchange: how its gradient is summed. whole: all rows, on every worker; rows: those that a batch touches, on
-            every worker; shards: those that a batch touches, by the worker that holds them.
+        exchange: how the gradient is summed. whole: all rows, on every worker; rows: the rows that a batch touches, on
+            every worker; shards: the rows that a batch touches, on the worker that holds them.
     """
 
     name: str
@@ -34,13 +34,16 @@ class TableUse:
 def plan_tables(
     embeddings: EmbeddingTables, global_batch_size: int, workers: int, choice: Choice
 ) -> tuple[TableUse, ...]:
-    """How a step over `global_batch_size` rows uses each table: the deep ones in feature order, then the wide one.
+    """Plans how a step over `global_batch_size` rows uses each table.
 
     Args:
-        embeddings: the tables; sharded ones are exchanged as shards, whatever the choice.
-        global_batch_size: rows per step, over all workers.
-        workers: how many there are.
-        choice: whole or rows for all tables, or auto: for each the cheaper.
+        embeddings: the tables; sharded ones are always exchanged as shards.
+        global_batch_size: rows per step over all workers.
+        workers: number of workers.
+        choice: whole or rows for all tables, or auto for the cheaper one per table.
+
+    Returns:
+        One entry per table: the deep ones in feature order, then the wide one.
     """
     deep: list[tuple[Part, int]] = [("deep", columns.hotness) for columns in embeddings.layout.categorical]
     wide: list[tuple[Part, int]] = [("wide", embeddings.layout.id_columns) for _ in embeddings.wide_tables]
@@ -58,14 +61,14 @@ def plan_tables(
 
 
 def cheaper_exchange(rows: int, width: int, *, lookups: int, workers: int) -> Exchange:
-    """The cheaper of summing a table whole and collecting its touched rows.
+    """Returns the cheaper of summing a table's whole gradient and gathering its touched rows.
 
-    Both give the same sums but for rounding, and the same updates (see `Optimizer`).
+    Both give the same sums up to rounding; see `Optimizer` for the updates.
 
     Args:
-        rows, width: of the table.
-        lookups: ids looked up per step, over all workers.
-        workers: how many there are; a single one chooses by what its memory has to move.
+        rows, width: shape of the table.
+        lookups: IDs looked up per step, over all workers.
+        workers: number of workers; with a single one, only memory traffic counts.
     """
     by_rows = cost_rows(rows, width, lookups, workers)
     return "whole" if cost_whole(rows, width, workers) <= by_rows else "rows"

@@ -1,7 +1,7 @@
-"""Embedding tables, read by row and never as a whole.
+"""Embedding tables, read row by row and never as a whole.
 
-A step gathers the rows that a batch names, and everything behind (pooling, the model, the loss) is
-differentiated with respect to these rows: no gradient has the size of a table.
+A step gathers the rows that a batch looks up and differentiates everything after that (pooling, the model, the
+loss) with respect to these rows, so differentiation never creates a gradient of a table's size.
 """
 
 import math
@@ -13,16 +13,16 @@ import tensorflow as tf
 from trainer.embeddings.shards import Shards
 from trainer.layout import InputLayout
 
-# Rows of a table that are drawn at once, so that a large table never stands in memory twice.
+# Rows initialised at once, so that initialisation needs no second copy of a large table.
 START_ROWS = 1 << 17
 
 
 class Rows(NamedTuple):
-    """The table rows of a batch, float32.
+    """Table rows gathered for a batch, float32.
 
     Attributes:
         deep: one [batch, hotness, width] tensor per categorical feature.
-        wide: [batch, id columns, outputs], of the one table of the wide part; none without a wide part.
+        wide: one [batch, id columns, outputs] tensor from the wide table; empty without a wide part.
     """
 
     deep: tuple[tf.Tensor, ...]
@@ -30,21 +30,22 @@ class Rows(NamedTuple):
 
 
 class EmbeddingTables(keras.layers.Layer):
-    """One deep table per categorical feature; and for a wide part, one in which all features stand one below the other.
+    """One deep table per categorical feature and, for a wide part, a single table of all features' rows, concatenated.
 
-    Deep tables start as Glorot normal of their own shape (or with a given deviation), the wide table at zero. Pads
-    (ids below 0) read row 0 and are masked out of every sum, so that they never touch the result.
+    Deep tables are initialised as Glorot normal for their own shape (or with a given deviation), the wide table with
+    zeros. Padding (IDs below 0) reads the feature's first row and is masked out of every sum, so it never affects the
+    result.
 
-    Each deep table is a variable of its own: one variable for all tables of a width saves kernels where tables are many
-    and batches small, and costs as much where batches are large (benchmarks/table_layout.py).
+    Each deep table is a variable of its own: merging tables of equal width saves kernel launches where tables are many
+    and batches small, but gains nothing for large batches (benchmarks/table_layout.py).
 
     Args:
-        layout: the features.
+        layout: layout of the features.
         outputs: number of logits of the wide part; 0 for no wide part.
-        combiner: how the deep part pools the ids of a multi-hot feature; the wide part always sums.
-        seed: of the initial weights.
-        init_std: deviation of the deep tables' normal start; None for Glorot's.
-        shards: how large tables are dealt to workers; None where every worker has all rows.
+        combiner: how the deep part pools the IDs of a multi-hot feature; the wide part always sums.
+        seed: seed of the initial weights.
+        init_std: standard deviation of the deep tables' normal initialisation; None for Glorot's.
+        shards: how large tables are sharded across workers; None if every worker holds all rows.
 
     Attributes:
         deep_tables, wide_tables: this worker's rows of each table.
@@ -72,28 +73,29 @@ class EmbeddingTables(keras.layers.Layer):
         for columns in layout.categorical:
             offsets += [total] * columns.hotness
             total += columns.cardinality
+        # [1, id columns]: the first row of each column's feature in the wide table.
         self.wide_offsets = tf.constant([offsets], tf.int32, shape=(1, layout.id_columns))
-        # One row even without a categorical feature: an empty tensor cannot be summed over workers.
+        # At least one row, even without categorical features: an empty tensor cannot be summed over workers.
         self.wide_tables = [self._table("wide", max(total, 1), outputs)] if outputs else []
         self.built = True
 
     @property
     def tables(self) -> list[keras.Variable]:
-        """The deep ones in feature order, then the wide one."""
+        """All tables: the deep ones in feature order, then the wide one."""
         return [*self.deep_tables, *self.wide_tables]
 
     @property
     def whole_rows(self) -> dict[str, int]:
-        """Path -> number of rows, over all workers, of every table."""
+        """Variable path -> number of rows over all workers, for every table."""
         return {table.path: rows for table, rows in zip(self.tables, self._rows.values(), strict=True)}
 
     @property
     def sharded(self) -> dict[str, int]:
-        """Path -> number of rows, over all workers, of the tables of which this worker has only some."""
+        """Variable path -> number of rows over all workers, for the tables of which this worker holds only a part."""
         return {path: rows for path, rows in self.whole_rows.items() if self.shards and self.shards.holds_part_of(rows)}
 
     def gather(self, ids: tf.Tensor) -> Rows:
-        """The rows of every table that ids [batch, id columns] int32 name. A collective where tables are sharded."""
+        """Looks up ids [batch, id columns] int32 in every table. A collective if tables are sharded."""
         wanted = self.row_numbers(ids)
         paths = [table.path for table in self.tables]
         values = {path: table.value for path, table in zip(paths, self.tables, strict=True)}
@@ -101,24 +103,26 @@ class EmbeddingTables(keras.layers.Layer):
         sharded = list(self.sharded)
         rows = {path: tf.gather(values[path], asked[path]) for path in paths if path not in sharded}
         if self.shards is not None:
+            # One call for all sharded tables: the number of collectives does not depend on how many there are.
             fetched = self.shards.fetch([values[path] for path in sharded], [asked[path] for path in sharded])
             rows |= dict(zip(sharded, fetched, strict=True))
         ordered = tuple(rows[path] for path in paths)
         return Rows(ordered[: len(self.deep_tables)], ordered[len(self.deep_tables) :])
 
     def row_numbers(self, ids: tf.Tensor) -> list[tf.Tensor]:
-        """Which rows of each table a batch reads, [batch, columns] int32; pads become the feature's first row."""
-        present = tf.maximum(ids, 0)
+        """Returns the rows to read of each table, [batch, columns] int32; padding reads the feature's first row."""
+        present = tf.maximum(ids, 0)  # [batch, id columns]
         deep = [present[:, columns.start : columns.stop] for columns in self.layout.categorical]
         return deep + [present + self.wide_offsets for _ in self.wide_tables]
 
     def pool_deep(self, rows: Rows, ids: tf.Tensor) -> list[tf.Tensor]:
-        """One [batch, width] embedding per feature."""
+        """Pools the deep rows into one [batch, width] embedding per feature."""
         pooled = []
         for columns, feature_rows in zip(self.layout.categorical, rows.deep, strict=True):
             if not columns.multihot:
                 pooled.append(tf.squeeze(feature_rows, axis=1))
                 continue
+            # [batch, hotness, 1], 0 for padding. A row without any ID pools to zeros.
             present = tf.cast(ids[:, columns.start : columns.stop, tf.newaxis] >= 0, feature_rows.dtype)
             total = tf.reduce_sum(feature_rows * present, axis=1)
             if self.combiner == "mean":
@@ -127,33 +131,35 @@ class EmbeddingTables(keras.layers.Layer):
         return pooled
 
     def pool_wide(self, rows: Rows, ids: tf.Tensor) -> tf.Tensor:
-        """Sum of the wide weights of a row's ids, [batch, outputs]."""
-        present = tf.cast(ids[:, :, tf.newaxis] >= 0, tf.float32)
+        """Sums the wide weights of each row's IDs, [batch, outputs]."""
+        present = tf.cast(ids[:, :, tf.newaxis] >= 0, tf.float32)  # [batch, id columns, 1]
         return tf.reduce_sum(rows.wide[0] * present, axis=1)
 
     def _table(self, name: str, rows: int, width: int) -> keras.Variable:
-        """This worker's rows of a table, zeros."""
+        """Creates this worker's rows of a table, filled with zeros."""
         self._rows[name] = rows
         rank, workers = self._holders(rows)
+        # ceil((rows - rank) / workers) rows: those with number % workers == rank.
         return self.add_weight(shape=(-((rank - rows) // workers), width), initializer="zeros", name=name)
 
     def _holders(self, rows: int) -> tuple[int, int]:
-        """This worker's place among those that share the rows of a table, and how many these are."""
+        """Returns this worker's position among the workers that share the table's rows, and their number."""
         if self.shards is None or not self.shards.holds_part_of(rows):
             return 0, 1
         return self.shards.rank, self.shards.workers
 
     def _start(self, table: tf.Variable, rows: int, deviation: float | None, seed: int) -> None:
-        """Sets the initial values: those that this worker's rows have in a table held whole."""
+        """Assigns the initial values, which are those that these rows have in a table that is not sharded."""
         (rank, workers), width, filled = self._holders(rows), table.shape[1], 0
         for block, first in enumerate(range(0, rows, START_ROWS)):
             shape, block_seed = (min(START_ROWS, rows - first), width), seed + 1_000_003 * block
             if deviation is None:
-                # Of a normal that is cut off at twice its deviation, 0.8796 of it are left.
+                # Truncation at two deviations shrinks the deviation of a normal to 0.8796 of its value.
                 glorot = math.sqrt(2 / (rows + width)) / 0.87962566103423978
                 drawn = keras.random.truncated_normal(shape, stddev=glorot, seed=block_seed)
             else:
                 drawn = keras.random.normal(shape, stddev=deviation, seed=block_seed)
+            # All workers draw the whole block and keep their rows, so sharding does not change the values.
             own = drawn[(rank - first) % workers :: workers]
             table[filled : filled + own.shape[0]].assign(own)
             filled += own.shape[0]

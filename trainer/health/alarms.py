@@ -1,4 +1,4 @@
-"""What is wrong with gates and experts, and what may cure it."""
+"""Warnings about gates and experts, each with suggested fixes."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from trainer.health.keys import COMMON_GATE, gate_names
 from trainer.health.level import LevelHealth
 
-# Below so many rows, a single one that goes another way would decide.
+# With fewer rows, a single one could decide whether a threshold is crossed.
 MIN_ROWS = 100
 COLLAPSED = 0.95
 COINCIDENT = 0.999
@@ -24,7 +24,7 @@ CURE_DEAD = "Try a lower --deep_learning_rate, --activation silu or --batch_norm
 
 
 def alarms(tasks: Sequence[str], levels: Sequence[LevelHealth]) -> dict[tuple[str | int, ...], str]:
-    """What people should be told: what it is about -> the sentence."""
+    """Returns the warnings about all levels: key of the finding -> message."""
     found: dict[tuple[str | int, ...], str] = {}
     for number, level in enumerate(levels, start=1):
         place = f" of level {number}" if len(levels) > 1 else ""
@@ -42,15 +42,16 @@ def alarms(tasks: Sequence[str], levels: Sequence[LevelHealth]) -> dict[tuple[st
 
 
 def _collapsed(level: LevelHealth, names: list[str], tasks: int, place: str) -> Iterator[tuple[int, str]]:
-    """Gates that lean on one expert.
+    """Yields (gate, message) for each gate that relies on a single expert.
 
-    That an expert leads in nearly all rows is a collapse only where it leads by far: a nearly flat gate has one that
-    is ahead by a little in every row.
+    An expert that leads in nearly all rows is a collapse only if it leads by far: in a nearly uniform gate, one expert
+    may be slightly ahead in every row.
     """
     for gate, name in enumerate(names):
         choices = int(level.readable[gate].sum())
         expert = int(level.weight[gate].argmax())
         weight, share = level.weight[gate, expert], level.argmax_share[gate, expert]
+        # Above the midpoint between the uniform weight 1 / choices and 1.
         leads_by_far = weight > (1 + 1 / choices) / 2
         if choices > 1 and (weight > COLLAPSED or (share > COLLAPSED and leads_by_far)):
             whose = _whose(name, is_of_task=gate < tasks <= len(names))
@@ -68,7 +69,7 @@ def _whose(name: str, *, is_of_task: bool) -> str:
 
 
 def _coincident(level: LevelHealth, place: str) -> str:
-    """Which experts give the same output, empty where none do."""
+    """Returns a message about experts whose outputs coincide, empty if there are none."""
     pairs = np.argwhere(np.triu(level.expert_similarity, k=1) >= COINCIDENT) + 1
     if not len(pairs):
         return ""

@@ -1,7 +1,7 @@
-"""Health as it stands in the log: numbers under flat keys.
+"""Flat log keys of the gate and expert statistics.
 
-NAME/..., and NAME/level_L/... where a model has several levels. Experts are numbered from 1; of cgc and ple, each
-task's own come first, in the order of the tasks, and then the shared ones.
+Keys are NAME/..., or NAME/level_L/... for models with several levels. Experts are numbered from 1; in cgc and ple,
+each task's own experts come first, in task order, followed by the shared ones.
 """
 
 import math
@@ -14,7 +14,7 @@ from trainer.health.level import LevelHealth
 
 WEIGHT, SHARE, ENTROPY = "gate_weight", "gate_argmax_share", "gate_entropy"
 GATES, EXPERTS, DEAD = "gate_similarity", "expert_similarity", "dead_units"
-# Name -> what stands behind it in a key, besides the level.
+# Name -> the parts that follow it in a key, besides the level.
 PARTS = {
     WEIGHT: ("gate", "expert"),
     SHARE: ("gate", "expert"),
@@ -24,12 +24,15 @@ PARTS = {
     DEAD: ("expert",),
 }
 COMMON_GATE, SHARED_GATE = "all", "shared"
-MOST_PAIRED = 32  # gates, or experts, of which every pair has a key
+MOST_PAIRED = 32  # largest number of gates or experts for which every pair is logged
 
 
 def gate_names(tasks: Sequence[str], gates: int) -> list[str]:
-    """What the gates of a level are called: as their tasks, or "all" (one for all tasks), or "shared" (for the shared
-    experts of the next level; "shared_" beside a task of that name)."""
+    """Returns the names of a level's gates.
+
+    They are the tasks' names, or "all" for a single gate of all tasks. The gate of the shared experts of the next level
+    is "shared", with underscores appended if a task has that name.
+    """
     if gates < len(tasks):
         return [COMMON_GATE]
     shared = SHARED_GATE
@@ -39,13 +42,16 @@ def gate_names(tasks: Sequence[str], gates: int) -> list[str]:
 
 
 def is_health(key: str) -> bool:
-    """Whether a key of the log is one of those that `flat` makes."""
+    """Returns whether a log key is one of those that `flat` creates."""
     return key.split("/")[0] in PARTS
 
 
 def flat(tasks: Sequence[str], levels: Sequence[LevelHealth]) -> dict[str, float]:
-    """The values of all levels by key. What a gate may not read has no key; of more than MOST_PAIRED gates or experts
-    only those pairs have one in which one is most like the other."""
+    """Returns the values of all levels by log key.
+
+    Experts that a gate may not read have no key. With more than MOST_PAIRED gates or experts, only the pair of each one
+    and the one most similar to it is logged.
+    """
     values: dict[str, float] = {}
     for index, level in enumerate(levels):
         place = _place(index, len(levels))
@@ -66,7 +72,7 @@ def flat(tasks: Sequence[str], levels: Sequence[LevelHealth]) -> dict[str, float
 
 
 def _pairs(similarity: np.ndarray) -> list[tuple[int, int]]:
-    """The pairs that get a key, of [members, members]: all, and of many members each with the one most like it."""
+    """Returns the pairs to log of a [members, members] similarity: all, or each of many with its most similar one."""
     count = len(similarity)
     if count <= MOST_PAIRED:
         return [(a, b) for a in range(count) for b in range(a + 1, count)]
@@ -79,12 +85,12 @@ def _pairs(similarity: np.ndarray) -> list[tuple[int, int]]:
 def weights_by_key(
     tasks: Sequence[str], readable: Sequence[np.ndarray], gates: Sequence[np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Each row's weights by gate/NAME/EXPERT (gate/level_L/... of several levels), [rows] each.
+    """Returns each row's gate weights [rows], under gate/NAME/EXPERT or, with several levels, gate/level_L/NAME/EXPERT.
 
     Args:
-        tasks: their names.
-        readable: of each level [gates, experts] bool; what a gate may not read has no key.
-        gates: of each level [gates, rows, experts].
+        tasks: names of the tasks.
+        readable: [gates, experts] bool of each level; experts that a gate may not read have no key.
+        gates: [gates, rows, experts] weights of each level.
     """
     return {
         f"gate{_place(index, len(gates))}/{name}/{expert + 1}": weights[gate, :, expert]
@@ -95,37 +101,38 @@ def weights_by_key(
 
 
 def _place(index: int, levels: int) -> str:
-    """The part of a key that tells the level."""
+    """Returns the part of a key that names the level."""
     return f"/level_{index + 1}" if levels > 1 else ""
 
 
 @dataclass
 class LevelValues:
-    """A level's values as a record of the log has them: name -> the parts behind it -> value."""
+    """Values of one level in a log record: name -> further key parts -> value."""
 
     values: dict[str, dict[tuple[str, ...], float]] = field(default_factory=lambda: {name: {} for name in PARTS})
 
     @property
     def gates(self) -> list[str]:
-        """Their names in order."""
+        """Names of the gates, in order."""
         return [name for (name,) in self.values[ENTROPY]]
 
     @property
     def experts(self) -> list[str]:
-        """Their numbers in order."""
+        """Numbers of the experts, in order."""
         return [number for (number,) in self.values[DEAD]]
 
     def get(self, name: str, *parts: str) -> float:
-        """A value, NaN where the record has none."""
+        """Returns a value, NaN if the record lacks it."""
         return self.values[name].get(parts, math.nan)
 
 
 def levels_in(record: Mapping[str, float]) -> list[LevelValues]:
-    """The levels of a record, the inverse of `flat`; of other keys, and of levels without gates or experts, nothing."""
+    """Parses the levels of a log record, inverting `flat`; skips other keys and levels without gates or experts."""
     levels: dict[str, LevelValues] = {}
     for key, value in record.items():
         name, *parts = key.split("/")
         if name in PARTS:
+            # One part more than the name needs: the first one is the level.
             place = parts.pop(0) if len(parts) > len(PARTS[name]) else ""
             if len(parts) == len(PARTS[name]):
                 levels.setdefault(place, LevelValues()).values[name][tuple(parts)] = value
@@ -133,5 +140,5 @@ def levels_in(record: Mapping[str, float]) -> list[LevelValues]:
 
 
 def histories(records: Sequence[Mapping[str, float]]) -> list[tuple[LevelValues, ...]]:
-    """Of each level its values over the records; of records that have unequal numbers of levels, the first levels."""
+    """Returns each level's values over all records; only levels that all records have are included."""
     return list(zip(*map(levels_in, records), strict=False))

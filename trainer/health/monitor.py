@@ -1,4 +1,4 @@
-"""Looks at the gates and experts of a model while it is trained."""
+"""Monitoring of a model's gates and experts during training."""
 
 import numpy as np
 import tensorflow as tf
@@ -16,15 +16,15 @@ ROWS = 8192
 
 
 class HealthMonitor:
-    """Measures health on the same rows every time: evenly spaced ones of the evaluated mapping.
+    """Measures gates and experts on a fixed sample: evenly spaced rows of the evaluation mapping.
 
-    The rows are kept when they come by in the first evaluation, so that nothing is read twice. Which rows they are does
-    not depend on the number of workers. Sample weights are not looked at, but that rows of weight 0 are left out.
+    The sample is collected during the first evaluation, so nothing is read twice. It does not depend on the number of
+    workers. Sample weights are ignored, except that rows of weight 0 are left out.
 
     Args:
-        model: with gates.
-        rows: of the mapping.
-        comm: the workers; each of them looks at those rows that it evaluates.
+        model: model with gates.
+        rows: number of rows of the mapping.
+        comm: collectives of the group of workers; each measures the sampled rows that it evaluates.
     """
 
     def __init__(self, model: MultiTask, rows: int, comm: Collectives):
@@ -38,16 +38,16 @@ class HealthMonitor:
         self._states = tf.function(self._run_model)
 
     def see(self, batch: Batch) -> None:
-        """Takes a batch of an evaluation; of the second one on, nothing."""
+        """Takes a batch of an evaluation; ignored once the sample is complete."""
         if not self._is_complete:
             wanted = (batch.weights > 0) & (batch.rows % self._stride == 0)
             self._ids.append(id_matrix(batch)[wanted])
             self._numerical.append(batch.numerical[wanted])
 
     def measure(self) -> tuple[dict[str, float], list[str]]:
-        """The values for the log, and warnings that were not given before; equal on all workers. A collective.
+        """Returns values for the log and warnings not given before, equal on all workers. A collective.
 
-        Asked for after an evaluation whose batches were all seen.
+        To be called after an evaluation whose batches were all passed to `see`.
         """
         if not self._is_complete:
             self._ids, self._numerical = [np.concatenate(self._ids)], [np.concatenate(self._numerical)]
@@ -59,7 +59,7 @@ class HealthMonitor:
         return flat(tasks, levels), list(found.values())
 
     def gate_weights(self) -> dict[str, np.ndarray]:
-        """What each gate gave to each expert at the last measurement, [rows] float32 of this worker, by key."""
+        """Returns each gate's weights of each expert at the last measurement, [rows] float32 of this worker, by key."""
         tasks = [task.name for task in self._model.tasks]
         return weights_by_key(tasks, [level.readable for level in self._model.levels], self._gates)
 
@@ -72,11 +72,11 @@ class HealthMonitor:
         ]
 
     def _run_model(self, ids: tf.Tensor, numerical: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
-        """Each level's gates [gates, rows, experts] and experts [experts, rows, units], float32."""
+        """Returns each level's gates [gates, rows, experts] and experts [experts, rows, units], float32."""
         deep_input = self._model.deep_input(self._model.gather(ids), ids, numerical)
         return [(state.gates, tf.cast(state.experts, tf.float32)) for state in self._model.level_states(deep_input)]
 
 
 def monitor_of(model: RankingModel, rows: int, comm: Collectives) -> HealthMonitor | None:
-    """A monitor for a model with gates, None for any other."""
+    """Creates a monitor for a model with gates; returns None for any other."""
     return HealthMonitor(model, rows, comm) if isinstance(model, MultiTask) and model.gates else None

@@ -1,7 +1,7 @@
-"""How the losses of several tasks become one: each method stated by its formula.
+"""Methods that combine the losses of several tasks into one, each defined by its formula.
 
-L_k is the mean loss of task k over the global batch, w_k its `loss_weight`, K the number of tasks. A worker hands in
-its share of every L_k and gets its share of the sum: the shares of all workers add up to the formula.
+L_k is the mean loss of task k over the global batch, w_k its `loss_weight`, K the number of tasks. A worker passes its
+share of every L_k and gets its share of the sum; the shares of all workers add up to the formula.
 """
 
 from collections.abc import Sequence
@@ -25,14 +25,14 @@ METHODS = {
 def make_loss_weighting(
     method: str, loss_weights: Sequence[float], regressions: Sequence[bool], seed: int, *, gradnorm_alpha: float = 1.5
 ) -> LossWeighting:
-    """The method of a name.
+    """Creates a loss weighting method by name.
 
     Args:
-        method: a key of METHODS.
-        loss_weights: w_k of each task.
-        regressions: which tasks are regressions.
-        seed: of what is drawn.
-        gradnorm_alpha: see GradNorm.
+        method: key of METHODS.
+        loss_weights: weight w_k of each task.
+        regressions: whether each task is a regression.
+        seed: seed of random weights and orders.
+        gradnorm_alpha: GradNorm's `alpha`.
     """
     if method == "uncertainty":
         return Uncertainty(loss_weights, seed, regressions)

@@ -1,8 +1,7 @@
 """Metrics that are exact over the rows of all workers.
 
-A metric keeps no state: `trainer.metrics.evaluation.Evaluation` holds the rows, once for all metrics,
-and hands them to each metric at the end. To add one, write a class (see Metric) in a module of its own and
-enter it in METRICS_OF_KIND.
+Metrics are stateless: `trainer.metrics.evaluation.Evaluation` stores the rows once for all metrics and passes them to
+each metric at the end. To add a metric, implement `Metric` in a new module and register it in METRICS_OF_KIND.
 """
 
 from typing import Protocol
@@ -21,10 +20,10 @@ from trainer.metrics.rows import Rows
 
 
 class Metric(Protocol):
-    """A number computed from one task's rows, wherever they lie.
+    """Interface of a metric: a number computed from one task's rows, which are distributed over workers.
 
     Attributes:
-        needs_group: it looks at the rows' groups.
+        needs_group: whether the metric uses the rows' groups.
         direction: which values are better; the same for all metrics of one name.
     """
 
@@ -32,20 +31,20 @@ class Metric(Protocol):
     direction: Direction
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """The metric over the rows of all workers: a collective, the same float on every worker.
+        """Computes the metric over the rows of all workers: a collective, with the same float on every worker.
 
-        It depends neither on the order of the rows nor on how they are spread over workers (to the
-        rounding of float64 sums). NaN where the metric is undefined.
+        The result does not depend on the order of rows or on how they are distributed over workers (up to the rounding
+        of float64 sums). NaN where the metric is undefined.
 
         Args:
-            rows: this worker's rows of one task; logits finite, labels 0 or 1 (a class; of a regression: finite),
-                weights above 0.
-            comm: this worker's view of the group.
+            rows: this worker's rows of one task, with finite logits, labels 0 or 1 (multiclass: a class; regression:
+                finite) and positive weights.
+            comm: collectives of the group of workers.
         """
 
 
-# Kind of task -> logged name -> metric. The first three names are the public recipe's, and existing log
-# parsers look for them.
+# Kind of task -> logged name -> metric. The first three names are those of the public recipe, which existing log
+# parsers expect.
 METRICS_OF_KIND: dict[str, dict[str, type[Metric]]] = {
     "binary": {
         "loss_val": LogLoss,
@@ -69,19 +68,19 @@ METRICS_OF_KIND: dict[str, dict[str, type[Metric]]] = {
         "mae": MeanAbsoluteError,
     },
 }
-METRICS = METRICS_OF_KIND["binary"]  # what is meant where no kind is said
+METRICS = METRICS_OF_KIND["binary"]  # the default kind
 
 
 def make_metrics(kind: str = "binary", *, with_group: bool, num_auc_thresholds: int = 0) -> dict[str, Metric]:
-    """The metrics of a task, by logged name.
+    """Creates the metrics of a task, by logged name.
 
     Args:
-        kind: of task, a key of METRICS_OF_KIND.
-        with_group: rows carry a group id; without one, the metrics that rank within groups are left out.
+        kind: kind of task, a key of METRICS_OF_KIND.
+        with_group: whether rows carry a group ID; if not, metrics that rank within groups are omitted.
         num_auc_thresholds: 0 for the exact AUC; see RocAuc.
 
     Raises:
-        ValueError: no metric is known for the kind, or a number of thresholds that RocAuc does not take.
+        ValueError: the kind has no metrics, or RocAuc does not support this number of thresholds.
     """
     if kind not in METRICS_OF_KIND:
         raise ValueError(f"no metric is known for tasks of kind {kind!r}, only for {', '.join(METRICS_OF_KIND)}")
@@ -93,7 +92,9 @@ def make_metrics(kind: str = "binary", *, with_group: bool, num_auc_thresholds: 
 
 
 def direction_of(key: str) -> Direction:
-    """Which values of a logged key are better; a key is a metric's NAME, NAME/TASK, NAME/TASK+TASK or NAME/mean.
+    """Returns which values of a logged key are better.
+
+    A key is a metric's NAME, NAME/TASK, NAME/TASK+TASK or NAME/mean.
 
     Raises:
         ValueError: no metric has that name.
@@ -106,7 +107,7 @@ def direction_of(key: str) -> Direction:
 
 
 def is_better(key: str, new: float, old: float | None) -> bool:
-    """Whether `new` is strictly better than `old` (None: there is none yet) for a logged key. NaN never is.
+    """Returns whether `new` is strictly better than `old` (None: no value yet) for a logged key. NaN never is.
 
     Raises:
         ValueError: no metric has that name.

@@ -1,4 +1,4 @@
-"""Whether predicted probabilities add up to what happened."""
+"""Calibration: whether predicted probabilities match observed frequencies."""
 
 import math
 
@@ -14,61 +14,61 @@ BINS = 100
 
 
 class Calibration:
-    """Predicted positives per actual positive.
+    """Ratio of predicted to actual positives.
 
         calibration = sum of w * p / sum of w * y
 
-    with probability p, label y and sample weight w of each row. 1 is best, above 1 the model predicts too
-    much (He et al., "Practical Lessons from Predicting Clicks on Ads at Facebook", ADKDD 2014: "the ratio of
-    the average estimated CTR and empirical CTR"). NaN where no row is positive.
+    with probability p, label y and sample weight w of each row. 1 is best; above 1, the model overpredicts (He et al.,
+    "Practical Lessons from Predicting Clicks on Ads at Facebook", ADKDD 2014: "the ratio of the average estimated CTR
+    and empirical CTR"). NaN if no row is positive.
     """
 
     needs_group = False
     direction = Direction.NEAREST_1
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """See Metric."""
+        """Computes the ratio over the rows of all workers. A collective."""
         predicted, actual, _ = weighted_sums(rows, comm, lambda block: probability(block.logits), _label)
         return predicted / actual if actual > 0 else math.nan
 
 
 class CalibrationError:
-    """Expected calibration error, over 100 bins of equal mass by rising score.
+    """Expected calibration error over 100 bins of equal mass, by increasing score.
 
         ECE = sum over bins of |sum of w * p - sum of w * y| / sum of w over all rows
 
-    which is the mean over bins, weighted by their mass, of |mean prediction - mean label| (Naeini et al.,
-    "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI 2015; with bins of equal mass as in
-    Nixon et al., "Measuring Calibration in Deep Learning", CVPR workshops 2019). NaN where there is no row.
+    This is the mass-weighted mean over bins of |mean prediction - mean label| (Naeini et al., "Obtaining Well
+    Calibrated Probabilities Using Bayesian Binning", AAAI 2015; with bins of equal mass as in Nixon et al., "Measuring
+    Calibration in Deep Learning", CVPR workshops 2019). NaN if there are no rows.
 
-    Rows of equal float32 logit share the bin in which the middle of their mass lies: bin
-    floor(100 * (c + m / 2) / M) for m in them, c in the rows of lower scores and M in all. So a bin may hold
-    more than a hundredth, or nothing, and neither the order of rows nor their worker matters. For that to hold
-    to the last bit, the masses that place rows in bins are integers: weights in units of 1 / 2 ** 22 of the
-    largest weight, rounded. (The sums within the bins take the weights as they are.)
+    Rows of equal float32 logit share a bin, the one that contains the middle of their mass: bin
+    floor(100 * (c + m / 2) / M) for their mass m, the mass c of lower scores and the total mass M. A bin may thus hold
+    more than a hundredth, or nothing, and neither the order of rows nor their worker matters. To make this exact to the
+    last bit, the masses that assign rows to bins are integers: weights in units of 1 / 2 ** 22 of the largest weight,
+    rounded. (The sums within bins use the original weights.)
     """
 
     needs_group = False
     direction = Direction.SMALLER
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """See Metric. Takes the memory of score_table."""
+        """Computes the error over the rows of all workers, with the memory of score_table. A collective."""
         return self.of_table(score_table(rows, comm), rows, comm)
 
     def of_table(self, table: ScoreTable, rows: Rows, comm: Collectives) -> float:
-        """See ScoreMetric."""
+        """Computes the error from an existing score table. A collective."""
         predicted, actual, weight = calibration_sums(table, rows, comm)
         total = weight.sum()
         return float(np.abs(predicted - actual).sum() / total) if total > 0 else math.nan
 
 
 def calibration_sums(table: ScoreTable, rows: Rows, comm: Collectives) -> np.ndarray:
-    """[3, 100] float64: of each bin of equal mass the sums of w * p, of w * y and of w. A collective.
+    """Returns the sums of w * p, of w * y and of w in each bin of equal mass, [3, 100] float64. A collective.
 
     Args:
-        table: what score_table gives for the rows.
+        table: result of score_table for the rows.
         rows: this worker's rows of a binary task.
-        comm: this worker's view of the group.
+        comm: collectives of the group of workers.
     """
     borders = _bin_borders(table, comm)
     sums = np.zeros((3, BINS))
@@ -81,7 +81,7 @@ def calibration_sums(table: ScoreTable, rows: Rows, comm: Collectives) -> np.nda
 
 
 def probability(logits: np.ndarray) -> np.ndarray:
-    """The logistic function in float64, without overflow: [rows] float -> [rows] float64."""
+    """Logistic function in float64, without overflow: [rows] float -> [rows] float64."""
     small = np.exp(-np.abs(logits.astype(np.float64)))
     return np.where(logits >= 0, 1, small) / (1 + small)
 
@@ -91,10 +91,12 @@ def _label(rows: Rows) -> np.ndarray:
 
 
 def _bin_borders(table: ScoreTable, comm: Collectives) -> np.ndarray:
-    """The lowest score ([99] float32, rising) in bin 1 or above, 2 or above ...; infinite where there is none."""
+    """Returns the lowest score in bin 1 or above, 2 or above, ..., [99] float32, rising; infinite if there is none."""
     mass = table.mass.astype(np.int64)
     shares = comm.gather_rows(mass.sum(keepdims=True))
+    # Doubled to stay in integers: 2 c + m per score, c including the lower-ranked workers' mass.
     twice_middle = 2 * (np.cumsum(mass) + shares[: comm.rank].sum()) - mass
     bins = np.minimum(twice_middle * (BINS // 2) // shares.sum(), BINS - 1)
     first = np.searchsorted(bins, np.arange(1, BINS))
+    # The lowest score over all workers; a worker without such a score contributes infinity.
     return comm.gather_rows(np.append(table.scores, np.float32(np.inf))[first][np.newaxis]).min(axis=0)

@@ -1,4 +1,4 @@
-"""Predictions beside what happened, from the lowest predictions to the highest: the data of a calibration curve."""
+"""Data of a calibration curve: predictions and observed labels, from the lowest predictions to the highest."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -15,7 +15,7 @@ POINTS = 20
 
 
 class CalibrationCurve(NamedTuple):
-    """A line per bin that holds a row, by rising prediction.
+    """One entry per non-empty bin, by increasing prediction.
 
     Attributes:
         weight: [bins] float64, sum of the sample weights.
@@ -29,15 +29,15 @@ class CalibrationCurve(NamedTuple):
 
 
 def calibration_curve(table: ScoreTable, rows: Rows, comm: Collectives) -> CalibrationCurve:
-    """The curve over the rows of all workers, equal on all of them. A collective.
+    """Computes the curve over the rows of all workers, equal on all of them. A collective.
 
-    It has 20 bins of equal mass, each five neighbours of the 100 that the calibration error is made of: rows of equal
-    logit share a bin. A bin without a row is left out.
+    It has 20 bins of equal mass, each made of five adjacent bins of the calibration error's 100, so rows of equal logit
+    share a bin. Empty bins are omitted.
 
     Args:
-        table: what score_table gives for the rows.
+        table: result of score_table for the rows.
         rows: this worker's rows of a binary task.
-        comm: this worker's view of the group.
+        comm: collectives of the group of workers.
     """
     predicted, actual, weight = calibration_sums(table, rows, comm).reshape(3, POINTS, BINS // POINTS).sum(axis=2)
     held = weight > 0
@@ -46,5 +46,5 @@ def calibration_curve(table: ScoreTable, rows: Rows, comm: Collectives) -> Calib
 
 
 def as_records(curves: Mapping[str, CalibrationCurve]) -> dict[str, dict[str, list[float]]]:
-    """Curves by key as the log has them: key -> weight, prediction and label -> a value per bin."""
+    """Converts curves to their log format: key -> weight, prediction and label -> one value per bin."""
     return {key: {name: column.tolist() for name, column in curve._asdict().items()} for key, curve in curves.items()}

@@ -1,18 +1,18 @@
-"""Which values of a metric are better."""
+"""Direction of a metric: which of its values are better."""
 
 import math
 from enum import Enum
 
 
 class Direction(Enum):
-    """Where a metric goes as a model gets better."""
+    """Where a metric moves as a model gets better."""
 
     LARGER = "larger"
     SMALLER = "smaller"
-    NEAREST_1 = "nearest to 1"  # of ratios: 2 is as far from 1 as 1/2 is
+    NEAREST_1 = "nearest to 1"  # for ratios: 2 and 1/2 are equally far from 1
 
     def is_better(self, new: float, old: float | None) -> bool:
-        """Whether `new` is strictly better than `old`. NaN never is; anything else is better than NaN and None."""
+        """Returns whether `new` is strictly better than `old`. NaN never is, but others beat NaN and None."""
         if math.isnan(new):
             return False
         return old is None or math.isnan(old) or self._badness(new) < self._badness(old)

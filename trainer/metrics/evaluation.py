@@ -1,4 +1,4 @@
-"""One pass over an evaluation set: the rows as they come, the metrics at the end."""
+"""Evaluation of a model over one pass: collects rows batch by batch and computes all metrics at the end."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ MEAN = "mean"
 
 
 class _Measured(NamedTuple):
-    """What a set of metrics is of: a task on its sample space, or a task and all that it is given on all rows.
+    """What a set of metrics is computed on: a task on its sample space, or a joint event on all rows.
 
     Attributes:
-        task: tells the kind, and which labels there are.
-        chain: positions of the tasks whose joint event is measured; a single one for a task by itself.
-        metrics: by logged name.
+        task: task that determines the kind and the valid labels.
+        chain: positions of the tasks of the joint event; a single one for a task by itself.
+        metrics: metrics by logged name.
     """
 
     task: Task
@@ -35,29 +35,29 @@ class _Measured(NamedTuple):
 class Evaluation:
     """Collects logits and labels batch by batch and computes every metric over the rows of all workers.
 
-    A binary task that is given another one is measured twice: on its sample space (the conversions among the clicks),
-    and together with all that it is given on all rows (click and conversion, among all).
+    A binary task with `given` is measured twice: on its sample space (conversions among clicks), and jointly with all
+    tasks that it is given, on all rows (click and conversion among all).
 
-    Memory on each worker, per row of its own: 4 bytes per logit and label, 4 for the weight, and 8 more with groups
-    (one task of one logit: 12, with groups 20). While `result` runs, up to about 150 more, and for a multiclass task
-    8 per class.
+    Memory per worker and per row of its own: 4 bytes per logit and label, 4 for the weight, 8 more with groups (one
+    task with one logit: 12, with groups 20). `result` takes up to about 150 more while it runs, and for a multiclass
+    task 8 per class.
 
     Attributes:
-        undefined: of the last `result`, a line per task and joint event with metrics that are NaN: which, and why.
-        curves: of the last `result`, the calibration curve of each binary task and of each joint event, under
-            calibration_curve where there is one task, else calibration_curve/NAME.
+        undefined: one line per task and joint event with NaN metrics in the last `result`: which, and why.
+        curves: calibration curve of each binary task and joint event in the last `result`, by key: calibration_curve if
+            there is one task, else calibration_curve/NAME.
     """
 
     def __init__(self, tasks: Sequence[Task], *, with_group: bool, num_auc_thresholds: int = 0) -> None:
-        """Starts empty.
+        """Creates an evaluation without rows.
 
         Args:
-            tasks: one per label column that `update` gets.
-            with_group: `update` gets group ids, and the metrics that rank within groups are computed.
+            tasks: one per label column passed to `update`.
+            with_group: whether `update` gets group IDs, and metrics that rank within groups are computed.
             num_auc_thresholds: 0 for the exact AUC; see RocAuc.
 
         Raises:
-            ValueError: a number of thresholds that RocAuc does not take, or a task of a kind that is unknown.
+            ValueError: RocAuc does not support this number of thresholds, or a task's kind is unknown.
         """
         self._tasks = tuple(tasks)
         self._with_group = with_group
@@ -73,12 +73,12 @@ class Evaluation:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The keys of what `result` returns, in its order."""
+        """Keys of what `result` returns, in its order."""
         unknown = {name: dict.fromkeys(measured.metrics, math.nan) for name, measured in self._measured.items()}
         return tuple(self._by_key(unknown))
 
     def reset(self) -> None:
-        """Forgets all rows."""
+        """Discards all rows."""
         self._store = RowStore(self._tasks, with_group=self._with_group)
 
     def update(
@@ -86,32 +86,30 @@ class Evaluation:
     ) -> None:
         """Adds a batch. Rows of weight 0 are dropped.
 
-        A row does not count for a task where its label is NaN, which is missing, or where the row lies outside the
-        task's sample space (`given`). It counts for a task together with all that it is given wherever that joint
-        label is known: 0 wherever a label that is given is 0.
+        A row is left out for a task if its label is missing (NaN) or if it lies outside the task's sample space
+        (`given`). It counts for a joint event if the joint label is known: 0 wherever the label of a given task is 0.
 
         Args:
-            logits: [batch, sum of widths] float; the predicted values of regressions.
+            logits: [batch, sum of widths] float; for regressions, the predicted values.
             labels: [batch, tasks] float.
             weights: [batch] float.
             group: [batch] int64; may be None without groups.
 
         Raises:
-            ValueError: shapes disagree, or the groups are missing.
+            ValueError: the shapes disagree, or the groups are missing.
         """
         self._store.append(logits, restrict_to_sample_space(labels, self._tasks), weights, group)
 
     def result(self, comm: Collectives) -> dict[str, float]:
-        """The metrics over all workers' rows, equal on all workers. A collective.
+        """Computes the metrics over the rows of all workers, equal on all of them. A collective.
 
         Returns:
-            NAME -> value for one task. For several, NAME/TASK of each that has the metric, NAME/TASK+TASK of those that
-            are given others together with these, and NAME/mean, the mean of the NAME/TASK that are not NaN (NaN
-            where all are).
+            NAME -> value for one task. For several: NAME/TASK for each task that has the metric, NAME/TASK+TASK for
+            each joint event, and NAME/mean, the mean of the NAME/TASK that are not NaN (NaN if all are).
 
         Raises:
-            FloatingPointError: logits that are NaN or infinite. Raised on all workers alike, as is the next.
-            DataError: labels or weights that no metric can use.
+            FloatingPointError: logits are NaN or infinite. Raised on all workers alike, as is DataError.
+            DataError: labels or weights cannot be used by any metric.
         """
         values, self.curves, self.undefined = {}, {}, []
         for name, (task, chain, metrics) in self._measured.items():
@@ -127,13 +125,13 @@ class Evaluation:
         return self._by_key(values)
 
     def _rows(self, chain: tuple[int, ...]) -> Rows:
-        """The rows that count; with several tasks as joint_rows gives them."""
+        """Returns the rows that count for a task or joint event; for the latter in the format of joint_rows."""
         parts = [self._store.task(index) for index in chain]
         rows = parts[0] if len(parts) == 1 else joint_rows(parts)
         return rows.select(~np.isnan(rows.labels))
 
     def _by_key(self, values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        """The values by name and metric, under the keys that are logged."""
+        """Arranges the values by name and metric under the keys that are logged."""
         if len(self._tasks) == 1:
             return dict(values[self._tasks[0].name])
         results: dict[str, float] = {}
@@ -149,7 +147,7 @@ class Evaluation:
 def _measure(
     metrics: Mapping[str, Metric], rows: Rows, comm: Collectives
 ) -> tuple[dict[str, float], CalibrationCurve | None]:
-    """Every metric of some rows, and a binary task's calibration curve; all that look at the score table share one."""
+    """Computes all metrics of some rows, and a binary task's calibration curve; metrics share one score table."""
     of_table, curve = _measure_table(
         {key: metric for key, metric in metrics.items() if isinstance(metric, ScoreMetric)}, rows, comm
     )
@@ -160,8 +158,8 @@ def _measure(
 def _measure_table(
     metrics: Mapping[str, ScoreMetric], rows: Rows, comm: Collectives
 ) -> tuple[dict[str, float], CalibrationCurve | None]:
-    """These metrics and the curve alone, so that the table is gone before others need memory."""
-    if not metrics:  # of a task that is not binary
+    """Computes the curve and the metrics of the score table, which is freed on return, before others need memory."""
+    if not metrics:  # the task is not binary
         return {}, None
     table = score_table(rows, comm)
     values = {key: metric.of_table(table, rows, comm) for key, metric in metrics.items()}
@@ -169,14 +167,14 @@ def _measure_table(
 
 
 class _Counts(NamedTuple):
-    """Rows of all workers that count for a task, and how many of them have a label above 0."""
+    """Number of rows of all workers that count for a task, and how many of them have a label above 0."""
 
     rows: int
     positive: int
 
 
 def _why_undefined(name: str, task: Task, counts: _Counts, keys: Sequence[str]) -> str:
-    """Why metrics of a task have no value."""
+    """Explains why metrics of a task have no value."""
     if counts.rows == 0:
         why = "no evaluated row counts for it (its label is missing, or the row is outside its sample space)"
     elif task.kind == "binary" and counts.positive in (0, counts.rows):
@@ -189,7 +187,7 @@ def _why_undefined(name: str, task: Task, counts: _Counts, keys: Sequence[str]) 
 
 
 def _check_rows(name: str, task: Task, rows: Rows, comm: Collectives) -> _Counts:
-    """Raises what Evaluation.result promises, on all workers together so that none is left waiting."""
+    """Raises the errors of Evaluation.result, on all workers together so that none is left waiting in a collective."""
     is_wrong_label, wrong_label = _wrong_labels(rows.labels, task)
     faults = (
         ~np.atleast_2d(np.isfinite(rows.logits).T).all(axis=0),
@@ -220,7 +218,7 @@ def _check_rows(name: str, task: Task, rows: Rows, comm: Collectives) -> _Counts
 
 
 def _wrong_labels(labels: np.ndarray, task: Task) -> tuple[np.ndarray, str]:
-    """Which labels ([rows] bool) no metric of the task can use, and what they have."""
+    """Returns which labels ([rows] bool) no metric of the task can use, and a description of the fault."""
     if task.kind == "regression":
         return np.isinf(labels), "a value that is infinite in float32"
     last = (task.classes or 2) - 1

@@ -12,34 +12,36 @@ from trainer.metrics.sorting import number_groups, rising_key, run_starts, sum_b
 
 
 class GroupedAuc:
-    """Mean over groups of the ROC AUC of their rows, each group weighing what its rows weigh together.
+    """Mean over groups of the ROC AUC of their rows, weighted by each group's total weight.
 
         GAUC = sum over groups of W_g * AUC_g / sum over groups of W_g,    W_g = sum of the group's weights w
 
-    over the groups that have rows of both classes; the others have no AUC and are left out. W_g is the
-    number of rows (impressions) where no sample weights are given, as in Zhu et al., "Optimized Cost per
-    Click in Taobao Display Advertising", KDD 2017. AUC_g is that of RocAuc: sample weights count, ties
-    count one half. NaN where no group has both classes.
+    over the groups that have rows of both classes; the others have no AUC and are left out. Without sample weights, W_g
+    is the number of rows (impressions), as in Zhu et al., "Optimized Cost per Click in Taobao Display Advertising", KDD
+    2017. AUC_g is computed as in RocAuc: sample weights count, ties count one half. NaN if no group has both classes.
     """
 
     needs_group = True
     direction = Direction.LARGER
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """See Metric. Takes up to about 100 bytes per row while it runs, up to 150 among several workers.
+        """Computes the GAUC over the rows of all workers. A collective.
+
+        Takes up to about 100 bytes per row while it runs, up to 150 with several workers.
 
         Raises:
             ValueError: the rows have no group.
         """
         if rows.group is None:
             raise ValueError("GAUC ranks rows within groups, and these rows have no group")
+        # The sign carries the label, so that one column less has to be sorted.
         signed_weights = np.where(rows.labels > 0, -rows.weights, rows.weights)
         table = _tabulate(rows.group, rows.logits, signed_weights)
         if comm.size > 1:
             table = _share(table, comm)
         ties = table.positive * table.negative / 2
         parts = _joined(_Parts(table.group, table.positive, table.negative, ties))
-        # Only the first and the last group of a worker can have parts on others.
+        # Only a worker's first and last group can have parts on other workers, so only those are gathered.
         is_edge = np.zeros(len(parts.group), bool)
         is_edge[:1] = is_edge[-1:] = True
         edges = _joined(_Parts(*(comm.gather_rows(column[is_edge]) for column in parts)))
@@ -49,13 +51,13 @@ class GroupedAuc:
 
 
 class _Table(NamedTuple):
-    """One line per distinct group and score, by group and rising score, each [lines].
+    """One line per distinct group and score, by group and increasing score, each column [lines].
 
     Attributes:
-        group: int64.
-        scores: float32.
-        positive: float64, the weight of the rows with label 1.
-        negative: float64, the weight of the rows with label 0.
+        group: int64 group IDs.
+        scores: float32 scores.
+        positive: float64, weight of the rows with label 1.
+        negative: float64, weight of the rows with label 0.
     """
 
     group: np.ndarray
@@ -65,13 +67,13 @@ class _Table(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """Stretches of groups, by group and rising score, each [parts].
+    """Contiguous parts of groups, by group and increasing score, each column [parts].
 
     Attributes:
-        group: int64.
-        positive: float64, the weight of the rows with label 1.
-        negative: float64, the weight of the rows with label 0.
-        pairs: float64, the weight of the pairs that are in order within the part, a tie as half.
+        group: int64 group IDs.
+        positive: float64, weight of the rows with label 1.
+        negative: float64, weight of the rows with label 0.
+        pairs: float64, weight of the correctly ordered pairs within the part; ties count one half.
     """
 
     group: np.ndarray
@@ -81,7 +83,7 @@ class _Parts(NamedTuple):
 
 
 def _tabulate(group: np.ndarray, scores: np.ndarray, signed_weights: np.ndarray) -> _Table:
-    """This worker's own table; the weights ([rows] float32) of positive rows are negative."""
+    """Builds this worker's own table; weights ([rows] float32) of positive rows are negative."""
     order = _order(group, scores)
     group, scores, signed_weights = group[order], scores[order], signed_weights[order]
     del order
@@ -95,7 +97,7 @@ def _tabulate(group: np.ndarray, scores: np.ndarray, signed_weights: np.ndarray)
 
 
 def _order(group: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Positions [rows] that sort by group and rising score."""
+    """Returns the positions [rows] that sort by group and increasing score."""
     order, _, packed = number_groups(group)
     packed <<= np.uint64(32)
     packed |= rising_key(scores[order])
@@ -103,10 +105,10 @@ def _order(group: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def _share(table: _Table, comm: Collectives) -> _Table:
-    """This worker's part of the table of all rows. A collective.
+    """Returns this worker's part of the table of all rows. A collective.
 
-    The parts follow each other by rank and have about equally many lines, however large a group is: a group
-    may go on on the next worker.
+    Parts are in rank order and have about equally many lines, however large a group is: a group may continue on the
+    next worker.
     """
     ends = []
     for group, score in zip(*splitters((table.group, table.scores), _order, comm), strict=True):
@@ -122,7 +124,7 @@ def _share(table: _Table, comm: Collectives) -> _Table:
 
 
 def _joined(parts: _Parts) -> _Parts:
-    """One part per group: a positive in a part outscores the negatives in the group's parts before it."""
+    """Joins parts into one per group: a positive outscores all negatives of the group's earlier parts."""
     starts = run_starts(parts.group)
     pairs = parts.pairs + parts.positive * _weight_before(parts.negative, starts)
     sums = (sum_runs(column, starts, np.float64) for column in (parts.positive, parts.negative, pairs))
@@ -130,18 +132,19 @@ def _joined(parts: _Parts) -> _Parts:
 
 
 def _weight_before(weights: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Sum of the weights ([parts] float64) before each one in its group; groups begin at `starts`.
+    """Returns the sum of the weights ([parts] float64) before each one in its group; groups begin at `starts`.
 
-    Differences of running sums over all groups would leave a small group behind large ones few correct digits.
-    So the weights are cut in two: multiples of a unit whose running sums float64 holds exactly, and small rests.
+    Differences of running sums over all groups would leave few correct digits for a small group after large ones. So
+    the weights are split in two: multiples of a unit whose running sums are exact in float64, and small remainders.
     """
+    # A power of two at least 2^-51 of the total: sums of its multiples fit into float64's 53 bits.
     unit = math.ldexp(1, math.frexp(weights.sum())[1] - 51)
     coarse = np.rint(weights / unit) * unit
     return sum_before(coarse, starts) + sum_before(weights - coarse, starts)
 
 
 def _weighted_area(groups: _Parts) -> np.ndarray:
-    """[2] float64: sum of weight * AUC over the groups with both classes, and of their weights."""
+    """Returns the sum of weight * AUC over the groups with both classes, and the sum of their weights, [2] float64."""
     pairs = groups.positive * groups.negative
     known = pairs > 0
     weights = (groups.positive + groups.negative)[known]

@@ -1,4 +1,4 @@
-"""Tasks together with all that they are given, on all rows: conversion after a click as click and conversion."""
+"""Joint events of tasks with `given`, on all rows: a conversion after a click as click and conversion."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,15 @@ from trainer.metrics.rows import Rows, as_logits
 
 
 def joint_rows(parts: Sequence[Rows]) -> Rows:
-    """The rows with the label of the joint event, and the conditional logits side by side.
+    """Returns the rows with the label of the joint event, and the conditional logits side by side.
 
     Args:
         parts: the same rows of a chain of binary tasks, each given the one before it; labels are NaN outside a task's
             sample space and where they are missing.
 
     Returns:
-        Logits [rows, tasks] float32 for joint_logits. The label is 0 wherever one of the labels before the last is 0,
-        and else unknown, NaN, where one of them all is.
+        Rows with logits [rows, tasks] float32 for joint_logits. The label is 0 if any label before the last is 0;
+        otherwise it is NaN (unknown) if any label is.
     """
     labels = np.stack([part.labels for part in parts], axis=1)
     outside = (labels[:, :-1] == 0).any(axis=1)
@@ -25,10 +25,10 @@ def joint_rows(parts: Sequence[Rows]) -> Rows:
 
 
 def joint_logits(logits: np.ndarray) -> np.ndarray:
-    """Logits of the product of probabilities, [rows] float32, finite, rounded once from float64.
+    """Returns the logits of the product of probabilities, [rows] float32, finite, rounded once from float64.
 
-    1 / (p q) - 1 = a + b + a b with the odds against, a = (1 - p) / p = exp(-logit of p) and b: a sum of positive
-    numbers, which cancels nowhere. `trainer.losses` has it in TensorFlow.
+    1 / (p q) - 1 = a + b + a b with the odds against, a = (1 - p) / p = exp(-logit of p) and b likewise: a sum of
+    positive numbers, without cancellation. `trainer.losses` has the TensorFlow version.
 
     Args:
         logits: [rows, probabilities] float32.
@@ -36,5 +36,6 @@ def joint_logits(logits: np.ndarray) -> np.ndarray:
     against = -logits[:, 0].astype(np.float64)
     for column in logits.T[1:]:
         other = -column.astype(np.float64)
+        # log(a + b + a b) from log a and log b.
         against = np.logaddexp(np.logaddexp(against, other), against + other)
     return as_logits(-against)

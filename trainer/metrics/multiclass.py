@@ -1,4 +1,4 @@
-"""How well a task's classes are told apart: metrics of labels that are one of several classes."""
+"""Metrics of multiclass tasks."""
 
 import math
 
@@ -12,78 +12,80 @@ from trainer.metrics.weighted_sums import blocks, weighted_mean, weighted_sums
 
 
 class SoftmaxLoss:
-    """Weighted mean of the cross-entropy of the softmax, in nats per row.
+    """Weighted mean of the softmax cross-entropy, in nats per row.
 
         loss = sum of w * (log(sum over classes c of exp(s_c)) - s_y) / sum of w
 
-    with logits s, class y and sample weight w of each row, in float64. NaN where there is no row.
+    with logits s, class y and sample weight w of each row, in float64. NaN if there are no rows.
     """
 
     needs_group = False
     direction = Direction.SMALLER
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """See Metric."""
+        """Computes the loss over the rows of all workers. A collective."""
         return weighted_mean(rows, comm, _cross_entropy)
 
 
 class SoftmaxNormalizedEntropy:
-    """SoftmaxLoss divided by that of a model that gives every row the shares of the classes.
+    """SoftmaxLoss divided by that of a model that predicts the class frequencies for every row.
 
         NE = loss / -(sum over classes c of q_c * log(q_c)),    q_c = sum of w over the rows of class c / sum of w
 
-    NormalizedEntropy is the same of two classes. NaN where all rows are of one class.
+    For two classes, this is NormalizedEntropy. NaN if all rows are of one class.
     """
 
     needs_group = False
     direction = Direction.SMALLER
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """See Metric."""
+        """Computes the ratio over the rows of all workers. A collective."""
         classes = rows.logits.shape[1]
-        # bincount of no row gives integers
+        # astype: without rows, bincount returns integers, and all workers need one dtype.
         own = np.bincount(rows.labels.astype(np.int64), rows.weights, classes).astype(np.float64)
         by_class = comm.sum_array(own)
         loss, weight = weighted_sums(rows, comm, _cross_entropy)
         seen = by_class[by_class > 0]
         if len(seen) < 2:
             return math.nan
-        # -log(q) = log(1 + others / own): keeps its digits where nearly all rows are of one class
+        # -log(q) = log(1 + others / own) keeps precision if nearly all rows are of one class.
         return loss / float(seen @ np.log1p((weight - seen) / seen))
 
 
 class Accuracy:
     """Weighted share of the rows whose own class has the highest logit.
 
-    Where classes are tied for the highest logit, the own one counts 1 / their number: what a choice by lot would get.
-    NaN where there is no row.
+    If several classes including the own one tie for the highest logit, the row counts 1 / their number, the expectation
+    of a random choice. NaN if there are no rows.
     """
 
     needs_group = False
     direction = Direction.LARGER
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """See Metric."""
+        """Computes the accuracy over the rows of all workers. A collective."""
         return weighted_mean(rows, comm, _share_right)
 
 
 class OneVersusRestAuc:
-    """Plain mean of the classes' ROC AUC, each class against all others, ranked by its probability.
+    """Unweighted mean over classes of the ROC AUC of each class against all others, ranked by its probability.
 
-    The score of a class is the logit of its probability, s_c - log(sum over the other classes d of exp(s_d)), rounded
-    to float32; equal scores are ties. Only classes that have rows count, and that not all rows are of. NaN where there
-    is none.
+    A class's score is the logit of its probability, s_c - log(sum over the other classes d of exp(s_d)), rounded to
+    float32; equal scores are ties. Classes without rows, or with all rows, are left out. NaN if none is left.
     """
 
     needs_group = False
     direction = Direction.LARGER
 
     def __init__(self, num_thresholds: int = 0) -> None:
-        """See RocAuc."""
+        """Takes the number of thresholds of RocAuc; 0 is exact."""
         self._auc = RocAuc(num_thresholds)
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """See Metric. Takes the time of RocAuc once per class, and its memory plus 4 bytes per row and class."""
+        """Computes the mean AUC over the rows of all workers. A collective.
+
+        Takes the time of RocAuc once per class, and its memory plus 4 bytes per row and class.
+        """
         aucs = [
             self._auc.result(rows._replace(logits=scores, labels=rows.labels == index), comm)
             for index, scores in enumerate(_log_odds(rows))
@@ -93,7 +95,7 @@ class OneVersusRestAuc:
 
 
 def _cross_entropy(rows: Rows) -> np.ndarray:
-    """-log of the probability that the model gives to each row's class, [rows] float64."""
+    """Returns -log of the predicted probability of each row's class, [rows] float64."""
     below = rows.logits - _own(rows)[:, np.newaxis].astype(np.float64)
     return np.logaddexp.reduce(below, axis=1)
 
@@ -105,18 +107,18 @@ def _share_right(rows: Rows) -> np.ndarray:
 
 
 def _own(rows: Rows) -> np.ndarray:
-    """The logit of each row's own class, [rows] float32."""
+    """Returns the logit of each row's own class, [rows] float32."""
     return np.take_along_axis(rows.logits, rows.labels.astype(np.int64)[:, np.newaxis], axis=1)[:, 0]
 
 
 def _log_odds(rows: Rows) -> np.ndarray:
-    """log(p / (1 - p)) of every class's probability p, [classes, rows] float32."""
+    """Returns log(p / (1 - p)) of every class's probability p, [classes, rows] float32."""
     scores = np.empty(rows.logits.shape[::-1], np.float32)
     end = 0
     for block in blocks(rows):
         start, end = end, end + len(block.logits)
         columns = block.logits.T.astype(np.float64)
-        # The sum over all other classes from those before and those behind: a difference would cancel.
+        # The other classes' sum is joined from those before and those after: subtracting the own one would cancel.
         before, behind = np.logaddexp.accumulate(columns[:-1]), np.logaddexp.accumulate(columns[:0:-1])[::-1]
         inner = np.logaddexp(before[:-1], behind[1:])
         scores[:, start:end] = as_logits(columns - np.concatenate([behind[:1], inner, before[-1:]]))

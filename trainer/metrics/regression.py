@@ -1,4 +1,4 @@
-"""How far the values of a regression are from the labels."""
+"""Errors of regression tasks."""
 
 import math
 
@@ -11,29 +11,29 @@ from trainer.metrics.weighted_sums import weighted_mean
 
 
 class MeanSquaredError:
-    """Weighted mean of the squared error, which is the loss of a regression.
+    """Weighted mean of the squared error, the loss of a regression.
 
         MSE = sum of w * (v - y)^2 / sum of w
 
-    with predicted value v, label y and sample weight w of each row, in float64. NaN where there is no row.
+    with predicted value v, label y and sample weight w of each row, in float64. NaN if there are no rows.
     """
 
     needs_group = False
     direction = Direction.SMALLER
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """See Metric."""
+        """Computes the error over the rows of all workers. A collective."""
         return weighted_mean(rows, comm, lambda block: np.square(_errors(block)))
 
 
 class RootMeanSquaredError:
-    """Square root of MeanSquaredError, in the label's unit. NaN where there is no row."""
+    """Square root of MeanSquaredError, in the label's unit. NaN if there are no rows."""
 
     needs_group = False
     direction = Direction.SMALLER
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """See Metric."""
+        """Computes the error over the rows of all workers. A collective."""
         return math.sqrt(MeanSquaredError().result(rows, comm))
 
 
@@ -42,14 +42,14 @@ class MeanAbsoluteError:
 
         MAE = sum of w * |v - y| / sum of w
 
-    with the names of MeanSquaredError. NaN where there is no row.
+    with predicted value v, label y and sample weight w of each row, in float64. NaN if there are no rows.
     """
 
     needs_group = False
     direction = Direction.SMALLER
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """See Metric."""
+        """Computes the error over the rows of all workers. A collective."""
         return weighted_mean(rows, comm, lambda block: np.abs(_errors(block)))
 
 

@@ -9,24 +9,24 @@ from trainer.metrics.score_table import ScoreTable, score_table
 
 
 class RocAuc:
-    """How often a positive row outscores a negative one.
+    """Probability that a positive row outscores a negative one.
 
         AUC = sum over pairs of w_p * w_n * (1 if s_p > s_n, 1/2 if s_p = s_n, else 0) / sum of w_p * w_n
 
-    over all pairs of a positive row p and a negative row n. Sample weights w count; equal float32
-    logits s are ties. NaN where a class is absent.
+    over all pairs of a positive row p and a negative row n. Sample weights w count; equal float32 logits s are ties.
+    NaN if a class is absent.
     """
 
     needs_group = False
     direction = Direction.LARGER
 
     def __init__(self, num_thresholds: int = 0) -> None:
-        """Chooses the computation.
+        """Chooses between the exact and the binned computation.
 
         Args:
-            num_thresholds: 0 is exact. Otherwise 2 or more evenly spaced probabilities, from 0 to 1, and
-                trapezoids between them, as Keras' AUC(num_thresholds) does: rows between two
-                neighbouring thresholds count as ties. Takes no sort and almost no memory.
+            num_thresholds: 0 for the exact AUC. Otherwise, at least 2 evenly spaced probabilities from 0 to 1 with
+                trapezoids between them, as in Keras' AUC(num_thresholds): rows between two adjacent thresholds count as
+                ties. Needs no sort and almost no memory.
 
         Raises:
             ValueError: any other number.
@@ -36,11 +36,11 @@ class RocAuc:
         self._num_thresholds = num_thresholds
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """See Metric. Exact, it takes the memory of score_table."""
+        """Computes the AUC over the rows of all workers; if exact, with the memory of score_table. A collective."""
         return self._binned(rows, comm) if self._num_thresholds else self.of_table(score_table(rows, comm), rows, comm)
 
     def of_table(self, table: ScoreTable, rows: Rows, comm: Collectives) -> float:
-        """See ScoreMetric."""
+        """Computes the AUC from an existing score table; with thresholds, from the rows. A collective."""
         if self._num_thresholds:
             return self._binned(rows, comm)
         pairs = _ordered_pairs(table.positive, table.negative)
@@ -52,18 +52,18 @@ class RocAuc:
 
 
 def _ordered_pairs(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """[3] float64: weight of the positives, of the negatives, and of the pairs in order, a tie as half.
+    """Returns the weight of positives, of negatives, and of correctly ordered pairs (ties count one half), [3] float64.
 
     Args:
-        positive: [scores] float64 weight of the positives at each score, by rising score.
-        negative: [scores] float64.
+        positive: [scores] float64 weight of the positives at each score, by increasing score.
+        negative: [scores] float64 weight of the negatives.
     """
     below = np.cumsum(negative) - negative
     return np.array([positive.sum(), negative.sum(), positive @ (below + negative / 2)])
 
 
 def _area(parts: np.ndarray) -> float:
-    """The AUC of [parts, 3] ordered pairs, the parts by rising score."""
+    """Returns the AUC from [parts, 3] results of _ordered_pairs, by increasing score."""
     positive, negative, pairs = parts.T
     below = np.cumsum(negative) - negative
     every_pair = positive.sum() * negative.sum()
@@ -73,10 +73,11 @@ def _area(parts: np.ndarray) -> float:
 
 
 def _histogram(rows: Rows, num_bins: int) -> np.ndarray:
-    """[2, bins] float64: the positives' and the negatives' weight between neighbouring thresholds."""
+    """Returns the weights of positives and of negatives between adjacent thresholds, [2, bins] float64."""
     with np.errstate(over="ignore"):
         probabilities = 1 / (1 + np.exp(-rows.logits.astype(np.float64)))
+    # Bins are open below and closed above, except that the first one includes 0.
     bins = np.maximum(np.ceil(probabilities * num_bins).astype(np.int64) - 1, 0)
     positive = rows.labels > 0
     weights = [np.bincount(bins[mask], rows.weights[mask], num_bins) for mask in (positive, ~positive)]
-    return np.stack(weights).astype(np.float64)  # bincount of no row gives integers
+    return np.stack(weights).astype(np.float64)  # without rows, bincount returns integers

@@ -1,4 +1,4 @@
-"""The rows of an evaluation, kept by each worker until the end."""
+"""Storage of an evaluation's rows on each worker."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,10 +14,10 @@ class Rows(NamedTuple):
     """One worker's rows of one task, as columns of equal length.
 
     Attributes:
-        logits: [rows] float32; of a multiclass task [rows, classes].
+        logits: [rows] float32; for a multiclass task [rows, classes].
         labels: [rows] float32.
         weights: [rows] float32.
-        group: [rows] int64, or None where rows have no group.
+        group: [rows] int64, or None if rows have no group.
     """
 
     logits: np.ndarray
@@ -26,7 +26,7 @@ class Rows(NamedTuple):
     group: np.ndarray | None
 
     def select(self, mask: np.ndarray) -> "Rows":
-        """The rows where `mask` ([rows] bool) is true."""
+        """Returns the rows where `mask` ([rows] bool) is true."""
         if mask.all():
             return self
         group = None if self.group is None else self.group[mask]
@@ -34,25 +34,25 @@ class Rows(NamedTuple):
 
 
 def as_logits(values: np.ndarray) -> np.ndarray:
-    """Float64 values as finite logits, [...] float32; those beyond its range become its largest."""
+    """Converts float64 values to finite logits, [...] float32; values beyond its range are clipped."""
     largest = np.finfo(np.float32).max
     return np.clip(values, -largest, largest).astype(np.float32)
 
 
 class GrowingArray:
-    """An array that rows are appended to, doubling its room when it is full.
+    """An array that rows can be appended to; its capacity doubles when it is full.
 
-    Memory: the bytes of the rows; room that no row has reached yet is not backed by memory on Linux.
-    While it grows, the old and the new array exist side by side.
+    Memory: the bytes of the rows; unused capacity is not backed by memory on Linux. While it grows, the old and the new
+    array exist side by side.
     """
 
     def __init__(self, dtype: type[np.generic], width: int | None = None) -> None:
-        """Starts empty. `width` is the row's length, None for scalars."""
+        """Creates an empty array. `width` is the length of a row, None for scalars."""
         self._room = np.empty((0,) if width is None else (0, width), dtype)
         self._size = 0
 
     def append(self, rows: np.ndarray) -> None:
-        """Adds [rows, ...]; values are cast to this array's dtype."""
+        """Appends [rows, ...]; values are cast to this array's dtype."""
         size = self._size + len(rows)
         if size > len(self._room):
             capacity = max(size, 2 * len(self._room), _FIRST_CAPACITY)
@@ -64,7 +64,7 @@ class GrowingArray:
 
     @property
     def rows(self) -> np.ndarray:
-        """What was appended, without a copy."""
+        """All appended rows, without a copy."""
         return self._room[: self._size]
 
     def __len__(self) -> int:
@@ -73,14 +73,14 @@ class GrowingArray:
 
 
 class RowStore:
-    """Logits, labels, weights and group ids of the rows seen, once for all metrics of all tasks.
+    """Logits, labels, weights and group IDs of all rows, stored once for all metrics of all tasks.
 
-    Memory: 4 bytes per logit, per label and per weight, of the rows that have a weight, and 8 for a group id (one
-    task of one logit: 12 bytes per row, with groups 20).
+    Memory: 4 bytes per logit, label and weight of the rows with non-zero weight, and 8 per group ID (one task with one
+    logit: 12 bytes per row, with groups 20).
     """
 
     def __init__(self, tasks: Sequence[Task], *, with_group: bool) -> None:
-        """Starts empty."""
+        """Creates an empty store."""
         self._columns = logit_columns(tasks)
         self._is_multiclass = [task.kind == "multiclass" for task in tasks]
         self._logits = GrowingArray(np.float32, sum(task.width for task in tasks))
@@ -95,7 +95,7 @@ class RowStore:
             logits: [batch, sum of widths].
             labels: [batch, tasks].
             weights: [batch].
-            group: [batch]; not looked at by a store without groups.
+            group: [batch]; ignored by a store without groups.
 
         Raises:
             ValueError: the shapes disagree, or a store with groups got none.
@@ -114,7 +114,7 @@ class RowStore:
             store.append(values if counts.all() else values[counts])
 
     def task(self, index: int) -> Rows:
-        """The rows of one task, as views."""
+        """Returns the rows of one task, as views."""
         group = None if self._group is None else self._group.rows
         logits = self._logits.rows[:, self._columns[index]]
         if not self._is_multiclass[index]:

@@ -1,7 +1,7 @@
-"""The weight of the positive and of the negative rows at every score, shared out by score.
+"""Weight of the positive and negative rows at every score, partitioned by score over the workers.
 
-All that a ranking metric over the whole test set needs to know, and no larger when scores are tied. Rows are sorted
-for it, so that an evaluation makes it once for all metrics that look at it.
+This is all that a ranking metric over the whole evaluation set needs, and it is smaller than the rows if scores are
+tied. As it takes a sort of the rows, an evaluation builds it once for all metrics that use it.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -12,18 +12,18 @@ from trainer.metrics.collectives import Collectives, exchange_columns, splitters
 from trainer.metrics.rows import Rows
 from trainer.metrics.sorting import rising_key, run_starts, score_of_key, sum_runs
 
-MASS_OF_LARGEST = 2**22  # of a row; with up to 2 ** 31 such rows, float64 holds every sum of masses exactly
+MASS_OF_LARGEST = 2**22  # mass of the heaviest row; float64 sums of up to 2 ** 31 such rows are exact
 
 
 class ScoreTable(NamedTuple):
-    """One line per distinct score, by rising score.
+    """One line per distinct score, by increasing score.
 
     Attributes:
         scores: [scores] float32.
-        positive: [scores] float64, the weight of the rows with label 1.
-        negative: [scores] float64, the weight of the rows with label 0.
-        mass: [scores] float64, the weight of all rows, each rounded to a whole number of units of the largest weight
-            / MASS_OF_LARGEST; its sums are exact in any order.
+        positive: [scores] float64, weight of the rows with label 1.
+        negative: [scores] float64, weight of the rows with label 0.
+        mass: [scores] float64, weight of all rows, each rounded to an integer multiple of the largest weight
+            / MASS_OF_LARGEST and counted in such units; sums are exact in any order.
     """
 
     scores: np.ndarray
@@ -34,19 +34,18 @@ class ScoreTable(NamedTuple):
 
 @runtime_checkable
 class ScoreMetric(Protocol):
-    """A metric (see `trainer.metrics.Metric`) that looks at the score table."""
+    """A metric (see `trainer.metrics.Metric`) that can be computed from the score table."""
 
     def of_table(self, table: ScoreTable, rows: Rows, comm: Collectives) -> float:
-        """As Metric.result, with what score_table gives for the rows."""
+        """Computes Metric.result, given the score table of the rows. A collective."""
 
 
 def score_table(rows: Rows, comm: Collectives) -> ScoreTable:
-    """This worker's part of the table of all rows. A collective.
+    """Builds this worker's part of the table of all rows. A collective.
 
-    The parts follow each other by rank, no score is in two of them, and the workers' tables are cut so that each worker
-    gets about as many lines as the others (an eighth more at most, and one per worker).
-    Takes about 60 bytes per row while it runs, up to 140 among several workers, less where scores are tied; a line of
-    the table takes 28.
+    Parts are in rank order, no score is in two of them, and workers get about equally many lines (at most an eighth
+    more, plus one per worker). Takes about 60 bytes per row while it runs, up to 140 with several workers, less if
+    scores are tied; a line of the table takes 28.
     """
     largest = comm.gather_rows(rows.weights.max(initial=0, keepdims=True)).max()
     table = _tabulate(rows, float(largest))
@@ -54,8 +53,8 @@ def score_table(rows: Rows, comm: Collectives) -> ScoreTable:
 
 
 def _tabulate(rows: Rows, largest_weight: float) -> ScoreTable:
-    """This worker's own table."""
-    # Score, weight and label in one integer: the label is the sign of the weight.
+    """Builds this worker's own table."""
+    # Score, weight and label in one integer, since sorting those is fast. The label is the sign of the weight.
     packed = rising_key(rows.logits).astype(np.uint64)
     packed <<= np.uint64(32)
     packed |= np.where(rows.labels > 0, -rows.weights, rows.weights).view(np.uint32)
@@ -73,7 +72,7 @@ def _tabulate(rows: Rows, largest_weight: float) -> ScoreTable:
 
 
 def _share_by_score(table: ScoreTable, comm: Collectives) -> ScoreTable:
-    """The lines of all workers' tables that this worker gets, those of equal score joined. A collective."""
+    """Returns this worker's lines of all workers' tables, with those of equal score joined. A collective."""
     (lowest,) = splitters((table.scores,), np.argsort, comm)
     ends = np.searchsorted(table.scores, lowest, side="left")
     counts = np.diff(ends, prepend=0, append=len(table.scores))

@@ -6,11 +6,11 @@ _SIGN = np.uint32(1 << 31)
 
 
 def rising_key(scores: np.ndarray) -> np.ndarray:
-    """Integers in the order of the scores; equal scores, 0.0 and -0.0 among them, have equal keys.
+    """Returns integers in the order of the scores; equal scores, including 0.0 and -0.0, have equal keys.
 
-    Read as integers, the bits of positive floats rise with them, those of negative ones fall: all bits of
-    the latter are turned round, and the sign bit of the former. The 32 bits can be packed with others
-    into 64, and one sort of those is several times as fast as an argsort and the gathers after it.
+    Read as integers, the bits of positive floats increase with their value and those of negative floats decrease: all
+    bits of the latter are flipped, and the sign bit of the former. The 32 bits can be packed with others into 64; one
+    sort of those is several times as fast as an argsort and the gathers after it.
 
     Args:
         scores: [rows] float32 without NaN.
@@ -18,25 +18,26 @@ def rising_key(scores: np.ndarray) -> np.ndarray:
     Returns:
         [rows] uint32.
     """
-    bits = scores + np.float32(0)  # makes -0.0 into 0.0
+    bits = scores + np.float32(0)  # turns -0.0 into 0.0
+    # The arithmetic shift gives all ones for negative scores and zeros for others.
     turned = (bits.view(np.int32) >> 31).view(np.uint32) | _SIGN
     return bits.view(np.uint32) ^ turned
 
 
 def score_of_key(keys: np.ndarray) -> np.ndarray:
-    """The scores ([rows] float32) whose rising_key is `keys` ([rows] uint32)."""
+    """Returns the scores ([rows] float32) whose rising_key is `keys` ([rows] uint32)."""
     turned = ((keys >> 31) - np.uint32(1)) | _SIGN
     return (keys ^ turned).view(np.float32)
 
 
 def run_starts(*columns: np.ndarray) -> np.ndarray:
-    """Where a row differs from the one before it in any column.
+    """Finds where a row differs from the previous one in any column.
 
     Args:
         columns: [rows] each, of equal length.
 
     Returns:
-        [runs] int64 positions, the first 0; empty where there is no row.
+        [runs] int64 positions, starting with 0; empty if there are no rows.
     """
     changes = np.zeros(len(columns[0]), bool)
     changes[:1] = True
@@ -46,28 +47,28 @@ def run_starts(*columns: np.ndarray) -> np.ndarray:
 
 
 def sum_runs(values: np.ndarray, starts: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
-    """Sums ([runs] dtype) of `values` ([rows]) over the runs that begin at `starts`."""
+    """Sums `values` ([rows]) over the runs that begin at `starts`; returns [runs] of the given dtype."""
     if len(starts) == 0:
         return np.zeros(0, dtype)
     return np.add.reduceat(values, starts, dtype=dtype)
 
 
 def sum_before(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Sum of the values ([rows] int64 or float64) before each one, in the run of its own; runs begin at `starts`."""
+    """Returns the sum of the values ([rows] int64 or float64) before each one in its run; runs begin at `starts`."""
     before = np.cumsum(values) - values
     return before - np.repeat(before[starts], np.diff(starts, append=len(values)))
 
 
 def number_groups(group: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers the groups from 0 on.
+    """Numbers the groups from 0.
 
     Args:
         group: [rows] int64.
 
     Returns:
         order: [rows] int64 positions that sort the rows by group.
-        names: [groups] int64 ids, rising.
-        numbers: [rows] uint64, in that order.
+        names: [groups] int64 IDs, increasing.
+        numbers: [rows] uint64 group numbers in that order.
     """
     order = _order_of_groups(group)
     names = group[order]
@@ -77,16 +78,17 @@ def number_groups(group: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _order_of_groups(group: np.ndarray) -> np.ndarray:
-    """Positions [rows] int64 that sort by group.
+    """Returns the positions [rows] int64 that sort by group.
 
-    Where the ids lie near enough to each other, group and position are packed into one integer: as in rising_key, a
-    sort of those is several times as fast as an argsort.
+    If the range of IDs is small enough, group and position are packed into one integer: as in rising_key, sorting those
+    is several times as fast as an argsort.
     """
     if not len(group):
         return np.zeros(0, np.int64)
     bits, lowest = len(group).bit_length(), group.min()
     if (int(group.max()) - int(lowest)).bit_length() + bits > 64:
         return np.argsort(group)
+    # Differences fit into 64 bits even if the subtraction wraps around.
     packed = (group - lowest).view(np.uint64)
     packed <<= np.uint64(bits)
     packed |= np.arange(len(group), dtype=np.uint64)

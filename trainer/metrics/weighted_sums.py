@@ -1,4 +1,4 @@
-"""Sums over the rows of all workers: all that metrics need that are means."""
+"""Weighted sums over the rows of all workers, for metrics that are means."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,11 +8,11 @@ import numpy as np
 from trainer.metrics.collectives import Collectives
 from trainer.metrics.rows import Rows
 
-_BLOCK_LOGITS = 1 << 18  # bounds the float64 copies
+_BLOCK_LOGITS = 1 << 18  # bounds the memory of float64 copies
 
 
 def blocks(rows: Rows) -> Iterator[Rows]:
-    """The rows in pieces that are small enough for float64 copies, without their groups."""
+    """Yields the rows, without groups, in blocks small enough for float64 copies."""
     size = max(1, _BLOCK_LOGITS // math.prod(rows.logits.shape[1:]))
     for start in range(0, len(rows.logits), size):
         block = slice(start, start + size)
@@ -20,14 +20,14 @@ def blocks(rows: Rows) -> Iterator[Rows]:
 
 
 def weighted_sums(rows: Rows, comm: Collectives, *values: Callable[[Rows], np.ndarray]) -> list[float]:
-    """Sums of weight * value over all workers' rows, in float64, and of the weights as the last. A collective.
+    """Returns the float64 sums of weight * value over all workers' rows, followed by the sum of weights. A collective.
 
     Takes a fixed amount of memory, a few MiB.
 
     Args:
         rows: this worker's rows.
-        comm: this worker's view of the group.
-        values: each gives the values ([rows] float64) of a block of rows.
+        comm: collectives of the group of workers.
+        values: functions that return the values ([rows] float64) of a block of rows.
     """
     sums = np.zeros(len(values) + 1)
     for block in blocks(rows):
@@ -37,6 +37,6 @@ def weighted_sums(rows: Rows, comm: Collectives, *values: Callable[[Rows], np.nd
 
 
 def weighted_mean(rows: Rows, comm: Collectives, value: Callable[[Rows], np.ndarray]) -> float:
-    """Sum of weight * value over that of the weights; NaN where there is no row. See weighted_sums."""
+    """Returns the weighted mean of a value over all workers' rows; NaN if there are none. See weighted_sums."""
     total, weight = weighted_sums(rows, comm, value)
     return total / weight if weight > 0 else math.nan

@@ -1,4 +1,4 @@
-"""The models by name. A new model is one module here and one line below."""
+"""Registry of models by name. To add one, write a module in this package and an entry in `MODELS`."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from trainer.models.ranking import RankingModel
     from trainer.tasks import Task
 
-# Names only: the modules import Keras, which takes seconds, and flags are checked before that.
+# Names rather than classes: importing Keras takes seconds, and flags are validated before it is loaded.
 MODELS = {
     "wide_deep": ("trainer.models.wide_deep", "WideDeep"),
     "esmm": ("trainer.models.esmm", "Esmm"),
@@ -29,15 +29,15 @@ def build_model(
     seed: int,
     shards: "Shards | None" = None,
 ) -> "RankingModel":
-    """The model that `options` names, with its weights created.
+    """Builds the model that `options` selects and creates its weights.
 
     Args:
-        options: the model's flags.
-        layout: its inputs.
-        tasks: what is predicted; each has one logit, or one per class.
-        compute_dtype: float32, float16 or bfloat16; weights, logits and loss are float32 in any case.
-        seed: of the initial weights.
-        shards: how large tables are dealt to workers; None where every worker has all rows.
+        options: model flags.
+        layout: layout of the model's inputs.
+        tasks: prediction tasks; each has one logit, or one per class.
+        compute_dtype: float32, float16 or bfloat16; weights, logits and loss are always float32.
+        seed: seed of the initial weights.
+        shards: how large tables are sharded across workers; None if every worker holds all rows.
     """
     module, name = MODELS[options.model]
     model: RankingModel = getattr(importlib.import_module(module), name)(

@@ -1,4 +1,4 @@
-"""Activations, and the dropout behind them."""
+"""Activation functions, and the dropout that follows them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,11 +15,11 @@ ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
 
 
 class Draws(NamedTuple):
-    """What decides which values are dropped: those whose byte is below their row's threshold.
+    """Random bytes of a dropout mask: values whose byte is below their row's threshold are dropped.
 
     Attributes:
-        bytes: [..., units] uint8.
-        thresholds: [..., 1] uint8.
+        bytes: [..., units] uint8 random bytes.
+        thresholds: [..., 1] uint8 threshold of each row.
     """
 
     bytes: tf.Tensor
@@ -27,43 +27,45 @@ class Draws(NamedTuple):
 
     @property
     def keep(self) -> tf.Tensor:
-        """[..., units] bool, False for values that are dropped."""
+        """Mask of the values to keep, [..., units] bool."""
         return self.bytes >= self.thresholds
 
 
 def draw(shape: tf.Tensor, rate: float, seed: tf.Tensor) -> Draws:
-    """Draws that drop each value with probability `rate`, a pure function of the seed.
+    """Draws a dropout mask that drops each value with probability `rate`, as a pure function of the seed.
 
-    Random bits are what dropout costs most, so a value gets no more than 8 of them. They are compared with one of the
-    two whole numbers around 256 rate, drawn for every row so that its mean is 256 rate: values are dropped with the
-    very probability asked for, to the 2^-31 that the 23 bits of a row's float32 draw tell apart.
+    Generating random bits dominates the cost of dropout, so each value gets only 8. They are compared with one of the
+    two integers around 256 rate, drawn per row so that its mean is 256 rate: the drop probability is exactly `rate`,
+    up to 2^-31, the resolution of the 23-bit float32 draw of a row.
 
     Args:
-        shape: [rank] int32; values along the last axis are a row.
-        rate: in [0, 255 / 256].
-        seed: [2] int32.
+        shape: [rank] int32 shape of the mask; values along the last axis form a row.
+        rate: drop probability, in [0, 255 / 256].
+        seed: [2] int32 seed.
     """
     values, lower = tf.reduce_prod(shape), int(256 * rate)
+    # Each 32-bit word yields four bytes, and the last word may have bytes to spare.
     words = tf.random.stateless_uniform([(values + 3) // 4], seed, minval=None, maxval=None, dtype=tf.int32)
     in_order = tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:values]
+    # A different seed, so that thresholds do not depend on the bytes they are compared with.
     of_rows = tf.random.stateless_uniform(tf.concat([shape[:-1], [1]], axis=0), seed + [2**30, 0])
     thresholds = tf.cast(of_rows < 256 * rate - lower, tf.uint8) + tf.constant(lower, tf.uint8)
     return Draws(tf.reshape(in_order, shape), thresholds)
 
 
 def relu_with_dropout(x: tf.Tensor, draws: Draws | None, dtype: str, *, xla: bool) -> tf.Tensor:
-    """relu(x), 0 where the draws say so, rounded to a type.
+    """Computes relu(x) with dropout, rounded to `dtype`.
 
-    Where the result is not 0 the gradient passes, and nowhere else: nothing but the result is stored for it. Dropout's
-    factor 1 / (1 - rate) must be in x, since relu(s x) = s relu(x).
+    The gradient passes exactly where the result is not 0, so the result is all that is stored for the backward pass.
+    `x` must already contain dropout's factor 1 / (1 - rate), which is possible because relu(s x) = s relu(x).
 
     Args:
-        x: float.
-        draws: of the shape of x; None keeps all.
-        dtype: of the result.
-        xla: compile it, so that all is done in one pass over x.
+        x: float input.
+        draws: dropout mask of the shape of `x`; None keeps all values.
+        dtype: dtype of the result.
+        xla: compile the operation if there is dropout, so that it takes a single pass over `x`.
     """
-    # Without dropout, TensorFlow joins relu to the product before it, which is better still.
+    # Without dropout, TensorFlow fuses relu into the preceding matmul, which is faster still.
     forward = tf.function(_rectified, jit_compile=True) if xla and draws is not None else _rectified
 
     @tf.custom_gradient
@@ -71,6 +73,7 @@ def relu_with_dropout(x: tf.Tensor, draws: Draws | None, dtype: str, *, xla: boo
         result = forward(x, draws, dtype)
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            # Dropped values are 0 in the result, so ReluGrad blocks their gradient as well.
             return tf.cast(tf.raw_ops.ReluGrad(gradients=upstream, features=result), x.dtype)
 
         return result, gradient

@@ -1,5 +1,8 @@
-"""AITM: what a task has learned is handed on to the next (Xi et al., "Modeling the Sequential Dependence among
-Audience Multi-step Conversions with Multi-task Learning in Targeted Display Advertising", KDD 2021)."""
+"""AITM: each task transfers what it has learned to the next one in a chain.
+
+Xi et al., "Modeling the Sequential Dependence among Audience Multi-step Conversions with Multi-task Learning in
+Targeted Display Advertising", KDD 2021.
+"""
 
 import math
 
@@ -16,15 +19,19 @@ from trainer.tasks import Task, logit_columns
 
 
 def chain_of(tasks: tuple[Task, ...]) -> list[tuple[int, int | None]]:
-    """(task, the task before it), every task behind the one before it.
+    """Orders the tasks so that each one follows its predecessor.
 
-    Before a task with `given` stands that label; before one without, the one without that precedes it in the label
-    channel.
+    The predecessor of a task with `given` is the task of that label. The predecessor of a task without `given` is the
+    previous such task in the label channel.
+
+    Returns:
+        (task, predecessor) pairs of positions in `tasks`; the predecessor of the first task is None.
     """
     roots = [place for place, task in enumerate(tasks) if task.given is None]
     chain: list[tuple[int, int | None]] = list(zip(roots, [None, *roots[:-1]], strict=True))
     placed = set(roots)
     while len(chain) < len(tasks):
+        # Tasks whose given label is already in the chain can be appended to it.
         following = [(place, task.given) for place, task in enumerate(tasks) if task.given in placed - {place}]
         chain += [(place, above) for place, above in following if place not in placed]
         placed |= {place for place, _ in following}
@@ -32,9 +39,9 @@ def chain_of(tasks: tuple[Task, ...]) -> list[tuple[int, int | None]]:
 
 
 class Transfer(keras.layers.Layer):
-    """Attention over a task's own features and what the task before it hands on (section 3.3 of the paper).
+    """Attention over a task's own features and those transferred from its predecessor (section 3.3 of the paper).
 
-    z = sum over u in (handed on, own) of softmax_u(key(u) . query(u) / sqrt(width)) value(u)
+    z = sum over u in (handed_on, own) of softmax_u(key(u) . query(u) / sqrt(width)) value(u)
 
     Input:  own and handed_on, [batch, width] each.
     Output: [batch, width] in the compute dtype.
@@ -49,26 +56,28 @@ class Transfer(keras.layers.Layer):
         self.built = True
 
     def call(self, own: tf.Tensor, handed_on: tf.Tensor, training_pass: TrainingPass | None = None) -> tf.Tensor:
-        """See the class."""
+        """Returns the attention-weighted features, [batch, width] in the compute dtype."""
         handed_on = self.hand_on(handed_on, training_pass=training_pass)[0]
         batch = tf.shape(own)[0]
+        # Both inputs share the projections: [2 * batch, width] -> [3, 2 * batch, width].
         projected = self.projections(tf.concat([handed_on, own], axis=0))
         values, keys, queries = tf.unstack(tf.reshape(projected, [3, 2, batch, own.shape[1]]))
+        # The two scores of each row, [2, batch]; summed in float32 whatever the compute dtype.
         scores = tf.reduce_sum(tf.cast(keys * queries, tf.float32), axis=-1) * self._scale
-        weights = tf.nn.softmax(scores, axis=0)[..., tf.newaxis]
+        weights = tf.nn.softmax(scores, axis=0)[..., tf.newaxis]  # [2, batch, 1]
         return tf.reduce_sum(tf.cast(weights, values.dtype) * values, axis=0)
 
 
 class Aitm(RankingModel):
-    """A perceptron of each task's own on shared embeddings; each hands on to the next through a Transfer.
+    """A multilayer perceptron per task on shared embeddings, each connected to the next one by a Transfer.
 
-    A task that is not conditional must not be likelier than the binary task before it: `calibrator_weight` times
+    A binary task without `given` must not be more likely than a binary task that precedes it: `calibrator_weight` times
     max(p_task - p_before, 0) is added to the loss of every row (the paper's behavioural expectation calibrator). A
-    task with `given` predicts the conditional probability, of which nothing of the kind holds.
+    task with `given` predicts a conditional probability, which has no such bound.
     """
 
     def make_layers(self, options: ModelOptions, style: Style, seed: int) -> None:
-        """See RankingModel."""
+        """Creates a bottom perceptron per task, the transfers along the chain, and the towers."""
         tasks, units = self.tasks, options.expert_hidden_units
         self._chain, self._calibrator_weight = chain_of(tasks), options.calibrator_weight
         self.bottoms = ParallelStack(
@@ -84,8 +93,8 @@ class Aitm(RankingModel):
         )
 
     def head(self, deep_input: tf.Tensor, training_pass: TrainingPass | None) -> tf.Tensor:
-        """See RankingModel."""
-        own = self.bottoms(deep_input, training_pass=training_pass)
+        """Runs the bottoms, the transfers along the chain and the towers; returns logits [batch, outputs] float32."""
+        own = self.bottoms(deep_input, training_pass=training_pass)  # [tasks, batch, units]
         states: dict[int, tf.Tensor] = {}
         for task, above in self._chain:
             states[task] = (
@@ -98,7 +107,7 @@ class Aitm(RankingModel):
     def logits(
         self, rows: Rows, ids: tf.Tensor, numerical: tf.Tensor, training_pass: TrainingPass | None = None
     ) -> tf.Tensor:
-        """See RankingModel."""
+        """Computes logits [batch, outputs] float32; in training, also adds the calibrator's penalties."""
         logits = super().logits(rows, ids, numerical, training_pass)
         if training_pass is not None and self._calibrator_weight:
             columns = logit_columns(self.tasks)

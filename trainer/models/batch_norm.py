@@ -1,4 +1,4 @@
-"""Batch normalisation whose moments are those of the global batch."""
+"""Batch normalisation over the global batch."""
 
 import keras
 import tensorflow as tf
@@ -10,17 +10,17 @@ EPSILON = 1e-5
 
 
 class BatchNorm(keras.layers.Layer):
-    """gamma (x - mean) / sqrt(variance + epsilon) + beta, per unit.
+    """Normalises each unit: gamma (x - mean) / sqrt(variance + epsilon) + beta.
 
-    In training mean and (biased) variance are those of the rows of all workers, pads left out; otherwise moving
-    averages of them, which a training pass leaves in `TrainingPass.moments`. Source: Ioffe and Szegedy, "Batch
-    Normalization", ICML 2015.
+    In training, mean and (biased) variance are computed over the rows of all workers, without rows of weight 0 such as
+    padding. Otherwise their moving averages are used, whose new values a training pass leaves in
+    `TrainingPass.moments`. Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015.
 
     Args:
-        shape: of the moments, [units] or [layers, 1, units].
-        name: of the layer.
+        shape: shape of the moments, [units] or [layers, 1, units].
+        name: name of the layer.
 
-    Input and output: [batch, units] or [layers, batch, units], in any float type; computed in float32.
+    Input and output: [batch, units] or [layers, batch, units] of any float dtype; computed in float32.
     """
 
     def __init__(self, shape: tuple[int, ...], *, name: str):
@@ -32,7 +32,7 @@ class BatchNorm(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor, training_pass: TrainingPass | None = None) -> tf.Tensor:
-        """See the class."""
+        """Normalises `x` by the moments of the global batch in training, by the moving averages otherwise."""
         values = tf.cast(x, tf.float32)
         if training_pass is None:
             mean, variance = self.moving_mean.value, self.moving_variance.value
@@ -42,14 +42,16 @@ class BatchNorm(keras.layers.Layer):
         return tf.cast((values - mean) * scale + self.beta.value, x.dtype)
 
     def _moments(self, values: tf.Tensor, training_pass: TrainingPass) -> tuple[tf.Tensor, tf.Tensor]:
-        """Mean and variance over the rows of all workers. The first moment is taken out before squares are summed."""
-        shape, present = self.gamma.shape, training_pass.present[:, tf.newaxis]
+        """Returns mean and variance over the rows of all workers, and records the new moving averages."""
+        shape, present = self.gamma.shape, training_pass.present[:, tf.newaxis]  # present: [batch, 1]
         count, total = training_pass.sum_over_workers(
             [tf.reduce_sum(training_pass.present), tf.reshape(tf.reduce_sum(values * present, axis=-2), shape)]
         )
         mean = tf.math.divide_no_nan(total, count)
+        # A second reduction after the mean is known: E[x^2] - mean^2 would cancel where the mean is large.
         squares = tf.reduce_sum(tf.math.squared_difference(values, mean) * present, axis=-2)
         variance = tf.math.divide_no_nan(training_pass.sum_over_workers([tf.reshape(squares, shape)])[0], count)
+        # Not assigned here: the step assigns them only if it is applied.
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             training_pass.moments.append((moving, MOMENTUM * moving.value + (1 - MOMENTUM) * value))
         return mean, variance

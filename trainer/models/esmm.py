@@ -1,4 +1,4 @@
-"""ESMM (Ma et al., "Entire Space Multi-Task Model", SIGIR 2018): a conditional task learned on all rows."""
+"""ESMM (Ma et al., "Entire Space Multi-Task Model", SIGIR 2018): trains conditional tasks on all rows."""
 
 import tensorflow as tf
 
@@ -10,17 +10,17 @@ from trainer.models.training_pass import TrainingPass
 
 
 class Esmm(RankingModel):
-    """Embeddings that all tasks share, and a perceptron of each task's own.
+    """A multilayer perceptron per task on shared embeddings.
 
-    A task whose `given` is another one is trained through the product of both probabilities, p(click) p(buy | click),
-    on all rows, and predicts the conditional one: it learns from the rows without a click, too. Tasks without `given`
-    are trained as they are.
+    A task with `given` predicts the conditional probability, but is trained through the product of both probabilities,
+    p(click) p(buy | click), on all rows: it also learns from rows without a click. Tasks without `given` are trained
+    as usual.
     """
 
     trains_joint_probabilities = True
 
     def make_layers(self, options: ModelOptions, style: Style, seed: int) -> None:
-        """See RankingModel."""
+        """Creates a tower per task, whose hidden layers are the expert layers followed by the task's tower layers."""
         self.towers = Towers(
             self.tasks,
             self.layout.width,
@@ -30,5 +30,5 @@ class Esmm(RankingModel):
         )
 
     def head(self, deep_input: tf.Tensor, training_pass: TrainingPass | None) -> tf.Tensor:
-        """See RankingModel."""
+        """Computes the towers' logits, [batch, outputs] float32."""
         return self.towers(deep_input, training_pass=training_pass)

@@ -1,4 +1,4 @@
-"""Dense layers: one stack of them, or several of one shape side by side as one batched product."""
+"""Dense layers, and layers of equal shape that run side by side as one batched product."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,13 @@ from trainer.models.training_pass import TrainingPass
 
 @dataclass(frozen=True)
 class Style:
-    """How dense layers compute, whatever their widths.
+    """Configuration of dense layers apart from their widths.
 
     Attributes:
-        activation: name in ACTIVATIONS.
-        dropout: share of units that is dropped after a layer in training.
-        batch_norm: whether a layer is normalised before its activation; it then has no bias of its own.
-        compute_dtype: of the products; weights are float32.
+        activation: key of ACTIVATIONS.
+        dropout: share of units dropped after a layer in training.
+        batch_norm: whether layers are normalised before their activation; they then have no bias.
+        compute_dtype: dtype of the products; weights are float32.
     """
 
     activation: str = "linear"
@@ -30,7 +30,7 @@ class Style:
 
     @classmethod
     def of(cls, options: ModelOptions, compute_dtype: str) -> "Style":
-        """The hidden layers' style that the options ask for."""
+        """Returns the style of hidden layers that the options ask for."""
         return cls(options.activation, options.deep_dropout, options.batch_norm, compute_dtype)
 
 
@@ -43,15 +43,15 @@ def activated(
     training_pass: TrainingPass | None,
     place: int,
 ) -> tf.Tensor:
-    """What follows the product in a dense layer: bias or normalisation, activation, dropout.
+    """Applies what follows a dense layer's product: bias or normalisation, activation, dropout.
 
     Args:
-        product: [..., batch, units] of the weights times `weight_factor`.
-        bias: [units] or [..., 1, units] float32, or
-        norm: of the product.
-        style: of the layer.
-        training_pass: None outside of training.
-        place: of the dropout mask, which tells the masks of a step apart.
+        product: [..., batch, units], the input times the weights scaled by `weight_factor`.
+        bias: [units] or [..., 1, units] float32; None if the layer has none.
+        norm: normalisation of the product; None if the layer has none.
+        style: configuration of the layer.
+        training_pass: None outside training.
+        place: number that tells the dropout masks of a step apart.
 
     Returns:
         [..., batch, units] in the compute dtype.
@@ -62,6 +62,7 @@ def activated(
         product = add_bias(product, tf.cast(bias * weight_factor(style, training_pass), product.dtype))
     if norm is not None:
         product = norm(product, training_pass=training_pass)
+    # Here dropout's factor is already in product and bias; see weight_factor.
     if style.activation == "relu" and norm is None:
         return relu_with_dropout(
             product, draws, style.compute_dtype, xla=training_pass is not None and training_pass.xla
@@ -71,19 +72,23 @@ def activated(
 
 
 def weight_factor(style: Style, training_pass: TrainingPass | None) -> float:
-    """What kernel and bias are multiplied by, so that the units need not be: dropout's factor, if relu lets it pass."""
+    """Returns the factor of kernel and bias that replaces dropout's rescaling of the units.
+
+    With relu, the weights are scaled by 1 / (1 - dropout) instead of the units, since relu(s x) = s relu(x). With other
+    activations, before batch normalisation (which would cancel it) and outside training, the factor is 1.
+    """
     passes = training_pass is not None and style.activation == "relu" and not style.batch_norm
     return 1 / (1 - style.dropout) if passes else 1.0
 
 
 class Dense(keras.layers.Layer):
-    """activation(x W + b), normalised and dropped out as the style says.
+    """Computes activation(x W + b), with normalisation and dropout as the style asks for.
 
     Args:
         units: width of the output.
-        style: of the layer.
-        seed: of W, which starts as Glorot uniform (b starts at zero); it tells the layer's dropout masks apart, too.
-        name: of the layer.
+        style: configuration of the layer.
+        seed: seed of W, initialised as Glorot uniform (b is initialised to zero); also identifies the dropout masks.
+        name: name of the layer.
 
     Input:  [batch, width] float.
     Output: [batch, units] in the compute dtype.
@@ -95,7 +100,7 @@ class Dense(keras.layers.Layer):
         self.norm = BatchNorm((units,), name=f"{name}_norm") if style.batch_norm else None
 
     def build(self, input_shape: tuple[int, ...]) -> None:
-        """Makes the weights, which depend on the input's width."""
+        """Creates the weights, whose shapes depend on the input's width."""
         start = keras.initializers.GlorotUniform(seed=self._seed)
         self.kernel = self.add_weight(shape=(input_shape[-1], self.units), initializer=start, name="kernel")
         self.bias = (
@@ -103,7 +108,7 @@ class Dense(keras.layers.Layer):
         )
 
     def call(self, x: tf.Tensor, training_pass: TrainingPass | None = None) -> tf.Tensor:
-        """See the class."""
+        """Applies the layer; returns [batch, units] in the compute dtype."""
         kernel = self.kernel.value * weight_factor(self._style, training_pass)
         bias = None if self.bias is None else self.bias.value
         product = matmul(x, kernel, self._style.compute_dtype)
@@ -111,12 +116,12 @@ class Dense(keras.layers.Layer):
 
 
 class HiddenLayers(keras.layers.Layer):
-    """A stack of dense layers.
+    """Stack of dense layers.
 
     Args:
         units: width of each layer.
-        style: of the layers.
-        seed: of the initial weights (Glorot uniform; biases start at zero).
+        style: configuration of the layers.
+        seed: seed of the initial weights (Glorot uniform; biases are zero).
 
     Input:  [batch, width] float.
     Output: [batch, units[-1]] in the compute dtype.
@@ -130,29 +135,29 @@ class HiddenLayers(keras.layers.Layer):
         ]
 
     def call(self, x: tf.Tensor, training_pass: TrainingPass | None = None) -> tf.Tensor:
-        """See the class."""
+        """Applies the layers in order; returns [batch, units[-1]] in the compute dtype."""
         for layer in self.dense:
             x = layer(x, training_pass=training_pass)
         return x
 
 
 class ParallelDense(keras.layers.Layer):
-    """Layers of one shape side by side.
+    """Dense layers of equal shape, computed side by side.
 
-    Layer number i of them computes  activation(x_i W_i + b_i).  All W_i are one weight [layers, inputs, units], but
-    every slice starts as Glorot uniform of a Dense of its own, from a seed of its own: layers that start equal and
-    are weighted equally stay equal for ever.
+    Layer i computes  activation(x_i W_i + b_i).  All W_i are slices of one weight [layers, inputs, units], but each is
+    initialised as the Glorot uniform kernel of a single Dense, from its own seed: layers that start equal and are
+    weighted equally would stay equal forever.
 
     Args:
-        layers: how many.
-        inputs, units: width of each.
-        style: of the layers.
-        seed: of the first layer, the others have those that follow; it tells the layers' dropout masks apart, too.
-        name: of the layer.
-        use_bias: whether there are b_i, which start at zero.
-        start: "random", or "zero" for all weights.
+        layers: number of layers.
+        inputs, units: input and output width of each layer.
+        style: configuration of the layers.
+        seed: seed of the first layer, followed by those of the others; also identifies the dropout masks.
+        name: name of the layer.
+        use_bias: whether there are b_i, which are initialised to zero.
+        start: initial value of the W_i, "random" or "zero".
 
-    Input:  [batch, inputs], the same for all layers, or [layers, batch, inputs].
+    Input:  [batch, inputs], shared by all layers, or [layers, batch, inputs].
     Output: [layers, batch, units] in the compute dtype.
     """
 
@@ -183,15 +188,17 @@ class ParallelDense(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor, training_pass: TrainingPass | None = None) -> tf.Tensor:
-        """See the class."""
+        """Applies all layers; returns [layers, batch, units] in the compute dtype."""
         kernel = self.kernel.value * weight_factor(self._style, training_pass)
         bias = None if self.bias is None else self.bias.value
         if x.shape.rank == 3:
             product = matmul(x, kernel, self._style.compute_dtype)
             return self._activated(product, bias, training_pass=training_pass)
-        # One product for all layers, and one pass over their units, before they are taken apart.
+        # A shared input takes a single product: [batch, inputs] @ [inputs, layers * units]. Bias, activation and
+        # dropout also run on this matrix, before it is split into layers.
         side_by_side = tf.reshape(tf.transpose(kernel, [1, 0, 2]), [kernel.shape[1], -1])
         product = matmul(x, side_by_side, self._style.compute_dtype)
+        # Moments are per layer, [layers, 1, units], so normalisation needs the layers split first.
         if self.norm is not None:
             return self._activated(self._apart(product), bias, training_pass=training_pass)
         flat_bias = None if bias is None else tf.reshape(bias, [-1])
@@ -201,7 +208,7 @@ class ParallelDense(keras.layers.Layer):
         return activated(product, bias, self.norm, style=self._style, training_pass=training_pass, place=self._seed)
 
     def _apart(self, side_by_side: tf.Tensor) -> tf.Tensor:
-        """[batch, layers * units] -> [layers, batch, units]."""
+        """Splits [batch, layers * units] into [layers, batch, units]."""
         layers, _, units = self.kernel.shape
         if layers == 1:
             return side_by_side[tf.newaxis]
@@ -209,15 +216,15 @@ class ParallelDense(keras.layers.Layer):
 
 
 class ParallelStack(keras.layers.Layer):
-    """Multilayer perceptrons of one shape side by side: experts, or the towers of tasks.
+    """Multilayer perceptrons of equal shape, computed side by side: experts, or the towers of tasks.
 
     Args:
-        stacks: how many.
+        stacks: number of perceptrons.
         inputs: width of the input.
-        units: width of each layer; without any, the input itself comes out, once per stack.
-        style: of the layers.
-        seed: of the weights; `SEEDS` of them are used up.
-        name: of the layer.
+        units: width of each layer; without any, the output is the input, once per stack.
+        style: configuration of the layers.
+        seed: first seed of the weights; `SEEDS` seeds are reserved.
+        name: name of the layer.
 
     Input:  [batch, inputs] or [stacks, batch, inputs].
     Output: [stacks, batch, units[-1]] in the compute dtype.
@@ -239,7 +246,7 @@ class ParallelStack(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor, training_pass: TrainingPass | None = None) -> tf.Tensor:
-        """See the class."""
+        """Applies all perceptrons; returns [stacks, batch, units[-1]] in the compute dtype."""
         if not self.dense:
             x = tf.cast(x, self._style.compute_dtype)
             return x if x.shape.rank == 3 else tf.tile(x[tf.newaxis], [self.stacks, 1, 1])

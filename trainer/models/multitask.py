@@ -1,10 +1,10 @@
-"""Models for many tasks that differ in what stands between the embeddings and the tasks' towers.
+"""Multi-task models, which differ in what lies between the embeddings and the tasks' towers.
 
 shared_bottom   one stack for all tasks (Caruana, "Multitask Learning", Machine Learning 1997)
 omoe            experts, and one gate for all tasks (Jacobs et al., "Adaptive Mixtures of Local Experts", 1991)
 mmoe            experts, and a gate per task (Ma et al., "Modeling Task Relationships in Multi-task Learning with
                 Multi-gate Mixture-of-Experts", KDD 2018)
-cgc, ple        experts of each task's own and shared ones, in one level or several (Tang et al., "Progressive
+cgc, ple        task-specific and shared experts, in one level (cgc) or several (ple) (Tang et al., "Progressive
                 Layered Extraction", RecSys 2020)
 """
 
@@ -28,10 +28,10 @@ class Level:
     """Experts and gates of one level.
 
     Attributes:
-        readable: [gates, experts] bool: which experts each gate reads. Gates 0, 1, ... are those of the tasks, or one
-            gate for all of them; a further one makes the shared input of the next level.
-        sources: [experts] int: for a level that is not the first, which of the previous level's gates feeds each
-            expert. Empty for the first level, whose experts all read the embeddings.
+        readable: [gates, experts] bool, which experts each gate reads. The first gates belong to the tasks, or one gate
+            serves all of them; an extra last gate produces the shared input of the next level.
+        sources: [experts] int, for levels after the first: which gate of the previous level feeds each expert. Empty
+            for the first level, whose experts all read the embeddings.
     """
 
     readable: np.ndarray
@@ -39,17 +39,19 @@ class Level:
 
 
 def levels_of(options: ModelOptions, tasks: int) -> list[Level]:
-    """The levels of a model that `options` names, for so many tasks."""
+    """Returns the levels of the model that `options` selects, for the given number of tasks."""
     if options.model == "shared_bottom":
         return [Level(np.ones((1, 1), bool))]
     if options.model == "omoe":
         return [Level(np.ones((1, options.num_experts), bool))]
     if options.model == "mmoe":
         return [Level(np.ones((tasks, options.num_experts), bool))]
+    # Expert -> the task that owns it; the number of tasks stands for "shared".
     owners = [task for task in range(tasks) for _ in range(options.num_task_experts)]
     owners += [tasks] * options.num_shared_experts
     own_or_shared = np.array([[owner in (task, tasks) for owner in owners] for task in range(tasks)])
     number = options.ple_levels if options.model == "ple" else 1
+    # All levels but the last have one more gate, which reads all experts and feeds the next shared experts.
     between = np.vstack([own_or_shared, np.ones((1, len(owners)), bool)])
     return [
         Level(between if index < number - 1 else own_or_shared, tuple(owners) if index else ())
@@ -58,12 +60,12 @@ def levels_of(options: ModelOptions, tasks: int) -> list[Level]:
 
 
 class LevelState(NamedTuple):
-    """What a level computed for a batch.
+    """Outputs of a level for one batch.
 
     Attributes:
         experts: [experts, batch, units] in the compute dtype.
         gates: [gates, batch, experts] float32; None for a single expert, which needs no gate.
-        outputs: [gates, batch, units], what the gates made of the experts.
+        outputs: [gates, batch, units], the experts mixed by each gate.
     """
 
     experts: tf.Tensor
@@ -72,7 +74,7 @@ class LevelState(NamedTuple):
 
 
 class MultiTask(RankingModel):
-    """Embeddings and numbers -> levels of gated experts -> a tower and the logits of each task.
+    """Shared embeddings and numerical features -> levels of gated experts -> a tower and the logits of each task.
 
     logit_k = tower_k(sum over experts i of gate_k(x)_i expert_i(x))  [+ wide part of task k]
 
@@ -80,7 +82,7 @@ class MultiTask(RankingModel):
     """
 
     def make_layers(self, options: ModelOptions, style: Style, seed: int) -> None:
-        """See RankingModel."""
+        """Creates the experts and gates of each level, and the towers."""
         tasks, width = self.tasks, self.layout.width
         self.levels = levels_of(options, len(tasks))
         self.experts, self.gates = [], []
@@ -108,18 +110,20 @@ class MultiTask(RankingModel):
         )
 
     def head(self, deep_input: tf.Tensor, training_pass: TrainingPass | None) -> tf.Tensor:
-        """See RankingModel."""
+        """Runs the levels and the towers; returns logits [batch, outputs] float32."""
         last = self.level_states(deep_input, training_pass=training_pass)[-1].outputs
+        # A single gate or expert serves all tasks: [1, batch, units] -> [tasks, batch, units].
         if last.shape[0] < len(self.tasks):
             last = tf.tile(last, [len(self.tasks), 1, 1])
         return self.towers(last, training_pass=training_pass)
 
     def level_states(self, deep_input: tf.Tensor, training_pass: TrainingPass | None = None) -> list[LevelState]:
-        """What each level computes; the first gates of the last level are the tasks', or the one gate of all tasks."""
+        """Computes all levels; the last one's outputs are in the order of the tasks, or a single one for all tasks."""
         states: list[LevelState] = []
         for index, level in enumerate(self.levels):
             if level.sources:
                 below = states[-1].outputs
+                # Expert inputs are [experts, batch, units]; each gate reads its own output of the level below.
                 expert_input, gate_input = tf.gather(below, level.sources), below[: len(level.readable)]
             else:
                 expert_input = gate_input = deep_input
@@ -130,7 +134,7 @@ class MultiTask(RankingModel):
 
     @property
     def shared_weights(self) -> list[keras.Variable]:
-        """See RankingModel: the experts, and a gate that all tasks have in common."""
+        """Trainable weights of any gate that serves all tasks, then those of the experts."""
         common_gates = [
             gates for gates, level in zip(self.gates, self.levels, strict=False) if len(level.readable) == 1
         ]

@@ -1,4 +1,4 @@
-"""The end of every multi-task model: a tower and the logits of each task."""
+"""Task towers, the last layers of every multi-task model."""
 
 from collections.abc import Sequence
 
@@ -11,16 +11,16 @@ from trainer.tasks import Task
 
 
 class Towers(keras.layers.Layer):
-    """A perceptron and the logits of each task; those of one shape are computed side by side.
+    """A multilayer perceptron and the logits of each task; towers of equal shape are computed side by side.
 
     Args:
-        tasks: what is predicted.
+        tasks: prediction tasks.
         inputs: width of the input.
-        units: of the hidden layers of each task's tower; without any, the logits are linear.
-        style: of the hidden layers.
-        seed: of the weights.
+        units: widths of the hidden layers of each task's tower; without any, the logits are linear in the input.
+        style: configuration of the hidden layers.
+        seed: seed of the weights.
 
-    Input:  [batch, inputs], the same for all tasks, or [tasks, batch, inputs].
+    Input:  [batch, inputs], shared by all tasks, or [tasks, batch, inputs].
     Output: [batch, outputs] float32, the tasks' logits side by side.
     """
 
@@ -29,6 +29,7 @@ class Towers(keras.layers.Layer):
     ):
         super().__init__(name="tasks", dtype="float32", autocast=False)
         shapes = [(own, task.width) for task, own in zip(tasks, units, strict=True)]
+        # Tasks with equal widths form a group, which is one batched product per layer.
         distinct = list(dict.fromkeys(shapes))
         self._groups = [[place for place, shape in enumerate(shapes) if shape == wanted] for wanted in distinct]
         self.hidden, self.heads = [], []
@@ -49,10 +50,11 @@ class Towers(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor, training_pass: TrainingPass | None = None) -> tf.Tensor:
-        """See the class."""
+        """Computes the logits of all tasks, [batch, outputs] float32."""
         logits: dict[int, tf.Tensor] = {}
         for places, hidden, head in zip(self._groups, self.hidden, self.heads, strict=True):
             own = tf.gather(x, places) if x.shape.rank == 3 and len(self._groups) > 1 else x
+            # Logits are float32 whatever the compute dtype: [tasks of the group, batch, width].
             outputs = head(tf.cast(hidden(own, training_pass=training_pass), tf.float32))
             logits |= dict(zip(places, tf.unstack(outputs), strict=True))
         return tf.concat([logits[place] for place in sorted(logits)], axis=1)

@@ -1,4 +1,4 @@
-"""What a forward pass in training has besides its inputs."""
+"""Context of a forward pass in training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,18 +13,18 @@ SumOverWorkers = Callable[[list[tf.Tensor]], list[tf.Tensor]]
 
 @dataclass
 class TrainingPass:
-    """What layers are handed in training, and what they leave behind besides their output.
+    """What a training step passes to the layers, and collects from them besides their outputs.
 
-    Dropout is a pure function of the seed: a step computes the same masks whenever and on whichever machine it is
-    repeated, and nothing random has to be saved.
+    Dropout is a pure function of the seed: a repeated step uses the same masks on any machine, and no random state has
+    to be saved.
 
     Attributes:
-        dropout_seed: [2] int32, another one in every step and on every worker.
-        present: [batch] float32, 1 for rows and 0 for pads.
-        sum_over_workers: element-wise sums of float32 tensors over all workers, through which gradients flow.
-        xla: compile element-wise work.
-        penalties: [batch] float32 each, to be added to the loss of their rows.
-        moments: moving moments and their new values, to be assigned when the step is applied.
+        dropout_seed: [2] int32 seed, different in every step and on every worker.
+        present: [batch] float32, 1 for rows of positive weight and 0 for others, such as padding.
+        sum_over_workers: differentiable element-wise sum of float32 tensors over all workers.
+        xla: whether to compile element-wise operations.
+        penalties: [batch] float32 tensors to add to the loss of each row.
+        moments: moving averages and their new values, to be assigned when the step is applied.
     """
 
     dropout_seed: tf.Tensor
@@ -35,5 +35,5 @@ class TrainingPass:
     moments: list[tuple[keras.Variable, tf.Tensor]] = field(default_factory=list)
 
     def draw(self, shape: tf.Tensor, rate: float, place: int) -> Draws:
-        """Draws that drop a share `rate` of the values of a tensor; `place` tells those of a step apart."""
+        """Draws a mask that drops a share `rate` of a tensor's values; `place` tells the masks of a step apart."""
         return draw(shape, rate, self.dropout_seed + [0, place % 2**20])

@@ -12,15 +12,15 @@ from trainer.models.training_pass import TrainingPass
 class WideDeep(RankingModel):
     """A linear model of all features plus a multilayer perceptron on their embeddings.
 
-    logit = b + sum of the ids' wide weights + numerical @ k  +  head(hidden([embeddings, numerical]))
+    logit = b + sum of the IDs' wide weights + numerical @ k  +  head(hidden([embeddings, numerical]))
 
-    Both parts see every feature. Several labels share the hidden layers and have a head and a wide part each.
+    Both parts see every feature. Tasks share the hidden layers; each has its own head and wide part.
     """
 
     always_wide = True
 
     def make_layers(self, options: ModelOptions, style: Style, seed: int) -> None:
-        """See RankingModel."""
+        """Creates the hidden layers and a linear head for all tasks."""
         self.hidden = HiddenLayers(options.deep_hidden_units, style=style, seed=seed + 10_000)
         self.deep_head = keras.layers.Dense(
             sum(task.width for task in self.tasks),
@@ -30,11 +30,11 @@ class WideDeep(RankingModel):
         )
 
     def head(self, deep_input: tf.Tensor, training_pass: TrainingPass | None) -> tf.Tensor:
-        """See RankingModel."""
+        """Computes the deep part's logits, [batch, outputs] float32."""
         hidden = self.hidden(deep_input, training_pass=training_pass)
         return self.deep_head(tf.cast(hidden, tf.float32))
 
     @property
     def shared_weights(self) -> list[keras.Variable]:
-        """See RankingModel."""
+        """Weights of the hidden layers, which all tasks share."""
         return self.hidden.trainable_variables

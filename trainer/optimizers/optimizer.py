@@ -1,4 +1,4 @@
-"""Slots of weights and tables, and the application of a rule to them."""
+"""Optimizer state of weights and tables, and the application of an update rule to them."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,18 +10,19 @@ Schedule = Callable[[tf.Tensor], tf.Tensor]
 
 
 class Optimizer:
-    """One rule with one learning rate, for a set of weights and tables.
+    """Applies one update rule with one learning rate to a set of weights and tables.
+
+    Only the rows of a table that a batch touches are updated: those given to `update_rows`, or those with a non-zero
+    gradient in `update_whole`; trainer/embeddings/plan.py chooses the faster one. They differ only for rows looked up
+    with a gradient of exactly 0 (padding, for instance), which matters with Adam's momentum, L2 or weight decay.
 
     Args:
-        rule: the update.
+        rule: update rule.
         schedule: step (from 1) -> learning rate.
-        weights: name -> variable; weights that are updated whole, in every step.
-        tables: name -> variable; tables whose touched rows are updated.
-        l2: name -> factor of the sum of squares that is added to the loss; 0 for names that are not there.
-        decay: weights shrink by `decay * learning rate` in a step (decoupled weight decay).
-
-    All of this acts on the rows of a table that a batch touches, whether they come alone or as the rows of a whole
-    gradient that are not zero: which of both ways is taken is a matter of speed (trainer/embeddings/plan.py).
+        weights: name -> variable of the weights that are updated as a whole in every step.
+        tables: name -> variable of the tables whose touched rows are updated.
+        l2: name -> factor of the sum of squares added to the loss; 0 for names that are missing.
+        decay: decoupled weight decay: a step shrinks weights by `decay * learning rate`.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Optimizer:
             for name, variable in {**weights, **tables}.items()
         }
         self._variables, self._tables = {**weights, **tables}, set(tables)
-        # float32, because GPUs have no kernels to gather and scatter int32 variables; exact for 16 million steps.
+        # float32 because GPUs lack kernels to gather and scatter int32 variables; exact up to 2^24 steps.
         self._last_step = {
             name: tf.Variable(tf.zeros(table.shape[0]), trainable=False)
             for name, table in tables.items()
@@ -51,30 +52,32 @@ class Optimizer:
 
     @property
     def state(self) -> dict[str, tf.Variable]:
-        """Name -> variable: all that has to be saved besides the weights."""
+        """Name -> variable of everything to checkpoint besides the weights."""
         slots = {f"{name}.{slot}": variable for name, own in self._slots.items() for slot, variable in own.items()}
         return slots | {f"{name}.last_step": variable for name, variable in self._last_step.items()}
 
     def state_of(self, name: str) -> list[str]:
-        """The names of one weight's or table's variables in the state."""
+        """Returns the names of the state variables of one weight or table."""
         slots = [f"{name}.{slot}" for slot in self._slots.get(name, {})]
         return slots + [f"{name}.last_step"] * (name in self._last_step)
 
     def update_whole(self, name: str, gradient: tf.Tensor, step: tf.Tensor) -> None:
-        """Updates a weight, or the rows of a whole table whose gradient is not zero.
+        """Updates a weight, or the rows of a table whose gradient is not zero.
 
         Args:
-            name: the weight or table.
-            gradient: of its shape.
-            step: scalar int32, counts from 1.
+            name: name of the weight or table.
+            gradient: gradient, of the shape of the weight or table.
+            step: scalar int32, counted from 1.
         """
         variable, slots = self._variables[name], self._slots[name]
+        # Read once: the untouched rows of a table are written back unchanged below.
         old = {slot: tf.convert_to_tensor(value) for slot, value in slots.items()}
         weight, gap, last_step = tf.convert_to_tensor(variable), tf.constant(1.0), self._last_step.get(name)
         if last_step is not None:
-            gap = (tf.cast(step, tf.float32) - last_step)[:, tf.newaxis]
+            gap = (tf.cast(step, tf.float32) - last_step)[:, tf.newaxis]  # [rows, 1]
         new_weight, new_slots = self._updated(name, weight, gradient, old, gap, step)
         if name in self._tables:
+            # [rows, 1]. A row whose gradient sums to exactly 0 counts as untouched.
             touched = tf.reduce_any(gradient != 0, axis=1, keepdims=True)
             new_weight = tf.where(touched, new_weight, weight)
             new_slots = {slot: tf.where(touched, value, old[slot]) for slot, value in new_slots.items()}
@@ -85,19 +88,19 @@ class Optimizer:
             slots[slot].assign(value)
 
     def update_rows(self, name: str, row_ids: tf.Tensor, gradient: tf.Tensor, step: tf.Tensor) -> None:
-        """Updates some rows of a table.
+        """Updates the given rows of a table.
 
         Args:
-            name: the table.
-            row_ids: [rows] int32, each row at most once.
+            name: name of the table.
+            row_ids: [rows] int32, distinct row numbers.
             gradient: [rows, width] float32.
-            step: scalar int32, counts from 1.
+            step: scalar int32, counted from 1.
         """
         table, slots = self._variables[name], self._slots[name]
         gap = tf.constant(1.0)
         if name in self._last_step:
             now = tf.cast(step, tf.float32)
-            gap = (now - tf.gather(self._last_step[name], row_ids))[:, tf.newaxis]
+            gap = (now - tf.gather(self._last_step[name], row_ids))[:, tf.newaxis]  # [rows, 1]
             _scatter(self._last_step[name], row_ids, tf.fill(tf.shape(row_ids), now))
         weight, new_slots = self._updated(
             name,
@@ -120,11 +123,12 @@ class Optimizer:
         gap: tf.Tensor,
         step: tf.Tensor,
     ) -> tuple[tf.Tensor, Slots]:
-        """The rule's update with L2 and decay."""
+        """Applies L2 regularisation, the rule and weight decay; returns the new weight and slots."""
         rate = self.schedule(step)
         if self._l2.get(name):
             gradient += 2 * self._l2[name] * weight
         moved, new_slots = self.rule.update(weight, gradient, slots, rate, gap, tf.cast(step, tf.float32))
+        # Decoupled decay (AdamW) acts on the old weight and bypasses the rule's slots, unlike L2.
         return (moved - rate * self._decay * weight if self._decay else moved), new_slots
 
 

@@ -11,42 +11,42 @@ from trainer.run_facts import SavedRates
 
 @dataclass(frozen=True)
 class Constant:
-    """The same rate at every step."""
+    """The same learning rate at every step."""
 
     rate: float
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """Scalar float32; `step` counts from 1."""
+        """Returns the rate, scalar float32; `step` counts from 1."""
         return tf.constant(self.rate, tf.float32)
 
 
 @dataclass(frozen=True)
 class WarmupThenConstant:
-    """base * min(1, step / W): the base rate after a warm-up of W steps."""
+    """base * min(1, step / W): the base rate after a linear warm-up of W steps."""
 
     base: float
     warmup_steps: float
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """Scalar float32; `step` counts from 1."""
+        """Returns the rate, scalar float32; `step` counts from 1."""
         return self.base * tf.minimum(tf.cast(step, tf.float32) / max(self.warmup_steps, 1.0), 1.0)
 
 
 @dataclass(frozen=True)
 class WarmupThenSteps:
-    """The public recipe's schedule of the deep rate.
+    """The public recipe's schedule of the deep learning rate.
 
     base * step / W           while step < W  (the warm-up)
-    base / 4                  from W to the middle of what is left, both included
+    base / 4                  from W to the midpoint of the remaining steps, both included
     base / 8                  afterwards
 
-    The public recipe sets the rate after its update, so that its very first update runs at the full base rate; here
-    the first update has step 1 and the rate base / W.
+    The public recipe sets the rate after its update, so that its first update runs at the full base rate; here the
+    first update has step 1 and rate base / W.
 
     Args:
-        base: the peak rate.
-        warmup_steps: W.
-        total_steps: steps of the whole run.
+        base: base rate.
+        warmup_steps: length W of the warm-up.
+        total_steps: number of steps of the whole run.
     """
 
     base: float
@@ -54,7 +54,7 @@ class WarmupThenSteps:
     total_steps: int
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """Scalar float32; `step` counts from 1."""
+        """Returns the rate, scalar float32; `step` counts from 1."""
         now = tf.cast(step, tf.float32)
         middle = self.warmup_steps + (self.total_steps - self.warmup_steps) / 2
         share = tf.where(
@@ -66,7 +66,7 @@ class WarmupThenSteps:
 
 
 def make_schedule(options: DeepOptimizer, steps_per_epoch: int, epochs: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The schedule that options ask for, over a whole run."""
+    """Creates the schedule that the options select, for a whole run."""
     warmup = options.warmup_epochs * steps_per_epoch
     if options.schedule == "constant":
         return WarmupThenConstant(options.rate, warmup)
@@ -74,15 +74,15 @@ def make_schedule(options: DeepOptimizer, steps_per_epoch: int, epochs: int) -> 
 
 
 def changed_rates(saved: SavedRates, options: Options, steps_per_epoch: int, done: int) -> list[str]:
-    """What differs between the learning rates of a checkpoint and those of the run that resumes it, in words.
+    """Describes how the learning rates of a checkpoint differ from those of the run that resumes it.
 
-    A schedule is a function of the flags of the run that is under way: more epochs stretch it.
+    A schedule depends on the flags of the run in progress: raising the number of epochs stretches it.
 
     Args:
-        saved: flags of the checkpoint.
-        options: of this run.
-        steps_per_epoch: of both.
-        done: steps of the checkpoint.
+        saved: learning-rate flags of the checkpoint.
+        options: options of this run.
+        steps_per_epoch: steps per epoch, the same in both runs.
+        done: number of steps that the checkpoint has trained.
     """
     now, training = options.as_dict(), options.training
     before = DeepOptimizer(
