@@ -15,13 +15,13 @@ def hash_integers(values: tf.Tensor) -> tf.Tensor:
 def hash_texts(texts: tf.Tensor) -> tf.Tensor:
     """Hashes byte strings, [n] string to [n] uint64."""
     lengths = tf.strings.length(texts)
-    longest = tf.reduce_max(tf.concat([lengths, [1]], axis=0))
+    longest = tf.reduce_max(tf.concat([lengths, [1]], axis=0))  # at least 1: decode_raw needs a positive length
     # [longest, n]: byte i of all strings in row i, zero-padded. The loop hashes one byte of every string at a time.
     columns = tf.transpose(tf.cast(tf.io.decode_raw(texts, tf.uint8, fixed_length=longest), tf.uint64))
 
     def step(position: tf.Tensor, hashes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         longer = bitwise_xor(hashes, columns[position]) * _word(hashing.FNV_FACTOR)
-        return position + 1, tf.where(position < lengths, longer, hashes)
+        return position + 1, tf.where(position < lengths, longer, hashes)  # skips the zero padding
 
     start = tf.fill(tf.shape(lengths), _word(hashing.FNV_START))
     shapes = (tf.TensorShape([]), tf.TensorShape([None]))

@@ -92,7 +92,7 @@ def _column(name: str, readers: list[Encoder]) -> RawColumn:
     lists = {_reads_lists(encoder) for encoder in readers}
     if len(lists) > 1 or len(kinds) > 1 or (any(plain) and kinds == {"string"}):
         raise NotFromRaw(f"raw column {name} is read as values of several kinds")
-    if not kinds and not all(plain):
+    if not kinds and not all(plain):  # integers and strings hash differently
         raise NotFromRaw(f"raw column {name} is hashed, and nothing says whether it holds integers or texts")
     has_empty = any("" in keys for keys in found) if kinds == {"string"} else False
     if has_empty and lists == {True}:

@@ -49,6 +49,7 @@ class RawEncoding(tf.Module):
         for columns in self._layout.categorical:
             if columns.multihot:
                 column = self.columns[self.encoders[columns.name].column]
+                # Nulls in lists are padding, which the encoder has mapped to an id like any other value.
                 pads = _is_null(column, raw[column.name])
                 made[columns.name] = _cut(tf.where(pads, PAD, made[columns.name]), columns.hotness)
         return made
@@ -59,6 +60,7 @@ class RawEncoding(tf.Module):
             return tf.where(_is_null(column, values), tf.constant(0, tf.int64), _hashed(values, encoder.num_buckets))
         positions = self._look_up(feature, column, values)
         if isinstance(encoder, HashedRanks):
+            # Ranks start at 1; unseen values and null (UNSEEN = -1) get rank 0.
             return _hashed(positions + 1, encoder.num_buckets)
         unseen = FIRST_OOV_ID + _hashed(values, encoder.oov_buckets)
         ids = tf.where(positions == UNSEEN, unseen, positions + encoder.first_known_id)
@@ -75,6 +77,7 @@ class RawEncoding(tf.Module):
         else:
             missing = tf.constant(np.nan, tf.float64)
             numbers = tf.where(_is_null(column, values), missing, tf.cast(values, tf.float64))
+        # float64 like the NumPy encoders; only the result is rounded to float32.
         numbers = tf.where(tf.math.is_nan(numbers), tf.constant(encoder.fill, tf.float64), numbers)
         if encoder.log:
             numbers = tf.math.log(numbers + 1)
@@ -115,6 +118,7 @@ def _positions(keys: np.ndarray) -> tf.lookup.StaticHashTable:
 
 def _cut(ids: tf.Tensor, hotness: int) -> tf.Tensor:
     """Truncates or pads rows of ids to [batch, hotness]."""
+    # Padding by `hotness` makes rows of any length long enough for the slice.
     padded = tf.pad(ids, [[0, 0], [0, hotness]], constant_values=PAD)
     return tf.ensure_shape(padded[:, :hotness], [None, hotness])
 

@@ -129,6 +129,7 @@ def _new_folder(output: Path) -> Iterator[Path]:
         draft_folder.mark(draft)
         yield draft
         draft_folder.unmark(draft)
+        # Directory entries are synced before the rename, so that a crash cannot leave an output that lacks files.
         for path in [draft, *(path for path in draft.rglob("*") if path.is_dir())]:
             sync_names(path)
         os.rename(draft, output)

@@ -103,7 +103,7 @@ class LogOnBoard(RunLog):
     def log(self, step: Step, data: Mapping[str, Any]) -> None:
         """Logs values, and writes the numbers of records that belong to a step to TensorBoard."""
         super().log(step, data)
-        if isinstance(step, (list, tuple)) and step:
+        if isinstance(step, (list, tuple)) and step:  # neither parameters nor final metrics
             self._board.scalars(step[0], {key: value for key, value in data.items() if _is_number(value)})
 
     def close(self) -> None:

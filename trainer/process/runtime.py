@@ -36,7 +36,7 @@ def prepare(launch: Launch, options: TrainingOptions) -> Runtime:
     gpu = gpus[launch.local_rank % len(gpus)] if gpus else None
     tf.config.set_visible_devices([gpu] if gpu else [], "GPU")
     if gpu:
-        tf.config.experimental.set_memory_growth(gpu, True)
+        tf.config.experimental.set_memory_growth(gpu, True)  # TensorFlow would reserve all GPU memory at start
     else:
         # Several workers on one host would otherwise each start a thread per core.
         cores = len(os.sched_getaffinity(0))

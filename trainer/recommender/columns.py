@@ -103,6 +103,7 @@ def fit_encoder(column: RawColumn, weights: np.ndarray) -> Encoder:
     Raises:
         DataError: if no training row has a value, or the values cannot be encoded.
     """
+    # Only training rows: the vocabulary and the statistics must not depend on validation data.
     used = (weights > 0) & np.array([value is not None for value in column.values])
     values, weights = column.values[used], weights[used]
     if not len(values):
@@ -135,7 +136,7 @@ def _raw_values(series: pd.Series, kind: str) -> np.ndarray:
 
 def _fit_numerical(name: str, values: np.ndarray, weights: np.ndarray) -> Numerical:
     numbers = np.repeat(values.astype(np.float64), weights)
-    with np.errstate(all="ignore"):  # refused below
+    with np.errstate(all="ignore"):  # an overflow is reported below
         mean, std = float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
     if not np.isfinite([mean, std]).all():
         raise DataError(f"column {name!r} holds numbers up to {np.abs(numbers).max():g}, too large to standardise")

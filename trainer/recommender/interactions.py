@@ -140,6 +140,7 @@ class Interactions:
         if not isinstance(validation, Real) or not 0 < validation < 1:
             raise DataError(f"validation is {validation!r}; expected a share of the rows, above 0 and below 1")
         rows = np.arange(len(self.frame))
+        # Drawn by row number and seed, so that the split is reproducible.
         in_train = draw_mappings(rows, seed=seed, test_fraction=validation, validation_fraction=0.0) == TRAIN
         if in_train.all() or not in_train.any():
             raise DataError(
@@ -161,6 +162,7 @@ class Interactions:
             MAP: (),
         }
         for name, kind in self.tasks.items():
+            # Rows without a label are ignored for that task only.
             missing = "ignore" if self.frame[name].isna().any() else "error"
             features[name] = Feature(name=name, dtype="float32", task=kind, missing=missing)
         return FeatureSpec(folder, features, {}, channels, {"dataset": "recommender"})

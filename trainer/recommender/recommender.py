@@ -56,7 +56,7 @@ class Recommender:
             "learning_rate": learning_rate,
         }
         self._options |= {"eval_batch_size": 16_384} | options
-        self._flags = arguments(self._options)
+        self._flags = arguments(self._options)  # raises for invalid options now rather than in `fit`
         self._verbose = verbose
         self._state: Fitted | None = None
 
@@ -102,6 +102,7 @@ class Recommender:
             dataset.mkdir()
             known_users, known_items = data.write(dataset, validation=validation, seed=seed)
             model = train(self._flags, dataset, Path(folder), verbose=self._verbose)
+            # Imported only here: these modules import TensorFlow, which `train` does quietly.
             from trainer.recommender.fitted import Fitted, Seen
             from trainer.saved_model import load_model
 

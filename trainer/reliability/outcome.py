@@ -38,6 +38,7 @@ def outcome_of(workers: Mapping[int, WorkerState], gone: Collection[int], launch
         for state in ends:
             if state.code == code and not state.cause.startswith(STOPPED_EARLY):
                 return Outcome(code, _told(state))
+    # With a dead worker, a recorded stop is the launcher's signal to the survivors, not the cause.
     failures = [state for state in ends if state.code != DONE and not (gone and state.code == STOPPED)]
     for state in failures:
         if not state.cause.startswith(PEER_GONE):

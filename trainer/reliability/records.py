@@ -161,6 +161,7 @@ def prepare_records(results_dir: Path, job: str) -> None:
     for path in _files(folder):
         path.unlink(missing_ok=True)
     path = folder / JOB_FILE
+    # Replace only a file with a valid token: any other file under this name is not ours.
     if not os.path.lexists(path) or last_job(results_dir):
         write_whole(path, job + "\n")
 

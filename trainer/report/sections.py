@@ -229,6 +229,7 @@ def _trained_parts(run: Run) -> dict[str, float]:
     records = [point.values for point in run.training if "step_ms" in point.values]
     if not records:
         return {}
+    # Medians, as single records contain outliers such as a recompilation.
     whole, *parts = (
         statistics.median(record.get(key, 0.0) for record in records)
         for key in ("step_ms", "wait_for_data_ms", "communicate_ms")

@@ -60,7 +60,7 @@ def _column(points: list[Point], key: str) -> list[str]:
     values = [point.values.get(key, math.nan) for point in points]
     known = [value for value in values if not math.isnan(value)]
     best = None
-    if is_quality(key) and len(known) > 1 and min(known) < max(known):
+    if is_quality(key) and len(known) > 1 and min(known) < max(known):  # no mark if all values are equal
         best = best_of(key, known)
     return [key, *(_number(key, value) + ("*" if value == best else " ") for value in values)]
 

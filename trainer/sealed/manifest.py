@@ -128,7 +128,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         with open_regular(path) as file:
-            text = file.read(LARGEST_MANIFEST + 1)
+            text = file.read(LARGEST_MANIFEST + 1)  # bounds the memory used for a file that is not a manifest
         if len(text) > LARGEST_MANIFEST:
             raise DamagedError(f"{path}: larger than {LARGEST_MANIFEST:,} bytes")
         content = _unsealed(text.decode())
@@ -136,7 +136,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise DamagedError(str(error)) from error
     except OSError as error:
         raise DamagedError(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: deeply nested JSON
         raise DamagedError(f"{path}: not JSON ({error})") from error
     if content is None:
         raise DamagedError(f"{path}: its checksum does not fit its content")
@@ -157,11 +157,13 @@ def _unsealed(text: str) -> dict[str, Any] | None:
     """Returns the content, or None if the text differs in any character from what `_sealed_text` writes."""
     document = json.loads(text)
     content = document.get("manifest") if isinstance(document, dict) else None
+    # Serializing the content again compares its checksum, and also detects changes that JSON parsing would ignore.
     return content if isinstance(content, dict) and _sealed_text(content) == text else None
 
 
 def _parsed(content: dict[str, Any]) -> Manifest:
     read: _Content = read_typed(_Content, content, "manifest")
+    # The checksum protects against damage, not against forgery: names are checked so that no path leaves the folder.
     for name, document in read.documents.items():
         if document.file != name or not is_document_name(name):
             raise ValueError(f"document {shown(name)} in file {shown(document.file)}: a name that no save gives")

@@ -44,6 +44,7 @@ class SealedFolder:
         Raises:
             DamagedError: if a file differs; the message names the first one.
         """
+        # All checksums first: headers are parsed only in files known to be as written.
         for entry in (*self._documents.values(), *self._arrays.values()):
             self._check_file(entry)
         for array in self._arrays.values():
