@@ -1,1 +1,1 @@
-"""A trained model in the formats of servers: TensorFlow SavedModel, ONNX, a Triton model repository."""
+"""Export of trained models for serving: TensorFlow SavedModel, ONNX, and Triton model repositories."""

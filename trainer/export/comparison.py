@@ -1,4 +1,4 @@
-"""What an export predicts beside what the model predicts. Imports no TensorFlow."""
+"""Comparison of an export's predictions with the model's. Does not import TensorFlow."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,31 +9,45 @@ from trainer.metrics.calibration import probability
 from trainer.predictions import softmax
 from trainer.tasks import Task, logit_columns
 
-# Of float32 numbers up to 1, and relative to larger ones (a regression's values).
+# Absolute for values up to 1, relative for larger ones (values of a regression). Predictions are float32.
 TOLERANCE = 1e-5
 
-# Named inputs, [rows, width] each, to named predictions, [rows, width] each.
+# A function from named inputs, [rows, width] each, to named predictions, [rows, width] each.
 Predict = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
 class ExportDiffers(RuntimeError):
-    """An export that predicts something else than the model."""
+    """The predictions of an export differ from the model's."""
 
 
 def expected_predictions(tasks: Sequence[Task], logits: np.ndarray) -> dict[str, np.ndarray]:
-    """What a model's logits [rows, outputs] float32 say, per task [rows, width] float64."""
+    """Converts logits to predictions by task.
+
+    Args:
+        tasks: the model's tasks.
+        logits: [rows, outputs] float32.
+
+    Returns:
+        Predictions [rows, width] float64 by task name.
+    """
     functions = {"binary": probability, "multiclass": softmax, "regression": lambda values: values.astype(np.float64)}
     places = zip(tasks, logit_columns(tasks), strict=True)
     return {task.name: functions[task.kind](logits[:, columns]) for task, columns in places}
 
 
 def largest_difference(predict: Predict, inputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
-    """Between predictions and what is expected, over all rows at once and the first row alone.
+    """Returns the largest difference between actual and expected predictions.
 
-    Absolute, but relative to values beyond 1.
+    Differences are absolute, but relative for expected values beyond 1. All rows are predicted in one batch, and the
+    first row once more on its own, which would fail with a fixed batch size.
+
+    Args:
+        predict: the export's prediction function.
+        inputs: inputs by name, [rows, width] each.
+        expected: expected predictions by task name, [rows, width] each.
 
     Raises:
-        ExportDiffers: outputs of other names or shapes, or a difference above TOLERANCE.
+        ExportDiffers: if names or shapes of the outputs differ, or a difference exceeds TOLERANCE.
     """
     differences = [0.0]
     for rows in (slice(None), slice(1)):
@@ -43,7 +57,7 @@ def largest_difference(predict: Predict, inputs: Mapping[str, np.ndarray], expec
             raise ExportDiffers(f"the export gives outputs of the shapes {shapes}, the model {of_model}")
         differences += [_difference(found[name], wanted[name]) for name in wanted]
     largest = float(np.max(differences))
-    if not largest <= TOLERANCE:  # nor is NaN
+    if not largest <= TOLERANCE:  # also true for NaN
         raise ExportDiffers(f"the export's predictions differ from the model's by {largest:.2g}, over {TOLERANCE}")
     return largest
 

@@ -1,4 +1,4 @@
-"""The forward pass as a function of named features."""
+"""The forward pass as a TensorFlow function of named features."""
 
 from collections.abc import Mapping
 
@@ -13,10 +13,13 @@ ACTIVATIONS = {"binary": tf.math.sigmoid, "multiclass": tf.nn.softmax, "regressi
 
 
 def encoded_function(saved: SavedModel) -> tf.types.experimental.PolymorphicFunction:
-    """Predictions of encoded features: a function of one dictionary, with an input signature.
+    """Creates the function that predicts from encoded features.
 
-    It takes `inputs_of` and gives `outputs_of`. An id outside [0, cardinality) makes the look-up fail; only in a
-    multi-hot row ids below 0 are pads.
+    Ids outside [0, cardinality) make the embedding lookup fail, except that negative ids in multi-hot rows are padding.
+
+    Returns:
+        A tf.function with an input signature, from a dictionary of the inputs in `inputs_of` to a dictionary of the
+        outputs in `outputs_of`.
     """
     inputs = inputs_of(saved.layout)
     signature = {port.name: tf.TensorSpec([None, port.width], port.dtype, name=port.name) for port in inputs}
@@ -28,19 +31,33 @@ def encoded_function(saved: SavedModel) -> tf.types.experimental.PolymorphicFunc
 
 
 def predictions(saved: SavedModel, ids: tf.Tensor, numerical: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Per task [batch, width] float32, of the matrices that the model takes."""
+    """Predicts from the model's input matrices.
+
+    Args:
+        saved: the model.
+        ids: [batch, id columns] int32.
+        numerical: [batch, numerical features] float32.
+
+    Returns:
+        Predictions [batch, width] float32 by task name.
+    """
     logits = saved.model.call(ids, numerical)
     places = zip(saved.tasks, logit_columns(saved.tasks), strict=True)
     return {task.name: ACTIVATIONS[task.kind](logits[:, columns]) for task, columns in places}
 
 
 def matrices(layout: InputLayout, features: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Named features as ids [batch, id columns] int32 and numerical [batch, numerical] float32."""
+    """Concatenates named features to the model's input matrices.
+
+    Returns:
+        ids [batch, id columns] int32 and numerical [batch, numerical features] float32.
+    """
     rows = tf.shape(next(iter(features.values())))[0]
     ids = [tf.zeros([rows, 0], tf.int32)] if not layout.categorical else []
     for columns in layout.categorical:
         values = features[columns.name]
-        # The model takes any id below 0 for a pad, which a single id cannot be: it goes where the look-up fails.
+        # The model treats all negative ids as padding, which is invalid for single-id features. Replace them by an id
+        # out of range, so that the lookup fails.
         ids.append(values if columns.multihot else tf.where(values < 0, columns.cardinality, values))
     numerical = [features[name] for name in layout.numerical] or [tf.zeros([rows, 0])]
     return tf.concat(ids, axis=1), tf.concat(numerical, axis=1)

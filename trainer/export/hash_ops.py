@@ -1,4 +1,4 @@
-"""The hash of `data.encoding.hashing`, which states it, in TensorFlow operations: the same numbers in a graph."""
+"""The hash functions of `data.encoding.hashing` in TensorFlow operations, with bitwise identical results."""
 
 import numpy as np
 import tensorflow as tf
@@ -8,19 +8,20 @@ from data.encoding import hashing
 
 
 def hash_integers(values: tf.Tensor) -> tf.Tensor:
-    """[n] int64 to [n] uint64."""
+    """Hashes integers, [n] int64 to [n] uint64."""
     return _mix(tf.bitcast(values, tf.uint64))
 
 
 def hash_texts(texts: tf.Tensor) -> tf.Tensor:
-    """[n] strings of bytes to [n] uint64."""
+    """Hashes byte strings, [n] string to [n] uint64."""
     lengths = tf.strings.length(texts)
-    longest = tf.reduce_max(tf.concat([lengths, [1]], axis=0))
+    longest = tf.reduce_max(tf.concat([lengths, [1]], axis=0))  # at least 1: decode_raw needs a positive length
+    # [longest, n]: byte i of all strings in row i, zero-padded. The loop hashes one byte of every string at a time.
     columns = tf.transpose(tf.cast(tf.io.decode_raw(texts, tf.uint8, fixed_length=longest), tf.uint64))
 
     def step(position: tf.Tensor, hashes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         longer = bitwise_xor(hashes, columns[position]) * _word(hashing.FNV_FACTOR)
-        return position + 1, tf.where(position < lengths, longer, hashes)
+        return position + 1, tf.where(position < lengths, longer, hashes)  # skips the zero padding
 
     start = tf.fill(tf.shape(lengths), _word(hashing.FNV_START))
     shapes = (tf.TensorShape([]), tf.TensorShape([None]))
@@ -31,7 +32,7 @@ def hash_texts(texts: tf.Tensor) -> tf.Tensor:
 
 
 def buckets(hashes: tf.Tensor, num_buckets: int) -> tf.Tensor:
-    """Buckets in [0, num_buckets) of hashes, int64."""
+    """Maps hashes [n] uint64 to buckets [n] int64 in [0, num_buckets)."""
     return tf.cast(hashes % tf.constant(num_buckets, tf.uint64), tf.int64)
 
 

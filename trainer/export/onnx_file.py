@@ -1,4 +1,4 @@
-"""A model as an ONNX file."""
+"""Export of a model as an ONNX file."""
 
 import logging
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from trainer.export.comparison import Predict
 from trainer.export.graph import encoded_function
 from trainer.saved_model import SavedModel
 
-# Of September 2022; onnxruntime knows it from 1.14 on, Triton from 23.02.
+# Released in September 2022; supported by onnxruntime since 1.14 and Triton since 23.02.
 OPSET = 17
 
 
 def write_onnx(path: Path, saved: SavedModel) -> None:
-    """Writes the forward pass on encoded features (see `encoded_function`); the weights are inside."""
+    """Writes the forward pass on encoded features (see `encoded_function`) with embedded weights."""
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     function = encoded_function(saved)
     model, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=OPSET)
@@ -29,7 +29,7 @@ def write_onnx(path: Path, saved: SavedModel) -> None:
 
 
 def load_onnx(path: Path) -> Predict:
-    """What a server does with the file."""
+    """Loads an ONNX file into onnxruntime, as a server would, and returns its prediction function."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
@@ -40,7 +40,7 @@ def load_onnx(path: Path) -> Predict:
 
 
 def _fill_in_constants(graph: onnx.GraphProto, function: tf.types.experimental.ConcreteFunction) -> None:
-    """Gives the constants that the function has from outside their values: the converter takes them for inputs."""
+    """Stores the values of captured constants in the graph, as the converter turns these constants into inputs."""
     constants = {inside.name: value for value, inside in function.graph.captures if value.dtype != tf.resource}
     read = {name for node in graph.node for name in node.input}
     for name in constants.keys() & read:

@@ -1,4 +1,4 @@
-"""The named tensors of an export: one input per feature, one output per task. Imports no TensorFlow."""
+"""The named tensors of an export: one input per feature, one output per task. Does not import TensorFlow."""
 
 import keyword
 import re
@@ -13,12 +13,12 @@ from trainer.tasks import Task
 
 @dataclass(frozen=True)
 class Port:
-    """A named input or output, [batch, width].
+    """A named input or output tensor, [batch, width].
 
     Attributes:
-        name: the feature, or the task (as `tensor_names` calls it).
+        name: tensor name of the feature or task (see `tensor_names`).
         dtype: "int32" or "float32".
-        width: 1, or max_hotness of a multi-hot feature, or the classes of a multi-class task.
+        width: 1, or max_hotness of a multi-hot feature, or the number of classes of a multi-class task.
     """
 
     name: str
@@ -27,27 +27,34 @@ class Port:
 
 
 def inputs_of(layout: InputLayout) -> tuple[Port, ...]:
-    """One per feature: ids (-1 pads a multi-hot row), then numbers."""
+    """Returns one input per feature: ids first (multi-hot rows are padded with -1), then numbers."""
     ids = (Port(columns.name, "int32", columns.hotness) for columns in layout.categorical)
     return (*ids, *(Port(name, "float32", 1) for name in layout.numerical))
 
 
 def outputs_of(tasks: Sequence[Task]) -> tuple[Port, ...]:
-    """One per task: a probability, the value of a regression, or the probabilities of classes."""
+    """Returns one output per task: a probability, the value of a regression, or the class probabilities."""
     return tuple(Port(task.name, "float32", task.width) for task in tasks)
 
 
 def named_inputs(layout: InputLayout, ids: np.ndarray, numerical: np.ndarray) -> dict[str, np.ndarray]:
-    """The matrices that a model is fed, [rows, id columns] and [rows, numerical], as one array per feature."""
+    """Splits a model's input matrices into one array per feature.
+
+    Args:
+        layout: input layout of the model.
+        ids: [rows, id columns] int32.
+        numerical: [rows, numerical features] float32.
+    """
     named = {columns.name: ids[:, columns.start : columns.stop] for columns in layout.categorical}
     return named | {name: numerical[:, index : index + 1] for index, name in enumerate(layout.numerical)}
 
 
 def tensor_names(names: Iterable[str]) -> dict[str, str]:
-    """What tensors are called, by the names of features, tasks and raw columns.
+    """Maps the names of features, tasks and raw columns to valid, distinct tensor names.
 
-    A name stays as it is where it can: TensorFlow renames inputs that are no Python identifiers, and takes names that
-    differ only in case for one. Elsewhere other characters become underscores, and a number tells equal names apart.
+    Names are kept where possible. TensorFlow renames inputs that are not Python identifiers, and does not distinguish
+    names that differ only in case. In such names invalid characters are replaced by underscores, and a number is
+    appended to names that are taken.
     """
     known = list(dict.fromkeys(names))
     tensors: dict[str, str] = {}
@@ -64,7 +71,7 @@ def tensor_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _is_tensor_name(name: str) -> bool:
-    # TensorFlow calls a signature with its inputs as keywords, beside `self`.
+    # TensorFlow passes the inputs of a signature as keyword arguments, next to `self`.
     return re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) is not None and not keyword.iskeyword(name) and name != "self"
 
 
@@ -76,5 +83,5 @@ def _free_name(name: str, taken: set[str]) -> str:
 
 
 def rows_of(arrays: Mapping[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:
-    """Some rows of named arrays."""
+    """Returns a slice of the rows of named arrays."""
     return {name: array[rows] for name, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""Which raw columns the encoders of a model read, and as what. Imports no TensorFlow."""
+"""The raw columns that a model's encoders read, with their types. Does not import TensorFlow."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ import numpy as np
 from data.encoding.encoders import Encoder, HashedRanks, Numerical, Vocabulary
 from trainer.layout import InputLayout
 
-# What stands for null among integers; among floats NaN does, among texts the empty one.
+# Values that represent null: the smallest integer, the empty string, and NaN for floats.
 NULL_INTEGER = np.iinfo(np.int64).min
 NULL_TEXT = b""
 
 
 class NotFromRaw(Exception):
-    """Why raw features cannot be encoded inside a graph."""
+    """Raw features cannot be encoded inside a graph. The message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class RawColumn:
     """A raw column as an input of a graph.
 
     Attributes:
-        name: of the column.
+        name: name of the column.
         dtype: "string", "int64" or "float64".
-        is_list: whether it is [batch, any], nulls at the ends of rows being pads; else [batch, 1].
-        has_empty: whether the empty text is a value of the vocabulary, so that nothing can stand for null.
+        is_list: whether the input is [batch, length] with rows padded by nulls at the end; otherwise it is [batch, 1].
+        has_empty: whether the vocabulary contains the empty string, which then cannot represent null.
     """
 
     name: str
@@ -35,10 +35,10 @@ class RawColumn:
 
 
 def encoders_of(layout: InputLayout, encoders: Mapping[str, Encoder]) -> dict[str, Encoder]:
-    """The encoders of a model's features, in the order of its layout.
+    """Returns the encoders of a model's features, in the order of its layout.
 
     Raises:
-        NotFromRaw: a feature has none.
+        NotFromRaw: if a feature has no encoder.
     """
     features = [*(columns.name for columns in layout.categorical), *layout.numerical]
     missing = [name for name in features if name not in encoders]
@@ -50,14 +50,14 @@ def encoders_of(layout: InputLayout, encoders: Mapping[str, Encoder]) -> dict[st
 
 
 def raw_columns(layout: InputLayout, encoders: Mapping[str, Encoder]) -> dict[str, RawColumn]:
-    """The raw columns that encoders read, by name.
+    """Returns the raw columns that the encoders read, by name.
 
     Args:
-        layout: of the model.
-        encoders: of its features (`encoders_of`).
+        layout: input layout of the model.
+        encoders: encoders of its features (see `encoders_of`).
 
     Raises:
-        NotFromRaw: an encoder does not fit its feature, or does not say what it reads.
+        NotFromRaw: if an encoder does not match its feature, or the type of a raw column cannot be determined.
     """
     readers: dict[str, list[Encoder]] = {}
     for feature, encoder in encoders.items():
@@ -67,7 +67,7 @@ def raw_columns(layout: InputLayout, encoders: Mapping[str, Encoder]) -> dict[st
 
 
 def keys_of(encoder: Encoder) -> np.ndarray | None:
-    """The known raw values, int64 or texts; None for an encoder that reads plain numbers or has no vocabulary."""
+    """Returns the known raw values, int64 or strings; None for an encoder of plain numbers or without vocabulary."""
     if isinstance(encoder, Vocabulary | HashedRanks):
         return encoder.values if len(encoder.values) else None
     return encoder.table.keys if isinstance(encoder, Numerical) and encoder.table else None
@@ -92,7 +92,7 @@ def _column(name: str, readers: list[Encoder]) -> RawColumn:
     lists = {_reads_lists(encoder) for encoder in readers}
     if len(lists) > 1 or len(kinds) > 1 or (any(plain) and kinds == {"string"}):
         raise NotFromRaw(f"raw column {name} is read as values of several kinds")
-    if not kinds and not all(plain):
+    if not kinds and not all(plain):  # integers and strings hash differently
         raise NotFromRaw(f"raw column {name} is hashed, and nothing says whether it holds integers or texts")
     has_empty = any("" in keys for keys in found) if kinds == {"string"} else False
     if has_empty and lists == {True}:

@@ -1,4 +1,4 @@
-"""Encoders in TensorFlow operations: from raw columns to what the model takes, inside a graph."""
+"""Encoders in TensorFlow operations, which convert raw columns to the model's inputs inside a graph."""
 
 from collections.abc import Mapping
 
@@ -16,17 +16,18 @@ UNSEEN = -1
 
 
 class RawEncoding(tf.Module):
-    """The encoders of a model's features, with their vocabularies as tables.
+    """The encoders of a model's features, with their vocabularies as lookup tables.
 
     Args:
         saved: the model.
 
     Attributes:
-        encoders: by feature.
-        columns: what they read, by name.
+        encoders: encoders by feature name.
+        columns: raw columns that the encoders read, by column name.
+        tables: lookup tables from raw values to vocabulary positions, by feature name.
 
     Raises:
-        NotFromRaw: see `encoders_of` and `raw_columns`.
+        NotFromRaw: if the features cannot be encoded from raw columns (see `encoders_of` and `raw_columns`).
     """
 
     def __init__(self, saved: SavedModel):
@@ -37,7 +38,7 @@ class RawEncoding(tf.Module):
         self.tables = {feature: _positions(keys) for feature, keys in known.items() if keys is not None}
 
     def features(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Encoded features as `encoded_function` takes them, from raw columns as `raw_function` takes them."""
+        """Encodes raw columns, the inputs of `raw_function`, to features, the inputs of `encoded_function`."""
         made = {}
         for feature, encoder in self.encoders.items():
             column, values = self.columns[encoder.column], raw[encoder.column]
@@ -48,39 +49,42 @@ class RawEncoding(tf.Module):
         for columns in self._layout.categorical:
             if columns.multihot:
                 column = self.columns[self.encoders[columns.name].column]
+                # Nulls in lists are padding, which the encoder has mapped to an id like any other value.
                 pads = _is_null(column, raw[column.name])
                 made[columns.name] = _cut(tf.where(pads, PAD, made[columns.name]), columns.hotness)
         return made
 
     def _ids(self, feature: str, encoder: IdEncoder, column: RawColumn, values: tf.Tensor) -> tf.Tensor:
-        """Ids of raw values, int64 in the shape of the values."""
+        """Returns the ids of raw values, int64 of the same shape."""
         if isinstance(encoder, HashedIds):
             return tf.where(_is_null(column, values), tf.constant(0, tf.int64), _hashed(values, encoder.num_buckets))
         positions = self._look_up(feature, column, values)
         if isinstance(encoder, HashedRanks):
+            # Ranks start at 1; unseen values and null (UNSEEN = -1) get rank 0.
             return _hashed(positions + 1, encoder.num_buckets)
         unseen = FIRST_OOV_ID + _hashed(values, encoder.oov_buckets)
         ids = tf.where(positions == UNSEEN, unseen, positions + encoder.first_known_id)
         return tf.where(_is_null(column, values), tf.constant(NULL_ID, tf.int64), ids)
 
     def _numbers(self, feature: str, encoder: Numerical, column: RawColumn, values: tf.Tensor) -> tf.Tensor:
-        """Standardised numbers of raw values, float32 in the shape of the values."""
+        """Returns standardized numbers of raw values, float32 of the same shape."""
         if encoder.table is not None:
             positions = self._look_up(feature, column, values)
-            # UNSEEN is the last.
+            # Unseen values are looked up at the last position, which holds the default.
             known = tf.constant(np.append(encoder.table.numbers, encoder.table.default), tf.float64)
             last = tf.constant(len(encoder.table.numbers), tf.int64)
             numbers = tf.gather(known, tf.where(positions == UNSEEN, last, positions))
         else:
             missing = tf.constant(np.nan, tf.float64)
             numbers = tf.where(_is_null(column, values), missing, tf.cast(values, tf.float64))
+        # float64 like the NumPy encoders; only the result is rounded to float32.
         numbers = tf.where(tf.math.is_nan(numbers), tf.constant(encoder.fill, tf.float64), numbers)
         if encoder.log:
             numbers = tf.math.log(numbers + 1)
         return tf.cast((numbers - encoder.mean) / (encoder.std if encoder.std > 0 else 1.0), tf.float32)
 
     def _look_up(self, feature: str, column: RawColumn, values: tf.Tensor) -> tf.Tensor:
-        """Positions among the encoder's keys, int64; UNSEEN for null as well."""
+        """Returns positions among the encoder's keys, int64; UNSEEN for unknown values and null."""
         unseen = tf.constant(UNSEEN, tf.int64)
         if feature not in self.tables:
             return tf.fill(tf.shape(values), unseen)
@@ -88,7 +92,12 @@ class RawEncoding(tf.Module):
 
 
 def raw_function(saved: SavedModel, encoding: RawEncoding) -> tf.types.experimental.PolymorphicFunction:
-    """Predictions of raw columns: a function of one dictionary, with an input signature."""
+    """Creates the function that predicts from raw columns.
+
+    Returns:
+        A tf.function with an input signature, from a dictionary of the inputs in `encoding.columns` to a dictionary of
+        predictions [batch, width] float32 by task name.
+    """
     signature = {
         column.name: tf.TensorSpec([None, None if column.is_list else 1], column.dtype, name=column.name)
         for column in encoding.columns.values()
@@ -108,7 +117,8 @@ def _positions(keys: np.ndarray) -> tf.lookup.StaticHashTable:
 
 
 def _cut(ids: tf.Tensor, hotness: int) -> tf.Tensor:
-    """The first ids of rows of any width, [batch, hotness]."""
+    """Truncates or pads rows of ids to [batch, hotness]."""
+    # Padding by `hotness` makes rows of any length long enough for the slice.
     padded = tf.pad(ids, [[0, 0], [0, hotness]], constant_values=PAD)
     return tf.ensure_shape(padded[:, :hotness], [None, hotness])
 
@@ -122,7 +132,7 @@ def _is_null(column: RawColumn, values: tf.Tensor) -> tf.Tensor:
 
 
 def _hashed(values: tf.Tensor, num_buckets: int) -> tf.Tensor:
-    """Buckets of the hashes of integers or texts, int64 in the shape of the values."""
+    """Returns hash buckets of integers or strings, int64 of the same shape."""
     if num_buckets == 1:
         return tf.zeros(tf.shape(values), tf.int64)
     flat = tf.reshape(values, [-1])

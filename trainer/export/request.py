@@ -1,4 +1,4 @@
-"""What is to be exported, checked as far as that goes without TensorFlow."""
+"""Command line of the export, validated as far as possible without importing TensorFlow."""
 
 import argparse
 import math
@@ -23,9 +23,9 @@ from trainer.sealed.reader import SealedFolder
 from trainer.sealed.writer import standing
 
 SAVED_MODEL, ONNX, TRITON = FORMATS = ("savedmodel", "onnx", "triton")
-# Rows on which an export is compared with the model.
+# Number of rows on which an export is compared with the model.
 ROWS = 4096
-# A protocol buffer, which an ONNX file is, ends there.
+# ONNX files are protocol buffers, which are limited to 2 GiB; leave 1 MiB for the graph.
 MAX_ONNX_BYTES = 2**31 - 2**20
 
 DESCRIPTION = """Writes the trained model of a run, or of a Recommender, for a server. Before the output appears, its
@@ -35,13 +35,13 @@ Formats: savedmodel (TensorFlow), onnx, triton (a model repository)."""
 
 @dataclass(frozen=True)
 class Request:
-    """An export.
+    """A validated export request.
 
     Attributes:
-        model: the model folder of a run or of a recommender, verified.
-        output: a folder that does not exist yet, or is empty.
+        model: verified model folder of a run or of a recommender.
+        output: output folder, which does not exist yet or is empty.
         format: one of FORMATS.
-        rows: a mapping whose first rows the export is compared on; None for random rows.
+        rows: loader of the rows on which the export is compared with the model; None for random rows.
     """
 
     model: SealedFolder
@@ -51,13 +51,16 @@ class Request:
 
 
 def read_request(argv: Sequence[str] | None) -> Request:
-    """The export that `argv`, the arguments without the program's name, asks for; None takes the process's own.
+    """Parses and validates the command line.
+
+    Args:
+        argv: arguments without the program name; None for those of this process.
 
     Raises:
-        SystemExit: wrong arguments.
-        DataError: an output that exists or lies in what is read, a package that is missing, a model that the format
-            cannot hold, or a dataset with other features than the model's.
-        NoCheckpointError: there is no model, or it is damaged.
+        SystemExit: if the arguments are invalid.
+        DataError: if the output exists or overlaps with an input, a required package is missing, the model does not fit
+            into the format, or the features of the dataset differ from the model's.
+        NoCheckpointError: if there is no model, or it is damaged.
     """
     arguments = _parser().parse(argv)
     _check_packages(arguments.format)
@@ -114,7 +117,7 @@ def _check_output(output: Path) -> None:
 
 
 def _model_folder(model_dir: Path) -> Path:
-    """`model_dir`/model; or the folder itself where it is a model folder, as Recommender.save writes one."""
+    """Returns `model_dir`/model, or `model_dir` itself if it is a model folder as written by Recommender.save."""
     run = model_dir / MODEL_FOLDER
     return model_dir if (standing(model_dir) / MANIFEST).is_file() and not run.exists() else run
 
@@ -130,7 +133,7 @@ def _check_size(model: SealedFolder) -> None:
 
 
 def _open_rows(arguments: argparse.Namespace, of_model: FeatureSpec) -> ParquetLoader:
-    """The rows, with features in the model's order and lists cut where the model cuts them."""
+    """Opens the rows to compare on, with features in the model's order and lists truncated like the model's."""
     path = arguments.dataset_path / SPEC_FILE
     spec = FeatureSpec.read(path, allow_outside_paths=arguments.allow_outside_paths)
     features = Schema.of(of_model, {})

@@ -1,4 +1,4 @@
-"""Rows on which an export is compared with the model."""
+"""Rows for the comparison of an export with the model."""
 
 from collections.abc import Mapping
 from contextlib import closing
@@ -14,15 +14,23 @@ from trainer.layout import InputLayout
 
 
 def first_rows(loader: ParquetLoader) -> tuple[np.ndarray, np.ndarray]:
-    """The loader's first batch without its pads: ids [rows, id columns] int32, numerical [rows, numerical] float32."""
+    """Returns the loader's first batch without padding rows.
+
+    Returns:
+        ids [rows, id columns] int32 and numerical [rows, numerical features] float32.
+    """
     with closing(loader.epoch(0)) as batches:
         batch = next(batches)
-    real = batch.rows >= 0
+    real = batch.rows >= 0  # padding rows have index -1
     return id_matrix(batch)[real], batch.numerical[real]
 
 
 def random_rows(layout: InputLayout, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """As `first_rows`: any valid ids, multi-hot rows of any length, normal numbers."""
+    """Generates rows of random valid ids, multi-hot rows of random lengths, and normally distributed numbers.
+
+    Returns:
+        ids [rows, id columns] int32 and numerical [rows, numerical features] float32.
+    """
     rng = np.random.default_rng(seed)
     ids = np.zeros((rows, layout.id_columns), np.int32)
     for columns in layout.categorical:
@@ -37,7 +45,11 @@ def random_rows(layout: InputLayout, rows: int, seed: int = 0) -> tuple[np.ndarr
 def random_raw(
     columns: Mapping[str, RawColumn], encoders: Mapping[str, Encoder], rows: int, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Raw values, known, unseen and null (None), per column: [rows] objects, lists for a column of lists."""
+    """Generates random raw values: known and unseen ones, and null (None).
+
+    Returns:
+        [rows] objects by column name; the objects are lists for columns of lists.
+    """
     rng = np.random.default_rng(seed)
     drawn = {}
     for name, column in columns.items():
@@ -54,7 +66,7 @@ def random_raw(
 
 
 def raw_inputs(columns: Mapping[str, RawColumn], raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Raw values as the inputs of a graph: null as what stands for it, lists padded with that."""
+    """Converts raw values to graph inputs: null becomes the value that represents it, which also pads lists."""
     return {name: _as_matrix(column, raw[name]) for name, column in columns.items()}
 
 

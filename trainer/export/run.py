@@ -1,4 +1,4 @@
-"""An export from the model folder to the output, compared before it appears."""
+"""Exports a model, and compares the export with the model before it appears under its final name."""
 
 import glob
 import json
@@ -27,19 +27,19 @@ from trainer.saved_model import SavedModel, read_model
 from trainer.sealed.writer import remove_leftovers, temporary_name
 
 Arrays = Mapping[str, np.ndarray]
-# In the output where a name could not stay as it is: {name in the dataset: name of the tensor}.
+# File written if names had to be changed: {name in the dataset: name of the tensor}.
 TENSOR_NAMES = "tensor_names.json"
 
 
 def export(request: Request) -> None:
-    """Writes the export and prints how far its predictions lie from the model's.
+    """Writes the export and prints the largest difference between its predictions and the model's.
 
     Raises:
-        ExportDiffers: further than a rounding error; there is no output then.
-        DataError: the model folder holds what this program does not know, or the rows to compare on are damaged.
-        OSError: the output cannot be written.
+        ExportDiffers: if the difference exceeds rounding errors; no output is written in this case.
+        DataError: if the model folder has unknown content, or the rows to compare on are damaged.
+        OSError: if the output cannot be written.
     """
-    # A GPU would add differences of its own.
+    # Rounding differs on GPUs, so the comparison is made on the CPU.
     tf.config.set_visible_devices([], "GPU")
     saved, tensors = with_tensor_names(read_model(request.model))
     ids, numerical = random_rows(saved.layout, ROWS) if request.rows is None else first_rows(request.rows)
@@ -57,7 +57,11 @@ def export(request: Request) -> None:
 
 
 def with_tensor_names(saved: SavedModel) -> tuple[SavedModel, dict[str, str]]:
-    """The model with features, tasks and raw columns called as tensors can be; {name: tensor} of those that differ."""
+    """Renames features, tasks and raw columns to valid tensor names.
+
+    Returns:
+        The renamed model, and {name: tensor name} of the names that changed.
+    """
     layout, columns = saved.layout, [encoder.column for encoder in saved.encoders.values()]
     features = [*(column.name for column in layout.categorical), *layout.numerical]
     name = tensor_names([*features, *(task.name for task in saved.tasks), *saved.encoders, *columns])
@@ -115,7 +119,7 @@ def _compare(what: str, predict: Predict, inputs: Arrays, expected: Arrays, kind
 
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
-    """A folder beside the output that becomes it at the end; on any exception it goes."""
+    """Yields a temporary folder that is renamed to `output` at the end, or removed on any exception."""
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output.parent, glob.escape(output.name))
@@ -125,6 +129,7 @@ def _new_folder(output: Path) -> Iterator[Path]:
         draft_folder.mark(draft)
         yield draft
         draft_folder.unmark(draft)
+        # Directory entries are synced before the rename, so that a crash cannot leave an output that lacks files.
         for path in [draft, *(path for path in draft.rglob("*") if path.is_dir())]:
             sync_names(path)
         os.rename(draft, output)

@@ -1,4 +1,4 @@
-"""A model as a TensorFlow SavedModel."""
+"""Export of a model as a TensorFlow SavedModel."""
 
 import re
 from collections.abc import Mapping
@@ -12,20 +12,20 @@ from trainer.export.graph import encoded_function
 from trainer.export.raw_graph import RawEncoding, raw_function
 from trainer.saved_model import SavedModel
 
-# What TensorFlow accepts as a scope when it saves a variable.
+# Scope names that TensorFlow accepts when it saves a variable.
 SCOPE_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
 ENCODED, RAW = "serving_default", "serving_raw"
 
 
 class _Servable(tf.Module):
-    """What the functions of a SavedModel read: weights and vocabularies."""
+    """Holds the weights and vocabularies that the functions of a SavedModel read."""
 
     def __init__(self, saved: SavedModel, encoding: RawEncoding | None):
         super().__init__()
         self.weights = [weight.value for weight in saved.model.variables]
         for number, weight in enumerate(self.weights):
             if not SCOPE_NAME.fullmatch(weight.name.removesuffix(":0")):
-                # A table is called as its feature, and there is no public way to give a variable another name.
+                # A table is named after its feature, and there is no public API to rename a variable.
                 weight._handle_name = f"embeddings/table_{number}:0"
         self.encoding = encoding
 
@@ -34,12 +34,12 @@ def write_saved_model(folder: Path, saved: SavedModel, encoding: RawEncoding | N
     """Writes a SavedModel.
 
     Args:
-        folder: an existing one, empty.
+        folder: an existing empty folder.
         saved: the model.
-        encoding: of raw values; with it there is a second signature, RAW.
+        encoding: encoders of raw columns, which add the second signature RAW; None for encoded features only.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: if the SavedModel cannot be written.
     """
     signatures = {ENCODED: encoded_function(saved).get_concrete_function()}
     if encoding is not None:
@@ -51,13 +51,13 @@ def write_saved_model(folder: Path, saved: SavedModel, encoding: RawEncoding | N
 
 
 def load_signatures(folder: Path) -> dict[str, Predict]:
-    """What a server does with the folder, by signature."""
+    """Loads a SavedModel, as a server would, and returns its prediction functions by signature name."""
     loaded = tf.saved_model.load(str(folder))
     return {name: _Signature(loaded, name) for name in loaded.signatures}
 
 
 class _Signature:
-    """Keeps the loaded object, which owns the weights."""
+    """A prediction function that keeps a reference to the loaded object, which owns the weights."""
 
     def __init__(self, loaded: tf.Module, name: str):
         self._loaded, self._function = loaded, loaded.signatures[name]

@@ -1,8 +1,8 @@
-"""A model as a model repository of NVIDIA Triton Inference Server.
+"""Export of a model as a model repository for NVIDIA Triton Inference Server.
 
 DIR/recommender/config.pbtxt, 1/model.onnx                    for Triton's ONNX backend
-DIR/recommender_python/config.pbtxt, 1/model.onnx, model.py   the same for its Python backend
-DIR/client.py, example.json                                   asks a server over HTTP; Triton ignores them
+DIR/recommender_python/config.pbtxt, 1/model.onnx, model.py   the same model for its Python backend
+DIR/client.py, example.json                                   HTTP client with sample input; ignored by Triton
 """
 
 import json
@@ -19,10 +19,10 @@ from trainer.saved_model import SavedModel
 NATIVE, PYTHON = "recommender", "recommender_python"
 MODEL_FILE = "model.onnx"
 MAX_BATCH = 4096
-# What a request may wait for others to share its batch.
+# Maximum time that a request waits for others to be batched with it.
 MAX_DELAY_MICROSECONDS = 500
 TYPES = {"int32": "TYPE_INT32", "float32": "TYPE_FP32"}
-# Files that are copied as they are.
+# Folder of the files that are copied unchanged.
 SERVED = Path(__file__).parent / "served"
 
 
@@ -30,12 +30,12 @@ def write_repository(folder: Path, saved: SavedModel, example: Mapping[str, np.n
     """Writes the repository.
 
     Args:
-        folder: an existing one, empty.
+        folder: an existing empty folder.
         saved: the model.
-        example: named inputs of some rows, for the client.
+        example: named inputs of some rows, as sample input for the client.
 
     Returns:
-        The ONNX files in it.
+        Paths of the ONNX files in the repository.
     """
     files = []
     for name, backend in ((NATIVE, "onnxruntime"), (PYTHON, "python")):
@@ -52,7 +52,7 @@ def write_repository(folder: Path, saved: SavedModel, example: Mapping[str, np.n
 
 
 def _config(backend: str, saved: SavedModel) -> str:
-    """A config.pbtxt. It has no name: Triton takes the folder's, so that the folder can be renamed."""
+    """Returns a config.pbtxt. It sets no name, so that Triton uses the folder's name and the folder can be renamed."""
     lines = [
         f'backend: "{backend}"',
         f"max_batch_size: {MAX_BATCH}",
@@ -67,6 +67,6 @@ def _config(backend: str, saved: SavedModel) -> str:
 
 
 def _ports(kind: str, ports: tuple[Port, ...]) -> list[str]:
-    """`dims` are those of one row; Triton adds the batch."""
+    """Returns config lines of the inputs or outputs. `dims` excludes the batch dimension, which Triton adds."""
     entries = [f'  {{ name: "{port.name}", data_type: {TYPES[port.dtype]}, dims: [ {port.width} ] }}' for port in ports]
     return [f"{kind} [", ",\n".join(entries), "]"]

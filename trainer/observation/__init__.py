@@ -1,1 +1,1 @@
-"""What a run shows of itself: its log, progress, TensorBoard, profiles."""
+"""Monitoring of a run: log, progress display, TensorBoard and profiles."""

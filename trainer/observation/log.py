@@ -1,4 +1,4 @@
-"""The log of a run: lines of `DLLL ` and JSON, as the dllogger package writes them."""
+"""The log of a run in the format of the dllogger package: lines of `DLLL ` followed by JSON."""
 
 import errno
 import importlib
@@ -25,7 +25,7 @@ Step = int | str | tuple[int, ...] | list[int]
 
 
 class Sink(Protocol):
-    """Writes records; each is in the file when the call returns. Raises OSError or ValueError where it is not."""
+    """Writes log records. A record is in the file when the call returns; otherwise it raises OSError or ValueError."""
 
     def log(self, step: Any, data: dict[str, Any]) -> None:
         """Writes a LOG record."""
@@ -34,22 +34,22 @@ class Sink(Protocol):
         """Writes a METADATA record."""
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Flushes pending records."""
 
 
 class RunLog:
-    """Writes a run's records, with dllogger where it is installed. Numbers keep their full precision.
+    """Writes a run's log, through dllogger if it is installed. Numbers keep their full precision.
 
-    NaN and infinities become null, so that every line is JSON. A full disk or a file that is gone
-    does not stop the training: the first failure is told on stderr, and each record is tried anew.
+    NaN and infinities are written as null, so that every line is valid JSON. A full disk or a removed file does not
+    stop training: the first failure is reported on stderr, and every later record is attempted again.
 
     Args:
-        path: of the log; its folder is made.
-        append: go on with the log that is there (a resumed run). Otherwise one that is there is
-            moved aside, to the same name with `.previous` at its end.
+        path: path of the log file; its folder is created.
+        append: whether to append to an existing log, as a resumed run does. Otherwise an existing log is renamed with
+            the suffix `.previous`.
 
     Raises:
-        DataError: it cannot be written there, and not because the disk is full.
+        DataError: if the log cannot be written for any reason but a full disk.
     """
 
     def __init__(self, path: Path, append: bool) -> None:
@@ -69,15 +69,15 @@ class RunLog:
             ) from error
 
     def parameters(self, values: Mapping[str, Any]) -> None:
-        """Records the arguments of the run."""
+        """Logs the arguments of the run."""
         self.log(PARAMETER, values)
 
     def metadata(self, metric: str, metadata: Mapping[str, Any]) -> None:
-        """Records what is known of a metric, such as its unit."""
+        """Logs metadata of a metric, such as its unit."""
         self._write(lambda: self._sink.metadata(metric, to_plain(metadata)))
 
     def log(self, step: Step, data: Mapping[str, Any]) -> None:
-        """Records values.
+        """Logs values.
 
         Args:
             step: (step, total steps) in training, (step,) for an evaluation, () for the final metrics.
@@ -86,7 +86,7 @@ class RunLog:
         self._write(lambda: self._sink.log(to_plain(step), to_plain(data)))
 
     def close(self) -> None:
-        """Writes what is left. Records that come later are still taken."""
+        """Flushes pending records. Later records are still accepted."""
         self._write(self._sink.close)
 
     def _write(self, write: Callable[[], None]) -> None:
@@ -102,7 +102,7 @@ class RunLog:
 
 
 class NullLog:
-    """The log of workers other than rank 0: takes everything, writes nothing."""
+    """The log of workers other than rank 0, which discards all records."""
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Does nothing."""
@@ -118,10 +118,10 @@ class NullLog:
 
 
 class JsonLines:
-    """Our own writer of dllogger's format.
+    """Writes dllogger's format without the dllogger package.
 
-    The file is opened for each record: one that was removed comes back, with its folder, and on a shared
-    file system other machines see the record at once.
+    The file is opened for each record, so that a removed file is recreated along with its folder, and other machines
+    see the record immediately on a shared file system.
     """
 
     def __init__(self, path: Path) -> None:
@@ -141,10 +141,10 @@ class JsonLines:
         self._append(head | {"type": "METADATA", "metric": metric, "metadata": metadata})
 
     def close(self) -> None:
-        """Nothing is held back, so nothing is left."""
+        """Does nothing, as records are not buffered."""
 
     def _times(self) -> tuple[str, str, str]:
-        """Seconds since 1970, date and time, seconds since the start; as text, as dllogger has them."""
+        """Returns seconds since the Unix epoch, date and time, and seconds since the start, as dllogger's strings."""
         now = datetime.now()
         return str(now.timestamp()), str(now), str((now - self._started).total_seconds())
 
@@ -154,13 +154,13 @@ class JsonLines:
         with open(self._path, "a+b", buffering=0) as file:
             if is_torn(file):
                 line = b"\n" + line
-            written = file.write(line)
+            written = file.write(line)  # one unbuffered write, which a full disk may cut short
         if written < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
 
 class Dllogger:
-    """Writes through the dllogger package, which holds lines back unless told otherwise."""
+    """Writes through the dllogger package, which buffers lines unless it is flushed."""
 
     def __init__(self, dllogger: Any, path: Path) -> None:
         self._path = path
@@ -178,17 +178,18 @@ class Dllogger:
         self._flush()
 
     def close(self) -> None:
-        """Writes what is left; dllogger closes its file itself, when the process ends."""
+        """Flushes pending records; dllogger itself closes the file when the process ends."""
         self._flush()
 
     def _flush(self) -> None:
         self._logger.flush()
+        # dllogger keeps the file open, so writing to a removed file would not fail.
         if not self._path.exists():
             raise FileNotFoundError(errno.ENOENT, "it was removed while it was written", str(self._path))
 
 
 def to_plain(value: Any) -> Any:
-    """`value` as strict JSON: NumPy's numbers as Python's, NaN and infinities as None, anything unknown as text."""
+    """Converts a value to strict JSON types: NumPy to Python numbers, NaN and infinities to None, others to strings."""
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (np.generic, np.ndarray)):
@@ -201,10 +202,10 @@ def to_plain(value: Any) -> Any:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log in order. Lines that are torn, and lines of other programs, are left out.
+    """Reads the records of a log in order, skipping truncated lines and lines of other programs.
 
     Raises:
-        DataError: there is no such log, or it cannot be read.
+        DataError: if the log does not exist or cannot be read.
     """
     try:
         with open_regular(path, "a log of main.py") as file:
@@ -226,7 +227,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def _prepare(path: Path, append: bool) -> None:
-    """Leaves a log that ends with a whole line, or an empty one; shows that it can be written."""
+    """Ensures that the log can be written and is either empty or ends with a complete line."""
     if not append and path.exists() and path.stat().st_size:
         os.replace(path, previous(path))
     with open(path, "a+b", buffering=0) as file:
@@ -235,12 +236,12 @@ def _prepare(path: Path, append: bool) -> None:
 
 
 def previous(path: Path) -> Path:
-    """Where a log is moved when another run begins its own under the same name."""
+    """Returns the path to which a log is moved when another run starts a new log under the same name."""
     return path.with_name(path.name + ".previous")
 
 
 def is_torn(file: BinaryIO | RawIOBase) -> bool:
-    """Whether a file's last line lacks its end, as a full disk leaves it; goes to the end of the file."""
+    """Returns whether a file ends with an incomplete line, as after a full disk; seeks to the end of the file."""
     if not file.seek(0, os.SEEK_END):
         return False
     file.seek(-1, os.SEEK_END)
@@ -252,5 +253,5 @@ def _open_sink(path: Path) -> Sink:
         dllogger = importlib.import_module("dllogger")
         return Dllogger(dllogger, path)
     except (ImportError, AttributeError, TypeError):
-        # Not installed, or an old one that cannot append: the format is the same.
+        # Not installed, or an old version that cannot append. The format is the same either way.
         return JsonLines(path)

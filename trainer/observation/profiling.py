@@ -1,4 +1,4 @@
-"""Where the time goes: TensorFlow's profiler, Horovod's timeline, and ranges for NVIDIA's tools."""
+"""Profiling: TensorFlow's profiler, Horovod's timeline, and NVTX ranges for NVIDIA's tools."""
 
 import functools
 import os
@@ -18,14 +18,14 @@ from trainer.process.launcher import Launch
 
 
 class StepProfiler:
-    """Traces some steps of a training; a context around the training, and one around each step.
+    """Traces some training steps. Used as a context manager around training, with `step` around each step.
 
-    A trace that fails does not stop the training: it is told.
+    A failure to trace is reported but does not stop training.
 
     Args:
-        steps: the steps to trace, counted from 1 over the whole run; empty for none.
-        folder: gets `plugins/profile/TIME/`, which TensorBoard's profiler shows.
-        tell: takes a line for people.
+        steps: steps to trace, counted from 1 over the whole run; empty for none.
+        folder: output folder; traces go to `plugins/profile/TIME/` in it, where TensorBoard's profiler finds them.
+        tell: function called with each message for the user.
     """
 
     def __init__(self, steps: range, folder: Path, tell: Callable[[str], None]) -> None:
@@ -39,17 +39,22 @@ class StepProfiler:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Ends a trace that is under way; says so where there was nothing to trace."""
+        """Ends a running trace, and warns if none of the steps to trace was reached."""
         self._stop()
         if self._steps and not self._has_tried and error is None:
             self._tell(f"warning: none of the steps {_shown(self._steps)} of --profile_steps was trained: no trace")
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Stands around a step."""
+        """Context manager for a step.
+
+        Args:
+            number: number of the step, counted from 1 over the whole run.
+        """
         if number in self._steps and not self._has_tried:
             self._has_tried = True
             self._is_tracing = self._succeeds(lambda: tf.profiler.experimental.start(str(self._folder)))
+        # With _r=1 the profiler treats the event as a step.
         marked = tf.profiler.experimental.Trace("train", step_num=number, _r=1) if self._is_tracing else nullcontext()
         with marked, nvtx_range(f"step {number}"):
             yield
@@ -75,7 +80,7 @@ class StepProfiler:
 
 
 def _write_trace() -> None:
-    tf.test.experimental.sync_devices()  # a GPU is still at work on steps that were started
+    tf.test.experimental.sync_devices()  # GPU kernels run asynchronously and may still be in flight
     tf.profiler.experimental.stop()
 
 
@@ -84,12 +89,16 @@ def _shown(steps: range) -> str:
 
 
 def start_timeline(file: Path | None, launch: Launch) -> None:
-    """Has Horovod write its timeline; to be called before the workers are connected.
+    """Enables Horovod's timeline. Must be called before Horovod is initialized.
 
-    Horovod reads a variable of the environment, which has to be the same on all workers; the first one writes.
+    Horovod reads an environment variable that must be set to the same value on all workers; rank 0 writes the file.
+
+    Args:
+        file: path of the timeline file; None disables the timeline.
+        launch: rank and size of this worker.
 
     Raises:
-        DataError: the first worker cannot write the file, and not because the disk is full.
+        DataError: on rank 0, if the file cannot be written for any reason but a full disk.
     """
     if file is None:
         return
@@ -107,7 +116,7 @@ def start_timeline(file: Path | None, launch: Launch) -> None:
 
 
 def nvtx_range(name: str) -> AbstractContextManager[object]:
-    """A range on the timeline of Nsight Systems, on a GPU and where the nvtx package is there; else nothing."""
+    """Returns a context manager that marks a range for Nsight Systems; a no-op without a GPU or the nvtx package."""
     nvtx = _nvtx()
     return nullcontext() if nvtx is None else nvtx.annotate(name)
 

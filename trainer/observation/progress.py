@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, plain lines elsewhere."""
+"""Progress display: a bar on a terminal, plain lines elsewhere."""
 
 import math
 import os
@@ -14,17 +14,16 @@ DEFAULT_COLUMNS = 80
 
 
 class Progress:
-    """Shows steps done, loss, rate and time left.
+    """Displays completed steps, loss, throughput and remaining time.
 
-    On a terminal one line is redrawn in place, cut to the terminal's width; elsewhere a line is
-    printed at most every `interval_seconds`, besides the first and the last. A stream that is closed
-    or broken ends the showing, never the training.
+    On a terminal a single line is redrawn in place, cut to the terminal's width. Elsewhere the first and the last line
+    are printed, and others at most every `interval_seconds`. A closed or broken stream ends the display, not training.
 
     Args:
-        total_steps: steps of the whole run, at least 1.
-        stream: where to; stderr where none is given.
-        interval_seconds: least time between two lines, or two drawings of the bar.
-        clock: seconds, growing.
+        total_steps: number of steps of the whole run, at least 1.
+        stream: output stream; None for stderr.
+        interval_seconds: minimum seconds between two lines or two redraws of the bar; None for the default.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -50,18 +49,18 @@ class Progress:
         self._note = ""
 
     def update(self, step: int | None, loss: float | None = None, rate: float | None = None, note: str = "") -> None:
-        """Says how far the run is.
+        """Updates the display.
 
         Args:
-            step: steps done; None where that has not changed, as during an evaluation.
-            loss: of this step; None keeps the last one.
+            step: number of completed steps; None if unchanged, as during an evaluation.
+            loss: loss of this step; None keeps the last one.
             rate: samples per second; None keeps the last one.
-            note: what else there is to say now.
+            note: additional text to show.
         """
         now = self._clock()
         if step is not None:
             self._step = step
-            # Time left is reckoned from here: what went before the first step was compiling and resuming.
+            # Remaining time is estimated from the first step on, which excludes compilation and resuming.
             self._first = self._first or (step, now)
         self._loss = self._loss if loss is None else loss
         self._rate = self._rate if rate is None else rate
@@ -72,7 +71,7 @@ class Progress:
             self._show(self._line(now))
 
     def message(self, text: str) -> None:
-        """Prints a line of its own, above the bar."""
+        """Prints a separate line above the bar."""
         shown = self._shown
         self._clear()
         self._write(f"{text}\n")
@@ -80,7 +79,7 @@ class Progress:
             self._show(shown)
 
     def close(self) -> None:
-        """Leaves the last state on the screen and ends the line."""
+        """Shows the final state and ends the line."""
         if self._shown_at is None:
             return
         line = self._line(self._clock())
@@ -135,7 +134,7 @@ class Progress:
         try:
             return self._stream.isatty()
         except (AttributeError, OSError, ValueError):
-            # Python sets a standard stream to None where the process was started with it closed.
+            # Python sets a standard stream to None if the process was started with it closed.
             return False
 
     def _write(self, text: str) -> None:
@@ -150,7 +149,7 @@ class Progress:
 
 
 class NullProgress:
-    """The progress of workers other than rank 0: shows nothing."""
+    """The progress display of workers other than rank 0, which shows nothing."""
 
     def update(self, step: int | None, loss: float | None = None, rate: float | None = None, note: str = "") -> None:
         """Does nothing."""
@@ -163,7 +162,7 @@ class NullProgress:
 
 
 def format_seconds(seconds: float) -> str:
-    """Whole seconds for people: 45s, 3m05s, 1h02m, 2d03h."""
+    """Formats a duration rounded down to whole seconds: 45s, 3m05s, 1h02m, 2d03h."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -175,9 +174,9 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_count(number: float) -> str:
-    """Three digits and a unit: 999, 12.3k, 1.64M."""
+    """Formats a number with three digits and a unit: 999, 12.3k, 1.64M."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        # What rounds up to the unit is written in the unit.
+        # Numbers that round up to the unit use the unit: 999.6 is 1k, not 1e+03.
         if 0.9995 * limit <= abs(number) < math.inf:
             return f"{number / limit:.3g}{unit}"
     return f"{number:.3g}"

@@ -1,4 +1,4 @@
-"""What a run leaves in its results folder: log, arguments, last metrics, pictures of gates. And what it says."""
+"""Output of a run: log, arguments, final metrics and gate plots in the results folder, and messages on stdout."""
 
 import json
 import sys
@@ -29,18 +29,18 @@ METRIC_UNITS = {
 
 
 class Results:
-    """The results folder, which the first worker alone writes.
+    """The results folder of a run. Only rank 0 writes to it.
 
     Args:
-        options: of the run.
-        rank: of this worker.
+        options: options of the run.
+        rank: rank of this worker.
 
     Attributes:
-        log: of this worker.
-        board: of this worker, which shows in TensorBoard what the log has no room for.
+        log: log of this worker; a `NullLog` on other ranks than 0.
+        board: TensorBoard writer of this worker, for data that does not go into the log, such as histograms.
 
     Raises:
-        DataError: the log cannot be written.
+        DataError: if the log cannot be written.
     """
 
     def __init__(self, options: Options, rank: int):
@@ -58,30 +58,31 @@ class Results:
             self.log.metadata(metric, {"unit": unit})
 
     def say(self, text: str) -> None:
-        """Prints a line on the first worker."""
+        """Prints a line on rank 0."""
         if self._is_first:
             print(text, flush=True)
 
     def profiler(self) -> StepProfiler:
-        """Traces the steps of --profile_steps, on the first worker."""
+        """Returns a profiler of the steps in --profile_steps, which traces on rank 0 only."""
         steps = self._run.profiled_steps if self._is_first else range(0)
         return StepProfiler(steps, self._run.tensorboard_dir or self._data.results_dir, self.say)
 
     def conclude(self, metrics: dict[str, float]) -> None:
-        """Records the last metrics.
+        """Writes the final metrics to the log and to the metrics file.
 
         Raises:
-            OSError: they cannot be written; for want of room only where they are all that the run was for.
+            OSError: if they cannot be written. A full disk raises only if the run trains nothing, as metrics are then
+                its only result; otherwise it prints a warning.
         """
         self.log.log([], metrics)
         if self._is_first:
             self._write_json(METRICS, to_plain(metrics), is_product=not self._run.trains)
 
     def draw_gates(self) -> None:
-        """Draws the gates of all epochs in the log; a picture that fails is no reason to lose a trained model."""
+        """Plots the gates of all epochs in the log. Failures are reported only, so that the trained model is kept."""
         if not self._is_first:
             return
-        # Imported late: matplotlib takes a second, which no other worker and no other model needs.
+        # Imported here, as importing matplotlib takes a second that only rank 0 of models with gates should spend.
         from trainer.report.gates import draw_gates
 
         try:
@@ -100,7 +101,7 @@ class Results:
         except OSError as error:
             if is_product or not is_out_of_room(error):
                 raise OSError(error.errno, error.strerror, str(path)) from error
-            # Nobody shall take an earlier run's values for this one's.
+            # A file left from an earlier run must not be mistaken for this run's.
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             print(f"warning: {path} could not be written: {error.strerror}", file=sys.stderr, flush=True)

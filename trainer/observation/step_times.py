@@ -1,4 +1,4 @@
-"""Where the steps of a training spend their time."""
+"""Time breakdown of training steps."""
 
 import time
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from data.loading.batch import Batch
 
 
 def timed(stream: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Each batch with the seconds that were spent waiting for it."""
+    """Yields each batch with the seconds spent waiting for it."""
     started = time.perf_counter()
     for batch in stream:
         yield batch, time.perf_counter() - started
@@ -15,25 +15,32 @@ def timed(stream: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 
 
 class StepTimes:
-    """Sums up what this worker's steps take between two records of the log."""
+    """Accumulates the time of this worker's steps between two log records."""
 
     def __init__(self) -> None:
         self._has_compiled = False
         self._steps, self._whole, self._data, self._collectives = 0, 0.0, 0.0, 0.0
 
     def wait(self, seconds: float) -> None:
-        """Takes the time that a step has waited for its batch."""
+        """Adds the seconds that a step has waited for its batch."""
         self._data += seconds
 
     def add(self, seconds: float, in_collectives: float) -> None:
-        """Takes a step: all its seconds, the wait for the batch among them, and those in collectives."""
+        """Adds a step.
+
+        Args:
+            seconds: total seconds of the step, including the wait for its batch.
+            in_collectives: seconds of these spent in collectives.
+        """
         self._steps, self._whole = self._steps + 1, self._whole + seconds
         self._collectives += in_collectives
 
     def take(self) -> dict[str, float]:
-        """Means of the steps since the last call, in milliseconds: step_ms, and of it wait_for_data_ms, communicate_ms.
+        """Returns means over the steps since the last call, and resets them.
 
-        The first call gives nothing: functions are compiled in its steps.
+        Returns:
+            Milliseconds: step_ms, and its parts wait_for_data_ms and communicate_ms. The first call returns nothing, as
+            its steps include compilation.
         """
         sums = {"step_ms": self._whole, "wait_for_data_ms": self._data, "communicate_ms": self._collectives}
         means = {key: 1000 * seconds / max(1, self._steps) for key, seconds in sums.items()}

@@ -1,7 +1,7 @@
-"""What a run shows in TensorBoard: scalars, histograms of the gates, and the graph of a training step.
+"""TensorBoard output of a run: scalars, gate histograms, and the graph of a training step.
 
-tf.summary.scalar and tf.summary.histogram want the tensorboard package, which is needed to look at the files and not to
-write them: the summaries are put together here, and tf.summary writes them.
+tf.summary.scalar and tf.summary.histogram require the tensorboard package, which should only be needed for viewing the
+files. Summaries are therefore built here as protocol buffers and written by tf.summary.
 """
 
 import sys
@@ -18,13 +18,13 @@ BUCKETS = 30
 
 
 class TensorBoard:
-    """Writes event files. Each call's events are in the file when it returns.
+    """Writes event files. Each call flushes its events to the file before it returns.
 
-    A folder that cannot be written to, or a full disk, does not stop the training: the first failure is told on stderr,
-    and what comes later is tried anew.
+    An unwritable folder or a full disk does not stop training: the first failure is reported on stderr, and later
+    events are attempted again.
 
     Args:
-        folder: of the event files, made where it is missing; None writes nothing.
+        folder: folder of the event files, created if it does not exist; None disables writing.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -33,7 +33,7 @@ class TensorBoard:
         self._has_graph = self._warned = False
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes numbers at a step, each under its key."""
+        """Writes the scalars of a step, by key."""
         if self._folder is not None:
             summary = tf.compat.v1.Summary()
             for key, value in values.items():
@@ -41,7 +41,12 @@ class TensorBoard:
             self._write_summary(step, summary)
 
     def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-        """Writes how shares are spread over 0 to 1, each under its key; [rows] each, what is empty is left out."""
+        """Writes histograms over [0, 1] for a step.
+
+        Args:
+            step: the step.
+            values: shares between 0 and 1, [rows] each, by key; empty arrays are omitted.
+        """
         if self._folder is not None:
             summary = tf.compat.v1.Summary()
             for key, shares in values.items():
@@ -50,13 +55,13 @@ class TensorBoard:
             self._write_summary(step, summary)
 
     def graph_of(self, function: Any, *arguments: Any) -> None:
-        """Writes the graph with which a tf.function has been called, the first time that it is asked for."""
+        """Writes the graph of a tf.function for the given arguments; only the first call has an effect."""
         if self._folder is not None and not self._has_graph:
             self._has_graph = True
             self._write(lambda: tf.summary.graph(function.get_concrete_function(*arguments).graph))
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the event file."""
         if self._writer is not None:
             self._write(self._writer.close)
 
@@ -83,11 +88,12 @@ class TensorBoard:
 
 
 class LogOnBoard(RunLog):
-    """A run's log whose numbers go to TensorBoard too, where they belong to a step.
+    """A run's log that also writes the numbers of each step to TensorBoard.
 
     Args:
-        path, append: see RunLog.
-        board: takes them.
+        path: path of the log file; its folder is created.
+        append: whether to append to an existing log instead of renaming it (see `RunLog`).
+        board: the TensorBoard writer.
     """
 
     def __init__(self, path: Path, append: bool, board: TensorBoard) -> None:
@@ -95,13 +101,13 @@ class LogOnBoard(RunLog):
         self._board = board
 
     def log(self, step: Step, data: Mapping[str, Any]) -> None:
-        """See RunLog."""
+        """Logs values, and writes the numbers of records that belong to a step to TensorBoard."""
         super().log(step, data)
-        if isinstance(step, (list, tuple)) and step:
+        if isinstance(step, (list, tuple)) and step:  # neither parameters nor final metrics
             self._board.scalars(step[0], {key: value for key, value in data.items() if _is_number(value)})
 
     def close(self) -> None:
-        """See RunLog."""
+        """Flushes the log and closes the event file."""
         super().close()
         self._board.close()
 
@@ -111,7 +117,7 @@ def _is_number(value: object) -> bool:
 
 
 def _fill(histogram: Any, values: np.ndarray) -> None:
-    """Fills a HistogramProto of values in [0, 1]; a bucket reaches up to its limit."""
+    """Fills a HistogramProto with values in [0, 1]; `bucket_limit` holds the upper edge of each bucket."""
     counts, edges = np.histogram(values.clip(0, 1), BUCKETS, (0, 1))
     histogram.min, histogram.max, histogram.num = values.min(), values.max(), values.size
     histogram.sum, histogram.sum_squares = values.sum(), np.square(values).sum()

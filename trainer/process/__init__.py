@@ -1,1 +1,1 @@
-"""A worker as a process: its rank, cores, devices, streams."""
+"""Process setup of a worker: rank, CPU affinity, devices and standard streams."""

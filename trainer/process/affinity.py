@@ -1,7 +1,7 @@
-"""Which CPUs a worker runs on: near its GPU, and apart from the other workers of its host.
+"""CPU affinity of workers: near their GPU, and separate from the other workers on the host.
 
-Call `set_affinity` before TensorFlow is imported: its thread pools take the size of the affinity
-they find. Binding is a nicety, so no difficulty with it ever stops a run.
+Call `set_affinity` before TensorFlow is imported, since TensorFlow sizes its thread pools by the current affinity.
+Binding is an optimization, so failures never stop a run.
 """
 
 import os
@@ -11,25 +11,25 @@ from pathlib import Path
 MODES = ("all", "single", "single_unique", "unique_interleaved", "unique_contiguous", "disabled")
 
 Core = tuple[int, ...]
-"""The logical CPUs of one physical core, in rising order."""
+"""The logical CPUs of one physical core, in ascending order."""
 
 _BINDING_LAUNCHERS = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK", "SLURM_LOCALID")
 
 
 def set_affinity(mode: str, local_rank: int, local_size: int) -> str:
-    """Binds this process to its share of the CPUs it may use.
+    """Binds this process to its share of the available CPUs.
 
     Args:
-        mode: one of MODES. `all`: the CPUs of the node (NUMA) that the worker's GPU is on; `single`:
-            the first of them; `single_unique`: one that no other worker has; `unique_interleaved`,
-            `unique_contiguous`: the node's cores dealt out to its workers one by one or in blocks;
-            `disabled`: as the launcher left it. Without a GPU all CPUs count as one node.
-        local_rank: this worker among those of its host, from 0.
-        local_size: workers on this host.
+        mode: one of MODES. `all`: all CPUs of the NUMA node that the worker's GPU is attached to; `single`: the first
+            of them; `single_unique`: one that no other worker uses; `unique_interleaved`, `unique_contiguous`: the
+            node's cores divided among its workers, interleaved or in contiguous blocks; `disabled`: unchanged. Without
+            a GPU all CPUs count as one node.
+        local_rank: rank of this worker on its host, starting at 0.
+        local_size: number of workers on this host.
 
     Returns:
-        What was done, for the log. Where something is in the way the affinity stays as it was and
-        the answer says why; nothing is raised.
+        A description of the result, for the log. On failure the affinity is unchanged and the description gives the
+        reason; nothing is raised.
     """
     if mode == "disabled":
         return "affinity: disabled"
@@ -46,14 +46,17 @@ def set_affinity(mode: str, local_rank: int, local_size: int) -> str:
 
 
 def share_out(mode: str, cores_of_worker: Sequence[Sequence[Core]]) -> list[set[int]]:
-    """The CPUs of every worker of a host.
+    """Divides the CPUs of a host among its workers.
 
     Args:
-        mode: one of MODES but `disabled`.
-        cores_of_worker: the cores near each worker; two workers' are the same or have no CPU in common.
+        mode: one of MODES except `disabled`.
+        cores_of_worker: cores of each worker's node; those of two workers are either identical or disjoint.
+
+    Returns:
+        The CPUs of each worker.
 
     Raises:
-        ValueError: unknown mode, or a node has fewer CPUs than workers where each must have its own.
+        ValueError: if the mode is unknown, or a node has fewer CPUs than workers in a mode with exclusive CPUs.
     """
     return [_share(mode, cores_of_worker, worker) for worker in range(len(cores_of_worker))]
 
@@ -68,7 +71,7 @@ def _share(mode: str, cores_of_worker: Sequence[Sequence[Core]], worker: int) ->
     if mode not in _DEALS:
         raise ValueError(f"the mode is one of {', '.join(MODES)}")
     neighbours = [other for other, theirs in enumerate(cores_of_worker) if theirs == cores]
-    if len(cores) < len(neighbours):  # hyper-threads of a core then go to different workers
+    if len(cores) < len(neighbours):  # fall back to assigning hyper-threads of a core to different workers
         cores = [(cpu,) for cpu in cpus]
     if len(cores) < len(neighbours):
         raise ValueError(f"{len(neighbours)} workers share {len(cpus)} CPUs")
@@ -96,17 +99,24 @@ _DEALS: dict[str, Callable[[Sequence[Core], int, int], Sequence[Core]]] = {
 
 
 def is_bound_by_launcher(allowed: set[int], root: Path = Path("/")) -> bool:
-    """Whether mpirun or srun has given this worker CPUs of its own, which must not be divided again."""
+    """Returns whether mpirun or srun has already bound this worker to its own CPUs, which must not be divided again.
+
+    Args:
+        allowed: CPUs in the current affinity of this process.
+        root: folder that contains sys/; a different one in tests.
+    """
     if "HOROVOD_LOCAL_RANK" in os.environ or not any(name in os.environ for name in _BINDING_LAUNCHERS):
         return False
     return allowed != parse_cpus((root / "sys/devices/system/cpu/online").read_text())
 
 
 def cores_of_workers(local_size: int, allowed: set[int], root: Path = Path("/")) -> list[list[Core]]:
-    """The cores near each worker's GPU, within the allowed CPUs; all of them where that is not known.
+    """Returns the cores near each worker's GPU among the allowed CPUs, or all allowed cores if that is unknown.
 
     Args:
-        root: where proc/ and sys/ are; another folder in tests.
+        local_size: number of workers on this host.
+        allowed: CPUs in the current affinity of this process.
+        root: folder that contains proc/ and sys/; a different one in tests.
     """
     nodes = [cpus & allowed for cpus in _cpus_near_gpus(local_size, root)]
     if not nodes or not all(nodes):
@@ -115,11 +125,11 @@ def cores_of_workers(local_size: int, allowed: set[int], root: Path = Path("/"))
 
 
 def _cpus_near_gpus(local_size: int, root: Path) -> list[set[int]]:
-    """For each worker the CPUs of its GPU's node; empty where GPUs, their order or nodes are not known."""
+    """Returns the CPUs of the NUMA node of each worker's GPU; empty if the GPUs, their order or nodes are unknown."""
     addresses = sorted(path.name.lower() for path in root.glob("proc/driver/nvidia/gpus/*"))
     listed = os.environ.get("HOST_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     numbers = [int(entry) for entry in listed.split(",") if entry.strip().isdecimal()]
-    if len(numbers) < local_size:  # unset, one GPU each by the wrapper, or GPUs named by UUID
+    if len(numbers) < local_size:  # unset, one GPU per worker set by the wrapper, or GPUs given by UUID
         numbers = list(range(local_size))
     if max(numbers[:local_size]) >= len(addresses):
         return []
@@ -128,7 +138,7 @@ def _cpus_near_gpus(local_size: int, root: Path) -> list[set[int]]:
 
 
 def physical_cores(cpus: set[int], root: Path = Path("/")) -> list[Core]:
-    """Groups CPUs by physical core, in the order of their first CPU."""
+    """Groups CPUs by physical core, ordered by the first CPU of each core."""
     cores = set()
     for cpu in cpus:
         siblings = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
@@ -138,7 +148,7 @@ def physical_cores(cpus: set[int], root: Path = Path("/")) -> list[Core]:
 
 
 def parse_cpus(text: str) -> set[int]:
-    """Reads the kernel's form of a CPU set: "0-3,8" is {0, 1, 2, 3, 8}; blank is empty."""
+    """Parses the kernel's format of CPU sets: "0-3,8" is {0, 1, 2, 3, 8}; a blank string is the empty set."""
     cpus: set[int] = set()
     for part in text.strip().split(","):
         if part:
@@ -148,7 +158,7 @@ def parse_cpus(text: str) -> set[int]:
 
 
 def format_cpus(cpus: set[int]) -> str:
-    """Writes a CPU set in the kernel's form, runs as "first-last"."""
+    """Formats a CPU set in the kernel's format, with consecutive CPUs as "first-last"."""
     runs: list[list[int]] = []
     for cpu in sorted(cpus):
         if runs and cpu == runs[-1][-1] + 1:

@@ -1,23 +1,23 @@
-"""What this machine's processor can multiply. Needs no TensorFlow."""
+"""Detection of low-precision arithmetic units of this machine's CPU. Does not import TensorFlow."""
 
 from functools import cache
 from pathlib import Path
 
-# Flags of /proc/cpuinfo that tell of units for products in a type; a processor needs one of them.
+# Flags in /proc/cpuinfo that indicate native multiplication in a dtype; any one of them suffices.
 _UNITS = {"bfloat16": {"avx512_bf16", "amx_bf16"}, "float16": {"avx512_fp16", "amx_fp16"}}
 
 
 def has_units(dtype: str, flags: frozenset[str]) -> bool:
-    """Whether a processor with these flags multiplies in a type, instead of converting it number by number.
+    """Returns whether a CPU with the given flags multiplies natively in a dtype, without converting each number.
 
-    float32 and wider types need no flag; without any flags (another kind of processor) it is taken to have the units.
+    float32 and wider dtypes need no flag. A CPU without any flags (of another architecture) is assumed to have support.
     """
     return not flags or dtype not in _UNITS or bool(_UNITS[dtype] & flags)
 
 
 @cache
 def own_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """The flags of this machine's processor; none where the file, or its line of flags, is not there."""
+    """Returns the flags of this machine's CPU; empty if the file or its line of flags does not exist."""
     if not cpuinfo.exists():
         return frozenset()
     lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())

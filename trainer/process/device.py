@@ -1,16 +1,20 @@
-"""Where TensorFlow computes, and what is compiled there."""
+"""The device that TensorFlow computes on, and whether XLA is used there."""
 
 import tensorflow as tf
 
 
 def on_gpu() -> bool:
-    """Whether this process computes on a GPU; under --cpu, runtime.prepare has hidden those that there are."""
+    """Returns whether this process computes on a GPU. With --cpu, `runtime.prepare` hides all GPUs."""
     return bool(tf.config.get_visible_devices("GPU"))
 
 
 def compiles_passes(xla: bool) -> bool:
-    """Whether --xla compiles a forward pass, or a forward and backward pass, in one piece.
+    """Returns whether the forward pass, or the forward and backward pass, is compiled with XLA as a whole.
 
-    On a GPU it does. On a CPU, XLA's own matrix products and random bits take several times as long as TensorFlow's.
+    Only done on GPUs: on CPUs, XLA's matrix products and random number generation are several times slower than
+    TensorFlow's.
+
+    Args:
+        xla: whether --xla is set.
     """
     return xla and on_gpu()

@@ -1,8 +1,8 @@
-"""What a launcher says of this process: its rank, and how many others it started.
+"""Reads the rank of this process and the number of workers from the launcher's environment variables.
 
-horovodrun, mpirun and srun each use variables of their own; a pod of a Kubernetes operator has none of these
-before one of them runs in it. This is the one place that reads them. It imports nothing heavy, so that the number of
-workers is known while the arguments are checked.
+horovodrun, mpirun and srun each use their own variables; a pod of a Kubernetes operator has none until one of these
+runs in it. Only this module reads them. It has no heavy imports, so that the number of workers is available while
+arguments are checked.
 """
 
 import json
@@ -12,16 +12,17 @@ from dataclasses import dataclass
 
 from data.errors import DataError
 
-# Launcher, rank, size; the first that is set counts. A launcher inside another one's job finds the outer variables
-# beside its own: horovodrun comes first, and srun, by which mpirun starts its helpers on other hosts, last.
+# (launcher, rank, size); the first one that is set counts. A launcher started inside another one's job also sees the
+# outer variables. horovodrun therefore comes first, and srun, which mpirun uses to start its daemons on other hosts,
+# last.
 _JOB = (
     ("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE"),
     ("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("mpirun (MPICH, Intel MPI) or another PMI launcher", "PMI_RANK", "PMI_SIZE"),
     ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
-# Local rank, local size; in the same order. PMI has no names for these: Hydra (MPICH, Intel MPI) uses one pair, Cray
-# another, and srun with --mpi=pmi2 its own.
+# (local rank, local size) in the same order. PMI does not define names for these: Hydra (MPICH, Intel MPI), Cray and
+# srun with --mpi=pmi2 each use a different pair.
 _HOST = (
     ("HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"),
     ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
@@ -36,11 +37,11 @@ class Launch:
     """One process of a job.
 
     Attributes:
-        rank: position among all workers, 0 to size - 1.
+        rank: rank among all workers, 0 to size - 1.
         size: number of workers of the job.
-        local_rank: position among the workers of this host.
+        local_rank: rank among the workers on this host, 0 to local_size - 1.
         local_size: number of workers on this host.
-        launcher: who said so, for messages.
+        launcher: name of the launcher that set these numbers, for messages.
     """
 
     rank: int = 0
@@ -50,7 +51,7 @@ class Launch:
     launcher: str = "no launcher"
 
     def __post_init__(self) -> None:
-        """Refuses contradictory numbers."""
+        """Raises a DataError if the numbers contradict each other."""
         if not (0 <= self.rank < self.size and 0 <= self.local_rank < self.local_size):
             raise DataError(
                 f"{self.launcher} set rank {self.rank} of {self.size} and local rank {self.local_rank} of "
@@ -59,11 +60,11 @@ class Launch:
 
 
 def read_launch(environ: Mapping[str, str]) -> Launch:
-    """The launch that the environment announces; a lone process without one.
+    """Reads the launch from environment variables; without a launcher, this is a single process.
 
     Raises:
-        DataError: a variable is missing or no number, the numbers contradict each other, or this is one of several
-            pods in which no launcher runs: each would train a model of its own.
+        DataError: if a variable is missing or not a number, the numbers contradict each other, or this is one of
+            several pods without a launcher, each of which would train a separate model.
     """
     for launcher, rank, size in _JOB:
         if _announced(environ, rank, size):
@@ -73,7 +74,7 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
 
 
 def _announced(environ: Mapping[str, str], rank: str, size: str) -> bool:
-    if rank == "SLURM_PROCID":  # a batch script has it as well, without the size of a job step, and is one process
+    if rank == "SLURM_PROCID":  # also set in batch scripts, which are single processes and have no job step size
         return size in environ
     if (rank in environ) != (size in environ):
         there, missing = (rank, size) if rank in environ else (size, rank)
@@ -85,11 +86,11 @@ def _announced(environ: Mapping[str, str], rank: str, size: str) -> bool:
 
 
 def _place_on_host(environ: Mapping[str, str]) -> tuple[int, int]:
-    """Local rank and local size; 0 of 1 where nobody tells them."""
+    """Returns local rank and local size; 0 and 1 if no launcher sets them."""
     for rank, size in _HOST:
         if rank in environ:
             local_rank = _number(environ, rank)
-            if size not in environ:
+            if size not in environ:  # a lower bound that is consistent with the local rank
                 return local_rank, local_rank + 1
             return local_rank, (_tasks_of_node if rank == "SLURM_LOCALID" else _number)(environ, size)
     return 0, 1
@@ -103,7 +104,7 @@ def _number(environ: Mapping[str, str], name: str) -> int:
 
 
 def _tasks_of_node(environ: Mapping[str, str], name: str) -> int:
-    """Reads SLURM's form of the tasks of all nodes: 2(x3),1 is three nodes of two and one of one."""
+    """Returns this node's tasks from SLURM's format: "2(x3),1" is three nodes with two tasks and one node with one."""
     node = _number(environ, "SLURM_NODEID")
     for part in environ[name].split(","):
         found = re.fullmatch(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?", part)
@@ -119,7 +120,10 @@ def _tasks_of_node(environ: Mapping[str, str], name: str) -> int:
 
 
 def _refuse_lonely_pods(environ: Mapping[str, str]) -> None:
-    """Kubernetes' operators start a process per pod and leave it to that process to find the others."""
+    """Raises a DataError in a Kubernetes pod without a launcher.
+
+    Kubernetes operators start one process per pod and leave it to that process to find the others.
+    """
     if environ.get("K_MPI_JOB_ROLE") == "worker":
         raise DataError(
             "this is a worker pod of an MPIJob (K_MPI_JOB_ROLE) in which no launcher started this process. A worker "

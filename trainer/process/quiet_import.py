@@ -1,7 +1,7 @@
-"""Imports TensorFlow without the lines it greets everybody with.
+"""Imports TensorFlow without its informational startup messages.
 
-TF_CPP_MIN_LOG_LEVEL does not reach what TensorFlow writes before its logging is set up, so that
-file descriptor 2 is caught during the import and what is no greeting is printed afterwards.
+TF_CPP_MIN_LOG_LEVEL does not affect messages that TensorFlow writes before its logging is initialized. File descriptor
+2 is therefore redirected during the import, and all other output is printed afterwards.
 """
 
 import os
@@ -15,7 +15,7 @@ _GREETING = re.compile(
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow; warnings, errors and tracebacks of the import still come out."""
+    """Imports TensorFlow; warnings, errors and tracebacks of the import are still printed."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.stderr.flush()
     kept = os.dup(2)

@@ -1,4 +1,4 @@
-"""All that must happen before TensorFlow's first operation: devices, threads, seeds, determinism."""
+"""TensorFlow setup that must precede its first operation: devices, threads, seeds, determinism."""
 
 import os
 from contextlib import suppress
@@ -12,11 +12,11 @@ from trainer.process.launcher import Launch
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and in which type a run computes.
+    """The device and dtype that a run computes with.
 
     Attributes:
-        device: "CPU", or the GPU's name.
-        compute_dtype: float32, float16 or bfloat16.
+        device: "CPU", or the name of the GPU.
+        compute_dtype: "float32", "float16" or "bfloat16".
     """
 
     device: str
@@ -24,21 +24,25 @@ class Runtime:
 
 
 def prepare(launch: Launch, options: TrainingOptions) -> Runtime:
-    """Sets TensorFlow up for this worker.
+    """Configures TensorFlow for this worker.
 
-    A worker that sees several GPUs takes the one of its local rank; under hvd_wrapper.sh it sees one.
+    A worker that sees several GPUs uses the one of its local rank; with hvd_wrapper.sh it sees only one.
+
+    Args:
+        launch: rank and size of this worker.
+        options: training options; determine device, seed, determinism and mixed precision.
     """
     gpus = [] if options.cpu else tf.config.list_physical_devices("GPU")
     gpu = gpus[launch.local_rank % len(gpus)] if gpus else None
     tf.config.set_visible_devices([gpu] if gpu else [], "GPU")
     if gpu:
-        tf.config.experimental.set_memory_growth(gpu, True)
+        tf.config.experimental.set_memory_growth(gpu, True)  # TensorFlow would reserve all GPU memory at start
     else:
         # Several workers on one host would otherwise each start a thread per core.
         cores = len(os.sched_getaffinity(0))
         threads = max(1, cores // _sharing(launch, cores))
         if tf.config.threading.get_intra_op_parallelism_threads() != threads:
-            # Inside an application TensorFlow may be running already, and keeps the threads that it has.
+            # Inside an application TensorFlow may already be initialized, and then keeps its current threads.
             with suppress(RuntimeError):
                 tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.random.set_seed(options.seed)
@@ -48,7 +52,7 @@ def prepare(launch: Launch, options: TrainingOptions) -> Runtime:
 
 
 def _sharing(launch: Launch, cores: int) -> int:
-    """How many workers compute on this worker's cores: one where they have been bound to cores of their own."""
+    """Returns the number of workers that share this worker's cores: one if it is bound to a subset of all cores."""
     return launch.local_size if cores == os.cpu_count() else 1
 
 

@@ -1,4 +1,4 @@
-"""Standard streams that cannot end a run."""
+"""Standard streams that never fail."""
 
 import io
 import os
@@ -7,25 +7,25 @@ from typing import Any, TextIO
 
 
 def steady_streams() -> None:
-    """Makes sure that printing never fails, and never writes where it should not.
+    """Replaces sys.stdout and sys.stderr by streams that never raise, and reopens closed standard descriptors.
 
-    What cannot be shown is dropped: the reader of a pipe is gone, the disk under a redirection is full, the stream was
-    closed from the start. A character that a stream's encoding lacks is escaped. A descriptor that was closed becomes
-    /dev/null; otherwise a checkpoint's file would get its number, and with it what libraries print.
+    Output that cannot be written is dropped: the reader of a pipe has exited, the disk is full, or the stream was
+    closed at start. Characters that the encoding does not support are escaped. Closed descriptors are opened as
+    /dev/null; otherwise a checkpoint file could get their number and receive the output of libraries.
 
-    A program calls it first of all, a library never: it replaces sys.stdout and sys.stderr.
+    Call this first in a program, and never in a library.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            # The lowest that is free is this very one.
+            # open() returns the lowest free descriptor, which is this one, as all lower ones are open.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout, sys.stderr = _steady(1, sys.stdout), _steady(2, sys.stderr)
 
 
 class _Lossy(io.FileIO):
-    """Takes what it is given, whether or not it can be written."""
+    """A raw file that reports every write as complete, whether or not the data could be written."""
 
     def write(self, data: Any, /) -> int:
         size = memoryview(data).nbytes
@@ -37,7 +37,12 @@ class _Lossy(io.FileIO):
 
 
 def _steady(descriptor: int, stream: TextIO | None) -> TextIO:
-    """`stream` may be None: Python's sign that its descriptor was closed."""
+    """Wraps a descriptor in a stream that never raises.
+
+    Args:
+        descriptor: the descriptor to write to.
+        stream: the original stream, whose encoding is kept; None if its descriptor was closed at start.
+    """
     buffer = io.BufferedWriter(_Lossy(descriptor, "wb", closefd=False))
     return io.TextIOWrapper(
         buffer,

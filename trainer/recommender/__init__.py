@@ -1,4 +1,4 @@
-"""A recommender for applications: data frames and raw ids in, predictions and ranked items out."""
+"""A recommender for applications that maps data frames and raw ids to predictions and ranked items."""
 
 from trainer.recommender.recommender import Recommender
 

@@ -1,4 +1,4 @@
-"""Frames that an application gives, their raw columns, and the encoders that are fitted on them."""
+"""Validation of an application's data frames, reading of their raw columns, and fitting of encoders."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ CATEGORICAL, NUMERICAL, MULTIHOT = KINDS = ("categorical", "numerical", "multiho
 
 @dataclass(frozen=True, eq=False)
 class RawColumn:
-    """A column to be encoded.
+    """A raw column to encode.
 
     Attributes:
-        name: of the column, and of the feature made of it.
+        name: name of the column, and of the feature derived from it.
         kind: one of KINDS.
-        values: [n] objects, None where unknown.
+        values: [n] objects, None for missing values.
     """
 
     name: str
@@ -31,7 +31,7 @@ class RawColumn:
 
 
 def require_frame(frame: Any, what: str) -> None:
-    """Raises a DataError for anything but a pandas data frame with a column per name."""
+    """Raises a DataError unless `frame` is a pandas data frame with a single level of columns."""
     if not isinstance(frame, pd.DataFrame):
         raise DataError(f"{what} is a {type(frame).__name__}, expected a pandas DataFrame; {frame_hint(frame)}")
     if frame.columns.nlevels > 1:
@@ -39,7 +39,7 @@ def require_frame(frame: Any, what: str) -> None:
 
 
 def frame_hint(value: Any) -> str:
-    """How to make a data frame of something else."""
+    """Returns a hint for the user on how to convert a value to a data frame."""
     if isinstance(value, pd.Series):
         return "write series.to_frame()"
     if hasattr(value, "to_pandas"):
@@ -48,12 +48,12 @@ def frame_hint(value: Any) -> str:
 
 
 def require_columns(columns: pd.DataFrame | Mapping[str, Any], names: Iterable[Any], what: str) -> None:
-    """Raises a DataError for the first of the names that is no text, or that is not there once among the columns.
+    """Raises a DataError for the first name that is not a string or does not occur exactly once among the columns.
 
     Args:
-        columns: of a frame, or a mapping.
-        names: the columns that are needed.
-        what: what has the columns, for messages.
+        columns: a frame, or a mapping by column name.
+        names: names of the required columns.
+        what: description of `columns`, for messages.
     """
     there = [str(column) for column in columns]
     texts = [column for column in columns if isinstance(column, str)]
@@ -72,7 +72,7 @@ def require_columns(columns: pd.DataFrame | Mapping[str, Any], names: Iterable[A
 
 
 def require_mapping(value: Any, what: str, example: str) -> None:
-    """Raises a DataError for anything but a mapping from texts, with an example of one."""
+    """Raises a DataError, with an example of a valid value, unless `value` is a mapping with string keys."""
     if not isinstance(value, Mapping):
         raise DataError(f"{what} is {shown(value)}; expected a dict, as in {example}")
     for name in value:
@@ -81,24 +81,29 @@ def require_mapping(value: Any, what: str, example: str) -> None:
 
 
 def read_column(frame: pd.DataFrame, name: str, kinds: Mapping[str, str]) -> RawColumn:
-    """A column of a frame; its kind is what `kinds` says of it, else what its values say.
+    """Reads a column of a frame.
 
-    Numbers and truth values are numerical, lists multi-hot, all others categorical.
+    Args:
+        frame: the frame.
+        name: name of the column.
+        kinds: kinds of columns by name. The kind of any other column is inferred from its values: numbers and booleans
+            are numerical, lists multi-hot, all other values categorical.
     """
     kind = kinds.get(name) or _kind_of(frame[name])
     return RawColumn(name, kind, _raw_values(frame[name], kind))
 
 
 def fit_encoder(column: RawColumn, weights: np.ndarray) -> Encoder:
-    """Fits the encoder of a column on training rows.
+    """Fits the encoder of a column on its training rows.
 
     Args:
-        column: its values.
-        weights: [n] int64, how many training rows have each value; those with 0 are not looked at.
+        column: the raw column.
+        weights: [n] int64, number of training rows that use each value; values with weight 0 are ignored.
 
     Raises:
-        DataError: no training row has a value, or the values are of no kind that can be encoded.
+        DataError: if no training row has a value, or the values cannot be encoded.
     """
+    # Only training rows: the vocabulary and the statistics must not depend on validation data.
     used = (weights > 0) & np.array([value is not None for value in column.values])
     values, weights = column.values[used], weights[used]
     if not len(values):
@@ -114,7 +119,7 @@ def fit_encoder(column: RawColumn, weights: np.ndarray) -> Encoder:
 
 
 def _raw_values(series: pd.Series, kind: str) -> np.ndarray:
-    """The values of a kind as objects, None where unknown, [n]."""
+    """Returns the values of a column as [n] objects, None for missing values."""
     name = str(series.name)
     if kind == MULTIHOT:
         return as_lists(name, series)
@@ -131,7 +136,7 @@ def _raw_values(series: pd.Series, kind: str) -> np.ndarray:
 
 def _fit_numerical(name: str, values: np.ndarray, weights: np.ndarray) -> Numerical:
     numbers = np.repeat(values.astype(np.float64), weights)
-    with np.errstate(all="ignore"):  # refused below
+    with np.errstate(all="ignore"):  # an overflow is reported below
         mean, std = float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
     if not np.isfinite([mean, std]).all():
         raise DataError(f"column {name!r} holds numbers up to {np.abs(numbers).max():g}, too large to standardise")

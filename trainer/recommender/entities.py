@@ -1,4 +1,4 @@
-"""Users, or items: their raw ids, and every feature of theirs encoded once."""
+"""Users or items: their raw ids and their features, each encoded once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from trainer.recommender.columns import CATEGORICAL, RawColumn, read_column
 
 
 class RawEntities:
-    """Users or items before they are encoded.
+    """Users or items before encoding.
 
     Args:
-        column: of the raw ids.
-        ids: of the interactions.
-        table: what is known of them, a row per id with the id in `column`; None where nothing is.
-        kinds: of the table's columns, where they are not to be told by the values.
+        column: name of the column of raw ids.
+        ids: raw id of each interaction.
+        table: features of the entities, one row per id with the id in `column`; None if there are none.
+        kinds: kinds of the table's columns by name; the kinds of other columns are inferred from their values.
 
     Attributes:
-        keys: [n] int64 or texts, every id there is, ascending.
-        rows: [interactions] int64, the position of each one's id among the keys.
-        columns: the ids and the table's columns, [n + 1] values each; the last is of an id that is unknown.
+        keys: [n] int64 or strings, all ids in ascending order.
+        rows: [interactions] int64, position of each interaction's id among the keys.
+        columns: the id column and the table's columns, [n + 1] values each; the last value stands for unknown ids.
 
     Raises:
-        DataError: the table has an id twice, or ids are missing or of several kinds.
+        DataError: if an id occurs twice in the table, or ids are missing or of mixed types.
     """
 
     def __init__(self, column: str, ids: pd.Series, table: pd.DataFrame | None, kinds: Mapping[str, str]):
@@ -44,7 +44,7 @@ class RawEntities:
             raise DataError(f"column {column!r} holds integers in one table and texts in another; convert one of them")
         self.keys = np.unique(np.concatenate(known))
         self.rows = find_positions(KeyIndex(column, self.keys), used)
-        rows = find_positions(KeyIndex(column, listed), self.keys)
+        rows = find_positions(KeyIndex(column, listed), self.keys)  # table row of each key; len(listed) if it has none
         self.columns = [RawColumn(column, CATEGORICAL, with_unknown(self.keys))]
         for name in table.columns.drop(column):
             raw = read_column(table, name, kinds)
@@ -52,19 +52,20 @@ class RawEntities:
             self.columns.append(RawColumn(name, raw.kind, with_unknown(values[rows])))
 
     def encoded(self, encoders: Mapping[str, Encoder]) -> "Entities":
-        """With the features that fitted encoders make of the columns."""
+        """Encodes the columns with fitted encoders, given by column name."""
         features = {column.name: encoders[column.name].encode(column.values) for column in self.columns}
+        # The last entry, None, is encoded as null; as an entity's id it has to be an unseen value instead.
         features[self.column][-1] = FIRST_OOV_ID
         return Entities(self.column, self.keys, features)
 
 
 def with_unknown(values: np.ndarray) -> np.ndarray:
-    """The values as objects and None behind them."""
+    """Returns the values as objects with a None appended, [n + 1]."""
     return np.append(values.astype(object), np.array([None]))
 
 
 def find_positions(index: KeyIndex, values: Values) -> np.ndarray:
-    """Positions of raw ids among an index's keys, [n] int64; the number of keys for unknown ones and null."""
+    """Returns positions of raw ids among an index's keys, [n] int64; the number of keys for unknown ids and null."""
     codes, _, places = index.find(values)
     found = np.append(places, -1)[codes]
     return np.where(found < 0, len(index.keys), found)
@@ -72,13 +73,13 @@ def find_positions(index: KeyIndex, values: Values) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Entities:
-    """Users or items.
+    """Encoded users or items.
 
     Attributes:
-        column: of the raw ids.
-        keys: [n] int64 or texts.
-        features: by name, [n + 1] ids, lists of ids or numbers. The last is of an unknown one: the id of unseen
-            values, null for its categories and the median for its numbers.
+        column: name of the column of raw ids.
+        keys: [n] int64 or strings, the raw ids.
+        features: encoded features by name, each [n + 1] ids, lists of ids, or numbers. The last entry stands for
+            unknown entities: the id of unseen values, null for categories, and the median for numbers.
     """
 
     column: str
@@ -86,10 +87,16 @@ class Entities:
     features: dict[str, np.ndarray]
 
     def positions(self, values: Values) -> np.ndarray:
-        """Where raw ids stand in `features`, [n] int64; len(keys) for unknown ones and null.
+        """Looks up raw ids.
+
+        Args:
+            values: raw ids.
+
+        Returns:
+            Positions of the ids in `features`, [n] int64; len(keys) for unknown ids and null.
 
         Raises:
-            DataError: the ids are texts and those known are integers, or the other way round.
+            DataError: if the ids are strings and the known ids are integers, or vice versa.
         """
         return find_positions(self._index, values)
 

@@ -1,4 +1,4 @@
-"""A fitted recommender: the model, users and items encoded once, and what each user has seen."""
+"""A fitted recommender: the model, the encoded users and items, and the items that each user has seen."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,12 @@ from trainer.saved_model import SavedModel
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """The items of each user's interactions.
+    """The items that each user has interacted with, in compressed sparse row form.
 
     Attributes:
-        starts: [users + 2] int64; those of user u are items[starts[u] : starts[u + 1]]. An unknown user has none.
-        items: positions among the items, int64.
+        starts: [users + 2] int64; the items of user u are items[starts[u] : starts[u + 1]]. The last entry stands for
+            unknown users, who have none.
+        items: [interactions] int64, positions of items.
     """
 
     starts: np.ndarray
@@ -30,25 +31,32 @@ class Seen:
 
     @classmethod
     def of(cls, users: np.ndarray, items: np.ndarray, count: int) -> "Seen":
-        """From the positions of every interaction's user and item, for so many users."""
+        """Groups interactions by user.
+
+        Args:
+            users: [interactions] int64, position of the user of each interaction.
+            items: [interactions], position of the item of each interaction.
+            count: number of users.
+        """
         order = np.argsort(users, kind="stable")
         counts = np.append(np.bincount(users, minlength=count), 0)
         return cls(np.concatenate([[0], np.cumsum(counts)]), items[order].astype(np.int64))
 
     def by(self, user: int) -> np.ndarray:
-        """Positions of the items that a user has seen."""
+        """Returns the positions of the items that a user has seen."""
         return self.items[self.starts[user] : self.starts[user + 1]]
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """All that predictions need.
+    """Everything needed for predictions.
 
     Attributes:
-        saved: the model.
-        users, items: encoded.
-        seen: what they had to do with each other.
-        context: columns that every row to predict has besides its user and its item.
+        saved: the trained model with its specification and encoders.
+        users: the encoded users.
+        items: the encoded items.
+        seen: the items that each user has interacted with.
+        context: columns required in every row to predict, in addition to user and item.
     """
 
     saved: SavedModel
@@ -59,19 +67,21 @@ class Fitted:
 
     @property
     def tasks(self) -> list[str]:
-        """Their names."""
+        """Names of the tasks, in the order of predictions."""
         return [task.name for task in self.saved.tasks]
 
     @property
     def features(self) -> list[str]:
-        """Names of everything that the model reads."""
+        """Names of all input features of the model."""
         return [feature.name for feature in self.saved.spec.inputs]
 
     def encode(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
-        """Features of raw rows: from the frame's columns where it has them, else from what is known of user and item.
+        """Encodes raw rows into features.
+
+        Features that are columns of the frame are taken from there, all others from the known users and items.
 
         Raises:
-            DataError: no data frame, a column is missing, or holds another kind of values than in training.
+            DataError: if `frame` is not a data frame, or a column is missing or of another type than in training.
         """
         require_frame(frame, "the frame")
         known = [name for name in self.features if name in frame]
@@ -87,10 +97,13 @@ class Fitted:
         return encoded
 
     def predict(self, features: Mapping[str, np.ndarray] | pd.DataFrame) -> np.ndarray:
-        """Predictions [rows, tasks] float64 of encoded rows.
+        """Predicts for encoded rows.
+
+        Returns:
+            Predictions [rows, tasks] float64.
 
         Raises:
-            DataError: a feature is missing, an id is out of its range, or a number is not finite.
+            DataError: if a feature is missing, an id is out of range, or a number is not finite.
         """
         require_columns(features, self.features, "the frame")
         return self.scorer.predict(*self.scorer.matrices(features, len(features[self.users.column])))
@@ -104,17 +117,21 @@ class Fitted:
         exclude_seen: bool,
         weights: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Items for a user by falling score, and the scores; in one pass over all of them.
+        """Ranks items for a user by descending score.
 
         Args:
-            user: raw id.
-            candidates: raw ids; None for all items.
-            context: a value for each of the context columns.
-            exclude_seen: leave out the items of the user's interactions.
-            weights: [tasks] float64, what each task's prediction counts in the score.
+            user: raw user id.
+            candidates: raw item ids; None for all items.
+            context: value of each context column.
+            exclude_seen: whether to exclude items that the user has interacted with.
+            weights: [tasks] float64, weight of each task's prediction in the score.
+
+        Returns:
+            The raw ids of the items [n] and their scores [n].
 
         Raises:
-            DataError: an id is null or of another kind than in training, or the context is not what it was there.
+            DataError: if an id is null or of another type than in training, or the context columns differ from those in
+                training.
         """
         (person,) = self.users.positions([user])
         if candidates is None:
@@ -123,9 +140,11 @@ class Fitted:
             _, keys = distinct_keys(as_keys(self.items.column, candidates))
             items = self.items.positions(keys)
         if exclude_seen:
-            was_seen = np.zeros(len(self.items.keys) + 1, bool)
+            was_seen = np.zeros(len(self.items.keys) + 1, bool)  # the last entry stands for unknown items
             was_seen[self.seen.by(person)] = True
             keys, items = keys[~was_seen[items]], items[~was_seen[items]]
+        # Item, user and context features occupy disjoint columns and are 0 elsewhere, so adding [n, width] item rows,
+        # one [width] user row and one [1, width] context row yields the model's inputs (ids, then numbers).
         inputs = [
             of_items[items] + of_users[person] + of_context
             for of_items, of_users, of_context in zip(
@@ -137,14 +156,14 @@ class Fitted:
         return keys[order], scores[order]
 
     def check_context(self, context: Mapping[str, Any]) -> None:
-        """Raises a DataError unless there is a value for each context column."""
+        """Raises a DataError unless `context` has a value for each context column and no others."""
         require_mapping(context, "context", "{'hour': 20}")
         if set(context) != set(self.context):
             raise DataError(f"context has {sorted(context)}; expected a value for each of {sorted(self.context)}")
 
     @cached_property
     def scorer(self) -> Scorer:
-        """The compiled model."""
+        """The compiled forward pass, created on first use."""
         return Scorer(self.saved)
 
     @cached_property

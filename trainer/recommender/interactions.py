@@ -1,4 +1,4 @@
-"""What an application gives to learn from, checked, encoded, and written as a dataset for the trainer."""
+"""Validates and encodes an application's training data and writes it as a dataset for the trainer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,19 +34,21 @@ LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, eq=False)
 class Interactions:
-    """Users' acts on items, and what is known of both.
+    """Interactions between users and items, with the features of both.
 
     Attributes:
-        frame: a row per act.
-        user, item: its columns of raw ids.
-        tasks: label column -> "binary" or "regression".
-        context: its further columns that are features.
-        users, items: a row per user and item, with the raw ids in the columns `user` and `item`.
-        kinds: feature column -> "categorical", "numerical" or "multihot".
+        frame: one row per interaction.
+        user: column of the raw user ids.
+        item: column of the raw item ids.
+        tasks: maps each label column to "binary" or "regression".
+        context: further feature columns of `frame`.
+        users: user features, one row per user, with the raw id in the column `user`.
+        items: item features, one row per item, with the raw id in the column `item`.
+        kinds: maps feature columns to "categorical", "numerical" or "multihot".
 
     Raises:
-        DataError: a table is no data frame, a column is missing, there twice or of a name that no dataset can have, or
-            a label holds what its task cannot have.
+        DataError: if a table is not a data frame, a column is missing, duplicated or has a name that datasets do not
+            allow, or a label column holds values that are invalid for its task.
     """
 
     frame: pd.DataFrame
@@ -85,7 +87,7 @@ class Interactions:
             _check_label(self.frame[name], kind)
 
     def _known_features(self, argument: str, key: str) -> list[str]:
-        """The columns of `users` or `items` besides the ids."""
+        """Returns the feature columns of `users` or `items`, that is, all but the id column."""
         table = getattr(self, argument)
         if table is None:
             return []
@@ -94,15 +96,18 @@ class Interactions:
         return [name for name in table if name != key]
 
     def write(self, folder: Path, *, validation: float, seed: int) -> tuple[Entities, Entities]:
-        """Writes a dataset whose encoders are fitted on its training part, and gives users and items encoded by them.
+        """Writes a dataset whose encoders are fitted on its training rows.
 
         Args:
             folder: an empty folder.
-            validation: share of the rows that go to the mapping `test`.
-            seed: of their choice.
+            validation: fraction of the rows that go to the mapping `test`.
+            seed: seed of the random split.
+
+        Returns:
+            The encoded users and the encoded items.
 
         Raises:
-            DataError: values that cannot be encoded, or a share that leaves nothing on one side.
+            DataError: if values cannot be encoded, or the fraction leaves no rows for training or for validation.
         """
         in_train = self._in_train(validation, seed)
         kinds = self.kinds or {}
@@ -113,6 +118,8 @@ class Interactions:
         encoders: dict[str, Encoder] = {}
         columns: list[RawColumn] = []
         for side in sides:
+            # Each entity's features are stored once but weigh as often as it occurs in training rows. The last entry,
+            # for unknown ids, has weight 0.
             weights = np.bincount(side.rows[in_train], minlength=len(side.keys) + 1)
             encoders |= {column.name: fit_encoder(column, weights) for column in side.columns}
             columns += side.columns
@@ -133,6 +140,7 @@ class Interactions:
         if not isinstance(validation, Real) or not 0 < validation < 1:
             raise DataError(f"validation is {validation!r}; expected a share of the rows, above 0 and below 1")
         rows = np.arange(len(self.frame))
+        # Drawn by row number and seed, so that the split is reproducible.
         in_train = draw_mappings(rows, seed=seed, test_fraction=validation, validation_fraction=0.0) == TRAIN
         if in_train.all() or not in_train.any():
             raise DataError(
@@ -154,6 +162,7 @@ class Interactions:
             MAP: (),
         }
         for name, kind in self.tasks.items():
+            # Rows without a label are ignored for that task only.
             missing = "ignore" if self.frame[name].isna().any() else "error"
             features[name] = Feature(name=name, dtype="float32", task=kind, missing=missing)
         return FeatureSpec(folder, features, {}, channels, {"dataset": "recommender"})

@@ -1,4 +1,4 @@
-"""The public class. Everything heavy is imported when it is needed."""
+"""The public `Recommender` class. TensorFlow and other heavy modules are imported on first use."""
 
 import os
 import tempfile
@@ -22,20 +22,21 @@ if TYPE_CHECKING:
 
 
 class Recommender:
-    """Learns from raw interactions, predicts for users and items by their raw ids, and recommends items.
+    """Trains on raw interactions, predicts for raw user and item ids, and recommends items.
 
-    Raw ids are integers or texts, as `data.encoding.keys` says. Those unseen in training share the id of unseen values.
+    Raw ids are integers or strings (see `data.encoding.keys`). Ids that do not occur in training share the embedding of
+    unseen values.
 
     Args:
-        model: architecture, as of main.py's --model.
-        epochs: passes over the training part.
-        batch_size: rows per step.
-        learning_rate: of the deep part; None takes main.py's default for the model.
-        verbose: show what main.py shows while it trains.
-        options: any further flag of model and training by its name, as in `num_experts=4` or `seed=1`.
+        model: architecture, one of the values of main.py's --model.
+        epochs: passes over the training data.
+        batch_size: rows per training step.
+        learning_rate: learning rate of the deep part; None uses main.py's default for the model.
+        verbose: whether to show the output of main.py during training.
+        **options: any other model or training flag by name, such as `num_experts=4` or `seed=1`.
 
     Raises:
-        DataError: an unknown option, or a value that it does not take.
+        DataError: if an option is unknown or has an invalid value.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Recommender:
             "learning_rate": learning_rate,
         }
         self._options |= {"eval_batch_size": 16_384} | options
-        self._flags = arguments(self._options)
+        self._flags = arguments(self._options)  # raises for invalid options now rather than in `fit`
         self._verbose = verbose
         self._state: Fitted | None = None
 
@@ -72,21 +73,25 @@ class Recommender:
         kinds: Mapping[str, str] | None = None,
         validation: float = 0.1,
     ) -> "Recommender":
-        """Learns anew. The weights are those of the best epoch on the validation part.
+        """Trains a new model and keeps the weights of its best epoch on the validation data.
 
         Args:
-            interactions: a row per interaction; other columns than those named here are not looked at.
-            tasks: label column -> "binary" (0, 1) or "regression"; null where unknown.
-            user, item: columns of raw ids.
-            users, items: what is known of each, a row per id with the id in a column named as in `interactions`;
-                all other columns are features.
-            context: further columns of `interactions` that are features, and given with every prediction.
-            kinds: of features: "categorical", "numerical" or "multihot" (a list of categories). Without, numbers and
-                truth values are numerical, lists multi-hot, and all others categorical.
-            validation: share of the interactions that is not trained on.
+            interactions: frame with one row per interaction; columns not named in the other arguments are ignored.
+            tasks: maps each label column to "binary" (labels 0 and 1) or "regression"; missing labels are null.
+            user: column of the raw user ids.
+            item: column of the raw item ids.
+            users: user features, one row per user. The column `user` holds the id, all other columns are features.
+            items: item features, one row per item. The column `item` holds the id, all other columns are features.
+            context: further feature columns of `interactions`, whose values are needed for every prediction.
+            kinds: maps feature columns to "categorical", "numerical" or "multihot" (lists of categories). By default
+                numbers and booleans are numerical, lists multi-hot, and all other values categorical.
+            validation: fraction of the interactions to hold out for validation.
+
+        Returns:
+            This recommender.
 
         Raises:
-            DataError: input that cannot be learnt from; names the column.
+            DataError: if the input cannot be used for training; the message names the column.
         """
         if not isinstance(context, list | tuple):
             raise DataError(f"context is {shown(context)}; expected a list of columns, as in ['hour']")
@@ -97,6 +102,7 @@ class Recommender:
             dataset.mkdir()
             known_users, known_items = data.write(dataset, validation=validation, seed=seed)
             model = train(self._flags, dataset, Path(folder), verbose=self._verbose)
+            # Imported only here: these modules import TensorFlow, which `train` does quietly.
             from trainer.recommender.fitted import Fitted, Seen
             from trainer.saved_model import load_model
 
@@ -110,12 +116,12 @@ class Recommender:
 
     @property
     def tasks(self) -> list[str]:
-        """What is predicted."""
+        """Names of the tasks, in the order of predictions."""
         return self._fitted.tasks
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Metrics of the best epoch on the validation part, as main.py logs them."""
+        """Validation metrics of the best epoch, by the names that main.py logs."""
         return self._fitted.saved.metrics
 
     def predict(
@@ -126,21 +132,21 @@ class Recommender:
         context: Mapping[str, Any] | None = None,
         encoded: bool = False,
     ) -> float | dict[str, float] | pd.DataFrame:
-        """Probabilities, and values of regressions.
+        """Predicts the probability of binary tasks and the value of regression tasks.
 
         Args:
-            user: a raw id; or a frame of raw rows with user, item and context in their columns. Columns of features of
-                users and items, where the frame has them, are taken instead of what is known of them.
-            item: a raw id.
-            context: a value for each context column.
-            encoded: the frame holds features as `encode` gives them.
+            user: raw user id, or a frame of raw rows with columns for user, item and context. User and item feature
+                columns present in the frame override the features known from training.
+            item: raw item id; omitted if `user` is a frame.
+            context: value of each context column.
+            encoded: whether the frame holds encoded features as returned by `encode`.
 
         Returns:
-            For one pair a number per task by name (the number itself where there is one task); for a frame a
-            frame with a column per task and the same index.
+            For a single pair, a dictionary of predictions by task, or a float if there is only one task. For a frame, a
+            frame with the same index and one column per task.
 
         Raises:
-            DataError: a column is missing, or holds other values than it may.
+            DataError: if a column is missing or holds invalid values.
         """
         if isinstance(user, pd.DataFrame):
             if item is not None or context is not None:
@@ -158,14 +164,17 @@ class Recommender:
     def batch_predict(
         self, pairs: Iterable[tuple[Any, Any]] | np.ndarray, *, context: Mapping[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Predictions of many pairs of a user and an item at once, a column per task.
+        """Predicts for many (user, item) pairs at once.
 
         Args:
-            pairs: raw ids; also an array [n, 2].
-            context: a value for each context column, the same for all pairs.
+            pairs: pairs of raw user and item ids, or an array of shape [n, 2].
+            context: value of each context column, used for all pairs.
+
+        Returns:
+            A frame with one row per pair and one column per task.
 
         Raises:
-            DataError: no pairs, or ids of another kind than in training.
+            DataError: if `pairs` does not consist of pairs, or ids are of another type than in training.
         """
         context = context or {}
         self._fitted.check_context(context)
@@ -173,7 +182,7 @@ class Recommender:
         if isinstance(pairs, Set | Mapping):
             raise DataError(f"pairs is a {type(pairs).__name__}, whose order is not the rows'; write a list of pairs")
         try:
-            # As objects: integers beside nulls would become floats.
+            # dtype=object, since pandas would convert integers mixed with nulls to floats.
             frame = pd.DataFrame(list(pairs), columns=names, dtype=object)
         except (TypeError, ValueError) as error:
             raise DataError(f"pairs: expected one of user and item each, as in [(1, 10), (1, 11)]: {error}") from error
@@ -182,10 +191,10 @@ class Recommender:
         return self._predict_rows(frame)
 
     def encode(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The features of raw rows, as `predict(..., encoded=True)` takes them.
+        """Encodes raw rows into the features expected by `predict(..., encoded=True)`.
 
         Raises:
-            DataError: no data frame, a column is missing, or holds other values than it may.
+            DataError: if `frame` is not a data frame, or a column is missing or holds invalid values.
         """
         return pd.DataFrame(self._fitted.encode(frame), index=frame.index)
 
@@ -199,18 +208,18 @@ class Recommender:
         score: Mapping[str, float] | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> list[tuple[Any, float]]:
-        """The best items for a user with their scores, the best first.
+        """Returns the best items for a user as (item id, score) pairs, by descending score.
 
         Args:
-            user: a raw id; an unknown one gets what suits users of whom nothing is known.
-            k: how many; fewer come where there are not so many.
-            candidates: raw ids to choose from; None for all items.
-            exclude_seen: leave out the items of the user's interactions.
-            score: task -> what its prediction counts; None takes the first task alone.
-            context: a value for each context column.
+            user: raw user id; an unknown id gets the recommendations of a user without known features.
+            k: maximum number of items; fewer are returned if there are fewer candidates.
+            candidates: raw ids of the items to choose from; None for all items.
+            exclude_seen: whether to exclude items that the user has interacted with.
+            score: maps tasks to the weights of their predictions in the score; None uses the first task only.
+            context: value of each context column.
 
         Raises:
-            DataError: no such task, a score that is no number, or a k below 1.
+            DataError: if a task is unknown, a weight is not a finite number, or `k` is below 1.
         """
         if not isinstance(k, Integral) or k < 1:
             raise DataError(f"k is {k!r}; expected at least 1 item to recommend")
@@ -222,12 +231,12 @@ class Recommender:
         return list(zip(items[:k].tolist(), scores[:k].tolist(), strict=True))
 
     def save(self, folder: str | Path) -> None:
-        """Writes everything into a folder: JSON, YAML, .npy and parquet. Replaces what an earlier `save` has written.
+        """Saves the recommender to a folder of JSON, YAML, .npy and parquet files, replacing an earlier save.
 
         Raises:
-            DataError: the folder is a link, a file, the working directory or above it, or holds something that this
-                method has not written.
-            CheckpointError: it could not be written.
+            DataError: if the path is a link, a file, the working directory or a parent of it, or a folder with content
+                that was not written by this method.
+            CheckpointError: if the folder cannot be written.
         """
         from trainer.recommender.storage import save_fitted
 
@@ -235,10 +244,10 @@ class Recommender:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Recommender":
-        """The recommender that `save` wrote. Every byte is verified, and nothing in the folder is code.
+        """Loads a recommender written by `save`. All checksums are verified, and no code is loaded from the folder.
 
         Raises:
-            DataError: there is none, or it is damaged.
+            DataError: if there is no recommender in the folder, or it is damaged.
         """
         path = _path("load", folder)
         import_tensorflow()
@@ -283,8 +292,9 @@ def _path(method: str, folder: Any) -> Path:
 
 
 def _new_folder(folder: str | Path) -> Path:
-    """The absolute path of a folder to save into."""
+    """Returns the absolute path of a folder to save to."""
     path = Path(os.path.normpath(_path("save", folder)))
+    # A save replaces the folder as a whole, which must not pull the working directory away.
     if Path.cwd().is_relative_to(path):
         raise DataError(f"{folder}: is the working directory or above it; name a folder inside, as in save('movies')")
     return path

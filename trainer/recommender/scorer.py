@@ -1,4 +1,4 @@
-"""Encoded features in, predictions out: one compiled forward pass for any number of rows."""
+"""Predictions from encoded features, with one compiled forward pass for any number of rows."""
 
 from collections.abc import Mapping
 
@@ -13,37 +13,40 @@ from trainer.layout import IdColumns
 from trainer.metrics.calibration import probability
 from trainer.saved_model import SavedModel
 
+# Rows per forward pass, which bounds the memory for activations.
 ROWS_AT_ONCE = 65_536
 
 
 class Scorer:
-    """Predicts with a model.
+    """Computes predictions with a trained model.
 
     Args:
-        saved: the model; its tasks are binary or regressions.
+        saved: the model, whose tasks are binary or regression tasks.
     """
 
     def __init__(self, saved: SavedModel):
         self._layout, self._tasks = saved.layout, saved.tasks
         ids = tf.TensorSpec([None, saved.layout.id_columns], tf.int32)
         numerical = tf.TensorSpec([None, len(saved.layout.numerical)], tf.float32)
-        # One trace for any number of rows.
+        # The row dimension is None, so that the function is traced only once.
         self._forward = tf.function(
             lambda ids, numerical: saved.model.call(ids, numerical), input_signature=[ids, numerical]
         )
 
     def matrices(self, features: Mapping[str, Values] | pd.DataFrame, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """The model's inputs with the given features in their places and 0 elsewhere: parts of one row add up.
+        """Assembles the model's input matrices from features.
+
+        Columns of features that are not given are 0, so the matrices of disjoint sets of features can be added up.
 
         Args:
-            features: some or all of the model's, [rows] ids, lists of ids or numbers, in any column or sequence.
-            rows: how many.
+            features: some or all input features of the model by name, each [rows] ids, lists of ids, or numbers.
+            rows: number of rows.
 
         Returns:
-            ids [rows, id columns] int32, numerical [rows, numbers] float32.
+            ids [rows, id columns] int32 and numerical [rows, numerical features] float32.
 
         Raises:
-            DataError: an id is out of its range, or a number is not finite.
+            DataError: if an id is out of range, or a number is not finite.
         """
         ids = np.zeros((rows, self._layout.id_columns), np.int32)
         numerical = np.zeros((rows, len(self._layout.numerical)), np.float32)
@@ -58,8 +61,12 @@ class Scorer:
         return ids, numerical
 
     def predict(self, ids: np.ndarray, numerical: np.ndarray) -> np.ndarray:
-        """Predictions [rows, tasks] float64: a probability, or the value of a regression."""
-        blocks = [np.zeros((0, len(self._tasks)), np.float32)]
+        """Predicts for input matrices as returned by `matrices`.
+
+        Returns:
+            Predictions [rows, tasks] float64: probabilities of binary tasks, values of regression tasks.
+        """
+        blocks = [np.zeros((0, len(self._tasks)), np.float32)]  # so that zero rows can be concatenated, too
         for start in range(0, len(ids), ROWS_AT_ONCE):
             block = slice(start, start + ROWS_AT_ONCE)
             blocks.append(self._forward(tf.constant(ids[block]), tf.constant(numerical[block])).numpy())
@@ -71,7 +78,7 @@ class Scorer:
 
 
 def _padded(columns: IdColumns, values: Values) -> np.ndarray:
-    """Lists of ids as a matrix [rows, hotness] int32, cut where they are longer and with PAD where they are shorter."""
+    """Converts lists of ids to a matrix [rows, hotness] int32, truncating longer lists and padding others with PAD."""
     lists = as_lists(columns.name, values)
     _check_known(columns.name, np.array([entry is not None for entry in lists], bool))
     lengths = np.fromiter((len(entry) for entry in lists), np.int64, len(lists))
@@ -79,6 +86,7 @@ def _padded(columns: IdColumns, values: Values) -> np.ndarray:
     if lengths.sum():
         flat = _ids(columns, np.concatenate([np.asarray(entry) for entry in lists if len(entry)]))
         rows = np.repeat(np.arange(len(lists)), lengths)
+        # Position of each id within its list: flat index minus the index at which the list starts.
         places = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         kept = places < columns.hotness
         matrix[rows[kept], places[kept]] = flat[kept]
@@ -86,7 +94,7 @@ def _padded(columns: IdColumns, values: Values) -> np.ndarray:
 
 
 def _ids(columns: IdColumns, values: Values) -> np.ndarray:
-    """Ids of single values, [n] int64, each within its table."""
+    """Checks that ids lie within the embedding table and returns them as [n] int64."""
     ids = as_keys(columns.name, values)
     wrong = ids if ids.dtype == object else ids[(ids >= columns.cardinality) | (ids < 0)]
     if len(wrong):
@@ -97,7 +105,7 @@ def _ids(columns: IdColumns, values: Values) -> np.ndarray:
 
 
 def _numbers(name: str, values: Values) -> np.ndarray:
-    """Numbers as a model takes them, [n] float32."""
+    """Checks numbers and converts them to [n] float32."""
     numbers = as_numbers(name, values)
     _check_known(name, ~np.isnan(numbers))
     wrong = numbers[np.abs(numbers) > np.finfo(np.float32).max]

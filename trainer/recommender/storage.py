@@ -1,7 +1,7 @@
-"""A fitted recommender in a folder: the model folder, and tables of users and items beside the model's documents.
+"""Saves and loads a fitted recommender: a model folder with additional tables of users and items.
 
-recommender.json            version, columns, and the options it was made with
-tables/users.parquet        raw id and encoded features of each user, the unknown one last; items.parquet alike
+recommender.json            version, columns, and the options the recommender was created with
+tables/users.parquet        raw id and encoded features of each user, unknown user last; same for items.parquet
 weights/*.npy               the model's weights, and `seen/...`: the items of each user's interactions
 """
 
@@ -36,7 +36,15 @@ _KEY = "key"
 
 @dataclass(frozen=True)
 class _Settings:
-    """What `recommender.json` says: names of columns, and the options that the recommender was made with."""
+    """The content of `recommender.json`.
+
+    Attributes:
+        version: version of the format.
+        user: column of the raw user ids.
+        item: column of the raw item ids.
+        context: context columns.
+        options: options that the recommender was created with.
+    """
 
     version: int
     user: str
@@ -46,11 +54,16 @@ class _Settings:
 
 
 def save_fitted(fitted: Fitted, options: Mapping[str, Any], folder: Path) -> None:
-    """Writes a folder, in the place of one that stands there, all at once.
+    """Writes a recommender to a folder atomically, replacing an earlier one.
+
+    Args:
+        fitted: the recommender.
+        options: options that the recommender was created with.
+        folder: the folder to write or replace.
 
     Raises:
-        DataError: the folder holds something that `save_fitted` has not written.
-        CheckpointError: it could not be written.
+        DataError: if the folder has content that was not written by `save_fitted`.
+        CheckpointError: if the folder cannot be written.
     """
     check_model_place(folder)
     settings = {
@@ -71,10 +84,10 @@ def save_fitted(fitted: Fitted, options: Mapping[str, Any], folder: Path) -> Non
 
 
 def load_fitted(folder: Path) -> tuple[Fitted, dict[str, Any]]:
-    """What `save_fitted` wrote, and the options.
+    """Loads a recommender written by `save_fitted`, and the options it was created with.
 
     Raises:
-        DataError: there is none, or it is damaged or of another version.
+        DataError: if the folder holds no recommender, or it is damaged or of another version.
     """
     sealed = open_model(folder)
     if SETTINGS not in sealed.documents:
@@ -119,7 +132,8 @@ def _to_parquet(entities: Entities) -> bytes:
 
 def _from_parquet(column: str, path: Path) -> Entities:
     with open_regular(path) as opened, pq.ParquetFile(opened) as file:
-        # Every row has a key of its own; a small file that unpacks to more than memory holds is not ours.
+        # Rows have distinct keys, so a valid file has no more rows than bytes. This rejects crafted small files that
+        # decompress to more than the memory.
         if file.metadata.num_rows > (size := os.fstat(opened.fileno()).st_size):
             raise DataError(f"{path}: {file.metadata.num_rows:,} rows in {size:,} bytes")
         table = file.read()

@@ -1,4 +1,4 @@
-"""A training run inside an application's process: the trainer's own flags, one worker."""
+"""Training inside an application's process, with the trainer's own flags and a single worker."""
 
 import contextlib
 import io
@@ -17,20 +17,21 @@ from trainer.models import MODELS
 from trainer.process.launcher import Launch
 from trainer.process.quiet_import import import_tensorflow
 
-# What an application calls some flags.
+# Names of the options of `Recommender` that differ from the trainer's flags.
 FLAGS = {"epochs": "num_epochs", "batch_size": "global_batch_size", "learning_rate": "deep_learning_rate"}
-# The cores belong to the application.
+# The application decides which CPU cores it uses.
 _FIXED = ("--affinity", "disabled")
 
 
 def arguments(options: Mapping[str, Any]) -> list[str]:
-    """The command line of options by name, without places.
+    """Converts options to command line flags, without those for paths.
 
     Args:
-        options: names of FLAGS, or of the flags of model and training without dashes; None and False say nothing.
+        options: values by a name from FLAGS, or by the name of a model or training flag without dashes. Options that
+            are None or False are omitted.
 
     Raises:
-        DataError: an unknown name, or a value that the flag does not take.
+        DataError: if an option is unknown or has an invalid value.
     """
     known = {item.name for group in (ModelOptions, TrainingOptions) for item in fields(group)}
     known = known - {"affinity", *FLAGS.values()} | set(FLAGS)
@@ -46,16 +47,16 @@ def arguments(options: Mapping[str, Any]) -> list[str]:
 
 
 def train(flags: list[str], dataset: Path, folder: Path, *, verbose: bool) -> Path:
-    """Trains on a dataset, evaluating after each epoch; returns the folder of the best model.
+    """Trains on a dataset, evaluating after each epoch, and returns the folder of the best model.
 
     Args:
-        flags: of `arguments`.
-        dataset: its folder.
-        folder: an existing one, for checkpoints and results.
-        verbose: show what main.py shows.
+        flags: command line flags from `arguments`.
+        dataset: folder of the dataset.
+        folder: existing folder for checkpoints and results.
+        verbose: whether to show the output of main.py.
 
     Raises:
-        DataError: flags and data do not fit each other.
+        DataError: if the flags do not match the data.
     """
     places = {"--dataset_path": dataset, "--model_dir": folder / "models", "--results_dir": folder / "results"}
     stated = [str(part) for place in places.items() for part in place]

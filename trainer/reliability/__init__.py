@@ -1,1 +1,1 @@
-"""What keeps a run safe: lock, workers' records, supervisor, signals, watchdog, comparisons of workers."""
+"""Fault tolerance: run lock, worker records, supervisor, signals, watchdog and consistency checks across workers."""

@@ -1,25 +1,25 @@
-"""How a run can end before its last step, other than by wrong input. All workers raise these at the same step."""
+"""Exceptions that end a run before its last step. All workers raise them at the same step."""
 
 from data.errors import DataError
 
 
 class StoppedBySignal(Exception):
-    """A signal asked for a stop; what was done up to this step is saved (exit code 75)."""
+    """The run was stopped by a signal; all progress up to this step is saved (exit code 75)."""
 
 
 class WorkersDiffer(RuntimeError):
-    """Workers hold different values where all must hold the same."""
+    """Workers hold different values for state that must be identical on all of them."""
 
 
 class NotFinite(RuntimeError):
-    """The loss, or a weight, is no longer a number."""
+    """The loss or a weight is NaN or infinite."""
 
 
 def how_to_stay_finite(*, is_float16: bool = False) -> str:
-    """What to do about a loss or a weight that is no number.
+    """Returns advice for the user about a non-finite loss or weight.
 
     Args:
-        is_float16: the run computes in float16.
+        is_float16: whether the run computes in float16.
     """
     if is_float16:
         return (
@@ -34,4 +34,4 @@ def how_to_stay_finite(*, is_float16: bool = False) -> str:
 
 
 class RejectedByAll(DataError):
-    """Input that one worker has looked at and all reject together, with the same message."""
+    """Input that one worker has checked and all workers reject together, with the same message."""

@@ -1,4 +1,4 @@
-"""What a process of the recipe exits with."""
+"""Exit codes of the recipe's programs."""
 
 DONE = 0
 FAILURE = 1
@@ -6,4 +6,4 @@ WRONG_INPUT = 2
 NO_CHECKPOINT = 4
 HANG = 70
 STOPPED = 75
-"""By a signal, after all was saved. sysexits.h calls it a temporary failure: try again."""
+"""Stopped by a signal after all progress was saved. EX_TEMPFAIL in sysexits.h: the command can be retried."""

@@ -1,4 +1,4 @@
-"""Whether all workers still hold the same values, and whether these are numbers."""
+"""Checks that replicated variables are bitwise identical on all workers, and that all values are finite."""
 
 from collections import Counter
 
@@ -8,29 +8,30 @@ import tensorflow as tf
 from trainer.reliability.errors import NotFinite, WorkersDiffer, how_to_stay_finite
 from trainer.state import RunState
 
-# Blocks of one variable are chained by it; odd, so that no bit of what came before is lost.
+# Multiplier that chains the fingerprints of a variable's blocks. It is odd, hence invertible modulo 2**64: no bit of
+# the preceding blocks is lost.
 _CHAIN = 0x9E3779B97F4A7C15
 _INTEGER = {1: tf.uint8, 2: tf.int16, 4: tf.int32, 8: tf.int64}
 
 
 def check_state(state: RunState, step: int) -> None:
-    """Compares the workers' replicated variables bit by bit, and looks for values that are no numbers. A collective.
+    """Compares replicated variables bitwise across workers and looks for non-finite values. A collective.
 
-    Sums of 64 bits stand for the values: each bit pattern counts with an odd factor of its place, so that another value
-    in one place always shows, and values that have changed places do too. Sharded tables, of which each row is on one
-    worker alone, are only looked through for what is no number.
+    Each variable is reduced to a 64-bit sum in which every bit pattern is weighted by an odd factor that depends on its
+    index. A single changed value therefore always changes the sum, and the position-dependent factors detect swapped
+    values as well. Sharded tables, whose rows each live on one worker only, are checked for non-finite values only.
 
     Args:
-        state: of the run.
-        step: the number of steps done, for messages.
+        state: the run's state.
+        step: number of completed steps, for messages.
 
     Raises:
-        WorkersDiffer: on all workers, naming the first variable that differs and the workers.
-        NotFinite: on all workers, naming the first variable with a NaN or an infinity.
+        WorkersDiffer: on all workers; names the first variable that differs and the workers concerned.
+        NotFinite: on all workers; names the first variable that holds a NaN or an infinity.
     """
     names = list(state.variables)
-    own = np.array([_summary(state, name) for name in names], np.int64).reshape(-1, 2)
-    found = state.comm.gather_rows(own[np.newaxis])
+    own = np.array([_summary(state, name) for name in names], np.int64).reshape(-1, 2)  # [variables, 2]
+    found = state.comm.gather_rows(own[np.newaxis])  # [workers, variables, 2]: fingerprint, non-finite count
     replicated = [index for index, name in enumerate(names) if name not in state.sharded]
     for index in replicated:
         if len(set(found[:, index, 0].tolist())) > 1:
@@ -44,18 +45,23 @@ def check_state(state: RunState, step: int) -> None:
 
 
 def _summary(state: RunState, name: str) -> tuple[int, int]:
-    """Fingerprint of a variable, and how many of its values are no numbers."""
+    """Returns the fingerprint of a variable and the number of its non-finite values."""
     chained, broken = 0, 0
     for tensor in state.tensors(name):
         total, count = _summed(tensor).numpy().tolist()
         chained, broken = (chained * _CHAIN + total) % 2**64, broken + count
-    return chained - 2**63, broken
+    return chained - 2**63, broken  # shifted into the range of int64
 
 
 @tf.function(reduce_retracing=True)
 def _summed(values: tf.Tensor) -> tf.Tensor:
-    """Sum of bit patterns times 1, 3, 5, ... modulo 2**64, and the count of what is not finite: [2] int64."""
+    """Returns [2] int64: the sum of bit patterns times 1, 3, 5, ... modulo 2**64, and the count of non-finite values.
+
+    Args:
+        values: a block of a variable, of any shape.
+    """
     flat = tf.reshape(values, [-1])
+    # int64 arithmetic wraps around, which is the reduction modulo 2**64. An odd factor is invertible there.
     bits = tf.cast(tf.bitcast(flat, _INTEGER[flat.dtype.size]), tf.int64)
     factors = 2 * tf.range(tf.size(flat, tf.int64), dtype=tf.int64) + 1
     is_number = tf.math.is_finite(flat) if flat.dtype.is_floating else tf.ones_like(flat, tf.bool)

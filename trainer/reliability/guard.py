@@ -1,4 +1,4 @@
-"""What workers ask each other at every step: whether to stop, and whether to save."""
+"""The per-step agreement between workers on whether to stop and whether to save."""
 
 import time
 from typing import NamedTuple
@@ -11,28 +11,36 @@ from trainer.reliability.intervals import Interval
 from trainer.reliability.signals import StopRequest
 from trainer.reliability.watchdog import Watchdog
 
-# A save that failed is tried again after so many seconds, where that is sooner than the next one.
+# A failed save is retried after this many seconds, unless the next regular save is due sooner.
 RETRY_SECONDS = 60.0
 
 
 class Decision(NamedTuple):
-    """What all workers do after a step, because one of them has asked for it."""
+    """What all workers do after a step.
+
+    Attributes:
+        stop: whether to stop training.
+        save: whether to write a checkpoint.
+    """
 
     stop: bool = False
     save: bool = False
 
 
 class Guard:
-    """One worker's voice in what all of them do together, and its sign of life.
+    """Coordinates stops and saves across workers, and reports progress to the watchdog.
 
-    A signal reaches one worker and the clock that counts is the first worker's; so both are votes, which every worker
-    casts before a step and which the step sums up: after it, all know the same.
+    A signal may reach only one worker, and only rank 0's clock decides when a timed save is due. Every worker therefore
+    casts votes before a step, the step sums them over all workers, and all workers act on the same sums afterwards.
 
     Args:
-        comm: the workers.
-        stop: set by signals.
-        watchdog: of this worker.
-        every: when to save besides after epochs.
+        comm: communicator of the workers.
+        stop: stop request set by signals.
+        watchdog: this worker's watchdog.
+        every: interval between saves, in addition to those after each epoch.
+
+    Attributes:
+        beat: the watchdog's `beat`, to be called whenever the worker has made progress.
     """
 
     def __init__(self, comm: Comm, stop: StopRequest, watchdog: Watchdog, every: Interval):
@@ -41,23 +49,28 @@ class Guard:
         self.beat = watchdog.beat
 
     def votes(self) -> tf.Tensor:
-        """This worker's votes, [2] float32."""
+        """Returns this worker's votes [2] float32: stop requested, timed save due."""
         is_due = bool(self._every.seconds) and self._comm.rank == 0 and time.monotonic() >= self._due
         return tf.constant([float(self._stop.requested), float(is_due)])
 
     def decide(self, votes: np.ndarray, step: int) -> Decision:
-        """What to do after a step, given the sums of the votes that were cast before it."""
+        """Decides what to do after a step.
+
+        Args:
+            votes: [2], the votes cast before the step, summed over workers.
+            step: number of completed steps.
+        """
         by_count = bool(self._every.steps) and step % self._every.steps == 0
         return Decision(stop=bool(votes[0] > 0), save=bool(votes[1] > 0) or by_count)
 
     def asks_to_stop(self) -> bool:
-        """Whether any worker does. A collective, for times between steps."""
+        """Returns whether any worker has received a stop request. A collective, for use between steps."""
         return bool(self._comm.sum_array(np.array([float(self._stop.requested)]))[0] > 0)
 
     def saved(self) -> None:
-        """Says that a save has begun: the next one is due an interval from now."""
+        """Records that a save has begun; the next timed save is due one interval from now."""
         self._due = time.monotonic() + self._every.seconds
 
     def failed(self) -> None:
-        """Says that a save has failed."""
+        """Records that a save has failed, and schedules a retry."""
         self._due = min(self._due, time.monotonic() + RETRY_SECONDS)

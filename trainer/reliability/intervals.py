@@ -1,4 +1,4 @@
-"""How often something is done: every so many steps, or every so many seconds."""
+"""Intervals given as a number of steps or as a duration."""
 
 import re
 from dataclasses import dataclass
@@ -11,17 +11,26 @@ _INTERVAL = re.compile(r"([0-9]{1,9})([smh]?)")
 
 @dataclass(frozen=True)
 class Interval:
-    """Steps or seconds; 0 of both is never."""
+    """An interval in steps or in seconds; both 0 means never.
+
+    Attributes:
+        steps: number of steps, or 0.
+        seconds: duration in seconds, or 0.
+    """
 
     steps: int = 0
     seconds: float = 0.0
 
 
 def parse_interval(name: str, text: str) -> Interval:
-    """Of "500" (steps), "90s", "10m" or "2h"; "0" is never.
+    """Parses "500" (steps), "90s", "10m" or "2h"; "0" means never.
+
+    Args:
+        name: name of the flag without dashes, for the error message.
+        text: the flag's value.
 
     Raises:
-        DataError: naming the flag.
+        DataError: if the text is not an interval; the message names the flag.
     """
     found = _INTERVAL.fullmatch(text)
     if found is None:

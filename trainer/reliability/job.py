@@ -1,4 +1,4 @@
-"""One start of a command that starts workers: its processes on this host, and what its workers have recorded."""
+"""One run of the launcher command: its processes on this host and the records that its workers write."""
 
 import os
 import secrets
@@ -17,28 +17,29 @@ from trainer.reliability.records import JOB_VARIABLE, WorkerState, last_job, pre
 
 
 class Job:
-    """A running command.
+    """A running launcher command and its workers.
 
-    It runs in a session of its own, so that a terminal's signals do not reach it, with a random value in its
-    environment, by which all processes that it starts are found again, wherever they have moved to.
+    The command runs in its own session, so that signals from a terminal do not reach it. A random token in its
+    environment identifies all processes that it starts, whatever session or process group they move to.
 
-    It never outlives the process that made it: a keeper (`processes.py` as a program) waits at the other end of a pipe
-    and kills what is left of the job when this process dies, even by kill -9. The launcher and the workers could not
-    watch such a pipe themselves: horovodrun closes the descriptors that it inherits.
+    A job never outlives the process that created it: a keeper process (`processes.py` run as a program) waits on a pipe
+    and kills what is left of the job when this process dies, even from kill -9. The launcher and the workers could not
+    watch such a pipe themselves, because horovodrun closes inherited file descriptors.
 
     Args:
         command: the launcher with its arguments.
-        results_dir: of the workers, absolute.
-        lock: descriptor that the keeper inherits: a lock is then free only when nothing is left of the job.
+        results_dir: absolute path of the workers' results folder.
+        lock: file descriptor of a lock that the keeper inherits, so that the lock is released only when no process of
+            the job is left.
 
     Attributes:
-        workers: the records of those that have begun, by rank. A record that vanishes or is replaced by another
-            job's stays as it was.
-        gone: ranks that died without a recorded end.
-        has_records: whether the workers can be followed; otherwise only the launcher is.
+        workers: latest record of each worker that has started, by rank. A record that disappears or is overwritten by
+            another job keeps its last known value.
+        gone: ranks of workers that died without recording how they ended.
+        has_records: whether worker records are available; if not, only the launcher can be monitored.
 
     Raises:
-        OSError: there is no such command, or it cannot be started.
+        OSError: if the command does not exist or cannot be started.
     """
 
     def __init__(self, command: Sequence[str], results_dir: Path, lock: int | None = None):
@@ -65,33 +66,38 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the launcher has."""
+        """Whether the launcher has exited."""
         return self._launcher.poll() is not None
 
     @property
     def has_begun(self) -> bool:
-        """Whether all workers have."""
+        """Whether all workers have started."""
         return any(len(self.workers) == state.size for state in self.workers.values())
 
     @property
     def is_broken(self) -> bool:
-        """Whether a worker is gone, or has ended otherwise than done: the others cannot go on without it."""
+        """Whether a worker has died or failed; the remaining workers cannot continue without it."""
         return bool(self.gone) or any(state.code not in (None, DONE) for state in self.workers.values())
 
     @property
     def is_done(self) -> bool:
-        """Whether all workers have recorded that they are done."""
+        """Whether all workers have recorded success."""
         return self.has_begun and all(state.code == DONE for state in self.workers.values())
 
     def look(self) -> None:
-        """Reads the records, and looks after those workers of this host that have not ended."""
-        # Who ends writes first and dies then, so that a death counts only where the record read after it is silent.
+        """Reads the records and checks whether unfinished workers on this host are still alive."""
+        # A worker writes its record before it exits. Looking for dead processes before reading the records ensures
+        # that a worker counts as gone only if its record has no exit code.
         dead = {rank for rank, state in self.workers.items() if state.code is None and not state.is_alive()}
         self.workers |= read_records(self._results_dir, self._job)
         self.gone |= {rank for rank in dead if self.workers[rank].code is None}
 
     def ask_to_stop(self) -> int | None:
-        """Sends SIGTERM to one worker of this host, which agrees with the others; its rank, None where none is here."""
+        """Sends SIGTERM to one worker on this host, which then agrees with the others on a stop.
+
+        Returns:
+            The rank of that worker, or None if no worker runs on this host.
+        """
         for rank, state in sorted(self.workers.items()):
             if state.code is None and state.is_here and state.is_alive() and carries(state.pid, self._mark):
                 with suppress(ProcessLookupError):
@@ -100,15 +106,16 @@ class Job:
         return None
 
     def finish(self) -> Outcome:
-        """Kills what is left of the job on this host, and tells how it ended."""
+        """Kills what is left of the job on this host and returns how the job ended."""
         self.look()
         launcher_code = self._launcher.poll()
         self.kill()
+        # Workers may have recorded their end in the meantime; those killed just now must not count as gone.
         self.workers |= read_records(self._results_dir, self._job)
         return outcome_of(self.workers, self.gone, launcher_code)
 
     def kill(self) -> list[int]:
-        """Kills every process of the job on this host; returns those that would not die."""
+        """Kills every process of the job on this host and returns the ids of those that survived."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._launcher.pid, signal.SIGKILL)
         left = kill_marked(self._mark)
@@ -127,9 +134,12 @@ class Job:
 
 
 def kill_last_job(results_dir: Path) -> list[int]:
-    """Kills what an earlier supervisor's job has left on this host; returns the processes that would not die.
+    """Kills the remaining processes of an earlier supervisor's job on this host.
 
-    Usually nothing: its keeper has done so. To be called with the lock on `results_dir` held.
+    Usually there are none, as the job's keeper has killed them. The caller must hold the lock on `results_dir`.
+
+    Returns:
+        The ids of the processes that survived.
     """
     job = last_job(results_dir)
     return [] if job is None else kill_marked(_mark_of(job))
@@ -140,6 +150,7 @@ def _mark_of(job: str) -> str:
 
 
 def _start_keeper(mark: str, lock: int | None) -> "subprocess.Popen[bytes]":
+    # Isolated mode without site-packages: the keeper starts fast and does not depend on the environment.
     return subprocess.Popen(
         [sys.executable, "-I", "-S", str(processes.__file__), mark],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""How a job ended, from what its workers have recorded, and what follows from that."""
+"""Derives how a job ended from its workers' records, and decides whether to restart it."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -7,37 +7,38 @@ from trainer.reliability.exit_codes import DONE, FAILURE, HANG, NO_CHECKPOINT, S
 from trainer.reliability.records import PEER_GONE, STOPPED_EARLY, WorkerState
 
 FINAL = (DONE, WRONG_INPUT, NO_CHECKPOINT, STOPPED)
-"""After these a job is not started again: it would end in the same way, or is not meant to go on."""
+"""Exit codes after which a job is not restarted: it would end the same way again, or it is meant to stop."""
 ENOUGH_REPEATS = 3
 LONGEST_WAIT = 60.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The exit code of a job as a whole, and why, in one line."""
+    """The exit code of a job as a whole, and its cause in one line."""
 
     code: int
     cause: str
 
 
 def outcome_of(workers: Mapping[int, WorkerState], gone: Collection[int], launcher_code: int | None) -> Outcome:
-    """What a job has come to.
+    """Determines the outcome of a job from its workers' records.
 
-    One worker's end ends the others, so that the first cause has to be told from what followed: a refusal, a stop on
-    which all agreed or a failure of its own comes before a death without a word, and that before the failures of those
-    left alone. A stop before training had begun is no agreement: where a worker failed or died before, the launcher
-    sent the others the signal.
+    When one worker ends, the others fail as a consequence, so the root cause has to be separated from what followed.
+    In order of precedence: rejected input or an agreed stop, a worker's own failure, a death without a record, and
+    failures caused by a missing peer. A stop before training began is not an agreed stop: if a worker failed or died
+    first, the launcher sent that signal to the others.
 
     Args:
-        workers: their last records, by rank.
-        gone: ranks that died without a recorded end, before anything was killed on purpose.
-        launcher_code: as subprocess gives it (negative: a signal); None where it had to be killed.
+        workers: last record of each worker, by rank.
+        gone: ranks that died without recording an end, before anything was killed on purpose.
+        launcher_code: the launcher's return code as in subprocess (negative for a signal); None if it had to be killed.
     """
     ends = sorted((state for state in workers.values() if state.code is not None), key=lambda state: state.ended)
     for code in (WRONG_INPUT, NO_CHECKPOINT, STOPPED):
         for state in ends:
             if state.code == code and not state.cause.startswith(STOPPED_EARLY):
                 return Outcome(code, _told(state))
+    # With a dead worker, a recorded stop is the launcher's signal to the survivors, not the cause.
     failures = [state for state in ends if state.code != DONE and not (gone and state.code == STOPPED)]
     for state in failures:
         if not state.cause.startswith(PEER_GONE):
@@ -64,10 +65,10 @@ def _of_launcher(code: int | None) -> Outcome:
 
 
 class Restarts:
-    """Decides whether a job that died is started again, and when.
+    """Decides whether and when a failed job is restarted.
 
     Args:
-        most: restarts in all.
+        most: maximum number of restarts in total.
     """
 
     def __init__(self, most: int):
@@ -76,11 +77,14 @@ class Restarts:
         self._last_cause = ""
 
     def after(self, cause: str, progressed: bool) -> tuple[float | None, str]:
-        """What follows a death: seconds to wait before the restart (None: there is none), and the decision in words.
+        """Decides what to do after a failure.
 
         Args:
-            cause: of this death.
-            progressed: whether there is a checkpoint that was not there at the start which it ended.
+            cause: cause of this failure, in one line.
+            progressed: whether the failed attempt wrote a new checkpoint.
+
+        Returns:
+            Seconds to wait before the restart (None for no restart), and the decision in words.
         """
         self._fruitless = 0 if progressed else self._fruitless + 1
         self._repeats = self._repeats + 1 if cause == self._last_cause and not progressed else 1
@@ -90,6 +94,7 @@ class Restarts:
         if self.made >= self.most:
             return None, f"no restart: {self.made} of {self.most} made"
         self.made += 1
+        # Exponential backoff, only while attempts make no progress.
         wait = min(LONGEST_WAIT, 2.0 ** (self._fruitless - 1)) if self._fruitless else 0.0
         pause = f" in {wait:g} s, as there is no new checkpoint" if wait else ""
         return wait, f"restart {self.made} of {self.most}{pause}"

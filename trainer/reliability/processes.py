@@ -1,8 +1,8 @@
-"""Processes of this host, seen through /proc: whether one still lives, and which carry a mark in their environment.
+"""Processes of this host as seen through /proc: liveness checks, and search by a mark in the environment.
 
-As a program (`processes.py NAME=value`) it is a job's keeper: it waits until its standard input ends, that is, until
-the process at the other end of the pipe has closed it or has died, however that happened. Then it kills all processes
-that carry the mark.
+Run as a program (`processes.py NAME=value`) it is a job's keeper: it waits for end of file on standard input, which
+occurs when the process at the other end of the pipe closes it or dies for any reason. It then kills all processes that
+carry the mark. Only the standard library is imported, as the keeper runs isolated from the project.
 """
 
 import os
@@ -14,20 +14,23 @@ from pathlib import Path
 
 
 def start_time(pid: int) -> int | None:
-    """Clock ticks from the host's boot to the start of a process, which tell it from a later one of its number.
+    """Returns when a process started, in clock ticks since boot.
 
-    None where there is no such process, or only what is left of it until its parent asks.
+    Together with the process id this identifies a process even if the id is reused later.
+
+    Returns:
+        The start time; None if there is no such process or it is a zombie.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    fields = stat.rpartition(b")")[2].split()  # the name before may hold anything, blanks and brackets too
+    fields = stat.rpartition(b")")[2].split()  # the process name in (...) may itself contain spaces and parentheses
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 def carries(pid: int, mark: str) -> bool:
-    """Whether a process was started with the variable `mark` (NAME=value) in its environment."""
+    """Returns whether a process was started with the variable `mark` (NAME=value) in its environment."""
     try:
         return mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
@@ -35,16 +38,17 @@ def carries(pid: int, mark: str) -> bool:
 
 
 def kill_marked(mark: str, patience: float = 10.0) -> list[int]:
-    """Kills all processes that carry a mark, whatever their group, session, handlers or stops.
+    """Kills all processes that carry a mark, regardless of process group, session, signal handlers or stopped state.
 
     Args:
-        mark: NAME=value.
-        patience: seconds until those that still live (in a call to a dead disk, say) are given up.
+        mark: environment variable as NAME=value.
+        patience: seconds after which to give up on processes that do not die, for example in uninterruptible I/O.
 
     Returns:
-        The numbers of those.
+        The ids of the processes that survived.
     """
     until = time.monotonic() + patience
+    # Repeated until none is found: a process may have forked between the listing and the signal.
     while marked := [pid for pid in _all() if carries(pid, mark) and start_time(pid) is not None]:
         for pid in marked:
             with suppress(ProcessLookupError, PermissionError):

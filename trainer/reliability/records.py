@@ -1,6 +1,6 @@
-"""What each worker leaves of itself in `<results_dir>/workers/worker-R.json`: who it is, and how it ended.
+"""Worker records in `<results_dir>/workers/worker-R.json`: the identity of each worker and how it ended.
 
-A launcher passes on one worker's exit code at best, and a killed worker leaves none, so that supervise.py reads these.
+A launcher reports at most one worker's exit code, and a killed worker has none, so supervise.py reads these records.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ from trainer.reliability.processes import start_time
 FOLDER = "workers"
 JOB_FILE = "job"
 JOB_VARIABLE = "RECIPE_JOB"
-"""Set by supervise.py to another value at each start: whose worker a process is."""
+"""Environment variable that identifies the job of a process; supervise.py sets a new value at each start."""
 PEER_GONE = "another worker is gone"
-"""How the cause begins where a worker ended only because another one had."""
+"""Prefix of the cause if a worker ended only because another worker had ended."""
 STOPPED_EARLY = "stopped before training had begun"
-"""How the cause begins where a signal ended a worker that could not yet agree on it with the others."""
+"""Prefix of the cause if a signal ended a worker before it could agree on a stop with the others."""
 
 LONGEST_CAUSE = 500
 LONGEST_JOB = 64
@@ -38,16 +38,18 @@ LONGEST_JOB = 64
 
 @dataclass(frozen=True)
 class WorkerState:
-    """What a worker's file holds.
+    """The content of a worker's record.
 
     Attributes:
-        rank, size: the worker among its workers.
-        host, pid: where it runs.
-        started: of the process, in clock ticks since the host's boot.
-        job: what JOB_VARIABLE was; None without a supervisor.
-        code: its exit code, None as long as it has not ended (or was killed).
-        cause: of the end, in one line.
-        ended: seconds since the epoch.
+        rank: rank of the worker.
+        size: number of workers.
+        host: name of the host that the worker runs on.
+        pid: process id of the worker.
+        started: start time of the process in clock ticks since boot.
+        job: value of JOB_VARIABLE; None without a supervisor.
+        code: exit code; None while the worker runs or if it was killed.
+        cause: why the worker ended, in one line.
+        ended: end time in seconds since the Unix epoch; 0 while the worker runs.
     """
 
     rank: int
@@ -62,22 +64,25 @@ class WorkerState:
 
     @property
     def is_here(self) -> bool:
-        """Whether it runs on this host."""
+        """Whether the worker runs on this host."""
         return self.host == socket.gethostname()
 
     def is_alive(self) -> bool:
-        """Whether its process lives: not another one that has got its number. Of another host's, nobody knows: True."""
+        """Returns whether the worker's process is alive, not counting a later process with the same id.
+
+        A process on another host cannot be checked and counts as alive.
+        """
         return not self.is_here or start_time(self.pid) == self.started
 
 
 class WorkerRecord:
-    """A worker's own file. Where it cannot be written, the worker goes on without: no method raises for that.
+    """Writes this worker's record. Failures to write are ignored, as they must not stop the worker.
 
-    As a context manager it records the exception that leaves the block.
+    Used as a context manager, it records an exception that leaves the block.
 
     Args:
-        results_dir: of the run.
-        launch: which worker this is.
+        results_dir: results folder of the run.
+        launch: rank and size of this worker.
     """
 
     def __init__(self, results_dir: Path, launch: Launch):
@@ -93,7 +98,7 @@ class WorkerRecord:
         )
 
     def begin(self) -> None:
-        """Says who this is, in a folder that is made. The first worker removes what larger jobs have left."""
+        """Creates the folder and writes this worker's identity; rank 0 removes records left by larger jobs."""
         with suppress(OSError, ValueError):
             self._folder.mkdir(parents=True, exist_ok=True)
             if self._state.rank == 0:
@@ -103,32 +108,32 @@ class WorkerRecord:
         self._write(self._state)
 
     def end(self, code: int, cause: str = "") -> None:
-        """Says how this worker ends. The first call counts; any thread may make it.
+        """Records how this worker ends. May be called from any thread; only the first call counts.
 
-        Before `begin`, which makes the folder, only a folder that stands is written into: a mistyped command
-        leaves nothing behind, but a supervisor, which has made the folder, learns why it was refused.
+        This method never creates the folder; `begin` does. A mistyped command therefore leaves nothing behind, while a
+        supervisor, which has created the folder beforehand, learns why the command was rejected.
 
         Args:
-            code: what the process is about to exit with.
-            cause: why; lines become one.
+            code: exit code of the process.
+            cause: why the worker ends; line breaks are replaced by spaces.
         """
         if self._first_end.acquire(blocking=False):
             line = " ".join(cause.split())[:LONGEST_CAUSE]
             self._write(dataclasses.replace(self._state, code=code, cause=line, ended=time.time()))
 
     def leave(self, code: int, cause: str) -> typing.NoReturn:
-        """Ends the process at once, from any thread, as `end` says."""
+        """Records the end and exits the process immediately, from any thread."""
         self.end(code, cause)
-        os._exit(code)
+        os._exit(code)  # sys.exit in a thread would end only that thread
 
     def __enter__(self) -> typing.Self:
-        """Itself."""
+        """Returns this record."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
     ) -> None:
-        """Records an exception that nobody has caught; argparse's --help leaves by one as well."""
+        """Records an uncaught exception; a successful SystemExit, as raised by argparse's --help, counts as done."""
         if isinstance(error, SystemExit) and error.code in (None, DONE):
             self.end(DONE)
         elif error is not None:
@@ -136,28 +141,33 @@ class WorkerRecord:
 
     def _write(self, state: WorkerState) -> None:
         path = self._folder / f"worker-{state.rank}.json"
-        with suppress(OSError, ValueError):  # ValueError: a name that no file can have
+        with suppress(OSError, ValueError):  # ValueError: a path that contains a null byte
             if not os.path.lexists(path) or _is_record(path):
                 write_whole(path, json.dumps(dataclasses.asdict(state)) + "\n")
 
 
 def prepare_records(results_dir: Path, job: str) -> None:
-    """Makes an empty folder for the records of a job, and notes whose it is.
+    """Creates the records folder, removes old records and stores the job's token.
+
+    Args:
+        results_dir: results folder of the run.
+        job: token of the job, the value of JOB_VARIABLE in its workers.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: if the folder cannot be created or written.
     """
     folder = results_dir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for path in _files(folder):
         path.unlink(missing_ok=True)
     path = folder / JOB_FILE
+    # Replace only a file with a valid token: any other file under this name is not ours.
     if not os.path.lexists(path) or last_job(results_dir):
         write_whole(path, job + "\n")
 
 
 def last_job(results_dir: Path) -> str | None:
-    """The job for which the folder was prepared last; None where there was none."""
+    """Returns the token of the job for which the folder was last prepared, or None if there is none."""
     try:
         with open_regular(results_dir / FOLDER / JOB_FILE) as file:
             text = file.read(LONGEST_JOB + 1).decode().removesuffix("\n")
@@ -167,7 +177,7 @@ def last_job(results_dir: Path) -> str | None:
 
 
 def read_records(results_dir: Path, job: str) -> dict[int, WorkerState]:
-    """What the workers of a job have written so far, by rank; what others have left there is passed over."""
+    """Reads the records of a job's workers, by rank. Records of other jobs and other files are ignored."""
     states = {}
     for path in _files(results_dir / FOLDER):
         with suppress(OSError, ValueError, RecursionError):
@@ -179,13 +189,13 @@ def read_records(results_dir: Path, job: str) -> dict[int, WorkerState]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The records in a folder; other files under such names are left alone."""
+    """Returns the paths of worker records in a folder; other files with similar names are not included."""
     named = [path for path in folder.glob("worker-*.json") if path.stem.rpartition("-")[2].isdecimal()]
     return [path for path in named if _is_record(path)]
 
 
 def _is_record(path: Path) -> bool:
-    """Whether a file is a worker's record, or empty."""
+    """Returns whether a file is a worker record or empty."""
     if path.is_symlink() or not path.is_file():
         return False
     try:

@@ -1,4 +1,4 @@
-"""One training run per model folder, and one supervisor per results folder."""
+"""Locks that admit one training run per model folder and one supervisor per results folder."""
 
 import errno
 import fcntl
@@ -22,9 +22,9 @@ _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class FolderInUse(RuntimeError):
-    """Another run holds the lock of a folder. Nothing is wrong with the arguments: the same command may work later.
+    """Another run holds the lock of a folder. The arguments are valid; the same command may succeed later.
 
-    As text it is one line of printable characters, whatever the holder wrote into the lock's file.
+    Converted to text it is a single line of printable characters, whatever the lock file contains.
     """
 
     def __str__(self) -> str:
@@ -32,12 +32,12 @@ class FolderInUse(RuntimeError):
 
 
 class LockedFolder(NamedTuple):
-    """What a lock is for.
+    """A kind of folder that can be locked.
 
     Attributes:
-        file: name of the lock's file in the folder.
-        flag: by which the folder is given.
-        others: what somebody who holds the lock is doing there, for messages.
+        file: name of the lock file in the folder.
+        flag: command line flag that sets the folder.
+        others: what the holder of the lock is doing in the folder, for messages.
     """
 
     file: str
@@ -50,25 +50,26 @@ RESULTS_DIR = LockedFolder(".supervisor.lock", "--results_dir", "another supervi
 
 
 class RunLock:
-    """A lock on a folder, held until this process ends at the latest: the kernel frees it however that happens.
+    """A lock on a folder, used as a context manager. The kernel releases it when the process dies for any reason.
 
-    What counts is the kernel's lock (flock(2), which reaches over NFS to other hosts), not the file: the file of a
-    killed run is taken over without a word. It says who holds the lock, for the message to those who come second.
-    Where no lock is had nothing is changed: folders made for it go again.
+    The lock is the kernel's (flock(2), which also works across hosts over NFS), not the existence of the lock file: a
+    file left by a killed run is reused silently. The file names the holder, for the error message of other runs. If the
+    lock cannot be acquired, folders created for it are removed again.
 
     Args:
-        folder: made where it is missing.
-        warn: called with a message where the file system knows no locks, in which case the run continues without.
-        patience: seconds to keep trying while the lock is held by a process that is not known to be alive: it may
-            be dying, or run on another host.
-        kind: which of a run's folders it is.
+        folder: the folder to lock, created if it does not exist.
+        warn: called with a message if the file system does not support locks; the run then continues without one.
+        patience: seconds to keep trying while the lock is held by a process that is not known to be alive: it may be
+            exiting, or run on another host.
+        kind: which of a run's folders is locked.
 
     Attributes:
-        descriptor: of the file; None where there is no lock. A child that inherits it holds the lock as well.
+        descriptor: file descriptor of the lock file; None without a lock. A child process that inherits the descriptor
+            holds the lock as well.
 
     Raises:
-        FolderInUse: another run holds the lock (on entering).
-        DataError: no file can be made in the folder (on entering).
+        FolderInUse: on entering, if another run holds the lock.
+        DataError: on entering, if no file can be created in the folder.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class RunLock:
         self.descriptor: int | None = None
 
     def __enter__(self) -> Self:
-        """Takes the lock."""
+        """Acquires the lock."""
         folder, self._until = self._path.parent, time.monotonic() + self._patience
         try:
             self._made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -101,8 +102,9 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Frees the lock, and removes the file and the folders made for it that are still empty."""
+        """Releases the lock and removes its file, along with folders created for it that are still empty."""
         if self.descriptor is not None:
+            # Removed while the lock is still held: afterwards the file may belong to another run.
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
             os.close(self.descriptor)
@@ -110,12 +112,18 @@ class RunLock:
         self._remove_made()
 
     def _take(self) -> bool:
-        """Whether that was it: a file that its holder removed meanwhile is nobody's, and has to be made anew."""
+        """Tries once to acquire the lock.
+
+        Returns:
+            True if the lock is held (or the file system has no locks); False if the caller should try again.
+        """
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             if not _is_lock_file(descriptor):
                 raise OSError(errno.EEXIST, f"{self._path.name} is not a file of this program")
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The previous holder may have removed the file between open and flock. A lock on a removed file excludes
+            # nobody, so a new file has to be created.
             if not self._is_in_place(descriptor):
                 os.close(descriptor)
                 return False
@@ -151,17 +159,17 @@ class RunLock:
     def _remove_made(self) -> None:
         with suppress(OSError):
             for folder in self._made:
-                folder.rmdir()  # not one that holds anything
+                folder.rmdir()  # fails on a folder that is not empty
 
 
 def _is_lock_file(descriptor: int) -> bool:
-    """Whether it is an empty file, or begins as `_write_holder` begins it: another file must not be overwritten."""
+    """Returns whether the file is empty or was written by `_write_holder`; other files must not be overwritten."""
     start = b'{"host":'
     return os.pread(descriptor, len(start), 0) in (b"", start)
 
 
 def _write_holder(descriptor: int) -> None:
-    """Says who this is; on a full disk the lock holds all the same."""
+    """Writes this process's identity to the lock file. Failures, as on a full disk, do not affect the lock."""
     program = Path(sys.argv[0]).name
     holder = {
         "host": socket.gethostname(),
@@ -176,9 +184,9 @@ def _write_holder(descriptor: int) -> None:
 
 
 def _read_holder(descriptor: int) -> dict[str, Any]:
-    """Who holds the lock, as `_write_holder` wrote it; {} where that cannot be read.
+    """Reads the holder of the lock as written by `_write_holder`; {} if it cannot be read.
 
-    A moment may pass between taking the lock and writing.
+    Reading is retried, since the holder writes its identity shortly after it acquires the lock.
     """
     for _ in range(20):
         with suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1: a request to stop after the next step; a second one means at once."""
+"""Handling of SIGTERM and SIGUSR1: the first requests a stop after the next step, a second one exits immediately."""
 
 import os
 import signal
@@ -13,15 +13,15 @@ from trainer.reliability.records import STOPPED_EARLY, WorkerRecord
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 ONE_REQUEST_SECONDS = 1.0
-"""Signals this soon after the first belong to the same request: timeout(1), for one, sends SIGTERM twice."""
+"""Signals within this many seconds of the first belong to the same request: timeout(1) sends SIGTERM twice."""
 
 
 class StopSignals:
-    """Counts the requests in the signals that one process receives.
+    """Groups the signals that a process receives into requests.
 
     Attributes:
-        requests: the signal of each request, in order. Signals within ONE_REQUEST_SECONDS of the first one are part of
-            the first request.
+        requests: signal number of each request, in order. Signals within ONE_REQUEST_SECONDS of the first one are part
+            of the first request.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class StopSignals:
         self._first_at = 0.0
 
     def add(self, number: int) -> None:
-        """Takes a signal."""
+        """Records a received signal."""
         now = time.monotonic()
         if not self.requests:
             self._first_at = now
@@ -39,19 +39,19 @@ class StopSignals:
 
 
 class StopRequest:
-    """Remembers, inside its block, that a signal asked for a stop.
+    """Context manager that records whether a signal has requested a stop.
 
-    A thread of its own reads the signals, so that they are obeyed even while the main thread waits inside TensorFlow.
-    Before training has begun there is nothing to save, and the first signal ends the process. A second request, which
-    cannot come within a second of the first (see StopSignals), ends it too. Outside the main thread,
-    where Python sets no handlers, nothing is asked for, ever.
+    A separate thread reads the signals, so that they take effect even while the main thread is blocked in TensorFlow.
+    Before training begins there is nothing to save and the first signal ends the process. A second request (see
+    `StopSignals`) ends it as well. Outside the main thread, where Python cannot install signal handlers, no stop is
+    ever requested.
 
     Args:
-        record: of this worker; None leaves the signals as they are.
+        record: this worker's record; None leaves the signal handlers unchanged.
 
     Attributes:
-        requested: whether a signal has come.
-        has_begun: whether there is somebody to see that.
+        requested: whether a stop has been requested.
+        has_begun: set by the caller once training has begun and it checks `requested`.
     """
 
     def __init__(self, record: WorkerRecord | None):
@@ -65,6 +65,8 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if self._record is None or threading.current_thread() is not threading.main_thread():
             return self
+        # Python runs signal handlers only between bytecodes of the main thread. The wakeup descriptor is written by the
+        # C-level handler right away; the Python handlers do nothing but keep the default action from happening.
         reading, writing = self._pipe = os.pipe()
         os.set_blocking(writing, False)
         self._wakeup_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -80,10 +82,10 @@ class StopRequest:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
-        os.close(self._pipe[1])  # the thread reads to the end, and closes its own
+        os.close(self._pipe[1])  # the thread reads to end of file and then closes its own end
 
     def _read(self, descriptor: int) -> None:
-        """Takes the numbers of signals that arrive, one byte each."""
+        """Reads signal numbers from the pipe, one byte each, until it is closed."""
         with suppress(OSError):
             while numbers := os.read(descriptor, 1):
                 if numbers[0] not in STOP_SIGNALS:

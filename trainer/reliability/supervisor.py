@@ -1,4 +1,4 @@
-"""Keeps a job going until it is done: starts it, looks after it, starts it again from its last checkpoint."""
+"""The supervisor: starts a job, monitors it, and restarts it from its last checkpoint until it is done."""
 
 import json
 import math
@@ -23,20 +23,24 @@ TIMELINE = "supervise.jsonl"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 POLL = 0.1
 _LINE_START = b'{"time": "'
-# Seconds that the launcher has to end by itself after a worker has failed, and after all workers are done.
+# Seconds that the launcher may take to exit by itself after a worker has failed, and after all workers are done.
 PATIENCE_WITH_BROKEN, PATIENCE_WITH_DONE = 5.0, 60.0
-# Seconds that the job of a killed supervisor has to be gone.
+# Seconds to wait for a killed supervisor's job to disappear.
 PATIENCE_WITH_LEFT = 20.0
 
 
 def say(text: str) -> None:
-    """One line on stderr; a reader that is gone is no reason to leave the job alone."""
+    """Prints a line on stderr. Errors are ignored: a closed stderr must not end the supervision of the job."""
     with suppress(OSError):
         print(f"supervise.py: {text}", file=sys.stderr, flush=True)
 
 
 class Interrupted(Exception):
-    """The job was ended at once because of a signal; `code` is what to exit with."""
+    """The job was ended immediately because of a signal.
+
+    Attributes:
+        code: the supervisor's exit code.
+    """
 
     def __init__(self, code: int, why: str):
         super().__init__(why)
@@ -44,12 +48,12 @@ class Interrupted(Exception):
 
 
 class Supervisor:
-    """One call of supervise.py.
+    """Runs a job until it is done, restarting it after failures.
 
     Args:
-        command: the launcher, whose last words are main.py's flags.
-        max_restarts: in all.
-        grace_seconds: from the first signal until the job is killed; None waits as long as saving takes.
+        command: the launcher command, ending with main.py's flags.
+        max_restarts: maximum number of restarts in total.
+        grace_seconds: seconds from the first signal until the job is killed; None waits as long as saving takes.
     """
 
     def __init__(self, command: Sequence[str], *, max_restarts: int, grace_seconds: float | None = None):
@@ -64,10 +68,10 @@ class Supervisor:
         self._died_at: float | None = None
 
     def run(self) -> int:
-        """Supervises until the end; returns the exit code.
+        """Supervises the job until it ends, and returns the exit code.
 
         Raises:
-            OSError: the command cannot be started.
+            OSError: if the command cannot be started.
         """
         before = {number: signal.getsignal(number) for number in SIGNALS}
         with ExitStack() as until_the_end:
@@ -78,7 +82,7 @@ class Supervisor:
                 return FAILURE
             try:
                 for number in SIGNALS:
-                    if before[number] is not signal.SIG_IGN:  # nohup has its way
+                    if before[number] is not signal.SIG_IGN:  # respect nohup, which ignores SIGHUP
                         signal.signal(number, lambda received, _: self._signals.add(received))
                 code = self._supervise()
             except Interrupted as interrupted:
@@ -91,15 +95,15 @@ class Supervisor:
             return code
 
     def _take_lock(self, until_the_end: ExitStack) -> int | None:
-        """Keeps other supervisors out of the results folder, and ends what a killed one has left there.
+        """Locks the results folder and kills what the job of a killed supervisor has left running.
 
-        A killed one's lock is held by its job's keeper until nothing is left of the job.
+        The lock of a killed supervisor is held by its job's keeper until no process of the job is left.
 
         Returns:
-            The descriptor of the lock; None where there is none.
+            The file descriptor of the lock; None if there is no lock.
 
         Raises:
-            FolderInUse: another supervisor is at work there.
+            FolderInUse: if another supervisor is using the folder.
         """
         try:
             lock = until_the_end.enter_context(RunLock(self.results_dir, say, PATIENCE_WITH_LEFT, RESULTS_DIR))
@@ -129,7 +133,7 @@ class Supervisor:
             self._pause(wait)
 
     def _run_once(self, start: Checkpoint | None, has_new: bool) -> Outcome:
-        """Runs the command until it ends, or has to be ended; nothing of it is left on this host afterwards."""
+        """Runs the command until it ends or has to be ended, and kills all its remaining processes on this host."""
         command = self._command_from(has_new)
         job = Job(command, self.results_dir, self._lock)
         try:
@@ -143,18 +147,22 @@ class Supervisor:
                 say(f"these processes would not die: {left}")
 
     def _command_from(self, has_new: bool) -> list[str]:
-        """The command, made to go on where there are checkpoints, and from the last of those that this call has seen
-        appear, wherever the command itself wanted to start."""
+        """Returns the command with the flags needed to resume.
+
+        Adds --use_checkpoint if there are checkpoints. Once this supervisor has seen a new checkpoint appear, it also
+        adds `--checkpoint last`, which overrides the checkpoint that the original command started from.
+        """
         more = []
         if "--use_checkpoint" not in self.command and any(self.store.folder.glob("step-*")):
             more.append("--use_checkpoint")
         return [*self.command, *more, *(["--checkpoint", "last"] if has_new else [])]
 
     def _look_after(self, job: Job) -> None:
-        """Returns when the launcher has ended, or should have long ago."""
+        """Monitors the job until the launcher has exited, or has failed to exit within its time limit."""
         begun, over_since = False, None
         while True:
-            has_ended = job.has_ended  # before the look: what was written until then is seen
+            # Queried before the records are read: once the launcher has exited, that read sees everything written.
+            has_ended = job.has_ended
             job.look()
             now = time.monotonic()
             if job.has_begun and not begun:
@@ -172,7 +180,7 @@ class Supervisor:
             time.sleep(POLL)
 
     def _obey(self, job: Job, now: float) -> None:
-        """Passes the first signal on to a worker; ends the job at the second, or when the grace is over."""
+        """Forwards the first signal to a worker; ends the job at the second one or when the grace period is over."""
         if len(self._requests) > 1:
             raise Interrupted(128 + self._requests[1], "a second signal ended the job at once")
         if self._requests and self._passed_on_at is None:
@@ -208,13 +216,13 @@ class Supervisor:
             return None
 
     def _note(self, event: str, **facts: object) -> None:
-        """A line of the time line. A disk that is full is no reason to stop."""
+        """Appends an event to the timeline file. Errors are ignored: a full disk must not end the supervision."""
         line = json.dumps({"time": datetime.now().astimezone().isoformat(), "event": event} | facts)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with suppress(OSError):
             descriptor = os.open(self.results_dir / TIMELINE, flags, 0o666)
             try:
-                if os.pread(descriptor, len(_LINE_START), 0) in (b"", _LINE_START):  # else it is somebody else's file
+                if os.pread(descriptor, len(_LINE_START), 0) in (b"", _LINE_START):  # never append to an unrelated file
                     os.write(descriptor, f"{line}\n".encode())
             finally:
                 os.close(descriptor)
@@ -225,5 +233,5 @@ def _step(checkpoint: Checkpoint | None) -> int:
 
 
 def _differ(one: Checkpoint | None, other: Checkpoint | None) -> bool:
-    """Whether a save lies between two looks at the newest checkpoint."""
+    """Returns whether a checkpoint was saved between two observations of the newest checkpoint."""
     return (one and one.sequence) != (other and other.sequence)

@@ -1,4 +1,4 @@
-"""Ends a worker that no longer gets anywhere."""
+"""A watchdog that ends a worker which no longer makes progress."""
 
 import faulthandler
 import sys
@@ -10,24 +10,24 @@ from types import TracebackType
 from trainer.reliability.exit_codes import HANG
 from trainer.reliability.records import WorkerRecord
 
-# Until the first step and whenever something is compiled or written for the first time.
+# Time limit until the first step, and whenever something is compiled or written for the first time.
 SLOW_SECONDS = 1800.0
-# Without a limit given: so many times the longest step so far, and at least so many seconds.
+# Default limit: this many times the longest interval between beats so far, but at least LEAST_SECONDS.
 STEPS_OF_PATIENCE = 20
 LEAST_SECONDS = 300.0
-# The other workers print their stacks meanwhile: as steps end together, their watchdogs bark together.
+# Delay before exiting. Workers hang together, as steps are synchronous: this lets the others print their stacks, too.
 FAREWELL_SECONDS = 2.0
 
 
 class Watchdog:
-    """Watches, inside its block, that `beat` is called again and again; where it is not, prints all stacks and leaves.
+    """Context manager that expects regular calls of `beat`; if they stop, it prints all stacks and exits the process.
 
-    It works in a thread, so it notices a main thread that waits for other workers, for a disk or for a lock. It does
-    not notice anything while its own process is stopped: then the other workers' watchdogs do.
+    The watchdog runs in a thread, so it detects a main thread that is blocked on other workers, a disk or a lock. It
+    cannot act while its own process is stopped; the other workers' watchdogs then do.
 
     Args:
-        limit: seconds between two beats; None derives it from the longest so far (20 of them, at least 300 s).
-        record: of this worker; None watches nothing.
+        limit: maximum seconds between two beats; None uses 20 times the longest interval so far, at least 300 s.
+        record: this worker's record; None disables the watchdog.
     """
 
     def __init__(self, limit: float | None, record: WorkerRecord | None):
@@ -49,16 +49,17 @@ class Watchdog:
 
     @property
     def limit(self) -> float:
-        """Seconds that may pass between two beats."""
+        """Maximum seconds between two beats."""
         return self._given or max(LEAST_SECONDS, STEPS_OF_PATIENCE * self._longest)
 
     def beat(self, allow: float = 0.0) -> None:
-        """Says that the worker is alive.
+        """Reports that the worker has made progress.
 
         Args:
-            allow: seconds that the next beat may take, if they are more than the limit.
+            allow: seconds that the next beat may take if that is longer than the limit.
         """
         now = time.monotonic()
+        # Intervals with an allowance (compiling, saving) are not typical and do not raise the limit.
         if not self._allowed:
             self._longest = max(self._longest, now - self._beaten)
         self._beaten, self._allowed = now, allow
@@ -75,5 +76,6 @@ class Watchdog:
         with suppress(OSError, ValueError, AttributeError):  # a closed stderr must not keep the worker alive
             faulthandler.dump_traceback(all_threads=True)
         last_beat = self._beaten
+        # The worker may have recovered while its stacks were printed.
         if not self._is_closed.wait(FAREWELL_SECONDS) and self._beaten == last_beat:
             record.leave(HANG, told)

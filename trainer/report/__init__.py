@@ -1,1 +1,1 @@
-"""What a run's files say about it: curves as numbers and as pictures."""
+"""Reports of runs from their result files: metrics and curves as tables, plots and an HTML page."""

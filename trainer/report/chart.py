@@ -1,4 +1,4 @@
-"""Line charts as SVG, in colours that the page's style decides."""
+"""Line charts as SVG, with colors defined by the page's style sheet."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,12 +12,12 @@ from trainer.report.runs import HUGE
 
 WIDTH, HEIGHT = 400, 230
 TOP, RIGHT, BOTTOM = 10, 14, 40
-CHARACTER = 6.8  # widest digit at the size of the labels
-COLOURS = 8  # that the style knows
+CHARACTER = 6.8  # width of the widest digit at the font size of labels
+COLOURS = 8  # number of colors in the style sheet
 TICKS = 5
 MOST_POINTS = 300
 MOST_MARKS = 60
-TINY = 1e-290  # above it no quotient leaves float64
+TINY = 1e-290  # quotients of larger numbers stay within float64
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,11 @@ class Line:
     """A line of a chart.
 
     Attributes:
-        name: shown where the pointer is on one of its marks.
-        colour: its number; they repeat beyond COLOURS.
-        x, y: of its points, by rising x; where y is NaN the line has a gap.
-        is_thin: a background line without marks.
+        name: name shown when the pointer is over one of the line's markers.
+        colour: index of the color; colors repeat after COLOURS.
+        x: x coordinates of the points, ascending.
+        y: y coordinates of the points; NaN leaves a gap in the line.
+        is_thin: whether this is a background line without markers.
     """
 
     name: str
@@ -40,13 +41,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis says.
+    """Range and labels of an axis.
 
     Attributes:
-        label: below it; of the vertical one nothing, which the title tells.
-        low, high: that it must show.
-        top: thin lines that go beyond it leave the chart; of the vertical one.
-        show: a tick's number as text; None: with as many digits as the ticks need.
+        label: text below the horizontal axis; unused for the vertical axis, which the title describes.
+        low: value that the axis must extend down to.
+        high: value that the axis must extend up to.
+        top: upper limit of the vertical axis; thin lines above it are clipped.
+        show: formats a tick value; None uses as many digits as needed to distinguish the ticks.
     """
 
     label: str = ""
@@ -57,13 +59,17 @@ class Axis:
 
 
 def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, *, diagonal: bool = False) -> Markup | None:
-    """A chart with its title; None without a point to show.
+    """Draws a chart with a title.
 
     Args:
-        title: above it.
-        lines: long ones are drawn as the means of neighbouring points.
-        x, y: the axes.
-        diagonal: draws where both are equal.
+        title: text above the chart.
+        lines: the lines; long ones are downsampled to means of neighboring points.
+        x: the horizontal axis.
+        y: the vertical axis.
+        diagonal: whether to draw the line x = y.
+
+    Returns:
+        The chart, or None if there are no points to show.
     """
     drawn = [_thinned(line) for line in lines]
     points = [(a, b) for line in drawn for a, b in zip(line.x, line.y, strict=True) if _is_shown(a, b)]
@@ -93,6 +99,7 @@ def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, *, diagonal:
         low, high = max(start, y_ticks[0]), min(end, y_ticks[-1])
         parts.append(_rule(place_x(low), place_y(low), place_x(high), place_y(high), "diagonal"))
     thin = [part for line in drawn if line.is_thin for part in _drawn(line, place_x, place_y)]
+    # A nested svg element clips the thin lines at the top of the chart.
     parts.append(
         element("svg", *thin, y=TOP, width=WIDTH, height=HEIGHT - TOP, viewBox=f"0 {TOP} {WIDTH} {HEIGHT - TOP}")
     )
@@ -103,7 +110,7 @@ def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, *, diagonal:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers, about TICKS of them and at least two, the first at most `low` and the last at least `high`."""
+    """Returns about TICKS round numbers, at least two, the first at most `low` and the last at least `high`."""
     spread = high - low
     if spread <= max(1e-9 * max(abs(low), abs(high)), TINY):
         spread = abs(low) if abs(low) > TINY else 1.0
@@ -114,7 +121,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def _labels(values: Sequence[float], show: Callable[[float], str] | None) -> list[str]:
-    """Ticks as text: all with the digits that tell them apart."""
+    """Formats ticks, all with the number of digits needed to distinguish them."""
     if show is not None:
         return [show(value) for value in values]
     largest, step = max(map(abs, values)), values[1] - values[0] if len(values) > 1 else abs(values[0]) or 1.0
@@ -125,7 +132,7 @@ def _labels(values: Sequence[float], show: Callable[[float], str] | None) -> lis
 
 
 def _thinned(line: Line) -> Line:
-    """The line with at most MOST_POINTS points, each the mean of neighbours."""
+    """Downsamples a line to at most MOST_POINTS points, each the mean of neighboring points."""
     stride = -(-len(line.x) // MOST_POINTS)
     if stride <= 1:
         return line
@@ -138,7 +145,7 @@ def _thinned(line: Line) -> Line:
 
 
 def _drawn(line: Line, place_x: Callable[[float], float], place_y: Callable[[float], float]) -> list[Markup]:
-    """The line in pieces between its gaps, and a mark with its numbers at each point."""
+    """Draws a line in segments between its gaps, with a marker at each point that shows its values on hover."""
     look = f"c{line.colour % COLOURS}"
     pieces: list[list[tuple[float, float]]] = [[]]
     for a, b in zip(line.x, line.y, strict=True):
@@ -172,7 +179,7 @@ def _drawn(line: Line, place_x: Callable[[float], float], place_y: Callable[[flo
 
 
 def _is_shown(a: float, b: float) -> bool:
-    return abs(a) < HUGE and abs(b) < HUGE  # neither NaN
+    return abs(a) < HUGE and abs(b) < HUGE  # false for NaN
 
 
 def _rule(x1: float, y1: float, x2: float, y2: float, look: str) -> Markup:

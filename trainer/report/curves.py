@@ -1,4 +1,4 @@
-"""Which values of runs are curves, and which of these belong into one panel."""
+"""Selection of the curves of runs, and their grouping into panels."""
 
 import math
 from collections.abc import Sequence
@@ -22,15 +22,24 @@ TITLES = {
     "accuracy": "Accuracy",
 }
 MEAN = "mean"
-# What is drawn of runs with more; tables have all of them.
+# Upper limits of what is drawn; tables contain everything.
 MOST_PANELS, MOST_TASKS, MOST_GATES, MOST_EXPERTS = 24, 24, 24, 64
-# Training losses of the first tenth may leave a panel at its top where they would squeeze the others into a quarter.
+# Training losses of the first tenth of the steps may be clipped at the top of a panel if they would otherwise squeeze
+# all other values into a quarter of its height.
 START, SQUEEZED = 0.1, 0.25
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a panel, of one run and one task ("" for a run with a single task)."""
+    """A line of a panel.
+
+    Attributes:
+        run: name of the run.
+        task: name of the task; "" for a run with a single task.
+        is_training: whether the values are from training rather than evaluations.
+        steps: steps of the points, ascending.
+        values: values of the points.
+    """
 
     run: str
     task: str
@@ -40,9 +49,9 @@ class Curve:
 
 
 def panels_of(runs: list[Run]) -> dict[str, list[Curve]]:
-    """Curves by the name of their panel: losses in the first, then a panel for each metric with all its tasks.
+    """Groups curves by panel: first the losses, then one panel per metric with all of its tasks.
 
-    The mean over tasks is left out where one task alone has the metric.
+    The mean over tasks is omitted if only one task has the metric.
     """
     panels: dict[str, list[Curve]] = {"loss": [curve for run in runs for curve in _training_losses(run)]}
     for key in filter(is_quality, metric_keys(runs)):
@@ -54,10 +63,14 @@ def panels_of(runs: list[Run]) -> dict[str, list[Curve]]:
 
 
 def drawn(runs: list[Run]) -> tuple[dict[str, list[Curve]], str]:
-    """The panels of `panels_of` that are drawn, and a note where some of them, or some tasks, are left out."""
+    """Limits the panels of `panels_of` to those that are drawn.
+
+    Returns:
+        The curves by panel, and a note on omitted metrics and tasks, empty if there are none.
+    """
     panels = panels_of(runs)
     tasks = list(dict.fromkeys(curve.task for curves in panels.values() for curve in curves))
-    tasks.sort(key=lambda task: task not in ("", MEAN))  # of all tasks, and their mean, before single ones
+    tasks.sort(key=lambda task: task not in ("", MEAN))  # overall values and means before single tasks
     shown = set(tasks[:MOST_TASKS])
     kept = {panel: [curve for curve in curves if curve.task in shown] for panel, curves in panels.items()}
     names = [panel for panel, curves in kept.items() if curves][:MOST_PANELS]
@@ -66,19 +79,19 @@ def drawn(runs: list[Run]) -> tuple[dict[str, list[Curve]], str]:
 
 
 def drawn_of(level: LevelValues) -> tuple[list[str], list[str], str]:
-    """The gates and the experts of a level that are drawn, and a note where some are left out."""
+    """Returns the gates and experts of a level that are drawn, and a note on omitted ones, empty if there are none."""
     gates, experts = level.gates[:MOST_GATES], level.experts[:MOST_EXPERTS]
     notes = [only(len(gates), len(level.gates), "gates"), only(len(experts), len(level.experts), "experts")]
     return gates, experts, " ".join(note for note in notes if note)
 
 
 def only(shown: int, there: int, what: str) -> str:
-    """A note that not everything is drawn; empty where it is."""
+    """Returns a note that not everything is drawn, or an empty string if everything is."""
     return f"Drawn are {shown:,} of {there:,} {what}; the log has all." if shown < there else ""
 
 
 def top_of(curves: Sequence[Curve]) -> float:
-    """Where a panel may end, in its values; infinite where it has to show everything."""
+    """Returns the value at which a panel is clipped; infinite if the panel shows all values (see START, SQUEEZED)."""
     points = [
         (step, value, curve.is_training)
         for curve in curves
@@ -94,7 +107,7 @@ def top_of(curves: Sequence[Curve]) -> float:
 
 
 def _training_losses(run: Run) -> list[Curve]:
-    """The loss, and that of each of several tasks."""
+    """Returns the curves of the total training loss and of the loss of each task."""
     keys = dict.fromkeys(key for point in run.training for key in point.values if key.partition("/")[0] == "loss")
     return [_curve(run, key.partition("/")[2], run.training, key, True) for key in keys]
 

@@ -1,4 +1,4 @@
-"""The learning curve as a picture."""
+"""Plots of the learning curves with matplotlib."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from trainer.report.outputs import LEARNING_CURVE, SOURCE, check_pictures, pictu
 from trainer.report.runs import Run
 from trainer.report.table import best_of
 
-# Okabe and Ito's colours, told apart by colour-blind readers too; those of weak contrast on white come last.
+# Okabe and Ito's color-blind safe palette, with the colors of low contrast on white last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8C6D31")
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 PIXELS = 1280
@@ -56,8 +56,16 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Key:
-    """How curves are told apart: by colour between runs (between tasks, where there is one run), by dashes between
-    the tasks of several runs, and by marks between evaluations and training."""
+    """Assigns styles to curves.
+
+    Colors distinguish runs, or tasks if there is a single run. Dashes distinguish the tasks of several runs, and
+    markers distinguish evaluations from training.
+
+    Attributes:
+        runs: names of the runs.
+        tasks: names of the tasks.
+        has_both_kinds: whether there are curves of both training and evaluations.
+    """
 
     runs: list[str]
     tasks: list[str]
@@ -65,11 +73,11 @@ class Key:
 
     @property
     def hues(self) -> list[str]:
-        """What has a colour of its own."""
+        """Names that are distinguished by color: the runs, or the tasks of a single run."""
         return self.runs if len(self.runs) > 1 else self.tasks
 
     def style(self, curve: Curve) -> dict[str, Any]:
-        """The look of a curve."""
+        """Returns the line style of a curve, as arguments of matplotlib's plot."""
         several = len(self.runs) > 1
         hue = self.hues.index(curve.run if several else curve.task)
         dash = self.tasks.index(curve.task) if several else 0
@@ -77,7 +85,7 @@ class Key:
         return look | (TRAINING_LOOK if curve.is_training else EVALUATION_LOOK)
 
     def handles(self) -> list[Line2D]:
-        """The entries of the legend; none where there is nothing to tell apart."""
+        """Returns the legend entries; empty if there is nothing to distinguish."""
         entries = []
         if len(self.hues) > 1:
             colours = [COLOURS[index % len(COLOURS)] for index in range(len(self.hues))]
@@ -98,10 +106,15 @@ class Key:
 
 
 def draw_learning_curves(runs: list[Run], folder: Path, name: str = LEARNING_CURVE) -> list[Path]:
-    """Draws losses and metrics over steps, all runs in each panel, as PNG (1280 pixels wide) and as SVG.
+    """Plots losses and metrics over steps as PNG (1280 pixels wide) and SVG, with all runs in each panel.
+
+    Args:
+        runs: the runs.
+        folder: output folder.
+        name: file name without suffix.
 
     Returns:
-        The files written; none where no run has a value at a step.
+        Paths of the files written; empty if no run has values at steps.
     """
     panels, _ = drawn(runs)
     if not panels:
@@ -128,15 +141,16 @@ def draw_learning_curves(runs: list[Run], folder: Path, name: str = LEARNING_CUR
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes a figure as PNG and as SVG, the same bytes for the same figure; to be called with STYLE in force.
+    """Writes a figure as PNG and SVG, reproducibly to the byte. Must be called within the STYLE context.
 
     Raises:
-        DataError: a file is in the way that this function has not written.
-        OSError: it cannot be written.
+        DataError: if an existing file was not written by this function.
+        OSError: if the files cannot be written.
     """
     paths = picture_files(folder, name)
     check_pictures(folder, name)
     for path in paths:
+        # Without a date, and with the fixed svg.hashsalt of STYLE, an SVG does not change between calls.
         metadata = {"Source": SOURCE} | ({"Date": None} if path.suffix == ".svg" else {})
         with replacing(path) as file:
             figure.savefig(file, format=path.suffix[1:], metadata=metadata)
@@ -169,6 +183,6 @@ def _best(name: str, curve: Curve) -> str:
 
 
 def _short(label: str) -> str:
-    """A label that fits; matplotlib leaves those out that begin with an underscore."""
+    """Shortens a label, and prevents matplotlib from omitting labels that start with an underscore."""
     label = f" {label}" if label.startswith("_") else label
     return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL // 2] + "..." + label[-LONGEST_LABEL // 2 :]

@@ -1,4 +1,4 @@
-"""The page's part about gates and experts."""
+"""The section of the report page on gates and experts."""
 
 import math
 
@@ -13,7 +13,7 @@ SHARE_AXIS = Axis(low=0, high=1)
 
 
 def gate_health(runs: list[Run]) -> Markup | None:
-    """Of each run with gates: how they went over the epochs, and where they stand."""
+    """Shows the gates of each run: their development over epochs, and their state at the last evaluation."""
     parts = []
     for run in runs:
         if run.health:
@@ -27,7 +27,7 @@ def gate_health(runs: list[Run]) -> Markup | None:
 
 
 def _level(history: tuple[LevelValues, ...], epochs: list[float], place: str) -> list[Markup]:
-    """The charts and tables of a level."""
+    """Returns the charts and tables of a level of experts."""
     gates, experts, left_out = drawn_of(history[-1])
     x = Axis("epoch", low=min(epochs), high=max(epochs))
     entropy = [
@@ -56,7 +56,7 @@ def _level(history: tuple[LevelValues, ...], epochs: list[float], place: str) ->
 
 
 def _maps(level: LevelValues, gates: list[str], experts: list[str], place: str) -> list[Markup]:
-    """Tables of the last evaluation, their cells coloured by value."""
+    """Returns tables of the last evaluation with cells colored by value."""
     dead = [level.get(DEAD, expert) for expert in experts]
     maps = [
         _map(f"{place}Mean weight", gates, experts, [[level.get(WEIGHT, g, e) for e in experts] for g in gates]),
@@ -70,7 +70,7 @@ def _maps(level: LevelValues, gates: list[str], experts: list[str], place: str) 
 
 
 def _pairs(level: LevelValues, name: str, members: list[str]) -> list[list[float]]:
-    """The values of all pairs, which the log has once; NaN of a member with itself."""
+    """Returns the symmetric matrix of values of pairs, which are logged once per pair; NaN on the diagonal."""
     known = [[level.get(name, a, b) for b in members] for a in members]
     return [[known[b][a] if math.isnan(value) else value for b, value in enumerate(row)] for a, row in enumerate(known)]
 

@@ -1,4 +1,4 @@
-"""Gates and experts as a picture: how they went over the epochs, and where they have ended."""
+"""Plots of gates and experts: their development over epochs, and their final state."""
 
 import math
 from pathlib import Path
@@ -15,26 +15,31 @@ from trainer.report.figure import COLOURS, DPI, GREY, PANELS_PER_ROW, PIXELS, ST
 from trainer.report.runs import Run
 
 ROW_INCHES = 3.1
-FADING = (1.0, 0.55, 0.25)  # beyond the colours there are, paler ones
+FADING = (1.0, 0.55, 0.25)  # opacity of each repetition of the colors
 THINNEST_LABELLED = 0.06
 MOST_CELLS_LABELLED = 8
 MOST_EPOCHS_LABELLED = 10
-MOST_NAMES = 32  # beside a map
+MOST_NAMES = 32  # tick labels along each side of a heat map
 LONGEST_NAME = 24
-WIDEST_LABELS = 36  # characters of all labels below a map; longer ones are slanted
+WIDEST_LABELS = 36  # total characters of the labels below a heat map, beyond which they are rotated
 SMALL = 8.5
 SMALLEST = 7
 
 
 def draw_gates(run: Run, folder: Path, name: str = "gates") -> list[Path]:
-    """Draws the gates of a run as PNG (1280 pixels wide) and as SVG.
+    """Plots the gates of a run as PNG (1280 pixels wide) and SVG.
 
-    Of each level: a panel per gate with the mean weights of its experts and its entropy by epoch; then, of the last
-    epoch, how often each expert leads, and how much alike gates are, and experts. Of many gates and experts the first
-    ones are drawn.
+    Each level has a panel per gate with the mean weights of its experts and its entropy by epoch, followed by three
+    heat maps of the last epoch: how often each expert has the largest weight, the similarity of gates, and the
+    similarity of experts. If there are too many gates or experts, only the first ones are plotted.
+
+    Args:
+        run: the run.
+        folder: output folder.
+        name: file name without suffix.
 
     Returns:
-        The files written; none for a run without gates.
+        Paths of the files written; empty for a run without gates.
     """
     levels = histories([point.values for point in run.health])
     if not levels:
@@ -57,13 +62,13 @@ def draw_gates(run: Run, folder: Path, name: str = "gates") -> list[Path]:
 
 
 def _draw_history(axes: np.ndarray, epochs: list[float], history: tuple[LevelValues, ...], place: str) -> None:
-    """A panel per gate: bars of the experts' weights, and the entropy as a line."""
+    """Draws a panel per gate, with stacked bars of the experts' weights and a line of the entropy."""
     gates, experts, _ = drawn_of(history[-1])
     for axis, gate in zip(axes, gates, strict=False):
         below = np.zeros(len(epochs))
         for index, expert in enumerate(experts):
             weights = np.nan_to_num([values.get(WEIGHT, gate, expert) for values in history])
-            if not weights.any():  # an expert that the gate does not read
+            if not weights.any():  # the gate does not use this expert
                 continue
             axis.bar(epochs, weights, 0.94, bottom=below, linewidth=0, **_look(index))
             if weights[-1] > THINNEST_LABELLED:
@@ -84,7 +89,7 @@ def _draw_history(axes: np.ndarray, epochs: list[float], history: tuple[LevelVal
 
 
 def _draw_end(axes: np.ndarray, level: LevelValues, place: str, when: str) -> None:
-    """Three maps of the last epoch."""
+    """Draws the three heat maps of the last epoch."""
     gates, experts, _ = drawn_of(level)
     names = [_name(gate) for gate in gates]
     shares = np.array([[level.get(SHARE, gate, expert) for expert in experts] for gate in gates])
@@ -104,7 +109,7 @@ def _draw_end(axes: np.ndarray, level: LevelValues, place: str, when: str) -> No
 
 
 def _pairs(level: LevelValues, name: str, members: list[str]) -> np.ndarray:
-    """The values of all pairs, [members, members]; of a member with itself NaN, which is left blank."""
+    """Returns the values of all pairs, [members, members]; NaN on the diagonal, which is left blank."""
     return np.array([[max(level.get(name, a, b), level.get(name, b, a), key=_known) for b in members] for a in members])
 
 
@@ -113,7 +118,7 @@ def _known(value: float) -> bool:
 
 
 def _draw_map(axis: Axes, values: np.ndarray, rows: list[str], columns: list[str], form: str) -> None:
-    """Cells from white (0) to blue (1), with their numbers where there is room."""
+    """Draws a heat map from white (0) to blue (1), with the values in the cells if they fit."""
     axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     slant: dict[str, Any] = {"rotation": 25, "ha": "right"} if sum(map(len, columns)) > WIDEST_LABELS else {}
     crowded = len(columns) > MOST_CELLS_LABELLED

@@ -1,32 +1,32 @@
-"""HTML and SVG that cannot be injected into: what is not made here is text, and text is escaped."""
+"""HTML and SVG that is safe against injection: everything not created by this module is escaped as text."""
 
 import html
 import re
 from collections.abc import Sequence
 
-# Control characters that HTML does not know, and halves of surrogate pairs, which no encoding can write.
+# Control characters that are invalid in HTML, and lone surrogates, which cannot be encoded.
 _UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 class Markup(str):
-    """Markup that is taken as it is."""
+    """A string of markup that is inserted without escaping."""
 
 
 def text(value: object) -> Markup:
-    """A value as text, every character of it without a meaning of its own."""
+    """Escapes a value as text; markup is returned unchanged."""
     if isinstance(value, Markup):
         return value
     return Markup(html.escape(_UNSHOWN.sub("\ufffd", str(value))))
 
 
 def element(tag: str, *children: object, **attributes: object) -> Markup:
-    """An element.
+    """Creates an element.
 
     Args:
-        tag: its name.
-        children: Markup, or values that become text; None is left out.
-        attributes: values become text; None and False leave an attribute out. `class_` stands for class, and any other
-            underscore for a hyphen.
+        tag: name of the element.
+        *children: markup, or values that are escaped as text; None is omitted.
+        **attributes: attribute values, escaped as text; attributes that are None or False are omitted. A trailing
+            underscore is removed, as in `class_`, and other underscores become hyphens.
     """
     words = [tag]
     for name, value in attributes.items():
@@ -37,17 +37,17 @@ def element(tag: str, *children: object, **attributes: object) -> Markup:
 
 
 def breakable(name: str) -> Markup:
-    """A name as text that may go on in the next line behind its underscores and slashes."""
+    """Escapes a name and allows line breaks after its underscores and slashes."""
     return Markup(re.sub("([_/])", r"\1<wbr>", text(name)))
 
 
 def joined(*parts: object) -> Markup:
-    """Parts one after the other, None left out."""
+    """Concatenates parts, omitting None."""
     return Markup("".join(text(part) for part in parts if part is not None))
 
 
 def table(head: Sequence[object], rows: Sequence[Sequence[object]], **attributes: object) -> Markup:
-    """A table whose first column names the rows; it scrolls by itself where the screen is narrow."""
+    """Creates a table whose first column holds row headers, and which scrolls horizontally on narrow screens."""
     lines = [element("tr", *(element("th", cell, scope="col") for cell in head))]
     body = [element("tr", element("th", row[0], scope="row"), *(_cell(cell) for cell in row[1:])) for row in rows]
     inner = element("table", element("thead", *lines), element("tbody", *body), **attributes)

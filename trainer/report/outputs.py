@@ -1,4 +1,4 @@
-"""The files that report.py writes, and checks of what stands in their place. Imports no matplotlib."""
+"""The files that report.py writes, and checks of existing files in their place. Does not import matplotlib."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,28 +8,33 @@ from data.output_paths import check_apart, check_replaceable_file
 from trainer.report.runs import Run
 
 PAGE, LEARNING_CURVE = "report.html", "learning_curve"
-# What marks pages and pictures as ours: the title of a page begins like this, the metadata of a picture hold that.
+# Marks of generated files: the start of a page's title, and a string in the metadata of pictures.
 TITLE = "Training report: "
 SOURCE = "Training report of a recommender"
-# In this many bytes from its start a file has its mark.
+# The mark lies within this many bytes from the start of a file.
 _HEAD = 1 << 12
 
 
 def gates_name(number: int, runs: int) -> str:
-    """The name of the picture of the gates of a run, counted from 1."""
+    """Returns the file name, without suffix, of a run's gate plot.
+
+    Args:
+        number: number of the run, starting at 1.
+        runs: number of runs in the report.
+    """
     return "gates" if runs == 1 else f"gates_{number}"
 
 
 def picture_files(folder: Path, name: str) -> list[Path]:
-    """The files of a picture."""
+    """Returns the paths of a picture's files."""
     return [folder / f"{name}.png", folder / f"{name}.svg"]
 
 
 def check_inputs_stay(output: Path, folders: Sequence[Path], log_filename: str) -> None:
-    """Checks that no file of the report is one that it reads.
+    """Checks that no output file of the report is one of its input files.
 
     Raises:
-        DataError: naming both.
+        DataError: if two of them are the same; the message names both.
     """
     read = [folder / name for folder in folders for name in (log_filename, "args.json", "metrics.json")]
     names = [LEARNING_CURVE, *(gates_name(number, len(folders)) for number in range(1, len(folders) + 1))]
@@ -38,10 +43,10 @@ def check_inputs_stay(output: Path, folders: Sequence[Path], log_filename: str) 
 
 
 def check_report_files(output: Path, runs: Sequence[Run]) -> None:
-    """Checks that nothing but an earlier report stands where the report of these runs will be written.
+    """Checks that the report of these runs would only replace files of an earlier report.
 
     Raises:
-        DataError: naming the file in the way.
+        DataError: if it would replace another file; the message names it.
     """
     check_replaceable_file(output / PAGE, "the page", is_page)
     names = [LEARNING_CURVE, *(gates_name(number, len(runs)) for number, run in enumerate(runs, 1) if run.health)]
@@ -50,22 +55,22 @@ def check_report_files(output: Path, runs: Sequence[Run]) -> None:
 
 
 def check_pictures(folder: Path, name: str) -> None:
-    """Checks that a picture can be written.
+    """Checks that a picture would only replace an earlier one.
 
     Raises:
-        DataError: naming the file in the way.
+        DataError: if it would replace another file; the message names it.
     """
     for path in picture_files(folder, name):
         check_replaceable_file(path, "the picture", is_picture)
 
 
 def is_page(path: Path) -> bool:
-    """Whether a file is a page of report.py."""
+    """Returns whether a file is a page written by report.py."""
     return f"<title>{TITLE}".encode() in _head(path)
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is a picture of report.py or of a run's gates."""
+    """Returns whether a file is a picture written by report.py or by a run (its gate plot)."""
     return SOURCE.encode() in _head(path)
 
 

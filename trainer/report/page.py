@@ -1,4 +1,4 @@
-"""A report of runs as one HTML page that needs nothing else: no script, no network, its style inside."""
+"""The report as a self-contained HTML page, without scripts or network access and with inline styles."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from trainer.report.outputs import TITLE
 from trainer.report.runs import Run
 
 STYLE = Path(__file__).with_name("page.css")
-# Besides escaping: a browser loads and runs nothing on this page whatever a log may hold.
+# A second line of defense besides escaping: browsers neither load nor run anything on this page, whatever a log holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 PARTS: dict[str, Callable[[list[Run]], Markup | None]] = {
@@ -27,16 +27,16 @@ PARTS: dict[str, Callable[[list[Run]], Markup | None]] = {
 
 
 def write_page(runs: list[Run], path: Path) -> None:
-    """Writes the page.
+    """Writes the page of the given runs.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: if the file cannot be written.
     """
     write_whole(path, page(runs))
 
 
 def page(runs: list[Run]) -> str:
-    """The page: one run, or several side by side."""
+    """Returns the HTML page of a single run, or of several runs side by side."""
     parts = {name: make(runs) for name, make in PARTS.items()}
     held = {name: part for name, part in parts.items() if part is not None}
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
@@ -68,7 +68,7 @@ def _head(title: str) -> Markup:
 
 
 def _summary(runs: list[Run]) -> Markup:
-    """What each run is, in a line."""
+    """Returns a table with one line per run."""
     head = ["run", "model", "dataset", "global batch", "steps", "epochs"]
     rows = [
         [
@@ -84,7 +84,7 @@ def _summary(runs: list[Run]) -> Markup:
 
 
 def _progress(run: Run) -> list[object]:
-    """Steps and epochs that were trained."""
+    """Returns the trained steps and epochs of a run, formatted."""
     last = max((*run.training, *run.evaluations), key=lambda point: point.step or 0)
     steps = format_count(last.step) if last.step else "\N{EN DASH}"
     return [steps, "\N{EN DASH}" if last.epoch is None else f"{last.epoch:.3g}"]

@@ -1,4 +1,4 @@
-"""Reading the files of a run: its log, its arguments and its last metrics."""
+"""Reads the result files of a run: log, arguments and final metrics."""
 
 import json
 import math
@@ -15,8 +15,8 @@ from trainer.observation.log import PARAMETER, read_log
 
 NAN = float("nan")
 MEASURED = "batch_samplesps"
-HUGE = 1e290  # below it no sum and no quotient of a chart leaves float64
-LAST_STEP = 2**53  # beyond it float64, in which charts are drawn, knows no whole numbers
+HUGE = 1e290  # sums and quotients of smaller numbers in a chart stay within float64
+LAST_STEP = 2**53  # larger integers are not exact in float64, which charts use
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Point:
     """Values at a step of a run.
 
     Attributes:
-        step: None for the final metrics of a run that trained nothing.
-        epoch: where the record has one.
-        values: the numbers of the record.
-        at: when it was written, in seconds since 1970; None where the log does not say.
+        step: the step; None for the final metrics of a run that trained nothing.
+        epoch: the epoch; None if the record has none.
+        values: the numbers of the record by key.
+        at: time of the record in seconds since the Unix epoch; None if unknown.
     """
 
     step: int | None
@@ -38,18 +38,18 @@ class Point:
 
 @dataclass
 class Run:
-    """One run, as far as its log goes.
+    """The records of a run.
 
     Attributes:
-        name: what it is called in tables and legends.
-        parameters: its arguments.
+        name: name of the run in tables and legends.
+        parameters: command line arguments of the run by name.
         training: loss, learning rate and samples per second, in the order of steps.
-        evaluations: metrics, in the order of steps.
-        health: of the gates and experts, in the order of steps.
-        measured: samples per second of the steps of a benchmark.
-        calibration: of the last evaluation, by task, or by "" where there is one: weight, prediction and label of each
-            bin.
-        final: the last metrics.
+        evaluations: metrics of evaluations, in the order of steps.
+        health: statistics of gates and experts, in the order of steps.
+        measured: samples per second of a benchmark's steps.
+        calibration: calibration curves of the last evaluation by task ("" for a single task), each with the weight,
+            prediction and label of every bin.
+        final: the final metrics.
     """
 
     name: str
@@ -63,10 +63,15 @@ class Run:
 
 
 def read_run(results_dir: Path, name: str, log_filename: str = "log.json") -> Run:
-    """Reads a run from its results folder; args.json and metrics.json add to the log where they are there.
+    """Reads a run from its results folder; args.json and metrics.json complement the log if they exist.
+
+    Args:
+        results_dir: results folder of the run.
+        name: name of the run in tables and legends.
+        log_filename: file name of the log in the folder.
 
     Raises:
-        DataError: there is no log, or nothing in it to report.
+        DataError: if there is no log, or nothing in it to report.
     """
     path = results_dir / log_filename
     if not path.exists():
@@ -100,6 +105,7 @@ def _add_record(run: Run, record: dict[str, Any]) -> None:
     elif isinstance(step, list) and step and all(map(_is_step, step)):
         values = _numbers(data)
         epoch = values.pop("epoch", NAN)
+        # "step" is [step, total steps] in training, [1, step] in a benchmark, [step] for evaluations and gates.
         point = Point(step[0], epoch if 0 <= epoch <= LAST_STEP else None, values, _time(record))
         if len(step) == 2 and "loss" in values:
             _add_point(run.training, point, step[0])
@@ -116,29 +122,29 @@ def _is_step(value: object) -> bool:
 
 
 def on_one_line(name: str) -> str:
-    """A name from a file or a path without what controls a terminal or what no encoding can write."""
+    """Returns a name from a file or path as a single line, without control characters or unencodable characters."""
     return printable(name).replace("\n", "\\n")
 
 
 def _add_point(points: list[Point], point: Point, step: int) -> None:
-    """Adds a point in place of those of a life that was cut short: a resumed run repeats steps."""
+    """Appends a point after removing points of the same or later steps, which a resumed run repeats."""
     while points and (points[-1].step or 0) >= step:
         points.pop()
     points.append(point)
 
 
 def _numbers(data: dict[str, Any]) -> dict[str, float]:
-    """The numbers among the values, their keys on one line; null stands for a number that is none."""
+    """Returns the numbers among the values, with their keys on one line; null becomes NaN."""
     return {on_one_line(key): _number(value) for key, value in data.items() if value is None or _is_number(value)}
 
 
 def _number(value: float | None) -> float:
-    """As float64, NaN of what no chart can show: JSON has numbers of any length."""
+    """Converts to float64; null and numbers too large for a chart become NaN, as JSON integers have any size."""
     return NAN if value is None or not abs(value) < HUGE else float(value)
 
 
 def _curves(data: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
-    """The calibration curves among the values, by task; what is no curve is passed over."""
+    """Returns the calibration curves among the values, by task; other values are ignored."""
     curves = {}
     for key, curve in data.items():
         name, _, task = key.partition("/")
@@ -153,7 +159,7 @@ def _curves(data: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
 
 
 def _column(values: object) -> list[float]:
-    """A list of numbers as it should be; of anything else nothing."""
+    """Returns a list of numbers; empty for any other value."""
     if isinstance(values, list) and all(map(_is_number, values)):
         return [_number(value) for value in values]
     return []
@@ -185,7 +191,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def metric_keys(runs: list[Run]) -> list[str]:
-    """The keys of all evaluations in the order of their first appearance, without those that are NaN throughout."""
+    """Returns the keys of all evaluations in order of first appearance, without those that are always NaN."""
     keys: dict[str, None] = {}
     for run in runs:
         for point in run.evaluations:
@@ -194,7 +200,7 @@ def metric_keys(runs: list[Run]) -> list[str]:
 
 
 def training_loss(run: Run) -> dict[int, float]:
-    """The mean of the logged training losses since the evaluation before, per evaluation step."""
+    """Returns the mean of the training losses logged since the previous evaluation, by evaluation step."""
     means, points, first = {}, run.training, 0
     for evaluation in run.evaluations:
         if evaluation.step is None:

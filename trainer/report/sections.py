@@ -1,4 +1,4 @@
-"""The parts of the page but the gates': each of them Markup, or None where the runs have nothing for it."""
+"""The sections of the report page except for gates. Each function returns None if the runs have no data for it."""
 
 import json
 import math
@@ -29,24 +29,32 @@ ARROWS = {Direction.LARGER: "\N{UPWARDS ARROW}", Direction.SMALLER: "\N{DOWNWARD
 
 
 def together(*parts: object) -> Markup | None:
-    """Parts one below the other, None where there is none."""
+    """Joins parts vertically; None if there are none."""
     held = [part for part in parts if part is not None]
     return joined(*held) if held else None
 
 
 def charts(figures: Sequence[Markup | None], *above: object) -> Markup | None:
-    """Charts side by side, as many as there is room for, below what explains them; None without a chart."""
+    """Arranges charts side by side, wrapped to the page width.
+
+    Args:
+        figures: the charts; None is omitted.
+        *above: markup to show above the charts.
+
+    Returns:
+        The charts, or None if there are none.
+    """
     held = [figure for figure in figures if figure is not None]
     return joined(*above, element("div", *held, class_="charts")) if held else None
 
 
 def legend(names: Sequence[str], *, of: Sequence[str] = (), has_both_kinds: bool = False) -> Markup | None:
-    """Which colour is whose, and which lines are the training's; None where there is nothing to tell apart.
+    """Creates a legend of colors and of line styles; None if there is nothing to distinguish.
 
     Args:
-        names: in the order of the colours.
-        of: those that are to be told; empty for all.
-        has_both_kinds: there are lines of training and of evaluation.
+        names: names in the order of the colors.
+        of: names to include; empty for all.
+        has_both_kinds: whether there are lines of both training and evaluations.
     """
     entries = [
         element("li", element("span", class_=f"swatch b{number % COLOURS}"), name)
@@ -62,12 +70,12 @@ def legend(names: Sequence[str], *, of: Sequence[str] = (), has_both_kinds: bool
 
 
 def note(text: str) -> Markup | None:
-    """A paragraph, None of nothing."""
+    """Creates a paragraph; None for an empty text."""
     return element("p", text) if text else None
 
 
 def learning_curves(runs: list[Run]) -> Markup | None:
-    """Loss and metrics over steps: of one run a chart per metric, of several one per metric and task."""
+    """Charts of loss and metrics over steps: one per metric for a single run, one per metric and task for several."""
     panels, left_out = drawn(runs)
     both = len({curve.is_training for curves in panels.values() for curve in curves}) > 1
     if len(runs) == 1:
@@ -102,7 +110,7 @@ def _curves(title: str, curves: list[Curve], hues: list[str], hue: str) -> Marku
 
 
 def metrics(runs: list[Run]) -> Markup | None:
-    """The last values of every metric: of one run a column per task, of several one per run."""
+    """A table of the last values of all metrics: one column per task for a single run, one per run for several."""
     keys = [key for key in metric_keys(runs) if _is_metric(key)]
     if not keys:
         return None
@@ -146,7 +154,7 @@ def _last(run: Run, key: str) -> float:
 
 
 def _of_run(run: Run, key: str, *, is_best: bool = False) -> Markup:
-    """The cell of a metric."""
+    """Returns the table cell of a run's metric: the last value, and the best one if it differs."""
     last = _last(run, key)
     if math.isnan(last):
         return element("td", "\N{EN DASH}", class_="none")
@@ -163,12 +171,12 @@ def _place(point: Point) -> str:
 
 
 def number(value: float) -> str:
-    """A value with five digits that count."""
+    """Formats a metric with five decimals, or four significant digits if it is very small or large."""
     return f"{value:.5f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
 
 
 def throughput(runs: list[Run]) -> Markup | None:
-    """Samples per second over the minutes of a training, or over the steps of a benchmark."""
+    """Charts of samples per second, over the minutes of training or over the steps of a benchmark."""
     names = [run.name for run in runs]
     trained = [
         replace(_over_time(run, run.training, "samples_per_second", colour), is_thin=True)
@@ -199,7 +207,7 @@ def _values(points: list[Point], key: str) -> list[float]:
 
 
 def step_breakdown(runs: list[Run]) -> Markup | None:
-    """Where steps spend their time: a bar per training and per benchmark."""
+    """Bars of the time breakdown of steps, one per training and per benchmark."""
     steps: dict[str, dict[str, float]] = {}
     for run in runs:
         steps |= {f"{run.name}, training": _trained_parts(run), f"{run.name}, benchmark": _known_parts(run.final)}
@@ -217,10 +225,11 @@ def step_breakdown(runs: list[Run]) -> Markup | None:
 
 
 def _trained_parts(run: Run) -> dict[str, float]:
-    """A training's milliseconds by key of BREAKDOWN."""
+    """Returns the milliseconds per training step by key of BREAKDOWN, as medians over the log records."""
     records = [point.values for point in run.training if "step_ms" in point.values]
     if not records:
         return {}
+    # Medians, as single records contain outliers such as a recompilation.
     whole, *parts = (
         statistics.median(record.get(key, 0.0) for record in records)
         for key in ("step_ms", "wait_for_data_ms", "communicate_ms")
@@ -229,7 +238,7 @@ def _trained_parts(run: Run) -> dict[str, float]:
 
 
 def _known_parts(values: Mapping[str, float]) -> dict[str, float]:
-    """What has a length in a bar."""
+    """Returns the values of BREAKDOWN that are positive and finite, and can thus be drawn in a bar."""
     return {key: values[key] for key in BREAKDOWN if 0 < values.get(key, 0.0) < math.inf}
 
 
@@ -249,7 +258,7 @@ def _bar(title: str, parts: Mapping[str, float]) -> Markup:
 
 
 def calibration(runs: list[Run]) -> Markup | None:
-    """What was predicted beside what happened, a chart per task."""
+    """Charts of the mean label over the mean prediction, one per task."""
     figures = []
     tasks = list(dict.fromkeys(task for run in runs for task in run.calibration))
     for task in tasks[:MOST_PANELS]:
@@ -271,7 +280,7 @@ def calibration(runs: list[Run]) -> Markup | None:
 
 
 def configuration(runs: list[Run]) -> Markup | None:
-    """The flags, those first in which runs differ."""
+    """Tables of the flags, with those that differ between runs first."""
     names = list(dict.fromkeys(name for run in runs for name in run.parameters))
     if not names:
         return None
@@ -298,5 +307,5 @@ def _flag(parameters: dict[str, Any], name: str) -> str:
     value = parameters[name]
     try:
         return value if isinstance(value, str) else json.dumps(value)
-    except RecursionError:  # as deep as could just be read
+    except RecursionError:  # nested so deeply that it could be read but not written
         return "\N{HORIZONTAL ELLIPSIS}"

@@ -1,4 +1,4 @@
-"""The learning curve as numbers."""
+"""Learning curves as text tables."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,11 +14,10 @@ LAST_RECORDS = 20
 
 
 def curve_table(run: Run) -> str:
-    """One line per evaluation: step, epoch, training loss, metrics; `*` marks the best of a metric.
+    """Formats one line per evaluation: step, epoch, training loss and metrics; `*` marks the best value of a metric.
 
-    The training loss is the mean of what was logged since the evaluation before. Columns that do
-    not fit into one table of WIDEST characters go on in the next. A run without an evaluation shows
-    its last training records.
+    The training loss is the mean of the values logged since the previous evaluation. Columns that do not fit into
+    WIDEST characters continue in another table. A run without evaluations shows its last training records.
     """
     points = run.evaluations or run.training[-LAST_RECORDS:]
     keys = metric_keys([run]) if run.evaluations else sorted(run.training[0].values)
@@ -34,7 +33,10 @@ def curve_table(run: Run) -> str:
 
 
 def best_of(key: str, values: Sequence[float]) -> float:
-    """The best value of a metric, NaN of nothing. Of a metric that this program does not know, the largest."""
+    """Returns the best of a metric's values; NaN if there are none.
+
+    For metrics unknown to this program the largest value is the best, except for losses.
+    """
     best = math.nan
     for value in values:
         if _better(key)(value, best):
@@ -50,7 +52,7 @@ def _better(key: str) -> Callable[[float, float], bool]:
 
 
 def is_quality(key: str) -> bool:
-    """Whether a key measures the model, and not the machine or the schedule."""
+    """Returns whether a key measures the quality of the model, not speed or schedule."""
     return not key.endswith(("_throughput", "_ms", "samples_per_second", "batch_samplesps", "learning_rate"))
 
 
@@ -58,7 +60,7 @@ def _column(points: list[Point], key: str) -> list[str]:
     values = [point.values.get(key, math.nan) for point in points]
     known = [value for value in values if not math.isnan(value)]
     best = None
-    if is_quality(key) and len(known) > 1 and min(known) < max(known):
+    if is_quality(key) and len(known) > 1 and min(known) < max(known):  # no mark if all values are equal
         best = best_of(key, known)
     return [key, *(_number(key, value) + ("*" if value == best else " ") for value in values)]
 
@@ -72,7 +74,7 @@ def _number(key: str, value: float) -> str:
 
 
 def _parts(where: list[list[str]], columns: list[list[str]]) -> list[list[list[str]]]:
-    """The columns in groups that fit beside `where`; at least one column each."""
+    """Splits the columns into groups that fit next to `where`, with at least one column each."""
     room = WIDEST - sum(_width(column) + 2 for column in where)
     parts: list[list[list[str]]] = [[]]
     left = room

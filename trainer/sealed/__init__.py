@@ -1,11 +1,11 @@
-"""Folders of named arrays and documents that can prove they are whole.
+"""Checksummed folders of named arrays and documents, used for checkpoints and model folders.
 
-Checkpoints and model folders are both of this kind. Layout:
+Layout:
 
-    manifest.json               what is here, with sizes and SHA-256 sums, and a sum over itself
-    arrays/0007-deep-ad_id.npy  one array each, in NumPy's own format
+    manifest.json               list of all files with sizes and SHA-256 checksums, and a checksum of itself
+    arrays/0007-deep-ad_id.npy  one file per array, in NumPy's format
     NAME                        documents: text or JSON
 
-Everything is plain data: no pickle, nothing that runs. A folder is filled under a temporary name
-beside its place, forced to disk and renamed, so that a reader sees all of it or nothing of it.
+All content is plain data without pickle or code. A folder is written atomically: it is filled under a temporary name
+in the same parent folder, synced to disk and renamed, so that readers see either all of it or nothing.
 """

@@ -1,4 +1,4 @@
-"""Named arrays in blocks of rows, and the bytes of their .npy files."""
+"""Named arrays that are read in blocks of rows and written as .npy files."""
 
 import io
 import math
@@ -10,7 +10,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import DTypeLike
 
 BLOCK_BYTES = 1 << 24
-# Room for the longest name of a feature or label, and for what stands around it.
+# Long enough for the longest feature or label name plus the path components around it.
 MAX_NAME_LENGTH = 400
 DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -20,17 +20,17 @@ DTYPES = (
 
 @dataclass(frozen=True)
 class ArraySource:
-    """An array to be saved, given in blocks of rows so that a large table never stands in memory twice.
+    """An array to save, provided in blocks of rows so that a large table is never copied in memory as a whole.
 
     Attributes:
-        name: printable text, at most 400 characters; `/` parts it, as in "deep/ad_id/mean_square".
-        shape: of the whole array.
-        dtype: one of DTYPES. bfloat16 is not among them: save the float32 variable.
-        blocks: called once per save; yields the rows in order, [rows, *shape[1:]] each, in `dtype`.
-            An array without axes comes as one block of shape [].
+        name: printable name of at most 400 characters, with `/` as separator, as in "deep/ad_id/mean_square".
+        shape: shape of the whole array.
+        dtype: one of DTYPES. bfloat16 is not supported; save the float32 variable instead.
+        blocks: function called once per save; yields the rows in order, as blocks [rows, *shape[1:]] of type `dtype`.
+            A scalar is a single block of shape [].
 
     Raises:
-        ValueError: a name or a dtype that cannot be stored.
+        ValueError: if the name or the dtype cannot be stored.
     """
 
     name: str
@@ -49,23 +49,23 @@ class ArraySource:
 
     @classmethod
     def from_array(cls, name: str, array: np.ndarray) -> "ArraySource":
-        """The source of an array that is in memory already; nothing is copied."""
+        """Creates the source of an in-memory array without copying it."""
         return cls(name, array.shape, array.dtype, lambda: row_blocks(array))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole array."""
+        """Size of the whole array in bytes, without the .npy header."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def npy_header(self) -> bytes:
-        """What the .npy file begins with, before the values."""
+        """Returns the header of the .npy file, which precedes the values."""
         return _npy_header(tuple(self.shape), np.dtype(self.dtype).newbyteorder("<"))
 
     def npy_chunks(self) -> Iterator[memoryview]:
-        """The bytes of the .npy file, block by block.
+        """Yields the bytes of the .npy file: the header, then one chunk per block.
 
         Raises:
-            ValueError: the blocks do not make up an array of this shape and dtype.
+            ValueError: if the blocks do not add up to an array of this shape and dtype.
         """
         shape, dtype = tuple(self.shape), np.dtype(self.dtype).newbyteorder("<")
         yield memoryview(self.npy_header())
@@ -83,19 +83,19 @@ class ArraySource:
 
 
 def is_array_name(name: object) -> bool:
-    """Whether `name` can name an array: printable, and harmless should somebody make a path of it."""
+    """Returns whether `name` is a valid array name: printable, and harmless when used as a relative path."""
     if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME_LENGTH:
         return False
     return all(part not in ("", ".", "..") for part in name.split("/"))
 
 
 def rows_per_block(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """How many rows make a block of BLOCK_BYTES; at least one."""
+    """Returns the number of rows per block of BLOCK_BYTES, at least one."""
     return max(1, BLOCK_BYTES // max(1, math.prod(shape[1:]) * dtype.itemsize))
 
 
 def row_blocks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Views of consecutive rows, one block each; an array without rows or axes comes whole."""
+    """Yields views of consecutive rows, one block each; an empty or scalar array is yielded as a whole."""
     if array.ndim == 0 or len(array) == 0:
         yield array
         return

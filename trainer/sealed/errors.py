@@ -1,9 +1,9 @@
-"""What goes wrong with saved folders."""
+"""Errors of saving and loading checksummed folders."""
 
 
 class CheckpointError(RuntimeError):
-    """A save that could not be done, or saved data that cannot be had. The message names the place."""
+    """Data could not be saved, or saved data could not be loaded. The message names the path."""
 
 
 class DamagedError(CheckpointError):
-    """A folder that is not what was once written. The message names the file and what is wrong with it."""
+    """A folder differs from what was written. The message names the file and the difference."""

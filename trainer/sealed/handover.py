@@ -1,4 +1,4 @@
-"""Arrays on their way to a save in another thread, a few blocks at a time."""
+"""Transfer of arrays to a save in another thread, a few blocks at a time."""
 
 import queue
 from collections.abc import Callable, Iterator, Sequence
@@ -13,30 +13,30 @@ from trainer.sealed.errors import CheckpointError
 
 T = TypeVar("T")
 
-# Blocks that wait to be written: 64 MiB, as a block has 16 (but for rows that are longer).
+# Maximum number of blocks waiting to be written: 64 MiB, as a block has 16 MiB unless a single row is longer.
 BLOCKS_AHEAD = 4
 
 
 class Handover:
-    """Lets one thread hold arrays and another save them, without a second copy of them all.
+    """Passes arrays from the thread that owns them to a thread that saves them, without copying them all at once.
 
-    The holder calls `fill`, and may change the arrays once that returns. The saving thread calls `save` meanwhile.
+    The owner calls `fill` and may modify the arrays once it returns; the saving thread calls `save` concurrently.
 
     Args:
-        sources: the arrays; only the holder reads their blocks, each of which is a copy.
+        sources: the arrays. Their blocks are read by the owner only, and each block is a copy.
     """
 
     def __init__(self, sources: Sequence[ArraySource]):
         self._sources = sources
-        # None stands at the end of each array.
+        # None marks the end of each array; an error makes the save fail.
         self._blocks: queue.Queue[np.ndarray | CheckpointError | None] = queue.Queue(BLOCKS_AHEAD)
         self._is_over = False
 
     def fill(self) -> None:
-        """Reads every block. Waits while BLOCKS_AHEAD of them are not written yet.
+        """Reads every block, waiting while BLOCKS_AHEAD blocks have not been written yet.
 
-        All are read even where the save has failed, since other workers may take part in reading them. Where reading
-        fails, the save does too.
+        All blocks are read even if the save has failed, because reading them may be a collective that other workers
+        take part in. If reading fails, the save fails as well.
         """
         try:
             for source in self._sources:
@@ -52,17 +52,20 @@ class Handover:
             self._blocks.put(block)
 
     def save(self, write: Callable[[list[ArraySource]], T]) -> T:
-        """Gives what `write` makes of the arrays, each of which it reads once and in their order.
+        """Calls `write` with the arrays and returns its result.
+
+        Args:
+            write: function that reads each array once, in order.
 
         Raises:
-            CheckpointError: the arrays could not be read.
+            CheckpointError: if the owner could not read the arrays.
         """
         try:
             return write([replace(source, blocks=self._taken) for source in self._sources])
         finally:
             self._is_over = True
             with suppress(queue.Empty):
-                while True:  # so that a holder that waits for room goes on
+                while True:  # make room, so that an owner blocked in `put` continues
                     self._blocks.get_nowait()
 
     def _taken(self) -> Iterator[np.ndarray]:

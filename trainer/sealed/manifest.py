@@ -1,4 +1,4 @@
-"""The list of what a sealed folder holds: written last, sealed by a sum over itself, believed only when whole."""
+"""The manifest of a checksummed folder: written last, protected by a checksum of its own, and verified when read."""
 
 import hashlib
 import json
@@ -26,7 +26,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of the folder: its path in it, its length and its SHA-256 sum in hexadecimal."""
+    """A file of the folder.
+
+    Attributes:
+        file: path relative to the folder.
+        bytes: size of the file.
+        sha256: SHA-256 checksum in hexadecimal.
+    """
 
     file: str
     bytes: int
@@ -35,7 +41,12 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ArrayEntry(FileEntry):
-    """An array's file, with the shape and the dtype that it must have."""
+    """The file of an array.
+
+    Attributes:
+        shape: expected shape.
+        dtype: expected dtype, one of DTYPES.
+    """
 
     shape: tuple[int, ...]
     dtype: Literal[DTYPES]  # type: ignore[valid-type]
@@ -43,7 +54,7 @@ class ArrayEntry(FileEntry):
 
 @dataclass(frozen=True)
 class _Content:
-    """What is sealed in a manifest's text, as JSON has it."""
+    """The checksummed content of a manifest, in the structure of its JSON."""
 
     version: int
     facts: dict[str, Any]
@@ -53,14 +64,20 @@ class _Content:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is in a folder: facts (JSON), arrays by name, documents by file name."""
+    """The content of a folder.
+
+    Attributes:
+        facts: metadata as JSON values.
+        arrays: entries of the arrays, by array name.
+        documents: entries of the documents, by file name.
+    """
 
     facts: dict[str, Any]
     arrays: dict[str, ArrayEntry]
     documents: dict[str, FileEntry]
 
     def to_text(self) -> str:
-        """JSON with a sum over its content, so that a flipped digit in a fact shows as well."""
+        """Returns the manifest as JSON with a checksum over its content, so that changed facts are detected as well."""
         content = {
             "version": FORMAT_VERSION,
             "facts": self.facts,
@@ -71,7 +88,7 @@ class Manifest:
 
 
 def is_document_name(name: object) -> bool:
-    """Whether `name` can name a document: printable, at most three folders deep, and no part hidden."""
+    """Returns whether `name` is a valid document name: printable, at most three folders deep, without hidden parts."""
     if not isinstance(name, str) or name == MANIFEST or not name.isprintable():
         return False
     parts = name.split("/")
@@ -79,10 +96,14 @@ def is_document_name(name: object) -> bool:
 
 
 def plain_json(value: Any, place: str) -> Any:
-    """`value` as JSON gives it back: lists for tuples, Python numbers for NumPy's.
+    """Converts a value to what a JSON round trip yields: tuples become lists, NumPy scalars Python numbers.
+
+    Args:
+        value: the value.
+        place: path of the value, for messages.
 
     Raises:
-        ValueError: something that JSON cannot hold; the message names its place.
+        ValueError: if the value contains something that JSON cannot represent; the message names its path.
     """
     if isinstance(value, dict):
         wrong = [key for key in value if not isinstance(key, str)]
@@ -99,15 +120,15 @@ def plain_json(value: Any, place: str) -> Any:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads and checks the manifest; the files that it lists are not looked at.
+    """Reads and validates the manifest of a folder, without checking the files that it lists.
 
     Raises:
-        DamagedError: missing, cut, changed, of another version, or with entries that no save writes.
+        DamagedError: if the manifest is missing, truncated, modified, of another version, or has invalid entries.
     """
     path = folder / MANIFEST
     try:
         with open_regular(path) as file:
-            text = file.read(LARGEST_MANIFEST + 1)
+            text = file.read(LARGEST_MANIFEST + 1)  # bounds the memory used for a file that is not a manifest
         if len(text) > LARGEST_MANIFEST:
             raise DamagedError(f"{path}: larger than {LARGEST_MANIFEST:,} bytes")
         content = _unsealed(text.decode())
@@ -115,7 +136,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise DamagedError(str(error)) from error
     except OSError as error:
         raise DamagedError(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: deeply nested JSON
         raise DamagedError(f"{path}: not JSON ({error})") from error
     if content is None:
         raise DamagedError(f"{path}: its checksum does not fit its content")
@@ -133,14 +154,16 @@ def _sealed_text(content: dict[str, Any]) -> str:
 
 
 def _unsealed(text: str) -> dict[str, Any] | None:
-    """The content, or None where any character of the text is not as `_sealed_text` writes it."""
+    """Returns the content, or None if the text differs in any character from what `_sealed_text` writes."""
     document = json.loads(text)
     content = document.get("manifest") if isinstance(document, dict) else None
+    # Serializing the content again compares its checksum, and also detects changes that JSON parsing would ignore.
     return content if isinstance(content, dict) and _sealed_text(content) == text else None
 
 
 def _parsed(content: dict[str, Any]) -> Manifest:
     read: _Content = read_typed(_Content, content, "manifest")
+    # The checksum protects against damage, not against forgery: names are checked so that no path leaves the folder.
     for name, document in read.documents.items():
         if document.file != name or not is_document_name(name):
             raise ValueError(f"document {shown(name)} in file {shown(document.file)}: a name that no save gives")

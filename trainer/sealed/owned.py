@@ -1,4 +1,4 @@
-"""Whether a folder holds what saves have written, and nothing else."""
+"""Checks whether a folder holds only files written by saves, so that it may be replaced or removed."""
 
 import os
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ from trainer.sealed.manifest import ARRAY_FILE, MANIFEST, read_manifest
 
 
 def is_owned(folder: Path) -> bool:
-    """Whether `folder` is a folder, no link, and nothing is in it but what a save has written."""
+    """Returns whether `folder` is a folder, not a link, and contains only files written by a save."""
     return folder.is_dir() and not folder.is_symlink() and foreign_entry(folder) is None
 
 
 def foreign_entry(folder: Path) -> Path | None:
-    """The first entry of a folder that no save has written; None where there is none.
+    """Returns the first entry of a folder that was not written by a save, or None if there is none.
 
-    Ours are the files that its manifest lists, and their folders. Where the manifest cannot be read, ours are files
-    named as arrays are, if there are any.
+    Files listed in the manifest and their parent folders count as written by a save. If the manifest cannot be read,
+    files with names of arrays do, and the manifest itself if there are any such files.
     """
     entries = dict(_entries(folder))
     written = _listed(folder)
@@ -40,7 +40,7 @@ def _listed(folder: Path) -> set[str] | None:
 
 
 def _entries(folder: Path) -> Iterator[tuple[str, str]]:
-    """Path in the folder and kind of all that lies in it; links are not followed."""
+    """Yields the relative path and the kind ("file", "folder" or "link") of every entry; links are not followed."""
     for place, folders, files in os.walk(folder):
         inside = Path(place)
         for names, kind in ((folders, "folder"), (files, "file")):

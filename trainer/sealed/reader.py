@@ -1,4 +1,4 @@
-"""Reading a sealed folder, after checking that it is what was written."""
+"""Reading and verification of checksummed folders."""
 
 import hashlib
 import math
@@ -19,15 +19,15 @@ from trainer.sealed.manifest import ArrayEntry, FileEntry, read_manifest
 
 
 class SealedFolder:
-    """Named arrays and documents on disk. Made from the manifest alone; `verify` reads every byte.
+    """Named arrays and documents on disk. Opening reads the manifest only; `verify` reads every byte.
 
     Attributes:
-        path: the folder.
-        facts: what the writer said about it, JSON.
-        arrays: shape and dtype per array name, in the order of writing.
+        path: path of the folder.
+        facts: metadata given by the writer, as JSON values.
+        arrays: shape and dtype by array name, in the order of writing.
 
     Raises:
-        DamagedError: the manifest is not as it was written.
+        DamagedError: if the manifest is missing, damaged or invalid.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,32 +39,33 @@ class SealedFolder:
         self._documents = manifest.documents
 
     def verify(self) -> None:
-        """Checks every file's length, SHA-256 sum and array header.
+        """Verifies the size and SHA-256 checksum of every file and the header of every array.
 
         Raises:
-            DamagedError: naming the first file that differs.
+            DamagedError: if a file differs; the message names the first one.
         """
+        # All checksums first: headers are parsed only in files known to be as written.
         for entry in (*self._documents.values(), *self._arrays.values()):
             self._check_file(entry)
         for array in self._arrays.values():
             self._check_header(array)
 
     def read(self, name: str) -> np.ndarray:
-        """The whole array `name`."""
+        """Reads the whole array `name`."""
         shape, _ = self._shape_and_dtype(name)
         return next(self._blocks(name, shape[0] if shape else 1))
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
-        """The rows of array `name` in order, in blocks of about 16 MiB; no rows or no axes: one block."""
+        """Yields the rows of array `name` in blocks of about 16 MiB; empty and scalar arrays are one block."""
         return self._blocks(name, rows_per_block(*self._shape_and_dtype(name)))
 
     def source(self, name: str) -> ArraySource:
-        """Array `name`, to be saved elsewhere."""
+        """Returns array `name` as a source for saving it elsewhere."""
         return ArraySource(name, *self._shape_and_dtype(name), lambda: self.blocks(name))
 
     @property
     def documents(self) -> dict[str, Path]:
-        """The file of every document, by name."""
+        """Path of every document, by name."""
         return {name: self.path / name for name in self._documents}
 
     def _shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -76,7 +77,7 @@ class SealedFolder:
         shape, dtype = self._shape_and_dtype(name)
         entry = self._arrays[name]
         with self._open(entry) as file:
-            file.seek(entry.bytes - math.prod(shape) * dtype.itemsize)
+            file.seek(entry.bytes - math.prod(shape) * dtype.itemsize)  # skip the header
             if not shape or not shape[0]:
                 yield self._filled(file, entry, np.empty(shape, dtype))
                 return
@@ -90,7 +91,7 @@ class SealedFolder:
 
     @contextmanager
     def _open(self, entry: FileEntry) -> Iterator[BinaryIO]:
-        """A file of the folder; what goes wrong with it is a DamagedError."""
+        """Opens a file of the folder; errors are raised as DamagedError."""
         path = self.path / entry.file
         try:
             with open_regular(path) as file:

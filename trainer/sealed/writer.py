@@ -1,4 +1,4 @@
-"""Writing a sealed folder: beside its place, forced to disk, renamed."""
+"""Atomic writing of checksummed folders: written under a temporary name, synced to disk, then renamed."""
 
 import errno
 import hashlib
@@ -33,7 +33,7 @@ from trainer.sealed.manifest import (
 from trainer.sealed.owned import foreign_entry, is_owned
 
 REPLACED = ".replaced"
-# What a save needs besides the content of arrays and documents: an estimate per file of the manifest's text.
+# Estimated size of a file's entry in the manifest, for the check of free space.
 _ENTRY_BYTES = 512
 
 
@@ -44,26 +44,26 @@ def write_sealed(
     facts: dict[str, Any],
     array_folder: str = "arrays",
 ) -> None:
-    """Writes `folder`, in the place of one that stands there, all at once.
+    """Writes a folder atomically, replacing an earlier one.
 
     Args:
-        folder: where it shall stand; the folders above it are made.
-        arrays: no name twice.
-        documents: content, or a file to copy, per file name; folders are allowed, as in "workflow/encoders.json".
-        facts: JSON for the manifest.
-        array_folder: the folder of the arrays, in lower-case letters.
+        folder: path of the folder; its parents are created.
+        arrays: the arrays, with distinct names.
+        documents: content, or a file to copy, by file name; names may include folders, as in "workflow/encoders.json".
+        facts: metadata for the manifest, as JSON values.
+        array_folder: name of the subfolder for arrays, in lower-case letters.
 
     Raises:
-        CheckpointError: no room, no permission, a disk that fails, or something in `folder` that no save has written.
-            What stood in `folder` still does.
-        ValueError: names, blocks or facts that cannot be written.
+        CheckpointError: if there is no space or permission, the disk fails, or `folder` has content not written by a
+            save. An earlier folder is left intact.
+        ValueError: if names, blocks or facts are invalid.
     """
     sources = tuple(arrays)
     _check_names(sources, documents)
     facts = plain_json(facts, "facts")
     temporary = temporary_name(folder)
     try:
-        check_replaceable(folder)
+        check_replaceable(folder)  # fail early, and check again before the rename: writing may take long
         folder.parent.mkdir(parents=True, exist_ok=True)
         _check_room(folder.parent, sources, documents, facts)
         _fill(temporary, sources, documents, facts, array_folder)
@@ -80,10 +80,11 @@ def write_sealed(
 
 
 def check_replaceable(folder: Path) -> None:
-    """Checks that a save may put its folder at `folder`: nothing is there, or only what an earlier save has written.
+    """Checks that a save may replace `folder`: it does not exist, or holds only files written by an earlier save.
 
     Raises:
-        DataError: a link, a file, a mount point, or a folder with anything that no save has written. Names it.
+        DataError: if the path is a link, a file or a mount point, or a folder with content not written by a save. The
+            message names the offending path.
     """
     for path in (folder, _aside(folder)):
         if path.is_symlink():
@@ -103,12 +104,12 @@ def check_replaceable(folder: Path) -> None:
 
 
 def check_can_be_renamed(folder: Path) -> None:
-    """Tries the renames of a save on a folder that stands there.
+    """Tries out the renames of a save on an existing folder.
 
-    Some cannot be renamed, such as mounts of the same disk or folders of a container image's lower layers.
+    Some folders cannot be renamed, such as bind mounts or folders in the lower layers of a container image.
 
     Raises:
-        DataError: it cannot be renamed.
+        DataError: if the folder cannot be renamed.
     """
     aside = _aside(folder)
     if not folder.exists() or aside.exists():
@@ -124,11 +125,16 @@ def check_can_be_renamed(folder: Path) -> None:
 
 
 def replace_facts(folder: Path, facts: dict[str, Any]) -> None:
-    """Gives a sealed folder other facts, all at once; its arrays and documents stay as they are.
+    """Replaces the facts of a checksummed folder atomically; its arrays and documents are unchanged.
+
+    Args:
+        folder: the existing folder.
+        facts: new metadata, as JSON values.
 
     Raises:
-        CheckpointError: no room, no permission, a disk that fails, or a manifest that is damaged. It stays as it was.
-        ValueError: facts that cannot be written.
+        CheckpointError: if there is no space or permission, the disk fails, or the manifest is damaged. The folder is
+            left unchanged.
+        ValueError: if the facts are invalid.
     """
     manifest = replace(read_manifest(folder), facts=plain_json(facts, "facts"))
     temporary = temporary_name(folder)
@@ -146,13 +152,14 @@ def replace_facts(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def remove_leftovers(parent: Path, pattern: str) -> None:
-    """Clears away what saves that died have left in `parent`.
+    """Removes leftovers of interrupted saves.
 
-    What one had moved aside before it died stays, as it is all that there is of its kind (see `standing`).
+    A folder that an interrupted save had moved aside is kept if nothing has taken its place, since it is then the only
+    copy (see `standing`).
 
     Args:
-        parent: where the saved folders stand.
-        pattern: of their names, as in "step-*".
+        parent: parent of the saved folders.
+        pattern: glob pattern of their names, as in "step-*".
     """
     for path in parent.glob(f".{pattern}-{'[0-9a-f]' * 12}{UNFINISHED}"):
         if draft_folder.is_draft(path) or is_owned(path):
@@ -163,10 +170,12 @@ def remove_leftovers(parent: Path, pattern: str) -> None:
 
 
 def discard(folder: Path) -> bool:
-    """Removes a folder that saves have written, as far as the file system allows; no half of it keeps its own name.
+    """Removes a folder written by a save, as far as the file system allows.
+
+    The folder is renamed first, so that a partially removed folder never remains under its own name.
 
     Returns:
-        False for one with anything else in it, which stays as it is.
+        False if the folder has other content, in which case it is left unchanged.
     """
     if not is_owned(folder):
         return False
@@ -180,13 +189,13 @@ def discard(folder: Path) -> bool:
 
 
 def standing(folder: Path) -> Path:
-    """Where the content of `folder` is: aside, if a save died between its two renames."""
+    """Returns the path that holds the content of `folder`: set aside if a save was interrupted between its renames."""
     aside = _aside(folder)
     return aside if aside.exists() and not folder.exists() else folder
 
 
 def temporary_name(folder: Path) -> Path:
-    """A name beside `folder` that no reader takes for it and `remove_leftovers` knows."""
+    """Returns a hidden name in the same parent folder that readers ignore and `remove_leftovers` recognizes."""
     return folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:12]}{UNFINISHED}")
 
 
@@ -213,7 +222,7 @@ def _aside(folder: Path) -> Path:
 def _check_room(
     parent: Path, sources: tuple[ArraySource, ...], documents: Mapping[str, bytes | Path], facts: dict[str, Any]
 ) -> None:
-    """Raises an OSError unless a save's files, each in whole blocks, and its folders fit beside what is there."""
+    """Raises an OSError unless the disk has space for the save's files, rounded up to whole blocks, and folders."""
     disk = os.statvfs(parent)
     sizes = [len(source.npy_header()) + source.nbytes for source in sources]
     sizes += [_size(content) for content in documents.values()]
@@ -221,7 +230,7 @@ def _check_room(
     folders = 2 + len({parent for name in documents for parent in PurePath(name).parents})
     needed = sum(-(-size // disk.f_frsize) for size in sizes) + folders
     free, files = disk.f_bavail * disk.f_frsize, len(sizes) + folders + 1
-    # Some network file systems report nothing at all; there the write itself will tell.
+    # Some network file systems report zeros; there the write itself fails if the disk is full.
     if disk.f_blocks and disk.f_bavail < needed:
         raise _no_room(f"{needed * disk.f_frsize:,} bytes are needed, {free:,} are free")
     if disk.f_files and disk.f_favail < files:
@@ -251,12 +260,12 @@ def _fill(
     for name, content in documents.items():
         (temporary / name).parent.mkdir(parents=True, exist_ok=True)
         manifest.documents[name] = FileEntry(name, *_write_file(temporary / name, _chunks(content)))
-    # All at once, so that a thread that hands over blocks does not wait for the disk.
+    # Synced only after all files are written, so that a thread handing over blocks does not wait for the disk.
     for entry in (*manifest.arrays.values(), *manifest.documents.values()):
         _sync_file(temporary / entry.file)
     for inner in (path for path in temporary.rglob("*") if path.is_dir()):
         sync_names(inner)
-    # Last of all: a folder with a manifest has everything that it lists.
+    # Written last: a folder that has a manifest has all files listed in it.
     _write_file(temporary / MANIFEST, [memoryview(manifest.to_text().encode())])
     _sync_file(temporary / MANIFEST)
     draft_folder.unmark(temporary)
@@ -264,7 +273,7 @@ def _fill(
 
 
 def _write_file(path: Path, chunks: Iterable[memoryview]) -> tuple[int, str]:
-    """Writes a file; returns the length and the SHA-256 sum."""
+    """Writes a file and returns its size in bytes and its SHA-256 checksum."""
     digest, size = hashlib.sha256(), 0
     with open(path, "xb") as file:
         for chunk in chunks:
@@ -275,7 +284,7 @@ def _write_file(path: Path, chunks: Iterable[memoryview]) -> tuple[int, str]:
 
 
 def _sync_file(path: Path) -> None:
-    """Forces a file's content to disk, whichever descriptor it was written through."""
+    """Syncs a file's content to disk, regardless of the descriptor it was written through."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
@@ -295,6 +304,8 @@ def _chunks(content: bytes | Path) -> Iterator[memoryview]:
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
     aside = _aside(folder)
+    # rename(2) cannot replace a non-empty folder, so an existing one is moved aside first. If the process dies between
+    # the two renames, `standing` finds the old folder.
     if folder.exists():
         os.rename(folder, aside)
     os.rename(temporary, folder)

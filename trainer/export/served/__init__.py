@@ -1,1 +1,1 @@
-"""Programs that are copied into an export; they import nothing of this project."""
+"""Programs that are copied into an export; they do not import anything from this project."""

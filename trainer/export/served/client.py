@@ -18,16 +18,19 @@ Rows = dict[str, list[list[float]]]
 
 
 def predict(url: str, model: str, rows: Rows) -> Rows:
-    """Predictions of rows of encoded features.
+    """Requests predictions for rows of encoded features.
 
     Args:
-        url: of the server.
-        model: its name there.
-        rows: by feature.
+        url: base URL of the server.
+        model: name of the model on the server.
+        rows: by feature name, a list of values for each row.
+
+    Returns:
+        By task name, a list of values for each row.
 
     Raises:
-        RuntimeError: the server refuses the request; its words.
-        OSError: there is no server.
+        RuntimeError: if the server rejects the request; the message contains its answer.
+        OSError: if the server cannot be reached.
     """
     described = _ask(f"{url}/v2/models/{model}")
     inputs = [_tensor(entry, rows[entry["name"]]) for entry in described["inputs"]]
@@ -56,7 +59,7 @@ def _ask(address: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints predictions as JSON."""
+    """Runs the command line: prints predictions as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://localhost:8000", help="of the server (default: %(default)s)")
     parser.add_argument("--model", default="recommender", help="its name there (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""Serves the model.onnx beside it through Triton's Python backend; needs onnxruntime and NumPy there."""
+"""Serves the model.onnx in the same folder with Triton's Python backend, which needs onnxruntime and NumPy."""
 
 import json
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ Arrays = dict[str, np.ndarray]
 
 
 class TritonPythonModel:
-    """What Triton calls.
+    """The interface that Triton's Python backend calls.
 
-    Tensors are handed over as DLPack: a backend that was built for NumPy 1 misreads the arrays of NumPy 2, and its own
-    `as_numpy` then gives wrong numbers without an error.
+    Tensors are exchanged through DLPack: a backend built for NumPy 1 misreads arrays of NumPy 2, and its `as_numpy`
+    then silently returns wrong numbers.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the version that is served."""
+        """Loads the model version that Triton serves."""
         config = json.loads(args["model_config"])
         self._inputs = [entry["name"] for entry in config["input"]]
         self._outputs = [entry["name"] for entry in config["output"]]
@@ -28,15 +28,15 @@ class TritonPythonModel:
         self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answers the requests of a dynamic batch in one pass; where that fails, one by one."""
+        """Answers all requests of a dynamic batch in one forward pass, or one by one if that fails."""
         features = [self._features(request) for request in requests]
         merged = {name: np.concatenate([one[name] for one in features]) for name in self._inputs}
         try:
             predictions = self._predict(merged)
-        except Exception as error:  # onnxruntime has several kinds, and Triton needs an answer to every request
+        except Exception as error:  # onnxruntime raises various types, and Triton needs a response to every request
             if len(features) == 1:
                 return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))]
-            # An id out of range in one request is not the others' fault.
+            # An id out of range in one request must not fail the others.
             return [self.execute([request])[0] for request in requests]
         ends = np.cumsum([len(one[self._inputs[0]]) for one in features])
         return [self._response(predictions, start, end) for start, end in zip([0, *ends], ends, strict=False)]
