@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +24,21 @@ import transcode
 from data.atomic import create_new, replacing, temporary_beside, write_whole
 from data.conversion.new_dataset import new_dataset
 from data.errors import DataError
+from data.specification.embedding_sizes import embedding_dims
+from data.specification.feature_spec import FeatureSpec
 from main import main
 from tests.helpers import ROOT, make_dataset
 from trainer.checkpoints import CheckpointStore
+from trainer.early_stopping import Stopping
+from trainer.flags.cli import parse
 from trainer.model_folder import write_model
+from trainer.models import MODELS
+from trainer.position import Position
 from trainer.process.launcher import Launch
 from trainer.reliability.records import WorkerRecord, prepare_records
 from trainer.reliability.run_lock import RunLock
+from trainer.run_facts import Identity, RunFacts
+from trainer.schema import Schema
 from trainer.sealed.arrays import ArraySource
 from trainer.sealed.errors import CheckpointError
 from trainer.sealed.writer import check_replaceable
@@ -54,6 +64,20 @@ def data(dataset, tmp_path) -> Path:
 
 def arrays() -> list[ArraySource]:
     return [ArraySource.from_array("table", np.arange(6, dtype=np.float32).reshape(3, 2))]
+
+
+def run_state(data: Path) -> dict[str, Any]:
+    """What a run on a dataset keeps in its first checkpoint, besides arrays."""
+    spec, options = FeatureSpec.read(data / "feature_spec.yaml"), parse([*SMALL], 1, tuple(MODELS))
+    facts = RunFacts(
+        identity=Identity(seed=0, global_batch_size=64, train_mapping="train", training_data="0"),
+        position=Position(steps=1, losses=[0.5]),
+        stopping=Stopping("auc_roc"),
+        schema=Schema.of(spec, embedding_dims(spec)),
+        options=options.as_dict(),
+        metrics={},
+    )
+    return asdict(facts)
 
 
 def snapshot(folder: Path) -> dict[str, str]:
@@ -194,9 +218,8 @@ def test_leftovers_with_files_of_others_stay(tmp_path, name):
 
 def test_resuming_leaves_later_steps_of_others(data, tmp_path, models, capsys):
     store = CheckpointStore(models)
-    options = {"options": {}}
-    store.save(1, arrays(), options)
-    store.save(9, arrays(), options)
+    store.save(1, arrays(), run_state(data))
+    store.save(9, arrays(), run_state(data))
     (store.folder / "step-9" / "notes.txt").write_text(MINE)
     resume = train(data, tmp_path, "--use_checkpoint", "--checkpoint", str(store.folder / "step-1"))
     refused(capsys, tmp_path, main, resume, "step-9/notes.txt", "was not written by this program")
@@ -281,7 +304,7 @@ def test_worker_records_of_others_stay(tmp_path):
 @pytest.fixture
 def trained(data, models) -> Path:
     """What is left by a run that needs no TensorFlow: checkpoint and model folder."""
-    CheckpointStore(models).save(1, arrays(), {"options": {}}, best=True)
+    CheckpointStore(models).save(1, arrays(), run_state(data), best=True)
     write_model(models / "model", arrays(), {"architecture.json": {}})
     return models
 
@@ -311,7 +334,7 @@ CASES += [(INPUTS[0], how, flag) for how in HOW for flag in (["--predict"], ["--
 
 @pytest.mark.parametrize("name,how,flag", CASES)
 def test_predictions_never_overwrite_an_input(data, trained, tmp_path, capsys, name, how, flag):
-    (tmp_path / "sizes.json").write_text('{"user_id": 8}')
+    (tmp_path / "sizes.json").write_text('{"user_id": 14}')  # as by default: the checkpoint fits
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "log.json").write_text("DLLL {}\n")
     (tmp_path / "results" / "metrics.json").write_text("{}")

@@ -157,7 +157,7 @@ class TrainStep:
         # Deep: [batch, hotness, width] per feature; wide: [batch, id columns, outputs].
         rows = self.model.gather(batch.ids)
         # [2] int32, a different one for every worker and step: resuming needs no saved random state.
-        dropout_seed = tf.stack([tf.constant(self._seed * 1_000_003 % 2**31 + self.comm.rank), step * 64])
+        dropout_seed = tf.stack([tf.constant((self._seed * 1_000_003 + self.comm.rank) % 2**31), step * 64])
         factors, scale = self.weighting.factors(step), tf.convert_to_tensor(self.loss_scale.scale)
         losses, weight_gradients, row_gradients, shared, moments = self._forward_backward(
             rows, batch, counts, totals, dropout_seed, factors, scale
