@@ -130,7 +130,8 @@ def test_a_misspelt_embedding_size_is_warned_of(dataset, tmp_path):
 def test_an_unknown_column_to_keep_has_a_suggestion(dataset, tmp_path):
     words = arguments(dataset, tmp_path, "--predict", str(tmp_path / "p.parquet"), "--keep", "user_di")
     with pytest.raises(DataError, match=r"has no column user_di; it has liked, .*; did you mean user_id\?"):
-        open_inputs(parse(words, 1, ("wide_deep",), reads_checkpoint=False), Launch())
+        # A worker that does not read the checkpoint.
+        open_inputs(parse(words, 2, ("wide_deep",), reads_checkpoint=False), Launch(rank=1, size=2))
 
 
 def test_a_model_folder_with_an_earlier_run_is_not_trained_over(dataset, tmp_path, capsys):
