@@ -285,7 +285,7 @@ def _write_file(path: Path, chunks: Iterable[memoryview]) -> tuple[int, str]:
 
 def _sync_file(path: Path) -> None:
     """Syncs a file's content to disk, regardless of the descriptor it was written through."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         os.fsync(file.fileno())
 
 
