@@ -89,7 +89,7 @@ class EncodeIds(ops.Categorify):
         return {name: (size, min(512, max(16, round(1.6 * size**0.56)))) for name, size in cardinalities.items()}
 
     def clear(self) -> None:
-        """Forgets what was fitted."""
+        """Discard the fitted state."""
         super().clear()
         self.vocabularies = {}
 
@@ -128,11 +128,11 @@ class CountKeys(ops.StatOperator):
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """New columns, and what they are made of."""
+        """Return the source columns of each new column, by name."""
         return {f"{name}_count": [name] for name in col_selector.names}
 
     def clear(self) -> None:
-        """Forgets what was fitted."""
+        """Discard the fitted state."""
         self.tables = {}
 
 
@@ -228,11 +228,11 @@ class OutOfFoldMean(SumsByFold):
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """New columns, and what they are made of."""
+        """Return the source columns of each new column, by name."""
         return {f"{name}_mean": [name] for name in col_selector.names}
 
     def clear(self) -> None:
-        """Forgets what was fitted."""
+        """Discard the fitted state."""
         self.tables, self._rows, self._means = {}, {}, {}
 
     def _without_fold(self, keys: np.ndarray, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
