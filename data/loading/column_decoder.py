@@ -63,6 +63,7 @@ def decode_table(table: pa.Table, targets: Sequence[Target], place: Place, out: 
     Raises:
         DataError: if a value is missing or out of range, naming the file, the row and the value.
     """
+    # Columns are decoded one by one, then transposed together into the row-major fields [rows, columns].
     matrices: dict[str, list[tuple[int, np.ndarray]]] = {"onehot": [], "numerical": [], "labels": []}
     lists: dict[str, _Lists] = {}
     replaced: dict[str, np.ndarray] = {}

@@ -5,9 +5,9 @@ length. Every step takes the same number of rows from each lane, so that a worke
 an eighth of the data, while the rows of a global batch do not depend on the number of workers. Consecutive units of a
 lane form a window, within which rows are shuffled:
 
-    units in random order   | u3 | u0 | u5 | u1 | u4 | u2 |
-    lanes                   |---- lane 0 ----|-- lane 1 --|
-    windows of a lane       |- w0 -|-- w1 ---|   every step takes global_batch_size / lanes rows of each lane
+    units in random order   |   u3    |   u0    |   u5    |   u1    |   u4    |
+    lanes                   |         lane 0         |         lane 1         |
+    windows of each lane    |     window 0      | w1 |   window 0   |window 1 |
 """
 
 from collections.abc import Iterator
@@ -98,6 +98,7 @@ class ShuffledPlan:
     def _asked(self, lane: int, step: int, worker: int, workers: int) -> "_Asked":
         rows = min(self._lane_batch * self.lanes, self._rows - step * self._lane_batch * self.lanes)
         first, end = self._rows_before(lane, step), self._rows_before(lane + 1, step)
+        # The overlap of the worker's range of the step's rows with those of the lane, [first, end).
         low, high = (min(max(rank * rows // workers, first), end) - first for rank in (worker, worker + 1))
         return _Asked(end - first, low, high)
 

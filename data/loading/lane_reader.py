@@ -65,6 +65,7 @@ class LaneReader:
             decoding, filled = [], 0
             for segment in share.segments:
                 end = filled + segment.stop - segment.start
+                # The task writes to its own rows of the buffer, so segments are decoded in parallel without locks.
                 result = self._pool.submit(self._reader.decode, *segment, slice_rows(rows, filled, end))
                 decoding.append((filled, result))
                 filled = end
@@ -78,6 +79,7 @@ class LaneReader:
         """
         while self._open and self._open[0].share.steps.start <= step:
             window = self._open[0]
+            # Wait for all segments: the shuffled rows of a step come from anywhere in the window.
             while window.decoding:
                 self._take(window, *window.decoding.pop())
             positions = window.share.positions[step - window.share.steps.start]

@@ -133,6 +133,7 @@ class ParquetLoader:
         """
         self.truncated, self.out_of_vocabulary = Counter(), Counter()
         shares, window_rows = self._shares(epoch, first_step)
+        # Window sizes depend on the order of units, so a buffer of the last epoch can be too short.
         spare, self._spare = [rows for rows in self._spare if len(rows.rows) >= window_rows], []
         with _Background() as background:
             lanes = [
@@ -230,6 +231,7 @@ class _Background:
 
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="loader-decode")
+        # None marks the end. The queue is bounded by `_room`, which `__exit__` can release to unblock the thread.
         self._ready: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(BATCHES_AHEAD)
         self._is_closed = threading.Event()

@@ -77,6 +77,7 @@ class ParquetReader:
         _check_columns(self._groups)
         self._extra_dtypes = _extra_dtypes(self._groups, len(extra_columns))
         self.rows = _common_rows(self._groups, mapping)
+        # The coarsest division: finer row groups of the others mostly fall within one unit, and are read once.
         units = min(self._groups, key=lambda group: len(group.starts))
         self.unit_rows, self._unit_starts = units.sizes, units.starts
         self.fingerprint = _fingerprint(chunks, chunk_files)

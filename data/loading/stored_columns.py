@@ -77,6 +77,7 @@ class ColumnStream:
 
     def _take(self, index: int, rows: int) -> pa.Table:
         parts = []
+        # Column groups differ in their row groups, so the unread rest of the current one is kept for each group.
         while True:
             left = self._left[index]
             if left is None:

@@ -63,7 +63,7 @@ def usable_values(
     Raises:
         DataError: if a value is out of range and cannot be replaced, naming the first one and its row.
     """
-    if target.domain.allows_all(values):
+    if target.domain.allows_all(values):  # the usual case, and faster than `allows`
         return values, np.zeros(0, np.int64)
     wrong = np.flatnonzero(~target.domain.allows(values))
     # Only integral ids may be replaced: NaN or 1.5 is damage, not an unseen id.
