@@ -104,7 +104,7 @@ def _fnv1a(texts: pa.LargeStringArray) -> np.ndarray:
     offsets = np.frombuffer(offset_buffer, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     text_bytes = np.frombuffer(byte_buffer, np.uint8)
     starts, lengths = offsets[:-1], np.diff(offsets)
-    # By falling length, so that the texts with a byte at `position` are a prefix.
+    # By descending length, so that the texts with a byte at `position` are a prefix.
     longest_first = np.argsort(-lengths, kind="stable")
     ascending = np.sort(lengths)
     for position in range(int(ascending[-1])):
