@@ -1,9 +1,9 @@
-"""Prepares Ali-CCP: python -m data.aliccp.prepare --raw DIR --output DIR.
+"""Prepare Ali-CCP: python -m data.aliccp.prepare --raw DIR --output DIR.
 
-Reads CSV files with a header, one row per impression, as community releases of the Tianchi set have them: click,
-purchase, then fields named by their published ids (101 user, 205 item, 109_14 a behaviour history, ...), and
-the fields' values in columns beginning with D. An empty cell means unknown. Files are read in blocks, so they may
-be larger than memory.
+The input is CSV files with a header and one row per impression, as in community releases of the Tianchi data set:
+click, purchase, then fields named by their published ids (101 user, 205 item, 109_14 a behavior history, ...), and the
+values of fields in columns prefixed with D. An empty cell means unknown. Files are read in blocks, so they may be
+larger than memory.
 """
 
 import sys
@@ -36,24 +36,24 @@ COLUMNS = Columns(
 def prepare(
     raw: Path, output: Path, *, files: Sequence[str] | None = None, seed: int = 0, oov_buckets: int = 1
 ) -> None:
-    """Writes the dataset; all of it, or nothing.
+    """Write the dataset, atomically.
 
     Args:
         raw: folder with the three files.
-        output: folder that holds no dataset yet.
-        files: names of the training, validation and test file; None looks for the known ones.
-        seed: of the order of the training rows.
-        oov_buckets: ids for values unseen in training, per categorical feature.
+        output: folder for the dataset; must not contain one yet.
+        files: names of the training, validation and test file; None looks for the groups in `FILES`.
+        seed: seed of the order of the training rows.
+        oov_buckets: number of ids shared by values unseen in training, per categorical feature.
 
     Raises:
-        DataError: wrong input, such as a purchase without a click.
+        DataError: if the input is invalid, such as a purchase without a click.
     """
     sources = published_files(raw, [tuple(files)] if files else FILES, MAPPINGS, FORM, WHERE)
     prepare_table(Job("aliccp", sources, COLUMNS, MAPPINGS, seed, oov_buckets, {"seed": seed}), output)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
+    """Run the command; return the exit code: 0 success, 1 failure, 2 invalid input or arguments."""
     parser = table_parser(
         "aliccp",
         "Turns CSV files of Alibaba Click and Conversion Prediction into a parquet dataset of two tasks, click, and "

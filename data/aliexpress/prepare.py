@@ -1,8 +1,8 @@
-"""Prepares AliExpress: python -m data.aliexpress.prepare --raw DIR --output DIR.
+"""Prepare AliExpress: python -m data.aliexpress.prepare --raw DIR --output DIR.
 
-Reads the CSV files of one country as they were prepared for the multi-task literature: search_id (one result list),
-categorical_1 to 16, numerical_1 to 63 (scaled to 0 to 1), click, conversion. An empty cell means unknown. Files are
-read in blocks, so they may be larger than memory. MAP is taken over the result lists of the test rows.
+The input is the CSV files of one country in the form used by the multi-task literature: search_id (one result list),
+categorical_1 to 16, numerical_1 to 63 (scaled to [0, 1]), click, conversion. An empty cell means unknown. Files are
+read in blocks, so they may be larger than memory. MAP is computed over the result lists of the test rows.
 """
 
 import sys
@@ -34,24 +34,24 @@ COLUMNS = Columns(
 def prepare(
     raw: Path, output: Path, *, files: Sequence[str] | None = None, seed: int = 0, oov_buckets: int = 1
 ) -> None:
-    """Writes the dataset; all of it, or nothing.
+    """Write the dataset, atomically.
 
     Args:
         raw: folder with the two files.
-        output: folder that holds no dataset yet.
-        files: names of the training and test file; None looks for the known ones.
-        seed: of the order of the training rows.
-        oov_buckets: ids for values unseen in training, per categorical feature.
+        output: folder for the dataset; must not contain one yet.
+        files: names of the training and test file; None looks for the groups in `FILES`.
+        seed: seed of the order of the training rows.
+        oov_buckets: number of ids shared by values unseen in training, per categorical feature.
 
     Raises:
-        DataError: wrong input, such as a conversion without a click.
+        DataError: if the input is invalid, such as a conversion without a click.
     """
     sources = published_files(raw, [tuple(files)] if files else FILES, (TRAIN, TEST), FORM, WHERE)
     prepare_table(Job("aliexpress", sources, COLUMNS, (TRAIN, TEST), seed, oov_buckets, {"seed": seed}), output)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
+    """Run the command; return the exit code: 0 success, 1 failure, 2 invalid input or arguments."""
     parser = table_parser(
         "aliexpress",
         "Turns CSV files of the AliExpress Searching System into a parquet dataset of two tasks, click, and conversion "

@@ -1,6 +1,6 @@
-"""Prepares the ICME 2019 short-video challenge: python -m data.byterec.prepare --raw DIR --output DIR.
+"""Prepare the ICME 2019 short-video challenge: python -m data.byterec.prepare --raw DIR --output DIR.
 
-The first 80 % of the rows are the training rows and the others the test rows, in the order of the file, as in the
+By default, the first 80% of the rows in file order are the training rows and the others the test rows, as in the
 published examples on this sample. `-1` means unknown. The column `time` is not used.
 """
 
@@ -31,17 +31,17 @@ COLUMNS = Columns(
 
 
 def prepare(raw: Path, output: Path, *, seed: int = 0, test_fraction: float = 0.2, oov_buckets: int = 1) -> None:
-    """Writes the dataset; all of it, or nothing.
+    """Write the dataset, atomically.
 
     Args:
-        raw: folder with the interactions' file.
-        output: folder that holds no dataset yet.
-        seed: of the order of the training rows.
-        test_fraction: share of the rows, the last ones, that are test rows.
-        oov_buckets: ids for values unseen in training, per categorical feature.
+        raw: folder with the file of interactions, one of `FILES`.
+        output: folder for the dataset; must not contain one yet.
+        seed: seed of the order of the training rows.
+        test_fraction: fraction of the rows, at the end of the file, that are test rows.
+        oov_buckets: number of ids shared by values unseen in training, per categorical feature.
 
     Raises:
-        DataError: wrong input.
+        DataError: if the input is invalid.
     """
     check_fractions(test_fraction, 0.0)
     path = require_file(raw, FILES, "the interactions' file", WHERE)
@@ -50,13 +50,13 @@ def prepare(raw: Path, output: Path, *, seed: int = 0, test_fraction: float = 0.
 
 
 def last_rows_are_test(rows: int, test_fraction: float) -> Callable[[np.ndarray], np.ndarray]:
-    """A `mapping_of` for a file: its last round(rows * test_fraction) rows (halves up) are test, the others train."""
+    """Return a `mapping_of` that assigns the last round(rows * test_fraction) rows (halves up) to test."""
     first_test = rows - int(round_half_up(np.array(rows * test_fraction)))
     return lambda row: np.where(row < first_test, TRAIN, TEST).astype(object)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
+    """Run the command; return the exit code: 0 success, 1 failure, 2 invalid input or arguments."""
     parser = table_parser(
         "byterec",
         "Turns the interactions of the ICME 2019 Short Video Understanding Challenge into a parquet dataset of two "

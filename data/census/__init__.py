@@ -1,1 +1,1 @@
-"""Census-Income (KDD): from the publisher's files to a dataset of two tasks."""
+"""Census-Income (KDD): prepare the published files as a dataset of two tasks."""

@@ -1,4 +1,4 @@
-"""The columns of Census-Income (KDD), by their place in the files, and the labels made of them."""
+"""The columns of Census-Income (KDD), in file order, and the labels derived from them."""
 
 from data.encoding.tabular.columns import Category, Columns, Label, Number
 from data.errors import DataError
@@ -9,7 +9,7 @@ PLAIN_NUMBERS = ("age", "persons_worked_for_employer", "weeks_worked_in_year")
 HEAVY_TAILED_NUMBERS = ("wage_per_hour", "capital_gains", "capital_losses", "dividends")
 WEIGHT = "instance_weight"
 VALUE = "_value"
-# In the order of the files; census-income.names lists them in the same order, but the weight apart.
+# In file order, which is also that of census-income.names except for the weight.
 COLUMNS = (
     "age",
     "class_of_worker",
@@ -92,14 +92,14 @@ GROUPS = {1: (INCOME, NEVER_MARRIED), 2: (EDUCATION, NEVER_MARRIED)}
 
 
 def columns_of(group: int, exclude: tuple[str, ...] = ()) -> Columns:
-    """Features and labels of a task pair.
+    """Return the features and labels of a task pair.
 
     Args:
-        group: 1 or 2.
-        exclude: columns to leave out besides the instance weight and what the labels are made of.
+        group: index into `GROUPS`, 1 or 2.
+        exclude: columns to exclude, in addition to the instance weight and the columns of the labels.
 
     Raises:
-        DataError: an excluded column is no feature of the group, or is the last.
+        DataError: if an excluded column is not a feature of the group, or no feature is left.
     """
     labels = GROUPS[group]
     names = [name for name in COLUMNS if name not in {WEIGHT, *(label.column for label in labels)}]
@@ -113,7 +113,7 @@ def columns_of(group: int, exclude: tuple[str, ...] = ()) -> Columns:
 
 
 def _features(name: str) -> tuple[Category | Number, ...]:
-    """What a raw column becomes. A number is a category as well, for what holds of just one value, as of an age."""
+    """Return the features of a raw column. A number is also a category, to capture effects of single values."""
     if name in PLAIN_NUMBERS + HEAVY_TAILED_NUMBERS:
         number = Number(name, log=name in HEAVY_TAILED_NUMBERS)
         return number, Category(f"{name}{VALUE}", is_code=True, column=name)

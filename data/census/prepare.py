@@ -1,10 +1,10 @@
-"""Prepares Census-Income (KDD): python -m data.census.prepare --raw DIR --output DIR --group {1,2}.
+"""Prepare Census-Income (KDD): python -m data.census.prepare --raw DIR --output DIR --group {1,2}.
 
-The training rows are the publisher's data file; the test file is halved at random into the mappings `valid` and
-`test`: row i (from 0) goes to valid where hash(seed, 0, i) of `data.encoding.hashing` is below 2**63.
-Features are all columns but the instance weight (a sampling weight) and those that the group's labels are
-made of; a number is a numerical feature and, as NAME_value, a categorical one. The MMoE paper (Ma et al., KDD
-2018) also takes education out of group 1: `--exclude education`.
+The training rows are the published data file. The test file is split at random into halves, the mappings `valid` and
+`test`: row i (from 0) is in valid if hash(seed, 0, i) of `data.encoding.hashing` is below 2**63. All columns are
+features except the instance weight (a sampling weight) and the columns of the group's labels; a number is both a
+numerical feature and, as NAME_value, a categorical one. The MMoE paper (Ma et al., KDD 2018) also excludes education
+from group 1: `--exclude education`.
 """
 
 import sys
@@ -26,18 +26,18 @@ WHERE = "Fetch Census-Income (KDD) from the UCI Machine Learning Repository"
 def prepare(
     raw: Path, output: Path, *, group: int = 1, exclude: Sequence[str] = (), seed: int = 0, oov_buckets: int = 1
 ) -> None:
-    """Writes the dataset of one of the MMoE paper's task pairs; all of it, or nothing.
+    """Write the dataset of one of the MMoE paper's task pairs, atomically.
 
     Args:
         raw: folder with census-income.data and census-income.test.
-        output: folder that holds no dataset yet.
-        group: 1 learns income and never_married, 2 education (associate degree or higher) and never_married.
-        exclude: columns to leave out of the features.
-        seed: of the halves and of the order of the training rows.
-        oov_buckets: ids for values unseen in training, per categorical feature.
+        output: folder for the dataset; must not contain one yet.
+        group: task pair: 1 is income and never_married, 2 is education (associate degree or higher) and never_married.
+        exclude: columns to exclude from the features.
+        seed: seed of the validation/test split and of the order of the training rows.
+        oov_buckets: number of ids shared by values unseen in training, per categorical feature.
 
     Raises:
-        DataError: wrong input.
+        DataError: if the input is invalid.
     """
     columns = columns_of(group, tuple(exclude))
     sources = [
@@ -49,7 +49,7 @@ def prepare(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
+    """Run the command; return the exit code: 0 success, 1 failure, 2 invalid input or arguments."""
     parser = table_parser(
         "census",
         "Turns the files of Census-Income (KDD), as published or gzip-compressed, into a parquet dataset of two binary "

@@ -1,1 +1,1 @@
-"""From raw values to ids and numbers: the hash, fitted encoders, NVTabular's operators, what every `prepare` shares."""
+"""Encode raw values as ids and numbers: hashing, fitted encoders, NVTabular operators and shared `prepare` steps."""

@@ -1,6 +1,6 @@
-"""Encoders in a folder: JSON for the settings, parquet for vocabularies and tables, checksums for all of it.
+"""Save encoders to a folder and load them: JSON settings, parquet vocabularies and tables, all with checksums.
 
-encoders.json             version, hash, and the settings of every feature's encoder
+encoders.json             version, name of the hash, and the settings of every feature's encoder
 vocabulary.FEATURE.parquet    value, count, id
 table.FEATURE.parquet         value, number
 manifest.json             size and SHA-256 of the files above
@@ -37,17 +37,17 @@ MAX_JSON_BYTES = 2**24
 
 @dataclass(frozen=True)
 class _File:
-    """A line of the manifest."""
+    """An entry of the manifest: size and checksum of a file."""
 
     bytes: int
     sha256: str
 
 
 def save_encoders(encoders: Mapping[str, Encoder], folder: Path) -> None:
-    """Writes the encoders of features, by feature name, into a new folder.
+    """Write encoders, by feature name, to a new folder.
 
     Raises:
-        DataError: the folder exists, or a feature's name cannot be part of a file name.
+        DataError: if the folder exists, or a feature name cannot be part of a file name.
     """
     folder = Path(folder)
     contents: dict[str, bytes] = {}
@@ -64,10 +64,10 @@ def save_encoders(encoders: Mapping[str, Encoder], folder: Path) -> None:
 
 
 def load_encoders(folder: Path) -> dict[str, Encoder]:
-    """Reads what `save_encoders` wrote, in the order of features in which it was given.
+    """Load what `save_encoders` wrote, in the original order of the features.
 
     Raises:
-        DataError: a file is missing, damaged, or of another version.
+        DataError: if a file is missing, damaged, or has another version.
     """
     folder = Path(folder)
     try:
@@ -94,8 +94,8 @@ def _load(folder: Path) -> dict[str, Encoder]:
 
 
 def _settings(feature: str, encoder: Encoder, contents: dict[str, bytes]) -> dict[str, Any]:
-    """The JSON entry of an encoder; adds the files that it needs to `contents`."""
-    if mistake := name_mistake(feature):  # it is a part of a file's name
+    """Return the JSON entry of an encoder, and add the files that it refers to to `contents`."""
+    if mistake := name_mistake(feature):  # it becomes part of a file name
         raise DataError(f"feature {shown(feature)}: {mistake}; rename the feature")
     if isinstance(encoder, HashedIds):
         return {"kind": "hashed", "column": encoder.column, "num_buckets": encoder.num_buckets}
@@ -172,7 +172,7 @@ def _to_parquet(columns: dict[str, np.ndarray]) -> bytes:
 
 def _from_parquet(data: bytes) -> dict[str, np.ndarray]:
     file = pq.ParquetFile(io.BytesIO(data))
-    # Every row has a value of its own; a small file that unpacks to more than memory holds is not ours.
+    # Rows are distinct, so each takes at least a byte. A small file with more rows is a decompression bomb.
     if file.metadata.num_rows > len(data):
         raise ValueError(f"{file.metadata.num_rows:,} rows in {len(data):,} bytes")
     table = file.read()
@@ -187,7 +187,7 @@ def _size_of(path: Path) -> int:
 
 
 def _read(path: Path, most: int) -> bytes:
-    """A file's content, cut a byte after `most`."""
+    """Read a file, up to one byte more than `most`, so that the caller notices an oversized file."""
     try:
         with open_regular(path) as file:
             return file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
@@ -198,7 +198,7 @@ def _read(path: Path, most: int) -> bytes:
 def _read_checked(folder: Path, name: str, entry: _File) -> bytes:
     if Path(name).name != name or entry.bytes < 0:
         raise DataError(f"{folder / MANIFEST_FILE}: lists {name!r}, which is not a file of this folder")
-    # Not more than there is: what a manifest says is no size to reserve memory for.
+    # Limited by the actual size: an untrusted manifest must not decide how much memory to allocate.
     data = _read(folder / name, min(entry.bytes, _size_of(folder / name)))
     if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
         raise DataError(f"{folder / name}: is not what was written (its checksum differs); prepare the dataset again")

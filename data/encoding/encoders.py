@@ -1,7 +1,7 @@
-"""Fitted encoders as plain data: from raw values to ids and numbers, without NVTabular, at training and serving time.
+"""Fitted encoders that map raw values to ids and numbers without NVTabular, for training and serving.
 
-A `Vocabulary` lays ids out as NVTabular's Categorify does: 0 is padding, 1 null, then `oov_buckets` ids
-shared by all values unseen in training (by `data.encoding.hashing`), then the vocabulary by falling count.
+A `Vocabulary` has the id layout of NVTabular's Categorify: 0 is padding, 1 is null, then come `oov_buckets` ids shared
+by values unseen in training (hashed by `data.encoding.hashing`), then the vocabulary by descending count.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,19 +15,19 @@ from data.encoding.keys import KeyIndex, KeyTable, Values, as_lists, as_numbers,
 from data.errors import DataError
 
 PAD_ID, NULL_ID, FIRST_OOV_ID = 0, 1, 2
-# The fold of rows that nothing was fitted on.
+# Fold of rows that the encoders are not fitted on.
 NOT_IN_A_FOLD = -1
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Ids of a categorical feature.
+    """Encoder of a categorical feature with one id per frequent value.
 
     Attributes:
-        column: the raw column that it reads.
-        values: [size] int64 or texts, by falling count; value number i has the id 2 + oov_buckets + i.
-        counts: [size] int64, how often each value occurs in training.
-        oov_buckets: how many ids the values unseen in training share, at least 1.
+        column: name of the raw column.
+        values: [size] int64 values or texts by descending count; values[i] has the id 2 + oov_buckets + i.
+        counts: [size] int64 occurrences of each value in the training data.
+        oov_buckets: number of ids shared by values unseen in training, at least 1.
         is_list: whether a raw value is a list of values (multi-hot).
     """
 
@@ -49,17 +49,20 @@ class Vocabulary:
         max_ids: int | None = None,
         min_count: int = 1,
     ) -> "Vocabulary":
-        """Orders counted values; equal counts by value, so that the ids do not depend on the order of rows.
+        """Build a vocabulary from counted values. Ties are broken by value, so ids do not depend on the row order.
 
         Args:
-            column: the raw column's name.
+            column: name of the raw column.
             values: distinct values; a null among them is dropped.
-            counts: occurrences of each value.
-            oov_buckets: ids for values unseen in training.
+            counts: number of occurrences of each value.
+            oov_buckets: number of ids shared by values unseen in training.
             is_list: whether the column holds lists.
-            max_ids: largest cardinality. Where the vocabulary is larger, its most frequent values get ids of
-                their own, and the others share a tenth of the ids, by hash, with the unseen values.
-            min_count: values that occur less often share the ids of unseen values.
+            max_ids: maximum cardinality. If the vocabulary exceeds it, only its most frequent values get their own
+                ids; the others share a tenth of the ids (at least `oov_buckets`) with the unseen values, by hash.
+            min_count: values with fewer occurrences share the ids of unseen values.
+
+        Raises:
+            DataError: if `oov_buckets` or `max_ids` is too small, or a value is not a valid key.
         """
         if oov_buckets < 1:
             raise DataError(f"column {column!r}: {oov_buckets} buckets for unseen values; at least 1 is needed")
@@ -67,6 +70,7 @@ class Vocabulary:
             raise DataError(f"column {column!r}: {max_ids} ids at most; {FIRST_OOV_ID + oov_buckets} are needed")
         known, keys = known_keys(column, values)
         kept = np.asarray(counts, np.int64)[known]
+        # Two stable sorts: by value, then by descending count.
         by_value = np.argsort(keys, kind="stable")
         order = by_value[np.argsort(-kept[by_value], kind="stable")]
         order = order[kept[order] >= min_count]
@@ -77,29 +81,30 @@ class Vocabulary:
 
     @property
     def cardinality(self) -> int:
-        """Number of ids, all of them: padding, null, unseen and known values."""
+        """Number of ids, including those of padding, null and unseen values."""
         return self.first_known_id + len(self.values)
 
     @property
     def first_known_id(self) -> int:
-        """Id of the most frequent value."""
+        """Id of the most frequent value; the smallest id of a known value."""
         return FIRST_OOV_ID + self.oov_buckets
 
     def encode(self, values: Values) -> np.ndarray:
-        """Ids of raw values: [n] int64, or [n] int64 arrays for a list feature (a null list is empty).
+        """Return the ids of raw values: [n] int64, or [n] int64 arrays for a list feature (empty for null).
 
         Raises:
-            DataError: the values are of another kind than those of the training data.
+            DataError: if the values are texts where the training data had integers, or vice versa.
         """
         return _encode_lists(self.column, self.encode_flat, values) if self.is_list else self.encode_flat(values)
 
     def encode_flat(self, values: Values) -> np.ndarray:
-        """Ids of single values, also for a list feature: [n] int64."""
+        """Return the ids of single values, such as the flattened items of a list feature: [n] int64."""
         codes, distinct, positions = self._keys.find(values)
         ids = positions + self.first_known_id
         unseen = positions < 0
         if unseen.any():
             ids[unseen] = FIRST_OOV_ID + buckets(hash_values(distinct[unseen]), self.oov_buckets)
+        # codes + 1: null has the code -1.
         return np.concatenate([[NULL_ID], ids]).astype(np.int64)[codes + 1]
 
     @cached_property
@@ -109,11 +114,11 @@ class Vocabulary:
 
 @dataclass(frozen=True, eq=False)
 class HashedIds:
-    """Ids by hash alone: bucket of `data.encoding.hashing`; values may collide, and null is in bucket 0.
+    """Encoder that hashes values into buckets (see `data.encoding.hashing`); null has the id 0.
 
     Attributes:
-        column: the raw column that it reads.
-        num_buckets: ids lie in [0, num_buckets).
+        column: name of the raw column.
+        num_buckets: number of ids, all in [0, num_buckets); values can collide.
     """
 
     column: str
@@ -125,19 +130,19 @@ class HashedIds:
         return self.num_buckets
 
     def encode(self, values: Values) -> np.ndarray:
-        """Ids of raw values, [n] int64."""
+        """Return the ids of raw values, [n] int64."""
         codes, distinct, _ = KeyIndex(self.column, np.empty(0, object)).find(values)
         return np.concatenate([[0], buckets(hash_values(distinct), self.num_buckets)])[codes + 1]
 
 
 @dataclass(frozen=True, eq=False)
 class HashedRanks:
-    """Ids of a list feature by hash of the value's rank: bucket of hash(1) for the most frequent value, and so on.
+    """Encoder of a list feature that hashes the frequency rank of a value: bucket of hash(1) for the most frequent.
 
     Attributes:
-        column: the raw column that it reads.
-        values: [size] int64 or texts, by falling count.
-        num_buckets: ids lie in [0, num_buckets). Unseen values and null have the bucket of hash(0).
+        column: name of the raw column.
+        values: [size] int64 values or texts by descending count.
+        num_buckets: number of ids, all in [0, num_buckets). Unseen values and null have the bucket of hash(0).
     """
 
     column: str
@@ -150,11 +155,11 @@ class HashedRanks:
         return self.num_buckets
 
     def encode(self, values: Values) -> np.ndarray:
-        """Ids of lists of raw values: [n] int64 arrays; a null list is empty."""
+        """Return the ids of lists of raw values: [n] int64 arrays, empty for null."""
         return _encode_lists(self.column, self.encode_flat, values)
 
     def encode_flat(self, values: Values) -> np.ndarray:
-        """Ids of single values, [n] int64."""
+        """Return the ids of single values, [n] int64."""
         codes, _, positions = self._keys.find(values)
         ranks = np.concatenate([[0], positions + 1])[codes + 1]
         return buckets(hash_values(ranks), self.num_buckets)
@@ -166,14 +171,14 @@ class HashedRanks:
 
 @dataclass(frozen=True, eq=False)
 class Numerical:
-    """A number per row: the raw one, or what a table says of a raw key; filled, put on a log scale, standardised.
+    """Encoder of a numerical feature: a raw number or a table entry, with nulls filled, log-scaled and standardized.
 
     Attributes:
-        column: the raw column that it reads.
-        table: where the number comes from; None reads it from the column.
-        fill: stands for null.
-        log: whether to take log(1 + number).
-        mean, std: of the training rows; the result is (number - mean) / std, undivided unless std > 0.
+        column: name of the raw column.
+        table: table that maps raw keys to numbers; None if the column holds the numbers themselves.
+        fill: number that replaces null.
+        log: whether to apply log(1 + number).
+        mean, std: moments of the training rows; the result is (number - mean) / std, or number - mean if std is 0.
     """
 
     column: str
@@ -184,14 +189,14 @@ class Numerical:
     std: float = 1.0
 
     def encode(self, values: Values) -> np.ndarray:
-        """Standardised numbers of raw values, [n] float32.
+        """Return the standardized numbers of raw values, [n] float32.
 
         Raises:
-            DataError: a value is no finite number, or none that float32 can hold.
+            DataError: if a value is not a finite number, or does not fit float32 once standardized.
         """
         raw = self.table.look_up(self.column, values) if self.table else as_numbers(self.column, values)
         raw = np.where(np.isnan(raw), self.fill, raw)
-        with np.errstate(all="ignore"):  # refused below
+        with np.errstate(all="ignore"):  # non-finite results raise below
             numbers = np.log(raw + 1) if self.log else raw
             numbers = ((numbers - self.mean) / (self.std if self.std > 0 else 1.0)).astype(np.float32)
         if not np.isfinite(numbers).all():
@@ -208,10 +213,17 @@ Encoder = IdEncoder | Numerical
 
 
 def encode_columns(encoders: Mapping[str, Encoder], columns: Mapping[str, Values]) -> dict[str, np.ndarray]:
-    """Every feature of raw columns (a data frame is such a mapping), by feature name.
+    """Encode raw columns.
+
+    Args:
+        encoders: encoder of each feature, by feature name.
+        columns: [n] raw values by column name, such as a data frame.
+
+    Returns:
+        Encoded values by feature name: [n] int64, [n] int64 arrays (lists) or [n] float32.
 
     Raises:
-        DataError: a column is missing, or its values are of another kind than in training.
+        DataError: if a column is missing, or its values are not of the same kind as in training.
     """
     missing = sorted({encoder.column for encoder in encoders.values()} - set(columns))
     if missing:

@@ -1,6 +1,6 @@
-"""The hash of this project: 64 bits, equal on every machine, in every process, on CPU and GPU, at serving time.
+"""A 64-bit hash that is the same on every machine, in every process, on CPU and GPU, and at serving time.
 
-Stated in full, so that it can be evaluated anywhere (arithmetic modulo 2**64):
+The full definition, for implementations elsewhere (arithmetic modulo 2**64):
 
     mix(x):     z = x + 0x9E3779B97F4A7C15                      the step of SplitMix64
                 z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
@@ -11,9 +11,9 @@ Stated in full, so that it can be evaluated anywhere (arithmetic modulo 2**64):
                 for byte in text as UTF-8: h = (h ^ byte) * 0x100000001B3
                 return mix(h)
     hash(row):  h = 0; for key in row: h = mix(h ^ hash(key))
-    bucket:     hash mod number of buckets, as unsigned numbers
+    bucket:     hash mod number of buckets, unsigned
 
-The integer 5 and the text "5" hash differently, and floats have no hash: a column keeps its type.
+The integer 5 and the text "5" hash differently, and floats cannot be hashed, so the type of a column matters.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ FNV_FACTOR = np.uint64(0x100000001B3)
 
 
 def mix(words: np.ndarray) -> np.ndarray:
-    """Spreads every bit of 64-bit words over all bits; a bijection. [n] uint64 to [n] uint64."""
+    """Apply the SplitMix64 finalizer, a bijection that spreads each bit over all: [n] uint64 to [n] uint64."""
     words = words + STEP
     words = (words ^ (words >> np.uint64(30))) * FIRST_FACTOR
     words = (words ^ (words >> np.uint64(27))) * SECOND_FACTOR
@@ -40,10 +40,16 @@ def mix(words: np.ndarray) -> np.ndarray:
 
 
 def hash_values(values: Values) -> np.ndarray:
-    """Hashes of integers or of texts, [n] uint64.
+    """Hash integers or texts.
+
+    Args:
+        values: [n] integers or texts.
+
+    Returns:
+        [n] uint64 hashes.
 
     Raises:
-        TypeError: the values are neither all integers nor all texts (floats and nulls have no hash).
+        TypeError: if the values are neither all integers nor all texts; floats and nulls cannot be hashed.
     """
     array = np.asarray(values)
     if not len(array):
@@ -51,15 +57,19 @@ def hash_values(values: Values) -> np.ndarray:
     if array.dtype.kind in "iu":
         return mix(array.astype(np.int64, copy=False).view(np.uint64))
     if array.dtype.kind == "U":
-        # From the values themselves: NumPy's own texts lose zero characters at the end.
+        # From the original values: NumPy's fixed-width strings drop trailing NUL characters.
         array = np.asarray(values, object)
     return mix(_fnv1a(_as_texts(array)))
 
 
 def hash_rows(*keys: int | Values) -> np.ndarray:
-    """One hash per row of several columns, [n] uint64; a plain integer stands for a column of it.
+    """Hash the rows of several columns.
 
-    The order of the keys matters. A seed is simply a first key.
+    Args:
+        *keys: columns of [n] integers or texts, whose order matters; a plain integer, such as a seed, is broadcast.
+
+    Returns:
+        [n] uint64 hashes.
     """
     columns = [np.asarray([key]) if isinstance(key, int) else key for key in keys]
     hashes = np.zeros(1, np.uint64)
@@ -69,7 +79,7 @@ def hash_rows(*keys: int | Values) -> np.ndarray:
 
 
 def buckets(hashes: np.ndarray, num_buckets: int) -> np.ndarray:
-    """Buckets in [0, num_buckets) of hashes, [n] int64."""
+    """Return the buckets of hashes, [n] int64 in [0, num_buckets)."""
     return (hashes % np.uint64(num_buckets)).astype(np.int64)
 
 
@@ -86,7 +96,7 @@ def _as_texts(array: np.ndarray) -> pa.LargeStringArray:
 
 
 def _fnv1a(texts: pa.LargeStringArray) -> np.ndarray:
-    """FNV-1a of the UTF-8 bytes, byte position after byte position over all texts at once."""
+    """Return the FNV-1a hashes of UTF-8 texts, vectorized over texts: one NumPy pass per byte position."""
     _, offset_buffer, byte_buffer = texts.buffers()
     hashes = np.full(len(texts), FNV_START)
     if byte_buffer is None:
@@ -94,6 +104,7 @@ def _fnv1a(texts: pa.LargeStringArray) -> np.ndarray:
     offsets = np.frombuffer(offset_buffer, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     text_bytes = np.frombuffer(byte_buffer, np.uint8)
     starts, lengths = offsets[:-1], np.diff(offsets)
+    # By descending length, so that the texts with a byte at `position` are a prefix.
     longest_first = np.argsort(-lengths, kind="stable")
     ascending = np.sort(lengths)
     for position in range(int(ascending[-1])):

@@ -1,15 +1,15 @@
-"""Raw values as keys: found among known ones, and with a number each.
+"""Normalize raw values to keys, look keys up among known ones, and map them to numbers.
 
-One rule for raw values, wherever they come from (frames, files, requests):
+The same rules apply to raw values from data frames, files and requests:
 
 - null: None, NaN, pandas' NA and NaT.
-- integer: a whole number of any type. 1, 1.0, True, Decimal("1.00") and np.uint8(1) are the same one, and -0.0 is 0.
-  Integers lie in int64. A float is whole below the number from which on its type skips integers (2**53 in
-  float64, 2**24 in float32): above it nobody knows which integer was meant.
-- text: any str that UTF-8 can hold, compared by code point: "1" is no integer, and nothing is normalized.
+- integer: an integral number of any type that fits int64. 1, 1.0, True, Decimal("1.00") and np.uint8(1) are equal, and
+  -0.0 is 0. A float must be below the first number whose neighbor its type cannot represent (2**53 for float64,
+  2**24 for float32), since above it the intended integer is ambiguous.
+- text: any str that UTF-8 can encode, compared by code point without normalization: "1" is not an integer.
 
-A column holds integers or texts, not both. Everything else is rejected. Categorical and Arrow-backed columns are what
-their values are.
+A column holds integers or texts, not both; everything else is rejected. Categorical and Arrow-backed columns are
+treated by their values.
 """
 
 import datetime
@@ -33,7 +33,7 @@ INT64 = np.iinfo(np.int64)
 FLOAT64_DIGITS = 53
 TO_TEXTS = "convert the column to texts, as with .astype(str)"
 SET_FIX = "a set has no order; make a list of it, as with .map(sorted)"
-# What to do about values that are neither integers nor texts, by type.
+# How to fix values that are neither integers nor texts, by type; shown in error messages.
 FIXES: list[tuple[tuple[type, ...], str]] = [
     ((float, np.floating, Decimal), "round it, or convert the column to texts"),
     ((bytes,), "decode it, as with .str.decode('utf-8')"),
@@ -44,7 +44,7 @@ FIXES: list[tuple[tuple[type, ...], str]] = [
     ((set, frozenset), SET_FIX),
     ((list, tuple, np.ndarray), "expected one value per row; a multi-hot column has a flat list in every row"),
 ]
-# As infer_dtype calls them.
+# Names returned by pandas' infer_dtype.
 NUMBER_KINDS = ("integer", "boolean", "floating", "mixed-integer-float", "decimal")
 NUMBERS = (bool, int, float, Decimal, np.bool_, np.integer, np.floating)
 
@@ -53,25 +53,26 @@ Values = np.ndarray | pd.Series | pd.Index | Sequence[Any]
 
 @dataclass(frozen=True, eq=False)
 class KeyIndex:
-    """Finds raw values among known keys.
+    """An index to look up raw values among known keys.
 
     Attributes:
-        column: the raw column's name, for messages.
-        keys: [size], distinct and not null: int64, or texts as objects.
+        column: name of the raw column, for messages.
+        keys: [size] distinct keys without nulls, int64 or object (texts).
     """
 
     column: str
     keys: np.ndarray
 
     def find(self, values: Values) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Positions of values among the keys, by distinct value.
+        """Look up values among the keys, once per distinct value.
 
         Returns:
-            codes [n], for each value its place among the distinct ones, -1 for null; the distinct
-            values [distinct]; their positions among the keys [distinct], -1 where unseen.
+            codes: [n] index of each value into `distinct`, -1 for null.
+            distinct: [distinct] distinct values in order of appearance.
+            positions: [distinct] index of each distinct value into `keys`, -1 if it is unknown.
 
         Raises:
-            DataError: the values are no keys, or of another kind than the keys.
+            DataError: if the values are not valid keys, or are texts where the keys are integers or vice versa.
         """
         known, found = known_keys(self.column, values)
         codes = np.full(len(known), -1)
@@ -93,12 +94,12 @@ class KeyIndex:
 
 @dataclass(frozen=True, eq=False)
 class KeyTable:
-    """A number per key, fitted on training data: a count, a mean of the label.
+    """A number per key, fitted on training data, such as a count or the mean of a label.
 
     Attributes:
-        keys: [size] int64 or texts, ascending.
-        numbers: [size] float64.
-        default: what null and keys that are not in the table get.
+        keys: [size] int64 keys or texts, ascending.
+        numbers: [size] float64 number of each key.
+        default: number for null and for keys that are not in the table.
     """
 
     keys: np.ndarray
@@ -106,17 +107,21 @@ class KeyTable:
     default: float
 
     def look_up(self, column: str, values: Values) -> np.ndarray:
-        """Numbers of raw values, [n] float64; `column` is for messages."""
+        """Return the [n] float64 numbers of raw values; `column` names them in messages."""
         codes, _, positions = KeyIndex(column, self.keys).find(values)
         found = np.append(self.numbers, self.default)[positions]
         return np.concatenate([[self.default], found])[codes + 1]
 
 
 def known_keys(column: str, values: Values) -> tuple[np.ndarray, np.ndarray]:
-    """Which values are not null, [n] bool, and those as keys: int64, or texts in an array of objects.
+    """Split values into nulls and keys.
+
+    Returns:
+        known: [n] bool, whether each value is not null.
+        keys: [known] keys of these values, int64 or object (texts).
 
     Raises:
-        DataError: a value is neither an integer nor a text, or there are both.
+        DataError: if a value is neither an integer nor a text, or if there are both.
     """
     array = _one_column(column, values)
     known = ~pd.isna(array)
@@ -124,10 +129,10 @@ def known_keys(column: str, values: Values) -> tuple[np.ndarray, np.ndarray]:
 
 
 def as_keys(column: str, values: Values) -> np.ndarray:
-    """Values without nulls as keys: int64, or texts in an array of objects.
+    """Return values as [n] keys, int64 or object (texts).
 
     Raises:
-        DataError: a value is null or neither an integer nor a text, or there are both.
+        DataError: if a value is null or neither an integer nor a text, or if there are both.
     """
     known, keys = known_keys(column, values)
     if not known.all():
@@ -136,19 +141,19 @@ def as_keys(column: str, values: Values) -> np.ndarray:
 
 
 def distinct_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys as positions among the distinct ones, [n] int64, and those in the order of their appearance."""
+    """Factorize keys: [n] int64 indices into the distinct keys, and these in order of appearance."""
     if keys.dtype != object:
         return pd.factorize(keys)
-    # Not by pandas, for which a text ends at its first NUL.
+    # Not pd.factorize, which truncates texts at their first NUL.
     encoded = pa.array(keys, pa.large_string()).dictionary_encode()
     return encoded.indices.to_numpy(), encoded.dictionary.to_numpy(zero_copy_only=False)
 
 
 def as_numbers(column: str, values: Values) -> np.ndarray:
-    """Values as numbers, [n] float64, NaN for null. Texts are no numbers.
+    """Return values as [n] float64 numbers, NaN for null. Texts are not parsed.
 
     Raises:
-        DataError: a value is no finite number.
+        DataError: if a value is not a finite number.
     """
     array = _one_column(column, values)
     known = ~pd.isna(array)
@@ -168,10 +173,10 @@ def as_numbers(column: str, values: Values) -> np.ndarray:
 
 
 def as_lists(column: str, values: Values) -> np.ndarray:
-    """Values as lists, [n] objects, None for null. What the lists hold is not looked at.
+    """Return values as an [n] object array of lists, None for null. The items of the lists are not checked.
 
     Raises:
-        DataError: a value is no list.
+        DataError: if a value is not a list.
     """
     array = _one_column(column, values)
     known = ~pd.isna(array)
@@ -183,12 +188,12 @@ def as_lists(column: str, values: Values) -> np.ndarray:
 
 
 def is_list(value: object) -> bool:
-    """Whether a raw value is a list of values."""
+    """Return whether a raw value is a list of values: a list, tuple or array."""
     return isinstance(value, list | tuple | np.ndarray)
 
 
 def holds_numbers(values: pd.Series) -> bool:
-    """Whether a column's values are numbers or truth values; False where all of them are null."""
+    """Return whether a column holds numbers or booleans; False if an object column has only nulls."""
     if isinstance(values.dtype, pd.CategoricalDtype):
         return False
     if values.dtype != object:
@@ -198,7 +203,7 @@ def holds_numbers(values: pd.Series) -> bool:
 
 
 def _one_column(column: str, values: Values) -> np.ndarray:
-    """The values in an array; as objects where NumPy's types would change some of them (integers beside nulls)."""
+    """Return a one-dimensional array, of objects if a NumPy dtype would alter values (integers next to nulls)."""
     if isinstance(values, pd.Series | pd.Index):
         array = values.to_numpy() if isinstance(values.dtype, np.dtype) else values.to_numpy(object)
     elif isinstance(values, np.ndarray):
@@ -206,14 +211,14 @@ def _one_column(column: str, values: Values) -> np.ndarray:
     else:
         array = pd.Series(list(values), dtype=object).to_numpy()
     if array.dtype.kind in "mM":
-        array = pd.Series(array).to_numpy(object)  # datetimes: as objects of NumPy they would be integers
+        array = pd.Series(array).to_numpy(object)  # pandas objects; NumPy would turn datetimes into integers
     if array.ndim != 1:
         raise DataError(f"column {column!r} has {'two' if array.ndim == 2 else array.ndim} dimensions; expected one")
     return array
 
 
 def _keys(column: str, values: np.ndarray) -> np.ndarray:
-    """Values without nulls as int64, or as texts in an array of objects."""
+    """Convert values without nulls to int64 or object (texts) keys."""
     if not len(values):
         return np.empty(0, np.int64 if values.dtype.kind in "biuf" else object)
     kind = values.dtype.kind
@@ -223,7 +228,7 @@ def _keys(column: str, values: np.ndarray) -> np.ndarray:
     if inferred == "string":
         return _texts(column, values)
     if inferred in ("integer", "boolean") and kind == "O":
-        with suppress(OverflowError):  # named below
+        with suppress(OverflowError):  # reported by `_integer` below
             return values.astype(np.int64)
     text = next((value for value in values if isinstance(value, str)), None)
     if text is not None:
@@ -233,14 +238,14 @@ def _keys(column: str, values: np.ndarray) -> np.ndarray:
 
 
 def _are_integers(numbers: np.ndarray) -> bool:
-    """Whether each of some uints or floats is one integer of int64."""
+    """Return whether all unsigned or floating numbers are unambiguous int64 integers."""
     if numbers.dtype.kind == "u":
         return bool(numbers.max() <= INT64.max)
     return bool((np.abs(numbers) < 2.0 ** _digits(numbers.dtype)).all() and (numbers == np.floor(numbers)).all())
 
 
 def _integer(column: str, value: Any) -> int:
-    """The integer that a number is; what is none is a DataError."""
+    """Convert a value to an integer; raise a DataError if it is not an unambiguous int64 integer."""
     if not _is_whole(value):
         fix = next((fix for types, fix in FIXES if isinstance(value, types)), TO_TEXTS)
         raise DataError(f"column {column!r} holds {_shown(value)}, and keys are integers or texts; {fix}")
@@ -262,11 +267,11 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, NUMBERS) and not isinstance(value, np.timedelta64)  # NumPy has it among the integers
+    return isinstance(value, NUMBERS) and not isinstance(value, np.timedelta64)  # a subclass of np.signedinteger
 
 
 def _digits(dtype: np.dtype) -> int:
-    """A float of this type holds every integer below 2**digits."""
+    """Return the digits such that this float type represents every integer below 2**digits."""
     return min(np.finfo(dtype).nmant + 1, FLOAT64_DIGITS)
 
 

@@ -1,7 +1,7 @@
-"""NVTabular operators of our own, for what NVTabular's operators do not do; for pandas and cuDF alike.
+"""NVTabular operators that complement those of NVTabular, for both pandas and cuDF.
 
-They work on the distinct values of a column: those go through the plain encoders of `data.encoding.encoders`
-on the host, and the results are gathered on the device. So a GPU, a CPU and the serving side agree.
+They pass the distinct values of a column through the plain encoders of `data.encoding.encoders` on the host, and gather
+the results on the device, so that results are the same on GPU, on CPU and at serving time.
 """
 
 import os
@@ -19,22 +19,21 @@ from data.encoding.nvtabular_setup import dispatch, ops
 
 
 class EncodeIds(ops.Categorify):
-    """NVTabular's Categorify with ids that are the same everywhere.
+    """NVTabular's Categorify with ids that are the same on every platform.
 
-    The counting is Categorify's. The ids are a `Vocabulary`'s: the same layout, but values of equal
-    count are in the order of their values, unseen values go to their bucket by `data.encoding.hashing`, where
-    Categorify's hash differs between pandas and cuDF, and frames of nothing but nulls, and buckets for
-    lists, work, where Categorify raises.
+    Categorify counts the values; a `Vocabulary` assigns the ids, in the same layout. Unlike Categorify, it breaks ties
+    by value, uses the same hash for unseen values on pandas and cuDF (`data.encoding.hashing`), and supports columns
+    with only nulls, and buckets for lists, where Categorify raises.
 
     Args:
-        oov_buckets: ids for values unseen in training, per column.
-        out_path: a folder for Categorify's files, needed until the workflow is fitted.
+        oov_buckets: number of ids shared by values unseen in training, per column.
+        out_path: folder for Categorify's files, needed until the workflow is fitted.
         are_lists: whether the columns hold lists (multi-hot), none of them null.
-        max_ids: largest cardinality of columns, as `Vocabulary.fit` takes it; none for columns not named.
-        min_count: how often a value must occur to get an id of its own.
+        max_ids: maximum cardinality by column (see `Vocabulary.fit`); columns not named have no maximum.
+        min_count: minimum number of occurrences for a value to get its own id.
 
     Attributes:
-        vocabularies: after the fit, a `Vocabulary` per column.
+        vocabularies: fitted `Vocabulary` of each column, by name; empty before the fit.
     """
 
     def __init__(
@@ -52,10 +51,10 @@ class EncodeIds(ops.Categorify):
         self.vocabularies: dict[str, Vocabulary] = {}
 
     def fit_finalize(self, categories: dict[str, str]) -> None:
-        """Builds the vocabularies from the counts that Categorify wrote."""
+        """Build the vocabularies from the counts that Categorify wrote."""
         super().fit_finalize(categories)
         for name, path in categories.items():
-            # Of a column of nothing but nulls, Categorify writes no file.
+            # Categorify writes no file for a column with only nulls.
             nothing = pd.DataFrame({name: [], f"{name}_size": []})
             counted = pd.read_parquet(path).dropna(subset=[name]) if os.path.exists(path) else nothing
             self.vocabularies[name] = Vocabulary.fit(
@@ -69,8 +68,8 @@ class EncodeIds(ops.Categorify):
             )
 
     def transform(self, col_selector: Any, df: Any) -> Any:
-        """Replaces values by ids."""
-        encoded = df.copy(deep=False)
+        """Replace values by ids."""
+        encoded = df.copy(deep=False)  # shallow: columns are replaced, not modified
         for name in col_selector.names:
             vocabulary = self.vocabularies[name]
             if vocabulary.is_list:
@@ -83,25 +82,25 @@ class EncodeIds(ops.Categorify):
         return encoded
 
     def get_embedding_sizes(self, columns: list[str]) -> dict[str, tuple[int, int]]:
-        """Cardinality and NVTabular's proposal for the width, per column."""
+        """Return the cardinality and the embedding width by NVTabular's rule of thumb, by column."""
         if not self.vocabularies:
             return super().get_embedding_sizes(columns)
         cardinalities = {name: self.vocabularies[name].cardinality for name in columns}
         return {name: (size, min(512, max(16, round(1.6 * size**0.56)))) for name, size in cardinalities.items()}
 
     def clear(self) -> None:
-        """Forgets what was fitted."""
+        """Discard the fitted state."""
         super().clear()
         self.vocabularies = {}
 
 
 class CountKeys(ops.StatOperator):
-    """For each column NAME a column NAME_count: how many training rows hold the row's value, 0 for unseen and null.
+    """Adds NAME_count for each column NAME: the number of training rows with the row's value, 0 for unseen and null.
 
-    NVTabular's JoinGroupby does this on a GPU, and raises on a CPU for a value unseen in training.
+    It replaces NVTabular's JoinGroupby, which raises on CPU for values unseen in training.
 
     Attributes:
-        tables: after the fit, a `KeyTable` per column.
+        tables: fitted `KeyTable` of each column, by name; empty before the fit.
     """
 
     output_dtype = np.float64
@@ -111,17 +110,17 @@ class CountKeys(ops.StatOperator):
         self.tables: dict[str, KeyTable] = {}
 
     def fit(self, col_selector: Any, ddf: Any) -> Any:
-        """Counts the rows of each value; a Dask task."""
+        """Return a Dask task that counts the rows of each value."""
         return dask.delayed({name: ddf.groupby(name).size() for name in col_selector.names})
 
     def fit_finalize(self, counts: dict[str, Any]) -> None:
-        """Keeps the counts as tables."""
+        """Store the counts as tables."""
         for name, series in counts.items():
             counted = to_host(series).sort_index()
             self.tables[name] = KeyTable(as_keys(name, counted.index), counted.to_numpy(np.float64), default=0.0)
 
     def transform(self, col_selector: Any, df: Any) -> Any:
-        """Looks the counts up."""
+        """Look up the counts."""
         result = type(df)()
         for name in col_selector.names:
             table = self.tables[name]
@@ -129,23 +128,23 @@ class CountKeys(ops.StatOperator):
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """New columns, and what they are made of."""
+        """Return the source columns of each new column, by name."""
         return {f"{name}_count": [name] for name in col_selector.names}
 
     def clear(self) -> None:
-        """Forgets what was fitted."""
+        """Discard the fitted state."""
         self.tables = {}
 
 
 class SumsByFold(ops.StatOperator):
-    """Counts rows and sums a target by value and fold: what operators have in common that keep a row's fold out.
+    """Base class of out-of-fold operators: counts rows and sums a target by value and fold.
 
-    A subclass makes something of the sums in `fit_finalize`.
+    Subclasses derive their statistics from the sums in `fit_finalize`.
 
     Args:
-        target: column of numbers.
-        fold: column of the rows' folds.
-        num_folds: how many there are.
+        target: name of the numeric target column.
+        fold: name of the column with the fold of each row.
+        num_folds: number of folds.
     """
 
     output_dtype = np.float64
@@ -156,16 +155,19 @@ class SumsByFold(ops.StatOperator):
 
     @property
     def dependencies(self) -> list[str]:
-        """Columns that are read besides the selected ones."""
+        """Names of the columns that are read in addition to the selected ones."""
         return [self.target, self.fold]
 
     def compute_selector(self, input_schema: Any, selector: Any, parents_selector: Any, _: Any) -> Any:
-        """The columns of values: the selected ones, without those only read."""
+        """Return the selected columns, without the dependencies, so that only they are transformed."""
         self._validate_matching_cols(input_schema, parents_selector, "computing input selector")
         return parents_selector
 
     def fit(self, col_selector: Any, ddf: Any) -> Any:
-        """`count` and `sum` by value and fold for each column, and by fold alone under the fold's name; a Dask task."""
+        """Return a Dask task for `count` and `sum` of the target, by column name.
+
+        The entry of a column is grouped by value and fold; the entry under the fold's name, by fold alone.
+        """
         groups = {name: [name, self.fold] for name in col_selector.names} | {self.fold: [self.fold]}
         return dask.delayed(
             {name: ddf.groupby(keys)[self.target].agg(["count", "sum"]) for name, keys in groups.items()}
@@ -173,23 +175,23 @@ class SumsByFold(ops.StatOperator):
 
 
 class OutOfFoldMean(SumsByFold):
-    """For each column NAME a column NAME_mean: the target's mean over the training rows with the row's value.
+    """Adds NAME_mean for each column NAME: the smoothed mean of the target over training rows with the row's value.
 
-    A training row's mean is taken over the other folds, so that its own target is not in it; a row in
-    no fold (-1: not a training row) gets the mean over all of them. Both are smoothed:
-    (sum + smoothing * prior) / (count + smoothing), the prior being the target's mean over the same folds.
-    Unseen and null get the prior.
+    The mean for a training row excludes the row's own fold, so that its target does not leak into its features. Rows
+    without a fold (-1: not a training row) get the mean over all folds. The smoothed mean is
+    (sum + smoothing * prior) / (count + smoothing), where the prior is the mean target over the same folds; unseen
+    values and null get the prior.
 
-    NVTabular's TargetEncoding draws its folds by row position, and for rows to predict as well.
+    It replaces NVTabular's TargetEncoding, which assigns folds by row position, even to rows to predict.
 
     Args:
-        target: column of numbers.
-        fold: column of the rows' folds, in [0, num_folds) or -1; only the rows fitted on may have one.
-        num_folds: at least 2.
-        smoothing: weight of the prior, in rows, > 0.
+        target: name of the numeric target column.
+        fold: name of the column with the fold of each row, in [0, num_folds), or -1 for rows not fitted on.
+        num_folds: number of folds, at least 2.
+        smoothing: weight of the prior in rows, positive.
 
     Attributes:
-        tables: after the fit, a `KeyTable` per column: the means over all folds.
+        tables: fitted `KeyTable` of the means over all folds, by column; empty before the fit.
     """
 
     def __init__(self, target: str, fold: str, num_folds: int, smoothing: float) -> None:
@@ -200,20 +202,22 @@ class OutOfFoldMean(SumsByFold):
         self._means: dict[str, np.ndarray] = {}
 
     def fit_finalize(self, sums: dict[str, Any]) -> None:
-        """Turns the sums into means, for every value and every fold left out."""
+        """Compute the means for every value and every excluded fold."""
         frames = {name: to_host(frame).reset_index() for name, frame in sums.items()}
         everything = frames.pop(self.fold)
+        # One key for all rows gives the priors, [1, num_folds + 1].
         _, counts, totals = self._without_fold(np.zeros(len(everything)), everything)
         priors = np.divide(totals, counts, out=np.zeros_like(totals), where=counts > 0)
         for name, frame in frames.items():
             keys, counts, totals = self._without_fold(as_keys(name, frame[name]), frame)
             means = (totals + self.smoothing * priors) / (counts + self.smoothing)
+            # `_rows` maps a key to its row in `_means` [keys + 1, num_folds + 1], whose last row is for other keys.
             self._rows[name] = KeyTable(keys, np.arange(len(keys), dtype=np.float64), default=len(keys))
             self._means[name] = np.vstack([means, priors])
             self.tables[name] = KeyTable(keys, means[:, -1], default=float(priors[0, -1]))
 
     def transform(self, col_selector: Any, df: Any) -> Any:
-        """Looks the means up: without the row's fold where it has one."""
+        """Look up the means, which exclude the fold of a row that has one."""
         result = type(df)()
         fold = df[self.fold].where(df[self.fold] != NOT_IN_A_FOLD, self.num_folds)
         for name in col_selector.names:
@@ -224,17 +228,19 @@ class OutOfFoldMean(SumsByFold):
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """New columns, and what they are made of."""
+        """Return the source columns of each new column, by name."""
         return {f"{name}_mean": [name] for name in col_selector.names}
 
     def clear(self) -> None:
-        """Forgets what was fitted."""
+        """Discard the fitted state."""
         self.tables, self._rows, self._means = {}, {}, {}
 
     def _without_fold(self, keys: np.ndarray, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Distinct keys [size], and counts and sums of the target [size, num_folds + 1], each without one fold.
+        """Return statistics that each exclude one fold.
 
-        The last column leaves no fold out.
+        Returns:
+            Distinct keys [size], counts [size, num_folds + 1] and sums of the target [size, num_folds + 1]. Column i
+            excludes fold i; the last column excludes none.
         """
         distinct, positions = np.unique(keys, return_inverse=True)
         columns = []
@@ -247,13 +253,19 @@ class OutOfFoldMean(SumsByFold):
 
 
 class Log64(ops.LogOp):
-    """NVTabular's LogOp, log(1 + x), in float64, so that nothing is lost before `Normalize`."""
+    """NVTabular's LogOp, log(1 + x), in float64, so that no precision is lost before `Normalize`."""
 
     output_dtype = np.float64
 
 
 def map_distinct(series: Any, mapped: Callable[[np.ndarray], np.ndarray], null: float) -> Any:
-    """A series of `mapped` values, where `mapped` sees every distinct value once, on the host; nulls become `null`."""
+    """Map a series through its distinct values.
+
+    Args:
+        series: pandas or cuDF series.
+        mapped: maps the [distinct] values, on the host, to [distinct] numbers.
+        null: number that replaces null.
+    """
     codes, distinct = series.factorize()
     numbers = mapped(np.asarray(to_host(distinct)))
     numbers = np.concatenate([np.asarray([null], numbers.dtype), numbers])
@@ -261,12 +273,12 @@ def map_distinct(series: Any, mapped: Callable[[np.ndarray], np.ndarray], null: 
 
 
 def gather(numbers: Any, positions: Any, index: Any) -> Any:
-    """Numbers at positions, as a series with an index."""
+    """Return the numbers at positions, as a series with the given index."""
     taken = numbers.take(positions)
     taken.index = index
     return taken
 
 
 def to_host(data: Any) -> Any:
-    """A pandas series, index or frame of one that may lie on a GPU."""
+    """Return a pandas copy of a cuDF series, index or frame; pandas objects are returned as they are."""
     return data.to_pandas() if hasattr(data, "to_pandas") else data

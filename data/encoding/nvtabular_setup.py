@@ -1,10 +1,9 @@
-"""The one place that imports NVTabular: take it from here, so that what it needs is always set first.
+"""Import NVTabular with the settings that it needs. All other modules import NVTabular from here:
 
     from data.encoding.nvtabular_setup import Dataset, Workflow, dispatch, ops
 
-NVTabular 23.8 reads Dask's settings when it is imported, imports TensorFlow (ten seconds that no
-preprocessing needs, and on a GPU half of its memory) only to know its dtypes, and warns about what is
-meant to be so. Importing this module deals with all three.
+NVTabular 23.8 reads Dask's settings at import, imports TensorFlow only for its dtypes (which takes ten seconds, and
+half of the memory of a GPU), and emits irrelevant warnings. Importing this module takes care of all three.
 """
 
 import importlib
@@ -14,7 +13,7 @@ import warnings
 from types import ModuleType
 from typing import Any
 
-# Dask's newer data frames and string columns are unknown to NVTabular. Workers inherit the environment.
+# NVTabular does not support Dask's newer data frames and string columns. Environment variables also reach workers.
 DASK_SETTINGS = {
     "dataframe.query-planning": ("DASK_DATAFRAME__QUERY_PLANNING", False),
     "dataframe.convert-string": ("DASK_DATAFRAME__CONVERT_STRING", False),
@@ -43,9 +42,10 @@ def _set_dask() -> None:
 
 
 def _import_without_tensorflow(name: str) -> ModuleType:
-    """Imports a module that takes TensorFlow where there is one; here there is none, unless it is loaded already."""
+    """Import a module as if TensorFlow were not installed, unless TensorFlow is already loaded."""
     if "tensorflow" in sys.modules:
         return importlib.import_module(name)
+    # None makes `import tensorflow` raise ModuleNotFoundError, which NVTabular handles.
     sys.modules["tensorflow"] = None  # type: ignore[assignment]
     try:
         return importlib.import_module(name)
@@ -66,5 +66,5 @@ ON_GPU: bool = dispatch.HAS_GPU and dispatch.cudf is not None
 
 
 def to_device(frame: Any) -> Any:
-    """A pandas frame where NVTabular works: on the GPU as a cuDF frame, or as it is where there is none."""
+    """Move a pandas frame to where NVTabular works: a cuDF frame on the GPU if there is one, else unchanged."""
     return dispatch.cudf.from_pandas(frame) if ON_GPU else frame

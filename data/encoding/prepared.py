@@ -1,4 +1,4 @@
-"""The last steps that every `prepare` shares: features from fitted encoders, and the whole dataset into a draft."""
+"""The final steps that every `prepare` shares: features from fitted encoders, and writing the dataset."""
 
 import json
 import sys
@@ -20,10 +20,10 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Tells on stderr what is done, with the seconds since the start.
+    """Reports progress on stderr, with the seconds since the start.
 
     Args:
-        tool: name in front of every line.
+        tool: prefix of every line.
     """
 
     def __init__(self, tool: str) -> None:
@@ -31,11 +31,13 @@ class Progress:
         self._begin = time.monotonic()
 
     def stage(self, name: str, total: int) -> Callable[[int], None]:
-        """What to call with the number of rows done so far: prints now and then, and at the end, with the time left.
+        """Return a callback that takes the number of rows done so far and prints it with the estimated time left.
+
+        It prints every SECONDS_BETWEEN_LINES seconds and at the end.
 
         Args:
-            name: of the stage.
-            total: rows, as far as known.
+            name: name of the stage.
+            total: expected number of rows; may be an estimate.
         """
         start = told = time.monotonic()
 
@@ -52,16 +54,16 @@ class Progress:
         return done
 
     def tell(self, line: str) -> None:
-        """Prints a line."""
+        """Print a line."""
         print(f"{self._tool}: {time.monotonic() - self._begin:6.1f} s  {line}", file=sys.stderr, flush=True)
 
 
 def encoded_features(encoders: Mapping[str, Encoder], max_hotness: Mapping[str, int]) -> dict[str, Feature]:
-    """The specification's entries of encoded features: int32 ids and float32 numbers.
+    """Return the specification entries of encoded features: int32 ids and float32 numbers.
 
     Args:
-        encoders: by feature.
-        max_hotness: most ids in a row, for each list feature.
+        encoders: encoder of each feature, by feature name.
+        max_hotness: maximum number of ids per row, by name of the list feature.
     """
     features = {}
     for name, encoder in encoders.items():
@@ -80,18 +82,18 @@ def write_prepared(
     encoders: Mapping[str, Encoder],
     embedding_sizes: Mapping[str, int],
 ) -> None:
-    """Writes parquet parts, encoders, embedding sizes and at last the specification into a draft of `new_dataset`.
+    """Write parquet files, encoders, embedding sizes and finally the specification into a draft of `new_dataset`.
 
     Args:
-        draft: an empty folder.
-        spec: features, channels and metadata; its sources are replaced.
-        mappings: the rows of each mapping. Its columns are the features of the specification; the map
-            feature is left out of a mapping called "train".
-        encoders: by feature.
-        embedding_sizes: by categorical feature.
+        draft: empty folder to write to.
+        spec: specification with features, channels and metadata; its sources are replaced.
+        mappings: frames with the rows of each mapping. Their columns are the features of the specification, without
+            the map feature in the mapping "train".
+        encoders: encoder of each feature, by feature name.
+        embedding_sizes: embedding width of each categorical feature, by feature name.
 
     Raises:
-        DataError: rows that do not fit the specification.
+        DataError: if rows do not match the specification.
     """
     chunks: dict[str, tuple[Chunk, ...]] = {}
     for mapping, frames in mappings.items():

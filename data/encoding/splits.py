@@ -1,4 +1,4 @@
-"""Which row goes where, drawn by hash: a pure function of a seed and the row's keys, whatever else there is.
+"""Random splits and orders by hash, so that each row's draw depends only on a seed and the row's keys.
 
 Every draw is hash(row) of `data.encoding.hashing` over (seed, purpose, keys), with the purposes below.
 """
@@ -14,13 +14,22 @@ MAPPINGS = (TRAIN, VALID, TEST)
 
 
 def draw_mappings(*keys: Values, seed: int, test_fraction: float, validation_fraction: float) -> np.ndarray:
-    """The mapping of each row, [rows] texts: TRAIN, VALID or TEST.
+    """Assign each row to TRAIN, VALID or TEST.
 
-    A row is in test where hash(seed, SPLIT, keys) / 2**64 < test_fraction, else in valid where that is
-    < test_fraction + validation_fraction, else in train: the shares hold on average.
+    With h = hash(seed, SPLIT, keys) / 2**64, a row is in test if h < test_fraction, in valid if h < test_fraction +
+    validation_fraction, else in train. The fractions therefore hold on average.
+
+    Args:
+        *keys: columns of [rows] integers or texts that identify a row.
+        seed: seed of the split.
+        test_fraction: expected fraction of test rows.
+        validation_fraction: expected fraction of validation rows.
+
+    Returns:
+        [rows] object array of mapping names.
 
     Raises:
-        DataError: fractions outside [0, 1) or too large together.
+        DataError: if `check_fractions` rejects the fractions.
     """
     check_fractions(test_fraction, validation_fraction)
     hashes = hash_rows(seed, SPLIT, *keys)
@@ -30,17 +39,17 @@ def draw_mappings(*keys: Values, seed: int, test_fraction: float, validation_fra
 
 
 def draw_halves(*keys: Values, seed: int) -> np.ndarray:
-    """VALID or TEST for each row, [rows] texts: valid where hash(seed, SPLIT, keys) < 2**63."""
+    """Assign each row to VALID, if hash(seed, SPLIT, keys) < 2**63, or else TEST: [rows] object array."""
     return np.where(hash_rows(seed, SPLIT, *keys) < _threshold(0.5), VALID, TEST).astype(object)
 
 
 def draw_order(*keys: Values, seed: int) -> np.ndarray:
-    """Sort keys that put rows in a random order, [rows] uint64."""
+    """Return [rows] uint64 sort keys that put rows in a random order."""
     return hash_rows(seed, ORDER, *keys)
 
 
 def check_fractions(test_fraction: float, validation_fraction: float) -> None:
-    """Raises a DataError for shares that leave nothing to test or to train on."""
+    """Raise a DataError unless 0 < test_fraction, 0 <= validation_fraction, and their sum is below 1."""
     if not 0 < test_fraction < 1:
         raise DataError(f"--test_fraction {test_fraction}: expected a number between 0 and 1, such as 0.2")
     if not 0 <= validation_fraction < 1 - test_fraction:
@@ -51,10 +60,10 @@ def check_fractions(test_fraction: float, validation_fraction: float) -> None:
 
 
 def round_half_up(numbers: np.ndarray) -> np.ndarray:
-    """Nearest whole numbers of numbers from 0 on, [n] int64."""
+    """Round non-negative numbers to the nearest integer, halves up: [n] int64."""
     return np.floor(numbers + 0.5).astype(np.int64)
 
 
 def _threshold(share: float) -> np.uint64:
-    # Shares may add up to 1 in rounding, and 2**64 is no 64-bit number.
+    # Fractions can round up to a sum of 1, and 2**64 would overflow uint64.
     return np.uint64(min(share, 1 - 2**-53) * 2.0**64)

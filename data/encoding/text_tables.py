@@ -1,4 +1,4 @@
-"""Delimited text files, plain or gzip-compressed, with the line number in every complaint."""
+"""Read delimited text files, plain or gzip-compressed, with line numbers in error messages."""
 
 import gzip
 import zlib
@@ -24,14 +24,14 @@ WHOLE_NUMBER = r"^[0-9]{1,18}$"
 
 @dataclass(frozen=True)
 class TextForm:
-    """How a file is laid out.
+    """The format of a text file.
 
     Attributes:
-        file: its name, without `.gz`.
-        separator: between the fields of a line; may be longer than one character.
-        columns: the fields.
-        has_header: whether the first line names the columns; it may then have others after them.
-        is_quoted: whether a field in double quotes may hold the separator (but no line end).
+        file: name of the file, without `.gz`.
+        separator: separator of the fields in a line, one or more characters.
+        columns: names of the fields.
+        has_header: whether the first line names the columns; it may list further columns after `columns`.
+        is_quoted: whether a field in double quotes may contain the separator (but no line break).
     """
 
     file: str
@@ -43,12 +43,12 @@ class TextForm:
 
 @dataclass(frozen=True)
 class TextTable:
-    """The fields of a file as texts.
+    """The fields of a file, or of a block of it, as texts.
 
     Attributes:
-        path: the file.
-        first_line: number of the line that row 0 stands on.
-        texts: [rows], one column of strings per field.
+        path: path of the file.
+        first_line: line number of row 0.
+        texts: table of [rows] strings per field.
     """
 
     path: Path
@@ -56,10 +56,10 @@ class TextTable:
     texts: pa.Table
 
     def whole_numbers(self, column: str) -> np.ndarray:
-        """A column as integers, [rows] int64.
+        """Return a column as [rows] int64.
 
         Raises:
-            DataError: naming the first line that holds something else.
+            DataError: if a cell is not a non-negative integer, naming the first such line.
         """
         texts = self.texts.column(column)
         wrong = pc.invert(pc.match_substring_regex(texts, WHOLE_NUMBER)).to_numpy()
@@ -67,48 +67,57 @@ class TextTable:
         return pc.cast(texts, pa.int64()).to_numpy()
 
     def optional_texts(self, column: str) -> np.ndarray:
-        """A column as texts without surrounding blanks, [rows] objects; None where there is nothing."""
+        """Return a column as [rows] objects: texts without surrounding whitespace, None for empty cells."""
         texts = pc.utf8_trim_whitespace(self.texts.column(column))
         return pc.if_else(pc.equal(texts, ""), None, texts).to_numpy()
 
     def refuse(self, wrong: np.ndarray, column: str, expected: str) -> None:
-        """Raises a DataError for the first row marked as wrong, if any."""
+        """Raise a DataError for the first row marked as wrong, if any.
+
+        Args:
+            wrong: [rows] bool, whether each row is wrong.
+            column: name of the column at fault.
+            expected: description of the expected values.
+        """
         if wrong.any():
             row = int(np.argmax(wrong))
             found = self.texts.column(column)[row].as_py()[:TEXT_SHOWN]
             raise DataError(f"{self.path}, line {self.line(row)}: {column} is {found!r}, expected {expected}")
 
     def line(self, row: int) -> int:
-        """The line number of a row."""
+        """Return the line number of a row."""
         return self.first_line + row
 
 
 def find_file(folder: Path, names: list[str]) -> Path | None:
-    """The first of the files that a folder has, as named or with `.gz`."""
+    """Return the first of the named files that exists in a folder, plain or with `.gz`, or None."""
     candidates = [folder / (name + ending) for name in names for ending in ("", ".gz")]
     return first_file(candidates)
 
 
 def read_text_table(path: Path, form: TextForm) -> TextTable:
-    """Reads a whole file in latin-1.
+    """Read a whole latin-1 file.
 
     Raises:
-        DataError: it cannot be read, is empty, or has a line with the wrong number of fields.
+        DataError: if it cannot be read, is empty, or has a line with the wrong number of fields.
     """
     blocks = list(read_text_blocks(path, form))
     return TextTable(path, blocks[0].first_line, pa.concat_tables([block.texts for block in blocks]))
 
 
 def read_text_blocks(path: Path, form: TextForm, block_bytes: int = BLOCK_BYTES) -> Iterator[TextTable]:
-    """Reads a file in latin-1, block by block, in order; empty lines at its end do not count.
+    """Read a latin-1 file in blocks, ignoring empty lines at its end.
 
     Args:
-        path: plain, or gzip-compressed if its name ends in `.gz`.
-        form: its layout.
-        block_bytes: how much of the text is read at once.
+        path: path of the file, gzip-compressed if its name ends in `.gz`.
+        form: format of the file.
+        block_bytes: bytes of uncompressed text to read at a time.
+
+    Yields:
+        Tables of consecutive lines.
 
     Raises:
-        DataError: it cannot be read, is empty, or has a line with the wrong number of fields.
+        DataError: if it cannot be read, is empty, or has a line with the wrong number of fields.
     """
     columns, first_line, row = list(form.columns), 1, 0
     with _opened(path) as file:
@@ -123,10 +132,10 @@ def read_text_blocks(path: Path, form: TextForm, block_bytes: int = BLOCK_BYTES)
 
 
 def count_lines(path: Path, form: TextForm, block_bytes: int = BLOCK_BYTES) -> int:
-    """How many rows `read_text_blocks` reads of a file whose lines are as they should be.
+    """Return how many rows `read_text_blocks` yields for a valid file, without parsing its lines.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: if it cannot be read.
     """
     with _opened(path) as file:
         if form.has_header:
@@ -144,12 +153,12 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _whole_lines(file: BinaryIO, block_bytes: int) -> Iterator[bytes]:
-    """The rest of a file in blocks of whole lines, each ended, without the empty lines at the file's end."""
+    """Yield the rest of a file in blocks of whole, terminated lines, without empty lines at the end of the file."""
     rest, data = b"", file.read(block_bytes)
     while data:
         rest += data
         data = file.read(block_bytes)
-        # Line ends at the end are kept back: they may be the file's last.
+        # Trailing line breaks are held back: they may be the empty lines at the end of the file.
         kept = rest.rstrip(b"\r\n")
         end = kept.rfind(b"\n") + 1
         if not data and kept:
@@ -168,7 +177,7 @@ def _header_columns(path: Path, header: bytes, form: TextForm) -> list[str]:
 
 def _parse(path: Path, content: bytes, columns: list[str], first_line: int, form: TextForm) -> pa.Table:
     separator = form.separator.encode()
-    if len(separator) > 1:
+    if len(separator) > 1:  # Arrow supports single-byte separators only
         content, separator = content.replace(separator, UNIT_SEPARATOR), UNIT_SEPARATOR
     bad_rows: list[pa_csv.InvalidRow] = []
 
@@ -179,7 +188,7 @@ def _parse(path: Path, content: bytes, columns: list[str], first_line: int, form
     try:
         return pa_csv.read_csv(
             pa.BufferReader(content),
-            # One block and one thread: rows then know their number.
+            # One block and one thread, so that Arrow reports row numbers of invalid rows.
             pa_csv.ReadOptions(
                 use_threads=False, block_size=len(content) + 1, column_names=columns, encoding="latin-1"
             ),

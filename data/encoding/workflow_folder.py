@@ -1,6 +1,7 @@
-"""What a dataset's `prepare` has fitted, as a folder that is copied with a model: only what its manifest lists.
+"""Find the fitted workflow files of a dataset that are copied along with a model.
 
-Model folders are passed on. A file that lies in `workflow/` by chance, or that a link brings there, is no part of it.
+Only files listed in the manifest are included: model folders get shared, so a stray file in `workflow/`, or one that a
+link points to, must not end up in them.
 """
 
 import hashlib
@@ -14,24 +15,24 @@ from data.files import check_stays, open_regular
 from data.specification.small_file import read_small_text
 
 ENCODERS_FOLDER = "workflow"
-# The outermost manifest of a workflow, in either form: of a dataset with side tables, and of encoders alone.
+# Possible names of the outermost manifest: of a workflow with side tables, and of encoders alone.
 MANIFESTS = ("workflow.json", "manifest.json")
 MAX_MEBIBYTES = 16
 READ_BYTES = 2**22
 
 
 def workflow_files(dataset: Path, *, allow_outside_paths: bool = False) -> dict[str, Path]:
-    """The manifest of a dataset's workflow and the files that it lists, all as they were written.
+    """Return the manifest of a dataset's workflow and the files that it lists, after verifying their checksums.
 
     Args:
-        dataset: the folder of the feature specification.
-        allow_outside_paths: follow links that lead out of it.
+        dataset: folder of the feature specification.
+        allow_outside_paths: whether to follow links that lead out of the dataset folder.
 
     Returns:
-        Paths by name, relative to the dataset; none where there is no workflow, or one without a manifest.
+        Paths by name relative to the dataset; empty if there is no workflow, or no manifest in it.
 
     Raises:
-        DataError: a file is missing, was changed, is not a regular file, or lies outside of the dataset.
+        DataError: if a file is missing, was changed, is not a regular file, or lies outside the dataset.
     """
     folder = dataset / ENCODERS_FOLDER
     if not allow_outside_paths:
@@ -50,15 +51,16 @@ def workflow_files(dataset: Path, *, allow_outside_paths: bool = False) -> dict[
 
 
 def check_content(path: Path, size: int, digest: str, fix: str) -> None:
-    """Refuses a file that is not as a manifest says.
+    """Check a file against its manifest entry.
 
     Args:
-        path: of the file.
-        size, digest: its length in bytes and SHA-256 sum.
-        fix: what to do, for the message.
+        path: path of the file.
+        size: expected size in bytes.
+        digest: expected SHA-256 checksum, in hexadecimal.
+        fix: suggested fix, for the error message.
 
     Raises:
-        DataError: it is missing, is not a regular file, or was changed.
+        DataError: if the file is missing, is not a regular file, or was changed.
     """
     try:
         with open_regular(path) as file:
@@ -70,7 +72,7 @@ def check_content(path: Path, size: int, digest: str, fix: str) -> None:
 
 
 def content_sum(file: BinaryIO) -> str:
-    """SHA-256 of the rest of a file, in hexadecimal."""
+    """Return the SHA-256 checksum of the rest of a file, in hexadecimal."""
     digest = hashlib.sha256()
     while piece := file.read(READ_BYTES):
         digest.update(piece)
@@ -78,7 +80,7 @@ def content_sum(file: BinaryIO) -> str:
 
 
 def _listed(path: Path) -> dict[str, tuple[int, str]]:
-    """Size and checksum of every file that a manifest lists."""
+    """Return the size and checksum of every file that a manifest lists, by name."""
     try:
         entries = json.loads(read_small_text(path, "the manifest of a workflow", MAX_MEBIBYTES))["files"]
         files = {name: _size_and_sum(entry) for name, entry in entries.items()}

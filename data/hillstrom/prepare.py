@@ -1,7 +1,7 @@
-"""Prepares Hillstrom's e-mail challenge: python -m data.hillstrom.prepare --raw DIR --output DIR.
+"""Prepare Hillstrom's e-mail challenge: python -m data.hillstrom.prepare --raw DIR --output DIR.
 
-A funnel over the whole population: visit, conversion given a visit, spend (in dollars, as it is) given a
-conversion. Row i of the file (from 0) goes to test, valid or train by hash(seed, 0, i): `draw_mappings` of
+The labels form a funnel over all customers: visit, conversion given a visit, and spend (in dollars, unscaled) given a
+conversion. Row i of the file (from 0) is assigned to test, valid or train by hash(seed, 0, i); see `draw_mappings` of
 `data.encoding.splits`.
 """
 
@@ -48,17 +48,17 @@ def prepare(
     validation_fraction: float = 0.0,
     oov_buckets: int = 1,
 ) -> None:
-    """Writes the dataset; all of it, or nothing.
+    """Write the dataset, atomically.
 
     Args:
-        raw: folder with hillstrom.csv.
-        output: folder that holds no dataset yet.
-        seed: of the split and of the order of the training rows.
-        test_fraction, validation_fraction: shares of the rows, on average.
-        oov_buckets: ids for values unseen in training, per categorical feature.
+        raw: folder with one of `FILES`.
+        output: folder for the dataset; must not contain one yet.
+        seed: seed of the split and of the order of the training rows.
+        test_fraction, validation_fraction: expected fractions of the rows.
+        oov_buckets: number of ids shared by values unseen in training, per categorical feature.
 
     Raises:
-        DataError: wrong input.
+        DataError: if the input is invalid.
     """
     check_fractions(test_fraction, validation_fraction)
     split = partial(draw_mappings, seed=seed, test_fraction=test_fraction, validation_fraction=validation_fraction)
@@ -68,7 +68,7 @@ def prepare(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
+    """Run the command; return the exit code: 0 success, 1 failure, 2 invalid input or arguments."""
     parser = table_parser(
         "hillstrom",
         "Turns the file of the MineThatData e-mail challenge into a parquet dataset of three tasks, visit, conversion "

@@ -1,1 +1,1 @@
-"""From parquet files to the batches of a training step."""
+"""Read parquet files into the batches of training and evaluation steps."""

@@ -1,4 +1,4 @@
-"""The one thing that crosses from the loader to the trainer."""
+"""The batch, which is all that the loader passes to the trainer."""
 
 from typing import NamedTuple
 
@@ -8,22 +8,23 @@ PAD = -1
 
 
 class Batch(NamedTuple):
-    """Rows grouped by channel, one array per channel; feature names live in the specification.
+    """One array of rows per channel; the columns follow the order of the features in the specification.
 
-    The first axis is the local batch size and the same for every batch of a loader. A channel
-    without features has width 0. Rows that only fill the batch up have weight 0.
+    The first axis is the local batch size, which is the same for every batch of a loader. A channel without features
+    has width 0. Padding rows have weight 0.
 
     Attributes:
         onehot: [batch, one-hot features] int32 ids.
-        multihot: [batch, sum of max_hotness] int32 ids, PAD where a row has fewer; the features
-            stand side by side in channel order, max_hotness columns each.
-        numerical: [batch, numerical features] float32.
-        labels: [batch, labels] float32; NaN where a label is missing (only for `missing: ignore`).
-        weights: [batch] float32; the sample weight of the row, 1 without such a column, 0 for a pad.
-        group: [batch] int64 values of the map feature, or None where the mapping has none.
-        rows: [batch] int64 positions of the rows in the dataset (files in order), PAD for pads.
-        extra: the `extra_columns` asked of the loader, in that order, [batch] each in their stored dtype
-            (object for texts); 0 or None for pads.
+        multihot: [batch, sum of max_hotness] int32 ids, with PAD after the end of a list. Features are side by side
+            in channel order, max_hotness columns each.
+        numerical: [batch, numerical features] float32 values.
+        labels: [batch, labels] float32 labels; NaN where a label is missing, which needs `missing: ignore` or
+            a loader with `needs_labels=False`.
+        weights: [batch] float32 sample weights; 1 if the dataset has no such column, 0 for padding.
+        group: [batch] int64 values of the map feature, or None if they were not requested.
+        rows: [batch] int64 positions of the rows in the dataset (files in order), PAD for padding.
+        extra: one [batch] array per requested extra column, in its stored dtype (object for text); 0 or None for
+            padding.
     """
 
     onehot: np.ndarray

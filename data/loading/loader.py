@@ -1,4 +1,4 @@
-"""Batches of a mapping, read from parquet in background threads."""
+"""Load the batches of a mapping from parquet in background threads."""
 
 import queue
 import threading
@@ -18,53 +18,53 @@ from data.memory import check_fits
 from data.specification.feature_spec import FeatureSpec
 
 DECODE_THREADS = 2
-POSITION_BYTES = 4  # of a row in the order of a window
-WIDE_BYTES = 2**12  # of one feature in a row, from which on it is what takes the memory
-BATCHES_AHEAD = 4
+POSITION_BYTES = 4  # one int32 per row in a window's permutation
+WIDE_BYTES = 2**12  # a multi-hot feature wider than this per row is named as the cause of a memory error
+BATCHES_AHEAD = 4  # batches prefetched ahead of the consumer
 
 
 class ParquetLoader:
-    """Iterates one worker's batches of a mapping.
+    """Iterates over one worker's batches of a mapping.
 
-    Shuffled, as for training: the rows of a step of all workers are a function of seed, epoch, row
-    groups and global batch size, whatever the number of workers; every row is in exactly one step of
-    an epoch. Not shuffled, as for evaluation: worker w of N holds the rows from w * rows // N to
-    (w + 1) * rows // N in order, spread evenly over the steps. In both cases any number of workers
-    takes any global batch size: all workers make equally many steps, and in each step their shares
-    differ by one row at most; a batch has no room for more rows than a step of this mapping can have.
+    With `shuffle` (training), the rows of a global batch depend only on the seed, the epoch, the row groups and the
+    global batch size, not on the number of workers, and every row is in exactly one step of an epoch. Without it
+    (evaluation), worker w of N reads rows [w * rows // N, (w + 1) * rows // N) in order, spread evenly over the steps.
+    In both cases, any number of workers supports any global batch size: all workers run the same number of steps, and
+    their row counts in a step differ by at most one.
 
-    A row takes 4 * (one-hot features + sum of max_hotness + numerical features + labels) + 12 bytes (20
-    with the group): 156 for Outbrain's 29 features. In memory are BATCHES_AHEAD + 2 batches and, of
-    each lane (see `data.loading.epoch_plan`) that the worker serves, two windows: about 2**20 rows in all for one
-    worker, its share of them for one of many, and at least two row groups. Shuffled, the windows stay between epochs.
+    A row takes 4 * (one-hot features + sum of max_hotness + numerical features + labels) + 12 bytes (20 with the
+    group): 156 for Outbrain's 29 features. Memory holds BATCHES_AHEAD + 2 batches and two windows of each lane (see
+    `data.loading.epoch_plan`) that the worker reads: about 2**20 rows divided by the number of workers, and at least
+    two row groups. With `shuffle`, the window buffers are kept between epochs.
 
     Args:
-        spec: the specification.
-        mapping: whose rows.
-        global_batch_size: rows of a step, of all workers together.
+        spec: feature specification of the dataset.
+        mapping: name of the mapping to read.
+        global_batch_size: rows per step, summed over all workers.
         worker: rank of this worker.
-        workers: how many there are.
-        shuffle: see above.
-        seed: of the order, at least 0.
-        with_group: give the map feature's values in `Batch.group`.
-        extra_columns: columns to give in `Batch.extra`.
-        needs_labels: off, labels that the mapping lacks are NaN, as are missing ones; sample weights are 1.
-        oov_policy: what is done with ids outside [0, cardinality): "error", "clip" (the nearest valid id) or "drop"
-            (that, and the row has weight 0).
+        workers: number of workers.
+        shuffle: whether to shuffle the rows (training) or to keep the dataset order (evaluation).
+        seed: seed of the row order, at least 0.
+        with_group: whether to return the values of the map feature in `Batch.group`.
+        extra_columns: names of the columns to return in `Batch.extra`.
+        needs_labels: whether labels and sample weights are required. If False, absent or null labels are NaN and
+            all sample weights are 1.
+        oov_policy: how to handle ids outside [0, cardinality): "error", "clip" (use the nearest valid id) or "drop"
+            (clip, and set the weight of the row to 0).
 
     Attributes:
-        rows: of the mapping.
-        steps_per_epoch: batches that each worker gets; rows / global_batch_size, rounded up.
-        local_batch_size: rows of each of this worker's batches, pads included: the same in every step.
-        fingerprint: of the files' names and row groups; another one means another order of rows.
-        truncated: by multi-hot feature, how many lists were longer than max_hotness and were cut, among
-            the rows that this worker decoded in its latest epoch.
-        out_of_vocabulary: by feature, how many ids outside [0, cardinality) were replaced in the rows of the batches
-            that this worker has made in its latest epoch; over all workers together each such id counts once.
+        rows: number of rows in the mapping.
+        steps_per_epoch: number of batches per worker and epoch, rows / global_batch_size rounded up.
+        local_batch_size: rows in each batch of this worker, including padding; the same in every step.
+        fingerprint: hash of the file names and row group sizes; if it changes, so does the row order.
+        truncated: number of lists longer than max_hotness that were cut, by multi-hot feature, among the rows that
+            this worker decoded in its latest epoch.
+        out_of_vocabulary: number of ids outside [0, cardinality) that were replaced, by feature, in the batches that
+            this worker built in its latest epoch. Summed over workers, each such id counts once.
 
     Raises:
-        DataError: a batch without rows, the files do not hold what the specification says, or more memory would be
-            needed than there is.
+        DataError: if `global_batch_size` is below 1, the files do not match the specification, or reading would need
+            more memory than is available.
     """
 
     def __init__(
@@ -102,6 +102,8 @@ class ParquetLoader:
         self.rows = self._reader.rows
         self.fingerprint = self._reader.fingerprint
         self.steps_per_epoch = -(-self.rows // global_batch_size)
+        # No larger than a step can be, so that a small mapping is not padded to a huge batch. Unshuffled steps are
+        # equally long, so they may be shorter than `global_batch_size`.
         rows_per_step = min(global_batch_size, self.rows) if shuffle else -(-self.rows // max(self.steps_per_epoch, 1))
         self.local_batch_size = max(1, -(-rows_per_step // workers))
         self.truncated: Counter[str] = Counter()
@@ -110,20 +112,28 @@ class ParquetLoader:
         self._check_memory()
 
     def rows_until(self, step: int) -> int:
-        """How many rows the first `step` steps hold, over all workers and as many epochs as they take."""
+        """Return how many rows the first `step` steps contain, over all workers; `step` may span several epochs."""
         epochs, steps = divmod(step, self.steps_per_epoch)
         return epochs * self.rows + min(steps * self._global_batch_size, self.rows)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
-        """The batches of an epoch from a step on; nothing that lies before it is read.
+        """Yield the batches of an epoch, starting at `first_step` without reading earlier rows.
 
-        Close the iterator when leaving it early: that stops the threads.
+        Close the generator when leaving it early, to stop its threads.
+
+        Args:
+            epoch: index of the epoch; it determines the shuffled order.
+            first_step: index of the first step to yield, for resuming within an epoch.
+
+        Yields:
+            Batches of `local_batch_size` rows; the last rows may be padding.
 
         Raises:
-            DataError: while iterating: a damaged file, or a value that no model can use.
+            DataError: during iteration, if a file is damaged or a value is invalid.
         """
         self.truncated, self.out_of_vocabulary = Counter(), Counter()
         shares, window_rows = self._shares(epoch, first_step)
+        # Window sizes depend on the order of units, so a buffer of the last epoch can be too short.
         spare, self._spare = [rows for rows in self._spare if len(rows.rows) >= window_rows], []
         with _Background() as background:
             lanes = [
@@ -134,11 +144,11 @@ class ParquetLoader:
             ]
             yield from background.run(self._batches(lanes, range(first_step, self.steps_per_epoch)))
         if self._shuffle:
-            self._spare = spare  # the next epoch need not ask the system for memory again
+            self._spare = spare  # saves the next epoch from allocating the buffers again
         self._warn_of_what_did_not_fit()
 
     def _shares(self, epoch: int, first_step: int) -> tuple[list[Iterator[Share]], int]:
-        """Every lane's shares for this worker, and the most rows that one of them can have."""
+        """Return this worker's shares of each lane, and the maximum number of rows of a window."""
         plan, worker, workers = self._plan(epoch), self._worker, self._workers
         if isinstance(plan, SequentialPlan):
             return [plan.shares(first_step)], plan.window_rows
@@ -151,10 +161,10 @@ class ParquetLoader:
         return SequentialPlan(units, self.local_batch_size, worker=self._worker, workers=self._workers)
 
     def _check_memory(self) -> None:
-        """Refuses files, a specification or a batch size that ask for more memory than there is.
+        """Raise a DataError if the loader would need more memory than is available.
 
-        Counted are the windows that are open, the order of their rows, the columns of the longest row group, and the
-        batches on their way to the consumer.
+        The estimate sums the open windows, their row permutations, the columns of the longest row group, and the
+        prefetched batches.
         """
         plan, row_bytes = self._plan(epoch=0), self._reader.row_bytes
         open_rows = max(plan.open_rows // (self._workers if self._shuffle else 1), plan.window_rows)
@@ -177,10 +187,12 @@ class ParquetLoader:
         check_fits(windows + batches + self._reader.unit_bytes, what, fix)
 
     def _batches(self, lanes: list[LaneReader], steps: range) -> Iterator[Batch]:
+        # The first window of every lane before the second of any: the first step needs one window of each.
         for windows in range(1, WINDOWS_OPEN + 1):
             for lane in lanes:
                 lane.open(windows)
         for step in steps:
+            # Each field of `batch` is [local_batch_size, ...]; lane after lane fills the next rows.
             batch, filled = self._reader.allocate(self.local_batch_size), 0
             for lane in lanes:
                 for rows, positions in lane.pieces(step):
@@ -215,10 +227,11 @@ class ParquetLoader:
 
 
 class _Background:
-    """A thread that makes batches ahead of their consumer, and a pool that decodes; both end with the block."""
+    """Context manager that owns a thread prefetching batches and a pool of decoding threads."""
 
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="loader-decode")
+        # None marks the end. The queue is bounded by `_room`, which `__exit__` can release to unblock the thread.
         self._ready: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(BATCHES_AHEAD)
         self._is_closed = threading.Event()
@@ -229,13 +242,13 @@ class _Background:
 
     def __exit__(self, *_: object) -> None:
         self._is_closed.set()
-        self._room.release()
+        self._room.release()  # wakes the thread up if it waits for room
         self.pool.shutdown(cancel_futures=True)
         if self._thread is not None:
             self._thread.join()
 
     def run(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches, made in the background; raises what making them raises."""
+        """Yield the batches, built in the background; re-raise any exception from building them."""
         self._thread = threading.Thread(target=self._make, args=(batches,), name="loader-batches", daemon=True)
         self._thread.start()
         while (batch := self._ready.get()) is not None:
@@ -252,5 +265,5 @@ class _Background:
                     return
                 self._ready.put(batch)
             self._ready.put(None)
-        except BaseException as error:  # whatever it is, the consumer must not wait for ever
+        except BaseException as error:  # forward any error, or the consumer would wait forever
             self._ready.put(error)

@@ -1,4 +1,4 @@
-"""The parquet files of one column group: footers read once and checked, row groups read on demand."""
+"""Read the parquet files of a column group: footers are read and checked once, row groups on demand."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -19,21 +19,21 @@ from data.loading.value_checks import Place
 from data.specification.problems import listed
 
 FOOTER_THREADS = 8
-MOST_ROWS = 2**31 - 1  # of a row group: the order of its rows is of int32
-# What reading damaged files was seen to raise.
+MOST_ROWS = 2**31 - 1  # per row group, since row permutations are int32
+# Exceptions that reading a damaged file is known to raise.
 READ_ERRORS = (OSError, pa.ArrowException, ValueError, MemoryError)
 
 
 @dataclass(frozen=True)
 class ParquetFile:
-    """A file as its footer describes it.
+    """A parquet file as described by its footer.
 
     Attributes:
-        path: of the file.
-        metadata: the footer.
-        schema: the columns as Arrow types.
-        stamp: size in bytes and time of the last change, when the footer was read.
-        seal: the checksums of its column chunks, of a file that has them.
+        path: path of the file.
+        metadata: parsed footer.
+        schema: Arrow schema of the columns.
+        stamp: size in bytes and modification time (ns) when the footer was read.
+        seal: checksums of the column chunks, or None if the file has none.
     """
 
     path: Path
@@ -44,10 +44,10 @@ class ParquetFile:
 
     @classmethod
     def open(cls, path: Path) -> "ParquetFile":
-        """Reads the footer.
+        """Open a file by reading its footer.
 
         Raises:
-            DataError: there is no such file, or it is not parquet.
+            DataError: if the file does not exist or is not valid parquet.
         """
         try:
             stamp = _stamp(path.stat())
@@ -63,31 +63,32 @@ class ParquetFile:
             raise DataError(f"{path}: cannot be read as parquet ({_first_line(error)}); write it again") from error
 
     def row_group_rows(self) -> list[int]:
-        """Rows of each row group."""
+        """Return the number of rows of each row group."""
         return row_group_rows(self.metadata)
 
     def column_bytes(self, row_group: int, name: str) -> int:
-        """Bytes of a column of numbers, or of lists of numbers, unpacked; 0 for texts, whose length is not declared."""
+        """Return the uncompressed bytes of a column of numbers or lists; 0 for text, whose size the footer lacks."""
         stored = self.schema.field(name).type
         item = getattr(stored, "value_type", stored)
         if not pa.types.is_primitive(item):
             return 0
         chunks = self.metadata.row_group(row_group)
+        # A list column is stored under a nested path such as NAME.list.element, hence the comparison by prefix.
         found = [chunks.column(index) for index in range(chunks.num_columns)]
         values = sum(chunk.num_values for chunk in found if f"{chunk.path_in_schema}.".startswith(f"{name}."))
         return values * item.bit_width // 8
 
     def read(self, row_group: int, columns: Sequence[str]) -> pa.Table:
-        """Reads columns of a row group, checksums verified: the seal's, or those of the pages where there is no seal.
+        """Read columns of a row group and verify checksums: those of the seal, or of the pages if there is no seal.
 
         Raises:
-            DataError: the file is damaged.
-            LostInputError: it is gone, or is not what it was when its footer was read.
+            DataError: if the file is damaged.
+            LostInputError: if the file is gone, unreadable, or has changed since its footer was read.
         """
         place = f"{self.path}, row group {row_group}"
         try:
-            # Not memory-mapped: where a disk fails, a read raises, and a map kills the process.
-            # The seal covers all that page checksums do.
+            # Not memory-mapped: on a disk failure, a read raises, but access to a mapping kills the process (SIGBUS).
+            # A seal covers everything that page checksums do.
             verifies_pages = self.seal is None
             with open_regular(self.path) as file, arrow_file(file) as source:
                 if _stamp(os.fstat(file.fileno())) != self.stamp:
@@ -95,7 +96,7 @@ class ParquetFile:
                 if self.seal is not None:
                     self.seal.check(row_group, columns)
                 with pq.ParquetFile(source, metadata=self.metadata, page_checksum_verification=verifies_pages) as rows:
-                    # One thread: row groups are decoded in parallel.
+                    # No Arrow threads: the loader already decodes row groups in parallel.
                     table = rows.read_row_group(row_group, columns=list(columns), use_threads=False)
         except (DataError, LostInputError):
             raise
@@ -115,7 +116,13 @@ class ParquetFile:
 
 
 class Piece(NamedTuple):
-    """Rows that one row group of a column group gives to a range of the dataset."""
+    """The rows [begin, end) of the dataset that come from one row group of a column group.
+
+    Attributes:
+        table: the stored values.
+        place: where the first row is stored.
+        begin, end: range of the rows in the dataset.
+    """
 
     table: pa.Table
     place: Place
@@ -124,18 +131,18 @@ class Piece(NamedTuple):
 
 
 class ColumnGroup:
-    """One chunk of a mapping: columns, and the files that hold their rows one after the other.
+    """One chunk of a mapping: a set of columns, stored in consecutive files.
 
     Args:
-        files: in row order.
-        targets: the columns to decode.
+        files: files of the chunk, in row order.
+        targets: columns to decode.
 
     Attributes:
-        files: as given.
-        targets: as given.
-        rows: of all files.
-        starts: [row groups] int64 first row of each row group in the dataset; empty ones are left out.
-        sizes: [row groups] int64 their rows.
+        files: files of the chunk, in row order.
+        targets: columns to decode.
+        rows: total number of rows in the files.
+        starts: [row groups] int64 first row of each row group in the dataset; empty row groups are left out.
+        sizes: [row groups] int64 number of rows of each row group.
     """
 
     def __init__(self, files: Sequence[ParquetFile], targets: Sequence[Target]):
@@ -154,11 +161,13 @@ class ColumnGroup:
         self._file_start = file_starts[self._file]
 
     def read(self, begin: int, end: int) -> Iterator[Piece]:
-        """The rows [begin, end) of the dataset, row group by row group.
+        """Yield the rows [begin, end) of the dataset, row group by row group.
 
         Raises:
-            DataError: as `ParquetFile.read`.
+            DataError: if a file is damaged.
+            LostInputError: if a file is gone, unreadable, or has changed since its footer was read.
         """
+        # Without duplicates: an extra column can also be a feature.
         names = list(dict.fromkeys(target.name for target in self.targets))
         first = int(np.searchsorted(self.starts, begin, side="right")) - 1
         last = int(np.searchsorted(self.starts, end, side="left"))
@@ -170,33 +179,33 @@ class ColumnGroup:
             yield Piece(table, self.place(low), low, high)
 
     def unpacked_bytes(self) -> int:
-        """Bytes of the columns of the longest row group, unpacked."""
+        """Return the uncompressed bytes of the columns to decode in the longest row group."""
         longest = int(np.argmax(self.sizes))
         file, row_group = self.files[self._file[longest]], int(self._row_group[longest])
         return sum(file.column_bytes(row_group, target.name) for target in self.targets)
 
     def place(self, row: int) -> Place:
-        """Where a row of the dataset is stored."""
+        """Return where a row of the dataset is stored."""
         index = int(np.searchsorted(self.starts, row, side="right")) - 1
         path = self.files[self._file[index]].path
         return Place(path, int(self._row_group[index]), row - int(self._file_start[index]))
 
 
 def open_files(paths: Sequence[Path]) -> list[ParquetFile]:
-    """Reads the footers of many files at once.
+    """Read the footers of many files in parallel.
 
     Raises:
-        DataError: as `ParquetFile.open`, for the first file that fails.
+        DataError: if a file does not exist or is not valid parquet; names the first such file.
     """
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         return list(pool.map(ParquetFile.open, paths))
 
 
 def row_group_rows(metadata: pq.FileMetaData) -> list[int]:
-    """Rows of each row group of a footer.
+    """Return the number of rows of each row group of a footer.
 
     Raises:
-        ValueError: they are not those of the whole file, or too many in one.
+        ValueError: if they do not add up to the rows of the file, or a row group has more than MOST_ROWS.
     """
     rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
     if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
@@ -207,7 +216,7 @@ def row_group_rows(metadata: pq.FileMetaData) -> list[int]:
 
 
 def column_problems(file: ParquetFile, targets: Sequence[Target]) -> Iterator[str]:
-    """What columns a file lacks or stores in a type that does not fit."""
+    """Yield a message for each target column that the file lacks, has twice, or stores in an unsuitable type."""
     for target in targets:
         indices = file.schema.get_all_field_indices(target.name)
         if len(indices) != 1:

@@ -1,4 +1,4 @@
-"""The rows of a mapping, decoded from parquet row group by row group."""
+"""Decode the rows of a mapping from parquet, row group by row group."""
 
 import hashlib
 import json
@@ -24,26 +24,26 @@ PROBLEMS_SHOWN = 20
 class ParquetReader:
     """Opens the files of a mapping and decodes ranges of their rows.
 
-    A unit is a row group of the column group that has the fewest. Where another column group is cut
-    differently, its row groups that overlap are read with the unit. All methods can be called from
-    several threads.
+    A unit is a row group of the column group with the fewest row groups. Where another column group is split
+    differently, its overlapping row groups are read along with the unit. All methods are thread-safe.
 
     Args:
-        spec: the specification.
-        mapping: whose files to read.
-        with_group: decode the map feature.
-        extra_columns: columns that files hold, whether they are features or not.
-        needs_labels: off, labels that the mapping lacks are NaN, as are missing ones; sample weights are 1.
-        oov_policy: what is done with ids outside [0, cardinality): an error, the nearest valid id ("clip"), or
-            that with weight 0 for the whole row ("drop").
+        spec: feature specification of the dataset.
+        mapping: name of the mapping to read.
+        with_group: whether to decode the map feature.
+        extra_columns: names of further columns to decode, whether or not they are features.
+        needs_labels: whether labels and sample weights are required. If False, absent or null labels are NaN and
+            all sample weights are 1.
+        oov_policy: how to handle ids outside [0, cardinality): "error", "clip" (use the nearest valid id) or "drop"
+            (clip, and set the weight of the row to 0).
 
     Attributes:
-        rows: of the mapping.
-        unit_rows: [units] int64 rows of each unit, none of them 0.
-        fingerprint: changes when the names, the order or the row groups of the files change.
+        rows: number of rows in the mapping.
+        unit_rows: [units] int64 number of rows of each unit, all positive.
+        fingerprint: hash of the names, the order and the row group sizes of the files.
 
     Raises:
-        DataError: a file is missing or damaged, a column is missing or of the wrong type, column groups
+        DataError: if a file is missing or damaged, a column is missing or has the wrong type, the column groups
             differ in length, or there are no rows.
     """
 
@@ -77,45 +77,52 @@ class ParquetReader:
         _check_columns(self._groups)
         self._extra_dtypes = _extra_dtypes(self._groups, len(extra_columns))
         self.rows = _common_rows(self._groups, mapping)
+        # The coarsest division: finer row groups of the others mostly fall within one unit, and are read once.
         units = min(self._groups, key=lambda group: len(group.starts))
         self.unit_rows, self._unit_starts = units.sizes, units.starts
         self.fingerprint = _fingerprint(chunks, chunk_files)
 
     @property
     def row_bytes(self) -> int:
-        """Of a row in arrays as `allocate` makes them."""
+        """Bytes per row in the arrays that `allocate` returns."""
         return bytes_per_row(self._spec, with_group=self._with_group, extra_dtypes=self._extra_dtypes)
 
     @property
     def widest_list(self) -> tuple[str, int]:
-        """The multi-hot feature that takes the most bytes in every row, and how many."""
+        """Name of the widest multi-hot feature and its bytes per row; ("", 0) without such features."""
         widest = max(self._spec.multihot, key=lambda feature: feature.max_hotness or 0, default=None)
         return ("", 0) if widest is None else (widest.name, 4 * (widest.max_hotness or 0))
 
     @property
     def longest_unit(self) -> tuple[Place, int]:
-        """Where the longest row group lies, and its rows."""
+        """Location of the longest row group, and its number of rows."""
         group = max(self._groups, key=lambda group: int(group.sizes.max()))
         longest = int(np.argmax(group.sizes))
         return group.place(int(group.starts[longest])), int(group.sizes[longest])
 
     @property
     def unit_bytes(self) -> int:
-        """Of the columns of the longest row group, unpacked."""
+        """Uncompressed bytes of the columns to decode in the longest row group."""
         return max(group.unpacked_bytes() for group in self._groups)
 
     def allocate(self, rows: int) -> Batch:
-        """Arrays for so many rows, with undefined contents."""
+        """Allocate a batch of `rows` rows with undefined contents."""
         return empty_batch(self._spec, rows, with_group=self._with_group, extra_dtypes=self._extra_dtypes)
 
     def decode(self, unit: int, start: int, stop: int, out: Batch) -> Decoded:
-        """Writes the rows [start, stop) of a unit to `out`, which has as many.
+        """Decode the rows [start, stop) of a unit into `out`.
+
+        Args:
+            unit: index into `unit_rows`.
+            start: first row within the unit.
+            stop: end of the rows within the unit.
+            out: batch of stop - start rows to write to.
 
         Returns:
-            Which values did not fit, with rows counted in `out`.
+            The lists that were cut and the ids that were replaced, with row numbers relative to `out`.
 
         Raises:
-            DataError: the file is damaged, or a value is out of range; names file, row group, row, column.
+            DataError: if a file is damaged or a value is out of range, naming file, row group, row and column.
         """
         begin, end = (int(self._unit_starts[unit]) + row for row in (start, stop))
         out.rows[:] = np.arange(begin, end)
@@ -128,8 +135,8 @@ class ParquetReader:
         for group in self._groups:
             for piece in group.read(begin, end) if group.targets else ():
                 rows = slice_rows(out, piece.begin - begin, piece.end - begin)
-                # One thread at a time: NumPy's short calls in several would wait for the interpreter's lock at each
-                # turn. Parquet is decoded side by side, without it.
+                # One thread at a time: several threads of short NumPy calls would contend for the interpreter lock.
+                # Arrow releases it, so reading parquet (`group.read`) stays parallel.
                 with self._converting:
                     decoded = decode_table(piece.table, group.targets, piece.place, rows)
                 cut.update(decoded.cut)
@@ -137,13 +144,13 @@ class ParquetReader:
                     earlier = replaced.get(name, bad_rows[:0])
                     replaced[name] = np.concatenate([earlier, bad_rows + (piece.begin - begin)])
         if self._oov_policy == "drop":
-            # After all groups: one of them holds the weights.
+            # After all column groups, since decoding the one with the weights overwrites them.
             for bad_rows in replaced.values():
                 out.weights[bad_rows] = 0
         return Decoded(cut, replaced)
 
     def place(self, column: str, row: int) -> Place:
-        """The file, row group and row in the file that hold a decoded column at a row of the dataset."""
+        """Return the file, row group and row within the file that store a decoded column at a row of the dataset."""
         return next(
             group.place(row) for group in self._groups if any(target.name == column for target in group.targets)
         )
@@ -152,7 +159,7 @@ class ParquetReader:
 def _assign(
     targets: Sequence[Target], chunks: Sequence[Chunk], chunk_files: list[list[ParquetFile]], mapping: str
 ) -> list[list[Target]]:
-    """The targets that each chunk serves. An extra column can be one that the specification does not name."""
+    """Assign each target to the chunk that stores it; an extra column need not be in the specification."""
     assigned: list[list[Target]] = [[] for _ in chunks]
     owners = {name: index for index, chunk in reversed(list(enumerate(chunks))) for name in chunk.features}
     for target in targets:
@@ -167,7 +174,7 @@ def _assign(
 
 
 def _without_needed_labels(targets: Sequence[Target], chunks: Sequence[Chunk]) -> list[Target]:
-    """The targets without weights and absent labels; those that there are may be missing."""
+    """Drop the weights and the labels that the mapping lacks, and allow nulls in the labels that it has."""
     held = {name for chunk in chunks for name in chunk.features}
     kept = [target for target in targets if target.field not in ("labels", "weights")]
     labels = [target for target in targets if target.field == "labels" and target.name in held]

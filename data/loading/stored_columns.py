@@ -1,4 +1,4 @@
-"""Columns of a mapping as its files hold them, from the first row to the last."""
+"""Read columns of a mapping as stored, from the first row to the last."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,18 +12,18 @@ from data.specification.problems import nearest
 
 
 class StoredColumns:
-    """Reads columns unchanged: no value is decoded or checked.
+    """Reads columns unchanged, without decoding or checking values.
 
     Args:
-        spec: the specification.
-        mapping: whose files to read.
-        names: features of the mapping's chunks, none of them twice.
+        spec: feature specification of the dataset.
+        mapping: name of the mapping to read.
+        names: distinct names of features in the mapping's chunks.
 
     Attributes:
-        schema: the columns in the order of `names`.
+        schema: Arrow schema of the columns, in the order of `names`.
 
     Raises:
-        DataError: the mapping has no such feature, or a file lacks it or stores it in another type than the others.
+        DataError: if the mapping has no such feature, or its files lack it or store it in different types.
     """
 
     def __init__(self, spec: FeatureSpec, mapping: str, names: Sequence[str]):
@@ -46,16 +46,16 @@ class StoredColumns:
         self.schema = pa.schema([fields[name] for name in names])
 
     def stream(self) -> "ColumnStream":
-        """The columns from the first row on."""
+        """Return a new stream over the columns, starting at the first row."""
         return ColumnStream([group.read(0, group.rows) for group in self._groups], self._names)
 
 
 class ColumnStream:
-    """Takes rows off the columns, each row group read once.
+    """A forward-only stream over columns that reads each row group once.
 
     Args:
-        groups: the pieces of each column group, in row order.
-        names: the columns, in the order in which they are given out.
+        groups: pieces of each column group, in row order.
+        names: names of the columns, in the order that `take` returns them.
     """
 
     def __init__(self, groups: Sequence[Iterator[Piece]], names: Sequence[str]):
@@ -63,11 +63,11 @@ class ColumnStream:
         self._left: list[pa.Table | None] = [None for _ in groups]
 
     def take(self, rows: int) -> list[pa.ChunkedArray]:
-        """The next rows of each column.
+        """Return the next `rows` rows of each column.
 
         Raises:
-            DataError: a file is damaged.
-            LostInputError: it is gone, or is not what it was when it was opened.
+            DataError: if a file is damaged.
+            LostInputError: if a file is gone, unreadable, or has changed since it was opened.
         """
         columns: dict[str, pa.ChunkedArray] = {}
         for index in range(len(self._groups)):
@@ -77,6 +77,7 @@ class ColumnStream:
 
     def _take(self, index: int, rows: int) -> pa.Table:
         parts = []
+        # Column groups differ in their row groups, so the unread rest of the current one is kept for each group.
         while True:
             left = self._left[index]
             if left is None:

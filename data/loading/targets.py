@@ -1,4 +1,4 @@
-"""Where the values of a dataset's columns go in a `Batch`, in which types they may be stored, and what they may be."""
+"""Map a dataset's columns to the fields of a `Batch`, with their accepted types and domains."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,22 +9,22 @@ import pyarrow as pa
 from data.conversion.columns import Column, Domain, describe_column
 from data.specification.feature_spec import Feature, FeatureSpec
 
-# What is done with an id outside [0, cardinality): an error; the nearest valid id; or that, and the row weighs 0.
+# How to handle an id outside [0, cardinality): raise; use the nearest valid id; or do that and give the row weight 0.
 OovPolicy = Literal["error", "clip", "drop"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where the values of a column go, and what they may be.
+    """The destination of a column in a `Batch`, and its valid values.
 
     Attributes:
-        name: the column's.
-        field: of `Batch`.
-        slot: the column's first place in the field.
-        width: places in the field; max_hotness for lists.
-        column: as the specification describes it; None for a column that is handed on as it is.
-        domain: the values that are allowed, of `column`.
-        oov_policy: what is done with whole numbers outside of the domain.
+        name: name of the column.
+        field: name of the `Batch` field that receives the values.
+        slot: index of the column in that field; for a list, of its first column.
+        width: number of columns in the field; max_hotness for lists, else 1.
+        column: description of the column from the specification; None for an extra column, passed on unchanged.
+        domain: valid values of the column.
+        oov_policy: how to handle integral ids outside the domain.
     """
 
     name: str
@@ -37,23 +37,23 @@ class Target:
 
     @property
     def expected(self) -> str:
-        """What the values must be, in words."""
+        """Description of the valid values, for messages."""
         return self.column.expected if self.column else "a value"
 
     @property
     def expected_type(self) -> str:
-        """The stored types that fit, in words."""
+        """Description of the accepted stored types, for messages."""
         return self.column.expected_type if self.column else "numbers, booleans or texts"
 
     def accepts(self, stored: pa.DataType) -> bool:
-        """Whether a column stored like this can be decoded."""
+        """Return whether a column of this stored type can be decoded."""
         return self.column.accepts(stored) if self.column else _is_plain(stored)
 
 
 def batch_targets(
     spec: FeatureSpec, *, with_group: bool, extra_columns: Sequence[str] = (), oov_policy: OovPolicy = "error"
 ) -> list[Target]:
-    """The columns that make up a batch; `oov_policy` holds for the ids of one-hot and multi-hot features."""
+    """Return the targets of all columns of a batch; `oov_policy` applies to one-hot and multi-hot features."""
 
     def target(feature: Feature, field: str, slot: int = 0, *, width: int = 1, policy: OovPolicy = "error") -> Target:
         column = describe_column(spec, feature.name)
@@ -74,7 +74,7 @@ def batch_targets(
 
 
 def is_text(stored: pa.DataType) -> bool:
-    """Whether a column of this type holds texts."""
+    """Return whether a stored type is text."""
     return pa.types.is_string(stored) or pa.types.is_large_string(stored)
 
 

@@ -1,4 +1,4 @@
-"""Refuses values that no model can use, and replaces ids outside of their table where that is asked for."""
+"""Reject invalid values, and replace out-of-range ids if the `oov_policy` says so."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,13 @@ from data.loading.targets import Target
 
 
 class Place(NamedTuple):
-    """Where values come from, for messages; `first_row` counts in the file."""
+    """Where values are stored, for messages.
+
+    Attributes:
+        path: path of the file.
+        row_group: index of the row group in the file.
+        first_row: index of the first row in the file.
+    """
 
     path: Path
     row_group: int
@@ -22,13 +28,13 @@ class Place(NamedTuple):
 def refuse_nulls(
     target: Target, array: pa.Array, place: Place, row_of: Callable[[int], int] = lambda index: index
 ) -> None:
-    """Raises a DataError for nulls, naming the first one's row.
+    """Raise a DataError if there are nulls, naming the row of the first one.
 
     Args:
-        target: whose values they are.
-        array: the values, or the items of lists.
-        place: where they come from.
-        row_of: position among the values -> row.
+        target: column that the values belong to.
+        array: values of the column, or flattened items of its lists.
+        place: where the values are stored.
+        row_of: maps a position in `array` to its row; the identity unless the values are list items.
     """
     if array.null_count == 0:
         return
@@ -43,24 +49,24 @@ def refuse_nulls(
 def usable_values(
     target: Target, values: np.ndarray, place: Place, row_of: Callable[[int], int] = lambda index: index
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Checks values against their range.
+    """Check values against the domain of their column, and clip out-of-range ids if the `oov_policy` allows it.
 
     Args:
-        target: whose values they are.
+        target: column that the values belong to.
         values: [count] numbers.
-        place: where they come from.
-        row_of: position among the values -> row.
+        place: where the values are stored.
+        row_of: maps a position in `values` to its row; the identity unless the values are list items.
 
     Returns:
-        The values, whole-number ids outside of the range replaced by the nearest within it where the target's
-        `oov_policy` allows it, and the positions [replaced] int64 of these.
+        The [count] values with integral ids clipped to the domain, and the [replaced] int64 positions of these ids.
 
     Raises:
-        DataError: a value is out of its range; names the first one and its row.
+        DataError: if a value is out of range and cannot be replaced, naming the first one and its row.
     """
-    if target.domain.allows_all(values):
+    if target.domain.allows_all(values):  # the usual case, and faster than `allows`
         return values, np.zeros(0, np.int64)
     wrong = np.flatnonzero(~target.domain.allows(values))
+    # Only integral ids may be replaced: NaN or 1.5 is damage, not an unseen id.
     is_id = target.field in ("onehot", "multihot")
     whole = is_id & np.isfinite(values[wrong]) & (values[wrong] == np.floor(values[wrong]))
     refused = wrong if target.oov_policy == "error" else wrong[~whole]

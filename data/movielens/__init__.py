@@ -1,1 +1,1 @@
-"""MovieLens: from the publisher's files to a dataset for `main.py`."""
+"""MovieLens: prepare the published files as a dataset for `main.py`."""

@@ -1,4 +1,4 @@
-"""Names of MovieLens' columns; those of the raw frame are the names of the features made of them."""
+"""Names of MovieLens columns; raw columns and the features derived from them share their names."""
 
 ONEHOT_COLUMNS = ("user", "movie", "gender", "age", "occupation", "zip_prefix")
 MULTIHOT_COLUMNS = ("genres",)

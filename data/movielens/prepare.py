@@ -1,4 +1,4 @@
-"""Prepares MovieLens for training: python -m data.movielens.prepare --raw DIR --output DIR."""
+"""Prepare MovieLens for training: python -m data.movielens.prepare --raw DIR --output DIR."""
 
 import argparse
 import sys
@@ -46,18 +46,18 @@ def prepare(
     oov_buckets: int = 1,
     labels: Sequence[str] = ("liked",),
 ) -> None:
-    """Writes parquet, specification, embedding sizes and encoders; all of it, or nothing.
+    """Write parquet files, specification, embedding sizes and encoders, atomically.
 
     Args:
-        raw: folder with the publisher's files.
-        output: folder that holds no dataset yet.
-        seed: of the split, the folds and the order of the training rows.
-        test_fraction, validation_fraction: shares of each user's ratings.
-        oov_buckets: ids for values unseen in training, per categorical feature.
-        labels: which of `LABELS` to learn.
+        raw: folder with the published files.
+        output: folder for the dataset; must not contain one yet.
+        seed: seed of the split, the folds and the order of the training rows.
+        test_fraction, validation_fraction: fractions of each user's ratings.
+        oov_buckets: number of ids shared by values unseen in training, per categorical feature.
+        labels: names of the labels to learn, a subset of `LABELS`.
 
     Raises:
-        DataError: wrong input.
+        DataError: if the input is invalid.
     """
     check_fractions(test_fraction, validation_fraction)
     progress = Progress("movielens")
@@ -78,7 +78,7 @@ def prepare(
 def _split(
     ratings: pd.DataFrame, seed: int, test_fraction: float, validation_fraction: float
 ) -> dict[str, pd.DataFrame]:
-    """The ratings of each mapping with their folds; training rows shuffled, the others by user and movie."""
+    """Return the ratings of each mapping with their folds: training rows shuffled, others by user and movie."""
     user, movie = ratings["user"].to_numpy(), ratings["movie"].to_numpy()
     mappings = assign_mappings(
         user, movie, seed=seed, test_fraction=test_fraction, validation_fraction=validation_fraction
@@ -96,7 +96,7 @@ def _split(
 
 
 def _fit(train: pd.DataFrame, oov_buckets: int, draft: Path) -> "MovieLensWorkflow":
-    # NVTabular takes seconds to import: mistakes in arguments and raw files are told before.
+    # Imported late, since it takes seconds: mistakes in arguments and raw files are reported first.
     from data.movielens.workflow import MovieLensWorkflow
 
     with tempfile.TemporaryDirectory(dir=draft) as folder:
@@ -128,7 +128,7 @@ def _specification(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
+    """Run the command; return the exit code: 0 success, 1 failure, 2 invalid input or arguments."""
     args = _parse(argv)
 
     def job() -> int:

@@ -1,4 +1,4 @@
-"""Reads MovieLens-1M and MovieLens-100K as GroupLens publishes them, into one row per rating."""
+"""Read MovieLens-1M and MovieLens-100K, as published by GroupLens, into one row per rating."""
 
 from pathlib import Path
 
@@ -46,14 +46,18 @@ YEAR_IN_TITLE = r".*\((?P<year>[0-9]{4})\)"
 
 
 def read_movielens(folder: Path) -> pd.DataFrame:
-    """Every rating with what is known of its user and its movie, sorted by user and movie.
+    """Read all ratings joined with their users and movies, sorted by user and movie.
+
+    Args:
+        folder: folder with the published files, plain or gzip-compressed.
 
     Returns:
-        user, movie [int64]: the publisher's ids; rating [int64] 1 to 5; gender, occupation, zip_prefix
-        [texts or None]; age [int64, or float64 with NaN]; genres [lists of texts]; movie_year [float64 or NaN].
+        A frame with the columns user and movie (int64 published ids), rating (int64, 1 to 5), gender, occupation and
+        zip_prefix (text or None), age (int64, or float64 with NaN), genres (lists of texts) and movie_year (float64,
+        possibly NaN).
 
     Raises:
-        DataError: a file is missing, or a line is not as published; the message names file and line.
+        DataError: if a file is missing, or a line is not as published, naming file and line.
     """
     folder = Path(folder)
     ratings = _read(folder, "ratings", RATINGS)
@@ -89,7 +93,13 @@ def _read(folder: Path, what: str, forms: tuple[TextForm, ...]) -> TextTable:
 
 
 def _check_rated_once(ratings: TextTable, user: np.ndarray, movie: np.ndarray, order: np.ndarray) -> None:
-    """Refuses a pair that occurs twice; `user` and `movie` are sorted, `order` says which row each was."""
+    """Raise a DataError if a user rates a movie twice.
+
+    Args:
+        ratings: ratings as read.
+        user, movie: [rows] ids, sorted by user and movie.
+        order: [rows] row in `ratings` of each sorted pair.
+    """
     repeated = np.flatnonzero((user[1:] == user[:-1]) & (movie[1:] == movie[:-1]))
     if len(repeated):
         first = int(repeated[0])
@@ -101,7 +111,7 @@ def _check_rated_once(ratings: TextTable, user: np.ndarray, movie: np.ndarray, o
 
 
 def _rows_of(table: TextTable, key: str, ratings: TextTable, wanted: np.ndarray) -> np.ndarray:
-    """Row of the table for each of the wanted ids, which the ratings mention."""
+    """Return the row of `table` for each of the wanted ids, which come from the ratings."""
     keys = pd.Index(table.whole_numbers(key))
     table.refuse(keys.duplicated(), key, "an id that no line above has")
     rows = keys.get_indexer(wanted)
@@ -142,7 +152,7 @@ def _flagged_genres(movies: TextTable) -> list[list[str]]:
 
 
 def _optional_whole_numbers(table: TextTable, column: str) -> np.ndarray:
-    """int64, or float64 with NaN where lines say nothing."""
+    """Return a column as int64, or as float64 with NaN if some cells are empty."""
     texts = table.optional_texts(column)
     missing = np.array([text is None for text in texts])
     wrong = np.array([text is not None and not (text.isascii() and text.isdigit()) for text in texts])
@@ -152,7 +162,7 @@ def _optional_whole_numbers(table: TextTable, column: str) -> np.ndarray:
 
 
 def _objects(entries: list) -> np.ndarray:
-    """A one-dimensional array of objects, even where the entries are lists of one length."""
+    """Return a one-dimensional object array; np.array would make lists of equal length two-dimensional."""
     array = np.empty(len(entries), object)
     for row, entry in enumerate(entries):
         array[row] = entry

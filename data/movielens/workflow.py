@@ -1,4 +1,4 @@
-"""The NVTabular workflow of MovieLens: fitted on training ratings, applied to any."""
+"""The NVTabular workflow of MovieLens, fitted on the training ratings."""
 
 import numpy as np
 import pandas as pd
@@ -24,14 +24,14 @@ SMOOTHING = 20.0
 
 
 class MovieLensWorkflow:
-    """Ids, numbers, labels and the map column of ratings.
+    """Transforms ratings into ids, numbers, labels and the map feature.
 
-    Frames to fit and to transform are those of `read_movielens` with a column `fold`: in
-    [0, NUM_FOLDS) for the training ratings, -1 for others.
+    `fit` and `transform` take frames from `read_movielens` with an additional column `fold`: in [0, NUM_FOLDS) for
+    training ratings, -1 for others.
 
     Args:
-        oov_buckets: ids for values unseen in training, per column.
-        folder: an existing folder for NVTabular's own files, needed until the fit is done.
+        oov_buckets: number of ids shared by values unseen in training, per column.
+        folder: existing folder for NVTabular's own files, needed until the fit is done.
     """
 
     def __init__(self, oov_buckets: int, folder: str) -> None:
@@ -48,10 +48,10 @@ class MovieLensWorkflow:
         self._workflow = Workflow(ids + (year + counts + means >> self._scale) + [*LABELS, MAP_COLUMN])
 
     def fit(self, train: pd.DataFrame) -> "MovieLensWorkflow":
-        """Learns vocabularies, tables and scales.
+        """Fit vocabularies, tables and scales on training ratings; return self.
 
         Raises:
-            DataError: no movie has a year, or none a genre.
+            DataError: if no movie has a year, or none has a genre.
         """
         if train["movie_year"].isna().all():
             raise DataError("no movie of the training ratings has a year in its title, as in 'Toy Story (1995)'")
@@ -61,12 +61,12 @@ class MovieLensWorkflow:
         return self
 
     def transform(self, ratings: pd.DataFrame) -> pd.DataFrame:
-        """The dataset's columns for ratings, in the same order, on the host."""
+        """Return the dataset's columns for ratings, in the same row order, on the host."""
         frame = self._workflow.transform(Dataset(_with_labels(ratings))).to_ddf().compute(scheduler="synchronous")
         return frame.to_pandas() if hasattr(frame, "to_pandas") else frame
 
     def encoders(self) -> dict[str, Encoder]:
-        """What was learned, as plain encoders by feature, in the order of the specification's channels."""
+        """Return the fitted state as plain encoders by feature, in the order of the specification's channels."""
         year = "movie_year"
         numerical = {year: Numerical(year, fill=self._fill.medians[year], mean=self._mean(year), std=self._std(year))}
         for key in ("movie", "user"):

@@ -1,13 +1,13 @@
-"""Names: columns of joined rows, and the features made of them, in the order of the published table."""
+"""Names of the columns of joined rows and of their features, in the order of the published table."""
 
 DISPLAY, AD, CLICKED = "display_id", "ad_id", "clicked"
 TIMESTAMP, DOCUMENT, DOCUMENT_PROMO = "timestamp", "document_id", "document_id_promo"
 GEO = "geo_location"
-# Columns of joined rows that are no feature's: the fold, and the number of ads of the row's display.
+# Derived columns of joined rows: the fold, and the number of ads in the row's display.
 FOLD, DISPLAY_ADS = "fold", "display_ads"
 PUBLISH_TIMES = ("publish_time", "publish_time_promo")
 
-# Published number of ids of each feature (hash buckets).
+# Published number of hash buckets of each feature.
 ONEHOT_SIZES = {
     "ad_id": 250_000,
     "document_id": 300_000,
@@ -43,7 +43,7 @@ NUMERICAL = (
 )
 SIMILARITIES = NUMERICAL[:3]
 DAYS = tuple(f"{name}_days_since_published" for name in PUBLISH_TIMES)
-# Columns with a click rate, and the views below which the published rate is 0.
+# Columns with a click rate, and the number of views below which the published rate is 0.
 RATE_LEAST_VIEWS = {
     "ad_id": 5,
     "source_id_promo": 10,

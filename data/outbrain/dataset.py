@@ -1,4 +1,4 @@
-"""What `preproc` and `transform` write into a draft: everything but the specification, which they return."""
+"""Write the dataset of `preproc` or `transform` into a draft, and return its specification."""
 
 import json
 from importlib.metadata import version
@@ -26,23 +26,27 @@ PACKAGES = ("numpy", "pandas", "pyarrow", "dask", "nvtabular")
 
 
 def prepare(run: Run, raw: Path, draft: Path, recipe_name: str, files: int) -> FeatureSpec:
-    """Training and validation files, embedding sizes, workflow and manifest of raw tables.
+    """Write training and validation files, embedding sizes, workflow and manifest.
 
     Args:
-        raw: folder of all raw tables.
-        draft: an empty folder.
-        recipe_name: which recipe to fit.
-        files: most files of a mapping.
+        run: workers, scratch folder and settings.
+        raw: folder with all raw tables.
+        draft: folder of the dataset to write to.
+        recipe_name: name of the recipe to fit.
+        files: maximum number of files per mapping.
+
+    Returns:
+        The specification of the dataset, which is not written.
 
     Raises:
-        DataError: wrong input.
+        DataError: if the input is invalid.
     """
     recipe, workflow, rates = find_recipe(recipe_name), draft / ENCODERS_FOLDER, run.scratch / "out_of_fold"
     for folder in (workflow / TABLES, rates):
         folder.mkdir(parents=True)
     tables = SideTables.read(raw, run.progress.tell, fill_publishers=recipe.fill_publishers)
     tables.to_parquet(workflow / TABLES)
-    del tables
+    del tables  # from here on, every process loads them from parquet
     joined = pipeline.join(run, raw, CLICKS, workflow / TABLES)
     fitted = pipeline.fit(run, recipe, joined, workflow / TABLES)
     save_out_of_fold(fitted.out_of_fold, rates)
@@ -70,16 +74,20 @@ def prepare(run: Run, raw: Path, draft: Path, recipe_name: str, files: int) -> F
 
 
 def transform(run: Run, workflow: Path, raw: Path, clicks: RawTable, draft: Path) -> FeatureSpec:
-    """One file of new rows and embedding sizes; its specification has the file for both of its mappings.
+    """Write a file of new rows, and embedding sizes.
 
     Args:
+        run: workers, scratch folder and settings.
         workflow: folder of a stored workflow.
-        raw: folder of clicks and events, and of side tables to take instead of the stored ones.
-        clicks: which table of clicks.
-        draft: an empty folder.
+        raw: folder with clicks and events, and any side tables that replace the stored ones.
+        clicks: table of clicks to read.
+        draft: folder of the dataset to write to.
+
+    Returns:
+        The specification of the dataset, which is not written; both of its mappings have the same file.
 
     Raises:
-        DataError: wrong input.
+        DataError: if the input is invalid.
     """
     stored, tables = load_workflow(workflow), run.scratch / TABLES
     recipe = stored.recipe

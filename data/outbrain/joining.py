@@ -1,7 +1,7 @@
-"""Clicks joined with their events, ads and documents, one part of the displays after the other.
+"""Join clicks with their events, ads and documents, one partition of the displays at a time.
 
-A part holds the displays whose sort key lies in one of equal ranges, so that all rows of a display meet in a part,
-the parts are equally large, and the rows of all parts together are in one order, however many parts there are.
+A part holds the displays whose sort key is in one of several equal ranges. All rows of a display are therefore in the
+same part, parts have about the same size, and the order of the concatenated parts does not depend on their number.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,13 +22,13 @@ from data.outbrain.tables import EVENTS, RawTable
 
 TRAIN, VALID = "train", "valid"
 CLICKS = "clicks"
-# Events without the user, whom no feature needs.
+# Events without the user, which no feature uses.
 EVENT_COLUMNS = [DISPLAY, DOCUMENT, TIMESTAMP, "platform", GEO]
 
 
 @dataclass(frozen=True)
 class JoinedFiles:
-    """The raw files that are joined, for messages."""
+    """Paths of the raw files to join, for messages."""
 
     clicks: Path
     events: Path
@@ -36,11 +36,11 @@ class JoinedFiles:
 
 @dataclass(frozen=True)
 class Joined:
-    """What became of a part, or of all of them.
+    """Row counts of a joined part, or of several parts; can be added up.
 
     Attributes:
-        rows: by mapping.
-        unknown: rows that a table has nothing for, by the table and column; they get nulls.
+        rows: number of rows, by mapping.
+        unknown: number of rows without a match, by table and column; they get nulls.
     """
 
     rows: Mapping[str, int]
@@ -53,19 +53,19 @@ class Joined:
 def divide(
     path: Path, table: RawTable, name: str, parts: int, folder: Path, seed: int, tell: Callable[[int], None]
 ) -> int:
-    """Streams a raw table into `NAME-PART.parquet` by display; returns the number of rows.
+    """Partition a raw table by display into files `NAME-PART.parquet`, and return its number of rows.
 
     Args:
-        path: the raw file.
-        table: describes it; has the displays' ids.
-        name: of the files.
-        parts: how many.
-        folder: where they go.
-        seed: of the displays' order.
-        tell: is told the rows read so far.
+        path: path of the raw file.
+        table: description of the raw file, which must have display ids.
+        name: prefix of the files.
+        parts: number of parts.
+        folder: folder for the files.
+        seed: seed of the order of displays.
+        tell: callback that takes the number of rows read so far.
 
     Raises:
-        DataError: a row is wrong.
+        DataError: if a row is invalid.
     """
     columns = [column for column in table.columns if name == CLICKS or column in EVENT_COLUMNS]
     writers: dict[int, pq.ParquetWriter] = {}
@@ -75,6 +75,7 @@ def divide(
             if CLICKED in columns:
                 _check_clicked(path, block, rows)
             part = ranges(display_order(block.column(DISPLAY).to_numpy(), seed=seed), parts)
+            # Group the block's rows by part, so that each part is a slice: rows [ends[p], ends[p + 1]).
             order = np.argsort(part, kind="stable")
             ends = np.searchsorted(part[order], np.arange(parts + 1))
             ordered = block.select(columns).take(pa.array(order))
@@ -93,13 +94,21 @@ def divide(
 
 
 def join_part(part: int, folder: Path, tables: SideTables, seed: int, *, split: bool, files: JoinedFiles) -> Joined:
-    """Writes `train-PART.parquet` and `valid-PART.parquet`, whichever has rows, from the clicks and events of a part.
+    """Join the clicks and events of a part into `train-PART.parquet` and `valid-PART.parquet`, if they have rows.
 
-    Rows are in the order of the displays' sort keys, then of the ads' ids. A click on an ad, or a document, that a
-    table does not list gets nulls. Without `split`, all rows go to validation. `files` are for messages.
+    Rows are sorted by the sort key of their display, then by ad id. Rows with an ad or document that the side tables
+    do not list get nulls.
+
+    Args:
+        part: index of the part.
+        folder: folder of the partitioned and joined files.
+        tables: side tables to join with.
+        seed: seed of the split, the folds and the order.
+        split: whether to split into training and validation; if False, all rows go to validation.
+        files: paths of the raw files, for messages.
 
     Raises:
-        DataError: an ad is twice in a display, a display has no event, or two.
+        DataError: if an ad is in a display twice, or a display does not have exactly one event.
     """
     path = _part(folder, CLICKS, part)
     if not path.exists():
@@ -123,7 +132,7 @@ def join_part(part: int, folder: Path, tables: SideTables, seed: int, *, split: 
 
 
 def joined_parts(folder: Path, mapping: str) -> list[Path]:
-    """The joined files of a mapping, in order."""
+    """Return the joined files of a mapping, in order."""
     return sorted(folder.glob(f"{mapping}-*.parquet"))
 
 
@@ -155,7 +164,7 @@ def _ordered_clicks(table: pa.Table, seed: int, files: JoinedFiles) -> pd.DataFr
 
 
 def _events(folder: Path, part: int, display: np.ndarray, files: JoinedFiles) -> pd.DataFrame:
-    """The event of each row, without the display's id."""
+    """Return the event of each row of [rows] displays, without the display id."""
     path = _part(folder, EVENTS.name, part)
     if path.exists():
         table = pq.read_table(path, page_checksum_verification=True).to_pandas()
@@ -180,7 +189,7 @@ def _events(folder: Path, part: int, display: np.ndarray, files: JoinedFiles) ->
 
 
 def _run_lengths(display: np.ndarray) -> np.ndarray:
-    """How many rows each row's display has; its rows are adjacent."""
+    """Return the number of rows of each row's display, [rows] int64; rows of a display must be adjacent."""
     first = np.flatnonzero(np.append(True, display[1:] != display[:-1]))
     lengths = np.diff(np.append(first, len(display)))
     return np.repeat(lengths, lengths)

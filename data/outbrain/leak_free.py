@@ -1,8 +1,8 @@
-"""The recipe without leaks: no row's own click in its features, ids without avoidable collisions, and more features.
+"""The leak-free recipe, in which a row's own click does not enter its features.
 
-Against the published recipe: click rates are out of fold and smoothed towards the prior; numbers are standardised;
-null has an id of its own; small vocabularies have exact ids, large ones for their frequent values; tags are taken
-by falling confidence; after the 29 published features come those below.
+Differences to the published recipe: click rates are out-of-fold and smoothed towards the prior; numbers are
+standardized; null has its own id; small vocabularies have exact ids, and large ones exact ids for frequent values;
+tags are selected by descending confidence; and the features below are added to the 29 published ones.
 """
 
 from typing import Any
@@ -36,12 +36,12 @@ HOUR_MS = 60 * 60 * 1000
 FURTHER_ONEHOT = {"hour": 30, "weekday": 10, DISPLAY_ADS: 30}
 PROMO_TAGS = {name.replace("_list", "_promo_list"): (DOCUMENT_PROMO, aspect) for name, aspect in TAG_ASPECTS.items()}
 TAGS = {name: (DOCUMENT, aspect) for name, aspect in TAG_ASPECTS.items()} | PROMO_TAGS
-# Largest numbers of ids: the published ones, but that three platforms fit beside padding, null and unseen.
+# Maximum cardinalities: the published ones, except that three platforms also need ids for padding, null and unseen.
 SIZES = {**ONEHOT_SIZES, "platform": 10, **FURTHER_ONEHOT}
 
 
 def columns() -> Any:
-    """Columns that ids are made of."""
+    """Return the NVTabular node of the columns that one-hot encoders read."""
     made = ("geo_location_country", "geo_location_state", "hour", "weekday")
     hour = [TIMESTAMP] >> ops.LambdaOp(lambda times: times // HOUR_MS % 24) >> ops.Rename(name="hour")
     weekday = [TIMESTAMP] >> ops.LambdaOp(lambda times: times // DAY_MS % 7) >> ops.Rename(name="weekday")
@@ -50,7 +50,7 @@ def columns() -> Any:
 
 
 def fit(rows: Any, tables: SideTables, folder: str) -> Fitted:
-    """Counts ids, views, clicks, documents and days; see `Recipe.fit`."""
+    """Fit the encoders on training rows, with the arguments of `Recipe.fit`."""
     ids = EncodeIds(1, folder, max_ids=SIZES)
     counted = count(rows, (DOCUMENT, DOCUMENT_PROMO), columns() >> ids)
     encoders: dict[str, Encoder] = dict(ids.vocabularies)

@@ -1,4 +1,4 @@
-"""Finds rows of a table by key: the left joins of this dataset, which never change the number of rows."""
+"""Look up rows of a table by key: left joins that never change the number of rows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from data.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class LookupTable:
-    """Columns by a unique integer key.
+    """Columns indexed by a unique integer key.
 
     Attributes:
-        keys: [rows] int64, ascending.
-        columns: [rows] int64, or float64 where values are missing (NaN).
+        keys: [rows] int64 keys, ascending.
+        columns: columns by name, each [rows] int64, or float64 if values are missing (NaN).
     """
 
     keys: np.ndarray
@@ -25,15 +25,15 @@ class LookupTable:
 
     @classmethod
     def build(cls, rows: pa.Table, key: str, path: Path) -> "LookupTable":
-        """Sorts rows by their key.
+        """Build a table by sorting rows by their key.
 
         Args:
-            rows: the key, and columns of numbers.
-            key: the key's name.
-            path: the file that the rows are from, in its order; for messages.
+            rows: table of the key and further numeric columns, in file order.
+            key: name of the key column.
+            path: path of the file that the rows are from, for messages.
 
         Raises:
-            DataError: a key occurs twice.
+            DataError: if a key occurs twice.
         """
         keys = rows.column(key).to_numpy()
         order = np.argsort(keys, kind="stable")
@@ -49,15 +49,15 @@ class LookupTable:
         return cls(keys, {name: _numbers(rows.column(name))[order] for name in others})
 
     def find(self, wanted: np.ndarray) -> np.ndarray:
-        """Row numbers of keys, [n] int64; -1 where the key (or NaN) is unknown."""
+        """Return the rows of [n] keys, [n] int64; -1 for unknown keys and NaN."""
         return find_sorted(self.keys, wanted)
 
     def gather(self, wanted: np.ndarray, suffix: str = "") -> pd.DataFrame:
-        """The columns for keys, [n] float64; NaN where the key or the value is missing.
+        """Return the columns at the given keys, [n] float64; NaN if the key or the value is missing.
 
         Args:
-            wanted: [n] keys.
-            suffix: of the columns' new names.
+            wanted: [n] keys, possibly NaN.
+            suffix: suffix to add to the column names.
         """
         rows = self.find(wanted)
         known = rows >= 0
@@ -70,9 +70,10 @@ class LookupTable:
 
 
 def find_sorted(ascending: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Positions of values in an ascending array without repetitions, [n] int64; -1 for those not in it."""
+    """Return the positions of values in an ascending array of distinct values, [n] int64; -1 if absent."""
     if not len(ascending):
         return np.full(len(wanted), -1)
+    # searchsorted returns len(ascending) for values above the last one, and for NaN.
     positions = np.minimum(np.searchsorted(ascending, wanted), len(ascending) - 1)
     return np.where(ascending[positions] == wanted, positions, -1)
 

@@ -1,4 +1,4 @@
-"""NVTabular operators for Outbrain, for pandas and cuDF alike: what NVTabular's own operators do not do."""
+"""NVTabular operators for Outbrain that complement those of NVTabular, for both pandas and cuDF."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -19,15 +19,15 @@ MOST_DAYS = 3650
 
 
 class CountClicks(SumsByFold):
-    """For each column NAME a column NAME_views, how many training rows have the row's value; and clicks beside it.
+    """Adds NAME_views for each column NAME: the number of training rows with the row's value. Also counts clicks.
 
     Args:
-        clicked: column of 0 and 1.
-        fold: column of the rows' folds, in [0, num_folds).
-        num_folds: how many there are.
+        clicked: name of the column with clicks, 0 or 1.
+        fold: name of the column with the fold of each row, in [0, num_folds).
+        num_folds: number of folds.
 
     Attributes:
-        counts: after the fit, `FoldCounts` per column.
+        counts: fitted `FoldCounts` of each column, by name; empty before the fit.
     """
 
     def __init__(self, clicked: str, fold: str, num_folds: int) -> None:
@@ -35,12 +35,13 @@ class CountClicks(SumsByFold):
         self.counts: dict[str, FoldCounts] = {}
 
     def fit_finalize(self, sums: dict[str, Any]) -> None:
-        """Lays the counts out by value and fold."""
+        """Arrange the counts by value and fold."""
         frames = {name: to_host(frame).reset_index() for name, frame in sums.items()}
         everything = self._by_fold(np.zeros(len(frames[self.fold]), np.int64), 1, frames.pop(self.fold))
         for name, frame in frames.items():
             keys, rows = np.unique(as_keys(name, frame[name]), return_inverse=True)
             views, clicks = self._by_fold(rows, len(keys), frame)
+            # groupby drops null values: their counts are what the other values leave of the total.
             nulls = [whole - part.sum(axis=0) for whole, part in zip(everything, (views, clicks), strict=True)]
             self.counts[name] = FoldCounts(name, keys, np.vstack([views, nulls[0]]), np.vstack([clicks, nulls[1]]))
 
@@ -53,7 +54,7 @@ class CountClicks(SumsByFold):
         return tables[0], tables[1]
 
     def transform(self, col_selector: Any, df: Any) -> Any:
-        """Looks the views up."""
+        """Look up the views."""
         result = type(df)()
         for name in col_selector.names:
             counts = self.counts[name]
@@ -62,20 +63,22 @@ class CountClicks(SumsByFold):
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """New columns, and what they are made of."""
+        """Return the source columns of each new column, by name."""
         return {f"{name}_views": [name] for name in col_selector.names}
 
     def clear(self) -> None:
-        """Forgets what was fitted."""
+        """Discard the fitted state."""
         self.counts = {}
 
 
 class DaysSince(ops.Operator):
-    """Whole days from a time to the event, a column NAME_days_since_published per time: 0 outside [0, 3650], or null.
+    """Adds NAME_days_since_published for each time NAME: whole days from the time to the event.
+
+    Days outside [0, 3650] become 0; null stays null.
 
     Args:
-        timestamp: column of the events' milliseconds since Outbrain's origin.
-        times: columns of milliseconds of the Unix epoch.
+        timestamp: name of the column with the time of the event, in milliseconds since Outbrain's origin.
+        times: names of the columns with times, in milliseconds since the Unix epoch.
     """
 
     output_dtype = np.float64
@@ -85,7 +88,7 @@ class DaysSince(ops.Operator):
         self.timestamp, self.times = timestamp, tuple(times)
 
     def transform(self, col_selector: Any, df: Any) -> Any:
-        """Subtracts the times."""
+        """Compute the days."""
         result = type(df)()
         for name in self.times:
             days = (df[self.timestamp] + TIMESTAMP_ORIGIN_MS - df[name]) // DAY_MS
@@ -94,18 +97,18 @@ class DaysSince(ops.Operator):
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """New columns, and what they are made of."""
+        """Return the source columns of each new column, by name."""
         return {f"{name}_days_since_published": [name, self.timestamp] for name in self.times}
 
 
 class Similarity(ops.Operator):
-    """How alike two documents are, by `Aspect.similarity`, a column FIRST_SECOND_sim_ASPECT per aspect.
+    """Adds FIRST_SECOND_sim_ASPECT for each aspect: the similarity of two documents (see `Aspect.similarity`).
 
-    NVTabular's ColumnSimilarity reads beyond its table for a document that it does not know.
+    It replaces NVTabular's ColumnSimilarity, which reads out of bounds for unknown documents.
 
     Args:
-        first, second: columns of document ids.
-        aspects: by name.
+        first, second: names of the columns with document ids.
+        aspects: aspects by name.
     """
 
     output_dtype = np.float64
@@ -115,7 +118,7 @@ class Similarity(ops.Operator):
         self.first, self.second, self.aspects = first, second, aspects
 
     def transform(self, col_selector: Any, df: Any) -> Any:
-        """Computes the similarities on the host."""
+        """Compute the similarities on the host."""
         result = type(df)()
         first, second = (to_host(df[name]).to_numpy() for name in (self.first, self.second))
         for aspect in self.aspects:
@@ -124,7 +127,7 @@ class Similarity(ops.Operator):
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """New columns, and what they are made of."""
+        """Return the source columns of each new column, by name."""
         return {self._name(aspect): [self.first, self.second] for aspect in self.aspects}
 
     def _name(self, aspect: str) -> str:
@@ -132,10 +135,10 @@ class Similarity(ops.Operator):
 
 
 class Encode(ops.Operator):
-    """Features by fitted encoders, each from its column.
+    """Computes features with fitted encoders.
 
     Args:
-        encoders: by feature.
+        encoders: encoder of each feature, by feature name.
     """
 
     def __init__(self, encoders: Mapping[str, Encoder]) -> None:
@@ -143,7 +146,7 @@ class Encode(ops.Operator):
         self.encoders = dict(encoders)
 
     def transform(self, col_selector: Any, df: Any) -> Any:
-        """Encodes; every distinct value once, but for plain numbers."""
+        """Encode the columns, via their distinct values unless they hold plain numbers."""
         result = type(df)()
         for feature, encoder in self.encoders.items():
             column = df[encoder.column]
@@ -154,16 +157,16 @@ class Encode(ops.Operator):
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """Features, and what they are made of."""
+        """Return the source columns of each feature, by name."""
         return {feature: [encoder.column] for feature, encoder in self.encoders.items()}
 
 
 class EncodeOutOfFold(ops.Operator):
-    """Click rates of training rows, which leave out the clicks of their own fold.
+    """Computes click rates of training rows that exclude the clicks of their own fold.
 
     Args:
-        rates: by feature.
-        fold: column of the rows' folds.
+        rates: out-of-fold rates of each feature, by feature name.
+        fold: name of the column with the fold of each row.
     """
 
     output_dtype = np.float32
@@ -173,7 +176,7 @@ class EncodeOutOfFold(ops.Operator):
         self.rates, self.fold = dict(rates), fold
 
     def transform(self, col_selector: Any, df: Any) -> Any:
-        """Looks the rates up."""
+        """Look up the rates."""
         result = type(df)()
         fold = to_host(df[self.fold]).to_numpy()
         for feature, rates in self.rates.items():
@@ -182,18 +185,18 @@ class EncodeOutOfFold(ops.Operator):
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """Features, and what they are made of."""
+        """Return the source columns of each feature, by name."""
         return {feature: [rates.column, self.fold] for feature, rates in self.rates.items()}
 
 
 class EncodeTags(ops.Operator):
-    """Lists of ids: the first tags of the row's document, per feature; a document without tags has an empty list.
+    """Computes lists of ids of the first tags of a row's document; the list is empty for documents without tags.
 
     Args:
-        document: column of document ids.
-        encoders: by feature, of lists.
-        aspects: by feature.
-        most: tags per row.
+        document: name of the column with document ids.
+        encoders: list encoder of each feature, by feature name.
+        aspects: aspect of each feature, by feature name.
+        most: maximum number of tags per row.
     """
 
     output_dtype = np.int64
@@ -205,7 +208,7 @@ class EncodeTags(ops.Operator):
         self.document, self.encoders, self.aspects, self.most = document, dict(encoders), dict(aspects), most
 
     def transform(self, col_selector: Any, df: Any) -> Any:
-        """Encodes the lists of the distinct documents, and hands every row its document's."""
+        """Encode the lists of the distinct documents, and gather them by row."""
         result = type(df)()
         rows_of, distinct = df[self.document].factorize()
         documents, rows = to_host(distinct).to_numpy(), np.asarray(to_host(type(df[self.document])(rows_of)))
@@ -216,12 +219,12 @@ class EncodeTags(ops.Operator):
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """Features, and what they are made of."""
+        """Return the source columns of each feature, by name."""
         return {feature: [self.document] for feature in self.encoders}
 
 
 def _encode_codes(encoder: Encoder, aspect: Aspect, codes: np.ndarray) -> np.ndarray:
-    """Ids of tags given by their codes, [n] int64."""
+    """Return the ids of tags given by their codes, [n] int64; each distinct tag is encoded once."""
     if not isinstance(encoder, Vocabulary | HashedRanks):
         raise TypeError(f"{type(encoder).__name__} does not encode lists")
     distinct, positions = np.unique(codes, return_inverse=True)
@@ -229,13 +232,20 @@ def _encode_codes(encoder: Encoder, aspect: Aspect, codes: np.ndarray) -> np.nda
 
 
 def _list_column(like: Any, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> Any:
-    """A column of lists: for each row that of its document."""
+    """Build a column with the list of each row's document.
+
+    Args:
+        like: pandas or cuDF series whose type and index the column gets.
+        ids: [ids] ids of all documents, concatenated.
+        lengths: [documents] number of ids of each document.
+        rows: [rows] document of each row, -1 for none.
+    """
     starts = np.cumsum(lengths) - lengths
     if isinstance(like, pd.Series):
         lists = np.empty(len(lengths) + 1, object)
         for number, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
             lists[number] = ids[start : start + length]
-        lists[-1] = ids[:0]
+        lists[-1] = ids[:0]  # for document -1
         return pd.Series(lists[rows], like.index)
     row_lengths = np.append(lengths, 0)[rows]
     offsets = np.concatenate([[0], np.cumsum(row_lengths)])

@@ -1,4 +1,4 @@
-"""The stages that `preproc` and `transform` share, from raw tables to files."""
+"""The stages shared by `preproc` and `transform`, from raw tables to files."""
 
 import shutil
 from collections.abc import Iterator
@@ -28,14 +28,14 @@ from data.specification.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONE
 
 @dataclass(frozen=True)
 class Run:
-    """What every stage needs.
+    """Resources and settings that every stage needs.
 
     Attributes:
-        scratch: folder for what is needed on the way.
-        workers: who works.
-        seed: of split, folds and order.
-        memory_limit: bytes for all processes together.
-        progress: is told.
+        scratch: folder for intermediate files.
+        workers: workers that process the parts.
+        seed: seed of the split, the folds and the order.
+        memory_limit: memory limit in bytes, summed over all processes.
+        progress: progress to report on.
     """
 
     scratch: Path
@@ -49,11 +49,14 @@ class Run:
 def start_run(
     draft: Path, seed: int, memory_limit: int | None, use_dask: bool, dask_scheduler: str | None, progress: Progress
 ) -> Iterator[Run]:
-    """A run with a scratch folder in a draft, and with workers; both are gone when the block ends.
+    """Context manager of a run, with workers and a scratch folder that are removed at the end of the block.
 
     Args:
-        memory_limit: bytes; None is half of the machine's memory.
+        draft: folder in which to create the scratch folder.
+        seed: seed of the split, the folds and the order.
+        memory_limit: memory limit in bytes; None uses half of the machine's memory.
         use_dask, dask_scheduler: see `start_workers`.
+        progress: progress to report on.
     """
     scratch = draft / "scratch"
     scratch.mkdir()
@@ -63,16 +66,17 @@ def start_run(
 
 
 def join(run: Run, raw: Path, clicks: RawTable, tables: Path, *, split: bool = True) -> Joined:
-    """Divides clicks and events into parts, and joins every part.
+    """Partition clicks and events, and join every part.
 
     Args:
+        run: workers, scratch folder and settings.
         raw: folder of the raw tables.
-        clicks: which table of clicks.
+        clicks: table of clicks to read.
         tables: folder of the side tables as parquet.
-        split: whether some displays are for training; else all go to validation.
+        split: whether to split into training and validation; if False, all rows go to validation.
 
     Raises:
-        DataError: wrong input.
+        DataError: if the input is invalid.
     """
     paths = require_raw(raw, [clicks, EVENTS])
     expected = {name: estimated_rows(path) for name, path in paths.items()}
@@ -100,10 +104,10 @@ def join(run: Run, raw: Path, clicks: RawTable, tables: Path, *, split: bool = T
 
 
 def fit(run: Run, recipe: Recipe, joined: Joined, tables: Path) -> Fitted:
-    """Fits a recipe on the joined training rows.
+    """Fit a recipe on the joined training rows.
 
     Raises:
-        DataError: there are none, or none for validation.
+        DataError: if there are no training rows, or no validation rows.
     """
     for mapping, rows in joined.rows.items():
         if not rows:
@@ -118,13 +122,17 @@ def fit(run: Run, recipe: Recipe, joined: Joined, tables: Path) -> Fitted:
 
 
 def write(run: Run, encoding: Encoding, rows: int, folder: Path, files: int) -> Chunk:
-    """Encodes the joined parts of a mapping and writes its files; returns their entry in the specification.
+    """Encode the joined parts of a mapping and write its files.
 
     Args:
-        encoding: how.
-        rows: of all parts.
-        folder: of the files, made here.
-        files: most of them.
+        run: workers, scratch folder and settings.
+        encoding: how to encode the parts.
+        rows: total number of rows of the parts.
+        folder: folder for the files; it is created.
+        files: maximum number of files.
+
+    Returns:
+        The chunk of the files in the specification.
     """
     parts = joined_parts(run.scratch, encoding.mapping)
     done, encoded = run.progress.stage(f"encode {folder.name}", rows), 0
@@ -139,14 +147,14 @@ def write(run: Run, encoding: Encoding, rows: int, folder: Path, files: int) -> 
 def specification(
     recipe: Recipe, encoders: dict[str, Encoder], folder: Path, *, labelled: bool = True, with_ads: bool = False
 ) -> FeatureSpec:
-    """Features and channels of a dataset, without sources.
+    """Return the specification of a dataset, without sources.
 
     Args:
-        recipe: that made them.
-        encoders: by feature.
-        folder: of the dataset.
-        labelled: whether all rows have their label.
-        with_ads: whether there is a column `raw_ad_id` with the ad's raw id.
+        recipe: recipe of the features.
+        encoders: encoder of each feature, by feature name.
+        folder: folder of the dataset.
+        labelled: whether all rows have a label.
+        with_ads: whether there is a column `raw_ad_id` with the raw ad id.
     """
     features = encoded_features(encoders, {name: TAGS_PER_ROW for name in recipe.tags})
     features[DISPLAY] = Feature(name=DISPLAY, dtype="int64")

@@ -1,7 +1,7 @@
-"""Turns the raw tables of Outbrain into a dataset: python -m data.outbrain.preproc --data_path RAW --metadata_path OUT.
+"""Prepare Outbrain's raw tables as a dataset: python -m data.outbrain.preproc --data_path RAW --metadata_path OUT.
 
-Stages: the side tables are read; clicks and events are divided into parts by display; every part is joined; the
-recipe's encoders are fitted on the training rows; every part is encoded; rows are ordered and written.
+Stages: read the side tables; partition clicks and events by display; join every part; fit the recipe's encoders on the
+training rows; encode every part; order and write the rows.
 """
 
 import argparse
@@ -32,25 +32,25 @@ def preprocess(
     use_dask: bool = False,
     dask_scheduler: str | None = None,
 ) -> None:
-    """Writes training and validation files, specification, embedding sizes, workflow and manifest; all, or nothing.
+    """Write training and validation files, specification, embedding sizes, workflow and manifest, atomically.
 
     Args:
         raw: folder of the raw tables.
-        output: folder that holds no dataset yet.
-        recipe: one of `RECIPES`.
-        seed: of the split, the folds and the order of rows.
-        output_files: files of each mapping.
-        memory_limit: bytes for all processes together; None is half of the machine's memory.
+        output: folder for the dataset; must not contain one yet.
+        recipe: name of the recipe, one of `RECIPES`.
+        seed: seed of the split, the folds and the order of rows.
+        output_files: maximum number of files per mapping.
+        memory_limit: memory limit in bytes, summed over all processes; None uses half of the machine's memory.
         use_dask, dask_scheduler: see `start_workers`.
 
     Raises:
-        DataError: wrong input.
+        DataError: if the input is invalid.
     """
     progress = Progress("outbrain")
     progress.tell(f"from {raw} into {output}, recipe {recipe}")
     require_raw(raw, TABLES)
     with new_dataset(output, entries=ENTRIES) as draft:
-        # NVTabular takes seconds to import: mistakes in arguments and missing files are told before.
+        # Imports NVTabular, which takes seconds: mistakes in arguments and missing files are reported first.
         from data.outbrain import dataset
         from data.outbrain.pipeline import start_run
 
@@ -61,7 +61,7 @@ def preprocess(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
+    """Run the command; return the exit code: 0 success, 1 failure, 2 invalid input or arguments."""
     args = vars(_parse(argv))
 
     def job() -> int:

@@ -1,6 +1,7 @@
-"""The published recipe (NVIDIA's DeepLearningExamples, TensorFlow2 Wide & Deep), for figures that can be compared.
+"""The published recipe (NVIDIA's DeepLearningExamples, TensorFlow2 Wide & Deep), for comparable figures.
 
-All ids are hash buckets, by the project's hash in place of cuDF's; a training row's own click is in its rates.
+All ids are hash buckets, using the hash of `data.encoding.hashing` instead of cuDF's. As published, the click rates of
+a training row include its own click.
 """
 
 from typing import Any
@@ -25,14 +26,14 @@ from data.outbrain.statistics import days_encoder, log_views, published_rate
 
 
 def columns() -> Any:
-    """Columns that ids are made of; the platform is 0, 1 or 2, and 0 where it is missing."""
+    """Return the NVTabular node of the columns that one-hot encoders read; platform is 0 to 2, and 0 if missing."""
     raw = [name for name in ONEHOT_SIZES if name not in ("platform", "geo_location_country", "geo_location_state")]
     platform = ["platform"] >> ops.LambdaOp(lambda platforms: platforms.fillna(1) - 1)
     return raw + platform + prefix(GEO, 2, "geo_location_country") + prefix(GEO, 5, "geo_location_state")
 
 
 def fit(rows: Any, tables: SideTables, folder: str) -> Fitted:
-    """Counts views, clicks, documents and days; see `Recipe.fit`."""
+    """Fit the encoders on training rows, with the arguments of `Recipe.fit`."""
     counted = count(rows, (DOCUMENT,))
     encoders: dict[str, Encoder] = {name: HashedIds(name, size) for name, size in ONEHOT_SIZES.items()}
     for name, size in TAG_SIZES.items():

@@ -1,4 +1,4 @@
-"""Reads the raw tables block by block: plain, gzip-compressed or zipped as Kaggle has them, every cell checked."""
+"""Read the raw tables in blocks and check every cell; files may be plain, gzip-compressed or zipped as on Kaggle."""
 
 import gzip
 import io
@@ -21,7 +21,7 @@ from data.outbrain.tables import NULL_TEXT, RawTable
 
 BLOCK_BYTES = 2**23
 ENDINGS = (".csv", ".csv.gz", ".csv.zip")
-# The last bytes of a gzip file are the unpacked size.
+# The last bytes of a gzip file hold the uncompressed size, modulo 2**32.
 GZIP_END_BYTES = 4
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError)
@@ -29,21 +29,21 @@ ROW_IN_MESSAGE = re.compile(r"Row #(\d+): ")
 COLUMN_IN_MESSAGE = re.compile(r"In CSV column #(\d+): ")
 HEXADECIMAL = re.compile(rb"0[xX]")
 WHOLE_NUMBER = r"^-?[0-9]+$"
-# What macOS adds to a zip file.
+# Folder of metadata that macOS adds to zip files.
 MAC_FOLDER = "__MACOSX/"
 
 
 def find_raw(folder: Path, table: RawTable) -> Path | None:
-    """The file of a table, in the first form that is there: `.csv`, `.csv.gz`, `.csv.zip`."""
+    """Return the file of a table, preferring `.csv` to `.csv.gz` to `.csv.zip`, or None."""
     paths = [Path(folder) / (table.name + ending) for ending in ENDINGS]
     return first_file(paths)
 
 
 def require_raw(folder: Path, tables: Sequence[RawTable]) -> dict[str, Path]:
-    """The files of several tables, by table name.
+    """Return the files of several tables, by table name.
 
     Raises:
-        DataError: naming all that are missing.
+        DataError: if files are missing, naming all of them.
     """
     if not Path(folder).is_dir():
         raise DataError(f"{folder}: is not a folder; give the one that holds Outbrain's unpacked tables")
@@ -58,14 +58,14 @@ def require_raw(folder: Path, tables: Sequence[RawTable]) -> dict[str, Path]:
 
 
 def read_blocks(path: Path, table: RawTable) -> Iterator[pa.Table]:
-    """The rows of a file in blocks of about `BLOCK_BYTES`, in order.
+    """Read the rows of a file in blocks of about BLOCK_BYTES, in order.
 
     Yields:
-        tables with the schema of `table`; empty cells and `\\N` are null, in nullable columns only.
+        Tables with the schema of `table`. Empty cells and `\\N` are null, which only nullable columns may be.
 
     Raises:
-        DataError: the file cannot be read, is empty, lacks a column, or a line is not as published; the
-            message names file, line and value.
+        DataError: if the file cannot be read, is empty or lacks a column, or a line is not as published, naming file,
+            line and value.
     """
     with _open(path) as file:
         names = _header(path, file.readline(), table)
@@ -79,7 +79,7 @@ def read_blocks(path: Path, table: RawTable) -> Iterator[pa.Table]:
 
 
 def estimated_rows(path: Path) -> int:
-    """About how many rows a file has, from its size and its first lines."""
+    """Estimate the number of rows of a file from its size and its first lines."""
     with _open(path) as file:
         sample = file.read(2**16)
     lines = max(sample.count(b"\n"), 1)
@@ -115,7 +115,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 
 
 def _entry(path: Path, names: list[str]) -> str:
-    """The name of the one table in a zip file."""
+    """Return the name of the table in a zip file, which must contain exactly one."""
     entries = [name for name in names if PurePosixPath(name).name == path.stem and not name.startswith(MAC_FOLDER)]
     if len(entries) != 1:
         raise DataError(f"{path}: expected one file {path.stem} in it, found {names[:5]}")
@@ -133,7 +133,7 @@ def _header(path: Path, line: bytes, table: RawTable) -> list[str]:
 
 
 def _line_blocks(path: Path, file: BinaryIO) -> Iterator[bytes]:
-    """Whole lines, each ended by a newline."""
+    """Yield blocks of whole lines, each ending with a newline."""
     rest = b""
     while piece := file.read(BLOCK_BYTES):
         end = piece.rfind(b"\n") + 1
@@ -168,7 +168,7 @@ def _parse(path: Path, block: bytes, names: list[str], table: RawTable, first_li
 def _read_block(block: bytes, names: list[str], columns: Mapping[str, pa.DataType]) -> pa.Table:
     return pa_csv.read_csv(
         pa.BufferReader(block),
-        # One block and one thread: an error then tells its row.
+        # One block and one thread, so that Arrow's errors name the row.
         pa_csv.ReadOptions(use_threads=False, block_size=len(block) + 1, column_names=names),
         pa_csv.ParseOptions(ignore_empty_lines=False),
         pa_csv.ConvertOptions(
@@ -181,12 +181,12 @@ def _read_block(block: bytes, names: list[str], columns: Mapping[str, pa.DataTyp
 
 
 def _refuse_hexadecimal(path: Path, block: bytes, names: list[str], table: RawTable, first_line: int) -> None:
-    """Refuses whole numbers that Arrow would read and no publisher writes."""
+    """Raise a DataError for hexadecimal integers, which Arrow would accept but the published tables do not have."""
     wholes = [name for name, kind in table.columns.items() if kind == pa.int64()]
     try:
         texts = _read_block(block, names, {name: pa.string() for name in wholes})
     except (pa.ArrowInvalid, UnicodeDecodeError):
-        return  # told by the caller, with the place
+        return  # the caller reports it with its location
     for name in wholes:
         cells = texts.column(name).fill_null("0")
         wrong = pc.invert(pc.match_substring_regex(cells, WHOLE_NUMBER)).to_numpy()

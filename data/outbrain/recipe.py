@@ -1,4 +1,4 @@
-"""What recipes have in common: a recipe lists features, learns their encoders, and makes columns that they read."""
+"""The base of recipes: a recipe declares features, fits their encoders, and derives the columns that these read."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,11 +29,11 @@ from data.outbrain.statistics import FoldCounts, OutOfFoldRates
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a recipe learns from training rows.
+    """The fitted state of a recipe.
 
     Attributes:
-        encoders: by feature, in the order of the features.
-        out_of_fold: what training rows get instead of some of them.
+        encoders: encoder of each feature, by feature name, in the order of the features.
+        out_of_fold: rates that replace the encoder for training rows, by feature name.
     """
 
     encoders: Mapping[str, Encoder]
@@ -42,12 +42,12 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Counted:
-    """What is counted over training rows, whatever the recipe.
+    """Counts over the training rows that every recipe uses.
 
     Attributes:
-        clicks: views and clicks by value and fold, of the columns with a click rate.
-        documents: rows by document, of the columns of documents.
-        days: rows by number of days, of the two ages.
+        clicks: views and clicks by value and fold, for each column with a click rate.
+        documents: number of rows by document, for each column of documents.
+        days: number of rows by number of days, for each of the two ages.
     """
 
     clicks: Mapping[str, FoldCounts]
@@ -57,17 +57,18 @@ class Counted:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way to make features of joined rows.
+    """A definition of the features of joined rows.
 
     Attributes:
-        name: as `--recipe` takes it.
-        onehot, numerical: features, in order.
-        tags: list features, in order: the column of documents, and the aspect.
-        fill_publishers: whether every document without publisher gets one of its own.
-        tags_by_confidence: whether a document's tags are taken by falling confidence, or in the file's order.
-        embedding_sizes: width of features that the published sizes do not have.
-        columns: an NVTabular node of all columns that one-hot encoders read.
-        fit: learns from training rows: a Dask collection of them, the tables, a folder for NVTabular's files.
+        name: name of the recipe, as passed to `--recipe`.
+        onehot, numerical: names of the features, in order.
+        tags: column of documents and name of the aspect of each list feature, by feature name, in order.
+        fill_publishers: whether each document without a publisher gets its own one.
+        tags_by_confidence: whether to select a document's tags by descending confidence rather than in file order.
+        embedding_sizes: embedding widths of features that are not in the published sizes, by feature name.
+        columns: function that returns an NVTabular node of all columns that one-hot encoders read.
+        fit: function that fits the recipe, given a Dask collection of training rows, the side tables, and a folder for
+            NVTabular's files.
     """
 
     name: str
@@ -82,20 +83,22 @@ class Recipe:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """All features, in order."""
+        """Names of all features, in order."""
         return (*self.onehot, *self.tags, *self.numerical)
 
     def aspects(self, tables: SideTables) -> dict[str, Aspect]:
-        """Aspects whose documents have their tags in this recipe's order."""
+        """Return the aspects, with the tags of each document in the order of this recipe."""
         aspects = dict(tables.aspects)
         return (
             {name: aspect.by_confidence() for name, aspect in aspects.items()} if self.tags_by_confidence else aspects
         )
 
     def workflow(self, fitted: Fitted, tables: SideTables) -> Any:
-        """The NVTabular workflow that gives joined rows their features; no operator in it needs a fit.
+        """Return the NVTabular workflow that computes the features of joined rows; no operator in it needs a fit.
 
-        Rows get out-of-fold rates where `fitted` has some; for rows to predict, hand one in that has none.
+        Args:
+            fitted: fitted state. Pass one without `out_of_fold` unless the rows are training rows.
+            tables: side tables to look up documents in.
         """
         single = {name: fitted.encoders[name] for name in (*self.onehot, *self.numerical)}
         single = {name: encoder for name, encoder in single.items() if name not in fitted.out_of_fold}
@@ -113,22 +116,22 @@ class Recipe:
 
 
 def ages() -> Any:
-    """A node of the documents' ages in days."""
+    """Return an NVTabular node of the documents' ages in days."""
     return [*PUBLISH_TIMES, TIMESTAMP] >> DaysSince(TIMESTAMP, PUBLISH_TIMES)
 
 
 def prefix(column: str, length: int, name: str) -> Any:
-    """A node of the first characters of a column of texts, under a new name."""
+    """Return an NVTabular node of the first `length` characters of a text column, under a new name."""
     return [column] >> ops.LambdaOp(lambda texts: texts.str.slice(0, length)) >> ops.Rename(name=name)
 
 
 def count(rows: Any, documents: tuple[str, ...], further: Any = None) -> Counted:
-    """Goes over the training rows once.
+    """Compute the counts in one pass over the training rows.
 
     Args:
-        rows: a Dask collection of joined rows.
-        documents: columns of documents to count.
-        further: a node of other operators to fit on the way.
+        rows: Dask collection of joined training rows.
+        documents: names of the columns of documents to count.
+        further: NVTabular node with other operators to fit in the same pass.
     """
     clicks, document_counts, days = CountClicks(CLICKED, FOLD, NUM_FOLDS), CountKeys(), CountKeys()
     nodes = ([*RATE_LEAST_VIEWS] >> clicks) + ([*documents] >> document_counts) + (ages() >> days)
@@ -137,7 +140,7 @@ def count(rows: Any, documents: tuple[str, ...], further: Any = None) -> Counted
 
 
 def tag_counts(documents: KeyTable, aspect: Aspect) -> np.ndarray:
-    """How often each tag of an aspect occurs in rows, all tags of a row's document counted, [size] int64."""
+    """Return how often each tag of an aspect occurs in the counted rows, [size] int64; all tags of a row count."""
     codes, lengths = aspect.lists(documents.keys, len(aspect.documents))
     counts = np.zeros(len(aspect.values), np.int64)
     np.add.at(counts, codes, np.repeat(documents.numbers.astype(np.int64), lengths))

@@ -1,4 +1,4 @@
-"""The recipes by name."""
+"""Registry of the recipes, by name."""
 
 from data.errors import DataError
 from data.outbrain import leak_free, published
@@ -8,10 +8,10 @@ RECIPES = {recipe.name: recipe for recipe in (leak_free.RECIPE, published.RECIPE
 
 
 def find_recipe(name: str) -> Recipe:
-    """A recipe by its name.
+    """Return the recipe of a name.
 
     Raises:
-        DataError: there is none.
+        DataError: if there is no such recipe.
     """
     if name not in RECIPES:
         raise DataError(f"recipe {name!r}: expected one of {', '.join(RECIPES)}")

@@ -1,20 +1,20 @@
-"""Memory and workers: their flags, and how large parts may be, so that memory follows a limit and not the rows."""
+"""Flags for memory and workers, and the part size that keeps memory within a limit whatever the number of rows."""
 
 import argparse
 
 from data.errors import DataError
 
-# Of a process with NVTabular loaded, and of a row of the part that is worked on: what was measured, and a fifth more.
+# Memory of a process with NVTabular loaded, and of a row of the part being processed: measurements plus 20%.
 PROCESS_BYTES = 450 * 2**20
 ROW_BYTES = 1_900
-# Larger parts are not faster.
+# Bounds of the rows per part; larger parts are not faster.
 LEAST_ROWS, MOST_ROWS = 20_000, 500_000
-# Each part has a file or two open while the raw tables are divided.
+# Each part keeps a file open while a raw table is partitioned.
 MOST_PARTS = 400
 
 
 def add_resource_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that `preproc` and `transform` share."""
+    """Add the flags shared by `preproc` and `transform`."""
     add = parser.add_argument
     add("--memory_limit", type=byte_size, metavar="SIZE", help="for all processes, such as 4GB; default: half of it")
     add("--use_dask", action="store_true", help="start a local Dask cluster: a worker per GPU, else per CPU core")
@@ -22,13 +22,13 @@ def add_resource_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_resource_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends the program for flags that contradict each other."""
+    """Exit with an error if flags contradict each other."""
     if args.use_dask and args.dask_scheduler:
         parser.error("--use_dask starts a cluster and --dask_scheduler uses a running one; give one of them")
 
 
 def byte_size(text: str) -> int:
-    """A `type` for argparse: 4GB, 1500MiB."""
+    """Parse a size such as 4GB or 1500MiB to bytes; a `type` for argparse."""
     from dask.utils import parse_bytes
 
     try:
@@ -38,23 +38,23 @@ def byte_size(text: str) -> int:
 
 
 def default_limit() -> int:
-    """Half of the memory that this process may use, in bytes."""
+    """Return half of the memory that is available to this process, in bytes."""
     from distributed.system import MEMORY_LIMIT
 
     return int(MEMORY_LIMIT) // 2
 
 
 def number_of_parts(rows: int, limit: int, workers: int, tables_bytes: int) -> int:
-    """Into how many parts to divide rows.
+    """Return the number of parts that keeps memory within a limit.
 
     Args:
-        rows: about how many there are.
-        limit: bytes for all processes together.
-        workers: processes that work at a time; with more than one, the process that leads them takes memory as well.
-        tables_bytes: of the side tables, which every process has.
+        rows: approximate number of rows.
+        limit: memory limit in bytes, summed over all processes.
+        workers: number of worker processes; if more than one, the coordinating process takes memory as well.
+        tables_bytes: bytes of the side tables, which every process loads.
 
     Raises:
-        DataError: the limit is too small.
+        DataError: if the limit is too small.
     """
     processes = workers + (workers > 1)
     fixed = processes * (PROCESS_BYTES + tables_bytes)

@@ -1,4 +1,4 @@
-"""The tables that clicks are joined with: ads, documents, and what documents are about; they stay in memory."""
+"""The in-memory tables that clicks are joined with: ads, documents and the tags of documents."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from data.outbrain.tables import ASPECTS, META, PROMOTED, RawTable
 
 SIDE_TABLES = (PROMOTED, META, *ASPECTS.values())
 TAGS = "tags_of_{}"
-# Document, code, confidence, in two orders, and key and weight of an entry; value and weight of a tag.
+# Per entry: document, code and confidence, in two orders, plus key and weight. Per tag: value and weight.
 ENTRY_BYTES, TAG_BYTES = 2 * 24 + 16, 120
-# What `SideTables.to_parquet` writes.
+# Names of the files that `SideTables.to_parquet` writes.
 FILES = tuple(f"{name}.parquet" for name in (*(table.name for table in SIDE_TABLES), *map(TAGS.format, ASPECTS)))
 
 Tell = Callable[[str], None]
@@ -26,12 +26,12 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class SideTables:
-    """Ads and documents.
+    """Tables of ads and documents.
 
     Attributes:
-        promoted: document_id, campaign_id and advertiser_id by ad_id.
-        meta: source_id, publisher_id and publish_time (milliseconds of the Unix epoch) by document_id.
-        aspects: categories, topics and entities.
+        promoted: document_id, campaign_id and advertiser_id, by ad_id.
+        meta: source_id, publisher_id and publish_time (milliseconds since the Unix epoch), by document_id.
+        aspects: tags of documents, by name of the aspect: categories, topics and entities.
     """
 
     promoted: LookupTable
@@ -40,22 +40,22 @@ class SideTables:
 
     @classmethod
     def read(cls, folder: Path, tell: Tell, *, fill_publishers: bool) -> "SideTables":
-        """Reads the raw tables.
+        """Read the raw tables.
 
         Args:
-            folder: holds all of them.
-            tell: is told the progress.
-            fill_publishers: give every document without publisher one of its own, as published.
+            folder: folder with all side tables.
+            tell: callback that takes lines of progress.
+            fill_publishers: whether to give each document without a publisher its own one, as published.
 
         Raises:
-            DataError: a file is missing, or wrong.
+            DataError: if a file is missing or invalid.
         """
         require_raw(folder, SIDE_TABLES)
         aspects = {name: _read_aspect(folder, table, None, tell) for name, table in ASPECTS.items()}
         return cls(_read_promoted(folder, tell), _read_meta(folder, tell, fill_publishers), aspects)
 
     def replaced(self, folder: Path, tell: Tell, *, fill_publishers: bool) -> "SideTables":
-        """These tables, each taken from a folder instead where it has one; weights of tags stay as they were fitted."""
+        """Return these tables, with those that exist in a folder read from there; tag weights stay as fitted."""
         return SideTables(
             self.promoted if find_raw(folder, PROMOTED) is None else _read_promoted(folder, tell),
             self.meta if find_raw(folder, META) is None else _read_meta(folder, tell, fill_publishers),
@@ -69,14 +69,14 @@ class SideTables:
 
     @property
     def memory_bytes(self) -> int:
-        """About what a process needs for them: the arrays, the weights beside them, and the texts of tags."""
+        """Approximate bytes that the tables take in a process, including derived weights and the texts of tags."""
         lookups = [array for table in (self.promoted, self.meta) for array in (table.keys, *table.columns.values())]
         entries = sum(len(aspect.documents) for aspect in self.aspects.values())
         tags = sum(len(aspect.values) for aspect in self.aspects.values())
         return sum(array.nbytes for array in lookups) + entries * ENTRY_BYTES + tags * TAG_BYTES
 
     def to_parquet(self, folder: Path) -> None:
-        """Writes one file per table, and one with the tags of each aspect, into an existing folder."""
+        """Write one file per table, and one with the tags of each aspect, to an existing folder."""
         for table, lookup, key in ((PROMOTED, self.promoted, "ad_id"), (META, self.meta, "document_id")):
             _write(folder, table.name, {key: lookup.keys, **lookup.columns})
         for name, aspect in self.aspects.items():
@@ -86,7 +86,7 @@ class SideTables:
 
     @classmethod
     def from_parquet(cls, folder: Path) -> "SideTables":
-        """Reads what `to_parquet` wrote."""
+        """Read what `to_parquet` wrote."""
         aspects = {}
         for name, table in ASPECTS.items():
             entries, tags = _load(folder, table.name), _load(folder, TAGS.format(name))
@@ -98,7 +98,7 @@ class SideTables:
 
 @lru_cache(maxsize=1)
 def load_side_tables(folder: Path) -> SideTables:
-    """`SideTables.from_parquet`, once in a process."""
+    """Return `SideTables.from_parquet(folder)`, cached per process for the latest folder."""
     return SideTables.from_parquet(folder)
 
 

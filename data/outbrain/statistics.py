@@ -1,4 +1,4 @@
-"""From counted views and clicks to encoders. What is counted are integers, so nothing depends on the order of rows."""
+"""Fit encoders from counted views and clicks. Counts are integers, so results do not depend on the order of rows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from data.encoding.encoders import NOT_IN_A_FOLD, Numerical
 from data.encoding.keys import KeyIndex, KeyTable, Values
 
-# Deviations below this share of the mean are rounding.
+# Standard deviations below this fraction of the mean are rounding errors.
 ROUNDING = 1e-9
 
 
@@ -18,10 +18,10 @@ class FoldCounts:
     """Views and clicks of the values of a column over the training rows, by fold.
 
     Attributes:
-        column: its name.
-        keys: [size] int64, ascending: the values that occur.
-        views: [size + 1, folds] int64; the last row is of nulls.
-        clicks: as `views`.
+        column: name of the column.
+        keys: [size] int64 distinct values, ascending.
+        views: [size + 1, folds] int64 number of rows; the last row is for null.
+        clicks: [size + 1, folds] int64 number of clicks; the last row is for null.
     """
 
     column: str
@@ -32,12 +32,12 @@ class FoldCounts:
 
 @dataclass(frozen=True, eq=False)
 class OutOfFoldRates:
-    """Click rates of training rows, each over the other folds, so that a row's own click is not in its rate.
+    """Click rates of training rows over the other folds, so that a row's own click does not enter its rate.
 
     Attributes:
-        column: that holds the keys.
-        keys: [size] int64, ascending.
-        rates: [size + 1, folds] float32, standardised; the last row is of nulls.
+        column: name of the column with the keys.
+        keys: [size] int64 keys, ascending.
+        rates: [size + 1, folds] float32 standardized rates; the last row is for null.
     """
 
     column: str
@@ -45,14 +45,14 @@ class OutOfFoldRates:
     rates: np.ndarray
 
     def encode(self, values: Values, fold: np.ndarray) -> np.ndarray:
-        """Rates of rows, [n] float32.
+        """Return the rates of rows, [n] float32.
 
         Args:
-            values: [n] keys, all of them fitted on, or null.
-            fold: [n] int64.
+            values: [n] keys, each null or fitted on.
+            fold: [n] int64 fold of each row.
 
         Raises:
-            ValueError: a row is in no fold; rows to predict take the encoder of all folds.
+            ValueError: if a row has no fold; such rows need the encoder over all folds.
         """
         if (fold == NOT_IN_A_FOLD).any():
             raise ValueError("rows in no fold have no rate out of fold")
@@ -61,13 +61,13 @@ class OutOfFoldRates:
 
 
 def save_out_of_fold(rates: Mapping[str, OutOfFoldRates], folder: Path) -> None:
-    """Writes rates by feature into an existing folder, for `load_out_of_fold`."""
+    """Write rates, by feature name, to an existing folder."""
     for feature, entry in rates.items():
         np.savez(folder / f"{feature}.npz", column=np.array(entry.column), keys=entry.keys, rates=entry.rates)
 
 
 def load_out_of_fold(folder: Path) -> dict[str, OutOfFoldRates]:
-    """Reads what `save_out_of_fold` wrote."""
+    """Load the rates that `save_out_of_fold` wrote, by feature name."""
     loaded = {}
     for path in sorted(folder.glob("*.npz")):
         with np.load(path, allow_pickle=False) as arrays:
@@ -76,14 +76,14 @@ def load_out_of_fold(folder: Path) -> dict[str, OutOfFoldRates]:
 
 
 def published_rate(counts: FoldCounts, least_views: int) -> Numerical:
-    """clicks / views of a key; 0 below `least_views` views, for unseen keys and for null. Not standardised."""
+    """Fit clicks / views of a key, not standardized; 0 below `least_views` views, for unseen keys and for null."""
     views, clicks = counts.views[:-1].sum(axis=1), counts.clicks[:-1].sum(axis=1)
     rates = np.where(views >= least_views, clicks / np.maximum(views, 1), 0.0)
     return Numerical(counts.column, KeyTable(counts.keys, rates, 0.0))
 
 
 def log_views(counts: FoldCounts) -> Numerical:
-    """ln(1 + views) of a key, standardised over the training rows; unseen keys and null have 0 views."""
+    """Fit ln(1 + views) of a key, standardized over the training rows; unseen keys and null have 0 views."""
     views = counts.views[:-1].sum(axis=1)
     weights = np.append(views, counts.views[-1].sum())
     mean, std = moments(np.log1p(np.append(views, 0)), weights)
@@ -91,15 +91,17 @@ def log_views(counts: FoldCounts) -> Numerical:
 
 
 def smoothed_rates(counts: FoldCounts, smoothing: float) -> tuple[Numerical, OutOfFoldRates]:
-    """(clicks + smoothing * prior) / (views + smoothing) of a key, standardised.
+    """Fit (clicks + smoothing * prior) / (views + smoothing) of a key, standardized.
 
-    The prior is the click rate of all rows, which unseen keys and null have. Both views and prior are taken over
-    all folds for rows to predict, and over the folds other than its own for a training row; mean and deviation
-    are those of the latter.
+    The prior is the click rate of all rows, which unseen keys and null get. Rows to predict use the counts of all
+    folds, training rows those of the folds other than their own; both are standardized with the moments of the latter.
 
     Args:
-        counts: by fold.
+        counts: views and clicks by fold.
         smoothing: weight of the prior, in views.
+
+    Returns:
+        The encoder for rows to predict, and the out-of-fold rates for training rows.
     """
     views, clicks = _without_each_fold(counts.views[:-1]), _without_each_fold(counts.clicks[:-1])
     all_views = _without_each_fold(counts.views.sum(axis=0, keepdims=True))
@@ -113,12 +115,12 @@ def smoothed_rates(counts: FoldCounts, smoothing: float) -> tuple[Numerical, Out
 
 
 def days_encoder(column: str, days: KeyTable, *, standardised: bool) -> Numerical:
-    """ln(1 + days), the training median where days are missing.
+    """Fit ln(1 + days), with the training median for missing days.
 
     Args:
-        column: of whole days.
-        days: how many training rows have each number of days, nulls not counted.
-        standardised: whether to subtract the mean and divide by the deviation of the rows that have days.
+        column: name of the column with whole days.
+        days: number of training rows by number of days, without nulls.
+        standardised: whether to standardize with the moments of the training rows that have days.
     """
     counts = days.numbers.astype(np.int64)
     median = weighted_median(days.keys, counts)
@@ -129,7 +131,7 @@ def days_encoder(column: str, days: KeyTable, *, standardised: bool) -> Numerica
 
 
 def weighted_median(ascending: np.ndarray, counts: np.ndarray) -> float:
-    """Exact median of values that occur so many times; 0 of nothing."""
+    """Return the exact median of ascending values with the given counts; 0 if there are none."""
     ends = np.cumsum(counts)
     if not len(ends) or not ends[-1]:
         return 0.0
@@ -138,10 +140,10 @@ def weighted_median(ascending: np.ndarray, counts: np.ndarray) -> float:
 
 
 def moments(numbers: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """Mean, and deviation with n - 1, of numbers that occur so many times.
+    """Return the mean and the standard deviation (with n - 1) of numbers with the given counts.
 
-    Without numbers the mean is 0. The deviation is 0 where there are too few numbers for one, or where it is no more
-    than the rounding of numbers that are all the same.
+    The mean of no numbers is 0. The deviation is 0 if there are fewer than two numbers, or if it is within the rounding
+    error of equal numbers.
     """
     total = int(counts.sum())
     mean = float((numbers * counts).sum() / total) if total else 0.0
@@ -150,6 +152,6 @@ def moments(numbers: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
 
 
 def _without_each_fold(counts: np.ndarray) -> np.ndarray:
-    """[n, folds] to [n, folds + 1]: all but fold 0, all but fold 1, ..., all."""
+    """Return sums over all folds but one, [n, folds] to [n, folds + 1]; the last column sums all folds."""
     everything = counts.sum(axis=1, keepdims=True)
     return np.hstack([everything - counts, everything])

@@ -1,6 +1,6 @@
-"""A fitted workflow in a folder, as plain data: what new raw rows need to become features.
+"""Save and load a fitted workflow: all that is needed to compute features of new raw rows.
 
-workflow.json       version, recipe, seed, and size and SHA-256 of every other file
+workflow.json       version, recipe, and size and SHA-256 of every other file
 encoders/           `data.encoding.encoder_files`: JSON and parquet
 tables/             ads, documents and their tags, as parquet
 """
@@ -30,12 +30,12 @@ MAX_MEBIBYTES = 16
 
 @dataclass(frozen=True)
 class StoredWorkflow:
-    """What was fitted.
+    """A loaded workflow.
 
     Attributes:
-        recipe: that was fitted.
-        encoders: by feature.
-        tables: the side tables of the training data.
+        recipe: recipe that was fitted.
+        encoders: fitted encoder of each feature, by feature name.
+        tables: side tables of the training data.
     """
 
     recipe: Recipe
@@ -45,7 +45,7 @@ class StoredWorkflow:
 
 @dataclass(frozen=True)
 class _File:
-    """A file of the folder."""
+    """Size and checksum of a file."""
 
     bytes: int
     sha256: str
@@ -53,7 +53,7 @@ class _File:
 
 @dataclass(frozen=True)
 class _Description:
-    """What `workflow.json` says."""
+    """The content of `workflow.json`."""
 
     version: int
     recipe: str
@@ -61,7 +61,7 @@ class _Description:
 
 
 def save_workflow(folder: Path, recipe: str, encoders: dict[str, Encoder]) -> None:
-    """Adds the encoders to a folder that has `tables/` already, and then the file that vouches for everything."""
+    """Add encoders to a folder that already has `tables/`, then the description with the checksums of all files."""
     save_encoders(encoders, folder / ENCODERS)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     entries = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sum(path)} for path in files}
@@ -70,10 +70,10 @@ def save_workflow(folder: Path, recipe: str, encoders: dict[str, Encoder]) -> No
 
 
 def load_workflow(folder: Path) -> StoredWorkflow:
-    """Reads what `save_workflow` wrote.
+    """Load what `save_workflow` wrote.
 
     Raises:
-        DataError: a file is missing, damaged, or of another version.
+        DataError: if a file is missing, damaged, or has another version.
     """
     folder = Path(folder)
     recipe, files = _read_document(folder / FILE)
@@ -92,7 +92,7 @@ def load_workflow(folder: Path) -> StoredWorkflow:
 
 
 def _read_document(path: Path) -> tuple[Recipe, dict[str, tuple[int, str]]]:
-    """The recipe, and size and checksum of every file."""
+    """Return the recipe, and the size and checksum of every file, by name."""
     try:
         document = json.loads(read_small_text(path, "a fitted workflow's description", MAX_MEBIBYTES))
         description: _Description = read_typed(_Description, document, "workflow")

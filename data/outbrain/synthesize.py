@@ -1,4 +1,4 @@
-"""Makes a synthetic Outbrain Click Prediction dataset: python -m data.outbrain.synthesize --output RAW --displays N."""
+"""Generate a synthetic Outbrain Click Prediction: python -m data.outbrain.synthesize --output RAW --displays N."""
 
 import argparse
 import json
@@ -28,15 +28,15 @@ TRUTH_SCHEMA = pa.schema([("display_id", pa.int64()), ("ad_id", pa.int64()), ("p
 
 
 def synthesize(output: Path, displays: int, seed: int = 0) -> None:
-    """Writes the raw tables, the true click probabilities and a summary; all of it, or nothing.
+    """Write the raw tables, the true click probabilities and a summary, atomically.
 
     Args:
-        output: folder, empty or not there yet.
-        displays: number of training displays, 50 at least; a fifth as many to predict are added.
-        seed: of everything.
+        output: folder for the tables, which is empty or does not exist yet.
+        displays: number of training displays, at least 50; a fifth as many displays to predict are added.
+        seed: seed of all draws.
 
     Raises:
-        DataError: `output` holds something, or `displays` is too small.
+        DataError: if `output` is not empty, or `displays` is too small.
     """
     if displays < FEWEST_DISPLAYS:
         raise DataError(f"--displays {displays}: expected at least {FEWEST_DISPLAYS}")
@@ -67,7 +67,7 @@ def synthesize(output: Path, displays: int, seed: int = 0) -> None:
 
 
 def _write_displays(draft: Path, world: World, marginals: Marginals, progress: Progress) -> dict[str, int]:
-    """Writes events, clicks_train, clicks_test and the true probabilities; returns the tables' rows."""
+    """Write events, clicks_train, clicks_test and the true probabilities; return the number of rows by table."""
     (draft / TRUTH_FILE).parent.mkdir()
     with (
         TableWriter(draft, EVENTS) as events,
@@ -103,7 +103,7 @@ def _write_page_views(draft: Path, world: World, progress: Progress) -> dict[str
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
+    """Run the command; return the exit code: 0 success, 1 failure, 2 invalid input or arguments."""
     args = _parse(argv)
 
     def job() -> int:

@@ -1,25 +1,25 @@
-"""The raw tables of Kaggle's Outbrain Click Prediction, as published: names, columns, types, what may be missing."""
+"""The published raw tables of Kaggle's Outbrain Click Prediction: names, columns, types and nullability."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-# How the publisher writes a missing value, beside the empty cell.
+# Published notation of a missing value, besides an empty cell.
 NULL_TEXT = r"\N"
-# Timestamps count milliseconds from here (14 June 2016, 04:00 UTC), in milliseconds of the Unix epoch.
+# Origin of the timestamps, which are in milliseconds (14 June 2016, 04:00 UTC), in milliseconds since the Unix epoch.
 TIMESTAMP_ORIGIN_MS = 1_465_876_799_998
 DAY_MS = 24 * 60 * 60 * 1000
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """One table.
+    """The description of a raw table.
 
     Attributes:
-        name: the file's name without `.csv`.
-        columns: types of the columns that are read; a file may have others, and any order.
-        nullable: columns in which a value may be missing.
+        name: name of the file, without `.csv`.
+        columns: types of the columns to read, by name; a file may have other columns too, in any order.
+        nullable: names of the columns that may have missing values.
     """
 
     name: str
@@ -28,7 +28,7 @@ class RawTable:
 
     @property
     def schema(self) -> pa.Schema:
-        """Columns and types in Arrow's form."""
+        """Arrow schema of the columns."""
         return pa.schema([pa.field(name, kind, name in self.nullable) for name, kind in self.columns.items()])
 
 

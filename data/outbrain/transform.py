@@ -1,4 +1,4 @@
-"""Makes features of new raw rows: python -m data.outbrain.transform --workflow W --input NEW --output DIR."""
+"""Compute features of new raw rows: python -m data.outbrain.transform --workflow W --input NEW --output DIR."""
 
 import argparse
 import sys
@@ -24,26 +24,26 @@ def transform(
     use_dask: bool = False,
     dask_scheduler: str | None = None,
 ) -> None:
-    """Writes a dataset of new rows, display by display; all of it, or nothing.
+    """Write a dataset of new rows, display by display, atomically.
 
-    Its specification has one set of files for both of its mappings: evaluate or predict them, or train on them.
+    Both mappings of its specification refer to the same files, so the rows can be evaluated, predicted or trained on.
 
     Args:
-        workflow: folder `workflow` of a dataset that `preproc` made.
-        raw: folder of `events` and clicks; side tables that it has stand for those that the workflow remembers.
-        output: folder that holds no dataset yet.
-        clicks: "clicks_train" (with labels) or "clicks_test"; None takes the first that is there.
-        memory_limit, use_dask, dask_scheduler: as `preprocess` has them.
+        workflow: folder `workflow` of a dataset written by `preproc`.
+        raw: folder with `events` and clicks; any side tables in it replace those stored in the workflow.
+        output: folder for the dataset; must not contain one yet.
+        clicks: "clicks_train" (with labels) or "clicks_test"; None uses the first that exists.
+        memory_limit, use_dask, dask_scheduler: see `data.outbrain.preproc.preprocess`.
 
     Raises:
-        DataError: wrong input.
+        DataError: if the input is invalid.
     """
     progress = Progress("outbrain")
     chosen = clicks or (CLICKS.name if find_raw(raw, CLICKS) else CLICKS_TO_PREDICT.name)
     table = CLICK_TABLES[chosen]
     require_raw(raw, (table, EVENTS))
     with new_dataset(output) as draft:
-        # NVTabular takes seconds to import: mistakes in arguments and missing files are told before.
+        # Imports NVTabular, which takes seconds: mistakes in arguments and missing files are reported first.
         from data.outbrain import dataset
         from data.outbrain.pipeline import start_run
 
@@ -54,7 +54,7 @@ def transform(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
+    """Run the command; return the exit code: 0 success, 1 failure, 2 invalid input or arguments."""
     args = vars(_parse(argv))
 
     def job() -> int:

@@ -1,4 +1,4 @@
-"""Who does the work, part by part: this process, a cluster of Dask workers that it starts, or a running one."""
+"""Process parts in this process, in a local Dask cluster, or in a running one."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +15,11 @@ CONNECT_SECONDS = 30
 
 
 class Workers:
-    """Applies functions to the parts of a dataset; NVTabular works on the same workers.
+    """Workers that apply functions to the parts of a dataset; NVTabular uses the same ones.
 
     Args:
-        number: how many work at a time.
-        client: Dask's; None for this process.
+        number: number of parallel workers.
+        client: Dask client; None works in this process.
     """
 
     def __init__(self, number: int, client: Any = None) -> None:
@@ -27,10 +27,11 @@ class Workers:
         self._client = client
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        """Results, each as soon as it is there, in any order.
+        """Yield the results as they complete, in any order.
 
         Raises:
-            DataError: what the first failing call raised; the others are cancelled.
+            DataError: if a call raises one. Any error of the first failing call is re-raised, and the others are
+                cancelled.
         """
         if self._client is None:
             yield from map(function, items)
@@ -47,15 +48,15 @@ class Workers:
 
 @contextmanager
 def start_workers(*, use_dask: bool, scheduler: str | None, folder: Path) -> Iterator[Workers]:
-    """The workers of a run, gone when the block ends.
+    """Context manager of the workers of a run, which are stopped or disconnected at the end of the block.
 
     Args:
-        use_dask: start a local cluster: a worker per GPU, or per CPU core where there is none.
-        scheduler: address of a running cluster, whose workers see the same files and have this project installed.
-        folder: for the cluster's own files.
+        use_dask: whether to start a local cluster, with a worker per GPU, or per CPU core if there is no GPU.
+        scheduler: address of a running cluster, whose workers must see the same files and have this project installed.
+        folder: folder for the files of a local cluster.
 
     Raises:
-        DataError: the scheduler is not reached, or has no workers.
+        DataError: if the scheduler cannot be reached or has no workers.
     """
     if not use_dask and scheduler is None:
         yield Workers(1)
@@ -67,7 +68,7 @@ def start_workers(*, use_dask: bool, scheduler: str | None, folder: Path) -> Ite
     with ExitStack() as stack:
         target = stack.enter_context(_local_cluster(folder)) if scheduler is None else scheduler
         try:
-            # Before there is a client, which would be left as Dask's default.
+            # Check the address first: a client that fails to connect would stay Dask's default client.
             if scheduler is not None:
                 get_backend(parse_address(scheduler)[0])
             client = stack.enter_context(Client(target, timeout=CONNECT_SECONDS))
@@ -78,7 +79,7 @@ def start_workers(*, use_dask: bool, scheduler: str | None, folder: Path) -> Ite
         number = len(client.scheduler_info()["workers"])
         if not number:
             raise DataError(f"--dask_scheduler {scheduler}: has no workers; start some with: dask worker {scheduler}")
-        # NVTabular finds the client by itself.
+        # NVTabular picks up Dask's default client.
         yield Workers(number, client)
 
 
@@ -91,7 +92,7 @@ def _local_cluster(folder: Path) -> Any:
         return LocalCUDACluster(local_directory=str(folder), dashboard_address=None)
     from distributed import LocalCluster
 
-    # Memory is bounded by the size of the parts: Dask's own limit would stop workers that are on their way.
+    # Memory is bounded by the size of the parts; Dask's own limit would kill busy workers.
     return LocalCluster(
         n_workers=len(os.sched_getaffinity(0)),
         threads_per_worker=1,

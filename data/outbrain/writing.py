@@ -1,7 +1,7 @@
-"""Encoded rows into the dataset's files: parts in, one order out, however many parts, workers or files there are.
+"""Encode parts and write the dataset's files in an order that does not depend on the number of parts or workers.
 
-Encoded rows of a part go into pieces by range of their sort key; then the pieces of a range are sorted and appended
-to the files. The files one after the other are always the same table.
+This is an external sort: the encoded rows of each part are split into pieces by range of their sort key, then the
+pieces of each range are sorted and appended to the files. The concatenated files are always the same table.
 """
 
 import shutil
@@ -29,24 +29,24 @@ from data.outbrain.split import display_order, ranges, row_order
 from data.outbrain.statistics import load_out_of_fold
 from data.specification.feature_spec import Chunk
 
-# Columns of a piece beside the dataset's.
+# Columns of a piece besides those of the dataset.
 ORDER, RAW_AD = ".order", "raw_ad_id"
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the parts of a mapping are encoded.
+    """How to encode the parts of a mapping. Holds paths rather than data, so that it is cheap to send to workers.
 
     Attributes:
-        recipe: its name.
-        encoders: their folder.
+        recipe: name of the recipe.
+        encoders: folder of the encoders.
         tables: folder of the side tables.
-        out_of_fold: folder of the training rows' rates; None for rows to predict.
-        schema: of the dataset's columns.
-        mapping: TRAIN orders rows one by one, others display by display.
-        ranges: how many ranges of the sort key.
-        seed: of the order.
-        pieces: folder of the results.
+        out_of_fold: folder of the out-of-fold rates for training rows; None for rows to predict.
+        schema: Arrow schema of the dataset's columns.
+        mapping: name of the mapping; TRAIN shuffles single rows, other mappings whole displays.
+        ranges: number of ranges of the sort key.
+        seed: seed of the order.
+        pieces: folder for the pieces.
     """
 
     recipe: str
@@ -60,10 +60,10 @@ class Encoding:
     pieces: Path
 
     def encode_part(self, path: Path) -> int:
-        """Writes the pieces of a joined part; returns its rows.
+        """Encode a joined part, write its pieces, and return its number of rows.
 
         Raises:
-            RuntimeError: rows were lost.
+            RuntimeError: if encoding changed the number of rows.
         """
         joined = pq.read_table(path, page_checksum_verification=True).to_pandas()
         encoded = _encoded(_workflow(self.recipe, self.encoders, self.tables, self.out_of_fold), joined)
@@ -91,7 +91,7 @@ class Encoding:
             pq.write_table(piece, folder / path.name, write_page_checksum=True)
 
     def sorted_ranges(self) -> Iterator[pa.Table]:
-        """The rows of each range, sorted; their pieces are deleted."""
+        """Yield the sorted rows of each range, then delete its pieces."""
         for number in range(self.ranges):
             folder = self._pieces(number)
             if not folder.exists():
@@ -99,6 +99,7 @@ class Encoding:
             table = pa.concat_tables(
                 [pq.read_table(path, page_checksum_verification=True) for path in sorted(folder.iterdir())]
             )
+            # lexsort's last key is the primary one; display and ad break ties.
             keys = [table.column(name).to_numpy() for name in (RAW_AD, DISPLAY, ORDER)]
             yield table.take(pa.array(np.lexsort(keys)))
             shutil.rmtree(folder)
@@ -108,20 +109,20 @@ class Encoding:
 
 
 def write_files(encoding: Encoding, folder: Path, rows: int, files: int, done: Callable[[int], None]) -> Chunk:
-    """Writes `FOLDER/part_0.parquet`, ... of equally many rows (the last may have fewer).
+    """Write the pieces of a mapping to `FOLDER/part_0.parquet`, ..., with equal numbers of rows but for the last.
 
     Args:
-        encoding: whose pieces are written.
-        folder: of the files, made here.
-        rows: of all pieces.
-        files: most files.
-        done: is told the rows written so far.
+        encoding: encoding whose pieces to write.
+        folder: folder for the files; it is created.
+        rows: total number of rows of the pieces.
+        files: maximum number of files.
+        done: callback that takes the number of rows written so far.
 
     Returns:
-        the files' entry in the specification, with names relative to the folder's parent.
+        The chunk of the files in the specification, with names relative to the parent of the folder.
 
     Raises:
-        RuntimeError: there are other than `rows` rows.
+        RuntimeError: if the pieces do not have `rows` rows.
     """
     folder.mkdir()
     with DatasetWriter(folder, "part", encoding.schema, max(1, -(-rows // files))) as writer:
@@ -142,6 +143,6 @@ def _encoded(workflow: Any, joined: pd.DataFrame) -> pd.DataFrame:
 
 @lru_cache(maxsize=1)
 def _workflow(recipe: str, encoders: Path, tables: Path, out_of_fold: Path | None) -> Any:
-    """The NVTabular workflow; every process builds it once per mapping."""
+    """Build the NVTabular workflow, cached so that each process builds it once per mapping."""
     rates = {} if out_of_fold is None else load_out_of_fold(out_of_fold)
     return find_recipe(recipe).workflow(Fitted(load_encoders(encoders), rates), load_side_tables(tables))

@@ -1,1 +1,1 @@
-"""Two regression tasks of a chosen correlation, as the MMoE paper makes them."""
+"""Two synthetic regression tasks with a given correlation, as in the MMoE paper."""

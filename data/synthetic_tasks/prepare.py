@@ -1,7 +1,7 @@
-"""Makes the MMoE paper's synthetic tasks: python -m data.synthetic_tasks.prepare --output DIR --correlation P.
+"""Generate the MMoE paper's synthetic tasks: python -m data.synthetic_tasks.prepare --output DIR --correlation P.
 
-Besides the dataset, `tasks.json` holds what the labels were made with (weights, alpha, beta, the noise's deviation):
-its square, 0.01, is the least mean squared error that a model can reach.
+Besides the dataset, it writes `tasks.json` with the parameters of the labels: weights, alpha, beta and the standard
+deviation of the noise, whose square, 0.01, is the lowest mean squared error that a model can achieve.
 """
 
 import json
@@ -29,22 +29,22 @@ TASKS_FILE = "tasks.json"
 
 
 def prepare(output: Path, *, correlation: float = 0.5, rows: int = 1_000_000, seed: int = 0) -> None:
-    """Writes the dataset, block by block; all of it, or nothing.
+    """Write the dataset block by block, atomically.
 
     Args:
-        output: folder that holds no dataset yet.
-        correlation: cosine of the two tasks' weights, in [-1, 1].
-        rows: of training; test has a tenth, at least 1000.
-        seed: of everything drawn. Inputs and noise do not depend on the correlation.
+        output: folder for the dataset; must not contain one yet.
+        correlation: cosine similarity of the two tasks' weights, in [-1, 1].
+        rows: number of training rows; the number of test rows is a tenth of it, at least 1000.
+        seed: seed of all draws. Inputs and noise do not depend on the correlation.
 
     Raises:
-        DataError: wrong arguments.
+        DataError: if the correlation is out of range, or the dataset cannot be written to `output`.
     """
     if not -1 <= correlation <= 1:
         raise DataError(f"--correlation {correlation}: expected a number from -1 to 1, such as 0.5")
     progress = Progress("synthetic_tasks")
     tasks = draw_tasks(correlation, seed)
-    # Inputs are standard normal already: encoders that leave them as they are.
+    # The default encoders keep the inputs unchanged; these are standard normal already.
     encoders: dict[str, Encoder] = {name: Numerical(name) for name in NAMES}
     features = encoded_features(encoders, {})
     features |= {name: Feature(name=name, dtype="float32", task="regression") for name in LABELS}
@@ -83,7 +83,7 @@ def _described(tasks: Tasks, correlation: float) -> dict[str, object]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0 done, 1 failure, 2 wrong input or arguments."""
+    """Run the command; return the exit code: 0 success, 1 failure, 2 invalid input or arguments."""
     parser = Parser(
         prog="python -m data.synthetic_tasks.prepare",
         description=(

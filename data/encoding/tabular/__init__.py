@@ -1,1 +1,1 @@
-"""Datasets that are tables of text: declared columns, read in blocks, split by row, encoded by one workflow."""
+"""Prepare datasets from text tables: declare columns, read in blocks, split by row, encode with one workflow."""

@@ -1,4 +1,4 @@
-"""What a raw column becomes: an id, a number, a label or the id that groups rows; every cell is checked."""
+"""Declare raw columns as features, labels or the map feature, and parse and check their cells."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from data.encoding.prepared import encoded_features
 from data.encoding.text_tables import TextTable
 from data.specification.feature_spec import LABEL, MAP, NUMERICAL, ONEHOT, Feature
 
-# Up to 15 digits: below 2**53, so that nothing is lost where nulls make a column float64.
+# At most 15 digits, so that values stay below 2**53 and are exact when nulls make a column float64.
 CODE = r"^[0-9]{1,15}$"
 DECIMAL = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
 YES_OR_NO = {"0": 0.0, "1": 1.0}
@@ -23,10 +23,10 @@ class Category:
     """A one-hot feature.
 
     Attributes:
-        name: of the feature.
-        is_code: whether its values are whole numbers; texts otherwise.
-        null: what stands for an unknown value; None where every line must say one.
-        column: the raw column, where it has another name.
+        name: name of the feature.
+        is_code: whether the values are non-negative integers rather than texts.
+        null: text that marks an unknown value; None if every line must have a value.
+        column: name of the raw column, if it differs from `name`.
     """
 
     name: str
@@ -36,11 +36,11 @@ class Category:
 
     @property
     def source(self) -> str:
-        """The raw column."""
+        """Name of the raw column."""
         return self.column or self.name
 
     def read(self, table: TextTable) -> pa.Array:
-        """The cells: texts, int64, or float64 where a code may be null, so that all blocks have one type."""
+        """Parse the cells to texts or int64; to float64 if a code may be null, so that all blocks share one type."""
         texts, known = _cells(table, self.source, self.null)
         if not self.is_code:
             table.refuse(_flags(pc.and_(known, pc.equal(texts, ""))), self.source, _or_null("a text", self.null))
@@ -53,12 +53,12 @@ class Category:
 
 @dataclass(frozen=True)
 class Number:
-    """A numerical feature, standardised.
+    """A standardized numerical feature.
 
     Attributes:
-        name: of the raw column and of the feature.
-        log: whether log(1 + number) is taken first; the numbers are then at least 0.
-        null: what stands for an unknown value, which the training median replaces; None where there is none.
+        name: name of the raw column and of the feature.
+        log: whether to apply log(1 + number) first, which requires non-negative numbers.
+        null: text that marks an unknown value, which the training median replaces; None if every line must have one.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Number:
     null: str | None = None
 
     def read(self, table: TextTable) -> pa.Array:
-        """The cells as float64, null where unknown."""
+        """Parse the cells to float64, null where unknown."""
         texts, known = _cells(table, self.name, self.null)
         expected = _or_null("a number of at least 0" if self.log else "a number", self.null)
         return _numbers(table, self.name, texts, known, expected, least=0.0 if self.log else None)
@@ -74,13 +74,13 @@ class Number:
 
 @dataclass(frozen=True)
 class Label:
-    """What is learned.
+    """A label to learn.
 
     Attributes:
-        name: of the label.
-        column: the raw column that it is read from.
-        values: the label for each text that the column may hold; None for a number of at least 0.
-        given: name of the binary label whose positives are the sample space; where that is 0, this must be 0.
+        name: name of the label.
+        column: name of the raw column.
+        values: label of each text that the column may contain; None if it contains non-negative numbers.
+        given: name of the binary label whose positives form the sample space; where that is 0, this label must be 0.
     """
 
     name: str
@@ -90,11 +90,11 @@ class Label:
 
     @property
     def task(self) -> str:
-        """Binary where the values are listed, else a regression."""
+        """Task type: "binary" if `values` is given, else "regression"."""
         return "regression" if self.values is None else "binary"
 
     def read(self, table: TextTable) -> pa.Array:
-        """The label of each line, float64."""
+        """Parse the label of each line to float64."""
         texts, known = _cells(table, self.column, None)
         if self.values is None:
             return _numbers(table, self.column, texts, known, "a number of at least 0", least=0.0)
@@ -106,27 +106,27 @@ class Label:
 
 @dataclass(frozen=True)
 class Group:
-    """The id that groups rows for MAP: whole numbers, stored as they are, in no mapping called "train".
+    """The map feature, an integer id that groups rows for MAP; stored unencoded, and left out of mapping "train".
 
     Attributes:
-        name: of the raw column and of the feature.
+        name: name of the raw column and of the feature.
     """
 
     name: str
 
     def read(self, table: TextTable) -> pa.Array:
-        """The ids, int64."""
+        """Parse the ids to int64."""
         return Category(self.name, is_code=True).read(table)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a dataset that are used; those of its files that are not listed are not looked at.
+    """The columns that make up a dataset; other columns of its files are ignored.
 
     Attributes:
-        features: categories and numbers, each in the order of its channel.
-        labels: what is learned, at least one.
-        group: the map feature, if any.
+        features: categories and numbers, each kind in the order of its channel.
+        labels: labels to learn, at least one.
+        group: map feature, if any.
     """
 
     features: tuple[Category | Number, ...]
@@ -135,24 +135,24 @@ class Columns:
 
     @property
     def onehot(self) -> tuple[Category, ...]:
-        """Features with an id."""
+        """Categorical features."""
         return tuple(column for column in self.features if isinstance(column, Category))
 
     @property
     def numerical(self) -> tuple[Number, ...]:
-        """Features with a number."""
+        """Numerical features."""
         return tuple(column for column in self.features if isinstance(column, Number))
 
     @property
     def unencoded(self) -> tuple[str, ...]:
-        """What goes into the dataset as it is read: labels and the map feature."""
+        """Names of the columns that are stored without encoding: labels and the map feature."""
         return (*(label.name for label in self.labels), *([self.group.name] if self.group else []))
 
     def read(self, table: TextTable) -> pa.Table:
-        """The raw values of a block of lines, one column per feature, label and map feature.
+        """Parse a block of lines into raw values, one column per feature, label and map feature.
 
         Raises:
-            DataError: a cell is not as declared, or a label is not 0 though the label it is given is;
+            DataError: if a cell does not match its declaration, or a label is not 0 where its `given` label is 0,
                 naming file and line.
         """
         columns = (*self.features, *self.labels, *([self.group] if self.group else []))
@@ -164,7 +164,7 @@ class Columns:
         return pa.table(cells)
 
     def specified(self, encoders: Mapping[str, Encoder]) -> tuple[dict[str, Feature], dict[str, tuple[str, ...]]]:
-        """Features and channels as the specification has them."""
+        """Return the features and channels of the specification, given the encoder of each feature."""
         features = encoded_features(encoders, {})
         for label in self.labels:
             features[label.name] = Feature(name=label.name, dtype="float32", task=label.task, given=label.given)
@@ -180,7 +180,7 @@ class Columns:
 
 
 def _cells(table: TextTable, column: str, null: str | None) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """A column's texts without surrounding blanks, and whether each is known, both without nulls."""
+    """Return a column's texts without surrounding whitespace, and whether each is known; neither contains nulls."""
     texts = pc.utf8_trim_whitespace(table.texts.column(column))
     known = pc.is_valid(texts) if null is None else pc.not_equal(texts, null)
     return texts, known

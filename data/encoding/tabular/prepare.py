@@ -1,4 +1,4 @@
-"""From raw files and declared columns to a whole dataset: what the `prepare` of every table does."""
+"""Prepare a dataset from raw files and declared columns; shared by the `prepare` of every text table."""
 
 import argparse
 import tempfile
@@ -33,14 +33,14 @@ class Job:
     """A table to prepare.
 
     Attributes:
-        name: of the dataset; in front of every line told, and in the specification.
-        sources: the raw files.
-        columns: what becomes of their columns.
-        mappings: those the dataset has.
-        seed: of the order of the training rows.
-        oov_buckets: ids for values unseen in training, per categorical feature.
-        metadata: what the specification says of the dataset besides its name.
-        block_bytes: how much of a raw file is read at once.
+        name: name of the dataset, recorded in the specification and printed before every progress line.
+        sources: raw files to read.
+        columns: declaration of their columns.
+        mappings: names of the mappings to write; all must get rows.
+        seed: seed of the order of the training rows.
+        oov_buckets: number of ids shared by values unseen in training, per categorical feature.
+        metadata: further metadata for the specification.
+        block_bytes: bytes of a raw file to read at a time.
     """
 
     name: str
@@ -54,13 +54,17 @@ class Job:
 
 
 def prepare_table(job: Job, output: Path) -> None:
-    """Writes parquet, specification, embedding sizes and encoders; all of it, or nothing.
+    """Write parquet files, specification, embedding sizes and encoders, atomically.
 
-    Encoders are fitted on the training rows alone. Training rows are stored in a random order, which depends on
-    the seed and on the rows' places in their file; the others in the order of the files.
+    Encoders are fitted on the training rows only. Training rows are stored in a random order, determined by the seed
+    and their row numbers in the raw file; other rows keep the order of the files.
+
+    Args:
+        job: table to prepare.
+        output: folder for the dataset.
 
     Raises:
-        DataError: wrong input.
+        DataError: if the input is invalid, or a mapping gets no rows.
     """
     progress = Progress(job.name)
     with new_dataset(output) as draft, tempfile.TemporaryDirectory(dir=draft) as scratch:
@@ -83,16 +87,22 @@ def prepare_table(job: Job, output: Path) -> None:
 
 
 def embedding_sizes(encoders: Mapping[str, Encoder]) -> dict[str, int]:
-    """Widths of categorical features: the rule of thumb of `default_dim`, at most 32."""
+    """Return the embedding width of each categorical feature: `default_dim` of its cardinality, at most 32."""
     ids = {name: encoder for name, encoder in encoders.items() if not isinstance(encoder, Numerical)}
     return {name: min(LARGEST_EMBEDDING, default_dim(encoder.cardinality)) for name, encoder in ids.items()}
 
 
 def require_file(folder: Path, names: Sequence[str], what: str, where: str) -> Path:
-    """The first of the files that a folder has, as named or with `.gz`.
+    """Return the first of the named files that exists in a folder, plain or with `.gz`.
+
+    Args:
+        folder: folder to search.
+        names: file names, in order of preference.
+        what: description of the file, for messages.
+        where: where to get the file, for messages.
 
     Raises:
-        DataError: it is no folder, or has none of them; saying what was looked for and where it can be had.
+        DataError: if the folder does not exist or has none of the files.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -107,10 +117,17 @@ def require_file(folder: Path, names: Sequence[str], what: str, where: str) -> P
 def published_files(
     folder: Path, known: Sequence[Sequence[str]], mappings: Sequence[str], form: TextForm, where: str
 ) -> list[Source]:
-    """The first group of files, one per mapping, that a folder has as a whole, each as named or with `.gz`.
+    """Return the first complete group of files in a folder, each plain or with `.gz`, as sources.
+
+    Args:
+        folder: folder to search.
+        known: groups of file names, in order of preference; each has one name per mapping.
+        mappings: mapping that each file of a group belongs to.
+        form: format of the files.
+        where: where to get the files, for messages.
 
     Raises:
-        DataError: it is no folder, or has no such group.
+        DataError: if the folder does not exist or has no complete group.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -125,7 +142,7 @@ def published_files(
 
 
 def table_parser(name: str, description: str) -> Parser:
-    """The arguments that every table's command has."""
+    """Return a parser with the arguments that all text tables share."""
     parser = Parser(
         prog=f"python -m data.{name}.prepare",
         description=description,
@@ -139,7 +156,7 @@ def table_parser(name: str, description: str) -> Parser:
 
 
 def run_prepare(name: str, prepare: Callable[..., None], args: argparse.Namespace) -> int:
-    """Runs a `prepare` with parsed arguments; returns the exit code: 0 done, 1 failure, 2 wrong input."""
+    """Run a `prepare` with parsed arguments; return the exit code: 0 success, 1 failure, 2 invalid input."""
 
     def job() -> int:
         prepare(**vars(args))
@@ -154,7 +171,7 @@ def _made(folder: Path) -> Path:
 
 
 def _fit(job: Job, staged: Staged, folder: Path) -> "TabularWorkflow":
-    # NVTabular takes seconds to import: mistakes in arguments and raw files are told before.
+    # Imported late, since it takes seconds: mistakes in arguments and raw files are reported first.
     from data.encoding.tabular.workflow import TabularWorkflow
 
     return TabularWorkflow(job.columns, staged.files[TRAIN], job.oov_buckets, folder).fit()

@@ -1,4 +1,4 @@
-"""Raw rows on the disk: read once in blocks, checked, split over the mappings; memory holds a block or a range."""
+"""Stage raw rows on disk, parsed and split by mapping, so that memory holds one block or range at a time."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +22,12 @@ ROWS_PER_RANGE = 1_000_000
 
 @dataclass(frozen=True)
 class Source:
-    """A raw file and where its rows go.
+    """A raw file and the mappings that its rows belong to.
 
     Attributes:
-        path: the file.
-        form: its layout.
-        mapping_of: the mapping of each row, [rows] texts, from the rows' numbers in the file, [rows] int64 from 0.
+        path: path of the file.
+        form: format of the file.
+        mapping_of: maps [rows] int64 row numbers in the file, from 0, to [rows] mapping names.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class Source:
 
 
 def whole_file(mapping: str) -> Callable[[np.ndarray], np.ndarray]:
-    """A `mapping_of` that sends every row to one mapping."""
+    """Return a `mapping_of` that assigns every row to one mapping."""
     return lambda rows: np.full(len(rows), mapping, object)
 
 
@@ -45,9 +45,9 @@ class Staged:
     """The rows of each mapping as parquet files of raw values, in the order of the raw files.
 
     Attributes:
-        folder: where they lie.
-        rows: how many rows each mapping has.
-        files: of each mapping.
+        folder: folder of the parquet files.
+        rows: number of rows, by mapping.
+        files: paths of the parquet files, by mapping.
     """
 
     folder: Path
@@ -55,24 +55,27 @@ class Staged:
     files: dict[str, list[Path]] = field(default_factory=lambda: {mapping: [] for mapping in MAPPINGS})
 
     def add(self, mapping: str, rows: pa.Table) -> None:
-        """Stores rows behind those of the mapping that are there."""
+        """Append rows to a mapping."""
         path = self.folder / f"{mapping}-{len(self.files[mapping]):06}.parquet"
         pq.write_table(rows, path, write_page_checksum=True)
         self.files[mapping].append(path)
         self.rows[mapping] += rows.num_rows
 
     def in_file_order(self, mapping: str) -> Iterator[pd.DataFrame]:
-        """The rows of a mapping as they stood in the raw files, in frames of raw values."""
+        """Yield the rows of a mapping in the order of the raw files, as frames of raw values."""
         for path in self.files[mapping]:
             yield read_raw_values(path)
 
     def shuffled(self, mapping: str, seed: int, rows_per_range: int = ROWS_PER_RANGE) -> Iterator[pd.DataFrame]:
-        """The rows of a mapping by ascending hash(seed, ORDER, row of the file), in frames of raw values.
+        """Yield the rows of a mapping in ascending order of hash(seed, ORDER, row number), as frames of raw values.
+
+        This is an external bucket sort: rows are first distributed over files by ranges of their sort keys, then each
+        file is sorted in memory.
 
         Args:
-            mapping: there are rows of it.
-            seed: any integer.
-            rows_per_range: about how many rows are held, and sorted, at a time.
+            mapping: name of a mapping with at least one row.
+            seed: seed of the order, any integer.
+            rows_per_range: approximate number of rows to hold in memory and sort at a time.
         """
         number = -(-self.rows[mapping] // rows_per_range)
         paths = [self.folder / f"range-{index:06}.parquet" for index in range(number)]
@@ -93,10 +96,17 @@ class Staged:
 def stage(
     sources: Sequence[Source], columns: Columns, folder: Path, progress: Progress, block_bytes: int = BLOCK_BYTES
 ) -> Staged:
-    """Reads raw files into an empty folder.
+    """Parse raw files and stage their rows in an empty folder.
+
+    Args:
+        sources: raw files, read in order.
+        columns: declaration of their columns.
+        folder: empty folder for the staged files.
+        progress: progress to report on.
+        block_bytes: bytes of a raw file to read at a time.
 
     Raises:
-        DataError: a file cannot be read, or a line is not as declared; naming file and line.
+        DataError: if a file cannot be read, or a line does not match the declaration, naming file and line.
     """
     staged = Staged(folder)
     for source in sources:
@@ -116,7 +126,7 @@ def stage(
 
 
 def read_raw_values(path: Path) -> pd.DataFrame:
-    """The raw values of one of the files of `Staged`."""
+    """Read the raw values of one of the files of `Staged`."""
     return pq.read_table(path, page_checksum_verification=True).drop_columns([ROW]).to_pandas()
 
 
@@ -125,5 +135,6 @@ def _order(rows: pa.Table, seed: int) -> np.ndarray:
 
 
 def _ranges(order: np.ndarray, number: int) -> np.ndarray:
-    """Which of `number` equal, ascending ranges of the 64-bit numbers each sort key lies in, [rows] int64."""
+    """Return which of `number` equal, ascending ranges of uint64 each sort key is in, [rows] int64."""
+    # order * number / 2**64, from the upper 32 bits so that the product fits 64 bits.
     return (((order >> np.uint64(32)) * np.uint64(number)) >> np.uint64(32)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""The NVTabular workflow of a table: ids, standardised numbers, and what stays as it is."""
+"""The NVTabular workflow of a text table, which outputs ids, standardized numbers and unencoded columns."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,34 +21,35 @@ from data.errors import DataError
 
 
 class Standardize(ops.Normalize):
-    """NVTabular's Normalize with moments that hold for any column.
+    """NVTabular's Normalize with numerically stable moments.
 
-    Normalize takes the variance as a difference of sums of squares: for a column with one value, what rounding
-    leaves of it is no longer 0, and every other value becomes huge. Here the squares are those of distances
-    to the mean, merged over partitions (Chan, Golub, LeVeque 1979), and one value has the deviation 0.
+    Normalize computes the variance as a difference of sums of squares, so rounding gives a constant column a tiny
+    non-zero deviation, which blows up every other value. Here, sums of squared distances to the mean are merged over
+    partitions (Chan, Golub, LeVeque 1979), and a constant column has deviation 0.
     """
 
     def fit(self, col_selector: Any, ddf: Any) -> Any:
-        """Moments of each partition; a Dask task."""
+        """Return a Dask task for the moments of each partition."""
         parts = [dask.delayed(_moments)(part) for part in ddf[col_selector.names].to_delayed()]
         return dask.delayed(parts)
 
     def fit_finalize(self, parts: list[pd.DataFrame]) -> None:
-        """Merges the moments: means, and deviations with n - 1."""
+        """Merge the moments into means and standard deviations (with n - 1)."""
         total = parts[0]
         for part in parts[1:]:
             total = _merged(total, part)
         is_constant = total["least"] == total["most"]
+        # Exact for a constant column, whose computed mean can be off by rounding.
         means = total["mean"].where(~is_constant, total["least"])
         variances = total["squares"] / (total["count"] - 1).clip(lower=1)
         self.means, self.stds = means.to_dict(), (variances.where(~is_constant, 0.0) ** 0.5).to_dict()
 
 
 class FillExactMedian(ops.FillMedian):
-    """NVTabular's FillMedian with the median itself: over several partitions, Dask's estimate of it can be far off.
+    """NVTabular's FillMedian with exact medians; Dask's estimate over several partitions can be far off.
 
     Args:
-        files: of `Staged`, the training rows; one column of them is held at a time.
+        files: staged files of the training rows; they are read one column at a time.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -56,11 +57,11 @@ class FillExactMedian(ops.FillMedian):
         self._files = files
 
     def fit(self, col_selector: Any, ddf: Any) -> Any:
-        """The median of each column, NaN where nothing is known; a Dask task."""
+        """Return a Dask task for the median of each column, NaN if all its values are null."""
         return dask.delayed({name: self._median(name) for name in col_selector.names})
 
     def fit_finalize(self, medians: dict[str, float]) -> None:
-        """Keeps the medians."""
+        """Store the medians."""
         self.medians = medians
 
     def _median(self, name: str) -> float:
@@ -73,13 +74,13 @@ class FillExactMedian(ops.FillMedian):
 
 
 class TabularWorkflow:
-    """Ids and numbers of a table's raw values.
+    """Encodes the raw values of a text table as ids and numbers.
 
     Args:
-        columns: what there is.
-        files: of `Staged`, the training rows.
-        oov_buckets: ids for values unseen in training, per categorical feature.
-        folder: an existing folder for NVTabular's own files, needed until the fit is done.
+        columns: declaration of the columns.
+        files: staged files of the training rows.
+        oov_buckets: number of ids shared by values unseen in training, per categorical feature.
+        folder: existing folder for NVTabular's own files, needed until the fit is done.
     """
 
     def __init__(self, columns: Columns, files: Sequence[Path], oov_buckets: int, folder: Path) -> None:
@@ -91,10 +92,10 @@ class TabularWorkflow:
         self._workflow = Workflow(self._graph())
 
     def fit(self) -> "TabularWorkflow":
-        """Learns vocabularies, medians and scales, file by file.
+        """Fit vocabularies, medians and scales on the training rows, file by file; return self.
 
         Raises:
-            DataError: a numerical feature is unknown in every row.
+            DataError: if a numerical feature is null in every training row.
         """
         self._workflow.fit(Dataset(from_map(_read, self._files)))
         for column in self._columns.numerical:
@@ -103,12 +104,12 @@ class TabularWorkflow:
         return self
 
     def transform(self, values: pd.DataFrame) -> pd.DataFrame:
-        """The dataset's columns for raw values, in the same order, on the host."""
+        """Return the dataset's columns for a frame of raw values, in the same row order, on the host."""
         frame = self._workflow.transform(to_device(values))
         return frame.to_pandas() if hasattr(frame, "to_pandas") else frame
 
     def encoders(self) -> dict[str, Encoder]:
-        """What was learned, as plain encoders by feature, in the order of the specification's channels."""
+        """Return the fitted state as plain encoders by feature, in the order of the specification's channels."""
         encoders: dict[str, Encoder] = {}
         for column in self._columns.onehot:
             encoders[column.name] = replace(self._ids.vocabularies[column.name], column=column.source)
@@ -117,7 +118,7 @@ class TabularWorkflow:
         return encoders
 
     def _graph(self) -> Any:
-        """Raw columns to features; a group of columns that is empty is left out."""
+        """Build the operator graph from raw columns to features, without operators that would have no columns."""
         onehot = [column.name for column in self._columns.onehot]
         plain = [column.name for column in self._columns.numerical if not column.log]
         heavy = [column.name for column in self._columns.numerical if column.log]
@@ -145,7 +146,7 @@ def _read(path: Path) -> Any:
 
 
 def _moments(part: Any) -> pd.DataFrame:
-    """Count, mean, sum of squared distances to the mean, least and most of each column: one row per column."""
+    """Return count, mean, sum of squared distances to the mean, minimum and maximum: one row per column."""
     moments = {}
     for name in part.columns:
         values = part[name].astype("float64")

@@ -1,1 +1,1 @@
-"""A synthetic Outbrain at any scale: the raw tables, with a planted signal whose ceiling is known."""
+"""Synthetic Outbrain raw tables at any scale, with a planted signal whose best achievable MAP is known."""

@@ -1,4 +1,4 @@
-"""Ads of the synthetic Outbrain: document, campaign, advertiser, and how often each is shown on which day."""
+"""Ads of the synthetic Outbrain: document, campaign, advertiser, and how often each is shown per day."""
 
 from dataclasses import dataclass
 
@@ -9,28 +9,28 @@ from data.outbrain.synthetic.random import Draws, cumulative
 TRAIN_DAYS, ALL_DAYS = 13, 15
 # Published: 185,709 promoted documents, 35,000 campaigns and 4,385 advertisers for 559,583 ads.
 DOCUMENTS_PER_AD, CAMPAIGNS_PER_AD, ADVERTISERS_PER_AD = 185_709 / 559_583, 35_000 / 559_583, 4_385 / 559_583
-FEWEST_CAMPAIGNS, FEWEST_ADVERTISERS = 24, 12  # of small worlds
-# Training rows that an ad expects: log-logistic with a floor, and a log-uniform tail from 1,000. Solved such that of
-# the ads with any row 22.7 % have one, 61.7 % fewer than 10, 97.5 % fewer than 1,000, and 182 on average.
+FEWEST_CAMPAIGNS, FEWEST_ADVERTISERS = 24, 12  # in small worlds
+# Expected training rows per ad: log-logistic with a floor, and a log-uniform tail from 1,000. Fitted so that of the ads
+# with any row, 22.7% have one, 61.7% fewer than 10 and 97.5% fewer than 1,000, with a mean of 182.
 MEDIAN_ROWS, ROWS_EXPONENT, FLOOR_ROWS = 2.601, 1 / 0.62424, 0.8
 TAIL_SHARE, TAIL_START, MOST_ROWS = 0.01636, 1000.0, 21_690.0
-# No ad is expected in more of the displays than this; small worlds get more ads with fewer rows instead. Chosen.
+# Maximum fraction of displays that an ad is expected in; small worlds get more ads with fewer rows instead. Chosen.
 LARGEST_DISPLAY_SHARE = 0.25
 FEWEST_ADS = 60
-# Half of the campaigns run for some of the days only; their ads above this many rows run all along. Chosen.
+# Half of the campaigns run on some days only, but their ads with more rows than this run on all days. Chosen.
 WINDOW_DAYS, WINDOW_ROWS = 5, 1000.0
-TEST_ADS_SEEN = 0.829  # published: share of the distinct ads of clicks_test that clicks_train has
-LATE_ROWS_SHARE = 0.25  # most of the rows of the last two days that ads first shown then may have. Chosen.
+TEST_ADS_SEEN = 0.829  # published: fraction of the distinct ads of clicks_test that are in clicks_train
+LATE_ROWS_SHARE = 0.25  # maximum fraction of the rows of the last two days for ads first shown then. Chosen.
 
 
 @dataclass(frozen=True)
 class Ads:
-    """All ads, by ad_id: index 0 is ad 1.
+    """All ads, in order of ad_id: index 0 is ad 1.
 
     Attributes:
-        document: index of the promoted document, [n] int64.
-        campaign, advertiser: 0-based numbers, [n] int64.
-        cumulative_by_day: cumulative probabilities of a slot on each day, [15, n] float64.
+        document: [n] int64 index of the promoted document.
+        campaign, advertiser: [n] int64 numbers, from 0.
+        cumulative_by_day: [15, n] float64 cumulative probabilities that a slot shows each ad, by day.
     """
 
     document: np.ndarray
@@ -43,17 +43,17 @@ class Ads:
 
 
 def make_ads(draws: Draws, displays: int, rows_by_day: np.ndarray, num_documents: int) -> Ads:
-    """Draws all ads.
+    """Draw all ads.
 
     Args:
-        draws: of the world.
+        draws: random draws of the world.
         displays: number of training displays.
-        rows_by_day: expected rows of training (row 0) and test (row 1) on each day, [2, 15] float64.
-        num_documents: documents there are; each promoted one has at least one ad.
+        rows_by_day: [2, 15] float64 expected rows of training (row 0) and test (row 1) on each day.
+        num_documents: number of documents; some are promoted, by at least one ad each.
     """
     random = draws.generator("ads")
     rows = random.permutation(_expected_rows(displays, rows_by_day[0].sum()))
-    # An ad that is in a share s of the displays is in a slot with rate -log(1 - s), since no display has it twice.
+    # No display shows an ad twice, so an ad in a fraction s of the displays needs slots at a rate of -log(1 - s).
     intensity = -np.log1p(-rows / displays)
     campaign = _groups(random, len(rows), max(FEWEST_CAMPAIGNS, round(CAMPAIGNS_PER_AD * len(rows))))
     alive = _alive(random, campaign) | (rows > min(WINDOW_ROWS, 0.1 * displays))[:, None]
@@ -72,7 +72,7 @@ def make_ads(draws: Draws, displays: int, rows_by_day: np.ndarray, num_documents
 
 
 def _expected_rows(displays: int, total: float) -> np.ndarray:
-    """Training rows each ad expects, rising, summing to `total`, [number of ads] float64."""
+    """Return the expected training rows of each ad, ascending and summing to `total`, [ads] float64."""
     most = min(MOST_ROWS, LARGEST_DISPLAY_SHARE * displays)
     count = max(FEWEST_ADS, round(total / _rows_at_quantiles(100_000, most).mean()))
     rows = _rows_at_quantiles(count, most)
@@ -89,14 +89,14 @@ def _rows_at_quantiles(count: int, most: float) -> np.ndarray:
 
 
 def _groups(random: np.random.Generator, count: int, groups: int) -> np.ndarray:
-    """Rising group numbers of `count` members; every group has one at least, sizes vary. [count] int64."""
+    """Return ascending group numbers of members, [count] int64; groups have at least one member and varying sizes."""
     groups = min(groups, count)
     others = random.choice(groups, size=count - groups, p=random.dirichlet(np.full(groups, 2.0)))
     return np.sort(np.concatenate([np.arange(groups), others]))
 
 
 def _alive(random: np.random.Generator, campaign: np.ndarray) -> np.ndarray:
-    """Whether an ad's campaign runs on a day, [ads, 15] bool; every second campaign runs on all."""
+    """Return whether the campaign of each ad runs on each day, [ads, 15] bool; every second one runs on all days."""
     campaigns = int(campaign[-1]) + 1
     begin = random.integers(0, TRAIN_DAYS - WINDOW_DAYS + 1, size=campaigns)
     end = begin + WINDOW_DAYS + random.integers(0, ALL_DAYS - WINDOW_DAYS + 1, size=campaigns)
@@ -106,11 +106,13 @@ def _alive(random: np.random.Generator, campaign: np.ndarray) -> np.ndarray:
 
 
 def _late_rows(weights: np.ndarray, rows_by_day: np.ndarray) -> np.ndarray:
-    """Test rows that each ad first shown on the last two days expects: as many ads as the published share asks.
+    """Return the expected test rows of each ad first shown on the last two days, [late ads] float64.
+
+    The number of such ads is chosen to match TEST_ADS_SEEN.
 
     Args:
-        weights: of the other ads, [ads, 15] float64, summing to 1 on each day.
-        rows_by_day: expected rows of training and test, [2, 15].
+        weights: [ads, 15] float64 weights of the other ads, summing to 1 on each day.
+        rows_by_day: [2, 15] expected rows of training and test.
     """
     in_train, in_test = (-np.expm1(-(weights @ rows)) for rows in rows_by_day)
     seen = (in_train * in_test).sum()
@@ -130,12 +132,16 @@ def _late_rows(weights: np.ndarray, rows_by_day: np.ndarray) -> np.ndarray:
 def _with_late(
     random: np.random.Generator, weights: np.ndarray, campaign: np.ndarray, shares: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [ads, 15] and campaigns [ads] with ads first shown on the last days, in order of campaign.
+    """Add the ads first shown on the last days.
 
     Args:
-        random: of the ads.
-        weights, campaign: of the other ads.
-        shares: of the slots of these days, one per new ad.
+        random: generator of the ads.
+        weights: [ads, 15] float64 weights of the other ads.
+        campaign: [ads] int64 campaigns of the other ads.
+        shares: [late ads] fraction of the slots of the last days, for each new ad.
+
+    Returns:
+        Weights and campaigns of all ads, in order of campaign.
     """
     added = np.zeros((len(shares), ALL_DAYS))
     added[:, TRAIN_DAYS:] = shares[:, None]

@@ -1,4 +1,4 @@
-"""Displays and page views of the synthetic Outbrain: who saw what, where and when, and what was clicked."""
+"""Displays and page views of the synthetic Outbrain: users, documents, times, places, ads and clicks."""
 
 from dataclasses import dataclass
 
@@ -11,24 +11,28 @@ from data.outbrain.tables import DAY_MS
 MOST_ADS_SHOWN = FEWEST_ADS_SHOWN + len(AD_COUNT_SHARES) - 1
 NOBODY = np.iinfo(np.int64).max
 VIEWS_PER_EVENT = 9_999_999 / 23_120_126  # published
-VIEWS_OF_EVENT_USERS = 0.4  # the rest of the page views are by users without events; chosen
+VIEWS_OF_EVENT_USERS = 0.4  # the other page views are by users without events; chosen
 VIEWS_PER_BLOCK = 262_144
-VIEW_CHOICES = 4  # a user views one of so many popular documents, by taste; chosen
-# Internal (1), search (2), social (3); chosen.
+VIEW_CHOICES = 4  # a user chooses among this many popular documents by taste; chosen
+# Fractions of internal (1), search (2) and social (3) traffic; chosen.
 TRAFFIC_SHARES = (0.68, 0.17, 0.15)
 
 
 @dataclass(frozen=True)
 class Displays:
-    """Some consecutive displays; rows are a display's ads by rising number, display after display.
+    """Consecutive displays; their rows are the ads of each display in ascending order, display after display.
 
     Attributes:
-        events: numbers, from 0, [n] int64; display_id less one.
-        users, landing, timestamps, platforms, places: of each display, [n] int64 (numbers, indices, milliseconds).
-        sizes: number of ads, [n] int64.
-        ads: [rows] int64 indices.
-        probabilities: that the ad gets the click, [rows] float64, 1 in sum over a display.
-        clicked: exactly one of each display, [rows] bool.
+        events: [n] int64 event numbers, display_id minus 1.
+        users: [n] int64 numbers of the users.
+        landing: [n] int64 indices of the documents that show the display.
+        timestamps: [n] int64 milliseconds since Outbrain's origin.
+        platforms: [n] int64 platforms, 1 to 3.
+        places: [n] int64 indices into `Places`.
+        sizes: [n] int64 number of ads.
+        ads: [rows] int64 indices of the ads.
+        probabilities: [rows] float64 probability that the ad is clicked; they sum to 1 in each display.
+        clicked: [rows] bool, whether the ad is clicked; exactly one per display.
     """
 
     events: np.ndarray
@@ -44,13 +48,13 @@ class Displays:
 
     @property
     def row_events(self) -> np.ndarray:
-        """The event of each row, [rows] int64."""
+        """[rows] int64 event number of each row."""
         return np.repeat(self.events, self.sizes)
 
     def best_map(self) -> np.ndarray:
-        """Expected average precision at 12 of each display when ranked by the true probabilities, [n] float64.
+        """Return the expected AP@12 of each display when ranked by the true probabilities, [n] float64.
 
-        One ad is clicked and at most 12 are shown: it is the sum over ranks of probability / rank.
+        Since one ad is clicked and at most 12 are shown, it is the sum over ranks of probability / rank.
         """
         padded = np.zeros((len(self.events), MOST_ADS_SHOWN))
         padded[np.arange(MOST_ADS_SHOWN) < self.sizes[:, None]] = self.probabilities
@@ -58,7 +62,7 @@ class Displays:
 
 
 def draw_displays(world: World, begin: int, end: int) -> Displays:
-    """Draws the events `begin` to `end - 1`; each is the same in whatever block it is drawn."""
+    """Draw the events [begin, end); an event does not depend on the block that it is drawn in."""
     events = np.arange(begin, end)
     users = world.event_users[begin:end].astype(np.int64)
     places, platforms = world.users.place(users), world.users.platform(users)
@@ -77,7 +81,10 @@ def draw_displays(world: World, begin: int, end: int) -> Displays:
 
 
 def _draw_ads(world: World, events: np.ndarray, days: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Ads by how often each is shown on the day, none twice in a display, [rows] int64, rising in a display."""
+    """Draw distinct ads for each display by their frequency on its day, [rows] int64, ascending in a display.
+
+    Repeated ads are redrawn until all ads of a display are distinct.
+    """
     ads = np.full((len(events), MOST_ADS_SHOWN), NOBODY)
     rows, slots = np.nonzero(np.arange(MOST_ADS_SHOWN) < sizes[:, None])
     attempt = 0
@@ -92,7 +99,7 @@ def _draw_ads(world: World, events: np.ndarray, days: np.ndarray, sizes: np.ndar
 
 
 def _repeated(ads: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and slots of ads that an earlier slot of the same display has."""
+    """Return the rows and slots of ads that an earlier slot of the same display already has."""
     order = np.argsort(ads[rows], axis=1, kind="stable")
     ordered = np.take_along_axis(ads[rows], order, axis=1)
     found, positions = np.nonzero((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NOBODY))
@@ -100,7 +107,7 @@ def _repeated(ads: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _softmax(utilities: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """Probabilities of rows, [displays, 12] float64, 0 where `shown` is false."""
+    """Return the probabilities of [rows] utilities as [displays, 12] float64, 0 where `shown` is False."""
     padded = np.full(shown.shape, -np.inf)
     padded[shown] = utilities
     powers = np.exp(padded - padded.max(axis=1, keepdims=True))
@@ -108,17 +115,20 @@ def _softmax(utilities: np.ndarray, shown: np.ndarray) -> np.ndarray:
 
 
 def _draw_clicks(probabilities: np.ndarray, sizes: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-    """The slot of the click of each display by inversion, [displays, 12] bool."""
+    """Draw the clicked slot of each display by inversion, [displays, 12] bool."""
     passed = (np.cumsum(probabilities, axis=1) <= uniforms[:, None]).sum(axis=1)
     return np.arange(probabilities.shape[1]) == np.minimum(passed, sizes - 1)[:, None]
 
 
 @dataclass(frozen=True)
 class PageViews:
-    """Views of documents on day 0.
+    """Page views of documents on day 0.
 
     Attributes:
-        users, documents, timestamps, traffic_sources: [n] int64 (number, index, milliseconds, 1 to 3).
+        users: [n] int64 numbers of the users.
+        documents: [n] int64 indices of the documents.
+        timestamps: [n] int64 milliseconds since Outbrain's origin.
+        traffic_sources: [n] int64 traffic sources, 1 to 3.
     """
 
     users: np.ndarray
@@ -131,7 +141,7 @@ class PageViews:
 
 
 def draw_page_views(world: World) -> PageViews:
-    """Draws all page views, by document_id and in no order within, as published."""
+    """Draw all page views, sorted by document_id and otherwise unordered, as published."""
     count = round(VIEWS_PER_EVENT * world.events)
     begins = range(0, count, VIEWS_PER_BLOCK)
     parts = [_view_block(world, np.arange(begin, min(begin + VIEWS_PER_BLOCK, count))) for begin in begins]
@@ -143,7 +153,7 @@ def draw_page_views(world: World) -> PageViews:
 def _view_block(world: World, views: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     draws = world.draws
     event = (draws.uniform("view event", views) * world.events).astype(np.int64)
-    strangers = int(world.event_users.max()) + 1 + event  # another of so many users without events
+    strangers = int(world.event_users.max()) + 1 + event  # as many further users, without events
     is_known = draws.uniform("view known", views) < VIEWS_OF_EVENT_USERS
     users = np.where(is_known, world.event_users[event], strangers)
     first_day = TRAIN_DAY_SHARES[:1]
@@ -152,7 +162,7 @@ def _view_block(world: World, views: np.ndarray) -> tuple[np.ndarray, np.ndarray
     offers = [world.documents.popular(draws.uniform("view document", views, choice)) for choice in range(VIEW_CHOICES)]
     offered = np.stack(offers, axis=1)
     liking = np.einsum("nd,ncd->nc", taste, world.signal.traits[offered])
-    # The greatest of utilities with Gumbel noise is a draw from their softmax.
+    # Gumbel-max trick: the argmax of utilities plus Gumbel noise is a draw from their softmax.
     noise = [draws.uniform("view liking", views, choice) for choice in range(VIEW_CHOICES)]
     best = np.argmax(liking - np.log(-np.log(np.stack(noise, axis=1))), axis=1)
     sources = 1 + pick(cumulative(np.asarray(TRAFFIC_SHARES)), draws.uniform("view source", views))

@@ -8,17 +8,17 @@ from data.outbrain.synthetic.random import Draws, cumulative, pick, popular_inde
 
 NUM_CATEGORIES = 97  # as published
 NUM_TOPICS = 300  # as published
-# Rows per document at full scale: 5,481,475 categories, 11,325,960 topics and 5,537,552 entities over 2,999,334
-# documents, that is 1.83, 3.78 and 1.85. The shares of the single numbers of rows are chosen to give these means.
+# Probabilities of 0, 1, ... rows per document, chosen to give the published means: 5,481,475 categories, 11,325,960
+# topics and 5,537,552 entities over 2,999,334 documents, that is 1.83, 3.78 and 1.85.
 CATEGORY_ROWS = (0.02, 0.13, 0.85)
 TOPIC_ROWS = (0.045, 0.10, 0.16, 0.20, 0.17, 0.12, 0.08, 0.05, 0.035, 0.02, 0.02)
 ENTITY_ROWS = (0.36, 0.20, 0.14, 0.10, 0.07, 0.05, 0.04, 0.02, 0.01, 0.01)
-# Missing cells of documents_meta, from public kernels of the competition.
+# Fractions of missing cells in documents_meta, from public kernels of the competition.
 NO_PUBLISH_TIME, NO_PUBLISHER, NO_SOURCE = 0.337, 0.021, 0.0008
-NO_META = 0.005  # share of documents that documents_meta lacks; chosen
+NO_META = 0.005  # fraction of documents missing from documents_meta; chosen
 ENTITIES_PER_DOCUMENT = 0.44  # 1,326,009 distinct entities over 2,999,334 documents
-POPULARITY_HEAD = 20.0  # the popularity of the n-th document falls like 1 / (n + this); chosen
-# How a document gets its category and topics; chosen.
+POPULARITY_HEAD = 20.0  # the popularity of the n-th document is proportional to 1 / (n + POPULARITY_HEAD); chosen
+# Parameters of the draws of categories and topics; chosen.
 FAVOURITES, FAVOURITE_SHARE = 4, 0.6
 CATEGORIES_PER_GROUP, GROUP_SPREAD = 9, 0.2
 TOPIC_GAP, WIDE_GAPS, WIDEST_GAP = 0.4, 0.12, NUM_TOPICS // (len(TOPIC_ROWS) - 1)
@@ -27,18 +27,19 @@ LATEST_PUBLISH_TIME = np.datetime64("2016-06-28T00:00:00", "s")
 
 @dataclass(frozen=True)
 class Documents:
-    """All documents, the most viewed first; -1 stands for what a document has not.
+    """All documents, the most viewed first; -1 marks a missing value.
 
     Attributes:
-        ids: document_id, [n] int64, distinct.
-        in_meta: whether documents_meta has it, [n] bool.
-        source, publisher: 0-based numbers as the tables tell them, -1 also outside documents_meta, [n] int64.
-        num_publishers: publishers are 0 ... num_publishers - 1.
-        publish_time: NaT where missing, [n] datetime64[s].
-        categories: 0-based, the dominant first, [n, 2] int64.
-        category_confidence: falling, 0 where there is no category, [n, 2] float64, as written.
-        topics: topic_id, [n, 10] int64.
-        topic_confidence: falling, 0 where there is no topic, [n, 10] float64, as written.
+        ids: [n] int64 distinct document_ids.
+        in_meta: [n] bool, whether the document is in documents_meta.
+        source, publisher: [n] int64 numbers, from 0, as written to the tables; -1 also for documents not in
+            documents_meta.
+        num_publishers: number of publishers.
+        publish_time: [n] datetime64[s] publish times, NaT if missing.
+        categories: [n, 2] int64 category numbers, from 0, the dominant one first.
+        category_confidence: [n, 2] float64 confidences as written, descending; 0 where there is no category.
+        topics: [n, 10] int64 topic_ids.
+        topic_confidence: [n, 10] float64 confidences as written, descending; 0 where there is no topic.
     """
 
     ids: np.ndarray
@@ -56,11 +57,11 @@ class Documents:
         return len(self.ids)
 
     def popular(self, uniforms: np.ndarray) -> np.ndarray:
-        """Documents drawn by popularity, [n] int64 indices."""
+        """Map uniform numbers to documents drawn by popularity, [n] int64 indices."""
         return popular_index(uniforms, len(self), POPULARITY_HEAD)
 
     def topic_directions(self, chosen: np.ndarray) -> np.ndarray:
-        """Topic confidences of documents, divided by their Euclidean norm (zeros without topics), [n, 300] float32."""
+        """Return L2-normalized topic confidences of documents, [n, 300] float32; zeros for those without topics."""
         table = np.zeros((len(chosen), NUM_TOPICS), np.float32)
         rows, slots = np.nonzero(self.topics[chosen] >= 0)
         table[rows, self.topics[chosen][rows, slots]] = self.topic_confidence[chosen][rows, slots]
@@ -69,13 +70,13 @@ class Documents:
 
 
 def category_ids() -> np.ndarray:
-    """The category_id of each of the 97 categories: 1000 to 2100 in groups, like 1611, [97] int64."""
+    """Return the category_id of each category, [97] int64: 1000 to 2006 in groups, resembling published ids."""
     groups, members = np.divmod(np.arange(NUM_CATEGORIES), CATEGORIES_PER_GROUP)
     return 100 * (10 + groups) + members
 
 
 def make_documents(draws: Draws, count: int, num_publishers: int, num_sources: int) -> Documents:
-    """Draws all documents but their entities."""
+    """Draw all documents, without their entities."""
     random = draws.generator("documents")
     in_meta = random.random(count) >= NO_META
     publisher_of_source = np.concatenate(
@@ -101,12 +102,16 @@ def make_documents(draws: Draws, count: int, num_publishers: int, num_sources: i
 
 
 def make_entities(draws: Draws, num_documents: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Entities of all documents: document index [n] int64, entity number [n] int64, confidence [n] float64."""
+    """Draw the entities of all documents.
+
+    Returns:
+        [n] int64 document indices, [n] int64 entity numbers and [n] float64 confidences.
+    """
     random = draws.generator("entities")
     num_entities = max(100, round(ENTITIES_PER_DOCUMENT * num_documents))
     counts = random.permutation(_row_counts(ENTITY_ROWS, num_documents))
     most = len(ENTITY_ROWS) - 1
-    # Steps add up to less than the number of entities: no document has one twice.
+    # Later steps add up to less than the number of entities, so that no document has an entity twice.
     steps = 1 + popular_index(random.random((num_documents, most)), max(1, num_entities // (most + 1) - 1), head=10)
     steps[:, 0] = popular_index(random.random(num_documents), num_entities, head=50)
     numbers = np.cumsum(steps, axis=1) % num_entities
@@ -118,24 +123,24 @@ def make_entities(draws: Draws, num_documents: int) -> tuple[np.ndarray, np.ndar
 def _categories(
     random: np.random.Generator, publisher: np.ndarray, num_publishers: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two different categories of each document [n, 2] int64, and their confidences [n, 2] float64."""
+    """Draw two distinct categories per document, [n, 2] int64, and their confidences, [n, 2] float64."""
     count = len(publisher)
     overall = cumulative(1 / (np.arange(NUM_CATEGORIES) + 10.0))
     favourites = pick(overall, random.random((num_publishers, FAVOURITES)))
     favourite = favourites[publisher, random.integers(FAVOURITES, size=count)]
     first = np.where(random.random(count) < FAVOURITE_SHARE, favourite, pick(overall, random.random(count)))
     second = (first + random.integers(1, NUM_CATEGORIES, size=count)) % NUM_CATEGORIES
-    # As in the published tables: 0.92 and 0.07 nearly everywhere.
+    # As in the published tables, where 0.92 and 0.07 are by far the most frequent confidences.
     top = np.where(random.random(count) < 0.8, 0.92, np.round(0.4 + 0.5 * random.random(count), 6))
     rest = np.where(top == 0.92, 0.07, np.round((1 - top) * (0.1 + 0.5 * random.random(count)), 6))
     return np.stack([first, second], axis=1), np.stack([top, rest], axis=1)
 
 
 def _topics(random: np.random.Generator, category: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Topics [n, 10] int64 and confidences [n, 10] float64; documents of a category share topics.
+    """Draw topics, [n, 10] int64, and confidences, [n, 10] float64, such that documents of a category share topics.
 
-    A category has an order of preference over all topics, much like that of the other categories of its group and
-    with topics at its top that no other group has there; a document takes a few from the top, with gaps.
+    Each category ranks all topics. Categories of a group have similar rankings, with top topics that no other group has
+    at its top. A document takes a few topics from the top of the ranking, with gaps.
     """
     count, most = len(category), len(TOPIC_ROWS) - 1
     groups = np.arange(NUM_CATEGORIES) // CATEGORIES_PER_GROUP
@@ -152,24 +157,24 @@ def _topics(random: np.random.Generator, category: np.ndarray) -> tuple[np.ndarr
 
 
 def _falling(random: np.random.Generator, first: np.ndarray, length: int, low: float, high: float) -> np.ndarray:
-    """Confidences that fall by a random factor from slot to slot, at least 0.0001, six decimals, [n, length]."""
+    """Return confidences that decrease by a random factor per slot, at least 0.0001, to six decimals, [n, length]."""
     factors = low + (high - low) * random.random((len(first), length))
     factors[:, 0] = first
     return np.round(np.maximum(np.cumprod(factors, axis=1), 1e-4), 6)
 
 
 def _row_counts(shares: tuple[float, ...], count: int) -> np.ndarray:
-    """Numbers of rows in just these shares, in rising order, [count] int64."""
+    """Return ascending numbers of rows in exactly the given proportions, [count] int64."""
     return pick(cumulative(np.asarray(shares)), (np.arange(count) + 0.5) / count)
 
 
 def _some(random: np.random.Generator, count: int, share: float) -> np.ndarray:
-    """A random choice of just this share (rounded) of `count`, [count] bool."""
+    """Choose exactly round(share * count) elements at random, [count] bool."""
     return random.permutation(count) < round(share * count)
 
 
 def _publish_times(random: np.random.Generator, count: int) -> np.ndarray:
-    """Mostly of the last weeks; half at midnight, as published, [count] datetime64[s]."""
+    """Draw publish times, mostly recent and half of them at midnight, as published: [count] datetime64[s]."""
     hours = np.floor(random.exponential(24 * 60, size=count)).astype(np.int64)
     hours = np.where(random.random(count) < 0.5, hours - hours % 24, hours)
     times = LATEST_PUBLISH_TIME - hours.astype("timedelta64[h]")

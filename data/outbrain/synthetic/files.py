@@ -1,4 +1,4 @@
-"""Writes the tables of the synthetic Outbrain in the publisher's form."""
+"""Write the tables of the synthetic Outbrain in the published format."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,11 +23,14 @@ Column: TypeAlias = np.ndarray | pa.Array
 
 
 class TableWriter:
-    """Writes one table as CSV, in the published order of columns, without quotes; a null is an empty cell.
+    """Writes a table as CSV, with the published order of columns, without quotes, and with empty cells for null.
 
     Args:
-        folder: where `<table>.csv` shall lie.
-        table: names of the columns.
+        folder: folder for `<table>.csv`.
+        table: table to write.
+
+    Attributes:
+        rows: number of rows written so far.
     """
 
     def __init__(self, folder: Path, table: RawTable) -> None:
@@ -45,14 +48,14 @@ class TableWriter:
         self._file.close()
 
     def write(self, columns: Mapping[str, Column]) -> None:
-        """Appends rows, [n] each."""
+        """Append rows, given as [n] values by column name."""
         rows = pa.table({name: columns[name] for name in self._names})
         self.rows += rows.num_rows
         pa_csv.write_csv(rows, self._file, pa_csv.WriteOptions(include_header=False, quoting_style="none"))
 
 
 def write_documents(folder: Path, world: World) -> dict[str, int]:
-    """Writes documents_meta and the aspects of documents; returns the rows of each table."""
+    """Write documents_meta and the tags of documents; return the number of rows of each table."""
     documents = world.documents
     with TableWriter(folder, META) as file:
         for chosen in _blocks(np.flatnonzero(documents.in_meta)):
@@ -75,7 +78,7 @@ def write_documents(folder: Path, world: World) -> dict[str, int]:
 
 
 def write_promoted(folder: Path, world: World) -> dict[str, int]:
-    """Writes promoted_content; returns its rows."""
+    """Write promoted_content; return its number of rows, by table name."""
     ads = world.ads
     with TableWriter(folder, PROMOTED) as file:
         for chosen in _blocks(np.arange(len(ads))):
@@ -91,7 +94,7 @@ def write_promoted(folder: Path, world: World) -> dict[str, int]:
 
 
 def event_columns(world: World, displays: Displays) -> dict[str, Column]:
-    """Columns of `events` for some displays."""
+    """Return the columns of `events` for displays."""
     platforms = pc.cast(pa.array(displays.platforms), pa.string())
     missing = np.isin(displays.events, world.without_platform)
     return {
@@ -105,7 +108,7 @@ def event_columns(world: World, displays: Displays) -> dict[str, Column]:
 
 
 def view_columns(world: World, views: PageViews) -> Iterator[dict[str, Column]]:
-    """Columns of `page_views_sample`, block by block."""
+    """Yield the columns of `page_views_sample` in blocks."""
     for chosen in _blocks(np.arange(len(views))):
         users = views.users[chosen]
         yield {
@@ -121,7 +124,16 @@ def view_columns(world: World, views: PageViews) -> Iterator[dict[str, Column]]:
 def _write_aspect(
     folder: Path, table: RawTable, ids: np.ndarray, numbers: np.ndarray, confidence: np.ndarray, names: np.ndarray
 ) -> int:
-    """Writes the rows of an aspect of all documents, [documents, slots]; -1 is no row. Returns their number."""
+    """Write an aspect of all documents, and return its number of rows.
+
+    Args:
+        folder: folder for the file.
+        table: table to write.
+        ids: [documents] document_ids.
+        numbers: [documents, slots] tag numbers, -1 for no row.
+        confidence: [documents, slots] confidences.
+        names: [tags] written value of each tag number.
+    """
     document, name, level = table.columns
     with TableWriter(folder, table) as file:
         for chosen in _blocks(np.arange(len(ids))):
@@ -146,7 +158,7 @@ def _write_entities(folder: Path, world: World) -> int:
 
 
 def _entity_ids(draws: Draws, numbers: np.ndarray) -> np.ndarray:
-    """32 hex digits, [n] of bytes."""
+    """Return entity ids of 32 hex digits, [n] bytes."""
     halves = np.stack([draws.hashes("entity", numbers, half) for half in range(2)], axis=1)
     return hex_digits(halves.ravel()).view("S32").ravel()
 
@@ -157,7 +169,7 @@ def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _optional(numbers: np.ndarray) -> pa.Array:
-    """Ids from 1 of numbers from 0; -1 is null."""
+    """Convert numbers from 0 to ids from 1, and -1 to null."""
     return pa.array(numbers + 1, mask=numbers < 0)
 
 

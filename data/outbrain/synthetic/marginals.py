@@ -1,4 +1,4 @@
-"""Counts what the published rates are about, while the synthetic Outbrain is written."""
+"""Measure the marginals of the synthetic Outbrain that have published values, while it is written."""
 
 import numpy as np
 
@@ -9,10 +9,13 @@ PLATFORM_NAMES = ("desktop", "mobile", "tablet")
 
 
 class Marginals:
-    """Sums over displays.
+    """Accumulates counts over displays.
 
     Args:
-        world: where the displays are from.
+        world: world of the displays.
+
+    Attributes:
+        rows: number of training rows so far.
     """
 
     def __init__(self, world: World) -> None:
@@ -25,7 +28,7 @@ class Marginals:
         self._places = np.zeros(len(world.users.places.texts), np.int64)
 
     def add(self, shown: Displays) -> None:
-        """Counts displays that are all of training or all of test."""
+        """Add displays, which must be all training or all test displays."""
         is_train = shown.events[0] < self._world.displays
         counts = self._train_rows if is_train else self._test_rows
         counts += np.bincount(shown.ads, minlength=len(counts))
@@ -38,11 +41,11 @@ class Marginals:
 
     @property
     def map_at_12_ceiling(self) -> float:
-        """Expected MAP@12 of ranking the training displays by the true probabilities."""
+        """Expected MAP@12 of the training displays when ranked by the true probabilities."""
         return self._best_map / self._world.displays
 
     def measured(self) -> dict[str, float]:
-        """Shares and means as the published ones are stated."""
+        """Return the counts, fractions and means that correspond to published ones, by name."""
         world = self._world
         occurring = self._train_rows[self._train_rows > 0]
         tested = self._test_rows > 0
