@@ -213,11 +213,13 @@ def test_signals_stop_all_workers_at_one_step_that_is_saved(work):
 
 @pytest.mark.slow
 def test_a_frozen_worker_is_found_and_nothing_is_left_of_the_job(work):
+    """Frozen between two saves: the watchdog allows half an hour for a save and the step after it, before which
+    Gloo's own time-out of 30 seconds ends the job, as a failure."""
     number, seconds = tries(quick=1, whole=5), []
     source = random.Random(3)
     for target in targets(number, source):
         job = SupervisedJob(arguments(work, "--hang_seconds", str(HANG_SECONDS)), work / "frozen")
-        job.wait_for_step(target)
+        job.wait_for_step(target - target % SAVE_EVERY + 3)
         frozen = source.randrange(2)
         job.send(signal.SIGSTOP, frozen)
         begun = time.monotonic()
