@@ -140,3 +140,9 @@ def test_the_quickstart_closes_most_of_the_way_from_popularity_to_the_planted_ce
 @pytest.mark.real_data
 def test_the_quickstart_on_movielens_reaches_080(tmp_path):
     assert quickstart(tmp_path / "quickstart", "--raw", str(real_data("ml-1m"))) >= 0.80
+
+
+def test_the_flag_reference_has_every_flag_once():
+    rows = re.findall(r"^\| `(--[a-z0-9_]+)` \|", (ROOT / "docs" / "flags.md").read_text(), flags=re.MULTILINE)
+    flags = {name for action in make_parser()._actions for name in action.option_strings if name.startswith("--")}
+    assert sorted(rows) == sorted(flags - {"--help"})
