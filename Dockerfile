@@ -16,7 +16,7 @@ FROM ${VARIANT} AS system
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates openssh-client python3 \
     && rm -rf /var/lib/apt/lists/*
-# Whoever runs the image (-u UID:GID) may write to /outbrain and /results; scripts/entrypoint.sh gives him a home.
+# Whoever runs the image (-u UID:GID) may write to /outbrain and /results; scripts/entrypoint.sh gives them a home.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /recipe recipe \
     && install -d -m 700 -o recipe -g recipe /recipe && install -d -m 1777 /outbrain /results
 WORKDIR /wd

@@ -274,7 +274,7 @@ def _scan_parquet(
         yield Finding("not a regular file", str(path), str(error).removeprefix(f"{path}: "))
         return None
     except UNREADABLE as error:
-        yield Finding("unreadable file", str(path), f"write it anew ({error})")
+        yield Finding("unreadable file", str(path), f"write it again ({error})")
         return None
     with opened, file:
         usable = []
@@ -331,7 +331,7 @@ def _scan_row_group(
         if row - first_row != (stated := file.metadata.row_group(group).num_rows):
             raise ValueError(f"{row - first_row} rows instead of {stated}")
     except UNREADABLE as error:
-        yield Finding("unreadable row group", place, f"write the file anew ({error})")
+        yield Finding("unreadable row group", place, f"write the file again ({error})")
     yield from tally.findings(place, "rows")
 
 

@@ -98,7 +98,7 @@ def _absent_classes(fact: LabelFacts, mapping: str) -> str | None:
     shown = ", ".join(absent[:CLASSES_SHOWN]) + (", ..." if len(absent) > CLASSES_SHOWN else "")
     return (
         f"{fact.label.name}: {len(absent):,} of {len(fact.counts):,} classes are in no row of mapping {mapping!r} "
-        f"({shown}); they cannot be learned. Number the classes anew, or add rows."
+        f"({shown}); they cannot be learned. Renumber the classes, or add rows."
     )
 
 
