@@ -6,10 +6,10 @@ from collections import Counter
 from itertools import chain
 from pathlib import Path
 
+from data.checks.dataset import Finding, MappingSummary, check_folder, check_mapping
 from data.command_line import Parser, run_tool, whole_number
-from data.conversion.dataset_check import Finding, MappingSummary, check_folder, check_mapping
-from data.conversion.new_dataset import SPEC_FILE
-from data.specification.feature_spec import FeatureSpec
+from data.files.new_dataset import SPEC_FILE
+from data.spec.feature_spec import FeatureSpec
 
 
 def main(argv: list[str] | None = None) -> int:

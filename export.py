@@ -3,12 +3,11 @@
 import sys
 
 from data.errors import DataError
-from trainer.checkpoints import NoCheckpointError
+from trainer.checkpoint.store import NoCheckpointError
 from trainer.export.comparison import ExportDiffers
 from trainer.export.request import read_request
-from trainer.process.quiet_import import import_tensorflow
-from trainer.process.standard_streams import steady_streams
-from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, WRONG_INPUT
+from trainer.lifecycle.errors import DONE, FAILURE, NO_CHECKPOINT, WRONG_INPUT
+from trainer.process.startup import import_tensorflow, robust_stdio
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,5 +31,5 @@ def _fail(error: Exception, code: int) -> int:
 
 
 if __name__ == "__main__":
-    steady_streams()
+    robust_stdio()
     sys.exit(main())

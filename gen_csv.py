@@ -8,15 +8,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from data.atomic import write_whole
 from data.command_line import Parser, run_tool, whole_number
-from data.conversion.csv_writer import check_can_write, write_csv_chunks
-from data.conversion.new_dataset import SPEC_FILE
-from data.conversion.random_rows import BLOCK_ROWS, random_tables
 from data.errors import DataError
-from data.files import open_regular
+from data.files.csv import check_can_write, write_csv_chunks
+from data.files.new_dataset import SPEC_FILE
+from data.files.random_rows import BLOCK_ROWS, random_tables
 from data.memory import check_fits, in_gibibytes
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
+from data.storage.files import open_regular, write_whole
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data.atomic import write_whole
 from data.command_line import Parser, run_tool, whole_number
-from data.conversion.new_dataset import SPEC_FILE
 from data.errors import DataError
-from data.output_paths import check_replaceable_file
-from data.specification.embedding_sizes import default_dim
-from data.specification.feature_spec import FeatureSpec
-from data.specification.parts import MAX_EMBEDDING_DIM
+from data.files.new_dataset import SPEC_FILE
+from data.spec.embedding_sizes import default_dim
+from data.spec.feature_spec import FeatureSpec
+from data.spec.parts import MAX_EMBEDDING_DIM
+from data.storage.files import write_whole
+from data.storage.output_paths import check_replaceable_file
 
 
 def main(argv: list[str] | None = None) -> int:

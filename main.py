@@ -9,10 +9,10 @@ from contextlib import ExitStack
 
 from data.errors import DataError, LostInputError
 from data.loading.loader import ParquetLoader
-from trainer.checkpoints import NoCheckpointError, print_warning
-from trainer.flags.cli import parse
-from trainer.flags.options import Options
-from trainer.flags.places import place_in
+from data.storage.checksummed_dir import CheckpointError
+from trainer.checkpoint.store import NoCheckpointError, print_warning
+from trainer.cli import parse, place_in
+from trainer.config import Options
 from trainer.inputs import (
     Inputs,
     check_folders,
@@ -22,16 +22,23 @@ from trainer.inputs import (
     lints_labels,
     open_inputs,
 )
+from trainer.lifecycle.errors import (
+    DONE,
+    FAILURE,
+    NO_CHECKPOINT,
+    STOPPED,
+    WRONG_INPUT,
+    NotFinite,
+    RejectedByAll,
+    StoppedBySignal,
+    WorkersDiffer,
+)
+from trainer.lifecycle.records import JOB_VARIABLE, PEER_GONE, WorkerRecord
+from trainer.lifecycle.run_lock import FolderInUse, RunLock
+from trainer.lifecycle.signals import StopRequest
 from trainer.models import MODELS
-from trainer.process.launcher import Launch, read_launch
-from trainer.process.quiet_import import import_tensorflow
-from trainer.process.standard_streams import steady_streams
-from trainer.reliability.errors import NotFinite, RejectedByAll, StoppedBySignal, WorkersDiffer
-from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, STOPPED, WRONG_INPUT
-from trainer.reliability.records import JOB_VARIABLE, PEER_GONE, WorkerRecord
-from trainer.reliability.run_lock import FolderInUse, RunLock
-from trainer.reliability.signals import StopRequest
-from trainer.sealed.errors import CheckpointError
+from trainer.process.startup import import_tensorflow, robust_stdio
+from trainer.process.worker_env import WorkerEnv, read_worker_env
 
 FIRST_FAILURE_SECONDS = 0.5
 """Seconds a worker waits before it fails for a lost peer: the launcher reports the first failure as the cause."""
@@ -45,9 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     results_dir = place_in(arguments, "results_dir")  # the record is written even if the arguments are invalid
     try:
-        launch = read_launch(os.environ)
+        launch = read_worker_env(os.environ)
     except DataError as error:
-        return _refuse(error, Launch(), WorkerRecord(results_dir, Launch()))
+        return _refuse(error, WorkerEnv(), WorkerRecord(results_dir, WorkerEnv()))
     with WorkerRecord(results_dir, launch) as record, ExitStack() as until_the_end:
         try:
             options = parse(arguments, launch.size, tuple(MODELS), reads_checkpoint=launch.rank == 0)
@@ -81,11 +88,11 @@ def _lock_patience() -> float:
     return 10.0 if JOB_VARIABLE in os.environ else 0.0
 
 
-def _execute(options: Options, inputs: Inputs, launch: Launch, record: WorkerRecord, stop: StopRequest) -> int:
+def _execute(options: Options, inputs: Inputs, launch: WorkerEnv, record: WorkerRecord, stop: StopRequest) -> int:
     """Runs the command and maps every expected exception to an exit code, a message and the worker's record."""
     from tensorflow.errors import ResourceExhaustedError
 
-    from trainer.distributed import lost_peer
+    from trainer.comm import lost_peer
     from trainer.run import execute
 
     try:
@@ -117,7 +124,7 @@ def _code_of(error: DataError) -> int:
     return NO_CHECKPOINT if isinstance(error, NoCheckpointError) else WRONG_INPUT
 
 
-def _refuse(error: DataError, launch: Launch, record: WorkerRecord) -> int:
+def _refuse(error: DataError, launch: WorkerEnv, record: WorkerRecord) -> int:
     """Reports wrong input once per host and returns the exit code.
 
     All workers find the same mistake. Local rank 0 reports it; the others wait for the launcher to stop them. Errors
@@ -146,7 +153,7 @@ def _short_epochs(loader: ParquetLoader | None) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    steady_streams()
+    robust_stdio()
     try:
         code = main()
     except Exception:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.command_line import Parser
 from data.errors import DataError, printable
-from trainer.process.standard_streams import steady_streams
+from trainer.process.startup import robust_stdio
 from trainer.report.outputs import PAGE, check_inputs_stay, check_report_files, gates_name
 from trainer.report.runs import Run, read_run
 from trainer.report.table import curve_table
@@ -103,5 +103,5 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    steady_streams()
+    robust_stdio()
     sys.exit(main())

@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from trainer.process.standard_streams import steady_streams
-from trainer.reliability.exit_codes import FAILURE, WRONG_INPUT
-from trainer.reliability.supervisor import Supervisor, say
+from trainer.lifecycle.errors import FAILURE, WRONG_INPUT
+from trainer.lifecycle.supervisor import Supervisor, say
+from trainer.process.startup import robust_stdio
 
 DESCRIPTION = """\
 Keeps a training job going until it is done:
@@ -95,5 +95,5 @@ def _seconds(text: str) -> float:
 
 
 if __name__ == "__main__":
-    steady_streams()
+    robust_stdio()
     sys.exit(main())

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from data.command_line import Parser, run_tool, whole_number
-from data.conversion.new_dataset import SPEC_FILE
-from data.conversion.transcode import transcode
+from data.files.new_dataset import SPEC_FILE
+from data.files.transcode import transcode
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from benchmarks.results import Results
-from trainer.flags.model_options import ModelOptions
+from trainer.config import ModelOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple")

@@ -21,7 +21,7 @@ import tensorflow as tf
 from benchmarks.reporting import report
 from benchmarks.script import parser_of
 from trainer.models.layers import Dense, Style
-from trainer.models.training_pass import TrainingPass
+from trainer.models.step_context import StepContext
 
 Pass = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], list[tf.Tensor]]
 
@@ -59,7 +59,7 @@ def our_layer(inputs: int, units: int, dtype: str, rate: float, *, xla: bool) ->
 
     def forward(x: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         present = tf.ones(x.shape[:1])
-        return layer(x, training_pass=TrainingPass(tf.stack([0, number]), present, list, xla))
+        return layer(x, training_pass=StepContext(tf.stack([0, number]), present, list, xla))
 
     return differentiated(forward, layer.trainable_variables)
 

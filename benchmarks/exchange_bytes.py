@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.script import measure_and_report, parser_of
 from benchmarks.synthetic_rows import write_rows
-from trainer.process.launcher import read_launch
+from trainer.process.worker_env import read_worker_env
 
 if TYPE_CHECKING:
-    from trainer.distributed import Comm
+    from trainer.comm import Comm
 
 STEPS = 2
 
@@ -81,7 +81,7 @@ class CountingComm:
 def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, object]]:
     from benchmarks.training_run import TrainingRun
 
-    rows, batch, workers = arguments.rows, arguments.batch, read_launch(os.environ).size
+    rows, batch, workers = arguments.rows, arguments.batch, read_worker_env(os.environ).size
     counters: list[CountingComm] = []
 
     def counted(comm: "Comm") -> Any:
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=1_000_000, help="of each table")
     parser.add_argument("--width_divisor", type=int, default=8, help="of the published embedding widths")
     arguments = parser.parse_args(argv)
-    if read_launch(os.environ).size == 1:
+    if read_worker_env(os.environ).size == 1:
         parser.error("one worker sends nothing: start this with horovodrun -np 2")
     return measure_and_report(measure, arguments)
 

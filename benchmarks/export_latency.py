@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.reporting import report
+from trainer.checkpoint.model_folder import MODEL_FOLDER
 from trainer.export.comparison import Predict
-from trainer.model_folder import MODEL_FOLDER
-from trainer.process.quiet_import import import_tensorflow
+from trainer.process.startup import import_tensorflow
 
 if TYPE_CHECKING:
-    from trainer.saved_model import SavedModel
+    from trainer.checkpoint.load_model import SavedModel
 
 BATCHES = (1, 64, 4096)
 WARM_UP, CALLS = 20, 300
@@ -43,9 +43,9 @@ def main() -> int:
 
 
 def _measure(model_dir: Path, folder: Path, calls: int) -> None:
+    from trainer.checkpoint.load_model import load_model
     from trainer.export.ports import named_inputs
     from trainer.export.rows import random_rows
-    from trainer.saved_model import load_model
 
     saved = load_model(model_dir / MODEL_FOLDER)
     ways = {"live": _live(saved)} | _exported(model_dir, folder)

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 from benchmarks.reporting import report
 from benchmarks.synthetic_rows import write_rows
-from data.loading.epoch_plan import ShuffledPlan
 from data.loading.loader import ParquetLoader
-from data.specification.feature_spec import FeatureSpec
+from data.loading.shuffle import ShuffledPlan
+from data.spec.feature_spec import FeatureSpec
 
 LAYOUTS = {
     "1 million rows in groups of 131072": [131_072] * 7 + [82_496],
@@ -75,7 +75,7 @@ def over_merlin(spec: FeatureSpec, batch: int, repeats: int) -> dict[str, object
     from merlin.loader.tensorflow import Loader
     from merlin.schema import Tags
 
-    from data.encoding.nvtabular_setup import Dataset
+    from data.preprocess.nvtabular_setup import Dataset
 
     dataset = Dataset([str(spec.files("train")[0])], engine="parquet")
     dataset.schema = dataset.schema.select_by_name([*(feature.name for feature in (*spec.inputs, *spec.labels))])

@@ -31,16 +31,16 @@ import numpy as np
 from benchmarks.reporting import report
 from benchmarks.script import parser_of
 from benchmarks.synthetic_rows import ROOT, write_rows
-from data.specification.embedding_sizes import embedding_dims
-from data.specification.feature_spec import FeatureSpec
-from trainer.flags.cli import parse
-from trainer.layout import InputLayout, input_layout
+from data.spec.embedding_sizes import embedding_dims
+from data.spec.feature_spec import FeatureSpec
+from trainer.cli import parse
+from trainer.layout import InputSchema, input_schema
 from trainer.models import MODELS
 
 TENSORFLOW_GB = 1.2
 
 
-def needed_gb(layout: InputLayout, batch: int, hidden: tuple[int, ...]) -> dict[str, float]:
+def needed_gb(layout: InputSchema, batch: int, hidden: tuple[int, ...]) -> dict[str, float]:
     """The parts of the formula above, in GB."""
     tables = sum(columns.cardinality * columns.width for columns in layout.categorical)
     table_rows = sum(columns.cardinality for columns in layout.categorical)
@@ -86,7 +86,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
     sizes = ["--global_batch_size", str(batch), "--eval_batch_size", str(batch), "--num_epochs", "2"]
     flags = [*sizes, *arguments.flags]
     spec: FeatureSpec = write_rows(folder, batch * arguments.batches)
-    layout = input_layout(spec, embedding_dims(spec, None))
+    layout = input_schema(spec, embedding_dims(spec, None))
     needed = needed_gb(layout, batch, parse(flags, 1, tuple(MODELS)).model.deep_hidden_units)
     peak = peak_gb(folder, flags)
     return {

@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from trainer.metrics import METRICS_OF_KIND, Metric
-from trainer.metrics.calibration_curve import CalibrationCurve, calibration_curve
-from trainer.metrics.roc_auc import RocAuc
-from trainer.metrics.rows import Rows
-from trainer.metrics.score_table import score_table
+from trainer.metrics.auc import RocAuc
+from trainer.metrics.calibration import CalibrationCurve, calibration_curve
+from trainer.metrics.metric import Rows
+from trainer.metrics.sums import score_table
 
 
 class Alone:

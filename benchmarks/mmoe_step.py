@@ -18,21 +18,21 @@ import tensorflow as tf
 
 from benchmarks.reporting import report
 from benchmarks.script import parser_of
-from data.specification.embedding_sizes import embedding_dims
-from data.specification.feature_spec import FeatureSpec
-from trainer.distributed import SingleWorker
-from trainer.flags.cli import parse
-from trainer.layout import InputLayout, input_layout
+from data.spec.embedding_sizes import embedding_dims
+from data.spec.feature_spec import FeatureSpec
+from trainer.cli import parse
+from trainer.comm import SingleWorker
+from trainer.layout import InputSchema, input_schema
 from trainer.models import build_model
 from trainer.step import StepInput, TrainStep
-from trainer.tasks import Task
+from trainer.tasks.tasks import Task
 from trainer.training import make_training
 
 ROOT = Path(__file__).resolve().parent.parent
 UNITS = (256, 128)
 
 
-def random_batch(layout: InputLayout, batch: int, tasks: int) -> StepInput:
+def random_batch(layout: InputSchema, batch: int, tasks: int) -> StepInput:
     """Rows whose ids are skewed: the density of an id falls with its square root."""
     rng = np.random.default_rng(0)
     ids = [
@@ -47,7 +47,7 @@ def random_batch(layout: InputLayout, batch: int, tasks: int) -> StepInput:
     )
 
 
-def make_step(flags: list[str], layout: InputLayout, batch: int, tasks: int, compute_dtype: str) -> TrainStep:
+def make_step(flags: list[str], layout: InputSchema, batch: int, tasks: int, compute_dtype: str) -> TrainStep:
     options = parse([*flags, "--global_batch_size", str(batch)], 1, ["mmoe", "shared_bottom"])
     names = tuple(Task(f"task_{number}") for number in range(tasks))
     model = build_model(options.model, layout, names, compute_dtype=compute_dtype, seed=0)
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--amp", action="store_true", help="products in bfloat16")
     arguments = parser.parse_args(argv)
     spec = FeatureSpec.read(ROOT / "feature_specs" / "fspec_csv.yaml")
-    layout = input_layout(spec, embedding_dims(spec, ROOT / "data" / "outbrain" / "embedding_sizes.json"))
+    layout = input_schema(spec, embedding_dims(spec, ROOT / "data" / "outbrain" / "embedding_sizes.json"))
     dtype = "bfloat16" if arguments.amp else "float32"
     wide = [str(UNITS[0] * arguments.experts), str(UNITS[1])]
     sides = {

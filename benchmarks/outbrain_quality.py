@@ -20,7 +20,7 @@ import pandas as pd
 from benchmarks.metrics_speed import Alone
 from data.outbrain.synthesize import TRUTH_FILE
 from trainer.metrics import METRICS
-from trainer.metrics.rows import Rows
+from trainer.metrics.metric import Rows
 
 SMOOTHING = 20.0
 

@@ -24,7 +24,7 @@ from data.outbrain.recipe import Fitted, Recipe
 from data.outbrain.recipes import RECIPES
 from data.outbrain.side_tables import SideTables
 from data.outbrain.synthesize import synthesize
-from trainer.observation.log import read_log
+from trainer.logging.log import read_log
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 SETTINGS = (

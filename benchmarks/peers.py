@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.script import measure_and_report, parser_of
 from benchmarks.synthetic_rows import ROOT, write_rows
 from data.loading.loader import ParquetLoader
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
 
 ENVIRONMENT = ROOT / ".peers"
 # deepctr-torch imports requests and does not ask for it.

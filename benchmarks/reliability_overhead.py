@@ -26,10 +26,10 @@ import numpy as np
 
 from benchmarks.script import measure_and_report, parser_of
 from benchmarks.synthetic_rows import write_rows
-from data.conversion.parquet_seal import Seal
-from data.loading import column_decoder
+from data.files.parquet import Seal
+from data.loading import decode as column_decoder
 from data.loading.loader import ParquetLoader
-from trainer.reliability.intervals import parse_interval
+from trainer.config import parse_interval
 
 BATCHES = 16  # of the dataset
 
@@ -68,10 +68,10 @@ def validation(loader: ParquetLoader, turns: int) -> np.ndarray:
 
 def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, object]]:
     from benchmarks.training_run import TrainingRun
+    from trainer.checkpoint.facts import Position
+    from trainer.checkpoint.fingerprints import check_state
+    from trainer.checkpoint.manager import Saver
     from trainer.early_stopping import Stopping
-    from trainer.position import Position
-    from trainer.reliability.fingerprints import check_state
-    from trainer.saving import Saver
 
     write_rows(folder, BATCHES * arguments.batch)
     places = ["--model_dir", str(folder / "model"), "--results_dir", str(folder / "results")]

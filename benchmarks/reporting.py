@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from trainer.process.launcher import read_launch
+from trainer.process.worker_env import read_worker_env
 
 # Package -> names of the distributions that hold it: with and without a GPU they differ.
 PACKAGES = {
@@ -32,7 +32,7 @@ def about(command: str) -> dict[str, Any]:
 
 def command() -> str:
     """What to type in the project's folder to run this process again."""
-    workers = read_launch(os.environ).size
+    workers = read_worker_env(os.environ).size
     launcher = f"horovodrun -np {workers} " if workers > 1 else ""
     return launcher + shlex.join(["python", *sys.orig_argv[1:]])
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reporting import report
-from trainer.process.launcher import read_launch
-from trainer.process.quiet_import import import_tensorflow
+from trainer.process.startup import import_tensorflow
+from trainer.process.worker_env import read_worker_env
 
 Measure = Callable[[Path, argparse.Namespace], list[dict[str, Any]]]
 
@@ -30,7 +30,7 @@ def measure_and_report(measure: Measure, arguments: argparse.Namespace) -> int:
     import_tensorflow()
     with tempfile.TemporaryDirectory() as folder:
         results = measure(Path(folder), arguments)
-    if read_launch(os.environ).rank == 0:
+    if read_worker_env(os.environ).rank == 0:
         for result in results:
             report(result)
     return 0

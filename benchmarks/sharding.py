@@ -17,13 +17,13 @@ import numpy as np
 
 from benchmarks.script import measure_and_report, parser_of
 from benchmarks.synthetic_rows import write_rows
-from trainer.process.launcher import read_launch
+from trainer.process.worker_env import read_worker_env
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, object]]:
     from benchmarks.training_run import TrainingRun
 
-    workers = read_launch(os.environ).size
+    workers = read_worker_env(os.environ).size
     write_rows(folder, 4 * arguments.batch * workers, growth=arguments.growth)
     flags = ["--global_batch_size", str(arguments.batch * workers)]
     run = TrainingRun(folder, *flags, *["--shard_embeddings"] * arguments.shard_embeddings)

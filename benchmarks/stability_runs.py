@@ -14,11 +14,11 @@ from pathlib import Path
 
 from benchmarks.results import Results
 from main import main as run_main
-from trainer.process.launcher import read_launch
+from trainer.process.worker_env import read_worker_env
 
 
 def main(runs_file: Path, results_file: Path) -> None:
-    is_first = read_launch(os.environ).rank == 0
+    is_first = read_worker_env(os.environ).rank == 0
     for run in json.loads(runs_file.read_text()):
         folder = Path(run["folder"])
         places = ["--model_dir", str(folder / "model"), "--results_dir", str(folder / "results")]

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data.conversion.parquet_writer import DatasetWriter, parquet_schema
-from data.conversion.random_rows import random_tables
-from data.specification.feature_spec import FeatureSpec
+from data.files.parquet import DatasetWriter, parquet_schema
+from data.files.random_rows import random_tables
+from data.spec.feature_spec import FeatureSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTBRAIN = ROOT / "feature_specs" / "fspec_csv.yaml"

@@ -19,9 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.reporting import report
+from trainer.embeddings.exchange import sum_by_row
 from trainer.embeddings.tables import EmbeddingTables
-from trainer.embeddings.touched_rows import sum_by_row
-from trainer.layout import IdColumns, InputLayout
+from trainer.layout import CategoricalInput, InputSchema
 from trainer.optimizers.optimizer import Optimizer
 from trainer.optimizers.rules import RMSprop
 from trainer.optimizers.schedules import Constant
@@ -51,11 +51,11 @@ CASES = {
 }
 
 
-def layout_of(case: Case) -> InputLayout:
+def layout_of(case: Case) -> InputSchema:
     starts = np.cumsum([0, *(hotness for _, hotness, _ in case.features)])
-    return InputLayout(
+    return InputSchema(
         tuple(
-            IdColumns(f"f{index}", int(start), hotness, hotness > 1, rows, width)
+            CategoricalInput(f"f{index}", int(start), hotness, hotness > 1, rows, width)
             for index, ((rows, hotness, width), (start, _)) in enumerate(
                 zip(case.features, pairwise(starts), strict=True)
             )
@@ -104,7 +104,7 @@ def fused(case: Case) -> Step:
     }
     optimizer = optimizer_of(tables)
 
-    def pooled(rows: tf.Tensor, group: list[IdColumns], width: int) -> list[tf.Tensor]:
+    def pooled(rows: tf.Tensor, group: list[CategoricalInput], width: int) -> list[tf.Tensor]:
         singles = sum(own.hotness == 1 for own in group)
         pieces = tf.split(rows, [singles, *(own.hotness for own in group if own.hotness > 1)], axis=1)
         return [tf.reshape(pieces[0], [-1, singles * width]), *(tf.reduce_sum(piece, axis=1) for piece in pieces[1:])]

@@ -10,16 +10,16 @@ import tensorflow as tf
 
 from data.loading.batch import Batch
 from trainer.benchmark import take_apart
-from trainer.distributed import Comm, connect
+from trainer.cli import parse
+from trainer.comm import Comm, connect
 from trainer.evaluate import Evaluator
 from trainer.feeding import step_input
-from trainer.flags.cli import parse
 from trainer.inputs import open_inputs
 from trainer.metrics.evaluation import Evaluation
 from trainer.models import MODELS, build_model
 from trainer.process import runtime
-from trainer.process.launcher import read_launch
-from trainer.tasks import tasks_of
+from trainer.process.worker_env import read_worker_env
+from trainer.tasks.tasks import tasks_of
 from trainer.training import make_training, shards_of
 
 
@@ -39,7 +39,7 @@ class TrainingRun:
     """
 
     def __init__(self, dataset: Path, *flags: str, around: Callable[[Comm], Comm] = lambda comm: comm):
-        launch = read_launch(os.environ)
+        launch = read_worker_env(os.environ)
         self.options = parse(["--dataset_path", str(dataset), *flags], launch.size, tuple(MODELS))
         self.inputs = open_inputs(self.options, launch)
         training = self.options.training

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from data.errors import DataError
-from data.specification.problems import shown
+from data.spec.problems import shown
 
 LARGEST = 2**31 - 1
 OUTSIDE_PATHS_HELP = "let a specification that you trust name files outside of its folder"

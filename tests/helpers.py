@@ -12,7 +12,7 @@ import pytest
 
 import gen_csv
 import transcode
-from trainer.observation.log import read_log
+from trainer.logging.log import read_log
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from trainer.flags.places import place_in
-from trainer.process.launcher import read_launch
-from trainer.reliability.records import JOB_VARIABLE, WorkerRecord, WorkerState, read_records
+from trainer.cli import place_in
+from trainer.lifecycle.records import JOB_VARIABLE, WorkerRecord, WorkerState, read_records
+from trainer.process.worker_env import read_worker_env
 
 FOREVER = 300
 
@@ -24,7 +24,7 @@ FOREVER = 300
 def main() -> int:
     results_dir = place_in(sys.argv, "results_dir")
     if "HOROVOD_RANK" in os.environ:
-        record = WorkerRecord(results_dir, read_launch(os.environ))
+        record = WorkerRecord(results_dir, read_worker_env(os.environ))
         for deed in os.environ["STAND_IN_DEEDS"].split(" "):
             act(record, *deed.split(":"))
         return 0
@@ -96,8 +96,8 @@ def until(is_so: Callable[[], bool], seconds: float = FOREVER) -> None:
 def save(step: int) -> None:
     import numpy as np
 
-    from trainer.checkpoints import CheckpointStore
-    from trainer.sealed.arrays import ArraySource
+    from data.storage.arrays import ArraySource
+    from trainer.checkpoint.store import CheckpointStore
 
     store = CheckpointStore(place_in(sys.argv, "model_dir"))
     store.save(step, [ArraySource.from_array("weights", np.zeros(1))], {})

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from data.errors import DataError
-from data.specification.yaml_reader import read_yaml
+from data.spec.yaml_reader import read_yaml
 from tests.helpers import ROOT
 
 TOOLS = ["transcode.py", "gen_csv.py", "gen_embedding_sizes.py", "check_dataset.py"]
 FRAMEWORKS = ("tensorflow", "keras", "horovod")
-WITHOUT_WORKERS = ("trainer.distributed", "trainer.flags.cli", "trainer.run", "data.loading.loader")
+WITHOUT_WORKERS = ("trainer.comm", "trainer.cli", "trainer.run", "data.loading.loader")
 
 FORBIDDEN = [
     ("data/**/*.py", ("trainer", *FRAMEWORKS), "data/ knows files, columns and rows; trainer/ uses it"),
@@ -26,14 +26,14 @@ FORBIDDEN = [
         ("trainer", "data", *FRAMEWORKS),
         "they are copied to servers, away from here",
     ),
-    ("**/*.py", ("horovod",), "only trainer/distributed.py talks to Horovod"),
+    ("**/*.py", ("horovod",), "only trainer/comm.py talks to Horovod"),
     *((tool, ("trainer", *FRAMEWORKS), "the data tools start within a second") for tool in TOOLS),
 ]
 # What data/ itself is made of; every other folder in it is a dataset.
-ROOMS = {"conversion", "encoding", "linting", "loading", "specification"}
-MAY = {("horovod", "trainer/distributed.py")}
-ACTS_WHEN_IMPORTED = "data/encoding/nvtabular_setup.py"  # settings that must stand before NVTabular is imported
-READS_YAML = "data/specification/yaml_reader.py"  # with a safe loader of its own, tried below
+ROOMS = {"checks", "files", "loading", "preprocess", "spec", "storage"}
+MAY = {("horovod", "trainer/comm.py")}
+ACTS_WHEN_IMPORTED = "data/preprocess/nvtabular_setup.py"  # settings that must stand before NVTabular is imported
+READS_YAML = "data/spec/yaml_reader.py"  # with a safe loader of its own, tried below
 
 
 def files(pattern: str) -> list[Path]:
@@ -208,9 +208,9 @@ def test_no_code_asserts_unpickles_or_evaluates():
     assert not offenders, offenders
 
 
-# Besides data/files.py: what the kernel tells, this program's own files, and what is copied to servers.
+# Besides data/storage/files.py: what the kernel tells, this program's own files, and what is copied to servers.
 OPENS_OTHERWISE = re.compile(
-    r"^(data/(files|memory|atomic)\.py|trainer/process/.*|trainer/reliability/processes\.py|trainer/report/page\.py"
+    r"^(data/storage/files\.py|data/memory\.py|trainer/process/.*|trainer/lifecycle/processes\.py|trainer/report/page\.py"
     r"|trainer/export/served/.*)$"
 )
 

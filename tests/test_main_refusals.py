@@ -14,15 +14,15 @@ import pytest
 import yaml
 
 from data.errors import DataError
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
 from main import main
 from tests.helpers import ROOT, environment, losses, make_dataset, must, run_program
-from trainer.flags.cli import parse
-from trainer.flags.options import Options
+from trainer.cli import parse
+from trainer.config import Options
 from trainer.inputs import check_labels, lints_labels, open_inputs
-from trainer.process.launcher import Launch
-from trainer.reliability.records import prepare_records
-from trainer.reliability.run_lock import RunLock
+from trainer.lifecycle.records import prepare_records
+from trainer.lifecycle.run_lock import RunLock
+from trainer.process.worker_env import WorkerEnv
 
 SMALL = [
     "--deep_hidden_units",
@@ -123,7 +123,7 @@ def test_a_misspelt_embedding_size_is_warned_of(dataset, tmp_path):
     sizes = tmp_path / "sizes.json"
     sizes.write_text('{"user_id": 5, "genre": 3}')
     words = arguments(dataset, tmp_path, "--embedding_sizes_file", str(sizes))
-    (text,) = open_inputs(parse(words, 1, ("wide_deep",)), Launch()).warnings
+    (text,) = open_inputs(parse(words, 1, ("wide_deep",)), WorkerEnv()).warnings
     assert text.startswith(f"{sizes}: has widths for 'genre' (did you mean 'genres'?); ")
 
 
@@ -131,7 +131,7 @@ def test_an_unknown_column_to_keep_has_a_suggestion(dataset, tmp_path):
     words = arguments(dataset, tmp_path, "--predict", str(tmp_path / "p.parquet"), "--keep", "user_di")
     with pytest.raises(DataError, match=r"has no column user_di; it has liked, .*; did you mean user_id\?"):
         # A worker that does not read the checkpoint.
-        open_inputs(parse(words, 2, ("wide_deep",), reads_checkpoint=False), Launch(rank=1, size=2))
+        open_inputs(parse(words, 2, ("wide_deep",), reads_checkpoint=False), WorkerEnv(rank=1, size=2))
 
 
 def test_a_model_folder_with_an_earlier_run_is_not_trained_over(dataset, tmp_path, capsys):

@@ -21,27 +21,24 @@ import gen_csv
 import gen_embedding_sizes
 import report
 import transcode
-from data.atomic import create_new, replacing, temporary_beside, write_whole
-from data.conversion.new_dataset import new_dataset
 from data.errors import DataError
-from data.specification.embedding_sizes import embedding_dims
-from data.specification.feature_spec import FeatureSpec
+from data.files.new_dataset import new_dataset
+from data.spec.embedding_sizes import embedding_dims
+from data.spec.feature_spec import FeatureSpec
+from data.storage.arrays import ArraySource
+from data.storage.checksummed_dir import CheckpointError, check_replaceable
+from data.storage.files import create_new, replacing, temporary_beside, write_whole
 from main import main
 from tests.helpers import ROOT, make_dataset
-from trainer.checkpoints import CheckpointStore
+from trainer.checkpoint.facts import Identity, Position, RunFacts, Schema
+from trainer.checkpoint.model_folder import write_model
+from trainer.checkpoint.store import CheckpointStore
+from trainer.cli import parse
 from trainer.early_stopping import Stopping
-from trainer.flags.cli import parse
-from trainer.model_folder import write_model
+from trainer.lifecycle.records import WorkerRecord, prepare_records
+from trainer.lifecycle.run_lock import RunLock
 from trainer.models import MODELS
-from trainer.position import Position
-from trainer.process.launcher import Launch
-from trainer.reliability.records import WorkerRecord, prepare_records
-from trainer.reliability.run_lock import RunLock
-from trainer.run_facts import Identity, RunFacts
-from trainer.schema import Schema
-from trainer.sealed.arrays import ArraySource
-from trainer.sealed.errors import CheckpointError
-from trainer.sealed.writer import check_replaceable
+from trainer.process.worker_env import WorkerEnv
 
 MINE = "a user's own file"
 SMALL = ["--deep_hidden_units", "8", "--global_batch_size", "64", "--eval_batch_size", "64", "--cpu"]
@@ -292,7 +289,7 @@ def test_worker_records_of_others_stay(tmp_path):
     (folder / "worker-0.json").symlink_to(tmp_path / "mine")
     (folder / "worker-7.json").write_text(MINE)
     prepare_records(tmp_path, "ab")
-    record = WorkerRecord(tmp_path, Launch())
+    record = WorkerRecord(tmp_path, WorkerEnv())
     record.begin()
     record.end(0)
     assert (folder / "worker-7.json").read_text() == MINE == (tmp_path / "mine").read_text()
@@ -474,8 +471,8 @@ def test_a_save_needs_the_room_that_it_says(tmp_path):
     page = 4096
     script = (
         "import re, sys; from pathlib import Path; import numpy as np\n"
-        "from trainer.sealed.arrays import ArraySource\nfrom trainer.sealed.errors import CheckpointError\n"
-        "from trainer.sealed.writer import write_sealed\n"
+        "from data.storage.arrays import ArraySource\nfrom data.storage.checksummed_dir import CheckpointError\n"
+        "from data.storage.checksummed_dir import write_sealed\n"
         "arrays = [ArraySource.from_array(f'table {i}', np.zeros((i * 1000, 3), np.float32)) for i in range(1, 20)]\n"
         "try:\n"
         "    write_sealed(Path(sys.argv[1]) / 'saved', arrays, {'a/b.txt': b'x' * 5000}, {'fact': 'y' * 3000})\n"

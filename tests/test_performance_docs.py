@@ -18,7 +18,7 @@ from benchmarks.synthetic_rows import write_rows
 from data.loading.loader import ParquetLoader
 from tests.helpers import ROOT, environment
 from tests.trainer.local_workers import run_workers
-from trainer.layout import IdColumns, InputLayout
+from trainer.layout import CategoricalInput, InputSchema
 
 STEP = {
     "benchmark": "training step over bare products",
@@ -106,7 +106,7 @@ def test_the_rows_of_a_grown_dataset_keep_their_widths_and_their_skew(tmp_path):
 
 
 def test_what_training_needs_is_counted_as_its_formula_says():
-    layout = InputLayout((IdColumns("a", 0, 1, False, 10, 4), IdColumns("b", 1, 3, True, 7, 2)), ("x",))
+    layout = InputSchema((CategoricalInput("a", 0, 1, False, 10, 4), CategoricalInput("b", 1, 3, True, 7, 2)), ("x",))
     needed = needed_gb(layout, batch=8, hidden=(5,))
     tables, dense, wide = 10 * 4 + 7 * 2, (4 + 2 + 1 + 1) * 5 + (5 + 1) * 1, 17 + 1 + 1
     assert math.isclose(needed["weights_gb"], 4e-9 * (tables + dense + wide))

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from data.encoding.encoder_files import save_encoders
-from data.encoding.encoders import Numerical, Vocabulary
+from data.preprocess.encoder_files import save_encoders
+from data.preprocess.encoders import Numerical, Vocabulary
 from main import main
 from tests.helpers import ROOT, environment, make_dataset, metrics, must
 
@@ -36,9 +36,9 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from data.loading.loader import ParquetLoader
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
 from trainer.feeding import id_matrix
-from trainer.saved_model import load_model
+from trainer.checkpoint.load_model import load_model
 
 folder, data, output = map(Path, sys.argv[1:])
 saved = load_model(folder)

@@ -11,7 +11,7 @@ import yaml
 
 from tests.documented import bash_blocks, bash_with_one_main
 from tests.helpers import metrics, real_data
-from trainer.observation.log import read_log
+from trainer.logging.log import read_log
 
 pytestmark = pytest.mark.real_data
 PAGE = "docs/published_examples.md"

@@ -10,8 +10,8 @@ import yaml
 
 from tests.documented import bash, bash_blocks
 from tests.helpers import ROOT, environment, metrics, real_data
-from trainer.checkpoints import CheckpointStore
-from trainer.flags.cli import make_parser
+from trainer.checkpoint.store import CheckpointStore
+from trainer.cli import make_parser
 
 README = (ROOT / "README.md").read_text()
 PAGES = ("README.md", "docs/features.md", "docs/flags.md", "docs/training.md", "docs/published_examples.md")

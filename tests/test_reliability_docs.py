@@ -14,7 +14,7 @@ from benchmarks.reliability_overhead import unchecked
 from benchmarks.synthetic_rows import write_rows
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
 from tests.faults.matrix import record, tries
 
 ABOUT = {"machine": "a machine", "versions": {"python": "3.11"}, "command": COMMAND}

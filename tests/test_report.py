@@ -11,8 +11,8 @@ import pytest
 
 import report
 from tests.helpers import ROOT, environment
-from trainer.health.keys import levels_in
-from trainer.observation.log import RunLog
+from trainer.expert_monitor import levels_in
+from trainer.logging.log import RunLog
 from trainer.report.runs import metric_keys, read_run, training_loss
 from trainer.report.table import WIDEST, curve_table
 

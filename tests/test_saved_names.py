@@ -13,7 +13,7 @@ import yaml
 import export
 from main import main
 from tests.helpers import ROOT, make_dataset, metrics, must, run_program
-from trainer.checkpoints import CheckpointStore
+from trainer.checkpoint.store import CheckpointStore
 
 EPOCHS, BATCH, ROWS, SAVE_EVERY = 2, 64, 400, 4
 TRAINING = ["--global_batch_size", str(BATCH), "--num_epochs", str(EPOCHS), "--deterministic", "--wide_part"]

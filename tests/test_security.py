@@ -19,23 +19,22 @@ import pyarrow.parquet as pq
 import pytest
 
 import transcode
-from data.encoding.encoder_files import load_encoders, save_encoders
-from data.encoding.encoders import Numerical, Vocabulary
-from data.encoding.keys import KeyTable
 from data.errors import DataError
 from data.outbrain.stored import load_workflow
-from data.specification.feature_spec import FeatureSpec
+from data.preprocess.encoder_files import load_encoders, save_encoders
+from data.preprocess.encoders import Numerical, Vocabulary
+from data.preprocess.keys import KeyTable
+from data.spec.feature_spec import FeatureSpec
+from data.storage.arrays import ArraySource
+from data.storage.checksummed_dir import CheckpointError, read_manifest
 from main import main
 from tests.data.csv_documents import GOOD_LINE, document, write_csv_dataset
 from tests.helpers import ROOT, environment, make_dataset
 from tests.test_layering import files, tree_of
-from trainer.checkpoints import CheckpointStore
-from trainer.flags.cli import parse
+from trainer.checkpoint.store import CheckpointStore
+from trainer.cli import parse
 from trainer.models import MODELS
 from trainer.recommender import Recommender
-from trainer.sealed.arrays import ArraySource
-from trainer.sealed.errors import CheckpointError
-from trainer.sealed.manifest import read_manifest
 
 SECONDS = 3.0
 
@@ -86,7 +85,7 @@ def test_modules_are_imported_by_name_only_from_a_table_in_the_code():
         and ast.unparse(part.func).endswith("import_module")
         and not isinstance(part.args[0], ast.Constant)
     }
-    assert named <= {"trainer/models/__init__.py: module", "data/encoding/nvtabular_setup.py: name"}
+    assert named <= {"trainer/models/__init__.py: module", "data/preprocess/nvtabular_setup.py: name"}
     assert all(module.startswith("trainer.models.") for module, _ in MODELS.values())
     with pytest.raises(DataError, match="--model 'os.system' is not one of"):
         parse(["--model", "os.system"], 1, tuple(MODELS))
@@ -304,20 +303,20 @@ def test_a_checkpoint_with_hostile_flags_is_refused_before_tensorflow(options, t
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
     """A small model that nobody has trained, as a run writes it."""
-    from data.specification.embedding_sizes import embedding_dims
-    from trainer.flags.model_options import ModelOptions
-    from trainer.layout import input_layout
-    from trainer.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, write_model
+    from data.spec.embedding_sizes import embedding_dims
+    from trainer.checkpoint.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, write_model
+    from trainer.checkpoint.state import array_sources
+    from trainer.config import ModelOptions
+    from trainer.layout import input_schema
     from trainer.models import build_model
-    from trainer.state import array_sources
-    from trainer.tasks import tasks_of
+    from trainer.tasks.tasks import tasks_of
     from trainer.weights import named
 
     folder = tmp_path_factory.mktemp("models")
     spec = FeatureSpec.read(ROOT / "feature_specs" / "tiny.yaml")
     widths = embedding_dims(spec)
     options = ModelOptions(deep_hidden_units=(4,))
-    model = build_model(options, input_layout(spec, widths), tasks_of(spec), compute_dtype="float32", seed=0)
+    model = build_model(options, input_schema(spec, widths), tasks_of(spec), compute_dtype="float32", seed=0)
     documents: dict[str, Any] = {
         ARCHITECTURE: architecture(),
         SPECIFICATION: spec.to_yaml(),
@@ -366,7 +365,7 @@ HOSTILE_DOCUMENTS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def rewritten(model_folder, tmp_path_factory) -> Callable[[dict[str, Any]], Path]:
     """Writes the model with other documents, checksums and all."""
-    from trainer.model_folder import open_model, write_model
+    from trainer.checkpoint.model_folder import open_model, write_model
 
     def rewrite(changes: dict[str, Any]) -> Path:
         sealed = open_model(model_folder)
@@ -379,21 +378,21 @@ def rewritten(model_folder, tmp_path_factory) -> Callable[[dict[str, Any]], Path
 
 
 def test_the_model_that_is_made_hostile_is_a_good_one(rewritten):
-    from trainer.saved_model import load_model
+    from trainer.checkpoint.load_model import load_model
 
     assert load_model(rewritten({})).model.variables
 
 
 @pytest.mark.parametrize("documents", HOSTILE_DOCUMENTS.values(), ids=HOSTILE_DOCUMENTS)
 def test_a_model_folder_with_hostile_documents_is_refused(documents, rewritten):
-    from trainer.saved_model import load_model
+    from trainer.checkpoint.load_model import load_model
 
     folder = rewritten(documents)
     assert str(folder) in refused(lambda: load_model(folder))
 
 
 def test_a_model_folder_without_a_document_is_refused(rewritten):
-    from trainer.saved_model import load_model
+    from trainer.checkpoint.load_model import load_model
 
     for name in ("architecture.json", "feature_spec.yaml"):
         folder = rewritten({name: None})
@@ -401,7 +400,7 @@ def test_a_model_folder_without_a_document_is_refused(rewritten):
 
 
 def test_a_specification_with_files_elsewhere_makes_a_model_as_well(rewritten):
-    from trainer.saved_model import load_model
+    from trainer.checkpoint.load_model import load_model
 
     folder = rewritten({"feature_spec.yaml": TINY.replace("train.csv", "/elsewhere/train.csv")})
     assert load_model(folder).spec.files("train") == (Path("/elsewhere/train.csv"),)
@@ -409,10 +408,10 @@ def test_a_specification_with_files_elsewhere_makes_a_model_as_well(rewritten):
 
 @pytest.fixture(scope="module")
 def recommender_folder(model_folder, tmp_path_factory) -> Path:
+    from trainer.checkpoint.load_model import load_model
     from trainer.recommender.entities import Entities
     from trainer.recommender.fitted import Fitted, Seen
     from trainer.recommender.storage import save_fitted
-    from trainer.saved_model import load_model
 
     users = Entities("user", np.array([1, 2]), {"user_id": np.array([3, 4, 0])})
     items = Entities("item", np.array(["a", "b"], object), {"movie_age": np.array([0.5, 1.5, 0.0])})
@@ -447,7 +446,7 @@ HOSTILE_RECOMMENDERS: dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]] = 
 
 @pytest.mark.parametrize(("documents", "arrays"), HOSTILE_RECOMMENDERS.values(), ids=HOSTILE_RECOMMENDERS)
 def test_a_hostile_recommender_is_refused(documents, arrays, recommender_folder, tmp_path):
-    from trainer.model_folder import open_model, write_model
+    from trainer.checkpoint.model_folder import open_model, write_model
 
     sealed = open_model(recommender_folder)
     Recommender.load(recommender_folder)
@@ -458,7 +457,7 @@ def test_a_hostile_recommender_is_refused(documents, arrays, recommender_folder,
 
 
 def test_a_link_in_the_place_of_a_weight_gives_nothing_away(recommender_folder, tmp_path):
-    from trainer.model_folder import open_model, write_model
+    from trainer.checkpoint.model_folder import open_model, write_model
 
     sealed = open_model(recommender_folder)
     write_model(tmp_path / "model", [sealed.source(name) for name in sealed.arrays], {"recommender.json": {}})

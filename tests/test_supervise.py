@@ -14,9 +14,9 @@ import pytest
 
 from supervise import main as supervise_main
 from tests.helpers import ROOT, environment
-from trainer.reliability import processes
-from trainer.reliability.exit_codes import DONE, FAILURE, HANG, NO_CHECKPOINT, STOPPED, WRONG_INPUT
-from trainer.reliability.signals import ONE_REQUEST_SECONDS
+from trainer.lifecycle import processes
+from trainer.lifecycle.errors import DONE, FAILURE, HANG, NO_CHECKPOINT, STOPPED, WRONG_INPUT
+from trainer.lifecycle.signals import ONE_REQUEST_SECONDS
 
 JOB = [sys.executable, "-m", "tests.stand_in_job"]
 TRAINS = "begin wait"

@@ -10,12 +10,12 @@ import tensorflow as tf
 
 from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
-from trainer.distributed import Comm
+from trainer.comm import Comm
 from trainer.evaluate import Evaluator
 from trainer.feeding import step_input
-from trainer.observation.step_times import timed
+from trainer.logging.step_times import timed
 from trainer.step import TrainStep
-from trainer.tasks import Task
+from trainer.tasks.tasks import Task
 
 # Steps run in separate parts (compute, exchange, update) after the measurement.
 BREAKDOWN_STEPS = 10

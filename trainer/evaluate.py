@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
-from trainer.distributed import Comm
+from trainer.comm import Comm
 from trainer.feeding import id_matrix
 from trainer.metrics.evaluation import Evaluation
 from trainer.models.ranking import RankingModel

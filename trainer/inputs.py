@@ -5,24 +5,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from data.encoding.workflow_folder import ENCODERS_FOLDER
+from data.checks.labels import lint_labels
 from data.errors import DataError
-from data.linting.lint import lint_labels
 from data.loading.loader import ParquetLoader
-from data.loading.stored_columns import StoredColumns
-from data.specification.embedding_sizes import embedding_dims, unused_widths
-from data.specification.feature_spec import FeatureSpec
-from trainer.checkpoints import CheckpointStore
-from trainer.flags.options import Options
-from trainer.layout import InputLayout, input_layout
-from trainer.model_folder import encoder_documents
+from data.loading.parquet import StoredColumns
+from data.preprocess.workflow_folder import ENCODERS_FOLDER
+from data.spec.embedding_sizes import embedding_dims, unused_widths
+from data.spec.feature_spec import FeatureSpec
+from trainer.checkpoint.facts import MAX_HOTNESS, RunFacts, Schema
+from trainer.checkpoint.model_folder import encoder_documents
+from trainer.checkpoint.store import CheckpointStore
+from trainer.config import Options
+from trainer.layout import InputSchema, input_schema
 from trainer.model_size import check_model_fits
 from trainer.outputs import check_outputs
 from trainer.predictions import check_column_names, check_predictions_path
-from trainer.process.launcher import Launch
-from trainer.run_facts import RunFacts
-from trainer.schema import MAX_HOTNESS, Schema
-from trainer.tasks import tasks_of
+from trainer.process.worker_env import WorkerEnv
+from trainer.tasks.tasks import tasks_of
 
 SECONDS_BETWEEN_REPORTS = 5.0
 
@@ -45,7 +44,7 @@ class Inputs:
 
     spec: FeatureSpec
     schema: Schema
-    layout: InputLayout
+    layout: InputSchema
     training: ParquetLoader | None
     evaluation: ParquetLoader | None
     eval_mapping: str
@@ -70,7 +69,7 @@ class Inputs:
         return _there(self.evaluation)
 
 
-def open_inputs(options: Options, launch: Launch, agreed: Schema | None = None) -> Inputs:
+def open_inputs(options: Options, launch: WorkerEnv, agreed: Schema | None = None) -> Inputs:
     """Read the specification and the footers of the data files.
 
     A run that restores a checkpoint takes its features and tasks in the checkpoint's order.
@@ -132,11 +131,11 @@ def open_inputs(options: Options, launch: Launch, agreed: Schema | None = None) 
         kept = _kept_columns(spec, mapping, run.keep)
     outside = data.allow_outside_paths
     warnings = tuple(unused_widths(spec, data.embedding_sizes_file, allow_outside_paths=outside))
-    schema, layout = Schema.of(spec, widths), input_layout(spec, widths)
+    schema, layout = Schema.of(spec, widths), input_schema(spec, widths)
     return Inputs(spec, schema, layout, training, evaluation, mapping, with_group, kept, warnings)
 
 
-def check_folders(options: Options, spec: FeatureSpec, launch: Launch) -> None:
+def check_folders(options: Options, spec: FeatureSpec, launch: WorkerEnv) -> None:
     """Refuse to start a run that would overwrite another one, or that must not or cannot write one of its outputs.
 
     Raises:
@@ -155,14 +154,14 @@ def check_folders(options: Options, spec: FeatureSpec, launch: Launch) -> None:
         )
 
 
-def check_model(options: Options, inputs: Inputs, launch: Launch) -> None:
+def check_model(options: Options, inputs: Inputs, launch: WorkerEnv) -> None:
     """Raise a DataError if the model does not fit into this host's memory (see `check_model_fits`)."""
     loaders = [loader for loader in (inputs.training, inputs.evaluation) if loader is not None]
     batch_rows = max(min(loader.local_batch_size, loader.rows) for loader in loaders)
     check_model_fits(options, inputs.layout, tasks_of(inputs.spec), launch, batch_rows)
 
 
-def check_workflow(options: Options, spec: FeatureSpec, launch: Launch) -> tuple[str, ...]:
+def check_workflow(options: Options, spec: FeatureSpec, launch: WorkerEnv) -> tuple[str, ...]:
     """Check, before the first step, that the dataset's encoders can be copied into the model folder after the last.
 
     Returns:

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
 
 
 @dataclass(frozen=True)
-class IdColumns:
+class CategoricalInput:
     """The columns of one categorical feature in the id matrix.
 
     Attributes:
@@ -33,7 +33,7 @@ class IdColumns:
 
 
 @dataclass(frozen=True)
-class InputLayout:
+class InputSchema:
     """The inputs of a model: ids [batch, id columns] int32 and numerical [batch, numerical] float32.
 
     Attributes:
@@ -41,7 +41,7 @@ class InputLayout:
         numerical: names of the numerical features.
     """
 
-    categorical: tuple[IdColumns, ...]
+    categorical: tuple[CategoricalInput, ...]
     numerical: tuple[str, ...]
 
     @property
@@ -60,20 +60,20 @@ class InputLayout:
         return sum(columns.width for columns in self.categorical)
 
 
-def input_layout(spec: FeatureSpec, widths: Mapping[str, int]) -> InputLayout:
+def input_schema(spec: FeatureSpec, widths: Mapping[str, int]) -> InputSchema:
     """Return the layout of a specification: one-hot features, then multi-hot ones, each in channel order.
 
     Args:
         spec: a validated specification.
         widths: embedding width of each categorical feature.
     """
-    columns: list[IdColumns] = []
+    columns: list[CategoricalInput] = []
     start = 0
     for multihot, features in ((False, spec.onehot), (True, spec.multihot)):
         for feature in features:
             hotness = (feature.max_hotness or 1) if multihot else 1
             columns.append(
-                IdColumns(feature.name, start, hotness, multihot, feature.cardinality or 0, widths[feature.name])
+                CategoricalInput(feature.name, start, hotness, multihot, feature.cardinality or 0, widths[feature.name])
             )
             start += hotness
-    return InputLayout(tuple(columns), tuple(feature.name for feature in spec.numerical))
+    return InputSchema(tuple(columns), tuple(feature.name for feature in spec.numerical))

@@ -10,30 +10,30 @@ import numpy as np
 import tensorflow as tf
 
 from data.loading.loader import ParquetLoader
+from trainer.checkpoint.facts import Position
+from trainer.checkpoint.fingerprints import check_state
+from trainer.checkpoint.manager import Saver
+from trainer.checkpoint.state import TrainState
 from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator
+from trainer.expert_monitor import ExpertMonitor
 from trainer.feeding import step_input
-from trainer.health.monitor import HealthMonitor
+from trainer.lifecycle.errors import NotFinite, StoppedBySignal, how_to_stay_finite
+from trainer.lifecycle.step_control import Decision, StepControl
+from trainer.lifecycle.stragglers import Stragglers
+from trainer.lifecycle.watchdog import SLOW_SECONDS
+from trainer.logging.log import NullLog, RunLog
+from trainer.logging.profiling import StepProfiler, nvtx_range
+from trainer.logging.progress import NullProgress, Progress
+from trainer.logging.step_times import StepTimes, timed
+from trainer.logging.tensorboard import TensorBoard
 from trainer.metrics import direction_of
-from trainer.metrics.calibration_curve import as_records
-from trainer.metrics.direction import Direction
+from trainer.metrics.calibration import as_records
 from trainer.metrics.evaluation import MEAN
-from trainer.observation.log import NullLog, RunLog
-from trainer.observation.profiling import StepProfiler, nvtx_range
-from trainer.observation.progress import NullProgress, Progress
-from trainer.observation.step_times import StepTimes, timed
-from trainer.observation.tensorboard import TensorBoard
+from trainer.metrics.metric import Direction
 from trainer.optimizers.optimizer import Schedule
-from trainer.position import Position
-from trainer.reliability.errors import NotFinite, StoppedBySignal, how_to_stay_finite
-from trainer.reliability.fingerprints import check_state
-from trainer.reliability.guard import Decision, Guard
-from trainer.reliability.stragglers import Stragglers
-from trainer.reliability.watchdog import SLOW_SECONDS
-from trainer.saving import Saver
-from trainer.state import RunState
 from trainer.step import StepResult, TrainStep
-from trainer.tasks import Task
+from trainer.tasks.tasks import Task
 
 TOLD = ("loss_val", "auc_roc", "streaming_map_val", "accuracy", "rmse")
 TASKS_TOLD, ENDS_TOLD = 8, 3
@@ -70,9 +70,9 @@ class TrainingLoop:
     tasks: tuple[Task, ...]
     loader: ParquetLoader
     evaluator: Evaluator
-    state: RunState
+    state: TrainState
     saver: Saver
-    guard: Guard
+    guard: StepControl
     check_every: int
     stragglers: Stragglers
     stopping: EarlyStopping
@@ -84,7 +84,7 @@ class TrainingLoop:
     profiler: StepProfiler
     progress: Progress | NullProgress
     behind: int = 0
-    health: HealthMonitor | None = None
+    health: ExpertMonitor | None = None
     _mark: tuple[int, float] = field(default=(0, 0.0), init=False)
     _seen_at: float = field(default=0.0, init=False)
     _times: StepTimes = field(default_factory=StepTimes, init=False)

@@ -11,11 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from data.memory import check_fits, in_gibibytes
-from trainer.flags.model_options import ModelOptions
-from trainer.flags.options import Options
-from trainer.layout import InputLayout
-from trainer.process.launcher import Launch
-from trainer.tasks import Task
+from trainer.config import ModelOptions, Options
+from trainer.layout import InputSchema
+from trainer.process.worker_env import WorkerEnv
+from trainer.tasks.tasks import Task
 
 # Rows below which a table is replicated even under --shard_embeddings; with a width of 128 it takes less than 2 MB.
 SMALLEST_SHARDED = 4096
@@ -47,7 +46,7 @@ class TableSize:
 
 
 def check_model_fits(
-    options: Options, layout: InputLayout, tasks: tuple[Task, ...], launch: Launch, batch_rows: int
+    options: Options, layout: InputSchema, tasks: tuple[Task, ...], launch: WorkerEnv, batch_rows: int
 ) -> None:
     """Check that the workers of this host can hold the model together, before any of it is allocated.
 
@@ -84,7 +83,7 @@ def check_model_fits(
 
 
 def table_sizes(
-    options: ModelOptions, layout: InputLayout, outputs: int, *, rule: str | None, workers: int = 1
+    options: ModelOptions, layout: InputSchema, outputs: int, *, rule: str | None, workers: int = 1
 ) -> list[TableSize]:
     """Return the sizes of all tables: the deep ones in feature order, then the wide one.
 
@@ -106,7 +105,7 @@ def table_sizes(
     return sizes
 
 
-def dense_weights(options: ModelOptions, layout: InputLayout, tasks: Sequence[Task]) -> int:
+def dense_weights(options: ModelOptions, layout: InputSchema, tasks: Sequence[Task]) -> int:
     """Return a lower bound on the number of weights in the kernels of the dense layers."""
     outputs = sum(task.width for task in tasks)
     if options.model == "wide_deep":

@@ -6,17 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.encoding.prepared import ENCODERS_FOLDER
 from data.errors import DataError
-from data.files import open_regular
-from data.output_paths import check_apart, check_replaceable_file
-from data.specification.embedding_sizes import SIZES_FILE
-from data.specification.feature_spec import FeatureSpec
-from data.specification.small_file import read_small_text
-from trainer.checkpoints import CHECKPOINTS, CheckpointStore
-from trainer.flags.options import Options
-from trainer.model_folder import MODEL_FOLDER, check_model_place
-from trainer.observation.log import PREFIX, previous
+from data.preprocess.prepared import ENCODERS_FOLDER
+from data.spec.embedding_sizes import SIZES_FILE
+from data.spec.feature_spec import FeatureSpec
+from data.storage.files import open_regular, read_small_text
+from data.storage.output_paths import check_apart, check_replaceable_file
+from trainer.checkpoint.model_folder import MODEL_FOLDER, check_model_place
+from trainer.checkpoint.store import CHECKPOINTS, CheckpointStore
+from trainer.config import Options
+from trainer.logging.log import PREFIX, previous
 from trainer.predictions import is_predictions
 
 # File names in --results_dir.

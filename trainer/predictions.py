@@ -8,15 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.atomic import replacing
 from data.errors import DataError
-from data.files import open_regular
-from data.loading.stored_columns import StoredColumns
-from data.specification.parts import LABEL_COLUMN, PREDICTION_COLUMN, ROW_COLUMN
+from data.loading.parquet import StoredColumns
+from data.spec.parts import LABEL_COLUMN, PREDICTION_COLUMN, ROW_COLUMN
+from data.storage.files import open_regular, replacing
 from trainer.metrics.calibration import probability
-from trainer.metrics.collectives import Collectives
-from trainer.metrics.rows import GrowingArray
-from trainer.tasks import Task, logit_columns
+from trainer.metrics.metric import Collectives, GrowingArray
+from trainer.tasks.tasks import Task, logit_columns
 
 _BLOCK_ROWS = 1 << 18  # rows exchanged and written at once; also the size of the file's row groups
 

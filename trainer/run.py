@@ -9,38 +9,38 @@ import numpy as np
 
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
+from data.storage.checksummed_dir import CheckpointError
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
-from trainer.checkpoints import print_warning, probe
-from trainer.distributed import Comm, connect
+from trainer.checkpoint.facts import Position
+from trainer.checkpoint.manager import Saver, agreed_model_options, agreed_schema
+from trainer.checkpoint.state import TrainState
+from trainer.checkpoint.store import print_warning, probe
+from trainer.comm import Comm, connect
+from trainer.config import Options, TrainingOptions
 from trainer.early_stopping import EarlyStopping, Stopping
 from trainer.evaluate import Evaluator
-from trainer.flags.options import Options, TrainingOptions
-from trainer.health.monitor import monitor_of
+from trainer.expert_monitor import monitor_of
 from trainer.inputs import Inputs, check_labels, lints_labels, open_inputs
+from trainer.lifecycle.errors import RejectedByAll
+from trainer.lifecycle.records import WorkerRecord
+from trainer.lifecycle.signals import StopRequest
+from trainer.lifecycle.step_control import StepControl
+from trainer.lifecycle.stragglers import Stragglers
+from trainer.lifecycle.watchdog import Watchdog
+from trainer.logging.profiling import start_timeline
+from trainer.logging.progress import NullProgress, Progress
+from trainer.logging.results import Results
 from trainer.loop import TrainingLoop, describe, told_of_undefined
-from trainer.metrics.calibration_curve import as_records
+from trainer.metrics.calibration import as_records
 from trainer.metrics.evaluation import Evaluation
 from trainer.models import build_model
-from trainer.observation.profiling import start_timeline
-from trainer.observation.progress import NullProgress, Progress
-from trainer.observation.results import Results
 from trainer.optimizers.schedules import changed_rates
-from trainer.position import Position
 from trainer.predictions import PredictionWriter
 from trainer.process import runtime
 from trainer.process.affinity import set_affinity
 from trainer.process.device import on_gpu
-from trainer.process.launcher import Launch
-from trainer.reliability.errors import RejectedByAll
-from trainer.reliability.guard import Guard
-from trainer.reliability.records import WorkerRecord
-from trainer.reliability.signals import StopRequest
-from trainer.reliability.stragglers import Stragglers
-from trainer.reliability.watchdog import Watchdog
-from trainer.saving import Saver, agreed_model_options, agreed_schema
-from trainer.sealed.errors import CheckpointError
-from trainer.state import RunState
-from trainer.tasks import tasks_of
+from trainer.process.worker_env import WorkerEnv
+from trainer.tasks.tasks import tasks_of
 from trainer.training import Training, make_training, shards_of
 from trainer.weights import named
 
@@ -63,7 +63,7 @@ class Run:
         self,
         options: Options,
         inputs: Inputs,
-        launch: Launch,
+        launch: WorkerEnv,
         record: WorkerRecord | None,
         stop: StopRequest | None,
     ):
@@ -133,7 +133,7 @@ class Run:
                 evaluator=evaluator,
                 state=state,
                 saver=self.saver,
-                guard=Guard(self.comm, self._stop, watchdog, run.save_interval),
+                guard=StepControl(self.comm, self._stop, watchdog, run.save_interval),
                 check_every=run.fingerprint_every,
                 stragglers=Stragglers(self.comm),
                 stopping=stopping,
@@ -161,7 +161,7 @@ class Run:
         self.say(f"model: {self.saver.write_best_model(list(named(self.model.variables)))}")
         self.results.conclude(metrics)
 
-    def _start(self, state: RunState, stopping: EarlyStopping) -> tuple[Position, list[str]]:
+    def _start(self, state: TrainState, stopping: EarlyStopping) -> tuple[Position, list[str]]:
         """Restores the requested checkpoint, or gives all workers rank 0's initial weights. A collective.
 
         Returns:
@@ -232,8 +232,8 @@ class Run:
             self.say(f"{name:<24}{value:>16,.2f}")
         self.results.log.log([], result)
 
-    def _weights(self) -> RunState:
-        return RunState(named(self.model.variables), self.comm, self.model.embeddings.sharded)
+    def _weights(self) -> TrainState:
+        return TrainState(named(self.model.variables), self.comm, self.model.embeddings.sharded)
 
     def _training(self) -> Training:
         return make_training(
@@ -322,7 +322,7 @@ def _check_labels_for_all(options: Options, inputs: Inputs, comm: Comm) -> None:
 def execute(
     options: Options,
     inputs: Inputs,
-    launch: Launch,
+    launch: WorkerEnv,
     record: WorkerRecord | None = None,
     stop: StopRequest | None = None,
 ) -> None:

@@ -6,17 +6,16 @@ from typing import NamedTuple, TypeVar
 
 import tensorflow as tf
 
-from trainer.distributed import Comm
-from trainer.embeddings.plan import Choice, plan_tables
+from trainer.comm import Comm
+from trainer.embeddings.exchange import Choice, plan_tables, sum_by_row, sum_touched
 from trainer.embeddings.tables import Rows
-from trainer.embeddings.touched_rows import sum_by_row, sum_touched
-from trainer.loss_scale import LossScale
-from trainer.loss_weighting import LossWeighting
-from trainer.losses import joint_labels, joint_logits, row_weights, task_losses
 from trainer.models.ranking import RankingModel
-from trainer.models.training_pass import TrainingPass
+from trainer.models.step_context import StepContext
+from trainer.optimizers.loss_scale import LossScale
 from trainer.optimizers.optimizer import Optimizer
 from trainer.process.device import compiles_passes
+from trainer.tasks.loss_weighting import LossWeighting
+from trainer.tasks.losses import joint_labels, joint_logits, row_weights, task_losses
 from trainer.weights import named, shared_weights
 
 T = TypeVar("T")
@@ -277,7 +276,7 @@ class TrainStep:
             the `moments` of Gradients.
         """
         weights = [weight for *_, weight in self._dense]
-        training = TrainingPass(dropout_seed, tf.cast(batch.weights > 0, tf.float32), self._sum_over_workers, self._xla)
+        training = StepContext(dropout_seed, tf.cast(batch.weights > 0, tf.float32), self._sum_over_workers, self._xla)
         # Differentiating gathered rows instead of tables keeps every gradient as small as the batch. A second use of
         # the tape is needed only for the gradients of single tasks.
         with tf.GradientTape(watch_accessed_variables=False, persistent=bool(self._shared)) as tape:

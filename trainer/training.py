@@ -2,17 +2,17 @@
 
 from typing import NamedTuple
 
-from trainer.distributed import Comm
+from trainer.checkpoint.state import TrainState
+from trainer.comm import Comm
+from trainer.config import DeepOptimizer, TrainingOptions
 from trainer.embeddings.shards import Shards
-from trainer.flags.options import DeepOptimizer, TrainingOptions
-from trainer.loss_scale import LossScale
-from trainer.loss_weighting import LossWeighting, make_loss_weighting
 from trainer.models.ranking import RankingModel
+from trainer.optimizers.loss_scale import LossScale
 from trainer.optimizers.optimizer import Optimizer, Schedule
 from trainer.optimizers.rules import Ftrl, make_rule
 from trainer.optimizers.schedules import Constant, make_schedule
-from trainer.state import RunState
 from trainer.step import TrainStep
+from trainer.tasks.loss_weighting import LossWeighting, make_loss_weighting
 from trainer.weights import kernel_names, named
 
 
@@ -27,7 +27,7 @@ class Training(NamedTuple):
 
     step: TrainStep
     schedule: Schedule
-    state: RunState
+    state: TrainState
 
 
 def shards_of(options: TrainingOptions, comm: Comm) -> Shards | None:
@@ -89,7 +89,7 @@ def make_training(
     sharded = {name: rows for table, rows in model.embeddings.sharded.items() for name in by_rows[table]}
     tables = frozenset(name for names in by_rows.values() for name in names)
     variables = named(model.variables) | states
-    return Training(step, schedule, RunState(variables, comm, sharded, tables, unknown=frozenset(weighting.state)))
+    return Training(step, schedule, TrainState(variables, comm, sharded, tables, unknown=frozenset(weighting.state)))
 
 
 def _wide_optimizer(model: RankingModel, options: TrainingOptions) -> Optimizer:

@@ -4,8 +4,8 @@ import keras
 import tensorflow as tf
 
 from data.errors import DataError
-from trainer.loss_weighting import LossWeighting
 from trainer.models.ranking import RankingModel
+from trainer.tasks.loss_weighting import LossWeighting
 
 
 def shared_weights(model: RankingModel, weighting: LossWeighting) -> dict[str, tf.Variable]:

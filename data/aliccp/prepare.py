@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.encoding.splits import MAPPINGS
-from data.encoding.tabular.columns import YES_OR_NO, Category, Columns, Label, Number
-from data.encoding.tabular.prepare import Job, prepare_table, published_files, run_prepare, table_parser
-from data.encoding.text_tables import TextForm
+from data.preprocess.splits import MAPPINGS
+from data.preprocess.tabular.columns import YES_OR_NO, Category, Columns, Label, Number
+from data.preprocess.tabular.prepare import Job, prepare_table, published_files, run_prepare, table_parser
+from data.preprocess.text_tables import TextForm
 
 FILES = (
     ("ali_ccp_train.csv", "ali_ccp_val.csv", "ali_ccp_test.csv"),

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.encoding.splits import TEST, TRAIN
-from data.encoding.tabular.columns import YES_OR_NO, Category, Columns, Group, Label, Number
-from data.encoding.tabular.prepare import Job, prepare_table, published_files, run_prepare, table_parser
-from data.encoding.text_tables import TextForm
+from data.preprocess.splits import TEST, TRAIN
+from data.preprocess.tabular.columns import YES_OR_NO, Category, Columns, Group, Label, Number
+from data.preprocess.tabular.prepare import Job, prepare_table, published_files, run_prepare, table_parser
+from data.preprocess.text_tables import TextForm
 
 FILES = (
     ("train.csv", "test.csv"),

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.encoding.splits import TEST, TRAIN, check_fractions, round_half_up
-from data.encoding.tabular.columns import YES_OR_NO, Category, Columns, Label, Number
-from data.encoding.tabular.prepare import Job, prepare_table, require_file, run_prepare, table_parser
-from data.encoding.tabular.staging import Source
-from data.encoding.text_tables import TextForm, count_lines
+from data.preprocess.splits import TEST, TRAIN, check_fractions, round_half_up
+from data.preprocess.tabular.columns import YES_OR_NO, Category, Columns, Label, Number
+from data.preprocess.tabular.prepare import Job, prepare_table, require_file, run_prepare, table_parser
+from data.preprocess.tabular.staging import Source
+from data.preprocess.text_tables import TextForm, count_lines
 
 FILES = ("final_track2_train.txt", "final_track1_train.txt", "byterec_sample.txt")
 FIELDS = ("uid", "user_city", "item_id", "author_id", "item_city", "channel")

@@ -1,7 +1,7 @@
 """The columns of Census-Income (KDD), in file order, and the labels derived from them."""
 
-from data.encoding.tabular.columns import Category, Columns, Label, Number
 from data.errors import DataError
+from data.preprocess.tabular.columns import Category, Columns, Label, Number
 
 UNKNOWN = "?"
 CODES = ("industry_code", "occupation_code", "own_business_or_self_employed", "veterans_benefits", "year")

@@ -1,7 +1,7 @@
 """Prepare Census-Income (KDD): python -m data.census.prepare --raw DIR --output DIR --group {1,2}.
 
 The training rows are the published data file. The test file is split at random into halves, the mappings `valid` and
-`test`: row i (from 0) is in valid if hash(seed, 0, i) of `data.encoding.hashing` is below 2**63. All columns are
+`test`: row i (from 0) is in valid if hash(seed, 0, i) of `data.preprocess.hashing` is below 2**63. All columns are
 features except the instance weight (a sampling weight) and the columns of the group's labels; a number is both a
 numerical feature and, as NAME_value, a categorical one. The MMoE paper (Ma et al., KDD 2018) also excludes education
 from group 1: `--exclude education`.
@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 
 from data.census.columns import COLUMNS, GROUPS, columns_of
-from data.encoding.splits import MAPPINGS, TRAIN, draw_halves
-from data.encoding.tabular.prepare import Job, prepare_table, require_file, run_prepare, table_parser
-from data.encoding.tabular.staging import Source, whole_file
-from data.encoding.text_tables import TextForm
+from data.preprocess.splits import MAPPINGS, TRAIN, draw_halves
+from data.preprocess.tabular.prepare import Job, prepare_table, require_file, run_prepare, table_parser
+from data.preprocess.tabular.staging import Source, whole_file
+from data.preprocess.text_tables import TextForm
 
 DATA_FORM = TextForm("census-income.data", ",", COLUMNS)
 TEST_FORM = TextForm("census-income.test", ",", COLUMNS)

@@ -2,18 +2,18 @@
 
 The labels form a funnel over all customers: visit, conversion given a visit, and spend (in dollars, unscaled) given a
 conversion. Row i of the file (from 0) is assigned to test, valid or train by hash(seed, 0, i); see `draw_mappings` of
-`data.encoding.splits`.
+`data.preprocess.splits`.
 """
 
 import sys
 from functools import partial
 from pathlib import Path
 
-from data.encoding.splits import TEST, TRAIN, VALID, check_fractions, draw_mappings
-from data.encoding.tabular.columns import YES_OR_NO, Category, Columns, Label, Number
-from data.encoding.tabular.prepare import Job, prepare_table, require_file, run_prepare, table_parser
-from data.encoding.tabular.staging import Source
-from data.encoding.text_tables import TextForm
+from data.preprocess.splits import TEST, TRAIN, VALID, check_fractions, draw_mappings
+from data.preprocess.tabular.columns import YES_OR_NO, Category, Columns, Label, Number
+from data.preprocess.tabular.prepare import Job, prepare_table, require_file, run_prepare, table_parser
+from data.preprocess.tabular.staging import Source
+from data.preprocess.text_tables import TextForm
 
 FILES = ("hillstrom.csv", "Kevin_Hillstrom_MineThatData_E-MailAnalytics_DataMiningChallenge_2008.03.20.csv")
 FIELDS = ("recency", "history_segment", "history", "mens", "womens", "zip_code", "newbie", "channel", "segment")

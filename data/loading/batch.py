@@ -1,8 +1,14 @@
-"""The batch, which is all that the loader passes to the trainer."""
+"""Allocate, copy and pad the arrays of a `Batch`, which also serve as the loader's buffers of decoded rows."""
 
+import math
+import mmap
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
+
+from data.spec.feature_spec import FeatureSpec
 
 PAD = -1
 
@@ -35,3 +41,65 @@ class Batch(NamedTuple):
     group: np.ndarray | None
     rows: np.ndarray
     extra: tuple[np.ndarray, ...] = ()
+
+
+LARGE_BYTES = 2**20
+
+
+def empty_batch(spec: FeatureSpec, rows: int, *, with_group: bool, extra_dtypes: Sequence[np.dtype] = ()) -> Batch:
+    """Allocate a batch of `rows` rows with undefined contents."""
+    return Batch(
+        onehot=_empty((rows, len(spec.onehot)), np.int32),
+        multihot=_empty((rows, sum(feature.max_hotness or 0 for feature in spec.multihot)), np.int32),
+        numerical=_empty((rows, len(spec.numerical)), np.float32),
+        labels=_empty((rows, len(spec.labels)), np.float32),
+        weights=_empty((rows,), np.float32),
+        group=_empty((rows,), np.int64) if with_group else None,
+        rows=_empty((rows,), np.int64),
+        extra=tuple(_empty((rows,), dtype) for dtype in extra_dtypes),
+    )
+
+
+def bytes_per_row(spec: FeatureSpec, *, with_group: bool, extra_dtypes: Sequence[np.dtype] = ()) -> int:
+    """Return the bytes per row of a batch from `empty_batch`, counting 8 per text (the pointer alone)."""
+    columns = len(spec.onehot) + len(spec.numerical) + len(spec.labels)
+    lists = sum(feature.max_hotness or 0 for feature in spec.multihot)
+    # 4 bytes: int32 ids, float32 numbers, labels and the weight. 8 bytes: int64 `rows` and `group`.
+    return 4 * (columns + lists + 1) + 8 * (1 + with_group) + sum(dtype.itemsize for dtype in extra_dtypes)
+
+
+def slice_rows(batch: Batch, begin: int, end: int) -> Batch:
+    """Return views of the rows [begin, end)."""
+    columns = {name: array if array is None else array[begin:end] for name, array in batch._asdict().items()}
+    return Batch(**columns | {"extra": tuple(array[begin:end] for array in batch.extra)})
+
+
+def copy_rows(source: Batch, positions: np.ndarray, target: Batch) -> None:
+    """Copy the rows of `source` at `positions` to `target`, which has len(positions) rows."""
+    indices = positions.astype(np.intp)
+    for values, place in zip(_arrays(source), _arrays(target), strict=True):
+        # All positions are in range; with mode="raise", NumPy buffers `out` and copies twice.
+        np.take(values, indices, axis=0, out=place, mode="clip")
+
+
+def pad_rows(batch: Batch) -> None:
+    """Turn all rows into padding: weight 0, ids of lists and row positions PAD, everything else 0 or None."""
+    for array in _arrays(batch):
+        array[...] = None if array.dtype == object else 0
+    batch.multihot[...] = PAD
+    batch.rows[...] = PAD
+
+
+def _arrays(batch: Batch) -> list[np.ndarray]:
+    return [array for array in (*batch[:-1], *batch.extra) if array is not None]
+
+
+def _empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """Like np.empty, but maps large arrays directly: malloc would keep memory freed by the threads of past epochs."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size < LARGE_BYTES or np.dtype(dtype).hasobject:
+        return np.empty(shape, dtype)
+    pages = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # fewer page faults while the array is first filled; Linux only
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, dtype).reshape(shape)

@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 
 from data.command_line import Parser, run_tool, whole_number
-from data.conversion.new_dataset import new_dataset
-from data.encoding.encoders import NOT_IN_A_FOLD, Encoder
-from data.encoding.prepared import Progress, encoded_features, write_prepared
-from data.encoding.splits import TEST, TRAIN, VALID, check_fractions
 from data.errors import DataError
+from data.files.new_dataset import new_dataset
 from data.movielens.columns import LABELS, MAP_COLUMN, MULTIHOT_COLUMNS, NUMERICAL_COLUMNS, ONEHOT_COLUMNS
 from data.movielens.raw import read_movielens
 from data.movielens.split import assign_folds, assign_mappings, shuffled_order
-from data.specification.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, FeatureSpec
+from data.preprocess.encoders import NOT_IN_A_FOLD, Encoder
+from data.preprocess.prepared import Progress, encoded_features, write_prepared
+from data.preprocess.splits import TEST, TRAIN, VALID, check_fractions
+from data.spec.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, FeatureSpec
 
 if TYPE_CHECKING:
     from data.movielens.workflow import MovieLensWorkflow

@@ -1,15 +1,15 @@
 """Split ratings into mappings and folds, as a pure function of (seed, user, movie) that ignores the row order.
 
-Draws are hash(row) of `data.encoding.hashing` over (seed, purpose, user, movie), with the purposes of
-`data.encoding.splits`. Of a user's n ratings, the round(n * test_fraction) with the smallest split hashes (halves
+Draws are hash(row) of `data.preprocess.hashing` over (seed, purpose, user, movie), with the purposes of
+`data.preprocess.splits`. Of a user's n ratings, the round(n * test_fraction) with the smallest split hashes (halves
 round up) go to test, the next round(n * validation_fraction) to valid, and the others to train. The fold of a training
 rating is the bucket of its fold hash, and training rows are stored in ascending order of their order hash.
 """
 
 import numpy as np
 
-from data.encoding.hashing import buckets, hash_rows
-from data.encoding.splits import FOLD, SPLIT, TEST, TRAIN, VALID, check_fractions, draw_order, round_half_up
+from data.preprocess.hashing import buckets, hash_rows
+from data.preprocess.splits import FOLD, SPLIT, TEST, TRAIN, VALID, check_fractions, draw_order, round_half_up
 
 NUM_FOLDS = 10
 

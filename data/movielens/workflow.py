@@ -3,9 +3,6 @@
 import numpy as np
 import pandas as pd
 
-from data.encoding.encoders import Encoder, Numerical
-from data.encoding.nvtabular_operators import CountKeys, EncodeIds, Log64, OutOfFoldMean
-from data.encoding.nvtabular_setup import Dataset, Workflow, ops
 from data.errors import DataError
 from data.movielens.columns import (
     FOLD,
@@ -19,6 +16,9 @@ from data.movielens.columns import (
     RATING,
 )
 from data.movielens.split import NUM_FOLDS
+from data.preprocess.encoders import Encoder, Numerical
+from data.preprocess.nvtabular_operators import CountKeys, EncodeIds, Log64, OutOfFoldMean
+from data.preprocess.nvtabular_setup import Dataset, Workflow, ops
 
 SMOOTHING = 20.0
 

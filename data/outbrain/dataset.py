@@ -4,8 +4,7 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-from data.conversion.parquet_writer import parquet_schema
-from data.encoding.workflow_folder import ENCODERS_FOLDER
+from data.files.parquet import parquet_schema
 from data.outbrain import pipeline
 from data.outbrain.joining import TRAIN, VALID, Joined, joined_parts
 from data.outbrain.pipeline import Run
@@ -16,8 +15,9 @@ from data.outbrain.statistics import save_out_of_fold
 from data.outbrain.stored import ENCODERS, TABLES, load_workflow, save_workflow
 from data.outbrain.tables import CLICKS, RawTable
 from data.outbrain.writing import Encoding
-from data.specification.embedding_sizes import SIZES_FILE, read_sizes
-from data.specification.feature_spec import MAP, FeatureSpec
+from data.preprocess.workflow_folder import ENCODERS_FOLDER
+from data.spec.embedding_sizes import SIZES_FILE, read_sizes
+from data.spec.feature_spec import MAP, FeatureSpec
 
 MAPPINGS = {"train": TRAIN, "test": VALID}
 MANIFEST_FILE = "manifest.json"

@@ -7,9 +7,6 @@ tags are selected by descending confidence; and the features below are added to 
 
 from typing import Any
 
-from data.encoding.encoders import Encoder, Numerical, Vocabulary
-from data.encoding.nvtabular_operators import EncodeIds
-from data.encoding.nvtabular_setup import ops
 from data.outbrain.columns import (
     COUNT_COLUMNS,
     DAYS,
@@ -29,6 +26,9 @@ from data.outbrain.recipe import Fitted, Recipe, count, prefix, tag_counts
 from data.outbrain.side_tables import SideTables
 from data.outbrain.statistics import days_encoder, log_views, smoothed_rates
 from data.outbrain.tables import DAY_MS
+from data.preprocess.encoders import Encoder, Numerical, Vocabulary
+from data.preprocess.nvtabular_operators import EncodeIds
+from data.preprocess.nvtabular_setup import ops
 
 SMOOTHING = 20.0
 HOUR_MS = 60 * 60 * 1000

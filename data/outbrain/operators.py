@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.encoding.encoders import Encoder, HashedRanks, Numerical, Vocabulary
-from data.encoding.keys import KeyTable, as_keys
-from data.encoding.nvtabular_operators import SumsByFold, map_distinct, to_host
-from data.encoding.nvtabular_setup import dispatch, ops
 from data.outbrain.aspects import Aspect
 from data.outbrain.statistics import FoldCounts, OutOfFoldRates
 from data.outbrain.tables import DAY_MS, TIMESTAMP_ORIGIN_MS
+from data.preprocess.encoders import Encoder, HashedRanks, Numerical, Vocabulary
+from data.preprocess.keys import KeyTable, as_keys
+from data.preprocess.nvtabular_operators import SumsByFold, map_distinct, to_host
+from data.preprocess.nvtabular_setup import dispatch, ops
 
 MOST_DAYS = 3650
 

@@ -10,9 +10,6 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
-from data.encoding.encoders import Encoder
-from data.encoding.nvtabular_setup import from_map, to_device
-from data.encoding.prepared import Progress, encoded_features
 from data.errors import DataError
 from data.outbrain.columns import CLICKED, DISPLAY, TAGS_PER_ROW
 from data.outbrain.joining import CLICKS, TRAIN, VALID, Joined, JoinedFiles, divide, join_part, joined_parts
@@ -23,7 +20,10 @@ from data.outbrain.side_tables import load_side_tables
 from data.outbrain.tables import EVENTS, RawTable
 from data.outbrain.workers import Workers, start_workers
 from data.outbrain.writing import RAW_AD, Encoding, write_files
-from data.specification.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Chunk, Feature, FeatureSpec
+from data.preprocess.encoders import Encoder
+from data.preprocess.nvtabular_setup import from_map, to_device
+from data.preprocess.prepared import Progress, encoded_features
+from data.spec.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Chunk, Feature, FeatureSpec
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,11 @@
 """The published recipe (NVIDIA's DeepLearningExamples, TensorFlow2 Wide & Deep), for comparable figures.
 
-All ids are hash buckets, using the hash of `data.encoding.hashing` instead of cuDF's. As published, the click rates of
-a training row include its own click.
+All ids are hash buckets, using the hash of `data.preprocess.hashing` instead of cuDF's. As published, the click rates
+of a training row include its own click.
 """
 
 from typing import Any
 
-from data.encoding.encoders import Encoder, HashedIds, HashedRanks, Numerical, Vocabulary
-from data.encoding.nvtabular_setup import ops
 from data.outbrain.columns import (
     COUNT_COLUMNS,
     DAYS,
@@ -23,6 +21,8 @@ from data.outbrain.columns import (
 from data.outbrain.recipe import Fitted, Recipe, count, prefix, tag_counts
 from data.outbrain.side_tables import SideTables
 from data.outbrain.statistics import days_encoder, log_views, published_rate
+from data.preprocess.encoders import Encoder, HashedIds, HashedRanks, Numerical, Vocabulary
+from data.preprocess.nvtabular_setup import ops
 
 
 def columns() -> Any:

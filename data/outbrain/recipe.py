@@ -6,10 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from data.encoding.encoders import Encoder
-from data.encoding.keys import KeyTable
-from data.encoding.nvtabular_operators import CountKeys
-from data.encoding.nvtabular_setup import Dataset, Workflow, ops
 from data.outbrain.aspects import Aspect
 from data.outbrain.columns import (
     CLICKED,
@@ -25,6 +21,10 @@ from data.outbrain.operators import CountClicks, DaysSince, Encode, EncodeOutOfF
 from data.outbrain.side_tables import SideTables
 from data.outbrain.split import NUM_FOLDS
 from data.outbrain.statistics import FoldCounts, OutOfFoldRates
+from data.preprocess.encoders import Encoder
+from data.preprocess.keys import KeyTable
+from data.preprocess.nvtabular_operators import CountKeys
+from data.preprocess.nvtabular_setup import Dataset, Workflow, ops
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,17 @@
 """Split, fold and order of rows, as pure functions of seed, display, ad and day, whatever the row order or machine.
 
-With the row hash of `data.encoding.hashing` and the purposes below, a display is in training if its day (the timestamp
-of its event in whole days, 0 to 12 in the published clicks) is at most 10 and hash(seed, SPLIT, display) >= 0.2 *
-2**64, else in validation: 80% of the displays of the first eleven days are for training; the other 20% and the two
-later days are for validation. The fold of a training row is hash(seed, FOLD, display) mod 10. Training rows are stored
-by ascending hash(seed, ORDER, display, ad), validation rows display by display, by hash(seed, ORDER, display).
+With the row hash of `data.preprocess.hashing` and the purposes below, a display is in training if its day (the
+timestamp of its event in whole days, 0 to 12 in the published clicks) is at most 10 and hash(seed, SPLIT, display) >=
+0.2 * 2**64, else in validation: 80% of the displays of the first eleven days are for training; the other 20% and the
+two later days are for validation. The fold of a training row is hash(seed, FOLD, display) mod 10. Training rows are
+stored by ascending hash(seed, ORDER, display, ad), validation rows display by display, by hash(seed, ORDER, display).
 """
 
 import numpy as np
 
-from data.encoding.encoders import NOT_IN_A_FOLD
-from data.encoding.hashing import buckets, hash_rows
 from data.outbrain.tables import DAY_MS
+from data.preprocess.encoders import NOT_IN_A_FOLD
+from data.preprocess.hashing import buckets, hash_rows
 
 SPLIT, FOLD, ORDER = 0, 1, 2
 LAST_TRAINING_DAY = 10

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.encoding.encoders import NOT_IN_A_FOLD, Numerical
-from data.encoding.keys import KeyIndex, KeyTable, Values
+from data.preprocess.encoders import NOT_IN_A_FOLD, Numerical
+from data.preprocess.keys import KeyIndex, KeyTable, Values
 
 # Standard deviations below this fraction of the mean are rounding errors.
 ROUNDING = 1e-9

@@ -1,7 +1,7 @@
 """Save and load a fitted workflow: all that is needed to compute features of new raw rows.
 
 workflow.json       version, recipe, and size and SHA-256 of every other file
-encoders/           `data.encoding.encoder_files`: JSON and parquet
+encoders/           `data.preprocess.encoder_files`: JSON and parquet
 tables/             ads, documents and their tags, as parquet
 """
 
@@ -11,16 +11,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data.encoding.encoder_files import load_encoders, save_encoders
-from data.encoding.encoders import Encoder
-from data.encoding.workflow_folder import check_content, content_sum
 from data.errors import DataError
-from data.files import check_stays, open_regular
 from data.outbrain.recipe import Recipe
 from data.outbrain.recipes import RECIPES
 from data.outbrain.side_tables import FILES, SideTables
-from data.specification.small_file import read_small_text
-from data.typed_json import read_typed
+from data.preprocess.encoder_files import load_encoders, save_encoders
+from data.preprocess.encoders import Encoder
+from data.preprocess.workflow_folder import check_content, content_sum
+from data.storage.files import check_stays, open_regular, read_small_text
+from data.storage.typed_json import read_typed
 
 VERSION = 1
 FILE = "workflow.json"

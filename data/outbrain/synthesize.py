@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.command_line import Parser, run_tool, whole_number
-from data.conversion.new_dataset import new_dataset
-from data.encoding.prepared import Progress
 from data.errors import DataError
+from data.files.new_dataset import new_dataset
 from data.outbrain.synthetic.displays import Displays, draw_displays, draw_page_views
 from data.outbrain.synthetic.files import TableWriter, event_columns, view_columns, write_documents, write_promoted
 from data.outbrain.synthetic.marginals import Marginals
 from data.outbrain.synthetic.world import World, make_world
 from data.outbrain.tables import CLICKS, CLICKS_TO_PREDICT, EVENTS, PAGE_VIEWS
+from data.preprocess.prepared import Progress
 
 SUMMARY_FILE = "synthetic.json"
 TRUTH_FILE = "truth/click_probabilities.parquet"

@@ -16,10 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.conversion.parquet_writer import DatasetWriter
-from data.encoding.encoder_files import load_encoders
-from data.encoding.nvtabular_operators import to_host
-from data.encoding.nvtabular_setup import Dataset, to_device
+from data.files.parquet import DatasetWriter
 from data.outbrain.columns import AD, CLICKED, DISPLAY
 from data.outbrain.joining import TRAIN
 from data.outbrain.recipe import Fitted
@@ -27,7 +24,10 @@ from data.outbrain.recipes import find_recipe
 from data.outbrain.side_tables import load_side_tables
 from data.outbrain.split import display_order, ranges, row_order
 from data.outbrain.statistics import load_out_of_fold
-from data.specification.feature_spec import Chunk
+from data.preprocess.encoder_files import load_encoders
+from data.preprocess.nvtabular_operators import to_host
+from data.preprocess.nvtabular_setup import Dataset, to_device
+from data.spec.feature_spec import Chunk
 
 # Columns of a piece besides those of the dataset.
 ORDER, RAW_AD = ".order", "raw_ad_id"

@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 
 from data.command_line import Parser, whole_number
-from data.conversion.new_dataset import new_dataset
-from data.encoding.encoders import Encoder, Numerical
-from data.encoding.prepared import Progress, encoded_features, write_prepared
-from data.encoding.splits import TEST, TRAIN
-from data.encoding.tabular.prepare import run_prepare
 from data.errors import DataError
-from data.specification.feature_spec import LABEL, MAP, NUMERICAL, Feature, FeatureSpec
+from data.files.new_dataset import new_dataset
+from data.preprocess.encoders import Encoder, Numerical
+from data.preprocess.prepared import Progress, encoded_features, write_prepared
+from data.preprocess.splits import TEST, TRAIN
+from data.preprocess.tabular.prepare import run_prepare
+from data.spec.feature_spec import LABEL, MAP, NUMERICAL, Feature, FeatureSpec
 from data.synthetic_tasks.tasks import INPUTS, NOISE, Tasks, draw_rows, draw_tasks
 
 NAMES = tuple(f"x_{number}" for number in range(INPUTS))

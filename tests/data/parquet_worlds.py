@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.loading.batch import PAD, Batch
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
 
 FEATURES: dict[str, dict[str, Any]] = {
     "user": {"cardinality": 1000},

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from data.specification.feature_spec import FeatureSpec, FeatureSpecError
+from data.spec.feature_spec import FeatureSpec, FeatureSpecError
 
 GONE = object()
 COLUMNS = ["user", "genres", "age", "click", "buy", "weight", "note"]

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.encoding.encoder_files import load_encoders
-from data.encoding.encoders import encode_columns
-from data.specification.feature_spec import FeatureSpec
+from data.preprocess.encoder_files import load_encoders
+from data.preprocess.encoders import encode_columns
+from data.spec.feature_spec import FeatureSpec
 from tests.data.scalar_hash import scalar_hash, scalar_row_hash
 
 Raw = dict[str, list]  # column -> values, None where unknown

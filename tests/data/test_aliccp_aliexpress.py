@@ -4,8 +4,8 @@ import pytest
 
 from data.aliccp.prepare import main as aliccp
 from data.aliexpress.prepare import main as aliexpress
-from data.encoding.encoder_files import load_encoders
-from data.specification.feature_spec import FeatureSpec
+from data.preprocess.encoder_files import load_encoders
+from data.spec.feature_spec import FeatureSpec
 from tests.data.tabular_world import (
     check_features,
     contents,

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from data.census.prepare import main, prepare
-from data.specification.embedding_sizes import embedding_dims
-from data.specification.feature_spec import FeatureSpec
+from data.spec.embedding_sizes import embedding_dims
+from data.spec.feature_spec import FeatureSpec
 from tests.data.scalar_hash import scalar_row_hash
 from tests.data.tabular_world import (
     check_features,

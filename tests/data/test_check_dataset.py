@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import check_dataset
-from data.conversion import dataset_check
-from data.conversion.dataset_check import MappingSummary, check_mapping
-from data.conversion.random_rows import random_tables
-from data.specification.feature_spec import FeatureSpec
+from data.checks import dataset as dataset_check
+from data.checks.dataset import MappingSummary, check_mapping
+from data.files.random_rows import random_tables
+from data.spec.feature_spec import FeatureSpec
 from tests.data.csv_documents import FEATURES, GOOD_LINE, chunk, document, write_csv_dataset
 
 NAMES = list(FEATURES)

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.conversion import csv_reader
-from data.conversion.columns import describe_column
-from data.conversion.csv_reader import count_lines, read_csv_blocks
 from data.errors import DataError
-from data.specification.feature_spec import FeatureSpec
+from data.files import csv as csv_reader
+from data.files.columns import describe_column
+from data.files.csv import count_lines, read_csv_blocks
+from data.spec.feature_spec import FeatureSpec
 from tests.data.csv_documents import CHANNELS, FEATURES, GOOD_LINE, chunk
 
 COLUMNS = ["clicked", "user", "genres", "age", "note"]

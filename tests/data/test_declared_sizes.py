@@ -12,10 +12,10 @@ import yaml
 import gen_csv
 from data import memory
 from data.errors import DataError
-from data.loading.epoch_plan import SequentialPlan, ShuffledPlan
 from data.loading.loader import ParquetLoader
+from data.loading.shuffle import SequentialPlan, ShuffledPlan
 from data.memory import available_memory, check_fits
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
 from tests.data.parquet_worlds import world_spec, write_world
 from tests.helpers import ROOT
 
@@ -95,7 +95,7 @@ def test_a_wide_row_is_refused_where_nothing_else_is_large(tmp_path, bounded):
 
 
 def test_row_groups_whose_order_cannot_be_counted_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.loading.parquet_files.MOST_ROWS", 2)
+    monkeypatch.setattr("data.loading.parquet.MOST_ROWS", 2)
     spec, _ = write_world(tmp_path, [[3]])
     assert "part_0.parquet: cannot be read as parquet (a row group of 3 rows, and 2 are the most)" in refusal(spec)
 

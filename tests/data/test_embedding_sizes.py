@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.specification.embedding_sizes import default_dim, embedding_dims, unused_widths
-from data.specification.feature_spec import FeatureSpec
+from data.spec.embedding_sizes import default_dim, embedding_dims, unused_widths
+from data.spec.feature_spec import FeatureSpec
 from tests.data.spec_documents import changed
 
 

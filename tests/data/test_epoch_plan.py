@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.loading import epoch_plan
-from data.loading.epoch_plan import SequentialPlan, Share, ShuffledPlan, lane_count
+from data.loading import shuffle as epoch_plan
+from data.loading.shuffle import SequentialPlan, Share, ShuffledPlan, lane_count
 
 
 @contextmanager

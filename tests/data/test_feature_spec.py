@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.specification.feature_spec import CHANNELS, Chunk, Feature, FeatureSpec, FeatureSpecError
+from data.spec.feature_spec import CHANNELS, Chunk, Feature, FeatureSpec, FeatureSpecError
 from tests.data.spec_documents import changed, check_only_problem, problems_of
 
 DOCUMENT = """

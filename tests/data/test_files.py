@@ -12,27 +12,27 @@ import pyarrow as pa
 import pytest
 
 import check_dataset
-from data import draft_folder, files
-from data.conversion.csv_reader import count_lines, read_csv_blocks
-from data.conversion.new_dataset import SPEC_FILE, new_dataset
-from data.conversion.parquet_seal import read_footer
-from data.encoding.encoder_files import load_encoders
-from data.encoding.text_tables import TextForm, find_file, read_text_table
 from data.errors import DataError, LostInputError
-from data.files import open_regular, reading
-from data.loading.parquet_files import ParquetFile
+from data.files.csv import count_lines, read_csv_blocks
+from data.files.new_dataset import SPEC_FILE, new_dataset
+from data.files.parquet import read_footer
+from data.loading.parquet import ParquetFile
 from data.outbrain.raw import find_raw, read_blocks
 from data.outbrain.stored import load_workflow
 from data.outbrain.tables import RawTable
-from data.specification.embedding_sizes import read_sizes
-from data.specification.yaml_reader import read_yaml
+from data.preprocess.encoder_files import load_encoders
+from data.preprocess.text_tables import TextForm, find_file, read_text_table
+from data.spec.embedding_sizes import read_sizes
+from data.spec.yaml_reader import read_yaml
+from data.storage import files
+from data.storage import files as draft_folder
+from data.storage.checksummed_dir import DamagedError, read_manifest
+from data.storage.files import open_regular, reading
 from tests.data.parquet_worlds import write_world
 from tests.helpers import ROOT, environment
-from trainer.observation.log import read_log
-from trainer.reliability.records import FOLDER, read_records
+from trainer.lifecycle.records import FOLDER, read_records
+from trainer.logging.log import read_log
 from trainer.report.runs import read_run
-from trainer.sealed.errors import DamagedError
-from trainer.sealed.manifest import read_manifest
 
 
 def make_socket(path: Path) -> None:

@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gen_csv
-from data.conversion.columns import describe_column, find_problems
-from data.conversion.csv_reader import read_csv_blocks
-from data.conversion.csv_writer import write_csv_chunks
-from data.conversion.random_rows import random_tables
-from data.specification.feature_spec import FeatureSpec
+from data.files.columns import describe_column, find_problems
+from data.files.csv import read_csv_blocks, write_csv_chunks
+from data.files.random_rows import random_tables
+from data.spec.feature_spec import FeatureSpec
 from tests.data.csv_documents import FEATURES, chunk, document, write_csv_dataset
 from tests.helpers import ROOT
 

@@ -3,8 +3,8 @@ import json
 import pytest
 
 import gen_embedding_sizes
-from data.specification.embedding_sizes import embedding_dims
-from data.specification.feature_spec import FeatureSpec
+from data.spec.embedding_sizes import embedding_dims
+from data.spec.feature_spec import FeatureSpec
 from tests.data.csv_documents import FEATURES, document, write_csv_dataset
 from tests.helpers import ROOT
 

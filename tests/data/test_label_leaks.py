@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data.linting.leaks import (
+from data.checks.labels import lint_labels
+from data.checks.leaks import (
     LEAK_AUC,
     LEAK_CORRELATION,
     PRIOR_ROWS,
@@ -20,9 +21,8 @@ from data.linting.leaks import (
     find_leaks,
     row_means,
 )
-from data.linting.lint import lint_labels
 from data.loading.batch import PAD, Batch
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
 from tests.data.parquet_worlds import random_rows, write_world
 
 ROWS = 6000

@@ -5,13 +5,20 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from data.checks.labels import (
+    MOST_UNITS,
+    LabelFacts,
+    draw_sample,
+    labels_only,
+    lint_labels,
+    read_facts,
+    share_rows,
+    spread_units,
+)
 from data.errors import DataError
-from data.linting.facts import LabelFacts, labels_only, read_facts
-from data.linting.lint import lint_labels
-from data.linting.sample import MOST_UNITS, draw_sample, share_rows, spread_units
 from data.loading.batch import Batch
-from data.loading.parquet_reader import ParquetReader
-from data.specification.feature_spec import FeatureSpec
+from data.loading.parquet import ParquetReader
+from data.spec.feature_spec import FeatureSpec
 from tests.data.parquet_worlds import (
     FEATURES,
     arrow_table,

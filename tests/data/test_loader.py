@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.loading import epoch_plan
+from data.loading import shuffle as epoch_plan
 from data.loading.batch import PAD, Batch
-from data.loading.column_decoder import Decoded
+from data.loading.decode import Decoded
 from data.loading.loader import ParquetLoader
-from data.loading.parquet_reader import ParquetReader
-from data.specification.feature_spec import FeatureSpec
+from data.loading.parquet import ParquetReader
+from data.spec.feature_spec import FeatureSpec
 from tests.data.parquet_worlds import check_pads, check_rows, random_rows, write_world
 
 

@@ -7,11 +7,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from data.encoding.encoder_files import load_encoders
-from data.encoding.encoders import encode_columns
 from data.movielens.prepare import main, prepare
-from data.specification.embedding_sizes import embedding_dims
-from data.specification.feature_spec import FeatureSpec
+from data.preprocess.encoder_files import load_encoders
+from data.preprocess.encoders import encode_columns
+from data.spec.embedding_sizes import embedding_dims
+from data.spec.feature_spec import FeatureSpec
 from tests.data.movielens_world import Expected, make_world, raw_columns, split, write_1m, write_100k
 from tests.helpers import ROOT, environment, real_data
 

@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.encoding.nvtabular_operators import CountKeys, EncodeIds, Log64, OutOfFoldMean
-from data.encoding.nvtabular_setup import Dataset, Workflow, ops
+from data.preprocess.nvtabular_operators import CountKeys, EncodeIds, Log64, OutOfFoldMean
+from data.preprocess.nvtabular_setup import Dataset, Workflow, ops
 from tests.data.scalar_hash import scalar_hash
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode")

@@ -12,8 +12,8 @@ import pytest
 from data.errors import DataError
 from data.loading.batch import PAD, Batch
 from data.loading.loader import ParquetLoader
-from data.loading.parquet_reader import ParquetReader
-from data.specification.feature_spec import FeatureSpec
+from data.loading.parquet import ParquetReader
+from data.spec.feature_spec import FeatureSpec
 from tests.data.parquet_worlds import FEATURES, arrow_table, padded, random_rows, world_spec, write_files, write_world
 from tests.data.test_loader import small_windows
 

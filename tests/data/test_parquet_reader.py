@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError, LostInputError
-from data.loading.batch import Batch
-from data.loading.batch_arrays import slice_rows
-from data.loading.parquet_reader import ParquetReader
-from data.specification.feature_spec import FeatureSpec
+from data.loading.batch import Batch, slice_rows
+from data.loading.parquet import ParquetReader
+from data.spec.feature_spec import FeatureSpec
 from tests.data.parquet_worlds import (
     FEATURES,
     arrow_table,

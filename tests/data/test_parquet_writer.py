@@ -6,11 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.conversion import parquet_writer
-from data.conversion.new_dataset import MOVING_FILE, SPEC_FILE, UNFINISHED, _moving, new_dataset
-from data.conversion.parquet_writer import DatasetWriter, parquet_schema
 from data.errors import DataError
-from data.specification.feature_spec import FeatureSpec
+from data.files import parquet as parquet_writer
+from data.files.new_dataset import MOVING_FILE, SPEC_FILE, UNFINISHED, _moving, new_dataset
+from data.files.parquet import DatasetWriter, parquet_schema
+from data.spec.feature_spec import FeatureSpec
 from tests.data.csv_documents import FEATURES, document
 
 SCHEMA = pa.schema([("id", pa.int32()), ("ids", pa.list_(pa.int64())), ("x", pa.float32())])

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.conversion.dataset_check import MappingSummary, check_mapping
+from data.checks.dataset import MappingSummary, check_mapping
 from data.errors import DataError
-from data.loading.parquet_reader import ParquetReader
-from data.specification.feature_spec import FeatureSpec
+from data.loading.parquet import ParquetReader
+from data.spec.feature_spec import FeatureSpec
 
 FEATURES: dict[str, dict] = {
     "user": {"cardinality": 100},
@@ -207,7 +207,7 @@ def test_both_decide_alike_about_files(tmp_path: Path) -> None:
 def test_both_decide_alike_about_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = write(tmp_path, [pa.table(GOOD)])
     for most, is_usable in ((3, True), (2, False)):
-        monkeypatch.setattr("data.loading.parquet_files.MOST_ROWS", most)
+        monkeypatch.setattr("data.loading.parquet.MOST_ROWS", most)
         assert (checker_accepts(spec), loader_accepts(spec)) == (is_usable, is_usable)
 
 

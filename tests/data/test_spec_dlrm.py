@@ -9,8 +9,8 @@ import pytest
 import check_dataset
 import gen_csv
 import transcode
-from data.loading.parquet_reader import ParquetReader
-from data.specification.feature_spec import FeatureSpec, FeatureSpecError
+from data.loading.parquet import ParquetReader
+from data.spec.feature_spec import FeatureSpec, FeatureSpecError
 
 # The order of keys, the alias and the indentation are those of yaml.dump.
 DUMPED = textwrap.dedent(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from data.errors import DataError
-from data.specification.feature_spec import FeatureSpec
-from data.specification.yaml_reader import MAX_VALUES, read_yaml
+from data.spec.feature_spec import FeatureSpec
+from data.spec.yaml_reader import MAX_VALUES, read_yaml
 
 # What is quadratic takes from five seconds to a minute at these sizes, what is linear half a second.
 SECONDS = 3.0

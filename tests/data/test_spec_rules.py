@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from data.errors import DataError
-from data.specification.feature_spec import FeatureSpec, FeatureSpecError
+from data.spec.feature_spec import FeatureSpec, FeatureSpecError
 from tests.data.spec_documents import COLUMNS, GONE, changed, check_only_problem, document, problems_of
 
 TOLD_WHERE_CHANGED = [

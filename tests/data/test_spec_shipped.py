@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
 
 FOLDER = Path(__file__).parents[2] / "feature_specs"
 NAMES = sorted(path.name for path in FOLDER.iterdir())

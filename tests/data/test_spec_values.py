@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
 from tests.data.spec_documents import GONE, changed, check_only_problem, document, problems_of
 
 WRONG_VALUES = [

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from data.errors import DataError
-from data.specification import yaml_reader
+from data.spec import yaml_reader
 
 
 @pytest.fixture(params=["with the C library", "without it"])

@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 
 from data.errors import DataError
-from data.loading.stored_columns import StoredColumns
+from data.loading.parquet import StoredColumns
 from tests.data.parquet_worlds import (
     FEATURES,
     arrow_table,

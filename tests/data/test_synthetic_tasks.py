@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.encoding.encoder_files import load_encoders
-from data.encoding.encoders import encode_columns
-from data.specification.feature_spec import FeatureSpec
+from data.preprocess.encoder_files import load_encoders
+from data.preprocess.encoders import encode_columns
+from data.spec.feature_spec import FeatureSpec
 from data.synthetic_tasks.prepare import main, prepare
 from data.synthetic_tasks.tasks import draw_rows, draw_tasks
 from tests.data.tabular_world import contents, labels_of, rows_of

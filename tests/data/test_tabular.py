@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.encoding.prepared import Progress
-from data.encoding.splits import draw_mappings
-from data.encoding.tabular.columns import YES_OR_NO, Category, Columns, Label, Number
-from data.encoding.tabular.prepare import Job, prepare_table
-from data.encoding.tabular.staging import Source, stage, whole_file
-from data.encoding.text_tables import TextForm, count_lines, read_text_blocks
 from data.errors import DataError
+from data.preprocess.prepared import Progress
+from data.preprocess.splits import draw_mappings
+from data.preprocess.tabular.columns import YES_OR_NO, Category, Columns, Label, Number
+from data.preprocess.tabular.prepare import Job, prepare_table
+from data.preprocess.tabular.staging import Source, stage, whole_file
+from data.preprocess.text_tables import TextForm, count_lines, read_text_blocks
 from tests.data.tabular_world import check_features, in_training_order, rows_of, taken, write_lines
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode")

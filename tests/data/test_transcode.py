@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import transcode as command
-from data.conversion import csv_reader, parquet_writer
-from data.conversion.parquet_writer import DatasetWriter
-from data.conversion.transcode import Progress, transcode
 from data.errors import DataError
-from data.specification.feature_spec import FeatureSpec
+from data.files import csv as csv_reader
+from data.files import parquet as parquet_writer
+from data.files.parquet import DatasetWriter
+from data.files.transcode import Progress, transcode
+from data.spec.feature_spec import FeatureSpec
 from tests.data.csv_documents import FEATURES, GOOD_LINE, chunk, document, write_csv_dataset
 
 NAMES = list(FEATURES)

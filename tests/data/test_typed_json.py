@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
-from data.typed_json import read_typed
+from data.storage.typed_json import read_typed
 
 
 @dataclass(frozen=True)

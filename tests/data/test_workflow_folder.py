@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import check_dataset
-from data.encoding.encoder_files import load_encoders, save_encoders
-from data.encoding.encoders import HashedIds
-from data.encoding.workflow_folder import workflow_files
 from data.errors import DataError
-from data.specification.embedding_sizes import embedding_dims
+from data.preprocess.encoder_files import load_encoders, save_encoders
+from data.preprocess.encoders import HashedIds
+from data.preprocess.workflow_folder import workflow_files
+from data.spec.embedding_sizes import embedding_dims
 from tests.data.parquet_worlds import write_world
 
 SECRET = b"-----BEGIN PRIVATE KEY-----"

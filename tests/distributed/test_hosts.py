@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.jobs import logged_losses
 from tests.helpers import ROOT, environment, losses, make_dataset, metrics, run_program
-from trainer.checkpoints import CheckpointStore
+from trainer.checkpoint.store import CheckpointStore
 
 pytestmark = [pytest.mark.horovod, pytest.mark.slow]
 HOSTS = ROOT / "tests" / "distributed" / "programs" / "hosts.sh"

@@ -9,7 +9,7 @@ import pytest
 
 from main import main
 from tests.helpers import ROOT, left_to_all, losses, make_dataset, metrics, must, run_program, selected
-from trainer.observation.log import read_log
+from trainer.logging.log import read_log
 from trainer.report.runs import read_run
 
 pytestmark = pytest.mark.horovod

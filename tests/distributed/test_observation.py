@@ -7,8 +7,8 @@ import pytest
 
 import report
 from tests.helpers import ROOT, make_dataset, must, run_program
-from tests.trainer.observation.test_tensorboard import events, values
-from trainer.observation.log import read_log
+from tests.trainer.logging.test_tensorboard import events, values
+from trainer.logging.log import read_log
 from trainer.report.runs import read_run
 
 pytestmark = pytest.mark.horovod

@@ -11,7 +11,7 @@ import pytest
 
 from main import main
 from tests.helpers import ROOT, losses, make_dataset, metrics, must, run_program
-from trainer.checkpoints import CheckpointStore
+from trainer.checkpoint.store import CheckpointStore
 
 pytestmark = pytest.mark.horovod
 RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.helpers import ROOT
-from trainer.saving import Saver
+from trainer.checkpoint.manager import Saver
 
 
 @dataclass(frozen=True)

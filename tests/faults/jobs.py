@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from tests.helpers import ROOT, environment
-from trainer.checkpoints import CheckpointStore
-from trainer.observation.log import read_log
+from trainer.checkpoint.store import CheckpointStore
+from trainer.logging.log import read_log
 
 PATIENCE = 240.0
 

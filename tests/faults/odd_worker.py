@@ -10,7 +10,7 @@ from typing import Any
 import trainer.inputs
 import trainer.loop
 from main import main
-from trainer.process.launcher import read_launch
+from trainer.process.worker_env import read_worker_env
 
 SLOW_SECONDS = 0.05
 DRIFTS_AT = 30
@@ -61,6 +61,6 @@ if __name__ == "__main__":
     import os
 
     odd, change = {"slow": (1, make_slow), "drifting": (1, make_drift), "slow_check": (0, make_check_slow)}[sys.argv[1]]
-    if read_launch(os.environ).rank == odd:
+    if read_worker_env(os.environ).rank == odd:
         change()
     sys.exit(main(sys.argv[2:]))

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.storage.arrays import ArraySource
 from tests.faults.matrix import record, tries
-from trainer.checkpoints import CheckpointStore, NoCheckpointError
-from trainer.sealed.arrays import ArraySource
+from trainer.checkpoint.store import CheckpointStore, NoCheckpointError
 
 STEPS = (10, 20, 30)
 

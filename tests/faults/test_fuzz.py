@@ -17,16 +17,16 @@ import gen_embedding_sizes
 import main
 import report
 import transcode
-from data.conversion.columns import Column, describe_column
-from data.conversion.csv_reader import count_lines, read_csv_blocks
 from data.errors import DataError
-from data.specification.feature_spec import FeatureSpec
+from data.files.columns import Column, describe_column
+from data.files.csv import count_lines, read_csv_blocks
+from data.spec.feature_spec import FeatureSpec
 from tests.data.csv_documents import FEATURES, GOOD_LINE, document, write_csv_dataset
 from tests.data.spec_strategies import ODD, damaged_documents, damaged_files
 from tests.faults.matrix import record, tries
 from tests.faults.mutations import Tries, damaged_arguments, damaged_bytes
 from tests.helpers import ROOT, make_dataset
-from trainer.flags.cli import make_parser
+from trainer.cli import make_parser
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 ODD_BYTES = [*(piece.encode() for piece in ODD), b"\xff", b"\xc3", b"\xed\xa0\x80", b"\x1b[31m", b"- " * 30, b"[" * 40]

@@ -8,15 +8,15 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from data.loading import epoch_plan
+from data.loading import shuffle as epoch_plan
 from data.loading.batch import PAD, Batch
 from data.loading.loader import ParquetLoader
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
 from tests.data.parquet_worlds import random_rows, write_world
 from tests.faults.matrix import record, tries
 from tests.trainer.metrics.workers import LocalWorkers, ThreadWorker
 from trainer.metrics.evaluation import Evaluation
-from trainer.tasks import tasks_of
+from trainer.tasks.tasks import tasks_of
 
 BATCH = 839  # divides by no number of workers
 MOST_WORKERS = 8

@@ -7,14 +7,14 @@ import pytest
 
 from tests.faults.matrix import record, tries
 from tests.helpers import ROOT, environment
-from trainer.reliability.run_lock import MODEL_DIR
+from trainer.lifecycle.run_lock import MODEL_DIR
 
 TRIES = tries(2, 10)  # of each kind
 # Both wait for one line, so that they start together; the one that wins says so and holds on until its input ends.
 RACER = """
 import sys
 from pathlib import Path
-from trainer.reliability.run_lock import FolderInUse, RunLock
+from trainer.lifecycle.run_lock import FolderInUse, RunLock
 
 for line in sys.stdin:
     try:

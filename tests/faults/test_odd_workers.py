@@ -11,8 +11,8 @@ import yaml
 from tests.faults.matrix import record
 from tests.faults.odd_worker import CHECK_SECONDS
 from tests.helpers import ROOT, make_dataset, run_program
-from trainer.checkpoints import CheckpointStore
-from trainer.observation.log import read_log
+from trainer.checkpoint.store import CheckpointStore
+from trainer.logging.log import read_log
 
 SAVES_AT = 25  # the bit is lost at 30, and looked for at 40
 pytestmark = [pytest.mark.horovod, pytest.mark.slow]

@@ -9,14 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.conversion import parquet_writer
-from data.conversion.dataset_check import MappingSummary, check_mapping
-from data.conversion.parquet_seal import MAGIC, add_seal, read_footer
-from data.conversion.parquet_writer import DatasetWriter, parquet_schema
+from data.checks.dataset import MappingSummary, check_mapping
 from data.errors import DataError
+from data.files import parquet as parquet_writer
+from data.files.parquet import MAGIC, DatasetWriter, add_seal, parquet_schema, read_footer
 from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
 from tests.data.parquet_worlds import FEATURES, arrow_table, check_rows, random_rows, world_spec
 from tests.faults.matrix import record, tries
 from tests.helpers import ROOT

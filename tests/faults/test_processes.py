@@ -17,9 +17,9 @@ import pytest
 from tests.faults.jobs import SupervisedJob, last_arrays, logged_losses
 from tests.faults.matrix import record, tries
 from tests.helpers import ROOT, make_dataset, metrics
-from trainer.reliability.exit_codes import DONE, HANG, STOPPED
-from trainer.reliability.processes import carries, start_time
-from trainer.reliability.records import JOB_VARIABLE
+from trainer.lifecycle.errors import DONE, HANG, STOPPED
+from trainer.lifecycle.processes import carries, start_time
+from trainer.lifecycle.records import JOB_VARIABLE
 
 pytestmark = pytest.mark.horovod
 

@@ -14,9 +14,9 @@ import main
 from data.errors import DataError
 from tests.faults.matrix import record
 from tests.helpers import ROOT, losses, make_dataset, must
-from trainer.flags.cli import parse
+from trainer.cli import parse
 from trainer.inputs import Inputs, open_inputs
-from trainer.process.launcher import Launch
+from trainer.process.worker_env import WorkerEnv
 
 ROW, ROW_GROUP_ROWS = 25, 10
 BAD_VALUES: dict[str, tuple[str, Any]] = {
@@ -149,7 +149,7 @@ def test_predictions_of_rows_that_are_dropped_are_refused(dataset, flags):
     def open_for(policy: str) -> Inputs:
         arguments = ["--dataset_path", str(dataset), *SMALL, *flags, "--oov_policy", policy]
         # A worker that does not read the checkpoint.
-        return open_inputs(parse(arguments, 2, ("wide_deep",), reads_checkpoint=False), Launch(rank=1, size=2))
+        return open_inputs(parse(arguments, 2, ("wide_deep",), reads_checkpoint=False), WorkerEnv(rank=1, size=2))
 
     with pytest.raises(DataError, match="out.parquet has a line for each row .* predict with --oov_policy clip"):
         open_for("drop")

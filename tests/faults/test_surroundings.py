@@ -16,9 +16,9 @@ import pytest
 
 from tests.faults.matrix import record, tries
 from tests.helpers import ROOT, environment, make_dataset, metrics
-from trainer.checkpoints import CheckpointStore
-from trainer.model_folder import open_model
-from trainer.observation.log import read_log
+from trainer.checkpoint.model_folder import open_model
+from trainer.checkpoint.store import CheckpointStore
+from trainer.logging.log import read_log
 
 FLAGS = "--deep_hidden_units 8 --global_batch_size 64 --eval_batch_size 64 --num_epochs 2 --log_every 1 --cpu"
 STEPS_PER_EPOCH = 7

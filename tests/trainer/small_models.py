@@ -3,30 +3,30 @@
 import numpy as np
 import tensorflow as tf
 
-from trainer.distributed import Comm, SingleWorker
-from trainer.embeddings.plan import Choice
+from trainer.comm import Comm, SingleWorker
+from trainer.config import ModelOptions
+from trainer.embeddings.exchange import Choice
 from trainer.embeddings.shards import Shards
-from trainer.flags.model_options import ModelOptions
-from trainer.layout import IdColumns, InputLayout
-from trainer.loss_scale import LossScale
-from trainer.loss_weighting import make_loss_weighting
+from trainer.layout import CategoricalInput, InputSchema
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
+from trainer.optimizers.loss_scale import LossScale
 from trainer.optimizers.optimizer import Optimizer
 from trainer.optimizers.rules import Ftrl, RMSprop
 from trainer.optimizers.schedules import Constant
 from trainer.step import StepInput, TrainStep
-from trainer.tasks import Task
+from trainer.tasks.loss_weighting import make_loss_weighting
+from trainer.tasks.tasks import Task
 from trainer.weights import named
 
 DEEP_RATE, WIDE_RATE = 0.01, 0.02
 
 # user and tags are large beside a batch (their touched rows are collected), day is small (summed whole).
-LAYOUT = InputLayout(
+LAYOUT = InputSchema(
     categorical=(
-        IdColumns("user", 0, 1, False, 500, 8),
-        IdColumns("day", 1, 1, False, 7, 4),
-        IdColumns("tags", 2, 3, True, 90, 6),
+        CategoricalInput("user", 0, 1, False, 500, 8),
+        CategoricalInput("day", 1, 1, False, 7, 4),
+        CategoricalInput("tags", 2, 3, True, 90, 6),
     ),
     numerical=("age", "price"),
 )
@@ -34,7 +34,7 @@ LAYOUT = InputLayout(
 
 def make_model(
     *,
-    layout: InputLayout = LAYOUT,
+    layout: InputSchema = LAYOUT,
     tasks: tuple[str | Task, ...] = ("click",),
     dropout: float = 0.0,
     combiner: str = "sum",

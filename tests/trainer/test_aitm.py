@@ -6,7 +6,7 @@ from tests.trainer.small_models import make_batches, make_model, make_step
 from tests.trainer.test_training_pass import training_pass
 from trainer.models.aitm import Transfer, chain_of
 from trainer.models.layers import Style
-from trainer.tasks import Task
+from trainer.tasks.tasks import Task
 
 CLICK, CART, BUY = Task("click"), Task("cart"), Task("buy")
 

@@ -17,15 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from trainer import checkpoints
-from trainer.checkpoints import CheckpointStore, NoCheckpointError, probe
-from trainer.model_folder import open_model, write_model
-from trainer.sealed import arrays as sealed_arrays
-from trainer.sealed import writer
-from trainer.sealed.arrays import DTYPES, ArraySource, is_array_name
-from trainer.sealed.errors import CheckpointError, DamagedError
-from trainer.sealed.manifest import Manifest, _sealed_text, read_manifest
-from trainer.sealed.reader import SealedFolder
+from data.storage import arrays as sealed_arrays
+from data.storage import checksummed_dir as writer
+from data.storage.arrays import DTYPES, ArraySource, is_array_name
+from data.storage.checksummed_dir import (
+    CheckpointError,
+    ChecksummedDir,
+    DamagedError,
+    Manifest,
+    _sealed_text,
+    read_manifest,
+)
+from trainer.checkpoint import store as checkpoints
+from trainer.checkpoint.model_folder import open_model, write_model
+from trainer.checkpoint.store import CheckpointStore, NoCheckpointError, probe
 
 STATE = {"epoch": 3, "metrics": {"auc_roc": 0.8125, "loss": float("-inf")}, "seeds": [1, 2**100], "note": "é\n"}
 
@@ -769,7 +774,7 @@ def test_a_document_that_cannot_be_read_leaves_the_old_model(tmp_path):
 
 def test_an_array_that_shrinks_after_it_was_verified_is_told(tmp_path):
     write_model(tmp_path / "model", sources(tensors(1)), {})
-    folder = SealedFolder(tmp_path / "model")
+    folder = ChecksummedDir(tmp_path / "model")
     folder.verify()
     for path in files_of(tmp_path / "model" / "weights"):
         path.write_bytes(path.read_bytes()[:-1])

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.models import products
-from trainer.models.activations import ACTIVATIONS, draw
+from trainer.models import layers as products
 from trainer.models.layers import Dense, ParallelDense, Style
-from trainer.models.training_pass import TrainingPass
+from trainer.models.step_context import ACTIVATIONS, StepContext, draw
 
 ROWS, INPUTS, UNITS, RATE, SEED = 64, 12, 20, 0.5, 7
 # Relative to the largest value: the rounding of gradients and results.
@@ -18,8 +17,8 @@ def mask(shape: tuple[int, ...], rate: float, seed: list[int]) -> np.ndarray:
     return draw(tf.constant(shape), rate, tf.constant(seed)).keep.numpy()
 
 
-def training_pass(step: int = 64, *, xla: bool = False) -> TrainingPass:
-    return TrainingPass(tf.constant([3, step]), tf.ones(ROWS), lambda tensors: tensors, xla)
+def training_pass(step: int = 64, *, xla: bool = False) -> StepContext:
+    return StepContext(tf.constant([3, step]), tf.ones(ROWS), lambda tensors: tensors, xla)
 
 
 def normal(*shape: int, seed: int) -> tf.Tensor:
@@ -149,7 +148,7 @@ def test_equal_seeds_drop_the_same_and_every_layer_step_and_worker_drops_others(
     other.kernel.assign(layer.kernel)
     seeds = {"same": [3, 64], "step": [3, 128], "worker": [4, 64]}
     found = {
-        name: layer(x, training_pass=TrainingPass(tf.constant(seed), tf.ones(ROWS), list)).numpy()
+        name: layer(x, training_pass=StepContext(tf.constant(seed), tf.ones(ROWS), list)).numpy()
         for name, seed in seeds.items()
     }
     found["layer"] = other(x, training_pass=training_pass()).numpy()

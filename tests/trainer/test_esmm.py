@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer.small_models import make_batches, make_model, make_step
-from trainer.losses import joint_labels, joint_logits
 from trainer.metrics import joint as in_numpy
-from trainer.metrics.rows import Rows
-from trainer.tasks import Task
+from trainer.metrics.metric import Rows
+from trainer.tasks.losses import joint_labels, joint_logits
+from trainer.tasks.tasks import Task
 
 CLICK, BUY = Task("click"), Task("buy", given=0)
 NAN = math.nan

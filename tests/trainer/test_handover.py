@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.checkpoints import CheckpointStore
-from trainer.sealed.arrays import ArraySource
-from trainer.sealed.errors import CheckpointError
-from trainer.sealed.handover import BLOCKS_AHEAD, Handover
+from data.storage.arrays import ArraySource
+from data.storage.checksummed_dir import CheckpointError
+from trainer.checkpoint.background_writer import BLOCKS_AHEAD, Handover
+from trainer.checkpoint.store import CheckpointStore
 
 
 def in_blocks(name: str, array: np.ndarray, on_block: Callable[[], None] = lambda: None) -> ArraySource:

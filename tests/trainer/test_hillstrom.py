@@ -10,7 +10,7 @@ import pytest
 from data.hillstrom.prepare import prepare
 from tests.data.tabular_world import rows_of
 from tests.helpers import ROOT, metrics, real_data, run_program
-from trainer.observation.log import read_log
+from trainer.logging.log import read_log
 
 pytestmark = [pytest.mark.real_data, pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode")]
 RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"

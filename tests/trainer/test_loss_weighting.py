@@ -10,9 +10,8 @@ from data.errors import DataError
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import make_batches, make_model, make_step
 from tests.trainer.test_step import differences, part
-from trainer.loss_weighting import METHODS, make_loss_weighting
-from trainer.loss_weighting.by_gradient import project
-from trainer.tasks import Task
+from trainer.tasks.loss_weighting import METHODS, make_loss_weighting, project
+from trainer.tasks.tasks import Task
 
 # No tensor: it would start TensorFlow while tests are collected, before main.py can set it up.
 LOSSES = np.array([0.5, 2.0], np.float32)

@@ -6,9 +6,9 @@ import tensorflow as tf
 
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import differences, make_batches, make_model, make_step, part
-from trainer.losses import row_weights, task_losses
 from trainer.step import StepInput
-from trainer.tasks import Task, logit_columns, restrict_to_sample_space
+from trainer.tasks.losses import row_weights, task_losses
+from trainer.tasks.tasks import Task, logit_columns, restrict_to_sample_space
 
 TASKS = (
     Task("kind", "multiclass", classes=4, loss_weight=0.5),

@@ -6,22 +6,21 @@ import pytest
 
 from data import memory
 from data.errors import DataError
+from data.storage.arrays import ArraySource
 from main import main
 from tests.helpers import ROOT, make_dataset
 from tests.trainer.small_models import LAYOUT, make_model
 from trainer import model_size
-from trainer.distributed import SingleWorker
-from trainer.flags.cli import parse
-from trainer.flags.model_options import ModelOptions
-from trainer.flags.options import Options
-from trainer.layout import IdColumns, InputLayout
-from trainer.model_folder import open_model, write_model
+from trainer.checkpoint.model_folder import open_model, write_model
+from trainer.cli import parse
+from trainer.comm import SingleWorker
+from trainer.config import ModelOptions, Options
+from trainer.layout import CategoricalInput, InputSchema
 from trainer.model_size import check_model_fits, dense_weights, table_sizes
 from trainer.models import MODELS
-from trainer.process.launcher import Launch
+from trainer.process.worker_env import WorkerEnv
 from trainer.recommender import Recommender
-from trainer.sealed.arrays import ArraySource
-from trainer.tasks import Task
+from trainer.tasks.tasks import Task
 from trainer.training import make_training
 
 TASKS = (Task("click"), Task("kind", "multiclass", classes=5))
@@ -79,20 +78,21 @@ def test_dense_weights_are_at_least_what_is_computed(name):
     assert 0 < dense_weights(ModelOptions(model=name, **FLAGS), LAYOUT, TASKS) <= real
 
 
-def layout_of(**tables: tuple[int, int]) -> InputLayout:
+def layout_of(**tables: tuple[int, int]) -> InputSchema:
     """One-hot features with tables of so many rows and this width."""
     columns = (
-        IdColumns(name, index, 1, False, rows, width) for index, (name, (rows, width)) in enumerate(tables.items())
+        CategoricalInput(name, index, 1, False, rows, width)
+        for index, (name, (rows, width)) in enumerate(tables.items())
     )
-    return InputLayout(tuple(columns), ())
+    return InputSchema(tuple(columns), ())
 
 
 LARGE = layout_of(user=(50_000_000, 64), day=(7, 4))
 
 
-def refusal(options: Options, launch: Launch | None = None, layout: InputLayout = LARGE) -> str:
+def refusal(options: Options, launch: WorkerEnv | None = None, layout: InputSchema = LARGE) -> str:
     with pytest.raises(DataError) as caught:
-        check_model_fits(options, layout, (Task("click"),), launch or Launch(), 1)
+        check_model_fits(options, layout, (Task("click"),), launch or WorkerEnv(), 1)
     return str(caught.value)
 
 
@@ -109,29 +109,29 @@ def test_without_training_only_the_weights_count(bound):
     bound(13 * 10**9)
     refusal(options_of("--model", "mmoe"))
     refusal(options_of("--model", "mmoe", "--benchmark"))
-    check_model_fits(options_of("--model", "mmoe", "--evaluate"), LARGE, (Task("click"),), Launch(), 1)
+    check_model_fits(options_of("--model", "mmoe", "--evaluate"), LARGE, (Task("click"),), WorkerEnv(), 1)
     bound(12 * 10**9)
     assert "user (50,000,000 x 64: 11.92 GiB)" in refusal(options_of("--model", "mmoe", "--evaluate"))
     assert "optimizer" not in refusal(options_of("--model", "mmoe", "--predict", "out.parquet"))
 
 
 def test_workers_of_a_host_share_its_memory_and_sharded_tables(bound):
-    two = Launch(0, 2, 0, 2)
+    two = WorkerEnv(0, 2, 0, 2)
     bound(60 * 10**9)
-    check_model_fits(options_of("--model", "mmoe"), LARGE, (Task("click"),), Launch(), 1)
+    check_model_fits(options_of("--model", "mmoe"), LARGE, (Task("click"),), WorkerEnv(), 1)
     assert "27.94 GiB are available to each of 2 workers on this host" in refusal(options_of("--model", "mmoe"), two)
     check_model_fits(options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (Task("click"),), two, 1)
     bound(38 * 10**9)
     refusal(options_of("--model", "mmoe", "--shard_embeddings"), two)
     # On two hosts, each worker has its host's memory.
-    check_model_fits(options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (Task("click"),), Launch(0, 2), 1)
+    check_model_fits(options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (Task("click"),), WorkerEnv(0, 2), 1)
 
 
 def test_classes_units_and_experts_count(bound):
     bound(2**33)
     many = (Task("kind", "multiclass", classes=2 * 10**9),)
     with pytest.raises(DataError, match="2,000,000,000 outputs"):
-        check_model_fits(options_of("--model", "mmoe"), layout_of(day=(7, 4)), many, Launch(), 1)
+        check_model_fits(options_of("--model", "mmoe"), layout_of(day=(7, 4)), many, WorkerEnv(), 1)
     assert "dense weights" in refusal(options_of("--deep_hidden_units", "2000000000"), layout=layout_of(day=(7, 4)))
     assert "dense weights" in refusal(
         options_of("--model", "mmoe", "--num_experts", "100000000"), layout=layout_of(day=(7, 4))
@@ -141,7 +141,7 @@ def test_classes_units_and_experts_count(bound):
 def test_on_a_gpu_nothing_is_compared(bound, monkeypatch):
     bound(2**20)
     monkeypatch.setattr(model_size, "may_use_gpu", lambda cpu: True)
-    check_model_fits(options_of("--model", "mmoe"), LARGE, (Task("click"),), Launch(), 1)
+    check_model_fits(options_of("--model", "mmoe"), LARGE, (Task("click"),), WorkerEnv(), 1)
 
 
 def test_a_run_is_refused_before_tensorflow(tmp_path, capsys, monkeypatch, bound):

@@ -2,19 +2,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data.specification.embedding_sizes import embedding_dims
-from data.specification.feature_spec import FeatureSpec
+from data.spec.embedding_sizes import embedding_dims
+from data.spec.feature_spec import FeatureSpec
 from tests.helpers import ROOT
 from tests.trainer.small_models import LAYOUT, make_batches, make_model
-from trainer.flags.model_options import ModelOptions
-from trainer.layout import IdColumns, InputLayout, input_layout
+from trainer.config import ModelOptions
+from trainer.layout import CategoricalInput, InputSchema, input_schema
 from trainer.models import build_model
-from trainer.tasks import Task
+from trainer.tasks.tasks import Task
 
 
 def test_wide_and_deep_on_outbrain_has_the_published_number_of_parameters():
     spec = FeatureSpec.read(ROOT / "feature_specs" / "fspec_csv.yaml")
-    layout = input_layout(spec, embedding_dims(spec, ROOT / "data" / "outbrain" / "embedding_sizes.json"))
+    layout = input_schema(spec, embedding_dims(spec, ROOT / "data" / "outbrain" / "embedding_sizes.json"))
     assert layout.width == 1248
     model = build_model(ModelOptions(), layout, (Task("clicked"),), compute_dtype="float32", seed=0)
     assert model.count_params() == 91_777_245
@@ -65,10 +65,10 @@ def test_equal_seeds_give_equal_weights_and_tables_differ_from_each_other():
 @pytest.mark.parametrize(
     "layout",
     [
-        InputLayout((), ("age", "price")),
-        InputLayout((IdColumns("user", 0, 1, False, 5, 3),), ()),
-        InputLayout((IdColumns("tags", 0, 2, True, 5, 3),), ()),
-        InputLayout((IdColumns("tag", 0, 1, True, 5, 3),), ("age",)),
+        InputSchema((), ("age", "price")),
+        InputSchema((CategoricalInput("user", 0, 1, False, 5, 3),), ()),
+        InputSchema((CategoricalInput("tags", 0, 2, True, 5, 3),), ()),
+        InputSchema((CategoricalInput("tag", 0, 1, True, 5, 3),), ("age",)),
     ],
 )
 def test_channels_may_be_empty_and_a_row_without_any_id_has_a_finite_logit(layout):

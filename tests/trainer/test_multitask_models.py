@@ -5,10 +5,9 @@ import tensorflow as tf
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import make_batches, make_model, make_step
 from tests.trainer.test_step import differences, part
-from trainer.flags.model_options import ModelOptions
-from trainer.models.gates import Gates, mix
+from trainer.config import ModelOptions
 from trainer.models.layers import ParallelStack, Style
-from trainer.models.multitask import levels_of
+from trainer.models.multitask import Gates, levels_of, mix
 
 MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "aitm")
 TASKS = ("click", "buy")

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.flags.options import DeepOptimizer
-from trainer.loss_scale import GROWTH_STEPS, LossScale
+from trainer.config import DeepOptimizer
+from trainer.optimizers.loss_scale import GROWTH_STEPS, LossScale
 from trainer.optimizers.optimizer import Optimizer
 from trainer.optimizers.rules import Adam, Ftrl, RMSprop, make_rule
 from trainer.optimizers.schedules import Constant, WarmupThenConstant, WarmupThenSteps, make_schedule

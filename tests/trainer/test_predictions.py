@@ -4,14 +4,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.errors import DataError
-from data.loading.stored_columns import StoredColumns
-from data.specification.feature_spec import FeatureSpec
+from data.loading.parquet import StoredColumns
+from data.spec.feature_spec import FeatureSpec
 from tests.data.parquet_worlds import CHANNELS, FEATURES, TYPES, arrow_table, random_rows
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer import predictions
 from trainer.metrics.calibration import probability
 from trainer.predictions import PredictionWriter, check_column_names, check_predictions_path
-from trainer.tasks import Task
+from trainer.tasks.tasks import Task
 
 TASKS = [Task("click"), Task("buy")]
 

@@ -13,7 +13,7 @@ import export
 from data.errors import DataError
 from tests.helpers import ROOT, environment
 from tests.trainer.export.models import write_run
-from trainer.checkpoints import NoCheckpointError
+from trainer.checkpoint.store import NoCheckpointError
 from trainer.export.saved_model_folder import load_signatures
 from trainer.recommender import Recommender
 

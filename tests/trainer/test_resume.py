@@ -16,19 +16,18 @@ import pytest
 import check_dataset
 import trainer.loop
 import trainer.run
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
+from data.storage.arrays import ArraySource
+from data.storage.checksummed_dir import CheckpointError, write_sealed
 from main import main
 from tests.helpers import ROOT, losses, make_dataset, metrics, must
-from trainer.checkpoints import Checkpoint, CheckpointStore, NoCheckpointError
+from trainer.checkpoint.load_model import load_model
+from trainer.checkpoint.manager import Saver
+from trainer.checkpoint.store import Checkpoint, CheckpointStore, NoCheckpointError
 from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator
+from trainer.lifecycle.errors import DONE, FAILURE, NO_CHECKPOINT, STOPPED
 from trainer.loop import describe
-from trainer.reliability.exit_codes import DONE, FAILURE, NO_CHECKPOINT, STOPPED
-from trainer.saved_model import load_model
-from trainer.saving import Saver
-from trainer.sealed.arrays import ArraySource
-from trainer.sealed.errors import CheckpointError
-from trainer.sealed.writer import write_sealed
 
 ROWS, BATCH, EPOCHS, SAVE_EVERY = 700, 64, 3, 4
 PER_EPOCH = -(-ROWS // BATCH)  # 11: the saves fall on other places in each epoch

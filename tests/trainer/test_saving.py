@@ -8,7 +8,7 @@ import pytest
 
 from main import main
 from tests.helpers import ROOT, environment, make_dataset, must
-from trainer.checkpoints import CheckpointStore
+from trainer.checkpoint.store import CheckpointStore
 
 STEPS_PER_EPOCH = 7
 FLAGS = ["--deep_hidden_units", "8", "--global_batch_size", "64", "--eval_batch_size", "64", "--num_epochs", "2"]

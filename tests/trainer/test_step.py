@@ -17,10 +17,10 @@ from tests.trainer.small_models import (
 )
 from trainer.embeddings.shards import Shards
 from trainer.models.ranking import RankingModel
-from trainer.models.training_pass import TrainingPass
+from trainer.models.step_context import StepContext
 from trainer.process import device
 from trainer.step import StepInput
-from trainer.tasks import Task
+from trainer.tasks.tasks import Task
 
 STEPS = 60
 
@@ -283,7 +283,7 @@ def test_dropout_is_a_function_of_seed_step_and_rank(batches):
     seeds = [tf.constant([0, 64]), tf.constant([0, 128]), tf.constant([1, 64])]
     batch, logits = batches[0], []
     for seed in seeds:
-        training_pass = TrainingPass(seed, tf.ones(16), lambda tensors: tensors)
+        training_pass = StepContext(seed, tf.ones(16), lambda tensors: tensors)
         rows = model.gather(batch.ids)
         logits.append(model.logits(rows, batch.ids, batch.numerical, training_pass).numpy())
     assert not np.allclose(logits[0], logits[1])

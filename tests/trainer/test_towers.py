@@ -6,12 +6,12 @@ import tensorflow as tf
 
 from data.errors import DataError
 from tests.trainer.small_models import make_batches, make_model, make_step
-from trainer.flags.cli import parse
-from trainer.flags.model_options import ModelOptions
+from trainer.cli import parse
+from trainer.config import ModelOptions
 from trainer.models import MODELS
 from trainer.models.layers import Style
 from trainer.models.towers import Towers
-from trainer.tasks import Task, logit_columns
+from trainer.tasks.tasks import Task, logit_columns
 
 TASKS = (Task("click"), Task("rank", kind="multiclass", classes=3), Task("buy"), Task("stay"))
 UNITS = [(5,), (5,), (), (5,)]

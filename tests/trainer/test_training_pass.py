@@ -7,16 +7,16 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer.small_models import make_batches, make_model, make_step
-from trainer.flags.model_options import ModelOptions
-from trainer.models.batch_norm import EPSILON, MOMENTUM, BatchNorm
-from trainer.models.gates import Gates
-from trainer.models.training_pass import TrainingPass
+from trainer.config import ModelOptions
+from trainer.models.layers import EPSILON, MOMENTUM, BatchNorm
+from trainer.models.multitask import Gates
+from trainer.models.step_context import StepContext
 
 TASKS = ("click", "buy")
 
 
-def training_pass(rows: int, present: list[float] | None = None) -> TrainingPass:
-    return TrainingPass(tf.constant([3, 64]), tf.constant(present or [1.0] * rows), lambda tensors: tensors)
+def training_pass(rows: int, present: list[float] | None = None) -> StepContext:
+    return StepContext(tf.constant([3, 64]), tf.constant(present or [1.0] * rows), lambda tensors: tensors)
 
 
 def normal(*shape: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from trainer.embeddings.shards import Shards
-from trainer.layout import InputLayout
+from trainer.layout import InputSchema
 
 # Rows initialised at once, so that initialisation needs no second copy of a large table.
 START_ROWS = 1 << 17
@@ -53,7 +53,7 @@ class EmbeddingTables(keras.layers.Layer):
 
     def __init__(
         self,
-        layout: InputLayout,
+        layout: InputSchema,
         *,
         outputs: int,
         combiner: str,

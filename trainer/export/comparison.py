@@ -7,7 +7,7 @@ import numpy as np
 from trainer.export.ports import rows_of
 from trainer.metrics.calibration import probability
 from trainer.predictions import softmax
-from trainer.tasks import Task, logit_columns
+from trainer.tasks.tasks import Task, logit_columns
 
 # Absolute for values up to 1, relative for larger ones (values of a regression). Predictions are float32.
 TOLERANCE = 1e-5

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
+from trainer.checkpoint.load_model import SavedModel
 from trainer.export.ports import inputs_of
-from trainer.layout import InputLayout
-from trainer.saved_model import SavedModel
-from trainer.tasks import logit_columns
+from trainer.layout import InputSchema
+from trainer.tasks.tasks import logit_columns
 
 ACTIVATIONS = {"binary": tf.math.sigmoid, "multiclass": tf.nn.softmax, "regression": tf.identity}
 
@@ -46,7 +46,7 @@ def predictions(saved: SavedModel, ids: tf.Tensor, numerical: tf.Tensor) -> dict
     return {task.name: ACTIVATIONS[task.kind](logits[:, columns]) for task, columns in places}
 
 
-def matrices(layout: InputLayout, features: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+def matrices(layout: InputSchema, features: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
     """Concatenates named features to the model's input matrices.
 
     Returns:

@@ -10,9 +10,9 @@ import onnxruntime
 import tensorflow as tf
 import tf2onnx
 
+from trainer.checkpoint.load_model import SavedModel
 from trainer.export.comparison import Predict
 from trainer.export.graph import encoded_function
-from trainer.saved_model import SavedModel
 
 # Released in September 2022; supported by onnxruntime since 1.14 and Triton since 23.02.
 OPSET = 17

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.layout import InputLayout
-from trainer.tasks import Task
+from trainer.layout import InputSchema
+from trainer.tasks.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Port:
     width: int
 
 
-def inputs_of(layout: InputLayout) -> tuple[Port, ...]:
+def inputs_of(layout: InputSchema) -> tuple[Port, ...]:
     """Returns one input per feature: ids first (multi-hot rows are padded with -1), then numbers."""
     ids = (Port(columns.name, "int32", columns.hotness) for columns in layout.categorical)
     return (*ids, *(Port(name, "float32", 1) for name in layout.numerical))
@@ -37,7 +37,7 @@ def outputs_of(tasks: Sequence[Task]) -> tuple[Port, ...]:
     return tuple(Port(task.name, "float32", task.width) for task in tasks)
 
 
-def named_inputs(layout: InputLayout, ids: np.ndarray, numerical: np.ndarray) -> dict[str, np.ndarray]:
+def named_inputs(layout: InputSchema, ids: np.ndarray, numerical: np.ndarray) -> dict[str, np.ndarray]:
     """Splits a model's input matrices into one array per feature.
 
     Args:

@@ -9,18 +9,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from data.command_line import Parser
-from data.conversion.new_dataset import SPEC_FILE
 from data.errors import DataError
+from data.files.new_dataset import SPEC_FILE
 from data.loading.loader import ParquetLoader
-from data.output_paths import check_apart
-from data.specification.feature_spec import LABEL, FeatureSpec
-from trainer.checkpoints import CHECKPOINTS
-from trainer.flags.places import default_place
-from trainer.model_folder import MODEL_FOLDER, SEEN_ITEMS, SEEN_STARTS, SPECIFICATION, open_model
-from trainer.schema import MAX_HOTNESS, WIDTH, Schema
-from trainer.sealed.manifest import MANIFEST
-from trainer.sealed.reader import SealedFolder
-from trainer.sealed.writer import standing
+from data.spec.feature_spec import LABEL, FeatureSpec
+from data.storage.checksummed_dir import MANIFEST, ChecksummedDir, standing
+from data.storage.output_paths import check_apart
+from trainer.checkpoint.facts import MAX_HOTNESS, WIDTH, Schema
+from trainer.checkpoint.model_folder import MODEL_FOLDER, SEEN_ITEMS, SEEN_STARTS, SPECIFICATION, open_model
+from trainer.checkpoint.store import CHECKPOINTS
+from trainer.cli import default_place
 
 SAVED_MODEL, ONNX, TRITON = FORMATS = ("savedmodel", "onnx", "triton")
 # Number of rows on which an export is compared with the model.
@@ -44,7 +42,7 @@ class Request:
         rows: loader of the rows on which the export is compared with the model; None for random rows.
     """
 
-    model: SealedFolder
+    model: ChecksummedDir
     output: Path
     format: str
     rows: ParquetLoader | None
@@ -122,7 +120,7 @@ def _model_folder(model_dir: Path) -> Path:
     return model_dir if (standing(model_dir) / MANIFEST).is_file() and not run.exists() else run
 
 
-def _check_size(model: SealedFolder) -> None:
+def _check_size(model: ChecksummedDir) -> None:
     weights = [entry for name, entry in model.arrays.items() if name not in (SEEN_STARTS, SEEN_ITEMS)]
     size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in weights)
     if size > MAX_ONNX_BYTES:

@@ -5,12 +5,12 @@ from contextlib import closing
 
 import numpy as np
 
-from data.encoding.encoders import Encoder, Numerical
 from data.loading.batch import PAD
 from data.loading.loader import ParquetLoader
-from trainer.export.raw_columns import NULL_INTEGER, NULL_TEXT, RawColumn, keys_of
+from data.preprocess.encoders import Encoder, Numerical
+from trainer.export.raw import NULL_INTEGER, NULL_TEXT, RawColumn, keys_of
 from trainer.feeding import id_matrix
-from trainer.layout import InputLayout
+from trainer.layout import InputSchema
 
 
 def first_rows(loader: ParquetLoader) -> tuple[np.ndarray, np.ndarray]:
@@ -25,7 +25,7 @@ def first_rows(loader: ParquetLoader) -> tuple[np.ndarray, np.ndarray]:
     return id_matrix(batch)[real], batch.numerical[real]
 
 
-def random_rows(layout: InputLayout, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def random_rows(layout: InputSchema, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Generates rows of random valid ids, multi-hot rows of random lengths, and normally distributed numbers.
 
     Returns:

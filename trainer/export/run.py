@@ -11,20 +11,19 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from data import draft_folder
-from data.atomic import sync_names
-from data.encoding.encoders import encode_columns
+from data.preprocess.encoders import encode_columns
+from data.storage import files as draft_folder
+from data.storage.checksummed_dir import remove_leftovers, temporary_name
+from data.storage.files import sync_names
+from trainer.checkpoint.load_model import SavedModel, read_model
 from trainer.export.comparison import Predict, expected_predictions, largest_difference
 from trainer.export.ports import named_inputs, tensor_names
-from trainer.export.raw_columns import NotFromRaw
-from trainer.export.raw_graph import RawEncoding
+from trainer.export.raw import NotFromRaw, RawEncoding
 from trainer.export.request import ONNX, ROWS, SAVED_MODEL, Request
 from trainer.export.rows import first_rows, random_raw, random_rows, raw_inputs
 from trainer.export.saved_model_folder import ENCODED, RAW, load_signatures, write_saved_model
-from trainer.layout import InputLayout
+from trainer.layout import InputSchema
 from trainer.recommender.scorer import Scorer
-from trainer.saved_model import SavedModel, read_model
-from trainer.sealed.writer import remove_leftovers, temporary_name
 
 Arrays = Mapping[str, np.ndarray]
 # File written if names had to be changed: {name in the dataset: name of the tensor}.
@@ -65,7 +64,7 @@ def with_tensor_names(saved: SavedModel) -> tuple[SavedModel, dict[str, str]]:
     layout, columns = saved.layout, [encoder.column for encoder in saved.encoders.values()]
     features = [*(column.name for column in layout.categorical), *layout.numerical]
     name = tensor_names([*features, *(task.name for task in saved.tasks), *saved.encoders, *columns])
-    layout = InputLayout(
+    layout = InputSchema(
         tuple(replace(column, name=name[column.name]) for column in layout.categorical),
         tuple(name[feature] for feature in layout.numerical),
     )

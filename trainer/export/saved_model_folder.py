@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from trainer.checkpoint.load_model import SavedModel
 from trainer.export.comparison import Predict
 from trainer.export.graph import encoded_function
-from trainer.export.raw_graph import RawEncoding, raw_function
-from trainer.saved_model import SavedModel
+from trainer.export.raw import RawEncoding, raw_function
 
 # Scope names that TensorFlow accepts when it saves a variable.
 SCOPE_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.checkpoint.load_model import SavedModel
 from trainer.export.onnx_file import write_onnx
 from trainer.export.ports import Port, inputs_of, outputs_of
-from trainer.saved_model import SavedModel
 
 NATIVE, PYTHON = "recommender", "recommender_python"
 MODEL_FILE = "model.onnx"

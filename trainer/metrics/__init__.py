@@ -6,17 +6,13 @@ each metric at the end. To add a metric, implement `Metric` in a new module and 
 
 from typing import Protocol
 
+from trainer.metrics.auc import PrecisionRecallAuc, RocAuc
 from trainer.metrics.calibration import Calibration, CalibrationError
-from trainer.metrics.collectives import Collectives
-from trainer.metrics.direction import Direction
-from trainer.metrics.grouped_auc import GroupedAuc
+from trainer.metrics.grouped import GroupedAuc, MeanAveragePrecision
 from trainer.metrics.log_loss import LogLoss, NormalizedEntropy
-from trainer.metrics.mean_average_precision import MeanAveragePrecision
+from trainer.metrics.metric import Collectives, Direction, Rows
 from trainer.metrics.multiclass import Accuracy, OneVersusRestAuc, SoftmaxLoss, SoftmaxNormalizedEntropy
-from trainer.metrics.precision_recall_auc import PrecisionRecallAuc
 from trainer.metrics.regression import MeanAbsoluteError, MeanSquaredError, RootMeanSquaredError
-from trainer.metrics.roc_auc import RocAuc
-from trainer.metrics.rows import Rows
 
 
 class Metric(Protocol):

@@ -1,14 +1,13 @@
 """Calibration: whether predicted probabilities match observed frequencies."""
 
 import math
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-from trainer.metrics.collectives import Collectives
-from trainer.metrics.direction import Direction
-from trainer.metrics.rows import Rows
-from trainer.metrics.score_table import ScoreTable, score_table
-from trainer.metrics.weighted_sums import blocks, weighted_sums
+from trainer.metrics.metric import Collectives, Direction, Rows
+from trainer.metrics.sums import ScoreTable, blocks, score_table, weighted_sums
 
 BINS = 100
 
@@ -100,3 +99,43 @@ def _bin_borders(table: ScoreTable, comm: Collectives) -> np.ndarray:
     first = np.searchsorted(bins, np.arange(1, BINS))
     # The lowest score over all workers; a worker without such a score contributes infinity.
     return comm.gather_rows(np.append(table.scores, np.float32(np.inf))[first][np.newaxis]).min(axis=0)
+
+
+CURVE = "calibration_curve"  # the key in the log, before a task's name
+POINTS = 20
+
+
+class CalibrationCurve(NamedTuple):
+    """One entry per non-empty bin, by increasing prediction.
+
+    Attributes:
+        weight: [bins] float64, sum of the sample weights.
+        prediction: [bins] float64, weighted mean of the predicted probabilities.
+        label: [bins] float64, weighted mean of the labels.
+    """
+
+    weight: np.ndarray
+    prediction: np.ndarray
+    label: np.ndarray
+
+
+def calibration_curve(table: ScoreTable, rows: Rows, comm: Collectives) -> CalibrationCurve:
+    """Computes the curve over the rows of all workers, equal on all of them. A collective.
+
+    It has 20 bins of equal mass, each made of five adjacent bins of the calibration error's 100, so rows of equal logit
+    share a bin. Empty bins are omitted.
+
+    Args:
+        table: result of score_table for the rows.
+        rows: this worker's rows of a binary task.
+        comm: collectives of the group of workers.
+    """
+    predicted, actual, weight = calibration_sums(table, rows, comm).reshape(3, POINTS, BINS // POINTS).sum(axis=2)
+    held = weight > 0
+    weight = weight[held]
+    return CalibrationCurve(weight, predicted[held] / weight, actual[held] / weight)
+
+
+def as_records(curves: Mapping[str, CalibrationCurve]) -> dict[str, dict[str, list[float]]]:
+    """Converts curves to their log format: key -> weight, prediction and label -> one value per bin."""
+    return {key: {name: column.tolist() for name, column in curve._asdict().items()} for key, curve in curves.items()}

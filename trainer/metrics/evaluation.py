@@ -8,12 +8,11 @@ import numpy as np
 
 from data.errors import DataError
 from trainer.metrics import Metric, make_metrics
-from trainer.metrics.calibration_curve import CURVE, CalibrationCurve, calibration_curve
-from trainer.metrics.collectives import Collectives
+from trainer.metrics.calibration import CURVE, CalibrationCurve, calibration_curve
 from trainer.metrics.joint import joint_logits, joint_rows
-from trainer.metrics.rows import Rows, RowStore
-from trainer.metrics.score_table import ScoreMetric, score_table
-from trainer.tasks import Task, joint_chains, joint_name, restrict_to_sample_space
+from trainer.metrics.metric import Collectives, Rows, RowStore
+from trainer.metrics.sums import ScoreMetric, score_table
+from trainer.tasks.tasks import Task, joint_chains, joint_name, restrict_to_sample_space
 
 MEAN = "mean"
 

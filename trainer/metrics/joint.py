@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainer.metrics.rows import Rows, as_logits
+from trainer.metrics.metric import Rows, as_logits
 
 
 def joint_rows(parts: Sequence[Rows]) -> Rows:
@@ -28,7 +28,7 @@ def joint_logits(logits: np.ndarray) -> np.ndarray:
     """Returns the logits of the product of probabilities, [rows] float32, finite, rounded once from float64.
 
     1 / (p q) - 1 = a + b + a b with the odds against, a = (1 - p) / p = exp(-logit of p) and b likewise: a sum of
-    positive numbers, without cancellation. `trainer.losses` has the TensorFlow version.
+    positive numbers, without cancellation. `trainer.tasks.losses` has the TensorFlow version.
 
     Args:
         logits: [rows, probabilities] float32.

@@ -4,10 +4,8 @@ import math
 
 import numpy as np
 
-from trainer.metrics.collectives import Collectives
-from trainer.metrics.direction import Direction
-from trainer.metrics.rows import Rows
-from trainer.metrics.weighted_sums import weighted_mean, weighted_sums
+from trainer.metrics.metric import Collectives, Direction, Rows
+from trainer.metrics.sums import weighted_mean, weighted_sums
 
 
 class LogLoss:

@@ -4,11 +4,9 @@ import math
 
 import numpy as np
 
-from trainer.metrics.collectives import Collectives
-from trainer.metrics.direction import Direction
-from trainer.metrics.roc_auc import RocAuc
-from trainer.metrics.rows import Rows, as_logits
-from trainer.metrics.weighted_sums import blocks, weighted_mean, weighted_sums
+from trainer.metrics.auc import RocAuc
+from trainer.metrics.metric import Collectives, Direction, Rows, as_logits
+from trainer.metrics.sums import blocks, weighted_mean, weighted_sums
 
 
 class SoftmaxLoss:

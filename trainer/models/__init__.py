@@ -3,13 +3,13 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from trainer.flags.model_options import ModelOptions
-from trainer.layout import InputLayout
+from trainer.config import ModelOptions
+from trainer.layout import InputSchema
 
 if TYPE_CHECKING:
     from trainer.embeddings.shards import Shards
     from trainer.models.ranking import RankingModel
-    from trainer.tasks import Task
+    from trainer.tasks.tasks import Task
 
 # Names rather than classes: importing Keras takes seconds, and flags are validated before it is loaded.
 MODELS = {
@@ -22,7 +22,7 @@ MODELS = {
 
 def build_model(
     options: ModelOptions,
-    layout: InputLayout,
+    layout: InputSchema,
     tasks: tuple["Task", ...],
     *,
     compute_dtype: str,

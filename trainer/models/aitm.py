@@ -9,13 +9,13 @@ import math
 import keras
 import tensorflow as tf
 
+from trainer.config import ModelOptions
 from trainer.embeddings.tables import Rows
-from trainer.flags.model_options import ModelOptions
 from trainer.models.layers import ParallelDense, ParallelStack, Style
 from trainer.models.ranking import RankingModel
+from trainer.models.step_context import StepContext
 from trainer.models.towers import Towers
-from trainer.models.training_pass import TrainingPass
-from trainer.tasks import Task, logit_columns
+from trainer.tasks.tasks import Task, logit_columns
 
 
 def chain_of(tasks: tuple[Task, ...]) -> list[tuple[int, int | None]]:
@@ -55,7 +55,7 @@ class Transfer(keras.layers.Layer):
         self.projections = ParallelDense(3, width, width, style=linear, seed=seed + 500, name=f"{name}_attention")
         self.built = True
 
-    def call(self, own: tf.Tensor, handed_on: tf.Tensor, training_pass: TrainingPass | None = None) -> tf.Tensor:
+    def call(self, own: tf.Tensor, handed_on: tf.Tensor, training_pass: StepContext | None = None) -> tf.Tensor:
         """Returns the attention-weighted features, [batch, width] in the compute dtype."""
         handed_on = self.hand_on(handed_on, training_pass=training_pass)[0]
         batch = tf.shape(own)[0]
@@ -92,7 +92,7 @@ class Aitm(RankingModel):
             tasks, units[-1], [options.tower_units(task.name) for task in tasks], style=style, seed=seed + 100_000
         )
 
-    def head(self, deep_input: tf.Tensor, training_pass: TrainingPass | None) -> tf.Tensor:
+    def head(self, deep_input: tf.Tensor, training_pass: StepContext | None) -> tf.Tensor:
         """Runs the bottoms, the transfers along the chain and the towers; returns logits [batch, outputs] float32."""
         own = self.bottoms(deep_input, training_pass=training_pass)  # [tasks, batch, units]
         states: dict[int, tf.Tensor] = {}
@@ -105,7 +105,7 @@ class Aitm(RankingModel):
         return self.towers(tf.stack([states[task] for task in range(len(self.tasks))]), training_pass=training_pass)
 
     def logits(
-        self, rows: Rows, ids: tf.Tensor, numerical: tf.Tensor, training_pass: TrainingPass | None = None
+        self, rows: Rows, ids: tf.Tensor, numerical: tf.Tensor, training_pass: StepContext | None = None
     ) -> tf.Tensor:
         """Computes logits [batch, outputs] float32; in training, also adds the calibrator's penalties."""
         logits = super().logits(rows, ids, numerical, training_pass)

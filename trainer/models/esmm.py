@@ -2,11 +2,11 @@
 
 import tensorflow as tf
 
-from trainer.flags.model_options import ModelOptions
+from trainer.config import ModelOptions
 from trainer.models.layers import Style
 from trainer.models.ranking import RankingModel
+from trainer.models.step_context import StepContext
 from trainer.models.towers import Towers
-from trainer.models.training_pass import TrainingPass
 
 
 class Esmm(RankingModel):
@@ -29,6 +29,6 @@ class Esmm(RankingModel):
             seed=seed + 100_000,
         )
 
-    def head(self, deep_input: tf.Tensor, training_pass: TrainingPass | None) -> tf.Tensor:
+    def head(self, deep_input: tf.Tensor, training_pass: StepContext | None) -> tf.Tensor:
         """Computes the towers' logits, [batch, outputs] float32."""
         return self.towers(deep_input, training_pass=training_pass)

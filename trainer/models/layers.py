@@ -1,15 +1,117 @@
 """Dense layers, and layers of equal shape that run side by side as one batched product."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import keras
 import tensorflow as tf
 
-from trainer.flags.model_options import ModelOptions
-from trainer.models.activations import ACTIVATIONS, relu_with_dropout
-from trainer.models.batch_norm import BatchNorm
-from trainer.models.products import add_bias, matmul
-from trainer.models.training_pass import TrainingPass
+from trainer.config import ModelOptions
+from trainer.models.step_context import ACTIVATIONS, StepContext, relu_with_dropout
+from trainer.process.device import has_units, on_gpu, own_flags
+
+
+def product_dtype(compute_dtype: str) -> str:
+    """Returns the dtype in which products of the compute dtype are computed.
+
+    CPUs without native support for a half-precision dtype take several times as long with it as with float32. There,
+    operands are rounded to the compute dtype and multiplied as float32, which is what native units do, too; only
+    rounding the result is left to the caller.
+    """
+    return compute_dtype if on_gpu() or has_units(compute_dtype, own_flags()) else "float32"
+
+
+def operand(x: tf.Tensor, compute_dtype: str) -> tf.Tensor:
+    """Rounds `x` to the compute dtype and returns it in the dtype of products."""
+    return tf.cast(tf.cast(x, compute_dtype), product_dtype(compute_dtype))
+
+
+def matmul(x: tf.Tensor, y: tf.Tensor, compute_dtype: str) -> tf.Tensor:
+    """Computes the matrix product x y; its gradient's two products are computed in the same way.
+
+    Args:
+        x: [..., n, k] float.
+        y: [..., k, m] float.
+        compute_dtype: dtype that operands and gradients are rounded to.
+
+    Returns:
+        [..., n, m] in product_dtype(compute_dtype), to be rounded to the compute dtype by the caller.
+    """
+    return tf.linalg.matmul(operand(x, compute_dtype), operand(y, compute_dtype))
+
+
+def add_bias(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """Adds the bias to every row of `x`.
+
+    The bias gradient is a sum over rows; as a product with ones, it takes about half the time.
+
+    Args:
+        x: [..., rows, units].
+        bias: [units] or [..., 1, units], in the dtype of `x`.
+    """
+
+    @tf.custom_gradient
+    def added(x: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor]]]:
+        def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
+            ones = tf.ones([*[1] * (x.shape.rank - 1), tf.shape(x)[-2]], x.dtype)  # [..., 1, rows]
+            return [upstream, tf.reshape(tf.linalg.matmul(ones, upstream), bias.shape)]
+
+        # The graph optimizer fuses BiasAdd, but not a plain addition, into the preceding matmul.
+        return tf.nn.bias_add(x, bias) if bias.shape.rank == 1 else x + bias, gradient
+
+    return tf.convert_to_tensor(added(x, bias))
+
+
+MOMENTUM = 0.9
+EPSILON = 1e-5
+
+
+class BatchNorm(keras.layers.Layer):
+    """Normalises each unit: gamma (x - mean) / sqrt(variance + epsilon) + beta.
+
+    In training, mean and (biased) variance are computed over the rows of all workers, without rows of weight 0 such as
+    padding. Otherwise their moving averages are used, whose new values a training pass leaves in
+    `StepContext.moments`. Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015.
+
+    Args:
+        shape: shape of the moments, [units] or [layers, 1, units].
+        name: name of the layer.
+
+    Input and output: [batch, units] or [layers, batch, units] of any float dtype; computed in float32.
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, name: str):
+        super().__init__(name=name, dtype="float32", autocast=False)
+        self.gamma = self.add_weight(shape=shape, initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=shape, initializer="zeros", name="beta")
+        self.moving_mean = self.add_weight(shape=shape, initializer="zeros", name="moving_mean", trainable=False)
+        self.moving_variance = self.add_weight(shape=shape, initializer="ones", name="moving_variance", trainable=False)
+        self.built = True
+
+    def call(self, x: tf.Tensor, training_pass: StepContext | None = None) -> tf.Tensor:
+        """Normalises `x` by the moments of the global batch in training, by the moving averages otherwise."""
+        values = tf.cast(x, tf.float32)
+        if training_pass is None:
+            mean, variance = self.moving_mean.value, self.moving_variance.value
+        else:
+            mean, variance = self._moments(values, training_pass=training_pass)
+        scale = self.gamma.value * tf.math.rsqrt(variance + EPSILON)
+        return tf.cast((values - mean) * scale + self.beta.value, x.dtype)
+
+    def _moments(self, values: tf.Tensor, training_pass: StepContext) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns mean and variance over the rows of all workers, and records the new moving averages."""
+        shape, present = self.gamma.shape, training_pass.present[:, tf.newaxis]  # present: [batch, 1]
+        count, total = training_pass.sum_over_workers(
+            [tf.reduce_sum(training_pass.present), tf.reshape(tf.reduce_sum(values * present, axis=-2), shape)]
+        )
+        mean = tf.math.divide_no_nan(total, count)
+        # A second reduction after the mean is known: E[x^2] - mean^2 would cancel where the mean is large.
+        squares = tf.reduce_sum(tf.math.squared_difference(values, mean) * present, axis=-2)
+        variance = tf.math.divide_no_nan(training_pass.sum_over_workers([tf.reshape(squares, shape)])[0], count)
+        # Not assigned here: the step assigns them only if it is applied.
+        for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            training_pass.moments.append((moving, MOMENTUM * moving.value + (1 - MOMENTUM) * value))
+        return mean, variance
 
 
 @dataclass(frozen=True)
@@ -40,7 +142,7 @@ def activated(
     norm: BatchNorm | None,
     *,
     style: Style,
-    training_pass: TrainingPass | None,
+    training_pass: StepContext | None,
     place: int,
 ) -> tf.Tensor:
     """Applies what follows a dense layer's product: bias or normalisation, activation, dropout.
@@ -71,7 +173,7 @@ def activated(
     return result if draws is None else tf.where(draws.keep, result / (1 - rate), tf.zeros((), result.dtype))
 
 
-def weight_factor(style: Style, training_pass: TrainingPass | None) -> float:
+def weight_factor(style: Style, training_pass: StepContext | None) -> float:
     """Returns the factor of kernel and bias that replaces dropout's rescaling of the units.
 
     With relu, the weights are scaled by 1 / (1 - dropout) instead of the units, since relu(s x) = s relu(x). With other
@@ -107,7 +209,7 @@ class Dense(keras.layers.Layer):
             None if self._style.batch_norm else self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
         )
 
-    def call(self, x: tf.Tensor, training_pass: TrainingPass | None = None) -> tf.Tensor:
+    def call(self, x: tf.Tensor, training_pass: StepContext | None = None) -> tf.Tensor:
         """Applies the layer; returns [batch, units] in the compute dtype."""
         kernel = self.kernel.value * weight_factor(self._style, training_pass)
         bias = None if self.bias is None else self.bias.value
@@ -134,7 +236,7 @@ class HiddenLayers(keras.layers.Layer):
             for index, width in enumerate(units)
         ]
 
-    def call(self, x: tf.Tensor, training_pass: TrainingPass | None = None) -> tf.Tensor:
+    def call(self, x: tf.Tensor, training_pass: StepContext | None = None) -> tf.Tensor:
         """Applies the layers in order; returns [batch, units[-1]] in the compute dtype."""
         for layer in self.dense:
             x = layer(x, training_pass=training_pass)
@@ -187,7 +289,7 @@ class ParallelDense(keras.layers.Layer):
         self.norm = BatchNorm((layers, 1, units), name=f"{name}_norm") if style.batch_norm else None
         self.built = True
 
-    def call(self, x: tf.Tensor, training_pass: TrainingPass | None = None) -> tf.Tensor:
+    def call(self, x: tf.Tensor, training_pass: StepContext | None = None) -> tf.Tensor:
         """Applies all layers; returns [layers, batch, units] in the compute dtype."""
         kernel = self.kernel.value * weight_factor(self._style, training_pass)
         bias = None if self.bias is None else self.bias.value
@@ -204,7 +306,7 @@ class ParallelDense(keras.layers.Layer):
         flat_bias = None if bias is None else tf.reshape(bias, [-1])
         return self._apart(self._activated(product, flat_bias, training_pass=training_pass))
 
-    def _activated(self, product: tf.Tensor, bias: tf.Tensor | None, training_pass: TrainingPass | None) -> tf.Tensor:
+    def _activated(self, product: tf.Tensor, bias: tf.Tensor | None, training_pass: StepContext | None) -> tf.Tensor:
         return activated(product, bias, self.norm, style=self._style, training_pass=training_pass, place=self._seed)
 
     def _apart(self, side_by_side: tf.Tensor) -> tf.Tensor:
@@ -245,7 +347,7 @@ class ParallelStack(keras.layers.Layer):
         ]
         self.built = True
 
-    def call(self, x: tf.Tensor, training_pass: TrainingPass | None = None) -> tf.Tensor:
+    def call(self, x: tf.Tensor, training_pass: StepContext | None = None) -> tf.Tensor:
         """Applies all perceptrons; returns [stacks, batch, units[-1]] in the compute dtype."""
         if not self.dense:
             x = tf.cast(x, self._style.compute_dtype)

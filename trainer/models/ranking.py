@@ -5,13 +5,13 @@ from typing import Self
 import keras
 import tensorflow as tf
 
+from trainer.config import ModelOptions
 from trainer.embeddings.shards import Shards
 from trainer.embeddings.tables import EmbeddingTables, Rows
-from trainer.flags.model_options import ModelOptions
-from trainer.layout import InputLayout
+from trainer.layout import InputSchema
 from trainer.models.layers import Style
-from trainer.models.training_pass import TrainingPass
-from trainer.tasks import Task
+from trainer.models.step_context import StepContext
+from trainer.tasks.tasks import Task
 
 
 class RankingModel(keras.Model):
@@ -42,7 +42,7 @@ class RankingModel(keras.Model):
     def __init__(
         self,
         options: ModelOptions,
-        layout: InputLayout,
+        layout: InputSchema,
         tasks: tuple[Task, ...],
         *,
         compute_dtype: str,
@@ -80,7 +80,7 @@ class RankingModel(keras.Model):
         """
         raise TypeError(f"{type(self).__name__} makes no layers")
 
-    def head(self, deep_input: tf.Tensor, training_pass: TrainingPass | None) -> tf.Tensor:
+    def head(self, deep_input: tf.Tensor, training_pass: StepContext | None) -> tf.Tensor:
         """Computes the logits without the wide part.
 
         Args:
@@ -125,7 +125,7 @@ class RankingModel(keras.Model):
         return tf.concat([*self.embeddings.pool_deep(rows, ids), numerical], axis=1)
 
     def logits(
-        self, rows: Rows, ids: tf.Tensor, numerical: tf.Tensor, training_pass: TrainingPass | None = None
+        self, rows: Rows, ids: tf.Tensor, numerical: tf.Tensor, training_pass: StepContext | None = None
     ) -> tf.Tensor:
         """Computes logits [batch, outputs] float32 from gathered rows."""
         logits = self.head(self.deep_input(rows, ids, numerical), training_pass=training_pass)

@@ -6,8 +6,8 @@ import keras
 import tensorflow as tf
 
 from trainer.models.layers import ParallelDense, ParallelStack, Style
-from trainer.models.training_pass import TrainingPass
-from trainer.tasks import Task
+from trainer.models.step_context import StepContext
+from trainer.tasks.tasks import Task
 
 
 class Towers(keras.layers.Layer):
@@ -49,7 +49,7 @@ class Towers(keras.layers.Layer):
             )
         self.built = True
 
-    def call(self, x: tf.Tensor, training_pass: TrainingPass | None = None) -> tf.Tensor:
+    def call(self, x: tf.Tensor, training_pass: StepContext | None = None) -> tf.Tensor:
         """Computes the logits of all tasks, [batch, outputs] float32."""
         logits: dict[int, tf.Tensor] = {}
         for places, hidden, head in zip(self._groups, self.hidden, self.heads, strict=True):

@@ -3,10 +3,10 @@
 import keras
 import tensorflow as tf
 
-from trainer.flags.model_options import ModelOptions
+from trainer.config import ModelOptions
 from trainer.models.layers import HiddenLayers, Style
 from trainer.models.ranking import RankingModel
-from trainer.models.training_pass import TrainingPass
+from trainer.models.step_context import StepContext
 
 
 class WideDeep(RankingModel):
@@ -29,7 +29,7 @@ class WideDeep(RankingModel):
             dtype="float32",
         )
 
-    def head(self, deep_input: tf.Tensor, training_pass: TrainingPass | None) -> tf.Tensor:
+    def head(self, deep_input: tf.Tensor, training_pass: StepContext | None) -> tf.Tensor:
         """Computes the deep part's logits, [batch, outputs] float32."""
         hidden = self.hidden(deep_input, training_pass=training_pass)
         return self.deep_head(tf.cast(hidden, tf.float32))

@@ -13,8 +13,8 @@ class Optimizer:
     """Applies one update rule with one learning rate to a set of weights and tables.
 
     Only the rows of a table that a batch touches are updated: those given to `update_rows`, or those with a non-zero
-    gradient in `update_whole`; trainer/embeddings/plan.py chooses the faster one. They differ only for rows looked up
-    with a gradient of exactly 0 (padding, for instance), which matters with Adam's momentum, L2 or weight decay.
+    gradient in `update_whole`; trainer/embeddings/exchange.py chooses the faster one. They differ only for rows looked
+    up with a gradient of exactly 0 (padding, for instance), which matters with Adam's momentum, L2 or weight decay.
 
     Args:
         rule: update rule.

@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 
 import tensorflow as tf
 
-from trainer.flags.options import DeepOptimizer
+from trainer.config import DeepOptimizer
 
 Slots = dict[str, tf.Tensor]
 

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 
 import tensorflow as tf
 
-from trainer.flags.options import DeepOptimizer, Options
-from trainer.run_facts import SavedRates
+from trainer.checkpoint.facts import SavedRates
+from trainer.config import DeepOptimizer, Options
 
 
 @dataclass(frozen=True)

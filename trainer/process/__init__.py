@@ -1,1 +1,1 @@
-"""Process setup of a worker: rank, CPU affinity, devices and standard streams."""
+"""What one worker process has: its rank, devices, CPUs and standard streams."""

@@ -1,6 +1,29 @@
-"""The device that TensorFlow computes on, and whether XLA is used there."""
+"""Detection of low-precision arithmetic units of this machine's CPU. Does not import TensorFlow."""
+
+from functools import cache
+from pathlib import Path
 
 import tensorflow as tf
+
+# Flags in /proc/cpuinfo that indicate native multiplication in a dtype; any one of them suffices.
+_UNITS = {"bfloat16": {"avx512_bf16", "amx_bf16"}, "float16": {"avx512_fp16", "amx_fp16"}}
+
+
+def has_units(dtype: str, flags: frozenset[str]) -> bool:
+    """Returns whether a CPU with the given flags multiplies natively in a dtype, without converting each number.
+
+    float32 and wider dtypes need no flag. A CPU without any flags (of another architecture) is assumed to have support.
+    """
+    return not flags or dtype not in _UNITS or bool(_UNITS[dtype] & flags)
+
+
+@cache
+def own_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Returns the flags of this machine's CPU; empty if the file or its line of flags does not exist."""
+    if not cpuinfo.exists():
+        return frozenset()
+    lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+    return next((frozenset(value.split()) for key, _, value in lines if key.strip() == "flags"), frozenset())
 
 
 def on_gpu() -> bool:

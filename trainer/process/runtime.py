@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from trainer.flags.options import TrainingOptions
-from trainer.process.launcher import Launch
+from trainer.config import TrainingOptions
+from trainer.process.worker_env import WorkerEnv
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Runtime:
     compute_dtype: str
 
 
-def prepare(launch: Launch, options: TrainingOptions) -> Runtime:
+def prepare(launch: WorkerEnv, options: TrainingOptions) -> Runtime:
     """Configures TensorFlow for this worker.
 
     A worker that sees several GPUs uses the one of its local rank; with hvd_wrapper.sh it sees only one.
@@ -51,7 +51,7 @@ def prepare(launch: Launch, options: TrainingOptions) -> Runtime:
     return Runtime(_name(gpu), _compute_dtype(options.amp, options.amp_dtype, gpu is not None))
 
 
-def _sharing(launch: Launch, cores: int) -> int:
+def _sharing(launch: WorkerEnv, cores: int) -> int:
     """Returns the number of workers that share this worker's cores: one if it is bound to a subset of all cores."""
     return launch.local_size if cores == os.cpu_count() else 1
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.encoding.encoders import Encoder
-from data.encoding.keys import as_numbers
-from data.encoding.prepared import encoded_features, write_prepared
-from data.encoding.splits import TEST, TRAIN, draw_mappings
-from data.encoding.tabular.prepare import embedding_sizes
 from data.errors import DataError
-from data.specification.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, FeatureSpec
-from data.specification.values import name_mistake
+from data.preprocess.encoders import Encoder
+from data.preprocess.keys import as_numbers
+from data.preprocess.prepared import encoded_features, write_prepared
+from data.preprocess.splits import TEST, TRAIN, draw_mappings
+from data.preprocess.tabular.prepare import embedding_sizes
+from data.spec.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, FeatureSpec
+from data.spec.values import name_mistake
 from trainer.recommender.columns import (
     KINDS,
     RawColumn,

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from data.errors import DataError
-from data.specification.problems import nearest, shown
-from trainer.process.quiet_import import import_tensorflow
+from data.spec.problems import nearest, shown
+from trainer.process.startup import import_tensorflow
 from trainer.recommender.columns import frame_hint, require_mapping
 from trainer.recommender.interactions import Interactions
 from trainer.recommender.training import arguments, train
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Recommender:
     """Trains on raw interactions, predicts for raw user and item ids, and recommends items.
 
-    Raw ids are integers or strings (see `data.encoding.keys`). Ids that do not occur in training share the embedding of
-    unseen values.
+    Raw ids are integers or strings (see `data.preprocess.keys`). Ids that do not occur in training share the embedding
+    of unseen values.
 
     Args:
         model: architecture, one of the values of main.py's --model.
@@ -103,8 +103,8 @@ class Recommender:
             known_users, known_items = data.write(dataset, validation=validation, seed=seed)
             model = train(self._flags, dataset, Path(folder), verbose=self._verbose)
             # Imported only here: these modules import TensorFlow, which `train` does quietly.
+            from trainer.checkpoint.load_model import load_model
             from trainer.recommender.fitted import Fitted, Seen
-            from trainer.saved_model import load_model
 
             seen = Seen.of(
                 known_users.positions(interactions[user]),
@@ -251,8 +251,8 @@ class Recommender:
         """
         path = _path("load", folder)
         import_tensorflow()
+        from trainer.checkpoint.load_model import foreign_is_refused
         from trainer.recommender.storage import load_fitted
-        from trainer.saved_model import foreign_is_refused
 
         state, options = load_fitted(path)
         with foreign_is_refused(path):

@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from data.encoding.keys import Values, as_keys, as_lists, as_numbers
 from data.errors import DataError
 from data.loading.batch import PAD
-from trainer.layout import IdColumns
+from data.preprocess.keys import Values, as_keys, as_lists, as_numbers
+from trainer.checkpoint.load_model import SavedModel
+from trainer.layout import CategoricalInput
 from trainer.metrics.calibration import probability
-from trainer.saved_model import SavedModel
 
 # Rows per forward pass, which bounds the memory for activations.
 ROWS_AT_ONCE = 65_536
@@ -77,7 +77,7 @@ class Scorer:
         return predictions
 
 
-def _padded(columns: IdColumns, values: Values) -> np.ndarray:
+def _padded(columns: CategoricalInput, values: Values) -> np.ndarray:
     """Converts lists of ids to a matrix [rows, hotness] int32, truncating longer lists and padding others with PAD."""
     lists = as_lists(columns.name, values)
     _check_known(columns.name, np.array([entry is not None for entry in lists], bool))
@@ -93,7 +93,7 @@ def _padded(columns: IdColumns, values: Values) -> np.ndarray:
     return matrix
 
 
-def _ids(columns: IdColumns, values: Values) -> np.ndarray:
+def _ids(columns: CategoricalInput, values: Values) -> np.ndarray:
     """Checks that ids lie within the embedding table and returns them as [n] int64."""
     ids = as_keys(columns.name, values)
     wrong = ids if ids.dtype == object else ids[(ids >= columns.cardinality) | (ids < 0)]

@@ -16,17 +16,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.encoding.keys import as_keys
 from data.errors import DataError
-from data.files import open_regular
-from trainer.model_folder import SEEN_ITEMS, SEEN_STARTS, Document, check_model_place, open_model, write_model
-from trainer.observation.log import to_plain
+from data.preprocess.keys import as_keys
+from data.storage.arrays import ArraySource
+from data.storage.checksummed_dir import ChecksummedDir
+from data.storage.files import open_regular
+from trainer.checkpoint.load_model import foreign_is_refused, read_document, read_model
+from trainer.checkpoint.model_folder import (
+    SEEN_ITEMS,
+    SEEN_STARTS,
+    Document,
+    check_model_place,
+    open_model,
+    write_model,
+)
+from trainer.checkpoint.state import array_sources
+from trainer.logging.log import to_plain
 from trainer.recommender.entities import Entities
 from trainer.recommender.fitted import Fitted, Seen
-from trainer.saved_model import foreign_is_refused, read_document, read_model
-from trainer.sealed.arrays import ArraySource
-from trainer.sealed.reader import SealedFolder
-from trainer.state import array_sources
 from trainer.weights import named
 
 VERSION = 1
@@ -99,7 +106,7 @@ def load_fitted(folder: Path) -> tuple[Fitted, dict[str, Any]]:
         return _load(sealed)
 
 
-def _load(sealed: SealedFolder) -> tuple[Fitted, dict[str, Any]]:
+def _load(sealed: ChecksummedDir) -> tuple[Fitted, dict[str, Any]]:
     settings: _Settings = read_document(_Settings, sealed, SETTINGS)
     if settings.version != VERSION:
         raise DataError(f"version {settings.version}, this program reads version {VERSION}; fit it again")

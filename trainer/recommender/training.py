@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.specification.problems import nearest
-from trainer.flags.cli import parse
-from trainer.flags.model_options import ModelOptions
-from trainer.flags.options import TrainingOptions
+from data.spec.problems import nearest
+from trainer.cli import parse
+from trainer.config import ModelOptions, TrainingOptions
 from trainer.inputs import check_model, open_inputs
 from trainer.models import MODELS
-from trainer.process.launcher import Launch
-from trainer.process.quiet_import import import_tensorflow
+from trainer.process.startup import import_tensorflow
+from trainer.process.worker_env import WorkerEnv
 
 # Names of the options of `Recommender` that differ from the trainer's flags.
 FLAGS = {"epochs": "num_epochs", "batch_size": "global_batch_size", "learning_rate": "deep_learning_rate"}
@@ -60,7 +59,7 @@ def train(flags: list[str], dataset: Path, folder: Path, *, verbose: bool) -> Pa
     """
     places = {"--dataset_path": dataset, "--model_dir": folder / "models", "--results_dir": folder / "results"}
     stated = [str(part) for place in places.items() for part in place]
-    options, launch = parse([*flags, *_FIXED, *stated], 1, tuple(MODELS)), Launch()
+    options, launch = parse([*flags, *_FIXED, *stated], 1, tuple(MODELS)), WorkerEnv()
     inputs = open_inputs(options, launch)
     check_model(options, inputs, launch)
     import_tensorflow()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.observation.progress import format_count
+from trainer.logging.progress import format_count
 from trainer.report.markup import Markup, element
 from trainer.report.runs import HUGE
 

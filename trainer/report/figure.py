@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from data.atomic import replacing
-from trainer.observation.progress import format_count
+from data.storage.files import replacing
+from trainer.logging.progress import format_count
 from trainer.report.curves import TITLES, Curve, drawn, top_of
 from trainer.report.outputs import LEARNING_CURVE, SOURCE, check_pictures, picture_files
 from trainer.report.runs import Run

@@ -2,7 +2,7 @@
 
 import math
 
-from trainer.health.keys import DEAD, ENTROPY, EXPERTS, GATES, SHARE, WEIGHT, LevelValues, histories
+from trainer.expert_monitor import DEAD, ENTROPY, EXPERTS, GATES, SHARE, WEIGHT, LevelValues, histories
 from trainer.report.chart import Axis, Line, line_chart
 from trainer.report.curves import drawn_of
 from trainer.report.markup import Markup, element, joined, table

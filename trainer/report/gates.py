@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trainer.health.keys import DEAD, ENTROPY, EXPERTS, GATES, SHARE, WEIGHT, LevelValues, histories
+from trainer.expert_monitor import DEAD, ENTROPY, EXPERTS, GATES, SHARE, WEIGHT, LevelValues, histories
 from trainer.report.curves import drawn_of
 from trainer.report.figure import COLOURS, DPI, GREY, PANELS_PER_ROW, PIXELS, STYLE, save
 from trainer.report.runs import Run

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.files import open_regular
-from data.output_paths import check_apart, check_replaceable_file
+from data.storage.files import open_regular
+from data.storage.output_paths import check_apart, check_replaceable_file
 from trainer.report.runs import Run
 
 PAGE, LEARNING_CURVE = "report.html", "learning_curve"

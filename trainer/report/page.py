@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from data.atomic import write_whole
-from trainer.observation.progress import format_count
+from data.storage.files import write_whole
+from trainer.logging.progress import format_count
 from trainer.report import sections
 from trainer.report.gate_section import gate_health
 from trainer.report.markup import Markup, element, table, text

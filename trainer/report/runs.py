@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError, printable
-from data.files import NotRegularError, open_regular
-from trainer.health.keys import is_health
-from trainer.metrics.calibration_curve import CURVE, CalibrationCurve
-from trainer.observation.log import PARAMETER, read_log
+from data.storage.files import NotRegularError, open_regular
+from trainer.expert_monitor import is_health
+from trainer.logging.log import PARAMETER, read_log
+from trainer.metrics.calibration import CURVE, CalibrationCurve
 
 NAN = float("nan")
 MEASURED = "batch_samplesps"

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from trainer.logging.progress import format_count
 from trainer.metrics import direction_of
-from trainer.metrics.direction import Direction
-from trainer.observation.progress import format_count
+from trainer.metrics.metric import Direction
 from trainer.report.chart import COLOURS, Axis, Line, line_chart
 from trainer.report.curves import MOST_PANELS, TITLES, Curve, drawn, only, top_of
 from trainer.report.markup import Markup, breakable, element, joined, table

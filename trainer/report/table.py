@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 
+from trainer.logging.progress import format_count
 from trainer.metrics import direction_of
-from trainer.metrics.direction import Direction
-from trainer.observation.progress import format_count
+from trainer.metrics.metric import Direction
 from trainer.report.runs import Point, Run, metric_keys, training_loss
 
 MISSING = "-"

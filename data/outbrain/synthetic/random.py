@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.encoding.hashing import hash_rows, mix
+from data.preprocess.hashing import hash_rows, mix
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from data.outbrain import preproc, raw
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
 from tests.data.outbrain.test_preproc import prepared, rows
 from tests.data.outbrain.world import HEADERS, World, make_world, write_world
 from tests.data.scalar_hash import scalar_row_hash

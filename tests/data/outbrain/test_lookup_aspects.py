@@ -8,11 +8,11 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from data.encoding.keys import KeyTable
 from data.errors import DataError
 from data.outbrain.aspects import Aspect, check_tags
 from data.outbrain.lookup import LookupTable, find_sorted
 from data.outbrain.recipe import tag_counts
+from data.preprocess.keys import KeyTable
 
 IDS = st.integers(-20, 20)
 # Some are there, some are not; NaN is what a missing id becomes.

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from data.outbrain import preproc
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
 from tests.data.outbrain.expected import NUMERICAL, expected
 from tests.data.outbrain.world import make_world, write_world
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.conversion.dataset_check import MappingSummary, check_mapping
+from data.checks.dataset import MappingSummary, check_mapping
 from data.outbrain import raw as raw_reader
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
 from tests.data.outbrain.test_preproc import RECIPES, SEED, prepared
 from tests.data.outbrain.world import DAY_MS, World, make_world, write_world
 from tests.data.scalar_hash import scalar_hash, scalar_row_hash

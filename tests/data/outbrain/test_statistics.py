@@ -6,9 +6,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data.encoding.encoder_files import load_encoders, save_encoders
-from data.encoding.encoders import HashedIds, HashedRanks, Vocabulary
-from data.encoding.keys import KeyTable
 from data.errors import DataError
 from data.outbrain.split import display_order, folds, is_training, ranges, row_order
 from data.outbrain.statistics import (
@@ -23,6 +20,9 @@ from data.outbrain.statistics import (
     smoothed_rates,
     weighted_median,
 )
+from data.preprocess.encoder_files import load_encoders, save_encoders
+from data.preprocess.encoders import HashedIds, HashedRanks, Vocabulary
+from data.preprocess.keys import KeyTable
 from tests.data.outbrain.world import DAY_MS
 from tests.data.scalar_hash import scalar_hash, scalar_row_hash
 

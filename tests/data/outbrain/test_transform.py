@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.conversion.dataset_check import MappingSummary, check_mapping
+from data.checks.dataset import MappingSummary, check_mapping
 from data.outbrain import transform
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
 from tests.data.outbrain.test_preproc import RECIPES, prepared, rows
 from tests.data.outbrain.world import DAY_MS, World, make_world, write_world
 from tests.data.scalar_hash import scalar_hash

@@ -5,10 +5,10 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from trainer.distributed import connect
-from trainer.process.launcher import read_launch
+from trainer.comm import connect
+from trainer.process.worker_env import read_worker_env
 
-comm = connect(read_launch(os.environ))
+comm = connect(read_worker_env(os.environ))
 rank, size = comm.rank, comm.size
 everyone = range(size)
 

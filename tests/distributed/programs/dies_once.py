@@ -13,7 +13,7 @@ from typing import Any
 
 import trainer.loop
 from main import main
-from trainer.process.launcher import read_launch
+from trainer.process.worker_env import read_worker_env
 
 
 def die_at(step: int, mark: Path) -> None:
@@ -31,6 +31,6 @@ def die_at(step: int, mark: Path) -> None:
 
 if __name__ == "__main__":
     step, mark = int(sys.argv[1]), Path(sys.argv[2])
-    if read_launch(os.environ).rank == 1 and not mark.exists():
+    if read_worker_env(os.environ).rank == 1 and not mark.exists():
         die_at(step, mark)
     sys.exit(main(sys.argv[3:]))

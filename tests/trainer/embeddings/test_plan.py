@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from tests.trainer.small_models import make_model
-from trainer.embeddings.cost import bytes_rows, bytes_whole, expected_distinct
-from trainer.embeddings.plan import cheaper_exchange, plan_tables
+from trainer.embeddings.exchange import bytes_rows, bytes_whole, cheaper_exchange, expected_distinct, plan_tables
 
 
 def test_the_expected_number_of_distinct_rows_is_that_of_uniform_draws():

@@ -4,11 +4,11 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.storage import arrays as sealed_arrays
 from tests.trainer.local_workers import run_workers
-from trainer.checkpoints import CheckpointStore
+from trainer.checkpoint.state import TrainState
+from trainer.checkpoint.store import CheckpointStore
 from trainer.embeddings.shards import Shards
-from trainer.sealed import arrays as sealed_arrays
-from trainer.state import RunState
 
 ROWS = (1, 5, 23)
 WIDTHS = (2, 1, 3)
@@ -70,7 +70,7 @@ def test_a_checkpoint_is_the_same_whatever_the_number_of_workers(tmp_path, monke
     def state_of(comm, table, last_step, common):
         part = slice(comm.rank, None, comm.size)
         values = {"table": table[part], "last_step": last_step[part], "common": common}
-        return RunState({name: tf.Variable(value) for name, value in values.items()}, comm, rows)
+        return TrainState({name: tf.Variable(value) for name, value in values.items()}, comm, rows)
 
     def save(comm):
         state = state_of(comm, table, last_step, common)

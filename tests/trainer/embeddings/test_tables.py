@@ -5,9 +5,9 @@ import pytest
 from trainer.embeddings import tables
 from trainer.embeddings.shards import Shards
 from trainer.embeddings.tables import EmbeddingTables
-from trainer.layout import IdColumns, InputLayout
+from trainer.layout import CategoricalInput, InputSchema
 
-LAYOUT = InputLayout((IdColumns("item", 0, 1, False, 23, 3), IdColumns("day", 1, 1, False, 7, 2)), ())
+LAYOUT = InputSchema((CategoricalInput("item", 0, 1, False, 23, 3), CategoricalInput("day", 1, 1, False, 7, 2)), ())
 
 
 def never(values, counts):

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.encoding.encoder_files import save_encoders
-from data.encoding.encoders import Encoder
-from data.specification.feature_spec import FeatureSpec
-from trainer.flags.model_options import ModelOptions
-from trainer.layout import input_layout
-from trainer.model_folder import (
+from data.preprocess.encoder_files import save_encoders
+from data.preprocess.encoders import Encoder
+from data.spec.feature_spec import FeatureSpec
+from trainer.checkpoint.load_model import SavedModel, load_model
+from trainer.checkpoint.model_folder import (
     ARCHITECTURE,
     MODEL_FOLDER,
     SIZES,
@@ -20,11 +19,12 @@ from trainer.model_folder import (
     encoder_documents,
     write_model,
 )
+from trainer.checkpoint.state import array_sources
+from trainer.config import ModelOptions
+from trainer.layout import input_schema
+from trainer.logging.log import to_plain
 from trainer.models import build_model
-from trainer.observation.log import to_plain
-from trainer.saved_model import SavedModel, load_model
-from trainer.state import array_sources
-from trainer.tasks import tasks_of
+from trainer.tasks.tasks import tasks_of
 from trainer.weights import named
 
 FEATURES = {
@@ -71,7 +71,7 @@ def write_run(
     spec = FeatureSpec.from_dict(specification(without), folder)
     widths = {feature.name: 4 for feature in (*spec.onehot, *spec.multihot)}
     options = ModelOptions(**(SMALL | flags))
-    model = build_model(options, input_layout(spec, widths), tasks_of(spec), compute_dtype="float32", seed=1)
+    model = build_model(options, input_schema(spec, widths), tasks_of(spec), compute_dtype="float32", seed=1)
     rng = np.random.default_rng(0)
     for variable in model.variables:
         is_variance = "variance" in variable.path

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.trainer.export.models import draw_inputs, predicted, write_run
-from trainer.saved_model import SavedModel
+from trainer.checkpoint.load_model import SavedModel
 
 BATCHES = (1, 64, 4096)
 MODELS = {

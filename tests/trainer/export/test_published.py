@@ -11,7 +11,7 @@ import pytest
 
 import export
 from data.loading.loader import ParquetLoader
-from data.specification.feature_spec import FeatureSpec
+from data.spec.feature_spec import FeatureSpec
 from tests.helpers import ROOT, real_data, run_program
 from trainer.export.ports import named_inputs
 
@@ -69,10 +69,10 @@ def test_savedmodel_and_onnx_equal_the_trained_model_on_its_datasets_rows(traine
 
 
 def check_by_batches(trained: Path, model: str, exported: Path) -> None:
+    from trainer.checkpoint.load_model import load_model
     from trainer.export.onnx_file import load_onnx
     from trainer.export.saved_model_folder import load_signatures
     from trainer.feeding import id_matrix
-    from trainer.saved_model import load_model
 
     saved = load_model(trained / model / "model")
     ways = [load_signatures(exported / "savedmodel")["serving_default"], load_onnx(exported / "onnx" / "model.onnx")]

@@ -6,13 +6,20 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data.encoding.encoders import HashedIds, HashedRanks, Numerical, Vocabulary
-from data.encoding.keys import KeyTable
+from data.preprocess.encoders import HashedIds, HashedRanks, Numerical, Vocabulary
+from data.preprocess.keys import KeyTable
 from tests.data.scalar_hash import scalar_hash
 from tests.trainer.export.models import predicted, write_run
-from trainer.export.hash_ops import buckets, hash_integers, hash_texts
-from trainer.export.raw_columns import NULL_INTEGER, NotFromRaw, encoders_of, raw_columns
-from trainer.export.raw_graph import RawEncoding
+from trainer.export.raw import (
+    NULL_INTEGER,
+    NotFromRaw,
+    RawEncoding,
+    buckets,
+    encoders_of,
+    hash_integers,
+    hash_texts,
+    raw_columns,
+)
 from trainer.export.saved_model_folder import load_signatures, write_saved_model
 
 NAMES, DAYS, TAGS = [f"né {number}" for number in range(20)], [3, -4, 2**60], ["a", "b", "c"]

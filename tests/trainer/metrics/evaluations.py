@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from tests.trainer.metrics.workers import LocalWorkers, ThreadWorker
-from trainer.metrics.calibration_curve import as_records
+from trainer.metrics.calibration import as_records
 from trainer.metrics.evaluation import Evaluation
-from trainer.tasks import Task
+from trainer.tasks.tasks import Task
 
 CLICK = Task("click")
 TASK_OF_KIND = {

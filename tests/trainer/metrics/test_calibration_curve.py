@@ -7,7 +7,7 @@ from tests.trainer.metrics.evaluations import curves, cuts, evaluate, evaluated,
 from tests.trainer.metrics.oracles import calibration_curve_bin_by_bin
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer.metrics.evaluation import Evaluation
-from trainer.tasks import Task
+from trainer.tasks.tasks import Task
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -17,9 +17,9 @@ from tests.trainer.metrics.evaluations import (
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer.metrics import METRICS_OF_KIND, is_better, make_metrics
 from trainer.metrics.evaluation import Evaluation
-from trainer.metrics.rows import Rows
-from trainer.metrics.score_table import score_table
-from trainer.tasks import Task
+from trainer.metrics.metric import Rows
+from trainer.metrics.sums import score_table
+from trainer.tasks.tasks import Task
 
 PUBLIC = {"loss_val", "auc_roc", "streaming_map_val"}
 IN_GROUPS = {"streaming_map_val", "gauc"}

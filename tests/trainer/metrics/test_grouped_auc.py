@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from tests.trainer.metrics.evaluations import TestRows, cuts, evaluate, make_rows, rows_of, small_rows
 from tests.trainer.metrics.oracles import auc_group_by_group
 from tests.trainer.metrics.workers import LocalWorkers
-from trainer.metrics.grouped_auc import GroupedAuc
-from trainer.metrics.rows import Rows
+from trainer.metrics.grouped import GroupedAuc
+from trainer.metrics.metric import Rows
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -11,7 +11,7 @@ from tests.trainer.metrics.workers import LocalWorkers
 from trainer.metrics import METRICS_OF_KIND, direction_of
 from trainer.metrics.evaluation import Evaluation
 from trainer.metrics.joint import joint_logits
-from trainer.tasks import Task
+from trainer.tasks.tasks import Task
 
 pytestmark = pytest.mark.filterwarnings("error")
 

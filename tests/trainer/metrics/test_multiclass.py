@@ -9,7 +9,7 @@ from tests.trainer.metrics import oracles
 from tests.trainer.metrics.evaluations import TestRows, cuts, evaluate, make_rows, rows_of, small_rows
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer.metrics.evaluation import Evaluation
-from trainer.tasks import Task
+from trainer.tasks.tasks import Task
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from tests.trainer.metrics.evaluations import TestRows, cuts, evaluate, make_rows, rows_of, small_rows
 from tests.trainer.metrics.oracles import auc_over_all_pairs
 from tests.trainer.metrics.workers import LocalWorkers
-from trainer.metrics.roc_auc import RocAuc
-from trainer.metrics.rows import Rows
-from trainer.metrics.score_table import score_table
+from trainer.metrics.auc import RocAuc
+from trainer.metrics.metric import Rows
+from trainer.metrics.sums import score_table
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from trainer.metrics.rows import GrowingArray, RowStore
-from trainer.tasks import Task
+from trainer.metrics.metric import GrowingArray, RowStore
+from trainer.tasks.tasks import Task
 
 
 @pytest.mark.parametrize("width", [None, 1, 3])

@@ -46,7 +46,7 @@ class _Meeting:
 
 
 class ThreadWorker:
-    """One of the workers: the NumPy half of trainer.distributed.Comm, strict about what it is given."""
+    """One of the workers: the NumPy half of trainer.comm.Comm, strict about what it is given."""
 
     def __init__(self, rank: int, meeting: _Meeting) -> None:
         self.rank, self.size, self.local_rank = rank, meeting.size, rank

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.process.cpu import has_units, own_flags
+from trainer.process.device import has_units, own_flags
 
 X86 = """processor\t: 0
 model name\t: some processor

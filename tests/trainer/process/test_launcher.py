@@ -7,7 +7,7 @@ import pytest
 
 from data.errors import DataError
 from tests.helpers import ROOT
-from trainer.process.launcher import _HOST, Launch, read_launch
+from trainer.process.worker_env import _HOST, WorkerEnv, read_worker_env
 
 HOROVOD = {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
 OPEN_MPI = {
@@ -84,7 +84,7 @@ def test_srun_tells_the_tasks_of_every_node(tasks, node, local_size):
 
 
 def place(environ: dict[str, str]) -> tuple[int, int, int, int]:
-    launch = read_launch(environ)
+    launch = read_worker_env(environ)
     return launch.rank, launch.size, launch.local_rank, launch.local_size
 
 
@@ -103,27 +103,27 @@ def place(environ: dict[str, str]) -> tuple[int, int, int, int]:
 )
 def test_variables_that_make_no_sense_are_refused(wrong):
     with pytest.raises(DataError):
-        read_launch(wrong)
+        read_worker_env(wrong)
 
 
 @pytest.mark.parametrize("name", ["HOROVOD_RANK", "HOROVOD_SIZE", "OMPI_COMM_WORLD_RANK", "PMI_SIZE"])
 def test_half_an_announcement_is_refused_with_the_half_that_is_missing(name):
     other = name.replace("RANK", "SIZE") if "RANK" in name else name.replace("SIZE", "RANK")
     with pytest.raises(DataError, match=f"{name} is set and {other} is not"):
-        read_launch({name: "1"})
+        read_worker_env({name: "1"})
 
 
 def test_a_pod_in_which_no_launcher_runs_does_not_train_alone():
     with pytest.raises(DataError, match="worker pod of an MPIJob"):
-        read_launch({"K_MPI_JOB_ROLE": "worker"})
+        read_worker_env({"K_MPI_JOB_ROLE": "worker"})
     cluster = {"worker": ["a:2222", "b:2222"], "chief": ["c:2222"]}
     with pytest.raises(DataError, match="TF_CONFIG announces a cluster of 3 tasks"):
-        read_launch({"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 1}})})
+        read_worker_env({"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 1}})})
 
 
 @pytest.mark.parametrize("config", ["", "no JSON", "[]", "{}", '{"cluster": {"worker": ["a:1"]}}', '{"cluster": 3}'])
 def test_a_configuration_that_announces_nobody_else_is_passed_over(config):
-    assert read_launch({"TF_CONFIG": config, "K_MPI_JOB_ROLE": "launcher"}) == Launch()
+    assert read_worker_env({"TF_CONFIG": config, "K_MPI_JOB_ROLE": "launcher"}) == WorkerEnv()
 
 
 def test_the_gpu_wrapper_reads_the_local_ranks_that_are_read_here():

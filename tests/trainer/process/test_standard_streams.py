@@ -9,8 +9,8 @@ from tests.helpers import ROOT, environment
 
 PROGRAM = """
 import os, sys
-from trainer.process.standard_streams import steady_streams
-steady_streams()
+from trainer.process.startup import robust_stdio
+robust_stdio()
 print("out é\\udcc3")
 print("x" * 100_000, flush=True)
 sys.stderr.write("error é")

@@ -1,0 +1,414 @@
+"""Scans the files of a dataset for everything that training cannot use, as a stream of row batches."""
+
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.errors import DataError
+from data.files.columns import (
+    VALUES_SHOWN,
+    Column,
+    Problem,
+    as_numbers,
+    describe_column,
+    dtype_name,
+    find_problems,
+    is_list,
+    out_of_domain,
+)
+from data.files.csv import read_csv_blocks
+from data.files.parquet import ROWS_PER_ROW_GROUP, Seal, arrow_file, read_footer
+from data.loading.parquet import row_group_rows
+from data.preprocess.workflow_folder import workflow_files
+from data.spec.embedding_sizes import embedding_dims
+from data.spec.feature_spec import LABEL, NUMERICAL, Chunk, Feature, FeatureSpec
+from data.spec.problems import listed
+from data.storage.files import NotRegularError, open_regular
+
+FLOAT16_MOST = 65_504
+WIDER_THAN_FLOAT16 = (pa.int32(), pa.int64(), pa.uint32(), pa.uint64(), pa.float32(), pa.float64(), pa.uint16())
+UNREADABLE = (OSError, ValueError, pa.ArrowException)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One rule that is broken in one location.
+
+    Attributes:
+        what: rule that is broken, such as "id out of range".
+        place: location in words: mapping or file, row group and column.
+        expected: what should be there, or how to fix it.
+        count: number of affected rows; None if the finding is not about rows.
+        rows: first few affected rows, in the numbering of `unit`.
+        unit: "rows" of a parquet file (from 0) or "lines" of a CSV file (from 1).
+        values: first few offending values as text.
+        is_warning: whether the data is usable in spite of the finding.
+    """
+
+    what: str
+    place: str
+    expected: str
+    count: int | None = None
+    rows: tuple[int, ...] = ()
+    unit: str = "rows"
+    values: tuple[str, ...] = ()
+    is_warning: bool = False
+
+    def __str__(self) -> str:
+        kind = "warning" if self.is_warning else "error"
+        parts = [f"{kind}: {self.place}: {self.what}"]
+        if self.count is not None:
+            parts.append(f"in {self.count:,} {self.unit} ({', '.join(map(str, self.rows))}{self._dots})")
+        if self.values:
+            parts.append(f"found {', '.join(map(repr, self.values))}{self._dots}")
+        return "; ".join([*parts, self.expected])
+
+    @property
+    def _dots(self) -> str:
+        return ", ..." if self.count is not None and self.count > len(self.rows) else ""
+
+
+@dataclass
+class LabelSummary:
+    """Statistics of the valid values of one label.
+
+    Attributes:
+        count: number of values.
+        total: sum of the values.
+        least: smallest value.
+        most: largest value.
+        rows_of_class: {class: rows} of a multiclass label; empty for other tasks.
+    """
+
+    count: int = 0
+    total: float = 0.0
+    least: float = np.inf
+    most: float = -np.inf
+    rows_of_class: Counter[float] = field(default_factory=Counter)
+
+    def add(self, values: np.ndarray, *, are_classes: bool) -> None:
+        """Adds values.
+
+        Args:
+            values: [count] float64.
+            are_classes: whether to count the rows of each class too.
+        """
+        if len(values):
+            self.count += len(values)
+            self.total += float(values.sum())
+            self.least = min(self.least, float(values.min()))
+            self.most = max(self.most, float(values.max()))
+        if are_classes:
+            classes, rows = np.unique(values, return_counts=True)
+            self.rows_of_class.update(dict(zip(classes.tolist(), rows.tolist(), strict=True)))
+
+    def describe(self, label: Feature) -> str:
+        """Describes the rate of positives, the most and least frequent class, or the range and mean, by task."""
+        if not self.count:
+            return f"{label.name}: no value"
+        if label.task == "binary":
+            return f"{label.name}: {100 * self.total / self.count:.4g} % positive of {self.count:,}"
+        if label.task == "multiclass":
+            ranked = self.rows_of_class.most_common()
+            most, least = (f"{value:g} ({100 * rows / self.count:.4g} %)" for value, rows in (ranked[0], ranked[-1]))
+            seen = f"{len(ranked)} of {label.cardinality} classes"
+            return f"{label.name}: {seen}, most often {most}, least often {least}, of {self.count:,}"
+        return f"{label.name}: {self.least:g} to {self.most:g}, mean {self.total / self.count:.6g}, of {self.count:,}"
+
+
+@dataclass
+class BeyondFloat16:
+    """The values of a column that overflow float16 but not float32.
+
+    Attributes:
+        count: number of such values.
+        largest: value with the largest magnitude.
+        place: file of the first value, with the row group of a parquet file.
+        row: row of the first value, in the numbering of `unit`.
+        unit: "rows" of a parquet file (from 0) or "lines" of a CSV file (from 1).
+    """
+
+    count: int
+    largest: float
+    place: str
+    row: int
+    unit: str
+
+
+@dataclass
+class MappingSummary:
+    """Statistics of a mapping, filled in by `check_mapping`.
+
+    Attributes:
+        rows: number of rows, the largest over the column groups.
+        files: number of files.
+        labels: {label name: statistics of its values}.
+        beyond_float16: {column name: its values that overflow float16}, for columns that have any.
+    """
+
+    rows: int = 0
+    files: int = 0
+    labels: dict[str, LabelSummary] = field(default_factory=dict)
+    beyond_float16: dict[str, BeyondFloat16] = field(default_factory=dict)
+
+
+def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> Iterator[Finding]:
+    """Scans all files of a mapping once and yields the findings; memory is bounded by a batch of rows.
+
+    Args:
+        spec: a valid specification.
+        mapping: name of the mapping to scan.
+        summary: empty summary, filled in while the findings are consumed.
+    """
+    summary.labels = {label.name: LabelSummary() for label in spec.labels}
+    summary.files = len(spec.files(mapping))
+    counts = []
+    for chunk in spec.chunks(mapping):
+        counts.append((yield from _check_chunk(spec, chunk, summary)))
+    known = [rows for rows in counts if rows is not None]
+    summary.rows = max(known, default=0)
+    if len(set(known)) > 1:
+        groups = zip(spec.chunks(mapping), counts, strict=True)
+        texts = tuple(f"{chunk.files[0]}, ...: {rows}" for chunk, rows in groups)
+        yield Finding("column groups differ in rows", mapping, "row N of each must belong together", values=texts)
+    if not summary.rows and None not in counts:
+        yield Finding("mapping without rows", mapping, "expected at least one")
+    yield from _check_map(spec, mapping)
+    for label in spec.labels:
+        yield from _check_classes(label, summary.labels[label.name], mapping)
+    for name, found in summary.beyond_float16.items():
+        yield Finding(
+            f"value beyond float16's {FLOAT16_MOST:,}",
+            f"{mapping}, {name}, first in {found.place}",
+            "infinite under --amp_dtype float16: scale the column, or train in float32 or bfloat16",
+            count=found.count,
+            rows=(found.row,),
+            unit=found.unit,
+            values=(f"{found.largest:g}",),
+            is_warning=True,
+        )
+
+
+def check_folder(spec: FeatureSpec, *, allow_outside_paths: bool = False) -> Iterator[Finding]:
+    """Checks the files next to the specification: embedding widths, and the workflow fitted by `prepare`.
+
+    Args:
+        spec: a valid specification.
+        allow_outside_paths: whether links may lead out of the specification's folder.
+    """
+    readers: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("embedding widths", lambda: embedding_dims(spec, allow_outside_paths=allow_outside_paths)),
+        ("workflow", lambda: workflow_files(spec.folder, allow_outside_paths=allow_outside_paths)),
+    )
+    for what, read in readers:
+        try:
+            read()
+        except DataError as error:
+            yield Finding(f"{what} that cannot be used", str(spec.folder), str(error))
+
+
+def _check_chunk(spec: FeatureSpec, chunk: Chunk, summary: MappingSummary) -> Generator[Finding, None, int | None]:
+    """Scans the files of a column group; returns its number of rows, or None if a file cannot be read."""
+    columns = [describe_column(spec, name) for name in chunk.features]
+    scan = _scan_parquet if chunk.type == "parquet" else _scan_csv
+    counts = []
+    for file in chunk.files:
+        rows = yield from scan(spec.folder / file, columns, summary)
+        if rows == 0:
+            # Training reads past an empty part; transcode.py stops at an empty CSV file.
+            mend, is_warning = "leave it out of source_spec, or write it again", chunk.type == "parquet"
+            yield Finding("file without rows", str(spec.folder / file), mend, is_warning=is_warning)
+        counts.append(rows)
+    return None if None in counts else sum(rows for rows in counts if rows is not None)
+
+
+def _check_map(spec: FeatureSpec, mapping: str) -> Iterator[Finding]:
+    feature = spec.map_feature
+    held = {name for chunk in spec.chunks(mapping) for name in chunk.features}
+    if feature is not None and mapping == "test" and feature.name not in held:
+        mend = "MAP cannot be computed on it; add the column, or evaluate on a mapping that has it"
+        yield Finding(f"map feature {feature.name!r} is missing", mapping, mend, is_warning=True)
+
+
+def _check_classes(label: Feature, summary: LabelSummary, mapping: str) -> Iterator[Finding]:
+    if label.task != "regression" and summary.count and summary.least == summary.most:
+        found = (f"{summary.least:g}",)
+        mend = "nothing can be learned or measured with one class"
+        yield Finding("label with one class only", f"{mapping}, {label.name}", mend, values=found, is_warning=True)
+
+
+def _scan_csv(path: Path, columns: Sequence[Column], summary: MappingSummary) -> Generator[Finding, None, int | None]:
+    tally, rows = _Tally(), 0
+    try:
+        for block in read_csv_blocks(path, columns):
+            tally.add(block.problems, block.first_line)
+            _count_labels(columns, block.table, summary)
+            _count_beyond_float16(columns, block.table, summary, str(path), block.first_line, "lines")
+            rows += block.table.num_rows
+    except (DataError, OSError) as error:
+        yield Finding("unreadable file", str(path), str(error).removeprefix(f"{path}: "))
+        return None
+    yield from tally.findings(str(path), "lines")
+    return rows
+
+
+def _scan_parquet(
+    path: Path, columns: Sequence[Column], summary: MappingSummary
+) -> Generator[Finding, None, int | None]:
+    try:
+        metadata, seal = read_footer(path)
+        row_group_rows(metadata)
+        opened = open_regular(path)
+        file = pq.ParquetFile(arrow_file(opened), metadata=metadata, page_checksum_verification=True)
+        schema = file.schema_arrow
+    except FileNotFoundError:
+        yield Finding("missing file", str(path), "see `files` in source_spec")
+        return None
+    except NotRegularError as error:
+        yield Finding("not a regular file", str(path), str(error).removeprefix(f"{path}: "))
+        return None
+    except UNREADABLE as error:
+        yield Finding("unreadable file", str(path), f"write it again ({error})")
+        return None
+    with opened, file:
+        usable = []
+        for column in columns:
+            findings = list(_check_type(column, schema, path))
+            yield from findings
+            if schema.get_all_field_indices(column.name) and all(finding.is_warning for finding in findings):
+                usable.append(column)
+        first_row = 0
+        for group in range(file.num_row_groups if usable else 0):
+            yield from _scan_row_group(file, seal, path, group, first_row, usable, summary)
+            first_row += file.metadata.row_group(group).num_rows
+        return file.metadata.num_rows
+
+
+def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Finding]:
+    """Checks that a file has a column exactly once, in a type that can be used."""
+    place = f"{path}, {column.name}"
+    if len(indices := schema.get_all_field_indices(column.name)) != 1:
+        what = "column that is there twice" if indices else "missing column"
+        has = f"the file has {listed(schema.names, len(schema.names))}"
+        yield Finding(what, place, has, is_warning=column.kind is None)
+        return
+    stored = schema.field(column.name).type
+    if not column.accepts(stored):
+        yield Finding("column type", place, f"expected {column.expected_type}", values=(str(stored),))
+        return
+    found, declared = dtype_name(stored), column.feature.dtype
+    if column.kind is not None and declared is not None and found not in (declared, dtype_name(column.type)):
+        yield Finding("column type", place, f"declared as {declared}", values=(found,), is_warning=True)
+
+
+def _scan_row_group(
+    file: pq.ParquetFile,
+    seal: Seal | None,
+    path: Path,
+    group: int,
+    first_row: int,
+    columns: Sequence[Column],
+    summary: MappingSummary,
+) -> Iterator[Finding]:
+    tally, row, place = _Tally(), first_row, f"{path}, row group {group}"
+    names = [column.name for column in columns]
+    try:
+        if seal is not None:
+            seal.check(group, names)
+        for batch in file.iter_batches(ROWS_PER_ROW_GROUP, row_groups=[group], columns=names):
+            for column in columns:
+                tally.add(find_problems(column, _plain(batch.column(column.name))), row)
+            _count_labels(columns, batch, summary)
+            _count_beyond_float16(columns, batch, summary, place, row, "rows")
+            row += batch.num_rows
+        # Arrow mistakes a truncated column for the end of the row group.
+        if row - first_row != (stated := file.metadata.row_group(group).num_rows):
+            raise ValueError(f"{row - first_row} rows instead of {stated}")
+    except UNREADABLE as error:
+        yield Finding("unreadable row group", place, f"write the file again ({error})")
+    yield from tally.findings(place, "rows")
+
+
+def _plain(values: pa.Array) -> pa.Array:
+    """Casts large and fixed-size lists to plain lists; other types are unchanged."""
+    return values.cast(pa.list_(values.type.value_type)) if is_list(values.type) else values
+
+
+def _count_labels(columns: Sequence[Column], rows: pa.Table | pa.RecordBatch, summary: MappingSummary) -> None:
+    for column in columns:
+        if column.kind == LABEL:
+            column_values = rows.column(column.name)
+            known = column_values.combine_chunks() if isinstance(column_values, pa.ChunkedArray) else column_values
+            values = as_numbers(known.drop_null()).to_numpy(zero_copy_only=False).astype(np.float64)
+            values = values[~np.isnan(values)]
+            _, is_wrong = out_of_domain(column, values)
+            is_multiclass = column.feature.task == "multiclass"
+            summary.labels[column.name].add(values[~is_wrong], are_classes=is_multiclass)
+
+
+def _count_beyond_float16(
+    columns: Sequence[Column],
+    rows: pa.Table | pa.RecordBatch,
+    summary: MappingSummary,
+    place: str,
+    first_row: int,
+    unit: str,
+) -> None:
+    """Counts the values of numerical features and regression labels that overflow float16 but not float32.
+
+    Args:
+        columns: columns of the rows.
+        rows: consecutive rows of a file.
+        summary: summary to update.
+        place: location of the rows, in words.
+        first_row: number of the first row, in the numbering of `unit`.
+        unit: "rows" (counted from 0) or "lines" (counted from 1).
+    """
+    for column in columns:
+        is_amount = column.kind == LABEL and column.feature.task == "regression"
+        values = rows.column(column.name) if column.kind == NUMERICAL or is_amount else None
+        if values is None or values.type not in WIDER_THAN_FLOAT16:
+            continue
+        with np.errstate(over="ignore"):
+            numbers = values.fill_null(0).to_numpy().astype(np.float32)
+        # Values that overflow float32 as well are errors, which `find_problems` reports.
+        wrong = np.flatnonzero((np.abs(numbers) > FLOAT16_MOST) & np.isfinite(numbers))
+        if len(wrong):
+            largest = float(max(numbers[wrong], key=abs))
+            first = BeyondFloat16(0, largest, place, first_row + int(wrong[0]), unit)
+            known = summary.beyond_float16.setdefault(column.name, first)
+            known.count += len(wrong)
+            known.largest = max(known.largest, largest, key=abs)
+
+
+class _Tally:
+    """Accumulates the problems of consecutive tables, per rule and column."""
+
+    def __init__(self) -> None:
+        self._problems: dict[tuple[str | None, str, str], tuple[int, list[int], list[str], bool]] = {}
+
+    def add(self, problems: Iterator[Problem] | Sequence[Problem], first_row: int) -> None:
+        """Adds problems of a table whose first row has the number `first_row`."""
+        for problem in problems:
+            key = (problem.column, problem.what, problem.expected)
+            count, rows, values, _ = self._problems.get(key, (0, [], [], False))
+            new_rows = [first_row + int(row) for row in problem.rows[:VALUES_SHOWN]]
+            self._problems[key] = (
+                count + len(problem.rows),
+                (rows + new_rows)[:VALUES_SHOWN],
+                (values + list(problem.values))[:VALUES_SHOWN],
+                problem.is_warning,
+            )
+
+    def findings(self, place: str, unit: str) -> Iterator[Finding]:
+        """Yields one finding per rule and column, for problems found in one location."""
+        for (column, what, expected), (count, rows, values, is_warning) in self._problems.items():
+            where = place if column is None else f"{place}, {column}"
+            yield Finding(
+                what, where, f"expected {expected}", count, tuple(rows), unit, tuple(values), is_warning=is_warning
+            )

@@ -1,0 +1,1 @@
+"""Reads and writes datasets as CSV and parquet."""

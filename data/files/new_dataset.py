@@ -1,0 +1,175 @@
+"""Atomic creation of a dataset: it is written to a draft folder and moved, with the specification as the last file."""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from data.errors import DataError
+from data.storage import files as draft_folder
+from data.storage.files import open_regular
+from data.storage.typed_json import read_typed
+
+SPEC_FILE = "feature_spec.yaml"
+UNFINISHED = ".unfinished-"
+# Journal in a draft: the names of the entries being moved out of it.
+MOVING_FILE = ".moving.json"
+
+
+@contextmanager
+def new_dataset(folder: Path, spec_file: str = SPEC_FILE, entries: Sequence[str] = ()) -> Iterator[Path]:
+    """Yields an empty draft folder, whose content becomes the dataset in `folder` when the block ends.
+
+    The specification is moved last: a folder without one is not a dataset. On any exception the draft is removed and
+    `folder` is left as it was. Leftovers of a killed run are removed by the next run.
+
+    Args:
+        folder: folder of the new dataset, created if missing.
+        spec_file: name of the specification, which the caller must write to the draft.
+        entries: other names that the draft will contain, so that conflicts are reported before any work is done.
+
+    Raises:
+        DataError: `folder` already holds a dataset or is not writable, or another run is writing to it.
+    """
+    folder = Path(folder)
+    if os.path.lexists(folder) and not folder.is_dir():
+        kind = "file" if folder.exists() else "link to nothing"
+        raise DataError(f"{folder}: is a {kind}, the output must be a folder; choose another name")
+    _clear_drafts(folder, spec_file)
+    _check_holds_no_dataset(folder, spec_file)
+    _check_free(folder, entries)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
+        draft_folder.mark(draft)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot write here ({error.strerror}); choose another output folder") from error
+    lock = _lock(draft)
+    try:
+        yield draft
+        _publish(draft, folder, spec_file)
+    except BaseException:
+        draft_folder.remove(draft)
+        _remove_empty(made)
+        raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+    draft_folder.remove(draft)
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or the directory entries of a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(draft: Path) -> int | None:
+    """Locks a draft until the descriptor is closed or the process dies.
+
+    Returns:
+        The descriptor that holds the lock, or None if another process holds it or locks are not supported.
+    """
+    descriptor = os.open(draft, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _clear_drafts(folder: Path, spec_file: str) -> None:
+    """Removes the drafts of dead runs, and the entries these had already moved of an incomplete dataset."""
+    for draft in sorted(path for path in folder.glob(f"{UNFINISHED}*") if draft_folder.is_draft(path)):
+        lock = _lock(draft)
+        if lock is None:
+            raise DataError(
+                f"{folder}: another run is writing here ({draft.name}); wait for it, or choose another folder"
+            )
+        try:
+            if not (folder / spec_file).exists():
+                for name in _moving(draft):
+                    if not os.path.lexists(draft / name):  # already moved
+                        _remove(folder / name)
+            draft_folder.remove(draft)
+        except OSError as error:
+            raise DataError(f"{draft}: is left from a killed run and cannot be removed ({error.strerror})") from error
+        finally:
+            os.close(lock)
+
+
+def _moving(draft: Path) -> list[str]:
+    """Returns the names in a draft's journal, restricted to plain names: they are about to be deleted."""
+    with suppress(OSError, ValueError, RecursionError):
+        names: list[str] = read_typed(list[str], json.loads(_text(draft / MOVING_FILE)), MOVING_FILE)
+        return [name for name in names if Path(name).name == name]
+    return []
+
+
+def _text(path: Path) -> str:
+    with open_regular(path) as file:
+        return file.read().decode()
+
+
+def _check_holds_no_dataset(folder: Path, spec_file: str) -> None:
+    if os.path.lexists(folder / spec_file):
+        raise DataError(f"{folder}: holds a dataset already ({spec_file}); choose another folder, or delete that one")
+    parts = sorted(folder.glob("*.parquet"))
+    if parts:
+        raise DataError(
+            f"{folder}: holds {len(parts)} parquet files already ({parts[0].name}, ...), and datasets are not "
+            "mixed; choose another folder, or delete them"
+        )
+
+
+def _check_free(folder: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if os.path.lexists(folder / name):
+            raise DataError(f"{folder / name}: is there already, and the dataset needs the name; delete it, run again")
+
+
+def _publish(draft: Path, folder: Path, spec_file: str) -> None:
+    """Moves the content of a draft to `folder`, undoing the moves if one fails."""
+    if not (draft / spec_file).is_file():
+        raise DataError(f"{folder}: the dataset was written without its {spec_file}, so it is not kept")
+    entries = sorted(entry.name for entry in draft.iterdir() if entry.name not in (spec_file, draft_folder.MARKER))
+    _check_free(folder, [*entries, spec_file])
+    # Everything, the journal included, reaches the disk before the first move; the specification follows all others.
+    (draft / MOVING_FILE).write_text(json.dumps(entries))
+    for path in [draft, *draft.rglob("*")]:
+        sync(path)
+    moved: list[Path] = []
+    try:
+        for name in entries:
+            os.rename(draft / name, folder / name)
+            moved.append(folder / name)
+        sync(folder)
+        os.rename(draft / spec_file, folder / spec_file)
+        moved.append(folder / spec_file)
+        sync(folder)
+    except BaseException:
+        for target in reversed(moved):
+            _remove(target)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()

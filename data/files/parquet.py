@@ -1,0 +1,257 @@
+"""Writes the rows of a mapping to numbered parquet files."""
+
+import os
+import zlib
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.errors import DataError
+from data.files.columns import describe_column
+from data.files.new_dataset import sync
+from data.spec.feature_spec import Chunk, FeatureSpec
+from data.storage.files import create_new, open_regular, temporary_beside
+
+MAGIC = b"SEALED01"
+_SUM = np.dtype("<u4")
+_TAIL_BYTES = 8  # uint32 length of the footer, then PAR1
+
+
+@dataclass(frozen=True)
+class Seal:
+    """The checksums of a file's column chunks.
+
+    Attributes:
+        path: path of the file.
+        metadata: parsed footer of the file.
+        sums: [row groups, columns] uint32 checksums; columns as in the footer, where those of a list are its leaves.
+    """
+
+    path: Path
+    metadata: pq.FileMetaData
+    sums: np.ndarray
+
+    def check(self, row_group: int, columns: Collection[str]) -> None:
+        """Reads the chunks of some columns of a row group and verifies their checksums.
+
+        Raises:
+            ValueError: A chunk does not match its checksum; the message names the column.
+            OSError: The file cannot be read.
+        """
+        with open_regular(self.path) as file:
+            for index in range(self.metadata.num_columns):
+                name = self.metadata.schema.column(index).path
+                # Leaves of a list are named "column.list.element". Names may contain dots themselves, so this can match
+                # a column that was not asked for, which does no harm.
+                is_asked = any(name == column or name.startswith(f"{column}.") for column in columns)
+                if is_asked and _chunk_sum(file, self.metadata, row_group, index) != self.sums[row_group, index]:
+                    raise ValueError(f"column {name!r} does not match its checksum")
+
+
+def add_seal(path: Path) -> None:
+    """Adds a seal to a complete parquet file that has none."""
+    with open(path, "r+b") as file:
+        metadata = pq.read_metadata(arrow_file(file))
+        sums = [
+            _chunk_sum(file, metadata, row_group, column)
+            for row_group in range(metadata.num_row_groups)
+            for column in range(metadata.num_columns)
+        ]
+        start, footer = _footer(file)
+        # Insert the seal before the footer. Offsets in the footer point to pages, which stay where they are.
+        file.seek(start)
+        file.write(np.array([*sums, zlib.crc32(footer)], _SUM).tobytes() + MAGIC + footer)
+
+
+def read_footer(path: Path) -> tuple[pq.FileMetaData, Seal | None]:
+    """Reads the footer of a file, and its seal if it has one.
+
+    Raises:
+        ValueError: The footer does not match its checksum in the seal.
+        OSError, pyarrow.ArrowException: The file cannot be read as parquet.
+    """
+    with open_regular(path, "a parquet file") as file:
+        start, footer = _footer(file)
+        sum_start = start - len(MAGIC) - _SUM.itemsize
+        is_sealed = sum_start > 0 and _bytes(file, start - len(MAGIC), len(MAGIC)) == MAGIC
+        if is_sealed and _bytes(file, sum_start, _SUM.itemsize) != np.array(zlib.crc32(footer), _SUM).tobytes():
+            raise ValueError("its footer does not match its checksum")
+        metadata = pq.read_metadata(arrow_file(file))
+        if not is_sealed:
+            return metadata, None
+        shape = (metadata.num_row_groups, metadata.num_columns)
+        length = shape[0] * shape[1] * _SUM.itemsize
+        sums = np.frombuffer(_bytes(file, sum_start - length, length), _SUM).reshape(shape)
+        return metadata, Seal(path, metadata, sums)
+
+
+def arrow_file(file: BinaryIO) -> pa.NativeFile:
+    """Returns a native Arrow file for an open file, which Arrow reads without calls into Python.
+
+    It is opened through the descriptor, so it is the same file even if the path was replaced in the meantime.
+    """
+    return pa.OSFile(f"/dev/fd/{file.fileno()}")
+
+
+def _footer(file: BinaryIO) -> tuple[int, bytes]:
+    """Returns the offset of the footer and all bytes from there on; no bytes if the file does not end with PAR1."""
+    size = os.fstat(file.fileno()).st_size
+    tail = _bytes(file, max(size - _TAIL_BYTES, 0), _TAIL_BYTES)
+    if not tail.endswith(b"PAR1"):
+        return size, b""
+    start = max(size - _TAIL_BYTES - int.from_bytes(tail[:4], "little"), 0)
+    return start, _bytes(file, start, size - start)
+
+
+def _chunk_sum(file: BinaryIO, metadata: pq.FileMetaData, row_group: int, column: int) -> int:
+    chunk = metadata.row_group(row_group).column(column)
+    start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    return zlib.crc32(_bytes(file, start, chunk.total_compressed_size))
+
+
+def _bytes(file: BinaryIO, start: int, length: int) -> bytes:
+    return os.pread(file.fileno(), length, start)
+
+
+ROWS_PER_ROW_GROUP = 131_072
+COMPRESSION = "snappy"
+ROWS_PER_FILE = 8 * ROWS_PER_ROW_GROUP
+
+
+def parquet_schema(spec: FeatureSpec, columns: Sequence[str]) -> pa.Schema:
+    """Returns the schema of some columns: their declared dtypes, by default int64 for ids and float32 for values.
+
+    Multi-hot columns are lists. A column in no channel that states neither dtype nor cardinality is text.
+    """
+    return pa.schema([(name, describe_column(spec, name).type) for name in columns])
+
+
+class DatasetWriter:
+    """Streams the rows of one mapping to `<mapping>_0.parquet`, `<mapping>_1.parquet`, ... in a folder.
+
+    A context manager: the files get their names when the block succeeds, and are removed when it fails. Pages carry
+    checksums, and files are sealed (see `data.files.parquet`). Use it on the draft folder of `new_dataset`:
+
+        with new_dataset(output) as draft:
+            with DatasetWriter(draft, "train", parquet_schema(spec, names)) as train:
+                for frame in frames:
+                    train.write(frame)
+            spec.with_sources({"train": (train.chunk,)}, draft).write(draft / SPEC_FILE)
+
+    Args:
+        folder: existing folder to write to.
+        mapping: name of the mapping in the specification.
+        schema: columns to store, in order; rows are cast to it.
+        rows_per_file: maximum number of rows per file.
+
+    Attributes:
+        rows: number of rows passed to `write` so far.
+
+    Raises:
+        DataError: Rows do not fit the schema, or there are no rows at all.
+    """
+
+    def __init__(self, folder: Path, mapping: str, schema: pa.Schema, rows_per_file: int = ROWS_PER_FILE) -> None:
+        if rows_per_file < 1:
+            raise DataError(f"{mapping}: rows per file must be at least 1, got {rows_per_file}")
+        self.rows = 0
+        self._folder = Path(folder)
+        self._mapping = mapping
+        self._schema = schema
+        self._rows_per_file = rows_per_file
+        self._pending = schema.empty_table()
+        self._writer: pq.ParquetWriter | None = None
+        self._file: BinaryIO | None = None
+        self._rows_in_file = 0
+        self._temporaries: list[Path] = []
+
+    def __enter__(self) -> "DatasetWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            if error is None:
+                self._finish()
+        finally:
+            self._discard()
+
+    @property
+    def chunk(self) -> Chunk:
+        """The chunk of the specification that lists the files written so far; complete once the block has ended."""
+        names = tuple(self._part_name(index) for index in range(len(self._temporaries)))
+        return Chunk(type="parquet", features=tuple(self._schema.names), files=names)
+
+    def write(self, rows: pa.Table | pd.DataFrame) -> None:
+        """Appends the rows of a table or data frame that has all columns of the schema; others are dropped."""
+        table = self._fit(rows)
+        self.rows += table.num_rows
+        self._pending = pa.concat_tables([self._pending, table])
+        while self._pending.num_rows >= self._row_group_limit():
+            self._write_row_group(self._row_group_limit())
+
+    def _fit(self, rows: pa.Table | pd.DataFrame) -> pa.Table:
+        columns = list(rows.columns if isinstance(rows, pd.DataFrame) else rows.column_names)
+        missing = [name for name in self._schema.names if name not in columns]
+        if missing:
+            raise DataError(f"{self._mapping}: columns {missing} are missing, there are {columns}")
+        try:
+            if isinstance(rows, pd.DataFrame):
+                return pa.Table.from_pandas(rows, self._schema, preserve_index=False).replace_schema_metadata(None)
+            return rows.select(self._schema.names).cast(self._schema)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+            raise DataError(f"{self._mapping}: rows do not fit the specification's types: {error}") from error
+
+    def _row_group_limit(self) -> int:
+        """Returns the rows of the next full row group: fewer at the end of a file, so that no group spans two files."""
+        return min(ROWS_PER_ROW_GROUP, self._rows_per_file - self._rows_in_file)
+
+    def _write_row_group(self, rows: int) -> None:
+        if self._writer is None:
+            self._temporaries.append(temporary_beside(self._folder / "part"))
+            self._file = create_new(self._temporaries[-1])
+            self._writer = pq.ParquetWriter(self._file, self._schema, compression=COMPRESSION, write_page_checksum=True)
+        self._writer.write_table(self._pending.slice(0, rows), row_group_size=ROWS_PER_ROW_GROUP)
+        self._pending = self._pending.slice(rows)
+        self._rows_in_file += rows
+        if self._rows_in_file == self._rows_per_file:
+            self._close_file()
+
+    def _close_file(self) -> None:
+        if self._writer is not None and self._file is not None:
+            self._writer.close()
+            self._file.close()
+            self._writer = self._file = None
+            self._rows_in_file = 0
+            add_seal(self._temporaries[-1])
+            sync(self._temporaries[-1])
+
+    def _finish(self) -> None:
+        if self.rows == 0:
+            raise DataError(f"{self._mapping}: there are no rows to write; a mapping needs at least one")
+        if self._pending.num_rows:
+            self._write_row_group(self._pending.num_rows)
+        self._close_file()
+        for index, temporary in enumerate(self._temporaries):
+            os.replace(temporary, self._folder / self._part_name(index))
+        sync(self._folder)
+
+    def _discard(self) -> None:
+        """Closes the open file and removes all temporary files that have not been renamed."""
+        for opened in (self._writer, self._file):
+            with suppress(OSError):  # closing flushes, which fails on a full disk; the file is removed anyway
+                if opened is not None:
+                    opened.close()
+        self._writer = self._file = None
+        for temporary in self._temporaries:
+            temporary.unlink(missing_ok=True)
+
+    def _part_name(self, index: int) -> str:
+        return f"{self._mapping}_{index}.parquet"

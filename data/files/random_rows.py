@@ -1,0 +1,241 @@
+"""Generates random rows for a feature specification, with labels that optionally depend on the features.
+
+Ids are skewed as in click logs: a few are frequent, most are rare. Every label has a latent value
+
+    latent = signal * score + noise,    noise ~ Logistic(0, 1)
+
+where the score sums the effects of all feature values (an id, the ids of a list, or a number) and has a variance of
+about 1, half of which is common to all labels. A binary label is latent > 0, which is 1 with probability
+sigmoid(signal * score); a class is floor(classes * sigmoid(latent)); a regression label is the latent value.
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from data.files.columns import Column, describe_column, is_list
+from data.spec.feature_spec import LABEL, MAP, NUMERICAL, Feature, FeatureSpec
+from data.spec.parts import SAMPLE_WEIGHT
+
+BLOCK_ROWS = 65_536
+SKEW = 3  # an id is floor(cardinality * uniform ** SKEW)
+INTEGERS = 100  # integers without a cardinality lie in [0, INTEGERS)
+MISSING_RATE = 0.1  # of labels with `missing: ignore`
+GROUP_ROWS = (2, 12)  # fewest and most rows that share a value of the map feature
+
+
+def random_tables(
+    spec: FeatureSpec, mapping: str, rows: int, *, seed: int = 0, signal: float = 0.0, block_rows: int = BLOCK_ROWS
+) -> Iterator[pa.Table]:
+    """Yields random rows of a mapping, with all its columns in their stored types, block by block.
+
+    A group of the map feature is two to twelve consecutive rows, at least one of them a positive of the first binary
+    label. The same arguments give the same rows. The effects of ids and numbers on the labels depend only on the seed,
+    so they are the same in all mappings.
+
+    Args:
+        spec: specification with the types, the cardinalities, and the labels' `task`, `given` and `missing`.
+        mapping: name of the mapping whose columns to generate.
+        rows: number of rows.
+        seed: seed of all random numbers, at least 0.
+        signal: standard deviation of the labels' log odds over the rows; 0 makes labels independent of the features.
+        block_rows: maximum number of rows per table.
+    """
+    names = [name for chunk in spec.chunks(mapping) for name in chunk.features]
+    columns = {name: describe_column(spec, name) for name in names}
+    rng = np.random.default_rng([seed, zlib.crc32(mapping.encode())])
+    # ceil(rows / block_rows) blocks of about equal size.
+    bounds = np.linspace(0, rows, -(-rows // block_rows) + 1).astype(int)
+    for first_row, end in zip(bounds[:-1], bounds[1:], strict=True):
+        block = _Block(int(first_row), int(end - first_row), rng)
+        yield _table(spec, columns, block, _Effects(spec, seed, signal))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block of consecutive rows to generate.
+
+    Attributes:
+        first_row: position of the block's first row in the mapping.
+        rows: number of rows in the block.
+        rng: random generator, shared by all blocks of the mapping.
+    """
+
+    first_row: int
+    rows: int
+    rng: np.random.Generator
+
+
+def _table(spec: FeatureSpec, columns: dict[str, Column], block: _Block, effects: "_Effects") -> pa.Table:
+    drawn_later = (LABEL, MAP)
+    arrays = {name: _values(column, block) for name, column in columns.items() if column.kind not in drawn_later}
+    latents = effects.latents(columns, arrays, block)
+    group_column = next((column for column in columns.values() if column.kind == MAP), None)
+    starts = None
+    if group_column is not None:
+        starts = _group_starts(block)
+        arrays[group_column.name] = _group_ids(group_column, block.first_row + starts)
+    for name, labels in _labels(spec, latents, starts, block.rng).items():
+        arrays[name] = _to_arrow(labels, columns[name].type)
+    return pa.table([arrays[name] for name in columns], names=list(columns))
+
+
+def _values(column: Column, block: _Block) -> pa.Array:
+    """Returns random values for a column that is neither a label nor the map feature."""
+    rng, stored, limit = block.rng, column.type, column.feature.cardinality
+    if is_list(stored):
+        lengths = rng.integers(0, (column.feature.max_hotness or 0) + 1, block.rows)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        ids = _skewed_ids(limit or INTEGERS, int(offsets[-1]), rng)
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(ids, stored.value_type))
+    if pa.types.is_string(stored):
+        return pa.array([f"text {number}" for number in rng.integers(0, INTEGERS, block.rows)], stored)
+    if pa.types.is_integer(stored):
+        ids = _skewed_ids(limit, block.rows, rng) if limit else rng.integers(0, INTEGERS, block.rows)
+        return pa.array(ids, stored)
+    least = 0.5 if column.kind == SAMPLE_WEIGHT else 0.0
+    return _to_arrow(least + rng.random(block.rows), stored)
+
+
+def _skewed_ids(limit: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    return (limit * rng.random(count) ** SKEW).astype(np.int64)
+
+
+def _to_arrow(numbers: np.ndarray, stored: pa.DataType) -> pa.Array:
+    """Converts float64 numbers to a stored type; NaN becomes null, and values of integer types are rounded."""
+    missing = np.isnan(numbers)
+    filled = np.where(missing, 0, numbers)
+    dtype = stored.to_pandas_dtype()
+    return pa.array((np.rint(filled) if pa.types.is_integer(stored) else filled).astype(dtype), stored, mask=missing)
+
+
+def _group_starts(block: _Block) -> np.ndarray:
+    """Draws group sizes; returns the position in the block at which each row's group starts, [rows] int64."""
+    fewest, most = GROUP_ROWS
+    sizes = block.rng.integers(fewest, most + 1, block.rows // fewest + 1)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    starts = starts[starts < block.rows]
+    # The last group may be cut off by the end of the block: extend it to the minimum size at the expense of the group
+    # before it, or merge the two.
+    if len(starts) > 1 and block.rows - starts[-1] < fewest:
+        starts[-1] = block.rows - fewest
+        if starts[-1] - starts[-2] < fewest:
+            starts = starts[:-1]
+    return np.repeat(starts, np.diff(np.append(starts, block.rows)))
+
+
+def _group_ids(column: Column, starts: np.ndarray) -> pa.Array:
+    """Returns group ids: the group's first row in the mapping, modulo the cardinality or the largest integer."""
+    limit = column.feature.cardinality or np.iinfo(column.type.to_pandas_dtype()).max
+    return pa.array(starts % limit, column.type)
+
+
+class _Effects:
+    """The effects of the features on the labels: a pure function of the seed.
+
+    Args:
+        spec: specification of the features and labels.
+        seed: seed of the effects.
+        signal: standard deviation of the labels' log odds; 0 for no effects.
+    """
+
+    def __init__(self, spec: FeatureSpec, seed: int, signal: float) -> None:
+        self._spec = spec
+        self._seed = seed
+        self._signal = signal
+
+    def latents(self, columns: dict[str, Column], arrays: dict[str, pa.Array], block: _Block) -> dict[str, np.ndarray]:
+        """Returns {label: [rows] float64 latent values}, as defined at the top of this module."""
+        noise = {label.name: block.rng.logistic(size=block.rows) for label in self._spec.labels}
+        if self._signal == 0:
+            return noise
+        inputs = [(columns[feature.name], arrays[feature.name]) for feature in self._spec.inputs]
+        # Two independent scores of variance 1, divided by sqrt(2): half of the variance is common to all labels.
+        common = self._score(inputs, "")
+        own = {name: self._score(inputs, name) for name in noise}
+        return {name: self._signal * (common + own[name]) / np.sqrt(2) + noise[name] for name in noise}
+
+    def _score(self, inputs: list[tuple[Column, pa.Array]], label: str) -> np.ndarray:
+        total = sum(self._effect(column, values, label) for column, values in inputs)
+        return np.asarray(total) / np.sqrt(len(inputs))
+
+    def _effect(self, column: Column, values: pa.Array, label: str) -> np.ndarray:
+        """Returns the effect of one feature, [rows] float64 with a mean of about 0 and a variance of about 1."""
+        key = zlib.crc32(f"{self._seed}/{label}/{column.name}".encode())
+        if column.kind == NUMERICAL:
+            span = INTEGERS if pa.types.is_integer(column.type) else 1
+            sign = 1 if key % 2 else -1
+            # A uniform number on [0, 1) has the variance 1/12.
+            return sign * (values.to_numpy(zero_copy_only=False) / span - 0.5) * np.sqrt(12)
+        if not is_list(column.type):
+            return _effect_of_ids(values.to_numpy(zero_copy_only=False), key)
+        # Sum over each list by differences of the running sum; dividing by sqrt(length) keeps the variance at 1.
+        sums = np.concatenate([[0], np.cumsum(_effect_of_ids(values.values.to_numpy(), key))])
+        offsets = values.offsets.to_numpy()
+        return np.diff(sums[offsets]) / np.sqrt(np.maximum(np.diff(offsets), 1))
+
+
+def _effect_of_ids(ids: np.ndarray, key: int) -> np.ndarray:
+    """Hashes ids and a key to uniform numbers with mean 0 and variance 1, using the finalizer of SplitMix64."""
+    bits = ids.astype(np.uint64) + np.uint64(key * 0x9E3779B97F4A7C15 % 2**64)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(31)
+    # The upper 53 bits, as many as float64 holds, give a number in [0, 1).
+    return ((bits >> np.uint64(11)) * 2.0**-53 - 0.5) * np.sqrt(12)
+
+
+def _labels(
+    spec: FeatureSpec, latents: dict[str, np.ndarray], starts: np.ndarray | None, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Draws all labels from their latent values.
+
+    Args:
+        spec: specification of the labels.
+        latents: {label: [rows] float64}.
+        starts: [rows] position at which each row's group starts, or None without a map feature.
+        rng: random generator for missing values.
+
+    Returns:
+        {label: [rows] float64}, NaN where missing, and 0 where the label's `given` is not 1.
+    """
+    drawn = {label.name: _draw(label, latents[label.name], rng) for label in spec.labels}
+    first = next((label for label in spec.labels if label.task == "binary"), None)
+    # MAP needs a positive in every group: set the first binary label, and the labels it is given, in the row with the
+    # highest latent value.
+    if starts is not None and first is not None:
+        positive = _with_given(spec, drawn, first.name) == 1
+        rows = _best_rows_of_groups_without(positive, starts, latents[first.name])
+        name: str | None = first.name
+        while name is not None:
+            drawn[name][rows] = 1
+            name = spec.features[name].given
+    return {name: _with_given(spec, drawn, name) for name in drawn}
+
+
+def _draw(label: Feature, latent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    values = latent.copy()
+    if label.task == "binary":
+        values = (latent > 0).astype(np.float64)
+    elif label.task == "multiclass":
+        classes = label.cardinality or 2
+        values = np.minimum(np.floor(classes / (1 + np.exp(-latent))), classes - 1)
+    if label.missing == "ignore":
+        values[rng.random(len(values)) < MISSING_RATE] = np.nan
+    return values
+
+
+def _with_given(spec: FeatureSpec, drawn: dict[str, np.ndarray], name: str) -> np.ndarray:
+    given = spec.features[name].given
+    return drawn[name] if given is None else np.where(_with_given(spec, drawn, given) == 1, drawn[name], 0)
+
+
+def _best_rows_of_groups_without(positive: np.ndarray, starts: np.ndarray, latent: np.ndarray) -> np.ndarray:
+    """Returns the row with the highest latent value of every group without a positive row."""
+    by_group = np.lexsort((latent, starts))  # sorted by group, then by latent value
+    is_last = np.append(np.diff(starts[by_group]) > 0, True)
+    best = by_group[is_last]
+    return best[~np.isin(starts[best], starts[positive])]

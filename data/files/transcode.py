@@ -1,0 +1,214 @@
+"""Converts a CSV dataset to parquet, in a stream of blocks."""
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from data.errors import DataError
+from data.files.columns import Column, Problem, describe_column
+from data.files.csv import CsvBlock, count_lines, read_csv_blocks
+from data.files.new_dataset import SPEC_FILE, new_dataset
+from data.files.parquet import DatasetWriter, parquet_schema
+from data.spec.embedding_sizes import SIZES_FILE
+from data.spec.feature_spec import Chunk, FeatureSpec
+from data.storage.files import check_stays, open_regular
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Progress:
+    """Reports the progress of a long job over rows, at most one line every few seconds.
+
+    Args:
+        tell: called with each line.
+        clock: returns the current time in seconds, like `time.monotonic`.
+    """
+
+    def __init__(self, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._tell = tell
+        self._clock = clock
+        self.start("", 0)
+
+    def start(self, name: str, total: int) -> None:
+        """Starts a part of the job with `total` rows."""
+        self._name, self._total, self._rows = name, total, 0
+        self._begin = self._last = self._clock()
+
+    def add(self, rows: int) -> None:
+        """Counts rows as done, and reports the progress if it is due."""
+        self._rows += rows
+        now = self._clock()
+        if now - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = now
+            rate = self._rows / (now - self._begin)
+            share = 100 * self._rows / self._total
+            self._tell(f"{self._name}: {self._rows:,} of {self._total:,} rows ({share:.0f} %), {rate:,.0f} rows/s")
+
+
+def tell_on_stderr(line: str) -> None:
+    """Prints a line to stderr, which leaves stdout to machine-readable output."""
+    print(f"transcode: {line}", file=sys.stderr, flush=True)
+
+
+def transcode(
+    spec_path: Path,
+    output: Path,
+    *,
+    spec_file: str = SPEC_FILE,
+    rows_per_file: int,
+    min_files: int,
+    allow_outside_paths: bool = False,
+    tell: Callable[[str], None] = tell_on_stderr,
+) -> FeatureSpec:
+    """Converts the dataset of a CSV specification to parquet files, with one chunk per mapping.
+
+    Rows keep their order. The output is written atomically.
+
+    Args:
+        spec_path: path of the specification, whose chunks are all of type csv.
+        output: folder for the parquet files and the new specification; must not hold a dataset.
+        spec_file: file name of the new specification.
+        rows_per_file: maximum number of rows per file.
+        min_files: minimum number of files per mapping, if it has that many rows; takes precedence over `rows_per_file`.
+        allow_outside_paths: read files outside of the specification's folder; only for a trusted specification.
+        tell: called with each line of progress and each warning.
+
+    Returns:
+        The new specification.
+
+    Raises:
+        DataError: The input is invalid; for a wrong value, the message names file, line, column and cell.
+    """
+    spec = FeatureSpec.read(spec_path, allow_outside_paths=allow_outside_paths)
+    _check_is_csv(spec, spec_path)
+    with new_dataset(output, spec_file) as draft:
+        sources = {
+            mapping: (_transcode_mapping(spec, mapping, draft, rows_per_file, min_files, tell),)
+            for mapping in spec.sources
+        }
+        _copy_sizes(spec.folder, draft, allow_outside_paths)
+        spec.with_sources(sources, draft).write(draft / spec_file)
+    return FeatureSpec.read(Path(output) / spec_file)
+
+
+def _copy_sizes(source: Path, draft: Path, allow_outside_paths: bool) -> None:
+    """Copies the file of embedding widths next to a specification, if there is one."""
+    if os.path.lexists(source / SIZES_FILE):
+        if not allow_outside_paths:
+            check_stays(source, SIZES_FILE)
+        with open_regular(source / SIZES_FILE) as file:
+            (draft / SIZES_FILE).write_bytes(file.read())
+
+
+def _check_is_csv(spec: FeatureSpec, spec_path: Path) -> None:
+    for mapping, chunks in spec.sources.items():
+        for index, chunk in enumerate(chunks):
+            if chunk.type != "csv":
+                raise DataError(
+                    f"{spec_path}: source_spec.{mapping}[{index}] is of type {chunk.type}, and only csv is transcoded; "
+                    "a parquet dataset can be trained on as it is"
+                )
+
+
+def _transcode_mapping(
+    spec: FeatureSpec, mapping: str, draft: Path, rows_per_file: int, min_files: int, tell: Callable[[str], None]
+) -> Chunk:
+    rows = _count_rows(spec, mapping)
+    limit = _rows_per_file(rows, rows_per_file, min_files)
+    if limit < rows_per_file and rows > limit:
+        tell(f"{mapping}: {limit:,} rows per file instead of {rows_per_file:,}, to have at least {min_files} files")
+    columns = [name for chunk in spec.chunks(mapping) for name in chunk.features]
+    warnings = _Warnings()
+    progress = Progress(tell)
+    progress.start(mapping, rows)
+    with DatasetWriter(draft, mapping, parquet_schema(spec, columns), limit) as writer:
+        for table in _join([_read_chunk(spec, chunk, warnings) for chunk in spec.chunks(mapping)]):
+            writer.write(table)
+            progress.add(table.num_rows)
+    for line in warnings.lines():
+        tell(f"{mapping}: warning: {line}")
+    tell(f"{mapping}: {writer.rows:,} rows in {len(writer.chunk.files)} files")
+    return writer.chunk
+
+
+def _rows_per_file(rows: int, wanted: int, min_files: int) -> int:
+    """Returns the rows per file, rounded down so that there is rather one file too many than one too few."""
+    return max(1, min(wanted, rows // min_files))
+
+
+def _count_rows(spec: FeatureSpec, mapping: str) -> int:
+    """Returns the number of rows of a mapping; raises DataError if its column groups differ."""
+    chunks = spec.chunks(mapping)
+    counts = [sum(count_lines(spec.folder / file) for file in chunk.files) for chunk in chunks]
+    if len(set(counts)) > 1:
+        groups = "; ".join(f"{', '.join(chunk.files)}: {rows:,}" for chunk, rows in zip(chunks, counts, strict=True))
+        raise DataError(
+            f"{spec.folder}: the column groups of mapping {mapping!r} differ in rows ({groups}); "
+            "line N of each must belong to one row"
+        )
+    return counts[0]
+
+
+def _read_chunk(spec: FeatureSpec, chunk: Chunk, warnings: "_Warnings") -> Iterator[pa.Table]:
+    """Yields the rows of a column group as tables, file by file."""
+    columns = [describe_column(spec, name) for name in chunk.features]
+    for file in chunk.files:
+        for block in read_csv_blocks(spec.folder / file, columns):
+            _check_has_no_error(block, columns)
+            warnings.add(block)
+            yield block.table
+
+
+def _check_has_no_error(block: CsvBlock, columns: Sequence[Column]) -> None:
+    """Raises DataError for the first invalid cell of a block."""
+    positions = {column.name: index for index, column in enumerate(columns, start=1)}
+
+    def place(problem: Problem) -> tuple[int, int]:
+        return int(problem.rows[0]), positions.get(problem.column or "", 0)
+
+    errors = [problem for problem in block.problems if not problem.is_warning]
+    if not errors:
+        return
+    first = min(errors, key=place)
+    line = block.first_line + int(first.rows[0])
+    column = f", column {positions[first.column]} ({first.column})" if first.column else ""
+    raise DataError(f"{block.path}, line {line}{column}: {first.what}: {first.values[0]!r}; expected {first.expected}")
+
+
+class _Warnings:
+    """Counts values that are stored as they are, but that the loader will change: lists longer than max_hotness."""
+
+    def __init__(self) -> None:
+        self._rows: Counter[tuple[str | None, str]] = Counter()
+        self._first: dict[tuple[str | None, str], str] = {}
+
+    def add(self, block: CsvBlock) -> None:
+        for problem in block.problems:
+            key = (problem.column, problem.what)
+            self._rows[key] += len(problem.rows)
+            self._first.setdefault(key, f"{block.path}, line {block.first_line + int(problem.rows[0])}")
+
+    def lines(self) -> Iterator[str]:
+        for (column, what), rows in self._rows.items():
+            first = self._first[column, what]
+            yield f"{column}: {what} in {rows:,} rows (first: {first}); the loader cuts them"
+
+
+def _join(groups: Sequence[Iterator[pa.Table]]) -> Iterator[pa.Table]:
+    """Joins column groups side by side, yielding as many rows at a time as all groups have available."""
+    pending = [next(group, None) for group in groups]
+    while all(table is not None for table in pending):
+        tables = [table for table in pending if table is not None]
+        rows = min(table.num_rows for table in tables)
+        names = [name for table in tables for name in table.column_names]
+        yield pa.table([column for table in tables for column in table.slice(0, rows).columns], names=names)
+        rest = [table.slice(rows) for table in tables]
+        pending = [table if table.num_rows else next(group, None) for table, group in zip(rest, groups, strict=True)]
+    # One group ended before another, although the counts of lines agreed.
+    if any(table is not None for table in pending):
+        raise DataError("the CSV files changed while they were read; run again when they are complete")

@@ -1,1 +1,0 @@
-"""Checks the labels of a dataset before training."""

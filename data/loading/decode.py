@@ -1,0 +1,318 @@
+"""Decode Arrow columns into the row-major arrays of a `Batch`, rejecting invalid values."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from data.errors import DataError
+from data.files.columns import Column, Domain, as_numbers, describe_column
+from data.loading.batch import PAD, Batch
+from data.spec.feature_spec import Feature, FeatureSpec
+
+# How to handle an id outside [0, cardinality): raise; use the nearest valid id; or do that and give the row weight 0.
+OovPolicy = Literal["error", "clip", "drop"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The destination of a column in a `Batch`, and its valid values.
+
+    Attributes:
+        name: name of the column.
+        field: name of the `Batch` field that receives the values.
+        slot: index of the column in that field; for a list, of its first column.
+        width: number of columns in the field; max_hotness for lists, else 1.
+        column: description of the column from the specification; None for an extra column, passed on unchanged.
+        domain: valid values of the column.
+        oov_policy: how to handle integral ids outside the domain.
+    """
+
+    name: str
+    field: str
+    slot: int = 0
+    width: int = 1
+    column: Column | None = None
+    domain: Domain = Domain()
+    oov_policy: OovPolicy = "error"
+
+    @property
+    def expected(self) -> str:
+        """Description of the valid values, for messages."""
+        return self.column.expected if self.column else "a value"
+
+    @property
+    def expected_type(self) -> str:
+        """Description of the accepted stored types, for messages."""
+        return self.column.expected_type if self.column else "numbers, booleans or texts"
+
+    def accepts(self, stored: pa.DataType) -> bool:
+        """Return whether a column of this stored type can be decoded."""
+        return self.column.accepts(stored) if self.column else _is_plain(stored)
+
+
+def batch_targets(
+    spec: FeatureSpec, *, with_group: bool, extra_columns: Sequence[str] = (), oov_policy: OovPolicy = "error"
+) -> list[Target]:
+    """Return the targets of all columns of a batch; `oov_policy` applies to one-hot and multi-hot features."""
+
+    def target(feature: Feature, field: str, slot: int = 0, *, width: int = 1, policy: OovPolicy = "error") -> Target:
+        column = describe_column(spec, feature.name)
+        return Target(feature.name, field, slot, width, column, column.domain, policy)
+
+    targets = [target(feature, "onehot", slot, policy=oov_policy) for slot, feature in enumerate(spec.onehot)]
+    slot = 0
+    for feature in spec.multihot:
+        targets.append(target(feature, "multihot", slot, width=feature.max_hotness or 1, policy=oov_policy))
+        slot += targets[-1].width
+    targets += [target(feature, "numerical", slot) for slot, feature in enumerate(spec.numerical)]
+    targets += [target(feature, "labels", slot) for slot, feature in enumerate(spec.labels)]
+    if spec.sample_weight is not None:
+        targets.append(target(spec.sample_weight, "weights"))
+    if with_group and spec.map_feature is not None:
+        targets.append(target(spec.map_feature, "group"))
+    return targets + [Target(name, "extra", slot) for slot, name in enumerate(extra_columns)]
+
+
+def is_text(stored: pa.DataType) -> bool:
+    """Return whether a stored type is text."""
+    return pa.types.is_string(stored) or pa.types.is_large_string(stored)
+
+
+def _is_plain(stored: pa.DataType) -> bool:
+    is_number = pa.types.is_integer(stored) or pa.types.is_floating(stored)
+    return is_number or pa.types.is_boolean(stored) or is_text(stored)
+
+
+class Place(NamedTuple):
+    """Where values are stored, for messages.
+
+    Attributes:
+        path: path of the file.
+        row_group: index of the row group in the file.
+        first_row: index of the first row in the file.
+    """
+
+    path: Path
+    row_group: int
+    first_row: int
+
+
+def refuse_nulls(
+    target: Target, array: pa.Array, place: Place, row_of: Callable[[int], int] = lambda index: index
+) -> None:
+    """Raise a DataError if there are nulls, naming the row of the first one.
+
+    Args:
+        target: column that the values belong to.
+        array: values of the column, or flattened items of its lists.
+        place: where the values are stored.
+        row_of: maps a position in `array` to its row; the identity unless the values are list items.
+    """
+    if array.null_count == 0:
+        return
+    first = int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))
+    raise DataError(
+        f"{place.path}, row group {place.row_group}: column {target.name!r} has nothing (null) in "
+        f"{array.null_count} places, the first in row {place.first_row + row_of(first)} of the file; "
+        f"expected {target.expected}. check_dataset.py lists them all."
+    )
+
+
+def usable_values(
+    target: Target, values: np.ndarray, place: Place, row_of: Callable[[int], int] = lambda index: index
+) -> tuple[np.ndarray, np.ndarray]:
+    """Check values against the domain of their column, and clip out-of-range ids if the `oov_policy` allows it.
+
+    Args:
+        target: column that the values belong to.
+        values: [count] numbers.
+        place: where the values are stored.
+        row_of: maps a position in `values` to its row; the identity unless the values are list items.
+
+    Returns:
+        The [count] values with integral ids clipped to the domain, and the [replaced] int64 positions of these ids.
+
+    Raises:
+        DataError: if a value is out of range and cannot be replaced, naming the first one and its row.
+    """
+    if target.domain.allows_all(values):  # the usual case, and faster than `allows`
+        return values, np.zeros(0, np.int64)
+    wrong = np.flatnonzero(~target.domain.allows(values))
+    # Only integral ids may be replaced: NaN or 1.5 is damage, not an unseen id.
+    is_id = target.field in ("onehot", "multihot")
+    whole = is_id & np.isfinite(values[wrong]) & (values[wrong] == np.floor(values[wrong]))
+    refused = wrong if target.oov_policy == "error" else wrong[~whole]
+    if len(refused):
+        can_go_on = target.oov_policy == "error" and whole.all()
+        way_out = "--oov_policy clip or drop lets main.py go on without them; " if can_go_on else ""
+        raise DataError(
+            f"{place.path}, row group {place.row_group}: column {target.name!r} has {len(refused)} unusable values, "
+            f"the first {values[refused[0]].item()} in row {place.first_row + row_of(int(refused[0]))} of the file; "
+            f"expected {target.expected}. {way_out}check_dataset.py lists them all."
+        )
+    return np.clip(values, target.domain.low, target.domain.high), wrong
+
+
+# Rows transposed at a time, few enough for source and target to stay in the CPU cache.
+BLOCK_ROWS = 8192
+
+
+class Decoded(NamedTuple):
+    """The values that were changed while decoding.
+
+    Attributes:
+        cut: number of lists cut to max_hotness, by column.
+        replaced: [replaced] int64 row of each id that was out of range, by column; columns without such ids are
+            left out.
+    """
+
+    cut: Mapping[str, int]
+    replaced: Mapping[str, np.ndarray]
+
+
+class _Lists(NamedTuple):
+    """A multi-hot column.
+
+    Attributes:
+        slot: first of its columns in `Batch.multihot`.
+        width: number of its columns there, max_hotness.
+        ids: [ids] ids of all lists, concatenated.
+        offsets: [rows + 1] where each list starts in `ids`, followed by the end of the last one.
+    """
+
+    slot: int
+    width: int
+    ids: np.ndarray
+    offsets: np.ndarray
+
+    def count_longer(self) -> int:
+        """Return the number of lists with more than `width` ids."""
+        return int(np.count_nonzero(np.diff(self.offsets) > self.width))
+
+
+def decode_table(table: pa.Table, targets: Sequence[Target], place: Place, out: Batch) -> Decoded:
+    """Decode the rows of a table into `out`, a batch of the same number of rows.
+
+    Args:
+        table: stored columns, including those of all targets.
+        targets: columns to decode.
+        place: where the first row is stored, for messages.
+        out: batch to write to; fields without a target are left unchanged.
+
+    Returns:
+        The lists that were cut and the ids that were replaced.
+
+    Raises:
+        DataError: if a value is missing or out of range, naming the file, the row and the value.
+    """
+    # Columns are decoded one by one, then transposed together into the row-major fields [rows, columns].
+    matrices: dict[str, list[tuple[int, np.ndarray]]] = {"onehot": [], "numerical": [], "labels": []}
+    lists: dict[str, _Lists] = {}
+    replaced: dict[str, np.ndarray] = {}
+    for target in targets:
+        array = _one_array(table.column(target.name))
+        if target.field == "extra":
+            out.extra[target.slot][:] = _decode_extra(target, array, place)
+            continue
+        if target.field == "multihot":
+            lists[target.name], bad_rows = _decode_lists(target, array, place)
+        else:
+            values, bad_rows = _decode_numbers(target, array, place)
+            if target.field in matrices:
+                matrices[target.field].append((target.slot, values))
+            else:
+                getattr(out, target.field)[:] = values
+        if len(bad_rows):
+            replaced[target.name] = bad_rows
+    for field, columns in matrices.items():
+        _copy_columns(columns, getattr(out, field))
+    if lists:
+        _fill_lists(list(lists.values()), out.multihot)
+    return Decoded({name: column.count_longer() for name, column in lists.items()}, replaced)
+
+
+def extra_dtype(stored: pa.DataType) -> np.dtype:
+    """Return the dtype of an extra column in a batch."""
+    return np.dtype(object if is_text(stored) else stored.to_pandas_dtype())
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _decode_numbers(target: Target, array: pa.Array, place: Place) -> tuple[np.ndarray, np.ndarray]:
+    """Return the [rows] values and the [replaced] int64 rows of those that were replaced."""
+    if not target.domain.may_miss:
+        refuse_nulls(target, array, place)
+    return usable_values(target, as_numbers(array).to_numpy(zero_copy_only=False), place)
+
+
+def _decode_extra(target: Target, array: pa.Array, place: Place) -> np.ndarray:
+    if not is_text(array.type):
+        refuse_nulls(target, array, place)
+    return array.to_numpy(zero_copy_only=False)
+
+
+def _decode_lists(target: Target, array: pa.Array, place: Place) -> tuple[_Lists, np.ndarray]:
+    """Return the lists and the [replaced] int64 row of each id that was replaced."""
+    refuse_nulls(target, array, place)
+    if pa.types.is_fixed_size_list(array.type):
+        offsets = np.arange(len(array) + 1) * array.type.list_size
+        items = array.flatten()
+    else:
+        # The offsets of a sliced array point into the values of the whole row group.
+        offsets = array.offsets.to_numpy()
+        items = array.values.slice(offsets[0], offsets[-1] - offsets[0])
+        offsets = offsets - offsets[0]
+
+    def row_of(item: int) -> int:
+        return int(np.searchsorted(offsets, item, side="right")) - 1
+
+    refuse_nulls(target, items, place, row_of)
+    ids, replaced = usable_values(target, items.to_numpy(), place, row_of)
+    return _Lists(target.slot, target.width, ids, offsets), np.searchsorted(offsets, replaced, side="right") - 1
+
+
+def _fill_lists(columns: Sequence[_Lists], matrix: np.ndarray) -> None:
+    """Write lists to their columns of a [rows, sum of max_hotness] matrix, cut or padded with PAD to their width."""
+    for rows, places in _turned_blocks(matrix, sum(column.width for column in columns)):
+        for slot, width, ids, offsets in columns:
+            starts = offsets[rows].astype(np.intp)
+            lengths = offsets[rows.start + 1 : rows.stop + 1] - starts
+            for place in range(width):
+                # Branch-free, since branches on list ends would be mispredicted too often: past the end of a list,
+                # take an arbitrary id and set all its bits, which makes it PAD (-1).
+                values = np.take(ids, starts + place, mode="clip").astype(np.int32) if len(ids) else PAD
+                has_ended = (lengths <= place).astype(np.int32)
+                np.bitwise_or(values, -has_ended, out=places[slot + place])
+
+
+def _copy_columns(columns: list[tuple[int, np.ndarray]], matrix: np.ndarray) -> None:
+    """Write [rows] columns to their slots of a [rows, slots] matrix."""
+    for rows, places in _turned_blocks(matrix, len(columns)):
+        for slot, values in columns:
+            places[slot] = values[rows]
+
+
+def _turned_blocks(matrix: np.ndarray, given: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield slices of a matrix's rows with a [columns, rows] buffer to fill, and transpose each into the matrix.
+
+    Transposing a block at once is faster than writing each column with a stride.
+
+    Args:
+        matrix: [rows, columns] array to write to.
+        given: number of columns that the caller fills. If there are others, which come from another column group,
+            the buffer starts out with the matrix's values, so that they are kept.
+    """
+    turned = np.empty((matrix.shape[1], BLOCK_ROWS), matrix.dtype)
+    for begin in range(0, len(matrix), BLOCK_ROWS):
+        rows = slice(begin, min(begin + BLOCK_ROWS, len(matrix)))
+        places = turned[:, : rows.stop - begin]
+        if given < len(places):
+            places[:] = matrix[rows].T
+        yield rows, places
+        matrix[rows] = places.T

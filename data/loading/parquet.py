@@ -1,0 +1,551 @@
+"""Decode the rows of a mapping from parquet, row group by row group."""
+
+import hashlib
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.errors import DataError, LostInputError
+from data.files.parquet import Seal, arrow_file, read_footer
+from data.loading.batch import Batch, bytes_per_row, empty_batch, slice_rows
+from data.loading.decode import Decoded, OovPolicy, Place, Target, batch_targets, decode_table, extra_dtype
+from data.spec.feature_spec import Chunk, FeatureSpec
+from data.spec.problems import listed, nearest
+from data.storage.files import is_of_system, open_regular
+
+FOOTER_THREADS = 8
+MOST_ROWS = 2**31 - 1  # per row group, since row permutations are int32
+# Exceptions that reading a damaged file is known to raise.
+READ_ERRORS = (OSError, pa.ArrowException, ValueError, MemoryError)
+
+
+@dataclass(frozen=True)
+class ParquetFile:
+    """A parquet file as described by its footer.
+
+    Attributes:
+        path: path of the file.
+        metadata: parsed footer.
+        schema: Arrow schema of the columns.
+        stamp: size in bytes and modification time (ns) when the footer was read.
+        seal: checksums of the column chunks, or None if the file has none.
+    """
+
+    path: Path
+    metadata: pq.FileMetaData
+    schema: pa.Schema
+    stamp: tuple[int, int]
+    seal: Seal | None
+
+    @classmethod
+    def open(cls, path: Path) -> "ParquetFile":
+        """Open a file by reading its footer.
+
+        Raises:
+            DataError: if the file does not exist or is not valid parquet.
+        """
+        try:
+            stamp = _stamp(path.stat())
+            metadata, seal = read_footer(path)
+            opened = cls(path, metadata, metadata.schema.to_arrow_schema(), stamp, seal)
+            opened.row_group_rows()
+            return opened
+        except DataError:
+            raise
+        except FileNotFoundError as error:
+            raise DataError(f"{path}: no such file; the feature specification lists it in source_spec") from error
+        except READ_ERRORS as error:
+            raise DataError(f"{path}: cannot be read as parquet ({_first_line(error)}); write it again") from error
+
+    def row_group_rows(self) -> list[int]:
+        """Return the number of rows of each row group."""
+        return row_group_rows(self.metadata)
+
+    def column_bytes(self, row_group: int, name: str) -> int:
+        """Return the uncompressed bytes of a column of numbers or lists; 0 for text, whose size the footer lacks."""
+        stored = self.schema.field(name).type
+        item = getattr(stored, "value_type", stored)
+        if not pa.types.is_primitive(item):
+            return 0
+        chunks = self.metadata.row_group(row_group)
+        # A list column is stored under a nested path such as NAME.list.element, hence the comparison by prefix.
+        found = [chunks.column(index) for index in range(chunks.num_columns)]
+        values = sum(chunk.num_values for chunk in found if f"{chunk.path_in_schema}.".startswith(f"{name}."))
+        return values * item.bit_width // 8
+
+    def read(self, row_group: int, columns: Sequence[str]) -> pa.Table:
+        """Read columns of a row group and verify checksums: those of the seal, or of the pages if there is no seal.
+
+        Raises:
+            DataError: if the file is damaged.
+            LostInputError: if the file is gone, unreadable, or has changed since its footer was read.
+        """
+        place = f"{self.path}, row group {row_group}"
+        try:
+            # Not memory-mapped: on a disk failure, a read raises, but access to a mapping kills the process (SIGBUS).
+            # A seal covers everything that page checksums do.
+            verifies_pages = self.seal is None
+            with open_regular(self.path) as file, arrow_file(file) as source:
+                if _stamp(os.fstat(file.fileno())) != self.stamp:
+                    raise LostInputError(f"{self.path}: was changed while it was in use; start again")
+                if self.seal is not None:
+                    self.seal.check(row_group, columns)
+                with pq.ParquetFile(source, metadata=self.metadata, page_checksum_verification=verifies_pages) as rows:
+                    # No Arrow threads: the loader already decodes row groups in parallel.
+                    table = rows.read_row_group(row_group, columns=list(columns), use_threads=False)
+        except (DataError, LostInputError):
+            raise
+        except READ_ERRORS as error:
+            if isinstance(error, OSError) and is_of_system(error):
+                raise LostInputError(f"{place}: can no longer be read ({_first_line(error)})") from error
+            if isinstance(error, MemoryError):
+                raise DataError(
+                    f"{place}: does not fit into memory; write the file again, in smaller row groups"
+                ) from error
+            raise DataError(
+                f"{place}: cannot be decoded ({_first_line(error)}); the file is damaged: restore it, or write it again"
+            ) from error
+        if table.num_rows != self.metadata.row_group(row_group).num_rows:
+            raise DataError(f"{place}: holds other rows than its footer says; write it again")
+        return table
+
+
+class Piece(NamedTuple):
+    """The rows [begin, end) of the dataset that come from one row group of a column group.
+
+    Attributes:
+        table: the stored values.
+        place: where the first row is stored.
+        begin, end: range of the rows in the dataset.
+    """
+
+    table: pa.Table
+    place: Place
+    begin: int
+    end: int
+
+
+class ColumnGroup:
+    """One chunk of a mapping: a set of columns, stored in consecutive files.
+
+    Args:
+        files: files of the chunk, in row order.
+        targets: columns to decode.
+
+    Attributes:
+        files: files of the chunk, in row order.
+        targets: columns to decode.
+        rows: total number of rows in the files.
+        starts: [row groups] int64 first row of each row group in the dataset; empty row groups are left out.
+        sizes: [row groups] int64 number of rows of each row group.
+    """
+
+    def __init__(self, files: Sequence[ParquetFile], targets: Sequence[Target]):
+        self.files = tuple(files)
+        self.targets = tuple(targets)
+        rows = [file.row_group_rows() for file in self.files]
+        counts = np.array([len(groups) for groups in rows], np.int64)
+        sizes = np.array([size for groups in rows for size in groups], np.int64)
+        ends = np.cumsum(sizes)
+        file_starts = np.concatenate([[0], np.cumsum([sum(groups) for groups in rows])])
+        filled = sizes > 0
+        self.rows = int(file_starts[-1])
+        self.sizes, self.starts = sizes[filled], (ends - sizes)[filled]
+        self._file = np.repeat(np.arange(len(self.files)), counts)[filled]
+        self._row_group = np.concatenate([np.arange(count) for count in counts])[filled]
+        self._file_start = file_starts[self._file]
+
+    def read(self, begin: int, end: int) -> Iterator[Piece]:
+        """Yield the rows [begin, end) of the dataset, row group by row group.
+
+        Raises:
+            DataError: if a file is damaged.
+            LostInputError: if a file is gone, unreadable, or has changed since its footer was read.
+        """
+        # Without duplicates: an extra column can also be a feature.
+        names = list(dict.fromkeys(target.name for target in self.targets))
+        first = int(np.searchsorted(self.starts, begin, side="right")) - 1
+        last = int(np.searchsorted(self.starts, end, side="left"))
+        for index in range(first, last):
+            start = int(self.starts[index])
+            low, high = max(begin, start), min(end, start + int(self.sizes[index]))
+            file, row_group = self.files[self._file[index]], int(self._row_group[index])
+            table = file.read(row_group, names).slice(low - start, high - low)
+            yield Piece(table, self.place(low), low, high)
+
+    def unpacked_bytes(self) -> int:
+        """Return the uncompressed bytes of the columns to decode in the longest row group."""
+        longest = int(np.argmax(self.sizes))
+        file, row_group = self.files[self._file[longest]], int(self._row_group[longest])
+        return sum(file.column_bytes(row_group, target.name) for target in self.targets)
+
+    def place(self, row: int) -> Place:
+        """Return where a row of the dataset is stored."""
+        index = int(np.searchsorted(self.starts, row, side="right")) - 1
+        path = self.files[self._file[index]].path
+        return Place(path, int(self._row_group[index]), row - int(self._file_start[index]))
+
+
+def open_files(paths: Sequence[Path]) -> list[ParquetFile]:
+    """Read the footers of many files in parallel.
+
+    Raises:
+        DataError: if a file does not exist or is not valid parquet; names the first such file.
+    """
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        return list(pool.map(ParquetFile.open, paths))
+
+
+def row_group_rows(metadata: pq.FileMetaData) -> list[int]:
+    """Return the number of rows of each row group of a footer.
+
+    Raises:
+        ValueError: if they do not add up to the rows of the file, or a row group has more than MOST_ROWS.
+    """
+    rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+        raise ValueError("its row groups do not add up")
+    if max(rows, default=0) > MOST_ROWS:
+        raise ValueError(f"a row group of {max(rows):,} rows, and {MOST_ROWS:,} are the most")
+    return rows
+
+
+def column_problems(file: ParquetFile, targets: Sequence[Target]) -> Iterator[str]:
+    """Yield a message for each target column that the file lacks, has twice, or stores in an unsuitable type."""
+    for target in targets:
+        indices = file.schema.get_all_field_indices(target.name)
+        if len(indices) != 1:
+            found = "twice" if indices else f"not among {listed(file.schema.names, len(file.schema.names))}"
+            yield f"{file.path}: column {target.name!r} is {found}; expected once, as {target.expected_type}"
+            continue
+        stored = file.schema.field(indices[0]).type
+        if not target.accepts(stored):
+            yield (
+                f"{file.path}: column {target.name!r} is stored as {stored}, expected {target.expected_type}; "
+                "cast it and write the file again, or move it to another channel"
+            )
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+PROBLEMS_SHOWN = 20
+
+
+class ParquetReader:
+    """Opens the files of a mapping and decodes ranges of their rows.
+
+    A unit is a row group of the column group with the fewest row groups. Where another column group is split
+    differently, its overlapping row groups are read along with the unit. All methods are thread-safe.
+
+    Args:
+        spec: feature specification of the dataset.
+        mapping: name of the mapping to read.
+        with_group: whether to decode the map feature.
+        extra_columns: names of further columns to decode, whether or not they are features.
+        needs_labels: whether labels and sample weights are required. If False, absent or null labels are NaN and
+            all sample weights are 1.
+        oov_policy: how to handle ids outside [0, cardinality): "error", "clip" (use the nearest valid id) or "drop"
+            (clip, and set the weight of the row to 0).
+
+    Attributes:
+        rows: number of rows in the mapping.
+        unit_rows: [units] int64 number of rows of each unit, all positive.
+        fingerprint: hash of the names, the order and the row group sizes of the files.
+
+    Raises:
+        DataError: if a file is missing or damaged, a column is missing or has the wrong type, the column groups
+            differ in length, or there are no rows.
+    """
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        mapping: str,
+        *,
+        with_group: bool = False,
+        extra_columns: Sequence[str] = (),
+        needs_labels: bool = True,
+        oov_policy: OovPolicy = "error",
+    ):
+        self._spec, self._with_group, self._oov_policy = spec, with_group, oov_policy
+        self._converting = threading.Lock()
+        chunks = spec.chunks(mapping)
+        if any(chunk.type != "parquet" for chunk in chunks):
+            raise DataError(f"mapping {mapping!r} is in CSV files; turn them into parquet with transcode.py first")
+        if with_group and spec.map_feature is None:
+            raise DataError("the map channel of the feature specification is empty, so there are no groups to read")
+        files = iter(open_files(spec.files(mapping)))
+        chunk_files = [[next(files) for _ in chunk.files] for chunk in chunks]
+        targets = batch_targets(spec, with_group=with_group, extra_columns=extra_columns, oov_policy=oov_policy)
+        if not needs_labels:
+            targets = _without_needed_labels(targets, chunks)
+        fields = [target.field for target in targets]
+        self._lacks_labels = fields.count("labels") < len(spec.labels)
+        self._lacks_weights = "weights" not in fields
+        assigned = _assign(targets, chunks, chunk_files, mapping)
+        self._groups = [ColumnGroup(*group) for group in zip(chunk_files, assigned, strict=True)]
+        _check_columns(self._groups)
+        self._extra_dtypes = _extra_dtypes(self._groups, len(extra_columns))
+        self.rows = _common_rows(self._groups, mapping)
+        # The coarsest division: finer row groups of the others mostly fall within one unit, and are read once.
+        units = min(self._groups, key=lambda group: len(group.starts))
+        self.unit_rows, self._unit_starts = units.sizes, units.starts
+        self.fingerprint = _fingerprint(chunks, chunk_files)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes per row in the arrays that `allocate` returns."""
+        return bytes_per_row(self._spec, with_group=self._with_group, extra_dtypes=self._extra_dtypes)
+
+    @property
+    def widest_list(self) -> tuple[str, int]:
+        """Name of the widest multi-hot feature and its bytes per row; ("", 0) without such features."""
+        widest = max(self._spec.multihot, key=lambda feature: feature.max_hotness or 0, default=None)
+        return ("", 0) if widest is None else (widest.name, 4 * (widest.max_hotness or 0))
+
+    @property
+    def longest_unit(self) -> tuple[Place, int]:
+        """Location of the longest row group, and its number of rows."""
+        group = max(self._groups, key=lambda group: int(group.sizes.max()))
+        longest = int(np.argmax(group.sizes))
+        return group.place(int(group.starts[longest])), int(group.sizes[longest])
+
+    @property
+    def unit_bytes(self) -> int:
+        """Uncompressed bytes of the columns to decode in the longest row group."""
+        return max(group.unpacked_bytes() for group in self._groups)
+
+    def allocate(self, rows: int) -> Batch:
+        """Allocate a batch of `rows` rows with undefined contents."""
+        return empty_batch(self._spec, rows, with_group=self._with_group, extra_dtypes=self._extra_dtypes)
+
+    def decode(self, unit: int, start: int, stop: int, out: Batch) -> Decoded:
+        """Decode the rows [start, stop) of a unit into `out`.
+
+        Args:
+            unit: index into `unit_rows`.
+            start: first row within the unit.
+            stop: end of the rows within the unit.
+            out: batch of stop - start rows to write to.
+
+        Returns:
+            The lists that were cut and the ids that were replaced, with row numbers relative to `out`.
+
+        Raises:
+            DataError: if a file is damaged or a value is out of range, naming file, row group, row and column.
+        """
+        begin, end = (int(self._unit_starts[unit]) + row for row in (start, stop))
+        out.rows[:] = np.arange(begin, end)
+        if self._lacks_weights:
+            out.weights[:] = 1
+        if self._lacks_labels:
+            out.labels[:] = np.nan
+        cut: Counter[str] = Counter()
+        replaced: dict[str, np.ndarray] = {}
+        for group in self._groups:
+            for piece in group.read(begin, end) if group.targets else ():
+                rows = slice_rows(out, piece.begin - begin, piece.end - begin)
+                # One thread at a time: several threads of short NumPy calls would contend for the interpreter lock.
+                # Arrow releases it, so reading parquet (`group.read`) stays parallel.
+                with self._converting:
+                    decoded = decode_table(piece.table, group.targets, piece.place, rows)
+                cut.update(decoded.cut)
+                for name, bad_rows in decoded.replaced.items():
+                    earlier = replaced.get(name, bad_rows[:0])
+                    replaced[name] = np.concatenate([earlier, bad_rows + (piece.begin - begin)])
+        if self._oov_policy == "drop":
+            # After all column groups, since decoding the one with the weights overwrites them.
+            for bad_rows in replaced.values():
+                out.weights[bad_rows] = 0
+        return Decoded(cut, replaced)
+
+    def place(self, column: str, row: int) -> Place:
+        """Return the file, row group and row within the file that store a decoded column at a row of the dataset."""
+        return next(
+            group.place(row) for group in self._groups if any(target.name == column for target in group.targets)
+        )
+
+
+def _assign(
+    targets: Sequence[Target], chunks: Sequence[Chunk], chunk_files: list[list[ParquetFile]], mapping: str
+) -> list[list[Target]]:
+    """Assign each target to the chunk that stores it; an extra column need not be in the specification."""
+    assigned: list[list[Target]] = [[] for _ in chunks]
+    owners = {name: index for index, chunk in reversed(list(enumerate(chunks))) for name in chunk.features}
+    for target in targets:
+        owner = owners.get(target.name)
+        if owner is None and target.field == "extra":
+            found = (index for index, files in enumerate(chunk_files) if files and target.name in files[0].schema.names)
+            owner = next(found, None)
+        if owner is None:
+            raise DataError(f"mapping {mapping!r} has no column {target.name!r}; add it to the features of a chunk")
+        assigned[owner].append(target)
+    return assigned
+
+
+def _without_needed_labels(targets: Sequence[Target], chunks: Sequence[Chunk]) -> list[Target]:
+    """Drop the weights and the labels that the mapping lacks, and allow nulls in the labels that it has."""
+    held = {name for chunk in chunks for name in chunk.features}
+    kept = [target for target in targets if target.field not in ("labels", "weights")]
+    labels = [target for target in targets if target.field == "labels" and target.name in held]
+    return kept + [replace(label, domain=replace(label.domain, may_miss=True)) for label in labels]
+
+
+def _check_columns(groups: list[ColumnGroup]) -> None:
+    problems = [problem for group in groups for file in group.files for problem in column_problems(file, group.targets)]
+    if len(problems) > PROBLEMS_SHOWN:
+        problems[PROBLEMS_SHOWN:] = [f"... and {len(problems) - PROBLEMS_SHOWN} more"]
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def _extra_dtypes(groups: list[ColumnGroup], count: int) -> list[np.dtype]:
+    dtypes: list[np.dtype] = [np.dtype(object)] * count
+    for target, files in _extras(groups):
+        stored = {file.schema.field(target.name).type: file.path for file in files}
+        if len(stored) > 1:
+            found = ", ".join(f"{kind} in {path}" for kind, path in stored.items())
+            raise DataError(f"column {target.name!r} has several types ({found}); it must have one")
+        dtypes[target.slot] = extra_dtype(next(iter(stored)))
+    return dtypes
+
+
+def _extras(groups: list[ColumnGroup]) -> Iterator[tuple[Target, tuple[ParquetFile, ...]]]:
+    for group in groups:
+        for target in group.targets:
+            if target.field == "extra":
+                yield target, group.files
+
+
+def _common_rows(groups: list[ColumnGroup], mapping: str) -> int:
+    rows = [group.rows for group in groups]
+    if len(set(rows)) > 1:
+        found = ", ".join(
+            f"{group.rows} in chunk {index} ({group.files[0].path}{', ...' if len(group.files) > 1 else ''})"
+            for index, group in enumerate(groups)
+        )
+        raise DataError(
+            f"the chunks of mapping {mapping!r} must have equally many rows, found {found}; write them again"
+        )
+    if rows[0] == 0:
+        raise DataError(f"mapping {mapping!r} has no rows: all its files are empty")
+    return rows[0]
+
+
+def _fingerprint(chunks: Sequence[Chunk], chunk_files: list[list[ParquetFile]]) -> str:
+    described = [
+        [[name, file.row_group_rows()] for name, file in zip(chunk.files, files, strict=True)]
+        for chunk, files in zip(chunks, chunk_files, strict=True)
+    ]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+class StoredColumns:
+    """Reads columns unchanged, without decoding or checking values.
+
+    Args:
+        spec: feature specification of the dataset.
+        mapping: name of the mapping to read.
+        names: distinct names of features in the mapping's chunks.
+
+    Attributes:
+        schema: Arrow schema of the columns, in the order of `names`.
+
+    Raises:
+        DataError: if the mapping has no such feature, or its files lack it or store it in different types.
+    """
+
+    def __init__(self, spec: FeatureSpec, mapping: str, names: Sequence[str]):
+        chunks = spec.chunks(mapping)
+        held = [name for chunk in chunks for name in chunk.features]
+        unknown = [name for name in names if name not in held]
+        if unknown:
+            near = [found for name in unknown if (found := nearest(name, held))]
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            raise DataError(f"mapping {mapping!r} has no column {', '.join(unknown)}; it has {', '.join(held)}{hint}")
+        self._names = list(names)
+        self._groups = []
+        fields: dict[str, pa.Field] = {}
+        for chunk in chunks:
+            wanted = [name for name in names if name in chunk.features]
+            if wanted:
+                files = open_files([spec.folder.absolute() / file for file in chunk.files])
+                fields |= {name: pa.field(name, _stored_type(files, name)) for name in wanted}
+                self._groups.append(ColumnGroup(files, [Target(name, "extra") for name in wanted]))
+        self.schema = pa.schema([fields[name] for name in names])
+
+    def stream(self) -> "ColumnStream":
+        """Return a new stream over the columns, starting at the first row."""
+        return ColumnStream([group.read(0, group.rows) for group in self._groups], self._names)
+
+
+class ColumnStream:
+    """A forward-only stream over columns that reads each row group once.
+
+    Args:
+        groups: pieces of each column group, in row order.
+        names: names of the columns, in the order that `take` returns them.
+    """
+
+    def __init__(self, groups: Sequence[Iterator[Piece]], names: Sequence[str]):
+        self._groups, self._names = list(groups), list(names)
+        self._left: list[pa.Table | None] = [None for _ in groups]
+
+    def take(self, rows: int) -> list[pa.ChunkedArray]:
+        """Return the next `rows` rows of each column.
+
+        Raises:
+            DataError: if a file is damaged.
+            LostInputError: if a file is gone, unreadable, or has changed since it was opened.
+        """
+        columns: dict[str, pa.ChunkedArray] = {}
+        for index in range(len(self._groups)):
+            table = self._take(index, rows)
+            columns |= {name: table.column(name) for name in table.column_names}
+        return [columns[name] for name in self._names]
+
+    def _take(self, index: int, rows: int) -> pa.Table:
+        parts = []
+        # Column groups differ in their row groups, so the unread rest of the current one is kept for each group.
+        while True:
+            left = self._left[index]
+            if left is None:
+                left = next(self._groups[index]).table
+            parts.append(left.slice(0, rows))
+            rows -= len(parts[-1])
+            rest = left.slice(len(parts[-1]))
+            self._left[index] = rest if len(rest) else None
+            if not rows:
+                return pa.concat_tables(parts)
+
+
+def _stored_type(files: Sequence[ParquetFile], name: str) -> pa.DataType:
+    types: dict[pa.DataType, ParquetFile] = {}
+    for file in files:
+        if file.schema.names.count(name) != 1:
+            raise DataError(
+                f"{file.path}: column {name!r} is not there once; the file has {', '.join(file.schema.names)}"
+            )
+        types.setdefault(file.schema.field(name).type, file)
+    if len(types) > 1:
+        found = ", ".join(f"{kind} in {file.path}" for kind, file in types.items())
+        raise DataError(
+            f"column {name!r} is stored as {found}; a column that is kept has one type: write the files again"
+        )
+    return next(iter(types))

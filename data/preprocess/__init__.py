@@ -1,0 +1,1 @@
+"""Encodes raw values: vocabularies, scalers and the NVTabular workflows that apply them."""

@@ -1,0 +1,299 @@
+"""Normalize raw values to keys, look keys up among known ones, and map them to numbers.
+
+The same rules apply to raw values from data frames, files and requests:
+
+- null: None, NaN, pandas' NA and NaT.
+- integer: an integral number of any type that fits int64. 1, 1.0, True, Decimal("1.00") and np.uint8(1) are equal, and
+  -0.0 is 0. A float must be below the first number whose neighbor its type cannot represent (2**53 for float64,
+  2**24 for float32), since above it the intended integer is ambiguous.
+- text: any str that UTF-8 can encode, compared by code point without normalization: "1" is not an integer.
+
+A column holds integers or texts, not both; everything else is rejected. Categorical and Arrow-backed columns are
+treated by their values.
+"""
+
+import datetime
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pandas.api.types import infer_dtype
+
+from data.errors import DataError
+from data.spec.problems import shown
+
+INT64 = np.iinfo(np.int64)
+FLOAT64_DIGITS = 53
+TO_TEXTS = "convert the column to texts, as with .astype(str)"
+SET_FIX = "a set has no order; make a list of it, as with .map(sorted)"
+# How to fix values that are neither integers nor texts, by type; shown in error messages.
+FIXES: list[tuple[tuple[type, ...], str]] = [
+    ((float, np.floating, Decimal), "round it, or convert the column to texts"),
+    ((bytes,), "decode it, as with .str.decode('utf-8')"),
+    (
+        (datetime.date, datetime.time, datetime.timedelta, np.datetime64, np.timedelta64, pd.Period),
+        "make a number or a text of it, as with .dt.year or .astype(str)",
+    ),
+    ((set, frozenset), SET_FIX),
+    ((list, tuple, np.ndarray), "expected one value per row; a multi-hot column has a flat list in every row"),
+]
+# Names returned by pandas' infer_dtype.
+NUMBER_KINDS = ("integer", "boolean", "floating", "mixed-integer-float", "decimal")
+NUMBERS = (bool, int, float, Decimal, np.bool_, np.integer, np.floating)
+
+Values = np.ndarray | pd.Series | pd.Index | Sequence[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class KeyIndex:
+    """An index to look up raw values among known keys.
+
+    Attributes:
+        column: name of the raw column, for messages.
+        keys: [size] distinct keys without nulls, int64 or object (texts).
+    """
+
+    column: str
+    keys: np.ndarray
+
+    def find(self, values: Values) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Look up values among the keys, once per distinct value.
+
+        Returns:
+            codes: [n] index of each value into `distinct`, -1 for null.
+            distinct: [distinct] distinct values in order of appearance.
+            positions: [distinct] index of each distinct value into `keys`, -1 if it is unknown.
+
+        Raises:
+            DataError: if the values are not valid keys, or are texts where the keys are integers or vice versa.
+        """
+        known, found = known_keys(self.column, values)
+        codes = np.full(len(known), -1)
+        codes[known], distinct = distinct_keys(found)
+        if len(self.keys) and len(distinct) and distinct.dtype != self.keys.dtype:
+            found_one, known_one = distinct.tolist()[0], self.keys.tolist()[0]
+            raise DataError(
+                f"column {self.column!r} holds {_kind(distinct)} such as {found_one!r}, but it was fitted on "
+                f"{_kind(self.keys)} such as {known_one!r}; convert the column"
+            )
+        if not len(self.keys):
+            return codes, distinct, np.full(len(distinct), -1)
+        return codes, distinct, self._index.get_indexer(pd.Index(distinct, dtype=self.keys.dtype))
+
+    @cached_property
+    def _index(self) -> pd.Index:
+        return pd.Index(self.keys)
+
+
+@dataclass(frozen=True, eq=False)
+class KeyTable:
+    """A number per key, fitted on training data, such as a count or the mean of a label.
+
+    Attributes:
+        keys: [size] int64 keys or texts, ascending.
+        numbers: [size] float64 number of each key.
+        default: number for null and for keys that are not in the table.
+    """
+
+    keys: np.ndarray
+    numbers: np.ndarray
+    default: float
+
+    def look_up(self, column: str, values: Values) -> np.ndarray:
+        """Return the [n] float64 numbers of raw values; `column` names them in messages."""
+        codes, _, positions = KeyIndex(column, self.keys).find(values)
+        found = np.append(self.numbers, self.default)[positions]
+        return np.concatenate([[self.default], found])[codes + 1]
+
+
+def known_keys(column: str, values: Values) -> tuple[np.ndarray, np.ndarray]:
+    """Split values into nulls and keys.
+
+    Returns:
+        known: [n] bool, whether each value is not null.
+        keys: [known] keys of these values, int64 or object (texts).
+
+    Raises:
+        DataError: if a value is neither an integer nor a text, or if there are both.
+    """
+    array = _one_column(column, values)
+    known = ~pd.isna(array)
+    return known, _keys(column, array[known])
+
+
+def as_keys(column: str, values: Values) -> np.ndarray:
+    """Return values as [n] keys, int64 or object (texts).
+
+    Raises:
+        DataError: if a value is null or neither an integer nor a text, or if there are both.
+    """
+    known, keys = known_keys(column, values)
+    if not known.all():
+        raise DataError(f"column {column!r} has nothing (null) in row {int(known.argmin())}; leave such rows out")
+    return keys
+
+
+def distinct_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Factorize keys: [n] int64 indices into the distinct keys, and these in order of appearance."""
+    if keys.dtype != object:
+        return pd.factorize(keys)
+    # Not pd.factorize, which truncates texts at their first NUL.
+    encoded = pa.array(keys, pa.large_string()).dictionary_encode()
+    return encoded.indices.to_numpy(), encoded.dictionary.to_numpy(zero_copy_only=False)
+
+
+def as_numbers(column: str, values: Values) -> np.ndarray:
+    """Return values as [n] float64 numbers, NaN for null. Texts are not parsed.
+
+    Raises:
+        DataError: if a value is not a finite number.
+    """
+    array = _one_column(column, values)
+    known = ~pd.isna(array)
+    numbers = np.full(len(array), np.nan)
+    present = array[known]
+    if not _are_numbers(present):
+        wrong = next(value for value in present if not _is_number(value))
+        fix = "pd.to_numeric reads numbers from texts" if isinstance(wrong, str) else "make a number of it"
+        raise DataError(f"column {column!r} is numerical and holds {_shown(wrong)}; {fix}")
+    try:
+        numbers[known] = present.astype(np.float64)
+    except OverflowError as error:
+        raise DataError(f"column {column!r} holds a number beyond float64: {error}") from error
+    if np.isinf(numbers).any():
+        raise DataError(f"column {column!r} holds {numbers[np.isinf(numbers)][0]}; make it null, or finite")
+    return numbers
+
+
+def as_lists(column: str, values: Values) -> np.ndarray:
+    """Return values as an [n] object array of lists, None for null. The items of the lists are not checked.
+
+    Raises:
+        DataError: if a value is not a list.
+    """
+    array = _one_column(column, values)
+    known = ~pd.isna(array)
+    for value in array[known]:
+        if not is_list(value):
+            fix = SET_FIX if isinstance(value, set | frozenset) else f"write [{_shown(value)}]"
+            raise DataError(f"column {column!r} holds {_shown(value)} where a list is expected; {fix}")
+    return np.where(known, array, np.array(None))
+
+
+def is_list(value: object) -> bool:
+    """Return whether a raw value is a list of values: a list, tuple or array."""
+    return isinstance(value, list | tuple | np.ndarray)
+
+
+def holds_numbers(values: pd.Series) -> bool:
+    """Return whether a column holds numbers or booleans; False if an object column has only nulls."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return False
+    if values.dtype != object:
+        return pd.api.types.is_numeric_dtype(values.dtype)
+    present = values[values.notna()].to_numpy()
+    return len(present) > 0 and _are_numbers(present)
+
+
+def _one_column(column: str, values: Values) -> np.ndarray:
+    """Return a one-dimensional array, of objects if a NumPy dtype would alter values (integers next to nulls)."""
+    if isinstance(values, pd.Series | pd.Index):
+        array = values.to_numpy() if isinstance(values.dtype, np.dtype) else values.to_numpy(object)
+    elif isinstance(values, np.ndarray):
+        array = values
+    else:
+        array = pd.Series(list(values), dtype=object).to_numpy()
+    if array.dtype.kind in "mM":
+        array = pd.Series(array).to_numpy(object)  # pandas objects; NumPy would turn datetimes into integers
+    if array.ndim != 1:
+        raise DataError(f"column {column!r} has {'two' if array.ndim == 2 else array.ndim} dimensions; expected one")
+    return array
+
+
+def _keys(column: str, values: np.ndarray) -> np.ndarray:
+    """Convert values without nulls to int64 or object (texts) keys."""
+    if not len(values):
+        return np.empty(0, np.int64 if values.dtype.kind in "biuf" else object)
+    kind = values.dtype.kind
+    if kind in "bi" or (kind in "uf" and _are_integers(values)):
+        return values.astype(np.int64)
+    inferred = infer_dtype(values, skipna=False)
+    if inferred == "string":
+        return _texts(column, values)
+    if inferred in ("integer", "boolean") and kind == "O":
+        with suppress(OverflowError):  # reported by `_integer` below
+            return values.astype(np.int64)
+    text = next((value for value in values if isinstance(value, str)), None)
+    if text is not None:
+        other = next(value for value in values if not isinstance(value, str))
+        raise DataError(f"column {column!r} holds both texts such as {_shown(text)} and {_shown(other)}; {TO_TEXTS}")
+    return np.array([_integer(column, value) for value in values], np.int64)
+
+
+def _are_integers(numbers: np.ndarray) -> bool:
+    """Return whether all unsigned or floating numbers are unambiguous int64 integers."""
+    if numbers.dtype.kind == "u":
+        return bool(numbers.max() <= INT64.max)
+    return bool((np.abs(numbers) < 2.0 ** _digits(numbers.dtype)).all() and (numbers == np.floor(numbers)).all())
+
+
+def _integer(column: str, value: Any) -> int:
+    """Convert a value to an integer; raise a DataError if it is not an unambiguous int64 integer."""
+    if not _is_whole(value):
+        fix = next((fix for types, fix in FIXES if isinstance(value, types)), TO_TEXTS)
+        raise DataError(f"column {column!r} holds {_shown(value)}, and keys are integers or texts; {fix}")
+    if isinstance(value, float | np.floating) and abs(float(value)) >= 2.0 ** _digits(np.dtype(type(value))):
+        name, digits = np.dtype(type(value)).name, _digits(np.dtype(type(value)))
+        raise DataError(
+            f"column {column!r} holds {value}, and {name} skips integers from 2**{digits} on; "
+            "read the column as integers or texts"
+        )
+    if not INT64.min <= int(value) <= INT64.max:
+        raise DataError(f"column {column!r} holds {_shown(int(value))}, which is outside of int64; {TO_TEXTS}")
+    return int(value)
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, float | np.floating | Decimal):
+        return math.isfinite(value) and int(value) == value
+    return _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, NUMBERS) and not isinstance(value, np.timedelta64)  # a subclass of np.signedinteger
+
+
+def _digits(dtype: np.dtype) -> int:
+    """Return the digits such that this float type represents every integer below 2**digits."""
+    return min(np.finfo(dtype).nmant + 1, FLOAT64_DIGITS)
+
+
+def _texts(column: str, values: np.ndarray) -> np.ndarray:
+    try:
+        return pa.array(values, pa.large_string()).to_numpy(zero_copy_only=False)
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"column {column!r} holds {error.object!r}, which UTF-8 cannot hold (a lone surrogate); "
+            "read the texts again with their encoding"
+        ) from error
+
+
+def _are_numbers(values: np.ndarray) -> bool:
+    if values.dtype != object:
+        return values.dtype.kind in "biuf"
+    return infer_dtype(values, skipna=False) in NUMBER_KINDS or all(map(_is_number, values))
+
+
+def _shown(value: Any) -> str:
+    return shown(value.item() if isinstance(value, np.generic) else value)
+
+
+def _kind(keys: np.ndarray) -> str:
+    return "texts" if keys.dtype == object else "integers"

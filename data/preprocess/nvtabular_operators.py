@@ -1,0 +1,284 @@
+"""NVTabular operators that complement those of NVTabular, for both pandas and cuDF.
+
+They pass the distinct values of a column through the plain encoders of `data.preprocess.encoders` on the host, and
+gather the results on the device, so that results are the same on GPU, on CPU and at serving time.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import dask
+import numpy as np
+import pandas as pd
+
+from data.preprocess.encoders import NOT_IN_A_FOLD, NULL_ID, Vocabulary
+from data.preprocess.keys import KeyTable, as_keys
+from data.preprocess.nvtabular_setup import dispatch, ops
+
+
+class EncodeIds(ops.Categorify):
+    """NVTabular's Categorify with ids that are the same on every platform.
+
+    Categorify counts the values; a `Vocabulary` assigns the ids, in the same layout. Unlike Categorify, it breaks ties
+    by value, uses the same hash for unseen values on pandas and cuDF (`data.preprocess.hashing`), and supports columns
+    with only nulls, and buckets for lists, where Categorify raises.
+
+    Args:
+        oov_buckets: number of ids shared by values unseen in training, per column.
+        out_path: folder for Categorify's files, needed until the workflow is fitted.
+        are_lists: whether the columns hold lists (multi-hot), none of them null.
+        max_ids: maximum cardinality by column (see `Vocabulary.fit`); columns not named have no maximum.
+        min_count: minimum number of occurrences for a value to get its own id.
+
+    Attributes:
+        vocabularies: fitted `Vocabulary` of each column, by name; empty before the fit.
+    """
+
+    def __init__(
+        self,
+        oov_buckets: int,
+        out_path: str,
+        *,
+        are_lists: bool = False,
+        max_ids: Mapping[str, int] | None = None,
+        min_count: int = 1,
+    ) -> None:
+        super().__init__(out_path=out_path, dtype=np.int64)
+        self.oov_buckets, self.are_lists = oov_buckets, are_lists
+        self.max_ids, self.min_count = dict(max_ids or {}), min_count
+        self.vocabularies: dict[str, Vocabulary] = {}
+
+    def fit_finalize(self, categories: dict[str, str]) -> None:
+        """Build the vocabularies from the counts that Categorify wrote."""
+        super().fit_finalize(categories)
+        for name, path in categories.items():
+            # Categorify writes no file for a column with only nulls.
+            nothing = pd.DataFrame({name: [], f"{name}_size": []})
+            counted = pd.read_parquet(path).dropna(subset=[name]) if os.path.exists(path) else nothing
+            self.vocabularies[name] = Vocabulary.fit(
+                name,
+                counted[name],
+                counted[f"{name}_size"],
+                oov_buckets=self.oov_buckets,
+                is_list=self.are_lists,
+                max_ids=self.max_ids.get(name),
+                min_count=self.min_count,
+            )
+
+    def transform(self, col_selector: Any, df: Any) -> Any:
+        """Replace values by ids."""
+        encoded = df.copy(deep=False)  # shallow: columns are replaced, not modified
+        for name in col_selector.names:
+            vocabulary = self.vocabularies[name]
+            if vocabulary.is_list:
+                ids = map_distinct(dispatch.flatten_list_column_values(df[name]), vocabulary.encode_flat, NULL_ID)
+                lists = dispatch.encode_list_column(df[name], ids.values, dtype=np.int64)
+                lists.index = df.index
+                encoded[name] = lists
+            else:
+                encoded[name] = map_distinct(df[name], vocabulary.encode_flat, NULL_ID)
+        return encoded
+
+    def get_embedding_sizes(self, columns: list[str]) -> dict[str, tuple[int, int]]:
+        """Return the cardinality and the embedding width by NVTabular's rule of thumb, by column."""
+        if not self.vocabularies:
+            return super().get_embedding_sizes(columns)
+        cardinalities = {name: self.vocabularies[name].cardinality for name in columns}
+        return {name: (size, min(512, max(16, round(1.6 * size**0.56)))) for name, size in cardinalities.items()}
+
+    def clear(self) -> None:
+        """Discard the fitted state."""
+        super().clear()
+        self.vocabularies = {}
+
+
+class CountKeys(ops.StatOperator):
+    """Adds NAME_count for each column NAME: the number of training rows with the row's value, 0 for unseen and null.
+
+    It replaces NVTabular's JoinGroupby, which raises on CPU for values unseen in training.
+
+    Attributes:
+        tables: fitted `KeyTable` of each column, by name; empty before the fit.
+    """
+
+    output_dtype = np.float64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: dict[str, KeyTable] = {}
+
+    def fit(self, col_selector: Any, ddf: Any) -> Any:
+        """Return a Dask task that counts the rows of each value."""
+        return dask.delayed({name: ddf.groupby(name).size() for name in col_selector.names})
+
+    def fit_finalize(self, counts: dict[str, Any]) -> None:
+        """Store the counts as tables."""
+        for name, series in counts.items():
+            counted = to_host(series).sort_index()
+            self.tables[name] = KeyTable(as_keys(name, counted.index), counted.to_numpy(np.float64), default=0.0)
+
+    def transform(self, col_selector: Any, df: Any) -> Any:
+        """Look up the counts."""
+        result = type(df)()
+        for name in col_selector.names:
+            table = self.tables[name]
+            result[f"{name}_count"] = map_distinct(df[name], partial(table.look_up, name), table.default)
+        return result
+
+    def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
+        """Return the source columns of each new column, by name."""
+        return {f"{name}_count": [name] for name in col_selector.names}
+
+    def clear(self) -> None:
+        """Discard the fitted state."""
+        self.tables = {}
+
+
+class SumsByFold(ops.StatOperator):
+    """Base class of out-of-fold operators: counts rows and sums a target by value and fold.
+
+    Subclasses derive their statistics from the sums in `fit_finalize`.
+
+    Args:
+        target: name of the numeric target column.
+        fold: name of the column with the fold of each row.
+        num_folds: number of folds.
+    """
+
+    output_dtype = np.float64
+
+    def __init__(self, target: str, fold: str, num_folds: int) -> None:
+        super().__init__()
+        self.target, self.fold, self.num_folds = target, fold, num_folds
+
+    @property
+    def dependencies(self) -> list[str]:
+        """Names of the columns that are read in addition to the selected ones."""
+        return [self.target, self.fold]
+
+    def compute_selector(self, input_schema: Any, selector: Any, parents_selector: Any, _: Any) -> Any:
+        """Return the selected columns, without the dependencies, so that only they are transformed."""
+        self._validate_matching_cols(input_schema, parents_selector, "computing input selector")
+        return parents_selector
+
+    def fit(self, col_selector: Any, ddf: Any) -> Any:
+        """Return a Dask task for `count` and `sum` of the target, by column name.
+
+        The entry of a column is grouped by value and fold; the entry under the fold's name, by fold alone.
+        """
+        groups = {name: [name, self.fold] for name in col_selector.names} | {self.fold: [self.fold]}
+        return dask.delayed(
+            {name: ddf.groupby(keys)[self.target].agg(["count", "sum"]) for name, keys in groups.items()}
+        )
+
+
+class OutOfFoldMean(SumsByFold):
+    """Adds NAME_mean for each column NAME: the smoothed mean of the target over training rows with the row's value.
+
+    The mean for a training row excludes the row's own fold, so that its target does not leak into its features. Rows
+    without a fold (-1: not a training row) get the mean over all folds. The smoothed mean is
+    (sum + smoothing * prior) / (count + smoothing), where the prior is the mean target over the same folds; unseen
+    values and null get the prior.
+
+    It replaces NVTabular's TargetEncoding, which assigns folds by row position, even to rows to predict.
+
+    Args:
+        target: name of the numeric target column.
+        fold: name of the column with the fold of each row, in [0, num_folds), or -1 for rows not fitted on.
+        num_folds: number of folds, at least 2.
+        smoothing: weight of the prior in rows, positive.
+
+    Attributes:
+        tables: fitted `KeyTable` of the means over all folds, by column; empty before the fit.
+    """
+
+    def __init__(self, target: str, fold: str, num_folds: int, smoothing: float) -> None:
+        super().__init__(target, fold, num_folds)
+        self.smoothing = smoothing
+        self.tables: dict[str, KeyTable] = {}
+        self._rows: dict[str, KeyTable] = {}
+        self._means: dict[str, np.ndarray] = {}
+
+    def fit_finalize(self, sums: dict[str, Any]) -> None:
+        """Compute the means for every value and every excluded fold."""
+        frames = {name: to_host(frame).reset_index() for name, frame in sums.items()}
+        everything = frames.pop(self.fold)
+        # One key for all rows gives the priors, [1, num_folds + 1].
+        _, counts, totals = self._without_fold(np.zeros(len(everything)), everything)
+        priors = np.divide(totals, counts, out=np.zeros_like(totals), where=counts > 0)
+        for name, frame in frames.items():
+            keys, counts, totals = self._without_fold(as_keys(name, frame[name]), frame)
+            means = (totals + self.smoothing * priors) / (counts + self.smoothing)
+            # `_rows` maps a key to its row in `_means` [keys + 1, num_folds + 1], whose last row is for other keys.
+            self._rows[name] = KeyTable(keys, np.arange(len(keys), dtype=np.float64), default=len(keys))
+            self._means[name] = np.vstack([means, priors])
+            self.tables[name] = KeyTable(keys, means[:, -1], default=float(priors[0, -1]))
+
+    def transform(self, col_selector: Any, df: Any) -> Any:
+        """Look up the means, which exclude the fold of a row that has one."""
+        result = type(df)()
+        fold = df[self.fold].where(df[self.fold] != NOT_IN_A_FOLD, self.num_folds)
+        for name in col_selector.names:
+            rows = self._rows[name]
+            row = map_distinct(df[name], partial(rows.look_up, name), rows.default)
+            means = type(fold)(self._means[name].reshape(-1))
+            result[f"{name}_mean"] = gather(means, (row * (self.num_folds + 1) + fold).astype(np.int64), df.index)
+        return result
+
+    def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
+        """Return the source columns of each new column, by name."""
+        return {f"{name}_mean": [name] for name in col_selector.names}
+
+    def clear(self) -> None:
+        """Discard the fitted state."""
+        self.tables, self._rows, self._means = {}, {}, {}
+
+    def _without_fold(self, keys: np.ndarray, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return statistics that each exclude one fold.
+
+        Returns:
+            Distinct keys [size], counts [size, num_folds + 1] and sums of the target [size, num_folds + 1]. Column i
+            excludes fold i; the last column excludes none.
+        """
+        distinct, positions = np.unique(keys, return_inverse=True)
+        columns = []
+        for quantity in ("count", "sum"):
+            by_fold = np.zeros((len(distinct), self.num_folds))
+            np.add.at(by_fold, (positions, frame[self.fold].to_numpy()), frame[quantity].to_numpy(np.float64))
+            everything = by_fold.sum(axis=1, keepdims=True)
+            columns.append(np.hstack([everything - by_fold, everything]))
+        return distinct, columns[0], columns[1]
+
+
+class Log64(ops.LogOp):
+    """NVTabular's LogOp, log(1 + x), in float64, so that no precision is lost before `Normalize`."""
+
+    output_dtype = np.float64
+
+
+def map_distinct(series: Any, mapped: Callable[[np.ndarray], np.ndarray], null: float) -> Any:
+    """Map a series through its distinct values.
+
+    Args:
+        series: pandas or cuDF series.
+        mapped: maps the [distinct] values, on the host, to [distinct] numbers.
+        null: number that replaces null.
+    """
+    codes, distinct = series.factorize()
+    numbers = mapped(np.asarray(to_host(distinct)))
+    numbers = np.concatenate([np.asarray([null], numbers.dtype), numbers])
+    return gather(type(series)(numbers), codes + 1, series.index)
+
+
+def gather(numbers: Any, positions: Any, index: Any) -> Any:
+    """Return the numbers at positions, as a series with the given index."""
+    taken = numbers.take(positions)
+    taken.index = index
+    return taken
+
+
+def to_host(data: Any) -> Any:
+    """Return a pandas copy of a cuDF series, index or frame; pandas objects are returned as they are."""
+    return data.to_pandas() if hasattr(data, "to_pandas") else data

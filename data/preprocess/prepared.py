@@ -1,0 +1,108 @@
+"""The final steps that every `prepare` shares: features from fitted encoders, and writing the dataset."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from data.files.new_dataset import SPEC_FILE
+from data.files.parquet import DatasetWriter, parquet_schema
+from data.preprocess.encoder_files import save_encoders
+from data.preprocess.encoders import Encoder, Numerical
+from data.preprocess.workflow_folder import ENCODERS_FOLDER
+from data.spec.embedding_sizes import SIZES_FILE
+from data.spec.feature_spec import Chunk, Feature, FeatureSpec
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Progress:
+    """Reports progress on stderr, with the seconds since the start.
+
+    Args:
+        tool: prefix of every line.
+    """
+
+    def __init__(self, tool: str) -> None:
+        self._tool = tool
+        self._begin = time.monotonic()
+
+    def stage(self, name: str, total: int) -> Callable[[int], None]:
+        """Return a callback that takes the number of rows done so far and prints it with the estimated time left.
+
+        It prints every SECONDS_BETWEEN_LINES seconds and at the end.
+
+        Args:
+            name: name of the stage.
+            total: expected number of rows; may be an estimate.
+        """
+        start = told = time.monotonic()
+
+        def done(rows: int) -> None:
+            nonlocal told
+            now = time.monotonic()
+            if rows >= total or now - told >= SECONDS_BETWEEN_LINES:
+                told = now
+                left = (now - start) / max(rows, 1) * (total - rows)
+                self.tell(
+                    f"{name}: {rows:,} of {max(total, rows):,} rows" + (f", {left:.0f} s left" if left > 0 else "")
+                )
+
+        return done
+
+    def tell(self, line: str) -> None:
+        """Print a line."""
+        print(f"{self._tool}: {time.monotonic() - self._begin:6.1f} s  {line}", file=sys.stderr, flush=True)
+
+
+def encoded_features(encoders: Mapping[str, Encoder], max_hotness: Mapping[str, int]) -> dict[str, Feature]:
+    """Return the specification entries of encoded features: int32 ids and float32 numbers.
+
+    Args:
+        encoders: encoder of each feature, by feature name.
+        max_hotness: maximum number of ids per row, by name of the list feature.
+    """
+    features = {}
+    for name, encoder in encoders.items():
+        if isinstance(encoder, Numerical):
+            features[name] = Feature(name=name, dtype="float32")
+        else:
+            hotness = max_hotness.get(name)
+            features[name] = Feature(name=name, dtype="int32", cardinality=encoder.cardinality, max_hotness=hotness)
+    return features
+
+
+def write_prepared(
+    draft: Path,
+    spec: FeatureSpec,
+    mappings: Mapping[str, Iterable[pd.DataFrame]],
+    encoders: Mapping[str, Encoder],
+    embedding_sizes: Mapping[str, int],
+) -> None:
+    """Write parquet files, encoders, embedding sizes and finally the specification into a draft of `new_dataset`.
+
+    Args:
+        draft: empty folder to write to.
+        spec: specification with features, channels and metadata; its sources are replaced.
+        mappings: frames with the rows of each mapping. Their columns are the features of the specification, without
+            the map feature in the mapping "train".
+        encoders: encoder of each feature, by feature name.
+        embedding_sizes: embedding width of each categorical feature, by feature name.
+
+    Raises:
+        DataError: if rows do not match the specification.
+    """
+    chunks: dict[str, tuple[Chunk, ...]] = {}
+    for mapping, frames in mappings.items():
+        hidden = spec.channels["map"] if mapping == "train" else ()
+        schema = parquet_schema(spec, [name for name in spec.features if name not in hidden])
+        with DatasetWriter(draft, mapping, schema) as writer:
+            for frame in frames:
+                writer.write(frame)
+        chunks[mapping] = (writer.chunk,)
+    save_encoders(encoders, draft / ENCODERS_FOLDER)
+    (draft / SIZES_FILE).write_text(json.dumps(dict(embedding_sizes), indent=2) + "\n")
+    spec.with_sources(chunks, draft).write(draft / SPEC_FILE)

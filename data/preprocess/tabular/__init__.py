@@ -1,0 +1,1 @@
+"""Prepares a dataset of one table from a declaration of its columns."""

@@ -1,0 +1,1 @@
+"""The feature specification: YAML, channels, shapes and values, embedding widths."""

@@ -1,0 +1,277 @@
+"""The feature specification: the columns of a dataset, the files that hold them, and what each column is used for."""
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.errors import DataError
+from data.spec.parts import CHANNELS, LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, SAMPLE_WEIGHT, Chunk, Feature
+from data.spec.problems import nearest, told
+from data.spec.rules import check_document
+from data.spec.shape import Entry
+from data.spec.yaml_reader import read_yaml
+from data.storage.files import create_new, temporary_beside
+
+__all__ = [
+    "CHANNELS",
+    "LABEL",
+    "MAP",
+    "MULTIHOT",
+    "NUMERICAL",
+    "ONEHOT",
+    "Chunk",
+    "Feature",
+    "FeatureSpec",
+    "FeatureSpecError",
+]
+
+MAX_PROBLEMS_SHOWN = 100
+_FOREIGN_LINE_ENDS = "\r\x85\u2028\u2029"
+
+
+class FeatureSpecError(DataError):
+    """An invalid specification; the message lists the first hundred problems.
+
+    Attributes:
+        source: file (or other origin) of the specification.
+        problems: every problem, each as "location: what is wrong and what to write instead".
+    """
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        self.source = source
+        self.problems = list(problems)
+        count = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
+        lines = [f"{source}: {count} in the feature specification:", *self.problems[:MAX_PROBLEMS_SHOWN]]
+        if len(self.problems) > MAX_PROBLEMS_SHOWN:
+            lines.append(f"... and {len(self.problems) - MAX_PROBLEMS_SHOWN} more")
+        super().__init__("\n  ".join(lines))
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """A dataset as described by its YAML file.
+
+    `read` and `from_dict` validate everything; an instance constructed directly is validated when it is written.
+
+    Attributes:
+        folder: folder that the paths in `sources` are relative to.
+        features: {feature name: feature}, in the order of the file.
+        sources: {mapping name ("train", "test", ...): chunks of the mapping}.
+        channels: {channel name: feature names}; always contains all five channels, unused ones empty.
+        metadata: free-form information about the dataset, as in the file.
+    """
+
+    folder: Path
+    features: dict[str, Feature]
+    sources: dict[str, tuple[Chunk, ...]]
+    channels: dict[str, tuple[str, ...]]
+    metadata: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path, *, allow_outside_paths: bool = False) -> "FeatureSpec":
+        """Reads and validates a YAML file.
+
+        Args:
+            path: path of the file.
+            allow_outside_paths: accept data files outside of the specification's folder; only for a trusted
+                specification.
+
+        Raises:
+            DataError: The file cannot be read or is not plain YAML.
+            FeatureSpecError: The specification is invalid; `problems` lists every violation.
+        """
+        path = Path(path)
+        document, folder = read_yaml(path), path.absolute().parent
+        return cls.from_dict(document, folder, source=str(path), allow_outside_paths=allow_outside_paths)
+
+    @classmethod
+    def from_dict(
+        cls,
+        document: Any,
+        folder: Path,
+        source: str = "feature specification",
+        *,
+        allow_outside_paths: bool = False,
+    ) -> "FeatureSpec":
+        """Validates a document and builds the specification.
+
+        Args:
+            document: root of the document, as the YAML reader returns it.
+            folder: folder that the paths in the document are relative to.
+            source: origin of the document, for error messages.
+            allow_outside_paths: accept data files outside of `folder`; only for a trusted specification.
+
+        Raises:
+            FeatureSpecError: The document is invalid; `problems` lists every violation.
+        """
+        parts, problems = check_document(document, Path(folder), allow_outside_paths=allow_outside_paths)
+        if problems:
+            raise FeatureSpecError(source, told(problems))
+        return cls(
+            folder=Path(folder),
+            features=parts.features,
+            sources={
+                mapping: tuple(Chunk(chunk.type, _texts(chunk.features), _texts(chunk.files)) for chunk in chunks)
+                for mapping, chunks in parts.sources.items()
+            },
+            channels={channel: _texts(parts.channels.get(channel, [])) for channel in CHANNELS},
+            metadata=parts.metadata,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the document that `from_dict` reads back; values equal to their default are omitted."""
+        return {
+            "feature_spec": {name: _stated(feature) for name, feature in self.features.items()},
+            "source_spec": {
+                mapping: [
+                    {"type": chunk.type, "features": list(chunk.features), "files": list(chunk.files)}
+                    for chunk in chunks
+                ]
+                for mapping, chunks in self.sources.items()
+            },
+            "channel_spec": {channel: list(self.channels.get(channel, ())) for channel in CHANNELS},
+            "metadata": dict(self.metadata),
+        }
+
+    def to_yaml(self) -> str:
+        """Returns the document of `to_dict` as YAML text.
+
+        Raises:
+            yaml.YAMLError: The metadata contains a value that YAML cannot represent.
+        """
+        return yaml.dump(
+            self.to_dict(), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, default_flow_style=None
+        )
+
+    def write(self, path: Path) -> None:
+        """Writes the specification as YAML, atomically.
+
+        Paths in the file are relative to its own folder, so `path` is normally in `folder`.
+
+        Raises:
+            FeatureSpecError: The specification is invalid; nothing is written.
+            DataError: The file cannot be written or read back; nothing is left behind.
+        """
+        path = Path(path)
+        FeatureSpec.from_dict(self.to_dict(), path.absolute().parent, source=str(path))
+        temporary = temporary_beside(path)
+        try:
+            with create_new(temporary) as file:
+                file.write(self.to_yaml().encode())
+                file.flush()
+                os.fsync(file.fileno())
+            # The reader is stricter than the dumper (size, depth, tags): replace `path` only by what can be read again.
+            read_yaml(temporary)
+            os.replace(temporary, path)
+        except yaml.YAMLError as error:
+            raise DataError(f"{path}: metadata holds a value that YAML has no form for: {error}") from error
+        except DataError as error:
+            raise DataError(f"{path}: would not be readable: {error}") from error
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written: {error}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def channel(self, name: str) -> tuple[Feature, ...]:
+        """Returns the features of a channel, in channel order."""
+        return tuple(self.features[feature] for feature in self.channels.get(name, ()))
+
+    @property
+    def onehot(self) -> tuple[Feature, ...]:
+        """Features with exactly one id per row."""
+        return self.channel(ONEHOT)
+
+    @property
+    def multihot(self) -> tuple[Feature, ...]:
+        """Features with a list of up to `max_hotness` ids per row."""
+        return self.channel(MULTIHOT)
+
+    @property
+    def numerical(self) -> tuple[Feature, ...]:
+        """Features with one number per row."""
+        return self.channel(NUMERICAL)
+
+    @property
+    def labels(self) -> tuple[Feature, ...]:
+        """Features that the model predicts, one task each."""
+        return self.channel(LABEL)
+
+    @property
+    def inputs(self) -> tuple[Feature, ...]:
+        """Input features of the model: one-hot, then multi-hot, then numerical."""
+        return self.onehot + self.multihot + self.numerical
+
+    @cached_property
+    def channel_of(self) -> dict[str, str]:
+        """{feature name: channel} of every feature in a channel; the first channel if it is in several."""
+        return {name: channel for channel, names in reversed(self.channels.items()) for name in names}
+
+    @property
+    def map_feature(self) -> Feature | None:
+        """The feature whose value groups rows for mean average precision (MAP), if any."""
+        return next(iter(self.channel(MAP)), None)
+
+    @property
+    def sample_weight(self) -> Feature | None:
+        """The feature with the sample weights, if any; it is in no channel."""
+        return next((feature for feature in self.features.values() if feature.role == SAMPLE_WEIGHT), None)
+
+    def chunks(self, mapping: str) -> tuple[Chunk, ...]:
+        """Returns the chunks of a mapping.
+
+        Raises:
+            DataError: There is no such mapping; the message lists the existing ones.
+        """
+        if mapping not in self.sources:
+            near = nearest(mapping, self.sources)
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise DataError(f"no mapping {mapping!r} in source_spec; there are {', '.join(self.sources)}{hint}")
+        return self.sources[mapping]
+
+    def files(self, mapping: str) -> tuple[Path, ...]:
+        """Returns the absolute paths of a mapping's files, chunk by chunk, in row order within each chunk."""
+        folder = self.folder.absolute()
+        return tuple(folder / file for chunk in self.chunks(mapping) for file in chunk.files)
+
+    def missing_files(self, mapping: str) -> list[Path]:
+        """Returns those of `files(mapping)` that do not exist or are not regular files."""
+        return [file for file in self.files(mapping) if not os.path.isfile(file)]
+
+    def with_sources(self, sources: Mapping[str, Sequence[Chunk]], folder: Path) -> "FeatureSpec":
+        """Returns a specification with the same features and channels, but other files, located under `folder`.
+
+        Raises:
+            FeatureSpecError: The new sources are invalid.
+        """
+        chunks = {mapping: tuple(parts) for mapping, parts in sources.items()}
+        moved = FeatureSpec(Path(folder), self.features, chunks, self.channels, self.metadata)
+        return FeatureSpec.from_dict(moved.to_dict(), folder)
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """A YAML dumper that writes values in full instead of aliases, and preserves every line end in texts."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_scalar(self, tag: str, value: str, style: str | None = None) -> yaml.ScalarNode:
+        # PyYAML folds these line ends to spaces unless the text is double-quoted, which escapes them.
+        style = '"' if any(end in value for end in _FOREIGN_LINE_ENDS) else style
+        return super().represent_scalar(tag, value, style)
+
+
+def _texts(entries: Sequence[Entry]) -> tuple[str, ...]:
+    return tuple(entry.text for entry in entries)
+
+
+def _stated(feature: Feature) -> dict[str, Any]:
+    """Returns the keys of a feature whose values differ from the default."""
+    keys = [field for field in fields(feature) if field.name != "name"]
+    return {key.name: getattr(feature, key.name) for key in keys if getattr(feature, key.name) != key.default}

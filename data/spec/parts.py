@@ -1,0 +1,94 @@
+"""The vocabulary of a feature specification (channels, keys, values) and the parts it consists of."""
+
+from dataclasses import dataclass
+
+ONEHOT = "onehot_categorical"
+MULTIHOT = "multihot_categorical"
+NUMERICAL = "numerical"
+LABEL = "label"
+MAP = "map"
+
+CHANNELS = (ONEHOT, MULTIHOT, NUMERICAL, LABEL, MAP)
+INPUT_CHANNELS = (ONEHOT, MULTIHOT, NUMERICAL)
+CATEGORICAL_CHANNELS = (ONEHOT, MULTIHOT)
+
+SECTIONS = ("feature_spec", "source_spec", "channel_spec", "metadata")
+REQUIRED_SECTIONS = SECTIONS[:3]
+REQUIRED_MAPPINGS = ("train", "test")
+CHUNK_KEYS = ("type", "features", "files")
+CHUNK_TYPES = ("parquet", "csv")
+
+TASKS = ("binary", "multiclass", "regression")
+MISSING = ("error", "ignore")
+SAMPLE_WEIGHT = "sample_weight"
+ROLES = (SAMPLE_WEIGHT,)
+# Joins the names of a label and of its chain of `given` labels in the metric keys of their joint event
+# ("click+conversion").
+JOINT = "+"
+# Columns of a predictions file: the row's position, and for each label its name with these prefixes.
+ROW_COLUMN, LABEL_COLUMN, PREDICTION_COLUMN = "row", "label_", "prediction_"
+LABEL_KEYS = ("task", "loss_weight", "positive_weight", "given", "missing")
+
+INTEGER_DTYPES = ("int8", "int16", "int32", "int64")
+FLOAT_DTYPES = ("float16", "float32", "float64")
+BOOL_DTYPE = "bool"
+DTYPES = (*INTEGER_DTYPES, *FLOAT_DTYPES, BOOL_DTYPE)
+
+# Ids are int32 in a batch.
+MAX_CARDINALITY = 2**31 - 1
+MAX_EMBEDDING_DIM = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """One column of the dataset, as described in `feature_spec`.
+
+    Attributes:
+        name: name of the column.
+        dtype: NumPy name of the stored type ("int64"), or None if not stated.
+        cardinality: number of ids, which lie in [0, cardinality); for a multiclass label the number of classes.
+        max_hotness: maximum number of ids per row of a multi-hot feature.
+        embedding_dim: width of the embedding, or None to choose it in `data.spec.embedding_sizes`.
+        task: task type of a label: "binary", "multiclass" or "regression".
+        loss_weight: factor of the label's loss, > 0.
+        positive_weight: factor of the positive rows in a binary loss, > 0.
+        given: name of the binary label whose positive rows are the sample space of this label.
+        missing: "error" or "ignore"; the label may be null or NaN only with "ignore".
+        role: "sample_weight" for the column of sample weights, None for all others.
+    """
+
+    name: str
+    dtype: str | None = None
+    cardinality: int | None = None
+    max_hotness: int | None = None
+    embedding_dim: int | None = None
+    task: str = "binary"
+    loss_weight: float = 1.0
+    positive_weight: float = 1.0
+    given: str | None = None
+    missing: str = "error"
+    role: str | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A group of columns and the files that hold them.
+
+    Attributes:
+        type: file type, "parquet" or "csv".
+        features: names of the columns; for CSV in the order of the file.
+        files: file paths relative to the specification's folder, in row order.
+    """
+
+    type: str
+    features: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+def exact_integers(dtype: str) -> int:
+    """Returns the largest n such that the type (by NumPy name) represents every integer in [0, n) exactly."""
+    if dtype in FLOAT_DTYPES:
+        # 2 to the power of the significand's bits (11, 24, 53) is the last integer before the first gap.
+        return {"float16": 2**11, "float32": 2**24, "float64": 2**53}[dtype] + 1
+    bits = int(dtype.removeprefix("uint").removeprefix("int"))
+    return 2**bits if dtype.startswith("uint") else 2 ** (bits - 1)

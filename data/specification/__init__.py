@@ -1,1 +1,0 @@
-"""Reads, validates and writes feature specifications, and the embedding widths that go with them."""

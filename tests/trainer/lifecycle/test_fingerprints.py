@@ -1,0 +1,99 @@
+"""Whether workers hold the same, bit by bit, and whether it is a number."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from data.storage import arrays
+from tests.trainer.local_workers import run_workers
+from trainer.checkpoint.fingerprints import check_state
+from trainer.checkpoint.state import TrainState
+from trainer.comm import SingleWorker
+from trainer.lifecycle.errors import NotFinite, WorkersDiffer
+
+TABLES = frozenset({"table", "table.slot"})
+
+
+def values() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    return {
+        "table": random.normal(size=(50, 3)).astype(np.float32),
+        "table.slot": random.normal(size=50).astype(np.float32),
+        "kernel": random.normal(size=(4, 5)).astype(np.float32),
+        "scale": np.float32(2.0**15),
+        "count": np.arange(7, dtype=np.int64),
+        "nothing": np.zeros((0, 3), np.float32),
+    }
+
+
+def check(workers: int, spoil, sharded: dict[str, int] | None = None) -> None:  # type: ignore[no-untyped-def]
+    """Lets each worker look at values of its own: `spoil(worker, values)` has changed them."""
+
+    def work(comm) -> None:  # type: ignore[no-untyped-def]
+        own = values()
+        spoil(comm.rank, own)
+        variables = {name: tf.Variable(value) for name, value in own.items()}
+        check_state(TrainState(variables, comm, sharded or {}, TABLES), step=70)
+
+    run_workers(workers, work)
+
+
+def test_equal_states_pass():
+    check(3, lambda worker, own: None)
+    check_state(TrainState({name: tf.Variable(value) for name, value in values().items()}, SingleWorker()), step=1)
+
+
+@pytest.mark.parametrize("name", ["table", "table.slot", "kernel", "scale", "count"])
+def test_one_bit_in_one_place_of_one_worker_is_found_and_named(name, monkeypatch):
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", 96)  # eight rows of the table at a time
+
+    def spoil(worker: int, own: dict[str, np.ndarray]) -> None:
+        if worker == 1:
+            flat = own[name].reshape(-1).copy()
+            flat.view(np.uint8)[flat.nbytes * 2 // 3] ^= 1
+            own[name] = flat.reshape(own[name].shape)
+
+    with pytest.raises(WorkersDiffer, match=f"after step 70 {name} of worker.s. 1 is not what the other 2 hold"):
+        check(3, spoil)
+
+
+@pytest.mark.parametrize("rows", [(0, 1), (3, 40), (48, 49)])
+def test_rows_that_have_changed_places_are_found(rows, monkeypatch):
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", 96)
+
+    def spoil(worker: int, own: dict[str, np.ndarray]) -> None:
+        if worker == 0:
+            own["table"][list(rows)] = own["table"][list(rows[::-1])]
+
+    with pytest.raises(WorkersDiffer, match="table is not the same on the 2 workers"):
+        check(2, spoil)
+
+
+def test_minus_zero_is_not_zero():
+    def spoil(worker: int, own: dict[str, np.ndarray]) -> None:
+        own["kernel"][0, 0] = -0.0 if worker else 0.0
+
+    with pytest.raises(WorkersDiffer, match="kernel"):
+        check(2, spoil)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_found_on_all_workers(broken):
+    def spoil(worker: int, own: dict[str, np.ndarray]) -> None:
+        own["table"][17, 1] = broken
+
+    with pytest.raises(NotFinite, match="1 variables hold NaN or infinities after step 70, the first of them table"):
+        check(2, spoil)
+
+
+def test_sharded_tables_may_differ_but_must_be_numbers():
+    def differ(worker: int, own: dict[str, np.ndarray]) -> None:
+        own["table"] = own["table"] + worker
+
+    check(2, differ, sharded={"table": 100})
+
+    def break_one(worker: int, own: dict[str, np.ndarray]) -> None:
+        own["table"][0, 0] = np.nan if worker == 1 else 0
+
+    with pytest.raises(NotFinite, match="table"):
+        check(2, break_one, sharded={"table": 100})

@@ -1,0 +1,130 @@
+"""One training run per model folder."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+
+from data.errors import DataError
+from tests.helpers import ROOT, environment
+from trainer.lifecycle.run_lock import MODEL_DIR, FolderInUse, RunLock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from trainer.lifecycle.run_lock import RunLock
+
+with RunLock(Path(sys.argv[1]), print):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def warnings() -> list[str]:
+    return []
+
+
+@contextmanager
+def holder(folder):
+    """A process that holds the lock until its standard input ends."""
+    command = [sys.executable, "-c", HOLD, str(folder), "--num_epochs", "a b"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=ROOT, env=environment(), text=True) as process:
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_the_second_is_told_who_the_first_is(tmp_path, warnings):
+    with holder(tmp_path) as process, pytest.raises(FolderInUse) as refusal, RunLock(tmp_path, warnings.append):
+        pass
+    said = str(refusal.value)
+    for fragment in (f"--model_dir {tmp_path}", f"process {process.pid} on {os.uname().nodename}", "since 20", "'a b'"):
+        assert fragment in said
+
+
+def test_what_the_holder_wrote_cannot_control_a_terminal(tmp_path, warnings):
+    with open(tmp_path / MODEL_DIR.file, "w") as file:
+        json.dump({"host": "h", "pid": 1, "since": "now", "command": "\x1b]0;owned\x07\nmain.py: done"}, file)
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(FolderInUse) as refusal, RunLock(tmp_path, warnings.append):
+            pass
+    assert str(refusal.value).isprintable() and r"\x1b]0;owned\x07\nmain.py: done" in str(refusal.value)
+
+
+def test_the_lock_of_a_killed_holder_is_taken_over_without_a_word(tmp_path, warnings):
+    with holder(tmp_path) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert (tmp_path / MODEL_DIR.file).exists()
+        with RunLock(tmp_path, warnings.append):
+            assert f'"pid": {os.getpid()}' in (tmp_path / MODEL_DIR.file).read_text()
+    assert warnings == []
+
+
+def test_after_the_end_nothing_is_left_of_it(tmp_path, warnings):
+    folder = tmp_path / "a" / "b"
+    with holder(folder) as process:
+        process.stdin.close()
+        process.wait()
+    assert os.listdir(tmp_path) == []
+    with RunLock(folder, warnings.append):
+        (folder / "checkpoints").mkdir()
+    assert os.listdir(folder) == ["checkpoints"]
+
+
+def test_a_file_that_its_holder_removes_while_another_waits_is_not_what_counts(tmp_path, warnings, monkeypatch):
+    """The second has opened the file of the first, who then leaves: a lock on that file keeps nobody out."""
+    flock, first = fcntl.flock, RunLock(tmp_path, warnings.append)
+    first.__enter__()
+
+    def leave_first(descriptor, operation):
+        monkeypatch.setattr("fcntl.flock", flock)
+        first.__exit__(None, None, None)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr("fcntl.flock", leave_first)
+    with (
+        RunLock(tmp_path, warnings.append),
+        pytest.raises(FolderInUse, match="another run"),
+        RunLock(tmp_path, warnings.append),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_there_are_no_locks_it_warns_once_and_goes_on(tmp_path, warnings, monkeypatch, number):
+    def fail(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    with RunLock(tmp_path / "new", warnings.append):
+        pass
+    assert len(warnings) == 1 and "knows no locks" in warnings[0]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_is_refused(tmp_path, warnings):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="--model_dir .*file/models: cannot be written"):
+        RunLock(tmp_path / "file" / "models", warnings.append).__enter__()
+
+
+def test_a_full_disk_is_told_and_leaves_no_folder(tmp_path, warnings, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched, pytest.raises(DataError, match="No space left"):
+        patched.setattr("os.open", full)
+        RunLock(tmp_path / "models", warnings.append).__enter__()
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,32 @@
+import pytest
+
+from trainer.logging import step_times
+from trainer.logging.step_times import StepTimes, timed
+
+
+def test_means_of_the_steps_between_two_records_in_milliseconds():
+    times = StepTimes()
+    times.add(9.0, 5.0)
+    assert times.take() == {}, "functions are compiled in the steps before the first record"
+    assert times.take() == {}, "no step, no mean"
+    for whole, data, collectives in ((0.03, 0.001, 0.004), (0.05, 0.003, 0.006)):
+        times.wait(data)
+        times.add(whole, collectives)
+    assert times.take() == pytest.approx({"step_ms": 40, "wait_for_data_ms": 2, "communicate_ms": 5})
+    assert times.take() == {}
+
+
+def test_the_wait_for_a_batch_is_the_stream_s_time_and_not_the_consumer_s(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(step_times.time, "perf_counter", lambda: clock[0])
+
+    def stream():
+        for number, seconds in enumerate((2.0, 3.0)):
+            clock[0] += seconds
+            yield number
+
+    seen = []
+    for batch, waited in timed(stream()):
+        seen.append((batch, waited))
+        clock[0] += 100
+    assert seen == [(0, 2.0), (1, 3.0)]

@@ -1,0 +1,110 @@
+import json
+import re
+
+import pytest
+
+from data.errors import DataError
+from tests.helpers import ROOT
+from trainer.cli import make_parser, parse
+
+MODELS = ("wide_deep", "mmoe")
+
+
+def flags() -> list[str]:
+    return [name for action in make_parser()._actions for name in action.option_strings]
+
+
+def test_the_flags_are_the_reviewed_list():
+    listed = (ROOT / "tests" / "trainer" / "flags.txt").read_text().split()
+    assert sorted(flags()) == sorted(listed), "a new flag is a decision: put it into tests/trainer/flags.txt"
+
+
+def test_the_defaults_are_the_published_ones():
+    options = parse([], 1, MODELS).as_dict()
+    published = {
+        "fspec_file": "feature_spec.yaml",
+        "use_checkpoint": False,
+        "log_filename": "log.json",
+        "global_batch_size": 131072,
+        "eval_batch_size": 131072,
+        "num_epochs": 20,
+        "cpu": False,
+        "amp": False,
+        "xla": False,
+        "linear_learning_rate": 0.02,
+        "deep_learning_rate": 0.00012,
+        "deep_warmup_epochs": 6,
+        "deep_hidden_units": [1024] * 5,
+        "deep_dropout": 0.1,
+        "combiner": "sum",
+        "evaluate": False,
+        "benchmark": False,
+        "benchmark_warmup_steps": 500,
+        "benchmark_steps": 1000,
+        "affinity": "unique_interleaved",
+    }
+    assert {name: options[name] for name in published} == published
+    json.dumps(options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--global_batchsize", "4"], "did you mean --global_batch_size"),
+        (["--model", "wide_dep"], "did you mean wide_deep"),
+        (["--num_epochs", "0"], "--num_epochs must be at least 1, got 0"),
+        (["--num_epochs", "two"], "--num_epochs"),
+        (["--deep_dropout", "1"], "--deep_dropout must lie in"),
+        (["--deep_hidden_units", "64", "0"], "--deep_hidden_units must be at least 1, got 0"),
+        (["--deep_learning_rate", "nan"], "--deep_learning_rate must be a positive number"),
+        (["--num_epochs", "2", "--deep_warmup_epochs", "3"], "--deep_warmup_epochs must lie between 0 and"),
+        (["--amp_dtype", "float16"], "add --amp"),
+        (["--benchmark", "--benchmark_steps", "500"], "--benchmark_warmup_steps 500 leaves nothing"),
+        (["--benchmark_seconds", "0"], "--benchmark_seconds must be positive"),
+        (["--predictions_file", "p.parquet"], "add --evaluate"),
+        (["--checkpoint", "best"], "add --use_checkpoint"),
+        (["--predict", "p.parquet", "--evaluate"], "--predict computes no metrics"),
+        (["--predict", "p.parquet", "--benchmark"], "--predict computes no metrics"),
+        (["--predict", "p.parquet", "--predictions_file", "q.parquet"], "--predictions_file is written by --evaluate"),
+        (["--keep", "ad_id"], "add --predict FILE"),
+        (["--keep", "ad_id", "--evaluate"], "--predictions_file FILE"),
+        (["--num_auc_thresholds", "1"], "--num_auc_thresholds must be 0"),
+        (["--seed", "-1"], "--seed must lie in"),
+        (["--log_every", "0"], "--log_every must be at least 1"),
+        (["--gate_temperature", "0"], "--gate_temperature must be a positive number"),
+        (["--num_experts", "0"], "--num_experts must be at least 1"),
+        (["--expert_hidden_units"], "--expert_hidden_units needs at least one layer"),
+        (["--weight_decay", "1"], "--weight_decay must lie in"),
+        (["surplus"], "surplus"),
+        (["--gradnorm_alpha", "nan"], "--gradnorm_alpha must be at least 0, got nan"),
+        (["--l2_reg_dnn", "1e400"], "--l2_reg_dnn must be at least 0, got inf"),
+        (["--fspec_file=--"], "--fspec_file has no value"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_the_flag_and_the_mend(arguments, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        parse(arguments, 1, MODELS)
+
+
+@pytest.mark.parametrize("mode", [[], ["--evaluate"], ["--benchmark"], ["--predict", "out.parquet"]])
+def test_any_number_of_workers_takes_any_batch_size(mode):
+    for workers in (2, 3, 6, 7):
+        parse(mode, workers, MODELS, reads_checkpoint=False)
+        parse([*mode, "--global_batch_size", "1", "--eval_batch_size", "5"], workers, MODELS, reads_checkpoint=False)
+
+
+def test_help_lists_every_flag_with_its_help():
+    text = make_parser().format_help()
+    assert all(flag in text for flag in flags())
+    assert "(default: 131072)" in text
+
+
+def test_defaults_of_the_deep_part_follow_the_model_and_flags_win():
+    family = parse(["--model", "mmoe"], 1, MODELS).as_dict()
+    names = ("optimizer", "deep_learning_rate", "deep_schedule", "deep_warmup_epochs")
+    assert [family[name] for name in names] == ["adam", 0.001, "constant", 0.0]
+    published = parse([], 1, MODELS).as_dict()
+    assert [published[name] for name in names] == ["rmsprop", 0.00012, "steps", 6.0]
+    flags = ["--optimizer", "sgd", "--deep_learning_rate", "0.5", "--deep_schedule", "steps", "--num_epochs", "10"]
+    chosen = parse(["--model", "mmoe", *flags], 1, MODELS).as_dict()
+    assert [chosen[name] for name in names] == ["sgd", 0.5, "steps", 3.0]

@@ -1,0 +1,1 @@
+"""Checkpoints, model folders, and what they record of a run."""

@@ -1,0 +1,323 @@
+"""Checkpoints of named arrays and a JSON state, stored so that one is intact at any time.
+
+They are the folders `<model_dir>/checkpoints/step-N/`. This module knows nothing about models and optimizers.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.errors import DataError
+from data.storage.arrays import ArraySource
+from data.storage.checksummed_dir import (
+    MANIFEST,
+    REPLACED,
+    CheckpointError,
+    ChecksummedDir,
+    DamagedError,
+    check_replaceable,
+    discard,
+    remove_leftovers,
+    replace_facts,
+    standing,
+    temporary_name,
+    write_sealed,
+)
+from data.storage.typed_json import read_typed
+
+CHECKPOINTS = "checkpoints"
+
+_STEP_FOLDER = re.compile(rf"step-([0-9]{{1,18}})(?:{re.escape(REPLACED)})?")
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """The facts in a checkpoint's manifest, as described by the attributes of Checkpoint."""
+
+    step: int
+    sequence: int
+    best: bool
+    state: dict[str, Any]
+
+
+class NoCheckpointError(DataError):
+    """No valid checkpoint was found where one is needed (exit code 4).
+
+    The message says what was looked for and what to do.
+    """
+
+
+class Checkpoint(ChecksummedDir):
+    """A saved step: arrays by name (`arrays`, `read`, `blocks`) and a state.
+
+    Attributes:
+        step: number of training steps done.
+        state: the state passed to `save` or `amend`, as decoded from JSON.
+        best: whether the checkpoint was the best so far when it was saved or amended.
+        sequence: position of this save among all saves of the model folder, counted from 1.
+
+    Raises:
+        DamagedError: the manifest is not that of a checkpoint of this step.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            facts: _Facts = read_typed(_Facts, self.facts, "facts")
+        except ValueError as error:
+            raise DamagedError(f"{path / MANIFEST}: not a checkpoint's: {error}") from error
+        self.step, self.sequence, self.best, self.state = facts.step, facts.sequence, facts.best, facts.state
+        named = _STEP_FOLDER.fullmatch(path.name)
+        if named and int(named.group(1)) != self.step:
+            raise DamagedError(f"{path / MANIFEST}: is of step {self.step}, the folder is of step {named.group(1)}")
+
+
+def print_warning(message: str) -> None:
+    """Print a warning as one line on stderr."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+class CheckpointStore:
+    """The checkpoints of one model folder.
+
+    The newest checkpoint is the one saved last, not the one with the highest step: a run that went back to an
+    earlier checkpoint, or started over, resumes from its own. The order of saves and the best checkpoint are
+    recorded in the checksummed manifests, so the rename that publishes a checkpoint updates them atomically.
+
+    Args:
+        model_dir: folder that contains `checkpoints`, which is created by the first save.
+        keep: number of newest checkpoints to keep, at least 1. The best is kept in addition.
+        warn: called with a message for each damaged checkpoint that is skipped.
+    """
+
+    def __init__(self, model_dir: Path, keep: int = 2, warn: Callable[[str], None] = print_warning) -> None:
+        if keep < 1:
+            raise ValueError(f"keep is {keep}, expected at least 1 checkpoint to keep")
+        self.folder = Path(model_dir) / CHECKPOINTS
+        self.keep = keep
+        self._warn = warn
+        self._damaged: set[Path] = set()
+        self._unremovable: set[Path] = set()
+
+    def save(
+        self,
+        step: int,
+        arrays: Iterable[ArraySource],
+        state: dict[str, Any],
+        best: bool = False,
+    ) -> Path:
+        """Writes `step-N`, replacing an earlier checkpoint of that step, then removes checkpoints no longer kept.
+
+        Args:
+            step: number of training steps done.
+            arrays: the arrays, written in this order, block by block.
+            state: JSON-serializable state; NumPy numbers are stored as Python numbers.
+            best: whether this is the best checkpoint so far, which `open("best")` then returns.
+
+        Returns:
+            The checkpoint's folder.
+
+        Raises:
+            CheckpointError: the checkpoint could not be written; earlier ones are untouched.
+            ValueError: the step, the arrays or the state cannot be stored.
+        """
+        path = self.folder / f"step-{step}"
+        if not _STEP_FOLDER.fullmatch(path.name):
+            raise ValueError(f"step is {step!r}, expected a count of steps")
+        remove_leftovers(self.folder, "step-*")
+        sequence = 1 + max((checkpoint.sequence for checkpoint in self._saved()[0]), default=0)
+        facts = {"step": step, "sequence": sequence, "best": best, "state": state}
+        write_sealed(path, arrays, {}, facts)
+        self._damaged.discard(path)
+        self._remove_old()
+        return path
+
+    def amend(self, step: int, state: dict[str, Any], best: bool) -> Path:
+        """Replaces the state of a saved step atomically, then removes checkpoints no longer kept.
+
+        Args:
+            step: number of training steps of the checkpoint.
+            state: the new JSON-serializable state.
+            best: whether this is the best checkpoint so far.
+
+        Returns:
+            The checkpoint's folder.
+
+        Raises:
+            CheckpointError: the checkpoint is missing, damaged or cannot be written; it is left unchanged.
+        """
+        path = self.folder / f"step-{step}"
+        facts = Checkpoint(path).facts | {"best": best, "state": state}
+        replace_facts(path, facts)
+        self._remove_old()
+        return path
+
+    def check_later(self, which: str) -> None:
+        """Checks that a run that resumes from a checkpoint may overwrite this folder's checkpoints of later steps.
+
+        Args:
+            which: the checkpoint to resume from, as in `open`.
+
+        Raises:
+            NoCheckpointError: there is no such checkpoint.
+            DataError: a later step's folder contains something that no save has written; the message names it.
+        """
+        step = self.open(which, verify=False).step
+        for path in _step_folders(self.folder):
+            named = _STEP_FOLDER.fullmatch(path.name)
+            if named and int(named.group(1)) > step:
+                check_replaceable(path.with_name(path.name.removesuffix(REPLACED)))
+
+    def steps(self) -> list[int]:
+        """Returns the saved steps with a valid manifest, oldest save first. Their arrays are not verified."""
+        return [checkpoint.step for checkpoint in self._saved()[0]]
+
+    def best(self) -> Checkpoint | None:
+        """Returns the best checkpoint with only its manifest verified; None if no checkpoint is marked as best."""
+        return next((checkpoint for checkpoint in reversed(self._saved()[0]) if checkpoint.best), None)
+
+    def open(self, which: str, *, verify: bool = True) -> Checkpoint:
+        """Opens a checkpoint and verifies every byte of it.
+
+        Args:
+            which: "last" for the newest intact checkpoint, with a warning for each damaged one that is skipped; "best"
+                for the best one, which must be intact, or for the last one, with a warning, if none is marked as
+                best; or the path of a step folder, or of a `checkpoints` or model folder for its last checkpoint. A
+                folder that is itself named last or best is written `./last`.
+            verify: if False, read only the manifest, which is enough for the state.
+
+        Raises:
+            NoCheckpointError: there is no such checkpoint, or it is damaged.
+        """
+        try:
+            if which == "last":
+                return self._open_last(verify)
+            if which == "best":
+                return self._open_best(verify)
+            return self._open_path(standing(Path(which)), verify)
+        except (OSError, CheckpointError) as error:
+            raise NoCheckpointError(f"no checkpoint {which!r} can be read: {error}") from error
+
+    def _open_last(self, verify: bool) -> Checkpoint:
+        readable, problems = self._saved()
+        for problem in problems:
+            self._warn(f"a damaged checkpoint is passed over: {problem}")
+        for checkpoint in reversed(readable):
+            try:
+                return self._verified(checkpoint) if verify else checkpoint
+            except DamagedError as error:
+                problems.append(str(error))
+                self._warn(f"a damaged checkpoint is passed over: {error}")
+        if problems:
+            raise NoCheckpointError(f"no checkpoint in {self.folder} is whole:\n  " + "\n  ".join(problems))
+        raise NoCheckpointError(
+            f"no checkpoint in {self.folder}: looked for folders named step-N and found none. "
+            "Train first, or give the --model_dir of a run that has saved one."
+        )
+
+    def _open_best(self, verify: bool) -> Checkpoint:
+        checkpoint = self.best()
+        if checkpoint is None:
+            last = self._open_last(verify)
+            self._warn(
+                f"no checkpoint in {self.folder} is the best, as no evaluation has given the metric that decides it a "
+                f"value; the last one, step {last.step}, is used"
+            )
+            return last
+        try:
+            return self._verified(checkpoint) if verify else checkpoint
+        except DamagedError as error:
+            raise NoCheckpointError(
+                f"the best checkpoint, {checkpoint.path}, is damaged: {error}. "
+                f"Pass --checkpoint last or a path; {self._what_there_is()}."
+            ) from error
+
+    def _open_path(self, path: Path, verify: bool) -> Checkpoint:
+        if (path / CHECKPOINTS).is_dir():
+            return CheckpointStore(path, warn=self._warn)._open_last(verify)
+        if _step_folders(path):
+            store = CheckpointStore(path.parent, warn=self._warn)
+            store.folder = path  # which need not be named `checkpoints`
+            return store._open_last(verify)
+        try:
+            return self._verified(Checkpoint(path)) if verify else Checkpoint(path)
+        except DamagedError as error:
+            raise NoCheckpointError(
+                f"--checkpoint {path} is no valid checkpoint: {error}. "
+                f"Expected last, best or the path of a folder named step-N; {self._what_there_is()}."
+            ) from error
+
+    def _verified(self, checkpoint: Checkpoint) -> Checkpoint:
+        try:
+            checkpoint.verify()
+        except DamagedError:
+            self._damaged.add(checkpoint.path)
+            raise
+        return checkpoint
+
+    def _what_there_is(self) -> str:
+        return f"in {self.folder} there are the steps {self.steps()}"
+
+    def _saved(self) -> tuple[list[Checkpoint], list[str]]:
+        """Returns the checkpoints with a valid manifest, oldest save first, and the errors of the others."""
+        readable, problems = [], []
+        for path in _step_folders(self.folder):
+            try:
+                readable.append(Checkpoint(path))
+            except DamagedError as error:
+                problems.append(str(error))
+        return sorted(readable, key=lambda checkpoint: checkpoint.sequence), problems
+
+    def _remove_old(self) -> None:
+        """Removes all checkpoints but the newest and the best. Known damaged ones do not count towards `keep`.
+
+        A checkpoint whose manifest cannot be read is left alone, as it may be a transient I/O error or be recovered by
+        hand. So is one that contains a file that no save has written.
+        """
+        readable, _ = self._saved()
+        whole = [checkpoint for checkpoint in readable if checkpoint.path not in self._damaged]
+        best = [checkpoint for checkpoint in whole if checkpoint.best]
+        kept = {checkpoint.path for checkpoint in (*readable[-self.keep :], *whole[-self.keep :], *best[-1:])}
+        for checkpoint in readable:
+            path = checkpoint.path
+            if path not in kept and not discard(path) and path not in self._unremovable:
+                self._unremovable.add(path)
+                self._warn(f"{path} is kept: it holds a file that no save has written")
+
+
+def probe(model_dir: Path) -> None:
+    """Test, before the first step, that checkpoints can be saved in a folder by saving a tiny one.
+
+    Raises:
+        DataError: the folder cannot be written; the message names it.
+    """
+    folder = temporary_name(Path(model_dir) / CHECKPOINTS / "step-probe")
+    try:
+        write_sealed(folder, [ArraySource.from_array("probe", np.zeros(1, np.uint8))], {}, {})
+    except CheckpointError as error:
+        raise DataError(
+            f"--model_dir {model_dir}: checkpoints cannot be saved there ({error.__cause__}). "
+            "Give a folder on a disk with room that you may write to."
+        ) from error
+    discard(folder)
+
+
+def _step_folders(folder: Path) -> list[Path]:
+    """Return the folders named step-N.
+
+    A save that replaces a checkpoint moves the old one aside before it renames the new one. If it died in between, the
+    folder moved aside is returned in its place.
+    """
+    try:
+        names = {path.name for path in folder.iterdir() if _STEP_FOLDER.fullmatch(path.name)}
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from error
+    moved_aside = {name + REPLACED for name in names}
+    return [folder / name for name in sorted(names - moved_aside)]

@@ -1,1 +1,0 @@
-"""The flags of main.py: definitions, parsing and defaults. Imports no TensorFlow."""

@@ -1,0 +1,114 @@
+"""Area under the ROC curve."""
+
+import math
+
+import numpy as np
+
+from trainer.metrics.metric import Collectives, Direction, Rows
+from trainer.metrics.sums import ScoreTable, score_table
+
+
+class RocAuc:
+    """Probability that a positive row outscores a negative one.
+
+        AUC = sum over pairs of w_p * w_n * (1 if s_p > s_n, 1/2 if s_p = s_n, else 0) / sum of w_p * w_n
+
+    over all pairs of a positive row p and a negative row n. Sample weights w count; equal float32 logits s are ties.
+    NaN if a class is absent.
+    """
+
+    needs_group = False
+    direction = Direction.LARGER
+
+    def __init__(self, num_thresholds: int = 0) -> None:
+        """Chooses between the exact and the binned computation.
+
+        Args:
+            num_thresholds: 0 for the exact AUC. Otherwise, at least 2 evenly spaced probabilities from 0 to 1 with
+                trapezoids between them, as in Keras' AUC(num_thresholds): rows between two adjacent thresholds count as
+                ties. Needs no sort and almost no memory.
+
+        Raises:
+            ValueError: any other number.
+        """
+        if num_thresholds < 0 or num_thresholds == 1:
+            raise ValueError(f"num_thresholds must be 0 (exact) or at least 2, got {num_thresholds}")
+        self._num_thresholds = num_thresholds
+
+    def result(self, rows: Rows, comm: Collectives) -> float:
+        """Computes the AUC over the rows of all workers; if exact, with the memory of score_table. A collective."""
+        return self._binned(rows, comm) if self._num_thresholds else self.of_table(score_table(rows, comm), rows, comm)
+
+    def of_table(self, table: ScoreTable, rows: Rows, comm: Collectives) -> float:
+        """Computes the AUC from an existing score table; with thresholds, from the rows. A collective."""
+        if self._num_thresholds:
+            return self._binned(rows, comm)
+        pairs = _ordered_pairs(table.positive, table.negative)
+        return _area(comm.gather_rows(pairs[np.newaxis]))
+
+    def _binned(self, rows: Rows, comm: Collectives) -> float:
+        positive, negative = comm.sum_array(_histogram(rows, self._num_thresholds - 1))
+        return _area(np.array([_ordered_pairs(positive, negative)]))
+
+
+def _ordered_pairs(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """Returns the weight of positives, of negatives, and of correctly ordered pairs (ties count one half), [3] float64.
+
+    Args:
+        positive: [scores] float64 weight of the positives at each score, by increasing score.
+        negative: [scores] float64 weight of the negatives.
+    """
+    below = np.cumsum(negative) - negative
+    return np.array([positive.sum(), negative.sum(), positive @ (below + negative / 2)])
+
+
+def _area(parts: np.ndarray) -> float:
+    """Returns the AUC from [parts, 3] results of _ordered_pairs, by increasing score."""
+    positive, negative, pairs = parts.T
+    below = np.cumsum(negative) - negative
+    every_pair = positive.sum() * negative.sum()
+    if every_pair == 0:
+        return float("nan")
+    return float((pairs.sum() + positive @ below) / every_pair)
+
+
+def _histogram(rows: Rows, num_bins: int) -> np.ndarray:
+    """Returns the weights of positives and of negatives between adjacent thresholds, [2, bins] float64."""
+    with np.errstate(over="ignore"):
+        probabilities = 1 / (1 + np.exp(-rows.logits.astype(np.float64)))
+    # Bins are open below and closed above, except that the first one includes 0.
+    bins = np.maximum(np.ceil(probabilities * num_bins).astype(np.int64) - 1, 0)
+    positive = rows.labels > 0
+    weights = [np.bincount(bins[mask], rows.weights[mask], num_bins) for mask in (positive, ~positive)]
+    return np.stack(weights).astype(np.float64)  # without rows, bincount returns integers
+
+
+class PrecisionRecallAuc:
+    """Average precision: the precision at every score, weighted by the recall that the score adds.
+
+        PR AUC = sum over the distinct scores k, decreasing, of (R_k - R_(k-1)) * P_k
+
+    with recall R_k and precision P_k among the rows of score k or above; all rows of a score are added at once (Davis
+    and Goadrich, "The Relationship Between Precision-Recall and ROC Curves", ICML 2006, show why points must not be
+    joined by straight lines). Sample weights count; equal float32 logits are ties. A model with the same score for all
+    rows gets the share of positives. NaN if no row is positive.
+    """
+
+    needs_group = False
+    direction = Direction.LARGER
+
+    def result(self, rows: Rows, comm: Collectives) -> float:
+        """Computes the area over the rows of all workers, with the memory of score_table. A collective."""
+        return self.of_table(score_table(rows, comm), rows, comm)
+
+    def of_table(self, table: ScoreTable, rows: Rows, comm: Collectives) -> float:
+        """Computes the area from an existing score table. A collective."""
+        parts = comm.gather_rows(np.array([[table.positive.sum(), table.negative.sum()]]))
+        # Workers hold increasing scores in rank order: those of higher rank come first in the ranking.
+        positive_above, negative_above = parts[comm.rank + 1 :].sum(axis=0)
+        gained = table.positive[::-1]
+        found = np.cumsum(gained) + positive_above
+        precision = found / (found + np.cumsum(table.negative[::-1]) + negative_above)
+        area = float(comm.sum_array(np.array([gained @ precision]))[0])
+        positive = float(parts[:, 0].sum())
+        return area / positive if positive > 0 else math.nan

@@ -1,1 +1,0 @@
-"""Monitoring of a run: log, progress display, TensorBoard and profiles."""

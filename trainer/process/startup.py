@@ -1,0 +1,76 @@
+"""Standard streams that never fail."""
+
+import io
+import os
+import re
+import sys
+import tempfile
+from typing import Any, TextIO
+
+_GREETING = re.compile(
+    rb"I\d{4} .*|WARNING: All log messages before absl::InitializeLog\(\) is called.*|To enable the following instr.*"
+)
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow; warnings, errors and tracebacks of the import are still printed."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            caught.seek(0)
+            for line in caught.read().splitlines(keepends=True):
+                if not _GREETING.match(line):
+                    os.write(2, line)
+
+
+def robust_stdio() -> None:
+    """Replaces sys.stdout and sys.stderr by streams that never raise, and reopens closed standard descriptors.
+
+    Output that cannot be written is dropped: the reader of a pipe has exited, the disk is full, or the stream was
+    closed at start. Characters that the encoding does not support are escaped. Closed descriptors are opened as
+    /dev/null; otherwise a checkpoint file could get their number and receive the output of libraries.
+
+    Call this first in a program, and never in a library.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # open() returns the lowest free descriptor, which is this one, as all lower ones are open.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout, sys.stderr = _steady(1, sys.stdout), _steady(2, sys.stderr)
+
+
+class _Lossy(io.FileIO):
+    """A raw file that reports every write as complete, whether or not the data could be written."""
+
+    def write(self, data: Any, /) -> int:
+        size = memoryview(data).nbytes
+        try:
+            written = super().write(data)
+        except OSError:
+            return size
+        return size if written is None else written
+
+
+def _steady(descriptor: int, stream: TextIO | None) -> TextIO:
+    """Wraps a descriptor in a stream that never raises.
+
+    Args:
+        descriptor: the descriptor to write to.
+        stream: the original stream, whose encoding is kept; None if its descriptor was closed at start.
+    """
+    buffer = io.BufferedWriter(_Lossy(descriptor, "wb", closefd=False))
+    return io.TextIOWrapper(
+        buffer,
+        encoding="utf-8" if stream is None else stream.encoding,
+        errors="backslashreplace",
+        line_buffering=buffer.isatty() or descriptor == 2,
+    )

@@ -1,0 +1,1 @@
+"""Tasks, their losses, and the methods that combine the losses of several tasks."""

@@ -1,0 +1,294 @@
+"""Loss weighting methods that use the gradient of every task with respect to the shared weights."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import tensorflow as tf
+
+Wants = Literal["nothing", "last", "all"]
+
+
+class LossWeighting(Protocol):
+    """A method that combines the losses of several tasks."""
+
+    @property
+    def weights(self) -> dict[str, tf.Variable]:
+        """Name -> float32 variable to train with the deep part."""
+
+    @property
+    def state(self) -> dict[str, tf.Variable]:
+        """Name -> variable to checkpoint besides the trained ones."""
+
+    @property
+    def wants(self) -> Wants:
+        """Shared weights whose gradients `combine` gets: the last kernel or all; with "nothing", it is not called."""
+
+    def total(self, shares: tf.Tensor, weights: dict[str, tf.Tensor], factors: tf.Tensor, workers: int) -> tf.Tensor:
+        """Computes this worker's share of the loss, scalar float32.
+
+        Args:
+            shares: [tasks] float32, this worker's shares of the mean losses.
+            weights: values of the trained variables, with respect to which the loss is differentiated.
+            factors: [tasks] float32, result of `factors`.
+            workers: number of workers.
+        """
+
+    def factors(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the tasks' factors in a step (from 1), [tasks] float32; they are not differentiated."""
+
+    def combine(self, gradients: tf.Tensor, losses: tf.Tensor, step: tf.Tensor) -> tf.Tensor | None:
+        """Processes the tasks' gradients when a step is applied.
+
+        Args:
+            gradients: [tasks, values] float32, gradient of every L_k over the global batch with respect to the shared
+                weights that the method wants.
+            losses: [tasks] float32, every L_k.
+            step: scalar int32, counted from 1.
+
+        Returns:
+            [values] float32 to replace the gradient of the sum, or None to keep it.
+        """
+
+    def end_epoch(self, losses: Sequence[float]) -> None:
+        """Records the mean loss of each task over the epoch, which is the same on every worker."""
+
+
+LOG_VARIANCE_LIMIT = 5.0
+DWA_TEMPERATURE = 2.0
+
+
+class Static:
+    """Fixed weights: sum_k w_k L_k"""
+
+    def __init__(self, loss_weights: Sequence[float], seed: int):
+        self.loss_weights = tf.constant(loss_weights, tf.float32)
+        self.weights: dict[str, tf.Variable] = {}
+        self.state: dict[str, tf.Variable] = {}
+
+    @property
+    def wants(self) -> Wants:
+        """Needs no gradients of single tasks."""
+        return "nothing"
+
+    def total(self, shares: tf.Tensor, weights: dict[str, tf.Tensor], factors: tf.Tensor, workers: int) -> tf.Tensor:
+        """Returns the sum of the shares times their factors."""
+        return tf.reduce_sum(factors * shares)
+
+    def factors(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the fixed loss weights."""
+        return self.loss_weights
+
+    def combine(self, gradients: tf.Tensor, losses: tf.Tensor, step: tf.Tensor) -> tf.Tensor | None:
+        """Keeps the gradient of the sum."""
+        return None
+
+    def end_epoch(self, losses: Sequence[float]) -> None:
+        """Ignores the losses."""
+
+
+class Uncertainty(Static):
+    """Uncertainty weighting with trained s_k = log sigma_k^2: sum_k w_k (c_k exp(-s_k) L_k + s_k / 2)
+
+    with c_k = 1 for classification and 1/2 for regression. s_k starts at 0 and is clipped to [-5, 5]: without a bound,
+    a task whose loss approaches 0 would take all the weight. Source: Kendall, Gal and Cipolla, "Multi-Task Learning
+    Using Uncertainty to Weigh Losses", CVPR 2018.
+    """
+
+    def __init__(self, loss_weights: Sequence[float], seed: int, regressions: Sequence[bool] = ()):
+        super().__init__(loss_weights, seed)
+        halves = [0.5 if regression else 1.0 for regression in regressions] or [1.0] * len(loss_weights)
+        self._scales = tf.constant(halves, tf.float32)
+        self.weights = {"loss_log_variance": tf.Variable(tf.zeros(len(loss_weights)))}
+
+    def total(self, shares: tf.Tensor, weights: dict[str, tf.Tensor], factors: tf.Tensor, workers: int) -> tf.Tensor:
+        """Returns this worker's share of the weighted losses and of the terms s_k / 2."""
+        variance = tf.clip_by_value(weights["loss_log_variance"], -LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
+        # Every worker has the same s_k / 2, so each adds its 1 / workers of it.
+        return tf.reduce_sum(factors * (self._scales * tf.exp(-variance) * shares + variance / 2 / workers))
+
+
+class RandomWeights(Static):
+    """Random weighting: sum_k K softmax(z)_k w_k L_k, with new z ~ N(0, 1)^K in every step.
+
+    Source: Lin et al., "Reasonable Effectiveness of Random Weighting", TMLR 2022.
+    """
+
+    def __init__(self, loss_weights: Sequence[float], seed: int):
+        super().__init__(loss_weights, seed)
+        self._seed = seed
+
+    def factors(self, step: tf.Tensor) -> tf.Tensor:
+        """Draws the factors of a step."""
+        tasks = self.loss_weights.shape[0]
+        # A pure function of seed and step: the same on all workers, and reproduced by a resumed run.
+        normal = tf.random.stateless_normal([tasks], seed=tf.stack([tf.constant(self._seed), tf.cast(step, tf.int32)]))
+        return tasks * tf.nn.softmax(normal) * self.loss_weights
+
+
+class DynamicWeightAverage(Static):
+    """Dynamic weight average: sum_k K softmax(r / T)_k w_k L_k
+
+    with r_k = L_k(last epoch) / L_k(the epoch before), T = 2, and r = 1 during the first two epochs. Source: Liu, Johns
+    and Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019, section 3.3.
+    """
+
+    def __init__(self, loss_weights: Sequence[float], seed: int):
+        super().__init__(loss_weights, seed)
+        tasks = len(loss_weights)
+        self.state = {
+            "loss_last_epoch": tf.Variable(tf.fill([tasks], math.nan), trainable=False),
+            "loss_epoch_before": tf.Variable(tf.fill([tasks], math.nan), trainable=False),
+        }
+
+    def factors(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the factors, which change with every epoch."""
+        ratio = self.state["loss_last_epoch"] / self.state["loss_epoch_before"]
+        # Losses are NaN before the first epochs have ended, and a loss of 0 gives an infinite ratio.
+        ratio = tf.where(tf.math.is_finite(ratio), ratio, 1.0)
+        return ratio.shape[0] * tf.nn.softmax(ratio / DWA_TEMPERATURE) * self.loss_weights
+
+    def end_epoch(self, losses: Sequence[float]) -> None:
+        """Shifts the losses by one epoch and records those of the last one."""
+        self.state["loss_epoch_before"].assign(self.state["loss_last_epoch"])
+        self.state["loss_last_epoch"].assign(tf.constant(losses, tf.float32))
+
+
+GRADNORM_RATE = 0.025
+GRADNORM_LEAST = 1e-3
+
+
+class GradNorm(Static):
+    """GradNorm: sum_k v_k w_k L_k, with v_k adapted until all tasks train at the same pace.
+
+    Let g_k be the gradient of w_k L_k with respect to the last shared kernel, G_k = v_k |g_k|, and r_k the ratio
+    L_k / (first L_k), divided by its mean over tasks. v descends the gradient of  sum_k |G_k - mean(G) r_k^alpha|,  the
+    second term held constant, and is then rescaled to sum to the number of tasks. Tasks without a row in a step are
+    left out of it. Source: Chen et al., "GradNorm", ICML 2018, equations 1 and 2.
+
+    Args:
+        loss_weights: weight w_k of each task.
+        seed: not used.
+        alpha: how strongly slowly learning tasks are favoured.
+    """
+
+    def __init__(self, loss_weights: Sequence[float], seed: int, alpha: float = 1.5):
+        super().__init__(loss_weights, seed)
+        self._alpha = alpha
+        tasks = len(loss_weights)
+        self.state = {
+            "gradnorm_weights": tf.Variable(tf.ones(tasks), trainable=False),
+            "gradnorm_first_losses": tf.Variable(tf.fill([tasks], math.nan), trainable=False),
+        }
+
+    @property
+    def wants(self) -> Wants:
+        """Needs the gradients with respect to the last shared kernel."""
+        return "last"
+
+    def factors(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the factors v_k w_k."""
+        return self.state["gradnorm_weights"] * self.loss_weights
+
+    def combine(self, gradients: tf.Tensor, losses: tf.Tensor, step: tf.Tensor) -> tf.Tensor | None:
+        """Updates the v_k from the tasks' gradients; keeps the gradient of the sum."""
+        weights, first = self.state["gradnorm_weights"], self.state["gradnorm_first_losses"]
+        # A task without a row in the global batch has a loss of 0.
+        here = losses > 0
+        first.assign(tf.where(tf.math.is_nan(first) & here, losses, first))
+        counted = tf.cast(here, tf.float32)
+        tasks = tf.maximum(tf.reduce_sum(counted), 1.0)
+        norms = self.loss_weights * tf.norm(gradients, axis=1)  # |g_k|, [tasks]
+        pace = tf.where(here, losses / first, 0.0)
+        relative = tf.math.divide_no_nan(pace, tf.reduce_sum(pace) / tasks)
+        weighted = weights * norms
+        target = tf.reduce_sum(weighted * counted) / tasks * tf.pow(relative, self._alpha)
+        # Derivative of |v_k |g_k| - target_k| with respect to v_k.
+        slope = tf.sign(weighted - target) * norms * counted
+        # The lower bound keeps every v_k positive.
+        moved = tf.maximum(weights - GRADNORM_RATE * slope, GRADNORM_LEAST)
+        weights.assign(moved * len(self.loss_weights) / tf.reduce_sum(moved))
+        return None
+
+
+class PCGrad(Static):
+    """PCGrad: the sum of the tasks' gradients after removing from each what conflicts with the others.
+
+    g_k is the gradient of w_k L_k with respect to the shared weights. Each g_i is compared with the others in random
+    order and loses its component along g_j if the two conflict:
+    g_i <- g_i - (g_i . g_j / |g_j|^2) g_j  if  g_i . g_j < 0. Embedding tables get the plain sum.
+    Source: Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, algorithm 1.
+    """
+
+    def __init__(self, loss_weights: Sequence[float], seed: int):
+        super().__init__(loss_weights, seed)
+        self._seed = seed
+
+    @property
+    def wants(self) -> Wants:
+        """Needs the gradients with respect to all shared weights."""
+        return "all"
+
+    def combine(self, gradients: tf.Tensor, losses: tf.Tensor, step: tf.Tensor) -> tf.Tensor | None:
+        """Returns the sum of the projected gradients, [values] float32."""
+        own = gradients * self.loss_weights[:, tf.newaxis]  # [tasks, values]
+        tasks = own.shape[0]
+        draws = tf.random.stateless_uniform(
+            [tasks, tasks], tf.stack([tf.constant(self._seed), tf.cast(step, tf.int32)])
+        )
+        # Works on the [tasks, tasks] scalar products: no projection touches the long gradients.
+        shares = project(tf.linalg.matmul(own, own, transpose_b=True), tf.argsort(draws, axis=1))
+        return tf.linalg.matvec(own, tf.reduce_sum(shares, axis=0), transpose_a=True)
+
+
+def project(products: tf.Tensor, orders: tf.Tensor) -> tf.Tensor:
+    """Computes PCGrad's projections as linear combinations of the tasks' gradients.
+
+    Args:
+        products: [tasks, tasks] float32, the scalar products g_i . g_j.
+        orders: [tasks, tasks] int32; row i is the order in which task i is compared with all tasks.
+
+    Returns:
+        [tasks, tasks] float32: the projected g_i is the sum over j of [i, j] g_j.
+    """
+    tasks = products.shape[0]
+    shares, squares = tf.eye(tasks), tf.linalg.diag_part(products)
+    for place in range(tasks):
+        others = orders[:, place]  # [tasks]: the task that each one is compared with in this round
+        # Projected g_i . g_j with the original g_j, as in the paper.
+        along = tf.reduce_sum(shares * tf.gather(products, others), axis=1)
+        conflicts = (along < 0) & (others != tf.range(tasks))
+        amounts = tf.where(conflicts, tf.math.divide_no_nan(along, tf.gather(squares, others)), 0.0)
+        shares -= amounts[:, tf.newaxis] * tf.one_hot(others, tasks)
+    return shares
+
+
+__all__ = ["METHODS", "LossWeighting", "make_loss_weighting"]
+
+METHODS = {
+    "static": Static,
+    "uncertainty": Uncertainty,
+    "gradnorm": GradNorm,
+    "dwa": DynamicWeightAverage,
+    "rlw": RandomWeights,
+    "pcgrad": PCGrad,
+}
+
+
+def make_loss_weighting(
+    method: str, loss_weights: Sequence[float], regressions: Sequence[bool], seed: int, *, gradnorm_alpha: float = 1.5
+) -> LossWeighting:
+    """Creates a loss weighting method by name.
+
+    Args:
+        method: key of METHODS.
+        loss_weights: weight w_k of each task.
+        regressions: whether each task is a regression.
+        seed: seed of random weights and orders.
+        gradnorm_alpha: GradNorm's `alpha`.
+    """
+    if method == "uncertainty":
+        return Uncertainty(loss_weights, seed, regressions)
+    if method == "gradnorm":
+        return GradNorm(loss_weights, seed, gradnorm_alpha)
+    return METHODS[method](loss_weights, seed)
