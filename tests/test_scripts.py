@@ -124,7 +124,7 @@ def checks(machine):
     variables = "faults=${RECIPE_FAULTS:-quick} data=${RECIPE_TEST_DATA:-none}"
     note = f'#!/bin/sh\necho "$(basename "$0") $* {variables}" >>"$STATE/log"\n'
     machine.write(machine.root / "scripts/setup.sh", note)
-    for tool in ("ruff", "mypy", "python"):
+    for tool in ("ruff", "lint-imports", "mypy", "python"):
         machine.write(machine.venv / "bin" / tool, note + f'[ ! -e "$STATE/{tool} fails" ] || exit 3\n')
     return machine
 
@@ -133,7 +133,7 @@ def test_everything_is_checked_and_arguments_go_to_pytest(checks):
     process = checks.run("scripts/test.sh", "-k", "two words")
     assert process.returncode == 0, process.stderr
     assert [line.split(" data=")[0].split(" ")[0] for line in checks.log().splitlines()] == [
-        "setup.sh", "ruff", "ruff", "mypy", "python"
+        "setup.sh", "ruff", "ruff", "lint-imports", "mypy", "python"
     ]  # fmt: skip
     assert "-m not slow" in checks.log()
     assert "-k two words" in checks.log() and "faults=quick" in checks.log()
@@ -162,7 +162,7 @@ def test_faults_that_are_not_survived_are_in_the_table_too(checks):
     assert "-m benchmarks.reliability" in checks.log()
 
 
-@pytest.mark.parametrize("tool", ["ruff", "mypy", "python"])
+@pytest.mark.parametrize("tool", ["ruff", "lint-imports", "mypy", "python"])
 def test_a_check_that_fails_fails_the_whole(checks, tool):
     (checks.state / f"{tool} fails").touch()
     check_failed(checks.run("scripts/test.sh"), "failed")

@@ -1,6 +1,5 @@
 """Files from strangers can be at worst wrong: they are refused with a message, soon, and nothing runs or is written."""
 
-import ast
 import hashlib
 import io
 import json
@@ -9,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from data.storage.checksummed_dir import CheckpointError, read_manifest
 from main import main
 from tests.data.csv_documents import GOOD_LINE, document, write_csv_dataset
 from tests.helpers import ROOT, environment, make_dataset
-from tests.test_layering import files, tree_of
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cli import parse
 from trainer.models import MODELS
@@ -50,43 +48,8 @@ def refused(job: Callable[[], object]) -> str:
 
 # What the code does not do
 
-OBJECTS_FROM_FILES = re.compile(
-    r"(^|\.)(from_config|load_weights|clone_model|deserialize\w*|model_from_json|Lambda|read_pickle|read_hdf|memmap"
-    r"|saved_model\.load|models\.load_model|import_graph_def|py_func|RecordBatchFileReader|RecordBatchStreamReader|open_file"
-    r"|open_stream|read_feather|Workflow\.load)$"
-)
 
-
-def calls(node: ast.AST) -> Iterator[str]:
-    return (ast.unparse(part.func) for part in ast.walk(node) if isinstance(part, ast.Call))
-
-
-def test_no_code_makes_objects_from_files():
-    seen = list(
-        calls(ast.parse("keras.models.load_model(p); Dense.from_config(c); nvt.Workflow.load(p); ipc.open_file(p)"))
-    )
-    assert all(map(OBJECTS_FROM_FILES.search, seen)) and len(seen) == 4
-    offenders = [
-        f"{path.relative_to(ROOT)}: {name}"
-        for path in files("**/*.py")
-        for name in calls(tree_of(path))
-        if OBJECTS_FROM_FILES.search(name)
-    ]
-    # An export loads what it has itself just written, to compare it, before anybody else could have touched it.
-    assert offenders == ["trainer/export/saved_model_folder.py: tf.saved_model.load"]
-
-
-def test_modules_are_imported_by_name_only_from_a_table_in_the_code():
-    named = {
-        f"{path.relative_to(ROOT)}: {ast.unparse(part.args[0])}"
-        for path in files("**/*.py")
-        for part in ast.walk(tree_of(path))
-        if isinstance(part, ast.Call)
-        and ast.unparse(part.func).endswith("import_module")
-        and not isinstance(part.args[0], ast.Constant)
-    }
-    assert named <= {"trainer/models/__init__.py: module", "data/preprocess/nvtabular_setup.py: name"}
-    assert all(module.startswith("trainer.models.") for module, _ in MODELS.values())
+def test_model_names_are_looked_up_in_a_table():
     with pytest.raises(DataError, match="--model 'os.system' is not one of"):
         parse(["--model", "os.system"], 1, tuple(MODELS))
 

@@ -137,6 +137,6 @@ def test_a_raw_column_is_renamed_for_its_tensor(tmp_path, capfd):
     assert export.main(arguments(tmp_path / "run", tmp_path / "out", "--format", "savedmodel")) == 0
     printed = capfd.readouterr().out
     assert "serving_raw: largest difference" in printed and "1 tensors have other names" in printed
-    raw = tf.saved_model.load(str(tmp_path / "out")).signatures["serving_raw"]
+    raw = tf.saved_model.load(str(tmp_path / "out")).signatures["serving_raw"]  # noqa: TID251
     assert set(raw.structured_input_signature[1]) == {"who", "weekday", "words", "years_of_age"}
     assert json.loads((tmp_path / "out/tensor_names.json").read_text()) == {"years of age": "years_of_age"}
