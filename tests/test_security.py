@@ -55,7 +55,7 @@ def test_model_names_are_looked_up_in_a_table():
 
 
 @pytest.mark.parametrize("lock", ["cpu.txt", "gpu.txt"])
-def test_locked_versions_are_without_the_holes_that_security_md_names(lock):
+def test_locked_versions_have_no_known_holes(lock):
     versions = dict(re.findall(r"^([a-z0-9-]+)==([0-9.]+)", (ROOT / "requirements" / lock).read_text(), re.MULTILINE))
     at_least = {"keras": (3, 13, 2), "pyarrow": (14, 0, 1)}
     for name, least in at_least.items():
@@ -205,7 +205,7 @@ NO_FILES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("place", NO_FILES.values(), ids=NO_FILES)
-def test_what_is_no_file_is_not_waited_for_or_read_without_end(place, tmp_path):
+def test_irregular_files_are_rejected_without_waiting(place, tmp_path):
     for name, reader in (("manifest.json", read_manifest), ("workflow.json", load_workflow)):
         place(tmp_path / name)
         assert name in refused(lambda reader=reader: reader(tmp_path))
@@ -253,7 +253,7 @@ SOUND_STATE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("options", HOSTILE_OPTIONS.values(), ids=HOSTILE_OPTIONS)
-def test_a_checkpoint_with_hostile_flags_is_refused_before_tensorflow(options, tmp_path, capsys, monkeypatch):
+def test_hostile_checkpoint_flags_are_rejected_early(options, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("main.import_tensorflow", lambda: pytest.fail("the checks were passed"))
     array = ArraySource.from_array("x", np.zeros(1, np.float32))
     state = SOUND_STATE | {"options": SOUND_STATE["options"] | options if isinstance(options, dict) else options}
@@ -362,7 +362,7 @@ def test_a_model_folder_without_a_document_is_refused(rewritten):
         assert str(folder) in refused(lambda folder=folder: load_model(folder))
 
 
-def test_a_specification_with_files_elsewhere_makes_a_model_as_well(rewritten):
+def test_outside_files_can_be_allowed(rewritten):
     from trainer.checkpoint.load_model import load_model
 
     folder = rewritten({"feature_spec.yaml": TINY.replace("train.csv", "/elsewhere/train.csv")})
