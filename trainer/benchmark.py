@@ -117,7 +117,7 @@ def benchmark_training(
     """
     watch = Stopwatch(plan, comm)
     waits, samples = [], 0
-    stream = _endless(loader)
+    stream = endless_batches(loader)
     loss = tf.constant(0.0)
     for number, (batch, waited) in enumerate(timed(stream), start=1):
         counted, loss_before = watch.counting, loss
@@ -176,7 +176,8 @@ def benchmark_evaluation(
     return {"validation_throughput": total / seconds, "metrics_ms": 1000 * metric_seconds} | _spread(watch.step_seconds)
 
 
-def _endless(loader: ParquetLoader) -> Generator[Batch]:
+def endless_batches(loader: ParquetLoader) -> Generator[Batch]:
+    """Yield the batches of one epoch after the other, without end."""
     epoch = 0
     while True:
         with closing(loader.epoch(epoch)) as batches:

@@ -1,9 +1,14 @@
 """Early stopping: ends training when a metric no longer improves."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from data.errors import DataError
 from trainer.metrics import is_better
+
+# Names of metrics: the first one that is computed decides which checkpoint is the best.
+MAIN_METRICS = ("streaming_map_val", "auc_roc", "rmse")
 
 
 @dataclass
@@ -27,7 +32,7 @@ class EarlyStopping:
     Args:
         key: key of the metric in the log.
         patience: number of epochs without improvement after which to stop; None never stops.
-        state: state from earlier epochs; None to start afresh.
+        state: state from earlier epochs; None for a new run.
     """
 
     def __init__(self, key: str, patience: int | None, state: Stopping | None = None):
@@ -56,3 +61,20 @@ class EarlyStopping:
     def is_over(self) -> bool:
         """Whether patience has run out."""
         return self.patience is not None and self.state.epochs_since_best >= self.patience
+
+
+def main_metric(keys: Sequence[str], chosen: str | None = None) -> str:
+    """Return the key of the metric that decides which checkpoint is the best, and when to stop.
+
+    Args:
+        keys: keys of the metrics that are computed.
+        chosen: value of --early_stopping_metric. By default MAP@12 if there are groups, else ROC AUC, else RMSE.
+
+    Raises:
+        DataError: `chosen` is not one of the keys.
+    """
+    if chosen is not None and chosen not in keys:
+        raise DataError(f"--early_stopping_metric {chosen!r} is not one of {', '.join(keys)}")
+    # Each metric's own key with one task, the mean over tasks with several.
+    defaults = [key for name in MAIN_METRICS for key in (name, f"{name}/mean")]
+    return chosen or next(key for key in defaults if key in keys)
