@@ -9,8 +9,8 @@ from contextlib import ExitStack
 
 from data.errors import DataError, LostInputError
 from data.loading.loader import ParquetLoader
-from data.storage.checksummed_dir import CheckpointError
-from trainer.checkpoint.store import NoCheckpointError, print_warning
+from data.storage.checksummed_dir import StorageError
+from trainer.checkpoint.store import NoCheckpointError
 from trainer.cli import parse, place_in
 from trainer.config import Options
 from trainer.inputs import (
@@ -36,6 +36,7 @@ from trainer.lifecycle.errors import (
 from trainer.lifecycle.records import JOB_VARIABLE, PEER_GONE, WorkerRecord
 from trainer.lifecycle.run_lock import FolderInUse, RunLock
 from trainer.lifecycle.signals import StopRequest
+from trainer.logging.log import print_warning
 from trainer.models import MODELS
 from trainer.process.startup import import_tensorflow, robust_stdio
 from trainer.process.worker_env import WorkerEnv, read_worker_env
@@ -108,7 +109,7 @@ def _execute(options: Options, inputs: Inputs, launch: WorkerEnv, record: Worker
         return _fail(str(error), _code_of(error), record)
     except (MemoryError, ResourceExhaustedError) as error:
         return _fail(f"out of memory: {error}; take smaller batches, or a smaller model", FAILURE, record)
-    except (NotFinite, WorkersDiffer, CheckpointError, FloatingPointError, OSError) as error:
+    except (NotFinite, WorkersDiffer, StorageError, FloatingPointError, OSError) as error:
         return _fail(str(error), FAILURE, record)
     except Exception as error:
         if (said := lost_peer(error)) is None:

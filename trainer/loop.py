@@ -101,7 +101,7 @@ class TrainingLoop:
             StoppedBySignal: a worker received a stop signal; all workers have stopped and a checkpoint is written.
             NotFinite: a loss or a weight is NaN or infinite; the last checkpoint is valid.
             WorkersDiffer: the workers no longer hold the same weights.
-            CheckpointError: the last save has failed.
+            StorageError: the last save has failed.
         """
         metrics: dict[str, float] = {}
         while position.epoch < self.num_epochs or not position.is_evaluated:

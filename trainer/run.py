@@ -9,12 +9,12 @@ import numpy as np
 
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
-from data.storage.checksummed_dir import CheckpointError
+from data.storage.checksummed_dir import StorageError
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
 from trainer.checkpoint.facts import Position
 from trainer.checkpoint.manager import Saver, agreed_model_options, agreed_schema
 from trainer.checkpoint.state import TrainState
-from trainer.checkpoint.store import print_warning, probe
+from trainer.checkpoint.store import probe
 from trainer.comm import Comm, connect
 from trainer.config import Options, TrainingOptions
 from trainer.early_stopping import EarlyStopping, Stopping
@@ -27,6 +27,7 @@ from trainer.lifecycle.signals import StopRequest
 from trainer.lifecycle.step_control import StepControl
 from trainer.lifecycle.stragglers import Stragglers
 from trainer.lifecycle.watchdog import Watchdog
+from trainer.logging.log import print_warning
 from trainer.logging.profiling import start_timeline
 from trainer.logging.progress import NullProgress, Progress
 from trainer.logging.results import Results
@@ -260,7 +261,7 @@ class Run:
 
     def close(self) -> None:
         """Waits for a checkpoint that is being written in the background, then closes the log."""
-        with suppress(CheckpointError):
+        with suppress(StorageError):
             self.saver.finish()
         self.results.log.close()
 

@@ -10,7 +10,7 @@ import onnxruntime
 import tensorflow as tf
 import tf2onnx
 
-from trainer.checkpoint.load_model import SavedModel
+from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.comparison import Predict
 from trainer.export.graph import encoded_function
 
@@ -18,7 +18,7 @@ from trainer.export.graph import encoded_function
 OPSET = 17
 
 
-def write_onnx(path: Path, saved: SavedModel) -> None:
+def write_onnx(path: Path, saved: LoadedModel) -> None:
     """Writes the forward pass on encoded features (see `encoded_function`) with embedded weights."""
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     function = encoded_function(saved)

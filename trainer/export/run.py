@@ -15,7 +15,7 @@ from data.preprocess.encoders import encode_columns
 from data.storage import files as draft_folder
 from data.storage.checksummed_dir import remove_leftovers, temporary_name
 from data.storage.files import sync_names
-from trainer.checkpoint.load_model import SavedModel, read_model
+from trainer.checkpoint.load_model import LoadedModel, read_model
 from trainer.export.comparison import Predict, expected_predictions, largest_difference
 from trainer.export.ports import named_inputs, tensor_names
 from trainer.export.raw import NotFromRaw, RawEncoding
@@ -55,7 +55,7 @@ def export(request: Request) -> None:
     print(f"export.py: wrote {request.output}")
 
 
-def with_tensor_names(saved: SavedModel) -> tuple[SavedModel, dict[str, str]]:
+def with_tensor_names(saved: LoadedModel) -> tuple[LoadedModel, dict[str, str]]:
     """Renames features, tasks and raw columns to valid tensor names.
 
     Returns:
@@ -76,7 +76,7 @@ def with_tensor_names(saved: SavedModel) -> tuple[SavedModel, dict[str, str]]:
     return renamed, {own: tensor for own, tensor in name.items() if own != tensor}
 
 
-def _export_saved_model(draft: Path, saved: SavedModel, inputs: Arrays, expected: Arrays, kind: str) -> None:
+def _export_saved_model(draft: Path, saved: LoadedModel, inputs: Arrays, expected: Arrays, kind: str) -> None:
     encoding = None
     try:
         encoding = RawEncoding(saved)
@@ -92,7 +92,7 @@ def _export_saved_model(draft: Path, saved: SavedModel, inputs: Arrays, expected
         _compare(f"signature {RAW}", signatures[RAW], raw_inputs(encoding.columns, raw), expected, "random raw rows")
 
 
-def _export_onnx(format: str, draft: Path, saved: SavedModel, inputs: Arrays, expected: Arrays, kind: str) -> None:
+def _export_onnx(format: str, draft: Path, saved: LoadedModel, inputs: Arrays, expected: Arrays, kind: str) -> None:
     from trainer.export.onnx_file import load_onnx, write_onnx
     from trainer.export.triton_repository import MODEL_FILE, write_repository
 
@@ -106,7 +106,7 @@ def _export_onnx(format: str, draft: Path, saved: SavedModel, inputs: Arrays, ex
         _compare(str(file.relative_to(draft)), load_onnx(file), inputs, expected, kind)
 
 
-def _expected(saved: SavedModel, ids: np.ndarray, numerical: np.ndarray) -> dict[str, np.ndarray]:
+def _expected(saved: LoadedModel, ids: np.ndarray, numerical: np.ndarray) -> dict[str, np.ndarray]:
     return expected_predictions(saved.tasks, saved.model(ids, numerical).numpy())
 
 

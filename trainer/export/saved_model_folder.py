@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from trainer.checkpoint.load_model import SavedModel
+from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.comparison import Predict
 from trainer.export.graph import encoded_function
 from trainer.export.raw import RawEncoding, raw_function
@@ -20,7 +20,7 @@ ENCODED, RAW = "serving_default", "serving_raw"
 class _Servable(tf.Module):
     """Holds the weights and vocabularies that the functions of a SavedModel read."""
 
-    def __init__(self, saved: SavedModel, encoding: RawEncoding | None):
+    def __init__(self, saved: LoadedModel, encoding: RawEncoding | None):
         super().__init__()
         self.weights = [weight.value for weight in saved.model.variables]
         for number, weight in enumerate(self.weights):
@@ -30,7 +30,7 @@ class _Servable(tf.Module):
         self.encoding = encoding
 
 
-def write_saved_model(folder: Path, saved: SavedModel, encoding: RawEncoding | None) -> None:
+def write_saved_model(folder: Path, saved: LoadedModel, encoding: RawEncoding | None) -> None:
     """Writes a SavedModel.
 
     Args:

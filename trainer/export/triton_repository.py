@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.checkpoint.load_model import SavedModel
+from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.onnx_file import write_onnx
 from trainer.export.ports import Port, inputs_of, outputs_of
 
@@ -26,7 +26,7 @@ TYPES = {"int32": "TYPE_INT32", "float32": "TYPE_FP32"}
 SERVED = Path(__file__).parent / "served"
 
 
-def write_repository(folder: Path, saved: SavedModel, example: Mapping[str, np.ndarray]) -> list[Path]:
+def write_repository(folder: Path, saved: LoadedModel, example: Mapping[str, np.ndarray]) -> list[Path]:
     """Writes the repository.
 
     Args:
@@ -51,7 +51,7 @@ def write_repository(folder: Path, saved: SavedModel, example: Mapping[str, np.n
     return files
 
 
-def _config(backend: str, saved: SavedModel) -> str:
+def _config(backend: str, saved: LoadedModel) -> str:
     """Returns a config.pbtxt. It sets no name, so that Triton uses the folder's name and the folder can be renamed."""
     lines = [
         f'backend: "{backend}"',

@@ -23,6 +23,11 @@ PARAMETER = "PARAMETER"
 Step = int | str | tuple[int, ...] | list[int]
 
 
+def print_warning(message: str) -> None:
+    """Prints a warning as one line on stderr."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
 class Sink(Protocol):
     """Writes log records. A record is in the file when the call returns; otherwise it raises OSError or ValueError."""
 

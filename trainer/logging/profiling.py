@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from data.errors import DataError
 from data.storage.files import is_out_of_room
-from trainer.checkpoint.store import print_warning
 from trainer.config import TIMELINE_VARIABLE
+from trainer.logging.log import print_warning
 from trainer.process.device import on_gpu
 from trainer.process.worker_env import WorkerEnv
 
