@@ -52,7 +52,7 @@ def write_saved_model(folder: Path, saved: LoadedModel, encoding: RawEncoding | 
 
 def load_signatures(folder: Path) -> dict[str, Predict]:
     """Loads a SavedModel, as a server would, and returns its prediction functions by signature name."""
-    loaded = tf.saved_model.load(str(folder))
+    loaded = tf.saved_model.load(str(folder))  # noqa: TID251
     return {name: _Signature(loaded, name) for name in loaded.signatures}
 
 
