@@ -4,7 +4,6 @@ They are the folders `<model_dir>/checkpoints/step-N/`. This module knows nothin
 """
 
 import re
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from data.storage.checksummed_dir import (
     write_sealed,
 )
 from data.storage.typed_json import read_typed
+from trainer.logging.log import warn
 
 CHECKPOINTS = "checkpoints"
 
@@ -77,11 +77,6 @@ class Checkpoint(ChecksummedDir):
             raise DamagedError(f"{path / MANIFEST}: is of step {self.step}, the folder is of step {named.group(1)}")
 
 
-def print_warning(message: str) -> None:
-    """Print a warning as one line on stderr."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
-
-
 class CheckpointStore:
     """The checkpoints of one model folder.
 
@@ -95,7 +90,7 @@ class CheckpointStore:
         warn: called with a message for each damaged checkpoint that is skipped.
     """
 
-    def __init__(self, model_dir: Path, keep: int = 2, warn: Callable[[str], None] = print_warning) -> None:
+    def __init__(self, model_dir: Path, keep: int = 2, warn: Callable[[str], None] = warn) -> None:
         if keep < 1:
             raise ValueError(f"keep is {keep}, expected at least 1 checkpoint to keep")
         self.folder = Path(model_dir) / CHECKPOINTS
