@@ -61,7 +61,7 @@ class _Second(SingleWorker):
     rank, size = 1, 2
 
 
-def test_without_an_interval_nothing_is_saved_between_epochs():
+def test_no_interval_means_no_saves_within_epochs():
     own, _ = guard()
     assert not own.votes().numpy().any() and not own.decide(np.zeros(2), 100).save
 
