@@ -7,8 +7,8 @@ import traceback
 from contextlib import ExitStack, closing
 
 from data.errors import DataError, LostInputError
-from data.storage.checksummed_dir import CheckpointError
-from trainer.checkpoint.store import NoCheckpointError, print_warning
+from data.storage.checksummed_dir import StorageError
+from trainer.checkpoint.store import NoCheckpointError
 from trainer.cli import parse, place_in
 from trainer.config import Options
 from trainer.inputs import Inputs, agree_on_inputs, check_run, open_inputs
@@ -26,9 +26,11 @@ from trainer.lifecycle.errors import (
 from trainer.lifecycle.records import JOB_VARIABLE, PEER_GONE, WorkerRecord
 from trainer.lifecycle.run_lock import FolderInUse, RunLock
 from trainer.lifecycle.signals import StopRequest
+from trainer.logging.log import warn
 from trainer.models import MODELS
 from trainer.process.startup import import_tensorflow, robust_stdio
 from trainer.process.worker_env import WorkerEnv, read_worker_env
+from trainer.report.outputs import draw_gates_of_run
 
 # Seconds to wait for the lock of a run that a supervisor restarts: the old one may still be shutting down.
 LOCK_PATIENCE = 10.0
@@ -73,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
                     trainer.evaluate()
                 else:
                     trainer.fit()
+                    if env.rank == 0:
+                        draw_gates_of_run(config.data.results_dir, config.data.log_filename)
         except Exception as error:
             return _report_failure(error, env, record)
         record.end(DONE)
@@ -86,7 +90,7 @@ def _parse_and_check(arguments: list[str], env: WorkerEnv, resources: ExitStack)
     if env.rank == 0 and config.run.trains and not config.run.benchmark:
         # Locked before the folders are checked, so that no other run changes them in between.
         patience = LOCK_PATIENCE if JOB_VARIABLE in os.environ else 0.0
-        resources.enter_context(RunLock(config.data.model_dir, print_warning, patience))
+        resources.enter_context(RunLock(config.data.model_dir, warn, patience))
     warnings = check_run(config, data, env)
     if env.rank == 0:
         folders = config.data
@@ -95,7 +99,7 @@ def _parse_and_check(arguments: list[str], env: WorkerEnv, resources: ExitStack)
             flush=True,
         )
         for text in warnings:
-            print_warning(text)
+            warn(text)
     return config, data
 
 
@@ -116,7 +120,7 @@ def _report_failure(error: Exception, env: WorkerEnv, record: WorkerRecord) -> i
         return _fail(str(error), _code_of(error), record)
     if isinstance(error, MemoryError | ResourceExhaustedError):
         return _fail(f"out of memory: {error}; use smaller batches or a smaller model", FAILURE, record)
-    if isinstance(error, NotFinite | WorkersDiffer | CheckpointError | FloatingPointError | OSError):
+    if isinstance(error, NotFinite | WorkersDiffer | StorageError | FloatingPointError | OSError):
         return _fail(str(error), FAILURE, record)
     reason = lost_peer(error)
     if reason is None:

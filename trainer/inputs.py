@@ -21,10 +21,11 @@ from data.storage.typed_json import read_typed
 from trainer.checkpoint.facts import MAX_HOTNESS, RunFacts, Schema
 from trainer.checkpoint.model_folder import encoder_documents
 from trainer.checkpoint.saved_config import from_json
-from trainer.checkpoint.store import CheckpointStore, print_warning
+from trainer.checkpoint.store import CheckpointStore
 from trainer.config import ModelOptions, Options
 from trainer.layout import InputSchema, input_schema
 from trainer.lifecycle.errors import RejectedByAll
+from trainer.logging.log import warn
 from trainer.model_size import check_model_fits
 from trainer.outputs import check_outputs
 from trainer.predictions import check_column_names, check_predictions_path
@@ -203,7 +204,7 @@ def _check_labels_for_all(config: Options, spec: FeatureSpec, comm: "Comm") -> N
     if comm.rank == 0:
         try:
             for text in check_labels(config, spec):
-                print_warning(text)
+                warn(text)
         except DataError as error:
             problem = str(error)
     problem = comm.broadcast_bytes(problem.encode()).decode()

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from data.loading.loader import ParquetLoader
-from data.storage.checksummed_dir import CheckpointError
+from data.storage.checksummed_dir import StorageError
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
 from trainer.build import Training, make_model, make_training
 from trainer.checkpoint.facts import Position
@@ -33,14 +33,14 @@ from trainer.lifecycle.signals import StopRequest
 from trainer.lifecycle.step_control import Decision, StepControl
 from trainer.lifecycle.watchdog import SLOW_SECONDS, Watchdog
 from trainer.logging.profiling import StepProfiler, nvtx_range
-from trainer.logging.progress import NullProgress, Progress
-from trainer.logging.results import Results
+from trainer.logging.progress import Progress
 from trainer.logging.step_times import timed
 from trainer.metrics.calibration import as_records
 from trainer.metrics.evaluation import Evaluation
 from trainer.optimizers.schedules import changed_rates
 from trainer.predictions import PredictionWriter
 from trainer.process.device import on_gpu
+from trainer.results import Results
 from trainer.step import StepResult
 from trainer.tasks.tasks import tasks_of
 from trainer.training_log import TrainingLog
@@ -139,7 +139,7 @@ class Trainer:
             StoppedBySignal: a worker received a stop signal; all workers have stopped and a checkpoint is written.
             NotFinite: a loss or a weight is NaN or infinite; the last checkpoint is valid.
             WorkersDiffer: the workers no longer hold the same weights.
-            CheckpointError: the last save has failed.
+            StorageError: the last save has failed.
         """
         position = self._restore_or_share()
         if self._is_complete(position):
@@ -163,10 +163,7 @@ class Trainer:
             self.log.progress.message(f"stopping: {self.stopping.reason}")
         self.log.progress.close()
         self._report_changed_ids(self.data.train_loader)
-        self._conclude(metrics)
-        if self.expert_monitor is not None:
-            self.results.draw_gates()
-        return metrics
+        return self._conclude(metrics)
 
     def _train_epoch(self, position: Position) -> None:
         """Trains the remaining steps of the position's epoch, and moves the position along."""
@@ -409,7 +406,7 @@ class Trainer:
 
     def close(self) -> None:
         """Waits for a checkpoint that is being written in the background, then closes the log."""
-        with suppress(CheckpointError):
+        with suppress(StorageError):
             self.checkpoints.finish()
         self.results.log.close()
 
@@ -423,7 +420,7 @@ class Trainer:
     @contextmanager
     def _watched_progress(self, batches: int) -> Iterator[Callable[[int], None]]:
         """Shows an evaluation's progress and watches it for hangs; yields the callback to call after each batch."""
-        progress = Progress(batches) if self.comm.rank == 0 else NullProgress()
+        progress = Progress(batches, enabled=self.comm.rank == 0)
         with self.watchdog:
 
             def on_batch(number: int) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 from data.loading.loader import ParquetLoader
 from trainer.comm import Comm
 from trainer.lifecycle.stragglers import Stragglers
-from trainer.logging.progress import NullProgress, Progress
-from trainer.logging.results import Results
+from trainer.logging.progress import Progress
 from trainer.logging.step_times import StepTimes
+from trainer.results import Results
 from trainer.tasks.tasks import Task
 
 
@@ -30,7 +30,7 @@ class TrainingLog:
     def __init__(self, results: Results, loader: ParquetLoader, tasks: tuple[Task, ...], num_epochs: int, comm: Comm):
         self._results, self._loader, self._tasks = results, loader, tasks
         self._total_steps = loader.steps_per_epoch * num_epochs
-        self.progress = Progress(self._total_steps) if comm.rank == 0 else NullProgress()
+        self.progress = Progress(self._total_steps, enabled=comm.rank == 0)
         self._stragglers = Stragglers(comm)
         self._times = StepTimes()
         self._step_ended_at = time.perf_counter()

@@ -11,7 +11,7 @@ from typing import Any
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
-from data.storage.checksummed_dir import CheckpointError
+from data.storage.checksummed_dir import StorageError
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.background_writer import Handover
 from trainer.checkpoint.facts import MAX_HOTNESS, Identity, Position, RunFacts, Schema
@@ -26,11 +26,11 @@ from trainer.checkpoint.model_folder import (
     write_model,
 )
 from trainer.checkpoint.state import TrainState
-from trainer.checkpoint.store import Checkpoint, CheckpointStore, NoCheckpointError, print_warning
+from trainer.checkpoint.store import Checkpoint, CheckpointStore, NoCheckpointError
 from trainer.comm import Comm
 from trainer.config import Options
 from trainer.early_stopping import Stopping
-from trainer.logging.log import to_plain
+from trainer.logging.log import to_plain, warn
 from trainer.metrics import is_better
 
 NAN = float("nan")
@@ -113,8 +113,8 @@ class CheckpointManager:
             return False
         try:
             self.finish()
-        except CheckpointError as error:
-            print_warning(f"{error} Training goes on; the next save is tried as usual.")
+        except StorageError as error:
+            warn(f"{error} Training goes on; the next save is tried as usual.")
             return True
         return False
 
@@ -122,7 +122,7 @@ class CheckpointManager:
         """Waits for the save in the background, if there is one.
 
         Raises:
-            CheckpointError: the save has failed.
+            StorageError: the save has failed.
         """
         writing, self._writing = self._writing, None
         if writing is not None:
@@ -185,7 +185,7 @@ class CheckpointManager:
             The folder on rank 0, None on the other workers.
 
         Raises:
-            CheckpointError: the folder cannot be written.
+            StorageError: the folder cannot be written.
         """
         if self._comm.rank != 0:
             return None
@@ -206,7 +206,7 @@ class CheckpointManager:
             outside = self._config.data.allow_outside_paths
             documents |= encoder_documents(self._spec.folder, allow_outside_paths=outside)
         except DataError as error:  # checked before the first step, so this is no mistake in the inputs
-            raise CheckpointError(f"cannot write the model folder: {error}") from error
+            raise StorageError(f"cannot write the model folder: {error}") from error
         folder = self._config.data.model_dir / MODEL_FOLDER
         write_model(folder, [checkpoint.source(name) for name in weights], documents)
         return folder
@@ -229,7 +229,7 @@ class CheckpointManager:
         try:
             return None if best is None else RunFacts.of(best).metrics.get(key)
         except NoCheckpointError as error:
-            print_warning(f"{error} It is not compared with.")
+            warn(f"{error} It is not compared with.")
             return None
 
     def _open(self) -> tuple[Checkpoint, RunFacts]:
