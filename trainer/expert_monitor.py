@@ -12,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 
 from data.loading.batch import Batch
-from trainer.feeding import id_matrix
 from trainer.metrics.metric import Collectives
 from trainer.models.multitask import MultiTask
 from trainer.models.ranking import RankingModel
@@ -353,7 +352,7 @@ class ExpertMonitor:
         """Takes a batch of an evaluation; ignored once the sample is complete."""
         if not self._is_complete:
             wanted = (batch.weights > 0) & (batch.rows % self._stride == 0)
-            self._ids.append(id_matrix(batch)[wanted])
+            self._ids.append(batch.ids[wanted])
             self._numerical.append(batch.numerical[wanted])
 
     def measure(self) -> tuple[dict[str, float], list[str]]:

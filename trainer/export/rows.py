@@ -9,7 +9,6 @@ from data.loading.batch import PAD
 from data.loading.loader import ParquetLoader
 from data.preprocess.encoders import Encoder, Numerical
 from trainer.export.raw import NULL_INTEGER, NULL_TEXT, RawColumn, keys_of
-from trainer.feeding import id_matrix
 from trainer.layout import InputSchema
 
 
@@ -22,7 +21,7 @@ def first_rows(loader: ParquetLoader) -> tuple[np.ndarray, np.ndarray]:
     with closing(loader.epoch(0)) as batches:
         batch = next(batches)
     real = batch.rows >= 0  # padding rows have index -1
-    return id_matrix(batch)[real], batch.numerical[real]
+    return batch.ids[real], batch.numerical[real]
 
 
 def random_rows(layout: InputSchema, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
