@@ -53,7 +53,7 @@ def trained(request, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_savedmodel_and_onnx_equal_the_trained_model_on_its_datasets_rows(trained, model, tmp_path):
+def test_exports_equal_the_model_on_dataset_rows(trained, model, tmp_path):
     pytest.importorskip("tf2onnx", reason="requirements/export.txt is not installed")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
