@@ -13,11 +13,11 @@ from trainer.benchmark import endless_batches, take_apart
 from trainer.build import start_worker
 from trainer.cli import parse
 from trainer.comm import Comm
-from trainer.feeding import step_input
 from trainer.inputs import open_inputs
 from trainer.models import MODELS
 from trainer.process.runtime import compute_dtype
 from trainer.process.worker_env import read_worker_env
+from trainer.step import step_input
 from trainer.trainer import Trainer
 
 

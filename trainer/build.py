@@ -5,16 +5,17 @@ from typing import NamedTuple
 from data.errors import DataError
 from trainer.checkpoint.state import TrainState
 from trainer.comm import Comm, connect
-from trainer.config import Options, TrainingOptions
+from trainer.config import Options
 from trainer.embeddings.shards import Shards
 from trainer.inputs import Inputs
 from trainer.logging.profiling import start_timeline
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
+from trainer.models.weights import kernels, named
 from trainer.optimizers.loss_scale import LossScale
-from trainer.optimizers.optimizer import Optimizer, Schedule
-from trainer.optimizers.rules import Ftrl, make_rule
-from trainer.optimizers.schedules import Constant, make_schedule
+from trainer.optimizers.optimizer import Optimizer, ParameterGroup
+from trainer.optimizers.rules import OPTIMIZERS, Ftrl
+from trainer.optimizers.schedules import Constant, Schedule, make_schedule
 from trainer.process import runtime
 from trainer.process.affinity import set_affinity
 from trainer.process.device import on_gpu
@@ -22,7 +23,6 @@ from trainer.process.worker_env import WorkerEnv
 from trainer.step import TrainStep
 from trainer.tasks.loss_weighting import LossWeighting, make_loss_weighting
 from trainer.tasks.tasks import tasks_of
-from trainer.weights import kernel_names, named
 
 
 def start_worker(config: Options, env: WorkerEnv) -> Comm:
@@ -95,28 +95,13 @@ def make_training(config: Options, model: RankingModel, comm: Comm, steps_per_ep
         gradnorm_alpha=options.gradnorm_alpha,
     )
     schedule = make_schedule(config.deep_optimizer, steps_per_epoch, options.num_epochs)
-    wide, deep = _wide_optimizer(model, options), _deep_optimizer(config, model, schedule, weighting)
+    optimizer = Optimizer(_deep_group(config, model, schedule, weighting), _wide_group(config, model))
     loss_scale = LossScale(dynamic=runtime.compute_dtype(options) == "float16")
-    step = TrainStep(
-        model,
-        weighting=weighting,
-        wide=wide,
-        deep=deep,
-        comm=comm,
-        loss_scale=loss_scale,
-        global_batch_size=options.global_batch_size,
-        seed=options.seed,
-        xla=options.xla,
-        table_exchange=options.table_exchange,
-        fp16_allreduce=options.fp16_allreduce,
-    )
+    step = TrainStep(model, optimizer, weighting, loss_scale, options, comm)
     # A table's optimizer slots have the rows of the table: they are sharded, saved and restored like it.
-    by_rows = {
-        table.path: (table.path, *wide.state_of(table.path), *deep.state_of(table.path))
-        for table in model.embeddings.tables
-    }
+    by_rows = {table.path: (table.path, *optimizer.state_of(table.path)) for table in model.embeddings.tables}
     state = TrainState(
-        named(model.variables) | wide.state | deep.state | loss_scale.state | weighting.weights | weighting.state,
+        named(model.variables) | optimizer.state | loss_scale.state | weighting.weights | weighting.state,
         comm,
         sharded={name: rows for table, rows in model.embeddings.sharded.items() for name in by_rows[table]},
         tables=frozenset(name for names in by_rows.values() for name in names),
@@ -125,25 +110,25 @@ def make_training(config: Options, model: RankingModel, comm: Comm, steps_per_ep
     return Training(step, schedule, state)
 
 
-def _wide_optimizer(model: RankingModel, options: TrainingOptions) -> Optimizer:
+def _wide_group(config: Options, model: RankingModel) -> ParameterGroup:
     tables = named(model.embeddings.wide_tables)
-    return Optimizer(
+    return ParameterGroup(
         Ftrl(),
-        Constant(options.linear_learning_rate),
+        Constant(config.training.linear_learning_rate),
         named(model.wide_weights),
         tables,
-        l2=dict.fromkeys([*named(model.wide_weights[:1]), *tables], options.l2_reg_linear),
+        l2=dict.fromkeys([*named(model.wide_weights[:1]), *tables], config.training.l2_reg_linear),
     )
 
 
-def _deep_optimizer(config: Options, model: RankingModel, schedule: Schedule, weighting: LossWeighting) -> Optimizer:
-    """Build the optimizer of everything outside the wide part, including the loss weighting's own weights."""
-    options, tables = config.training, named(model.embeddings.deep_tables)
-    return Optimizer(
-        make_rule(config.deep_optimizer),
+def _deep_group(config: Options, model: RankingModel, schedule: Schedule, weighting: LossWeighting) -> ParameterGroup:
+    """Return the group of everything outside the wide part, including the loss weighting's own weights."""
+    options, optimizer = config.training, config.deep_optimizer
+    weights, tables = named(model.deep_weights), named(model.embeddings.deep_tables)
+    return ParameterGroup(
+        OPTIMIZERS[optimizer.rule].from_config(optimizer),
         schedule,
-        named(model.deep_weights) | weighting.weights,
+        weights | weighting.weights,
         tables,
-        l2=dict.fromkeys(tables, options.l2_reg_embedding) | dict.fromkeys(kernel_names(model), options.l2_reg_dnn),
-        decay=config.deep_optimizer.weight_decay,
+        l2=dict.fromkeys(tables, options.l2_reg_embedding) | dict.fromkeys(kernels(weights), options.l2_reg_dnn),
     )

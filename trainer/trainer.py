@@ -18,6 +18,7 @@ from trainer.build import Training, make_model, make_training
 from trainer.checkpoint.facts import Position
 from trainer.checkpoint.fingerprints import check_state
 from trainer.checkpoint.manager import CheckpointManager
+from trainer.checkpoint.rates import changed_rates
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import probe
 from trainer.comm import Comm
@@ -25,7 +26,6 @@ from trainer.config import Options
 from trainer.early_stopping import EarlyStopping, Stopping, main_metric
 from trainer.evaluate import Evaluator, describe, undefined_warnings
 from trainer.expert_monitor import ExpertMonitor, monitor_of
-from trainer.feeding import step_input
 from trainer.inputs import Inputs
 from trainer.lifecycle.errors import NotFinite, StoppedBySignal, how_to_stay_finite
 from trainer.lifecycle.records import WorkerRecord
@@ -37,14 +37,13 @@ from trainer.logging.progress import Progress
 from trainer.logging.step_times import timed
 from trainer.metrics.calibration import as_records
 from trainer.metrics.evaluation import Evaluation
-from trainer.optimizers.schedules import changed_rates
+from trainer.models.weights import named
 from trainer.predictions import PredictionWriter
 from trainer.process.device import on_gpu
 from trainer.results import Results
-from trainer.step import StepResult
+from trainer.step import StepResult, step_input
 from trainer.tasks.tasks import tasks_of
 from trainer.training_log import TrainingLog
-from trainer.weights import named
 
 # Evaluation batches between two collectives that ask whether any worker has received a stop signal.
 BATCHES_BETWEEN_STOP_CHECKS = 8
@@ -86,7 +85,6 @@ class Trainer:
         self.watchdog = Watchdog(config.run.hang_seconds, self.services.record)
         self.control = StepControl(comm, self.services.stop, self.watchdog, config.run.save_interval)
         self._started: tuple[int, StepResult] | None = None  # a step that the device may still be working on
-        self._losses = _RunningLosses()
         self._checked_step = 0  # the last step after which all losses so far were known to be finite
         self.say(f"{config.model.model}: {self.model.parameters:,} parameters{self._describe_shards()}")
 
@@ -169,7 +167,7 @@ class Trainer:
         """Trains the remaining steps of the position's epoch, and moves the position along."""
         loader, step, check_every = self.data.train_loader, self.training.step, self.config.run.fingerprint_every
         self.log.start(position.step(loader.steps_per_epoch))
-        self._losses.set(position.losses or [0.0] * len(self.tasks))
+        step.running_losses.set(position.losses)
         self._checked_step = position.step(loader.steps_per_epoch)
         with closing(loader.epoch(position.epoch, position.steps)) as batches:
             for batch, waited in timed(batches):
@@ -177,7 +175,7 @@ class Trainer:
                 number = position.step(loader.steps_per_epoch)
                 self.log.add_wait(waited)
                 # The number is a tensor: a Python int would retrace the graph at every step.
-                arguments = step_input(batch, self.tasks), tf.constant(number), self.control.votes()
+                arguments = step_input(batch, self.tasks), tf.constant(number), self.control.control_flags()
                 with self.profiler.step(number):
                     result = step.run(*arguments)  # not awaited: a GPU runs it in the background
                 self.results.board.graph_of(step.run, *arguments)
@@ -218,12 +216,11 @@ class Trainer:
         Only the control flags are read in every step. Losses are read when they are logged.
         """
         run, steps_per_epoch = self.config.run, self.data.train_loader.steps_per_epoch
-        flags = result.votes.numpy()  # a synchronization point: waits until the step has ended
+        flags = result.control_flags.numpy()  # a synchronization point: waits until the step has ended
         self.log.add_step(number, float(result.waited))
         self.control.beat()
         if self.checkpoints.has_failed():
             self.control.failed()
-        self._losses.add(result.losses.numpy())
         if number % run.log_every == 0 or number == 1 or number % steps_per_epoch == 0:
             rate = float(self.training.schedule(tf.constant(number)))
             self.log.record(number, result.losses.numpy(), rate)
@@ -252,7 +249,7 @@ class Trainer:
         Raises:
             NotFinite: since the last check, a step had a loss or a gradient that is NaN or infinite.
         """
-        sums, _, is_finite = self._losses.read()
+        sums, _, is_finite = self.training.step.running_losses.read()
         if not is_finite:
             first = self._checked_step + 1
             steps = f"step {step}" if first >= step else f"one of the steps {first} to {step}"
@@ -266,7 +263,7 @@ class Trainer:
     def _stop_run(self, position: Position) -> None:
         self.checkpoints.finish()
         # Used as a barrier: a launcher kills all workers as soon as one exits, and rank 0 has been writing until now.
-        self.control.asks_to_stop()
+        self.control.any_stop_requested()
         steps_per_epoch = self.data.train_loader.steps_per_epoch
         raise StoppedBySignal(
             f"stopped by a signal after step {position.step(steps_per_epoch)} of "
@@ -283,7 +280,7 @@ class Trainer:
         def on_batch(batch: int) -> None:
             self.control.beat()
             progress.update(None, note=f"evaluating {batch}")
-            if batch % BATCHES_BETWEEN_STOP_CHECKS == 0 and self.control.asks_to_stop():
+            if batch % BATCHES_BETWEEN_STOP_CHECKS == 0 and self.control.any_stop_requested():
                 self._stop_run(position)
 
         with nvtx_range("evaluation"):
@@ -450,19 +447,3 @@ class Trainer:
             if replaced:
                 policy = self.config.data.oov_policy
                 self.say(f"warning: {name}: {replaced:,} ids outside of the table (--oov_policy {policy})")
-
-
-class _RunningLosses:
-    def __init__(self) -> None:
-        self._sums: np.ndarray = np.zeros(0)
-        self._last, self._is_finite = np.zeros(0, np.float32), True
-
-    def set(self, sums: list[float]) -> None:
-        self._sums = np.array(sums)
-
-    def add(self, losses: np.ndarray) -> None:
-        self._sums = self._sums + losses
-        self._last, self._is_finite = losses, self._is_finite and bool(np.isfinite(losses).all())
-
-    def read(self) -> tuple[np.ndarray, np.ndarray, bool]:
-        return self._sums, self._last, self._is_finite
