@@ -68,9 +68,8 @@ def validation(loader: ParquetLoader, turns: int) -> np.ndarray:
 
 def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, object]]:
     from benchmarks.training_run import TrainingRun
-    from trainer.checkpoint.facts import Position
+    from trainer.checkpoint.facts import EarlyStoppingState, Position
     from trainer.checkpoint.fingerprints import check_state
-    from trainer.early_stopping import Stopping
 
     write_rows(folder, BATCHES * arguments.batch)
     model_dir = ["--model_dir", str(folder / "model")]
@@ -80,7 +79,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, objec
     def steps_with_a_save(number: int) -> float:
         started = time.perf_counter()
         check_state(state, number)
-        trainer.checkpoints.save(state, Position(0, number), Stopping("auc_roc"))
+        trainer.checkpoints.save(state, Position(0, number), EarlyStoppingState("auc_roc"))
         run.seconds(arguments.steps)
         trainer.checkpoints.finish()
         return time.perf_counter() - started

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from trainer.benchmark import endless_batches, take_apart
+from trainer.benchmark import endless_batches, measure_parts
 from trainer.build import start_worker
 from trainer.cli import parse
 from trainer.comm import Comm
@@ -63,5 +63,5 @@ class TrainingRun:
 
     def parts(self, steps: int) -> dict[str, float]:
         """Returns the milliseconds per step of each part, run one after the other; in a whole step they may overlap."""
-        parts = take_apart(self._step, self.trainer.tasks, self._batches, self._steps_done, steps)
+        parts = measure_parts(self._step, self._batches, self._steps_done, steps)
         return {name: round(milliseconds, 1) for name, milliseconds in parts.items()}

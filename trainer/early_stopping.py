@@ -2,28 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from data.errors import DataError
+from trainer.checkpoint.facts import EarlyStoppingState
 from trainer.metrics import is_better
 
 # Names of metrics: the first one that is computed decides which checkpoint is the best.
 MAIN_METRICS = ("streaming_map_val", "auc_roc", "rmse")
-
-
-@dataclass
-class Stopping:
-    """The state of early stopping between epochs, which is part of a checkpoint.
-
-    Attributes:
-        metric: key of the metric in the log; the metric itself defines whether larger or smaller is better.
-        best: best value so far; None if the metric has not been defined yet.
-        epochs_since_best: number of epochs since the best value in which the metric was defined.
-    """
-
-    metric: str
-    best: float | None = None
-    epochs_since_best: int = 0
 
 
 class EarlyStopping:
@@ -35,9 +20,9 @@ class EarlyStopping:
         state: state from earlier epochs; None for a new run.
     """
 
-    def __init__(self, key: str, patience: int | None, state: Stopping | None = None):
+    def __init__(self, key: str, patience: int | None, state: EarlyStoppingState | None = None):
         self.key, self.patience = key, patience
-        self.state = state or Stopping(key)
+        self.state = state or EarlyStoppingState(key)
 
     def update(self, metrics: dict[str, float]) -> None:
         """Updates the state with the metrics of an epoch, which are the same on all workers.
@@ -48,7 +33,7 @@ class EarlyStopping:
         if math.isnan(value):
             return
         if is_better(self.key, value, self.state.best):
-            self.state = Stopping(self.key, value)
+            self.state = EarlyStoppingState(self.key, value)
         else:
             self.state.epochs_since_best += 1
 

@@ -15,7 +15,7 @@ from data.loading.loader import ParquetLoader
 from data.storage.checksummed_dir import StorageError
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
 from trainer.build import Training, make_model, make_training
-from trainer.checkpoint.facts import Position
+from trainer.checkpoint.facts import EarlyStoppingState, Position
 from trainer.checkpoint.fingerprints import check_state
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.rates import changed_rates
@@ -23,7 +23,7 @@ from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import probe
 from trainer.comm import Comm
 from trainer.config import Options
-from trainer.early_stopping import EarlyStopping, Stopping, main_metric
+from trainer.early_stopping import EarlyStopping, main_metric
 from trainer.evaluate import Evaluator, describe, undefined_warnings
 from trainer.expert_monitor import ExpertMonitor, monitor_of
 from trainer.inputs import Inputs
@@ -166,13 +166,13 @@ class Trainer:
     def _train_epoch(self, position: Position) -> None:
         """Trains the remaining steps of the position's epoch, and moves the position along."""
         loader, step, check_every = self.data.train_loader, self.training.step, self.config.run.fingerprint_every
-        self.log.start(position.step(loader.steps_per_epoch))
+        self.log.start(self._step(position))
         step.running_losses.set(position.losses)
-        self._checked_step = position.step(loader.steps_per_epoch)
+        self._checked_step = self._step(position)
         with closing(loader.epoch(position.epoch, position.steps)) as batches:
             for batch, waited in timed(batches):
                 position.steps += 1
-                number = position.step(loader.steps_per_epoch)
+                number = self._step(position)
                 self.log.add_wait(waited)
                 # The number is a tensor: a Python int would retrace the graph at every step.
                 arguments = step_input(batch, self.tasks), tf.constant(number), self.control.control_flags()
@@ -183,7 +183,7 @@ class Trainer:
                 if check_every and number % check_every == 0:
                     check_state(self.training.state, number)
         self._after_start(position, None)
-        position.losses = self._check_losses(position.step(loader.steps_per_epoch))
+        position.losses = self._check_losses(self._step(position))
         step.weighting.end_epoch(position.mean_losses)
 
     def _after_start(self, position: Position, started: tuple[int, StepResult] | None) -> None:
@@ -230,7 +230,7 @@ class Trainer:
     def _save(self, position: Position) -> None:
         """Saves a checkpoint, after checking that the workers hold the same finite values."""
         self.control.beat(allow=SLOW_SECONDS)  # a save may take long: the watchdog must not take it for a hang
-        step = position.step(self.data.train_loader.steps_per_epoch)
+        step = self._step(position)
         losses = self._check_losses(step)
         position.losses = losses if position.steps else []  # between epochs there are none
         check_state(self.training.state, step)
@@ -264,15 +264,15 @@ class Trainer:
         self.checkpoints.finish()
         # Used as a barrier: a launcher kills all workers as soon as one exits, and rank 0 has been writing until now.
         self.control.any_stop_requested()
-        steps_per_epoch = self.data.train_loader.steps_per_epoch
+        total = self.data.train_loader.steps_per_epoch * self.config.training.num_epochs
         raise StoppedBySignal(
-            f"stopped by a signal after step {position.step(steps_per_epoch)} of "
-            f"{steps_per_epoch * self.config.training.num_epochs}, which is saved; resume with --use_checkpoint"
+            f"stopped by a signal after step {self._step(position)} of {total}, which is saved; resume with "
+            "--use_checkpoint"
         )
 
     def _evaluate_epoch(self, position: Position) -> dict[str, float]:
         """Evaluates the model after an epoch that has been saved, logs the metrics and returns them."""
-        steps_done, epoch = position.step(self.data.train_loader.steps_per_epoch), position.epoch
+        steps_done, epoch = self._step(position), position.epoch
         log, progress, monitor = self.results.log, self.log.progress, self.expert_monitor
         self.control.beat(allow=SLOW_SECONDS)
         started = time.perf_counter()
@@ -320,18 +320,22 @@ class Trainer:
         if facts.stopping.metric == stopping.key:
             stopping.state = facts.stopping
         else:
-            stopping.state = Stopping(stopping.key, self.checkpoints.best_value(stopping.key))
+            stopping.state = EarlyStoppingState(stopping.key, self.checkpoints.best_value(stopping.key))
             self.say(
                 f"early stopping looked at {facts.stopping.metric} and looks at {stopping.key} now: patience starts "
                 f"again, and the value to improve on is {stopping.state.best}"
             )
         steps_per_epoch = self.data.train_loader.steps_per_epoch
-        done, total = facts.position.step(steps_per_epoch), steps_per_epoch * self.config.training.num_epochs
+        done, total = self._step(facts.position), steps_per_epoch * self.config.training.num_epochs
         self.say(f"resuming after step {done} of {total}")
         if not self._is_complete(facts.position):
             for warning in changed_rates(facts.rates, self.config, steps_per_epoch, done):
                 self.say(f"warning: {warning}")
         return facts.position
+
+    def _step(self, position: Position) -> int:
+        """Returns the number of steps done in the whole run."""
+        return position.step(self.data.train_loader.steps_per_epoch)
 
     def _is_complete(self, position: Position) -> bool:
         """Returns whether all epochs are trained and evaluated, or early stopping has ended the run."""
@@ -391,11 +395,10 @@ class Trainer:
             self.results.log.log([1, number], {"batch_samplesps": rate})
 
         if run.evaluate:
-            result = benchmark_evaluation(self.evaluator, self.comm, plan, on_step)
+            result = benchmark_evaluation(self.evaluator, plan, on_step)
         else:
             self.training.state.share()
-            step, loader = self.training.step, self.data.train_loader
-            result = benchmark_training(step, self.tasks, loader, self.comm, plan, on_step)
+            result = benchmark_training(self.training.step, self.data.train_loader, plan, on_step)
         for name, value in result.items():
             self.say(f"{name:<24}{value:>16,.2f}")
         self.results.log.log([], result)

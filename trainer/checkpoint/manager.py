@@ -14,7 +14,7 @@ from data.spec.feature_spec import FeatureSpec
 from data.storage.checksummed_dir import StorageError
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.background_writer import Handover
-from trainer.checkpoint.facts import MAX_HOTNESS, Identity, Position, RunFacts, Schema
+from trainer.checkpoint.facts import MAX_HOTNESS, EarlyStoppingState, Identity, Position, RunFacts, Schema
 from trainer.checkpoint.model_folder import (
     ARCHITECTURE,
     MODEL_FOLDER,
@@ -29,7 +29,6 @@ from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import Checkpoint, CheckpointStore, NoCheckpointError
 from trainer.comm import Comm
 from trainer.config import Options
-from trainer.early_stopping import Stopping
 from trainer.logging.log import to_plain, warn
 from trainer.metrics import is_better
 
@@ -56,7 +55,7 @@ class CheckpointManager:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
 
-    def save(self, state: TrainState, position: Position, stopping: Stopping) -> None:
+    def save(self, state: TrainState, position: Position, stopping: EarlyStoppingState) -> None:
         """Writes a checkpoint in a background thread. A collective.
 
         Returns once all but a few blocks of the state are written and the rest is copied, so the memory that a save
@@ -82,7 +81,7 @@ class CheckpointManager:
         self._writing = self._writer.submit(handover.save, write)
         handover.fill()
 
-    def evaluated(self, position: Position, stopping: Stopping, metrics: dict[str, float]) -> None:
+    def evaluated(self, position: Position, stopping: EarlyStoppingState, metrics: dict[str, float]) -> None:
         """Records an epoch's evaluation in its checkpoint, in the background and after the save has ended.
 
         The best checkpoint so far, by the metric of early stopping, is kept in addition to the newest ones. A run
@@ -246,7 +245,7 @@ class CheckpointManager:
             )
         return checkpoint, facts
 
-    def _facts(self, position: Position, stopping: Stopping, metrics: dict[str, float]) -> dict[str, Any]:
+    def _facts(self, position: Position, stopping: EarlyStoppingState, metrics: dict[str, float]) -> dict[str, Any]:
         """Returns the JSON state of a checkpoint: everything besides its arrays."""
         facts = RunFacts(
             identity=self._identity(),
