@@ -7,6 +7,7 @@ each task's own experts come first, in task order, followed by the shared ones.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import tensorflow as tf
@@ -339,8 +340,8 @@ class ExpertMonitor:
         comm: collectives of the group of workers; each measures the sampled rows that it evaluates.
     """
 
-    def __init__(self, model: MultiTask, rows: int, comm: Collectives):
-        self._model, self._comm = model, comm
+    def __init__(self, model: RankingModel, rows: int, comm: Collectives):
+        self._model, self._network, self._comm = model, cast(MultiTask, model.network), comm
         self._stride = max(1, -(-rows // ROWS))
         self._ids: list[np.ndarray] = []
         self._numerical: list[np.ndarray] = []
@@ -373,22 +374,23 @@ class ExpertMonitor:
     def gate_weights(self) -> dict[str, np.ndarray]:
         """Returns each gate's weights of each expert at the last measurement, [rows] float32 of this worker, by key."""
         tasks = [task.name for task in self._model.tasks]
-        return weights_by_key(tasks, [level.readable for level in self._model.levels], self._gates)
+        return weights_by_key(tasks, [level.readable for level in self._network.levels], self._gates)
 
     def _levels(self) -> list[LevelHealth]:
         states = self._states(tf.convert_to_tensor(self._ids[0]), tf.convert_to_tensor(self._numerical[0]))
         self._gates = [gates.numpy() for gates, _ in states]
         return [
             level_health(level.readable, gates, experts.numpy(), self._comm)
-            for level, gates, (_, experts) in zip(self._model.levels, self._gates, states, strict=True)
+            for level, gates, (_, experts) in zip(self._network.levels, self._gates, states, strict=True)
         ]
 
     def _run_model(self, ids: tf.Tensor, numerical: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """Returns each level's gates [gates, rows, experts] and experts [experts, rows, units], float32."""
         deep_input = self._model.deep_input(self._model.gather(ids), ids, numerical)
-        return [(state.gates, tf.cast(state.experts, tf.float32)) for state in self._model.level_states(deep_input)]
+        return [(state.gates, tf.cast(state.experts, tf.float32)) for state in self._network.level_states(deep_input)]
 
 
 def monitor_of(model: RankingModel, rows: int, comm: Collectives) -> ExpertMonitor | None:
     """Creates a monitor for a model with gates; returns None for any other."""
-    return ExpertMonitor(model, rows, comm) if isinstance(model, MultiTask) and model.gates else None
+    has_gates = isinstance(model.network, MultiTask) and model.network.gates
+    return ExpertMonitor(model, rows, comm) if has_gates else None

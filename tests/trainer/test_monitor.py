@@ -81,7 +81,7 @@ def test_rows_are_spread_over_the_mapping_and_stay_the_same(monkeypatch):
 
 def test_a_forced_collapse_is_told_once():
     model = make_model(model="mmoe", tasks=TASKS)
-    kernel = model.gates[0].linear.kernel
+    kernel = model.network.gates[0].linear.kernel
     health, _, warnings = looked_at(model)
     assert not warnings
     # With one price for all rows, the weight of the price alone decides the second task's gate.
@@ -96,7 +96,7 @@ def test_a_forced_collapse_is_told_once():
 
 def test_equal_experts_are_told():
     model = make_model(model="mmoe", tasks=TASKS)
-    for layer in model.experts[0].dense:
+    for layer in model.network.experts[0].dense:
         layer.kernel.assign(tf.tile(layer.kernel[:1], [4, 1, 1]))
     _, values, warnings = looked_at(model)
     similarities = [value for key, value in values.items() if key.startswith("expert_similarity")]
@@ -106,7 +106,7 @@ def test_equal_experts_are_told():
 
 def test_dead_experts_are_told():
     model = make_model(model="mmoe", tasks=TASKS)
-    last = model.experts[0].dense[-1]
+    last = model.network.experts[0].dense[-1]
     last.bias.assign(tf.tensor_scatter_nd_update(last.bias, [[1, 0, unit] for unit in range(8)], [-1e3] * 8))
     _, values, warnings = looked_at(model)
     assert values["dead_units/2"] == 1 and values["dead_units/1"] < 1
@@ -117,7 +117,7 @@ def test_the_entropy_term_cures_a_collapse():
     entropies = {}
     for weight in (0.0, 1.0):
         model = make_model(model="mmoe", tasks=TASKS, gate_entropy_weight=weight)
-        kernel = model.gates[0].linear.kernel
+        kernel = model.network.gates[0].linear.kernel
         kernel.assign(kernel * 4)
         step = make_step(model, global_batch_size=64)
         _, start, _ = looked_at(model)
