@@ -22,9 +22,9 @@ from trainer.lifecycle.errors import NotFinite, StoppedBySignal, how_to_stay_fin
 from trainer.lifecycle.step_control import Decision, StepControl
 from trainer.lifecycle.stragglers import Stragglers
 from trainer.lifecycle.watchdog import SLOW_SECONDS
-from trainer.logging.log import NullLog, RunLog
+from trainer.logging.log import RunLog
 from trainer.logging.profiling import StepProfiler, nvtx_range
-from trainer.logging.progress import NullProgress, Progress
+from trainer.logging.progress import Progress
 from trainer.logging.step_times import StepTimes, timed
 from trainer.logging.tensorboard import TensorBoard
 from trainer.metrics import direction_of
@@ -63,7 +63,7 @@ class TrainingLoop:
         log, board, profiler, progress: this worker's log, TensorBoard writer, profiler and progress display.
         behind: number of steps that may be in flight when a result is read. It is 1 on a GPU, which would otherwise
             be idle between steps while it waits for this process.
-        health: monitors the gates after each evaluation; None for a model without gates.
+        expert_monitor: monitors the gates after each evaluation; None for a model without gates.
     """
 
     step: TrainStep
@@ -79,12 +79,12 @@ class TrainingLoop:
     schedule: Schedule
     num_epochs: int
     log_every: int
-    log: RunLog | NullLog
+    log: RunLog
     board: TensorBoard
     profiler: StepProfiler
-    progress: Progress | NullProgress
+    progress: Progress
     behind: int = 0
-    health: ExpertMonitor | None = None
+    expert_monitor: ExpertMonitor | None = None
     _mark: tuple[int, float] = field(default=(0, 0.0), init=False)
     _seen_at: float = field(default=0.0, init=False)
     _times: StepTimes = field(default_factory=StepTimes, init=False)
@@ -101,7 +101,7 @@ class TrainingLoop:
             StoppedBySignal: a worker received a stop signal; all workers have stopped and a checkpoint is written.
             NotFinite: a loss or a weight is NaN or infinite; the last checkpoint is valid.
             WorkersDiffer: the workers no longer hold the same weights.
-            CheckpointError: the last save has failed.
+            StorageError: the last save has failed.
         """
         metrics: dict[str, float] = {}
         while position.epoch < self.num_epochs or not position.is_evaluated:
@@ -217,7 +217,9 @@ class TrainingLoop:
                 self._stop(position)
 
         with nvtx_range("evaluation"):
-            metrics = self.evaluator.run(on_batch=on_batch, see=self.health.see if self.health else None)
+            metrics = self.evaluator.run(
+                on_batch=on_batch, see=self.expert_monitor.see if self.expert_monitor else None
+            )
         rate = self.evaluator.loader.rows / (time.perf_counter() - started)
         epoch = position.epoch
         self.log.log([steps_done], metrics | {"epoch": epoch, "validation_throughput": rate})
@@ -229,10 +231,10 @@ class TrainingLoop:
             self._warn(
                 [f"without a value of {self.stopping.key} this epoch cannot be the best, nor count for patience"]
             )
-        if self.health is not None:
-            values, warnings = self.health.measure()
+        if self.expert_monitor is not None:
+            values, warnings = self.expert_monitor.measure()
             self.log.log([steps_done], values | {"epoch": epoch})
-            self.board.histograms(steps_done, self.health.gate_weights())
+            self.board.histograms(steps_done, self.expert_monitor.gate_weights())
             self._warn(warnings)
         return metrics
 

@@ -70,7 +70,7 @@ def save_fitted(fitted: Fitted, options: Mapping[str, Any], folder: Path) -> Non
 
     Raises:
         DataError: if the folder has content that was not written by `save_fitted`.
-        CheckpointError: if the folder cannot be written.
+        StorageError: if the folder cannot be written.
     """
     check_model_place(folder)
     settings = {
