@@ -270,8 +270,8 @@ def model_folder(tmp_path_factory) -> Path:
     from trainer.checkpoint.state import array_sources
     from trainer.layout import input_schema
     from trainer.models import build_model, model_options
+    from trainer.models.weights import named
     from trainer.tasks.tasks import tasks_of
-    from trainer.weights import named
 
     folder = tmp_path_factory.mktemp("models")
     spec = FeatureSpec.read(ROOT / "feature_specs" / "tiny.yaml")

@@ -119,7 +119,7 @@ class ModelOptions(Section):
 
     model: str = option("wide_deep", "architecture")
     deep_dropout: float = option(0.1, "share of hidden units that is dropped in training", at_least=0, below=0.99)
-    batch_norm: bool = option(False, "normalise hidden layers by the moments of the global batch")
+    batch_norm: bool = option(False, "normalize hidden layers by the moments of the global batch")
     activation: Literal["relu", "gelu", "silu", "tanh"] = option("relu", "of all hidden layers")
     combiner: Literal["sum", "mean"] = option("sum", "pooling of multi-hot embeddings in the deep part")
     embedding_init_std: float | None = option(

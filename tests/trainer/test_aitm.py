@@ -31,15 +31,15 @@ def test_attention_equals_the_paper():
         np.testing.assert_allclose(found[row], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("tasks", "penalised"), [((CLICK, BUY), True), ((CLICK, Task("buy", given=0)), False)])
-def test_calibrator_penalises_likelier_later_tasks(tasks, penalised):
+@pytest.mark.parametrize(("tasks", "penalized"), [((CLICK, BUY), True), ((CLICK, Task("buy", given=0)), False)])
+def test_calibrator_penalizes_likelier_later_tasks(tasks, penalized):
     model, batch = make_model(model="aitm", tasks=tasks), make_batches(1, tasks=2)[0]
     context = step_context(16)
     logits = model.logits(model.gather(batch.ids), batch.ids, batch.numerical, context).numpy().astype(np.float64)
     p = 1 / (1 + np.exp(-logits))
     expected = 0.6 * np.maximum(p[:, 1] - p[:, 0], 0)
     assert expected.max() > 0
-    if penalised:
+    if penalized:
         np.testing.assert_allclose(context.penalties[0], expected, rtol=1e-4, atol=1e-7)
     else:
         assert not context.penalties

@@ -1,4 +1,4 @@
-"""Batch normalisation, dropout of experts and penalties: what a forward pass in training does besides."""
+"""Batch normalization, dropout of experts and penalties: what a forward pass in training does besides."""
 
 import math
 

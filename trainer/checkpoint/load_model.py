@@ -27,8 +27,8 @@ from trainer.config import ModelOptions
 from trainer.layout import InputSchema, input_schema
 from trainer.models import build_model, model_options
 from trainer.models.ranking import RankingModel
+from trainer.models.weights import named
 from trainer.tasks.tasks import Task, tasks_of
-from trainer.weights import named
 
 MAX_MEBIBYTES = 16
 

@@ -1,4 +1,4 @@
-"""Layers: dense layers, batch normalisation, gates over experts, and the towers of tasks.
+"""Layers: dense layers, batch normalization, gates over experts, and the towers of tasks.
 
 Layers of equal shape, such as experts, run side by side as stacks of one layer, whose products are batched.
 """
@@ -24,7 +24,7 @@ class DenseConfig:
     Attributes:
         activation: key of ACTIVATIONS.
         dropout: share of units dropped after a layer in training.
-        batch_norm: whether layers are normalised before their activation; they then have no bias.
+        batch_norm: whether layers are normalized before their activation; they then have no bias.
         compute_dtype: dtype of the products; weights are float32.
         seed: seed of the run, from which each layer derives the seed of its initial weights by its path.
     """
@@ -37,7 +37,7 @@ class DenseConfig:
 
     @property
     def linear(self) -> "DenseConfig":
-        """Configuration of linear layers without normalisation and dropout."""
+        """Configuration of linear layers without normalization and dropout."""
         return DenseConfig(compute_dtype=self.compute_dtype, seed=self.seed)
 
     @property
@@ -102,7 +102,7 @@ EPSILON = 1e-5
 
 
 class BatchNorm(keras.layers.Layer):
-    """Normalises each unit: gamma (x - mean) / sqrt(variance + epsilon) + beta.
+    """Normalizes each unit: gamma (x - mean) / sqrt(variance + epsilon) + beta.
 
     In training, mean and (biased) variance are computed over the rows of all workers, without rows of weight 0 such as
     padding. Otherwise their moving averages are used, whose new values a training step leaves in
@@ -128,7 +128,7 @@ class BatchNorm(keras.layers.Layer):
         self.moving_variance = self.add_weight(shape=shape, initializer="ones", name="moving_variance", trainable=False)
 
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
-        """Normalises `x` by the moments of the global batch in training, by the moving averages otherwise."""
+        """Normalizes `x` by the moments of the global batch in training, by the moving averages otherwise."""
         values = tf.cast(x, tf.float32)
         if context is None:
             mean, variance = self.moving_mean.value, self.moving_variance.value
@@ -154,9 +154,9 @@ class BatchNorm(keras.layers.Layer):
 
 
 class Dense(keras.layers.Layer):
-    """Computes activation(x W + b), with normalisation and dropout as configured; optionally several stacks of it.
+    """Computes activation(x W + b), with normalization and dropout as configured; optionally several stacks of it.
 
-    Stack i computes  activation(x_i W_i + b_i). Each W_i is initialised as the Glorot uniform kernel of a single layer,
+    Stack i computes  activation(x_i W_i + b_i). Each W_i is initialized as the Glorot uniform kernel of a single layer,
     with values of its own: stacks that start equal and are weighted equally would stay equal forever.
 
     Args:
@@ -164,7 +164,7 @@ class Dense(keras.layers.Layer):
         config: configuration of the layer.
         name: name of the layer.
         stacks: number of stacks; None for a single layer whose tensors have no stack axis.
-        use_bias: whether there is a bias, which starts at zero. Normalised layers have none.
+        use_bias: whether there is a bias, which starts at zero. Normalized layers have none.
         starts_at_zero: whether the kernel starts at zero, too.
 
     Input:  [batch, inputs], shared by all stacks, or [stacks, batch, inputs].
@@ -213,7 +213,7 @@ class Dense(keras.layers.Layer):
         # dropout also run on this matrix, before it is split into stacks.
         side_by_side = tf.reshape(tf.transpose(kernel, [1, 0, 2]), [kernel.shape[1], -1])
         product = matmul(x, side_by_side, self.config.compute_dtype)
-        # Moments are per stack, [stacks, 1, units], so normalisation needs the stacks split first.
+        # Moments are per stack, [stacks, 1, units], so normalization needs the stacks split first.
         if self.norm is not None:
             return self._activate(self._split(product), bias, context)
         return self._split(self._activate(product, None if bias is None else tf.reshape(bias, [-1]), context))
@@ -228,13 +228,13 @@ class Dense(keras.layers.Layer):
         """Returns the factor of kernel and bias that replaces dropout's rescaling of the units.
 
         With relu, the weights are scaled by 1 / (1 - dropout) instead of the units, since relu(s x) = s relu(x). With
-        other activations, before batch normalisation (which would cancel it) and outside training, the factor is 1.
+        other activations, before batch normalization (which would cancel it) and outside training, the factor is 1.
         """
         scales_weights = context is not None and self.config.activation == "relu" and not self.config.batch_norm
         return 1 / (1 - self.config.dropout) if scales_weights else 1.0
 
     def _activate(self, product: tf.Tensor, bias: tf.Tensor | None, context: StepContext | None) -> tf.Tensor:
-        """Applies what follows the product: bias or normalisation, activation, dropout.
+        """Applies what follows the product: bias or normalization, activation, dropout.
 
         Args:
             product: [..., batch, units], the input times the kernel scaled by `_weight_factor`.
@@ -246,7 +246,7 @@ class Dense(keras.layers.Layer):
         """
         config, mask = self.config, None
         if context is not None and config.dropout:
-            mask = context.draw(tf.shape(product), config.dropout, self.mask_id)
+            mask = context.dropout_mask(tf.shape(product), config.dropout, self.mask_id)
         if bias is not None:
             product = add_bias(product, tf.cast(bias, product.dtype))
         if self.norm is not None:
@@ -342,7 +342,7 @@ class Gates(keras.layers.Layer):
             negative_entropy = tf.reduce_sum(tf.math.xlogy(weights, tf.maximum(weights, 1e-30)), axis=[0, 2])
             context.penalties.append(self._entropy_weight * negative_entropy)
         if context is not None and self._dropout:
-            keep = context.draw(tf.shape(weights), self._dropout, self.linear.mask_id).keep
+            keep = context.dropout_mask(tf.shape(weights), self._dropout, self.linear.mask_id).keep
             kept = tf.where(keep, weights, 0.0)
             total = tf.reduce_sum(kept, axis=-1, keepdims=True)
             # If dropout hits all experts of a gate, the row keeps its weights.

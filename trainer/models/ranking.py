@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from trainer.embeddings.shards import Shards
-from trainer.embeddings.tables import EmbeddingTables, Rows
+from trainer.embeddings.tables import EmbeddingRows, EmbeddingTables
 from trainer.layout import InputSchema
 from trainer.models.network import Network
 from trainer.models.step_context import StepContext
@@ -77,15 +77,17 @@ class RankingModel(keras.Model):
         self(tf.zeros((1, self.layout.id_columns), tf.int32), tf.zeros((1, len(self.layout.numerical))))
         return self
 
-    def gather(self, ids: tf.Tensor) -> Rows:
+    def gather(self, ids: tf.Tensor) -> EmbeddingRows:
         """Looks up the table rows of a batch. A collective if tables are sharded."""
         return self.embeddings.gather(ids)
 
-    def deep_input(self, rows: Rows, ids: tf.Tensor, numerical: tf.Tensor) -> tf.Tensor:
+    def deep_input(self, rows: EmbeddingRows, ids: tf.Tensor, numerical: tf.Tensor) -> tf.Tensor:
         """Returns the input of the network, [batch, embedding width + numerical] float32."""
         return tf.concat([*self.embeddings.pool_deep(rows, ids), numerical], axis=1)
 
-    def logits(self, rows: Rows, ids: tf.Tensor, numerical: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
+    def logits(
+        self, rows: EmbeddingRows, ids: tf.Tensor, numerical: tf.Tensor, context: StepContext | None = None
+    ) -> tf.Tensor:
         """Computes logits [batch, outputs] float32 from gathered rows. In training, the context collects penalties."""
         logits = self.network.call(self.deep_input(rows, ids, numerical), context)
         if self.wide_weights:

@@ -23,8 +23,8 @@ from trainer.checkpoint.state import array_sources
 from trainer.layout import input_schema
 from trainer.logging.log import to_plain
 from trainer.models import build_model, model_options
+from trainer.models.weights import named
 from trainer.tasks.tasks import tasks_of
-from trainer.weights import named
 
 FEATURES = {
     "user": {"dtype": "int32", "cardinality": 500},
