@@ -9,8 +9,9 @@ from typing import Any
 
 from data.errors import DataError, nearest
 from trainer.cli import parse
-from trainer.config import ModelOptions, TrainingOptions
+from trainer.config import TrainingOptions
 from trainer.inputs import check_model, open_inputs
+from trainer.models import model_flags
 from trainer.process.startup import import_tensorflow
 from trainer.process.worker_env import WorkerEnv
 
@@ -30,7 +31,7 @@ def arguments(options: Mapping[str, Any]) -> list[str]:
     Raises:
         DataError: if an option is unknown or has an invalid value.
     """
-    known = {item.name for group in (ModelOptions, TrainingOptions) for item in fields(group)}
+    known = {*model_flags(), *(item.name for item in fields(TrainingOptions))}
     known = known - {"affinity", *FLAGS.values()} | set(FLAGS)
     for name in options:
         if name not in known:
