@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from data.errors import DataError, LostInputError
 from data.storage.checksummed_dir import StorageError
 from trainer.checkpoint.store import NoCheckpointError
-from trainer.cli import parse, place_in
+from trainer.cli import parse, path_in
 from trainer.config import Options
 from trainer.inputs import Inputs, agree_on_inputs, check_run, open_inputs
 from trainer.lifecycle.errors import (
@@ -27,7 +27,6 @@ from trainer.lifecycle.records import JOB_VARIABLE, PEER_GONE, WorkerRecord
 from trainer.lifecycle.run_lock import FolderInUse, RunLock
 from trainer.lifecycle.signals import StopRequest
 from trainer.logging.log import warn
-from trainer.models import MODELS
 from trainer.process.startup import import_tensorflow, robust_stdio
 from trainer.process.worker_env import WorkerEnv, read_worker_env
 from trainer.report.outputs import draw_gates_of_run
@@ -43,7 +42,7 @@ REJECTED_GRACE_SECONDS = 5.0
 def main(argv: list[str] | None = None) -> int:
     """Runs one worker and returns its exit code, which is also written to the worker's record."""
     arguments = sys.argv[1:] if argv is None else argv
-    results_dir = place_in(arguments, "results_dir")  # the record is written even if the arguments are invalid
+    results_dir = path_in(arguments, "results_dir")  # the record is written even if the arguments are invalid
     try:
         env = read_worker_env(os.environ)
     except DataError as error:
@@ -85,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse_and_check(arguments: list[str], env: WorkerEnv, resources: ExitStack) -> tuple[Options, Inputs]:
     """Parses the arguments, opens the data and checks that the run can start; locks the model folder for training."""
-    config = parse(arguments, env.size, tuple(MODELS), reads_checkpoint=env.rank == 0)
+    config = parse(arguments, env.size, reads_checkpoint=env.rank == 0)
     data = open_inputs(config, env)
     if env.rank == 0 and config.run.trains and not config.run.benchmark:
         # Locked before the folders are checked, so that no other run changes them in between.

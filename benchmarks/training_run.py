@@ -14,7 +14,6 @@ from trainer.build import start_worker
 from trainer.cli import parse
 from trainer.comm import Comm
 from trainer.inputs import open_inputs
-from trainer.models import MODELS
 from trainer.process.runtime import compute_dtype
 from trainer.process.worker_env import read_worker_env
 from trainer.step import step_input
@@ -37,7 +36,7 @@ class TrainingRun:
     def __init__(self, dataset: Path, *flags: str, around: Callable[[Comm], Comm] = lambda comm: comm):
         env = read_worker_env(os.environ)
         folders = ["--dataset_path", str(dataset), "--results_dir", str(dataset / "results")]
-        config = parse([*folders, *flags], env.size, tuple(MODELS))
+        config = parse([*folders, *flags], env.size)
         data = open_inputs(config, env)
         with contextlib.redirect_stdout(sys.stderr):  # a benchmark prints nothing but its results on stdout
             self.trainer = Trainer(config, data, around(start_worker(config, env)))

@@ -22,11 +22,12 @@ from trainer.checkpoint.facts import MAX_HOTNESS, RunFacts, Schema
 from trainer.checkpoint.model_folder import encoder_documents
 from trainer.checkpoint.saved_config import from_json
 from trainer.checkpoint.store import CheckpointStore
-from trainer.config import ModelOptions, Options
+from trainer.config import Options
 from trainer.layout import InputSchema, input_schema
 from trainer.lifecycle.errors import RejectedByAll
 from trainer.logging.log import warn
 from trainer.model_size import check_model_fits
+from trainer.models import model_options
 from trainer.outputs import check_outputs
 from trainer.predictions import check_column_names, check_predictions_path
 from trainer.process.worker_env import WorkerEnv
@@ -100,7 +101,7 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: Schema | None = None) -
     spec = FeatureSpec.read(path, allow_outside_paths=outside)
     widths = embedding_dims(spec, data.embedding_sizes_file, allow_outside_paths=outside)
     spec = _in_order_of_model(spec, widths, config, env, agreed)
-    config.model.check_towers([label.name for label in spec.labels])
+    config.model.check_labels([label.name for label in spec.labels])
     _check_rows_are_kept(config)
     mapping = data.eval_mapping or ("valid" if run.trains and "valid" in spec.sources else "test")
     evaluates = run.evaluate or not run.benchmark
@@ -190,7 +191,7 @@ def agree_on_inputs(config: Options, data: Inputs, comm: "Comm", env: WorkerEnv)
     if not config.run.restores:
         return config, data
     flags = json.loads(comm.broadcast_bytes(json.dumps(vars(config.model)).encode()))
-    config = replace(config, model=ModelOptions(**from_json(flags)))
+    config = replace(config, model=model_options(**from_json(flags)))
     found = json.loads(comm.broadcast_bytes(json.dumps(asdict(data.schema)).encode()))
     schema: Schema = read_typed(Schema, found, "schema")
     return config, data if schema == data.schema else open_inputs(config, env, schema)
