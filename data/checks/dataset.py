@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import DataError
+from data.errors import DataError, listed
 from data.files.columns import (
     VALUES_SHOWN,
     Column,
@@ -26,8 +26,8 @@ from data.files.parquet import ROWS_PER_ROW_GROUP, Seal, arrow_file, read_footer
 from data.loading.parquet import row_group_rows
 from data.preprocess.workflow_folder import workflow_files
 from data.spec.embedding_sizes import embedding_dims
-from data.spec.feature_spec import LABEL, NUMERICAL, Chunk, Feature, FeatureSpec
-from data.spec.problems import listed
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import LABEL, NUMERICAL, Chunk, Feature
 from data.storage.files import NotRegularError, open_regular
 
 FLOAT16_MOST = 65_504

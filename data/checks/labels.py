@@ -10,7 +10,8 @@ from data.checks.leaks import Leak, find_leaks
 from data.loading.batch import Batch, copy_rows, slice_rows
 from data.loading.decode import OovPolicy
 from data.loading.parquet import ParquetReader
-from data.spec.feature_spec import LABEL, Feature, FeatureSpec
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import LABEL, Feature
 
 SAMPLE_ROWS = 100_000
 # Every column is compared with every label: with many of both, fewer rows are sampled, so that it takes only seconds.

@@ -7,8 +7,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.spec.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, FeatureSpec
-from data.spec.parts import FLOAT_DTYPES, SAMPLE_WEIGHT, exact_integers
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import (
+    FLOAT_DTYPES,
+    LABEL,
+    MAP,
+    MULTIHOT,
+    NUMERICAL,
+    ONEHOT,
+    SAMPLE_WEIGHT,
+    Feature,
+    exact_integers,
+)
 
 DEFAULT_DTYPES = {
     ONEHOT: "int64",

@@ -21,7 +21,7 @@ import pyarrow.csv as arrow_csv
 
 from data.errors import DataError
 from data.files.columns import VALUES_SHOWN, Column, Problem, find_problems, is_list, shorten
-from data.spec.feature_spec import Chunk
+from data.spec.features import Chunk
 from data.storage.files import create_new, reading, temporary_beside
 
 BLOCK_BYTES = 2**20

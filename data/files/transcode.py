@@ -15,7 +15,8 @@ from data.files.csv import CsvBlock, count_lines, read_csv_blocks
 from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.files.parquet import DatasetWriter, parquet_schema
 from data.spec.embedding_sizes import SIZES_FILE
-from data.spec.feature_spec import Chunk, FeatureSpec
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import Chunk
 from data.storage.files import check_stays, open_regular
 
 SECONDS_BETWEEN_LINES = 5.0

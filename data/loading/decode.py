@@ -11,7 +11,8 @@ import pyarrow as pa
 from data.errors import DataError
 from data.files.columns import Column, Domain, as_numbers, describe_column
 from data.loading.batch import PAD, Batch
-from data.spec.feature_spec import Feature, FeatureSpec
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import Feature
 
 # How to handle an id outside [0, cardinality): raise; use the nearest valid id; or do that and give the row weight 0.
 OovPolicy = Literal["error", "clip", "drop"]

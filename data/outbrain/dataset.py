@@ -17,7 +17,8 @@ from data.outbrain.tables import CLICKS, RawTable
 from data.outbrain.writing import Encoding
 from data.preprocess.workflow_folder import ENCODERS_FOLDER
 from data.spec.embedding_sizes import SIZES_FILE, read_sizes
-from data.spec.feature_spec import MAP, FeatureSpec
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import MAP
 
 MAPPINGS = {"train": TRAIN, "test": VALID}
 MANIFEST_FILE = "manifest.json"

@@ -23,7 +23,8 @@ from data.outbrain.writing import RAW_AD, Encoding, write_files
 from data.preprocess.encoders import Encoder
 from data.preprocess.nvtabular_setup import from_map, to_device
 from data.preprocess.prepared import Progress, encoded_features
-from data.spec.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Chunk, Feature, FeatureSpec
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Chunk, Feature
 
 
 @dataclass(frozen=True)

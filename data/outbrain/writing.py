@@ -27,7 +27,7 @@ from data.outbrain.statistics import load_out_of_fold
 from data.preprocess.encoder_files import load_encoders
 from data.preprocess.nvtabular_operators import to_host
 from data.preprocess.nvtabular_setup import Dataset, to_device
-from data.spec.feature_spec import Chunk
+from data.spec.features import Chunk
 
 # Columns of a piece besides those of the dataset.
 ORDER, RAW_AD = ".order", "raw_ad_id"

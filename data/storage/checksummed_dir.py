@@ -17,8 +17,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.lib import format as npy_format
 
-from data.errors import DataError
-from data.spec.problems import shown
+from data.errors import DataError, shown
 from data.storage import files as draft_folder
 from data.storage.arrays import BLOCK_BYTES, DTYPES, ArraySource, is_array_name, rows_per_block
 from data.storage.files import UNFINISHED, is_out_of_room, open_regular, sync_names

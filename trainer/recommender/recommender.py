@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from data.errors import DataError
-from data.spec.problems import nearest, shown
+from data.errors import DataError, nearest, shown
 from trainer.process.startup import import_tensorflow
 from trainer.recommender.columns import frame_hint, require_mapping
 from trainer.recommender.interactions import Interactions
