@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from data.files.columns import Column, describe_column, is_list
+from data.spec.columns import Column, describe_column, is_list
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, NUMERICAL, SAMPLE_WEIGHT, Feature
 

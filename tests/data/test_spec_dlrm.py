@@ -104,7 +104,7 @@ def test_rows_from_csv_to_the_loader(tmp_path: Path) -> None:
     assert transcode.main(["--input", str(raw), "--output", str(out)]) == 0
     assert check_dataset.main([str(out)]) == 0
     reader = ParquetReader(FeatureSpec.read(out / "feature_spec.yaml"), "train")
-    rows = np.concatenate([decoded(reader, unit, size) for unit, size in enumerate(reader.unit_rows.tolist())])
+    rows = np.concatenate([decoded(reader, unit, size) for unit, size in enumerate(reader.row_group_rows.tolist())])
     written = [line.split(",")[0] for line in (raw / "train/rest.bin").read_text().splitlines()]
     assert rows.tolist() == [{"true": 1.0, "false": 0.0}[cell] for cell in written]
     assert 0 < rows.sum() < 50
