@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 from data.errors import DataError, LostInputError
 from data.loading.loader import ParquetLoader
-from data.storage.checksummed_dir import CheckpointError
+from data.storage.checksummed_dir import StorageError
 from trainer.checkpoint.store import NoCheckpointError
 from trainer.cli import parse, place_in
 from trainer.config import Options
@@ -112,7 +112,7 @@ def _execute(options: Options, inputs: Inputs, launch: WorkerEnv, record: Worker
         return _fail(str(error), _code_of(error), record)
     except (MemoryError, ResourceExhaustedError) as error:
         return _fail(f"out of memory: {error}; take smaller batches, or a smaller model", FAILURE, record)
-    except (NotFinite, WorkersDiffer, CheckpointError, FloatingPointError, OSError) as error:
+    except (NotFinite, WorkersDiffer, StorageError, FloatingPointError, OSError) as error:
         return _fail(str(error), FAILURE, record)
     except Exception as error:
         if (said := lost_peer(error)) is None:

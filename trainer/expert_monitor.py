@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 
 from data.loading.batch import Batch
-from trainer.feeding import id_matrix
 from trainer.logging.gate_records import ARGMAX_SHARE, DEAD_UNITS, ENTROPY, EXPERT_SIMILARITY, GATE_SIMILARITY, WEIGHT
 from trainer.metrics.metric import Collectives
 from trainer.models.multitask import MultiTask
@@ -60,7 +59,7 @@ class ExpertMonitor:
         """Takes a batch of an evaluation; ignored once the sample is complete."""
         if not self._is_complete:
             sampled = (batch.weights > 0) & (batch.rows % self._stride == 0)
-            self._ids.append(id_matrix(batch)[sampled])
+            self._ids.append(batch.ids[sampled])
             self._numerical.append(batch.numerical[sampled])
 
     def measure(self) -> tuple[dict[str, float], list[str]]:

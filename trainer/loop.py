@@ -17,7 +17,6 @@ from trainer.checkpoint.state import TrainState
 from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator
 from trainer.expert_monitor import ExpertMonitor
-from trainer.feeding import step_input
 from trainer.lifecycle.errors import NotFinite, StoppedBySignal, how_to_stay_finite
 from trainer.lifecycle.step_control import Decision, StepControl
 from trainer.lifecycle.stragglers import Stragglers
@@ -31,8 +30,8 @@ from trainer.metrics import direction_of
 from trainer.metrics.calibration import as_records
 from trainer.metrics.evaluation import MEAN
 from trainer.metrics.metric import Direction
-from trainer.optimizers.optimizer import Schedule
-from trainer.step import StepResult, TrainStep
+from trainer.optimizers.schedules import Schedule
+from trainer.step import StepResult, TrainStep, step_input
 from trainer.tasks.tasks import Task
 
 TOLD = ("loss_val", "auc_roc", "streaming_map_val", "accuracy", "rmse")
@@ -101,7 +100,7 @@ class TrainingLoop:
             StoppedBySignal: a worker received a stop signal; all workers have stopped and a checkpoint is written.
             NotFinite: a loss or a weight is NaN or infinite; the last checkpoint is valid.
             WorkersDiffer: the workers no longer hold the same weights.
-            CheckpointError: the last save has failed.
+            StorageError: the last save has failed.
         """
         metrics: dict[str, float] = {}
         while position.epoch < self.num_epochs or not position.is_evaluated:
@@ -130,7 +129,7 @@ class TrainingLoop:
                 for number, (batch, waited) in enumerate(timed(batches), start=done + 1):
                     self._times.wait(waited)
                     # `number` is a tensor: a Python int would retrace the graph at every step.
-                    arguments = step_input(batch, self.tasks), tf.constant(number), self.guard.votes()
+                    arguments = step_input(batch, self.tasks), tf.constant(number), self.guard.control_flags()
                     with self.profiler.step(number):
                         unseen.append(self.step.run(*arguments))  # not awaited: a GPU runs it in the background
                     self.board.graph_of(self.step.run, *arguments)
@@ -143,7 +142,7 @@ class TrainingLoop:
         self.step.weighting.end_epoch(position.mean_losses)
 
     def _act(self, position: Position, unseen: deque[StepResult]) -> None:
-        """Processes the oldest pending result and saves or stops if that step's votes decided so."""
+        """Processes the oldest pending result and saves or stops if that step's control flags ask for it."""
         decision = self._see(position, unseen.popleft())
         # The end of an epoch saves anyway.
         is_epoch_done = position.steps + len(unseen) == self.loader.steps_per_epoch
@@ -183,7 +182,7 @@ class TrainingLoop:
                 f"the loss is {value} at step {step}. Checkpoints of earlier steps are kept. "
                 + how_to_stay_finite(is_float16=self.step.loss_scale.dynamic)
             )
-        return self.guard.decide(result.votes.numpy(), step)
+        return self.guard.decide(result.control_flags.numpy(), step)
 
     def _save(self, position: Position) -> None:
         """Saves a checkpoint, after checking that the workers hold the same finite values. A collective."""
@@ -198,7 +197,7 @@ class TrainingLoop:
     def _stop(self, position: Position) -> None:
         self.saver.finish()
         # Used as a barrier: a launcher kills all workers as soon as one exits, and rank 0 has been writing until now.
-        self.guard.asks_to_stop()
+        self.guard.any_stop_requested()
         step = position.step(self.loader.steps_per_epoch)
         raise StoppedBySignal(
             f"stopped by a signal after step {step} of {self.total_steps}, which is saved; --use_checkpoint goes on"
@@ -213,7 +212,7 @@ class TrainingLoop:
         def on_batch(batch: int) -> None:
             self.guard.beat()
             self.progress.update(None, note=f"evaluating {batch}")
-            if batch % BATCHES_BETWEEN_QUESTIONS == 0 and self.guard.asks_to_stop():
+            if batch % BATCHES_BETWEEN_QUESTIONS == 0 and self.guard.any_stop_requested():
                 self._stop(position)
 
         with nvtx_range("evaluation"):

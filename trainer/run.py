@@ -9,10 +9,11 @@ import numpy as np
 
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
-from data.storage.checksummed_dir import CheckpointError
+from data.storage.checksummed_dir import StorageError
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
 from trainer.checkpoint.facts import Position
 from trainer.checkpoint.manager import Saver, agreed_model_options, agreed_schema
+from trainer.checkpoint.rates import changed_rates
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import probe
 from trainer.comm import Comm, connect
@@ -34,7 +35,7 @@ from trainer.loop import TrainingLoop, describe, told_of_undefined
 from trainer.metrics.calibration import as_records
 from trainer.metrics.evaluation import Evaluation
 from trainer.models import build_model
-from trainer.optimizers.schedules import changed_rates
+from trainer.models.weights import named
 from trainer.predictions import PredictionWriter
 from trainer.process import runtime
 from trainer.process.affinity import set_affinity
@@ -43,7 +44,6 @@ from trainer.process.worker_env import WorkerEnv
 from trainer.results import Results
 from trainer.tasks.tasks import tasks_of
 from trainer.training import Training, make_training, shards_of
-from trainer.weights import named
 
 
 class Run:
@@ -259,7 +259,7 @@ class Run:
 
     def close(self) -> None:
         """Waits for a checkpoint that is being written in the background, then closes the log."""
-        with suppress(CheckpointError):
+        with suppress(StorageError):
             self.saver.finish()
         self.results.log.close()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.storage.checksummed_dir import CheckpointError
+from data.storage.checksummed_dir import StorageError
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.background_writer import Handover
 from trainer.checkpoint.facts import MAX_HOTNESS, Identity, Position, RunFacts, Schema
@@ -124,7 +124,7 @@ class Saver:
             return False
         try:
             self.finish()
-        except CheckpointError as error:
+        except StorageError as error:
             warn(f"{error} Training goes on; the next save is tried as usual.")
             return True
         return False
@@ -133,7 +133,7 @@ class Saver:
         """Waits for the save in the background, if there is one.
 
         Raises:
-            CheckpointError: the save has failed.
+            StorageError: the save has failed.
         """
         writing, self._writing = self._writing, None
         if writing is not None:
@@ -196,7 +196,7 @@ class Saver:
             The folder on rank 0, None on the other workers.
 
         Raises:
-            CheckpointError: the folder cannot be written.
+            StorageError: the folder cannot be written.
         """
         if self._comm.rank != 0:
             return None
@@ -217,7 +217,7 @@ class Saver:
         try:
             documents |= encoder_documents(spec.folder, allow_outside_paths=data.allow_outside_paths)
         except DataError as error:  # checked before the first step, so this is no mistake in the inputs
-            raise CheckpointError(f"cannot write the model folder: {error}") from error
+            raise StorageError(f"cannot write the model folder: {error}") from error
         folder = Path(data.model_dir) / MODEL_FOLDER
         write_model(folder, [checkpoint.source(name) for name in weights], documents)
         return folder
