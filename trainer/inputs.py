@@ -9,11 +9,10 @@ from data.checks.labels import lint_labels
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from data.loading.parquet import StoredColumns
-from data.preprocess.workflow_folder import ENCODERS_FOLDER
+from data.preprocess.workflow_folder import ENCODERS_FOLDER, workflow_files
 from data.spec.embedding_sizes import embedding_dims, unused_widths
 from data.spec.feature_spec import FeatureSpec
 from trainer.checkpoint.facts import MAX_HOTNESS, RunFacts, Schema
-from trainer.checkpoint.model_folder import encoder_documents
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config import Options
 from trainer.layout import InputSchema, input_schema
@@ -172,7 +171,7 @@ def check_workflow(options: Options, spec: FeatureSpec, launch: WorkerEnv) -> tu
     """
     if not options.run.trains or options.run.benchmark or launch.rank != 0:
         return ()
-    found = encoder_documents(spec.folder, allow_outside_paths=options.data.allow_outside_paths)
+    found = workflow_files(spec.folder, allow_outside_paths=options.data.allow_outside_paths)
     folder = spec.folder / ENCODERS_FOLDER
     if found or not folder.exists():
         return ()

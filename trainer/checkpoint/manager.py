@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.storage.checksummed_dir import StorageError
+from data.preprocess.workflow_folder import workflow_files
+from data.storage.checksummed_dir import Content, StorageError
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.background_writer import Handover
 from trainer.checkpoint.facts import MAX_HOTNESS, Identity, Position, RunFacts, Schema
@@ -19,8 +20,6 @@ from trainer.checkpoint.model_folder import (
     SIZES,
     SPECIFICATION,
     Architecture,
-    Document,
-    encoder_documents,
     write_model,
 )
 from trainer.checkpoint.saved_config import from_json
@@ -209,17 +208,17 @@ class Saver:
             step=checkpoint.step,
             metrics=RunFacts.of(checkpoint).metrics,
         )
-        documents: dict[str, Document] = {
+        files: dict[str, Content] = {
             ARCHITECTURE: asdict(architecture),
             SPECIFICATION: spec.to_yaml(),
             SIZES: {columns.name: columns.width for columns in self._inputs.layout.categorical},
         }
         try:
-            documents |= encoder_documents(spec.folder, allow_outside_paths=data.allow_outside_paths)
+            files |= workflow_files(spec.folder, allow_outside_paths=data.allow_outside_paths)
         except DataError as error:  # checked before the first step, so this is no mistake in the inputs
             raise StorageError(f"cannot write the model folder: {error}") from error
         folder = Path(data.model_dir) / MODEL_FOLDER
-        write_model(folder, [checkpoint.source(name) for name in weights], documents)
+        write_model(folder, [checkpoint.source(name) for name in weights], files)
         return folder
 
     def last_metrics(self) -> dict[str, float]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from data.preprocess.encoder_files import save_encoders
 from data.preprocess.encoders import Encoder
+from data.preprocess.workflow_folder import workflow_files
 from data.spec.feature_spec import FeatureSpec
 from trainer.checkpoint.load_model import LoadedModel, load_model
 from trainer.checkpoint.model_folder import (
@@ -16,7 +17,6 @@ from trainer.checkpoint.model_folder import (
     SIZES,
     SPECIFICATION,
     Architecture,
-    encoder_documents,
     write_model,
 )
 from trainer.checkpoint.state import array_sources
@@ -84,7 +84,7 @@ def write_run(
         ARCHITECTURE: asdict(architecture),
         SPECIFICATION: spec.to_yaml(),
         SIZES: widths,
-        **encoder_documents(folder),
+        **workflow_files(folder),
     }
     write_model(folder / MODEL_FOLDER, array_sources(named(model.variables)), documents)
     return load_model(folder / MODEL_FOLDER)
