@@ -36,10 +36,11 @@ from trainer.lifecycle.errors import (
 from trainer.lifecycle.records import JOB_VARIABLE, PEER_GONE, WorkerRecord
 from trainer.lifecycle.run_lock import FolderInUse, RunLock
 from trainer.lifecycle.signals import StopRequest
-from trainer.logging.log import print_warning
+from trainer.logging.log import warn
 from trainer.models import MODELS
 from trainer.process.startup import import_tensorflow, robust_stdio
 from trainer.process.worker_env import WorkerEnv, read_worker_env
+from trainer.report.outputs import draw_gates_of_run
 
 FIRST_FAILURE_SECONDS = 0.5
 """Seconds a worker waits before it fails for a lost peer: the launcher reports the first failure as the cause."""
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
             is_training = options.run.trains and not options.run.benchmark
             if launch.rank == 0 and is_training:
                 # Locked before the folders are checked, so that no other run changes them in between.
-                until_the_end.enter_context(RunLock(options.data.model_dir, print_warning, _lock_patience()))
+                until_the_end.enter_context(RunLock(options.data.model_dir, warn, _lock_patience()))
             check_folders(options, inputs.spec, launch)
             warnings = check_workflow(options, inputs.spec, launch)
             if launch.size == 1 and lints_labels(options):  # with several workers, only once they are connected
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
             data = options.data
             print(f"data: {data.dataset_path}  checkpoints: {data.model_dir}  results: {data.results_dir}", flush=True)
             for text in (*inputs.warnings, *warnings, *_short_epochs(inputs.training)):
-                print_warning(text)
+                warn(text)
         import_tensorflow()
         return _execute(options, inputs, launch, record, stop)
 
@@ -98,6 +99,8 @@ def _execute(options: Options, inputs: Inputs, launch: WorkerEnv, record: Worker
 
     try:
         execute(options, inputs, launch, record, stop)
+        if launch.rank == 0 and options.run.trains and not options.run.benchmark:
+            draw_gates_of_run(options.data.results_dir, options.data.log_filename)
     except StoppedBySignal as error:
         if launch.rank == 0:
             print(f"main.py: {error}", file=sys.stderr, flush=True)

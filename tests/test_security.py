@@ -256,8 +256,8 @@ def model_folder(tmp_path_factory) -> Path:
     from trainer.config import ModelOptions
     from trainer.layout import input_schema
     from trainer.models import build_model
+    from trainer.models.weights import named
     from trainer.tasks.tasks import tasks_of
-    from trainer.weights import named
 
     folder = tmp_path_factory.mktemp("models")
     spec = FeatureSpec.read(ROOT / "feature_specs" / "tiny.yaml")

@@ -26,8 +26,8 @@ from trainer.layout import InputSchema, input_schema
 from trainer.model_size import dense_weights
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
+from trainer.models.weights import named
 from trainer.tasks.tasks import Task, tasks_of
-from trainer.weights import named
 
 
 @dataclass(frozen=True)

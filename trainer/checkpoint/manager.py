@@ -29,7 +29,7 @@ from trainer.comm import Comm
 from trainer.config import ModelOptions, Options
 from trainer.early_stopping import Stopping
 from trainer.inputs import Inputs
-from trainer.logging.log import print_warning, to_plain
+from trainer.logging.log import to_plain, warn
 from trainer.metrics import is_better
 
 NAN = float("nan")
@@ -124,7 +124,7 @@ class Saver:
         try:
             self.finish()
         except StorageError as error:
-            print_warning(f"{error} Training goes on; the next save is tried as usual.")
+            warn(f"{error} Training goes on; the next save is tried as usual.")
             return True
         return False
 
@@ -257,7 +257,7 @@ class Saver:
         try:
             return None if best is None else RunFacts.of(best).metrics.get(key)
         except NoCheckpointError as error:
-            print_warning(f"{error} It is not compared with.")
+            warn(f"{error} It is not compared with.")
             return None
 
     def _open(self) -> tuple[Checkpoint, RunFacts]:

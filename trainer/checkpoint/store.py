@@ -28,7 +28,7 @@ from data.storage.checksummed_dir import (
 )
 from data.storage.files import temporary_folder
 from data.storage.typed_json import read_typed
-from trainer.logging.log import print_warning
+from trainer.logging.log import warn
 
 CHECKPOINTS = "checkpoints"
 
@@ -90,7 +90,7 @@ class CheckpointStore:
         warn: called with a message for each damaged checkpoint that is skipped.
     """
 
-    def __init__(self, model_dir: Path, keep: int = 2, warn: Callable[[str], None] = print_warning) -> None:
+    def __init__(self, model_dir: Path, keep: int = 2, warn: Callable[[str], None] = warn) -> None:
         if keep < 1:
             raise ValueError(f"keep is {keep}, expected at least 1 checkpoint to keep")
         self.folder = Path(model_dir) / CHECKPOINTS

@@ -29,9 +29,9 @@ from trainer.checkpoint.model_folder import (
 )
 from trainer.checkpoint.state import array_sources
 from trainer.logging.log import to_plain
+from trainer.models.weights import named
 from trainer.recommender.entities import Entities
 from trainer.recommender.fitted import Fitted, Seen
-from trainer.weights import named
 
 VERSION = 1
 SETTINGS, USERS, ITEMS = "recommender.json", "tables/users.parquet", "tables/items.parquet"

@@ -24,8 +24,8 @@ from trainer.config import ModelOptions
 from trainer.layout import input_schema
 from trainer.logging.log import to_plain
 from trainer.models import build_model
+from trainer.models.weights import named
 from trainer.tasks.tasks import tasks_of
-from trainer.weights import named
 
 FEATURES = {
     "user": {"dtype": "int32", "cardinality": 500},
