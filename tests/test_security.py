@@ -252,7 +252,7 @@ def model_folder(tmp_path_factory) -> Path:
     """A small model that nobody has trained, as a run writes it."""
     from data.spec.embedding_sizes import embedding_dims
     from trainer.checkpoint.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, write_model
-    from trainer.checkpoint.state import array_sources
+    from trainer.checkpoint.state import TrainState
     from trainer.config import ModelOptions
     from trainer.layout import input_schema
     from trainer.models import build_model
@@ -269,7 +269,7 @@ def model_folder(tmp_path_factory) -> Path:
         SPECIFICATION: spec.to_yaml(),
         SIZES: widths,
     }
-    write_model(folder / "model", array_sources(named(model.variables)), documents)
+    write_model(folder / "model", TrainState(named(model.variables)).sources(), documents)
     return folder / "model"
 
 

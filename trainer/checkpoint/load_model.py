@@ -19,7 +19,7 @@ from data.storage.checksummed_dir import ChecksummedDir, StorageError
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, Architecture, open_model
 from trainer.checkpoint.saved_config import from_json
-from trainer.checkpoint.state import restore
+from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import NoCheckpointError
 from trainer.config import ModelOptions
 from trainer.layout import InputSchema, input_schema
@@ -99,7 +99,7 @@ def _read_model(folder: ChecksummedDir, compute_dtype: str) -> LoadedModel:
         )
     _check_size(options, layout, tasks, folder)
     model = build_model(options, layout, tasks, compute_dtype=compute_dtype, seed=0)
-    restore(named(model.variables), folder)
+    TrainState(named(model.variables)).restore(folder)
     settings = [path for path in folder.files.values() if path.name == SETTINGS_FILE]
     encoders = load_encoders(settings[0].parent) if settings else {}
     files = {name: folder.read_file(name) for name in folder.files}

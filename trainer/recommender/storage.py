@@ -27,7 +27,7 @@ from trainer.checkpoint.model_folder import (
     open_model,
     write_model,
 )
-from trainer.checkpoint.state import array_sources
+from trainer.checkpoint.state import TrainState
 from trainer.logging.log import to_plain
 from trainer.models.weights import named
 from trainer.recommender.entities import Entities
@@ -79,7 +79,7 @@ def save_fitted(fitted: Fitted, options: Mapping[str, Any], folder: Path) -> Non
     }
     files: dict[str, Content] = dict(fitted.saved.files)
     files |= {SETTINGS: settings, USERS: _to_parquet(fitted.users), ITEMS: _to_parquet(fitted.items)}
-    arrays = array_sources(named(fitted.saved.model.variables))
+    arrays = TrainState(named(fitted.saved.model.variables)).sources()
     arrays += [
         ArraySource.from_array(SEEN_STARTS, fitted.seen.starts),
         ArraySource.from_array(SEEN_ITEMS, fitted.seen.items),

@@ -19,7 +19,7 @@ from trainer.checkpoint.model_folder import (
     Architecture,
     write_model,
 )
-from trainer.checkpoint.state import array_sources
+from trainer.checkpoint.state import TrainState
 from trainer.config import ModelOptions
 from trainer.layout import input_schema
 from trainer.logging.log import to_plain
@@ -86,7 +86,7 @@ def write_run(
         SIZES: widths,
         **workflow_files(folder),
     }
-    write_model(folder / MODEL_FOLDER, array_sources(named(model.variables)), documents)
+    write_model(folder / MODEL_FOLDER, TrainState(named(model.variables)).sources(), documents)
     return load_model(folder / MODEL_FOLDER)
 
 
