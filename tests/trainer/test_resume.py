@@ -287,7 +287,7 @@ def test_a_save_that_fails_is_told_and_the_last_one_must_not(data, tmp_path, mon
 def reseal(checkpoint: Checkpoint, **facts: Any) -> None:
     """Writes a checkpoint again with other facts, and checksums that fit them."""
     sources = [checkpoint.source(name) for name in checkpoint.arrays]
-    write_checksummed(checkpoint.path, sources, {}, checkpoint.facts | facts)
+    write_checksummed(checkpoint.path, arrays=sources, metadata=checkpoint.metadata | facts)
 
 
 HUGE = 10**400
