@@ -37,14 +37,13 @@ from pathlib import Path
 import numpy as np
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
-from trainer.feeding import id_matrix
 from trainer.checkpoint.load_model import load_model
 
 folder, data, output = map(Path, sys.argv[1:])
 saved = load_model(folder)
 spec = FeatureSpec.read(data / "feature_spec.yaml")
 (batch,) = ParquetLoader(spec, "test", global_batch_size=1000, shuffle=False).epoch(0)
-np.save(output, saved.model(id_matrix(batch), batch.numerical).numpy())
+np.save(output, saved.model(batch.ids, batch.numerical).numpy())
 described = [saved.model.name, [task.name for task in saved.tasks], saved.layout.id_columns]
 ids = {name: encoder.encode([3, None, 99]).tolist() for name, encoder in saved.encoders.items()}
 print(json.dumps([described, ids]))

@@ -25,7 +25,7 @@ from data.preprocess.encoders import Numerical, Vocabulary
 from data.preprocess.keys import KeyTable
 from data.spec.feature_spec import FeatureSpec
 from data.storage.arrays import ArraySource
-from data.storage.checksummed_dir import CheckpointError, read_manifest
+from data.storage.checksummed_dir import StorageError, read_manifest
 from main import main
 from tests.data.csv_documents import GOOD_LINE, document, write_csv_dataset
 from tests.helpers import ROOT, environment, make_dataset
@@ -40,7 +40,7 @@ SECONDS = 3.0
 def refused(job: Callable[[], object]) -> str:
     """The message with which a job refuses its input, soon."""
     start = time.process_time()
-    with pytest.raises((DataError, CheckpointError)) as caught:
+    with pytest.raises((DataError, StorageError)) as caught:
         job()
     assert time.process_time() - start < SECONDS
     return str(caught.value)
@@ -272,8 +272,8 @@ def model_folder(tmp_path_factory) -> Path:
     from trainer.config import ModelOptions
     from trainer.layout import input_schema
     from trainer.models import build_model
+    from trainer.models.weights import named
     from trainer.tasks.tasks import tasks_of
-    from trainer.weights import named
 
     folder = tmp_path_factory.mktemp("models")
     spec = FeatureSpec.read(ROOT / "feature_specs" / "tiny.yaml")

@@ -10,7 +10,7 @@ import onnxruntime
 import tensorflow as tf
 import tf2onnx
 
-from trainer.checkpoint.load_model import SavedModel
+from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.comparison import Check, Predict
 from trainer.export.graph import encoded_function
 from trainer.export.rows import ComparedRows
@@ -20,13 +20,13 @@ OPSET = 17
 MODEL_FILE = "model.onnx"
 
 
-def write(folder: Path, saved: SavedModel, rows: ComparedRows) -> Iterator[Check]:
+def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Check]:
     """Writes DIR/model.onnx."""
     write_onnx(folder / MODEL_FILE, saved)
     yield rows.check(MODEL_FILE, load_onnx(folder / MODEL_FILE))
 
 
-def write_onnx(path: Path, saved: SavedModel) -> None:
+def write_onnx(path: Path, saved: LoadedModel) -> None:
     """Writes the forward pass on encoded features (see `encoded_function`) with embedded weights."""
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     function = encoded_function(saved)

@@ -11,7 +11,6 @@ from data.loading.loader import ParquetLoader
 from data.preprocess.encoders import Encoder, Numerical
 from trainer.export.comparison import Arrays, Check, Predict
 from trainer.export.raw import NULL_INTEGER, NULL_TEXT, RawColumn, keys_of
-from trainer.feeding import id_matrix
 from trainer.layout import InputSchema
 
 
@@ -43,7 +42,7 @@ def first_rows(loader: ParquetLoader) -> tuple[np.ndarray, np.ndarray]:
     with closing(loader.epoch(0)) as batches:
         batch = next(batches)
     real = batch.rows >= 0  # padding rows have index -1
-    return id_matrix(batch)[real], batch.numerical[real]
+    return batch.ids[real], batch.numerical[real]
 
 
 def random_rows(layout: InputSchema, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from data.loading.loader import ParquetLoader
 from data.storage import files as draft_folder
 from data.storage.checksummed_dir import remove_leftovers, temporary_name
 from data.storage.files import sync_names
-from trainer.checkpoint.load_model import SavedModel, read_model
+from trainer.checkpoint.load_model import LoadedModel, read_model
 from trainer.export import FORMATS
 from trainer.export.comparison import expected_predictions, largest_difference
 from trainer.export.ports import named_inputs, tensor_names
@@ -53,7 +53,7 @@ def export(request: Request) -> None:
     print(f"export.py: wrote {request.output}")
 
 
-def _compared_rows(saved: SavedModel, loader: ParquetLoader | None) -> ComparedRows:
+def _compared_rows(saved: LoadedModel, loader: ParquetLoader | None) -> ComparedRows:
     """Returns the first rows of a dataset, or random ones without a dataset, with the model's predictions."""
     ids, numerical = random_rows(saved.layout, ROWS) if loader is None else first_rows(loader)
     expected = expected_predictions(saved.tasks, saved.model(ids, numerical).numpy())
@@ -61,7 +61,7 @@ def _compared_rows(saved: SavedModel, loader: ParquetLoader | None) -> ComparedR
     return ComparedRows(named_inputs(saved.layout, ids, numerical), expected, kind)
 
 
-def with_tensor_names(saved: SavedModel) -> tuple[SavedModel, dict[str, str]]:
+def with_tensor_names(saved: LoadedModel) -> tuple[LoadedModel, dict[str, str]]:
     """Renames features, tasks and raw columns to valid tensor names.
 
     Returns:

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from data.preprocess.encoders import encode_columns
-from trainer.checkpoint.load_model import SavedModel
+from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.comparison import Check, Predict, expected_predictions
 from trainer.export.graph import encoded_function
 from trainer.export.raw import NotFromRaw, RawEncoding, raw_function
@@ -23,7 +23,7 @@ ENCODED, RAW = "serving_default", "serving_raw"
 class _Servable(tf.Module):
     """Holds the weights and vocabularies that the functions of a SavedModel read."""
 
-    def __init__(self, saved: SavedModel, encoding: RawEncoding | None):
+    def __init__(self, saved: LoadedModel, encoding: RawEncoding | None):
         super().__init__()
         self.weights = [weight.value for weight in saved.model.variables]
         for number, weight in enumerate(self.weights):
@@ -33,7 +33,7 @@ class _Servable(tf.Module):
         self.encoding = encoding
 
 
-def write(folder: Path, saved: SavedModel, rows: ComparedRows) -> Iterator[Check]:
+def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Check]:
     """Writes a SavedModel with a signature for encoded features and, if the model has encoders, one for raw columns."""
     encoding = None
     try:
@@ -48,14 +48,14 @@ def write(folder: Path, saved: SavedModel, rows: ComparedRows) -> Iterator[Check
         yield _raw_check(saved, encoding, raw, signatures[RAW])
 
 
-def _raw_check(saved: SavedModel, encoding: RawEncoding, raw: Mapping[str, np.ndarray], predict: Predict) -> Check:
+def _raw_check(saved: LoadedModel, encoding: RawEncoding, raw: Mapping[str, np.ndarray], predict: Predict) -> Check:
     encoded = encode_columns(encoding.encoders, raw)
     ids, numerical = Scorer(saved).matrices(encoded, len(next(iter(raw.values()))))
     expected = expected_predictions(saved.tasks, saved.model(ids, numerical).numpy())
     return Check(f"signature {RAW}", predict, raw_inputs(encoding.columns, raw), expected, "random raw rows")
 
 
-def write_saved_model(folder: Path, saved: SavedModel, encoding: RawEncoding | None) -> None:
+def write_saved_model(folder: Path, saved: LoadedModel, encoding: RawEncoding | None) -> None:
     """Writes a SavedModel.
 
     Args:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.checkpoint.load_model import SavedModel
+from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.comparison import Check
 from trainer.export.onnx_file import MODEL_FILE, load_onnx, write_onnx
 from trainer.export.ports import Port, inputs_of, outputs_of, rows_of
@@ -25,7 +25,7 @@ TYPES = {"int32": "TYPE_INT32", "float32": "TYPE_FP32"}
 SERVED = Path(__file__).parent / "served"
 
 
-def write(folder: Path, saved: SavedModel, rows: ComparedRows) -> Iterator[Check]:
+def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Check]:
     """Writes the repository. The first rows become the sample input of the client."""
     files = []
     for name, backend in ((NATIVE, "onnxruntime"), (PYTHON, "python")):
@@ -43,7 +43,7 @@ def write(folder: Path, saved: SavedModel, rows: ComparedRows) -> Iterator[Check
         yield rows.check(str(file.relative_to(folder)), load_onnx(file))
 
 
-def _config(backend: str, saved: SavedModel) -> str:
+def _config(backend: str, saved: LoadedModel) -> str:
     """Returns a config.pbtxt. It sets no name, so that Triton uses the folder's name and the folder can be renamed."""
     lines = [
         f'backend: "{backend}"',

@@ -235,7 +235,7 @@ class Recommender:
         Raises:
             DataError: if the path is a link, a file, the working directory or a parent of it, or a folder with content
                 that was not written by this method.
-            CheckpointError: if the folder cannot be written.
+            StorageError: if the folder cannot be written.
         """
         from trainer.recommender.storage import save_fitted
 
