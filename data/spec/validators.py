@@ -29,7 +29,7 @@ from data.spec.features import (
     Feature,
     exact_integers,
 )
-from data.storage.files import way_out
+from data.storage.files import find_escape
 
 # Metrics are logged as `KEY/TASK`, and their mean over several tasks as `KEY/mean`.
 RESERVED_LABEL = "mean"
@@ -334,7 +334,7 @@ def check_files(parts: Parts, folder: Path, allow_outside: bool) -> Iterator[Pro
         first: dict[str, str] = {}
         for entry in chunk.files:
             path = os.path.normpath(entry.text)
-            mistake = None if allow_outside else way_out(entry.text, root, resolved)
+            mistake = None if allow_outside else find_escape(entry.text, root, resolved)
             if mistake:
                 yield Problem(entry.path, f"{shown(entry.text)} {mistake}, or pass --allow_outside_paths")
             elif os.path.basename(entry.text) in ("", ".", ".."):
