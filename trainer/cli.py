@@ -4,7 +4,7 @@ import argparse
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +14,7 @@ from data.errors import DataError
 from trainer.checkpoint.saved_config import saved_model_flags
 from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions
 from trainer.models import model_flags, model_options, network_class
+from trainer.optimizers.rules import OPTIMIZERS
 
 DESCRIPTION = """Trains, evaluates and measures a ranking model on the dataset that a feature specification describes.
 One worker: python main.py. Several: horovodrun -np N sh hvd_wrapper.sh python main.py."""
@@ -24,6 +25,10 @@ DEFAULT_PATHS = {
     "model_dir": ("/outbrain/checkpoints", "outbrain/checkpoints"),
     "results_dir": ("/results", "results"),
 }
+
+
+# Flags whose values are the names in a registry, besides --model.
+REGISTRIES: dict[str, Collection[str]] = {"optimizer": OPTIMIZERS}
 
 
 def default_path(name: str) -> Path:
@@ -81,6 +86,9 @@ def make_options(flags: Mapping[str, Any], *, reads_checkpoint: bool = True) -> 
     """
     given = {name: default_path(name) for name in DEFAULT_PATHS} | dict(flags)
     network_class(given.get("model", ModelOptions.model))  # an unknown model is the first thing to report
+    for name, choices in ((name, _choices(name)) for name in REGISTRIES):
+        if given.get(name, choices[0]) not in choices:
+            raise DataError(f"--{name} {given[name]!r} is not one of {', '.join(choices)}")
     run = RunOptions(**_of(RunOptions, given))
     if run.restores and reads_checkpoint:
         given |= saved_model_flags(given, given["model_dir"], run.which_checkpoint)
@@ -90,6 +98,11 @@ def make_options(flags: Mapping[str, Any], *, reads_checkpoint: bool = True) -> 
         training=TrainingOptions(**_of(TrainingOptions, given)),
         run=run,
     )
+
+
+def _choices(name: str) -> list[str]:
+    """Return the values of a flag in REGISTRIES. "auto" leaves the choice to the model."""
+    return ["auto", *REGISTRIES[name]]
 
 
 def _of(section: type[Section], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +127,8 @@ def make_parser() -> Parser:
         flags = {item.name: (item, hints[item.name]) for item in fields(section)}
         for name, (item, hint) in (model_flags() if section is ModelOptions else flags).items():
             # Without a default here, flags that were given differ from those that were not.
-            group.add_argument(f"--{name}", default=None, help=_help(item), **_argument(hint, item.metadata["parse"]))
+            kind = {"choices": _choices(name)} if name in REGISTRIES else _argument(hint, item.metadata["parse"])
+            group.add_argument(f"--{name}", default=None, help=_help(item), **kind)
     return parser
 
 

@@ -155,9 +155,7 @@ class TrainingOptions(Section):
     eval_batch_size: int = option(131_072, "samples per evaluation step, summed over all workers", at_least=1)
     num_epochs: int = option(20, "passes over the training data", at_least=1)
     linear_learning_rate: float = option(0.02, "rate of the wide part (FTRL)", positive=True)
-    optimizer: Literal["auto", "rmsprop", "adam", "adamw", "adagrad", "sgd"] = option(
-        "auto", "of the deep part; auto: rmsprop for wide_deep, adam for the others"
-    )
+    optimizer: str = option("auto", "of the deep part; auto: rmsprop for wide_deep, adam for the others")
     deep_learning_rate: float | None = option(
         None, "base rate of the deep part; default: 0.00012 for wide_deep, 0.001 for the others", positive=True
     )

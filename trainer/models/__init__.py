@@ -92,4 +92,4 @@ def build_model(
 
     dense = DenseConfig(options.activation, options.deep_dropout, options.batch_norm, compute_dtype, seed)
     network = network_class(options.model)(options, tasks, dense)
-    return RankingModel(network, layout, seed=seed, shards=shards).created()
+    return RankingModel(network, layout, seed=seed, shards=shards)
