@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from data.command_line import Parser
 from data.errors import DataError
 from trainer.checkpoint.saved_config import saved_model_flags
-from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions
+from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions, flags_of
 from trainer.models import model_flags, model_options, network_class
 from trainer.optimizers.rules import OPTIMIZERS
 
@@ -123,22 +123,21 @@ def make_parser() -> Parser:
     for section in (DataOptions, ModelOptions, TrainingOptions, RunOptions):
         # The first line of a section's docstring is its title in the help text.
         group = parser.add_argument_group(str(section.__doc__).splitlines()[0].rstrip("."))
-        hints = typing.get_type_hints(section)
-        flags = {item.name: (item, hints[item.name]) for item in fields(section)}
-        for name, (item, hint) in (model_flags() if section is ModelOptions else flags).items():
+        flags = model_flags() if section is ModelOptions else flags_of(section)
+        for name, flag in flags.items():
+            kind = {"choices": _choices(name)} if name in REGISTRIES else _kind(flag.type, flag.field.metadata["parse"])
             # Without a default here, flags that were given differ from those that were not.
-            kind = {"choices": _choices(name)} if name in REGISTRIES else _argument(hint, item.metadata["parse"])
-            group.add_argument(f"--{name}", default=None, help=_help(item), **kind)
+            group.add_argument(f"--{name}", default=None, help=_help(flag.field), **kind)
     return parser
 
 
-def _argument(hint: Any, parse: Any) -> dict[str, Any]:
+def _kind(hint: Any, parse: Any) -> dict[str, Any]:
     """Return the arguments of `add_argument` for a flag, by its type or by the function that parses its words."""
     if parse is not None:
         return {"nargs": "*", "action": _Parsed, "const": parse, "metavar": "N"}
     members = [member for member in typing.get_args(hint) if member is not type(None)]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return _argument(members[0], None)
+        return _kind(members[0], None)
     if typing.get_origin(hint) is typing.Literal:
         return {"choices": members}
     if typing.get_origin(hint) is tuple:
