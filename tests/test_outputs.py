@@ -234,7 +234,7 @@ def test_a_mount_point_is_refused_before_training(tmp_path, kind):
     place = tmp_path / "models" / "model"
     write_model(place, arrays(), {})
     script = (
-        f"from pathlib import Path; from trainer.sealed import writer; place = Path({str(place)!r})\n"
+        f"from pathlib import Path; from data.storage import checksummed_dir as writer; place = Path({str(place)!r})\n"
         "writer.check_replaceable(place); writer.check_can_be_renamed(place)"
     )
     mount = ["-t", "tmpfs", "none"] if kind == "tmpfs" else ["--bind", str(place)]
@@ -473,7 +473,8 @@ def test_a_save_needs_the_room_that_it_says(tmp_path):
         "from data.storage.checksummed_dir import write_checksummed\n"
         "arrays = [ArraySource.from_array(f'table {i}', np.zeros((i * 1000, 3), np.float32)) for i in range(1, 20)]\n"
         "try:\n"
-        "    write_checksummed(Path(sys.argv[1]) / 'saved', arrays, {'a/b.txt': b'x' * 5000}, {'fact': 'y' * 3000})\n"
+        "    write_checksummed(Path(sys.argv[1]) / 'saved',\n"
+        "        arrays=arrays, files={'a/b.txt': b'x' * 5000}, metadata={'a': 'y' * 3000})\n"
         "except StorageError as error:\n"
         "    print(re.search('([0-9,]+) bytes are needed', str(error)).group(1).replace(',', ''))\n"
         "print(*Path(sys.argv[1]).iterdir())\n"

@@ -14,12 +14,11 @@ from data.checks.labels import lint_labels
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from data.loading.parquet import StoredColumns
-from data.preprocess.workflow_folder import ENCODERS_FOLDER
+from data.preprocess.workflow_folder import ENCODERS_FOLDER, workflow_files
 from data.spec.embedding_sizes import embedding_dims, unused_widths
 from data.spec.feature_spec import FeatureSpec
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.facts import MAX_HOTNESS, RunFacts, Schema
-from trainer.checkpoint.model_folder import encoder_documents
 from trainer.checkpoint.saved_config import from_json
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config import Options
@@ -245,7 +244,7 @@ def _check_encoders(spec: FeatureSpec, *, allow_outside_paths: bool) -> tuple[st
         A warning if there is a folder of encoders without the manifest that `prepare` writes.
     """
     folder = spec.folder / ENCODERS_FOLDER
-    if encoder_documents(spec.folder, allow_outside_paths=allow_outside_paths) or not folder.exists():
+    if workflow_files(spec.folder, allow_outside_paths=allow_outside_paths) or not folder.exists():
         return ()
     return (f"{folder} has no manifest as `prepare` writes it: nothing of it becomes part of the model",)
 

@@ -12,7 +12,7 @@ from data.spec.embedding_sizes import SIZES_FILE
 from data.spec.feature_spec import FeatureSpec
 from data.storage.files import open_regular, read_small_text
 from data.storage.output_paths import check_apart, check_replaceable_file
-from trainer.checkpoint.model_folder import MODEL_FOLDER, check_model_place
+from trainer.checkpoint.model_folder import MODEL_FOLDER, check_model_folder
 from trainer.checkpoint.store import CHECKPOINTS, CheckpointStore
 from trainer.config import Options
 from trainer.logging.log import PREFIX, previous
@@ -43,7 +43,7 @@ def check_outputs(options: Options, spec: FeatureSpec) -> None:
     if run.horovod_timeline is not None:
         check_replaceable_file(run.horovod_timeline, "--horovod_timeline", _is_timeline)
     if run.trains and not run.benchmark:
-        check_model_place(data.model_dir / MODEL_FOLDER)
+        check_model_folder(data.model_dir / MODEL_FOLDER)
         if run.use_checkpoint:
             CheckpointStore(data.model_dir).check_later(run.which_checkpoint)
 

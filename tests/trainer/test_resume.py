@@ -293,7 +293,7 @@ def test_failed_save_is_reported_and_the_last_must_succeed(data, tmp_path, monke
 def reseal(checkpoint: Checkpoint, **facts: Any) -> None:
     """Writes a checkpoint again with other facts, and checksums that fit them."""
     sources = [checkpoint.source(name) for name in checkpoint.arrays]
-    write_checksummed(checkpoint.path, sources, {}, checkpoint.facts | facts)
+    write_checksummed(checkpoint.path, arrays=sources, metadata=checkpoint.metadata | facts)
 
 
 HUGE = 10**400

@@ -10,8 +10,9 @@ from typing import Any
 
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
+from data.preprocess.workflow_folder import workflow_files
 from data.spec.feature_spec import FeatureSpec
-from data.storage.checksummed_dir import StorageError
+from data.storage.checksummed_dir import Content, StorageError
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.background_writer import Handover
 from trainer.checkpoint.facts import MAX_HOTNESS, EarlyStoppingState, Identity, Position, RunFacts, Schema
@@ -21,8 +22,6 @@ from trainer.checkpoint.model_folder import (
     SIZES,
     SPECIFICATION,
     Architecture,
-    Document,
-    encoder_documents,
     write_model,
 )
 from trainer.checkpoint.state import TrainState
@@ -196,18 +195,18 @@ class CheckpointManager:
             step=checkpoint.step,
             metrics=RunFacts.of(checkpoint).metrics,
         )
-        documents: dict[str, Document] = {
+        files: dict[str, Content] = {
             ARCHITECTURE: asdict(architecture),
             SPECIFICATION: self._spec.to_yaml(),
             SIZES: self._widths,
         }
         try:
             outside = self._config.data.allow_outside_paths
-            documents |= encoder_documents(self._spec.folder, allow_outside_paths=outside)
+            files |= workflow_files(self._spec.folder, allow_outside_paths=outside)
         except DataError as error:  # checked before the first step, so this is no mistake in the inputs
             raise StorageError(f"cannot write the model folder: {error}") from error
         folder = self._config.data.model_dir / MODEL_FOLDER
-        write_model(folder, [checkpoint.source(name) for name in weights], documents)
+        write_model(folder, [checkpoint.source(name) for name in weights], files)
         return folder
 
     def last_metrics(self) -> dict[str, float]:
