@@ -23,8 +23,7 @@ from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import NoCheckpointError
 from trainer.config import ModelOptions
 from trainer.layout import InputSchema, input_schema
-from trainer.model_size import dense_weights
-from trainer.models import build_model
+from trainer.models import build_model, model_options
 from trainer.models.ranking import RankingModel
 from trainer.models.weights import named
 from trainer.tasks.tasks import Task, tasks_of
@@ -110,10 +109,9 @@ def _read_model(folder: ChecksummedDir, compute_dtype: str) -> LoadedModel:
 def _check_size(options: ModelOptions, layout: InputSchema, tasks: tuple[Task, ...], folder: ChecksummedDir) -> None:
     """Rejects a description of a model larger than the stored weights, before memory is allocated for it."""
     stored = sum(math.prod(shape) for shape, _ in folder.arrays.values())
-    counts = (options.num_experts, options.num_task_experts, options.num_shared_experts, options.ple_levels)
-    claimed = sum(columns.cardinality * columns.width for columns in layout.categorical)
-    claimed += dense_weights(options, layout, tasks)
-    if max(claimed, *counts, *options.gate_hidden_units) > stored:
+    needed = sum(columns.cardinality * columns.width for columns in layout.categorical)
+    needed += options.dense_weights(layout.width, {task.name: task.width for task in tasks})
+    if needed > stored:
         raise DataError(f"{folder.path}: describes a model that is larger than its {stored:,} weights")
 
 
@@ -125,4 +123,4 @@ def _options(values: dict[str, Any], path: Path) -> ModelOptions:
     unknown = sorted(set(values) - set(flags))
     if unknown:
         raise DataError(f"{path}: has the options {', '.join(unknown)}, which this program does not know; update it")
-    return ModelOptions(**flags)
+    return model_options(**flags)

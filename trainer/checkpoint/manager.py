@@ -31,6 +31,7 @@ from trainer.early_stopping import Stopping
 from trainer.inputs import Inputs
 from trainer.logging.log import to_plain, warn
 from trainer.metrics import is_better
+from trainer.models import model_options
 
 NAN = float("nan")
 # The first of these that is computed decides which checkpoint is the best.
@@ -40,7 +41,7 @@ MAIN_METRICS = ("streaming_map_val", "auc_roc", "rmse")
 def agreed_model_options(options: ModelOptions, comm: Comm) -> ModelOptions:
     """Return rank 0's model flags on every worker. A collective."""
     values = comm.broadcast_bytes(json.dumps(vars(options)).encode())
-    return ModelOptions(**from_json(json.loads(values)))
+    return model_options(**from_json(json.loads(values)))
 
 
 def agreed_schema(schema: Schema, comm: Comm) -> Schema:
