@@ -30,11 +30,10 @@ from data.storage.checksummed_dir import StorageError, check_replaceable
 from data.storage.files import create_new, replacing, temporary_beside, write_whole
 from main import main
 from tests.helpers import ROOT, make_dataset
-from trainer.checkpoint.facts import Identity, Position, RunFacts, Schema
+from trainer.checkpoint.facts import EarlyStoppingState, Identity, Position, RunFacts, Schema
 from trainer.checkpoint.model_folder import write_model
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cli import parse
-from trainer.early_stopping import Stopping
 from trainer.lifecycle.records import WorkerRecord, prepare_records
 from trainer.lifecycle.run_lock import RunLock
 from trainer.process.worker_env import WorkerEnv
@@ -68,7 +67,7 @@ def run_state(data: Path) -> dict[str, Any]:
     facts = RunFacts(
         identity=Identity(seed=0, global_batch_size=64, train_mapping="train", training_data="0"),
         position=Position(steps=1, losses=[0.5]),
-        stopping=Stopping("auc_roc"),
+        stopping=EarlyStoppingState("auc_roc"),
         schema=Schema.of(spec, embedding_dims(spec)),
         options=options.as_dict(),
         metrics={},

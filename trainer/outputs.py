@@ -34,8 +34,8 @@ def check_outputs(options: Options, spec: FeatureSpec) -> None:
     data, run = options.data, options.run
     check_apart(dict(_outputs(options)), dict(_inputs(options, spec)))
     log = data.results_dir / data.log_filename
-    for place in (log, previous(log)):
-        check_replaceable_file(place, "the log", _is_log)
+    for path in (log, previous(log)):
+        check_replaceable_file(path, "the log", _is_log)
     check_replaceable_file(data.results_dir / ARGUMENTS, "the arguments", _is_arguments)
     check_replaceable_file(data.results_dir / METRICS, "the metrics", partial(_is_metrics, log=log))
     if run.predictions_path is not None:
