@@ -91,7 +91,7 @@ def test_values_of_another_type_name_the_column(values, message):
         COLOURS.encode(pd.Series(values))
 
 
-def test_no_bucket_for_unseen_values_is_refused():
+def test_no_bucket_for_unseen_values_is_rejected():
     with pytest.raises(DataError, match="at least 1"):
         Vocabulary.fit("x", ["a"], [1], oov_buckets=0)
 
@@ -112,7 +112,7 @@ def test_without_a_spread_numbers_are_only_centred(std):
     assert Numerical("x", mean=2.0, std=std).encode([5]).tolist() == [3.0]
 
 
-def test_text_where_a_number_is_expected_is_refused():
+def test_text_where_a_number_is_expected_is_rejected():
     with pytest.raises(DataError, match="'x' is numerical and holds 'many'"):
         Numerical("x").encode(["many"])
 
@@ -189,7 +189,7 @@ def test_a_damaged_file_is_named(tmp_path, file, damage):
         ("{", "not valid JSON"),
     ],
 )
-def test_a_manifest_that_is_not_ours_is_refused(tmp_path, manifest, message):
+def test_a_manifest_that_is_not_ours_is_rejected(tmp_path, manifest, message):
     save_encoders(encoders(), tmp_path / "workflow")
     (tmp_path / "workflow" / "manifest.json").write_text(manifest)
     with pytest.raises(DataError, match=message):
