@@ -60,7 +60,8 @@ def make_check_slow() -> None:
 if __name__ == "__main__":
     import os
 
-    rank, change = {"slow": (1, make_slow), "drifting": (1, make_drift), "slow_check": (0, make_check_slow)}[sys.argv[1]]
+    faults = {"slow": (1, make_slow), "drifting": (1, make_drift), "slow_check": (0, make_check_slow)}
+    rank, inject = faults[sys.argv[1]]
     if read_worker_env(os.environ).rank == rank:
-        change()
+        inject()
     sys.exit(main(sys.argv[2:]))

@@ -228,7 +228,7 @@ def test_nonfinite_loss_stops_and_checkpoints_are_finite(data, tmp_path, capfd):
     hot = ["--deep_learning_rate", "1e30", "--deep_warmup_epochs", "0", "--checkpoint_every", "1"]
     assert main(arguments(data, tmp_path, *hot)) == FAILURE
     shown = capfd.readouterr().err
-    assert "Traceback" not in shown and ("the loss is NaN" in shown or "variables hold NaN or infinities" in shown)
+    assert "Traceback" not in shown and ("the loss is NaN" in shown or "variables have NaN or infinite values" in shown)
     assert "--deep_learning_rate" in shown and "check_dataset.py warns" in shown and "float16" not in shown
     store = CheckpointStore(tmp_path / "models")
     for step in store.steps():
