@@ -135,7 +135,7 @@ class Trainer:
 
         Raises:
             StoppedBySignal: a worker received a stop signal; all workers have stopped and a checkpoint is written.
-            NotFinite: a loss or a weight is NaN or infinite; the last checkpoint is valid.
+            NotFinite: a loss, gradient or weight is NaN or infinite; the last checkpoint is valid.
             WorkersDiffer: the workers no longer hold the same weights.
             StorageError: the last save has failed.
         """
@@ -254,8 +254,9 @@ class Trainer:
             first = self._checked_step + 1
             steps = f"step {step}" if first >= step else f"one of the steps {first} to {step}"
             raise NotFinite(
-                f"the loss or its gradient is NaN or infinite in {steps}. No weight has changed since, and the checkpoints "
-                f"of earlier steps are kept. {how_to_stay_finite(is_float16=self.training.step.loss_scale.dynamic)}"
+                f"the loss or its gradient is NaN or infinite in {steps}. No weight has changed since, and the "
+                "checkpoints of earlier steps are kept. "
+                + how_to_stay_finite(is_float16=self.training.step.loss_scale.dynamic)
             )
         self._checked_step = step
         return sums.tolist()
