@@ -155,7 +155,7 @@ class Trainer:
                 metrics = self._evaluate_epoch(position)
                 position = Position(position.epoch)
                 self.stopping.update(metrics)
-                self.checkpoints.evaluated(position, self.stopping.state, metrics)
+                self.checkpoints.record_evaluation(position, self.stopping.state, metrics)
             self.checkpoints.finish()
         if position.epoch < self.config.training.num_epochs:
             self.log.progress.message(f"stopping: {self.stopping.reason}")
