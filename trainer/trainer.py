@@ -249,7 +249,7 @@ class Trainer:
         Raises:
             NotFinite: since the last check, a step had a loss or a gradient that is NaN or infinite.
         """
-        sums, _, is_finite = self.training.step.running_losses.read()
+        sums, is_finite = self.training.step.running_losses.read()
         if not is_finite:
             first = self._checked_step + 1
             steps = f"step {step}" if first >= step else f"one of the steps {first} to {step}"

@@ -71,7 +71,7 @@ class TrainingLog:
         rows = self._loader.rows_until(step) - self._loader.rows_until(last_step)
         rate = rows / max(now - last_time, 1e-9)
         self._last_record = (step, now)
-        slowest, warnings = self._stragglers.look()
+        slowest, warnings = self._stragglers.compare()
         self._results.log.log(
             [step, self._total_steps],
             {
