@@ -11,8 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from data.errors import DataError
-from data.outbrain.recipe import Recipe
-from data.outbrain.recipes import RECIPES
+from data.outbrain.recipes import RECIPES, Recipe
 from data.outbrain.side_tables import FILES, SideTables
 from data.preprocess.encoder_files import SETTINGS_FILE, load_encoders, save_encoders
 from data.preprocess.encoders import Encoder

@@ -9,7 +9,7 @@ from data.census.prepare import main, prepare
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
 from tests.data.scalar_hash import scalar_row_hash
-from tests.data.tabular_world import (
+from tests.data.table_samples import (
     check_features,
     contents,
     in_training_order,
@@ -113,7 +113,7 @@ def expected_rows():
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory):
-    """The small world, prepared for both groups; group 2 from compressed files, without sex and income."""
+    """The small sample, prepared for both groups; group 2 from compressed files, without sex and income."""
     folder = tmp_path_factory.mktemp("census")
     shared = {"seed": SEED, "oov_buckets": OOV_BUCKETS}
     prepare(write_raw(folder / "raw"), folder / "1", group=1, **shared)
@@ -152,7 +152,7 @@ def test_the_labels_are_those_of_the_groups(datasets, mapping):
     assert labels_of(datasets[2]) == [("education", "binary", None), ("never_married", "binary", None)]
 
 
-def test_the_small_world_has_every_hard_case(datasets):
+def test_the_small_sample_has_every_hard_case(datasets):
     test = rows_of(datasets[1], "test")
     for name in ("race", "year"):
         assert (test[name] == 1).any(), f"an unknown {name}"
@@ -167,7 +167,7 @@ def test_every_id_has_a_width_that_fits_it(datasets):
     assert all(1 < widths[feature.name] <= min(32, feature.cardinality) for feature in spec.onehot)
 
 
-def test_two_runs_write_the_same_bytes_and_another_seed_others(datasets, tmp_path):
+def test_bytes_depend_on_the_seed_only(datasets, tmp_path):
     flags = ["--group", "1", "--oov_buckets", str(OOV_BUCKETS)]
     raw = write_raw(tmp_path / "raw", ending=".gz")
     for seed, output in ((SEED, "same"), (SEED + 1, "other")):
@@ -211,7 +211,7 @@ def test_a_wrong_cell_is_named_with_its_line(tmp_path, capsys, mistake):
     assert told.splitlines()[-1].startswith("census: ")
 
 
-def test_a_degree_that_is_none_is_refused_where_it_is_the_label_and_an_id_where_it_is_not(tmp_path, capsys):
+def test_unknown_degree(tmp_path, capsys):
     raw = write_raw(tmp_path / "raw", train=change(TRAIN_LINES, 3, 4, "PhD"))
     told = refusal(main, raw, tmp_path / "out", capsys, "--group", "2")
     assert re.search(r"census-income\.data, line 4: education is ' PhD', expected one of 'Children'", told)
@@ -243,7 +243,7 @@ def test_a_cut_line_a_cut_file_and_a_missing_one_are_named(tmp_path, capsys):
         (["--oov_buckets", "0"], "expected a whole number from 1"),
     ],
 )
-def test_arguments_that_cannot_work_are_refused(tmp_path, capsys, flags, message):
+def test_arguments_that_cannot_work_are_rejected(tmp_path, capsys, flags, message):
     assert message in refusal(main, write_raw(tmp_path / "raw"), tmp_path / "out", capsys, *flags)
 
 

@@ -17,8 +17,7 @@ from data.files.csv import count_lines, read_csv_blocks
 from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.files.parquet import read_footer
 from data.loading.parquet import ParquetFile
-from data.outbrain.raw import find_raw, read_blocks
-from data.outbrain.raw_tables import RawTable
+from data.outbrain.raw_tables import RawTable, find_raw, read_blocks
 from data.outbrain.stored import load_workflow
 from data.preprocess.encoder_files import load_encoders
 from data.preprocess.text_tables import TextForm, find_file, read_text_table
