@@ -25,8 +25,6 @@ DEFAULT_PATHS = {
     "model_dir": ("/outbrain/checkpoints", "outbrain/checkpoints"),
     "results_dir": ("/results", "results"),
 }
-
-
 # Flags whose values are the names in a registry, besides --model.
 REGISTRIES: dict[str, Collection[str]] = {"optimizer": OPTIMIZERS}
 
