@@ -85,7 +85,7 @@ class Flag(NamedTuple):
                 raise DataError(f"--{name} must be at least {low}, got {value}")
 
 
-def flags_of(section: "type[Section]") -> dict[str, Flag]:
+def section_flags(section: "type[Section]") -> dict[str, Flag]:
     """Return the flags of a section by name, in their order in the help."""
     hints = get_type_hints(section)
     return {item.name: Flag(item, hints[item.name]) for item in fields(section)}
@@ -97,7 +97,7 @@ class Section:
 
     def __post_init__(self) -> None:
         """Checks all values. Raises a DataError if one is out of range or contradicts another."""
-        for name, flag in flags_of(type(self)).items():
+        for name, flag in section_flags(type(self)).items():
             flag.check(getattr(self, name))
         self.check()
 

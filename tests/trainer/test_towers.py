@@ -1,4 +1,4 @@
-"""Towers of unlike shapes and widths, and where their units come from."""
+"""Towers of different shapes and widths, and how their units are given."""
 
 import numpy as np
 import pytest
@@ -22,9 +22,9 @@ def test_each_task_has_its_own_tower(shape):
     found = towers(tf.constant(x)).numpy()
     assert found.shape == (7, 6)
     # Groups of one shape, in the order of their first task: click and stay, rank, buy.
-    places = {0: (0, 0), 3: (0, 1), 1: (1, 0), 2: (2, 0)}
+    index_in_group = {0: (0, 0), 3: (0, 1), 1: (1, 0), 2: (2, 0)}
     for task, columns in enumerate(logit_columns(TASKS)):
-        group, position = places[task]
+        group, position = index_in_group[task]
         h = x if x.ndim == 2 else x[task]
         for layer in (*towers.hidden[group].dense, towers.logits[group]):
             h = h @ layer.kernel.numpy()[position] + layer.bias.numpy()[position]

@@ -197,7 +197,7 @@ class MultiTask(Network):
             self.experts.append(
                 layers.MLP(options.expert_hidden_units, self.dense_config, stacks=experts, name=f"experts_{number}")
             )
-            if experts > 1:
+            if experts > 1:  # a single expert always weighs 1
                 gates = layers.Gates(
                     level.readable,
                     options.gate_hidden_units,

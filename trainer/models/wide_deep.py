@@ -50,6 +50,7 @@ class WideDeep(Network):
     def build(self) -> None:
         """Creates the hidden layers and a linear head for all tasks."""
         self.hidden = layers.MLP(self.options.deep_hidden_units, self.dense_config, name="hidden")
+        # Logits are float32, whatever the compute dtype of the hidden layers.
         self.head = layers.Dense(self.outputs, self.dense_config.logits, name="head")
 
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
