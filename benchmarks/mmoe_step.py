@@ -25,7 +25,7 @@ from trainer.comm import SingleWorker
 from trainer.layout import InputSchema, input_schema
 from trainer.models import build_model
 from trainer.step import StepInput, TrainStep
-from trainer.tasks.tasks import Task
+from trainer.tasks.binary import BinaryTask
 from trainer.training import make_training
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +49,7 @@ def random_batch(layout: InputSchema, batch: int, tasks: int) -> StepInput:
 
 def make_step(flags: list[str], layout: InputSchema, batch: int, tasks: int, compute_dtype: str) -> TrainStep:
     options = parse([*flags, "--global_batch_size", str(batch)], 1, ["mmoe", "shared_bottom"])
-    names = tuple(Task(f"task_{number}") for number in range(tasks))
+    names = tuple(BinaryTask(f"task_{number}") for number in range(tasks))
     model = build_model(options.model, layout, names, compute_dtype=compute_dtype, seed=0)
     return make_training(
         model,

@@ -309,7 +309,7 @@ def model_folder(tmp_path_factory) -> Path:
     from trainer.config import ModelOptions
     from trainer.layout import input_schema
     from trainer.models import build_model
-    from trainer.tasks.tasks import tasks_of
+    from trainer.tasks.task import tasks_of
     from trainer.weights import named
 
     folder = tmp_path_factory.mktemp("models")

@@ -15,7 +15,7 @@ from trainer.evaluate import Evaluator
 from trainer.feeding import step_input
 from trainer.logging.step_times import timed
 from trainer.step import TrainStep
-from trainer.tasks.tasks import Task
+from trainer.tasks.task import Task
 
 # Steps run in separate parts (compute, exchange, update) after the measurement.
 BREAKDOWN_STEPS = 10

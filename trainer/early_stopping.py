@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from trainer.metrics import is_better
+from trainer.tasks.evaluation import is_better
 
 
 @dataclass

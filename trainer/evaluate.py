@@ -10,10 +10,10 @@ from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from trainer.comm import Comm
 from trainer.feeding import id_matrix
-from trainer.metrics.evaluation import Evaluation
 from trainer.models.ranking import RankingModel
 from trainer.predictions import PredictionWriter
 from trainer.process.device import compiles_passes
+from trainer.tasks.evaluation import Evaluation
 
 
 class Evaluator:

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from data.loading.batch import Batch
 from trainer.step import StepInput
-from trainer.tasks.tasks import Task, restrict_to_sample_space
+from trainer.tasks.task import Task, restrict_to_sample_space
 
 
 def step_input(batch: Batch, tasks: tuple[Task, ...]) -> StepInput:

@@ -21,7 +21,7 @@ from trainer.model_size import check_model_fits
 from trainer.outputs import check_outputs
 from trainer.predictions import check_column_names, check_predictions_path
 from trainer.process.worker_env import WorkerEnv
-from trainer.tasks.tasks import tasks_of
+from trainer.tasks.task import tasks_of
 
 SECONDS_BETWEEN_REPORTS = 5.0
 

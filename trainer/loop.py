@@ -27,15 +27,13 @@ from trainer.logging.profiling import StepProfiler, nvtx_range
 from trainer.logging.progress import NullProgress, Progress
 from trainer.logging.step_times import StepTimes, timed
 from trainer.logging.tensorboard import TensorBoard
-from trainer.metrics import direction_of
 from trainer.metrics.calibration import as_records
-from trainer.metrics.evaluation import MEAN
 from trainer.metrics.metric import Direction
 from trainer.optimizers.optimizer import Schedule
 from trainer.step import StepResult, TrainStep
-from trainer.tasks.tasks import Task
+from trainer.tasks.evaluation import MEAN, headline_metrics, metric_of
+from trainer.tasks.task import Task
 
-TOLD = ("loss_val", "auc_roc", "streaming_map_val", "accuracy", "rmse")
 TASKS_TOLD, ENDS_TOLD = 8, 3
 REASONS_SHOWN = 5
 # Evaluation batches between two collectives that ask whether any worker has been told to stop.
@@ -283,7 +281,7 @@ def describe(metrics: dict[str, float]) -> str:
     """
     parts = []
     for name in dict.fromkeys(key.split("/")[0] for key in metrics):
-        if name in TOLD:
+        if name in headline_metrics():
             values = {key: value for key, value in metrics.items() if key.split("/")[0] == name}
             means = {key: value for key, value in values.items() if key == f"{name}/{MEAN}"}
             tasks = {key: value for key, value in values.items() if key not in means}
@@ -297,7 +295,7 @@ def describe(metrics: dict[str, float]) -> str:
 def _ends(name: str, tasks: dict[str, float]) -> str:
     """Format the best and worst tasks of a metric, in parentheses."""
     known = {key.partition("/")[2]: value for key, value in tasks.items() if not math.isnan(value)}
-    ranked = sorted(known, key=lambda task: known[task], reverse=direction_of(name) is Direction.LARGER)
+    ranked = sorted(known, key=lambda task: known[task], reverse=metric_of(name).direction is Direction.LARGER)
     best, worst = (
         ", ".join(f"{task} {known[task]:.5f}" for task in chosen)
         for chosen in (ranked[:ENDS_TOLD], ranked[::-1][:ENDS_TOLD])

@@ -14,7 +14,7 @@ from data.memory import check_fits, in_gibibytes
 from trainer.config import ModelOptions, Options
 from trainer.layout import InputSchema
 from trainer.process.worker_env import WorkerEnv
-from trainer.tasks.tasks import Task
+from trainer.tasks.task import Task
 
 # Rows below which a table is replicated even under --shard_embeddings; with a width of 128 it takes less than 2 MB.
 SMALLEST_SHARDED = 4096

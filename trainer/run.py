@@ -32,7 +32,6 @@ from trainer.logging.progress import NullProgress, Progress
 from trainer.logging.results import Results
 from trainer.loop import TrainingLoop, describe, told_of_undefined
 from trainer.metrics.calibration import as_records
-from trainer.metrics.evaluation import Evaluation
 from trainer.models import build_model
 from trainer.optimizers.schedules import changed_rates
 from trainer.predictions import PredictionWriter
@@ -40,7 +39,8 @@ from trainer.process import runtime
 from trainer.process.affinity import set_affinity
 from trainer.process.device import on_gpu
 from trainer.process.worker_env import WorkerEnv
-from trainer.tasks.tasks import tasks_of
+from trainer.tasks.evaluation import Evaluation
+from trainer.tasks.task import tasks_of
 from trainer.training import Training, make_training, shards_of
 from trainer.weights import named
 

@@ -59,8 +59,7 @@ def make_training(
     """
     weighting = make_loss_weighting(
         options.loss_weighting,
-        [task.loss_weight for task in model.tasks],
-        [task.kind == "regression" for task in model.tasks],
+        model.tasks,
         options.seed,
         gradnorm_alpha=options.gradnorm_alpha,
     )

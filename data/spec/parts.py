@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from data.spec.task_types import TASK_TYPES, LabelKind
+
 ONEHOT = "onehot_categorical"
 MULTIHOT = "multihot_categorical"
 NUMERICAL = "numerical"
@@ -18,7 +20,7 @@ REQUIRED_MAPPINGS = ("train", "test")
 CHUNK_KEYS = ("type", "features", "files")
 CHUNK_TYPES = ("parquet", "csv")
 
-TASKS = ("binary", "multiclass", "regression")
+TASKS = tuple(TASK_TYPES)
 MISSING = ("error", "ignore")
 SAMPLE_WEIGHT = "sample_weight"
 ROLES = (SAMPLE_WEIGHT,)
@@ -49,7 +51,7 @@ class Feature:
         cardinality: number of ids, which lie in [0, cardinality); for a multiclass label the number of classes.
         max_hotness: maximum number of ids per row of a multi-hot feature.
         embedding_dim: width of the embedding, or None to choose it in `data.spec.embedding_sizes`.
-        task: task type of a label: "binary", "multiclass" or "regression".
+        task: task type of a label, a key of TASK_TYPES.
         loss_weight: factor of the label's loss, > 0.
         positive_weight: factor of the positive rows in a binary loss, > 0.
         given: name of the binary label whose positive rows are the sample space of this label.
@@ -68,6 +70,11 @@ class Feature:
     given: str | None = None
     missing: str = "error"
     role: str | None = None
+
+    @property
+    def label_kind(self) -> LabelKind:
+        """The values of a label."""
+        return TASK_TYPES[self.task]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from trainer.optimizers.optimizer import Optimizer
 from trainer.optimizers.rules import Ftrl, RMSprop
 from trainer.optimizers.schedules import Constant
 from trainer.step import StepInput, TrainStep
+from trainer.tasks.binary import BinaryTask
 from trainer.tasks.loss_weighting import make_loss_weighting
-from trainer.tasks.tasks import Task
+from trainer.tasks.task import Task
 from trainer.weights import named
 
 DEEP_RATE, WIDE_RATE = 0.01, 0.02
@@ -50,7 +51,7 @@ def make_model(
         "num_experts": 4,
     }
     options = ModelOptions(deep_dropout=dropout, combiner=combiner, **(small | flags))
-    named_tasks = tuple(task if isinstance(task, Task) else Task(task) for task in tasks)
+    named_tasks = tuple(task if isinstance(task, Task) else BinaryTask(task) for task in tasks)
     return build_model(options, layout, named_tasks, compute_dtype=compute_dtype, seed=seed, shards=shards)
 
 
@@ -66,9 +67,7 @@ def make_step(
     fp16_allreduce: bool = False,
 ) -> TrainStep:
     embeddings = model.embeddings
-    tasks = model.tasks
-    regressions = [task.kind == "regression" for task in tasks]
-    weighting = make_loss_weighting(loss_weighting, [task.loss_weight for task in tasks], regressions, 3)
+    weighting = make_loss_weighting(loss_weighting, model.tasks, 3)
     wide = Optimizer(Ftrl(), Constant(WIDE_RATE), named(model.wide_weights), named(embeddings.wide_tables))
     deep = Optimizer(
         RMSprop(), Constant(DEEP_RATE), named(model.deep_weights) | weighting.weights, named(embeddings.deep_tables)

@@ -6,14 +6,14 @@ from tests.trainer.small_models import make_batches, make_model, make_step
 from tests.trainer.test_training_pass import training_pass
 from trainer.models.aitm import Transfer, chain_of
 from trainer.models.layers import Style
-from trainer.tasks.tasks import Task
+from trainer.tasks.binary import BinaryTask
 
-CLICK, CART, BUY = Task("click"), Task("cart"), Task("buy")
+CLICK, CART, BUY = BinaryTask("click"), BinaryTask("cart"), BinaryTask("buy")
 
 
 def test_tasks_are_chained_by_given_and_else_by_their_order():
     assert chain_of((CLICK, CART, BUY)) == [(0, None), (1, 0), (2, 1)]
-    given_later = (Task("buy", given=1), CLICK, Task("return", given=0), CART)
+    given_later = (BinaryTask("buy", given=1), CLICK, BinaryTask("return", given=0), CART)
     assert chain_of(given_later) == [(1, None), (3, 1), (0, 1), (2, 0)]
 
 
@@ -32,7 +32,7 @@ def test_a_transfer_is_the_papers_attention_over_two_vectors():
         np.testing.assert_allclose(found[row], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("tasks", "penalised"), [((CLICK, BUY), True), ((CLICK, Task("buy", given=0)), False)])
+@pytest.mark.parametrize(("tasks", "penalised"), [((CLICK, BUY), True), ((CLICK, BinaryTask("buy", given=0)), False)])
 def test_a_task_that_is_likelier_than_the_one_before_it_is_penalised_unless_it_is_conditional(tasks, penalised):
     model, batch = make_model(model="aitm", tasks=tasks), make_batches(1, tasks=2)[0]
     context = training_pass(16)

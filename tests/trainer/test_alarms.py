@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trainer.expert_monitor import MIN_ROWS, MOST_PAIRED, LevelHealth, alarms, flat, gate_names, is_health, levels_in
-from trainer.metrics import direction_of
+from trainer.tasks.evaluation import metric_of
 
 TASKS = ["click", "conversion"]
 
@@ -139,5 +139,5 @@ def test_no_metric_is_taken_for_health_nor_health_for_a_metric():
     for key in flat(TASKS, [level()]):
         assert is_health(key)
         with pytest.raises(ValueError):
-            direction_of(key)
+            metric_of(key)
     assert not any(map(is_health, ("auc_roc", "loss_val/mean", "epoch", "loss")))

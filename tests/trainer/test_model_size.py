@@ -20,10 +20,11 @@ from trainer.model_size import check_model_fits, dense_weights, table_sizes
 from trainer.models import MODELS
 from trainer.process.worker_env import WorkerEnv
 from trainer.recommender import Recommender
-from trainer.tasks.tasks import Task
+from trainer.tasks.binary import BinaryTask
+from trainer.tasks.multiclass import MulticlassTask
 from trainer.training import make_training
 
-TASKS = (Task("click"), Task("kind", "multiclass", classes=5))
+TASKS = (BinaryTask("click"), MulticlassTask("kind", num_classes=5))
 FLAGS = {"deep_hidden_units": (32, 16), "expert_hidden_units": (16, 8), "tower_hidden_units": (8,), "num_experts": 4}
 RULES = ("rmsprop", "adam", "adamw", "adagrad", "sgd")
 
@@ -92,7 +93,7 @@ LARGE = layout_of(user=(50_000_000, 64), day=(7, 4))
 
 def refusal(options: Options, launch: WorkerEnv | None = None, layout: InputSchema = LARGE) -> str:
     with pytest.raises(DataError) as caught:
-        check_model_fits(options, layout, (Task("click"),), launch or WorkerEnv(), 1)
+        check_model_fits(options, layout, (BinaryTask("click"),), launch or WorkerEnv(), 1)
     return str(caught.value)
 
 
@@ -109,7 +110,7 @@ def test_without_training_only_the_weights_count(bound):
     bound(13 * 10**9)
     refusal(options_of("--model", "mmoe"))
     refusal(options_of("--model", "mmoe", "--benchmark"))
-    check_model_fits(options_of("--model", "mmoe", "--evaluate"), LARGE, (Task("click"),), WorkerEnv(), 1)
+    check_model_fits(options_of("--model", "mmoe", "--evaluate"), LARGE, (BinaryTask("click"),), WorkerEnv(), 1)
     bound(12 * 10**9)
     assert "user (50,000,000 x 64: 11.92 GiB)" in refusal(options_of("--model", "mmoe", "--evaluate"))
     assert "optimizer" not in refusal(options_of("--model", "mmoe", "--predict", "out.parquet"))
@@ -118,18 +119,19 @@ def test_without_training_only_the_weights_count(bound):
 def test_workers_of_a_host_share_its_memory_and_sharded_tables(bound):
     two = WorkerEnv(0, 2, 0, 2)
     bound(60 * 10**9)
-    check_model_fits(options_of("--model", "mmoe"), LARGE, (Task("click"),), WorkerEnv(), 1)
+    check_model_fits(options_of("--model", "mmoe"), LARGE, (BinaryTask("click"),), WorkerEnv(), 1)
     assert "27.94 GiB are available to each of 2 workers on this host" in refusal(options_of("--model", "mmoe"), two)
-    check_model_fits(options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (Task("click"),), two, 1)
+    check_model_fits(options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (BinaryTask("click"),), two, 1)
     bound(38 * 10**9)
     refusal(options_of("--model", "mmoe", "--shard_embeddings"), two)
     # On two hosts, each worker has its host's memory.
-    check_model_fits(options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (Task("click"),), WorkerEnv(0, 2), 1)
+    sharded = options_of("--model", "mmoe", "--shard_embeddings")
+    check_model_fits(sharded, LARGE, (BinaryTask("click"),), WorkerEnv(0, 2), 1)
 
 
 def test_classes_units_and_experts_count(bound):
     bound(2**33)
-    many = (Task("kind", "multiclass", classes=2 * 10**9),)
+    many = (MulticlassTask("kind", num_classes=2 * 10**9),)
     with pytest.raises(DataError, match="2,000,000,000 outputs"):
         check_model_fits(options_of("--model", "mmoe"), layout_of(day=(7, 4)), many, WorkerEnv(), 1)
     assert "dense weights" in refusal(options_of("--deep_hidden_units", "2000000000"), layout=layout_of(day=(7, 4)))
@@ -141,7 +143,7 @@ def test_classes_units_and_experts_count(bound):
 def test_on_a_gpu_nothing_is_compared(bound, monkeypatch):
     bound(2**20)
     monkeypatch.setattr(model_size, "may_use_gpu", lambda cpu: True)
-    check_model_fits(options_of("--model", "mmoe"), LARGE, (Task("click"),), WorkerEnv(), 1)
+    check_model_fits(options_of("--model", "mmoe"), LARGE, (BinaryTask("click"),), WorkerEnv(), 1)
 
 
 def test_a_run_is_refused_before_tensorflow(tmp_path, capsys, monkeypatch, bound):

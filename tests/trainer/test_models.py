@@ -9,14 +9,14 @@ from tests.trainer.small_models import LAYOUT, make_batches, make_model
 from trainer.config import ModelOptions
 from trainer.layout import CategoricalInput, InputSchema, input_schema
 from trainer.models import build_model
-from trainer.tasks.tasks import Task
+from trainer.tasks.binary import BinaryTask
 
 
 def test_wide_and_deep_on_outbrain_has_the_published_number_of_parameters():
     spec = FeatureSpec.read(ROOT / "feature_specs" / "fspec_csv.yaml")
     layout = input_schema(spec, embedding_dims(spec, ROOT / "data" / "outbrain" / "embedding_sizes.json"))
     assert layout.width == 1248
-    model = build_model(ModelOptions(), layout, (Task("clicked"),), compute_dtype="float32", seed=0)
+    model = build_model(ModelOptions(), layout, (BinaryTask("clicked"),), compute_dtype="float32", seed=0)
     assert model.count_params() == 91_777_245
     tables = sum(int(np.prod(table.shape)) for table in model.embeddings.deep_tables)
     assert tables == 85_616_076

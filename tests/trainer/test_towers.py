@@ -11,9 +11,11 @@ from trainer.config import ModelOptions
 from trainer.models import MODELS
 from trainer.models.layers import Style
 from trainer.models.towers import Towers
-from trainer.tasks.tasks import Task, logit_columns
+from trainer.tasks.binary import BinaryTask
+from trainer.tasks.multiclass import MulticlassTask
+from trainer.tasks.task import logit_columns
 
-TASKS = (Task("click"), Task("rank", kind="multiclass", classes=3), Task("buy"), Task("stay"))
+TASKS = (BinaryTask("click"), MulticlassTask("rank", num_classes=3), BinaryTask("buy"), BinaryTask("stay"))
 UNITS = [(5,), (5,), (), (5,)]
 
 

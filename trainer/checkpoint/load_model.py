@@ -28,7 +28,7 @@ from trainer.layout import InputSchema, input_schema
 from trainer.model_size import dense_weights
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
-from trainer.tasks.tasks import Task, tasks_of
+from trainer.tasks.task import Task, tasks_of
 from trainer.weights import named
 
 MAX_MEBIBYTES = 16

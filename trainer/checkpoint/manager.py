@@ -31,11 +31,10 @@ from trainer.config import ModelOptions, Options
 from trainer.early_stopping import Stopping
 from trainer.inputs import Inputs
 from trainer.logging.log import to_plain
-from trainer.metrics import is_better
+from trainer.tasks.evaluation import headline_metrics, is_better
 
 NAN = float("nan")
 # The first of these that is computed decides which checkpoint is the best.
-MAIN_METRICS = ("streaming_map_val", "auc_roc", "rmse")
 
 
 def agreed_model_options(options: ModelOptions, comm: Comm) -> ModelOptions:
@@ -244,7 +243,7 @@ class Saver:
         if asked is not None and asked not in keys:
             raise DataError(f"--early_stopping_metric {asked!r} is not one of {', '.join(keys)}")
         # Each metric's own key with one task, the mean over tasks with several.
-        defaults = [key for name in MAIN_METRICS for key in (name, f"{name}/mean")]
+        defaults = [key for name in headline_metrics() for key in (name, f"{name}/mean")]
         return asked or next(key for key in defaults if key in keys)
 
     def best_value(self, key: str) -> float | None:

@@ -12,14 +12,14 @@ from trainer.expert_monitor import PARTS as HEALTH
 from trainer.logging.log import NullLog, RunLog, to_plain
 from trainer.logging.profiling import StepProfiler
 from trainer.logging.tensorboard import LogOnBoard, TensorBoard
-from trainer.metrics import METRICS_OF_KIND
 from trainer.metrics.calibration import CURVE
 from trainer.outputs import ARGUMENTS, METRICS
 from trainer.report.runs import read_run
+from trainer.tasks.evaluation import metrics_by_name
 
 METRIC_UNITS = {
     "loss": None,
-    **dict.fromkeys(name for metrics in METRICS_OF_KIND.values() for name in metrics),
+    **{name: metric.unit for name, metric in metrics_by_name().items()},
     **dict.fromkeys(HEALTH),
     CURVE: None,
     "train_throughput": "samples/s",

@@ -9,7 +9,7 @@ from trainer.layout import InputSchema
 if TYPE_CHECKING:
     from trainer.embeddings.shards import Shards
     from trainer.models.ranking import RankingModel
-    from trainer.tasks.tasks import Task
+    from trainer.tasks.task import Task
 
 # Names rather than classes: importing Keras takes seconds, and flags are validated before it is loaded.
 MODELS = {

@@ -15,7 +15,7 @@ from trainer.models.layers import ParallelDense, ParallelStack, Style
 from trainer.models.ranking import RankingModel
 from trainer.models.step_context import StepContext
 from trainer.models.towers import Towers
-from trainer.tasks.tasks import Task, logit_columns
+from trainer.tasks.task import Task, logit_columns
 
 
 def chain_of(tasks: tuple[Task, ...]) -> list[tuple[int, int | None]]:
@@ -114,7 +114,7 @@ class Aitm(RankingModel):
             for task, above in self._chain:
                 if above is None or self.tasks[task].given is not None:
                     continue
-                if {self.tasks[task].kind, self.tasks[above].kind} == {"binary"}:
+                if self.tasks[task].is_binary and self.tasks[above].is_binary:
                     likelier, likely = (tf.sigmoid(logits[:, columns[place]])[:, 0] for place in (task, above))
                     training_pass.penalties.append(self._calibrator_weight * tf.nn.relu(likelier - likely))
         return logits

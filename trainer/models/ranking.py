@@ -11,7 +11,7 @@ from trainer.embeddings.tables import EmbeddingTables, Rows
 from trainer.layout import InputSchema
 from trainer.models.layers import Style
 from trainer.models.step_context import StepContext
-from trainer.tasks.tasks import Task
+from trainer.tasks.task import Task
 
 
 class RankingModel(keras.Model):

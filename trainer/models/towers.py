@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from trainer.models.layers import ParallelDense, ParallelStack, Style
 from trainer.models.step_context import StepContext
-from trainer.tasks.tasks import Task
+from trainer.tasks.task import Task
 
 
 class Towers(keras.layers.Layer):

@@ -7,20 +7,9 @@ from dataclasses import dataclass
 from trainer.expert_monitor import LevelValues
 from trainer.report.runs import Point, Run, metric_keys
 from trainer.report.table import is_quality
+from trainer.tasks.evaluation import metrics_by_name
 
-TITLES = {
-    "loss": "Loss",
-    "auc_roc": "ROC AUC",
-    "streaming_map_val": "MAP@12",
-    "pr_auc": "PR AUC",
-    "gauc": "GAUC",
-    "normalized_entropy": "Normalized entropy",
-    "calibration": "Calibration",
-    "calibration_error": "Calibration error",
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "accuracy": "Accuracy",
-}
+TITLES = {"loss": "Loss"} | {name: metric.title for name, metric in metrics_by_name().items()}
 MEAN = "mean"
 # Upper limits of what is drawn; tables contain everything.
 MOST_PANELS, MOST_TASKS, MOST_GATES, MOST_EXPERTS = 24, 24, 24, 64

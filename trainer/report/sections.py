@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from trainer.logging.progress import format_count
-from trainer.metrics import direction_of
 from trainer.metrics.metric import Direction
 from trainer.report.chart import COLOURS, Axis, Line, line_chart
 from trainer.report.curves import MOST_PANELS, TITLES, Curve, drawn, only, top_of
 from trainer.report.markup import Markup, breakable, element, joined, table
 from trainer.report.runs import MEASURED, Point, Run, metric_keys
 from trainer.report.table import best_of
+from trainer.tasks.evaluation import metric_of
 
 STEP_AXIS = Axis("step", low=0, show=format_count)
 ALL_TASKS = "all tasks"
@@ -138,14 +138,14 @@ def metrics(runs: list[Run]) -> Markup | None:
 
 def _is_metric(key: str) -> bool:
     try:
-        direction_of(key)
+        metric_of(key)
     except ValueError:
         return False
     return True
 
 
 def _metric(key: str) -> Markup:
-    return joined(element("code", breakable(key)), f" {ARROWS.get(direction_of(key), '')}")
+    return joined(element("code", breakable(key)), f" {ARROWS.get(metric_of(key).direction, '')}")
 
 
 def _last(run: Run, key: str) -> float:

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from trainer.logging.progress import format_count
-from trainer.metrics import direction_of
 from trainer.metrics.metric import Direction
 from trainer.report.runs import Point, Run, metric_keys, training_loss
+from trainer.tasks.evaluation import metric_of
 
 MISSING = "-"
 WIDEST = 120
@@ -46,7 +46,7 @@ def best_of(key: str, values: Sequence[float]) -> float:
 
 def _better(key: str) -> Callable[[float, float], bool]:
     try:
-        return direction_of(key).is_better
+        return metric_of(key).direction.is_better
     except ValueError:
         return Direction.SMALLER.is_better if key.split("/")[0] == "loss" else Direction.LARGER.is_better
 

@@ -24,7 +24,7 @@ from trainer.config import ModelOptions
 from trainer.layout import input_schema
 from trainer.logging.log import to_plain
 from trainer.models import build_model
-from trainer.tasks.tasks import tasks_of
+from trainer.tasks.task import tasks_of
 from trainer.weights import named
 
 FEATURES = {

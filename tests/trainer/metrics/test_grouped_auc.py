@@ -7,7 +7,7 @@ from tests.trainer.metrics.evaluations import TestRows, cuts, evaluate, make_row
 from tests.trainer.metrics.oracles import auc_group_by_group
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer.metrics.grouped import GroupedAuc
-from trainer.metrics.metric import Rows
+from trainer.metrics.rows import Rows
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -9,7 +9,7 @@ from tests.trainer.metrics.evaluations import TestRows, cuts, evaluate, make_row
 from tests.trainer.metrics.oracles import map_by_shuffling, map_over_all_orders, map_over_all_placements
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer.metrics.grouped import MeanAveragePrecision
-from trainer.metrics.metric import Rows
+from trainer.metrics.rows import Rows
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tests.trainer.metrics import oracles
 from tests.trainer.metrics.evaluations import TestRows, cuts, evaluate, make_rows, rows_of, small_rows
 from tests.trainer.metrics.workers import LocalWorkers
-from trainer.metrics.evaluation import Evaluation
-from trainer.tasks.tasks import Task
+from trainer.tasks.evaluation import Evaluation
+from trainer.tasks.multiclass import MulticlassTask
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -69,7 +69,7 @@ def test_a_constant_added_to_all_logits_of_a_row_changes_no_ranking():
 def test_two_classes_are_measured_as_a_binary_label_is():
     rows = make_rows(300, groups=4, distinct_scores=20)
     binary = evaluate(rows)
-    evaluation = Evaluation([Task("click", "multiclass", classes=2)], with_group=False)
+    evaluation = Evaluation([MulticlassTask("click", num_classes=2)], with_group=False)
     logits = np.stack([np.zeros(300), rows.logits], axis=1)
     evaluation.update(logits, rows.labels[:, None], rows.weights)
     (result,) = LocalWorkers(1).run(evaluation.result)

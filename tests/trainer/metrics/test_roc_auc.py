@@ -7,8 +7,8 @@ from tests.trainer.metrics.evaluations import TestRows, cuts, evaluate, make_row
 from tests.trainer.metrics.oracles import auc_over_all_pairs
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer.metrics.auc import RocAuc
-from trainer.metrics.metric import Rows
-from trainer.metrics.sums import score_table
+from trainer.metrics.rows import Rows
+from trainer.metrics.score_table import score_table
 
 pytestmark = pytest.mark.filterwarnings("error")
 

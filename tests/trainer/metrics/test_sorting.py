@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.metrics.sums import number_groups
+from trainer.metrics.sorting import number_groups
 
 NEAR = st.integers(-3, 3)
 FAR = st.one_of(NEAR, st.integers(-(2**63), 2**63 - 1))
