@@ -9,8 +9,8 @@ from contextlib import ExitStack
 
 from data.errors import DataError, LostInputError
 from data.loading.loader import ParquetLoader
-from data.storage.checksummed_dir import CheckpointError
-from trainer.checkpoint.store import NoCheckpointError, print_warning
+from data.storage.checksummed_dir import StorageError
+from trainer.checkpoint.store import NoCheckpointError
 from trainer.cli import parse, place_in
 from trainer.config import Options
 from trainer.inputs import (
@@ -36,9 +36,11 @@ from trainer.lifecycle.errors import (
 from trainer.lifecycle.records import JOB_VARIABLE, PEER_GONE, WorkerRecord
 from trainer.lifecycle.run_lock import FolderInUse, RunLock
 from trainer.lifecycle.signals import StopRequest
+from trainer.logging.log import warn
 from trainer.models import MODELS
 from trainer.process.startup import import_tensorflow, robust_stdio
 from trainer.process.worker_env import WorkerEnv, read_worker_env
+from trainer.report.outputs import draw_gates_of_run
 
 FIRST_FAILURE_SECONDS = 0.5
 """Seconds a worker waits before it fails for a lost peer: the launcher reports the first failure as the cause."""
@@ -63,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
             is_training = options.run.trains and not options.run.benchmark
             if launch.rank == 0 and is_training:
                 # Locked before the folders are checked, so that no other run changes them in between.
-                until_the_end.enter_context(RunLock(options.data.model_dir, print_warning, _lock_patience()))
+                until_the_end.enter_context(RunLock(options.data.model_dir, warn, _lock_patience()))
             check_folders(options, inputs.spec, launch)
             warnings = check_workflow(options, inputs.spec, launch)
             if launch.size == 1 and lints_labels(options):  # with several workers, only once they are connected
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
             data = options.data
             print(f"data: {data.dataset_path}  checkpoints: {data.model_dir}  results: {data.results_dir}", flush=True)
             for text in (*inputs.warnings, *warnings, *_short_epochs(inputs.training)):
-                print_warning(text)
+                warn(text)
         import_tensorflow()
         return _execute(options, inputs, launch, record, stop)
 
@@ -97,6 +99,8 @@ def _execute(options: Options, inputs: Inputs, launch: WorkerEnv, record: Worker
 
     try:
         execute(options, inputs, launch, record, stop)
+        if launch.rank == 0 and options.run.trains and not options.run.benchmark:
+            draw_gates_of_run(options.data.results_dir, options.data.log_filename)
     except StoppedBySignal as error:
         if launch.rank == 0:
             print(f"main.py: {error}", file=sys.stderr, flush=True)
@@ -108,7 +112,7 @@ def _execute(options: Options, inputs: Inputs, launch: WorkerEnv, record: Worker
         return _fail(str(error), _code_of(error), record)
     except (MemoryError, ResourceExhaustedError) as error:
         return _fail(f"out of memory: {error}; take smaller batches, or a smaller model", FAILURE, record)
-    except (NotFinite, WorkersDiffer, CheckpointError, FloatingPointError, OSError) as error:
+    except (NotFinite, WorkersDiffer, StorageError, FloatingPointError, OSError) as error:
         return _fail(str(error), FAILURE, record)
     except Exception as error:
         if (said := lost_peer(error)) is None:

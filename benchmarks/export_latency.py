@@ -23,7 +23,7 @@ from trainer.export.comparison import Predict
 from trainer.process.startup import import_tensorflow
 
 if TYPE_CHECKING:
-    from trainer.checkpoint.load_model import SavedModel
+    from trainer.checkpoint.load_model import LoadedModel
 
 BATCHES = (1, 64, 4096)
 WARM_UP, CALLS = 20, 300
@@ -60,7 +60,7 @@ def _measure(model_dir: Path, folder: Path, calls: int) -> None:
         report(about | {"batch": rows, "calls": calls} | _milliseconds(ways, inputs, calls))
 
 
-def _live(saved: "SavedModel") -> Predict:
+def _live(saved: "LoadedModel") -> Predict:
     from trainer.export.graph import encoded_function
 
     function = encoded_function(saved)

@@ -22,7 +22,7 @@ from benchmarks.reporting import report
 from trainer.embeddings.exchange import sum_by_row
 from trainer.embeddings.tables import EmbeddingTables
 from trainer.layout import CategoricalInput, InputSchema
-from trainer.optimizers.optimizer import Optimizer
+from trainer.optimizers.optimizer import Optimizer, ParameterGroup
 from trainer.optimizers.rules import RMSprop
 from trainer.optimizers.schedules import Constant
 
@@ -71,7 +71,7 @@ def skewed_ids(case: Case, seed: int) -> tf.Tensor:
 
 
 def optimizer_of(tables: dict[str, tf.Variable]) -> Optimizer:
-    return Optimizer(RMSprop(), Constant(0.001), {}, tables)
+    return Optimizer(ParameterGroup(RMSprop(), Constant(0.001), tables=tables))
 
 
 def separate(case: Case) -> Step:
@@ -85,9 +85,9 @@ def separate(case: Case) -> Step:
             tape.watch(rows)
             value = tf.reduce_sum(tf.square(tf.concat(embeddings.pool_deep(rows, ids), axis=1)))
         gradients = tape.gradient(value, rows.deep)
-        for table, wanted, gradient in zip(embeddings.tables, embeddings.row_numbers(ids), gradients, strict=True):
+        for table, wanted, gradient in zip(embeddings.tables, embeddings.row_ids(ids), gradients, strict=True):
             flat = tf.reshape(gradient, [-1, table.shape[1]])
-            optimizer.update_rows(table.path, *sum_by_row(tf.reshape(wanted, [-1]), flat), number)
+            optimizer.apply({table.path: sum_by_row(tf.reshape(wanted, [-1]), flat)}, number)
         return value
 
     return step
@@ -128,7 +128,7 @@ def fused(case: Case) -> Step:
             value = tf.reduce_sum(tf.square(tf.concat(parts, axis=1)))
         for name, wanted, gradient in zip(tables, numbers, tape.gradient(value, rows), strict=True):
             flat = tf.reshape(gradient, [-1, gradient.shape[2]])
-            optimizer.update_rows(name, *sum_by_row(tf.reshape(wanted, [-1]), flat), number)
+            optimizer.apply({name: sum_by_row(tf.reshape(wanted, [-1]), flat)}, number)
         return value
 
     return step

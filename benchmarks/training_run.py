@@ -13,11 +13,11 @@ from trainer.benchmark import take_apart
 from trainer.cli import parse
 from trainer.comm import Comm, connect
 from trainer.evaluate import Evaluator
-from trainer.feeding import step_input
 from trainer.inputs import open_inputs
 from trainer.models import MODELS, build_model
 from trainer.process import runtime
 from trainer.process.worker_env import read_worker_env
+from trainer.step import step_input
 from trainer.tasks.evaluation import Evaluation
 from trainer.tasks.task import tasks_of
 from trainer.training import make_training, shards_of

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from data.errors import DataError
-from data.spec.problems import shown
+from data.errors import DataError, shown
 
 LARGEST = 2**31 - 1
 OUTSIDE_PATHS_HELP = "let a specification that you trust name files outside of its folder"

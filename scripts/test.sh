@@ -45,7 +45,9 @@ if [ -n "$only" ]; then
 else
   step "ruff check" "$bin/ruff" check .
   step "ruff format" "$bin/ruff" format --check --quiet .
+  step "import-linter" "$bin/lint-imports" --no-cache
   step "mypy" "$bin/mypy"
-  step "pytest" "$bin/python" -m pytest "${select[@]}" --durations=15 --durations-min=1 "$@"
+  # One pytest process per CPU; a file stays in one process, which shares its fixtures.
+  step "pytest" "$bin/python" -m pytest "${select[@]}" -n logical --maxprocesses 8 --dist loadfile --durations=15 --durations-min=1 "$@"
 fi
 echo "== all passed: ${times}total $SECONDS s"

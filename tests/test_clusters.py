@@ -58,7 +58,7 @@ def wait_for(path: Path) -> None:
         ({}, "node7:1,node8:1", "2"),
     ],
 )
-def test_the_hosts_of_the_allocation_get_their_workers_under_a_supervisor(project, settings, hosts, workers):
+def test_slurm_hosts_get_supervised_workers(project, settings, hosts, workers):
     assert submit(project, "", "--amp", "--model_dir", "my model", **settings).wait(60) == 0
     words = (project / "words").read_text().splitlines()
     assert words[:4] == ["supervise.py", "--max_restarts", "10", "--"]
@@ -71,7 +71,7 @@ def test_the_hosts_of_the_allocation_get_their_workers_under_a_supervisor(projec
     ("sent", "code", "requeued"),
     [(None, 0, False), (None, 75, False), ("USR1", 75, True), ("USR1", 1, False), ("TERM", 75, False)],
 )
-def test_only_a_job_that_was_warned_and_has_saved_goes_back_into_the_queue(project, sent, code, requeued):
+def test_slurm_requeues_only_a_job_that_has_saved(project, sent, code, requeued):
     signals = project / "signals"
     if sent is None:
         job = submit(project, f"exit {code}")
@@ -91,7 +91,7 @@ def test_only_a_job_that_was_warned_and_has_saved_goes_back_into_the_queue(proje
     assert sent is None or signals.read_text() == f"{sent}\n"
 
 
-def test_a_job_that_was_submitted_from_elsewhere_says_from_where(project):
+def test_slurm_job_reports_its_submit_folder(project):
     (project / "supervise.py").unlink()
     job = submit(project, "")
     assert "submit it from the project's folder" in job.communicate(timeout=60)[1]
@@ -133,7 +133,7 @@ def test_the_numbers_and_paths_of_the_manifest_agree():
     assert main["image"] == sshd["image"]
 
 
-def test_the_end_of_a_pod_is_told_to_one_worker_and_waited_for(tmp_path):
+def test_pod_end_reaches_one_worker_and_is_awaited(tmp_path):
     if not shutil.which("pkill"):
         pytest.skip("no pkill here: apt-get install procps")
     *shell, hook = pods()[2]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]

@@ -49,7 +49,7 @@ def test_the_public_variants_are_there():
 
 
 @pytest.mark.parametrize("name", left_to_all([spec.stem for spec in SPECS], USUAL))
-def test_a_specification_trains_two_epochs_and_evaluates_the_same_again(folder, name):
+def test_specification_trains_and_evaluates_the_same(folder, name):
     trained, evaluated = metrics(folder / name / "train"), metrics(folder / name / "evaluate")
     assert losses(folder / name / "train")
     for key, value in trained.items():

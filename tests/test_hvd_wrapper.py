@@ -62,7 +62,7 @@ def test_the_local_rank_is_read_under_every_launcher(start, shell, launcher):
         ("NoDevFiles", "3", "NoDevFiles"),
     ],
 )
-def test_every_local_rank_sees_its_own_gpu_of_the_users_list(start, shell, listed, rank, expected):
+def test_every_local_rank_sees_its_own_gpu(start, shell, listed, rank, expected):
     environment = {"HOROVOD_LOCAL_RANK": rank} | ({} if listed is None else {"CUDA_VISIBLE_DEVICES": listed})
     assert gpu_of(start(environment, shell=shell)) == expected
 
@@ -73,7 +73,7 @@ def test_without_a_launcher_nothing_changes(start, listed):
     assert gpu_of(start(environment, host_gpus=2)) == listed
 
 
-def test_horovodrun_inside_a_slurm_job_decides_by_horovods_rank(start):
+def test_horovod_rank_wins_inside_a_slurm_job(start):
     assert gpu_of(start({"SLURM_LOCALID": "0", "HOROVOD_LOCAL_RANK": "2"})) == "2"
 
 
@@ -91,7 +91,7 @@ def test_a_gpu_that_slurm_has_bound_to_the_task_stays(start):
         ({"HOROVOD_LOCAL_RANK": "one"}, 0, "'one'"),
     ],
 )
-def test_a_worker_without_a_gpu_is_told_so_and_does_not_start(start, shell, environment, host_gpus, message):
+def test_worker_without_a_gpu_does_not_start(start, shell, environment, host_gpus, message):
     process = start(environment, host_gpus, shell)
     assert (process.returncode, process.stdout) == (2, "")
     assert message in process.stderr
@@ -112,7 +112,7 @@ def test_as_many_workers_start_as_the_error_suggests(start):
         ({"HOROVOD_LOCAL_RANK": "0", "CUDA_VISIBLE_DEVICES": ""}, 2, "unset"),
     ],
 )
-def test_horovods_cycle_is_short_on_gpus_unless_the_user_says_otherwise(start, environment, host_gpus, cycle_time):
+def test_horovod_cycle_is_short_on_gpus_by_default(start, environment, host_gpus, cycle_time):
     assert start(environment, host_gpus).stdout.split(" ")[1].strip() == cycle_time
 
 
@@ -122,7 +122,7 @@ def test_the_commands_arguments_and_its_exit_code_are_kept(start):
     assert (process.stdout, process.returncode) == ("<two words><*><><a'b>", 7)
 
 
-def test_the_wrapper_becomes_the_command_so_that_signals_reach_it():
+def test_wrapper_execs_so_that_signals_arrive():
     with subprocess.Popen(
         ["sh", str(WRAPPER), "sh", "-c", "echo $$"],
         env={"PATH": "/usr/bin:/bin", "HOROVOD_LOCAL_RANK": "0", "CUDA_VISIBLE_DEVICES": "0"},

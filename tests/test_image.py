@@ -87,7 +87,7 @@ def test_what_the_dockerfile_copies_is_there_and_let_in():
         assert all(map(goes_in, files)), source
 
 
-def test_all_that_is_tracked_goes_in_but_what_only_the_checkout_needs():
+def test_image_holds_tracked_files_except_checkout_ones():
     listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listing.returncode:
         pytest.skip("no git checkout")
@@ -116,7 +116,7 @@ def test_environment_history_and_data_stay_out(path):
     assert not goes_in(path)
 
 
-def test_nothing_comes_from_the_network_but_through_apt_and_the_locked_lists():
+def test_network_is_used_by_apt_and_locked_lists_only():
     for name, arguments in instructions(DOCKERFILE):
         assert name != "ADD"
         assert not re.search(r"://|\b(curl|wget|git|pip3?|uv) ", arguments), arguments
@@ -135,12 +135,12 @@ def test_every_base_is_a_build_argument_with_a_version():
         assert origin in parts or origin in {"${GPU_BASE}", "${CPU_BASE}", "${VARIANT}"}, name
 
 
-def test_the_cuda_of_the_base_is_the_family_of_the_locked_list():
+def test_base_cuda_matches_the_locked_list():
     (family,) = re.findall(r"GPU_BASE=.*cuda:(\d+\.\d+)\.\d+-devel-ubuntu24\.04", DOCKERFILE)
     assert f"nvidia-cuda-runtime-cu12=={family}." in (ROOT / "requirements" / "gpu.txt").read_text()
 
 
-def test_compilers_stay_out_of_the_image_and_code_comes_last():
+def test_image_has_no_compilers_and_code_comes_last():
     parts = stages(DOCKERFILE)
     installs = {name for name, stage in parts.items() for part in stage if "build-essential" in part.arguments}
     assert installs == {"environment"}
@@ -197,7 +197,7 @@ def test_an_unknown_user_gets_a_private_home(tmp_path):
     assert owner == "700 4321" and home.startswith("</tmp/home-") and code == 7
 
 
-def test_secrets_are_mounted_and_never_arguments_or_variables():
+def test_secrets_are_mounted_only():
     kept = " ".join(part.arguments for part in instructions(DOCKERFILE) if part.name in {"ARG", "ENV", "LABEL"})
     assert not re.search(r"index|token|password|secret|cert", kept, flags=re.IGNORECASE)
     fetching = [part.arguments for part in instructions(DOCKERFILE) if "--mount=type=secret" in part.arguments]
@@ -249,7 +249,7 @@ def test_the_index_reaches_the_build_as_a_secret(machine):
     assert not (machine.state / "work" / "pip.conf").exists()
 
 
-def test_the_index_of_pips_configuration_reaches_the_build_too(machine):
+def test_pip_configuration_reaches_the_build(machine):
     machine.tool("docker", DOCKER)
     (machine.state / "size").write_text("1\n")
     (machine.state / "pip-config").write_text(f"global.index-url='{INDEX}'\n")

@@ -85,7 +85,7 @@ def test_every_name_goes_through_every_export(folder, format, capfd):
     expected = tensor_names([*ONEHOT, *MULTIHOT, *NUMERICAL, *LABELS])
     assert names == {name: tensor for name, tensor in expected.items() if name != tensor}
     if format == "savedmodel":
-        signature = tf.saved_model.load(str(output)).signatures["serving_default"]
+        signature = tf.saved_model.load(str(output)).signatures["serving_default"]  # noqa: TID251
         assert set(signature.structured_input_signature[1]) == {
             expected[name] for name in [*ONEHOT, *MULTIHOT, *NUMERICAL]
         }

@@ -26,7 +26,7 @@ from data.files.new_dataset import new_dataset
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
 from data.storage.arrays import ArraySource
-from data.storage.checksummed_dir import CheckpointError, check_replaceable
+from data.storage.checksummed_dir import StorageError, check_replaceable
 from data.storage.files import create_new, replacing, temporary_beside, write_whole
 from main import main
 from tests.helpers import ROOT, make_dataset
@@ -166,7 +166,7 @@ def test_saving_a_model_leaves_others_folders(tmp_path, make):
     place = tmp_path / "model"
     make(place)
     before = snapshot(tmp_path)
-    with pytest.raises(CheckpointError, match="model"):
+    with pytest.raises(StorageError, match="model"):
         write_model(place, arrays(), {})
     with pytest.raises(DataError, match="model"):
         check_replaceable(place)
@@ -471,12 +471,12 @@ def test_a_save_needs_the_room_that_it_says(tmp_path):
     page = 4096
     script = (
         "import re, sys; from pathlib import Path; import numpy as np\n"
-        "from data.storage.arrays import ArraySource\nfrom data.storage.checksummed_dir import CheckpointError\n"
-        "from data.storage.checksummed_dir import write_sealed\n"
+        "from data.storage.arrays import ArraySource\nfrom data.storage.checksummed_dir import StorageError\n"
+        "from data.storage.checksummed_dir import write_checksummed\n"
         "arrays = [ArraySource.from_array(f'table {i}', np.zeros((i * 1000, 3), np.float32)) for i in range(1, 20)]\n"
         "try:\n"
-        "    write_sealed(Path(sys.argv[1]) / 'saved', arrays, {'a/b.txt': b'x' * 5000}, {'fact': 'y' * 3000})\n"
-        "except CheckpointError as error:\n"
+        "    write_checksummed(Path(sys.argv[1]) / 'saved', arrays, {'a/b.txt': b'x' * 5000}, {'fact': 'y' * 3000})\n"
+        "except StorageError as error:\n"
         "    print(re.search('([0-9,]+) bytes are needed', str(error)).group(1).replace(',', ''))\n"
         "print(*Path(sys.argv[1]).iterdir())\n"
     )

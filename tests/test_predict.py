@@ -37,14 +37,13 @@ from pathlib import Path
 import numpy as np
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
-from trainer.feeding import id_matrix
 from trainer.checkpoint.load_model import load_model
 
 folder, data, output = map(Path, sys.argv[1:])
 saved = load_model(folder)
 spec = FeatureSpec.read(data / "feature_spec.yaml")
 (batch,) = ParquetLoader(spec, "test", global_batch_size=1000, shuffle=False).epoch(0)
-np.save(output, saved.model(id_matrix(batch), batch.numerical).numpy())
+np.save(output, saved.model(batch.ids, batch.numerical).numpy())
 described = [saved.model.name, [task.name for task in saved.tasks], saved.layout.id_columns]
 ids = {name: encoder.encode([3, None, 99]).tolist() for name, encoder in saved.encoders.items()}
 print(json.dumps([described, ids]))
@@ -101,7 +100,7 @@ def columns(*names: str) -> list[str]:
     return [f"prediction_{name}" for name in names]
 
 
-def test_predictions_are_those_of_the_evaluation_and_metrics_are_left_alone(work, predictions):
+def test_predictions_equal_those_of_the_evaluation(work, predictions):
     assert metrics(work.folder / "results") == work.metrics
     table = work.predicted("evaluated.parquet", "--evaluate", "--predictions_file", "OUT", "--eval_batch_size", "512")
     assert list(predictions) == [*table.column_names, "ad_id", "topic_id_list"]
@@ -118,7 +117,7 @@ def test_kept_columns_are_those_of_the_files(work, predictions):
     assert [list(ids) for ids in predictions["topic_id_list"]] == [list(ids) for ids in stored["topic_id_list"]]
 
 
-def test_rows_without_labels_are_predicted_and_unknown_labels_have_no_column(work, predictions):
+def test_rows_without_labels_are_predicted(work, predictions):
     arguments = ["--predict", "OUT", "--eval_mapping", "new", "--keep", "request"]
     found = work.predicted("new.parquet", *arguments).to_pandas()
     assert list(found) == ["row", "prediction_click", "label_conversion", *columns("conversion", "spend"), "request"]
@@ -127,7 +126,7 @@ def test_rows_without_labels_are_predicted_and_unknown_labels_have_no_column(wor
     assert (found["label_conversion"] == predictions["label_conversion"]).all()
 
 
-def test_a_model_folder_alone_predicts_the_same_in_a_fresh_process(work, predictions):
+def test_model_folder_alone_predicts_the_same(work, predictions):
     folder = work.folder / "model_elsewhere"
     (work.folder / "models" / "model").rename(folder)
     command = [sys.executable, "-c", PREDICT, folder, work.data, work.folder / "logits.npy"]
@@ -152,7 +151,7 @@ def refused(work: Work, *more: str) -> str:
 
 
 @pytest.mark.parametrize("action", [["--predict", "out.parquet"], ["--evaluate"], ["--use_checkpoint"]])
-def test_a_model_flag_that_is_not_the_checkpoints_is_refused_with_both(work, action):
+def test_conflicting_model_flag_is_rejected(work, action):
     message = refused(work, *action, "--model", "ple", "--expert_hidden_units", "8", "--num_experts", "3")
     assert "trained with --expert_hidden_units 16 8, not 8, --num_experts 8, not 3. Omit" in message
     assert "step-4" in message
@@ -166,7 +165,7 @@ def test_a_model_flag_that_is_not_the_checkpoints_is_refused_with_both(work, act
         (["--predict", "nowhere/out.parquet"], "mkdir -p nowhere"),
     ],
 )
-def test_what_cannot_be_predicted_is_told_before_tensorflow_is_imported(work, more, message):
+def test_wrong_requests_fail_before_tensorflow_loads(work, more, message):
     assert message in refused(work, *more)
 
 

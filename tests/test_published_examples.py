@@ -66,7 +66,7 @@ def array(model: Path, name: str, place: int = -1) -> np.ndarray:
     return np.load(file)
 
 
-def test_byterec_has_log_loss_and_auc_of_each_task_and_its_predictions(samples):
+def test_byterec_reports_every_task(samples):
     rows = pq.read_table(samples / "byterec.parquet").to_pandas()
     assert list(rows) == ["row", "label_finish", "prediction_finish", "label_like", "prediction_like"]
     assert len(rows) == 40 and (rows["label_finish"].sum(), rows["label_like"].sum()) == (18, 2)
@@ -83,7 +83,7 @@ def test_byterec_is_trained_as_the_article_does(samples):
     assert set(json.loads((samples / "byterec" / "widths.json").read_text()).values()) == {4}
 
 
-def test_ids_that_training_has_not_seen_are_hashed_to_buckets_that_keep_their_start(samples):
+def test_unseen_ids_share_untrained_buckets(samples):
     raw = pd.read_csv(real_data("byterec") / "byterec_sample.txt", sep="\t", names=FIELDS)
     train, test = raw[:TRAINING_ROWS], raw[TRAINING_ROWS:]
     encoded = pq.read_table(samples / "byterec" / "test_0.parquet").to_pandas()
@@ -110,7 +110,7 @@ def test_aliccp_stops_five_epochs_after_its_best(samples):
     assert saved["step"] == best
 
 
-def test_aliccp_measures_purchases_on_clicks_and_both_on_all_rows(samples):
+def test_aliccp_measures_purchases_on_clicks(samples):
     rows = pq.read_table(samples / "aliccp.parquet").to_pandas()
     found = metrics(samples / "aliccp_test")
     clicked = rows[rows["label_click"] == 1]
@@ -129,7 +129,7 @@ def test_losses_of_aliccp_are_weighted_while_training(samples):
     assert np.abs(weights - 1).max() > 0.1
 
 
-def test_aliccp_mixes_kinds_of_tasks_each_with_a_tower_of_its_own(samples):
+def test_aliccp_mixes_task_types_with_own_towers(samples):
     spec = yaml.safe_load((samples / "aliccp" / "three_tasks.yaml").read_text())
     assert spec["channel_spec"]["label"] == ["click", "purchase", "D853"]
     assert "D853" not in spec["channel_spec"]["numerical"]
@@ -141,7 +141,7 @@ def test_aliccp_mixes_kinds_of_tasks_each_with_a_tower_of_its_own(samples):
 
 
 @pytest.mark.slow
-def test_census_reaches_the_aucs_of_both_tasks_and_exports_them(tmp_path):
+def test_census_reaches_its_aucs_and_exports(tmp_path):
     bash_with_one_main(script(HUGECTR, real_data("census-income").parent, tmp_path), tmp_path, timeout=1500)
     for model in ("mmoe", "shared"):
         found = metrics(tmp_path / f"{model}_test")

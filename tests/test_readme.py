@@ -128,7 +128,7 @@ def quickstart(output: Path, *arguments: str) -> float:
 
 @pytest.mark.slow
 @pytest.mark.horovod
-def test_the_quickstart_closes_most_of_the_way_from_popularity_to_the_planted_ceiling(tmp_path):
+def test_quickstart_comes_close_to_the_planted_ceiling(tmp_path):
     auc = quickstart(tmp_path / "quickstart")
     figures = json.loads((tmp_path / "quickstart" / "quality.json").read_text())
     assert figures["closed"] >= 0.6

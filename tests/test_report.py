@@ -11,7 +11,7 @@ import pytest
 
 import report
 from tests.helpers import ROOT, environment
-from trainer.expert_monitor import levels_in
+from trainer.logging.gate_records import levels_in
 from trainer.logging.log import RunLog
 from trainer.report.runs import metric_keys, read_run, training_loss
 from trainer.report.table import WIDEST, curve_table
@@ -325,8 +325,8 @@ def test_health_of_gates_stays_out_of_tables_and_curves_and_has_a_picture_of_its
     write_run(tmp_path / "resumed", [*records[:-2], health(40, 0.2), *TWO_EPOCHS[5:6], health(40, 0.7), records[-1]])
     plain, gated, resumed = (read_run(tmp_path / name, name) for name in ("plain", "gated", "resumed"))
     assert curve_table(gated) == curve_table(plain) and metric_keys([gated]) == metric_keys([plain])
-    assert [point.values["gate_weight/click/1"] for point in gated.health] == [0.6, 0.7]
-    assert [point.epoch for point in gated.health] == [1, 2] and len(resumed.health) == 2
+    assert [point.values["gate_weight/click/1"] for point in gated.gates] == [0.6, 0.7]
+    assert [point.epoch for point in gated.gates] == [1, 2] and len(resumed.gates) == 2
     assert report.main(["--results_dir", str(tmp_path / "gated")]) == 0
     assert (tmp_path / "gated" / "gates.png").read_bytes().startswith(PNG_SIGNATURE)
     assert "gates.svg" in capsys.readouterr().out

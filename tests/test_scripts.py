@@ -17,7 +17,7 @@ BENCHMARK = "--benchmark --benchmark_warmup_steps 500 --benchmark_steps 1000"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_every_script_parses_and_those_of_bash_stop_at_the_first_error(script):
+def test_every_script_parses_and_stops_at_errors(script):
     posix = script.name == "hvd_wrapper.sh"
     subprocess.run(["sh" if posix else "bash", "-n", str(script)], check=True)
     if script.name != "_launch.sh":
@@ -78,7 +78,7 @@ def test_arguments_with_blanks_arrive_whole(machine):
 @pytest.mark.parametrize(
     ("gpus", "listed", "workers"), [(0, None, "1"), (4, None, "4"), (4, "0,2", "2"), (4, "", "1"), (4, "-1", "1")]
 )
-def test_there_are_as_many_workers_as_gpus_unless_told_otherwise(machine, gpus, listed, workers):
+def test_one_worker_per_gpu_by_default(machine, gpus, listed, workers):
     lines = "".join(f"GPU {number}: NVIDIA H200 (UUID: GPU-{number})\n" for number in range(gpus))
     machine.tool("nvidia-smi", f"#!/bin/sh\ncat <<X\n{lines}X\n")
     variables = {} if listed is None else {"CUDA_VISIBLE_DEVICES": listed}
@@ -124,7 +124,7 @@ def checks(machine):
     variables = "faults=${RECIPE_FAULTS:-quick} data=${RECIPE_TEST_DATA:-none}"
     note = f'#!/bin/sh\necho "$(basename "$0") $* {variables}" >>"$STATE/log"\n'
     machine.write(machine.root / "scripts/setup.sh", note)
-    for tool in ("ruff", "mypy", "python"):
+    for tool in ("ruff", "lint-imports", "mypy", "python"):
         machine.write(machine.venv / "bin" / tool, note + f'[ ! -e "$STATE/{tool} fails" ] || exit 3\n')
     return machine
 
@@ -133,19 +133,19 @@ def test_everything_is_checked_and_arguments_go_to_pytest(checks):
     process = checks.run("scripts/test.sh", "-k", "two words")
     assert process.returncode == 0, process.stderr
     assert [line.split(" data=")[0].split(" ")[0] for line in checks.log().splitlines()] == [
-        "setup.sh", "ruff", "ruff", "mypy", "python"
+        "setup.sh", "ruff", "ruff", "lint-imports", "mypy", "python"
     ]  # fmt: skip
     assert "-m not slow" in checks.log()
     assert "-k two words" in checks.log() and "faults=quick" in checks.log()
 
 
-def test_all_adds_the_slow_tests_and_every_try_of_the_faults(checks):
+def test_all_adds_slow_tests_and_every_fault(checks):
     checks.run("scripts/test.sh", "--all")
     assert "-m pytest" in checks.log() and "faults=whole" in checks.log()
     assert "not slow" not in checks.log() and "benchmarks.reliability" not in checks.log()
 
 
-def test_faults_alone_are_tried_and_the_table_is_made_of_what_they_recorded(checks):
+def test_faults_option_regenerates_the_table(checks):
     recorded = 'case "$*" in *pytest*) echo "a line" >"$RECIPE_FAULTS_LOG"; exit 0;; esac; cat "$3" >>"$STATE/log"\n'
     python = checks.venv / "bin/python"
     checks.write(python, python.read_text() + recorded)
@@ -162,13 +162,13 @@ def test_faults_that_are_not_survived_are_in_the_table_too(checks):
     assert "-m benchmarks.reliability" in checks.log()
 
 
-@pytest.mark.parametrize("tool", ["ruff", "mypy", "python"])
+@pytest.mark.parametrize("tool", ["ruff", "lint-imports", "mypy", "python"])
 def test_a_check_that_fails_fails_the_whole(checks, tool):
     (checks.state / f"{tool} fails").touch()
     check_failed(checks.run("scripts/test.sh"), "failed")
 
 
-def test_real_data_is_found_beside_the_checkout_or_where_the_user_says(checks):
+def test_real_data_folder_is_found(checks):
     checks.run("scripts/test.sh")
     assert "data=none" in checks.log()
     beside = checks.root.parent / "shared/data"
@@ -267,7 +267,7 @@ def test_altered_source_of_horovod_is_not_run(tmp_path):
     assert not ran.exists() and os.listdir(tmp_path / "wheels") == []
 
 
-def test_lock_leaves_the_lists_alone_when_the_result_would_hold_an_address(machine):
+def test_lock_rejects_lists_with_an_address(machine):
     uv = '#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\necho "six @ https://example.org/six.whl" >"$2"\n'
     machine.write(machine.venv / "bin/uv", uv)
     before = (machine.root / "requirements/cpu.txt").read_text()

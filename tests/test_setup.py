@@ -17,7 +17,7 @@ def machine(tmp_path):
     return machine
 
 
-def test_setup_installs_the_locked_lists_and_a_compiled_horovod(machine):
+def test_setup_installs_locked_lists_and_horovod(machine):
     process = machine.setup()
     assert process.returncode == 0, process.stderr
     install = next(line for line in machine.log().splitlines() if "cpu.txt" in line)
@@ -38,7 +38,7 @@ def test_a_second_setup_changes_nothing(machine):
     assert "up to date" in process.stdout
 
 
-def test_a_changed_list_is_installed_but_horovod_not_compiled_again(machine):
+def test_changed_list_does_not_recompile_horovod(machine):
     machine.setup()
     with (machine.root / "requirements/dev.txt").open("a") as file:
         file.write("six==1.17.0\n")
@@ -48,7 +48,7 @@ def test_a_changed_list_is_installed_but_horovod_not_compiled_again(machine):
 
 
 @pytest.mark.parametrize("change", ["version", "patch", "script"])
-def test_horovod_is_compiled_again_for_another_tensorflow_patch_or_script(machine, change):
+def test_horovod_is_recompiled_when_its_inputs_change(machine, change):
     machine.setup()
     if change == "version":
         cpu = machine.root / "requirements/cpu.txt"
@@ -63,7 +63,7 @@ def test_horovod_is_compiled_again_for_another_tensorflow_patch_or_script(machin
     assert machine.log().count("build cpu") == 2
 
 
-def test_a_compiled_horovod_is_shared_by_checkouts_through_wheel_cache(machine, tmp_path):
+def test_checkouts_share_compiled_horovod(machine, tmp_path):
     cache = str(tmp_path / "wheel cache")
     machine.setup(WHEEL_CACHE=cache)
     machine.setup(WHEEL_CACHE=cache, VENV=str(tmp_path / "other venv"))
@@ -88,7 +88,7 @@ def test_a_wheel_that_does_not_load_is_compiled_again(machine):
     assert machine.log().count("build cpu") == 2
 
 
-def test_a_new_wheel_that_does_not_load_ends_the_setup_and_is_not_kept(machine):
+def test_broken_wheel_fails_and_is_not_kept(machine):
     (machine.state / "unloadable").touch()
     check_failed(machine.setup(), "does not load", "undefined symbol")
     assert machine.stamp.read_text().startswith("unfinished")
@@ -111,7 +111,7 @@ def test_a_wrong_python_is_named_with_the_way_out(machine):
     assert not machine.venv.exists()
 
 
-def test_the_python_that_the_user_names_is_used_and_replaces_another(machine, tmp_path):
+def test_named_python_replaces_another(machine, tmp_path):
     machine.setup()
     machine.write(tmp_path / "mine", PYTHON.replace("VERSION", "3.11.9"))
     process = machine.setup(PYTHON=str(tmp_path / "mine"))
@@ -126,7 +126,7 @@ def test_a_missing_compiler_is_told_before_anything_is_made(machine):
     assert not machine.venv.exists()
 
 
-def test_a_gpu_setup_without_nvcc_is_told_before_anything_is_made(machine):
+def test_gpu_setup_without_nvcc_fails_first(machine):
     shutil.copy(ROOT / "scripts/build_horovod.sh", machine.root / "scripts")
     for tool in ("gcc", "g++", "make", "patch"):
         machine.tool(tool, "#!/bin/sh\n")
@@ -142,7 +142,7 @@ def test_too_little_disk_is_told_before_anything_is_made(machine):
     assert not machine.venv.exists()
 
 
-def test_no_network_ends_the_setup_and_the_next_one_begins_anew(machine):
+def test_setup_recovers_from_a_missing_network(machine):
     (machine.state / "offline").touch()
     check_failed(machine.setup(), "no route", "index reachable")
     assert machine.stamp.read_text().startswith("unfinished")
@@ -156,14 +156,14 @@ def test_no_network_ends_the_setup_and_the_next_one_begins_anew(machine):
 
 
 @pytest.mark.parametrize(("trouble", "message"), [("full", "full disk"), ("broken-build", "not finished")])
-def test_an_installation_that_fails_leaves_nothing_that_looks_finished(machine, trouble, message):
+def test_failed_installation_does_not_look_finished(machine, trouble, message):
     (machine.state / trouble).touch()
     check_failed(machine.setup(), message)
     assert machine.stamp.read_text().startswith("unfinished")
     assert not list(machine.root.glob(".wheels/*"))
 
 
-def test_an_environment_of_the_users_own_is_used_but_never_removed(machine):
+def test_users_environment_is_never_removed(machine):
     (machine.venv / "bin").mkdir(parents=True)
     machine.write(machine.venv / "bin/python", PYTHON.replace("VERSION", "3.8.1"))
     check_failed(machine.setup(), "3.8.1", "not created by this script")
@@ -174,7 +174,7 @@ def test_an_environment_of_the_users_own_is_used_but_never_removed(machine):
     assert (machine.venv / "mine").exists()
 
 
-def test_the_kind_of_machine_decides_the_list_and_an_option_is_remembered(machine):
+def test_machine_decides_the_list_unless_told(machine):
     machine.tool("nvidia-smi", '#!/bin/sh\necho "GPU 0: NVIDIA H200 (UUID: GPU-1)"\n')
     machine.setup("--cpu")
     machine.setup()
@@ -183,14 +183,14 @@ def test_the_kind_of_machine_decides_the_list_and_an_option_is_remembered(machin
     assert "build gpu" in machine.log()
 
 
-def test_only_one_build_of_tensorflow_is_left_when_the_variant_changes(machine):
+def test_variant_change_leaves_one_tensorflow(machine):
     machine.setup("--cpu")
     (machine.venv / "lib/site-packages/tensorflow_cpu-2.21.0.dist-info").mkdir(parents=True)
     machine.setup("--gpu")
     assert "pip uninstall" in machine.log().split("build cpu")[1].split("gpu.txt")[0]
 
 
-def test_pips_index_and_certificate_are_handed_to_uv_unless_uv_has_its_own(machine):
+def test_pip_settings_are_passed_to_uv(machine):
     (machine.state / "pip-config").write_text("global.cert='certificate'\nglobal.index-url='address-of-pip'\n")
     machine.setup()
     assert "UV_DEFAULT_INDEX=address-of-pip SSL_CERT_FILE=certificate" in machine.log()

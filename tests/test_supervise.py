@@ -157,13 +157,13 @@ def test_a_job_that_died_goes_on_from_its_last_checkpoint(supervise):
 
 
 @pytest.mark.parametrize("code", [1, 70])
-def test_the_last_failure_decides_the_code_when_no_restart_is_left(supervise, code):
+def test_last_failure_decides_the_exit_code(supervise, code):
     call = supervise([[f"begin end:{code}:boom"]], "--max_restarts", "0")
     assert call.end() == (code, "supervise.py: worker 0: boom; no restart: 0 of 0 made\n")
     assert len(call.starts()) == 1
 
 
-def test_nothing_is_left_of_workers_that_cannot_be_ended_otherwise(supervise):
+def test_stubborn_workers_are_killed(supervise):
     """Of a launcher that waits, too, and in the seconds that it has to end by itself."""
     plan = [["begin leave_a_child deaf wait", "begin freeze", "begin meet:0 meet:1 wait:0.2 die"], [IS_DONE]]
     begin = time.monotonic()
@@ -174,7 +174,7 @@ def test_nothing_is_left_of_workers_that_cannot_be_ended_otherwise(supervise):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_is_passed_on_to_a_worker_and_the_job_ends_saved(supervise, number):
+def test_signal_is_forwarded_and_job_ends_saved(supervise, number):
     call = supervise([["begin obey wait", TRAINS]])
     call.until("registered")
     time.sleep(0.2)
@@ -214,7 +214,7 @@ def test_a_job_that_dies_of_the_signal_is_not_started_again(supervise):
     assert len(call.starts()) == 1
 
 
-def test_a_signal_before_any_worker_has_begun_ends_the_job_at_once(supervise):
+def test_signal_before_training_ends_the_job(supervise):
     call = supervise([["wait", "wait"]])
     call.until("started")
     call.process.send_signal(signal.SIGTERM)
@@ -321,7 +321,7 @@ def test_a_mistyped_call_is_refused(tmp_path, monkeypatch, capsys, words, fragme
     assert fragment in capsys.readouterr().err
 
 
-def test_it_starts_without_tensorflow_and_explains_its_codes():
+def test_help_explains_exit_codes_without_tensorflow():
     program = "import sys, supervise; print('tensorflow' in sys.modules); supervise.main(['--help'])"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     first, _, told = done.stdout.partition("\n")

@@ -12,9 +12,8 @@ from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from trainer.comm import Comm
 from trainer.evaluate import Evaluator
-from trainer.feeding import step_input
 from trainer.logging.step_times import timed
-from trainer.step import TrainStep
+from trainer.step import Gradients, StepInput, TrainStep, step_input
 from trainer.tasks.task import Task
 
 # Steps run in separate parts (compute, exchange, update) after the measurement.
@@ -199,9 +198,14 @@ def take_apart(
     Returns:
         Mean milliseconds by name: wait_for_data_ms, compute_ms (forward and backward pass), communicate_ms, update_ms.
     """
-    # The number of rows that a batch touches varies; without relaxed shapes each step would be traced again.
+
+    def forward_backward(batch: StepInput, number: tf.Tensor) -> Gradients:
+        [row_counts] = step.comm.sum_tensors([step.row_counts(batch)])
+        return step.forward_backward(batch, number, row_counts)
+
+    # The number of rows that a batch looks up varies; without relaxed shapes each step would be traced again.
     compute, exchange, update = (
-        tf.function(part, reduce_retracing=True) for part in (step.compute, step.exchange, step.update)
+        tf.function(part, reduce_retracing=True) for part in (forward_backward, step.exchange, step.update)
     )
     seconds = np.zeros((WARMUP_STEPS + steps, 4))
     for index in range(WARMUP_STEPS + steps):

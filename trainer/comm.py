@@ -7,13 +7,16 @@ one group: with three workers, individually fused all-reduces gave sums that dif
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from contextlib import suppress
+from typing import Protocol, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from data.errors import DataError
 from trainer.process.worker_env import WorkerEnv
+
+T = TypeVar("T")
 
 # The node, operation and source file names around the text of a TensorFlow error.
 _WHERE_RAISED = re.compile(r"^\s*(\{\{[^}]*\}\}\s*|\[/[^\]]*\]\s*)+|\s*\[Op:[^\]]*\]\s*$")
@@ -178,6 +181,47 @@ class HorovodWorkers:
     def _on_host(collective: Callable[[tf.Tensor], tf.Tensor], array: np.ndarray) -> np.ndarray:
         with tf.device("/CPU:0"):
             return collective(tf.convert_to_tensor(np.ascontiguousarray(array))).numpy()
+
+
+def differentiable_sum(comm: Comm, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Sum tensors over workers, differentiably. A collective, as is the gradient of its result.
+
+    Every worker's loss depends on the sum, so the gradient of an input is the sum of all workers' upstream gradients.
+    """
+    if comm.size == 1:
+        return tensors
+
+    @tf.custom_gradient
+    def summed(*own: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., list[tf.Tensor]]]:
+        return comm.sum_tensors(list(own)), lambda *upstream: comm.sum_tensors(list(upstream))
+
+    return list(summed(*tensors))
+
+
+def timed(collectives: Callable[[T], T], inputs: T) -> tuple[T, tf.Tensor]:
+    """Run collectives and measure the seconds from when all inputs are ready until all results are.
+
+    Args:
+        collectives: function of a structure of tensors that returns a structure of the same type.
+        inputs: its argument.
+
+    Returns:
+        The function's results, and the seconds, scalar float64.
+    """
+    # A graph has no program order: control dependencies alone keep the two timestamps around the collectives.
+    with tf.control_dependencies(tf.nest.flatten(inputs, expand_composites=True)):
+        ready = tf.timestamp()
+    with tf.control_dependencies([ready]):
+        results = collectives(tf.nest.map_structure(tf.identity, inputs, expand_composites=True))
+    with tf.control_dependencies(tf.nest.flatten(results, expand_composites=True)):
+        return results, tf.timestamp() - ready
+
+
+def sees_clock() -> bool:
+    """Return whether TensorFlow operations may read the clock, which deterministic execution forbids."""
+    with suppress(tf.errors.FailedPreconditionError):
+        return bool(tf.timestamp())
+    return False
 
 
 def lost_peer(error: Exception) -> str | None:

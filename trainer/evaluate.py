@@ -9,7 +9,6 @@ import tensorflow as tf
 from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from trainer.comm import Comm
-from trainer.feeding import id_matrix
 from trainer.models.ranking import RankingModel
 from trainer.predictions import PredictionWriter
 from trainer.process.device import compiles_passes
@@ -99,7 +98,7 @@ class Evaluator:
         with closing(self.loader.epoch(0)) as batches:
             waiting: tuple[Batch, tf.Tensor] | None = None
             for batch in batches:
-                ids, numerical = tf.convert_to_tensor(id_matrix(batch)), tf.convert_to_tensor(batch.numerical)
+                ids, numerical = tf.convert_to_tensor(batch.ids), tf.convert_to_tensor(batch.numerical)
                 started = (batch, self._predict(ids, numerical))
                 if waiting is not None:
                     yield waiting[0], waiting[1].numpy()  # waits for the previous batch only

@@ -1,25 +1,112 @@
-"""Flat log keys of the gate and expert statistics.
+"""Statistics of gates and experts after each evaluation, their log keys, and warnings about gates that collapse.
 
-Keys are NAME/..., or NAME/level_L/... for models with several levels. Experts are numbered from 1; in cgc and ple,
-each task's own experts come first, in task order, followed by the shared ones.
+`ExpertMonitor` runs the model on sampled rows, `level_statistics` reduces what the gates and experts return to a few
+numbers, `log_values` names them for the log, and `find_warnings` looks for collapsed gates and useless experts.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
 from data.loading.batch import Batch
-from trainer.feeding import id_matrix
+from trainer.logging.gate_records import ARGMAX_SHARE, DEAD_UNITS, ENTROPY, EXPERT_SIMILARITY, GATE_SIMILARITY, WEIGHT
 from trainer.metrics.metric import Collectives
 from trainer.models.multitask import MultiTask
 from trainer.models.ranking import RankingModel
 
+ROWS = 8192  # largest number of sampled rows
+COMMON_GATE, SHARED_GATE = "all", "shared"
+MAX_PAIRED = 32  # largest number of gates or experts for which every pair is logged
+
+MIN_ROWS = 100  # with fewer rows, a single one could decide whether a threshold is crossed
+COLLAPSED = 0.95
+COINCIDENT = 0.999
+MAX_PAIRS_SHOWN = 3
+GATE_REMEDY = "Try --gate_entropy_weight 0.002, --expert_dropout 0.1 or --gate_temperature 2, or increase those in use"
+EXPERT_REMEDY = (
+    "Try --expert_dropout 0.1, another --seed, or fewer experts (--num_experts; for cgc and ple --num_task_experts and "
+    "--num_shared_experts)"
+)
+DEAD_REMEDY = "Try a lower --deep_learning_rate, --activation silu or --batch_norm"
+
+
+class ExpertMonitor:
+    """Measures gates and experts on a fixed sample: evenly spaced rows of the evaluation mapping.
+
+    The sample is collected during the first evaluation, so nothing is read twice. It does not depend on the number of
+    workers. Sample weights are ignored, except that rows of weight 0 are left out.
+
+    Args:
+        model: model with gates.
+        rows: number of rows of the mapping.
+        comm: collectives of the group of workers; each measures the sampled rows that it evaluates.
+    """
+
+    def __init__(self, model: MultiTask, rows: int, comm: Collectives) -> None:
+        self._model, self._comm = model, comm
+        self._tasks = [task.name for task in model.tasks]
+        self._stride = max(1, -(-rows // ROWS))
+        self._ids: list[np.ndarray] = []
+        self._numerical: list[np.ndarray] = []
+        self._is_complete = False
+        self._gates: list[np.ndarray] = []  # [gates, rows, experts] of each level at the last measurement
+        self._reported: set[tuple[str | int, ...]] = set()
+        self._states = tf.function(self._level_states)
+
+    def see(self, batch: Batch) -> None:
+        """Takes a batch of an evaluation; ignored once the sample is complete."""
+        if not self._is_complete:
+            sampled = (batch.weights > 0) & (batch.rows % self._stride == 0)
+            self._ids.append(batch.ids[sampled])
+            self._numerical.append(batch.numerical[sampled])
+
+    def measure(self) -> tuple[dict[str, float], list[str]]:
+        """Returns values for the log and warnings not given before, equal on all workers. A collective.
+
+        To be called after an evaluation whose batches were all passed to `see`.
+        """
+        if not self._is_complete:
+            self._ids, self._numerical = [np.concatenate(self._ids)], [np.concatenate(self._numerical)]
+            self._is_complete = True
+        states = self._states(tf.convert_to_tensor(self._ids[0]), tf.convert_to_tensor(self._numerical[0]))
+        self._gates = [gates.numpy() for gates, _ in states]
+        levels = [
+            level_statistics(level.readable, gates, experts.numpy(), self._comm)
+            for level, gates, (_, experts) in zip(self._model.levels, self._gates, states, strict=True)
+        ]
+        found = find_warnings(self._tasks, levels)
+        new = [text for finding, text in found.items() if finding not in self._reported]
+        self._reported |= found.keys()
+        return log_values(self._tasks, levels), new
+
+    def gate_weights(self) -> dict[str, np.ndarray]:
+        """Returns each gate's weight of each expert at the last measurement, [rows] float32 of this worker.
+
+        Keys are gate/NAME/EXPERT or, with several levels, gate/level_L/NAME/EXPERT, without experts that a gate does
+        not read.
+        """
+        return {
+            f"gate{_level_part(index, len(self._gates))}/{name}/{expert + 1}": weights[gate, :, expert]
+            for index, (level, weights) in enumerate(zip(self._model.levels, self._gates, strict=True))
+            for gate, name in enumerate(gate_names(self._tasks, len(level.readable)))
+            for expert in np.flatnonzero(level.readable[gate]).tolist()
+        }
+
+    def _level_states(self, ids: tf.Tensor, numerical: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
+        """Returns each level's gates [gates, rows, experts] and experts [experts, rows, units], float32."""
+        deep_input = self._model.deep_input(self._model.gather(ids), ids, numerical)
+        return [(state.gates, tf.cast(state.experts, tf.float32)) for state in self._model.level_states(deep_input)]
+
+
+def monitor_of(model: RankingModel, rows: int, comm: Collectives) -> ExpertMonitor | None:
+    """Creates a monitor for a model with gates; returns None for any other."""
+    return ExpertMonitor(model, rows, comm) if isinstance(model, MultiTask) and model.gates else None
+
 
 @dataclass(frozen=True)
-class LevelHealth:
+class LevelStatistics:
     """Means and shares over the rows of all workers; NaN where a value is undefined.
 
     Attributes:
@@ -29,7 +116,7 @@ class LevelHealth:
         argmax_share: [gates, experts] share of the rows in which the expert has the gate's largest weight; the first of
             equal weights counts.
         entropy: [gates] mean of -sum_i g_i ln g_i, divided by ln(number of experts that the gate reads): 1 if all have
-            equal weight in every row, 0 if one has all the weight. NaN for a gate that reads a single expert.
+            equal weight in every row, 0 if one expert has all the weight. NaN for a gate that reads a single expert.
         gate_similarity: [gates, gates] mean cosine similarity of two gates' weights in a row.
         expert_similarity: [experts, experts] linear CKA of the outputs; NaN if an expert's output is constant.
         dead_units: [experts] share of output units with the same value (0 for a ReLU) in all rows.
@@ -45,7 +132,9 @@ class LevelHealth:
     dead_units: np.ndarray
 
 
-def level_health(readable: np.ndarray, gates: np.ndarray, experts: np.ndarray, comm: Collectives) -> LevelHealth:
+def level_statistics(
+    readable: np.ndarray, gates: np.ndarray, experts: np.ndarray, comm: Collectives
+) -> LevelStatistics:
     """Computes the statistics of a level, equal on all workers. A collective.
 
     Args:
@@ -56,10 +145,9 @@ def level_health(readable: np.ndarray, gates: np.ndarray, experts: np.ndarray, c
     """
     rows = int(comm.sum_array(np.array([gates.shape[1]], np.int64))[0])
     with np.errstate(invalid="ignore", divide="ignore"):
-        of_gates = _sums_of_gates(gates.astype(np.float64))
-        weight, share, entropy, similarity = (comm.sum_array(part) / rows for part in of_gates)
+        weight, share, entropy, similarity = (comm.sum_array(part) / rows for part in _gate_sums(gates))
         readers = readable.sum(axis=1)
-        return LevelHealth(
+        return LevelStatistics(
             rows=rows,
             readable=readable,
             weight=weight,
@@ -71,66 +159,48 @@ def level_health(readable: np.ndarray, gates: np.ndarray, experts: np.ndarray, c
         )
 
 
-def _sums_of_gates(gates: np.ndarray) -> tuple[np.ndarray, ...]:
+def _gate_sums(gates: np.ndarray) -> tuple[np.ndarray, ...]:
     """Sums over rows: weights and arg-max counts [gates, experts], entropies [gates], cosines [gates, gates]."""
-    numbers = np.arange(gates.shape[2])
-    chosen = (gates.argmax(axis=2)[:, :, np.newaxis] == numbers).sum(axis=1)
-    # 0 ln 0 counts as 0.
-    entropy = -np.sum(gates * np.log(np.where(gates > 0, gates, 1.0)), axis=(1, 2))
+    gates = gates.astype(np.float64)
+    is_largest = gates.argmax(axis=2)[:, :, np.newaxis] == np.arange(gates.shape[2])  # [gates, rows, experts]
+    entropy = -np.sum(gates * np.log(np.where(gates > 0, gates, 1.0)), axis=(1, 2))  # 0 ln 0 counts as 0
     directions = gates / np.linalg.norm(gates, axis=2, keepdims=True)
-    return gates.sum(axis=1), chosen.astype(np.float64), entropy, np.einsum("are,bre->ab", directions, directions)
+    cosines = np.einsum("are,bre->ab", directions, directions)
+    return gates.sum(axis=1), is_largest.sum(axis=1).astype(np.float64), entropy, cosines
 
 
 def _linear_cka(experts: np.ndarray, rows: int, comm: Collectives) -> np.ndarray:
-    """Computes the linear centred kernel alignment of each pair of experts, [experts, experts].
+    """Computes the linear centered kernel alignment of each pair of experts, [experts, experts].
 
-    CKA(X, Y) = |Y'X|^2 / (|X'X| |Y'Y|), with Frobenius norms and the columns of X and Y centred: 1 for outputs that are
-    equal up to rotation, scale and shift (Kornblith et al., "Similarity of Neural Network Representations Revisited",
-    ICML 2019, equation 4). Products are summed over workers before taking norms, one expert at a time.
+    CKA(X, Y) = |Y'X|^2 / (|X'X| |Y'Y|), with Frobenius norms and the columns of X and Y centered: 1 for outputs that
+    are equal up to rotation, scale and shift (Kornblith et al., "Similarity of Neural Network Representations
+    Revisited", ICML 2019, equation 4). Products are summed over workers before taking norms, one expert at a time.
     """
-    number, here, units = experts.shape
-    side_by_side = experts.transpose(1, 0, 2).reshape(here, number * units)  # [rows, experts * units]
-    mean = comm.sum_array(side_by_side.sum(axis=0, dtype=np.float64)) / rows
-    centred = side_by_side - mean.astype(np.float32)
-    squares = np.zeros((number, number))
-    for first in range(number):
+    count, local_rows, units = experts.shape
+    columns = experts.transpose(1, 0, 2).reshape(local_rows, count * units)  # [rows, experts * units]
+    mean = comm.sum_array(columns.sum(axis=0, dtype=np.float64)) / rows
+    centered = columns - mean.astype(np.float32)
+    squares = np.zeros((count, count))
+    for first in range(count):
         start = first * units
         # [units, (experts - first) * units]; only pairs with later experts, as CKA is symmetric.
-        products = comm.sum_array(centred[:, start : start + units].T @ centred[:, start:]).astype(np.float64)
-        of_pairs = np.sum(products.reshape(units, number - first, units) ** 2, axis=(0, 2))
-        squares[first, first:] = squares[first:, first] = of_pairs
+        products = comm.sum_array(centered[:, start : start + units].T @ centered[:, start:]).astype(np.float64)
+        norms = np.sum(products.reshape(units, count - first, units) ** 2, axis=(0, 2))
+        squares[first, first:] = squares[first:, first] = norms
     own = np.sqrt(np.diag(squares))
     return squares / np.outer(own, own)
 
 
 def _constant_share(experts: np.ndarray, comm: Collectives) -> np.ndarray:
     """Returns the share of each expert's units that are constant over the rows of all workers, [experts]."""
-    here = experts.shape[1] > 0
-    # [1, 2, experts, units] minima and maxima; a worker without rows takes part with an empty array.
-    extremes = np.stack([experts.min(axis=1), experts.max(axis=1)])[np.newaxis] if here else _no_extremes(experts)
-    everywhere = comm.gather_rows(extremes)
-    if not len(everywhere):
-        return np.full(len(experts), np.nan)
-    return np.mean(everywhere[:, 0].min(axis=0) == everywhere[:, 1].max(axis=0), axis=1)
-
-
-def _no_extremes(experts: np.ndarray) -> np.ndarray:
-    return np.zeros((0, 2, experts.shape[0], experts.shape[2]), experts.dtype)
-
-
-WEIGHT, SHARE, ENTROPY = "gate_weight", "gate_argmax_share", "gate_entropy"
-GATES, EXPERTS, DEAD = "gate_similarity", "expert_similarity", "dead_units"
-# Name -> the parts that follow it in a key, besides the level.
-PARTS = {
-    WEIGHT: ("gate", "expert"),
-    SHARE: ("gate", "expert"),
-    ENTROPY: ("gate",),
-    GATES: ("gate", "gate"),
-    EXPERTS: ("expert", "expert"),
-    DEAD: ("expert",),
-}
-COMMON_GATE, SHARED_GATE = "all", "shared"
-MOST_PAIRED = 32  # largest number of gates or experts for which every pair is logged
+    count, local_rows, units = experts.shape
+    extremes = np.zeros((0, 2, count, units), experts.dtype)  # a worker without rows contributes an empty array
+    if local_rows:
+        extremes = np.stack([experts.min(axis=1), experts.max(axis=1)])[np.newaxis]
+    extremes = comm.gather_rows(extremes)  # [workers with rows, 2, experts, units]
+    if not len(extremes):
+        return np.full(count, np.nan)
+    return np.mean(extremes[:, 0].min(axis=0) == extremes[:, 1].max(axis=0), axis=1)
 
 
 def gate_names(tasks: Sequence[str], gates: int) -> list[str]:
@@ -147,40 +217,33 @@ def gate_names(tasks: Sequence[str], gates: int) -> list[str]:
     return [*tasks, shared][:gates]
 
 
-def is_health(key: str) -> bool:
-    """Returns whether a log key is one of those that `flat` creates."""
-    return key.split("/")[0] in PARTS
+def log_values(tasks: Sequence[str], levels: Sequence[LevelStatistics]) -> dict[str, float]:
+    """Returns the values of all levels by log key (see `trainer.logging.gate_records`).
 
-
-def flat(tasks: Sequence[str], levels: Sequence[LevelHealth]) -> dict[str, float]:
-    """Returns the values of all levels by log key.
-
-    Experts that a gate may not read have no key. With more than MOST_PAIRED gates or experts, only the pair of each one
+    Experts that a gate may not read have no key. With more than MAX_PAIRED gates or experts, only the pair of each one
     and the one most similar to it is logged.
     """
     values: dict[str, float] = {}
     for index, level in enumerate(levels):
-        place = _place(index, len(levels))
+        part = _level_part(index, len(levels))
         names = gate_names(tasks, len(level.readable))
-        numbers = range(1, level.readable.shape[1] + 1)
         for gate, name in enumerate(names):
-            read = [number for number in numbers if level.readable[gate, number - 1]]
-            values |= {f"{WEIGHT}{place}/{name}/{number}": float(level.weight[gate, number - 1]) for number in read}
-            share = level.argmax_share[gate]
-            values |= {f"{SHARE}{place}/{name}/{number}": float(share[number - 1]) for number in read}
-            values[f"{ENTROPY}{place}/{name}"] = float(level.entropy[gate])
-        for a, b in _pairs(level.gate_similarity):
-            values[f"{GATES}{place}/{names[a]}/{names[b]}"] = float(level.gate_similarity[a, b])
-        values |= {f"{DEAD}{place}/{number}": float(level.dead_units[number - 1]) for number in numbers}
-        for a, b in _pairs(level.expert_similarity):
-            values[f"{EXPERTS}{place}/{a + 1}/{b + 1}"] = float(level.expert_similarity[a, b])
+            read = np.flatnonzero(level.readable[gate]).tolist()
+            values |= {f"{WEIGHT}{part}/{name}/{i + 1}": float(level.weight[gate, i]) for i in read}
+            values |= {f"{ARGMAX_SHARE}{part}/{name}/{i + 1}": float(level.argmax_share[gate, i]) for i in read}
+            values[f"{ENTROPY}{part}/{name}"] = float(level.entropy[gate])
+        for a, b in _logged_pairs(level.gate_similarity):
+            values[f"{GATE_SIMILARITY}{part}/{names[a]}/{names[b]}"] = float(level.gate_similarity[a, b])
+        values |= {f"{DEAD_UNITS}{part}/{i + 1}": float(share) for i, share in enumerate(level.dead_units)}
+        for a, b in _logged_pairs(level.expert_similarity):
+            values[f"{EXPERT_SIMILARITY}{part}/{a + 1}/{b + 1}"] = float(level.expert_similarity[a, b])
     return values
 
 
-def _pairs(similarity: np.ndarray) -> list[tuple[int, int]]:
+def _logged_pairs(similarity: np.ndarray) -> list[tuple[int, int]]:
     """Returns the pairs to log of a [members, members] similarity: all, or each of many with its most similar one."""
     count = len(similarity)
-    if count <= MOST_PAIRED:
+    if count <= MAX_PAIRED:
         return [(a, b) for a in range(count) for b in range(a + 1, count)]
     others = np.where(np.isnan(similarity), -np.inf, similarity)
     np.fill_diagonal(others, -np.inf)
@@ -188,207 +251,58 @@ def _pairs(similarity: np.ndarray) -> list[tuple[int, int]]:
     return sorted({(min(a, b), max(a, b)) for a, b in enumerate(nearest) if a != b})
 
 
-def weights_by_key(
-    tasks: Sequence[str], readable: Sequence[np.ndarray], gates: Sequence[np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Returns each row's gate weights [rows], under gate/NAME/EXPERT or, with several levels, gate/level_L/NAME/EXPERT.
-
-    Args:
-        tasks: names of the tasks.
-        readable: [gates, experts] bool of each level; experts that a gate may not read have no key.
-        gates: [gates, rows, experts] weights of each level.
-    """
-    return {
-        f"gate{_place(index, len(gates))}/{name}/{expert + 1}": weights[gate, :, expert]
-        for index, (reads, weights) in enumerate(zip(readable, gates, strict=True))
-        for gate, name in enumerate(gate_names(tasks, len(reads)))
-        for expert in np.flatnonzero(reads[gate]).tolist()
-    }
-
-
-def _place(index: int, levels: int) -> str:
-    """Returns the part of a key that names the level."""
+def _level_part(index: int, levels: int) -> str:
     return f"/level_{index + 1}" if levels > 1 else ""
 
 
-@dataclass
-class LevelValues:
-    """Values of one level in a log record: name -> further key parts -> value."""
-
-    values: dict[str, dict[tuple[str, ...], float]] = field(default_factory=lambda: {name: {} for name in PARTS})
-
-    @property
-    def gates(self) -> list[str]:
-        """Names of the gates, in order."""
-        return [name for (name,) in self.values[ENTROPY]]
-
-    @property
-    def experts(self) -> list[str]:
-        """Numbers of the experts, in order."""
-        return [number for (number,) in self.values[DEAD]]
-
-    def get(self, name: str, *parts: str) -> float:
-        """Returns a value, NaN if the record lacks it."""
-        return self.values[name].get(parts, math.nan)
-
-
-def levels_in(record: Mapping[str, float]) -> list[LevelValues]:
-    """Parses the levels of a log record, inverting `flat`; skips other keys and levels without gates or experts."""
-    levels: dict[str, LevelValues] = {}
-    for key, value in record.items():
-        name, *parts = key.split("/")
-        if name in PARTS:
-            # One part more than the name needs: the first one is the level.
-            place = parts.pop(0) if len(parts) > len(PARTS[name]) else ""
-            if len(parts) == len(PARTS[name]):
-                levels.setdefault(place, LevelValues()).values[name][tuple(parts)] = value
-    return [levels[place] for place in sorted(levels) if levels[place].gates and levels[place].experts]
-
-
-def histories(records: Sequence[Mapping[str, float]]) -> list[tuple[LevelValues, ...]]:
-    """Returns each level's values over all records; only levels that all records have are included."""
-    return list(zip(*map(levels_in, records), strict=False))
-
-
-# With fewer rows, a single one could decide whether a threshold is crossed.
-MIN_ROWS = 100
-COLLAPSED = 0.95
-COINCIDENT = 0.999
-PAIRS_TOLD = 3
-
-CURE_GATE = (
-    "Try --gate_entropy_weight 0.002, --expert_dropout 0.1 or --gate_temperature 2, or more of what is already given"
-)
-CURE_EXPERTS = (
-    "Try --expert_dropout 0.1, another --seed, or fewer experts (--num_experts; of cgc and ple --num_task_experts and "
-    "--num_shared_experts)"
-)
-CURE_DEAD = "Try a lower --deep_learning_rate, --activation silu or --batch_norm"
-
-
-def alarms(tasks: Sequence[str], levels: Sequence[LevelHealth]) -> dict[tuple[str | int, ...], str]:
-    """Returns the warnings about all levels: key of the finding -> message."""
+def find_warnings(tasks: Sequence[str], levels: Sequence[LevelStatistics]) -> dict[tuple[str | int, ...], str]:
+    """Returns the warnings about all levels: what was found -> message."""
     found: dict[tuple[str | int, ...], str] = {}
     for number, level in enumerate(levels, start=1):
-        place = f" of level {number}" if len(levels) > 1 else ""
-        if level.rows >= MIN_ROWS:
-            for gate, sentence in _collapsed(level, gate_names(tasks, len(level.readable)), len(tasks), place):
-                found["gate", number, gate] = sentence
-            if sentence := _coincident(level, place):
-                found["experts", number] = sentence
-            for expert in np.flatnonzero(level.dead_units == 1).tolist():
-                found["dead", number, expert] = (
-                    f"expert {expert + 1} of {len(level.dead_units)}{place} gives the same output for all of the "
-                    f"{level.rows:,} rows looked at: it is dead. {CURE_DEAD}"
-                )
+        if level.rows < MIN_ROWS:
+            continue
+        of_level = f" of level {number}" if len(levels) > 1 else ""
+        for gate, text in _collapsed_gates(level, tasks, of_level):
+            found["gate", number, gate] = text
+        if text := _coincident_experts(level, of_level):
+            found["experts", number] = text
+        for expert in np.flatnonzero(level.dead_units == 1).tolist():
+            found["dead", number, expert] = (
+                f"expert {expert + 1} of {len(level.dead_units)}{of_level} is dead: it gives the same output for all "
+                f"{level.rows:,} sampled rows. {DEAD_REMEDY}"
+            )
     return found
 
 
-def _collapsed(level: LevelHealth, names: list[str], tasks: int, place: str) -> Iterator[tuple[int, str]]:
+def _collapsed_gates(level: LevelStatistics, tasks: Sequence[str], of_level: str) -> Iterator[tuple[int, str]]:
     """Yields (gate, message) for each gate that relies on a single expert.
 
     An expert that leads in nearly all rows is a collapse only if it leads by far: in a nearly uniform gate, one expert
     may be slightly ahead in every row.
     """
-    for gate, name in enumerate(names):
+    for gate, name in enumerate(gate_names(tasks, len(level.readable))):
         choices = int(level.readable[gate].sum())
         expert = int(level.weight[gate].argmax())
         weight, share = level.weight[gate, expert], level.argmax_share[gate, expert]
-        # Above the midpoint between the uniform weight 1 / choices and 1.
-        leads_by_far = weight > (1 + 1 / choices) / 2
+        leads_by_far = weight > (1 + 1 / choices) / 2  # above the midpoint between the uniform weight 1 / choices and 1
         if choices > 1 and (weight > COLLAPSED or (share > COLLAPSED and leads_by_far)):
-            whose = _whose(name, is_of_task=gate < tasks <= len(names))
+            is_of_task = gate < len(tasks) <= len(level.readable)
+            owner = f"task {name!r}" if is_of_task else "all tasks" if name == COMMON_GATE else "the shared experts"
             yield (
                 gate,
-                f"the gate of {whose}{place} has collapsed: expert {expert + 1} of {level.readable.shape[1]} leads in "
-                f"{share:.0%} of the rows, with a mean weight of {weight:.2f}. {CURE_GATE}",
+                f"the gate of {owner}{of_level} has collapsed: expert {expert + 1} of {level.readable.shape[1]} leads "
+                f"in {share:.0%} of the rows, with a mean weight of {weight:.2f}. {GATE_REMEDY}",
             )
 
 
-def _whose(name: str, *, is_of_task: bool) -> str:
-    if is_of_task:
-        return f"task {name!r}"
-    return "all tasks" if name == COMMON_GATE else "the shared experts"
-
-
-def _coincident(level: LevelHealth, place: str) -> str:
+def _coincident_experts(level: LevelStatistics, of_level: str) -> str:
     """Returns a message about experts whose outputs coincide, empty if there are none."""
     pairs = np.argwhere(np.triu(level.expert_similarity, k=1) >= COINCIDENT) + 1
     if not len(pairs):
         return ""
-    told = ", ".join(f"{a} and {b}" for a, b in pairs[:PAIRS_TOLD].tolist())
-    more = f" and {len(pairs) - PAIRS_TOLD} more pairs" if len(pairs) > PAIRS_TOLD else ""
+    shown = ", ".join(f"{a} and {b}" for a, b in pairs[:MAX_PAIRS_SHOWN].tolist())
+    more = f" and {len(pairs) - MAX_PAIRS_SHOWN} more pairs" if len(pairs) > MAX_PAIRS_SHOWN else ""
     return (
-        f"of the {level.readable.shape[1]} experts{place}, {told}{more} give the same output but for rotation and "
-        f"scale (similarity {COINCIDENT} or more). {CURE_EXPERTS}"
+        f"of the {level.readable.shape[1]} experts{of_level}, {shown}{more} give the same output except for rotation "
+        f"and scale (similarity {COINCIDENT} or more). {EXPERT_REMEDY}"
     )
-
-
-ROWS = 8192
-
-
-class ExpertMonitor:
-    """Measures gates and experts on a fixed sample: evenly spaced rows of the evaluation mapping.
-
-    The sample is collected during the first evaluation, so nothing is read twice. It does not depend on the number of
-    workers. Sample weights are ignored, except that rows of weight 0 are left out.
-
-    Args:
-        model: model with gates.
-        rows: number of rows of the mapping.
-        comm: collectives of the group of workers; each measures the sampled rows that it evaluates.
-    """
-
-    def __init__(self, model: MultiTask, rows: int, comm: Collectives):
-        self._model, self._comm = model, comm
-        self._stride = max(1, -(-rows // ROWS))
-        self._ids: list[np.ndarray] = []
-        self._numerical: list[np.ndarray] = []
-        self._gates: list[np.ndarray] = []
-        self._is_complete = False
-        self._told: set[tuple[str | int, ...]] = set()
-        self._states = tf.function(self._run_model)
-
-    def see(self, batch: Batch) -> None:
-        """Takes a batch of an evaluation; ignored once the sample is complete."""
-        if not self._is_complete:
-            wanted = (batch.weights > 0) & (batch.rows % self._stride == 0)
-            self._ids.append(id_matrix(batch)[wanted])
-            self._numerical.append(batch.numerical[wanted])
-
-    def measure(self) -> tuple[dict[str, float], list[str]]:
-        """Returns values for the log and warnings not given before, equal on all workers. A collective.
-
-        To be called after an evaluation whose batches were all passed to `see`.
-        """
-        if not self._is_complete:
-            self._ids, self._numerical = [np.concatenate(self._ids)], [np.concatenate(self._numerical)]
-            self._is_complete = True
-        tasks = [task.name for task in self._model.tasks]
-        levels = self._levels()
-        found = {about: text for about, text in alarms(tasks, levels).items() if about not in self._told}
-        self._told |= found.keys()
-        return flat(tasks, levels), list(found.values())
-
-    def gate_weights(self) -> dict[str, np.ndarray]:
-        """Returns each gate's weights of each expert at the last measurement, [rows] float32 of this worker, by key."""
-        tasks = [task.name for task in self._model.tasks]
-        return weights_by_key(tasks, [level.readable for level in self._model.levels], self._gates)
-
-    def _levels(self) -> list[LevelHealth]:
-        states = self._states(tf.convert_to_tensor(self._ids[0]), tf.convert_to_tensor(self._numerical[0]))
-        self._gates = [gates.numpy() for gates, _ in states]
-        return [
-            level_health(level.readable, gates, experts.numpy(), self._comm)
-            for level, gates, (_, experts) in zip(self._model.levels, self._gates, states, strict=True)
-        ]
-
-    def _run_model(self, ids: tf.Tensor, numerical: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
-        """Returns each level's gates [gates, rows, experts] and experts [experts, rows, units], float32."""
-        deep_input = self._model.deep_input(self._model.gather(ids), ids, numerical)
-        return [(state.gates, tf.cast(state.experts, tf.float32)) for state in self._model.level_states(deep_input)]
-
-
-def monitor_of(model: RankingModel, rows: int, comm: Collectives) -> ExpertMonitor | None:
-    """Creates a monitor for a model with gates; returns None for any other."""
-    return ExpertMonitor(model, rows, comm) if isinstance(model, MultiTask) and model.gates else None

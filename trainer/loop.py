@@ -17,20 +17,19 @@ from trainer.checkpoint.state import TrainState
 from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator
 from trainer.expert_monitor import ExpertMonitor
-from trainer.feeding import step_input
 from trainer.lifecycle.errors import NotFinite, StoppedBySignal, how_to_stay_finite
 from trainer.lifecycle.step_control import Decision, StepControl
 from trainer.lifecycle.stragglers import Stragglers
 from trainer.lifecycle.watchdog import SLOW_SECONDS
-from trainer.logging.log import NullLog, RunLog
+from trainer.logging.log import RunLog
 from trainer.logging.profiling import StepProfiler, nvtx_range
-from trainer.logging.progress import NullProgress, Progress
+from trainer.logging.progress import Progress
 from trainer.logging.step_times import StepTimes, timed
 from trainer.logging.tensorboard import TensorBoard
 from trainer.metrics.calibration import as_records
 from trainer.metrics.metric import Direction
-from trainer.optimizers.optimizer import Schedule
-from trainer.step import StepResult, TrainStep
+from trainer.optimizers.schedules import Schedule
+from trainer.step import StepResult, TrainStep, step_input
 from trainer.tasks.evaluation import MEAN, headline_metrics, metric_of
 from trainer.tasks.task import Task
 
@@ -61,7 +60,7 @@ class TrainingLoop:
         log, board, profiler, progress: this worker's log, TensorBoard writer, profiler and progress display.
         behind: number of steps that may be in flight when a result is read. It is 1 on a GPU, which would otherwise
             be idle between steps while it waits for this process.
-        health: monitors the gates after each evaluation; None for a model without gates.
+        expert_monitor: monitors the gates after each evaluation; None for a model without gates.
     """
 
     step: TrainStep
@@ -77,12 +76,12 @@ class TrainingLoop:
     schedule: Schedule
     num_epochs: int
     log_every: int
-    log: RunLog | NullLog
+    log: RunLog
     board: TensorBoard
     profiler: StepProfiler
-    progress: Progress | NullProgress
+    progress: Progress
     behind: int = 0
-    health: ExpertMonitor | None = None
+    expert_monitor: ExpertMonitor | None = None
     _mark: tuple[int, float] = field(default=(0, 0.0), init=False)
     _seen_at: float = field(default=0.0, init=False)
     _times: StepTimes = field(default_factory=StepTimes, init=False)
@@ -99,7 +98,7 @@ class TrainingLoop:
             StoppedBySignal: a worker received a stop signal; all workers have stopped and a checkpoint is written.
             NotFinite: a loss or a weight is NaN or infinite; the last checkpoint is valid.
             WorkersDiffer: the workers no longer hold the same weights.
-            CheckpointError: the last save has failed.
+            StorageError: the last save has failed.
         """
         metrics: dict[str, float] = {}
         while position.epoch < self.num_epochs or not position.is_evaluated:
@@ -128,7 +127,7 @@ class TrainingLoop:
                 for number, (batch, waited) in enumerate(timed(batches), start=done + 1):
                     self._times.wait(waited)
                     # `number` is a tensor: a Python int would retrace the graph at every step.
-                    arguments = step_input(batch, self.tasks), tf.constant(number), self.guard.votes()
+                    arguments = step_input(batch, self.tasks), tf.constant(number), self.guard.control_flags()
                     with self.profiler.step(number):
                         unseen.append(self.step.run(*arguments))  # not awaited: a GPU runs it in the background
                     self.board.graph_of(self.step.run, *arguments)
@@ -141,7 +140,7 @@ class TrainingLoop:
         self.step.weighting.end_epoch(position.mean_losses)
 
     def _act(self, position: Position, unseen: deque[StepResult]) -> None:
-        """Processes the oldest pending result and saves or stops if that step's votes decided so."""
+        """Processes the oldest pending result and saves or stops if that step's control flags ask for it."""
         decision = self._see(position, unseen.popleft())
         # The end of an epoch saves anyway.
         is_epoch_done = position.steps + len(unseen) == self.loader.steps_per_epoch
@@ -181,7 +180,7 @@ class TrainingLoop:
                 f"the loss is {value} at step {step}. Checkpoints of earlier steps are kept. "
                 + how_to_stay_finite(is_float16=self.step.loss_scale.dynamic)
             )
-        return self.guard.decide(result.votes.numpy(), step)
+        return self.guard.decide(result.control_flags.numpy(), step)
 
     def _save(self, position: Position) -> None:
         """Saves a checkpoint, after checking that the workers hold the same finite values. A collective."""
@@ -196,7 +195,7 @@ class TrainingLoop:
     def _stop(self, position: Position) -> None:
         self.saver.finish()
         # Used as a barrier: a launcher kills all workers as soon as one exits, and rank 0 has been writing until now.
-        self.guard.asks_to_stop()
+        self.guard.any_stop_requested()
         step = position.step(self.loader.steps_per_epoch)
         raise StoppedBySignal(
             f"stopped by a signal after step {step} of {self.total_steps}, which is saved; --use_checkpoint goes on"
@@ -211,11 +210,13 @@ class TrainingLoop:
         def on_batch(batch: int) -> None:
             self.guard.beat()
             self.progress.update(None, note=f"evaluating {batch}")
-            if batch % BATCHES_BETWEEN_QUESTIONS == 0 and self.guard.asks_to_stop():
+            if batch % BATCHES_BETWEEN_QUESTIONS == 0 and self.guard.any_stop_requested():
                 self._stop(position)
 
         with nvtx_range("evaluation"):
-            metrics = self.evaluator.run(on_batch=on_batch, see=self.health.see if self.health else None)
+            metrics = self.evaluator.run(
+                on_batch=on_batch, see=self.expert_monitor.see if self.expert_monitor else None
+            )
         rate = self.evaluator.loader.rows / (time.perf_counter() - started)
         epoch = position.epoch
         self.log.log([steps_done], metrics | {"epoch": epoch, "validation_throughput": rate})
@@ -227,10 +228,10 @@ class TrainingLoop:
             self._warn(
                 [f"without a value of {self.stopping.key} this epoch cannot be the best, nor count for patience"]
             )
-        if self.health is not None:
-            values, warnings = self.health.measure()
+        if self.expert_monitor is not None:
+            values, warnings = self.expert_monitor.measure()
             self.log.log([steps_done], values | {"epoch": epoch})
-            self.board.histograms(steps_done, self.health.gate_weights())
+            self.board.histograms(steps_done, self.expert_monitor.gate_weights())
             self._warn(warnings)
         return metrics
 

@@ -12,18 +12,14 @@ from pathlib import Path
 
 from data.memory import check_fits, in_gibibytes
 from trainer.config import ModelOptions, Options
+from trainer.embeddings import SMALLEST_SHARDED
 from trainer.layout import InputSchema
+from trainer.optimizers.rules import OPTIMIZERS, Ftrl, UpdateRule
 from trainer.process.worker_env import WorkerEnv
 from trainer.tasks.task import Task
 
-# Rows below which a table is replicated even under --shard_embeddings; with a width of 128 it takes less than 2 MB.
-SMALLEST_SHARDED = 4096
 TABLES_SHOWN = 3
 _FLOAT_BYTES = 4
-# Accumulators per weight of each rule (trainer/optimizers/rules.py), and whether it stores a last step per table row.
-_SLOTS = {"rmsprop": (1, True), "adam": (2, True), "adamw": (2, True), "adagrad": (1, False), "sgd": (0, False)}
-_WIDE_SLOTS = (2, False)  # FTRL's
-_NO_SLOTS = (0, False)
 
 
 @dataclass(frozen=True)
@@ -94,14 +90,16 @@ def table_sizes(
         rule: update rule of the deep part; None if the model is not trained.
         workers: number of workers over which large tables are sharded.
     """
-    deep, wide = (_NO_SLOTS, _NO_SLOTS) if rule is None else (_SLOTS[rule], _WIDE_SLOTS)
+    # A plain UpdateRule has no state.
+    deep, wide = (UpdateRule, UpdateRule) if rule is None else (OPTIMIZERS[rule], Ftrl)
     shapes = [(columns.name, columns.cardinality, columns.width, deep) for columns in layout.categorical]
     if options.wide_part or options.model == "wide_deep":
         shapes.append(("wide", max(1, sum(columns.cardinality for columns in layout.categorical)), outputs, wide))
     sizes = []
-    for name, rows, width, (slots, has_steps) in shapes:
+    for name, rows, width, update in shapes:
         own = rows // workers if rows >= SMALLEST_SHARDED else rows
-        sizes.append(TableSize(name, rows, width, own * (width * (1 + slots) + has_steps) * _FLOAT_BYTES))
+        per_row = width * (1 + len(update.slots)) + update.has_time_decay  # the step of the row's last update
+        sizes.append(TableSize(name, rows, width, own * per_row * _FLOAT_BYTES))
     return sizes
 
 
@@ -127,7 +125,7 @@ def may_use_gpu(cpu: bool) -> bool:
 
 
 def _bytes_per_weight(rule: str | None) -> int:
-    return _FLOAT_BYTES * (1 + (0 if rule is None else _SLOTS[rule][0]))
+    return _FLOAT_BYTES * (1 + (0 if rule is None else len(OPTIMIZERS[rule].slots)))
 
 
 def _chain(*units: int) -> int:

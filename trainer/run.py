@@ -9,12 +9,13 @@ import numpy as np
 
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
-from data.storage.checksummed_dir import CheckpointError
+from data.storage.checksummed_dir import StorageError
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
 from trainer.checkpoint.facts import Position
 from trainer.checkpoint.manager import Saver, agreed_model_options, agreed_schema
+from trainer.checkpoint.rates import changed_rates
 from trainer.checkpoint.state import TrainState
-from trainer.checkpoint.store import print_warning, probe
+from trainer.checkpoint.store import probe
 from trainer.comm import Comm, connect
 from trainer.config import Options, TrainingOptions
 from trainer.early_stopping import EarlyStopping, Stopping
@@ -27,22 +28,22 @@ from trainer.lifecycle.signals import StopRequest
 from trainer.lifecycle.step_control import StepControl
 from trainer.lifecycle.stragglers import Stragglers
 from trainer.lifecycle.watchdog import Watchdog
+from trainer.logging.log import warn
 from trainer.logging.profiling import start_timeline
-from trainer.logging.progress import NullProgress, Progress
-from trainer.logging.results import Results
+from trainer.logging.progress import Progress
 from trainer.loop import TrainingLoop, describe, told_of_undefined
 from trainer.metrics.calibration import as_records
 from trainer.models import build_model
-from trainer.optimizers.schedules import changed_rates
+from trainer.models.weights import named
 from trainer.predictions import PredictionWriter
 from trainer.process import runtime
 from trainer.process.affinity import set_affinity
 from trainer.process.device import on_gpu
 from trainer.process.worker_env import WorkerEnv
+from trainer.results import Results
 from trainer.tasks.evaluation import Evaluation
 from trainer.tasks.task import tasks_of
 from trainer.training import Training, make_training, shards_of
-from trainer.weights import named
 
 
 class Run:
@@ -145,7 +146,7 @@ class Run:
                 profiler=profiler,
                 progress=self._progress(loader.steps_per_epoch * training.num_epochs),
                 behind=1 if on_gpu() else 0,  # a CPU has nothing to overlap the host's work with
-                health=monitor_of(self.model, evaluator.loader.rows, self.comm),
+                expert_monitor=monitor_of(self.model, evaluator.loader.rows, self.comm),
             )
             self._stop.has_begun = True
             metrics = loop.run(position)
@@ -153,8 +154,6 @@ class Run:
         loop.progress.close()
         self._tell_counts(loader)
         self._finish(metrics)
-        if loop.health is not None:
-            self.results.draw_gates()
 
     def _finish(self, metrics: dict[str, float]) -> None:
         """Writes the model folder and the final metrics, also for a completed run that died before it wrote them."""
@@ -255,12 +254,12 @@ class Run:
     def _writer(self, path: Path) -> PredictionWriter:
         return PredictionWriter(path, self.tasks, labelled=self.inputs.labelled, kept=self.inputs.kept)
 
-    def _progress(self, total: int) -> Progress | NullProgress:
-        return Progress(total) if self.comm.rank == 0 else NullProgress()
+    def _progress(self, total: int) -> Progress:
+        return Progress(total, enabled=self.comm.rank == 0)
 
     def close(self) -> None:
         """Waits for a checkpoint that is being written in the background, then closes the log."""
-        with suppress(CheckpointError):
+        with suppress(StorageError):
             self.saver.finish()
         self.results.log.close()
 
@@ -311,7 +310,7 @@ def _check_labels_for_all(options: Options, inputs: Inputs, comm: Comm) -> None:
     if comm.rank == 0:
         try:
             for text in check_labels(options, inputs.spec):
-                print_warning(text)
+                warn(text)
         except DataError as error:
             problem = str(error)
     problem = comm.broadcast_bytes(problem.encode()).decode()

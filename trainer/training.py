@@ -7,13 +7,13 @@ from trainer.comm import Comm
 from trainer.config import DeepOptimizer, TrainingOptions
 from trainer.embeddings.shards import Shards
 from trainer.models.ranking import RankingModel
+from trainer.models.weights import kernels, named
 from trainer.optimizers.loss_scale import LossScale
-from trainer.optimizers.optimizer import Optimizer, Schedule
-from trainer.optimizers.rules import Ftrl, make_rule
-from trainer.optimizers.schedules import Constant, make_schedule
+from trainer.optimizers.optimizer import Optimizer, ParameterGroup
+from trainer.optimizers.rules import OPTIMIZERS, Ftrl
+from trainer.optimizers.schedules import Constant, Schedule, make_schedule
 from trainer.step import TrainStep
 from trainer.tasks.loss_weighting import LossWeighting, make_loss_weighting
-from trainer.weights import kernel_names, named
 
 
 class Training(NamedTuple):
@@ -64,36 +64,21 @@ def make_training(
         gradnorm_alpha=options.gradnorm_alpha,
     )
     schedule = make_schedule(deep_optimizer, steps_per_epoch, options.num_epochs)
-    wide, deep = _wide_optimizer(model, options), _deep_optimizer(model, options, deep_optimizer, schedule, weighting)
+    optimizer = Optimizer(_deep_group(model, options, deep_optimizer, schedule, weighting), _wide_group(model, options))
     loss_scale = LossScale(dynamic=compute_dtype == "float16")
-    step = TrainStep(
-        model,
-        weighting=weighting,
-        wide=wide,
-        deep=deep,
-        comm=comm,
-        loss_scale=loss_scale,
-        global_batch_size=options.global_batch_size,
-        seed=options.seed,
-        xla=options.xla,
-        table_exchange=options.table_exchange,
-        fp16_allreduce=options.fp16_allreduce,
-    )
-    states = wide.state | deep.state | loss_scale.state | weighting.weights | weighting.state
+    step = TrainStep(model, optimizer, weighting, loss_scale, options, comm)
+    states = optimizer.state | loss_scale.state | weighting.weights | weighting.state
     # A table's optimizer slots have the rows of the table: they are sharded, saved and restored like it.
-    by_rows = {
-        table.path: (table.path, *wide.state_of(table.path), *deep.state_of(table.path))
-        for table in model.embeddings.tables
-    }
+    by_rows = {table.path: (table.path, *optimizer.state_of(table.path)) for table in model.embeddings.tables}
     sharded = {name: rows for table, rows in model.embeddings.sharded.items() for name in by_rows[table]}
     tables = frozenset(name for names in by_rows.values() for name in names)
     variables = named(model.variables) | states
     return Training(step, schedule, TrainState(variables, comm, sharded, tables, unknown=frozenset(weighting.state)))
 
 
-def _wide_optimizer(model: RankingModel, options: TrainingOptions) -> Optimizer:
+def _wide_group(model: RankingModel, options: TrainingOptions) -> ParameterGroup:
     tables = named(model.embeddings.wide_tables)
-    return Optimizer(
+    return ParameterGroup(
         Ftrl(),
         Constant(options.linear_learning_rate),
         named(model.wide_weights),
@@ -102,20 +87,19 @@ def _wide_optimizer(model: RankingModel, options: TrainingOptions) -> Optimizer:
     )
 
 
-def _deep_optimizer(
+def _deep_group(
     model: RankingModel,
     options: TrainingOptions,
-    how: DeepOptimizer,
+    config: DeepOptimizer,
     schedule: Schedule,
     weighting: LossWeighting,
-) -> Optimizer:
-    """Build the optimizer of everything outside the wide part, including the loss weighting's own weights."""
-    tables = named(model.embeddings.deep_tables)
-    return Optimizer(
-        make_rule(how),
+) -> ParameterGroup:
+    """Return the group of everything outside the wide part, including the loss weighting's own weights."""
+    weights, tables = named(model.deep_weights), named(model.embeddings.deep_tables)
+    return ParameterGroup(
+        OPTIMIZERS[config.rule].from_config(config),
         schedule,
-        named(model.deep_weights) | weighting.weights,
+        weights | weighting.weights,
         tables,
-        l2=dict.fromkeys(tables, options.l2_reg_embedding) | dict.fromkeys(kernel_names(model), options.l2_reg_dnn),
-        decay=how.weight_decay,
+        l2=dict.fromkeys(tables, options.l2_reg_embedding) | dict.fromkeys(kernels(weights), options.l2_reg_dnn),
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import DataError
+from data.errors import DataError, listed
 from data.files.columns import (
     VALUES_SHOWN,
     Column,
@@ -27,7 +27,6 @@ from data.loading.parquet import row_group_rows
 from data.preprocess.workflow_folder import workflow_files
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import LABEL, NUMERICAL, Chunk, Feature, FeatureSpec
-from data.spec.problems import listed
 from data.storage.files import NotRegularError, open_regular
 
 FLOAT16_MOST = 65_504

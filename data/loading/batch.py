@@ -42,6 +42,16 @@ class Batch(NamedTuple):
     rows: np.ndarray
     extra: tuple[np.ndarray, ...] = ()
 
+    @property
+    def ids(self) -> np.ndarray:
+        """One-hot and multi-hot ids side by side, [batch, id columns] int32."""
+        # Without a copy if there is only one kind.
+        if self.multihot.shape[1] == 0:
+            return self.onehot
+        if self.onehot.shape[1] == 0:
+            return self.multihot
+        return np.concatenate([self.onehot, self.multihot], axis=1)
+
 
 LARGE_BYTES = 2**20
 

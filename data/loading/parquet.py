@@ -15,12 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import DataError, LostInputError
+from data.errors import DataError, LostInputError, listed, nearest
 from data.files.parquet import Seal, arrow_file, read_footer
 from data.loading.batch import Batch, bytes_per_row, empty_batch, slice_rows
 from data.loading.decode import Decoded, OovPolicy, Place, Target, batch_targets, decode_table, extra_dtype
 from data.spec.feature_spec import Chunk, FeatureSpec
-from data.spec.problems import listed, nearest
 from data.storage.files import is_of_system, open_regular
 
 FOOTER_THREADS = 8

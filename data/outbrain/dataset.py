@@ -8,12 +8,12 @@ from data.files.parquet import parquet_schema
 from data.outbrain import pipeline
 from data.outbrain.joining import TRAIN, VALID, Joined, joined_parts
 from data.outbrain.pipeline import Run
+from data.outbrain.raw_tables import CLICKS, RawTable
 from data.outbrain.recipe import Recipe
 from data.outbrain.recipes import find_recipe
 from data.outbrain.side_tables import SideTables
 from data.outbrain.statistics import save_out_of_fold
 from data.outbrain.stored import ENCODERS, TABLES, load_workflow, save_workflow
-from data.outbrain.tables import CLICKS, RawTable
 from data.outbrain.writing import Encoding
 from data.preprocess.workflow_folder import ENCODERS_FOLDER
 from data.spec.embedding_sizes import SIZES_FILE, read_sizes

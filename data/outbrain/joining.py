@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from data.errors import DataError
 from data.outbrain.columns import AD, CLICKED, DISPLAY, DISPLAY_ADS, DOCUMENT, DOCUMENT_PROMO, FOLD, GEO, TIMESTAMP
 from data.outbrain.raw import read_blocks
+from data.outbrain.raw_tables import EVENTS, RawTable
 from data.outbrain.side_tables import SideTables
 from data.outbrain.split import display_order, folds, is_training, ranges
-from data.outbrain.tables import EVENTS, RawTable
 
 TRAIN, VALID = "train", "valid"
 CLICKS = "clicks"

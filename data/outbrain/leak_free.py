@@ -22,10 +22,10 @@ from data.outbrain.columns import (
     TAG_SIZES,
     TIMESTAMP,
 )
+from data.outbrain.raw_tables import DAY_MS
 from data.outbrain.recipe import Fitted, Recipe, count, prefix, tag_counts
 from data.outbrain.side_tables import SideTables
 from data.outbrain.statistics import days_encoder, log_views, smoothed_rates
-from data.outbrain.tables import DAY_MS
 from data.preprocess.encoders import Encoder, Numerical, Vocabulary
 from data.preprocess.nvtabular_operators import EncodeIds
 from data.preprocess.nvtabular_setup import ops

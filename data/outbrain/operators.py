@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from data.outbrain.aspects import Aspect
+from data.outbrain.raw_tables import DAY_MS, TIMESTAMP_ORIGIN_MS
 from data.outbrain.statistics import FoldCounts, OutOfFoldRates
-from data.outbrain.tables import DAY_MS, TIMESTAMP_ORIGIN_MS
 from data.preprocess.encoders import Encoder, HashedRanks, Numerical, Vocabulary
 from data.preprocess.keys import KeyTable, as_keys
 from data.preprocess.nvtabular_operators import SumsByFold, map_distinct, to_host

@@ -14,10 +14,10 @@ from data.errors import DataError
 from data.outbrain.columns import CLICKED, DISPLAY, TAGS_PER_ROW
 from data.outbrain.joining import CLICKS, TRAIN, VALID, Joined, JoinedFiles, divide, join_part, joined_parts
 from data.outbrain.raw import estimated_rows, require_raw
+from data.outbrain.raw_tables import EVENTS, RawTable
 from data.outbrain.recipe import Fitted, Recipe
 from data.outbrain.resources import default_limit, number_of_parts
 from data.outbrain.side_tables import load_side_tables
-from data.outbrain.tables import EVENTS, RawTable
 from data.outbrain.workers import Workers, start_workers
 from data.outbrain.writing import RAW_AD, Encoding, write_files
 from data.preprocess.encoders import Encoder

@@ -12,8 +12,8 @@ from pathlib import Path
 from data.command_line import Parser, run_tool, whole_number
 from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.outbrain.raw import require_raw
+from data.outbrain.raw_tables import ASPECTS, CLICKS, EVENTS, META, PROMOTED
 from data.outbrain.resources import add_resource_flags, check_resource_flags
-from data.outbrain.tables import ASPECTS, CLICKS, EVENTS, META, PROMOTED
 from data.preprocess.prepared import Progress
 
 ENTRIES = ("train", "valid", "workflow", "manifest.json", "embedding_sizes.json")

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from data.errors import DataError, LostInputError
-from data.outbrain.tables import NULL_TEXT, RawTable
+from data.outbrain.raw_tables import NULL_TEXT, RawTable
 from data.storage.files import first_file, open_regular, reading
 
 BLOCK_BYTES = 2**23

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from data.outbrain.aspects import Aspect, check_tags
 from data.outbrain.lookup import LookupTable
 from data.outbrain.raw import find_raw, read_blocks, require_raw
-from data.outbrain.tables import ASPECTS, META, PROMOTED, RawTable
+from data.outbrain.raw_tables import ASPECTS, META, PROMOTED, RawTable
 
 SIDE_TABLES = (PROMOTED, META, *ASPECTS.values())
 TAGS = "tags_of_{}"

@@ -9,7 +9,7 @@ stored by ascending hash(seed, ORDER, display, ad), validation rows display by d
 
 import numpy as np
 
-from data.outbrain.tables import DAY_MS
+from data.outbrain.raw_tables import DAY_MS
 from data.preprocess.encoders import NOT_IN_A_FOLD
 from data.preprocess.hashing import buckets, hash_rows
 

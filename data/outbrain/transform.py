@@ -7,8 +7,8 @@ from pathlib import Path
 from data.command_line import Parser, run_tool
 from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.outbrain.raw import find_raw, require_raw
+from data.outbrain.raw_tables import CLICKS, CLICKS_TO_PREDICT, EVENTS
 from data.outbrain.resources import add_resource_flags, check_resource_flags
-from data.outbrain.tables import CLICKS, CLICKS_TO_PREDICT, EVENTS
 from data.preprocess.prepared import Progress
 
 CLICK_TABLES = {table.name: table for table in (CLICKS, CLICKS_TO_PREDICT)}

@@ -19,11 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import DataError
+from data.errors import DataError, shown
 from data.preprocess.encoders import Encoder, HashedIds, HashedRanks, Numerical, Vocabulary
 from data.preprocess.keys import KeyTable, as_keys
 from data.spec.parts import MAX_CARDINALITY
-from data.spec.problems import shown
 from data.spec.values import name_mistake
 from data.storage.files import open_regular
 from data.storage.typed_json import read_typed

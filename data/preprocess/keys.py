@@ -26,8 +26,7 @@ import pandas as pd
 import pyarrow as pa
 from pandas.api.types import infer_dtype
 
-from data.errors import DataError
-from data.spec.problems import shown
+from data.errors import DataError, shown
 
 INT64 = np.iinfo(np.int64)
 FLOAT64_DIGITS = 53

@@ -7,10 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
+from data.errors import DataError, described, listed, nearest, shown
 from data.spec.feature_spec import FeatureSpec
 from data.spec.parts import MAX_EMBEDDING_DIM
-from data.spec.problems import described, listed, nearest, shown
 from data.spec.values import MAX_NAME_LENGTH
 from data.storage.files import check_stays, read_small_text
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from data.errors import DataError
+from data.errors import DataError, nearest
 from data.spec.parts import CHANNELS, LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, SAMPLE_WEIGHT, Chunk, Feature
-from data.spec.problems import nearest, told
+from data.spec.problems import told
 from data.spec.rules import check_document
 from data.spec.shape import Entry
 from data.spec.yaml_reader import read_yaml

@@ -1,17 +1,14 @@
 """Describes violations of the specification's rules: values in words, closest names as suggestions."""
 
-import difflib
-import reprlib
 from collections.abc import Collection, Iterable
-from itertools import islice
-from numbers import Real
 from typing import Any, NamedTuple
+
+from data.errors import listed, nearest, shown
 
 # Bounds the time spent on suggestions in a document with very many problems. Comparing two names takes up to 0.1 us per
 # pair of their characters, plus a constant worth about 50 pairs.
 MAX_PAIRS_COMPARED = 1_500_000
 PAIRS_PER_NAME = 50
-MAX_NAMES_LISTED = 12
 
 
 class Problem(NamedTuple):
@@ -34,42 +31,6 @@ def place_of(parent: str, key: Any) -> str:
     """Returns the location of a key below `parent`, short and on one line for any key."""
     is_plain = isinstance(key, str) and key.isprintable() and 0 < len(key) <= 80
     return f"{parent}.{key if is_plain else shown(key)}"
-
-
-def shown(value: Any) -> str:
-    """Returns the `repr` of a value, shortened if it is long."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 60
-    return short.repr(value)
-
-
-def described(value: Any) -> str:
-    """Returns a value in words that distinguish, for example, the text '3' from the number 3."""
-    if value is None:
-        return "empty"
-    if isinstance(value, bool):
-        return f"the truth value {value}"
-    if isinstance(value, str):
-        return f"the text {shown(value)}"
-    if isinstance(value, Real):
-        return f"the number {shown(value)}"
-    if isinstance(value, list | tuple):
-        return "a list"
-    if isinstance(value, dict):
-        return "a mapping"
-    return f"{type(value).__name__} {shown(value)}"
-
-
-def listed(names: Iterable[str], count: int, separator: str = ", ") -> str:
-    """Joins the first dozen of `count` names in one line, without consuming the rest of the iterable."""
-    text = separator.join(islice(names, MAX_NAMES_LISTED))
-    return f"{text}{separator}... ({count} in all)" if count > MAX_NAMES_LISTED else text
-
-
-def nearest(name: str, known: Collection[str]) -> str | None:
-    """Returns the known name most similar to `name`, or None if none is similar enough."""
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return matches[0] if matches else None
 
 
 def told(problems: Iterable[Problem]) -> list[str]:

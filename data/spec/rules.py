@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from data.errors import listed, nearest, shown
 from data.spec.parts import (
     BOOL_DTYPE,
     CATEGORICAL_CHANNELS,
@@ -28,7 +29,7 @@ from data.spec.parts import (
     Feature,
     exact_integers,
 )
-from data.spec.problems import Problem, listed, nearest, place_of, shown
+from data.spec.problems import Problem, place_of
 from data.spec.shape import Parts, read_parts
 from data.storage.files import way_out
 

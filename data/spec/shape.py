@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from data.errors import described
 from data.spec.parts import CHANNELS, CHUNK_KEYS, CHUNK_TYPES, REQUIRED_SECTIONS, SECTIONS, Feature
-from data.spec.problems import Problem, described, place_of
+from data.spec.problems import Problem, place_of
 from data.spec.values import FEATURE_VALUES, file_mistake, name_mistake, one_of
 
 # Words of the public DLRM recipe's specifications that are not valid here.

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from data.errors import described, shown
 from data.spec.parts import DTYPES, MAX_CARDINALITY, MAX_EMBEDDING_DIM, MISSING, ROLES, TASKS
-from data.spec.problems import described, shown
 
 # Mapping and feature names become parts of file names (at most 255 bytes), feature and label names of array names.
 MAX_NAME_LENGTH = 200

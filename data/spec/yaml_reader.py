@@ -7,8 +7,7 @@ from typing import Any
 
 import yaml
 
-from data.errors import DataError
-from data.spec.problems import shown
+from data.errors import DataError, shown
 from data.storage.files import read_small_text
 
 MAX_MEBIBYTES = 1
@@ -87,7 +86,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         # Checked before anything is built: deep nesting overflows the stack, and a few nested aliases can stand for
         # billions of values.
         _check_events(text)
-        document = yaml.load(text, Loader=_PlainLoader)
+        document = yaml.load(text, Loader=_PlainLoader)  # noqa: S506 - a subclass of the safe loader
     except _Refused as error:
         raise DataError(f"{path}{_place(error.mark)}: {error.message}") from error
     except yaml.MarkedYAMLError as error:

@@ -17,19 +17,18 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.lib import format as npy_format
 
-from data.errors import DataError
-from data.spec.problems import shown
+from data.errors import DataError, shown
 from data.storage import files as draft_folder
 from data.storage.arrays import BLOCK_BYTES, DTYPES, ArraySource, is_array_name, rows_per_block
 from data.storage.files import UNFINISHED, is_out_of_room, open_regular, sync_names
 from data.storage.typed_json import read_typed
 
 
-class CheckpointError(RuntimeError):
+class StorageError(RuntimeError):
     """Data could not be saved, or saved data could not be loaded. The message names the path."""
 
 
-class DamagedError(CheckpointError):
+class DamagedError(StorageError):
     """A folder differs from what was written. The message names the file and the difference."""
 
 
@@ -294,7 +293,7 @@ class ChecksummedDir:
 
     def _shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         if name not in self.arrays:
-            raise CheckpointError(f"{self.path} has no array {name!r}; it has {', '.join(sorted(self.arrays))}")
+            raise StorageError(f"{self.path} has no array {name!r}; it has {', '.join(sorted(self.arrays))}")
         return self.arrays[name]
 
     def _blocks(self, name: str, rows: int) -> Iterator[np.ndarray]:
@@ -356,7 +355,7 @@ REPLACED = ".replaced"
 _ENTRY_BYTES = 512
 
 
-def write_sealed(
+def write_checksummed(
     folder: Path,
     arrays: Iterable[ArraySource],
     documents: Mapping[str, bytes | Path],
@@ -373,7 +372,7 @@ def write_sealed(
         array_folder: name of the subfolder for arrays, in lower-case letters.
 
     Raises:
-        CheckpointError: if there is no space or permission, the disk fails, or `folder` has content not written by a
+        StorageError: if there is no space or permission, the disk fails, or `folder` has content not written by a
             save. An earlier folder is left intact.
         ValueError: if names, blocks or facts are invalid.
     """
@@ -389,9 +388,9 @@ def write_sealed(
         check_replaceable(folder)
         _put_in_place(temporary, folder)
     except DataError as error:
-        raise CheckpointError(f"cannot save: {error}") from error
+        raise StorageError(f"cannot save: {error}") from error
     except OSError as error:
-        raise CheckpointError(
+        raise StorageError(
             f"cannot save {folder}: {error.strerror or error}. {_fix(error)}What was saved before is untouched."
         ) from error
     finally:
@@ -443,7 +442,7 @@ def check_can_be_renamed(folder: Path) -> None:
         ) from error
 
 
-def replace_facts(folder: Path, facts: dict[str, Any]) -> None:
+def replace_metadata(folder: Path, facts: dict[str, Any]) -> None:
     """Replaces the facts of a checksummed folder atomically; its arrays and documents are unchanged.
 
     Args:
@@ -451,7 +450,7 @@ def replace_facts(folder: Path, facts: dict[str, Any]) -> None:
         facts: new metadata, as JSON values.
 
     Raises:
-        CheckpointError: if there is no space or permission, the disk fails, or the manifest is damaged. The folder is
+        StorageError: if there is no space or permission, the disk fails, or the manifest is damaged. The folder is
             left unchanged.
         ValueError: if the facts are invalid.
     """
@@ -465,7 +464,7 @@ def replace_facts(folder: Path, facts: dict[str, Any]) -> None:
         os.replace(temporary / MANIFEST, folder / MANIFEST)
         sync_names(folder)
     except OSError as error:
-        raise CheckpointError(f"cannot update {folder / MANIFEST}: {error.strerror or error}. {_fix(error)}") from error
+        raise StorageError(f"cannot update {folder / MANIFEST}: {error.strerror or error}. {_fix(error)}") from error
     finally:
         draft_folder.remove(temporary)
 

@@ -10,8 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from data.errors import DataError, LostInputError
-from data.spec.problems import shown
+from data.errors import DataError, LostInputError, shown
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),

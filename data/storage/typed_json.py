@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from data.spec.problems import shown
+from data.errors import shown
 
 LARGEST_INTEGER = 2**63 - 1
 

@@ -112,7 +112,7 @@ def runs(tmp_path_factory) -> Runs:
     return runs
 
 
-def test_two_hosts_have_the_loss_of_every_step_of_one_also_after_a_host_has_lost_its_worker(runs):
+def test_two_hosts_match_one_even_after_a_lost_worker(runs):
     one, two = losses(runs.one), logged_losses(runs.disks[0] / "results")
     assert list(one) == sorted({step for step, _ in two}) == list(range(1, STEPS + 1))
     np.testing.assert_allclose([loss for _, loss in two], [one[step] for step, _ in two], rtol=0, atol=1e-6)
@@ -120,27 +120,27 @@ def test_two_hosts_have_the_loss_of_every_step_of_one_also_after_a_host_has_lost
         assert abs(value - metrics(runs.disks[0] / "results")[name]) < 1e-6, name
 
 
-def test_the_job_went_on_from_a_checkpoint_that_the_second_host_did_not_have(runs):
+def test_resume_needs_the_checkpoint_on_one_host_only(runs):
     lines = (runs.disks[0] / "results/supervise.jsonl").read_text().splitlines()
     starts = [event["step"] for event in map(json.loads, lines) if event["event"] == "started"]
     assert starts == [0, (DIES_AT - 1) // SAVE_EVERY * SAVE_EVERY]
 
 
-def test_the_first_worker_alone_writes_checkpoints_and_results(runs):
+def test_only_rank_0_writes_checkpoints_and_results(runs):
     first, second = runs.disks
     assert CheckpointStore(first / "models").open("last").step == STEPS
     written = {str(path.relative_to(second)) for path in second.rglob("*") if path.is_file()}
     assert {path for path in written if not path.startswith("data/")} == {"results/workers/worker-1.json", "has_died"}
 
 
-def test_each_worker_ran_on_a_host_of_its_own_in_one_supervised_job(runs):
+def test_workers_of_a_supervised_job_run_on_two_hosts(runs):
     records = [json.loads((disk / f"results/workers/worker-{k}.json").read_text()) for k, disk in enumerate(runs.disks)]
     assert [record["host"] for record in records] == ["host1", "host2"]
     assert [record["code"] for record in records] == [0, 0]
     assert records[0]["job"] == records[1]["job"] is not None
 
 
-def test_the_hosts_were_known_to_each_other_and_nothing_is_left_of_them(runs):
+def test_no_process_is_left_on_the_hosts(runs):
     known = (runs.folder / "known_hosts").read_text().splitlines()
     assert [line.split()[0] for line in known] == ["[host1]:2201", "[host2]:2202"]
     assert not list((runs.folder / "disk").iterdir())

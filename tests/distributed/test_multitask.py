@@ -127,7 +127,7 @@ def auc(positive, negative) -> float:
     return (pairs.mean() + 1) / 2
 
 
-def test_training_stops_without_progress_and_keeps_the_best_epoch(folder):
+def test_early_stopping_keeps_the_best_epoch(folder):
     records = read_log(folder / "stopped" / "results" / "log.json")
     evaluated = {
         record["step"][0]: record["data"][STOPPING]
@@ -141,7 +141,7 @@ def test_training_stops_without_progress_and_keeps_the_best_epoch(folder):
     assert architecture["step"] == best
 
 
-def test_an_unknown_metric_is_refused_with_those_that_there_are(folder):
+def test_unknown_metric_is_rejected_with_known_ones(folder):
     places = ["--dataset_path", folder / "data", "--model_dir", folder / "x", "--results_dir", folder / "y"]
     refused = ["--early_stopping_metric", "auc_roc/spend"]
     done = run_program(["main.py", *places, *SMALL, *refused])

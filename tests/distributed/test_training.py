@@ -133,20 +133,20 @@ def test_one_and_two_workers_agree_at_every_step(work):
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES)
-def test_every_way_of_summing_the_tables_gradients_trains_alike(work, exchange):
+def test_table_exchanges_train_alike(work, exchange):
     two, other = losses(work.results("two")), losses(work.results(f"two_{exchange}"))
     np.testing.assert_allclose(list(other.values()), list(two.values()), atol=1e-5)
     for name, array in arrays(work, f"two_{exchange}").items():
         np.testing.assert_allclose(array, arrays(work, "two")[name], atol=1e-4, err_msg=name)
 
 
-def test_gradients_that_are_sent_in_float16_train_almost_alike(work):
+def test_fp16_allreduce_trains_almost_alike(work):
     two, other = losses(work.results("two")), losses(work.results("two_fp16_allreduce"))
     np.testing.assert_allclose(list(other.values()), list(two.values()), atol=2e-3)
     assert other != two
 
 
-def test_a_checkpoint_fits_sharded_tables_and_any_number_of_workers(work):
+def test_checkpoints_fit_sharded_tables_and_any_size(work):
     assert "of 5 tables are dealt to 2 worker(s)" in (work.folder / "output.txt").read_text()
     two = losses(work.results("two"))
     for name in ("two_to_shards", "two_from_shards", "one_from_shards"):
@@ -172,7 +172,7 @@ def test_equal_runs_end_with_equal_weights_to_the_bit(work):
     assert_bit_equal(arrays(work, "two_dropout"), arrays(work, "two_dropout_again"))
 
 
-def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one_to_the_bit(work):
+def test_resumed_weights_are_bit_equal(work):
     assert_bit_equal(arrays(work, "two_dropout"), arrays(work, "two_resumed"))
 
 
@@ -234,7 +234,7 @@ def test_metrics_equal_a_brute_force_over_the_predictions(work, size):
     assert abs(found["loss_val"] - loss) < 1e-9
 
 
-def test_two_workers_predict_what_one_does_and_keep_the_same_columns(work):
+def test_two_workers_predict_what_one_predicts(work):
     one, two = (pq.read_table(work.folder / f"{name}_new.parquet") for name in ("one", "two"))
     assert two.column_names == ["row", "label_clicked", "prediction_clicked", "display_id", "topic_id_list", "ad_id"]
     assert one.drop_columns(["prediction_clicked"]) == two.drop_columns(["prediction_clicked"])
@@ -302,7 +302,7 @@ def test_a_benchmark_can_be_capped_in_seconds(work):
     assert last["measured_steps"] >= 1
 
 
-def test_the_model_folder_holds_the_best_weights_and_what_they_are_weights_of(work):
+def test_model_folder_describes_the_best_weights(work):
     model = work.models("two") / "model"
     architecture = json.loads((model / "architecture.json").read_text())
     assert architecture["model"] == "wide_deep"

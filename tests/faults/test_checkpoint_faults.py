@@ -249,7 +249,7 @@ SAVES = [instead_of_the_last, instead_of_the_only, first_of_one]
 
 
 @pytest.mark.parametrize("saved", SAVES[: tries(quick=1, whole=3)], ids=lambda saved: saved.__name__)
-def test_a_save_killed_at_any_call_leaves_a_whole_checkpoint(tmp_path, saved):
+def test_save_killed_at_any_call_keeps_a_checkpoint(tmp_path, saved):
     calls, found, seconds, problems = [], set(), [], []
     for number in itertools.count(1):
         model_dir = tmp_path / str(number)

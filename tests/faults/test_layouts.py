@@ -91,7 +91,7 @@ def metrics(spec: FeatureSpec, workers: int) -> tuple[dict[str, float], list[lis
 
 
 @pytest.mark.parametrize(("layout", "workers"), CASES)
-def test_every_row_is_used_once_in_equally_many_steps_and_metrics_are_one_workers(worlds, layout, workers):
+def test_every_row_is_used_once_for_any_layout(worlds, layout, workers):
     spec, rows = worlds[layout], sum(LAYOUTS[layout])
     training = [
         list(ParquetLoader(spec, "train", global_batch_size=BATCH, worker=w, workers=workers, shuffle=True).epoch(0))
@@ -137,7 +137,7 @@ def ledger_world(tmp_path_factory) -> FeatureSpec:
 
 
 @pytest.mark.parametrize("number", range(tries(2, 40)))
-def test_an_epoch_that_is_interrupted_again_and_again_uses_each_row_once_in_its_step(ledger_world, number):
+def test_interrupted_epochs_use_every_row_once(ledger_world, number):
     chosen = random.Random(number)
     seed, epoch = chosen.randrange(1000), chosen.randrange(20)
     # Lanes and windows as large datasets have them.

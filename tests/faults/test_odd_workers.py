@@ -41,7 +41,7 @@ def test_a_slow_worker_is_named(data, tmp_path):
     assert slowest and slowest.count(1) > len(slowest) / 2
 
 
-def test_a_bit_that_one_worker_has_lost_is_found_at_the_next_comparison(data, tmp_path):
+def test_flipped_bit_is_found_at_next_comparison(data, tmp_path):
     done = run("drifting", data, tmp_path, "--fingerprint_every", "20", "--checkpoint_every", str(SAVES_AT))
     found = "kernel is not the same on the 2 workers" in done.stderr and "after step 40 " in done.stderr
     record("a bit of one worker's weights flipped", 1, int(found and done.returncode != 0))

@@ -127,7 +127,7 @@ def test_every_bit_of_the_footer_is_guarded(written):
         assert str(written.path) in refusal(written.spec)
 
 
-def test_a_checksum_that_is_damaged_itself_refuses_the_file_or_is_passed_over(written):
+def test_damaged_checksum_never_changes_values(written):
     start = written.content.rindex(MAGIC)
     for position in range(start - 8, start + len(MAGIC)):
         written.damage(position, 5)
@@ -137,7 +137,7 @@ def test_a_checksum_that_is_damaged_itself_refuses_the_file_or_is_passed_over(wr
             assert are_right(read(written.spec))
 
 
-def test_the_check_of_a_dataset_finds_what_the_loader_refuses(written):
+def test_check_dataset_finds_what_the_loader_rejects(written):
     def findings() -> list[str]:
         return [str(finding) for finding in check_mapping(written.spec, "train", MappingSummary())]
 
@@ -178,7 +178,7 @@ def test_lists_and_names_with_dots_are_looked_at(tmp_path):
             seal.check(0, [name])
 
 
-def test_other_programs_read_sealed_files_and_theirs_are_read(written):
+def test_checksummed_parquet_is_plain_parquet(written):
     table = pq.read_table(written.path, page_checksum_verification=True)
     assert table.num_rows == len(FRAME) and table["user"].to_pylist() == FRAME.user.tolist()
     pq.write_table(table, written.path)

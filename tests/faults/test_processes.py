@@ -70,7 +70,7 @@ def timeline(results: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("run", range(tries(quick=1, whole=2)))
-def test_killed_workers_are_started_again_and_the_weights_are_the_same(work, run):
+def test_restarted_runs_end_with_the_same_weights(work, run):
     kills = tries(quick=3, whole=10)
     source = random.Random(run)
     job = SupervisedJob(arguments(work), work / f"killed-{run}", restarts=kills)
@@ -212,7 +212,7 @@ def test_signals_stop_all_workers_at_one_step_that_is_saved(work):
 
 
 @pytest.mark.slow
-def test_a_frozen_worker_is_found_and_nothing_is_left_of_the_job(work):
+def test_frozen_worker_is_found_and_job_ends(work):
     """Frozen between two saves: the watchdog allows half an hour for a save and the step after it, before which
     Gloo's own time-out of 30 seconds ends the job, as a failure."""
     number, seconds = tries(quick=1, whole=5), []

@@ -83,7 +83,7 @@ def way(request, monkeypatch) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("kind", BAD_VALUES)
-def test_a_value_that_no_model_can_use_stops_the_run_and_is_located(dataset, tmp_path, capsys, way, kind):
+def test_unusable_value_stops_the_run_with_its_location(dataset, tmp_path, capsys, way, kind):
     column, value = BAD_VALUES[kind]
     data, file = spoilt(dataset, tmp_path / "data", {column: value})
     code = run(data, tmp_path / "results", *way)
@@ -125,7 +125,7 @@ def test_a_dataset_that_is_lost_in_a_run_is_a_failure(dataset, tmp_path, capsys,
     assert "no such file" in capsys.readouterr().err
 
 
-def test_clip_and_drop_train_and_drop_is_as_a_row_without_weight(dataset, tmp_path):
+def test_clip_and_drop_train_and_drop_weighs_0(dataset, tmp_path):
     bad, _ = spoilt(dataset, tmp_path / "bad", {"user_id": 50, "genres": [-1, 3]})
     clipped, _ = spoilt(dataset, tmp_path / "clipped", {"user_id": 49, "genres": [0, 3]})
     weightless, _ = spoilt(dataset, tmp_path / "weightless", {"user_id": 49, "genres": [0, 3], "importance": 0})

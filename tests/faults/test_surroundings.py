@@ -335,7 +335,7 @@ ENDS: dict[str, tuple[Case, tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("name", list(ENDS)[: tries(quick=1, whole=len(ENDS))])
-def test_a_run_that_cannot_save_ends_with_one_error_and_keeps_what_was_good(interpreters, dataset, tmp_path, name):
+def test_failed_save_keeps_the_last_good_checkpoint(interpreters, dataset, tmp_path, name):
     case, on_disk, message = ENDS[name]
     program, survived = interpreters[case.interpreter], 0
     if on_disk and program.disk is None:
@@ -394,7 +394,7 @@ def check_warnings(outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize("place", ["model_dir", "results_dir"])
-def test_a_read_only_folder_is_refused_before_the_first_step(interpreters, dataset, tmp_path, place):
+def test_read_only_folder_is_rejected_before_training(interpreters, dataset, tmp_path, place):
     interpreter = "ascii" if tries(quick=0, whole=1) == 0 else "utf-8"
     (tmp_path / "run" / place).mkdir(parents=True, mode=0o555)
     survived = 0

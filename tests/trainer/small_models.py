@@ -4,25 +4,24 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.comm import Comm, SingleWorker
-from trainer.config import ModelOptions
-from trainer.embeddings.exchange import Choice
+from trainer.config import ModelOptions, TrainingOptions
 from trainer.embeddings.shards import Shards
 from trainer.layout import CategoricalInput, InputSchema
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
+from trainer.models.weights import named
 from trainer.optimizers.loss_scale import LossScale
-from trainer.optimizers.optimizer import Optimizer
+from trainer.optimizers.optimizer import Optimizer, ParameterGroup
 from trainer.optimizers.rules import Ftrl, RMSprop
 from trainer.optimizers.schedules import Constant
-from trainer.step import StepInput, TrainStep
+from trainer.step import StepInput, StepResult, TrainStep
 from trainer.tasks.binary import BinaryTask
 from trainer.tasks.loss_weighting import make_loss_weighting
 from trainer.tasks.task import Task
-from trainer.weights import named
 
 DEEP_RATE, WIDE_RATE = 0.01, 0.02
 
-# user and tags are large beside a batch (their touched rows are collected), day is small (summed whole).
+# user and tags are large beside a batch (their rows are collected), day is small (summed whole).
 LAYOUT = InputSchema(
     categorical=(
         CategoricalInput("user", 0, 1, False, 500, 8),
@@ -59,32 +58,30 @@ def make_step(
     model: RankingModel,
     *,
     comm: Comm | None = None,
-    global_batch_size: int = 16,
-    xla: bool = False,
     compute_dtype: str = "float32",
     loss_weighting: str = "static",
-    table_exchange: Choice = "auto",
-    fp16_allreduce: bool = False,
+    **flags: object,
 ) -> TrainStep:
+    """A step with RMSprop and FTRL; the flags are those of TrainingOptions."""
     embeddings = model.embeddings
     weighting = make_loss_weighting(loss_weighting, model.tasks, 3)
-    wide = Optimizer(Ftrl(), Constant(WIDE_RATE), named(model.wide_weights), named(embeddings.wide_tables))
-    deep = Optimizer(
-        RMSprop(), Constant(DEEP_RATE), named(model.deep_weights) | weighting.weights, named(embeddings.deep_tables)
+    optimizer = Optimizer(
+        ParameterGroup(
+            RMSprop(),
+            Constant(DEEP_RATE),
+            named(model.deep_weights) | weighting.weights,
+            named(embeddings.deep_tables),
+        ),
+        ParameterGroup(Ftrl(), Constant(WIDE_RATE), named(model.wide_weights), named(embeddings.wide_tables)),
     )
-    return TrainStep(
-        model,
-        weighting=weighting,
-        wide=wide,
-        deep=deep,
-        comm=comm or SingleWorker(),
-        loss_scale=LossScale(dynamic=compute_dtype == "float16"),
-        global_batch_size=global_batch_size,
-        seed=0,
-        xla=xla,
-        table_exchange=table_exchange,
-        fp16_allreduce=fp16_allreduce,
-    )
+    loss_scale = LossScale(dynamic=compute_dtype == "float16")
+    options = TrainingOptions(**{"global_batch_size": 16, **flags})  # type: ignore[arg-type]
+    return TrainStep(model, optimizer, weighting, loss_scale, options, comm or SingleWorker())
+
+
+def run_eagerly(step: TrainStep, batch: StepInput, number: int, flags: tuple[float, ...] = (0.0,)) -> StepResult:
+    """Runs a step outside of a graph, where workers in threads can meet."""
+    return step.run.python_function(batch, tf.constant(number), tf.constant(flags))
 
 
 def make_batches(count: int, rows: int = 16, *, tasks: int = 1, seed: int = 0) -> list[StepInput]:

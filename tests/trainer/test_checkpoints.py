@@ -21,10 +21,10 @@ from data.storage import arrays as sealed_arrays
 from data.storage import checksummed_dir as writer
 from data.storage.arrays import DTYPES, ArraySource, is_array_name
 from data.storage.checksummed_dir import (
-    CheckpointError,
     ChecksummedDir,
     DamagedError,
     Manifest,
+    StorageError,
     _sealed_text,
     read_manifest,
 )
@@ -192,7 +192,7 @@ def test_object_arrays_names_given_twice_and_negative_steps_are_refused(store):
 
 def test_an_array_that_is_not_there_is_named(store):
     save(store, 1)
-    with pytest.raises(CheckpointError, match="no array 'wide'"):
+    with pytest.raises(StorageError, match="no array 'wide'"):
         store.open("last").read("wide")
 
 
@@ -590,7 +590,7 @@ def test_an_amended_checkpoint_is_the_best_and_the_old_best_goes(store):
     assert store.steps() == [1, 2, 3]
     store.amend(3, {"step": 3, "more": 1}, best=True)
     assert store.steps() == [2, 3] and store.open("best").state == {"step": 3, "more": 1}
-    with pytest.raises(CheckpointError, match="step-9"):
+    with pytest.raises(StorageError, match="step-9"):
         store.amend(9, {}, best=True)
 
 
@@ -638,7 +638,7 @@ def test_a_failing_system_call_anywhere_is_one_clear_error_and_the_old_ones_stay
             failing = FailingOs(patched, number)
             try:
                 save(store, 2)
-            except CheckpointError as error:
+            except StorageError as error:
                 failures += 1
                 assert str(store.folder / "step-2") in str(error)
                 assert "No space left" in str(error) and "Free some room" in str(error)
@@ -660,7 +660,7 @@ def test_a_disk_that_is_full_on_the_way_is_one_clear_error(store, tmp_path):
         try:
             store.save(2, [ArraySource.from_array("t", np.zeros(1_000_000, np.uint8))], {})
             os._exit(3)
-        except CheckpointError as error:
+        except StorageError as error:
             os._exit(0 if "File too large" in str(error) and "step-2" in str(error) else 4)
         except BaseException:
             os._exit(5)
@@ -673,10 +673,10 @@ def test_too_little_room_is_told_before_a_byte_is_written(store, monkeypatch):
     save(store, 1)
     full = {"f_frsize": 512, "f_blocks": 100, "f_bavail": 1, "f_files": 100, "f_favail": 100}
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(**full))
-    with pytest.raises(CheckpointError, match=r"No space left on device \([0-9,]+ bytes are needed, 512 are free\)"):
+    with pytest.raises(StorageError, match=r"No space left on device \([0-9,]+ bytes are needed, 512 are free\)"):
         save(store, 2)
     full |= {"f_bavail": 100, "f_favail": 2}
-    with pytest.raises(CheckpointError, match=r"[0-9]+ files and folders are needed, room for 2 is left"):
+    with pytest.raises(StorageError, match=r"[0-9]+ files and folders are needed, room for 2 is left"):
         save(store, 2)
     check_content(store.open("last"), 1)
 
@@ -767,7 +767,7 @@ def test_documents_cannot_be_named_out_of_the_folder(tmp_path, name):
 
 def test_a_document_that_cannot_be_read_leaves_the_old_model(tmp_path):
     write_model(tmp_path / "model", sources(tensors(1)), DOCUMENTS)
-    with pytest.raises(CheckpointError, match="cannot save .*model: No such file"):
+    with pytest.raises(StorageError, match="cannot save .*model: No such file"):
         write_model(tmp_path / "model", sources(tensors(2)), {"gone": tmp_path / "gone"})
     assert open_model(tmp_path / "model").read("step") == 1
 

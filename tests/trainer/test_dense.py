@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from trainer.models import layers as products
 from trainer.models.layers import Dense, ParallelDense, Style
-from trainer.models.step_context import ACTIVATIONS, StepContext, draw
+from trainer.models.step_context import ACTIVATIONS, StepContext, dropout_mask
 
 ROWS, INPUTS, UNITS, RATE, SEED = 64, 12, 20, 0.5, 7
 # Relative to the largest value: the rounding of gradients and results.
@@ -14,7 +14,7 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 2**-7, "float16": 2**-10}
 
 
 def mask(shape: tuple[int, ...], rate: float, seed: list[int]) -> np.ndarray:
-    return draw(tf.constant(shape), rate, tf.constant(seed)).keep.numpy()
+    return dropout_mask(tf.constant(shape), rate, tf.constant(seed)).keep.numpy()
 
 
 def training_pass(step: int = 64, *, xla: bool = False) -> StepContext:
@@ -72,10 +72,10 @@ def test_a_layer_and_its_gradients_equal_the_plain_form(
     x = quarters(*[] if shared_input else several, ROWS, INPUTS, seed=0)
     context, upstream = training_pass(xla=xla), quarters(*several, ROWS, UNITS, seed=3)
     if several and shared_input:
-        keep = context.draw(tf.constant([ROWS, layers * UNITS]), RATE, SEED).keep
+        keep = context.dropout_mask(tf.constant([ROWS, layers * UNITS]), RATE, SEED).keep
         keep = tf.stack(tf.split(keep, layers, axis=1))
     else:
-        keep = context.draw(tf.constant([*several, ROWS, UNITS]), RATE, SEED).keep
+        keep = context.dropout_mask(tf.constant([*several, ROWS, UNITS]), RATE, SEED).keep
     found = with_gradients(lambda x, *_: layer(x, training_pass=context), [x, *weights], upstream)
     exact = [tf.cast(value, tf.float64) for value in (x, *weights)]
     plain = with_gradients(lambda x, kernel, bias: plain_form(x, kernel, bias, activation, keep), exact, upstream)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data.storage.arrays import ArraySource
-from data.storage.checksummed_dir import CheckpointError
+from data.storage.checksummed_dir import StorageError
 from trainer.checkpoint.background_writer import BLOCKS_AHEAD, Handover
 from trainer.checkpoint.store import CheckpointStore
 
@@ -77,7 +77,7 @@ def test_a_save_that_fails_does_not_hold_up_who_fills_it(saving, after):
         for number, _ in enumerate(arrays[0].blocks()):
             if number == after:
                 break
-        raise CheckpointError("the disk is full")
+        raise StorageError("the disk is full")
 
     handing = Handover([in_blocks("a", np.zeros((300, 4)), lambda: read.append(1))])
     done = saving(handing.save, write)
@@ -85,7 +85,7 @@ def test_a_save_that_fails_does_not_hold_up_who_fills_it(saving, after):
     filling.start()
     filling.join(60)
     assert not filling.is_alive() and len(read) == 300
-    with pytest.raises(CheckpointError, match="disk is full"):
+    with pytest.raises(StorageError, match="disk is full"):
         done.result()
 
 
@@ -100,6 +100,6 @@ def test_values_that_cannot_be_read_end_the_save(tmp_path, saving):
     saved = saving(handing.save, lambda arrays: store.save(1, arrays, {}))
     with pytest.raises(RuntimeError, match="a worker is gone"):
         handing.fill()
-    with pytest.raises(CheckpointError, match="could not be read"):
+    with pytest.raises(StorageError, match="could not be read"):
         saved.result()
     assert not list(store.folder.iterdir())

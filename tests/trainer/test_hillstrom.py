@@ -36,7 +36,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_batches_without_a_conversion_leave_every_loss_a_number(folder):
+def test_batches_without_conversions_keep_losses_finite(folder):
     records = [record["data"] for record in read_log(folder / "train" / "log.json") if record["type"] == "LOG"]
     steps = [record for record in records if "loss/spend" in record]
     keys = ("loss", "loss/visit", "loss/conversion", "loss/spend")
@@ -67,7 +67,7 @@ def brute_force(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, floa
     }
 
 
-def test_conditional_and_joint_metrics_are_those_of_the_predictions(folder):
+def test_joint_metrics_equal_those_of_predictions(folder):
     found = metrics(folder / "evaluate")
     rows = pd.read_parquet(folder / "predictions.parquet")
     visit, conversion = rows["prediction_visit"].to_numpy(), rows["prediction_conversion"].to_numpy()

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from data.errors import DataError
 from tests.trainer.local_workers import run_workers
-from tests.trainer.small_models import make_batches, make_model, make_step
+from tests.trainer.small_models import make_batches, make_model, make_step, run_eagerly
 from tests.trainer.test_step import differences, part
 from trainer.tasks.binary import BinaryTask
 from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS, make_loss_weighting, project
@@ -104,9 +104,8 @@ def test_one_worker_and_two_agree(name, compute_dtype):
         step, losses = make_step(model, comm=comm, **settings), []
         for number, batch in enumerate(batches, start=1):
             rows = batch if comm.size == 1 else part(batch, slice(0, 9) if comm.rank == 0 else slice(9, 16))
-            summed = step.exchange(step.compute(rows, tf.constant(number)))
-            step.update(summed, tf.constant(number))
-            losses.append(summed.losses.numpy())
+            result = run_eagerly(step, rows, number)
+            losses.append(result.losses.numpy())
             if number % 2 == 0:
                 step.weighting.end_epoch(losses[-1].tolist())
         return model, losses
@@ -187,7 +186,7 @@ def test_task_gradients_are_of_the_shared_weights(name):
         losses = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=batch.labels, logits=logits), axis=0)
         each = tf.unstack(losses)
     expected = [np.concatenate([g.numpy().ravel() for g in tape.gradient(loss, weights)]) for loss in each]
-    (found,) = step.compute(batch, tf.constant(1)).shared
+    (found,) = step.forward_backward(batch, tf.constant(1), step.row_counts(batch)).per_task
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
 
 

@@ -5,9 +5,9 @@ import tensorflow as tf
 
 from trainer.config import DeepOptimizer
 from trainer.optimizers.loss_scale import GROWTH_STEPS, LossScale
-from trainer.optimizers.optimizer import Optimizer
-from trainer.optimizers.rules import Adam, Ftrl, RMSprop, make_rule
-from trainer.optimizers.schedules import Constant, WarmupThenConstant, WarmupThenSteps, make_schedule
+from trainer.optimizers.optimizer import Optimizer, ParameterGroup
+from trainer.optimizers.rules import OPTIMIZERS, SGD, Adam, AdamW, Ftrl, RMSprop, UpdateRule
+from trainer.optimizers.schedules import Constant, Steps, make_schedule
 
 
 def skewed_updates(steps: int, rows: int, width: int):  # type: ignore[no-untyped-def]
@@ -18,56 +18,66 @@ def skewed_updates(steps: int, rows: int, width: int):  # type: ignore[no-untype
         yield ids, rng.normal(size=(64, width)).astype(np.float32)
 
 
+def make(
+    rule: UpdateRule, rate: float, weights: dict[str, tf.Variable], tables: dict[str, tf.Variable], **l2: dict
+) -> Optimizer:
+    return Optimizer(ParameterGroup(rule, Constant(rate), weights, tables, **l2))
+
+
+def sparse(gradient: np.ndarray, ids: np.ndarray) -> tf.IndexedSlices:
+    return tf.IndexedSlices(tf.constant(gradient[ids]), tf.constant(ids))
+
+
 @pytest.mark.parametrize("rho", [0.5, 0.9])
-def test_lazy_rmsprop_equals_dense_rmsprop_over_200_steps(rho):
+def test_lazy_rmsprop_equals_dense_rmsprop(rho):
     start = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
     lazy, whole = tf.Variable(start), tf.Variable(start)
-    optimizers = [Optimizer(RMSprop(rho), Constant(0.01), {}, {"table": table}) for table in (lazy, whole)]
+    optimizers = [make(RMSprop(rho), 0.01, {}, {"table": table}) for table in (lazy, whole)]
     square, expected = np.zeros((500, 4)), start.astype(np.float64)
     for step, (ids, gradients) in enumerate(skewed_updates(200, 500, 4), start=1):
         dense = np.zeros((500, 4), np.float32)
         np.add.at(dense, ids, gradients)
-        touched = np.unique(ids)
-        optimizers[0].update_rows("table", tf.constant(touched), tf.constant(dense[touched]), tf.constant(step))
-        optimizers[1].update_whole("table", tf.constant(dense), tf.constant(step))
+        present = np.unique(ids)
+        optimizers[0].apply({"table": sparse(dense, present)}, tf.constant(step))
+        optimizers[1].apply({"table": tf.constant(dense)}, tf.constant(step))
         square = rho * square + (1 - rho) * dense.astype(np.float64) ** 2
         expected -= 0.01 * dense / (np.sqrt(square) + 1e-7)
     np.testing.assert_allclose(lazy.numpy(), whole.numpy(), atol=1e-6)
     np.testing.assert_allclose(lazy.numpy(), expected, atol=2e-5)
 
 
-def test_lazy_ftrl_equals_keras_dense_ftrl_over_200_steps():
+def test_lazy_ftrl_equals_keras_dense_ftrl():
     lazy, dense = tf.Variable(np.zeros((500, 1), np.float32)), keras.Variable(np.zeros((500, 1), np.float32))
-    own = Optimizer(Ftrl(), Constant(0.02), {}, {"wide": lazy})
+    own = make(Ftrl(), 0.02, {}, {"wide": lazy})
     other = keras.optimizers.Ftrl(0.02)
     other.build([dense])
     for step, (ids, gradients) in enumerate(skewed_updates(200, 500, 1), start=1):
         summed = np.zeros((500, 1), np.float32)
         np.add.at(summed, ids, gradients)
-        touched = np.unique(ids)
-        own.update_rows("wide", tf.constant(touched), tf.constant(summed[touched]), tf.constant(step))
+        present = np.unique(ids)
+        own.apply({"wide": sparse(summed, present)}, tf.constant(step))
         other.apply([tf.constant(summed)], [dense])
     np.testing.assert_allclose(lazy.numpy(), dense.numpy(), atol=1e-6)
 
 
-def test_a_table_may_be_updated_whole_in_one_step_and_by_rows_in_the_next():
+def test_dense_and_sparse_updates_of_a_table_alternate():
     start = np.ones((6, 2), np.float32)
     mixed, whole = tf.Variable(start), tf.Variable(start)
-    first = Optimizer(RMSprop(), Constant(0.1), {}, {"table": mixed})
-    second = Optimizer(RMSprop(), Constant(0.1), {}, {"table": whole})
+    first = make(RMSprop(), 0.1, {}, {"table": mixed})
+    second = make(RMSprop(), 0.1, {}, {"table": whole})
     gradient = np.arange(12, dtype=np.float32).reshape(6, 2)
     for step in range(1, 7):
-        second.update_whole("table", tf.constant(gradient), tf.constant(step))
+        second.apply({"table": tf.constant(gradient)}, tf.constant(step))
         if step % 2:
-            first.update_whole("table", tf.constant(gradient), tf.constant(step))
+            first.apply({"table": tf.constant(gradient)}, tf.constant(step))
         else:
             rows = tf.range(6)
-            first.update_rows("table", rows, tf.constant(gradient), tf.constant(step))
+            first.apply({"table": tf.IndexedSlices(tf.constant(gradient), rows)}, tf.constant(step))
     np.testing.assert_allclose(mixed.numpy(), whole.numpy(), rtol=1e-6)
 
 
-def test_the_schedule_is_the_published_one_with_its_first_update_inside_the_warm_up():
-    schedule = WarmupThenSteps(base=0.00012, warmup_steps=6 * 457, total_steps=20 * 457)
+def test_steps_follow_the_published_schedule():
+    schedule = Steps(base=0.00012, warmup_steps=6 * 457, total_steps=20 * 457)
     rates = {step: float(schedule(tf.constant(step))) for step in (1, 2741, 2742, 5941, 5942, 9140)}
     expected = {
         1: 0.00012 / 2742,
@@ -81,12 +91,12 @@ def test_the_schedule_is_the_published_one_with_its_first_update_inside_the_warm
         np.testing.assert_allclose(rates[step], rate, rtol=1e-5)
 
 
-def test_without_a_warm_up_the_rate_starts_where_the_warm_up_would_have_ended():
-    schedule = WarmupThenSteps(base=1.0, warmup_steps=0, total_steps=10)
+def test_steps_without_warm_up():
+    schedule = Steps(base=1.0, warmup_steps=0, total_steps=10)
     assert [float(schedule(tf.constant(step))) for step in (1, 5, 6)] == [0.25, 0.25, 0.125]
 
 
-def test_the_loss_scale_halves_on_overflow_and_doubles_after_good_steps():
+def test_loss_scale_halves_on_overflow_and_grows_later():
     scale = LossScale(dynamic=True)
     scale.update(tf.constant(False))
     assert float(scale.scale) == 2.0**14
@@ -96,8 +106,8 @@ def test_the_loss_scale_halves_on_overflow_and_doubles_after_good_steps():
     assert int(scale.good_steps) == 0
 
 
-def test_the_state_names_every_slot_once():
-    optimizer = Optimizer(RMSprop(), Constant(1.0), {"w": tf.Variable([1.0])}, {"t": tf.Variable([[1.0]])})
+def test_state_names_every_slot_once():
+    optimizer = make(RMSprop(), 1.0, {"w": tf.Variable([1.0])}, {"t": tf.Variable([[1.0]])})
     assert sorted(optimizer.state) == ["t.last_step", "t.mean_square", "w.mean_square"]
 
 
@@ -109,71 +119,68 @@ KERAS = {
 }
 
 
-def deep_optimizer(rule: str) -> DeepOptimizer:
-    return DeepOptimizer(rule=rule, rate=0.01, schedule="constant", warmup_epochs=0, weight_decay=0.004)
+def rule_of(name: str) -> UpdateRule:
+    config = DeepOptimizer(rule=name, rate=0.01, schedule="constant", warmup_epochs=0, weight_decay=0.004)
+    return OPTIMIZERS[name].from_config(config)
 
 
 @pytest.mark.parametrize("rule", KERAS)
-def test_weights_that_are_updated_whole_go_where_keras_takes_them(rule):
+def test_rules_equal_those_of_keras(rule):
     start = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     own, other = tf.Variable(start), keras.Variable(start)
-    decay = 0.004 if rule == "adamw" else 0.0
-    optimizer = Optimizer(make_rule(deep_optimizer(rule)), Constant(0.01), {"w": own}, {}, decay=decay)
+    optimizer = make(rule_of(rule), 0.01, {"w": own}, {})
     reference = KERAS[rule]()
     reference.build([other])
     rng = np.random.default_rng(2)
     for step in range(1, 31):
         gradient = tf.constant(rng.normal(size=(20, 4)), tf.float32)
-        optimizer.update_whole("w", gradient, tf.constant(step))
+        optimizer.apply({"w": gradient}, tf.constant(step))
         reference.apply([gradient], [other])
     np.testing.assert_allclose(own.numpy(), other.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("rule", ["adagrad", "sgd"])
-def test_lazy_updates_equal_dense_ones_where_a_zero_gradient_changes_nothing(rule):
+def test_lazy_equals_dense_without_time_decay(rule):
     start = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
     lazy, whole = tf.Variable(start), tf.Variable(start)
-    rules = [Optimizer(make_rule(deep_optimizer(rule)), Constant(0.01), {}, {"table": t}) for t in (lazy, whole)]
+    rules = [make(rule_of(rule), 0.01, {}, {"table": table}) for table in (lazy, whole)]
     for step, (ids, gradients) in enumerate(skewed_updates(200, 500, 4), start=1):
         dense = np.zeros((500, 4), np.float32)
         np.add.at(dense, ids, gradients)
-        touched = np.unique(ids)
-        rules[0].update_rows("table", tf.constant(touched), tf.constant(dense[touched]), tf.constant(step))
-        rules[1].update_whole("table", tf.constant(dense), tf.constant(step))
+        present = np.unique(ids)
+        rules[0].apply({"table": sparse(dense, present)}, tf.constant(step))
+        rules[1].apply({"table": tf.constant(dense)}, tf.constant(step))
     np.testing.assert_allclose(lazy.numpy(), whole.numpy(), atol=1e-6)
 
 
-def test_lazy_adam_has_the_moments_of_dense_adam_and_moves_a_row_only_when_it_is_touched():
+def test_lazy_adam_has_the_moments_of_dense_adam():
     lazy, dense = tf.Variable(np.ones((2, 1), np.float32)), tf.Variable(np.ones((2, 1), np.float32))
-    own = Optimizer(Adam(), Constant(0.01), {}, {"table": lazy})
-    other = Optimizer(Adam(), Constant(0.01), {"table": dense}, {})
+    own = make(Adam(), 0.01, {}, {"table": lazy})
+    other = make(Adam(), 0.01, {"table": dense}, {})
     for step in range(1, 6):
         gradient = np.array([[1.0], [1.0 if step in (1, 5) else 0.0]], np.float32)
-        touched = [0, 1] if step in (1, 5) else [0]
+        present = [0, 1] if step in (1, 5) else [0]
         before = lazy.numpy()[1].item()
-        own.update_rows("table", tf.constant(touched), tf.constant(gradient[touched]), tf.constant(step))
-        other.update_whole("table", tf.constant(gradient), tf.constant(step))
+        own.apply({"table": sparse(gradient, present)}, tf.constant(step))
+        other.apply({"table": tf.constant(gradient)}, tf.constant(step))
         assert (lazy.numpy()[1].item() == before) == (step not in (1, 5))
     for slot in ("table.mean", "table.mean_square"):
         np.testing.assert_allclose(own.state[slot].numpy(), other.state[slot].numpy(), rtol=1e-5)
     np.testing.assert_allclose(lazy.numpy()[0], dense.numpy()[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("rule", ["rmsprop", "adam", "adagrad", "sgd"])
-def test_a_table_goes_where_it_goes_however_its_gradient_comes(rule):
+@pytest.mark.parametrize("rule", OPTIMIZERS)
+def test_dense_and_sparse_gradients_agree(rule):
     start = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     by_rows, whole = tf.Variable(start), tf.Variable(start)
-    both = [
-        Optimizer(make_rule(deep_optimizer(rule)), Constant(0.01), {}, {"t": table}, l2={"t": 0.1}, decay=0.1)
-        for table in (by_rows, whole)
-    ]
+    both = [make(rule_of(rule), 0.01, {}, {"t": table}, l2={"t": 0.1}) for table in (by_rows, whole)]
     for step, (ids, gradients) in enumerate(skewed_updates(30, 50, 4), start=1):
         dense = np.zeros((50, 4), np.float32)
         np.add.at(dense, ids[:8], gradients[:8])
-        touched = np.unique(ids[:8])
-        both[0].update_rows("t", tf.constant(touched), tf.constant(dense[touched]), tf.constant(step))
-        both[1].update_whole("t", tf.constant(dense), tf.constant(step))
-        # The ways may be mixed: the next step of a table is right, whichever the last one was.
+        present = np.unique(ids[:8])
+        both[0].apply({"t": sparse(dense, present)}, tf.constant(step))
+        both[1].apply({"t": tf.constant(dense)}, tf.constant(step))
+        # The two forms may alternate.
         both.reverse()
     assert not np.array_equal(by_rows.numpy(), start)
     for name, variable in both[0].state.items():
@@ -181,30 +188,31 @@ def test_a_table_goes_where_it_goes_however_its_gradient_comes(rule):
     np.testing.assert_allclose(by_rows.numpy(), whole.numpy(), atol=1e-6)
 
 
-def test_a_constant_schedule_rises_over_its_warm_up_and_stays():
+def test_constant_schedule_rises_over_its_warm_up():
     schedule = make_schedule(
         DeepOptimizer(rule="adam", rate=0.01, schedule="constant", warmup_epochs=0.5, weight_decay=0), 8, 3
     )
     rates = [float(schedule(tf.constant(step))) for step in (1, 2, 4, 5, 24)]
     np.testing.assert_allclose(rates, [0.0025, 0.005, 0.01, 0.01, 0.01], rtol=1e-6)
-    assert float(WarmupThenConstant(0.01, 0)(tf.constant(1))) == pytest.approx(0.01)
+    assert float(Constant(0.01, 0)(tf.constant(1))) == pytest.approx(0.01)
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_l2_and_decay_act_on_the_rows_that_a_batch_touches(whole):
-    table = tf.Variable(tf.ones((4, 2)))
-    optimizer = Optimizer(make_rule(deep_optimizer("sgd")), Constant(0.1), {}, {"t": table}, l2={"t": 0.5}, decay=0.2)
-    if whole:
-        optimizer.update_whole("t", tf.constant([[0.0, 0.0], [3.0, 0.0], [0.0, 0.0], [1.0, 1.0]]), tf.constant(1))
-    else:
-        optimizer.update_rows("t", tf.constant([3, 1]), tf.constant([[1.0, 1.0], [3.0, 0.0]]), tf.constant(1))
-    # w - rate (g + 2 l2 w) - rate decay w
-    touched = [1 - 0.1 * (3 + 1) - 0.02, 1 - 0.1 * (0 + 1) - 0.02]
-    np.testing.assert_allclose(table.numpy(), [[1, 1], touched, [1, 1], [0.78, 0.78]], rtol=1e-6)
+@pytest.mark.parametrize("form", ["whole", "rows"])
+@pytest.mark.parametrize("rule", ["sgd", "adamw"])
+def test_l2_and_decay_act_on_rows_of_the_batch(rule, form):
+    table, plain = tf.Variable(tf.ones((4, 2))), tf.Variable(tf.ones((4, 2)))
+    l2, decay = (0.5, 0.0) if rule == "sgd" else (0.0, 0.2)
+    rules = (SGD(), SGD()) if rule == "sgd" else (AdamW(weight_decay=decay), Adam())
+    values, ids = tf.constant([[1.0, 1.0], [3.0, 0.0]]), tf.constant([3, 1])
+    gradient = tf.IndexedSlices(values, ids) if form == "rows" else tf.scatter_nd(ids[:, tf.newaxis], values, (4, 2))
+    make(rules[0], 0.1, {}, {"t": table}, l2={"t": l2}).apply({"t": gradient}, tf.constant(1))
+    make(rules[1], 0.1, {}, {"t": plain}).apply({"t": gradient}, tf.constant(1))
+    # L2 adds rate * 2 l2 w to a step, decay adds rate * decay * w.
+    np.testing.assert_allclose((plain - table)[1::2], np.full((2, 2), 0.1 if rule == "sgd" else 0.02), rtol=1e-5)
+    np.testing.assert_array_equal(table[::2], np.ones((2, 2)))
 
 
-def test_l2_of_other_names_is_none():
+def test_l2_of_other_names_is_zero():
     weight = tf.Variable([1.0])
-    optimizer = Optimizer(make_rule(deep_optimizer("sgd")), Constant(0.1), {"bias": weight}, {}, l2={"kernel": 0.5})
-    optimizer.update_whole("bias", tf.constant([0.0]), tf.constant(1))
+    make(SGD(), 0.5, {"bias": weight}, {}, l2={"kernel": 0.5}).apply({"bias": tf.constant([0.0])}, tf.constant(1))
     assert weight.numpy() == [1.0]

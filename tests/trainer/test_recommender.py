@@ -108,7 +108,7 @@ def test_recommend_equals_a_loop_of_predict(recommender, user, score):
     assert dict(best) == pytest.approx({item: scores[item] for item, _ in best}, abs=1e-5)
 
 
-def test_seen_items_are_left_out_also_those_of_the_validation_part(recommender, interactions):
+def test_seen_items_are_not_recommended(recommender, interactions):
     seen = set(interactions[interactions["user_id"] == 5]["item_id"])
     found = {item for item, _ in recommender.recommend(5, 100, context=NOON)}
     assert found == {f"item {item}" for item in range(ITEMS + 4)} - seen
@@ -124,7 +124,7 @@ def test_candidates_are_chosen_from_and_may_be_unknown(recommender):
     assert recommender.recommend(4, candidates=[], context=NOON) == []
 
 
-def test_unseen_ids_are_the_unseen_value_and_an_item_that_nobody_saw_has_its_features(recommender):
+def test_unseen_ids_share_a_value_but_keep_features(recommender):
     frame = pd.DataFrame({"user_id": [999, 1], "item_id": ["never heard of", UNSEEN_ITEM], "hour": [3, 3]})
     encoded = recommender.encode(frame)
     assert encoded["item_id"].tolist() == [2, 2]
@@ -169,7 +169,7 @@ def test_a_fresh_process_predicts_and_recommends_the_same(recommender, saved):
     assert metrics == recommender.metrics and tasks == recommender.tasks
 
 
-def test_the_folder_holds_data_formats_only_and_a_changed_byte_is_found(saved):
+def test_saved_folder_detects_a_changed_byte(saved):
     files = [path for path in saved.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".yaml", ".npy", ".parquet"}
     table = saved / "tables" / "items.parquet"
@@ -183,7 +183,7 @@ def test_the_folder_holds_data_formats_only_and_a_changed_byte_is_found(saved):
     Recommender.load(saved)
 
 
-def test_a_loaded_recommender_can_be_fitted_anew_with_one_task_and_numbers_as_ids(saved, capsys):
+def test_loaded_recommender_can_be_fitted_again(saved, capsys):
     loaded = Recommender.load(saved)
     random = np.random.default_rng(1)
     frame = pd.DataFrame({"who": random.integers(0, 9, 5000), "what": random.integers(0, 5, 5000)})
@@ -351,7 +351,7 @@ def test_arguments_of_fit_are_checked_by_type():
     )
 
 
-def test_input_that_cannot_be_learnt_from_is_refused_with_the_column_and_the_mend():
+def test_unusable_input_is_rejected_with_a_fix():
     interactions, items = world()
     refused("no column 'user'; it has user_id, .*did you mean 'user_id'", user="user")
     refused("tasks: 'liked': 'ranking'; expected one of binary, regression", tasks={"liked": "ranking"})

@@ -18,7 +18,7 @@ import trainer.loop
 import trainer.run
 from data.spec.feature_spec import FeatureSpec
 from data.storage.arrays import ArraySource
-from data.storage.checksummed_dir import CheckpointError, write_sealed
+from data.storage.checksummed_dir import StorageError, write_checksummed
 from main import main
 from tests.helpers import ROOT, losses, make_dataset, metrics, must
 from trainer.checkpoint.load_model import load_model
@@ -274,7 +274,7 @@ def test_a_save_that_fails_is_told_and_the_last_one_must_not(data, tmp_path, mon
     def fails(store, step, *more, **facts):  # type: ignore[no-untyped-def]
         calls.append(step)
         if len(calls) in failing:
-            raise CheckpointError(f"cannot save step {step}: no room")
+            raise StorageError(f"cannot save step {step}: no room")
         return save(store, step, *more, **facts)
 
     monkeypatch.setattr(CheckpointStore, "save", fails)
@@ -289,7 +289,7 @@ def test_a_save_that_fails_is_told_and_the_last_one_must_not(data, tmp_path, mon
 def reseal(checkpoint: Checkpoint, **facts: Any) -> None:
     """Writes a checkpoint again with other facts, and checksums that fit them."""
     sources = [checkpoint.source(name) for name in checkpoint.arrays]
-    write_sealed(checkpoint.path, sources, {}, checkpoint.facts | facts)
+    write_checksummed(checkpoint.path, sources, {}, checkpoint.facts | facts)
 
 
 HUGE = 10**400

@@ -13,6 +13,7 @@ from tests.trainer.small_models import (
     make_model,
     make_step,
     part,
+    run_eagerly,
     share_of,
 )
 from trainer.embeddings.shards import Shards
@@ -100,9 +101,8 @@ def train_on_workers(
         step, losses = make_step(model, comm=comm), []
         for number, batch in enumerate(batches, start=1):
             rows = part(batch, slice(cuts[comm.rank], cuts[comm.rank + 1]))
-            summed = step.exchange(step.compute(rows, tf.constant(number)))
-            step.update(summed, tf.constant(number))
-            losses.append(summed.losses.numpy().item())
+            result = run_eagerly(step, rows, number)
+            losses.append(result.losses.numpy().item())
         return model, losses
 
     return run_workers(workers, work)
@@ -153,9 +153,8 @@ def test_three_workers_share_batches_of_any_size(eagerly, weighting):
         model = make_model(model="mmoe", tasks=tasks, batch_norm=True, shards=shards)
         step, losses = make_step(model, comm=comm, loss_weighting=weighting), []
         for number, batch in enumerate(batches, start=1):
-            summed = step.exchange(step.compute(share_of(batch, comm.rank, comm.size), tf.constant(number)))
-            step.update(summed, tf.constant(number))
-            losses.append(summed.losses.numpy())
+            result = run_eagerly(step, share_of(batch, comm.rank, comm.size), number)
+            losses.append(result.losses.numpy())
         return model, losses
 
     [(alone, losses)] = run_workers(1, work)
@@ -174,10 +173,12 @@ def test_a_gradient_that_one_worker_alone_sees_to_be_infinite_is_skipped_by_all(
         step = make_step(model, comm=comm, compute_dtype="float16")
         before = [variable.numpy().copy() for variable in model.variables]
         rows = part(batches[0], slice(8 * comm.rank, 8 * comm.rank + 8))
-        summed = step.exchange(step.compute(rows, tf.constant(1)))
+        [row_counts] = comm.sum_tensors([step.row_counts(rows)])
+        summed = step.exchange(step.forward_backward(rows, tf.constant(1), row_counts))
         if comm.rank == 1:
-            ids, gradients = summed.touched[0]
-            summed.touched[0] = ids, gradients + np.inf
+            user = model.embeddings.deep_tables[0].path
+            own = summed.by_name[user]
+            summed.by_name[user] = tf.IndexedSlices(own.values + np.inf, own.indices)
         step.update(summed, tf.constant(1))
         unchanged = [np.array_equal(*pair) for pair in zip(before, (v.numpy() for v in model.variables), strict=True)]
         return float(step.loss_scale.scale), all(unchanged)

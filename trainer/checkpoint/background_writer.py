@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from data.storage.arrays import ArraySource
-from data.storage.checksummed_dir import CheckpointError
+from data.storage.checksummed_dir import StorageError
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class Handover:
     def __init__(self, sources: Sequence[ArraySource]):
         self._sources = sources
         # None marks the end of each array; an error makes the save fail.
-        self._blocks: queue.Queue[np.ndarray | CheckpointError | None] = queue.Queue(BLOCKS_AHEAD)
+        self._blocks: queue.Queue[np.ndarray | StorageError | None] = queue.Queue(BLOCKS_AHEAD)
         self._is_over = False
 
     def fill(self) -> None:
@@ -44,10 +44,10 @@ class Handover:
                     self._put(block)
                 self._put(None)
         except BaseException:
-            self._put(CheckpointError("the values to be saved could not be read"))
+            self._put(StorageError("the values to be saved could not be read"))
             raise
 
-    def _put(self, block: np.ndarray | CheckpointError | None) -> None:
+    def _put(self, block: np.ndarray | StorageError | None) -> None:
         if not self._is_over:
             self._blocks.put(block)
 
@@ -58,7 +58,7 @@ class Handover:
             write: function that reads each array once, in order.
 
         Raises:
-            CheckpointError: if the owner could not read the arrays.
+            StorageError: if the owner could not read the arrays.
         """
         try:
             return write([replace(source, blocks=self._taken) for source in self._sources])
@@ -70,6 +70,6 @@ class Handover:
 
     def _taken(self) -> Iterator[np.ndarray]:
         while (block := self._blocks.get()) is not None:
-            if isinstance(block, CheckpointError):
+            if isinstance(block, StorageError):
                 raise block
             yield block

@@ -28,14 +28,14 @@ from trainer.layout import InputSchema, input_schema
 from trainer.model_size import dense_weights
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
+from trainer.models.weights import named
 from trainer.tasks.task import Task, tasks_of
-from trainer.weights import named
 
 MAX_MEBIBYTES = 16
 
 
 @dataclass(frozen=True)
-class SavedModel:
+class LoadedModel:
     """The content of a model folder.
 
     Attributes:
@@ -57,7 +57,7 @@ class SavedModel:
     documents: dict[str, bytes]
 
 
-def load_model(folder: Path, *, compute_dtype: str = "float32") -> SavedModel:
+def load_model(folder: Path, *, compute_dtype: str = "float32") -> LoadedModel:
     """Load the model that a run has written to `<model_dir>/model`.
 
     Args:
@@ -70,7 +70,7 @@ def load_model(folder: Path, *, compute_dtype: str = "float32") -> SavedModel:
     return read_model(open_model(Path(folder)), compute_dtype=compute_dtype)
 
 
-def read_model(sealed: ChecksummedDir, *, compute_dtype: str = "float32") -> SavedModel:
+def read_model(sealed: ChecksummedDir, *, compute_dtype: str = "float32") -> LoadedModel:
     """Load the model of a folder that has been opened and verified, like `load_model`."""
     with foreign_is_refused(sealed.path):
         return _read_model(sealed, compute_dtype)
@@ -89,7 +89,7 @@ def foreign_is_refused(folder: Path) -> Iterator[None]:
         raise NoCheckpointError(f"{folder}: does not hold what this program writes: {error}") from error
 
 
-def _read_model(sealed: ChecksummedDir, compute_dtype: str) -> SavedModel:
+def _read_model(sealed: ChecksummedDir, compute_dtype: str) -> LoadedModel:
     architecture: Architecture = read_document(Architecture, sealed, ARCHITECTURE)
     options = _options(architecture.options, sealed.documents[ARCHITECTURE])
     # Outside paths are harmless here: the data files that the specification names are never opened.
@@ -108,7 +108,7 @@ def _read_model(sealed: ChecksummedDir, compute_dtype: str) -> SavedModel:
     encoders = load_encoders(settings[0].parent) if settings else {}
     documents = {name: _content(path) for name, path in sealed.documents.items()}
     metrics = {key: math.nan if value is None else value for key, value in architecture.metrics.items()}
-    return SavedModel(spec, layout, tasks, model, encoders, metrics, documents)
+    return LoadedModel(spec, layout, tasks, model, encoders, metrics, documents)
 
 
 def _content(path: Path) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.storage.checksummed_dir import CheckpointError
+from data.storage.checksummed_dir import StorageError
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.background_writer import Handover
 from trainer.checkpoint.facts import MAX_HOTNESS, Identity, Position, RunFacts, Schema
@@ -25,16 +25,15 @@ from trainer.checkpoint.model_folder import (
 )
 from trainer.checkpoint.saved_config import from_json
 from trainer.checkpoint.state import TrainState
-from trainer.checkpoint.store import Checkpoint, CheckpointStore, NoCheckpointError, print_warning
+from trainer.checkpoint.store import Checkpoint, CheckpointStore, NoCheckpointError
 from trainer.comm import Comm
 from trainer.config import ModelOptions, Options
 from trainer.early_stopping import Stopping
 from trainer.inputs import Inputs
-from trainer.logging.log import to_plain
+from trainer.logging.log import to_plain, warn
 from trainer.tasks.evaluation import headline_metrics, is_better
 
 NAN = float("nan")
-# The first of these that is computed decides which checkpoint is the best.
 
 
 def agreed_model_options(options: ModelOptions, comm: Comm) -> ModelOptions:
@@ -123,8 +122,8 @@ class Saver:
             return False
         try:
             self.finish()
-        except CheckpointError as error:
-            print_warning(f"{error} Training goes on; the next save is tried as usual.")
+        except StorageError as error:
+            warn(f"{error} Training goes on; the next save is tried as usual.")
             return True
         return False
 
@@ -132,7 +131,7 @@ class Saver:
         """Waits for the save in the background, if there is one.
 
         Raises:
-            CheckpointError: the save has failed.
+            StorageError: the save has failed.
         """
         writing, self._writing = self._writing, None
         if writing is not None:
@@ -195,7 +194,7 @@ class Saver:
             The folder on rank 0, None on the other workers.
 
         Raises:
-            CheckpointError: the folder cannot be written.
+            StorageError: the folder cannot be written.
         """
         if self._comm.rank != 0:
             return None
@@ -216,7 +215,7 @@ class Saver:
         try:
             documents |= encoder_documents(spec.folder, allow_outside_paths=data.allow_outside_paths)
         except DataError as error:  # checked before the first step, so this is no mistake in the inputs
-            raise CheckpointError(f"cannot write the model folder: {error}") from error
+            raise StorageError(f"cannot write the model folder: {error}") from error
         folder = Path(data.model_dir) / MODEL_FOLDER
         write_model(folder, [checkpoint.source(name) for name in weights], documents)
         return folder
@@ -257,7 +256,7 @@ class Saver:
         try:
             return None if best is None else RunFacts.of(best).metrics.get(key)
         except NoCheckpointError as error:
-            print_warning(f"{error} It is not compared with.")
+            warn(f"{error} It is not compared with.")
             return None
 
     def _open(self) -> tuple[Checkpoint, RunFacts]:

@@ -25,7 +25,7 @@ from data.storage.checksummed_dir import (
     is_document_name,
     remove_leftovers,
     standing,
-    write_sealed,
+    write_checksummed,
 )
 from trainer.checkpoint.store import NoCheckpointError
 
@@ -78,11 +78,11 @@ def write_model(folder: Path, arrays: Iterable[ArraySource], documents: Mapping[
         documents: content of the other files by name, such as "architecture.json" or "workflow/encoders.json".
 
     Raises:
-        CheckpointError: the folder could not be written; an earlier model is untouched.
+        StorageError: the folder could not be written; an earlier model is untouched.
     """
     remove_leftovers(folder.parent, glob.escape(folder.name))
     contents = {name: _content(document) for name, document in documents.items()}
-    write_sealed(folder, arrays, contents, {}, array_folder="weights")
+    write_checksummed(folder, arrays, contents, {}, array_folder="weights")
 
 
 def open_model(folder: Path) -> ChecksummedDir:

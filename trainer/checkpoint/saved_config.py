@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
-from data.spec.problems import shown
+from data.errors import DataError, shown
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.facts import RunFacts
 from trainer.checkpoint.store import CheckpointStore, NoCheckpointError

@@ -4,7 +4,6 @@ They are the folders `<model_dir>/checkpoints/step-N/`. This module knows nothin
 """
 
 import re
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +16,19 @@ from data.storage.arrays import ArraySource
 from data.storage.checksummed_dir import (
     MANIFEST,
     REPLACED,
-    CheckpointError,
     ChecksummedDir,
     DamagedError,
+    StorageError,
     check_replaceable,
     discard,
     remove_leftovers,
-    replace_facts,
+    replace_metadata,
     standing,
     temporary_name,
-    write_sealed,
+    write_checksummed,
 )
 from data.storage.typed_json import read_typed
+from trainer.logging.log import warn
 
 CHECKPOINTS = "checkpoints"
 
@@ -77,11 +77,6 @@ class Checkpoint(ChecksummedDir):
             raise DamagedError(f"{path / MANIFEST}: is of step {self.step}, the folder is of step {named.group(1)}")
 
 
-def print_warning(message: str) -> None:
-    """Print a warning as one line on stderr."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
-
-
 class CheckpointStore:
     """The checkpoints of one model folder.
 
@@ -95,7 +90,7 @@ class CheckpointStore:
         warn: called with a message for each damaged checkpoint that is skipped.
     """
 
-    def __init__(self, model_dir: Path, keep: int = 2, warn: Callable[[str], None] = print_warning) -> None:
+    def __init__(self, model_dir: Path, keep: int = 2, warn: Callable[[str], None] = warn) -> None:
         if keep < 1:
             raise ValueError(f"keep is {keep}, expected at least 1 checkpoint to keep")
         self.folder = Path(model_dir) / CHECKPOINTS
@@ -123,7 +118,7 @@ class CheckpointStore:
             The checkpoint's folder.
 
         Raises:
-            CheckpointError: the checkpoint could not be written; earlier ones are untouched.
+            StorageError: the checkpoint could not be written; earlier ones are untouched.
             ValueError: the step, the arrays or the state cannot be stored.
         """
         path = self.folder / f"step-{step}"
@@ -132,7 +127,7 @@ class CheckpointStore:
         remove_leftovers(self.folder, "step-*")
         sequence = 1 + max((checkpoint.sequence for checkpoint in self._saved()[0]), default=0)
         facts = {"step": step, "sequence": sequence, "best": best, "state": state}
-        write_sealed(path, arrays, {}, facts)
+        write_checksummed(path, arrays, {}, facts)
         self._damaged.discard(path)
         self._remove_old()
         return path
@@ -149,11 +144,11 @@ class CheckpointStore:
             The checkpoint's folder.
 
         Raises:
-            CheckpointError: the checkpoint is missing, damaged or cannot be written; it is left unchanged.
+            StorageError: the checkpoint is missing, damaged or cannot be written; it is left unchanged.
         """
         path = self.folder / f"step-{step}"
         facts = Checkpoint(path).facts | {"best": best, "state": state}
-        replace_facts(path, facts)
+        replace_metadata(path, facts)
         self._remove_old()
         return path
 
@@ -200,7 +195,7 @@ class CheckpointStore:
             if which == "best":
                 return self._open_best(verify)
             return self._open_path(standing(Path(which)), verify)
-        except (OSError, CheckpointError) as error:
+        except (OSError, StorageError) as error:
             raise NoCheckpointError(f"no checkpoint {which!r} can be read: {error}") from error
 
     def _open_last(self, verify: bool) -> Checkpoint:
@@ -298,8 +293,8 @@ def probe(model_dir: Path) -> None:
     """
     folder = temporary_name(Path(model_dir) / CHECKPOINTS / "step-probe")
     try:
-        write_sealed(folder, [ArraySource.from_array("probe", np.zeros(1, np.uint8))], {}, {})
-    except CheckpointError as error:
+        write_checksummed(folder, [ArraySource.from_array("probe", np.zeros(1, np.uint8))], {}, {})
+    except StorageError as error:
         raise DataError(
             f"--model_dir {model_dir}: checkpoints cannot be saved there ({error.__cause__}). "
             "Give a folder on a disk with room that you may write to."
@@ -318,6 +313,6 @@ def _step_folders(folder: Path) -> list[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from error
+        raise StorageError(f"{folder} cannot be read: {error.strerror}") from error
     moved_aside = {name + REPLACED for name in names}
     return [folder / name for name in sorted(names - moved_aside)]

@@ -1,22 +1,22 @@
 """Sharding of tables too large for one device: each worker holds some rows and fetches the others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from trainer.model_size import SMALLEST_SHARDED
+from trainer.embeddings import SMALLEST_SHARDED
 
 # (values [n], number of values for each worker) -> values received. Both in rank order. A collective.
 ExchangeValues = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 class _Request(NamedTuple):
-    """Row numbers of a table, sorted by the worker that holds them.
+    """Row ids of a table, sorted by the worker that holds them.
 
     Attributes:
-        ids: [rows] int32, distinct row numbers.
+        ids: [rows] int32, distinct row ids.
         counts: [workers] int32, number of rows that each worker holds.
         order: [rows] int32, position of each row before sorting.
     """
@@ -30,7 +30,7 @@ class _Request(NamedTuple):
 class Shards:
     """Sharding of large tables: row r of a table is row r // workers on worker r % workers.
 
-    Adjacent rows lie on different workers, which balances memory, and also work if IDs are assigned by descending
+    Adjacent rows lie on different workers, which balances memory, and also work if ids are assigned by descending
     frequency. All tables are exchanged together: a lookup takes three collectives and a delivery of gradients another
     three, whatever the number of tables.
 
@@ -50,49 +50,51 @@ class Shards:
         """Returns whether a table with this number of rows is sharded."""
         return self.workers > 1 and rows >= self.smallest
 
-    def fetch(self, tables: list[tf.Tensor], ids: list[tf.Tensor]) -> list[tf.Tensor]:
+    def fetch(self, tables: Sequence[tf.Tensor], ids: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Fetches rows of sharded tables from the workers that hold them. A collective.
 
         Args:
             tables: this worker's rows of each table, [own rows, width].
-            ids: wanted rows of each whole table, int32 of any shape; duplicates are fetched once.
+            ids: requested rows of each whole table, int32 of any shape; duplicates are fetched once.
 
         Returns:
             For each table, a tensor [*shape of ids, width].
         """
         if not tables:
             return []
-        distinct = [tf.unique(tf.reshape(wanted, [-1])) for wanted in ids]
+        distinct = [tf.unique(tf.reshape(requested, [-1])) for requested in ids]
         requests = [self._request(values) for values, _ in distinct]
-        asked, asked_counts = self._send_ids(requests)
+        incoming, incoming_counts = self._send_ids(requests)
         # Rows of this worker that others have requested, in rank order of the requesting workers.
-        answers = [tf.gather(table, rows) for table, rows in zip(tables, asked, strict=True)]
-        came = self._swap(answers, asked_counts, tf.stack([request.counts for request in requests]))
+        answers = [tf.gather(table, rows) for table, rows in zip(tables, incoming, strict=True)]
+        received = self._swap(answers, incoming_counts, tf.stack([request.counts for request in requests]))
         rows = []
-        for wanted, (_, positions), request, found in zip(ids, distinct, requests, came, strict=True):
-            # From sorted by holder back to the order of distinct IDs, then to one row per lookup.
-            where = tf.gather(tf.math.invert_permutation(request.order), positions)
-            shape = tf.concat([tf.shape(wanted), tf.shape(found)[1:]], axis=0)
-            rows.append(tf.reshape(tf.gather(found, where), shape))
+        for requested, (_, positions), request, found in zip(ids, distinct, requests, received, strict=True):
+            # From sorted by holder back to the order of distinct ids, then to one row per lookup.
+            index = tf.gather(tf.math.invert_permutation(request.order), positions)
+            shape = tf.concat([tf.shape(requested), tf.shape(found)[1:]], axis=0)
+            rows.append(tf.reshape(tf.gather(found, index), shape))
         return rows
 
-    def deliver(self, touched: list[tuple[tf.Tensor, tf.Tensor]]) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    def deliver(self, gradients: Sequence[tf.IndexedSlices]) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """Sends gradients to the workers that hold their rows. A collective.
 
         Args:
-            touched: for each table, distinct rows of the whole table [n] int32, and their gradients [n, width].
+            gradients: for each table, the sparse gradient of distinct rows of the whole table.
 
         Returns:
-            For each table, rows of this worker's shard and their gradients from all workers. A row that several workers
-            touched occurs several times.
+            For each table, rows of this worker's shard [n] and their gradients from all workers [n, width]. A row that
+            several workers have looked up occurs several times.
         """
-        if not touched:
+        if not gradients:
             return []
-        requests = [self._request(ids) for ids, _ in touched]
+        requests = [self._request(gradient.indices) for gradient in gradients]
         own, own_counts = self._send_ids(requests)
-        ordered = [tf.gather(rows, request.order) for (_, rows), request in zip(touched, requests, strict=True)]
-        came = self._swap(ordered, tf.stack([request.counts for request in requests]), own_counts)
-        return list(zip(own, came, strict=True))
+        ordered = [
+            tf.gather(gradient.values, request.order) for gradient, request in zip(gradients, requests, strict=True)
+        ]
+        received = self._swap(ordered, tf.stack([request.counts for request in requests]), own_counts)
+        return list(zip(own, received, strict=True))
 
     def _request(self, ids: tf.Tensor) -> _Request:
         holders = ids % self.workers
@@ -103,12 +105,13 @@ class Shards:
     def _send_ids(self, requests: list[_Request]) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Sends requests; returns this worker's rows that others request, and their numbers [tables, workers]."""
         counts = tf.stack([request.counts for request in requests])  # [tables, workers]
-        each = tf.fill([self.workers], len(requests))
         # Sizes have to be known before the rows: every worker sends each other one a count per table.
-        came = tf.transpose(tf.reshape(self.exchange(tf.reshape(tf.transpose(counts), [-1]), each), [self.workers, -1]))
-        # Global row numbers become local ones; _swap takes matrices, hence [rows, 1].
-        numbers = self._swap([request.ids[:, tf.newaxis] // self.workers for request in requests], counts, came)
-        return [tf.reshape(rows, [-1]) for rows in numbers], came
+        sizes = tf.fill([self.workers], len(requests))
+        incoming = self.exchange(tf.reshape(tf.transpose(counts), [-1]), sizes)
+        incoming_counts = tf.transpose(tf.reshape(incoming, [self.workers, -1]))
+        # Ids of the whole table become those of the shard; _swap takes matrices, hence [rows, 1].
+        ids = self._swap([request.ids[:, tf.newaxis] // self.workers for request in requests], counts, incoming_counts)
+        return [tf.reshape(rows, [-1]) for rows in ids], incoming_counts
 
     def _swap(self, tensors: list[tf.Tensor], sent: tf.Tensor, received: tf.Tensor) -> list[tf.Tensor]:
         """Exchanges the rows of several tensors in a single collective.

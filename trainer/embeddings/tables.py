@@ -1,4 +1,4 @@
-"""Embedding tables, read row by row and never as a whole.
+"""Embedding tables, of which a step reads single rows and never a whole table.
 
 A step gathers the rows that a batch looks up and differentiates everything after that (pooling, the model, the
 loss) with respect to these rows, so differentiation never creates a gradient of a table's size.
@@ -13,11 +13,11 @@ import tensorflow as tf
 from trainer.embeddings.shards import Shards
 from trainer.layout import InputSchema
 
-# Rows initialised at once, so that initialisation needs no second copy of a large table.
-START_ROWS = 1 << 17
+# Rows initialized at once, so that initialization needs no second copy of a large table.
+INIT_ROWS = 1 << 17
 
 
-class Rows(NamedTuple):
+class EmbeddingRows(NamedTuple):
     """Table rows gathered for a batch, float32.
 
     Attributes:
@@ -32,8 +32,8 @@ class Rows(NamedTuple):
 class EmbeddingTables(keras.layers.Layer):
     """One deep table per categorical feature and, for a wide part, a single table of all features' rows, concatenated.
 
-    Deep tables are initialised as Glorot normal for their own shape (or with a given deviation), the wide table with
-    zeros. Padding (IDs below 0) reads the feature's first row and is masked out of every sum, so it never affects the
+    Deep tables are initialized as Glorot normal for their own shape (or with a given deviation), the wide table with
+    zeros. Padding (ids below 0) reads the feature's first row and is masked out of every sum, so it never affects the
     result.
 
     Each deep table is a variable of its own: merging tables of equal width saves kernel launches where tables are many
@@ -42,9 +42,9 @@ class EmbeddingTables(keras.layers.Layer):
     Args:
         layout: layout of the features.
         outputs: number of logits of the wide part; 0 for no wide part.
-        combiner: how the deep part pools the IDs of a multi-hot feature; the wide part always sums.
+        combiner: how the deep part pools the ids of a multi-hot feature; the wide part always sums.
         seed: seed of the initial weights.
-        init_std: standard deviation of the deep tables' normal initialisation; None for Glorot's.
+        init_std: standard deviation of the deep tables' normal initialization; None for Glorot's.
         shards: how large tables are sharded across workers; None if every worker holds all rows.
 
     Attributes:
@@ -68,7 +68,7 @@ class EmbeddingTables(keras.layers.Layer):
             self._table(f"deep.{columns.name}", columns.cardinality, columns.width) for columns in layout.categorical
         ]
         for index, (table, columns) in enumerate(zip(self.deep_tables, layout.categorical, strict=True)):
-            self._start(table.value, columns.cardinality, init_std, seed + index)
+            self._initialize(table.value, columns.cardinality, init_std, seed + index)
         offsets, total = [], 0
         for columns in layout.categorical:
             offsets += [total] * columns.hotness
@@ -94,35 +94,33 @@ class EmbeddingTables(keras.layers.Layer):
         """Variable path -> number of rows over all workers, for the tables of which this worker holds only a part."""
         return {path: rows for path, rows in self.whole_rows.items() if self.shards and self.shards.holds_part_of(rows)}
 
-    def gather(self, ids: tf.Tensor) -> Rows:
+    def gather(self, ids: tf.Tensor) -> EmbeddingRows:
         """Looks up ids [batch, id columns] int32 in every table. A collective if tables are sharded."""
-        wanted = self.row_numbers(ids)
-        paths = [table.path for table in self.tables]
-        values = {path: table.value for path, table in zip(paths, self.tables, strict=True)}
-        asked = dict(zip(paths, wanted, strict=True))
+        tables = {table.path: table.value for table in self.tables}
+        row_ids = dict(zip(tables, self.row_ids(ids), strict=True))
         sharded = list(self.sharded)
-        rows = {path: tf.gather(values[path], asked[path]) for path in paths if path not in sharded}
+        rows = {path: tf.gather(tables[path], row_ids[path]) for path in tables if path not in sharded}
         if self.shards is not None:
             # One call for all sharded tables: the number of collectives does not depend on how many there are.
-            fetched = self.shards.fetch([values[path] for path in sharded], [asked[path] for path in sharded])
+            fetched = self.shards.fetch([tables[path] for path in sharded], [row_ids[path] for path in sharded])
             rows |= dict(zip(sharded, fetched, strict=True))
-        ordered = tuple(rows[path] for path in paths)
-        return Rows(ordered[: len(self.deep_tables)], ordered[len(self.deep_tables) :])
+        in_order = tuple(rows[path] for path in tables)
+        return EmbeddingRows(in_order[: len(self.deep_tables)], in_order[len(self.deep_tables) :])
 
-    def row_numbers(self, ids: tf.Tensor) -> list[tf.Tensor]:
+    def row_ids(self, ids: tf.Tensor) -> list[tf.Tensor]:
         """Returns the rows to read of each table, [batch, columns] int32; padding reads the feature's first row."""
         present = tf.maximum(ids, 0)  # [batch, id columns]
         deep = [present[:, columns.start : columns.stop] for columns in self.layout.categorical]
         return deep + [present + self.wide_offsets for _ in self.wide_tables]
 
-    def pool_deep(self, rows: Rows, ids: tf.Tensor) -> list[tf.Tensor]:
+    def pool_deep(self, rows: EmbeddingRows, ids: tf.Tensor) -> list[tf.Tensor]:
         """Pools the deep rows into one [batch, width] embedding per feature."""
         pooled = []
         for columns, feature_rows in zip(self.layout.categorical, rows.deep, strict=True):
             if not columns.multihot:
                 pooled.append(tf.squeeze(feature_rows, axis=1))
                 continue
-            # [batch, hotness, 1], 0 for padding. A row without any ID pools to zeros.
+            # [batch, hotness, 1], 0 for padding. A row without any id pools to zeros.
             present = tf.cast(ids[:, columns.start : columns.stop, tf.newaxis] >= 0, feature_rows.dtype)
             total = tf.reduce_sum(feature_rows * present, axis=1)
             if self.combiner == "mean":
@@ -130,8 +128,8 @@ class EmbeddingTables(keras.layers.Layer):
             pooled.append(total)
         return pooled
 
-    def pool_wide(self, rows: Rows, ids: tf.Tensor) -> tf.Tensor:
-        """Sums the wide weights of each row's IDs, [batch, outputs]."""
+    def pool_wide(self, rows: EmbeddingRows, ids: tf.Tensor) -> tf.Tensor:
+        """Sums the wide weights of each row's ids, [batch, outputs]."""
         present = tf.cast(ids[:, :, tf.newaxis] >= 0, tf.float32)  # [batch, id columns, 1]
         return tf.reduce_sum(rows.wide[0] * present, axis=1)
 
@@ -148,11 +146,11 @@ class EmbeddingTables(keras.layers.Layer):
             return 0, 1
         return self.shards.rank, self.shards.workers
 
-    def _start(self, table: tf.Variable, rows: int, deviation: float | None, seed: int) -> None:
+    def _initialize(self, table: tf.Variable, rows: int, deviation: float | None, seed: int) -> None:
         """Assigns the initial values, which are those that these rows have in a table that is not sharded."""
         (rank, workers), width, filled = self._holders(rows), table.shape[1], 0
-        for block, first in enumerate(range(0, rows, START_ROWS)):
-            shape, block_seed = (min(START_ROWS, rows - first), width), seed + 1_000_003 * block
+        for block, first in enumerate(range(0, rows, INIT_ROWS)):
+            shape, block_seed = (min(INIT_ROWS, rows - first), width), seed + 1_000_003 * block
             if deviation is None:
                 # Truncation at two deviations shrinks the deviation of a normal to 0.8796 of its value.
                 glorot = math.sqrt(2 / (rows + width)) / 0.87962566103423978

@@ -1,6 +1,7 @@
 """Comparison of an export's predictions with the model's. Does not import TensorFlow."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,8 +11,28 @@ from trainer.tasks.task import Task, logit_columns
 # Absolute for values up to 1, relative for larger ones (values of a regression). Predictions are float32.
 TOLERANCE = 1e-5
 
+Arrays = Mapping[str, np.ndarray]
 # A function from named inputs, [rows, width] each, to named predictions, [rows, width] each.
-Predict = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+Predict = Callable[[Arrays], Arrays]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something in an export that predicts, and what it has to predict.
+
+    Attributes:
+        name: what predicts, for messages: a signature or a file.
+        predict: its prediction function.
+        inputs: inputs by name, [rows, width] each.
+        expected: the model's predictions by task name, [rows, width] each.
+        kind: what the rows are, for messages.
+    """
+
+    name: str
+    predict: Predict
+    inputs: Arrays
+    expected: Arrays
+    kind: str
 
 
 class ExportDiffers(RuntimeError):
@@ -32,23 +53,18 @@ def expected_predictions(tasks: Sequence[Task], logits: np.ndarray) -> dict[str,
     return {task.name: task.predictions(logits[:, columns]) for task, columns in places}
 
 
-def largest_difference(predict: Predict, inputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
+def largest_difference(check: Check) -> float:
     """Returns the largest difference between actual and expected predictions.
 
     Differences are absolute, but relative for expected values beyond 1. All rows are predicted in one batch, and the
     first row once more on its own, which would fail with a fixed batch size.
-
-    Args:
-        predict: the export's prediction function.
-        inputs: inputs by name, [rows, width] each.
-        expected: expected predictions by task name, [rows, width] each.
 
     Raises:
         ExportDiffers: if names or shapes of the outputs differ, or a difference exceeds TOLERANCE.
     """
     differences = [0.0]
     for rows in (slice(None), slice(1)):
-        found, wanted = predict(rows_of(inputs, rows)), rows_of(expected, rows)
+        found, wanted = check.predict(rows_of(check.inputs, rows)), rows_of(check.expected, rows)
         shapes, of_model = ({name: array.shape for name, array in arrays.items()} for arrays in (found, wanted))
         if shapes != of_model:
             raise ExportDiffers(f"the export gives outputs of the shapes {shapes}, the model {of_model}")

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from trainer.checkpoint.load_model import SavedModel
+from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.ports import inputs_of
 from trainer.layout import InputSchema
 from trainer.tasks.task import logit_columns
 
 
-def encoded_function(saved: SavedModel) -> tf.types.experimental.PolymorphicFunction:
+def encoded_function(saved: LoadedModel) -> tf.types.experimental.PolymorphicFunction:
     """Creates the function that predicts from encoded features.
 
     Ids outside [0, cardinality) make the embedding lookup fail, except that negative ids in multi-hot rows are padding.
@@ -28,7 +28,7 @@ def encoded_function(saved: SavedModel) -> tf.types.experimental.PolymorphicFunc
     return tf.function(serve, input_signature=[signature])
 
 
-def predictions(saved: SavedModel, ids: tf.Tensor, numerical: tf.Tensor) -> dict[str, tf.Tensor]:
+def predictions(saved: LoadedModel, ids: tf.Tensor, numerical: tf.Tensor) -> dict[str, tf.Tensor]:
     """Predicts from the model's input matrices.
 
     Args:

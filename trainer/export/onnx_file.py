@@ -1,7 +1,7 @@
 """Export of a model as an ONNX file."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +10,23 @@ import onnxruntime
 import tensorflow as tf
 import tf2onnx
 
-from trainer.checkpoint.load_model import SavedModel
-from trainer.export.comparison import Predict
+from trainer.checkpoint.load_model import LoadedModel
+from trainer.export.comparison import Check, Predict
 from trainer.export.graph import encoded_function
+from trainer.export.rows import ComparedRows
 
 # Released in September 2022; supported by onnxruntime since 1.14 and Triton since 23.02.
 OPSET = 17
+MODEL_FILE = "model.onnx"
 
 
-def write_onnx(path: Path, saved: SavedModel) -> None:
+def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Check]:
+    """Writes DIR/model.onnx."""
+    write_onnx(folder / MODEL_FILE, saved)
+    yield rows.check(MODEL_FILE, load_onnx(folder / MODEL_FILE))
+
+
+def write_onnx(path: Path, saved: LoadedModel) -> None:
     """Writes the forward pass on encoded features (see `encoded_function`) with embedded weights."""
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     function = encoded_function(saved)

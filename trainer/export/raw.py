@@ -19,7 +19,7 @@ from data.preprocess.encoders import (
     Numerical,
     Vocabulary,
 )
-from trainer.checkpoint.load_model import SavedModel
+from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.graph import matrices, predictions
 from trainer.layout import InputSchema
 
@@ -180,7 +180,7 @@ class RawEncoding(tf.Module):
         NotFromRaw: if the features cannot be encoded from raw columns (see `encoders_of` and `raw_columns`).
     """
 
-    def __init__(self, saved: SavedModel):
+    def __init__(self, saved: LoadedModel):
         super().__init__()
         self._layout, self.encoders = saved.layout, encoders_of(saved.layout, saved.encoders)
         self.columns = raw_columns(saved.layout, self.encoders)
@@ -241,7 +241,7 @@ class RawEncoding(tf.Module):
         return tf.where(_is_null(column, values), unseen, self.tables[feature].lookup(values))
 
 
-def raw_function(saved: SavedModel, encoding: RawEncoding) -> tf.types.experimental.PolymorphicFunction:
+def raw_function(saved: LoadedModel, encoding: RawEncoding) -> tf.types.experimental.PolymorphicFunction:
     """Creates the function that predicts from raw columns.
 
     Returns:

@@ -19,12 +19,10 @@ from trainer.checkpoint.facts import MAX_HOTNESS, WIDTH, Schema
 from trainer.checkpoint.model_folder import MODEL_FOLDER, SEEN_ITEMS, SEEN_STARTS, SPECIFICATION, open_model
 from trainer.checkpoint.store import CHECKPOINTS
 from trainer.cli import default_place
+from trainer.export import FORMATS
 
-SAVED_MODEL, ONNX, TRITON = FORMATS = ("savedmodel", "onnx", "triton")
 # Number of rows on which an export is compared with the model.
 ROWS = 4096
-# ONNX files are protocol buffers, which are limited to 2 GiB; leave 1 MiB for the graph.
-MAX_ONNX_BYTES = 2**31 - 2**20
 
 DESCRIPTION = """Writes the trained model of a run, or of a Recommender, for a server. Before the output appears, its
 predictions are compared with those of the model.
@@ -38,7 +36,7 @@ class Request:
     Attributes:
         model: verified model folder of a run or of a recommender.
         output: output folder, which does not exist yet or is empty.
-        format: one of FORMATS.
+        format: key of FORMATS.
         rows: loader of the rows on which the export is compared with the model; None for random rows.
     """
 
@@ -70,8 +68,7 @@ def read_request(argv: Sequence[str] | None) -> Request:
     )
     model = open_model(folder)
     spec = FeatureSpec.read(model.path / SPECIFICATION, allow_outside_paths=True)
-    if arguments.format != SAVED_MODEL:
-        _check_size(model)
+    _check_size(model, arguments.format)
     loader = None if arguments.dataset_path is None else _open_rows(arguments, spec)
     return Request(model, arguments.output, arguments.format, loader)
 
@@ -98,8 +95,7 @@ def _parser() -> Parser:
 
 
 def _check_packages(wanted: str) -> None:
-    needed = () if wanted == SAVED_MODEL else ("tf2onnx", "onnx", "onnxruntime")
-    missing = [name for name in needed if find_spec(name) is None]
+    missing = [name for name in FORMATS[wanted].packages if find_spec(name) is None]
     if missing:
         raise DataError(
             f"--format {wanted} needs {', '.join(missing)}, not installed here: "
@@ -120,13 +116,15 @@ def _model_folder(model_dir: Path) -> Path:
     return model_dir if (standing(model_dir) / MANIFEST).is_file() and not run.exists() else run
 
 
-def _check_size(model: ChecksummedDir) -> None:
+def _check_size(model: ChecksummedDir, wanted: str) -> None:
     weights = [entry for name, entry in model.arrays.items() if name not in (SEEN_STARTS, SEEN_ITEMS)]
     size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in weights)
-    if size > MAX_ONNX_BYTES:
+    limit = FORMATS[wanted].max_bytes
+    if limit is not None and size > limit:
+        unlimited = " or ".join(name for name, entry in FORMATS.items() if entry.max_bytes is None)
         raise DataError(
-            f"{model.path}: has {size:,} bytes of weights, and an ONNX file holds {MAX_ONNX_BYTES:,} at most; "
-            f"take --format {SAVED_MODEL}"
+            f"{model.path}: has {size:,} bytes of weights, and --format {wanted} holds at most {limit:,}; "
+            f"use --format {unlimited}"
         )
 
 

@@ -2,15 +2,35 @@
 
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 
 import numpy as np
 
 from data.loading.batch import PAD
 from data.loading.loader import ParquetLoader
 from data.preprocess.encoders import Encoder, Numerical
+from trainer.export.comparison import Arrays, Check, Predict
 from trainer.export.raw import NULL_INTEGER, NULL_TEXT, RawColumn, keys_of
-from trainer.feeding import id_matrix
 from trainer.layout import InputSchema
+
+
+@dataclass(frozen=True)
+class ComparedRows:
+    """Rows on which an export is compared with the model.
+
+    Attributes:
+        inputs: encoded features by name, [rows, width] each.
+        expected: the model's predictions by task name, [rows, width] each.
+        kind: what the rows are, for messages.
+    """
+
+    inputs: Arrays
+    expected: Arrays
+    kind: str
+
+    def check(self, name: str, predict: Predict) -> Check:
+        """Returns the comparison of a prediction function on these rows."""
+        return Check(name, predict, self.inputs, self.expected, self.kind)
 
 
 def first_rows(loader: ParquetLoader) -> tuple[np.ndarray, np.ndarray]:
@@ -22,7 +42,7 @@ def first_rows(loader: ParquetLoader) -> tuple[np.ndarray, np.ndarray]:
     with closing(loader.epoch(0)) as batches:
         batch = next(batches)
     real = batch.rows >= 0  # padding rows have index -1
-    return id_matrix(batch)[real], batch.numerical[real]
+    return batch.ids[real], batch.numerical[real]
 
 
 def random_rows(layout: InputSchema, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -3,29 +3,26 @@
 import glob
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 
-from data.preprocess.encoders import encode_columns
+from data.loading.loader import ParquetLoader
 from data.storage import files as draft_folder
 from data.storage.checksummed_dir import remove_leftovers, temporary_name
 from data.storage.files import sync_names
-from trainer.checkpoint.load_model import SavedModel, read_model
-from trainer.export.comparison import Predict, expected_predictions, largest_difference
+from trainer.checkpoint.load_model import LoadedModel, read_model
+from trainer.export import FORMATS
+from trainer.export.comparison import expected_predictions, largest_difference
 from trainer.export.ports import named_inputs, tensor_names
-from trainer.export.raw import NotFromRaw, RawEncoding
-from trainer.export.request import ONNX, ROWS, SAVED_MODEL, Request
-from trainer.export.rows import first_rows, random_raw, random_rows, raw_inputs
-from trainer.export.saved_model_folder import ENCODED, RAW, load_signatures, write_saved_model
+from trainer.export.request import ROWS, Request
+from trainer.export.rows import ComparedRows, first_rows, random_rows
 from trainer.layout import InputSchema
-from trainer.recommender.scorer import Scorer
 
-Arrays = Mapping[str, np.ndarray]
 # File written if names had to be changed: {name in the dataset: name of the tensor}.
 TENSOR_NAMES = "tensor_names.json"
 
@@ -41,21 +38,30 @@ def export(request: Request) -> None:
     # Rounding differs on GPUs, so the comparison is made on the CPU.
     tf.config.set_visible_devices([], "GPU")
     saved, tensors = with_tensor_names(read_model(request.model))
-    ids, numerical = random_rows(saved.layout, ROWS) if request.rows is None else first_rows(request.rows)
-    kind = "random rows" if request.rows is None else "rows of the dataset"
-    inputs, expected = named_inputs(saved.layout, ids, numerical), _expected(saved, ids, numerical)
+    rows = _compared_rows(saved, request.rows)
+    write = import_module(FORMATS[request.format].module).write
     with _new_folder(request.output) as draft:
-        if request.format == SAVED_MODEL:
-            _export_saved_model(draft, saved, inputs, expected, kind)
-        else:
-            _export_onnx(request.format, draft, saved, inputs, expected, kind)
+        for check in write(draft, saved, rows):
+            count = len(next(iter(check.expected.values())))
+            difference = largest_difference(check)
+            print(
+                f"export.py: {check.name}: largest difference from the model {difference:.2g} on {count:,} {check.kind}"
+            )
         if tensors:
             (draft / TENSOR_NAMES).write_text(json.dumps(tensors, indent=2) + "\n")
             print(f"export.py: {len(tensors)} tensors have other names than in the dataset: {TENSOR_NAMES} lists them")
     print(f"export.py: wrote {request.output}")
 
 
-def with_tensor_names(saved: SavedModel) -> tuple[SavedModel, dict[str, str]]:
+def _compared_rows(saved: LoadedModel, loader: ParquetLoader | None) -> ComparedRows:
+    """Returns the first rows of a dataset, or random ones without a dataset, with the model's predictions."""
+    ids, numerical = random_rows(saved.layout, ROWS) if loader is None else first_rows(loader)
+    expected = expected_predictions(saved.tasks, saved.model(ids, numerical).numpy())
+    kind = "random rows" if loader is None else "rows of the dataset"
+    return ComparedRows(named_inputs(saved.layout, ids, numerical), expected, kind)
+
+
+def with_tensor_names(saved: LoadedModel) -> tuple[LoadedModel, dict[str, str]]:
     """Renames features, tasks and raw columns to valid tensor names.
 
     Returns:
@@ -74,46 +80,6 @@ def with_tensor_names(saved: SavedModel) -> tuple[SavedModel, dict[str, str]]:
     }
     renamed = replace(saved, layout=layout, tasks=tasks, encoders=encoders)
     return renamed, {own: tensor for own, tensor in name.items() if own != tensor}
-
-
-def _export_saved_model(draft: Path, saved: SavedModel, inputs: Arrays, expected: Arrays, kind: str) -> None:
-    encoding = None
-    try:
-        encoding = RawEncoding(saved)
-    except NotFromRaw as reason:
-        print(f"export.py: encoded features only, no signature {RAW}: {reason}")
-    write_saved_model(draft, saved, encoding)
-    signatures = load_signatures(draft)
-    _compare(f"signature {ENCODED}", signatures[ENCODED], inputs, expected, kind)
-    if encoding is not None:
-        raw = random_raw(encoding.columns, encoding.encoders, ROWS)
-        encoded = encode_columns(encoding.encoders, raw)
-        expected = _expected(saved, *Scorer(saved).matrices(encoded, ROWS))
-        _compare(f"signature {RAW}", signatures[RAW], raw_inputs(encoding.columns, raw), expected, "random raw rows")
-
-
-def _export_onnx(format: str, draft: Path, saved: SavedModel, inputs: Arrays, expected: Arrays, kind: str) -> None:
-    from trainer.export.onnx_file import load_onnx, write_onnx
-    from trainer.export.triton_repository import MODEL_FILE, write_repository
-
-    if format == ONNX:
-        files = [draft / MODEL_FILE]
-        write_onnx(files[0], saved)
-    else:
-        example = named_inputs(saved.layout, *random_rows(saved.layout, 2))
-        files = write_repository(draft, saved, example)
-    for file in files:
-        _compare(str(file.relative_to(draft)), load_onnx(file), inputs, expected, kind)
-
-
-def _expected(saved: SavedModel, ids: np.ndarray, numerical: np.ndarray) -> dict[str, np.ndarray]:
-    return expected_predictions(saved.tasks, saved.model(ids, numerical).numpy())
-
-
-def _compare(what: str, predict: Predict, inputs: Arrays, expected: Arrays, kind: str) -> None:
-    difference = largest_difference(predict, inputs, expected)
-    rows = len(next(iter(expected.values())))
-    print(f"export.py: {what}: largest difference from the model {difference:.2g} on {rows:,} {kind}")
 
 
 @contextmanager

@@ -1,16 +1,19 @@
 """Export of a model as a TensorFlow SavedModel."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from trainer.checkpoint.load_model import SavedModel
-from trainer.export.comparison import Predict
+from data.preprocess.encoders import encode_columns
+from trainer.checkpoint.load_model import LoadedModel
+from trainer.export.comparison import Check, Predict, expected_predictions
 from trainer.export.graph import encoded_function
-from trainer.export.raw import RawEncoding, raw_function
+from trainer.export.raw import NotFromRaw, RawEncoding, raw_function
+from trainer.export.rows import ComparedRows, random_raw, raw_inputs
+from trainer.recommender.scorer import Scorer
 
 # Scope names that TensorFlow accepts when it saves a variable.
 SCOPE_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
@@ -20,7 +23,7 @@ ENCODED, RAW = "serving_default", "serving_raw"
 class _Servable(tf.Module):
     """Holds the weights and vocabularies that the functions of a SavedModel read."""
 
-    def __init__(self, saved: SavedModel, encoding: RawEncoding | None):
+    def __init__(self, saved: LoadedModel, encoding: RawEncoding | None):
         super().__init__()
         self.weights = [weight.value for weight in saved.model.variables]
         for number, weight in enumerate(self.weights):
@@ -30,7 +33,29 @@ class _Servable(tf.Module):
         self.encoding = encoding
 
 
-def write_saved_model(folder: Path, saved: SavedModel, encoding: RawEncoding | None) -> None:
+def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Check]:
+    """Writes a SavedModel with a signature for encoded features and, if the model has encoders, one for raw columns."""
+    encoding = None
+    try:
+        encoding = RawEncoding(saved)
+    except NotFromRaw as reason:
+        print(f"export.py: encoded features only, no signature {RAW}: {reason}")
+    write_saved_model(folder, saved, encoding)
+    signatures = load_signatures(folder)
+    yield rows.check(f"signature {ENCODED}", signatures[ENCODED])
+    if encoding is not None:
+        raw = random_raw(encoding.columns, encoding.encoders, len(next(iter(rows.inputs.values()))))
+        yield _raw_check(saved, encoding, raw, signatures[RAW])
+
+
+def _raw_check(saved: LoadedModel, encoding: RawEncoding, raw: Mapping[str, np.ndarray], predict: Predict) -> Check:
+    encoded = encode_columns(encoding.encoders, raw)
+    ids, numerical = Scorer(saved).matrices(encoded, len(next(iter(raw.values()))))
+    expected = expected_predictions(saved.tasks, saved.model(ids, numerical).numpy())
+    return Check(f"signature {RAW}", predict, raw_inputs(encoding.columns, raw), expected, "random raw rows")
+
+
+def write_saved_model(folder: Path, saved: LoadedModel, encoding: RawEncoding | None) -> None:
     """Writes a SavedModel.
 
     Args:
@@ -52,7 +77,7 @@ def write_saved_model(folder: Path, saved: SavedModel, encoding: RawEncoding | N
 
 def load_signatures(folder: Path) -> dict[str, Predict]:
     """Loads a SavedModel, as a server would, and returns its prediction functions by signature name."""
-    loaded = tf.saved_model.load(str(folder))
+    loaded = tf.saved_model.load(str(folder))  # noqa: TID251
     return {name: _Signature(loaded, name) for name in loaded.signatures}
 
 

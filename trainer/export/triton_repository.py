@@ -7,17 +7,16 @@ DIR/client.py, example.json                                   HTTP client with s
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
-from trainer.checkpoint.load_model import SavedModel
-from trainer.export.onnx_file import write_onnx
-from trainer.export.ports import Port, inputs_of, outputs_of
+from trainer.checkpoint.load_model import LoadedModel
+from trainer.export.comparison import Check
+from trainer.export.onnx_file import MODEL_FILE, load_onnx, write_onnx
+from trainer.export.ports import Port, inputs_of, outputs_of, rows_of
+from trainer.export.rows import ComparedRows
 
 NATIVE, PYTHON = "recommender", "recommender_python"
-MODEL_FILE = "model.onnx"
 MAX_BATCH = 4096
 # Maximum time that a request waits for others to be batched with it.
 MAX_DELAY_MICROSECONDS = 500
@@ -26,17 +25,8 @@ TYPES = {"int32": "TYPE_INT32", "float32": "TYPE_FP32"}
 SERVED = Path(__file__).parent / "served"
 
 
-def write_repository(folder: Path, saved: SavedModel, example: Mapping[str, np.ndarray]) -> list[Path]:
-    """Writes the repository.
-
-    Args:
-        folder: an existing empty folder.
-        saved: the model.
-        example: named inputs of some rows, as sample input for the client.
-
-    Returns:
-        Paths of the ONNX files in the repository.
-    """
+def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Check]:
+    """Writes the repository. The first rows become the sample input of the client."""
     files = []
     for name, backend in ((NATIVE, "onnxruntime"), (PYTHON, "python")):
         version = folder / name / "1"
@@ -47,11 +37,13 @@ def write_repository(folder: Path, saved: SavedModel, example: Mapping[str, np.n
     shutil.copyfile(*files)
     shutil.copyfile(SERVED / "model.py", files[1].with_name("model.py"))
     shutil.copyfile(SERVED / "client.py", folder / "client.py")
+    example = rows_of(rows.inputs, slice(2))
     (folder / "example.json").write_text(json.dumps({name: array.tolist() for name, array in example.items()}) + "\n")
-    return files
+    for file in files:
+        yield rows.check(str(file.relative_to(folder)), load_onnx(file))
 
 
-def _config(backend: str, saved: SavedModel) -> str:
+def _config(backend: str, saved: LoadedModel) -> str:
     """Returns a config.pbtxt. It sets no name, so that Triton uses the folder's name and the folder can be renamed."""
     lines = [
         f'backend: "{backend}"',

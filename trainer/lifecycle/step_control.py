@@ -31,7 +31,7 @@ class StepControl:
     """Coordinates stops and saves across workers, and reports progress to the watchdog.
 
     A signal may reach only one worker, and only rank 0's clock decides when a timed save is due. Every worker therefore
-    casts votes before a step, the step sums them over all workers, and all workers act on the same sums afterwards.
+    raises flags before a step, the step sums them over all workers, and all workers act on the same sums afterwards.
 
     Args:
         comm: communicator of the workers.
@@ -48,22 +48,22 @@ class StepControl:
         self._due = time.monotonic() + every.seconds
         self.beat = watchdog.beat
 
-    def votes(self) -> tf.Tensor:
-        """Returns this worker's votes [2] float32: stop requested, timed save due."""
+    def control_flags(self) -> tf.Tensor:
+        """Returns this worker's flags [2] float32: stop requested, timed save due."""
         is_due = bool(self._every.seconds) and self._comm.rank == 0 and time.monotonic() >= self._due
         return tf.constant([float(self._stop.requested), float(is_due)])
 
-    def decide(self, votes: np.ndarray, step: int) -> Decision:
+    def decide(self, flags: np.ndarray, step: int) -> Decision:
         """Decides what to do after a step.
 
         Args:
-            votes: [2], the votes cast before the step, summed over workers.
+            flags: [2], the control flags of before the step, summed over workers.
             step: number of completed steps.
         """
         by_count = bool(self._every.steps) and step % self._every.steps == 0
-        return Decision(stop=bool(votes[0] > 0), save=bool(votes[1] > 0) or by_count)
+        return Decision(stop=bool(flags[0] > 0), save=bool(flags[1] > 0) or by_count)
 
-    def asks_to_stop(self) -> bool:
+    def any_stop_requested(self) -> bool:
         """Returns whether any worker has received a stop request. A collective, for use between steps."""
         return bool(self._comm.sum_array(np.array([float(self._stop.requested)]))[0] > 0)
 

@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from data.errors import DataError
 from data.storage.files import is_out_of_room, open_regular
+
+if TYPE_CHECKING:
+    from trainer.logging.tensorboard import TensorBoard
 
 PREFIX = "DLLL "
 PARAMETER = "PARAMETER"
@@ -23,49 +26,42 @@ PARAMETER = "PARAMETER"
 Step = int | str | tuple[int, ...] | list[int]
 
 
-class Sink(Protocol):
-    """Writes log records. A record is in the file when the call returns; otherwise it raises OSError or ValueError."""
-
-    def log(self, step: Any, data: dict[str, Any]) -> None:
-        """Writes a LOG record."""
-
-    def metadata(self, metric: str, metadata: dict[str, Any]) -> None:
-        """Writes a METADATA record."""
-
-    def close(self) -> None:
-        """Flushes pending records."""
+def warn(message: str) -> None:
+    """Prints a warning as one line on stderr."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 class RunLog:
-    """Writes a run's log, through dllogger if it is installed. Numbers keep their full precision.
+    """Writes a run's log, through the dllogger package if it is installed. Numbers keep their full precision.
 
     NaN and infinities are written as null, so that every line is valid JSON. A full disk or a removed file does not
     stop training: the first failure is reported on stderr, and every later record is attempted again.
 
     Args:
-        path: path of the log file; its folder is created.
+        path: path of the log file, whose folder is created; None discards all records, as on workers other than rank 0.
         append: whether to append to an existing log, as a resumed run does. Otherwise an existing log is renamed with
             the suffix `.previous`.
+        board: TensorBoard writer that also receives the numbers of each step; None for none.
 
     Raises:
         DataError: if the log cannot be written for any reason but a full disk.
     """
 
-    def __init__(self, path: Path, append: bool) -> None:
-        self._path = Path(path)
-        self._warned = False
-        self._sink: Sink = JsonLines(self._path)
+    def __init__(self, path: Path | None, append: bool = False, board: "TensorBoard | None" = None) -> None:
+        self._path, self._board, self._has_warned = path, board, False
+        if path is None:
+            return
+        self._writer: Any = JsonLines(path)
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            _prepare(self._path, append)
-            self._sink = _open_sink(self._path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _prepare(path, append)
+            self._writer = _open_writer(path)
         except OSError as error:
-            if is_out_of_room(error):
-                self._warn(error)
-                return
-            raise DataError(
-                f"the log {self._path} cannot be written: {error.strerror}. Give a --results_dir that you may write to."
-            ) from error
+            if not is_out_of_room(error):
+                raise DataError(
+                    f"the log {path} cannot be written: {error.strerror}. Choose a writable --results_dir."
+                ) from error
+            self._warn_once(error)
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Logs the arguments of the run."""
@@ -73,7 +69,7 @@ class RunLog:
 
     def metadata(self, metric: str, metadata: Mapping[str, Any]) -> None:
         """Logs metadata of a metric, such as its unit."""
-        self._write(lambda: self._sink.metadata(metric, to_plain(metadata)))
+        self._write(lambda: self._writer.metadata(metric, to_plain(metadata)))
 
     def log(self, step: Step, data: Mapping[str, Any]) -> None:
         """Logs values.
@@ -82,42 +78,36 @@ class RunLog:
             step: (step, total steps) in training, (step,) for an evaluation, () for the final metrics.
             data: values by key.
         """
-        self._write(lambda: self._sink.log(to_plain(step), to_plain(data)))
+        self._write(lambda: self._writer.log(to_plain(step), to_plain(data)))
+        if self._board is not None and step and isinstance(step, (list, tuple)):
+            self._board.scalars(step[0], {key: value for key, value in data.items() if _is_number(value)})
 
     def close(self) -> None:
-        """Flushes pending records. Later records are still accepted."""
-        self._write(self._sink.close)
+        """Flushes pending records and closes the TensorBoard file. Later records are still accepted."""
+        self._write(lambda: None)
+        if self._board is not None:
+            self._board.close()
 
     def _write(self, write: Callable[[], None]) -> None:
+        if self._path is None:
+            return
         try:
             write()
+            self._writer.flush()
+            # dllogger keeps the file open, so that writing to a removed file does not fail.
+            if not self._path.exists():
+                raise FileNotFoundError(errno.ENOENT, "it was removed while it was written", str(self._path))
         except (OSError, ValueError) as error:
-            self._warn(error)
+            self._warn_once(error)
 
-    def _warn(self, error: Exception) -> None:
-        if not self._warned:
-            self._warned = True
-            print(f"warning: the log {self._path} is incomplete: {error}", file=sys.stderr, flush=True)
-
-
-class NullLog:
-    """The log of workers other than rank 0, which discards all records."""
-
-    def parameters(self, values: Mapping[str, Any]) -> None:
-        """Does nothing."""
-
-    def metadata(self, metric: str, metadata: Mapping[str, Any]) -> None:
-        """Does nothing."""
-
-    def log(self, step: Step, data: Mapping[str, Any]) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Does nothing."""
+    def _warn_once(self, error: Exception) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            warn(f"the log {self._path} is incomplete: {error}")
 
 
 class JsonLines:
-    """Writes dllogger's format without the dllogger package.
+    """Writes the lines of `dllogger.Logger`, whose methods it has, without the package.
 
     The file is opened for each record, so that a removed file is recreated along with its folder, and other machines
     see the record immediately on a shared file system.
@@ -129,62 +119,29 @@ class JsonLines:
 
     def log(self, step: Any, data: dict[str, Any]) -> None:
         """Writes a LOG record."""
-        timestamp, moment, elapsed = self._times()
-        head = {"timestamp": timestamp, "datetime": moment, "elapsedtime": elapsed}
-        self._append(head | {"type": "LOG", "step": step, "data": data})
+        self._append(("timestamp", "datetime", "elapsedtime"), {"type": "LOG", "step": step, "data": data})
 
     def metadata(self, metric: str, metadata: dict[str, Any]) -> None:
         """Writes a METADATA record."""
-        timestamp, moment, elapsed = self._times()
-        head = {"timestamp": timestamp, "elapsedtime": elapsed, "datetime": moment}
-        self._append(head | {"type": "METADATA", "metric": metric, "metadata": metadata})
+        record = {"type": "METADATA", "metric": metric, "metadata": metadata}
+        self._append(("timestamp", "elapsedtime", "datetime"), record)
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Does nothing, as records are not buffered."""
 
-    def _times(self) -> tuple[str, str, str]:
-        """Returns seconds since the Unix epoch, date and time, and seconds since the start, as dllogger's strings."""
+    def _append(self, times: tuple[str, ...], record: dict[str, Any]) -> None:
+        """Appends a record after its times, which are strings in the order in which dllogger writes them."""
         now = datetime.now()
-        return str(now.timestamp()), str(now), str((now - self._started).total_seconds())
-
-    def _append(self, record: dict[str, Any]) -> None:
-        line = f"{PREFIX}{json.dumps(record, allow_nan=False)}\n".encode()
+        elapsed = (now - self._started).total_seconds()
+        values = {"timestamp": str(now.timestamp()), "datetime": str(now), "elapsedtime": str(elapsed)}
+        line = f"{PREFIX}{json.dumps({key: values[key] for key in times} | record, allow_nan=False)}\n".encode()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "a+b", buffering=0) as file:
-            if is_torn(file):
+            if _is_torn(file):
                 line = b"\n" + line
             written = file.write(line)  # one unbuffered write, which a full disk may cut short
         if written < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-
-
-class Dllogger:
-    """Writes through the dllogger package, which buffers lines unless it is flushed."""
-
-    def __init__(self, dllogger: Any, path: Path) -> None:
-        self._path = path
-        backend = dllogger.JSONStreamBackend(dllogger.Verbosity.VERBOSE, str(path), append=True)
-        self._logger = dllogger.Logger([backend])
-
-    def log(self, step: Any, data: dict[str, Any]) -> None:
-        """Writes a LOG record."""
-        self._logger.log(step=step, data=data, verbosity=1)
-        self._flush()
-
-    def metadata(self, metric: str, metadata: dict[str, Any]) -> None:
-        """Writes a METADATA record."""
-        self._logger.metadata(metric, metadata)
-        self._flush()
-
-    def close(self) -> None:
-        """Flushes pending records; dllogger itself closes the file when the process ends."""
-        self._flush()
-
-    def _flush(self) -> None:
-        self._logger.flush()
-        # dllogger keeps the file open, so writing to a removed file would not fail.
-        if not self._path.exists():
-            raise FileNotFoundError(errno.ENOENT, "it was removed while it was written", str(self._path))
 
 
 def to_plain(value: Any) -> Any:
@@ -211,11 +168,16 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             text = file.read().decode(errors="replace")
     except OSError as error:
         raise DataError(f"the log {path} cannot be read: {error.strerror}") from error
-    records = (_parsed(line) for line in text.split("\n"))
+    records = (_parse(line) for line in text.split("\n"))
     return [record for record in records if record is not None]
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
+def previous(path: Path) -> Path:
+    """Returns the path to which a log is moved when another run starts a new log under the same name."""
+    return path.with_name(path.name + ".previous")
+
+
+def _parse(line: str) -> dict[str, Any] | None:
     if not line.startswith(PREFIX):
         return None
     try:
@@ -230,16 +192,11 @@ def _prepare(path: Path, append: bool) -> None:
     if not append and path.exists() and path.stat().st_size:
         os.replace(path, previous(path))
     with open(path, "a+b", buffering=0) as file:
-        if is_torn(file):
+        if _is_torn(file):
             file.write(b"\n")
 
 
-def previous(path: Path) -> Path:
-    """Returns the path to which a log is moved when another run starts a new log under the same name."""
-    return path.with_name(path.name + ".previous")
-
-
-def is_torn(file: BinaryIO | RawIOBase) -> bool:
+def _is_torn(file: BinaryIO | RawIOBase) -> bool:
     """Returns whether a file ends with an incomplete line, as after a full disk; seeks to the end of the file."""
     if not file.seek(0, os.SEEK_END):
         return False
@@ -247,10 +204,15 @@ def is_torn(file: BinaryIO | RawIOBase) -> bool:
     return file.read(1) != b"\n"
 
 
-def _open_sink(path: Path) -> Sink:
+def _open_writer(path: Path) -> Any:
+    """Returns a dllogger.Logger that appends to the file, or a JsonLines, which writes the same lines."""
     try:
         dllogger = importlib.import_module("dllogger")
-        return Dllogger(dllogger, path)
-    except (ImportError, AttributeError, TypeError):
-        # Not installed, or an old version that cannot append. The format is the same either way.
+        backend = dllogger.JSONStreamBackend(dllogger.Verbosity.VERBOSE, str(path), append=True)
+        return dllogger.Logger([backend])
+    except (ImportError, AttributeError, TypeError):  # not installed, or an old version that cannot append
         return JsonLines(path)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)

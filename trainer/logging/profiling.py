@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from data.errors import DataError
 from data.storage.files import is_out_of_room
-from trainer.checkpoint.store import print_warning
 from trainer.config import TIMELINE_VARIABLE
+from trainer.logging.log import warn
 from trainer.process.device import on_gpu
 from trainer.process.worker_env import WorkerEnv
 
@@ -25,11 +25,11 @@ class StepProfiler:
     Args:
         steps: steps to trace, counted from 1 over the whole run; empty for none.
         folder: output folder; traces go to `plugins/profile/TIME/` in it, where TensorBoard's profiler finds them.
-        tell: function called with each message for the user.
+        say: prints a message for the user.
     """
 
-    def __init__(self, steps: range, folder: Path, tell: Callable[[str], None]) -> None:
-        self._steps, self._folder, self._tell = steps, folder, tell
+    def __init__(self, steps: range, folder: Path, say: Callable[[str], None]) -> None:
+        self._steps, self._folder, self._say = steps, folder, say
         self._traced: list[int] = []
         self._is_tracing = self._has_tried = False
 
@@ -42,7 +42,9 @@ class StepProfiler:
         """Ends a running trace, and warns if none of the steps to trace was reached."""
         self._stop()
         if self._steps and not self._has_tried and error is None:
-            self._tell(f"warning: none of the steps {_shown(self._steps)} of --profile_steps was trained: no trace")
+            self._say(
+                f"warning: none of the steps {_range(self._steps)} of --profile_steps was trained; there is no trace"
+            )
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
@@ -68,13 +70,13 @@ class StepProfiler:
             self._is_tracing = False
             if self._succeeds(_write_trace) and self._traced:
                 traced = range(self._traced[0], self._traced[-1] + 1)
-                self._tell(f"profile of the steps {_shown(traced)}: {self._folder / 'plugins' / 'profile'}")
+                self._say(f"profile of the steps {_range(traced)}: {self._folder / 'plugins' / 'profile'}")
 
-    def _succeeds(self, act: Callable[[], None]) -> bool:
+    def _succeeds(self, action: Callable[[], None]) -> bool:
         try:
-            act()
+            action()
         except (OSError, RuntimeError, tf.errors.OpError) as error:
-            self._tell(f"warning: --profile_steps: no trace could be written to {self._folder}: {error}")
+            self._say(f"warning: --profile_steps: no trace could be written to {self._folder}: {error}")
             return False
         return True
 
@@ -84,34 +86,34 @@ def _write_trace() -> None:
     tf.profiler.experimental.stop()
 
 
-def _shown(steps: range) -> str:
+def _range(steps: range) -> str:
     return f"{steps[0]} to {steps[-1]}"
 
 
-def start_timeline(file: Path | None, launch: WorkerEnv) -> None:
+def start_timeline(file: Path | None, worker: WorkerEnv) -> None:
     """Enables Horovod's timeline. Must be called before Horovod is initialized.
 
     Horovod reads an environment variable that must be set to the same value on all workers; rank 0 writes the file.
 
     Args:
         file: path of the timeline file; None disables the timeline.
-        launch: rank and size of this worker.
+        worker: rank and size of this worker.
 
     Raises:
         DataError: on rank 0, if the file cannot be written for any reason but a full disk.
     """
     if file is None:
         return
-    if launch.rank == 0:
+    if worker.rank == 0:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.open("w").close()
         except OSError as error:
             if not is_out_of_room(error):
                 raise DataError(
-                    f"--horovod_timeline {file}: cannot be written ({error.strerror}); name one that you may write to"
+                    f"--horovod_timeline {file}: cannot be written ({error.strerror}); choose a writable path"
                 ) from error
-            print_warning(f"--horovod_timeline {file}: cannot be written: {error.strerror}")
+            warn(f"--horovod_timeline {file}: cannot be written: {error.strerror}")
     os.environ[TIMELINE_VARIABLE] = str(file)
 
 

@@ -1,52 +1,39 @@
-"""Progress display: a bar on a terminal, plain lines elsewhere."""
+"""Progress display of a run: tqdm's bar on a terminal, plain lines elsewhere."""
 
 import math
-import os
 import sys
 import time
-from collections.abc import Callable
 from typing import TextIO
 
-TERMINAL_INTERVAL_SECONDS = 0.2
+from tqdm import tqdm
+
 LINES_INTERVAL_SECONDS = 5.0
-BAR_WIDTH = 24
-DEFAULT_COLUMNS = 80
+BAR = "{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+LINE = BAR.replace("|{bar:24}|", "")
 
 
 class Progress:
-    """Displays completed steps, loss, throughput and remaining time.
+    """Displays completed steps, elapsed and remaining time, loss and throughput.
 
-    On a terminal a single line is redrawn in place, cut to the terminal's width. Elsewhere the first and the last line
-    are printed, and others at most every `interval_seconds`. A closed or broken stream ends the display, not training.
+    On a terminal tqdm redraws a bar. Elsewhere the first and the last line are printed, and others at most every
+    LINES_INTERVAL_SECONDS. A closed or broken stream ends the display, not training.
 
     Args:
         total_steps: number of steps of the whole run, at least 1.
         stream: output stream; None for stderr.
-        interval_seconds: minimum seconds between two lines or two redraws of the bar; None for the default.
-        clock: monotonic clock in seconds.
+        enabled: whether to display anything, which only rank 0 should.
     """
 
-    def __init__(
-        self,
-        total_steps: int,
-        stream: TextIO | None = None,
-        interval_seconds: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, total_steps: int, stream: TextIO | None = None, *, enabled: bool = True) -> None:
         self._total = total_steps
         self._stream = sys.stderr if stream is None else stream
-        self._broken = False
-        self._on_terminal = self._is_terminal()
-        usual = TERMINAL_INTERVAL_SECONDS if self._on_terminal else LINES_INTERVAL_SECONDS
-        self._interval = usual if interval_seconds is None else interval_seconds
-        self._clock = clock
-        self._first: tuple[int, float] | None = None
-        self._shown_at: float | None = None
-        self._shown = ""
-        self._step = 0
-        self._loss: float | None = None
-        self._rate: float | None = None
-        self._note = ""
+        # Python sets a standard stream to None if the process was started with it closed.
+        self._enabled = enabled and self._stream is not None and not self._stream.closed
+        self._bar: tqdm | None = None
+        self._step, self._loss, self._rate, self._postfix = 0, "", "", ""
+        self._first: tuple[int, float] | None = None  # step and time of the first update
+        self._printed: tuple[int, str] | None = None  # step and postfix of the last line
+        self._printed_at = 0.0
 
     def update(self, step: int | None, loss: float | None = None, rate: float | None = None, note: str = "") -> None:
         """Updates the display.
@@ -57,120 +44,74 @@ class Progress:
             rate: samples per second; None keeps the last one.
             note: additional text to show.
         """
-        now = self._clock()
-        if step is not None:
-            self._step = step
+        if not self._enabled:
+            return
+        self._step = self._step if step is None else step
+        self._loss = self._loss if loss is None else f"loss {loss:.5f}"
+        self._rate = self._rate if rate is None else f"{format_count(rate)} samples/s"
+        self._postfix = ", ".join(filter(None, (self._loss, self._rate, note)))
+        if self._first is None:
             # Remaining time is estimated from the first step on, which excludes compilation and resuming.
-            self._first = self._first or (step, now)
-        self._loss = self._loss if loss is None else loss
-        self._rate = self._rate if rate is None else rate
-        self._note = note
-        last = step is not None and step >= self._total
-        if self._shown_at is None or now - self._shown_at >= self._interval or last:
-            self._shown_at = now
-            self._show(self._line(now))
+            self._first = (self._step, time.monotonic())
+        try:
+            if self._stream.isatty():
+                self._draw()
+            elif (
+                self._printed is None
+                or self._step >= self._total
+                or time.monotonic() - self._printed_at >= LINES_INTERVAL_SECONDS
+            ):
+                self._print_line()
+        except (OSError, ValueError):
+            self._give_up()
 
     def message(self, text: str) -> None:
         """Prints a separate line above the bar."""
-        shown = self._shown
-        self._clear()
-        self._write(f"{text}\n")
-        if shown:
-            self._show(shown)
+        if not self._enabled:
+            return
+        try:
+            tqdm.write(text, file=self._stream)
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
 
     def close(self) -> None:
         """Shows the final state and ends the line."""
-        if self._shown_at is None:
-            return
-        line = self._line(self._clock())
-        if self._on_terminal:
-            self._show(line)
-            self._write("\n")
-        elif line != self._shown:
-            self._show(line)
-        self._shown, self._shown_at = "", None
-
-    def _line(self, now: float) -> str:
-        share = min(1.0, self._step / max(1, self._total))
-        filled = int(BAR_WIDTH * share)
-        bar = f" [{'#' * filled}{'-' * (BAR_WIDTH - filled)}]" if self._on_terminal else ""
-        parts = [f"{int(100 * share):3d}%{bar}", f"{self._step}/{self._total}"]
-        if self._loss is not None:
-            parts.append(f"loss {self._loss:.5f}")
-        if self._rate is not None:
-            parts.append(f"{format_count(self._rate)} samples/s")
-        left = self._seconds_left(now)
-        if left is not None:
-            parts.append(f"{format_seconds(left)} left")
-        return "  ".join([*parts, self._note] if self._note else parts)
-
-    def _seconds_left(self, now: float) -> float | None:
-        if self._first is None or self._step <= self._first[0]:
-            return None
-        first_step, started = self._first
-        return (now - started) / (self._step - first_step) * max(0, self._total - self._step)
-
-    def _show(self, line: str) -> None:
-        if not self._on_terminal:
-            self._shown = line
-            self._write(f"{line}\n")
-            return
-        line = line[: self._columns() - 1]
-        self._write("\r" + line.ljust(len(self._shown)))
-        self._shown = line
-
-    def _clear(self) -> None:
-        if self._on_terminal and self._shown:
-            self._write("\r" + " " * len(self._shown) + "\r")
-        self._shown = ""
-
-    def _columns(self) -> int:
         try:
-            return os.get_terminal_size(self._stream.fileno()).columns or DEFAULT_COLUMNS
+            if self._bar is not None:
+                self._bar.close()
+            elif self._first is not None and self._enabled:
+                self._print_line()
         except (OSError, ValueError):
-            return DEFAULT_COLUMNS
+            self._give_up()
 
-    def _is_terminal(self) -> bool:
-        try:
-            return self._stream.isatty()
-        except (AttributeError, OSError, ValueError):
-            # Python sets a standard stream to None if the process was started with it closed.
-            return False
+    def _draw(self) -> None:
+        if self._bar is None:
+            self._bar = tqdm(
+                total=self._total,
+                initial=self._step,
+                file=self._stream,
+                bar_format=BAR,
+                dynamic_ncols=True,
+                miniters=0,
+                smoothing=0,  # the remaining time follows from the mean speed
+            )
+        self._bar.set_postfix_str(self._postfix, refresh=False)
+        self._bar.update(self._step - self._bar.n)
 
-    def _write(self, text: str) -> None:
-        if self._broken:
-            return
-        try:
-            encoding = self._stream.encoding or "utf-8"
-            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            self._stream.flush()
-        except (AttributeError, OSError, ValueError):
-            self._broken = True
+    def _print_line(self) -> None:
+        now, (first_step, started) = time.monotonic(), self._first or (0, 0.0)
+        if self._printed != (self._step, self._postfix):
+            line = tqdm.format_meter(
+                self._step, self._total, now - started, initial=first_step, bar_format=LINE, postfix=self._postfix
+            )
+            print(line, file=self._stream, flush=True)
+        self._printed, self._printed_at = (self._step, self._postfix), now
 
-
-class NullProgress:
-    """The progress display of workers other than rank 0, which shows nothing."""
-
-    def update(self, step: int | None, loss: float | None = None, rate: float | None = None, note: str = "") -> None:
-        """Does nothing."""
-
-    def message(self, text: str) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Does nothing."""
-
-
-def format_seconds(seconds: float) -> str:
-    """Formats a duration rounded down to whole seconds: 45s, 3m05s, 1h02m, 2d03h."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days}d{hours:02d}h"
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+    def _give_up(self) -> None:
+        self._enabled = False
+        if self._bar is not None:
+            self._bar.disable = True  # otherwise its destructor writes again
 
 
 def format_count(number: float) -> str:

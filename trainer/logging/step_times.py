@@ -44,7 +44,7 @@ class StepTimes:
         """
         sums = {"step_ms": self._whole, "wait_for_data_ms": self._data, "communicate_ms": self._collectives}
         means = {key: 1000 * seconds / max(1, self._steps) for key, seconds in sums.items()}
-        told = means if self._has_compiled and self._steps else {}
+        result = means if self._has_compiled and self._steps else {}
         self._has_compiled = True
         self._steps, self._whole, self._data, self._collectives = 0, 0.0, 0.0, 0.0
-        return told
+        return result

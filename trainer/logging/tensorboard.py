@@ -4,7 +4,6 @@ tf.summary.scalar and tf.summary.histogram require the tensorboard package, whic
 files. Summaries are therefore built here as protocol buffers and written by tf.summary.
 """
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.logging.log import RunLog, Step
+from trainer.logging.log import warn
 
 BUCKETS = 30
 
@@ -30,7 +29,7 @@ class TensorBoard:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._writer: Any = None
-        self._has_graph = self._warned = False
+        self._has_graph = self._has_warned = False
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes the scalars of a step, by key."""
@@ -77,43 +76,10 @@ class TensorBoard:
                 write()
                 self._writer.flush()
         except (OSError, tf.errors.OpError) as error:
-            if not self._warned:
-                self._warned = True
+            if not self._has_warned:
+                self._has_warned = True
                 reason = getattr(error, "message", None) or error
-                print(
-                    f"warning: what --tensorboard_dir {self._folder} shows is incomplete: {reason}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-
-
-class LogOnBoard(RunLog):
-    """A run's log that also writes the numbers of each step to TensorBoard.
-
-    Args:
-        path: path of the log file; its folder is created.
-        append: whether to append to an existing log instead of renaming it (see `RunLog`).
-        board: the TensorBoard writer.
-    """
-
-    def __init__(self, path: Path, append: bool, board: TensorBoard) -> None:
-        super().__init__(path, append)
-        self._board = board
-
-    def log(self, step: Step, data: Mapping[str, Any]) -> None:
-        """Logs values, and writes the numbers of records that belong to a step to TensorBoard."""
-        super().log(step, data)
-        if isinstance(step, (list, tuple)) and step:  # neither parameters nor final metrics
-            self._board.scalars(step[0], {key: value for key, value in data.items() if _is_number(value)})
-
-    def close(self) -> None:
-        """Flushes the log and closes the event file."""
-        super().close()
-        self._board.close()
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+                warn(f"the files in --tensorboard_dir {self._folder} are incomplete: {reason}")
 
 
 def _fill(histogram: Any, values: np.ndarray) -> None:

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from trainer.config import ModelOptions
-from trainer.embeddings.tables import Rows
+from trainer.embeddings.tables import EmbeddingRows
 from trainer.models.layers import ParallelDense, ParallelStack, Style
 from trainer.models.ranking import RankingModel
 from trainer.models.step_context import StepContext
@@ -105,7 +105,7 @@ class Aitm(RankingModel):
         return self.towers(tf.stack([states[task] for task in range(len(self.tasks))]), training_pass=training_pass)
 
     def logits(
-        self, rows: Rows, ids: tf.Tensor, numerical: tf.Tensor, training_pass: StepContext | None = None
+        self, rows: EmbeddingRows, ids: tf.Tensor, numerical: tf.Tensor, training_pass: StepContext | None = None
     ) -> tf.Tensor:
         """Computes logits [batch, outputs] float32; in training, also adds the calibrator's penalties."""
         logits = super().logits(rows, ids, numerical, training_pass)

@@ -159,7 +159,7 @@ def activated(
         [..., batch, units] in the compute dtype.
     """
     rate = style.dropout if training_pass is not None else 0.0
-    draws = training_pass.draw(tf.shape(product), rate, place) if training_pass is not None and rate else None
+    draws = training_pass.dropout_mask(tf.shape(product), rate, place) if training_pass is not None and rate else None
     if bias is not None:
         product = add_bias(product, tf.cast(bias * weight_factor(style, training_pass), product.dtype))
     if norm is not None:

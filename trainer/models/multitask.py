@@ -90,7 +90,7 @@ class Gates(keras.layers.Layer):
             negative_entropy = tf.reduce_sum(tf.math.xlogy(weights, tf.maximum(weights, 1e-30)), axis=[0, 2])
             training_pass.penalties.append(self._options.gate_entropy_weight * negative_entropy)
         if self._options.expert_dropout:
-            draws = training_pass.draw(tf.shape(weights), self._options.expert_dropout, self._seed)
+            draws = training_pass.dropout_mask(tf.shape(weights), self._options.expert_dropout, self._seed)
             kept = tf.where(draws.keep, weights, 0.0)
             total = tf.reduce_sum(kept, axis=-1, keepdims=True)
             # If dropout hits all experts of a gate, the row keeps its weights.

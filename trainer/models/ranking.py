@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from trainer.config import ModelOptions
 from trainer.embeddings.shards import Shards
-from trainer.embeddings.tables import EmbeddingTables, Rows
+from trainer.embeddings.tables import EmbeddingRows, EmbeddingTables
 from trainer.layout import InputSchema
 from trainer.models.layers import Style
 from trainer.models.step_context import StepContext
@@ -116,16 +116,16 @@ class RankingModel(keras.Model):
         elsewhere = sum((rows - table.shape[0]) * table.shape[1] for table, rows in tables)
         return self.count_params() + elsewhere
 
-    def gather(self, ids: tf.Tensor) -> Rows:
+    def gather(self, ids: tf.Tensor) -> EmbeddingRows:
         """Looks up the table rows of a batch. A collective if tables are sharded."""
         return self.embeddings.gather(ids)
 
-    def deep_input(self, rows: Rows, ids: tf.Tensor, numerical: tf.Tensor) -> tf.Tensor:
+    def deep_input(self, rows: EmbeddingRows, ids: tf.Tensor, numerical: tf.Tensor) -> tf.Tensor:
         """Returns the input of the head, [batch, embedding width + numerical] float32."""
         return tf.concat([*self.embeddings.pool_deep(rows, ids), numerical], axis=1)
 
     def logits(
-        self, rows: Rows, ids: tf.Tensor, numerical: tf.Tensor, training_pass: StepContext | None = None
+        self, rows: EmbeddingRows, ids: tf.Tensor, numerical: tf.Tensor, training_pass: StepContext | None = None
     ) -> tf.Tensor:
         """Computes logits [batch, outputs] float32 from gathered rows."""
         logits = self.head(self.deep_input(rows, ids, numerical), training_pass=training_pass)

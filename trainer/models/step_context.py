@@ -1,4 +1,4 @@
-"""Activation functions, and the dropout that follows them."""
+"""What a training step passes to the layers of a model: dropout masks and sums over the workers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import keras
 import tensorflow as tf
+
+SumOverWorkers = Callable[[list[tf.Tensor]], list[tf.Tensor]]
 
 ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "relu": tf.nn.relu,
@@ -16,8 +18,8 @@ ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
 }
 
 
-class Draws(NamedTuple):
-    """Random bytes of a dropout mask: values whose byte is below their row's threshold are dropped.
+class DropoutMask(NamedTuple):
+    """A random mask: values whose byte is below the threshold of their row are dropped.
 
     Attributes:
         bytes: [..., units] uint8 random bytes.
@@ -31,64 +33,6 @@ class Draws(NamedTuple):
     def keep(self) -> tf.Tensor:
         """Mask of the values to keep, [..., units] bool."""
         return self.bytes >= self.thresholds
-
-
-def draw(shape: tf.Tensor, rate: float, seed: tf.Tensor) -> Draws:
-    """Draws a dropout mask that drops each value with probability `rate`, as a pure function of the seed.
-
-    Generating random bits dominates the cost of dropout, so each value gets only 8. They are compared with one of the
-    two integers around 256 rate, drawn per row so that its mean is 256 rate: the drop probability is exactly `rate`,
-    up to 2^-31, the resolution of the 23-bit float32 draw of a row.
-
-    Args:
-        shape: [rank] int32 shape of the mask; values along the last axis form a row.
-        rate: drop probability, in [0, 255 / 256].
-        seed: [2] int32 seed.
-    """
-    values, lower = tf.reduce_prod(shape), int(256 * rate)
-    # Each 32-bit word yields four bytes, and the last word may have bytes to spare.
-    words = tf.random.stateless_uniform([(values + 3) // 4], seed, minval=None, maxval=None, dtype=tf.int32)
-    in_order = tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:values]
-    # A different seed, so that thresholds do not depend on the bytes they are compared with.
-    of_rows = tf.random.stateless_uniform(tf.concat([shape[:-1], [1]], axis=0), seed + [2**30, 0])
-    thresholds = tf.cast(of_rows < 256 * rate - lower, tf.uint8) + tf.constant(lower, tf.uint8)
-    return Draws(tf.reshape(in_order, shape), thresholds)
-
-
-def relu_with_dropout(x: tf.Tensor, draws: Draws | None, dtype: str, *, xla: bool) -> tf.Tensor:
-    """Computes relu(x) with dropout, rounded to `dtype`.
-
-    The gradient passes exactly where the result is not 0, so the result is all that is stored for the backward pass.
-    `x` must already contain dropout's factor 1 / (1 - rate), which is possible because relu(s x) = s relu(x).
-
-    Args:
-        x: float input.
-        draws: dropout mask of the shape of `x`; None keeps all values.
-        dtype: dtype of the result.
-        xla: compile the operation if there is dropout, so that it takes a single pass over `x`.
-    """
-    # Without dropout, TensorFlow fuses relu into the preceding matmul, which is faster still.
-    forward = tf.function(_rectified, jit_compile=True) if xla and draws is not None else _rectified
-
-    @tf.custom_gradient
-    def rectified(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        result = forward(x, draws, dtype)
-
-        def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            # Dropped values are 0 in the result, so ReluGrad blocks their gradient as well.
-            return tf.cast(tf.raw_ops.ReluGrad(gradients=upstream, features=result), x.dtype)
-
-        return result, gradient
-
-    return tf.convert_to_tensor(rectified(x))
-
-
-def _rectified(x: tf.Tensor, draws: Draws | None, dtype: str) -> tf.Tensor:
-    result = tf.cast(tf.nn.relu(x), dtype)
-    return result if draws is None else tf.where(draws.keep, result, tf.zeros((), dtype))
-
-
-SumOverWorkers = Callable[[list[tf.Tensor]], list[tf.Tensor]]
 
 
 @dataclass
@@ -114,6 +58,61 @@ class StepContext:
     penalties: list[tf.Tensor] = field(default_factory=list)
     moments: list[tuple[keras.Variable, tf.Tensor]] = field(default_factory=list)
 
-    def draw(self, shape: tf.Tensor, rate: float, place: int) -> Draws:
-        """Draws a mask that drops a share `rate` of a tensor's values; `place` tells the masks of a step apart."""
-        return draw(shape, rate, self.dropout_seed + [0, place % 2**20])
+    def dropout_mask(self, shape: tf.Tensor, rate: float, mask_id: int) -> DropoutMask:
+        """Draws a mask that drops each value with probability `rate`; the masks of a step differ in `mask_id`."""
+        return dropout_mask(shape, rate, self.dropout_seed + [0, mask_id % 2**20])
+
+
+def dropout_mask(shape: tf.Tensor, rate: float, seed: tf.Tensor) -> DropoutMask:
+    """Draws a mask that drops each value with probability `rate`, as a pure function of the seed.
+
+    Generating random bits dominates the cost of dropout, so each value gets only 8. They are compared with one of the
+    two integers around 256 rate, chosen at random per row so that its mean is 256 rate: the drop probability is exactly
+    `rate`, up to 2^-31, the resolution of a row's 23-bit float32 random number.
+
+    Args:
+        shape: [rank] int32 shape of the mask; values along the last axis form a row.
+        rate: drop probability, in [0, 255 / 256].
+        seed: [2] int32 seed.
+    """
+    values, lower = tf.reduce_prod(shape), int(256 * rate)
+    # Each 32-bit word yields four bytes, and the last word may have bytes to spare.
+    words = tf.random.stateless_uniform([(values + 3) // 4], seed, minval=None, maxval=None, dtype=tf.int32)
+    random_bytes = tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:values]
+    # A different seed, so that thresholds do not depend on the bytes they are compared with.
+    per_row = tf.random.stateless_uniform(tf.concat([shape[:-1], [1]], axis=0), seed + [2**30, 0])  # [..., 1]
+    thresholds = tf.cast(per_row < 256 * rate - lower, tf.uint8) + tf.constant(lower, tf.uint8)
+    return DropoutMask(tf.reshape(random_bytes, shape), thresholds)
+
+
+def relu_with_dropout(x: tf.Tensor, mask: DropoutMask | None, dtype: str, *, xla: bool) -> tf.Tensor:
+    """Computes relu(x) with dropout, rounded to `dtype`.
+
+    The gradient passes exactly where the result is not 0, so the result is all that is stored for the backward pass.
+    `x` must already contain dropout's factor 1 / (1 - rate), which is possible because relu(s x) = s relu(x).
+
+    Args:
+        x: float input.
+        mask: dropout mask of the shape of `x`; None keeps all values.
+        dtype: dtype of the result.
+        xla: compile the operation if there is dropout, so that it takes a single pass over `x`.
+    """
+    # Without dropout, TensorFlow fuses relu into the preceding matmul, which is faster still.
+    forward = tf.function(_rectified, jit_compile=True) if xla and mask is not None else _rectified
+
+    @tf.custom_gradient
+    def rectified(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        result = forward(x, mask, dtype)
+
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            # Dropped values are 0 in the result, so ReluGrad blocks their gradient as well.
+            return tf.cast(tf.raw_ops.ReluGrad(gradients=upstream, features=result), x.dtype)
+
+        return result, gradient
+
+    return tf.convert_to_tensor(rectified(x))
+
+
+def _rectified(x: tf.Tensor, mask: DropoutMask | None, dtype: str) -> tf.Tensor:
+    result = tf.cast(tf.nn.relu(x), dtype)
+    return result if mask is None else tf.where(mask.keep, result, tf.zeros((), dtype))

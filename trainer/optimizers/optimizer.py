@@ -1,53 +1,67 @@
-"""Optimizer state of weights and tables, and the application of an update rule to them."""
+"""Optimizer state of weights and embedding tables, and the application of update rules to them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import tensorflow as tf
 
-from trainer.optimizers.rules import Rule, Slots
+from trainer.optimizers.rules import Slots, UpdateRule
+from trainer.optimizers.schedules import Schedule
 
-Schedule = Callable[[tf.Tensor], tf.Tensor]
+# Of a dense weight or whole table, or of some rows of a table: distinct indices [n] and values [n, width].
+Gradient: TypeAlias = "tf.Tensor | tf.IndexedSlices"
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Weights and tables that are updated by the same rule with the same learning rate.
+
+    Attributes:
+        rule: the update rule.
+        schedule: step, counted from 1 -> learning rate.
+        weights: name -> variable of the weights that are updated as a whole in every step.
+        tables: name -> variable of the embedding tables, of which only rows with a gradient are updated.
+        l2: name -> factor of the sum of squares added to the loss; 0 for names that are missing.
+    """
+
+    rule: UpdateRule
+    schedule: Schedule
+    weights: dict[str, tf.Variable] = field(default_factory=dict)
+    tables: dict[str, tf.Variable] = field(default_factory=dict)
+    l2: Mapping[str, float] = field(default_factory=dict)
 
 
 class Optimizer:
-    """Applies one update rule with one learning rate to a set of weights and tables.
+    """Updates weights and embedding tables by the rules of their groups, and keeps the state of these rules.
 
-    Only the rows of a table that a batch touches are updated: those given to `update_rows`, or those with a non-zero
-    gradient in `update_whole`; trainer/embeddings/exchange.py chooses the faster one. They differ only for rows looked
-    up with a gradient of exactly 0 (padding, for instance), which matters with Adam's momentum, L2 or weight decay.
+    Only the rows of a table that a batch looks up are updated: those of a sparse gradient, or those with a non-zero
+    gradient in a dense one; trainer/embeddings/exchange.py chooses the faster form. They differ only for rows looked up
+    with a gradient of exactly 0 (padding, for instance), which matters with Adam's momentum, L2 or weight decay.
 
     Args:
-        rule: update rule.
-        schedule: step (from 1) -> learning rate.
-        weights: name -> variable of the weights that are updated as a whole in every step.
-        tables: name -> variable of the tables whose touched rows are updated.
-        l2: name -> factor of the sum of squares added to the loss; 0 for names that are missing.
-        decay: decoupled weight decay: a step shrinks weights by `decay * learning rate`.
+        groups: disjoint groups of weights and tables.
+
+    Attributes:
+        weights: name -> variable of the dense weights of all groups.
     """
 
-    def __init__(
-        self,
-        rule: Rule,
-        schedule: Schedule,
-        weights: dict[str, tf.Variable],
-        tables: dict[str, tf.Variable],
-        *,
-        l2: Mapping[str, float] | None = None,
-        decay: float = 0.0,
-    ):
-        self.rule, self.schedule, self._l2, self._decay = rule, schedule, l2 or {}, decay
+    def __init__(self, *groups: ParameterGroup):
+        self.weights = {name: weight for group in groups for name, weight in group.weights.items()}
+        self._tables = {name: table for group in groups for name, table in group.tables.items()}
+        self._groups = {name: group for group in groups for name in (*group.weights, *group.tables)}
         self._slots = {
             name: {
-                slot: tf.Variable(tf.fill(variable.shape, value), trainable=False) for slot, value in rule.slots.items()
+                slot: tf.Variable(tf.fill(variable.shape, value), trainable=False)
+                for slot, value in self._groups[name].rule.slots.items()
             }
-            for name, variable in {**weights, **tables}.items()
+            for name, variable in (self.weights | self._tables).items()
         }
-        self._variables, self._tables = {**weights, **tables}, set(tables)
         # float32 because GPUs lack kernels to gather and scatter int32 variables; exact up to 2^24 steps.
         self._last_step = {
             name: tf.Variable(tf.zeros(table.shape[0]), trainable=False)
-            for name, table in tables.items()
-            if rule.decays
+            for name, table in self._tables.items()
+            if self._groups[name].rule.has_time_decay
         }
 
     @property
@@ -58,79 +72,71 @@ class Optimizer:
 
     def state_of(self, name: str) -> list[str]:
         """Returns the names of the state variables of one weight or table."""
-        slots = [f"{name}.{slot}" for slot in self._slots.get(name, {})]
+        slots = [f"{name}.{slot}" for slot in self._slots[name]]
         return slots + [f"{name}.last_step"] * (name in self._last_step)
 
-    def update_whole(self, name: str, gradient: tf.Tensor, step: tf.Tensor) -> None:
-        """Updates a weight, or the rows of a table whose gradient is not zero.
+    def apply(self, gradients: Mapping[str, Gradient], step: tf.Tensor) -> None:
+        """Updates weights and tables.
 
         Args:
-            name: name of the weight or table.
-            gradient: gradient, of the shape of the weight or table.
+            gradients: name of the weight or table -> its gradient, of its shape or, for a table, sparse.
             step: scalar int32, counted from 1.
         """
-        variable, slots = self._variables[name], self._slots[name]
-        # Read once: the untouched rows of a table are written back unchanged below.
-        old = {slot: tf.convert_to_tensor(value) for slot, value in slots.items()}
-        weight, gap, last_step = tf.convert_to_tensor(variable), tf.constant(1.0), self._last_step.get(name)
-        if last_step is not None:
-            gap = (tf.cast(step, tf.float32) - last_step)[:, tf.newaxis]  # [rows, 1]
-        new_weight, new_slots = self._updated(name, weight, gradient, old, gap, step)
-        if name in self._tables:
-            # [rows, 1]. A row whose gradient sums to exactly 0 counts as untouched.
-            touched = tf.reduce_any(gradient != 0, axis=1, keepdims=True)
-            new_weight = tf.where(touched, new_weight, weight)
-            new_slots = {slot: tf.where(touched, value, old[slot]) for slot, value in new_slots.items()}
-            if last_step is not None:
-                last_step.assign(tf.where(touched[:, 0], tf.cast(step, tf.float32), last_step))
-        variable.assign(new_weight)
-        for slot, value in new_slots.items():
-            slots[slot].assign(value)
+        for name, gradient in gradients.items():
+            if isinstance(gradient, tf.IndexedSlices):
+                self._update_rows(name, gradient, step)
+            elif name in self._tables:
+                self._update_table(name, gradient, step)
+            else:
+                self._update_weight(name, gradient, step)
 
-    def update_rows(self, name: str, row_ids: tf.Tensor, gradient: tf.Tensor, step: tf.Tensor) -> None:
-        """Updates the given rows of a table.
-
-        Args:
-            name: name of the table.
-            row_ids: [rows] int32, distinct row numbers.
-            gradient: [rows, width] float32.
-            step: scalar int32, counted from 1.
-        """
-        table, slots = self._variables[name], self._slots[name]
-        gap = tf.constant(1.0)
-        if name in self._last_step:
-            now = tf.cast(step, tf.float32)
-            gap = (now - tf.gather(self._last_step[name], row_ids))[:, tf.newaxis]  # [rows, 1]
-            _scatter(self._last_step[name], row_ids, tf.fill(tf.shape(row_ids), now))
-        weight, new_slots = self._updated(
-            name,
-            tf.gather(table, row_ids),
-            gradient,
-            {slot: tf.gather(value, row_ids) for slot, value in slots.items()},
-            gap,
-            step,
-        )
-        _scatter(table, row_ids, weight)
+    def _update_weight(self, name: str, gradient: tf.Tensor, step: tf.Tensor) -> None:
+        weight = tf.convert_to_tensor(self.weights[name])
+        slots = {slot: tf.convert_to_tensor(value) for slot, value in self._slots[name].items()}
+        new_weight, new_slots = self._updated(name, weight, gradient, slots, tf.constant(1.0), step)
+        self.weights[name].assign(new_weight)
         for slot, value in new_slots.items():
-            _scatter(slots[slot], row_ids, value)
+            self._slots[name][slot].assign(value)
+
+    def _update_table(self, name: str, gradient: tf.Tensor, step: tf.Tensor) -> None:
+        """Updates the rows of a table whose gradient is not zero."""
+        table, now = self._tables[name], tf.cast(step, tf.float32)
+        # Read once: rows without a gradient are written back unchanged.
+        weight = tf.convert_to_tensor(table)  # [rows, width]
+        slots = {slot: tf.convert_to_tensor(value) for slot, value in self._slots[name].items()}
+        has_gradient = tf.reduce_any(gradient != 0, axis=1)  # [rows]
+        elapsed = tf.constant(1.0)
+        if (last_step := self._last_step.get(name)) is not None:
+            elapsed = (now - last_step)[:, tf.newaxis]  # [rows, 1]
+            last_step.assign(tf.where(has_gradient, now, last_step))
+        new_weight, new_slots = self._updated(name, weight, gradient, slots, elapsed, step)
+        table.assign(tf.where(has_gradient[:, tf.newaxis], new_weight, weight))
+        for slot, value in new_slots.items():
+            self._slots[name][slot].assign(tf.where(has_gradient[:, tf.newaxis], value, slots[slot]))
+
+    def _update_rows(self, name: str, gradient: tf.IndexedSlices, step: tf.Tensor) -> None:
+        """Updates the rows of a sparse gradient."""
+        table, ids, now = self._tables[name], gradient.indices, tf.cast(step, tf.float32)
+        weight = tf.gather(table, ids)  # [n, width]
+        slots = {slot: tf.gather(value, ids) for slot, value in self._slots[name].items()}
+        elapsed = tf.constant(1.0)
+        if (last_step := self._last_step.get(name)) is not None:
+            elapsed = (now - tf.gather(last_step, ids))[:, tf.newaxis]  # [n, 1]
+            _scatter(last_step, ids, tf.fill(tf.shape(ids), now))
+        new_weight, new_slots = self._updated(name, weight, gradient.values, slots, elapsed, step)
+        _scatter(table, ids, new_weight)
+        for slot, value in new_slots.items():
+            _scatter(self._slots[name][slot], ids, value)
 
     def _updated(
-        self,
-        name: str,
-        weight: tf.Tensor,
-        gradient: tf.Tensor,
-        slots: Slots,
-        gap: tf.Tensor,
-        step: tf.Tensor,
+        self, name: str, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
-        """Applies L2 regularisation, the rule and weight decay; returns the new weight and slots."""
-        rate = self.schedule(step)
-        if self._l2.get(name):
-            gradient += 2 * self._l2[name] * weight
-        moved, new_slots = self.rule.update(weight, gradient, slots, rate, gap, tf.cast(step, tf.float32))
-        # Decoupled decay (AdamW) acts on the old weight and bypasses the rule's slots, unlike L2.
-        return (moved - rate * self._decay * weight if self._decay else moved), new_slots
+        """Applies L2 regularization and the update rule; returns the new weight and slots."""
+        group = self._groups[name]
+        if group.l2.get(name):
+            gradient += 2 * group.l2[name] * weight
+        return group.rule.update(weight, gradient, slots, group.schedule(step), elapsed, tf.cast(step, tf.float32))
 
 
-def _scatter(variable: tf.Variable, row_ids: tf.Tensor, rows: tf.Tensor) -> None:
-    tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=row_ids, updates=rows)
+def _scatter(variable: tf.Variable, ids: tf.Tensor, rows: tf.Tensor) -> None:
+    tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=ids, updates=rows)

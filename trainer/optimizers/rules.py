@@ -1,50 +1,60 @@
-"""Update rules as pure functions of weight, gradient and slots.
+"""Update rules of the optimizers, as functions of weight, gradient and slots, and their registry.
 
-Rules are element-wise: the same code updates a whole weight, a whole table, or only the table rows that a batch
-touched.
+Rules are element-wise: the same code updates a whole weight, a whole table, or only the table rows that a batch looks
+up. Importing this module does not load TensorFlow, because the command line reads the registry.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Self
 
-import tensorflow as tf
+if TYPE_CHECKING:
+    import tensorflow as tf
 
-from trainer.config import DeepOptimizer
+    from trainer.config import DeepOptimizer
 
-Slots = dict[str, tf.Tensor]
+Slots = Mapping[str, "tf.Tensor"]
 
 
-class Rule(Protocol):
-    """Interface of an optimizer's update rule."""
+class UpdateRule:
+    """Base class of the update rules.
 
-    @property
-    def slots(self) -> dict[str, float]:
-        """Name -> initial value of each slot, which has the shape of the weight."""
+    Attributes:
+        slots: name -> initial value of each accumulator, which has the shape of the weight.
+        has_time_decay: whether accumulators change in a step in which the gradient is zero.
+    """
 
-    @property
-    def decays(self) -> bool:
-        """Whether slots change in a step in which the gradient is zero."""
+    slots: ClassVar[Mapping[str, float]] = {}
+    has_time_decay: ClassVar[bool] = False
+
+    @classmethod
+    def from_config(cls, config: DeepOptimizer) -> Self:
+        """Creates the rule with the settings of the flags, of which most rules use none."""
+        return cls()
 
     def update(
-        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, gap: tf.Tensor, step: tf.Tensor
+        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
         """Returns the new weight and slots.
 
         Args:
             weight, gradient, slots: [..., width] float32.
             rate: learning rate, scalar float32.
-            gap: steps since the last update, including this one, float32 and broadcastable to the weight; always 1
+            elapsed: steps since the last update, including this one, float32 and broadcastable to the weight; always 1
                 for a weight that is updated in every step.
             step: step of the run, counted from 1, scalar float32.
         """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class RMSprop:
+class RMSprop(UpdateRule):
     """RMSprop: v <- rho v + (1 - rho) g^2;  w <- w - rate g / (sqrt(v) + epsilon).
 
-    A row that no batch touches has g = 0: w stays and v decays by rho per step, which rho ** gap makes up for at the
-    row's next update. Updating touched rows only therefore equals updating all rows in every step.
+    A row that no batch looks up has g = 0: w stays and v decays by rho per step, which rho ** elapsed makes up for at
+    the row's next update. Updating only the rows of a batch therefore equals updating all rows in every step.
 
     Source: Tieleman and Hinton, "Neural Networks for Machine Learning", lecture 6.5, 2012. Defaults of rho and epsilon
     are those of the public recipe.
@@ -52,126 +62,134 @@ class RMSprop:
 
     rho: float = 0.5
     epsilon: float = 1e-7
-    decays: ClassVar[bool] = True
-
-    @property
-    def slots(self) -> dict[str, float]:
-        """Starts the mean square of gradients at zero."""
-        return {"mean_square": 0.0}
+    slots: ClassVar[Mapping[str, float]] = {"mean_square": 0.0}
+    has_time_decay: ClassVar[bool] = True
 
     def update(
-        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, gap: tf.Tensor, step: tf.Tensor
+        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
         """Applies the update, catching up on the decay of steps without a gradient."""
-        mean_square = tf.pow(self.rho, gap) * slots["mean_square"] + (1.0 - self.rho) * tf.square(gradient)
-        return weight - rate * gradient / (tf.sqrt(mean_square) + self.epsilon), {"mean_square": mean_square}
+        mean_square = self.rho**elapsed * slots["mean_square"] + (1.0 - self.rho) * (gradient * gradient)
+        return weight - rate * gradient / (_sqrt(mean_square) + self.epsilon), {"mean_square": mean_square}
 
 
 @dataclass(frozen=True)
-class Ftrl:
-    """Follow the regularised leader, with learning-rate power -1/2 and no regularisation.
+class Ftrl(UpdateRule):
+    """Follow the regularized leader, with learning-rate power -1/2 and no regularization.
 
     n' = n + g^2;  z <- z + g - (sqrt(n') - sqrt(n)) / rate * w;  w <- -z rate / sqrt(n')
 
     A zero gradient changes nothing as long as w = -z rate / sqrt(n), which holds for weights that start at zero.
-    Updating touched rows only is then exact.
+    Updating only the rows of a batch is then exact.
 
     Source: McMahan et al., "Ad Click Prediction: a View from the Trenches", KDD 2013, algorithm 1.
     """
 
-    initial_accumulator: float = 0.1
-    decays: ClassVar[bool] = False
-
-    @property
-    def slots(self) -> dict[str, float]:
-        """Starts the sum of squares at `initial_accumulator` and the linear term at zero."""
-        return {"accumulator": self.initial_accumulator, "linear": 0.0}
+    slots: ClassVar[Mapping[str, float]] = {"accumulator": 0.1, "linear": 0.0}
 
     def update(
-        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, gap: tf.Tensor, step: tf.Tensor
+        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
-        """Applies the update; `gap` and `step` are not used."""
-        accumulator = slots["accumulator"] + tf.square(gradient)
-        root = tf.sqrt(accumulator)
-        linear = slots["linear"] + gradient - (root - tf.sqrt(slots["accumulator"])) / rate * weight
+        """Applies the update; `elapsed` and `step` are not used."""
+        accumulator = slots["accumulator"] + gradient * gradient
+        root = _sqrt(accumulator)
+        linear = slots["linear"] + gradient - (root - _sqrt(slots["accumulator"])) / rate * weight
         return -linear * rate / root, {"accumulator": accumulator, "linear": linear}
 
 
 @dataclass(frozen=True)
-class Adam:
+class Adam(UpdateRule):
     """Adam: m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  w <- w - rate_t m / (sqrt(v) + epsilon)
 
-    with rate_t = rate sqrt(1 - b2^t) / (1 - b1^t). Lazy on tables: the moments of a row that no batch touches decay as
+    with rate_t = rate sqrt(1 - b2^t) / (1 - b1^t). Lazy on tables: the moments of a row that no batch looks up decay as
     if its gradient were 0, but the row skips the updates that dense Adam would make from its momentum.
 
     Source: Kingma and Ba, "Adam", ICLR 2015.
     """
 
-    first: float = 0.9
-    second: float = 0.999
+    beta_1: float = 0.9
+    beta_2: float = 0.999
     epsilon: float = 1e-7
-    decays: ClassVar[bool] = True
-
-    @property
-    def slots(self) -> dict[str, float]:
-        """Starts both moments at zero."""
-        return {"mean": 0.0, "mean_square": 0.0}
+    slots: ClassVar[Mapping[str, float]] = {"mean": 0.0, "mean_square": 0.0}
+    has_time_decay: ClassVar[bool] = True
 
     def update(
-        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, gap: tf.Tensor, step: tf.Tensor
+        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
         """Applies the update, catching up on the moments' decay of steps without a gradient."""
-        mean = tf.pow(self.first, gap) * slots["mean"] + (1.0 - self.first) * gradient
-        mean_square = tf.pow(self.second, gap) * slots["mean_square"] + (1.0 - self.second) * tf.square(gradient)
+        mean = self.beta_1**elapsed * slots["mean"] + (1.0 - self.beta_1) * gradient
+        mean_square = self.beta_2**elapsed * slots["mean_square"] + (1.0 - self.beta_2) * (gradient * gradient)
         # Bias correction by the step of the run, not by a row's number of updates: moments decay with every step.
-        corrected = rate * tf.sqrt(1.0 - tf.pow(self.second, step)) / (1.0 - tf.pow(self.first, step))
-        moved = weight - corrected * mean / (tf.sqrt(mean_square) + self.epsilon)
-        return moved, {"mean": mean, "mean_square": mean_square}
+        corrected_rate = rate * _sqrt(1.0 - self.beta_2**step) / (1.0 - self.beta_1**step)
+        new_weight = weight - corrected_rate * mean / (_sqrt(mean_square) + self.epsilon)
+        return new_weight, {"mean": mean, "mean_square": mean_square}
 
 
 @dataclass(frozen=True)
-class Adagrad:
+class AdamW(Adam):
+    """Adam with decoupled weight decay: after Adam's update,  w <- w - rate weight_decay w_old.
+
+    Unlike L2 regularization, the decay bypasses the moments. On tables it acts on the rows that a batch looks up.
+
+    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+    """
+
+    weight_decay: float = 0.004
+
+    @classmethod
+    def from_config(cls, config: DeepOptimizer) -> Self:
+        """Creates the rule with the decay of --weight_decay."""
+        return cls(weight_decay=config.weight_decay)
+
+    def update(
+        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
+    ) -> tuple[tf.Tensor, Slots]:
+        """Applies Adam's update and the decay of the old weight."""
+        new_weight, new_slots = super().update(weight, gradient, slots, rate, elapsed, step)
+        return new_weight - rate * self.weight_decay * weight, new_slots
+
+
+@dataclass(frozen=True)
+class Adagrad(UpdateRule):
     """Adagrad: n <- n + g^2;  w <- w - rate g / sqrt(n + epsilon). A zero gradient changes nothing: lazy equals dense.
 
     Source: Duchi, Hazan and Singer, "Adaptive Subgradient Methods", JMLR 2011. Initial accumulator and epsilon are
     those of Keras.
     """
 
-    initial_accumulator: float = 0.1
     epsilon: float = 1e-7
-    decays: ClassVar[bool] = False
-
-    @property
-    def slots(self) -> dict[str, float]:
-        """Starts the sum of squares at `initial_accumulator`."""
-        return {"accumulator": self.initial_accumulator}
+    slots: ClassVar[Mapping[str, float]] = {"accumulator": 0.1}
 
     def update(
-        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, gap: tf.Tensor, step: tf.Tensor
+        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
-        """Applies the update; `gap` and `step` are not used."""
-        accumulator = slots["accumulator"] + tf.square(gradient)
-        return weight - rate * gradient / tf.sqrt(accumulator + self.epsilon), {"accumulator": accumulator}
+        """Applies the update; `elapsed` and `step` are not used."""
+        accumulator = slots["accumulator"] + gradient * gradient
+        return weight - rate * gradient / _sqrt(accumulator + self.epsilon), {"accumulator": accumulator}
 
 
 @dataclass(frozen=True)
-class Sgd:
+class SGD(UpdateRule):
     """Gradient descent: w <- w - rate g. A zero gradient changes nothing: lazy equals dense."""
 
-    decays: ClassVar[bool] = False
-
-    @property
-    def slots(self) -> dict[str, float]:
-        """Needs no slots."""
-        return {}
-
     def update(
-        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, gap: tf.Tensor, step: tf.Tensor
+        self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
-        """Applies the update; `gap` and `step` are not used."""
+        """Applies the update; `slots`, `elapsed` and `step` are not used."""
         return weight - rate * gradient, {}
 
 
-def make_rule(options: DeepOptimizer) -> Rule:
-    """Creates the rule that the options select; adamw is adam, with the decay applied by its Optimizer."""
-    return {"rmsprop": RMSprop, "adam": Adam, "adamw": Adam, "adagrad": Adagrad, "sgd": Sgd}[options.rule]()
+# The choices of --optimizer, the optimizer of the deep part; the wide part is trained with Ftrl.
+OPTIMIZERS: dict[str, type[UpdateRule]] = {
+    "rmsprop": RMSprop,
+    "adam": Adam,
+    "adamw": AdamW,
+    "adagrad": Adagrad,
+    "sgd": SGD,
+}
+
+
+def _sqrt(x: tf.Tensor) -> tf.Tensor:
+    import tensorflow as tf
+
+    return tf.sqrt(x)

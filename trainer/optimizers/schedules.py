@@ -1,31 +1,26 @@
 """Learning rates as functions of the step."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import tensorflow as tf
 
-from trainer.checkpoint.facts import SavedRates
-from trainer.config import DeepOptimizer, Options
+from trainer.config import DeepOptimizer
+
+Schedule = Callable[[tf.Tensor], tf.Tensor]
 
 
 @dataclass(frozen=True)
 class Constant:
-    """The same learning rate at every step."""
+    """base * min(1, step / W): the base rate after a linear warm-up of W steps.
 
-    rate: float
-
-    def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns the rate, scalar float32; `step` counts from 1."""
-        return tf.constant(self.rate, tf.float32)
-
-
-@dataclass(frozen=True)
-class WarmupThenConstant:
-    """base * min(1, step / W): the base rate after a linear warm-up of W steps."""
+    Attributes:
+        base: the base rate.
+        warmup_steps: length W of the warm-up.
+    """
 
     base: float
-    warmup_steps: float
+    warmup_steps: float = 0
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
         """Returns the rate, scalar float32; `step` counts from 1."""
@@ -33,7 +28,7 @@ class WarmupThenConstant:
 
 
 @dataclass(frozen=True)
-class WarmupThenSteps:
+class Steps:
     """The public recipe's schedule of the deep learning rate.
 
     base * step / W           while step < W  (the warm-up)
@@ -43,8 +38,8 @@ class WarmupThenSteps:
     The public recipe sets the rate after its update, so that its first update runs at the full base rate; here the
     first update has step 1 and rate base / W.
 
-    Args:
-        base: base rate.
+    Attributes:
+        base: the base rate.
         warmup_steps: length W of the warm-up.
         total_steps: number of steps of the whole run.
     """
@@ -57,58 +52,17 @@ class WarmupThenSteps:
         """Returns the rate, scalar float32; `step` counts from 1."""
         now = tf.cast(step, tf.float32)
         middle = self.warmup_steps + (self.total_steps - self.warmup_steps) / 2
-        share = tf.where(
+        factor = tf.where(
             now < self.warmup_steps,
             now / max(self.warmup_steps, 1.0),
             tf.where(now <= middle, 1 / 4, 1 / 8),
         )
-        return self.base * share
+        return self.base * factor
 
 
-def make_schedule(options: DeepOptimizer, steps_per_epoch: int, epochs: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Creates the schedule that the options select, for a whole run."""
-    warmup = options.warmup_epochs * steps_per_epoch
-    if options.schedule == "constant":
-        return WarmupThenConstant(options.rate, warmup)
-    return WarmupThenSteps(options.rate, warmup, epochs * steps_per_epoch)
-
-
-def changed_rates(saved: SavedRates, options: Options, steps_per_epoch: int, done: int) -> list[str]:
-    """Describes how the learning rates of a checkpoint differ from those of the run that resumes it.
-
-    A schedule depends on the flags of the run in progress: raising the number of epochs stretches it.
-
-    Args:
-        saved: learning-rate flags of the checkpoint.
-        options: options of this run.
-        steps_per_epoch: steps per epoch, the same in both runs.
-        done: number of steps that the checkpoint has trained.
-    """
-    now, training = options.as_dict(), options.training
-    before = DeepOptimizer(
-        rule="",
-        rate=saved.deep_learning_rate,
-        schedule=saved.deep_schedule,
-        warmup_epochs=saved.deep_warmup_epochs,
-        weight_decay=0.0,
-    )
-    old = make_schedule(before, steps_per_epoch, saved.num_epochs)
-    new = make_schedule(options.deep_optimizer, steps_per_epoch, training.num_epochs)
-    flags = [(name, value, now[name]) for name, value in asdict(saved).items() if name != "linear_learning_rate"]
-    changed = [f"--{name} was {_shown(then)} and is {_shown(value)}" for name, then, value in flags if then != value]
-    rates = [float(schedule(tf.constant(done + 1))) for schedule in (old, new)]
-    told = []
-    if old != new:
-        told.append(
-            f"the schedule of the deep learning rate has changed: {rates[0]:.4g} before and {rates[1]:.4g} now at step "
-            f"{done + 1} ({'; '.join(changed)}). --deep_schedule constant with --deep_learning_rate keeps one rate."
-        )
-    if saved.linear_learning_rate != training.linear_learning_rate:
-        told.append(
-            f"the linear learning rate was {saved.linear_learning_rate:.4g} and is {training.linear_learning_rate:.4g}"
-        )
-    return told
-
-
-def _shown(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def make_schedule(config: DeepOptimizer, steps_per_epoch: int, epochs: int) -> Schedule:
+    """Creates the schedule of --deep_schedule for a whole run."""
+    warmup_steps = config.warmup_epochs * steps_per_epoch
+    if config.schedule == "constant":
+        return Constant(config.rate, warmup_steps)
+    return Steps(config.rate, warmup_steps, epochs * steps_per_epoch)

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.errors import DataError
+from data.errors import DataError, listed, nearest, shown
 from data.preprocess.encoders import Encoder, Numerical, Vocabulary
 from data.preprocess.keys import KeyIndex, as_lists, as_numbers, holds_numbers, is_list, known_keys
-from data.spec.problems import listed, nearest, shown
 
 CATEGORICAL, NUMERICAL, MULTIHOT = KINDS = ("categorical", "numerical", "multihot")
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from data.errors import DataError
 from data.preprocess.keys import as_keys, distinct_keys
-from trainer.checkpoint.load_model import SavedModel
+from trainer.checkpoint.load_model import LoadedModel
 from trainer.recommender.columns import require_columns, require_frame, require_mapping
 from trainer.recommender.entities import Entities
 from trainer.recommender.scorer import Scorer
@@ -59,7 +59,7 @@ class Fitted:
         context: columns required in every row to predict, in addition to user and item.
     """
 
-    saved: SavedModel
+    saved: LoadedModel
     users: Entities
     items: Entities
     seen: Seen

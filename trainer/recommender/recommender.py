@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from data.errors import DataError
-from data.spec.problems import nearest, shown
+from data.errors import DataError, nearest, shown
 from trainer.process.startup import import_tensorflow
 from trainer.recommender.columns import frame_hint, require_mapping
 from trainer.recommender.interactions import Interactions
@@ -236,7 +235,7 @@ class Recommender:
         Raises:
             DataError: if the path is a link, a file, the working directory or a parent of it, or a folder with content
                 that was not written by this method.
-            CheckpointError: if the folder cannot be written.
+            StorageError: if the folder cannot be written.
         """
         from trainer.recommender.storage import save_fitted
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from data.errors import DataError
 from data.loading.batch import PAD
 from data.preprocess.keys import Values, as_keys, as_lists, as_numbers
-from trainer.checkpoint.load_model import SavedModel
+from trainer.checkpoint.load_model import LoadedModel
 from trainer.layout import CategoricalInput
 from trainer.tasks.task import logit_columns
 
@@ -24,7 +24,7 @@ class Scorer:
         saved: the model, whose tasks are binary or regression tasks.
     """
 
-    def __init__(self, saved: SavedModel):
+    def __init__(self, saved: LoadedModel):
         self._layout, self._tasks = saved.layout, saved.tasks
         ids = tf.TensorSpec([None, saved.layout.id_columns], tf.int32)
         numerical = tf.TensorSpec([None, len(saved.layout.numerical)], tf.float32)

@@ -32,9 +32,9 @@ from trainer.checkpoint.model_folder import (
 )
 from trainer.checkpoint.state import array_sources
 from trainer.logging.log import to_plain
+from trainer.models.weights import named
 from trainer.recommender.entities import Entities
 from trainer.recommender.fitted import Fitted, Seen
-from trainer.weights import named
 
 VERSION = 1
 SETTINGS, USERS, ITEMS = "recommender.json", "tables/users.parquet", "tables/items.parquet"
@@ -70,7 +70,7 @@ def save_fitted(fitted: Fitted, options: Mapping[str, Any], folder: Path) -> Non
 
     Raises:
         DataError: if the folder has content that was not written by `save_fitted`.
-        CheckpointError: if the folder cannot be written.
+        StorageError: if the folder cannot be written.
     """
     check_model_place(folder)
     settings = {

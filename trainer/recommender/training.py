@@ -7,8 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
-from data.spec.problems import nearest
+from data.errors import DataError, nearest
 from trainer.cli import parse
 from trainer.config import ModelOptions, TrainingOptions
 from trainer.inputs import check_model, open_inputs

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.expert_monitor import LevelValues
+from trainer.logging.gate_records import LevelRecord as LevelValues
 from trainer.report.runs import Point, Run, metric_keys
 from trainer.report.table import is_quality
 from trainer.tasks.evaluation import metrics_by_name

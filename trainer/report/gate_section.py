@@ -2,7 +2,26 @@
 
 import math
 
-from trainer.expert_monitor import DEAD, ENTROPY, EXPERTS, GATES, SHARE, WEIGHT, LevelValues, histories
+from trainer.logging.gate_records import (
+    ARGMAX_SHARE as SHARE,
+)
+from trainer.logging.gate_records import (
+    DEAD_UNITS as DEAD,
+)
+from trainer.logging.gate_records import (
+    ENTROPY,
+    WEIGHT,
+    histories,
+)
+from trainer.logging.gate_records import (
+    EXPERT_SIMILARITY as EXPERTS,
+)
+from trainer.logging.gate_records import (
+    GATE_SIMILARITY as GATES,
+)
+from trainer.logging.gate_records import (
+    LevelRecord as LevelValues,
+)
 from trainer.report.chart import Axis, Line, line_chart
 from trainer.report.curves import drawn_of
 from trainer.report.markup import Markup, element, joined, table
@@ -16,11 +35,11 @@ def gate_health(runs: list[Run]) -> Markup | None:
     """Shows the gates of each run: their development over epochs, and their state at the last evaluation."""
     parts = []
     for run in runs:
-        if run.health:
+        if run.gates:
             if len(runs) > 1:
                 parts.append(element("h3", run.name))
-            levels = histories([point.values for point in run.health])
-            epochs = [point.epoch or float(count) for count, point in enumerate(run.health, start=1)]
+            levels = histories([point.values for point in run.gates])
+            epochs = [point.epoch or float(count) for count, point in enumerate(run.gates, start=1)]
             for count, history in enumerate(levels, start=1):
                 parts += _level(history, epochs, f"Level {count}: " if len(levels) > 1 else "")
     return together(*parts)

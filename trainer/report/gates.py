@@ -9,7 +9,26 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trainer.expert_monitor import DEAD, ENTROPY, EXPERTS, GATES, SHARE, WEIGHT, LevelValues, histories
+from trainer.logging.gate_records import (
+    ARGMAX_SHARE as SHARE,
+)
+from trainer.logging.gate_records import (
+    DEAD_UNITS as DEAD,
+)
+from trainer.logging.gate_records import (
+    ENTROPY,
+    WEIGHT,
+    histories,
+)
+from trainer.logging.gate_records import (
+    EXPERT_SIMILARITY as EXPERTS,
+)
+from trainer.logging.gate_records import (
+    GATE_SIMILARITY as GATES,
+)
+from trainer.logging.gate_records import (
+    LevelRecord as LevelValues,
+)
 from trainer.report.curves import drawn_of
 from trainer.report.figure import COLOURS, DPI, GREY, PANELS_PER_ROW, PIXELS, STYLE, save
 from trainer.report.runs import Run
@@ -41,10 +60,10 @@ def draw_gates(run: Run, folder: Path, name: str = "gates") -> list[Path]:
     Returns:
         Paths of the files written; empty for a run without gates.
     """
-    levels = histories([point.values for point in run.health])
+    levels = histories([point.values for point in run.gates])
     if not levels:
         return []
-    epochs = [point.epoch or number for number, point in enumerate(run.health, start=1)]
+    epochs = [point.epoch or number for number, point in enumerate(run.gates, start=1)]
     heights = [-(-len(drawn_of(history[-1])[0]) // PANELS_PER_ROW) + 1 for history in levels]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(PIXELS / DPI, sum(heights) * ROW_INCHES), dpi=DPI, layout="constrained")

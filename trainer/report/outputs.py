@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.errors import DataError
 from data.storage.files import open_regular
 from data.storage.output_paths import check_apart, check_replaceable_file
-from trainer.report.runs import Run
+from trainer.logging.log import warn
+from trainer.report.runs import Run, read_run
 
 PAGE, LEARNING_CURVE = "report.html", "learning_curve"
 # Marks of generated files: the start of a page's title, and a string in the metadata of pictures.
@@ -49,7 +51,7 @@ def check_report_files(output: Path, runs: Sequence[Run]) -> None:
         DataError: if it would replace another file; the message names it.
     """
     check_replaceable_file(output / PAGE, "the page", is_page)
-    names = [LEARNING_CURVE, *(gates_name(number, len(runs)) for number, run in enumerate(runs, 1) if run.health)]
+    names = [LEARNING_CURVE, *(gates_name(number, len(runs)) for number, run in enumerate(runs, 1) if run.gates)]
     for name in names:
         check_pictures(output, name)
 
@@ -77,3 +79,19 @@ def is_picture(path: Path) -> bool:
 def _head(path: Path) -> bytes:
     with open_regular(path) as file:
         return file.read(_HEAD)
+
+
+def draw_gates_of_run(results_dir: Path, log_filename: str) -> None:
+    """Draws the gates of all epochs in a run's log, if the model has any.
+
+    Failures are reported only: the trained model matters more than its picture.
+    """
+    try:
+        run = read_run(results_dir, "", log_filename)
+        if run.gates:
+            from trainer.report.gates import draw_gates  # imported late: matplotlib takes a second
+
+            for path in draw_gates(run, results_dir):
+                print(f"gates: {path}", flush=True)
+    except (DataError, OSError) as error:
+        warn(f"the gates could not be drawn: {error}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from data.errors import DataError, printable
 from data.storage.files import NotRegularError, open_regular
-from trainer.expert_monitor import is_health
+from trainer.logging.gate_records import is_gate_key
 from trainer.logging.log import PARAMETER, read_log
 from trainer.metrics.calibration import CURVE, CalibrationCurve
 
@@ -45,7 +45,7 @@ class Run:
         parameters: command line arguments of the run by name.
         training: loss, learning rate and samples per second, in the order of steps.
         evaluations: metrics of evaluations, in the order of steps.
-        health: statistics of gates and experts, in the order of steps.
+        gates: statistics of gates and experts, in the order of steps.
         measured: samples per second of a benchmark's steps.
         calibration: calibration curves of the last evaluation by task ("" for a single task), each with the weight,
             prediction and label of every bin.
@@ -56,7 +56,7 @@ class Run:
     parameters: dict[str, Any] = field(default_factory=dict)
     training: list[Point] = field(default_factory=list)
     evaluations: list[Point] = field(default_factory=list)
-    health: list[Point] = field(default_factory=list)
+    gates: list[Point] = field(default_factory=list)
     measured: list[Point] = field(default_factory=list)
     calibration: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     final: dict[str, float] = field(default_factory=dict)
@@ -111,8 +111,8 @@ def _add_record(run: Run, record: dict[str, Any]) -> None:
             _add_point(run.training, point, step[0])
         elif len(step) == 2 and MEASURED in values:
             _add_point(run.measured, replace(point, step=step[1]), step[1])
-        elif len(step) == 1 and any(map(is_health, values)):
-            _add_point(run.health, point, step[0])
+        elif len(step) == 1 and any(map(is_gate_key, values)):
+            _add_point(run.gates, point, step[0])
         elif len(step) == 1 and values:
             _add_point(run.evaluations, point, step[0])
 

@@ -80,9 +80,9 @@ class LossWeighting:
 class Uncertainty(LossWeighting):
     """Uncertainty weighting with trained s_k = log sigma_k^2: sum_k w_k (c_k exp(-s_k) L_k + s_k / 2)
 
-    with c_k the task's `uncertainty_factor`, 1 for classification and 1/2 for regression. s_k starts at 0 and is clipped
-    to [-5, 5]: without a bound, a task whose loss approaches 0 would take all the weight. Source: Kendall, Gal and
-    Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses", CVPR 2018.
+    with c_k the task's `uncertainty_factor`, 1 for classification and 1/2 for regression. s_k starts at 0 and is
+    clipped to [-5, 5]: without a bound, a task whose loss approaches 0 would take all the weight. Source: Kendall, Gal
+    and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses", CVPR 2018.
     """
 
     def __init__(self, tasks: Sequence[Task], seed: int):

@@ -10,8 +10,7 @@ import pytest
 from data.errors import DataError
 from data.outbrain import synthesize as command
 from data.outbrain.synthesize import main, synthesize
-from data.outbrain.synthetic.random import Draws
-from data.outbrain.synthetic.users import users_of_events
+from data.outbrain.synthetic import RandomSource, users_of_events
 from tests.helpers import ROOT, environment
 
 DISPLAYS, SEED = 20_000, 3
@@ -27,7 +26,7 @@ COLUMNS = {
     "documents_entities": "document_id,entity_id,confidence_level",
     "page_views_sample": "uuid,document_id,timestamp,platform,geo_location,traffic_source",
 }
-ASPECTS = {"documents_topics": 3.78, "documents_categories": 1.83, "documents_entities": 1.85}
+TAG_TABLES = {"documents_topics": 3.78, "documents_categories": 1.83, "documents_entities": 1.85}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,7 @@ def raw(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def world(raw):
+def sample_data(raw):
     """Its tables as pandas reads them, every cell of text kept as it is, and the truth."""
     texts = {"uuid": str, "geo_location": str, "platform": str, "publish_time": str}
     tables = {
@@ -62,7 +61,7 @@ def mean_average_precision(clicks, score):
     return precision.mean(), precision
 
 
-def test_the_tables_have_the_published_columns_and_form(raw, world):
+def test_tables_have_the_published_columns_and_format(raw, sample_data):
     for name, columns in COLUMNS.items():
         text = (raw / f"{name}.csv").read_bytes()
         assert text.split(b"\n", 1)[0].decode() == columns
@@ -70,74 +69,78 @@ def test_the_tables_have_the_published_columns_and_form(raw, world):
     assert sorted(path.name for path in raw.iterdir()) == sorted(
         [*(f"{name}.csv" for name in COLUMNS), "synthetic.json", "truth"]
     )
-    assert world.events["uuid"].str.fullmatch("[0-9a-f]{14,16}").all()
-    assert world.documents_entities["entity_id"].str.fullmatch("[0-9a-f]{32}").all()
-    assert world.events["platform"].isin(["1", "2", "3", r"\N"]).all()
-    geo = world.events["geo_location"]
+    assert sample_data.events["uuid"].str.fullmatch("[0-9a-f]{14,16}").all()
+    assert sample_data.documents_entities["entity_id"].str.fullmatch("[0-9a-f]{32}").all()
+    assert sample_data.events["platform"].isin(["1", "2", "3", r"\N"]).all()
+    geo = sample_data.events["geo_location"]
     assert geo[geo != ""].str.fullmatch(r"--|US(>[A-Z]{2}(>\d{3})?)?|(?!US)[A-Z]{2}(>[0-9A-Z]{2})?").all()
     for parts in (r"--", r"US", r"US>[A-Z]{2}", r"US>[A-Z]{2}>\d{3}", r"(?!US)[A-Z]{2}", r"(?!US)[A-Z]{2}>..", ""):
         assert geo.str.fullmatch(parts).any(), parts
-    times = world.documents_meta["publish_time"]
+    times = sample_data.documents_meta["publish_time"]
     assert times[times != ""].str.fullmatch(r"\d{4}-\d\d-\d\d \d\d:00:00").all()
 
 
-def test_a_display_has_two_to_twelve_different_ads_and_one_click(world):
-    for clicks in (world.clicks_train, world.clicks_test):
+def test_displays_have_distinct_ads_and_one_click(sample_data):
+    for clicks in (sample_data.clicks_train, sample_data.clicks_test):
         assert not clicks.duplicated(["display_id", "ad_id"]).any()
         sizes = clicks.groupby("display_id").size()
         assert set(sizes) == set(range(2, 13))
         assert sizes.mean() == pytest.approx(87_141_731 / 16_874_593, abs=0.12)
         assert clicks["display_id"].is_monotonic_increasing
-    assert (world.clicks_train.groupby("display_id")["clicked"].sum() == 1).all()
-    assert set(world.clicks_train["clicked"]) == {0, 1}
-    # Nothing is told by the place of an ad in its display.
-    assert world.clicks_train.groupby("display_id")["ad_id"].is_monotonic_increasing.all()
+    assert (sample_data.clicks_train.groupby("display_id")["clicked"].sum() == 1).all()
+    assert set(sample_data.clicks_train["clicked"]) == {0, 1}
+    # The position of an ad in its display says nothing.
+    assert sample_data.clicks_train.groupby("display_id")["ad_id"].is_monotonic_increasing.all()
 
 
-def test_keys_lead_where_they_say(world):
-    assert world.events["display_id"].tolist() == list(range(1, DISPLAYS + DISPLAYS // 5 + 1))
-    assert world.clicks_train["display_id"].unique().tolist() == list(range(1, DISPLAYS + 1))
-    assert set(world.clicks_test["display_id"]) == set(range(DISPLAYS + 1, len(world.events) + 1))
-    ads = set(world.clicks_train["ad_id"]) | set(world.clicks_test["ad_id"])
-    assert world.promoted_content["ad_id"].tolist() == list(range(1, len(world.promoted_content) + 1))
-    assert ads <= set(world.promoted_content["ad_id"])
-    by_campaign = world.promoted_content.groupby("campaign_id")["advertiser_id"].nunique()
+def test_keys_match_across_tables(sample_data):
+    assert sample_data.events["display_id"].tolist() == list(range(1, DISPLAYS + DISPLAYS // 5 + 1))
+    assert sample_data.clicks_train["display_id"].unique().tolist() == list(range(1, DISPLAYS + 1))
+    assert set(sample_data.clicks_test["display_id"]) == set(range(DISPLAYS + 1, len(sample_data.events) + 1))
+    ads = set(sample_data.clicks_train["ad_id"]) | set(sample_data.clicks_test["ad_id"])
+    assert sample_data.promoted_content["ad_id"].tolist() == list(range(1, len(sample_data.promoted_content) + 1))
+    assert ads <= set(sample_data.promoted_content["ad_id"])
+    by_campaign = sample_data.promoted_content.groupby("campaign_id")["advertiser_id"].nunique()
     assert (by_campaign == 1).all()
-    meta = world.documents_meta["document_id"]
+    meta = sample_data.documents_meta["document_id"]
     assert meta.is_unique
-    for table in (world.events, world.promoted_content, world.page_views_sample):
+    for table in (sample_data.events, sample_data.promoted_content, sample_data.page_views_sample):
         known = table["document_id"].isin(meta)
         assert 0.9 < known.mean() <= 1
-    assert not world.events["document_id"].isin(meta).all(), "documents that documents_meta lacks"
-    known = world.documents_meta.dropna()
+    assert not sample_data.events["document_id"].isin(meta).all(), "documents that documents_meta lacks"
+    known = sample_data.documents_meta.dropna()
     assert (known.groupby("source_id")["publisher_id"].nunique() == 1).all()
 
 
-def test_platforms_places_and_users_have_the_published_shares(world):
-    shares = world.events["platform"].value_counts(normalize=True)
+def test_platforms_locations_and_users(sample_data):
+    shares = sample_data.events["platform"].value_counts(normalize=True)
     for platform, share in {"2": 0.475, "1": 0.394, "3": 0.131}.items():
         assert shares[platform] == pytest.approx(share, abs=0.012)
-    assert 1 <= (world.events["platform"] == r"\N").sum() <= 5
-    countries = world.events["geo_location"].str.split(">").str[0]
+    assert 1 <= (sample_data.events["platform"] == r"\N").sum() <= 5
+    countries = sample_data.events["geo_location"].str.split(">").str[0]
     assert (countries == "US").mean() == pytest.approx(0.8, abs=0.012)
     others = countries[~countries.isin(["US", "--", ""])].value_counts()
     assert others.iloc[0] > 5 * others.iloc[10] > 0
-    of_users = world.events["uuid"].value_counts()
+    of_users = sample_data.events["uuid"].value_counts()
     assert (of_users == 1).mean() == pytest.approx(0.884, abs=0.002)
-    assert len(world.events) / len(of_users) == pytest.approx(23_120_126 / 19_794_967, rel=0.01)
+    assert len(sample_data.events) / len(of_users) == pytest.approx(23_120_126 / 19_794_967, rel=0.01)
     assert 5 < of_users.max() <= 49
-    consistent = world.events[world.events["platform"] != r"\N"].groupby("uuid")[["platform", "geo_location"]].nunique()
-    assert (consistent == 1).all(axis=None), "a user stays where he is"
+    consistent = (
+        sample_data.events[sample_data.events["platform"] != r"\N"]
+        .groupby("uuid")[["platform", "geo_location"]]
+        .nunique()
+    )
+    assert (consistent == 1).all(axis=None), "a user has one location"
 
 
 def test_a_user_of_many_has_at_most_49_events():
-    counts = np.bincount(users_of_events(Draws(0), 3_000_000))
+    counts = np.bincount(users_of_events(RandomSource(0), 3_000_000))
     assert counts.max() == 49 and counts.min() == 1
     assert (counts == 1).mean() == pytest.approx(0.884, abs=1e-4)
 
 
-def test_times_have_the_published_range_and_a_daily_rhythm(world):
-    times = world.events["timestamp"]
+def test_times_have_the_published_range_and_rhythm(sample_data):
+    times = sample_data.events["timestamp"]
     train, test = times[:DISPLAYS], times[DISPLAYS:]
     assert train.is_monotonic_increasing and test.is_monotonic_increasing
     assert times.min() == 61 and times.max() == 1_295_999_805
@@ -149,17 +152,17 @@ def test_times_have_the_published_range_and_a_daily_rhythm(world):
     assert by_hour[20] > 3 * by_hour[3] > 0
 
 
-def test_ads_occur_as_often_as_published(world):
-    of_ads = world.clicks_train["ad_id"].value_counts()
+def test_ads_occur_as_often_as_published(sample_data):
+    of_ads = sample_data.clicks_train["ad_id"].value_counts()
     assert (of_ads == 1).mean() == pytest.approx(0.227, abs=0.03)
     assert (of_ads < 10).mean() == pytest.approx(0.617, abs=0.03)
     assert (of_ads < 1000).mean() == pytest.approx(0.975, abs=0.01)
     assert of_ads.max() < 0.3 * DISPLAYS
-    tested = world.clicks_test["ad_id"].unique()
+    tested = sample_data.clicks_test["ad_id"].unique()
     assert np.isin(tested, of_ads.index).mean() == pytest.approx(0.829, abs=0.04)
-    ads = len(world.promoted_content)
-    assert world.promoted_content["document_id"].nunique() / ads == pytest.approx(185_709 / 559_583, abs=0.01)
-    assert world.promoted_content["campaign_id"].nunique() / ads == pytest.approx(35_000 / 559_583, abs=0.01)
+    ads = len(sample_data.promoted_content)
+    assert sample_data.promoted_content["document_id"].nunique() / ads == pytest.approx(185_709 / 559_583, abs=0.01)
+    assert sample_data.promoted_content["campaign_id"].nunique() / ads == pytest.approx(35_000 / 559_583, abs=0.01)
 
 
 def test_a_larger_set_has_182_rows_per_ad(tmp_path):
@@ -173,50 +176,50 @@ def test_a_larger_set_has_182_rows_per_ad(tmp_path):
     assert np.isin(tested, of_ads.index).mean() == pytest.approx(0.829, abs=0.02)
 
 
-def test_documents_have_the_published_numbers_of_aspects_and_of_missing_cells(world):
-    meta = world.documents_meta
-    assert len(meta) / len(world.events) == pytest.approx(2_999_334 / 23_120_126, rel=0.02)
+def test_document_tags_and_missing_cells(sample_data):
+    meta = sample_data.documents_meta
+    assert len(meta) / len(sample_data.events) == pytest.approx(2_999_334 / 23_120_126, rel=0.02)
     assert (meta["publish_time"] == "").mean() == pytest.approx(0.337, abs=0.003)
     assert meta["publisher_id"].isna().mean() == pytest.approx(0.021, abs=0.002)
     assert meta["source_id"].isna().sum() == round(0.0008 * len(meta))
-    for name, rows in ASPECTS.items():
-        table = getattr(world, name)
-        aspect = table.columns[1]
+    for name, rows in TAG_TABLES.items():
+        table = getattr(sample_data, name)
+        tag = table.columns[1]
         assert len(table) / len(meta) == pytest.approx(rows, rel=0.03), name
-        assert not table.duplicated(["document_id", aspect]).any(), name
+        assert not table.duplicated(["document_id", tag]).any(), name
         assert table["confidence_level"].between(1e-6, 1).all(), name
         assert not meta["document_id"].isin(table["document_id"]).all(), f"documents without {name}"
         starts = (table["document_id"] != table["document_id"].shift()).sum()
         assert starts == table["document_id"].nunique(), f"{name}: rows of a document are adjacent"
         assert (table.groupby("document_id")["confidence_level"].is_monotonic_decreasing).all(), name
-    assert world.documents_categories["category_id"].nunique() == 97
-    assert world.documents_categories["category_id"].between(1000, 2999).all()
-    assert set(world.documents_topics["topic_id"]) <= set(range(300))
-    assert world.documents_topics["topic_id"].nunique() > 290
-    top = world.documents_categories.groupby("document_id")["confidence_level"].first()
-    assert (top == 0.92).mean() > 0.7 and world.documents_topics["confidence_level"].median() < 0.15
+    assert sample_data.documents_categories["category_id"].nunique() == 97
+    assert sample_data.documents_categories["category_id"].between(1000, 2999).all()
+    assert set(sample_data.documents_topics["topic_id"]) <= set(range(300))
+    assert sample_data.documents_topics["topic_id"].nunique() > 290
+    top = sample_data.documents_categories.groupby("document_id")["confidence_level"].first()
+    assert (top == 0.92).mean() > 0.7 and sample_data.documents_topics["confidence_level"].median() < 0.15
 
 
-def test_page_views_are_of_one_day_by_document_partly_of_users_with_events(world):
-    views = world.page_views_sample
-    assert len(views) / len(world.events) == pytest.approx(9_999_999 / 23_120_126, rel=1e-3)
+def test_page_views(sample_data):
+    views = sample_data.page_views_sample
+    assert len(views) / len(sample_data.events) == pytest.approx(9_999_999 / 23_120_126, rel=1e-3)
     assert views["timestamp"].between(0, DAY_MS - 1).all()
     assert views["document_id"].is_monotonic_increasing
     assert set(views["traffic_source"]) == {1, 2, 3}
-    both = views.merge(world.events.drop_duplicates("uuid"), on="uuid", suffixes=("", "_event"))
+    both = views.merge(sample_data.events.drop_duplicates("uuid"), on="uuid", suffixes=("", "_event"))
     assert len(both) / len(views) == pytest.approx(0.4, abs=0.03)
     assert (both["geo_location"] == both["geo_location_event"]).all()
 
 
-def test_the_true_probabilities_are_of_the_clicks_rows_and_add_up_to_one(world):
+def test_true_probabilities_sum_to_one(sample_data):
     keys = ["display_id", "ad_id"]
-    pd.testing.assert_frame_equal(world.truth[keys], world.clicks_train[keys])
-    assert world.truth["probability"].dtype == np.float64 and (world.truth["probability"] > 0).all()
-    np.testing.assert_allclose(world.truth.groupby("display_id")["probability"].sum(), 1, rtol=0, atol=1e-12)
+    pd.testing.assert_frame_equal(sample_data.truth[keys], sample_data.clicks_train[keys])
+    assert sample_data.truth["probability"].dtype == np.float64 and (sample_data.truth["probability"] > 0).all()
+    np.testing.assert_allclose(sample_data.truth.groupby("display_id")["probability"].sum(), 1, rtol=0, atol=1e-12)
 
 
-def test_ads_are_clicked_as_often_as_their_probabilities_say(world):
-    rows = world.truth.assign(clicked=world.clicks_train["clicked"])
+def test_click_rates_match_the_probabilities(sample_data):
+    rows = sample_data.truth.assign(clicked=sample_data.clicks_train["clicked"])
     rows["bin"] = pd.qcut(rows["probability"], 20, labels=False)
     rows["variance"] = rows["probability"] * (1 - rows["probability"])
     sums = rows.groupby("bin")[["clicked", "probability", "variance"]].sum()
@@ -225,31 +228,31 @@ def test_ads_are_clicked_as_often_as_their_probabilities_say(world):
     assert sums["probability"].iloc[-1] > 10 * sums["probability"].iloc[0], "the bins differ"
 
 
-def test_the_ceiling_is_the_expected_map_of_the_best_ranking(world):
+def test_ceiling_is_the_map_of_the_best_ranking(sample_data):
     by_hand = []
-    for _, probabilities in world.truth.groupby("display_id")["probability"]:
+    for _, probabilities in sample_data.truth.groupby("display_id")["probability"]:
         falling = sorted(probabilities, reverse=True)
         by_hand.append(sum(probability / rank for rank, probability in enumerate(falling, 1)))
-    assert world.summary["map_at_12_ceiling"] == pytest.approx(np.mean(by_hand), abs=1e-12)
-    reached, precision = mean_average_precision(world.clicks_train, world.truth["probability"])
+    assert sample_data.summary["map_at_12_ceiling"] == pytest.approx(np.mean(by_hand), abs=1e-12)
+    reached, precision = mean_average_precision(sample_data.clicks_train, sample_data.truth["probability"])
     assert abs(reached - np.mean(by_hand)) < 3 * precision.std() / np.sqrt(DISPLAYS)
 
 
-def test_rankings_reach_what_the_scales_were_chosen_for(world):
-    clicks = world.clicks_train
-    assert 0.70 < world.summary["map_at_12_ceiling"] < 0.74
+def test_map_of_rankings(sample_data):
+    clicks = sample_data.clicks_train
+    assert 0.70 < sample_data.summary["map_at_12_ceiling"] < 0.74
     assert mean_average_precision(clicks, 0)[0] == pytest.approx(0.488, abs=0.01)
     by_ad = clicks.groupby("ad_id")["clicked"].agg(["sum", "size"])
     rate = (by_ad["sum"] + 20 * clicks["clicked"].mean()) / (by_ad["size"] + 20)
     assert 0.56 < mean_average_precision(clicks, clicks["ad_id"].map(rate))[0] < 0.60
 
 
-def test_taste_shows_in_the_tables(world):
+def test_tastes_affect_clicks(sample_data):
     """Lifts of category and platform, counted on one half of the displays, rank the other half better than chance."""
-    rows = world.clicks_train.merge(world.promoted_content, on="ad_id").merge(
-        world.events[["display_id", "platform"]], on="display_id"
+    rows = sample_data.clicks_train.merge(sample_data.promoted_content, on="ad_id").merge(
+        sample_data.events[["display_id", "platform"]], on="display_id"
     )
-    dominant = world.documents_categories.drop_duplicates("document_id").set_index("document_id")["category_id"]
+    dominant = sample_data.documents_categories.drop_duplicates("document_id").set_index("document_id")["category_id"]
     rows["category"] = rows["document_id"].map(dominant).fillna(0)
     rows["expected"] = 1 / rows.groupby("display_id")["ad_id"].transform("size")
     is_first = rows["display_id"] % 2 == 0
@@ -265,12 +268,12 @@ def test_taste_shows_in_the_tables(world):
     assert by_platform > by_category + 0.02
 
 
-def test_ads_like_the_page_are_clicked_more(world):
-    topics = world.documents_topics
+def test_ads_similar_to_the_page_get_more_clicks(sample_data):
+    topics = sample_data.documents_topics
     norms = np.sqrt((topics["confidence_level"] ** 2).groupby(topics["document_id"]).sum())
     topics = topics.assign(weight=topics["confidence_level"] / topics["document_id"].map(norms))
-    rows = world.clicks_train.merge(world.events[["display_id", "document_id"]], on="display_id")
-    rows = rows.merge(world.promoted_content[["ad_id", "document_id"]], on="ad_id", suffixes=("_page", "_ad"))
+    rows = sample_data.clicks_train.merge(sample_data.events[["display_id", "document_id"]], on="display_id")
+    rows = rows.merge(sample_data.promoted_content[["ad_id", "document_id"]], on="ad_id", suffixes=("_page", "_ad"))
     pairs = rows[["document_id_page", "document_id_ad"]].drop_duplicates()
     joined = pairs.merge(topics, left_on="document_id_page", right_on="document_id").merge(
         topics, left_on=["document_id_ad", "topic_id"], right_on=["document_id", "topic_id"]
@@ -285,39 +288,39 @@ def test_ads_like_the_page_are_clicked_more(world):
     assert lifts[0] > 1.4 * lifts[1]
 
 
-def test_the_summary_is_what_the_tables_hold(world):
-    of_ads, summary = world.clicks_train["ad_id"].value_counts(), world.summary
-    head = {"format_version": 1, "displays": DISPLAYS, "rows": len(world.clicks_train), "seed": SEED}
+def test_summary_matches_the_tables(sample_data):
+    of_ads, summary = sample_data.clicks_train["ad_id"].value_counts(), sample_data.summary
+    head = {"format_version": 1, "displays": DISPLAYS, "rows": len(sample_data.clicks_train), "seed": SEED}
     assert {name: summary[name] for name in head} == head
-    of_users = world.events["uuid"].value_counts()
-    geo = world.events["geo_location"]
+    of_users = sample_data.events["uuid"].value_counts()
+    geo = sample_data.events["geo_location"]
     expected = {
         "test_displays": DISPLAYS // 5,
-        "ads_per_display": len(world.clicks_train) / DISPLAYS,
+        "ads_per_display": len(sample_data.clicks_train) / DISPLAYS,
         "ads_in_train": len(of_ads),
         "rows_per_ad": of_ads.mean(),
         "ads_once": (of_ads == 1).mean(),
         "ads_below_10": (of_ads < 10).mean(),
         "ads_below_1000": (of_ads < 1000).mean(),
-        "test_ads_in_train": np.isin(world.clicks_test["ad_id"].unique(), of_ads.index).mean(),
-        "share_of_desktop": (world.events["platform"] == "1").mean(),
-        "share_of_mobile": (world.events["platform"] == "2").mean(),
-        "share_of_tablet": (world.events["platform"] == "3").mean(),
-        "events_without_platform": (world.events["platform"] == r"\N").sum(),
+        "test_ads_in_train": np.isin(sample_data.clicks_test["ad_id"].unique(), of_ads.index).mean(),
+        "share_of_desktop": (sample_data.events["platform"] == "1").mean(),
+        "share_of_mobile": (sample_data.events["platform"] == "2").mean(),
+        "share_of_tablet": (sample_data.events["platform"] == "3").mean(),
+        "events_without_platform": (sample_data.events["platform"] == r"\N").sum(),
         "share_of_us": (geo.str.split(">").str[0] == "US").mean(),
         "events_without_geo": (geo == "").sum(),
         "users": len(of_users),
         "users_once": (of_users == 1).mean(),
         "most_events_of_a_user": of_users.max(),
-        "documents_without_publish_time": (world.documents_meta["publish_time"] == "").mean(),
-        "documents_without_publisher": world.documents_meta["publisher_id"].isna().mean(),
-        "documents_without_source": world.documents_meta["source_id"].isna().mean(),
+        "documents_without_publish_time": (sample_data.documents_meta["publish_time"] == "").mean(),
+        "documents_without_publisher": sample_data.documents_meta["publisher_id"].isna().mean(),
+        "documents_without_source": sample_data.documents_meta["source_id"].isna().mean(),
     }
-    assert summary["table_rows"] == {name: len(getattr(world, name)) for name in COLUMNS}
+    assert summary["table_rows"] == {name: len(getattr(sample_data, name)) for name in COLUMNS}
     assert summary["marginals"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_another_process_writes_the_same_bytes_and_another_seed_others(tmp_path):
+def test_bytes_depend_on_the_seed_only(tmp_path):
     def make(folder, seed):
         flags = ["--output", str(tmp_path / folder), "--displays", "3000", "--seed", str(seed)]
         done = subprocess.run(
@@ -334,11 +337,10 @@ def test_another_process_writes_the_same_bytes_and_another_seed_others(tmp_path)
     assert first.keys() == other.keys() and all(first[name] != other[name] for name in first)
 
 
-def test_the_tables_do_not_depend_on_the_size_of_blocks(tmp_path, monkeypatch):
+def test_tables_do_not_depend_on_block_sizes(tmp_path, monkeypatch):
     synthesize(tmp_path / "large", 3000, seed=1)
     monkeypatch.setattr("data.outbrain.synthesize.DISPLAYS_PER_BLOCK", 170)
-    monkeypatch.setattr("data.outbrain.synthetic.displays.VIEWS_PER_BLOCK", 11)
-    monkeypatch.setattr("data.outbrain.synthetic.files.ROWS_PER_BLOCK", 7)
+    monkeypatch.setattr("data.outbrain.synthetic.ROWS_PER_BLOCK", 7)
     synthesize(tmp_path / "small", 3000, seed=1)
     for name in COLUMNS:
         large, small = ((tmp_path / size / f"{name}.csv").read_bytes() for size in ("large", "small"))
@@ -348,7 +350,7 @@ def test_the_tables_do_not_depend_on_the_size_of_blocks(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_smallest_world_is_whole(tmp_path, seed):
+def test_smallest_dataset(tmp_path, seed):
     synthesize(tmp_path / "raw", 50, seed=seed)
     clicks = pd.read_csv(tmp_path / "raw" / "clicks_train.csv")
     assert not clicks.duplicated(["display_id", "ad_id"]).any()
@@ -356,7 +358,7 @@ def test_the_smallest_world_is_whole(tmp_path, seed):
     assert pd.read_csv(tmp_path / "raw" / "clicks_test.csv")["display_id"].nunique() == 10
 
 
-def test_a_folder_with_anything_in_it_is_refused_and_kept(tmp_path, capsys):
+def test_non_empty_folder_is_rejected(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     assert main(["--output", str(tmp_path), "--displays", "100"]) == 2
     assert "is not empty (notes.txt); choose another folder" in capsys.readouterr().err
@@ -375,12 +377,12 @@ def test_too_few_displays_are_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["made", "empty folder"])
-def test_a_failure_after_the_first_rows_leaves_nothing(tmp_path, monkeypatch, capsys, there):
+def test_failure_after_the_first_rows_leaves_nothing(tmp_path, monkeypatch, capsys, there):
     output = tmp_path / "deep" / "raw"
     if there:
         output.mkdir(parents=True)
 
-    def full_disk(world, displays):
+    def full_disk(outbrain, displays):
         assert any(path.stat().st_size for path in tmp_path.rglob("documents_meta.csv")), "something was written"
         raise OSError(28, "No space left on device")
 

@@ -14,17 +14,17 @@ ROWS = (1, 5, 23)
 WIDTHS = (2, 1, 3)
 
 
-def wanted_rows(rng: np.random.Generator, rows: int) -> np.ndarray:
+def requested_rows(rng: np.random.Generator, rows: int) -> np.ndarray:
     """None, one or many ids, with repeats, as a matrix."""
     return rng.integers(0, rows, (int(rng.integers(0, 6)), 2)).astype(np.int32)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 4), st.integers(0, 2**32 - 1))
-def test_rows_come_and_gradients_go_as_if_every_worker_had_all_rows(workers, seed):
+def test_fetch_and_deliver_equal_whole_tables(workers, seed):
     rng = np.random.default_rng(seed)
     whole = [rng.normal(size=(rows, width)).astype(np.float32) for rows, width in zip(ROWS, WIDTHS, strict=True)]
-    ids = [[wanted_rows(rng, rows) for rows in ROWS] for _ in range(workers)]
+    ids = [[requested_rows(rng, rows) for rows in ROWS] for _ in range(workers)]
     distinct = [[np.unique(own) for own in of_worker] for of_worker in ids]
     gradients = [
         [rng.normal(size=(len(own), width)).astype(np.float32) for own, width in zip(of_worker, WIDTHS, strict=True)]
@@ -34,9 +34,9 @@ def test_rows_come_and_gradients_go_as_if_every_worker_had_all_rows(workers, see
     def work(comm):
         shards = Shards(comm.rank, comm.size, comm.exchange_values)
         own = [tf.constant(table[comm.rank :: comm.size]) for table in whole]
-        fetched = shards.fetch(own, [tf.constant(wanted) for wanted in ids[comm.rank]])
-        touched = zip(distinct[comm.rank], gradients[comm.rank], strict=True)
-        delivered = shards.deliver([(tf.constant(rows), tf.constant(gradient)) for rows, gradient in touched])
+        fetched = shards.fetch(own, [tf.constant(requested) for requested in ids[comm.rank]])
+        own_gradients = zip(gradients[comm.rank], distinct[comm.rank], strict=True)
+        delivered = shards.deliver([tf.IndexedSlices(*map(tf.constant, pair)) for pair in own_gradients])
         return [rows.numpy() for rows in fetched], [(rows.numpy(), values.numpy()) for rows, values in delivered]
 
     results = run_workers(workers, work)
@@ -52,7 +52,7 @@ def test_rows_come_and_gradients_go_as_if_every_worker_had_all_rows(workers, see
 
 def test_no_sharded_table_needs_no_exchange():
     def never(values, counts):
-        raise AssertionError("nothing is to be exchanged")
+        raise AssertionError("there is nothing to exchange")
 
     shards = Shards(0, 2, never)
     assert shards.fetch([], []) == [] and shards.deliver([]) == []
@@ -61,7 +61,7 @@ def test_no_sharded_table_needs_no_exchange():
 
 
 @pytest.mark.parametrize(("saved_by", "restored_by"), [(1, 3), (3, 1), (2, 3), (3, 3)])
-def test_a_checkpoint_is_the_same_whatever_the_number_of_workers(tmp_path, monkeypatch, saved_by, restored_by):
+def test_checkpoints_do_not_depend_on_the_workers(tmp_path, monkeypatch, saved_by, restored_by):
     monkeypatch.setattr(sealed_arrays, "BLOCK_BYTES", 4 * 2 * 4)  # blocks of four rows
     table = np.arange(46, dtype=np.float32).reshape(23, 2)
     last_step, common = np.arange(23, dtype=np.float32), np.float32([7, 8])

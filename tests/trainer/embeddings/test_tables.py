@@ -11,7 +11,7 @@ LAYOUT = InputSchema((CategoricalInput("item", 0, 1, False, 23, 3), CategoricalI
 
 
 def never(values, counts):
-    raise AssertionError("nothing is to be exchanged")
+    raise AssertionError("there is nothing to exchange")
 
 
 def make(init_std=None, shards=None) -> list[np.ndarray]:
@@ -20,7 +20,7 @@ def make(init_std=None, shards=None) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("init_std", [None, 0.1])
-def test_tables_start_as_keras_would_start_them_and_differ(init_std):
+def test_initial_values_are_those_of_keras(init_std):
     item, day, wide = make(init_std)
     for seed, table in ((5, item), (6, day)):
         keras_start = keras.initializers.GlorotNormal(seed) if init_std is None else None
@@ -30,8 +30,8 @@ def test_tables_start_as_keras_would_start_them_and_differ(init_std):
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_shards_start_as_their_rows_of_a_whole_table_do_block_by_block(monkeypatch, workers):
-    monkeypatch.setattr(tables, "START_ROWS", 4)
+def test_shards_start_with_the_values_of_whole_tables(monkeypatch, workers):
+    monkeypatch.setattr(tables, "INIT_ROWS", 4)
     whole = make()
     assert len(np.unique(whole[0].round(4), axis=0)) == 23  # blocks do not repeat one another
     for rank in range(workers):

@@ -9,7 +9,7 @@ import numpy as np
 from data.preprocess.encoder_files import save_encoders
 from data.preprocess.encoders import Encoder
 from data.spec.feature_spec import FeatureSpec
-from trainer.checkpoint.load_model import SavedModel, load_model
+from trainer.checkpoint.load_model import LoadedModel, load_model
 from trainer.checkpoint.model_folder import (
     ARCHITECTURE,
     MODEL_FOLDER,
@@ -24,8 +24,8 @@ from trainer.config import ModelOptions
 from trainer.layout import input_schema
 from trainer.logging.log import to_plain
 from trainer.models import build_model
+from trainer.models.weights import named
 from trainer.tasks.task import tasks_of
-from trainer.weights import named
 
 FEATURES = {
     "user": {"dtype": "int32", "cardinality": 500},
@@ -65,7 +65,7 @@ def specification(without: tuple[str, ...] = ()) -> dict:
 
 def write_run(
     folder: Path, *, without: tuple[str, ...] = (), encoders: Mapping[str, Encoder] | None = None, **flags: object
-) -> SavedModel:
+) -> LoadedModel:
     """Makes a model and writes it to `folder`/model as a run does; returns what is read back."""
     folder.mkdir(parents=True, exist_ok=True)
     spec = FeatureSpec.from_dict(specification(without), folder)
@@ -104,7 +104,7 @@ def draw_inputs(rows: int, without: tuple[str, ...] = ()) -> dict[str, np.ndarra
     return {name: values for name, values in drawn.items() if name not in without}
 
 
-def predicted(saved: SavedModel, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def predicted(saved: LoadedModel, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What the live model says of encoded rows, float64."""
     rows = len(next(iter(inputs.values())))
     ids = [np.zeros((rows, 0), np.int32), *(inputs[name] for name in ("user", "day", "tags") if name in inputs)]

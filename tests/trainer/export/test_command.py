@@ -51,7 +51,7 @@ def need(format: str) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_an_export_tells_its_difference_from_the_model_on_the_datasets_rows(format, run, dataset, tmp_path, capfd):
+def test_export_reports_difference_from_the_model(format, run, dataset, tmp_path, capfd):
     need(format)
     code = export.main(arguments(run, tmp_path / "out", "--format", format, "--dataset_path", str(dataset)))
     printed = capfd.readouterr()
@@ -90,7 +90,7 @@ def test_a_raw_signature_that_encodes_otherwise_is_not_left(run, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_wrong_is_told_before_tensorflow_is_imported(run, dataset, tmp_path, monkeypatch, capfd):
+def test_errors_are_reported_before_tensorflow_loads(run, dataset, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(export, "import_tensorflow", lambda: pytest.fail("too late"))
 
     def refused(code: int, model_dir: Path, output: Path, *more: str) -> str:
@@ -137,6 +137,6 @@ def test_a_raw_column_is_renamed_for_its_tensor(tmp_path, capfd):
     assert export.main(arguments(tmp_path / "run", tmp_path / "out", "--format", "savedmodel")) == 0
     printed = capfd.readouterr().out
     assert "serving_raw: largest difference" in printed and "1 tensors have other names" in printed
-    raw = tf.saved_model.load(str(tmp_path / "out")).signatures["serving_raw"]
+    raw = tf.saved_model.load(str(tmp_path / "out")).signatures["serving_raw"]  # noqa: TID251
     assert set(raw.structured_input_signature[1]) == {"who", "weekday", "words", "years_of_age"}
     assert json.loads((tmp_path / "out/tensor_names.json").read_text()) == {"years of age": "years_of_age"}

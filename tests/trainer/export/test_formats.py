@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.trainer.export.models import draw_inputs, predicted, write_run
-from trainer.checkpoint.load_model import SavedModel
+from trainer.checkpoint.load_model import LoadedModel
 
 BATCHES = (1, 64, 4096)
 MODELS = {
@@ -18,7 +18,7 @@ MODELS = {
 }
 
 
-def as_saved_model(folder: Path, saved: SavedModel) -> Callable:
+def as_saved_model(folder: Path, saved: LoadedModel) -> Callable:
     from trainer.export.saved_model_folder import load_signatures, write_saved_model
 
     folder.mkdir()
@@ -28,7 +28,7 @@ def as_saved_model(folder: Path, saved: SavedModel) -> Callable:
     return signatures["serving_default"]
 
 
-def as_onnx(folder: Path, saved: SavedModel) -> Callable:
+def as_onnx(folder: Path, saved: LoadedModel) -> Callable:
     pytest.importorskip("tf2onnx", reason="requirements/export.txt is not installed")
     from trainer.export.onnx_file import load_onnx, write_onnx
 

@@ -53,7 +53,7 @@ def trained(request, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_savedmodel_and_onnx_equal_the_trained_model_on_its_datasets_rows(trained, model, tmp_path):
+def test_exports_equal_the_model_on_dataset_rows(trained, model, tmp_path):
     pytest.importorskip("tf2onnx", reason="requirements/export.txt is not installed")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -72,7 +72,6 @@ def check_by_batches(trained: Path, model: str, exported: Path) -> None:
     from trainer.checkpoint.load_model import load_model
     from trainer.export.onnx_file import load_onnx
     from trainer.export.saved_model_folder import load_signatures
-    from trainer.feeding import id_matrix
 
     saved = load_model(trained / model / "model")
     ways = [load_signatures(exported / "savedmodel")["serving_default"], load_onnx(exported / "onnx" / "model.onnx")]
@@ -80,9 +79,9 @@ def check_by_batches(trained: Path, model: str, exported: Path) -> None:
     for rows in (1, 64, 4096):
         with contextlib.closing(ParquetLoader(spec, "test", global_batch_size=rows, shuffle=False).epoch(0)) as batches:
             batch = next(batches)
-        logits = saved.model(id_matrix(batch), batch.numerical).numpy().astype(np.float64)
+        logits = saved.model(batch.ids, batch.numerical).numpy().astype(np.float64)
         for predict in ways:
-            predictions = predict(named_inputs(saved.layout, id_matrix(batch), batch.numerical))
+            predictions = predict(named_inputs(saved.layout, batch.ids, batch.numerical))
             for place, task in enumerate(saved.tasks):
-                wanted = logits[:, place] if task.kind == "regression" else 1 / (1 + np.exp(-logits[:, place]))
+                wanted = 1 / (1 + np.exp(-logits[:, place])) if task.is_binary else logits[:, place]
                 np.testing.assert_allclose(predictions[task.name][:, 0], wanted, rtol=0, atol=1e-5)

@@ -88,7 +88,7 @@ def test_the_hash_in_a_graph_is_the_stated_one():
     assert hash_texts(tf.constant([], tf.string)).shape == (0,)
 
 
-def test_a_graph_encodes_raw_rows_as_stated_and_predicts_from_them(tmp_path):
+def test_raw_graph_encodes_and_predicts(tmp_path):
     saved = write_run(tmp_path / "run", encoders=make_encoders(), model="mmoe")
     encoding = RawEncoding(saved)
     wanted = wanted_features()
@@ -119,7 +119,7 @@ def test_ids_by_hash_and_by_hashed_rank(tmp_path):
     assert found["tags"].numpy().tolist() == ids
 
 
-def test_an_empty_text_of_the_vocabulary_is_a_value_and_no_null(tmp_path):
+def test_empty_text_in_vocabulary_is_not_null(tmp_path):
     with_empty = Vocabulary("who", objects(["", "b"]), np.ones(2, np.int64))
     encoding = RawEncoding(write_run(tmp_path, encoders=make_encoders() | {"user": with_empty}))
     found = encoding.features({name: tf.constant(values) for name, values in GIVEN.items()})

@@ -133,7 +133,7 @@ def asked(ask: Callable, url: str, inputs: dict[str, np.ndarray]) -> dict[str, n
 
 
 @pytest.mark.slow
-def test_the_exported_folder_is_served_unchanged_and_predicts_what_the_model_predicts(served, url):
+def test_triton_serves_what_the_model_predicts(served, url):
     folder, model = served
     ask = client(folder).predict
     for rows in (1, 64, 4096):
@@ -144,7 +144,7 @@ def test_the_exported_folder_is_served_unchanged_and_predicts_what_the_model_pre
 
 
 @pytest.mark.slow
-def test_requests_that_share_a_batch_get_their_own_rows_and_one_with_a_wrong_id_fails_alone(served, url):
+def test_batched_requests_get_their_own_rows(served, url):
     folder, model = served
     module = client(folder)
     requests = [draw_inputs(rows) for rows in range(1, 41)]

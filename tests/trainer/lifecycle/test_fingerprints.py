@@ -44,7 +44,7 @@ def test_equal_states_pass():
 
 
 @pytest.mark.parametrize("name", ["table", "table.slot", "kernel", "scale", "count"])
-def test_one_bit_in_one_place_of_one_worker_is_found_and_named(name, monkeypatch):
+def test_one_flipped_bit_is_found_and_named(name, monkeypatch):
     monkeypatch.setattr(arrays, "BLOCK_BYTES", 96)  # eight rows of the table at a time
 
     def spoil(worker: int, own: dict[str, np.ndarray]) -> None:

@@ -70,7 +70,7 @@ def test_no_more_restarts_than_asked_for():
     assert Restarts(most=0).after("cause", True) == (None, "no restart: 0 of 0 made")
 
 
-def test_the_same_cause_three_times_without_a_new_checkpoint_is_the_last():
+def test_same_cause_three_times_ends_the_job():
     restarts = Restarts(most=20)
     assert [restarts.after("nan", progressed)[0] for progressed in (False, False, True, False)] == [1, 2, 0, 1]
     assert [restarts.after(cause, False)[0] for cause in ("other", "nan", "nan")] == [2, 4, 8]

@@ -68,7 +68,7 @@ def test_of_many_ends_at_once_one_counts_and_stands_whole(tmp_path, job):
     assert names(tmp_path) == ["worker-0.json"]
 
 
-def test_a_refusal_is_recorded_only_where_somebody_waits_for_it(tmp_path, job):
+def test_rejection_is_recorded_only_for_a_supervisor(tmp_path, job):
     WorkerRecord(tmp_path / "results", FIRST).end(2, "mistyped")
     assert os.listdir(tmp_path) == []
     prepare_records(tmp_path / "results", "job")

@@ -62,7 +62,7 @@ def test_what_the_holder_wrote_cannot_control_a_terminal(tmp_path, warnings):
     assert str(refusal.value).isprintable() and r"\x1b]0;owned\x07\nmain.py: done" in str(refusal.value)
 
 
-def test_the_lock_of_a_killed_holder_is_taken_over_without_a_word(tmp_path, warnings):
+def test_lock_of_a_killed_process_is_taken_over(tmp_path, warnings):
     with holder(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -83,7 +83,7 @@ def test_after_the_end_nothing_is_left_of_it(tmp_path, warnings):
     assert os.listdir(folder) == ["checkpoints"]
 
 
-def test_a_file_that_its_holder_removes_while_another_waits_is_not_what_counts(tmp_path, warnings, monkeypatch):
+def test_removed_lock_file_does_not_count(tmp_path, warnings, monkeypatch):
     """The second has opened the file of the first, who then leaves: a lock on that file keeps nobody out."""
     flock, first = fcntl.flock, RunLock(tmp_path, warnings.append)
     first.__enter__()

@@ -95,7 +95,7 @@ def test_signals_of_the_first_second_are_one_request(monkeypatch):
     assert requests == [1, 1, 1, 2, 3]
 
 
-def test_before_training_has_begun_a_first_signal_ends_at_once_and_asks_to_come_again(tmp_path):
+def test_signal_before_training_exits_at_once(tmp_path):
     process = start(STOPS.format(has_begun=False, then="pass"), tmp_path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 75 == recorded(tmp_path)["code"]
@@ -112,7 +112,7 @@ def test_after_the_block_signals_are_what_they_were(tmp_path):
     assert process.wait(10) == -signal.SIGTERM
 
 
-def test_inside_an_application_and_outside_the_main_thread_signals_are_left_alone(tmp_path):
+def test_signals_of_applications_are_left_alone(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest(None):
         assert signal.getsignal(signal.SIGTERM) is before
@@ -128,7 +128,7 @@ def test_inside_an_application_and_outside_the_main_thread_signals_are_left_alon
     assert seen == [(True, False)]
 
 
-def test_a_worker_that_hangs_prints_its_stacks_and_ends_with_70(tmp_path):
+def test_hanging_worker_prints_stacks_and_exits_70(tmp_path):
     process = start(HANGS.format(limit=1.0, then="wait_for_the_others()"), tmp_path)
     begun = time.monotonic()
     output, errors = process.communicate(timeout=30)
@@ -140,13 +140,13 @@ def test_a_worker_that_hangs_prints_its_stacks_and_ends_with_70(tmp_path):
 
 
 @pytest.mark.parametrize("then", ["pass", "watchdog.beat(allow=9); time.sleep(2)"])
-def test_a_worker_that_moves_or_may_take_its_time_is_left_alone(tmp_path, then):
+def test_progressing_worker_is_left_alone(tmp_path, then):
     process = start(HANGS.format(limit=1.0, then=then), tmp_path)
     output, errors = process.communicate(timeout=30)
     assert process.returncode == 0 and "ended by itself" in output and not errors
 
 
-def test_without_a_limit_it_is_derived_from_the_longest_step(monkeypatch):
+def test_limit_is_derived_from_the_longest_step(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     watchdog = Watchdog(None, None)

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from trainer.logging import log as log_module
-from trainer.logging.log import NullLog, RunLog, read_log
+from trainer.logging.log import JsonLines, RunLog, read_log
 
 
 class FakeBackend:
@@ -72,7 +71,7 @@ def content(record: dict) -> dict:
     return {key: value for key, value in record.items() if key not in ("timestamp", "datetime", "elapsedtime")}
 
 
-def test_records_hold_the_fields_that_readers_of_the_format_expect(path):
+def test_records_have_the_fields_of_the_format(path):
     log = RunLog(path, append=False)
     log.parameters({"num_epochs": 2, "amp": False, "units": [8, 4], "path": Path("/data"), "file": None})
     log.metadata("auc_roc", {"unit": None})
@@ -91,7 +90,7 @@ def test_records_hold_the_fields_that_readers_of_the_format_expect(path):
     ]
 
 
-def test_our_own_lines_have_the_fields_in_the_order_and_form_of_the_package(path, monkeypatch):
+def test_own_writer_matches_the_package_field_by_field(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "dllogger", None)
     log = RunLog(path, append=False)
     log.log((1, 2), {"loss": 0.5})
@@ -106,7 +105,7 @@ def test_our_own_lines_have_the_fields_in_the_order_and_form_of_the_package(path
         assert isinstance(times["elapsedtime"], str) and 0 <= float(times["elapsedtime"]) < 60
 
 
-def test_each_record_is_in_the_file_when_the_call_returns(path):
+def test_record_is_on_disk_when_the_call_returns(path):
     log = RunLog(path, append=False)
     for count in range(1, 4):
         log.log((count, 3), {"loss": 0.1})
@@ -115,7 +114,7 @@ def test_each_record_is_in_the_file_when_the_call_returns(path):
 
 @given(st.dictionaries(st.text(max_size=5), st.floats(), max_size=5))
 @settings(max_examples=50, deadline=None)
-def test_numbers_keep_their_full_precision_and_what_is_none_becomes_null(tmp_path_factory, values):
+def test_numbers_keep_full_precision(tmp_path_factory, values):
     path = tmp_path_factory.mktemp("log") / "log.json"
     log = RunLog(path, append=False)
     log.log((1,), values)
@@ -125,7 +124,7 @@ def test_numbers_keep_their_full_precision_and_what_is_none_becomes_null(tmp_pat
     assert data == {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
-def test_numpys_numbers_and_arrays_are_taken(path):
+def test_numpy_values_are_converted(path):
     log = RunLog(path, append=False)
     log.log(np.int64(4), {"a": np.float32(0.1), "b": np.array([1.5, np.nan]), "c": np.bool_(True), "d": {"e": (1,)}})
     (record,) = read_log(path)
@@ -133,7 +132,7 @@ def test_numpys_numbers_and_arrays_are_taken(path):
     assert record["data"] == {"a": float(np.float32(0.1)), "b": [1.5, None], "c": True, "d": {"e": [1]}}
 
 
-def test_anything_else_is_written_as_text_and_stops_nothing(path, capsys):
+def test_other_values_are_written_as_text(path, capsys):
     log = RunLog(path, append=False)
     log.log((1,), {"object": ValueError("x"), 3: "three", (1, 2): "pair", "half a pair": "\ud800"})
     (record,) = read_log(path)
@@ -141,7 +140,7 @@ def test_anything_else_is_written_as_text_and_stops_nothing(path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_resumed_run_goes_on_behind_the_lines_that_are_there(path):
+def test_resumed_run_appends(path):
     first = RunLog(path, append=False)
     first.log((1,), {"a": 1})
     first.close()
@@ -149,7 +148,7 @@ def test_a_resumed_run_goes_on_behind_the_lines_that_are_there(path):
     assert [record["step"] for record in read_log(path)] == [[1], [2]]
 
 
-def test_a_torn_last_line_is_ended_first(path):
+def test_truncated_last_line_is_ended_first(path):
     RunLog(path, append=False).log((1,), {"a": 1})
     with open(path, "a") as file:
         file.write('DLLL {"timestamp": "17')
@@ -158,25 +157,25 @@ def test_a_torn_last_line_is_ended_first(path):
     assert path.read_text().count("\n") == 3
 
 
-def test_a_new_run_keeps_the_log_of_the_one_before_aside(path):
+def test_new_run_renames_the_old_log(path):
     RunLog(path, append=False).log((1,), {"a": 1})
     RunLog(path, append=False).log((2,), {"a": 2})
     assert [record["step"] for record in read_log(path)] == [[2]]
     assert [record["step"] for record in read_log(path.with_name("log.json.previous"))] == [[1]]
 
 
-def test_appending_to_nothing_begins_a_log(path):
+def test_appending_without_a_log_starts_one(path):
     RunLog(path, append=True).log((1,), {})
     assert len(read_log(path)) == 1
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path):
+def test_unwritable_folder_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="file/log.json cannot be written: .*--results_dir"):
         RunLog(tmp_path / "file" / "log.json", append=False)
 
 
-def test_a_full_disk_stops_nothing_and_is_told_once(path, writer, monkeypatch, capsys):
+def test_full_disk_warns_once(path, writer, monkeypatch, capsys):
     log = RunLog(path, append=False)
     log.log((1,), {"a": 1})
     full = DiskOf(path, room=30)
@@ -231,7 +230,7 @@ class FullFile(io.RawIOBase):
         super().close()
 
 
-def test_a_log_that_is_removed_with_its_folder_comes_back_or_is_told_once(path, writer, capsys):
+def test_removed_folder_is_recreated_or_reported_once(path, writer, capsys):
     log = RunLog(path, append=False)
     path.unlink()
     path.parent.rmdir()
@@ -245,7 +244,7 @@ def test_a_log_that_is_removed_with_its_folder_comes_back_or_is_told_once(path, 
         assert warning.count("\n") == 1 and str(path) in warning
 
 
-def test_a_log_file_that_is_removed_comes_back_where_the_package_does_not_hold_it_open(path, monkeypatch):
+def test_removed_file_is_recreated_by_own_writer(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "dllogger", None)
     log = RunLog(path, append=False)
     path.unlink()
@@ -253,7 +252,7 @@ def test_a_log_file_that_is_removed_comes_back_where_the_package_does_not_hold_i
     assert len(read_log(path)) == 1
 
 
-def test_a_package_that_cannot_append_is_left_alone(path, monkeypatch):
+def test_package_that_cannot_append_is_not_used(path, monkeypatch):
     old = fake_dllogger()
     old.JSONStreamBackend = lambda verbosity, filename: pytest.fail("an old backend would empty the log")
     monkeypatch.setitem(sys.modules, "dllogger", old)
@@ -262,14 +261,14 @@ def test_a_package_that_cannot_append_is_left_alone(path, monkeypatch):
     assert [record["step"] for record in read_log(path)] == [[1], [2]]
 
 
-def test_the_package_is_used_where_it_is_installed(path, writer):
-    sink = RunLog(path, append=False)._sink
-    assert isinstance(sink, log_module.Dllogger if writer == "the dllogger package" else log_module.JsonLines)
+def test_package_is_used_where_installed(path, writer):
+    used = RunLog(path)._writer
+    assert isinstance(used, FakeLogger if writer == "the dllogger package" else JsonLines)
 
 
-def test_other_workers_write_nothing(tmp_path, monkeypatch):
+def test_log_without_a_path_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    log = NullLog()
+    log = RunLog(None)
     log.parameters({"a": 1})
     log.metadata("a", {})
     log.log((1,), {})
@@ -279,7 +278,7 @@ def test_other_workers_write_nothing(tmp_path, monkeypatch):
 
 @given(st.lists(st.binary(max_size=30)), st.integers(0, 400))
 @settings(max_examples=50, deadline=None)
-def test_a_log_cut_anywhere_or_mixed_with_other_lines_is_read_as_far_as_it_is_whole(tmp_path_factory, lines, cut):
+def test_truncated_or_mixed_log_is_read(tmp_path_factory, lines, cut):
     path = tmp_path_factory.mktemp("log") / "log.json"
     whole = b'DLLL {"type": "LOG", "step": [1], "data": {}}\n'
     other = b"".join(line.replace(b"DLLL", b"").replace(b"\n", b"") + b"\n" for line in lines)
@@ -289,12 +288,12 @@ def test_a_log_cut_anywhere_or_mixed_with_other_lines_is_read_as_far_as_it_is_wh
     assert len(read_log(path)) == (cut + 1) // len(whole) if cut < 10 * len(whole) else 10
 
 
-def test_lines_that_are_no_records_are_left_out(path):
+def test_lines_that_are_no_records_are_skipped(path):
     path.parent.mkdir()
     path.write_text("DLLL [1]\nDLLL " + "[" * 100_000 + "\nDLLL 3\nDLLL\nDLLL {}\n")
     assert read_log(path) == [{}]
 
 
-def test_no_log_is_told(path):
+def test_missing_log_is_an_error(path):
     with pytest.raises(DataError, match=r"log\.json cannot be read: No such file"):
         read_log(path)

@@ -23,27 +23,27 @@ def train(profiler: StepProfiler, numbers: range) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trained", "told"),
+    ("trained", "shown"),
     [(range(1, 9), "3 to 5"), (range(4, 9), "4 to 5"), (range(1, 5), "3 to 4")],
-    ids=["all of them", "a run that goes on in the middle", "a run that ends in the middle"],
+    ids=["all", "resumed", "ended"],
 )
-def test_the_steps_asked_for_are_traced(tmp_path, trained, told):
+def test_requested_steps_are_traced(tmp_path, trained, shown):
     lines: list[str] = []
     train(StepProfiler(range(3, 6), tmp_path, lines.append), trained)
     (trace,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
     marks = trace.read_bytes().count(b"train")
-    assert marks >= 1 and lines == [f"profile of the steps {told}: {tmp_path / 'plugins' / 'profile'}"]
+    assert marks >= 1 and lines == [f"profile of the steps {shown}: {tmp_path / 'plugins' / 'profile'}"]
 
 
-def test_steps_that_are_not_trained_are_told(tmp_path):
+def test_steps_that_are_not_trained_are_reported(tmp_path):
     lines: list[str] = []
     train(StepProfiler(range(30, 32), tmp_path, lines.append), range(1, 4))
-    assert lines == ["warning: none of the steps 30 to 31 of --profile_steps was trained: no trace"]
+    assert lines == ["warning: none of the steps 30 to 31 of --profile_steps was trained; there is no trace"]
     train(StepProfiler(range(0), tmp_path, lines.append), range(1, 4))
     assert len(lines) == 1 and not list(tmp_path.iterdir())
 
 
-def test_a_trace_that_fails_is_told_and_the_training_goes_on(tmp_path, monkeypatch):
+def test_failed_trace_is_reported(tmp_path, monkeypatch):
     lines: list[str] = []
 
     def refuse(folder: str) -> None:
@@ -54,7 +54,7 @@ def test_a_trace_that_fails_is_told_and_the_training_goes_on(tmp_path, monkeypat
     assert len(lines) == 1 and "another profiler is running" in lines[0]
 
 
-def test_an_error_of_a_step_comes_through_and_ends_the_trace(tmp_path):
+def test_error_in_a_step_ends_the_trace(tmp_path):
     lines: list[str] = []
     profiler = StepProfiler(range(1, 9), tmp_path, lines.append)
     with pytest.raises(RuntimeError, match="of the step"), profiler, profiler.step(1):
@@ -63,7 +63,7 @@ def test_an_error_of_a_step_comes_through_and_ends_the_trace(tmp_path):
     assert list((tmp_path / "next").rglob("*.xplane.pb"))
 
 
-def test_ranges_have_names_where_nvtx_is_and_are_nothing_elsewhere(monkeypatch):
+def test_nvtx_ranges_need_a_gpu_and_nvtx(monkeypatch):
     seen: list[str] = []
 
     @contextmanager
@@ -87,7 +87,7 @@ def test_ranges_have_names_where_nvtx_is_and_are_nothing_elsewhere(monkeypatch):
     assert seen == ["save"]
 
 
-def test_the_timeline_is_asked_of_all_workers_and_its_place_tried_by_the_first(tmp_path, monkeypatch):
+def test_timeline_is_set_on_all_ranks_checked_on_rank_0(tmp_path, monkeypatch):
     monkeypatch.delenv("HOROVOD_TIMELINE", raising=False)
     start_timeline(None, WorkerEnv())
     assert "HOROVOD_TIMELINE" not in os.environ
@@ -113,12 +113,12 @@ def test_the_timeline_is_asked_of_all_workers_and_its_place_tried_by_the_first(t
         (["--tensorboard_dir", "x", "--evaluate"], "--tensorboard_dir shows a training"),
     ],
 )
-def test_flags_that_show_nothing_are_refused(flags, message):
+def test_flags_without_effect_are_rejected(flags, message):
     with pytest.raises(DataError, match=message):
         parse(flags, 1, MODELS, reads_checkpoint=False)
 
 
-def test_a_timeline_needs_workers_and_one_place(monkeypatch):
+def test_timeline_needs_workers_and_a_single_path(monkeypatch):
     monkeypatch.delenv("HOROVOD_TIMELINE", raising=False)
     asked = ["--horovod_timeline", "a.json", "--profile_steps", "3:3"]
     assert parse(asked, 2, MODELS).run.profiled_steps == range(3, 4)

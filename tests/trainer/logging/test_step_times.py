@@ -4,7 +4,7 @@ from trainer.logging import step_times
 from trainer.logging.step_times import StepTimes, timed
 
 
-def test_means_of_the_steps_between_two_records_in_milliseconds():
+def test_means_in_milliseconds_since_the_last_record():
     times = StepTimes()
     times.add(9.0, 5.0)
     assert times.take() == {}, "functions are compiled in the steps before the first record"
@@ -16,7 +16,7 @@ def test_means_of_the_steps_between_two_records_in_milliseconds():
     assert times.take() == {}
 
 
-def test_the_wait_for_a_batch_is_the_stream_s_time_and_not_the_consumer_s(monkeypatch):
+def test_only_the_wait_for_batches_is_timed(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(step_times.time, "perf_counter", lambda: clock[0])
 

@@ -9,8 +9,8 @@ import tensorflow as tf
 from tensorflow.core.util import event_pb2
 
 from tests.trainer.small_models import make_batches, make_model, make_step
-from trainer.logging.log import read_log
-from trainer.logging.tensorboard import BUCKETS, LogOnBoard, TensorBoard
+from trainer.logging.log import RunLog, read_log
+from trainer.logging.tensorboard import BUCKETS, TensorBoard
 
 
 def events(folder: Path) -> list[event_pb2.Event]:
@@ -22,9 +22,9 @@ def values(folder: Path) -> dict[tuple[str, int], tf.compat.v1.Summary.Value]:
     return {(value.tag, event.step): value for event in events(folder) for value in event.summary.value}
 
 
-def test_numbers_of_records_with_a_step_are_scalars_at_once(tmp_path):
+def test_numbers_of_log_records_are_scalars(tmp_path):
     board = TensorBoard(tmp_path / "board" / "deep")
-    log = LogOnBoard(tmp_path / "log.json", False, board)
+    log = RunLog(tmp_path / "log.json", False, board)
     log.log([10, 40], {"loss": 0.5, "auc_roc/click": np.float32(0.75), "slowest_worker": 1, "text": "x", "on": True})
     log.log([20], {"loss": float("nan"), "calibration_curve": {"weight": [1.0]}})
     log.log([], {"loss": 0.125})
@@ -36,7 +36,7 @@ def test_numbers_of_records_with_a_step_are_scalars_at_once(tmp_path):
     log.close()
 
 
-def test_a_histogram_counts_every_row(tmp_path):
+def test_histogram_counts_every_row(tmp_path):
     board, random = TensorBoard(tmp_path), np.random.default_rng(0)
     shares = random.random(1000).astype(np.float32)
     board.histograms(7, {"gate/click/1": shares, "gate/click/2": np.zeros(0, np.float32)})
@@ -52,7 +52,7 @@ def test_a_histogram_counts_every_row(tmp_path):
         low = limit
 
 
-def test_the_graph_of_a_step_is_written_once_and_costs_no_trace(tmp_path):
+def test_graph_is_written_once_without_retracing(tmp_path):
     step, board = make_step(make_model()), TensorBoard(tmp_path)
     for number, batch in enumerate(make_batches(2), start=1):
         arguments = batch, tf.constant(number), tf.zeros(3)
@@ -75,7 +75,7 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_told_once_and_stops_nothing(tmp_path, capsys):
+def test_full_disk_warns_once(tmp_path, capsys):
     board = TensorBoard(tmp_path / "board")
     board.scalars(1, {"loss": 1.0})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -86,14 +86,14 @@ def test_a_full_disk_is_told_once_and_stops_nothing(tmp_path, capsys):
         board.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    said = capsys.readouterr().err
-    assert said.count("warning: what --tensorboard_dir") == 1 and str(tmp_path / "board") in said
+    error = capsys.readouterr().err
+    assert error.count("warning: the files in --tensorboard_dir") == 1 and str(tmp_path / "board") in error
 
 
-def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path, capsys):
+def test_unwritable_folder_warns_once(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     board = TensorBoard(tmp_path / "file" / "board")
     board.scalars(1, {"loss": 1.0})
     board.scalars(2, {"loss": 1.0})
     board.close()
-    assert capsys.readouterr().err.count("warning: what --tensorboard_dir") == 1
+    assert capsys.readouterr().err.count("warning: the files in --tensorboard_dir") == 1

@@ -55,7 +55,7 @@ def hosts(draw):
 
 
 @given(hosts(), st.sampled_from(["single_unique", "unique_interleaved", "unique_contiguous"]))
-def test_unique_shares_are_disjoint_and_within_each_workers_node(cores_of_worker, mode):
+def test_unique_shares_are_disjoint_within_nodes(cores_of_worker, mode):
     cpus_of_worker = [{cpu for core in cores for cpu in core} for cores in cores_of_worker]
     crowded = any(cpus_of_worker.count(cpus) > len(cpus) for cpus in cpus_of_worker)
     if crowded:
@@ -70,7 +70,7 @@ def test_unique_shares_are_disjoint_and_within_each_workers_node(cores_of_worker
 
 
 @given(st.integers(1, 64), st.integers(1, 64), st.sampled_from(["unique_interleaved", "unique_contiguous"]))
-def test_workers_of_one_node_get_equal_shares_but_for_one_core(num_cores, num_workers, mode):
+def test_shares_of_a_node_differ_by_one_core(num_cores, num_workers, mode):
     cores = [(cpu,) for cpu in range(max(num_cores, num_workers))]
     sizes = [len(share) for share in share_out(mode, [cores] * num_workers)]
     assert max(sizes) - min(sizes) <= 1
@@ -127,7 +127,7 @@ def test_cpus_that_the_process_may_not_use_are_left_out(host):
     assert cores_of_workers(3, {0, 1, 2, 3}, host) == [[(0,), (1,)], [(0,), (1,)], [(2,), (3,)]]
 
 
-def test_all_cpus_are_one_node_where_a_gpus_node_is_not_allowed_or_there_is_no_gpu(host, tmp_path):
+def test_all_cpus_are_one_node_without_a_gpu_node(host, tmp_path):
     assert cores_of_workers(3, {0, 1}, host) == [[(0,), (1,)]] * 3
     assert cores_of_workers(2, {3, 5}, tmp_path / "empty") == [[(3,), (5,)]] * 2
 
@@ -166,7 +166,7 @@ def test_the_affinity_is_set_and_told(process):
         ("disabled", 0, 2, "disabled"),
     ],
 )
-def test_a_difficulty_leaves_the_affinity_as_it_was_and_is_told(process, mode, rank, size, reason):
+def test_failure_keeps_the_affinity_and_is_reported(process, mode, rank, size, reason):
     assert reason in set_affinity(mode, rank, size)
     assert process["cpus"] == {0, 1, 2, 3}
 

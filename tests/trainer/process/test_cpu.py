@@ -30,7 +30,7 @@ def test_units_are_told_by_the_processors_flags(tmp_path: Path, more: str, bfloa
     assert [has_units(dtype, flags) for dtype in ("bfloat16", "float16", "float32")] == [bfloat16, float16, True]
 
 
-def test_a_processor_that_tells_no_flags_is_left_to_tensorflow(tmp_path: Path):
+def test_processor_without_flags_is_left_to_tensorflow(tmp_path: Path):
     file = tmp_path / "other"
     file.write_text("processor: 0\nFeatures: fp asimd\n")
     for flags in (own_flags(file), own_flags(tmp_path / "absent")):

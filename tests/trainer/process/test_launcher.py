@@ -107,13 +107,13 @@ def test_variables_that_make_no_sense_are_refused(wrong):
 
 
 @pytest.mark.parametrize("name", ["HOROVOD_RANK", "HOROVOD_SIZE", "OMPI_COMM_WORLD_RANK", "PMI_SIZE"])
-def test_half_an_announcement_is_refused_with_the_half_that_is_missing(name):
+def test_missing_variable_is_named(name):
     other = name.replace("RANK", "SIZE") if "RANK" in name else name.replace("SIZE", "RANK")
     with pytest.raises(DataError, match=f"{name} is set and {other} is not"):
         read_worker_env({name: "1"})
 
 
-def test_a_pod_in_which_no_launcher_runs_does_not_train_alone():
+def test_pod_without_a_launcher_does_not_train_alone():
     with pytest.raises(DataError, match="worker pod of an MPIJob"):
         read_worker_env({"K_MPI_JOB_ROLE": "worker"})
     cluster = {"worker": ["a:2222", "b:2222"], "chief": ["c:2222"]}
@@ -122,11 +122,11 @@ def test_a_pod_in_which_no_launcher_runs_does_not_train_alone():
 
 
 @pytest.mark.parametrize("config", ["", "no JSON", "[]", "{}", '{"cluster": {"worker": ["a:1"]}}', '{"cluster": 3}'])
-def test_a_configuration_that_announces_nobody_else_is_passed_over(config):
+def test_tf_config_of_a_single_task_is_ignored(config):
     assert read_worker_env({"TF_CONFIG": config, "K_MPI_JOB_ROLE": "launcher"}) == WorkerEnv()
 
 
-def test_the_gpu_wrapper_reads_the_local_ranks_that_are_read_here():
+def test_wrapper_reads_the_same_local_ranks():
     choice = re.search(r"^local_rank=(.*)$", (ROOT / "hvd_wrapper.sh").read_text(), re.MULTILINE)
     assert choice is not None
     in_order = [*re.findall(r"[A-Z_]+", choice[1]), "SLURM_LOCALID"]

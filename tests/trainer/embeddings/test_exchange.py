@@ -2,17 +2,17 @@ import numpy as np
 import pytest
 
 from tests.trainer.small_models import make_model
-from trainer.embeddings.exchange import bytes_rows, bytes_whole, cheaper_exchange, expected_distinct, plan_tables
+from trainer.embeddings.exchange import bytes_rows, bytes_whole, cheaper_exchange, expected_distinct, plan_exchange
 
 
-def test_the_expected_number_of_distinct_rows_is_that_of_uniform_draws():
+def test_expected_distinct_rows_of_uniform_draws():
     rng = np.random.default_rng(0)
     for rows, draws in ((10, 5), (1000, 300), (50, 2000)):
         seen = np.mean([len(np.unique(rng.integers(0, rows, draws))) for _ in range(300)])
         assert expected_distinct(rows, draws) == pytest.approx(seen, rel=0.06)
 
 
-def test_bytes_are_those_of_ring_collectives():
+def test_bytes_of_ring_collectives():
     # Four workers: in the all-reduce of 1000 x 8 values each sends 3/4 of them twice.
     assert bytes_whole(1000, 8, 4) == 2 * 0.75 * 1000 * 8 * 4
     assert bytes_whole(1000, 8, 1) == bytes_rows(1000, 8, 10**6, 1) == 0
@@ -32,19 +32,15 @@ def test_bytes_are_those_of_ring_collectives():
         (200_000, 400_000, 64, "whole"),
     ],
 )
-def test_the_cheaper_way_follows_rows_batch_and_workers(rows, lookups, workers, expected):
+def test_cheaper_exchange(rows, lookups, workers, expected):
     assert cheaper_exchange(rows, 64, lookups=lookups, workers=workers) == expected
 
 
-def test_a_choice_holds_for_every_table():
+def test_plan_has_one_entry_per_table():
     embeddings = make_model().embeddings
-    chosen = {choice: [use.exchange for use in plan_tables(embeddings, 16, 2, choice)] for choice in ("whole", "rows")}
-    assert chosen == {"whole": ["whole"] * 4, "rows": ["rows"] * 4}
-    auto = plan_tables(embeddings, 16, 2, "auto")
-    assert [(use.name.rpartition("/")[2], use.part, use.rows, use.width) for use in auto] == [
-        ("deep.user", "deep", 500, 8),
-        ("deep.day", "deep", 7, 4),
-        ("deep.tags", "deep", 90, 6),
-        ("wide", "wide", 597, 1),
-    ]
-    assert [use.exchange for use in auto][:2] == ["rows", "whole"]
+    names = ["deep.user", "deep.day", "deep.tags", "wide"]
+    for choice in ("whole", "rows"):
+        assert list(plan_exchange(embeddings, 16, 2, choice).values()) == [choice] * 4
+    auto = plan_exchange(embeddings, 16, 2, "auto")
+    assert [path.rpartition("/")[2] for path in auto] == names
+    assert list(auto.values())[:2] == ["rows", "whole"]

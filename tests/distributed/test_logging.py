@@ -1,4 +1,4 @@
-"""What --tensorboard_dir, --profile_steps and --horovod_timeline leave of a training with two workers."""
+"""--tensorboard_dir, --profile_steps and --horovod_timeline in a training with two workers."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ TASKS = ("click", "conversion", "click+conversion")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A training of two epochs of eight steps."""
-    folder = tmp_path_factory.mktemp("observed")
+    folder = tmp_path_factory.mktemp("logging")
     data = make_dataset(folder, ROOT / "feature_specs" / "two_labels.yaml", rows=2000)
     flags = ["--dataset_path", data, "--model_dir", folder / "model", "--results_dir", folder / "results"]
     flags += ["--model", "mmoe", "--num_experts", "3", "--expert_hidden_units", "16", "--tower_hidden_units", "8"]
@@ -30,25 +30,25 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_scalars_are_the_numbers_of_the_log(folder):
+def test_scalars_equal_the_log(folder):
     shown = {
         key: value.simple_value for key, value in values(folder / "board").items() if value.HasField("simple_value")
     }
     records = [record for record in read_log(folder / "results" / "log.json") if record["type"] == "LOG"]
-    placed = [record for record in records if isinstance(record["step"], list) and record["step"]]
+    of_steps = [record for record in records if isinstance(record["step"], list) and record["step"]]
     logged = {
         (key, record["step"][0]): value
-        for record in placed
+        for record in of_steps
         for key, value in record["data"].items()
         if isinstance(value, (int, float))
     }
     assert {("loss", 16), ("learning_rate", 16), ("samples_per_second", 16), ("auc_roc/mean", 16)} <= logged.keys()
     known = {key: value for key, value in shown.items() if value == value}
     assert known == pytest.approx(logged, rel=1e-6)
-    assert len(list((folder / "board").glob("events.*"))) == 1, "the first worker alone writes"
+    assert len(list((folder / "board").glob("events.*"))) == 1, "only the first worker writes"
 
 
-def test_gates_are_histograms_and_the_graph_is_there(folder):
+def test_gate_histograms_and_graph_are_written(folder):
     histograms = {key: value.histo.num for key, value in values(folder / "board").items() if value.HasField("histo")}
     tags = [f"gate/{task}/{expert}" for task in TASKS[:2] for expert in (1, 2, 3)]
     assert set(histograms) == {(tag, step) for tag in tags for step in (8, 16)}
@@ -56,18 +56,18 @@ def test_gates_are_histograms_and_the_graph_is_there(folder):
     assert sum(bool(event.graph_def) for event in events(folder / "board")) == 1
 
 
-def test_the_steps_are_profiled(folder):
+def test_steps_are_profiled(folder):
     (trace,) = (folder / "board" / "plugins" / "profile").rglob("*.xplane.pb")
     assert trace.stat().st_size > 1000
 
 
-def test_the_timeline_tells_what_workers_exchange(folder):
+def test_timeline_shows_the_exchange(folder):
     text = (folder / "timelines" / "timeline.json").read_text().rstrip().rstrip(",")
-    told = json.loads(text if text.endswith("]") else f"{text}]")
-    assert any("ALLREDUCE" in str(entry.get("name")) for entry in told)
+    entries = json.loads(text if text.endswith("]") else f"{text}]")
+    assert any("ALLREDUCE" in str(entry.get("name")) for entry in entries)
 
 
-def test_the_calibration_curves_of_the_log_are_on_the_page(folder):
+def test_calibration_curves_are_on_the_page(folder):
     run = read_run(folder / "results", "run")
     assert set(run.calibration) == set(TASKS)
     for task, curve in run.calibration.items():

@@ -1,0 +1,22 @@
+"""How the tests are collected: the longest files first, and TensorFlow untouched until the first test runs."""
+
+import sys
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts tests that start workers first: with several pytest workers, a long file at the end would run alone."""
+    items.sort(key=lambda item: item.get_closest_marker("horovod") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Rejects test modules that run TensorFlow when they are imported.
+
+    main.py sets threads and devices, which works only before the first operation of a process.
+    """
+    if "tensorflow" in sys.modules:
+        from tensorflow.python.eager import context
+
+        if context.context()._initialized:
+            raise pytest.UsageError("a test module runs TensorFlow when it is imported; move that into a test")
