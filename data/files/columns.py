@@ -113,7 +113,7 @@ class Column:
         # Spark and pandas write ids of columns with nulls as floats (3.0), which must represent every id exactly.
         if self.kind in (ONEHOT, MULTIHOT) and pa.types.is_floating(item):
             return (self.feature.cardinality or 0) <= exact_integers(dtype_name(item))
-        if self.kind == LABEL and self.feature.task == "binary" and pa.types.is_boolean(item):
+        if self.kind == LABEL and self.feature.is_binary and pa.types.is_boolean(item):
             return True
         return pa.types.is_integer(item) or (self.kind != MAP and pa.types.is_floating(item))
 
@@ -129,8 +129,8 @@ class Column:
             return Domain(INT64.min, INT64.max, is_whole=True)
         if self.kind == SAMPLE_WEIGHT:
             return Domain(low=0)
-        if self.kind == LABEL and feature.task != "regression":
-            return Domain(0, 1 if feature.task == "binary" else last, is_whole=True, may_miss=may_miss)
+        if self.kind == LABEL and not feature.is_number:
+            return Domain(0, 1 if feature.is_binary else last, is_whole=True, may_miss=may_miss)
         return Domain(may_miss=may_miss)
 
 
@@ -236,7 +236,7 @@ def out_of_domain(column: Column, numbers: np.ndarray) -> tuple[str, np.ndarray]
     NaN breaks it unless the domain allows missing values.
     """
     what = {ONEHOT: "id out of range", MAP: "not a group", SAMPLE_WEIGHT: "not a weight"}.get(column.kind or "")
-    is_class = column.kind == LABEL and column.feature.task != "regression"
+    is_class = column.kind == LABEL and not column.feature.is_number
     return what or ("label value" if is_class else "not finite"), ~column.domain.allows(numbers)
 
 
@@ -266,12 +266,8 @@ def _problem(what: str, column: Column, values: pa.Array, wrong: np.ndarray) -> 
 
 
 def _expected_label(feature: Feature) -> str:
-    words = {
-        "binary": "0 or 1",
-        "multiclass": f"a class in [0, {feature.cardinality})",
-        "regression": "a finite number",
-    }
-    return words[feature.task] + (" (or nothing)" if feature.missing == "ignore" else "")
+    words = f"a class in [0, {feature.cardinality})" if feature.is_class else feature.label_kind.value
+    return words + (" (or nothing)" if feature.missing == "ignore" else "")
 
 
 _EXPECTED = {

@@ -73,8 +73,28 @@ class Feature:
 
     @property
     def label_kind(self) -> LabelKind:
-        """The values of a label."""
+        """The values of a label, by its task type."""
         return TASK_TYPES[self.task]
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether a label is 0 or 1."""
+        return self.label_kind is LabelKind.BINARY
+
+    @property
+    def is_class(self) -> bool:
+        """Whether a label is one of `cardinality` classes."""
+        return self.label_kind is LabelKind.CLASS
+
+    @property
+    def is_number(self) -> bool:
+        """Whether a label is any number."""
+        return self.label_kind is LabelKind.NUMBER
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of a label; 0 if it is a number."""
+        return {LabelKind.BINARY: 2, LabelKind.NUMBER: 0}.get(self.label_kind, self.cardinality or 0)
 
 
 @dataclass(frozen=True)

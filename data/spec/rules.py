@@ -135,15 +135,15 @@ def check_tasks(parts: Parts) -> Iterator[Problem]:
     labels = _in_channels(parts, LABEL)
     for feature in labels:
         place = place_of("feature_spec", feature.name)
-        if "positive_weight" in parts.stated[feature.name] and feature.task != "binary":
+        if "positive_weight" in parts.stated[feature.name] and not feature.is_binary:
             what = f"is only for binary labels and the task is {feature.task}; take it away"
             yield Problem(f"{place}.positive_weight", what)
-        if feature.task == "multiclass" and (feature.cardinality or 0) < 2 and place in parts.complete:
+        if feature.is_class and (feature.cardinality or 0) < 2 and place in parts.complete:
             found = "is missing" if feature.cardinality is None else f"is {feature.cardinality}"
             yield Problem(f"{place}.cardinality", f"{found}; write the number of classes, at least 2")
-        if feature.task == "multiclass":
+        if feature.is_class:
             yield from _check_dtype_holds(feature, "classes")
-        if feature.task == "binary" and (feature.cardinality or 0) > 2:
+        if feature.is_binary and (feature.cardinality or 0) > 2:
             what = f"is {feature.cardinality} but the task is binary; write task: multiclass, or take it away"
             yield Problem(f"{place}.cardinality", what)
         if feature.name == RESERVED_LABEL and len(labels) > 1:
@@ -153,7 +153,7 @@ def check_tasks(parts: Parts) -> Iterator[Problem]:
 def check_sample_spaces(parts: Parts) -> Iterator[Problem]:
     """Checks that `given` names another, binary label, and that `given` forms neither cycles nor overlong chains."""
     labels = {feature.name: feature for feature in _in_channels(parts, LABEL)}
-    binary = [name for name, feature in labels.items() if feature.task == "binary"]
+    binary = [name for name, feature in labels.items() if feature.is_binary]
     for name, feature in labels.items():
         place = f"{place_of('feature_spec', name)}.given"
         if feature.given is None:
@@ -161,7 +161,7 @@ def check_sample_spaces(parts: Parts) -> Iterator[Problem]:
         if feature.given not in labels:
             others = tuple(islice((other for other in binary if other != name), MAX_LABELS_COMPARED))
             yield Problem(place, f"{feature.given!r} is not a label (channel_spec.{LABEL})", feature.given, others)
-        elif labels[feature.given].task != "binary":
+        elif not labels[feature.given].is_binary:
             what = f"{feature.given!r} has task {labels[feature.given].task}; name a binary label"
             yield Problem(place, what)
         elif len(_chain(labels, name)) > MAX_CHAIN:
@@ -182,7 +182,7 @@ def check_joint_names(parts: Parts) -> Iterator[Problem]:
     for name, feature in labels.items():
         chain = _chain(labels, name)
         names, together = listed(chain, len(chain)), JOINT.join(chain)
-        if feature.task != "binary" or len(chain) == 1:
+        if not feature.is_binary or len(chain) == 1:
             continue
         if together in taken:
             what = f"in metrics, {names} together are called {together!r}, as is {taken[together]}; rename one"
@@ -196,7 +196,7 @@ def check_bool_dtype(parts: Parts) -> Iterator[Problem]:
     for feature in parts.features.values():
         channel = channel_of.get(feature.name)
         is_used = channel is not None or feature.role is not None
-        if feature.dtype == BOOL_DTYPE and is_used and (channel != LABEL or feature.task != "binary"):
+        if feature.dtype == BOOL_DTYPE and is_used and (channel != LABEL or not feature.is_binary):
             place = f"{place_of('feature_spec', feature.name)}.dtype"
             yield Problem(place, "is bool, which only a binary label can be; store numbers and write their dtype")
 
