@@ -11,7 +11,7 @@ from data.errors import DataError, LostInputError
 from data.loading.loader import ParquetLoader
 from data.storage.checksummed_dir import StorageError
 from trainer.checkpoint.store import NoCheckpointError
-from trainer.cli import parse, place_in
+from trainer.cli import parse, path_in
 from trainer.config import Options
 from trainer.inputs import (
     Inputs,
@@ -37,7 +37,6 @@ from trainer.lifecycle.records import JOB_VARIABLE, PEER_GONE, WorkerRecord
 from trainer.lifecycle.run_lock import FolderInUse, RunLock
 from trainer.lifecycle.signals import StopRequest
 from trainer.logging.log import warn
-from trainer.models import MODELS
 from trainer.process.startup import import_tensorflow, robust_stdio
 from trainer.process.worker_env import WorkerEnv, read_worker_env
 from trainer.report.outputs import draw_gates_of_run
@@ -52,14 +51,14 @@ def main(argv: list[str] | None = None) -> int:
     Everything that can be checked without TensorFlow is checked before TensorFlow is imported.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    results_dir = place_in(arguments, "results_dir")  # the record is written even if the arguments are invalid
+    results_dir = path_in(arguments, "results_dir")  # the record is written even if the arguments are invalid
     try:
         launch = read_worker_env(os.environ)
     except DataError as error:
         return _refuse(error, WorkerEnv(), WorkerRecord(results_dir, WorkerEnv()))
     with WorkerRecord(results_dir, launch) as record, ExitStack() as until_the_end:
         try:
-            options = parse(arguments, launch.size, tuple(MODELS), reads_checkpoint=launch.rank == 0)
+            options = parse(arguments, launch.size, reads_checkpoint=launch.rank == 0)
             inputs = open_inputs(options, launch)
             check_model(options, inputs, launch)
             is_training = options.run.trains and not options.run.benchmark

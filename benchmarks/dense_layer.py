@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from benchmarks.reporting import report
 from benchmarks.script import parser_of
-from trainer.models.layers import Dense, Style
+from trainer.models.layers import Dense, DenseConfig
 from trainer.models.step_context import StepContext
 
 Pass = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], list[tf.Tensor]]
@@ -54,12 +54,12 @@ def differentiated(forward: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], weights
 
 
 def our_layer(inputs: int, units: int, dtype: str, rate: float, *, xla: bool) -> Pass:
-    layer = Dense(units, style=Style("relu", rate, compute_dtype=dtype), seed=1, name="ours")
+    layer = Dense(units, DenseConfig("relu", rate, compute_dtype=dtype, seed=1), name="ours")
     layer.build((None, inputs))
 
     def forward(x: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         present = tf.ones(x.shape[:1])
-        return layer(x, training_pass=StepContext(tf.stack([0, number]), present, list, xla))
+        return layer(x, context=StepContext(tf.stack([0, number]), present, list, xla))
 
     return differentiated(forward, layer.trainable_variables)
 

@@ -48,7 +48,7 @@ def random_batch(layout: InputSchema, batch: int, tasks: int) -> StepInput:
 
 
 def make_step(flags: list[str], layout: InputSchema, batch: int, tasks: int, compute_dtype: str) -> TrainStep:
-    options = parse([*flags, "--global_batch_size", str(batch)], 1, ["mmoe", "shared_bottom"])
+    options = parse([*flags, "--global_batch_size", str(batch)], 1)
     names = tuple(BinaryTask(f"task_{number}") for number in range(tasks))
     model = build_model(options.model, layout, names, compute_dtype=compute_dtype, seed=0)
     return make_training(

@@ -14,7 +14,7 @@ from trainer.cli import parse
 from trainer.comm import Comm, connect
 from trainer.evaluate import Evaluator
 from trainer.inputs import open_inputs
-from trainer.models import MODELS, build_model
+from trainer.models import build_model
 from trainer.process import runtime
 from trainer.process.worker_env import read_worker_env
 from trainer.step import step_input
@@ -40,7 +40,7 @@ class TrainingRun:
 
     def __init__(self, dataset: Path, *flags: str, around: Callable[[Comm], Comm] = lambda comm: comm):
         launch = read_worker_env(os.environ)
-        self.options = parse(["--dataset_path", str(dataset), *flags], launch.size, tuple(MODELS))
+        self.options = parse(["--dataset_path", str(dataset), *flags], launch.size)
         self.inputs = open_inputs(self.options, launch)
         training = self.options.training
         self.compute_dtype = runtime.prepare(launch, training).compute_dtype

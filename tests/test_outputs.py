@@ -37,7 +37,6 @@ from trainer.cli import parse
 from trainer.early_stopping import Stopping
 from trainer.lifecycle.records import WorkerRecord, prepare_records
 from trainer.lifecycle.run_lock import RunLock
-from trainer.models import MODELS
 from trainer.process.worker_env import WorkerEnv
 
 MINE = "a user's own file"
@@ -65,7 +64,7 @@ def arrays() -> list[ArraySource]:
 
 def run_state(data: Path) -> dict[str, Any]:
     """What a run on a dataset keeps in its first checkpoint, besides arrays."""
-    spec, options = FeatureSpec.read(data / "feature_spec.yaml"), parse([*SMALL], 1, tuple(MODELS))
+    spec, options = FeatureSpec.read(data / "feature_spec.yaml"), parse([*SMALL], 1)
     facts = RunFacts(
         identity=Identity(seed=0, global_batch_size=64, train_mapping="train", training_data="0"),
         position=Position(steps=1, losses=[0.5]),

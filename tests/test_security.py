@@ -31,7 +31,6 @@ from tests.data.csv_documents import GOOD_LINE, document, write_csv_dataset
 from tests.helpers import ROOT, environment, make_dataset
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cli import parse
-from trainer.models import MODELS
 from trainer.recommender import Recommender
 
 SECONDS = 3.0
@@ -51,7 +50,7 @@ def refused(job: Callable[[], object]) -> str:
 
 def test_model_names_are_looked_up_in_a_table():
     with pytest.raises(DataError, match="--model 'os.system' is not one of"):
-        parse(["--model", "os.system"], 1, tuple(MODELS))
+        parse(["--model", "os.system"], 1)
 
 
 @pytest.mark.parametrize("lock", ["cpu.txt", "gpu.txt"])
@@ -96,7 +95,7 @@ def test_what_a_file_holds_does_not_control_the_terminal(tmp_path, capsys):
 
 @pytest.mark.parametrize("word", ["a\0b", "a\udcffb"])
 def test_an_argument_that_no_log_can_hold_is_refused(word):
-    assert "is not text in UTF-8" in refused(lambda: parse(["--model_dir", word], 1, tuple(MODELS)))
+    assert "is not text in UTF-8" in refused(lambda: parse(["--model_dir", word], 1))
 
 
 # Fitted encoders and workflows
@@ -269,16 +268,15 @@ def model_folder(tmp_path_factory) -> Path:
     from data.spec.embedding_sizes import embedding_dims
     from trainer.checkpoint.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, write_model
     from trainer.checkpoint.state import array_sources
-    from trainer.config import ModelOptions
     from trainer.layout import input_schema
-    from trainer.models import build_model
+    from trainer.models import build_model, model_options
     from trainer.models.weights import named
     from trainer.tasks.task import tasks_of
 
     folder = tmp_path_factory.mktemp("models")
     spec = FeatureSpec.read(ROOT / "feature_specs" / "tiny.yaml")
     widths = embedding_dims(spec)
-    options = ModelOptions(deep_hidden_units=(4,))
+    options = model_options(deep_hidden_units=(4,))
     model = build_model(options, input_schema(spec, widths), tasks_of(spec), compute_dtype="float32", seed=0)
     documents: dict[str, Any] = {
         ARCHITECTURE: architecture(),

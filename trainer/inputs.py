@@ -97,7 +97,7 @@ def open_inputs(options: Options, launch: WorkerEnv, agreed: Schema | None = Non
         checkpoint = store.open(options.run.which_checkpoint, verify=False)
         saved = RunFacts.of(checkpoint).schema
         spec = saved.arrange(spec, widths, str(checkpoint.path), str(path), ignoring)
-    options.model.check_towers([label.name for label in spec.labels])
+    options.model.check_labels([label.name for label in spec.labels])
     run, oov_policy = options.run, options.data.oov_policy
     _check_rows_are_kept(options)
     evaluates = run.evaluate or not run.benchmark

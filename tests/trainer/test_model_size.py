@@ -14,10 +14,10 @@ from trainer import model_size
 from trainer.checkpoint.model_folder import open_model, write_model
 from trainer.cli import parse
 from trainer.comm import SingleWorker
-from trainer.config import ModelOptions, Options
+from trainer.config import Options
 from trainer.layout import CategoricalInput, InputSchema
-from trainer.model_size import check_model_fits, dense_weights, table_sizes
-from trainer.models import MODELS
+from trainer.model_size import check_model_fits, table_sizes
+from trainer.models import MODELS, model_options
 from trainer.process.worker_env import WorkerEnv
 from trainer.recommender import Recommender
 from trainer.tasks.binary import BinaryTask
@@ -43,7 +43,7 @@ def bound(monkeypatch):
 
 
 def options_of(*flags: str) -> Options:
-    return parse(flags, 1, tuple(MODELS), reads_checkpoint=False)
+    return parse(flags, 1, reads_checkpoint=False)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -76,7 +76,8 @@ def test_tables_with_their_state_take_what_is_computed(name):
 def test_dense_weights_are_at_least_what_is_computed(name):
     model = make_model(model=name, tasks=TASKS)
     real = sum(int(np.prod(weight.shape)) for weight in model.deep_weights)
-    assert 0 < dense_weights(ModelOptions(model=name, **FLAGS), LAYOUT, TASKS) <= real
+    widths = {task.name: task.width for task in TASKS}
+    assert 0 < model_options(model=name, **FLAGS).dense_weights(LAYOUT.width, widths) <= real
 
 
 def layout_of(**tables: tuple[int, int]) -> InputSchema:

@@ -25,8 +25,7 @@ from trainer.checkpoint.state import restore
 from trainer.checkpoint.store import NoCheckpointError
 from trainer.config import ModelOptions
 from trainer.layout import InputSchema, input_schema
-from trainer.model_size import dense_weights
-from trainer.models import build_model
+from trainer.models import build_model, model_options
 from trainer.models.ranking import RankingModel
 from trainer.models.weights import named
 from trainer.tasks.task import Task, tasks_of
@@ -135,10 +134,9 @@ def read_document(kind: type[Any], sealed: ChecksummedDir, name: str) -> Any:
 def _check_size(options: ModelOptions, layout: InputSchema, tasks: tuple[Task, ...], sealed: ChecksummedDir) -> None:
     """Refuse a description of a model larger than the stored weights, before memory is allocated for it."""
     held = sum(math.prod(shape) for shape, _ in sealed.arrays.values())
-    counts = (options.num_experts, options.num_task_experts, options.num_shared_experts, options.ple_levels)
     claimed = sum(columns.cardinality * columns.width for columns in layout.categorical)
-    claimed += dense_weights(options, layout, tasks)
-    if max(claimed, *counts, *options.gate_hidden_units) > held:
+    claimed += options.dense_weights(layout.width, {task.name: task.width for task in tasks})
+    if claimed > held:
         raise DataError(f"{sealed.path}: describes a model that is larger than its {held:,} weights")
 
 
@@ -150,4 +148,4 @@ def _options(values: dict[str, Any], path: Path) -> ModelOptions:
     unknown = sorted(set(values) - set(flags))
     if unknown:
         raise DataError(f"{path}: has the options {', '.join(unknown)}, which this program does not know; update it")
-    return ModelOptions(**flags)
+    return model_options(**flags)

@@ -31,6 +31,7 @@ from trainer.config import ModelOptions, Options
 from trainer.early_stopping import Stopping
 from trainer.inputs import Inputs
 from trainer.logging.log import to_plain, warn
+from trainer.models import model_options
 from trainer.tasks.evaluation import headline_metrics, is_better
 
 NAN = float("nan")
@@ -39,7 +40,7 @@ NAN = float("nan")
 def agreed_model_options(options: ModelOptions, comm: Comm) -> ModelOptions:
     """Return rank 0's model flags on every worker. A collective."""
     values = comm.broadcast_bytes(json.dumps(vars(options)).encode())
-    return ModelOptions(**from_json(json.loads(values)))
+    return model_options(**from_json(json.loads(values)))
 
 
 def agreed_schema(schema: Schema, comm: Comm) -> Schema:

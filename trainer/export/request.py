@@ -18,7 +18,7 @@ from data.storage.output_paths import check_apart
 from trainer.checkpoint.facts import MAX_HOTNESS, WIDTH, Schema
 from trainer.checkpoint.model_folder import MODEL_FOLDER, SEEN_ITEMS, SEEN_STARTS, SPECIFICATION, open_model
 from trainer.checkpoint.store import CHECKPOINTS
-from trainer.cli import default_place
+from trainer.cli import default_path
 from trainer.export import FORMATS
 
 # Number of rows on which an export is compared with the model.
@@ -61,7 +61,7 @@ def read_request(argv: Sequence[str] | None) -> Request:
     arguments = _parser().parse(argv)
     _check_packages(arguments.format)
     _check_output(arguments.output)
-    model_dir = default_place("model_dir") if arguments.model_dir is None else arguments.model_dir
+    model_dir = default_path("model_dir") if arguments.model_dir is None else arguments.model_dir
     folder = _model_folder(model_dir.absolute())
     check_apart(
         {"--output": arguments.output}, {"the model folder": folder, "the checkpoints": model_dir / CHECKPOINTS}

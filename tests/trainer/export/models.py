@@ -20,10 +20,9 @@ from trainer.checkpoint.model_folder import (
     write_model,
 )
 from trainer.checkpoint.state import array_sources
-from trainer.config import ModelOptions
 from trainer.layout import input_schema
 from trainer.logging.log import to_plain
-from trainer.models import build_model
+from trainer.models import build_model, model_options
 from trainer.models.weights import named
 from trainer.tasks.task import tasks_of
 
@@ -70,7 +69,7 @@ def write_run(
     folder.mkdir(parents=True, exist_ok=True)
     spec = FeatureSpec.from_dict(specification(without), folder)
     widths = {feature.name: 4 for feature in (*spec.onehot, *spec.multihot)}
-    options = ModelOptions(**(SMALL | flags))
+    options = model_options(**(SMALL | flags))
     model = build_model(options, input_schema(spec, widths), tasks_of(spec), compute_dtype="float32", seed=1)
     rng = np.random.default_rng(0)
     for variable in model.variables:
