@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from data.command_line import Parser
 from data.errors import DataError
 from trainer.checkpoint.saved_config import saved_model_flags
-from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions
+from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions, choices_of
 from trainer.models import model_flags, model_options, network_class
 
 DESCRIPTION = """Trains, evaluates and measures a ranking model on the dataset that a feature specification describes.
@@ -114,7 +114,8 @@ def make_parser() -> Parser:
         flags = {item.name: (item, hints[item.name]) for item in fields(section)}
         for name, (item, hint) in (model_flags() if section is ModelOptions else flags).items():
             # Without a default here, flags that were given differ from those that were not.
-            group.add_argument(f"--{name}", default=None, help=_help(item), **_argument(hint, item.metadata["parse"]))
+            values = {"choices": choices_of(item)} if choices_of(item) else _argument(hint, item.metadata["parse"])
+            group.add_argument(f"--{name}", default=None, help=_help(item), **values)
     return parser
 
 

@@ -5,9 +5,10 @@ trainer/models/NAME.py. Nothing here imports TensorFlow, so mistakes are reporte
 """
 
 import math
+import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +27,7 @@ def option(
     below: float | None = None,
     positive: bool = False,
     required: bool = False,
+    choices: str | None = None,
     parse: Callable[[Sequence[str]], Any] | None = None,
 ) -> Any:
     """Return the dataclass field of a flag. Limits hold for every number in a value; None is always allowed.
@@ -37,10 +39,17 @@ def option(
         below: upper limit, which the value must stay below.
         positive: whether the value must be above 0.
         required: whether a tuple must have an element.
+        choices: "module:REGISTRY", a mapping whose keys are the values of the flag, besides its default.
         parse: function that makes the value from the words on the command line; None to follow the field's type.
     """
     limits = {"at_least": at_least, "below": below, "positive": positive, "required": required}
-    return field(default=default, metadata={"help": help_text, "parse": parse, **limits})
+    return field(default=default, metadata={"help": help_text, "choices": choices, "parse": parse, **limits})
+
+
+def choices_of(item: Field[Any]) -> list[str]:
+    """Return the values of a flag with a registry, its default first; an empty list for other flags."""
+    registry, default = item.metadata["choices"], str(item.default)
+    return [] if registry is None else list(dict.fromkeys([default, *pkgutil.resolve_name(registry)]))
 
 
 def check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
@@ -68,7 +77,10 @@ class Section:
     def __post_init__(self) -> None:
         """Checks all values. Raises a DataError if one is out of range or contradicts another."""
         for item in fields(self):
-            check_limits(item.name, getattr(self, item.name), item.metadata)
+            value, choices = getattr(self, item.name), choices_of(item)
+            if choices and value not in choices:
+                raise DataError(f"--{item.name} {value!r} is not one of {', '.join(choices)}")
+            check_limits(item.name, value, item.metadata)
         self.check()
 
     def check(self) -> None:
@@ -155,8 +167,10 @@ class TrainingOptions(Section):
     eval_batch_size: int = option(131_072, "samples per evaluation step, summed over all workers", at_least=1)
     num_epochs: int = option(20, "passes over the training data", at_least=1)
     linear_learning_rate: float = option(0.02, "rate of the wide part (FTRL)", positive=True)
-    optimizer: Literal["auto", "rmsprop", "adam", "adamw", "adagrad", "sgd"] = option(
-        "auto", "of the deep part; auto: rmsprop for wide_deep, adam for the others"
+    optimizer: str = option(
+        "auto",
+        "of the deep part; auto: rmsprop for wide_deep, adam for the others",
+        choices="trainer.optimizers.rules:OPTIMIZERS",
     )
     deep_learning_rate: float | None = option(
         None, "base rate of the deep part; default: 0.00012 for wide_deep, 0.001 for the others", positive=True
@@ -179,8 +193,10 @@ class TrainingOptions(Section):
         0.0, "likewise of the deep tables' rows; both act on the rows that a batch touches", at_least=0
     )
     l2_reg_dnn: float = option(0.0, "likewise of the kernels of all dense layers", at_least=0)
-    loss_weighting: Literal["static", "uncertainty", "gradnorm", "dwa", "rlw", "pcgrad"] = option(
-        "static", "how losses of several tasks become one; static: the specification's loss_weight"
+    loss_weighting: str = option(
+        "static",
+        "how losses of several tasks become one; static: the specification's loss_weight",
+        choices="trainer.tasks.loss_weighting:LOSS_WEIGHTINGS",
     )
     gradnorm_alpha: float = option(1.5, "of gradnorm: how strongly tasks that learn slowly are favoured", at_least=0)
     early_stopping_metric: str | None = option(

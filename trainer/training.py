@@ -13,7 +13,7 @@ from trainer.optimizers.optimizer import Optimizer, ParameterGroup
 from trainer.optimizers.rules import OPTIMIZERS, Ftrl
 from trainer.optimizers.schedules import Constant, Schedule, make_schedule
 from trainer.step import TrainStep
-from trainer.tasks.loss_weighting import LossWeighting, make_loss_weighting
+from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS, LossWeighting
 
 
 class Training(NamedTuple):
@@ -57,12 +57,7 @@ def make_training(
     Raises:
         DataError: the loss weighting does not fit the model.
     """
-    weighting = make_loss_weighting(
-        options.loss_weighting,
-        model.tasks,
-        options.seed,
-        gradnorm_alpha=options.gradnorm_alpha,
-    )
+    weighting = LOSS_WEIGHTINGS[options.loss_weighting].from_options(model.tasks, options)
     schedule = make_schedule(deep_optimizer, steps_per_epoch, options.num_epochs)
     optimizer = Optimizer(_deep_group(model, options, deep_optimizer, schedule, weighting), _wide_group(model, options))
     loss_scale = LossScale(dynamic=compute_dtype == "float16")

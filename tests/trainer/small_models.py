@@ -16,7 +16,7 @@ from trainer.optimizers.rules import Ftrl, RMSprop
 from trainer.optimizers.schedules import Constant
 from trainer.step import StepInput, StepResult, TrainStep
 from trainer.tasks.binary import BinaryTask
-from trainer.tasks.loss_weighting import make_loss_weighting
+from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS
 from trainer.tasks.task import Task
 
 DEEP_RATE, WIDE_RATE = 0.01, 0.02
@@ -64,7 +64,7 @@ def make_step(
 ) -> TrainStep:
     """A step with RMSprop and FTRL; the flags are those of TrainingOptions."""
     embeddings = model.embeddings
-    weighting = make_loss_weighting(loss_weighting, model.tasks, 3)
+    weighting = LOSS_WEIGHTINGS[loss_weighting](model.tasks, 3)
     optimizer = Optimizer(
         ParameterGroup(
             RMSprop(),

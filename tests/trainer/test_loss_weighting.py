@@ -11,7 +11,7 @@ from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import make_batches, make_model, make_step, run_eagerly
 from tests.trainer.test_step import differences, part
 from trainer.tasks.binary import BinaryTask
-from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS, make_loss_weighting, project
+from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS, GradNorm, PCGrad, Uncertainty, project
 from trainer.tasks.regression import RegressionTask
 
 # No tensor: it would start TensorFlow while tests are collected, before main.py can set it up.
@@ -23,7 +23,7 @@ def tasks_of(*loss_weights: float) -> list[BinaryTask]:
 
 
 def method(name: str, *, seed: int = 7):
-    return make_loss_weighting(name, tasks_of(1.0, 3.0), seed)
+    return LOSS_WEIGHTINGS[name](tasks_of(1.0, 3.0), seed)
 
 
 def total(weighting, step: int = 1, workers: int = 1) -> float:
@@ -37,7 +37,7 @@ def test_static_takes_the_specifications_weights():
 
 def test_uncertainty_follows_the_paper():
     tasks = [BinaryTask("click"), RegressionTask("price", loss_weight=3.0)]
-    weighting = make_loss_weighting("uncertainty", tasks, 7)
+    weighting = Uncertainty(tasks, 7)
     assert total(weighting) == pytest.approx(0.5 + 3 * (0.5 * 2.0))
     weighting.weights["loss_log_variance"].assign([math.log(4.0), -math.log(2.0)])
     classification = 0.5 / 4 + math.log(4.0) / 2
@@ -120,7 +120,7 @@ def test_one_worker_and_two_agree(name, compute_dtype):
 
 
 def test_gradnorm_follows_its_equations():
-    weighting = make_loss_weighting("gradnorm", tasks_of(1.0, 2.0), 0, gradnorm_alpha=0.5)
+    weighting = GradNorm(tasks_of(1.0, 2.0), 0, alpha=0.5)
     np.testing.assert_array_equal(weighting.factors(tf.constant(1)), [1.0, 2.0])
     gradients = tf.constant([[3.0, 4.0], [0.0, 1.0]])  # norms of w_k L_k: 5 and 2
     assert weighting.combine(gradients, tf.constant([1.0, 4.0]), tf.constant(1)) is None
@@ -137,7 +137,7 @@ def test_gradnorm_follows_its_equations():
 
 
 def test_gradnorm_skips_a_task_without_rows():
-    weighting = make_loss_weighting("gradnorm", tasks_of(1.0, 1.0), 0)
+    weighting = GradNorm(tasks_of(1.0, 1.0), 0)
     weighting.combine(tf.constant([[3.0], [0.0]]), tf.constant([1.0, 0.0]), tf.constant(1))
     np.testing.assert_allclose(weighting.factors(tf.constant(2)), [1.0, 1.0], rtol=1e-6)
     assert math.isnan(weighting.state["gradnorm_first_losses"].numpy()[1])
@@ -155,7 +155,7 @@ def naive_pcgrad(gradients: np.ndarray, orders: np.ndarray) -> np.ndarray:
 
 
 def test_pcgrad_removes_conflicting_components():
-    weighting = make_loss_weighting("pcgrad", tasks_of(1.0, 2.0), 0)
+    weighting = PCGrad(tasks_of(1.0, 2.0), 0)
     combined = weighting.combine(tf.constant([[1.0, 0.0], [-0.5, 0.5]]), tf.constant(LOSSES), tf.constant(1))
     # g1 = (1, 0), g2 = (-1, 1): g1 loses -1/2 g2 and becomes (1/2, 1/2), g2 loses -1 g1 and becomes (0, 1).
     np.testing.assert_allclose(combined, [0.5, 1.5], rtol=1e-6)

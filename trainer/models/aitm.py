@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainer.config import option
-from trainer.models.lazy import layers, tf
+from trainer.lazy import tf
+from trainer.models.lazy import layers
 from trainer.models.multitask import MultiTaskOptions
 from trainer.models.network import Network
 from trainer.tasks.task import Task, logit_columns

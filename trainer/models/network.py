@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from trainer.config import ModelOptions
-from trainer.models.lazy import layers, tf
+from trainer.lazy import tf
+from trainer.models.lazy import layers
 from trainer.tasks.task import Task
 
 if TYPE_CHECKING:

@@ -1,20 +1,20 @@
 """Binary tasks: the probability that a label is 1."""
 
+from __future__ import annotations
+
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from data.spec.parts import Feature
+from trainer.lazy import tf
 from trainer.metrics.auc import PrecisionRecallAuc, RocAuc
 from trainer.metrics.calibration import Calibration, CalibrationError, probability
 from trainer.metrics.grouped import GroupedAuc, MeanAveragePrecision
 from trainer.metrics.losses import LogLoss, NormalizedEntropy
 from trainer.metrics.metric import Metric
 from trainer.tasks.task import Task
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,12 @@ class BinaryTask(Task):
         """Creates the task of a label. `given` is the index of the label that it is given, or None."""
         return cls(label.name, loss_weight=label.loss_weight, given=given, positive_weight=label.positive_weight)
 
-    def loss(self, logits: "tf.Tensor", labels: "tf.Tensor") -> "tf.Tensor":
+    def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Computes the loss of each row, [batch] float32. Labels may be any probabilities."""
-        import tensorflow as tf
-
         return tf.nn.weighted_cross_entropy_with_logits(labels, logits[:, 0], pos_weight=self.positive_weight)
 
-    def activation(self, logits: "tf.Tensor") -> "tf.Tensor":
+    def activation(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns the probabilities, [batch, 1] float32."""
-        import tensorflow as tf
-
         return tf.math.sigmoid(logits)
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:

@@ -1,11 +1,13 @@
 """Loss weighting: methods that combine the losses of several tasks."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-import tensorflow as tf
-
+from trainer.config import TrainingOptions
+from trainer.lazy import tf
 from trainer.tasks.task import Task
 
 Wants = Literal["nothing", "last", "all"]
@@ -39,6 +41,11 @@ class LossWeighting:
         self.weights: dict[str, tf.Variable] = {}
         self.state: dict[str, tf.Variable] = {}
         self._seed = seed
+
+    @classmethod
+    def from_options(cls, tasks: Sequence[Task], options: TrainingOptions) -> Self:
+        """Creates the method with the flags, of which most methods use none but the seed."""
+        return cls(tasks, options.seed)
 
     def factors(self, step: tf.Tensor) -> tf.Tensor:
         """Returns the tasks' factors in a step (from 1), [tasks] float32; they are not differentiated."""
@@ -159,6 +166,11 @@ class GradNorm(LossWeighting):
             "gradnorm_first_losses": tf.Variable(tf.fill([len(tasks)], math.nan), trainable=False),
         }
 
+    @classmethod
+    def from_options(cls, tasks: Sequence[Task], options: TrainingOptions) -> Self:
+        """Creates the method with --gradnorm_alpha."""
+        return cls(tasks, options.seed, options.gradnorm_alpha)
+
     def factors(self, step: tf.Tensor) -> tf.Tensor:
         """Returns the factors v_k w_k."""
         return self.state["gradnorm_weights"] * self.loss_weights
@@ -217,8 +229,8 @@ def project(products: tf.Tensor, orders: tf.Tensor) -> tf.Tensor:
     """
     tasks = products.shape[0]
     shares, squares = tf.eye(tasks), tf.linalg.diag_part(products)
-    for place in range(tasks):
-        others = orders[:, place]  # [tasks]: the task that each one is compared with in this round
+    for index in range(tasks):
+        others = orders[:, index]  # [tasks]: the task that each one is compared with in this round
         # Projected g_i . g_j with the original g_j, as in the paper.
         along = tf.reduce_sum(shares * tf.gather(products, others), axis=1)
         conflicts = (along < 0) & (others != tf.range(tasks))
@@ -227,6 +239,7 @@ def project(products: tf.Tensor, orders: tf.Tensor) -> tf.Tensor:
     return shares
 
 
+# The choices of --loss_weighting.
 LOSS_WEIGHTINGS: dict[str, type[LossWeighting]] = {
     "static": LossWeighting,
     "uncertainty": Uncertainty,
@@ -235,17 +248,3 @@ LOSS_WEIGHTINGS: dict[str, type[LossWeighting]] = {
     "rlw": RandomWeights,
     "pcgrad": PCGrad,
 }
-
-
-def make_loss_weighting(method: str, tasks: Sequence[Task], seed: int, *, gradnorm_alpha: float = 1.5) -> LossWeighting:
-    """Creates a loss weighting method by name.
-
-    Args:
-        method: key of LOSS_WEIGHTINGS.
-        tasks: the tasks.
-        seed: seed of random weights and orders.
-        gradnorm_alpha: GradNorm's `alpha`.
-    """
-    if method == "gradnorm":
-        return GradNorm(tasks, seed, gradnorm_alpha)
-    return LOSS_WEIGHTINGS[method](tasks, seed)

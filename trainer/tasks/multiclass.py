@@ -1,18 +1,18 @@
 """Multiclass tasks: the probabilities of a label's classes."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from data.spec.parts import Feature
+from trainer.lazy import tf
 from trainer.metrics.auc import OneVersusRestAuc
 from trainer.metrics.losses import Accuracy, SoftmaxLoss, SoftmaxNormalizedEntropy
 from trainer.metrics.metric import Metric
 from trainer.tasks.task import Task
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,12 @@ class MulticlassTask(Task):
         """One logit per class."""
         return self.num_classes
 
-    def loss(self, logits: "tf.Tensor", labels: "tf.Tensor") -> "tf.Tensor":
+    def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Computes the loss of each row, [batch] float32."""
-        import tensorflow as tf
-
         return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.cast(labels, tf.int32), logits=logits)
 
-    def activation(self, logits: "tf.Tensor") -> "tf.Tensor":
+    def activation(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns the probabilities of the classes, [batch, classes] float32."""
-        import tensorflow as tf
-
         return tf.nn.softmax(logits)
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:

@@ -1,16 +1,16 @@
 """Regression tasks: the value of a label."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
+from trainer.lazy import tf
 from trainer.metrics.losses import MeanAbsoluteError, MeanSquaredError, RootMeanSquaredError
 from trainer.metrics.metric import Metric
 from trainer.tasks.task import Task
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,12 @@ class RegressionTask(Task):
     metrics: ClassVar[tuple[type[Metric], ...]] = (MeanSquaredError, RootMeanSquaredError, MeanAbsoluteError)
     uncertainty_factor = 0.5
 
-    def loss(self, logits: "tf.Tensor", labels: "tf.Tensor") -> "tf.Tensor":
+    def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Computes the squared error of each row, [batch] float32."""
-        import tensorflow as tf
-
         return tf.math.squared_difference(logits[:, 0], labels)
 
-    def activation(self, logits: "tf.Tensor") -> "tf.Tensor":
+    def activation(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns the values, [batch, 1] float32."""
-        import tensorflow as tf
-
         return tf.identity(logits)
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:

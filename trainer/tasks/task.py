@@ -4,21 +4,21 @@ A task type is a subclass of `Task` in a file of its own, registered by name in 
 the type NAME is the class `NameTask` in trainer/tasks/NAME.py.
 """
 
+from __future__ import annotations
+
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from data.spec.feature_spec import FeatureSpec
 from data.spec.parts import JOINT, Feature
+from trainer.lazy import tf
 from trainer.metrics.metric import Metric
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Task(ABC):
         return 1
 
     @abstractmethod
-    def loss(self, logits: "tf.Tensor", labels: "tf.Tensor") -> "tf.Tensor":
+    def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Computes the loss of each row.
 
         Args:
@@ -69,7 +69,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def activation(self, logits: "tf.Tensor") -> "tf.Tensor":
+    def activation(self, logits: tf.Tensor) -> tf.Tensor:
         """Converts logits to predictions in an exported model, [batch, width] float32 both."""
 
     @abstractmethod
