@@ -231,7 +231,7 @@ def project(tmp_path_factory) -> Project:
 
 
 def test_a_toy_dataset_is_valid(project):
-    assert "dataset" in project.run("check_dataset.py", "dataset")
+    assert "no findings" in project.run("check_dataset.py", "dataset")
 
 
 def test_a_toy_metric_is_logged(project):

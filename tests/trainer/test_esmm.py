@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer.small_models import make_batches, make_model, make_step
-from trainer.metrics import joint as in_numpy
-from trainer.metrics.metric import Rows
+from trainer.metrics.rows import Rows
+from trainer.tasks import joint as in_numpy
 from trainer.tasks.binary import BinaryTask
 from trainer.tasks.losses import joint_labels, joint_logits
 from trainer.tasks.multiclass import MulticlassTask
