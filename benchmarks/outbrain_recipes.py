@@ -17,11 +17,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.outbrain import leak_free, published
-from data.outbrain.columns import ONEHOT_SIZES, RATE_LEAST_VIEWS, TAG_SIZES
 from data.outbrain.preproc import preprocess
-from data.outbrain.recipe import Fitted, Recipe
-from data.outbrain.recipes import RECIPES
+from data.outbrain.recipes import (
+    LEAK_FREE,
+    ONEHOT_SIZES,
+    PROMO_TAGS,
+    PUBLISHED,
+    RATE_MIN_VIEWS,
+    RECIPES,
+    TAG_SIZES,
+    FittedRecipe,
+    Recipe,
+)
 from data.outbrain.side_tables import SideTables
 from data.outbrain.synthesize import synthesize
 from trainer.logging.log import read_log
@@ -31,29 +38,29 @@ SETTINGS = (
     "--global_batch_size 4096 --eval_batch_size 16384 --deep_hidden_units 256 128 --num_epochs 4 "
     "--deep_learning_rate 0.004 --deep_warmup_epochs 1 --deep_dropout 0.3"
 )
-RATES = tuple(f"{name}_ctr" for name in RATE_LEAST_VIEWS)
+RATES = tuple(f"{name}_ctr" for name in RATE_MIN_VIEWS)
 
 
-def with_published(*features: str) -> Callable[[Any, SideTables, str], Fitted]:
+def with_published(*features: str) -> Callable[[Any, SideTables, str], FittedRecipe]:
     """A fit whose encoders of some features are the published recipe's."""
 
-    def fit(rows: Any, tables: SideTables, folder: str) -> Fitted:
-        ours = leak_free.fit(rows, tables, folder)
-        theirs = published.fit(rows, tables, folder).encoders
+    def fit(rows: Any, tables: SideTables, folder: str) -> FittedRecipe:
+        ours = LEAK_FREE.fit(rows, tables, folder)
+        theirs = PUBLISHED.fit(rows, tables, folder).encoders
         encoders = dict(ours.encoders) | {name: theirs[name] for name in features}
-        return Fitted(encoders, {name: rates for name, rates in ours.out_of_fold.items() if name not in features})
+        return FittedRecipe(encoders, {name: rates for name, rates in ours.out_of_fold.items() if name not in features})
 
     return fit
 
 
 def variants() -> dict[str, Recipe]:
     """Recipes by what they are."""
-    recipe = leak_free.RECIPE
-    own_tags = {name: source for name, source in recipe.tags.items() if name not in leak_free.PROMO_TAGS}
+    recipe = LEAK_FREE
+    own_tags = {name: source for name, source in recipe.tags.items() if name not in PROMO_TAGS}
     without_ads = tuple(name for name in recipe.onehot if name != "display_ads")
     without_time = tuple(name for name in recipe.onehot if name not in ("hour", "weekday"))
     return {
-        "published": published.RECIPE,
+        "published": PUBLISHED,
         "leak_free": recipe,
         "published rates": replace(recipe, fit=with_published(*RATES)),
         "published ids": replace(recipe, fit=with_published(*ONEHOT_SIZES, *TAG_SIZES)),

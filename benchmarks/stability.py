@@ -30,7 +30,8 @@ from matplotlib.ticker import MaxNLocator
 
 from benchmarks.kolmogorov_smirnov import ks_test
 from benchmarks.results import Results
-from trainer.report.figure import COLOURS, DPI, GREY, PANEL_INCHES, PIXELS, STYLE, TITLES, save
+from trainer.report.curves import TITLES
+from trainer.report.plots import COLORS, DPI, GREY, PANEL_INCHES, PIXELS, STYLE, save
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES = {"float32": (), "amp": ("--amp",), "xla": ("--xla",), "amp+xla": ("--amp", "--xla")}
@@ -168,7 +169,7 @@ def _draw_steps(axis: Axes, by_configuration: dict[Configuration, list[float]]) 
 
 
 def _coloured(by_configuration: dict[Configuration, list[float]]) -> list[tuple[str, list[float]]]:
-    return [(COLOURS[index % len(COLOURS)], values) for index, values in enumerate(by_configuration.values())]
+    return [(COLORS[index % len(COLORS)], values) for index, values in enumerate(by_configuration.values())]
 
 
 def _place(configuration: Configuration) -> tuple[int, int]:

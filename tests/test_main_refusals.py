@@ -19,7 +19,7 @@ from main import main
 from tests.helpers import ROOT, environment, losses, make_dataset, must, run_program
 from trainer.cli import parse
 from trainer.config import Options
-from trainer.inputs import check_labels, lints_labels, open_inputs
+from trainer.inputs import check_labels, checks_labels, open_inputs
 from trainer.lifecycle.records import prepare_records
 from trainer.lifecycle.run_lock import RunLock
 from trainer.process.worker_env import WorkerEnv
@@ -277,8 +277,8 @@ def test_only_a_run_that_begins_to_train_lints(copy, tmp_path):
         return parse(arguments(copy, tmp_path, *more), 1, reads_checkpoint=False)
 
     for more in (["--evaluate"], ["--predict", "out.parquet"], ["--benchmark"], ["--use_checkpoint"]):
-        assert not lints_labels(options(*more))
-    assert lints_labels(options())
+        assert not checks_labels(options(*more))
+    assert checks_labels(options())
     with pytest.raises(DataError, match="no positive"):
         check_labels(options(), FeatureSpec.read(copy / "feature_spec.yaml"))
 

@@ -5,16 +5,16 @@ trainer/models/NAME.py. Nothing here imports TensorFlow, so mistakes are reporte
 """
 
 import math
-import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple, get_type_hints
 
 from data.command_line import OUTSIDE_PATHS_HELP
 from data.errors import DataError
 from data.loading.decode import OovPolicy
+from data.storage.typed_json import read_typed
 
 Units = tuple[int, ...]
 
@@ -27,7 +27,6 @@ def option(
     below: float | None = None,
     positive: bool = False,
     required: bool = False,
-    choices: str | None = None,
     parse: Callable[[Sequence[str]], Any] | None = None,
 ) -> Any:
     """Return the dataclass field of a flag. Limits hold for every number in a value; None is always allowed.
@@ -39,35 +38,57 @@ def option(
         below: upper limit, which the value must stay below.
         positive: whether the value must be above 0.
         required: whether a tuple must have an element.
-        choices: "module:REGISTRY", a mapping whose keys are the values of the flag, besides its default.
         parse: function that makes the value from the words on the command line; None to follow the field's type.
     """
     limits = {"at_least": at_least, "below": below, "positive": positive, "required": required}
-    return field(default=default, metadata={"help": help_text, "choices": choices, "parse": parse, **limits})
+    return field(default=default, metadata={"help": help_text, "parse": parse, **limits})
 
 
-def choices_of(item: Field[Any]) -> list[str]:
-    """Return the values of a flag with a registry, its default first; an empty list for other flags."""
-    registry, default = item.metadata["choices"], str(item.default)
-    return [] if registry is None else list(dict.fromkeys([default, *pkgutil.resolve_name(registry)]))
+class Flag(NamedTuple):
+    """A flag of a section.
+
+    Attributes:
+        field: the dataclass field that `option` returns.
+        type: type of its values.
+    """
+
+    field: Field[Any]
+    type: Any
+
+    def read(self, value: Any) -> Any:
+        """Converts a value from Python or JSON to the flag's type: lists to tuples, whole numbers to floats.
+
+        Raises:
+            DataError: the value has another type.
+        """
+        try:
+            return read_typed(self.type, value, f"--{self.field.name}")
+        except ValueError as error:
+            raise DataError(str(error)) from error
+
+    def check(self, value: Any) -> None:
+        """Checks a value against the flag's limits. Raises a DataError that names the flag."""
+        name, limits = self.field.name, self.field.metadata
+        if isinstance(value, dict | tuple):
+            if not value and limits["required"]:
+                raise DataError(f"--{name} needs at least one layer")
+            for item in value.values() if isinstance(value, dict) else value:
+                self.check(item)
+        elif isinstance(value, int | float):
+            low, high = limits["at_least"], limits["below"]
+            # Comparisons are written so that NaN fails them.
+            if limits["positive"] and not 0 < value < math.inf:
+                raise DataError(f"--{name} must be a positive number, got {value}")
+            if high is not None and not low <= value < high:
+                raise DataError(f"--{name} must lie in [{low}, {high}), got {value}")
+            if low is not None and not low <= value < math.inf:
+                raise DataError(f"--{name} must be at least {low}, got {value}")
 
 
-def check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
-    """Check a flag's value against the limits of its `option`. Raises a DataError that names the flag."""
-    if isinstance(value, dict | tuple):
-        if not value and limits["required"]:
-            raise DataError(f"--{name} needs at least one layer")
-        for item in value.values() if isinstance(value, dict) else value:
-            check_limits(name, item, limits)
-    elif isinstance(value, int | float):
-        low, high = limits["at_least"], limits["below"]
-        # Comparisons are written so that NaN fails them.
-        if limits["positive"] and not 0 < value < math.inf:
-            raise DataError(f"--{name} must be a positive number, got {value}")
-        if high is not None and not low <= value < high:
-            raise DataError(f"--{name} must lie in [{low}, {high}), got {value}")
-        if low is not None and not low <= value < math.inf:
-            raise DataError(f"--{name} must be at least {low}, got {value}")
+def flags_of(section: "type[Section]") -> dict[str, Flag]:
+    """Return the flags of a section by name, in their order in the help."""
+    hints = get_type_hints(section)
+    return {item.name: Flag(item, hints[item.name]) for item in fields(section)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +97,8 @@ class Section:
 
     def __post_init__(self) -> None:
         """Checks all values. Raises a DataError if one is out of range or contradicts another."""
-        for item in fields(self):
-            value, choices = getattr(self, item.name), choices_of(item)
-            if choices and value not in choices:
-                raise DataError(f"--{item.name} {value!r} is not one of {', '.join(choices)}")
-            check_limits(item.name, value, item.metadata)
+        for name, flag in flags_of(type(self)).items():
+            flag.check(getattr(self, name))
         self.check()
 
     def check(self) -> None:
@@ -167,11 +185,7 @@ class TrainingOptions(Section):
     eval_batch_size: int = option(131_072, "samples per evaluation step, summed over all workers", at_least=1)
     num_epochs: int = option(20, "passes over the training data", at_least=1)
     linear_learning_rate: float = option(0.02, "rate of the wide part (FTRL)", positive=True)
-    optimizer: str = option(
-        "auto",
-        "of the deep part; auto: rmsprop for wide_deep, adam for the others",
-        choices="trainer.optimizers.rules:OPTIMIZERS",
-    )
+    optimizer: str = option("auto", "of the deep part; auto: rmsprop for wide_deep, adam for the others")
     deep_learning_rate: float | None = option(
         None, "base rate of the deep part; default: 0.00012 for wide_deep, 0.001 for the others", positive=True
     )
@@ -194,9 +208,7 @@ class TrainingOptions(Section):
     )
     l2_reg_dnn: float = option(0.0, "likewise of the kernels of all dense layers", at_least=0)
     loss_weighting: str = option(
-        "static",
-        "how losses of several tasks become one; static: the specification's loss_weight",
-        choices="trainer.tasks.loss_weighting:LOSS_WEIGHTINGS",
+        "static", "how losses of several tasks become one; static: the specification's loss_weight"
     )
     gradnorm_alpha: float = option(1.5, "of gradnorm: how strongly tasks that learn slowly are favoured", at_least=0)
     early_stopping_metric: str | None = option(

@@ -19,7 +19,8 @@ from data.movielens.split import assign_folds, assign_mappings, shuffled_order
 from data.preprocess.encoders import NOT_IN_A_FOLD, Encoder
 from data.preprocess.prepared import Progress, encoded_features, write_prepared
 from data.preprocess.splits import TEST, TRAIN, VALID, check_fractions
-from data.spec.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, FeatureSpec
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature
 
 if TYPE_CHECKING:
     from data.movielens.workflow import MovieLensWorkflow

@@ -1,21 +1,171 @@
-"""NVTabular operators for Outbrain that complement those of NVTabular, for both pandas and cuDF."""
+"""NVTabular operators for Outbrain (for both pandas and cuDF), and the encoders fitted from what they count.
+
+Counts are integers, so results do not depend on the order of rows.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from data.outbrain.aspects import Aspect
 from data.outbrain.raw_tables import DAY_MS, TIMESTAMP_ORIGIN_MS
-from data.outbrain.statistics import FoldCounts, OutOfFoldRates
-from data.preprocess.encoders import Encoder, HashedRanks, Numerical, Vocabulary
-from data.preprocess.keys import KeyTable, as_keys
+from data.outbrain.side_tables import DocumentTags
+from data.preprocess.encoders import NOT_IN_A_FOLD, Encoder, HashedRanks, Numerical, Vocabulary
+from data.preprocess.keys import KeyIndex, KeyTable, Values, as_keys
 from data.preprocess.nvtabular_operators import SumsByFold, map_distinct, to_host
 from data.preprocess.nvtabular_setup import dispatch, ops
 
-MOST_DAYS = 3650
+MAX_DAYS = 3650
+# Standard deviations below this fraction of the mean are rounding errors.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class FoldCounts:
+    """Views and clicks of the values of a column over the training rows, by fold.
+
+    Attributes:
+        column: name of the column.
+        keys: [size] int64 distinct values, ascending.
+        views: [size + 1, folds] int64 number of rows; the last row is for null.
+        clicks: [size + 1, folds] int64 number of clicks; the last row is for null.
+    """
+
+    column: str
+    keys: np.ndarray
+    views: np.ndarray
+    clicks: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class OutOfFoldRates:
+    """Click rates of training rows over the other folds, so that a row's own click does not enter its rate.
+
+    Attributes:
+        column: name of the column with the keys.
+        keys: [size] int64 keys, ascending.
+        rates: [size + 1, folds] float32 standardized rates; the last row is for null.
+    """
+
+    column: str
+    keys: np.ndarray
+    rates: np.ndarray
+
+    def encode(self, values: Values, fold: np.ndarray) -> np.ndarray:
+        """Return the rates of rows, [n] float32.
+
+        Args:
+            values: [n] keys, each null or fitted on.
+            fold: [n] int64 fold of each row.
+
+        Raises:
+            ValueError: if a row has no fold; such rows need the encoder over all folds.
+        """
+        if (fold == NOT_IN_A_FOLD).any():
+            raise ValueError("rows in no fold have no rate out of fold")
+        codes, _, positions = KeyIndex(self.column, self.keys).find(values)
+        return self.rates[np.append(positions, -1)[codes], fold]
+
+
+def save_out_of_fold(rates: Mapping[str, OutOfFoldRates], folder: Path) -> None:
+    """Write rates, by feature name, to an existing folder."""
+    for feature, entry in rates.items():
+        np.savez(folder / f"{feature}.npz", column=np.array(entry.column), keys=entry.keys, rates=entry.rates)
+
+
+def load_out_of_fold(folder: Path) -> dict[str, OutOfFoldRates]:
+    """Load the rates that `save_out_of_fold` wrote, by feature name."""
+    loaded = {}
+    for path in sorted(folder.glob("*.npz")):
+        with np.load(path, allow_pickle=False) as arrays:
+            loaded[path.stem] = OutOfFoldRates(str(arrays["column"]), arrays["keys"], arrays["rates"])
+    return loaded
+
+
+def published_rate(counts: FoldCounts, least_views: int) -> Numerical:
+    """Fit clicks / views of a key, not standardized; 0 below `least_views` views, for unseen keys and for null."""
+    views, clicks = counts.views[:-1].sum(axis=1), counts.clicks[:-1].sum(axis=1)
+    rates = np.where(views >= least_views, clicks / np.maximum(views, 1), 0.0)
+    return Numerical(counts.column, KeyTable(counts.keys, rates, 0.0))
+
+
+def log_views(counts: FoldCounts) -> Numerical:
+    """Fit ln(1 + views) of a key, standardized over the training rows; unseen keys and null have 0 views."""
+    views = counts.views[:-1].sum(axis=1)
+    weights = np.append(views, counts.views[-1].sum())
+    mean, std = moments(np.log1p(np.append(views, 0)), weights)
+    return Numerical(counts.column, KeyTable(counts.keys, views.astype(np.float64), 0.0), log=True, mean=mean, std=std)
+
+
+def smoothed_rates(counts: FoldCounts, smoothing: float) -> tuple[Numerical, OutOfFoldRates]:
+    """Fit (clicks + smoothing * prior) / (views + smoothing) of a key, standardized.
+
+    The prior is the click rate of all rows, which unseen keys and null get. Rows to predict use the counts of all
+    folds, training rows those of the folds other than their own; both are standardized with the moments of the latter.
+
+    Args:
+        counts: views and clicks by fold.
+        smoothing: weight of the prior, in views.
+
+    Returns:
+        The encoder for rows to predict, and the out-of-fold rates for training rows.
+    """
+    views, clicks = _without_each_fold(counts.views[:-1]), _without_each_fold(counts.clicks[:-1])
+    all_views = _without_each_fold(counts.views.sum(axis=0, keepdims=True))
+    all_clicks = _without_each_fold(counts.clicks.sum(axis=0, keepdims=True))
+    priors = all_clicks / np.maximum(all_views, 1)
+    rates = np.vstack([(clicks + smoothing * priors) / (views + smoothing), priors])
+    mean, std = moments(rates[:, :-1], counts.views)
+    encoder = Numerical(counts.column, KeyTable(counts.keys, rates[:-1, -1], float(rates[-1, -1])), mean=mean, std=std)
+    scaled = ((rates[:, :-1] - mean) / (std if std > 0 else 1.0)).astype(np.float32)
+    return encoder, OutOfFoldRates(counts.column, counts.keys, scaled)
+
+
+def days_encoder(column: str, days: KeyTable, *, standardized: bool) -> Numerical:
+    """Fit ln(1 + days), with the training median for missing days.
+
+    Args:
+        column: name of the column with whole days.
+        days: number of training rows by number of days, without nulls.
+        standardized: whether to standardize with the moments of the training rows that have days.
+    """
+    counts = days.numbers.astype(np.int64)
+    median = weighted_median(days.keys, counts)
+    if not standardized:
+        return Numerical(column, fill=median, log=True)
+    mean, std = moments(np.log1p(days.keys), counts)
+    return Numerical(column, fill=median, log=True, mean=mean, std=std)
+
+
+def weighted_median(ascending: np.ndarray, counts: np.ndarray) -> float:
+    """Return the exact median of ascending values with the given counts; 0 if there are none."""
+    ends = np.cumsum(counts)
+    if not len(ends) or not ends[-1]:
+        return 0.0
+    middle = [(ends[-1] - 1) // 2, ends[-1] // 2]
+    return float(np.mean(ascending[np.searchsorted(ends, middle, side="right")]))
+
+
+def moments(numbers: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """Return the mean and the standard deviation (with n - 1) of numbers with the given counts.
+
+    The mean of no numbers is 0. The deviation is 0 if there are fewer than two numbers, or if it is within the rounding
+    error of equal numbers.
+    """
+    total = int(counts.sum())
+    mean = float((numbers * counts).sum() / total) if total else 0.0
+    std = float(np.sqrt((counts * (numbers - mean) ** 2).sum() / (total - 1))) if total > 1 else 0.0
+    return mean, std if std > ROUNDING * abs(mean) else 0.0
+
+
+def _without_each_fold(counts: np.ndarray) -> np.ndarray:
+    """Return sums over all folds but one, [n, folds] to [n, folds + 1]; the last column sums all folds."""
+    everything = counts.sum(axis=1, keepdims=True)
+    return np.hstack([everything - counts, everything])
 
 
 class CountClicks(SumsByFold):
@@ -54,7 +204,6 @@ class CountClicks(SumsByFold):
         return tables[0], tables[1]
 
     def transform(self, col_selector: Any, df: Any) -> Any:
-        """Look up the views."""
         result = type(df)()
         for name in col_selector.names:
             counts = self.counts[name]
@@ -63,11 +212,9 @@ class CountClicks(SumsByFold):
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """Return the source columns of each new column, by name."""
         return {f"{name}_views": [name] for name in col_selector.names}
 
     def clear(self) -> None:
-        """Discard the fitted state."""
         self.counts = {}
 
 
@@ -88,50 +235,44 @@ class DaysSince(ops.Operator):
         self.timestamp, self.times = timestamp, tuple(times)
 
     def transform(self, col_selector: Any, df: Any) -> Any:
-        """Compute the days."""
         result = type(df)()
         for name in self.times:
             days = (df[self.timestamp] + TIMESTAMP_ORIGIN_MS - df[name]) // DAY_MS
-            possible = ((days >= 0) & (days <= MOST_DAYS)) | days.isna()
+            possible = ((days >= 0) & (days <= MAX_DAYS)) | days.isna()
             result[f"{name}_days_since_published"] = days.where(possible, 0)
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """Return the source columns of each new column, by name."""
         return {f"{name}_days_since_published": [name, self.timestamp] for name in self.times}
 
 
 class Similarity(ops.Operator):
-    """Adds FIRST_SECOND_sim_ASPECT for each aspect: the similarity of two documents (see `Aspect.similarity`).
+    """Adds FIRST_SECOND_sim_KIND for each kind of tags: the similarity of two documents (`DocumentTags.similarity`).
 
     It replaces NVTabular's ColumnSimilarity, which reads out of bounds for unknown documents.
 
     Args:
         first, second: names of the columns with document ids.
-        aspects: aspects by name.
+        tags: tags of documents, by kind.
     """
 
     output_dtype = np.float64
 
-    def __init__(self, first: str, second: str, aspects: Mapping[str, Aspect]) -> None:
+    def __init__(self, first: str, second: str, tags: Mapping[str, DocumentTags]) -> None:
         super().__init__()
-        self.first, self.second, self.aspects = first, second, aspects
+        self.first, self.second = first, second
+        self.tags = {f"{first}_{second}_sim_{kind}": of_kind for kind, of_kind in tags.items()}
 
     def transform(self, col_selector: Any, df: Any) -> Any:
         """Compute the similarities on the host."""
         result = type(df)()
         first, second = (to_host(df[name]).to_numpy() for name in (self.first, self.second))
-        for aspect in self.aspects:
-            numbers = self.aspects[aspect].similarity(first, second)
-            result[self._name(aspect)] = type(df[self.first])(numbers, index=df.index)
+        for feature, tags in self.tags.items():
+            result[feature] = type(df[self.first])(tags.similarity(first, second), index=df.index)
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """Return the source columns of each new column, by name."""
-        return {self._name(aspect): [self.first, self.second] for aspect in self.aspects}
-
-    def _name(self, aspect: str) -> str:
-        return f"{self.first}_{self.second}_sim_{aspect}"
+        return {feature: [self.first, self.second] for feature in self.tags}
 
 
 class Encode(ops.Operator):
@@ -157,7 +298,6 @@ class Encode(ops.Operator):
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """Return the source columns of each feature, by name."""
         return {feature: [encoder.column] for feature, encoder in self.encoders.items()}
 
 
@@ -176,7 +316,6 @@ class EncodeOutOfFold(ops.Operator):
         self.rates, self.fold = dict(rates), fold
 
     def transform(self, col_selector: Any, df: Any) -> Any:
-        """Look up the rates."""
         result = type(df)()
         fold = to_host(df[self.fold]).to_numpy()
         for feature, rates in self.rates.items():
@@ -185,7 +324,6 @@ class EncodeOutOfFold(ops.Operator):
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """Return the source columns of each feature, by name."""
         return {feature: [rates.column, self.fold] for feature, rates in self.rates.items()}
 
 
@@ -195,40 +333,39 @@ class EncodeTags(ops.Operator):
     Args:
         document: name of the column with document ids.
         encoders: list encoder of each feature, by feature name.
-        aspects: aspect of each feature, by feature name.
+        tags: tags of documents that each feature is computed from, by feature name.
         most: maximum number of tags per row.
     """
 
     output_dtype = np.int64
 
     def __init__(
-        self, document: str, encoders: Mapping[str, Encoder], aspects: Mapping[str, Aspect], most: int
+        self, document: str, encoders: Mapping[str, Encoder], tags: Mapping[str, DocumentTags], most: int
     ) -> None:
         super().__init__()
-        self.document, self.encoders, self.aspects, self.most = document, dict(encoders), dict(aspects), most
+        self.document, self.encoders, self.tags, self.most = document, dict(encoders), dict(tags), most
 
     def transform(self, col_selector: Any, df: Any) -> Any:
         """Encode the lists of the distinct documents, and gather them by row."""
         result = type(df)()
         rows_of, distinct = df[self.document].factorize()
         documents, rows = to_host(distinct).to_numpy(), np.asarray(to_host(type(df[self.document])(rows_of)))
-        for feature, aspect in self.aspects.items():
-            codes, lengths = aspect.lists(documents, self.most)
-            ids = _encode_codes(self.encoders[feature], aspect, codes)
+        for feature, tags in self.tags.items():
+            codes, lengths = tags.lists(documents, self.most)
+            ids = _encode_codes(self.encoders[feature], tags, codes)
             result[feature] = _list_column(df[self.document], ids, lengths, rows)
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """Return the source columns of each feature, by name."""
         return {feature: [self.document] for feature in self.encoders}
 
 
-def _encode_codes(encoder: Encoder, aspect: Aspect, codes: np.ndarray) -> np.ndarray:
+def _encode_codes(encoder: Encoder, tags: DocumentTags, codes: np.ndarray) -> np.ndarray:
     """Return the ids of tags given by their codes, [n] int64; each distinct tag is encoded once."""
     if not isinstance(encoder, Vocabulary | HashedRanks):
         raise TypeError(f"{type(encoder).__name__} does not encode lists")
     distinct, positions = np.unique(codes, return_inverse=True)
-    return encoder.encode_flat(aspect.values[distinct])[positions]
+    return encoder.encode_flat(tags.values[distinct])[positions]
 
 
 def _list_column(like: Any, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> Any:

@@ -11,14 +11,13 @@ from pathlib import Path
 
 from data.command_line import Parser, run_tool, whole_number
 from data.files.new_dataset import SPEC_FILE, new_dataset
-from data.outbrain.raw import require_raw
-from data.outbrain.raw_tables import ASPECTS, CLICKS, EVENTS, META, PROMOTED
+from data.outbrain.raw_tables import CLICKS, EVENTS, META, PROMOTED, TAG_TABLES, require_raw
 from data.outbrain.resources import add_resource_flags, check_resource_flags
 from data.preprocess.prepared import Progress
 
 ENTRIES = ("train", "valid", "workflow", "manifest.json", "embedding_sizes.json")
 RECIPES = ("leak_free", "published")
-TABLES = (CLICKS, EVENTS, PROMOTED, META, *ASPECTS.values())
+TABLES = (CLICKS, EVENTS, PROMOTED, META, *TAG_TABLES.values())
 
 
 def preprocess(
@@ -51,11 +50,10 @@ def preprocess(
     require_raw(raw, TABLES)
     with new_dataset(output, entries=ENTRIES) as draft:
         # Imports NVTabular, which takes seconds: mistakes in arguments and missing files are reported first.
-        from data.outbrain import dataset
-        from data.outbrain.pipeline import start_run
+        from data.outbrain import pipeline
 
-        with start_run(draft, seed, memory_limit, use_dask, dask_scheduler, progress) as run:
-            spec = dataset.prepare(run, raw, draft, recipe, output_files)
+        with pipeline.start_pipeline(draft, seed, memory_limit, use_dask, dask_scheduler, progress) as stages:
+            spec = pipeline.prepare(stages, raw, draft, recipe, output_files)
         spec.write(draft / SPEC_FILE)
     progress.tell(f"done: {output}")
 
@@ -75,17 +73,17 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m data.outbrain.preproc",
         description=(
-            "Turns the tables of Kaggle's Outbrain Click Prediction (.csv, .csv.gz or .csv.zip) into a parquet "
-            "dataset of 29 features and more, with its feature specification, for main.py."
+            "Converts the tables of Kaggle's Outbrain Click Prediction (.csv, .csv.gz or .csv.zip) into a parquet "
+            "dataset of 29 or more features, with its feature specification, for main.py."
         ),
     )
     add = parser.add_argument
     root = Path("/outbrain" if os.access("/outbrain", os.W_OK) else "outbrain")
     add("--data_path", type=Path, default=root / "orig", metavar="RAW", help="folder of the raw tables")
     add("--metadata_path", type=Path, default=root / "data", metavar="OUT", help="folder for the dataset")
-    add("--recipe", choices=RECIPES, default=RECIPES[0], help="how features are made: docs/outbrain.md tells both")
-    add("--seed", type=whole_number(0), default=0, help="of the split, the folds and the order of rows")
-    add("--output_files", type=whole_number(1), default=8, help="files for training, and for validation")
+    add("--recipe", choices=RECIPES, default=RECIPES[0], help="how features are computed: see docs/outbrain.md")
+    add("--seed", type=whole_number(0), default=0, help="seed of the split, the folds and the order of rows")
+    add("--output_files", type=whole_number(1), default=8, help="maximum number of files per mapping")
     add_resource_flags(parser)
     args = parser.parse(argv)
     check_resource_flags(parser, args)

@@ -1,22 +1,36 @@
-"""Flags for memory and workers, and the part size that keeps memory within a limit whatever the number of rows."""
+"""Memory and workers: their flags, part sizes that keep memory within a limit, and the processes that work on parts."""
 
 import argparse
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
 
 from data.errors import DataError
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+CONNECT_SECONDS = 30
 # Memory of a process with NVTabular loaded, and of a row of the part being processed: measurements plus 20%.
 PROCESS_BYTES = 450 * 2**20
 ROW_BYTES = 1_900
 # Bounds of the rows per part; larger parts are not faster.
-LEAST_ROWS, MOST_ROWS = 20_000, 500_000
+MIN_ROWS, MAX_ROWS = 20_000, 500_000
 # Each part keeps a file open while a raw table is partitioned.
-MOST_PARTS = 400
+MAX_PARTS = 400
 
 
 def add_resource_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags shared by `preproc` and `transform`."""
     add = parser.add_argument
-    add("--memory_limit", type=byte_size, metavar="SIZE", help="for all processes, such as 4GB; default: half of it")
+    add(
+        "--memory_limit",
+        type=byte_size,
+        metavar="SIZE",
+        help="of all processes together, such as 4GB; default: half of the memory",
+    )
     add("--use_dask", action="store_true", help="start a local Dask cluster: a worker per GPU, else per CPU core")
     add("--dask_scheduler", metavar="ADDRESS", help="use a running Dask cluster, such as tcp://host:8786")
 
@@ -58,17 +72,105 @@ def number_of_parts(rows: int, limit: int, workers: int, tables_bytes: int) -> i
     """
     processes = workers + (workers > 1)
     fixed = processes * (PROCESS_BYTES + tables_bytes)
-    least = fixed + workers * LEAST_ROWS * ROW_BYTES
+    least = fixed + workers * MIN_ROWS * ROW_BYTES
     if limit < least:
         raise DataError(
             f"--memory_limit {limit / 2**20:.0f} MiB: {processes} processes need at least {least / 2**20:.0f} MiB, "
             f"with {tables_bytes / 2**20:.0f} MiB of ads and documents in each; raise it, or take fewer workers"
         )
-    rows_per_part = min(MOST_ROWS, (limit - fixed) // (workers * ROW_BYTES))
+    rows_per_part = min(MAX_ROWS, (limit - fixed) // (workers * ROW_BYTES))
     parts = max(workers, -(-rows // rows_per_part))
-    if parts > MOST_PARTS:
+    if parts > MAX_PARTS:
         raise DataError(
-            f"--memory_limit {limit / 2**20:.0f} MiB: {rows:,} rows would need {parts} parts, more than {MOST_PARTS}; "
+            f"--memory_limit {limit / 2**20:.0f} MiB: {rows:,} rows would need {parts} parts, more than {MAX_PARTS}; "
             "raise it"
         )
     return parts
+
+
+class Workers:
+    """Workers that apply functions to the parts of a dataset; NVTabular uses the same ones.
+
+    Args:
+        number: number of parallel workers.
+        client: Dask client; None works in this process.
+    """
+
+    def __init__(self, number: int, client: Any = None) -> None:
+        self.number = number
+        self._client = client
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """Yield the results as they complete, in any order.
+
+        Raises:
+            DataError: if a call raises one. Any error of the first failing call is re-raised, and the others are
+                cancelled.
+        """
+        if self._client is None:
+            yield from map(function, items)
+            return
+        from distributed import as_completed
+
+        futures = self._client.map(function, items, pure=False)
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            self._client.cancel(futures)
+
+
+@contextmanager
+def start_workers(*, use_dask: bool, scheduler: str | None, folder: Path) -> Iterator[Workers]:
+    """Context manager of the workers of a run, which are stopped or disconnected at the end of the block.
+
+    Args:
+        use_dask: whether to start a local cluster, with a worker per GPU, or per CPU core if there is no GPU.
+        scheduler: address of a running cluster, whose workers must see the same files and have this project installed.
+        folder: folder for the files of a local cluster.
+
+    Raises:
+        DataError: if the scheduler cannot be reached or has no workers.
+    """
+    if not use_dask and scheduler is None:
+        yield Workers(1)
+        return
+    from distributed import Client
+    from distributed.comm import parse_address
+    from distributed.comm.registry import get_backend
+
+    with ExitStack() as stack:
+        target = stack.enter_context(_local_cluster(folder)) if scheduler is None else scheduler
+        try:
+            # Check the address first: a client that fails to connect would stay Dask's default client.
+            if scheduler is not None:
+                get_backend(parse_address(scheduler)[0])
+            client = stack.enter_context(Client(target, timeout=CONNECT_SECONDS))
+        except (OSError, TimeoutError, ValueError) as error:
+            raise DataError(
+                f"--dask_scheduler {scheduler}: cannot be reached ({error}); start it, or correct the address"
+            ) from error
+        number = len(client.scheduler_info()["workers"])
+        if not number:
+            raise DataError(f"--dask_scheduler {scheduler}: has no workers; start some with: dask worker {scheduler}")
+        # NVTabular picks up Dask's default client.
+        yield Workers(number, client)
+
+
+def _local_cluster(folder: Path) -> Any:
+    from data.preprocess.nvtabular_setup import ON_GPU
+
+    if ON_GPU:
+        from dask_cuda import LocalCUDACluster
+
+        return LocalCUDACluster(local_directory=str(folder), dashboard_address=None)
+    from distributed import LocalCluster
+
+    # Memory is bounded by the size of the parts; Dask's own limit would kill busy workers.
+    return LocalCluster(
+        n_workers=len(os.sched_getaffinity(0)),
+        threads_per_worker=1,
+        memory_limit=0,
+        local_directory=str(folder),
+        dashboard_address=None,
+    )

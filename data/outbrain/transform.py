@@ -6,8 +6,7 @@ from pathlib import Path
 
 from data.command_line import Parser, run_tool
 from data.files.new_dataset import SPEC_FILE, new_dataset
-from data.outbrain.raw import find_raw, require_raw
-from data.outbrain.raw_tables import CLICKS, CLICKS_TO_PREDICT, EVENTS
+from data.outbrain.raw_tables import CLICKS, CLICKS_TO_PREDICT, EVENTS, find_raw, require_raw
 from data.outbrain.resources import add_resource_flags, check_resource_flags
 from data.preprocess.prepared import Progress
 
@@ -44,11 +43,10 @@ def transform(
     require_raw(raw, (table, EVENTS))
     with new_dataset(output) as draft:
         # Imports NVTabular, which takes seconds: mistakes in arguments and missing files are reported first.
-        from data.outbrain import dataset
-        from data.outbrain.pipeline import start_run
+        from data.outbrain import pipeline
 
-        with start_run(draft, 0, memory_limit, use_dask, dask_scheduler, progress) as run:
-            spec = dataset.transform(run, workflow, raw, table, draft)
+        with pipeline.start_pipeline(draft, 0, memory_limit, use_dask, dask_scheduler, progress) as stages:
+            spec = pipeline.transform(stages, workflow, raw, table, draft)
         spec.write(draft / SPEC_FILE)
     progress.tell(f"done: {output}")
 
@@ -67,13 +65,15 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m data.outbrain.transform",
-        description="Makes features of new raw rows, as a dataset, with the workflow that preproc fitted.",
+        description=(
+            "Computes the features of new raw rows with the workflow that preproc fitted, and writes them as a dataset."
+        ),
     )
     add = parser.add_argument
-    add("--workflow", type=Path, required=True, metavar="W", help="folder `workflow` of the dataset trained on")
-    add("--input", type=Path, required=True, metavar="NEW", help="folder of events, clicks, and new side tables if any")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder for the dataset, made if missing")
-    add("--clicks", choices=sorted(CLICK_TABLES), help="table of clicks; default: the first of them that is there")
+    add("--workflow", type=Path, required=True, metavar="W", help="folder `workflow` of the training dataset")
+    add("--input", type=Path, required=True, metavar="NEW", help="folder with events, clicks, and any new side tables")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the dataset, created if missing")
+    add("--clicks", choices=sorted(CLICK_TABLES), help="table of clicks; default: the first one found")
     add_resource_flags(parser)
     args = parser.parse(argv)
     check_resource_flags(parser, args)

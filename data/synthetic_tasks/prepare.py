@@ -19,7 +19,8 @@ from data.preprocess.encoders import Encoder, Numerical
 from data.preprocess.prepared import Progress, encoded_features, write_prepared
 from data.preprocess.splits import TEST, TRAIN
 from data.preprocess.tabular.prepare import run_prepare
-from data.spec.feature_spec import LABEL, MAP, NUMERICAL, Feature, FeatureSpec
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import LABEL, MAP, NUMERICAL, Feature
 from data.synthetic_tasks.tasks import INPUTS, NOISE, Tasks, draw_rows, draw_tasks
 
 NAMES = tuple(f"x_{number}" for number in range(INPUTS))

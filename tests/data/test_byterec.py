@@ -59,7 +59,7 @@ def dataset(tmp_path_factory):
 
 
 @pytest.mark.parametrize("mapping", ["train", "test"])
-def test_every_feature_and_label_is_what_its_definition_says(dataset, mapping):
+def test_features_and_labels_match_their_definition(dataset, mapping):
     split = {"train": in_training_order(range(34), SEED), "test": range(34, COUNT)}
     expected = taken(raw_columns(), split[mapping])
     check_features(
@@ -112,7 +112,7 @@ def test_a_wrong_cell_is_named_with_its_line(tmp_path, capsys, name, cell, messa
     assert f"byterec_sample.txt, line 11: {message}" in told
 
 
-def test_a_number_unknown_throughout_and_shares_that_leave_nothing_are_refused(tmp_path, capsys):
+def test_number_without_values_and_empty_split(tmp_path, capsys):
     unknown = write_raw(tmp_path / "unknown", [[*fields[:11], "-1"] for fields in LINES])
     assert "duration_time: no training row has a value" in refusal(main, unknown, tmp_path / "out", capsys)
     raw = write_raw(tmp_path / "raw")

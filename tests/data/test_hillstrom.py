@@ -90,7 +90,7 @@ def dataset(tmp_path_factory):
 
 
 @pytest.mark.parametrize("mapping", ["train", "valid", "test"])
-def test_every_feature_and_label_is_what_its_definition_says(dataset, mapping):
+def test_features_and_labels_match_their_definition(dataset, mapping):
     split = expected_rows()
     expected = taken(raw_columns(), split[mapping])
     check_features(
@@ -119,7 +119,7 @@ def test_the_labels_are_a_funnel_and_every_row_is_there(dataset):
     assert rows_of(dataset, "test")["zip_code"].isin([2, 3]).sum() == len(ONLY_IN_TEST) > 0
 
 
-def test_another_process_writes_the_same_bytes_without_tensorflow_and_without_a_warning(dataset, tmp_path):
+def test_reproducible_without_tensorflow(dataset, tmp_path):
     name = "Kevin_Hillstrom_MineThatData_E-MailAnalytics_DataMiningChallenge_2008.03.20.csv.gz"
     raw = write_raw(tmp_path / "raw", name=name)
     program = "import sys; from data.hillstrom.prepare import main; code = main(); print('tensorflow' in sys.modules); "
@@ -167,7 +167,7 @@ def test_a_wrong_cell_is_named_with_its_line(tmp_path, capsys, cells, message):
     assert f"hillstrom.csv, {message}" in refusal(main, raw, tmp_path / "out", capsys)
 
 
-def test_a_foreign_header_and_fractions_that_cannot_work_are_refused(tmp_path, capsys):
+def test_other_header_and_impossible_fractions(tmp_path, capsys):
     raw, out = write_raw(tmp_path / "raw"), tmp_path / "out"
     assert "--test_fraction 1.0: expected" in refusal(main, raw, out, capsys, "--test_fraction", "1")
     told = refusal(main, raw, out, capsys, "--validation_fraction", "0.9")

@@ -64,7 +64,7 @@ def test_the_small_world_has_every_hard_case(dataset):
 
 
 @pytest.mark.parametrize("mapping", ["train", "test"])
-def test_the_stored_encoders_give_what_nvtabular_wrote_without_nvtabular(dataset, mapping):
+def test_stored_encoders_match_nvtabular(dataset, mapping):
     encoders = load_encoders(dataset / "workflow")
     encoded = encode_columns(encoders, raw_columns(WORLD, split(WORLD, seed=SEED)[mapping]))
     rows = rows_of(dataset, mapping)
@@ -74,7 +74,7 @@ def test_the_stored_encoders_give_what_nvtabular_wrote_without_nvtabular(dataset
         assert [np.asarray(value).tolist() for value in rows[name]] == [np.asarray(value).tolist() for value in values]
 
 
-def test_the_specification_has_all_five_channels_and_fits_the_files(dataset):
+def test_specification_matches_the_files(dataset):
     spec = FeatureSpec.read(dataset / "feature_spec.yaml")
     assert [feature.name for feature in spec.onehot] == ["user", "movie", "gender", "age", "occupation", "zip_prefix"]
     assert [feature.name for feature in spec.numerical] == list(NUMBERS)
@@ -92,7 +92,7 @@ def test_the_specification_has_all_five_channels_and_fits_the_files(dataset):
     assert embedding_dims(spec)["user"] == 32
 
 
-def test_the_tables_do_not_depend_on_the_order_or_the_form_of_the_raw_files(dataset, tmp_path):
+def test_result_ignores_order_and_format_of_raw_files(dataset, tmp_path):
     turned = type(WORLD)(WORLD.users, WORLD.movies, WORLD.ratings[::-1])
     write_1m(tmp_path / "raw", turned, compress=True, as_csv=True)
     prepare(tmp_path / "raw", tmp_path / "out", seed=SEED, oov_buckets=OOV_BUCKETS)
@@ -104,7 +104,7 @@ def test_the_100k_form_gives_the_same_dataset(dataset, tmp_path):
     assert contents(tmp_path / "out") == contents(dataset)
 
 
-def test_another_process_writes_the_same_bytes_without_tensorflow_and_without_a_warning(dataset, tmp_path):
+def test_reproducible_without_tensorflow(dataset, tmp_path):
     raw = write_1m(tmp_path / "raw", WORLD)
     program = "import sys; from data.movielens.prepare import main; code = main(); print('tensorflow' in sys.modules); "
     program += "import importlib.util; print(importlib.util.find_spec('tensorflow') is not None); sys.exit(code)"
@@ -126,7 +126,7 @@ def test_another_seed_gives_another_split(dataset, tmp_path):
     assert rows_of(tmp_path / "out", "test")["user_id"].tolist() == [user for user, _, _ in pairs[1]]
 
 
-def test_a_validation_share_and_a_second_label_are_had_for_the_asking(tmp_path):
+def test_validation_fraction_and_second_label(tmp_path):
     raw, out = write_1m(tmp_path / "raw", WORLD), tmp_path / "out"
     flags = ["--validation_fraction", "0.25", "--labels", "rating", "liked", "--seed", str(SEED)]
     assert main(["--raw", str(raw), "--output", str(out), *flags]) == 0
@@ -179,7 +179,7 @@ def test_a_wrong_line_is_named_and_nothing_is_left(tmp_path, capsys, mistake):
         (1, "userId,movieId,rating", "line 1: ['userId', 'movieId', 'rating'], expected a header that begins with"),
     ],
 )
-def test_the_lines_of_a_csv_file_are_counted_from_its_header(tmp_path, capsys, number, line, message):
+def test_csv_line_numbers_include_the_header(tmp_path, capsys, number, line, message):
     write_1m(tmp_path / "raw", WORLD, as_csv=True)
     change_line(tmp_path / "raw" / "ratings.csv", number, line)
     assert main(["--raw", str(tmp_path / "raw"), "--output", str(tmp_path / "out")]) == 2
@@ -200,7 +200,7 @@ def test_a_missing_file_is_named_with_what_was_looked_for(tmp_path, capsys, miss
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_a_folder_that_is_none_a_cut_gzip_file_and_an_empty_one_are_named(tmp_path, capsys):
+def test_unreadable_inputs_are_named(tmp_path, capsys):
     out = ["--output", str(tmp_path / "out")]
     assert main(["--raw", str(tmp_path / "nowhere"), *out]) == 2
     assert "nowhere: is not a folder" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def shops(rows=600, seed=0):
 
 
 @pytest.mark.parametrize("column", ["shop", "user"])
-def test_ids_are_those_of_nvtabulars_categorify_where_no_counts_are_equal(tmp_path, column):
+def test_ids_match_categorify(tmp_path, column):
     train, new = shops(), pd.DataFrame({"shop": ["kiosk", "neu", None], "user": [1, 2, 41]})
     counts = train[column].value_counts()
     train = train[train[column].isna() | train[column].map(counts).isin(counts[~counts.duplicated(keep=False)])]
@@ -46,14 +46,14 @@ def test_ids_are_those_of_nvtabulars_categorify_where_no_counts_are_equal(tmp_pa
     assert ours.output_schema[column].properties["domain"] == theirs.output_schema[column].properties["domain"]
 
 
-def test_values_unseen_in_training_go_to_the_bucket_of_their_hash(tmp_path):
+def test_unseen_values_go_to_hash_buckets(tmp_path):
     workflow = fitted(["user"] >> EncodeIds(5, str(tmp_path)), shops())
     new = list(range(1000, 1050))
     encoded = transformed(workflow, pd.DataFrame({"user": new}))
     assert encoded["user"].tolist() == [2 + scalar_hash(user) % 5 for user in new]
 
 
-def test_values_of_equal_count_have_ids_in_the_order_of_values(tmp_path):
+def test_ties_are_broken_by_value(tmp_path):
     values = np.random.default_rng(3).permutation(np.repeat(np.arange(500), 3))
     workflow = fitted(["user"] >> EncodeIds(1, str(tmp_path)), pd.DataFrame({"user": values}), partitions=4)
     assert transformed(workflow, pd.DataFrame({"user": np.arange(500)}))["user"].tolist() == list(range(3, 503))
@@ -74,13 +74,13 @@ def test_a_frame_of_nothing_but_nulls_is_encoded(tmp_path):
     assert transformed(workflow, nothing)["shop"].tolist() == [1, 1]
 
 
-def test_a_column_without_a_value_in_training_has_no_vocabulary(tmp_path):
+def test_column_of_nulls_has_no_vocabulary(tmp_path):
     train = pd.DataFrame({"shop": np.array([None, None], object), "user": [1, 2]})
     workflow = fitted(["shop"] >> EncodeIds(1, str(tmp_path)), train)
     assert transformed(workflow, pd.DataFrame({"shop": ["a", None]}))["shop"].tolist() == [2, 1]
 
 
-def test_counts_are_those_of_training_and_0_for_unseen_and_null():
+def test_count_keys():
     train = shops()
     workflow = fitted(["shop", "user"] >> CountKeys() >> Log64(), train, partitions=3)
     new = pd.DataFrame({"shop": ["kiosk", None, "neu"], "user": [1, 77, 2]})
@@ -110,7 +110,7 @@ def test_a_training_rows_mean_is_over_the_other_folds(partitions):
     np.testing.assert_allclose(encoded["shop_mean"], expected, rtol=1e-12)
 
 
-def test_a_row_in_no_fold_gets_the_mean_of_all_training_rows_and_unseen_keys_the_prior():
+def test_out_of_fold_mean_without_a_fold():
     train = shops()
     new = pd.DataFrame({"shop": ["kiosk", "neu", None], "bought": [1.0, 1.0, 0.0], "fold": [-1, -1, -1]})
     encoded = transformed(fitted(["shop"] >> out_of_fold_mean(), train), new)
@@ -129,7 +129,7 @@ def test_a_rows_own_target_is_not_in_its_mean():
         assert not again.equals(encoded)
 
 
-def test_training_rows_of_a_single_fold_get_a_mean_of_0_with_nothing_outside_to_tell():
+def test_out_of_fold_mean_of_a_single_fold():
     train = shops().assign(fold=2)
     encoded = transformed(fitted(["shop"] >> out_of_fold_mean(), train), train)
     assert encoded["shop_mean"].tolist() == [0.0] * len(train)

@@ -27,7 +27,7 @@ def tasks_of(folder):
     return json.loads((folder / "tasks.json").read_text())
 
 
-def test_the_specification_has_two_regressions_over_a_hundred_numbers(dataset):
+def test_specification(dataset):
     spec = FeatureSpec.read(dataset / "feature_spec.yaml")
     assert [feature.name for feature in spec.inputs] == INPUTS == [feature.name for feature in spec.numerical]
     assert {feature.dtype for feature in spec.numerical} == {"float32"}
@@ -51,7 +51,7 @@ def test_labels_are_the_papers_sums_plus_noise(dataset):
             assert max(map(abs, noise)) < 0.6
 
 
-def test_inputs_are_standard_normal_and_differ_between_the_mappings(dataset):
+def test_inputs_are_standard_normal(dataset):
     train, test = rows_of(dataset, "train")[INPUTS], rows_of(dataset, "test")[INPUTS]
     assert train.mean().abs().max() < 6 / sqrt(ROWS) and (train.std() - 1).abs().max() < 6 / sqrt(2 * ROWS)
     assert train.corr().where(~np.eye(100, dtype=bool)).abs().max().max() < 6 / sqrt(ROWS)
@@ -73,7 +73,7 @@ def test_the_labels_grow_alike_with_the_correlation():
     assert pearson == sorted(pearson) and abs(pearson[0]) < 0.05 and pearson[3] > 0.98
 
 
-def test_the_same_arguments_give_the_same_bytes_and_others_do_not(dataset, tmp_path):
+def test_bytes_depend_on_the_arguments(dataset, tmp_path):
     flags = ["--rows", str(ROWS), "--correlation", str(CORRELATION)]
     assert main(["--output", str(tmp_path / "same"), *flags, "--seed", str(SEED)]) == 0
     assert contents(tmp_path / "same") == contents(dataset)
@@ -83,7 +83,7 @@ def test_the_same_arguments_give_the_same_bytes_and_others_do_not(dataset, tmp_p
     assert tasks_of(tmp_path / "other")["weights"][0] != tasks_of(dataset)["weights"][0]
 
 
-def test_fewer_rows_are_the_first_of_more_and_neither_blocks_nor_the_correlation_change_the_inputs():
+def test_fewer_rows_are_a_prefix():
     tasks = draw_tasks(CORRELATION, SEED)
     whole = [np.concatenate(parts) for parts in zip(*draw_rows(tasks, 0, 100, SEED), strict=True)]
     pieces = list(draw_rows(tasks, 0, 70, SEED, rows_per_block=16))

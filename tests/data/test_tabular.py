@@ -67,7 +67,7 @@ def test_lines_are_the_same_whatever_the_blocks(tmp_path, block_bytes, end, head
 
 
 @pytest.mark.parametrize("block_bytes", [3, 10**6])
-def test_an_empty_line_between_others_is_refused_with_its_number(tmp_path, block_bytes):
+def test_empty_line_between_others(tmp_path, block_bytes):
     lines = [",".join(line) for line in LINES]
     write_lines(tmp_path / "rows.csv", [*lines[:4], "", *lines[4:]])
     source = Source(tmp_path / "rows.csv", FORM, whole_file("train"))
@@ -91,7 +91,7 @@ def staged(folder, block_bytes):
 
 
 @pytest.mark.parametrize(("block_bytes", "rows_per_range"), [(150, 7), (150, 1000), (10**6, 40)])
-def test_rows_are_shuffled_by_hash_whatever_blocks_and_ranges(tmp_path, block_bytes, rows_per_range):
+def test_rows_are_shuffled_by_hash(tmp_path, block_bytes, rows_per_range):
     rows = staged(tmp_path, block_bytes)
     assert rows.rows == {"train": 150, "valid": 0, "test": 50}
     assert (len(rows.files["train"]) > 20) == (block_bytes == 150)
@@ -126,7 +126,7 @@ def test_a_fit_over_many_blocks_is_that_of_the_whole_file(tmp_path):
     assert rows_of(tmp_path / "out", "test")["color"].iloc[-1] in (2, 3)
 
 
-def test_shares_that_fill_everything_but_a_rounding_error_still_split():
+def test_fractions_that_round_to_one():
     keys = np.arange(1000)
     mappings = draw_mappings(keys, seed=1, test_fraction=0.3, validation_fraction=np.nextafter(0.7, 0))
     assert set(mappings) == {"test", "valid"}

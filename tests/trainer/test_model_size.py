@@ -11,6 +11,7 @@ from main import main
 from tests.helpers import ROOT, make_dataset
 from tests.trainer.small_models import LAYOUT, make_model
 from trainer import model_size
+from trainer.build import make_training
 from trainer.checkpoint.model_folder import open_model, write_model
 from trainer.cli import parse
 from trainer.comm import SingleWorker
@@ -22,7 +23,6 @@ from trainer.process.worker_env import WorkerEnv
 from trainer.recommender import Recommender
 from trainer.tasks.binary import BinaryTask
 from trainer.tasks.multiclass import MulticlassTask
-from trainer.training import make_training
 
 TASKS = (BinaryTask("click"), MulticlassTask("kind", num_classes=5))
 FLAGS = {"deep_hidden_units": (32, 16), "expert_hidden_units": (16, 8), "tower_hidden_units": (8,), "num_experts": 4}
@@ -52,14 +52,7 @@ def test_tables_with_their_state_take_what_is_computed(name):
         for wide in ([], ["--wide_part"]):
             options = options_of("--model", name, "--optimizer", rule, *wide)
             model = make_model(model=name, wide_part=bool(wide), tasks=TASKS)
-            training = make_training(
-                model,
-                options.training,
-                options.deep_optimizer,
-                steps_per_epoch=1,
-                comm=SingleWorker(),
-                compute_dtype="float32",
-            )
+            training = make_training(options, model, SingleWorker(), steps_per_epoch=1)
             bytes_of = dict.fromkeys(model.embeddings.whole_rows, 0)
             for variable, value in training.state.variables.items():
                 for table in bytes_of:
@@ -126,8 +119,9 @@ def test_workers_of_a_host_share_its_memory_and_sharded_tables(bound):
     bound(38 * 10**9)
     refusal(options_of("--model", "mmoe", "--shard_embeddings"), two)
     # On two hosts, each worker has its host's memory.
-    sharded = options_of("--model", "mmoe", "--shard_embeddings")
-    check_model_fits(sharded, LARGE, (BinaryTask("click"),), WorkerEnv(0, 2), 1)
+    check_model_fits(
+        options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (BinaryTask("click"),), WorkerEnv(0, 2), 1
+    )
 
 
 def test_classes_units_and_experts_count(bound):

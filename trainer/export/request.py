@@ -12,8 +12,9 @@ from data.command_line import Parser
 from data.errors import DataError
 from data.files.new_dataset import SPEC_FILE
 from data.loading.loader import ParquetLoader
-from data.spec.feature_spec import LABEL, FeatureSpec
-from data.storage.checksummed_dir import MANIFEST, ChecksummedDir, standing
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import LABEL
+from data.storage.checksummed_dir import MANIFEST, ChecksummedDir, current_path
 from data.storage.output_paths import check_apart
 from trainer.checkpoint.facts import MAX_HOTNESS, WIDTH, Schema
 from trainer.checkpoint.model_folder import MODEL_FOLDER, SEEN_ITEMS, SEEN_STARTS, SPECIFICATION, open_model
@@ -113,7 +114,7 @@ def _check_output(output: Path) -> None:
 def _model_folder(model_dir: Path) -> Path:
     """Returns `model_dir`/model, or `model_dir` itself if it is a model folder as written by Recommender.save."""
     run = model_dir / MODEL_FOLDER
-    return model_dir if (standing(model_dir) / MANIFEST).is_file() and not run.exists() else run
+    return model_dir if (current_path(model_dir) / MANIFEST).is_file() and not run.exists() else run
 
 
 def _check_size(model: ChecksummedDir, wanted: str) -> None:

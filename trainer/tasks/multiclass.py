@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from data.spec.parts import Feature
+from data.spec.features import Feature
 from trainer.lazy import tf
 from trainer.metrics.auc import OneVersusRestAuc
 from trainer.metrics.losses import Accuracy, SoftmaxLoss, SoftmaxNormalizedEntropy

@@ -16,7 +16,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from data.spec.feature_spec import FeatureSpec
-from data.spec.parts import JOINT, Feature
+from data.spec.features import JOINT, Feature
 from trainer.lazy import tf
 from trainer.metrics.metric import Metric
 

@@ -1,4 +1,4 @@
-"""What both recipes must make of a world, in plain Python and pandas: formula by formula, row by row."""
+"""What both recipes must make of a sample, in plain Python and pandas: formula by formula, row by row."""
 
 import math
 import statistics
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pandas as pd
 
-from tests.data.outbrain.world import DAY_MS, ORIGIN_MS, World
+from tests.data.outbrain.sample_data import DAY_MS, ORIGIN_MS, SampleTables
 from tests.data.scalar_hash import scalar_hash, scalar_row_hash
 
 BUCKETS = {
@@ -35,18 +35,18 @@ NUMERICAL = (
 )
 
 
-def joined_rows(world: World, seed: int, *, published: bool) -> tuple[list[dict], list[dict]]:
+def joined_rows(sample: SampleTables, seed: int, *, published: bool) -> tuple[list[dict], list[dict]]:
     """Training and validation rows before encoding, in the order in which they are stored."""
-    events = {row["display_id"]: row for row in world.rows("events")}
-    promoted = {row["ad_id"]: row for row in world.rows("promoted_content")}
-    meta = {row["document_id"]: row for row in world.rows("documents_meta")}
+    events = {row["display_id"]: row for row in sample.rows("events")}
+    promoted = {row["ad_id"]: row for row in sample.rows("promoted_content")}
+    meta = {row["document_id"]: row for row in sample.rows("documents_meta")}
     if published:
         largest = max(row["publisher_id"] or 0 for row in meta.values())
         for number, row in enumerate([row for row in meta.values() if row["publisher_id"] is None], 1):
             row["publisher_id"] = largest + 1 + number
-    sizes = Counter(row["display_id"] for row in world.rows("clicks_train"))
+    sizes = Counter(row["display_id"] for row in sample.rows("clicks_train"))
     train, valid = [], []
-    for click in world.rows("clicks_train"):
+    for click in sample.rows("clicks_train"):
         row = {**click, **events[click["display_id"]], "display_ads": sizes[click["display_id"]]}
         ad = promoted.get(click["ad_id"], {})
         row |= {"document_id_promo": ad.get("document_id")}
@@ -63,14 +63,14 @@ def joined_rows(world: World, seed: int, *, published: bool) -> tuple[list[dict]
     return train, valid
 
 
-def expected(world: World, seed: int, recipe: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def expected(sample: SampleTables, seed: int, recipe: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The features of training and validation rows, in stored order."""
     published = recipe == "published"
-    train, valid = joined_rows(world, seed, published=published)
+    train, valid = joined_rows(sample, seed, published=published)
     for row in train + valid:
         _derive(row, published)
     encode = _published if published else _leak_free
-    encode(world, train, valid)
+    encode(sample, train, valid)
     return pd.DataFrame(train), pd.DataFrame(valid)
 
 
@@ -91,9 +91,9 @@ def _derive(row: dict, published: bool) -> None:
         row[f"days{suffix}"] = days
 
 
-def _similarities(world: World, rows: list[dict]) -> None:
+def _similarities(sample: SampleTables, rows: list[dict]) -> None:
     for aspect, column in SIMILARITIES.items():
-        entries = world.rows(f"documents_{aspect}")
+        entries = sample.rows(f"documents_{aspect}")
         corpus = max(row["document_id"] for row in entries) + 1
         occurrences = Counter(row[column] for row in entries)
         raw = defaultdict(list)
@@ -112,12 +112,12 @@ def _similarities(world: World, rows: list[dict]) -> None:
             row[f"document_id_document_id_promo_sim_{aspect}"] = cosine
 
 
-def _days(train: list[dict], rows: list[dict], *, standardised: bool) -> None:
+def _days(train: list[dict], rows: list[dict], *, standardized: bool) -> None:
     for suffix in ("", "_promo"):
         known = [row[f"days{suffix}"] for row in train if row[f"days{suffix}"] is not None]
         median = statistics.median(known)
         logs = [math.log(1 + days) for days in known]
-        mean, std = (statistics.mean(logs), statistics.stdev(logs)) if standardised else (0.0, 1.0)
+        mean, std = (statistics.mean(logs), statistics.stdev(logs)) if standardized else (0.0, 1.0)
         for row in rows:
             days = median if row[f"days{suffix}"] is None else row[f"days{suffix}"]
             row[f"publish_time{suffix}_days_since_published"] = (math.log(1 + days) - mean) / std
@@ -132,9 +132,11 @@ def _counts(train: list[dict], rows: list[dict]) -> None:
             row[f"{key}_count"] = (math.log(1 + counts[row[key]]) - mean) / std
 
 
-def _lists(world: World, rows: list[dict], document: str, table: str, column: str, by_confidence: bool) -> list[list]:
+def _lists(
+    sample: SampleTables, rows: list[dict], document: str, table: str, column: str, by_confidence: bool
+) -> list[list]:
     tags = defaultdict(list)
-    for entry in world.rows(table):
+    for entry in sample.rows(table):
         tags[entry["document_id"]].append((entry[column], entry["confidence_level"]))
     if by_confidence:
         for entries in tags.values():
@@ -147,10 +149,10 @@ def _ranked(values: list) -> list:
     return sorted(counts, key=lambda value: (-counts[value], value))
 
 
-def _published(world: World, train: list[dict], valid: list[dict]) -> None:
+def _published(sample: SampleTables, train: list[dict], valid: list[dict]) -> None:
     rows = train + valid
-    _similarities(world, rows)
-    _days(train, rows, standardised=False)
+    _similarities(sample, rows)
+    _days(train, rows, standardized=False)
     _counts(train, rows)
     for key, least in THRESHOLDS.items():
         views = Counter(row[key] for row in train if row[key] is not None)
@@ -158,18 +160,18 @@ def _published(world: World, train: list[dict], valid: list[dict]) -> None:
         for row in rows:
             row[f"{key}_ctr"] = clicks[row[key]] / views[row[key]] if views[row[key]] >= least else 0.0
     for name, (table, column, size) in LISTS.items():
-        ranked = _ranked([tag for tags in _lists(world, train, "document_id", table, column, False) for tag in tags])
+        ranked = _ranked([tag for tags in _lists(sample, train, "document_id", table, column, False) for tag in tags])
         ranks = {tag: rank for rank, tag in enumerate(ranked, 1)}
-        for row, tags in zip(rows, _lists(world, rows, "document_id", table, column, False), strict=True):
+        for row, tags in zip(rows, _lists(sample, rows, "document_id", table, column, False), strict=True):
             row[name] = [scalar_hash(ranks.get(tag, 0)) % size for tag in tags[:3]]
     for row in rows:
         row |= {name: 0 if row[name] is None else scalar_hash(row[name]) % size for name, size in BUCKETS.items()}
 
 
-def _leak_free(world: World, train: list[dict], valid: list[dict]) -> None:
+def _leak_free(sample: SampleTables, train: list[dict], valid: list[dict]) -> None:
     rows = train + valid
-    _similarities(world, rows)
-    _days(train, rows, standardised=True)
+    _similarities(sample, rows)
+    _days(train, rows, standardized=True)
     _counts(train, rows)
     for key in THRESHOLDS:
         rates = {id(row): _smoothed(row, key, train) for row in rows}
@@ -179,9 +181,9 @@ def _leak_free(world: World, train: list[dict], valid: list[dict]) -> None:
             row[f"{key}_ctr"] = (rates[id(row)] - mean) / std
     for name, (table, column, _) in LISTS.items():
         for document, feature in (("document_id", name), ("document_id_promo", name.replace("_list", "_promo_list"))):
-            seen = [tag for tags in _lists(world, train, document, table, column, True) for tag in tags]
+            seen = [tag for tags in _lists(sample, train, document, table, column, True) for tag in tags]
             ids = {tag: 3 + rank for rank, tag in enumerate(_ranked(seen))}
-            for row, tags in zip(rows, _lists(world, rows, document, table, column, True), strict=True):
+            for row, tags in zip(rows, _lists(sample, rows, document, table, column, True), strict=True):
                 row[feature] = [ids.get(tag, 2) for tag in tags[:3]]
     encoded = {}
     for name in (*BUCKETS, "hour", "weekday", "display_ads"):

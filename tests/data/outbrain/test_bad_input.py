@@ -8,17 +8,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from data.outbrain import preproc, raw
+from data.outbrain import preproc, raw_tables
 from data.spec.feature_spec import FeatureSpec
+from tests.data.outbrain.sample_data import HEADERS, SampleTables, make_sample, write_sample
 from tests.data.outbrain.test_preproc import prepared, rows
-from tests.data.outbrain.world import HEADERS, World, make_world, write_world
 from tests.data.scalar_hash import scalar_row_hash
 from tests.helpers import run_program
 
-WORLD = make_world(40, seed=4)
+SAMPLE = make_sample(40, seed=4)
 PROGRESS = re.compile(r"outbrain: +\d+\.\d s  ")
 PLAIN = [name for name in HEADERS if name != "clicks_test"]
-FIRST_CLICK = WORLD.tables["clicks_train"][0]
+FIRST_CLICK = SAMPLE.tables["clicks_train"][0]
 
 
 def arguments(folder: Path, output: Path, *flags: str) -> list[str]:
@@ -36,18 +36,18 @@ def refusal(capsys, folder: Path, output: Path, *flags: str) -> str:
 
 
 @pytest.fixture
-def world() -> World:
-    return copy.deepcopy(WORLD)
+def sample() -> SampleTables:
+    return copy.deepcopy(SAMPLE)
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
-    return write_world(tmp_path_factory.mktemp("good"), WORLD)
+    return write_sample(tmp_path_factory.mktemp("good"), SAMPLE)
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    return write_world(tmp_path / "raw", WORLD)
+    return write_sample(tmp_path / "raw", SAMPLE)
 
 
 def lines_of(folder: Path, table: str) -> list[str]:
@@ -66,26 +66,26 @@ def set_cell(folder: Path, table: str, line: int, column: str, cell: str) -> Non
     write_lines(folder, table, lines)
 
 
-def test_the_world_itself_is_good(good, tmp_path):
+def test_sample_data_is_valid(good, tmp_path):
     assert preproc.main(arguments(good, tmp_path / "out")) == 0
     assert len(rows(tmp_path / "out", "train")) + len(rows(tmp_path / "out", "valid")) == len(
-        WORLD.tables["clicks_train"]
+        SAMPLE.tables["clicks_train"]
     )
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path, capsys):
-    told = refusal(capsys, tmp_path / "nowhere", tmp_path / "out")
-    assert told == f"{tmp_path / 'nowhere'}: is not a folder; give the one that holds Outbrain's unpacked tables"
+def test_a_folder_that_is_not_there_is_rejected(tmp_path, capsys):
+    message = refusal(capsys, tmp_path / "nowhere", tmp_path / "out")
+    assert message == f"{tmp_path / 'nowhere'}: is not a folder; pass the one that holds the unpacked Outbrain tables"
 
 
 @pytest.mark.parametrize("table", PLAIN)
-def test_a_missing_table_is_refused(folder, tmp_path, capsys, table):
+def test_a_missing_table_is_rejected(folder, tmp_path, capsys, table):
     (folder / f"{table}.csv").unlink()
-    told = refusal(capsys, folder, tmp_path / "out")
-    assert told.startswith(f"{folder}: {table}.csv missing") and "Fetch the tables" in told
+    message = refusal(capsys, folder, tmp_path / "out")
+    assert message.startswith(f"{folder}: {table}.csv missing") and "Download the tables" in message
 
 
-def test_all_missing_tables_are_told_at_once(folder, tmp_path, capsys):
+def test_all_missing_tables_are_reported(folder, tmp_path, capsys):
     for table in ("events", "documents_meta"):
         (folder / f"{table}.csv").unlink()
     assert "events.csv, documents_meta.csv missing" in refusal(capsys, folder, tmp_path / "out")
@@ -94,20 +94,20 @@ def test_all_missing_tables_are_told_at_once(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("table", "column"), [(table, column) for table in PLAIN for column in HEADERS[table].split(",")]
 )
-def test_a_missing_column_and_one_that_is_there_twice_are_refused(folder, tmp_path, capsys, table, column):
+def test_missing_or_repeated_column(folder, tmp_path, capsys, table, column):
     header, *lines = lines_of(folder, table)
     for wrong in (header.replace(column, f"{column}_", 1), f"{header},{column}"):
         write_lines(folder, table, [wrong, *lines])
-        told = refusal(capsys, folder, tmp_path / "out")
-        assert told.startswith(f"{folder / table}.csv, line 1: ") and f"['{column}']" in told
+        message = refusal(capsys, folder, tmp_path / "out")
+        assert message.startswith(f"{folder / table}.csv, line 1: ") and f"['{column}']" in message
 
 
 @pytest.mark.parametrize("table", PLAIN)
-@pytest.mark.parametrize(("content", "told"), [("", "is empty"), ("header", "no rows"), ("\n\n", "is empty")])
-def test_a_file_without_rows_is_refused(folder, tmp_path, capsys, table, content, told):
+@pytest.mark.parametrize(("content", "message"), [("", "is empty"), ("header", "no rows"), ("\n\n", "is empty")])
+def test_a_file_without_rows_is_rejected(folder, tmp_path, capsys, table, content, message):
     (folder / f"{table}.csv").write_text(HEADERS[table] + "\n" if content == "header" else content)
     line = refusal(capsys, folder, tmp_path / "out")
-    assert line.startswith(f"{folder / table}.csv") and told in line
+    assert line.startswith(f"{folder / table}.csv") and message in line
 
 
 WHOLE_NUMBERS = [
@@ -119,24 +119,24 @@ WHOLE_NUMBERS = [
 
 
 @pytest.mark.parametrize(("table", "column"), WHOLE_NUMBERS)
-def test_a_cell_that_is_no_whole_number_is_refused_with_its_line(folder, tmp_path, capsys, table, column):
+def test_non_integer_cell(folder, tmp_path, capsys, table, column):
     for line, cell in ((2, "abc"), (4, "1.5"), (3, "99999999999999999999")):
         before = lines_of(folder, table)
         set_cell(folder, table, line, column, cell)
-        told = refusal(capsys, folder, tmp_path / "out")
-        assert told.startswith(f"{folder / table}.csv, line {line}: ") and f"'{cell}'" in told
+        message = refusal(capsys, folder, tmp_path / "out")
+        assert message.startswith(f"{folder / table}.csv, line {line}: ") and f"'{cell}'" in message
         write_lines(folder, table, before)
 
 
-def test_a_hexadecimal_number_is_refused(folder, tmp_path, capsys):
+def test_a_hexadecimal_number_is_rejected(folder, tmp_path, capsys):
     set_cell(folder, "promoted_content", 3, "campaign_id", "0x1F")
     assert "line 3" in refusal(capsys, folder, tmp_path / "out")
 
 
-def test_a_cell_that_is_no_whole_number_is_told_with_its_column_and_a_mend(folder, tmp_path, capsys):
+def test_non_integer_cell_names_column_and_fix(folder, tmp_path, capsys):
     set_cell(folder, "events", 3, "timestamp", "abc")
-    told = refusal(capsys, folder, tmp_path / "out")
-    assert "timestamp" in told and ("correct" in told or "fetch" in told)
+    message = refusal(capsys, folder, tmp_path / "out")
+    assert "timestamp" in message and ("correct" in message or "download" in message)
 
 
 @pytest.mark.parametrize(
@@ -148,26 +148,26 @@ def test_a_cell_that_is_no_whole_number_is_told_with_its_column_and_a_mend(folde
         if column not in ("platform", "geo_location", "source_id", "publisher_id", "publish_time")
     ],
 )
-def test_an_empty_cell_is_refused_where_a_value_must_be(folder, tmp_path, capsys, table, column):
+def test_an_empty_cell_is_rejected_where_a_value_must_be(folder, tmp_path, capsys, table, column):
     set_cell(folder, table, 3, column, "")
-    told = refusal(capsys, folder, tmp_path / "out")
-    assert told.startswith(f"{folder / table}.csv, line 3: {column} is missing") and "every row needs one" in told
+    message = refusal(capsys, folder, tmp_path / "out")
+    assert message.startswith(f"{folder / table}.csv, line 3: {column} is missing") and "every row needs one" in message
 
 
 @pytest.mark.parametrize("table", PLAIN)
 @pytest.mark.parametrize(
     "change", [lambda line: f"{line},7", lambda line: line.rpartition(",")[0]], ids=["more", "less"]
 )
-def test_a_row_of_another_length_is_refused_with_its_line(folder, tmp_path, capsys, table, change):
+def test_a_row_of_another_length_is_rejected_with_its_line(folder, tmp_path, capsys, table, change):
     lines = lines_of(folder, table)
     lines[4] = change(lines[4])
     write_lines(folder, table, lines)
-    told = refusal(capsys, folder, tmp_path / "out")
+    message = refusal(capsys, folder, tmp_path / "out")
     columns = HEADERS[table].count(",") + 1
-    assert told.startswith(f"{folder / table}.csv, line 5: ") and f"Expected {columns} columns" in told
+    assert message.startswith(f"{folder / table}.csv, line 5: ") and f"Expected {columns} columns" in message
 
 
-# Table, line, column, cell, and what is told beside file and line.
+# Table, line, column, cell, and what is message beside file and line.
 WRONG_CELLS = [
     ("clicks_train", 4, "clicked", "2", "clicked is 2, expected 0 or 1"),
     ("clicks_train", 4, "clicked", "-1", "clicked is -1, expected 0 or 1"),
@@ -178,69 +178,69 @@ WRONG_CELLS = [
 
 
 @pytest.mark.parametrize(("table", "line", "column", "cell", "expected"), WRONG_CELLS)
-def test_a_value_that_cannot_be_is_refused_with_its_line(folder, tmp_path, capsys, table, line, column, cell, expected):
+def test_impossible_value_names_its_line(folder, tmp_path, capsys, table, line, column, cell, expected):
     set_cell(folder, table, line, column, cell)
-    told = refusal(capsys, folder, tmp_path / "out")
-    assert told.startswith(f"{folder / table}.csv, line {line}: ") and expected in told
+    message = refusal(capsys, folder, tmp_path / "out")
+    assert message.startswith(f"{folder / table}.csv, line {line}: ") and expected in message
 
 
 @pytest.mark.parametrize("table", ["documents_categories", "documents_topics", "documents_entities"])
 @pytest.mark.parametrize("cell", ["-0.1", "nan", "NaN", "inf", "-inf"])
-def test_a_confidence_that_is_no_weight_is_refused(folder, tmp_path, capsys, table, cell):
+def test_a_confidence_that_is_no_weight_is_rejected(folder, tmp_path, capsys, table, cell):
     set_cell(folder, table, 3, "confidence_level", cell)
-    told = refusal(capsys, folder, tmp_path / "out")
-    assert told.startswith(f"{folder / table}.csv, line 3: confidence_level") and "correct it" in told
+    message = refusal(capsys, folder, tmp_path / "out")
+    assert message.startswith(f"{folder / table}.csv, line 3: confidence_level") and "correct it" in message
 
 
-def test_an_ad_twice_in_a_display_is_refused(world, tmp_path, capsys):
+def test_an_ad_twice_in_a_display_is_rejected(sample, tmp_path, capsys):
     display, ad, _ = FIRST_CLICK
-    world.tables["clicks_train"].append((display, ad, 0))
-    told = refusal(capsys, write_world(tmp_path / "raw", world), tmp_path / "out")
-    assert f"ad_id {ad} twice in display_id {display}" in told and "keep one row of each" in told
+    sample.tables["clicks_train"].append((display, ad, 0))
+    message = refusal(capsys, write_sample(tmp_path / "raw", sample), tmp_path / "out")
+    assert f"ad_id {ad} twice in display_id {display}" in message and "keep one row of each" in message
 
 
-def test_an_event_twice_is_refused(world, tmp_path, capsys):
-    [event] = [row for row in world.tables["events"] if row[0] == FIRST_CLICK[0]]
-    world.tables["events"].append(event)
-    told = refusal(capsys, write_world(tmp_path / "raw", world), tmp_path / "out")
-    assert f"events.csv: has display_id {event[0]} twice" in told and "keep one of them" in told
+def test_an_event_twice_is_rejected(sample, tmp_path, capsys):
+    [event] = [row for row in sample.tables["events"] if row[0] == FIRST_CLICK[0]]
+    sample.tables["events"].append(event)
+    message = refusal(capsys, write_sample(tmp_path / "raw", sample), tmp_path / "out")
+    assert f"events.csv: has display_id {event[0]} twice" in message and "keep one of them" in message
 
 
-def test_a_display_without_event_is_refused(world, tmp_path, capsys):
+def test_a_display_without_event_is_rejected(sample, tmp_path, capsys):
     display = FIRST_CLICK[0]
-    world.tables["events"] = [row for row in world.tables["events"] if row[0] != display]
-    told = refusal(capsys, write_world(tmp_path / "raw", world), tmp_path / "out")
-    assert f"events.csv: has no row for display_id {display}" in told and "fetch the whole table" in told
+    sample.tables["events"] = [row for row in sample.tables["events"] if row[0] != display]
+    message = refusal(capsys, write_sample(tmp_path / "raw", sample), tmp_path / "out")
+    assert f"events.csv: has no row for display_id {display}" in message and "download the whole table" in message
 
 
 @pytest.mark.parametrize("table", ["clicks_train", "events"])
-def test_a_repeated_row_of_clicks_or_events_is_told_with_its_file(world, tmp_path, capsys, table):
-    chosen = [row for row in world.tables[table] if row[0] == FIRST_CLICK[0]]
-    world.tables[table].append(chosen[0])
-    folder = write_world(tmp_path / "raw", world)
+def test_repeated_row_of_clicks_or_events(sample, tmp_path, capsys, table):
+    chosen = [row for row in sample.tables[table] if row[0] == FIRST_CLICK[0]]
+    sample.tables[table].append(chosen[0])
+    folder = write_sample(tmp_path / "raw", sample)
     assert f"{folder / table}.csv" in refusal(capsys, folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize(("table", "key"), [("promoted_content", "ad_id"), ("documents_meta", "document_id")])
-def test_a_repeated_key_of_a_side_table_is_refused_with_both_lines(world, tmp_path, capsys, table, key):
-    repeated = world.tables[table][1]
-    world.tables[table].append((repeated[0], 1, 1, None if table == "documents_meta" else 1))
-    folder = write_world(tmp_path / "raw", world)
-    told = refusal(capsys, folder, tmp_path / "out")
-    last = len(world.tables[table]) + 1
-    assert told.startswith(f"{folder / table}.csv, line {last}: {key} {repeated[0]} ")
-    assert "after line 3" in told and "keep one of them" in told
+def test_repeated_key_of_a_side_table(sample, tmp_path, capsys, table, key):
+    repeated = sample.tables[table][1]
+    sample.tables[table].append((repeated[0], 1, 1, None if table == "documents_meta" else 1))
+    folder = write_sample(tmp_path / "raw", sample)
+    message = refusal(capsys, folder, tmp_path / "out")
+    last = len(sample.tables[table]) + 1
+    assert message.startswith(f"{folder / table}.csv, line {last}: {key} {repeated[0]} ")
+    assert "after line 3" in message and "keep one of them" in message
 
 
-def test_bytes_that_are_no_text_are_refused(folder, tmp_path, capsys):
+def test_bytes_that_are_no_text_are_rejected(folder, tmp_path, capsys):
     lines = (folder / "events.csv").read_bytes().splitlines()
     lines[2] = lines[2].rpartition(b",")[0] + b",US\xff\xfe"
     (folder / "events.csv").write_bytes(b"\n".join([*lines, b""]))
-    told = refusal(capsys, folder, tmp_path / "out")
-    assert told.startswith(f"{folder / 'events'}.csv") and "line" in told and "UTF8" in told
+    message = refusal(capsys, folder, tmp_path / "out")
+    assert message.startswith(f"{folder / 'events'}.csv") and "line" in message and "UTF8" in message
 
 
-def test_a_table_in_utf_16_is_refused(folder, tmp_path, capsys):
+def test_a_table_in_utf_16_is_rejected(folder, tmp_path, capsys):
     (folder / "events.csv").write_bytes(lines_of(folder, "events")[0].encode("utf-16"))
     assert refusal(capsys, folder, tmp_path / "out").startswith(f"{folder / 'events'}.csv, line 1: ")
 
@@ -254,27 +254,27 @@ def pack(folder: Path, table: str, content: bytes, ending: str) -> Path:
 
 @pytest.mark.parametrize("table", PLAIN)
 @pytest.mark.parametrize("share", [0.3, 0.9])
-def test_a_gzip_file_that_is_cut_short_is_refused(folder, tmp_path, capsys, table, share):
+def test_a_gzip_file_that_is_cut_short_is_rejected(folder, tmp_path, capsys, table, share):
     packed = gzip.compress((folder / f"{table}.csv").read_bytes())
     path = pack(folder, table, packed[: int(len(packed) * share)], ".csv.gz")
-    told = refusal(capsys, folder, tmp_path / "out")
-    assert told.startswith(f"{path}: cannot be read") and "fetch it again" in told
+    message = refusal(capsys, folder, tmp_path / "out")
+    assert message.startswith(f"{path}: cannot be read") and "download it again" in message
 
 
 @pytest.mark.parametrize("ending", [".csv.gz", ".csv.zip"])
 @pytest.mark.parametrize("table", ["documents_topics", "events", "clicks_train"])
-def test_a_file_that_is_not_packed_as_its_name_says_is_refused(folder, tmp_path, capsys, table, ending):
+def test_file_compressed_differently_from_its_name(folder, tmp_path, capsys, table, ending):
     path = pack(folder, table, (folder / f"{table}.csv").read_bytes(), ending)
     assert refusal(capsys, folder, tmp_path / "out").startswith(f"{path}: cannot be read")
 
 
 @pytest.mark.parametrize("table", ["documents_topics", "events", "clicks_train"])
-def test_an_empty_gzip_file_is_refused(folder, tmp_path, capsys, table):
+def test_an_empty_gzip_file_is_rejected(folder, tmp_path, capsys, table):
     path = pack(folder, table, b"", ".csv.gz")
     assert refusal(capsys, folder, tmp_path / "out").startswith(f"{path}: is empty")
 
 
-def test_a_gzip_file_of_nothing_is_refused(folder, tmp_path, capsys):
+def test_a_gzip_file_of_nothing_is_rejected(folder, tmp_path, capsys):
     path = pack(folder, "events", gzip.compress(b""), ".csv.gz")
     assert refusal(capsys, folder, tmp_path / "out").startswith(f"{path}: is empty")
 
@@ -289,19 +289,19 @@ def zipped(folder: Path, table: str, names: list[str]) -> Path:
 
 
 @pytest.mark.parametrize("names", [["events.csv", "old/events.csv"], ["other.csv"], []])
-def test_a_zip_file_without_exactly_one_table_is_refused(folder, tmp_path, capsys, names):
+def test_a_zip_file_without_exactly_one_table_is_rejected(folder, tmp_path, capsys, names):
     path = zipped(folder, "events", names)
-    told = refusal(capsys, folder, tmp_path / "out")
-    assert told.startswith(f"{path}: expected one file events.csv in it") and str(names) in told
+    message = refusal(capsys, folder, tmp_path / "out")
+    assert message.startswith(f"{path}: expected one file events.csv in it") and str(names) in message
 
 
-def test_a_zip_file_with_another_table_of_a_longer_name_is_refused(folder, tmp_path, capsys):
+def test_zip_file_with_another_table(folder, tmp_path, capsys):
     zipped(folder, "events", ["my_events.csv"])
     assert "expected one file" in refusal(capsys, folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize("recipe", preproc.RECIPES)
-def test_an_output_that_holds_a_dataset_is_refused_and_left_alone(good, tmp_path, capsys, recipe):
+def test_output_with_a_dataset_is_rejected_and_kept(good, tmp_path, capsys, recipe):
     output = prepared(good, tmp_path / "out", "--recipe", "published")
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     capsys.readouterr()
@@ -310,20 +310,20 @@ def test_an_output_that_holds_a_dataset_is_refused_and_left_alone(good, tmp_path
     assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
 
 
-def test_an_output_that_is_a_file_is_refused_and_left_alone(good, tmp_path, capsys):
+def test_an_output_that_is_a_file_is_rejected_and_left_alone(good, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     assert preproc.main(arguments(good, tmp_path / "out")) == 2
     assert f"{tmp_path / 'out'}: is a file, the output must be a folder" in capsys.readouterr().err
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_an_output_below_a_file_is_refused(good, tmp_path, capsys):
+def test_an_output_below_a_file_is_rejected(good, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert preproc.main(arguments(good, tmp_path / "file" / "out")) == 2
     assert str(tmp_path / "file" / "out") in capsys.readouterr().err
 
 
-def test_other_files_of_the_output_stay_when_nothing_is_made(folder, tmp_path, capsys):
+def test_other_files_of_the_output_stay(folder, tmp_path, capsys):
     output = tmp_path / "out"
     output.mkdir()
     (output / "notes.txt").write_text("mine")
@@ -338,31 +338,31 @@ def leftover(output: Path) -> Path:
     return output
 
 
-def test_parts_of_an_older_dataset_are_not_mixed_with_new_ones(good, tmp_path, capsys):
+def test_parts_of_an_older_dataset_are_not_mixed(good, tmp_path, capsys):
     output = leftover(tmp_path / "out")
     assert preproc.main(arguments(good, output)) == 2
     assert str(output / "train") in capsys.readouterr().err
     assert [path.relative_to(output).as_posix() for path in output.rglob("*")] == ["train", "train/part_0.parquet"]
 
 
-def test_parts_of_an_older_dataset_are_noticed_before_the_work(good, tmp_path, capsys):
+def test_parts_of_an_older_dataset_are_noticed_early(good, tmp_path, capsys):
     assert preproc.main(arguments(good, leftover(tmp_path / "out"))) == 2
     assert "read documents_meta.csv" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", ["100MiB", "0.1GB", "1"])
-def test_a_memory_limit_that_nothing_fits_in_is_refused(good, tmp_path, capsys, size):
-    told = refusal(capsys, good, tmp_path / "out", "--memory_limit", size)
-    assert told.startswith("--memory_limit") and "1 processes need at least" in told and "raise it" in told
+def test_a_memory_limit_that_nothing_fits_in_is_rejected(good, tmp_path, capsys, size):
+    message = refusal(capsys, good, tmp_path / "out", "--memory_limit", size)
+    assert message.startswith("--memory_limit") and "1 processes need at least" in message and "raise it" in message
 
 
-def test_a_memory_limit_that_would_need_too_many_parts_is_refused(good, tmp_path, capsys, monkeypatch):
+def test_memory_limit_needing_too_many_parts(good, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("data.outbrain.pipeline.estimated_rows", lambda _: 10**9)
-    told = refusal(capsys, good, tmp_path / "out", "--memory_limit", "1GB")
-    assert told.startswith("--memory_limit") and "1,000,000,000 rows would need" in told and "raise it" in told
+    message = refusal(capsys, good, tmp_path / "out", "--memory_limit", "1GB")
+    assert message.startswith("--memory_limit") and "1,000,000,000 rows would need" in message and "raise it" in message
 
 
-def test_a_memory_limit_of_nothing_is_refused(good, tmp_path, capsys):
+def test_a_memory_limit_of_nothing_is_rejected(good, tmp_path, capsys):
     assert refusal(capsys, good, tmp_path / "out", "--memory_limit", "0").startswith("--memory_limit")
 
 
@@ -378,20 +378,20 @@ WRONG_FLAGS = [
 ]
 
 
-@pytest.mark.parametrize(("flags", "told"), WRONG_FLAGS)
-def test_wrong_flags_are_refused_before_anything_is_read(tmp_path, capsys, flags, told):
+@pytest.mark.parametrize(("flags", "message"), WRONG_FLAGS)
+def test_wrong_flags_are_rejected_before_anything_is_read(tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as stopped:
         preproc.main(arguments(tmp_path / "nowhere", tmp_path / "out", *flags))
     assert stopped.value.code == 2
-    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 # In a process of its own: a client that has not connected may stay Dask's default.
 CONNECTS = """
 import sys
 from pathlib import Path
-from data.outbrain import preproc, workers
-workers.CONNECT_SECONDS = 1
+from data.outbrain import preproc, resources
+resources.CONNECT_SECONDS = 1
 folder, output, *addresses = sys.argv[1:]
 for address in addresses:
     code = preproc.main(["--data_path", folder, "--metadata_path", output, "--dask_scheduler", address])
@@ -399,12 +399,12 @@ for address in addresses:
 """
 
 
-def test_a_scheduler_that_nobody_answers_at_is_refused(good, tmp_path):
+def test_a_scheduler_that_nobody_answers_at_is_rejected(good, tmp_path):
     addresses = ["tcp://127.0.0.1:9", "nonsense://x:1"]
     done = run_program(["-c", CONNECTS, good, tmp_path / "out", *addresses], timeout=60)
     assert done.stdout.splitlines() == ["2 False"] * 2, done.stderr
-    told = [line for line in done.stderr.splitlines() if not PROGRESS.match(line)]
-    for line, address in zip(told, addresses, strict=True):
+    message = [line for line in done.stderr.splitlines() if not PROGRESS.match(line)]
+    for line, address in zip(message, addresses, strict=True):
         assert line.startswith(f"outbrain: --dask_scheduler {address}: cannot be reached")
         assert "start it, or correct the address" in line
 
@@ -414,9 +414,9 @@ import sys
 from pathlib import Path
 import dask
 from data.errors import DataError
-from data.outbrain import workers
+from data.outbrain import resources
 try:
-    with workers.start_workers(use_dask=False, scheduler="nonsense://x:1", folder=Path(sys.argv[1])):
+    with resources.start_workers(use_dask=False, scheduler="nonsense://x:1", folder=Path(sys.argv[1])):
         pass
 except DataError:
     print(dask.config.get("scheduler", None))
@@ -439,28 +439,28 @@ BEFORE = {"promoted_content, ad_id": 0, "documents_meta, document_id": 0, "docum
 
 
 @pytest.fixture
-def known(world) -> World:
-    """A world in which every ad and every document is known."""
-    listed = {row[0] for row in world.tables["promoted_content"]}
-    shown = {row[1] for row in world.tables["clicks_train"]} - listed
-    pages = sorted({row[2] for row in world.tables["events"]})
-    world.tables["promoted_content"] += [(ad, pages[0], 1, 1) for ad in sorted(shown)]
-    described = {row[0] for row in world.tables["documents_meta"]}
-    wanted = {*pages, *(row[1] for row in world.tables["promoted_content"])}
-    world.tables["documents_meta"] += [(page, 1, 1, None) for page in sorted(wanted - described)]
-    return world
+def known(sample) -> SampleTables:
+    """A sample in which every ad and every document is known."""
+    listed = {row[0] for row in sample.tables["promoted_content"]}
+    shown = {row[1] for row in sample.tables["clicks_train"]} - listed
+    pages = sorted({row[2] for row in sample.tables["events"]})
+    sample.tables["promoted_content"] += [(ad, pages[0], 1, 1) for ad in sorted(shown)]
+    described = {row[0] for row in sample.tables["documents_meta"]}
+    wanted = {*pages, *(row[1] for row in sample.tables["promoted_content"])}
+    sample.tables["documents_meta"] += [(page, 1, 1, None) for page in sorted(wanted - described)]
+    return sample
 
 
-def test_nothing_is_counted_as_unknown_where_everything_is_known(known, tmp_path):
-    output = prepared(write_world(tmp_path / "raw", known), tmp_path / "out")
+def test_unknown_counts_are_zero_without_gaps(known, tmp_path):
+    output = prepared(write_sample(tmp_path / "raw", known), tmp_path / "out")
     assert unknown_of(output) == BEFORE
 
 
-def test_an_ad_that_is_not_promoted_has_nulls_and_is_counted(known, tmp_path):
+def test_ad_without_promotion_is_null_and_counted(known, tmp_path):
     ad = FIRST_CLICK[1]
     number = sum(row[1] == ad for row in known.tables["clicks_train"])
     known.tables["promoted_content"] = [row for row in known.tables["promoted_content"] if row[0] != ad]
-    output = prepared(write_world(tmp_path / "raw", known), tmp_path / "out")
+    output = prepared(write_sample(tmp_path / "raw", known), tmp_path / "out")
     assert unknown_of(output) == BEFORE | {
         "promoted_content, ad_id": number,
         "documents_meta, document_id_promo": number,
@@ -474,7 +474,7 @@ def test_an_ad_that_is_not_promoted_has_nulls_and_is_counted(known, tmp_path):
     assert len(similarities) == 3 and (found.loc[null, similarities] == 0).all(axis=None)
 
 
-def test_a_document_that_is_not_described_has_nulls_and_is_counted(known, tmp_path):
+def test_document_without_meta_is_null_and_counted(known, tmp_path):
     events = {row[0]: row[2] for row in known.tables["events"]}
     promoted = {row[0]: row[1] for row in known.tables["promoted_content"]}
     page = promoted[FIRST_CLICK[1]]
@@ -486,7 +486,7 @@ def test_a_document_that_is_not_described_has_nulls_and_is_counted(known, tmp_pa
     shown = [(events[display], promoted[ad]) for display, ad, _ in known.tables["clicks_train"]]
     known.tables["documents_meta"] = [row for row in known.tables["documents_meta"] if row[0] != page]
     landing, promoting = (sum(pair[side] == page for pair in shown) for side in (0, 1))
-    output = prepared(write_world(tmp_path / "raw", known), tmp_path / "out")
+    output = prepared(write_sample(tmp_path / "raw", known), tmp_path / "out")
     assert landing and promoting
     assert unknown_of(output) == BEFORE | {
         "documents_meta, document_id": landing,
@@ -499,45 +499,45 @@ NULLABLE = {"events": ["platform", "geo_location"], "documents_meta": ["source_i
 
 
 @pytest.mark.parametrize("recipe", preproc.RECIPES)
-def test_columns_of_nothing_but_nulls_give_a_dataset(world, tmp_path, recipe):
+def test_columns_of_nothing_but_nulls_give_a_dataset(sample, tmp_path, recipe):
     for table, columns in NULLABLE.items():
         kept = [name not in columns for name in HEADERS[table].split(",")]
-        world.tables[table] = [
-            tuple(cell if keep else None for cell, keep in zip(row, kept, strict=True)) for row in world.tables[table]
+        sample.tables[table] = [
+            tuple(cell if keep else None for cell, keep in zip(row, kept, strict=True)) for row in sample.tables[table]
         ]
-    output = prepared(write_world(tmp_path / "raw", world), tmp_path / "out", "--recipe", recipe)
+    output = prepared(write_sample(tmp_path / "raw", sample), tmp_path / "out", "--recipe", recipe)
     spec = FeatureSpec.read(output / "feature_spec.yaml")
     found = everything(output)
-    assert len(found) == len(world.tables["clicks_train"])
+    assert len(found) == len(sample.tables["clicks_train"])
     assert not found[[feature.name for feature in (*spec.onehot, *spec.numerical)]].isna().any(axis=None)
 
 
 @pytest.mark.parametrize("recipe", preproc.RECIPES)
-def test_ads_of_which_none_is_promoted_give_a_dataset(world, tmp_path, recipe):
-    world.tables["promoted_content"] = [(10**6, 1, 1, 1)]
-    output = prepared(write_world(tmp_path / "raw", world), tmp_path / "out", "--recipe", recipe)
-    number = len(world.tables["clicks_train"])
+def test_ads_of_which_none_is_promoted_give_a_dataset(sample, tmp_path, recipe):
+    sample.tables["promoted_content"] = [(10**6, 1, 1, 1)]
+    output = prepared(write_sample(tmp_path / "raw", sample), tmp_path / "out", "--recipe", recipe)
+    number = len(sample.tables["clicks_train"])
     assert unknown_of(output)["promoted_content, ad_id"] == len(everything(output)) == number
 
 
-def test_a_world_without_training_or_validation_rows_is_refused(world, tmp_path, capsys):
+def test_no_training_or_no_validation_rows(sample, tmp_path, capsys):
     time = HEADERS["events"].split(",").index("timestamp")
-    for day, told in ((12, "falls to train"), (None, "falls to valid")):
-        changed = copy.deepcopy(world)
+    for day, message in ((12, "falls to train"), (None, "falls to valid")):
+        changed = copy.deepcopy(sample)
         if day is None:
-            changed.tables["clicks_train"] = clicks_of_one_training_display(world)
+            changed.tables["clicks_train"] = clicks_of_one_training_display(sample)
         moment = (12 if day else 1) * 86_400_000
-        changed.tables["events"] = [(*row[:time], moment, *row[time + 1 :]) for row in world.tables["events"]]
-        folder = write_world(tmp_path / f"raw{day}", changed)
-        assert told in refusal(capsys, folder, tmp_path / "out")
+        changed.tables["events"] = [(*row[:time], moment, *row[time + 1 :]) for row in sample.tables["events"]]
+        folder = write_sample(tmp_path / f"raw{day}", changed)
+        assert message in refusal(capsys, folder, tmp_path / "out")
 
 
-def clicks_of_one_training_display(world: World) -> list[tuple]:
-    displays = [row[0] for row in world.tables["clicks_train"] if scalar_row_hash(0, 0, row[0]) >= 0.2 * 2**64]
-    return [row for row in world.tables["clicks_train"] if row[0] == displays[0]]
+def clicks_of_one_training_display(sample: SampleTables) -> list[tuple]:
+    displays = [row[0] for row in sample.tables["clicks_train"] if scalar_row_hash(0, 0, row[0]) >= 0.2 * 2**64]
+    return [row for row in sample.tables["clicks_train"] if row[0] == displays[0]]
 
 
-def test_numbers_beyond_a_block_are_told_with_the_line_of_the_file(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(raw, "BLOCK_BYTES", 100)
+def test_line_numbers_beyond_the_first_block(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(raw_tables, "BLOCK_BYTES", 100)
     set_cell(folder, "clicks_train", 60, "clicked", "3")
     assert refusal(capsys, folder, tmp_path / "out").startswith(f"{folder / 'clicks_train'}.csv, line 60: clicked is 3")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.outbrain.sample_data import make_sample, write_sample
 from tests.data.outbrain.test_preproc import prepared, rows
-from tests.data.outbrain.world import make_world, write_world
 from tests.helpers import ROOT, environment
 
-WORLD = make_world(displays=60)
+SAMPLE = make_sample(displays=60)
 
 
 def start(raw: Path, output: Path) -> subprocess.Popen:
@@ -41,22 +41,22 @@ def start(raw: Path, output: Path) -> subprocess.Popen:
 
 
 def stop_when_told(process: subprocess.Popen, line: str, number: int) -> str:
-    told = ""
+    message = ""
     for said in process.stderr:
-        told += said
+        message += said
         if line in said:
             process.send_signal(number)
             break
-    return told + process.communicate(timeout=60)[1]
+    return message + process.communicate(timeout=60)[1]
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory) -> Path:
-    return write_world(tmp_path_factory.mktemp("outbrain") / "raw", WORLD)
+    return write_sample(tmp_path_factory.mktemp("outbrain") / "raw", SAMPLE)
 
 
 @pytest.mark.parametrize("stage", ["divided clicks_train", "fitted", "write train"])
-def test_a_killed_run_never_looks_finished_and_the_next_one_starts_clean(tmp_path, raw, stage):
+def test_killed_run_does_not_look_finished(tmp_path, raw, stage):
     output = tmp_path / "out"
     process = start(raw, output)
     stop_when_told(process, stage, signal.SIGKILL)
@@ -75,9 +75,9 @@ def test_a_killed_run_never_looks_finished_and_the_next_one_starts_clean(tmp_pat
 
 def test_a_stopped_run_leaves_nothing(tmp_path, raw):
     process = start(raw, tmp_path / "out")
-    told = stop_when_told(process, "divided clicks_train", signal.SIGINT)
+    message = stop_when_told(process, "divided clicks_train", signal.SIGINT)
     assert process.returncode == 1
-    assert "interrupted" in told and "Traceback" not in told
+    assert "interrupted" in message and "Traceback" not in message
     assert not (tmp_path / "out").exists()
 
 
@@ -100,11 +100,11 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_is_one_clear_message_and_leaves_nothing(tmp_path, raw):
+def test_full_disk_is_one_message_and_leaves_nothing(tmp_path, raw):
     with small_disk(tmp_path / "disk", "200k") as disk:
         process = start(raw, disk / "out")
-        told = process.communicate(timeout=120)[1]
+        message = process.communicate(timeout=120)[1]
         assert process.returncode == 1
-        assert "the disk of the output is full" in told.splitlines()[-1]
-        assert "Traceback" not in told
+        assert "the disk of the output is full" in message.splitlines()[-1]
+        assert "Traceback" not in message
         assert list(disk.iterdir()) == []

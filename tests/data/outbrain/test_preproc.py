@@ -7,13 +7,13 @@ import pytest
 from data.outbrain import preproc
 from data.spec.feature_spec import FeatureSpec
 from tests.data.outbrain.expected import NUMERICAL, expected
-from tests.data.outbrain.world import make_world, write_world
+from tests.data.outbrain.sample_data import make_sample, write_sample
 
 SEED = 5
-WORLD = make_world()
+SAMPLE = make_sample()
 # An ad that is shown and not promoted.
-WORLD.tables["promoted_content"] = [
-    row for row in WORLD.tables["promoted_content"] if row[0] != WORLD.tables["clicks_train"][0][1]
+SAMPLE.tables["promoted_content"] = [
+    row for row in SAMPLE.tables["promoted_content"] if row[0] != SAMPLE.tables["clicks_train"][0][1]
 ]
 RECIPES = ("published", "leak_free")
 
@@ -32,14 +32,14 @@ def rows(dataset: Path, mapping: str) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("outbrain")
-    raw = write_world(folder / "raw", WORLD)
+    raw = write_sample(folder / "raw", SAMPLE)
     return {recipe: prepared(raw, folder / recipe, "--recipe", recipe) for recipe in RECIPES}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_feature_is_what_its_formula_gives(datasets, recipe):
     spec = FeatureSpec.read(datasets[recipe] / "feature_spec.yaml")
-    for mapping, wanted in zip(("train", "valid"), expected(WORLD, SEED, recipe), strict=True):
+    for mapping, wanted in zip(("train", "valid"), expected(SAMPLE, SEED, recipe), strict=True):
         found = rows(datasets[recipe], mapping)
         assert len(found) == len(wanted) > 100
         for feature in spec.onehot:

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.outbrain import raw, tables
-from data.outbrain.raw import estimated_rows, find_raw, read_blocks
+from data.outbrain import raw_tables as tables
+from data.outbrain.raw_tables import estimated_rows, find_raw, read_blocks
 from tests.helpers import real_data
 
 # Numbers of rows, the first row and the last, as the published files have them.
@@ -88,7 +88,7 @@ def test_published_rows_are_read_as_they_are(table, rows, first, last):
 
 
 @pytest.mark.parametrize("cell", ["", r"\N", '""'])
-def test_an_empty_cell_and_the_publishers_null_are_null_where_one_may_be(tmp_path, cell):
+def test_null_cells(tmp_path, cell):
     lines = [HEADER, f"1,u,2,3,{cell},US", f"2,u,2,3,1,{cell}"]
     found = rows_of(read(written(tmp_path, "events", lines), tables.EVENTS))
     assert found == [(1, "u", 2, 3, None, "US"), (2, "u", 2, 3, 1, None)]
@@ -100,7 +100,7 @@ def test_null_times_and_ids_of_documents_are_null(tmp_path):
     assert found == [(1, None, None, None), (2, None, None, None), (3, 4, 5, datetime(2016, 6, 14, 4, 0, 1))]
 
 
-def test_columns_are_found_by_name_in_any_order_and_others_are_left_out(tmp_path):
+def test_columns_are_found_by_name(tmp_path):
     lines = ["﻿clicked,extra,display_id,ad_id", "1,x,5,6", "0,,7,8"]
     found = read(written(tmp_path, "clicks_train", lines), tables.CLICKS)
     assert found.column_names == ["display_id", "ad_id", "clicked"]
@@ -122,7 +122,7 @@ def test_small_blocks_give_the_table_that_one_block_gives(tmp_path, events, bloc
         path.write_bytes(path.read_bytes().removesuffix(line_end.encode()))
     assert rows_of(read(path, tables.EVENTS)) == events
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(raw, "BLOCK_BYTES", block_bytes)
+        patch.setattr(tables, "BLOCK_BYTES", block_bytes)
         blocks = list(read_blocks(path, tables.EVENTS))
     assert rows_of(pa.concat_tables(blocks)) == events
     # A block has no more than what is read at once, and the rest of the line before.
@@ -131,8 +131,8 @@ def test_small_blocks_give_the_table_that_one_block_gives(tmp_path, events, bloc
 
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".csv.zip"])
 @pytest.mark.parametrize("wrong", [0, 1, 57, 99])
-def test_a_wrong_cell_is_told_with_its_line_whatever_the_block(tmp_path, monkeypatch, ending, wrong):
-    monkeypatch.setattr(raw, "BLOCK_BYTES", 64)
+def test_invalid_cell_names_its_line(tmp_path, monkeypatch, ending, wrong):
+    monkeypatch.setattr(tables, "BLOCK_BYTES", 64)
     lines = [f"{number},{number},{'x' if number == wrong else 0}" for number in range(100)]
     path = written(tmp_path, "clicks_train", ["display_id,ad_id,clicked", *lines], ending)
     with pytest.raises(DataError, match=rf"^{path}, line {wrong + 2}: .*'x'"):
@@ -140,8 +140,8 @@ def test_a_wrong_cell_is_told_with_its_line_whatever_the_block(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("wrong", [0, 57, 99])
-def test_a_missing_cell_and_a_short_row_are_told_with_their_line(tmp_path, monkeypatch, wrong):
-    monkeypatch.setattr(raw, "BLOCK_BYTES", 64)
+def test_missing_cell_and_short_row_name_their_line(tmp_path, monkeypatch, wrong):
+    monkeypatch.setattr(tables, "BLOCK_BYTES", 64)
     for bad in (f"{wrong},,0", f"{wrong},1"):
         lines = [bad if number == wrong else f"{number},{number},0" for number in range(100)]
         path = written(tmp_path, "clicks_train", ["display_id,ad_id,clicked", *lines])
@@ -149,8 +149,8 @@ def test_a_missing_cell_and_a_short_row_are_told_with_their_line(tmp_path, monke
             list(read_blocks(path, tables.CLICKS))
 
 
-def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw, "BLOCK_BYTES", 64)
+def test_endless_line_is_rejected_early(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "BLOCK_BYTES", 64)
     path = written(tmp_path, "clicks_train", ["display_id,ad_id,clicked", "1,2," + "0" * 1000])
     with pytest.raises(DataError, match="one row per line"):
         list(read_blocks(path, tables.CLICKS))

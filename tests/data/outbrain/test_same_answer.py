@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.checks.dataset import MappingSummary, check_mapping
-from data.outbrain import raw as raw_reader
+from data.outbrain import raw_tables
 from data.spec.feature_spec import FeatureSpec
+from tests.data.outbrain.sample_data import DAY_MS, SampleTables, make_sample, write_sample
 from tests.data.outbrain.test_preproc import RECIPES, SEED, prepared
-from tests.data.outbrain.world import DAY_MS, World, make_world, write_world
 from tests.data.scalar_hash import scalar_hash, scalar_row_hash
 
 # Widths of the published embeddings.
@@ -29,14 +29,14 @@ FURTHER_WIDTHS = {
 }  # fmt: skip
 
 
-def gappy_world() -> World:
-    """A small world with every gap; two of its ads are not in promoted_content."""
-    world = make_world(60, seed=2)
-    world.tables["promoted_content"] = world.tables["promoted_content"][2:]
-    return world
+def gappy_world() -> SampleTables:
+    """A small sample with every gap; two of its ads are not in promoted_content."""
+    sample = make_sample(60, seed=2)
+    sample.tables["promoted_content"] = sample.tables["promoted_content"][2:]
+    return sample
 
 
-WORLD = gappy_world()
+SAMPLE = gappy_world()
 
 
 def files(dataset: Path, mapping: str) -> list[Path]:
@@ -53,8 +53,8 @@ def table_bytes(dataset: Path, mapping: str) -> bytes:
 
 
 def answer(dataset: Path) -> dict[str, bytes]:
-    """Everything that must not depend on how it was made; workflow.json has a checksum of every encoder and table."""
-    kept = ("workflow/workflow.json", "embedding_sizes.json", "manifest.json")
+    """Everything that must not depend on how it was made; the workflow's manifest has a checksum of all its files."""
+    kept = ("workflow/manifest.json", "embedding_sizes.json", "manifest.json")
     tables = {mapping: table_bytes(dataset, mapping) for mapping in ("train", "valid")}
     return tables | {name: (dataset / name).read_bytes() for name in kept}
 
@@ -66,7 +66,7 @@ def assert_same(dataset: Path, reference: Path) -> None:
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory) -> Path:
-    return write_world(tmp_path_factory.mktemp("raw"), WORLD)
+    return write_sample(tmp_path_factory.mktemp("raw"), SAMPLE)
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +82,11 @@ def dataset(datasets, request) -> tuple[str, Path]:
 
 def test_the_order_of_raw_rows_changes_nothing(dataset, tmp_path):
     recipe, reference = dataset
-    world = copy.deepcopy(WORLD)
+    sample = copy.deepcopy(SAMPLE)
     for name in ("clicks_train", "events"):
-        np.random.default_rng(1).shuffle(rows := world.tables[name])
-        assert rows != WORLD.tables[name] and sorted(map(str, rows)) == sorted(map(str, WORLD.tables[name]))
-    assert_same(prepared(write_world(tmp_path / "raw", world), tmp_path / "out", "--recipe", recipe), reference)
+        np.random.default_rng(1).shuffle(rows := sample.tables[name])
+        assert rows != SAMPLE.tables[name] and sorted(map(str, rows)) == sorted(map(str, SAMPLE.tables[name]))
+    assert_same(prepared(write_sample(tmp_path / "raw", sample), tmp_path / "out", "--recipe", recipe), reference)
 
 
 @pytest.mark.parametrize(("recipe", "parts"), [("leak_free", 7), ("published", 3), ("published", 1)])
@@ -98,18 +98,18 @@ def test_the_number_of_parts_changes_nothing(datasets, raw, tmp_path, monkeypatc
 
 
 def test_the_size_of_blocks_changes_nothing(datasets, raw, tmp_path, monkeypatch):
-    monkeypatch.setattr(raw_reader, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(raw_tables, "BLOCK_BYTES", 300)
     assert_same(prepared(raw, tmp_path / "out"), datasets["leak_free"])
 
 
 @pytest.mark.parametrize("ending", [".csv.gz", ".csv.zip"])
 def test_packed_tables_give_the_same(datasets, tmp_path, ending):
-    raw = write_world(tmp_path / "raw", WORLD, ending=ending)
+    raw = write_sample(tmp_path / "raw", SAMPLE, ending=ending)
     assert_same(prepared(raw, tmp_path / "out", "--recipe", "published"), datasets["published"])
 
 
-def test_line_ends_of_windows_and_empty_cells_for_null_give_the_same(datasets, tmp_path):
-    raw = write_world(tmp_path / "raw", WORLD, null="")
+def test_windows_line_ends_and_empty_cells(datasets, tmp_path):
+    raw = write_sample(tmp_path / "raw", SAMPLE, null="")
     for path in raw.iterdir():
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     assert_same(prepared(raw, tmp_path / "out"), datasets["leak_free"])
@@ -122,7 +122,7 @@ def test_the_number_of_files_changes_nothing_but_the_files(datasets, raw, tmp_pa
     assert_files_are_equally_large(out, number)
 
 
-def test_eight_files_are_made_unless_told_otherwise(dataset):
+def test_eight_files_are_made_by_default(dataset):
     assert_files_are_equally_large(dataset[1], 8)
 
 
@@ -143,12 +143,12 @@ def test_a_cluster_of_two_workers_gives_the_same(datasets, raw, tmp_path, monkey
     )
 
 
-def in_training(world: World, seed: int) -> set[int]:
+def in_training(sample: SampleTables, seed: int) -> set[int]:
     """The training displays, from the split's statement."""
-    clicked = {row["display_id"] for row in world.rows("clicks_train")}
+    clicked = {row["display_id"] for row in sample.rows("clicks_train")}
     return {
         row["display_id"]
-        for row in world.rows("events")
+        for row in sample.rows("events")
         if row["display_id"] in clicked
         and row["timestamp"] // DAY_MS <= 10
         and scalar_row_hash(seed, 0, row["display_id"]) >= 0.2 * 2**64
@@ -156,15 +156,15 @@ def in_training(world: World, seed: int) -> set[int]:
 
 
 @pytest.mark.parametrize("seed", [SEED, SEED + 1])
-def test_rows_are_split_by_display_and_training_rows_are_shuffled(tmp_path, seed):
-    world = make_world(60, seed=3)
+def test_rows_are_split_by_display_and_shuffled(tmp_path, seed):
+    sample = make_sample(60, seed=3)
     # A landing page of its own for each display: hashed, it tells the display of a training row.
-    world.tables["events"] = [(row[0], row[1], 10_000 + row[0], *row[3:]) for row in world.tables["events"]]
-    shown = [(row["display_id"], row["ad_id"]) for row in world.rows("clicks_train")]
+    sample.tables["events"] = [(row[0], row[1], 10_000 + row[0], *row[3:]) for row in sample.tables["events"]]
+    shown = [(row["display_id"], row["ad_id"]) for row in sample.rows("clicks_train")]
     display_of = {scalar_hash(10_000 + display) % 300_000: display for display, _ in shown}
     ad_of = {scalar_hash(ad) % 250_000: ad for _, ad in shown}
     assert len(display_of) == 60
-    raw, out = write_world(tmp_path / "raw", world), tmp_path / "out"
+    raw, out = write_sample(tmp_path / "raw", sample), tmp_path / "out"
     prepared(raw, out, "--recipe", "published", "--seed", seed)
     found = {}
     for mapping in ("train", "valid"):
@@ -174,7 +174,7 @@ def test_rows_are_split_by_display_and_training_rows_are_shuffled(tmp_path, seed
         assert ("display_id" in table.column_names) == (mapping == "valid")
     assert table["display_id"].to_pylist() == [display for display, _ in found["valid"]]
 
-    training = in_training(world, seed)
+    training = in_training(sample, seed)
     train, valid = ([pair for pair in shown if (pair[0] in training) == wanted] for wanted in (True, False))
     assert found["train"] == sorted(train, key=lambda pair: scalar_row_hash(seed, 2, *pair))
     assert found["valid"] == sorted(valid, key=lambda pair: (scalar_row_hash(seed, 2, pair[0]), pair[1]))
@@ -184,17 +184,17 @@ def test_rows_are_split_by_display_and_training_rows_are_shuffled(tmp_path, seed
 
 
 def test_another_seed_gives_another_split():
-    assert 20 < len(in_training(WORLD, SEED)) < 60
-    assert in_training(WORLD, SEED) != in_training(WORLD, SEED + 1)
+    assert 20 < len(in_training(SAMPLE, SEED)) < 60
+    assert in_training(SAMPLE, SEED) != in_training(SAMPLE, SEED + 1)
 
 
 def test_the_manifest_counts_rows_and_what_no_table_has(dataset):
     recipe, folder = dataset
     manifest = json.loads((folder / "manifest.json").read_text())
-    training, events = in_training(WORLD, SEED), {row["display_id"]: row for row in WORLD.rows("events")}
-    promoted = {row["ad_id"]: row["document_id"] for row in WORLD.rows("promoted_content")}
-    known = {row["document_id"] for row in WORLD.rows("documents_meta")}
-    clicks = WORLD.rows("clicks_train")
+    training, events = in_training(SAMPLE, SEED), {row["display_id"]: row for row in SAMPLE.rows("events")}
+    promoted = {row["ad_id"]: row["document_id"] for row in SAMPLE.rows("promoted_content")}
+    known = {row["document_id"] for row in SAMPLE.rows("documents_meta")}
+    clicks = SAMPLE.rows("clicks_train")
     train = sum(row["display_id"] in training for row in clicks)
     ads = sum(row["ad_id"] not in promoted for row in clicks)
     landing = sum(events[row["display_id"]]["document_id"] not in known for row in clicks)
@@ -209,7 +209,7 @@ def test_the_manifest_counts_rows_and_what_no_table_has(dataset):
     assert (manifest["recipe"], manifest["seed"]) == (recipe, SEED)
 
 
-def test_the_specification_describes_the_files_and_nothing_is_wrong_in_them(dataset):
+def test_specification_matches_the_files(dataset):
     recipe, folder = dataset
     spec = FeatureSpec.read(folder / "feature_spec.yaml")
     assert spec.metadata == {"dataset": "outbrain", "recipe": recipe}
@@ -222,7 +222,7 @@ def test_the_specification_describes_the_files_and_nothing_is_wrong_in_them(data
     assert len(numerical) == 13 and len(spec.onehot) + len(spec.multihot) == (16 if recipe == "published" else 22)
 
 
-def test_every_categorical_feature_has_the_published_width_or_one_of_its_own(dataset):
+def test_embedding_widths(dataset):
     recipe, folder = dataset
     widths = PUBLISHED_WIDTHS | (FURTHER_WIDTHS if recipe == "leak_free" else {})
     assert json.loads((folder / "embedding_sizes.json").read_text()) == widths
@@ -231,4 +231,4 @@ def test_every_categorical_feature_has_the_published_width_or_one_of_its_own(dat
 def test_nothing_is_left_but_the_dataset(dataset):
     names = {path.name for path in dataset[1].iterdir()}
     assert names == {"feature_spec.yaml", "embedding_sizes.json", "manifest.json", "train", "valid", "workflow"}
-    assert {path.name for path in (dataset[1] / "workflow").iterdir()} == {"workflow.json", "encoders", "tables"}
+    assert {path.name for path in (dataset[1] / "workflow").iterdir()} == {"manifest.json", "encoders", "tables"}

@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.outbrain.split import display_order, folds, is_training, ranges, row_order
-from data.outbrain.statistics import (
+from data.outbrain.joining import display_order, folds, is_training, ranges, row_order
+from data.outbrain.operators import (
     FoldCounts,
     OutOfFoldRates,
     days_encoder,
@@ -23,7 +23,7 @@ from data.outbrain.statistics import (
 from data.preprocess.encoder_files import load_encoders, save_encoders
 from data.preprocess.encoders import HashedIds, HashedRanks, Vocabulary
 from data.preprocess.keys import KeyTable
-from tests.data.outbrain.world import DAY_MS
+from tests.data.outbrain.sample_data import DAY_MS
 from tests.data.scalar_hash import scalar_hash, scalar_row_hash
 
 FOLDS = 4
@@ -52,7 +52,7 @@ def smoothed(key, others, smoothing):
     return (sum(same) + smoothing * prior) / (len(same) + smoothing)
 
 
-def standardised(numbers, of):
+def standardized(numbers, of):
     mean = statistics.fmean(of)
     std = statistics.stdev(of) if len(of) > 1 else 0.0
     return [(number - mean) / (std if std > 1e-9 else 1.0) for number in numbers]
@@ -65,7 +65,7 @@ def columns(rows):
 
 @settings(deadline=None)
 @given(ROWS, st.sampled_from([0.5, 20.0]))
-def test_a_training_rows_rate_is_that_of_the_other_folds_standardised_over_the_rows(rows, smoothing):
+def test_out_of_fold_rates(rows, smoothing):
     keys, fold = columns(rows)
     wanted = [smoothed(key, [row for row in rows if row[1] != own], smoothing) for key, own, _ in rows]
     if np.ptp(wanted) < 1e-9:
@@ -73,18 +73,18 @@ def test_a_training_rows_rate_is_that_of_the_other_folds_standardised_over_the_r
     _, out_of_fold = smoothed_rates(counted(rows), smoothing)
     found = out_of_fold.encode(keys, fold)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, standardised(wanted, wanted), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, standardized(wanted, wanted), rtol=1e-5, atol=1e-5)
 
 
 @settings(deadline=None)
 @given(ROWS, st.sampled_from([0.5, 20.0]))
-def test_a_row_to_predict_has_the_rate_of_all_folds_on_the_scale_of_the_training_rows(rows, smoothing):
+def test_rates_of_rows_to_predict(rows, smoothing):
     training = [smoothed(key, [row for row in rows if row[1] != own], smoothing) for key, own, _ in rows]
     if np.ptp(training) < 1e-9:
         return
     encoder, _ = smoothed_rates(counted(rows), smoothing)
     asked = [*range(-3, 5), None]
-    wanted = standardised([smoothed(key, rows, smoothing) for key in asked], training)
+    wanted = standardized([smoothed(key, rows, smoothing) for key in asked], training)
     np.testing.assert_allclose(encoder.encode(asked), wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -129,7 +129,7 @@ def test_the_published_rate_begins_at_its_least_views(least, views, rate):
 
 @settings(deadline=None)
 @given(ROWS)
-def test_views_are_on_a_log_scale_standardised_over_the_rows(rows):
+def test_log_views(rows):
     def log_of(key):
         return math.log(1 + sum(key is not None and other == key for other, _, _ in rows))
 
@@ -138,7 +138,7 @@ def test_views_are_on_a_log_scale_standardised_over_the_rows(rows):
         return
     asked = [*range(-3, 5), None]
     found = log_views(counted(rows)).encode(asked)
-    np.testing.assert_allclose(found, standardised(map(log_of, asked), training), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, standardized(map(log_of, asked), training), rtol=1e-5, atol=1e-5)
 
 
 @settings(deadline=None)
@@ -162,28 +162,28 @@ def test_moments_are_those_of_the_repeated_values(repeated):
 
 @settings(deadline=None)
 @given(REPEATED.filter(lambda repeated: len(repeated) > 1), st.booleans())
-def test_missing_days_are_the_median_and_days_are_on_a_log_scale(repeated, scaled):
+def test_days_encoder(repeated, scaled):
     values = sorted(repeated)
     everything = [value for value in values for _ in range(repeated[value])]
     table = KeyTable(np.array(values), np.array([repeated[value] for value in values], np.float64), 0.0)
     asked = [None, 0, 3650, *values]
     logs = [math.log(1 + (statistics.median(everything) if days is None else days)) for days in asked]
-    wanted = standardised(logs, [math.log(1 + days) for days in everything]) if scaled else logs
-    found = days_encoder("days", table, standardised=scaled).encode(asked)
+    wanted = standardized(logs, [math.log(1 + days) for days in everything]) if scaled else logs
+    found = days_encoder("days", table, standardized=scaled).encode(asked)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("scaled", [True, False])
 def test_days_that_are_missing_everywhere_are_zero(scaled):
     nothing = KeyTable(np.empty(0, np.int64), np.empty(0), 0.0)
-    assert days_encoder("days", nothing, standardised=scaled).encode([None, None]).tolist() == [0.0, 0.0]
+    assert days_encoder("days", nothing, standardized=scaled).encode([None, None]).tolist() == [0.0, 0.0]
 
 
 @settings(deadline=None)
 @given(st.integers(0, 3650), st.integers(2, 10_000))
 @example(181, 439)
 def test_a_number_that_never_varies_stays_a_small_number(days, rows):
-    encoder = days_encoder("days", KeyTable(np.array([days]), np.array([float(rows)]), 0.0), standardised=True)
+    encoder = days_encoder("days", KeyTable(np.array([days]), np.array([float(rows)]), 0.0), standardized=True)
     same, other = encoder.encode([days, days + 1])
     assert same == pytest.approx(0, abs=1e-6)
     assert other == pytest.approx(math.log((days + 2) / (days + 1)), rel=1e-3)
@@ -191,7 +191,7 @@ def test_a_number_that_never_varies_stays_a_small_number(days, rows):
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 2**64 - 1)), st.one_of(st.integers(1, 50), st.just(2**32)))
-def test_ranges_cut_the_sort_keys_into_equal_ascending_stretches(keys, number):
+def test_ranges_are_equal_and_ascending(keys, number):
     found = ranges(np.array(keys, np.uint64), number).tolist()
     assert found == [(key >> 32) * number // 2**32 for key in keys]
     assert all(0 <= part < number for part in found)
@@ -208,7 +208,7 @@ def test_every_range_has_its_share_of_evenly_spread_keys(number):
 
 
 @pytest.mark.parametrize("number", [0, -1, 2**32 + 1])
-def test_a_number_of_ranges_that_cannot_be_is_refused(number):
+def test_a_number_of_ranges_that_cannot_be_is_rejected(number):
     with pytest.raises(ValueError, match="expected 1 to"):
         ranges(np.array([0], np.uint64), number)
 
@@ -230,7 +230,7 @@ def test_split_folds_and_order_are_those_of_their_statement(rows, seed):
     assert row_order(display, ad, seed=seed).tolist() == [scalar_row_hash(seed, 2, *row) for row in rows]
 
 
-def test_four_fifths_of_the_displays_go_to_training_and_folds_are_equally_large():
+def test_sizes_of_split_and_folds():
     display, time = np.arange(50_000), np.zeros(50_000, np.int64)
     training = is_training(display, time, seed=3)
     assert training.mean() == pytest.approx(0.8, abs=0.01)
@@ -245,7 +245,7 @@ def test_four_fifths_of_the_displays_go_to_training_and_folds_are_equally_large(
     st.one_of(st.none(), st.integers(5, 40)),
     st.integers(1, 3),
 )
-def test_a_vocabulary_keeps_the_most_frequent_values_that_fit(counts, oov_buckets, max_ids, min_count):
+def test_vocabulary_keeps_the_most_frequent_values(counts, oov_buckets, max_ids, min_count):
     vocabulary = Vocabulary.fit(
         "x", list(counts), list(counts.values()), oov_buckets=oov_buckets, max_ids=max_ids, min_count=min_count
     )
@@ -263,10 +263,10 @@ def test_a_vocabulary_keeps_the_most_frequent_values_that_fit(counts, oov_bucket
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"), [({"max_ids": 4, "oov_buckets": 3}, "5 are needed"), ({"oov_buckets": 0}, "1 is")]
+    ("wrong", "message"), [({"max_ids": 4, "oov_buckets": 3}, "5 are needed"), ({"oov_buckets": 0}, "1 is")]
 )
-def test_a_vocabulary_without_room_for_its_first_ids_is_refused(wrong, told):
-    with pytest.raises(DataError, match=f"'x'.*{told}"):
+def test_vocabulary_without_room_for_first_ids(wrong, message):
+    with pytest.raises(DataError, match=f"'x'.*{message}"):
         Vocabulary.fit("x", [1], [1], **wrong)
 
 
@@ -276,7 +276,7 @@ TEXTS = st.lists(st.one_of(st.text(max_size=4), st.none()))
 
 @settings(deadline=None)
 @given(st.one_of(INTEGERS, TEXTS), st.integers(1, 50))
-def test_a_hashed_id_is_the_bucket_of_the_values_hash_and_null_is_in_bucket_0(values, num_buckets):
+def test_hashed_ids(values, num_buckets):
     encoder = HashedIds("x", num_buckets)
     assert encoder.cardinality == num_buckets
     assert encoder.encode(values).tolist() == [
@@ -286,14 +286,14 @@ def test_a_hashed_id_is_the_bucket_of_the_values_hash_and_null_is_in_bucket_0(va
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 20), unique=True, min_size=1), st.lists(st.integers(-5, 25)), st.integers(1, 50))
-def test_a_hashed_rank_is_the_bucket_of_the_rank_and_that_of_0_for_the_unseen(known, values, num_buckets):
+def test_hashed_ranks(known, values, num_buckets):
     encoder = HashedRanks("x", np.array(known), num_buckets)
     ranks = [known.index(value) + 1 if value in known else 0 for value in values]
     assert encoder.cardinality == num_buckets
     assert encoder.encode_flat(values).tolist() == [scalar_hash(rank) % num_buckets for rank in ranks]
 
 
-def test_hashed_ranks_keep_the_lengths_of_lists_and_a_null_list_is_empty():
+def test_hashed_ranks_of_lists():
     encoder = HashedRanks("x", np.array(["b", "a"], object), 1000)
     found = [ids.tolist() for ids in encoder.encode([["a", "b"], [], None, ["new", None, "b"]])]
     first, second, unseen = (scalar_hash(rank) % 1000 for rank in (1, 2, 0))

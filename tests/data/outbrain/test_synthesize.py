@@ -367,7 +367,7 @@ def test_non_empty_folder_is_rejected(tmp_path, capsys):
     assert "is a file" in capsys.readouterr().err
 
 
-def test_too_few_displays_are_refused(tmp_path, capsys):
+def test_too_few_displays_are_rejected(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--output", str(tmp_path / "raw"), "--displays", "49"])
     assert stopped.value.code == 2 and "expected a whole number from 50" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import numpy as np
 
 from data.preprocess.encoder_files import save_encoders
 from data.preprocess.encoders import Encoder
+from data.preprocess.workflow_folder import workflow_files
 from data.spec.feature_spec import FeatureSpec
 from trainer.checkpoint.load_model import LoadedModel, load_model
 from trainer.checkpoint.model_folder import (
@@ -16,10 +17,9 @@ from trainer.checkpoint.model_folder import (
     SIZES,
     SPECIFICATION,
     Architecture,
-    encoder_documents,
     write_model,
 )
-from trainer.checkpoint.state import array_sources
+from trainer.checkpoint.state import TrainState
 from trainer.layout import input_schema
 from trainer.logging.log import to_plain
 from trainer.models import build_model, model_options
@@ -83,9 +83,9 @@ def write_run(
         ARCHITECTURE: asdict(architecture),
         SPECIFICATION: spec.to_yaml(),
         SIZES: widths,
-        **encoder_documents(folder),
+        **workflow_files(folder),
     }
-    write_model(folder / MODEL_FOLDER, array_sources(named(model.variables)), documents)
+    write_model(folder / MODEL_FOLDER, TrainState(named(model.variables)).sources(), documents)
     return load_model(folder / MODEL_FOLDER)
 
 

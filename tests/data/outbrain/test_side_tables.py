@@ -9,9 +9,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.outbrain.aspects import Aspect, check_tags
-from data.outbrain.lookup import LookupTable, find_sorted
-from data.outbrain.recipe import tag_counts
+from data.outbrain.recipes import tag_counts
+from data.outbrain.side_tables import DocumentTags, LookupTable, check_tags, find_sorted
 from data.preprocess.keys import KeyTable
 
 IDS = st.integers(-20, 20)
@@ -42,7 +41,7 @@ def columns(entries):
 
 
 def fitted(entries):
-    return Aspect.fit(*columns(entries))
+    return DocumentTags.fit(*columns(entries))
 
 
 def plain_weights(entries):
@@ -67,21 +66,21 @@ def plain_cosine(entries, idf, first, second):
 
 @settings(deadline=None)
 @given(st.lists(IDS, unique=True), WANTED)
-def test_an_id_is_found_where_it_stands_and_nothing_else_is_found(ids, wanted):
+def test_find_sorted(ids, wanted):
     ascending = sorted(ids)
     places = {key: place for place, key in enumerate(ascending)}
     found = find_sorted(np.array(ascending, np.int64), floats(wanted))
     assert found.tolist() == [places.get(key, -1) for key in wanted]
 
 
-def test_large_integer_ids_are_told_apart():
+def test_large_integer_ids_are_distinguished():
     ascending = np.array([2**53, 2**53 + 1, 2**63 - 1])
     assert find_sorted(ascending, np.array([2**53 + 1, 2**53, 2**53 + 2, 2**63 - 1])).tolist() == [1, 0, -1, 2]
 
 
 @settings(deadline=None)
 @given(st.dictionaries(IDS, st.tuples(IDS, st.one_of(IDS, st.none()))), WANTED)
-def test_a_join_gives_each_row_what_its_key_has_and_never_changes_the_rows(table, wanted):
+def test_gather_keeps_the_rows(table, wanted):
     first, second = [[cells[number] for cells in table.values()] for number in (0, 1)]
     rows = pa.table({"a": pa.array(first, pa.int64()), "key": list(table), "b": pa.array(second, pa.int64())})
     rows = rows.set_column(1, "key", rows.column("key").cast(pa.int64()))
@@ -100,7 +99,7 @@ def test_times_become_milliseconds_and_missing_ones_nan():
 
 @settings(deadline=None)
 @given(st.lists(IDS, min_size=2))
-def test_a_repeated_key_is_told_with_both_lines(ids):
+def test_repeated_key_names_both_lines(ids):
     places = defaultdict(list)
     for place, key in enumerate(ids):
         places[key].append(place + 2)
@@ -108,8 +107,8 @@ def test_a_repeated_key_is_told_with_both_lines(ids):
     assume(repeated)
     first, second, *_ = places[repeated[0]]
     extra = len(ids) - len(places)
-    told = rf"table\.csv, line {second}: key {repeated[0]} is .* after line {first} \({extra} such"
-    with pytest.raises(DataError, match=told):
+    message = rf"table\.csv, line {second}: key {repeated[0]} occurs again, after line {first} \({extra} such"
+    with pytest.raises(DataError, match=message):
         LookupTable.build(pa.table({"key": pa.array(ids, pa.int64())}), "key", Path("table.csv"))
 
 
@@ -126,87 +125,87 @@ def test_similarity_is_the_cosine_that_its_statement_gives(entries, pairs):
 
 
 def test_similarity_takes_integer_and_float_ids_alike():
-    aspect = fitted([(1, "a", 0.5), (1, "b", 0.2), (7, "a", 0.9)])
-    whole = aspect.similarity(np.array([1, 1, 4]), np.array([7, 1, 1]))
-    assert whole.tolist() == aspect.similarity(np.array([1.0, 1.0, 4.0]), np.array([7.0, 1.0, 1.0])).tolist()
+    fitted_tags = fitted([(1, "a", 0.5), (1, "b", 0.2), (7, "a", 0.9)])
+    whole = fitted_tags.similarity(np.array([1, 1, 4]), np.array([7, 1, 1]))
+    assert whole.tolist() == fitted_tags.similarity(np.array([1.0, 1.0, 4.0]), np.array([7.0, 1.0, 1.0])).tolist()
     assert whole[0] > 0 and whole[2] == 0
 
 
 @settings(deadline=None)
 @given(ENTRIES, st.lists(st.one_of(st.integers(-1, 8), st.none())), st.integers(1, 4))
 def test_a_document_lists_its_first_tags_in_the_files_order(entries, documents, most):
-    aspect = fitted(entries)
+    fitted_tags = fitted(entries)
     tags = defaultdict(list)
     for document, tag, _ in entries:
         tags[document].append(tag)
     expected = [tags.get(document, [])[:most] for document in documents]
-    codes, lengths = aspect.lists(floats(documents), most)
+    codes, lengths = fitted_tags.lists(floats(documents), most)
     assert lengths.tolist() == list(map(len, expected))
-    assert aspect.values[codes].tolist() == [tag for listed in expected for tag in listed]
+    assert fitted_tags.values[codes].tolist() == [tag for listed in expected for tag in listed]
 
 
 @settings(deadline=None)
 @given(ENTRIES)
-def test_by_confidence_the_surest_tags_come_first_and_ties_stay_in_the_files_order(entries):
-    aspect = fitted(entries).by_confidence()
+def test_by_confidence_is_stable(entries):
+    fitted_tags = fitted(entries).by_confidence()
     tags = defaultdict(list)
     for document, tag, confidence in entries:
         tags[document].append((tag, confidence))
     expected = [sorted(tags[document], key=lambda entry: -entry[1]) for document in sorted(tags)]
-    codes, lengths = aspect.lists(np.array(sorted(tags)), len(entries))
+    codes, lengths = fitted_tags.lists(np.array(sorted(tags)), len(entries))
     assert lengths.tolist() == list(map(len, expected))
-    assert aspect.values[codes].tolist() == [tag for listed in expected for tag, _ in listed]
+    assert fitted_tags.values[codes].tolist() == [tag for listed in expected for tag, _ in listed]
 
 
-def test_of_equally_sure_tags_the_first_in_the_file_is_the_first():
-    aspect = fitted([(4, "z", 0.5), (4, "a", 0.5), (4, "m", 0.9), (4, "b", 0.5)]).by_confidence()
-    codes, _ = aspect.lists(np.array([4]), 3)
-    assert aspect.values[codes].tolist() == ["m", "z", "a"]
+def test_ties_of_confidence_keep_the_file_order():
+    fitted_tags = fitted([(4, "z", 0.5), (4, "a", 0.5), (4, "m", 0.9), (4, "b", 0.5)]).by_confidence()
+    codes, _ = fitted_tags.lists(np.array([4]), 3)
+    assert fitted_tags.values[codes].tolist() == ["m", "z", "a"]
 
 
 @settings(deadline=None)
 @given(ENTRIES, PAIRS)
 def test_the_order_of_tags_does_not_change_similarities(entries, pairs):
     first, second = [floats([pair[number] for pair in pairs]) for number in (0, 1)]
-    aspect = fitted(entries)
-    found = aspect.by_confidence().similarity(first, second)
-    np.testing.assert_allclose(found, aspect.similarity(first, second), rtol=1e-9, atol=1e-12)
+    fitted_tags = fitted(entries)
+    found = fitted_tags.by_confidence().similarity(first, second)
+    np.testing.assert_allclose(found, fitted_tags.similarity(first, second), rtol=1e-9, atol=1e-12)
 
 
 @settings(deadline=None)
 @given(TWO_FILES, PAIRS)
-def test_new_entries_take_the_fitted_weights_and_new_tags_none(files, pairs):
+def test_with_entries_keeps_fitted_weights(files, pairs):
     old, new = files
-    aspect = fitted(old).with_entries(*columns(new))
+    fitted_tags = fitted(old).with_entries(*columns(new))
     first, second = [[pair[number] for pair in pairs] for number in (0, 1)]
     expected = [plain_cosine(new, plain_weights(old), *pair) for pair in pairs]
-    np.testing.assert_allclose(aspect.similarity(floats(first), floats(second)), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(fitted_tags.similarity(floats(first), floats(second)), expected, rtol=1e-9, atol=1e-12)
     tags = defaultdict(list)
     for document, tag, _ in new:
         tags[document].append(tag)
-    codes, _ = aspect.lists(np.array(sorted(tags)), len(new))
-    assert aspect.values[codes].tolist() == [tag for document in sorted(tags) for tag in tags[document]]
+    codes, _ = fitted_tags.lists(np.array(sorted(tags)), len(new))
+    assert fitted_tags.values[codes].tolist() == [tag for document in sorted(tags) for tag in tags[document]]
 
 
 @pytest.mark.parametrize("confidence", [-0.1, math.nan, math.inf])
-def test_a_confidence_that_is_no_weight_is_refused_with_its_line(confidence):
+def test_invalid_confidence_names_its_line(confidence):
     with pytest.raises(DataError, match=r"tags.csv, line 3: confidence_level is"):
         check_tags(Path("tags.csv"), np.array([1, 2]), np.array([0.5, confidence]))
 
 
-def test_a_negative_document_is_refused_with_its_line():
+def test_a_negative_document_is_rejected_with_its_line():
     with pytest.raises(DataError, match=r"tags.csv, line 3: document_id is -3"):
         check_tags(Path("tags.csv"), np.array([1, -3]), np.array([0.5, 0.5]))
 
 
 @settings(deadline=None)
 @given(ENTRIES, st.dictionaries(st.integers(0, 8), st.integers(1, 5)))
-def test_a_tag_is_counted_once_for_each_row_and_entry_of_its_document(entries, rows):
-    aspect = fitted(entries)
+def test_tag_counts(entries, rows):
+    fitted_tags = fitted(entries)
     documents = sorted(rows)
     numbers = np.array([rows[document] for document in documents], np.float64)
-    counts = tag_counts(KeyTable(np.array(documents, np.int64), numbers, 0.0), aspect)
+    counts = tag_counts(KeyTable(np.array(documents, np.int64), numbers, 0.0), fitted_tags)
     expected = Counter()
     for document, tag, _ in entries:
         expected[tag] += rows.get(document, 0)
-    assert dict(zip(aspect.values.tolist(), counts.tolist(), strict=True)) == dict(expected)
+    assert dict(zip(fitted_tags.values.tolist(), counts.tolist(), strict=True)) == dict(expected)

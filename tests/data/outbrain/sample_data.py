@@ -21,7 +21,7 @@ ORIGIN_MS, DAY_MS = 1_465_876_799_998, 86_400_000
 
 
 @dataclass
-class World:
+class SampleTables:
     """Raw tables as lists of rows; None is a missing value."""
 
     tables: dict[str, list[tuple]] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class World:
         return [dict(zip(HEADERS[name].split(","), row, strict=True)) for row in self.tables[name]]
 
 
-def make_world(displays: int = 150, seed: int = 0) -> World:
+def make_sample(displays: int = 150, seed: int = 0) -> SampleTables:
     """Ads that promoted_content lacks, documents that documents_meta lacks, or without tags, or with a tag twice."""
     rng = np.random.default_rng(seed)
     documents = sorted(rng.choice(5000, 60, replace=False).tolist())
@@ -51,7 +51,7 @@ def make_world(displays: int = 150, seed: int = 0) -> World:
     tests = [(display, int(ad)) for display in (90_001, 90_002) for ad in rng.choice(ads, 3, replace=False)]
     events += [_event(rng, display, documents) for display in (90_001, 90_002)]
     rng.shuffle(events)
-    return World(
+    return SampleTables(
         {
             "clicks_train": clicks,
             "clicks_test": tests,
@@ -90,10 +90,10 @@ def _tags(rng: np.random.Generator, documents: list[int], tags: list) -> list[tu
     return rows
 
 
-def write_world(folder: Path, world: World, *, ending: str = ".csv", null: str = r"\N") -> Path:
+def write_sample(folder: Path, sample: SampleTables, *, ending: str = ".csv", null: str = r"\N") -> Path:
     """The tables as files: plain, `.csv.gz` or `.csv.zip`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in world.tables.items():
+    for name, rows in sample.tables.items():
         lines = [",".join(null if cell is None else str(cell) for cell in row) for row in rows]
         data = "\n".join([HEADERS[name], *lines, ""]).encode()
         path = folder / (name + ending)
