@@ -50,7 +50,7 @@ def test_it_rises_and_without_rows_it_is_empty():
     assert curves(rows_of([], []), workers=2) == {"calibration_curve": {"weight": [], "prediction": [], "label": []}}
 
 
-def test_only_binary_tasks_and_joint_events_have_one_and_metrics_keep_their_keys():
+def test_only_binary_tasks_and_joint_events_have_one():
     rows = make_rows(200, groups=5)
     assert curves(rows._replace(labels=rows.logits), kind="regression") == {}
     assert "calibration_curve" not in evaluate(rows)

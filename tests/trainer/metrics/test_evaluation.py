@@ -51,7 +51,7 @@ def test_without_groups_nothing_is_ranked_within_groups():
 
 
 @pytest.mark.parametrize("thresholds", [0, 50])
-def test_metrics_measured_together_are_what_each_is_alone_and_share_one_table(thresholds, monkeypatch):
+def test_metrics_share_one_score_table(thresholds, monkeypatch):
     rows, made = make_rows(400, groups=30, distinct_scores=90), []
     counted = rows.counted
     monkeypatch.setattr("trainer.tasks.evaluation.score_table", lambda *of: made.append(of) or score_table(*of))
@@ -67,7 +67,7 @@ def test_metrics_measured_together_are_what_each_is_alone_and_share_one_table(th
         assert result == pytest.approx(together, abs=1e-12)
 
 
-def test_a_reset_evaluation_starts_anew():
+def test_reset_discards_all_rows():
     rows, others = make_rows(100, groups=9, seed=1), make_rows(80, groups=9, seed=2)
     evaluation = Evaluation([CLICK], with_group=True)
     for batch in (others, rows):
@@ -95,7 +95,7 @@ def test_batches_may_be_overwritten_after_the_update():
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_each_of_several_tasks_has_its_own_rows_and_there_is_a_mean(workers):
+def test_tasks_have_their_own_rows_and_a_mean(workers):
     click, buy = make_rows(300, groups=20, seed=1), make_rows(300, groups=20, seed=2)
     unknown = np.random.default_rng(3).random(300) < 0.4
     buy = TestRows(buy.logits, np.where(unknown, np.nan, buy.labels).astype(np.float32), click.weights, click.group)
@@ -115,7 +115,7 @@ def test_each_of_several_tasks_has_its_own_rows_and_there_is_a_mean(workers):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_tasks_of_several_kinds_have_the_metrics_of_their_kinds(workers):
+def test_tasks_have_the_metrics_of_their_types(workers):
     click, watched = make_rows(200, groups=20, seed=1), make_rows(200, groups=20, seed=2)
     minutes = watched._replace(
         labels=np.where(click.labels == 1, watched.logits * 3, np.nan).astype(np.float32), weights=click.weights
@@ -175,8 +175,8 @@ def test_a_metric_without_a_value_says_why(workers):
         evaluation.result(comm)
         return evaluation.undefined
 
-    for told in LocalWorkers(workers).run(measure):
-        assert [line.partition(", so that ")[0] for line in told] == [
+    for undefined in LocalWorkers(workers).run(measure):
+        assert [line.partition(", so that ")[0] for line in undefined] == [
             "label 'click': no group of evaluated rows has both classes",
             "label 'buy': it is 0 in all 2 evaluated rows",
             "label 'seen': it is 1 in all 4 evaluated rows",
@@ -185,7 +185,7 @@ def test_a_metric_without_a_value_says_why(workers):
             "(its label is missing, or the row is outside its sample space)",
             "label 'click+buy': it is 0 in all 4 evaluated rows",
         ]
-        assert told[0].endswith("so that gauc cannot be computed")
+        assert undefined[0].endswith("so that gauc cannot be computed")
 
 
 def test_keys_of_one_task_are_the_plain_names():
@@ -195,7 +195,7 @@ def test_keys_of_one_task_are_the_plain_names():
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_no_metric_of_any_kind_depends_on_the_order_of_rows_or_their_worker(data):
+def test_row_order_and_worker_change_no_metric(data):
     kind = data.draw(st.sampled_from(sorted(TASK_TYPES)))
     rows = data.draw(small_rows(kind=kind))
     expected = evaluate(rows, kind=kind)
@@ -243,7 +243,7 @@ def with_last(column: np.ndarray, *values: float) -> np.ndarray:
     return np.concatenate([column[: -len(values)], np.array(values, column.dtype)])
 
 
-def test_logits_that_cannot_be_ranked_fail_on_all_workers_and_are_counted():
+def test_non_finite_logits_fail_on_all_workers():
     rows = make_rows(50, groups=4)._replace(weights=np.ones(50, np.float32))
     for failure in failures(rows._replace(logits=with_last(rows.logits, np.nan, np.inf, -np.inf))):
         assert isinstance(failure, FloatingPointError)
@@ -278,7 +278,7 @@ def test_a_row_with_one_logit_that_is_nan_is_one_row():
         assert "'click': 2 of 3 logits are NaN or infinite" in str(failure)
 
 
-def test_values_and_labels_of_a_regression_may_be_anything_finite():
+def test_regression_takes_any_finite_values():
     rows = rows_of([0.5, -3], [2, 0.25])
     assert evaluate(rows, kind="regression")["mae"] == (1.5 + 3.25) / 2
     for failure in failures(rows._replace(labels=with_last(rows.labels, np.inf)), kind="regression"):
@@ -307,6 +307,6 @@ def test_batches_whose_shapes_disagree_are_refused(logits, labels, group):
         evaluation.update(np.ones(logits), np.ones(labels), np.ones(3), np.ones(group, np.int64))
 
 
-def test_a_batch_without_the_groups_that_map_needs_is_refused():
+def test_batch_without_groups_is_rejected():
     with pytest.raises(ValueError, match="group id"):
         Evaluation([CLICK], with_group=True).update(np.ones((1, 1)), np.ones((1, 1)), np.ones(1), None)

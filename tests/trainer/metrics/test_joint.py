@@ -89,7 +89,7 @@ def joint_label(labels: list[float]) -> float:
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("name", TOGETHER)
-def test_a_task_with_all_that_it_is_given_is_measured_on_all_rows(name, workers):
+def test_joint_events_are_measured_on_all_rows(name, workers):
     logits, labels, weights, group = funnel()
     tasks = TOGETHER[name]
     own_logits = [product_logit(tuple(row)) for row in logits[:, [LOGITS[task] for task in tasks]].tolist()]
@@ -112,7 +112,7 @@ def test_a_task_with_all_that_it_is_given_is_measured_on_all_rows(name, workers)
         assert result[f"{key}/{name}"] == pytest.approx(value, rel=1e-7), key
 
 
-def test_conditional_tasks_keep_their_sample_space_and_the_mean_is_over_tasks():
+def test_conditional_tasks_keep_their_sample_space():
     logits, labels, weights, group = funnel()
     bought = labels[:, 3] == 1
     alone = evaluate(rows_of(logits[bought, 4], labels[bought, 2], weights[bought], group[bought]))
@@ -124,7 +124,7 @@ def test_conditional_tasks_keep_their_sample_space_and_the_mean_is_over_tasks():
     assert result["auc_roc/mean"] == pytest.approx(np.mean([result[f"auc_roc/{task}"] for task in tasks]), rel=1e-12)
 
 
-def test_only_binary_tasks_that_are_given_others_are_measured_with_them():
+def test_only_conditional_binary_tasks_are_joint():
     keys = Evaluation(CHAIN, with_group=True).keys
     assert {key.split("/")[1] for key in keys if "+" in key} == set(TOGETHER)
     for name in TOGETHER:
@@ -134,7 +134,7 @@ def test_only_binary_tasks_that_are_given_others_are_measured_with_them():
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_a_logit_outside_the_sample_space_must_be_a_number_too(wrong):
+def test_joint_logits_must_be_finite(wrong):
     evaluation = Evaluation([BinaryTask("click"), BinaryTask("buy", given=0)], with_group=False)
     evaluation.update(np.float32([[0, wrong], [0, 0]]), np.float32([[0, 0], [1, 1]]), np.ones(2))
     with pytest.raises(FloatingPointError, match=r"'click\+buy': 1 of 2 logits"):

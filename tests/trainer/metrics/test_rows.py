@@ -20,7 +20,7 @@ def test_appended_rows_stay_in_order_through_every_growth(width):
         assert len(array) == start
 
 
-def test_a_store_gives_each_task_its_columns_of_the_rows_that_count():
+def test_store_gives_each_task_its_columns():
     store = RowStore([BinaryTask("click"), BinaryTask("buy")], with_group=True)
     for start in range(0, 3000, 600):
         weights = np.arange(start, start + 600) % 3
