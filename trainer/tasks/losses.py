@@ -6,7 +6,7 @@ from trainer.tasks.task import Task, joint_chains, logit_columns
 
 
 def row_weights(labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Return the weight of each row for each task, [batch, tasks] float32.
+    """Returns the weight of each row for each task, [batch, tasks] float32.
 
     This is the row's sample weight, or 0 where the label is NaN.
 
@@ -20,7 +20,7 @@ def row_weights(labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
 def task_losses(
     logits: tf.Tensor, labels: tf.Tensor, counts: tf.Tensor, totals: tf.Tensor, tasks: tuple[Task, ...]
 ) -> tf.Tensor:
-    """Return this worker's share of each task's mean loss, [tasks] float32.
+    """Returns this worker's share of each task's mean loss, [tasks] float32.
 
     The shares of all workers add up to the mean over their rows. Each task defines the loss of a row.
 
@@ -45,7 +45,7 @@ def task_losses(
 
 
 def joint_logits(logits: tf.Tensor, tasks: tuple[Task, ...]) -> tf.Tensor:
-    """Replace conditional logits by those of the joint event "this label and all labels that it is given".
+    """Replaces conditional logits by those of the joint event "this label and all labels that it is given".
 
     With the odds against, a = (1 - p) / p = exp(-logit(p)) and b likewise for q, the odds against both events are
     1 / (p q) - 1 = a + b + a b: a sum of positive numbers, free of cancellation. `trainer.tasks.joint` does the same
@@ -70,7 +70,7 @@ def joint_logits(logits: tf.Tensor, tasks: tuple[Task, ...]) -> tf.Tensor:
 
 
 def joint_labels(labels: tf.Tensor, tasks: tuple[Task, ...]) -> tf.Tensor:
-    """Return the labels of the events of `joint_logits`, which are defined on all rows.
+    """Returns the labels of the events of `joint_logits`, which are defined on all rows.
 
     Args:
         labels: labels, [batch, tasks] float32; NaN outside the sample space of a task and where a label is missing.

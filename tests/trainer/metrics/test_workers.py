@@ -1,4 +1,4 @@
-"""The test double itself: it must exchange as real workers do, and catch what would hang or corrupt them."""
+"""The fake workers: they exchange data as real ones do, and detect what would hang or corrupt those."""
 
 import numpy as np
 import pytest
