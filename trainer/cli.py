@@ -15,6 +15,7 @@ from trainer.checkpoint.saved_config import saved_model_flags
 from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions, section_flags
 from trainer.models import model_flags, model_options, network_class
 from trainer.optimizers.rules import OPTIMIZERS
+from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS
 
 DESCRIPTION = """Trains, evaluates and measures a ranking model on the dataset that a feature specification describes.
 One worker: python main.py. Several: horovodrun -np N sh hvd_wrapper.sh python main.py."""
@@ -26,7 +27,7 @@ DEFAULT_PATHS = {
     "results_dir": ("/results", "results"),
 }
 # Flags whose values are the names in a registry, besides --model.
-REGISTRIES: dict[str, Collection[str]] = {"optimizer": OPTIMIZERS}
+REGISTRIES: dict[str, Collection[str]] = {"optimizer": OPTIMIZERS, "loss_weighting": LOSS_WEIGHTINGS}
 
 
 def default_path(name: str) -> Path:
@@ -99,8 +100,8 @@ def make_options(flags: Mapping[str, Any], *, reads_checkpoint: bool = True) -> 
 
 
 def _choices(name: str) -> list[str]:
-    """Return the values of a flag in REGISTRIES. "auto" leaves the choice to the model."""
-    return ["auto", *REGISTRIES[name]]
+    """Return the values of a flag in REGISTRIES, its default first."""
+    return list(dict.fromkeys([getattr(TrainingOptions, name), *REGISTRIES[name]]))
 
 
 def _of(section: type[Section], given: Mapping[str, Any]) -> dict[str, Any]:

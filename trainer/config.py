@@ -207,7 +207,7 @@ class TrainingOptions(Section):
         0.0, "likewise of the deep tables' rows; both act on the rows that a batch touches", at_least=0
     )
     l2_reg_dnn: float = option(0.0, "likewise of the kernels of all dense layers", at_least=0)
-    loss_weighting: Literal["static", "uncertainty", "gradnorm", "dwa", "rlw", "pcgrad"] = option(
+    loss_weighting: str = option(
         "static", "how losses of several tasks become one; static: the specification's loss_weight"
     )
     gradnorm_alpha: float = option(1.5, "of gradnorm: how strongly tasks that learn slowly are favoured", at_least=0)

@@ -36,13 +36,13 @@ from trainer.logging.profiling import StepProfiler, nvtx_range
 from trainer.logging.progress import Progress
 from trainer.logging.step_times import timed
 from trainer.metrics.calibration import as_records
-from trainer.metrics.evaluation import Evaluation
 from trainer.models.weights import named
 from trainer.predictions import PredictionWriter
 from trainer.process.device import on_gpu
 from trainer.results import Results
 from trainer.step import StepResult, step_input
-from trainer.tasks.tasks import tasks_of
+from trainer.tasks.evaluation import Evaluation
+from trainer.tasks.task import tasks_of
 from trainer.training_log import TrainingLog
 
 # Evaluation batches between two collectives that ask whether any worker has received a stop signal.

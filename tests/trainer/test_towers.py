@@ -9,9 +9,11 @@ from tests.trainer.small_models import make_batches, make_model, make_step
 from trainer.cli import parse
 from trainer.models.layers import DenseConfig, Towers
 from trainer.models.multitask import MultiTaskOptions
-from trainer.tasks.tasks import Task, logit_columns
+from trainer.tasks.binary import BinaryTask
+from trainer.tasks.multiclass import MulticlassTask
+from trainer.tasks.task import logit_columns
 
-TASKS = (Task("click"), Task("rank", kind="multiclass", classes=3), Task("buy"), Task("stay"))
+TASKS = (BinaryTask("click"), MulticlassTask("rank", num_classes=3), BinaryTask("buy"), BinaryTask("stay"))
 UNITS = [(5,), (5,), (), (5,)]
 
 

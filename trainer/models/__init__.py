@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trainer.embeddings.shards import Shards
     from trainer.models.network import Network
     from trainer.models.ranking import RankingModel
-    from trainer.tasks.tasks import Task
+    from trainer.tasks.task import Task
 
 # Name -> module:class of its network.
 MODELS = {

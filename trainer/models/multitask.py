@@ -20,7 +20,8 @@ import numpy as np
 from data.errors import DataError
 from data.spec.yaml_reader import read_yaml
 from trainer.config import ModelOptions, Units, option
-from trainer.models.lazy import layers, tf
+from trainer.lazy import tf
+from trainer.models.lazy import layers
 from trainer.models.network import Network, count_weights
 
 if TYPE_CHECKING:

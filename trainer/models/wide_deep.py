@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from trainer.config import ModelOptions, Units, option
-from trainer.models.lazy import layers, tf
+from trainer.lazy import tf
+from trainer.models.lazy import layers
 from trainer.models.network import Network, count_weights
 
 if TYPE_CHECKING:
