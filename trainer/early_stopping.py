@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from data.errors import DataError
-from trainer.checkpoint.facts import EarlyStoppingState
+from trainer.checkpoint.run_state import EarlyStoppingState
 from trainer.metrics import is_better
 
 # Names of metrics: the first one that is computed decides which checkpoint is the best.

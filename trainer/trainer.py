@@ -15,10 +15,10 @@ from data.loading.loader import ParquetLoader
 from data.storage.checksummed_dir import StorageError
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
 from trainer.build import Training, make_model, make_training
-from trainer.checkpoint.facts import EarlyStoppingState, Position
 from trainer.checkpoint.fingerprints import check_state
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.rates import changed_rates
+from trainer.checkpoint.run_state import EarlyStoppingState, Position
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import probe
 from trainer.comm import Comm
