@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.reporting import report
+from benchmarks.harness import report
 from benchmarks.synthetic_rows import write_rows
 from data.loading.loader import ParquetLoader
 from data.loading.shuffle import ShuffledPlan
@@ -104,7 +104,7 @@ def row_group_reads(layout: str, batch: int, workers: int) -> dict[str, object]:
     sizes = np.array(LAYOUTS[layout])
     plan = ShuffledPlan(sizes, batch, seed=0, epoch=0)
     reads = [
-        sum(len(share.segments) for lane in range(plan.lanes) for share in plan.shares(lane, worker, workers))
+        sum(len(part.ranges) for stream in range(plan.streams) for part in plan.slices(stream, worker, workers))
         for worker in range(workers)
     ]
     return {

@@ -24,7 +24,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks.script import measure_and_report, parser_of
+from benchmarks.harness import measure_and_report, parser_of
 from benchmarks.synthetic_rows import write_rows
 from data.files.parquet import ChunkChecksums
 from data.loading import decode as column_decoder

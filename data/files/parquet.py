@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import DataError
-from data.files.columns import describe_column
-from data.spec.feature_spec import Chunk, FeatureSpec
+from data.spec.columns import describe_column
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import Chunk
 from data.storage.files import create_new, open_regular, sync, temporary_beside
 
 MAGIC = b"SEALED01"

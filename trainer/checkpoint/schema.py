@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 from data.errors import DataError
 from data.spec.feature_spec import FeatureSpec
-from data.spec.parts import INPUT_CHANNELS, LABEL, MULTIHOT, NUMERICAL
+from data.spec.features import INPUT_CHANNELS, LABEL, MULTIHOT, NUMERICAL
 
 MAX_HOTNESS, WIDTH = "max_hotness", "width"
 MAX_SHOWN = 5
