@@ -122,8 +122,8 @@ def _checksummed_text(content: dict[str, Any]) -> str:
 
 
 def _parse(text: str) -> Manifest:
-    document = json.loads(text)
-    content = document.get("manifest") if isinstance(document, dict) else None
+    loaded = json.loads(text)
+    content = loaded.get("manifest") if isinstance(loaded, dict) else None
     # Writing the content again compares its checksum, and also detects changes that a JSON parser ignores.
     if not isinstance(content, dict) or _checksummed_text(content) != text:
         raise ValueError("its checksum does not match its content")
@@ -505,8 +505,8 @@ def _check_names(arrays: list[str], files: Iterable[str]) -> None:
 def _fix(error: OSError) -> str:
     if is_out_of_room(error):
         return "Free some room. "
-    is_refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-    return "Make the folder writable. " if is_refused else ""
+    is_denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return "Make the folder writable. " if is_denied else ""
 
 
 def _planned(

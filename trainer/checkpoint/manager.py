@@ -131,7 +131,7 @@ class CheckpointManager:
         """Restores a checkpoint from which this run can resume, on every worker. A collective.
 
         Returns:
-            The checkpoint's facts, including the position from which training resumes.
+            The checkpoint's state, including the position from which training resumes.
 
         Raises:
             NoCheckpointError: there is no intact checkpoint.
