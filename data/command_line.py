@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from data.errors import DataError, shown
+from data.storage.checksummed_dir import StorageError
 
 LARGEST = 2**31 - 1
 OUTSIDE_PATHS_HELP = "let a specification that you trust name files outside of its folder"
@@ -94,6 +95,9 @@ def run_tool(name: str, job: Callable[[], int]) -> int:
     except DataError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
+    except StorageError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         mend = "; the disk of the output is full: free some space there, or choose another one" if full else ""
