@@ -11,13 +11,11 @@ median over the turns of time over time, `ratio_spread` its quartiles.
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.reporting import report
-from benchmarks.script import parser_of
+from benchmarks.harness import ROOT, parser_of, report
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
 from trainer.build import make_training
@@ -29,7 +27,6 @@ from trainer.process.runtime import compute_dtype
 from trainer.step import StepInput, TrainStep
 from trainer.tasks.tasks import Task
 
-ROOT = Path(__file__).resolve().parent.parent
 UNITS = (256, 128)
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from data.checks.labels import LabelStatistics
 from data.errors import DataError, listed
 from data.files.csv import read_csv_blocks
-from data.files.parquet import ROWS_PER_ROW_GROUP, Seal, arrow_file, read_footer
+from data.files.parquet import ROWS_PER_ROW_GROUP, ChunkChecksums, arrow_file, read_footer
 from data.files.values import VALUES_SHOWN, Violation, find_violations
 from data.loading.parquet import row_group_rows
 from data.preprocess.workflow_folder import workflow_files
@@ -204,7 +204,7 @@ def _scan_parquet(
     path: Path, columns: Sequence[Column], summary: MappingSummary
 ) -> Generator[Finding, None, int | None]:
     try:
-        metadata, seal = read_footer(path)
+        metadata, checksums = read_footer(path)
         row_group_rows(metadata)
         opened = open_regular(path)
         file = pq.ParquetFile(arrow_file(opened), metadata=metadata, page_checksum_verification=True)
@@ -227,7 +227,7 @@ def _scan_parquet(
                 usable.append(column)
         first_row = 0
         for group in range(file.num_row_groups if usable else 0):
-            yield from _scan_row_group(file, seal, path, group, first_row, usable, summary)
+            yield from _scan_row_group(file, checksums, path, group, first_row, usable, summary)
             first_row += file.metadata.row_group(group).num_rows
         return file.metadata.num_rows
 
@@ -251,7 +251,7 @@ def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Findi
 
 def _scan_row_group(
     file: pq.ParquetFile,
-    seal: Seal | None,
+    checksums: ChunkChecksums | None,
     path: Path,
     group: int,
     first_row: int,
@@ -261,8 +261,8 @@ def _scan_row_group(
     tally, row, location = _Tally(), first_row, f"{path}, row group {group}"
     names = [column.name for column in columns]
     try:
-        if seal is not None:
-            seal.check(group, names)
+        if checksums is not None:
+            checksums.check(group, names)
         for batch in file.iter_batches(ROWS_PER_ROW_GROUP, row_groups=[group], columns=names):
             for column in columns:
                 tally.add(find_violations(column, _plain(batch.column(column.name))), row)

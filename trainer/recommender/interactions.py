@@ -13,7 +13,7 @@ from data.preprocess.encoders import Encoder
 from data.preprocess.keys import as_numbers
 from data.preprocess.prepared import encoded_features, write_prepared
 from data.preprocess.splits import TEST, TRAIN, draw_mappings
-from data.preprocess.tabular.prepare import embedding_sizes
+from data.preprocess.tables import embedding_sizes
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, name_mistake
 from trainer.recommender.columns import (
