@@ -46,7 +46,7 @@ class Leak:
 
 
 @dataclass(frozen=True)
-class _Column:
+class _Candidate:
     """The values of an input feature.
 
     Attributes:
@@ -249,7 +249,7 @@ def row_means(means: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Target:
+class _LabelValues:
     """A label that features are compared with.
 
     Attributes:
@@ -284,7 +284,7 @@ class _Group:
     measure: str
     least: float
 
-    def __init__(self, targets: list[_Target], values: np.ndarray):
+    def __init__(self, targets: list[_LabelValues], values: np.ndarray):
         self.targets = targets
         if not targets:
             return
@@ -295,7 +295,7 @@ class _Group:
         self.held_out = self._prepared(values[:, 1::2])
         self._held_out, self._held_out_rows = Sums(self.held_out), Sums(self.known)
 
-    def find(self, column: _Column) -> Iterator[tuple[_Target, float]]:
+    def find(self, column: _Candidate) -> Iterator[tuple[_LabelValues, float]]:
         """Yields the labels that a feature nearly determines, with the value of the measure."""
         count = int(column.codes.max()) + 1
         fitted, held_out = column.codes[::2], column.codes[1::2]
@@ -328,7 +328,7 @@ class _Group:
         """
         raise NotImplementedError
 
-    def _may_determine(self, column: _Column, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _may_determine(self, column: _Candidate, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Returns which labels the numbers of a feature may reach the threshold for, [labels] bool.
 
         False is certain, True is not.
@@ -345,7 +345,7 @@ class _Classes(_Group):
 
     measure, least = "AUC", LEAK_AUC
 
-    def __init__(self, targets: list[_Target]):
+    def __init__(self, targets: list[_LabelValues]):
         chosen, positives = [], []
         for target in targets:
             if target.label.task != "regression":
@@ -360,7 +360,7 @@ class _Classes(_Group):
     def _measured(self, scores: np.ndarray, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return auc_of_groups(scores, sums, rows - sums)
 
-    def _may_determine(self, column: _Column, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _may_determine(self, column: _Candidate, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Bounds the AUC from above: pairs within a bin count as correctly ordered, or as ties if it has one number."""
         negatives = rows - sums
         below = np.cumsum(negatives, axis=1) - negatives
@@ -381,7 +381,7 @@ class _Amounts(_Group):
 
     measure, least = "correlation", LEAK_CORRELATION
 
-    def __init__(self, targets: list[_Target]):
+    def __init__(self, targets: list[_LabelValues]):
         chosen = [
             target
             for target in targets
@@ -401,7 +401,7 @@ class _Amounts(_Group):
     def _measured(self, scores: np.ndarray, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return correlation_of_groups(scores, sums, rows)
 
-    def _may_determine(self, column: _Column, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _may_determine(self, column: _Candidate, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
         # The correlation itself, by sums over rows for all labels at once. Centering the numbers first reduces
         # cancellation in the difference of squares.
         numbers = np.asarray(column.numbers)[1::2].astype(np.float64)
@@ -427,13 +427,13 @@ class _Equality:
         targets: labels to compare with.
     """
 
-    def __init__(self, targets: list[_Target]):
+    def __init__(self, targets: list[_LabelValues]):
         self._targets = targets
         heads = [self._heads(target) for target in targets]
         self._rows = np.array(heads, np.int64).reshape(len(targets), 2 * HEADS)
         self._values = np.array([target.values[rows] for target, rows in zip(targets, heads, strict=True)])
 
-    def of(self, column: _Column) -> Iterator[_Target]:
+    def of(self, column: _Candidate) -> Iterator[_LabelValues]:
         """Yields the labels that a feature equals."""
         if column.numbers is None or not self._targets:
             return
@@ -443,35 +443,35 @@ class _Equality:
                 yield target
 
     @staticmethod
-    def _heads(target: _Target) -> np.ndarray:
+    def _heads(target: _LabelValues) -> np.ndarray:
         """Returns the rows with the HEADS smallest and the HEADS largest labels, repeated if there are fewer."""
         rows = np.flatnonzero(target.known)
         rows = rows[np.argsort(target.values[rows], kind="stable")]
         return np.concatenate([np.resize(rows[:HEADS], HEADS), np.resize(rows[-HEADS:], HEADS)])
 
 
-def _target(spec: FeatureSpec, sample: Batch, label: Feature) -> _Target:
+def _target(spec: FeatureSpec, sample: Batch, label: Feature) -> _LabelValues:
     columns = {feature.name: values for feature, values in zip(spec.labels, sample.labels.T, strict=True)}
     known = ~np.isnan(columns[label.name])
     if label.given is not None:
         known &= columns[label.given] == 1
     # float64, since sums of float32 values can overflow float32.
-    return _Target(label, known, np.where(known, columns[label.name], 0).astype(np.float64))
+    return _LabelValues(label, known, np.where(known, columns[label.name], 0).astype(np.float64))
 
 
-def _columns(spec: FeatureSpec, sample: Batch) -> Iterator[_Column]:
+def _columns(spec: FeatureSpec, sample: Batch) -> Iterator[_Candidate]:
     for ids, feature in zip(sample.onehot.T, spec.onehot, strict=True):
-        yield _Column(feature.name, ids, encode(ids[:, np.newaxis]))
+        yield _Candidate(feature.name, ids, encode(ids[:, np.newaxis]))
     start = 0
     for feature in spec.multihot:
         width = feature.max_hotness or 0
-        yield _Column(feature.name, None, encode(sample.multihot[:, start : start + width]))
+        yield _Candidate(feature.name, None, encode(sample.multihot[:, start : start + width]))
         start += width
     for numbers, feature in zip(sample.numerical.T, spec.numerical, strict=True):
-        yield _Column(feature.name, numbers, bins_of(numbers), is_numerical=True)
+        yield _Candidate(feature.name, numbers, bins_of(numbers), is_numerical=True)
 
 
-def _holds_one_number(column: _Column) -> np.ndarray:
+def _holds_one_number(column: _Candidate) -> np.ndarray:
     """Returns whether all rows with a code have the same number, [codes] bool."""
     numbers, codes = np.asarray(column.numbers), column.codes[:, 0]
     one_of = np.zeros(int(codes.max()) + 1, numbers.dtype)
@@ -479,7 +479,7 @@ def _holds_one_number(column: _Column) -> np.ndarray:
     return np.bincount(codes, numbers != one_of[codes]) == 0
 
 
-def _equals(column: _Column, values: np.ndarray) -> bool:
+def _equals(column: _Candidate, values: np.ndarray) -> bool:
     return column.numbers is not None and np.array_equal(column.numbers, values)
 
 

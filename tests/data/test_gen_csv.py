@@ -174,7 +174,7 @@ def test_existing_specification_must_be_equal(tmp_path, capsys):
     assert path.read_text() == before
     other = write_csv_dataset(tmp_path / "other", {}, document() | {"metadata": {"made": "otherwise"}})
     assert run(path, other.parent) == 2
-    assert "is not the same as" in capsys.readouterr().err
+    assert "differs from" in capsys.readouterr().err
     assert sorted(file.name for file in other.parent.iterdir()) == ["feature_spec.yaml"]
 
 
