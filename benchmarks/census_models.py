@@ -19,10 +19,9 @@ from typing import Any
 
 import yaml
 
-from benchmarks.results import Results
+from benchmarks.harness import ROOT, Results
 from trainer.models.multitask import ExpertOptions
 
-ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple")
 SETUPS = {
     "group1": ["--group", "1"],

@@ -18,8 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.reporting import report
-from benchmarks.script import parser_of
+from benchmarks.harness import parser_of, report
 from trainer.models.layers import Dense, DenseConfig
 from trainer.models.step_context import StepContext
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.script import measure_and_report, parser_of
+from benchmarks.harness import measure_and_report, parser_of
 from benchmarks.synthetic_rows import write_rows
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.script import measure_and_report, parser_of
+from benchmarks.harness import measure_and_report, parser_of
 from benchmarks.synthetic_rows import write_rows
 from trainer.process.worker_env import read_worker_env
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.reporting import report
+from benchmarks.harness import report
 from trainer.checkpoint.model_folder import MODEL_FOLDER
 from trainer.export.comparison import Predict
 from trainer.process.startup import import_tensorflow

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks.reporting import about, command
-from benchmarks.synthetic_rows import ROOT, write_rows
+from benchmarks.harness import ROOT, about, command
+from benchmarks.synthetic_rows import write_rows
 
 T = TypeVar("T")
 

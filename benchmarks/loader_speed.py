@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.reporting import report
+from benchmarks.harness import report
 from benchmarks.synthetic_rows import write_rows
 from data.loading.loader import ParquetLoader
 from data.loading.shuffle import ShuffledPlan

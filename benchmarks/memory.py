@@ -28,9 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.reporting import report
-from benchmarks.script import parser_of
-from benchmarks.synthetic_rows import ROOT, write_rows
+from benchmarks.harness import ROOT, parser_of, report
+from benchmarks.synthetic_rows import write_rows
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
 from trainer.cli import parse

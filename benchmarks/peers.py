@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.script import measure_and_report, parser_of
-from benchmarks.synthetic_rows import ROOT, write_rows
+from benchmarks.harness import ROOT, measure_and_report, parser_of
+from benchmarks.synthetic_rows import write_rows
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
 

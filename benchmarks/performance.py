@@ -16,10 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.pages import Line, fill, read_lines, write_lines
+from benchmarks.harness import ROOT, Line, about, fill, machine, read_lines, write_lines
 from benchmarks.performance_tables import all_tables
-from benchmarks.reporting import about, machine
-from benchmarks.synthetic_rows import ROOT
 
 PAGE, LINES = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.jsonl"
 COMMANDS = {

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.pages import Line, System, machines_table, markdown, system_of, systems_of
+from benchmarks.harness import Line, System, machines_table, markdown, system_of, systems_of
 
 
 @dataclass(frozen=True)

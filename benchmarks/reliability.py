@@ -13,9 +13,11 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from benchmarks.pages import (
+from benchmarks.harness import (
+    ROOT,
     Line,
     System,
+    about,
     fill,
     machines_table,
     markdown,
@@ -24,8 +26,6 @@ from benchmarks.pages import (
     systems_of,
     write_lines,
 )
-from benchmarks.reporting import about
-from benchmarks.synthetic_rows import ROOT
 
 PAGE, LINES = ROOT / "docs" / "reliability.md", ROOT / "docs" / "reliability.jsonl"
 COMMAND = "bash scripts/test.sh --faults"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.script import measure_and_report, parser_of
+from benchmarks.harness import measure_and_report, parser_of
 from benchmarks.synthetic_rows import write_rows
 from trainer.process.worker_env import read_worker_env
 

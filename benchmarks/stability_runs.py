@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from benchmarks.results import Results
+from benchmarks.harness import Results
 from main import main as run_main
 from trainer.process.worker_env import read_worker_env
 

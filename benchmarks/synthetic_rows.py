@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import ROOT
 from data.files.parquet import DatasetWriter, parquet_schema
 from data.files.random_rows import random_tables
 from data.spec.feature_spec import FeatureSpec
 
-ROOT = Path(__file__).resolve().parent.parent
 OUTBRAIN = ROOT / "feature_specs" / "fspec_csv.yaml"
 PUBLISHED_WIDTHS = ROOT / "data" / "outbrain" / "embedding_sizes.json"
 GROUP = "display_id"

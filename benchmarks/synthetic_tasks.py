@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.results import Results
+from benchmarks.harness import Results
 from data.synthetic_tasks.prepare import LABELS, prepare
 from main import main as run_main
 

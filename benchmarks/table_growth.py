@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.script import measure_and_report, parser_of
+from benchmarks.harness import measure_and_report, parser_of
 from benchmarks.synthetic_rows import write_rows
 
 BATCHES = 8  # of the dataset, which training repeats

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.reporting import report
+from benchmarks.harness import report
 from trainer.embeddings.exchange import sum_by_row
 from trainer.embeddings.tables import EmbeddingTables
 from trainer.layout import CategoricalInput, InputSchema

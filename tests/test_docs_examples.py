@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.movielens_world import make_world, write_1m
+from tests.data.movielens_sample import make_sample, write_1m
 from tests.helpers import ROOT, real_data
 
 
@@ -28,7 +28,7 @@ def run_blocks(page: str, **settings: Any) -> dict[str, Any]:
 def test_the_walk_through_of_the_recommender(tmp_path, capsys):
     raw = tmp_path / "raw"
     raw.mkdir()
-    write_1m(raw, make_world())
+    write_1m(raw, make_sample())
     names = run_blocks("recommender.md", MOVIELENS=raw, FOLDER=tmp_path / "saved", EPOCHS=1)
     assert 0 < names["rmse"] < 6
     assert len(names["best"]) == 10

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks.exchange_bytes import CountingComm
+from benchmarks.harness import fill, read_lines, write_lines
 from benchmarks.memory import needed_gb
-from benchmarks.pages import fill, read_lines, write_lines
 from benchmarks.performance import COMMANDS, LINES, PAGE, in_order
 from benchmarks.performance_tables import FIGURES, all_tables
 from benchmarks.synthetic_rows import write_rows
@@ -48,7 +48,7 @@ def test_every_line_says_where_and_how_it_was_measured():
 
 
 @pytest.mark.parametrize(("ratio", "holds"), [(0.84, "**no**"), (0.85, "yes")])
-def test_a_row_of_the_figures_tells_what_is_asked_and_reached(ratio, holds):
+def test_row_of_the_figures(ratio, holds):
     (row,) = [row for row in all_tables([STEP | {"ratio": ratio}])["figures"].splitlines() if "0.8 to" in row]
     assert row.split(" | ")[1:] == ["≥ 0.85", f"{ratio:g} (0.8 to 0.9)", holds, "1", f"`{STEP['command']}` |"]
 
@@ -70,7 +70,7 @@ def test_machines_are_told_apart_and_missing_figures_named():
     assert tables["figures"].count("not measured") == len(FIGURES) - 1
 
 
-def test_lines_of_benchmarks_that_there_are_no_longer_are_dropped(tmp_path):
+def test_lines_of_removed_benchmarks_are_dropped(tmp_path):
     memory = STEP | {"command": COMMANDS["memory"]}
     lines = [memory, STEP | {"command": "python -m benchmarks.gone"}, STEP]
     write_lines(tmp_path / "lines.jsonl", in_order(lines))
@@ -87,7 +87,7 @@ def test_a_benchmark_prints_lines_of_json():
     assert first["rows"] == 3000 and first["ratio_spread"][0] <= first["ratio"] <= first["ratio_spread"][1]
 
 
-def test_the_rows_of_a_grown_dataset_keep_their_widths_and_their_skew(tmp_path):
+def test_grown_dataset_keeps_widths_and_skew(tmp_path):
     means = []
     for growth in (1, 4):
         folder = tmp_path / str(growth)
@@ -130,7 +130,7 @@ def test_bytes_sent_are_those_of_a_ring():
         assert total == pytest.approx({"sum": 4 * 22 / 3 * 4, "gather": 2 * (rank + 1) * 2 * 4})
 
 
-def test_a_collective_of_which_nothing_is_known_is_not_taken_for_free():
+def test_unknown_collective_is_counted():
     def work(worker):
         with pytest.raises(AttributeError, match="scatter_rows.*add 'scatter'"):
             worker.scatter_rows = lambda rows: rows

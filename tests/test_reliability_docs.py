@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import reliability
-from benchmarks.pages import fill, read_lines
+from benchmarks.harness import fill, read_lines
 from benchmarks.reliability import COMMAND, LINES, PAGE, all_tables, merged
 from benchmarks.reliability_overhead import unchecked
 from benchmarks.synthetic_rows import write_rows

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.preprocess.columns import YES_OR_NO, Category, Columns, Label, Number
 from data.preprocess.splits import MAPPINGS
-from data.preprocess.tabular.columns import YES_OR_NO, Category, Columns, Label, Number
-from data.preprocess.tabular.prepare import Job, prepare_table, published_files, run_prepare, table_parser
+from data.preprocess.tables import TableJob, prepare_table, published_files, run_prepare, table_parser
 from data.preprocess.text_tables import TextForm
 
 FILES = (
@@ -49,7 +49,7 @@ def prepare(
         DataError: if the input is invalid, such as a purchase without a click.
     """
     sources = published_files(raw, [tuple(files)] if files else FILES, MAPPINGS, FORM, WHERE)
-    prepare_table(Job("aliccp", sources, COLUMNS, MAPPINGS, seed, oov_buckets, {"seed": seed}), output)
+    prepare_table(TableJob("aliccp", sources, COLUMNS, MAPPINGS, seed, oov_buckets, {"seed": seed}), output)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.preprocess.columns import YES_OR_NO, Category, Columns, Group, Label, Number
 from data.preprocess.splits import TEST, TRAIN
-from data.preprocess.tabular.columns import YES_OR_NO, Category, Columns, Group, Label, Number
-from data.preprocess.tabular.prepare import Job, prepare_table, published_files, run_prepare, table_parser
+from data.preprocess.tables import TableJob, prepare_table, published_files, run_prepare, table_parser
 from data.preprocess.text_tables import TextForm
 
 FILES = (
@@ -47,7 +47,7 @@ def prepare(
         DataError: if the input is invalid, such as a conversion without a click.
     """
     sources = published_files(raw, [tuple(files)] if files else FILES, (TRAIN, TEST), FORM, WHERE)
-    prepare_table(Job("aliexpress", sources, COLUMNS, (TRAIN, TEST), seed, oov_buckets, {"seed": seed}), output)
+    prepare_table(TableJob("aliexpress", sources, COLUMNS, (TRAIN, TEST), seed, oov_buckets, {"seed": seed}), output)
 
 
 def main(argv: list[str] | None = None) -> int:

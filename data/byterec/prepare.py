@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data.preprocess.columns import YES_OR_NO, Category, Columns, Label, Number
 from data.preprocess.splits import TEST, TRAIN, check_fractions, round_half_up
-from data.preprocess.tabular.columns import YES_OR_NO, Category, Columns, Label, Number
-from data.preprocess.tabular.prepare import Job, prepare_table, require_file, run_prepare, table_parser
-from data.preprocess.tabular.staging import Source
+from data.preprocess.tables import Source, TableJob, prepare_table, require_file, run_prepare, table_parser
 from data.preprocess.text_tables import TextForm, count_lines
 
 FILES = ("final_track2_train.txt", "final_track1_train.txt", "byterec_sample.txt")
@@ -46,7 +45,7 @@ def prepare(raw: Path, output: Path, *, seed: int = 0, test_fraction: float = 0.
     check_fractions(test_fraction, 0.0)
     path = require_file(raw, FILES, "the interactions' file", WHERE)
     source = Source(path, FORM, last_rows_are_test(count_lines(path, FORM), test_fraction))
-    prepare_table(Job("byterec", [source], COLUMNS, (TRAIN, TEST), seed, oov_buckets, {"seed": seed}), output)
+    prepare_table(TableJob("byterec", [source], COLUMNS, (TRAIN, TEST), seed, oov_buckets, {"seed": seed}), output)
 
 
 def last_rows_are_test(rows: int, test_fraction: float) -> Callable[[np.ndarray], np.ndarray]:

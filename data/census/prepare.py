@@ -12,12 +12,98 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from data.census.columns import COLUMNS, GROUPS, columns_of
+from data.errors import DataError
+from data.preprocess.columns import Category, Columns, Label, Number
 from data.preprocess.splits import MAPPINGS, TRAIN, draw_halves
-from data.preprocess.tabular.prepare import Job, prepare_table, require_file, run_prepare, table_parser
-from data.preprocess.tabular.staging import Source, whole_file
+from data.preprocess.tables import Source, TableJob, prepare_table, require_file, run_prepare, table_parser, whole_file
 from data.preprocess.text_tables import TextForm
 
+UNKNOWN = "?"
+CODES = ("industry_code", "occupation_code", "own_business_or_self_employed", "veterans_benefits", "year")
+PLAIN_NUMBERS = ("age", "persons_worked_for_employer", "weeks_worked_in_year")
+HEAVY_TAILED_NUMBERS = ("wage_per_hour", "capital_gains", "capital_losses", "dividends")
+WEIGHT = "instance_weight"
+VALUE = "_value"
+# In file order, which is also that of census-income.names except for the weight.
+COLUMNS = (
+    "age",
+    "class_of_worker",
+    "industry_code",
+    "occupation_code",
+    "education",
+    "wage_per_hour",
+    "enrolled_in_education_last_week",
+    "marital_status",
+    "major_industry",
+    "major_occupation",
+    "race",
+    "hispanic_origin",
+    "sex",
+    "union_member",
+    "reason_for_unemployment",
+    "full_or_part_time_employment",
+    "capital_gains",
+    "capital_losses",
+    "dividends",
+    "tax_filer_status",
+    "region_of_previous_residence",
+    "state_of_previous_residence",
+    "detailed_household_and_family_status",
+    "household_summary",
+    WEIGHT,
+    "migration_change_in_msa",
+    "migration_change_in_region",
+    "migration_move_within_region",
+    "lived_in_this_house_one_year_ago",
+    "migration_from_sunbelt",
+    "persons_worked_for_employer",
+    "family_members_under_18",
+    "country_of_birth_father",
+    "country_of_birth_mother",
+    "country_of_birth_self",
+    "citizenship",
+    "own_business_or_self_employed",
+    "veterans_questionnaire",
+    "veterans_benefits",
+    "weeks_worked_in_year",
+    "year",
+    "income",
+)
+
+INCOMES = {"- 50000.": 0.0, "50000+.": 1.0}
+MARITAL_STATUSES = {
+    "Never married": 1.0,
+    "Married-civilian spouse present": 0.0,
+    "Married-A F spouse present": 0.0,
+    "Married-spouse absent": 0.0,
+    "Separated": 0.0,
+    "Divorced": 0.0,
+    "Widowed": 0.0,
+}
+EDUCATIONS = {
+    "Children": 0.0,
+    "Less than 1st grade": 0.0,
+    "1st 2nd 3rd or 4th grade": 0.0,
+    "5th or 6th grade": 0.0,
+    "7th and 8th grade": 0.0,
+    "9th grade": 0.0,
+    "10th grade": 0.0,
+    "11th grade": 0.0,
+    "12th grade no diploma": 0.0,
+    "High school graduate": 0.0,
+    "Some college but no degree": 0.0,
+    "Associates degree-occup /vocational": 1.0,
+    "Associates degree-academic program": 1.0,
+    "Bachelors degree(BA AB BS)": 1.0,
+    "Masters degree(MA MS MEng MEd MSW MBA)": 1.0,
+    "Prof school degree (MD DDS DVM LLB JD)": 1.0,
+    "Doctorate degree(PhD EdD)": 1.0,
+}
+INCOME = Label("income", "income", INCOMES)
+NEVER_MARRIED = Label("never_married", "marital_status", MARITAL_STATUSES)
+EDUCATION = Label("education", "education", EDUCATIONS)
+# The task pairs of the MMoE paper (Ma et al., KDD 2018, section 5).
+GROUPS = {1: (INCOME, NEVER_MARRIED), 2: (EDUCATION, NEVER_MARRIED)}
 DATA_FORM = TextForm("census-income.data", ",", COLUMNS)
 TEST_FORM = TextForm("census-income.test", ",", COLUMNS)
 WHERE = "Fetch Census-Income (KDD) from the UCI Machine Learning Repository"
@@ -45,7 +131,36 @@ def prepare(
         Source(require_file(raw, [TEST_FORM.file], "the test file", WHERE), TEST_FORM, partial(draw_halves, seed=seed)),
     ]
     metadata = {"group": group, "seed": seed}
-    prepare_table(Job("census", sources, columns, MAPPINGS, seed, oov_buckets, metadata), output)
+    prepare_table(TableJob("census", sources, columns, MAPPINGS, seed, oov_buckets, metadata), output)
+
+
+def columns_of(group: int, exclude: tuple[str, ...] = ()) -> Columns:
+    """Return the features and labels of a task pair.
+
+    Args:
+        group: index into `GROUPS`, 1 or 2.
+        exclude: columns to exclude, in addition to the instance weight and the columns of the labels.
+
+    Raises:
+        DataError: if an excluded column is not a feature of the group, or no feature is left.
+    """
+    labels = GROUPS[group]
+    names = [name for name in COLUMNS if name not in {WEIGHT, *(label.column for label in labels)}]
+    for name in exclude:
+        if name not in names:
+            raise DataError(f"--exclude {name}: is no feature of group {group}; those are {', '.join(names)}")
+    kept = [name for name in names if name not in exclude]
+    if not kept:
+        raise DataError("--exclude: no feature is left; exclude fewer")
+    return Columns(tuple(feature for name in kept for feature in _features(name)), labels)
+
+
+def _features(name: str) -> tuple[Category | Number, ...]:
+    """Return the features of a raw column. A number is also a category, to capture effects of single values."""
+    if name in PLAIN_NUMBERS + HEAVY_TAILED_NUMBERS:
+        number = Number(name, log=name in HEAVY_TAILED_NUMBERS)
+        return number, Category(f"{name}{VALUE}", is_code=True, column=name)
+    return (Category(name, is_code=name in CODES, null=UNKNOWN),)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from data.errors import DataError, listed
 from data.files.csv import read_csv_blocks
-from data.files.parquet import ROWS_PER_ROW_GROUP, Seal, arrow_file, read_footer
+from data.files.parquet import ROWS_PER_ROW_GROUP, ChunkChecksums, arrow_file, read_footer
 from data.files.values import VALUES_SHOWN, Violation, find_violations, out_of_domain
 from data.loading.parquet import row_group_rows
 from data.preprocess.workflow_folder import workflow_files
@@ -102,9 +102,9 @@ class LabelSummary:
         """Describes the rate of positives, the most and least frequent class, or the range and mean, by task."""
         if not self.count:
             return f"{label.name}: no value"
-        if label.task == "binary":
+        if label.is_binary:
             return f"{label.name}: {100 * self.total / self.count:.4g} % positive of {self.count:,}"
-        if label.task == "multiclass":
+        if label.is_class:
             ranked = self.rows_of_class.most_common()
             most, least = (f"{value:g} ({100 * rows / self.count:.4g} %)" for value, rows in (ranked[0], ranked[-1]))
             seen = f"{len(ranked)} of {label.cardinality} classes"
@@ -227,7 +227,7 @@ def _check_map(spec: FeatureSpec, mapping: str) -> Iterator[Finding]:
 
 
 def _check_classes(label: Feature, summary: LabelSummary, mapping: str) -> Iterator[Finding]:
-    if label.task != "regression" and summary.count and summary.least == summary.most:
+    if not label.is_number and summary.count and summary.least == summary.most:
         found = (f"{summary.least:g}",)
         mend = "nothing can be learned or measured with one class"
         yield Finding("label with one class only", f"{mapping}, {label.name}", mend, values=found, is_warning=True)
@@ -252,7 +252,7 @@ def _scan_parquet(
     path: Path, columns: Sequence[Column], summary: MappingSummary
 ) -> Generator[Finding, None, int | None]:
     try:
-        metadata, seal = read_footer(path)
+        metadata, checksums = read_footer(path)
         row_group_rows(metadata)
         opened = open_regular(path)
         file = pq.ParquetFile(arrow_file(opened), metadata=metadata, page_checksum_verification=True)
@@ -275,7 +275,7 @@ def _scan_parquet(
                 usable.append(column)
         first_row = 0
         for group in range(file.num_row_groups if usable else 0):
-            yield from _scan_row_group(file, seal, path, group, first_row, usable, summary)
+            yield from _scan_row_group(file, checksums, path, group, first_row, usable, summary)
             first_row += file.metadata.row_group(group).num_rows
         return file.metadata.num_rows
 
@@ -299,7 +299,7 @@ def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Findi
 
 def _scan_row_group(
     file: pq.ParquetFile,
-    seal: Seal | None,
+    checksums: ChunkChecksums | None,
     path: Path,
     group: int,
     first_row: int,
@@ -309,8 +309,8 @@ def _scan_row_group(
     tally, row, place = _Tally(), first_row, f"{path}, row group {group}"
     names = [column.name for column in columns]
     try:
-        if seal is not None:
-            seal.check(group, names)
+        if checksums is not None:
+            checksums.check(group, names)
         for batch in file.iter_batches(ROWS_PER_ROW_GROUP, row_groups=[group], columns=names):
             for column in columns:
                 tally.add(find_violations(column, _plain(batch.column(column.name))), row)
@@ -338,7 +338,7 @@ def _count_labels(columns: Sequence[Column], rows: pa.Table | pa.RecordBatch, su
             values = as_numbers(known.drop_null()).to_numpy(zero_copy_only=False).astype(np.float64)
             values = values[~np.isnan(values)]
             _, is_wrong = out_of_domain(column, values)
-            is_multiclass = column.feature.task == "multiclass"
+            is_multiclass = column.feature.is_class
             summary.labels[column.name].add(values[~is_wrong], are_classes=is_multiclass)
 
 
@@ -361,7 +361,7 @@ def _count_beyond_float16(
         unit: "rows" (counted from 0) or "lines" (counted from 1).
     """
     for column in columns:
-        is_amount = column.kind == LABEL and column.feature.task == "regression"
+        is_amount = column.kind == LABEL and column.feature.is_number
         values = rows.column(column.name) if column.kind == NUMERICAL or is_amount else None
         if values is None or values.type not in WIDER_THAN_FLOAT16:
             continue

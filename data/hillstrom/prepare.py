@@ -9,10 +9,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from data.preprocess.columns import YES_OR_NO, Category, Columns, Label, Number
 from data.preprocess.splits import TEST, TRAIN, VALID, check_fractions, draw_mappings
-from data.preprocess.tabular.columns import YES_OR_NO, Category, Columns, Label, Number
-from data.preprocess.tabular.prepare import Job, prepare_table, require_file, run_prepare, table_parser
-from data.preprocess.tabular.staging import Source
+from data.preprocess.tables import Source, TableJob, prepare_table, require_file, run_prepare, table_parser
 from data.preprocess.text_tables import TextForm
 
 FILES = ("hillstrom.csv", "Kevin_Hillstrom_MineThatData_E-MailAnalytics_DataMiningChallenge_2008.03.20.csv")
@@ -64,7 +63,7 @@ def prepare(
     split = partial(draw_mappings, seed=seed, test_fraction=test_fraction, validation_fraction=validation_fraction)
     source = Source(require_file(raw, FILES, "the customers' file", WHERE), FORM, split)
     mappings = (TRAIN, VALID, TEST) if validation_fraction else (TRAIN, TEST)
-    prepare_table(Job("hillstrom", [source], COLUMNS, mappings, seed, oov_buckets, {"seed": seed}), output)
+    prepare_table(TableJob("hillstrom", [source], COLUMNS, mappings, seed, oov_buckets, {"seed": seed}), output)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import DataError, LostInputError, listed, nearest
-from data.files.parquet import Seal, arrow_file, read_footer
+from data.files.parquet import ChunkChecksums, arrow_file, read_footer
 from data.loading.batch import Batch, bytes_per_row, empty_batch, slice_rows
 from data.loading.decode import BatchColumn, Decoded, Location, OovPolicy, batch_columns, decode_table, extra_dtype
 from data.spec.feature_spec import FeatureSpec
@@ -38,14 +38,14 @@ class ParquetFile:
         metadata: parsed footer.
         schema: Arrow schema of the columns.
         stamp: size in bytes and modification time (ns) when the footer was read.
-        seal: checksums of the column chunks, or None if the file has none.
+        checksums: checksums of the column chunks, or None if the file has none.
     """
 
     path: Path
     metadata: pq.FileMetaData
     schema: pa.Schema
     stamp: tuple[int, int]
-    seal: Seal | None
+    checksums: ChunkChecksums | None
 
     @classmethod
     def open(cls, path: Path) -> "ParquetFile":
@@ -56,8 +56,8 @@ class ParquetFile:
         """
         try:
             stamp = _stamp(path.stat())
-            metadata, seal = read_footer(path)
-            opened = cls(path, metadata, metadata.schema.to_arrow_schema(), stamp, seal)
+            metadata, checksums = read_footer(path)
+            opened = cls(path, metadata, metadata.schema.to_arrow_schema(), stamp, checksums)
             opened.row_group_rows()
             return opened
         except DataError:
@@ -84,7 +84,7 @@ class ParquetFile:
         return values * item.bit_width // 8
 
     def read(self, row_group: int, columns: Sequence[str]) -> pa.Table:
-        """Read columns of a row group and verify checksums: those of the seal, or of the pages if there is no seal.
+        """Read columns of a row group and verify checksums: those of the column chunks, or else of the pages.
 
         Raises:
             DataError: if the file is damaged.
@@ -93,13 +93,13 @@ class ParquetFile:
         where = f"{self.path}, row group {row_group}"
         try:
             # Not memory-mapped: on a disk failure, a read raises, but access to a mapping kills the process (SIGBUS).
-            # A seal covers everything that page checksums do.
-            verifies_pages = self.seal is None
+            # Those of the chunks cover everything that page checksums do.
+            verifies_pages = self.checksums is None
             with open_regular(self.path) as file, arrow_file(file) as source:
                 if _stamp(os.fstat(file.fileno())) != self.stamp:
                     raise LostInputError(f"{self.path}: was changed while it was in use; start again")
-                if self.seal is not None:
-                    self.seal.check(row_group, columns)
+                if self.checksums is not None:
+                    self.checksums.check(row_group, columns)
                 with pq.ParquetFile(source, metadata=self.metadata, page_checksum_verification=verifies_pages) as rows:
                     # No Arrow threads: the loader already decodes row groups in parallel.
                     table = rows.read_row_group(row_group, columns=list(columns), use_threads=False)

@@ -8,3 +8,4 @@ LABELS = {LIKED: "binary", RATING: "regression"}
 LIKED_FROM = 4
 MAP_COLUMN = "user_id"
 FOLD = "fold"
+NUM_FOLDS = 10

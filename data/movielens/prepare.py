@@ -1,4 +1,11 @@
-"""Prepare MovieLens for training: python -m data.movielens.prepare --raw DIR --output DIR."""
+"""Prepare MovieLens for training: python -m data.movielens.prepare --raw DIR --output DIR.
+
+Mappings and folds are a pure function of (seed, user, movie) that ignores the row order. Draws are hash(row) of
+`data.preprocess.hashing` over (seed, purpose, user, movie), with the purposes of `data.preprocess.splits`. Of a user's
+n ratings, the round(n * test_fraction) with the smallest split hashes (halves round up) go to test, the next
+round(n * validation_fraction) to valid, and the others to train. The fold of a training rating is the bucket of its
+fold hash, and training rows are stored in ascending order of their order hash.
+"""
 
 import argparse
 import sys
@@ -13,12 +20,12 @@ import pandas as pd
 from data.command_line import Parser, run_tool, whole_number
 from data.errors import DataError
 from data.files.new_dataset import new_dataset
-from data.movielens.columns import LABELS, MAP_COLUMN, MULTIHOT_COLUMNS, NUMERICAL_COLUMNS, ONEHOT_COLUMNS
+from data.movielens.columns import LABELS, MAP_COLUMN, MULTIHOT_COLUMNS, NUM_FOLDS, NUMERICAL_COLUMNS, ONEHOT_COLUMNS
 from data.movielens.raw import read_movielens
-from data.movielens.split import assign_folds, assign_mappings, shuffled_order
 from data.preprocess.encoders import NOT_IN_A_FOLD, Encoder
-from data.preprocess.prepared import Progress, encoded_features, write_prepared
-from data.preprocess.splits import TEST, TRAIN, VALID, check_fractions
+from data.preprocess.hashing import buckets, hash_rows
+from data.preprocess.prepared import StageLog, encoded_features, write_prepared
+from data.preprocess.splits import FOLD, SPLIT, TEST, TRAIN, VALID, check_fractions, draw_order, round_half_up
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature
 
@@ -61,19 +68,19 @@ def prepare(
         DataError: if the input is invalid.
     """
     check_fractions(test_fraction, validation_fraction)
-    progress = Progress("movielens")
+    log = StageLog("movielens")
     with new_dataset(output) as draft:
         ratings = read_movielens(raw)
         users, movies = ratings["user"].nunique(), ratings["movie"].nunique()
-        progress.tell(f"read {len(ratings):,} ratings of {movies:,} movies by {users:,} users")
+        log.write(f"read {len(ratings):,} ratings of {movies:,} movies by {users:,} users")
         parts = _split(ratings, seed, test_fraction, validation_fraction)
         workflow = _fit(parts[TRAIN], oov_buckets, draft)
-        progress.tell(f"fitted the NVTabular workflow on {len(parts[TRAIN]):,} training ratings")
+        log.write(f"fitted the NVTabular workflow on {len(parts[TRAIN]):,} training ratings")
         encoders = workflow.encoders()
         spec = _specification(encoders, int(ratings["genres"].map(len).max()), labels, draft)
-        mappings = {mapping: _transformed(workflow, mapping, part, progress) for mapping, part in parts.items()}
+        mappings = {mapping: _transformed(workflow, mapping, part, log) for mapping, part in parts.items()}
         write_prepared(draft, spec, mappings, encoders, EMBEDDING_SIZES)
-    progress.tell(f"done: {output}")
+    log.write(f"done: {output}")
 
 
 def _split(
@@ -96,6 +103,45 @@ def _split(
     return {mapping: ratings.iloc[chosen].reset_index(drop=True) for mapping, chosen in rows.items()}
 
 
+def assign_mappings(
+    user: np.ndarray, movie: np.ndarray, *, seed: int, test_fraction: float, validation_fraction: float
+) -> np.ndarray:
+    """Assign each rating to TRAIN, VALID or TEST.
+
+    Args:
+        user, movie: [rows] int64 ids; pairs are distinct.
+        seed: seed of the split, any integer.
+        test_fraction, validation_fraction: fractions of each user's ratings; their sum is below 1.
+
+    Returns:
+        [rows] object array of mapping names.
+
+    Raises:
+        DataError: if `check_fractions` rejects the fractions.
+    """
+    check_fractions(test_fraction, validation_fraction)
+    hashes = hash_rows(seed, SPLIT, user, movie)
+    order = np.lexsort((movie, hashes, user))
+    _, first, counts = np.unique(user[order], return_index=True, return_counts=True)
+    # Rank of each rating among its user's, in the sorted order.
+    rank = np.arange(len(user)) - np.repeat(first, counts)
+    num_test = np.repeat(round_half_up(counts * test_fraction), counts)
+    num_valid = np.repeat(round_half_up(counts * validation_fraction), counts)
+    mappings = np.empty(len(user), object)
+    mappings[order] = np.where(rank < num_test, TEST, np.where(rank < num_test + num_valid, VALID, TRAIN))
+    return mappings
+
+
+def assign_folds(user: np.ndarray, movie: np.ndarray, *, seed: int) -> np.ndarray:
+    """Return the fold of each rating, [rows] int64 in [0, NUM_FOLDS)."""
+    return buckets(hash_rows(seed, FOLD, user, movie), NUM_FOLDS)
+
+
+def shuffled_order(user: np.ndarray, movie: np.ndarray, *, seed: int) -> np.ndarray:
+    """Return [rows] int64 row numbers in a random order that depends only on the seed and the ratings."""
+    return np.lexsort((movie, user, draw_order(user, movie, seed=seed)))
+
+
 def _fit(train: pd.DataFrame, oov_buckets: int, draft: Path) -> "MovieLensWorkflow":
     # Imported late, since it takes seconds: mistakes in arguments and raw files are reported first.
     from data.movielens.workflow import MovieLensWorkflow
@@ -105,11 +151,11 @@ def _fit(train: pd.DataFrame, oov_buckets: int, draft: Path) -> "MovieLensWorkfl
 
 
 def _transformed(
-    workflow: "MovieLensWorkflow", mapping: str, ratings: pd.DataFrame, progress: Progress
+    workflow: "MovieLensWorkflow", mapping: str, ratings: pd.DataFrame, log: StageLog
 ) -> Iterator[pd.DataFrame]:
     for start in range(0, len(ratings), ROWS_PER_BLOCK):
         yield workflow.transform(ratings.iloc[start : start + ROWS_PER_BLOCK].reset_index(drop=True))
-        progress.tell(f"{mapping}: {min(start + ROWS_PER_BLOCK, len(ratings)):,} of {len(ratings):,} rows")
+        log.write(f"{mapping}: {min(start + ROWS_PER_BLOCK, len(ratings)):,} of {len(ratings):,} rows")
 
 
 def _specification(

@@ -11,11 +11,11 @@ from data.movielens.columns import (
     LIKED_FROM,
     MAP_COLUMN,
     MULTIHOT_COLUMNS,
+    NUM_FOLDS,
     NUMERICAL_COLUMNS,
     ONEHOT_COLUMNS,
     RATING,
 )
-from data.movielens.split import NUM_FOLDS
 from data.preprocess.encoders import Encoder, Numerical
 from data.preprocess.nvtabular_operators import CountKeys, EncodeIds, Log64, OutOfFoldMean
 from data.preprocess.nvtabular_setup import Dataset, Workflow, ops

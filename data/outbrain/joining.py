@@ -36,7 +36,7 @@ from data.outbrain.raw_tables import (
 from data.outbrain.side_tables import SideTables, load_side_tables
 from data.preprocess.encoders import NOT_IN_A_FOLD
 from data.preprocess.hashing import buckets, hash_rows
-from data.preprocess.splits import FOLD, ORDER, SPLIT
+from data.preprocess.splits import FOLD, ORDER, SPLIT, ranges
 
 TRAIN, VALID = "train", "valid"
 CLICKS = "clicks"  # prefix of the files of partitioned clicks
@@ -74,18 +74,6 @@ def display_order(display_id: np.ndarray, *, seed: int) -> np.ndarray:
 def row_order(display_id: np.ndarray, ad_id: np.ndarray, *, seed: int) -> np.ndarray:
     """Return [rows] uint64 sort keys that shuffle rows."""
     return hash_rows(seed, ORDER, display_id, ad_id)
-
-
-def ranges(order: np.ndarray, number: int) -> np.ndarray:
-    """Return which of `number` equal, ascending ranges of uint64 each sort key is in, [rows] int64.
-
-    Raises:
-        ValueError: if `number` is not in [1, 2**32].
-    """
-    if not 1 <= number <= 2**32:
-        raise ValueError(f"{number} ranges; expected 1 to 2**32")
-    # order * number / 2**64, from the upper 32 bits so that the product fits 64 bits.
-    return (((order >> np.uint64(32)) * np.uint64(number)) >> np.uint64(32)).astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ from data.outbrain.joining import (
     display_order,
     divide,
     joined_parts,
-    ranges,
     row_order,
 )
 from data.outbrain.operators import load_out_of_fold, save_out_of_fold
@@ -45,7 +44,8 @@ from data.preprocess.encoder_files import load_encoders
 from data.preprocess.encoders import Encoder
 from data.preprocess.nvtabular_operators import to_host
 from data.preprocess.nvtabular_setup import Dataset, from_map, to_device
-from data.preprocess.prepared import Progress, encoded_features
+from data.preprocess.prepared import StageLog, encoded_features
+from data.preprocess.splits import ranges
 from data.preprocess.workflow_folder import ENCODERS_FOLDER
 from data.spec.embedding_sizes import SIZES_FILE, read_sizes
 from data.spec.feature_spec import FeatureSpec
@@ -68,14 +68,14 @@ class Pipeline:
         workers: workers that process the parts.
         seed: seed of the split, the folds and the order.
         memory_limit: memory limit in bytes, summed over all processes.
-        progress: progress to report on.
+        log: log of the progress.
     """
 
     scratch: Path
     workers: Workers
     seed: int
     memory_limit: int
-    progress: Progress
+    log: StageLog
 
     def join(self, raw: Path, clicks: RawTable, tables: Path, *, split: bool = True) -> JoinCounts:
         """Partition clicks and events, and join every part.
@@ -95,10 +95,10 @@ class Pipeline:
         parts = number_of_parts(expected[clicks.name], self.memory_limit, self.workers.number, tables_bytes)
         rows = 0
         for table, name in ((EVENTS, EVENTS.name), (clicks, CLICKS)):
-            done = self.progress.stage(f"divide {table.name}", expected[table.name])
+            done = self.log.stage(f"divide {table.name}", expected[table.name])
             rows = divide(paths[table.name], table, name, parts, self.scratch, self.seed, done)
-            self.progress.tell(f"divided {table.name}: {rows:,} rows into {parts} parts")
-        done = self.progress.stage("join", rows)
+            self.log.write(f"divided {table.name}: {rows:,} rows into {parts} parts")
+        done = self.log.stage("join", rows)
         joined = JoinCounts({TRAIN: 0, VALID: 0}, {})
         joiner = PartJoiner(self.scratch, tables, self.seed, split, paths[clicks.name], paths[EVENTS.name])
         for counts in self.workers.map(joiner.join, range(parts)):
@@ -110,7 +110,7 @@ class Pipeline:
             raise RuntimeError(f"{rows} clicks became {sum(joined.rows.values())} joined rows")
         for column, number in joined.unknown.items():
             if number:
-                self.progress.tell(f"{number:,} rows have no match in {column}; the columns from there are null")
+                self.log.write(f"{number:,} rows have no match in {column}; the columns from there are null")
         return joined
 
     def fit(self, recipe: Recipe, joined: JoinCounts, tables: Path) -> FittedRecipe:
@@ -126,7 +126,7 @@ class Pipeline:
         folder.mkdir()
         rows = from_map(_read_part, joined_parts(self.scratch, TRAIN))
         fitted = recipe.fit(rows, load_side_tables(tables), str(folder))
-        self.progress.tell(f"fitted the {recipe.name} recipe on {joined.rows[TRAIN]:,} training rows")
+        self.log.write(f"fitted the {recipe.name} recipe on {joined.rows[TRAIN]:,} training rows")
         out_of_fold = {name: rates for name, rates in fitted.out_of_fold.items() if name in recipe.features}
         return FittedRecipe({name: fitted.encoders[name] for name in recipe.features}, out_of_fold)
 
@@ -143,18 +143,18 @@ class Pipeline:
             The chunk of the files in the specification.
         """
         parts = joined_parts(self.scratch, encoding.mapping)
-        done, encoded = self.progress.stage(f"encode {folder.name}", rows), 0
+        done, encoded = self.log.stage(f"encode {folder.name}", rows), 0
         for number in self.workers.map(encoding.encode_part, parts):
             encoded += number
             done(encoded)
         for part in parts:
             part.unlink()
-        return _write_files(encoding, folder, rows, files, self.progress.stage(f"write {folder.name}", rows))
+        return _write_files(encoding, folder, rows, files, self.log.stage(f"write {folder.name}", rows))
 
 
 @contextmanager
 def start_pipeline(
-    draft: Path, seed: int, memory_limit: int | None, use_dask: bool, dask_scheduler: str | None, progress: Progress
+    draft: Path, seed: int, memory_limit: int | None, use_dask: bool, dask_scheduler: str | None, log: StageLog
 ) -> Iterator[Pipeline]:
     """Context manager of a pipeline, whose workers and scratch folder are removed at the end of the block.
 
@@ -163,12 +163,12 @@ def start_pipeline(
         seed: seed of the split, the folds and the order.
         memory_limit: memory limit in bytes; None uses half of the machine's memory.
         use_dask, dask_scheduler: see `start_workers`.
-        progress: progress to report on.
+        log: log of the progress.
     """
     scratch = draft / "scratch"
     scratch.mkdir()
     with start_workers(use_dask=use_dask, scheduler=dask_scheduler, folder=scratch) as workers:
-        yield Pipeline(scratch, workers, seed, default_limit() if memory_limit is None else memory_limit, progress)
+        yield Pipeline(scratch, workers, seed, default_limit() if memory_limit is None else memory_limit, log)
     shutil.rmtree(scratch)
 
 
@@ -191,7 +191,7 @@ def prepare(pipeline: Pipeline, raw: Path, draft: Path, recipe_name: str, files:
     recipe, workflow, rates = find_recipe(recipe_name), draft / ENCODERS_FOLDER, pipeline.scratch / "out_of_fold"
     for folder in (workflow / TABLES, rates):
         folder.mkdir(parents=True)
-    tables = SideTables.read(raw, pipeline.progress.tell, fill_publishers=recipe.fill_publishers)
+    tables = SideTables.read(raw, pipeline.log.write, fill_publishers=recipe.fill_publishers)
     tables.to_parquet(workflow / TABLES)
     del tables  # from here on, every process loads them from parquet
     joined = pipeline.join(raw, CLICKS_TABLE, workflow / TABLES)
@@ -246,7 +246,7 @@ def transform(pipeline: Pipeline, workflow: Path, raw: Path, clicks: RawTable, d
         DataError: if the input is invalid.
     """
     stored, tables = load_workflow(workflow), pipeline.scratch / TABLES
-    recipe, report = stored.recipe, pipeline.progress.tell
+    recipe, report = stored.recipe, pipeline.log.write
     tables.mkdir()
     SideTables.read(raw, report, fill_publishers=recipe.fill_publishers, fitted=stored.tables).to_parquet(tables)
     joined = pipeline.join(raw, clicks, tables, split=False)

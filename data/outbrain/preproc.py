@@ -13,7 +13,7 @@ from data.command_line import Parser, run_tool, whole_number
 from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.outbrain.raw_tables import CLICKS, EVENTS, META, PROMOTED, TAG_TABLES, require_raw
 from data.outbrain.resources import add_resource_flags, check_resource_flags
-from data.preprocess.prepared import Progress
+from data.preprocess.prepared import StageLog
 
 ENTRIES = ("train", "valid", "workflow", "manifest.json", "embedding_sizes.json")
 RECIPES = ("leak_free", "published")
@@ -45,17 +45,17 @@ def preprocess(
     Raises:
         DataError: if the input is invalid.
     """
-    progress = Progress("outbrain")
-    progress.tell(f"from {raw} into {output}, recipe {recipe}")
+    log = StageLog("outbrain")
+    log.write(f"from {raw} into {output}, recipe {recipe}")
     require_raw(raw, TABLES)
     with new_dataset(output, entries=ENTRIES) as draft:
         # Imports NVTabular, which takes seconds: mistakes in arguments and missing files are reported first.
         from data.outbrain import pipeline
 
-        with pipeline.start_pipeline(draft, seed, memory_limit, use_dask, dask_scheduler, progress) as stages:
+        with pipeline.start_pipeline(draft, seed, memory_limit, use_dask, dask_scheduler, log) as stages:
             spec = pipeline.prepare(stages, raw, draft, recipe, output_files)
         spec.write(draft / SPEC_FILE)
-    progress.tell(f"done: {output}")
+    log.write(f"done: {output}")
 
 
 def main(argv: list[str] | None = None) -> int:

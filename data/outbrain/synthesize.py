@@ -33,7 +33,7 @@ from data.outbrain.synthetic import (
     make_entities,
     make_synthetic,
 )
-from data.preprocess.prepared import Progress
+from data.preprocess.prepared import StageLog
 
 SUMMARY_FILE = "synthetic.json"
 TRUTH_FILE = "truth/click_probabilities.parquet"
@@ -62,16 +62,16 @@ def synthesize(output: Path, displays: int, seed: int = 0) -> None:
     if output.is_dir() and any(output.iterdir()):
         first = min(path.name for path in output.iterdir())
         raise DataError(f"{output}: is not empty ({first}); choose another folder, or delete its contents")
-    progress = Progress("outbrain")
+    log = StageLog("outbrain")
     with new_dataset(output, SUMMARY_FILE) as draft:
         outbrain = make_synthetic(displays, seed)
-        progress.tell(f"generated {len(outbrain.documents.ids):,} documents and {len(outbrain.ads.document):,} ads")
+        log.write(f"generated {len(outbrain.documents.ids):,} documents and {len(outbrain.ads.document):,} ads")
         rows = _write_documents(draft, outbrain) | _write_promoted(draft, outbrain)
-        progress.tell("wrote the documents_* tables and promoted_content")
+        log.write("wrote the documents_* tables and promoted_content")
         summary = Summary(outbrain)
-        rows |= _write_displays(draft, outbrain, summary, progress)
+        rows |= _write_displays(draft, outbrain, summary, log)
         rows |= _write_page_views(draft, outbrain)
-        progress.tell(f"page_views_sample: {rows[raw.PAGE_VIEWS.name]:,} rows")
+        log.write(f"page_views_sample: {rows[raw.PAGE_VIEWS.name]:,} rows")
         described = {
             "format_version": FORMAT_VERSION,
             "displays": displays,
@@ -82,8 +82,8 @@ def synthesize(output: Path, displays: int, seed: int = 0) -> None:
             "marginals": summary.marginals(),
         }
         (draft / SUMMARY_FILE).write_text(json.dumps(described, indent=2) + "\n")
-    progress.tell(f"MAP@12 of ranking by the true probabilities: {summary.map_at_12_ceiling:.4f}")
-    progress.tell(f"done: {output}")
+    log.write(f"MAP@12 of ranking by the true probabilities: {summary.map_at_12_ceiling:.4f}")
+    log.write(f"done: {output}")
 
 
 class TableWriter:
@@ -184,7 +184,7 @@ def _write_promoted(folder: Path, outbrain: SyntheticOutbrain) -> dict[str, int]
     return _write_table(folder, raw.PROMOTED, np.arange(len(ads.document)), columns)
 
 
-def _write_displays(draft: Path, outbrain: SyntheticOutbrain, summary: "Summary", progress: Progress) -> dict[str, int]:
+def _write_displays(draft: Path, outbrain: SyntheticOutbrain, summary: "Summary", log: StageLog) -> dict[str, int]:
     """Write events, clicks_train, clicks_test and the true probabilities, and add the displays to the summary."""
     (draft / TRUTH_FILE).parent.mkdir()
     with (
@@ -205,7 +205,7 @@ def _write_displays(draft: Path, outbrain: SyntheticOutbrain, summary: "Summary"
                 else:
                     clicks.write(keys | {"clicked": shown.clicked.astype(np.int8)})
                     truth.write_table(pa.table(keys | {"probability": shown.probabilities}, TRUTH_SCHEMA))
-                progress.tell(f"events: {events.rows:,} of {outbrain.events:,}; clicks_train: {clicks.rows:,} rows")
+                log.write(f"events: {events.rows:,} of {outbrain.events:,}; clicks_train: {clicks.rows:,} rows")
     return {raw.EVENTS.name: events.rows, raw.CLICKS.name: clicks.rows, raw.CLICKS_TO_PREDICT.name: to_predict.rows}
 
 

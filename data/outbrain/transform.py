@@ -8,7 +8,7 @@ from data.command_line import Parser, run_tool
 from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.outbrain.raw_tables import CLICKS, CLICKS_TO_PREDICT, EVENTS, find_raw, require_raw
 from data.outbrain.resources import add_resource_flags, check_resource_flags
-from data.preprocess.prepared import Progress
+from data.preprocess.prepared import StageLog
 
 CLICK_TABLES = {table.name: table for table in (CLICKS, CLICKS_TO_PREDICT)}
 
@@ -37,7 +37,7 @@ def transform(
     Raises:
         DataError: if the input is invalid.
     """
-    progress = Progress("outbrain")
+    log = StageLog("outbrain")
     chosen = clicks or (CLICKS.name if find_raw(raw, CLICKS) else CLICKS_TO_PREDICT.name)
     table = CLICK_TABLES[chosen]
     require_raw(raw, (table, EVENTS))
@@ -45,10 +45,10 @@ def transform(
         # Imports NVTabular, which takes seconds: mistakes in arguments and missing files are reported first.
         from data.outbrain import pipeline
 
-        with pipeline.start_pipeline(draft, 0, memory_limit, use_dask, dask_scheduler, progress) as stages:
+        with pipeline.start_pipeline(draft, 0, memory_limit, use_dask, dask_scheduler, log) as stages:
             spec = pipeline.transform(stages, workflow, raw, table, draft)
         spec.write(draft / SPEC_FILE)
-    progress.tell(f"done: {output}")
+    log.write(f"done: {output}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,13 +5,15 @@ gather the results on the device, so that results are the same on GPU, on CPU an
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import dask
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from data.preprocess.encoders import NOT_IN_A_FOLD, NULL_ID, Vocabulary
 from data.preprocess.keys import KeyTable, as_keys
@@ -68,7 +70,6 @@ class EncodeIds(ops.Categorify):
             )
 
     def transform(self, col_selector: Any, df: Any) -> Any:
-        """Replace values by ids."""
         encoded = df.copy(deep=False)  # shallow: columns are replaced, not modified
         for name in col_selector.names:
             vocabulary = self.vocabularies[name]
@@ -89,7 +90,6 @@ class EncodeIds(ops.Categorify):
         return {name: (size, min(512, max(16, round(1.6 * size**0.56)))) for name, size in cardinalities.items()}
 
     def clear(self) -> None:
-        """Discard the fitted state."""
         super().clear()
         self.vocabularies = {}
 
@@ -114,13 +114,11 @@ class CountKeys(ops.StatOperator):
         return dask.delayed({name: ddf.groupby(name).size() for name in col_selector.names})
 
     def fit_finalize(self, counts: dict[str, Any]) -> None:
-        """Store the counts as tables."""
         for name, series in counts.items():
             counted = to_host(series).sort_index()
             self.tables[name] = KeyTable(as_keys(name, counted.index), counted.to_numpy(np.float64), default=0.0)
 
     def transform(self, col_selector: Any, df: Any) -> Any:
-        """Look up the counts."""
         result = type(df)()
         for name in col_selector.names:
             table = self.tables[name]
@@ -128,11 +126,9 @@ class CountKeys(ops.StatOperator):
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """Return the source columns of each new column, by name."""
         return {f"{name}_count": [name] for name in col_selector.names}
 
     def clear(self) -> None:
-        """Discard the fitted state."""
         self.tables = {}
 
 
@@ -228,11 +224,9 @@ class OutOfFoldMean(SumsByFold):
         return result
 
     def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        """Return the source columns of each new column, by name."""
         return {f"{name}_mean": [name] for name in col_selector.names}
 
     def clear(self) -> None:
-        """Discard the fitted state."""
         self.tables, self._rows, self._means = {}, {}, {}
 
     def _without_fold(self, keys: np.ndarray, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -256,6 +250,58 @@ class Log64(ops.LogOp):
     """NVTabular's LogOp, log(1 + x), in float64, so that no precision is lost before `Normalize`."""
 
     output_dtype = np.float64
+
+
+class Standardize(ops.Normalize):
+    """NVTabular's Normalize with numerically stable moments.
+
+    Normalize computes the variance as a difference of sums of squares, so rounding gives a constant column a tiny
+    non-zero deviation, which blows up every other value. Here, sums of squared distances to the mean are merged over
+    partitions (Chan, Golub, LeVeque 1979), and a constant column has deviation 0.
+    """
+
+    def fit(self, col_selector: Any, ddf: Any) -> Any:
+        """Return a Dask task for the moments of each partition."""
+        parts = [dask.delayed(_moments)(part) for part in ddf[col_selector.names].to_delayed()]
+        return dask.delayed(parts)
+
+    def fit_finalize(self, parts: list[pd.DataFrame]) -> None:
+        """Merge the moments into means and standard deviations (with n - 1)."""
+        total = parts[0]
+        for part in parts[1:]:
+            total = _merged(total, part)
+        is_constant = total["least"] == total["most"]
+        # Exact for a constant column, whose computed mean can be off by rounding.
+        means = total["mean"].where(~is_constant, total["least"])
+        variances = total["squares"] / (total["count"] - 1).clip(lower=1)
+        self.means, self.stds = means.to_dict(), (variances.where(~is_constant, 0.0) ** 0.5).to_dict()
+
+
+class FillExactMedian(ops.FillMedian):
+    """NVTabular's FillMedian with exact medians; Dask's estimate over several partitions can be far off.
+
+    Args:
+        files: staged files of the training rows; they are read one column at a time.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        super().__init__()
+        self._files = files
+
+    def fit(self, col_selector: Any, ddf: Any) -> Any:
+        """Return a Dask task for the median of each column, NaN if all its values are null."""
+        return dask.delayed({name: self._median(name) for name in col_selector.names})
+
+    def fit_finalize(self, medians: dict[str, float]) -> None:
+        self.medians = medians
+
+    def _median(self, name: str) -> float:
+        parts = [
+            pq.read_table(file, columns=[name], page_checksum_verification=True).column(name).drop_null().to_numpy()
+            for file in self._files
+        ]
+        numbers = np.concatenate(parts)
+        return float(np.median(numbers)) if len(numbers) else np.nan
 
 
 def map_distinct(series: Any, mapped: Callable[[np.ndarray], np.ndarray], null: float) -> Any:
@@ -282,3 +328,28 @@ def gather(numbers: Any, positions: Any, index: Any) -> Any:
 def to_host(data: Any) -> Any:
     """Return a pandas copy of a cuDF series, index or frame; pandas objects are returned as they are."""
     return data.to_pandas() if hasattr(data, "to_pandas") else data
+
+
+def _moments(part: Any) -> pd.DataFrame:
+    """Return count, mean, sum of squared distances to the mean, minimum and maximum: one row per column."""
+    moments = {}
+    for name in part.columns:
+        values = part[name].astype("float64")
+        mean = float(values.mean())
+        squares = float(((values - mean) ** 2).sum())
+        moments[name] = (float(len(values)), mean, squares, float(values.min()), float(values.max()))
+    return pd.DataFrame.from_dict(moments, orient="index", columns=["count", "mean", "squares", "least", "most"])
+
+
+def _merged(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    count = one["count"] + other["count"]
+    distance = other["mean"] - one["mean"]
+    return pd.DataFrame(
+        {
+            "count": count,
+            "mean": one["mean"] + distance * other["count"] / count,
+            "squares": one["squares"] + other["squares"] + distance**2 * one["count"] * other["count"] / count,
+            "least": np.minimum(one["least"], other["least"]),
+            "most": np.maximum(one["most"], other["most"]),
+        }
+    )

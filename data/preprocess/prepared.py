@@ -20,8 +20,8 @@ from data.spec.features import Chunk, Feature
 SECONDS_BETWEEN_LINES = 5.0
 
 
-class Progress:
-    """Reports progress on stderr, with the seconds since the start.
+class StageLog:
+    """Writes lines of progress to stderr, with the seconds since the start.
 
     Args:
         tool: prefix of every line.
@@ -40,21 +40,21 @@ class Progress:
             name: name of the stage.
             total: expected number of rows; may be an estimate.
         """
-        start = told = time.monotonic()
+        start = logged = time.monotonic()
 
         def done(rows: int) -> None:
-            nonlocal told
+            nonlocal logged
             now = time.monotonic()
-            if rows >= total or now - told >= SECONDS_BETWEEN_LINES:
-                told = now
+            if rows >= total or now - logged >= SECONDS_BETWEEN_LINES:
+                logged = now
                 left = (now - start) / max(rows, 1) * (total - rows)
-                self.tell(
+                self.write(
                     f"{name}: {rows:,} of {max(total, rows):,} rows" + (f", {left:.0f} s left" if left > 0 else "")
                 )
 
         return done
 
-    def tell(self, line: str) -> None:
+    def write(self, line: str) -> None:
         """Print a line."""
         print(f"{self._tool}: {time.monotonic() - self._begin:6.1f} s  {line}", file=sys.stderr, flush=True)
 

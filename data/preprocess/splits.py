@@ -48,6 +48,18 @@ def draw_order(*keys: Values, seed: int) -> np.ndarray:
     return hash_rows(seed, ORDER, *keys)
 
 
+def ranges(order: np.ndarray, number: int) -> np.ndarray:
+    """Return which of `number` equal, ascending ranges of uint64 each sort key is in, [rows] int64.
+
+    Raises:
+        ValueError: if `number` is not in [1, 2**32].
+    """
+    if not 1 <= number <= 2**32:
+        raise ValueError(f"{number} ranges; expected 1 to 2**32")
+    # order * number / 2**64, from the upper 32 bits so that the product fits 64 bits.
+    return (((order >> np.uint64(32)) * np.uint64(number)) >> np.uint64(32)).astype(np.int64)
+
+
 def check_fractions(test_fraction: float, validation_fraction: float) -> None:
     """Raise a DataError unless 0 < test_fraction, 0 <= validation_fraction, and their sum is below 1."""
     if not 0 < test_fraction < 1:

@@ -6,7 +6,7 @@ from data.aliccp.prepare import main as aliccp
 from data.aliexpress.prepare import main as aliexpress
 from data.preprocess.encoder_files import load_encoders
 from data.spec.feature_spec import FeatureSpec
-from tests.data.tabular_world import (
+from tests.data.table_samples import (
     check_features,
     contents,
     in_training_order,

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from data.byterec.prepare import main, prepare
-from tests.data.tabular_world import (
+from tests.data.table_samples import (
     check_features,
     contents,
     in_training_order,
@@ -77,7 +77,7 @@ def test_features_and_labels_match_their_definition(dataset, mapping):
     assert "time" not in rows
 
 
-def test_the_small_world_has_every_hard_case(dataset):
+def test_the_small_sample_has_every_hard_case(dataset):
     test, train = rows_of(dataset, "test"), rows_of(dataset, "train")
     assert (test["user_city"] == 1).any() and (train["music_id"] == 1).any()
     assert test["uid"].isin(range(2, 2 + OOV_BUCKETS)).any()
@@ -116,7 +116,7 @@ def test_number_without_values_and_empty_split(tmp_path, capsys):
     unknown = write_raw(tmp_path / "unknown", [[*fields[:11], "-1"] for fields in LINES])
     assert "duration_time: no training row has a value" in refusal(main, unknown, tmp_path / "out", capsys)
     raw = write_raw(tmp_path / "raw")
-    assert "test: no row falls to it" in refusal(main, raw, tmp_path / "out", capsys, "--test_fraction", "0.01")
+    assert "test: has no rows" in refusal(main, raw, tmp_path / "out", capsys, "--test_fraction", "0.01")
     told = refusal(main, raw, tmp_path / "out", capsys, "--test_fraction", "nan")
     assert "--test_fraction nan: expected a number between 0 and 1" in told
 

@@ -9,7 +9,7 @@ from data.census.prepare import main, prepare
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
 from tests.data.scalar_hash import scalar_row_hash
-from tests.data.tabular_world import (
+from tests.data.table_samples import (
     check_features,
     contents,
     in_training_order,
@@ -113,7 +113,7 @@ def expected_rows():
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory):
-    """The small world, prepared for both groups; group 2 from compressed files, without sex and income."""
+    """The small sample, prepared for both groups; group 2 from compressed files, without sex and income."""
     folder = tmp_path_factory.mktemp("census")
     shared = {"seed": SEED, "oov_buckets": OOV_BUCKETS}
     prepare(write_raw(folder / "raw"), folder / "1", group=1, **shared)
@@ -152,7 +152,7 @@ def test_the_labels_are_those_of_the_groups(datasets, mapping):
     assert labels_of(datasets[2]) == [("education", "binary", None), ("never_married", "binary", None)]
 
 
-def test_the_small_world_has_every_hard_case(datasets):
+def test_the_small_sample_has_every_hard_case(datasets):
     test = rows_of(datasets[1], "test")
     for name in ("race", "year"):
         assert (test[name] == 1).any(), f"an unknown {name}"
@@ -243,7 +243,7 @@ def test_a_cut_line_a_cut_file_and_a_missing_one_are_named(tmp_path, capsys):
         (["--oov_buckets", "0"], "expected a whole number from 1"),
     ],
 )
-def test_arguments_that_cannot_work_are_refused(tmp_path, capsys, flags, message):
+def test_arguments_that_cannot_work_are_rejected(tmp_path, capsys, flags, message):
     assert message in refusal(main, write_raw(tmp_path / "raw"), tmp_path / "out", capsys, *flags)
 
 

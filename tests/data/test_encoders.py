@@ -91,7 +91,7 @@ def test_values_of_another_type_name_the_column(values, message):
         COLOURS.encode(pd.Series(values))
 
 
-def test_no_bucket_for_unseen_values_is_refused():
+def test_no_bucket_for_unseen_values_is_rejected():
     with pytest.raises(DataError, match="at least 1"):
         Vocabulary.fit("x", ["a"], [1], oov_buckets=0)
 
@@ -112,7 +112,7 @@ def test_without_a_spread_numbers_are_only_centred(std):
     assert Numerical("x", mean=2.0, std=std).encode([5]).tolist() == [3.0]
 
 
-def test_text_where_a_number_is_expected_is_refused():
+def test_text_where_a_number_is_expected_is_rejected():
     with pytest.raises(DataError, match="'x' is numerical and holds 'many'"):
         Numerical("x").encode(["many"])
 
@@ -187,7 +187,7 @@ def test_a_damaged_file_is_named(tmp_path, file, damage):
         (lambda manifest: manifest.pop("files"), "files is missing"),
     ],
 )
-def test_a_manifest_that_is_not_ours_is_refused(tmp_path, change, message):
+def test_a_manifest_that_is_not_ours_is_rejected(tmp_path, change, message):
     save_encoders(encoders(), tmp_path / "workflow")
     rewrite_manifest(tmp_path / "workflow", change)
     with pytest.raises(DataError, match=message):

@@ -8,7 +8,7 @@ import pytest
 
 from data.hillstrom.prepare import main, prepare
 from tests.data.scalar_hash import scalar_row_hash
-from tests.data.tabular_world import (
+from tests.data.table_samples import (
     check_features,
     contents,
     in_training_order,
@@ -173,7 +173,7 @@ def test_other_header_and_impossible_fractions(tmp_path, capsys):
     told = refusal(main, raw, out, capsys, "--validation_fraction", "0.9")
     assert "--validation_fraction 0.9: expected at least 0, and below 0.8" in told
     told = refusal(main, raw, out, capsys, "--test_fraction", "1e-9")
-    assert "hillstrom: test: no row falls to it" in told
+    assert "hillstrom: test: has no rows" in told
     write_lines(raw / "hillstrom.csv", [HEADER.replace("mens", "men"), "1"])
     told = refusal(main, raw, out, capsys)
     assert re.search(r"hillstrom\.csv, line 1: .*'men', .* expected a header that begins with", told)

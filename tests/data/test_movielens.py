@@ -12,21 +12,21 @@ from data.preprocess.encoder_files import load_encoders
 from data.preprocess.encoders import encode_columns
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
-from tests.data.movielens_world import Expected, make_world, raw_columns, split, write_1m, write_100k
+from tests.data.movielens_sample import Expected, make_sample, raw_columns, split, write_1m, write_100k
 from tests.helpers import ROOT, environment, real_data
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode")
 
-WORLD = make_world()
+SAMPLE = make_sample()
 SEED, OOV_BUCKETS = 7, 3
 NUMBERS = ("movie_year", "movie_count", "user_count", "movie_mean", "user_mean")
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """The small world, prepared."""
+    """The small sample, prepared."""
     folder = tmp_path_factory.mktemp("movielens")
-    prepare(write_1m(folder / "raw", WORLD), folder / "out", seed=SEED, oov_buckets=OOV_BUCKETS)
+    prepare(write_1m(folder / "raw", SAMPLE), folder / "out", seed=SEED, oov_buckets=OOV_BUCKETS)
     return folder / "out"
 
 
@@ -41,8 +41,8 @@ def contents(folder):
 
 @pytest.mark.parametrize("mapping", ["train", "test"])
 def test_every_feature_is_what_its_definition_says(dataset, mapping):
-    ratings = split(WORLD, seed=SEED)[mapping]
-    expected = Expected(WORLD, seed=SEED, oov_buckets=OOV_BUCKETS).rows(mapping, ratings)
+    ratings = split(SAMPLE, seed=SEED)[mapping]
+    expected = Expected(SAMPLE, seed=SEED, oov_buckets=OOV_BUCKETS).rows(mapping, ratings)
     rows = rows_of(dataset, mapping)
     for name, values in expected.items():
         if name == "user_id" and mapping == "train":
@@ -53,20 +53,20 @@ def test_every_feature_is_what_its_definition_says(dataset, mapping):
             assert [np.asarray(value).tolist() for value in rows[name]] == values, name
 
 
-def test_the_small_world_has_every_hard_case(dataset):
+def test_the_small_sample_has_every_hard_case(dataset):
     test = rows_of(dataset, "test")
     train_ids = [1, *range(2 + OOV_BUCKETS, 100)]
     assert (~test["movie"].isin(train_ids)).any(), "a test movie unseen in training"
     for name in ("gender", "occupation", "zip_prefix"):
         assert (test[name] == 1).any(), f"a null {name}"
     assert (test["genres"].map(len) == 0).any()
-    assert any(year is None for year in raw_columns(WORLD, split(WORLD, seed=SEED)["test"])["movie_year"])
+    assert any(year is None for year in raw_columns(SAMPLE, split(SAMPLE, seed=SEED)["test"])["movie_year"])
 
 
 @pytest.mark.parametrize("mapping", ["train", "test"])
 def test_stored_encoders_match_nvtabular(dataset, mapping):
     encoders = load_encoders(dataset / "workflow")
-    encoded = encode_columns(encoders, raw_columns(WORLD, split(WORLD, seed=SEED)[mapping]))
+    encoded = encode_columns(encoders, raw_columns(SAMPLE, split(SAMPLE, seed=SEED)[mapping]))
     rows = rows_of(dataset, mapping)
     for name, values in encoded.items():
         if name.endswith("_mean") and mapping == "train":
@@ -83,7 +83,7 @@ def test_specification_matches_the_files(dataset):
     encoders = load_encoders(dataset / "workflow")
     for feature in spec.onehot + spec.multihot:
         assert feature.cardinality == encoders[feature.name].cardinality
-    assert spec.features["genres"].max_hotness == max(len(genres) for _, _, genres in WORLD.movies.values())
+    assert spec.features["genres"].max_hotness == max(len(genres) for _, _, genres in SAMPLE.movies.values())
     schema = pq.read_schema(spec.files("test")[0])
     for name in schema.names:
         item = schema.field(name).type.value_type if name == "genres" else schema.field(name).type
@@ -93,19 +93,19 @@ def test_specification_matches_the_files(dataset):
 
 
 def test_result_ignores_order_and_format_of_raw_files(dataset, tmp_path):
-    turned = type(WORLD)(WORLD.users, WORLD.movies, WORLD.ratings[::-1])
+    turned = type(SAMPLE)(SAMPLE.users, SAMPLE.movies, SAMPLE.ratings[::-1])
     write_1m(tmp_path / "raw", turned, compress=True, as_csv=True)
     prepare(tmp_path / "raw", tmp_path / "out", seed=SEED, oov_buckets=OOV_BUCKETS)
     assert contents(tmp_path / "out") == contents(dataset)
 
 
 def test_the_100k_form_gives_the_same_dataset(dataset, tmp_path):
-    prepare(write_100k(tmp_path / "raw", WORLD), tmp_path / "out", seed=SEED, oov_buckets=OOV_BUCKETS)
+    prepare(write_100k(tmp_path / "raw", SAMPLE), tmp_path / "out", seed=SEED, oov_buckets=OOV_BUCKETS)
     assert contents(tmp_path / "out") == contents(dataset)
 
 
 def test_reproducible_without_tensorflow(dataset, tmp_path):
-    raw = write_1m(tmp_path / "raw", WORLD)
+    raw = write_1m(tmp_path / "raw", SAMPLE)
     program = "import sys; from data.movielens.prepare import main; code = main(); print('tensorflow' in sys.modules); "
     program += "import importlib.util; print(importlib.util.find_spec('tensorflow') is not None); sys.exit(code)"
     flags = ["--raw", raw, "--output", tmp_path / "out", "--seed", str(SEED), "--oov_buckets", str(OOV_BUCKETS)]
@@ -120,17 +120,17 @@ def test_reproducible_without_tensorflow(dataset, tmp_path):
 
 
 def test_another_seed_gives_another_split(dataset, tmp_path):
-    prepare(write_1m(tmp_path / "raw", WORLD), tmp_path / "out", seed=SEED + 1)
-    pairs = [split(WORLD, seed=seed)["test"] for seed in (SEED, SEED + 1)]
+    prepare(write_1m(tmp_path / "raw", SAMPLE), tmp_path / "out", seed=SEED + 1)
+    pairs = [split(SAMPLE, seed=seed)["test"] for seed in (SEED, SEED + 1)]
     assert pairs[0] != pairs[1]
     assert rows_of(tmp_path / "out", "test")["user_id"].tolist() == [user for user, _, _ in pairs[1]]
 
 
 def test_validation_fraction_and_second_label(tmp_path):
-    raw, out = write_1m(tmp_path / "raw", WORLD), tmp_path / "out"
+    raw, out = write_1m(tmp_path / "raw", SAMPLE), tmp_path / "out"
     flags = ["--validation_fraction", "0.25", "--labels", "rating", "liked", "--seed", str(SEED)]
     assert main(["--raw", str(raw), "--output", str(out), *flags]) == 0
-    parts = split(WORLD, seed=SEED, valid=0.25)
+    parts = split(SAMPLE, seed=SEED, valid=0.25)
     for mapping, ratings in parts.items():
         assert rows_of(out, mapping)["rating"].tolist() == [rating for _, _, rating in ratings]
     assert rows_of(out, "valid")["user_id"].tolist() == [user for user, _, _ in parts["valid"]]
@@ -144,7 +144,7 @@ def change_line(path, number, line):
     path.write_text("\n".join(lines) + "\n", "latin-1")
 
 
-FIRST = WORLD.ratings[0]
+FIRST = SAMPLE.ratings[0]
 MISTAKES = {
     "field missing": ("ratings.dat", 3, "1::2::3", r"ratings\.dat, line 3: 3 fields, expected 4 \(user_id::movie_id"),
     "text": ("ratings.dat", 5, "1::x::3::9", r"ratings\.dat, line 5: movie_id is 'x', expected a whole number"),
@@ -154,8 +154,8 @@ MISTAKES = {
     "stranger": ("ratings.dat", 9, "9999::1::3::9", r"line 9: user_id is '9999', expected one that users\.dat lists"),
     "no movie": ("ratings.dat", 9, f"{FIRST[0]}::3999::3::9", r"line 9: movie_id is '3999', .* movies\.dat lists"),
     "twice": ("ratings.dat", 9, f"{FIRST[0]}::{FIRST[1]}::1::9", r"line 9: .* again, after line 1"),
-    "same user": ("users.dat", 40, f"{list(WORLD.users)[0]}::M::1::2::3", r"users\.dat, line 40: .* no line above"),
-    "age": ("users.dat", 2, f"{list(WORLD.users)[1]}::M::old::2::3", r"users\.dat, line 2: age is 'old'"),
+    "same user": ("users.dat", 40, f"{list(SAMPLE.users)[0]}::M::1::2::3", r"users\.dat, line 40: .* no line above"),
+    "age": ("users.dat", 2, f"{list(SAMPLE.users)[1]}::M::old::2::3", r"users\.dat, line 2: age is 'old'"),
     "genres": ("movies.dat", 1, "1::Toy Story (1995)", r"movies\.dat, line 1: 2 fields, expected 3"),
 }
 
@@ -163,7 +163,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_wrong_line_is_named_and_nothing_is_left(tmp_path, capsys, mistake):
     file, number, line, message = MISTAKES[mistake]
-    write_1m(tmp_path / "raw", WORLD)
+    write_1m(tmp_path / "raw", SAMPLE)
     change_line(tmp_path / "raw" / file, number, line)
     assert main(["--raw", str(tmp_path / "raw"), "--output", str(tmp_path / "out")]) == 2
     told = capsys.readouterr().err
@@ -180,7 +180,7 @@ def test_a_wrong_line_is_named_and_nothing_is_left(tmp_path, capsys, mistake):
     ],
 )
 def test_csv_line_numbers_include_the_header(tmp_path, capsys, number, line, message):
-    write_1m(tmp_path / "raw", WORLD, as_csv=True)
+    write_1m(tmp_path / "raw", SAMPLE, as_csv=True)
     change_line(tmp_path / "raw" / "ratings.csv", number, line)
     assert main(["--raw", str(tmp_path / "raw"), "--output", str(tmp_path / "out")]) == 2
     assert f"ratings.csv, {message}" in capsys.readouterr().err
@@ -195,7 +195,7 @@ def test_csv_line_numbers_include_the_header(tmp_path, capsys, number, line, mes
     ],
 )
 def test_a_missing_file_is_named_with_what_was_looked_for(tmp_path, capsys, missing, message):
-    (write_1m(tmp_path / "raw", WORLD) / missing).unlink()
+    (write_1m(tmp_path / "raw", SAMPLE) / missing).unlink()
     assert main(["--raw", str(tmp_path / "raw"), "--output", str(tmp_path / "out")]) == 2
     assert re.search(message, capsys.readouterr().err)
 
@@ -204,7 +204,7 @@ def test_unreadable_inputs_are_named(tmp_path, capsys):
     out = ["--output", str(tmp_path / "out")]
     assert main(["--raw", str(tmp_path / "nowhere"), *out]) == 2
     assert "nowhere: is not a folder" in capsys.readouterr().err
-    path = write_1m(tmp_path / "raw", WORLD, compress=True) / "ratings.dat.gz"
+    path = write_1m(tmp_path / "raw", SAMPLE, compress=True) / "ratings.dat.gz"
     path.write_bytes(path.read_bytes()[:-20])
     assert main(["--raw", str(tmp_path / "raw"), *out]) == 2
     assert "ratings.dat.gz: is not a whole gzip file" in capsys.readouterr().err
@@ -213,9 +213,9 @@ def test_unreadable_inputs_are_named(tmp_path, capsys):
     assert "ratings.dat: is empty" in capsys.readouterr().err
 
 
-def test_an_existing_dataset_is_refused_and_kept(dataset, tmp_path, capsys):
+def test_an_existing_dataset_is_rejected_and_kept(dataset, tmp_path, capsys):
     before = contents(dataset)
-    assert main(["--raw", str(write_1m(tmp_path / "raw", WORLD)), "--output", str(dataset)]) == 2
+    assert main(["--raw", str(write_1m(tmp_path / "raw", SAMPLE)), "--output", str(dataset)]) == 2
     assert "holds a dataset already" in capsys.readouterr().err
     assert contents(dataset) == before
 
@@ -230,8 +230,8 @@ def test_an_existing_dataset_is_refused_and_kept(dataset, tmp_path, capsys):
         (["--labels", "liked", "liked"], "each at most once"),
     ],
 )
-def test_arguments_that_cannot_work_are_refused(tmp_path, capsys, flags, message):
-    raw = write_1m(tmp_path / "raw", WORLD)
+def test_arguments_that_cannot_work_are_rejected(tmp_path, capsys, flags, message):
+    raw = write_1m(tmp_path / "raw", SAMPLE)
     try:
         code = main(["--raw", str(raw), "--output", str(tmp_path / "out"), *flags])
     except SystemExit as stopped:
@@ -247,7 +247,7 @@ def test_a_failure_after_the_first_rows_leaves_nothing(tmp_path, monkeypatch, ca
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(MovieLensWorkflow, "encoders", full_disk)
-    raw = write_1m(tmp_path / "raw", WORLD)
+    raw = write_1m(tmp_path / "raw", SAMPLE)
     assert main(["--raw", str(raw), "--output", str(tmp_path / "out")]) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

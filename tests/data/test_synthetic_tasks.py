@@ -8,9 +8,8 @@ import pytest
 from data.preprocess.encoder_files import load_encoders
 from data.preprocess.encoders import encode_columns
 from data.spec.feature_spec import FeatureSpec
-from data.synthetic_tasks.prepare import main, prepare
-from data.synthetic_tasks.tasks import draw_rows, draw_tasks
-from tests.data.tabular_world import contents, labels_of, rows_of
+from data.synthetic_tasks.prepare import draw_rows, draw_tasks, main, prepare
+from tests.data.table_samples import contents, labels_of, rows_of
 
 INPUTS = [f"x_{number}" for number in range(100)]
 ROWS, CORRELATION, SEED = 12_000, 0.3, 4
@@ -111,7 +110,7 @@ def test_the_stored_encoders_leave_the_inputs_as_they_are(dataset):
         (["--seed", "-1"], "expected a whole number from 0"),
     ],
 )
-def test_arguments_that_cannot_work_are_refused(tmp_path, capsys, flags, message):
+def test_arguments_that_cannot_work_are_rejected(tmp_path, capsys, flags, message):
     try:
         code = main(["--output", str(tmp_path / "out"), *flags])
     except SystemExit as stopped:

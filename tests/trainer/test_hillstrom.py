@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from data.hillstrom.prepare import prepare
-from tests.data.tabular_world import rows_of
+from tests.data.table_samples import rows_of
 from tests.helpers import ROOT, metrics, real_data, run_program
 from trainer.logging.log import read_log
 

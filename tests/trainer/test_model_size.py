@@ -21,9 +21,10 @@ from trainer.model_size import check_model_fits, table_sizes
 from trainer.models import MODELS, model_options
 from trainer.process.worker_env import WorkerEnv
 from trainer.recommender import Recommender
-from trainer.tasks.tasks import Task
+from trainer.tasks.binary import BinaryTask
+from trainer.tasks.multiclass import MulticlassTask
 
-TASKS = (Task("click"), Task("kind", "multiclass", classes=5))
+TASKS = (BinaryTask("click"), MulticlassTask("kind", num_classes=5))
 FLAGS = {"deep_hidden_units": (32, 16), "expert_hidden_units": (16, 8), "tower_hidden_units": (8,), "num_experts": 4}
 RULES = ("rmsprop", "adam", "adamw", "adagrad", "sgd")
 
@@ -86,11 +87,11 @@ LARGE = layout_of(user=(50_000_000, 64), day=(7, 4))
 
 def refusal(options: Options, launch: WorkerEnv | None = None, layout: InputSchema = LARGE) -> str:
     with pytest.raises(DataError) as caught:
-        check_model_fits(options, layout, (Task("click"),), launch or WorkerEnv(), 1)
+        check_model_fits(options, layout, (BinaryTask("click"),), launch or WorkerEnv(), 1)
     return str(caught.value)
 
 
-def test_tables_larger_than_memory_are_refused_with_the_fix(bound):
+def test_tables_larger_than_memory_are_rejected(bound):
     bound(2**34)
     message = refusal(options_of("--model", "mmoe"))
     # 50 million rows of 64 weights with two accumulators each, and a step.
@@ -103,27 +104,29 @@ def test_without_training_only_the_weights_count(bound):
     bound(13 * 10**9)
     refusal(options_of("--model", "mmoe"))
     refusal(options_of("--model", "mmoe", "--benchmark"))
-    check_model_fits(options_of("--model", "mmoe", "--evaluate"), LARGE, (Task("click"),), WorkerEnv(), 1)
+    check_model_fits(options_of("--model", "mmoe", "--evaluate"), LARGE, (BinaryTask("click"),), WorkerEnv(), 1)
     bound(12 * 10**9)
     assert "user (50,000,000 x 64: 11.92 GiB)" in refusal(options_of("--model", "mmoe", "--evaluate"))
     assert "optimizer" not in refusal(options_of("--model", "mmoe", "--predict", "out.parquet"))
 
 
-def test_workers_of_a_host_share_its_memory_and_sharded_tables(bound):
+def test_workers_of_a_host_share_its_memory(bound):
     two = WorkerEnv(0, 2, 0, 2)
     bound(60 * 10**9)
-    check_model_fits(options_of("--model", "mmoe"), LARGE, (Task("click"),), WorkerEnv(), 1)
+    check_model_fits(options_of("--model", "mmoe"), LARGE, (BinaryTask("click"),), WorkerEnv(), 1)
     assert "27.94 GiB are available to each of 2 workers on this host" in refusal(options_of("--model", "mmoe"), two)
-    check_model_fits(options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (Task("click"),), two, 1)
+    check_model_fits(options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (BinaryTask("click"),), two, 1)
     bound(38 * 10**9)
     refusal(options_of("--model", "mmoe", "--shard_embeddings"), two)
     # On two hosts, each worker has its host's memory.
-    check_model_fits(options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (Task("click"),), WorkerEnv(0, 2), 1)
+    check_model_fits(
+        options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (BinaryTask("click"),), WorkerEnv(0, 2), 1
+    )
 
 
 def test_classes_units_and_experts_count(bound):
     bound(2**33)
-    many = (Task("kind", "multiclass", classes=2 * 10**9),)
+    many = (MulticlassTask("kind", num_classes=2 * 10**9),)
     with pytest.raises(DataError, match="2,000,000,000 outputs"):
         check_model_fits(options_of("--model", "mmoe"), layout_of(day=(7, 4)), many, WorkerEnv(), 1)
     assert "dense weights" in refusal(options_of("--deep_hidden_units", "2000000000"), layout=layout_of(day=(7, 4)))
@@ -135,10 +138,10 @@ def test_classes_units_and_experts_count(bound):
 def test_on_a_gpu_nothing_is_compared(bound, monkeypatch):
     bound(2**20)
     monkeypatch.setattr(model_size, "may_use_gpu", lambda cpu: True)
-    check_model_fits(options_of("--model", "mmoe"), LARGE, (Task("click"),), WorkerEnv(), 1)
+    check_model_fits(options_of("--model", "mmoe"), LARGE, (BinaryTask("click"),), WorkerEnv(), 1)
 
 
-def test_a_run_is_refused_before_tensorflow(tmp_path, capsys, monkeypatch, bound):
+def test_run_is_rejected_before_tensorflow_loads(tmp_path, capsys, monkeypatch, bound):
     data = make_dataset(tmp_path, ROOT / "feature_specs" / "tiny.yaml", rows=40)
     places = ["--dataset_path", data, "--model_dir", tmp_path / "models", "--results_dir", tmp_path / "results"]
     monkeypatch.setattr("main.import_tensorflow", lambda: pytest.fail("the checks were passed"))
@@ -149,7 +152,7 @@ def test_a_run_is_refused_before_tensorflow(tmp_path, capsys, monkeypatch, bound
         assert "user_id (50 x 4096: 1.6 MiB)" in capsys.readouterr().err
 
 
-def test_fit_refuses_a_model_larger_than_memory(bound):
+def test_fit_rejects_a_model_larger_than_memory(bound):
     frame = pd.DataFrame({"user_id": range(50), "item_id": range(50), "liked": [0, 1] * 25})
     bound(10**6)
     with pytest.raises(DataError, match="the model .* needs .* of memory, and 1.0 MiB are available"):

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.outbrain.joining import display_order, folds, is_training, ranges, row_order
+from data.outbrain.joining import display_order, folds, is_training, row_order
 from data.outbrain.operators import (
     FoldCounts,
     OutOfFoldRates,
@@ -23,6 +23,7 @@ from data.outbrain.operators import (
 from data.preprocess.encoder_files import load_encoders, save_encoders
 from data.preprocess.encoders import HashedIds, HashedRanks, Vocabulary
 from data.preprocess.keys import KeyTable
+from data.preprocess.splits import ranges
 from tests.data.outbrain.sample_data import DAY_MS
 from tests.data.scalar_hash import scalar_hash, scalar_row_hash
 

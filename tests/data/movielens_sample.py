@@ -16,13 +16,13 @@ NUM_FOLDS, SMOOTHING = 10, 20.0
 
 
 @dataclass(frozen=True)
-class World:
+class MovieSample:
     users: dict[int, tuple[str, str, str, str]]  # id -> gender, age, occupation, zip code
     movies: dict[int, tuple[str, int | None, tuple[str, ...]]]  # id -> title, year, genres
     ratings: list[tuple[int, int, int]]  # user, movie, rating
 
 
-def make_world(seed: int = 0) -> World:
+def make_sample(seed: int = 0) -> MovieSample:
     """40 users and 30 movies, with every kind of null, and movies that are rated once only."""
     rng = np.random.default_rng(seed)
     users = {}
@@ -43,33 +43,33 @@ def make_world(seed: int = 0) -> World:
             ratings.append((user, movie, int(rng.integers(1, 6))))
     ratings += [(user, movie, 5) for user, movie in zip(users, rare, strict=False)]
     rng.shuffle(ratings)
-    return World(users, movies, [tuple(map(int, rating)) for rating in ratings])
+    return MovieSample(users, movies, [tuple(map(int, rating)) for rating in ratings])
 
 
-def write_1m(folder: Path, world: World, *, compress: bool = False, as_csv: bool = False) -> Path:
+def write_1m(folder: Path, sample: MovieSample, *, compress: bool = False, as_csv: bool = False) -> Path:
     """ratings.dat (or ratings.csv), users.dat and movies.dat."""
     if as_csv:
-        lines = [f"{user},{movie},{rating}" for user, movie, rating in world.ratings]
+        lines = [f"{user},{movie},{rating}" for user, movie, rating in sample.ratings]
         _write(folder / "ratings.csv", ["user_id,movie_id,rating", *lines], compress)
     else:
-        lines = [f"{user}::{movie}::{rating}::978300760" for user, movie, rating in world.ratings]
+        lines = [f"{user}::{movie}::{rating}::978300760" for user, movie, rating in sample.ratings]
         _write(folder / "ratings.dat", lines, compress)
-    users = ["::".join((str(user), *about)) for user, about in world.users.items()]
+    users = ["::".join((str(user), *about)) for user, about in sample.users.items()]
     _write(folder / "users.dat", users, compress)
-    movies = [f"{movie}::{title}::{'|'.join(genres)}" for movie, (title, _, genres) in world.movies.items()]
+    movies = [f"{movie}::{title}::{'|'.join(genres)}" for movie, (title, _, genres) in sample.movies.items()]
     _write(folder / "movies.dat", movies, compress)
     return folder
 
 
-def write_100k(folder: Path, world: World) -> Path:
+def write_100k(folder: Path, sample: MovieSample) -> Path:
     """u.data, u.user and u.item."""
-    _write(folder / "u.data", [f"{user}\t{movie}\t{rating}\t881250949" for user, movie, rating in world.ratings])
-    users = [f"{user}|{age}|{gender}|{job}|{code}" for user, (gender, age, job, code) in world.users.items()]
+    _write(folder / "u.data", [f"{user}\t{movie}\t{rating}\t881250949" for user, movie, rating in sample.ratings])
+    users = [f"{user}|{age}|{gender}|{job}|{code}" for user, (gender, age, job, code) in sample.users.items()]
     _write(folder / "u.user", users)
     flags = {
-        name: "|".join(str(int(genre in about[2])) for genre in GENRES_100K) for name, about in world.movies.items()
+        name: "|".join(str(int(genre in about[2])) for genre in GENRES_100K) for name, about in sample.movies.items()
     }
-    movies = [f"{movie}|{about[0]}|01-Jan-1995||http://x/|{flags[movie]}" for movie, about in world.movies.items()]
+    movies = [f"{movie}|{about[0]}|01-Jan-1995||http://x/|{flags[movie]}" for movie, about in sample.movies.items()]
     _write(folder / "u.item", movies)
     return folder
 
@@ -83,11 +83,13 @@ def _write(path: Path, lines: list[str], compress: bool = False) -> None:
         path.write_bytes(content)
 
 
-def split(world: World, *, seed: int, test: float = 0.2, valid: float = 0.0) -> dict[str, list[tuple[int, int, int]]]:
+def split(
+    sample: MovieSample, *, seed: int, test: float = 0.2, valid: float = 0.0
+) -> dict[str, list[tuple[int, int, int]]]:
     """The ratings of each mapping, in the order in which the dataset has them."""
     parts: dict[str, list[tuple[int, int, int]]] = {"train": [], "test": [], "valid": []}
-    for user in world.users:
-        own = [rating for rating in world.ratings if rating[0] == user]
+    for user in sample.users:
+        own = [rating for rating in sample.ratings if rating[0] == user]
         own.sort(key=lambda rating: scalar_row_hash(seed, 0, *rating[:2]))
         num_test, num_valid = int(len(own) * test + 0.5), int(len(own) * valid + 0.5)
         parts["test"] += own[:num_test]
@@ -97,10 +99,10 @@ def split(world: World, *, seed: int, test: float = 0.2, valid: float = 0.0) -> 
     return {mapping: part if mapping == "train" else sorted(part) for mapping, part in parts.items()}
 
 
-def raw_columns(world: World, ratings: list[tuple[int, int, int]]) -> dict[str, list]:
+def raw_columns(sample: MovieSample, ratings: list[tuple[int, int, int]]) -> dict[str, list]:
     """What is known of ratings before any encoding; None for what is not."""
-    users = [world.users[user] for user, _, _ in ratings]
-    movies = [world.movies[movie] for _, movie, _ in ratings]
+    users = [sample.users[user] for user, _, _ in ratings]
+    movies = [sample.movies[movie] for _, movie, _ in ratings]
     return {
         "user": [user for user, _, _ in ratings],
         "movie": [movie for _, movie, _ in ratings],
@@ -114,12 +116,12 @@ def raw_columns(world: World, ratings: list[tuple[int, int, int]]) -> dict[str, 
 
 
 class Expected:
-    """The features of a world, by their definitions."""
+    """The features of a sample, by their definitions."""
 
-    def __init__(self, world: World, *, seed: int, oov_buckets: int) -> None:
-        self.world, self.seed, self.oov_buckets = world, seed, oov_buckets
-        self.train = split(world, seed=seed)["train"]
-        raw = raw_columns(world, self.train)
+    def __init__(self, sample: MovieSample, *, seed: int, oov_buckets: int) -> None:
+        self.sample, self.seed, self.oov_buckets = sample, seed, oov_buckets
+        self.train = split(sample, seed=seed)["train"]
+        raw = raw_columns(sample, self.train)
         raw["genres"] = [genre for genres in raw["genres"] for genre in genres]
         self.vocabularies = {name: self._vocabulary(values) for name, values in raw.items() if name != "movie_year"}
         self.median_year = statistics.median(year for year in raw["movie_year"] if year is not None)
@@ -129,7 +131,7 @@ class Expected:
 
     def rows(self, mapping: str, ratings: list[tuple[int, int, int]]) -> dict[str, list]:
         columns: dict[str, list] = {}
-        for name, values in raw_columns(self.world, ratings).items():
+        for name, values in raw_columns(self.sample, ratings).items():
             if name == "genres":
                 columns[name] = [[self._id(name, genre) for genre in genres] for genres in values]
             elif name != "movie_year":
@@ -152,7 +154,7 @@ class Expected:
         return self.vocabularies[name].get(value, 2 + scalar_hash(value) % self.oov_buckets)
 
     def _numbers(self, mapping: str, ratings: list[tuple[int, int, int]]) -> dict[str, list[float]]:
-        years = [self.world.movies[movie][1] for _, movie, _ in ratings]
+        years = [self.sample.movies[movie][1] for _, movie, _ in ratings]
         numbers: dict[str, list[float]] = {"movie_year": [self.median_year if y is None else float(y) for y in years]}
         for position, key in ((1, "movie"), (0, "user")):
             counts = Counter(rating[position] for rating in self.train)

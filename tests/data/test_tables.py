@@ -8,13 +8,12 @@ import pandas as pd
 import pytest
 
 from data.errors import DataError
-from data.preprocess.prepared import Progress
+from data.preprocess.columns import YES_OR_NO, Category, Columns, Label, Number
+from data.preprocess.prepared import StageLog
 from data.preprocess.splits import draw_mappings
-from data.preprocess.tabular.columns import YES_OR_NO, Category, Columns, Label, Number
-from data.preprocess.tabular.prepare import Job, prepare_table
-from data.preprocess.tabular.staging import Source, stage, whole_file
+from data.preprocess.tables import Source, TableJob, prepare_table, read_raw_values, stage, whole_file
 from data.preprocess.text_tables import TextForm, count_lines, read_text_blocks
-from tests.data.tabular_world import check_features, in_training_order, rows_of, taken, write_lines
+from tests.data.table_samples import check_features, in_training_order, rows_of, taken, write_lines
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode")
 
@@ -72,7 +71,7 @@ def test_empty_line_between_others(tmp_path, block_bytes):
     write_lines(tmp_path / "rows.csv", [*lines[:4], "", *lines[4:]])
     source = Source(tmp_path / "rows.csv", FORM, whole_file("train"))
     with pytest.raises(DataError, match=r"rows\.csv, line 5: color is '', expected a text"):
-        stage([source], COLUMNS, tmp_path, Progress("test"), block_bytes)
+        stage([source], COLUMNS, tmp_path, StageLog("test"), block_bytes)
 
 
 def test_quotes_hold_separators_only_where_the_form_says_so(tmp_path):
@@ -87,7 +86,7 @@ def staged(folder, block_bytes):
     write_lines(folder / "rows.csv", [",".join(line) for line in LINES])
     (folder / "staged").mkdir()
     source = Source(folder / "rows.csv", FORM, lambda rows: np.where(rows % 4 == 3, "test", "train").astype(object))
-    return stage([source], COLUMNS, folder / "staged", Progress("test"), block_bytes)
+    return stage([source], COLUMNS, folder / "staged", StageLog("test"), block_bytes)
 
 
 @pytest.mark.parametrize(("block_bytes", "rows_per_range"), [(150, 7), (150, 1000), (10**6, 40)])
@@ -99,7 +98,7 @@ def test_rows_are_shuffled_by_hash(tmp_path, block_bytes, rows_per_range):
     assert len(parts) == -(-150 // rows_per_range)
     order = in_training_order([row for row in range(200) if row % 4 < 3], 6)
     assert pd.concat(parts)["price"].tolist() == [RAW["price"][row] for row in order]
-    test = pd.concat(rows.in_file_order("test"))
+    test = pd.concat(map(read_raw_values, rows.files["test"]))
     assert test["price"].tolist() == [price for row, price in enumerate(RAW["price"]) if row % 4 == 3]
 
 
@@ -110,7 +109,7 @@ def test_a_fit_over_many_blocks_is_that_of_the_whole_file(tmp_path):
     sources = [
         Source(tmp_path / f"{name}.csv", FORM, whole_file(to)) for name, to in (("rows", "train"), ("test", "test"))
     ]
-    prepare_table(Job("table", sources, COLUMNS, ("train", "test"), 6, 2, {}, block_bytes=150), tmp_path / "out")
+    prepare_table(TableJob("table", sources, COLUMNS, ("train", "test"), 6, 2, {}, block_bytes=150), tmp_path / "out")
     order = in_training_order(range(200), 6)
     check_features(
         tmp_path / "out",

@@ -27,7 +27,7 @@ def ids(train: list, values: list, oov_buckets: int) -> list[int]:
 
 
 def numbers(train: list, values: list, *, heavy_tailed: bool = False) -> np.ndarray:
-    """Unknown ones are the training median; log(1 + x) of heavy-tailed ones; then standardised, if they vary."""
+    """Unknown ones are the training median; log(1 + x) of heavy-tailed ones; then standardized, if they vary."""
     median = statistics.median(value for value in train if value is not None)
 
     def scaled(raw: list) -> list[float]:

@@ -1,1 +1,0 @@
-"""Prepares a dataset of one table from a declaration of its columns."""
