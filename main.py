@@ -4,24 +4,14 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 from data.errors import DataError, LostInputError
-from data.loading.loader import ParquetLoader
 from data.storage.checksummed_dir import StorageError
 from trainer.checkpoint.store import NoCheckpointError
-from trainer.cli import parse, place_in
+from trainer.cli import parse, path_in
 from trainer.config import Options
-from trainer.inputs import (
-    Inputs,
-    check_folders,
-    check_labels,
-    check_model,
-    check_workflow,
-    lints_labels,
-    open_inputs,
-)
+from trainer.inputs import Inputs, agree_on_inputs, check_run, open_inputs
 from trainer.lifecycle.errors import (
     DONE,
     FAILURE,
@@ -37,108 +27,122 @@ from trainer.lifecycle.records import JOB_VARIABLE, PEER_GONE, WorkerRecord
 from trainer.lifecycle.run_lock import FolderInUse, RunLock
 from trainer.lifecycle.signals import StopRequest
 from trainer.logging.log import warn
-from trainer.models import MODELS
 from trainer.process.startup import import_tensorflow, robust_stdio
 from trainer.process.worker_env import WorkerEnv, read_worker_env
 from trainer.report.outputs import draw_gates_of_run
 
-FIRST_FAILURE_SECONDS = 0.5
-"""Seconds a worker waits before it fails for a lost peer: the launcher reports the first failure as the cause."""
+# Seconds to wait for the lock of a run that a supervisor restarts: the old one may still be shutting down.
+LOCK_PATIENCE = 10.0
+# Seconds a worker waits before it fails for a lost peer: the launcher reports the first failure as the cause.
+PEER_GRACE_SECONDS = 0.5
+# Seconds a worker waits after it has rejected its input, so that the launcher stops it and local rank 0 reports.
+REJECTED_GRACE_SECONDS = 5.0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one worker and returns its exit code, which is also written to the worker's record.
-
-    Everything that can be checked without TensorFlow is checked before TensorFlow is imported.
-    """
+    """Runs one worker and returns its exit code, which is also written to the worker's record."""
     arguments = sys.argv[1:] if argv is None else argv
-    results_dir = place_in(arguments, "results_dir")  # the record is written even if the arguments are invalid
+    results_dir = path_in(arguments, "results_dir")  # the record is written even if the arguments are invalid
     try:
-        launch = read_worker_env(os.environ)
+        env = read_worker_env(os.environ)
     except DataError as error:
-        return _refuse(error, WorkerEnv(), WorkerRecord(results_dir, WorkerEnv()))
-    with WorkerRecord(results_dir, launch) as record, ExitStack() as until_the_end:
+        return _reject(error, WorkerEnv(), WorkerRecord(results_dir, WorkerEnv()))
+    with WorkerRecord(results_dir, env) as record, ExitStack() as resources:
+        # Everything that can be checked without TensorFlow is checked before TensorFlow is imported.
         try:
-            options = parse(arguments, launch.size, tuple(MODELS), reads_checkpoint=launch.rank == 0)
-            inputs = open_inputs(options, launch)
-            check_model(options, inputs, launch)
-            is_training = options.run.trains and not options.run.benchmark
-            if launch.rank == 0 and is_training:
-                # Locked before the folders are checked, so that no other run changes them in between.
-                until_the_end.enter_context(RunLock(options.data.model_dir, warn, _lock_patience()))
-            check_folders(options, inputs.spec, launch)
-            warnings = check_workflow(options, inputs.spec, launch)
-            if launch.size == 1 and lints_labels(options):  # with several workers, only once they are connected
-                warnings += check_labels(options, inputs.spec)
+            config, data = _parse_and_check(arguments, env, resources)
         except DataError as error:
-            return _refuse(error, launch, record)
+            return _reject(error, env, record)
         except (FolderInUse, LostInputError) as error:
             return _fail(str(error), FAILURE, record)
         record.begin()
-        stop = until_the_end.enter_context(StopRequest(record if is_training else None))
-        if launch.rank == 0:
-            data = options.data
-            print(f"data: {data.dataset_path}  checkpoints: {data.model_dir}  results: {data.results_dir}", flush=True)
-            for text in (*inputs.warnings, *warnings, *_short_epochs(inputs.training)):
-                warn(text)
+        trains = config.run.trains and not config.run.benchmark
+        stop = resources.enter_context(StopRequest(record if trains else None))
         import_tensorflow()
-        return _execute(options, inputs, launch, record, stop)
+        from trainer.build import start_worker
+        from trainer.trainer import Services, Trainer
+
+        try:
+            comm = start_worker(config, env)
+            config, data = agree_on_inputs(config, data, comm, env)
+            with closing(Trainer(config, data, comm, Services(record, stop))) as trainer:
+                if config.run.benchmark:
+                    trainer.benchmark()
+                elif config.run.predict is not None:
+                    trainer.predict(config.run.predict)
+                elif config.run.evaluate:
+                    trainer.evaluate()
+                else:
+                    trainer.fit()
+                    if env.rank == 0:
+                        draw_gates_of_run(config.data.results_dir, config.data.log_filename)
+        except Exception as error:
+            return _report_failure(error, env, record)
+        record.end(DONE)
+        return DONE
 
 
-def _lock_patience() -> float:
-    """Returns the seconds to wait for the lock: before a supervised restart, the old run may still be shutting down."""
-    return 10.0 if JOB_VARIABLE in os.environ else 0.0
+def _parse_and_check(arguments: list[str], env: WorkerEnv, resources: ExitStack) -> tuple[Options, Inputs]:
+    """Parses the arguments, opens the data and checks that the run can start; locks the model folder for training."""
+    config = parse(arguments, env.size, reads_checkpoint=env.rank == 0)
+    data = open_inputs(config, env)
+    if env.rank == 0 and config.run.trains and not config.run.benchmark:
+        # Locked before the folders are checked, so that no other run changes them in between.
+        patience = LOCK_PATIENCE if JOB_VARIABLE in os.environ else 0.0
+        resources.enter_context(RunLock(config.data.model_dir, warn, patience))
+    warnings = check_run(config, data, env)
+    if env.rank == 0:
+        folders = config.data
+        print(
+            f"data: {folders.dataset_path}  checkpoints: {folders.model_dir}  results: {folders.results_dir}",
+            flush=True,
+        )
+        for text in warnings:
+            warn(text)
+    return config, data
 
 
-def _execute(options: Options, inputs: Inputs, launch: WorkerEnv, record: WorkerRecord, stop: StopRequest) -> int:
-    """Runs the command and maps every expected exception to an exit code, a message and the worker's record."""
+def _report_failure(error: Exception, env: WorkerEnv, record: WorkerRecord) -> int:
+    """Reports an error that ends the run and returns its exit code; raises it again if it is none that is expected."""
     from tensorflow.errors import ResourceExhaustedError
 
     from trainer.comm import lost_peer
-    from trainer.run import execute
 
-    try:
-        execute(options, inputs, launch, record, stop)
-        if launch.rank == 0 and options.run.trains and not options.run.benchmark:
-            draw_gates_of_run(options.data.results_dir, options.data.log_filename)
-    except StoppedBySignal as error:
-        if launch.rank == 0:
+    if isinstance(error, StoppedBySignal):
+        if env.rank == 0:
             print(f"main.py: {error}", file=sys.stderr, flush=True)
         record.end(STOPPED, str(error))
         return STOPPED
-    except RejectedByAll as error:
-        return _refuse(error, launch, record)
-    except DataError as error:
+    if isinstance(error, RejectedByAll):
+        return _reject(error, env, record)
+    if isinstance(error, DataError):
         return _fail(str(error), _code_of(error), record)
-    except (MemoryError, ResourceExhaustedError) as error:
-        return _fail(f"out of memory: {error}; take smaller batches, or a smaller model", FAILURE, record)
-    except (NotFinite, WorkersDiffer, StorageError, FloatingPointError, OSError) as error:
+    if isinstance(error, MemoryError | ResourceExhaustedError):
+        return _fail(f"out of memory: {error}; use smaller batches or a smaller model", FAILURE, record)
+    if isinstance(error, NotFinite | WorkersDiffer | StorageError | FloatingPointError | OSError):
         return _fail(str(error), FAILURE, record)
-    except Exception as error:
-        if (said := lost_peer(error)) is None:
-            raise
-        # Let the worker that caused this fail first.
-        time.sleep(FIRST_FAILURE_SECONDS)
-        return _fail(f"{PEER_GONE} ({said})", FAILURE, record)
-    record.end(DONE)
-    return DONE
+    reason = lost_peer(error)
+    if reason is None:
+        raise error
+    time.sleep(PEER_GRACE_SECONDS)  # let the worker that caused this fail first
+    return _fail(f"{PEER_GONE} ({reason})", FAILURE, record)
 
 
 def _code_of(error: DataError) -> int:
     return NO_CHECKPOINT if isinstance(error, NoCheckpointError) else WRONG_INPUT
 
 
-def _refuse(error: DataError, launch: WorkerEnv, record: WorkerRecord) -> int:
+def _reject(error: DataError, env: WorkerEnv, record: WorkerRecord) -> int:
     """Reports wrong input once per host and returns the exit code.
 
     All workers find the same mistake. Local rank 0 reports it; the others wait for the launcher to stop them. Errors
     from the lock are raised on rank 0 alone.
     """
     code = _code_of(error)
-    if launch.local_rank == 0:
+    if env.local_rank == 0:
         return _fail(str(error), code, record)
     record.end(code, str(error))
-    time.sleep(5)
+    time.sleep(REJECTED_GRACE_SECONDS)
     return code
 
 
@@ -146,14 +150,6 @@ def _fail(message: str, code: int, record: WorkerRecord) -> int:
     record.end(code, message)
     print(f"main.py: error: {message}", file=sys.stderr, flush=True)
     return code
-
-
-def _short_epochs(loader: ParquetLoader | None) -> Iterator[str]:
-    if loader is not None and loader.steps_per_epoch < 50:
-        yield (
-            f"an epoch has {loader.steps_per_epoch} step(s) for {loader.rows:,} rows; a smaller --global_batch_size "
-            "gives the optimizers more of them"
-        )
 
 
 if __name__ == "__main__":

@@ -69,10 +69,10 @@ def run_names(folders: list[Path]) -> list[str]:
 
 def _draw(runs: list[Run], folder: Path) -> None:
     # Imported late: matplotlib takes a second to import, and wrong arguments are reported without it.
-    from trainer.report.curves import drawn
-    from trainer.report.figure import draw_learning_curves
+    from trainer.report.curves import learning_charts
     from trainer.report.gates import draw_gates
     from trainer.report.page import write_page
+    from trainer.report.plots import draw_learning_curves
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = draw_learning_curves(runs, folder)
@@ -80,7 +80,7 @@ def _draw(runs: list[Run], folder: Path) -> None:
         paths += draw_gates(run, folder, gates_name(number, len(runs)))
     if not paths:
         _say("no picture: none of these values belongs to a step")
-    if note := drawn(runs)[1]:
+    if note := learning_charts(runs)[1]:
         _say(note)
     write_page(runs, folder / PAGE)
     for path in (*paths, folder / PAGE):

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from benchmarks.harness import ROOT, Results
-from trainer.config import ModelOptions
+from trainer.models.multitask import ExpertOptions
 
 MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple")
 SETUPS = {
@@ -37,16 +37,16 @@ TRAINING = (
 )
 
 
-def model_options(model: str, experts: tuple[int, int]) -> ModelOptions:
-    """A model of so wide experts."""
-    return ModelOptions(model=model, expert_hidden_units=experts, tower_hidden_units=TOWER)
+def options_of(model: str, experts: tuple[int, int]) -> ExpertOptions:
+    """The flags of a model with experts of these widths."""
+    return ExpertOptions(model=model, expert_hidden_units=experts, tower_hidden_units=TOWER)
 
 
 def dense_parameters(model: str, experts: tuple[int, int], inputs: int, tasks: int) -> int:
     """Weights of a model but its tables, without building it."""
     from trainer.models.multitask import levels_of
 
-    options, total, width = model_options(model, experts), 0, inputs
+    options, total, width = options_of(model, experts), 0, inputs
     for level in levels_of(options, tasks):
         gates, number = level.readable.shape
         widths = (width, *experts)

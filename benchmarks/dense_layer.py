@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.harness import parser_of, report
-from trainer.models.layers import Dense, Style
+from trainer.models.layers import Dense, DenseConfig
 from trainer.models.step_context import StepContext
 
 Pass = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], list[tf.Tensor]]
@@ -53,12 +53,12 @@ def differentiated(forward: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], weights
 
 
 def our_layer(inputs: int, units: int, dtype: str, rate: float, *, xla: bool) -> Pass:
-    layer = Dense(units, style=Style("relu", rate, compute_dtype=dtype), seed=1, name="ours")
+    layer = Dense(units, DenseConfig("relu", rate, compute_dtype=dtype, seed=1), name="ours")
     layer.build((None, inputs))
 
     def forward(x: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         present = tf.ones(x.shape[:1])
-        return layer(x, training_pass=StepContext(tf.stack([0, number]), present, list, xla))
+        return layer(x, context=StepContext(tf.stack([0, number]), present, list, xla))
 
     return differentiated(forward, layer.trainable_variables)
 

@@ -57,7 +57,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, objec
     write_rows(folder, rows, test_rows=rows)
     sizes = ["--global_batch_size", str(batch), "--eval_batch_size", str(batch)]
     run = TrainingRun(folder, *sizes, *arguments.flags)
-    evaluator = run.evaluator()
+    evaluator = run.trainer.evaluator
     run.seconds(2)
     evaluator.run()
     training, evaluation, parts = [], [], []

@@ -94,12 +94,12 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, objec
     run = TrainingRun(folder, *global_batch, *arguments.flags, around=counted)
     run.seconds(STEPS)
     sent = counters[0].total()
-    trained = sum(weight.shape.num_elements() for weight in run.model.trainable_variables)
-    dense = 2 * (run.comm.size - 1) / run.comm.size * 4 * trained
+    trained = sum(weight.shape.num_elements() for weight in run.trainer.model.trainable_variables)
+    dense = 2 * (run.trainer.comm.size - 1) / run.trainer.comm.size * 4 * trained
     per_step = {kind: value / STEPS for kind, value in sent.items()}
     result = {
         "benchmark": "bytes sent over a dense all-reduce",
-        "workers": run.comm.size,
+        "workers": run.trainer.comm.size,
         "table_rows": rows,
         "batch_per_worker": batch,
         "width_divisor": arguments.width_divisor,

@@ -34,7 +34,6 @@ from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
 from trainer.cli import parse
 from trainer.layout import InputSchema, input_schema
-from trainer.models import MODELS
 
 TENSORFLOW_GB = 1.2
 
@@ -86,7 +85,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
     flags = [*sizes, *arguments.flags]
     spec: FeatureSpec = write_rows(folder, batch * arguments.batches)
     layout = input_schema(spec, embedding_dims(spec, None))
-    needed = needed_gb(layout, batch, parse(flags, 1, tuple(MODELS)).model.deep_hidden_units)
+    needed = needed_gb(layout, batch, parse(flags, 1).model.deep_hidden_units)
     peak = peak_gb(folder, flags)
     return {
         "benchmark": "memory of training",

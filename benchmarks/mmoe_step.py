@@ -18,13 +18,14 @@ import tensorflow as tf
 from benchmarks.harness import ROOT, parser_of, report
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
+from trainer.build import make_training
 from trainer.cli import parse
 from trainer.comm import SingleWorker
 from trainer.layout import InputSchema, input_schema
 from trainer.models import build_model
+from trainer.process.runtime import compute_dtype
 from trainer.step import StepInput, TrainStep
 from trainer.tasks.tasks import Task
-from trainer.training import make_training
 
 UNITS = (256, 128)
 
@@ -44,18 +45,12 @@ def random_batch(layout: InputSchema, batch: int, tasks: int) -> StepInput:
     )
 
 
-def make_step(flags: list[str], layout: InputSchema, batch: int, tasks: int, compute_dtype: str) -> TrainStep:
-    options = parse([*flags, "--global_batch_size", str(batch)], 1, ["mmoe", "shared_bottom"])
+def make_step(flags: list[str], layout: InputSchema, batch: int, tasks: int) -> TrainStep:
+    config = parse([*flags, "--global_batch_size", str(batch)], 1)
     names = tuple(Task(f"task_{number}") for number in range(tasks))
-    model = build_model(options.model, layout, names, compute_dtype=compute_dtype, seed=0)
-    return make_training(
-        model,
-        options.training,
-        options.deep_optimizer,
-        steps_per_epoch=100,
-        comm=SingleWorker(),
-        compute_dtype=compute_dtype,
-    ).step
+    dtype = compute_dtype(config.training)
+    model = build_model(config.model, layout, names, compute_dtype=dtype, seed=0)
+    return make_training(config, model, SingleWorker(), steps_per_epoch=100).step
 
 
 def seconds(run: Callable[..., object], batch: StepInput, number: int) -> float:
@@ -79,13 +74,16 @@ def main(argv: list[str] | None = None) -> int:
     spec = FeatureSpec.read(ROOT / "feature_specs" / "fspec_csv.yaml")
     layout = input_schema(spec, embedding_dims(spec, ROOT / "data" / "outbrain" / "embedding_sizes.json"))
     dtype = "bfloat16" if arguments.amp else "float32"
+    precision = ["--amp", "--amp_dtype", "bfloat16"] if arguments.amp else []
     wide = [str(UNITS[0] * arguments.experts), str(UNITS[1])]
     sides = {
         "mmoe": ["--model", "mmoe", "--num_experts", str(arguments.experts)],
         "perceptron": ["--model", "shared_bottom", "--expert_hidden_units", *wide],
     }
     batch = random_batch(layout, arguments.batch, arguments.tasks)
-    steps = {name: make_step(flags, layout, arguments.batch, arguments.tasks, dtype) for name, flags in sides.items()}
+    steps = {
+        name: make_step([*flags, *precision], layout, arguments.batch, arguments.tasks) for name, flags in sides.items()
+    }
     runs: dict[str, dict[str, Callable[..., object]]] = {
         "whole step": dict(steps),
         "forward and backward pass": {name: forward_backward(step) for name, step in steps.items()},

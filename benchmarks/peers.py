@@ -110,7 +110,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, objec
     flags = [*sizes, "--deep_dropout", str(DROPOUT)]
     with ExitStack() as stack:
         ours = {"float32": TrainingRun(folder, *flags), "--amp": TrainingRun(folder, *flags, "--amp")}
-        layout = ours["float32"].inputs.layout
+        layout = ours["float32"].trainer.data.layout
         write_for_peers(spec, {columns.name: columns.width for columns in layout.categorical}, arguments, folder)
         files = (folder / "rows.npz", folder / "shape.json")
         peers = {name: stack.enter_context(Peer(name, arguments.environment, *files)) for name in PEERS}

@@ -68,22 +68,20 @@ def validation(loader: ParquetLoader, turns: int) -> np.ndarray:
 
 def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, object]]:
     from benchmarks.training_run import TrainingRun
-    from trainer.checkpoint.facts import Position
+    from trainer.checkpoint.facts import EarlyStoppingState, Position
     from trainer.checkpoint.fingerprints import check_state
-    from trainer.checkpoint.manager import Saver
-    from trainer.early_stopping import Stopping
 
     write_rows(folder, BATCHES * arguments.batch)
-    places = ["--model_dir", str(folder / "model"), "--results_dir", str(folder / "results")]
-    run = TrainingRun(folder, "--global_batch_size", str(arguments.batch), *places, *arguments.flags)
-    saver, loader = Saver(run.options, run.inputs, run.comm), run.inputs.train_loader
+    model_dir = ["--model_dir", str(folder / "model")]
+    run = TrainingRun(folder, "--global_batch_size", str(arguments.batch), *model_dir, *arguments.flags)
+    trainer, state = run.trainer, run.trainer.training.state
 
     def steps_with_a_save(number: int) -> float:
         started = time.perf_counter()
-        check_state(run.state, number)
-        saver.save(run.state, Position(0, number), Stopping("auc_roc"))
+        check_state(state, number)
+        trainer.checkpoints.save(state, Position(0, number), EarlyStoppingState("auc_roc"))
         run.seconds(arguments.steps)
-        saver.finish()
+        trainer.checkpoints.finish()
         return time.perf_counter() - started
 
     run.seconds(2)
@@ -92,14 +90,14 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, objec
     for turn in range(1, 1 + arguments.turns):
         plain.append(run.seconds(arguments.steps))
         saved.append(steps_with_a_save(turn))
-        compared.append(seconds_of(lambda turn=turn: check_state(run.state, turn)))
+        compared.append(seconds_of(lambda turn=turn: check_state(state, turn)))
     step = np.array(plain) / arguments.steps
-    interval = parse_interval("checkpoint_every", run.options.run.checkpoint_every).seconds
-    every = run.options.run.fingerprint_every
+    interval = parse_interval("checkpoint_every", trainer.config.run.checkpoint_every).seconds
+    every = trainer.config.run.fingerprint_every
     costs = {
         "checkpoints": (np.array(saved) - np.array(plain), interval),
         "fingerprints": (np.array(compared), every * step),
-        "validation": (validation(loader, 5 * arguments.turns), float(np.median(step))),
+        "validation": (validation(trainer.data.train_loader, 5 * arguments.turns), float(np.median(step))),
     }
     return [
         {

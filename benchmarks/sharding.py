@@ -35,8 +35,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, objec
         "workers": workers,
         "sharded": "yes" if arguments.shard_embeddings else "no",
         "growth": arguments.growth,
-        "parameters": run.model.parameters,
-        "peak_gb": round(float(run.comm.gather_rows(np.array([peak])).max()), 2),
+        "parameters": run.trainer.model.parameters,
+        "peak_gb": round(float(run.trainer.comm.gather_rows(np.array([peak])).max()), 2),
         "step_ms": round(1000 * float(np.median(seconds))),
     }
     return [result]

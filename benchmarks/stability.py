@@ -30,7 +30,8 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import ks_2samp
 
 from benchmarks.harness import ROOT, Results
-from trainer.report.figure import COLOURS, DPI, GREY, PANEL_INCHES, PIXELS, STYLE, TITLES, save
+from trainer.report.curves import TITLES
+from trainer.report.plots import COLORS, DPI, GREY, PANEL_INCHES, PIXELS, STYLE, save
 
 MODES = {"float32": (), "amp": ("--amp",), "xla": ("--xla",), "amp+xla": ("--amp", "--xla")}
 METRICS = ("auc_roc", "streaming_map_val")
@@ -167,7 +168,7 @@ def _draw_steps(axis: Axes, by_configuration: dict[Configuration, list[float]]) 
 
 
 def _coloured(by_configuration: dict[Configuration, list[float]]) -> list[tuple[str, list[float]]]:
-    return [(COLOURS[index % len(COLOURS)], values) for index, values in enumerate(by_configuration.values())]
+    return [(COLORS[index % len(COLORS)], values) for index, values in enumerate(by_configuration.values())]
 
 
 def _place(configuration: Configuration) -> tuple[int, int]:

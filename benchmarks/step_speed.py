@@ -67,7 +67,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, objec
     flags = [flag for flag in ("amp", "xla") if getattr(arguments, flag)]
     hidden = ["--deep_hidden_units", *map(str, arguments.hidden)]
     run = TrainingRun(folder, "--global_batch_size", str(batch), *hidden, *(f"--{flag}" for flag in flags))
-    layout = run.inputs.layout
+    layout = run.trainer.data.layout
     widths = [layout.width, *arguments.hidden, 1]
     gflop = 6e-9 * batch * float(np.dot(widths[:-1], widths[1:]))
     run.seconds(arguments.warmup)

@@ -71,7 +71,7 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
     """A panel per correlation: a dot per seed and the mean of each model."""
     import matplotlib
 
-    from trainer.report.figure import COLOURS, STYLE
+    from trainer.report.plots import COLORS, STYLE
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -80,7 +80,7 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(correlations), figsize=(9.5, 3.6), sharey=True, layout="constrained")
         for axis, correlation in zip(axes, correlations, strict=True):
-            for place, (model, colour) in enumerate(zip(MODELS, COLOURS, strict=False)):
+            for place, (model, colour) in enumerate(zip(MODELS, COLORS, strict=False)):
                 values = losses_of(results, correlation, model)
                 axis.plot(place + np.linspace(-0.15, 0.15, len(values)), values, "o", color=colour, alpha=0.6)
                 axis.plot([place - 0.3, place + 0.3], [np.mean(values)] * 2, color=colour, linewidth=2.5)

@@ -37,8 +37,9 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, objec
     results: list[dict[str, object]] = []
     for index, growth in enumerate(arguments.growth):
         ratios = seconds[:, index] / seconds[:, 0]
-        tables = [table.path for table in runs[growth].model.embeddings.weights]
-        held = [value for name, value in runs[growth].variables.items() if name.startswith(tuple(tables))]
+        trainer = runs[growth].trainer
+        tables = tuple(table.path for table in trainer.model.embeddings.weights)
+        held = [value for name, value in trainer.training.state.variables.items() if name.startswith(tables)]
         results.append(
             {
                 "benchmark": "step with larger tables",

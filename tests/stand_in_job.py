@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from trainer.cli import place_in
+from trainer.cli import path_in
 from trainer.lifecycle.records import JOB_VARIABLE, WorkerRecord, WorkerState, read_records
 from trainer.process.worker_env import read_worker_env
 
@@ -22,7 +22,7 @@ FOREVER = 300
 
 
 def main() -> int:
-    results_dir = place_in(sys.argv, "results_dir")
+    results_dir = path_in(sys.argv, "results_dir")
     if "HOROVOD_RANK" in os.environ:
         record = WorkerRecord(results_dir, read_worker_env(os.environ))
         for deed in os.environ["STAND_IN_DEEDS"].split(" "):
@@ -80,7 +80,7 @@ def act(record: WorkerRecord, deed: str, *details: str) -> None:
 
 
 def records() -> dict[int, WorkerState]:
-    return read_records(place_in(sys.argv, "results_dir"), os.environ[JOB_VARIABLE])
+    return read_records(path_in(sys.argv, "results_dir"), os.environ[JOB_VARIABLE])
 
 
 def has_ended(state: WorkerState) -> bool:
@@ -99,7 +99,7 @@ def save(step: int) -> None:
     from data.storage.arrays import ArraySource
     from trainer.checkpoint.store import CheckpointStore
 
-    store = CheckpointStore(place_in(sys.argv, "model_dir"))
+    store = CheckpointStore(path_in(sys.argv, "model_dir"))
     store.save(step, [ArraySource.from_array("weights", np.zeros(1))], {})
 
 

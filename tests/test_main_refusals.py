@@ -19,7 +19,7 @@ from main import main
 from tests.helpers import ROOT, environment, losses, make_dataset, must, run_program
 from trainer.cli import parse
 from trainer.config import Options
-from trainer.inputs import check_labels, lints_labels, open_inputs
+from trainer.inputs import check_labels, checks_labels, open_inputs
 from trainer.lifecycle.records import prepare_records
 from trainer.lifecycle.run_lock import RunLock
 from trainer.process.worker_env import WorkerEnv
@@ -123,7 +123,7 @@ def test_a_misspelt_embedding_size_is_warned_of(dataset, tmp_path):
     sizes = tmp_path / "sizes.json"
     sizes.write_text('{"user_id": 5, "genre": 3}')
     words = arguments(dataset, tmp_path, "--embedding_sizes_file", str(sizes))
-    (text,) = open_inputs(parse(words, 1, ("wide_deep",)), WorkerEnv()).warnings
+    (text,) = open_inputs(parse(words, 1), WorkerEnv()).warnings
     assert text.startswith(f"{sizes}: has widths for 'genre' (did you mean 'genres'?); ")
 
 
@@ -131,7 +131,7 @@ def test_an_unknown_column_to_keep_has_a_suggestion(dataset, tmp_path):
     words = arguments(dataset, tmp_path, "--predict", str(tmp_path / "p.parquet"), "--keep", "user_di")
     with pytest.raises(DataError, match=r"has no column user_di; it has liked, .*; did you mean user_id\?"):
         # A worker that does not read the checkpoint.
-        open_inputs(parse(words, 2, ("wide_deep",), reads_checkpoint=False), WorkerEnv(rank=1, size=2))
+        open_inputs(parse(words, 2, reads_checkpoint=False), WorkerEnv(rank=1, size=2))
 
 
 def test_a_model_folder_with_an_earlier_run_is_not_trained_over(dataset, tmp_path, capsys):
@@ -274,11 +274,11 @@ def test_only_a_run_that_begins_to_train_lints(copy, tmp_path):
     set_column(copy, "liked", 0)
 
     def options(*more: str) -> Options:
-        return parse(arguments(copy, tmp_path, *more), 1, ("wide_deep",), reads_checkpoint=False)
+        return parse(arguments(copy, tmp_path, *more), 1, reads_checkpoint=False)
 
     for more in (["--evaluate"], ["--predict", "out.parquet"], ["--benchmark"], ["--use_checkpoint"]):
-        assert not lints_labels(options(*more))
-    assert lints_labels(options())
+        assert not checks_labels(options(*more))
+    assert checks_labels(options())
     with pytest.raises(DataError, match="no positive"):
         check_labels(options(), FeatureSpec.read(copy / "feature_spec.yaml"))
 
@@ -286,7 +286,7 @@ def test_only_a_run_that_begins_to_train_lints(copy, tmp_path):
 @pytest.mark.parametrize(("patience", "tells"), [(0.0, True), (60.0, False)])
 def test_a_long_label_check_shows_how_far_it_is(dataset, tmp_path, capsys, monkeypatch, patience, tells):
     monkeypatch.setattr("trainer.inputs.SECONDS_BETWEEN_REPORTS", patience)
-    options = parse(arguments(dataset, tmp_path), 1, ("wide_deep",), reads_checkpoint=False)
+    options = parse(arguments(dataset, tmp_path), 1, reads_checkpoint=False)
     spec = FeatureSpec.read(dataset / "feature_spec.yaml")
     check_labels(options, spec)
     found = re.findall(r"checking the labels of 'train': (\d+) of (\d+) (.*)", capsys.readouterr().err)

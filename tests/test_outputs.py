@@ -30,14 +30,12 @@ from data.storage.checksummed_dir import StorageError, check_replaceable
 from data.storage.files import create_new, replacing, temporary_beside, write_whole
 from main import main
 from tests.helpers import ROOT, make_dataset
-from trainer.checkpoint.facts import Identity, Position, RunFacts, Schema
+from trainer.checkpoint.facts import EarlyStoppingState, Identity, Position, RunFacts, Schema
 from trainer.checkpoint.model_folder import write_model
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cli import parse
-from trainer.early_stopping import Stopping
 from trainer.lifecycle.records import WorkerRecord, prepare_records
 from trainer.lifecycle.run_lock import RunLock
-from trainer.models import MODELS
 from trainer.process.worker_env import WorkerEnv
 
 MINE = "a user's own file"
@@ -65,11 +63,11 @@ def arrays() -> list[ArraySource]:
 
 def run_state(data: Path) -> dict[str, Any]:
     """What a run on a dataset keeps in its first checkpoint, besides arrays."""
-    spec, options = FeatureSpec.read(data / "feature_spec.yaml"), parse([*SMALL], 1, tuple(MODELS))
+    spec, options = FeatureSpec.read(data / "feature_spec.yaml"), parse([*SMALL], 1)
     facts = RunFacts(
         identity=Identity(seed=0, global_batch_size=64, train_mapping="train", training_data="0"),
         position=Position(steps=1, losses=[0.5]),
-        stopping=Stopping("auc_roc"),
+        stopping=EarlyStoppingState("auc_roc"),
         schema=Schema.of(spec, embedding_dims(spec)),
         options=options.as_dict(),
         metrics={},
@@ -236,7 +234,7 @@ def test_a_mount_point_is_refused_before_training(tmp_path, kind):
     place = tmp_path / "models" / "model"
     write_model(place, arrays(), {})
     script = (
-        f"from pathlib import Path; from trainer.sealed import writer; place = Path({str(place)!r})\n"
+        f"from pathlib import Path; from data.storage import checksummed_dir as writer; place = Path({str(place)!r})\n"
         "writer.check_replaceable(place); writer.check_can_be_renamed(place)"
     )
     mount = ["-t", "tmpfs", "none"] if kind == "tmpfs" else ["--bind", str(place)]
@@ -475,7 +473,8 @@ def test_a_save_needs_the_room_that_it_says(tmp_path):
         "from data.storage.checksummed_dir import write_checksummed\n"
         "arrays = [ArraySource.from_array(f'table {i}', np.zeros((i * 1000, 3), np.float32)) for i in range(1, 20)]\n"
         "try:\n"
-        "    write_checksummed(Path(sys.argv[1]) / 'saved', arrays, {'a/b.txt': b'x' * 5000}, {'fact': 'y' * 3000})\n"
+        "    write_checksummed(Path(sys.argv[1]) / 'saved',\n"
+        "        arrays=arrays, files={'a/b.txt': b'x' * 5000}, metadata={'a': 'y' * 3000})\n"
         "except StorageError as error:\n"
         "    print(re.search('([0-9,]+) bytes are needed', str(error)).group(1).replace(',', ''))\n"
         "print(*Path(sys.argv[1]).iterdir())\n"

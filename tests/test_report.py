@@ -13,6 +13,7 @@ import report
 from tests.helpers import ROOT, environment
 from trainer.logging.gate_records import levels_in
 from trainer.logging.log import RunLog
+from trainer.report.curves import MAX_CHARTS, MAX_GATES, MAX_TASKS, drawn_members, learning_charts
 from trainer.report.runs import metric_keys, read_run, training_loss
 from trainer.report.table import WIDEST, curve_table
 
@@ -51,7 +52,7 @@ def cells(table: str) -> list[list[str]]:
     return [line.split() for line in table.splitlines()]
 
 
-def test_the_table_has_a_line_per_evaluation_and_marks_the_best(tmp_path, capsys):
+def test_table_has_a_line_per_evaluation(tmp_path, capsys):
     assert report.main(["--results_dir", str(write_run(tmp_path / "run", TWO_EPOCHS))]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "run"
@@ -61,7 +62,7 @@ def test_the_table_has_a_line_per_evaluation_and_marks_the_best(tmp_path, capsys
     assert second == ["40", "2", "0.37500", "0.50000*", "0.70000", "0.65000*", "200k"]
 
 
-def test_the_pictures_are_written_beside_the_first_run_or_where_they_are_wanted(tmp_path, capsys):
+def test_pictures_go_to_the_first_run_or_to_output(tmp_path, capsys):
     first, second = (write_run(tmp_path / name, TWO_EPOCHS) for name in ("a", "b"))
     assert report.main(["--results_dir", str(first), str(second)]) == 0
     assert report.main(["--results_dir", str(first), str(second), "--output", str(tmp_path / "new" / "place")]) == 0
@@ -74,13 +75,11 @@ def test_the_pictures_are_written_beside_the_first_run_or_where_they_are_wanted(
     assert not (second / "learning_curve.png").exists()
 
 
-def test_the_picture_shows_every_curve_of_every_run(tmp_path):
-    from trainer.report.curves import panels_of
-
+def test_charts_have_the_curves_of_all_runs(tmp_path):
     runs = [read_run(write_run(tmp_path / name, TWO_EPOCHS), name) for name in ("a", "b")]
-    panels = panels_of(runs)
-    assert list(panels) == ["loss", "auc_roc", "streaming_map_val"]
-    assert [(curve.run, curve.is_training, curve.steps, curve.values) for curve in panels["loss"]] == [
+    charts, _ = learning_charts(runs)
+    assert [chart.title for chart in charts] == ["Loss", "ROC AUC", "MAP@12"]
+    assert [(curve.run, curve.is_training, curve.x, curve.y) for curve in charts[0].curves] == [
         ("a", True, [10, 20, 30, 40], [0.7, 0.5, 0.5, 0.25]),
         ("b", True, [10, 20, 30, 40], [0.7, 0.5, 0.5, 0.25]),
         ("a", False, [20, 40], [0.55, 0.5]),
@@ -90,22 +89,21 @@ def test_the_picture_shows_every_curve_of_every_run(tmp_path):
 
 @pytest.mark.parametrize("names", [["a"], ["a", "b", "c"]])
 @pytest.mark.parametrize("tasks", [[], ["click", "mean"]])
-def test_curves_that_mean_different_things_look_different(tmp_path, names, tasks):
-    from trainer.report.curves import panels_of
-    from trainer.report.figure import _key
+def test_different_curves_look_different(tmp_path, names, tasks):
+    from trainer.report.plots import Key
 
     keys = [f"{key}/{task}" for key in ("auc_roc", "loss_val") for task in tasks] or ["auc_roc", "loss_val"]
     records = [*TWO_EPOCHS[:2], evaluation(20, 1, **dict.fromkeys(keys, 0.5))]
     runs = [read_run(write_run(tmp_path / name, records), name) for name in names]
-    panels = panels_of(runs)
-    key = _key(runs, panels)
-    for curves in panels.values():
-        assert len({str(sorted(key.style(curve).items())) for curve in curves}) == len(curves)
-    labels = {handle.get_label() for handle in key.handles()}
+    charts, _ = learning_charts(runs)
+    key = Key.of(runs, charts)
+    for chart in charts:
+        assert len({str(sorted(key.style(curve).items())) for curve in chart.curves}) == len(chart.curves)
+    labels = {handle.get_label() for handle in key.handles(charts)}
     assert labels >= {"training", "evaluation", *tasks, *(names if len(names) > 1 else [])}
 
 
-def test_tasks_get_columns_of_their_own_and_wide_tables_go_on_below(tmp_path):
+def test_wide_tables_are_split(tmp_path):
     tasks, names = ("click", "purchase", "mean"), ("loss_val", "auc_roc", "rmse")
     metrics = {f"{name}/{task}": 0.5 for task in tasks for name in names}
     run = read_run(write_run(tmp_path, [evaluation(20, 1, **metrics), evaluation(40, 2, **metrics)]), "run")
@@ -117,7 +115,7 @@ def test_tasks_get_columns_of_their_own_and_wide_tables_go_on_below(tmp_path):
     assert all(cells(part)[1][:2] == ["20", "1"] for part in parts)
 
 
-def test_steps_repeated_after_a_resume_count_once_with_their_last_values(tmp_path):
+def test_repeated_steps_count_once(tmp_path):
     records = [*TWO_EPOCHS[:6], training(30, 0.4), training(40, 0.3), evaluation(40, 2, loss_val=0.45, auc_roc=0.8)]
     run = read_run(write_run(tmp_path, records), "run")
     losses = [(point.step, point.values["loss"]) for point in run.training]
@@ -126,7 +124,7 @@ def test_steps_repeated_after_a_resume_count_once_with_their_last_values(tmp_pat
     assert training_loss(run) == {20: pytest.approx(0.6), 40: pytest.approx(0.35)}
 
 
-def test_what_was_no_number_is_shown_as_missing_and_a_metric_that_never_was_one_not_at_all(tmp_path, capsys):
+def test_missing_values_and_metrics(tmp_path, capsys):
     records = [
         training(20, None),
         evaluation(20, 1, auc_roc=None, streaming_map_val=None, loss_val=0.5),
@@ -138,13 +136,13 @@ def test_what_was_no_number_is_shown_as_missing_and_a_metric_that_never_was_one_
     assert report.main(["--results_dir", str(tmp_path)]) == 0
 
 
-def test_a_run_that_was_stopped_before_its_first_evaluation_shows_its_losses(tmp_path, capsys):
+def test_run_without_evaluation_shows_its_losses(tmp_path, capsys):
     assert report.main(["--results_dir", str(write_run(tmp_path, TWO_EPOCHS[:2]))]) == 0
     assert ["10", "0.5", "1.000e-04", "0.70000", "10k"] in cells(capsys.readouterr().out)
     assert (tmp_path / "learning_curve.png").exists()
 
 
-def test_a_run_that_only_evaluated_shows_its_metrics_and_draws_nothing(tmp_path, capsys):
+def test_run_that_only_evaluated_draws_nothing(tmp_path, capsys):
     write_run(tmp_path, [([], {"auc_roc": 0.75})])
     assert report.main(["--results_dir", str(tmp_path)]) == 0
     output = capsys.readouterr().out
@@ -152,7 +150,7 @@ def test_a_run_that_only_evaluated_shows_its_metrics_and_draws_nothing(tmp_path,
     assert not (tmp_path / "learning_curve.png").exists()
 
 
-def test_metrics_and_arguments_beside_the_log_are_taken(tmp_path):
+def test_metrics_and_arguments_files_are_read(tmp_path):
     write_run(tmp_path, [])
     (tmp_path / "metrics.json").write_text(json.dumps({"auc_roc": 0.5, "loss_val": None}))
     (tmp_path / "args.json").write_text(json.dumps({"seed": 3}))
@@ -171,7 +169,7 @@ def test_metrics_and_arguments_beside_the_log_are_taken(tmp_path):
         (lambda folder: (write_run(folder, []) / "metrics.json").write_text("{"), "metrics.json.*JSON"),
     ],
 )
-def test_what_cannot_be_reported_is_one_clear_error(tmp_path, capsys, prepare, message):
+def test_missing_or_broken_files_are_one_line_errors(tmp_path, capsys, prepare, message):
     prepare(tmp_path / "run")
     assert report.main(["--results_dir", str(tmp_path / "run")]) == 2
     captured = capsys.readouterr()
@@ -179,7 +177,7 @@ def test_what_cannot_be_reported_is_one_clear_error(tmp_path, capsys, prepare, m
     assert re.search(message, captured.err)
 
 
-def test_odd_records_are_passed_over(tmp_path):
+def test_malformed_records_are_skipped(tmp_path):
     folder = write_run(tmp_path, TWO_EPOCHS)
     odd = [
         {},
@@ -228,7 +226,7 @@ ODD_RECORDS = {
 
 
 @pytest.mark.parametrize("records", ODD_RECORDS.values(), ids=ODD_RECORDS)
-def test_whatever_a_log_holds_is_reported(tmp_path, capsys, records):
+def test_any_log_is_reported(tmp_path, capsys, records):
     folder = write_run(tmp_path / "run\x1b[2J", TWO_EPOCHS)
     with open(folder / "log.json", "a") as file:
         for step, data in records:
@@ -243,9 +241,7 @@ def test_whatever_a_log_holds_is_reported(tmp_path, capsys, records):
     assert ["20", "1"] in [line.split()[:2] for line in lines]
 
 
-def test_of_many_curves_the_first_are_drawn_and_said(tmp_path, capsys):
-    from trainer.report.curves import MOST_PANELS, MOST_TASKS, drawn
-
+def test_first_of_many_curves_are_drawn(tmp_path, capsys):
     tasks = {f"auc_roc/task_{number}": 0.5 for number in range(300)}
     other = {f"metric_{number}": 0.5 for number in range(300)}
     records = [
@@ -253,55 +249,53 @@ def test_of_many_curves_the_first_are_drawn_and_said(tmp_path, capsys):
         evaluation(40, 2, loss_val=0.5, **tasks, **{"auc_roc/mean": 0.5}),
     ]
     run = read_run(write_run(tmp_path, [*TWO_EPOCHS[:2], *records]), "run")
-    panels, _ = drawn([run])
-    assert len(panels) == MOST_PANELS and list(panels)[0] == "loss"
+    charts, _ = learning_charts([run])
+    assert len(charts) == MAX_CHARTS and charts[0].title == "Loss"
     report.main(["--results_dir", str(tmp_path)])
     output = capsys.readouterr().out
-    notes = [f"Drawn are {MOST_TASKS} of 302 tasks", f"{MOST_PANELS} of 302 metrics"]
+    notes = [f"Only {MAX_TASKS} of 302 tasks are drawn", f"{MAX_CHARTS} of 302 metrics"]
     page = (tmp_path / "report.html").read_text()
     assert all(note in output and note in page for note in notes)
     assert "task_299" in output and "metric_299" in output
-    assert page.count("<figure>") <= MOST_PANELS + 3  # and throughput
+    assert page.count("<figure>") <= MAX_CHARTS + 3  # and throughput
 
 
-def test_of_many_gates_the_first_are_drawn_and_said(tmp_path):
-    from trainer.report.curves import MOST_GATES, drawn_of
-
+def test_first_of_many_gates_are_drawn(tmp_path):
     names = [f"task_{number}" for number in range(130)]
     values = {f"gate_entropy/{name}": 0.5 for name in names} | {f"gate_weight/{name}/1": 0.5 for name in names}
     records = [*TWO_EPOCHS[:3], evaluation(20, 1, **values, **{"dead_units/1": 0.0, "dead_units/2": 0.0})]
     write_run(tmp_path, records)
     assert report.main(["--results_dir", str(tmp_path)]) == 0
     page, picture = (tmp_path / "report.html").read_text(), (tmp_path / "gates.svg").read_text()
-    assert f"Drawn are {MOST_GATES} of 130 gates" in page
-    assert page.count("Gate of task_") == 2 * MOST_GATES  # a title and its label for readers
+    assert f"Only {MAX_GATES} of 130 gates are drawn" in page
+    assert page.count(">gate of task_") == MAX_GATES
     width, height = struct.unpack(">II", (tmp_path / "gates.png").read_bytes()[16:24])
     assert (width, height < 4000) == (1280, True) and "<svg" in picture
     (level,) = levels_in(values | {"dead_units/1": 0.0})
-    assert drawn_of(level)[0] == names[:MOST_GATES]
+    assert drawn_members(level)[0] == names[:MAX_GATES]
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path, capsys):
+def test_unwritable_output_is_an_error(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     run = write_run(tmp_path / "run", TWO_EPOCHS)
     assert report.main(["--results_dir", str(run), "--output", str(tmp_path / "file")]) == 1
     assert "report.py: " in capsys.readouterr().err
 
 
-def test_runs_are_named_by_as_much_of_their_path_as_it_takes():
+def test_run_names_are_short_and_unique():
     folders = [Path("/x/a/results"), Path("/x/b/results"), Path("/y/c")]
     assert report.run_names(folders) == ["a/results", "b/results", "c"]
     assert report.run_names([Path("/a"), Path("/x/a")]) == ["/a", "x/a"]
 
 
-def test_a_run_given_twice_is_shown_once(tmp_path, capsys, monkeypatch):
+def test_run_given_twice_is_shown_once(tmp_path, capsys, monkeypatch):
     write_run(tmp_path / "run", TWO_EPOCHS)
     monkeypatch.chdir(tmp_path)
     assert report.main(["--results_dir", "run", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().out.splitlines().count("run") == 1
 
 
-def test_help_is_told_without_drawing_or_importing_tensorflow():
+def test_help_does_not_import_tensorflow():
     program = (
         "import atexit, sys, report; atexit.register(lambda: print('tensorflow' in sys.modules)); report.main(['-h'])"
     )
@@ -312,7 +306,7 @@ def test_help_is_told_without_drawing_or_importing_tensorflow():
     assert done.stdout.splitlines()[-1] == "False"
 
 
-def test_health_of_gates_stays_out_of_tables_and_curves_and_has_a_picture_of_its_own(tmp_path, capsys):
+def test_gates_have_their_own_picture(tmp_path, capsys):
     def health(step: int, lead: float) -> tuple:
         gate = {"gate_weight/click/1": lead, "gate_weight/click/2": 1 - lead, "gate_entropy/click": None}
         shares = {"gate_argmax_share/click/1": lead, "gate_argmax_share/click/2": 1 - lead}

@@ -1,6 +1,5 @@
 """Files from strangers can be at worst wrong: they are refused with a message, soon, and nothing runs or is written."""
 
-import hashlib
 import io
 import json
 import os
@@ -29,9 +28,9 @@ from data.storage.checksummed_dir import StorageError, read_manifest
 from main import main
 from tests.data.csv_documents import GOOD_LINE, document, write_csv_dataset
 from tests.helpers import ROOT, environment, make_dataset
+from tests.manifests import replace_file, rewrite_manifest
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cli import parse
-from trainer.models import MODELS
 from trainer.recommender import Recommender
 
 SECONDS = 3.0
@@ -51,7 +50,7 @@ def refused(job: Callable[[], object]) -> str:
 
 def test_model_names_are_looked_up_in_a_table():
     with pytest.raises(DataError, match="--model 'os.system' is not one of"):
-        parse(["--model", "os.system"], 1, tuple(MODELS))
+        parse(["--model", "os.system"], 1)
 
 
 @pytest.mark.parametrize("lock", ["cpu.txt", "gpu.txt"])
@@ -96,7 +95,7 @@ def test_what_a_file_holds_does_not_control_the_terminal(tmp_path, capsys):
 
 @pytest.mark.parametrize("word", ["a\0b", "a\udcffb"])
 def test_an_argument_that_no_log_can_hold_is_refused(word):
-    assert "is not text in UTF-8" in refused(lambda: parse(["--model_dir", word], 1, tuple(MODELS)))
+    assert "is not text in UTF-8" in refused(lambda: parse(["--model_dir", word], 1))
 
 
 # Fitted encoders and workflows
@@ -111,14 +110,6 @@ def encoders_folder(folder: Path) -> Path:
     }
     save_encoders(fitted, folder)
     return folder
-
-
-def seal(folder: Path, name: str, content: bytes) -> None:
-    """Replaces a file of an encoders' folder, and vouches for it."""
-    (folder / name).write_bytes(content)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def as_parquet(**columns: Any) -> bytes:
@@ -151,24 +142,15 @@ def test_hostile_settings_of_encoders_are_refused(change, tmp_path):
     folder = encoders_folder(tmp_path / "encoders")
     settings = json.loads((folder / "encoders.json").read_text())
     change(settings["features"])
-    seal(folder, "encoders.json", json.dumps(settings).encode())
+    replace_file(folder, "encoders.json", json.dumps(settings).encode())
     assert str(folder) in refused(lambda: load_encoders(folder))
 
 
 @pytest.mark.parametrize("size", [10**400, 2**63, 2**40, -1, True, None, "3", [3]], ids=lambda size: repr(size)[:20])
 def test_sizes_in_a_manifest_reserve_no_memory(size, tmp_path):
     folder = encoders_folder(tmp_path / "encoders")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["encoders.json"]["bytes"] = size
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    rewrite_manifest(folder, lambda manifest: manifest["files"]["encoders.json"].update(bytes=size))
     assert str(folder) in refused(lambda: load_encoders(folder))
-    workflow = {
-        "version": 1,
-        "recipe": "published",
-        "files": {"encoders/encoders.json": {"bytes": size, "sha256": "0"}},
-    }
-    (tmp_path / "workflow.json").write_text(json.dumps(workflow))
-    assert "workflow.json" in refused(lambda: load_workflow(tmp_path))
 
 
 HOSTILE_FILES = {
@@ -192,7 +174,7 @@ HOSTILE_FILES = {
 def test_hostile_files_of_encoders_are_refused(name, content, tmp_path):
     folder = encoders_folder(tmp_path / "encoders")
     load_encoders(folder)
-    seal(folder, name, content)
+    replace_file(folder, name, content)
     assert str(folder) in refused(lambda: load_encoders(folder))
 
 
@@ -206,9 +188,10 @@ NO_FILES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("place", NO_FILES.values(), ids=NO_FILES)
 def test_irregular_files_are_rejected_without_waiting(place, tmp_path):
-    for name, reader in (("manifest.json", read_manifest), ("workflow.json", load_workflow)):
-        place(tmp_path / name)
-        assert name in refused(lambda reader=reader: reader(tmp_path))
+    for name, reader in (("manifest.json", read_manifest), ("manifest.json", load_workflow)):
+        (folder := tmp_path / reader.__name__).mkdir()
+        place(folder / name)
+        assert name in refused(lambda reader=reader, folder=folder: reader(folder))
     folder = encoders_folder(tmp_path / "encoders")
     for name in ("encoders.json", "manifest.json"):
         (folder / name).unlink()
@@ -268,24 +251,23 @@ def model_folder(tmp_path_factory) -> Path:
     """A small model that nobody has trained, as a run writes it."""
     from data.spec.embedding_sizes import embedding_dims
     from trainer.checkpoint.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, write_model
-    from trainer.checkpoint.state import array_sources
-    from trainer.config import ModelOptions
+    from trainer.checkpoint.state import TrainState
     from trainer.layout import input_schema
-    from trainer.models import build_model
+    from trainer.models import build_model, model_options
     from trainer.models.weights import named
     from trainer.tasks.tasks import tasks_of
 
     folder = tmp_path_factory.mktemp("models")
     spec = FeatureSpec.read(ROOT / "feature_specs" / "tiny.yaml")
     widths = embedding_dims(spec)
-    options = ModelOptions(deep_hidden_units=(4,))
+    options = model_options(deep_hidden_units=(4,))
     model = build_model(options, input_schema(spec, widths), tasks_of(spec), compute_dtype="float32", seed=0)
     documents: dict[str, Any] = {
         ARCHITECTURE: architecture(),
         SPECIFICATION: spec.to_yaml(),
         SIZES: widths,
     }
-    write_model(folder / "model", array_sources(named(model.variables)), documents)
+    write_model(folder / "model", TrainState(named(model.variables)).sources(), documents)
     return folder / "model"
 
 
@@ -331,10 +313,10 @@ def rewritten(model_folder, tmp_path_factory) -> Callable[[dict[str, Any]], Path
     from trainer.checkpoint.model_folder import open_model, write_model
 
     def rewrite(changes: dict[str, Any]) -> Path:
-        sealed = open_model(model_folder)
+        opened = open_model(model_folder)
         folder = tmp_path_factory.mktemp("hostile") / "model"
-        documents = {name: content for name, content in (sealed.documents | changes).items() if content is not None}
-        write_model(folder, [sealed.source(name) for name in sealed.arrays], documents)
+        documents = {name: content for name, content in (opened.files | changes).items() if content is not None}
+        write_model(folder, [opened.source(name) for name in opened.arrays], documents)
         return folder
 
     return rewrite
@@ -411,19 +393,19 @@ HOSTILE_RECOMMENDERS: dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]] = 
 def test_a_hostile_recommender_is_refused(documents, arrays, recommender_folder, tmp_path):
     from trainer.checkpoint.model_folder import open_model, write_model
 
-    sealed = open_model(recommender_folder)
+    opened = open_model(recommender_folder)
     Recommender.load(recommender_folder)
-    sources = [sealed.source(name) for name in sealed.arrays if name not in arrays]
+    sources = [opened.source(name) for name in opened.arrays if name not in arrays]
     sources += [ArraySource.from_array(name, array) for name, array in arrays.items()]
-    write_model(tmp_path / "hostile", sources, sealed.documents | documents)
+    write_model(tmp_path / "hostile", sources, opened.files | documents)
     assert str(tmp_path / "hostile") in refused(lambda: Recommender.load(tmp_path / "hostile"))
 
 
 def test_a_link_in_the_place_of_a_weight_gives_nothing_away(recommender_folder, tmp_path):
     from trainer.checkpoint.model_folder import open_model, write_model
 
-    sealed = open_model(recommender_folder)
-    write_model(tmp_path / "model", [sealed.source(name) for name in sealed.arrays], {"recommender.json": {}})
+    opened = open_model(recommender_folder)
+    write_model(tmp_path / "model", [opened.source(name) for name in opened.arrays], {"recommender.json": {}})
     (tmp_path / "secret").write_text("x" * 300)
     weight = sorted((tmp_path / "model" / "weights").iterdir())[0]
     weight.unlink()

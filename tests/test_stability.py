@@ -79,7 +79,7 @@ def test_figure_has_a_dot_per_run_and_a_curve_each(tmp_path):
     assert len(used) == len(RUNS)
     colours = {
         colour
-        for colour in stability.COLOURS
+        for colour in stability.COLORS
         for element in steps.iter()
         if f"stroke: {colour.lower()}" in element.get("style", "")
     }

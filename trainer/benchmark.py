@@ -14,7 +14,6 @@ from trainer.comm import Comm
 from trainer.evaluate import Evaluator
 from trainer.logging.step_times import timed
 from trainer.step import Gradients, StepInput, TrainStep, step_input
-from trainer.tasks.tasks import Task
 
 # Steps run in separate parts (compute, exchange, update) after the measurement.
 BREAKDOWN_STEPS = 10
@@ -58,7 +57,7 @@ class Stopwatch:
     _started: float = field(default_factory=time.perf_counter)
     _last: float = 0.0
     _warm: bool = False
-    _ask_at: int = 1
+    _next_exchange: int = 1
     _elapsed: float = 0.0
 
     def lap(self) -> bool:
@@ -81,31 +80,24 @@ class Stopwatch:
         return self._warm
 
     def _agree_on_time(self, now: float) -> None:
-        if self.plan.seconds is None or self.step < self._ask_at:
+        if self.plan.seconds is None or self.step < self._next_exchange:
             return
         elapsed = now - self._started
         pace = self.step / max(elapsed, 1e-9)
         # Elapsed seconds, and steps per half second until the next exchange; a sum with zeros broadcasts rank 0's.
         mine = np.array([elapsed, max(1.0, pace / 2)] if self.comm.rank == 0 else [0.0, 0.0])
         self._elapsed, wait = (float(value) for value in self.comm.sum_array(mine))
-        self._ask_at = self.step + int(wait)
+        self._next_exchange = self.step + int(wait)
 
 
 def benchmark_training(
-    step: TrainStep,
-    tasks: tuple[Task, ...],
-    loader: ParquetLoader,
-    comm: Comm,
-    plan: Plan,
-    on_step: Callable[[int, float], None],
+    step: TrainStep, loader: ParquetLoader, plan: Plan, on_step: Callable[[int, float], None]
 ) -> dict[str, float]:
     """Measure training, repeating the dataset as often as needed. A collective.
 
     Args:
         step: the training step.
-        tasks: the tasks, one per label.
         loader: loader of the training mapping.
-        comm: collectives over the workers.
         plan: length of the measurement.
         on_step: called with (step, samples per second) for each counted step.
 
@@ -114,36 +106,33 @@ def benchmark_training(
         step spent waiting for data, computing, communicating and updating. The last three are measured afterwards, on
         steps run in separate parts: within a whole step they may overlap.
     """
-    watch = Stopwatch(plan, comm)
+    watch = Stopwatch(plan, step.comm)
     waits, samples = [], 0
-    stream = _endless(loader)
+    stream = endless_batches(loader)
     loss = tf.constant(0.0)
     for number, (batch, waited) in enumerate(timed(stream), start=1):
         counted, loss_before = watch.counting, loss
-        loss = step(step_input(batch, tasks), tf.constant(number))
+        loss = step(step_input(batch, step.model.tasks), tf.constant(number))
         loss_before.numpy()  # at most one step ahead of the device, as in training
-        going_on = watch.lap()
+        goes_on = watch.lap()
         if counted:
             rows = loader.rows_until(number) - loader.rows_until(number - 1)
             samples += rows
             waits.append(waited)
             on_step(number, rows / watch.step_seconds[-1])
-        if not going_on:
+        if not goes_on:
             break
     with closing(stream):
-        parts = take_apart(step, tasks, stream, watch.step, BREAKDOWN_STEPS)
+        parts = measure_parts(step, stream, watch.step, BREAKDOWN_STEPS)
     result = {"train_throughput": samples / sum(watch.step_seconds)} | _spread(watch.step_seconds)
     return result | parts | {"wait_for_data_ms": 1000 * float(np.mean(waits))}
 
 
-def benchmark_evaluation(
-    evaluator: Evaluator, comm: Comm, plan: Plan, on_step: Callable[[int, float], None]
-) -> dict[str, float]:
+def benchmark_evaluation(evaluator: Evaluator, plan: Plan, on_step: Callable[[int, float], None]) -> dict[str, float]:
     """Measure evaluation, repeating the dataset as often as needed. A collective.
 
     Args:
         evaluator: evaluates the model.
-        comm: collectives over the workers.
         plan: length of the measurement.
         on_step: called with (step, samples per second) for each counted step.
 
@@ -151,21 +140,22 @@ def benchmark_evaluation(
         validation_throughput in samples per second over all workers, the time of the metrics in milliseconds, and the
         spread of step times. The metrics of each pass are computed, and their time counts towards the throughput.
     """
+    comm = evaluator.comm
     watch = Stopwatch(plan, comm)
-    samples, metric_seconds, going_on = 0, 0.0, True
-    while going_on:
+    samples, metric_seconds, goes_on = 0, 0.0, True
+    while goes_on:
         evaluator.evaluation.reset()
         counted_in_pass = False
         with closing(evaluator.predicted()) as predicted:
             for batch, logits in predicted:
                 counted = watch.counting
                 evaluator.count(batch, logits)
-                going_on = watch.lap()
+                goes_on = watch.lap()
                 if counted:
                     rows = int((batch.rows >= 0).sum())
                     samples, counted_in_pass = samples + rows, True
                     on_step(watch.step, rows * comm.size / watch.step_seconds[-1])  # assumes as many on every worker
-                if not going_on:
+                if not goes_on:
                     break
         started = time.perf_counter()
         evaluator.evaluation.result(comm)
@@ -175,7 +165,8 @@ def benchmark_evaluation(
     return {"validation_throughput": total / seconds, "metrics_ms": 1000 * metric_seconds} | _spread(watch.step_seconds)
 
 
-def _endless(loader: ParquetLoader) -> Generator[Batch]:
+def endless_batches(loader: ParquetLoader) -> Generator[Batch]:
+    """Yield the batches of one epoch after the other, without end."""
     epoch = 0
     while True:
         with closing(loader.epoch(epoch)) as batches:
@@ -183,14 +174,11 @@ def _endless(loader: ParquetLoader) -> Generator[Batch]:
         epoch += 1
 
 
-def take_apart(
-    step: TrainStep, tasks: tuple[Task, ...], stream: Iterator[Batch], steps_done: int, steps: int
-) -> dict[str, float]:
+def measure_parts(step: TrainStep, stream: Iterator[Batch], steps_done: int, steps: int) -> dict[str, float]:
     """Measure the parts of a step, run one after the other. A collective.
 
     Args:
         step: the training step.
-        tasks: the tasks, one per label.
         stream: stream of batches.
         steps_done: number of training steps done before.
         steps: number of steps to average over; WARMUP_STEPS more, which compile, are run first and not counted.
@@ -210,7 +198,7 @@ def take_apart(
     seconds = np.zeros((WARMUP_STEPS + steps, 4))
     for index in range(WARMUP_STEPS + steps):
         marks = [_now()]
-        batch, number = step_input(next(stream), tasks), tf.constant(steps_done + index + 1)
+        batch, number = step_input(next(stream), step.model.tasks), tf.constant(steps_done + index + 1)
         marks.append(_now())
         gradients = compute(batch, number)
         marks.append(_now())

@@ -1,54 +1,226 @@
-"""The flags of main.py, with their defaults, help texts and limits, in one dataclass per topic.
+"""The flags of main.py: one dataclass field per flag, with its default, help text and limits.
 
-Each field is one flag. Nothing here imports TensorFlow, so mistakes are reported within a second.
+`Options` is the configuration of a run, made of a section per topic. Flags of one model are in the model's file,
+trainer/models/NAME.py. Nothing here imports TensorFlow, so mistakes are reported within a second.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from data.command_line import OUTSIDE_PATHS_HELP
 from data.errors import DataError
 from data.loading.decode import OovPolicy
-from data.spec.yaml_reader import read_yaml
+
+Units = tuple[int, ...]
 
 
-def option(default: Any, help_text: str, parse: Callable[[Sequence[str]], Any] | None = None) -> Any:
-    """Return the dataclass field of a flag.
+def option(
+    default: Any,
+    help_text: str,
+    *,
+    at_least: float | None = None,
+    below: float | None = None,
+    positive: bool = False,
+    required: bool = False,
+    parse: Callable[[Sequence[str]], Any] | None = None,
+) -> Any:
+    """Return the dataclass field of a flag. Limits hold for every number in a value; None is always allowed.
 
     Args:
         default: default value of the flag.
         help_text: description of the flag for --help.
+        at_least: smallest value.
+        below: upper limit, which the value must stay below.
+        positive: whether the value must be above 0.
+        required: whether a tuple must have an element.
         parse: function that makes the value from the words on the command line; None to follow the field's type.
     """
-    return field(default=default, metadata={"help": help_text, "parse": parse})
+    limits = {"at_least": at_least, "below": below, "positive": positive, "required": required}
+    return field(default=default, metadata={"help": help_text, "parse": parse, **limits})
 
 
-def at_least(name: str, value: float, least: int) -> None:
-    """Raise a DataError if the value is smaller than `least`, infinite or NaN."""
-    if not least <= value < math.inf:
-        raise DataError(f"--{name} must be at least {least}, got {value}")
+def check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    """Check a flag's value against the limits of its `option`. Raises a DataError that names the flag."""
+    if isinstance(value, dict | tuple):
+        if not value and limits["required"]:
+            raise DataError(f"--{name} needs at least one layer")
+        for item in value.values() if isinstance(value, dict) else value:
+            check_limits(name, item, limits)
+    elif isinstance(value, int | float):
+        low, high = limits["at_least"], limits["below"]
+        # Comparisons are written so that NaN fails them.
+        if limits["positive"] and not 0 < value < math.inf:
+            raise DataError(f"--{name} must be a positive number, got {value}")
+        if high is not None and not low <= value < high:
+            raise DataError(f"--{name} must lie in [{low}, {high}), got {value}")
+        if low is not None and not low <= value < math.inf:
+            raise DataError(f"--{name} must be at least {low}, got {value}")
 
 
-def each_at_least(name: str, values: tuple[int, ...], least: int) -> None:
-    """Raise a DataError if one of the values is smaller than `least`."""
-    for value in values:
-        at_least(name, value, least)
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Base class of a group of flags, which checks every value against its limits."""
+
+    def __post_init__(self) -> None:
+        """Checks all values. Raises a DataError if one is out of range or contradicts another."""
+        for item in fields(self):
+            check_limits(item.name, getattr(self, item.name), item.metadata)
+        self.check()
+
+    def check(self) -> None:
+        """Checks what the limits of single flags do not cover. Raises a DataError that names the flags."""
 
 
-def share(name: str, value: float, end: float = 1) -> None:
-    """Raise a DataError if the value lies outside of [0, end)."""
-    if not 0 <= value < end:
-        raise DataError(f"--{name} must lie in [0, {end}), got {value}")
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Section):
+    """Where the data is and where results go."""
+
+    dataset_path: Path = option(None, "dataset folder, the base of the paths in the feature specification")
+    fspec_file: str = option("feature_spec.yaml", "feature specification, relative to dataset_path")
+    allow_outside_paths: bool = option(False, OUTSIDE_PATHS_HELP)
+    embedding_sizes_file: Path | None = option(
+        None,
+        "JSON dictionary of embedding widths; default: embedding_dim in the specification, then embedding_sizes.json "
+        "beside it, then min(256, round(1.6 * cardinality ** 0.56))",
+    )
+    train_mapping: str = option("train", "mapping of source_spec to train on")
+    allow_degenerate_labels: bool = option(
+        False, "train although the label checks reject the training mapping (docs/tasks.md): warn instead"
+    )
+    eval_mapping: str | None = option(
+        None, "mapping to evaluate; default: valid where there is one while training, else test"
+    )
+    oov_policy: OovPolicy = option(
+        "error",
+        "what is done with ids outside [0, cardinality); clip: the nearest valid id; drop: the row weighs 0",
+    )
+    model_dir: Path = option(None, "folder of the checkpoints and of the model")
+    results_dir: Path = option(None, "folder of log.json, args.json and metrics.json")
+    log_filename: str = option("log.json", "name of the log in results_dir")
 
 
-def positive(name: str, value: float) -> None:
-    """Raise a DataError unless the value is positive and finite."""
-    if not (math.isfinite(value) and value > 0):
-        raise DataError(f"--{name} must be a positive number, got {value}")
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Section):
+    """What is trained.
+
+    These are the flags that all models share. A model with more flags subclasses this in its own file.
+
+    Attributes:
+        default_rule, default_rate, default_schedule: settings of the deep part's optimizer unless flags set them.
+    """
+
+    default_rule: ClassVar[str] = "adam"
+    default_rate: ClassVar[float] = 0.001
+    default_schedule: ClassVar[str] = "constant"
+
+    model: str = option("wide_deep", "architecture")
+    deep_dropout: float = option(0.1, "share of hidden units that is dropped in training", at_least=0, below=0.99)
+    batch_norm: bool = option(False, "normalize hidden layers by the moments of the global batch")
+    activation: Literal["relu", "gelu", "silu", "tanh"] = option("relu", "of all hidden layers")
+    combiner: Literal["sum", "mean"] = option("sum", "pooling of multi-hot embeddings in the deep part")
+    embedding_init_std: float | None = option(
+        None,
+        "standard deviation of the initial values of the deep tables; default: Glorot's, by the table's shape",
+        positive=True,
+    )
+    wide_part: bool = option(False, "give every task of a multi-task model a wide part, as wide_deep has it")
+
+    @property
+    def has_wide_part(self) -> bool:
+        """Whether every task has a wide part, a linear model of all features."""
+        return self.wide_part
+
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Raises a DataError if the flags do not fit a dataset with these labels."""
+
+    def dense_weights(self, inputs: int, outputs: Mapping[str, int]) -> int:
+        """Returns a lower bound on the number of weights in dense kernels, to estimate memory before building them.
+
+        Args:
+            inputs: width of the network's input, all embeddings and numerical features.
+            outputs: number of logits of each task.
+        """
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(Section):
+    """How it is trained."""
+
+    global_batch_size: int = option(131_072, "samples per step, summed over all workers", at_least=1)
+    eval_batch_size: int = option(131_072, "samples per evaluation step, summed over all workers", at_least=1)
+    num_epochs: int = option(20, "passes over the training data", at_least=1)
+    linear_learning_rate: float = option(0.02, "rate of the wide part (FTRL)", positive=True)
+    optimizer: Literal["auto", "rmsprop", "adam", "adamw", "adagrad", "sgd"] = option(
+        "auto", "of the deep part; auto: rmsprop for wide_deep, adam for the others"
+    )
+    deep_learning_rate: float | None = option(
+        None, "base rate of the deep part; default: 0.00012 for wide_deep, 0.001 for the others", positive=True
+    )
+    deep_schedule: Literal["auto", "steps", "constant"] = option(
+        "auto",
+        "deep rate after the warm-up; steps: a quarter of the base, an eighth from the middle of what is left; auto: "
+        "steps for wide_deep, constant for the others",
+    )
+    deep_warmup_epochs: float | None = option(
+        None, "epochs over which the deep rate rises to its base; default: 3/10 of the epochs under steps, else 0"
+    )
+    weight_decay: float = option(
+        0.004, "decay of adamw; on tables it acts on the rows that a batch touches", at_least=0, below=1
+    )
+    l2_reg_linear: float = option(
+        0.0, "adds this times the sum of squares to the loss: of the wide part's weights", at_least=0
+    )
+    l2_reg_embedding: float = option(
+        0.0, "likewise of the deep tables' rows; both act on the rows that a batch touches", at_least=0
+    )
+    l2_reg_dnn: float = option(0.0, "likewise of the kernels of all dense layers", at_least=0)
+    loss_weighting: Literal["static", "uncertainty", "gradnorm", "dwa", "rlw", "pcgrad"] = option(
+        "static", "how losses of several tasks become one; static: the specification's loss_weight"
+    )
+    gradnorm_alpha: float = option(1.5, "of gradnorm: how strongly tasks that learn slowly are favoured", at_least=0)
+    early_stopping_metric: str | None = option(
+        None,
+        "logged key that decides which checkpoint is the best, and when to stop; default: streaming_map_val, else "
+        "auc_roc, else rmse (for several tasks their KEY/mean)",
+    )
+    early_stopping_patience: int | None = option(
+        None, "stop after so many epochs without an improvement of the metric; default: never", at_least=1
+    )
+    cpu: bool = option(False, "compute on the CPU; the default where no GPU is visible")
+    amp: bool = option(False, "mixed precision")
+    amp_dtype: Literal["auto", "float16", "bfloat16"] = option(
+        "auto", "compute type under --amp; auto: float16 with dynamic loss scaling on GPUs, bfloat16 on CPUs"
+    )
+    shard_embeddings: bool = option(
+        False, "shard the rows of large embedding tables over the workers; by default every worker holds all of them"
+    )
+    table_exchange: Literal["auto", "whole", "rows"] = option(
+        "auto",
+        "how workers sum the gradients of embedding tables that are not sharded: whole tables, the rows that a batch "
+        "touches, or whichever is cheaper for a table",
+    )
+    fp16_allreduce: bool = option(
+        False, "send the gradients of dense weights, and of tables that are summed whole, in float16"
+    )
+    xla: bool = option(False, "compile with XLA: forward and backward pass on a GPU, dropout on a CPU")
+    seed: int = option(0, "seed of weights, sample order and dropout", at_least=0, below=2**31)
+    deterministic: bool = option(False, "deterministic kernels: equal runs give equal weights to the bit")
+    affinity: Literal["all", "single", "single_unique", "unique_interleaved", "unique_contiguous", "disabled"] = option(
+        "unique_interleaved", "CPU cores that each local worker is bound to"
+    )
+
+    def check(self) -> None:
+        """Checks flags against each other. Raises a DataError if a check fails."""
+        warmup = self.deep_warmup_epochs
+        if warmup is not None and not 0 <= warmup <= self.num_epochs:
+            raise DataError(f"--deep_warmup_epochs must lie between 0 and --num_epochs {self.num_epochs}, got {warmup}")
+        if self.amp_dtype != "auto" and not self.amp:
+            raise DataError(f"--amp_dtype {self.amp_dtype} does nothing without --amp: add --amp")
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -89,7 +261,7 @@ TIMELINE_VARIABLE = "HOROVOD_TIMELINE"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class RunOptions(Section):
     """What the run does: train, evaluate, predict or measure."""
 
     evaluate: bool = option(False, "evaluate a checkpoint, without training")
@@ -98,25 +270,30 @@ class RunOptions:
     )
     keep: tuple[str, ...] = option((), "columns of the mapping that are copied into the file of predictions")
     benchmark: bool = option(False, "measure throughput (of training, or of evaluation with --evaluate)")
-    benchmark_warmup_steps: int = option(500, "steps before the measurement starts")
-    benchmark_steps: int = option(1000, "steps in all, warm-up included")
-    benchmark_seconds: float | None = option(None, "ends the measurement after so many seconds at the latest")
-    use_checkpoint: bool = option(False, "go on from the last checkpoint in model_dir")
-    checkpoint: str | None = option(None, "last, best or a path; default: last for going on, else best")
-    keep_checkpoints: int = option(2, "newest checkpoints to keep, besides the best")
+    benchmark_warmup_steps: int = option(500, "steps before the measurement starts", at_least=0)
+    benchmark_steps: int = option(1000, "steps in all, warm-up included", at_least=1)
+    benchmark_seconds: float | None = option(
+        None, "ends the measurement after so many seconds at the latest", positive=True
+    )
+    use_checkpoint: bool = option(False, "resume from the last checkpoint in model_dir")
+    checkpoint: str | None = option(None, "last, best or a path; default: last for resuming, else best")
+    keep_checkpoints: int = option(2, "newest checkpoints to keep, besides the best", at_least=1)
     checkpoint_every: str = option(
         "10m",
-        "save besides after epochs: every so many steps, or seconds, minutes, hours (500, 90s, 10m, 2h); 0: never",
+        "save during epochs too: every so many steps, or seconds, minutes, hours (500, 90s, 10m, 2h); 0: never",
     )
-    fingerprint_every: int = option(500, "steps between two comparisons of what the workers hold; 0: at saves only")
+    fingerprint_every: int = option(
+        500, "steps between two comparisons of what the workers hold; 0: at saves only", at_least=0
+    )
     hang_seconds: float | None = option(
         None,
         "end the job when no step has ended for so long; default: 20 times the longest step so far, 300 s at least",
+        positive=True,
     )
     predictions_file: Path | None = option(None, "parquet file for the predictions of --evaluate")
     disable_map_calculation: bool = option(False, "leave MAP@12 out (it is off by itself without a map feature)")
     num_auc_thresholds: int = option(0, "thresholds of a binned ROC AUC; 0 computes it exactly")
-    log_every: int = option(100, "steps between two lines of the log")
+    log_every: int = option(100, "steps between two lines of the log", at_least=1)
     tensorboard_dir: Path | None = option(
         None, "folder for TensorBoard: scalars, histograms of the gates, the graph; of training"
     )
@@ -125,30 +302,22 @@ class RunOptions:
     )
     horovod_timeline: Path | None = option(None, "file for Horovod's timeline of what several workers exchange")
 
-    def __post_init__(self) -> None:
-        """Checks ranges and flags against each other. Raises a DataError if a check fails."""
-        for name in ("benchmark_steps", "keep_checkpoints", "log_every"):
-            at_least(name, getattr(self, name), 1)
-        at_least("benchmark_warmup_steps", self.benchmark_warmup_steps, 0)
+    def check(self) -> None:
+        """Checks flags against each other. Raises a DataError if a check fails."""
         if self.benchmark and self.benchmark_warmup_steps >= self.benchmark_steps:
             raise DataError(
                 f"--benchmark_warmup_steps {self.benchmark_warmup_steps} leaves nothing of --benchmark_steps "
                 f"{self.benchmark_steps} to measure; make the second larger"
             )
-        if self.benchmark_seconds is not None and not self.benchmark_seconds > 0:
-            raise DataError(f"--benchmark_seconds must be positive, got {self.benchmark_seconds}")
         if self.num_auc_thresholds < 0 or self.num_auc_thresholds == 1:
             raise DataError(f"--num_auc_thresholds must be 0 (exact) or at least 2, got {self.num_auc_thresholds}")
         if self.checkpoint is not None and self.trains and not self.use_checkpoint:
             raise DataError(
-                "--checkpoint says which checkpoint to go on from: add --use_checkpoint, --evaluate or --predict"
+                "--checkpoint selects the checkpoint to resume from: add --use_checkpoint, --evaluate or --predict"
             )
-        at_least("fingerprint_every", self.fingerprint_every, 0)
-        if self.hang_seconds is not None:
-            positive("hang_seconds", self.hang_seconds)
         parse_interval("checkpoint_every", self.checkpoint_every)
         self._check_predictions()
-        self._check_observation()
+        self._check_monitoring()
 
     def check_workers(self, workers: int, environ: Mapping[str, str]) -> None:
         """Checks --horovod_timeline against the launcher.
@@ -164,7 +333,7 @@ class RunOptions:
         if file is None:
             return
         if workers == 1:
-            raise DataError("--horovod_timeline is of several workers, and this is one; start it with horovodrun -np N")
+            raise DataError("--horovod_timeline needs several workers, and this is one; start it with horovodrun -np N")
         if announced is not None and announced != str(file):
             raise DataError(
                 f"--horovod_timeline {file} contradicts {TIMELINE_VARIABLE}={announced} of the environment (horovodrun "
@@ -204,7 +373,7 @@ class RunOptions:
     def _check_predictions(self) -> None:
         if self.predict is not None and (self.evaluate or self.benchmark):
             raise DataError(
-                "--predict computes no metrics and measures nothing: take --evaluate and --benchmark away "
+                "--predict computes no metrics and measures nothing: remove --evaluate and --benchmark "
                 "(--evaluate --predictions_file FILE gives metrics and predictions)"
             )
         if self.predictions_file is not None and (self.benchmark or not self.evaluate):
@@ -215,12 +384,11 @@ class RunOptions:
                 "--predictions_file FILE"
             )
 
-    def _check_observation(self) -> None:
+    def _check_monitoring(self) -> None:
         wants = [name for name in ("tensorboard_dir", "profile_steps") if getattr(self, name) is not None]
         if wants and (self.benchmark or not self.trains):
             raise DataError(
-                f"--{wants[0]} shows a training, and this run trains no model: take it away, or --evaluate, --predict "
-                "and --benchmark"
+                f"--{wants[0]} only applies to training: remove it, or --evaluate, --predict and --benchmark"
             )
         if self.profile_steps is not None:
             _parse_steps(self.profile_steps)
@@ -237,209 +405,6 @@ def _parse_steps(text: str) -> range:
 
 def _is_step(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) <= 15
-
-
-Units = tuple[int, ...]
-
-
-def read_tower_units(words: Sequence[str]) -> Units | dict[str, Units]:
-    """Parse tower units: numbers such as `64 32`, or the path of a YAML file with a list of units per label.
-
-    Raises:
-        DataError: the words are neither, or the file contains anything else.
-    """
-    if len(words) == 1 and words[0].endswith((".yaml", ".yml")):
-        document = read_yaml(Path(words[0]))
-        if not isinstance(document, dict) or not all(_is_units(units) for units in document.values()):
-            raise DataError(f"{words[0]}: expected a list of whole numbers per label, as in `click: [64, 32]`")
-        return {str(label): tuple(units) for label, units in document.items()}
-    if not all(word.isdecimal() for word in words):
-        raise DataError(f"--tower_hidden_units takes whole numbers, or one YAML file, got {' '.join(words)}")
-    return tuple(int(word) for word in words)
-
-
-def _is_units(value: Any) -> bool:
-    return isinstance(value, list) and all(type(unit) is int for unit in value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """What is trained."""
-
-    model: str = option("wide_deep", "architecture")
-    deep_hidden_units: Units = option((1024,) * 5, "units of each hidden layer of wide_deep")
-    deep_dropout: float = option(0.1, "share of hidden units that is dropped in training")
-    batch_norm: bool = option(False, "normalise hidden layers by the moments of the global batch")
-    activation: Literal["relu", "gelu", "silu", "tanh"] = option("relu", "of all hidden layers")
-    combiner: Literal["sum", "mean"] = option("sum", "pooling of multi-hot embeddings in the deep part")
-    embedding_init_std: float | None = option(
-        None, "deviation of the normal start of the deep tables; default: Glorot's, by the table's shape"
-    )
-    wide_part: bool = option(False, "give every task of a multi-task model a wide part, as wide_deep has it")
-    expert_hidden_units: Units = option((256, 128), "units of each layer of an expert, or the shared bottom")
-    tower_hidden_units: Units | dict[str, Units] = option(
-        (64,),
-        "units of each hidden layer of a task's tower; or a YAML file with a list of units per label",
-        parse=read_tower_units,
-    )
-    gate_hidden_units: Units = option((), "units of each hidden layer of a gate; none makes gates linear")
-    num_experts: int = option(8, "experts of omoe and mmoe")
-    num_task_experts: int = option(2, "experts of each task's own, per level of cgc and ple")
-    num_shared_experts: int = option(2, "shared experts per level of cgc and ple")
-    ple_levels: int = option(2, "levels of ple")
-    gate_init: Literal["random", "uniform"] = option("random", "start of the gates; uniform weighs all experts equally")
-    gate_temperature: float = option(1.0, "divides the gates' logits; above 1 flattens the weights")
-    gate_entropy_weight: float = option(
-        0.0, "rewards the entropy of the gates in training, against gates that lean on one expert; try 0.001 to 0.003"
-    )
-    expert_dropout: float = option(0.0, "share of gate weights that is dropped in training, likewise; try 0.1")
-    calibrator_weight: float = option(0.6, "of aitm's penalty on a task that is likelier than the one before it")
-
-    def __post_init__(self) -> None:
-        """Checks the ranges of all values. Raises a DataError if one is out of range."""
-        for name in ("deep_hidden_units", "expert_hidden_units", "gate_hidden_units"):
-            each_at_least(name, getattr(self, name), 1)
-        towers = self.tower_hidden_units
-        for units in towers.values() if isinstance(towers, dict) else [towers]:
-            each_at_least("tower_hidden_units", units, 1)
-        for name in ("num_experts", "num_task_experts", "ple_levels"):
-            at_least(name, getattr(self, name), 1)
-        at_least("num_shared_experts", self.num_shared_experts, 0)
-        positive("gate_temperature", self.gate_temperature)
-        if self.embedding_init_std is not None:
-            positive("embedding_init_std", self.embedding_init_std)
-        for name in ("gate_entropy_weight", "calibrator_weight"):
-            at_least(name, getattr(self, name), 0)
-        for name in ("deep_hidden_units", "expert_hidden_units"):
-            if not getattr(self, name):
-                raise DataError(f"--{name} needs at least one layer")
-        for name in ("deep_dropout", "expert_dropout"):
-            share(name, getattr(self, name), end=0.99)
-
-    def tower_units(self, task: str) -> Units:
-        """Returns the units of the hidden layers of a task's tower."""
-        towers = self.tower_hidden_units
-        return towers[task] if isinstance(towers, dict) else towers
-
-    def check_towers(self, labels: Sequence[str]) -> None:
-        """Raises a DataError if towers are given per label, but not for exactly these labels."""
-        towers = self.tower_hidden_units
-        if isinstance(towers, dict) and set(towers) != set(labels):
-            raise DataError(
-                f"--tower_hidden_units has towers for {', '.join(towers)}, and the labels are {', '.join(labels)}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Where the data is and where results go."""
-
-    dataset_path: Path = option(None, "dataset folder, the base of the paths in the feature specification")
-    fspec_file: str = option("feature_spec.yaml", "feature specification, relative to dataset_path")
-    allow_outside_paths: bool = option(False, OUTSIDE_PATHS_HELP)
-    embedding_sizes_file: Path | None = option(
-        None,
-        "JSON dictionary of embedding widths; default: embedding_dim in the specification, then embedding_sizes.json "
-        "beside it, then min(256, round(1.6 * cardinality ** 0.56))",
-    )
-    train_mapping: str = option("train", "mapping of source_spec to train on")
-    allow_degenerate_labels: bool = option(
-        False, "train although the label lint refuses the training mapping (docs/tasks.md): warn instead"
-    )
-    eval_mapping: str | None = option(
-        None, "mapping to evaluate; default: valid where there is one while training, else test"
-    )
-    oov_policy: OovPolicy = option(
-        "error",
-        "what is done with ids outside [0, cardinality); clip: the nearest valid id; drop: the row weighs 0",
-    )
-    model_dir: Path = option(None, "folder of the checkpoints and of the model")
-    results_dir: Path = option(None, "folder of log.json, args.json and metrics.json")
-    log_filename: str = option("log.json", "name of the log in results_dir")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """How it is trained."""
-
-    global_batch_size: int = option(131_072, "samples per step, summed over all workers")
-    eval_batch_size: int = option(131_072, "samples per evaluation step, summed over all workers")
-    num_epochs: int = option(20, "passes over the training data")
-    linear_learning_rate: float = option(0.02, "rate of the wide part (FTRL)")
-    optimizer: Literal["auto", "rmsprop", "adam", "adamw", "adagrad", "sgd"] = option(
-        "auto", "of the deep part; auto: rmsprop for wide_deep, adam for the others"
-    )
-    deep_learning_rate: float | None = option(
-        None, "base rate of the deep part; default: 0.00012 for wide_deep, 0.001 for the others"
-    )
-    deep_schedule: Literal["auto", "steps", "constant"] = option(
-        "auto",
-        "deep rate after the warm-up; steps: a quarter of the base, an eighth from the middle of what is left; auto: "
-        "steps for wide_deep, constant for the others",
-    )
-    deep_warmup_epochs: float | None = option(
-        None, "epochs over which the deep rate rises to its base; default: 3/10 of the epochs under steps, else 0"
-    )
-    weight_decay: float = option(0.004, "decay of adamw; on tables it acts on the rows that a batch touches")
-    l2_reg_linear: float = option(0.0, "adds this times the sum of squares to the loss: of the wide part's weights")
-    l2_reg_embedding: float = option(
-        0.0, "likewise of the deep tables' rows; both act on the rows that a batch touches"
-    )
-    l2_reg_dnn: float = option(0.0, "likewise of the kernels of all dense layers")
-    loss_weighting: Literal["static", "uncertainty", "gradnorm", "dwa", "rlw", "pcgrad"] = option(
-        "static", "how losses of several tasks become one; static: the specification's loss_weight"
-    )
-    gradnorm_alpha: float = option(1.5, "of gradnorm: how strongly tasks that learn slowly are favoured")
-    early_stopping_metric: str | None = option(
-        None,
-        "logged key that decides which checkpoint is the best, and when to stop; default: streaming_map_val, else "
-        "auc_roc, else rmse (for several tasks their KEY/mean)",
-    )
-    early_stopping_patience: int | None = option(
-        None, "stop after so many epochs in which the metric did not become better; default: never"
-    )
-    cpu: bool = option(False, "compute on the CPU; the default where no GPU is visible")
-    amp: bool = option(False, "mixed precision")
-    amp_dtype: Literal["auto", "float16", "bfloat16"] = option(
-        "auto", "compute type under --amp; auto: float16 with dynamic loss scaling on GPUs, bfloat16 on CPUs"
-    )
-    shard_embeddings: bool = option(
-        False, "deal the rows of large embedding tables to the workers; by default every worker holds all of them"
-    )
-    table_exchange: Literal["auto", "whole", "rows"] = option(
-        "auto",
-        "how workers sum the gradients of embedding tables that are not sharded: whole tables, the rows that a batch "
-        "touches, or whichever is cheaper for a table",
-    )
-    fp16_allreduce: bool = option(
-        False, "send the gradients of dense weights, and of tables that are summed whole, in float16"
-    )
-    xla: bool = option(False, "compile with XLA: forward and backward pass on a GPU, dropout on a CPU")
-    seed: int = option(0, "seed of weights, sample order and dropout")
-    deterministic: bool = option(False, "deterministic kernels: equal runs give equal weights to the bit")
-    affinity: Literal["all", "single", "single_unique", "unique_interleaved", "unique_contiguous", "disabled"] = option(
-        "unique_interleaved", "CPU cores that each local worker is bound to"
-    )
-
-    def __post_init__(self) -> None:
-        """Checks ranges and flags against each other. Raises a DataError if a check fails."""
-        for name in ("global_batch_size", "eval_batch_size", "num_epochs"):
-            at_least(name, getattr(self, name), 1)
-        for name in ("linear_learning_rate", "deep_learning_rate"):
-            if getattr(self, name) is not None:
-                positive(name, getattr(self, name))
-        if self.early_stopping_patience is not None:
-            at_least("early_stopping_patience", self.early_stopping_patience, 1)
-        for name in ("l2_reg_linear", "l2_reg_embedding", "l2_reg_dnn", "gradnorm_alpha"):
-            at_least(name, getattr(self, name), 0)
-        share("weight_decay", self.weight_decay)
-        warmup = self.deep_warmup_epochs
-        if warmup is not None and not 0 <= warmup <= self.num_epochs:
-            raise DataError(f"--deep_warmup_epochs must lie between 0 and --num_epochs {self.num_epochs}, got {warmup}")
-        if not 0 <= self.seed < 2**31:
-            raise DataError(f"--seed must lie in [0, 2**31), got {self.seed}")
-        if self.amp_dtype != "auto" and not self.amp:
-            raise DataError(f"--amp_dtype {self.amp_dtype} does nothing without --amp: add --amp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -474,49 +439,32 @@ class Options:
 
     data: DataOptions
     model: ModelOptions
-    training: TrainingOptions
-    run: RunOptions
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    run: RunOptions = field(default_factory=RunOptions)
 
     @property
     def deep_optimizer(self) -> DeepOptimizer:
         """The optimizer settings of the deep part, with defaults resolved."""
-        # wide_deep keeps the settings of the published recipe.
-        training, published = self.training, self.model.model == "wide_deep"
-        schedule = training.deep_schedule
-        if schedule == "auto":
-            schedule = "steps" if published else "constant"
+        training, model = self.training, self.model
+        schedule = model.default_schedule if training.deep_schedule == "auto" else training.deep_schedule
+        rule = model.default_rule if training.optimizer == "auto" else training.optimizer
         default_warmup = 0.3 * training.num_epochs if schedule == "steps" else 0.0
-        default_rule = "rmsprop" if published else "adam"
-        rule = default_rule if training.optimizer == "auto" else training.optimizer
         return DeepOptimizer(
             rule=rule,
-            rate=training.deep_learning_rate or (0.00012 if published else 0.001),
+            rate=training.deep_learning_rate or model.default_rate,
             schedule=schedule,
             warmup_epochs=default_warmup if training.deep_warmup_epochs is None else training.deep_warmup_epochs,
             weight_decay=training.weight_decay if rule == "adamw" else 0.0,
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns all flags by name as JSON values, with defaults that depend on other flags resolved."""
+        """Returns the flags of this run by name as JSON values, with defaults that depend on other flags resolved."""
         groups = (self.data, self.model, self.training, self.run)
         flat = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
         deep = self.deep_optimizer
         flat |= {"optimizer": deep.rule, "deep_learning_rate": deep.rate, "deep_schedule": deep.schedule}
         flat["deep_warmup_epochs"] = deep.warmup_epochs
         return {name: _plain(value) for name, value in flat.items()}
-
-
-GROUPS: dict[str, type] = {
-    "data": DataOptions,
-    "model": ModelOptions,
-    "training": TrainingOptions,
-    "run": RunOptions,
-}
-
-
-def default_of(item: Any) -> Any:
-    """Return the default value of a dataclass field, or None if it has none."""
-    return None if item.default is MISSING else item.default
 
 
 def _plain(value: Any) -> Any:

@@ -1,24 +1,14 @@
 """Early stopping: ends training when a metric no longer improves."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+from data.errors import DataError
+from trainer.checkpoint.facts import EarlyStoppingState
 from trainer.metrics import is_better
 
-
-@dataclass
-class Stopping:
-    """The state of early stopping between epochs, which is part of a checkpoint.
-
-    Attributes:
-        metric: key of the metric in the log; the metric itself defines whether larger or smaller is better.
-        best: best value so far; None if the metric has not been defined yet.
-        epochs_since_best: number of epochs since the best value in which the metric was defined.
-    """
-
-    metric: str
-    best: float | None = None
-    epochs_since_best: int = 0
+# Names of metrics: the first one that is computed decides which checkpoint is the best.
+MAIN_METRICS = ("streaming_map_val", "auc_roc", "rmse")
 
 
 class EarlyStopping:
@@ -27,12 +17,12 @@ class EarlyStopping:
     Args:
         key: key of the metric in the log.
         patience: number of epochs without improvement after which to stop; None never stops.
-        state: state from earlier epochs; None to start afresh.
+        state: state from earlier epochs; None for a new run.
     """
 
-    def __init__(self, key: str, patience: int | None, state: Stopping | None = None):
+    def __init__(self, key: str, patience: int | None, state: EarlyStoppingState | None = None):
         self.key, self.patience = key, patience
-        self.state = state or Stopping(key)
+        self.state = state or EarlyStoppingState(key)
 
     def update(self, metrics: dict[str, float]) -> None:
         """Updates the state with the metrics of an epoch, which are the same on all workers.
@@ -43,7 +33,7 @@ class EarlyStopping:
         if math.isnan(value):
             return
         if is_better(self.key, value, self.state.best):
-            self.state = Stopping(self.key, value)
+            self.state = EarlyStoppingState(self.key, value)
         else:
             self.state.epochs_since_best += 1
 
@@ -56,3 +46,20 @@ class EarlyStopping:
     def is_over(self) -> bool:
         """Whether patience has run out."""
         return self.patience is not None and self.state.epochs_since_best >= self.patience
+
+
+def main_metric(keys: Sequence[str], chosen: str | None = None) -> str:
+    """Return the key of the metric that decides which checkpoint is the best, and when to stop.
+
+    Args:
+        keys: keys of the metrics that are computed.
+        chosen: value of --early_stopping_metric. By default MAP@12 if there are groups, else ROC AUC, else RMSE.
+
+    Raises:
+        DataError: `chosen` is not one of the keys.
+    """
+    if chosen is not None and chosen not in keys:
+        raise DataError(f"--early_stopping_metric {chosen!r} is not one of {', '.join(keys)}")
+    # Each metric's own key with one task, the mean over tasks with several.
+    defaults = [key for name in MAIN_METRICS for key in (name, f"{name}/mean")]
+    return chosen or next(key for key in defaults if key in keys)

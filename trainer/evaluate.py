@@ -1,5 +1,6 @@
-"""Evaluation: one pass over a mapping that computes logits, metrics and predictions."""
+"""Evaluation: one pass over a mapping that computes logits, metrics and predictions, and the metrics as text."""
 
+import math
 from collections.abc import Callable, Generator
 from contextlib import closing
 
@@ -9,10 +10,16 @@ import tensorflow as tf
 from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from trainer.comm import Comm
-from trainer.metrics.evaluation import Evaluation
+from trainer.metrics import direction_of
+from trainer.metrics.evaluation import MEAN, Evaluation
+from trainer.metrics.metric import Direction
 from trainer.models.ranking import RankingModel
 from trainer.predictions import PredictionWriter
 from trainer.process.device import compiles_passes
+
+HEADLINE_METRICS = ("loss_val", "auc_roc", "streaming_map_val", "accuracy", "rmse")
+MAX_TASKS_SHOWN, ENDS_SHOWN = 8, 3
+MAX_REASONS_SHOWN = 5
 
 
 class Evaluator:
@@ -43,14 +50,14 @@ class Evaluator:
         self,
         on_batch: Callable[[int], None] | None = None,
         predictions: PredictionWriter | None = None,
-        see: Callable[[Batch], None] | None = None,
+        observe: Callable[[Batch], None] | None = None,
     ) -> dict[str, float]:
         """Evaluates all rows of the mapping. A collective.
 
         Args:
             on_batch: called with the number of batches done after each batch.
             predictions: writer that receives every row's prediction.
-            see: called with each batch.
+            observe: called with each batch.
 
         Returns:
             The metrics over the rows of all workers, the same on every worker.
@@ -59,9 +66,9 @@ class Evaluator:
         for number, (batch, logits) in enumerate(self.predicted(), start=1):
             self.count(batch, logits)
             if predictions is not None:
-                _keep(batch, logits, predictions)
-            if see is not None:
-                see(batch)
+                _add_predictions(batch, logits, predictions)
+            if observe is not None:
+                observe(batch)
             if on_batch is not None:
                 on_batch(number)
         metrics = self.evaluation.result(self.comm)
@@ -76,7 +83,7 @@ class Evaluator:
             on_batch: called with the number of batches done after each batch.
         """
         for number, (batch, logits) in enumerate(self.predicted(), start=1):
-            _keep(batch, logits, predictions)
+            _add_predictions(batch, logits, predictions)
             on_batch(number)
 
     def _forward(self, ids: tf.Tensor, numerical: tf.Tensor) -> tf.Tensor:
@@ -107,6 +114,42 @@ class Evaluator:
                 yield waiting[0], waiting[1].numpy()
 
 
-def _keep(batch: Batch, logits: np.ndarray, predictions: PredictionWriter) -> None:
+def _add_predictions(batch: Batch, logits: np.ndarray, predictions: PredictionWriter) -> None:
     here = batch.rows >= 0  # not padding
     predictions.add(batch.rows[here], batch.labels[here], logits[here])
+
+
+def describe(metrics: dict[str, float]) -> str:
+    """Format the headline metrics as one readable line; the log has all of them.
+
+    For a metric of more than MAX_TASKS_SHOWN tasks, the line shows its mean and the best and worst tasks.
+    """
+    parts = []
+    for name in dict.fromkeys(key.split("/")[0] for key in metrics):
+        if name in HEADLINE_METRICS:
+            values = {key: value for key, value in metrics.items() if key.split("/")[0] == name}
+            means = {key: value for key, value in values.items() if key == f"{name}/{MEAN}"}
+            tasks = {key: value for key, value in values.items() if key not in means}
+            shown = values if len(tasks) <= MAX_TASKS_SHOWN else means
+            parts += [f"{key} {value:.5f}" for key, value in shown.items()]
+            if shown is means:
+                parts.append(_best_and_worst(name, tasks))
+    return "  ".join(parts)
+
+
+def _best_and_worst(name: str, tasks: dict[str, float]) -> str:
+    known = {key.partition("/")[2]: value for key, value in tasks.items() if not math.isnan(value)}
+    if not known:
+        return "(no task known)"
+    ranked = sorted(known, key=lambda task: known[task], reverse=direction_of(name) is Direction.LARGER)
+    best, worst = (
+        ", ".join(f"{task} {known[task]:.5f}" for task in chosen)
+        for chosen in (ranked[:ENDS_SHOWN], ranked[::-1][:ENDS_SHOWN])
+    )
+    return f"({len(known)} of {len(tasks)} tasks known; best {best}; worst {worst})"
+
+
+def undefined_warnings(reasons: list[str]) -> list[str]:
+    """Return the first reasons why metrics are undefined, and how many more there are."""
+    rest = len(reasons) - MAX_REASONS_SHOWN
+    return [*reasons[:MAX_REASONS_SHOWN], *([f"... and {rest} more labels"] if rest > 0 else [])]

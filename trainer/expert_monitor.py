@@ -6,6 +6,7 @@ numbers, `log_values` names them for the log, and `find_warnings` looks for coll
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import tensorflow as tf
@@ -44,8 +45,8 @@ class ExpertMonitor:
         comm: collectives of the group of workers; each measures the sampled rows that it evaluates.
     """
 
-    def __init__(self, model: MultiTask, rows: int, comm: Collectives) -> None:
-        self._model, self._comm = model, comm
+    def __init__(self, model: RankingModel, rows: int, comm: Collectives) -> None:
+        self._model, self._network, self._comm = model, cast(MultiTask, model.network), comm
         self._tasks = [task.name for task in model.tasks]
         self._stride = max(1, -(-rows // ROWS))
         self._ids: list[np.ndarray] = []
@@ -74,7 +75,7 @@ class ExpertMonitor:
         self._gates = [gates.numpy() for gates, _ in states]
         levels = [
             level_statistics(level.readable, gates, experts.numpy(), self._comm)
-            for level, gates, (_, experts) in zip(self._model.levels, self._gates, states, strict=True)
+            for level, gates, (_, experts) in zip(self._network.levels, self._gates, states, strict=True)
         ]
         found = find_warnings(self._tasks, levels)
         new = [text for finding, text in found.items() if finding not in self._reported]
@@ -89,7 +90,7 @@ class ExpertMonitor:
         """
         return {
             f"gate{_level_part(index, len(self._gates))}/{name}/{expert + 1}": weights[gate, :, expert]
-            for index, (level, weights) in enumerate(zip(self._model.levels, self._gates, strict=True))
+            for index, (level, weights) in enumerate(zip(self._network.levels, self._gates, strict=True))
             for gate, name in enumerate(gate_names(self._tasks, len(level.readable)))
             for expert in np.flatnonzero(level.readable[gate]).tolist()
         }
@@ -97,12 +98,13 @@ class ExpertMonitor:
     def _level_states(self, ids: tf.Tensor, numerical: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """Returns each level's gates [gates, rows, experts] and experts [experts, rows, units], float32."""
         deep_input = self._model.deep_input(self._model.gather(ids), ids, numerical)
-        return [(state.gates, tf.cast(state.experts, tf.float32)) for state in self._model.level_states(deep_input)]
+        return [(state.gates, tf.cast(state.experts, tf.float32)) for state in self._network.level_states(deep_input)]
 
 
 def monitor_of(model: RankingModel, rows: int, comm: Collectives) -> ExpertMonitor | None:
     """Creates a monitor for a model with gates; returns None for any other."""
-    return ExpertMonitor(model, rows, comm) if isinstance(model, MultiTask) and model.gates else None
+    has_gates = isinstance(model.network, MultiTask) and model.network.gates
+    return ExpertMonitor(model, rows, comm) if has_gates else None
 
 
 @dataclass(frozen=True)

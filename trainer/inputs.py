@@ -1,29 +1,42 @@
-"""The inputs of a run: specification, embedding widths and loaders. Imports no TensorFlow."""
+"""The inputs of a run: specification, embedding widths and loaders, and the checks before it starts.
 
+Imports no TensorFlow, so that mistakes in data and flags are reported within a second.
+"""
+
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from data.checks.labels import lint_labels
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from data.loading.parquet import StoredColumns
-from data.preprocess.workflow_folder import ENCODERS_FOLDER
+from data.preprocess.workflow_folder import ENCODERS_FOLDER, workflow_files
 from data.spec.embedding_sizes import embedding_dims, unused_widths
 from data.spec.feature_spec import FeatureSpec
+from data.storage.typed_json import read_typed
 from trainer.checkpoint.facts import MAX_HOTNESS, RunFacts, Schema
-from trainer.checkpoint.model_folder import encoder_documents
+from trainer.checkpoint.saved_config import from_json
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config import Options
 from trainer.layout import InputSchema, input_schema
+from trainer.lifecycle.errors import RejectedByAll
+from trainer.logging.log import warn
 from trainer.model_size import check_model_fits
+from trainer.models import model_options
 from trainer.outputs import check_outputs
 from trainer.predictions import check_column_names, check_predictions_path
 from trainer.process.worker_env import WorkerEnv
 from trainer.tasks.tasks import tasks_of
 
+if TYPE_CHECKING:
+    from trainer.comm import Comm  # imports TensorFlow
+
 SECONDS_BETWEEN_REPORTS = 5.0
+MIN_STEPS_PER_EPOCH = 50  # below this, a run is warned that its optimizers see few steps
 
 
 @dataclass(frozen=True)
@@ -61,139 +74,207 @@ class Inputs:
     @property
     def train_loader(self) -> ParquetLoader:
         """The training mapping's loader. Raises ValueError if the run does not train."""
-        return _there(self.training)
+        return _existing(self.training)
 
     @property
     def eval_loader(self) -> ParquetLoader:
         """The evaluated mapping's loader. Raises ValueError if the run evaluates nothing."""
-        return _there(self.evaluation)
+        return _existing(self.evaluation)
 
 
-def open_inputs(options: Options, launch: WorkerEnv, agreed: Schema | None = None) -> Inputs:
+def open_inputs(config: Options, env: WorkerEnv, agreed: Schema | None = None) -> Inputs:
     """Read the specification and the footers of the data files.
 
-    A run that restores a checkpoint takes its features and tasks in the checkpoint's order.
-
     Args:
-        options: the resolved configuration.
-        launch: rank and size of this process as its launcher announced them. Only rank 0 reads the checkpoint.
+        config: the resolved configuration.
+        env: rank and size of this process as its launcher announced them. Only rank 0 reads the checkpoint.
         agreed: the schema that rank 0 has found, which sets the order of features and tasks; None before that.
 
     Raises:
-        DataError: the specification is invalid, files do not match it, or its features or tasks differ from those of
-            the checkpoint.
+        DataError: the specification is invalid, files do not match it, its features or tasks differ from those of the
+            checkpoint, or the model does not fit into this host's memory.
         NoCheckpointError: the checkpoint to restore does not exist or is damaged.
     """
-    data = options.data
-    path = data.dataset_path / data.fspec_file
-    spec = FeatureSpec.read(path, allow_outside_paths=data.allow_outside_paths)
-    widths = embedding_dims(spec, data.embedding_sizes_file, allow_outside_paths=data.allow_outside_paths)
-    ignoring = () if options.run.trains else (MAX_HOTNESS,)
-    if agreed is not None:
-        spec = agreed.arrange(spec, widths, "the first worker's specification", str(path))
-    elif options.run.restores and launch.rank == 0:
-        # No warnings here: they are printed when the checkpoint is restored.
-        store = CheckpointStore(data.model_dir, warn=lambda text: None)
-        checkpoint = store.open(options.run.which_checkpoint, verify=False)
-        saved = RunFacts.of(checkpoint).schema
-        spec = saved.arrange(spec, widths, str(checkpoint.path), str(path), ignoring)
-    options.model.check_towers([label.name for label in spec.labels])
-    run, oov_policy = options.run, options.data.oov_policy
-    _check_rows_are_kept(options)
+    data, run = config.data, config.run
+    path, outside = data.dataset_path / data.fspec_file, data.allow_outside_paths
+    spec = FeatureSpec.read(path, allow_outside_paths=outside)
+    widths = embedding_dims(spec, data.embedding_sizes_file, allow_outside_paths=outside)
+    spec = _in_order_of_model(spec, widths, config, env, agreed)
+    config.model.check_labels([label.name for label in spec.labels])
+    _check_rows_are_kept(config)
+    mapping = data.eval_mapping or ("valid" if run.trains and "valid" in spec.sources else "test")
     evaluates = run.evaluate or not run.benchmark
-    mapping = options.data.eval_mapping or ("valid" if run.trains and "valid" in spec.sources else "test")
-    with_group = evaluates and run.predict is None and not run.disable_map_calculation and _holds_group(spec, mapping)
-    training = evaluation = kept = None
-    if run.trains:
-        training = ParquetLoader(
-            spec,
-            options.data.train_mapping,
-            global_batch_size=options.training.global_batch_size,
-            worker=launch.rank,
-            workers=launch.size,
-            shuffle=True,
-            seed=options.training.seed,
-            oov_policy=oov_policy,
-        )
-    if evaluates:
-        evaluation = ParquetLoader(
-            spec,
-            mapping,
-            global_batch_size=options.training.eval_batch_size,
-            worker=launch.rank,
-            workers=launch.size,
-            shuffle=False,
-            with_group=with_group,
-            needs_labels=run.predict is None,
-            oov_policy=oov_policy,
-        )
-    if run.predictions_path is not None:
-        kept = _kept_columns(spec, mapping, run.keep)
-    outside = data.allow_outside_paths
-    warnings = tuple(unused_widths(spec, data.embedding_sizes_file, allow_outside_paths=outside))
-    schema, layout = Schema.of(spec, widths), input_schema(spec, widths)
-    return Inputs(spec, schema, layout, training, evaluation, mapping, with_group, kept, warnings)
+    has_metrics = evaluates and run.predict is None
+    with_group = has_metrics and not run.disable_map_calculation and _holds_group(spec, mapping)
+    inputs = Inputs(
+        spec=spec,
+        schema=Schema.of(spec, widths),
+        layout=input_schema(spec, widths),
+        training=_training_loader(config, spec, env) if run.trains else None,
+        evaluation=_evaluation_loader(config, spec, env, mapping, with_group) if evaluates else None,
+        eval_mapping=mapping,
+        with_group=with_group,
+        kept=None if run.predictions_path is None else _kept_columns(spec, mapping, run.keep),
+        warnings=tuple(unused_widths(spec, data.embedding_sizes_file, allow_outside_paths=outside)),
+    )
+    loaders = [loader for loader in (inputs.training, inputs.evaluation) if loader is not None]
+    batch_rows = max(min(loader.local_batch_size, loader.rows) for loader in loaders)
+    check_model_fits(config, inputs.layout, tasks_of(spec), env, batch_rows)
+    return inputs
 
 
-def check_folders(options: Options, spec: FeatureSpec, launch: WorkerEnv) -> None:
-    """Refuse to start a run that would overwrite another one, or that must not or cannot write one of its outputs.
+def _in_order_of_model(
+    spec: FeatureSpec, widths: dict[str, int], config: Options, env: WorkerEnv, agreed: Schema | None
+) -> FeatureSpec:
+    """Return the specification with features and tasks in the checkpoint's order, if the run restores one."""
+    path = str(config.data.dataset_path / config.data.fspec_file)
+    if agreed is not None:
+        return agreed.arrange(spec, widths, "the first worker's specification", path)
+    if not config.run.restores or env.rank != 0:
+        return spec
+    # No warnings here: they are printed when the checkpoint is restored.
+    store = CheckpointStore(config.data.model_dir, warn=lambda text: None)
+    checkpoint = store.open(config.run.which_checkpoint, verify=False)
+    ignoring = () if config.run.trains else (MAX_HOTNESS,)
+    return RunFacts.of(checkpoint).schema.arrange(spec, widths, str(checkpoint.path), path, ignoring)
+
+
+def _training_loader(config: Options, spec: FeatureSpec, env: WorkerEnv) -> ParquetLoader:
+    return ParquetLoader(
+        spec,
+        config.data.train_mapping,
+        global_batch_size=config.training.global_batch_size,
+        worker=env.rank,
+        workers=env.size,
+        shuffle=True,
+        seed=config.training.seed,
+        oov_policy=config.data.oov_policy,
+    )
+
+
+def _evaluation_loader(
+    config: Options, spec: FeatureSpec, env: WorkerEnv, mapping: str, with_group: bool
+) -> ParquetLoader:
+    return ParquetLoader(
+        spec,
+        mapping,
+        global_batch_size=config.training.eval_batch_size,
+        worker=env.rank,
+        workers=env.size,
+        shuffle=False,
+        with_group=with_group,
+        needs_labels=config.run.predict is None,
+        oov_policy=config.data.oov_policy,
+    )
+
+
+def agree_on_inputs(config: Options, data: Inputs, comm: "Comm", env: WorkerEnv) -> tuple[Options, Inputs]:
+    """Give all workers the inputs that rank 0 has checked. A collective.
+
+    Rank 0 alone reads the labels for their check and the checkpoint: the other workers take its verdict, and the
+    checkpoint's model flags and order of features and tasks.
+
+    Args:
+        config, data: this worker's configuration and inputs.
+        comm: collectives over the workers.
+        env: rank and size of this process as its launcher announced them.
+
+    Raises:
+        RejectedByAll: nothing can be learned from the labels, or the files cannot be read.
+        DataError: this worker's specification differs from that of rank 0.
+    """
+    if comm.size == 1:  # has checked its labels before TensorFlow was imported
+        return config, data
+    if checks_labels(config):
+        _check_labels_for_all(config, data.spec, comm)
+    if not config.run.restores:
+        return config, data
+    flags = json.loads(comm.broadcast_bytes(json.dumps(vars(config.model)).encode()))
+    config = replace(config, model=model_options(**from_json(flags)))
+    found = json.loads(comm.broadcast_bytes(json.dumps(asdict(data.schema)).encode()))
+    schema: Schema = read_typed(Schema, found, "schema")
+    return config, data if schema == data.schema else open_inputs(config, env, schema)
+
+
+def _check_labels_for_all(config: Options, spec: FeatureSpec, comm: "Comm") -> None:
+    """Check the labels on rank 0 while the other workers wait, then continue or fail on all of them. A collective."""
+    if comm.local_rank == 0:
+        print(f"worker 0 of {comm.size} checks the labels; the others wait for it", flush=True)
+    problem = ""
+    if comm.rank == 0:
+        try:
+            for text in check_labels(config, spec):
+                warn(text)
+        except DataError as error:
+            problem = str(error)
+    problem = comm.broadcast_bytes(problem.encode()).decode()
+    if problem:
+        raise RejectedByAll(problem)
+
+
+def check_run(config: Options, data: Inputs, env: WorkerEnv) -> tuple[str, ...]:
+    """Check that a run overwrites nothing, and that something can be learned from its labels.
+
+    With several workers the labels are checked once these are connected (see `agree_on_inputs`).
+
+    Returns:
+        All warnings about the run's inputs.
 
     Raises:
         DataError: model_dir holds checkpoints but the run does not restore one, the predictions file cannot be
-            written, or an output would overwrite an input or a foreign file (see `check_outputs`).
+            written, an output would overwrite an input or a foreign file (see `check_outputs`), the dataset's encoders
+            are damaged or lie outside of it, or nothing can be learned from the labels.
     """
-    run, store = options.run, CheckpointStore(options.data.model_dir)
-    if launch.rank == 0:
+    run, store = config.run, CheckpointStore(config.data.model_dir)
+    if env.rank == 0:
         if run.predictions_path is not None:
             check_predictions_path(run.predictions_path)
-        check_outputs(options, spec)
+        check_outputs(config, data.spec)
     if not run.restores and not run.benchmark and any(store.folder.glob("step-*")):
         raise DataError(
-            f"{store.folder} holds the checkpoints of an earlier run. Add --use_checkpoint to go on with it, give "
+            f"{store.folder} holds the checkpoints of an earlier run. Add --use_checkpoint to resume it, choose "
             "another --model_dir, or delete the folder."
         )
+    warnings = data.warnings
+    if run.trains and not run.benchmark and env.rank == 0:
+        warnings += _check_encoders(data.spec, allow_outside_paths=config.data.allow_outside_paths)
+    if env.size == 1 and checks_labels(config):
+        warnings += check_labels(config, data.spec)
+    if data.training is not None and data.training.steps_per_epoch < MIN_STEPS_PER_EPOCH:
+        warnings += (
+            f"an epoch has {data.training.steps_per_epoch} step(s) for {data.training.rows:,} rows; a smaller "
+            "--global_batch_size gives the optimizers more of them",
+        )
+    return warnings
 
 
-def check_model(options: Options, inputs: Inputs, launch: WorkerEnv) -> None:
-    """Raise a DataError if the model does not fit into this host's memory (see `check_model_fits`)."""
-    loaders = [loader for loader in (inputs.training, inputs.evaluation) if loader is not None]
-    batch_rows = max(min(loader.local_batch_size, loader.rows) for loader in loaders)
-    check_model_fits(options, inputs.layout, tasks_of(inputs.spec), launch, batch_rows)
-
-
-def check_workflow(options: Options, spec: FeatureSpec, launch: WorkerEnv) -> tuple[str, ...]:
+def _check_encoders(spec: FeatureSpec, *, allow_outside_paths: bool) -> tuple[str, ...]:
     """Check, before the first step, that the dataset's encoders can be copied into the model folder after the last.
 
     Returns:
         A warning if there is a folder of encoders without the manifest that `prepare` writes.
-
-    Raises:
-        DataError: the encoders are not as `prepare` wrote them, or lie outside of the dataset.
     """
-    if not options.run.trains or options.run.benchmark or launch.rank != 0:
-        return ()
-    found = encoder_documents(spec.folder, allow_outside_paths=options.data.allow_outside_paths)
     folder = spec.folder / ENCODERS_FOLDER
-    if found or not folder.exists():
+    if workflow_files(spec.folder, allow_outside_paths=allow_outside_paths) or not folder.exists():
         return ()
     return (f"{folder} has no manifest as `prepare` writes it: nothing of it becomes part of the model",)
 
 
-def lints_labels(options: Options) -> bool:
+def checks_labels(config: Options) -> bool:
     """Return whether the run checks its labels: if it trains and does not resume, as they were checked at its start."""
-    run = options.run
+    run = config.run
     return run.trains and not run.benchmark and not run.restores
 
 
-def check_labels(options: Options, spec: FeatureSpec) -> tuple[str, ...]:
+def check_labels(config: Options, spec: FeatureSpec) -> tuple[str, ...]:
     """Check the labels of the training mapping, with progress on stderr, and return the warnings.
 
     Raises:
         DataError: labels are invalid or nothing can be learned from them, and --allow_degenerate_labels is not given.
     """
-    mapping = options.data.train_mapping
-    lint = lint_labels(spec, mapping, options.data.oov_policy, _reports(f"checking the labels of {mapping!r}"))
-    if options.data.allow_degenerate_labels:
+    mapping = config.data.train_mapping
+    lint = lint_labels(spec, mapping, config.data.oov_policy, _report_progress(f"checking the labels of {mapping!r}"))
+    if config.data.allow_degenerate_labels:
         return lint.problems + lint.warnings
     if lint.problems:
         lines = (f"the labels of mapping {mapping!r} do not fit their tasks:", *lint.problems)
@@ -201,7 +282,7 @@ def check_labels(options: Options, spec: FeatureSpec) -> tuple[str, ...]:
     return lint.warnings
 
 
-def _reports(title: str) -> Callable[[str, int, int], None]:
+def _report_progress(title: str) -> Callable[[str, int, int], None]:
     """Return a callback that prints progress at most every SECONDS_BETWEEN_REPORTS, and nothing for shorter work."""
     last = time.monotonic()
 
@@ -214,10 +295,10 @@ def _reports(title: str) -> Callable[[str, int, int], None]:
     return report
 
 
-def _check_rows_are_kept(options: Options) -> None:
-    if options.data.oov_policy == "drop" and options.run.predictions_path is not None:
+def _check_rows_are_kept(config: Options) -> None:
+    if config.data.oov_policy == "drop" and config.run.predictions_path is not None:
         raise DataError(
-            f"--oov_policy drop leaves rows out, and {options.run.predictions_path} has a line for each row of the "
+            f"--oov_policy drop leaves rows out, and {config.run.predictions_path} has a line for each row of the "
             "mapping; predict with --oov_policy clip"
         )
 
@@ -238,7 +319,7 @@ def _kept_columns(spec: FeatureSpec, mapping: str, asked: Sequence[str]) -> Stor
     return StoredColumns(spec, mapping, names)
 
 
-def _there(loader: ParquetLoader | None) -> ParquetLoader:
+def _existing(loader: ParquetLoader | None) -> ParquetLoader:
     if loader is None:
         raise ValueError("this run has no such loader")
     return loader

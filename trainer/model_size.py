@@ -5,9 +5,7 @@ come on top, so a run that passes the check may still be too large.
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from data.memory import check_fits, in_gibibytes
@@ -65,7 +63,8 @@ def check_model_fits(
     workers = launch.size if options.training.shard_embeddings else 1
     rule = options.deep_optimizer.rule if options.run.trains else None
     tables = table_sizes(options.model, layout, outputs, rule=rule, workers=workers)
-    dense = dense_weights(options.model, layout, tasks) * _bytes_per_weight(rule)
+    widths = {task.name: task.width for task in tasks}
+    dense = options.model.dense_weights(layout.width, widths) * _bytes_per_weight(rule)
     largest = sorted(tables, key=lambda table: table.bytes, reverse=True)[:TABLES_SHOWN]
     state = " with the optimizer's state" if rule else ""
     named = f"tables{state}: {', '.join(map(str, largest))}; " if largest else ""
@@ -93,7 +92,7 @@ def table_sizes(
     # A plain UpdateRule has no state.
     deep, wide = (UpdateRule, UpdateRule) if rule is None else (OPTIMIZERS[rule], Ftrl)
     shapes = [(columns.name, columns.cardinality, columns.width, deep) for columns in layout.categorical]
-    if options.wide_part or options.model == "wide_deep":
+    if options.has_wide_part:
         shapes.append(("wide", max(1, sum(columns.cardinality for columns in layout.categorical)), outputs, wide))
     sizes = []
     for name, rows, width, update in shapes:
@@ -101,17 +100,6 @@ def table_sizes(
         per_row = width * (1 + len(update.slots)) + update.has_time_decay  # the step of the row's last update
         sizes.append(TableSize(name, rows, width, own * per_row * _FLOAT_BYTES))
     return sizes
-
-
-def dense_weights(options: ModelOptions, layout: InputSchema, tasks: Sequence[Task]) -> int:
-    """Return a lower bound on the number of weights in the kernels of the dense layers."""
-    outputs = sum(task.width for task in tasks)
-    if options.model == "wide_deep":
-        return _chain(layout.width, *options.deep_hidden_units, outputs)
-    units = options.expert_hidden_units
-    towers = [_chain(units[-1], *options.tower_units(task.name), task.width) for task in tasks]
-    experts = options.num_experts if options.model in ("omoe", "mmoe") else 1
-    return experts * _chain(layout.width, *units) + sum(towers)
 
 
 def may_use_gpu(cpu: bool) -> bool:
@@ -126,7 +114,3 @@ def may_use_gpu(cpu: bool) -> bool:
 
 def _bytes_per_weight(rule: str | None) -> int:
     return _FLOAT_BYTES * (1 + (0 if rule is None else len(OPTIMIZERS[rule].slots)))
-
-
-def _chain(*units: int) -> int:
-    return sum(before * after for before, after in pairwise(units))

@@ -12,7 +12,7 @@ from data.spec.embedding_sizes import SIZES_FILE
 from data.spec.feature_spec import FeatureSpec
 from data.storage.files import open_regular, read_small_text
 from data.storage.output_paths import check_apart, check_replaceable_file
-from trainer.checkpoint.model_folder import MODEL_FOLDER, check_model_place
+from trainer.checkpoint.model_folder import MODEL_FOLDER, check_model_folder
 from trainer.checkpoint.store import CHECKPOINTS, CheckpointStore
 from trainer.config import Options
 from trainer.logging.log import PREFIX, previous
@@ -34,8 +34,8 @@ def check_outputs(options: Options, spec: FeatureSpec) -> None:
     data, run = options.data, options.run
     check_apart(dict(_outputs(options)), dict(_inputs(options, spec)))
     log = data.results_dir / data.log_filename
-    for place in (log, previous(log)):
-        check_replaceable_file(place, "the log", _is_log)
+    for path in (log, previous(log)):
+        check_replaceable_file(path, "the log", _is_log)
     check_replaceable_file(data.results_dir / ARGUMENTS, "the arguments", _is_arguments)
     check_replaceable_file(data.results_dir / METRICS, "the metrics", partial(_is_metrics, log=log))
     if run.predictions_path is not None:
@@ -43,7 +43,7 @@ def check_outputs(options: Options, spec: FeatureSpec) -> None:
     if run.horovod_timeline is not None:
         check_replaceable_file(run.horovod_timeline, "--horovod_timeline", _is_timeline)
     if run.trains and not run.benchmark:
-        check_model_place(data.model_dir / MODEL_FOLDER)
+        check_model_folder(data.model_dir / MODEL_FOLDER)
         if run.use_checkpoint:
             CheckpointStore(data.model_dir).check_later(run.which_checkpoint)
 

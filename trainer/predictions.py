@@ -177,10 +177,10 @@ class PredictionWriter:
         """Returns positions, labels and predictions of a block of labels and logits, [rows, tasks + widths]."""
         labels, logits = np.split(values, [len(self._tasks)], axis=1)
         columns = [pa.array(np.arange(first_row, first_row + len(values)))]
-        for task, label, places in zip(self._tasks, labels.T, logit_columns(self._tasks), strict=True):
+        for task, label, columns_of_task in zip(self._tasks, labels.T, logit_columns(self._tasks), strict=True):
             if task.name in self._labelled:
                 columns.append(pa.array(label, mask=np.isnan(label)))
-            columns.append(_predicted(task, logits[:, places]))
+            columns.append(_predicted(task, logits[:, columns_of_task]))
         return columns
 
 

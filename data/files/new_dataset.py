@@ -10,8 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data.errors import DataError
-from data.storage import files as draft_folder
-from data.storage.files import open_regular
+from data.storage.files import DRAFT_MARKER, is_draft, mark_draft, open_regular, remove_draft, sync
 from data.storage.typed_json import read_typed
 
 SPEC_FILE = "feature_spec.yaml"
@@ -46,7 +45,7 @@ def new_dataset(folder: Path, spec_file: str = SPEC_FILE, entries: Sequence[str]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
-        draft_folder.mark(draft)
+        mark_draft(draft)
     except OSError as error:
         raise DataError(f"{folder}: cannot write here ({error.strerror}); choose another output folder") from error
     lock = _lock(draft)
@@ -54,22 +53,13 @@ def new_dataset(folder: Path, spec_file: str = SPEC_FILE, entries: Sequence[str]
         yield draft
         _publish(draft, folder, spec_file)
     except BaseException:
-        draft_folder.remove(draft)
+        remove_draft(draft)
         _remove_empty(made)
         raise
     finally:
         if lock is not None:
             os.close(lock)
-    draft_folder.remove(draft)
-
-
-def sync(path: Path) -> None:
-    """Flushes a file, or the directory entries of a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    remove_draft(draft)
 
 
 def _lock(draft: Path) -> int | None:
@@ -89,7 +79,7 @@ def _lock(draft: Path) -> int | None:
 
 def _clear_drafts(folder: Path, spec_file: str) -> None:
     """Removes the drafts of dead runs, and the entries these had already moved of an incomplete dataset."""
-    for draft in sorted(path for path in folder.glob(f"{UNFINISHED}*") if draft_folder.is_draft(path)):
+    for draft in sorted(path for path in folder.glob(f"{UNFINISHED}*") if is_draft(path)):
         lock = _lock(draft)
         if lock is None:
             raise DataError(
@@ -100,7 +90,7 @@ def _clear_drafts(folder: Path, spec_file: str) -> None:
                 for name in _moving(draft):
                     if not os.path.lexists(draft / name):  # already moved
                         _remove(folder / name)
-            draft_folder.remove(draft)
+            remove_draft(draft)
         except OSError as error:
             raise DataError(f"{draft}: is left from a killed run and cannot be removed ({error.strerror})") from error
         finally:
@@ -141,7 +131,7 @@ def _publish(draft: Path, folder: Path, spec_file: str) -> None:
     """Moves the content of a draft to `folder`, undoing the moves if one fails."""
     if not (draft / spec_file).is_file():
         raise DataError(f"{folder}: the dataset was written without its {spec_file}, so it is not kept")
-    entries = sorted(entry.name for entry in draft.iterdir() if entry.name not in (spec_file, draft_folder.MARKER))
+    entries = sorted(entry.name for entry in draft.iterdir() if entry.name not in (spec_file, DRAFT_MARKER))
     _check_free(folder, [*entries, spec_file])
     # Everything, the journal included, reaches the disk before the first move; the specification follows all others.
     (draft / MOVING_FILE).write_text(json.dumps(entries))

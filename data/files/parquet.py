@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 
 from data.errors import DataError
 from data.files.columns import describe_column
-from data.files.new_dataset import sync
 from data.spec.feature_spec import Chunk, FeatureSpec
-from data.storage.files import create_new, open_regular, temporary_beside
+from data.storage.files import create_new, open_regular, sync, temporary_beside
 
 MAGIC = b"SEALED01"
 _SUM = np.dtype("<u4")

@@ -16,7 +16,7 @@ from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.files.parquet import DatasetWriter, parquet_schema
 from data.spec.embedding_sizes import SIZES_FILE
 from data.spec.feature_spec import Chunk, FeatureSpec
-from data.storage.files import check_stays, open_regular
+from data.storage.files import check_inside, open_regular
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -100,7 +100,7 @@ def _copy_sizes(source: Path, draft: Path, allow_outside_paths: bool) -> None:
     """Copies the file of embedding widths next to a specification, if there is one."""
     if os.path.lexists(source / SIZES_FILE):
         if not allow_outside_paths:
-            check_stays(source, SIZES_FILE)
+            check_inside(source, SIZES_FILE)
         with open_regular(source / SIZES_FILE) as file:
             (draft / SIZES_FILE).write_bytes(file.read())
 

@@ -11,7 +11,7 @@ from data.errors import DataError, described, listed, nearest, shown
 from data.spec.feature_spec import FeatureSpec
 from data.spec.parts import MAX_EMBEDDING_DIM
 from data.spec.values import MAX_NAME_LENGTH
-from data.storage.files import check_stays, read_small_text
+from data.storage.files import check_inside, read_small_text
 
 SIZES_FILE = "embedding_sizes.json"
 LARGEST_DEFAULT = 256
@@ -93,7 +93,7 @@ def read_sizes(path: Path) -> dict[str, int]:
 def _sizes_beside(spec: FeatureSpec, allow_outside_paths: bool) -> dict[str, int]:
     path = spec.folder / SIZES_FILE
     if not allow_outside_paths:
-        check_stays(spec.folder, SIZES_FILE)
+        check_inside(spec.folder, SIZES_FILE)
     return read_sizes(path) if os.path.lexists(path) else {}
 
 

@@ -31,7 +31,7 @@ from data.spec.parts import (
 )
 from data.spec.problems import Problem, place_of
 from data.spec.shape import Parts, read_parts
-from data.storage.files import way_out
+from data.storage.files import find_escape
 
 # Metrics are logged as `KEY/TASK`, and their mean over several tasks as `KEY/mean`.
 RESERVED_LABEL = "mean"
@@ -374,7 +374,7 @@ def check_paths(parts: Parts, folder: Path, allow_outside: bool) -> Iterator[Pro
         first: dict[str, str] = {}
         for entry in chunk.files:
             path = os.path.normpath(entry.text)
-            mistake = None if allow_outside else way_out(entry.text, root, resolved)
+            mistake = None if allow_outside else find_escape(entry.text, root, resolved)
             if mistake:
                 yield Problem(entry.place, f"{shown(entry.text)} {mistake}, or pass --allow_outside_paths")
             elif os.path.basename(entry.text) in ("", ".", ".."):

@@ -1,4 +1,13 @@
-"""Atomic writing of checksummed folders: written under a temporary name, synced to disk, then renamed."""
+"""Checksummed folders: the storage format of checkpoints, model folders, encoders and workflows.
+
+    manifest.json    metadata, and the size and SHA-256 checksum of every file
+    arrays/*.npy     named arrays (the name of this subfolder is up to the writer)
+    ...              other files
+
+A folder is written under a temporary name, synced to disk and renamed, so it is complete or does not exist. It holds
+plain data only: nothing in it is executed or unpickled. A folder is replaced or removed only if its manifest lists
+everything in it.
+"""
 
 import errno
 import hashlib
@@ -6,22 +15,44 @@ import json
 import math
 import os
 import re
-import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePath, PurePosixPath
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.lib import format as npy_format
 
 from data.errors import DataError, shown
-from data.storage import files as draft_folder
 from data.storage.arrays import BLOCK_BYTES, DTYPES, ArraySource, is_array_name, rows_per_block
-from data.storage.files import UNFINISHED, is_out_of_room, open_regular, sync_names
-from data.storage.typed_json import read_typed
+from data.storage.files import (
+    UNFINISHED,
+    draft_beside,
+    is_draft,
+    is_out_of_room,
+    mark_draft,
+    open_regular,
+    read_small_text,
+    remove_draft,
+    sync,
+    temporary_folder,
+    unmark_draft,
+)
+from data.storage.typed_json import plain_json, read_typed
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 2
+# Suffix of a folder that a save moves aside before it renames the new one into place.
+REPLACED = ".replaced"
+
+_ARRAY_FILE = re.compile(r"[a-z]{1,20}/[0-9]{4,9}-[A-Za-z0-9_.-]{1,80}\.npy")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAX_JSON_MEBIBYTES = 16
+
+# The content of a file to write: bytes, text, an object to store as JSON, or the path of a file to copy.
+Content = bytes | str | dict[str, Any] | Path
 
 
 class StorageError(RuntimeError):
@@ -32,251 +63,147 @@ class DamagedError(StorageError):
     """A folder differs from what was written. The message names the file and the difference."""
 
 
-MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
-LARGEST_MANIFEST = 1 << 24
-
-ARRAY_FILE = re.compile(r"[a-z]{1,20}/[0-9]{4,9}-[A-Za-z0-9_.-]{1,80}\.npy")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
 @dataclass(frozen=True)
 class FileEntry:
-    """A file of the folder.
+    """Size in bytes and SHA-256 checksum (hexadecimal) of a file."""
 
-    Attributes:
-        file: path relative to the folder.
-        bytes: size of the file.
-        sha256: SHA-256 checksum in hexadecimal.
-    """
-
-    file: str
     bytes: int
     sha256: str
 
 
 @dataclass(frozen=True)
-class ArrayEntry(FileEntry):
-    """The file of an array.
+class ArrayEntry:
+    """Path of an array's file relative to the folder, its shape and its dtype."""
 
-    Attributes:
-        shape: expected shape.
-        dtype: expected dtype, one of DTYPES.
-    """
-
+    file: str
     shape: tuple[int, ...]
     dtype: Literal[DTYPES]  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True)
-class _Content:
-    """The checksummed content of a manifest, in the structure of its JSON."""
-
-    version: int
-    facts: dict[str, Any]
-    documents: dict[str, FileEntry]
-    arrays: dict[str, ArrayEntry]
-
-
-@dataclass(frozen=True)
 class Manifest:
-    """The content of a folder.
+    """The content of a folder, in the structure of its JSON.
 
     Attributes:
-        facts: metadata as JSON values.
+        version: FORMAT_VERSION.
+        metadata: metadata given by the writer, as JSON values.
+        files: entries of all files, including those of arrays, by path relative to the folder.
         arrays: entries of the arrays, by array name.
-        documents: entries of the documents, by file name.
     """
 
-    facts: dict[str, Any]
+    version: int
+    metadata: dict[str, Any]
+    files: dict[str, FileEntry]
     arrays: dict[str, ArrayEntry]
-    documents: dict[str, FileEntry]
 
     def to_text(self) -> str:
-        """Returns the manifest as JSON with a checksum over its content, so that changed facts are detected as well."""
-        content = {
-            "version": FORMAT_VERSION,
-            "facts": self.facts,
-            "documents": {name: entry.__dict__ for name, entry in self.documents.items()},
-            "arrays": {name: entry.__dict__ | {"shape": list(entry.shape)} for name, entry in self.arrays.items()},
-        }
-        return _sealed_text(content)
-
-
-def is_document_name(name: object) -> bool:
-    """Returns whether `name` is a valid document name: printable, at most three folders deep, without hidden parts."""
-    if not isinstance(name, str) or name == MANIFEST or not name.isprintable():
-        return False
-    parts = name.split("/")
-    return len(parts) <= 4 and all(part and part[0] != "." and len(part.encode()) <= 255 for part in parts)
-
-
-def plain_json(value: Any, place: str) -> Any:
-    """Converts a value to what a JSON round trip yields: tuples become lists, NumPy scalars Python numbers.
-
-    Args:
-        value: the value.
-        place: path of the value, for messages.
-
-    Raises:
-        ValueError: if the value contains something that JSON cannot represent; the message names its path.
-    """
-    if isinstance(value, dict):
-        wrong = [key for key in value if not isinstance(key, str)]
-        if wrong:
-            raise ValueError(f"{place} has the key {wrong[0]!r}, which is not text: JSON would turn it into text")
-        return {key: plain_json(item, f"{place}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_json(item, f"{place}[{position}]") for position, item in enumerate(value)]
-    if isinstance(value, np.generic):
-        return plain_json(value.item(), place)
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise ValueError(f"{place} is a {type(value).__name__}, which JSON cannot hold; save it as an array")
+        """Returns the manifest as JSON with a checksum of its own, so that changed metadata is detected as well."""
+        return _checksummed_text(asdict(self))
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Reads and validates the manifest of a folder, without checking the files that it lists.
 
     Raises:
-        DamagedError: if the manifest is missing, truncated, modified, of another version, or has invalid entries.
+        DamagedError: The manifest is missing, truncated, modified, of another version, or has invalid entries.
     """
     path = folder / MANIFEST
     try:
-        with open_regular(path) as file:
-            text = file.read(LARGEST_MANIFEST + 1)  # bounds the memory used for a file that is not a manifest
-        if len(text) > LARGEST_MANIFEST:
-            raise DamagedError(f"{path}: larger than {LARGEST_MANIFEST:,} bytes")
-        content = _unsealed(text.decode())
+        return _parse(read_small_text(path, "a manifest", _MAX_JSON_MEBIBYTES))
     except DataError as error:
         raise DamagedError(str(error)) from error
-    except OSError as error:
-        raise DamagedError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # RecursionError: deeply nested JSON
-        raise DamagedError(f"{path}: not JSON ({error})") from error
-    if content is None:
-        raise DamagedError(f"{path}: its checksum does not fit its content")
-    if content.get("version") != FORMAT_VERSION:
-        raise DamagedError(f"{path}: format version {content.get('version')!r}, this program reads {FORMAT_VERSION}")
-    try:
-        return _parsed(content)
-    except ValueError as error:
         raise DamagedError(f"{path}: {error}") from error
 
 
-def _sealed_text(content: dict[str, Any]) -> str:
+def _checksummed_text(content: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps({"sha256": digest, "manifest": content}, indent=1) + "\n"
 
 
-def _unsealed(text: str) -> dict[str, Any] | None:
-    """Returns the content, or None if the text differs in any character from what `_sealed_text` writes."""
+def _parse(text: str) -> Manifest:
     document = json.loads(text)
     content = document.get("manifest") if isinstance(document, dict) else None
-    # Serializing the content again compares its checksum, and also detects changes that JSON parsing would ignore.
-    return content if isinstance(content, dict) and _sealed_text(content) == text else None
-
-
-def _parsed(content: dict[str, Any]) -> Manifest:
-    read: _Content = read_typed(_Content, content, "manifest")
-    # The checksum protects against damage, not against forgery: names are checked so that no path leaves the folder.
-    for name, document in read.documents.items():
-        if document.file != name or not is_document_name(name):
-            raise ValueError(f"document {shown(name)} in file {shown(document.file)}: a name that no save gives")
-        _check_file(document)
-    for name, array in read.arrays.items():
-        if not is_array_name(name) or not ARRAY_FILE.fullmatch(array.file):
-            raise ValueError(f"array {shown(name)} in file {shown(array.file)}: a name that no save gives")
-        _check_file(array)
+    # Writing the content again compares its checksum, and also detects changes that a JSON parser ignores.
+    if not isinstance(content, dict) or _checksummed_text(content) != text:
+        raise ValueError("its checksum does not match its content")
+    if content.get("version") != FORMAT_VERSION:
+        raise ValueError(f"format version {content.get('version')!r}, this program reads version {FORMAT_VERSION}")
+    manifest: Manifest = read_typed(Manifest, content, "manifest")
+    # The checksum protects against damage, not against forgery: paths must not leave the folder.
+    for name, entry in manifest.files.items():
+        if not is_file_name(name):
+            raise ValueError(f"{shown(name)} is not a file of this folder")
+        if entry.bytes < 0 or not _SHA256.fullmatch(entry.sha256):
+            raise ValueError(f"{name} has {entry.bytes!r} bytes and the checksum {shown(entry.sha256)}")
+    for name, array in manifest.arrays.items():
+        if not is_array_name(name) or not _ARRAY_FILE.fullmatch(array.file) or array.file not in manifest.files:
+            raise ValueError(f"array {shown(name)} in {shown(array.file)} is not an array of this folder")
         if any(size < 0 for size in array.shape):
             raise ValueError(f"array {name!r} has shape {array.shape!r}")
-    return Manifest(read.facts, read.arrays, read.documents)
+    return manifest
 
 
-def _check_file(entry: FileEntry) -> None:
-    if entry.bytes < 0:
-        raise ValueError(f"{entry.file} has {entry.bytes!r} bytes")
-    if not _SHA256.fullmatch(entry.sha256):
-        raise ValueError(f"{entry.file} has the checksum {shown(entry.sha256)}")
-
-
-def is_owned(folder: Path) -> bool:
-    """Returns whether `folder` is a folder, not a link, and contains only files written by a save."""
-    return folder.is_dir() and not folder.is_symlink() and foreign_entry(folder) is None
-
-
-def foreign_entry(folder: Path) -> Path | None:
-    """Returns the first entry of a folder that was not written by a save, or None if there is none.
-
-    Files listed in the manifest and their parent folders count as written by a save. If the manifest cannot be read,
-    files with names of arrays do, and the manifest itself if there are any such files.
-    """
-    entries = dict(_entries(folder))
-    written = _listed(folder)
-    if written is None:
-        written = {name for name in entries if ARRAY_FILE.fullmatch(name)}
-        written |= {MANIFEST} if written else set()
-    folders = {str(parent) for name in written for parent in PurePosixPath(name).parents}
-    for name, kind in entries.items():
-        if not (kind == "file" and name in written or kind == "folder" and name in folders):
-            return folder / name
-    return None
-
-
-def _listed(folder: Path) -> set[str] | None:
-    try:
-        manifest = read_manifest(folder)
-    except DamagedError:
-        return None
-    return {MANIFEST, *manifest.documents, *(entry.file for entry in manifest.arrays.values())}
-
-
-def _entries(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yields the relative path and the kind ("file", "folder" or "link") of every entry; links are not followed."""
-    for place, folders, files in os.walk(folder):
-        inside = Path(place)
-        for names, kind in ((folders, "folder"), (files, "file")):
-            for name in sorted(names):
-                path = inside / name
-                yield path.relative_to(folder).as_posix(), "link" if path.is_symlink() else kind
+def is_file_name(name: str) -> bool:
+    """Returns whether `name` is a valid path of a file: printable, relative, without hidden parts, not MANIFEST."""
+    if not is_array_name(name) or name == MANIFEST:
+        return False
+    return all(part[0] != "." and len(part.encode()) <= 255 for part in name.split("/"))
 
 
 class ChecksummedDir:
-    """Named arrays and documents on disk. Opening reads the manifest only; `verify` reads every byte.
+    """Named arrays and files on disk. Opening reads only the manifest; `verify` reads every byte.
 
     Attributes:
         path: path of the folder.
-        facts: metadata given by the writer, as JSON values.
+        metadata: metadata given by the writer, as JSON values.
         arrays: shape and dtype by array name, in the order of writing.
+        files: path of every file that is not an array's, by name.
 
     Raises:
-        DamagedError: if the manifest is missing, damaged or invalid.
+        DamagedError: The manifest is missing, damaged or invalid.
     """
 
     def __init__(self, path: Path) -> None:
-        manifest = read_manifest(path)
         self.path = path
-        self.facts: dict[str, Any] = manifest.facts
+        self._manifest = manifest = read_manifest(path)
+        self.metadata = manifest.metadata
         self.arrays = {name: (entry.shape, np.dtype(entry.dtype)) for name, entry in manifest.arrays.items()}
-        self._arrays = manifest.arrays
-        self._documents = manifest.documents
+        of_arrays = {entry.file for entry in manifest.arrays.values()}
+        self.files = {name: path / name for name in manifest.files if name not in of_arrays}
 
     def verify(self) -> None:
         """Verifies the size and SHA-256 checksum of every file and the header of every array.
 
         Raises:
-            DamagedError: if a file differs; the message names the first one.
+            DamagedError: A file differs; the message names the first one.
         """
         # All checksums first: headers are parsed only in files known to be as written.
-        for entry in (*self._documents.values(), *self._arrays.values()):
-            self._check_file(entry)
-        for array in self._arrays.values():
+        for name, entry in self._manifest.files.items():
+            self._check_file(name, entry)
+        for array in self._manifest.arrays.values():
             self._check_header(array)
+
+    def read_file(self, name: str) -> bytes:
+        """Returns the content of a file. Raises DamagedError if the manifest does not list it."""
+        self._require_file(name)
+        with self._open(name) as file:
+            return file.read()
+
+    def read_json(self, name: str) -> Any:
+        """Returns the content of a JSON file of at most 16 MiB.
+
+        Raises:
+            DamagedError: The manifest does not list the file.
+            ValueError, RecursionError: It is not JSON, or too large.
+        """
+        self._require_file(name)
+        return json.loads(read_small_text(self.files[name], "a JSON file", _MAX_JSON_MEBIBYTES))
 
     def read(self, name: str) -> np.ndarray:
         """Reads the whole array `name`."""
         shape, _ = self._shape_and_dtype(name)
-        return next(self._blocks(name, shape[0] if shape else 1))
+        return next(self._blocks(name, max(1, shape[0]) if shape else 1))
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
         """Yields the rows of array `name` in blocks of about 16 MiB; empty and scalar arrays are one block."""
@@ -286,10 +213,9 @@ class ChecksummedDir:
         """Returns array `name` as a source for saving it elsewhere."""
         return ArraySource(name, *self._shape_and_dtype(name), lambda: self.blocks(name))
 
-    @property
-    def documents(self) -> dict[str, Path]:
-        """Path of every document, by name."""
-        return {name: self.path / name for name in self._documents}
+    def _require_file(self, name: str) -> None:
+        if name not in self.files:
+            raise DamagedError(f"{self.path / MANIFEST}: does not list {name}")
 
     def _shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         if name not in self.arrays:
@@ -298,68 +224,75 @@ class ChecksummedDir:
 
     def _blocks(self, name: str, rows: int) -> Iterator[np.ndarray]:
         shape, dtype = self._shape_and_dtype(name)
-        entry = self._arrays[name]
-        with self._open(entry) as file:
-            file.seek(entry.bytes - math.prod(shape) * dtype.itemsize)  # skip the header
-            if not shape or not shape[0]:
-                yield self._filled(file, entry, np.empty(shape, dtype))
-                return
-            for start in range(0, shape[0], rows):
-                yield self._filled(file, entry, np.empty((min(rows, shape[0] - start), *shape[1:]), dtype))
-
-    def _filled(self, file: BinaryIO, entry: ArrayEntry, block: np.ndarray) -> np.ndarray:
-        if file.readinto(block.reshape(-1).view(np.uint8)) != block.nbytes:  # type: ignore[attr-defined]
-            raise DamagedError(f"{self.path / entry.file}: ends too early; it was changed after it was verified")
-        return block
+        file_name = self._manifest.arrays[name].file
+        with self._open(file_name) as file:
+            header = self._manifest.files[file_name].bytes - math.prod(shape) * dtype.itemsize
+            file.seek(header)
+            for start in range(0, shape[0] if shape and shape[0] else 1, rows):
+                block = np.empty((min(rows, shape[0] - start), *shape[1:]) if shape else (), dtype)
+                if file.readinto(block.reshape(-1).view(np.uint8)) != block.nbytes:  # type: ignore[attr-defined]
+                    raise DamagedError(f"{self.path / file_name}: ends too early; it was changed after it was verified")
+                yield block
 
     @contextmanager
-    def _open(self, entry: FileEntry) -> Iterator[BinaryIO]:
+    def _open(self, name: str) -> Iterator[BinaryIO]:
         """Opens a file of the folder; errors are raised as DamagedError."""
-        path = self.path / entry.file
         try:
-            with open_regular(path) as file:
+            with open_regular(self.path / name) as file:
                 yield file
         except DataError as error:
             raise DamagedError(str(error)) from error
         except OSError as error:
-            raise DamagedError(f"{path}: {error.strerror}") from error
+            raise DamagedError(f"{self.path / name}: {error.strerror}") from error
 
-    def _check_file(self, entry: FileEntry) -> None:
-        path = self.path / entry.file
+    def _check_file(self, name: str, entry: FileEntry) -> None:
         digest = hashlib.sha256()
-        with self._open(entry) as file:
+        with self._open(name) as file:
             size = os.fstat(file.fileno()).st_size
             if size != entry.bytes:
-                raise DamagedError(f"{path}: {size:,} bytes, expected a file of {entry.bytes:,}")
+                raise DamagedError(f"{self.path / name}: has {size:,} bytes, expected {entry.bytes:,}")
             while data := file.read(BLOCK_BYTES):
                 digest.update(data)
         if digest.hexdigest() != entry.sha256:
-            raise DamagedError(f"{path}: its checksum is not the one in the manifest")
+            raise DamagedError(f"{self.path / name}: its checksum differs from the one in the manifest")
 
     def _check_header(self, entry: ArrayEntry) -> None:
-        path = self.path / entry.file
-        dtype = np.dtype(entry.dtype).newbyteorder("<")
-        with self._open(entry) as file:
+        path, dtype = self.path / entry.file, np.dtype(entry.dtype).newbyteorder("<")
+        with self._open(entry.file) as file:
             try:
                 version = npy_format.read_magic(file)
                 found = npy_format.read_array_header_1_0(file) if version == (1, 0) else None
             except ValueError as error:
                 raise DamagedError(f"{path}: {error}") from error
-            body = entry.bytes - file.tell()
+            body = self._manifest.files[entry.file].bytes - file.tell()
         if found != (entry.shape, False, dtype) or body != math.prod(entry.shape) * dtype.itemsize:
             raise DamagedError(f"{path}: holds {found}, the manifest says {entry.shape} of {dtype}")
 
 
-REPLACED = ".replaced"
-# Estimated size of a file's entry in the manifest, for the check of free space.
-_ENTRY_BYTES = 512
+def open_verified(folder: Path, fix: str) -> ChecksummedDir:
+    """Opens a folder that is part of the user's input, and verifies every byte.
+
+    Args:
+        folder: the folder.
+        fix: what to do if it is damaged, for the error message.
+
+    Raises:
+        DataError: The folder is missing or damaged.
+    """
+    try:
+        opened = ChecksummedDir(folder)
+        opened.verify()
+    except DamagedError as error:
+        raise DataError(f"{error}; {fix}") from error
+    return opened
 
 
 def write_checksummed(
     folder: Path,
-    arrays: Iterable[ArraySource],
-    documents: Mapping[str, bytes | Path],
-    facts: dict[str, Any],
+    *,
+    arrays: Iterable[ArraySource] = (),
+    files: Mapping[str, Content] | None = None,
+    metadata: dict[str, Any] | None = None,
     array_folder: str = "arrays",
 ) -> None:
     """Writes a folder atomically, replacing an earlier one.
@@ -367,54 +300,87 @@ def write_checksummed(
     Args:
         folder: path of the folder; its parents are created.
         arrays: the arrays, with distinct names.
-        documents: content, or a file to copy, by file name; names may include folders, as in "workflow/encoders.json".
-        facts: metadata for the manifest, as JSON values.
+        files: content of the other files by name; names may include folders, as in "workflow/encoders.json".
+        metadata: metadata for the manifest, as JSON values.
         array_folder: name of the subfolder for arrays, in lower-case letters.
 
     Raises:
-        StorageError: if there is no space or permission, the disk fails, or `folder` has content not written by a
-            save. An earlier folder is left intact.
-        ValueError: if names, blocks or facts are invalid.
+        StorageError: There is no space or permission, the disk fails, or `folder` has content not written by a save.
+            An earlier folder is left intact.
+        ValueError: Names, blocks or metadata are invalid.
     """
-    sources = tuple(arrays)
-    _check_names(sources, documents)
-    facts = plain_json(facts, "facts")
-    temporary = temporary_name(folder)
+    sources = {
+        f"{array_folder}/{index:04d}-{re.sub('[^A-Za-z0-9_.]+', '-', source.name)[:80]}.npy": source
+        for index, source in enumerate(arrays)
+    }
+    contents = {name: _encoded(content) for name, content in (files or {}).items()}
+    _check_names([source.name for source in sources.values()], contents)
+    metadata = plain_json(metadata or {}, "metadata")
     try:
         check_replaceable(folder)  # fail early, and check again before the rename: writing may take long
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(folder.parent, sources, documents, facts)
-        _fill(temporary, sources, documents, facts, array_folder)
-        check_replaceable(folder)
-        _put_in_place(temporary, folder)
+        manifest = _planned(sources, contents, metadata)
+        _check_room(folder.parent, manifest)
+        with draft_beside(folder) as draft:
+            _fill(draft, sources, contents, manifest)
+            check_replaceable(folder)
+            _move_into_place(draft, folder)
     except DataError as error:
         raise StorageError(f"cannot save: {error}") from error
     except OSError as error:
         raise StorageError(
             f"cannot save {folder}: {error.strerror or error}. {_fix(error)}What was saved before is untouched."
         ) from error
-    finally:
-        draft_folder.remove(temporary)
+
+
+def write_manifest(folder: Path, metadata: dict[str, Any]) -> None:
+    """Turns an existing folder of complete files into a checksummed one, by adding the manifest.
+
+    Not atomic: it is meant for a folder that is published as part of a draft.
+    """
+    manifest = Manifest(FORMAT_VERSION, plain_json(metadata, "metadata"), {}, {})
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        manifest.files[path.relative_to(folder).as_posix()] = _checksum(_chunks(path))
+    (folder / MANIFEST).write_text(manifest.to_text())
+
+
+def replace_metadata(folder: Path, metadata: dict[str, Any]) -> None:
+    """Replaces the metadata of a checksummed folder atomically; its arrays and files are unchanged.
+
+    Raises:
+        StorageError: There is no space or permission, the disk fails, or the manifest is damaged. The folder is left
+            unchanged.
+        ValueError: The metadata is invalid.
+    """
+    manifest = replace(read_manifest(folder), metadata=plain_json(metadata, "metadata"))
+    try:
+        with draft_beside(folder) as draft:
+            _write_file(draft / MANIFEST, [memoryview(manifest.to_text().encode())])
+            sync(draft / MANIFEST)
+            os.replace(draft / MANIFEST, folder / MANIFEST)
+            sync(folder)
+    except OSError as error:
+        raise StorageError(f"cannot update {folder / MANIFEST}: {error.strerror or error}. {_fix(error)}") from error
 
 
 def check_replaceable(folder: Path) -> None:
     """Checks that a save may replace `folder`: it does not exist, or holds only files written by an earlier save.
 
     Raises:
-        DataError: if the path is a link, a file or a mount point, or a folder with content not written by a save. The
-            message names the offending path.
+        DataError: The path is a link, a file or a mount point, or a folder with content not written by a save. The
+            message names the path.
     """
     for path in (folder, _aside(folder)):
         if path.is_symlink():
             raise DataError(f"{path}: is a link, and a link is never replaced; remove it, or choose another folder")
         if path.exists() and not path.is_dir():
-            raise DataError(f"{path}: is a file, and a model or checkpoint folder goes there; move it")
+            raise DataError(f"{path}: is a file, but a model or checkpoint folder is written there; move it")
         if os.path.ismount(path):
             raise DataError(
                 f"{path}: is a mount point, and a save replaces the folder as a whole, which a mount point does not "
                 "allow; mount the folder above it"
             )
-        if path.exists() and (foreign := foreign_entry(path)) is not None:
+        if path.exists() and (foreign := _foreign_entry(path)) is not None:
             raise DataError(
                 f"{foreign}: was not written by this program, and a save replaces {path} as a whole; move it, or "
                 "choose another folder"
@@ -427,7 +393,7 @@ def check_can_be_renamed(folder: Path) -> None:
     Some folders cannot be renamed, such as bind mounts or folders in the lower layers of a container image.
 
     Raises:
-        DataError: if the folder cannot be renamed.
+        DataError: The folder cannot be renamed.
     """
     aside = _aside(folder)
     if not folder.exists() or aside.exists():
@@ -442,49 +408,10 @@ def check_can_be_renamed(folder: Path) -> None:
         ) from error
 
 
-def replace_metadata(folder: Path, facts: dict[str, Any]) -> None:
-    """Replaces the facts of a checksummed folder atomically; its arrays and documents are unchanged.
-
-    Args:
-        folder: the existing folder.
-        facts: new metadata, as JSON values.
-
-    Raises:
-        StorageError: if there is no space or permission, the disk fails, or the manifest is damaged. The folder is
-            left unchanged.
-        ValueError: if the facts are invalid.
-    """
-    manifest = replace(read_manifest(folder), facts=plain_json(facts, "facts"))
-    temporary = temporary_name(folder)
-    try:
-        temporary.mkdir()
-        draft_folder.mark(temporary)
-        _write_file(temporary / MANIFEST, [memoryview(manifest.to_text().encode())])
-        _sync_file(temporary / MANIFEST)
-        os.replace(temporary / MANIFEST, folder / MANIFEST)
-        sync_names(folder)
-    except OSError as error:
-        raise StorageError(f"cannot update {folder / MANIFEST}: {error.strerror or error}. {_fix(error)}") from error
-    finally:
-        draft_folder.remove(temporary)
-
-
-def remove_leftovers(parent: Path, pattern: str) -> None:
-    """Removes leftovers of interrupted saves.
-
-    A folder that an interrupted save had moved aside is kept if nothing has taken its place, since it is then the only
-    copy (see `standing`).
-
-    Args:
-        parent: parent of the saved folders.
-        pattern: glob pattern of their names, as in "step-*".
-    """
-    for path in parent.glob(f".{pattern}-{'[0-9a-f]' * 12}{UNFINISHED}"):
-        if draft_folder.is_draft(path) or is_owned(path):
-            draft_folder.remove(path)
-    for aside in parent.glob(f"{pattern}{REPLACED}"):
-        if aside.with_name(aside.name.removesuffix(REPLACED)).exists():
-            discard(aside)
+def current_path(folder: Path) -> Path:
+    """Returns the path of the content of `folder`: moved aside if a save was interrupted between its two renames."""
+    aside = _aside(folder)
+    return aside if aside.exists() and not folder.exists() else folder
 
 
 def discard(folder: Path) -> bool:
@@ -495,35 +422,84 @@ def discard(folder: Path) -> bool:
     Returns:
         False if the folder has other content, in which case it is left unchanged.
     """
-    if not is_owned(folder):
+    if not _is_owned(folder):
         return False
-    doomed = temporary_name(folder)
+    removed = temporary_folder(folder)
     with suppress(OSError):
-        os.rename(folder, doomed)
+        os.rename(folder, removed)
         with suppress(OSError):  # a full disk
-            draft_folder.mark(doomed)
-        draft_folder.remove(doomed)
+            mark_draft(removed)
+        remove_draft(removed)
     return True
 
 
-def standing(folder: Path) -> Path:
-    """Returns the path that holds the content of `folder`: set aside if a save was interrupted between its renames."""
-    aside = _aside(folder)
-    return aside if aside.exists() and not folder.exists() else folder
+def remove_leftovers(parent: Path, pattern: str) -> None:
+    """Removes what interrupted saves have left.
+
+    A folder that an interrupted save had moved aside is kept if no new one exists, since it is then the only copy (see
+    `current_path`).
+
+    Args:
+        parent: parent of the saved folders.
+        pattern: glob pattern of their names, as in "step-*".
+    """
+    for path in parent.glob(f".{pattern}-{'[0-9a-f]' * 12}{UNFINISHED}"):
+        if is_draft(path) or _is_owned(path):
+            remove_draft(path)
+    for aside in parent.glob(f"{pattern}{REPLACED}"):
+        if aside.with_name(aside.name.removesuffix(REPLACED)).exists():
+            discard(aside)
 
 
-def temporary_name(folder: Path) -> Path:
-    """Returns a hidden name in the same parent folder that readers ignore and `remove_leftovers` recognizes."""
-    return folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:12]}{UNFINISHED}")
+def _is_owned(folder: Path) -> bool:
+    return folder.is_dir() and not folder.is_symlink() and _foreign_entry(folder) is None
 
 
-def _check_names(sources: tuple[ArraySource, ...], documents: Mapping[str, bytes | Path]) -> None:
-    twice = [name for name, count in Counter(source.name for source in sources).items() if count > 1]
-    if twice:
-        raise ValueError(f"arrays given twice: {', '.join(twice)}")
-    for name in documents:
-        if not is_document_name(name):
-            raise ValueError(f"{name!r} cannot name a document: printable, three folders deep at most, no part hidden")
+def _foreign_entry(folder: Path) -> Path | None:
+    """Returns the first entry of a folder that was not written by a save, or None if there is none.
+
+    Files listed in the manifest and their parent folders count as written by a save. If the manifest cannot be read,
+    files with names of arrays do, and the manifest itself if there are any such files.
+    """
+    entries = dict(_entries(folder))
+    try:
+        written = {MANIFEST, *read_manifest(folder).files}
+    except DamagedError:
+        written = {name for name in entries if _ARRAY_FILE.fullmatch(name)}
+        written |= {MANIFEST} if written else set()
+    folders = {str(parent) for name in written for parent in PurePosixPath(name).parents}
+    for name, kind in entries.items():
+        if not (kind == "file" and name in written or kind == "folder" and name in folders):
+            return folder / name
+    return None
+
+
+def _entries(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yields the relative path and the kind ("file", "folder" or "link") of every entry; links are not followed."""
+    for parent, folders, files in os.walk(folder):
+        for names, kind in ((folders, "folder"), (files, "file")):
+            for name in sorted(names):
+                path = Path(parent, name)
+                yield path.relative_to(folder).as_posix(), "link" if path.is_symlink() else kind
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(folder.name + REPLACED)
+
+
+def _encoded(content: Content) -> bytes | Path:
+    if isinstance(content, Path | bytes):
+        return content
+    text = content if isinstance(content, str) else json.dumps(content, indent=2, allow_nan=False) + "\n"
+    return text.encode()
+
+
+def _check_names(arrays: list[str], files: Iterable[str]) -> None:
+    if repeated := [name for name, count in Counter(arrays).items() if count > 1]:
+        raise ValueError(f"arrays given twice: {', '.join(repeated)}")
+    for name in files:
+        if not is_file_name(name):
+            raise ValueError(f"{name!r} cannot name a file: expected a printable relative path without hidden parts")
 
 
 def _fix(error: OSError) -> str:
@@ -533,19 +509,26 @@ def _fix(error: OSError) -> str:
     return "Make the folder writable. " if is_refused else ""
 
 
-def _aside(folder: Path) -> Path:
-    return folder.with_name(folder.name + REPLACED)
+def _planned(
+    sources: Mapping[str, ArraySource], contents: Mapping[str, bytes | Path], metadata: dict[str, Any]
+) -> Manifest:
+    """Returns the manifest of a save as it will be, except for the checksums, which are still zeros."""
+    sizes = {name: len(source.npy_header()) + source.nbytes for name, source in sources.items()}
+    for name, content in contents.items():
+        sizes[name] = content.stat().st_size if isinstance(content, Path) else len(content)
+    arrays = {
+        source.name: ArrayEntry(name, tuple(map(int, source.shape)), np.dtype(source.dtype).name)
+        for name, source in sources.items()
+    }
+    files = {name: FileEntry(size, "0" * 64) for name, size in sizes.items()}
+    return Manifest(FORMAT_VERSION, metadata, files, arrays)
 
 
-def _check_room(
-    parent: Path, sources: tuple[ArraySource, ...], documents: Mapping[str, bytes | Path], facts: dict[str, Any]
-) -> None:
+def _check_room(parent: Path, manifest: Manifest) -> None:
     """Raises an OSError unless the disk has space for the save's files, rounded up to whole blocks, and folders."""
     disk = os.statvfs(parent)
-    sizes = [len(source.npy_header()) + source.nbytes for source in sources]
-    sizes += [_size(content) for content in documents.values()]
-    sizes.append(len(json.dumps(facts)) + _ENTRY_BYTES * (len(sizes) + 1))  # the manifest
-    folders = 2 + len({parent for name in documents for parent in PurePath(name).parents})
+    sizes = [entry.bytes for entry in manifest.files.values()] + [len(manifest.to_text())]
+    folders = 1 + len({folder for name in manifest.files for folder in PurePosixPath(name).parents})
     needed = sum(-(-size // disk.f_frsize) for size in sizes) + folders
     free, files = disk.f_bavail * disk.f_frsize, len(sizes) + folders + 1
     # Some network file systems report zeros; there the write itself fails if the disk is full.
@@ -560,55 +543,39 @@ def _no_room(figures: str) -> OSError:
 
 
 def _fill(
-    temporary: Path,
-    sources: tuple[ArraySource, ...],
-    documents: Mapping[str, bytes | Path],
-    facts: dict[str, Any],
-    array_folder: str,
+    draft: Path, sources: Mapping[str, ArraySource], contents: Mapping[str, bytes | Path], manifest: Manifest
 ) -> None:
-    temporary.mkdir()
-    draft_folder.mark(temporary)
-    (temporary / array_folder).mkdir()
-    manifest = Manifest(facts, {}, {})
-    for index, source in enumerate(sources):
-        file = f"{array_folder}/{index:04d}-{re.sub('[^A-Za-z0-9_.]+', '-', source.name)[:80]}.npy"
-        size, digest = _write_file(temporary / file, source.npy_chunks())
-        shape = tuple(int(length) for length in source.shape)
-        manifest.arrays[source.name] = ArrayEntry(file, size, digest, shape, np.dtype(source.dtype).name)
-    for name, content in documents.items():
-        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-        manifest.documents[name] = FileEntry(name, *_write_file(temporary / name, _chunks(content)))
+    """Writes all files and the manifest, and syncs them to disk."""
+    for name, source in sources.items():
+        manifest.files[name] = _write_file(draft / name, source.npy_chunks())
+    for name, content in contents.items():
+        manifest.files[name] = _write_file(draft / name, _chunks(content))
     # Synced only after all files are written, so that a thread handing over blocks does not wait for the disk.
-    for entry in (*manifest.arrays.values(), *manifest.documents.values()):
-        _sync_file(temporary / entry.file)
-    for inner in (path for path in temporary.rglob("*") if path.is_dir()):
-        sync_names(inner)
+    for name in manifest.files:
+        sync(draft / name)
+    for inner in (path for path in draft.rglob("*") if path.is_dir()):
+        sync(inner)
     # Written last: a folder that has a manifest has all files listed in it.
-    _write_file(temporary / MANIFEST, [memoryview(manifest.to_text().encode())])
-    _sync_file(temporary / MANIFEST)
-    draft_folder.unmark(temporary)
-    sync_names(temporary)
+    _write_file(draft / MANIFEST, [memoryview(manifest.to_text().encode())])
+    sync(draft / MANIFEST)
+    unmark_draft(draft)
+    sync(draft)
 
 
-def _write_file(path: Path, chunks: Iterable[memoryview]) -> tuple[int, str]:
-    """Writes a file and returns its size in bytes and its SHA-256 checksum."""
-    digest, size = hashlib.sha256(), 0
+def _write_file(path: Path, chunks: Iterable[memoryview]) -> FileEntry:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "xb") as file:
-        for chunk in chunks:
-            digest.update(chunk)
-            file.write(chunk)
-            size += len(chunk)
-    return size, digest.hexdigest()
+        return _checksum(chunks, file.write)
 
 
-def _sync_file(path: Path) -> None:
-    """Syncs a file's content to disk, regardless of the descriptor it was written through."""
-    with open_regular(path) as file:
-        os.fsync(file.fileno())
-
-
-def _size(content: bytes | Path) -> int:
-    return content.stat().st_size if isinstance(content, Path) else len(content)
+def _checksum(chunks: Iterable[memoryview], handle: Callable[[memoryview], object] = lambda chunk: None) -> FileEntry:
+    """Returns size and checksum of chunks of bytes, each of which is passed to `handle` as well."""
+    digest, size = hashlib.sha256(), 0
+    for chunk in chunks:
+        digest.update(chunk)
+        handle(chunk)
+        size += len(chunk)
+    return FileEntry(size, digest.hexdigest())
 
 
 def _chunks(content: bytes | Path) -> Iterator[memoryview]:
@@ -620,13 +587,13 @@ def _chunks(content: bytes | Path) -> Iterator[memoryview]:
             yield memoryview(data)
 
 
-def _put_in_place(temporary: Path, folder: Path) -> None:
+def _move_into_place(draft: Path, folder: Path) -> None:
     aside = _aside(folder)
     # rename(2) cannot replace a non-empty folder, so an existing one is moved aside first. If the process dies between
-    # the two renames, `standing` finds the old folder.
+    # the two renames, `current_path` finds the old folder.
     if folder.exists():
         os.rename(folder, aside)
-    os.rename(temporary, folder)
-    sync_names(folder.parent)
+    os.rename(draft, folder)
+    sync(folder.parent)
     if aside.exists():
         discard(aside)

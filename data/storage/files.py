@@ -1,4 +1,8 @@
-"""Opens files named by a user or a dataset: regular files only, and for a dataset only inside its folder."""
+"""Safe reading and atomic writing of files.
+
+Files that a user or a dataset names are opened only if they are regular files, and those of a dataset only inside its
+folder. Files and folders are written under a temporary name, synced to disk, and renamed.
+"""
 
 import errno
 import os
@@ -79,174 +83,6 @@ def reading(path: Path, hint: str) -> Iterator[BinaryIO]:
             raise
 
 
-def first_file(paths: Sequence[Path]) -> Path | None:
-    """Returns the first path that is a regular file, else the first that exists at all, else None.
-
-    Reading a path that is not a regular file raises an error that says what it is.
-    """
-    there = [path for path in paths if os.path.lexists(path)]
-    return next((path for path in there if path.is_file()), next(iter(there), None))
-
-
-def is_of_system(error: OSError) -> bool:
-    """Returns whether a system call failed: Arrow and gzip raise OSError without an errno for corrupt content."""
-    return bool(error.errno) and not isinstance(error, LostInputError)
-
-
-def way_out(path: str, root: str, resolved: dict[str, str]) -> str | None:
-    """Returns how a path leads out of the dataset's folder, with the fix, or None if it stays inside.
-
-    Args:
-        path: path as written in the dataset's specification.
-        root: the dataset's folder, with symbolic links resolved.
-        resolved: cache of resolved paths, shared between calls; initially empty.
-    """
-    fix = "write a path relative to the specification's folder that stays under it"
-    if os.path.isabs(path):
-        return f"is an absolute path; {fix}"
-    normal = os.path.normpath(path)
-    if normal == ".." or normal.startswith("../"):
-        return f"leads out of the folder; {fix}"
-    place = root
-    for part in path.split("/"):
-        place = f"{place}/{part}"
-        if place not in resolved:
-            resolved[place] = _resolve(place, root)
-        real = resolved[place]
-        if not real:
-            return None
-        if os.path.commonpath([real, root]) != root:
-            return f"is a link that leads out of the folder (to {shown(real)}); copy the file into it"
-    return None
-
-
-def check_stays(folder: Path, name: str) -> None:
-    """Checks that a file next to a specification really lies inside its folder.
-
-    Raises:
-        DataError: The name, or a symbolic link on its path, leads out of the folder.
-    """
-    if mistake := way_out(name, os.path.realpath(folder), {}):
-        raise DataError(f"{Path(folder) / name}: {mistake}, or pass --allow_outside_paths")
-
-
-def _resolve(place: str, root: str) -> str:
-    """Resolves one prefix of a path whose parent lies in `root`.
-
-    Only links and ".." can leave `root`, so everything else is resolved to `root` without a call of realpath. Resolving
-    prefix by prefix stops at the first missing folder, which keeps long lists of paths fast.
-
-    Returns:
-        The real path of a link or "..", `root` for anything else, "" if `place` does not exist.
-    """
-    try:
-        is_link = stat.S_ISLNK(os.lstat(place).st_mode)
-    except OSError:
-        return ""
-    return os.path.realpath(place) if is_link or place.endswith("/..") else root
-
-
-def _check_regular(status: os.stat_result, path: str | os.PathLike[str], expected: str) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), "no regular file")
-        raise NotRegularError(f"{os.fspath(path)}: is {kind}; expected {expected}")
-
-
-UNFINISHED = ".unfinished"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Yields a temporary file that replaces `path` when the block ends, or is removed on an exception.
-
-    Raises:
-        OSError: The file cannot be written. Any existing file at `path` is left untouched.
-    """
-    temporary = temporary_beside(path)
-    try:
-        with create_new(temporary) as file:
-            yield file
-            # Flush the content to disk before the rename: after a power loss, the name never refers to an empty file.
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    sync_names(path.parent)
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Atomically writes text (as UTF-8) or bytes to `path`."""
-    with replacing(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-
-
-def create_new(path: Path) -> BinaryIO:
-    """Creates a file and opens it for writing, without following symbolic links.
-
-    Raises:
-        OSError: `path` already exists, or the file cannot be created.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    return open(os.open(path, flags, 0o666), "wb")
-
-
-def temporary_beside(path: Path) -> Path:
-    """Returns an unpredictable hidden file name in the folder of `path`."""
-    return path.parent / f".{secrets.token_hex(8)}{UNFINISHED}"
-
-
-def sync_names(folder: Path) -> None:
-    """Flushes the directory entries of a folder to disk, where its file system supports it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def is_out_of_room(error: OSError) -> bool:
-    """Returns whether the disk, a quota or a file size limit is exhausted, rather than the location not writable."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-MARKER = ".draft-of-this-program"
-
-
-def mark(folder: Path) -> None:
-    """Marks a folder as a draft, which may be removed once the process that writes it has died."""
-    (folder / MARKER).touch(exist_ok=True)
-
-
-def unmark(folder: Path) -> None:
-    """Removes the marker, before the folder is renamed to its final name."""
-    (folder / MARKER).unlink(missing_ok=True)
-
-
-def is_draft(folder: Path) -> bool:
-    """Returns whether a folder may be removed: it has the marker or is empty. False for a symbolic link to one."""
-    if folder.is_symlink() or not folder.is_dir():
-        return False
-    with suppress(OSError):
-        return (folder / MARKER).is_file() or not any(folder.iterdir())
-    return False
-
-
-def remove(folder: Path) -> None:
-    """Removes a draft, ignoring OSError; the marker goes last, so that an interrupted removal can be completed."""
-    with suppress(OSError):
-        for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != MARKER:
-                path.unlink()
-        shutil.rmtree(folder)
-
-
 def read_small_text(path: Path, expected: str, max_mebibytes: int) -> str:
     """Returns the content of a UTF-8 file, without its byte order mark.
 
@@ -274,3 +110,188 @@ def read_small_text(path: Path, expected: str, max_mebibytes: int) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
+
+
+def first_file(paths: Sequence[Path]) -> Path | None:
+    """Returns the first path that is a regular file, else the first that exists at all, else None.
+
+    Reading a path that is not a regular file raises an error that says what it is.
+    """
+    there = [path for path in paths if os.path.lexists(path)]
+    return next((path for path in there if path.is_file()), next(iter(there), None))
+
+
+def is_of_system(error: OSError) -> bool:
+    """Returns whether a system call failed: Arrow and gzip raise OSError without an errno for corrupt content."""
+    return bool(error.errno) and not isinstance(error, LostInputError)
+
+
+def find_escape(path: str, root: str, resolved: dict[str, str]) -> str | None:
+    """Returns how a path leads out of the dataset's folder, with the fix, or None if it stays inside.
+
+    Args:
+        path: path as written in the dataset's specification.
+        root: the dataset's folder, with symbolic links resolved.
+        resolved: cache of resolved paths, shared between calls; initially empty.
+    """
+    fix = "write a path relative to the specification's folder that stays under it"
+    if os.path.isabs(path):
+        return f"is an absolute path; {fix}"
+    normal = os.path.normpath(path)
+    if normal == ".." or normal.startswith("../"):
+        return f"leads out of the folder; {fix}"
+    prefix = root
+    for part in path.split("/"):
+        prefix = f"{prefix}/{part}"
+        if prefix not in resolved:
+            resolved[prefix] = _resolve(prefix, root)
+        real = resolved[prefix]
+        if not real:
+            return None
+        if os.path.commonpath([real, root]) != root:
+            return f"is a link that leads out of the folder (to {shown(real)}); copy the file into it"
+    return None
+
+
+def check_inside(folder: Path, name: str) -> None:
+    """Checks that a file next to a specification really lies inside its folder.
+
+    Raises:
+        DataError: The name, or a symbolic link on its path, leads out of the folder.
+    """
+    if mistake := find_escape(name, os.path.realpath(folder), {}):
+        raise DataError(f"{Path(folder) / name}: {mistake}, or pass --allow_outside_paths")
+
+
+def _resolve(path: str, root: str) -> str:
+    """Resolves one prefix of a path whose parent lies in `root`.
+
+    Only links and ".." can leave `root`, so everything else is resolved to `root` without a call of realpath. Resolving
+    prefix by prefix stops at the first missing folder, which keeps long lists of paths fast.
+
+    Returns:
+        The real path of a link or "..", `root` for anything else, "" if `path` does not exist.
+    """
+    try:
+        is_link = stat.S_ISLNK(os.lstat(path).st_mode)
+    except OSError:
+        return ""
+    return os.path.realpath(path) if is_link or path.endswith("/..") else root
+
+
+def _check_regular(status: os.stat_result, path: str | os.PathLike[str], expected: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), "no regular file")
+        raise NotRegularError(f"{os.fspath(path)}: is {kind}; expected {expected}")
+
+
+# Suffix of the names of temporary files and folders.
+UNFINISHED = ".unfinished"
+# File in a draft, a folder that is being written. It shows that this program may remove the folder.
+DRAFT_MARKER = ".draft-of-this-program"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yields a temporary file that replaces `path` when the block ends, or is removed on an exception.
+
+    Raises:
+        OSError: The file cannot be written. Any existing file at `path` is left untouched.
+    """
+    temporary = temporary_beside(path)
+    try:
+        with create_new(temporary) as file:
+            yield file
+            # Flush the content to disk before the rename: after a power loss, the name never refers to an empty file.
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Atomically writes text (as UTF-8) or bytes to `path`."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def create_new(path: Path) -> BinaryIO:
+    """Creates a file and opens it for writing, without following symbolic links.
+
+    Raises:
+        OSError: `path` already exists, or the file cannot be created.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return open(os.open(path, flags, 0o666), "wb")
+
+
+def temporary_beside(path: Path) -> Path:
+    """Returns an unpredictable hidden file name in the folder of `path`."""
+    return path.parent / f".{secrets.token_hex(8)}{UNFINISHED}"
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or the directory entries of a folder, to disk, where the file system supports it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def is_out_of_room(error: OSError) -> bool:
+    """Returns whether the disk, a quota or a file size limit is exhausted, rather than the location not writable."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def draft_beside(folder: Path) -> Iterator[Path]:
+    """Yields a new draft beside `folder`, which is removed when the block ends, unless it was renamed before."""
+    draft = temporary_folder(folder)
+    try:
+        draft.mkdir()
+        mark_draft(draft)
+        yield draft
+    finally:
+        remove_draft(draft)
+
+
+def temporary_folder(folder: Path) -> Path:
+    """Returns an unpredictable hidden name in the parent of `folder`."""
+    return folder.with_name(f".{folder.name}-{secrets.token_hex(6)}{UNFINISHED}")
+
+
+def mark_draft(folder: Path) -> None:
+    """Marks a folder as a draft, which may be removed once the process that writes it has died."""
+    (folder / DRAFT_MARKER).touch(exist_ok=True)
+
+
+def unmark_draft(folder: Path) -> None:
+    """Removes the marker, before the folder is renamed to its final name."""
+    (folder / DRAFT_MARKER).unlink(missing_ok=True)
+
+
+def is_draft(folder: Path) -> bool:
+    """Returns whether a folder may be removed: it has the marker or is empty. False for a symbolic link to one."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    with suppress(OSError):
+        return (folder / DRAFT_MARKER).is_file() or not any(folder.iterdir())
+    return False
+
+
+def remove_draft(folder: Path) -> None:
+    """Removes a draft, ignoring OSError; the marker goes last, so that an interrupted removal can be completed."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != DRAFT_MARKER:
+                path.unlink()
+        shutil.rmtree(folder)

@@ -18,17 +18,17 @@ def check_apart(outputs: Mapping[str, Path | Iterable[Path]], inputs: Mapping[st
     Raises:
         DataError: Two paths overlap; the message names both.
     """
-    read = [_Place(name, path) for name, path in _pairs(inputs)]
-    written: list[_Place] = []
+    read = [_ResolvedPath(name, path) for name, path in _pairs(inputs)]
+    written: list[_ResolvedPath] = []
     for name, path in _pairs(outputs):
-        place = _Place(name, path)
+        output = _ResolvedPath(name, path)
         for other in (*read, *written):
-            if how := place.meets(other):
+            if how := output.overlap(other):
                 kind = "read" if other in read else "written"
                 raise DataError(
                     f"{name} {path}: {how} {other.path}, which this run has {kind} as {other.name}; choose another path"
                 )
-        written.append(place)
+        written.append(output)
 
 
 def check_replaceable_file(path: Path, what: str, is_ours: Callable[[Path], bool]) -> None:
@@ -58,7 +58,7 @@ def check_replaceable_file(path: Path, what: str, is_ours: Callable[[Path], bool
         raise DataError(f"{what} {path}: exists, and this command has not written it; move it, or choose another path")
 
 
-class _Place:
+class _ResolvedPath:
     """A named path with its symbolic links resolved, and its device and inode numbers if it exists."""
 
     def __init__(self, name: str, path: Path) -> None:
@@ -70,7 +70,7 @@ class _Place:
             # Also detects hard links and file systems that ignore case.
             self._identity = (status.st_dev, status.st_ino)
 
-    def meets(self, other: "_Place") -> str:
+    def overlap(self, other: "_ResolvedPath") -> str:
         """Returns in words how this path overlaps another one, or an empty string if it does not."""
         if self._real == other._real or (self._identity is not None and self._identity == other._identity):
             return "is the same file as"
@@ -79,9 +79,9 @@ class _Place:
         return "lies in" if self._real.startswith(other._real.rstrip(os.sep) + os.sep) else ""
 
 
-def _pairs(places: Mapping[str, Path | Iterable[Path]]) -> list[tuple[str, Path]]:
+def _pairs(paths_by_name: Mapping[str, Path | Iterable[Path]]) -> list[tuple[str, Path]]:
     return [
         (name, path)
-        for name, paths in places.items()
+        for name, paths in paths_by_name.items()
         for path in ([paths] if isinstance(paths, Path) else dict.fromkeys(paths))
     ]

@@ -1,4 +1,3 @@
-import hashlib
 import json
 from collections import Counter
 
@@ -13,6 +12,7 @@ from data.preprocess.encoder_files import load_encoders, save_encoders
 from data.preprocess.encoders import Numerical, Vocabulary, encode_columns
 from data.preprocess.keys import KeyTable
 from tests.data.scalar_hash import scalar_hash
+from tests.manifests import file_entry, replace_file, rewrite_manifest
 
 COLOURS = Vocabulary.fit("colour", ["red", "blue", "green"], [5, 9, 5])
 VALUES = st.one_of(st.lists(st.integers(-50, 50)), st.lists(st.text("abcé", max_size=3)))
@@ -179,19 +179,17 @@ def test_a_damaged_file_is_named(tmp_path, file, damage):
 
 
 @pytest.mark.parametrize(
-    ("manifest", "message"),
+    ("change", "message"),
     [
-        ('{"version": 2, "files": {}}', "version 2, this program reads version 1"),
-        ('{"version": 1, "files": {"../colour": {"bytes": 0, "sha256": ""}}}', "not a file of this folder"),
-        ('{"version": 1, "files": {}}', "does not list encoders.json"),
-        ('{"version": 1}', "does not hold encoders"),
-        ("[]", "version None"),
-        ("{", "not valid JSON"),
+        (lambda manifest: manifest.update(version=1), "version 1, this program reads version 2"),
+        (lambda manifest: manifest["files"].update({"../colour": file_entry(b"")}), "not a file of this folder"),
+        (lambda manifest: manifest["files"].pop("encoders.json"), "does not list encoders.json"),
+        (lambda manifest: manifest.pop("files"), "files is missing"),
     ],
 )
-def test_a_manifest_that_is_not_ours_is_rejected(tmp_path, manifest, message):
+def test_foreign_manifest_is_rejected(tmp_path, change, message):
     save_encoders(encoders(), tmp_path / "workflow")
-    (tmp_path / "workflow" / "manifest.json").write_text(manifest)
+    rewrite_manifest(tmp_path / "workflow", change)
     with pytest.raises(DataError, match=message):
         load_encoders(tmp_path / "workflow")
 
@@ -200,16 +198,9 @@ def test_another_hash_is_rejected(tmp_path):
     save_encoders({"age": Numerical("age")}, tmp_path / "workflow")
     settings = json.loads((tmp_path / "workflow" / "encoders.json").read_text())
     settings["hash"] = "md5"
-    content = json.dumps(settings).encode()
-    (tmp_path / "workflow" / "encoders.json").write_bytes(content)
-    reseal(tmp_path / "workflow", content)
+    replace_file(tmp_path / "workflow", "encoders.json", json.dumps(settings).encode())
     with pytest.raises(DataError, match="'md5'"):
         load_encoders(tmp_path / "workflow")
-
-
-def reseal(folder, content):
-    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps({"version": 1, "files": {"encoders.json": entry}}))
 
 
 def test_an_existing_folder_is_left_alone(tmp_path):

@@ -24,7 +24,6 @@ from data.preprocess.text_tables import TextForm, find_file, read_text_table
 from data.spec.embedding_sizes import read_sizes
 from data.spec.yaml_reader import read_yaml
 from data.storage import files
-from data.storage import files as draft_folder
 from data.storage.checksummed_dir import DamagedError, read_manifest
 from data.storage.files import open_regular, reading
 from tests.data.parquet_worlds import write_world
@@ -68,7 +67,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "a text table": lambda path: read_text_table(path, FORM),
     "a raw table": lambda path: list(read_blocks(path, TABLE)),
     "encoders": lambda path: load_encoders(folder_of(path, "manifest.json")),
-    "an outbrain workflow": lambda path: load_workflow(folder_of(path, "workflow.json")),
+    "an outbrain workflow": lambda path: load_workflow(folder_of(path, "manifest.json")),
     "a manifest": lambda path: read_manifest(folder_of(path, "manifest.json")),
     "a log": read_log,
     "a run's log": lambda path: read_run(folder_of(path, "log.json"), "run"),
@@ -91,7 +90,7 @@ def test_a_worker_record_that_is_a_pipe_is_passed_over(tmp_path):
 
 def test_a_pipe_in_an_abandoned_draft_is_passed_over(tmp_path):
     (tmp_path / ".unfinished-1").mkdir()
-    draft_folder.mark(tmp_path / ".unfinished-1")
+    files.mark_draft(tmp_path / ".unfinished-1")
     os.mkfifo(tmp_path / ".unfinished-1" / ".moving.json")
     with new_dataset(tmp_path) as draft:
         (draft / SPEC_FILE).touch()

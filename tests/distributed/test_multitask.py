@@ -90,7 +90,7 @@ def test_two_workers_see_the_losses_that_one_sees(folder, name):
 
 
 def test_two_workers_see_the_gates_that_one_sees(folder):
-    two, one = (read_run(folder / name / "results", name).health for name in ("mmoe", "one_mmoe"))
+    two, one = (read_run(folder / name / "results", name).gates for name in ("mmoe", "one_mmoe"))
     assert [point.epoch for point in two] == [1, 2] and two[-1].values.keys() == one[-1].values.keys()
     for key, value in two[-1].values.items():
         assert value == pytest.approx(one[-1].values[key], abs=0.01), key
@@ -99,7 +99,7 @@ def test_two_workers_see_the_gates_that_one_sees(folder):
 @pytest.mark.parametrize("name", left_to_all(VARIANTS, USUAL))
 def test_gates_are_drawn_where_there_are_some(folder, name):
     has_gates = name not in WITHOUT_GATES
-    assert bool(read_run(folder / name / "results", name).health) == has_gates
+    assert bool(read_run(folder / name / "results", name).gates) == has_gates
     assert (folder / name / "results" / "gates.png").is_file() == has_gates
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.helpers import ROOT
-from trainer.checkpoint.manager import Saver
+from trainer.checkpoint.manager import CheckpointManager
 
 
 @dataclass(frozen=True)
@@ -158,17 +158,17 @@ HAPPENINGS: dict[str, Callable[[Path, Path], None]] = {
 
 def let_happen(names: list[str], arguments: list[str]) -> None:
     """Patches saving so that these happen once, when the first checkpoint is on disk and before the next step."""
-    save, left = Saver.save, list(names)
+    save, left = CheckpointManager.save, list(names)
     folders = [Path(arguments[arguments.index(flag) + 1]) for flag in ("--model_dir", "--results_dir")]
 
-    def then_strange(saver: Saver, *given, **options):
+    def then_strange(saver: CheckpointManager, *given, **options):
         save(saver, *given, **options)
         if left:
             saver.finish()
         while left:
             HAPPENINGS[left.pop()](*folders)
 
-    Saver.save = then_strange  # type: ignore[method-assign]
+    CheckpointManager.save = then_strange  # type: ignore[method-assign]
 
 
 def become_main(request: Request) -> None:
@@ -195,7 +195,7 @@ def become_main(request: Request) -> None:
 
 def main() -> None:
     # main.py imports the second one late.
-    for module in ("main", "trainer.run"):
+    for module in ("main", "trainer.trainer"):
         importlib.import_module(module)
     requests, answers = os.dup(0), os.dup(1)
     with open(requests) as lines:

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import trainer.inputs
-import trainer.loop
+import trainer.trainer
 from main import main
 from trainer.process.worker_env import read_worker_env
 
@@ -19,31 +19,31 @@ CHECK_SECONDS = 25.0
 
 def make_slow() -> None:
     """Lets this worker take its time over every batch."""
-    step_input = trainer.loop.step_input
+    step_input = trainer.trainer.step_input
 
     def slowly(*arguments: Any) -> Any:
         time.sleep(SLOW_SECONDS)
         return step_input(*arguments)
 
-    trainer.loop.step_input = slowly
+    trainer.trainer.step_input = slowly
 
 
 def make_drift() -> None:
     """Changes the last bit of one weight after a step."""
     import tensorflow as tf
 
-    see = trainer.loop.TrainingLoop._see
+    handle_result = trainer.trainer.Trainer._handle_result
 
-    def see_and_drift(loop: Any, position: Any, result: Any) -> Any:
-        decision = see(loop, position, result)
-        if position.step(loop.loader.steps_per_epoch) == DRIFTS_AT:
-            name = next(name for name in loop.state.variables if name.endswith("kernel"))
-            variable = loop.state.variables[name]
+    def handle_and_drift(worker: trainer.trainer.Trainer, number: int, result: Any) -> Any:
+        decision = handle_result(worker, number, result)
+        if number == DRIFTS_AT:
+            variables = worker.training.state.variables
+            variable = next(value for name, value in variables.items() if name.endswith("kernel"))
             first = tf.bitcast(variable[0, 0], tf.int32)
             variable[0, 0].assign(tf.bitcast(tf.bitwise.bitwise_xor(first, 1), tf.float32))
         return decision
 
-    trainer.loop.TrainingLoop._see = see_and_drift  # type: ignore[method-assign]
+    trainer.trainer.Trainer._handle_result = handle_and_drift  # type: ignore[method-assign]
 
 
 def make_check_slow() -> None:

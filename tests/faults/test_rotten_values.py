@@ -149,7 +149,7 @@ def test_predictions_of_rows_that_are_dropped_are_refused(dataset, flags):
     def open_for(policy: str) -> Inputs:
         arguments = ["--dataset_path", str(dataset), *SMALL, *flags, "--oov_policy", policy]
         # A worker that does not read the checkpoint.
-        return open_inputs(parse(arguments, 2, ("wide_deep",), reads_checkpoint=False), WorkerEnv(rank=1, size=2))
+        return open_inputs(parse(arguments, 2, reads_checkpoint=False), WorkerEnv(rank=1, size=2))
 
     with pytest.raises(DataError, match="out.parquet has a line for each row .* predict with --oov_policy clip"):
         open_for("drop")

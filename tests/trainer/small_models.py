@@ -4,10 +4,10 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.comm import Comm, SingleWorker
-from trainer.config import ModelOptions, TrainingOptions
+from trainer.config import TrainingOptions
 from trainer.embeddings.shards import Shards
 from trainer.layout import CategoricalInput, InputSchema
-from trainer.models import build_model
+from trainer.models import build_model, model_options
 from trainer.models.ranking import RankingModel
 from trainer.models.weights import named
 from trainer.optimizers.loss_scale import LossScale
@@ -48,7 +48,7 @@ def make_model(
         "tower_hidden_units": (8,),
         "num_experts": 4,
     }
-    options = ModelOptions(deep_dropout=dropout, combiner=combiner, **(small | flags))
+    options = model_options(deep_dropout=dropout, combiner=combiner, **(small | flags))
     named_tasks = tuple(task if isinstance(task, Task) else Task(task) for task in tasks)
     return build_model(options, layout, named_tasks, compute_dtype=compute_dtype, seed=seed, shards=shards)
 

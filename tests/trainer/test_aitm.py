@@ -3,27 +3,26 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer.small_models import make_batches, make_model, make_step
-from tests.trainer.test_training_pass import training_pass
-from trainer.models.aitm import Transfer, chain_of
-from trainer.models.layers import Style
+from tests.trainer.test_regularization import step_context
+from trainer.models.aitm import attend, chain_of
+from trainer.models.layers import Dense, DenseConfig
 from trainer.tasks.tasks import Task
 
 CLICK, CART, BUY = Task("click"), Task("cart"), Task("buy")
 
 
-def test_tasks_are_chained_by_given_and_else_by_their_order():
+def test_chain_follows_given_then_order():
     assert chain_of((CLICK, CART, BUY)) == [(0, None), (1, 0), (2, 1)]
     given_later = (Task("buy", given=1), CLICK, Task("return", given=0), CART)
     assert chain_of(given_later) == [(1, None), (3, 1), (0, 1), (2, 0)]
 
 
-def test_a_transfer_is_the_papers_attention_over_two_vectors():
-    layer = Transfer(4, style=Style("relu"), seed=3, name="transfer")
+def test_attention_equals_the_paper():
+    projections = Dense(4, DenseConfig(), stacks=3, name="attention")
     rng = np.random.default_rng(0)
-    own, below = (rng.normal(size=(5, 4)).astype(np.float32) for _ in range(2))
-    found = layer(tf.constant(own), tf.constant(below)).numpy()
-    handed = np.maximum(below @ layer.hand_on.dense[0].kernel.numpy()[0], 0)
-    value, key, query = layer.projections.kernel.numpy()
+    own, handed = (rng.normal(size=(5, 4)).astype(np.float32) for _ in range(2))
+    found = attend(tf.constant(own), tf.constant(handed), projections).numpy()
+    value, key, query = projections.kernel.numpy()
     for row in range(5):
         vectors = (handed[row], own[row])
         scores = np.array([(u @ key) @ (u @ query) / 2 for u in vectors])
@@ -32,21 +31,21 @@ def test_a_transfer_is_the_papers_attention_over_two_vectors():
         np.testing.assert_allclose(found[row], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("tasks", "penalised"), [((CLICK, BUY), True), ((CLICK, Task("buy", given=0)), False)])
-def test_a_task_that_is_likelier_than_the_one_before_it_is_penalised_unless_it_is_conditional(tasks, penalised):
+@pytest.mark.parametrize(("tasks", "penalized"), [((CLICK, BUY), True), ((CLICK, Task("buy", given=0)), False)])
+def test_calibrator_penalizes_likelier_later_tasks(tasks, penalized):
     model, batch = make_model(model="aitm", tasks=tasks), make_batches(1, tasks=2)[0]
-    context = training_pass(16)
+    context = step_context(16)
     logits = model.logits(model.gather(batch.ids), batch.ids, batch.numerical, context).numpy().astype(np.float64)
     p = 1 / (1 + np.exp(-logits))
     expected = 0.6 * np.maximum(p[:, 1] - p[:, 0], 0)
     assert expected.max() > 0
-    if penalised:
+    if penalized:
         np.testing.assert_allclose(context.penalties[0], expected, rtol=1e-4, atol=1e-7)
     else:
         assert not context.penalties
 
 
-def test_the_calibrator_makes_later_steps_less_likely():
+def test_calibrator_makes_later_tasks_less_likely():
     gaps = {}
     for weight in (0.0, 5.0):
         model = make_model(model="aitm", tasks=(CLICK, BUY), calibrator_weight=weight)

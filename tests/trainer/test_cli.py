@@ -5,22 +5,20 @@ import pytest
 
 from data.errors import DataError
 from tests.helpers import ROOT
-from trainer.cli import make_parser, parse
-
-MODELS = ("wide_deep", "mmoe")
+from trainer.cli import make_options, make_parser, parse
 
 
 def flags() -> list[str]:
     return [name for action in make_parser()._actions for name in action.option_strings]
 
 
-def test_the_flags_are_the_reviewed_list():
+def test_flags_are_the_reviewed_list():
     listed = (ROOT / "tests" / "trainer" / "flags.txt").read_text().split()
     assert sorted(flags()) == sorted(listed), "a new flag is a decision: put it into tests/trainer/flags.txt"
 
 
-def test_the_defaults_are_the_published_ones():
-    options = parse([], 1, MODELS).as_dict()
+def test_defaults_are_the_published_ones():
+    options = parse([], 1).as_dict()
     published = {
         "fspec_file": "feature_spec.yaml",
         "use_checkpoint": False,
@@ -60,7 +58,7 @@ def test_the_defaults_are_the_published_ones():
         (["--num_epochs", "2", "--deep_warmup_epochs", "3"], "--deep_warmup_epochs must lie between 0 and"),
         (["--amp_dtype", "float16"], "add --amp"),
         (["--benchmark", "--benchmark_steps", "500"], "--benchmark_warmup_steps 500 leaves nothing"),
-        (["--benchmark_seconds", "0"], "--benchmark_seconds must be positive"),
+        (["--benchmark_seconds", "0"], "--benchmark_seconds must be a positive number"),
         (["--predictions_file", "p.parquet"], "add --evaluate"),
         (["--checkpoint", "best"], "add --use_checkpoint"),
         (["--predict", "p.parquet", "--evaluate"], "--predict computes no metrics"),
@@ -81,30 +79,43 @@ def test_the_defaults_are_the_published_ones():
         (["--fspec_file=--"], "--fspec_file has no value"),
     ],
 )
-def test_a_wrong_value_is_refused_with_the_flag_and_the_mend(arguments, message):
+def test_error_names_flag_and_fix(arguments, message):
     with pytest.raises(DataError, match=re.escape(message)):
-        parse(arguments, 1, MODELS)
+        parse(arguments, 1)
 
 
 @pytest.mark.parametrize("mode", [[], ["--evaluate"], ["--benchmark"], ["--predict", "out.parquet"]])
-def test_any_number_of_workers_takes_any_batch_size(mode):
+def test_any_batch_size_for_any_number_of_workers(mode):
     for workers in (2, 3, 6, 7):
-        parse(mode, workers, MODELS, reads_checkpoint=False)
-        parse([*mode, "--global_batch_size", "1", "--eval_batch_size", "5"], workers, MODELS, reads_checkpoint=False)
+        parse(mode, workers, reads_checkpoint=False)
+        parse([*mode, "--global_batch_size", "1", "--eval_batch_size", "5"], workers, reads_checkpoint=False)
 
 
-def test_help_lists_every_flag_with_its_help():
+def test_help_lists_every_flag():
     text = make_parser().format_help()
     assert all(flag in text for flag in flags())
     assert "(default: 131072)" in text
 
 
-def test_defaults_of_the_deep_part_follow_the_model_and_flags_win():
-    family = parse(["--model", "mmoe"], 1, MODELS).as_dict()
+def test_optimizer_defaults_follow_the_model():
+    family = parse(["--model", "mmoe"], 1).as_dict()
     names = ("optimizer", "deep_learning_rate", "deep_schedule", "deep_warmup_epochs")
     assert [family[name] for name in names] == ["adam", 0.001, "constant", 0.0]
-    published = parse([], 1, MODELS).as_dict()
+    published = parse([], 1).as_dict()
     assert [published[name] for name in names] == ["rmsprop", 0.00012, "steps", 6.0]
     flags = ["--optimizer", "sgd", "--deep_learning_rate", "0.5", "--deep_schedule", "steps", "--num_epochs", "10"]
-    chosen = parse(["--model", "mmoe", *flags], 1, MODELS).as_dict()
+    chosen = parse(["--model", "mmoe", *flags], 1).as_dict()
     assert [chosen[name] for name in names] == ["sgd", 0.5, "steps", 3.0]
+
+
+def test_options_from_flags_by_name_equal_parsed_ones():
+    flags = {"model": "mmoe", "num_experts": 3, "expert_hidden_units": (8, 4), "num_epochs": 2, "seed": 5}
+    words = [word for name, value in flags.items() for word in (f"--{name}", *str(value).strip("()").split(", "))]
+    assert make_options(flags) == parse(words, 1)
+    with pytest.raises(DataError, match="--num_experts must be at least 1"):
+        make_options({"num_experts": 0})
+
+
+def test_flags_of_other_models_have_no_effect():
+    assert parse(["--num_experts", "3"], 1) == parse([], 1)
+    assert "num_experts" not in parse([], 1).as_dict()

@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 
 from trainer.models import layers as products
-from trainer.models.layers import Dense, ParallelDense, Style
+from trainer.models.layers import Dense, DenseConfig
 from trainer.models.step_context import ACTIVATIONS, StepContext, dropout_mask
 
-ROWS, INPUTS, UNITS, RATE, SEED = 64, 12, 20, 0.5, 7
+ROWS, INPUTS, UNITS, RATE = 64, 12, 20, 0.5
 # Relative to the largest value: the rounding of gradients and results.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2**-7, "float16": 2**-10}
 
@@ -17,7 +17,7 @@ def mask(shape: tuple[int, ...], rate: float, seed: list[int]) -> np.ndarray:
     return dropout_mask(tf.constant(shape), rate, tf.constant(seed)).keep.numpy()
 
 
-def training_pass(step: int = 64, *, xla: bool = False) -> StepContext:
+def step_context(step: int = 64, *, xla: bool = False) -> StepContext:
     return StepContext(tf.constant([3, step]), tf.ones(ROWS), lambda tensors: tensors, xla)
 
 
@@ -54,37 +54,34 @@ def assert_close(found: list[np.ndarray], expected: list[np.ndarray], dtype: str
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize(
-    ("layers", "shared_input", "xla"), [(None, True, False), (None, True, True), (3, False, True), (3, True, False)]
+    ("stacks", "shared_input", "xla"), [(None, True, False), (None, True, True), (3, False, True), (3, True, False)]
 )
-def test_a_layer_and_its_gradients_equal_the_plain_form(
-    monkeypatch, layers, shared_input, xla, activation, dtype, multiplied_as
+def test_layer_and_gradients_equal_the_plain_form(
+    monkeypatch, stacks, shared_input, xla, activation, dtype, multiplied_as
 ):
     monkeypatch.setattr(products, "product_dtype", lambda own: own if multiplied_as == "itself" else "float32")
-    style = Style(activation, RATE, compute_dtype=dtype)
-    if layers is None:
-        layer: Dense | ParallelDense = Dense(UNITS, style=style, seed=SEED, name="d")
-        layer.build((None, INPUTS))
-    else:
-        layer = ParallelDense(layers, INPUTS, UNITS, style=style, seed=SEED, name="d")
+    config = DenseConfig(activation, RATE, compute_dtype=dtype)
+    layer = Dense(UNITS, config, stacks=stacks, name="d")
+    layer.build((None, INPUTS))
     for seed, weight in enumerate((layer.kernel, layer.bias), start=1):
         weight.assign(quarters(*weight.shape, seed=seed))
-    weights, several = [layer.kernel.value, layer.bias.value], [] if layers is None else [layers]
+    weights, several = [layer.kernel.value, layer.bias.value], [] if stacks is None else [stacks]
     x = quarters(*[] if shared_input else several, ROWS, INPUTS, seed=0)
-    context, upstream = training_pass(xla=xla), quarters(*several, ROWS, UNITS, seed=3)
+    context, upstream = step_context(xla=xla), quarters(*several, ROWS, UNITS, seed=3)
     if several and shared_input:
-        keep = context.dropout_mask(tf.constant([ROWS, layers * UNITS]), RATE, SEED).keep
-        keep = tf.stack(tf.split(keep, layers, axis=1))
+        keep = context.dropout_mask(tf.constant([ROWS, stacks * UNITS]), RATE, layer.mask_id).keep
+        keep = tf.stack(tf.split(keep, stacks, axis=1))
     else:
-        keep = context.dropout_mask(tf.constant([*several, ROWS, UNITS]), RATE, SEED).keep
-    found = with_gradients(lambda x, *_: layer(x, training_pass=context), [x, *weights], upstream)
+        keep = context.dropout_mask(tf.constant([*several, ROWS, UNITS]), RATE, layer.mask_id).keep
+    found = with_gradients(lambda x, *_: layer(x, context=context), [x, *weights], upstream)
     exact = [tf.cast(value, tf.float64) for value in (x, *weights)]
     plain = with_gradients(lambda x, kernel, bias: plain_form(x, kernel, bias, activation, keep), exact, upstream)
     assert_close(found, plain, dtype)
-    assert layer(x, training_pass=context).dtype == dtype
+    assert layer(x, context=context).dtype == dtype
     assert (found[0] == 0).mean() > 0.2
 
 
-def test_operands_and_results_are_rounded_to_the_compute_type():
+def test_products_are_rounded_to_the_compute_dtype():
     x, y = normal(ROWS, INPUTS, seed=0), normal(INPUTS, UNITS, seed=1)
     rounded = [tf.cast(tf.cast(value, tf.bfloat16), tf.float64) for value in (x, y)]
     exact = [tf.cast(value, tf.float64) for value in (x, y)]
@@ -100,7 +97,7 @@ def test_operands_and_results_are_rounded_to_the_compute_type():
     assert share_equal(rounded) > 0.98 and share_equal(exact) < 0.8
 
 
-def test_products_are_taken_in_a_type_that_the_processor_has_units_for(monkeypatch):
+def test_product_dtype_follows_the_processor(monkeypatch):
     for flags, expected in ((frozenset({"avx512f"}), "float32"), (frozenset({"amx_bf16"}), "bfloat16")):
         monkeypatch.setattr(products, "own_flags", lambda flags=flags: flags)
         assert [products.product_dtype(dtype) for dtype in ("float32", "bfloat16")] == ["float32", expected]
@@ -109,7 +106,7 @@ def test_products_are_taken_in_a_type_that_the_processor_has_units_for(monkeypat
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.1, 0.25, 0.5, 0.9, 255 / 256])
-def test_values_are_dropped_with_the_probability_asked_for(rate):
+def test_dropout_probability(rate):
     shape = (4000, 1001)
     dropped = ~mask(shape, rate, [1, 2])
     # Five deviations of the mean; the rows' own thresholds add less than 1 / 512 per row.
@@ -120,7 +117,7 @@ def test_values_are_dropped_with_the_probability_asked_for(rate):
     assert by_unit.std() == pytest.approx(np.sqrt(rate * (1 - rate) / shape[0]), rel=0.15)
 
 
-def test_masks_of_neighbours_have_nothing_to_do_with_each_other():
+def test_dropout_masks_are_independent():
     shape = (2000, 500)
     own = mask(shape, 0.1, [5, 6])
     others = [mask(shape, 0.1, seed) for seed in ([5, 7], [6, 6])]
@@ -131,27 +128,27 @@ def test_masks_of_neighbours_have_nothing_to_do_with_each_other():
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 def test_dropout_keeps_the_expected_output(activation):
-    layer = Dense(UNITS, style=Style(activation, 0.1), seed=SEED, name="d")
+    layer = Dense(UNITS, DenseConfig(activation, 0.1), name="d")
     x, total = normal(ROWS, INPUTS, seed=0), 0.0
     whole = layer(x).numpy()
     for step in range(400):
-        total += layer(x, training_pass=training_pass(64 * step)).numpy()
+        total += layer(x, context=step_context(64 * step)).numpy()
     np.testing.assert_allclose(total / 400, whole, atol=5 * np.abs(whole).max() * np.sqrt(0.1 / 0.9 / 400))
     assert abs(np.sum(total / 400 - whole)) < 0.02 * np.abs(whole).sum()
 
 
-def test_equal_seeds_drop_the_same_and_every_layer_step_and_worker_drops_others():
-    x, style = normal(ROWS, INPUTS, seed=0), Style("relu", 0.5)
-    layer, other = (Dense(UNITS, style=style, seed=seed, name="d") for seed in (7, 8))
+def test_dropout_differs_by_layer_step_and_worker():
+    x, config = normal(ROWS, INPUTS, seed=0), DenseConfig("relu", 0.5)
+    layer, other = (Dense(UNITS, config, name=name) for name in ("d", "e"))
     layer.build(x.shape)
     other.build(x.shape)
     other.kernel.assign(layer.kernel)
     seeds = {"same": [3, 64], "step": [3, 128], "worker": [4, 64]}
     found = {
-        name: layer(x, training_pass=StepContext(tf.constant(seed), tf.ones(ROWS), list)).numpy()
+        name: layer(x, context=StepContext(tf.constant(seed), tf.ones(ROWS), list)).numpy()
         for name, seed in seeds.items()
     }
-    found["layer"] = other(x, training_pass=training_pass()).numpy()
-    np.testing.assert_array_equal(found["same"], layer(x, training_pass=training_pass()))
+    found["layer"] = other(x, context=step_context()).numpy()
+    np.testing.assert_array_equal(found["same"], layer(x, context=step_context()))
     for name in ("step", "worker", "layer"):
         assert (found[name] != found["same"]).mean() > 0.2, name

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from trainer.early_stopping import EarlyStopping, Stopping
+from trainer.checkpoint.facts import EarlyStoppingState
+from trainer.early_stopping import EarlyStopping
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,6 @@ def test_without_patience_training_never_stops():
 
 
 def test_a_resumed_run_counts_on():
-    stopping = EarlyStopping("auc_roc", patience=3, state=Stopping("auc_roc", best=0.8, epochs_since_best=2))
+    stopping = EarlyStopping("auc_roc", patience=3, state=EarlyStoppingState("auc_roc", best=0.8, epochs_since_best=2))
     stopping.update({"auc_roc": 0.7})
     assert stopping.is_over

@@ -14,12 +14,12 @@ CLICK, BUY = Task("click"), Task("buy", given=0)
 NAN = math.nan
 
 
-def test_the_joint_label_is_both_labels_and_unknown_only_where_it_is_unknown():
+def test_joint_label_of_missing_labels():
     labels = tf.constant([[1.0, 1.0], [1.0, 0.0], [0.0, NAN], [1.0, NAN], [NAN, NAN]])
     np.testing.assert_array_equal(joint_labels(labels, (CLICK, BUY)), [[1, 1], [1, 0], [0, 0], [1, NAN], [NAN, NAN]])
 
 
-def test_a_chain_of_conditions_multiplies_all_of_its_probabilities():
+def test_chain_multiplies_all_probabilities():
     logits = np.array([[0.3, -1.0, 2.0]])
     p = 1 / (1 + np.exp(-logits[0]))
     tasks = (CLICK, BUY, Task("return", given=1))
@@ -31,7 +31,7 @@ def test_a_chain_of_conditions_multiplies_all_of_its_probabilities():
     np.testing.assert_array_equal(joint_labels(unknown, tasks)[:, 2], [NAN, NAN, NAN, 1])
 
 
-def test_tasks_of_several_classes_and_regressions_stay_as_they_are():
+def test_only_binary_tasks_become_joint():
     kind, spend = Task("kind", "multiclass", classes=3), Task("spend", "regression", given=3)
     tasks = (kind, CLICK, spend, Task("buy", given=1))
     logits = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
@@ -42,7 +42,7 @@ def test_tasks_of_several_classes_and_regressions_stay_as_they_are():
     np.testing.assert_array_equal(joint_labels(tf.constant(labels), tasks), [[2, 0, NAN, 0]])
 
 
-def test_training_and_evaluation_mean_the_same_joint_event():
+def test_training_and_evaluation_agree_on_joint_events():
     tasks = (CLICK, BUY, Task("return", given=1))
     random = np.random.default_rng(3)
     logits = random.uniform(-60, 60, (200, 3)).astype(np.float32)
@@ -57,7 +57,7 @@ def test_training_and_evaluation_mean_the_same_joint_event():
 
 
 @pytest.mark.parametrize("logit", [-80.0, -20.0, -1.0, 0.0, 1.0, 12.0, 40.0])
-def test_extreme_logits_stay_finite_with_their_gradients(logit):
+def test_extreme_logits_have_finite_gradients(logit):
     logits = tf.constant([[logit, logit]])
     with tf.GradientTape() as tape:
         tape.watch(logits)
@@ -69,7 +69,7 @@ def test_extreme_logits_stay_finite_with_their_gradients(logit):
     assert found.numpy()[0, 1] == pytest.approx(exact - math.log(-math.expm1(exact)), rel=1e-5)
 
 
-def test_esmm_takes_the_loss_of_both_on_all_rows_and_others_on_the_sample_space():
+def test_esmm_trains_joint_labels_on_all_rows():
     batch = make_batches(1, tasks=2)[0]
     labels = batch.labels.numpy()
     labels[labels[:, 0] != 1, 1] = np.nan

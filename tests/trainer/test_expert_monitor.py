@@ -320,7 +320,7 @@ def test_sample_is_evenly_spaced_and_fixed(monkeypatch):
 
 def test_collapse_is_reported_once():
     model = make_model(model="mmoe", tasks=MODEL_TASKS)
-    kernel = model.gates[0].linear.kernel
+    kernel = model.network.gates[0].linear.kernel
     monitor, _, warnings = monitored(model)
     assert not warnings
     # With one price for all rows, the weight of the price alone decides the second task's gate.
@@ -335,7 +335,7 @@ def test_collapse_is_reported_once():
 
 def test_equal_experts_are_reported():
     model = make_model(model="mmoe", tasks=MODEL_TASKS)
-    for layer in model.experts[0].dense:
+    for layer in model.network.experts[0].dense:
         layer.kernel.assign(tf.tile(layer.kernel[:1], [4, 1, 1]))
     _, values, warnings = monitored(model)
     similarities = [value for key, value in values.items() if key.startswith("expert_similarity")]
@@ -345,7 +345,7 @@ def test_equal_experts_are_reported():
 
 def test_dead_experts_are_reported():
     model = make_model(model="mmoe", tasks=MODEL_TASKS)
-    last = model.experts[0].dense[-1]
+    last = model.network.experts[0].dense[-1]
     last.bias.assign(tf.tensor_scatter_nd_update(last.bias, [[1, 0, unit] for unit in range(8)], [-1e3] * 8))
     _, values, warnings = monitored(model)
     assert values["dead_units/2"] == 1 and values["dead_units/1"] < 1
@@ -356,7 +356,7 @@ def test_entropy_term_cures_a_collapse():
     entropies = {}
     for weight in (0.0, 1.0):
         model = make_model(model="mmoe", tasks=MODEL_TASKS, gate_entropy_weight=weight)
-        kernel = model.gates[0].linear.kernel
+        kernel = model.network.gates[0].linear.kernel
         kernel.assign(kernel * 4)
         step = make_step(model, global_batch_size=64)
         _, start, _ = monitored(model)

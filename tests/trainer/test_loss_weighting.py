@@ -174,7 +174,7 @@ def test_the_tasks_gradients_are_those_of_the_shared_weights(name):
     step = make_step(model, loss_weighting=name)
     weights = [weight.value for weight in model.shared_weights]
     if name == "gradnorm":
-        weights = [model.experts[-1].dense[-1].kernel.value]
+        weights = [model.network.experts[-1].dense[-1].kernel.value]
     with tf.GradientTape(persistent=True) as tape:
         logits = model(batch.ids, batch.numerical)
         losses = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=batch.labels, logits=logits), axis=0)

@@ -11,17 +11,17 @@ from main import main
 from tests.helpers import ROOT, make_dataset
 from tests.trainer.small_models import LAYOUT, make_model
 from trainer import model_size
+from trainer.build import make_training
 from trainer.checkpoint.model_folder import open_model, write_model
 from trainer.cli import parse
 from trainer.comm import SingleWorker
-from trainer.config import ModelOptions, Options
+from trainer.config import Options
 from trainer.layout import CategoricalInput, InputSchema
-from trainer.model_size import check_model_fits, dense_weights, table_sizes
-from trainer.models import MODELS
+from trainer.model_size import check_model_fits, table_sizes
+from trainer.models import MODELS, model_options
 from trainer.process.worker_env import WorkerEnv
 from trainer.recommender import Recommender
 from trainer.tasks.tasks import Task
-from trainer.training import make_training
 
 TASKS = (Task("click"), Task("kind", "multiclass", classes=5))
 FLAGS = {"deep_hidden_units": (32, 16), "expert_hidden_units": (16, 8), "tower_hidden_units": (8,), "num_experts": 4}
@@ -42,7 +42,7 @@ def bound(monkeypatch):
 
 
 def options_of(*flags: str) -> Options:
-    return parse(flags, 1, tuple(MODELS), reads_checkpoint=False)
+    return parse(flags, 1, reads_checkpoint=False)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -51,14 +51,7 @@ def test_tables_with_their_state_take_what_is_computed(name):
         for wide in ([], ["--wide_part"]):
             options = options_of("--model", name, "--optimizer", rule, *wide)
             model = make_model(model=name, wide_part=bool(wide), tasks=TASKS)
-            training = make_training(
-                model,
-                options.training,
-                options.deep_optimizer,
-                steps_per_epoch=1,
-                comm=SingleWorker(),
-                compute_dtype="float32",
-            )
+            training = make_training(options, model, SingleWorker(), steps_per_epoch=1)
             bytes_of = dict.fromkeys(model.embeddings.whole_rows, 0)
             for variable, value in training.state.variables.items():
                 for table in bytes_of:
@@ -75,7 +68,8 @@ def test_tables_with_their_state_take_what_is_computed(name):
 def test_dense_weights_are_at_least_what_is_computed(name):
     model = make_model(model=name, tasks=TASKS)
     real = sum(int(np.prod(weight.shape)) for weight in model.deep_weights)
-    assert 0 < dense_weights(ModelOptions(model=name, **FLAGS), LAYOUT, TASKS) <= real
+    widths = {task.name: task.width for task in TASKS}
+    assert 0 < model_options(model=name, **FLAGS).dense_weights(LAYOUT.width, widths) <= real
 
 
 def layout_of(**tables: tuple[int, int]) -> InputSchema:

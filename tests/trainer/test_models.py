@@ -6,17 +6,16 @@ from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
 from tests.helpers import ROOT
 from tests.trainer.small_models import LAYOUT, make_batches, make_model
-from trainer.config import ModelOptions
 from trainer.layout import CategoricalInput, InputSchema, input_schema
-from trainer.models import build_model
+from trainer.models import build_model, model_options
 from trainer.tasks.tasks import Task
 
 
-def test_wide_and_deep_on_outbrain_has_the_published_number_of_parameters():
+def test_outbrain_has_published_number_of_parameters():
     spec = FeatureSpec.read(ROOT / "feature_specs" / "fspec_csv.yaml")
     layout = input_schema(spec, embedding_dims(spec, ROOT / "data" / "outbrain" / "embedding_sizes.json"))
     assert layout.width == 1248
-    model = build_model(ModelOptions(), layout, (Task("clicked"),), compute_dtype="float32", seed=0)
+    model = build_model(model_options(), layout, (Task("clicked"),), compute_dtype="float32", seed=0)
     assert model.count_params() == 91_777_245
     tables = sum(int(np.prod(table.shape)) for table in model.embeddings.deep_tables)
     assert tables == 85_616_076
@@ -26,7 +25,7 @@ def test_wide_and_deep_on_outbrain_has_the_published_number_of_parameters():
 
 
 @pytest.mark.parametrize("combiner", ["sum", "mean"])
-def test_logits_equal_the_formula_written_out_row_by_row(combiner):
+def test_logits_equal_the_formula_row_by_row(combiner):
     model = make_model(combiner=combiner)
     rng = np.random.default_rng(3)
     for variable in model.variables:
@@ -41,21 +40,21 @@ def test_logits_equal_the_formula_written_out_row_by_row(combiner):
         if combiner == "mean" and tags:
             pooled = pooled / len(tags)
         x = np.concatenate([weights["deep.user"][ids[0]], weights["deep.day"][ids[1]], pooled, numbers])
-        for layer in ("hidden/hidden_1", "hidden/hidden_2"):
+        for layer in ("hidden/layer_1", "hidden/layer_2"):
             x = np.maximum(x @ weights[f"{layer}/kernel"] + weights[f"{layer}/bias"], 0)
-        deep = x @ weights["deep_head/kernel"] + weights["deep_head/bias"]
+        deep = x @ weights["head/kernel"] + weights["head/bias"]
         linear = wide[ids[0]] + wide[500 + ids[1]] + sum(wide[507 + tag] for tag in tags)
         linear += numbers @ weights["wide_numerical"] + weights["wide_bias"]
         np.testing.assert_allclose(logit, (deep + linear).item(), rtol=1e-4, atol=1e-5)
 
 
-def test_an_untrained_model_starts_with_a_wide_part_of_zero():
+def test_wide_part_starts_at_zero():
     model = make_model()
     assert not model.embeddings.wide_tables[0].numpy().any()
     assert not any(weight.numpy().any() for weight in model.wide_weights)
 
 
-def test_equal_seeds_give_equal_weights_and_tables_differ_from_each_other():
+def test_weights_depend_on_the_seed_only():
     first, second, other = make_model(seed=5), make_model(seed=5), make_model(seed=6)
     for a, b in zip(first.variables, second.variables, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
@@ -71,7 +70,7 @@ def test_equal_seeds_give_equal_weights_and_tables_differ_from_each_other():
         InputSchema((CategoricalInput("tag", 0, 1, True, 5, 3),), ("age",)),
     ],
 )
-def test_channels_may_be_empty_and_a_row_without_any_id_has_a_finite_logit(layout):
+def test_empty_channels_and_rows_without_ids(layout):
     model = make_model(layout=layout)
     ids = tf.fill((4, layout.id_columns), -1 if layout.id_columns and layout.categorical[0].multihot else 0)
     logits = model(ids, tf.ones((4, len(layout.numerical))))
@@ -79,7 +78,7 @@ def test_channels_may_be_empty_and_a_row_without_any_id_has_a_finite_logit(layou
     assert np.isfinite(logits.numpy()).all()
 
 
-def test_several_labels_have_a_head_and_a_wide_part_each():
+def test_each_label_has_a_head_and_a_wide_part():
     model = make_model(tasks=("click", "buy"))
     batch = make_batches(1)[0]
     logits = model(batch.ids, batch.numerical).numpy()

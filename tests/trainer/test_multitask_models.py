@@ -5,9 +5,8 @@ import tensorflow as tf
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import make_batches, make_model, make_step, run_eagerly
 from tests.trainer.test_step import differences, part
-from trainer.config import ModelOptions
-from trainer.models.layers import ParallelStack, Style
-from trainer.models.multitask import Gates, levels_of, mix
+from trainer.models.layers import MLP, DenseConfig, Gates, mix
+from trainer.models.multitask import ExpertOptions, levels_of
 
 MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "aitm")
 TASKS = ("click", "buy")
@@ -22,17 +21,18 @@ def random_input(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-def stack_of(stacks: int, units: tuple[int, ...]) -> ParallelStack:
-    return ParallelStack(stacks, 6, units, style=Style("relu"), seed=5, name="stack")
+def stack_of(stacks: int, units: tuple[int, ...]) -> MLP:
+    stack = MLP(units, DenseConfig("relu"), stacks=stacks, name="stack")
+    stack(tf.zeros((1, 6)))
+    return stack
 
 
 def gates_over(readable: np.ndarray, **flags: object) -> Gates:
-    options = ModelOptions(deep_dropout=0.0, **flags)
-    return Gates(readable, 6, options=options, compute_dtype="float32", seed=9, name="gates")
+    return Gates(readable, config=DenseConfig("relu"), name="gates", **({"units": ()} | flags))
 
 
 @pytest.mark.parametrize("shape", [(10, 6), (3, 10, 6)])
-def test_experts_in_one_product_equal_one_expert_after_the_other(shape):
+def test_stacked_experts_equal_single_experts(shape):
     stack, x = stack_of(3, (5, 4)), random_input(*shape)
     for layer in stack.dense:
         layer.bias.assign(random_input(*layer.bias.shape))
@@ -44,9 +44,9 @@ def test_experts_in_one_product_equal_one_expert_after_the_other(shape):
         np.testing.assert_allclose(found[number], h, atol=1e-6)
 
 
-def test_gates_in_one_product_equal_one_gate_after_the_other_and_mix_weighs_the_experts():
+def test_stacked_gates_and_mix_equal_single_gates():
     readable = np.array([[True, True, False, True], [False, True, True, True]])
-    gates, x = gates_over(readable, gate_hidden_units=(7,), gate_temperature=2.0), random_input(10, 6)
+    gates, x = gates_over(readable, units=(7,), temperature=2.0), random_input(10, 6)
     outputs = random_input(4, 10, 5)
     weights = gates(tf.constant(x)).numpy()
     mixed = mix(tf.constant(weights), tf.constant(outputs)).numpy()
@@ -60,7 +60,7 @@ def test_gates_in_one_product_equal_one_gate_after_the_other_and_mix_weighs_the_
         np.testing.assert_allclose(mixed[number], naive, atol=1e-6)
 
 
-def test_every_expert_starts_from_weights_of_its_own_spread_like_a_layer_of_its_own():
+def test_experts_start_from_different_weights():
     kernel = stack_of(8, (64,)).dense[0].kernel.numpy()
     for first in range(8):
         for second in range(first):
@@ -73,16 +73,16 @@ def test_every_expert_starts_from_weights_of_its_own_spread_like_a_layer_of_its_
     np.testing.assert_allclose(kernel.std(axis=(1, 2)), limit / np.sqrt(3), rtol=0.15)
 
 
-def test_uniform_gates_weigh_all_readable_experts_equally():
-    weights = gates_over(np.array([[True, False, True, True, True]]), gate_init="uniform")(
+def test_uniform_gates_start_equal():
+    weights = gates_over(np.array([[True, False, True, True, True]]), starts_uniform=True)(
         tf.constant(random_input(4, 6))
     )
     np.testing.assert_allclose(weights.numpy()[0], np.tile([0.25, 0, 0.25, 0.25, 0.25], (4, 1)), atol=1e-7)
 
 
-def test_the_levels_of_each_model():
+def test_levels_of_each_model():
     def levels(name, **flags):
-        return levels_of(ModelOptions(model=name, num_experts=3, num_task_experts=2, num_shared_experts=1, **flags), 2)
+        return levels_of(ExpertOptions(model=name, num_experts=3, num_task_experts=2, num_shared_experts=1, **flags), 2)
 
     assert [level.readable.shape for level in levels("shared_bottom")] == [(1, 1)]
     assert [level.readable.shape for level in levels("omoe")] == [(1, 3)]
@@ -96,18 +96,18 @@ def test_the_levels_of_each_model():
     assert first.sources == () and middle.sources == last.sources == (0, 0, 1, 1, 2)
 
 
-def test_ple_equals_its_definition_expert_by_expert():
+def test_ple_equals_its_definition():
     model = make_model(model="ple", tasks=TASKS, num_task_experts=1, num_shared_experts=1, tower_hidden_units=())
     x = random_input(5, model.layout.embedding_width + 2)
 
     def expert(level, number, value):
-        for layer in model.experts[level].dense:
+        for layer in model.network.experts[level].dense:
             value = np.maximum(value @ layer.kernel.numpy()[number] + layer.bias.numpy()[number], 0)
         return value
 
     def mixed(level, gate, value, outputs):
-        powers = np.exp(value @ model.gates[level].linear.kernel.numpy()[gate])
-        powers = powers * model.gates[level]._blocked.numpy()[gate, 0].__eq__(0)
+        powers = np.exp(value @ model.network.gates[level].linear.kernel.numpy()[gate])
+        powers = powers * model.network.gates[level]._blocked.numpy()[gate, 0].__eq__(0)
         weights = powers / powers.sum(axis=1, keepdims=True)
         return sum(weights[:, [number]] * output for number, output in enumerate(outputs))
 
@@ -115,13 +115,13 @@ def test_ple_equals_its_definition_expert_by_expert():
     inputs = [mixed(0, gate, x, first) for gate in range(3)]
     second = [expert(1, number, inputs[number]) for number in range(3)]
     tops = [mixed(1, task, inputs[task], second) for task in range(2)]
-    (heads,) = model.towers.heads
+    (heads,) = model.network.towers.logits
     expected = [top @ heads.kernel.numpy()[task] + heads.bias.numpy()[task] for task, top in enumerate(tops)]
-    np.testing.assert_allclose(model.head(tf.constant(x), None), np.hstack(expected), atol=1e-5)
+    np.testing.assert_allclose(model.network.call(tf.constant(x)), np.hstack(expected), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_one_worker_and_two_agree_step_by_step(batches, name):
+def test_one_and_two_workers_agree(batches, name):
     alone = make_model(model=name, tasks=TASKS)
     step = make_step(alone)
     losses = [step(batch, tf.constant(number)).numpy() for number, batch in enumerate(batches[:8], start=1)]
@@ -143,7 +143,7 @@ def test_one_worker_and_two_agree_step_by_step(batches, name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_learns_in_every_precision_and_compiled(batches, name):
+def test_learns_in_every_precision(batches, name):
     first: dict[str, np.ndarray] = {}
     for compute_dtype, xla in (("float32", False), ("bfloat16", False), ("float32", True), ("bfloat16", True)):
         model = make_model(model=name, tasks=TASKS, compute_dtype=compute_dtype)
@@ -154,7 +154,7 @@ def test_every_model_learns_in_every_precision_and_compiled(batches, name):
         np.testing.assert_allclose(losses, first.setdefault("losses", np.array(losses)), atol=tolerance)
 
 
-def test_a_wide_part_adds_a_linear_model_of_each_task(batches):
+def test_wide_part_adds_a_linear_model(batches):
     plain, wide = (make_model(model="mmoe", tasks=TASKS, wide_part=part) for part in (False, True))
     batch = batches[0]
     np.testing.assert_allclose(plain(batch.ids, batch.numerical), wide(batch.ids, batch.numerical), atol=1e-6)

@@ -14,20 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 
 import check_dataset
-import trainer.loop
-import trainer.run
+import trainer.trainer
 from data.spec.feature_spec import FeatureSpec
 from data.storage.arrays import ArraySource
 from data.storage.checksummed_dir import StorageError, write_checksummed
 from main import main
 from tests.helpers import ROOT, losses, make_dataset, metrics, must
 from trainer.checkpoint.load_model import load_model
-from trainer.checkpoint.manager import Saver
+from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.store import Checkpoint, CheckpointStore, NoCheckpointError
 from trainer.early_stopping import EarlyStopping
-from trainer.evaluate import Evaluator
+from trainer.evaluate import Evaluator, describe
 from trainer.lifecycle.errors import DONE, FAILURE, NO_CHECKPOINT, STOPPED
-from trainer.loop import describe
 
 ROWS, BATCH, EPOCHS, SAVE_EVERY = 700, 64, 3, 4
 PER_EPOCH = -(-ROWS // BATCH)  # 11: the saves fall on other places in each epoch
@@ -109,16 +107,16 @@ def whole(data, tmp_path_factory) -> Path:
 
 def interrupt_training(monkeypatch, step: int, number: int) -> None:
     """Sends this process a signal while it trains a step."""
-    take = trainer.loop.TrainingLoop._see
+    handle_result = trainer.trainer.Trainer._handle_result
 
-    def see(loop, position, result):  # type: ignore[no-untyped-def]
-        if position.step(PER_EPOCH) + 1 == step:
+    def interrupted(worker, ended, result):  # type: ignore[no-untyped-def]
+        if ended == step:
             os.kill(os.getpid(), number)
-            while not loop.guard._stop.requested:
+            while not worker.services.stop.requested:
                 pass
-        return take(loop, position, result)
+        return handle_result(worker, ended, result)
 
-    monkeypatch.setattr(trainer.loop.TrainingLoop, "_see", see)
+    monkeypatch.setattr(trainer.trainer.Trainer, "_handle_result", interrupted)
 
 
 # In the first epoch; in its last step but one, so that the stop falls on its last; in its last, so that it falls into
@@ -159,7 +157,7 @@ def test_a_signal_stops_an_evaluation_which_is_done_when_the_run_goes_on(data, t
 
 
 # What ends a run while an epoch is evaluated, and between the evaluation and its record.
-@pytest.mark.parametrize("broken", [(Evaluator, "run"), (Saver, "evaluated")])
+@pytest.mark.parametrize("broken", [(Evaluator, "run"), (CheckpointManager, "evaluated")])
 def test_an_evaluation_that_fails_loses_nothing(data, tmp_path, whole, monkeypatch, broken):
     owner, name = broken
     work, calls = getattr(owner, name), []
@@ -192,14 +190,14 @@ def facts(folder: Path) -> dict[int, tuple[bool, dict[str, Any]]]:
 
 
 def test_the_last_evaluation_alone_is_done_where_it_is_missing(data, tmp_path, whole, monkeypatch, capfd):
-    evaluated = Saver.evaluated
+    evaluated = CheckpointManager.evaluated
 
     def lost(saver, position, stopping, values):  # type: ignore[no-untyped-def]
         if position.epoch < EPOCHS:
             evaluated(saver, position, stopping, values)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Saver, "evaluated", lost)
+        patched.setattr(CheckpointManager, "evaluated", lost)
         must(main(arguments(data, tmp_path)))
     must(main(arguments(data, tmp_path, "--use_checkpoint")))
     assert "nothing to do" not in capfd.readouterr().out
@@ -232,7 +230,7 @@ def test_a_loss_that_is_no_number_stops_and_what_was_saved_is_all_numbers(data, 
     hot = ["--deep_learning_rate", "1e30", "--deep_warmup_epochs", "0", "--checkpoint_every", "1"]
     assert main(arguments(data, tmp_path, *hot)) == FAILURE
     told = capfd.readouterr().err
-    assert "Traceback" not in told and ("the loss is" in told or "variables hold NaN or infinities" in told)
+    assert "Traceback" not in told and ("the loss is NaN" in told or "variables hold NaN or infinities" in told)
     assert "--deep_learning_rate" in told and "check_dataset.py warns" in told and "float16" not in told
     store = CheckpointStore(tmp_path / "models")
     for step in store.steps():
@@ -249,7 +247,7 @@ def test_float16_says_what_it_cannot_hold(data, tmp_path, capfd):
         pq.write_table(table.set_column(index, name, pa.array([1e6] * len(table), pa.float32())), path)
     assert main(arguments(extreme, tmp_path, variant="float16")) == FAILURE
     told = capfd.readouterr().err
-    assert "the loss is" in told and "float16" in told and "65,504" in told and "--amp_dtype bfloat16" in told
+    assert "the loss is NaN" in told and "float16" in told and "65,504" in told and "--amp_dtype bfloat16" in told
     assert check_dataset.main([str(extreme)]) == 0
     assert f"train, {name}, first in {extreme / 'train_0.parquet'}" in capfd.readouterr().out
 
@@ -289,7 +287,7 @@ def test_a_save_that_fails_is_told_and_the_last_one_must_not(data, tmp_path, mon
 def reseal(checkpoint: Checkpoint, **facts: Any) -> None:
     """Writes a checkpoint again with other facts, and checksums that fit them."""
     sources = [checkpoint.source(name) for name in checkpoint.arrays]
-    write_checksummed(checkpoint.path, sources, {}, checkpoint.facts | facts)
+    write_checksummed(checkpoint.path, arrays=sources, metadata=checkpoint.metadata | facts)
 
 
 HUGE = 10**400
@@ -341,12 +339,12 @@ def test_a_place_in_the_epoch_of_another_step_is_refused(data, tmp_path, whole, 
     position = checkpoint.state["position"] | {"steps": 5}
     reseal(checkpoint, state=checkpoint.state | {"position": position})
     assert main(arguments(data, tmp_path, "--use_checkpoint")) == NO_CHECKPOINT
-    assert "its place in the epoch" in capfd.readouterr().err
+    assert "its position in the epoch" in capfd.readouterr().err
 
 
 def test_looking_at_results_one_step_behind_changes_only_when_they_are_seen(data, tmp_path, whole, monkeypatch):
     """As on a GPU, which must not wait for this process between steps."""
-    monkeypatch.setattr(trainer.run, "on_gpu", lambda: True)
+    monkeypatch.setattr(trainer.trainer, "on_gpu", lambda: True)
     must(main(arguments(data, tmp_path / "behind")))
     assert losses(tmp_path / "behind" / "results") == losses(whole / "results")
     assert_same(whole, tmp_path / "behind")
@@ -387,7 +385,7 @@ def test_a_run_that_has_stopped_early_stays_stopped(data, tmp_path, capfd):
     assert CheckpointStore(tmp_path / "models").steps()[-1] == STEPS
     capfd.readouterr()
     must(main(arguments(data, tmp_path, *early, "--use_checkpoint", "--early_stopping_patience", "2")))
-    assert "with --num_epochs above 3 and --early_stopping_patience above 2" in capfd.readouterr().out
+    assert "set --num_epochs above 3 and --early_stopping_patience above 2" in capfd.readouterr().out
 
 
 def test_another_metric_is_not_compared_with_the_old_ones_value(data, tmp_path, capfd):

@@ -43,16 +43,16 @@ def test_a_save_that_fails_lets_training_go_on(data, tmp_path, monkeypatch, caps
 LIMITED = """
 import resource, sys
 import psutil
-import trainer.run
+import trainer.trainer
 from main import main
 
-training = trainer.run.Run._training
-def limited(self):
-    made = training(self)
+make_training = trainer.trainer.make_training
+def limited(*arguments):
+    made = make_training(*arguments)
     limit = psutil.Process().memory_info().data + int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     return made
-trainer.run.Run._training = limited
+trainer.trainer.make_training = limited
 sys.exit(main(sys.argv[2:]))
 """
 

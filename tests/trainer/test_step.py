@@ -1,3 +1,4 @@
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -32,7 +33,7 @@ def train(model: RankingModel, batches: list[StepInput], **options) -> list[floa
 
 
 def train_densely(model: RankingModel, batches: list[StepInput]) -> list[float]:
-    """Every row of every table in every step, with RMSprop and FTRL written out in NumPy."""
+    """Trains every row of every table in every step, with RMSprop and FTRL written out in NumPy."""
     deep = [*model.deep_weights, *model.embeddings.deep_tables]
     wide = [*model.wide_weights, *model.embeddings.wide_tables]
     squares = [np.zeros(v.shape, np.float64) for v in deep]
@@ -68,7 +69,7 @@ def trained(batches) -> tuple[RankingModel, list[float]]:
     return model, train(model, batches)
 
 
-def test_updating_touched_rows_equals_updating_every_row_in_every_step(batches, trained):
+def test_lazy_updates_equal_dense_updates(batches, trained):
     model, losses = trained
     dense = make_model()
     np.testing.assert_allclose(losses, train_densely(dense, batches), rtol=1e-5)
@@ -76,7 +77,7 @@ def test_updating_touched_rows_equals_updating_every_row_in_every_step(batches, 
 
 
 @pytest.mark.parametrize("exchange", ["whole", "rows"])
-def test_summing_tables_whole_equals_collecting_touched_rows(batches, trained, exchange):
+def test_forms_of_table_exchange_agree(batches, trained, exchange):
     model, losses = trained
     other = make_model()
     np.testing.assert_allclose(losses, train(other, batches, table_exchange=exchange), rtol=1e-5)
@@ -91,7 +92,7 @@ def test_training_lowers_the_loss(trained):
 def train_on_workers(
     workers: int, batches: list[StepInput], *, sharded: bool
 ) -> list[tuple[RankingModel, list[float]]]:
-    """Each worker's model and losses; a batch is cut into the workers' parts."""
+    """Returns each worker's model and losses; a batch is cut into the workers' parts."""
     cuts = np.linspace(0, 16, workers + 1).astype(int)
 
     def work(comm: LocalWorker) -> tuple[RankingModel, list[float]]:
@@ -117,7 +118,7 @@ def test_several_workers_equal_one(batches, trained, workers):
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_sharded_tables_train_as_those_that_every_worker_holds(batches, trained, workers):
+def test_sharded_tables_equal_replicated_ones(batches, trained, workers):
     model, losses = trained
     tables = {table.path: table.numpy() for table in model.embeddings.tables}
     for rank, (mine, own) in enumerate(train_on_workers(workers, batches, sharded=True)):
@@ -165,7 +166,7 @@ def test_three_workers_share_batches_of_any_size(eagerly, weighting):
             np.testing.assert_allclose(variable.numpy(), expected, atol=1e-4)
 
 
-def test_a_gradient_that_one_worker_alone_sees_to_be_infinite_is_skipped_by_all(batches):
+def test_overflow_on_one_worker_is_skipped_by_all(batches):
     def work(comm: LocalWorker) -> tuple[float, bool]:
         shards = Shards(comm.rank, comm.size, comm.exchange_values, smallest=50)
         model = make_model(shards=shards, compute_dtype="float16")
@@ -185,7 +186,7 @@ def test_a_gradient_that_one_worker_alone_sees_to_be_infinite_is_skipped_by_all(
     assert run_workers(2, work) == [(2.0**14, True)] * 2
 
 
-def test_gradients_in_float16_are_rounded_and_nothing_else(batches, trained):
+def test_float16_exchange_rounds_gradients(batches, trained):
     _, losses = trained
     own = train(make_model(), batches, fp16_allreduce=True)
     np.testing.assert_allclose(own, losses, atol=2e-3)
@@ -208,7 +209,7 @@ def test_rows_of_weight_zero_change_nothing(batches):
     assert differences(padded, plain) < 1e-5
 
 
-def test_a_row_of_weight_two_counts_as_two_rows(batches):
+def test_row_of_weight_two_counts_as_two_rows(batches):
     twice, weighted = make_model(), make_model()
     batch = batches[0]
     doubled = StepInput(*(tf.concat([tensor, tensor[:3]], axis=0) for tensor in batch))
@@ -217,7 +218,7 @@ def test_a_row_of_weight_two_counts_as_two_rows(batches):
     np.testing.assert_allclose(first, make_step(weighted)(heavy, tf.constant(1)).numpy(), rtol=1e-5)
 
 
-def test_each_task_is_averaged_over_its_own_rows_and_weighted():
+def test_each_task_is_averaged_over_its_own_rows():
     tasks = (Task("click"), Task("buy", loss_weight=0.5, positive_weight=3.0, given=0))
     model = make_model(tasks=tasks)
     batch = make_batches(1, tasks=2)[0]
@@ -232,7 +233,7 @@ def test_each_task_is_averaged_over_its_own_rows_and_weighted():
     np.testing.assert_allclose(losses, [click, buy], rtol=1e-5)
 
 
-def test_a_batch_without_a_row_of_a_task_trains_the_others():
+def test_batch_without_rows_of_a_task_trains_the_rest():
     model = make_model(tasks=("click", "buy"))
     batch = make_batches(1, tasks=2)[0]
     labels = batch.labels.numpy()
@@ -245,7 +246,7 @@ def test_a_batch_without_a_row_of_a_task_trains_the_others():
 @pytest.mark.parametrize(
     ("compute_dtype", "xla"), [("float32", True), ("bfloat16", False), ("bfloat16", True), ("float16", False)]
 )
-def test_precision_and_compilation_follow_the_float32_losses(batches, trained, compute_dtype, xla):
+def test_precision_and_xla_follow_the_float32_losses(batches, trained, compute_dtype, xla):
     _, losses = trained
     model = make_model(compute_dtype=compute_dtype)
     own = train(model, batches, xla=xla, compute_dtype=compute_dtype)
@@ -255,18 +256,18 @@ def test_precision_and_compilation_follow_the_float32_losses(batches, trained, c
     assert model(batches[0].ids, batches[0].numerical).dtype == tf.float32
 
 
-def test_compilation_leaves_dropout_as_it_is(batches):
+def test_xla_keeps_dropout_masks(batches):
     plain, compiled = (train(make_model(dropout=0.5), batches[:10], xla=xla) for xla in (False, True))
     np.testing.assert_allclose(compiled, plain, rtol=1e-5)
 
 
-def test_passes_are_compiled_in_one_piece_on_a_gpu_alone(monkeypatch):
+def test_whole_passes_are_compiled_only_on_gpus(monkeypatch):
     for gpu in (False, True):
         monkeypatch.setattr(device, "on_gpu", lambda gpu=gpu: gpu)
         assert [device.compiles_passes(xla) for xla in (False, True)] == [False, gpu]
 
 
-def test_an_overflow_under_float16_skips_the_update_and_halves_the_scale(batches):
+def test_float16_overflow_skips_and_halves_the_scale(batches):
     model = make_model(compute_dtype="float16")
     step = make_step(model, compute_dtype="float16")
     before = [v.numpy().copy() for v in model.variables]
@@ -289,3 +290,111 @@ def test_dropout_is_a_function_of_seed_step_and_rank(batches):
         logits.append(model.logits(rows, batch.ids, batch.numerical, training_pass).numpy())
     assert not np.allclose(logits[0], logits[1])
     assert not np.allclose(logits[0], logits[2])
+
+
+def weights_of(model: RankingModel) -> list[np.ndarray]:
+    return [variable.numpy().copy() for variable in model.variables]
+
+
+def train_through_nan(comm: LocalWorker, batches: list[StepInput], **flags: object) -> tuple[RankingModel, list]:
+    """Trains six steps, the third of which has a NaN among the inputs of the last worker.
+
+    Returns the weights before the third step and after each of the steps from there on, with what the host reads.
+    """
+    shards = Shards(comm.rank, comm.size, comm.exchange_values, smallest=50)
+    model = make_model(shards=shards, batch_norm=True)
+    step, seen = make_step(model, comm=comm, **flags), []
+    for number, batch in enumerate(batches[:6], start=1):
+        rows = share_of(batch, comm.rank, comm.size)
+        if number == 3:
+            seen.append((weights_of(model), step.running_losses.read()[2]))
+            if comm.rank == comm.size - 1:
+                rows = rows._replace(numerical=rows.numerical + [[np.nan, 0.0]] * rows.numerical.shape[0])
+        run_eagerly(step, rows, number)
+        if number >= 3:
+            seen.append((weights_of(model), step.running_losses.read()[2]))
+    return model, seen
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_update_from_a_non_finite_step_on(eagerly, batches, workers):
+    for _, [(before, is_finite), *after] in run_workers(workers, lambda comm: train_through_nan(comm, batches)):
+        assert is_finite and [still_finite for _, still_finite in after] == [False] * 4
+        for weights, _ in after:
+            for expected, found in zip(before, weights, strict=True):
+                np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+def test_non_finite_gradient_stops_updates(batches, form):
+    """The loss may be finite where a gradient is not, such as that of a square root at zero."""
+    model = make_model()
+    step = make_step(model)
+    gradients = step.forward_backward(batches[0], tf.constant(1), step.row_counts(batches[0]))
+    is_sparse = {name: isinstance(own, tf.IndexedSlices) for name, own in gradients.by_name.items()}
+    name = next(name for name, sparse in is_sparse.items() if sparse == (form == "sparse"))
+    own, before = gradients.by_name[name], weights_of(model)
+    broken = tf.IndexedSlices(own.values * np.inf, own.indices) if form == "sparse" else own + np.nan
+    step.update(gradients._replace(by_name=gradients.by_name | {name: broken}), tf.constant(1))
+    step(batches[1], tf.constant(2))
+    assert not step.running_losses.read()[2]
+    for old, variable in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(old, variable.numpy())
+
+
+def test_non_finite_loss_stops_updates_under_float16(batches):
+    model = make_model(compute_dtype="float16")
+    step = make_step(model, compute_dtype="float16")
+    before = weights_of(model)
+    step(batches[0]._replace(numerical=tf.fill((16, 2), np.nan)), tf.constant(1))
+    step(batches[1], tf.constant(2))
+    assert not step.running_losses.read()[2]
+    for old, variable in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(old, variable.numpy())
+
+
+def test_running_losses_are_the_sums_of_the_steps():
+    model = make_model(tasks=("click", "buy"))
+    step, batches = make_step(model), make_batches(5, tasks=2)
+    step.running_losses.set([0.25, 0.5])  # as in a run that was resumed within an epoch
+    losses = [step(batch, tf.constant(number)).numpy() for number, batch in enumerate(batches, start=1)]
+    sums, last, is_finite = step.running_losses.read()
+    np.testing.assert_array_equal(sums, np.sum([[0.25, 0.5], *losses], axis=0, dtype=np.float64))
+    np.testing.assert_array_equal(last, losses[-1])
+    assert sums.dtype == np.float64 and is_finite
+    step.running_losses.set()
+    np.testing.assert_array_equal(step.running_losses.read()[0], [0, 0])
+
+
+def test_control_flags_are_summed_and_waiting_is_timed(batches):
+    """The first worker is ready half a second before the second and waits for it in the step's first collective."""
+
+    def work(comm: LocalWorker) -> tuple[list[float], float]:
+        step = make_step(make_model(), comm=comm)
+        for number in (1, 2):
+            comm.sum_array(np.zeros(1))
+            time.sleep(0.5 * comm.rank)
+            result = run_eagerly(step, share_of(batches[0], comm.rank, comm.size), number, (comm.rank, 1.0))
+        return result.control_flags.numpy().tolist(), float(result.waited)
+
+    (first_flags, first_waited), (second_flags, second_waited) = run_workers(2, work)
+    assert first_flags == second_flags == [1.0, 2.0]
+    assert first_waited > 0.4 and first_waited > second_waited + 0.3
+    alone = run_eagerly(make_step(make_model()), batches[0], 1, (1.0, 0.0))
+    assert alone.control_flags.numpy().tolist() == [1.0, 0.0] and float(alone.waited) == 0
+
+
+def test_parts_of_a_step_equal_the_step(batches):
+    """The benchmark runs and times the three parts one after the other, each as a graph."""
+    whole, parts = make_model(), make_model()
+    steps = make_step(whole), make_step(parts)
+    functions = [
+        tf.function(part, reduce_retracing=True)
+        for part in (steps[1].forward_backward, steps[1].exchange, steps[1].update)
+    ]
+    for number, batch in enumerate(batches[:4], start=1):
+        steps[0](batch, tf.constant(number))
+        gradients = functions[0](batch, tf.constant(number), steps[1].row_counts(batch))
+        functions[2](functions[1](gradients), tf.constant(number))
+    assert differences(whole, parts) < 1e-6
+    assert all(function.experimental_get_tracing_count() <= 3 for function in functions)

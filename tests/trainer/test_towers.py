@@ -7,10 +7,8 @@ import tensorflow as tf
 from data.errors import DataError
 from tests.trainer.small_models import make_batches, make_model, make_step
 from trainer.cli import parse
-from trainer.config import ModelOptions
-from trainer.models import MODELS
-from trainer.models.layers import Style
-from trainer.models.towers import Towers
+from trainer.models.layers import DenseConfig, Towers
+from trainer.models.multitask import MultiTaskOptions
 from trainer.tasks.tasks import Task, logit_columns
 
 TASKS = (Task("click"), Task("rank", kind="multiclass", classes=3), Task("buy"), Task("stay"))
@@ -18,9 +16,9 @@ UNITS = [(5,), (5,), (), (5,)]
 
 
 @pytest.mark.parametrize("shape", [(7, 6), (4, 7, 6)])
-def test_every_task_has_a_tower_and_logits_of_its_own(shape):
+def test_each_task_has_its_own_tower(shape):
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    towers = Towers(TASKS, 6, UNITS, style=Style("relu"), seed=3)
+    towers = Towers(TASKS, UNITS, DenseConfig("relu"), name="towers")
     found = towers(tf.constant(x)).numpy()
     assert found.shape == (7, 6)
     # Groups of one shape, in the order of their first task: click and stay, rank, buy.
@@ -28,9 +26,9 @@ def test_every_task_has_a_tower_and_logits_of_its_own(shape):
     for task, columns in enumerate(logit_columns(TASKS)):
         group, position = places[task]
         h = x if x.ndim == 2 else x[task]
-        for layer in (*towers.hidden[group].dense, towers.heads[group]):
+        for layer in (*towers.hidden[group].dense, towers.logits[group]):
             h = h @ layer.kernel.numpy()[position] + layer.bias.numpy()[position]
-            h = h if layer is towers.heads[group] else np.maximum(h, 0)
+            h = h if layer is towers.logits[group] else np.maximum(h, 0)
         np.testing.assert_allclose(found[:, columns], h, atol=1e-5)
 
 
@@ -40,22 +38,22 @@ def test_models_take_towers_per_task(model):
     net, batches = make_model(model=model, tasks=("click", "buy"), tower_hidden_units=towers), make_batches(2, tasks=2)
     step = make_step(net)
     assert all(np.isfinite(step(batch, tf.constant(1))).all() for batch in batches)
-    assert net.towers.hidden[1].output_width == 3
+    assert net.network.towers.hidden[1].dense[-1].units == 3
 
 
-def options(*words: str) -> ModelOptions:
-    return parse(["--model", "mmoe", *words], 1, tuple(MODELS)).model
+def options(*words: str) -> MultiTaskOptions:
+    return parse(["--model", "mmoe", *words], 1).model
 
 
-def test_units_come_from_the_command_line_or_from_a_yaml_file(tmp_path):
+def test_units_from_command_line_or_yaml(tmp_path):
     assert options("--tower_hidden_units", "64", "32").tower_units("click") == (64, 32)
     assert options("--tower_hidden_units").tower_units("click") == ()
     (tmp_path / "towers.yaml").write_text("click: [64]\nbuy: []\n")
     read = options("--tower_hidden_units", str(tmp_path / "towers.yaml"))
     assert read.tower_units("click") == (64,) and read.tower_units("buy") == ()
-    read.check_towers(["buy", "click"])
+    read.check_labels(["buy", "click"])
     with pytest.raises(DataError, match="towers for click, buy, and the labels are click"):
-        read.check_towers(["click"])
+        read.check_labels(["click"])
 
 
 @pytest.mark.parametrize(
@@ -66,13 +64,13 @@ def test_units_come_from_the_command_line_or_from_a_yaml_file(tmp_path):
         (["-3"], "takes whole numbers|expected|-3"),
     ],
 )
-def test_units_that_are_none_are_refused(words, message):
+def test_invalid_units_are_rejected(words, message):
     with pytest.raises(DataError, match=message):
         options("--tower_hidden_units", *words)
 
 
 @pytest.mark.parametrize("text", ["[1, 2]\n", "click: 64\n", "click: [a]\n", "click: [true]\n", "click: [0]\n"])
-def test_a_file_of_something_else_is_refused(tmp_path, text):
+def test_invalid_units_file_is_rejected(tmp_path, text):
     (tmp_path / "towers.yaml").write_text(text)
     with pytest.raises(DataError, match=r"expected a list of whole numbers|must be at least 1|expected a mapping"):
         options("--tower_hidden_units", str(tmp_path / "towers.yaml"))

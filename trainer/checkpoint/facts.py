@@ -14,7 +14,6 @@ from data.spec.parts import INPUT_CHANNELS, LABEL, MULTIHOT, NUMERICAL
 from data.storage.checksummed_dir import MANIFEST
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.store import Checkpoint, NoCheckpointError
-from trainer.early_stopping import Stopping
 
 
 @dataclass
@@ -54,6 +53,21 @@ class Position:
     def mean_losses(self) -> list[float]:
         """Each task's mean loss over the epoch so far."""
         return [loss / max(1, self.steps) for loss in self.losses]
+
+
+@dataclass
+class EarlyStoppingState:
+    """The state of early stopping between epochs.
+
+    Attributes:
+        metric: key of the metric in the log; the metric itself defines whether larger or smaller is better.
+        best: best value so far; None if the metric has not been defined yet.
+        epochs_since_best: number of epochs since the best value in which the metric was defined.
+    """
+
+    metric: str
+    best: float | None = None
+    epochs_since_best: int = 0
 
 
 MAX_HOTNESS, WIDTH = "max_hotness", "width"
@@ -227,7 +241,7 @@ class RunFacts:
 
     identity: Identity
     position: Position
-    stopping: Stopping
+    stopping: EarlyStoppingState
     schema: Schema
     options: dict[str, Any]
     metrics: dict[str, float | None]

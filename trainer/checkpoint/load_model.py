@@ -1,6 +1,5 @@
 """Loads a trained model from its folder alone, without flags or a dataset."""
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,22 +15,18 @@ from data.preprocess.encoder_files import SETTINGS_FILE, load_encoders
 from data.preprocess.encoders import Encoder
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
-from data.storage.checksummed_dir import ChecksummedDir, DamagedError
-from data.storage.files import open_regular, read_small_text
+from data.storage.checksummed_dir import ChecksummedDir, StorageError
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, Architecture, open_model
 from trainer.checkpoint.saved_config import from_json
-from trainer.checkpoint.state import restore
+from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import NoCheckpointError
 from trainer.config import ModelOptions
 from trainer.layout import InputSchema, input_schema
-from trainer.model_size import dense_weights
-from trainer.models import build_model
+from trainer.models import build_model, model_options
 from trainer.models.ranking import RankingModel
 from trainer.models.weights import named
 from trainer.tasks.tasks import Task, tasks_of
-
-MAX_MEBIBYTES = 16
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ class LoadedModel:
         model: the model with its trained weights.
         encoders: encoders from raw values to ids and numbers, by feature; empty if the dataset had none.
         metrics: metrics of the evaluation of these weights; NaN where undefined.
-        documents: content of the folder's files besides the weights, by name.
+        files: content of the folder's files besides the weights, by name.
     """
 
     spec: FeatureSpec
@@ -54,92 +49,70 @@ class LoadedModel:
     model: RankingModel
     encoders: dict[str, Encoder]
     metrics: dict[str, float]
-    documents: dict[str, bytes]
+    files: dict[str, bytes]
 
 
 def load_model(folder: Path, *, compute_dtype: str = "float32") -> LoadedModel:
-    """Load the model that a run has written to `<model_dir>/model`.
+    """Loads the model that a run has written to `<model_dir>/model`.
 
     Args:
         folder: the model folder.
         compute_dtype: type of the forward pass: float32, float16 or bfloat16.
 
     Raises:
-        NoCheckpointError: there is no model, one of its files is damaged, or its content is unknown to this program.
+        NoCheckpointError: There is no model, one of its files is damaged, or its content is unknown to this program.
     """
     return read_model(open_model(Path(folder)), compute_dtype=compute_dtype)
 
 
-def read_model(sealed: ChecksummedDir, *, compute_dtype: str = "float32") -> LoadedModel:
-    """Load the model of a folder that has been opened and verified, like `load_model`."""
-    with foreign_is_refused(sealed.path):
-        return _read_model(sealed, compute_dtype)
+def read_model(folder: ChecksummedDir, *, compute_dtype: str = "float32") -> LoadedModel:
+    """Loads the model of a folder that has been opened and verified, like `load_model`."""
+    with reject_foreign(folder.path):
+        return _read_model(folder, compute_dtype)
 
 
 @contextmanager
-def foreign_is_refused(folder: Path) -> Iterator[None]:
-    """Convert errors in reading a folder into NoCheckpointError: an intact folder may still be another program's."""
+def reject_foreign(folder: Path) -> Iterator[None]:
+    """Converts errors in reading a folder into NoCheckpointError: an intact folder may still be another program's."""
     try:
         yield
     except NoCheckpointError:
         raise
     except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
         raise NoCheckpointError(f"{folder}: does not hold what this program writes: {error!r}") from error
-    except (DataError, ValueError, pa.ArrowException, tf.errors.OpError, DamagedError) as error:
+    except (ValueError, pa.ArrowException, tf.errors.OpError, StorageError) as error:  # a DataError is a ValueError
         raise NoCheckpointError(f"{folder}: does not hold what this program writes: {error}") from error
 
 
-def _read_model(sealed: ChecksummedDir, compute_dtype: str) -> LoadedModel:
-    architecture: Architecture = read_document(Architecture, sealed, ARCHITECTURE)
-    options = _options(architecture.options, sealed.documents[ARCHITECTURE])
+def _read_model(folder: ChecksummedDir, compute_dtype: str) -> LoadedModel:
+    architecture: Architecture = read_typed(Architecture, folder.read_json(ARCHITECTURE), ARCHITECTURE)
+    options = _options(architecture.options, folder.path / ARCHITECTURE)
     # Outside paths are harmless here: the data files that the specification names are never opened.
-    spec = FeatureSpec.read(sealed.path / SPECIFICATION, allow_outside_paths=True)
-    layout = input_schema(spec, embedding_dims(spec, sealed.path / SIZES, allow_outside_paths=True))
+    spec = FeatureSpec.read(folder.path / SPECIFICATION, allow_outside_paths=True)
+    layout = input_schema(spec, embedding_dims(spec, folder.path / SIZES, allow_outside_paths=True))
     tasks = tasks_of(spec)
     if architecture.tasks != tuple(task.name for task in tasks):
         raise DataError(
             f"{ARCHITECTURE} has the tasks {', '.join(architecture.tasks)}, {SPECIFICATION} the labels "
             f"{', '.join(task.name for task in tasks)}"
         )
-    _check_size(options, layout, tasks, sealed)
+    _check_size(options, layout, tasks, folder)
     model = build_model(options, layout, tasks, compute_dtype=compute_dtype, seed=0)
-    restore(named(model.variables), sealed)
-    settings = [path for path in sealed.documents.values() if path.name == SETTINGS_FILE]
+    TrainState(named(model.variables)).restore(folder)
+    settings = [path for path in folder.files.values() if path.name == SETTINGS_FILE]
     encoders = load_encoders(settings[0].parent) if settings else {}
-    documents = {name: _content(path) for name, path in sealed.documents.items()}
+    files = {name: folder.read_file(name) for name in folder.files}
     metrics = {key: math.nan if value is None else value for key, value in architecture.metrics.items()}
-    return LoadedModel(spec, layout, tasks, model, encoders, metrics, documents)
+    return LoadedModel(spec, layout, tasks, model, encoders, metrics, files)
 
 
-def _content(path: Path) -> bytes:
-    with open_regular(path) as file:
-        return file.read()
-
-
-def read_document(kind: type[Any], sealed: ChecksummedDir, name: str) -> Any:
-    """Read a JSON file of a folder as an instance of a dataclass.
-
-    Args:
-        kind: the dataclass.
-        sealed: the opened folder.
-        name: name of the file.
-
-    Raises:
-        LookupError: there is no file of that name.
-        ValueError: the file is not JSON, or a value in it is missing or of another type.
-    """
-    text = read_small_text(sealed.documents[name], "a JSON document", MAX_MEBIBYTES)
-    return read_typed(kind, json.loads(text), name)
-
-
-def _check_size(options: ModelOptions, layout: InputSchema, tasks: tuple[Task, ...], sealed: ChecksummedDir) -> None:
-    """Refuse a description of a model larger than the stored weights, before memory is allocated for it."""
-    held = sum(math.prod(shape) for shape, _ in sealed.arrays.values())
-    counts = (options.num_experts, options.num_task_experts, options.num_shared_experts, options.ple_levels)
+def _check_size(options: ModelOptions, layout: InputSchema, tasks: tuple[Task, ...], folder: ChecksummedDir) -> None:
+    """Rejects a description of a model larger than the stored weights, before memory is allocated for it."""
+    stored = sum(math.prod(shape) for shape, _ in folder.arrays.values())
     claimed = sum(columns.cardinality * columns.width for columns in layout.categorical)
-    claimed += dense_weights(options, layout, tasks)
-    if max(claimed, *counts, *options.gate_hidden_units) > held:
-        raise DataError(f"{sealed.path}: describes a model that is larger than its {held:,} weights")
+    claimed += options.dense_weights(layout.width, {task.name: task.width for task in tasks})
+    if claimed > stored:
+        raise DataError(f"{folder.path}: describes a model that is larger than its {stored:,} weights")
 
 
 def _options(values: dict[str, Any], path: Path) -> ModelOptions:
@@ -150,4 +123,4 @@ def _options(values: dict[str, Any], path: Path) -> ModelOptions:
     unknown = sorted(set(values) - set(flags))
     if unknown:
         raise DataError(f"{path}: has the options {', '.join(unknown)}, which this program does not know; update it")
-    return ModelOptions(**flags)
+    return model_options(**flags)

@@ -9,63 +9,52 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.storage.checksummed_dir import StorageError
+from data.loading.loader import ParquetLoader
+from data.preprocess.workflow_folder import workflow_files
+from data.spec.feature_spec import FeatureSpec
+from data.storage.checksummed_dir import Content, StorageError
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.background_writer import Handover
-from trainer.checkpoint.facts import MAX_HOTNESS, Identity, Position, RunFacts, Schema
+from trainer.checkpoint.facts import MAX_HOTNESS, EarlyStoppingState, Identity, Position, RunFacts, Schema
 from trainer.checkpoint.model_folder import (
     ARCHITECTURE,
     MODEL_FOLDER,
     SIZES,
     SPECIFICATION,
     Architecture,
-    Document,
-    encoder_documents,
     write_model,
 )
-from trainer.checkpoint.saved_config import from_json
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import Checkpoint, CheckpointStore, NoCheckpointError
 from trainer.comm import Comm
-from trainer.config import ModelOptions, Options
-from trainer.early_stopping import Stopping
-from trainer.inputs import Inputs
+from trainer.config import Options
 from trainer.logging.log import to_plain, warn
 from trainer.metrics import is_better
 
 NAN = float("nan")
-# The first of these that is computed decides which checkpoint is the best.
-MAIN_METRICS = ("streaming_map_val", "auc_roc", "rmse")
 
 
-def agreed_model_options(options: ModelOptions, comm: Comm) -> ModelOptions:
-    """Return rank 0's model flags on every worker. A collective."""
-    values = comm.broadcast_bytes(json.dumps(vars(options)).encode())
-    return ModelOptions(**from_json(json.loads(values)))
-
-
-def agreed_schema(schema: Schema, comm: Comm) -> Schema:
-    """Return rank 0's schema on every worker. A collective."""
-    values = comm.broadcast_bytes(json.dumps(asdict(schema)).encode())
-    return read_typed(Schema, json.loads(values), "schema")
-
-
-class Saver:
+class CheckpointManager:
     """Saves and restores a run. Rank 0 reads and writes all files; the other workers exchange values with it.
 
     Args:
-        options: the resolved configuration.
-        inputs: specification, embedding widths and loaders.
+        config: the resolved configuration.
+        spec: the feature specification, in the order of the model's inputs and outputs.
+        schema: features and tasks of the model.
         comm: collectives over the workers.
+        loader: loader of the training mapping; None if the run does not train.
     """
 
-    def __init__(self, options: Options, inputs: Inputs, comm: Comm):
-        self._options, self._inputs, self._comm = options, inputs, comm
-        self._store = CheckpointStore(options.data.model_dir, keep=options.run.keep_checkpoints)
+    def __init__(
+        self, config: Options, spec: FeatureSpec, schema: Schema, comm: Comm, loader: ParquetLoader | None = None
+    ):
+        self._config, self._spec, self._schema, self._comm, self._loader = config, spec, schema, comm, loader
+        self._widths = {entry.name: entry.width for entry in schema.features if entry.width is not None}
+        self._store = CheckpointStore(config.data.model_dir, keep=config.run.keep_checkpoints)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
 
-    def save(self, state: TrainState, position: Position, stopping: Stopping) -> None:
+    def save(self, state: TrainState, position: Position, stopping: EarlyStoppingState) -> None:
         """Writes a checkpoint in a background thread. A collective.
 
         Returns once all but a few blocks of the state are written and the rest is copied, so the memory that a save
@@ -85,14 +74,13 @@ class Saver:
         # Only the latest save is tracked, so a failure of the previous one is reported first.
         if self._writing is not None:
             self.has_failed(wait=True)
-        step = position.step(self._inputs.train_loader.steps_per_epoch)
-        write = partial(self._store.save, step, state=self._facts(position, stopping, {}))
+        write = partial(self._store.save, self._step(position), state=self._facts(position, stopping, {}))
         # The blocks are read in this thread, since reading those of sharded variables is a collective.
         handover = Handover(state.sources())
         self._writing = self._writer.submit(handover.save, write)
         handover.fill()
 
-    def evaluated(self, position: Position, stopping: Stopping, metrics: dict[str, float]) -> None:
+    def evaluated(self, position: Position, stopping: EarlyStoppingState, metrics: dict[str, float]) -> None:
         """Records an epoch's evaluation in its checkpoint, in the background and after the save has ended.
 
         The best checkpoint so far, by the metric of early stopping, is kept in addition to the newest ones. A run
@@ -105,8 +93,7 @@ class Saver:
         """
         if self._comm.rank == 0:
             key = stopping.metric
-            step = position.step(self._inputs.train_loader.steps_per_epoch)
-            amend = partial(self._store.amend, step, state=self._facts(position, stopping, metrics))
+            amend = partial(self._store.amend, self._step(position), state=self._facts(position, stopping, metrics))
             self._writing = self._writer.submit(self._record, self._writing, amend, key, metrics[key])
 
     def _record(self, saving: Future[Path] | None, amend: Callable[..., Path], key: str, value: float) -> Path:
@@ -164,9 +151,9 @@ class Saver:
                     f"{checkpoint.path} cannot be resumed: {'; '.join(changed)}. The remaining steps would not "
                     "see the samples that are left. Restore these, or start again in another --model_dir."
                 )
-            if facts.position.step(self._inputs.train_loader.steps_per_epoch) != checkpoint.step:
+            if self._step(facts.position) != checkpoint.step:
                 raise NoCheckpointError(
-                    f"{checkpoint.path} is of step {checkpoint.step}, and its place in the epoch of another"
+                    f"{checkpoint.path} is of step {checkpoint.step}, and its position in the epoch of another"
                 )
             found = json.dumps(asdict(facts)).encode()
         state.restore(checkpoint)
@@ -201,25 +188,25 @@ class Saver:
         if self._comm.rank != 0:
             return None
         checkpoint = self._store.open("best")
-        spec, data = self._inputs.spec, self._options.data
         architecture = Architecture(
-            model=self._options.model.model,
-            tasks=tuple(label.name for label in spec.labels),
-            options=to_plain(vars(self._options.model)),
+            model=self._config.model.model,
+            tasks=tuple(label.name for label in self._spec.labels),
+            options=to_plain(vars(self._config.model)),
             step=checkpoint.step,
             metrics=RunFacts.of(checkpoint).metrics,
         )
-        documents: dict[str, Document] = {
+        files: dict[str, Content] = {
             ARCHITECTURE: asdict(architecture),
-            SPECIFICATION: spec.to_yaml(),
-            SIZES: {columns.name: columns.width for columns in self._inputs.layout.categorical},
+            SPECIFICATION: self._spec.to_yaml(),
+            SIZES: self._widths,
         }
         try:
-            documents |= encoder_documents(spec.folder, allow_outside_paths=data.allow_outside_paths)
+            outside = self._config.data.allow_outside_paths
+            files |= workflow_files(self._spec.folder, allow_outside_paths=outside)
         except DataError as error:  # checked before the first step, so this is no mistake in the inputs
             raise StorageError(f"cannot write the model folder: {error}") from error
-        folder = Path(data.model_dir) / MODEL_FOLDER
-        write_model(folder, [checkpoint.source(name) for name in weights], documents)
+        folder = self._config.data.model_dir / MODEL_FOLDER
+        write_model(folder, [checkpoint.source(name) for name in weights], files)
         return folder
 
     def last_metrics(self) -> dict[str, float]:
@@ -228,24 +215,6 @@ class Saver:
             return {}
         metrics = RunFacts.of(self._store.open("last", verify=False)).metrics
         return {key: NAN if value is None else value for key, value in metrics.items()}
-
-    def main_metric(self, keys: Sequence[str]) -> str:
-        """Returns the key of the metric that decides which checkpoint is the best.
-
-        This is --early_stopping_metric; by default MAP@12 if there are groups, else ROC AUC, else RMSE.
-
-        Args:
-            keys: keys of the metrics that are computed.
-
-        Raises:
-            DataError: --early_stopping_metric is not one of the keys.
-        """
-        asked = self._options.training.early_stopping_metric
-        if asked is not None and asked not in keys:
-            raise DataError(f"--early_stopping_metric {asked!r} is not one of {', '.join(keys)}")
-        # Each metric's own key with one task, the mean over tasks with several.
-        defaults = [key for name in MAIN_METRICS for key in (name, f"{name}/mean")]
-        return asked or next(key for key in defaults if key in keys)
 
     def best_value(self, key: str) -> float | None:
         """Returns the best checkpoint's value of a metric on every worker, None if unknown. A collective."""
@@ -263,36 +232,44 @@ class Saver:
 
     def _open(self) -> tuple[Checkpoint, RunFacts]:
         """Opens the requested checkpoint and checks that it has the model's features and tasks in the same order."""
-        checkpoint = self._store.open(self._options.run.which_checkpoint)
-        facts, inputs = RunFacts.of(checkpoint), self._inputs
-        widths = {columns.name: columns.width for columns in inputs.layout.categorical}
+        checkpoint = self._store.open(self._config.run.which_checkpoint)
+        facts = RunFacts.of(checkpoint)
         # No weight depends on max_hotness, but the ids that training sees do.
-        ignoring = () if self._options.run.trains else (MAX_HOTNESS,)
-        arranged = facts.schema.arrange(inputs.spec, widths, str(checkpoint.path), "the specification", ignoring)
-        if arranged.channels != inputs.spec.channels:
+        ignoring = () if self._config.run.trains else (MAX_HOTNESS,)
+        arranged = facts.schema.arrange(self._spec, self._widths, str(checkpoint.path), "the specification", ignoring)
+        if arranged.channels != self._spec.channels:
             raise DataError(
                 f"{checkpoint.path} has its features in another order than the checkpoint that this run began with; "
                 f"add --checkpoint {checkpoint.path}"
             )
         return checkpoint, facts
 
-    def _facts(self, position: Position, stopping: Stopping, metrics: dict[str, float]) -> dict[str, Any]:
+    def _facts(self, position: Position, stopping: EarlyStoppingState, metrics: dict[str, float]) -> dict[str, Any]:
         """Returns the JSON state of a checkpoint: everything besides its arrays."""
         facts = RunFacts(
             identity=self._identity(),
             position=position,
             stopping=stopping,
-            schema=self._inputs.schema,
-            options=self._options.as_dict(),
+            schema=self._schema,
+            options=self._config.as_dict(),
             metrics=to_plain(metrics),
         )
         return asdict(facts) | {"stopping": to_plain(vars(stopping))}
 
     def _identity(self) -> Identity:
-        training = self._options.training
+        training = self._config.training
         return Identity(
             seed=training.seed,
             global_batch_size=training.global_batch_size,
-            train_mapping=self._options.data.train_mapping,
-            training_data=self._inputs.train_loader.fingerprint,
+            train_mapping=self._config.data.train_mapping,
+            training_data=self._train_loader.fingerprint,
         )
+
+    @property
+    def _train_loader(self) -> ParquetLoader:
+        if self._loader is None:
+            raise ValueError("this run does not train")
+        return self._loader
+
+    def _step(self, position: Position) -> int:
+        return position.step(self._train_loader.steps_per_epoch)

@@ -1,27 +1,23 @@
 """Reads the model flags that a checkpoint was trained with. Imports no TensorFlow."""
 
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError, shown
+from data.errors import DataError
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.facts import RunFacts
 from trainer.checkpoint.store import CheckpointStore, NoCheckpointError
-from trainer.config import ModelOptions
+from trainer.models import model_flags, model_options
 
 
-def saved_model_flags(
-    stated: Mapping[str, Any], model_dir: Path, which: str, model_names: Sequence[str]
-) -> dict[str, Any]:
+def saved_model_flags(given: Mapping[str, Any], model_dir: Path, which: str) -> dict[str, Any]:
     """Return the model flags of a checkpoint by name.
 
     Args:
-        stated: flags given on the command line; any model flags among them must equal the checkpoint's.
+        given: flags of the command line; any model flags among them must equal the checkpoint's.
         model_dir: folder that contains the checkpoints.
         which: "last", "best" or a path.
-        model_names: names that --model accepts.
 
     Raises:
         NoCheckpointError: there is no such checkpoint, or its flags are invalid.
@@ -31,34 +27,36 @@ def saved_model_flags(
     checkpoint = CheckpointStore(model_dir, warn=lambda text: None).open(which, verify=False)
     try:
         saved = from_json(RunFacts.of(checkpoint).options)
-        if ModelOptions(**saved).model not in model_names:
-            raise DataError(f"--model {shown(saved['model'])} is not one of {', '.join(model_names)}")
+        model_options(**saved)
     except NoCheckpointError:
         raise
     except DataError as error:
         raise NoCheckpointError(f"{checkpoint.path}: {error}; it is no checkpoint of this program") from error
-    different = [name for name, value in saved.items() if stated.get(name, value) != value]
+    different = [name for name, value in saved.items() if given.get(name, value) != value]
     if different:
-        told = ", ".join(f"--{name} {_shown(saved[name])}, not {_shown(stated[name])}" for name in different)
+        changes = ", ".join(f"--{name} {_shown(saved[name])}, not {_shown(given[name])}" for name in different)
         raise DataError(
-            f"{checkpoint.path} was trained with {told}. Omit the model's flags (they are taken from the "
+            f"{checkpoint.path} was trained with {changes}. Omit the model's flags (they are taken from the "
             "checkpoint), or give another --model_dir or --checkpoint."
         )
     return saved
 
 
 def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the model flags among JSON values and convert them to the types of ModelOptions.
+    """Select the model flags among JSON values and convert them to their types.
 
     Raises:
         DataError: a value does not have the type of its flag.
     """
     try:
         flags = read_typed(dict[str, Any], values, "options")
-        hints = typing.get_type_hints(ModelOptions)
-        return {name: read_typed(hint, flags[name], f"--{name}") for name, hint in hints.items() if name in flags}
+        return {
+            name: read_typed(hint, flags[name], f"--{name}")
+            for name, (_, hint) in model_flags().items()
+            if name in flags
+        }
     except ValueError as error:
-        raise DataError(f"not what the model's flags can be: {error}") from error
+        raise DataError(f"invalid model flags: {error}") from error
 
 
 def _shown(value: Any) -> str:

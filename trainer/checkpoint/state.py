@@ -9,9 +9,7 @@ import tensorflow as tf
 from data.errors import DataError
 from data.storage.arrays import ArraySource, row_blocks, rows_per_block
 from data.storage.checksummed_dir import ChecksummedDir
-from trainer.comm import Comm
-
-Variables = Mapping[str, tf.Variable]
+from trainer.comm import Comm, SingleWorker
 
 
 @dataclass(frozen=True)
@@ -25,13 +23,12 @@ class TrainState:
         comm: collectives over the workers.
         sharded: number of rows over all workers of each sharded variable. Row r of the whole is row r // workers of
             worker r % workers.
-        tables: names of the variables that are read and written by rows only: reading such a resource variable whole
-            makes TensorFlow copy all of it.
+        tables: not used any more.
         unknown: names of the variables in which NaN means "not known yet".
     """
 
-    variables: Variables
-    comm: Comm
+    variables: Mapping[str, tf.Variable]
+    comm: Comm = field(default_factory=SingleWorker)
     sharded: Mapping[str, int] = field(default_factory=dict)
     tables: frozenset[str] = frozenset()
     unknown: frozenset[str] = frozenset()
@@ -47,12 +44,13 @@ class TrainState:
         ]
 
     def tensors(self, name: str) -> Iterator[tf.Tensor]:
-        """Yields this worker's rows of a variable in order: a table in blocks, any other variable whole."""
+        """Yields this worker's rows of a variable in order: a large one in blocks, so that no read copies all of it."""
         variable = self.variables[name]
-        if name not in self.tables:
+        shape, dtype = tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype)
+        if not shape or shape[0] <= rows_per_block(shape, dtype):
             yield tf.convert_to_tensor(variable)
             return
-        for start, stop in _row_ranges(tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype)):
+        for start, stop in _row_ranges(shape, dtype):
             yield variable.sparse_read(tf.range(start, stop))
 
     def take_part_in_save(self) -> None:
@@ -63,26 +61,30 @@ class TrainState:
                     pass
 
     def restore(self, checkpoint: ChecksummedDir | None) -> None:
-        """Overwrites the variables of all workers with a checkpoint's arrays. A collective.
+        """Overwrites the variables of all workers with a checkpoint's arrays, block by block. A collective.
 
         Args:
-            checkpoint: the checkpoint on rank 0; None on the other workers.
+            checkpoint: the checkpoint or model folder on rank 0; None on the other workers.
 
         Raises:
-            DataError: an array is missing or has another shape.
+            DataError: An array is missing or has another shape, for example because the model flags or the
+                specification have changed since.
         """
-        held_by_all = {name: variable for name, variable in self.variables.items() if name not in self.sharded}
         if checkpoint is not None:
-            shapes = {name: self._whole_shape(name) for name in self.variables}
-            _check_shapes(shapes, checkpoint)
-            _assign(held_by_all, checkpoint)
-        self.comm.broadcast_variables(held_by_all.values())
+            _check_shapes({name: self._whole_shape(name) for name in self.variables}, checkpoint)
+            for name, variable in self._replicated.items():
+                _assign(variable, checkpoint.blocks(name))
+        self.comm.broadcast_variables(self._replicated.values())
         for name in self.sharded:
             self._restore_sharded(name, checkpoint)
 
     def share(self) -> None:
         """Overwrites all but the sharded variables with rank 0's values. A collective."""
-        self.comm.broadcast_variables(variable for name, variable in self.variables.items() if name not in self.sharded)
+        self.comm.broadcast_variables(self._replicated.values())
+
+    @property
+    def _replicated(self) -> dict[str, tf.Variable]:
+        return {name: variable for name, variable in self.variables.items() if name not in self.sharded}
 
     def _whole_shape(self, name: str) -> tuple[int, ...]:
         shape = tuple(self.variables[name].shape)
@@ -95,11 +97,11 @@ class TrainState:
 
     def _sharded_blocks(self, name: str) -> Iterator[np.ndarray]:
         for start, stop, own in self._own_rows(name):
-            # [stop - start, ...], grouped by worker; a stable sort by holder maps that order back to the table's.
-            came = self.comm.gather_rows(self.variables[name].sparse_read(tf.range(own.start, own.stop)).numpy())
-            holders = np.arange(start, stop) % self.comm.size
-            block = np.empty_like(came)
-            block[np.argsort(holders, kind="stable")] = came
+            # [stop - start, ...], grouped by worker; a stable sort by owner maps that order back to the table's.
+            received = self.comm.gather_rows(self.variables[name].sparse_read(tf.range(own.start, own.stop)).numpy())
+            owners = np.arange(start, stop) % self.comm.size
+            block = np.empty_like(received)
+            block[np.argsort(owners, kind="stable")] = received
             yield block
 
     def _restore_sharded(self, name: str, checkpoint: ChecksummedDir | None) -> None:
@@ -107,11 +109,11 @@ class TrainState:
         variable, size = self.variables[name], self.comm.size
         for start, stop, own in self._own_rows(name):
             sent, counts = np.empty((0, *variable.shape[1:]), variable.dtype.as_numpy_dtype), [0] * size
-            # Rank 0 alone sends: each block's rows, grouped by the worker that holds them.
+            # Rank 0 alone sends: each block's rows, grouped by the worker that owns them.
             if blocks is not None:
-                holders = np.arange(start, stop) % size
-                sent = next(blocks)[np.argsort(holders, kind="stable")]
-                counts = np.bincount(holders, minlength=size).tolist()
+                owners = np.arange(start, stop) % size
+                sent = next(blocks)[np.argsort(owners, kind="stable")]
+                counts = np.bincount(owners, minlength=size).tolist()
             variable[own].assign(self.comm.exchange_rows(sent, counts))
 
     def _own_rows(self, name: str) -> Iterator[tuple[int, int, slice]]:
@@ -122,29 +124,14 @@ class TrainState:
             yield start, stop, slice(*(-((self.comm.rank - row) // size) for row in (start, stop)))
 
 
-def array_sources(variables: Variables) -> list[ArraySource]:
-    """Return variables that this process holds whole as array sources."""
-    return [
-        ArraySource(name, tuple(variable.shape), variable.dtype.as_numpy_dtype, _blocks(variable))
-        for name, variable in variables.items()
-    ]
-
-
-def restore(variables: Variables, checkpoint: ChecksummedDir) -> None:
-    """Overwrite variables that this process holds whole with the arrays of a checkpoint or model folder.
-
-    Arrays are read in blocks, so that none is in memory twice.
-
-    Raises:
-        DataError: an array is missing or has another shape, for example because the model flags or the specification
-            have changed since.
-    """
-    _check_shapes({name: tuple(variable.shape) for name, variable in variables.items()}, checkpoint)
-    _assign(variables, checkpoint)
-
-
 def _check_shapes(shapes: Mapping[str, tuple[int, ...]], checkpoint: ChecksummedDir) -> None:
-    problems = _differences(shapes, checkpoint)
+    problems = []
+    for name, expected in shapes.items():
+        stored = checkpoint.arrays.get(name)
+        if stored is None:
+            problems.append(f"it lacks {name}")
+        elif stored[0] != expected:
+            problems.append(f"{name} has shape {list(stored[0])} there and {list(expected)} here")
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise DataError(
@@ -153,46 +140,18 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checksummed
         )
 
 
-def _assign(variables: Variables, checkpoint: ChecksummedDir) -> None:
-    for name, variable in variables.items():
-        start = 0
-        for block in checkpoint.blocks(name):
-            if not variable.shape.rank:  # a scalar has no rows to slice
-                variable.assign(block)
-                continue
-            stop = start + len(block)
-            variable[start:stop].assign(block)
-            start = stop
-
-
-def _differences(shapes: Mapping[str, tuple[int, ...]], checkpoint: ChecksummedDir) -> list[str]:
-    problems = []
-    for name, expected in shapes.items():
-        if name not in checkpoint.arrays:
-            problems.append(f"it lacks {name}")
+def _assign(variable: tf.Variable, blocks: Iterator[np.ndarray]) -> None:
+    start = 0
+    for block in blocks:
+        if not variable.shape.rank:  # a scalar has no rows to slice
+            variable.assign(block)
             continue
-        shape = tuple(checkpoint.arrays[name][0])
-        if shape != expected:
-            problems.append(f"{name} has shape {list(shape)} there and {list(expected)} here")
-    return problems
-
-
-def _blocks(variable: tf.Variable) -> Callable[[], Iterator[np.ndarray]]:
-    shape, dtype = tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype)
-
-    def blocks() -> Iterator[np.ndarray]:
-        # Reading by rows copies one block at a time; a variable of one block can as well be read whole.
-        if not shape or shape[0] <= rows_per_block(shape, dtype):
-            yield variable.numpy()
-            return
-        for start, stop in _row_ranges(shape, dtype):
-            yield variable.sparse_read(tf.range(start, stop)).numpy()
-
-    return blocks
+        variable[start : start + len(block)].assign(block)
+        start += len(block)
 
 
 def _row_ranges(shape: tuple[int, ...], dtype: np.dtype) -> Iterator[tuple[int, int]]:
-    """Yield start and end of each block of rows."""
+    """Yields start and end of each block of rows."""
     rows = rows_per_block(shape, dtype)
     for start in range(0, shape[0], rows):
         yield start, min(start + rows, shape[0])

@@ -20,13 +20,13 @@ from data.storage.checksummed_dir import (
     DamagedError,
     StorageError,
     check_replaceable,
+    current_path,
     discard,
     remove_leftovers,
     replace_metadata,
-    standing,
-    temporary_name,
     write_checksummed,
 )
+from data.storage.files import temporary_folder
 from data.storage.typed_json import read_typed
 from trainer.logging.log import warn
 
@@ -36,7 +36,7 @@ _STEP_FOLDER = re.compile(rf"step-([0-9]{{1,18}})(?:{re.escape(REPLACED)})?")
 
 
 @dataclass(frozen=True)
-class _Facts:
+class _Metadata:
     """The facts in a checkpoint's manifest, as described by the attributes of Checkpoint."""
 
     step: int
@@ -68,10 +68,10 @@ class Checkpoint(ChecksummedDir):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         try:
-            facts: _Facts = read_typed(_Facts, self.facts, "facts")
+            saved: _Metadata = read_typed(_Metadata, self.metadata, "metadata")
         except ValueError as error:
             raise DamagedError(f"{path / MANIFEST}: not a checkpoint's: {error}") from error
-        self.step, self.sequence, self.best, self.state = facts.step, facts.sequence, facts.best, facts.state
+        self.step, self.sequence, self.best, self.state = saved.step, saved.sequence, saved.best, saved.state
         named = _STEP_FOLDER.fullmatch(path.name)
         if named and int(named.group(1)) != self.step:
             raise DamagedError(f"{path / MANIFEST}: is of step {self.step}, the folder is of step {named.group(1)}")
@@ -126,8 +126,8 @@ class CheckpointStore:
             raise ValueError(f"step is {step!r}, expected a count of steps")
         remove_leftovers(self.folder, "step-*")
         sequence = 1 + max((checkpoint.sequence for checkpoint in self._saved()[0]), default=0)
-        facts = {"step": step, "sequence": sequence, "best": best, "state": state}
-        write_checksummed(path, arrays, {}, facts)
+        metadata = {"step": step, "sequence": sequence, "best": best, "state": state}
+        write_checksummed(path, arrays=arrays, metadata=metadata)
         self._damaged.discard(path)
         self._remove_old()
         return path
@@ -147,8 +147,7 @@ class CheckpointStore:
             StorageError: the checkpoint is missing, damaged or cannot be written; it is left unchanged.
         """
         path = self.folder / f"step-{step}"
-        facts = Checkpoint(path).facts | {"best": best, "state": state}
-        replace_metadata(path, facts)
+        replace_metadata(path, Checkpoint(path).metadata | {"best": best, "state": state})
         self._remove_old()
         return path
 
@@ -194,7 +193,7 @@ class CheckpointStore:
                 return self._open_last(verify)
             if which == "best":
                 return self._open_best(verify)
-            return self._open_path(standing(Path(which)), verify)
+            return self._open_path(current_path(Path(which)), verify)
         except (OSError, StorageError) as error:
             raise NoCheckpointError(f"no checkpoint {which!r} can be read: {error}") from error
 
@@ -291,9 +290,9 @@ def probe(model_dir: Path) -> None:
     Raises:
         DataError: the folder cannot be written; the message names it.
     """
-    folder = temporary_name(Path(model_dir) / CHECKPOINTS / "step-probe")
+    folder = temporary_folder(Path(model_dir) / CHECKPOINTS / "step-probe")
     try:
-        write_checksummed(folder, [ArraySource.from_array("probe", np.zeros(1, np.uint8))], {}, {})
+        write_checksummed(folder, arrays=[ArraySource.from_array("probe", np.zeros(1, np.uint8))])
     except StorageError as error:
         raise DataError(
             f"--model_dir {model_dir}: checkpoints cannot be saved there ({error.__cause__}). "

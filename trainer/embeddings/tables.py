@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from trainer.embeddings.shards import Shards
 from trainer.layout import InputSchema
+from trainer.seeds import seed_of
 
 # Rows initialized at once, so that initialization needs no second copy of a large table.
 INIT_ROWS = 1 << 17
@@ -67,8 +68,8 @@ class EmbeddingTables(keras.layers.Layer):
         self.deep_tables = [
             self._table(f"deep.{columns.name}", columns.cardinality, columns.width) for columns in layout.categorical
         ]
-        for index, (table, columns) in enumerate(zip(self.deep_tables, layout.categorical, strict=True)):
-            self._initialize(table.value, columns.cardinality, init_std, seed + index)
+        for table, columns in zip(self.deep_tables, layout.categorical, strict=True):
+            self._initialize(table.value, columns.cardinality, init_std, seed_of(seed, columns.name))
         offsets, total = [], 0
         for columns in layout.categorical:
             offsets += [total] * columns.hotness
@@ -150,7 +151,7 @@ class EmbeddingTables(keras.layers.Layer):
         """Assigns the initial values, which are those that these rows have in a table that is not sharded."""
         (rank, workers), width, filled = self._holders(rows), table.shape[1], 0
         for block, first in enumerate(range(0, rows, INIT_ROWS)):
-            shape, block_seed = (min(INIT_ROWS, rows - first), width), seed + 1_000_003 * block
+            shape, block_seed = (min(INIT_ROWS, rows - first), width), seed_of(seed, str(block))
             if deviation is None:
                 # Truncation at two deviations shrinks the deviation of a normal to 0.8796 of its value.
                 glorot = math.sqrt(2 / (rows + width)) / 0.87962566103423978

@@ -13,12 +13,12 @@ from data.errors import DataError
 from data.files.new_dataset import SPEC_FILE
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import LABEL, FeatureSpec
-from data.storage.checksummed_dir import MANIFEST, ChecksummedDir, standing
+from data.storage.checksummed_dir import MANIFEST, ChecksummedDir, current_path
 from data.storage.output_paths import check_apart
 from trainer.checkpoint.facts import MAX_HOTNESS, WIDTH, Schema
 from trainer.checkpoint.model_folder import MODEL_FOLDER, SEEN_ITEMS, SEEN_STARTS, SPECIFICATION, open_model
 from trainer.checkpoint.store import CHECKPOINTS
-from trainer.cli import default_place
+from trainer.cli import default_path
 from trainer.export import FORMATS
 
 # Number of rows on which an export is compared with the model.
@@ -61,7 +61,7 @@ def read_request(argv: Sequence[str] | None) -> Request:
     arguments = _parser().parse(argv)
     _check_packages(arguments.format)
     _check_output(arguments.output)
-    model_dir = default_place("model_dir") if arguments.model_dir is None else arguments.model_dir
+    model_dir = default_path("model_dir") if arguments.model_dir is None else arguments.model_dir
     folder = _model_folder(model_dir.absolute())
     check_apart(
         {"--output": arguments.output}, {"the model folder": folder, "the checkpoints": model_dir / CHECKPOINTS}
@@ -113,7 +113,7 @@ def _check_output(output: Path) -> None:
 def _model_folder(model_dir: Path) -> Path:
     """Returns `model_dir`/model, or `model_dir` itself if it is a model folder as written by Recommender.save."""
     run = model_dir / MODEL_FOLDER
-    return model_dir if (standing(model_dir) / MANIFEST).is_file() and not run.exists() else run
+    return model_dir if (current_path(model_dir) / MANIFEST).is_file() and not run.exists() else run
 
 
 def _check_size(model: ChecksummedDir, wanted: str) -> None:

@@ -12,9 +12,8 @@ from pathlib import Path
 import tensorflow as tf
 
 from data.loading.loader import ParquetLoader
-from data.storage import files as draft_folder
-from data.storage.checksummed_dir import remove_leftovers, temporary_name
-from data.storage.files import sync_names
+from data.storage.checksummed_dir import remove_leftovers
+from data.storage.files import draft_beside, sync, unmark_draft
 from trainer.checkpoint.load_model import LoadedModel, read_model
 from trainer.export import FORMATS
 from trainer.export.comparison import expected_predictions, largest_difference
@@ -88,16 +87,11 @@ def _new_folder(output: Path) -> Iterator[Path]:
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output.parent, glob.escape(output.name))
-    draft = temporary_name(output)
-    draft.mkdir()
-    try:
-        draft_folder.mark(draft)
+    with draft_beside(output) as draft:
         yield draft
-        draft_folder.unmark(draft)
+        unmark_draft(draft)
         # Directory entries are synced before the rename, so that a crash cannot leave an output that lacks files.
         for path in [draft, *(path for path in draft.rglob("*") if path.is_dir())]:
-            sync_names(path)
+            sync(path)
         os.rename(draft, output)
-        sync_names(output.parent)
-    finally:
-        draft_folder.remove(draft)
+        sync(output.parent)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from data.errors import DataError
 from trainer.checkpoint.store import Checkpoint, CheckpointStore, NoCheckpointError
-from trainer.cli import place_in
+from trainer.cli import path_in
 from trainer.lifecycle import processes
 from trainer.lifecycle.errors import DONE, FAILURE, HANG, NO_CHECKPOINT, STOPPED, WRONG_INPUT
 from trainer.lifecycle.processes import carries, kill_marked
@@ -310,8 +310,8 @@ class Supervisor:
 
     def __init__(self, command: Sequence[str], *, max_restarts: int, grace_seconds: float | None = None):
         self.command = list(command)
-        self.results_dir = place_in(command, "results_dir").absolute()
-        self.store = CheckpointStore(place_in(command, "model_dir").absolute(), warn=lambda message: None)
+        self.results_dir = path_in(command, "results_dir").absolute()
+        self.store = CheckpointStore(path_in(command, "model_dir").absolute(), warn=lambda message: None)
         self.grace_seconds = grace_seconds
         self._restarts = Restarts(max_restarts)
         self._signals = StopSignals()

@@ -16,7 +16,7 @@ SLOW_SECONDS = 1800.0
 STEPS_OF_PATIENCE = 20
 LEAST_SECONDS = 300.0
 # Delay before exiting. Workers hang together, as steps are synchronous: this lets the others print their stacks, too.
-FAREWELL_SECONDS = 2.0
+GRACE_SECONDS = 2.0
 
 
 class Watchdog:
@@ -68,14 +68,14 @@ class Watchdog:
         while not self._is_closed.wait(min(0.5, self.limit / 10)):
             silent, limit = time.monotonic() - self._beaten, max(self.limit, self._allowed)
             if silent > limit:
-                self._bark(record, silent)
+                self._abort(record, silent)
 
-    def _bark(self, record: WorkerRecord, silent: float) -> None:
-        told = f"nothing has moved for {silent:.1f} s: no step has ended, no batch been evaluated, nothing been saved"
-        print(f"watchdog: {told}. The stacks of this worker:", file=sys.stderr, flush=True)
+    def _abort(self, record: WorkerRecord, silent: float) -> None:
+        cause = f"nothing has moved for {silent:.1f} s: no step has ended, no batch been evaluated, nothing been saved"
+        print(f"watchdog: {cause}. The stacks of this worker:", file=sys.stderr, flush=True)
         with suppress(OSError, ValueError, AttributeError):  # a closed stderr must not keep the worker alive
             faulthandler.dump_traceback(all_threads=True)
         last_beat = self._beaten
         # The worker may have recovered while its stacks were printed.
-        if not self._is_closed.wait(FAREWELL_SECONDS) and self._beaten == last_beat:
-            record.leave(HANG, told)
+        if not self._is_closed.wait(GRACE_SECONDS) and self._beaten == last_beat:
+            record.leave(HANG, cause)

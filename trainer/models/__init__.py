@@ -1,23 +1,71 @@
-"""Registry of models by name. To add one, write a module in this package and an entry in `MODELS`."""
+"""The models, registered by name. To add one, write a file in this package and a line in `MODELS`.
 
-import importlib
-from typing import TYPE_CHECKING
+A model's file holds its flags and its network, and imports TensorFlow only when the network is built: flags are parsed
+before that, so that a mistake is reported within a second.
+"""
 
-from trainer.config import ModelOptions
+import difflib
+import pkgutil
+import typing
+from dataclasses import Field, fields
+from typing import TYPE_CHECKING, Any
+
+from data.errors import DataError
+from trainer.config import ModelOptions, check_limits
 from trainer.layout import InputSchema
 
 if TYPE_CHECKING:
     from trainer.embeddings.shards import Shards
+    from trainer.models.network import Network
     from trainer.models.ranking import RankingModel
     from trainer.tasks.tasks import Task
 
-# Names rather than classes: importing Keras takes seconds, and flags are validated before it is loaded.
+# Name -> module:class of its network.
 MODELS = {
-    "wide_deep": ("trainer.models.wide_deep", "WideDeep"),
-    "esmm": ("trainer.models.esmm", "Esmm"),
-    "aitm": ("trainer.models.aitm", "Aitm"),
-    **{name: ("trainer.models.multitask", "MultiTask") for name in ("shared_bottom", "omoe", "mmoe", "cgc", "ple")},
+    "wide_deep": "trainer.models.wide_deep:WideDeep",
+    "esmm": "trainer.models.esmm:Esmm",
+    "aitm": "trainer.models.aitm:Aitm",
+    **dict.fromkeys(("shared_bottom", "omoe", "mmoe", "cgc", "ple"), "trainer.models.multitask:MultiTask"),
 }
+
+
+def network_class(name: str) -> "type[Network]":
+    """Return the network of a model. Raises a DataError if no model has this name."""
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(f"--model {name!r} is not one of {', '.join(MODELS)}{hint}")
+    found: type[Network] = pkgutil.resolve_name(MODELS[name])
+    return found
+
+
+def model_flags() -> dict[str, tuple[Field[Any], Any]]:
+    """Return the dataclass field and the type of every flag of any model, by name."""
+    flags: dict[str, tuple[Field[Any], Any]] = {}
+    for name in MODELS:
+        options = network_class(name).options_class
+        hints = typing.get_type_hints(options)
+        flags |= {item.name: (item, hints[item.name]) for item in fields(options) if item.name not in flags}
+    return flags
+
+
+def model_options(**flags: Any) -> ModelOptions:
+    """Return the options of the model that the flag `model` selects.
+
+    Args:
+        **flags: flags by name. Those that only other models have are checked, but have no effect.
+
+    Raises:
+        DataError: there is no such model, or a value is out of range.
+        TypeError: no model has such a flag.
+    """
+    known = model_flags()
+    if unknown := sorted(flags.keys() - known.keys()):
+        raise TypeError(f"no model has the flags {', '.join(unknown)}")
+    for name, value in flags.items():
+        check_limits(name, value, known[name][0].metadata)
+    options = network_class(flags.get("model", ModelOptions.model)).options_class
+    return options(**{item.name: flags[item.name] for item in fields(options) if item.name in flags})
 
 
 def build_model(
@@ -29,7 +77,7 @@ def build_model(
     seed: int,
     shards: "Shards | None" = None,
 ) -> "RankingModel":
-    """Builds the model that `options` selects and creates its weights.
+    """Build the model that `options` selects and create its weights. A collective if tables are sharded.
 
     Args:
         options: model flags.
@@ -39,8 +87,9 @@ def build_model(
         seed: seed of the initial weights.
         shards: how large tables are sharded across workers; None if every worker holds all rows.
     """
-    module, name = MODELS[options.model]
-    model: RankingModel = getattr(importlib.import_module(module), name)(
-        options, layout, tasks, compute_dtype=compute_dtype, seed=seed, shards=shards
-    )
-    return model.created()
+    from trainer.models.layers import DenseConfig
+    from trainer.models.ranking import RankingModel
+
+    dense = DenseConfig(options.activation, options.deep_dropout, options.batch_norm, compute_dtype, seed)
+    network = network_class(options.model)(options, tasks, dense)
+    return RankingModel(network, layout, seed=seed, shards=shards).created()

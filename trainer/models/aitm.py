@@ -4,117 +4,119 @@ Xi et al., "Modeling the Sequential Dependence among Audience Multi-step Convers
 Targeted Display Advertising", KDD 2021.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import keras
-import tensorflow as tf
-
-from trainer.config import ModelOptions
-from trainer.embeddings.tables import EmbeddingRows
-from trainer.models.layers import ParallelDense, ParallelStack, Style
-from trainer.models.ranking import RankingModel
-from trainer.models.step_context import StepContext
-from trainer.models.towers import Towers
+from trainer.config import option
+from trainer.models.lazy import layers, tf
+from trainer.models.multitask import MultiTaskOptions
+from trainer.models.network import Network
 from trainer.tasks.tasks import Task, logit_columns
 
-
-def chain_of(tasks: tuple[Task, ...]) -> list[tuple[int, int | None]]:
-    """Orders the tasks so that each one follows its predecessor.
-
-    The predecessor of a task with `given` is the task of that label. The predecessor of a task without `given` is the
-    previous such task in the label channel.
-
-    Returns:
-        (task, predecessor) pairs of positions in `tasks`; the predecessor of the first task is None.
-    """
-    roots = [place for place, task in enumerate(tasks) if task.given is None]
-    chain: list[tuple[int, int | None]] = list(zip(roots, [None, *roots[:-1]], strict=True))
-    placed = set(roots)
-    while len(chain) < len(tasks):
-        # Tasks whose given label is already in the chain can be appended to it.
-        following = [(place, task.given) for place, task in enumerate(tasks) if task.given in placed - {place}]
-        chain += [(place, above) for place, above in following if place not in placed]
-        placed |= {place for place, _ in following}
-    return chain
+if TYPE_CHECKING:
+    from trainer.models.step_context import StepContext
 
 
-class Transfer(keras.layers.Layer):
-    """Attention over a task's own features and those transferred from its predecessor (section 3.3 of the paper).
+@dataclass(frozen=True, kw_only=True)
+class AitmOptions(MultiTaskOptions):
+    """Flags of aitm."""
 
-    z = sum over u in (handed_on, own) of softmax_u(key(u) . query(u) / sqrt(width)) value(u)
-
-    Input:  own and handed_on, [batch, width] each.
-    Output: [batch, width] in the compute dtype.
-    """
-
-    def __init__(self, width: int, *, style: Style, seed: int, name: str):
-        super().__init__(name=name, dtype="float32", autocast=False)
-        self._scale = 1 / math.sqrt(width)
-        linear = Style(compute_dtype=style.compute_dtype)
-        self.hand_on = ParallelStack(1, width, (width,), style=style, seed=seed, name=f"{name}_hand_on")
-        self.projections = ParallelDense(3, width, width, style=linear, seed=seed + 500, name=f"{name}_attention")
-        self.built = True
-
-    def call(self, own: tf.Tensor, handed_on: tf.Tensor, training_pass: StepContext | None = None) -> tf.Tensor:
-        """Returns the attention-weighted features, [batch, width] in the compute dtype."""
-        handed_on = self.hand_on(handed_on, training_pass=training_pass)[0]
-        batch = tf.shape(own)[0]
-        # Both inputs share the projections: [2 * batch, width] -> [3, 2 * batch, width].
-        projected = self.projections(tf.concat([handed_on, own], axis=0))
-        values, keys, queries = tf.unstack(tf.reshape(projected, [3, 2, batch, own.shape[1]]))
-        # The two scores of each row, [2, batch]; summed in float32 whatever the compute dtype.
-        scores = tf.reduce_sum(tf.cast(keys * queries, tf.float32), axis=-1) * self._scale
-        weights = tf.nn.softmax(scores, axis=0)[..., tf.newaxis]  # [2, batch, 1]
-        return tf.reduce_sum(tf.cast(weights, values.dtype) * values, axis=0)
+    calibrator_weight: float = option(
+        0.6, "of aitm's penalty on a task that is likelier than the one before it", at_least=0
+    )
 
 
-class Aitm(RankingModel):
-    """A multilayer perceptron per task on shared embeddings, each connected to the next one by a Transfer.
+class Aitm(Network):
+    """A multilayer perceptron per task on shared embeddings, each of which transfers features to the next one.
 
     A binary task without `given` must not be more likely than a binary task that precedes it: `calibrator_weight` times
     max(p_task - p_before, 0) is added to the loss of every row (the paper's behavioural expectation calibrator). A
     task with `given` predicts a conditional probability, which has no such bound.
     """
 
-    def make_layers(self, options: ModelOptions, style: Style, seed: int) -> None:
+    options_class = AitmOptions
+    options: AitmOptions
+
+    def build(self) -> None:
         """Creates a bottom perceptron per task, the transfers along the chain, and the towers."""
-        tasks, units = self.tasks, options.expert_hidden_units
-        self._chain, self._calibrator_weight = chain_of(tasks), options.calibrator_weight
-        self.bottoms = ParallelStack(
-            len(tasks), self.layout.width, units, style=style, seed=seed + 10_000, name="bottoms"
-        )
-        self.transfers = {
-            task: Transfer(units[-1], style=style, seed=seed + 20_000 + 1_000 * task, name=f"transfer_{task + 1}")
-            for task, above in self._chain
-            if above is not None
-        }
-        self.towers = Towers(
-            tasks, units[-1], [options.tower_units(task.name) for task in tasks], style=style, seed=seed + 100_000
-        )
+        units, number = self.options.expert_hidden_units, len(self.tasks)
+        self.chain = chain_of(self.tasks)
+        self.bottoms = layers.MLP(units, self.dense, stacks=number, name="bottoms")
+        self.hand_on, self.attention = {}, {}
+        for task, above in self.chain:
+            if above is not None:
+                self.hand_on[task] = layers.MLP(units[-1:], self.dense, name=f"hand_on_{task + 1}")
+                # Projections of values, keys and queries.
+                self.attention[task] = layers.Dense(
+                    units[-1], self.dense.linear, stacks=3, name=f"attention_{task + 1}"
+                )
+        towers = [self.options.tower_units(task.name) for task in self.tasks]
+        self.towers = layers.Towers(self.tasks, towers, self.dense, name="towers")
 
-    def head(self, deep_input: tf.Tensor, training_pass: StepContext | None) -> tf.Tensor:
+    def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
         """Runs the bottoms, the transfers along the chain and the towers; returns logits [batch, outputs] float32."""
-        own = self.bottoms(deep_input, training_pass=training_pass)  # [tasks, batch, units]
+        own = self.bottoms(x, context=context)  # [tasks, batch, units]
         states: dict[int, tf.Tensor] = {}
-        for task, above in self._chain:
-            states[task] = (
-                own[task]
-                if above is None
-                else self.transfers[task](own[task], states[above], training_pass=training_pass)
-            )
-        return self.towers(tf.stack([states[task] for task in range(len(self.tasks))]), training_pass=training_pass)
+        for task, above in self.chain:
+            states[task] = own[task]
+            if above is not None:
+                handed_on = self.hand_on[task](states[above], context=context)
+                states[task] = attend(own[task], handed_on, self.attention[task])
+        return self.towers(tf.stack([states[task] for task in range(len(self.tasks))]), context=context)
 
-    def logits(
-        self, rows: EmbeddingRows, ids: tf.Tensor, numerical: tf.Tensor, training_pass: StepContext | None = None
-    ) -> tf.Tensor:
-        """Computes logits [batch, outputs] float32; in training, also adds the calibrator's penalties."""
-        logits = super().logits(rows, ids, numerical, training_pass)
-        if training_pass is not None and self._calibrator_weight:
-            columns = logit_columns(self.tasks)
-            for task, above in self._chain:
-                if above is None or self.tasks[task].given is not None:
-                    continue
-                if {self.tasks[task].kind, self.tasks[above].kind} == {"binary"}:
-                    likelier, likely = (tf.sigmoid(logits[:, columns[place]])[:, 0] for place in (task, above))
-                    training_pass.penalties.append(self._calibrator_weight * tf.nn.relu(likelier - likely))
-        return logits
+    def add_penalties(self, logits: tf.Tensor, context: StepContext) -> None:
+        """Adds the calibrator's penalty of each task with a predecessor, [batch]."""
+        if not self.options.calibrator_weight:
+            return
+        columns = logit_columns(self.tasks)
+        for task, above in self.chain:
+            if above is None or self.tasks[task].given is not None:
+                continue
+            if {self.tasks[task].kind, self.tasks[above].kind} == {"binary"}:
+                p_task, p_before = (tf.sigmoid(logits[:, columns[index]])[:, 0] for index in (task, above))
+                context.penalties.append(self.options.calibrator_weight * tf.nn.relu(p_task - p_before))
+
+
+def attend(own: tf.Tensor, handed_on: tf.Tensor, projections: layers.Dense) -> tf.Tensor:
+    """Computes attention over a task's own features and those of its predecessor (section 3.3 of the paper).
+
+    z = sum over u in (handed_on, own) of softmax_u(key(u) . query(u) / sqrt(width)) value(u)
+
+    Args:
+        own, handed_on: [batch, width] each.
+        projections: three linear layers side by side, of values, keys and queries; both inputs share them.
+
+    Returns:
+        [batch, width] in the compute dtype.
+    """
+    batch, width = tf.shape(own)[0], own.shape[1]
+    projected = projections(tf.concat([handed_on, own], axis=0))  # [3, 2 * batch, width]
+    values, keys, queries = tf.unstack(tf.reshape(projected, [3, 2, batch, width]))
+    # The two scores of each row, [2, batch]; summed in float32 whatever the compute dtype.
+    scores = tf.reduce_sum(tf.cast(keys * queries, tf.float32), axis=-1) / math.sqrt(width)
+    weights = tf.nn.softmax(scores, axis=0)[..., tf.newaxis]  # [2, batch, 1]
+    return tf.reduce_sum(tf.cast(weights, values.dtype) * values, axis=0)
+
+
+def chain_of(tasks: Sequence[Task]) -> list[tuple[int, int | None]]:
+    """Orders the tasks so that each one follows its predecessor.
+
+    The predecessor of a task with `given` is the task of that label. The predecessor of a task without `given` is the
+    previous such task in the label channel.
+
+    Returns:
+        (task, predecessor) pairs of indices in `tasks`; the predecessor of the first task is None.
+    """
+    roots = [index for index, task in enumerate(tasks) if task.given is None]
+    chain: list[tuple[int, int | None]] = list(zip(roots, [None, *roots[:-1]], strict=True))
+    chained = set(roots)
+    while len(chain) < len(tasks):
+        # Tasks whose given label is already in the chain can be appended to it.
+        following = [(index, task.given) for index, task in enumerate(tasks) if task.given in chained - {index}]
+        chain += [(index, above) for index, above in following if index not in chained]
+        chained |= {index for index, _ in following}
+    return chain

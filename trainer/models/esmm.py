@@ -1,15 +1,18 @@
 """ESMM (Ma et al., "Entire Space Multi-Task Model", SIGIR 2018): trains conditional tasks on all rows."""
 
-import tensorflow as tf
+from __future__ import annotations
 
-from trainer.config import ModelOptions
-from trainer.models.layers import Style
-from trainer.models.ranking import RankingModel
-from trainer.models.step_context import StepContext
-from trainer.models.towers import Towers
+from typing import TYPE_CHECKING
+
+from trainer.models.lazy import layers, tf
+from trainer.models.multitask import MultiTaskOptions
+from trainer.models.network import Network
+
+if TYPE_CHECKING:
+    from trainer.models.step_context import StepContext
 
 
-class Esmm(RankingModel):
+class Esmm(Network):
     """A multilayer perceptron per task on shared embeddings.
 
     A task with `given` predicts the conditional probability, but is trained through the product of both probabilities,
@@ -17,18 +20,15 @@ class Esmm(RankingModel):
     as usual.
     """
 
+    options_class = MultiTaskOptions
+    options: MultiTaskOptions
     trains_joint_probabilities = True
 
-    def make_layers(self, options: ModelOptions, style: Style, seed: int) -> None:
+    def build(self) -> None:
         """Creates a tower per task, whose hidden layers are the expert layers followed by the task's tower layers."""
-        self.towers = Towers(
-            self.tasks,
-            self.layout.width,
-            [(*options.expert_hidden_units, *options.tower_units(task.name)) for task in self.tasks],
-            style=style,
-            seed=seed + 100_000,
-        )
+        units = [(*self.options.expert_hidden_units, *self.options.tower_units(task.name)) for task in self.tasks]
+        self.towers = layers.Towers(self.tasks, units, self.dense, name="towers")
 
-    def head(self, deep_input: tf.Tensor, training_pass: StepContext | None) -> tf.Tensor:
+    def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
         """Computes the towers' logits, [batch, outputs] float32."""
-        return self.towers(deep_input, training_pass=training_pass)
+        return self.towers(x, context=context)

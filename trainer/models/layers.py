@@ -1,14 +1,49 @@
-"""Dense layers, and layers of equal shape that run side by side as one batched product."""
+"""Layers: dense layers, batch normalization, gates over experts, and the towers of tasks.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+Layers of equal shape, such as experts, run side by side as stacks of one layer, whose products are batched.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from trainer.config import ModelOptions
 from trainer.models.step_context import ACTIVATIONS, StepContext, relu_with_dropout
 from trainer.process.device import has_units, on_gpu, own_flags
+from trainer.seeds import seed_of
+from trainer.tasks.tasks import Task
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """Configuration of dense layers apart from their widths.
+
+    Attributes:
+        activation: key of ACTIVATIONS.
+        dropout: share of units dropped after a layer in training.
+        batch_norm: whether layers are normalized before their activation; they then have no bias.
+        compute_dtype: dtype of the products; weights are float32.
+        seed: seed of the run, from which each layer derives the seed of its initial weights by its path.
+    """
+
+    activation: str = "linear"
+    dropout: float = 0.0
+    batch_norm: bool = False
+    compute_dtype: str = "float32"
+    seed: int = 0
+
+    @property
+    def linear(self) -> "DenseConfig":
+        """Configuration of linear layers without normalization and dropout."""
+        return DenseConfig(compute_dtype=self.compute_dtype, seed=self.seed)
+
+    @property
+    def logits(self) -> "DenseConfig":
+        """Configuration of linear layers that compute in float32, whatever the compute dtype."""
+        return DenseConfig(seed=self.seed)
 
 
 def product_dtype(compute_dtype: str) -> str:
@@ -67,291 +102,300 @@ EPSILON = 1e-5
 
 
 class BatchNorm(keras.layers.Layer):
-    """Normalises each unit: gamma (x - mean) / sqrt(variance + epsilon) + beta.
+    """Normalizes each unit: gamma (x - mean) / sqrt(variance + epsilon) + beta.
 
     In training, mean and (biased) variance are computed over the rows of all workers, without rows of weight 0 such as
-    padding. Otherwise their moving averages are used, whose new values a training pass leaves in
+    padding. Otherwise their moving averages are used, whose new values a training step leaves in
     `StepContext.moments`. Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015.
 
     Args:
-        shape: shape of the moments, [units] or [layers, 1, units].
+        shape: shape of the moments, [units] or [stacks, 1, units].
         name: name of the layer.
 
-    Input and output: [batch, units] or [layers, batch, units] of any float dtype; computed in float32.
+    Input and output: [batch, units] or [stacks, batch, units] of any float dtype; computed in float32.
     """
 
     def __init__(self, shape: tuple[int, ...], *, name: str):
         super().__init__(name=name, dtype="float32", autocast=False)
+        self._shape = shape
+
+    def build(self, input_shape: tuple[int, ...]) -> None:
+        """Creates the weights."""
+        shape = self._shape
         self.gamma = self.add_weight(shape=shape, initializer="ones", name="gamma")
         self.beta = self.add_weight(shape=shape, initializer="zeros", name="beta")
         self.moving_mean = self.add_weight(shape=shape, initializer="zeros", name="moving_mean", trainable=False)
         self.moving_variance = self.add_weight(shape=shape, initializer="ones", name="moving_variance", trainable=False)
-        self.built = True
 
-    def call(self, x: tf.Tensor, training_pass: StepContext | None = None) -> tf.Tensor:
-        """Normalises `x` by the moments of the global batch in training, by the moving averages otherwise."""
+    def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
+        """Normalizes `x` by the moments of the global batch in training, by the moving averages otherwise."""
         values = tf.cast(x, tf.float32)
-        if training_pass is None:
+        if context is None:
             mean, variance = self.moving_mean.value, self.moving_variance.value
         else:
-            mean, variance = self._moments(values, training_pass=training_pass)
+            mean, variance = self._moments(values, context)
         scale = self.gamma.value * tf.math.rsqrt(variance + EPSILON)
         return tf.cast((values - mean) * scale + self.beta.value, x.dtype)
 
-    def _moments(self, values: tf.Tensor, training_pass: StepContext) -> tuple[tf.Tensor, tf.Tensor]:
+    def _moments(self, values: tf.Tensor, context: StepContext) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns mean and variance over the rows of all workers, and records the new moving averages."""
-        shape, present = self.gamma.shape, training_pass.present[:, tf.newaxis]  # present: [batch, 1]
-        count, total = training_pass.sum_over_workers(
-            [tf.reduce_sum(training_pass.present), tf.reshape(tf.reduce_sum(values * present, axis=-2), shape)]
+        shape, present = self.gamma.shape, context.present[:, tf.newaxis]  # present: [batch, 1]
+        count, total = context.sum_over_workers(
+            [tf.reduce_sum(context.present), tf.reshape(tf.reduce_sum(values * present, axis=-2), shape)]
         )
         mean = tf.math.divide_no_nan(total, count)
         # A second reduction after the mean is known: E[x^2] - mean^2 would cancel where the mean is large.
         squares = tf.reduce_sum(tf.math.squared_difference(values, mean) * present, axis=-2)
-        variance = tf.math.divide_no_nan(training_pass.sum_over_workers([tf.reshape(squares, shape)])[0], count)
+        variance = tf.math.divide_no_nan(context.sum_over_workers([tf.reshape(squares, shape)])[0], count)
         # Not assigned here: the step assigns them only if it is applied.
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            training_pass.moments.append((moving, MOMENTUM * moving.value + (1 - MOMENTUM) * value))
+            context.moments.append((moving, MOMENTUM * moving.value + (1 - MOMENTUM) * value))
         return mean, variance
 
 
-@dataclass(frozen=True)
-class Style:
-    """Configuration of dense layers apart from their widths.
-
-    Attributes:
-        activation: key of ACTIVATIONS.
-        dropout: share of units dropped after a layer in training.
-        batch_norm: whether layers are normalised before their activation; they then have no bias.
-        compute_dtype: dtype of the products; weights are float32.
-    """
-
-    activation: str = "linear"
-    dropout: float = 0.0
-    batch_norm: bool = False
-    compute_dtype: str = "float32"
-
-    @classmethod
-    def of(cls, options: ModelOptions, compute_dtype: str) -> "Style":
-        """Returns the style of hidden layers that the options ask for."""
-        return cls(options.activation, options.deep_dropout, options.batch_norm, compute_dtype)
-
-
-def activated(
-    product: tf.Tensor,
-    bias: tf.Tensor | None,
-    norm: BatchNorm | None,
-    *,
-    style: Style,
-    training_pass: StepContext | None,
-    place: int,
-) -> tf.Tensor:
-    """Applies what follows a dense layer's product: bias or normalisation, activation, dropout.
-
-    Args:
-        product: [..., batch, units], the input times the weights scaled by `weight_factor`.
-        bias: [units] or [..., 1, units] float32; None if the layer has none.
-        norm: normalisation of the product; None if the layer has none.
-        style: configuration of the layer.
-        training_pass: None outside training.
-        place: number that tells the dropout masks of a step apart.
-
-    Returns:
-        [..., batch, units] in the compute dtype.
-    """
-    rate = style.dropout if training_pass is not None else 0.0
-    draws = training_pass.dropout_mask(tf.shape(product), rate, place) if training_pass is not None and rate else None
-    if bias is not None:
-        product = add_bias(product, tf.cast(bias * weight_factor(style, training_pass), product.dtype))
-    if norm is not None:
-        product = norm(product, training_pass=training_pass)
-    # Here dropout's factor is already in product and bias; see weight_factor.
-    if style.activation == "relu" and norm is None:
-        return relu_with_dropout(
-            product, draws, style.compute_dtype, xla=training_pass is not None and training_pass.xla
-        )
-    result = tf.cast(ACTIVATIONS[style.activation](product), style.compute_dtype)
-    return result if draws is None else tf.where(draws.keep, result / (1 - rate), tf.zeros((), result.dtype))
-
-
-def weight_factor(style: Style, training_pass: StepContext | None) -> float:
-    """Returns the factor of kernel and bias that replaces dropout's rescaling of the units.
-
-    With relu, the weights are scaled by 1 / (1 - dropout) instead of the units, since relu(s x) = s relu(x). With other
-    activations, before batch normalisation (which would cancel it) and outside training, the factor is 1.
-    """
-    passes = training_pass is not None and style.activation == "relu" and not style.batch_norm
-    return 1 / (1 - style.dropout) if passes else 1.0
-
-
 class Dense(keras.layers.Layer):
-    """Computes activation(x W + b), with normalisation and dropout as the style asks for.
+    """Computes activation(x W + b), with normalization and dropout as configured; optionally several stacks of it.
+
+    Stack i computes  activation(x_i W_i + b_i). Each W_i is initialized as the Glorot uniform kernel of a single layer,
+    with values of its own: stacks that start equal and are weighted equally would stay equal forever.
 
     Args:
         units: width of the output.
-        style: configuration of the layer.
-        seed: seed of W, initialised as Glorot uniform (b is initialised to zero); also identifies the dropout masks.
+        config: configuration of the layer.
         name: name of the layer.
+        stacks: number of stacks; None for a single layer whose tensors have no stack axis.
+        use_bias: whether there is a bias, which starts at zero. Normalized layers have none.
+        starts_at_zero: whether the kernel starts at zero, too.
 
-    Input:  [batch, width] float.
-    Output: [batch, units] in the compute dtype.
-    """
-
-    def __init__(self, units: int, *, style: Style, seed: int, name: str):
-        super().__init__(name=name, dtype="float32", autocast=False)
-        self.units, self._style, self._seed = units, style, seed
-        self.norm = BatchNorm((units,), name=f"{name}_norm") if style.batch_norm else None
-
-    def build(self, input_shape: tuple[int, ...]) -> None:
-        """Creates the weights, whose shapes depend on the input's width."""
-        start = keras.initializers.GlorotUniform(seed=self._seed)
-        self.kernel = self.add_weight(shape=(input_shape[-1], self.units), initializer=start, name="kernel")
-        self.bias = (
-            None if self._style.batch_norm else self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
-        )
-
-    def call(self, x: tf.Tensor, training_pass: StepContext | None = None) -> tf.Tensor:
-        """Applies the layer; returns [batch, units] in the compute dtype."""
-        kernel = self.kernel.value * weight_factor(self._style, training_pass)
-        bias = None if self.bias is None else self.bias.value
-        product = matmul(x, kernel, self._style.compute_dtype)
-        return activated(product, bias, self.norm, style=self._style, training_pass=training_pass, place=self._seed)
-
-
-class HiddenLayers(keras.layers.Layer):
-    """Stack of dense layers.
-
-    Args:
-        units: width of each layer.
-        style: configuration of the layers.
-        seed: seed of the initial weights (Glorot uniform; biases are zero).
-
-    Input:  [batch, width] float.
-    Output: [batch, units[-1]] in the compute dtype.
-    """
-
-    def __init__(self, units: tuple[int, ...], *, style: Style, seed: int):
-        super().__init__(name="hidden", dtype="float32", autocast=False)
-        self.dense = [
-            Dense(width, style=style, seed=seed + index, name=f"hidden_{index + 1}")
-            for index, width in enumerate(units)
-        ]
-
-    def call(self, x: tf.Tensor, training_pass: StepContext | None = None) -> tf.Tensor:
-        """Applies the layers in order; returns [batch, units[-1]] in the compute dtype."""
-        for layer in self.dense:
-            x = layer(x, training_pass=training_pass)
-        return x
-
-
-class ParallelDense(keras.layers.Layer):
-    """Dense layers of equal shape, computed side by side.
-
-    Layer i computes  activation(x_i W_i + b_i).  All W_i are slices of one weight [layers, inputs, units], but each is
-    initialised as the Glorot uniform kernel of a single Dense, from its own seed: layers that start equal and are
-    weighted equally would stay equal forever.
-
-    Args:
-        layers: number of layers.
-        inputs, units: input and output width of each layer.
-        style: configuration of the layers.
-        seed: seed of the first layer, followed by those of the others; also identifies the dropout masks.
-        name: name of the layer.
-        use_bias: whether there are b_i, which are initialised to zero.
-        start: initial value of the W_i, "random" or "zero".
-
-    Input:  [batch, inputs], shared by all layers, or [layers, batch, inputs].
-    Output: [layers, batch, units] in the compute dtype.
+    Input:  [batch, inputs], shared by all stacks, or [stacks, batch, inputs].
+    Output: [batch, units], or [stacks, batch, units] with stacks, in the compute dtype.
     """
 
     def __init__(
         self,
-        layers: int,
-        inputs: int,
         units: int,
+        config: DenseConfig,
         *,
-        style: Style,
-        seed: int,
         name: str,
+        stacks: int | None = None,
         use_bias: bool = True,
-        start: str = "random",
+        starts_at_zero: bool = False,
     ):
         super().__init__(name=name, dtype="float32", autocast=False)
-        self._style, self._seed = style, seed
-        self.kernel = self.add_weight(shape=(layers, inputs, units), initializer="zeros", name="kernel")
-        if start == "random":
-            starts = [keras.initializers.GlorotUniform(seed=seed + index) for index in range(layers)]
-            self.kernel.assign(tf.stack([initial((inputs, units)) for initial in starts]))
-        self.bias = (
-            self.add_weight(shape=(layers, 1, units), initializer="zeros", name="bias")
-            if use_bias and not style.batch_norm
-            else None
+        self.units, self.config, self.stacks = units, config, stacks
+        self._has_bias, self._starts_at_zero = use_bias and not config.batch_norm, starts_at_zero
+        moments = (units,) if stacks is None else (stacks, 1, units)
+        self.norm = BatchNorm(moments, name="norm") if config.batch_norm else None
+
+    def build(self, input_shape: tuple[int, ...]) -> None:
+        """Creates the weights, whose shapes depend on the input's width."""
+        inputs, leading = input_shape[-1], () if self.stacks is None else (self.stacks,)
+        limit = 0.0 if self._starts_at_zero else math.sqrt(6 / (inputs + self.units))  # Glorot's, of a single stack
+        self.kernel = self.add_weight(
+            shape=(*leading, inputs, self.units),
+            initializer=keras.initializers.RandomUniform(
+                -limit, limit, seed=seed_of(self.config.seed, f"{self.path}/kernel")
+            ),
+            name="kernel",
         )
-        self.norm = BatchNorm((layers, 1, units), name=f"{name}_norm") if style.batch_norm else None
-        self.built = True
+        bias = (self.units,) if self.stacks is None else (self.stacks, 1, self.units)
+        self.bias = self.add_weight(shape=bias, initializer="zeros", name="bias") if self._has_bias else None
+        # Tells the dropout masks of the layers apart.
+        self.mask_id = seed_of(0, self.path)
 
-    def call(self, x: tf.Tensor, training_pass: StepContext | None = None) -> tf.Tensor:
-        """Applies all layers; returns [layers, batch, units] in the compute dtype."""
-        kernel = self.kernel.value * weight_factor(self._style, training_pass)
-        bias = None if self.bias is None else self.bias.value
-        if x.shape.rank == 3:
-            product = matmul(x, kernel, self._style.compute_dtype)
-            return self._activated(product, bias, training_pass=training_pass)
-        # A shared input takes a single product: [batch, inputs] @ [inputs, layers * units]. Bias, activation and
-        # dropout also run on this matrix, before it is split into layers.
+    def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
+        """Applies the layer."""
+        kernel = self.kernel.value * self._weight_factor(context)
+        bias = None if self.bias is None else self.bias.value * self._weight_factor(context)
+        if self.stacks is None or x.shape.rank == 3:
+            return self._activate(matmul(x, kernel, self.config.compute_dtype), bias, context)
+        # A shared input takes a single product: [batch, inputs] @ [inputs, stacks * units]. Bias, activation and
+        # dropout also run on this matrix, before it is split into stacks.
         side_by_side = tf.reshape(tf.transpose(kernel, [1, 0, 2]), [kernel.shape[1], -1])
-        product = matmul(x, side_by_side, self._style.compute_dtype)
-        # Moments are per layer, [layers, 1, units], so normalisation needs the layers split first.
+        product = matmul(x, side_by_side, self.config.compute_dtype)
+        # Moments are per stack, [stacks, 1, units], so normalization needs the stacks split first.
         if self.norm is not None:
-            return self._activated(self._apart(product), bias, training_pass=training_pass)
-        flat_bias = None if bias is None else tf.reshape(bias, [-1])
-        return self._apart(self._activated(product, flat_bias, training_pass=training_pass))
+            return self._activate(self._split(product), bias, context)
+        return self._split(self._activate(product, None if bias is None else tf.reshape(bias, [-1]), context))
 
-    def _activated(self, product: tf.Tensor, bias: tf.Tensor | None, training_pass: StepContext | None) -> tf.Tensor:
-        return activated(product, bias, self.norm, style=self._style, training_pass=training_pass, place=self._seed)
-
-    def _apart(self, side_by_side: tf.Tensor) -> tf.Tensor:
-        """Splits [batch, layers * units] into [layers, batch, units]."""
-        layers, _, units = self.kernel.shape
-        if layers == 1:
+    def _split(self, side_by_side: tf.Tensor) -> tf.Tensor:
+        """Splits [batch, stacks * units] into [stacks, batch, units]."""
+        if self.stacks == 1:
             return side_by_side[tf.newaxis]
-        return tf.transpose(tf.reshape(side_by_side, [-1, layers, units]), [1, 0, 2])
+        return tf.transpose(tf.reshape(side_by_side, [-1, self.stacks, self.units]), [1, 0, 2])
+
+    def _weight_factor(self, context: StepContext | None) -> float:
+        """Returns the factor of kernel and bias that replaces dropout's rescaling of the units.
+
+        With relu, the weights are scaled by 1 / (1 - dropout) instead of the units, since relu(s x) = s relu(x). With
+        other activations, before batch normalization (which would cancel it) and outside training, the factor is 1.
+        """
+        scales_weights = context is not None and self.config.activation == "relu" and not self.config.batch_norm
+        return 1 / (1 - self.config.dropout) if scales_weights else 1.0
+
+    def _activate(self, product: tf.Tensor, bias: tf.Tensor | None, context: StepContext | None) -> tf.Tensor:
+        """Applies what follows the product: bias or normalization, activation, dropout.
+
+        Args:
+            product: [..., batch, units], the input times the kernel scaled by `_weight_factor`.
+            bias: [units] or [..., 1, units] float32, scaled likewise; None if the layer has none.
+            context: None outside training.
+
+        Returns:
+            [..., batch, units] in the compute dtype.
+        """
+        config, mask = self.config, None
+        if context is not None and config.dropout:
+            mask = context.dropout_mask(tf.shape(product), config.dropout, self.mask_id)
+        if bias is not None:
+            product = add_bias(product, tf.cast(bias, product.dtype))
+        if self.norm is not None:
+            product = self.norm(product, context=context)
+        elif config.activation == "relu":  # dropout's factor is already in product and bias
+            return relu_with_dropout(product, mask, config.compute_dtype, xla=context is not None and context.xla)
+        result = tf.cast(ACTIVATIONS[config.activation](product), config.compute_dtype)
+        if mask is None:
+            return result
+        return tf.where(mask.keep, result / (1 - config.dropout), tf.zeros((), result.dtype))
 
 
-class ParallelStack(keras.layers.Layer):
-    """Multilayer perceptrons of equal shape, computed side by side: experts, or the towers of tasks.
+class MLP(keras.layers.Layer):
+    """Multilayer perceptron; optionally several of equal shape side by side, such as experts.
 
     Args:
-        stacks: number of perceptrons.
-        inputs: width of the input.
-        units: width of each layer; without any, the output is the input, once per stack.
-        style: configuration of the layers.
-        seed: first seed of the weights; `SEEDS` seeds are reserved.
+        units: width of each layer; without any, the output is the input.
+        config: configuration of the layers.
         name: name of the layer.
+        stacks: number of perceptrons; None for a single one whose tensors have no stack axis.
 
-    Input:  [batch, inputs] or [stacks, batch, inputs].
-    Output: [stacks, batch, units[-1]] in the compute dtype.
+    Input:  [batch, inputs], shared by all stacks, or [stacks, batch, inputs].
+    Output: [batch, units[-1]], or [stacks, batch, units[-1]] with stacks, in the compute dtype.
     """
 
-    SEEDS = 1_000
-
-    def __init__(self, stacks: int, inputs: int, units: tuple[int, ...], *, style: Style, seed: int, name: str):
+    def __init__(self, units: Sequence[int], config: DenseConfig, *, name: str, stacks: int | None = None):
         super().__init__(name=name, dtype="float32", autocast=False)
-        self.stacks, self.output_width = stacks, (inputs, *units)[-1]
-        self._style = style
-        widths = (inputs, *units)
         self.dense = [
-            ParallelDense(
-                stacks, widths[index], width, style=style, seed=seed + index * 100, name=f"{name}_{index + 1}"
-            )
-            for index, width in enumerate(units)
+            Dense(width, config, stacks=stacks, name=f"layer_{number}") for number, width in enumerate(units, start=1)
         ]
         self.built = True
 
-    def call(self, x: tf.Tensor, training_pass: StepContext | None = None) -> tf.Tensor:
-        """Applies all perceptrons; returns [stacks, batch, units[-1]] in the compute dtype."""
-        if not self.dense:
-            x = tf.cast(x, self._style.compute_dtype)
-            return x if x.shape.rank == 3 else tf.tile(x[tf.newaxis], [self.stacks, 1, 1])
+    def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
+        """Applies the layers in order."""
         for layer in self.dense:
-            x = layer(x, training_pass=training_pass)
+            x = layer(x, context=context)
         return x
+
+
+class Gates(keras.layers.Layer):
+    """Softmax weights of experts, one gate per reader (a task, or the shared part of a level).
+
+    weights_g(x) = softmax(logits_g(x) / temperature), over the experts that the gate may read.
+
+    Two options keep a gate from relying on a single expert in training: `dropout` is the probability of setting a
+    weight to 0, the others being rescaled to sum to 1 (Zhao et al., "Recommending What Video to Watch Next", RecSys
+    2019, section 4.2.2); `entropy_weight` times the gates' negative entropy, in nats, is added as a penalty.
+
+    Args:
+        readable: [gates, experts] bool, which experts each gate may read.
+        units: widths of the hidden layers; gates without any are linear.
+        config: configuration of the hidden layers, which have no dropout; the softmax is float32.
+        name: name of the layer.
+        starts_uniform: whether all experts weigh the same at first.
+        temperature: divides the logits.
+        dropout: probability of dropping a weight in training.
+        entropy_weight: factor of the penalty.
+
+    Input:  [batch, inputs] or [gates, batch, inputs].
+    Output: [gates, batch, experts] float32; 0 for experts that a gate may not read.
+    """
+
+    def __init__(
+        self,
+        readable: np.ndarray,
+        units: Sequence[int],
+        config: DenseConfig,
+        *,
+        name: str,
+        starts_uniform: bool = False,
+        temperature: float = 1.0,
+        dropout: float = 0.0,
+        entropy_weight: float = 0.0,
+    ):
+        super().__init__(name=name, dtype="float32", autocast=False)
+        gates, experts = readable.shape
+        # [gates, 1, experts], added to the logits: -inf becomes a weight of exactly 0.
+        self._blocked = tf.constant(np.where(readable, 0.0, -np.inf)[:, np.newaxis, :], tf.float32)
+        self._temperature, self._dropout, self._entropy_weight = temperature, dropout, entropy_weight
+        self._seed = config.seed
+        self.hidden = MLP(units, replace(config, dropout=0.0), stacks=gates, name="hidden")
+        self.linear = Dense(
+            experts, config.logits, stacks=gates, use_bias=False, starts_at_zero=starts_uniform, name="linear"
+        )
+        self.built = True
+
+    def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
+        """Returns the experts' weights, [gates, batch, experts] float32."""
+        logits = self.linear(self.hidden(x, context=context))
+        weights = tf.nn.softmax(logits / self._temperature + self._blocked, axis=-1)
+        if context is not None and self._entropy_weight:
+            # Summed over gates and experts, [batch]; the floor keeps log finite where a weight underflows.
+            negative_entropy = tf.reduce_sum(tf.math.xlogy(weights, tf.maximum(weights, 1e-30)), axis=[0, 2])
+            context.penalties.append(self._entropy_weight * negative_entropy)
+        if context is not None and self._dropout:
+            keep = context.dropout_mask(tf.shape(weights), self._dropout, self.linear.mask_id).keep
+            kept = tf.where(keep, weights, 0.0)
+            total = tf.reduce_sum(kept, axis=-1, keepdims=True)
+            # If dropout hits all experts of a gate, the row keeps its weights.
+            weights = tf.where(total > 0, tf.math.divide_no_nan(kept, total), weights)
+        return weights
+
+
+def mix(weights: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """Mixes the experts' outputs by the weights of each gate.
+
+    Args:
+        weights: [gates, batch, experts] float32.
+        outputs: [experts, batch, units].
+
+    Returns:
+        [gates, batch, units] in the dtype of `outputs`.
+    """
+    # One small product per row: [batch, gates, experts] @ [batch, experts, units].
+    weights_by_row, outputs_by_row = (tf.transpose(x, [1, 0, 2]) for x in (weights, outputs))
+    mixed = matmul(weights_by_row, outputs_by_row, outputs.dtype.name)
+    return tf.transpose(tf.cast(mixed, outputs.dtype), [1, 0, 2])
+
+
+class Towers(keras.layers.Layer):
+    """A multilayer perceptron and the logits of each task; towers of equal shape are stacks of one perceptron.
+
+    Args:
+        tasks: prediction tasks.
+        units: widths of the hidden layers of each task's tower; without any, the logits are linear in the input.
+        config: configuration of the hidden layers.
+        name: name of the layer.
+
+    Input:  [batch, inputs], shared by all tasks, or [tasks, batch, inputs].
+    Output: [batch, outputs] float32, the tasks' logits side by side.
+    """
+
+    def __init__(self, tasks: Sequence[Task], units: Sequence[tuple[int, ...]], config: DenseConfig, *, name: str):
+        super().__init__(name=name, dtype="float32", autocast=False)
+        shapes = [(hidden, task.width) for task, hidden in zip(tasks, units, strict=True)]
+        distinct = list(dict.fromkeys(shapes))
+        # Indices of the tasks of each shape.
+        self._groups = [[index for index, own in enumerate(shapes) if own == shape] for shape in distinct]
+        self.hidden, self.logits = [], []
+        for number, ((hidden, width), group) in enumerate(zip(distinct, self._groups, strict=True), start=1):
+            self.hidden.append(MLP(hidden, config, stacks=len(group), name=f"hidden_{number}"))
+            self.logits.append(Dense(width, config.logits, stacks=len(group), name=f"logits_{number}"))
+        self.built = True
+
+    def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
+        """Computes the logits of all tasks, [batch, outputs] float32."""
+        by_task: dict[int, tf.Tensor] = {}
+        for group, hidden, logits in zip(self._groups, self.hidden, self.logits, strict=True):
+            own = tf.gather(x, group) if x.shape.rank == 3 and len(self._groups) > 1 else x
+            outputs = logits(hidden(own, context=context))  # [tasks of the group, batch, width]
+            by_task |= dict(zip(group, tf.unstack(outputs), strict=True))
+        return tf.concat([by_task[index] for index in sorted(by_task)], axis=1)

@@ -8,110 +8,127 @@ cgc, ple        task-specific and shared experts, in one level (cgc) or several 
                 Layered Extraction", RecSys 2020)
 """
 
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from __future__ import annotations
 
-import keras
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
 import numpy as np
-import tensorflow as tf
 
-from trainer.config import ModelOptions
-from trainer.models.layers import ParallelDense, ParallelStack, Style, matmul
-from trainer.models.ranking import RankingModel
-from trainer.models.step_context import StepContext
-from trainer.models.towers import Towers
+from data.errors import DataError
+from data.spec.yaml_reader import read_yaml
+from trainer.config import ModelOptions, Units, option
+from trainer.models.lazy import layers, tf
+from trainer.models.network import Network
+
+if TYPE_CHECKING:
+    import keras
+
+    from trainer.models.step_context import StepContext
 
 
-class Gates(keras.layers.Layer):
-    """Softmax weights of experts, one gate per reader (a task, or the shared part of a level).
+def read_tower_units(words: Sequence[str]) -> Units | dict[str, Units]:
+    """Parse tower units: numbers such as `64 32`, or the path of a YAML file with a list of units per label.
 
-    weights_g(x) = softmax(logits_g(x) / temperature), over the experts that the gate may read.
-
-    Two options keep a gate from relying on a single expert in training: `expert_dropout` is the probability of setting
-    a weight to 0, the others being rescaled to sum to 1 (Zhao et al., "Recommending What Video to Watch Next", RecSys
-    2019, section 4.2.2); `gate_entropy_weight` times the gates' negative entropy, in nats, is added as a penalty.
-
-    Args:
-        readable: [gates, experts] bool, which experts each gate may read.
-        inputs: width of the input.
-        options: model flags: hidden units (gates without any are linear), initialisation, temperature, dropout and
-            entropy weight.
-        compute_dtype: dtype of the hidden layers' products; the softmax is float32.
-        seed: seed of the weights.
-        name: name of the layer.
-
-    Input:  [batch, inputs] or [gates, batch, inputs].
-    Output: [gates, batch, experts] float32; 0 for experts that a gate may not read.
+    Raises:
+        DataError: the words are neither, or the file contains anything else.
     """
+    if len(words) == 1 and words[0].endswith((".yaml", ".yml")):
+        document = read_yaml(Path(words[0]))
+        if not isinstance(document, dict) or not all(_is_units(units) for units in document.values()):
+            raise DataError(f"{words[0]}: expected a list of whole numbers per label, as in `click: [64, 32]`")
+        return {str(label): tuple(units) for label, units in document.items()}
+    if not all(word.isdecimal() for word in words):
+        raise DataError(f"--tower_hidden_units takes whole numbers, or one YAML file, got {' '.join(words)}")
+    return tuple(int(word) for word in words)
 
-    def __init__(
-        self,
-        readable: np.ndarray,
-        inputs: int,
-        *,
-        options: ModelOptions,
-        compute_dtype: str,
-        seed: int,
-        name: str,
-    ):
-        super().__init__(name=name, dtype="float32", autocast=False)
-        gates, experts = readable.shape
-        # [gates, 1, experts], added to the logits: -inf becomes a weight of exactly 0.
-        self._blocked = tf.constant(np.where(readable, 0.0, -np.inf)[:, np.newaxis, :], tf.float32)
-        self._options, self._seed = options, seed
-        self.hidden = ParallelStack(
-            gates,
-            inputs,
-            options.gate_hidden_units,
-            style=replace(Style.of(options, compute_dtype), dropout=0.0),
-            seed=seed,
-            name=f"{name}_hidden",
+
+def _is_units(value: Any) -> bool:
+    return isinstance(value, list) and all(type(unit) is int for unit in value)
+
+
+def kernels(*widths: int) -> int:
+    """Return the number of weights in the kernels of a chain of dense layers."""
+    return sum(before * after for before, after in pairwise(widths))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiTaskOptions(ModelOptions):
+    """Flags of all multi-task models."""
+
+    expert_hidden_units: Units = option(
+        (256, 128), "units of each layer of an expert, or the shared bottom", at_least=1, required=True
+    )
+    tower_hidden_units: Units | dict[str, Units] = option(
+        (64,),
+        "units of each hidden layer of a task's tower; or a YAML file with a list of units per label",
+        at_least=1,
+        parse=read_tower_units,
+    )
+
+    def tower_units(self, task: str) -> Units:
+        """Returns the units of the hidden layers of a task's tower."""
+        towers = self.tower_hidden_units
+        return towers[task] if isinstance(towers, dict) else towers
+
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Raises a DataError if towers are given per label, but not for exactly these labels."""
+        towers = self.tower_hidden_units
+        if isinstance(towers, dict) and set(towers) != set(labels):
+            raise DataError(
+                f"--tower_hidden_units has towers for {', '.join(towers)}, and the labels are {', '.join(labels)}"
+            )
+
+    def dense_weights(self, inputs: int, outputs: Mapping[str, int]) -> int:
+        """Returns a lower bound on the number of weights in dense kernels: those of one expert and of the towers."""
+        units = self.expert_hidden_units
+        towers = (kernels(units[-1], *self.tower_units(task), width) for task, width in outputs.items())
+        return kernels(inputs, *units) + sum(towers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertOptions(MultiTaskOptions):
+    """Flags of models with experts and gates."""
+
+    gate_hidden_units: Units = option((), "units of each hidden layer of a gate; none makes gates linear", at_least=1)
+    num_experts: int = option(8, "experts of omoe and mmoe", at_least=1)
+    num_task_experts: int = option(2, "experts of each task's own, per level of cgc and ple", at_least=1)
+    num_shared_experts: int = option(2, "shared experts per level of cgc and ple", at_least=0)
+    ple_levels: int = option(2, "levels of ple", at_least=1)
+    gate_init: Literal["random", "uniform"] = option("random", "start of the gates; uniform weighs all experts equally")
+    gate_temperature: float = option(1.0, "divides the gates' logits; above 1 flattens the weights", positive=True)
+    gate_entropy_weight: float = option(
+        0.0,
+        "rewards the entropy of the gates in training, against gates that lean on one expert; try 0.001 to 0.003",
+        at_least=0,
+    )
+    expert_dropout: float = option(
+        0.0, "share of gate weights that is dropped in training, likewise; try 0.1", at_least=0, below=0.99
+    )
+
+    def dense_weights(self, inputs: int, outputs: Mapping[str, int]) -> int:
+        """Returns a lower bound on the number of weights in dense kernels, with one gate per level."""
+        units, experts = self.expert_hidden_units, self.experts_per_level(len(outputs))
+        total, further_levels = (
+            super().dense_weights(inputs, outputs),
+            self.ple_levels - 1 if self.model == "ple" else 0,
         )
-        self.linear = ParallelDense(
-            gates,
-            self.hidden.output_width,
-            experts,
-            style=Style(),
-            use_bias=False,
-            start="zero" if options.gate_init == "uniform" else "random",
-            seed=seed + ParallelStack.SEEDS // 2,
-            name=f"{name}_linear",
-        )
-        self.built = True
+        total += (experts - 1) * kernels(inputs, *units) + further_levels * experts * kernels(units[-1], *units)
+        if experts > 1:
+            total += kernels(inputs, *self.gate_hidden_units, experts)
+            total += further_levels * kernels(units[-1], *self.gate_hidden_units, experts)
+        return total
 
-    def call(self, x: tf.Tensor, training_pass: StepContext | None = None) -> tf.Tensor:
-        """Returns the experts' weights, [gates, batch, experts] float32."""
-        hidden = self.hidden(x, training_pass=training_pass) if self.hidden.dense else x
-        weights = tf.nn.softmax(self.linear(hidden) / self._options.gate_temperature + self._blocked, axis=-1)
-        if training_pass is None:
-            return weights
-        if self._options.gate_entropy_weight:
-            # Summed over gates and experts, [batch]; the floor keeps log finite where a weight underflows.
-            negative_entropy = tf.reduce_sum(tf.math.xlogy(weights, tf.maximum(weights, 1e-30)), axis=[0, 2])
-            training_pass.penalties.append(self._options.gate_entropy_weight * negative_entropy)
-        if self._options.expert_dropout:
-            draws = training_pass.dropout_mask(tf.shape(weights), self._options.expert_dropout, self._seed)
-            kept = tf.where(draws.keep, weights, 0.0)
-            total = tf.reduce_sum(kept, axis=-1, keepdims=True)
-            # If dropout hits all experts of a gate, the row keeps its weights.
-            weights = tf.where(total > 0, tf.math.divide_no_nan(kept, total), weights)
-        return weights
-
-
-def mix(weights: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-    """Mixes the experts' outputs by the weights of each gate.
-
-    Args:
-        weights: [gates, batch, experts] float32.
-        outputs: [experts, batch, units].
-
-    Returns:
-        [gates, batch, units] in the dtype of `outputs`.
-    """
-    by_row = [tf.transpose(x, [1, 0, 2]) for x in (weights, outputs)]
-    # One small product per row: [batch, gates, experts] @ [batch, experts, units].
-    mixed = matmul(by_row[0], by_row[1], outputs.dtype.name)
-    return tf.transpose(tf.cast(mixed, outputs.dtype), [1, 0, 2])
+    def experts_per_level(self, tasks: int) -> int:
+        """Returns the number of experts of each level, for a number of tasks."""
+        if self.model == "shared_bottom":
+            return 1
+        if self.model in ("omoe", "mmoe"):
+            return self.num_experts
+        return tasks * self.num_task_experts + self.num_shared_experts
 
 
 @dataclass(frozen=True)
@@ -129,7 +146,7 @@ class Level:
     sources: tuple[int, ...] = ()
 
 
-def levels_of(options: ModelOptions, tasks: int) -> list[Level]:
+def levels_of(options: ExpertOptions, tasks: int) -> list[Level]:
     """Returns the levels of the model that `options` selects, for the given number of tasks."""
     if options.model == "shared_bottom":
         return [Level(np.ones((1, 1), bool))]
@@ -164,51 +181,51 @@ class LevelState(NamedTuple):
     outputs: tf.Tensor
 
 
-class MultiTask(RankingModel):
-    """Shared embeddings and numerical features -> levels of gated experts -> a tower and the logits of each task.
+class MultiTask(Network):
+    """Levels of gated experts -> a tower and the logits of each task.
 
     logit_k = tower_k(sum over experts i of gate_k(x)_i expert_i(x))  [+ wide part of task k]
 
     With a single expert, as in shared_bottom, there is no gate.
     """
 
-    def make_layers(self, options: ModelOptions, style: Style, seed: int) -> None:
-        """Creates the experts and gates of each level, and the towers."""
-        tasks, width = self.tasks, self.layout.width
-        self.levels = levels_of(options, len(tasks))
-        self.experts, self.gates = [], []
-        for index, level in enumerate(self.levels):
-            first = seed + 10_000 * (index + 1)
-            experts = level.readable.shape[1]
-            stack = ParallelStack(
-                experts, width, options.expert_hidden_units, style=style, seed=first, name=f"experts_{index + 1}"
-            )
-            self.experts.append(stack)
-            if experts > 1:
-                self.gates.append(
-                    Gates(
-                        level.readable,
-                        width,
-                        options=options,
-                        compute_dtype=style.compute_dtype,
-                        seed=first + ParallelStack.SEEDS,
-                        name=f"gates_{index + 1}",
-                    )
-                )
-            width = stack.output_width
-        self.towers = Towers(
-            tasks, width, [options.tower_units(task.name) for task in tasks], style=style, seed=seed + 100_000
-        )
+    options_class = ExpertOptions
+    options: ExpertOptions
 
-    def head(self, deep_input: tf.Tensor, training_pass: StepContext | None) -> tf.Tensor:
+    def build(self) -> None:
+        """Creates the experts and gates of each level, and the towers."""
+        options = self.options
+        self.levels = levels_of(options, len(self.tasks))
+        self.experts, self.gates = [], []
+        for number, level in enumerate(self.levels, start=1):
+            experts = level.readable.shape[1]
+            self.experts.append(
+                layers.MLP(options.expert_hidden_units, self.dense, stacks=experts, name=f"experts_{number}")
+            )
+            if experts > 1:
+                gates = layers.Gates(
+                    level.readable,
+                    options.gate_hidden_units,
+                    self.dense,
+                    name=f"gates_{number}",
+                    starts_uniform=options.gate_init == "uniform",
+                    temperature=options.gate_temperature,
+                    dropout=options.expert_dropout,
+                    entropy_weight=options.gate_entropy_weight,
+                )
+                self.gates.append(gates)
+        towers = [options.tower_units(task.name) for task in self.tasks]
+        self.towers = layers.Towers(self.tasks, towers, self.dense, name="towers")
+
+    def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
         """Runs the levels and the towers; returns logits [batch, outputs] float32."""
-        last = self.level_states(deep_input, training_pass=training_pass)[-1].outputs
+        last = self.level_states(x, context)[-1].outputs
         # A single gate or expert serves all tasks: [1, batch, units] -> [tasks, batch, units].
         if last.shape[0] < len(self.tasks):
             last = tf.tile(last, [len(self.tasks), 1, 1])
-        return self.towers(last, training_pass=training_pass)
+        return self.towers(last, context=context)
 
-    def level_states(self, deep_input: tf.Tensor, training_pass: StepContext | None = None) -> list[LevelState]:
+    def level_states(self, x: tf.Tensor, context: StepContext | None = None) -> list[LevelState]:
         """Computes all levels; the last one's outputs are in the order of the tasks, or a single one for all tasks."""
         states: list[LevelState] = []
         for index, level in enumerate(self.levels):
@@ -217,10 +234,10 @@ class MultiTask(RankingModel):
                 # Expert inputs are [experts, batch, units]; each gate reads its own output of the level below.
                 expert_input, gate_input = tf.gather(below, level.sources), below[: len(level.readable)]
             else:
-                expert_input = gate_input = deep_input
-            experts = self.experts[index](expert_input, training_pass=training_pass)
-            gates = self.gates[index](gate_input, training_pass=training_pass) if self.gates else None
-            states.append(LevelState(experts, gates, experts if gates is None else mix(gates, experts)))
+                expert_input = gate_input = x
+            experts = self.experts[index](expert_input, context=context)
+            gates = self.gates[index](gate_input, context=context) if self.gates else None
+            states.append(LevelState(experts, gates, experts if gates is None else layers.mix(gates, experts)))
         return states
 
     @property
@@ -229,5 +246,5 @@ class MultiTask(RankingModel):
         common_gates = [
             gates for gates, level in zip(self.gates, self.levels, strict=False) if len(level.readable) == 1
         ]
-        layers: list[keras.layers.Layer] = [*common_gates, *self.experts]
-        return [weight for layer in layers for weight in layer.trainable_variables]
+        readers: list[keras.layers.Layer] = [*common_gates, *self.experts]
+        return [weight for layer in readers for weight in layer.trainable_variables]

@@ -1,113 +1,69 @@
-"""Base class of all ranking models: embedding tables as input, logits of the tasks as output."""
+"""The Keras model of every architecture: embedding tables, a network, and an optional wide part."""
 
-from typing import Self
+from collections.abc import Iterator
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
 
-from trainer.config import ModelOptions
 from trainer.embeddings.shards import Shards
 from trainer.embeddings.tables import EmbeddingRows, EmbeddingTables
 from trainer.layout import InputSchema
-from trainer.models.layers import Style
+from trainer.models.network import Network
 from trainer.models.step_context import StepContext
-from trainer.tasks.tasks import Task
 
 
 class RankingModel(keras.Model):
-    """Base class of models that map IDs and numerical features to logits.
+    """A model that maps IDs and numerical features to logits.
 
-    logits = head([embeddings, numerical])  [+ b + sum of the IDs' wide weights + numerical @ k, the wide part]
+    logits = network([embeddings, numerical])  [+ b + sum of the IDs' wide weights + numerical @ k, the wide part]
 
-    Subclasses implement `make_layers` and `head`. The training step calls `gather` and `logits` separately, because it
-    differentiates with respect to the gathered rows; everything else just calls the model.
+    The training step calls `gather` and `logits` separately, because it differentiates with respect to the gathered
+    rows; everything else just calls the model.
 
     Args:
-        options: model flags.
+        network: the part between the embeddings and the logits.
         layout: layout of the inputs.
-        tasks: prediction tasks; each has one logit, or one per class.
-        compute_dtype: float32, float16 or bfloat16; weights, logits and loss are always float32.
-        seed: seed of the initial weights. Tables use the seeds that follow it, dense layers those from seed + 10,000.
+        seed: seed of the initial values of the tables.
         shards: how large tables are sharded across workers; None if every worker holds all rows.
-
-    Attributes:
-        always_wide: whether every task has a wide part, a linear model of all features, even without --wide_part.
-        trains_joint_probabilities: whether tasks with `given` are trained on the probability that both labels are 1, on
-            all rows.
     """
 
-    always_wide = False
-    trains_joint_probabilities = False
-
-    def __init__(
-        self,
-        options: ModelOptions,
-        layout: InputSchema,
-        tasks: tuple[Task, ...],
-        *,
-        compute_dtype: str,
-        seed: int,
-        shards: Shards | None,
-    ):
+    def __init__(self, network: Network, layout: InputSchema, *, seed: int, shards: Shards | None):
+        options = network.options
         super().__init__(name=options.model, dtype="float32")
-        self.layout, self.tasks, wide = layout, tasks, self.always_wide or options.wide_part
-        outputs = sum(task.width for task in tasks)
+        self.network, self.layout, self.tasks = network, layout, network.tasks
         self.embeddings = EmbeddingTables(
             layout,
-            outputs=outputs if wide else 0,
+            outputs=network.outputs if options.has_wide_part else 0,
             combiner=options.combiner,
             init_std=options.embedding_init_std,
             seed=seed,
             shards=shards,
         )
-        self.wide_weights = (
-            [
-                self.add_weight(shape=(len(layout.numerical), outputs), initializer="zeros", name="wide_numerical"),
-                self.add_weight(shape=(outputs,), initializer="zeros", name="wide_bias"),
-            ]
-            if wide
-            else []
-        )
-        self.make_layers(options, Style.of(options, compute_dtype), seed)
-
-    def make_layers(self, options: ModelOptions, style: Style, seed: int) -> None:
-        """Creates the layers between the deep input, `self.layout.width` wide, and the logits of `self.tasks`.
-
-        Args:
-            options: model flags.
-            style: configuration of hidden layers.
-            seed: seed of the model; layers use seeds from seed + 10,000.
-        """
-        raise TypeError(f"{type(self).__name__} makes no layers")
-
-    def head(self, deep_input: tf.Tensor, training_pass: StepContext | None) -> tf.Tensor:
-        """Computes the logits without the wide part.
-
-        Args:
-            deep_input: [batch, embedding width + numerical] float32.
-            training_pass: None outside training.
-
-        Returns:
-            [batch, outputs] float32.
-        """
-        raise TypeError(f"{type(self).__name__} has no head")
+        self.wide_weights = []
+        if options.has_wide_part:
+            for name, shape in (
+                ("wide_numerical", (len(layout.numerical), network.outputs)),
+                ("wide_bias", (network.outputs,)),
+            ):
+                self.wide_weights.append(self.add_weight(shape=shape, initializer="zeros", name=name))
+        self._network_layers = list(_layers_in(vars(network)))  # for Keras to find their weights
+        self.built = True
 
     @property
-    def deep_weights(self) -> list[keras.Variable]:
-        """Trainable weights that belong neither to the tables nor to the wide part."""
-        tables = {id(table) for table in self.embeddings.tables}
-        wide = {id(weight) for weight in self.wide_weights}
-        return [weight for weight in self.trainable_variables if id(weight) not in tables | wide]
+    def trains_joint_probabilities(self) -> bool:
+        """Whether tasks with `given` are trained on the probability that both labels are 1, on all rows."""
+        return self.network.trains_joint_probabilities
 
     @property
     def shared_weights(self) -> list[keras.Variable]:
         """Dense weights that are trained by several tasks, those nearest to the tasks last."""
-        return []
+        return self.network.shared_weights
 
-    def created(self) -> Self:
-        """Creates all weights and returns the model. Keras creates some in the first call, which is a collective."""
-        self(tf.zeros((1, self.layout.id_columns), tf.int32), tf.zeros((1, len(self.layout.numerical))))
-        return self
+    @property
+    def deep_weights(self) -> list[keras.Variable]:
+        """Trainable weights of the network."""
+        return [weight for layer in self._network_layers for weight in layer.trainable_variables]
 
     @property
     def parameters(self) -> int:
@@ -116,25 +72,32 @@ class RankingModel(keras.Model):
         elsewhere = sum((rows - table.shape[0]) * table.shape[1] for table, rows in tables)
         return self.count_params() + elsewhere
 
+    def created(self) -> Self:
+        """Creates all weights and returns the model. Keras creates some in the first call, which is a collective."""
+        self(tf.zeros((1, self.layout.id_columns), tf.int32), tf.zeros((1, len(self.layout.numerical))))
+        return self
+
     def gather(self, ids: tf.Tensor) -> EmbeddingRows:
         """Looks up the table rows of a batch. A collective if tables are sharded."""
         return self.embeddings.gather(ids)
 
     def deep_input(self, rows: EmbeddingRows, ids: tf.Tensor, numerical: tf.Tensor) -> tf.Tensor:
-        """Returns the input of the head, [batch, embedding width + numerical] float32."""
+        """Returns the input of the network, [batch, embedding width + numerical] float32."""
         return tf.concat([*self.embeddings.pool_deep(rows, ids), numerical], axis=1)
 
     def logits(
-        self, rows: EmbeddingRows, ids: tf.Tensor, numerical: tf.Tensor, training_pass: StepContext | None = None
+        self, rows: EmbeddingRows, ids: tf.Tensor, numerical: tf.Tensor, context: StepContext | None = None
     ) -> tf.Tensor:
-        """Computes logits [batch, outputs] float32 from gathered rows."""
-        logits = self.head(self.deep_input(rows, ids, numerical), training_pass=training_pass)
-        if not self.wide_weights:
-            return logits
-        slopes, bias = self.wide_weights
-        # [batch, outputs]; the wide part is float32 throughout.
-        wide = self.embeddings.pool_wide(rows, ids) + tf.linalg.matmul(numerical, slopes.value)
-        return logits + wide + bias.value
+        """Computes logits [batch, outputs] float32 from gathered rows. In training, the context collects penalties."""
+        logits = self.network.call(self.deep_input(rows, ids, numerical), context)
+        if self.wide_weights:
+            slopes, bias = self.wide_weights
+            # [batch, outputs]; the wide part is float32 throughout.
+            wide = self.embeddings.pool_wide(rows, ids) + tf.linalg.matmul(numerical, slopes.value)
+            logits = logits + wide + bias.value
+        if context is not None:
+            self.network.add_penalties(logits, context)
+        return logits
 
     def call(self, ids: tf.Tensor, numerical: tf.Tensor) -> tf.Tensor:
         """Computes logits [batch, outputs] float32, outside training.
@@ -144,3 +107,12 @@ class RankingModel(keras.Model):
             numerical: [batch, numerical] float32.
         """
         return self.logits(self.gather(ids), ids, numerical)
+
+
+def _layers_in(value: Any) -> Iterator[keras.layers.Layer]:
+    """Yields the layers in an attribute: a layer, or a list or dict of layers."""
+    if isinstance(value, keras.layers.Layer):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _layers_in(item)

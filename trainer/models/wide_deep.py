@@ -1,15 +1,43 @@
 """Wide & Deep (Cheng et al., "Wide & Deep Learning for Recommender Systems", DLRS 2016)."""
 
-import keras
-import tensorflow as tf
+from __future__ import annotations
 
-from trainer.config import ModelOptions
-from trainer.models.layers import HiddenLayers, Style
-from trainer.models.ranking import RankingModel
-from trainer.models.step_context import StepContext
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from trainer.config import ModelOptions, Units, option
+from trainer.models.lazy import layers, tf
+from trainer.models.network import Network
+
+if TYPE_CHECKING:
+    import keras
+
+    from trainer.models.step_context import StepContext
 
 
-class WideDeep(RankingModel):
+@dataclass(frozen=True, kw_only=True)
+class WideDeepOptions(ModelOptions):
+    """Flags of wide_deep. The defaults of its optimizer are those of the published recipe."""
+
+    default_rule: ClassVar[str] = "rmsprop"
+    default_rate: ClassVar[float] = 0.00012
+    default_schedule: ClassVar[str] = "steps"
+
+    deep_hidden_units: Units = option((1024,) * 5, "units of each hidden layer of wide_deep", at_least=1, required=True)
+
+    @property
+    def has_wide_part(self) -> bool:
+        """Always true."""
+        return True
+
+    def dense_weights(self, inputs: int, outputs: Mapping[str, int]) -> int:
+        """Returns the number of weights in the kernels."""
+        widths = (inputs, *self.deep_hidden_units, sum(outputs.values()))
+        return sum(before * after for before, after in zip(widths, widths[1:], strict=False))
+
+
+class WideDeep(Network):
     """A linear model of all features plus a multilayer perceptron on their embeddings.
 
     logit = b + sum of the IDs' wide weights + numerical @ k  +  head(hidden([embeddings, numerical]))
@@ -17,22 +45,17 @@ class WideDeep(RankingModel):
     Both parts see every feature. Tasks share the hidden layers; each has its own head and wide part.
     """
 
-    always_wide = True
+    options_class = WideDeepOptions
+    options: WideDeepOptions
 
-    def make_layers(self, options: ModelOptions, style: Style, seed: int) -> None:
+    def build(self) -> None:
         """Creates the hidden layers and a linear head for all tasks."""
-        self.hidden = HiddenLayers(options.deep_hidden_units, style=style, seed=seed + 10_000)
-        self.deep_head = keras.layers.Dense(
-            sum(task.width for task in self.tasks),
-            kernel_initializer=keras.initializers.GlorotUniform(seed=seed + 20_000),
-            name="deep_head",
-            dtype="float32",
-        )
+        self.hidden = layers.MLP(self.options.deep_hidden_units, self.dense, name="hidden")
+        self.head = layers.Dense(self.outputs, self.dense.logits, name="head")
 
-    def head(self, deep_input: tf.Tensor, training_pass: StepContext | None) -> tf.Tensor:
+    def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
         """Computes the deep part's logits, [batch, outputs] float32."""
-        hidden = self.hidden(deep_input, training_pass=training_pass)
-        return self.deep_head(tf.cast(hidden, tf.float32))
+        return self.head(self.hidden(x, context=context))
 
     @property
     def shared_weights(self) -> list[keras.Variable]:

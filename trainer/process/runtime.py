@@ -2,35 +2,25 @@
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 
 import tensorflow as tf
 
 from trainer.config import TrainingOptions
+from trainer.process.device import on_gpu
 from trainer.process.worker_env import WorkerEnv
 
 
-@dataclass(frozen=True)
-class Runtime:
-    """The device and dtype that a run computes with.
-
-    Attributes:
-        device: "CPU", or the name of the GPU.
-        compute_dtype: "float32", "float16" or "bfloat16".
-    """
-
-    device: str
-    compute_dtype: str
-
-
-def prepare(launch: WorkerEnv, options: TrainingOptions) -> Runtime:
+def prepare(launch: WorkerEnv, options: TrainingOptions) -> str:
     """Configures TensorFlow for this worker.
 
     A worker that sees several GPUs uses the one of its local rank; with hvd_wrapper.sh it sees only one.
 
     Args:
         launch: rank and size of this worker.
-        options: training options; determine device, seed, determinism and mixed precision.
+        options: training options; determine device, seed and determinism.
+
+    Returns:
+        "CPU", or the name of the GPU.
     """
     gpus = [] if options.cpu else tf.config.list_physical_devices("GPU")
     gpu = gpus[launch.local_rank % len(gpus)] if gpus else None
@@ -48,23 +38,18 @@ def prepare(launch: WorkerEnv, options: TrainingOptions) -> Runtime:
     tf.random.set_seed(options.seed)
     if options.deterministic:
         tf.config.experimental.enable_op_determinism()
-    return Runtime(_name(gpu), _compute_dtype(options.amp, options.amp_dtype, gpu is not None))
+    return "CPU" if gpu is None else str(tf.config.experimental.get_device_details(gpu).get("device_name", "GPU"))
+
+
+def compute_dtype(options: TrainingOptions) -> str:
+    """Returns the dtype of the forward and backward pass: "float32", or with --amp "float16" or "bfloat16"."""
+    if not options.amp:
+        return "float32"
+    if options.amp_dtype != "auto":
+        return options.amp_dtype
+    return "float16" if on_gpu() else "bfloat16"
 
 
 def _sharing(launch: WorkerEnv, cores: int) -> int:
     """Returns the number of workers that share this worker's cores: one if it is bound to a subset of all cores."""
     return launch.local_size if cores == os.cpu_count() else 1
-
-
-def _compute_dtype(amp: bool, amp_dtype: str, on_gpu: bool) -> str:
-    if not amp:
-        return "float32"
-    if amp_dtype != "auto":
-        return amp_dtype
-    return "float16" if on_gpu else "bfloat16"
-
-
-def _name(gpu: object) -> str:
-    if gpu is None:
-        return "CPU"
-    return str(tf.config.experimental.get_device_details(gpu).get("device_name", "GPU"))

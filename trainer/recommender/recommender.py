@@ -250,11 +250,11 @@ class Recommender:
         """
         path = _path("load", folder)
         import_tensorflow()
-        from trainer.checkpoint.load_model import foreign_is_refused
+        from trainer.checkpoint.load_model import reject_foreign
         from trainer.recommender.storage import load_fitted
 
         state, options = load_fitted(path)
-        with foreign_is_refused(path):
+        with reject_foreign(path):
             loaded = cls(**options)
         loaded._state = state
         return loaded

@@ -5,8 +5,6 @@ tables/users.parquet        raw id and encoded features of each user, unknown us
 weights/*.npy               the model's weights, and `seen/...`: the items of each user's interactions
 """
 
-import io
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +12,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data.errors import DataError
 from data.preprocess.keys import as_keys
 from data.storage.arrays import ArraySource
-from data.storage.checksummed_dir import ChecksummedDir
-from data.storage.files import open_regular
-from trainer.checkpoint.load_model import foreign_is_refused, read_document, read_model
+from data.storage.checksummed_dir import ChecksummedDir, Content
+from data.storage.tables import from_parquet, to_parquet
+from data.storage.typed_json import read_typed
+from trainer.checkpoint.load_model import read_model, reject_foreign
 from trainer.checkpoint.model_folder import (
     SEEN_ITEMS,
     SEEN_STARTS,
-    Document,
-    check_model_place,
+    check_model_folder,
     open_model,
     write_model,
 )
-from trainer.checkpoint.state import array_sources
+from trainer.checkpoint.state import TrainState
 from trainer.logging.log import to_plain
 from trainer.models.weights import named
 from trainer.recommender.entities import Entities
@@ -72,7 +69,7 @@ def save_fitted(fitted: Fitted, options: Mapping[str, Any], folder: Path) -> Non
         DataError: if the folder has content that was not written by `save_fitted`.
         StorageError: if the folder cannot be written.
     """
-    check_model_place(folder)
+    check_model_folder(folder)
     settings = {
         "version": VERSION,
         "user": fitted.users.column,
@@ -80,14 +77,14 @@ def save_fitted(fitted: Fitted, options: Mapping[str, Any], folder: Path) -> Non
         "context": list(fitted.context),
         "options": to_plain(dict(options)),
     }
-    documents: dict[str, Document] = dict(fitted.saved.documents)
-    documents |= {SETTINGS: settings, USERS: _to_parquet(fitted.users), ITEMS: _to_parquet(fitted.items)}
-    arrays = array_sources(named(fitted.saved.model.variables))
+    files: dict[str, Content] = dict(fitted.saved.files)
+    files |= {SETTINGS: settings, USERS: _to_parquet(fitted.users), ITEMS: _to_parquet(fitted.items)}
+    arrays = TrainState(named(fitted.saved.model.variables)).sources()
     arrays += [
         ArraySource.from_array(SEEN_STARTS, fitted.seen.starts),
         ArraySource.from_array(SEEN_ITEMS, fitted.seen.items),
     ]
-    write_model(folder, arrays, documents)
+    write_model(folder, arrays, files)
 
 
 def load_fitted(folder: Path) -> tuple[Fitted, dict[str, Any]]:
@@ -96,25 +93,25 @@ def load_fitted(folder: Path) -> tuple[Fitted, dict[str, Any]]:
     Raises:
         DataError: if the folder holds no recommender, or it is damaged or of another version.
     """
-    sealed = open_model(folder)
-    if SETTINGS not in sealed.documents:
+    opened = open_model(folder)
+    if SETTINGS not in opened.files:
         raise DataError(
             f"{folder}: holds a model of main.py and no recommender: it knows neither users nor items. "
             "main.py --predict and export.py take such a model; Recommender.load reads what Recommender.save wrote"
         )
-    with foreign_is_refused(folder):
-        return _load(sealed)
+    with reject_foreign(folder):
+        return _load(opened)
 
 
-def _load(sealed: ChecksummedDir) -> tuple[Fitted, dict[str, Any]]:
-    settings: _Settings = read_document(_Settings, sealed, SETTINGS)
+def _load(opened: ChecksummedDir) -> tuple[Fitted, dict[str, Any]]:
+    settings: _Settings = read_typed(_Settings, opened.read_json(SETTINGS), SETTINGS)
     if settings.version != VERSION:
         raise DataError(f"version {settings.version}, this program reads version {VERSION}; fit it again")
-    users = _from_parquet(settings.user, sealed.documents[USERS])
-    items = _from_parquet(settings.item, sealed.documents[ITEMS])
-    seen = Seen(sealed.read(SEEN_STARTS), sealed.read(SEEN_ITEMS))
+    users = _from_parquet(settings.user, opened.read_file(USERS))
+    items = _from_parquet(settings.item, opened.read_file(ITEMS))
+    seen = Seen(opened.read(SEEN_STARTS), opened.read(SEEN_ITEMS))
     _check_seen(seen, len(users.keys), len(items.keys))
-    return Fitted(read_model(sealed), users, items, seen, settings.context), settings.options
+    return Fitted(read_model(opened), users, items, seen, settings.context), settings.options
 
 
 def _check_seen(seen: Seen, users: int, items: int) -> None:
@@ -123,7 +120,7 @@ def _check_seen(seen: Seen, users: int, items: int) -> None:
     if not fits or starts[0] != 0 or starts[-1] != len(positions) or (np.diff(starts) < 0).any():
         raise ValueError(f"{SEEN_STARTS} and {SEEN_ITEMS} do not fit the {users:,} users")
     if len(positions) and not 0 <= positions.min() <= positions.max() < items:
-        raise ValueError(f"{SEEN_ITEMS} names items that there are not")
+        raise ValueError(f"{SEEN_ITEMS} has items that do not exist")
 
 
 def _to_parquet(entities: Entities) -> bytes:
@@ -131,19 +128,11 @@ def _to_parquet(entities: Entities) -> bytes:
     columns += [
         pa.array(values.tolist() if values.dtype == object else values) for values in entities.features.values()
     ]
-    buffer = io.BytesIO()
-    table = pa.Table.from_arrays(columns, [_KEY, *(f"feature.{name}" for name in entities.features)])
-    pq.write_table(table, buffer, write_page_checksum=True)
-    return buffer.getvalue()
+    return to_parquet(pa.Table.from_arrays(columns, [_KEY, *(f"feature.{name}" for name in entities.features)]))
 
 
-def _from_parquet(column: str, path: Path) -> Entities:
-    with open_regular(path) as opened, pq.ParquetFile(opened) as file:
-        # Rows have distinct keys, so a valid file has no more rows than bytes. This rejects crafted small files that
-        # decompress to more than the memory.
-        if file.metadata.num_rows > (size := os.fstat(opened.fileno()).st_size):
-            raise DataError(f"{path}: {file.metadata.num_rows:,} rows in {size:,} bytes")
-        table = file.read()
+def _from_parquet(column: str, data: bytes) -> Entities:
+    table = from_parquet(data)
     keys = as_keys(column, table.column(_KEY).drop_null().to_numpy())
     features = {name.removeprefix("feature."): table.column(name) for name in table.column_names if name != _KEY}
     return Entities(column, keys, {name: values.to_numpy() for name, values in features.items()})

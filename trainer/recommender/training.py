@@ -1,4 +1,4 @@
-"""Training inside an application's process, with the trainer's own flags and a single worker."""
+"""Training inside an application's process, with the trainer's own configuration and a single worker."""
 
 import contextlib
 import io
@@ -9,9 +9,9 @@ from typing import Any
 
 from data.errors import DataError, nearest
 from trainer.cli import parse
-from trainer.config import ModelOptions, TrainingOptions
-from trainer.inputs import check_model, open_inputs
-from trainer.models import MODELS
+from trainer.config import TrainingOptions
+from trainer.inputs import open_inputs
+from trainer.models import model_flags
 from trainer.process.startup import import_tensorflow
 from trainer.process.worker_env import WorkerEnv
 
@@ -31,7 +31,7 @@ def arguments(options: Mapping[str, Any]) -> list[str]:
     Raises:
         DataError: if an option is unknown or has an invalid value.
     """
-    known = {item.name for group in (ModelOptions, TrainingOptions) for item in fields(group)}
+    known = {*model_flags(), *(item.name for item in fields(TrainingOptions))}
     known = known - {"affinity", *FLAGS.values()} | set(FLAGS)
     for name in options:
         if name not in known:
@@ -40,7 +40,7 @@ def arguments(options: Mapping[str, Any]) -> list[str]:
             raise DataError(f"Recommender has no option {name!r}{hint} (there are {', '.join(sorted(known))})")
     stated = [(f"--{FLAGS.get(name, name)}", value) for name, value in options.items()]
     flags = [part for flag, value in stated for part in _argument(flag, value)]
-    parse(flags, 1, tuple(MODELS))
+    parse(flags, 1)
     return flags
 
 
@@ -58,18 +58,19 @@ def train(flags: list[str], dataset: Path, folder: Path, *, verbose: bool) -> Pa
     """
     places = {"--dataset_path": dataset, "--model_dir": folder / "models", "--results_dir": folder / "results"}
     stated = [str(part) for place in places.items() for part in place]
-    options, launch = parse([*flags, *_FIXED, *stated], 1, tuple(MODELS)), WorkerEnv()
-    inputs = open_inputs(options, launch)
-    check_model(options, inputs, launch)
+    config, env = parse([*flags, *_FIXED, *stated], 1), WorkerEnv()
+    data = open_inputs(config, env)
     import_tensorflow()
-    from trainer.run import execute
+    from trainer.build import start_worker
+    from trainer.trainer import Trainer
 
-    silent = io.StringIO()
     with contextlib.ExitStack() as stack:
         if not verbose:
+            silent = io.StringIO()
             stack.enter_context(contextlib.redirect_stdout(silent))
             stack.enter_context(contextlib.redirect_stderr(silent))
-        execute(options, inputs, launch)
+        trainer = stack.enter_context(contextlib.closing(Trainer(config, data, start_worker(config, env))))
+        trainer.fit()
     return folder / "models" / "model"
 
 

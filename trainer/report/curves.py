@@ -1,12 +1,12 @@
-"""Selection of the curves of runs, and their grouping into panels."""
+"""The charts of a report, as data: which curves there are, and how they are grouped."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from trainer.logging.gate_records import LevelRecord as LevelValues
-from trainer.report.runs import Point, Run, metric_keys
-from trainer.report.table import is_quality
+from trainer.logging.gate_records import LevelRecord
+from trainer.report.runs import MEASURED, Point, Run, metric_keys
+from trainer.report.table import best_of, is_quality
 
 TITLES = {
     "loss": "Loss",
@@ -21,83 +21,143 @@ TITLES = {
     "mae": "MAE",
     "accuracy": "Accuracy",
 }
-MEAN = "mean"
+MEAN, ALL_TASKS = "mean", "all tasks"
 # Upper limits of what is drawn; tables contain everything.
-MOST_PANELS, MOST_TASKS, MOST_GATES, MOST_EXPERTS = 24, 24, 24, 64
-# Training losses of the first tenth of the steps may be clipped at the top of a panel if they would otherwise squeeze
+MAX_CHARTS, MAX_TASKS, MAX_GATES, MAX_EXPERTS = 24, 24, 24, 64
+# Training losses of the first tenth of the steps may be clipped at the top of a chart if they would otherwise squeeze
 # all other values into a quarter of its height.
 START, SQUEEZED = 0.1, 0.25
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a panel.
+    """A line of a chart.
 
     Attributes:
         run: name of the run.
-        task: name of the task; "" for a run with a single task.
-        is_training: whether the values are from training rather than evaluations.
-        steps: steps of the points, ascending.
-        values: values of the points.
+        task: name of the task; "" for a run with a single task, or where tasks are not distinguished.
+        is_training: whether the values are from training, drawn as a thin line, rather than from evaluations.
+        x: coordinates of the points, ascending.
+        y: values of the points; NaN leaves a gap.
     """
 
     run: str
     task: str
     is_training: bool
-    steps: list[int]
-    values: list[float]
+    x: Sequence[float]
+    y: Sequence[float]
 
 
-def panels_of(runs: list[Run]) -> dict[str, list[Curve]]:
-    """Groups curves by panel: first the losses, then one panel per metric with all of its tasks.
+@dataclass(frozen=True)
+class Chart:
+    """A chart with one or more curves.
 
-    The mean over tasks is omitted if only one task has the metric.
+    Attributes:
+        title: title of the chart.
+        curves: the curves, at least one with a finite value.
+        x_label: label of the horizontal axis; "step" has integer ticks.
+        x_max: largest x of the axis; None to fit the curves.
+        y_max: largest value to show; training losses above it are clipped.
+        note: text on the right of the title.
+        is_rate: whether values are samples per second, on an axis from 0.
+        is_calibration: whether both axes have the same range, with a dashed line where they are equal.
     """
-    panels: dict[str, list[Curve]] = {"loss": [curve for run in runs for curve in _training_losses(run)]}
-    for key in filter(is_quality, metric_keys(runs)):
-        metric, _, task = key.partition("/")
-        panel = panels.setdefault("loss" if metric == "loss_val" else metric, [])
-        panel += [_curve(run, task, run.evaluations, key, False) for run in runs]
-    drawn = {panel: _without_idle_mean([curve for curve in curves if curve.steps]) for panel, curves in panels.items()}
-    return {panel: curves for panel, curves in drawn.items() if curves}
+
+    title: str
+    curves: list[Curve]
+    x_label: str = "step"
+    x_max: float | None = None
+    y_max: float = math.inf
+    note: str = ""
+    is_rate: bool = False
+    is_calibration: bool = False
 
 
-def drawn(runs: list[Run]) -> tuple[dict[str, list[Curve]], str]:
-    """Limits the panels of `panels_of` to those that are drawn.
+def learning_charts(runs: list[Run]) -> tuple[list[Chart], str]:
+    """Returns the charts of loss and metrics over steps, with all runs and tasks in each.
+
+    The loss comes first. The mean over tasks is omitted where only one task has the metric.
 
     Returns:
-        The curves by panel, and a note on omitted metrics and tasks, empty if there are none.
+        The charts, and a note on omitted metrics and tasks, empty if there are none.
     """
-    panels = panels_of(runs)
-    tasks = list(dict.fromkeys(curve.task for curves in panels.values() for curve in curves))
+    by_metric: dict[str, list[Curve]] = {"loss": [curve for run in runs for curve in _training_losses(run)]}
+    for key in filter(is_quality, metric_keys(runs)):
+        metric, _, task = key.partition("/")
+        curves = by_metric.setdefault("loss" if metric == "loss_val" else metric, [])
+        curves += [_curve(run, task, run.evaluations, key) for run in runs]
+    by_metric = {metric: _without_redundant_mean(list(filter(has_points, all_))) for metric, all_ in by_metric.items()}
+
+    tasks = list(dict.fromkeys(curve.task for curves in by_metric.values() for curve in curves))
     tasks.sort(key=lambda task: task not in ("", MEAN))  # overall values and means before single tasks
-    shown = set(tasks[:MOST_TASKS])
-    kept = {panel: [curve for curve in curves if curve.task in shown] for panel, curves in panels.items()}
-    names = [panel for panel, curves in kept.items() if curves][:MOST_PANELS]
-    notes = [only(len(shown), len(tasks), "tasks"), only(len(names), len(panels), "metrics")]
-    return {name: kept[name] for name in names}, " ".join(note for note in notes if note)
+    drawn_tasks = set(tasks[:MAX_TASKS])
+    total = sum(map(bool, by_metric.values()))
+    drawn = {metric: [one for one in curves if one.task in drawn_tasks] for metric, curves in by_metric.items()}
+    drawn = dict(list({metric: curves for metric, curves in drawn.items() if curves}.items())[:MAX_CHARTS])
+    last_step = max((step for curves in drawn.values() for curve in curves for step in curve.x), default=0)
+    charts = [
+        Chart(TITLES.get(metric, metric), curves, x_max=last_step, y_max=top_of(curves), note=_best(metric, curves))
+        for metric, curves in drawn.items()
+    ]
+    notes = omitted(len(drawn_tasks), len(tasks), "tasks"), omitted(len(charts), total, "metrics")
+    return charts, " ".join(filter(None, notes))
 
 
-def drawn_of(level: LevelValues) -> tuple[list[str], list[str], str]:
+def split_by_task(charts: list[Chart]) -> list[Chart]:
+    """Splits charts into one per task, with the task in the title if there are several."""
+    has_tasks = any(curve.task for chart in charts for curve in chart.curves)
+    return [
+        replace(
+            chart,
+            title=f"{chart.title} of {task or ALL_TASKS}" if has_tasks else chart.title,
+            curves=[curve for curve in chart.curves if curve.task == task],
+        )
+        for chart in charts
+        for task in dict.fromkeys(curve.task for curve in chart.curves)
+    ]
+
+
+def throughput_charts(runs: list[Run]) -> list[Chart]:
+    """Returns charts of samples per second, over the minutes of training or over the steps of a benchmark."""
+    trained = [_over_time(run, run.training, "samples_per_second", is_training=True) for run in runs]
+    evaluated = [_over_time(run, run.evaluations, "validation_throughput") for run in runs]
+    measured = [_curve(run, "", run.measured, MEASURED) for run in runs]
+    minutes = "minutes since the first record"
+    charts = [
+        Chart("Training, samples per second", list(filter(has_points, trained)), minutes, is_rate=True),
+        Chart("Evaluation, samples per second", list(filter(has_points, evaluated)), minutes, is_rate=True),
+        Chart("Benchmark, samples per second", list(filter(has_points, measured)), is_rate=True),
+    ]
+    return [chart for chart in charts if chart.curves]
+
+
+def calibration_charts(runs: list[Run]) -> tuple[list[Chart], str]:
+    """Returns charts of the mean label over the mean prediction, one per task, and a note on omitted tasks."""
+    tasks = list(dict.fromkeys(task for run in runs for task in run.calibration))
+    charts = []
+    for task in tasks[:MAX_CHARTS]:
+        bins = {run.name: run.calibration[task] for run in runs if task in run.calibration}
+        curves = [Curve(run, "", False, one["prediction"], one["label"]) for run, one in bins.items()]
+        title = f"Mean label of {task}" if task else "Mean label"
+        charts.append(Chart(title, list(filter(has_points, curves)), "mean prediction", is_calibration=True))
+    return [chart for chart in charts if chart.curves], omitted(min(len(tasks), MAX_CHARTS), len(tasks), "tasks")
+
+
+def drawn_members(level: LevelRecord) -> tuple[list[str], list[str], str]:
     """Returns the gates and experts of a level that are drawn, and a note on omitted ones, empty if there are none."""
-    gates, experts = level.gates[:MOST_GATES], level.experts[:MOST_EXPERTS]
-    notes = [only(len(gates), len(level.gates), "gates"), only(len(experts), len(level.experts), "experts")]
-    return gates, experts, " ".join(note for note in notes if note)
+    gates, experts = level.gates[:MAX_GATES], level.experts[:MAX_EXPERTS]
+    notes = omitted(len(gates), len(level.gates), "gates"), omitted(len(experts), len(level.experts), "experts")
+    return gates, experts, " ".join(filter(None, notes))
 
 
-def only(shown: int, there: int, what: str) -> str:
+def omitted(shown: int, total: int, what: str) -> str:
     """Returns a note that not everything is drawn, or an empty string if everything is."""
-    return f"Drawn are {shown:,} of {there:,} {what}; the log has all." if shown < there else ""
+    return f"Only {shown:,} of {total:,} {what} are drawn; the log has all." if shown < total else ""
 
 
 def top_of(curves: Sequence[Curve]) -> float:
-    """Returns the value at which a panel is clipped; infinite if the panel shows all values (see START, SQUEEZED)."""
-    points = [
-        (step, value, curve.is_training)
-        for curve in curves
-        for step, value in zip(curve.steps, curve.values, strict=True)
-        if math.isfinite(value)
-    ]
+    """Returns the value at which a chart is clipped; infinite if the chart shows all values (see START, SQUEEZED)."""
+    points = [(x, y, curve.is_training) for curve in curves for x, y in finite_points(curve)]
     start = START * max((step for step, _, _ in points), default=0)
     kept = [value for step, value, is_training in points if step > start or not is_training]
     if not kept:
@@ -106,17 +166,39 @@ def top_of(curves: Sequence[Curve]) -> float:
     return max(kept) if 0 < max(kept) - low < SQUEEZED * (high - low) else math.inf
 
 
+def finite_points(curve: Curve) -> list[tuple[float, float]]:
+    """Returns the points of a curve whose coordinates are both finite."""
+    return [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
+
+
+def has_points(curve: Curve) -> bool:
+    """Returns whether a curve has any point to draw."""
+    return bool(finite_points(curve))
+
+
 def _training_losses(run: Run) -> list[Curve]:
     """Returns the curves of the total training loss and of the loss of each task."""
     keys = dict.fromkeys(key for point in run.training for key in point.values if key.partition("/")[0] == "loss")
-    return [_curve(run, key.partition("/")[2], run.training, key, True) for key in keys]
+    return [_curve(run, key.partition("/")[2], run.training, key, is_training=True) for key in keys]
 
 
-def _without_idle_mean(curves: list[Curve]) -> list[Curve]:
+def _without_redundant_mean(curves: list[Curve]) -> list[Curve]:
     others = {curve.task for curve in curves} - {MEAN}
     return [curve for curve in curves if curve.task != MEAN or len(others) != 1]
 
 
-def _curve(run: Run, task: str, points: list[Point], key: str, is_training: bool) -> Curve:
-    placed = [(point.step, point.values[key]) for point in points if point.step is not None and key in point.values]
-    return Curve(run.name, task, is_training, [step for step, _ in placed], [value for _, value in placed])
+def _curve(run: Run, task: str, points: list[Point], key: str, *, is_training: bool = False) -> Curve:
+    known = [(point.step, point.values[key]) for point in points if point.step is not None and key in point.values]
+    return Curve(run.name, task, is_training, [step for step, _ in known], [value for _, value in known])
+
+
+def _over_time(run: Run, points: list[Point], key: str, *, is_training: bool = False) -> Curve:
+    start = min((point.at for point in (*run.training, *run.evaluations) if point.at is not None), default=0.0)
+    known = [(point.at, point.values[key]) for point in points if point.at is not None and key in point.values]
+    return Curve(run.name, "", is_training, [(at - start) / 60 for at, _ in known], [value for _, value in known])
+
+
+def _best(metric: str, curves: list[Curve]) -> str:
+    """Returns the best value of a chart with a single curve of evaluations."""
+    evaluated = [curve for curve in curves if not curve.is_training]
+    return f"best {best_of(metric, evaluated[0].y):.4f}" if len(evaluated) == 1 else ""

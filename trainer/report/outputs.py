@@ -1,6 +1,7 @@
-"""The files that report.py writes, and checks of existing files in their place. Does not import matplotlib."""
+"""The files that a report consists of, and checks that they replace no other files. Does not import matplotlib."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from data.errors import DataError
@@ -10,20 +11,14 @@ from trainer.logging.log import warn
 from trainer.report.runs import Run, read_run
 
 PAGE, LEARNING_CURVE = "report.html", "learning_curve"
-# Marks of generated files: the start of a page's title, and a string in the metadata of pictures.
+# What generated files are recognized by: the start of a page's title, and a string in the metadata of pictures.
 TITLE = "Training report: "
 SOURCE = "Training report of a recommender"
-# The mark lies within this many bytes from the start of a file.
-_HEAD = 1 << 12
+HEAD_BYTES = 1 << 12  # both are within so many bytes from the start
 
 
 def gates_name(number: int, runs: int) -> str:
-    """Returns the file name, without suffix, of a run's gate plot.
-
-    Args:
-        number: number of the run, starting at 1.
-        runs: number of runs in the report.
-    """
+    """Returns the file name, without suffix, of the gate plot of one of several runs, counted from 1."""
     return "gates" if runs == 1 else f"gates_{number}"
 
 
@@ -50,10 +45,11 @@ def check_report_files(output: Path, runs: Sequence[Run]) -> None:
     Raises:
         DataError: if it would replace another file; the message names it.
     """
-    check_replaceable_file(output / PAGE, "the page", is_page)
-    names = [LEARNING_CURVE, *(gates_name(number, len(runs)) for number, run in enumerate(runs, 1) if run.gates)]
-    for name in names:
-        check_pictures(output, name)
+    check_replaceable_file(output / PAGE, "the page", partial(_head_contains, mark=f"<title>{TITLE}"))
+    check_pictures(output, LEARNING_CURVE)
+    for number, run in enumerate(runs, 1):
+        if run.gates:
+            check_pictures(output, gates_name(number, len(runs)))
 
 
 def check_pictures(folder: Path, name: str) -> None:
@@ -63,28 +59,18 @@ def check_pictures(folder: Path, name: str) -> None:
         DataError: if it would replace another file; the message names it.
     """
     for path in picture_files(folder, name):
-        check_replaceable_file(path, "the picture", is_picture)
+        check_replaceable_file(path, "the picture", partial(_head_contains, mark=SOURCE))
 
 
-def is_page(path: Path) -> bool:
-    """Returns whether a file is a page written by report.py."""
-    return f"<title>{TITLE}".encode() in _head(path)
-
-
-def is_picture(path: Path) -> bool:
-    """Returns whether a file is a picture written by report.py or by a run (its gate plot)."""
-    return SOURCE.encode() in _head(path)
-
-
-def _head(path: Path) -> bytes:
+def _head_contains(path: Path, mark: str) -> bool:
     with open_regular(path) as file:
-        return file.read(_HEAD)
+        return mark.encode() in file.read(HEAD_BYTES)
 
 
 def draw_gates_of_run(results_dir: Path, log_filename: str) -> None:
     """Draws the gates of all epochs in a run's log, if the model has any.
 
-    Failures are reported only: the trained model matters more than its picture.
+    Failures are only reported: the trained model matters more than its picture.
     """
     try:
         run = read_run(results_dir, "", log_filename)

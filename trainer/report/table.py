@@ -1,7 +1,7 @@
 """Learning curves as text tables."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from trainer.logging.progress import format_count
 from trainer.metrics import direction_of
@@ -37,18 +37,21 @@ def best_of(key: str, values: Sequence[float]) -> float:
 
     For metrics unknown to this program the largest value is the best, except for losses.
     """
+    default = Direction.SMALLER if key.split("/")[0] == "loss" else Direction.LARGER
+    direction = metric_direction(key) or default
     best = math.nan
     for value in values:
-        if _better(key)(value, best):
+        if direction.is_better(value, best):
             best = value
     return best
 
 
-def _better(key: str) -> Callable[[float, float], bool]:
+def metric_direction(key: str) -> Direction | None:
+    """Returns which values of a key are better; None for a key that is no metric of this program."""
     try:
-        return direction_of(key).is_better
+        return direction_of(key)
     except ValueError:
-        return Direction.SMALLER.is_better if key.split("/")[0] == "loss" else Direction.LARGER.is_better
+        return None
 
 
 def is_quality(key: str) -> bool:

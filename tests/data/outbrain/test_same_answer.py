@@ -53,8 +53,8 @@ def table_bytes(dataset: Path, mapping: str) -> bytes:
 
 
 def answer(dataset: Path) -> dict[str, bytes]:
-    """Everything that must not depend on how it was made; workflow.json has a checksum of every encoder and table."""
-    kept = ("workflow/workflow.json", "embedding_sizes.json", "manifest.json")
+    """Everything that must not depend on how it was made; the workflow's manifest has a checksum of all its files."""
+    kept = ("workflow/manifest.json", "embedding_sizes.json", "manifest.json")
     tables = {mapping: table_bytes(dataset, mapping) for mapping in ("train", "valid")}
     return tables | {name: (dataset / name).read_bytes() for name in kept}
 
@@ -231,4 +231,4 @@ def test_embedding_widths(dataset):
 def test_nothing_is_left_but_the_dataset(dataset):
     names = {path.name for path in dataset[1].iterdir()}
     assert names == {"feature_spec.yaml", "embedding_sizes.json", "manifest.json", "train", "valid", "workflow"}
-    assert {path.name for path in (dataset[1] / "workflow").iterdir()} == {"workflow.json", "encoders", "tables"}
+    assert {path.name for path in (dataset[1] / "workflow").iterdir()} == {"manifest.json", "encoders", "tables"}

@@ -1,6 +1,4 @@
 import copy
-import hashlib
-import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -15,10 +13,11 @@ from data.spec.feature_spec import FeatureSpec
 from tests.data.outbrain.sample_data import DAY_MS, SampleTables, make_sample, write_sample
 from tests.data.outbrain.test_preproc import RECIPES, prepared, rows
 from tests.data.scalar_hash import scalar_hash
+from tests.manifests import file_entry, rewrite_manifest
 
 SAMPLE = make_sample(60, seed=2)
 SAMPLE.tables["promoted_content"] = SAMPLE.tables["promoted_content"][2:]
-DESCRIPTION = "workflow.json"
+DESCRIPTION = "manifest.json"
 FEATURES = 29
 
 
@@ -261,16 +260,6 @@ def test_changed_byte_of_the_description_is_detected(copied, raw, tmp_path, caps
         path.write_bytes(data)
 
 
-def edit(workflow: Path, change) -> None:
-    document = json.loads((workflow / DESCRIPTION).read_text())
-    change(document)
-    (workflow / DESCRIPTION).write_text(json.dumps(document))
-
-
-def entry(data: bytes) -> dict:
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
 WRONG_DESCRIPTIONS = {
     "another version": (lambda document: document.update(version=99), "version 99"),
     "no version": (lambda document: document.pop("version"), DESCRIPTION),
@@ -279,12 +268,12 @@ WRONG_DESCRIPTIONS = {
     "an entry without checksum": (lambda document: document["files"]["encoders/encoders.json"].pop("sha256"), "sha256"),
     "encoders that are not listed": (lambda document: document["files"].pop("encoders/manifest.json"), "manifest.json"),
     "a file that is not there": (
-        lambda document: document["files"].update({"tables/more.parquet": entry(b"")}),
+        lambda document: document["files"].update({"tables/more.parquet": file_entry(b"")}),
         "more.parquet",
     ),
-    "a file outside": (lambda document: document["files"].update({"../x": entry(b"secret")}), "'../x'"),
+    "a file outside": (lambda document: document["files"].update({"../x": file_entry(b"secret")}), "'../x'"),
     "a file outside by a way round": (
-        lambda document: document["files"].update({"tables/../../x": entry(b"secret")}),
+        lambda document: document["files"].update({"tables/../../x": file_entry(b"secret")}),
         "'tables/../../x'",
     ),
 }
@@ -294,32 +283,37 @@ WRONG_DESCRIPTIONS = {
 def test_a_description_that_is_not_right_is_rejected(copied, raw, tmp_path, capsys, wrong):
     change, message = WRONG_DESCRIPTIONS[wrong]
     (copied / "x").write_bytes(b"secret")
-    edit(copied / "workflow", change)
+    rewrite_manifest(copied / "workflow", change)
     line = refusal(capsys, copied / "workflow", raw, tmp_path / "out")
     assert str(copied / "workflow") in line and message in line
 
 
 def test_an_absolute_path_in_the_description_is_rejected(copied, raw, tmp_path, capsys):
     (tmp_path / "x").write_bytes(b"secret")
-    edit(copied / "workflow", lambda document: document["files"].update({str(tmp_path / "x"): entry(b"secret")}))
+    rewrite_manifest(
+        copied / "workflow", lambda document: document["files"].update({str(tmp_path / "x"): file_entry(b"secret")})
+    )
     assert "not a file of this folder" in refusal(capsys, copied / "workflow", raw, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("wrong", "change"),
     [
-        ("no recipe", lambda document: document.pop("recipe")),
-        ("recipe as a list", lambda document: document.update(recipe=["leak_free"])),
-        ("another recipe's name", lambda document: document.update(recipe="published")),
-        ("no such recipe", lambda document: document.update(recipe="leak_frde")),  # refused, but not by its file
-        ("a name with a zero", lambda document: document["files"].update({"a\0b": entry(b"")})),
+        ("no recipe", lambda document: document["metadata"].pop("recipe")),
+        ("recipe as a list", lambda document: document["metadata"].update(recipe=["leak_free"])),
+        ("another recipe's name", lambda document: document["metadata"].update(recipe="published")),
+        (
+            "no such recipe",
+            lambda document: document["metadata"].update(recipe="leak_frde"),
+        ),
+        ("a name with a zero", lambda document: document["files"].update({"a\0b": file_entry(b"")})),
         ("an endless size", lambda document: document["files"]["encoders/encoders.json"].update(bytes=float("inf"))),
         ("tables that are not listed", lambda document: document["files"].pop("tables/documents_meta.parquet")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_unusual_mistakes_in_the_description(copied, raw, tmp_path, capsys, wrong, change):
-    edit(copied / "workflow", change)
+    rewrite_manifest(copied / "workflow", change)
     assert DESCRIPTION in refusal(capsys, copied / "workflow", raw, tmp_path / "out")
 
 

@@ -11,14 +11,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import trainer.loop
+import trainer.trainer
 from main import main
 from trainer.process.worker_env import read_worker_env
 
 
 def die_at(step: int, mark: Path) -> None:
     """Lets this worker kill itself when it is about to compute a step."""
-    step_input, calls = trainer.loop.step_input, count(1)
+    step_input, calls = trainer.trainer.step_input, count(1)
 
     def step_input_or_death(*arguments: Any) -> Any:
         if next(calls) == step:
@@ -26,7 +26,7 @@ def die_at(step: int, mark: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return step_input(*arguments)
 
-    trainer.loop.step_input = step_input_or_death
+    trainer.trainer.step_input = step_input_or_death
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import numpy as np
 
 from data.preprocess.encoder_files import save_encoders
 from data.preprocess.encoders import Encoder
+from data.preprocess.workflow_folder import workflow_files
 from data.spec.feature_spec import FeatureSpec
 from trainer.checkpoint.load_model import LoadedModel, load_model
 from trainer.checkpoint.model_folder import (
@@ -16,14 +17,12 @@ from trainer.checkpoint.model_folder import (
     SIZES,
     SPECIFICATION,
     Architecture,
-    encoder_documents,
     write_model,
 )
-from trainer.checkpoint.state import array_sources
-from trainer.config import ModelOptions
+from trainer.checkpoint.state import TrainState
 from trainer.layout import input_schema
 from trainer.logging.log import to_plain
-from trainer.models import build_model
+from trainer.models import build_model, model_options
 from trainer.models.weights import named
 from trainer.tasks.tasks import tasks_of
 
@@ -70,7 +69,7 @@ def write_run(
     folder.mkdir(parents=True, exist_ok=True)
     spec = FeatureSpec.from_dict(specification(without), folder)
     widths = {feature.name: 4 for feature in (*spec.onehot, *spec.multihot)}
-    options = ModelOptions(**(SMALL | flags))
+    options = model_options(**(SMALL | flags))
     model = build_model(options, input_schema(spec, widths), tasks_of(spec), compute_dtype="float32", seed=1)
     rng = np.random.default_rng(0)
     for variable in model.variables:
@@ -84,9 +83,9 @@ def write_run(
         ARCHITECTURE: asdict(architecture),
         SPECIFICATION: spec.to_yaml(),
         SIZES: widths,
-        **encoder_documents(folder),
+        **workflow_files(folder),
     }
-    write_model(folder / MODEL_FOLDER, array_sources(named(model.variables)), documents)
+    write_model(folder / MODEL_FOLDER, TrainState(named(model.variables)).sources(), documents)
     return load_model(folder / MODEL_FOLDER)
 
 

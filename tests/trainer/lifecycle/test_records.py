@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.cli import place_in
+from trainer.cli import path_in
 from trainer.lifecycle.processes import carries, kill_marked, start_time
 from trainer.lifecycle.records import (
     FOLDER,
@@ -175,7 +175,7 @@ def test_all_that_carry_a_mark_are_killed_and_no_others(monkeypatch):
 )
 def test_a_place_is_found_in_any_command(words, place, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    assert place_in(words, "results_dir") == Path(place)
+    assert path_in(words, "results_dir") == Path(place)
 
 
 def test_a_job_is_noted_but_not_over_another_file(tmp_path):

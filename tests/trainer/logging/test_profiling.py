@@ -108,24 +108,24 @@ def test_timeline_is_set_on_all_ranks_checked_on_rank_0(tmp_path, monkeypatch):
         (["--profile_steps", "0:4"], "counted from 1"),
         (["--profile_steps", "a:b"], "--profile_steps 'a:b'"),
         (["--profile_steps", "1:2:3"], "--profile_steps"),
-        (["--profile_steps", "1:2", "--benchmark"], "--profile_steps shows a training"),
-        (["--tensorboard_dir", "x", "--predict", "y"], "--tensorboard_dir shows a training"),
-        (["--tensorboard_dir", "x", "--evaluate"], "--tensorboard_dir shows a training"),
+        (["--profile_steps", "1:2", "--benchmark"], "--profile_steps only applies to training"),
+        (["--tensorboard_dir", "x", "--predict", "y"], "--tensorboard_dir only applies to training"),
+        (["--tensorboard_dir", "x", "--evaluate"], "--tensorboard_dir only applies to training"),
     ],
 )
 def test_flags_without_effect_are_rejected(flags, message):
     with pytest.raises(DataError, match=message):
-        parse(flags, 1, MODELS, reads_checkpoint=False)
+        parse(flags, 1, reads_checkpoint=False)
 
 
 def test_timeline_needs_workers_and_a_single_path(monkeypatch):
     monkeypatch.delenv("HOROVOD_TIMELINE", raising=False)
     asked = ["--horovod_timeline", "a.json", "--profile_steps", "3:3"]
-    assert parse(asked, 2, MODELS).run.profiled_steps == range(3, 4)
-    with pytest.raises(DataError, match="--horovod_timeline is of several workers"):
-        parse(asked, 1, MODELS)
+    assert parse(asked, 2).run.profiled_steps == range(3, 4)
+    with pytest.raises(DataError, match="--horovod_timeline needs several workers"):
+        parse(asked, 1)
     monkeypatch.setenv("HOROVOD_TIMELINE", "a.json")
-    parse(asked, 2, MODELS)
+    parse(asked, 2)
     monkeypatch.setenv("HOROVOD_TIMELINE", "b.json")
     with pytest.raises(DataError, match=r"contradicts HOROVOD_TIMELINE=b\.json"):
-        parse(asked, 2, MODELS)
+        parse(asked, 2)

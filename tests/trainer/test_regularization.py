@@ -1,4 +1,4 @@
-"""Batch normalisation, dropout of experts and penalties: what a forward pass in training does besides."""
+"""Batch normalization, dropout of experts and penalties: what a forward pass in training does besides."""
 
 import math
 
@@ -7,15 +7,13 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer.small_models import make_batches, make_model, make_step
-from trainer.config import ModelOptions
-from trainer.models.layers import EPSILON, MOMENTUM, BatchNorm
-from trainer.models.multitask import Gates
+from trainer.models.layers import EPSILON, MOMENTUM, BatchNorm, DenseConfig, Gates
 from trainer.models.step_context import StepContext
 
 TASKS = ("click", "buy")
 
 
-def training_pass(rows: int, present: list[float] | None = None) -> StepContext:
+def step_context(rows: int, present: list[float] | None = None) -> StepContext:
     return StepContext(tf.constant([3, 64]), tf.constant(present or [1.0] * rows), lambda tensors: tensors)
 
 
@@ -24,14 +22,15 @@ def normal(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("layers", [None, 4])
-def test_batch_norm_standardises_by_the_rows_that_are_there_and_keeps_moving_moments(layers):
+def test_batch_norm_ignores_absent_rows(layers):
     shape, x = ((5,), normal(20, 5)) if layers is None else ((layers, 1, 5), normal(layers, 20, 5))
     norm = BatchNorm(shape, name="norm")
+    norm.build(x.shape)
     norm.gamma.assign(np.full(shape, 2.0, np.float32))
     norm.beta.assign(np.full(shape, -1.0, np.float32))
     present = [1.0] * 15 + [0.0] * 5
-    context = training_pass(20, present)
-    found = norm(tf.constant(x), training_pass=context).numpy()
+    context = step_context(20, present)
+    found = norm(tf.constant(x), context=context).numpy()
     there = x[..., :15, :].astype(np.float64)
     mean, variance = there.mean(axis=-2, keepdims=True), there.var(axis=-2, keepdims=True)
     np.testing.assert_allclose(found, 2 * (x - mean) / np.sqrt(variance + EPSILON) - 1, rtol=1e-4, atol=1e-4)
@@ -44,7 +43,7 @@ def test_batch_norm_standardises_by_the_rows_that_are_there_and_keeps_moving_mom
 
 
 @pytest.mark.parametrize("model", ["wide_deep", "mmoe", "ple", "aitm"])
-def test_a_step_moves_the_moments_and_evaluation_uses_them(model):
+def test_evaluation_uses_moving_moments(model):
     batches, net = make_batches(25, tasks=2), make_model(model=model, tasks=TASKS, batch_norm=True)
     assert net.non_trainable_variables
     before = [variable.numpy() for variable in net.non_trainable_variables]
@@ -57,7 +56,7 @@ def test_a_step_moves_the_moments_and_evaluation_uses_them(model):
     assert not np.allclose(first, net(batches[0].ids, batches[0].numerical))
 
 
-def test_an_overflow_leaves_the_moments_alone():
+def test_overflow_leaves_the_moments_unchanged():
     batch, net = make_batches(1)[0], make_model(batch_norm=True, compute_dtype="float16")
     step = make_step(net, compute_dtype="float16")
     step(batch._replace(numerical=batch.numerical * 1e30), tf.constant(1))
@@ -66,13 +65,13 @@ def test_an_overflow_leaves_the_moments_alone():
 
 
 def gates(**flags: object) -> Gates:
-    return Gates(np.ones((2, 4), bool), 6, options=ModelOptions(**flags), compute_dtype="float32", seed=2, name="g")
+    return Gates(np.ones((2, 4), bool), (), DenseConfig(), name="g", **flags)
 
 
-def test_dropped_experts_weigh_nothing_and_the_others_sum_to_one():
+def test_dropped_experts_weigh_nothing():
     x = tf.constant(np.random.default_rng(1).normal(size=(4000, 6)), tf.float32)
-    layer = gates(expert_dropout=0.25)
-    whole, found = layer(x).numpy(), layer(x, training_pass=training_pass(4000)).numpy()
+    layer = gates(dropout=0.25)
+    whole, found = layer(x).numpy(), layer(x, context=step_context(4000)).numpy()
     dropped = found == 0
     np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-5)
     # Weights stay where all four are dropped, 1 in 256.
@@ -82,28 +81,21 @@ def test_dropped_experts_weigh_nothing_and_the_others_sum_to_one():
     assert not np.array_equal(dropped[0], dropped[1])
 
 
-def test_the_entropy_term_is_the_negative_entropy_of_every_gate():
-    x, context = tf.constant(normal(7, 6)), training_pass(7)
-    weights = gates(gate_entropy_weight=0.01)(x, training_pass=context).numpy().astype(np.float64)
+def test_entropy_penalty_equals_negative_entropy():
+    x, context = tf.constant(normal(7, 6)), step_context(7)
+    weights = gates(entropy_weight=0.01)(x, context=context).numpy().astype(np.float64)
     expected = 0.01 * np.sum(weights * np.log(weights), axis=(0, 2))
     np.testing.assert_allclose(context.penalties[0], expected, rtol=1e-4)
-    blocked = Gates(
-        np.array([[True, False]]),
-        6,
-        options=ModelOptions(gate_entropy_weight=1.0),
-        compute_dtype="float32",
-        seed=0,
-        name="blocked",
-    )
-    context = training_pass(7)
+    blocked = Gates(np.array([[True, False]]), (), DenseConfig(), name="blocked", entropy_weight=1.0)
+    context = step_context(7)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        blocked(x, training_pass=context)
+        blocked(x, context=context)
         penalty = tf.reduce_sum(context.penalties[0])
     assert penalty.numpy() == 0 and np.isfinite(tape.gradient(penalty, x).numpy()).all()
 
 
-def test_the_entropy_term_flattens_gates():
+def test_entropy_penalty_flattens_gates():
     batches, entropies = make_batches(40, tasks=2), {}
     for weight in (0.0, 1.0):
         model = make_model(model="mmoe", tasks=TASKS, gate_entropy_weight=weight)
@@ -112,6 +104,6 @@ def test_the_entropy_term_flattens_gates():
             step(batch, tf.constant(number))
         batch = batches[0]
         deep_input = model.deep_input(model.gather(batch.ids), batch.ids, batch.numerical)
-        own = model.level_states(deep_input)[-1].gates.numpy()
+        own = model.network.level_states(deep_input)[-1].gates.numpy()
         entropies[weight] = -np.sum(own * np.log(own), axis=-1).mean() / math.log(own.shape[-1])
     assert entropies[1.0] > entropies[0.0] and entropies[1.0] > 0.97

@@ -1,0 +1,134 @@
+"""Builds what a run consists of: this worker's connection to the others, the model, and its training step and state."""
+
+from typing import NamedTuple
+
+from data.errors import DataError
+from trainer.checkpoint.state import TrainState
+from trainer.comm import Comm, connect
+from trainer.config import Options
+from trainer.embeddings.shards import Shards
+from trainer.inputs import Inputs
+from trainer.logging.profiling import start_timeline
+from trainer.models import build_model
+from trainer.models.ranking import RankingModel
+from trainer.models.weights import kernels, named
+from trainer.optimizers.loss_scale import LossScale
+from trainer.optimizers.optimizer import Optimizer, ParameterGroup
+from trainer.optimizers.rules import OPTIMIZERS, Ftrl
+from trainer.optimizers.schedules import Constant, Schedule, make_schedule
+from trainer.process import runtime
+from trainer.process.affinity import set_affinity
+from trainer.process.device import on_gpu
+from trainer.process.worker_env import WorkerEnv
+from trainer.step import TrainStep
+from trainer.tasks.loss_weighting import LossWeighting, make_loss_weighting
+from trainer.tasks.tasks import tasks_of
+
+
+def start_worker(config: Options, env: WorkerEnv) -> Comm:
+    """Prepare this process for its run (CPU cores, device, seed) and connect it to the other workers.
+
+    Raises:
+        DataError: the flags do not work together on this device, or the workers do not form the group that the launcher
+            announced.
+    """
+    # Before `prepare`, which sizes TensorFlow's thread pools by the CPUs that this worker is bound to.
+    affinity = set_affinity(config.training.affinity, env.local_rank, env.local_size)
+    device = runtime.prepare(env, config.training)
+    if config.training.xla and config.model.batch_norm and env.size > 1 and on_gpu():
+        raise DataError(
+            f"--batch_norm over {env.size} workers sums moments in the middle of what --xla compiles on a GPU, "
+            "which XLA cannot; leave one of the two flags out"
+        )
+    start_timeline(config.run.horovod_timeline, env)  # Horovod reads it when it is initialized
+    comm = connect(env)
+    if comm.rank == 0:
+        print(f"{comm.size} worker(s) on {device}, {runtime.compute_dtype(config.training)}; {affinity}", flush=True)
+    return comm
+
+
+def make_model(config: Options, data: Inputs, comm: Comm) -> RankingModel:
+    """Build the configured model for the features and tasks of the data, with its initial weights."""
+    shards = Shards(comm.rank, comm.size, comm.exchange_values) if config.training.shard_embeddings else None
+    return build_model(
+        config.model,
+        data.layout,
+        tasks_of(data.spec),
+        compute_dtype=runtime.compute_dtype(config.training),
+        seed=config.training.seed,
+        shards=shards,
+    )
+
+
+class Training(NamedTuple):
+    """A model set up for training.
+
+    Attributes:
+        step: the training step.
+        schedule: learning rate schedule of the deep part.
+        state: all variables that a checkpoint holds.
+    """
+
+    step: TrainStep
+    schedule: Schedule
+    state: TrainState
+
+
+def make_training(config: Options, model: RankingModel, comm: Comm, steps_per_epoch: int) -> Training:
+    """Build the training step, learning rate schedule and checkpointed state of a model.
+
+    Args:
+        config: the resolved configuration.
+        model: the model to train, with its weights created.
+        comm: collectives over the workers.
+        steps_per_epoch: number of steps per epoch; the schedule is defined in epochs.
+
+    Raises:
+        DataError: the loss weighting does not fit the model.
+    """
+    options = config.training
+    weighting = make_loss_weighting(
+        options.loss_weighting,
+        [task.loss_weight for task in model.tasks],
+        [task.kind == "regression" for task in model.tasks],
+        options.seed,
+        gradnorm_alpha=options.gradnorm_alpha,
+    )
+    schedule = make_schedule(config.deep_optimizer, steps_per_epoch, options.num_epochs)
+    optimizer = Optimizer(_deep_group(config, model, schedule, weighting), _wide_group(config, model))
+    loss_scale = LossScale(dynamic=runtime.compute_dtype(options) == "float16")
+    step = TrainStep(model, optimizer, weighting, loss_scale, options, comm)
+    # A table's optimizer slots have the rows of the table: they are sharded, saved and restored like it.
+    by_rows = {table.path: (table.path, *optimizer.state_of(table.path)) for table in model.embeddings.tables}
+    state = TrainState(
+        named(model.variables) | optimizer.state | loss_scale.state | weighting.weights | weighting.state,
+        comm,
+        sharded={name: rows for table, rows in model.embeddings.sharded.items() for name in by_rows[table]},
+        tables=frozenset(name for names in by_rows.values() for name in names),
+        unknown=frozenset(weighting.state),
+    )
+    return Training(step, schedule, state)
+
+
+def _wide_group(config: Options, model: RankingModel) -> ParameterGroup:
+    tables = named(model.embeddings.wide_tables)
+    return ParameterGroup(
+        Ftrl(),
+        Constant(config.training.linear_learning_rate),
+        named(model.wide_weights),
+        tables,
+        l2=dict.fromkeys([*named(model.wide_weights[:1]), *tables], config.training.l2_reg_linear),
+    )
+
+
+def _deep_group(config: Options, model: RankingModel, schedule: Schedule, weighting: LossWeighting) -> ParameterGroup:
+    """Return the group of everything outside the wide part, including the loss weighting's own weights."""
+    options, optimizer = config.training, config.deep_optimizer
+    weights, tables = named(model.deep_weights), named(model.embeddings.deep_tables)
+    return ParameterGroup(
+        OPTIMIZERS[optimizer.rule].from_config(optimizer),
+        schedule,
+        weights | weighting.weights,
+        tables,
+        l2=dict.fromkeys(tables, options.l2_reg_embedding) | dict.fromkeys(kernels(weights), options.l2_reg_dnn),
+    )

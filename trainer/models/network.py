@@ -1,0 +1,70 @@
+"""Base class of the networks between the embeddings and the logits: the part in which models differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from trainer.config import ModelOptions
+from trainer.models.lazy import layers, tf
+from trainer.tasks.tasks import Task
+
+if TYPE_CHECKING:
+    import keras
+
+    from trainer.models.step_context import StepContext
+
+
+class Network:
+    """A network from the embeddings and numerical features to the logits, without the wide part.
+
+    A new model is a subclass in a file of its own, with a class of flags if it has any, and an entry in `MODELS`.
+    `build` creates Keras layers as attributes and `call` applies them; Keras creates their weights in the first call.
+
+    Args:
+        options: the model's flags, an instance of `options_class`.
+        tasks: prediction tasks.
+        dense: configuration of the hidden layers.
+
+    Attributes:
+        options_class: class of the model's flags.
+        trains_joint_probabilities: whether tasks with `given` are trained on the probability that both labels are 1, on
+            all rows.
+    """
+
+    options_class: ClassVar[type[ModelOptions]] = ModelOptions
+    trains_joint_probabilities: ClassVar[bool] = False
+    options: ModelOptions
+
+    def __init__(self, options: ModelOptions, tasks: Sequence[Task], dense: layers.DenseConfig):
+        self.options, self.tasks, self.dense = options, tuple(tasks), dense
+        self.build()
+
+    def build(self) -> None:
+        """Creates the layers, as attributes."""
+        raise NotImplementedError
+
+    def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
+        """Computes the logits.
+
+        Args:
+            x: [batch, embedding width + numerical] float32.
+            context: None outside training; to be passed on to the layers.
+
+        Returns:
+            [batch, outputs] float32, the tasks' logits side by side.
+        """
+        raise NotImplementedError
+
+    def add_penalties(self, logits: tf.Tensor, context: StepContext) -> None:
+        """Adds terms of the loss that depend on the logits, [batch, outputs], to `context.penalties`."""
+
+    @property
+    def outputs(self) -> int:
+        """Number of logits: one per task, or one per class."""
+        return sum(task.width for task in self.tasks)
+
+    @property
+    def shared_weights(self) -> list[keras.Variable]:
+        """Weights that are trained by several tasks, those nearest to the tasks last."""
+        return []

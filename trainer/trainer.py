@@ -1,0 +1,452 @@
+"""The Trainer: trains, evaluates, predicts and benchmarks a configured model."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from data.loading.loader import ParquetLoader
+from data.storage.checksummed_dir import StorageError
+from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
+from trainer.build import Training, make_model, make_training
+from trainer.checkpoint.facts import EarlyStoppingState, Position
+from trainer.checkpoint.fingerprints import check_state
+from trainer.checkpoint.manager import CheckpointManager
+from trainer.checkpoint.rates import changed_rates
+from trainer.checkpoint.state import TrainState
+from trainer.checkpoint.store import probe
+from trainer.comm import Comm
+from trainer.config import Options
+from trainer.early_stopping import EarlyStopping, main_metric
+from trainer.evaluate import Evaluator, describe, undefined_warnings
+from trainer.expert_monitor import ExpertMonitor, monitor_of
+from trainer.inputs import Inputs
+from trainer.lifecycle.errors import NotFinite, StoppedBySignal, how_to_stay_finite
+from trainer.lifecycle.records import WorkerRecord
+from trainer.lifecycle.signals import StopRequest
+from trainer.lifecycle.step_control import Decision, StepControl
+from trainer.lifecycle.watchdog import SLOW_SECONDS, Watchdog
+from trainer.logging.profiling import StepProfiler, nvtx_range
+from trainer.logging.progress import Progress
+from trainer.logging.step_times import timed
+from trainer.metrics.calibration import as_records
+from trainer.metrics.evaluation import Evaluation
+from trainer.models.weights import named
+from trainer.predictions import PredictionWriter
+from trainer.process.device import on_gpu
+from trainer.results import Results
+from trainer.step import StepResult, step_input
+from trainer.tasks.tasks import tasks_of
+from trainer.training_log import TrainingLog
+
+# Evaluation batches between two collectives that ask whether any worker has received a stop signal.
+BATCHES_BETWEEN_STOP_CHECKS = 8
+
+
+@dataclass(frozen=True)
+class Services:
+    """The services of a process of its own, such as main.py. An application that trains within its process has none.
+
+    Attributes:
+        record: this worker's status file, through which the watchdog ends a process that hangs.
+        stop: whether a signal has requested a stop.
+    """
+
+    record: WorkerRecord | None = None
+    stop: StopRequest = field(default_factory=lambda: StopRequest(None))
+
+
+class Trainer:
+    """Trains, evaluates, predicts and benchmarks a model on one worker. All methods are collectives.
+
+    Args:
+        config: the resolved configuration.
+        data: specification, embedding widths and loaders (see `open_inputs`).
+        comm: collectives over the workers (see `start_worker`).
+        services: status file and signals of the process; None inside an application.
+
+    Raises:
+        DataError: the log cannot be written.
+    """
+
+    def __init__(self, config: Options, data: Inputs, comm: Comm, services: Services | None = None):
+        self.config, self.data, self.comm, self.services = config, data, comm, services or Services()
+        self.results = Results(config, comm.rank)
+        self.say = self.results.say
+        self.tasks = tasks_of(data.spec)
+        self.model = make_model(config, data, comm)
+        self.checkpoints = CheckpointManager(config, data.spec, data.schema, comm, data.training)
+        self.watchdog = Watchdog(config.run.hang_seconds, self.services.record)
+        self.control = StepControl(comm, self.services.stop, self.watchdog, config.run.save_interval)
+        self._started: tuple[int, StepResult] | None = None  # a step that the device may still be working on
+        self._checked_step = 0  # the last step after which all losses so far were known to be finite
+        self.say(f"{config.model.model}: {self.model.parameters:,} parameters{self._describe_shards()}")
+
+    # Parts that only some runs need are built on first use.
+
+    @cached_property
+    def training(self) -> Training:
+        """The training step, its learning rate schedule, and all variables that a checkpoint holds."""
+        return make_training(self.config, self.model, self.comm, self.data.train_loader.steps_per_epoch)
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Evaluates the model on the evaluation mapping."""
+        evaluation = Evaluation(
+            self.tasks, with_group=self.data.with_group, num_auc_thresholds=self.config.run.num_auc_thresholds
+        )
+        return Evaluator(self.model, self.data.eval_loader, evaluation, self.comm, xla=self.config.training.xla)
+
+    @cached_property
+    def stopping(self) -> EarlyStopping:
+        """Early stopping, updated after each epoch."""
+        options = self.config.training
+        metric = main_metric(self.evaluator.evaluation.keys, options.early_stopping_metric)
+        return EarlyStopping(metric, options.early_stopping_patience)
+
+    @cached_property
+    def expert_monitor(self) -> ExpertMonitor | None:
+        """Monitors the gates in each evaluation; None for a model without gates."""
+        return monitor_of(self.model, self.evaluator.loader.rows, self.comm)
+
+    @cached_property
+    def log(self) -> TrainingLog:
+        """The log of training steps."""
+        return TrainingLog(self.results, self.data.train_loader, self.tasks, self.config.training.num_epochs, self.comm)
+
+    @cached_property
+    def profiler(self) -> StepProfiler:
+        """Traces the steps in --profile_steps."""
+        return self.results.profiler()
+
+    # Training
+
+    def fit(self) -> dict[str, float]:
+        """Trains to the end of the run, saving and evaluating after each epoch.
+
+        Returns:
+            The metrics of the last evaluation.
+
+        Raises:
+            StoppedBySignal: a worker received a stop signal; all workers have stopped and a checkpoint is written.
+            NotFinite: a loss or a weight is NaN or infinite; the last checkpoint is valid.
+            WorkersDiffer: the workers no longer hold the same weights.
+            StorageError: the last save has failed.
+        """
+        position = self._restore_or_share()
+        if self._is_complete(position):
+            self.say(self._how_to_continue(position))
+            return self._conclude(self.checkpoints.last_metrics())
+        metrics: dict[str, float] = {}
+        with self.watchdog, self.profiler:
+            self.services.stop.has_begun = True
+            while not self._is_complete(position):
+                if position.is_evaluated:
+                    self._train_epoch(position)
+                    position = Position(position.epoch + 1, is_evaluated=False)
+                # Saved before it is evaluated: a run that dies in the evaluation resumes there, not an epoch earlier.
+                self._save(position)
+                metrics = self._evaluate_epoch(position)
+                position = Position(position.epoch)
+                self.stopping.update(metrics)
+                self.checkpoints.evaluated(position, self.stopping.state, metrics)
+            self.checkpoints.finish()
+        if position.epoch < self.config.training.num_epochs:
+            self.log.progress.message(f"stopping: {self.stopping.reason}")
+        self.log.progress.close()
+        self._report_changed_ids(self.data.train_loader)
+        return self._conclude(metrics)
+
+    def _train_epoch(self, position: Position) -> None:
+        """Trains the remaining steps of the position's epoch, and moves the position along."""
+        loader, step, check_every = self.data.train_loader, self.training.step, self.config.run.fingerprint_every
+        self.log.start(self._step(position))
+        step.running_losses.set(position.losses)
+        self._checked_step = self._step(position)
+        with closing(loader.epoch(position.epoch, position.steps)) as batches:
+            for batch, waited in timed(batches):
+                position.steps += 1
+                number = self._step(position)
+                self.log.add_wait(waited)
+                # The number is a tensor: a Python int would retrace the graph at every step.
+                arguments = step_input(batch, self.tasks), tf.constant(number), self.control.control_flags()
+                with self.profiler.step(number):
+                    result = step.run(*arguments)  # not awaited: a GPU runs it in the background
+                self.results.board.graph_of(step.run, *arguments)
+                self._after_start(position, (number, result))
+                if check_every and number % check_every == 0:
+                    check_state(self.training.state, number)
+        self._after_start(position, None)
+        position.losses = self._check_losses(self._step(position))
+        step.weighting.end_epoch(position.mean_losses)
+
+    def _after_start(self, position: Position, started: tuple[int, StepResult] | None) -> None:
+        """Handles the result of the last step, and saves or stops if the workers decided so in it.
+
+        On a GPU this is the step before the one just started, so that the device always has one to work on while the
+        host prepares the next batch. A CPU has nothing to overlap: the result is that of the step just started.
+
+        Args:
+            position: the position after the step just started.
+            started: number and result of the step just started; None at the end of an epoch.
+        """
+        result, self._started = (self._started, started) if on_gpu() or started is None else (started, None)
+        if result is None:
+            return
+        decision = self._handle_result(*result)
+        is_epoch_done = position.steps == self.data.train_loader.steps_per_epoch  # which saves anyway
+        if decision.stop or (decision.save and not is_epoch_done):
+            # The weights are those after the step just started: its result is due before they are saved.
+            if self._started is not None:
+                self._handle_result(*self._started)
+                self._started = None
+            self._save(position)
+            if decision.stop:
+                self._stop_run(position)
+
+    def _handle_result(self, number: int, result: StepResult) -> Decision:
+        """Handles the result of a step, once it has ended, and returns what the workers decided in it.
+
+        Only the control flags are read in every step. Losses are read when they are logged.
+        """
+        run, steps_per_epoch = self.config.run, self.data.train_loader.steps_per_epoch
+        flags = result.control_flags.numpy()  # a synchronization point: waits until the step has ended
+        self.log.add_step(number, float(result.waited))
+        self.control.beat()
+        if self.checkpoints.has_failed():
+            self.control.failed()
+        if number % run.log_every == 0 or number == 1 or number % steps_per_epoch == 0:
+            rate = float(self.training.schedule(tf.constant(number)))
+            self.log.record(number, result.losses.numpy(), rate)
+            self._check_losses(number if self._started is None else self._started[0])
+        return self.control.decide(flags, number)
+
+    def _save(self, position: Position) -> None:
+        """Saves a checkpoint, after checking that the workers hold the same finite values."""
+        self.control.beat(allow=SLOW_SECONDS)  # a save may take long: the watchdog must not take it for a hang
+        step = self._step(position)
+        losses = self._check_losses(step)
+        position.losses = losses if position.steps else []  # between epochs there are none
+        check_state(self.training.state, step)
+        with nvtx_range("save"):
+            self.checkpoints.save(self.training.state, position, self.stopping.state)
+        self.control.saved()
+        self.control.beat(allow=SLOW_SECONDS)
+        self.log.restart_step()
+
+    def _check_losses(self, step: int) -> list[float]:
+        """Returns the sums of each task's losses over the steps of the epoch so far.
+
+        Args:
+            step: number of the last step that has been started.
+
+        Raises:
+            NotFinite: since the last check, a step had a loss or a gradient that is NaN or infinite.
+        """
+        sums, _, is_finite = self.training.step.running_losses.read()
+        if not is_finite:
+            first = self._checked_step + 1
+            steps = f"step {step}" if first >= step else f"one of the steps {first} to {step}"
+            raise NotFinite(
+                f"the loss is NaN or infinite in {steps}. No weight has changed since, and the checkpoints of earlier "
+                f"steps are kept. {how_to_stay_finite(is_float16=self.training.step.loss_scale.dynamic)}"
+            )
+        self._checked_step = step
+        return sums.tolist()
+
+    def _stop_run(self, position: Position) -> None:
+        self.checkpoints.finish()
+        # Used as a barrier: a launcher kills all workers as soon as one exits, and rank 0 has been writing until now.
+        self.control.any_stop_requested()
+        total = self.data.train_loader.steps_per_epoch * self.config.training.num_epochs
+        raise StoppedBySignal(
+            f"stopped by a signal after step {self._step(position)} of {total}, which is saved; resume with "
+            "--use_checkpoint"
+        )
+
+    def _evaluate_epoch(self, position: Position) -> dict[str, float]:
+        """Evaluates the model after an epoch that has been saved, logs the metrics and returns them."""
+        steps_done, epoch = self._step(position), position.epoch
+        log, progress, monitor = self.results.log, self.log.progress, self.expert_monitor
+        self.control.beat(allow=SLOW_SECONDS)
+        started = time.perf_counter()
+
+        def on_batch(batch: int) -> None:
+            self.control.beat()
+            progress.update(None, note=f"evaluating {batch}")
+            if batch % BATCHES_BETWEEN_STOP_CHECKS == 0 and self.control.any_stop_requested():
+                self._stop_run(position)
+
+        with nvtx_range("evaluation"):
+            metrics = self.evaluator.run(on_batch=on_batch, observe=None if monitor is None else monitor.see)
+        rate = self.evaluator.loader.rows / (time.perf_counter() - started)
+        log.log([steps_done], metrics | {"epoch": epoch, "validation_throughput": rate})
+        if curves := as_records(self.evaluator.evaluation.curves):
+            log.log([steps_done], curves | {"epoch": epoch})
+        progress.message(f"epoch {epoch}/{self.config.training.num_epochs}: {describe(metrics)}")
+        self.log.warn(undefined_warnings(self.evaluator.evaluation.undefined))
+        if math.isnan(metrics[self.stopping.key]):
+            self.log.warn(
+                [f"without a value of {self.stopping.key} this epoch cannot be the best, nor count for patience"]
+            )
+        if monitor is not None:
+            values, warnings = monitor.measure()
+            log.log([steps_done], values | {"epoch": epoch})
+            self.results.board.histograms(steps_done, monitor.gate_weights())
+            self.log.warn(warnings)
+        return metrics
+
+    # The beginning and the end of training
+
+    def _restore_or_share(self) -> Position:
+        """Restores the requested checkpoint, or gives all workers rank 0's initial weights.
+
+        Returns:
+            The position to train from.
+        """
+        if self.comm.rank == 0:
+            probe(self.config.data.model_dir)
+        state, stopping = self.training.state, self.stopping
+        if not self.config.run.use_checkpoint:
+            state.share()
+            return Position()
+        facts = self.checkpoints.resume(state)
+        if facts.stopping.metric == stopping.key:
+            stopping.state = facts.stopping
+        else:
+            stopping.state = EarlyStoppingState(stopping.key, self.checkpoints.best_value(stopping.key))
+            self.say(
+                f"early stopping looked at {facts.stopping.metric} and looks at {stopping.key} now: patience starts "
+                f"again, and the value to improve on is {stopping.state.best}"
+            )
+        steps_per_epoch = self.data.train_loader.steps_per_epoch
+        done, total = self._step(facts.position), steps_per_epoch * self.config.training.num_epochs
+        self.say(f"resuming after step {done} of {total}")
+        if not self._is_complete(facts.position):
+            for warning in changed_rates(facts.rates, self.config, steps_per_epoch, done):
+                self.say(f"warning: {warning}")
+        return facts.position
+
+    def _step(self, position: Position) -> int:
+        """Returns the number of steps done in the whole run."""
+        return position.step(self.data.train_loader.steps_per_epoch)
+
+    def _is_complete(self, position: Position) -> bool:
+        """Returns whether all epochs are trained and evaluated, or early stopping has ended the run."""
+        is_last = position.epoch >= self.config.training.num_epochs
+        return position.is_evaluated and (is_last or (position.is_between_epochs and self.stopping.is_over))
+
+    def _how_to_continue(self, position: Position) -> str:
+        """Describes why there is nothing to train, and which flags would continue the run."""
+        num_epochs, stopping = self.config.training.num_epochs, self.stopping
+        flags = [f"--num_epochs above {num_epochs}"] if position.epoch >= num_epochs else []
+        if stopping.is_over:
+            flags.append(f"--early_stopping_patience above {stopping.state.epochs_since_best} (or none)")
+        why = f" ({stopping.reason})" if stopping.is_over else ""
+        return f"nothing to do: this run is complete{why}; to continue it, set {' and '.join(flags)}"
+
+    def _conclude(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Writes the model folder and the final metrics, also for a complete run that died before it wrote them."""
+        self.say(f"model: {self.checkpoints.write_best_model(list(named(self.model.variables)))}")
+        self.results.conclude(metrics)
+        return metrics
+
+    # Evaluation, prediction and benchmarks
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluates a checkpoint and, with --predictions_file, writes its predictions. Returns the metrics."""
+        checkpoint = self._restore_weights()
+        evaluator, path = self.evaluator, self.config.run.predictions_file
+        writer = None if path is None else self._prediction_writer(path)
+        with self._watched_progress(evaluator.loader.steps_per_epoch) as on_batch:
+            metrics = evaluator.run(on_batch=on_batch, predictions=writer)
+        self._report_changed_ids(evaluator.loader)
+        for reason in undefined_warnings(evaluator.evaluation.undefined):
+            self.say(f"warning: {reason}")
+        if writer is not None:
+            writer.write(self.comm)
+            self.say(f"predictions: {path}")
+        self.say(f"{checkpoint} on mapping {self.data.eval_mapping!r}: {describe(metrics)}")
+        self.results.log.log([], as_records(evaluator.evaluation.curves))
+        self.results.conclude(metrics)
+        return metrics
+
+    def predict(self, path: Path) -> None:
+        """Writes a checkpoint's predictions to a parquet file without computing metrics."""
+        checkpoint = self._restore_weights()
+        evaluator, writer = self.evaluator, self._prediction_writer(path)
+        with self._watched_progress(evaluator.loader.steps_per_epoch) as on_batch:
+            evaluator.predict(writer, on_batch)
+        writer.write(self.comm)
+        self.say(f"{checkpoint} on mapping {self.data.eval_mapping!r}, {evaluator.loader.rows:,} rows: {path}")
+
+    def benchmark(self) -> dict[str, float]:
+        """Measures the throughput of training, or of evaluation with --evaluate. Returns the figures by name."""
+        run = self.config.run
+        plan = Plan(run.benchmark_warmup_steps, run.benchmark_steps, run.benchmark_seconds)
+
+        def on_step(number: int, rate: float) -> None:
+            self.results.log.log([1, number], {"batch_samplesps": rate})
+
+        if run.evaluate:
+            result = benchmark_evaluation(self.evaluator, plan, on_step)
+        else:
+            self.training.state.share()
+            result = benchmark_training(self.training.step, self.data.train_loader, plan, on_step)
+        for name, value in result.items():
+            self.say(f"{name:<24}{value:>16,.2f}")
+        self.results.log.log([], result)
+        return result
+
+    def close(self) -> None:
+        """Waits for a checkpoint that is being written in the background, then closes the log."""
+        with suppress(StorageError):
+            self.checkpoints.finish()
+        self.results.log.close()
+
+    def _restore_weights(self) -> Path:
+        state = TrainState(named(self.model.variables), self.comm, self.model.embeddings.sharded)
+        return self.checkpoints.restore_weights(state)
+
+    def _prediction_writer(self, path: Path) -> PredictionWriter:
+        return PredictionWriter(path, self.tasks, labelled=self.data.labelled, kept=self.data.kept)
+
+    @contextmanager
+    def _watched_progress(self, batches: int) -> Iterator[Callable[[int], None]]:
+        """Shows an evaluation's progress and watches it for hangs; yields the callback to call after each batch."""
+        progress = Progress(batches, enabled=self.comm.rank == 0)
+        with self.watchdog:
+
+            def on_batch(number: int) -> None:
+                self.watchdog.beat()
+                progress.update(number)
+
+            yield on_batch
+        progress.close()
+
+    # Messages
+
+    def _describe_shards(self) -> str:
+        embeddings = self.model.embeddings
+        if embeddings.shards is None:
+            return ""
+        sharded, tables = len(embeddings.sharded), len(embeddings.tables)
+        return f"; {sharded} of {tables} tables are sharded over {self.comm.size} worker(s)"
+
+    def _report_changed_ids(self, loader: ParquetLoader) -> None:
+        """Reports ids that were cut off or out of vocabulary in the loader's latest epoch."""
+        names = [columns.name for columns in self.data.layout.categorical]
+        own = np.array([loader.out_of_vocabulary[name] for name in names], np.int64)
+        counts = self.comm.sum_array(own) if names else own
+        for name, replaced in zip(names, counts.tolist(), strict=True):
+            if cut := loader.truncated[name]:
+                self.say(f"warning: {name}: {cut:,} lists were longer than max_hotness and were truncated")
+            if replaced:
+                policy = self.config.data.oov_policy
+                self.say(f"warning: {name}: {replaced:,} ids outside of the table (--oov_policy {policy})")
