@@ -98,7 +98,7 @@ def _split(
         rows[VALID] = np.flatnonzero(mappings == VALID)
     for mapping, chosen in rows.items():
         if not len(chosen):
-            raise DataError(f"{mapping}: no user has ratings enough for a share of it; choose other fractions")
+            raise DataError(f"{mapping}: no user has enough ratings; choose other fractions")
     return {mapping: ratings.iloc[chosen].reset_index(drop=True) for mapping, chosen in rows.items()}
 
 
