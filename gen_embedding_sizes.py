@@ -12,7 +12,7 @@ from data.errors import DataError
 from data.files.new_dataset import SPEC_FILE
 from data.spec.embedding_sizes import default_dim
 from data.spec.feature_spec import FeatureSpec
-from data.spec.parts import MAX_EMBEDDING_DIM
+from data.spec.features import MAX_EMBEDDING_DIM
 from data.storage.files import write_whole
 from data.storage.output_paths import check_replaceable_file
 

@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
                     trainer.evaluate()
                 else:
                     trainer.fit()
-                    if env.rank == 0:
+                    if env.rank == 0 and trainer.expert_monitor is not None:
                         draw_gates_of_run(config.data.results_dir, config.data.log_filename)
         except Exception as error:
             return _report_failure(error, env, record)

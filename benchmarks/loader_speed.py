@@ -104,7 +104,7 @@ def row_group_reads(layout: str, batch: int, workers: int) -> dict[str, object]:
     sizes = np.array(LAYOUTS[layout])
     plan = ShuffledPlan(sizes, batch, seed=0, epoch=0)
     reads = [
-        sum(len(share.segments) for lane in range(plan.lanes) for share in plan.shares(lane, worker, workers))
+        sum(len(part.ranges) for stream in range(plan.streams) for part in plan.slices(stream, worker, workers))
         for worker in range(workers)
     ]
     return {

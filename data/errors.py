@@ -1,13 +1,16 @@
-"""Exceptions for wrong or lost input, and how their messages describe values and names."""
+"""Exceptions for mistakes in the user's files or arguments and for lost input, and the wording of their messages."""
 
 import difflib
 import reprlib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from itertools import islice
 from numbers import Real
 from typing import Any
 
 MAX_NAMES_LISTED = 12
+# Limits of the search for a similar name, which takes up to 0.1 ms per pair of long names.
+MAX_NAMES_COMPARED = 1000
+MAX_LENGTH_COMPARED = 200
 
 
 class DataError(ValueError):
@@ -52,13 +55,13 @@ def described(value: Any) -> str:
     if value is None:
         return "empty"
     if isinstance(value, bool):
-        return f"the truth value {value}"
+        return f"the boolean {value}"
     if isinstance(value, str):
         return f"the text {shown(value)}"
     if isinstance(value, Real):
         return f"the number {shown(value)}"
     if isinstance(value, list | tuple):
-        return "a list"
+        return "a list" if value else "an empty list"
     if isinstance(value, dict):
         return "a mapping"
     return f"{type(value).__name__} {shown(value)}"
@@ -70,7 +73,9 @@ def listed(names: Iterable[str], count: int, separator: str = ", ") -> str:
     return f"{text}{separator}... ({count} in all)" if count > MAX_NAMES_LISTED else text
 
 
-def nearest(name: str, known: Collection[str]) -> str | None:
-    """Returns the known name most similar to `name`, or None if none is similar enough."""
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Returns the most similar of the first thousand known names, or None if none is similar enough."""
+    if len(name) > MAX_LENGTH_COMPARED:
+        return None
+    matches = difflib.get_close_matches(name, list(islice(known, MAX_NAMES_COMPARED)), n=1)
     return matches[0] if matches else None

@@ -29,8 +29,8 @@ class Toy(Network):
     options: ToyOptions
 
     def build(self) -> None:
-        self.hidden = layers.Dense(self.options.toy_units, self.dense, name="hidden")
-        self.head = layers.Dense(self.outputs, self.dense.logits, name="head")
+        self.hidden = layers.Dense(self.options.toy_units, self.dense_config, name="hidden")
+        self.head = layers.Dense(self.outputs, self.dense_config.logits, name="head")
 
     def call(self, x, context=None):
         return self.head(tf.add(self.hidden(x, context=context), 1))

@@ -107,7 +107,7 @@ def test_an_unknown_mapping_names_those_there_are(dataset, tmp_path, capsys):
     refused(capsys, arguments(dataset, tmp_path, "--train_mapping", "trian"), 2, "trian", "train", "test")
 
 
-def test_an_embedding_sizes_file_that_is_missing_is_named(dataset, tmp_path, capsys):
+def test_missing_embedding_sizes_file_is_named(dataset, tmp_path, capsys):
     refused(capsys, arguments(dataset, tmp_path, "--embedding_sizes_file", "no.json"), 2, "no.json")
 
 
@@ -134,7 +134,7 @@ def test_an_unknown_column_to_keep_has_a_suggestion(dataset, tmp_path):
         open_inputs(parse(words, 2, reads_checkpoint=False), WorkerEnv(rank=1, size=2))
 
 
-def test_a_model_folder_with_an_earlier_run_is_not_trained_over(dataset, tmp_path, capsys):
+def test_training_never_overwrites_another_run(dataset, tmp_path, capsys):
     (tmp_path / "models" / "checkpoints" / "step-3").mkdir(parents=True)
     refused(capsys, arguments(dataset, tmp_path), 2, "--use_checkpoint", "another --model_dir")
 
@@ -147,11 +147,11 @@ def test_a_results_folder_that_is_a_file_is_named(dataset, tmp_path, capsys):
 @pytest.mark.parametrize(
     "more", [["--evaluate"], ["--use_checkpoint"], ["--predict", "p"], ["--evaluate", "--checkpoint", "/nowhere"]]
 )
-def test_without_a_checkpoint_nothing_is_evaluated_or_gone_on_with(dataset, tmp_path, capsys, more):
+def test_commands_that_need_a_checkpoint_fail_without_one(dataset, tmp_path, capsys, more):
     refused(capsys, arguments(dataset, tmp_path, *more), 4, "checkpoint")
 
 
-def test_a_checkpoint_of_another_model_is_refused_with_what_differs(dataset, tmp_path, capsys):
+def test_checkpoint_of_another_model_is_rejected(dataset, tmp_path, capsys):
     must(main(arguments(dataset, tmp_path, "--num_epochs", "1")))
     capsys.readouterr()
     other = arguments(dataset, tmp_path, "--evaluate", "--deep_hidden_units", "9")
@@ -164,20 +164,20 @@ def test_a_checkpoint_of_another_model_is_refused_with_what_differs(dataset, tmp
     refused(capsys, other, 2, "seed was 0 and is 5")
 
 
-def test_a_model_folder_that_cannot_be_written_is_refused_before_the_first_step(dataset, tmp_path, capsys):
+def test_unwritable_model_dir_is_rejected_first(dataset, tmp_path, capsys):
     (tmp_path / "models").write_text("")
     refused(capsys, arguments(dataset, tmp_path), 2, f"--model_dir {tmp_path / 'models'}")
     assert not (tmp_path / "results").exists()
 
 
-def test_a_second_run_is_refused_and_told_who_trains_into_the_folder(dataset, tmp_path, capsys):
+def test_second_run_is_rejected_and_names_the_first(dataset, tmp_path, capsys):
     (tmp_path / "models" / "checkpoints" / "step-3").mkdir(parents=True)
     with RunLock(tmp_path / "models", print):
         refused(capsys, arguments(dataset, tmp_path), 1, "another run is training there", f"process {os.getpid()} on ")
     refused(capsys, arguments(dataset, tmp_path), 2, "holds the checkpoints of an earlier run")
 
 
-def test_a_refused_run_leaves_nothing_but_its_cause_where_a_supervisor_waits_for_it(copy, tmp_path, capsys):
+def test_rejected_run_leaves_only_its_cause(copy, tmp_path, capsys):
     set_column(copy, "liked", 0)
     refused(capsys, arguments(copy, tmp_path), 2, "no positive")
     refused(capsys, arguments(copy, tmp_path, "--num_epoch", "1"), 2, "did you mean --num_epochs?")
@@ -188,14 +188,14 @@ def test_a_refused_run_leaves_nothing_but_its_cause_where_a_supervisor_waits_for
     assert state["code"] == 2 and "did you mean --num_epochs?" in state["cause"]
 
 
-def test_evaluating_into_the_results_of_training_keeps_its_log(dataset, tmp_path):
+def test_evaluation_keeps_the_log_of_training(dataset, tmp_path):
     must(main(arguments(dataset, tmp_path, "--num_epochs", "1")))
     trained = losses(tmp_path / "results")
     must(main(arguments(dataset, tmp_path, "--num_epochs", "1", "--evaluate")))
     assert losses(tmp_path / "results") == trained != {}
 
 
-def test_a_wrong_argument_is_told_before_tensorflow_is_imported(tmp_path):
+def test_wrong_argument_fails_before_tensorflow_loads(tmp_path):
     program = "import sys; from main import main; code = main(sys.argv[1:]); print('tensorflow' in sys.modules, code)"
     command = [sys.executable, "-c", program, "--num_epochs", "0"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
@@ -233,7 +233,7 @@ def without_tensorflow(monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("without_tensorflow")
-def test_labels_without_a_negative_are_refused_unless_allowed(copy, tmp_path, capsys):
+def test_label_without_negative_is_rejected_unless_allowed(copy, tmp_path, capsys):
     set_column(copy, "liked", 1)
     places = (str(copy / "train_0.parquet"), "--allow_degenerate_labels")
     refused(capsys, arguments(copy, tmp_path), 2, "liked: has no negative among 400 rows of mapping 'train'", *places)
@@ -243,7 +243,7 @@ def test_labels_without_a_negative_are_refused_unless_allowed(copy, tmp_path, ca
 
 
 @pytest.mark.usefixtures("without_tensorflow")
-def test_conversions_without_a_click_are_refused_with_the_first_row(tmp_path, capsys):
+def test_conversion_without_click_is_rejected(tmp_path, capsys):
     data = make_dataset(tmp_path, ROOT / "feature_specs" / "three_tasks.yaml", rows=400)
     table = pq.read_table(data / "train_1.parquet")
     row = table["click"].to_pylist().index(0)
@@ -264,13 +264,13 @@ def test_a_feature_that_determines_a_label_is_warned_of(copy, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("more", [[], ["--allow_degenerate_labels"]])
-def test_a_sample_weight_among_the_features_is_refused_in_any_case(copy, tmp_path, capsys, more):
+def test_sample_weight_among_features_is_rejected(copy, tmp_path, capsys, more):
     change_spec(copy, lambda document: document["feature_spec"]["movie_age"].update(role="sample_weight"))
     place = "feature_spec.movie_age.role: is sample_weight but the feature is in numerical"
     refused(capsys, arguments(copy, tmp_path, *more), 2, place)
 
 
-def test_only_a_run_that_begins_to_train_lints(copy, tmp_path):
+def test_only_new_training_runs_check_labels(copy, tmp_path):
     set_column(copy, "liked", 0)
 
     def options(*more: str) -> Options:
@@ -296,7 +296,7 @@ def test_a_long_label_check_shows_how_far_it_is(dataset, tmp_path, capsys, monke
 
 
 @pytest.mark.horovod
-def test_labels_are_refused_once_by_two_workers(copy, tmp_path):
+def test_two_workers_report_wrong_labels_once(copy, tmp_path):
     set_column(copy, "liked", 0)
     done = run_program([ROOT / "main.py", *arguments(copy, tmp_path)], workers=2)
     assert done.returncode != 0
@@ -305,7 +305,7 @@ def test_labels_are_refused_once_by_two_workers(copy, tmp_path):
 
 
 @pytest.mark.horovod
-def test_one_bad_value_in_one_workers_share_stops_both_with_its_place(copy, tmp_path):
+def test_bad_value_of_one_worker_stops_both(copy, tmp_path):
     file = sorted(copy.glob("train_*.parquet"))[-1]
     spoil_one_value(file, "movie_age", 5, np.nan)
     done = run_program([ROOT / "main.py", *arguments(copy, tmp_path)], workers=2, timeout=180)
@@ -317,21 +317,21 @@ def test_one_bad_value_in_one_workers_share_stops_both_with_its_place(copy, tmp_
 
 
 @pytest.mark.horovod
-def test_wrong_arguments_are_told_once_by_two_workers(tmp_path, dataset):
+def test_two_workers_report_wrong_arguments_once(tmp_path, dataset):
     done = run_program([ROOT / "main.py", *arguments(dataset, tmp_path, "--global_batch_size", "0")], workers=2)
     assert done.returncode == 2
     assert len(re.findall("main.py: error:", done.stderr)) == 1
     assert "--global_batch_size" in done.stderr
 
 
-def test_a_workflow_from_elsewhere_is_refused_before_training(copy, tmp_path, capsys, monkeypatch):
+def test_workflow_outside_dataset_is_rejected(copy, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("main.import_tensorflow", lambda: pytest.fail("the checks were passed"))
     (tmp_path / "private").mkdir()
     (copy / "workflow").symlink_to(tmp_path / "private")
     refused(capsys, arguments(copy, tmp_path), 2, "workflow: is a link that leads out of the folder")
 
 
-def test_a_pipe_in_place_of_a_file_of_a_dataset_is_refused(copy, tmp_path, capsys):
+def test_pipe_as_dataset_file_is_rejected(copy, tmp_path, capsys):
     (part,) = copy.glob("train_0.parquet")
     part.unlink()
     os.mkfifo(part)

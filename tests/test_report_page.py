@@ -20,30 +20,30 @@ HOSTILE = "<script>alert('x')</script>\"'&<img src=https://evil.example/x onerro
 
 
 class Reader(html.parser.HTMLParser):
-    """Reads a page and keeps what a browser would act on; fails where a tag is not closed in its turn."""
+    """Parses a page into tags, attributes and texts; fails if tags are not closed in order."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
-        self._goes_on = False
+        self._continues = False
         self.feed(page)
         self.close()
         assert not self.open
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        self._goes_on = tag == "wbr"
+        self._continues = tag == "wbr"
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag):
-        self._goes_on = False
+        self._continues = False
         assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
 
     def handle_data(self, data):
-        if self._goes_on:
+        if self._continues:
             self.words[-1] += data
         elif self.open and self.open[-1] != "style":
             self.words.append(data)
@@ -168,7 +168,7 @@ def test_names_and_values_are_escaped(tmp_path, several):
 
 
 def self_contained(reader: Reader, made: str) -> bool:
-    """Whether nothing is fetched: no address in an attribute or in the style, no import."""
+    """Whether the page loads nothing: no URLs in attributes or styles, no imports."""
     addresses = [value for name in ("src", "href", "action", "data", "poster") for value in reader.attributes(name)]
     style = made[made.index("<style>") : made.index("</style>")]
     return all(address.startswith("#") for address in addresses) and not re.search(r"url\(|@import|https?:", style)

@@ -4,7 +4,7 @@ import argparse
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 from data.command_line import Parser
 from data.errors import DataError
 from trainer.checkpoint.saved_config import saved_model_flags
-from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions
+from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions, flags_of
 from trainer.models import model_flags, model_options, network_class
+from trainer.optimizers.rules import OPTIMIZERS
 
 DESCRIPTION = """Trains, evaluates and measures a ranking model on the dataset that a feature specification describes.
 One worker: python main.py. Several: horovodrun -np N sh hvd_wrapper.sh python main.py."""
@@ -24,6 +25,10 @@ DEFAULT_PATHS = {
     "model_dir": ("/outbrain/checkpoints", "outbrain/checkpoints"),
     "results_dir": ("/results", "results"),
 }
+
+
+# Flags whose values are the names in a registry, besides --model.
+REGISTRIES: dict[str, Collection[str]] = {"optimizer": OPTIMIZERS}
 
 
 def default_path(name: str) -> Path:
@@ -81,6 +86,9 @@ def make_options(flags: Mapping[str, Any], *, reads_checkpoint: bool = True) -> 
     """
     given = {name: default_path(name) for name in DEFAULT_PATHS} | dict(flags)
     network_class(given.get("model", ModelOptions.model))  # an unknown model is the first thing to report
+    for name, choices in ((name, _choices(name)) for name in REGISTRIES):
+        if given.get(name, choices[0]) not in choices:
+            raise DataError(f"--{name} {given[name]!r} is not one of {', '.join(choices)}")
     run = RunOptions(**_of(RunOptions, given))
     if run.restores and reads_checkpoint:
         given |= saved_model_flags(given, given["model_dir"], run.which_checkpoint)
@@ -90,6 +98,11 @@ def make_options(flags: Mapping[str, Any], *, reads_checkpoint: bool = True) -> 
         training=TrainingOptions(**_of(TrainingOptions, given)),
         run=run,
     )
+
+
+def _choices(name: str) -> list[str]:
+    """Return the values of a flag in REGISTRIES. "auto" leaves the choice to the model."""
+    return ["auto", *REGISTRIES[name]]
 
 
 def _of(section: type[Section], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,21 +123,21 @@ def make_parser() -> Parser:
     for section in (DataOptions, ModelOptions, TrainingOptions, RunOptions):
         # The first line of a section's docstring is its title in the help text.
         group = parser.add_argument_group(str(section.__doc__).splitlines()[0].rstrip("."))
-        hints = typing.get_type_hints(section)
-        flags = {item.name: (item, hints[item.name]) for item in fields(section)}
-        for name, (item, hint) in (model_flags() if section is ModelOptions else flags).items():
+        flags = model_flags() if section is ModelOptions else flags_of(section)
+        for name, flag in flags.items():
+            kind = {"choices": _choices(name)} if name in REGISTRIES else _kind(flag.type, flag.field.metadata["parse"])
             # Without a default here, flags that were given differ from those that were not.
-            group.add_argument(f"--{name}", default=None, help=_help(item), **_argument(hint, item.metadata["parse"]))
+            group.add_argument(f"--{name}", default=None, help=_help(flag.field), **kind)
     return parser
 
 
-def _argument(hint: Any, parse: Any) -> dict[str, Any]:
+def _kind(hint: Any, parse: Any) -> dict[str, Any]:
     """Return the arguments of `add_argument` for a flag, by its type or by the function that parses its words."""
     if parse is not None:
         return {"nargs": "*", "action": _Parsed, "const": parse, "metavar": "N"}
     members = [member for member in typing.get_args(hint) if member is not type(None)]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return _argument(members[0], None)
+        return _kind(members[0], None)
     if typing.get_origin(hint) is typing.Literal:
         return {"choices": members}
     if typing.get_origin(hint) is tuple:

@@ -7,13 +7,14 @@ trainer/models/NAME.py. Nothing here imports TensorFlow, so mistakes are reporte
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple, get_type_hints
 
 from data.command_line import OUTSIDE_PATHS_HELP
 from data.errors import DataError
 from data.loading.decode import OovPolicy
+from data.storage.typed_json import read_typed
 
 Units = tuple[int, ...]
 
@@ -43,22 +44,51 @@ def option(
     return field(default=default, metadata={"help": help_text, "parse": parse, **limits})
 
 
-def check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
-    """Check a flag's value against the limits of its `option`. Raises a DataError that names the flag."""
-    if isinstance(value, dict | tuple):
-        if not value and limits["required"]:
-            raise DataError(f"--{name} needs at least one layer")
-        for item in value.values() if isinstance(value, dict) else value:
-            check_limits(name, item, limits)
-    elif isinstance(value, int | float):
-        low, high = limits["at_least"], limits["below"]
-        # Comparisons are written so that NaN fails them.
-        if limits["positive"] and not 0 < value < math.inf:
-            raise DataError(f"--{name} must be a positive number, got {value}")
-        if high is not None and not low <= value < high:
-            raise DataError(f"--{name} must lie in [{low}, {high}), got {value}")
-        if low is not None and not low <= value < math.inf:
-            raise DataError(f"--{name} must be at least {low}, got {value}")
+class Flag(NamedTuple):
+    """A flag of a section.
+
+    Attributes:
+        field: the dataclass field that `option` returns.
+        type: type of its values.
+    """
+
+    field: Field[Any]
+    type: Any
+
+    def read(self, value: Any) -> Any:
+        """Converts a value from Python or JSON to the flag's type: lists to tuples, whole numbers to floats.
+
+        Raises:
+            DataError: the value has another type.
+        """
+        try:
+            return read_typed(self.type, value, f"--{self.field.name}")
+        except ValueError as error:
+            raise DataError(str(error)) from error
+
+    def check(self, value: Any) -> None:
+        """Checks a value against the flag's limits. Raises a DataError that names the flag."""
+        name, limits = self.field.name, self.field.metadata
+        if isinstance(value, dict | tuple):
+            if not value and limits["required"]:
+                raise DataError(f"--{name} needs at least one layer")
+            for item in value.values() if isinstance(value, dict) else value:
+                self.check(item)
+        elif isinstance(value, int | float):
+            low, high = limits["at_least"], limits["below"]
+            # Comparisons are written so that NaN fails them.
+            if limits["positive"] and not 0 < value < math.inf:
+                raise DataError(f"--{name} must be a positive number, got {value}")
+            if high is not None and not low <= value < high:
+                raise DataError(f"--{name} must lie in [{low}, {high}), got {value}")
+            if low is not None and not low <= value < math.inf:
+                raise DataError(f"--{name} must be at least {low}, got {value}")
+
+
+def flags_of(section: "type[Section]") -> dict[str, Flag]:
+    """Return the flags of a section by name, in their order in the help."""
+    hints = get_type_hints(section)
+    return {item.name: Flag(item, hints[item.name]) for item in fields(section)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +97,8 @@ class Section:
 
     def __post_init__(self) -> None:
         """Checks all values. Raises a DataError if one is out of range or contradicts another."""
-        for item in fields(self):
-            check_limits(item.name, getattr(self, item.name), item.metadata)
+        for name, flag in flags_of(type(self)).items():
+            flag.check(getattr(self, name))
         self.check()
 
     def check(self) -> None:
@@ -155,9 +185,7 @@ class TrainingOptions(Section):
     eval_batch_size: int = option(131_072, "samples per evaluation step, summed over all workers", at_least=1)
     num_epochs: int = option(20, "passes over the training data", at_least=1)
     linear_learning_rate: float = option(0.02, "rate of the wide part (FTRL)", positive=True)
-    optimizer: Literal["auto", "rmsprop", "adam", "adamw", "adagrad", "sgd"] = option(
-        "auto", "of the deep part; auto: rmsprop for wide_deep, adam for the others"
-    )
+    optimizer: str = option("auto", "of the deep part; auto: rmsprop for wide_deep, adam for the others")
     deep_learning_rate: float | None = option(
         None, "base rate of the deep part; default: 0.00012 for wide_deep, 0.001 for the others", positive=True
     )

@@ -110,8 +110,8 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: Schema | None = None) -
         spec=spec,
         schema=Schema.of(spec, widths),
         layout=input_schema(spec, widths),
-        training=_training_loader(config, spec, env) if run.trains else None,
-        evaluation=_evaluation_loader(config, spec, env, mapping, with_group) if evaluates else None,
+        training=_open_loader(config, spec, env, data.train_mapping, trains=True) if run.trains else None,
+        evaluation=_open_loader(config, spec, env, mapping, with_group=with_group) if evaluates else None,
         eval_mapping=mapping,
         with_group=with_group,
         kept=None if run.predictions_path is None else _kept_columns(spec, mapping, run.keep),
@@ -139,29 +139,18 @@ def _in_order_of_model(
     return RunFacts.of(checkpoint).schema.arrange(spec, widths, str(checkpoint.path), path, ignoring)
 
 
-def _training_loader(config: Options, spec: FeatureSpec, env: WorkerEnv) -> ParquetLoader:
-    return ParquetLoader(
-        spec,
-        config.data.train_mapping,
-        global_batch_size=config.training.global_batch_size,
-        worker=env.rank,
-        workers=env.size,
-        shuffle=True,
-        seed=config.training.seed,
-        oov_policy=config.data.oov_policy,
-    )
-
-
-def _evaluation_loader(
-    config: Options, spec: FeatureSpec, env: WorkerEnv, mapping: str, with_group: bool
+def _open_loader(
+    config: Options, spec: FeatureSpec, env: WorkerEnv, mapping: str, *, trains: bool = False, with_group: bool = False
 ) -> ParquetLoader:
+    options = config.training
     return ParquetLoader(
         spec,
         mapping,
-        global_batch_size=config.training.eval_batch_size,
+        global_batch_size=options.global_batch_size if trains else options.eval_batch_size,
         worker=env.rank,
         workers=env.size,
-        shuffle=False,
+        shuffle=trains,
+        seed=options.seed,
         with_group=with_group,
         needs_labels=config.run.predict is None,
         oov_policy=config.data.oov_policy,

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from data.errors import DataError
 from data.loading.parquet import StoredColumns
-from data.spec.parts import LABEL_COLUMN, PREDICTION_COLUMN, ROW_COLUMN
+from data.spec.features import LABEL_COLUMN, PREDICTION_COLUMN, ROW_COLUMN
 from data.storage.files import open_regular, replacing
 from trainer.metrics.calibration import probability
 from trainer.metrics.metric import Collectives, GrowingArray

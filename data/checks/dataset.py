@@ -10,23 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import DataError, listed
-from data.files.columns import (
-    VALUES_SHOWN,
-    Column,
-    Problem,
-    as_numbers,
-    describe_column,
-    dtype_name,
-    find_problems,
-    is_list,
-    out_of_domain,
-)
 from data.files.csv import read_csv_blocks
-from data.files.parquet import ROWS_PER_ROW_GROUP, Seal, arrow_file, read_footer
+from data.files.parquet import ROWS_PER_ROW_GROUP, ChunkChecksums, arrow_file, read_footer
+from data.files.values import VALUES_SHOWN, Violation, find_violations, out_of_domain
 from data.loading.parquet import row_group_rows
 from data.preprocess.workflow_folder import workflow_files
+from data.spec.columns import Column, as_numbers, describe_column, dtype_name, is_list
 from data.spec.embedding_sizes import embedding_dims
-from data.spec.feature_spec import LABEL, NUMERICAL, Chunk, Feature, FeatureSpec
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import LABEL, NUMERICAL, Chunk, Feature
 from data.storage.files import NotRegularError, open_regular
 
 FLOAT16_MOST = 65_504
@@ -260,7 +252,7 @@ def _scan_parquet(
     path: Path, columns: Sequence[Column], summary: MappingSummary
 ) -> Generator[Finding, None, int | None]:
     try:
-        metadata, seal = read_footer(path)
+        metadata, checksums = read_footer(path)
         row_group_rows(metadata)
         opened = open_regular(path)
         file = pq.ParquetFile(arrow_file(opened), metadata=metadata, page_checksum_verification=True)
@@ -283,7 +275,7 @@ def _scan_parquet(
                 usable.append(column)
         first_row = 0
         for group in range(file.num_row_groups if usable else 0):
-            yield from _scan_row_group(file, seal, path, group, first_row, usable, summary)
+            yield from _scan_row_group(file, checksums, path, group, first_row, usable, summary)
             first_row += file.metadata.row_group(group).num_rows
         return file.metadata.num_rows
 
@@ -307,7 +299,7 @@ def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Findi
 
 def _scan_row_group(
     file: pq.ParquetFile,
-    seal: Seal | None,
+    checksums: ChunkChecksums | None,
     path: Path,
     group: int,
     first_row: int,
@@ -317,11 +309,11 @@ def _scan_row_group(
     tally, row, place = _Tally(), first_row, f"{path}, row group {group}"
     names = [column.name for column in columns]
     try:
-        if seal is not None:
-            seal.check(group, names)
+        if checksums is not None:
+            checksums.check(group, names)
         for batch in file.iter_batches(ROWS_PER_ROW_GROUP, row_groups=[group], columns=names):
             for column in columns:
-                tally.add(find_problems(column, _plain(batch.column(column.name))), row)
+                tally.add(find_violations(column, _plain(batch.column(column.name))), row)
             _count_labels(columns, batch, summary)
             _count_beyond_float16(columns, batch, summary, place, row, "rows")
             row += batch.num_rows
@@ -375,7 +367,7 @@ def _count_beyond_float16(
             continue
         with np.errstate(over="ignore"):
             numbers = values.fill_null(0).to_numpy().astype(np.float32)
-        # Values that overflow float32 as well are errors, which `find_problems` reports.
+        # Values that overflow float32 as well are errors, which `find_violations` reports.
         wrong = np.flatnonzero((np.abs(numbers) > FLOAT16_MOST) & np.isfinite(numbers))
         if len(wrong):
             largest = float(max(numbers[wrong], key=abs))
@@ -391,7 +383,7 @@ class _Tally:
     def __init__(self) -> None:
         self._problems: dict[tuple[str | None, str, str], tuple[int, list[int], list[str], bool]] = {}
 
-    def add(self, problems: Iterator[Problem] | Sequence[Problem], first_row: int) -> None:
+    def add(self, problems: Iterator[Violation] | Sequence[Violation], first_row: int) -> None:
         """Adds problems of a table whose first row has the number `first_row`."""
         for problem in problems:
             key = (problem.column, problem.what, problem.expected)

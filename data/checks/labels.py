@@ -10,7 +10,8 @@ from data.checks.leaks import Leak, find_leaks
 from data.loading.batch import Batch, copy_rows, slice_rows
 from data.loading.decode import OovPolicy
 from data.loading.parquet import ParquetReader
-from data.spec.feature_spec import LABEL, Feature, FeatureSpec
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import LABEL, Feature
 
 SAMPLE_ROWS = 100_000
 # Every column is compared with every label: with many of both, fewer rows are sampled, so that it takes only seconds.
@@ -18,7 +19,7 @@ COMPARISONS, FEWEST_ROWS, FEWEST_COLUMNS = 10**9, 5_000, 250
 # Maximum number of values (rows times columns) decoded for the sample: a few seconds of reading.
 MOST_VALUES = 2 * 10**8
 # Row groups to read: a minimum, since neighboring rows are alike, and a maximum to bound the time.
-FEWEST_UNITS, MOST_UNITS = 8, 64
+MIN_ROW_GROUPS, MAX_ROW_GROUPS = 8, 64
 
 
 def sample_rows(spec: FeatureSpec) -> int:
@@ -41,7 +42,7 @@ def draw_sample(
     reader: ParquetReader,
     most_rows: int = SAMPLE_ROWS,
     most_read: int | None = None,
-    on_unit: Callable[[int, int], None] = lambda done, of: None,
+    on_row_group: Callable[[int, int], None] = lambda done, of: None,
 ) -> Batch:
     """Samples random rows of evenly spread row groups; deterministic.
 
@@ -49,10 +50,10 @@ def draw_sample(
 
     Args:
         reader: reader of the mapping.
-        most_rows: maximum number of rows; a mapping with no more than that, in at most MOST_UNITS row groups, is
+        most_rows: maximum number of rows; a mapping with no more than that, in at most MAX_ROW_GROUPS row groups, is
             sampled completely if `most_read` allows it.
         most_read: approximate maximum number of rows to decode, or None for no limit.
-        on_unit: called after each row group with the number done and the total.
+        on_row_group: called after each row group with the number done and the total.
 
     Returns:
         The sampled rows, row group by row group, in random order within each.
@@ -61,49 +62,49 @@ def draw_sample(
         DataError: A file is damaged, or a value is out of range.
     """
     rng = np.random.default_rng(0)
-    units = spread_units(reader.unit_rows, most_rows, most_read)
-    shares = share_rows(reader.unit_rows[units], most_rows)
+    row_groups = spread_row_groups(reader.row_group_rows, most_rows, most_read)
+    shares = share_rows(reader.row_group_rows[row_groups], most_rows)
     sample, start = reader.allocate(int(shares.sum())), 0
-    for done, (unit, share) in enumerate(zip(units.tolist(), shares.tolist(), strict=True), start=1):
-        rows = int(reader.unit_rows[unit])
+    for done, (row_group, share) in enumerate(zip(row_groups.tolist(), shares.tolist(), strict=True), start=1):
+        rows = int(reader.row_group_rows[row_group])
         decoded = reader.allocate(rows)
-        reader.decode(unit, 0, rows, decoded)
+        reader.decode(row_group, 0, rows, decoded)
         copy_rows(decoded, rng.permutation(rows)[:share], slice_rows(sample, start, start + share))
         start += share
-        on_unit(done, len(units))
+        on_row_group(done, len(row_groups))
     return sample
 
 
-def spread_units(unit_rows: np.ndarray, most_rows: int, most_read: int | None = None) -> np.ndarray:
-    """Chooses evenly spread units (row groups), as many as are expected to have enough rows.
+def spread_row_groups(row_group_rows: np.ndarray, most_rows: int, most_read: int | None = None) -> np.ndarray:
+    """Chooses evenly spread row groups, as many as are expected to have enough rows.
 
     Args:
-        unit_rows: [units] int64 rows per unit.
+        row_group_rows: [row_groups] int64 rows per row group.
         most_rows: number of rows to sample.
-        most_read: maximum expected number of rows in the chosen units; at least one unit is always chosen.
+        most_read: maximum expected number of rows in the chosen row groups; at least one is always chosen.
 
     Returns:
-        [chosen] int64 positions of the chosen units.
+        [chosen] int64 indices of the chosen row groups.
     """
-    units, rows = len(unit_rows), int(unit_rows.sum())
-    enough = -(-most_rows * units // rows)
-    count = min(units, max(FEWEST_UNITS, min(MOST_UNITS, enough)))
+    row_groups, rows = len(row_group_rows), int(row_group_rows.sum())
+    enough = -(-most_rows * row_groups // rows)
+    count = min(row_groups, max(MIN_ROW_GROUPS, min(MAX_ROW_GROUPS, enough)))
     if most_read is not None:
-        count = min(count, max(1, most_read * units // rows))
-    return np.linspace(0, len(unit_rows) - 1, count).round().astype(np.int64)
+        count = min(count, max(1, most_read * row_groups // rows))
+    return np.linspace(0, len(row_group_rows) - 1, count).round().astype(np.int64)
 
 
-def share_rows(unit_rows: np.ndarray, most_rows: int) -> np.ndarray:
-    """Returns the number of rows to take from each unit, [units] int64, at most `most_rows` in total.
+def share_rows(row_group_rows: np.ndarray, most_rows: int) -> np.ndarray:
+    """Returns the number of rows to take from each row group, [row_groups] int64, at most `most_rows` in total.
 
     Rows are shared evenly. Units smaller than their share are taken completely and leave the rest to larger ones.
     """
-    shares = np.zeros_like(unit_rows)
+    shares = np.zeros_like(row_group_rows)
     left = most_rows
     # Smallest first, so that what they leave is shared among the others.
-    for done, unit in enumerate(np.argsort(unit_rows, kind="stable")):
-        shares[unit] = min(int(unit_rows[unit]), left // (len(unit_rows) - done))
-        left -= int(shares[unit])
+    for done, row_group in enumerate(np.argsort(row_group_rows, kind="stable")):
+        shares[row_group] = min(int(row_group_rows[row_group]), left // (len(row_group_rows) - done))
+        left -= int(shares[row_group])
     return shares
 
 
@@ -161,29 +162,29 @@ class LabelFacts:
 
 
 def read_facts(
-    spec: FeatureSpec, reader: ParquetReader, on_unit: Callable[[int, int], None] = lambda done, of: None
+    spec: FeatureSpec, reader: ParquetReader, on_row_group: Callable[[int, int], None] = lambda done, of: None
 ) -> list[LabelFacts]:
     """Computes the statistics of every label over all rows, row group by row group.
 
     Args:
         spec: specification of the dataset.
         reader: reader of a mapping's labels (see `labels_only`).
-        on_unit: called after each row group with the number done and the total.
+        on_row_group: called after each row group with the number done and the total.
 
     Raises:
         DataError: A file is damaged, or holds an invalid label.
     """
     facts = {label.name: LabelFacts.of(label) for label in spec.labels}
     first_row = 0
-    for unit, rows in enumerate(reader.unit_rows.tolist()):
+    for row_group, rows in enumerate(reader.row_group_rows.tolist()):
         batch = reader.allocate(rows)
-        reader.decode(unit, 0, rows, batch)
+        reader.decode(row_group, 0, rows, batch)
         columns = dict(zip(facts, batch.labels.T, strict=True))  # {label name: [rows]}
         for name, fact in facts.items():
             given = fact.label.given
             fact.add(columns[name], columns[given] if given else None, first_row)
         first_row += rows
-        on_unit(unit + 1, len(reader.unit_rows))
+        on_row_group(row_group + 1, len(reader.row_group_rows))
     return list(facts.values())
 
 
@@ -255,7 +256,7 @@ def _one_sided(fact: LabelFacts, reader: ParquetReader, mapping: str) -> str | N
     else:
         what = f"is always {fact.least:g} {where} "
     return (
-        f"{label.name}: {what}of mapping {mapping!r} ({reader.place(label.name, 0).path}, ...); "
+        f"{label.name}: {what}of mapping {mapping!r} ({reader.location(label.name, 0).path}, ...); "
         "check how it was made, or take it out of channel_spec.label"
     )
 
@@ -265,10 +266,11 @@ def _orphans(fact: LabelFacts, reader: ParquetReader) -> str | None:
     label = fact.label
     if not fact.orphans:
         return None
-    place = reader.place(label.name, fact.first_orphan)
+    location = reader.location(label.name, fact.first_orphan)
     return (
-        f"{label.name}: is 1 in {fact.orphans:,} rows in which {label.given} is 0, the first in row {place.first_row} "
-        f"of {place.path}; `given: {label.given}` says that there are none: correct the rows, or take `given` away"
+        f"{label.name}: is 1 in {fact.orphans:,} rows in which {label.given} is 0, the first in row "
+        f"{location.first_row} of {location.path}; `given: {label.given}` says that there are none; "
+        "correct the rows, or remove `given`"
     )
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.loading.batch import PAD, Batch
-from data.spec.feature_spec import Feature, FeatureSpec
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import Feature
 
 LEAK_AUC = 0.99
 LEAK_CORRELATION = 0.995

@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
 from data.errors import DataError
-from data.files.columns import VALUES_SHOWN, Column, Problem, find_problems, is_list, shorten
-from data.spec.feature_spec import Chunk
+from data.files.values import VALUES_SHOWN, Violation, find_violations, shorten
+from data.spec.columns import Column, is_list
+from data.spec.features import Chunk
 from data.storage.files import create_new, reading, temporary_beside
 
 BLOCK_BYTES = 2**20
@@ -53,7 +54,7 @@ class CsvBlock:
     path: Path
     first_line: int
     table: pa.Table
-    problems: tuple[Problem, ...]
+    problems: tuple[Violation, ...]
 
 
 def count_lines(path: Path) -> int:
@@ -107,17 +108,17 @@ def _line_blocks(file: BinaryIO, path: Path) -> Iterator[bytes]:
         yield rest if rest.endswith(b"\n") else rest + b"\n"
 
 
-def _value_problems(table: pa.Table, columns: Sequence[Column], problems: Sequence[Problem]) -> Iterator[Problem]:
+def _value_problems(table: pa.Table, columns: Sequence[Column], problems: Sequence[Violation]) -> Iterator[Violation]:
     """Checks values against the rules of their columns, except for cells that could not be parsed."""
     for column in columns:
         unread = [problem.rows for problem in problems if problem.column in (None, column.name)]
-        for problem in find_problems(column, table.column(column.name).combine_chunks()):
+        for problem in find_violations(column, table.column(column.name).combine_chunks()):
             left = problem.without(np.concatenate(unread)) if unread else problem
             if len(left.rows):
                 yield left
 
 
-def _parse(data: bytes, columns: Sequence[Column]) -> tuple[pa.Table, list[Problem]]:
+def _parse(data: bytes, columns: Sequence[Column]) -> tuple[pa.Table, list[Violation]]:
     data = data.replace(b"\r\n", b"\n") if b"\r" in data else data
     if _is_plain(data, len(columns)):
         try:
@@ -210,7 +211,7 @@ def _parse_lists(cells: pa.Array, stored: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), ids)
 
 
-def _parse_slowly(data: bytes, columns: Sequence[Column]) -> tuple[pa.Table, list[Problem]]:
+def _parse_slowly(data: bytes, columns: Sequence[Column]) -> tuple[pa.Table, list[Violation]]:
     """Parses every line and cell on its own; what cannot be parsed becomes null and is listed in the problems."""
     lines = data.split(b"\n")[:-1]
     values: list[list[Any]] = [[None] * len(lines) for _ in columns]
@@ -235,9 +236,9 @@ def _parse_slowly(data: bytes, columns: Sequence[Column]) -> tuple[pa.Table, lis
     return table, [_collect(*key, found) for key, found in mistakes.items()]
 
 
-def _collect(column: str | None, what: str, expected: str, found: list[tuple[int, str]]) -> Problem:
+def _collect(column: str | None, what: str, expected: str, found: list[tuple[int, str]]) -> Violation:
     rows = np.array([row for row, _ in found], np.int64)
-    return Problem(what, column, rows, tuple(shorten(text) for _, text in found[:VALUES_SHOWN]), expected)
+    return Violation(what, column, rows, tuple(shorten(text) for _, text in found[:VALUES_SHOWN]), expected)
 
 
 def _split(line: bytes, columns: Sequence[Column]) -> list[str]:

@@ -1,4 +1,11 @@
-"""Writes the rows of a mapping to numbered parquet files."""
+"""Parquet files with additional checksums, and the writer of a mapping's numbered files.
+
+Parquet's own page checksums cover neither page headers nor the footer. Files of this project therefore carry CRC-32
+checksums of every column chunk and of the footer between the last page and the footer, where other readers ignore
+them:
+
+    pages | uint32 per row group and column | uint32 of the footer | MAGIC | footer | footer length | PAR1
+"""
 
 import os
 import zlib
@@ -15,8 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import DataError
-from data.files.columns import describe_column
-from data.spec.feature_spec import Chunk, FeatureSpec
+from data.spec.columns import describe_column
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import Chunk
 from data.storage.files import create_new, open_regular, sync, temporary_beside
 
 MAGIC = b"SEALED01"
@@ -25,7 +33,7 @@ _TAIL_BYTES = 8  # uint32 length of the footer, then PAR1
 
 
 @dataclass(frozen=True)
-class Seal:
+class ChunkChecksums:
     """The checksums of a file's column chunks.
 
     Attributes:
@@ -55,8 +63,8 @@ class Seal:
                     raise ValueError(f"column {name!r} does not match its checksum")
 
 
-def add_seal(path: Path) -> None:
-    """Adds a seal to a complete parquet file that has none."""
+def add_checksums(path: Path) -> None:
+    """Adds checksums to a complete parquet file that has none."""
     with open(path, "r+b") as file:
         metadata = pq.read_metadata(arrow_file(file))
         sums = [
@@ -65,31 +73,31 @@ def add_seal(path: Path) -> None:
             for column in range(metadata.num_columns)
         ]
         start, footer = _footer(file)
-        # Insert the seal before the footer. Offsets in the footer point to pages, which stay where they are.
+        # Insert the checksums before the footer. Offsets in the footer point to pages, which stay where they are.
         file.seek(start)
         file.write(np.array([*sums, zlib.crc32(footer)], _SUM).tobytes() + MAGIC + footer)
 
 
-def read_footer(path: Path) -> tuple[pq.FileMetaData, Seal | None]:
-    """Reads the footer of a file, and its seal if it has one.
+def read_footer(path: Path) -> tuple[pq.FileMetaData, ChunkChecksums | None]:
+    """Reads the footer of a file, and its checksums if it has any.
 
     Raises:
-        ValueError: The footer does not match its checksum in the seal.
+        ValueError: The footer does not match its checksum.
         OSError, pyarrow.ArrowException: The file cannot be read as parquet.
     """
     with open_regular(path, "a parquet file") as file:
         start, footer = _footer(file)
         sum_start = start - len(MAGIC) - _SUM.itemsize
-        is_sealed = sum_start > 0 and _bytes(file, start - len(MAGIC), len(MAGIC)) == MAGIC
-        if is_sealed and _bytes(file, sum_start, _SUM.itemsize) != np.array(zlib.crc32(footer), _SUM).tobytes():
+        has_checksums = sum_start > 0 and _bytes(file, start - len(MAGIC), len(MAGIC)) == MAGIC
+        if has_checksums and _bytes(file, sum_start, _SUM.itemsize) != np.array(zlib.crc32(footer), _SUM).tobytes():
             raise ValueError("its footer does not match its checksum")
         metadata = pq.read_metadata(arrow_file(file))
-        if not is_sealed:
+        if not has_checksums:
             return metadata, None
         shape = (metadata.num_row_groups, metadata.num_columns)
         length = shape[0] * shape[1] * _SUM.itemsize
         sums = np.frombuffer(_bytes(file, sum_start - length, length), _SUM).reshape(shape)
-        return metadata, Seal(path, metadata, sums)
+        return metadata, ChunkChecksums(path, metadata, sums)
 
 
 def arrow_file(file: BinaryIO) -> pa.NativeFile:
@@ -136,8 +144,8 @@ def parquet_schema(spec: FeatureSpec, columns: Sequence[str]) -> pa.Schema:
 class DatasetWriter:
     """Streams the rows of one mapping to `<mapping>_0.parquet`, `<mapping>_1.parquet`, ... in a folder.
 
-    A context manager: the files get their names when the block succeeds, and are removed when it fails. Pages carry
-    checksums, and files are sealed (see `data.files.parquet`). Use it on the draft folder of `new_dataset`:
+    A context manager: the files get their names when the block succeeds, and are removed when it fails. Pages,
+    column chunks and the footer carry checksums. Use it on the draft folder of `new_dataset`:
 
         with new_dataset(output) as draft:
             with DatasetWriter(draft, "train", parquet_schema(spec, names)) as train:
@@ -229,7 +237,7 @@ class DatasetWriter:
             self._file.close()
             self._writer = self._file = None
             self._rows_in_file = 0
-            add_seal(self._temporaries[-1])
+            add_checksums(self._temporaries[-1])
             sync(self._temporaries[-1])
 
     def _finish(self) -> None:

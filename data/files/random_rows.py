@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from data.files.columns import Column, describe_column, is_list
-from data.spec.feature_spec import LABEL, MAP, NUMERICAL, Feature, FeatureSpec
-from data.spec.parts import SAMPLE_WEIGHT
+from data.spec.columns import Column, describe_column, is_list
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import LABEL, MAP, NUMERICAL, SAMPLE_WEIGHT, Feature
 
 BLOCK_ROWS = 65_536
 SKEW = 3  # an id is floor(cardinality * uniform ** SKEW)

@@ -10,12 +10,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from data.errors import DataError
-from data.files.columns import Column, Problem, describe_column
 from data.files.csv import CsvBlock, count_lines, read_csv_blocks
 from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.files.parquet import DatasetWriter, parquet_schema
+from data.files.values import Violation
+from data.spec.columns import Column, describe_column
 from data.spec.embedding_sizes import SIZES_FILE
-from data.spec.feature_spec import Chunk, FeatureSpec
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import Chunk
 from data.storage.files import check_inside, open_regular
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -168,7 +170,7 @@ def _check_has_no_error(block: CsvBlock, columns: Sequence[Column]) -> None:
     """Raises DataError for the first invalid cell of a block."""
     positions = {column.name: index for index, column in enumerate(columns, start=1)}
 
-    def place(problem: Problem) -> tuple[int, int]:
+    def place(problem: Violation) -> tuple[int, int]:
         return int(problem.rows[0]), positions.get(problem.column or "", 0)
 
     errors = [problem for problem in block.problems if not problem.is_warning]

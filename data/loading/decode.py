@@ -9,24 +9,27 @@ import numpy as np
 import pyarrow as pa
 
 from data.errors import DataError
-from data.files.columns import Column, Domain, as_numbers, describe_column
 from data.loading.batch import PAD, Batch
-from data.spec.feature_spec import Feature, FeatureSpec
+from data.spec.columns import Column, Domain, as_numbers, describe_column
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import Feature
 
 # How to handle an id outside [0, cardinality): raise; use the nearest valid id; or do that and give the row weight 0.
 OovPolicy = Literal["error", "clip", "drop"]
+# Rows transposed at a time, few enough for source and target to stay in the CPU cache.
+BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True)
-class Target:
-    """The destination of a column in a `Batch`, and its valid values.
+class BatchColumn:
+    """A column of a `Batch`: where its values go, and which are valid.
 
     Attributes:
         name: name of the column.
         field: name of the `Batch` field that receives the values.
         slot: index of the column in that field; for a list, of its first column.
         width: number of columns in the field; max_hotness for lists, else 1.
-        column: description of the column from the specification; None for an extra column, passed on unchanged.
+        feature: description of the column from the specification; None for an extra column, passed on unchanged.
         domain: valid values of the column.
         oov_policy: how to handle integral ids outside the domain.
     """
@@ -35,46 +38,47 @@ class Target:
     field: str
     slot: int = 0
     width: int = 1
-    column: Column | None = None
+    feature: Column | None = None
     domain: Domain = Domain()
     oov_policy: OovPolicy = "error"
 
     @property
     def expected(self) -> str:
         """Description of the valid values, for messages."""
-        return self.column.expected if self.column else "a value"
+        return self.feature.expected if self.feature else "a value"
 
     @property
     def expected_type(self) -> str:
         """Description of the accepted stored types, for messages."""
-        return self.column.expected_type if self.column else "numbers, booleans or texts"
+        return self.feature.expected_type if self.feature else "numbers, booleans or texts"
 
     def accepts(self, stored: pa.DataType) -> bool:
         """Return whether a column of this stored type can be decoded."""
-        return self.column.accepts(stored) if self.column else _is_plain(stored)
+        return self.feature.accepts(stored) if self.feature else _is_plain(stored)
 
 
-def batch_targets(
+def batch_columns(
     spec: FeatureSpec, *, with_group: bool, extra_columns: Sequence[str] = (), oov_policy: OovPolicy = "error"
-) -> list[Target]:
-    """Return the targets of all columns of a batch; `oov_policy` applies to one-hot and multi-hot features."""
+) -> list[BatchColumn]:
+    """Return the columns of a batch; `oov_policy` applies to one-hot and multi-hot features."""
 
-    def target(feature: Feature, field: str, slot: int = 0, *, width: int = 1, policy: OovPolicy = "error") -> Target:
-        column = describe_column(spec, feature.name)
-        return Target(feature.name, field, slot, width, column, column.domain, policy)
+    def column(feature: Feature, field: str, slot: int = 0, width: int = 1) -> BatchColumn:
+        described = describe_column(spec, feature.name)
+        policy = oov_policy if field in ("onehot", "multihot") else "error"
+        return BatchColumn(feature.name, field, slot, width, described, described.domain, policy)
 
-    targets = [target(feature, "onehot", slot, policy=oov_policy) for slot, feature in enumerate(spec.onehot)]
+    columns = [column(feature, "onehot", slot) for slot, feature in enumerate(spec.onehot)]
     slot = 0
     for feature in spec.multihot:
-        targets.append(target(feature, "multihot", slot, width=feature.max_hotness or 1, policy=oov_policy))
-        slot += targets[-1].width
-    targets += [target(feature, "numerical", slot) for slot, feature in enumerate(spec.numerical)]
-    targets += [target(feature, "labels", slot) for slot, feature in enumerate(spec.labels)]
+        columns.append(column(feature, "multihot", slot, feature.max_hotness or 1))
+        slot += columns[-1].width
+    columns += [column(feature, "numerical", slot) for slot, feature in enumerate(spec.numerical)]
+    columns += [column(feature, "labels", slot) for slot, feature in enumerate(spec.labels)]
     if spec.sample_weight is not None:
-        targets.append(target(spec.sample_weight, "weights"))
+        columns.append(column(spec.sample_weight, "weights"))
     if with_group and spec.map_feature is not None:
-        targets.append(target(spec.map_feature, "group"))
-    return targets + [Target(name, "extra", slot) for slot, name in enumerate(extra_columns)]
+        columns.append(column(spec.map_feature, "group"))
+    return columns + [BatchColumn(name, "extra", slot) for slot, name in enumerate(extra_columns)]
 
 
 def is_text(stored: pa.DataType) -> bool:
@@ -87,7 +91,7 @@ def _is_plain(stored: pa.DataType) -> bool:
     return is_number or pa.types.is_boolean(stored) or is_text(stored)
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where values are stored, for messages.
 
     Attributes:
@@ -102,35 +106,35 @@ class Place(NamedTuple):
 
 
 def refuse_nulls(
-    target: Target, array: pa.Array, place: Place, row_of: Callable[[int], int] = lambda index: index
+    column: BatchColumn, array: pa.Array, location: Location, row_of: Callable[[int], int] = lambda index: index
 ) -> None:
     """Raise a DataError if there are nulls, naming the row of the first one.
 
     Args:
-        target: column that the values belong to.
+        column: column that the values belong to.
         array: values of the column, or flattened items of its lists.
-        place: where the values are stored.
+        location: where the values are stored.
         row_of: maps a position in `array` to its row; the identity unless the values are list items.
     """
     if array.null_count == 0:
         return
     first = int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))
     raise DataError(
-        f"{place.path}, row group {place.row_group}: column {target.name!r} has nothing (null) in "
-        f"{array.null_count} places, the first in row {place.first_row + row_of(first)} of the file; "
-        f"expected {target.expected}. check_dataset.py lists them all."
+        f"{location.path}, row group {location.row_group}: column {column.name!r} has "
+        f"{array.null_count} missing values (null), the first in row {location.first_row + row_of(first)} of the file; "
+        f"expected {column.expected}. check_dataset.py lists them all."
     )
 
 
 def usable_values(
-    target: Target, values: np.ndarray, place: Place, row_of: Callable[[int], int] = lambda index: index
+    column: BatchColumn, values: np.ndarray, location: Location, row_of: Callable[[int], int] = lambda index: index
 ) -> tuple[np.ndarray, np.ndarray]:
     """Check values against the domain of their column, and clip out-of-range ids if the `oov_policy` allows it.
 
     Args:
-        target: column that the values belong to.
+        column: column that the values belong to.
         values: [count] numbers.
-        place: where the values are stored.
+        location: where the values are stored.
         row_of: maps a position in `values` to its row; the identity unless the values are list items.
 
     Returns:
@@ -139,26 +143,22 @@ def usable_values(
     Raises:
         DataError: if a value is out of range and cannot be replaced, naming the first one and its row.
     """
-    if target.domain.allows_all(values):  # the usual case, and faster than `allows`
+    if column.domain.allows_all(values):  # the usual case, and faster than `allows`
         return values, np.zeros(0, np.int64)
-    wrong = np.flatnonzero(~target.domain.allows(values))
+    wrong = np.flatnonzero(~column.domain.allows(values))
     # Only integral ids may be replaced: NaN or 1.5 is damage, not an unseen id.
-    is_id = target.field in ("onehot", "multihot")
+    is_id = column.field in ("onehot", "multihot")
     whole = is_id & np.isfinite(values[wrong]) & (values[wrong] == np.floor(values[wrong]))
-    refused = wrong if target.oov_policy == "error" else wrong[~whole]
+    refused = wrong if column.oov_policy == "error" else wrong[~whole]
     if len(refused):
-        can_go_on = target.oov_policy == "error" and whole.all()
-        way_out = "--oov_policy clip or drop lets main.py go on without them; " if can_go_on else ""
+        can_replace = column.oov_policy == "error" and whole.all()
+        fix = "to replace such ids, pass --oov_policy clip or drop to main.py; " if can_replace else ""
         raise DataError(
-            f"{place.path}, row group {place.row_group}: column {target.name!r} has {len(refused)} unusable values, "
-            f"the first {values[refused[0]].item()} in row {place.first_row + row_of(int(refused[0]))} of the file; "
-            f"expected {target.expected}. {way_out}check_dataset.py lists them all."
+            f"{location.path}, row group {location.row_group}: column {column.name!r} has {len(refused)} unusable "
+            f"values, the first {values[refused[0]].item()} in row {location.first_row + row_of(int(refused[0]))} of "
+            f"the file; expected {column.expected}. {fix}check_dataset.py lists them all."
         )
-    return np.clip(values, target.domain.low, target.domain.high), wrong
-
-
-# Rows transposed at a time, few enough for source and target to stay in the CPU cache.
-BLOCK_ROWS = 8192
+    return np.clip(values, column.domain.low, column.domain.high), wrong
 
 
 class Decoded(NamedTuple):
@@ -174,7 +174,7 @@ class Decoded(NamedTuple):
     replaced: Mapping[str, np.ndarray]
 
 
-class _Lists(NamedTuple):
+class _ListColumn(NamedTuple):
     """A multi-hot column.
 
     Attributes:
@@ -194,14 +194,14 @@ class _Lists(NamedTuple):
         return int(np.count_nonzero(np.diff(self.offsets) > self.width))
 
 
-def decode_table(table: pa.Table, targets: Sequence[Target], place: Place, out: Batch) -> Decoded:
+def decode_table(table: pa.Table, columns: Sequence[BatchColumn], location: Location, out: Batch) -> Decoded:
     """Decode the rows of a table into `out`, a batch of the same number of rows.
 
     Args:
-        table: stored columns, including those of all targets.
-        targets: columns to decode.
-        place: where the first row is stored, for messages.
-        out: batch to write to; fields without a target are left unchanged.
+        table: stored columns, including those of all `columns`.
+        columns: columns to decode.
+        location: where the first row is stored, for messages.
+        out: batch to write to; other fields are left unchanged.
 
     Returns:
         The lists that were cut and the ids that were replaced.
@@ -211,28 +211,28 @@ def decode_table(table: pa.Table, targets: Sequence[Target], place: Place, out: 
     """
     # Columns are decoded one by one, then transposed together into the row-major fields [rows, columns].
     matrices: dict[str, list[tuple[int, np.ndarray]]] = {"onehot": [], "numerical": [], "labels": []}
-    lists: dict[str, _Lists] = {}
+    lists: dict[str, _ListColumn] = {}
     replaced: dict[str, np.ndarray] = {}
-    for target in targets:
-        array = _one_array(table.column(target.name))
-        if target.field == "extra":
-            out.extra[target.slot][:] = _decode_extra(target, array, place)
+    for column in columns:
+        array = _one_array(table.column(column.name))
+        if column.field == "extra":
+            out.extra[column.slot][:] = _decode_extra(column, array, location)
             continue
-        if target.field == "multihot":
-            lists[target.name], bad_rows = _decode_lists(target, array, place)
+        if column.field == "multihot":
+            lists[column.name], bad_rows = _decode_lists(column, array, location)
         else:
-            values, bad_rows = _decode_numbers(target, array, place)
-            if target.field in matrices:
-                matrices[target.field].append((target.slot, values))
+            values, bad_rows = _decode_numbers(column, array, location)
+            if column.field in matrices:
+                matrices[column.field].append((column.slot, values))
             else:
-                getattr(out, target.field)[:] = values
+                getattr(out, column.field)[:] = values
         if len(bad_rows):
-            replaced[target.name] = bad_rows
-    for field, columns in matrices.items():
-        _copy_columns(columns, getattr(out, field))
+            replaced[column.name] = bad_rows
+    for field, slots in matrices.items():
+        _copy_columns(slots, getattr(out, field))
     if lists:
         _fill_lists(list(lists.values()), out.multihot)
-    return Decoded({name: column.count_longer() for name, column in lists.items()}, replaced)
+    return Decoded({name: ids.count_longer() for name, ids in lists.items()}, replaced)
 
 
 def extra_dtype(stored: pa.DataType) -> np.dtype:
@@ -244,22 +244,22 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _decode_numbers(target: Target, array: pa.Array, place: Place) -> tuple[np.ndarray, np.ndarray]:
+def _decode_numbers(column: BatchColumn, array: pa.Array, location: Location) -> tuple[np.ndarray, np.ndarray]:
     """Return the [rows] values and the [replaced] int64 rows of those that were replaced."""
-    if not target.domain.may_miss:
-        refuse_nulls(target, array, place)
-    return usable_values(target, as_numbers(array).to_numpy(zero_copy_only=False), place)
+    if not column.domain.may_miss:
+        refuse_nulls(column, array, location)
+    return usable_values(column, as_numbers(array).to_numpy(zero_copy_only=False), location)
 
 
-def _decode_extra(target: Target, array: pa.Array, place: Place) -> np.ndarray:
+def _decode_extra(column: BatchColumn, array: pa.Array, location: Location) -> np.ndarray:
     if not is_text(array.type):
-        refuse_nulls(target, array, place)
+        refuse_nulls(column, array, location)
     return array.to_numpy(zero_copy_only=False)
 
 
-def _decode_lists(target: Target, array: pa.Array, place: Place) -> tuple[_Lists, np.ndarray]:
+def _decode_lists(column: BatchColumn, array: pa.Array, location: Location) -> tuple[_ListColumn, np.ndarray]:
     """Return the lists and the [replaced] int64 row of each id that was replaced."""
-    refuse_nulls(target, array, place)
+    refuse_nulls(column, array, location)
     if pa.types.is_fixed_size_list(array.type):
         offsets = np.arange(len(array) + 1) * array.type.list_size
         items = array.flatten()
@@ -272,33 +272,33 @@ def _decode_lists(target: Target, array: pa.Array, place: Place) -> tuple[_Lists
     def row_of(item: int) -> int:
         return int(np.searchsorted(offsets, item, side="right")) - 1
 
-    refuse_nulls(target, items, place, row_of)
-    ids, replaced = usable_values(target, items.to_numpy(), place, row_of)
-    return _Lists(target.slot, target.width, ids, offsets), np.searchsorted(offsets, replaced, side="right") - 1
+    refuse_nulls(column, items, location, row_of)
+    ids, replaced = usable_values(column, items.to_numpy(), location, row_of)
+    return _ListColumn(column.slot, column.width, ids, offsets), np.searchsorted(offsets, replaced, side="right") - 1
 
 
-def _fill_lists(columns: Sequence[_Lists], matrix: np.ndarray) -> None:
+def _fill_lists(columns: Sequence[_ListColumn], matrix: np.ndarray) -> None:
     """Write lists to their columns of a [rows, sum of max_hotness] matrix, cut or padded with PAD to their width."""
-    for rows, places in _turned_blocks(matrix, sum(column.width for column in columns)):
+    for rows, block in _transposed_blocks(matrix, sum(column.width for column in columns)):
         for slot, width, ids, offsets in columns:
             starts = offsets[rows].astype(np.intp)
             lengths = offsets[rows.start + 1 : rows.stop + 1] - starts
-            for place in range(width):
+            for index in range(width):
                 # Branch-free, since branches on list ends would be mispredicted too often: past the end of a list,
                 # take an arbitrary id and set all its bits, which makes it PAD (-1).
-                values = np.take(ids, starts + place, mode="clip").astype(np.int32) if len(ids) else PAD
-                has_ended = (lengths <= place).astype(np.int32)
-                np.bitwise_or(values, -has_ended, out=places[slot + place])
+                values = np.take(ids, starts + index, mode="clip").astype(np.int32) if len(ids) else PAD
+                has_ended = (lengths <= index).astype(np.int32)
+                np.bitwise_or(values, -has_ended, out=block[slot + index])
 
 
 def _copy_columns(columns: list[tuple[int, np.ndarray]], matrix: np.ndarray) -> None:
     """Write [rows] columns to their slots of a [rows, slots] matrix."""
-    for rows, places in _turned_blocks(matrix, len(columns)):
+    for rows, block in _transposed_blocks(matrix, len(columns)):
         for slot, values in columns:
-            places[slot] = values[rows]
+            block[slot] = values[rows]
 
 
-def _turned_blocks(matrix: np.ndarray, given: int) -> Iterator[tuple[slice, np.ndarray]]:
+def _transposed_blocks(matrix: np.ndarray, given: int) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield slices of a matrix's rows with a [columns, rows] buffer to fill, and transpose each into the matrix.
 
     Transposing a block at once is faster than writing each column with a stride.
@@ -308,11 +308,11 @@ def _turned_blocks(matrix: np.ndarray, given: int) -> Iterator[tuple[slice, np.n
         given: number of columns that the caller fills. If there are others, which come from another column group,
             the buffer starts out with the matrix's values, so that they are kept.
     """
-    turned = np.empty((matrix.shape[1], BLOCK_ROWS), matrix.dtype)
+    transposed = np.empty((matrix.shape[1], BLOCK_ROWS), matrix.dtype)
     for begin in range(0, len(matrix), BLOCK_ROWS):
         rows = slice(begin, min(begin + BLOCK_ROWS, len(matrix)))
-        places = turned[:, : rows.stop - begin]
-        if given < len(places):
-            places[:] = matrix[rows].T
-        yield rows, places
-        matrix[rows] = places.T
+        block = transposed[:, : rows.stop - begin]
+        if given < len(block):
+            block[:] = matrix[rows].T
+        yield rows, block
+        matrix[rows] = block.T

@@ -14,35 +14,40 @@ from data.errors import DataError
 from data.loading.batch import Batch, copy_rows, pad_rows, slice_rows
 from data.loading.decode import Decoded, OovPolicy
 from data.loading.parquet import ParquetReader
-from data.loading.shuffle import SHUFFLE_ROWS, WINDOWS_OPEN, SequentialPlan, Share, ShuffledPlan
+from data.loading.shuffle import OPEN_WINDOWS, SHUFFLE_ROWS, SequentialPlan, ShuffledPlan, WindowSlice
 from data.memory import check_fits
 from data.spec.feature_spec import FeatureSpec
+
+DECODE_THREADS = 2
+POSITION_BYTES = 4  # one int32 per row in a window's permutation
+WIDE_BYTES = 2**12  # a multi-hot feature wider than this per row is named as the cause of a memory error
+BATCHES_AHEAD = 4  # batches prefetched ahead of the consumer
 
 
 class _OpenWindow(NamedTuple):
     """A window whose rows are being decoded; complete once every future in `decoding` is done.
 
     Attributes:
-        share: the rows to read, and the step that each of them belongs to.
+        part: the rows of the window to read, and the step that each of them belongs to.
         rows: buffer of the decoded rows.
-        decoding: for each segment still to be waited for, its first position in `rows` and its future.
-        replaced: by feature, the positions in `rows` of the replaced ids in finished segments.
+        decoding: for each range of rows still to be waited for, its first position in `rows` and its future.
+        replaced: by feature, the positions in `rows` of the replaced ids in finished ranges.
     """
 
-    share: Share
+    part: WindowSlice
     rows: Batch
     decoding: list[tuple[int, Future[Decoded]]]
     replaced: dict[str, list[np.ndarray]]
 
 
-class LaneReader:
-    """Prefetches the windows of one lane.
+class StreamReader:
+    """Prefetches the windows of one stream.
 
     Args:
         reader: reader that decodes the rows.
-        shares: this worker's shares of the lane, in step order.
+        slices: this worker's slices of the stream, in step order.
         window_rows: maximum number of rows of a window.
-        spare: pool of free window buffers, shared between lanes; buffers are taken from it and returned to it.
+        spare: pool of free window buffers, shared between streams; buffers are taken from it and returned to it.
         pool: threads to decode with.
         truncated: counter to update; see `ParquetLoader.truncated`.
         out_of_vocabulary: counter to update; see `ParquetLoader.out_of_vocabulary`.
@@ -51,65 +56,59 @@ class LaneReader:
     def __init__(
         self,
         reader: ParquetReader,
-        shares: Iterator[Share],
+        slices: Iterator[WindowSlice],
         window_rows: int,
         spare: list[Batch],
         pool: ThreadPoolExecutor,
         truncated: Counter[str],
         out_of_vocabulary: Counter[str],
     ):
-        self._reader, self._shares, self._window_rows = reader, shares, window_rows
+        self._reader, self._slices, self._window_rows = reader, slices, window_rows
         self._pool, self._truncated, self._out_of_vocabulary = pool, truncated, out_of_vocabulary
         self._open: deque[_OpenWindow] = deque()
         self._spare = spare
 
     def open(self, windows: int) -> None:
-        """Start decoding further windows until `windows` of them are open or the lane ends."""
-        while len(self._open) < windows and (share := next(self._shares, None)) is not None:
+        """Start decoding further windows until `windows` of them are open or the stream ends."""
+        while len(self._open) < windows and (part := next(self._slices, None)) is not None:
             rows = self._spare.pop() if self._spare else self._reader.allocate(self._window_rows)
             decoding, filled = [], 0
-            for segment in share.segments:
-                end = filled + segment.stop - segment.start
-                # The task writes to its own rows of the buffer, so segments are decoded in parallel without locks.
-                result = self._pool.submit(self._reader.decode, *segment, slice_rows(rows, filled, end))
+            for rows_range in part.ranges:
+                end = filled + rows_range.stop - rows_range.start
+                # The task writes to its own rows of the buffer, so ranges are decoded in parallel without locks.
+                result = self._pool.submit(self._reader.decode, *rows_range, slice_rows(rows, filled, end))
                 decoding.append((filled, result))
                 filled = end
-            self._open.append(_OpenWindow(share, rows, decoding, {}))
+            self._open.append(_OpenWindow(part, rows, decoding, {}))
 
-    def pieces(self, step: int) -> Iterator[tuple[Batch, np.ndarray]]:
+    def rows_of_step(self, step: int) -> Iterator[tuple[Batch, np.ndarray]]:
         """Yield decoded rows and the [rows] int32 positions in them that belong to the step.
 
         Must be called for every step, in order: a window's buffer is reused after its last step. Most steps use one
         window; a step that crosses a border uses several.
         """
-        while self._open and self._open[0].share.steps.start <= step:
+        while self._open and self._open[0].part.steps.start <= step:
             window = self._open[0]
-            # Wait for all segments: the shuffled rows of a step come from anywhere in the window.
+            # Wait for all ranges: the shuffled rows of a step come from anywhere in the window.
             while window.decoding:
                 self._take(window, *window.decoding.pop())
-            positions = window.share.positions[step - window.share.steps.start]
+            positions = window.part.positions[step - window.part.steps.start]
             # Counted when used, not when decoded: workers that share a window may decode the same rows.
             for name, replaced in window.replaced.items():
                 self._out_of_vocabulary[name] += sum(int(np.isin(rows, positions).sum()) for rows in replaced)
             yield window.rows, positions
-            if step + 1 < window.share.steps.stop:
+            if step + 1 < window.part.steps.stop:
                 return
             self._open.popleft()
             self._spare.append(window.rows)
-            self.open(WINDOWS_OPEN)
+            self.open(OPEN_WINDOWS)
 
     def _take(self, window: _OpenWindow, first: int, decoding: Future[Decoded]) -> None:
-        """Wait for a segment, whose rows begin at position `first` of the window, and add its counts."""
+        """Wait for a range of rows, which begin at position `first` of the window, and add its counts."""
         decoded = decoding.result()
         self._truncated.update(decoded.cut)
         for name, rows in decoded.replaced.items():
             window.replaced.setdefault(name, []).append(rows + first)
-
-
-DECODE_THREADS = 2
-POSITION_BYTES = 4  # one int32 per row in a window's permutation
-WIDE_BYTES = 2**12  # a multi-hot feature wider than this per row is named as the cause of a memory error
-BATCHES_AHEAD = 4  # batches prefetched ahead of the consumer
 
 
 class ParquetLoader:
@@ -122,7 +121,7 @@ class ParquetLoader:
     their row counts in a step differ by at most one.
 
     A row takes 4 * (one-hot features + sum of max_hotness + numerical features + labels) + 12 bytes (20 with the
-    group): 156 for Outbrain's 29 features. Memory holds BATCHES_AHEAD + 2 batches and two windows of each lane (see
+    group): 156 for Outbrain's 29 features. Memory holds BATCHES_AHEAD + 2 batches and two windows of each stream (see
     `data.loading.shuffle`) that the worker reads: about 2**20 rows divided by the number of workers, and at least
     two row groups. With `shuffle`, the window buffers are kept between epochs.
 
@@ -221,33 +220,33 @@ class ParquetLoader:
             DataError: during iteration, if a file is damaged or a value is invalid.
         """
         self.truncated, self.out_of_vocabulary = Counter(), Counter()
-        shares, window_rows = self._shares(epoch, first_step)
-        # Window sizes depend on the order of units, so a buffer of the last epoch can be too short.
+        slices, window_rows = self._slices(epoch, first_step)
+        # Window sizes depend on the order of the row groups, so a buffer of the last epoch can be too short.
         spare, self._spare = [rows for rows in self._spare if len(rows.rows) >= window_rows], []
         with _Background() as background:
-            lanes = [
-                LaneReader(
-                    self._reader, lane, window_rows, spare, background.pool, self.truncated, self.out_of_vocabulary
+            streams = [
+                StreamReader(
+                    self._reader, stream, window_rows, spare, background.pool, self.truncated, self.out_of_vocabulary
                 )
-                for lane in shares
+                for stream in slices
             ]
-            yield from background.run(self._batches(lanes, range(first_step, self.steps_per_epoch)))
+            yield from background.run(self._batches(streams, range(first_step, self.steps_per_epoch)))
         if self._shuffle:
             self._spare = spare  # saves the next epoch from allocating the buffers again
-        self._warn_of_what_did_not_fit()
+        self._warn_of_changed_rows()
 
-    def _shares(self, epoch: int, first_step: int) -> tuple[list[Iterator[Share]], int]:
-        """Return this worker's shares of each lane, and the maximum number of rows of a window."""
+    def _slices(self, epoch: int, first_step: int) -> tuple[list[Iterator[WindowSlice]], int]:
+        """Return this worker's slices of each stream, and the maximum number of rows of a window."""
         plan, worker, workers = self._plan(epoch), self._worker, self._workers
         if isinstance(plan, SequentialPlan):
-            return [plan.shares(first_step)], plan.window_rows
-        return [plan.shares(lane, worker, workers, first_step) for lane in range(plan.lanes)], plan.window_rows
+            return [plan.slices(first_step)], plan.window_rows
+        return [plan.slices(stream, worker, workers, first_step) for stream in range(plan.streams)], plan.window_rows
 
     def _plan(self, epoch: int) -> ShuffledPlan | SequentialPlan:
-        units = self._reader.unit_rows
+        row_group_rows = self._reader.row_group_rows
         if self._shuffle:
-            return ShuffledPlan(units, self._global_batch_size, seed=self._seed, epoch=epoch)
-        return SequentialPlan(units, self.local_batch_size, worker=self._worker, workers=self._workers)
+            return ShuffledPlan(row_group_rows, self._global_batch_size, seed=self._seed, epoch=epoch)
+        return SequentialPlan(row_group_rows, self.local_batch_size, worker=self._worker, workers=self._workers)
 
     def _check_memory(self) -> None:
         """Raise a DataError if the loader would need more memory than is available.
@@ -260,7 +259,7 @@ class ParquetLoader:
         windows = open_rows * (row_bytes + POSITION_BYTES)
         batches = min(self.steps_per_epoch, BATCHES_AHEAD + 2) * self.local_batch_size * row_bytes
         widest, width_bytes = self._reader.widest_list
-        place, rows = self._reader.longest_unit
+        location, rows = self._reader.longest_row_group
         if width_bytes > max(WIDE_BYTES, row_bytes // 2):
             cause = f"feature {widest!r} takes {width_bytes:,} bytes in every row"
             fix = "lower its max_hotness in the feature specification"
@@ -268,29 +267,29 @@ class ParquetLoader:
             cause = f"a batch has {self.local_batch_size:,} rows of {row_bytes:,} bytes"
             fix = "take a smaller batch (--global_batch_size, --eval_batch_size)"
         elif rows > SHUFFLE_ROWS:
-            cause = f"row group {place.row_group} of {place.path} has {rows:,} rows"
+            cause = f"row group {location.row_group} of {location.path} has {rows:,} rows"
             fix = "write the file again with about 65,536 rows in each row group"
         else:
             cause, fix = f"a row takes {row_bytes:,} bytes", "take fewer features, or more workers on more hosts"
         what = f"{self._spec_folder}: reading mapping {self._mapping!r}, in which {cause},"
-        check_fits(windows + batches + self._reader.unit_bytes, what, fix)
+        check_fits(windows + batches + self._reader.row_group_bytes, what, fix)
 
-    def _batches(self, lanes: list[LaneReader], steps: range) -> Iterator[Batch]:
-        # The first window of every lane before the second of any: the first step needs one window of each.
-        for windows in range(1, WINDOWS_OPEN + 1):
-            for lane in lanes:
-                lane.open(windows)
+    def _batches(self, streams: list[StreamReader], steps: range) -> Iterator[Batch]:
+        # The first window of every stream before the second of any: the first step needs one window of each.
+        for windows in range(1, OPEN_WINDOWS + 1):
+            for stream in streams:
+                stream.open(windows)
         for step in steps:
-            # Each field of `batch` is [local_batch_size, ...]; lane after lane fills the next rows.
+            # Each field of `batch` is [local_batch_size, ...]; stream after stream fills the next rows.
             batch, filled = self._reader.allocate(self.local_batch_size), 0
-            for lane in lanes:
-                for rows, positions in lane.pieces(step):
+            for stream in streams:
+                for rows, positions in stream.rows_of_step(step):
                     copy_rows(rows, positions, slice_rows(batch, filled, filled + len(positions)))
                     filled += len(positions)
             pad_rows(slice_rows(batch, filled, self.local_batch_size))
             yield batch
 
-    def _warn_of_what_did_not_fit(self) -> None:
+    def _warn_of_changed_rows(self) -> None:
         for name, count in self.truncated.items():
             self._warn_once(
                 "longer",

@@ -9,20 +9,21 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import DataError, LostInputError, listed, nearest
-from data.files.parquet import Seal, arrow_file, read_footer
+from data.files.parquet import ChunkChecksums, arrow_file, read_footer
 from data.loading.batch import Batch, bytes_per_row, empty_batch, slice_rows
-from data.loading.decode import Decoded, OovPolicy, Place, Target, batch_targets, decode_table, extra_dtype
-from data.spec.feature_spec import Chunk, FeatureSpec
+from data.loading.decode import BatchColumn, Decoded, Location, OovPolicy, batch_columns, decode_table, extra_dtype
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import Chunk
 from data.storage.files import is_of_system, open_regular
 
 FOOTER_THREADS = 8
+PROBLEMS_SHOWN = 20
 MOST_ROWS = 2**31 - 1  # per row group, since row permutations are int32
 # Exceptions that reading a damaged file is known to raise.
 READ_ERRORS = (OSError, pa.ArrowException, ValueError, MemoryError)
@@ -37,14 +38,14 @@ class ParquetFile:
         metadata: parsed footer.
         schema: Arrow schema of the columns.
         stamp: size in bytes and modification time (ns) when the footer was read.
-        seal: checksums of the column chunks, or None if the file has none.
+        checksums: checksums of the column chunks, or None if the file has none.
     """
 
     path: Path
     metadata: pq.FileMetaData
     schema: pa.Schema
     stamp: tuple[int, int]
-    seal: Seal | None
+    checksums: ChunkChecksums | None
 
     @classmethod
     def open(cls, path: Path) -> "ParquetFile":
@@ -55,8 +56,8 @@ class ParquetFile:
         """
         try:
             stamp = _stamp(path.stat())
-            metadata, seal = read_footer(path)
-            opened = cls(path, metadata, metadata.schema.to_arrow_schema(), stamp, seal)
+            metadata, checksums = read_footer(path)
+            opened = cls(path, metadata, metadata.schema.to_arrow_schema(), stamp, checksums)
             opened.row_group_rows()
             return opened
         except DataError:
@@ -83,22 +84,22 @@ class ParquetFile:
         return values * item.bit_width // 8
 
     def read(self, row_group: int, columns: Sequence[str]) -> pa.Table:
-        """Read columns of a row group and verify checksums: those of the seal, or of the pages if there is no seal.
+        """Read columns of a row group and verify checksums: those of the column chunks, or else of the pages.
 
         Raises:
             DataError: if the file is damaged.
             LostInputError: if the file is gone, unreadable, or has changed since its footer was read.
         """
-        place = f"{self.path}, row group {row_group}"
+        where = f"{self.path}, row group {row_group}"
         try:
             # Not memory-mapped: on a disk failure, a read raises, but access to a mapping kills the process (SIGBUS).
-            # A seal covers everything that page checksums do.
-            verifies_pages = self.seal is None
+            # Those of the chunks cover everything that page checksums do.
+            verifies_pages = self.checksums is None
             with open_regular(self.path) as file, arrow_file(file) as source:
                 if _stamp(os.fstat(file.fileno())) != self.stamp:
                     raise LostInputError(f"{self.path}: was changed while it was in use; start again")
-                if self.seal is not None:
-                    self.seal.check(row_group, columns)
+                if self.checksums is not None:
+                    self.checksums.check(row_group, columns)
                 with pq.ParquetFile(source, metadata=self.metadata, page_checksum_verification=verifies_pages) as rows:
                     # No Arrow threads: the loader already decodes row groups in parallel.
                     table = rows.read_row_group(row_group, columns=list(columns), use_threads=False)
@@ -106,32 +107,17 @@ class ParquetFile:
             raise
         except READ_ERRORS as error:
             if isinstance(error, OSError) and is_of_system(error):
-                raise LostInputError(f"{place}: can no longer be read ({_first_line(error)})") from error
+                raise LostInputError(f"{where}: can no longer be read ({_first_line(error)})") from error
             if isinstance(error, MemoryError):
                 raise DataError(
-                    f"{place}: does not fit into memory; write the file again, in smaller row groups"
+                    f"{where}: does not fit into memory; write the file again, in smaller row groups"
                 ) from error
             raise DataError(
-                f"{place}: cannot be decoded ({_first_line(error)}); the file is damaged: restore it, or write it again"
+                f"{where}: cannot be decoded ({_first_line(error)}): the file is damaged; restore it, or write it again"
             ) from error
         if table.num_rows != self.metadata.row_group(row_group).num_rows:
-            raise DataError(f"{place}: holds other rows than its footer says; write it again")
+            raise DataError(f"{where}: holds other rows than its footer says; write it again")
         return table
-
-
-class Piece(NamedTuple):
-    """The rows [begin, end) of the dataset that come from one row group of a column group.
-
-    Attributes:
-        table: the stored values.
-        place: where the first row is stored.
-        begin, end: range of the rows in the dataset.
-    """
-
-    table: pa.Table
-    place: Place
-    begin: int
-    end: int
 
 
 class ColumnGroup:
@@ -139,19 +125,19 @@ class ColumnGroup:
 
     Args:
         files: files of the chunk, in row order.
-        targets: columns to decode.
+        columns: columns to decode.
 
     Attributes:
         files: files of the chunk, in row order.
-        targets: columns to decode.
+        columns: columns to decode.
         rows: total number of rows in the files.
         starts: [row groups] int64 first row of each row group in the dataset; empty row groups are left out.
         sizes: [row groups] int64 number of rows of each row group.
     """
 
-    def __init__(self, files: Sequence[ParquetFile], targets: Sequence[Target]):
+    def __init__(self, files: Sequence[ParquetFile], columns: Sequence[BatchColumn]):
         self.files = tuple(files)
-        self.targets = tuple(targets)
+        self.columns = tuple(columns)
         rows = [file.row_group_rows() for file in self.files]
         counts = np.array([len(groups) for groups in rows], np.int64)
         sizes = np.array([size for groups in rows for size in groups], np.int64)
@@ -164,15 +150,15 @@ class ColumnGroup:
         self._row_group = np.concatenate([np.arange(count) for count in counts])[filled]
         self._file_start = file_starts[self._file]
 
-    def read(self, begin: int, end: int) -> Iterator[Piece]:
-        """Yield the rows [begin, end) of the dataset, row group by row group.
+    def read(self, begin: int, end: int) -> Iterator[tuple[int, pa.Table]]:
+        """Yield the rows [begin, end) of the dataset, row group by row group, each with its first row in the dataset.
 
         Raises:
             DataError: if a file is damaged.
             LostInputError: if a file is gone, unreadable, or has changed since its footer was read.
         """
         # Without duplicates: an extra column can also be a feature.
-        names = list(dict.fromkeys(target.name for target in self.targets))
+        names = list(dict.fromkeys(column.name for column in self.columns))
         first = int(np.searchsorted(self.starts, begin, side="right")) - 1
         last = int(np.searchsorted(self.starts, end, side="left"))
         for index in range(first, last):
@@ -180,19 +166,19 @@ class ColumnGroup:
             low, high = max(begin, start), min(end, start + int(self.sizes[index]))
             file, row_group = self.files[self._file[index]], int(self._row_group[index])
             table = file.read(row_group, names).slice(low - start, high - low)
-            yield Piece(table, self.place(low), low, high)
+            yield low, table
 
     def unpacked_bytes(self) -> int:
         """Return the uncompressed bytes of the columns to decode in the longest row group."""
         longest = int(np.argmax(self.sizes))
         file, row_group = self.files[self._file[longest]], int(self._row_group[longest])
-        return sum(file.column_bytes(row_group, target.name) for target in self.targets)
+        return sum(file.column_bytes(row_group, column.name) for column in self.columns)
 
-    def place(self, row: int) -> Place:
+    def location(self, row: int) -> Location:
         """Return where a row of the dataset is stored."""
         index = int(np.searchsorted(self.starts, row, side="right")) - 1
         path = self.files[self._file[index]].path
-        return Place(path, int(self._row_group[index]), row - int(self._file_start[index]))
+        return Location(path, int(self._row_group[index]), row - int(self._file_start[index]))
 
 
 def open_files(paths: Sequence[Path]) -> list[ParquetFile]:
@@ -219,18 +205,18 @@ def row_group_rows(metadata: pq.FileMetaData) -> list[int]:
     return rows
 
 
-def column_problems(file: ParquetFile, targets: Sequence[Target]) -> Iterator[str]:
-    """Yield a message for each target column that the file lacks, has twice, or stores in an unsuitable type."""
-    for target in targets:
-        indices = file.schema.get_all_field_indices(target.name)
+def column_problems(file: ParquetFile, columns: Sequence[BatchColumn]) -> Iterator[str]:
+    """Yield a message for each column that the file lacks, has twice, or stores in an unsuitable type."""
+    for column in columns:
+        indices = file.schema.get_all_field_indices(column.name)
         if len(indices) != 1:
             found = "twice" if indices else f"not among {listed(file.schema.names, len(file.schema.names))}"
-            yield f"{file.path}: column {target.name!r} is {found}; expected once, as {target.expected_type}"
+            yield f"{file.path}: column {column.name!r} is {found}; expected once, as {column.expected_type}"
             continue
         stored = file.schema.field(indices[0]).type
-        if not target.accepts(stored):
+        if not column.accepts(stored):
             yield (
-                f"{file.path}: column {target.name!r} is stored as {stored}, expected {target.expected_type}; "
+                f"{file.path}: column {column.name!r} is stored as {stored}, expected {column.expected_type}; "
                 "cast it and write the file again, or move it to another channel"
             )
 
@@ -243,14 +229,11 @@ def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-PROBLEMS_SHOWN = 20
-
-
 class ParquetReader:
     """Opens the files of a mapping and decodes ranges of their rows.
 
-    A unit is a row group of the column group with the fewest row groups. Where another column group is split
-    differently, its overlapping row groups are read along with the unit. All methods are thread-safe.
+    Its row groups are those of the column group with the fewest. Where another column group is split differently, its
+    overlapping row groups are read along with each of them. All methods are thread-safe.
 
     Args:
         spec: feature specification of the dataset.
@@ -264,7 +247,7 @@ class ParquetReader:
 
     Attributes:
         rows: number of rows in the mapping.
-        unit_rows: [units] int64 number of rows of each unit, all positive.
+        row_group_rows: [row_groups] int64 number of rows of each row group, all positive.
         fingerprint: hash of the names, the order and the row group sizes of the files.
 
     Raises:
@@ -291,20 +274,20 @@ class ParquetReader:
             raise DataError("the map channel of the feature specification is empty, so there are no groups to read")
         files = iter(open_files(spec.files(mapping)))
         chunk_files = [[next(files) for _ in chunk.files] for chunk in chunks]
-        targets = batch_targets(spec, with_group=with_group, extra_columns=extra_columns, oov_policy=oov_policy)
+        columns = batch_columns(spec, with_group=with_group, extra_columns=extra_columns, oov_policy=oov_policy)
         if not needs_labels:
-            targets = _without_needed_labels(targets, chunks)
-        fields = [target.field for target in targets]
+            columns = _without_needed_labels(columns, chunks)
+        fields = [column.field for column in columns]
         self._lacks_labels = fields.count("labels") < len(spec.labels)
         self._lacks_weights = "weights" not in fields
-        assigned = _assign(targets, chunks, chunk_files, mapping)
+        assigned = _assign(columns, chunks, chunk_files, mapping)
         self._groups = [ColumnGroup(*group) for group in zip(chunk_files, assigned, strict=True)]
         _check_columns(self._groups)
         self._extra_dtypes = _extra_dtypes(self._groups, len(extra_columns))
         self.rows = _common_rows(self._groups, mapping)
-        # The coarsest division: finer row groups of the others mostly fall within one unit, and are read once.
-        units = min(self._groups, key=lambda group: len(group.starts))
-        self.unit_rows, self._unit_starts = units.sizes, units.starts
+        # The coarsest division: finer row groups of the others mostly fall within one of them, and are read once.
+        coarsest = min(self._groups, key=lambda group: len(group.starts))
+        self.row_group_rows, self._row_group_starts = coarsest.sizes, coarsest.starts
         self.fingerprint = _fingerprint(chunks, chunk_files)
 
     @property
@@ -319,14 +302,14 @@ class ParquetReader:
         return ("", 0) if widest is None else (widest.name, 4 * (widest.max_hotness or 0))
 
     @property
-    def longest_unit(self) -> tuple[Place, int]:
+    def longest_row_group(self) -> tuple[Location, int]:
         """Location of the longest row group, and its number of rows."""
         group = max(self._groups, key=lambda group: int(group.sizes.max()))
         longest = int(np.argmax(group.sizes))
-        return group.place(int(group.starts[longest])), int(group.sizes[longest])
+        return group.location(int(group.starts[longest])), int(group.sizes[longest])
 
     @property
-    def unit_bytes(self) -> int:
+    def row_group_bytes(self) -> int:
         """Uncompressed bytes of the columns to decode in the longest row group."""
         return max(group.unpacked_bytes() for group in self._groups)
 
@@ -334,13 +317,13 @@ class ParquetReader:
         """Allocate a batch of `rows` rows with undefined contents."""
         return empty_batch(self._spec, rows, with_group=self._with_group, extra_dtypes=self._extra_dtypes)
 
-    def decode(self, unit: int, start: int, stop: int, out: Batch) -> Decoded:
-        """Decode the rows [start, stop) of a unit into `out`.
+    def decode(self, row_group: int, start: int, stop: int, out: Batch) -> Decoded:
+        """Decode the rows [start, stop) of a row group into `out`.
 
         Args:
-            unit: index into `unit_rows`.
-            start: first row within the unit.
-            stop: end of the rows within the unit.
+            row_group: index into `row_group_rows`.
+            start: first row within the row group.
+            stop: end of the rows within the row group.
             out: batch of stop - start rows to write to.
 
         Returns:
@@ -349,7 +332,7 @@ class ParquetReader:
         Raises:
             DataError: if a file is damaged or a value is out of range, naming file, row group, row and column.
         """
-        begin, end = (int(self._unit_starts[unit]) + row for row in (start, stop))
+        begin, end = (int(self._row_group_starts[row_group]) + row for row in (start, stop))
         out.rows[:] = np.arange(begin, end)
         if self._lacks_weights:
             out.weights[:] = 1
@@ -358,56 +341,57 @@ class ParquetReader:
         cut: Counter[str] = Counter()
         replaced: dict[str, np.ndarray] = {}
         for group in self._groups:
-            for piece in group.read(begin, end) if group.targets else ():
-                rows = slice_rows(out, piece.begin - begin, piece.end - begin)
+            for row, table in group.read(begin, end) if group.columns else ():
+                first = row - begin
+                rows = slice_rows(out, first, first + len(table))
                 # One thread at a time: several threads of short NumPy calls would contend for the interpreter lock.
                 # Arrow releases it, so reading parquet (`group.read`) stays parallel.
                 with self._converting:
-                    decoded = decode_table(piece.table, group.targets, piece.place, rows)
+                    decoded = decode_table(table, group.columns, group.location(row), rows)
                 cut.update(decoded.cut)
                 for name, bad_rows in decoded.replaced.items():
                     earlier = replaced.get(name, bad_rows[:0])
-                    replaced[name] = np.concatenate([earlier, bad_rows + (piece.begin - begin)])
+                    replaced[name] = np.concatenate([earlier, bad_rows + first])
         if self._oov_policy == "drop":
             # After all column groups, since decoding the one with the weights overwrites them.
             for bad_rows in replaced.values():
                 out.weights[bad_rows] = 0
         return Decoded(cut, replaced)
 
-    def place(self, column: str, row: int) -> Place:
+    def location(self, column: str, row: int) -> Location:
         """Return the file, row group and row within the file that store a decoded column at a row of the dataset."""
         return next(
-            group.place(row) for group in self._groups if any(target.name == column for target in group.targets)
+            group.location(row) for group in self._groups if any(stored.name == column for stored in group.columns)
         )
 
 
 def _assign(
-    targets: Sequence[Target], chunks: Sequence[Chunk], chunk_files: list[list[ParquetFile]], mapping: str
-) -> list[list[Target]]:
-    """Assign each target to the chunk that stores it; an extra column need not be in the specification."""
-    assigned: list[list[Target]] = [[] for _ in chunks]
+    columns: Sequence[BatchColumn], chunks: Sequence[Chunk], chunk_files: list[list[ParquetFile]], mapping: str
+) -> list[list[BatchColumn]]:
+    """Assign each column to the chunk that stores it; an extra column need not be in the specification."""
+    assigned: list[list[BatchColumn]] = [[] for _ in chunks]
     owners = {name: index for index, chunk in reversed(list(enumerate(chunks))) for name in chunk.features}
-    for target in targets:
-        owner = owners.get(target.name)
-        if owner is None and target.field == "extra":
-            found = (index for index, files in enumerate(chunk_files) if files and target.name in files[0].schema.names)
+    for column in columns:
+        owner = owners.get(column.name)
+        if owner is None and column.field == "extra":
+            found = (index for index, files in enumerate(chunk_files) if files and column.name in files[0].schema.names)
             owner = next(found, None)
         if owner is None:
-            raise DataError(f"mapping {mapping!r} has no column {target.name!r}; add it to the features of a chunk")
-        assigned[owner].append(target)
+            raise DataError(f"mapping {mapping!r} has no column {column.name!r}; add it to the features of a chunk")
+        assigned[owner].append(column)
     return assigned
 
 
-def _without_needed_labels(targets: Sequence[Target], chunks: Sequence[Chunk]) -> list[Target]:
+def _without_needed_labels(columns: Sequence[BatchColumn], chunks: Sequence[Chunk]) -> list[BatchColumn]:
     """Drop the weights and the labels that the mapping lacks, and allow nulls in the labels that it has."""
     held = {name for chunk in chunks for name in chunk.features}
-    kept = [target for target in targets if target.field not in ("labels", "weights")]
-    labels = [target for target in targets if target.field == "labels" and target.name in held]
+    kept = [column for column in columns if column.field not in ("labels", "weights")]
+    labels = [column for column in columns if column.field == "labels" and column.name in held]
     return kept + [replace(label, domain=replace(label.domain, may_miss=True)) for label in labels]
 
 
 def _check_columns(groups: list[ColumnGroup]) -> None:
-    problems = [problem for group in groups for file in group.files for problem in column_problems(file, group.targets)]
+    problems = [problem for group in groups for file in group.files for problem in column_problems(file, group.columns)]
     if len(problems) > PROBLEMS_SHOWN:
         problems[PROBLEMS_SHOWN:] = [f"... and {len(problems) - PROBLEMS_SHOWN} more"]
     if problems:
@@ -416,20 +400,15 @@ def _check_columns(groups: list[ColumnGroup]) -> None:
 
 def _extra_dtypes(groups: list[ColumnGroup], count: int) -> list[np.dtype]:
     dtypes: list[np.dtype] = [np.dtype(object)] * count
-    for target, files in _extras(groups):
-        stored = {file.schema.field(target.name).type: file.path for file in files}
+    for column, files in ((column, group.files) for group in groups for column in group.columns):
+        if column.field != "extra":
+            continue
+        stored = {file.schema.field(column.name).type: file.path for file in files}
         if len(stored) > 1:
             found = ", ".join(f"{kind} in {path}" for kind, path in stored.items())
-            raise DataError(f"column {target.name!r} has several types ({found}); it must have one")
-        dtypes[target.slot] = extra_dtype(next(iter(stored)))
+            raise DataError(f"column {column.name!r} has several types ({found}); it must have one")
+        dtypes[column.slot] = extra_dtype(next(iter(stored)))
     return dtypes
-
-
-def _extras(groups: list[ColumnGroup]) -> Iterator[tuple[Target, tuple[ParquetFile, ...]]]:
-    for group in groups:
-        for target in group.targets:
-            if target.field == "extra":
-                yield target, group.files
 
 
 def _common_rows(groups: list[ColumnGroup], mapping: str) -> int:
@@ -486,23 +465,23 @@ class StoredColumns:
             if wanted:
                 files = open_files([spec.folder.absolute() / file for file in chunk.files])
                 fields |= {name: pa.field(name, _stored_type(files, name)) for name in wanted}
-                self._groups.append(ColumnGroup(files, [Target(name, "extra") for name in wanted]))
+                self._groups.append(ColumnGroup(files, [BatchColumn(name, "extra") for name in wanted]))
         self.schema = pa.schema([fields[name] for name in names])
 
     def stream(self) -> "ColumnStream":
         """Return a new stream over the columns, starting at the first row."""
-        return ColumnStream([group.read(0, group.rows) for group in self._groups], self._names)
+        return ColumnStream([(table for _, table in group.read(0, group.rows)) for group in self._groups], self._names)
 
 
 class ColumnStream:
     """A forward-only stream over columns that reads each row group once.
 
     Args:
-        groups: pieces of each column group, in row order.
+        groups: tables of each column group, in row order.
         names: names of the columns, in the order that `take` returns them.
     """
 
-    def __init__(self, groups: Sequence[Iterator[Piece]], names: Sequence[str]):
+    def __init__(self, groups: Sequence[Iterator[pa.Table]], names: Sequence[str]):
         self._groups, self._names = list(groups), list(names)
         self._left: list[pa.Table | None] = [None for _ in groups]
 
@@ -525,7 +504,7 @@ class ColumnStream:
         while True:
             left = self._left[index]
             if left is None:
-                left = next(self._groups[index]).table
+                left = next(self._groups[index])
             parts.append(left.slice(0, rows))
             rows -= len(parts[-1])
             rest = left.slice(len(parts[-1]))
@@ -539,7 +518,7 @@ def _stored_type(files: Sequence[ParquetFile], name: str) -> pa.DataType:
     for file in files:
         if file.schema.names.count(name) != 1:
             raise DataError(
-                f"{file.path}: column {name!r} is not there once; the file has {', '.join(file.schema.names)}"
+                f"{file.path}: column {name!r} must be there once; the file has {', '.join(file.schema.names)}"
             )
         types.setdefault(file.schema.field(name).type, file)
     if len(types) > 1:

@@ -27,7 +27,8 @@ from data.preprocess.hashing import buckets, hash_rows
 from data.preprocess.prepared import StageLog, encoded_features, write_prepared
 from data.preprocess.splits import FOLD, SPLIT, TEST, TRAIN, VALID, check_fractions, draw_order, round_half_up
 from data.preprocess.tables import run_prepare
-from data.spec.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, FeatureSpec
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature
 
 if TYPE_CHECKING:
     from data.movielens.workflow import MovieLensWorkflow

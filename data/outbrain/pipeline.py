@@ -56,7 +56,8 @@ from data.preprocess.prepared import StageLog, encoded_features
 from data.preprocess.splits import ranges
 from data.preprocess.workflow_folder import ENCODERS_FOLDER
 from data.spec.embedding_sizes import SIZES_FILE, read_sizes
-from data.spec.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Chunk, Feature, FeatureSpec
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Chunk, Feature
 
 MAPPINGS = {"train": TRAIN, "test": VALID}
 MANIFEST_FILE = "manifest.json"

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from data.preprocess.encoders import Encoder
 from data.preprocess.prepared import encoded_features
 from data.preprocess.text_tables import TextTable
-from data.spec.feature_spec import LABEL, MAP, NUMERICAL, ONEHOT, Feature
+from data.spec.features import LABEL, MAP, NUMERICAL, ONEHOT, Feature
 
 # At most 15 digits, so that values stay below 2**53 and are exact when nulls make a column float64.
 CODE = r"^[0-9]{1,15}$"

@@ -18,8 +18,7 @@ import pyarrow as pa
 from data.errors import DataError, shown
 from data.preprocess.encoders import Encoder, HashedIds, HashedRanks, Numerical, Vocabulary
 from data.preprocess.keys import KeyTable, as_keys
-from data.spec.parts import MAX_CARDINALITY
-from data.spec.values import name_mistake
+from data.spec.features import MAX_CARDINALITY, name_mistake
 from data.storage.checksummed_dir import Content, StorageError, open_verified, write_checksummed
 from data.storage.tables import from_parquet, to_parquet
 from data.storage.typed_json import read_typed

@@ -14,7 +14,8 @@ from data.preprocess.encoder_files import save_encoders
 from data.preprocess.encoders import Encoder, Numerical
 from data.preprocess.workflow_folder import ENCODERS_FOLDER
 from data.spec.embedding_sizes import SIZES_FILE
-from data.spec.feature_spec import Chunk, Feature, FeatureSpec
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import Chunk, Feature
 
 SECONDS_BETWEEN_LINES = 5.0
 

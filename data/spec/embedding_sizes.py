@@ -3,20 +3,18 @@
 import json
 import os
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError, described, listed, nearest, shown
 from data.spec.feature_spec import FeatureSpec
-from data.spec.parts import MAX_EMBEDDING_DIM
-from data.spec.values import MAX_NAME_LENGTH
+from data.spec.features import MAX_EMBEDDING_DIM
 from data.storage.files import check_inside, read_small_text
 
 SIZES_FILE = "embedding_sizes.json"
 LARGEST_DEFAULT = 256
 MAX_MEBIBYTES = 16
-MAX_NAMES_COMPARED = 300
+MAX_SUGGESTIONS = 100
 
 
 def embedding_dims(
@@ -100,14 +98,10 @@ def _sizes_beside(spec: FeatureSpec, allow_outside_paths: bool) -> dict[str, int
 def _unknown(spec: FeatureSpec, sizes: dict[str, int]) -> str:
     """Lists the names in `sizes` that are not categorical features, likely misspellings first; "" if there are none."""
     features = dict.fromkeys(feature.name for feature in spec.onehot + spec.multihot)
-    # Only a bounded number of names are compared: each comparison is quadratic in the length of the names.
     unknown = [name for name in sizes if name not in features]
-    without_width = [name for name in islice(features, MAX_NAMES_COMPARED) if name not in sizes]
-    suggested = {
-        name: near
-        for name in unknown[:MAX_NAMES_COMPARED]
-        if len(name) <= MAX_NAME_LENGTH and (near := nearest(name, without_width))
-    }
+    without_width = [name for name in features if name not in sizes]
+    nearest_names = {name: nearest(name, without_width) for name in unknown[:MAX_SUGGESTIONS]}
+    suggested = {name: near for name, near in nearest_names.items() if near}
     texts = [f"{shown(name)} (did you mean {near!r}?)" for name, near in suggested.items()]
     texts += [shown(name) for name in unknown if name not in suggested]
     return listed(texts, len(texts))

@@ -1,38 +1,30 @@
 """The feature specification: the columns of a dataset, the files that hold them, and what each column is used for."""
 
 import contextlib
+import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.representer import SafeRepresenter
 
 from data.errors import DataError, nearest
-from data.spec.parts import CHANNELS, LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, SAMPLE_WEIGHT, Chunk, Feature
-from data.spec.problems import told
-from data.spec.rules import check_document
-from data.spec.shape import Entry
+from data.spec.document import Entry, format_problems
+from data.spec.features import CHANNELS, LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, SAMPLE_WEIGHT, Chunk, Feature
+from data.spec.validators import check_document
 from data.spec.yaml_reader import read_yaml
 from data.storage.files import create_new, temporary_beside
 
-__all__ = [
-    "CHANNELS",
-    "LABEL",
-    "MAP",
-    "MULTIHOT",
-    "NUMERICAL",
-    "ONEHOT",
-    "Chunk",
-    "Feature",
-    "FeatureSpec",
-    "FeatureSpecError",
-]
-
 MAX_PROBLEMS_SHOWN = 100
-_FOREIGN_LINE_ENDS = "\r\x85\u2028\u2029"
+_PLAIN_TEXT = re.compile(
+    r"(?!(y|n|yes|no|on|off|true|false|null)$)[a-z_][\w./-]*( [\w./-]+)*", re.ASCII | re.IGNORECASE
+)
 
 
 class FeatureSpecError(DataError):
@@ -112,7 +104,7 @@ class FeatureSpec:
         """
         parts, problems = check_document(document, Path(folder), allow_outside_paths=allow_outside_paths)
         if problems:
-            raise FeatureSpecError(source, told(problems))
+            raise FeatureSpecError(source, format_problems(problems))
         return cls(
             folder=Path(folder),
             features=parts.features,
@@ -120,7 +112,7 @@ class FeatureSpec:
                 mapping: tuple(Chunk(chunk.type, _texts(chunk.features), _texts(chunk.files)) for chunk in chunks)
                 for mapping, chunks in parts.sources.items()
             },
-            channels={channel: _texts(parts.channels.get(channel, [])) for channel in CHANNELS},
+            channels={channel: _texts(parts.channels[channel]) for channel in CHANNELS},
             metadata=parts.metadata,
         )
 
@@ -143,11 +135,15 @@ class FeatureSpec:
         """Returns the document of `to_dict` as YAML text.
 
         Raises:
-            yaml.YAMLError: The metadata contains a value that YAML cannot represent.
+            YAMLError: The metadata contains a value that YAML cannot represent.
         """
-        return yaml.dump(
-            self.to_dict(), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, default_flow_style=None
-        )
+        yaml: Any = YAML(typ="safe", pure=True)
+        yaml.Representer = _PlainRepresenter
+        yaml.sort_base_mapping_type_on_output = False
+        yaml.default_flow_style = None
+        text = io.StringIO()
+        yaml.dump(self.to_dict(), text)
+        return text.getvalue()
 
     def write(self, path: Path) -> None:
         """Writes the specification as YAML, atomically.
@@ -169,7 +165,7 @@ class FeatureSpec:
             # The reader is stricter than the dumper (size, depth, tags): replace `path` only by what can be read again.
             read_yaml(temporary)
             os.replace(temporary, path)
-        except yaml.YAMLError as error:
+        except YAMLError as error:
             raise DataError(f"{path}: metadata holds a value that YAML has no form for: {error}") from error
         except DataError as error:
             raise DataError(f"{path}: would not be readable: {error}") from error
@@ -240,10 +236,6 @@ class FeatureSpec:
         folder = self.folder.absolute()
         return tuple(folder / file for chunk in self.chunks(mapping) for file in chunk.files)
 
-    def missing_files(self, mapping: str) -> list[Path]:
-        """Returns those of `files(mapping)` that do not exist or are not regular files."""
-        return [file for file in self.files(mapping) if not os.path.isfile(file)]
-
     def with_sources(self, sources: Mapping[str, Sequence[Chunk]], folder: Path) -> "FeatureSpec":
         """Returns a specification with the same features and channels, but other files, located under `folder`.
 
@@ -255,16 +247,17 @@ class FeatureSpec:
         return FeatureSpec.from_dict(moved.to_dict(), folder)
 
 
-class _PlainDumper(yaml.SafeDumper):
-    """A YAML dumper that writes values in full instead of aliases, and preserves every line end in texts."""
+class _PlainRepresenter(SafeRepresenter):
+    """Writes values in full instead of aliases, and quotes every text that some reader might not take for a text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
-    def represent_scalar(self, tag: str, value: str, style: str | None = None) -> yaml.ScalarNode:
-        # PyYAML folds these line ends to spaces unless the text is double-quoted, which escapes them.
-        style = '"' if any(end in value for end in _FOREIGN_LINE_ENDS) else style
-        return super().represent_scalar(tag, value, style)
+    def represent_scalar(self, tag: Any, value: str, style: str | None = None, anchor: Any = None) -> Any:
+        # YAML 1.1 reads "no" as false and "1:30" as 90, and the emitter does not quote every `:`, `?` and line end.
+        if str(tag).endswith(":str") and not _PLAIN_TEXT.fullmatch(value):
+            style = '"'
+        return super().represent_scalar(tag, value, style, anchor)
 
 
 def _texts(entries: Sequence[Entry]) -> tuple[str, ...]:

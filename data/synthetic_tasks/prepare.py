@@ -28,7 +28,8 @@ from data.preprocess.encoders import Encoder, Numerical
 from data.preprocess.prepared import StageLog, encoded_features, write_prepared
 from data.preprocess.splits import TEST, TRAIN
 from data.preprocess.tables import run_prepare
-from data.spec.feature_spec import LABEL, MAP, NUMERICAL, Feature, FeatureSpec
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import LABEL, MAP, NUMERICAL, Feature
 
 INPUTS = 100
 SINES = 10

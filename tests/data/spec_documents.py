@@ -1,4 +1,4 @@
-"""A valid specification for the tests, and ways to spoil it."""
+"""A valid specification for the tests, and changes that make it invalid."""
 
 import copy
 import re
@@ -46,13 +46,13 @@ def document() -> dict[str, Any]:
 
 
 def changed(changes: dict[str, Any]) -> Any:
-    """The valid document with other values at some places, such as `source_spec.train[0].files[1]`.
+    """The valid document with other values at some paths, such as `source_spec.train[0].files[1]`.
 
-    GONE takes a value away, an index just past the end of a list appends.
+    GONE removes a value, an index just past the end of a list appends.
     """
     root: Any = {"": document()}
-    for place, value in changes.items():
-        steps = ["", *(int(step) if step.isdigit() else step for step in re.findall(r"[^.\[\]]+", place))]
+    for path, value in changes.items():
+        steps = ["", *(int(step) if step.isdigit() else step for step in re.findall(r"[^.\[\]]+", path))]
         parent = root
         for step in steps[:-1]:
             parent = parent[step]
@@ -66,12 +66,12 @@ def changed(changes: dict[str, Any]) -> Any:
 
 
 def problems_of(wrong: Any, folder: Path) -> list[str]:
-    """What is told about a document that breaks rules."""
+    """The problems of an invalid document."""
     with pytest.raises(FeatureSpecError) as caught:
         FeatureSpec.from_dict(wrong, folder)
     return caught.value.problems
 
 
-def check_only_problem(problems: list[str], place: str, words: str) -> None:
-    """There is one problem, at this place, told in these words."""
-    assert len(problems) == 1 and problems[0].startswith(f"{place}: ") and words in problems[0], problems
+def check_only_problem(problems: list[str], path: str, words: str) -> None:
+    """Checks that there is one problem, at this path, in these words."""
+    assert len(problems) == 1 and problems[0].startswith(f"{path}: ") and words in problems[0], problems

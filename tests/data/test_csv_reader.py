@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from data.errors import DataError
 from data.files import csv as csv_reader
-from data.files.columns import describe_column
 from data.files.csv import count_lines, read_csv_blocks
+from data.spec.columns import describe_column
 from data.spec.feature_spec import FeatureSpec
 from tests.data.csv_documents import CHANNELS, FEATURES, GOOD_LINE, chunk
 

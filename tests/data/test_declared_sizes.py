@@ -101,11 +101,11 @@ def test_row_groups_whose_order_cannot_be_counted_are_refused(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("plan", [ShuffledPlan, SequentialPlan])
-def test_open_rows_are_those_of_two_windows_of_every_lane(plan):
+def test_open_rows(plan):
     units = np.full(64, 2**18)
     if plan is ShuffledPlan:
         made = ShuffledPlan(units, 64, seed=0, epoch=0)
-        assert made.lanes > 1 and made.open_rows == 2 * made.lanes * made.window_rows
+        assert made.streams > 1 and made.open_rows == 2 * made.streams * made.window_rows
     else:
         made = SequentialPlan(units, 64, worker=0, workers=1)
         assert made.open_rows == 2 * made.window_rows

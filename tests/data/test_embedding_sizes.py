@@ -32,36 +32,36 @@ def sizes_file(folder: Path, content: Any, name: str = "sizes.json") -> Path:
     ("cardinality", "width"),
     [(1, 2), (2, 2), (4, 3), (100, 21), (1000, 77), (8_500, 254), (8_700, 256), (300_000, 256), (2**31 - 1, 256)],
 )
-def test_the_default_width_is_the_rule_of_thumb(cardinality: int, width: int) -> None:
+def test_default_width(cardinality: int, width: int) -> None:
     assert default_dim(cardinality) == width
 
 
-def test_without_any_file_every_categorical_feature_has_the_default_width(spec: FeatureSpec) -> None:
+def test_default_width_without_files(spec: FeatureSpec) -> None:
     assert embedding_dims(spec) == {"user": default_dim(100), "genres": default_dim(8)}
 
 
-def test_a_file_beside_the_specification_goes_before_the_default(spec: FeatureSpec) -> None:
+def test_file_beside_the_specification(spec: FeatureSpec) -> None:
     sizes_file(spec.folder, {"genres": 5}, "embedding_sizes.json")
     assert embedding_dims(spec) == {"user": default_dim(100), "genres": 5}
 
 
-def test_the_specification_goes_before_the_file_beside_it(spec: FeatureSpec) -> None:
+def test_specification_over_the_file_beside_it(spec: FeatureSpec) -> None:
     sizes_file(spec.folder, {"user": 4, "genres": 5}, "embedding_sizes.json")
     assert embedding_dims(with_dim(spec, "user", 32)) == {"user": 32, "genres": 5}
 
 
-def test_the_file_that_is_asked_for_goes_before_all(spec: FeatureSpec) -> None:
+def test_explicit_file_over_everything(spec: FeatureSpec) -> None:
     sizes_file(spec.folder, {"user": 4, "genres": 5}, "embedding_sizes.json")
     explicit = sizes_file(spec.folder, {"user": 7})
     assert embedding_dims(with_dim(spec, "user", 32), explicit) == {"user": 7, "genres": 5}
 
 
-def test_names_that_the_specification_does_not_have_are_ignored(spec: FeatureSpec) -> None:
+def test_unknown_names_are_ignored(spec: FeatureSpec) -> None:
     explicit = sizes_file(spec.folder, {"age": 3, "nobody": 9, "user": 1, "genres": 4096})
     assert embedding_dims(spec, explicit) == {"user": 1, "genres": 4096}
 
 
-def test_a_file_with_no_feature_of_ours_is_refused(spec: FeatureSpec) -> None:
+def test_file_without_any_known_feature(spec: FeatureSpec) -> None:
     explicit = sizes_file(spec.folder, {"usr": 8, "age": 3})
     with pytest.raises(DataError) as caught:
         embedding_dims(spec, explicit)
@@ -73,13 +73,13 @@ def test_a_file_with_no_feature_of_ours_is_refused(spec: FeatureSpec) -> None:
         embedding_dims(spec, sizes_file(spec.folder, {}))
 
 
-def test_without_categories_a_file_may_name_nothing(tmp_path: Path) -> None:
+def test_specification_without_categorical_features(tmp_path: Path) -> None:
     shipped = FeatureSpec.read(Path(__file__).parents[2] / "feature_specs" / "no_categorical.yaml")
     assert embedding_dims(shipped, sizes_file(tmp_path, {})) == {}
     assert embedding_dims(shipped, sizes_file(tmp_path, {"ad_id": 4})) == {}
 
 
-def test_widths_that_are_not_used_are_warned_of(spec: FeatureSpec) -> None:
+def test_warning_of_unused_widths(spec: FeatureSpec) -> None:
     explicit = sizes_file(spec.folder, {"user": 1, "genrse": 2, "age": 3, "users": 4})
     beside = sizes_file(spec.folder, {"userr": 1, "geners": 5, "genres": 6}, "embedding_sizes.json")
     tail = "; the specification has no such categorical feature, and these widths are not used"
@@ -91,13 +91,13 @@ def test_widths_that_are_not_used_are_warned_of(spec: FeatureSpec) -> None:
     assert not list(unused_widths(spec, sizes_file(spec.folder, {"user": 1, "genres": 2})))
 
 
-def test_a_misspelt_name_is_not_lost_among_many(spec: FeatureSpec) -> None:
+def test_misspelled_name_among_many(spec: FeatureSpec) -> None:
     widths = {f"x{number}": 1 for number in range(99)} | {"genre": 2}
     (text,) = unused_widths(spec, sizes_file(spec.folder, widths))
     assert "has widths for 'genre' (did you mean 'genres'?), 'x0', " in text and "(100 in all)" in text
 
 
-def test_the_published_sizes_of_outbrain_add_up_to_its_deep_width(tmp_path: Path) -> None:
+def test_published_sizes_of_outbrain(tmp_path: Path) -> None:
     spec = FeatureSpec.read(Path(__file__).parents[2] / "feature_specs" / "fspec_csv.yaml")
     wide = ["ad_id", "document_id", "document_id_promo", "campaign_id"]
     sizes = {feature.name: 128 if feature.name in wide else 64 for feature in spec.onehot + spec.multihot}
@@ -113,7 +113,7 @@ WRONG = {
     "a width too large": ({"user": 4097}, ": 'user' is the number 4097; expected whole numbers"),
     "a fraction": ({"user": 16.5}, ": 'user' is the number 16.5; expected whole numbers"),
     "a text": ({"user": "16"}, ": 'user' is the text '16'; expected whole numbers"),
-    "a truth value": ({"user": True}, ": 'user' is the truth value True; expected whole numbers"),
+    "a truth value": ({"user": True}, ": 'user' is the boolean True; expected whole numbers"),
     "nothing": ({"user": None}, ": 'user' is empty; expected whole numbers"),
     "a list as width": ({"user": [16]}, ": 'user' is a list; expected whole numbers"),
     "two wrong widths": ({"user": 0, "nobody": "x"}, ": 'user' is the number 0, 'nobody' is the text 'x'; expected"),
@@ -131,19 +131,19 @@ WRONG = {
 
 @pytest.mark.parametrize("name", ["sizes.json", "embedding_sizes.json"])
 @pytest.mark.parametrize(("content", "words"), WRONG.values(), ids=WRONG)
-def test_a_wrong_file_is_told_with_its_place(content: Any, words: str, name: str, spec: FeatureSpec) -> None:
+def test_wrong_files(content: Any, words: str, name: str, spec: FeatureSpec) -> None:
     path = sizes_file(spec.folder, content, name)
     with pytest.raises(DataError) as caught:
         embedding_dims(spec, path if name == "sizes.json" else None)
     assert str(caught.value).startswith(f"{path}{words}")
 
 
-def test_a_file_that_is_asked_for_must_exist(spec: FeatureSpec) -> None:
+def test_explicit_file_must_exist(spec: FeatureSpec) -> None:
     with pytest.raises(DataError, match=r"nothing\.json: no such file; expected JSON with embedding widths"):
         embedding_dims(spec, spec.folder / "nothing.json")
 
 
-def test_a_folder_is_no_file_of_sizes(spec: FeatureSpec) -> None:
+def test_folder_in_place_of_a_file(spec: FeatureSpec) -> None:
     (spec.folder / "embedding_sizes.json").mkdir()
     with pytest.raises(DataError, match=r"embedding_sizes\.json: is a folder"):
         embedding_dims(spec)
@@ -151,9 +151,7 @@ def test_a_folder_is_no_file_of_sizes(spec: FeatureSpec) -> None:
 
 @given(content=st.binary(max_size=30) | st.text('{}[]":,01-.eEnulltrfasN ', max_size=30).map(str.encode))
 @settings(max_examples=200, deadline=None)
-def test_whatever_a_file_of_sizes_holds_only_a_data_error_comes_of_it(
-    content: bytes, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_any_content_gives_sizes_or_a_data_error(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp()
     spec = FeatureSpec.from_dict(changed({}), folder)
     path = sizes_file(folder, content)

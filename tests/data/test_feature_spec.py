@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.spec.feature_spec import CHANNELS, Chunk, Feature, FeatureSpec, FeatureSpecError
+from data.spec.feature_spec import FeatureSpec, FeatureSpecError
+from data.spec.features import CHANNELS, Chunk, Feature
 from tests.data.spec_documents import changed, check_only_problem, problems_of
 
 DOCUMENT = """
@@ -60,7 +61,7 @@ def names(features: tuple[Feature, ...]) -> list[str]:
     return [feature.name for feature in features]
 
 
-def test_features_carry_what_the_file_says_about_them(spec: FeatureSpec) -> None:
+def test_features_have_the_stated_values(spec: FeatureSpec) -> None:
     assert spec.features["user_gender"] == Feature(name="user_gender", dtype="int8", cardinality=3)
     assert spec.features["user_id"] == Feature(name="user_id", dtype="int64", cardinality=2655, embedding_dim=16)
     assert spec.features["genres"] == Feature(name="genres", cardinality=18, max_hotness=6)
@@ -74,7 +75,7 @@ def test_features_keep_the_order_of_the_file(spec: FeatureSpec) -> None:
     assert list(spec.features) == order.split()
 
 
-def test_channels_are_read_by_name_and_keep_their_order(spec: FeatureSpec) -> None:
+def test_channels_keep_their_order(spec: FeatureSpec) -> None:
     assert names(spec.onehot) == ["user_id", "user_gender"]
     assert names(spec.multihot) == ["genres"]
     assert names(spec.numerical) == ["user_age"]
@@ -83,7 +84,7 @@ def test_channels_are_read_by_name_and_keep_their_order(spec: FeatureSpec) -> No
     assert names(spec.channel("label")) == ["clicked", "bought"]
 
 
-def test_the_map_feature_and_the_sample_weight_are_found(spec: FeatureSpec) -> None:
+def test_map_feature_and_sample_weight(spec: FeatureSpec) -> None:
     assert spec.map_feature == Feature(name="session", dtype="int64")
     assert spec.sample_weight == Feature(name="row_weight", role="sample_weight")
 
@@ -102,32 +103,24 @@ channel_spec: {numerical: [age], label: [clicked], map: , multihot_categorical: 
     assert spec.metadata == {}
 
 
-def test_files_are_absolute_and_in_the_order_of_chunks_and_rows(spec: FeatureSpec, tmp_path: Path) -> None:
+def test_files_are_absolute_and_in_order(spec: FeatureSpec, tmp_path: Path) -> None:
     expected = ("train_0_0.csv", "parts/train_0_1.csv", "train_1.csv")
     assert spec.files("train") == tuple(tmp_path / name for name in expected)
     assert spec.chunks("test")[0].files == ("test.csv",)
 
 
-def test_a_specification_in_the_working_directory_has_absolute_files_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_specification_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert FeatureSpec.read(Path("feature_spec.yaml")).files("test") == (tmp_path / "test.csv",)
 
 
-def test_files_that_do_not_exist_are_named_but_do_not_hinder_reading(spec: FeatureSpec, tmp_path: Path) -> None:
-    (tmp_path / "train_1.csv").touch()
-    (tmp_path / "train_0_0.csv").mkdir()
-    assert spec.missing_files("train") == [tmp_path / "train_0_0.csv", tmp_path / "parts/train_0_1.csv"]
-
-
-def test_an_unknown_mapping_is_told_with_those_there_are(spec: FeatureSpec) -> None:
+def test_unknown_mapping(spec: FeatureSpec) -> None:
     with pytest.raises(DataError, match=r"no mapping 'trian' in source_spec; there are train, test; .* 'train'\?"):
         spec.chunks("trian")
 
 
-def test_other_sources_keep_features_channels_and_metadata(spec: FeatureSpec, tmp_path: Path) -> None:
+def test_other_sources_keep_everything_else(spec: FeatureSpec, tmp_path: Path) -> None:
     chunk = Chunk("parquet", tuple(spec.features), ("part_0.parquet",))
     moved = spec.with_sources({"train": [chunk], "test": [chunk]}, tmp_path / "parquet")
     assert moved.folder == tmp_path / "parquet"
@@ -141,13 +134,13 @@ def test_other_sources_are_checked(spec: FeatureSpec, tmp_path: Path) -> None:
         spec.with_sources({"train": [chunk], "test": [chunk]}, tmp_path)
 
 
-def test_what_is_written_is_read_back_the_same(spec: FeatureSpec, tmp_path: Path) -> None:
+def test_round_trip(spec: FeatureSpec, tmp_path: Path) -> None:
     path = tmp_path / "again.yaml"
     spec.write(path)
     assert FeatureSpec.read(path) == spec
 
 
-def test_the_written_file_is_plain_yaml_in_the_order_of_the_specification(spec: FeatureSpec, tmp_path: Path) -> None:
+def test_written_file_is_plain_yaml_in_order(spec: FeatureSpec, tmp_path: Path) -> None:
     path = tmp_path / "again.yaml"
     spec.write(path)
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -162,9 +155,7 @@ def test_writing_leaves_no_other_file_behind(spec: FeatureSpec, tmp_path: Path) 
     assert sorted(os.listdir(tmp_path)) == ["again.yaml", "feature_spec.yaml"]
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    spec: FeatureSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_write_keeps_the_old_file(spec: FeatureSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError("the disk is gone")
 
@@ -177,14 +168,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 
 
 @pytest.mark.parametrize("path", ["nowhere/feature_spec.yaml", "x" * 300, "."])
-def test_a_place_that_cannot_be_written_to_is_told(spec: FeatureSpec, tmp_path: Path, path: str) -> None:
+def test_path_that_cannot_be_written(spec: FeatureSpec, tmp_path: Path, path: str) -> None:
     with pytest.raises(DataError, match="cannot be written"):
         spec.write(tmp_path / path)
     assert os.listdir(tmp_path) == ["feature_spec.yaml"]
 
 
 @pytest.mark.parametrize("text", ["a\x85b", "a\rb", "a\u2028b", "\ufeffa", "a\tb\n", "größe", "\0", "1e3", "no"])
-def test_texts_in_metadata_stay_the_same_whatever_they_hold(spec: FeatureSpec, tmp_path: Path, text: str) -> None:
+def test_texts_in_metadata_are_preserved(spec: FeatureSpec, tmp_path: Path, text: str) -> None:
     spec.metadata["text"] = text
     spec.metadata[text] = [text]
     spec.write(tmp_path / "again.yaml")
@@ -192,7 +183,7 @@ def test_texts_in_metadata_stay_the_same_whatever_they_hold(spec: FeatureSpec, t
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", "x" * 2**20], ids=["object", "set", "bytes", "1 MiB"])
-def test_metadata_that_could_not_be_read_back_is_not_written(spec: FeatureSpec, tmp_path: Path, value: object) -> None:
+def test_metadata_that_yaml_cannot_represent(spec: FeatureSpec, tmp_path: Path, value: object) -> None:
     spec.metadata["value"] = value
     path = tmp_path / "again.yaml"
     with pytest.raises(DataError, match=r"again\.yaml: "):
@@ -200,21 +191,21 @@ def test_metadata_that_could_not_be_read_back_is_not_written(spec: FeatureSpec, 
     assert os.listdir(tmp_path) == ["feature_spec.yaml"]
 
 
-def test_a_specification_that_breaks_the_rules_is_not_written(spec: FeatureSpec, tmp_path: Path) -> None:
+def test_invalid_specification_is_not_written(spec: FeatureSpec, tmp_path: Path) -> None:
     wrong = FeatureSpec(tmp_path, {}, spec.sources, spec.channels, {})
     with pytest.raises(FeatureSpecError):
         wrong.write(tmp_path / "wrong.yaml")
     assert not (tmp_path / "wrong.yaml").exists()
 
 
-def test_values_shared_in_memory_are_written_out_in_full(spec: FeatureSpec, tmp_path: Path) -> None:
+def test_shared_values_are_written_without_aliases(spec: FeatureSpec, tmp_path: Path) -> None:
     shared = ["a", "b"]
     spec.metadata.update(first=shared, second=shared)
     spec.write(tmp_path / "again.yaml")
     assert FeatureSpec.read(tmp_path / "again.yaml").metadata["second"] == ["a", "b"]
 
 
-def test_specifications_made_by_hand_may_leave_channels_out(tmp_path: Path) -> None:
+def test_specification_without_some_channels(tmp_path: Path) -> None:
     features = {"age": Feature(name="age"), "clicked": Feature(name="clicked")}
     chunks = (Chunk("csv", ("age", "clicked"), ("a.csv",)),)
     channels: dict[str, tuple[str, ...]] = {"numerical": ("age",), "label": ("clicked",)}
@@ -294,9 +285,7 @@ def documents(draw: Any) -> dict[str, Any]:
 
 @given(document=documents())
 @settings(max_examples=40, deadline=None)
-def test_any_valid_specification_is_read_back_as_it_was_written(
-    document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_round_trip_of_any_specification(document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp()
     spec = FeatureSpec.from_dict(document, folder)
     spec.write(folder / "feature_spec.yaml")
@@ -308,7 +297,7 @@ def test_any_valid_specification_is_read_back_as_it_was_written(
 
 
 @pytest.mark.parametrize("file", ["/elsewhere/a.csv", "../a.csv", "x/../../a.csv", "link/a.csv", "a.csv"])
-def test_files_outside_of_the_folder_are_taken_where_they_are_allowed(file: str, tmp_path: Path) -> None:
+def test_files_outside_of_the_folder(file: str, tmp_path: Path) -> None:
     folder = tmp_path / "dataset"
     folder.mkdir()
     (folder / "link").symlink_to(tmp_path)
@@ -321,7 +310,9 @@ def test_files_outside_of_the_folder_are_taken_where_they_are_allowed(file: str,
             FeatureSpec.read(path)
 
 
-def test_a_path_is_no_longer_than_files_have(tmp_path: Path) -> None:
+def test_length_of_paths(tmp_path: Path) -> None:
     place = "source_spec.train[0].files[1]"
     FeatureSpec.from_dict(changed({place: "a" * 1000}), tmp_path)
-    check_only_problem(problems_of(changed({place: "a" * 1001}), tmp_path), place, "1001 characters; the most is 1000")
+    check_only_problem(
+        problems_of(changed({place: "a" * 1001}), tmp_path), place, "1001 characters; the maximum is 1000"
+    )

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gen_csv
-from data.files.columns import describe_column, find_problems
 from data.files.csv import read_csv_blocks, write_csv_chunks
 from data.files.random_rows import random_tables
+from data.files.values import find_violations
+from data.spec.columns import describe_column
 from data.spec.feature_spec import FeatureSpec
 from tests.data.csv_documents import FEATURES, chunk, document, write_csv_dataset
 from tests.helpers import ROOT
@@ -45,7 +46,7 @@ def test_rows_keep_the_rules_of_the_specification(tmp_path_factory, rows, block_
     for name in NAMES:
         column = describe_column(spec, name)
         assert drawn.schema.field(name).type == column.type
-        assert not list(find_problems(column, drawn.column(name).combine_chunks()))
+        assert not list(find_violations(column, drawn.column(name).combine_chunks()))
     for row in drawn.to_pylist():
         assert row["clicked"] == 1 or row["bought"] == 0
         assert len(row["genres"]) <= 3

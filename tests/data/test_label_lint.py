@@ -6,14 +6,14 @@ import pyarrow as pa
 import pytest
 
 from data.checks.labels import (
-    MOST_UNITS,
+    MAX_ROW_GROUPS,
     LabelFacts,
     draw_sample,
     labels_only,
     lint_labels,
     read_facts,
     share_rows,
-    spread_units,
+    spread_row_groups,
 )
 from data.errors import DataError
 from data.loading.batch import Batch
@@ -187,24 +187,24 @@ def test_every_second_row_of_a_sample_is_of_every_row_group(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("unit_rows", "most_rows", "expected"),
+    ("row_group_rows", "most_rows", "expected"),
     [
         ([1000] * 5, 100, 5),
         ([1000] * 100, 100, 8),
         ([10] * 1000, 100, 10),
-        ([1] * 1000, 500, MOST_UNITS),
+        ([1] * 1000, 500, MAX_ROW_GROUPS),
     ],
 )
-def test_row_groups_are_few_enough_and_spread_to_both_ends(unit_rows, most_rows, expected):
-    units = spread_units(np.array(unit_rows), most_rows)
-    assert (len(units), units[0], units[-1]) == (expected, 0, len(unit_rows) - 1)
-    gaps = np.diff(units)
+def test_row_groups_are_few_enough_and_spread_to_both_ends(row_group_rows, most_rows, expected):
+    row_groups = spread_row_groups(np.array(row_group_rows), most_rows)
+    assert (len(row_groups), row_groups[0], row_groups[-1]) == (expected, 0, len(row_group_rows) - 1)
+    gaps = np.diff(row_groups)
     assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
 
 
-@pytest.mark.parametrize("unit_rows", [[5], [5, 1000, 1], [10, 10, 10], [40, 1, 40]])
-def test_large_row_groups_make_up_for_small_ones(unit_rows):
+@pytest.mark.parametrize("row_group_rows", [[5], [5, 1000, 1], [10, 10, 10], [40, 1, 40]])
+def test_large_row_groups_make_up_for_small_ones(row_group_rows):
     for most_rows in range(1, 90):
-        shares = share_rows(np.array(unit_rows), most_rows)
-        assert (shares <= unit_rows).all()
-        assert shares.sum() == min(most_rows, sum(unit_rows))
+        shares = share_rows(np.array(row_group_rows), most_rows)
+        assert (shares <= row_group_rows).all()
+        assert shares.sum() == min(most_rows, sum(row_group_rows))

@@ -28,11 +28,11 @@ from tests.data.parquet_worlds import check_pads, check_rows, random_rows, write
 
 
 @contextmanager
-def small_windows(shuffle_rows: int, units_per_lane: int = 2) -> Iterator[None]:
-    """Windows and lanes as large datasets have them, on few rows."""
+def small_windows(shuffle_rows: int, row_groups_per_stream: int = 2) -> Iterator[None]:
+    """Windows and streams as large datasets have them, on few rows."""
     with (
         mock.patch.object(epoch_plan, "SHUFFLE_ROWS", shuffle_rows),
-        mock.patch.object(epoch_plan, "UNITS_PER_LANE", units_per_lane),
+        mock.patch.object(epoch_plan, "ROW_GROUPS_PER_STREAM", row_groups_per_stream),
     ):
         yield
 
@@ -95,9 +95,9 @@ def test_each_row_comes_once_with_its_own_values_whatever_the_layout(tmp_path_fa
             check_pads(one)
 
 
-def test_the_large_path_with_many_lanes_and_windows_gives_each_row_once(tmp_path):
+def test_many_streams_and_windows(tmp_path):
     spec, frame = write_world(tmp_path, [[9, 10, 11]] * 12 + [[3]])
-    with small_windows(80, units_per_lane=4):
+    with small_windows(80, row_groups_per_stream=4):
         by_worker = epoch_of(spec, batch=24, workers=3)
     assert sorted(row for batches in by_worker for row in rows_in(batches)) == list(range(len(frame)))
     for batches in by_worker:
@@ -158,7 +158,10 @@ def test_an_epoch_can_start_at_any_step(tmp_path, shuffle):
 def test_starting_late_does_not_read_what_lies_before(tmp_path):
     spec, _ = write_world(tmp_path, [[10]] * 30)
     loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=True)
-    with small_windows(20, units_per_lane=1000), mock.patch.object(ParquetReader, "decode", autospec=True) as decode:
+    with (
+        small_windows(20, row_groups_per_stream=1000),
+        mock.patch.object(ParquetReader, "decode", autospec=True) as decode,
+    ):
         decode.return_value = Decoded({}, {})
         list(loader.epoch(0, loader.steps_per_epoch - 1))
     assert 1 <= decode.call_count <= 2
@@ -166,7 +169,7 @@ def test_starting_late_does_not_read_what_lies_before(tmp_path):
 
 def test_batches_are_arrays_of_their_own(tmp_path):
     spec, frame = write_world(tmp_path, [[10]] * 20)
-    with small_windows(10, units_per_lane=1000):
+    with small_windows(10, row_groups_per_stream=1000):
         loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=True)
         for batch in list(loader.epoch(0)):
             check_rows(batch, frame)

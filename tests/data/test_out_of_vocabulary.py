@@ -72,7 +72,7 @@ def test_bad_ids_are_replaced_and_each_is_counted_once_over_all_workers(tmp_path
     found = bad_ids(frame)
     assert min(map(sum, found.values())) >= 9
     together: Counter[str] = Counter()
-    with small_windows(35, units_per_lane=1):
+    with small_windows(35, row_groups_per_stream=1):
         for worker in range(workers):
             batches, counted = batches_of(spec, worker=worker, workers=workers, shuffle=shuffle, oov_policy=policy)
             rows = [row for batch in batches for row in batch.rows.tolist() if row != PAD]

@@ -50,7 +50,7 @@ def write_rows(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_tool_reads_outside_files_if_allowed(command: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_outside_files_if_allowed(command: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     kind = "parquet" if command == "check_dataset" else "csv"
     write_dataset(tmp_path, kind)
     if command != "gen_csv":
@@ -62,7 +62,7 @@ def test_a_tool_reads_outside_files_if_allowed(command: str, tmp_path: Path, cap
     assert tool.main([*arguments, "--allow_outside_paths"]) == 0, capsys.readouterr()
 
 
-def test_gen_csv_keeps_what_is_there_outside(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_gen_csv_keeps_existing_outside_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     write_dataset(tmp_path, "csv")
     write_rows(tmp_path, "csv")
     tool, arguments = COMMANDS["gen_csv"](tmp_path)

@@ -34,7 +34,7 @@ def read_all(reader: ParquetReader) -> Batch:
         if array is not None and array.dtype != object:
             array[...] = 77
     start = 0
-    for unit, rows in enumerate(reader.unit_rows.tolist()):
+    for unit, rows in enumerate(reader.row_group_rows.tolist()):
         end = start + rows
         reader.decode(unit, 0, rows, slice_rows(batch, start, end))
         start = end
@@ -45,7 +45,7 @@ def test_every_column_arrives_as_an_independent_reading_has_it(tmp_path):
     spec, frame = write_world(tmp_path, [[5, 3], [], [0, 4097, 4096]])
     reader = ParquetReader(spec, "train", with_group=True)
     assert reader.rows == 8201
-    assert reader.unit_rows.tolist() == [5, 3, 4097, 4096]
+    assert reader.row_group_rows.tolist() == [5, 3, 4097, 4096]
     batch = read_all(reader)
     assert batch.rows.tolist() == list(range(8201))
     check_rows(batch, pd.concat([pd.read_parquet(path) for path in spec.files("train")], ignore_index=True))
@@ -76,7 +76,7 @@ def test_column_groups_over_files_that_are_cut_differently_stay_in_step(tmp_path
     ]
     assert sorted(names) == sorted(FEATURES)
     reader = ParquetReader(world_spec(tmp_path, chunks), "train", with_group=True)
-    assert len(reader.unit_rows) == min(sum(map(len, layout)), 2)
+    assert len(reader.row_group_rows) == min(sum(map(len, layout)), 2)
     batch = read_all(reader)
     assert batch.rows.tolist() == list(range(40))
     check_rows(batch, frame)
@@ -388,12 +388,12 @@ def test_impossible_values_are_counted_and_rows_count_in_the_file(tmp_path):
 @pytest.mark.parametrize("name", ["user", "tags", "topics", "price", "age", "click", "kind", "importance", "session"])
 def test_a_null_is_located(tmp_path, name):
     message = refused_value(tmp_path, name, 27, None)
-    assert f"row group 1: column {name!r} has nothing (null) in 1 places, the first in row 27 of the file" in message
+    assert f"row group 1: column {name!r} has 1 missing values (null), the first in row 27 of the file" in message
 
 
 def test_a_null_within_a_list_is_located(tmp_path):
     message = refused_value(tmp_path, "tags", 21, [4, None, 5])
-    assert "row group 1: column 'tags' has nothing (null) in 1 places, the first in row 21 of the file" in message
+    assert "row group 1: column 'tags' has 1 missing values (null), the first in row 21 of the file" in message
 
 
 def test_a_null_in_an_extra_column_of_numbers_is_located(tmp_path):
@@ -401,7 +401,7 @@ def test_a_null_in_an_extra_column_of_numbers_is_located(tmp_path):
     extra = pa.array([1, None, 3])
     write_file(tmp_path / "part_0.parquet", arrow_table(frame).append_column("extra", extra), [3])
     reader = ParquetReader(spec, "train", extra_columns=["extra"])
-    with pytest.raises(DataError, match="column 'extra' has nothing .* in row 1 of the file"):
+    with pytest.raises(DataError, match="column 'extra' has 1 missing values .* in row 1 of the file"):
         read_all(reader)
 
 

@@ -168,7 +168,7 @@ def checker_accepts(spec: FeatureSpec) -> bool:
 def loader_accepts(spec: FeatureSpec) -> bool:
     try:
         reader = ParquetReader(spec, "test", with_group=True)
-        for unit, rows in enumerate(reader.unit_rows.tolist()):
+        for unit, rows in enumerate(reader.row_group_rows.tolist()):
             reader.decode(unit, 0, rows, reader.allocate(rows))
     except DataError:
         return False

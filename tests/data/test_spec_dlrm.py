@@ -77,7 +77,7 @@ def write(folder: Path, categorical: str, kind: str) -> Path:
     return path
 
 
-def test_a_dumped_specification_is_read(tmp_path: Path) -> None:
+def test_dumped_specification_is_read(tmp_path: Path) -> None:
     spec = FeatureSpec.read(write(tmp_path, "onehot_categorical", "csv"))
     assert spec.sources["train"][0].features == spec.sources["test"][0].features == ("num_0", "num_1")
     assert spec.channels["numerical"] == ("num_0", "num_1")
@@ -86,25 +86,25 @@ def test_a_dumped_specification_is_read(tmp_path: Path) -> None:
     assert FeatureSpec.read(tmp_path / "again.yaml") == spec
 
 
-def test_what_means_something_else_is_explained(tmp_path: Path) -> None:
+def test_foreign_words_are_explained(tmp_path: Path) -> None:
     with pytest.raises(FeatureSpecError) as caught:
         FeatureSpec.read(write(tmp_path, "categorical", "split_binary"))
     assert caught.value.problems == [
-        "source_spec: split_binary files, which the DLRM recipe makes, are not read; write the columns as parquet, "
-        "or name the CSV files that they were made of (type: csv) and run transcode.py",
-        "channel_spec.categorical: is no channel; write onehot_categorical where rows have one id, "
-        "multihot_categorical where they have lists of ids",
+        "source_spec: split_binary files, which the DLRM recipe writes, are not supported; write the columns as "
+        "parquet, or name the CSV files that they were made of (type: csv) and run transcode.py",
+        "channel_spec.categorical: unknown channel; write onehot_categorical where rows have one id, "
+        "multihot_categorical where they have lists",
     ]
 
 
-def test_its_rows_go_from_csv_to_the_loader(tmp_path: Path) -> None:
+def test_rows_from_csv_to_the_loader(tmp_path: Path) -> None:
     path = write(tmp_path, "onehot_categorical", "csv")
     raw, out = tmp_path / "raw", tmp_path / "out"
     assert gen_csv.main(["--feature_spec_in", str(path), "--output", str(raw), "--size", "50"]) == 0
     assert transcode.main(["--input", str(raw), "--output", str(out)]) == 0
     assert check_dataset.main([str(out)]) == 0
     reader = ParquetReader(FeatureSpec.read(out / "feature_spec.yaml"), "train")
-    rows = np.concatenate([decoded(reader, unit, size) for unit, size in enumerate(reader.unit_rows.tolist())])
+    rows = np.concatenate([decoded(reader, unit, size) for unit, size in enumerate(reader.row_group_rows.tolist())])
     written = [line.split(",")[0] for line in (raw / "train/rest.bin").read_text().splitlines()]
     assert rows.tolist() == [{"true": 1.0, "false": 0.0}[cell] for cell in written]
     assert 0 < rows.sum() < 50

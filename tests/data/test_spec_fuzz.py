@@ -12,7 +12,7 @@ from tests.data.spec_strategies import damaged_documents, damaged_files
 
 
 def read(content: bytes, folder: Path) -> FeatureSpec | DataError:
-    """What reading gives; any other exception fails the test."""
+    """Returns the specification or its DataError; any other exception fails the test."""
     path = folder / "feature_spec.yaml"
     path.write_bytes(content)
     try:
@@ -24,9 +24,7 @@ def read(content: bytes, folder: Path) -> FeatureSpec | DataError:
 
 @given(content=st.binary(max_size=100) | damaged_files() | damaged_documents())
 @settings(max_examples=300, deadline=None)
-def test_a_damaged_file_gives_a_specification_or_an_error_that_names_the_file(
-    content: bytes, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_damaged_files(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp()
     spec = read(content, folder)
     if isinstance(spec, FeatureSpec):
@@ -36,7 +34,5 @@ def test_a_damaged_file_gives_a_specification_or_an_error_that_names_the_file(
 
 @given(content=st.text(alphabet="ab:- []{},#&*!|>'\"%@`?\n\t0.~=<", max_size=60))
 @settings(max_examples=200, deadline=None)
-def test_any_mixture_of_the_signs_of_yaml_is_read_or_refused(
-    content: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_mixtures_of_yaml_indicators(content: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     assert isinstance(read(content.encode(), tmp_path_factory.getbasetemp()), DataError)

@@ -1,4 +1,4 @@
-"""The rules over several parts of a specification: each violation is told once, with its place and mend."""
+"""Rules over several parts of a specification: each violation is reported once, with its location and a fix."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from data.errors import DataError
 from data.spec.feature_spec import FeatureSpec, FeatureSpecError
 from tests.data.spec_documents import COLUMNS, GONE, changed, check_only_problem, document, problems_of
 
-TOLD_WHERE_CHANGED = [
+REPORTED_WHERE_CHANGED = [
     # Channels.
     ("channel_spec.numerical[0]", "agee", "'agee' is not in feature_spec; did you mean 'age'?"),
     ("channel_spec.numerical[1]", "user", "'user' is already in channel_spec.onehot_categorical[0]; keep one"),
@@ -29,17 +29,17 @@ TOLD_WHERE_CHANGED = [
     ("feature_spec.age.dtype", "bool", "is bool, which only a binary label can be; store numbers and write their"),
     ("feature_spec.weight.dtype", "bool", "is bool, which only a binary label can be"),
     ("feature_spec.session.dtype", "float64", "is float64 but the map feature holds ids; write one of int8"),
-    ("feature_spec.age.task", "regression", "is only for labels; take it away or list 'age' in channel_spec.label"),
+    ("feature_spec.age.task", "regression", "is only for labels; remove it or list 'age' in channel_spec.label"),
     ("feature_spec.user.loss_weight", 2, "is only for labels"),
     ("feature_spec.note.missing", "error", "is only for labels"),
     ("feature_spec.session.given", "click", "is only for labels"),
     ("feature_spec.weight.positive_weight", 2, "is only for labels"),
     # Labels.
-    ("feature_spec.click.cardinality", 5, "is 5 but the task is binary; write task: multiclass, or take it away"),
+    ("feature_spec.click.cardinality", 5, "is 5 but the task is binary; write task: multiclass, or remove it"),
     ("feature_spec.buy.given", "clicks", "'clicks' is not a label (channel_spec.label); did you mean 'click'?"),
-    ("feature_spec.buy.given", "age", "'age' is not a label (channel_spec.label); there are: click"),
-    ("feature_spec.buy.given", "buy", "depends on itself (buy -> buy); take one `given` away"),
-    ("feature_spec.click.given", "buy", "depends on itself (click -> buy -> click); take one `given` away"),
+    ("feature_spec.buy.given", "age", "'age' is not a label (channel_spec.label); expected click"),
+    ("feature_spec.buy.given", "buy", "depends on itself (buy -> buy); remove one `given`"),
+    ("feature_spec.click.given", "buy", "depends on itself (click -> buy -> click); remove one `given`"),
     # The sample weight.
     ("feature_spec.note.role", "sample_weight", "is sample_weight, as is that of 'weight'; keep one"),
     # Mappings and chunks.
@@ -63,18 +63,18 @@ TOLD_WHERE_CHANGED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("place", "value", "words"), TOLD_WHERE_CHANGED)
-def test_a_violation_is_told_once_with_its_place_and_mend(place: str, value: Any, words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("place", "value", "words"), REPORTED_WHERE_CHANGED)
+def test_violations(place: str, value: Any, words: str, tmp_path: Path) -> None:
     check_only_problem(problems_of(changed({place: value}), tmp_path), place, words)
 
 
-TOLD_ELSEWHERE = [
+REPORTED_ELSEWHERE = [
     ("feature_spec.user.dtype", {"feature_spec.user": {"dtype": "int8", "cardinality": 129}},
      "is int8, which cannot hold ids up to 128; write a wider one"),
     ("feature_spec.buy.dtype", {"feature_spec.buy": {"task": "multiclass", "dtype": "int8", "cardinality": 129}},
      "is int8, which cannot hold classes up to 128; write a wider one"),
     ("feature_spec.buy.positive_weight", {"feature_spec.buy": {"task": "regression", "positive_weight": 1}},
-     "is only for binary labels and the task is regression; take it away"),
+     "is only for binary labels and the task is regression; remove it"),
     ("feature_spec.buy.cardinality", {"feature_spec.buy": {"task": "multiclass"}},
      "is missing; write the number of classes, at least 2"),
     ("feature_spec.buy.cardinality", {"feature_spec.buy": {"task": "multiclass", "cardinality": 1}},
@@ -91,7 +91,7 @@ TOLD_ELSEWHERE = [
     ("source_spec.train", {"source_spec.train": GONE, "source_spec.trian": document()["source_spec"]["train"]},
      "this mapping is missing; is it the one called 'trian'?"),
     ("source_spec.train", {"source_spec.train[1].features": COLUMNS[4:]},
-     "lacks click; add to the features of a chunk, or take out of channel_spec"),
+     "lacks click; add to the features of a chunk, or remove from channel_spec"),
     ("source_spec.train", {"source_spec.train[0].features": COLUMNS[:4], "source_spec.train[1].features": COLUMNS[4:5]},
      "lacks weight; add to the features of a chunk"),
     ("source_spec.test", {"source_spec.test[0].features": ["note", "session"]},
@@ -99,14 +99,12 @@ TOLD_ELSEWHERE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("place", "changes", "words"), TOLD_ELSEWHERE)
-def test_a_violation_by_several_parts_is_told_once_where_it_is_mended(
-    place: str, changes: dict[str, Any], words: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("place", "changes", "words"), REPORTED_ELSEWHERE)
+def test_violations_by_several_parts(place: str, changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     check_only_problem(problems_of(changed(changes), tmp_path), place, words)
 
 
-def test_the_document_that_the_tables_change_is_valid(tmp_path: Path) -> None:
+def test_unchanged_document_is_valid(tmp_path: Path) -> None:
     assert FeatureSpec.from_dict(document(), tmp_path).sample_weight is not None
 
 
@@ -136,12 +134,12 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("changes", ALLOWED.values(), ids=ALLOWED)
-def test_what_no_rule_forbids_is_taken(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_valid_changes_are_accepted(changes: dict[str, Any], tmp_path: Path) -> None:
     FeatureSpec.from_dict(changed(changes), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["row", "label_click", "prediction_buy"])
-def test_the_map_feature_leaves_room_for_predictions(name: str, tmp_path: Path) -> None:
+def test_map_feature_against_prediction_columns(name: str, tmp_path: Path) -> None:
     changes: dict[str, Any] = {f"feature_spec.{name}": {}, "channel_spec.map": [name]}
     changes |= {"source_spec.test[0].features[7]": name}
     what = "this is the name of a column that predictions have beside the map feature; rename the feature"
@@ -149,15 +147,15 @@ def test_the_map_feature_leaves_room_for_predictions(name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("labels", [["mean"], ["mean", "click"]])
-def test_a_label_named_mean_would_hide_the_mean_over_several_labels(labels: list[str], tmp_path: Path) -> None:
+def test_label_named_mean(labels: list[str], tmp_path: Path) -> None:
     changes: dict[str, Any] = {"feature_spec.mean": {}, "channel_spec.label": labels, "feature_spec.buy": {}}
     changes |= {"feature_spec.click": {}, "source_spec.train[1].features[4]": "mean"}
     changes |= {"source_spec.test[0].features[8]": "mean", "source_spec.valid[0].features[7]": "mean"}
     if len(labels) == 1:
         FeatureSpec.from_dict(changed(changes), tmp_path)
         return
-    mend = "this name is kept for the mean over the labels; rename the label"
-    check_only_problem(problems_of(changed(changes), tmp_path), "feature_spec.mean", mend)
+    fix = "this name is reserved for the mean over the labels; rename it"
+    check_only_problem(problems_of(changed(changes), tmp_path), "feature_spec.mean", fix)
 
 
 def with_labels(given: dict[str, str | None]) -> Any:
@@ -170,24 +168,24 @@ def with_labels(given: dict[str, str | None]) -> Any:
     return wrong
 
 
-def test_a_label_named_as_other_labels_together_would_hide_their_metrics(tmp_path: Path) -> None:
+def test_label_with_the_joint_name_of_others(tmp_path: Path) -> None:
     wrong = with_labels({"click": None, "buy": "click", "click+buy": None})
     words = "in metrics, click, buy together are called 'click+buy', as is the label 'click+buy'; rename one"
     check_only_problem(problems_of(wrong, tmp_path), "feature_spec.buy", words)
 
 
-def test_labels_that_together_are_called_as_others_would_hide_their_metrics(tmp_path: Path) -> None:
+def test_two_equal_joint_names(tmp_path: Path) -> None:
     wrong = with_labels({"a": None, "b+c": "a", "a+b": None, "c": "a+b"})
-    words = "in metrics, a+b, c together are called 'a+b+c', as is what a, b+c are called; rename one"
+    words = "in metrics, a+b, c together are called 'a+b+c', as is the combination of a, b+c; rename one"
     check_only_problem(problems_of(wrong, tmp_path), "feature_spec.c", words)
 
 
 @pytest.mark.parametrize("given", [{"a+b": None, "a": None, "b": None}, {"a": None, "b": "a", "b+a": "a"}])
-def test_a_plus_in_a_name_is_taken_where_it_hides_nothing(given: dict[str, str | None], tmp_path: Path) -> None:
+def test_plus_in_a_name_is_accepted(given: dict[str, str | None], tmp_path: Path) -> None:
     FeatureSpec.from_dict(with_labels(given), tmp_path)
 
 
-def test_each_circle_of_sample_spaces_is_told_once(tmp_path: Path) -> None:
+def test_each_cycle_is_reported_once(tmp_path: Path) -> None:
     wrong = document()
     for name, given in zip("abcde", "bcbda", strict=True):
         wrong["feature_spec"][name] = {"given": given}
@@ -195,15 +193,15 @@ def test_each_circle_of_sample_spaces_is_told_once(tmp_path: Path) -> None:
         for mapping in wrong["source_spec"].values():
             mapping[-1]["features"].append(name)
     assert problems_of(wrong, tmp_path) == [
-        "feature_spec.b.given: the label depends on itself (b -> c -> b); take one `given` away",
-        "feature_spec.d.given: the label depends on itself (d -> d); take one `given` away",
+        "feature_spec.b.given: the label depends on itself (b -> c -> b); remove one `given`",
+        "feature_spec.d.given: the label depends on itself (d -> d); remove one `given`",
     ]
 
 
 @pytest.mark.parametrize(
     ("count", "ending"), [(12, "number_10, number_11;"), (13, "number_10, number_11, ... (13 in all);")]
 )
-def test_of_many_names_the_first_dozen_are_listed(count: int, ending: str, tmp_path: Path) -> None:
+def test_first_dozen_of_many_names_are_listed(count: int, ending: str, tmp_path: Path) -> None:
     wrong = document()
     names = [f"number_{number}" for number in range(count)]
     wrong["feature_spec"] |= {name: {} for name in names}
@@ -214,7 +212,7 @@ def test_of_many_names_the_first_dozen_are_listed(count: int, ending: str, tmp_p
     check_only_problem(problems_of(wrong, tmp_path), "source_spec.valid", ending)
 
 
-def test_all_violations_are_told_at_once(tmp_path: Path) -> None:
+def test_all_violations_are_reported_at_once(tmp_path: Path) -> None:
     changes = {
         "feature_spec.user.cardinality": "100",
         "feature_spec.genres.max_hotnes": 3,
@@ -227,7 +225,7 @@ def test_all_violations_are_told_at_once(tmp_path: Path) -> None:
     assert {problem.split(": ")[0] for problem in problems_of(changed(changes), tmp_path)} == set(changes)
 
 
-def test_the_message_names_the_file_the_count_and_every_problem(tmp_path: Path) -> None:
+def test_message_lists_file_count_and_problems(tmp_path: Path) -> None:
     path = tmp_path / "feature_spec.yaml"
     path.write_text("feature_spec: {age: {dtype: int9}}\nsource_spec: {}\nchannel_spec: {numerical: [age]}\n")
     with pytest.raises(DataError) as caught:
@@ -240,13 +238,13 @@ def test_the_message_names_the_file_the_count_and_every_problem(tmp_path: Path) 
     assert places == ["feature_spec.age.dtype", "channel_spec.label", "source_spec.train", "source_spec.test"]
 
 
-def test_a_single_problem_is_counted_as_one(tmp_path: Path) -> None:
+def test_single_problem(tmp_path: Path) -> None:
     with pytest.raises(FeatureSpecError, match=r"^dataset\.yaml: 1 problem in the feature specification:"):
         FeatureSpec.from_dict(changed({"source_spec.valid": []}), tmp_path, source="dataset.yaml")
 
 
 @pytest.mark.parametrize("file", ["link/a.csv", "link/../a.csv"])
-def test_a_link_must_not_lead_out_of_the_folder(file: str, tmp_path: Path) -> None:
+def test_link_out_of_the_folder(file: str, tmp_path: Path) -> None:
     (tmp_path / "dataset").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "dataset" / "link").symlink_to("../elsewhere")
@@ -255,30 +253,30 @@ def test_a_link_must_not_lead_out_of_the_folder(file: str, tmp_path: Path) -> No
     check_only_problem(problems, place, f"'{file}' is a link that leads out of the folder (to '")
 
 
-def test_links_within_the_folder_and_to_the_folder_are_taken(tmp_path: Path) -> None:
+def test_links_within_and_to_the_folder(tmp_path: Path) -> None:
     (tmp_path / "real" / "parts").mkdir(parents=True)
     (tmp_path / "real" / "parts" / "a.csv").touch()
     (tmp_path / "real" / "link").symlink_to("parts")
     (tmp_path / "dataset").symlink_to("real")
     spec = FeatureSpec.from_dict(changed({"source_spec.valid[0].files[0]": "link/a.csv"}), tmp_path / "dataset")
-    assert spec.missing_files("valid") == []
+    assert spec.files("valid")[0].is_file()
 
 
-def test_a_link_that_leads_to_itself_is_a_missing_file(tmp_path: Path) -> None:
+def test_link_to_itself_is_a_missing_file(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("link")
     spec = FeatureSpec.from_dict(changed({"source_spec.valid[0].files[0]": "link"}), tmp_path)
-    assert spec.missing_files("valid") == [tmp_path / "link"]
+    assert spec.files("valid") == (tmp_path / "link",)
 
 
-def test_in_a_hopeless_document_only_the_first_names_are_compared_with_all_others(tmp_path: Path) -> None:
+def test_suggestions_are_capped(tmp_path: Path) -> None:
     wrong = document()
     wrong["feature_spec"] = {f"feature_{number}": {} for number in range(5_000)}
     wrong["channel_spec"] = {"numerical": [f"feeture_{number}" for number in range(5_000)], "label": ["feature_1"]}
     with pytest.raises(FeatureSpecError) as caught:
         FeatureSpec.from_dict(wrong, tmp_path)
-    told = [problem for problem in caught.value.problems if problem.startswith("channel_spec")]
-    assert len(told) == 5_000
+    problems = [problem for problem in caught.value.problems if problem.startswith("channel_spec")]
+    assert len(problems) == 5_000
     first, *rest, last = str(caught.value).split("\n  ")
     assert rest == caught.value.problems[:100]
     assert last == f"... and {len(caught.value.problems) - 100} more"
-    assert 1 <= sum("did you mean" in problem for problem in told) < 100
+    assert 1 <= sum("did you mean" in problem for problem in problems) < 100

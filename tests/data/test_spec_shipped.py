@@ -31,19 +31,19 @@ def read(name: str) -> FeatureSpec:
     return FeatureSpec.read(FOLDER / name)
 
 
-def test_all_variants_of_the_public_recipe_and_the_new_ones_are_there() -> None:
+def test_all_specifications_exist() -> None:
     assert {*PUBLIC, *OWN} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_specification_is_valid_csv_and_states_its_types(name: str) -> None:
+def test_specification_is_csv_with_dtypes(name: str) -> None:
     spec = read(name)
     assert {chunk.type for mapping in spec.sources for chunk in spec.chunks(mapping)} == {"csv"}
     assert all(feature.dtype for feature in spec.features.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_specification_uses_every_feature_that_it_describes(name: str) -> None:
+def test_specification_uses_all_its_features(name: str) -> None:
     spec = read(name)
     used = [feature for channel in spec.channels.values() for feature in channel]
     used += [spec.sample_weight.name] if spec.sample_weight else []
@@ -51,7 +51,7 @@ def test_every_specification_uses_every_feature_that_it_describes(name: str) -> 
 
 
 @pytest.mark.parametrize(("name", "counts"), PUBLIC.items())
-def test_a_public_variant_has_its_channels_and_files(name: str, counts: tuple[int, int, int]) -> None:
+def test_public_variant_has_its_channels_and_files(name: str, counts: tuple[int, int, int]) -> None:
     spec = read(name)
     assert (len(spec.onehot), len(spec.multihot), len(spec.numerical)) == counts
     assert [label.name for label in spec.labels] == ["clicked"]
@@ -60,7 +60,7 @@ def test_a_public_variant_has_its_channels_and_files(name: str, counts: tuple[in
     assert spec.chunks("test")[0].files == ("valid.csv",)
 
 
-def test_the_base_variant_has_the_tables_of_the_published_model() -> None:
+def test_base_variant_has_the_published_tables() -> None:
     spec = read("fspec_csv.yaml")
     wide = {"ad_id": 128, "document_id": 128, "document_id_promo": 128, "campaign_id": 128, "platform": 19}
     rows = {feature.name: feature.cardinality or 0 for feature in spec.onehot + spec.multihot}
@@ -78,7 +78,7 @@ def test_the_base_variant_has_the_tables_of_the_published_model() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))
-def test_a_public_variant_differs_from_the_base_in_nothing_but_its_features(name: str) -> None:
+def test_variants_differ_only_in_their_features(name: str) -> None:
     base, spec = read("fspec_csv.yaml"), read(name)
     shared = base.features.keys() & spec.features.keys()
     assert {feature: spec.features[feature] for feature in shared} == {f: base.features[f] for f in shared}
@@ -86,7 +86,7 @@ def test_a_public_variant_differs_from_the_base_in_nothing_but_its_features(name
     assert all(feature.startswith("additional_") for feature in added)
 
 
-def test_the_new_specifications_show_what_they_are_named_for() -> None:
+def test_specifications_show_what_their_name_says() -> None:
     with_map = read("with_map.yaml")
     assert with_map.map_feature is not None
     assert [with_map.map_feature.name in chunk.features for chunk in with_map.chunks("train")] == [False]

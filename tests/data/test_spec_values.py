@@ -1,4 +1,4 @@
-"""Types, names and single values: each mistake is told once, with its place and mend."""
+"""Types, names and single values: each mistake is reported once, with its location and a fix."""
 
 from datetime import date
 from pathlib import Path
@@ -22,8 +22,8 @@ WRONG_VALUES = [
     # Features.
     ("feature_spec.user", [1], "is a list; write a mapping, such as {dtype: int64}"),
     ("feature_spec.age", "float32", "is the text 'float32'; write a mapping"),
-    ("feature_spec.user.cardinalty", 3, "is no key of a feature; did you mean 'cardinality'?"),
-    ("feature_spec.note.colour", 3, "is no key of a feature; there are: dtype, cardinality, max_hotness,"),
+    ("feature_spec.user.cardinalty", 3, "unknown key of a feature; did you mean 'cardinality'?"),
+    ("feature_spec.note.colour", 3, "unknown key of a feature; expected dtype, cardinality, max_hotness,"),
     ("feature_spec.age.dtype", "float31",
      "is the text 'float31'; write one of int8, int16, int32, int64, float16, float32, float64"),
     ("feature_spec.age.dtype", "float", "is the text 'float'; write one of int8"),
@@ -34,79 +34,79 @@ WRONG_VALUES = [
     ("feature_spec.user.cardinality", "100",
      "is the text '100'; write a whole number from 1 to 2147483647, without quotes"),
     ("feature_spec.user.cardinality", 100.0, "is the number 100.0; write a whole number"),
-    ("feature_spec.user.cardinality", True, "is the truth value True; write a whole number"),
+    ("feature_spec.user.cardinality", True, "is the boolean True; write a whole number"),
     ("feature_spec.user.cardinality", [100], "is a list; write a whole number"),
     ("feature_spec.user.cardinality", None, "is empty; write a whole number"),
-    ("feature_spec.user.cardinality", 0, "is 0; write a whole number from 1 to 2147483647"),
-    ("feature_spec.user.cardinality", -5, "is -5; write a whole number from 1 to 2147483647"),
-    ("feature_spec.user.cardinality", 2**31, "is 2147483648; write a whole number from 1 to 2147483647"),
-    ("feature_spec.genres.max_hotness", 0, "is 0; write a whole number from 1"),
-    ("feature_spec.user.embedding_dim", 0, "is 0; write a whole number from 1 to 4096"),
-    ("feature_spec.user.embedding_dim", 4097, "is 4097; write a whole number from 1 to 4096"),
+    ("feature_spec.user.cardinality", 0, "is the number 0; write a whole number from 1 to 2147483647"),
+    ("feature_spec.user.cardinality", -5, "is the number -5; write a whole number from 1 to 2147483647"),
+    ("feature_spec.user.cardinality", 2**31, "is the number 2147483648; write a whole number from 1 to 2147483647"),
+    ("feature_spec.genres.max_hotness", 0, "is the number 0; write a whole number from 1"),
+    ("feature_spec.user.embedding_dim", 0, "is the number 0; write a whole number from 1 to 4096"),
+    ("feature_spec.user.embedding_dim", 4097, "is the number 4097; write a whole number from 1 to 4096"),
     ("feature_spec.click.task", "clicks", "write one of binary, multiclass, regression"),
     ("feature_spec.click.task", ["binary"], "is a list; write one of binary, multiclass, regression"),
-    ("feature_spec.click.loss_weight", 0, "is 0; write a finite number above 0"),
-    ("feature_spec.click.loss_weight", -0.5, "is -0.5; write a finite number above 0"),
-    ("feature_spec.click.loss_weight", float("nan"), "is nan; write a finite number above 0"),
-    ("feature_spec.click.loss_weight", float("inf"), "is inf; write a finite number above 0"),
+    ("feature_spec.click.loss_weight", 0, "is the number 0; write a finite number above 0"),
+    ("feature_spec.click.loss_weight", -0.5, "is the number -0.5; write a finite number above 0"),
+    ("feature_spec.click.loss_weight", float("nan"), "is the number nan; write a finite number above 0"),
+    ("feature_spec.click.loss_weight", float("inf"), "is the number inf; write a finite number above 0"),
     ("feature_spec.click.loss_weight", 10**400, "write a finite number above 0"),
-    ("feature_spec.click.loss_weight", True, "is the truth value True; write a number above 0"),
+    ("feature_spec.click.loss_weight", True, "is the boolean True; write a finite number above 0"),
     ("feature_spec.click.loss_weight", "1e-3",
-     "is the text '1e-3'; write a number above 0 (without quotes; YAML wants a point: 1.0e-3)"),
-    ("feature_spec.click.positive_weight", 0.0, "is 0.0; write a finite number above 0"),
+     "is the text '1e-3'; write a finite number above 0, without quotes"),
+    ("feature_spec.click.positive_weight", 0.0, "is the number 0.0; write a finite number above 0"),
     ("feature_spec.click.missing", "drop", "is the text 'drop'; write one of error, ignore"),
-    ("feature_spec.buy.given", True, "write the name of a label"),
+    ("feature_spec.buy.given", True, "this name is the boolean True; a name is text: put it in quotes"),
     ("feature_spec.weight.role", "weight", "is the text 'weight'; write one of sample_weight"),
     # Mappings and chunks.
-    ("source_spec.valid", [], "has no chunk; write a list of chunks, each with type, features, files"),
-    ("source_spec.valid", None, "has no chunk"),
+    ("source_spec.valid", [], "is an empty list; write a list of chunks, each beginning with '- ', with type,"),
+    ("source_spec.valid", None, "is an empty list; write a list of chunks"),
     ("source_spec.valid", "d.csv", "is the text 'd.csv'; write a list of chunks"),
     ("source_spec.valid", {"type": "csv"}, "is a mapping; write a list of chunks, each beginning with '- '"),
     ("source_spec.valid[0]", "d.csv", "is the text 'd.csv'; write a mapping with type, features, files"),
     ("source_spec.valid[0].type", GONE, "is missing; a chunk has type, features and files"),
     ("source_spec.valid[0].features", GONE, "is missing; a chunk has type, features and files"),
     ("source_spec.valid[0].files", GONE, "is missing; a chunk has type, features and files"),
-    ("source_spec.valid[0].file", "d.csv", "is no key of a chunk; did you mean 'files'?"),
+    ("source_spec.valid[0].file", "d.csv", "unknown key of a chunk; did you mean 'files'?"),
     ("source_spec.valid[0].type", "orc", "is the text 'orc'; write one of parquet, csv"),
-    ("source_spec.valid[0].features", [], "is an empty list; name at least one"),
-    ("source_spec.valid[0].features", "user", "is the text 'user'; write a list: [user]"),
-    ("source_spec.valid[0].files", "d.csv", "is the text 'd.csv'; write a list: [d.csv]"),
-    ("source_spec.valid[0].files", [], "is an empty list; name at least one"),
+    ("source_spec.valid[0].features", [], "is an empty list; write a list, such as ["),
+    ("source_spec.valid[0].features", "user", "is the text 'user'; write a list, such as [age, price]"),
+    ("source_spec.valid[0].files", "d.csv", "is the text 'd.csv'; write a list, such as [train_0.csv, train_1.csv]"),
+    ("source_spec.valid[0].files", [], "is an empty list; write a list, such as ["),
     ("source_spec.valid[0].files", None, "is empty; write a list"),
-    ("source_spec.valid[0].files[0]", 7, "is the number 7; write a path, in quotes"),
+    ("source_spec.valid[0].files[0]", 7, "is the number 7; write the path of a file in quotes"),
     ("source_spec.valid[0].files[0]", "", "is the text ''; write the path of a file"),
-    ("source_spec.valid[0].files[0]", "a\0b", "is the text 'a\\x00b'; write the path of a file, without control"),
+    ("source_spec.valid[0].files[0]", "a\0b", "is the text 'a\\x00b'; write the path of a file in quotes, without"),
     # Channels.
-    ("channel_spec.numeric", [], "is no channel; did you mean 'numerical'?"),
-    ("channel_spec.label", "click", "is the text 'click'; write a list: [click]"),
+    ("channel_spec.numeric", [], "unknown channel; did you mean 'numerical'?"),
+    ("channel_spec.label", "click", "is the text 'click'; write a list, such as ["),
     ("channel_spec.map", {"session": 1}, "is a mapping; write a list"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("place", "value", "words"), WRONG_VALUES)
-def test_a_wrong_value_is_told_once_with_its_place_and_mend(place: str, value: Any, words: str, tmp_path: Path) -> None:
+def test_wrong_values(place: str, value: Any, words: str, tmp_path: Path) -> None:
     check_only_problem(problems_of(changed({place: value}), tmp_path), place, words)
 
 
 WRONG_NAMES = [
-    (False, "False", "YAML reads this name as the truth value False (so it does yes, no, on, off); put it in quotes"),
+    (False, "False", "this name is the boolean False; a name is text: put it in quotes"),
     (7, "7", "this name is the number 7; a name is text: put it in quotes"),
     (None, "None", "this name is empty; a name is text: put it in quotes"),
     ("", "''", "this name is empty; write a name"),
     (" x", " x", "the name ' x' begins or ends with a blank"),
     ("x\u3000", r"'x\u3000'", "begins or ends with a blank"),
-    ("a/b", "a/b", "the name 'a/b' holds a slash or a control character"),
-    ("a\0b", r"'a\x00b'", "holds a slash or a control character"),
-    ("a\nb", r"'a\nb'", "holds a slash or a control character"),
-    (".hidden", ".hidden", "the name '.hidden' begins or ends with a blank, or begins with a dot; take it away"),
+    ("a/b", "a/b", "the name 'a/b' contains a slash or a control character"),
+    ("a\0b", r"'a\x00b'", "contains a slash or a control character"),
+    ("a\nb", r"'a\nb'", "contains a slash or a control character"),
+    (".hidden", ".hidden", "the name '.hidden' begins or ends with a blank, or begins with a dot; remove it"),
     ("..", "..", "the name '..' begins or ends with a blank, or begins with a dot"),
-    ("x" * 201, f"'{'x' * 27}...{'x' * 28}'", "this name has 201 characters; the most is 200"),
-    ("大" * 67, "大" * 67, "this name has 201 bytes in UTF-8; the most is 200"),
+    ("x" * 201, f"'{'x' * 27}...{'x' * 28}'", "this name has 201 characters; the maximum is 200"),
+    ("大" * 67, "大" * 67, "this name has 201 bytes in UTF-8; the maximum is 200"),
 ]
 
 
 @pytest.mark.parametrize(("name", "shown", "words"), WRONG_NAMES)
-def test_a_wrong_name_is_told_wherever_it_stands(name: Any, shown: str, words: str, tmp_path: Path) -> None:
+def test_wrong_names(name: Any, shown: str, words: str, tmp_path: Path) -> None:
     wrong = document()
     wrong["feature_spec"][name] = {}
     check_only_problem(problems_of(wrong, tmp_path), f"feature_spec.{shown}", words)
@@ -117,24 +117,24 @@ def test_a_wrong_name_is_told_wherever_it_stands(name: Any, shown: str, words: s
         check_only_problem(problems_of(changed({place: name}), tmp_path), place, words)
 
 
-def test_a_name_that_yaml_misread_is_not_told_again_where_it_is_referred_to(tmp_path: Path) -> None:
+def test_no_problem_follows_from_a_wrong_name(tmp_path: Path) -> None:
     wrong = changed({"channel_spec.numerical[1]": "no", "source_spec.valid[0].features[7]": "no"})
     wrong["feature_spec"][False] = {}
     check_only_problem(problems_of(wrong, tmp_path), "feature_spec.False", "put it in quotes")
 
 
 @pytest.mark.parametrize(("wrong", "words"), [([1], "is a list"), (None, "is empty"), ("x", "is the text 'x'")])
-def test_a_document_that_is_no_mapping_is_told(wrong: Any, words: str, tmp_path: Path) -> None:
-    mend = f"{words}; write a mapping with feature_spec, source_spec, channel_spec, metadata"
-    check_only_problem(problems_of(wrong, tmp_path), "document", mend)
+def test_document_is_a_mapping(wrong: Any, words: str, tmp_path: Path) -> None:
+    fix = f"{words}; write a mapping with feature_spec, source_spec, channel_spec, metadata"
+    check_only_problem(problems_of(wrong, tmp_path), "document", fix)
 
 
-def test_unknown_sections_are_told_with_the_nearest_or_with_all(tmp_path: Path) -> None:
+def test_unknown_sections(tmp_path: Path) -> None:
     problems = problems_of(document() | {"source_specs": {}, "zzz": 1, True: 2}, tmp_path)
     assert problems == [
-        "document.source_specs: is no section; did you mean 'source_spec'?",
-        "document.zzz: is no section; there are: feature_spec, source_spec, channel_spec, metadata",
-        "document.True: is no section; there are: feature_spec, source_spec, channel_spec, metadata",
+        "document.source_specs: unknown section; did you mean 'source_spec'?",
+        "document.zzz: unknown section; expected feature_spec, source_spec, channel_spec, metadata",
+        "document.True: unknown section; expected feature_spec, source_spec, channel_spec, metadata",
     ]
 
 
@@ -157,11 +157,11 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("changes", ALLOWED.values(), ids=ALLOWED)
-def test_values_at_the_edge_of_what_is_allowed_are_taken(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_extreme_values_are_accepted(changes: dict[str, Any], tmp_path: Path) -> None:
     FeatureSpec.from_dict(changed(changes), tmp_path)
 
 
-def test_numpy_numbers_become_plain_ones(tmp_path: Path) -> None:
+def test_numpy_numbers_become_python_numbers(tmp_path: Path) -> None:
     changes = {"feature_spec.user.cardinality": np.int64(100), "feature_spec.click.loss_weight": np.float32(2)}
     spec = FeatureSpec.from_dict(changed(changes), tmp_path)
     assert type(spec.features["user"].cardinality) is int
@@ -181,7 +181,7 @@ def test_numpy_numbers_become_plain_ones(tmp_path: Path) -> None:
         ("float16", "float16"),
     ],
 )
-def test_torch_names_of_types_become_numpy_names(stated: str, expected: str, tmp_path: Path) -> None:
+def test_torch_dtypes_become_numpy_dtypes(stated: str, expected: str, tmp_path: Path) -> None:
     spec = FeatureSpec.from_dict(changed({"feature_spec.age.dtype": stated}), tmp_path)
     assert spec.features["age"].dtype == expected == np.dtype(expected).name
     assert spec.to_dict()["feature_spec"]["age"] == {"dtype": expected}

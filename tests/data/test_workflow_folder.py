@@ -79,7 +79,7 @@ def test_a_workflow_that_is_a_link_out_is_refused(dataset):
     assert workflow_files(dataset, allow_outside_paths=True)
 
 
-def test_links_within_the_dataset_and_hard_links_are_followed(dataset):
+def test_links_within_the_dataset_are_followed(dataset):
     (dataset / "workflow").rename(dataset / "fitted")
     (dataset / "workflow").symlink_to("fitted")
     os.link(dataset / "fitted" / "encoders.json", dataset / "hard")

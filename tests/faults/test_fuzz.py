@@ -18,8 +18,8 @@ import main
 import report
 import transcode
 from data.errors import DataError
-from data.files.columns import Column, describe_column
 from data.files.csv import count_lines, read_csv_blocks
+from data.spec.columns import Column, describe_column
 from data.spec.feature_spec import FeatureSpec
 from tests.data.csv_documents import FEATURES, GOOD_LINE, document, write_csv_dataset
 from tests.data.spec_strategies import ODD, damaged_documents, damaged_files

@@ -38,7 +38,7 @@ CASES = [(layout, workers) for layout, counts in (WHOLE if tries(0, 1) else QUIC
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory) -> dict[str, FeatureSpec]:
-    """A dataset of each layout, written when it is first asked for; groups are five rows long."""
+    """A dataset of each layout, written when it is first quota for; groups are five rows long."""
 
     class Worlds(dict[str, FeatureSpec]):
         def __missing__(self, name: str) -> FeatureSpec:
@@ -143,7 +143,7 @@ def test_interrupted_epochs_use_every_row_once(ledger_world, number):
     # Lanes and windows as large datasets have them.
     with (
         mock.patch.object(epoch_plan, "SHUFFLE_ROWS", chosen.choice([500, 3000])),
-        mock.patch.object(epoch_plan, "UNITS_PER_LANE", 4),
+        mock.patch.object(epoch_plan, "ROW_GROUPS_PER_STREAM", 4),
     ):
         loader = ParquetLoader(ledger_world, "train", global_batch_size=BATCH, shuffle=True)
         stops = sorted(chosen.sample(range(1, loader.steps_per_epoch), 3))

@@ -12,7 +12,7 @@ import pytest
 from data.checks.dataset import MappingSummary, check_mapping
 from data.errors import DataError
 from data.files import parquet as parquet_writer
-from data.files.parquet import MAGIC, DatasetWriter, add_seal, parquet_schema, read_footer
+from data.files.parquet import MAGIC, DatasetWriter, add_checksums, parquet_schema, read_footer
 from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
@@ -150,32 +150,32 @@ def test_check_dataset_finds_what_the_loader_rejects(written):
 
 
 def test_only_columns_that_are_read_are_looked_at(written):
-    metadata, seal = read_footer(written.path)
-    assert seal is not None and seal.sums.shape == (2, metadata.num_columns)
+    metadata, checksums = read_footer(written.path)
+    assert checksums is not None and checksums.sums.shape == (2, metadata.num_columns)
     user, *_, session = first_bytes_of_chunks(written.path)[: metadata.num_columns]
     written.damage(user, 3)
-    seal.check(0, ["item", "tags"])
-    seal.check(1, ["user"])
+    checksums.check(0, ["item", "tags"])
+    checksums.check(1, ["user"])
     for column in (["user"], list(FEATURES)):
         with pytest.raises(ValueError, match="column 'user' does not match its checksum"):
-            seal.check(0, column)
+            checksums.check(0, column)
     written.damage(session, 3)
     with pytest.raises(ValueError, match="'session'"):
-        seal.check(0, ["session"])
+        checksums.check(0, ["session"])
 
 
 def test_lists_and_names_with_dots_are_looked_at(tmp_path):
     table = pa.table({"a.b": [1, 2], "a": [[1], [2]]})
     pq.write_table(table, tmp_path / "x.parquet")
-    add_seal(tmp_path / "x.parquet")
-    _, seal = read_footer(tmp_path / "x.parquet")
+    add_checksums(tmp_path / "x.parquet")
+    _, checksums = read_footer(tmp_path / "x.parquet")
     content = (tmp_path / "x.parquet").read_bytes()
     for name, start in zip(table.column_names, first_bytes_of_chunks(tmp_path / "x.parquet"), strict=True):
         damaged = bytearray(content)
         damaged[start] ^= 1
         (tmp_path / "x.parquet").write_bytes(damaged)
         with pytest.raises(ValueError, match="checksum"):
-            seal.check(0, [name])
+            checksums.check(0, [name])
 
 
 def test_checksummed_parquet_is_plain_parquet(written):
@@ -186,11 +186,11 @@ def test_checksummed_parquet_is_plain_parquet(written):
     assert are_right(read(written.spec))
 
 
-def test_a_file_without_rows_can_be_sealed(tmp_path):
+def test_a_file_without_rows_gets_checksums(tmp_path):
     pq.write_table(pa.table({"x": pa.array([], pa.int64())}), tmp_path / "x.parquet")
-    add_seal(tmp_path / "x.parquet")
-    metadata, seal = read_footer(tmp_path / "x.parquet")
-    assert metadata.num_rows == 0 and seal is not None and seal.sums.size == metadata.num_row_groups
+    add_checksums(tmp_path / "x.parquet")
+    metadata, checksums = read_footer(tmp_path / "x.parquet")
+    assert metadata.num_rows == 0 and checksums is not None and checksums.sums.size == metadata.num_row_groups
 
 
 def calls_of(path: Path, names: tuple[str, ...]) -> list[ast.Call]:

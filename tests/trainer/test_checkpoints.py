@@ -90,7 +90,7 @@ def store(tmp_path, warnings) -> CheckpointStore:
     )
 )
 @settings(max_examples=60, deadline=None)
-def test_arrays_of_every_dtype_and_shape_come_back_bit_for_bit(tmp_path_factory, described):
+def test_arrays_round_trip_bit_for_bit(tmp_path_factory, described):
     values = {}
     for index, (dtype, shape, seed) in enumerate(described):
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -110,14 +110,14 @@ def test_arrays_of_every_dtype_and_shape_come_back_bit_for_bit(tmp_path_factory,
         assert all(block.shape[1:] == array.shape[1:] for block in blocks)
 
 
-def test_files_are_plain_npy_files_that_numpy_reads_without_pickle(store):
+def test_files_are_plain_npy(store):
     folder = save(store, 7)
     found = [np.load(path, allow_pickle=False) for path in sorted((folder / "arrays").iterdir())]
     for array, expected in zip(found, tensors(7).values(), strict=True):
         np.testing.assert_array_equal(array, expected)
 
 
-def test_a_table_is_written_and_read_in_blocks_of_rows(store, monkeypatch):
+def test_tables_are_written_and_read_in_blocks(store, monkeypatch):
     monkeypatch.setattr(arrays, "BLOCK_BYTES", 24)
     table = np.arange(22, dtype=np.float32).reshape(11, 2)
     source = ArraySource.from_array("table", table)
@@ -127,13 +127,13 @@ def test_a_table_is_written_and_read_in_blocks_of_rows(store, monkeypatch):
     np.testing.assert_array_equal(np.concatenate(list(store.open("last").blocks("table"))), table)
 
 
-def test_blocks_that_are_not_contiguous_are_written_by_value(store):
+def test_non_contiguous_blocks(store):
     table = np.arange(24, dtype=np.float32).reshape(6, 4)
     store.save(1, [ArraySource("t", (4, 6), np.float32, lambda: iter([table.T[:1], table.T[1:]]))], {})
     np.testing.assert_array_equal(store.open("last").read("t"), table.T)
 
 
-def test_the_state_comes_back_as_it_was(store):
+def test_state_round_trips(store):
     store.save(2, [], STATE | {"rate": np.float32(0.5), "rows": np.int64(3), "pair": (1, 2)})
     assert store.open("last").state == STATE | {"rate": 0.5, "rows": 3, "pair": [1, 2]}
 
@@ -146,7 +146,7 @@ def test_the_state_comes_back_as_it_was(store):
         ({"w": np.ones(3)}, "state.w"),
     ],
 )
-def test_a_state_that_json_would_not_give_back_is_refused_by_its_place(store, state, place):
+def test_non_json_state_is_rejected_with_its_location(store, state, place):
     with pytest.raises(ValueError, match=place):
         store.save(1, [], state)
     assert store.steps() == []
@@ -163,7 +163,7 @@ def test_a_state_that_json_would_not_give_back_is_refused_by_its_place(store, st
         [],
     ],
 )
-def test_blocks_that_do_not_make_up_the_array_are_refused_and_nothing_is_left(store, blocks):
+def test_wrong_blocks_are_rejected(store, blocks):
     save(store, 1)
     with pytest.raises(ValueError, match="'t' of shape"):
         store.save(2, [ArraySource("t", (4, 2), np.float32, lambda: iter(blocks))], {})
@@ -171,20 +171,20 @@ def test_blocks_that_do_not_make_up_the_array_are_refused_and_nothing_is_left(st
 
 
 @pytest.mark.parametrize("name", ["", "/a", "a/", "a//b", "../a", "a/..", "a/./b", "a\nb", "a\0b", "x" * 401])
-def test_names_that_would_be_tricks_as_paths_are_refused(name):
+def test_unsafe_array_names_are_rejected(name):
     assert not is_array_name(name)
     with pytest.raises(ValueError, match="cannot name an array"):
         ArraySource.from_array(name, np.zeros(1))
 
 
-def test_any_other_name_is_kept_whatever_files_can_be_called(store):
+def test_array_names_need_not_be_file_names(store):
     names = ["user id/é%", "Ad", "ad", "CON", "a b", "a-b", "x" * 400, ".hidden", "日本/語"]
     store.save(1, [ArraySource.from_array(name, np.array([n])) for n, name in enumerate(names)], {})
     checkpoint = store.open("last")
     assert [checkpoint.read(name)[0] for name in names] == list(range(len(names)))
 
 
-def test_object_arrays_names_given_twice_and_negative_steps_are_refused(store):
+def test_invalid_arguments_are_rejected(store):
     with pytest.raises(ValueError, match="dtype object"):
         ArraySource.from_array("a", np.array([object()]))
     with pytest.raises(ValueError, match="given twice: a"):
@@ -195,7 +195,7 @@ def test_object_arrays_names_given_twice_and_negative_steps_are_refused(store):
         CheckpointStore(store.folder, keep=0)
 
 
-def test_an_array_that_is_not_there_is_named(store):
+def test_missing_array_is_named(store):
     save(store, 1)
     with pytest.raises(StorageError, match="no array 'wide'"):
         store.open("last").read("wide")
@@ -204,7 +204,7 @@ def test_an_array_that_is_not_there_is_named(store):
 # Which are kept, and which are opened
 
 
-def test_the_newest_and_the_best_are_kept(store):
+def test_newest_and_best_are_kept(store):
     for step in range(1, 7):
         save(store, step, best=step in (1, 2))
     assert store.steps() == [2, 5, 6]
@@ -213,7 +213,7 @@ def test_the_newest_and_the_best_are_kept(store):
     check_content(store.open("last"), 6)
 
 
-def test_without_a_best_the_newest_are_kept_and_used(tmp_path, warnings):
+def test_without_a_best_the_newest_are_used(tmp_path, warnings):
     store = CheckpointStore(tmp_path, keep=3, warn=warnings.append)
     for step in range(1, 6):
         save(store, step)
@@ -222,7 +222,7 @@ def test_without_a_best_the_newest_are_kept_and_used(tmp_path, warnings):
     assert len(warnings) == 1 and "the last one, step 5, is used" in warnings[0]
 
 
-def test_a_run_that_goes_back_keeps_its_own_checkpoints_and_not_those_of_the_life_it_left(store):
+def test_run_that_went_back_keeps_its_own_checkpoints(store):
     for step in (10, 20, 30):
         save(store, step, best=True)
     save(store, 15, best=True)
@@ -232,14 +232,14 @@ def test_a_run_that_goes_back_keeps_its_own_checkpoints_and_not_those_of_the_lif
     assert store.steps() == [15, 25]
 
 
-def test_a_step_saved_again_is_replaced(store):
+def test_step_saved_again_is_replaced(store):
     save(store, 1)
     store.save(1, [ArraySource.from_array("other", np.ones(2))], {"again": True})
     assert store.steps() == [1] and store.open("last").state == {"again": True}
     assert [path.name for path in store.folder.iterdir()] == ["step-1"]
 
 
-def test_a_path_opens_a_step_a_checkpoints_folder_or_a_model_folder(store, tmp_path):
+def test_open_by_path(store, tmp_path):
     for step in (1, 2):
         save(store, step)
     elsewhere = CheckpointStore(tmp_path / "elsewhere")
@@ -253,7 +253,7 @@ def test_a_path_opens_a_step_a_checkpoints_folder_or_a_model_folder(store, tmp_p
 
 
 @pytest.mark.parametrize("which", ["last", "best", "nowhere", "x" * 5000, "/dev/null"])
-def test_nothing_to_open_says_what_was_looked_for(store, which):
+def test_no_checkpoint_error_names_the_folder(store, which):
     with pytest.raises(NoCheckpointError, match="checkpoint") as error:
         store.open(which)
     assert isinstance(error.value, DataError)
@@ -261,7 +261,7 @@ def test_nothing_to_open_says_what_was_looked_for(store, which):
         assert str(store.folder) in str(error.value) and ("Train" in str(error.value))
 
 
-def test_unfinished_saves_are_no_checkpoints_and_go_with_the_next_save(store):
+def test_unfinished_saves_are_removed_by_the_next(store):
     path = save(store, 1)
     shutil.copytree(path, files.temporary_folder(store.folder / "step-9"))
     assert store.steps() == [1]
@@ -282,7 +282,7 @@ def damaged(store: CheckpointStore, folder: Path) -> str | None:
     return None
 
 
-def test_no_flipped_bit_in_any_file_of_a_checkpoint_is_accepted(store):
+def test_every_flipped_bit_is_detected(store):
     folder = save(store, 5, best=True)
     chosen = random.Random(5)
     tried = 0
@@ -300,7 +300,7 @@ def test_no_flipped_bit_in_any_file_of_a_checkpoint_is_accepted(store):
     check_content(store.open(str(folder)), 5)
 
 
-def test_no_file_that_is_cut_grown_emptied_missing_or_swapped_is_accepted(store):
+def test_damaged_files_are_detected(store):
     folder = save(store, 5)
     for path in files_of(folder):
         content = path.read_bytes()
@@ -321,7 +321,7 @@ def test_no_file_that_is_cut_grown_emptied_missing_or_swapped_is_accepted(store)
 
 
 @pytest.mark.parametrize("swapped", ["manifest.json", "arrays", "all"])
-def test_files_swapped_between_two_steps_are_not_accepted(store, tmp_path, swapped):
+def test_files_swapped_between_steps_are_detected(store, tmp_path, swapped):
     first, second = save(store, 1), save(store, 2)
     one, two = (first, second) if swapped == "all" else (first / swapped, second / swapped)
     os.rename(one, tmp_path / "aside")
@@ -330,7 +330,7 @@ def test_files_swapped_between_two_steps_are_not_accepted(store, tmp_path, swapp
     assert damaged(store, first) and damaged(store, second)
 
 
-def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(store):
+def test_pipe_instead_of_a_file_does_not_block(store):
     folder = save(store, 1)
     path = files_of(folder / "arrays")[0]
     path.unlink()
@@ -381,13 +381,13 @@ FORGERIES = {
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_a_forged_manifest_with_a_right_checksum_is_refused(store, forgery):
+def test_forged_manifest_is_rejected(store, forgery):
     folder = save(store, 1)
     rewrite_manifest(folder, FORGERIES[forgery])
     assert "manifest.json" in damaged(store, folder) or ".npy: holds" in damaged(store, folder)
 
 
-def test_an_array_file_with_more_than_the_array_is_refused_even_with_right_checksums(store):
+def test_array_file_with_extra_bytes_is_rejected(store):
     folder = save(store, 1)
     path = files_of(folder / "arrays")[0]
     longer = path.read_bytes() + b"\0\0\0\0"
@@ -412,7 +412,7 @@ def test_an_array_file_with_more_than_the_array_is_refused_even_with_right_check
         "NaN",
     ],
 )
-def test_a_manifest_that_is_something_else_is_refused(store, text):
+def test_file_that_is_no_manifest_is_rejected(store, text):
     folder = save(store, 1)
     (folder / "manifest.json").write_bytes(text.encode("latin-1"))
     assert "manifest.json" in damaged(store, folder)
@@ -424,7 +424,7 @@ JSON = st.recursive(JSON_LEAVES, lambda inner: st.lists(inner) | st.dictionaries
 
 @given(JSON)
 @settings(max_examples=100, deadline=None)
-def test_a_manifest_of_odd_types_is_refused_and_nothing_else_is_raised(tmp_path_factory, odd):
+def test_manifest_of_random_types(tmp_path_factory, odd):
     folder = tmp_path_factory.mktemp("odd")
     for content in (odd, {"version": 2, "metadata": odd, "arrays": odd, "files": odd}):
         (folder / "manifest.json").write_text(_checksummed_text(content))
@@ -435,7 +435,7 @@ def test_a_manifest_of_odd_types_is_refused_and_nothing_else_is_raised(tmp_path_
         assert odd == {} and manifest == Manifest(2, {}, {}, {})
 
 
-def test_a_damaged_newest_is_passed_over_with_a_warning_that_names_it(store, warnings):
+def test_damaged_newest_is_skipped_with_a_warning(store, warnings):
     save(store, 1)
     newest = files_of(save(store, 2) / "arrays")[0]
     newest.write_bytes(newest.read_bytes()[:-1])
@@ -443,21 +443,21 @@ def test_a_damaged_newest_is_passed_over_with_a_warning_that_names_it(store, war
     assert len(warnings) == 1 and str(newest) in warnings[0] and "bytes" in warnings[0]
 
 
-def test_a_newest_without_a_readable_manifest_is_passed_over_with_a_warning(store, warnings):
+def test_unreadable_manifest_is_skipped_with_a_warning(store, warnings):
     save(store, 1)
     (save(store, 2) / "manifest.json").write_text("{")
     check_content(store.open("last"), 1)
     assert len(warnings) == 1 and "step-2" in warnings[0]
 
 
-def test_when_all_are_damaged_the_error_names_each(store):
+def test_error_names_all_damaged_checkpoints(store):
     for step in (1, 2):
         files_of(save(store, step) / "arrays")[0].write_bytes(b"")
     with pytest.raises(NoCheckpointError, match="(?s)step-2.*step-1"):
         store.open("last")
 
 
-def test_a_damaged_best_is_an_error_and_not_another_checkpoint(store):
+def test_damaged_best_is_an_error(store):
     best = files_of(save(store, 1, best=True) / "arrays")[0]
     save(store, 2)
     best.write_bytes(b"")
@@ -465,7 +465,7 @@ def test_a_damaged_best_is_an_error_and_not_another_checkpoint(store):
         store.open("best")
 
 
-def test_one_found_damaged_does_not_push_out_a_good_one(store):
+def test_damaged_checkpoint_does_not_replace_a_good_one(store):
     for step in (10, 20):
         save(store, step)
     files_of(store.folder / "step-20" / "arrays")[0].write_bytes(b"")
@@ -487,7 +487,7 @@ def test_warnings_go_to_stderr_by_default(tmp_path, capsys):
 # Dying on the way
 
 
-def test_everything_is_forced_to_disk_before_the_rename_and_the_rename_after_it(store, monkeypatch):
+def test_files_are_synced_before_the_rename(store, monkeypatch):
     save(store, 1)
     events = []
     rename = os.rename
@@ -535,7 +535,7 @@ def killed_at_line(number: int, work) -> bool:
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["a new step", "the same step again"])
-def test_a_kill_at_any_line_of_a_save_leaves_a_whole_checkpoint(tmp_path, warnings, again):
+def test_save_killed_at_any_line(tmp_path, warnings, again):
     prepared = tmp_path / "prepared"
     save(CheckpointStore(prepared, keep=1), 1)
     step = 1 if again else 2
@@ -563,7 +563,7 @@ def test_a_kill_at_any_line_of_a_save_leaves_a_whole_checkpoint(tmp_path, warnin
     assert number > 200 and found == {False, True} and not warnings
 
 
-def test_a_kill_while_a_checkpoint_is_amended_is_harmless(tmp_path, warnings):
+def test_amend_killed_at_any_line(tmp_path, warnings):
     prepared = tmp_path / "prepared"
     save(CheckpointStore(prepared), 1)
     number, found, killed = 0, set(), True
@@ -584,7 +584,7 @@ def test_a_kill_while_a_checkpoint_is_amended_is_harmless(tmp_path, warnings):
     assert number > 20 and found == {False, True} and not warnings
 
 
-def test_an_amended_checkpoint_is_the_best_and_the_old_best_goes(store):
+def test_amended_checkpoint_becomes_the_best(store):
     save(store, 1, best=True)
     save(store, 2)
     save(store, 3)
@@ -595,7 +595,7 @@ def test_an_amended_checkpoint_is_the_best_and_the_old_best_goes(store):
         store.amend(9, {}, best=True)
 
 
-def test_an_error_in_the_blocks_leaves_nothing_behind(store):
+def test_error_in_blocks_leaves_nothing_behind(store):
     save(store, 1)
 
     def blocks():
@@ -630,7 +630,7 @@ class FailingOs:
         return call
 
 
-def test_a_failing_system_call_anywhere_is_one_clear_error_and_the_old_ones_stay(tmp_path, monkeypatch):
+def test_failing_system_calls(tmp_path, monkeypatch):
     failures = 0
     for number in range(1, 100):
         store = CheckpointStore(tmp_path / str(number), warn=lambda text: None)
@@ -652,7 +652,7 @@ def test_a_failing_system_call_anywhere_is_one_clear_error_and_the_old_ones_stay
     assert failures > 8
 
 
-def test_a_disk_that_is_full_on_the_way_is_one_clear_error(store, tmp_path):
+def test_disk_full_during_a_save(store, tmp_path):
     save(store, 1)
     child = os.fork()
     if child == 0:
@@ -670,7 +670,7 @@ def test_a_disk_that_is_full_on_the_way_is_one_clear_error(store, tmp_path):
     check_content(store.open("last"), 1)
 
 
-def test_too_little_room_is_told_before_a_byte_is_written(store, monkeypatch):
+def test_free_space_is_checked_first(store, monkeypatch):
     save(store, 1)
     full = {"f_frsize": 512, "f_blocks": 100, "f_bavail": 1, "f_files": 100, "f_favail": 100}
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(**full))
@@ -682,13 +682,13 @@ def test_too_little_room_is_told_before_a_byte_is_written(store, monkeypatch):
     check_content(store.open("last"), 1)
 
 
-def test_a_model_folder_that_cannot_be_made_is_refused_before_training(tmp_path):
+def test_model_dir_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="--model_dir .*file/model: .*Not a directory"):
         probe(tmp_path / "file" / "model")
 
 
-def test_a_read_only_model_folder_is_refused_before_training(tmp_path, monkeypatch):
+def test_read_only_model_dir(tmp_path, monkeypatch):
     def read_only(*arguments, **options):
         raise OSError(30, "Read-only file system")
 
@@ -697,7 +697,7 @@ def test_a_read_only_model_folder_is_refused_before_training(tmp_path, monkeypat
         probe(tmp_path)
 
 
-def test_the_trial_save_leaves_nothing_behind(tmp_path):
+def test_probe_leaves_nothing_behind(tmp_path):
     probe(tmp_path / "new" / "model")
     assert not list((tmp_path / "new" / "model" / "checkpoints").iterdir())
 
@@ -711,7 +711,7 @@ FILES = {
 }
 
 
-def test_a_model_folder_comes_back(tmp_path):
+def test_model_folder_round_trips(tmp_path):
     (tmp_path / "binary").write_bytes(bytes(range(256)) * 100_000)
     write_model(tmp_path / "model", sources(tensors(1)), FILES | {"workflow/binary.npy": tmp_path / "binary"})
     weights = open_model(tmp_path / "model")
@@ -726,7 +726,7 @@ def test_a_model_folder_comes_back(tmp_path):
     assert len(list((tmp_path / "model" / "weights").glob("*.npy"))) == 3
 
 
-def test_a_model_folder_is_replaced_as_a_whole(tmp_path):
+def test_model_folder_is_replaced_as_a_whole(tmp_path):
     write_model(tmp_path / "model", sources(tensors(1)), FILES)
     write_model(tmp_path / "model", sources(tensors(2)), {"architecture.json": {}})
     model = open_model(tmp_path / "model")
@@ -734,7 +734,7 @@ def test_a_model_folder_is_replaced_as_a_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_model_save_that_died_between_its_renames_left_the_old_model(tmp_path):
+def test_model_save_killed_between_renames(tmp_path):
     write_model(tmp_path / "model", sources(tensors(1)), FILES)
     shutil.copytree(tmp_path / "model", files.temporary_folder(tmp_path / "model"))
     os.rename(tmp_path / "model", tmp_path / "model.replaced")
@@ -743,7 +743,7 @@ def test_a_model_save_that_died_between_its_renames_left_the_old_model(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_damage_in_any_file_of_a_model_folder_is_found(tmp_path):
+def test_damaged_model_folder_is_detected(tmp_path):
     write_model(tmp_path / "model", sources(tensors(1)), FILES)
     for path in files_of(tmp_path / "model"):
         content = path.read_bytes()
@@ -753,25 +753,25 @@ def test_damage_in_any_file_of_a_model_folder_is_found(tmp_path):
         path.write_bytes(content)
 
 
-def test_no_model_folder_is_told_with_what_to_do(tmp_path):
+def test_missing_model_folder(tmp_path):
     with pytest.raises(NoCheckpointError, match="no valid model in .*Train first"):
         open_model(tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../x", "/x", "a/.x", "manifest.json", "", ".", "a\0", "a" * 256])
-def test_documents_cannot_be_named_out_of_the_folder(tmp_path, name):
+def test_unsafe_file_names_are_rejected(tmp_path, name):
     with pytest.raises(ValueError, match="cannot name a file"):
         write_model(tmp_path / "model", [], {name: ""})
 
 
-def test_a_document_that_cannot_be_read_leaves_the_old_model(tmp_path):
+def test_unreadable_source_file_keeps_the_old_model(tmp_path):
     write_model(tmp_path / "model", sources(tensors(1)), FILES)
     with pytest.raises(StorageError, match="cannot save .*model: No such file"):
         write_model(tmp_path / "model", sources(tensors(2)), {"gone": tmp_path / "gone"})
     assert open_model(tmp_path / "model").read("step") == 1
 
 
-def test_an_array_that_shrinks_after_it_was_verified_is_told(tmp_path):
+def test_array_truncated_after_verification(tmp_path):
     write_model(tmp_path / "model", sources(tensors(1)), {})
     folder = ChecksummedDir(tmp_path / "model")
     folder.verify()

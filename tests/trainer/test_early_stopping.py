@@ -19,7 +19,7 @@ from trainer.early_stopping import EarlyStopping
         ("auc_roc", [0.6, 0.5, math.nan, 0.5], 4),
     ],
 )
-def test_training_stops_when_the_metric_did_not_become_better_in_its_direction(key, values, stops_after):
+def test_stops_when_the_metric_no_longer_improves(key, values, stops_after):
     stopping, stops = EarlyStopping(key, patience=2), []
     for value in values:
         stopping.update({key: value})
@@ -34,7 +34,7 @@ def test_without_patience_training_never_stops():
     assert not stopping.is_over
 
 
-def test_a_resumed_run_counts_on():
+def test_resumed_run_keeps_counting():
     stopping = EarlyStopping("auc_roc", patience=3, state=EarlyStoppingState("auc_roc", best=0.8, epochs_since_best=2))
     stopping.update({"auc_roc": 0.7})
     assert stopping.is_over

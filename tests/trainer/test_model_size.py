@@ -90,7 +90,7 @@ def refusal(options: Options, launch: WorkerEnv | None = None, layout: InputSche
     return str(caught.value)
 
 
-def test_tables_larger_than_memory_are_refused_with_the_fix(bound):
+def test_tables_larger_than_memory_are_rejected(bound):
     bound(2**34)
     message = refusal(options_of("--model", "mmoe"))
     # 50 million rows of 64 weights with two accumulators each, and a step.
@@ -109,7 +109,7 @@ def test_without_training_only_the_weights_count(bound):
     assert "optimizer" not in refusal(options_of("--model", "mmoe", "--predict", "out.parquet"))
 
 
-def test_workers_of_a_host_share_its_memory_and_sharded_tables(bound):
+def test_workers_of_a_host_share_its_memory(bound):
     two = WorkerEnv(0, 2, 0, 2)
     bound(60 * 10**9)
     check_model_fits(options_of("--model", "mmoe"), LARGE, (Task("click"),), WorkerEnv(), 1)
@@ -138,7 +138,7 @@ def test_on_a_gpu_nothing_is_compared(bound, monkeypatch):
     check_model_fits(options_of("--model", "mmoe"), LARGE, (Task("click"),), WorkerEnv(), 1)
 
 
-def test_a_run_is_refused_before_tensorflow(tmp_path, capsys, monkeypatch, bound):
+def test_run_is_rejected_before_tensorflow_loads(tmp_path, capsys, monkeypatch, bound):
     data = make_dataset(tmp_path, ROOT / "feature_specs" / "tiny.yaml", rows=40)
     places = ["--dataset_path", data, "--model_dir", tmp_path / "models", "--results_dir", tmp_path / "results"]
     monkeypatch.setattr("main.import_tensorflow", lambda: pytest.fail("the checks were passed"))
@@ -149,7 +149,7 @@ def test_a_run_is_refused_before_tensorflow(tmp_path, capsys, monkeypatch, bound
         assert "user_id (50 x 4096: 1.6 MiB)" in capsys.readouterr().err
 
 
-def test_fit_refuses_a_model_larger_than_memory(bound):
+def test_fit_rejects_a_model_larger_than_memory(bound):
     frame = pd.DataFrame({"user_id": range(50), "item_id": range(50), "liked": [0, 1] * 25})
     bound(10**6)
     with pytest.raises(DataError, match="the model .* needs .* of memory, and 1.0 MiB are available"):

@@ -83,7 +83,7 @@ def test_every_row_stands_in_the_file_in_dataset_order(tmp_path, monkeypatch, wo
         np.testing.assert_allclose(table[f"prediction_{task}"].to_numpy(), expected, rtol=1e-15)
 
 
-def test_the_file_does_not_depend_on_the_number_of_workers_or_batches(tmp_path, monkeypatch):
+def test_file_is_independent_of_workers_and_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(predictions, "_BLOCK_ROWS", 16)
     columns = dataset(64)
     write(tmp_path / "one.parquet", columns)
@@ -91,7 +91,7 @@ def test_the_file_does_not_depend_on_the_number_of_workers_or_batches(tmp_path, 
     assert pq.read_table(tmp_path / "one.parquet").equals(pq.read_table(tmp_path / "four.parquet"))
 
 
-def test_types_are_stated_and_labels_that_nobody_knows_have_no_column(tmp_path):
+def test_column_types_and_unknown_labels(tmp_path):
     write(tmp_path / "out.parquet", dataset(5), labelled=["click"])
     assert pq.read_schema(tmp_path / "out.parquet").equals(
         pa.schema(
@@ -139,7 +139,7 @@ def fail(*_args, **_kwargs):
     raise OSError("No space left on device")
 
 
-def test_a_full_disk_fails_on_all_workers_and_keeps_the_old_file(tmp_path, monkeypatch):
+def test_full_disk_fails_on_all_workers(tmp_path, monkeypatch):
     monkeypatch.setattr(predictions, "_BLOCK_ROWS", 10)
     path = tmp_path / "out.parquet"
     path.write_bytes(b"old")
@@ -167,7 +167,7 @@ def test_rows_that_leave_a_gap_are_refused():
         writer.add(**{name: column[5:] for name, column in columns.items()})
 
 
-def test_workers_whose_rows_are_out_of_order_are_refused(tmp_path):
+def test_rows_out_of_order_are_rejected(tmp_path):
     columns = dataset(10)
 
     def work(comm):
@@ -182,7 +182,7 @@ def test_workers_whose_rows_are_out_of_order_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_classes_have_a_list_of_probabilities_and_values_of_regressions_stay(tmp_path):
+def test_columns_of_classes_and_regressions(tmp_path):
     tasks = [Task("stars", "regression"), Task("kind", "multiclass", classes=3), Task("click")]
     logits = np.array([[2.5, 0, 0, 0, 0], [-1.5, 1000, -1000, 1000, 3], [0, 1, 2, 3, -3]], np.float32)
     labels = np.array([[1, 2, 0], [np.nan, 0, 1], [3, np.nan, np.nan]])
@@ -199,7 +199,7 @@ def test_classes_have_a_list_of_probabilities_and_values_of_regressions_stay(tmp
     np.testing.assert_allclose(table["prediction_click"].to_numpy(), 1 / (1 + np.exp([0, -3, 3])), rtol=1e-15)
 
 
-def test_a_kept_file_that_was_changed_fails_on_all_workers_and_keeps_the_old_file(tmp_path):
+def test_changed_kept_column_file_fails_on_all_workers(tmp_path):
     kept = stored(tmp_path / "data", 60)
     (tmp_path / "data" / "b.parquet").write_bytes(b"changed")
     path = tmp_path / "out.parquet"
@@ -219,12 +219,12 @@ def test_a_kept_file_that_was_changed_fails_on_all_workers_and_keeps_the_old_fil
 
 
 @pytest.mark.parametrize("name", ["row", "label_click", "prediction_click"])
-def test_a_kept_column_that_is_named_like_one_of_the_file_is_refused(name):
+def test_kept_column_with_a_reserved_name_is_rejected(name):
     with pytest.raises(DataError, match=f"two columns {name}.*Rename"):
         check_column_names(["user", name], ["click"])
 
 
-def test_probabilities_rise_with_the_logits_and_stand_extremes():
+def test_probabilities_are_monotonic_at_extremes():
     logits = np.sort(np.concatenate([np.linspace(-90, 90, 10_001), [-3e38, -800, 800, 3e38]])).astype(np.float32)
     probabilities = probability(logits)
     assert (np.diff(probabilities) >= 0).all()
@@ -232,7 +232,7 @@ def test_probabilities_rise_with_the_logits_and_stand_extremes():
     assert probability(np.float32([0])).tolist() == [0.5]
 
 
-def test_neighbouring_logits_up_to_20_have_different_probabilities():
+def test_neighbouring_logits_give_different_probabilities():
     logits = np.random.default_rng(0).uniform(-20, 20, 10_000).astype(np.float32)
     assert (probability(np.nextafter(logits, np.float32(99))) > probability(logits)).all()
 
@@ -241,7 +241,7 @@ def test_neighbouring_logits_up_to_20_have_different_probabilities():
     ("path", "message"),
     [("", "this is a folder"), ("absent/out.parquet", "mkdir -p"), ("file/out.parquet", "mkdir -p")],
 )
-def test_a_path_that_cannot_be_written_is_told_before_the_evaluation(tmp_path, path, message):
+def test_unwritable_path_is_rejected_before_evaluation(tmp_path, path, message):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=message):
         check_predictions_path(tmp_path / path)

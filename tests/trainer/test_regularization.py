@@ -24,7 +24,7 @@ def normal(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize("layers", [None, 4])
 def test_batch_norm_ignores_absent_rows(layers):
     shape, x = ((5,), normal(20, 5)) if layers is None else ((layers, 1, 5), normal(layers, 20, 5))
-    norm = BatchNorm(shape, name="norm")
+    norm = BatchNorm(name="norm")
     norm.build(x.shape)
     norm.gamma.assign(np.full(shape, 2.0, np.float32))
     norm.beta.assign(np.full(shape, -1.0, np.float32))

@@ -77,7 +77,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_going_on_from_any_place_ends_as_the_run_that_never_stopped(data, tmp_path, variant):
+def test_resumed_run_equals_uninterrupted_run(data, tmp_path, variant):
     whole = tmp_path / "whole"
     must(main(arguments(data, whole, variant=variant)))
     saved = [step for step in CheckpointStore(whole / "models").steps() if step < STEPS]
@@ -124,9 +124,7 @@ def interrupt_training(monkeypatch, step: int, number: int) -> None:
 @pytest.mark.parametrize(
     ("step", "saved"), [(1, 2), (PER_EPOCH - 1, PER_EPOCH), (PER_EPOCH, PER_EPOCH), (STEPS - 1, STEPS)]
 )
-def test_a_signal_stops_after_the_next_step_and_the_run_goes_on_from_there(
-    data, tmp_path, whole, monkeypatch, step, saved
-):
+def test_signal_stops_after_next_step_and_run_resumes(data, tmp_path, whole, monkeypatch, step, saved):
     with monkeypatch.context() as patched:
         interrupt_training(patched, step, signal.SIGUSR1 if step == 1 else signal.SIGTERM)
         assert main(arguments(data, tmp_path)) == STOPPED
@@ -137,7 +135,7 @@ def test_a_signal_stops_after_the_next_step_and_the_run_goes_on_from_there(
     assert_same(whole, tmp_path)
 
 
-def test_a_signal_stops_an_evaluation_which_is_done_when_the_run_goes_on(data, tmp_path, whole, monkeypatch, capfd):
+def test_signal_stops_evaluation_which_resume_repeats(data, tmp_path, whole, monkeypatch, capfd):
     count = Evaluator.count
 
     def interrupted(evaluator, batch, logits):  # type: ignore[no-untyped-def]
@@ -158,7 +156,7 @@ def test_a_signal_stops_an_evaluation_which_is_done_when_the_run_goes_on(data, t
 
 # What ends a run while an epoch is evaluated, and between the evaluation and its record.
 @pytest.mark.parametrize("broken", [(Evaluator, "run"), (CheckpointManager, "evaluated")])
-def test_an_evaluation_that_fails_loses_nothing(data, tmp_path, whole, monkeypatch, broken):
+def test_failed_evaluation_loses_nothing(data, tmp_path, whole, monkeypatch, broken):
     owner, name = broken
     work, calls = getattr(owner, name), []
 
@@ -189,7 +187,7 @@ def facts(folder: Path) -> dict[int, tuple[bool, dict[str, Any]]]:
     return {one.step: (one.best, {name: one.state[name] for name in kept}) for one in saved}
 
 
-def test_the_last_evaluation_alone_is_done_where_it_is_missing(data, tmp_path, whole, monkeypatch, capfd):
+def test_missing_last_evaluation_is_made_up(data, tmp_path, whole, monkeypatch, capfd):
     evaluated = CheckpointManager.evaluated
 
     def lost(saver, position, stopping, values):  # type: ignore[no-untyped-def]
@@ -206,7 +204,7 @@ def test_the_last_evaluation_alone_is_done_where_it_is_missing(data, tmp_path, w
     assert facts(tmp_path) == facts(whole)
 
 
-def test_an_epoch_that_is_not_evaluated_is_no_epoch_without_progress(data, tmp_path, monkeypatch):
+def test_unevaluated_epoch_does_not_count_for_patience(data, tmp_path, monkeypatch):
     """Nothing is learned: patience runs out at the end of the second epoch, and not before it is evaluated."""
     early = ["--early_stopping_patience", "1", "--deep_learning_rate", "1e-30", "--linear_learning_rate", "1e-30"]
     seen, count = [], EarlyStopping.update
@@ -226,19 +224,27 @@ def test_an_epoch_that_is_not_evaluated_is_no_epoch_without_progress(data, tmp_p
     assert CheckpointStore(tmp_path / "models").steps()[-1] == 2 * PER_EPOCH
 
 
-def test_a_loss_that_is_no_number_stops_and_what_was_saved_is_all_numbers(data, tmp_path, capfd):
+def test_nonfinite_loss_stops_and_checkpoints_are_finite(data, tmp_path, capfd):
     hot = ["--deep_learning_rate", "1e30", "--deep_warmup_epochs", "0", "--checkpoint_every", "1"]
     assert main(arguments(data, tmp_path, *hot)) == FAILURE
-    told = capfd.readouterr().err
-    assert "Traceback" not in told and ("the loss is NaN" in told or "variables hold NaN or infinities" in told)
-    assert "--deep_learning_rate" in told and "check_dataset.py warns" in told and "float16" not in told
+    shown = capfd.readouterr().err
+    assert "Traceback" not in shown and ("the loss is NaN" in shown or "variables have NaN or infinite values" in shown)
+    assert "--deep_learning_rate" in shown and "check_dataset.py warns" in shown and "float16" not in shown
     store = CheckpointStore(tmp_path / "models")
     for step in store.steps():
         checkpoint = Checkpoint(store.folder / f"step-{step}")
         assert all(np.isfinite(checkpoint.read(name)).all() for name in checkpoint.arrays), step
 
 
-def test_float16_says_what_it_cannot_hold(data, tmp_path, capfd):
+def test_nonfinite_loss_is_found_at_the_next_log(data, tmp_path, capfd):
+    """Losses are read at steps 1 and 4; the steps in between apply no update once one of them is not finite."""
+    hot = ["--deep_learning_rate", "1e30", "--deep_warmup_epochs", "0", "--checkpoint_every", "0", "--log_every", "4"]
+    assert main(arguments(data, tmp_path, *hot)) == FAILURE
+    assert "the loss is NaN or infinite in one of the steps 2 to 4" in capfd.readouterr().err
+    assert not CheckpointStore(tmp_path / "models").steps()
+
+
+def test_float16_overflow_names_its_limit(data, tmp_path, capfd):
     extreme = shutil.copytree(data, tmp_path / "data")
     name = FeatureSpec.read(extreme / "feature_spec.yaml").numerical[0].name
     for path in extreme.glob("train_*.parquet"):
@@ -246,13 +252,13 @@ def test_float16_says_what_it_cannot_hold(data, tmp_path, capfd):
         index = table.column_names.index(name)
         pq.write_table(table.set_column(index, name, pa.array([1e6] * len(table), pa.float32())), path)
     assert main(arguments(extreme, tmp_path, variant="float16")) == FAILURE
-    told = capfd.readouterr().err
-    assert "the loss is NaN" in told and "float16" in told and "65,504" in told and "--amp_dtype bfloat16" in told
+    shown = capfd.readouterr().err
+    assert "the loss is NaN" in shown and "float16" in shown and "65,504" in shown and "--amp_dtype bfloat16" in shown
     assert check_dataset.main([str(extreme)]) == 0
     assert f"train, {name}, first in {extreme / 'train_0.parquet'}" in capfd.readouterr().out
 
 
-def test_a_line_tells_few_of_many_tasks():
+def test_summary_shows_few_of_many_tasks():
     values = {f"auc_roc/task_{number}": 0.5 + number / 1000 for number in range(128)}
     values |= {"auc_roc/unknown": math.nan, "auc_roc/mean": 0.56, "pr_auc/mean": 0.1}
     line = describe(values | {"loss_val/a": 0.25, "loss_val/b": 0.5, "loss_val/mean": 0.375})
@@ -266,7 +272,7 @@ def test_a_line_tells_few_of_many_tasks():
 
 
 @pytest.mark.parametrize(("failing", "code"), [({1, 2}, DONE), (set(range(7, 99)), FAILURE)])
-def test_a_save_that_fails_is_told_and_the_last_one_must_not(data, tmp_path, monkeypatch, capfd, failing, code):
+def test_failed_save_is_reported_and_the_last_must_succeed(data, tmp_path, monkeypatch, capfd, failing, code):
     save, calls = CheckpointStore.save, []
 
     def fails(store, step, *more, **facts):  # type: ignore[no-untyped-def]
@@ -277,11 +283,11 @@ def test_a_save_that_fails_is_told_and_the_last_one_must_not(data, tmp_path, mon
 
     monkeypatch.setattr(CheckpointStore, "save", fails)
     assert main(arguments(data, tmp_path)) == code
-    told = capfd.readouterr().err
-    assert f"warning: cannot save step {calls[min(failing) - 1]}: no room" in told and "Training goes on" in told
+    shown = capfd.readouterr().err
+    assert f"warning: cannot save step {calls[min(failing) - 1]}: no room" in shown and "Training goes on" in shown
     steps = CheckpointStore(tmp_path / "models").steps()
     assert steps == [step for number, step in enumerate(calls, 1) if number not in failing]
-    assert (code == FAILURE) == (f"main.py: error: cannot save step {STEPS}: no room" in told)
+    assert (code == FAILURE) == (f"main.py: error: cannot save step {STEPS}: no room" in shown)
 
 
 def reseal(checkpoint: Checkpoint, **facts: Any) -> None:
@@ -307,7 +313,7 @@ SPOILT_STATES: dict[tuple[str, ...], list[Any]] = {
 }
 
 
-def test_a_state_of_other_types_is_no_checkpoint(data, tmp_path, whole, capfd, monkeypatch):
+def test_state_of_wrong_types_is_no_checkpoint(data, tmp_path, whole, capfd, monkeypatch):
     monkeypatch.setattr("main.import_tensorflow", lambda: pytest.fail("the checks were passed"))
     copied = tmp_path / "models" / "checkpoints" / "step-4"
     shutil.copytree(whole / "models" / "checkpoints" / "step-4", copied)
@@ -320,19 +326,22 @@ def test_a_state_of_other_types_is_no_checkpoint(data, tmp_path, whole, capfd, m
             reseal(checkpoint, state=state)
             for action in ("--use_checkpoint", "--evaluate"):
                 assert main(arguments(data, tmp_path, action)) == NO_CHECKPOINT, (place, value)
-                told = capfd.readouterr().err
-                assert "manifest.json" in told and ".".join(place) in told and "Traceback" not in told, (place, told)
+                shown = capfd.readouterr().err
+                assert "manifest.json" in shown and ".".join(place) in shown and "Traceback" not in shown, (
+                    place,
+                    shown,
+                )
 
 
 @pytest.mark.parametrize("fact", [{"step": True}, {"sequence": 10**30}, {"best": 1}, {"state": []}, {"step": "4"}])
-def test_facts_of_other_types_are_damage(tmp_path, fact):
+def test_manifest_values_of_wrong_types_are_damage(tmp_path, fact):
     path = CheckpointStore(tmp_path).save(4, [ArraySource.from_array("x", np.zeros(1))], {})
     reseal(Checkpoint(path), **fact)
     with pytest.raises(NoCheckpointError, match=next(iter(fact))):
         CheckpointStore(tmp_path, warn=lambda text: None).open("last")
 
 
-def test_a_place_in_the_epoch_of_another_step_is_refused(data, tmp_path, whole, capfd):
+def test_position_of_another_step_is_rejected(data, tmp_path, whole, capfd):
     copied = tmp_path / "models" / "checkpoints" / "step-4"
     shutil.copytree(whole / "models" / "checkpoints" / "step-4", copied)
     checkpoint = Checkpoint(copied)
@@ -342,7 +351,7 @@ def test_a_place_in_the_epoch_of_another_step_is_refused(data, tmp_path, whole, 
     assert "its position in the epoch" in capfd.readouterr().err
 
 
-def test_looking_at_results_one_step_behind_changes_only_when_they_are_seen(data, tmp_path, whole, monkeypatch):
+def test_result_lag_of_a_gpu_changes_no_value(data, tmp_path, whole, monkeypatch):
     """As on a GPU, which must not wait for this process between steps."""
     monkeypatch.setattr(trainer.trainer, "on_gpu", lambda: True)
     must(main(arguments(data, tmp_path / "behind")))
@@ -359,7 +368,7 @@ def test_looking_at_results_one_step_behind_changes_only_when_they_are_seen(data
     assert_same(whole, tmp_path / "stopped")
 
 
-def test_a_run_that_died_after_its_last_checkpoint_gets_its_model_and_metrics(data, tmp_path, whole, capfd):
+def test_run_killed_after_last_save_gets_its_model(data, tmp_path, whole, capfd):
     shutil.copytree(whole / "models" / "checkpoints", tmp_path / "models" / "checkpoints")
     must(main(arguments(data, tmp_path, "--use_checkpoint")))
     assert "nothing to do" in capfd.readouterr().out and not losses(tmp_path / "results")
@@ -377,8 +386,8 @@ def test_a_run_that_has_stopped_early_stays_stopped(data, tmp_path, capfd):
     assert steps[-1] == 2 * PER_EPOCH
     assert "has not improved" in capfd.readouterr().err
     must(main(arguments(data, tmp_path, *early, "--use_checkpoint", "--num_epochs", "9")))
-    told = capfd.readouterr().out
-    assert "nothing to do" in told and "--early_stopping_patience above 1" in told and "--num_epochs" not in told
+    shown = capfd.readouterr().out
+    assert "nothing to do" in shown and "--early_stopping_patience above 1" in shown and "--num_epochs" not in shown
     assert CheckpointStore(tmp_path / "models").steps() == steps
     # What the message says is what continues it.
     must(main(arguments(data, tmp_path, *early, "--use_checkpoint", "--early_stopping_patience", "2")))
@@ -388,7 +397,7 @@ def test_a_run_that_has_stopped_early_stays_stopped(data, tmp_path, capfd):
     assert "set --num_epochs above 3 and --early_stopping_patience above 2" in capfd.readouterr().out
 
 
-def test_another_metric_is_not_compared_with_the_old_ones_value(data, tmp_path, capfd):
+def test_new_stopping_metric_starts_from_its_own_best(data, tmp_path, capfd):
     """Nothing is learned: by no metric is a later epoch better, though its loss is below the first epoch's 1.0."""
     still = ["--deep_learning_rate", "1e-30", "--linear_learning_rate", "1e-30", "--checkpoint_every", "0"]
     first = ["--early_stopping_metric", "normalized_entropy/click", "--num_epochs", "1"]
@@ -403,18 +412,18 @@ def test_another_metric_is_not_compared_with_the_old_ones_value(data, tmp_path, 
         "best": evaluated["metrics"]["loss_val/click"],
         "epochs_since_best": 1,
     }
-    told = capfd.readouterr().out
-    assert "looked at normalized_entropy/click and looks at loss_val/click now" in told
+    shown = capfd.readouterr().out
+    assert "looked at normalized_entropy/click and looks at loss_val/click now" in shown
 
 
-def test_more_epochs_say_how_the_rates_change(data, tmp_path, whole, capfd):
+def test_more_epochs_report_changed_rates(data, tmp_path, whole, capfd):
     shutil.copytree(whole / "models" / "checkpoints", tmp_path / "models" / "checkpoints")
     changed = ["--num_epochs", "4", "--linear_learning_rate", "0.01"]
     must(main(arguments(data, tmp_path, "--use_checkpoint", *changed)))
-    told = capfd.readouterr().out
+    shown = capfd.readouterr().out
     # Three epochs end at an eighth of 0.00012. The fourth of four lies behind the middle of what follows the warm-up.
-    assert "the schedule of the deep learning rate has changed: 1.5e-05 before and 1.5e-05 now at step 34" in told
-    assert "--num_epochs was 3 and is 4" in told and "linear learning rate was 0.02 and is 0.01" in told
+    assert "the schedule of the deep learning rate has changed: 1.5e-05 before and 1.5e-05 now at step 34" in shown
+    assert "--num_epochs was 3 and is 4" in shown and "linear learning rate was 0.02 and is 0.01" in shown
     start = whole / "models" / "checkpoints" / f"step-{2 * PER_EPOCH}"
     again = ["--use_checkpoint", "--checkpoint", str(start), "--num_epochs", "8"]
     must(main(arguments(data, tmp_path / "eight", *again)))
@@ -422,7 +431,7 @@ def test_more_epochs_say_how_the_rates_change(data, tmp_path, whole, capfd):
     assert "1.5e-05 before and 0.0001045 now at step 23" in capfd.readouterr().out
 
 
-def test_a_constant_rate_has_nothing_to_say(data, tmp_path, capfd):
+def test_constant_rate_reports_no_change(data, tmp_path, capfd):
     must(main(arguments(data, tmp_path, "--num_epochs", "1", variant="dwa")))
     must(main(arguments(data, tmp_path, "--use_checkpoint", "--num_epochs", "2", variant="dwa")))
     assert "rate has changed" not in capfd.readouterr().out
@@ -437,15 +446,15 @@ def test_a_metric_that_is_never_defined(tmp_path, capfd):
         zeros = pa.array(np.zeros(len(table), table.schema.field(index).type.to_pandas_dtype()))
         pq.write_table(table.set_column(index, "liked", zeros), file)
     must(main(arguments(data, tmp_path, "--early_stopping_patience", "1")))
-    told = capfd.readouterr()
-    assert "'liked': it is 0 in all 700 evaluated rows, so that auc_roc" in told.err
-    assert "nor count for patience" in told.err and "stopping" not in told.err
+    shown = capfd.readouterr()
+    assert "'liked': it is 0 in all 700 evaluated rows, so that auc_roc" in shown.err
+    assert "nor count for patience" in shown.err and "stopping" not in shown.err
     store = CheckpointStore(tmp_path / "models", warn=lambda text: None)
     assert store.steps()[-1] == STEPS and store.best() is None
     assert store.open("last").state["stopping"] == {"metric": "auc_roc", "best": None, "epochs_since_best": 0}
     must(main(arguments(data, tmp_path, "--evaluate")))
-    told = capfd.readouterr()
-    assert f"the last one, step {STEPS}, is used" in told.err
-    assert "it is 0 in all 700 evaluated rows" in told.out
+    shown = capfd.readouterr()
+    assert f"the last one, step {STEPS}, is used" in shown.err
+    assert "it is 0 in all 700 evaluated rows" in shown.out
     assert load_model(tmp_path / "models" / "model").metrics["loss_val"] > 0
     assert math.isnan(load_model(tmp_path / "models" / "model").metrics["auc_roc"])

@@ -24,7 +24,7 @@ def arguments(data: Path, folder: Path) -> list[str]:
     return [*(str(part) for place in places.items() for part in place), *FLAGS, "--cpu", "--deterministic"]
 
 
-def test_a_save_that_fails_lets_training_go_on(data, tmp_path, monkeypatch, capsys):
+def test_training_continues_after_a_failed_save(data, tmp_path, monkeypatch, capsys):
     save, steps = CheckpointStore.save, []
 
     def failing(self, step, *rest, **more):  # type: ignore[no-untyped-def]
@@ -58,7 +58,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.slow
-def test_a_limit_on_memory_costs_no_checkpoint(tmp_path):
+def test_saving_fits_into_limited_memory(tmp_path):
     spec = (ROOT / "feature_specs" / "tiny.yaml").read_text()
     (tmp_path / "large.yaml").write_text(spec.replace("cardinality: 50", "cardinality: 1500000, embedding_dim: 24"))
     data = make_dataset(tmp_path, tmp_path / "large.yaml", rows=400)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from data.errors import DataError
 from data.spec.feature_spec import FeatureSpec
-from data.spec.parts import INPUT_CHANNELS, LABEL, MULTIHOT, NUMERICAL
+from data.spec.features import INPUT_CHANNELS, LABEL, MULTIHOT, NUMERICAL
 from data.storage.checksummed_dir import MANIFEST
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.store import Checkpoint, NoCheckpointError

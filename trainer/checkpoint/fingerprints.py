@@ -30,31 +30,31 @@ def check_state(state: TrainState, step: int) -> None:
         NotFinite: on all workers; names the first variable that holds a NaN or an infinity.
     """
     names = list(state.variables)
-    own = np.array([_summary(state, name) for name in names], np.int64).reshape(-1, 2)  # [variables, 2]
+    own = np.array([_fingerprint(state, name) for name in names], np.int64).reshape(-1, 2)  # [variables, 2]
     found = state.comm.gather_rows(own[np.newaxis])  # [workers, variables, 2]: fingerprint, non-finite count
     replicated = [index for index, name in enumerate(names) if name not in state.sharded]
     for index in replicated:
         if len(set(found[:, index, 0].tolist())) > 1:
-            raise WorkersDiffer(_told(found[:, index, 0].tolist(), names[index], step))
+            raise WorkersDiffer(_describe(found[:, index, 0].tolist(), names[index], step))
     broken = [name for index, name in enumerate(names) if found[:, index, 1].any() and name not in state.unknown]
     if broken:
         raise NotFinite(
-            f"{len(broken)} variables hold NaN or infinities after step {step}, the first of them {broken[0]}. They "
+            f"{len(broken)} variables have NaN or infinite values after step {step}, the first is {broken[0]}. They "
             f"are not saved; the last checkpoint is good. {how_to_stay_finite()}"
         )
 
 
-def _summary(state: TrainState, name: str) -> tuple[int, int]:
+def _fingerprint(state: TrainState, name: str) -> tuple[int, int]:
     """Returns the fingerprint of a variable and the number of its non-finite values."""
     chained, broken = 0, 0
     for tensor in state.tensors(name):
-        total, count = _summed(tensor).numpy().tolist()
+        total, count = _sum_bits(tensor).numpy().tolist()
         chained, broken = (chained * _CHAIN + total) % 2**64, broken + count
     return chained - 2**63, broken  # shifted into the range of int64
 
 
 @tf.function(reduce_retracing=True)
-def _summed(values: tf.Tensor) -> tf.Tensor:
+def _sum_bits(values: tf.Tensor) -> tf.Tensor:
     """Returns [2] int64: the sum of bit patterns times 1, 3, 5, ... modulo 2**64, and the count of non-finite values.
 
     Args:
@@ -68,15 +68,15 @@ def _summed(values: tf.Tensor) -> tf.Tensor:
     return tf.stack([tf.reduce_sum(bits * factors), tf.math.count_nonzero(~is_number)])
 
 
-def _told(fingerprints: list[int], name: str, step: int) -> str:
+def _describe(fingerprints: list[int], name: str, step: int) -> str:
     common, count = Counter(fingerprints).most_common(1)[0]
-    odd = [worker for worker, value in enumerate(fingerprints) if value != common]
+    different = [worker for worker, value in enumerate(fingerprints) if value != common]
     if 2 * count > len(fingerprints):
-        who = f"of worker(s) {', '.join(map(str, odd))} is not what the other {count} hold"
+        who = f"of worker(s) {', '.join(map(str, different))} differs from that of the other {count}"
     else:
-        who = f"is not the same on the {len(fingerprints)} workers"
+        who = f"differs between the {len(fingerprints)} workers"
     return (
-        f"after step {step} {name} {who}, and all must hold the same. A device or memory that fails can do that, or "
-        "workers with different versions or kinds of devices. The last checkpoint was compared when it was saved: go "
-        "on from it with --use_checkpoint, without the host that is to blame."
+        f"after step {step} {name} {who}, and must be the same on all. Failing memory or devices can cause this, or "
+        "workers with different software versions or device types. The last checkpoint was compared when it was saved: "
+        "resume from it with --use_checkpoint, without the faulty host."
     )

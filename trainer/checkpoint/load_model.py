@@ -109,9 +109,9 @@ def _read_model(folder: ChecksummedDir, compute_dtype: str) -> LoadedModel:
 def _check_size(options: ModelOptions, layout: InputSchema, tasks: tuple[Task, ...], folder: ChecksummedDir) -> None:
     """Rejects a description of a model larger than the stored weights, before memory is allocated for it."""
     stored = sum(math.prod(shape) for shape, _ in folder.arrays.values())
-    claimed = sum(columns.cardinality * columns.width for columns in layout.categorical)
-    claimed += options.dense_weights(layout.width, {task.name: task.width for task in tasks})
-    if claimed > stored:
+    needed = sum(columns.cardinality * columns.width for columns in layout.categorical)
+    needed += options.dense_weights(layout.width, {task.name: task.width for task in tasks})
+    if needed > stored:
         raise DataError(f"{folder.path}: describes a model that is larger than its {stored:,} weights")
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.storage.typed_json import read_typed
 from trainer.checkpoint.facts import RunFacts
 from trainer.checkpoint.store import CheckpointStore, NoCheckpointError
 from trainer.models import model_flags, model_options
@@ -48,15 +47,7 @@ def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         DataError: a value does not have the type of its flag.
     """
-    try:
-        flags = read_typed(dict[str, Any], values, "options")
-        return {
-            name: read_typed(hint, flags[name], f"--{name}")
-            for name, (_, hint) in model_flags().items()
-            if name in flags
-        }
-    except ValueError as error:
-        raise DataError(f"invalid model flags: {error}") from error
+    return {name: flag.read(values[name]) for name, flag in model_flags().items() if name in values}
 
 
 def _shown(value: Any) -> str:

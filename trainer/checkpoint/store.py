@@ -1,6 +1,6 @@
-"""Checkpoints of named arrays and a JSON state, stored so that one is intact at any time.
+"""Stores checkpoints, each a checksummed folder `<model_dir>/checkpoints/step-N/` of named arrays and a JSON state.
 
-They are the folders `<model_dir>/checkpoints/step-N/`. This module knows nothing about models and optimizers.
+At least one of them is intact at any time. This module knows nothing about models and optimizers.
 """
 
 import re
@@ -37,7 +37,7 @@ _STEP_FOLDER = re.compile(rf"step-([0-9]{{1,18}})(?:{re.escape(REPLACED)})?")
 
 @dataclass(frozen=True)
 class _Metadata:
-    """The facts in a checkpoint's manifest, as described by the attributes of Checkpoint."""
+    """The metadata in a checkpoint's manifest; see the attributes of Checkpoint."""
 
     step: int
     sequence: int
@@ -48,7 +48,7 @@ class _Metadata:
 class NoCheckpointError(DataError):
     """No valid checkpoint was found where one is needed (exit code 4).
 
-    The message says what was looked for and what to do.
+    The message says what was searched and what to do.
     """
 
 
@@ -70,7 +70,7 @@ class Checkpoint(ChecksummedDir):
         try:
             saved: _Metadata = read_typed(_Metadata, self.metadata, "metadata")
         except ValueError as error:
-            raise DamagedError(f"{path / MANIFEST}: not a checkpoint's: {error}") from error
+            raise DamagedError(f"{path / MANIFEST}: not the manifest of a checkpoint: {error}") from error
         self.step, self.sequence, self.best, self.state = saved.step, saved.sequence, saved.best, saved.state
         named = _STEP_FOLDER.fullmatch(path.name)
         if named and int(named.group(1)) != self.step:
@@ -99,13 +99,7 @@ class CheckpointStore:
         self._damaged: set[Path] = set()
         self._unremovable: set[Path] = set()
 
-    def save(
-        self,
-        step: int,
-        arrays: Iterable[ArraySource],
-        state: dict[str, Any],
-        best: bool = False,
-    ) -> Path:
+    def save(self, step: int, arrays: Iterable[ArraySource], state: dict[str, Any], best: bool = False) -> Path:
         """Writes `step-N`, replacing an earlier checkpoint of that step, then removes checkpoints no longer kept.
 
         Args:
@@ -152,14 +146,14 @@ class CheckpointStore:
         return path
 
     def check_later(self, which: str) -> None:
-        """Checks that a run that resumes from a checkpoint may overwrite this folder's checkpoints of later steps.
+        """Checks that a run resuming from a checkpoint may overwrite this folder's checkpoints of later steps.
 
         Args:
             which: the checkpoint to resume from, as in `open`.
 
         Raises:
             NoCheckpointError: there is no such checkpoint.
-            DataError: a later step's folder contains something that no save has written; the message names it.
+            DataError: a later step's folder contains a file of somebody else; the message names it.
         """
         step = self.open(which, verify=False).step
         for path in _step_folders(self.folder):
@@ -200,17 +194,17 @@ class CheckpointStore:
     def _open_last(self, verify: bool) -> Checkpoint:
         readable, problems = self._saved()
         for problem in problems:
-            self._warn(f"a damaged checkpoint is passed over: {problem}")
+            self._warn(f"skipping a damaged checkpoint: {problem}")
         for checkpoint in reversed(readable):
             try:
-                return self._verified(checkpoint) if verify else checkpoint
+                return self._checked(checkpoint, verify)
             except DamagedError as error:
                 problems.append(str(error))
-                self._warn(f"a damaged checkpoint is passed over: {error}")
+                self._warn(f"skipping a damaged checkpoint: {error}")
         if problems:
-            raise NoCheckpointError(f"no checkpoint in {self.folder} is whole:\n  " + "\n  ".join(problems))
+            raise NoCheckpointError(f"no checkpoint in {self.folder} is intact:\n  " + "\n  ".join(problems))
         raise NoCheckpointError(
-            f"no checkpoint in {self.folder}: looked for folders named step-N and found none. "
+            f"no checkpoint in {self.folder}: expected folders named step-N, found none. "
             "Train first, or give the --model_dir of a run that has saved one."
         )
 
@@ -219,16 +213,16 @@ class CheckpointStore:
         if checkpoint is None:
             last = self._open_last(verify)
             self._warn(
-                f"no checkpoint in {self.folder} is the best, as no evaluation has given the metric that decides it a "
-                f"value; the last one, step {last.step}, is used"
+                f"no checkpoint in {self.folder} is marked as the best, because no evaluation has computed the metric "
+                f"that decides; the last one, step {last.step}, is used"
             )
             return last
         try:
-            return self._verified(checkpoint) if verify else checkpoint
+            return self._checked(checkpoint, verify)
         except DamagedError as error:
             raise NoCheckpointError(
                 f"the best checkpoint, {checkpoint.path}, is damaged: {error}. "
-                f"Pass --checkpoint last or a path; {self._what_there_is()}."
+                f"Pass --checkpoint last or a path; {self._available()}."
             ) from error
 
     def _open_path(self, path: Path, verify: bool) -> Checkpoint:
@@ -239,23 +233,24 @@ class CheckpointStore:
             store.folder = path  # which need not be named `checkpoints`
             return store._open_last(verify)
         try:
-            return self._verified(Checkpoint(path)) if verify else Checkpoint(path)
+            return self._checked(Checkpoint(path), verify)
         except DamagedError as error:
             raise NoCheckpointError(
                 f"--checkpoint {path} is no valid checkpoint: {error}. "
-                f"Expected last, best or the path of a folder named step-N; {self._what_there_is()}."
+                f"Expected last, best or the path of a folder named step-N; {self._available()}."
             ) from error
 
-    def _verified(self, checkpoint: Checkpoint) -> Checkpoint:
+    def _checked(self, checkpoint: Checkpoint, verify: bool) -> Checkpoint:
         try:
-            checkpoint.verify()
+            if verify:
+                checkpoint.verify()
         except DamagedError:
             self._damaged.add(checkpoint.path)
             raise
         return checkpoint
 
-    def _what_there_is(self) -> str:
-        return f"in {self.folder} there are the steps {self.steps()}"
+    def _available(self) -> str:
+        return f"{self.folder} has the steps {self.steps()}"
 
     def _saved(self) -> tuple[list[Checkpoint], list[str]]:
         """Returns the checkpoints with a valid manifest, oldest save first, and the errors of the others."""
@@ -270,8 +265,8 @@ class CheckpointStore:
     def _remove_old(self) -> None:
         """Removes all checkpoints but the newest and the best. Known damaged ones do not count towards `keep`.
 
-        A checkpoint whose manifest cannot be read is left alone, as it may be a transient I/O error or be recovered by
-        hand. So is one that contains a file that no save has written.
+        A checkpoint whose manifest cannot be read is kept: it may be a transient I/O error, or be recovered by hand. So
+        is one that contains a file of somebody else.
         """
         readable, _ = self._saved()
         whole = [checkpoint for checkpoint in readable if checkpoint.path not in self._damaged]
@@ -281,11 +276,11 @@ class CheckpointStore:
             path = checkpoint.path
             if path not in kept and not discard(path) and path not in self._unremovable:
                 self._unremovable.add(path)
-                self._warn(f"{path} is kept: it holds a file that no save has written")
+                self._warn(f"{path} is kept: it contains a file that was not written by this program")
 
 
 def probe(model_dir: Path) -> None:
-    """Test, before the first step, that checkpoints can be saved in a folder by saving a tiny one.
+    """Tests, before the first step, that checkpoints can be saved in a folder, by saving a tiny one.
 
     Raises:
         DataError: the folder cannot be written; the message names it.
@@ -296,16 +291,15 @@ def probe(model_dir: Path) -> None:
     except StorageError as error:
         raise DataError(
             f"--model_dir {model_dir}: checkpoints cannot be saved there ({error.__cause__}). "
-            "Give a folder on a disk with room that you may write to."
+            "Give a writable folder on a disk with free space."
         ) from error
     discard(folder)
 
 
 def _step_folders(folder: Path) -> list[Path]:
-    """Return the folders named step-N.
+    """Returns the folders named step-N.
 
-    A save that replaces a checkpoint moves the old one aside before it renames the new one. If it died in between, the
-    folder moved aside is returned in its place.
+    If a save that replaces a checkpoint died between its two renames, the folder moved aside is returned instead.
     """
     try:
         names = {path.name for path in folder.iterdir() if _STEP_FOLDER.fullmatch(path.name)}

@@ -12,7 +12,8 @@ from data.command_line import Parser
 from data.errors import DataError
 from data.files.new_dataset import SPEC_FILE
 from data.loading.loader import ParquetLoader
-from data.spec.feature_spec import LABEL, FeatureSpec
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import LABEL
 from data.storage.checksummed_dir import MANIFEST, ChecksummedDir, current_path
 from data.storage.output_paths import check_apart
 from trainer.checkpoint.facts import MAX_HOTNESS, WIDTH, Schema

@@ -6,12 +6,11 @@ before that, so that a mistake is reported within a second.
 
 import difflib
 import pkgutil
-import typing
-from dataclasses import Field, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from data.errors import DataError
-from trainer.config import ModelOptions, check_limits
+from trainer.config import Flag, ModelOptions, flags_of
 from trainer.layout import InputSchema
 
 if TYPE_CHECKING:
@@ -39,13 +38,11 @@ def network_class(name: str) -> "type[Network]":
     return found
 
 
-def model_flags() -> dict[str, tuple[Field[Any], Any]]:
-    """Return the dataclass field and the type of every flag of any model, by name."""
-    flags: dict[str, tuple[Field[Any], Any]] = {}
+def model_flags() -> dict[str, Flag]:
+    """Return the flags of all models by name."""
+    flags: dict[str, Flag] = {}
     for name in MODELS:
-        options = network_class(name).options_class
-        hints = typing.get_type_hints(options)
-        flags |= {item.name: (item, hints[item.name]) for item in fields(options) if item.name not in flags}
+        flags |= flags_of(network_class(name).options_class)
     return flags
 
 
@@ -63,7 +60,7 @@ def model_options(**flags: Any) -> ModelOptions:
     if unknown := sorted(flags.keys() - known.keys()):
         raise TypeError(f"no model has the flags {', '.join(unknown)}")
     for name, value in flags.items():
-        check_limits(name, value, known[name][0].metadata)
+        known[name].check(value)
     options = network_class(flags.get("model", ModelOptions.model)).options_class
     return options(**{item.name: flags[item.name] for item in fields(options) if item.name in flags})
 
@@ -90,6 +87,6 @@ def build_model(
     from trainer.models.layers import DenseConfig
     from trainer.models.ranking import RankingModel
 
-    dense = DenseConfig(options.activation, options.deep_dropout, options.batch_norm, compute_dtype, seed)
-    network = network_class(options.model)(options, tasks, dense)
-    return RankingModel(network, layout, seed=seed, shards=shards).created()
+    config = DenseConfig(options.activation, options.deep_dropout, options.batch_norm, compute_dtype, seed)
+    network = network_class(options.model)(options, tasks, config)
+    return RankingModel(network, layout, seed=seed, shards=shards)

@@ -45,17 +45,17 @@ class Aitm(Network):
         """Creates a bottom perceptron per task, the transfers along the chain, and the towers."""
         units, number = self.options.expert_hidden_units, len(self.tasks)
         self.chain = chain_of(self.tasks)
-        self.bottoms = layers.MLP(units, self.dense, stacks=number, name="bottoms")
+        self.bottoms = layers.MLP(units, self.dense_config, stacks=number, name="bottoms")
         self.hand_on, self.attention = {}, {}
         for task, above in self.chain:
             if above is not None:
-                self.hand_on[task] = layers.MLP(units[-1:], self.dense, name=f"hand_on_{task + 1}")
+                self.hand_on[task] = layers.MLP(units[-1:], self.dense_config, name=f"hand_on_{task + 1}")
                 # Projections of values, keys and queries.
                 self.attention[task] = layers.Dense(
-                    units[-1], self.dense.linear, stacks=3, name=f"attention_{task + 1}"
+                    units[-1], self.dense_config.linear, stacks=3, name=f"attention_{task + 1}"
                 )
         towers = [self.options.tower_units(task.name) for task in self.tasks]
-        self.towers = layers.Towers(self.tasks, towers, self.dense, name="towers")
+        self.towers = layers.Towers(self.tasks, towers, self.dense_config, name="towers")
 
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
         """Runs the bottoms, the transfers along the chain and the towers; returns logits [batch, outputs] float32."""

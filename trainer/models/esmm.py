@@ -27,7 +27,7 @@ class Esmm(Network):
     def build(self) -> None:
         """Creates a tower per task, whose hidden layers are the expert layers followed by the task's tower layers."""
         units = [(*self.options.expert_hidden_units, *self.options.tower_units(task.name)) for task in self.tasks]
-        self.towers = layers.Towers(self.tasks, units, self.dense, name="towers")
+        self.towers = layers.Towers(self.tasks, units, self.dense_config, name="towers")
 
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
         """Computes the towers' logits, [batch, outputs] float32."""

@@ -108,20 +108,16 @@ class BatchNorm(keras.layers.Layer):
     padding. Otherwise their moving averages are used, whose new values a training step leaves in
     `StepContext.moments`. Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015.
 
-    Args:
-        shape: shape of the moments, [units] or [stacks, 1, units].
-        name: name of the layer.
-
     Input and output: [batch, units] or [stacks, batch, units] of any float dtype; computed in float32.
     """
 
-    def __init__(self, shape: tuple[int, ...], *, name: str):
+    def __init__(self, *, name: str):
         super().__init__(name=name, dtype="float32", autocast=False)
-        self._shape = shape
 
     def build(self, input_shape: tuple[int, ...]) -> None:
-        """Creates the weights."""
-        shape = self._shape
+        """Creates the weights, [units] or [stacks, 1, units]."""
+        units = input_shape[-1]
+        shape = (units,) if len(input_shape) == 2 else (input_shape[0], 1, units)
         self.gamma = self.add_weight(shape=shape, initializer="ones", name="gamma")
         self.beta = self.add_weight(shape=shape, initializer="zeros", name="beta")
         self.moving_mean = self.add_weight(shape=shape, initializer="zeros", name="moving_mean", trainable=False)
@@ -184,24 +180,22 @@ class Dense(keras.layers.Layer):
         super().__init__(name=name, dtype="float32", autocast=False)
         self.units, self.config, self.stacks = units, config, stacks
         self._has_bias, self._starts_at_zero = use_bias and not config.batch_norm, starts_at_zero
-        moments = (units,) if stacks is None else (stacks, 1, units)
-        self.norm = BatchNorm(moments, name="norm") if config.batch_norm else None
+        self.norm = BatchNorm(name="norm") if config.batch_norm else None
 
     def build(self, input_shape: tuple[int, ...]) -> None:
         """Creates the weights, whose shapes depend on the input's width."""
-        inputs, leading = input_shape[-1], () if self.stacks is None else (self.stacks,)
-        limit = 0.0 if self._starts_at_zero else math.sqrt(6 / (inputs + self.units))  # Glorot's, of a single stack
+        inputs = input_shape[-1]
+        is_single = self.stacks is None
+        kernel_shape = (inputs, self.units) if is_single else (self.stacks, inputs, self.units)
+        bias_shape = (self.units,) if is_single else (self.stacks, 1, self.units)
+        limit = math.sqrt(6 / (inputs + self.units))  # Glorot's limit for the kernel of one stack
+        seed = seed_of(self.config.seed, f"{self.path}/kernel")
+        random = keras.initializers.RandomUniform(-limit, limit, seed=seed)
         self.kernel = self.add_weight(
-            shape=(*leading, inputs, self.units),
-            initializer=keras.initializers.RandomUniform(
-                -limit, limit, seed=seed_of(self.config.seed, f"{self.path}/kernel")
-            ),
-            name="kernel",
+            shape=kernel_shape, initializer="zeros" if self._starts_at_zero else random, name="kernel"
         )
-        bias = (self.units,) if self.stacks is None else (self.stacks, 1, self.units)
-        self.bias = self.add_weight(shape=bias, initializer="zeros", name="bias") if self._has_bias else None
-        # Tells the dropout masks of the layers apart.
-        self.mask_id = seed_of(0, self.path)
+        self.bias = self.add_weight(shape=bias_shape, initializer="zeros", name="bias") if self._has_bias else None
+        self.mask_id = seed_of(0, self.path)  # layers differ in it, so their dropout masks differ, too
 
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
         """Applies the layer."""
@@ -326,7 +320,6 @@ class Gates(keras.layers.Layer):
         # [gates, 1, experts], added to the logits: -inf becomes a weight of exactly 0.
         self._blocked = tf.constant(np.where(readable, 0.0, -np.inf)[:, np.newaxis, :], tf.float32)
         self._temperature, self._dropout, self._entropy_weight = temperature, dropout, entropy_weight
-        self._seed = config.seed
         self.hidden = MLP(units, replace(config, dropout=0.0), stacks=gates, name="hidden")
         self.linear = Dense(
             experts, config.logits, stacks=gates, use_bias=False, starts_at_zero=starts_uniform, name="linear"

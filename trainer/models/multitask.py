@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -22,7 +21,7 @@ from data.errors import DataError
 from data.spec.yaml_reader import read_yaml
 from trainer.config import ModelOptions, Units, option
 from trainer.models.lazy import layers, tf
-from trainer.models.network import Network
+from trainer.models.network import Network, count_weights
 
 if TYPE_CHECKING:
     import keras
@@ -48,11 +47,6 @@ def read_tower_units(words: Sequence[str]) -> Units | dict[str, Units]:
 
 def _is_units(value: Any) -> bool:
     return isinstance(value, list) and all(type(unit) is int for unit in value)
-
-
-def kernels(*widths: int) -> int:
-    """Return the number of weights in the kernels of a chain of dense layers."""
-    return sum(before * after for before, after in pairwise(widths))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +78,12 @@ class MultiTaskOptions(ModelOptions):
 
     def dense_weights(self, inputs: int, outputs: Mapping[str, int]) -> int:
         """Returns a lower bound on the number of weights in dense kernels: those of one expert and of the towers."""
-        units = self.expert_hidden_units
-        towers = (kernels(units[-1], *self.tower_units(task), width) for task, width in outputs.items())
-        return kernels(inputs, *units) + sum(towers)
+        return count_weights(inputs, *self.expert_hidden_units) + self.tower_weights(outputs)
+
+    def tower_weights(self, outputs: Mapping[str, int]) -> int:
+        """Returns the number of weights in the kernels of the towers."""
+        width = self.expert_hidden_units[-1]
+        return sum(count_weights(width, *self.tower_units(task), logits) for task, logits in outputs.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,15 +109,13 @@ class ExpertOptions(MultiTaskOptions):
     def dense_weights(self, inputs: int, outputs: Mapping[str, int]) -> int:
         """Returns a lower bound on the number of weights in dense kernels, with one gate per level."""
         units, experts = self.expert_hidden_units, self.experts_per_level(len(outputs))
-        total, further_levels = (
-            super().dense_weights(inputs, outputs),
-            self.ple_levels - 1 if self.model == "ple" else 0,
-        )
-        total += (experts - 1) * kernels(inputs, *units) + further_levels * experts * kernels(units[-1], *units)
-        if experts > 1:
-            total += kernels(inputs, *self.gate_hidden_units, experts)
-            total += further_levels * kernels(units[-1], *self.gate_hidden_units, experts)
-        return total
+
+        def level(width: int) -> int:
+            gate = count_weights(width, *self.gate_hidden_units, experts) if experts > 1 else 0
+            return experts * count_weights(width, *units) + gate
+
+        further_levels = self.ple_levels - 1 if self.model == "ple" else 0
+        return level(inputs) + further_levels * level(units[-1]) + self.tower_weights(outputs)
 
     def experts_per_level(self, tasks: int) -> int:
         """Returns the number of experts of each level, for a number of tasks."""
@@ -200,13 +195,13 @@ class MultiTask(Network):
         for number, level in enumerate(self.levels, start=1):
             experts = level.readable.shape[1]
             self.experts.append(
-                layers.MLP(options.expert_hidden_units, self.dense, stacks=experts, name=f"experts_{number}")
+                layers.MLP(options.expert_hidden_units, self.dense_config, stacks=experts, name=f"experts_{number}")
             )
             if experts > 1:
                 gates = layers.Gates(
                     level.readable,
                     options.gate_hidden_units,
-                    self.dense,
+                    self.dense_config,
                     name=f"gates_{number}",
                     starts_uniform=options.gate_init == "uniform",
                     temperature=options.gate_temperature,
@@ -215,7 +210,7 @@ class MultiTask(Network):
                 )
                 self.gates.append(gates)
         towers = [options.tower_units(task.name) for task in self.tasks]
-        self.towers = layers.Towers(self.tasks, towers, self.dense, name="towers")
+        self.towers = layers.Towers(self.tasks, towers, self.dense_config, name="towers")
 
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
         """Runs the levels and the towers; returns logits [batch, outputs] float32."""

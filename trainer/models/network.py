@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 from trainer.config import ModelOptions
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
     from trainer.models.step_context import StepContext
 
 
+def count_weights(*widths: int) -> int:
+    """Return the number of weights in the kernels of dense layers in a row.
+
+    Args:
+        *widths: width of the input, then of each layer.
+    """
+    return sum(before * after for before, after in pairwise(widths))
+
+
 class Network:
     """A network from the embeddings and numerical features to the logits, without the wide part.
 
@@ -24,7 +34,7 @@ class Network:
     Args:
         options: the model's flags, an instance of `options_class`.
         tasks: prediction tasks.
-        dense: configuration of the hidden layers.
+        dense_config: configuration of the hidden layers.
 
     Attributes:
         options_class: class of the model's flags.
@@ -36,8 +46,8 @@ class Network:
     trains_joint_probabilities: ClassVar[bool] = False
     options: ModelOptions
 
-    def __init__(self, options: ModelOptions, tasks: Sequence[Task], dense: layers.DenseConfig):
-        self.options, self.tasks, self.dense = options, tuple(tasks), dense
+    def __init__(self, options: ModelOptions, tasks: Sequence[Task], dense_config: layers.DenseConfig):
+        self.options, self.tasks, self.dense_config = options, tuple(tasks), dense_config
         self.build()
 
     def build(self) -> None:
@@ -49,7 +59,7 @@ class Network:
 
         Args:
             x: [batch, embedding width + numerical] float32.
-            context: None outside training; to be passed on to the layers.
+            context: None outside training; passed on to the layers, as a keyword argument.
 
         Returns:
             [batch, outputs] float32, the tasks' logits side by side.

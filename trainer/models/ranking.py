@@ -1,7 +1,7 @@
 """The Keras model of every architecture: embedding tables, a network, and an optional wide part."""
 
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -19,7 +19,8 @@ class RankingModel(keras.Model):
     logits = network([embeddings, numerical])  [+ b + sum of the IDs' wide weights + numerical @ k, the wide part]
 
     The training step calls `gather` and `logits` separately, because it differentiates with respect to the gathered
-    rows; everything else just calls the model.
+    rows; everything else just calls the model. The constructor creates all weights, which is a collective if tables are
+    sharded.
 
     Args:
         network: the part between the embeddings and the logits.
@@ -32,23 +33,24 @@ class RankingModel(keras.Model):
         options = network.options
         super().__init__(name=options.model, dtype="float32")
         self.network, self.layout, self.tasks = network, layout, network.tasks
+        wide_outputs = network.outputs if options.has_wide_part else 0
         self.embeddings = EmbeddingTables(
             layout,
-            outputs=network.outputs if options.has_wide_part else 0,
+            outputs=wide_outputs,
             combiner=options.combiner,
             init_std=options.embedding_init_std,
             seed=seed,
             shards=shards,
         )
         self.wide_weights = []
-        if options.has_wide_part:
-            for name, shape in (
-                ("wide_numerical", (len(layout.numerical), network.outputs)),
-                ("wide_bias", (network.outputs,)),
-            ):
-                self.wide_weights.append(self.add_weight(shape=shape, initializer="zeros", name=name))
+        if wide_outputs:
+            shape = (len(layout.numerical), wide_outputs)
+            self.wide_weights += [self.add_weight(shape=shape, initializer="zeros", name="wide_numerical")]
+            self.wide_weights += [self.add_weight(shape=(wide_outputs,), initializer="zeros", name="wide_bias")]
         self._network_layers = list(_layers_in(vars(network)))  # for Keras to find their weights
         self.built = True
+        # Layers create their weights when they are first called.
+        self(tf.zeros((1, layout.id_columns), tf.int32), tf.zeros((1, len(layout.numerical))))
 
     @property
     def trains_joint_probabilities(self) -> bool:
@@ -71,11 +73,6 @@ class RankingModel(keras.Model):
         tables = zip(self.embeddings.tables, self.embeddings.whole_rows.values(), strict=True)
         elsewhere = sum((rows - table.shape[0]) * table.shape[1] for table, rows in tables)
         return self.count_params() + elsewhere
-
-    def created(self) -> Self:
-        """Creates all weights and returns the model. Keras creates some in the first call, which is a collective."""
-        self(tf.zeros((1, self.layout.id_columns), tf.int32), tf.zeros((1, len(self.layout.numerical))))
-        return self
 
     def gather(self, ids: tf.Tensor) -> EmbeddingRows:
         """Looks up the table rows of a batch. A collective if tables are sharded."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from trainer.config import ModelOptions, Units, option
 from trainer.models.lazy import layers, tf
-from trainer.models.network import Network
+from trainer.models.network import Network, count_weights
 
 if TYPE_CHECKING:
     import keras
@@ -33,8 +33,7 @@ class WideDeepOptions(ModelOptions):
 
     def dense_weights(self, inputs: int, outputs: Mapping[str, int]) -> int:
         """Returns the number of weights in the kernels."""
-        widths = (inputs, *self.deep_hidden_units, sum(outputs.values()))
-        return sum(before * after for before, after in zip(widths, widths[1:], strict=False))
+        return count_weights(inputs, *self.deep_hidden_units, sum(outputs.values()))
 
 
 class WideDeep(Network):
@@ -50,8 +49,8 @@ class WideDeep(Network):
 
     def build(self) -> None:
         """Creates the hidden layers and a linear head for all tasks."""
-        self.hidden = layers.MLP(self.options.deep_hidden_units, self.dense, name="hidden")
-        self.head = layers.Dense(self.outputs, self.dense.logits, name="head")
+        self.hidden = layers.MLP(self.options.deep_hidden_units, self.dense_config, name="hidden")
+        self.head = layers.Dense(self.outputs, self.dense_config.logits, name="head")
 
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
         """Computes the deep part's logits, [batch, outputs] float32."""

@@ -14,8 +14,8 @@ from data.preprocess.keys import as_numbers
 from data.preprocess.prepared import encoded_features, write_prepared
 from data.preprocess.splits import TEST, TRAIN, draw_mappings
 from data.preprocess.tables import embedding_sizes
-from data.spec.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, FeatureSpec
-from data.spec.values import name_mistake
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, name_mistake
 from trainer.recommender.columns import (
     KINDS,
     RawColumn,

@@ -1,64 +1,70 @@
-"""Training inside an application's process, with the trainer's own configuration and a single worker."""
+"""Training inside an application's process, with a single worker."""
 
 import contextlib
 import io
+import typing
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.errors import DataError, nearest
-from trainer.cli import parse
+from data.storage.typed_json import read_typed
+from trainer.cli import make_options
 from trainer.config import TrainingOptions
 from trainer.inputs import open_inputs
 from trainer.models import model_flags
 from trainer.process.startup import import_tensorflow
 from trainer.process.worker_env import WorkerEnv
 
-# Names of the options of `Recommender` that differ from the trainer's flags.
+# Names of the options of `Recommender` that differ from the flags of main.py.
 FLAGS = {"epochs": "num_epochs", "batch_size": "global_batch_size", "learning_rate": "deep_learning_rate"}
-# The application decides which CPU cores it uses.
-_FIXED = ("--affinity", "disabled")
 
 
-def arguments(options: Mapping[str, Any]) -> list[str]:
-    """Converts options to command line flags, without those for paths.
+def flags_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts options of the Recommender to flags of main.py, without those for paths.
 
     Args:
-        options: values by a name from FLAGS, or by the name of a model or training flag without dashes. Options that
-            are None or False are omitted.
+        options: values by a name from FLAGS, or by the name of a model or training flag without dashes. None stands for
+            the flag's default.
+
+    Returns:
+        Values of the flags' types, by name without dashes.
 
     Raises:
         DataError: if an option is unknown or has an invalid value.
     """
-    known = {*model_flags(), *(item.name for item in fields(TrainingOptions))}
-    known = known - {"affinity", *FLAGS.values()} | set(FLAGS)
-    for name in options:
+    hints = {name: hint for name, (_, hint) in model_flags().items()} | typing.get_type_hints(TrainingOptions)
+    # The application decides which CPU cores it uses.
+    known = hints.keys() - {"affinity", *FLAGS.values()} | FLAGS.keys()
+    flags = {}
+    for name, value in options.items():
         if name not in known:
             near = nearest(name, known)
             hint = f"; did you mean {near}?" if near else ""
             raise DataError(f"Recommender has no option {name!r}{hint} (there are {', '.join(sorted(known))})")
-    stated = [(f"--{FLAGS.get(name, name)}", value) for name, value in options.items()]
-    flags = [part for flag, value in stated for part in _argument(flag, value)]
-    parse(flags, 1)
+        if value is not None:
+            flag = FLAGS.get(name, name)
+            flags[flag] = _converted(flag, hints[flag], value)
+    make_options(flags)  # checks the limits and the flags against each other
     return flags
 
 
-def train(flags: list[str], dataset: Path, folder: Path, *, verbose: bool) -> Path:
+def train(flags: Mapping[str, Any], dataset: Path, folder: Path, *, verbose: bool) -> Path:
     """Trains on a dataset, evaluating after each epoch, and returns the folder of the best model.
 
     Args:
-        flags: command line flags from `arguments`.
+        flags: flags from `flags_of`.
         dataset: folder of the dataset.
         folder: existing folder for checkpoints and results.
-        verbose: whether to show the output of main.py.
+        verbose: whether to show the output of training.
 
     Raises:
         DataError: if the flags do not match the data.
     """
-    places = {"--dataset_path": dataset, "--model_dir": folder / "models", "--results_dir": folder / "results"}
-    stated = [str(part) for place in places.items() for part in place]
-    config, env = parse([*flags, *_FIXED, *stated], 1), WorkerEnv()
+    folders = {"dataset_path": dataset, "model_dir": folder / "models", "results_dir": folder / "results"}
+    config, env = make_options({**flags, **folders, "affinity": "disabled"}), WorkerEnv()
     data = open_inputs(config, env)
     import_tensorflow()
     from trainer.build import start_worker
@@ -69,14 +75,20 @@ def train(flags: list[str], dataset: Path, folder: Path, *, verbose: bool) -> Pa
             silent = io.StringIO()
             stack.enter_context(contextlib.redirect_stdout(silent))
             stack.enter_context(contextlib.redirect_stderr(silent))
-        trainer = stack.enter_context(contextlib.closing(Trainer(config, data, start_worker(config, env))))
-        trainer.fit()
+        stack.enter_context(contextlib.closing(Trainer(config, data, start_worker(config, env)))).fit()
     return folder / "models" / "model"
 
 
-def _argument(flag: str, value: Any) -> list[str]:
-    if value is None or value is False:
-        return []
-    if value is True:
-        return [flag]
-    return [flag, *map(str, value)] if isinstance(value, list | tuple) else [flag, str(value)]
+def _converted(flag: str, hint: Any, value: Any) -> Any:
+    """Returns a value as the type of its flag. A single number stands for a list of one."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    item = model_flags()[flag][0] if flag in model_flags() else None
+    if isinstance(value, str) and item is not None and item.metadata["parse"] is not None:
+        return item.metadata["parse"]([value])  # such as the path of a file with units per label
+    try:
+        with contextlib.suppress(ValueError):
+            return read_typed(hint, [value], f"--{flag}")
+        return read_typed(hint, value, f"--{flag}")
+    except ValueError as error:
+        raise DataError(str(error)) from error

@@ -188,11 +188,13 @@ def _without_redundant_mean(curves: list[Curve]) -> list[Curve]:
 
 
 def _curve(run: Run, task: str, points: list[Point], key: str, *, is_training: bool = False) -> Curve:
+    """Returns the values of a key over steps."""
     known = [(point.step, point.values[key]) for point in points if point.step is not None and key in point.values]
     return Curve(run.name, task, is_training, [step for step, _ in known], [value for _, value in known])
 
 
 def _over_time(run: Run, points: list[Point], key: str, *, is_training: bool = False) -> Curve:
+    """Returns the values of a key over the minutes since the run's first record."""
     start = min((point.at for point in (*run.training, *run.evaluations) if point.at is not None), default=0.0)
     known = [(point.at, point.values[key]) for point in points if point.at is not None and key in point.values]
     return Curve(run.name, "", is_training, [(at - start) / 60 for at, _ in known], [value for _, value in known])

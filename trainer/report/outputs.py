@@ -68,16 +68,14 @@ def _head_contains(path: Path, mark: str) -> bool:
 
 
 def draw_gates_of_run(results_dir: Path, log_filename: str) -> None:
-    """Draws the gates of all epochs in a run's log, if the model has any.
+    """Draws the gates of all epochs in the log of a model with gates.
 
     Failures are only reported: the trained model matters more than its picture.
     """
-    try:
-        run = read_run(results_dir, "", log_filename)
-        if run.gates:
-            from trainer.report.gates import draw_gates  # imported late: matplotlib takes a second
+    from trainer.report.gates import draw_gates  # matplotlib takes a second to import
 
-            for path in draw_gates(run, results_dir):
-                print(f"gates: {path}", flush=True)
+    try:
+        for path in draw_gates(read_run(results_dir, "", log_filename), results_dir):
+            print(f"gates: {path}", flush=True)
     except (DataError, OSError) as error:
         warn(f"the gates could not be drawn: {error}")

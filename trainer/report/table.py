@@ -11,6 +11,7 @@ from trainer.report.runs import Point, Run, metric_keys, training_loss
 MISSING = "-"
 WIDEST = 120
 LAST_RECORDS = 20
+GAP = 2  # spaces between columns
 
 
 def curve_table(run: Run) -> str:
@@ -25,11 +26,9 @@ def curve_table(run: Run) -> str:
     columns = [_column(points, key) for key in keys]
     if any(not math.isnan(loss) for loss in losses.values()):
         columns.insert(0, ["loss", *(_number("loss", losses.get(point.step or 0, math.nan)) for point in points)])
-    where = [
-        ["step", *(MISSING if point.step is None else f"{point.step:,}" for point in points)],
-        ["epoch", *(MISSING if point.epoch is None else f"{point.epoch:.4g}" for point in points)],
-    ]
-    return "\n\n".join(_aligned(where + part) for part in _parts(where, columns))
+    steps = ["step", *(MISSING if point.step is None else f"{point.step:,}" for point in points)]
+    epochs = ["epoch", *(MISSING if point.epoch is None else f"{point.epoch:.4g}" for point in points)]
+    return "\n\n".join(_aligned(table) for table in _tables([steps, epochs], columns))
 
 
 def best_of(key: str, values: Sequence[float]) -> float:
@@ -76,24 +75,20 @@ def _number(key: str, value: float) -> str:
     return f"{value:.5f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
 
 
-def _parts(where: list[list[str]], columns: list[list[str]]) -> list[list[list[str]]]:
-    """Splits the columns into groups that fit next to `where`, with at least one column each."""
-    room = WIDEST - sum(_width(column) + 2 for column in where)
-    parts: list[list[list[str]]] = [[]]
-    left = room
+def _tables(left: list[list[str]], columns: list[list[str]]) -> list[list[list[str]]]:
+    """Splits the columns into tables of at most WIDEST characters that start with the columns `left`."""
+    tables = [list(left)]
     for column in columns:
-        if parts[-1] and _width(column) + 2 > left:
-            parts.append([])
-            left = room
-        parts[-1].append(column)
-        left -= _width(column) + 2
-    return parts
+        if len(tables[-1]) > len(left) and sum(map(_width, [*tables[-1], column])) > WIDEST + GAP:
+            tables.append(list(left))
+        tables[-1].append(column)
+    return tables
 
 
 def _aligned(columns: list[list[str]]) -> str:
-    lines = zip(*[[cell.rjust(_width(column)) for cell in column] for column in columns], strict=True)
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    lines = zip(*([cell.rjust(_width(column)) for cell in column] for column in columns), strict=True)
+    return "\n".join("".join(line)[GAP:].rstrip() for line in lines)
 
 
 def _width(column: list[str]) -> int:
-    return max(len(cell) for cell in column)
+    return max(map(len, column)) + GAP

@@ -7,7 +7,7 @@ from itertools import accumulate
 import numpy as np
 
 from data.spec.feature_spec import FeatureSpec
-from data.spec.parts import JOINT
+from data.spec.features import JOINT
 
 
 @dataclass(frozen=True)

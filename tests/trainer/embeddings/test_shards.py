@@ -4,7 +4,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.storage import arrays as sealed_arrays
+from data.storage import arrays
 from tests.trainer.local_workers import run_workers
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import CheckpointStore
@@ -62,7 +62,7 @@ def test_no_sharded_table_needs_no_exchange():
 
 @pytest.mark.parametrize(("saved_by", "restored_by"), [(1, 3), (3, 1), (2, 3), (3, 3)])
 def test_checkpoints_do_not_depend_on_the_workers(tmp_path, monkeypatch, saved_by, restored_by):
-    monkeypatch.setattr(sealed_arrays, "BLOCK_BYTES", 4 * 2 * 4)  # blocks of four rows
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", 4 * 2 * 4)  # blocks of four rows
     table = np.arange(46, dtype=np.float32).reshape(23, 2)
     last_step, common = np.arange(23, dtype=np.float32), np.float32([7, 8])
     rows = {"table": 23, "last_step": 23}

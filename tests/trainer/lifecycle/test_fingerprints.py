@@ -53,7 +53,7 @@ def test_one_flipped_bit_is_found_and_named(name, monkeypatch):
             flat.view(np.uint8)[flat.nbytes * 2 // 3] ^= 1
             own[name] = flat.reshape(own[name].shape)
 
-    with pytest.raises(WorkersDiffer, match=f"after step 70 {name} of worker.s. 1 is not what the other 2 hold"):
+    with pytest.raises(WorkersDiffer, match=f"after step 70 {name} of worker.s. 1 differs from that of the other 2"):
         check(3, spoil)
 
 
@@ -65,7 +65,7 @@ def test_rows_that_have_changed_places_are_found(rows, monkeypatch):
         if worker == 0:
             own["table"][list(rows)] = own["table"][list(rows[::-1])]
 
-    with pytest.raises(WorkersDiffer, match="table is not the same on the 2 workers"):
+    with pytest.raises(WorkersDiffer, match="table differs between the 2 workers"):
         check(2, spoil)
 
 
@@ -82,7 +82,7 @@ def test_what_is_no_number_is_found_on_all_workers(broken):
     def spoil(worker: int, own: dict[str, np.ndarray]) -> None:
         own["table"][17, 1] = broken
 
-    with pytest.raises(NotFinite, match="1 variables hold NaN or infinities after step 70, the first of them table"):
+    with pytest.raises(NotFinite, match="1 variables have NaN or infinite values after step 70, the first is table"):
         check(2, spoil)
 
 

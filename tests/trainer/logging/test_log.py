@@ -17,7 +17,7 @@ from trainer.logging.log import JsonLines, RunLog, read_log
 
 
 class FakeBackend:
-    """dllogger's JSONStreamBackend as far as its public interface goes; holds lines back until flushed."""
+    """A fake of dllogger's JSONStreamBackend, which buffers lines until it is flushed."""
 
     def __init__(self, verbosity, filename, append=False):
         self.verbosity = verbosity
@@ -178,7 +178,7 @@ def test_unwritable_folder_is_an_error(tmp_path):
 def test_full_disk_warns_once(path, writer, monkeypatch, capsys):
     log = RunLog(path, append=False)
     log.log((1,), {"a": 1})
-    full = DiskOf(path, room=30)
+    full = FullDisk(path, room=30)
     with monkeypatch.context() as patched:
         if writer == "our own writer":
             patched.setattr(builtins, "open", full.open)
@@ -194,8 +194,8 @@ def test_full_disk_warns_once(path, writer, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-class DiskOf:
-    """A disk that has room for some more bytes of a file and then takes what fits, or nothing."""
+class FullDisk:
+    """A disk with room for a few more bytes of a file, which cuts the write that exceeds them short."""
 
     def __init__(self, path, room):
         self.path, self.room, self.really_open = path, room, builtins.open

@@ -1,14 +1,22 @@
-"""The columns of a dataset: their types in files, and the rules that their values must satisfy."""
+"""The columns of a dataset: their types in files, and the values that training accepts in them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from data.spec.feature_spec import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, FeatureSpec
-from data.spec.parts import FLOAT_DTYPES, SAMPLE_WEIGHT, exact_integers
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import (
+    FLOAT_DTYPES,
+    LABEL,
+    MAP,
+    MULTIHOT,
+    NUMERICAL,
+    ONEHOT,
+    SAMPLE_WEIGHT,
+    Feature,
+    exact_integers,
+)
 
 DEFAULT_DTYPES = {
     ONEHOT: "int64",
@@ -18,8 +26,6 @@ DEFAULT_DTYPES = {
     MAP: "int64",
     SAMPLE_WEIGHT: "float32",
 }
-VALUES_SHOWN = 5
-TEXT_SHOWN = 60
 INT64 = np.iinfo(np.int64)
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -134,33 +140,6 @@ class Column:
         return Domain(may_miss=may_miss)
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Values of one column, or whole lines, that break the same rule.
-
-    Attributes:
-        what: rule that is broken, such as "id out of range".
-        column: name of the column, or None for whole lines.
-        rows: [count] int64, ascending row positions in the table checked.
-        values: first few offending values as text, shortened.
-        expected: allowed values, in words.
-        is_warning: whether the data is usable in spite of the problem.
-    """
-
-    what: str
-    column: str | None
-    rows: np.ndarray
-    values: tuple[str, ...]
-    expected: str
-    is_warning: bool = False
-
-    def without(self, rows: np.ndarray) -> "Problem":
-        """Returns the same problem without the given rows."""
-        keep = ~np.isin(self.rows, rows)
-        values = tuple(value for value, kept in zip(self.values, keep, strict=False) if kept)
-        return replace(self, rows=self.rows[keep], values=values)
-
-
 def describe_column(spec: FeatureSpec, name: str) -> Column:
     """Returns the column that stores a feature.
 
@@ -178,19 +157,6 @@ def describe_column(spec: FeatureSpec, name: str) -> Column:
     return Column(name, kind, pa.list_(item) if is_list else item, feature)
 
 
-def find_problems(column: Column, values: pa.Array) -> Iterator[Problem]:
-    """Yields the values of a column that training cannot use, one `Problem` per broken rule.
-
-    Args:
-        column: description of the column; columns of kind None are not checked.
-        values: [rows], of a list type for multi-hot columns, otherwise booleans, integers or floats.
-    """
-    if column.kind == MULTIHOT:
-        yield from _list_problems(column, values)
-    elif column.kind is not None:
-        yield from _scalar_problems(column, as_numbers(values))
-
-
 def as_numbers(values: pa.Array) -> pa.Array:
     """Casts booleans to uint8 and float16 to float32, for which Arrow has few kernels; other types are unchanged."""
     if pa.types.is_boolean(values.type):
@@ -205,11 +171,6 @@ def dtype_name(stored: pa.DataType) -> str:
     return np.dtype(item.to_pandas_dtype()).name if is_number else str(item)
 
 
-def shorten(text: str) -> str:
-    """Shortens a text to at most `TEXT_SHOWN` characters."""
-    return text if len(text) <= TEXT_SHOWN else text[: TEXT_SHOWN - 3] + "..."
-
-
 def is_list(stored: pa.DataType) -> bool:
     """Returns whether an Arrow type is a list type (plain, large or of fixed size)."""
     return pa.types.is_list(stored) or pa.types.is_large_list(stored) or pa.types.is_fixed_size_list(stored)
@@ -217,52 +178,6 @@ def is_list(stored: pa.DataType) -> bool:
 
 def _kind(spec: FeatureSpec, name: str) -> str | None:
     return spec.channel_of.get(name) or (SAMPLE_WEIGHT if spec.features[name].role == SAMPLE_WEIGHT else None)
-
-
-def _scalar_problems(column: Column, values: pa.Array) -> Iterator[Problem]:
-    missing = values.is_null().to_numpy(zero_copy_only=False)
-    numbers = values.fill_null(0).to_numpy(zero_copy_only=False)
-    if column.kind == LABEL:
-        missing = missing | np.isnan(numbers)
-    if column.feature.missing != "ignore":
-        yield from _problem("missing value", column, values, missing)
-    what, wrong = out_of_domain(column, numbers)
-    yield from _problem(what, column, values, wrong & ~missing)
-
-
-def out_of_domain(column: Column, numbers: np.ndarray) -> tuple[str, np.ndarray]:
-    """Returns the name of the rule for a column's values, and which values break it ([rows] bool).
-
-    NaN breaks it unless the domain allows missing values.
-    """
-    what = {ONEHOT: "id out of range", MAP: "not a group", SAMPLE_WEIGHT: "not a weight"}.get(column.kind or "")
-    is_class = column.kind == LABEL and column.feature.task != "regression"
-    return what or ("label value" if is_class else "not finite"), ~column.domain.allows(numbers)
-
-
-def _list_problems(column: Column, values: pa.Array) -> Iterator[Problem]:
-    missing = values.is_null().to_numpy(zero_copy_only=False)
-    lengths = np.where(missing, 0, values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
-    ids = as_numbers(values.flatten())  # [sum of lengths]; null lists contribute none
-    rows = np.repeat(np.arange(len(values)), lengths)  # [sum of lengths] the row of each id
-    without_id = ids.is_null().to_numpy(zero_copy_only=False)
-    missing[rows[without_id]] = True
-    yield from _problem("missing value", column, values, missing)
-    outside = np.zeros(len(values), bool)
-    outside[rows[~column.domain.allows(ids.fill_null(0).to_numpy(zero_copy_only=False))]] = True
-    yield from _problem("id out of range", column, values, outside)
-    hotness = column.feature.max_hotness
-    if hotness is not None:
-        what = f"list longer than max_hotness {hotness}"
-        problems = _problem(what, column, values, lengths > hotness)
-        yield from (replace(problem, is_warning=True) for problem in problems)
-
-
-def _problem(what: str, column: Column, values: pa.Array, wrong: np.ndarray) -> Iterator[Problem]:
-    rows = np.flatnonzero(wrong)
-    if len(rows):
-        first = pc.take(values, pa.array(rows[:VALUES_SHOWN])).to_pylist()
-        yield Problem(what, column.name, rows, tuple(shorten(str(value)) for value in first), column.expected)
 
 
 def _expected_label(feature: Feature) -> str:

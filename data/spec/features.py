@@ -1,6 +1,9 @@
-"""The vocabulary of a feature specification (channels, keys, values) and the parts it consists of."""
+"""The vocabulary of a feature specification: channels, keys, names and values, features and chunks of files."""
 
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from data.errors import described, shown
 
 ONEHOT = "onehot_categorical"
 MULTIHOT = "multihot_categorical"
@@ -16,27 +19,31 @@ SECTIONS = ("feature_spec", "source_spec", "channel_spec", "metadata")
 REQUIRED_SECTIONS = SECTIONS[:3]
 REQUIRED_MAPPINGS = ("train", "test")
 CHUNK_KEYS = ("type", "features", "files")
-CHUNK_TYPES = ("parquet", "csv")
+ChunkType = Literal["parquet", "csv"]
 
-TASKS = ("binary", "multiclass", "regression")
-MISSING = ("error", "ignore")
+Task = Literal["binary", "multiclass", "regression"]
+Missing = Literal["error", "ignore"]
+Role = Literal["sample_weight"]
 SAMPLE_WEIGHT = "sample_weight"
-ROLES = (SAMPLE_WEIGHT,)
 # Joins the names of a label and of its chain of `given` labels in the metric keys of their joint event
 # ("click+conversion").
 JOINT = "+"
-# Columns of a predictions file: the row's position, and for each label its name with these prefixes.
+# Columns of a predictions file: the index of the row, and for each label its name with these prefixes.
 ROW_COLUMN, LABEL_COLUMN, PREDICTION_COLUMN = "row", "label_", "prediction_"
 LABEL_KEYS = ("task", "loss_weight", "positive_weight", "given", "missing")
 
-INTEGER_DTYPES = ("int8", "int16", "int32", "int64")
-FLOAT_DTYPES = ("float16", "float32", "float64")
+IntegerDtype = Literal["int8", "int16", "int32", "int64"]
+FloatDtype = Literal["float16", "float32", "float64"]
+INTEGER_DTYPES = get_args(IntegerDtype)
+FLOAT_DTYPES = get_args(FloatDtype)
 BOOL_DTYPE = "bool"
-DTYPES = (*INTEGER_DTYPES, *FLOAT_DTYPES, BOOL_DTYPE)
+Dtype = Literal[IntegerDtype, FloatDtype, "bool"]
 
 # Ids are int32 in a batch.
 MAX_CARDINALITY = 2**31 - 1
 MAX_EMBEDDING_DIM = 4096
+# Names of mappings and features become parts of file names (at most 255 bytes) and of array names.
+MAX_NAME_LENGTH = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,3 +99,20 @@ def exact_integers(dtype: str) -> int:
         return {"float16": 2**11, "float32": 2**24, "float64": 2**53}[dtype] + 1
     bits = int(dtype.removeprefix("uint").removeprefix("int"))
     return 2**bits if dtype.startswith("uint") else 2 ** (bits - 1)
+
+
+def name_mistake(name: Any) -> str | None:
+    """Returns what is wrong with the name of a feature or mapping, or None if it is valid for every later use."""
+    if not isinstance(name, str):
+        return f"this name is {described(name)}; a name is text: put it in quotes"
+    if not name:
+        return "this name is empty; write a name"
+    if len(name) > MAX_NAME_LENGTH:
+        return f"this name has {len(name)} characters; the maximum is {MAX_NAME_LENGTH}"
+    if name != name.strip() or name.startswith("."):
+        return f"the name {shown(name)} begins or ends with a blank, or begins with a dot; remove it"
+    if "/" in name or not name.isprintable():
+        return f"the name {shown(name)} contains a slash or a control character; remove it"
+    if (size := len(name.encode())) > MAX_NAME_LENGTH:
+        return f"this name has {size} bytes in UTF-8; the maximum is {MAX_NAME_LENGTH}"
+    return None

@@ -1,0 +1,365 @@
+"""The shape of a specification's document and the values in it, as pydantic types.
+
+`read_document` separates the well-formed parts from everything else, which it reports as problems;
+`data.spec.validators` then checks the parts against each other.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple, NotRequired, get_args
+
+import numpy as np
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, Strict, TypeAdapter, WrapValidator, with_config
+from pydantic import ValidationError as PydanticError
+from pydantic_core import ErrorDetails, PydanticCustomError
+from typing_extensions import TypedDict
+
+from data.errors import described, listed, nearest, shown
+from data.spec.features import (
+    CHANNELS,
+    CHUNK_KEYS,
+    MAX_CARDINALITY,
+    MAX_EMBEDDING_DIM,
+    SECTIONS,
+    ChunkType,
+    Dtype,
+    Feature,
+    Missing,
+    Role,
+    Task,
+    name_mistake,
+)
+
+MAX_PATH_LENGTH = 1000
+# Problems that come with the closest known name: more only if they are read one by one, and each search takes a while.
+MAX_SUGGESTIONS = 20
+
+TORCH_DTYPES = {
+    "torch.half": "float16",
+    "torch.float": "float32",
+    "torch.double": "float64",
+    "torch.short": "int16",
+    "torch.int": "int32",
+    "torch.long": "int64",
+}
+# Words of the public DLRM recipe's specifications that are not valid here.
+SPLIT_BINARY = "split_binary"
+SPLIT_BINARY_HELP = (
+    "split_binary files, which the DLRM recipe writes, are not supported; write the columns as parquet, or name the "
+    "CSV files that they were made of (type: csv) and run transcode.py"
+)
+CATEGORICAL_HELP = (
+    "unknown channel; write onehot_categorical where rows have one id, multihot_categorical where they have lists"
+)
+
+Location = tuple[int | str, ...]
+_UNKNOWN_KEY = ("extra_forbidden", "invalid_key")  # types of pydantic's errors
+
+
+class Problem(NamedTuple):
+    """One violation of the specification's rules.
+
+    Attributes:
+        path: path in the document, such as `feature_spec.ad_id.cardinality`.
+        message: what is wrong and what to write instead.
+        wrong: an unknown name, for which the closest of `known` is suggested.
+        known: valid names in place of `wrong`.
+    """
+
+    path: str
+    message: str
+    wrong: str = ""
+    known: tuple[str, ...] | dict[str, Any] = ()
+
+
+class Entry(NamedTuple):
+    """A text in a list of the document, with its path in the document."""
+
+    path: str
+    text: str
+
+
+def path_of(*location: Any) -> str:
+    """Returns the path of a location, such as `source_spec.train[0].type`, short and on one line for any keys."""
+    path = ""
+    for depth, key in enumerate(location):
+        is_plain = isinstance(key, str) and key.isprintable() and 0 < len(key) <= 80
+        # The document and its sections are mappings, in which a number is a wrong name and not an index.
+        path += f"[{key}]" if isinstance(key, int) and depth > 1 else f".{key if is_plain else shown(key)}"
+    return path.removeprefix(".") or "document"
+
+
+def format_problems(problems: list[Problem]) -> list[str]:
+    """Returns one line per problem, with suggestions for the first misspelled names.
+
+    Of several problems at one path only the first is kept: the others follow from it.
+    """
+    first: dict[str, Problem] = {}
+    for problem in problems:
+        first.setdefault(problem.path, problem)
+    lines, suggestions = [], 0
+    for path, message, wrong, known in first.values():
+        if wrong:
+            suggestions += 1
+            near = nearest(wrong, known) if suggestions <= MAX_SUGGESTIONS else None
+            expected = f"expected {listed(known, len(known)) or 'none'}"
+            message += f"; did you mean {near!r}?" if near else f"; {expected}"
+        lines.append(f"{path}: {message}")
+    return lines
+
+
+# The types of the document. Each message says what was found and what to write instead.
+
+
+def _mistake(message: str) -> PydanticCustomError:
+    return PydanticCustomError("mistake", "{message}", {"message": message})
+
+
+def _expects(expected: str) -> WrapValidator:
+    """Returns a validator that reports a wrong value in our words; mistakes inside of a list or mapping keep theirs."""
+
+    def validate(value: Any, validator: Callable[[Any], Any]) -> Any:
+        try:
+            return validator(value)
+        except PydanticError as error:
+            if error.error_count() > 1 or error.errors(include_input=False)[0]["loc"]:
+                raise
+            raise _mistake(f"is {described(value)}; write {expected}") from error
+
+    return WrapValidator(validate)
+
+
+def _plain_number(value: Any) -> Any:
+    """Returns a NumPy number, as code that builds specifications uses them, as a Python number."""
+    return value.item() if isinstance(value, np.number) else value
+
+
+def _numpy_dtype(value: Any) -> Any:
+    """Returns the NumPy name of a dtype, given its NumPy or torch name ("torch.long")."""
+    return TORCH_DTYPES.get(value, value.removeprefix("torch.")) if isinstance(value, str) else value
+
+
+def _name(value: Any) -> str:
+    if mistake := name_mistake(value):
+        raise _mistake(mistake)
+    return value
+
+
+def _file_path(value: Any) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise _mistake(f"is {described(value)}; write the path of a file in quotes, without control characters")
+    if len(value) > MAX_PATH_LENGTH:
+        raise _mistake(f"this path has {len(value)} characters; the maximum is {MAX_PATH_LENGTH}")
+    return value
+
+
+def _expects_one_of(choices: Any) -> WrapValidator:
+    return _expects(f"one of {', '.join(get_args(choices))}")
+
+
+def _expects_count(most: int) -> WrapValidator:
+    return _expects(f"a whole number from 1 to {most}, without quotes")
+
+
+_Plain = BeforeValidator(_plain_number)
+_NoneIsMapping = BeforeValidator(lambda value: {} if value is None else value)
+_NoneIsList = BeforeValidator(lambda value: [] if value is None else value)
+
+_Name = Annotated[str, PlainValidator(_name)]
+_Path = Annotated[str, PlainValidator(_file_path)]
+_Dtype = Annotated[Dtype, BeforeValidator(_numpy_dtype), _expects_one_of(Dtype)]
+_Count = Annotated[int, Strict(), Field(ge=1, le=MAX_CARDINALITY), _Plain, _expects_count(MAX_CARDINALITY)]
+_Width = Annotated[int, Strict(), Field(ge=1, le=MAX_EMBEDDING_DIM), _Plain, _expects_count(MAX_EMBEDDING_DIM)]
+_Weight = Annotated[
+    float, Strict(), Field(gt=0, allow_inf_nan=False), _Plain, _expects("a finite number above 0, without quotes")
+]
+_Channel = Annotated[list[_Name], _expects("a list, such as [age, price]"), _NoneIsList]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class _FeatureKeys(TypedDict, total=False):
+    dtype: _Dtype
+    cardinality: _Count
+    max_hotness: _Count
+    embedding_dim: _Width
+    task: Annotated[Task, _expects_one_of(Task)]
+    loss_weight: _Weight
+    positive_weight: _Weight
+    given: _Name
+    missing: Annotated[Missing, _expects_one_of(Missing)]
+    role: Annotated[Role, _expects_one_of(Role)]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class _ChunkKeys(TypedDict):
+    type: Annotated[ChunkType, _expects_one_of(ChunkType)]
+    features: Annotated[list[_Name], Field(min_length=1), _expects("a list, such as [age, price]")]
+    files: Annotated[list[_Path], Field(min_length=1), _expects("a list, such as [train_0.csv, train_1.csv]")]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class _Channels(TypedDict, total=False):
+    onehot_categorical: _Channel
+    multihot_categorical: _Channel
+    numerical: _Channel
+    label: _Channel
+    map: _Channel
+
+
+_Feature = Annotated[_FeatureKeys, _expects("a mapping, such as {dtype: int64}"), _NoneIsMapping]
+_Chunk = Annotated[_ChunkKeys, _expects(f"a mapping with {', '.join(CHUNK_KEYS)}")]
+_Chunks = Annotated[
+    list[_Chunk],
+    Field(min_length=1),
+    _expects(f"a list of chunks, each beginning with '- ', with {', '.join(CHUNK_KEYS)}"),
+    _NoneIsList,
+]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class _Document(TypedDict):
+    feature_spec: Annotated[dict[_Name, _Feature], _expects("a mapping"), _NoneIsMapping]
+    source_spec: Annotated[dict[_Name, _Chunks], _expects("a mapping"), _NoneIsMapping]
+    channel_spec: Annotated[_Channels, _expects("a mapping"), _NoneIsMapping]
+    metadata: NotRequired[Annotated[dict[Any, Any], _expects("a mapping"), _NoneIsMapping]]
+
+
+_FEATURE = TypeAdapter(_FeatureKeys)
+_DOCUMENT = TypeAdapter(Annotated[_Document, _expects(f"a mapping with {', '.join(SECTIONS)}")])
+_FEATURE_KEYS = tuple(_FeatureKeys.__annotations__)
+
+
+# What remains of a document without its mistakes.
+
+
+@dataclass
+class ChunkPart:
+    """The well-formed content of a chunk.
+
+    Attributes:
+        path: path of the chunk in the document.
+        type: file type of the chunk, empty if it is missing or invalid.
+        features: valid entries of the list of features.
+        files: valid entries of the list of files.
+    """
+
+    path: str
+    type: str
+    features: list[Entry]
+    files: list[Entry]
+
+
+@dataclass
+class Parts:
+    """The well-formed parts of a document.
+
+    Attributes:
+        features: {feature name: feature}, of all features with a valid name.
+        stated: {feature name: keys stated in the document}.
+        sources: {mapping name: chunks}.
+        channels: {channel name: feature names}, of all channels.
+        metadata: metadata section of the document.
+        incomplete: locations of the sections, features, mappings and channels in which something was malformed. There,
+            a missing name proves nothing: it may be the malformed one. A section of which all names are well-formed is
+            complete, whatever is malformed below them.
+    """
+
+    features: dict[str, Feature] = field(default_factory=dict)
+    stated: dict[str, frozenset[str]] = field(default_factory=dict)
+    sources: dict[str, list[ChunkPart]] = field(default_factory=dict)
+    channels: dict[str, list[Entry]] = field(default_factory=dict)
+    metadata: dict[Any, Any] = field(default_factory=dict)
+    incomplete: set[Location] = field(default_factory=set)
+
+    def in_channels(self, *channels: str) -> list[Feature]:
+        """Returns the known features of some channels, each once."""
+        names = dict.fromkeys(entry.text for channel in channels for entry in self.channels[channel])
+        return [self.features[name] for name in names if name in self.features]
+
+    def channel_of(self) -> dict[str, str]:
+        """Returns {feature name: channel} of every feature in a channel; the first channel if it is in several."""
+        return {entry.text: channel for channel in reversed(CHANNELS) for entry in self.channels[channel]}
+
+
+def read_document(document: Any) -> tuple[Parts, list[Problem]]:
+    """Returns the well-formed parts of a document and the problems of everything else."""
+    parts, problems = Parts(), list[Problem]()
+    wrong: set[Location] = set()
+    try:
+        _DOCUMENT.validate_python(document)
+    except PydanticError as error:
+        for details in error.errors(include_url=False):
+            location = details["loc"]
+            if location[:2] not in wrong or len(location) <= 2:  # nothing below a wrong name
+                problems.append(_problem(details))
+            wrong.add(location[:-1] if location[-1:] == ("[key]",) else location)
+            parts.incomplete |= _incomplete(location, details["type"])
+    sections = document if isinstance(document, dict) else {}
+    features, sources, channels, metadata = (
+        {} if (section,) in wrong else sections.get(section) or {} for section in SECTIONS
+    )
+    for name, keys in features.items():
+        if name_mistake(name) is None:
+            known = _FEATURE_KEYS if ("feature_spec", name) not in wrong and keys else ()
+            stated = {key: keys[key] for key in known if key in keys and ("feature_spec", name, key) not in wrong}
+            parts.features[name] = Feature(name=name, **_FEATURE.validate_python(stated))
+            parts.stated[name] = frozenset(stated)
+    for name, chunks in sources.items():
+        if name_mistake(name) is None:
+            chunks = enumerate([] if ("source_spec", name) in wrong else chunks)
+            parts.sources[name] = [_chunk_part(chunk, ("source_spec", name, i), wrong) for i, chunk in chunks]
+    for channel in CHANNELS:
+        parts.channels[channel] = _entries(channels.get(channel), ("channel_spec", channel), wrong)
+    parts.metadata = metadata
+    return parts, problems
+
+
+def _problem(error: ErrorDetails) -> Problem:
+    """Returns the problem that an error of pydantic stands for."""
+    *parent, key = error["loc"] or ("document",)
+    if key == "[key]":
+        return Problem(path_of(*parent[:-1], error["input"]), error["msg"])
+    if error["type"] == "missing":
+        message = "is missing; a chunk has type, features and files" if parent else "this section is missing"
+        return Problem(path_of(*parent, key), message)
+    if error["type"] in _UNKNOWN_KEY:
+        return _unknown_key(parent, error["input"] if error["type"] == "invalid_key" else key)
+    if error["input"] == SPLIT_BINARY and parent[:1] == ["source_spec"]:
+        return Problem("source_spec", SPLIT_BINARY_HELP)  # one path, so that it is reported once for all chunks
+    return Problem(path_of(*parent, key), error["msg"])
+
+
+def _unknown_key(parent: list[int | str], key: Any) -> Problem:
+    path = path_of(*parent, key) if parent else f"document.{path_of(key)}"
+    if parent == ["channel_spec"] and key == "categorical":
+        return Problem(path, CATEGORICAL_HELP)
+    kind, known = {
+        "feature_spec": ("key of a feature", _FEATURE_KEYS),
+        "source_spec": ("key of a chunk", CHUNK_KEYS),
+        "channel_spec": ("channel", CHANNELS),
+    }.get(str(parent[0]) if parent else "", ("section", SECTIONS))
+    return Problem(path, f"unknown {kind}", str(key), known)
+
+
+def _incomplete(location: Location, error_type: str) -> set[Location]:
+    """Returns the locations that an error leaves incomplete."""
+    channels: set[Location] = {("channel_spec", channel) for channel in CHANNELS}
+    if not location:
+        return {*((section,) for section in SECTIONS), *channels}
+    if location == ("channel_spec",) or (location[0] == "channel_spec" and error_type in _UNKNOWN_KEY):
+        return channels  # an unknown channel may be any of them, misspelled
+    return {location[:1] if location[-1] == "[key]" else location[:2]}
+
+
+def _chunk_part(chunk: Any, location: Location, wrong: set[Location]) -> ChunkPart:
+    values = {} if location in wrong else {key: chunk.get(key) for key in CHUNK_KEYS if (*location, key) not in wrong}
+    lists = [_entries(values.get(key), (*location, key), wrong) for key in ("features", "files")]
+    return ChunkPart(path_of(*location), values.get("type", ""), *lists)
+
+
+def _entries(values: Any, location: Location, wrong: set[Location]) -> list[Entry]:
+    """Returns the valid texts of a list."""
+    if location in wrong or not values:
+        return []
+    path = path_of(*location)
+    return [Entry(f"{path}[{i}]", value) for i, value in enumerate(values) if (*location, i) not in wrong]

@@ -1,0 +1,364 @@
+"""Validation rules that involve several parts of a specification.
+
+Every rule is a function from the well-formed parts to the problems it finds. Malformed parts have already been reported
+by `data.spec.document`, so a rule draws no conclusion from something absent in an incomplete section.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from data.errors import MAX_NAMES_COMPARED, listed, nearest, shown
+from data.spec.document import Entry, Parts, Problem, path_of, read_document
+from data.spec.features import (
+    BOOL_DTYPE,
+    CATEGORICAL_CHANNELS,
+    INPUT_CHANNELS,
+    INTEGER_DTYPES,
+    JOINT,
+    LABEL,
+    LABEL_COLUMN,
+    LABEL_KEYS,
+    MAP,
+    MULTIHOT,
+    PREDICTION_COLUMN,
+    REQUIRED_MAPPINGS,
+    ROW_COLUMN,
+    Feature,
+    exact_integers,
+)
+from data.storage.files import find_escape
+
+# Metrics are logged as `KEY/TASK`, and their mean over several tasks as `KEY/mean`.
+RESERVED_LABEL = "mean"
+# Maximum length of a chain of labels linked by `given`.
+MAX_CHAIN = 20
+
+
+def check_document(document: Any, folder: Path, *, allow_outside_paths: bool = False) -> tuple[Parts, list[Problem]]:
+    """Returns the well-formed parts of a document and every violation in it; paths are relative to `folder`."""
+    parts, problems = read_document(document)
+    for rule in RULES:
+        problems.extend(rule(parts))
+    problems.extend(check_files(parts, folder, allow_outside_paths))
+    return parts, problems
+
+
+def _feature_path(feature: Feature | str, *key: str) -> str:
+    return path_of("feature_spec", feature if isinstance(feature, str) else feature.name, *key)
+
+
+# Features and channels.
+
+
+def check_channels_are_used(parts: Parts) -> Iterator[Problem]:
+    """Checks that there is at least one input feature and one label."""
+    inputs = {("channel_spec", channel) for channel in INPUT_CHANNELS}
+    if parts.incomplete.isdisjoint(inputs) and not any(parts.channels[channel] for channel in INPUT_CHANNELS):
+        yield Problem("channel_spec", f"has no input feature; list one under {', '.join(INPUT_CHANNELS)}")
+    if ("channel_spec", LABEL) not in parts.incomplete and not parts.channels[LABEL]:
+        yield Problem(f"channel_spec.{LABEL}", "has no feature; list at least one label")
+
+
+def check_channel_features(parts: Parts) -> Iterator[Problem]:
+    """Checks that channels list existing features, each at most once overall, and that `map` lists at most one."""
+    yield from _check_names((entry for entries in parts.channels.values() for entry in entries), parts)
+    for path, name in parts.channels[MAP][1:]:
+        yield Problem(path, f"{name!r} is a second feature in {MAP}; keep one, the id that groups rows")
+
+
+def check_categorical(parts: Parts) -> Iterator[Problem]:
+    """Checks that categorical features have a cardinality, and a numeric dtype that can represent every id."""
+    for feature in parts.in_channels(*CATEGORICAL_CHANNELS):
+        if feature.cardinality is None and ("feature_spec", feature.name) not in parts.incomplete:
+            expected = "write the largest id + 1 (ids lie in [0, cardinality))"
+            yield Problem(_feature_path(feature, "cardinality"), f"is missing; {expected}")
+        if feature.dtype == BOOL_DTYPE:
+            yield from _check_integer_dtype(feature, "ids are integers")
+        yield from _check_dtype_holds(feature, "ids")
+
+
+def check_map(parts: Parts) -> Iterator[Problem]:
+    """Checks that the map feature has an integer dtype, and can be copied to prediction files beside their columns."""
+    labels = [feature.name for feature in parts.in_channels(LABEL)]
+    taken = {ROW_COLUMN, *(prefix + label for label in labels for prefix in (LABEL_COLUMN, PREDICTION_COLUMN))}
+    for feature in parts.in_channels(MAP):
+        yield from _check_integer_dtype(feature, "the map feature holds ids")
+        if feature.name in taken:
+            message = "this is the name of a column that predictions have beside the map feature; rename the feature"
+            yield Problem(_feature_path(feature), message)
+
+
+def check_keys_of_inputs(parts: Parts) -> Iterator[Problem]:
+    """Checks that `max_hotness` and `embedding_dim` are only stated for channels in which they have a meaning.
+
+    Features in no channel may state them: they describe a column that is stored but not used.
+    """
+    channel_of = parts.channel_of()
+    for name, keys in parts.stated.items():
+        channel = channel_of.get(name)
+        if channel == MULTIHOT and "max_hotness" not in keys and ("feature_spec", name) not in parts.incomplete:
+            yield Problem(_feature_path(name, "max_hotness"), "is missing; write the most ids that one row has")
+        if "max_hotness" in keys and channel not in (MULTIHOT, None):
+            message = f"is only for {MULTIHOT} and the feature is in {channel}; remove it or move the feature"
+            yield Problem(_feature_path(name, "max_hotness"), message)
+        if "embedding_dim" in keys and channel not in (*CATEGORICAL_CHANNELS, None):
+            message = f"is only for categorical features and the feature is in {channel}; remove it"
+            yield Problem(_feature_path(name, "embedding_dim"), message)
+
+
+def check_keys_of_labels(parts: Parts) -> Iterator[Problem]:
+    """Checks that the keys of a task are only stated for labels."""
+    if ("channel_spec", LABEL) in parts.incomplete:
+        return
+    channel_of = parts.channel_of()
+    for name, keys in parts.stated.items():
+        if channel_of.get(name) != LABEL:
+            for key in sorted(keys.intersection(LABEL_KEYS)):
+                message = f"is only for labels; remove it or list {name!r} in channel_spec.{LABEL}"
+                yield Problem(_feature_path(name, key), message)
+
+
+def check_tasks(parts: Parts) -> Iterator[Problem]:
+    """Checks that the keys of a label fit its task, and that its name is not the one reserved for the mean."""
+    labels = parts.in_channels(LABEL)
+    for feature in labels:
+        classes = feature.cardinality or 0
+        if "positive_weight" in parts.stated[feature.name] and feature.task != "binary":
+            message = f"is only for binary labels and the task is {feature.task}; remove it"
+            yield Problem(_feature_path(feature, "positive_weight"), message)
+        if feature.task == "multiclass" and classes < 2 and ("feature_spec", feature.name) not in parts.incomplete:
+            found = "is missing" if feature.cardinality is None else f"is {classes}"
+            yield Problem(_feature_path(feature, "cardinality"), f"{found}; write the number of classes, at least 2")
+        if feature.task == "multiclass":
+            yield from _check_dtype_holds(feature, "classes")
+        if feature.task == "binary" and classes > 2:
+            message = f"is {classes} but the task is binary; write task: multiclass, or remove it"
+            yield Problem(_feature_path(feature, "cardinality"), message)
+        if feature.name == RESERVED_LABEL and len(labels) > 1:
+            yield Problem(_feature_path(feature), "this name is reserved for the mean over the labels; rename it")
+
+
+def check_sample_spaces(parts: Parts) -> Iterator[Problem]:
+    """Checks that `given` names another, binary label, and that `given` forms neither cycles nor overlong chains."""
+    labels = {feature.name: feature for feature in parts.in_channels(LABEL)}
+    binary = list(islice((name for name, feature in labels.items() if feature.task == "binary"), MAX_NAMES_COMPARED))
+    for name, feature in labels.items():
+        path, given = _feature_path(name, "given"), feature.given
+        if given is None:
+            continue
+        if given not in labels:
+            others = tuple(other for other in binary if other != name)
+            yield Problem(path, f"{given!r} is not a label (channel_spec.{LABEL})", given, others)
+        elif labels[given].task != "binary":
+            yield Problem(path, f"{given!r} has task {labels[given].task}; name a binary label")
+        elif len(_chain(labels, name)) > MAX_CHAIN:
+            yield Problem(path, f"more than {MAX_CHAIN} labels depend on each other here; remove one `given`")
+    for cycle in _cycles(labels):
+        path = listed([*cycle, cycle[0]], len(cycle) + 1, " -> ")
+        message = f"the label depends on itself ({path}); remove one `given`"
+        yield Problem(_feature_path(cycle[0], "given"), message)
+
+
+def check_joint_names(parts: Parts) -> Iterator[Problem]:
+    """Checks that the joint name of a label and its `given` chain is neither a label nor another joint name."""
+    labels = {feature.name: feature for feature in parts.in_channels(LABEL)}
+    # Without the separator in a label's name, joint names are unique.
+    if not any(JOINT in name for name in labels):
+        return
+    taken = {name: f"the label {name!r}" for name in labels}
+    for name, feature in labels.items():
+        chain = _chain(labels, name)
+        if feature.task != "binary" or len(chain) == 1:
+            continue
+        names, joint = listed(chain, len(chain)), JOINT.join(chain)
+        if joint in taken:
+            message = f"in metrics, {names} together are called {joint!r}, as is {taken[joint]}; rename one"
+            yield Problem(_feature_path(name), message)
+        taken[joint] = f"the combination of {names}"
+
+
+def check_bool_dtype(parts: Parts) -> Iterator[Problem]:
+    """Checks that the dtype bool is only used for binary labels and for columns in no channel."""
+    channel_of = parts.channel_of()
+    for feature in parts.features.values():
+        channel = channel_of.get(feature.name)
+        is_used = channel is not None or feature.role is not None
+        if feature.dtype == BOOL_DTYPE and is_used and (channel != LABEL or feature.task != "binary"):
+            message = "is bool, which only a binary label can be; store numbers and write their dtype"
+            yield Problem(_feature_path(feature, "dtype"), message)
+
+
+def check_sample_weight(parts: Parts) -> Iterator[Problem]:
+    """Checks that at most one feature has the role sample_weight, and that it is in no channel."""
+    weights = [feature.name for feature in parts.features.values() if feature.role is not None]
+    channel_of = parts.channel_of()
+    for name in weights:
+        if name in channel_of:
+            message = f"is sample_weight but the feature is in {channel_of[name]}; a weight is in no channel: keep one"
+            yield Problem(_feature_path(name, "role"), message)
+        elif name != weights[0]:
+            yield Problem(_feature_path(name, "role"), f"is sample_weight, as is that of {weights[0]!r}; keep one")
+
+
+def _check_names(entries: Iterable[Entry], parts: Parts) -> Iterator[Problem]:
+    """Checks that entries name existing features, each at most once."""
+    first: dict[str, str] = {}
+    for path, name in entries:
+        if ("feature_spec",) not in parts.incomplete and name not in parts.features:
+            yield Problem(path, f"{name!r} is not in feature_spec", name, parts.features)
+        elif name in first:
+            yield Problem(path, f"{name!r} is already in {first[name]}; keep one")
+        first.setdefault(name, path)
+
+
+def _check_integer_dtype(feature: Feature, reason: str) -> Iterator[Problem]:
+    if feature.dtype is not None and feature.dtype not in INTEGER_DTYPES:
+        message = f"is {feature.dtype} but {reason}; write one of {', '.join(INTEGER_DTYPES)}"
+        yield Problem(_feature_path(feature, "dtype"), message)
+
+
+def _check_dtype_holds(feature: Feature, values: str) -> Iterator[Problem]:
+    """Checks that the dtype represents every integer below the cardinality exactly."""
+    dtype = feature.dtype if feature.dtype != BOOL_DTYPE else None
+    if feature.cardinality is not None and dtype is not None and feature.cardinality > exact_integers(dtype):
+        message = f"is {dtype}, which cannot hold {values} up to {feature.cardinality - 1}; write a wider one"
+        yield Problem(_feature_path(feature, "dtype"), message)
+
+
+def _chain(labels: dict[str, Feature], name: str) -> list[str]:
+    """Returns the chain of `given` labels that ends with `name`, root first; the labels of a cycle appear once.
+
+    A chain that is too long is cut to MAX_CHAIN + 1 labels, just enough to tell.
+    """
+    chain = [name]
+    while len(chain) <= MAX_CHAIN and (given := labels[chain[0]].given) in labels and given not in chain:
+        chain.insert(0, given)
+    return chain
+
+
+def _cycles(labels: dict[str, Feature]) -> Iterator[list[str]]:
+    """Yields every cycle of labels linked by `given`, once each.
+
+    Every label has at most one `given`, so following it from each start, and never into a label that is done, takes
+    linear time.
+    """
+    done: set[str] = set()
+    for start in labels:
+        path: dict[str, None] = {}
+        name: str | None = start
+        while name is not None and name in labels and name not in done and name not in path:
+            path[name] = None
+            name = labels[name].given
+        if name in path:
+            yield list(path)[list(path).index(name) :]
+        done.update(path)
+
+
+# Mappings, chunks and files.
+
+
+def check_mappings(parts: Parts) -> Iterator[Problem]:
+    """Checks that the mappings for training and evaluation exist."""
+    if ("source_spec",) in parts.incomplete:
+        return
+    for mapping in REQUIRED_MAPPINGS:
+        if mapping not in parts.sources:
+            near = nearest(mapping, (name for name in parts.sources if name not in REQUIRED_MAPPINGS))
+            hint = f"; is it the one called {near!r}?" if near else "; write a list of chunks"
+            yield Problem(path_of("source_spec", mapping), f"this mapping is missing{hint}")
+
+
+def check_chunk_types(parts: Parts) -> Iterator[Problem]:
+    """Checks that all chunks of a mapping have the same file type."""
+    for chunks in parts.sources.values():
+        types = [chunk.type for chunk in chunks if chunk.type]
+        for chunk in chunks:
+            if chunk.type and chunk.type != types[0]:
+                message = f"is {chunk.type} but other chunks of the mapping are {types[0]}; one mapping has one type"
+                yield Problem(f"{chunk.path}.type", message)
+
+
+def check_chunk_features(parts: Parts) -> Iterator[Problem]:
+    """Checks that chunks list existing features, each at most once per mapping."""
+    for chunks in parts.sources.values():
+        yield from _check_names((entry for chunk in chunks for entry in chunk.features), parts)
+
+
+def check_coverage(parts: Parts) -> Iterator[Problem]:
+    """Checks that every mapping has all input features, and that train also has the labels and the sample weight.
+
+    Other mappings may be used for prediction, where labels are unknown; the loader raises an error if one without
+    labels is evaluated.
+    """
+    inputs = {feature.name: None for feature in parts.in_channels(*INPUT_CHANNELS)}
+    labels = {feature.name: None for feature in parts.in_channels(LABEL)}
+    weights = {feature.name: None for feature in parts.features.values() if feature.role is not None}
+    for mapping, chunks in parts.sources.items():
+        held = {entry.text for chunk in chunks for entry in chunk.features}
+        needed = inputs | labels | weights if mapping == "train" else inputs
+        # Iterates over the columns held rather than needed: fast for many mappings with few of many features.
+        count = len(needed) - sum(name in needed for name in held)
+        if count and ("source_spec", mapping) not in parts.incomplete:
+            missing = listed((name for name in needed if name not in held), count)
+            yield Problem(
+                path_of("source_spec", mapping),
+                f"lacks {missing}; add to the features of a chunk, or remove from channel_spec",
+            )
+
+
+def check_map_is_evaluated(parts: Parts) -> Iterator[Problem]:
+    """Checks that some mapping besides train has the map feature, which is needed for evaluation."""
+    entries = parts.channels[MAP]
+    mappings = {("source_spec",), *(("source_spec", mapping) for mapping in parts.sources)}
+    is_complete = parts.sources.keys() >= set(REQUIRED_MAPPINGS) and parts.incomplete.isdisjoint(mappings)
+    if not entries or entries[0].text not in parts.features or not is_complete:
+        return
+    path, name = entries[0]
+    others = [chunks for mapping, chunks in parts.sources.items() if mapping != "train"]
+    if not any(name == entry.text for chunks in others for chunk in chunks for entry in chunk.features):
+        message = f"{name!r} is in no mapping but train; add it to a chunk of test, or empty the map channel"
+        yield Problem(path, message)
+
+
+def check_files(parts: Parts, folder: Path, allow_outside: bool) -> Iterator[Problem]:
+    """Checks that paths name files under the folder (unless outside paths are allowed), each once per chunk.
+
+    The files need not exist yet.
+    """
+    root = os.path.realpath(folder)
+    resolved: dict[str, str] = {}
+    for chunk in (chunk for chunks in parts.sources.values() for chunk in chunks):
+        first: dict[str, str] = {}
+        for entry in chunk.files:
+            path = os.path.normpath(entry.text)
+            mistake = None if allow_outside else find_escape(entry.text, root, resolved)
+            if mistake:
+                yield Problem(entry.path, f"{shown(entry.text)} {mistake}, or pass --allow_outside_paths")
+            elif os.path.basename(entry.text) in ("", ".", ".."):
+                yield Problem(entry.path, f"{shown(entry.text)} is a folder; write the path of a file")
+            elif path in first:
+                yield Problem(entry.path, f"{shown(entry.text)} is already {first[path]}; keep one")
+            first.setdefault(path, entry.path)
+
+
+RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
+    check_channels_are_used,
+    check_channel_features,
+    check_categorical,
+    check_map,
+    check_keys_of_inputs,
+    check_keys_of_labels,
+    check_tasks,
+    check_sample_spaces,
+    check_joint_names,
+    check_bool_dtype,
+    check_sample_weight,
+    check_mappings,
+    check_chunk_types,
+    check_chunk_features,
+    check_coverage,
+    check_map_is_evaluated,
+)
