@@ -106,7 +106,8 @@ class Optimizer:
         slots = {slot: tf.convert_to_tensor(value) for slot, value in self._slots[name].items()}
         has_gradient = tf.reduce_any(gradient != 0, axis=1)  # [rows]
         elapsed = tf.constant(1.0)
-        if (last_step := self._last_step.get(name)) is not None:
+        if name in self._last_step:
+            last_step = self._last_step[name]
             elapsed = (now - last_step)[:, tf.newaxis]  # [rows, 1]
             last_step.assign(tf.where(has_gradient, now, last_step))
         new_weight, new_slots = self._updated(name, weight, gradient, slots, elapsed, step)
@@ -120,9 +121,9 @@ class Optimizer:
         weight = tf.gather(table, ids)  # [n, width]
         slots = {slot: tf.gather(value, ids) for slot, value in self._slots[name].items()}
         elapsed = tf.constant(1.0)
-        if (last_step := self._last_step.get(name)) is not None:
-            elapsed = (now - tf.gather(last_step, ids))[:, tf.newaxis]  # [n, 1]
-            _scatter(last_step, ids, tf.fill(tf.shape(ids), now))
+        if name in self._last_step:
+            elapsed = (now - tf.gather(self._last_step[name], ids))[:, tf.newaxis]  # [n, 1]
+            _scatter(self._last_step[name], ids, tf.fill(tf.shape(ids), now))
         new_weight, new_slots = self._updated(name, weight, gradient.values, slots, elapsed, step)
         _scatter(table, ids, new_weight)
         for slot, value in new_slots.items():
