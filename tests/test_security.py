@@ -18,7 +18,7 @@ import pytest
 
 import transcode
 from data.errors import DataError
-from data.outbrain.stored import load_workflow
+from data.outbrain.recipes import load_workflow
 from data.preprocess.encoder_files import load_encoders, save_encoders
 from data.preprocess.encoders import Numerical, Vocabulary
 from data.preprocess.keys import KeyTable
@@ -255,7 +255,7 @@ def model_folder(tmp_path_factory) -> Path:
     from trainer.layout import input_schema
     from trainer.models import build_model, model_options
     from trainer.models.weights import named
-    from trainer.tasks.tasks import tasks_of
+    from trainer.tasks.task import tasks_of
 
     folder = tmp_path_factory.mktemp("models")
     spec = FeatureSpec.read(ROOT / "feature_specs" / "tiny.yaml")

@@ -20,7 +20,7 @@ from trainer.optimizers.optimizer import Gradient, Optimizer
 from trainer.process.device import compiles_passes
 from trainer.tasks.loss_weighting import LossWeighting
 from trainer.tasks.losses import joint_labels, joint_logits, row_weights, task_losses
-from trainer.tasks.tasks import Task, restrict_to_sample_space
+from trainer.tasks.task import Task, restrict_to_sample_space
 
 T = TypeVar("T")
 

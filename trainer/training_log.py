@@ -10,7 +10,7 @@ from trainer.lifecycle.stragglers import Stragglers
 from trainer.logging.progress import Progress
 from trainer.logging.step_times import StepTimes
 from trainer.results import Results
-from trainer.tasks.tasks import Task
+from trainer.tasks.task import Task
 
 
 class TrainingLog:

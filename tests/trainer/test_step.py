@@ -22,7 +22,8 @@ from trainer.models.ranking import RankingModel
 from trainer.models.step_context import StepContext
 from trainer.process import device
 from trainer.step import StepInput
-from trainer.tasks.tasks import Task
+from trainer.tasks.binary import BinaryTask
+from trainer.tasks.regression import RegressionTask
 
 STEPS = 60
 
@@ -147,7 +148,7 @@ def test_three_workers_share_batches_of_any_size(eagerly, weighting):
     """16 rows, 7, and 2, so that one worker has none."""
     sizes = (16, 7, 2, 16)
     batches = [batch for seed, rows in enumerate(sizes) for batch in make_batches(1, rows, tasks=2, seed=seed)]
-    tasks = (Task("click", loss_weight=0.5), Task("price", kind="regression"))
+    tasks = (BinaryTask("click", loss_weight=0.5), RegressionTask("price"))
 
     def work(comm: LocalWorker) -> tuple[RankingModel, list[np.ndarray]]:
         shards = Shards(comm.rank, comm.size, comm.exchange_values, smallest=50)
@@ -220,7 +221,7 @@ def test_row_of_weight_two_counts_as_two_rows(batches):
 
 
 def test_each_task_is_averaged_over_its_own_rows():
-    tasks = (Task("click"), Task("buy", loss_weight=0.5, positive_weight=3.0, given=0))
+    tasks = (BinaryTask("click"), BinaryTask("buy", loss_weight=0.5, positive_weight=3.0, given=0))
     model = make_model(tasks=tasks)
     batch = make_batches(1, tasks=2)[0]
     labels = batch.labels.numpy()

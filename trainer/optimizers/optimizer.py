@@ -105,9 +105,8 @@ class Optimizer:
         weight = tf.convert_to_tensor(table)  # [rows, width]
         slots = {slot: tf.convert_to_tensor(value) for slot, value in self._slots[name].items()}
         has_gradient = tf.reduce_any(gradient != 0, axis=1)  # [rows]
-        elapsed = tf.constant(1.0)
-        if name in self._last_step:
-            last_step = self._last_step[name]
+        elapsed, last_step = tf.constant(1.0), self._last_step.get(name)
+        if last_step is not None:
             elapsed = (now - last_step)[:, tf.newaxis]  # [rows, 1]
             last_step.assign(tf.where(has_gradient, now, last_step))
         new_weight, new_slots = self._updated(name, weight, gradient, slots, elapsed, step)
@@ -120,10 +119,10 @@ class Optimizer:
         table, ids, now = self._tables[name], gradient.indices, tf.cast(step, tf.float32)
         weight = tf.gather(table, ids)  # [n, width]
         slots = {slot: tf.gather(value, ids) for slot, value in self._slots[name].items()}
-        elapsed = tf.constant(1.0)
-        if name in self._last_step:
-            elapsed = (now - tf.gather(self._last_step[name], ids))[:, tf.newaxis]  # [n, 1]
-            _scatter(self._last_step[name], ids, tf.fill(tf.shape(ids), now))
+        elapsed, last_step = tf.constant(1.0), self._last_step.get(name)
+        if last_step is not None:
+            elapsed = (now - tf.gather(last_step, ids))[:, tf.newaxis]  # [n, 1]
+            _scatter(last_step, ids, tf.fill(tf.shape(ids), now))
         new_weight, new_slots = self._updated(name, weight, gradient.values, slots, elapsed, step)
         _scatter(table, ids, new_weight)
         for slot, value in new_slots.items():
