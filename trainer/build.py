@@ -98,7 +98,6 @@ def make_training(config: Options, model: RankingModel, comm: Comm, steps_per_ep
         named(model.variables) | optimizer.state | loss_scale.state | weighting.weights | weighting.state,
         comm,
         sharded={name: rows for table, rows in model.embeddings.sharded.items() for name in by_rows[table]},
-        tables=frozenset(name for names in by_rows.values() for name in names),
         unknown=frozenset(weighting.state),
     )
     return Training(step, schedule, state)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from data.errors import DataError
-from trainer.checkpoint.facts import EarlyStoppingState
+from trainer.checkpoint.run_state import EarlyStoppingState
 from trainer.tasks.evaluation import headline_metrics, is_better
 
 

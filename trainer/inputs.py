@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from data.checks.labels import lint_labels
+from data.checks.labels import inspect_labels
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from data.loading.parquet import StoredColumns
@@ -18,8 +18,9 @@ from data.preprocess.workflow_folder import ENCODERS_FOLDER, workflow_files
 from data.spec.embedding_sizes import embedding_dims, unused_widths
 from data.spec.feature_spec import FeatureSpec
 from data.storage.typed_json import read_typed
-from trainer.checkpoint.facts import MAX_HOTNESS, RunFacts, Schema
+from trainer.checkpoint.run_state import RunState
 from trainer.checkpoint.saved_config import from_json
+from trainer.checkpoint.schema import MAX_HOTNESS, ModelSchema
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config import Options
 from trainer.layout import InputSchema, input_schema
@@ -56,7 +57,7 @@ class Inputs:
     """
 
     spec: FeatureSpec
-    schema: Schema
+    schema: ModelSchema
     layout: InputSchema
     training: ParquetLoader | None
     evaluation: ParquetLoader | None
@@ -82,7 +83,7 @@ class Inputs:
         return _existing(self.evaluation)
 
 
-def open_inputs(config: Options, env: WorkerEnv, agreed: Schema | None = None) -> Inputs:
+def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = None) -> Inputs:
     """Read the specification and the footers of the data files.
 
     Args:
@@ -108,7 +109,7 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: Schema | None = None) -
     with_group = has_metrics and not run.disable_map_calculation and _holds_group(spec, mapping)
     inputs = Inputs(
         spec=spec,
-        schema=Schema.of(spec, widths),
+        schema=ModelSchema.of(spec, widths),
         layout=input_schema(spec, widths),
         training=_open_loader(config, spec, env, data.train_mapping, trains=True) if run.trains else None,
         evaluation=_open_loader(config, spec, env, mapping, with_group=with_group) if evaluates else None,
@@ -124,7 +125,7 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: Schema | None = None) -
 
 
 def _in_order_of_model(
-    spec: FeatureSpec, widths: dict[str, int], config: Options, env: WorkerEnv, agreed: Schema | None
+    spec: FeatureSpec, widths: dict[str, int], config: Options, env: WorkerEnv, agreed: ModelSchema | None
 ) -> FeatureSpec:
     """Return the specification with features and tasks in the checkpoint's order, if the run restores one."""
     path = str(config.data.dataset_path / config.data.fspec_file)
@@ -136,7 +137,7 @@ def _in_order_of_model(
     store = CheckpointStore(config.data.model_dir, warn=lambda text: None)
     checkpoint = store.open(config.run.which_checkpoint, verify=False)
     ignoring = () if config.run.trains else (MAX_HOTNESS,)
-    return RunFacts.of(checkpoint).schema.arrange(spec, widths, str(checkpoint.path), path, ignoring)
+    return RunState.of(checkpoint).schema.arrange(spec, widths, str(checkpoint.path), path, ignoring)
 
 
 def _open_loader(
@@ -181,7 +182,7 @@ def agree_on_inputs(config: Options, data: Inputs, comm: "Comm", env: WorkerEnv)
     flags = json.loads(comm.broadcast_bytes(json.dumps(vars(config.model)).encode()))
     config = replace(config, model=model_options(**from_json(flags)))
     found = json.loads(comm.broadcast_bytes(json.dumps(asdict(data.schema)).encode()))
-    schema: Schema = read_typed(Schema, found, "schema")
+    schema: ModelSchema = read_typed(ModelSchema, found, "schema")
     return config, data if schema == data.schema else open_inputs(config, env, schema)
 
 
@@ -262,13 +263,15 @@ def check_labels(config: Options, spec: FeatureSpec) -> tuple[str, ...]:
         DataError: labels are invalid or nothing can be learned from them, and --allow_degenerate_labels is not given.
     """
     mapping = config.data.train_mapping
-    lint = lint_labels(spec, mapping, config.data.oov_policy, _report_progress(f"checking the labels of {mapping!r}"))
+    labels = inspect_labels(
+        spec, mapping, config.data.oov_policy, _report_progress(f"checking the labels of {mapping!r}")
+    )
     if config.data.allow_degenerate_labels:
-        return lint.problems + lint.warnings
-    if lint.problems:
-        lines = (f"the labels of mapping {mapping!r} do not fit their tasks:", *lint.problems)
+        return labels.problems + labels.warnings
+    if labels.problems:
+        lines = (f"the labels of mapping {mapping!r} do not fit their tasks:", *labels.problems)
         raise DataError("\n  ".join(lines) + "\nFix this, or train all the same with --allow_degenerate_labels.")
-    return lint.warnings
+    return labels.warnings
 
 
 def _report_progress(title: str) -> Callable[[str, int, int], None]:

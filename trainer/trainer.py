@@ -15,10 +15,10 @@ from data.loading.loader import ParquetLoader
 from data.storage.checksummed_dir import StorageError
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
 from trainer.build import Training, make_model, make_training
-from trainer.checkpoint.facts import EarlyStoppingState, Position
 from trainer.checkpoint.fingerprints import check_state
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.rates import changed_rates
+from trainer.checkpoint.run_state import EarlyStoppingState, Position
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import probe
 from trainer.comm import Comm
@@ -253,10 +253,10 @@ class Trainer:
         if not is_finite:
             first = self._checked_step + 1
             steps = f"step {step}" if first >= step else f"one of the steps {first} to {step}"
-            remedy = how_to_stay_finite(is_float16=self.training.step.loss_scale.dynamic)
+            advice = how_to_stay_finite(is_float16=self.training.step.loss_scale.dynamic)
             raise NotFinite(
                 f"the loss or its gradient is NaN or infinite in {steps}. No weight has changed since, and the "
-                f"checkpoints of earlier steps are kept. {remedy}"
+                f"checkpoints of earlier steps are kept. {advice}"
             )
         self._checked_step = step
         return sums.tolist()
