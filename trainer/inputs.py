@@ -31,7 +31,7 @@ from trainer.models import model_options
 from trainer.outputs import check_outputs
 from trainer.predictions import check_column_names, check_predictions_path
 from trainer.process.worker_env import WorkerEnv
-from trainer.tasks.tasks import tasks_of
+from trainer.tasks.task import tasks_of
 
 if TYPE_CHECKING:
     from trainer.comm import Comm  # imports TensorFlow

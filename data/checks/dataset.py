@@ -102,9 +102,9 @@ class LabelSummary:
         """Describes the rate of positives, the most and least frequent class, or the range and mean, by task."""
         if not self.count:
             return f"{label.name}: no value"
-        if label.task == "binary":
+        if label.is_binary:
             return f"{label.name}: {100 * self.total / self.count:.4g} % positive of {self.count:,}"
-        if label.task == "multiclass":
+        if label.is_class:
             ranked = self.rows_of_class.most_common()
             most, least = (f"{value:g} ({100 * rows / self.count:.4g} %)" for value, rows in (ranked[0], ranked[-1]))
             seen = f"{len(ranked)} of {label.cardinality} classes"
@@ -227,7 +227,7 @@ def _check_map(spec: FeatureSpec, mapping: str) -> Iterator[Finding]:
 
 
 def _check_classes(label: Feature, summary: LabelSummary, mapping: str) -> Iterator[Finding]:
-    if label.task != "regression" and summary.count and summary.least == summary.most:
+    if not label.is_number and summary.count and summary.least == summary.most:
         found = (f"{summary.least:g}",)
         mend = "nothing can be learned or measured with one class"
         yield Finding("label with one class only", f"{mapping}, {label.name}", mend, values=found, is_warning=True)
@@ -338,7 +338,7 @@ def _count_labels(columns: Sequence[Column], rows: pa.Table | pa.RecordBatch, su
             values = as_numbers(known.drop_null()).to_numpy(zero_copy_only=False).astype(np.float64)
             values = values[~np.isnan(values)]
             _, is_wrong = out_of_domain(column, values)
-            is_multiclass = column.feature.task == "multiclass"
+            is_multiclass = column.feature.is_class
             summary.labels[column.name].add(values[~is_wrong], are_classes=is_multiclass)
 
 
@@ -361,7 +361,7 @@ def _count_beyond_float16(
         unit: "rows" (counted from 0) or "lines" (counted from 1).
     """
     for column in columns:
-        is_amount = column.kind == LABEL and column.feature.task == "regression"
+        is_amount = column.kind == LABEL and column.feature.is_number
         values = rows.column(column.name) if column.kind == NUMERICAL or is_amount else None
         if values is None or values.type not in WIDER_THAN_FLOAT16:
             continue

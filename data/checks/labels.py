@@ -136,8 +136,7 @@ class LabelFacts:
     @classmethod
     def of(cls, label: Feature) -> "LabelFacts":
         """Creates empty statistics for a label."""
-        classes = {"binary": 2, "regression": 0}.get(label.task, label.cardinality or 0)
-        return cls(label, np.zeros(classes, np.int64))
+        return cls(label, np.zeros(label.num_classes, np.int64))
 
     def add(self, values: np.ndarray, given: np.ndarray | None, first_row: int) -> None:
         """Adds consecutive rows.
@@ -154,7 +153,7 @@ class LabelFacts:
             self.most = max(self.most, float(known.max()))
             if len(self.counts):
                 self.counts += np.bincount(known.astype(np.int64), minlength=len(self.counts))
-        if given is not None and self.label.task == "binary":
+        if given is not None and self.label.is_binary:
             orphans = np.flatnonzero((values == 1) & (given == 0))
             if len(orphans) and not self.orphans:
                 self.first_orphan = first_row + int(orphans[0])
@@ -251,7 +250,7 @@ def _one_sided(fact: LabelFacts, reader: ParquetReader, mapping: str) -> str | N
     where = f"among {fact.rows:,} rows" if label.given is None else f"among {fact.rows:,} rows with {label.given} = 1"
     if not fact.rows:
         what = f"is known in no row {'' if label.given is None else f'with {label.given} = 1 '}"
-    elif label.task == "binary":
+    elif label.is_binary:
         what = f"has no {'negative' if fact.least else 'positive'} {where} "
     else:
         what = f"is always {fact.least:g} {where} "
@@ -276,7 +275,7 @@ def _orphans(fact: LabelFacts, reader: ParquetReader) -> str | None:
 
 def _absent_classes(fact: LabelFacts, mapping: str) -> str | None:
     absent = [str(number) for number, count in enumerate(fact.counts.tolist()) if not count]
-    if fact.label.task != "multiclass" or not absent or fact.least == fact.most:
+    if not fact.label.is_class or not absent or fact.least == fact.most:
         return None
     shown = ", ".join(absent[:CLASSES_SHOWN]) + (", ..." if len(absent) > CLASSES_SHOWN else "")
     return (

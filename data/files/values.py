@@ -76,7 +76,7 @@ def out_of_domain(column: Column, numbers: np.ndarray) -> tuple[str, np.ndarray]
     NaN breaks it unless the domain allows missing values.
     """
     what = {ONEHOT: "id out of range", MAP: "not a group", SAMPLE_WEIGHT: "not a weight"}.get(column.kind or "")
-    is_class = column.kind == LABEL and column.feature.task != "regression"
+    is_class = column.kind == LABEL and not column.feature.is_number
     return what or ("label value" if is_class else "not finite"), ~column.domain.allows(numbers)
 
 

@@ -30,7 +30,7 @@ from trainer.checkpoint.store import Checkpoint, CheckpointStore, NoCheckpointEr
 from trainer.comm import Comm
 from trainer.config import Options
 from trainer.logging.log import to_plain, warn
-from trainer.metrics import is_better
+from trainer.tasks.evaluation import is_better
 
 NAN = float("nan")
 

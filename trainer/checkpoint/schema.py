@@ -76,9 +76,7 @@ class ModelSchema:
             for name in spec.channels[channel]
         ]
         tasks = [
-            TaskEntry(
-                label.name, label.task, label.cardinality if label.task == "multiclass" else None, label.given or None
-            )
+            TaskEntry(label.name, label.task, label.cardinality if label.is_class else None, label.given or None)
             for label in spec.labels
         ]
         return cls(tuple(features), tuple(tasks))
