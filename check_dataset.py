@@ -36,8 +36,8 @@ def check(args: argparse.Namespace) -> int:
         counts[_kind(finding)] += 1
         errors += not finding.is_warning
     if counts.total() > args.max_findings:
-        print(f"... and {counts.total() - args.max_findings} findings more (--max_findings shows them)")
-    _print_summary(spec, summaries, counts)
+        print(f"... and {counts.total() - args.max_findings} more findings (--max_findings shows them)")
+    _print_summary(summaries, counts)
     return 1 if errors else 0
 
 
@@ -45,9 +45,9 @@ def _kind(finding: Finding) -> str:
     return f"{finding.what} (warning)" if finding.is_warning else finding.what
 
 
-def _print_summary(spec: FeatureSpec, summaries: dict[str, MappingSummary], counts: Counter[str]) -> None:
+def _print_summary(summaries: dict[str, MappingSummary], counts: Counter[str]) -> None:
     for mapping, summary in summaries.items():
-        labels = "; ".join(summary.labels[label.name].describe(label) for label in spec.labels)
+        labels = "; ".join(label.describe() for label in summary.labels.values())
         print(f"{mapping}: {summary.rows:,} rows in {summary.files} files; {labels}")
     if counts:
         print("findings: " + ", ".join(f"{what}: {count}" for what, count in counts.most_common()))
@@ -60,8 +60,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         prog="check_dataset.py",
         description=(
             "Checks a dataset before it is trained on: the specification, then every value of every file. Prints each "
-            "finding with its place (rows of parquet files count from 0, lines of CSV files from 1) and exits with 1 "
-            "if there is an error among them, with 2 if the specification itself is wrong."
+            "finding with its location (rows of parquet files count from 0, lines of CSV files from 1) and exits with "
+            "1 if there is an error among them, with 2 if the specification itself is wrong."
         ),
     )
     parser.add_argument("dataset", type=Path, metavar="DATASET_FOLDER", help="folder of the dataset")

@@ -73,7 +73,7 @@ def _check_output(spec: FeatureSpec, args: argparse.Namespace) -> None:
     files = Counter(path for mapping in spec.sources for path in spec.files(mapping))
     for path, count in files.items():
         if count > 1:
-            raise DataError(f"{spec_path}: {path.name} is listed {count} times; random rows need a file of their own")
+            raise DataError(f"{spec_path}: {path.name} is listed {count} times; random rows need separate files")
     for mapping, chunks in spec.sources.items():
         for chunk in chunks:
             if chunk.type != "csv":
@@ -83,22 +83,24 @@ def _check_output(spec: FeatureSpec, args: argparse.Namespace) -> None:
     if not os.path.lexists(present):
         return
     if FeatureSpec.read(present, allow_outside_paths=args.allow_outside_paths).to_dict() != spec.to_dict():
-        raise DataError(f"{present}: is not the same as {spec_path}; choose another output folder, or delete it")
+        raise DataError(f"{present}: differs from {spec_path}; choose another output folder, or delete it")
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="gen_csv.py",
         description=(
-            "Makes random CSV files for every mapping, chunk and file of a feature specification, and puts the "
-            "specification beside them as feature_spec.yaml, ready for transcode.py."
+            "Generates random CSV files for every mapping of a feature specification, and copies the specification "
+            "next to them as feature_spec.yaml, ready for transcode.py."
         ),
     )
     add = parser.add_argument
     add("--feature_spec_in", type=Path, default=SPEC_FILE, metavar="FILE", help="specification of csv files")
-    add("--output", type=Path, default="/data", metavar="DIR", help="folder for the files, made if missing")
-    add("--size", type=whole_number(1), default=1000, metavar="ROWS", help="rows of each mapping")
-    add("--seed", type=whole_number(0), default=0, help="the same seed makes the same files")
+    add("--output", type=Path, default="/data", metavar="DIR", help="folder of the files, created if missing")
+    add("--size", type=whole_number(1), default=1000, metavar="ROWS", help="number of rows of each mapping")
+    add(
+        "--seed", type=whole_number(0), default=0, help="seed of the random numbers; the same seed gives the same files"
+    )
     add(
         "--signal",
         type=_strength,
@@ -106,8 +108,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="STRENGTH",
         help=(
             "standard deviation of the labels' log odds over the rows: at 0 labels are independent of the features, "
-            "at 1, 2 and 4 a perfect model reaches an AUC of about 0.74, 0.86 and 0.95. What an id does to the "
-            "labels is its own, so rare ids take many rows to learn"
+            "at 1, 2 and 4 a perfect model reaches an AUC of about 0.74, 0.86 and 0.95. Every id has its own "
+            "effect on the labels, so rare ids take many rows to learn"
         ),
     )
     parser.add_outside_paths()

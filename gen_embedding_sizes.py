@@ -50,7 +50,7 @@ def _write(sizes: dict[str, int], path: Path) -> None:
     try:
         write_whole(path, json.dumps(sizes, indent=2) + "\n")
     except FileNotFoundError as error:
-        raise DataError(f"{path}: its folder does not exist; make it first") from error
+        raise DataError(f"{path}: its folder does not exist; create it first") from error
 
 
 def _check_output(path: Path) -> None:
@@ -66,8 +66,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         description=(
             "Writes {feature: embedding width} as JSON for the categorical features of a specification, for "
             "--embedding_sizes_file of main.py. A width is what the specification states (embedding_dim), else "
-            "min(max_size, round(1.6 * cardinality ** 0.56)); a file named embedding_sizes.json beside a "
-            "specification is found without the flag."
+            "min(max_size, round(1.6 * cardinality ** 0.56)); a file named embedding_sizes.json next to a "
+            "specification is read without the flag."
         ),
     )
     add = parser.add_argument
@@ -81,8 +81,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="a new JSON file",
     )
     add("--max_size", type=whole_number(1), default=256, metavar="WIDTH", help="largest width")
-    add("--random", action="store_true", help="uniform random widths in [1, max_size] instead")
-    add("--seed", type=whole_number(0), default=0, help="of the random widths")
+    add("--random", action="store_true", help="draw widths uniformly from [1, max_size] instead")
+    add("--seed", type=whole_number(0), default=0, help="seed of the random widths")
     parser.add_outside_paths()
     args = parser.parse(argv)
     if args.max_size > MAX_EMBEDDING_DIM:

@@ -31,23 +31,29 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="transcode.py",
         description=(
-            "Turns a dataset in CSV files into parquet files that can be trained on. CSV files have no header and one "
+            "Converts a dataset of CSV files to parquet files that can be trained on. CSV files have no header and one "
             "column per feature in the order of source_spec; a list is one quoted cell such as '[1, 2]'; an empty "
-            "cell is a missing value. Every cell is checked, and the output appears only when all are well."
+            "cell is a missing value. Every cell is checked, and nothing is written unless all are valid."
         ),
     )
     add = parser.add_argument
     add("--input", type=Path, default=".", metavar="DIR", help="folder of the CSV dataset")
     add("--feature_spec_in", default=SPEC_FILE, metavar="FILE", help="its specification, in that folder")
-    add("--output", type=Path, default="/data", metavar="DIR", help="folder for the new dataset, made if missing")
+    add("--output", type=Path, default="/data", metavar="DIR", help="folder of the new dataset, created if missing")
     add("--feature_spec_out", default=SPEC_FILE, metavar="FILE", help="the new specification, in that folder")
-    add("--chunk_size", type=whole_number(1), default=65536, metavar="ROWS", help="most rows of a parquet file")
+    add(
+        "--chunk_size",
+        type=whole_number(1),
+        default=65536,
+        metavar="ROWS",
+        help="maximum number of rows of a parquet file",
+    )
     add(
         "--minimum_partition_number",
         type=whole_number(1),
         default=8,
         metavar="FILES",
-        help="parquet files per mapping at least; where there would be fewer, they hold fewer rows",
+        help="minimum number of parquet files per mapping; overrides --chunk_size",
     )
     parser.add_outside_paths()
     args = parser.parse(argv)

@@ -1,18 +1,17 @@
 """Shared command-line handling: an argument parser, and errors reported as one message with an exit code."""
 
 import argparse
-import difflib
 import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from data.errors import DataError, shown
+from data.errors import DataError, nearest, shown
 from data.storage.checksummed_dir import StorageError
 
 LARGEST = 2**31 - 1
-OUTSIDE_PATHS_HELP = "let a specification that you trust name files outside of its folder"
+OUTSIDE_PATHS_HELP = "allow a trusted specification to name files outside of its folder"
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         words = sys.argv[1:] if argv is None else argv
         for word in words:
             if not _is_text(word):
-                self.error(f"the argument {shown(word)} is not text in UTF-8; rename the file, or mend the argument")
+                self.error(f"the argument {shown(word)} is not text in UTF-8; rename the file, or correct the argument")
         arguments = self.parse_args(words)
         for name, value in vars(arguments).items():
             if value == [] and value is not self.get_default(name):  # argparse turns `--flag=--` into an empty list
@@ -56,7 +55,7 @@ class Parser(argparse.ArgumentParser):
         """Returns "; did you mean FLAG?" for an unknown flag named in an error message, or an empty string."""
         flags = [name for action in self._actions for name in action.option_strings]
         wrong = [word for word in message.replace(":", " ").split() if word.startswith("--") and word not in flags]
-        found = [near for word in wrong for near in difflib.get_close_matches(word, flags, n=1)]
+        found = [near for word in wrong if (near := nearest(word, flags))]
         return f"; did you mean {found[0]}?" if found else ""
 
     def add_outside_paths(self) -> None:
@@ -100,8 +99,8 @@ def run_tool(name: str, job: Callable[[], int]) -> int:
         return 1
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        mend = "; the disk of the output is full: free some space there, or choose another one" if full else ""
-        print(f"{name}: {error}{mend}", file=sys.stderr)
+        fix = "; the disk of the output is full: free some space there, or choose another one" if full else ""
+        print(f"{name}: {error}{fix}", file=sys.stderr)
         return 1
     except MemoryError as error:
         print(f"{name}: out of memory: {error}", file=sys.stderr)

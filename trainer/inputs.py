@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from data.checks.labels import lint_labels
+from data.checks.labels import inspect_labels
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from data.loading.parquet import StoredColumns
@@ -263,13 +263,15 @@ def check_labels(config: Options, spec: FeatureSpec) -> tuple[str, ...]:
         DataError: labels are invalid or nothing can be learned from them, and --allow_degenerate_labels is not given.
     """
     mapping = config.data.train_mapping
-    lint = lint_labels(spec, mapping, config.data.oov_policy, _report_progress(f"checking the labels of {mapping!r}"))
+    labels = inspect_labels(
+        spec, mapping, config.data.oov_policy, _report_progress(f"checking the labels of {mapping!r}")
+    )
     if config.data.allow_degenerate_labels:
-        return lint.problems + lint.warnings
-    if lint.problems:
-        lines = (f"the labels of mapping {mapping!r} do not fit their tasks:", *lint.problems)
+        return labels.problems + labels.warnings
+    if labels.problems:
+        lines = (f"the labels of mapping {mapping!r} do not fit their tasks:", *labels.problems)
         raise DataError("\n  ".join(lines) + "\nFix this, or train all the same with --allow_degenerate_labels.")
-    return lint.warnings
+    return labels.warnings
 
 
 def _report_progress(title: str) -> Callable[[str, int, int], None]:

@@ -253,9 +253,10 @@ class Trainer:
         if not is_finite:
             first = self._checked_step + 1
             steps = f"step {step}" if first >= step else f"one of the steps {first} to {step}"
+            advice = how_to_stay_finite(is_float16=self.training.step.loss_scale.dynamic)
             raise NotFinite(
-                f"the loss or its gradient is NaN or infinite in {steps}. No weight has changed since, and the checkpoints "
-                f"of earlier steps are kept. {how_to_stay_finite(is_float16=self.training.step.loss_scale.dynamic)}"
+                f"the loss or its gradient is NaN or infinite in {steps}. No weight has changed since, and the "
+                f"checkpoints of earlier steps are kept. {advice}"
             )
         self._checked_step = step
         return sums.tolist()

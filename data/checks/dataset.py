@@ -1,6 +1,5 @@
 """Scans the files of a dataset for everything that training cannot use, as a stream of row batches."""
 
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,19 +8,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.checks.labels import LabelStatistics
 from data.errors import DataError, listed
 from data.files.csv import read_csv_blocks
 from data.files.parquet import ROWS_PER_ROW_GROUP, ChunkChecksums, arrow_file, read_footer
-from data.files.values import VALUES_SHOWN, Violation, find_violations, out_of_domain
+from data.files.values import VALUES_SHOWN, Violation, find_violations
 from data.loading.parquet import row_group_rows
 from data.preprocess.workflow_folder import workflow_files
 from data.spec.columns import Column, as_numbers, describe_column, dtype_name, is_list
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import LABEL, NUMERICAL, Chunk, Feature
+from data.spec.features import LABEL, NUMERICAL, Chunk
 from data.storage.files import NotRegularError, open_regular
 
-FLOAT16_MOST = 65_504
+FLOAT16_MAX = 65_504
 WIDER_THAN_FLOAT16 = (pa.int32(), pa.int64(), pa.uint32(), pa.uint64(), pa.float32(), pa.float64(), pa.uint16())
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
 
@@ -32,7 +32,7 @@ class Finding:
 
     Attributes:
         what: rule that is broken, such as "id out of range".
-        place: location in words: mapping or file, row group and column.
+        location: location in words: mapping or file, row group and column.
         expected: what should be there, or how to fix it.
         count: number of affected rows; None if the finding is not about rows.
         rows: first few affected rows, in the numbering of `unit`.
@@ -42,7 +42,7 @@ class Finding:
     """
 
     what: str
-    place: str
+    location: str
     expected: str
     count: int | None = None
     rows: tuple[int, ...] = ()
@@ -52,7 +52,7 @@ class Finding:
 
     def __str__(self) -> str:
         kind = "warning" if self.is_warning else "error"
-        parts = [f"{kind}: {self.place}: {self.what}"]
+        parts = [f"{kind}: {self.location}: {self.what}"]
         if self.count is not None:
             parts.append(f"in {self.count:,} {self.unit} ({', '.join(map(str, self.rows))}{self._dots})")
         if self.values:
@@ -65,68 +65,20 @@ class Finding:
 
 
 @dataclass
-class LabelSummary:
-    """Statistics of the valid values of one label.
-
-    Attributes:
-        count: number of values.
-        total: sum of the values.
-        least: smallest value.
-        most: largest value.
-        rows_of_class: {class: rows} of a multiclass label; empty for other tasks.
-    """
-
-    count: int = 0
-    total: float = 0.0
-    least: float = np.inf
-    most: float = -np.inf
-    rows_of_class: Counter[float] = field(default_factory=Counter)
-
-    def add(self, values: np.ndarray, *, are_classes: bool) -> None:
-        """Adds values.
-
-        Args:
-            values: [count] float64.
-            are_classes: whether to count the rows of each class too.
-        """
-        if len(values):
-            self.count += len(values)
-            self.total += float(values.sum())
-            self.least = min(self.least, float(values.min()))
-            self.most = max(self.most, float(values.max()))
-        if are_classes:
-            classes, rows = np.unique(values, return_counts=True)
-            self.rows_of_class.update(dict(zip(classes.tolist(), rows.tolist(), strict=True)))
-
-    def describe(self, label: Feature) -> str:
-        """Describes the rate of positives, the most and least frequent class, or the range and mean, by task."""
-        if not self.count:
-            return f"{label.name}: no value"
-        if label.is_binary:
-            return f"{label.name}: {100 * self.total / self.count:.4g} % positive of {self.count:,}"
-        if label.is_class:
-            ranked = self.rows_of_class.most_common()
-            most, least = (f"{value:g} ({100 * rows / self.count:.4g} %)" for value, rows in (ranked[0], ranked[-1]))
-            seen = f"{len(ranked)} of {label.cardinality} classes"
-            return f"{label.name}: {seen}, most often {most}, least often {least}, of {self.count:,}"
-        return f"{label.name}: {self.least:g} to {self.most:g}, mean {self.total / self.count:.6g}, of {self.count:,}"
-
-
-@dataclass
 class BeyondFloat16:
     """The values of a column that overflow float16 but not float32.
 
     Attributes:
         count: number of such values.
         largest: value with the largest magnitude.
-        place: file of the first value, with the row group of a parquet file.
+        location: file of the first value, with the row group of a parquet file.
         row: row of the first value, in the numbering of `unit`.
         unit: "rows" of a parquet file (from 0) or "lines" of a CSV file (from 1).
     """
 
     count: int
     largest: float
-    place: str
+    location: str
     row: int
     unit: str
 
@@ -144,7 +96,7 @@ class MappingSummary:
 
     rows: int = 0
     files: int = 0
-    labels: dict[str, LabelSummary] = field(default_factory=dict)
+    labels: dict[str, LabelStatistics] = field(default_factory=dict)
     beyond_float16: dict[str, BeyondFloat16] = field(default_factory=dict)
 
 
@@ -156,7 +108,7 @@ def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> I
         mapping: name of the mapping to scan.
         summary: empty summary, filled in while the findings are consumed.
     """
-    summary.labels = {label.name: LabelSummary() for label in spec.labels}
+    summary.labels = {label.name: LabelStatistics(label) for label in spec.labels}
     summary.files = len(spec.files(mapping))
     counts = []
     for chunk in spec.chunks(mapping):
@@ -171,11 +123,11 @@ def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> I
         yield Finding("mapping without rows", mapping, "expected at least one")
     yield from _check_map(spec, mapping)
     for label in spec.labels:
-        yield from _check_classes(label, summary.labels[label.name], mapping)
+        yield from _check_classes(summary.labels[label.name], mapping)
     for name, found in summary.beyond_float16.items():
         yield Finding(
-            f"value beyond float16's {FLOAT16_MOST:,}",
-            f"{mapping}, {name}, first in {found.place}",
+            f"value beyond float16's {FLOAT16_MAX:,}",
+            f"{mapping}, {name}, first in {found.location}",
             "infinite under --amp_dtype float16: scale the column, or train in float32 or bfloat16",
             count=found.count,
             rows=(found.row,),
@@ -212,8 +164,8 @@ def _check_chunk(spec: FeatureSpec, chunk: Chunk, summary: MappingSummary) -> Ge
         rows = yield from scan(spec.folder / file, columns, summary)
         if rows == 0:
             # Training reads past an empty part; transcode.py stops at an empty CSV file.
-            mend, is_warning = "leave it out of source_spec, or write it again", chunk.type == "parquet"
-            yield Finding("file without rows", str(spec.folder / file), mend, is_warning=is_warning)
+            fix, is_warning = "leave it out of source_spec, or write it again", chunk.type == "parquet"
+            yield Finding("file without rows", str(spec.folder / file), fix, is_warning=is_warning)
         counts.append(rows)
     return None if None in counts else sum(rows for rows in counts if rows is not None)
 
@@ -222,15 +174,15 @@ def _check_map(spec: FeatureSpec, mapping: str) -> Iterator[Finding]:
     feature = spec.map_feature
     held = {name for chunk in spec.chunks(mapping) for name in chunk.features}
     if feature is not None and mapping == "test" and feature.name not in held:
-        mend = "MAP cannot be computed on it; add the column, or evaluate on a mapping that has it"
-        yield Finding(f"map feature {feature.name!r} is missing", mapping, mend, is_warning=True)
+        fix = "MAP cannot be computed on it; add the column, or evaluate on a mapping that has it"
+        yield Finding(f"map feature {feature.name!r} is missing", mapping, fix, is_warning=True)
 
 
-def _check_classes(label: Feature, summary: LabelSummary, mapping: str) -> Iterator[Finding]:
-    if not label.is_number and summary.count and summary.least == summary.most:
-        found = (f"{summary.least:g}",)
-        mend = "nothing can be learned or measured with one class"
-        yield Finding("label with one class only", f"{mapping}, {label.name}", mend, values=found, is_warning=True)
+def _check_classes(statistics: LabelStatistics, mapping: str) -> Iterator[Finding]:
+    if not statistics.label.is_number and statistics.is_constant:
+        location, found = f"{mapping}, {statistics.label.name}", (f"{statistics.least:g}",)
+        fix = "nothing can be learned or measured with one class"
+        yield Finding("label with one class only", location, fix, values=found, is_warning=True)
 
 
 def _scan_csv(path: Path, columns: Sequence[Column], summary: MappingSummary) -> Generator[Finding, None, int | None]:
@@ -282,19 +234,19 @@ def _scan_parquet(
 
 def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Finding]:
     """Checks that a file has a column exactly once, in a type that can be used."""
-    place = f"{path}, {column.name}"
+    location = f"{path}, {column.name}"
     if len(indices := schema.get_all_field_indices(column.name)) != 1:
         what = "column that is there twice" if indices else "missing column"
         has = f"the file has {listed(schema.names, len(schema.names))}"
-        yield Finding(what, place, has, is_warning=column.kind is None)
+        yield Finding(what, location, has, is_warning=column.kind is None)
         return
     stored = schema.field(column.name).type
     if not column.accepts(stored):
-        yield Finding("column type", place, f"expected {column.expected_type}", values=(str(stored),))
+        yield Finding("column type", location, f"expected {column.expected_type}", values=(str(stored),))
         return
     found, declared = dtype_name(stored), column.feature.dtype
     if column.kind is not None and declared is not None and found not in (declared, dtype_name(column.type)):
-        yield Finding("column type", place, f"declared as {declared}", values=(found,), is_warning=True)
+        yield Finding("column type", location, f"declared as {declared}", values=(found,), is_warning=True)
 
 
 def _scan_row_group(
@@ -306,7 +258,7 @@ def _scan_row_group(
     columns: Sequence[Column],
     summary: MappingSummary,
 ) -> Iterator[Finding]:
-    tally, row, place = _Tally(), first_row, f"{path}, row group {group}"
+    tally, row, location = _Tally(), first_row, f"{path}, row group {group}"
     names = [column.name for column in columns]
     try:
         if checksums is not None:
@@ -315,14 +267,14 @@ def _scan_row_group(
             for column in columns:
                 tally.add(find_violations(column, _plain(batch.column(column.name))), row)
             _count_labels(columns, batch, summary)
-            _count_beyond_float16(columns, batch, summary, place, row, "rows")
+            _count_beyond_float16(columns, batch, summary, location, row, "rows")
             row += batch.num_rows
         # Arrow mistakes a truncated column for the end of the row group.
         if row - first_row != (stated := file.metadata.row_group(group).num_rows):
             raise ValueError(f"{row - first_row} rows instead of {stated}")
     except UNREADABLE as error:
-        yield Finding("unreadable row group", place, f"write the file again ({error})")
-    yield from tally.findings(place, "rows")
+        yield Finding("unreadable row group", location, f"write the file again ({error})")
+    yield from tally.findings(location, "rows")
 
 
 def _plain(values: pa.Array) -> pa.Array:
@@ -337,16 +289,14 @@ def _count_labels(columns: Sequence[Column], rows: pa.Table | pa.RecordBatch, su
             known = column_values.combine_chunks() if isinstance(column_values, pa.ChunkedArray) else column_values
             values = as_numbers(known.drop_null()).to_numpy(zero_copy_only=False).astype(np.float64)
             values = values[~np.isnan(values)]
-            _, is_wrong = out_of_domain(column, values)
-            is_multiclass = column.feature.is_class
-            summary.labels[column.name].add(values[~is_wrong], are_classes=is_multiclass)
+            summary.labels[column.name].add(values[column.domain.allows(values)])
 
 
 def _count_beyond_float16(
     columns: Sequence[Column],
     rows: pa.Table | pa.RecordBatch,
     summary: MappingSummary,
-    place: str,
+    location: str,
     first_row: int,
     unit: str,
 ) -> None:
@@ -356,7 +306,7 @@ def _count_beyond_float16(
         columns: columns of the rows.
         rows: consecutive rows of a file.
         summary: summary to update.
-        place: location of the rows, in words.
+        location: location of the rows, in words.
         first_row: number of the first row, in the numbering of `unit`.
         unit: "rows" (counted from 0) or "lines" (counted from 1).
     """
@@ -368,38 +318,38 @@ def _count_beyond_float16(
         with np.errstate(over="ignore"):
             numbers = values.fill_null(0).to_numpy().astype(np.float32)
         # Values that overflow float32 as well are errors, which `find_violations` reports.
-        wrong = np.flatnonzero((np.abs(numbers) > FLOAT16_MOST) & np.isfinite(numbers))
+        wrong = np.flatnonzero((np.abs(numbers) > FLOAT16_MAX) & np.isfinite(numbers))
         if len(wrong):
             largest = float(max(numbers[wrong], key=abs))
-            first = BeyondFloat16(0, largest, place, first_row + int(wrong[0]), unit)
+            first = BeyondFloat16(0, largest, location, first_row + int(wrong[0]), unit)
             known = summary.beyond_float16.setdefault(column.name, first)
             known.count += len(wrong)
             known.largest = max(known.largest, largest, key=abs)
 
 
 class _Tally:
-    """Accumulates the problems of consecutive tables, per rule and column."""
+    """Accumulates the violations in consecutive tables, per rule and column."""
 
     def __init__(self) -> None:
-        self._problems: dict[tuple[str | None, str, str], tuple[int, list[int], list[str], bool]] = {}
+        self._violations: dict[tuple[str | None, str, str], tuple[int, list[int], list[str], bool]] = {}
 
-    def add(self, problems: Iterator[Violation] | Sequence[Violation], first_row: int) -> None:
-        """Adds problems of a table whose first row has the number `first_row`."""
-        for problem in problems:
-            key = (problem.column, problem.what, problem.expected)
-            count, rows, values, _ = self._problems.get(key, (0, [], [], False))
-            new_rows = [first_row + int(row) for row in problem.rows[:VALUES_SHOWN]]
-            self._problems[key] = (
-                count + len(problem.rows),
+    def add(self, violations: Iterator[Violation] | Sequence[Violation], first_row: int) -> None:
+        """Adds the violations in a table whose first row has the number `first_row`."""
+        for violation in violations:
+            key = (violation.column, violation.what, violation.expected)
+            count, rows, values, _ = self._violations.get(key, (0, [], [], False))
+            new_rows = [first_row + int(row) for row in violation.rows[:VALUES_SHOWN]]
+            self._violations[key] = (
+                count + len(violation.rows),
                 (rows + new_rows)[:VALUES_SHOWN],
-                (values + list(problem.values))[:VALUES_SHOWN],
-                problem.is_warning,
+                (values + list(violation.values))[:VALUES_SHOWN],
+                violation.is_warning,
             )
 
-    def findings(self, place: str, unit: str) -> Iterator[Finding]:
-        """Yields one finding per rule and column, for problems found in one location."""
-        for (column, what, expected), (count, rows, values, is_warning) in self._problems.items():
-            where = place if column is None else f"{place}, {column}"
+    def findings(self, location: str, unit: str) -> Iterator[Finding]:
+        """Yields one finding per rule and column, for violations found in one location."""
+        for (column, what, expected), (count, rows, values, is_warning) in self._violations.items():
+            where = location if column is None else f"{location}, {column}"
             yield Finding(
                 what, where, f"expected {expected}", count, tuple(rows), unit, tuple(values), is_warning=is_warning
             )

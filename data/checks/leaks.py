@@ -19,7 +19,7 @@ from data.spec.features import Feature
 LEAK_AUC = 0.99
 LEAK_CORRELATION = 0.995
 # Minimum number of positives and of negatives (for a regression: of rows) in the held-out half.
-FEWEST_HELD_OUT = 10
+MIN_HELD_OUT = 10
 BINS = 100  # bins of a numerical feature, of about equally many rows each
 PRIOR_ROWS = 10  # pseudo-rows with the overall mean label, added to the rows of every id
 ROUNDING = 1e-6  # tolerance for rounding errors in measures computed for all labels at once
@@ -46,14 +46,14 @@ class Leak:
 
 
 @dataclass(frozen=True)
-class _Column:
+class _Candidate:
     """The values of an input feature.
 
     Attributes:
         name: name of the feature.
         numbers: [rows] values of a numerical feature, or ids of a one-hot feature; None for a multi-hot feature.
-        codes: [rows, places] int64 codes of the ids (see `encode`) or of the bins, which are ordered by value; places
-            is max_hotness for a multi-hot feature, otherwise 1.
+        codes: [rows, width] int64 codes of the ids (see `encode`) or of the bins, which are ordered by value; the
+            width is max_hotness for a multi-hot feature, otherwise 1.
         is_numerical: whether the order of the numbers has a meaning.
     """
 
@@ -76,7 +76,7 @@ def find_leaks(
       the mean label per id of a one-hot feature; the mean of these over the list of a multi-hot feature;
     - the Pearson correlation of the same scores with a regression label is at least LEAK_CORRELATION.
 
-    A label with fewer than FEWEST_HELD_OUT positives or negatives (for a regression: rows) in the held-out half is only
+    A label with fewer than MIN_HELD_OUT positives or negatives (for a regression: rows) in the held-out half is only
     tested for equality.
 
     Args:
@@ -92,7 +92,7 @@ def find_leaks(
     for done, column in enumerate(_columns(spec, sample), start=1):
         found = {target.name: ("equal", 1.0) for target in same.of(column)}
         for group in groups:
-            for target, value in group.told_by(column):
+            for target, value in group.find(column):
                 found.setdefault(target.name, (group.measure, value))
         for target in targets:
             if target.name in found:
@@ -153,18 +153,18 @@ def correlation_of_groups(scores: np.ndarray, sums: np.ndarray, rows: np.ndarray
     used = rows > 0
     # Compared exactly: with rounding errors, the spread of constant scores can exceed 0.
     varies = np.where(used, scores, -np.inf).max(axis=1) > np.where(used, scores, np.inf).min(axis=1)
-    centred = scores - (scores * rows).sum(axis=1, keepdims=True) / rows.sum(axis=1, keepdims=True)
-    spread = np.sqrt((rows * centred**2).sum(axis=1))
-    return np.divide((centred * sums).sum(axis=1), spread, out=np.zeros(len(scores)), where=varies & (spread > 0))
+    centered = scores - (scores * rows).sum(axis=1, keepdims=True) / rows.sum(axis=1, keepdims=True)
+    spread = np.sqrt((rows * centered**2).sum(axis=1))
+    return np.divide((centered * sums).sum(axis=1), spread, out=np.zeros(len(scores)), where=varies & (spread > 0))
 
 
 def encode(ids: np.ndarray) -> np.ndarray:
-    """Numbers the distinct ids from 0; returns [rows, places] int64 codes.
+    """Numbers the distinct ids from 0; returns [rows, width] int64 codes.
 
-    PAD stays PAD, except in the first place of an empty list, so that empty lists get a code of their own.
+    PAD stays PAD, except at the start of an empty list, so that empty lists get a code of their own.
 
     Args:
-        ids: [rows, places] integer ids, PAD in unused places.
+        ids: [rows, width] integer ids, PAD after the end of a list.
     """
     used = ids != PAD
     used[:, 0] |= ~used.any(axis=1)
@@ -182,9 +182,9 @@ def bins_of(numbers: np.ndarray) -> np.ndarray:
     ordered = numbers[order].astype(np.float64)
     # Quantiles by linear interpolation. An edge that occurs several times is a number that fills several bins: the
     # additional edge just below it separates it from smaller numbers.
-    places = np.linspace(0, len(ordered) - 1, BINS + 1)[1:-1]
-    low, high = np.floor(places).astype(np.int64), np.ceil(places).astype(np.int64)
-    edges, count = np.unique(ordered[low] + (places - low) * (ordered[high] - ordered[low]), return_counts=True)
+    positions = np.linspace(0, len(ordered) - 1, BINS + 1)[1:-1]
+    low, high = np.floor(positions).astype(np.int64), np.ceil(positions).astype(np.int64)
+    edges, count = np.unique(ordered[low] + (positions - low) * (ordered[high] - ordered[low]), return_counts=True)
     edges = np.sort(np.concatenate([edges, np.nextafter(edges[count > 1], -np.inf)]))
     ends = np.searchsorted(ordered, edges, side="right")
     codes = np.empty(len(ordered), np.int64)
@@ -211,12 +211,12 @@ class Sums:
         """Returns the sum of the values per code, [labels, count] float64.
 
         Args:
-            codes: [rows, places] int64 codes below `count`, or PAD.
+            codes: [rows, width] int64 codes below `count`, or PAD.
             count: number of codes.
         """
         sums = np.zeros(self._labels * count)
-        for place in codes.T:
-            code = place[self._row]
+        for column in codes.T:
+            code = column[self._row]
             used = slice(None) if codes.shape[1] == 1 else code != PAD
             weights = None if self._weights is None else self._weights[used]
             sums += np.bincount((self._label * count + code)[used], weights, minlength=len(sums))
@@ -239,17 +239,17 @@ def row_means(means: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
     Args:
         means: [labels, codes] mean per code, from `code_means`.
-        codes: [rows, places] int64 codes, from `encode`.
+        codes: [rows, width] int64 codes, from `encode`.
     """
     total = np.zeros((len(means), len(codes)))
-    for place in codes.T:
-        used = place != PAD
-        total[:, used] += means[:, place[used]]
+    for column in codes.T:
+        used = column != PAD
+        total[:, used] += means[:, column[used]]
     return total / (codes != PAD).sum(axis=1)
 
 
 @dataclass(frozen=True)
-class _Target:
+class _LabelValues:
     """A label that features are compared with.
 
     Attributes:
@@ -284,7 +284,7 @@ class _Group:
     measure: str
     least: float
 
-    def __init__(self, targets: list[_Target], values: np.ndarray):
+    def __init__(self, targets: list[_LabelValues], values: np.ndarray):
         self.targets = targets
         if not targets:
             return
@@ -295,7 +295,7 @@ class _Group:
         self.held_out = self._prepared(values[:, 1::2])
         self._held_out, self._held_out_rows = Sums(self.held_out), Sums(self.known)
 
-    def told_by(self, column: _Column) -> Iterator[tuple[_Target, float]]:
+    def find(self, column: _Candidate) -> Iterator[tuple[_LabelValues, float]]:
         """Yields the labels that a feature nearly determines, with the value of the measure."""
         count = int(column.codes.max()) + 1
         fitted, held_out = column.codes[::2], column.codes[1::2]
@@ -309,7 +309,7 @@ class _Group:
         best = self._measured(scores, sums, rows)
         # Numbers as scores, without bins: slow (AUC sorts all rows), so only for labels that pass a cheap test.
         if column.is_numerical and column.numbers is not None:
-            for index in np.flatnonzero(self._may_tell(column, sums, rows)):
+            for index in np.flatnonzero(self._may_determine(column, sums, rows)):
                 best[index] = max(best[index], self._of_numbers(column.numbers[1::2], index))
         for index in np.flatnonzero(best >= self.least):
             yield self.targets[index], float(best[index])
@@ -328,7 +328,7 @@ class _Group:
         """
         raise NotImplementedError
 
-    def _may_tell(self, column: _Column, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _may_determine(self, column: _Candidate, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Returns which labels the numbers of a feature may reach the threshold for, [labels] bool.
 
         False is certain, True is not.
@@ -345,14 +345,14 @@ class _Classes(_Group):
 
     measure, least = "AUC", LEAK_AUC
 
-    def __init__(self, targets: list[_Target]):
+    def __init__(self, targets: list[_LabelValues]):
         chosen, positives = [], []
         for target in targets:
             if not target.label.is_number:
                 wanted = 1 if target.label.is_binary else _most_frequent(target.of_known)
                 positive = target.known & (target.values == wanted)
                 fewer = min(positive[1::2].sum(), (target.known & ~positive)[1::2].sum())
-                if fewer >= FEWEST_HELD_OUT and target.known[::2].any():
+                if fewer >= MIN_HELD_OUT and target.known[::2].any():
                     chosen.append(target)
                     positives.append(positive)
         super().__init__(chosen, np.array(positives, np.float64))
@@ -360,7 +360,7 @@ class _Classes(_Group):
     def _measured(self, scores: np.ndarray, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return auc_of_groups(scores, sums, rows - sums)
 
-    def _may_tell(self, column: _Column, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _may_determine(self, column: _Candidate, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Bounds the AUC from above: pairs within a bin count as correctly ordered, or as ties if it has one number."""
         negatives = rows - sums
         below = np.cumsum(negatives, axis=1) - negatives
@@ -381,25 +381,25 @@ class _Amounts(_Group):
 
     measure, least = "correlation", LEAK_CORRELATION
 
-    def __init__(self, targets: list[_Target]):
+    def __init__(self, targets: list[_LabelValues]):
         chosen = [
             target
             for target in targets
-            if target.label.is_number and target.known[1::2].sum() >= FEWEST_HELD_OUT and target.known[::2].any()
+            if target.label.is_number and target.known[1::2].sum() >= MIN_HELD_OUT and target.known[::2].any()
         ]
         super().__init__(chosen, np.array([target.values for target in chosen]))
 
     def _prepared(self, held_out: np.ndarray) -> np.ndarray:
         """Centers the values of each label over its known rows, and scales them to norm 1."""
         means = held_out.sum(axis=1, keepdims=True) / self.known.sum(axis=1, keepdims=True)
-        centred = (held_out - means) * self.known
-        spread = np.sqrt((centred**2).sum(axis=1, keepdims=True))
-        return np.divide(centred, spread, out=np.zeros(centred.shape), where=spread > 0)
+        centered = (held_out - means) * self.known
+        spread = np.sqrt((centered**2).sum(axis=1, keepdims=True))
+        return np.divide(centered, spread, out=np.zeros(centered.shape), where=spread > 0)
 
     def _measured(self, scores: np.ndarray, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return correlation_of_groups(scores, sums, rows)
 
-    def _may_tell(self, column: _Column, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _may_determine(self, column: _Candidate, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
         # The correlation itself, by sums over rows for all labels at once. Centering the numbers first reduces
         # cancellation in the difference of squares.
         numbers = np.asarray(column.numbers)[1::2].astype(np.float64)
@@ -425,13 +425,13 @@ class _Equality:
         targets: labels to compare with.
     """
 
-    def __init__(self, targets: list[_Target]):
+    def __init__(self, targets: list[_LabelValues]):
         self._targets = targets
         heads = [self._heads(target) for target in targets]
         self._rows = np.array(heads, np.int64).reshape(len(targets), 2 * HEADS)
         self._values = np.array([target.values[rows] for target, rows in zip(targets, heads, strict=True)])
 
-    def of(self, column: _Column) -> Iterator[_Target]:
+    def of(self, column: _Candidate) -> Iterator[_LabelValues]:
         """Yields the labels that a feature equals."""
         if column.numbers is None or not self._targets:
             return
@@ -441,35 +441,35 @@ class _Equality:
                 yield target
 
     @staticmethod
-    def _heads(target: _Target) -> np.ndarray:
+    def _heads(target: _LabelValues) -> np.ndarray:
         """Returns the rows with the HEADS smallest and the HEADS largest labels, repeated if there are fewer."""
         rows = np.flatnonzero(target.known)
         rows = rows[np.argsort(target.values[rows], kind="stable")]
         return np.concatenate([np.resize(rows[:HEADS], HEADS), np.resize(rows[-HEADS:], HEADS)])
 
 
-def _target(spec: FeatureSpec, sample: Batch, label: Feature) -> _Target:
+def _target(spec: FeatureSpec, sample: Batch, label: Feature) -> _LabelValues:
     columns = {feature.name: values for feature, values in zip(spec.labels, sample.labels.T, strict=True)}
     known = ~np.isnan(columns[label.name])
     if label.given is not None:
         known &= columns[label.given] == 1
     # float64, since sums of float32 values can overflow float32.
-    return _Target(label, known, np.where(known, columns[label.name], 0).astype(np.float64))
+    return _LabelValues(label, known, np.where(known, columns[label.name], 0).astype(np.float64))
 
 
-def _columns(spec: FeatureSpec, sample: Batch) -> Iterator[_Column]:
+def _columns(spec: FeatureSpec, sample: Batch) -> Iterator[_Candidate]:
     for ids, feature in zip(sample.onehot.T, spec.onehot, strict=True):
-        yield _Column(feature.name, ids, encode(ids[:, np.newaxis]))
-    place = 0
+        yield _Candidate(feature.name, ids, encode(ids[:, np.newaxis]))
+    start = 0
     for feature in spec.multihot:
         width = feature.max_hotness or 0
-        yield _Column(feature.name, None, encode(sample.multihot[:, place : place + width]))
-        place += width
+        yield _Candidate(feature.name, None, encode(sample.multihot[:, start : start + width]))
+        start += width
     for numbers, feature in zip(sample.numerical.T, spec.numerical, strict=True):
-        yield _Column(feature.name, numbers, bins_of(numbers), is_numerical=True)
+        yield _Candidate(feature.name, numbers, bins_of(numbers), is_numerical=True)
 
 
-def _holds_one_number(column: _Column) -> np.ndarray:
+def _holds_one_number(column: _Candidate) -> np.ndarray:
     """Returns whether all rows with a code have the same number, [codes] bool."""
     numbers, codes = np.asarray(column.numbers), column.codes[:, 0]
     one_of = np.zeros(int(codes.max()) + 1, numbers.dtype)
@@ -477,7 +477,7 @@ def _holds_one_number(column: _Column) -> np.ndarray:
     return np.bincount(codes, numbers != one_of[codes]) == 0
 
 
-def _equals(column: _Column, values: np.ndarray) -> bool:
+def _equals(column: _Candidate, values: np.ndarray) -> bool:
     return column.numbers is not None and np.array_equal(column.numbers, values)
 
 

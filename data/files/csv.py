@@ -220,8 +220,8 @@ def _parse_slowly(data: bytes, columns: Sequence[Column]) -> tuple[pa.Table, lis
         try:
             cells = _split(line, columns)
         except ValueError as error:
-            place = (None, "line that cannot be read", str(error))
-            mistakes.setdefault(place, []).append((row, line.decode(errors="backslashreplace")))
+            key: tuple[str | None, str, str] = (None, "line that cannot be read", str(error))
+            mistakes.setdefault(key, []).append((row, line.decode(errors="backslashreplace")))
             continue
         for position, (text, column) in enumerate(zip(cells, columns, strict=True)):
             try:

@@ -124,13 +124,13 @@ def _check_holds_no_dataset(folder: Path, spec_file: str) -> None:
 def _check_free(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         if os.path.lexists(folder / name):
-            raise DataError(f"{folder / name}: is there already, and the dataset needs the name; delete it, run again")
+            raise DataError(f"{folder / name}: already exists, and the dataset needs the name; delete it and run again")
 
 
 def _publish(draft: Path, folder: Path, spec_file: str) -> None:
     """Moves the content of a draft to `folder`, undoing the moves if one fails."""
     if not (draft / spec_file).is_file():
-        raise DataError(f"{folder}: the dataset was written without its {spec_file}, so it is not kept")
+        raise DataError(f"{folder}: the dataset was written without its {spec_file}, and was removed")
     entries = sorted(entry.name for entry in draft.iterdir() if entry.name not in (spec_file, DRAFT_MARKER))
     _check_free(folder, [*entries, spec_file])
     # Everything, the journal included, reaches the disk before the first move; the specification follows all others.

@@ -24,7 +24,7 @@ BLOCK_ROWS = 65_536
 SKEW = 3  # an id is floor(cardinality * uniform ** SKEW)
 INTEGERS = 100  # integers without a cardinality lie in [0, INTEGERS)
 MISSING_RATE = 0.1  # of labels with `missing: ignore`
-GROUP_ROWS = (2, 12)  # fewest and most rows that share a value of the map feature
+GROUP_ROWS = (2, 12)  # minimum and maximum number of rows that share a value of the map feature
 
 
 def random_tables(
@@ -114,15 +114,15 @@ def _to_arrow(numbers: np.ndarray, stored: pa.DataType) -> pa.Array:
 
 def _group_starts(block: _Block) -> np.ndarray:
     """Draws group sizes; returns the position in the block at which each row's group starts, [rows] int64."""
-    fewest, most = GROUP_ROWS
-    sizes = block.rng.integers(fewest, most + 1, block.rows // fewest + 1)
+    least, most = GROUP_ROWS
+    sizes = block.rng.integers(least, most + 1, block.rows // least + 1)
     starts = np.concatenate([[0], np.cumsum(sizes)])
     starts = starts[starts < block.rows]
     # The last group may be cut off by the end of the block: extend it to the minimum size at the expense of the group
     # before it, or merge the two.
-    if len(starts) > 1 and block.rows - starts[-1] < fewest:
-        starts[-1] = block.rows - fewest
-        if starts[-1] - starts[-2] < fewest:
+    if len(starts) > 1 and block.rows - starts[-1] < least:
+        starts[-1] = block.rows - least
+        if starts[-1] - starts[-2] < least:
             starts = starts[:-1]
     return np.repeat(starts, np.diff(np.append(starts, block.rows)))
 

@@ -2,12 +2,12 @@
 
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+from tqdm import tqdm
 
 from data.errors import DataError
 from data.files.csv import CsvBlock, count_lines, read_csv_blocks
@@ -20,39 +20,8 @@ from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Chunk
 from data.storage.files import check_inside, open_regular
 
-SECONDS_BETWEEN_LINES = 5.0
 
-
-class Progress:
-    """Reports the progress of a long job over rows, at most one line every few seconds.
-
-    Args:
-        tell: called with each line.
-        clock: returns the current time in seconds, like `time.monotonic`.
-    """
-
-    def __init__(self, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._tell = tell
-        self._clock = clock
-        self.start("", 0)
-
-    def start(self, name: str, total: int) -> None:
-        """Starts a part of the job with `total` rows."""
-        self._name, self._total, self._rows = name, total, 0
-        self._begin = self._last = self._clock()
-
-    def add(self, rows: int) -> None:
-        """Counts rows as done, and reports the progress if it is due."""
-        self._rows += rows
-        now = self._clock()
-        if now - self._last >= SECONDS_BETWEEN_LINES:
-            self._last = now
-            rate = self._rows / (now - self._begin)
-            share = 100 * self._rows / self._total
-            self._tell(f"{self._name}: {self._rows:,} of {self._total:,} rows ({share:.0f} %), {rate:,.0f} rows/s")
-
-
-def tell_on_stderr(line: str) -> None:
+def report_on_stderr(line: str) -> None:
     """Prints a line to stderr, which leaves stdout to machine-readable output."""
     print(f"transcode: {line}", file=sys.stderr, flush=True)
 
@@ -65,7 +34,7 @@ def transcode(
     rows_per_file: int,
     min_files: int,
     allow_outside_paths: bool = False,
-    tell: Callable[[str], None] = tell_on_stderr,
+    report: Callable[[str], None] = report_on_stderr,
 ) -> FeatureSpec:
     """Converts the dataset of a CSV specification to parquet files, with one chunk per mapping.
 
@@ -78,7 +47,7 @@ def transcode(
         rows_per_file: maximum number of rows per file.
         min_files: minimum number of files per mapping, if it has that many rows; takes precedence over `rows_per_file`.
         allow_outside_paths: read files outside of the specification's folder; only for a trusted specification.
-        tell: called with each line of progress and each warning.
+        report: called with each warning and each line of the summary.
 
     Returns:
         The new specification.
@@ -90,7 +59,7 @@ def transcode(
     _check_is_csv(spec, spec_path)
     with new_dataset(output, spec_file) as draft:
         sources = {
-            mapping: (_transcode_mapping(spec, mapping, draft, rows_per_file, min_files, tell),)
+            mapping: (_transcode_mapping(spec, mapping, draft, rows_per_file, min_files, report),)
             for mapping in spec.sources
         }
         _copy_sizes(spec.folder, draft, allow_outside_paths)
@@ -118,24 +87,28 @@ def _check_is_csv(spec: FeatureSpec, spec_path: Path) -> None:
 
 
 def _transcode_mapping(
-    spec: FeatureSpec, mapping: str, draft: Path, rows_per_file: int, min_files: int, tell: Callable[[str], None]
+    spec: FeatureSpec, mapping: str, draft: Path, rows_per_file: int, min_files: int, report: Callable[[str], None]
 ) -> Chunk:
     rows = _count_rows(spec, mapping)
     limit = _rows_per_file(rows, rows_per_file, min_files)
     if limit < rows_per_file and rows > limit:
-        tell(f"{mapping}: {limit:,} rows per file instead of {rows_per_file:,}, to have at least {min_files} files")
+        report(f"{mapping}: {limit:,} rows per file instead of {rows_per_file:,}, to have at least {min_files} files")
     columns = [name for chunk in spec.chunks(mapping) for name in chunk.features]
     warnings = _Warnings()
-    progress = Progress(tell)
-    progress.start(mapping, rows)
-    with DatasetWriter(draft, mapping, parquet_schema(spec, columns), limit) as writer:
+    # Redrawn often on a terminal, and rarely in a log file.
+    progress = tqdm(total=rows, desc=f"transcode: {mapping}", unit=" rows", leave=False, mininterval=_redraw_seconds())
+    with progress, DatasetWriter(draft, mapping, parquet_schema(spec, columns), limit) as writer:
         for table in _join([_read_chunk(spec, chunk, warnings) for chunk in spec.chunks(mapping)]):
             writer.write(table)
-            progress.add(table.num_rows)
+            progress.update(table.num_rows)
     for line in warnings.lines():
-        tell(f"{mapping}: warning: {line}")
-    tell(f"{mapping}: {writer.rows:,} rows in {len(writer.chunk.files)} files")
+        report(f"{mapping}: warning: {line}")
+    report(f"{mapping}: {writer.rows:,} rows in {len(writer.chunk.files)} files")
     return writer.chunk
+
+
+def _redraw_seconds() -> float:
+    return 0.1 if sys.stderr.isatty() else 5.0
 
 
 def _rows_per_file(rows: int, wanted: int, min_files: int) -> int:
@@ -170,13 +143,13 @@ def _check_has_no_error(block: CsvBlock, columns: Sequence[Column]) -> None:
     """Raises DataError for the first invalid cell of a block."""
     positions = {column.name: index for index, column in enumerate(columns, start=1)}
 
-    def place(problem: Violation) -> tuple[int, int]:
+    def position(problem: Violation) -> tuple[int, int]:
         return int(problem.rows[0]), positions.get(problem.column or "", 0)
 
     errors = [problem for problem in block.problems if not problem.is_warning]
     if not errors:
         return
-    first = min(errors, key=place)
+    first = min(errors, key=position)
     line = block.first_line + int(first.rows[0])
     column = f", column {positions[first.column]} ({first.column})" if first.column else ""
     raise DataError(f"{block.path}, line {line}{column}: {first.what}: {first.values[0]!r}; expected {first.expected}")

@@ -66,18 +66,15 @@ def _scalar_violations(column: Column, values: pa.Array) -> Iterator[Violation]:
         missing = missing | np.isnan(numbers)
     if column.feature.missing != "ignore":
         yield from _violation("missing value", column, values, missing)
-    what, wrong = out_of_domain(column, numbers)
-    yield from _violation(what, column, values, wrong & ~missing)
+    wrong = ~column.domain.allows(numbers)
+    yield from _violation(_rule_name(column), column, values, wrong & ~missing)
 
 
-def out_of_domain(column: Column, numbers: np.ndarray) -> tuple[str, np.ndarray]:
-    """Returns the name of the rule for a column's values, and which values break it ([rows] bool).
-
-    NaN breaks it unless the domain allows missing values.
-    """
-    what = {ONEHOT: "id out of range", MAP: "not a group", SAMPLE_WEIGHT: "not a weight"}.get(column.kind or "")
+def _rule_name(column: Column) -> str:
+    """Returns the name of the rule that a value outside the domain of a column violates."""
+    name = {ONEHOT: "id out of range", MAP: "not a group", SAMPLE_WEIGHT: "not a weight"}.get(column.kind or "")
     is_class = column.kind == LABEL and not column.feature.is_number
-    return what or ("label value" if is_class else "not finite"), ~column.domain.allows(numbers)
+    return name or ("label value" if is_class else "not finite")
 
 
 def _list_violations(column: Column, values: pa.Array) -> Iterator[Violation]:

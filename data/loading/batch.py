@@ -87,9 +87,9 @@ def slice_rows(batch: Batch, begin: int, end: int) -> Batch:
 def copy_rows(source: Batch, positions: np.ndarray, target: Batch) -> None:
     """Copy the rows of `source` at `positions` to `target`, which has len(positions) rows."""
     indices = positions.astype(np.intp)
-    for values, place in zip(_arrays(source), _arrays(target), strict=True):
+    for values, out in zip(_arrays(source), _arrays(target), strict=True):
         # All positions are in range; with mode="raise", NumPy buffers `out` and copies twice.
-        np.take(values, indices, axis=0, out=place, mode="clip")
+        np.take(values, indices, axis=0, out=out, mode="clip")
 
 
 def pad_rows(batch: Batch) -> None:

@@ -46,13 +46,13 @@ TORCH_DTYPES = {
 SPLIT_BINARY = "split_binary"
 SPLIT_BINARY_HELP = (
     "split_binary files, which the DLRM recipe writes, are not supported; write the columns as parquet, or name the "
-    "CSV files that they were made of (type: csv) and run transcode.py"
+    "CSV files that they were made from (type: csv) and run transcode.py"
 )
 CATEGORICAL_HELP = (
     "unknown channel; write onehot_categorical where rows have one id, multihot_categorical where they have lists"
 )
 
-Location = tuple[int | str, ...]
+KeyPath = tuple[int | str, ...]
 _UNKNOWN_KEY = ("extra_forbidden", "invalid_key")  # types of pydantic's errors
 
 
@@ -270,7 +270,7 @@ class Parts:
     sources: dict[str, list[ChunkPart]] = field(default_factory=dict)
     channels: dict[str, list[Entry]] = field(default_factory=dict)
     metadata: dict[Any, Any] = field(default_factory=dict)
-    incomplete: set[Location] = field(default_factory=set)
+    incomplete: set[KeyPath] = field(default_factory=set)
 
     def in_channels(self, *channels: str) -> list[Feature]:
         """Returns the known features of some channels, each once."""
@@ -285,7 +285,7 @@ class Parts:
 def read_document(document: Any) -> tuple[Parts, list[Problem]]:
     """Returns the well-formed parts of a document and the problems of everything else."""
     parts, problems = Parts(), list[Problem]()
-    wrong: set[Location] = set()
+    wrong: set[KeyPath] = set()
     try:
         _DOCUMENT.validate_python(document)
     except PydanticError as error:
@@ -342,9 +342,9 @@ def _unknown_key(parent: list[int | str], key: Any) -> Problem:
     return Problem(path, f"unknown {kind}", str(key), known)
 
 
-def _incomplete(location: Location, error_type: str) -> set[Location]:
+def _incomplete(location: KeyPath, error_type: str) -> set[KeyPath]:
     """Returns the locations that an error leaves incomplete."""
-    channels: set[Location] = {("channel_spec", channel) for channel in CHANNELS}
+    channels: set[KeyPath] = {("channel_spec", channel) for channel in CHANNELS}
     if not location:
         return {*((section,) for section in SECTIONS), *channels}
     if location == ("channel_spec",) or (location[0] == "channel_spec" and error_type in _UNKNOWN_KEY):
@@ -352,13 +352,13 @@ def _incomplete(location: Location, error_type: str) -> set[Location]:
     return {location[:1] if location[-1] == "[key]" else location[:2]}
 
 
-def _chunk_part(chunk: Any, location: Location, wrong: set[Location]) -> ChunkPart:
+def _chunk_part(chunk: Any, location: KeyPath, wrong: set[KeyPath]) -> ChunkPart:
     values = {} if location in wrong else {key: chunk.get(key) for key in CHUNK_KEYS if (*location, key) not in wrong}
     lists = [_entries(values.get(key), (*location, key), wrong) for key in ("features", "files")]
     return ChunkPart(path_of(*location), values.get("type", ""), *lists)
 
 
-def _entries(values: Any, location: Location, wrong: set[Location]) -> list[Entry]:
+def _entries(values: Any, location: KeyPath, wrong: set[KeyPath]) -> list[Entry]:
     """Returns the valid texts of a list."""
     if location in wrong or not values:
         return []

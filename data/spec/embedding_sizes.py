@@ -43,10 +43,10 @@ def embedding_dims(
         raise DataError(
             f"{sizes_file}: names none of the categorical features; {widths}, and the features are {there_are}"
         )
-    beside = _sizes_beside(spec, allow_outside_paths)
+    default_file = _read_default_file(spec, allow_outside_paths)
     dims = {}
     for feature in features:
-        stated = explicit.get(feature.name) or feature.embedding_dim or beside.get(feature.name)
+        stated = explicit.get(feature.name) or feature.embedding_dim or default_file.get(feature.name)
         dims[feature.name] = stated or default_dim(feature.cardinality or 1)
     return dims
 
@@ -60,8 +60,8 @@ def unused_widths(
         DataError: A file cannot be read, or a width is not an integer in [1, 4096].
     """
     explicit = {} if sizes_file is None else read_sizes(Path(sizes_file))
-    beside = _sizes_beside(spec, allow_outside_paths)
-    for path, sizes in ((sizes_file, explicit), (spec.folder / SIZES_FILE, beside)):
+    default_file = _read_default_file(spec, allow_outside_paths)
+    for path, sizes in ((sizes_file, explicit), (spec.folder / SIZES_FILE, default_file)):
         if names := _unknown(spec, sizes):
             what = "the specification has no such categorical feature, and these widths are not used"
             yield f"{path}: has widths for {names}; {what}"
@@ -88,7 +88,7 @@ def read_sizes(path: Path) -> dict[str, int]:
     return sizes
 
 
-def _sizes_beside(spec: FeatureSpec, allow_outside_paths: bool) -> dict[str, int]:
+def _read_default_file(spec: FeatureSpec, allow_outside_paths: bool) -> dict[str, int]:
     path = spec.folder / SIZES_FILE
     if not allow_outside_paths:
         check_inside(spec.folder, SIZES_FILE)

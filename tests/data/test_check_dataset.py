@@ -96,7 +96,7 @@ def test_values_that_float16_cannot_hold_are_a_warning(tmp_path, capsys):
     assert told.count("warning: ") == 3 and "--amp_dtype float16" in told
 
 
-def test_the_summary_tells_the_rate_of_positives_of_known_labels(good, capsys):
+def test_summary_of_a_binary_label(good, capsys):
     rows = pa.concat_tables([pq.read_table(path) for path in good.files("train")])
     clicked, bought = rows.column("clicked").to_numpy(), rows.column("bought").drop_null().to_numpy()
     assert len(bought) < 80
@@ -106,7 +106,7 @@ def test_the_summary_tells_the_rate_of_positives_of_known_labels(good, capsys):
     assert f"bought: {100 * bought.mean():.4g} % positive of {len(bought)}" in line
 
 
-def test_the_summary_of_a_multiclass_label_tells_its_classes(tmp_path, capsys):
+def test_summary_of_a_multiclass_label(tmp_path, capsys):
     features = {"x": {}, "kind": {"task": "multiclass", "cardinality": 5, "missing": "ignore"}}
     sources = {name: [parquet_chunk(list(features), [f"{name}.parquet"])] for name in ("train", "test")}
     channels = {"numerical": ["x"], "label": ["kind"]}
@@ -143,13 +143,13 @@ BAD_VALUES = [
 
 
 @pytest.mark.parametrize(("name", "value", "what", "expected"), BAD_VALUES)
-def test_every_bad_value_is_found_with_its_row_group_and_row(good, name, value, what, expected):
+def test_bad_values_are_located(good, name, value, what, expected):
     path = good.files("train")[1]
     change(path, name, {17: value, 18: value, 39: value})
     assert findings(good, "test") == []
     first, second = findings(good)
-    assert first.place == f"{path}, row group 1, {name}"
-    assert second.place == f"{path}, row group 2, {name}"
+    assert first.location == f"{path}, row group 1, {name}"
+    assert second.location == f"{path}, row group 2, {name}"
     assert (first.what, first.count, first.rows) == (what, 2, (17, 18))
     assert (second.what, second.count, second.rows) == (what, 1, (39,))
     assert first.values == (str(value),) * 2
@@ -172,7 +172,7 @@ def test_all_bad_rows_are_counted_whatever_the_batches(tmp_path_factory, bad, ba
         found = [finding for finding in findings(spec) if finding.what == "id out of range"]
     assert sum(finding.count for finding in found) == len(bad)
     for finding in found:
-        group = int(finding.place.split("row group ")[1].split(",")[0])
+        group = int(finding.location.split("row group ")[1].split(",")[0])
         in_group = sorted(row for row in bad if row // 16 == group)
         assert finding.count == len(in_group)
         assert finding.rows == tuple(in_group[:5])
@@ -190,11 +190,11 @@ def test_all_bad_rows_are_counted_whatever_the_batches(tmp_path_factory, bad, ba
         ("session", pa.float64(), 1.0, "double"),
     ],
 )
-def test_a_column_type_that_does_not_fit_the_channel_is_an_error(good, name, stored, value, found):
+def test_column_type_against_the_channel(good, name, stored, value, found):
     path = good.files("test")[0]
     change(path, name, dict.fromkeys(range(ROWS), value), stored)
     (finding,) = [finding for finding in findings(good, "test") if not finding.is_warning]
-    assert (finding.what, finding.place, finding.values) == ("column type", f"{path}, {name}", (found,))
+    assert (finding.what, finding.location, finding.values) == ("column type", f"{path}, {name}", (found,))
 
 
 @pytest.mark.parametrize(
@@ -229,21 +229,21 @@ def test_columns_may_be_stored_in_any_type_that_fits(good, name, stored, value):
     assert findings(good, "test") == []
 
 
-def test_a_missing_column_is_found_and_the_others_are_checked_all_the_same(good):
+def test_missing_column_among_others(good):
     path = good.files("test")[0]
     change(path, "user", {3: 77})
     write(pq.read_table(path).drop_columns(["age"]), path)
     missing, out_of_range = findings(good, "test")
-    assert (missing.what, missing.place) == ("missing column", f"{path}, age")
+    assert (missing.what, missing.location) == ("missing column", f"{path}, age")
     assert (out_of_range.what, out_of_range.rows) == ("id out of range", (3,))
 
 
-def test_a_file_without_any_of_the_columns_is_told_column_by_column(good):
+def test_file_without_any_of_the_columns(good):
     pq.write_table(pa.table({"other": [1, 2]}), good.files("test")[0])
     assert [finding.what for finding in findings(good, "test")] == ["missing column"] * len(NAMES)
 
 
-def test_lists_longer_than_max_hotness_are_warned_of_and_pass(good, capsys):
+def test_long_lists_are_a_warning(good, capsys):
     change(good.files("test")[0], "genres", {5: [1, 2, 3, 4]})
     (finding,) = findings(good, "test")
     assert (finding.what, finding.rows, finding.is_warning) == ("list longer than max_hotness 3", (5,), True)
@@ -256,7 +256,7 @@ def test_a_label_with_one_class_only_is_warned_of(good, value):
     change(good.files("test")[0], "clicked", dict.fromkeys(range(ROWS), value))
     change(good.files("test")[0], "bought", {0: 0, 1: 1})
     (finding,) = findings(good, "test")
-    assert (finding.what, finding.place, finding.values) == (
+    assert (finding.what, finding.location, finding.values) == (
         "label with one class only",
         "test, clicked",
         (str(value),),
@@ -264,11 +264,11 @@ def test_a_label_with_one_class_only_is_warned_of(good, value):
     assert finding.is_warning
 
 
-def test_missing_and_unreadable_files_are_found_and_the_rest_is_scanned(good, capsys):
+def test_missing_and_unreadable_files(good, capsys):
     first, second = good.files("train")
     first.unlink()
     second.write_bytes(second.read_bytes()[:-20])
-    assert [(finding.what, finding.place) for finding in findings(good)] == [
+    assert [(finding.what, finding.location) for finding in findings(good)] == [
         ("missing file", str(first)),
         ("unreadable file", str(second)),
     ]
@@ -310,7 +310,7 @@ def test_column_groups_of_unequal_rows_are_found(tmp_path):
     assert finding.values == ("a.parquet, ...: 40", "b.parquet, ...: 39")
 
 
-def test_a_test_mapping_without_the_map_feature_is_warned_of(tmp_path):
+def test_mapping_without_the_map_feature(tmp_path):
     without = [name for name in NAMES if name != "session"]
     sources = {
         "train": [chunk(without, ["a.csv"])],
@@ -334,7 +334,7 @@ def test_csv_datasets_are_checked_line_by_line(tmp_path, capsys):
     spec = FeatureSpec.read(write_csv_dataset(tmp_path, files, document()))
     errors = {finding.what: finding for finding in findings(spec) if not finding.is_warning}
     place = str(tmp_path / "train.csv")
-    assert {what: (found.place, found.count, found.rows) for what, found in errors.items()} == {
+    assert {what: (found.location, found.count, found.rows) for what, found in errors.items()} == {
         "id out of range": (f"{place}, user", 2, (2, 4)),
         "line that cannot be read": (place, 1, (3,)),
         "cell that cannot be read": (f"{place}, age", 1, (5,)),
@@ -345,7 +345,7 @@ def test_csv_datasets_are_checked_line_by_line(tmp_path, capsys):
     assert f"error: {place}, user: id out of range; in 2 lines (2, 4); found '50', '50'; expected an id in" in output
 
 
-def test_findings_beyond_the_limit_are_counted_and_not_printed(good, capsys):
+def test_findings_beyond_the_limit_are_counted(good, capsys):
     change(good.files("train")[0], "user", dict.fromkeys(range(ROWS), 99))
     change(good.files("train")[1], "age", {0: None})
     assert run(good, "--max_findings", 2) == 1
@@ -353,7 +353,7 @@ def test_findings_beyond_the_limit_are_counted_and_not_printed(good, capsys):
     assert sum(line.startswith("error: ") for line in lines) == 2
     assert lines[0].endswith("in 16 rows (0, 1, 2, 3, 4, ...); found '99', '99', '99', '99', '99', ...; "
                              "expected an id in [0, 50), int32")  # fmt: skip
-    assert "... and 2 findings more (--max_findings shows them)" in lines
+    assert "... and 2 more findings (--max_findings shows them)" in lines
     assert lines[-1] == "findings: id out of range: 3, missing value: 1"
 
 

@@ -1,4 +1,4 @@
-"""What every tool's command line makes of wrong arguments."""
+"""Wrong arguments on the command line of every tool."""
 
 import pytest
 
@@ -28,11 +28,11 @@ def refused(parser: Parser, capsys: pytest.CaptureFixture[str], *words: str) -> 
         (["--inptu", "x"], "unrecognized arguments: --inptu x; did you mean --input?"),
         (["--inp", "x"], "did you mean --input?"),
         (["--zzz", "x"], "unrecognized arguments: --zzz x"),
-        (["--input", "a\0b"], r"the argument 'a\x00b' is not text in UTF-8; rename the file, or mend the argument"),
+        (["--input", "a\0b"], r"the argument 'a\x00b' is not text in UTF-8; rename the file, or correct the argument"),
         (["--input", "\udcff"], r"is not text in UTF-8"),
     ],
 )
-def test_a_wrong_argument_is_told_with_its_mend(parser, capsys, words, message):
+def test_wrong_arguments(parser, capsys, words, message):
     assert message in refused(parser, capsys, *words)
 
 
@@ -42,5 +42,5 @@ def test_arguments_are_read_and_defaults_stay(parser, monkeypatch):
     assert vars(parser.parse(None)) == {"input": "here", "exclude": []}
 
 
-def test_the_help_tells_defaults(parser):
+def test_help_shows_defaults(parser):
     assert "a folder (default: .)" in parser.format_help()

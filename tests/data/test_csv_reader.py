@@ -50,7 +50,7 @@ def almost_good_files(draw):
 
 @given(almost_good_files())
 @settings(max_examples=500, deadline=None)
-def test_arrow_never_reads_a_block_otherwise_than_cell_by_cell(columns, data):
+def test_arrow_agrees_with_the_slow_path(columns, data):
     fast, problems = csv_reader._parse(data, columns)
     slow, slow_problems = csv_reader._parse_slowly(data, columns)
     assert fast.num_rows == data.count(b"\n")
@@ -61,7 +61,7 @@ def test_arrow_never_reads_a_block_otherwise_than_cell_by_cell(columns, data):
 
 @given(st.binary(max_size=60))
 @settings(max_examples=200, deadline=None)
-def test_any_bytes_are_read_or_refused_with_as_many_rows_as_lines(tmp_path_factory, columns, content):
+def test_any_bytes_give_as_many_rows_as_lines(tmp_path_factory, columns, content):
     path = tmp_path_factory.getbasetemp() / "any_bytes.csv"
     path.write_bytes(content)
     rows = sum(block.table.num_rows for block in read_csv_blocks(path, columns))
@@ -72,7 +72,7 @@ def test_any_bytes_are_read_or_refused_with_as_many_rows_as_lines(tmp_path_facto
             count_lines(path)
 
 
-def test_blocks_of_any_size_give_the_same_rows_and_line_numbers(tmp_path, columns, monkeypatch):
+def test_blocks_of_any_size_give_the_same_rows(tmp_path, columns, monkeypatch):
     lines = [f'{row % 2},{row % 50},"[{row % 8}]",{row / 4},t{row}' for row in range(200)]
     lines[120] = '0,50,"[1]",1,t'
     path = tmp_path / "a.csv"
@@ -98,7 +98,7 @@ def test_a_line_that_never_ends_is_refused_before_memory_is_full(tmp_path, colum
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("last", [True, False])
-def test_byte_order_mark_line_ends_and_a_missing_last_newline_do_not_matter(tmp_path, line_end, mark, last):
+def test_byte_order_mark_and_line_ends(tmp_path, line_end, mark, last):
     path = tmp_path / "a.csv"
     text = mark + line_end.join([GOOD_LINE, GOOD_LINE.replace("some text", "")]) + (line_end if last else "")
     path.write_bytes(text.encode())
@@ -111,7 +111,7 @@ def test_byte_order_mark_line_ends_and_a_missing_last_newline_do_not_matter(tmp_
     }  # fmt: skip
 
 
-def test_an_empty_line_is_an_empty_cell_of_a_single_column_and_a_mistake_among_several(tmp_path):
+def test_empty_line(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("1\n\n0\n")
     (block,) = read_csv_blocks(path, describe_all(tmp_path, ["bought"]))

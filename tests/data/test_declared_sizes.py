@@ -94,7 +94,7 @@ def test_a_wide_row_is_refused_where_nothing_else_is_large(tmp_path, bounded):
     assert "in which a row takes " in refusal(spec)
 
 
-def test_row_groups_whose_order_cannot_be_counted_are_refused(tmp_path, monkeypatch):
+def test_row_group_of_too_many_rows(tmp_path, monkeypatch):
     monkeypatch.setattr("data.loading.parquet.MOST_ROWS", 2)
     spec, _ = write_world(tmp_path, [[3]])
     assert "part_0.parquet: cannot be read as parquet (a row group of 3 rows, and 2 are the most)" in refusal(spec)

@@ -160,7 +160,7 @@ def test_workers_that_divide_the_streams(workers):
             assert sum(len(part.ranges) for part in slices) == 128 // workers
 
 
-def test_workers_that_share_a_lane_each_read_a_stretch_of_its_windows():
+def test_workers_share_the_windows_of_a_stream():
     with small_windows(shuffle_rows=16_000, row_groups_per_stream=1000):
         plan = ShuffledPlan(np.full(64, 1000), 6400, seed=0, epoch=0)
         assert plan.streams == 1
@@ -171,7 +171,7 @@ def test_workers_that_share_a_lane_each_read_a_stretch_of_its_windows():
             assert max(reads) <= 4 + 2
 
 
-def test_epochs_and_seeds_have_orders_of_their_own_and_the_same_ones_repeat():
+def test_order_depends_on_seed_and_epoch():
     row_groups = [50] * 8
     orders = [shuffled_rows(row_groups, 20, 1, seed=seed, epoch=epoch) for seed in (0, 1) for epoch in (0, 1, 2)]
     assert len({str(order) for order in orders}) == 6
@@ -209,7 +209,7 @@ def test_stream_count():
 
 @settings(deadline=None)
 @given(layouts())
-def test_in_order_a_worker_holds_a_contiguous_stretch_and_all_have_equally_many_steps(layout):
+def test_sequential_plan(layout):
     row_groups, workers, batch, shuffle_rows = layout
     rows = sum(row_groups)
     with small_windows(shuffle_rows):
@@ -232,6 +232,6 @@ def test_in_order_a_pass_can_start_at_any_step(layout, data):
     assert rest == [[[]] * first_step + steps[first_step:] for steps in whole]
 
 
-def test_one_row_on_eight_workers_is_one_step_that_seven_of_them_spend_empty():
+def test_one_row_on_eight_workers():
     assert sorted(shuffled_rows([0, 1, 0], 8, 8)) == [[[]]] * 7 + [[[0]]]
     assert sorted(sequential_rows([0, 1, 0], 1, 8)) == [[[]]] * 7 + [[[0]]]

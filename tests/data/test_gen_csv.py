@@ -53,7 +53,7 @@ def test_rows_keep_the_rules_of_the_specification(tmp_path_factory, rows, block_
         assert row["weight"] > 0
 
 
-def test_groups_are_two_to_twelve_neighbours_with_a_positive_among_them(tmp_path):
+def test_groups_have_a_positive(tmp_path):
     spec = FeatureSpec.from_dict(document(), tmp_path)
     for seed in range(300):
         rows = 2 + seed % 40
@@ -87,7 +87,7 @@ def test_labels_follow_their_tasks(tmp_path):
     assert set(groups[bought]) == set(groups)
 
 
-def test_the_signal_is_the_strength_with_which_features_tell_the_labels(tmp_path):
+def test_signal_determines_the_auc(tmp_path):
     binary = FeatureSpec.from_dict(document(), tmp_path)
     regression = FeatureSpec.from_dict(
         document() | {"feature_spec": FEATURES | {"clicked": {"task": "regression"}, "bought": {}}}, tmp_path
@@ -112,7 +112,7 @@ def test_a_rule_learned_in_one_mapping_holds_in_another(tmp_path):
     assert np.corrcoef(rates)[0, 1] > 0.9
 
 
-def test_the_same_seed_makes_the_same_rows_in_every_mapping_its_own(tmp_path):
+def test_same_seed_gives_the_same_rows(tmp_path):
     spec = FeatureSpec.from_dict(document(), tmp_path)
     assert table(spec, seed=3).equals(table(spec, seed=3))
     assert not table(spec, seed=3).equals(table(spec, seed=4))
@@ -132,7 +132,7 @@ def test_every_ready_specification_gets_files_that_keep_it(path, tmp_path, capsy
             assert not any(block.problems for block in blocks), mapping
 
 
-def test_rows_are_spread_over_all_files_of_all_chunks_and_match_across_them(tmp_path):
+def test_rows_are_spread_over_files(tmp_path):
     halves = [NAMES[:4], NAMES[4:]]
     chunks = [chunk(halves[0], ["a/0.csv", "a/1.csv", "a/2.csv"]), chunk(halves[1], ["b.csv"])]
     spec = FeatureSpec.from_dict(document({"train": chunks, "test": chunks}), tmp_path)
@@ -167,14 +167,14 @@ def test_existing_files_are_not_overwritten(tmp_path, capsys):
     assert not (tmp_path / "train.csv").exists()
 
 
-def test_a_specification_that_is_there_already_stays_and_must_be_the_same(tmp_path, capsys):
+def test_existing_specification_must_be_equal(tmp_path, capsys):
     path = write_csv_dataset(tmp_path, {}, document())
     before = path.read_text()
     assert run(path, tmp_path) == 0
     assert path.read_text() == before
     other = write_csv_dataset(tmp_path / "other", {}, document() | {"metadata": {"made": "otherwise"}})
     assert run(path, other.parent) == 2
-    assert "is not the same as" in capsys.readouterr().err
+    assert "differs from" in capsys.readouterr().err
     assert sorted(file.name for file in other.parent.iterdir()) == ["feature_spec.yaml"]
 
 

@@ -16,7 +16,7 @@ def sizes(spec_path, output, *flags):
     return json.loads(output.read_text())
 
 
-def test_widths_follow_the_rule_and_what_the_specification_states(tmp_path):
+def test_widths_by_rule_or_specification(tmp_path):
     features = FEATURES | {
         "user": {"cardinality": 1_000_000},
         "genres": {"cardinality": 8, "max_hotness": 3, "embedding_dim": 300},
@@ -29,7 +29,7 @@ def test_widths_follow_the_rule_and_what_the_specification_states(tmp_path):
     assert sizes(path, tmp_path / "sizes.json") == {"user": round(1.6 * 1000**0.56), "genres": 300}
 
 
-def test_random_widths_lie_in_their_range_and_depend_on_the_seed_alone(tmp_path):
+def test_random_widths(tmp_path):
     spec = ROOT / "feature_specs" / "fspec_csv.yaml"
     drawn = [sizes(spec, tmp_path / f"{seed}.json", "--random", "--max_size", 5, "--seed", seed) for seed in range(20)]
     assert {width for widths in drawn for width in widths.values()} == {1, 2, 3, 4, 5}
@@ -44,7 +44,7 @@ def test_the_file_is_one_that_training_reads(tmp_path):
     assert len(written) == 16
 
 
-def test_a_specification_without_categorical_features_gets_an_empty_file(tmp_path):
+def test_without_categorical_features(tmp_path):
     assert sizes(ROOT / "feature_specs" / "no_categorical.yaml", tmp_path / "sizes.json") == {}
 
 
@@ -57,7 +57,7 @@ def test_a_file_that_cannot_be_written_is_told(tmp_path, capsys, output):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_output_must_be_named_and_the_specification_be_there(tmp_path, capsys):
+def test_required_arguments(tmp_path, capsys):
     with pytest.raises(SystemExit) as error:
         gen_embedding_sizes.main([])
     assert error.value.code == 2

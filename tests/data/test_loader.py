@@ -76,7 +76,7 @@ def worlds(draw: st.DrawFn) -> tuple[list[list[int]], int, int, int]:
 
 @settings(max_examples=25, deadline=None)
 @given(worlds(), st.booleans(), st.integers(0, 2))
-def test_each_row_comes_once_with_its_own_values_whatever_the_layout(tmp_path_factory, world, shuffle, epoch):
+def test_each_row_once_in_any_layout(tmp_path_factory, world, shuffle, epoch):
     files, workers, batch, shuffle_rows = world
     spec, frame = write_world(tmp_path_factory.mktemp("world"), files)
     with small_windows(shuffle_rows):
@@ -110,7 +110,7 @@ def test_workers_share_the_last_step_evenly(tmp_path):
     assert sorted(last) == [1, 2, 2, 2]
 
 
-def test_in_order_a_worker_holds_consecutive_rows_and_pads_at_the_end(tmp_path):
+def test_unshuffled_rows_are_consecutive(tmp_path):
     spec, _ = write_world(tmp_path, [[8], [0], [15]])
     first, second = epoch_of(spec, batch=8, workers=2, shuffle=False)
     assert rows_in(first) == list(range(11))
@@ -129,7 +129,7 @@ def test_one_row_on_eight_workers(tmp_path, shuffle):
         check_pads(batches[0])
 
 
-def test_epochs_differ_and_a_second_loader_repeats_them_bit_by_bit(tmp_path):
+def test_epochs_are_reproducible(tmp_path):
     spec, _ = write_world(tmp_path, [[30], [30, 30]])
     first = ParquetLoader(spec, "train", global_batch_size=16, shuffle=True, seed=3)
     second = ParquetLoader(spec, "train", global_batch_size=16, shuffle=True, seed=3)
@@ -189,7 +189,7 @@ def test_extra_columns_travel_with_their_rows(tmp_path):
             assert session[~held].tolist() == [0] * sum(~held)
 
 
-def test_lists_that_are_cut_are_counted_and_warned_of_once_at_the_end_of_the_first_epoch(tmp_path):
+def test_cut_lists_are_counted(tmp_path):
     frame = random_rows(40)
     frame["tags"] = [list(range(row % 5)) for row in range(40)]
     spec, _ = write_world(tmp_path, [[15, 10], [15]], frame=frame)
@@ -233,7 +233,7 @@ def test_rows_until_a_step_count_rows_and_no_pads(tmp_path):
     assert [loader.rows_until(step) for step in range(8)] == [0, 10, 20, 25, 35, 45, 50, 60]
 
 
-def test_a_batch_without_rows_and_a_worker_that_does_not_exist_are_refused(tmp_path):
+def test_invalid_batch_size_and_worker(tmp_path):
     spec, _ = write_world(tmp_path, [[5]])
     with pytest.raises(DataError, match="at least 1 row, got 0"):
         ParquetLoader(spec, "train", global_batch_size=0, shuffle=True)
@@ -247,7 +247,7 @@ def bad_row_in_the_third_file(tmp_path: Path) -> FeatureSpec:
     return write_world(tmp_path, [[20], [20], [20]], frame=frame)[0]
 
 
-def test_an_error_in_the_background_ends_the_epoch_with_what_was_good_before_it(tmp_path):
+def test_error_in_the_background(tmp_path):
     loader = ParquetLoader(bad_row_in_the_third_file(tmp_path), "train", global_batch_size=10, shuffle=False)
     batches = []
     with small_windows(20), pytest.raises(DataError, match="column 'user' has 1 unusable .* in row 15 of the file"):
@@ -282,7 +282,7 @@ def test_closing_an_epoch_stops_its_threads(tmp_path, taken):
     assert list(batches) == []
 
 
-def test_an_epoch_that_is_dropped_or_used_up_leaves_no_threads(tmp_path):
+def test_no_threads_are_left(tmp_path):
     spec, _ = write_world(tmp_path, [[10]] * 40)
     loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=True)
     batches = loader.epoch(0)
@@ -294,7 +294,7 @@ def test_an_epoch_that_is_dropped_or_used_up_leaves_no_threads(tmp_path):
     assert loader_threads() == []
 
 
-def test_closing_does_not_wait_for_row_groups_that_nobody_needs(tmp_path):
+def test_closing_cancels_pending_row_groups(tmp_path):
     spec, _ = write_world(tmp_path, [[10]] * 40)
     loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=False)
     decode = ParquetReader.decode

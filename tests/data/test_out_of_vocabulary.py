@@ -66,7 +66,7 @@ def check(batch: Batch, frame: pd.DataFrame, policy: str) -> None:
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("policy", ["clip", "drop"])
-def test_bad_ids_are_replaced_and_each_is_counted_once_over_all_workers(tmp_path, policy, workers, shuffle):
+def test_replaced_ids_are_counted_once(tmp_path, policy, workers, shuffle):
     frame = spoilt_rows()
     spec, _ = write_world(tmp_path, [[20, 9], [31], [0, 30]], frame=frame)
     found = bad_ids(frame)
@@ -148,7 +148,7 @@ def test_bad_ids_are_warned_of_once_by_feature(tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["clip", "drop"])
-def test_where_all_ids_are_in_range_the_policies_change_nothing(tmp_path, policy):
+def test_policies_without_bad_ids(tmp_path, policy):
     spec, frame = write_world(tmp_path, [[30]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

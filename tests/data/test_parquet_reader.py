@@ -41,7 +41,7 @@ def read_all(reader: ParquetReader) -> Batch:
     return batch
 
 
-def test_every_column_arrives_as_an_independent_reading_has_it(tmp_path):
+def test_columns_equal_an_independent_reading(tmp_path):
     spec, frame = write_world(tmp_path, [[5, 3], [], [0, 4097, 4096]])
     reader = ParquetReader(spec, "train", with_group=True)
     assert reader.rows == 8201
@@ -64,7 +64,7 @@ def test_a_part_of_a_row_group_can_be_decoded_alone(tmp_path):
 
 
 @pytest.mark.parametrize("layout", [[[40]], [[7, 13], [20]], [[1] * 40], [[0, 39], [1]]])
-def test_column_groups_over_files_that_are_cut_differently_stay_in_step(tmp_path, layout):
+def test_column_groups_split_differently(tmp_path, layout):
     frame = random_rows(40)
     table = arrow_table(frame)
     first, second = ["user", "tags", "price", "click", "session"], ["item", "topics", "age", "stars", "kind"]
@@ -82,7 +82,7 @@ def test_column_groups_over_files_that_are_cut_differently_stay_in_step(tmp_path
     check_rows(batch, frame)
 
 
-def test_cut_lists_of_all_row_groups_that_make_up_a_unit_are_counted(tmp_path):
+def test_cut_lists_in_overlapping_row_groups(tmp_path):
     frame = random_rows(40)
     frame["tags"] = [[1, 2]] * 40
     table = arrow_table(frame)
@@ -109,7 +109,7 @@ def test_lists_of_every_kind_are_padded_or_cut(tmp_path, stored):
     assert reader.decode(0, 100, 400, reader.allocate(300)).cut == {"tags": 300, "topics": 0}
 
 
-def test_lists_of_many_lengths_are_cut_where_they_are_too_long_and_only_there(tmp_path):
+def test_only_long_lists_are_cut(tmp_path):
     frame = random_rows(9000)
     rng = np.random.default_rng(1)
     frame["tags"] = [rng.integers(0, 50, rng.integers(0, 9)).tolist() for _ in range(9000)]
@@ -162,7 +162,7 @@ def test_a_missing_label_is_nan_where_that_is_allowed(tmp_path):
     np.testing.assert_array_equal(labels, np.float32([1, np.nan, 3, np.nan, np.nan, 6]))
 
 
-def test_extra_columns_come_as_they_are_stored_whether_the_specification_names_them_or_not(tmp_path):
+def test_extra_columns(tmp_path):
     spec, frame = write_world(tmp_path, [[4], [3, 2]])
     reader = ParquetReader(spec, "train", extra_columns=["note", "user", "importance"])
     note, user, importance = read_all(reader).extra
@@ -179,7 +179,7 @@ def test_a_file_may_have_columns_that_are_not_read(tmp_path):
     check_rows(read_all(ParquetReader(world_spec(tmp_path, [(list(FEATURES), ["part_0.parquet"])]), "train")), frame)
 
 
-def test_the_fingerprint_follows_names_order_and_row_groups_and_nothing_else(tmp_path):
+def test_fingerprint(tmp_path):
     def fingerprint(layout: list[list[int]], seed: int = 0, reverse: bool = False) -> str:
         table = arrow_table(random_rows(20, seed))
         names = write_files(tmp_path, "part", table, layout)
@@ -221,7 +221,7 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path):
     assert refused(spec).startswith(f"{tmp_path / 'part_0.parquet'}: is a folder")
 
 
-def test_all_columns_that_are_missing_or_of_the_wrong_type_are_told_at_once(tmp_path):
+def test_wrong_columns_are_listed_together(tmp_path):
     table = arrow_table(random_rows(3)).drop_columns(["age"])
     for name, values in {
         "user": pa.array(["0", "1", "2"]),
@@ -262,7 +262,7 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path):
     assert refused(spec).startswith(f"{tmp_path / 'part_0.parquet'}: column 'user' is twice; expected once")
 
 
-def test_column_groups_of_different_lengths_are_refused_with_both_lengths(tmp_path):
+def test_column_groups_of_different_lengths(tmp_path):
     table = arrow_table(random_rows(9))
     names = list(FEATURES)
     chunks = [
@@ -280,7 +280,7 @@ def test_a_mapping_without_rows_is_refused(tmp_path):
     assert refused(spec) == "mapping 'train' has no rows: all its files are empty"
 
 
-def test_csv_files_an_unknown_mapping_and_a_missing_group_are_refused(tmp_path):
+def test_unreadable_mappings(tmp_path):
     spec, _ = write_world(tmp_path, [[3]], session=None)
     assert "the map channel of the feature specification is empty" in refused(spec, with_group=True)
     assert "mapping 'train' has no column 'nowhere'" in refused(spec, extra_columns=["nowhere"])
@@ -319,7 +319,7 @@ def test_rows_to_predict_need_neither_labels_nor_weights(tmp_path):
     np.testing.assert_array_equal(batch.onehot[:, 0], frame["user"])
 
 
-def test_extra_columns_must_have_one_type_that_an_array_can_hold(tmp_path):
+def test_types_of_extra_columns(tmp_path):
     spec, frame = write_world(tmp_path, [[3], [3]])
     write_file(tmp_path / "part_1.parquet", arrow_table(frame[3:], {"user": pa.int32()}), [3])
     assert "column 'user' has several types (int64 in " in refused(spec, extra_columns=["user"])
@@ -376,7 +376,7 @@ def test_an_impossible_value_is_located(tmp_path, name, value, stored, found, ex
     assert re.search(rf"the first {found} in row 25 of the file; expected .*{expected}", message), message
 
 
-def test_impossible_values_are_counted_and_rows_count_in_the_file(tmp_path):
+def test_invalid_values_are_counted(tmp_path):
     frame = random_rows(40)
     frame.loc[[33, 35, 38], "user"] = [5000, -7, 1000]
     spec, _ = write_world(tmp_path, [[10], [20, 10]], frame=frame)
@@ -452,7 +452,7 @@ def test_a_flipped_bit_is_refused_or_without_effect(sound_file, data):
     assert str(path) in result if isinstance(result, str) else same(result, expected)
 
 
-def test_a_flipped_bit_in_a_page_is_refused_with_file_and_row_group(sound_file):
+def test_flipped_bit_in_a_page(sound_file):
     spec, sound, _ = sound_file
     path = spec.files("train")[0]
     column = pq.read_metadata(pa.BufferReader(sound)).row_group(1).column(0)

@@ -52,9 +52,7 @@ def test_columns_have_their_declared_types_or_the_defaults(tmp_path):
 
 @pytest.mark.parametrize("rows_per_file", [1, 7, 10, 11, 100])
 @pytest.mark.parametrize("pieces", [[33], [1] * 33, [5, 20, 0, 8]])
-def test_rows_keep_their_order_over_parts_and_row_groups_of_the_asked_sizes(
-    tmp_path, monkeypatch, rows_per_file, pieces
-):
+def test_rows_keep_their_order(tmp_path, monkeypatch, rows_per_file, pieces):
     monkeypatch.setattr(parquet_writer, "ROWS_PER_ROW_GROUP", 4)
     with DatasetWriter(tmp_path, "train", SCHEMA, rows_per_file) as writer:
         for first, count in zip(np.cumsum([0, *pieces[:-1]]), pieces, strict=True):
@@ -73,7 +71,7 @@ def test_rows_keep_their_order_over_parts_and_row_groups_of_the_asked_sizes(
     assert pa.concat_tables([part.read() for part in parts]).equals(rows(0, 33).cast(SCHEMA))
 
 
-def test_frames_are_stored_by_column_name_without_index_and_extra_columns(tmp_path):
+def test_frames_are_stored_by_column_name(tmp_path):
     frame = pd.DataFrame(
         {"x": [0.5, 1.5], "extra": ["a", "b"], "ids": [np.array([1, 2]), []], "id": np.array([3, 4], np.int64)},
         index=[7, 9],
@@ -130,7 +128,7 @@ def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
         (rows(0, 0), "test: there are no rows to write"),
     ],
 )
-def test_rows_that_do_not_fit_are_refused_and_nothing_is_left(tmp_path, table, message):
+def test_rows_that_do_not_fit(tmp_path, table, message):
     with pytest.raises(DataError, match=message), DatasetWriter(tmp_path, "test", SCHEMA) as writer:
         writer.write(table)
     assert names(tmp_path) == []
@@ -169,7 +167,7 @@ def test_a_failure_leaves_the_output_folder_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("failing", [0, 2, 4])
-def test_a_failure_while_the_parts_get_their_places_takes_them_back(tmp_path, monkeypatch, failing):
+def test_failed_rename_is_undone(tmp_path, monkeypatch, failing):
     rename, calls = os.rename, []
 
     def fail_once(source, target):
@@ -190,7 +188,7 @@ def test_a_killed_run_that_names_no_files_moved_none(tmp_path, text):
     assert _moving(tmp_path) == []
 
 
-def test_a_killed_run_leaves_no_dataset_and_a_later_one_succeeds(tmp_path):
+def test_killed_run(tmp_path):
     child = os.fork()
     if child == 0:
         with new_dataset(tmp_path / "out") as draft:
@@ -207,7 +205,7 @@ def test_a_killed_run_leaves_no_dataset_and_a_later_one_succeeds(tmp_path):
 
 
 @pytest.mark.parametrize("calls_before", range(5))  # three parts, the vocabulary, the specification
-def test_a_run_killed_while_it_moves_files_leaves_no_dataset_and_nothing_in_the_way(tmp_path, calls_before):
+def test_run_killed_while_moving(tmp_path, calls_before):
     child = os.fork()
     if child == 0:
         rename, calls = os.rename, []
@@ -229,7 +227,7 @@ def test_a_run_killed_while_it_moves_files_leaves_no_dataset_and_nothing_in_the_
     assert names(tmp_path / "out") == WRITTEN
 
 
-def test_a_second_run_into_the_same_folder_is_refused_and_the_first_goes_on(tmp_path):
+def test_second_run_into_the_same_folder(tmp_path):
     with new_dataset(tmp_path / "out") as draft:
         with pytest.raises(DataError, match="another run is writing here"), new_dataset(tmp_path / "out"):
             pytest.fail("was entered")
@@ -245,7 +243,7 @@ def test_a_second_run_into_the_same_folder_is_refused_and_the_first_goes_on(tmp_
         ("out", "out: is a file, the output must be a folder"),
     ],
 )
-def test_a_dataset_is_neither_overwritten_nor_mixed_with_another(tmp_path, existing, message):
+def test_dataset_is_never_overwritten(tmp_path, existing, message):
     path = tmp_path / existing
     path.parent.mkdir(exist_ok=True)
     path.write_text("mine")

@@ -18,7 +18,7 @@ NAMES = ["tags", "session", "price", "click"]
 
 
 @pytest.mark.parametrize("sizes", [[30], [1] * 30, [7, 7, 7, 7, 2], [29, 1]])
-def test_columns_come_unchanged_in_any_blocks_from_files_that_are_cut_differently(tmp_path, sizes):
+def test_columns_are_unchanged(tmp_path, sizes):
     frame = random_rows(30)
     table, held = arrow_table(frame), list(FEATURES)
     chunks = [

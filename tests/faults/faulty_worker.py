@@ -48,13 +48,13 @@ def make_drift() -> None:
 
 def make_check_slow() -> None:
     """Lets the check of the labels take its time."""
-    lint_labels = trainer.inputs.lint_labels
+    inspect_labels = trainer.inputs.inspect_labels
 
     def slowly(*arguments: Any) -> Any:
         time.sleep(CHECK_SECONDS)
-        return lint_labels(*arguments)
+        return inspect_labels(*arguments)
 
-    trainer.inputs.lint_labels = slowly
+    trainer.inputs.inspect_labels = slowly
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from trainer.config import DeepOptimizer
-from trainer.models.lazy import tf
+from trainer.lazy import tf
 
 Slots = Mapping[str, "tf.Tensor"]
 

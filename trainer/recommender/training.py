@@ -10,7 +10,7 @@ import numpy as np
 
 from data.errors import DataError, nearest
 from trainer.cli import make_options
-from trainer.config import Flag, TrainingOptions, flags_of
+from trainer.config import Flag, TrainingOptions, section_flags
 from trainer.inputs import open_inputs
 from trainer.models import model_flags
 from trainer.process.startup import import_tensorflow
@@ -33,7 +33,7 @@ def to_flags(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         DataError: if an option is unknown or has an invalid value.
     """
-    flags = model_flags() | flags_of(TrainingOptions)
+    flags = model_flags() | section_flags(TrainingOptions)
     # The application decides which CPU cores it uses.
     known = flags.keys() - {"affinity", *FLAGS.values()} | FLAGS.keys()
     values = {}

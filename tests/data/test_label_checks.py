@@ -5,16 +5,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from data.checks.labels import (
-    MAX_ROW_GROUPS,
-    LabelFacts,
-    draw_sample,
-    labels_only,
-    lint_labels,
-    read_facts,
-    share_rows,
-    spread_row_groups,
-)
+from data.checks.labels import LabelStatistics, inspect_labels, labels_only, read_statistics
+from data.checks.sample import MAX_ROW_GROUPS, draw_sample, quotas_of, spread_row_groups
 from data.errors import DataError
 from data.loading.batch import Batch
 from data.loading.parquet import ParquetReader
@@ -40,12 +32,12 @@ def funnel_rows(rows: int = 400) -> pd.DataFrame:
     return frame
 
 
-def facts_of(spec: FeatureSpec) -> dict[str, LabelFacts]:
-    return {fact.label.name: fact for fact in read_facts(spec, ParquetReader(labels_only(spec), "train"))}
+def facts_of(spec: FeatureSpec) -> dict[str, LabelStatistics]:
+    return {found.label.name: found for found in read_statistics(spec, ParquetReader(labels_only(spec), "train"))}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_facts_are_those_of_a_plain_count_in_each_sample_space(tmp_path, layout):
+def test_statistics_equal_plain_counts(tmp_path, layout):
     frame = funnel_rows()
     frame["click"] = frame["click"].mask(frame["user"] % 10 == 0)
     may_miss = {"types": {"click": pa.float32()}, "click": {"missing": "ignore"}}
@@ -54,10 +46,10 @@ def test_facts_are_those_of_a_plain_count_in_each_sample_space(tmp_path, layout)
     clicked, bought = ([row for row in rows if row[label] == 1] for label in ("click", "kind"))
     paid = [row["stars"] for row in bought if not math.isnan(row["stars"])]
     facts = facts_of(spec)
-    assert facts["click"].counts.tolist() == [sum(row["click"] == 0 for row in rows), len(clicked)]
-    assert facts["click"].rows < len(rows)
+    assert facts["click"].total == len(clicked)
+    assert facts["click"].rows == len(clicked) + sum(row["click"] == 0 for row in rows) < len(rows)
     purchases = sum(row["kind"] for row in clicked)
-    assert facts["kind"].counts.tolist() == [len(clicked) - purchases, purchases]
+    assert (facts["kind"].rows, facts["kind"].total) == (len(clicked), purchases)
     assert facts["stars"].rows == len(paid) < len(bought)
     assert (facts["stars"].least, facts["stars"].most) == pytest.approx((min(paid), max(paid)))
     orphans = [number for number, row in enumerate(rows) if row["kind"] == 1 and row["click"] == 0]
@@ -85,12 +77,12 @@ def test_a_label_that_cannot_be_read_is_told_with_its_place(tmp_path):
     frame.loc[17, "click"] = 3
     spec, _ = write_world(tmp_path, [[10], [20]], frame=frame)
     with pytest.raises(DataError, match=r"part_1.parquet.*'click'.*row 7 "):
-        lint_labels(spec, "train")
+        inspect_labels(spec, "train")
 
 
 def told(tmp_path, frame: pd.DataFrame, **changes: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
     spec, _ = write_world(tmp_path, [[100], [len(frame) - 100]], frame=frame, **changes)
-    lint = lint_labels(spec, "train")
+    lint = inspect_labels(spec, "train")
     return lint.problems, lint.warnings
 
 
@@ -117,7 +109,7 @@ def test_sound_labels_are_not_complained_of(tmp_path):
         ),
     ],
 )
-def test_a_label_with_one_value_in_its_sample_space_is_a_problem(tmp_path, column, values, changes, fragments):
+def test_constant_labels(tmp_path, column, values, changes, fragments):
     frame = funnel_rows() if changes else random_rows(400)
     frame[column] = values
     problems, warnings = told(tmp_path, frame, **changes)
@@ -126,14 +118,14 @@ def test_a_label_with_one_value_in_its_sample_space_is_a_problem(tmp_path, colum
         assert fragment in "\n".join(problems)
 
 
-def test_a_value_outside_the_sample_space_does_not_hide_what_is_missing_in_it(tmp_path):
+def test_values_outside_the_sample_space(tmp_path):
     frame = funnel_rows()
     frame["kind"] = np.where(frame["click"] == 1, 1, 0)
     problems, _ = told(tmp_path, frame, **FUNNEL)
     assert len(problems) == 1 and "kind: has no negative" in problems[0]
 
 
-def test_purchases_without_a_click_are_counted_and_the_first_is_placed(tmp_path):
+def test_purchases_without_a_click(tmp_path):
     frame = funnel_rows()
     frame.loc[frame["click"] == 0, "kind"] = 0
     frame.loc[[127, 300], ["click", "kind"]] = [0, 1]
@@ -151,7 +143,7 @@ def test_the_place_is_in_the_labels_own_file(tmp_path):
         (others, write_files(tmp_path, "a", table.select(others), [[40]])),
         (["kind"], write_files(tmp_path, "b", table.select(["kind"]), [[10, 10], [5, 15]])),
     ]
-    (problem,) = lint_labels(world_spec(tmp_path, chunks, **FUNNEL), "train").problems
+    (problem,) = inspect_labels(world_spec(tmp_path, chunks, **FUNNEL), "train").problems
     assert f"row 13 of {tmp_path / 'b_1.parquet'}" in problem
 
 
@@ -168,13 +160,13 @@ def test_all_problems_are_told_at_once(tmp_path):
     assert [problem.partition(":")[0] for problem in problems] == ["click", "stars"]
 
 
-@pytest.mark.parametrize("most_rows", [100_000, 150, 50])
-def test_a_sample_holds_rows_of_the_mapping_each_once(tmp_path, most_rows):
+@pytest.mark.parametrize("max_rows", [100_000, 150, 50])
+def test_a_sample_holds_rows_of_the_mapping_each_once(tmp_path, max_rows):
     spec, frame = write_world(tmp_path, [[100] * 3, [7, 93]], frame=random_rows(400))
-    sample = draw_sample(ParquetReader(spec, "train"), most_rows)
-    assert len(set(sample.rows.tolist())) == len(sample.rows) == min(400, most_rows)
+    sample = draw_sample(ParquetReader(spec, "train"), max_rows)
+    assert len(set(sample.rows.tolist())) == len(sample.rows) == min(400, max_rows)
     check_rows(sample, frame)
-    again = draw_sample(ParquetReader(spec, "train"), most_rows)
+    again = draw_sample(ParquetReader(spec, "train"), max_rows)
     assert sample.rows.tolist() == again.rows.tolist() != sorted(sample.rows)
     assert set(sample.rows // 100) == {0, 1, 2, 3}
 
@@ -187,7 +179,7 @@ def test_every_second_row_of_a_sample_is_of_every_row_group(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row_group_rows", "most_rows", "expected"),
+    ("row_group_rows", "max_rows", "expected"),
     [
         ([1000] * 5, 100, 5),
         ([1000] * 100, 100, 8),
@@ -195,8 +187,8 @@ def test_every_second_row_of_a_sample_is_of_every_row_group(tmp_path):
         ([1] * 1000, 500, MAX_ROW_GROUPS),
     ],
 )
-def test_row_groups_are_few_enough_and_spread_to_both_ends(row_group_rows, most_rows, expected):
-    row_groups = spread_row_groups(np.array(row_group_rows), most_rows)
+def test_row_groups_are_few_enough_and_spread_to_both_ends(row_group_rows, max_rows, expected):
+    row_groups = spread_row_groups(np.array(row_group_rows), max_rows)
     assert (len(row_groups), row_groups[0], row_groups[-1]) == (expected, 0, len(row_group_rows) - 1)
     gaps = np.diff(row_groups)
     assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
@@ -204,7 +196,7 @@ def test_row_groups_are_few_enough_and_spread_to_both_ends(row_group_rows, most_
 
 @pytest.mark.parametrize("row_group_rows", [[5], [5, 1000, 1], [10, 10, 10], [40, 1, 40]])
 def test_large_row_groups_make_up_for_small_ones(row_group_rows):
-    for most_rows in range(1, 90):
-        shares = share_rows(np.array(row_group_rows), most_rows)
+    for max_rows in range(1, 90):
+        shares = quotas_of(np.array(row_group_rows), max_rows)
         assert (shares <= row_group_rows).all()
-        assert shares.sum() == min(most_rows, sum(row_group_rows))
+        assert shares.sum() == min(max_rows, sum(row_group_rows))
