@@ -4,8 +4,8 @@ import argparse
 import sys
 
 from trainer.lifecycle.errors import FAILURE, WRONG_INPUT
-from trainer.lifecycle.supervisor import Supervisor, say
 from trainer.process.startup import robust_stdio
+from trainer.supervisor import Supervisor, say
 
 DESCRIPTION = """\
 Keeps a training job going until it is done:

@@ -16,11 +16,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from trainer.metrics import METRICS_OF_KIND, Metric
 from trainer.metrics.auc import RocAuc
 from trainer.metrics.calibration import CalibrationCurve, calibration_curve
-from trainer.metrics.metric import Rows
-from trainer.metrics.sums import score_table
+from trainer.metrics.metric import Metric
+from trainer.metrics.rows import Rows
+from trainer.metrics.score_table import score_table
+from trainer.tasks.binary import BinaryTask
+from trainer.tasks.multiclass import MulticlassTask
+from trainer.tasks.regression import RegressionTask
 
 
 class Alone:
@@ -71,7 +74,7 @@ def cases(count: int) -> list[tuple[str, Metric | CurveAlone, str, Rows]]:
     one_large = rows._replace(group=rows.group * (rows.group % 10 == 0))
     no_order = shuffled(rows, lambda group: group)
     long_ids = shuffled(rows, lambda group: group << 36)
-    binary = {name: metric() for name, metric in METRICS_OF_KIND["binary"].items()}
+    binary = {metric.name: metric() for metric in BinaryTask.metrics}
     over_all = [
         (name, binary[name], data, case)
         for name in ("auc_roc", "pr_auc", "calibration_error")
@@ -88,13 +91,13 @@ def cases(count: int) -> list[tuple[str, Metric | CurveAlone, str, Rows]]:
         )
     ]
     means = [(name, binary[name], "hardly a tie", rows) for name in ("loss_val", "normalized_entropy", "calibration")]
-    errors = [(name, metric(), "regression", rows) for name, metric in METRICS_OF_KIND["regression"].items()]
+    errors = [(metric.name, metric(), "regression", rows) for metric in RegressionTask.metrics]
     random = np.random.default_rng(count)
     four = rows._replace(
         logits=random.standard_normal((count, 4)).astype(np.float32),
         labels=random.integers(0, 4, count).astype(np.float32),
     )
-    of_classes = [(name, metric(), "4 classes", four) for name, metric in METRICS_OF_KIND["multiclass"].items()]
+    of_classes = [(metric.name, metric(), "4 classes", four) for metric in MulticlassTask.metrics]
     with_thresholds = ("auc_roc, 8000 thresholds", RocAuc(8000), "hardly a tie", rows)
     curves = [
         ("calibration_curve, the table made", CurveAlone(case), data, case)

@@ -25,7 +25,7 @@ from trainer.layout import InputSchema, input_schema
 from trainer.models import build_model
 from trainer.process.runtime import compute_dtype
 from trainer.step import StepInput, TrainStep
-from trainer.tasks.tasks import Task
+from trainer.tasks.binary import BinaryTask
 
 UNITS = (256, 128)
 
@@ -47,7 +47,7 @@ def random_batch(layout: InputSchema, batch: int, tasks: int) -> StepInput:
 
 def make_step(flags: list[str], layout: InputSchema, batch: int, tasks: int) -> TrainStep:
     config = parse([*flags, "--global_batch_size", str(batch)], 1)
-    names = tuple(Task(f"task_{number}") for number in range(tasks))
+    names = tuple(BinaryTask(f"task_{number}") for number in range(tasks))
     dtype = compute_dtype(config.training)
     model = build_model(config.model, layout, names, compute_dtype=dtype, seed=0)
     return make_training(config, model, SingleWorker(), steps_per_epoch=100).step

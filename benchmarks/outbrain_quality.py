@@ -19,8 +19,9 @@ import pandas as pd
 
 from benchmarks.metrics_speed import Alone
 from data.outbrain.synthesize import TRUTH_FILE
-from trainer.metrics import METRICS
-from trainer.metrics.metric import Rows
+from trainer.metrics.auc import RocAuc
+from trainer.metrics.grouped import MeanAveragePrecision
+from trainer.metrics.rows import Rows
 
 SMOOTHING = 20.0
 
@@ -56,8 +57,8 @@ def measured(scores: np.ndarray, labels: np.ndarray, displays: np.ndarray) -> di
         np.ones(len(scores), np.float32),
         np.asarray(displays, np.int64),
     )
-    names = {"map_at_12": "streaming_map_val", "auc": "auc_roc"}
-    return {name: METRICS[key]().result(rows, Alone()) for name, key in names.items()}
+    metrics = {"map_at_12": MeanAveragePrecision(), "auc": RocAuc()}
+    return {name: metric.result(rows, Alone()) for name, metric in metrics.items()}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -68,8 +68,8 @@ def validation(loader: ParquetLoader, turns: int) -> np.ndarray:
 
 def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, object]]:
     from benchmarks.training_run import TrainingRun
-    from trainer.checkpoint.facts import EarlyStoppingState, Position
     from trainer.checkpoint.fingerprints import check_state
+    from trainer.checkpoint.run_state import EarlyStoppingState, Position
 
     write_rows(folder, BATCHES * arguments.batch)
     model_dir = ["--model_dir", str(folder / "model")]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from data.errors import DataError, nearest, shown
+from data.storage.checksummed_dir import StorageError
 
 LARGEST = 2**31 - 1
 OUTSIDE_PATHS_HELP = "allow a trusted specification to name files outside of its folder"
@@ -93,6 +94,9 @@ def run_tool(name: str, job: Callable[[], int]) -> int:
     except DataError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
+    except StorageError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         fix = "; the disk of the output is full: free some space there, or choose another one" if full else ""

@@ -10,8 +10,9 @@ import pytest
 from data.errors import DataError
 from trainer.cli import make_parser, parse
 from trainer.config import ModelOptions, option
+from trainer.lazy import tf
 from trainer.models import MODELS
-from trainer.models.lazy import layers, tf
+from trainer.models.lazy import layers
 from trainer.models.network import Network
 
 

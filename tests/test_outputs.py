@@ -30,8 +30,9 @@ from data.storage.checksummed_dir import StorageError, check_replaceable
 from data.storage.files import create_new, replacing, temporary_beside, write_whole
 from main import main
 from tests.helpers import ROOT, make_dataset
-from trainer.checkpoint.facts import EarlyStoppingState, Identity, Position, RunFacts, Schema
 from trainer.checkpoint.model_folder import write_model
+from trainer.checkpoint.run_state import EarlyStoppingState, Identity, Position, RunState
+from trainer.checkpoint.schema import ModelSchema
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cli import parse
 from trainer.lifecycle.records import WorkerRecord, prepare_records
@@ -64,11 +65,11 @@ def arrays() -> list[ArraySource]:
 def run_state(data: Path) -> dict[str, Any]:
     """What a run on a dataset keeps in its first checkpoint, besides arrays."""
     spec, options = FeatureSpec.read(data / "feature_spec.yaml"), parse([*SMALL], 1)
-    facts = RunFacts(
+    facts = RunState(
         identity=Identity(seed=0, global_batch_size=64, train_mapping="train", training_data="0"),
         position=Position(steps=1, losses=[0.5]),
         stopping=EarlyStoppingState("auc_roc"),
-        schema=Schema.of(spec, embedding_dims(spec)),
+        schema=ModelSchema.of(spec, embedding_dims(spec)),
         options=options.as_dict(),
         metrics={},
     )

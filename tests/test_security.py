@@ -255,7 +255,7 @@ def model_folder(tmp_path_factory) -> Path:
     from trainer.layout import input_schema
     from trainer.models import build_model, model_options
     from trainer.models.weights import named
-    from trainer.tasks.tasks import tasks_of
+    from trainer.tasks.task import tasks_of
 
     folder = tmp_path_factory.mktemp("models")
     spec = FeatureSpec.read(ROOT / "feature_specs" / "tiny.yaml")

@@ -21,8 +21,8 @@ from trainer.process.affinity import set_affinity
 from trainer.process.device import on_gpu
 from trainer.process.worker_env import WorkerEnv
 from trainer.step import TrainStep
-from trainer.tasks.loss_weighting import LossWeighting, make_loss_weighting
-from trainer.tasks.tasks import tasks_of
+from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS, LossWeighting
+from trainer.tasks.task import tasks_of
 
 
 def start_worker(config: Options, env: WorkerEnv) -> Comm:
@@ -87,13 +87,7 @@ def make_training(config: Options, model: RankingModel, comm: Comm, steps_per_ep
         DataError: the loss weighting does not fit the model.
     """
     options = config.training
-    weighting = make_loss_weighting(
-        options.loss_weighting,
-        [task.loss_weight for task in model.tasks],
-        [task.kind == "regression" for task in model.tasks],
-        options.seed,
-        gradnorm_alpha=options.gradnorm_alpha,
-    )
+    weighting = LOSS_WEIGHTINGS[options.loss_weighting].from_options(model.tasks, options)
     schedule = make_schedule(config.deep_optimizer, steps_per_epoch, options.num_epochs)
     optimizer = Optimizer(_deep_group(config, model, schedule, weighting), _wide_group(config, model))
     loss_scale = LossScale(dynamic=runtime.compute_dtype(options) == "float16")
@@ -104,7 +98,6 @@ def make_training(config: Options, model: RankingModel, comm: Comm, steps_per_ep
         named(model.variables) | optimizer.state | loss_scale.state | weighting.weights | weighting.state,
         comm,
         sharded={name: rows for table, rows in model.embeddings.sharded.items() for name in by_rows[table]},
-        tables=frozenset(name for names in by_rows.values() for name in names),
         unknown=frozenset(weighting.state),
     )
     return Training(step, schedule, state)

@@ -12,9 +12,10 @@ from typing import Any, NoReturn
 from data.command_line import Parser
 from data.errors import DataError
 from trainer.checkpoint.saved_config import saved_model_flags
-from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions, flags_of
+from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions, section_flags
 from trainer.models import model_flags, model_options, network_class
 from trainer.optimizers.rules import OPTIMIZERS
+from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS
 
 DESCRIPTION = """Trains, evaluates and measures a ranking model on the dataset that a feature specification describes.
 One worker: python main.py. Several: horovodrun -np N sh hvd_wrapper.sh python main.py."""
@@ -25,10 +26,8 @@ DEFAULT_PATHS = {
     "model_dir": ("/outbrain/checkpoints", "outbrain/checkpoints"),
     "results_dir": ("/results", "results"),
 }
-
-
 # Flags whose values are the names in a registry, besides --model.
-REGISTRIES: dict[str, Collection[str]] = {"optimizer": OPTIMIZERS}
+REGISTRIES: dict[str, Collection[str]] = {"optimizer": OPTIMIZERS, "loss_weighting": LOSS_WEIGHTINGS}
 
 
 def default_path(name: str) -> Path:
@@ -101,8 +100,8 @@ def make_options(flags: Mapping[str, Any], *, reads_checkpoint: bool = True) -> 
 
 
 def _choices(name: str) -> list[str]:
-    """Return the values of a flag in REGISTRIES. "auto" leaves the choice to the model."""
-    return ["auto", *REGISTRIES[name]]
+    """Return the values of a flag in REGISTRIES, its default first."""
+    return list(dict.fromkeys([getattr(TrainingOptions, name), *REGISTRIES[name]]))
 
 
 def _of(section: type[Section], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +122,7 @@ def make_parser() -> Parser:
     for section in (DataOptions, ModelOptions, TrainingOptions, RunOptions):
         # The first line of a section's docstring is its title in the help text.
         group = parser.add_argument_group(str(section.__doc__).splitlines()[0].rstrip("."))
-        flags = model_flags() if section is ModelOptions else flags_of(section)
+        flags = model_flags() if section is ModelOptions else section_flags(section)
         for name, flag in flags.items():
             kind = {"choices": _choices(name)} if name in REGISTRIES else _kind(flag.type, flag.field.metadata["parse"])
             # Without a default here, flags that were given differ from those that were not.

@@ -85,7 +85,7 @@ class Flag(NamedTuple):
                 raise DataError(f"--{name} must be at least {low}, got {value}")
 
 
-def flags_of(section: "type[Section]") -> dict[str, Flag]:
+def section_flags(section: "type[Section]") -> dict[str, Flag]:
     """Return the flags of a section by name, in their order in the help."""
     hints = get_type_hints(section)
     return {item.name: Flag(item, hints[item.name]) for item in fields(section)}
@@ -97,7 +97,7 @@ class Section:
 
     def __post_init__(self) -> None:
         """Checks all values. Raises a DataError if one is out of range or contradicts another."""
-        for name, flag in flags_of(type(self)).items():
+        for name, flag in section_flags(type(self)).items():
             flag.check(getattr(self, name))
         self.check()
 
@@ -207,7 +207,7 @@ class TrainingOptions(Section):
         0.0, "likewise of the deep tables' rows; both act on the rows that a batch touches", at_least=0
     )
     l2_reg_dnn: float = option(0.0, "likewise of the kernels of all dense layers", at_least=0)
-    loss_weighting: Literal["static", "uncertainty", "gradnorm", "dwa", "rlw", "pcgrad"] = option(
+    loss_weighting: str = option(
         "static", "how losses of several tasks become one; static: the specification's loss_weight"
     )
     gradnorm_alpha: float = option(1.5, "of gradnorm: how strongly tasks that learn slowly are favoured", at_least=0)

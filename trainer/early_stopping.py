@@ -4,11 +4,8 @@ import math
 from collections.abc import Sequence
 
 from data.errors import DataError
-from trainer.checkpoint.facts import EarlyStoppingState
-from trainer.metrics import is_better
-
-# Names of metrics: the first one that is computed decides which checkpoint is the best.
-MAIN_METRICS = ("streaming_map_val", "auc_roc", "rmse")
+from trainer.checkpoint.run_state import EarlyStoppingState
+from trainer.tasks.evaluation import headline_metrics, is_better
 
 
 class EarlyStopping:
@@ -61,5 +58,5 @@ def main_metric(keys: Sequence[str], chosen: str | None = None) -> str:
     if chosen is not None and chosen not in keys:
         raise DataError(f"--early_stopping_metric {chosen!r} is not one of {', '.join(keys)}")
     # Each metric's own key with one task, the mean over tasks with several.
-    defaults = [key for name in MAIN_METRICS for key in (name, f"{name}/mean")]
+    defaults = [key for name in headline_metrics() for key in (name, f"{name}/mean")]
     return chosen or next(key for key in defaults if key in keys)

@@ -10,14 +10,12 @@ import tensorflow as tf
 from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from trainer.comm import Comm
-from trainer.metrics import direction_of
-from trainer.metrics.evaluation import MEAN, Evaluation
 from trainer.metrics.metric import Direction
 from trainer.models.ranking import RankingModel
 from trainer.predictions import PredictionWriter
 from trainer.process.device import compiles_passes
+from trainer.tasks.evaluation import MEAN, Evaluation, headline_metrics, metric_of
 
-HEADLINE_METRICS = ("loss_val", "auc_roc", "streaming_map_val", "accuracy", "rmse")
 MAX_TASKS_SHOWN, ENDS_SHOWN = 8, 3
 MAX_REASONS_SHOWN = 5
 
@@ -126,7 +124,7 @@ def describe(metrics: dict[str, float]) -> str:
     """
     parts = []
     for name in dict.fromkeys(key.split("/")[0] for key in metrics):
-        if name in HEADLINE_METRICS:
+        if name in headline_metrics():
             values = {key: value for key, value in metrics.items() if key.split("/")[0] == name}
             means = {key: value for key, value in values.items() if key == f"{name}/{MEAN}"}
             tasks = {key: value for key, value in values.items() if key not in means}
@@ -141,7 +139,7 @@ def _best_and_worst(name: str, tasks: dict[str, float]) -> str:
     known = {key.partition("/")[2]: value for key, value in tasks.items() if not math.isnan(value)}
     if not known:
         return "(no task known)"
-    ranked = sorted(known, key=lambda task: known[task], reverse=direction_of(name) is Direction.LARGER)
+    ranked = sorted(known, key=lambda task: known[task], reverse=metric_of(name).direction is Direction.LARGER)
     best, worst = (
         ", ".join(f"{task} {known[task]:.5f}" for task in chosen)
         for chosen in (ranked[:ENDS_SHOWN], ranked[::-1][:ENDS_SHOWN])

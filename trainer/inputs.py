@@ -18,8 +18,9 @@ from data.preprocess.workflow_folder import ENCODERS_FOLDER, workflow_files
 from data.spec.embedding_sizes import embedding_dims, unused_widths
 from data.spec.feature_spec import FeatureSpec
 from data.storage.typed_json import read_typed
-from trainer.checkpoint.facts import MAX_HOTNESS, RunFacts, Schema
+from trainer.checkpoint.run_state import RunState
 from trainer.checkpoint.saved_config import from_json
+from trainer.checkpoint.schema import MAX_HOTNESS, ModelSchema
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config import Options
 from trainer.layout import InputSchema, input_schema
@@ -30,7 +31,7 @@ from trainer.models import model_options
 from trainer.outputs import check_outputs
 from trainer.predictions import check_column_names, check_predictions_path
 from trainer.process.worker_env import WorkerEnv
-from trainer.tasks.tasks import tasks_of
+from trainer.tasks.task import tasks_of
 
 if TYPE_CHECKING:
     from trainer.comm import Comm  # imports TensorFlow
@@ -56,7 +57,7 @@ class Inputs:
     """
 
     spec: FeatureSpec
-    schema: Schema
+    schema: ModelSchema
     layout: InputSchema
     training: ParquetLoader | None
     evaluation: ParquetLoader | None
@@ -82,7 +83,7 @@ class Inputs:
         return _existing(self.evaluation)
 
 
-def open_inputs(config: Options, env: WorkerEnv, agreed: Schema | None = None) -> Inputs:
+def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = None) -> Inputs:
     """Read the specification and the footers of the data files.
 
     Args:
@@ -108,7 +109,7 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: Schema | None = None) -
     with_group = has_metrics and not run.disable_map_calculation and _holds_group(spec, mapping)
     inputs = Inputs(
         spec=spec,
-        schema=Schema.of(spec, widths),
+        schema=ModelSchema.of(spec, widths),
         layout=input_schema(spec, widths),
         training=_open_loader(config, spec, env, data.train_mapping, trains=True) if run.trains else None,
         evaluation=_open_loader(config, spec, env, mapping, with_group=with_group) if evaluates else None,
@@ -124,7 +125,7 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: Schema | None = None) -
 
 
 def _in_order_of_model(
-    spec: FeatureSpec, widths: dict[str, int], config: Options, env: WorkerEnv, agreed: Schema | None
+    spec: FeatureSpec, widths: dict[str, int], config: Options, env: WorkerEnv, agreed: ModelSchema | None
 ) -> FeatureSpec:
     """Return the specification with features and tasks in the checkpoint's order, if the run restores one."""
     path = str(config.data.dataset_path / config.data.fspec_file)
@@ -136,7 +137,7 @@ def _in_order_of_model(
     store = CheckpointStore(config.data.model_dir, warn=lambda text: None)
     checkpoint = store.open(config.run.which_checkpoint, verify=False)
     ignoring = () if config.run.trains else (MAX_HOTNESS,)
-    return RunFacts.of(checkpoint).schema.arrange(spec, widths, str(checkpoint.path), path, ignoring)
+    return RunState.of(checkpoint).schema.arrange(spec, widths, str(checkpoint.path), path, ignoring)
 
 
 def _open_loader(
@@ -181,7 +182,7 @@ def agree_on_inputs(config: Options, data: Inputs, comm: "Comm", env: WorkerEnv)
     flags = json.loads(comm.broadcast_bytes(json.dumps(vars(config.model)).encode()))
     config = replace(config, model=model_options(**from_json(flags)))
     found = json.loads(comm.broadcast_bytes(json.dumps(asdict(data.schema)).encode()))
-    schema: Schema = read_typed(Schema, found, "schema")
+    schema: ModelSchema = read_typed(ModelSchema, found, "schema")
     return config, data if schema == data.schema else open_inputs(config, env, schema)
 
 

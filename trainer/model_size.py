@@ -14,7 +14,7 @@ from trainer.embeddings import SMALLEST_SHARDED
 from trainer.layout import InputSchema
 from trainer.optimizers.rules import OPTIMIZERS, Ftrl, UpdateRule
 from trainer.process.worker_env import WorkerEnv
-from trainer.tasks.tasks import Task
+from trainer.tasks.task import Task
 
 TABLES_SHOWN = 3
 _FLOAT_BYTES = 4

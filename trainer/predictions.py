@@ -12,9 +12,9 @@ from data.errors import DataError
 from data.loading.parquet import StoredColumns
 from data.spec.features import LABEL_COLUMN, PREDICTION_COLUMN, ROW_COLUMN
 from data.storage.files import open_regular, replacing
-from trainer.metrics.calibration import probability
-from trainer.metrics.metric import Collectives, GrowingArray
-from trainer.tasks.tasks import Task, logit_columns
+from trainer.metrics.metric import Collectives
+from trainer.metrics.rows import GrowingArray
+from trainer.tasks.task import Task, logit_columns
 
 _BLOCK_ROWS = 1 << 18  # rows exchanged and written at once; also the size of the file's row groups
 
@@ -169,7 +169,7 @@ class PredictionWriter:
         for task in self._tasks:
             if task.name in self._labelled:
                 fields.append(pa.field(LABEL_COLUMN + task.name, pa.float32()))
-            probabilities = pa.list_(pa.float64()) if task.kind == "multiclass" else pa.float64()
+            probabilities = pa.list_(pa.float64()) if task.width > 1 else pa.float64()
             fields.append(pa.field(PREDICTION_COLUMN + task.name, probabilities))
         return pa.schema([*fields, *(self._kept.schema if self._kept else ())])
 
@@ -186,17 +186,10 @@ class PredictionWriter:
 
 def _predicted(task: Task, logits: np.ndarray) -> pa.Array:
     """Return a task's predictions from its logits, [rows, width] float32."""
-    if task.kind == "multiclass":
-        classes = pa.array(softmax(logits).reshape(-1))
-        return pa.ListArray.from_arrays(np.arange(0, logits.size + 1, task.width, dtype=np.int32), classes)
-    return pa.array(probability(logits[:, 0]) if task.kind == "binary" else logits[:, 0].astype(np.float64))
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the probabilities of the classes, [rows, classes] float64, from logits of the same shape."""
-    # Subtracting the row's maximum prevents overflow and leaves the quotient unchanged.
-    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+    values = task.predictions(logits)
+    if task.width == 1:
+        return pa.array(values[:, 0])
+    return pa.ListArray.from_arrays(np.arange(0, logits.size + 1, task.width, dtype=np.int32), values.reshape(-1))
 
 
 def _check_ranges(ranges: np.ndarray) -> None:

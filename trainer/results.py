@@ -10,13 +10,13 @@ from trainer.logging.gate_records import KEY_PARTS
 from trainer.logging.log import RunLog, to_plain, warn
 from trainer.logging.profiling import StepProfiler
 from trainer.logging.tensorboard import TensorBoard
-from trainer.metrics import METRICS_OF_KIND
 from trainer.metrics.calibration import CURVE
 from trainer.outputs import ARGUMENTS, METRICS
+from trainer.tasks.evaluation import metrics_by_name
 
 METRIC_UNITS = {
     "loss": None,
-    **dict.fromkeys(name for metrics in METRICS_OF_KIND.values() for name in metrics),
+    **{name: metric.unit for name, metric in metrics_by_name().items()},
     **dict.fromkeys(KEY_PARTS),
     CURVE: None,
     "train_throughput": "samples/s",

@@ -20,7 +20,7 @@ from trainer.optimizers.optimizer import Gradient, Optimizer
 from trainer.process.device import compiles_passes
 from trainer.tasks.loss_weighting import LossWeighting
 from trainer.tasks.losses import joint_labels, joint_logits, row_weights, task_losses
-from trainer.tasks.tasks import Task, restrict_to_sample_space
+from trainer.tasks.task import Task, restrict_to_sample_space
 
 T = TypeVar("T")
 
@@ -98,7 +98,6 @@ class RunningLosses:
 
     def __init__(self, tasks: int):
         self._sums = tf.Variable(tf.zeros(tasks, tf.float64), trainable=False)
-        self._last = tf.Variable(tf.zeros(tasks), trainable=False)
         self.is_finite = tf.Variable(True, trainable=False)
 
     def set(self, sums: Sequence[float] = ()) -> None:
@@ -109,18 +108,13 @@ class RunningLosses:
         """
         self._sums.assign(list(sums) or tf.zeros_like(self._sums))
 
-    def read(self) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Waits for the last step that was started.
-
-        Returns:
-            The sums of the losses [tasks] float64, the losses of the last step [tasks] float32, and `is_finite`.
-        """
-        return self._sums.numpy(), self._last.numpy(), bool(self.is_finite.numpy())
+    def read(self) -> tuple[np.ndarray, bool]:
+        """Waits for the last step that was started; returns the sums of the losses [tasks] float64, and `is_finite`."""
+        return self._sums.numpy(), bool(self.is_finite.numpy())
 
     def add(self, losses: tf.Tensor, is_finite: tf.Tensor) -> None:
         """Adds a step's losses [tasks] float32; `is_finite` is a scalar bool. For use inside tf.function."""
         self._sums.assign_add(tf.cast(losses, tf.float64))
-        self._last.assign(losses)
         self.is_finite.assign(self.is_finite & is_finite)
 
 

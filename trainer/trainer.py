@@ -15,10 +15,10 @@ from data.loading.loader import ParquetLoader
 from data.storage.checksummed_dir import StorageError
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
 from trainer.build import Training, make_model, make_training
-from trainer.checkpoint.facts import EarlyStoppingState, Position
 from trainer.checkpoint.fingerprints import check_state
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.rates import changed_rates
+from trainer.checkpoint.run_state import EarlyStoppingState, Position
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import probe
 from trainer.comm import Comm
@@ -36,13 +36,13 @@ from trainer.logging.profiling import StepProfiler, nvtx_range
 from trainer.logging.progress import Progress
 from trainer.logging.step_times import timed
 from trainer.metrics.calibration import as_records
-from trainer.metrics.evaluation import Evaluation
 from trainer.models.weights import named
 from trainer.predictions import PredictionWriter
 from trainer.process.device import on_gpu
 from trainer.results import Results
 from trainer.step import StepResult, step_input
-from trainer.tasks.tasks import tasks_of
+from trainer.tasks.evaluation import Evaluation
+from trainer.tasks.task import tasks_of
 from trainer.training_log import TrainingLog
 
 # Evaluation batches between two collectives that ask whether any worker has received a stop signal.
@@ -249,13 +249,14 @@ class Trainer:
         Raises:
             NotFinite: since the last check, a step had a loss or a gradient that is NaN or infinite.
         """
-        sums, _, is_finite = self.training.step.running_losses.read()
+        sums, is_finite = self.training.step.running_losses.read()
         if not is_finite:
             first = self._checked_step + 1
             steps = f"step {step}" if first >= step else f"one of the steps {first} to {step}"
+            advice = how_to_stay_finite(is_float16=self.training.step.loss_scale.dynamic)
             raise NotFinite(
-                f"the loss is NaN or infinite in {steps}. No weight has changed since, and the checkpoints of earlier "
-                f"steps are kept. {how_to_stay_finite(is_float16=self.training.step.loss_scale.dynamic)}"
+                f"the loss or its gradient is NaN or infinite in {steps}. No weight has changed since, and the "
+                f"checkpoints of earlier steps are kept. {advice}"
             )
         self._checked_step = step
         return sums.tolist()

@@ -10,7 +10,7 @@ from trainer.lifecycle.stragglers import Stragglers
 from trainer.logging.progress import Progress
 from trainer.logging.step_times import StepTimes
 from trainer.results import Results
-from trainer.tasks.tasks import Task
+from trainer.tasks.task import Task
 
 
 class TrainingLog:
@@ -71,7 +71,7 @@ class TrainingLog:
         rows = self._loader.rows_until(step) - self._loader.rows_until(last_step)
         rate = rows / max(now - last_time, 1e-9)
         self._last_record = (step, now)
-        slowest, warnings = self._stragglers.look()
+        slowest, warnings = self._stragglers.compare()
         self._results.log.log(
             [step, self._total_steps],
             {

@@ -179,7 +179,7 @@ def _check_map(spec: FeatureSpec, mapping: str) -> Iterator[Finding]:
 
 
 def _check_classes(statistics: LabelStatistics, mapping: str) -> Iterator[Finding]:
-    if statistics.label.task != "regression" and statistics.is_constant:
+    if not statistics.label.is_number and statistics.is_constant:
         location, found = f"{mapping}, {statistics.label.name}", (f"{statistics.least:g}",)
         fix = "nothing can be learned or measured with one class"
         yield Finding("label with one class only", location, fix, values=found, is_warning=True)
@@ -311,7 +311,7 @@ def _count_beyond_float16(
         unit: "rows" (counted from 0) or "lines" (counted from 1).
     """
     for column in columns:
-        is_amount = column.kind == LABEL and column.feature.task == "regression"
+        is_amount = column.kind == LABEL and column.feature.is_number
         values = rows.column(column.name) if column.kind == NUMERICAL or is_amount else None
         if values is None or values.type not in WIDER_THAN_FLOAT16:
             continue

@@ -55,7 +55,7 @@ class LabelStatistics:
         self.total += float(values.sum(dtype=np.float64))
         self.least = min(self.least, float(values.min()))
         self.most = max(self.most, float(values.max()))
-        if self.label.task == "multiclass":
+        if self.label.is_class:
             classes, rows = np.unique(values, return_counts=True)
             self.class_rows.update(dict(zip(classes.tolist(), rows.tolist(), strict=True)))
 
@@ -68,7 +68,7 @@ class LabelStatistics:
             first_row: index of the first row in the dataset.
         """
         self.add(values[~np.isnan(values) if given is None else ~np.isnan(values) & (given == 1)])
-        if given is not None and self.label.task == "binary":
+        if given is not None and self.label.is_binary:
             orphans = np.flatnonzero((values == 1) & (given == 0))
             if len(orphans) and not self.orphans:
                 self.first_orphan = first_row + int(orphans[0])
@@ -79,9 +79,9 @@ class LabelStatistics:
         name, rows = self.label.name, self.rows
         if not rows:
             return f"{name}: no value"
-        if self.label.task == "binary":
+        if self.label.is_binary:
             return f"{name}: {100 * self.total / rows:.4g} % positive of {rows:,}"
-        if self.label.task == "multiclass":
+        if self.label.is_class:
             ranked = self.class_rows.most_common()
             most, least = (f"{value:g} ({100 * count / rows:.4g} %)" for value, count in (ranked[0], ranked[-1]))
             seen = f"{len(ranked)} of {self.label.cardinality} classes"
@@ -182,7 +182,7 @@ def _constant(statistics: LabelStatistics, reader: ParquetReader, mapping: str) 
     )
     if not statistics.rows:
         what = f"is known in no row {'' if label.given is None else f'with {label.given} = 1 '}"
-    elif label.task == "binary":
+    elif label.is_binary:
         what = f"has no {'negative' if statistics.least else 'positive'} {where} "
     else:
         what = f"is always {statistics.least:g} {where} "
@@ -209,7 +209,7 @@ def _absent_classes(statistics: LabelStatistics, mapping: str) -> str | None:
     label, seen = statistics.label, statistics.class_rows
     classes = label.cardinality or 0
     count = classes - len(seen)
-    if label.task != "multiclass" or not count or statistics.least == statistics.most:
+    if not label.is_class or not count or statistics.least == statistics.most:
         return None
     first = list(islice((str(number) for number in range(classes) if number not in seen), CLASSES_SHOWN))
     shown = ", ".join(first) + (", ..." if count > CLASSES_SHOWN else "")

@@ -348,8 +348,8 @@ class _Classes(_Group):
     def __init__(self, targets: list[_LabelValues]):
         chosen, positives = [], []
         for target in targets:
-            if target.label.task != "regression":
-                wanted = 1 if target.label.task == "binary" else _most_frequent(target.of_known)
+            if not target.label.is_number:
+                wanted = 1 if target.label.is_binary else _most_frequent(target.of_known)
                 positive = target.known & (target.values == wanted)
                 fewer = min(positive[1::2].sum(), (target.known & ~positive)[1::2].sum())
                 if fewer >= MIN_HELD_OUT and target.known[::2].any():
@@ -385,9 +385,7 @@ class _Amounts(_Group):
         chosen = [
             target
             for target in targets
-            if target.label.task == "regression"
-            and target.known[1::2].sum() >= MIN_HELD_OUT
-            and target.known[::2].any()
+            if target.label.is_number and target.known[1::2].sum() >= MIN_HELD_OUT and target.known[::2].any()
         ]
         super().__init__(chosen, np.array([target.values for target in chosen]))
 

@@ -203,7 +203,7 @@ def _labels(
         {label: [rows] float64}, NaN where missing, and 0 where the label's `given` is not 1.
     """
     drawn = {label.name: _draw(label, latents[label.name], rng) for label in spec.labels}
-    first = next((label for label in spec.labels if label.task == "binary"), None)
+    first = next((label for label in spec.labels if label.is_binary), None)
     # MAP needs a positive in every group: set the first binary label, and the labels it is given, in the row with the
     # highest latent value.
     if starts is not None and first is not None:
@@ -218,9 +218,9 @@ def _labels(
 
 def _draw(label: Feature, latent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     values = latent.copy()
-    if label.task == "binary":
+    if label.is_binary:
         values = (latent > 0).astype(np.float64)
-    elif label.task == "multiclass":
+    elif label.is_class:
         classes = label.cardinality or 2
         values = np.minimum(np.floor(classes / (1 + np.exp(-latent))), classes - 1)
     if label.missing == "ignore":

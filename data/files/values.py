@@ -73,7 +73,7 @@ def _scalar_violations(column: Column, values: pa.Array) -> Iterator[Violation]:
 def _rule_name(column: Column) -> str:
     """Returns the name of the rule that a value outside the domain of a column violates."""
     name = {ONEHOT: "id out of range", MAP: "not a group", SAMPLE_WEIGHT: "not a weight"}.get(column.kind or "")
-    is_class = column.kind == LABEL and column.feature.task != "regression"
+    is_class = column.kind == LABEL and not column.feature.is_number
     return name or ("label value" if is_class else "not finite")
 
 

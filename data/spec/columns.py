@@ -119,7 +119,7 @@ class Column:
         # Spark and pandas write ids of columns with nulls as floats (3.0), which must represent every id exactly.
         if self.kind in (ONEHOT, MULTIHOT) and pa.types.is_floating(item):
             return (self.feature.cardinality or 0) <= exact_integers(dtype_name(item))
-        if self.kind == LABEL and self.feature.task == "binary" and pa.types.is_boolean(item):
+        if self.kind == LABEL and self.feature.is_binary and pa.types.is_boolean(item):
             return True
         return pa.types.is_integer(item) or (self.kind != MAP and pa.types.is_floating(item))
 
@@ -135,8 +135,8 @@ class Column:
             return Domain(INT64.min, INT64.max, is_whole=True)
         if self.kind == SAMPLE_WEIGHT:
             return Domain(low=0)
-        if self.kind == LABEL and feature.task != "regression":
-            return Domain(0, 1 if feature.task == "binary" else last, is_whole=True, may_miss=may_miss)
+        if self.kind == LABEL and not feature.is_number:
+            return Domain(0, 1 if feature.is_binary else last, is_whole=True, may_miss=may_miss)
         return Domain(may_miss=may_miss)
 
 
@@ -181,12 +181,8 @@ def _kind(spec: FeatureSpec, name: str) -> str | None:
 
 
 def _expected_label(feature: Feature) -> str:
-    words = {
-        "binary": "0 or 1",
-        "multiclass": f"a class in [0, {feature.cardinality})",
-        "regression": "a finite number",
-    }
-    return words[feature.task] + (" (or nothing)" if feature.missing == "ignore" else "")
+    words = f"a class in [0, {feature.cardinality})" if feature.is_class else feature.label_kind.value
+    return words + (" (or nothing)" if feature.missing == "ignore" else "")
 
 
 _EXPECTED = {

@@ -6,7 +6,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple, NotRequired, get_args
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, get_args
 
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, Strict, TypeAdapter, WrapValidator, with_config
@@ -26,9 +26,9 @@ from data.spec.features import (
     Feature,
     Missing,
     Role,
-    Task,
     name_mistake,
 )
+from data.spec.task_types import TASK_TYPES
 
 MAX_PATH_LENGTH = 1000
 # Problems that come with the closest known name: more only if they are read one by one, and each search takes a while.
@@ -165,6 +165,7 @@ _Plain = BeforeValidator(_plain_number)
 _NoneIsMapping = BeforeValidator(lambda value: {} if value is None else value)
 _NoneIsList = BeforeValidator(lambda value: [] if value is None else value)
 
+_TaskType: Any = Literal[tuple(TASK_TYPES)]
 _Name = Annotated[str, PlainValidator(_name)]
 _Path = Annotated[str, PlainValidator(_file_path)]
 _Dtype = Annotated[Dtype, BeforeValidator(_numpy_dtype), _expects_one_of(Dtype)]
@@ -182,7 +183,7 @@ class _FeatureKeys(TypedDict, total=False):
     cardinality: _Count
     max_hotness: _Count
     embedding_dim: _Width
-    task: Annotated[Task, _expects_one_of(Task)]
+    task: Annotated[_TaskType, _expects_one_of(_TaskType)]
     loss_weight: _Weight
     positive_weight: _Weight
     given: _Name

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from data.errors import described, shown
+from data.spec.task_types import TASK_TYPES, LabelKind
 
 ONEHOT = "onehot_categorical"
 MULTIHOT = "multihot_categorical"
@@ -21,7 +22,6 @@ REQUIRED_MAPPINGS = ("train", "test")
 CHUNK_KEYS = ("type", "features", "files")
 ChunkType = Literal["parquet", "csv"]
 
-Task = Literal["binary", "multiclass", "regression"]
 Missing = Literal["error", "ignore"]
 Role = Literal["sample_weight"]
 SAMPLE_WEIGHT = "sample_weight"
@@ -56,7 +56,7 @@ class Feature:
         cardinality: number of ids, which lie in [0, cardinality); for a multiclass label the number of classes.
         max_hotness: maximum number of ids per row of a multi-hot feature.
         embedding_dim: width of the embedding, or None to choose it in `data.spec.embedding_sizes`.
-        task: task type of a label: "binary", "multiclass" or "regression".
+        task: task type of a label, a key of TASK_TYPES.
         loss_weight: factor of the label's loss, > 0.
         positive_weight: factor of the positive rows in a binary loss, > 0.
         given: name of the binary label whose positive rows are the sample space of this label.
@@ -75,6 +75,31 @@ class Feature:
     given: str | None = None
     missing: str = "error"
     role: str | None = None
+
+    @property
+    def label_kind(self) -> LabelKind:
+        """The values of a label, by its task type."""
+        return TASK_TYPES[self.task]
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether a label is 0 or 1."""
+        return self.label_kind is LabelKind.BINARY
+
+    @property
+    def is_class(self) -> bool:
+        """Whether a label is one of `cardinality` classes."""
+        return self.label_kind is LabelKind.CLASS
+
+    @property
+    def is_number(self) -> bool:
+        """Whether a label is any number."""
+        return self.label_kind is LabelKind.NUMBER
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of a label; 0 if it is a number."""
+        return {LabelKind.BINARY: 2, LabelKind.NUMBER: 0}.get(self.label_kind, self.cardinality or 0)
 
 
 @dataclass(frozen=True)

@@ -126,15 +126,15 @@ def check_tasks(parts: Parts) -> Iterator[Problem]:
     labels = parts.in_channels(LABEL)
     for feature in labels:
         classes = feature.cardinality or 0
-        if "positive_weight" in parts.stated[feature.name] and feature.task != "binary":
+        if "positive_weight" in parts.stated[feature.name] and not feature.is_binary:
             message = f"is only for binary labels and the task is {feature.task}; remove it"
             yield Problem(_feature_path(feature, "positive_weight"), message)
-        if feature.task == "multiclass" and classes < 2 and ("feature_spec", feature.name) not in parts.incomplete:
+        if feature.is_class and classes < 2 and ("feature_spec", feature.name) not in parts.incomplete:
             found = "is missing" if feature.cardinality is None else f"is {classes}"
             yield Problem(_feature_path(feature, "cardinality"), f"{found}; write the number of classes, at least 2")
-        if feature.task == "multiclass":
+        if feature.is_class:
             yield from _check_dtype_holds(feature, "classes")
-        if feature.task == "binary" and classes > 2:
+        if feature.is_binary and classes > 2:
             message = f"is {classes} but the task is binary; write task: multiclass, or remove it"
             yield Problem(_feature_path(feature, "cardinality"), message)
         if feature.name == RESERVED_LABEL and len(labels) > 1:
@@ -144,7 +144,7 @@ def check_tasks(parts: Parts) -> Iterator[Problem]:
 def check_sample_spaces(parts: Parts) -> Iterator[Problem]:
     """Checks that `given` names another, binary label, and that `given` forms neither cycles nor overlong chains."""
     labels = {feature.name: feature for feature in parts.in_channels(LABEL)}
-    binary = list(islice((name for name, feature in labels.items() if feature.task == "binary"), MAX_NAMES_COMPARED))
+    binary = list(islice((name for name, feature in labels.items() if feature.is_binary), MAX_NAMES_COMPARED))
     for name, feature in labels.items():
         path, given = _feature_path(name, "given"), feature.given
         if given is None:
@@ -152,7 +152,7 @@ def check_sample_spaces(parts: Parts) -> Iterator[Problem]:
         if given not in labels:
             others = tuple(other for other in binary if other != name)
             yield Problem(path, f"{given!r} is not a label (channel_spec.{LABEL})", given, others)
-        elif labels[given].task != "binary":
+        elif not labels[given].is_binary:
             yield Problem(path, f"{given!r} has task {labels[given].task}; name a binary label")
         elif len(_chain(labels, name)) > MAX_CHAIN:
             yield Problem(path, f"more than {MAX_CHAIN} labels depend on each other here; remove one `given`")
@@ -171,7 +171,7 @@ def check_joint_names(parts: Parts) -> Iterator[Problem]:
     taken = {name: f"the label {name!r}" for name in labels}
     for name, feature in labels.items():
         chain = _chain(labels, name)
-        if feature.task != "binary" or len(chain) == 1:
+        if not feature.is_binary or len(chain) == 1:
             continue
         names, joint = listed(chain, len(chain)), JOINT.join(chain)
         if joint in taken:
@@ -186,7 +186,7 @@ def check_bool_dtype(parts: Parts) -> Iterator[Problem]:
     for feature in parts.features.values():
         channel = channel_of.get(feature.name)
         is_used = channel is not None or feature.role is not None
-        if feature.dtype == BOOL_DTYPE and is_used and (channel != LABEL or feature.task != "binary"):
+        if feature.dtype == BOOL_DTYPE and is_used and (channel != LABEL or not feature.is_binary):
             message = "is bool, which only a binary label can be; store numbers and write their dtype"
             yield Problem(_feature_path(feature, "dtype"), message)
 

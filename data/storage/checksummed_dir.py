@@ -73,7 +73,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ArrayEntry:
-    """Path of an array's file relative to the folder, its shape and its dtype."""
+    """Path of an array's file, shape and dtype of the array."""
 
     file: str
     shape: tuple[int, ...]
@@ -122,8 +122,8 @@ def _checksummed_text(content: dict[str, Any]) -> str:
 
 
 def _parse(text: str) -> Manifest:
-    document = json.loads(text)
-    content = document.get("manifest") if isinstance(document, dict) else None
+    loaded = json.loads(text)
+    content = loaded.get("manifest") if isinstance(loaded, dict) else None
     # Writing the content again compares its checksum, and also detects changes that a JSON parser ignores.
     if not isinstance(content, dict) or _checksummed_text(content) != text:
         raise ValueError("its checksum does not match its content")
@@ -390,10 +390,8 @@ def check_replaceable(folder: Path) -> None:
 def check_can_be_renamed(folder: Path) -> None:
     """Tries out the renames of a save on an existing folder.
 
-    Some folders cannot be renamed, such as bind mounts or folders in the lower layers of a container image.
-
     Raises:
-        DataError: The folder cannot be renamed.
+        DataError: The folder cannot be renamed, like a bind mount or a folder in a lower layer of a container image.
     """
     aside = _aside(folder)
     if not folder.exists() or aside.exists():
@@ -461,26 +459,17 @@ def _foreign_entry(folder: Path) -> Path | None:
     Files listed in the manifest and their parent folders count as written by a save. If the manifest cannot be read,
     files with names of arrays do, and the manifest itself if there are any such files.
     """
-    entries = dict(_entries(folder))
+    names = {path: path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*"))}  # follows no links
     try:
         written = {MANIFEST, *read_manifest(folder).files}
     except DamagedError:
-        written = {name for name in entries if _ARRAY_FILE.fullmatch(name)}
+        written = {name for name in names.values() if _ARRAY_FILE.fullmatch(name)}
         written |= {MANIFEST} if written else set()
     folders = {str(parent) for name in written for parent in PurePosixPath(name).parents}
-    for name, kind in entries.items():
-        if not (kind == "file" and name in written or kind == "folder" and name in folders):
-            return folder / name
+    for path, name in names.items():
+        if path.is_symlink() or name not in (folders if path.is_dir() else written):
+            return path
     return None
-
-
-def _entries(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yields the relative path and the kind ("file", "folder" or "link") of every entry; links are not followed."""
-    for parent, folders, files in os.walk(folder):
-        for names, kind in ((folders, "folder"), (files, "file")):
-            for name in sorted(names):
-                path = Path(parent, name)
-                yield path.relative_to(folder).as_posix(), "link" if path.is_symlink() else kind
 
 
 def _aside(folder: Path) -> Path:
@@ -505,8 +494,8 @@ def _check_names(arrays: list[str], files: Iterable[str]) -> None:
 def _fix(error: OSError) -> str:
     if is_out_of_room(error):
         return "Free some room. "
-    is_refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-    return "Make the folder writable. " if is_refused else ""
+    is_denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return "Make the folder writable. " if is_denied else ""
 
 
 def _planned(
@@ -531,15 +520,14 @@ def _check_room(parent: Path, manifest: Manifest) -> None:
     folders = 1 + len({folder for name in manifest.files for folder in PurePosixPath(name).parents})
     needed = sum(-(-size // disk.f_frsize) for size in sizes) + folders
     free, files = disk.f_bavail * disk.f_frsize, len(sizes) + folders + 1
+    shortage = None
     # Some network file systems report zeros; there the write itself fails if the disk is full.
     if disk.f_blocks and disk.f_bavail < needed:
-        raise _no_room(f"{needed * disk.f_frsize:,} bytes are needed, {free:,} are free")
-    if disk.f_files and disk.f_favail < files:
-        raise _no_room(f"{files:,} files and folders are needed, room for {disk.f_favail:,} is left")
-
-
-def _no_room(figures: str) -> OSError:
-    return OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({figures})")
+        shortage = f"{needed * disk.f_frsize:,} bytes are needed, {free:,} are free"
+    elif disk.f_files and disk.f_favail < files:
+        shortage = f"{files:,} files and folders are needed, room for {disk.f_favail:,} is left"
+    if shortage is not None:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({shortage})")
 
 
 def _fill(

@@ -32,7 +32,7 @@ class NotRegularError(DataError):
 def open_regular(path: str | os.PathLike[str], expected: str = "a regular file") -> BinaryIO:
     """Opens a regular file for reading, without ever blocking on a pipe, socket or device.
 
-    /dev/stdin and the pipes of process substitution are refused too, because files are read more than once.
+    /dev/stdin and the pipes of process substitution are rejected too, because files are read more than once.
 
     Args:
         path: path of the file; symbolic links are followed.

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.command_line import run_tool
 from data.errors import DataError
 from data.preprocess.encoder_files import load_encoders, save_encoders
 from data.preprocess.encoders import Numerical, Vocabulary, encode_columns
@@ -220,3 +221,13 @@ def test_names_follow_the_rule_of_specifications(name, tmp_path):
     with pytest.raises(DataError, match="name.*; rename the feature"):
         save_encoders({name: Numerical("x")}, tmp_path / "workflow")
     save_encoders({name: Numerical("x") for name in ("Age", "age", "größe in m²", "x" * 200)}, tmp_path / "workflow")
+
+
+def test_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("data.storage.checksummed_dir._fill", full)
+    assert run_tool("prepare", lambda: save_encoders(encoders(), tmp_path / "workflow")) == 1
+    assert capsys.readouterr().err.startswith(f"prepare: cannot save {tmp_path / 'workflow'}: No space left on device.")
+    assert not list(tmp_path.iterdir())

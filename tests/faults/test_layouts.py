@@ -15,8 +15,8 @@ from data.spec.feature_spec import FeatureSpec
 from tests.data.parquet_worlds import random_rows, write_world
 from tests.faults.matrix import record, tries
 from tests.trainer.metrics.workers import LocalWorkers, ThreadWorker
-from trainer.metrics.evaluation import Evaluation
-from trainer.tasks.tasks import tasks_of
+from trainer.tasks.evaluation import Evaluation
+from trainer.tasks.task import tasks_of
 
 BATCH = 839  # divides by no number of workers
 MOST_WORKERS = 8

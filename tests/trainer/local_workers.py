@@ -1,4 +1,4 @@
-"""Several workers in threads of one process, for laws that need no real processes."""
+"""Several workers in threads of one process, for tests that need no real processes."""
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -8,26 +8,26 @@ import numpy as np
 import tensorflow as tf
 
 
-class _Meeting:
-    """Where the workers hand over what they hold and see what the others hold."""
+class _Rendezvous:
+    """Exchanges one value per worker."""
 
     def __init__(self, size: int):
         self.barrier = threading.Barrier(size, timeout=60)
-        self.held: list[Any] = [None] * size
+        self.values: list[Any] = [None] * size
 
 
 class LocalWorker:
-    """A Comm among threads. For eager execution only."""
+    """Collectives among threads, for eager execution only (see `Comm`)."""
 
-    def __init__(self, rank: int, size: int, meeting: _Meeting):
+    def __init__(self, rank: int, size: int, rendezvous: _Rendezvous):
         self.rank, self.size, self.local_rank = rank, size, rank
-        self._meeting = meeting
+        self._rendezvous = rendezvous
 
     def _all(self, mine: Any) -> list[Any]:
-        self._meeting.held[self.rank] = mine
-        self._meeting.barrier.wait()
-        everything = list(self._meeting.held)
-        self._meeting.barrier.wait()
+        self._rendezvous.values[self.rank] = mine
+        self._rendezvous.barrier.wait()
+        everything = list(self._rendezvous.values)
+        self._rendezvous.barrier.wait()
         return everything
 
     def sum_array(self, array: np.ndarray) -> np.ndarray:
@@ -37,8 +37,7 @@ class LocalWorker:
         return np.concatenate(self._all(rows))
 
     def exchange_rows(self, rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-        borders = np.cumsum([0, *counts])
-        pieces = self._all([rows[a:b] for a, b in zip(borders[:-1], borders[1:], strict=True)])
+        pieces = self._all(np.split(rows, np.cumsum(counts)[:-1]))
         return np.concatenate([theirs[self.rank] for theirs in pieces])
 
     def broadcast_bytes(self, data: bytes | None) -> bytes:
@@ -59,17 +58,17 @@ class LocalWorker:
 
 
 def run_workers(size: int, work: Callable[[LocalWorker], Any]) -> list[Any]:
-    """What `work` returns on each of `size` workers; the first exception of any is raised."""
-    meeting = _Meeting(size)
+    """Returns what `work` returns on each of `size` workers; raises the first exception of any."""
+    rendezvous = _Rendezvous(size)
     results: list[Any] = [None] * size
     errors: list[BaseException] = []
 
     def target(rank: int) -> None:
         try:
-            results[rank] = work(LocalWorker(rank, size, meeting))
+            results[rank] = work(LocalWorker(rank, size, rendezvous))
         except BaseException as error:
             errors.append(error)
-            meeting.barrier.abort()
+            rendezvous.barrier.abort()
 
     threads = [threading.Thread(target=target, args=(rank,)) for rank in range(size)]
     for thread in threads:

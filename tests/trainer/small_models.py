@@ -15,8 +15,9 @@ from trainer.optimizers.optimizer import Optimizer, ParameterGroup
 from trainer.optimizers.rules import Ftrl, RMSprop
 from trainer.optimizers.schedules import Constant
 from trainer.step import StepInput, StepResult, TrainStep
-from trainer.tasks.loss_weighting import make_loss_weighting
-from trainer.tasks.tasks import Task
+from trainer.tasks.binary import BinaryTask
+from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS
+from trainer.tasks.task import Task
 
 DEEP_RATE, WIDE_RATE = 0.01, 0.02
 
@@ -49,7 +50,7 @@ def make_model(
         "num_experts": 4,
     }
     options = model_options(deep_dropout=dropout, combiner=combiner, **(small | flags))
-    named_tasks = tuple(task if isinstance(task, Task) else Task(task) for task in tasks)
+    named_tasks = tuple(task if isinstance(task, Task) else BinaryTask(task) for task in tasks)
     return build_model(options, layout, named_tasks, compute_dtype=compute_dtype, seed=seed, shards=shards)
 
 
@@ -62,9 +63,8 @@ def make_step(
     **flags: object,
 ) -> TrainStep:
     """A step with RMSprop and FTRL; the flags are those of TrainingOptions."""
-    tasks, embeddings = model.tasks, model.embeddings
-    regressions = [task.kind == "regression" for task in tasks]
-    weighting = make_loss_weighting(loss_weighting, [task.loss_weight for task in tasks], regressions, 3)
+    embeddings = model.embeddings
+    weighting = LOSS_WEIGHTINGS[loss_weighting](model.tasks, 3)
     optimizer = Optimizer(
         ParameterGroup(
             RMSprop(),

@@ -6,14 +6,14 @@ from tests.trainer.small_models import make_batches, make_model, make_step
 from tests.trainer.test_regularization import step_context
 from trainer.models.aitm import attend, chain_of
 from trainer.models.layers import Dense, DenseConfig
-from trainer.tasks.tasks import Task
+from trainer.tasks.binary import BinaryTask
 
-CLICK, CART, BUY = Task("click"), Task("cart"), Task("buy")
+CLICK, CART, BUY = BinaryTask("click"), BinaryTask("cart"), BinaryTask("buy")
 
 
 def test_chain_follows_given_then_order():
     assert chain_of((CLICK, CART, BUY)) == [(0, None), (1, 0), (2, 1)]
-    given_later = (Task("buy", given=1), CLICK, Task("return", given=0), CART)
+    given_later = (BinaryTask("buy", given=1), CLICK, BinaryTask("return", given=0), CART)
     assert chain_of(given_later) == [(1, None), (3, 1), (0, 1), (2, 0)]
 
 
@@ -31,7 +31,7 @@ def test_attention_equals_the_paper():
         np.testing.assert_allclose(found[row], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("tasks", "penalized"), [((CLICK, BUY), True), ((CLICK, Task("buy", given=0)), False)])
+@pytest.mark.parametrize(("tasks", "penalized"), [((CLICK, BUY), True), ((CLICK, BinaryTask("buy", given=0)), False)])
 def test_calibrator_penalizes_likelier_later_tasks(tasks, penalized):
     model, batch = make_model(model="aitm", tasks=tasks), make_batches(1, tasks=2)[0]
     context = step_context(16)

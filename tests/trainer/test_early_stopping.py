@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from trainer.checkpoint.facts import EarlyStoppingState
+from trainer.checkpoint.run_state import EarlyStoppingState
 from trainer.early_stopping import EarlyStopping
 
 

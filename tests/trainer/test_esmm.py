@@ -5,12 +5,14 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer.small_models import make_batches, make_model, make_step
-from trainer.metrics import joint as in_numpy
-from trainer.metrics.metric import Rows
+from trainer.metrics.rows import Rows
+from trainer.tasks import joint as in_numpy
+from trainer.tasks.binary import BinaryTask
 from trainer.tasks.losses import joint_labels, joint_logits
-from trainer.tasks.tasks import Task
+from trainer.tasks.multiclass import MulticlassTask
+from trainer.tasks.regression import RegressionTask
 
-CLICK, BUY = Task("click"), Task("buy", given=0)
+CLICK, BUY = BinaryTask("click"), BinaryTask("buy", given=0)
 NAN = math.nan
 
 
@@ -22,7 +24,7 @@ def test_joint_label_of_missing_labels():
 def test_chain_multiplies_all_probabilities():
     logits = np.array([[0.3, -1.0, 2.0]])
     p = 1 / (1 + np.exp(-logits[0]))
-    tasks = (CLICK, BUY, Task("return", given=1))
+    tasks = (CLICK, BUY, BinaryTask("return", given=1))
     found, labels = joint_logits(tf.constant(logits, tf.float32), tasks), tf.constant([[0.0, NAN, NAN]])
     for column, product in enumerate(np.cumprod(p)):
         assert found.numpy()[0, column] == pytest.approx(math.log(product / (1 - product)), rel=1e-5)
@@ -32,8 +34,8 @@ def test_chain_multiplies_all_probabilities():
 
 
 def test_only_binary_tasks_become_joint():
-    kind, spend = Task("kind", "multiclass", classes=3), Task("spend", "regression", given=3)
-    tasks = (kind, CLICK, spend, Task("buy", given=1))
+    kind, spend = MulticlassTask("kind", num_classes=3), RegressionTask("spend", given=3)
+    tasks = (kind, CLICK, spend, BinaryTask("buy", given=1))
     logits = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
     found = joint_logits(tf.constant(logits), tasks).numpy()
     np.testing.assert_array_equal(found[:, :5], logits[:, :5])
@@ -43,7 +45,7 @@ def test_only_binary_tasks_become_joint():
 
 
 def test_training_and_evaluation_agree_on_joint_events():
-    tasks = (CLICK, BUY, Task("return", given=1))
+    tasks = (CLICK, BUY, BinaryTask("return", given=1))
     random = np.random.default_rng(3)
     logits = random.uniform(-60, 60, (200, 3)).astype(np.float32)
     labels = random.choice(np.float32([0, 1, NAN]), (200, 3))

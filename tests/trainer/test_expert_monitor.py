@@ -25,8 +25,8 @@ from trainer.expert_monitor import (
     monitor_of,
 )
 from trainer.logging.gate_records import is_gate_key, levels_in
-from trainer.metrics import direction_of
 from trainer.models.ranking import RankingModel
+from trainer.tasks.evaluation import metric_of
 
 GATES, EXPERTS, ROWS, UNITS = 2, 4, 60, 5
 READABLE = np.array([[True, True, True, False], [True, True, True, True]])
@@ -247,7 +247,7 @@ def test_gate_keys_are_no_metrics():
     for key in log_values(TASKS, [level()]):
         assert is_gate_key(key)
         with pytest.raises(ValueError):
-            direction_of(key)
+            metric_of(key)
     assert not any(map(is_gate_key, ("auc_roc", "loss_val/mean", "epoch", "loss")))
 
 

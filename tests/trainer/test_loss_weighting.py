@@ -1,4 +1,4 @@
-"""Each method against its formula on numbers worked by hand."""
+"""Every loss weighting against its formula on numbers worked out by hand."""
 
 import math
 
@@ -10,15 +10,20 @@ from data.errors import DataError
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import make_batches, make_model, make_step, run_eagerly
 from tests.trainer.test_step import differences, part
-from trainer.tasks.loss_weighting import METHODS, make_loss_weighting, project
-from trainer.tasks.tasks import Task
+from trainer.tasks.binary import BinaryTask
+from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS, GradNorm, PCGrad, Uncertainty, project
+from trainer.tasks.regression import RegressionTask
 
 # No tensor: it would start TensorFlow while tests are collected, before main.py can set it up.
 LOSSES = np.array([0.5, 2.0], np.float32)
 
 
-def method(name: str, *, regressions: tuple[bool, bool] = (False, False), seed: int = 7):
-    return make_loss_weighting(name, [1.0, 3.0], regressions, seed)
+def tasks_of(*loss_weights: float) -> list[BinaryTask]:
+    return [BinaryTask(f"task_{index}", loss_weight=weight) for index, weight in enumerate(loss_weights)]
+
+
+def method(name: str, *, seed: int = 7):
+    return LOSS_WEIGHTINGS[name](tasks_of(1.0, 3.0), seed)
 
 
 def total(weighting, step: int = 1, workers: int = 1) -> float:
@@ -26,12 +31,13 @@ def total(weighting, step: int = 1, workers: int = 1) -> float:
     return weighting.total(LOSSES, trained, weighting.factors(tf.constant(step)), workers).numpy()
 
 
-def test_static_weights_are_the_specifications():
+def test_static_takes_the_specifications_weights():
     assert total(method("static")) == pytest.approx(1 * 0.5 + 3 * 2.0)
 
 
-def test_uncertainty_follows_kendall_for_classification_and_regression():
-    weighting = method("uncertainty", regressions=(False, True))
+def test_uncertainty_follows_the_paper():
+    tasks = [BinaryTask("click"), RegressionTask("price", loss_weight=3.0)]
+    weighting = Uncertainty(tasks, 7)
     assert total(weighting) == pytest.approx(0.5 + 3 * (0.5 * 2.0))
     weighting.weights["loss_log_variance"].assign([math.log(4.0), -math.log(2.0)])
     classification = 0.5 / 4 + math.log(4.0) / 2
@@ -39,7 +45,7 @@ def test_uncertainty_follows_kendall_for_classification_and_regression():
     assert total(weighting) == pytest.approx(classification + 3 * regression)
 
 
-def test_uncertainty_moves_a_tasks_weight_both_ways_and_stops_at_its_bound():
+def test_uncertainty_gradient_and_bound():
     weighting = method("uncertainty")
     variable = weighting.weights["loss_log_variance"]
     with tf.GradientTape() as tape:
@@ -50,7 +56,7 @@ def test_uncertainty_moves_a_tasks_weight_both_ways_and_stops_at_its_bound():
     assert np.isfinite(total(weighting))
 
 
-def test_random_weights_are_the_softmax_of_normal_numbers_drawn_in_every_step():
+def test_random_weights_are_softmax_of_normals():
     weighting = method("rlw")
     factors = np.stack([weighting.factors(tf.constant(step)).numpy() for step in range(1, 2001)]) / [1.0, 3.0]
     np.testing.assert_allclose(factors.sum(axis=1), 2.0, rtol=1e-5)
@@ -62,7 +68,7 @@ def test_random_weights_are_the_softmax_of_normal_numbers_drawn_in_every_step():
     assert not np.allclose(again, method("rlw", seed=8).factors(tf.constant(5)).numpy())
 
 
-def test_dynamic_weight_average_looks_at_the_last_two_epochs():
+def test_dwa_uses_the_last_two_epochs():
     weighting = method("dwa")
     np.testing.assert_allclose(weighting.factors(tf.constant(1)), [1.0, 3.0], rtol=1e-6)
     weighting.end_epoch([0.8, 0.4])
@@ -73,8 +79,8 @@ def test_dynamic_weight_average_looks_at_the_last_two_epochs():
     np.testing.assert_allclose(weighting.factors(tf.constant(3)), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_shares_of_workers_add_up_to_the_whole(name):
+@pytest.mark.parametrize("name", LOSS_WEIGHTINGS)
+def test_shares_of_workers_add_up(name):
     weighting = method(name)
     trained = {key: tf.convert_to_tensor(variable) for key, variable in weighting.weights.items()}
     factors = weighting.factors(tf.constant(4))
@@ -84,10 +90,10 @@ def test_the_shares_of_workers_add_up_to_the_whole(name):
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", LOSS_WEIGHTINGS)
 def test_one_worker_and_two_agree(name, compute_dtype):
     batches = make_batches(6, tasks=2)
-    tasks = (Task("click", loss_weight=0.5), Task("price", kind="regression"))
+    tasks = (BinaryTask("click", loss_weight=0.5), RegressionTask("price"))
     settings = {
         "loss_weighting": name,
         "compute_dtype": compute_dtype,
@@ -113,8 +119,8 @@ def test_one_worker_and_two_agree(name, compute_dtype):
     assert differences(together[0][0], together[1][0]) == 0
 
 
-def test_gradnorm_follows_its_equations_on_numbers_worked_by_hand():
-    weighting = make_loss_weighting("gradnorm", [1.0, 2.0], (False, False), 0, gradnorm_alpha=0.5)
+def test_gradnorm_follows_its_equations():
+    weighting = GradNorm(tasks_of(1.0, 2.0), 0, alpha=0.5)
     np.testing.assert_array_equal(weighting.factors(tf.constant(1)), [1.0, 2.0])
     gradients = tf.constant([[3.0, 4.0], [0.0, 1.0]])  # norms of w_k L_k: 5 and 2
     assert weighting.combine(gradients, tf.constant([1.0, 4.0]), tf.constant(1)) is None
@@ -130,8 +136,8 @@ def test_gradnorm_follows_its_equations_on_numbers_worked_by_hand():
     np.testing.assert_allclose(weighting.factors(tf.constant(3)), 2 * v / v.sum() * [1, 2], rtol=1e-5)
 
 
-def test_gradnorm_leaves_a_task_without_a_row_alone():
-    weighting = make_loss_weighting("gradnorm", [1.0, 1.0], (False, False), 0)
+def test_gradnorm_skips_a_task_without_rows():
+    weighting = GradNorm(tasks_of(1.0, 1.0), 0)
     weighting.combine(tf.constant([[3.0], [0.0]]), tf.constant([1.0, 0.0]), tf.constant(1))
     np.testing.assert_allclose(weighting.factors(tf.constant(2)), [1.0, 1.0], rtol=1e-6)
     assert math.isnan(weighting.state["gradnorm_first_losses"].numpy()[1])
@@ -148,8 +154,8 @@ def naive_pcgrad(gradients: np.ndarray, orders: np.ndarray) -> np.ndarray:
     return total
 
 
-def test_pcgrad_takes_away_what_conflicts():
-    weighting = make_loss_weighting("pcgrad", [1.0, 2.0], (False, False), 0)
+def test_pcgrad_removes_conflicting_components():
+    weighting = PCGrad(tasks_of(1.0, 2.0), 0)
     combined = weighting.combine(tf.constant([[1.0, 0.0], [-0.5, 0.5]]), tf.constant(LOSSES), tf.constant(1))
     # g1 = (1, 0), g2 = (-1, 1): g1 loses -1/2 g2 and becomes (1/2, 1/2), g2 loses -1 g1 and becomes (0, 1).
     np.testing.assert_allclose(combined, [0.5, 1.5], rtol=1e-6)
@@ -157,7 +163,7 @@ def test_pcgrad_takes_away_what_conflicts():
     np.testing.assert_allclose(combined, [2.0, 1.0], rtol=1e-6)
 
 
-def test_pcgrad_equals_one_projection_after_the_other_in_any_order():
+def test_pcgrad_equals_sequential_projections():
     rng = np.random.default_rng(0)
     for tasks in (2, 3, 5):
         gradients = rng.normal(size=(tasks, 12))
@@ -169,7 +175,7 @@ def test_pcgrad_equals_one_projection_after_the_other_in_any_order():
 
 
 @pytest.mark.parametrize("name", ["gradnorm", "pcgrad"])
-def test_the_tasks_gradients_are_those_of_the_shared_weights(name):
+def test_task_gradients_are_of_the_shared_weights(name):
     model, batch = make_model(model="mmoe", tasks=("click", "buy")), make_batches(1, tasks=2)[0]
     step = make_step(model, loss_weighting=name)
     weights = [weight.value for weight in model.shared_weights]
@@ -184,6 +190,6 @@ def test_the_tasks_gradients_are_those_of_the_shared_weights(name):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_models_whose_tasks_share_no_dense_weights_are_refused():
+def test_models_without_shared_weights_are_rejected():
     with pytest.raises(DataError, match="esmm has no dense weights that tasks share"):
         make_step(make_model(model="esmm", tasks=("click", "buy")), loss_weighting="pcgrad")

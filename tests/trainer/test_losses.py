@@ -1,4 +1,4 @@
-"""The losses of tasks of all kinds, side by side."""
+"""The losses of tasks of all types, side by side."""
 
 import numpy as np
 import pytest
@@ -7,14 +7,17 @@ import tensorflow as tf
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import differences, make_batches, make_model, make_step, part, run_eagerly
 from trainer.step import StepInput
+from trainer.tasks.binary import BinaryTask
 from trainer.tasks.losses import row_weights, task_losses
-from trainer.tasks.tasks import Task, logit_columns, restrict_to_sample_space
+from trainer.tasks.multiclass import MulticlassTask
+from trainer.tasks.regression import RegressionTask
+from trainer.tasks.task import logit_columns, restrict_to_sample_space
 
 TASKS = (
-    Task("kind", "multiclass", classes=4, loss_weight=0.5),
-    Task("click", positive_weight=2.0),
-    Task("stars", "multiclass", classes=3, given=1),
-    Task("minutes", "regression"),
+    MulticlassTask("kind", num_classes=4, loss_weight=0.5),
+    BinaryTask("click", positive_weight=2.0),
+    MulticlassTask("stars", num_classes=3, given=1),
+    RegressionTask("minutes"),
 )
 
 
@@ -35,7 +38,7 @@ def test_each_task_has_its_columns_of_the_logits():
     assert logit_columns(TASKS) == (slice(0, 4), slice(4, 5), slice(5, 8), slice(8, 9))
 
 
-def test_each_task_is_averaged_over_its_own_rows_in_its_own_columns():
+def test_tasks_have_their_own_rows_and_columns():
     labels, random = labels_of(50, 1), np.random.default_rng(2)
     logits, weights = random.normal(size=(50, 9)).astype(np.float32), random.choice([0, 0.5, 2], 50).astype(np.float32)
     counts = row_weights(tf.constant(labels), tf.constant(weights))
@@ -60,7 +63,7 @@ def batches_of(count: int) -> list[StepInput]:
 
 
 @pytest.mark.parametrize("xla", [False, True])
-def test_one_worker_and_two_agree_on_tasks_of_all_kinds(xla):
+def test_one_worker_and_two_agree_on_all_types(xla):
     batches = batches_of(6)
 
     def work(comm):
@@ -79,7 +82,7 @@ def test_one_worker_and_two_agree_on_tasks_of_all_kinds(xla):
     assert differences(together[0][0], together[1][0]) == 0
 
 
-def test_a_batch_without_a_row_of_a_multiclass_task_trains_the_others():
+def test_batch_without_rows_of_a_task():
     model = make_model(tasks=TASKS)
     batch = batches_of(1)[0]
     labels = batch.labels.numpy()
@@ -89,8 +92,8 @@ def test_a_batch_without_a_row_of_a_multiclass_task_trains_the_others():
     assert all(np.isfinite(variable.numpy()).all() for variable in model.variables)
 
 
-def test_classes_that_the_inputs_decide_are_learned():
-    model, task = make_model(tasks=(Task("kind", "multiclass", classes=3),)), make_batches(80)
+def test_classes_are_learned_from_inputs():
+    model, task = make_model(tasks=(MulticlassTask("kind", num_classes=3),)), make_batches(80)
     step, losses = make_step(model), []
     for number, batch in enumerate(task, start=1):
         classes = tf.cast(batch.numerical[:, :1] > 0, tf.float32) + tf.cast(batch.numerical[:, 1:] > 0, tf.float32)

@@ -21,9 +21,10 @@ from trainer.model_size import check_model_fits, table_sizes
 from trainer.models import MODELS, model_options
 from trainer.process.worker_env import WorkerEnv
 from trainer.recommender import Recommender
-from trainer.tasks.tasks import Task
+from trainer.tasks.binary import BinaryTask
+from trainer.tasks.multiclass import MulticlassTask
 
-TASKS = (Task("click"), Task("kind", "multiclass", classes=5))
+TASKS = (BinaryTask("click"), MulticlassTask("kind", num_classes=5))
 FLAGS = {"deep_hidden_units": (32, 16), "expert_hidden_units": (16, 8), "tower_hidden_units": (8,), "num_experts": 4}
 RULES = ("rmsprop", "adam", "adamw", "adagrad", "sgd")
 
@@ -86,7 +87,7 @@ LARGE = layout_of(user=(50_000_000, 64), day=(7, 4))
 
 def refusal(options: Options, launch: WorkerEnv | None = None, layout: InputSchema = LARGE) -> str:
     with pytest.raises(DataError) as caught:
-        check_model_fits(options, layout, (Task("click"),), launch or WorkerEnv(), 1)
+        check_model_fits(options, layout, (BinaryTask("click"),), launch or WorkerEnv(), 1)
     return str(caught.value)
 
 
@@ -103,7 +104,7 @@ def test_without_training_only_the_weights_count(bound):
     bound(13 * 10**9)
     refusal(options_of("--model", "mmoe"))
     refusal(options_of("--model", "mmoe", "--benchmark"))
-    check_model_fits(options_of("--model", "mmoe", "--evaluate"), LARGE, (Task("click"),), WorkerEnv(), 1)
+    check_model_fits(options_of("--model", "mmoe", "--evaluate"), LARGE, (BinaryTask("click"),), WorkerEnv(), 1)
     bound(12 * 10**9)
     assert "user (50,000,000 x 64: 11.92 GiB)" in refusal(options_of("--model", "mmoe", "--evaluate"))
     assert "optimizer" not in refusal(options_of("--model", "mmoe", "--predict", "out.parquet"))
@@ -112,18 +113,20 @@ def test_without_training_only_the_weights_count(bound):
 def test_workers_of_a_host_share_its_memory(bound):
     two = WorkerEnv(0, 2, 0, 2)
     bound(60 * 10**9)
-    check_model_fits(options_of("--model", "mmoe"), LARGE, (Task("click"),), WorkerEnv(), 1)
+    check_model_fits(options_of("--model", "mmoe"), LARGE, (BinaryTask("click"),), WorkerEnv(), 1)
     assert "27.94 GiB are available to each of 2 workers on this host" in refusal(options_of("--model", "mmoe"), two)
-    check_model_fits(options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (Task("click"),), two, 1)
+    check_model_fits(options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (BinaryTask("click"),), two, 1)
     bound(38 * 10**9)
     refusal(options_of("--model", "mmoe", "--shard_embeddings"), two)
     # On two hosts, each worker has its host's memory.
-    check_model_fits(options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (Task("click"),), WorkerEnv(0, 2), 1)
+    check_model_fits(
+        options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (BinaryTask("click"),), WorkerEnv(0, 2), 1
+    )
 
 
 def test_classes_units_and_experts_count(bound):
     bound(2**33)
-    many = (Task("kind", "multiclass", classes=2 * 10**9),)
+    many = (MulticlassTask("kind", num_classes=2 * 10**9),)
     with pytest.raises(DataError, match="2,000,000,000 outputs"):
         check_model_fits(options_of("--model", "mmoe"), layout_of(day=(7, 4)), many, WorkerEnv(), 1)
     assert "dense weights" in refusal(options_of("--deep_hidden_units", "2000000000"), layout=layout_of(day=(7, 4)))
@@ -135,7 +138,7 @@ def test_classes_units_and_experts_count(bound):
 def test_on_a_gpu_nothing_is_compared(bound, monkeypatch):
     bound(2**20)
     monkeypatch.setattr(model_size, "may_use_gpu", lambda cpu: True)
-    check_model_fits(options_of("--model", "mmoe"), LARGE, (Task("click"),), WorkerEnv(), 1)
+    check_model_fits(options_of("--model", "mmoe"), LARGE, (BinaryTask("click"),), WorkerEnv(), 1)
 
 
 def test_run_is_rejected_before_tensorflow_loads(tmp_path, capsys, monkeypatch, bound):

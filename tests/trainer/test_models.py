@@ -8,14 +8,14 @@ from tests.helpers import ROOT
 from tests.trainer.small_models import LAYOUT, make_batches, make_model
 from trainer.layout import CategoricalInput, InputSchema, input_schema
 from trainer.models import build_model, model_options
-from trainer.tasks.tasks import Task
+from trainer.tasks.binary import BinaryTask
 
 
 def test_outbrain_has_published_number_of_parameters():
     spec = FeatureSpec.read(ROOT / "feature_specs" / "fspec_csv.yaml")
     layout = input_schema(spec, embedding_dims(spec, ROOT / "data" / "outbrain" / "embedding_sizes.json"))
     assert layout.width == 1248
-    model = build_model(model_options(), layout, (Task("clicked"),), compute_dtype="float32", seed=0)
+    model = build_model(model_options(), layout, (BinaryTask("clicked"),), compute_dtype="float32", seed=0)
     assert model.count_params() == 91_777_245
     tables = sum(int(np.prod(table.shape)) for table in model.embeddings.deep_tables)
     assert tables == 85_616_076

@@ -11,9 +11,11 @@ from tests.trainer.metrics.workers import LocalWorkers
 from trainer import predictions
 from trainer.metrics.calibration import probability
 from trainer.predictions import PredictionWriter, check_column_names, check_predictions_path
-from trainer.tasks.tasks import Task
+from trainer.tasks.binary import BinaryTask
+from trainer.tasks.multiclass import MulticlassTask
+from trainer.tasks.regression import RegressionTask
 
-TASKS = [Task("click"), Task("buy")]
+TASKS = [BinaryTask("click"), BinaryTask("buy")]
 
 
 def dataset(rows: int) -> dict[str, np.ndarray]:
@@ -183,7 +185,7 @@ def test_rows_out_of_order_are_rejected(tmp_path):
 
 
 def test_columns_of_classes_and_regressions(tmp_path):
-    tasks = [Task("stars", "regression"), Task("kind", "multiclass", classes=3), Task("click")]
+    tasks = [RegressionTask("stars"), MulticlassTask("kind", num_classes=3), BinaryTask("click")]
     logits = np.array([[2.5, 0, 0, 0, 0], [-1.5, 1000, -1000, 1000, 3], [0, 1, 2, 3, -3]], np.float32)
     labels = np.array([[1, 2, 0], [np.nan, 0, 1], [3, np.nan, np.nan]])
     writer = PredictionWriter(tmp_path / "out.parquet", tasks)

@@ -1,4 +1,4 @@
-"""Towers of unlike shapes and widths, and where their units come from."""
+"""Towers of different shapes and widths, and how their units are given."""
 
 import numpy as np
 import pytest
@@ -9,9 +9,11 @@ from tests.trainer.small_models import make_batches, make_model, make_step
 from trainer.cli import parse
 from trainer.models.layers import DenseConfig, Towers
 from trainer.models.multitask import MultiTaskOptions
-from trainer.tasks.tasks import Task, logit_columns
+from trainer.tasks.binary import BinaryTask
+from trainer.tasks.multiclass import MulticlassTask
+from trainer.tasks.task import logit_columns
 
-TASKS = (Task("click"), Task("rank", kind="multiclass", classes=3), Task("buy"), Task("stay"))
+TASKS = (BinaryTask("click"), MulticlassTask("rank", num_classes=3), BinaryTask("buy"), BinaryTask("stay"))
 UNITS = [(5,), (5,), (), (5,)]
 
 
@@ -22,9 +24,9 @@ def test_each_task_has_its_own_tower(shape):
     found = towers(tf.constant(x)).numpy()
     assert found.shape == (7, 6)
     # Groups of one shape, in the order of their first task: click and stay, rank, buy.
-    places = {0: (0, 0), 3: (0, 1), 1: (1, 0), 2: (2, 0)}
+    index_in_group = {0: (0, 0), 3: (0, 1), 1: (1, 0), 2: (2, 0)}
     for task, columns in enumerate(logit_columns(TASKS)):
-        group, position = places[task]
+        group, position = index_in_group[task]
         h = x if x.ndim == 2 else x[task]
         for layer in (*towers.hidden[group].dense, towers.logits[group]):
             h = h @ layer.kernel.numpy()[position] + layer.bias.numpy()[position]

@@ -26,7 +26,7 @@ from trainer.layout import InputSchema, input_schema
 from trainer.models import build_model, model_options
 from trainer.models.ranking import RankingModel
 from trainer.models.weights import named
-from trainer.tasks.tasks import Task, tasks_of
+from trainer.tasks.task import Task, tasks_of
 
 
 @dataclass(frozen=True)

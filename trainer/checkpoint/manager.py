@@ -15,7 +15,6 @@ from data.spec.feature_spec import FeatureSpec
 from data.storage.checksummed_dir import Content, StorageError
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.background_writer import Handover
-from trainer.checkpoint.facts import MAX_HOTNESS, EarlyStoppingState, Identity, Position, RunFacts, Schema
 from trainer.checkpoint.model_folder import (
     ARCHITECTURE,
     MODEL_FOLDER,
@@ -24,12 +23,14 @@ from trainer.checkpoint.model_folder import (
     Architecture,
     write_model,
 )
+from trainer.checkpoint.run_state import EarlyStoppingState, Identity, Position, RunState
+from trainer.checkpoint.schema import MAX_HOTNESS, ModelSchema
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import Checkpoint, CheckpointStore, NoCheckpointError
 from trainer.comm import Comm
 from trainer.config import Options
 from trainer.logging.log import to_plain, warn
-from trainer.metrics import is_better
+from trainer.tasks.evaluation import is_better
 
 NAN = float("nan")
 
@@ -46,7 +47,7 @@ class CheckpointManager:
     """
 
     def __init__(
-        self, config: Options, spec: FeatureSpec, schema: Schema, comm: Comm, loader: ParquetLoader | None = None
+        self, config: Options, spec: FeatureSpec, schema: ModelSchema, comm: Comm, loader: ParquetLoader | None = None
     ):
         self._config, self._spec, self._schema, self._comm, self._loader = config, spec, schema, comm, loader
         self._widths = {entry.name: entry.width for entry in schema.features if entry.width is not None}
@@ -126,11 +127,11 @@ class CheckpointManager:
         if writing is not None:
             writing.result()
 
-    def resume(self, state: TrainState) -> RunFacts:
+    def resume(self, state: TrainState) -> RunState:
         """Restores a checkpoint from which this run can resume, on every worker. A collective.
 
         Returns:
-            The checkpoint's facts, including the position from which training resumes.
+            The checkpoint's state, including the position from which training resumes.
 
         Raises:
             NoCheckpointError: there is no intact checkpoint.
@@ -157,7 +158,7 @@ class CheckpointManager:
                 )
             found = json.dumps(asdict(facts)).encode()
         state.restore(checkpoint)
-        return read_typed(RunFacts, json.loads(self._comm.broadcast_bytes(found)), "state")
+        return read_typed(RunState, json.loads(self._comm.broadcast_bytes(found)), "state")
 
     def restore_weights(self, weights: TrainState) -> Path:
         """Restores the model's weights on every worker and returns the checkpoint's folder. A collective.
@@ -193,7 +194,7 @@ class CheckpointManager:
             tasks=tuple(label.name for label in self._spec.labels),
             options=to_plain(vars(self._config.model)),
             step=checkpoint.step,
-            metrics=RunFacts.of(checkpoint).metrics,
+            metrics=RunState.of(checkpoint).metrics,
         )
         files: dict[str, Content] = {
             ARCHITECTURE: asdict(architecture),
@@ -213,7 +214,7 @@ class CheckpointManager:
         """Returns the metrics of the last checkpoint on rank 0, NaN where undefined; an empty dict elsewhere."""
         if self._comm.rank != 0:
             return {}
-        metrics = RunFacts.of(self._store.open("last", verify=False)).metrics
+        metrics = RunState.of(self._store.open("last", verify=False)).metrics
         return {key: NAN if value is None else value for key, value in metrics.items()}
 
     def best_value(self, key: str) -> float | None:
@@ -225,15 +226,15 @@ class CheckpointManager:
         """Returns `best_value` on rank 0: this metric's value, whichever metric made the checkpoint the best."""
         best = self._store.best()
         try:
-            return None if best is None else RunFacts.of(best).metrics.get(key)
+            return None if best is None else RunState.of(best).metrics.get(key)
         except NoCheckpointError as error:
             warn(f"{error} It is not compared with.")
             return None
 
-    def _open(self) -> tuple[Checkpoint, RunFacts]:
+    def _open(self) -> tuple[Checkpoint, RunState]:
         """Opens the requested checkpoint and checks that it has the model's features and tasks in the same order."""
         checkpoint = self._store.open(self._config.run.which_checkpoint)
-        facts = RunFacts.of(checkpoint)
+        facts = RunState.of(checkpoint)
         # No weight depends on max_hotness, but the ids that training sees do.
         ignoring = () if self._config.run.trains else (MAX_HOTNESS,)
         arranged = facts.schema.arrange(self._spec, self._widths, str(checkpoint.path), "the specification", ignoring)
@@ -246,7 +247,7 @@ class CheckpointManager:
 
     def _facts(self, position: Position, stopping: EarlyStoppingState, metrics: dict[str, float]) -> dict[str, Any]:
         """Returns the JSON state of a checkpoint: everything besides its arrays."""
-        facts = RunFacts(
+        facts = RunState(
             identity=self._identity(),
             position=position,
             stopping=stopping,

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import tensorflow as tf
 
-from trainer.checkpoint.facts import SavedRates
+from trainer.checkpoint.run_state import SavedRates
 from trainer.config import DeepOptimizer, Options
 from trainer.optimizers.schedules import make_schedule
 

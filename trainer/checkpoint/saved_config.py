@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from trainer.checkpoint.facts import RunFacts
+from trainer.checkpoint.run_state import RunState
 from trainer.checkpoint.store import CheckpointStore, NoCheckpointError
 from trainer.models import model_flags, model_options
 
@@ -25,7 +25,7 @@ def saved_model_flags(given: Mapping[str, Any], model_dir: Path, which: str) -> 
     # No warnings here: they are printed when the checkpoint is restored.
     checkpoint = CheckpointStore(model_dir, warn=lambda text: None).open(which, verify=False)
     try:
-        saved = from_json(RunFacts.of(checkpoint).options)
+        saved = from_json(RunState.of(checkpoint).options)
         model_options(**saved)
     except NoCheckpointError:
         raise

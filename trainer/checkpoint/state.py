@@ -23,14 +23,12 @@ class TrainState:
         comm: collectives over the workers.
         sharded: number of rows over all workers of each sharded variable. Row r of the whole is row r // workers of
             worker r % workers.
-        tables: not used any more.
         unknown: names of the variables in which NaN means "not known yet".
     """
 
     variables: Mapping[str, tf.Variable]
     comm: Comm = field(default_factory=SingleWorker)
     sharded: Mapping[str, int] = field(default_factory=dict)
-    tables: frozenset[str] = frozenset()
     unknown: frozenset[str] = frozenset()
 
     def sources(self) -> list[ArraySource]:

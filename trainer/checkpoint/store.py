@@ -269,9 +269,9 @@ class CheckpointStore:
         is one that contains a file of somebody else.
         """
         readable, _ = self._saved()
-        whole = [checkpoint for checkpoint in readable if checkpoint.path not in self._damaged]
-        best = [checkpoint for checkpoint in whole if checkpoint.best]
-        kept = {checkpoint.path for checkpoint in (*readable[-self.keep :], *whole[-self.keep :], *best[-1:])}
+        intact = [checkpoint for checkpoint in readable if checkpoint.path not in self._damaged]
+        best = [checkpoint for checkpoint in intact if checkpoint.best]
+        kept = {checkpoint.path for checkpoint in (*readable[-self.keep :], *intact[-self.keep :], *best[-1:])}
         for checkpoint in readable:
             path = checkpoint.path
             if path not in kept and not discard(path) and path not in self._unremovable:

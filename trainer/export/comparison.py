@@ -6,9 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.export.ports import rows_of
-from trainer.metrics.calibration import probability
-from trainer.predictions import softmax
-from trainer.tasks.tasks import Task, logit_columns
+from trainer.tasks.task import Task, logit_columns
 
 # Absolute for values up to 1, relative for larger ones (values of a regression). Predictions are float32.
 TOLERANCE = 1e-5
@@ -51,9 +49,8 @@ def expected_predictions(tasks: Sequence[Task], logits: np.ndarray) -> dict[str,
     Returns:
         Predictions [rows, width] float64 by task name.
     """
-    functions = {"binary": probability, "multiclass": softmax, "regression": lambda values: values.astype(np.float64)}
     places = zip(tasks, logit_columns(tasks), strict=True)
-    return {task.name: functions[task.kind](logits[:, columns]) for task, columns in places}
+    return {task.name: task.predictions(logits[:, columns]) for task, columns in places}
 
 
 def largest_difference(check: Check) -> float:

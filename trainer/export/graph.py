@@ -7,9 +7,7 @@ import tensorflow as tf
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.ports import inputs_of
 from trainer.layout import InputSchema
-from trainer.tasks.tasks import logit_columns
-
-ACTIVATIONS = {"binary": tf.math.sigmoid, "multiclass": tf.nn.softmax, "regression": tf.identity}
+from trainer.tasks.task import logit_columns
 
 
 def encoded_function(saved: LoadedModel) -> tf.types.experimental.PolymorphicFunction:
@@ -43,7 +41,7 @@ def predictions(saved: LoadedModel, ids: tf.Tensor, numerical: tf.Tensor) -> dic
     """
     logits = saved.model.call(ids, numerical)
     places = zip(saved.tasks, logit_columns(saved.tasks), strict=True)
-    return {task.name: ACTIVATIONS[task.kind](logits[:, columns]) for task, columns in places}
+    return {task.name: task.activation(logits[:, columns]) for task, columns in places}
 
 
 def matrices(layout: InputSchema, features: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:

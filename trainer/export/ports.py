@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.layout import InputSchema
-from trainer.tasks.tasks import Task
+from trainer.tasks.task import Task
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL
 from data.storage.checksummed_dir import MANIFEST, ChecksummedDir, current_path
 from data.storage.output_paths import check_apart
-from trainer.checkpoint.facts import MAX_HOTNESS, WIDTH, Schema
 from trainer.checkpoint.model_folder import MODEL_FOLDER, SEEN_ITEMS, SEEN_STARTS, SPECIFICATION, open_model
+from trainer.checkpoint.schema import MAX_HOTNESS, WIDTH, ModelSchema
 from trainer.checkpoint.store import CHECKPOINTS
 from trainer.cli import default_path
 from trainer.export import FORMATS
@@ -133,7 +133,7 @@ def _open_rows(arguments: argparse.Namespace, of_model: FeatureSpec) -> ParquetL
     """Opens the rows to compare on, with features in the model's order and lists truncated like the model's."""
     path = arguments.dataset_path / SPEC_FILE
     spec = FeatureSpec.read(path, allow_outside_paths=arguments.allow_outside_paths)
-    features = Schema.of(of_model, {})
+    features = ModelSchema.of(of_model, {})
     spec = features.arrange(spec, {}, "the model", str(path), ignoring=(WIDTH, MAX_HOTNESS, LABEL))
     cut = {
         feature.name: replace(spec.features[feature.name], max_hotness=feature.max_hotness)

@@ -1,1 +1,1 @@
-"""Keeps a run alive: locks, signals, the watchdog, the supervisor and its records."""
+"""Keeps a run alive: locks, signals, the watchdog, and the records of its workers."""

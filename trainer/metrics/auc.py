@@ -1,24 +1,22 @@
-"""Area under the ROC curve."""
+"""Areas under the ROC and the precision-recall curve, of two and of several classes."""
 
 import math
+from typing import Self
 
 import numpy as np
 
-from trainer.metrics.metric import Collectives, Direction, Rows
-from trainer.metrics.sums import ScoreTable, score_table
+from trainer.metrics.metric import Collectives, Direction, Metric, blocks
+from trainer.metrics.rows import Rows, as_logits
+from trainer.metrics.score_table import ScoreMetric, ScoreTable
 
 
-class RocAuc:
-    """Probability that a positive row outscores a negative one.
+class _RocAuc(Metric):
+    """What the AUC of two classes and that of several have in common."""
 
-        AUC = sum over pairs of w_p * w_n * (1 if s_p > s_n, 1/2 if s_p = s_n, else 0) / sum of w_p * w_n
-
-    over all pairs of a positive row p and a negative row n. Sample weights w count; equal float32 logits s are ties.
-    NaN if a class is absent.
-    """
-
-    needs_group = False
+    name = "auc_roc"
+    title = "ROC AUC"
     direction = Direction.LARGER
+    headline = 4
 
     def __init__(self, num_thresholds: int = 0) -> None:
         """Chooses between the exact and the binned computation.
@@ -35,9 +33,24 @@ class RocAuc:
             raise ValueError(f"num_thresholds must be 0 (exact) or at least 2, got {num_thresholds}")
         self._num_thresholds = num_thresholds
 
+    @classmethod
+    def create(cls, num_auc_thresholds: int) -> Self:
+        """Creates the metric with a number of thresholds."""
+        return cls(num_auc_thresholds)
+
+
+class RocAuc(_RocAuc, ScoreMetric):
+    """Probability that a positive row outscores a negative one.
+
+        AUC = sum over pairs of w_p * w_n * (1 if s_p > s_n, 1/2 if s_p = s_n, else 0) / sum of w_p * w_n
+
+    over all pairs of a positive row p and a negative row n. Sample weights w count; equal float32 logits s are ties.
+    NaN if a class is absent.
+    """
+
     def result(self, rows: Rows, comm: Collectives) -> float:
         """Computes the AUC over the rows of all workers; if exact, with the memory of score_table. A collective."""
-        return self._binned(rows, comm) if self._num_thresholds else self.of_table(score_table(rows, comm), rows, comm)
+        return self._binned(rows, comm) if self._num_thresholds else super().result(rows, comm)
 
     def of_table(self, table: ScoreTable, rows: Rows, comm: Collectives) -> float:
         """Computes the AUC from an existing score table; with thresholds, from the rows. A collective."""
@@ -83,7 +96,7 @@ def _histogram(rows: Rows, num_bins: int) -> np.ndarray:
     return np.stack(weights).astype(np.float64)  # without rows, bincount returns integers
 
 
-class PrecisionRecallAuc:
+class PrecisionRecallAuc(ScoreMetric):
     """Average precision: the precision at every score, weighted by the recall that the score adds.
 
         PR AUC = sum over the distinct scores k, decreasing, of (R_k - R_(k-1)) * P_k
@@ -94,12 +107,9 @@ class PrecisionRecallAuc:
     rows gets the share of positives. NaN if no row is positive.
     """
 
-    needs_group = False
+    name = "pr_auc"
+    title = "PR AUC"
     direction = Direction.LARGER
-
-    def result(self, rows: Rows, comm: Collectives) -> float:
-        """Computes the area over the rows of all workers, with the memory of score_table. A collective."""
-        return self.of_table(score_table(rows, comm), rows, comm)
 
     def of_table(self, table: ScoreTable, rows: Rows, comm: Collectives) -> float:
         """Computes the area from an existing score table. A collective."""
@@ -112,3 +122,38 @@ class PrecisionRecallAuc:
         area = float(comm.sum_array(np.array([gained @ precision]))[0])
         positive = float(parts[:, 0].sum())
         return area / positive if positive > 0 else math.nan
+
+
+class OneVersusRestAuc(_RocAuc):
+    """Unweighted mean over classes of the ROC AUC of each class against all others, ranked by its probability.
+
+    A class's score is the logit of its probability, s_c - log(sum over the other classes d of exp(s_d)), rounded to
+    float32; equal scores are ties. Classes without rows, or with all rows, are left out. NaN if none is left.
+    """
+
+    def result(self, rows: Rows, comm: Collectives) -> float:
+        """Computes the mean AUC over the rows of all workers. A collective.
+
+        Takes the time of RocAuc once per class, and its memory plus 4 bytes per row and class.
+        """
+        auc = RocAuc(self._num_thresholds)
+        aucs = [
+            auc.result(rows._replace(logits=scores, labels=rows.labels == index), comm)
+            for index, scores in enumerate(_log_odds(rows))
+        ]
+        known = [auc for auc in aucs if not math.isnan(auc)]
+        return sum(known) / len(known) if known else math.nan
+
+
+def _log_odds(rows: Rows) -> np.ndarray:
+    """Returns log(p / (1 - p)) of every class's probability p, [classes, rows] float32."""
+    scores = np.empty(rows.logits.shape[::-1], np.float32)
+    end = 0
+    for block in blocks(rows):
+        start, end = end, end + len(block.logits)
+        columns = block.logits.T.astype(np.float64)
+        # The other classes' sum is joined from those before and those after: subtracting the own one would cancel.
+        before, behind = np.logaddexp.accumulate(columns[:-1]), np.logaddexp.accumulate(columns[:0:-1])[::-1]
+        inner = np.logaddexp(before[:-1], behind[1:])
+        scores[:, start:end] = as_logits(columns - np.concatenate([behind[:1], inner, before[-1:]]))
+    return scores

@@ -6,13 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.metrics.metric import Collectives, Direction, Rows
-from trainer.metrics.sums import ScoreTable, blocks, score_table, weighted_sums
+from trainer.metrics.metric import Collectives, Direction, Metric, blocks, weighted_sums
+from trainer.metrics.rows import Rows
+from trainer.metrics.score_table import ScoreMetric, ScoreTable
 
-BINS = 100
+BINS = 100  # of the calibration error
+POINTS = 20  # of the calibration curve; divides BINS
+CURVE = "calibration_curve"  # the key in the log, before a task's name
 
 
-class Calibration:
+class Calibration(Metric):
     """Ratio of predicted to actual positives.
 
         calibration = sum of w * p / sum of w * y
@@ -22,16 +25,19 @@ class Calibration:
     and empirical CTR"). NaN if no row is positive.
     """
 
-    needs_group = False
+    name = "calibration"
+    title = "Calibration"
     direction = Direction.NEAREST_1
 
     def result(self, rows: Rows, comm: Collectives) -> float:
         """Computes the ratio over the rows of all workers. A collective."""
-        predicted, actual, _ = weighted_sums(rows, comm, lambda block: probability(block.logits), _label)
+        predicted, actual, _ = weighted_sums(
+            rows, comm, lambda block: probability(block.logits), lambda block: block.labels.astype(np.float64)
+        )
         return predicted / actual if actual > 0 else math.nan
 
 
-class CalibrationError:
+class CalibrationError(ScoreMetric):
     """Expected calibration error over 100 bins of equal mass, by increasing score.
 
         ECE = sum over bins of |sum of w * p - sum of w * y| / sum of w over all rows
@@ -47,12 +53,9 @@ class CalibrationError:
     rounded. (The sums within bins use the original weights.)
     """
 
-    needs_group = False
+    name = "calibration_error"
+    title = "Calibration error"
     direction = Direction.SMALLER
-
-    def result(self, rows: Rows, comm: Collectives) -> float:
-        """Computes the error over the rows of all workers, with the memory of score_table. A collective."""
-        return self.of_table(score_table(rows, comm), rows, comm)
 
     def of_table(self, table: ScoreTable, rows: Rows, comm: Collectives) -> float:
         """Computes the error from an existing score table. A collective."""
@@ -85,10 +88,6 @@ def probability(logits: np.ndarray) -> np.ndarray:
     return np.where(logits >= 0, 1, small) / (1 + small)
 
 
-def _label(rows: Rows) -> np.ndarray:
-    return rows.labels.astype(np.float64)
-
-
 def _bin_borders(table: ScoreTable, comm: Collectives) -> np.ndarray:
     """Returns the lowest score in bin 1 or above, 2 or above, ..., [99] float32, rising; infinite if there is none."""
     mass = table.mass.astype(np.int64)
@@ -99,10 +98,6 @@ def _bin_borders(table: ScoreTable, comm: Collectives) -> np.ndarray:
     first = np.searchsorted(bins, np.arange(1, BINS))
     # The lowest score over all workers; a worker without such a score contributes infinity.
     return comm.gather_rows(np.append(table.scores, np.float32(np.inf))[first][np.newaxis]).min(axis=0)
-
-
-CURVE = "calibration_curve"  # the key in the log, before a task's name
-POINTS = 20
 
 
 class CalibrationCurve(NamedTuple):

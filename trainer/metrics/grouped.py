@@ -1,4 +1,4 @@
-"""Area under the ROC curve within groups."""
+"""Metrics that rank rows within groups: grouped AUC, and mean average precision (MAP@12)."""
 
 import math
 from collections.abc import Sequence
@@ -6,11 +6,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.metrics.metric import Collectives, Direction, Rows, exchange_columns, splitters
-from trainer.metrics.sums import number_groups, rising_key, run_starts, score_of_key, sum_before, sum_runs
+from trainer.metrics.metric import Collectives, Direction, Metric
+from trainer.metrics.rows import Rows
+from trainer.metrics.sorting import (
+    exchange_columns,
+    number_groups,
+    rising_key,
+    run_starts,
+    score_of_key,
+    splitters,
+    sum_before,
+    sum_runs,
+)
+
+RANKS = 12  # MAP@12, the measure of the click prediction contest that the recipe is based on
+_HARMONIC = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, RANKS + 1))])
+_HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2 ** 64 / golden ratio: spreads adjacent IDs evenly
 
 
-class GroupedAuc:
+class GroupedAuc(Metric):
     """Mean over groups of the ROC AUC of their rows, weighted by each group's total weight.
 
         GAUC = sum over groups of W_g * AUC_g / sum over groups of W_g,    W_g = sum of the group's weights w
@@ -20,8 +34,10 @@ class GroupedAuc:
     2017. AUC_g is computed as in RocAuc: sample weights count, ties count one half. NaN if no group has both classes.
     """
 
-    needs_group = True
+    name = "gauc"
+    title = "GAUC"
     direction = Direction.LARGER
+    needs_group = True
 
     def result(self, rows: Rows, comm: Collectives) -> float:
         """Computes the GAUC over the rows of all workers. A collective.
@@ -150,12 +166,7 @@ def _weighted_area(groups: _Parts) -> np.ndarray:
     return np.array([weights @ (groups.pairs[known] / pairs[known]), weights.sum()])
 
 
-RANKS = 12  # MAP@12, the measure of the click prediction contest that the recipe is based on
-_HARMONIC = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, RANKS + 1))])
-_HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2 ** 64 / golden ratio: spreads adjacent IDs evenly
-
-
-class MeanAveragePrecision:
+class MeanAveragePrecision(Metric):
     """Mean over groups of the average precision within the first 12 ranks.
 
         AP = sum over ranks k <= 12 with a positive of (positives in ranks 1 to k) / k
@@ -167,8 +178,11 @@ class MeanAveragePrecision:
     weights are ignored, except that rows of weight 0 are dropped. NaN if no group has a positive.
     """
 
-    needs_group = True
+    name = "streaming_map_val"
+    title = "MAP@12"
     direction = Direction.LARGER
+    headline = 5
+    needs_group = True
 
     def result(self, rows: Rows, comm: Collectives) -> float:
         """Computes the MAP over the rows of all workers. A collective.

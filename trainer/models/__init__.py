@@ -10,14 +10,14 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from data.errors import DataError
-from trainer.config import Flag, ModelOptions, flags_of
+from trainer.config import Flag, ModelOptions, section_flags
 from trainer.layout import InputSchema
 
 if TYPE_CHECKING:
     from trainer.embeddings.shards import Shards
     from trainer.models.network import Network
     from trainer.models.ranking import RankingModel
-    from trainer.tasks.tasks import Task
+    from trainer.tasks.task import Task
 
 # Name -> module:class of its network.
 MODELS = {
@@ -42,7 +42,7 @@ def model_flags() -> dict[str, Flag]:
     """Return the flags of all models by name."""
     flags: dict[str, Flag] = {}
     for name in MODELS:
-        flags |= flags_of(network_class(name).options_class)
+        flags |= section_flags(network_class(name).options_class)
     return flags
 
 

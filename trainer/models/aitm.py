@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainer.config import option
-from trainer.models.lazy import layers, tf
+from trainer.lazy import tf
+from trainer.models.lazy import layers
 from trainer.models.multitask import MultiTaskOptions
 from trainer.models.network import Network
-from trainer.tasks.tasks import Task, logit_columns
+from trainer.tasks.task import Task, logit_columns
 
 if TYPE_CHECKING:
     from trainer.models.step_context import StepContext
@@ -76,7 +77,7 @@ class Aitm(Network):
         for task, above in self.chain:
             if above is None or self.tasks[task].given is not None:
                 continue
-            if {self.tasks[task].kind, self.tasks[above].kind} == {"binary"}:
+            if self.tasks[task].is_binary and self.tasks[above].is_binary:
                 p_task, p_before = (tf.sigmoid(logits[:, columns[index]])[:, 0] for index in (task, above))
                 context.penalties.append(self.options.calibrator_weight * tf.nn.relu(p_task - p_before))
 

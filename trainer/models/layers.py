@@ -14,7 +14,7 @@ import tensorflow as tf
 from trainer.models.step_context import ACTIVATIONS, StepContext, relu_with_dropout
 from trainer.process.device import has_units, on_gpu, own_flags
 from trainer.seeds import seed_of
-from trainer.tasks.tasks import Task
+from trainer.tasks.task import Task
 
 
 @dataclass(frozen=True)

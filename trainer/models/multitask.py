@@ -20,7 +20,8 @@ import numpy as np
 from data.errors import DataError
 from data.spec.yaml_reader import read_yaml
 from trainer.config import ModelOptions, Units, option
-from trainer.models.lazy import layers, tf
+from trainer.lazy import tf
+from trainer.models.lazy import layers
 from trainer.models.network import Network, count_weights
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ class MultiTask(Network):
             self.experts.append(
                 layers.MLP(options.expert_hidden_units, self.dense_config, stacks=experts, name=f"experts_{number}")
             )
-            if experts > 1:
+            if experts > 1:  # a single expert always weighs 1
                 gates = layers.Gates(
                     level.readable,
                     options.gate_hidden_units,

@@ -7,8 +7,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 from trainer.config import ModelOptions
-from trainer.models.lazy import layers, tf
-from trainer.tasks.tasks import Task
+from trainer.lazy import tf
+from trainer.models.lazy import layers
+from trainer.tasks.task import Task
 
 if TYPE_CHECKING:
     import keras

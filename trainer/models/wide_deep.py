@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from trainer.config import ModelOptions, Units, option
-from trainer.models.lazy import layers, tf
+from trainer.lazy import tf
+from trainer.models.lazy import layers
 from trainer.models.network import Network, count_weights
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class WideDeep(Network):
     def build(self) -> None:
         """Creates the hidden layers and a linear head for all tasks."""
         self.hidden = layers.MLP(self.options.deep_hidden_units, self.dense_config, name="hidden")
+        # Logits are float32, whatever the compute dtype of the hidden layers.
         self.head = layers.Dense(self.outputs, self.dense_config.logits, name="head")
 
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:

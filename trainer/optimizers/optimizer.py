@@ -105,8 +105,8 @@ class Optimizer:
         weight = tf.convert_to_tensor(table)  # [rows, width]
         slots = {slot: tf.convert_to_tensor(value) for slot, value in self._slots[name].items()}
         has_gradient = tf.reduce_any(gradient != 0, axis=1)  # [rows]
-        elapsed = tf.constant(1.0)
-        if (last_step := self._last_step.get(name)) is not None:
+        elapsed, last_step = tf.constant(1.0), self._last_step.get(name)
+        if last_step is not None:
             elapsed = (now - last_step)[:, tf.newaxis]  # [rows, 1]
             last_step.assign(tf.where(has_gradient, now, last_step))
         new_weight, new_slots = self._updated(name, weight, gradient, slots, elapsed, step)
@@ -119,8 +119,8 @@ class Optimizer:
         table, ids, now = self._tables[name], gradient.indices, tf.cast(step, tf.float32)
         weight = tf.gather(table, ids)  # [n, width]
         slots = {slot: tf.gather(value, ids) for slot, value in self._slots[name].items()}
-        elapsed = tf.constant(1.0)
-        if (last_step := self._last_step.get(name)) is not None:
+        elapsed, last_step = tf.constant(1.0), self._last_step.get(name)
+        if last_step is not None:
             elapsed = (now - tf.gather(last_step, ids))[:, tf.newaxis]  # [n, 1]
             _scatter(last_step, ids, tf.fill(tf.shape(ids), now))
         new_weight, new_slots = self._updated(name, weight, gradient.values, slots, elapsed, step)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-    from trainer.config import DeepOptimizer
+from trainer.config import DeepOptimizer
+from trainer.lazy import tf
 
 Slots = Mapping[str, "tf.Tensor"]
 
@@ -69,8 +67,8 @@ class RMSprop(UpdateRule):
         self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
         """Applies the update, catching up on the decay of steps without a gradient."""
-        mean_square = self.rho**elapsed * slots["mean_square"] + (1.0 - self.rho) * (gradient * gradient)
-        return weight - rate * gradient / (_sqrt(mean_square) + self.epsilon), {"mean_square": mean_square}
+        mean_square = tf.pow(self.rho, elapsed) * slots["mean_square"] + (1.0 - self.rho) * tf.square(gradient)
+        return weight - rate * gradient / (tf.sqrt(mean_square) + self.epsilon), {"mean_square": mean_square}
 
 
 @dataclass(frozen=True)
@@ -91,9 +89,9 @@ class Ftrl(UpdateRule):
         self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
         """Applies the update; `elapsed` and `step` are not used."""
-        accumulator = slots["accumulator"] + gradient * gradient
-        root = _sqrt(accumulator)
-        linear = slots["linear"] + gradient - (root - _sqrt(slots["accumulator"])) / rate * weight
+        accumulator = slots["accumulator"] + tf.square(gradient)
+        root = tf.sqrt(accumulator)
+        linear = slots["linear"] + gradient - (root - tf.sqrt(slots["accumulator"])) / rate * weight
         return -linear * rate / root, {"accumulator": accumulator, "linear": linear}
 
 
@@ -117,11 +115,11 @@ class Adam(UpdateRule):
         self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
         """Applies the update, catching up on the moments' decay of steps without a gradient."""
-        mean = self.beta_1**elapsed * slots["mean"] + (1.0 - self.beta_1) * gradient
-        mean_square = self.beta_2**elapsed * slots["mean_square"] + (1.0 - self.beta_2) * (gradient * gradient)
+        mean = tf.pow(self.beta_1, elapsed) * slots["mean"] + (1.0 - self.beta_1) * gradient
+        mean_square = tf.pow(self.beta_2, elapsed) * slots["mean_square"] + (1.0 - self.beta_2) * tf.square(gradient)
         # Bias correction by the step of the run, not by a row's number of updates: moments decay with every step.
-        corrected_rate = rate * _sqrt(1.0 - self.beta_2**step) / (1.0 - self.beta_1**step)
-        new_weight = weight - corrected_rate * mean / (_sqrt(mean_square) + self.epsilon)
+        corrected_rate = rate * tf.sqrt(1.0 - tf.pow(self.beta_2, step)) / (1.0 - tf.pow(self.beta_1, step))
+        new_weight = weight - corrected_rate * mean / (tf.sqrt(mean_square) + self.epsilon)
         return new_weight, {"mean": mean, "mean_square": mean_square}
 
 
@@ -164,8 +162,8 @@ class Adagrad(UpdateRule):
         self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
         """Applies the update; `elapsed` and `step` are not used."""
-        accumulator = slots["accumulator"] + gradient * gradient
-        return weight - rate * gradient / _sqrt(accumulator + self.epsilon), {"accumulator": accumulator}
+        accumulator = slots["accumulator"] + tf.square(gradient)
+        return weight - rate * gradient / tf.sqrt(accumulator + self.epsilon), {"accumulator": accumulator}
 
 
 @dataclass(frozen=True)
@@ -187,9 +185,3 @@ OPTIMIZERS: dict[str, type[UpdateRule]] = {
     "adagrad": Adagrad,
     "sgd": SGD,
 }
-
-
-def _sqrt(x: tf.Tensor) -> tf.Tensor:
-    import tensorflow as tf
-
-    return tf.sqrt(x)

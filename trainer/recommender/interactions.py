@@ -16,6 +16,7 @@ from data.preprocess.splits import TEST, TRAIN, draw_mappings
 from data.preprocess.tables import embedding_sizes
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, name_mistake
+from data.spec.task_types import TASK_TYPES, LabelKind
 from trainer.recommender.columns import (
     KINDS,
     RawColumn,
@@ -27,7 +28,7 @@ from trainer.recommender.columns import (
 )
 from trainer.recommender.entities import Entities, RawEntities
 
-TASK_KINDS = ("binary", "regression")
+TASK_KINDS = [name for name, kind in TASK_TYPES.items() if kind is not LabelKind.CLASS]
 TASKS_EXAMPLE = f"{{'liked': '{TASK_KINDS[0]}', 'rating': '{TASK_KINDS[1]}'}}"
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -171,13 +172,13 @@ class Interactions:
 def _check_label(labels: pd.Series, kind: str) -> None:
     if kind not in TASK_KINDS:
         raise DataError(f"tasks: {labels.name!r}: {kind!r}; expected one of {', '.join(TASK_KINDS)}")
-    numbers = as_numbers(str(labels.name), labels)
+    is_binary, numbers = TASK_TYPES[kind] is LabelKind.BINARY, as_numbers(str(labels.name), labels)
     known = numbers[~np.isnan(numbers)]
     if not len(known):
         raise DataError(f"column {labels.name!r} is a label and holds nothing; leave the task out")
-    wrong = known[~np.isin(known, [0, 1]) if kind == "binary" else np.abs(known) > LARGEST]
+    wrong = known[~np.isin(known, [0, 1]) if is_binary else np.abs(known) > LARGEST]
     if len(wrong):
-        expected = "0, 1 or null (a number is a regression)" if kind == "binary" else "numbers of float32 or null"
+        expected = "0, 1 or null (a number is a regression)" if is_binary else "numbers of float32 or null"
         raise DataError(f"column {labels.name!r} is a {kind} label and holds {wrong[0]:g}; expected {expected}")
 
 

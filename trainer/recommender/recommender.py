@@ -14,7 +14,7 @@ from data.errors import DataError, nearest, shown
 from trainer.process.startup import import_tensorflow
 from trainer.recommender.columns import frame_hint, require_mapping
 from trainer.recommender.interactions import Interactions
-from trainer.recommender.training import flags_of, train
+from trainer.recommender.training import to_flags, train
 
 if TYPE_CHECKING:
     from trainer.recommender.fitted import Fitted
@@ -55,7 +55,7 @@ class Recommender:
             "learning_rate": learning_rate,
         }
         self._options |= {"eval_batch_size": 16_384} | options
-        self._flags = flags_of(self._options)  # raises for invalid options now rather than in `fit`
+        self._flags = to_flags(self._options)  # raises for invalid options now rather than in `fit`
         self._verbose = verbose
         self._state: Fitted | None = None
 

@@ -11,7 +11,7 @@ from data.loading.batch import PAD
 from data.preprocess.keys import Values, as_keys, as_lists, as_numbers
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.layout import CategoricalInput
-from trainer.metrics.calibration import probability
+from trainer.tasks.task import logit_columns
 
 # Rows per forward pass, which bounds the memory for activations.
 ROWS_AT_ONCE = 65_536
@@ -70,11 +70,9 @@ class Scorer:
         for start in range(0, len(ids), ROWS_AT_ONCE):
             block = slice(start, start + ROWS_AT_ONCE)
             blocks.append(self._forward(tf.constant(ids[block]), tf.constant(numerical[block])).numpy())
-        predictions = np.concatenate(blocks).astype(np.float64)
-        for index, task in enumerate(self._tasks):
-            if task.kind == "binary":
-                predictions[:, index] = probability(predictions[:, index].astype(np.float32))
-        return predictions
+        logits = np.concatenate(blocks)
+        columns = zip(self._tasks, logit_columns(self._tasks), strict=True)
+        return np.concatenate([task.predictions(logits[:, of_task]) for task, of_task in columns], axis=1)
 
 
 def _padded(columns: CategoricalInput, values: Values) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from data.errors import DataError, nearest
-from data.storage.typed_json import read_typed
 from trainer.cli import make_options
-from trainer.config import TrainingOptions
+from trainer.config import Flag, TrainingOptions, section_flags
 from trainer.inputs import open_inputs
 from trainer.models import model_flags
 from trainer.process.startup import import_tensorflow
@@ -22,7 +20,7 @@ from trainer.process.worker_env import WorkerEnv
 FLAGS = {"epochs": "num_epochs", "batch_size": "global_batch_size", "learning_rate": "deep_learning_rate"}
 
 
-def flags_of(options: Mapping[str, Any]) -> dict[str, Any]:
+def to_flags(options: Mapping[str, Any]) -> dict[str, Any]:
     """Converts options of the Recommender to flags of main.py, without those for paths.
 
     Args:
@@ -35,10 +33,10 @@ def flags_of(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         DataError: if an option is unknown or has an invalid value.
     """
-    hints = {name: hint for name, (_, hint) in model_flags().items()} | typing.get_type_hints(TrainingOptions)
+    flags = model_flags() | section_flags(TrainingOptions)
     # The application decides which CPU cores it uses.
-    known = hints.keys() - {"affinity", *FLAGS.values()} | FLAGS.keys()
-    flags = {}
+    known = flags.keys() - {"affinity", *FLAGS.values()} | FLAGS.keys()
+    values = {}
     for name, value in options.items():
         if name not in known:
             near = nearest(name, known)
@@ -46,16 +44,16 @@ def flags_of(options: Mapping[str, Any]) -> dict[str, Any]:
             raise DataError(f"Recommender has no option {name!r}{hint} (there are {', '.join(sorted(known))})")
         if value is not None:
             flag = FLAGS.get(name, name)
-            flags[flag] = _converted(flag, hints[flag], value)
-    make_options(flags)  # checks the limits and the flags against each other
-    return flags
+            values[flag] = _converted(flags[flag], value)
+    make_options(values)  # checks the limits and the flags against each other
+    return values
 
 
 def train(flags: Mapping[str, Any], dataset: Path, folder: Path, *, verbose: bool) -> Path:
     """Trains on a dataset, evaluating after each epoch, and returns the folder of the best model.
 
     Args:
-        flags: flags from `flags_of`.
+        flags: flags from `to_flags`.
         dataset: folder of the dataset.
         folder: existing folder for checkpoints and results.
         verbose: whether to show the output of training.
@@ -79,16 +77,13 @@ def train(flags: Mapping[str, Any], dataset: Path, folder: Path, *, verbose: boo
     return folder / "models" / "model"
 
 
-def _converted(flag: str, hint: Any, value: Any) -> Any:
+def _converted(flag: Flag, value: Any) -> Any:
     """Returns a value as the type of its flag. A single number stands for a list of one."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
-    item = model_flags()[flag][0] if flag in model_flags() else None
-    if isinstance(value, str) and item is not None and item.metadata["parse"] is not None:
-        return item.metadata["parse"]([value])  # such as the path of a file with units per label
-    try:
-        with contextlib.suppress(ValueError):
-            return read_typed(hint, [value], f"--{flag}")
-        return read_typed(hint, value, f"--{flag}")
-    except ValueError as error:
-        raise DataError(str(error)) from error
+    parse = flag.field.metadata["parse"]
+    if isinstance(value, str) and parse is not None:
+        return parse([value])  # such as the path of a file with units per label
+    with contextlib.suppress(DataError):
+        return flag.read([value])
+    return flag.read(value)

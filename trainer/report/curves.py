@@ -7,20 +7,9 @@ from dataclasses import dataclass, replace
 from trainer.logging.gate_records import LevelRecord
 from trainer.report.runs import MEASURED, Point, Run, metric_keys
 from trainer.report.table import best_of, is_quality
+from trainer.tasks.evaluation import metrics_by_name
 
-TITLES = {
-    "loss": "Loss",
-    "auc_roc": "ROC AUC",
-    "streaming_map_val": "MAP@12",
-    "pr_auc": "PR AUC",
-    "gauc": "GAUC",
-    "normalized_entropy": "Normalized entropy",
-    "calibration": "Calibration",
-    "calibration_error": "Calibration error",
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "accuracy": "Accuracy",
-}
+TITLES = {"loss": "Loss"} | {name: metric.title for name, metric in metrics_by_name().items()}
 MEAN, ALL_TASKS = "mean", "all tasks"
 # Upper limits of what is drawn; tables contain everything.
 MAX_CHARTS, MAX_TASKS, MAX_GATES, MAX_EXPERTS = 24, 24, 24, 64

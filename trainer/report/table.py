@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 
 from trainer.logging.progress import format_count
-from trainer.metrics import direction_of
 from trainer.metrics.metric import Direction
 from trainer.report.runs import Point, Run, metric_keys, training_loss
+from trainer.tasks.evaluation import metric_of
 
 MISSING = "-"
 WIDEST = 120
@@ -48,7 +48,7 @@ def best_of(key: str, values: Sequence[float]) -> float:
 def metric_direction(key: str) -> Direction | None:
     """Returns which values of a key are better; None for a key that is no metric of this program."""
     try:
-        return direction_of(key)
+        return metric_of(key).direction
     except ValueError:
         return None
 

@@ -1,1 +1,1 @@
-"""Tasks, their losses, and the methods that combine the losses of several tasks."""
+"""Task types (a file each), the losses and the evaluation of all tasks, and loss weightings."""

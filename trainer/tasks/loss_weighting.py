@@ -1,28 +1,55 @@
-"""Loss weighting methods that use the gradient of every task with respect to the shared weights."""
+"""Loss weighting: methods that combine the losses of several tasks."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Self
 
-import tensorflow as tf
+from trainer.config import TrainingOptions
+from trainer.lazy import tf
+from trainer.tasks.task import Task
 
 Wants = Literal["nothing", "last", "all"]
 
+LOG_VARIANCE_LIMIT = 5.0
+DWA_TEMPERATURE = 2.0
+GRADNORM_RATE = 0.025
+GRADNORM_LEAST = 1e-3
 
-class LossWeighting(Protocol):
-    """A method that combines the losses of several tasks."""
 
-    @property
-    def weights(self) -> dict[str, tf.Variable]:
-        """Name -> float32 variable to train with the deep part."""
+class LossWeighting:
+    """Fixed weights: sum_k w_k L_k, and the base class of all methods that combine the losses L_k of several tasks.
 
-    @property
-    def state(self) -> dict[str, tf.Variable]:
-        """Name -> variable to checkpoint besides the trained ones."""
+    A method overrides what it does differently.
 
-    @property
-    def wants(self) -> Wants:
-        """Shared weights whose gradients `combine` gets: the last kernel or all; with "nothing", it is not called."""
+    Args:
+        tasks: the tasks, with their loss weights w_k.
+        seed: seed of random weights and orders.
+
+    Attributes:
+        wants: shared weights whose gradients `combine` gets: the last kernel or all; with "nothing", it is not called.
+        loss_weights: w_k, [tasks] float32.
+        weights: name -> float32 variable to train with the deep part.
+        state: name -> variable to checkpoint besides the trained ones.
+    """
+
+    wants: ClassVar[Wants] = "nothing"
+
+    def __init__(self, tasks: Sequence[Task], seed: int):
+        self.loss_weights = tf.constant([task.loss_weight for task in tasks], tf.float32)
+        self.weights: dict[str, tf.Variable] = {}
+        self.state: dict[str, tf.Variable] = {}
+        self._seed = seed
+
+    @classmethod
+    def from_options(cls, tasks: Sequence[Task], options: TrainingOptions) -> Self:
+        """Creates the method with the flags, of which most methods use none but the seed."""
+        return cls(tasks, options.seed)
+
+    def factors(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the tasks' factors in a step (from 1), [tasks] float32; they are not differentiated."""
+        return self.loss_weights
 
     def total(self, shares: tf.Tensor, weights: dict[str, tf.Tensor], factors: tf.Tensor, workers: int) -> tf.Tensor:
         """Computes this worker's share of the loss, scalar float32.
@@ -33,9 +60,7 @@ class LossWeighting(Protocol):
             factors: [tasks] float32, result of `factors`.
             workers: number of workers.
         """
-
-    def factors(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns the tasks' factors in a step (from 1), [tasks] float32; they are not differentiated."""
+        return tf.reduce_sum(factors * shares)
 
     def combine(self, gradients: tf.Tensor, losses: tf.Tensor, step: tf.Tensor) -> tf.Tensor | None:
         """Processes the tasks' gradients when a step is applied.
@@ -49,57 +74,28 @@ class LossWeighting(Protocol):
         Returns:
             [values] float32 to replace the gradient of the sum, or None to keep it.
         """
+        return None
 
     def end_epoch(self, losses: Sequence[float]) -> None:
         """Records the mean loss of each task over the epoch, which is the same on every worker."""
 
-
-LOG_VARIANCE_LIMIT = 5.0
-DWA_TEMPERATURE = 2.0
-
-
-class Static:
-    """Fixed weights: sum_k w_k L_k"""
-
-    def __init__(self, loss_weights: Sequence[float], seed: int):
-        self.loss_weights = tf.constant(loss_weights, tf.float32)
-        self.weights: dict[str, tf.Variable] = {}
-        self.state: dict[str, tf.Variable] = {}
-
-    @property
-    def wants(self) -> Wants:
-        """Needs no gradients of single tasks."""
-        return "nothing"
-
-    def total(self, shares: tf.Tensor, weights: dict[str, tf.Tensor], factors: tf.Tensor, workers: int) -> tf.Tensor:
-        """Returns the sum of the shares times their factors."""
-        return tf.reduce_sum(factors * shares)
-
-    def factors(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns the fixed loss weights."""
-        return self.loss_weights
-
-    def combine(self, gradients: tf.Tensor, losses: tf.Tensor, step: tf.Tensor) -> tf.Tensor | None:
-        """Keeps the gradient of the sum."""
-        return None
-
-    def end_epoch(self, losses: Sequence[float]) -> None:
-        """Ignores the losses."""
+    def _seed_of(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns a seed that depends on nothing else: equal on all workers, and reproduced by a resumed run."""
+        return tf.stack([tf.constant(self._seed), tf.cast(step, tf.int32)])
 
 
-class Uncertainty(Static):
+class Uncertainty(LossWeighting):
     """Uncertainty weighting with trained s_k = log sigma_k^2: sum_k w_k (c_k exp(-s_k) L_k + s_k / 2)
 
-    with c_k = 1 for classification and 1/2 for regression. s_k starts at 0 and is clipped to [-5, 5]: without a bound,
-    a task whose loss approaches 0 would take all the weight. Source: Kendall, Gal and Cipolla, "Multi-Task Learning
-    Using Uncertainty to Weigh Losses", CVPR 2018.
+    with c_k the task's `uncertainty_factor`, 1 for classification and 1/2 for regression. s_k starts at 0 and is
+    clipped to [-5, 5]: without a bound, a task whose loss approaches 0 would take all the weight. Source: Kendall, Gal
+    and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses", CVPR 2018.
     """
 
-    def __init__(self, loss_weights: Sequence[float], seed: int, regressions: Sequence[bool] = ()):
-        super().__init__(loss_weights, seed)
-        halves = [0.5 if regression else 1.0 for regression in regressions] or [1.0] * len(loss_weights)
-        self._scales = tf.constant(halves, tf.float32)
-        self.weights = {"loss_log_variance": tf.Variable(tf.zeros(len(loss_weights)))}
+    def __init__(self, tasks: Sequence[Task], seed: int):
+        super().__init__(tasks, seed)
+        self._scales = tf.constant([task.uncertainty_factor for task in tasks], tf.float32)
+        self.weights = {"loss_log_variance": tf.Variable(tf.zeros(len(tasks)))}
 
     def total(self, shares: tf.Tensor, weights: dict[str, tf.Tensor], factors: tf.Tensor, workers: int) -> tf.Tensor:
         """Returns this worker's share of the weighted losses and of the terms s_k / 2."""
@@ -108,38 +104,30 @@ class Uncertainty(Static):
         return tf.reduce_sum(factors * (self._scales * tf.exp(-variance) * shares + variance / 2 / workers))
 
 
-class RandomWeights(Static):
+class RandomWeights(LossWeighting):
     """Random weighting: sum_k K softmax(z)_k w_k L_k, with new z ~ N(0, 1)^K in every step.
 
     Source: Lin et al., "Reasonable Effectiveness of Random Weighting", TMLR 2022.
     """
 
-    def __init__(self, loss_weights: Sequence[float], seed: int):
-        super().__init__(loss_weights, seed)
-        self._seed = seed
-
     def factors(self, step: tf.Tensor) -> tf.Tensor:
         """Draws the factors of a step."""
         tasks = self.loss_weights.shape[0]
-        # A pure function of seed and step: the same on all workers, and reproduced by a resumed run.
-        normal = tf.random.stateless_normal([tasks], seed=tf.stack([tf.constant(self._seed), tf.cast(step, tf.int32)]))
+        normal = tf.random.stateless_normal([tasks], seed=self._seed_of(step))
         return tasks * tf.nn.softmax(normal) * self.loss_weights
 
 
-class DynamicWeightAverage(Static):
+class DynamicWeightAverage(LossWeighting):
     """Dynamic weight average: sum_k K softmax(r / T)_k w_k L_k
 
     with r_k = L_k(last epoch) / L_k(the epoch before), T = 2, and r = 1 during the first two epochs. Source: Liu, Johns
     and Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019, section 3.3.
     """
 
-    def __init__(self, loss_weights: Sequence[float], seed: int):
-        super().__init__(loss_weights, seed)
-        tasks = len(loss_weights)
-        self.state = {
-            "loss_last_epoch": tf.Variable(tf.fill([tasks], math.nan), trainable=False),
-            "loss_epoch_before": tf.Variable(tf.fill([tasks], math.nan), trainable=False),
-        }
+    def __init__(self, tasks: Sequence[Task], seed: int):
+        super().__init__(tasks, seed)
+        names = ("loss_last_epoch", "loss_epoch_before")
+        self.state = {name: tf.Variable(tf.fill([len(tasks)], math.nan), trainable=False) for name in names}
 
     def factors(self, step: tf.Tensor) -> tf.Tensor:
         """Returns the factors, which change with every epoch."""
@@ -154,11 +142,7 @@ class DynamicWeightAverage(Static):
         self.state["loss_last_epoch"].assign(tf.constant(losses, tf.float32))
 
 
-GRADNORM_RATE = 0.025
-GRADNORM_LEAST = 1e-3
-
-
-class GradNorm(Static):
+class GradNorm(LossWeighting):
     """GradNorm: sum_k v_k w_k L_k, with v_k adapted until all tasks train at the same pace.
 
     Let g_k be the gradient of w_k L_k with respect to the last shared kernel, G_k = v_k |g_k|, and r_k the ratio
@@ -167,24 +151,25 @@ class GradNorm(Static):
     left out of it. Source: Chen et al., "GradNorm", ICML 2018, equations 1 and 2.
 
     Args:
-        loss_weights: weight w_k of each task.
+        tasks: the tasks, with their loss weights w_k.
         seed: not used.
         alpha: how strongly slowly learning tasks are favoured.
     """
 
-    def __init__(self, loss_weights: Sequence[float], seed: int, alpha: float = 1.5):
-        super().__init__(loss_weights, seed)
+    wants = "last"
+
+    def __init__(self, tasks: Sequence[Task], seed: int, alpha: float = 1.5):
+        super().__init__(tasks, seed)
         self._alpha = alpha
-        tasks = len(loss_weights)
         self.state = {
-            "gradnorm_weights": tf.Variable(tf.ones(tasks), trainable=False),
-            "gradnorm_first_losses": tf.Variable(tf.fill([tasks], math.nan), trainable=False),
+            "gradnorm_weights": tf.Variable(tf.ones(len(tasks)), trainable=False),
+            "gradnorm_first_losses": tf.Variable(tf.fill([len(tasks)], math.nan), trainable=False),
         }
 
-    @property
-    def wants(self) -> Wants:
-        """Needs the gradients with respect to the last shared kernel."""
-        return "last"
+    @classmethod
+    def from_options(cls, tasks: Sequence[Task], options: TrainingOptions) -> Self:
+        """Creates the method with --gradnorm_alpha."""
+        return cls(tasks, options.seed, options.gradnorm_alpha)
 
     def factors(self, step: tf.Tensor) -> tf.Tensor:
         """Returns the factors v_k w_k."""
@@ -211,7 +196,7 @@ class GradNorm(Static):
         return None
 
 
-class PCGrad(Static):
+class PCGrad(LossWeighting):
     """PCGrad: the sum of the tasks' gradients after removing from each what conflicts with the others.
 
     g_k is the gradient of w_k L_k with respect to the shared weights. Each g_i is compared with the others in random
@@ -220,22 +205,13 @@ class PCGrad(Static):
     Source: Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, algorithm 1.
     """
 
-    def __init__(self, loss_weights: Sequence[float], seed: int):
-        super().__init__(loss_weights, seed)
-        self._seed = seed
-
-    @property
-    def wants(self) -> Wants:
-        """Needs the gradients with respect to all shared weights."""
-        return "all"
+    wants = "all"
 
     def combine(self, gradients: tf.Tensor, losses: tf.Tensor, step: tf.Tensor) -> tf.Tensor | None:
         """Returns the sum of the projected gradients, [values] float32."""
         own = gradients * self.loss_weights[:, tf.newaxis]  # [tasks, values]
         tasks = own.shape[0]
-        draws = tf.random.stateless_uniform(
-            [tasks, tasks], tf.stack([tf.constant(self._seed), tf.cast(step, tf.int32)])
-        )
+        draws = tf.random.stateless_uniform([tasks, tasks], self._seed_of(step))
         # Works on the [tasks, tasks] scalar products: no projection touches the long gradients.
         shares = project(tf.linalg.matmul(own, own, transpose_b=True), tf.argsort(draws, axis=1))
         return tf.linalg.matvec(own, tf.reduce_sum(shares, axis=0), transpose_a=True)
@@ -253,8 +229,8 @@ def project(products: tf.Tensor, orders: tf.Tensor) -> tf.Tensor:
     """
     tasks = products.shape[0]
     shares, squares = tf.eye(tasks), tf.linalg.diag_part(products)
-    for place in range(tasks):
-        others = orders[:, place]  # [tasks]: the task that each one is compared with in this round
+    for index in range(tasks):
+        others = orders[:, index]  # [tasks]: the task that each one is compared with in this round
         # Projected g_i . g_j with the original g_j, as in the paper.
         along = tf.reduce_sum(shares * tf.gather(products, others), axis=1)
         conflicts = (along < 0) & (others != tf.range(tasks))
@@ -263,32 +239,12 @@ def project(products: tf.Tensor, orders: tf.Tensor) -> tf.Tensor:
     return shares
 
 
-__all__ = ["METHODS", "LossWeighting", "make_loss_weighting"]
-
-METHODS = {
-    "static": Static,
+# The choices of --loss_weighting.
+LOSS_WEIGHTINGS: dict[str, type[LossWeighting]] = {
+    "static": LossWeighting,
     "uncertainty": Uncertainty,
     "gradnorm": GradNorm,
     "dwa": DynamicWeightAverage,
     "rlw": RandomWeights,
     "pcgrad": PCGrad,
 }
-
-
-def make_loss_weighting(
-    method: str, loss_weights: Sequence[float], regressions: Sequence[bool], seed: int, *, gradnorm_alpha: float = 1.5
-) -> LossWeighting:
-    """Creates a loss weighting method by name.
-
-    Args:
-        method: key of METHODS.
-        loss_weights: weight w_k of each task.
-        regressions: whether each task is a regression.
-        seed: seed of random weights and orders.
-        gradnorm_alpha: GradNorm's `alpha`.
-    """
-    if method == "uncertainty":
-        return Uncertainty(loss_weights, seed, regressions)
-    if method == "gradnorm":
-        return GradNorm(loss_weights, seed, gradnorm_alpha)
-    return METHODS[method](loss_weights, seed)

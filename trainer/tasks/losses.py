@@ -2,11 +2,11 @@
 
 import tensorflow as tf
 
-from trainer.tasks.tasks import Task, joint_chains, logit_columns
+from trainer.tasks.task import Task, joint_chains, logit_columns
 
 
 def row_weights(labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Return the weight of each row for each task, [batch, tasks] float32.
+    """Returns the weight of each row for each task, [batch, tasks] float32.
 
     This is the row's sample weight, or 0 where the label is NaN.
 
@@ -20,15 +20,13 @@ def row_weights(labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
 def task_losses(
     logits: tf.Tensor, labels: tf.Tensor, counts: tf.Tensor, totals: tf.Tensor, tasks: tuple[Task, ...]
 ) -> tf.Tensor:
-    """Return this worker's share of each task's mean loss, [tasks] float32.
+    """Returns this worker's share of each task's mean loss, [tasks] float32.
 
-    The loss of a row is the cross-entropy in nats, of the sigmoid for a binary task and of the softmax for a multiclass
-    task, or the squared error for a regression. The shares of all workers add up to the mean over their rows.
+    The shares of all workers add up to the mean over their rows. Each task defines the loss of a row.
 
     Args:
-        logits: logits, [batch, sum of widths] float32; for a regression, the predicted value.
-        labels: labels, [batch, tasks] float32: in [0, 1] for binary tasks, class numbers for multiclass tasks; NaN
-            where missing.
+        logits: logits, [batch, sum of widths] float32.
+        labels: labels, [batch, tasks] float32; NaN where missing.
         counts: result of `row_weights`, [batch, tasks] float32.
         totals: sums of `counts` over the rows of all workers, [tasks] float32; a task without rows has loss 0.
         tasks: the tasks, one per column of the labels.
@@ -38,7 +36,7 @@ def task_losses(
     # [batch, tasks]
     per_row = tf.stack(
         [
-            _row_losses(logits[:, columns], known[:, index], task)
+            task.loss(logits[:, columns], known[:, index])
             for index, (task, columns) in enumerate(zip(tasks, logit_columns(tasks), strict=True))
         ],
         axis=1,
@@ -47,10 +45,10 @@ def task_losses(
 
 
 def joint_logits(logits: tf.Tensor, tasks: tuple[Task, ...]) -> tf.Tensor:
-    """Replace conditional logits by those of the joint event "this label and all labels that it is given".
+    """Replaces conditional logits by those of the joint event "this label and all labels that it is given".
 
     With the odds against, a = (1 - p) / p = exp(-logit(p)) and b likewise for q, the odds against both events are
-    1 / (p q) - 1 = a + b + a b: a sum of positive numbers, free of cancellation. `trainer.metrics.joint` does the same
+    1 / (p q) - 1 = a + b + a b: a sum of positive numbers, free of cancellation. `trainer.tasks.joint` does the same
     in NumPy.
 
     Args:
@@ -72,7 +70,7 @@ def joint_logits(logits: tf.Tensor, tasks: tuple[Task, ...]) -> tf.Tensor:
 
 
 def joint_labels(labels: tf.Tensor, tasks: tuple[Task, ...]) -> tf.Tensor:
-    """Return the labels of the events of `joint_logits`, which are defined on all rows.
+    """Returns the labels of the events of `joint_logits`, which are defined on all rows.
 
     Args:
         labels: labels, [batch, tasks] float32; NaN outside the sample space of a task and where a label is missing.
@@ -89,12 +87,3 @@ def joint_labels(labels: tf.Tensor, tasks: tuple[Task, ...]) -> tf.Tensor:
         outside = tf.reduce_any(every[:-1] == 0, axis=0)  # False for NaN, which the product then passes on
         joint[index] = tf.where(outside, 0.0, tf.reduce_prod(every, axis=0))
     return tf.stack(joint, axis=1)
-
-
-def _row_losses(logits: tf.Tensor, labels: tf.Tensor, task: Task) -> tf.Tensor:
-    """Return the loss of each row, [batch] float32, from one task's logits [batch, width] and labels [batch]."""
-    if task.kind == "multiclass":
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.cast(labels, tf.int32), logits=logits)
-    if task.kind == "regression":
-        return tf.math.squared_difference(logits[:, 0], labels)
-    return tf.nn.weighted_cross_entropy_with_logits(labels=labels, logits=logits[:, 0], pos_weight=task.positive_weight)

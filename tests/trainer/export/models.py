@@ -24,7 +24,7 @@ from trainer.layout import input_schema
 from trainer.logging.log import to_plain
 from trainer.models import build_model, model_options
 from trainer.models.weights import named
-from trainer.tasks.tasks import tasks_of
+from trainer.tasks.task import tasks_of
 
 FEATURES = {
     "user": {"dtype": "int32", "cardinality": 500},

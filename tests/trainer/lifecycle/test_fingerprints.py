@@ -11,8 +11,6 @@ from trainer.checkpoint.state import TrainState
 from trainer.comm import SingleWorker
 from trainer.lifecycle.errors import NotFinite, WorkersDiffer
 
-TABLES = frozenset({"table", "table.slot"})
-
 
 def values() -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
@@ -33,7 +31,7 @@ def check(workers: int, spoil, sharded: dict[str, int] | None = None) -> None:  
         own = values()
         spoil(comm.rank, own)
         variables = {name: tf.Variable(value) for name, value in own.items()}
-        check_state(TrainState(variables, comm, sharded or {}, TABLES), step=70)
+        check_state(TrainState(variables, comm, sharded or {}), step=70)
 
     run_workers(workers, work)
 

@@ -4,7 +4,7 @@ import pytest
 
 from trainer.lifecycle.errors import DONE, FAILURE, HANG, NO_CHECKPOINT, STOPPED, WRONG_INPUT
 from trainer.lifecycle.records import PEER_GONE, STOPPED_EARLY, WorkerState
-from trainer.lifecycle.supervisor import Outcome, Restarts, outcome_of
+from trainer.supervisor import Outcome, Restarts, outcome_of
 
 
 def workers(*ends: tuple[int | None, str]) -> dict[int, WorkerState]:

@@ -7,14 +7,16 @@ from hypothesis import strategies as st
 
 from tests.trainer.metrics.workers import LocalWorkers, ThreadWorker
 from trainer.metrics.calibration import as_records
-from trainer.metrics.evaluation import Evaluation
-from trainer.tasks.tasks import Task
+from trainer.tasks.binary import BinaryTask
+from trainer.tasks.evaluation import Evaluation
+from trainer.tasks.multiclass import MulticlassTask
+from trainer.tasks.regression import RegressionTask
 
-CLICK = Task("click")
+CLICK = BinaryTask("click")
 TASK_OF_KIND = {
     "binary": CLICK,
-    "multiclass": Task("click", "multiclass", classes=3),
-    "regression": Task("click", "regression"),
+    "multiclass": MulticlassTask("click", num_classes=3),
+    "regression": RegressionTask("click"),
 }
 
 

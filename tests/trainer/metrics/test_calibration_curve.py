@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from tests.trainer.metrics.evaluations import curves, cuts, evaluate, evaluated, make_rows, rows_of, small_rows
 from tests.trainer.metrics.oracles import calibration_curve_bin_by_bin
 from tests.trainer.metrics.workers import LocalWorkers
-from trainer.metrics.evaluation import Evaluation
-from trainer.tasks.tasks import Task
+from trainer.tasks.binary import BinaryTask
+from trainer.tasks.evaluation import Evaluation
+from trainer.tasks.regression import RegressionTask
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -49,11 +50,11 @@ def test_it_rises_and_without_rows_it_is_empty():
     assert curves(rows_of([], []), workers=2) == {"calibration_curve": {"weight": [], "prediction": [], "label": []}}
 
 
-def test_only_binary_tasks_and_joint_events_have_one_and_metrics_keep_their_keys():
+def test_only_binary_tasks_and_joint_events_have_one():
     rows = make_rows(200, groups=5)
     assert curves(rows._replace(labels=rows.logits), kind="regression") == {}
     assert "calibration_curve" not in evaluate(rows)
-    tasks = [Task("click"), Task("minutes", "regression"), Task("buy", given=0)]
+    tasks = [BinaryTask("click"), RegressionTask("minutes"), BinaryTask("buy", given=0)]
     evaluation = Evaluation(tasks, with_group=False)
     labels = np.stack([rows.labels, rows.logits, rows.labels], axis=1)
     evaluation.update(np.stack([rows.logits] * 3, axis=1), labels, rows.weights)

@@ -2,7 +2,9 @@ import math
 
 import pytest
 
-from trainer.metrics import METRICS_OF_KIND, direction_of, is_better
+from data.spec.task_types import TASK_TYPES
+from trainer.tasks.evaluation import headline_metrics, is_better, metric_of, metrics_by_name
+from trainer.tasks.task import task_type
 
 NAN = math.nan
 
@@ -33,8 +35,8 @@ def test_nothing_is_better_than_itself(key):
     assert not is_better(key, 0.5, 0.5)
 
 
-@pytest.mark.parametrize("key", sorted({name for metrics in METRICS_OF_KIND.values() for name in metrics}))
-def test_nan_is_never_better_and_anything_else_is_better_than_nan_or_nothing(key):
+@pytest.mark.parametrize("key", sorted(metrics_by_name()))
+def test_nan_is_never_better(key):
     assert not is_better(key, NAN, 0.5)
     assert not is_better(key, NAN, NAN)
     assert not is_better(key, NAN, None)
@@ -42,10 +44,16 @@ def test_nan_is_never_better_and_anything_else_is_better_than_nan_or_nothing(key
     assert is_better(key, 0.5, None)
 
 
-def test_metrics_of_one_name_have_one_direction():
-    for metrics in METRICS_OF_KIND.values():
-        for name, metric in metrics.items():
-            assert metric.direction is direction_of(name), name
+def test_metrics_of_one_name_agree():
+    for name in TASK_TYPES:
+        for metric in task_type(name).metrics:
+            known = metric_of(metric.name)
+            for attribute in ("title", "direction", "unit", "headline"):
+                assert getattr(metric, attribute) == getattr(known, attribute), (metric, attribute)
+
+
+def test_headline_metrics_by_importance():
+    assert headline_metrics() == ["streaming_map_val", "auc_roc", "rmse", "accuracy", "loss_val"]
 
 
 @pytest.mark.parametrize("key", ["loss", "auc", "click/auc_roc", ""])

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
+from data.spec.task_types import TASK_TYPES
 from tests.trainer.metrics.evaluations import (
     CLICK,
     TASK_OF_KIND,
@@ -15,11 +16,12 @@ from tests.trainer.metrics.evaluations import (
     small_rows,
 )
 from tests.trainer.metrics.workers import LocalWorkers
-from trainer.metrics import METRICS_OF_KIND, is_better, make_metrics
-from trainer.metrics.evaluation import Evaluation
-from trainer.metrics.metric import Rows
-from trainer.metrics.sums import score_table
-from trainer.tasks.tasks import Task
+from trainer.metrics.rows import Rows
+from trainer.metrics.score_table import score_table
+from trainer.tasks.binary import BinaryTask
+from trainer.tasks.evaluation import Evaluation, is_better
+from trainer.tasks.multiclass import MulticlassTask
+from trainer.tasks.regression import RegressionTask
 
 PUBLIC = {"loss_val", "auc_roc", "streaming_map_val"}
 IN_GROUPS = {"streaming_map_val", "gauc"}
@@ -49,24 +51,23 @@ def test_without_groups_nothing_is_ranked_within_groups():
 
 
 @pytest.mark.parametrize("thresholds", [0, 50])
-def test_metrics_measured_together_are_what_each_is_alone_and_share_one_table(thresholds, monkeypatch):
+def test_metrics_share_one_score_table(thresholds, monkeypatch):
     rows, made = make_rows(400, groups=30, distinct_scores=90), []
     counted = rows.counted
-    monkeypatch.setattr("trainer.metrics.evaluation.score_table", lambda *of: made.append(of) or score_table(*of))
+    monkeypatch.setattr("trainer.tasks.evaluation.score_table", lambda *of: made.append(of) or score_table(*of))
     together = evaluate(rows, workers=2, num_auc_thresholds=thresholds)
     assert len(made) == 2  # one on each worker
 
     def alone(comm):
         part = slice(comm.rank * len(counted.logits) // 2, (comm.rank + 1) * len(counted.logits) // 2)
-        metrics = make_metrics(with_group=True, num_auc_thresholds=thresholds)
         mine = Rows(*(column[part] for column in counted))
-        return {name: metric.result(mine, comm) for name, metric in metrics.items()}
+        return {metric.name: metric.create(thresholds).result(mine, comm) for metric in CLICK.metrics}
 
     for result in LocalWorkers(2).run(alone):
         assert result == pytest.approx(together, abs=1e-12)
 
 
-def test_a_reset_evaluation_starts_anew():
+def test_reset_discards_all_rows():
     rows, others = make_rows(100, groups=9, seed=1), make_rows(80, groups=9, seed=2)
     evaluation = Evaluation([CLICK], with_group=True)
     for batch in (others, rows):
@@ -94,14 +95,14 @@ def test_batches_may_be_overwritten_after_the_update():
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_each_of_several_tasks_has_its_own_rows_and_there_is_a_mean(workers):
+def test_tasks_have_their_own_rows_and_a_mean(workers):
     click, buy = make_rows(300, groups=20, seed=1), make_rows(300, groups=20, seed=2)
     unknown = np.random.default_rng(3).random(300) < 0.4
     buy = TestRows(buy.logits, np.where(unknown, np.nan, buy.labels).astype(np.float32), click.weights, click.group)
 
     def work(comm):
         part = slice(comm.rank * 300 // workers, (comm.rank + 1) * 300 // workers)
-        evaluation = Evaluation([CLICK, Task("buy")], with_group=True)
+        evaluation = Evaluation([CLICK, BinaryTask("buy")], with_group=True)
         logits, labels = (np.stack(pair, axis=1)[part] for pair in zip(click[:2], buy[:2], strict=True))
         evaluation.update(logits, labels, click.weights[part], click.group[part])
         return evaluation.result(comm)
@@ -114,7 +115,7 @@ def test_each_of_several_tasks_has_its_own_rows_and_there_is_a_mean(workers):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_tasks_of_several_kinds_have_the_metrics_of_their_kinds(workers):
+def test_tasks_have_the_metrics_of_their_types(workers):
     click, watched = make_rows(200, groups=20, seed=1), make_rows(200, groups=20, seed=2)
     minutes = watched._replace(
         labels=np.where(click.labels == 1, watched.logits * 3, np.nan).astype(np.float32), weights=click.weights
@@ -122,7 +123,7 @@ def test_tasks_of_several_kinds_have_the_metrics_of_their_kinds(workers):
 
     def work(comm):
         part = slice(comm.rank * 200 // workers, (comm.rank + 1) * 200 // workers)
-        evaluation = Evaluation([CLICK, Task("minutes", "regression")], with_group=True)
+        evaluation = Evaluation([CLICK, RegressionTask("minutes")], with_group=True)
         logits, labels = (np.stack(pair, axis=1)[part] for pair in zip(click[:2], minutes[:2], strict=True))
         evaluation.update(logits, labels, click.weights[part], click.group[part])
         return evaluation.result(comm), evaluation.keys
@@ -138,7 +139,7 @@ def test_tasks_of_several_kinds_have_the_metrics_of_their_kinds(workers):
 
 def test_the_mean_is_over_the_tasks_that_have_a_value():
     rows = make_rows(50, groups=5)
-    evaluation = Evaluation([CLICK, Task("never")], with_group=True)
+    evaluation = Evaluation([CLICK, BinaryTask("never")], with_group=True)
     labels = np.stack([rows.labels, np.zeros(50)], axis=1)
     evaluation.update(np.stack([rows.logits] * 2, axis=1), labels, rows.weights, rows.group)
     (result,) = LocalWorkers(1).run(evaluation.result)
@@ -148,7 +149,7 @@ def test_the_mean_is_over_the_tasks_that_have_a_value():
 
 
 def test_the_mean_is_nan_where_no_task_has_a_value():
-    evaluation = Evaluation([CLICK, Task("buy")], with_group=True)
+    evaluation = Evaluation([CLICK, BinaryTask("buy")], with_group=True)
     evaluation.update(np.ones((3, 2)), np.zeros((3, 2)), np.ones(3), np.zeros(3, np.int64))
     (result,) = LocalWorkers(1).run(evaluation.result)
     assert np.isnan(result["auc_roc/mean"])
@@ -158,11 +159,11 @@ def test_the_mean_is_nan_where_no_task_has_a_value():
 def test_a_metric_without_a_value_says_why(workers):
     """Rows 0 to 3: never bought, always seen, one class of color, clicks that each have a group of their own."""
     tasks = [
-        Task("click"),
-        Task("buy", given=0),
-        Task("seen"),
-        Task("color", "multiclass", classes=3),
-        Task("spent", "regression"),
+        BinaryTask("click"),
+        BinaryTask("buy", given=0),
+        BinaryTask("seen"),
+        MulticlassTask("color", num_classes=3),
+        RegressionTask("spent"),
     ]
     labels = np.array([[1, 0, 1, 2, np.nan], [0, 0, 1, 2, np.nan], [1, 0, 1, 2, np.nan], [0, 0, 1, 2, np.nan]])
     logits, group = np.linspace(-1, 1, 28).reshape(4, 7), np.arange(4)
@@ -174,8 +175,8 @@ def test_a_metric_without_a_value_says_why(workers):
         evaluation.result(comm)
         return evaluation.undefined
 
-    for told in LocalWorkers(workers).run(measure):
-        assert [line.partition(", so that ")[0] for line in told] == [
+    for undefined in LocalWorkers(workers).run(measure):
+        assert [line.partition(", so that ")[0] for line in undefined] == [
             "label 'click': no group of evaluated rows has both classes",
             "label 'buy': it is 0 in all 2 evaluated rows",
             "label 'seen': it is 1 in all 4 evaluated rows",
@@ -184,32 +185,27 @@ def test_a_metric_without_a_value_says_why(workers):
             "(its label is missing, or the row is outside its sample space)",
             "label 'click+buy': it is 0 in all 4 evaluated rows",
         ]
-        assert told[0].endswith("so that gauc cannot be computed")
+        assert undefined[0].endswith("so that gauc cannot be computed")
 
 
 def test_keys_of_one_task_are_the_plain_names():
     assert set(Evaluation([CLICK], with_group=True).keys) == KEYS
-    assert Evaluation([Task("minutes", "regression")], with_group=True).keys == ("loss_val", "rmse", "mae")
-
-
-def test_a_kind_without_metrics_is_refused():
-    with pytest.raises(ValueError, match="'ordinal'"):
-        Evaluation([Task("click", "ordinal")], with_group=True)
+    assert Evaluation([RegressionTask("minutes")], with_group=True).keys == ("loss_val", "rmse", "mae")
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_no_metric_of_any_kind_depends_on_the_order_of_rows_or_their_worker(data):
-    kind = data.draw(st.sampled_from(sorted(METRICS_OF_KIND)))
+def test_row_order_and_worker_change_no_metric(data):
+    kind = data.draw(st.sampled_from(sorted(TASK_TYPES)))
     rows = data.draw(small_rows(kind=kind))
     expected = evaluate(rows, kind=kind)
     shuffled = rows.permuted(np.random.default_rng(data.draw(st.integers(0, 99))))
     actual = evaluate(shuffled, borders=data.draw(cuts(len(rows.logits))), batch_size=3, kind=kind)
-    assert actual.keys() == METRICS_OF_KIND[kind].keys()
+    assert actual.keys() == {metric.name for metric in TASK_OF_KIND[kind].metrics}
     assert actual == pytest.approx(expected, rel=1e-11, abs=1e-15, nan_ok=True)
 
 
-@pytest.mark.parametrize("kind", sorted(METRICS_OF_KIND))
+@pytest.mark.parametrize("kind", sorted(TASK_TYPES))
 def test_every_metric_calls_the_better_model_better(kind):
     rows = make_rows(2000, groups=100)
     random = np.random.default_rng(5)
@@ -223,7 +219,7 @@ def test_every_metric_calls_the_better_model_better(kind):
     good = rows._replace(labels=truth.astype(np.float32))
     bad = good._replace(logits=good.logits + (1 + random.standard_normal(rows.logits.shape)).astype(np.float32))
     values = [evaluate(model, kind=kind) for model in (good, bad)]
-    for key in METRICS_OF_KIND[kind]:
+    for key in values[0]:
         better, worse = (value[key] for value in values)
         assert is_better(key, better, worse)
         assert not is_better(key, worse, better)
@@ -247,7 +243,7 @@ def with_last(column: np.ndarray, *values: float) -> np.ndarray:
     return np.concatenate([column[: -len(values)], np.array(values, column.dtype)])
 
 
-def test_logits_that_cannot_be_ranked_fail_on_all_workers_and_are_counted():
+def test_non_finite_logits_fail_on_all_workers():
     rows = make_rows(50, groups=4)._replace(weights=np.ones(50, np.float32))
     for failure in failures(rows._replace(logits=with_last(rows.logits, np.nan, np.inf, -np.inf))):
         assert isinstance(failure, FloatingPointError)
@@ -282,7 +278,7 @@ def test_a_row_with_one_logit_that_is_nan_is_one_row():
         assert "'click': 2 of 3 logits are NaN or infinite" in str(failure)
 
 
-def test_values_and_labels_of_a_regression_may_be_anything_finite():
+def test_regression_takes_any_finite_values():
     rows = rows_of([0.5, -3], [2, 0.25])
     assert evaluate(rows, kind="regression")["mae"] == (1.5 + 3.25) / 2
     for failure in failures(rows._replace(labels=with_last(rows.labels, np.inf)), kind="regression"):
@@ -311,6 +307,6 @@ def test_batches_whose_shapes_disagree_are_refused(logits, labels, group):
         evaluation.update(np.ones(logits), np.ones(labels), np.ones(3), np.ones(group, np.int64))
 
 
-def test_a_batch_without_the_groups_that_map_needs_is_refused():
+def test_batch_without_groups_is_rejected():
     with pytest.raises(ValueError, match="group id"):
         Evaluation([CLICK], with_group=True).update(np.ones((1, 1)), np.ones((1, 1)), np.ones(1), None)

@@ -7,7 +7,7 @@ from tests.trainer.metrics.evaluations import TestRows, cuts, evaluate, make_row
 from tests.trainer.metrics.oracles import auc_group_by_group
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer.metrics.grouped import GroupedAuc
-from trainer.metrics.metric import Rows
+from trainer.metrics.rows import Rows
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -18,7 +18,7 @@ def gauc(rows: TestRows, **how) -> float:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_it_is_the_mean_of_the_groups_however_rows_are_spread(data):
+def test_equals_the_mean_over_groups(data):
     rows = data.draw(small_rows(max_rows=60))
     batch_size = data.draw(st.sampled_from([1, 7, None]))
     actual = gauc(rows, borders=data.draw(cuts(len(rows.logits))), batch_size=batch_size)
@@ -48,8 +48,8 @@ def test_a_tie_counts_one_half():
 def test_scores_of_different_groups_are_not_compared():
     rows = make_rows(500, groups=20)
     moved = rows._replace(logits=(rows.logits + np.unique(rows.group, return_inverse=True)[1] * 4).astype(np.float32))
-    tied_anew = len(np.unique(np.stack([moved.logits, rows.group]), axis=1).T) < 500
-    assert not tied_anew
+    new_ties = len(np.unique(np.stack([moved.logits, rows.group]), axis=1).T) < 500
+    assert not new_ties
     assert gauc(moved, workers=2) == pytest.approx(gauc(rows), abs=1e-12)
 
 
@@ -95,7 +95,7 @@ def receipts(rows: TestRows, workers: int) -> list[tuple[float, int]]:
 
 
 @pytest.mark.parametrize("groups", [1, 40, 5000])
-def test_workers_share_the_rows_evenly_even_those_of_one_group(groups):
+def test_one_large_group_is_shared_evenly(groups):
     rows = make_rows(20_000, groups=groups).counted
     rows = rows._replace(group=np.where(np.arange(len(rows.group)) % 10 < 9, 7, rows.group))
     rows = TestRows(*(column[np.argsort(rows.logits)] for column in rows))  # each worker starts in a range of its own
@@ -105,7 +105,7 @@ def test_workers_share_the_rows_evenly_even_those_of_one_group(groups):
         assert largest_receipt <= 1.25 * len(rows.group) / 4
 
 
-def test_a_model_with_one_score_sends_no_more_than_a_line_per_group_and_worker():
+def test_one_score_sends_one_line_per_group():
     rows = rows_of(np.zeros(10_000), np.arange(10_000) % 3 == 0, group=np.arange(10_000) % 10)
     for value, largest_receipt in receipts(rows, 4):
         assert value == 0.5

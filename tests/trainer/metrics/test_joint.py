@@ -8,22 +8,24 @@ import pytest
 from tests.trainer.metrics import oracles
 from tests.trainer.metrics.evaluations import evaluate, rows_of
 from tests.trainer.metrics.workers import LocalWorkers
-from trainer.metrics import METRICS_OF_KIND, direction_of
-from trainer.metrics.evaluation import Evaluation
-from trainer.metrics.joint import joint_logits
-from trainer.tasks.tasks import Task
+from trainer.tasks.binary import BinaryTask
+from trainer.tasks.evaluation import Evaluation, metric_of
+from trainer.tasks.joint import joint_logits
+from trainer.tasks.multiclass import MulticlassTask
+from trainer.tasks.regression import RegressionTask
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 CHAIN = (
-    Task("click"),
-    Task("kind", "multiclass", given=0, classes=3),
-    Task("return", given=3),
-    Task("buy", given=0),
-    Task("spend", "regression", given=3),
+    BinaryTask("click"),
+    MulticlassTask("kind", given=0, num_classes=3),
+    BinaryTask("return", given=3),
+    BinaryTask("buy", given=0),
+    RegressionTask("spend", given=3),
 )
 LOGITS = {"click": 0, "return": 4, "buy": 5}  # columns; the task of three classes has columns 1 to 3
 LABELS = {"click": 0, "return": 2, "buy": 3}
+METRICS = {metric.name for metric in BinaryTask.metrics}
 TOGETHER = {"click+buy": ("click", "buy"), "click+buy+return": ("click", "buy", "return")}
 
 
@@ -87,7 +89,7 @@ def joint_label(labels: list[float]) -> float:
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("name", TOGETHER)
-def test_a_task_with_all_that_it_is_given_is_measured_on_all_rows(name, workers):
+def test_joint_events_are_measured_on_all_rows(name, workers):
     logits, labels, weights, group = funnel()
     tasks = TOGETHER[name]
     own_logits = [product_logit(tuple(row)) for row in logits[:, [LOGITS[task] for task in tasks]].tolist()]
@@ -105,12 +107,12 @@ def test_a_task_with_all_that_it_is_given_is_measured_on_all_rows(name, workers)
         "streaming_map_val": oracles.map_over_all_placements(rows.logits, rows.labels, rows.group),
     }
     expected["normalized_entropy"] = expected["loss_val"] / oracles.entropy_of_labels(rows.labels, rows.weights)
-    assert expected.keys() == METRICS_OF_KIND["binary"].keys()
+    assert expected.keys() == METRICS
     for key, value in expected.items():
         assert result[f"{key}/{name}"] == pytest.approx(value, rel=1e-7), key
 
 
-def test_conditional_tasks_keep_their_sample_space_and_the_mean_is_over_tasks():
+def test_conditional_tasks_keep_their_sample_space():
     logits, labels, weights, group = funnel()
     bought = labels[:, 3] == 1
     alone = evaluate(rows_of(logits[bought, 4], labels[bought, 2], weights[bought], group[bought]))
@@ -122,18 +124,18 @@ def test_conditional_tasks_keep_their_sample_space_and_the_mean_is_over_tasks():
     assert result["auc_roc/mean"] == pytest.approx(np.mean([result[f"auc_roc/{task}"] for task in tasks]), rel=1e-12)
 
 
-def test_only_binary_tasks_that_are_given_others_are_measured_with_them():
+def test_only_conditional_binary_tasks_are_joint():
     keys = Evaluation(CHAIN, with_group=True).keys
     assert {key.split("/")[1] for key in keys if "+" in key} == set(TOGETHER)
     for name in TOGETHER:
-        assert {key.split("/")[0] for key in keys if key.endswith(f"/{name}")} == METRICS_OF_KIND["binary"].keys()
-    assert all(direction_of(key) is direction_of(key.split("/")[0]) for key in keys)
-    assert not any("+" in key for key in Evaluation([Task("click"), Task("buy")], with_group=True).keys)
+        assert {key.split("/")[0] for key in keys if key.endswith(f"/{name}")} == METRICS
+    assert all(metric_of(key) is metric_of(key.split("/")[0]) for key in keys)
+    assert not any("+" in key for key in Evaluation([BinaryTask("click"), BinaryTask("buy")], with_group=True).keys)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_a_logit_outside_the_sample_space_must_be_a_number_too(wrong):
-    evaluation = Evaluation([Task("click"), Task("buy", given=0)], with_group=False)
+def test_joint_logits_must_be_finite(wrong):
+    evaluation = Evaluation([BinaryTask("click"), BinaryTask("buy", given=0)], with_group=False)
     evaluation.update(np.float32([[0, wrong], [0, 0]]), np.float32([[0, 0], [1, 1]]), np.ones(2))
     with pytest.raises(FloatingPointError, match=r"'click\+buy': 1 of 2 logits"):
         LocalWorkers(1).run(evaluation.result)

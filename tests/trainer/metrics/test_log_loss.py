@@ -22,7 +22,7 @@ def test_it_is_the_mean_over_rows_however_they_are_spread(data):
     np.testing.assert_allclose(actual, log_loss_row_by_row(*rows.counted[:3]), rtol=1e-12, atol=0)
 
 
-def test_more_rows_than_a_block_give_the_mean_over_all_of_them():
+def test_several_blocks_of_rows():
     rows = make_rows(300_000, groups=2).counted
     assert log_loss(rows) == pytest.approx(log_loss_row_by_row(*rows[:3]), rel=1e-12)
 
@@ -51,7 +51,7 @@ def normalized_entropy(rows: TestRows, **how) -> float:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_normalized_entropy_is_relative_to_that_of_the_labels(data):
+def test_normalized_entropy_is_relative_to_labels(data):
     rows = data.draw(small_rows())
     counted = rows.counted
     actual = normalized_entropy(rows, borders=data.draw(cuts(len(rows.logits))))
@@ -68,7 +68,7 @@ def test_normalized_entropy_of_the_base_rate_is_1(workers):
     assert normalized_entropy(rows, workers=workers) == pytest.approx(1, abs=1e-7)  # log(1 / 3) in float32
 
 
-def test_normalized_entropy_keeps_its_digits_where_positives_are_rare():
+def test_normalized_entropy_with_rare_positives():
     rows = rows_of([0, 0], [1, 0], [1e-12, 1])
     rate = 1e-12 / (1 + 1e-12)  # -log(1 - rate) is about the rate itself
     entropy = -rate * np.log(rate) + (1 - rate) * rate

@@ -9,7 +9,7 @@ from tests.trainer.metrics.evaluations import TestRows, cuts, evaluate, make_row
 from tests.trainer.metrics.oracles import map_by_shuffling, map_over_all_orders, map_over_all_placements
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer.metrics.grouped import MeanAveragePrecision
-from trainer.metrics.metric import Rows
+from trainer.metrics.rows import Rows
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -77,7 +77,7 @@ def test_every_positive_counts_not_only_the_first():
     assert mean_ap(ranked([0, 1, 0, 1])) == pytest.approx((1 / 2 + 2 / 4) / 2, abs=1e-15)
 
 
-def test_a_positive_behind_rank_12_lowers_the_score_but_adds_none():
+def test_positive_after_rank_12_lowers_the_score():
     assert mean_ap(ranked([1] + [0] * 11 + [1])) == pytest.approx(1 / 2, abs=1e-15)
     assert mean_ap(ranked([0] * 12 + [1])) == 0
 
@@ -86,7 +86,7 @@ def test_more_than_12_positives_divide_by_12():
     assert mean_ap(ranked([0] + [1] * 30)) == pytest.approx(sum(k / (k + 1) for k in range(1, 12)) / 12, abs=1e-12)
 
 
-def test_a_tie_across_rank_12_counts_as_far_as_it_lies_within():
+def test_tie_across_rank_12_counts_partly():
     # Ranks 1 to 11 hold no positive; one of three tied rows is positive, on rank 12 in one order of three.
     rows = rows_of([*range(20, 9, -1), 0, 0, 0], [0] * 11 + [1, 0, 0])
     assert mean_ap(rows) == pytest.approx(1 / 3 * 1 / 12, abs=1e-15)
@@ -110,7 +110,7 @@ def test_it_is_nan_without_any_positive():
     assert np.isnan(mean_ap(rows_of([], []), workers=2))
 
 
-def test_weights_do_not_count_but_rows_of_weight_0_are_no_rows():
+def test_only_weight_0_matters():
     rows = rows_of([3, 2, 1], [0, 1, 0])
     assert mean_ap(rows._replace(weights=np.array([9, 0.5, 3], np.float32))) == 0.5
     assert mean_ap(rows._replace(weights=np.array([0, 0.5, 3], np.float32))) == 1
@@ -137,7 +137,7 @@ def receipts(rows: TestRows, workers: int) -> list[tuple[float, int]]:
 
 
 @pytest.mark.parametrize("distinct_scores", [1, 50, None])
-def test_a_group_with_most_of_the_rows_is_ranked_whole_and_not_sent_whole(distinct_scores):
+def test_large_group_is_not_sent_whole(distinct_scores):
     rows = make_rows(40_000, groups=40, distinct_scores=distinct_scores, positives=0.5).counted
     rows = rows._replace(group=np.where(np.arange(len(rows.group)) % 10 < 9, 7, rows.group))
     alone = mean_ap(rows)

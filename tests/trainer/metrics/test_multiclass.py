@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tests.trainer.metrics import oracles
 from tests.trainer.metrics.evaluations import TestRows, cuts, evaluate, make_rows, rows_of, small_rows
 from tests.trainer.metrics.workers import LocalWorkers
-from trainer.metrics.evaluation import Evaluation
-from trainer.tasks.tasks import Task
+from trainer.tasks.evaluation import Evaluation
+from trainer.tasks.multiclass import MulticlassTask
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -52,14 +52,14 @@ def test_hundreds_of_rows_agree_with_the_definitions(workers, distinct):
     assert measured(rows, workers=workers) == pytest.approx(exact(rows), rel=1e-12, abs=0)
 
 
-def test_more_rows_than_a_block_give_the_mean_over_all_of_them():
+def test_several_blocks_of_rows():
     rows = three_classes(200_000).counted
     result = measured(rows)
     assert result["loss_val"] == pytest.approx(oracles.softmax_loss_row_by_row(*rows[:3]), rel=1e-12)
     assert result["accuracy"] == pytest.approx(oracles.accuracy_row_by_row(*rows[:3]), rel=1e-12)
 
 
-def test_a_constant_added_to_all_logits_of_a_row_changes_no_ranking():
+def test_shifting_the_logits_of_a_row_changes_nothing():
     rows = three_classes(300, distinct=9)
     shifts = np.random.default_rng(1).integers(-8, 8, (300, 1))
     shifted = rows._replace(logits=rows.logits + shifts.astype(np.float32))
@@ -69,7 +69,7 @@ def test_a_constant_added_to_all_logits_of_a_row_changes_no_ranking():
 def test_two_classes_are_measured_as_a_binary_label_is():
     rows = make_rows(300, groups=4, distinct_scores=20)
     binary = evaluate(rows)
-    evaluation = Evaluation([Task("click", "multiclass", classes=2)], with_group=False)
+    evaluation = Evaluation([MulticlassTask("click", num_classes=2)], with_group=False)
     logits = np.stack([np.zeros(300), rows.logits], axis=1)
     evaluation.update(logits, rows.labels[:, None], rows.weights)
     (result,) = LocalWorkers(1).run(evaluation.result)
@@ -83,7 +83,7 @@ def test_a_class_that_is_absent_has_no_say_in_the_auc():
     assert measured(rows)["auc_roc"] == (1 + 0.5) / 2
 
 
-def test_rows_of_one_class_have_a_loss_and_an_accuracy_alone():
+def test_rows_of_one_class():
     result = measured(rows_of([[1, 0, 0], [0, 1, 0]], [1, 1]))
     assert np.isnan([result["auc_roc"], result["normalized_entropy"]]).all()
     assert result["accuracy"] == 0.5 and result["loss_val"] > 0

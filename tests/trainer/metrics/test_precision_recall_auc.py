@@ -15,7 +15,7 @@ def pr_auc(rows: TestRows, **how) -> float:
 
 @settings(max_examples=100, deadline=None)
 @given(st.data())
-def test_it_is_precision_by_gained_recall_however_rows_are_spread(data):
+def test_equals_precision_times_gained_recall(data):
     rows = data.draw(small_rows())
     batch_size = data.draw(st.sampled_from([1, 7, None]))
     actual = pr_auc(rows, borders=data.draw(cuts(len(rows.logits))), batch_size=batch_size)
@@ -30,7 +30,7 @@ def test_hundreds_of_rows_agree_with_the_definition(workers, distinct_scores):
     assert pr_auc(rows, workers=workers) == pytest.approx(expected, rel=0, abs=1e-12)
 
 
-def test_positives_at_ranks_1_and_3_have_precision_1_and_two_thirds():
+def test_positives_at_ranks_1_and_3():
     assert pr_auc(rows_of([4, 3, 2, 1], [1, 0, 1, 0])) == pytest.approx((1 + 2 / 3) / 2, abs=1e-15)
 
 
@@ -44,7 +44,7 @@ def test_a_row_of_weight_two_is_two_rows():
     assert twice == pr_auc(rows_of([0.4, 0.3, 0.3, 0.2, 0.2, 0.1], [1, 0, 0, 1, 1, 0]))
 
 
-def test_it_is_nan_without_a_positive_and_1_without_a_negative():
+def test_nan_without_positives_1_without_negatives():
     assert np.isnan(pr_auc(rows_of([1, 2], [0, 0]), workers=2))
     assert np.isnan(pr_auc(rows_of([], []), workers=2))
     assert pr_auc(rows_of([1, 2], [1, 1]), workers=2) == 1

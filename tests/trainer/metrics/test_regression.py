@@ -30,7 +30,7 @@ def test_they_are_means_over_rows_however_they_are_spread(data):
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_more_rows_than_a_block_give_the_means_over_all_of_them(workers):
+def test_several_blocks_of_rows(workers):
     rows = make_rows(300_000, groups=2)
     rows = rows._replace(labels=np.random.default_rng(1).standard_normal(300_000).astype(np.float32))
     result = errors(rows, workers=workers)

@@ -7,8 +7,8 @@ from tests.trainer.metrics.evaluations import TestRows, cuts, evaluate, make_row
 from tests.trainer.metrics.oracles import auc_over_all_pairs
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer.metrics.auc import RocAuc
-from trainer.metrics.metric import Rows
-from trainer.metrics.sums import score_table
+from trainer.metrics.rows import Rows
+from trainer.metrics.score_table import score_table
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -19,7 +19,7 @@ def auc(rows: TestRows, **how) -> float:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_it_is_the_share_of_ordered_pairs_however_rows_are_spread(data):
+def test_equals_the_share_of_ordered_pairs(data):
     rows = data.draw(small_rows())
     borders = data.draw(cuts(len(rows.logits)))
     batch_size = data.draw(st.sampled_from([1, 7, None]))
@@ -87,7 +87,7 @@ def test_workers_share_the_scores_evenly_and_none_twice(distinct_scores):
     assert max(len(part.scores) for part in parts) <= len(scores) / 4 * 1.25 + 1
 
 
-def test_an_untrained_model_with_one_score_sends_no_more_than_a_line_per_worker():
+def test_one_score_sends_one_line_per_worker():
     rows = rows_of(np.zeros(10_000), np.arange(10_000) % 3 == 0)
 
     def work(mine, comm):
@@ -115,7 +115,7 @@ def keras_style_auc(rows: TestRows, num_thresholds: int) -> float:
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("num_thresholds", [2, 3, 10, 200])
-def test_with_thresholds_it_is_the_area_under_the_curve_through_them(workers, num_thresholds):
+def test_thresholds_equal_the_trapezoids_of_keras(workers, num_thresholds):
     rows = make_rows(500, groups=1)
     actual = auc(rows, workers=workers, num_auc_thresholds=num_thresholds)
     assert actual == pytest.approx(keras_style_auc(rows.counted, num_thresholds), abs=1e-12)

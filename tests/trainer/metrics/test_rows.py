@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
-from trainer.metrics.metric import GrowingArray, RowStore
-from trainer.tasks.tasks import Task
+from trainer.metrics.rows import GrowingArray
+from trainer.tasks.binary import BinaryTask
+from trainer.tasks.evaluation import RowStore
+from trainer.tasks.multiclass import MulticlassTask
 
 
 @pytest.mark.parametrize("width", [None, 1, 3])
@@ -18,8 +20,8 @@ def test_appended_rows_stay_in_order_through_every_growth(width):
         assert len(array) == start
 
 
-def test_a_store_gives_each_task_its_columns_of_the_rows_that_count():
-    store = RowStore([Task("click"), Task("buy")], with_group=True)
+def test_store_gives_each_task_its_columns():
+    store = RowStore([BinaryTask("click"), BinaryTask("buy")], with_group=True)
     for start in range(0, 3000, 600):
         weights = np.arange(start, start + 600) % 3
         logits = np.stack([weights, -weights], axis=1)
@@ -35,7 +37,7 @@ def test_a_store_gives_each_task_its_columns_of_the_rows_that_count():
 
 
 def test_a_task_of_several_classes_has_that_many_logits():
-    store = RowStore([Task("click"), Task("kind", "multiclass", classes=3), Task("buy")], with_group=False)
+    store = RowStore([BinaryTask("click"), MulticlassTask("kind", num_classes=3), BinaryTask("buy")], with_group=False)
     logits = np.arange(20, dtype=np.float32).reshape(4, 5)
     labels = np.arange(12, dtype=np.float32).reshape(4, 3)
     store.append(logits, labels, np.ones(4), None)

@@ -2,14 +2,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.metrics.sums import number_groups
+from trainer.metrics.sorting import number_groups
 
 NEAR = st.integers(-3, 3)
 FAR = st.one_of(NEAR, st.integers(-(2**63), 2**63 - 1))
 
 
 @given(st.one_of(st.lists(NEAR, max_size=30), st.lists(FAR, max_size=30)))
-def test_groups_are_numbered_by_rising_id_whether_ids_lie_near_to_each_other_or_not(ids):
+def test_groups_are_numbered_by_increasing_id(ids):
     group = np.array(ids, np.int64)
     order, names, numbers = number_groups(group)
     assert sorted(order.tolist()) == list(range(len(ids)))

@@ -1,4 +1,4 @@
-"""The test double itself: it must exchange as real workers do, and catch what would hang or corrupt them."""
+"""The fake workers: they exchange data as real ones do, and detect what would hang or corrupt those."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def test_sums_gathers_and_broadcasts_reach_every_worker():
     assert LocalWorkers(3).run(work) == [([3, 3], [[1, 1], [2, 2], [2, 2]], b"first")] * 3
 
 
-def test_exchanged_rows_arrive_in_rank_order_of_their_senders():
+def test_exchanged_rows_arrive_in_rank_order():
     def work(comm):
         rows = np.array([10 * comm.rank + number for number in range(3)])
         return comm.exchange_rows(rows, [1, 2] if comm.rank == 0 else [0, 3]).tolist()
@@ -42,7 +42,7 @@ def test_a_worker_that_leaves_others_waiting_ends_them():
 
 
 @pytest.mark.parametrize("array", [np.ones(2, np.float16), np.ones(2, bool), np.float64(1)])
-def test_arrays_that_real_collectives_do_not_take_are_refused(array):
+def test_unsupported_arrays_are_rejected(array):
     with pytest.raises(TypeError):
         LocalWorkers(1).run(lambda comm: comm.sum_array(array))
 

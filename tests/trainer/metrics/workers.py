@@ -1,4 +1,4 @@
-"""Several workers in one process: a Comm whose collectives really exchange, between threads."""
+"""Several workers in one process: a Comm whose collectives exchange data between threads."""
 
 import threading
 from collections import defaultdict
@@ -10,12 +10,12 @@ import numpy as np
 _DTYPES = (np.int32, np.int64, np.float32, np.float64)
 
 
-class LeftAlone(RuntimeError):
-    """A worker waits in a collective that another one never came to."""
+class PeerLost(RuntimeError):
+    """A worker waits in a collective that another one never entered."""
 
 
-class _Meeting:
-    """Where the workers lay down what they bring to a collective, and read what the others brought."""
+class _Rendezvous:
+    """Passes the values of each collective between the workers."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -24,57 +24,57 @@ class _Meeting:
         self._gone: set[int] = set()
 
     def exchange(self, rank: int, number: int, collective: str, value: Any) -> list[Any]:
-        """Everybody's values, by rank, in the collective of this number; all workers must call the same one."""
+        """Returns all workers' values by rank. All workers must call the same collective under the same number."""
         with self._changed:
-            brought = self._rounds[number]
-            brought[rank] = (collective, value)
+            values = self._rounds[number]
+            values[rank] = (collective, value)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: len(brought) == self.size or self._gone - brought.keys(), timeout=60)
-            if len(brought) < self.size:
-                raise LeftAlone(f"worker {rank} waits in {collective}")
-            self._rounds.pop(number - 1, None)  # who is here has read the last round
-        called = {name for name, _ in brought.values()}
+            self._changed.wait_for(lambda: len(values) == self.size or self._gone - values.keys(), timeout=60)
+            if len(values) < self.size:
+                raise PeerLost(f"worker {rank} waits in {collective}")
+            self._rounds.pop(number - 1, None)  # every worker that gets here has read the last round
+        called = {name for name, _ in values.values()}
         if len(called) != 1:
             raise RuntimeError(f"the workers are in different collectives: {sorted(called)}")
-        return [brought[worker][1] for worker in range(self.size)]
+        return [values[worker][1] for worker in range(self.size)]
 
     def leave(self, rank: int) -> None:
-        """Ends the waiting for this worker."""
+        """Ends every wait for this worker."""
         with self._changed:
             self._gone.add(rank)
             self._changed.notify_all()
 
 
 class ThreadWorker:
-    """One of the workers: the NumPy half of trainer.comm.Comm, strict about what it is given."""
+    """One of the workers: the NumPy part of trainer.comm.Comm, with strict checks of its arguments."""
 
-    def __init__(self, rank: int, meeting: _Meeting) -> None:
-        self.rank, self.size, self.local_rank = rank, meeting.size, rank
-        self._meeting = meeting
+    def __init__(self, rank: int, rendezvous: _Rendezvous) -> None:
+        self.rank, self.size, self.local_rank = rank, rendezvous.size, rank
+        self._rendezvous = rendezvous
         self._collectives = 0
         self.largest_receipt = 0  # rows, over all gathers and exchanges
 
     def sum_array(self, array: np.ndarray) -> np.ndarray:
-        arrays = self._exchanged("sum_array", _checked(array).copy())
+        arrays = self._exchange("sum_array", _checked(array).copy())
         if len({(a.shape, a.dtype) for a in arrays}) != 1:
             raise ValueError(f"summed arrays differ: {[(a.shape, a.dtype) for a in arrays]}")
         return np.sum(arrays, axis=0, dtype=array.dtype)
 
     def gather_rows(self, rows: np.ndarray) -> np.ndarray:
-        return self._joined(self._exchanged("gather_rows", _checked(rows).copy()))
+        return self._joined(self._exchange("gather_rows", _checked(rows).copy()))
 
     def exchange_rows(self, rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
         if len(counts) != self.size or sum(counts) != len(rows) or min(counts) < 0:
             raise ValueError(f"{len(rows)} rows cannot be sent to {self.size} workers as {counts}")
-        parcels = np.split(_checked(rows).copy(), np.cumsum(counts)[:-1])
-        return self._joined([sent[self.rank] for sent in self._exchanged("exchange_rows", parcels)])
+        parts = np.split(_checked(rows).copy(), np.cumsum(counts)[:-1])
+        return self._joined([sent[self.rank] for sent in self._exchange("exchange_rows", parts)])
 
     def broadcast_bytes(self, data: bytes | None) -> bytes:
-        return self._exchanged("broadcast_bytes", data)[0] or b""
+        return self._exchange("broadcast_bytes", data)[0] or b""
 
-    def _exchanged(self, collective: str, value: Any) -> list[Any]:
+    def _exchange(self, collective: str, value: Any) -> list[Any]:
         self._collectives += 1
-        return self._meeting.exchange(self.rank, self._collectives, collective, value)
+        return self._rendezvous.exchange(self.rank, self._collectives, collective, value)
 
     def _joined(self, parts: list[np.ndarray]) -> np.ndarray:
         if len({(part.shape[1:], part.dtype) for part in parts}) != 1:
@@ -97,31 +97,31 @@ class LocalWorkers:
         self.size = size
 
     def run(self, work: Callable[[ThreadWorker], Any]) -> list[Any]:
-        """What `work` returned on each worker, by rank.
+        """Returns the results of `work` by rank.
 
-        Raises what a worker raised; where several did, and not only for being left alone, the lowest rank's.
+        Raises the error of the lowest rank that failed; those that only lost a peer come last.
         """
         outcomes = self.outcomes(work)
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        causes = [error for error in errors if not isinstance(error, LeftAlone)]
+        causes = [error for error in errors if not isinstance(error, PeerLost)]
         for error in causes + errors:
             raise error
         return outcomes
 
     def outcomes(self, work: Callable[[ThreadWorker], Any]) -> list[Any]:
-        """What `work` returned or raised on each worker, by rank."""
-        meeting = _Meeting(self.size)
+        """Returns what `work` returned or raised on each worker, by rank."""
+        rendezvous = _Rendezvous(self.size)
         outcomes: list[Any] = [None] * self.size
 
-        def act(rank: int) -> None:
+        def run(rank: int) -> None:
             try:
-                outcomes[rank] = work(ThreadWorker(rank, meeting))
+                outcomes[rank] = work(ThreadWorker(rank, rendezvous))
             except BaseException as error:
                 outcomes[rank] = error
             finally:
-                meeting.leave(rank)
+                rendezvous.leave(rank)
 
-        threads = [threading.Thread(target=act, args=(rank,)) for rank in range(self.size)]
+        threads = [threading.Thread(target=run, args=(rank,)) for rank in range(self.size)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -1,4 +1,4 @@
-"""Evaluation of a model over one pass: collects rows batch by batch and computes all metrics at the end."""
+"""Evaluation of all tasks over one pass, and what the keys of its results mean."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,21 +7,107 @@ from typing import NamedTuple
 import numpy as np
 
 from data.errors import DataError
-from trainer.metrics import Metric, make_metrics
+from data.spec.task_types import TASK_TYPES
 from trainer.metrics.calibration import CURVE, CalibrationCurve, calibration_curve
-from trainer.metrics.joint import joint_logits, joint_rows
-from trainer.metrics.metric import Collectives, Rows, RowStore
-from trainer.metrics.sums import ScoreMetric, score_table
-from trainer.tasks.tasks import Task, joint_chains, joint_name, restrict_to_sample_space
+from trainer.metrics.metric import Collectives, Metric
+from trainer.metrics.rows import GrowingArray, Rows
+from trainer.metrics.score_table import ScoreMetric, score_table
+from trainer.tasks.joint import joint_logits, joint_rows
+from trainer.tasks.task import Task, joint_chains, joint_name, logit_columns, restrict_to_sample_space, task_type
 
 MEAN = "mean"
+
+
+def metrics_by_name() -> dict[str, type[Metric]]:
+    """Returns the metrics of all task types by name; of several with the same name, the last."""
+    return {metric.name: metric for name in TASK_TYPES for metric in task_type(name).metrics}
+
+
+def headline_metrics() -> list[str]:
+    """Returns the names of the metrics that sum up an evaluation, the most important one first."""
+    known = metrics_by_name()
+    return sorted((name for name in known if known[name].headline), key=lambda name: -known[name].headline)
+
+
+def metric_of(key: str) -> type[Metric]:
+    """Returns the metric of a logged key: NAME, NAME/TASK, NAME/TASK+TASK or NAME/mean.
+
+    Raises:
+        ValueError: no metric has that name.
+    """
+    known, name = metrics_by_name(), key.split("/", 1)[0]
+    if name not in known:
+        raise ValueError(f"{key!r}: there is no metric {name!r}, only {', '.join(known)}")
+    return known[name]
+
+
+def is_better(key: str, new: float, old: float | None) -> bool:
+    """Returns whether `new` is strictly better than `old` (None: no value yet) for a logged key. NaN never is.
+
+    Raises:
+        ValueError: no metric has that name.
+    """
+    return metric_of(key).direction.is_better(new, old)
+
+
+class RowStore:
+    """Logits, labels, weights and group IDs of all rows, stored once for all metrics of all tasks.
+
+    Memory: 4 bytes per logit, label and weight of the rows with non-zero weight, and 8 per group ID (one task with one
+    logit: 12 bytes per row, with groups 20).
+    """
+
+    def __init__(self, tasks: Sequence[Task], *, with_group: bool) -> None:
+        """Creates an empty store."""
+        self._columns = logit_columns(tasks)
+        self._logits = GrowingArray(np.float32, sum(task.width for task in tasks))
+        self._labels = GrowingArray(np.float32, len(tasks))
+        self._weights = GrowingArray(np.float32)
+        self._group = GrowingArray(np.int64) if with_group else None
+
+    def append(self, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, group: np.ndarray | None) -> None:
+        """Adds the rows whose weight is not 0.
+
+        Args:
+            logits: [batch, sum of widths].
+            labels: [batch, tasks].
+            weights: [batch].
+            group: [batch]; ignored by a store without groups.
+
+        Raises:
+            ValueError: the shapes disagree, or a store with groups got none.
+        """
+        columns = [(self._logits, logits), (self._labels, labels), (self._weights, weights)]
+        if self._group is not None:
+            if group is None:
+                raise ValueError("these rows need a group id each, got None")
+            columns.append((self._group, group))
+        for store, values in columns:
+            expected = (len(weights), *store.rows.shape[1:])
+            if values.shape != expected:
+                raise ValueError(f"expected rows of shape {expected}, got {values.shape}")
+        counts = weights != 0
+        for store, values in columns:
+            store.append(values if counts.all() else values[counts])
+
+    def task(self, index: int) -> Rows:
+        """Returns the rows of one task, as views."""
+        group = None if self._group is None else self._group.rows
+        logits = self._logits.rows[:, self._columns[index]]
+        if logits.shape[1] == 1:
+            logits = logits[:, 0]
+        return Rows(logits, self._labels.rows[:, index], self._weights.rows, group)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._weights)
 
 
 class _Measured(NamedTuple):
     """What a set of metrics is computed on: a task on its sample space, or a joint event on all rows.
 
     Attributes:
-        task: task that determines the kind and the valid labels.
+        task: task whose metrics are computed, and which determines the valid labels.
         chain: positions of the tasks of the joint event; a single one for a task by itself.
         metrics: metrics by logged name.
     """
@@ -56,7 +142,7 @@ class Evaluation:
             num_auc_thresholds: 0 for the exact AUC; see RocAuc.
 
         Raises:
-            ValueError: RocAuc does not support this number of thresholds, or a task's kind is unknown.
+            ValueError: RocAuc does not support this number of thresholds.
         """
         self._tasks = tuple(tasks)
         self._with_group = with_group
@@ -64,7 +150,11 @@ class Evaluation:
         self._measured: dict[str, _Measured] = {}
         for chain in (*alone, *joint_chains(tasks).values()):
             task = tasks[chain[-1]]
-            metrics = make_metrics(task.kind, with_group=with_group, num_auc_thresholds=num_auc_thresholds)
+            metrics = {
+                metric.name: metric.create(num_auc_thresholds)
+                for metric in task.metrics
+                if with_group or not metric.needs_group
+            }
             self._measured[joint_name(tasks, chain)] = _Measured(task, chain, metrics)
         self.curves: dict[str, CalibrationCurve] = {}
         self.undefined: list[str] = []
@@ -116,7 +206,7 @@ class Evaluation:
             counts = _check_rows(name, task, rows, comm)
             if len(chain) > 1:
                 rows = rows._replace(logits=joint_logits(rows.logits))
-            values[name], curve = _measure(metrics, rows, comm)
+            values[name], curve = _measure(task, metrics, rows, comm)
             if unknown := [key for key, value in values[name].items() if math.isnan(value)]:
                 self.undefined.append(_why_undefined(name, task, counts, unknown))
             if curve is not None:
@@ -144,24 +234,20 @@ class Evaluation:
 
 
 def _measure(
+    task: Task, metrics: Mapping[str, Metric], rows: Rows, comm: Collectives
+) -> tuple[dict[str, float], CalibrationCurve | None]:
+    """Computes all metrics of some rows, and a binary task's calibration curve."""
+    values, curve = _measure_by_table(metrics, rows, comm) if task.is_binary else ({}, None)
+    return {key: values[key] if key in values else metric.result(rows, comm) for key, metric in metrics.items()}, curve
+
+
+def _measure_by_table(
     metrics: Mapping[str, Metric], rows: Rows, comm: Collectives
-) -> tuple[dict[str, float], CalibrationCurve | None]:
-    """Computes all metrics of some rows, and a binary task's calibration curve; metrics share one score table."""
-    of_table, curve = _measure_table(
-        {key: metric for key, metric in metrics.items() if isinstance(metric, ScoreMetric)}, rows, comm
-    )
-    values = {key: of_table[key] if key in of_table else metric.result(rows, comm) for key, metric in metrics.items()}
-    return values, curve
-
-
-def _measure_table(
-    metrics: Mapping[str, ScoreMetric], rows: Rows, comm: Collectives
-) -> tuple[dict[str, float], CalibrationCurve | None]:
-    """Computes the curve and the metrics of the score table, which is freed on return, before others need memory."""
-    if not metrics:  # the task is not binary
-        return {}, None
+) -> tuple[dict[str, float], CalibrationCurve]:
+    """Computes the metrics of the score table and the curve; the table is freed before others need memory."""
     table = score_table(rows, comm)
-    values = {key: metric.of_table(table, rows, comm) for key, metric in metrics.items()}
+    by_table = {key: metric for key, metric in metrics.items() if isinstance(metric, ScoreMetric)}
+    values = {key: metric.of_table(table, rows, comm) for key, metric in by_table.items()}
     return values, calibration_curve(table, rows, comm)
 
 
@@ -174,20 +260,15 @@ class _Counts(NamedTuple):
 
 def _why_undefined(name: str, task: Task, counts: _Counts, keys: Sequence[str]) -> str:
     """Explains why metrics of a task have no value."""
-    if counts.rows == 0:
-        why = "no evaluated row counts for it (its label is missing, or the row is outside its sample space)"
-    elif task.kind == "binary" and counts.positive in (0, counts.rows):
-        why = f"it is {int(counts.positive > 0)} in all {counts.rows:,} evaluated rows"
-    elif task.kind == "multiclass":
-        why = f"it is one class in all {counts.rows:,} evaluated rows"
-    else:
-        why = "no group of evaluated rows has both classes"
+    why = "no evaluated row counts for it (its label is missing, or the row is outside its sample space)"
+    if counts.rows:
+        why = task.why_undefined(counts.rows, counts.positive)
     return f"label {name!r}: {why}, so that {', '.join(keys)} cannot be computed"
 
 
 def _check_rows(name: str, task: Task, rows: Rows, comm: Collectives) -> _Counts:
     """Raises the errors of Evaluation.result, on all workers together so that none is left waiting in a collective."""
-    is_wrong_label, wrong_label = _wrong_labels(rows.labels, task)
+    is_wrong_label, wrong_label = task.invalid_labels(rows.labels)
     faults = (
         ~np.atleast_2d(np.isfinite(rows.logits).T).all(axis=0),
         is_wrong_label,
@@ -196,7 +277,7 @@ def _check_rows(name: str, task: Task, rows: Rows, comm: Collectives) -> _Counts
     own = [len(rows.logits), (rows.labels > 0).sum(), *(fault.sum() for fault in faults)]
     num_rows, positive, logits, labels, weights = comm.sum_array(np.array(own, np.int64)).tolist()
     if logits:
-        what = "predicted values" if task.kind == "regression" else "logits"
+        what = "logits" if task.num_classes else "predicted values"
         raise FloatingPointError(
             f"task {name!r}: {logits} of {num_rows} {what} are NaN or infinite, so that there is nothing to measure. "
             "Either training has diverged: go back to an earlier checkpoint and lower the learning rates. Or the rows "
@@ -214,15 +295,3 @@ def _check_rows(name: str, task: Task, rows: Rows, comm: Collectives) -> _Counts
             "infinite; expected 0 or more. check_dataset.py tells where they are."
         )
     return _Counts(num_rows, positive)
-
-
-def _wrong_labels(labels: np.ndarray, task: Task) -> tuple[np.ndarray, str]:
-    """Returns which labels ([rows] bool) no metric of the task can use, and a description of the fault."""
-    if task.kind == "regression":
-        return np.isinf(labels), "a value that is infinite in float32"
-    last = (task.classes or 2) - 1
-    is_class = (labels >= 0) & (labels <= last) & (labels == np.floor(labels))
-    return (
-        ~is_class,
-        "a value other than 0 and 1" if last == 1 else f"a value that is no class from 0 to {last}",
-    )

@@ -1,6 +1,6 @@
-"""Run on every worker: main.py with one worker that is not like the other.
+"""Run on every worker: main.py with one faulty worker.
 
-usage: python -m tests.faults.odd_worker slow|drifting|slow_check ARGUMENT OF main.py ...
+usage: python -m tests.faults.faulty_worker slow|drifting|slow_check ARGUMENT OF main.py ...
 """
 
 import sys
@@ -60,7 +60,8 @@ def make_check_slow() -> None:
 if __name__ == "__main__":
     import os
 
-    odd, change = {"slow": (1, make_slow), "drifting": (1, make_drift), "slow_check": (0, make_check_slow)}[sys.argv[1]]
-    if read_worker_env(os.environ).rank == odd:
-        change()
+    faults = {"slow": (1, make_slow), "drifting": (1, make_drift), "slow_check": (0, make_check_slow)}
+    rank, inject = faults[sys.argv[1]]
+    if read_worker_env(os.environ).rank == rank:
+        inject()
     sys.exit(main(sys.argv[2:]))

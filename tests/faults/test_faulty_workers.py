@@ -1,4 +1,4 @@
-"""A worker that is slow, and one whose memory has lost a bit, among real workers."""
+"""A slow worker, and one with a flipped bit in memory, among real workers."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.faults.faulty_worker import CHECK_SECONDS
 from tests.faults.matrix import record
-from tests.faults.odd_worker import CHECK_SECONDS
 from tests.helpers import ROOT, make_dataset, run_program
 from trainer.checkpoint.store import CheckpointStore
 from trainer.logging.log import read_log
@@ -20,14 +20,14 @@ pytestmark = [pytest.mark.horovod, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("odd"), ROOT / "feature_specs" / "with_map.yaml", rows=6000)
+    return make_dataset(tmp_path_factory.mktemp("faulty"), ROOT / "feature_specs" / "with_map.yaml", rows=6000)
 
 
-def run(odd: str, data: Path, folder: Path, *more: str, **variables: str):  # type: ignore[no-untyped-def]
+def run(fault: str, data: Path, folder: Path, *more: str, **variables: str):  # type: ignore[no-untyped-def]
     flags = ["--dataset_path", data, "--model_dir", folder / "models", "--results_dir", folder / "results"]
     flags += ["--global_batch_size", "64", "--num_epochs", "1", "--deep_hidden_units", "16", "--cpu"]
     return run_program(
-        ["-m", "tests.faults.odd_worker", odd, *map(str, flags), *more], workers=2, timeout=400, **variables
+        ["-m", "tests.faults.faulty_worker", fault, *map(str, flags), *more], workers=2, timeout=400, **variables
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainer.metrics.metric import Rows, as_logits
+from trainer.metrics.rows import Rows, as_logits
 
 
 def joint_rows(parts: Sequence[Rows]) -> Rows:

@@ -1,0 +1,143 @@
+"""The schema of a model: its features and tasks by name, in the order in which it was built. Imports no TensorFlow.
+
+In the weights, features and tasks are identified by position alone. A checkpoint therefore stores the schema that it
+was trained with, and the model is built in that order when it is restored, whatever the order of the specification.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, replace
+
+from data.errors import DataError
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import INPUT_CHANNELS, LABEL, MULTIHOT, NUMERICAL
+
+MAX_HOTNESS, WIDTH = "max_hotness", "width"
+MAX_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class FeatureEntry:
+    """A feature that the model reads.
+
+    Attributes:
+        name: name of the feature.
+        channel: channel of the specification that the feature belongs to.
+        cardinality: number of ids of a categorical feature.
+        width: embedding width of a categorical feature.
+        max_hotness: maximum number of ids per row of a multi-hot feature. No weight depends on it, but the ids that
+            training sees do.
+    """
+
+    name: str
+    channel: str
+    cardinality: int | None = None
+    width: int | None = None
+    max_hotness: int | None = None
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A task of the model.
+
+    Attributes:
+        name: name of the label.
+        task: kind of the task: binary, multiclass or regression.
+        classes: number of classes of a multiclass task.
+        given: name of the label whose positive rows are the task's sample space; None for all rows.
+    """
+
+    name: str
+    task: str
+    classes: int | None = None
+    given: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelSchema:
+    """Features and tasks in the order of the model's inputs and logits."""
+
+    features: tuple[FeatureEntry, ...]
+    tasks: tuple[TaskEntry, ...]
+
+    @classmethod
+    def of(cls, spec: FeatureSpec, widths: Mapping[str, int]) -> "ModelSchema":
+        """Returns the schema of a model for a specification with the given embedding widths."""
+        features = [
+            FeatureEntry(name, channel)
+            if channel == NUMERICAL
+            else FeatureEntry(
+                name,
+                channel,
+                spec.features[name].cardinality,
+                widths.get(name),
+                (spec.features[name].max_hotness or 1) if channel == MULTIHOT else None,
+            )
+            for channel in INPUT_CHANNELS
+            for name in spec.channels[channel]
+        ]
+        tasks = [
+            TaskEntry(label.name, label.task, label.cardinality if label.is_class else None, label.given or None)
+            for label in spec.labels
+        ]
+        return cls(tuple(features), tuple(tasks))
+
+    def arrange(
+        self, spec: FeatureSpec, widths: Mapping[str, int], saved: str, given: str, ignoring: Collection[str] = ()
+    ) -> FeatureSpec:
+        """Reorders the channels of a specification to match this schema.
+
+        Args:
+            spec: the specification.
+            widths: embedding width of each categorical feature.
+            saved, given: names of the sources of this schema and of the specification, for the error message.
+            ignoring: properties that may differ: MAX_HOTNESS, WIDTH or LABEL (everything about tasks).
+
+        Returns:
+            The specification with reordered channels.
+
+        Raises:
+            DataError: Features or tasks differ; the message shows both sides.
+        """
+        other = ModelSchema.of(spec, widths)
+        differences = _differences("feature", self.features, other.features, ignoring)
+        if LABEL not in ignoring:
+            differences += _differences(LABEL, self.tasks, other.tasks, ignoring)
+        if differences:
+            more = f"; and {len(differences) - MAX_SHOWN} more" if len(differences) > MAX_SHOWN else ""
+            raise DataError(
+                f"{given} does not describe the features and tasks of {saved}: "
+                f"{'; '.join(differences[:MAX_SHOWN])}{more}. Only their order may differ: use the specification and "
+                "the embedding widths of its training, or another --model_dir or --checkpoint."
+            )
+        channels = {
+            channel: tuple(feature.name for feature in self.features if feature.channel == channel)
+            for channel in INPUT_CHANNELS
+        }
+        if LABEL not in ignoring:
+            channels[LABEL] = tuple(task.name for task in self.tasks)
+        return replace(spec, channels=spec.channels | channels)
+
+
+def _differences(
+    what: str,
+    saved: Collection[FeatureEntry] | Collection[TaskEntry],
+    given: Collection[FeatureEntry] | Collection[TaskEntry],
+    ignoring: Collection[str],
+) -> list[str]:
+    """Returns one message for each feature or task that differs between the two sides."""
+    before, now = ({entry.name: _describe(entry, ignoring) for entry in entries} for entries in (saved, given))
+    return [
+        f"{what} {name!r} was {before.get(name, 'absent')} and is {now.get(name, 'absent')}"
+        for name in before | now
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _describe(entry: FeatureEntry | TaskEntry, ignoring: Collection[str]) -> str:
+    if isinstance(entry, TaskEntry):
+        classes = f" of {entry.classes} classes" if entry.classes else ""
+        return f"{entry.task}{classes}, given {entry.given or 'none'}"
+    numbers = [field.name for field in fields(entry)[2:] if field.name not in ignoring]
+    return ", ".join(
+        [entry.channel, *(f"{name} {value}" for name in numbers if (value := getattr(entry, name)) is not None)]
+    )

@@ -1,0 +1,66 @@
+"""Binary tasks: the probability that a label is 1."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+
+from data.spec.features import Feature
+from trainer.lazy import tf
+from trainer.metrics.auc import PrecisionRecallAuc, RocAuc
+from trainer.metrics.calibration import Calibration, CalibrationError, probability
+from trainer.metrics.grouped import GroupedAuc, MeanAveragePrecision
+from trainer.metrics.losses import LogLoss, NormalizedEntropy
+from trainer.metrics.metric import Metric
+from trainer.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class BinaryTask(Task):
+    """A label that is 0 or 1, learned by the cross-entropy of the sigmoid, in nats.
+
+    Attributes:
+        positive_weight: factor of the loss of rows with label 1.
+    """
+
+    _: KW_ONLY
+    num_classes: int = 2
+    positive_weight: float = 1.0
+
+    # The first three names are those of the public recipe, which existing log parsers expect.
+    metrics: ClassVar[tuple[type[Metric], ...]] = (
+        LogLoss,
+        RocAuc,
+        MeanAveragePrecision,
+        PrecisionRecallAuc,
+        GroupedAuc,
+        NormalizedEntropy,
+        Calibration,
+        CalibrationError,
+    )
+    is_binary = True
+
+    @classmethod
+    def of(cls, label: Feature, given: int | None) -> Self:
+        """Creates the task of a label. `given` is the index of the label that it is given, or None."""
+        return cls(label.name, loss_weight=label.loss_weight, given=given, positive_weight=label.positive_weight)
+
+    def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """Computes the loss of each row, [batch] float32. Labels may be any probabilities."""
+        return tf.nn.weighted_cross_entropy_with_logits(labels, logits[:, 0], pos_weight=self.positive_weight)
+
+    def activation(self, logits: tf.Tensor) -> tf.Tensor:
+        """Returns the probabilities, [batch, 1] float32."""
+        return tf.math.sigmoid(logits)
+
+    def predictions(self, logits: np.ndarray) -> np.ndarray:
+        """Returns the probabilities, [rows, 1] float64."""
+        return probability(logits)
+
+    def why_undefined(self, rows: int, positive: int) -> str:
+        """Explains that labels are all equal, or equal within each group."""
+        if positive in (0, rows):
+            return f"it is {int(positive > 0)} in all {rows:,} evaluated rows"
+        return "no group of evaluated rows has both classes"
