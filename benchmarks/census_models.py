@@ -3,7 +3,7 @@
     python -m benchmarks.census_models --raw DIR [--work DIR] [--seeds 3] [--setups group1 ...] [--models mmoe ...]
     python -m benchmarks.census_models --work DIR --table
 
-The first trains and adds one JSON line per run to WORK/results.jsonl, leaving out runs that stand there; the second
+The first trains and adds one JSON line per run to WORK/results.jsonl, skipping runs that are already there; the second
 prints the table of docs/multitask.md. All models have the embeddings, towers and settings in common; the width of
 their experts is the one that brings their parameters nearest to those of mmoe. A run is stopped and its best epoch
 chosen by the mean AUC of the validation half; the test half is looked at once.
@@ -66,7 +66,7 @@ def widths_of(model: str, inputs: int, tasks: int) -> tuple[int, int]:
 
 
 def prepared(raw: Path, work: Path, setup: str) -> Path:
-    """The dataset of a set-up, prepared if it does not stand there, with embeddings of one width."""
+    """The dataset of a set-up, prepared unless it exists, with embeddings of one width."""
     folder = work / setup
     if not folder.exists():
         command = ["-m", "data.census.prepare", "--raw", str(raw), "--output", str(folder), *SETUPS[setup]]
@@ -85,13 +85,13 @@ def run(folder: Path, work: Path, model: str, seed: int) -> dict[str, Any]:
     """Trains, then evaluates the best epoch on the test half."""
     channels = specification(folder)["channel_spec"]
     inputs = EMBEDDING * len(channels["onehot_categorical"]) + len(channels["numerical"])
-    experts, place = widths_of(model, inputs, len(channels["label"])), work / f"{folder.name}_{model}_{seed}"
-    flags = ["--dataset_path", folder, "--model_dir", place / "model", "--results_dir", place / "results"]
+    experts, output = widths_of(model, inputs, len(channels["label"])), work / f"{folder.name}_{model}_{seed}"
+    flags = ["--dataset_path", folder, "--model_dir", output / "model", "--results_dir", output / "results"]
     flags += ["--embedding_sizes_file", work / "widths.json", "--seed", seed, "--model", model, *TRAINING.split()]
     flags += ["--expert_hidden_units", *experts, "--tower_hidden_units", *TOWER]
     for more in ([], ["--evaluate", "--eval_mapping", "test"]):
         subprocess.run([sys.executable, "main.py", *map(str, [*flags, *more])], cwd=ROOT, check=True)
-    metrics = json.loads((place / "results" / "metrics.json").read_text())
+    metrics = json.loads((output / "results" / "metrics.json").read_text())
     return {
         "setup": folder.name,
         "model": model,

@@ -56,7 +56,7 @@ def needed_gb(layout: InputSchema, batch: int, hidden: tuple[int, ...]) -> dict[
 
 def peak_gb(folder: Path, flags: list[str]) -> float:
     """Peak resident set size of main.py on the dataset in a folder."""
-    places = [
+    paths = [
         "--dataset_path",
         str(folder),
         "--model_dir",
@@ -65,7 +65,7 @@ def peak_gb(folder: Path, flags: list[str]) -> float:
         str(folder / "results"),
     ]
     process = subprocess.Popen(
-        [sys.executable, "main.py", *places, *flags],
+        [sys.executable, "main.py", *paths, *flags],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -51,10 +51,10 @@ def prepare(raw: Path, output: Path, flags: list[str]) -> dict[str, float]:
             time.sleep(SAMPLE_SECONDS)
         seconds = time.perf_counter() - begin
         log_file.seek(0)
-        told = log_file.read()
+        log = log_file.read()
     if process.returncode:
-        raise SystemExit(told)
-    moments = [float(moment) for moment in re.findall(r"outbrain: +([0-9.]+) s", told)]
+        raise SystemExit(log)
+    moments = [float(moment) for moment in re.findall(r"outbrain: +([0-9.]+) s", log)]
     return {"seconds": seconds, "working_seconds": moments[-1] - moments[1], "peak_mib": peak / MIB}
 
 

@@ -1,4 +1,4 @@
-"""What each part of the leak-free recipe buys on a synthetic Outbrain: one JSON line per variant.
+"""What each part of the leak-free recipe contributes on a synthetic Outbrain: one JSON line per variant.
 
     python -m benchmarks.outbrain_recipes [--displays 200000] [--seeds 1] [--only NAME ...]
 
@@ -73,8 +73,8 @@ def variants() -> dict[str, Recipe]:
 
 def trained(dataset: Path, folder: Path, seed: int) -> dict[str, float]:
     """The last epoch's figures on the validation rows."""
-    places = ["--dataset_path", dataset, "--model_dir", folder / "model", "--results_dir", folder / "results"]
-    command = [sys.executable, MAIN, *places, *SETTINGS.split(), "--seed", seed]
+    paths = ["--dataset_path", dataset, "--model_dir", folder / "model", "--results_dir", folder / "results"]
+    command = [sys.executable, MAIN, *paths, *SETTINGS.split(), "--seed", seed]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)

@@ -121,7 +121,7 @@ def named_columns(shape, rows):
 
 
 def slices(dataset, *, shuffle, batch_size):
-    """In the place of a DataLoader: batches that are slices of the tensors."""
+    """Replaces a DataLoader: batches that are slices of the tensors."""
     return [dataset[start : start + batch_size] for start in range(0, len(dataset), batch_size)]
 
 

@@ -1,7 +1,7 @@
 """Makes the table of docs/reliability.md: of the lines that tests/faults recorded, as `record` there writes them.
 
     bash scripts/test.sh --faults           # tries everything, then does the following with what was recorded
-    python -m benchmarks.reliability LOG    # takes the lines of LOG, in the place of earlier ones of these faults
+    python -m benchmarks.reliability LOG    # replaces the lines of these faults by those of LOG
     python -m benchmarks.reliability        # only the table, of the lines that there are
 
 docs/reliability.jsonl holds every line. The page's text is written by hand, but for what stands between
@@ -33,7 +33,7 @@ HEADINGS = ["fault", "tries", "survived", "seconds to recover or to detect: medi
 
 
 def merged(old: list[Line], new: list[Line]) -> list[Line]:
-    """All lines, but of the old ones only those of other faults or other machines; every fault keeps its place."""
+    """All lines, but of the old ones only those of other faults or machines, in the order of faults."""
     replaced = {(line["fault"], line["machine"]) for line in new}
     lines = [line for line in old if (line["fault"], line["machine"]) not in replaced] + new
     order = list(dict.fromkeys(line["fault"] for line in old + new))

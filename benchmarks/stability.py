@@ -4,9 +4,9 @@
     python -m benchmarks.stability --document docs/stability.md [--work DIR]
 
 The first trains every configuration (a mode with a number of workers, under horovodrun) from the seeds 0 to N - 1, and
-adds a JSON line per run to WORK/results.jsonl, leaving out runs that stand there: one that was stopped goes on. The
-data is MovieLens as data.movielens.prepare makes it of --raw, or any prepared folder (--dataset_path). A seed is that
-of weights, order of the samples and dropout; data and split stay.
+adds a JSON line per run to WORK/results.jsonl, skipping runs that are already there, so a stopped benchmark continues.
+The data is MovieLens as prepared by data.movielens.prepare from --raw, or any prepared folder (--dataset_path). The
+seed determines weights, order of the samples and dropout; data and split stay the same.
 
 Both print a table: mean, deviation (n - 1), minimum and maximum of each metric, and the two-sample
 Kolmogorov-Smirnov statistic with its exact p-value against float32 on one worker. The second also puts it into a
@@ -150,9 +150,9 @@ def draw(runs: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
 
 def _draw_dots(axis: Axes, by_configuration: dict[Configuration, list[float]]) -> None:
     """A line per configuration: a dot per run, its mean, and a deviation to both sides."""
-    for row, (colour, values) in enumerate(_coloured(by_configuration)):
+    for row, (color, values) in enumerate(_colored(by_configuration)):
         heights = row + np.linspace(-0.22, 0.22, len(values))
-        axis.plot(values, heights, "o", color=colour, alpha=0.55, markersize=4.5)
+        axis.plot(values, heights, "o", color=color, alpha=0.55, markersize=4.5)
         mean, deviation = np.mean(values), np.std(values, ddof=1) if len(values) > 1 else 0.0
         axis.errorbar(mean, row, xerr=deviation, fmt="|", color="black", markersize=16, capsize=4, linewidth=1.4)
     axis.set_yticks(range(len(by_configuration)), [one.name for one in by_configuration])
@@ -162,12 +162,12 @@ def _draw_dots(axis: Axes, by_configuration: dict[Configuration, list[float]]) -
 
 def _draw_steps(axis: Axes, by_configuration: dict[Configuration, list[float]]) -> None:
     """Share of the runs at or below each value."""
-    for colour, values in _coloured(by_configuration):
-        axis.ecdf(values, color=colour, linewidth=1.8)
+    for color, values in _colored(by_configuration):
+        axis.ecdf(values, color=color, linewidth=1.8)
     axis.set_ylabel("share of runs", color=GREY)
 
 
-def _coloured(by_configuration: dict[Configuration, list[float]]) -> list[tuple[str, list[float]]]:
+def _colored(by_configuration: dict[Configuration, list[float]]) -> list[tuple[str, list[float]]]:
     return [(COLORS[index % len(COLORS)], values) for index, values in enumerate(by_configuration.values())]
 
 

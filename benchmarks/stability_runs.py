@@ -21,8 +21,8 @@ def main(runs_file: Path, results_file: Path) -> None:
     is_first = read_worker_env(os.environ).rank == 0
     for run in json.loads(runs_file.read_text()):
         folder = Path(run["folder"])
-        places = ["--model_dir", str(folder / "model"), "--results_dir", str(folder / "results")]
-        if code := run_main([*run["arguments"], *places]):
+        paths = ["--model_dir", str(folder / "model"), "--results_dir", str(folder / "results")]
+        if code := run_main([*run["arguments"], *paths]):
             raise SystemExit(f"{run['about']} has failed with exit code {code}")
         if is_first:
             metrics = json.loads((folder / "results" / "metrics.json").read_text())

@@ -4,7 +4,7 @@
     python -m benchmarks.synthetic_tasks [--work DIR] --figure FILE.svg
 
 The first trains every model on one pass over a million fresh rows, a seed being data, tasks and initial weights, and
-adds one JSON line per run to WORK/results.jsonl, leaving out runs that stand there. The second prints the table of
+adds one JSON line per run to WORK/results.jsonl, skipping runs that are already there. The second prints the table of
 docs/multitask.md and draws it. The loss is the mean squared error over the variance of the label, mean of both tasks;
 noise alone makes it the square of 0.1 over that variance.
 """
@@ -33,16 +33,16 @@ TRAINING = (
 )
 
 
-def run(data: Path, place: Path, model: str, seed: int) -> dict[str, Any]:
+def run(data: Path, folder: Path, model: str, seed: int) -> dict[str, Any]:
     """Trains a model; returns its losses on the test rows."""
-    flags = ["--dataset_path", data, "--model_dir", place / "model", "--results_dir", place / "results"]
+    flags = ["--dataset_path", data, "--model_dir", folder / "model", "--results_dir", folder / "results"]
     flags += ["--model", model, "--expert_hidden_units", MODELS[model], "--seed", seed, *TRAINING.split()]
     if run_main([str(flag) for flag in flags]):
         raise SystemExit(f"{model} has failed")
-    metrics = json.loads((place / "results" / "metrics.json").read_text())
+    metrics = json.loads((folder / "results" / "metrics.json").read_text())
     test = pq.read_table(data / "test_0.parquet", columns=list(LABELS))
     losses = {name: metrics[f"loss_val/{name}"] / float(np.var(test.column(name).to_numpy())) for name in LABELS}
-    shutil.rmtree(place)
+    shutil.rmtree(folder)
     return losses | {"loss": statistics.fmean(losses.values())}
 
 
@@ -80,10 +80,10 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(correlations), figsize=(9.5, 3.6), sharey=True, layout="constrained")
         for axis, correlation in zip(axes, correlations, strict=True):
-            for place, (model, colour) in enumerate(zip(MODELS, COLORS, strict=False)):
+            for position, (model, color) in enumerate(zip(MODELS, COLORS, strict=False)):
                 values = losses_of(results, correlation, model)
-                axis.plot(place + np.linspace(-0.15, 0.15, len(values)), values, "o", color=colour, alpha=0.6)
-                axis.plot([place - 0.3, place + 0.3], [np.mean(values)] * 2, color=colour, linewidth=2.5)
+                axis.plot(position + np.linspace(-0.15, 0.15, len(values)), values, "o", color=color, alpha=0.6)
+                axis.plot([position - 0.3, position + 0.3], [np.mean(values)] * 2, color=color, linewidth=2.5)
             axis.set_title(f"correlation {correlation:g}")
             axis.set_xticks(range(len(MODELS)), MODELS)
             axis.set_ylim(bottom=0)

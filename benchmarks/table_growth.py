@@ -4,11 +4,11 @@
 
 All cardinalities of Outbrain's 29 features are multiplied by a factor, while the batch, the widths and the skew of the
 ids (floor(cardinality * uniform ** 3)) stay the same, so that a batch names somewhat more distinct rows of a larger
-table. The models stand in memory side by side and take steps in turn; a ratio is the median over the turns of
+table. The models are in memory side by side and take steps in turn; a ratio is the median over the turns of
 seconds over the first factor's seconds, `ratio_spread` its smallest and largest value.
 
 Widths are the published ones divided by --width_divisor: with 2, tables and optimizer state of the factors 1, 4 and 16
-together take 7.4 GB (`tables_gb` tells each) and the process 10 GB, with 1 nearly twice as much.
+together take 7.4 GB (see `tables_gb`) and the process 10 GB, with 1 nearly twice as much.
 """
 
 import argparse

@@ -4,7 +4,7 @@
 
 separate: a variable per feature, as EmbeddingTables has them. fused: a variable per width, in which the features stand
 one below the other, so that there is one gather, one sum of gradients and one update per width; features with one
-id are reshaped into their place instead of being sliced out. Both take turns on the same ids; `fused_over_separate` is
+id are reshaped into position instead of being sliced out. Both take turns on the same ids; `fused_over_separate` is
 the ratio of the medians of their times.
 """
 
@@ -115,8 +115,8 @@ def fused(case: Case) -> Step:
         for group in groups:
             starts = np.cumsum([0, *(own.cardinality for own in group)])[:-1]
             offsets = np.repeat(starts, [own.hotness for own in group])
-            places = np.concatenate([np.arange(own.start, own.stop) for own in group])
-            numbers.append(tf.gather(ids, places, axis=1) + tf.constant(offsets, tf.int32))
+            columns = np.concatenate([np.arange(own.start, own.stop) for own in group])
+            numbers.append(tf.gather(ids, columns, axis=1) + tf.constant(offsets, tf.int32))
         rows = [tf.gather(table, wanted) for table, wanted in zip(tables.values(), numbers, strict=True)]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(rows)

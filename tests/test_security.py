@@ -18,7 +18,7 @@ import pytest
 
 import transcode
 from data.errors import DataError
-from data.outbrain.stored import load_workflow
+from data.outbrain.recipes import load_workflow
 from data.preprocess.encoder_files import load_encoders, save_encoders
 from data.preprocess.encoders import Numerical, Vocabulary
 from data.preprocess.keys import KeyTable

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from data.command_line import Parser, run_tool, whole_number
+from data.command_line import Parser, whole_number
 from data.errors import DataError
 from data.files.new_dataset import new_dataset
 from data.movielens.columns import LABELS, MAP_COLUMN, MULTIHOT_COLUMNS, NUM_FOLDS, NUMERICAL_COLUMNS, ONEHOT_COLUMNS
@@ -26,6 +26,7 @@ from data.preprocess.encoders import NOT_IN_A_FOLD, Encoder
 from data.preprocess.hashing import buckets, hash_rows
 from data.preprocess.prepared import StageLog, encoded_features, write_prepared
 from data.preprocess.splits import FOLD, SPLIT, TEST, TRAIN, VALID, check_fractions, draw_order, round_half_up
+from data.preprocess.tables import run_prepare
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature
 
@@ -99,7 +100,7 @@ def _split(
         rows[VALID] = np.flatnonzero(mappings == VALID)
     for mapping, chosen in rows.items():
         if not len(chosen):
-            raise DataError(f"{mapping}: no user has ratings enough for a share of it; choose other fractions")
+            raise DataError(f"{mapping}: no user has enough ratings; choose other fractions")
     return {mapping: ratings.iloc[chosen].reset_index(drop=True) for mapping, chosen in rows.items()}
 
 
@@ -176,13 +177,7 @@ def _specification(
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return the exit code: 0 success, 1 failure, 2 invalid input or arguments."""
-    args = _parse(argv)
-
-    def job() -> int:
-        prepare(**vars(args))
-        return 0
-
-    return run_tool("movielens", job)
+    return run_prepare("movielens", prepare, _parse(argv))
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

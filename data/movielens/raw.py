@@ -80,7 +80,7 @@ def read_movielens(folder: Path) -> pd.DataFrame:
 
 def _read(folder: Path, what: str, forms: tuple[TextForm, ...]) -> TextTable:
     if not folder.is_dir():
-        raise DataError(f"{folder}: is not a folder; give the one that holds MovieLens' {what} file")
+        raise DataError(f"{folder}: is not a folder; pass the one that holds the {what} file of MovieLens")
     for form in forms:
         path = find_file(folder, [form.file])
         if path is not None:

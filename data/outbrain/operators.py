@@ -5,7 +5,6 @@ Counts are integers, so results do not depend on the order of rows.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +168,7 @@ def _without_each_fold(counts: np.ndarray) -> np.ndarray:
 
 
 class CountClicks(SumsByFold):
-    """Adds NAME_views for each column NAME: the number of training rows with the row's value. Also counts clicks.
+    """Counts the views and clicks of each value of each column, by fold; leaves the columns unchanged.
 
     Args:
         clicked: name of the column with clicks, 0 or 1.
@@ -202,17 +201,6 @@ class CountClicks(SumsByFold):
             table[rows, frame[self.fold].to_numpy()] = frame[quantity].to_numpy()
             tables.append(table)
         return tables[0], tables[1]
-
-    def transform(self, col_selector: Any, df: Any) -> Any:
-        result = type(df)()
-        for name in col_selector.names:
-            counts = self.counts[name]
-            views = KeyTable(counts.keys, counts.views[:-1].sum(axis=1).astype(np.float64), default=0.0)
-            result[f"{name}_views"] = map_distinct(df[name], partial(views.look_up, name), views.default)
-        return result
-
-    def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        return {f"{name}_views": [name] for name in col_selector.names}
 
     def clear(self) -> None:
         self.counts = {}

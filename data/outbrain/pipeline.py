@@ -36,10 +36,18 @@ from data.outbrain.joining import (
 from data.outbrain.operators import load_out_of_fold, save_out_of_fold
 from data.outbrain.raw_tables import AD, CLICKED, DISPLAY, EVENTS, RawTable, estimated_rows, require_raw
 from data.outbrain.raw_tables import CLICKS as CLICKS_TABLE
-from data.outbrain.recipes import TAGS_PER_ROW, FittedRecipe, Recipe, find_recipe
+from data.outbrain.recipes import (
+    ENCODERS,
+    TABLES,
+    TAGS_PER_ROW,
+    FittedRecipe,
+    Recipe,
+    find_recipe,
+    load_workflow,
+    save_workflow,
+)
 from data.outbrain.resources import Workers, default_limit, number_of_parts, start_workers
 from data.outbrain.side_tables import SideTables, load_side_tables
-from data.outbrain.stored import ENCODERS, TABLES, load_workflow, save_workflow
 from data.preprocess.encoder_files import load_encoders
 from data.preprocess.encoders import Encoder
 from data.preprocess.nvtabular_operators import to_host

@@ -9,11 +9,12 @@ import os
 import sys
 from pathlib import Path
 
-from data.command_line import Parser, run_tool, whole_number
+from data.command_line import Parser, whole_number
 from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.outbrain.raw_tables import CLICKS, EVENTS, META, PROMOTED, TAG_TABLES, require_raw
 from data.outbrain.resources import add_resource_flags, check_resource_flags
 from data.preprocess.prepared import StageLog
+from data.preprocess.tables import run_prepare
 
 ENTRIES = ("train", "valid", "workflow", "manifest.json", "embedding_sizes.json")
 RECIPES = ("leak_free", "published")
@@ -60,13 +61,7 @@ def preprocess(
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return the exit code: 0 success, 1 failure, 2 invalid input or arguments."""
-    args = vars(_parse(argv))
-
-    def job() -> int:
-        preprocess(args.pop("data_path"), args.pop("metadata_path"), **args)
-        return 0
-
-    return run_tool("outbrain", job)
+    return run_prepare("outbrain", preprocess, _parse(argv))
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -79,8 +74,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     root = Path("/outbrain" if os.access("/outbrain", os.W_OK) else "outbrain")
-    add("--data_path", type=Path, default=root / "orig", metavar="RAW", help="folder of the raw tables")
-    add("--metadata_path", type=Path, default=root / "data", metavar="OUT", help="folder for the dataset")
+    add("--data_path", dest="raw", type=Path, default=root / "orig", metavar="RAW", help="folder of the raw tables")
+    add("--metadata_path", dest="output", type=Path, default=root / "data", metavar="OUT", help="dataset folder")
     add("--recipe", choices=RECIPES, default=RECIPES[0], help="how features are computed: see docs/outbrain.md")
     add("--seed", type=whole_number(0), default=0, help="seed of the split, the folds and the order of rows")
     add("--output_files", type=whole_number(1), default=8, help="maximum number of files per mapping")

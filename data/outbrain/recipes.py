@@ -1,4 +1,4 @@
-"""The recipes: how features are computed from joined rows, and how their encoders are fitted on training rows.
+"""The recipes: how features are computed from joined rows, how encoders are fitted, and how a fitted recipe is stored.
 
 `published` reproduces NVIDIA's DeepLearningExamples (TensorFlow2, Wide & Deep) for comparable figures: all ids are hash
 buckets (of `data.preprocess.hashing` instead of cuDF's hash), and, as published, the click rates of a training row
@@ -8,13 +8,21 @@ In `leak_free`, a row's own click does not enter its features. Differences: clic
 towards the prior; numbers are standardized; null has its own id; small vocabularies have exact ids, and large ones
 exact ids for frequent values; tags are selected by descending confidence; and further features are added to the 29
 published ones: hour, weekday, the number of ads in the display, and the tags of the promoted document.
+
+A stored workflow is all that is needed to compute features of new raw rows:
+
+    encoders/        `data.preprocess.encoder_files`: JSON and parquet
+    tables/          ads, documents and their tags, as parquet
+    manifest.json    the recipe; see `data.storage.checksummed_dir`
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from data.errors import DataError
 from data.outbrain.joining import DISPLAY_ADS, DOCUMENT_PROMO, FOLD_COLUMN, NUM_FOLDS
@@ -33,11 +41,17 @@ from data.outbrain.operators import (
     smoothed_rates,
 )
 from data.outbrain.raw_tables import CLICKED, DAY_MS, DOCUMENT, GEO, TIMESTAMP
-from data.outbrain.side_tables import DocumentTags, SideTables
+from data.outbrain.side_tables import FILES, DocumentTags, SideTables
+from data.preprocess.encoder_files import SETTINGS_FILE, load_encoders, save_encoders
 from data.preprocess.encoders import Encoder, HashedIds, HashedRanks, Numerical, Vocabulary
 from data.preprocess.keys import KeyTable
 from data.preprocess.nvtabular_operators import CountKeys, EncodeIds
 from data.preprocess.nvtabular_setup import Dataset, Workflow, ops
+from data.storage.checksummed_dir import MANIFEST, open_verified, write_manifest
+from data.storage.files import check_inside
+
+ENCODERS, TABLES = "encoders", "tables"
+FIX = "run preproc again"
 
 PUBLISH_TIMES = ("publish_time", "publish_time_promo")
 # Published number of hash buckets of each feature.
@@ -300,3 +314,49 @@ def find_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise DataError(f"recipe {name!r}: expected one of {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+@dataclass(frozen=True)
+class StoredWorkflow:
+    """A loaded workflow.
+
+    Attributes:
+        recipe: recipe that was fitted.
+        encoders: fitted encoder of each feature, by feature name.
+        tables: side tables of the training data.
+    """
+
+    recipe: Recipe
+    encoders: dict[str, Encoder]
+    tables: SideTables
+
+
+def save_workflow(folder: Path, recipe: str, encoders: dict[str, Encoder]) -> None:
+    """Add encoders to a folder that already has `tables/`, then the manifest with the checksums of all files."""
+    save_encoders(encoders, folder / ENCODERS)
+    write_manifest(folder, {"recipe": recipe})
+
+
+def load_workflow(folder: Path) -> StoredWorkflow:
+    """Load what `save_workflow` wrote.
+
+    Raises:
+        DataError: if a file is missing, damaged, or has another version.
+    """
+    stored = open_verified(Path(folder), FIX)
+    for name in stored.files:
+        check_inside(folder, name)
+    recipe = stored.metadata.get("recipe")
+    if not isinstance(recipe, str) or recipe not in RECIPES:
+        raise DataError(f"{folder / MANIFEST}: recipe {recipe!r}, expected one of {', '.join(RECIPES)}; {FIX}")
+    needed = {f"{ENCODERS}/{SETTINGS_FILE}", f"{ENCODERS}/{MANIFEST}", *(f"{TABLES}/{name}" for name in FILES)}
+    if missing := needed - set(stored.files):
+        raise DataError(f"{folder / MANIFEST}: does not list {sorted(missing)}; {FIX}")
+    encoders = load_encoders(folder / ENCODERS)
+    if set(encoders) != set(RECIPES[recipe].features):
+        raise DataError(f"{folder / MANIFEST}: recipe {recipe!r} has other features than {ENCODERS}/; {FIX}")
+    try:
+        tables = SideTables.from_parquet(folder / TABLES)
+    except (LookupError, TypeError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{folder / TABLES}: are not as preproc writes them ({error!r}); {FIX}") from error
+    return StoredWorkflow(RECIPES[recipe], encoders, tables)

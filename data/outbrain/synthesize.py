@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from data.command_line import Parser, run_tool, whole_number
+from data.command_line import Parser, whole_number
 from data.errors import DataError
 from data.files.new_dataset import new_dataset
 from data.outbrain import raw_tables as raw
@@ -34,6 +34,7 @@ from data.outbrain.synthetic import (
     make_synthetic,
 )
 from data.preprocess.prepared import StageLog
+from data.preprocess.tables import run_prepare
 
 SUMMARY_FILE = "synthetic.json"
 TRUTH_FILE = "truth/click_probabilities.parquet"
@@ -318,13 +319,7 @@ class Summary:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return the exit code: 0 success, 1 failure, 2 invalid input or arguments."""
-    args = _parse(argv)
-
-    def job() -> int:
-        synthesize(**vars(args))
-        return 0
-
-    return run_tool("outbrain", job)
+    return run_prepare("outbrain", synthesize, _parse(argv))
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

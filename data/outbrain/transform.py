@@ -4,11 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from data.command_line import Parser, run_tool
+from data.command_line import Parser
 from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.outbrain.raw_tables import CLICKS, CLICKS_TO_PREDICT, EVENTS, find_raw, require_raw
 from data.outbrain.resources import add_resource_flags, check_resource_flags
 from data.preprocess.prepared import StageLog
+from data.preprocess.tables import run_prepare
 
 CLICK_TABLES = {table.name: table for table in (CLICKS, CLICKS_TO_PREDICT)}
 
@@ -53,13 +54,7 @@ def transform(
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return the exit code: 0 success, 1 failure, 2 invalid input or arguments."""
-    args = vars(_parse(argv))
-
-    def job() -> int:
-        transform(args.pop("workflow"), args.pop("input"), args.pop("output"), **args)
-        return 0
-
-    return run_tool("outbrain", job)
+    return run_prepare("outbrain", transform, _parse(argv))
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -71,7 +66,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--workflow", type=Path, required=True, metavar="W", help="folder `workflow` of the training dataset")
-    add("--input", type=Path, required=True, metavar="NEW", help="folder with events, clicks, and any new side tables")
+    add("--input", dest="raw", type=Path, required=True, metavar="NEW", help="folder with the new tables")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the dataset, created if missing")
     add("--clicks", choices=sorted(CLICK_TABLES), help="table of clicks; default: the first one found")
     add_resource_flags(parser)

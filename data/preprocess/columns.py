@@ -99,9 +99,9 @@ class Label:
         if self.values is None:
             return _numbers(table, self.column, texts, known, "a number of at least 0", least=0.0)
         allowed = pa.array(list(self.values), pa.string())
-        places = pc.index_in(texts, allowed)
-        table.refuse(_flags(pc.is_null(places)), self.column, "one of " + ", ".join(map(repr, self.values)))
-        return pc.take(pa.array(list(self.values.values()), pa.float64()), places)
+        codes = pc.index_in(texts, allowed)
+        table.refuse(_flags(pc.is_null(codes)), self.column, "one of " + ", ".join(map(repr, self.values)))
+        return pc.take(pa.array(list(self.values.values()), pa.float64()), codes)
 
 
 @dataclass(frozen=True)

@@ -202,8 +202,8 @@ class Numerical:
         if not np.isfinite(numbers).all():
             wrong, expected = raw[~np.isfinite(numbers)][0], "a number above -1" if self.log else "a smaller number"
             raise DataError(
-                f"column {self.column!r} holds {wrong:g}, which float32 cannot hold once it is standardised; expected "
-                f"{expected}, or null"
+                f"column {self.column!r} holds {wrong:g}, which does not fit float32 after standardization; "
+                f"expected {expected}, or null"
             )
         return numbers
 

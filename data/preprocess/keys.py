@@ -135,7 +135,7 @@ def as_keys(column: str, values: Values) -> np.ndarray:
     """
     known, keys = known_keys(column, values)
     if not known.all():
-        raise DataError(f"column {column!r} has nothing (null) in row {int(known.argmin())}; leave such rows out")
+        raise DataError(f"column {column!r} is null in row {int(known.argmin())}; remove such rows")
     return keys
 
 

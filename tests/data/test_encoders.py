@@ -188,7 +188,7 @@ def test_a_damaged_file_is_named(tmp_path, file, damage):
         (lambda manifest: manifest.pop("files"), "files is missing"),
     ],
 )
-def test_a_manifest_that_is_not_ours_is_rejected(tmp_path, change, message):
+def test_foreign_manifest_is_rejected(tmp_path, change, message):
     save_encoders(encoders(), tmp_path / "workflow")
     rewrite_manifest(tmp_path / "workflow", change)
     with pytest.raises(DataError, match=message):

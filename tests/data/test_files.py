@@ -18,7 +18,7 @@ from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.files.parquet import read_footer
 from data.loading.parquet import ParquetFile
 from data.outbrain.raw_tables import RawTable, find_raw, read_blocks
-from data.outbrain.stored import load_workflow
+from data.outbrain.recipes import load_workflow
 from data.preprocess.encoder_files import load_encoders
 from data.preprocess.text_tables import TextForm, find_file, read_text_table
 from data.spec.embedding_sizes import read_sizes

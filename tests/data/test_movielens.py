@@ -225,7 +225,7 @@ def test_an_existing_dataset_is_rejected_and_kept(dataset, tmp_path, capsys):
     [
         (["--test_fraction", "1"], "--test_fraction 1.0: expected a number between 0 and 1"),
         (["--validation_fraction", "0.8"], "--validation_fraction 0.8: expected at least 0, and below 0.8"),
-        (["--test_fraction", "0.001"], "test: no user has ratings enough"),
+        (["--test_fraction", "0.001"], "test: no user has enough ratings"),
         (["--oov_buckets", "0"], "expected a whole number from 1"),
         (["--labels", "liked", "liked"], "each at most once"),
     ],

@@ -16,7 +16,8 @@ from pathlib import Path
 def start_time(pid: int) -> int | None:
     """Returns when a process started, in clock ticks since boot.
 
-    Together with the process id this identifies a process even if the id is reused later.
+    Together with the process id this identifies a process even if the id is reused later, and even if the clock is set
+    (psutil's create_time would then change).
 
     Returns:
         The start time; None if there is no such process or it is a zombie.

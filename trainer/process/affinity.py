@@ -68,30 +68,30 @@ def _share(mode: str, cores_of_worker: Sequence[Sequence[Core]], worker: int) ->
         return set(cpus)
     if mode == "single":
         return {cpus[0]}
-    if mode not in _DEALS:
+    if mode not in _PARTITIONS:
         raise ValueError(f"the mode is one of {', '.join(MODES)}")
-    neighbours = [other for other, theirs in enumerate(cores_of_worker) if theirs == cores]
-    if len(cores) < len(neighbours):  # fall back to assigning hyper-threads of a core to different workers
+    neighbors = [other for other, theirs in enumerate(cores_of_worker) if theirs == cores]
+    if len(cores) < len(neighbors):  # fall back to assigning hyper-threads of a core to different workers
         cores = [(cpu,) for cpu in cpus]
-    if len(cores) < len(neighbours):
-        raise ValueError(f"{len(neighbours)} workers share {len(cpus)} CPUs")
-    dealt = _DEALS[mode](cores, neighbours.index(worker), len(neighbours))
-    return {cpu for core in dealt for cpu in core}
+    if len(cores) < len(neighbors):
+        raise ValueError(f"{len(neighbors)} workers share {len(cpus)} CPUs")
+    assigned = _PARTITIONS[mode](cores, neighbors.index(worker), len(neighbors))
+    return {cpu for core in assigned for cpu in core}
 
 
-def _interleaved(cores: Sequence[Core], place: int, places: int) -> Sequence[Core]:
-    return cores[place::places]
+def _interleaved(cores: Sequence[Core], index: int, count: int) -> Sequence[Core]:
+    return cores[index::count]
 
 
-def _contiguous(cores: Sequence[Core], place: int, places: int) -> Sequence[Core]:
-    return cores[place * len(cores) // places : (place + 1) * len(cores) // places]
+def _contiguous(cores: Sequence[Core], index: int, count: int) -> Sequence[Core]:
+    return cores[index * len(cores) // count : (index + 1) * len(cores) // count]
 
 
-def _one(cores: Sequence[Core], place: int, places: int) -> Sequence[Core]:
-    return [_interleaved(cores, place, places)[0][:1]]
+def _one(cores: Sequence[Core], index: int, count: int) -> Sequence[Core]:
+    return [_interleaved(cores, index, count)[0][:1]]
 
 
-_DEALS: dict[str, Callable[[Sequence[Core], int, int], Sequence[Core]]] = {
+_PARTITIONS: dict[str, Callable[[Sequence[Core], int, int], Sequence[Core]]] = {
     "single_unique": _one,
     "unique_interleaved": _interleaved,
     "unique_contiguous": _contiguous,

@@ -75,21 +75,19 @@ def learning_charts(runs: list[Run]) -> tuple[list[Chart], str]:
         metric, _, task = key.partition("/")
         curves = by_metric.setdefault("loss" if metric == "loss_val" else metric, [])
         curves += [_curve(run, task, run.evaluations, key) for run in runs]
-    by_metric = {metric: _without_redundant_mean(list(filter(has_points, all_))) for metric, all_ in by_metric.items()}
+    by_metric = {metric: _drawable(curves) for metric, curves in by_metric.items() if _drawable(curves)}
 
-    tasks = list(dict.fromkeys(curve.task for curves in by_metric.values() for curve in curves))
+    every_curve = [curve for curves in by_metric.values() for curve in curves]
+    tasks = list(dict.fromkeys(curve.task for curve in every_curve))
     tasks.sort(key=lambda task: task not in ("", MEAN))  # overall values and means before single tasks
-    drawn_tasks = set(tasks[:MAX_TASKS])
-    total = sum(map(bool, by_metric.values()))
-    drawn = {metric: [one for one in curves if one.task in drawn_tasks] for metric, curves in by_metric.items()}
-    drawn = dict(list({metric: curves for metric, curves in drawn.items() if curves}.items())[:MAX_CHARTS])
-    last_step = max((step for curves in drawn.values() for curve in curves for step in curve.x), default=0)
-    charts = [
-        Chart(TITLES.get(metric, metric), curves, x_max=last_step, y_max=top_of(curves), note=_best(metric, curves))
-        for metric, curves in drawn.items()
-    ]
-    notes = omitted(len(drawn_tasks), len(tasks), "tasks"), omitted(len(charts), total, "metrics")
-    return charts, " ".join(filter(None, notes))
+    last_step = max((step for curve in every_curve for step in curve.x), default=0)
+    charts = []
+    for metric, curves in by_metric.items():
+        if shown := [curve for curve in curves if curve.task in tasks[:MAX_TASKS]]:
+            title, best = TITLES.get(metric, metric), _best(metric, shown)
+            charts.append(Chart(title, shown, x_max=last_step, y_max=top_of(shown), note=best))
+    notes = omitted(MAX_TASKS, len(tasks), "tasks"), omitted(MAX_CHARTS, len(by_metric), "metrics")
+    return charts[:MAX_CHARTS], " ".join(filter(None, notes))
 
 
 def split_by_task(charts: list[Chart]) -> list[Chart]:
@@ -113,9 +111,9 @@ def throughput_charts(runs: list[Run]) -> list[Chart]:
     measured = [_curve(run, "", run.measured, MEASURED) for run in runs]
     minutes = "minutes since the first record"
     charts = [
-        Chart("Training, samples per second", list(filter(has_points, trained)), minutes, is_rate=True),
-        Chart("Evaluation, samples per second", list(filter(has_points, evaluated)), minutes, is_rate=True),
-        Chart("Benchmark, samples per second", list(filter(has_points, measured)), is_rate=True),
+        Chart("Training, samples per second", _drawable(trained), minutes, is_rate=True),
+        Chart("Evaluation, samples per second", _drawable(evaluated), minutes, is_rate=True),
+        Chart("Benchmark, samples per second", _drawable(measured), is_rate=True),
     ]
     return [chart for chart in charts if chart.curves]
 
@@ -128,20 +126,20 @@ def calibration_charts(runs: list[Run]) -> tuple[list[Chart], str]:
         bins = {run.name: run.calibration[task] for run in runs if task in run.calibration}
         curves = [Curve(run, "", False, one["prediction"], one["label"]) for run, one in bins.items()]
         title = f"Mean label of {task}" if task else "Mean label"
-        charts.append(Chart(title, list(filter(has_points, curves)), "mean prediction", is_calibration=True))
-    return [chart for chart in charts if chart.curves], omitted(min(len(tasks), MAX_CHARTS), len(tasks), "tasks")
+        charts.append(Chart(title, _drawable(curves), "mean prediction", is_calibration=True))
+    return [chart for chart in charts if chart.curves], omitted(MAX_CHARTS, len(tasks), "tasks")
 
 
 def drawn_members(level: LevelRecord) -> tuple[list[str], list[str], str]:
     """Returns the gates and experts of a level that are drawn, and a note on omitted ones, empty if there are none."""
     gates, experts = level.gates[:MAX_GATES], level.experts[:MAX_EXPERTS]
-    notes = omitted(len(gates), len(level.gates), "gates"), omitted(len(experts), len(level.experts), "experts")
+    notes = omitted(MAX_GATES, len(level.gates), "gates"), omitted(MAX_EXPERTS, len(level.experts), "experts")
     return gates, experts, " ".join(filter(None, notes))
 
 
-def omitted(shown: int, total: int, what: str) -> str:
+def omitted(limit: int, total: int, what: str) -> str:
     """Returns a note that not everything is drawn, or an empty string if everything is."""
-    return f"Only {shown:,} of {total:,} {what} are drawn; the log has all." if shown < total else ""
+    return f"Only {limit:,} of {total:,} {what} are drawn; the log has all." if limit < total else ""
 
 
 def top_of(curves: Sequence[Curve]) -> float:
@@ -160,18 +158,15 @@ def finite_points(curve: Curve) -> list[tuple[float, float]]:
     return [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
 
 
-def has_points(curve: Curve) -> bool:
-    """Returns whether a curve has any point to draw."""
-    return bool(finite_points(curve))
-
-
 def _training_losses(run: Run) -> list[Curve]:
     """Returns the curves of the total training loss and of the loss of each task."""
     keys = dict.fromkeys(key for point in run.training for key in point.values if key.partition("/")[0] == "loss")
     return [_curve(run, key.partition("/")[2], run.training, key, is_training=True) for key in keys]
 
 
-def _without_redundant_mean(curves: list[Curve]) -> list[Curve]:
+def _drawable(curves: list[Curve]) -> list[Curve]:
+    """Returns the curves that have points, without the mean over tasks where only one task has the metric."""
+    curves = list(filter(finite_points, curves))
     others = {curve.task for curve in curves} - {MEAN}
     return [curve for curve in curves if curve.task != MEAN or len(others) != 1]
 
