@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from tests.data.spec_documents import document
+from tests.data.sample_specs import document
 
 VALID = yaml.safe_dump(document(), sort_keys=False)
 ODD = ["&a", "*a", "<<: ", "!!int ", "? ", "- ", "[", "]", "{", "}", ": ", "\n", "\t", "#", "|\n", "'", '"', "%", "\\"]

@@ -84,16 +84,16 @@ def test_values_that_float16_cannot_hold_are_a_warning(tmp_path, capsys):
     change(path, "seconds", {0: 1_600_000_000})
     change(path, "spend", {39: 70_000.0})
     assert run(spec) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     expected = {
         "age": ("row group 1", "in 2 rows (20, ...); found '1e+06'"),
         "seconds": ("row group 0", "in 1 rows (0); found '1.6e+09'"),
         "spend": ("row group 2", "in 1 rows (39); found '70000'"),
     }
     for column, (group, where) in expected.items():
-        place = f"warning: train, {column}, first in {path}, {group}: value beyond float16's 65,504; {where}"
-        assert place in told
-    assert told.count("warning: ") == 3 and "--amp_dtype float16" in told
+        line = f"warning: train, {column}, first in {path}, {group}: value beyond float16's 65,504; {where}"
+        assert line in output
+    assert output.count("warning: ") == 3 and "--amp_dtype float16" in output
 
 
 def test_summary_of_a_binary_label(good, capsys):
@@ -116,9 +116,9 @@ def test_summary_of_a_multiclass_label(tmp_path, capsys):
         pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
     (tmp_path / "feature_spec.yaml").write_text(yaml.safe_dump(spec.to_dict()))
     assert run(spec) == 1
-    told = capsys.readouterr().out
-    assert "kind: 3 of 5 classes, most often 2 (50 %), least often 4 (16.67 %), of 6" in told
-    assert "label value; in 2 rows (7, 8); found '7.0', '1.5'; expected a class in [0, 5) (or nothing)" in told
+    output = capsys.readouterr().out
+    assert "kind: 3 of 5 classes, most often 2 (50 %), least often 4 (16.67 %), of 6" in output
+    assert "label value; in 2 rows (7, 8); found '7.0', '1.5'; expected a class in [0, 5) (or nothing)" in output
 
 
 BAD_VALUES = [
@@ -280,9 +280,9 @@ def test_no_flipped_bit_changes_a_value_unnoticed(good):
     path = good.files("test")[0]
     content, rows = path.read_bytes(), pq.read_table(path)
     noticed = 0
-    for place in np.random.default_rng(0).integers(0, len(content), 60):
+    for position in np.random.default_rng(0).integers(0, len(content), 60):
         flipped = bytearray(content)
-        flipped[place] ^= 1 << (place % 8)
+        flipped[position] ^= 1 << (position % 8)
         path.write_bytes(flipped)
         if any(not finding.is_warning for finding in findings(good, "test")):
             noticed += 1
@@ -333,16 +333,16 @@ def test_csv_datasets_are_checked_line_by_line(tmp_path, capsys):
     files = {"train.csv": "\n".join(lines), "test.csv": b""}
     spec = FeatureSpec.read(write_csv_dataset(tmp_path, files, document()))
     errors = {finding.what: finding for finding in findings(spec) if not finding.is_warning}
-    place = str(tmp_path / "train.csv")
+    path = str(tmp_path / "train.csv")
     assert {what: (found.location, found.count, found.rows) for what, found in errors.items()} == {
-        "id out of range": (f"{place}, user", 2, (2, 4)),
-        "line that cannot be read": (place, 1, (3,)),
-        "cell that cannot be read": (f"{place}, age", 1, (5,)),
+        "id out of range": (f"{path}, user", 2, (2, 4)),
+        "line that cannot be read": (path, 1, (3,)),
+        "cell that cannot be read": (f"{path}, age", 1, (5,)),
     }
     assert {finding.what for finding in findings(spec, "test")} == {"file without rows", "mapping without rows"}
     assert run(spec) == 1
     output = capsys.readouterr().out
-    assert f"error: {place}, user: id out of range; in 2 lines (2, 4); found '50', '50'; expected an id in" in output
+    assert f"error: {path}, user: id out of range; in 2 lines (2, 4); found '50', '50'; expected an id in" in output
 
 
 def test_findings_beyond_the_limit_are_counted(good, capsys):

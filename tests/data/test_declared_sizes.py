@@ -16,7 +16,7 @@ from data.loading.loader import ParquetLoader
 from data.loading.shuffle import SequentialPlan, ShuffledPlan
 from data.memory import available_memory, check_fits
 from data.spec.feature_spec import FeatureSpec
-from tests.data.parquet_worlds import world_spec, write_world
+from tests.data.sample_data import dataset_spec, write_dataset
 from tests.helpers import ROOT
 
 
@@ -37,8 +37,8 @@ def refusal(spec: FeatureSpec, **options) -> str:  # type: ignore[no-untyped-def
 
 
 def test_a_list_too_long_for_memory_is_refused_by_name(tmp_path):
-    spec, _ = write_world(tmp_path, [[3]])
-    huge = world_spec(
+    spec, _ = write_dataset(tmp_path, [[3]])
+    huge = dataset_spec(
         tmp_path, [(list(spec.features), ["part_0.parquet"])], tags={"cardinality": 50, "max_hotness": 2 * 10**9}
     )
     message = refusal(huge)
@@ -89,14 +89,14 @@ def test_a_batch_too_large_for_memory_is_refused(tmp_path, bounded):
 
 
 def test_a_wide_row_is_refused_where_nothing_else_is_large(tmp_path, bounded):
-    spec, _ = write_world(tmp_path, [[3] * 100])
+    spec, _ = write_dataset(tmp_path, [[3] * 100])
     bounded(1000)
     assert "in which a row takes " in refusal(spec)
 
 
 def test_row_group_of_too_many_rows(tmp_path, monkeypatch):
     monkeypatch.setattr("data.loading.parquet.MOST_ROWS", 2)
-    spec, _ = write_world(tmp_path, [[3]])
+    spec, _ = write_dataset(tmp_path, [[3]])
     assert "part_0.parquet: cannot be read as parquet (a row group of 3 rows, and 2 are the most)" in refusal(spec)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data.errors import DataError
 from data.spec.embedding_sizes import default_dim, embedding_dims, unused_widths
 from data.spec.feature_spec import FeatureSpec
-from tests.data.spec_documents import changed
+from tests.data.sample_specs import changed
 
 
 @pytest.fixture

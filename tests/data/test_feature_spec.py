@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data.errors import DataError
 from data.spec.feature_spec import FeatureSpec, FeatureSpecError
 from data.spec.features import CHANNELS, Chunk, Feature
-from tests.data.spec_documents import changed, check_only_problem, problems_of
+from tests.data.sample_specs import changed, check_only_problem, problems_of
 
 DOCUMENT = """
 feature_spec:
@@ -311,8 +311,6 @@ def test_files_outside_of_the_folder(file: str, tmp_path: Path) -> None:
 
 
 def test_length_of_paths(tmp_path: Path) -> None:
-    place = "source_spec.train[0].files[1]"
-    FeatureSpec.from_dict(changed({place: "a" * 1000}), tmp_path)
-    check_only_problem(
-        problems_of(changed({place: "a" * 1001}), tmp_path), place, "1001 characters; the maximum is 1000"
-    )
+    path = "source_spec.train[0].files[1]"
+    FeatureSpec.from_dict(changed({path: "a" * 1000}), tmp_path)
+    check_only_problem(problems_of(changed({path: "a" * 1001}), tmp_path), path, "1001 characters; the maximum is 1000")

@@ -26,7 +26,7 @@ from data.spec.yaml_reader import read_yaml
 from data.storage import files
 from data.storage.checksummed_dir import DamagedError, read_manifest
 from data.storage.files import open_regular, reading
-from tests.data.parquet_worlds import write_world
+from tests.data.sample_data import write_dataset
 from tests.helpers import ROOT, environment
 from trainer.lifecycle.records import FOLDER, read_records
 from trainer.logging.log import read_log
@@ -139,7 +139,7 @@ def test_a_system_error_while_reading_is_no_wrong_input(tmp_path):
 
 @pytest.mark.parametrize("kind", ["a pipe", "a socket", "a folder"])
 def test_check_dataset_names_what_is_no_file(kind, tmp_path, capsys):
-    spec, _ = write_world(tmp_path, [[3]])
+    spec, _ = write_dataset(tmp_path, [[3]])
     spec.write(tmp_path / SPEC_FILE)
     (tmp_path / "part_0.parquet").unlink()
     KINDS[kind](tmp_path / "part_0.parquet")

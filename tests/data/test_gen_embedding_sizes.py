@@ -49,7 +49,7 @@ def test_without_categorical_features(tmp_path):
 
 
 @pytest.mark.parametrize("output", ["", "missing/sizes.json"])
-def test_a_file_that_cannot_be_written_is_told(tmp_path, capsys, output):
+def test_file_that_cannot_be_written(tmp_path, capsys, output):
     spec = ROOT / "feature_specs" / "tiny.yaml"
     arguments = ["--feature_spec_in", str(spec), "--output", str(tmp_path / output)]
     assert gen_embedding_sizes.main(arguments) == 2

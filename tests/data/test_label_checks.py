@@ -11,14 +11,14 @@ from data.errors import DataError
 from data.loading.batch import Batch
 from data.loading.parquet import ParquetReader
 from data.spec.feature_spec import FeatureSpec
-from tests.data.parquet_worlds import (
+from tests.data.sample_data import (
     FEATURES,
     arrow_table,
     check_rows,
+    dataset_spec,
     random_rows,
-    world_spec,
+    write_dataset,
     write_files,
-    write_world,
 )
 
 LAYOUTS = [[[400]], [[7, 13], [], [0, 380]], [[1] * 400]]
@@ -41,7 +41,7 @@ def test_statistics_equal_plain_counts(tmp_path, layout):
     frame = funnel_rows()
     frame["click"] = frame["click"].mask(frame["user"] % 10 == 0)
     may_miss = {"types": {"click": pa.float32()}, "click": {"missing": "ignore"}}
-    spec, _ = write_world(tmp_path, layout, frame=frame, **may_miss, **FUNNEL)
+    spec, _ = write_dataset(tmp_path, layout, frame=frame, **may_miss, **FUNNEL)
     rows = frame.to_dict("records")
     clicked, bought = ([row for row in rows if row[label] == 1] for label in ("click", "kind"))
     paid = [row["stars"] for row in bought if not math.isnan(row["stars"])]
@@ -60,7 +60,7 @@ def test_statistics_equal_plain_counts(tmp_path, layout):
 def test_facts_take_one_row_group_of_the_labels_at_a_time(tmp_path, monkeypatch):
     frame = random_rows(60)
     frame["user"] = -5  # could not be decoded
-    spec, _ = write_world(tmp_path, [[20, 10], [30]], frame=frame)
+    spec, _ = write_dataset(tmp_path, [[20, 10], [30]], frame=frame)
     sizes, allocate = [], ParquetReader.allocate
 
     def counted(reader: ParquetReader, rows: int) -> Batch:
@@ -72,16 +72,16 @@ def test_facts_take_one_row_group_of_the_labels_at_a_time(tmp_path, monkeypatch)
     assert sizes == [20, 10, 30]
 
 
-def test_a_label_that_cannot_be_read_is_told_with_its_place(tmp_path):
+def test_unreadable_label_is_located(tmp_path):
     frame = random_rows(30)
     frame.loc[17, "click"] = 3
-    spec, _ = write_world(tmp_path, [[10], [20]], frame=frame)
+    spec, _ = write_dataset(tmp_path, [[10], [20]], frame=frame)
     with pytest.raises(DataError, match=r"part_1.parquet.*'click'.*row 7 "):
         inspect_labels(spec, "train")
 
 
-def told(tmp_path, frame: pd.DataFrame, **changes: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    spec, _ = write_world(tmp_path, [[100], [len(frame) - 100]], frame=frame, **changes)
+def reported(tmp_path, frame: pd.DataFrame, **changes: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    spec, _ = write_dataset(tmp_path, [[100], [len(frame) - 100]], frame=frame, **changes)
     lint = inspect_labels(spec, "train")
     return lint.problems, lint.warnings
 
@@ -89,8 +89,8 @@ def told(tmp_path, frame: pd.DataFrame, **changes: object) -> tuple[tuple[str, .
 def test_sound_labels_are_not_complained_of(tmp_path):
     frame = funnel_rows()
     frame.loc[frame["click"] == 0, "kind"] = 0
-    assert told(tmp_path, frame, **FUNNEL) == ((), ())
-    assert told(tmp_path, random_rows(400)) == ((), ())
+    assert reported(tmp_path, frame, **FUNNEL) == ((), ())
+    assert reported(tmp_path, random_rows(400)) == ((), ())
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_sound_labels_are_not_complained_of(tmp_path):
 def test_constant_labels(tmp_path, column, values, changes, fragments):
     frame = funnel_rows() if changes else random_rows(400)
     frame[column] = values
-    problems, warnings = told(tmp_path, frame, **changes)
+    problems, warnings = reported(tmp_path, frame, **changes)
     assert not warnings
     for fragment in fragments:
         assert fragment in "\n".join(problems)
@@ -121,7 +121,7 @@ def test_constant_labels(tmp_path, column, values, changes, fragments):
 def test_values_outside_the_sample_space(tmp_path):
     frame = funnel_rows()
     frame["kind"] = np.where(frame["click"] == 1, 1, 0)
-    problems, _ = told(tmp_path, frame, **FUNNEL)
+    problems, _ = reported(tmp_path, frame, **FUNNEL)
     assert len(problems) == 1 and "kind: has no negative" in problems[0]
 
 
@@ -129,12 +129,12 @@ def test_purchases_without_a_click(tmp_path):
     frame = funnel_rows()
     frame.loc[frame["click"] == 0, "kind"] = 0
     frame.loc[[127, 300], ["click", "kind"]] = [0, 1]
-    (problem,), _ = told(tmp_path, frame, **FUNNEL)
+    (problem,), _ = reported(tmp_path, frame, **FUNNEL)
     assert "kind: is 1 in 2 rows in which click is 0" in problem
     assert f"the first in row 27 of {tmp_path / 'part_1.parquet'}" in problem
 
 
-def test_the_place_is_in_the_labels_own_file(tmp_path):
+def test_location_is_in_the_file_of_the_label(tmp_path):
     frame = funnel_rows(40)
     frame.loc[frame["click"] == 0, "kind"] = 0
     frame.loc[33, ["click", "kind"]] = [0, 1]
@@ -143,26 +143,26 @@ def test_the_place_is_in_the_labels_own_file(tmp_path):
         (others, write_files(tmp_path, "a", table.select(others), [[40]])),
         (["kind"], write_files(tmp_path, "b", table.select(["kind"]), [[10, 10], [5, 15]])),
     ]
-    (problem,) = inspect_labels(world_spec(tmp_path, chunks, **FUNNEL), "train").problems
+    (problem,) = inspect_labels(dataset_spec(tmp_path, chunks, **FUNNEL), "train").problems
     assert f"row 13 of {tmp_path / 'b_1.parquet'}" in problem
 
 
 def test_classes_that_never_occur_are_a_warning(tmp_path):
-    problems, warnings = told(tmp_path, random_rows(400), kind={"task": "multiclass", "cardinality": 20})
+    problems, warnings = reported(tmp_path, random_rows(400), kind={"task": "multiclass", "cardinality": 20})
     assert not problems
     assert len(warnings) == 1 and "kind: 16 of 20 classes are in no row" in warnings[0] and "(4, 5," in warnings[0]
 
 
-def test_all_problems_are_told_at_once(tmp_path):
+def test_all_problems_at_once(tmp_path):
     frame = random_rows(400)
     frame["click"], frame["stars"] = 1, 0.0
-    problems, _ = told(tmp_path, frame)
+    problems, _ = reported(tmp_path, frame)
     assert [problem.partition(":")[0] for problem in problems] == ["click", "stars"]
 
 
 @pytest.mark.parametrize("max_rows", [100_000, 150, 50])
 def test_a_sample_holds_rows_of_the_mapping_each_once(tmp_path, max_rows):
-    spec, frame = write_world(tmp_path, [[100] * 3, [7, 93]], frame=random_rows(400))
+    spec, frame = write_dataset(tmp_path, [[100] * 3, [7, 93]], frame=random_rows(400))
     sample = draw_sample(ParquetReader(spec, "train"), max_rows)
     assert len(set(sample.rows.tolist())) == len(sample.rows) == min(400, max_rows)
     check_rows(sample, frame)
@@ -172,7 +172,7 @@ def test_a_sample_holds_rows_of_the_mapping_each_once(tmp_path, max_rows):
 
 
 def test_every_second_row_of_a_sample_is_of_every_row_group(tmp_path):
-    spec, _ = write_world(tmp_path, [[100] * 4], frame=random_rows(400))
+    spec, _ = write_dataset(tmp_path, [[100] * 4], frame=random_rows(400))
     sample = draw_sample(ParquetReader(spec, "train"), 200)
     for half in (sample.rows[::2], sample.rows[1::2]):
         assert np.bincount(half // 100).tolist() == [25] * 4

@@ -23,7 +23,7 @@ from data.checks.leaks import (
 )
 from data.loading.batch import PAD, Batch
 from data.spec.feature_spec import FeatureSpec
-from tests.data.parquet_worlds import random_rows, write_world
+from tests.data.sample_data import random_rows, write_dataset
 
 ROWS = 6000
 LABELS: dict[str, dict[str, Any]] = {
@@ -183,12 +183,12 @@ def test_all_labels_at_once_give_what_each_gives(seed, rows, kind, source, noise
         "spend": np.where(rng.random(rows) < 0.2, np.nan, rng.normal(size=rows).astype(np.float32)),
         "kind": rng.choice(4, rows, p=[0.5, 0.2, 0.2, 0.1]).astype(float),
     }
-    told = np.nan_to_num(columns[source]) + noise * rng.normal(size=rows)
-    told = np.where(rng.random(rows) < 0.7, 0, told) if is_sparse else told
+    hint = np.nan_to_num(columns[source]) + noise * rng.normal(size=rows)
+    hint = np.where(rng.random(rows) < 0.7, 0, hint) if is_sparse else hint
     values = {
-        "numerical": told.astype(np.float32),
-        "onehot": (np.abs(told) * 4).astype(int),
-        "multihot": np.stack([(np.abs(told) * 4).astype(int), np.where(rng.random(rows) < 0.5, 50, PAD)], axis=1),
+        "numerical": hint.astype(np.float32),
+        "onehot": (np.abs(hint) * 4).astype(int),
+        "multihot": np.stack([(np.abs(hint) * 4).astype(int), np.where(rng.random(rows) < 0.5, 50, PAD)], axis=1),
     }[kind]
     known = {name: ~np.isnan(column) for name, column in columns.items()}
     known["buy"] &= columns["click"] == 1
@@ -250,7 +250,7 @@ def test_a_feature_that_does_not_is_let_be(feature):
     assert leaks(labels(), **feature) == []
 
 
-def test_the_auc_that_is_told_is_that_of_the_held_out_half():
+def test_auc_of_the_held_out_half():
     values = CLICK + 0.25 * NOISE
     (leak,) = leaks({"click": CLICK}, numerical=values)
     scores = values[1::2].astype(np.float32)
@@ -281,7 +281,7 @@ def test_a_label_is_looked_at_in_its_sample_space():
 
 
 @pytest.mark.parametrize("factor", [-2.0, 0.001])
-def test_a_regression_is_told_by_a_correlation(factor):
+def test_regression_by_correlation(factor):
     amount = np.random.default_rng(3).normal(size=ROWS)
     (leak,) = leaks({"spend": amount}, numerical=factor * (amount + 0.05 * NOISE) + 1)
     assert (leak.label, leak.measure) == ("spend", "correlation")
@@ -290,7 +290,7 @@ def test_a_regression_is_told_by_a_correlation(factor):
 
 
 @pytest.mark.parametrize("unit", [1, 4e37])
-def test_a_regression_is_told_by_ids(unit):
+def test_regression_by_ids(unit):
     ids = np.random.default_rng(4).integers(0, 50, ROWS)
     amount = unit * (np.sqrt(ids * 7919 % 50) + 1e-3 * NOISE)
     assert summary(leaks({"spend": amount}, onehot=ids)) == [("spend", "correlation")]
@@ -314,7 +314,7 @@ def test_a_copy_of_the_sample_weight_is_named():
 def test_leak_warning(tmp_path):
     frame = random_rows(500)
     frame["price"], frame["age"] = frame["click"], 7 - 3 * frame["click"]
-    spec, _ = write_world(tmp_path, [[200, 300]], frame=frame)
+    spec, _ = write_dataset(tmp_path, [[200, 300]], frame=frame)
     lint = inspect_labels(spec, "train")
     assert not lint.problems
     assert len(lint.warnings) == 2

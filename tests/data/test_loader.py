@@ -24,7 +24,7 @@ from data.loading.decode import Decoded
 from data.loading.loader import ParquetLoader
 from data.loading.parquet import ParquetReader
 from data.spec.feature_spec import FeatureSpec
-from tests.data.parquet_worlds import check_pads, check_rows, random_rows, write_world
+from tests.data.sample_data import check_pads, check_rows, random_rows, write_dataset
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def loader_threads() -> list[str]:
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> tuple[list[list[int]], int, int, int]:
+def layouts(draw: st.DrawFn) -> tuple[list[list[int]], int, int, int]:
     """Row groups of files around the batch size, workers, global batch size and rows per shuffle."""
     workers = draw(st.integers(1, 8))
     batch = draw(st.integers(1, 6 * workers))
@@ -75,10 +75,10 @@ def worlds(draw: st.DrawFn) -> tuple[list[list[int]], int, int, int]:
 
 
 @settings(max_examples=25, deadline=None)
-@given(worlds(), st.booleans(), st.integers(0, 2))
-def test_each_row_once_in_any_layout(tmp_path_factory, world, shuffle, epoch):
-    files, workers, batch, shuffle_rows = world
-    spec, frame = write_world(tmp_path_factory.mktemp("world"), files)
+@given(layouts(), st.booleans(), st.integers(0, 2))
+def test_each_row_once_in_any_layout(tmp_path_factory, layout, shuffle, epoch):
+    files, workers, batch, shuffle_rows = layout
+    spec, frame = write_dataset(tmp_path_factory.mktemp("layout"), files)
     with small_windows(shuffle_rows):
         by_worker = epoch_of(spec, batch=batch, workers=workers, shuffle=shuffle, epoch=epoch, with_group=True)
         alone = epoch_of(spec, batch=batch, shuffle=shuffle, epoch=epoch)[0]
@@ -96,7 +96,7 @@ def test_each_row_once_in_any_layout(tmp_path_factory, world, shuffle, epoch):
 
 
 def test_many_streams_and_windows(tmp_path):
-    spec, frame = write_world(tmp_path, [[9, 10, 11]] * 12 + [[3]])
+    spec, frame = write_dataset(tmp_path, [[9, 10, 11]] * 12 + [[3]])
     with small_windows(80, row_groups_per_stream=4):
         by_worker = epoch_of(spec, batch=24, workers=3)
     assert sorted(row for batches in by_worker for row in rows_in(batches)) == list(range(len(frame)))
@@ -105,13 +105,13 @@ def test_many_streams_and_windows(tmp_path):
 
 
 def test_workers_share_the_last_step_evenly(tmp_path):
-    spec, _ = write_world(tmp_path, [[40], [27]])
+    spec, _ = write_dataset(tmp_path, [[40], [27]])
     last = [len(rows_in(batches[-1:])) for batches in epoch_of(spec, batch=20, workers=4)]
     assert sorted(last) == [1, 2, 2, 2]
 
 
 def test_unshuffled_rows_are_consecutive(tmp_path):
-    spec, _ = write_world(tmp_path, [[8], [0], [15]])
+    spec, _ = write_dataset(tmp_path, [[8], [0], [15]])
     first, second = epoch_of(spec, batch=8, workers=2, shuffle=False)
     assert rows_in(first) == list(range(11))
     assert rows_in(second) == list(range(11, 23))
@@ -120,7 +120,7 @@ def test_unshuffled_rows_are_consecutive(tmp_path):
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_one_row_on_eight_workers(tmp_path, shuffle):
-    spec, frame = write_world(tmp_path, [[0], [1], []])
+    spec, frame = write_dataset(tmp_path, [[0], [1], []])
     by_worker = epoch_of(spec, batch=8, workers=8, shuffle=shuffle)
     assert [len(batches) for batches in by_worker] == [1] * 8
     assert sorted(rows_in(batches) for batches in by_worker) == [[]] * 7 + [[0]]
@@ -130,7 +130,7 @@ def test_one_row_on_eight_workers(tmp_path, shuffle):
 
 
 def test_epochs_are_reproducible(tmp_path):
-    spec, _ = write_world(tmp_path, [[30], [30, 30]])
+    spec, _ = write_dataset(tmp_path, [[30], [30, 30]])
     first = ParquetLoader(spec, "train", global_batch_size=16, shuffle=True, seed=3)
     second = ParquetLoader(spec, "train", global_batch_size=16, shuffle=True, seed=3)
     orders = []
@@ -147,7 +147,7 @@ def test_epochs_are_reproducible(tmp_path):
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_an_epoch_can_start_at_any_step(tmp_path, shuffle):
-    spec, _ = write_world(tmp_path, [[20, 10]] * 4)
+    spec, _ = write_dataset(tmp_path, [[20, 10]] * 4)
     with small_windows(30):
         loader = ParquetLoader(spec, "train", global_batch_size=14, worker=1, workers=2, shuffle=shuffle)
         whole = [batch.rows.tolist() for batch in loader.epoch(2)]
@@ -156,7 +156,7 @@ def test_an_epoch_can_start_at_any_step(tmp_path, shuffle):
 
 
 def test_starting_late_does_not_read_what_lies_before(tmp_path):
-    spec, _ = write_world(tmp_path, [[10]] * 30)
+    spec, _ = write_dataset(tmp_path, [[10]] * 30)
     loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=True)
     with (
         small_windows(20, row_groups_per_stream=1000),
@@ -168,7 +168,7 @@ def test_starting_late_does_not_read_what_lies_before(tmp_path):
 
 
 def test_batches_are_arrays_of_their_own(tmp_path):
-    spec, frame = write_world(tmp_path, [[10]] * 20)
+    spec, frame = write_dataset(tmp_path, [[10]] * 20)
     with small_windows(10, row_groups_per_stream=1000):
         loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=True)
         for batch in list(loader.epoch(0)):
@@ -177,7 +177,7 @@ def test_batches_are_arrays_of_their_own(tmp_path):
 
 
 def test_extra_columns_travel_with_their_rows(tmp_path):
-    spec, frame = write_world(tmp_path, [[7], [6]])
+    spec, frame = write_dataset(tmp_path, [[7], [6]])
     for shuffle in (True, False):
         batches = epoch_of(spec, batch=5, shuffle=shuffle, extra_columns=["note", "session"])[0]
         for batch in batches:
@@ -192,13 +192,13 @@ def test_extra_columns_travel_with_their_rows(tmp_path):
 def test_cut_lists_are_counted(tmp_path):
     frame = random_rows(40)
     frame["tags"] = [list(range(row % 5)) for row in range(40)]
-    spec, _ = write_world(tmp_path, [[15, 10], [15]], frame=frame)
+    spec, _ = write_dataset(tmp_path, [[15, 10], [15]], frame=frame)
     loader = ParquetLoader(spec, "train", global_batch_size=16, shuffle=True)
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning) as caught:
         for batch in loader.epoch(0):
             check_rows(batch, frame)
-            assert not told.list
-    assert [str(warning.message) for warning in told] == [
+            assert not caught.list
+    assert [str(warning.message) for warning in caught] == [
         "mapping 'train': 8 lists of multi-hot feature 'tags' are longer than its max_hotness and were cut; "
         "raise max_hotness in the feature specification to keep them whole"
     ]
@@ -210,7 +210,7 @@ def test_cut_lists_are_counted(tmp_path):
 
 
 def test_nothing_is_warned_of_where_no_list_is_cut(tmp_path):
-    spec, _ = write_world(tmp_path, [[40]])
+    spec, _ = write_dataset(tmp_path, [[40]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         epoch_of(spec, batch=16)
@@ -221,20 +221,20 @@ def test_nothing_is_warned_of_where_no_list_is_cut(tmp_path):
 )
 def test_no_room_is_made_for_rows_that_do_not_exist(tmp_path, batch, workers, shuffled, in_order):
     """In order, 50 rows are two steps of at most 9 rows of each of three workers."""
-    spec, _ = write_world(tmp_path, [[50]])
+    spec, _ = write_dataset(tmp_path, [[50]])
     for shuffle, room in ((True, shuffled), (False, in_order)):
         loader = ParquetLoader(spec, "train", global_batch_size=batch, workers=workers, shuffle=shuffle)
         assert {len(one.rows) for one in loader.epoch(0)} == {loader.local_batch_size} == {room}
 
 
 def test_rows_until_a_step_count_rows_and_no_pads(tmp_path):
-    spec, _ = write_world(tmp_path, [[25]])
+    spec, _ = write_dataset(tmp_path, [[25]])
     loader = ParquetLoader(spec, "train", global_batch_size=10, workers=3, shuffle=True)
     assert [loader.rows_until(step) for step in range(8)] == [0, 10, 20, 25, 35, 45, 50, 60]
 
 
 def test_invalid_batch_size_and_worker(tmp_path):
-    spec, _ = write_world(tmp_path, [[5]])
+    spec, _ = write_dataset(tmp_path, [[5]])
     with pytest.raises(DataError, match="at least 1 row, got 0"):
         ParquetLoader(spec, "train", global_batch_size=0, shuffle=True)
     with pytest.raises(ValueError, match=r"worker must be in \[0, 2\), got 2"):
@@ -244,7 +244,7 @@ def test_invalid_batch_size_and_worker(tmp_path):
 def bad_row_in_the_third_file(tmp_path: Path) -> FeatureSpec:
     frame = random_rows(60)
     frame.loc[55, "user"] = -1
-    return write_world(tmp_path, [[20], [20], [20]], frame=frame)[0]
+    return write_dataset(tmp_path, [[20], [20], [20]], frame=frame)[0]
 
 
 def test_error_in_the_background(tmp_path):
@@ -258,7 +258,7 @@ def test_error_in_the_background(tmp_path):
 
 
 def test_an_error_of_any_kind_surfaces(tmp_path):
-    spec, _ = write_world(tmp_path, [[20]])
+    spec, _ = write_dataset(tmp_path, [[20]])
     loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=True)
     for error in (MemoryError("no room"), KeyboardInterrupt()):
         with (
@@ -271,7 +271,7 @@ def test_an_error_of_any_kind_surfaces(tmp_path):
 
 @pytest.mark.parametrize("taken", [0, 1, 3])
 def test_closing_an_epoch_stops_its_threads(tmp_path, taken):
-    spec, _ = write_world(tmp_path, [[10]] * 40)
+    spec, _ = write_dataset(tmp_path, [[10]] * 40)
     loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=True)
     batches = loader.epoch(0)
     for _ in range(taken):
@@ -283,7 +283,7 @@ def test_closing_an_epoch_stops_its_threads(tmp_path, taken):
 
 
 def test_no_threads_are_left(tmp_path):
-    spec, _ = write_world(tmp_path, [[10]] * 40)
+    spec, _ = write_dataset(tmp_path, [[10]] * 40)
     loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=True)
     batches = loader.epoch(0)
     next(batches)
@@ -295,7 +295,7 @@ def test_no_threads_are_left(tmp_path):
 
 
 def test_closing_cancels_pending_row_groups(tmp_path):
-    spec, _ = write_world(tmp_path, [[10]] * 40)
+    spec, _ = write_dataset(tmp_path, [[10]] * 40)
     loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=False)
     decode = ParquetReader.decode
     decoded = []
@@ -314,7 +314,7 @@ def test_closing_cancels_pending_row_groups(tmp_path):
 
 
 def test_only_a_few_batches_are_made_ahead(tmp_path):
-    spec, _ = write_world(tmp_path, [[10]] * 40)
+    spec, _ = write_dataset(tmp_path, [[10]] * 40)
     loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=False)
     allocate, sizes = ParquetReader.allocate, []
 
@@ -336,7 +336,7 @@ def test_only_a_few_batches_are_made_ahead(tmp_path):
 
 
 def test_two_epochs_can_run_at_the_same_time(tmp_path):
-    spec, frame = write_world(tmp_path, [[10]] * 5)
+    spec, frame = write_dataset(tmp_path, [[10]] * 5)
     loader = ParquetLoader(spec, "train", global_batch_size=8, shuffle=True)
     pairs = list(zip(loader.epoch(0), loader.epoch(1), strict=True))
     assert sorted(rows_in([first for first, _ in pairs])) == list(range(50))
@@ -344,7 +344,7 @@ def test_two_epochs_can_run_at_the_same_time(tmp_path):
 
 
 def test_later_epochs_give_the_same_rows_from_the_memory_of_the_first(tmp_path):
-    spec, frame = write_world(tmp_path, [[3, 14, 9], [20, 1, 11]])
+    spec, frame = write_dataset(tmp_path, [[3, 14, 9], [20, 1, 11]])
     allocate, sizes = ParquetReader.allocate, []
 
     def counting(self: ParquetReader, rows: int) -> Batch:
@@ -369,7 +369,7 @@ def test_rows_and_labels_stay_together_at_full_size(tmp_path):
     frame = pd.DataFrame(random_rows(10).loc[np.zeros(rows, int)].reset_index(drop=True))
     frame["user"] = np.arange(rows) % 1000
     frame["session"] = np.arange(rows)
-    spec, _ = write_world(tmp_path, [[65_536, 65_536, rows - 2 * 65_536]], frame=frame)
+    spec, _ = write_dataset(tmp_path, [[65_536, 65_536, rows - 2 * 65_536]], frame=frame)
     seen = np.zeros(rows, int)
     for worker in range(2):
         loader = ParquetLoader(
@@ -390,5 +390,5 @@ def test_the_data_side_needs_no_tensorflow():
 
 
 def test_files_of_other_integer_types_mix(tmp_path):
-    spec, frame = write_world(tmp_path, [[6], [6]], types={"user": pa.int16()})
+    spec, frame = write_dataset(tmp_path, [[6], [6]], types={"user": pa.int16()})
     check_rows(epoch_of(spec, batch=12)[0][0], frame)

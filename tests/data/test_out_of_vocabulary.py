@@ -14,7 +14,7 @@ from data.loading.batch import PAD, Batch
 from data.loading.loader import ParquetLoader
 from data.loading.parquet import ParquetReader
 from data.spec.feature_spec import FeatureSpec
-from tests.data.parquet_worlds import FEATURES, arrow_table, padded, random_rows, world_spec, write_files, write_world
+from tests.data.sample_data import FEATURES, arrow_table, dataset_spec, padded, random_rows, write_dataset, write_files
 from tests.data.test_loader import small_windows
 
 LIMITS = {"user": 1000, "item": 7, "tags": 50, "topics": 9}
@@ -68,7 +68,7 @@ def check(batch: Batch, frame: pd.DataFrame, policy: str) -> None:
 @pytest.mark.parametrize("policy", ["clip", "drop"])
 def test_replaced_ids_are_counted_once(tmp_path, policy, workers, shuffle):
     frame = spoilt_rows()
-    spec, _ = write_world(tmp_path, [[20, 9], [31], [0, 30]], frame=frame)
+    spec, _ = write_dataset(tmp_path, [[20, 9], [31], [0, 30]], frame=frame)
     found = bad_ids(frame)
     assert min(map(sum, found.values())) >= 9
     together: Counter[str] = Counter()
@@ -85,7 +85,7 @@ def test_replaced_ids_are_counted_once(tmp_path, policy, workers, shuffle):
 
 def test_an_epoch_that_starts_late_counts_what_it_gives_out(tmp_path):
     frame = spoilt_rows()
-    spec, _ = write_world(tmp_path, [[90]], frame=frame)
+    spec, _ = write_dataset(tmp_path, [[90]], frame=frame)
     with pytest.warns(UserWarning, match="outside"):
         loader = ParquetLoader(spec, "train", global_batch_size=12, shuffle=True, oov_policy="clip")
         rows = [row for batch in loader.epoch(0, 6) for row in batch.rows.tolist() if row != PAD]
@@ -109,7 +109,7 @@ def test_an_epoch_that_starts_late_counts_what_it_gives_out(tmp_path):
 def test_the_policy_holds_for_ids_of_every_stored_type(tmp_path, policy, stored, values):
     frame = random_rows(6).astype({"user": object})
     frame["user"] = values
-    spec, _ = write_world(tmp_path, [[6]], frame=frame, types={"user": stored})
+    spec, _ = write_dataset(tmp_path, [[6]], frame=frame, types={"user": stored})
     (batch,), counted = batches_of(spec, shuffle=False, oov_policy=policy)
     assert batch.onehot[:6, 0].tolist() == [min(max(value, 0), 999) for value in values]
     is_bad = [not 0 <= value < 1000 for value in values]
@@ -127,7 +127,7 @@ def test_rows_are_dropped_wherever_their_weights_are_stored(tmp_path, weights_fi
         (others, write_files(tmp_path, "a", table.select(others), layouts[0])),
         (["importance"], write_files(tmp_path, "b", table.select(["importance"]), layouts[1])),
     ]
-    spec = world_spec(tmp_path, chunks[::-1] if weights_first else chunks)
+    spec = dataset_spec(tmp_path, chunks[::-1] if weights_first else chunks)
     for shuffle in (True, False):
         for batch in batches_of(spec, shuffle=shuffle, oov_policy="drop")[0]:
             check(batch, frame, "drop")
@@ -136,12 +136,12 @@ def test_rows_are_dropped_wherever_their_weights_are_stored(tmp_path, weights_fi
 def test_bad_ids_are_warned_of_once_by_feature(tmp_path):
     frame = random_rows(30)
     frame.loc[[3, 4, 20], "user"] = 5000
-    spec, _ = write_world(tmp_path, [[30]], frame=frame)
+    spec, _ = write_dataset(tmp_path, [[30]], frame=frame)
     loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=True, oov_policy="drop")
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning) as caught:
         list(loader.epoch(0))
         list(loader.epoch(1))
-    assert [str(warning.message) for warning in told] == [
+    assert [str(warning.message) for warning in caught] == [
         "mapping 'train': 3 ids of feature 'user' lie outside [0, cardinality), and their rows weigh 0; "
         "check_dataset.py lists them"
     ]
@@ -149,7 +149,7 @@ def test_bad_ids_are_warned_of_once_by_feature(tmp_path):
 
 @pytest.mark.parametrize("policy", ["clip", "drop"])
 def test_policies_without_bad_ids(tmp_path, policy):
-    spec, frame = write_world(tmp_path, [[30]])
+    spec, frame = write_dataset(tmp_path, [[30]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=True, oov_policy=policy)
@@ -166,7 +166,7 @@ def test_policies_without_bad_ids(tmp_path, policy):
 def test_values_that_are_no_ids_stay_errors(tmp_path, policy, name, value):
     frame = random_rows(10).astype({name: object})
     frame.at[4, name] = value
-    spec, _ = write_world(tmp_path, [[10]], frame=frame)
+    spec, _ = write_dataset(tmp_path, [[10]], frame=frame)
     reader = ParquetReader(spec, "train", oov_policy=policy)
     with pytest.raises(DataError, match=f"column '{name}' .* in row 4 of the file"):
         reader.decode(0, 0, 10, reader.allocate(10))

@@ -15,15 +15,15 @@ from data.errors import DataError, LostInputError
 from data.loading.batch import Batch, slice_rows
 from data.loading.parquet import ParquetReader
 from data.spec.feature_spec import FeatureSpec
-from tests.data.parquet_worlds import (
+from tests.data.sample_data import (
     FEATURES,
     arrow_table,
     check_rows,
+    dataset_spec,
     random_rows,
-    world_spec,
+    write_dataset,
     write_file,
     write_files,
-    write_world,
 )
 
 
@@ -42,7 +42,7 @@ def read_all(reader: ParquetReader) -> Batch:
 
 
 def test_columns_equal_an_independent_reading(tmp_path):
-    spec, frame = write_world(tmp_path, [[5, 3], [], [0, 4097, 4096]])
+    spec, frame = write_dataset(tmp_path, [[5, 3], [], [0, 4097, 4096]])
     reader = ParquetReader(spec, "train", with_group=True)
     assert reader.rows == 8201
     assert reader.row_group_rows.tolist() == [5, 3, 4097, 4096]
@@ -55,7 +55,7 @@ def test_columns_equal_an_independent_reading(tmp_path):
 
 
 def test_a_part_of_a_row_group_can_be_decoded_alone(tmp_path):
-    spec, frame = write_world(tmp_path, [[10], [30]])
+    spec, frame = write_dataset(tmp_path, [[10], [30]])
     reader = ParquetReader(spec, "train", with_group=True)
     batch = reader.allocate(7)
     reader.decode(1, 4, 11, batch)
@@ -75,7 +75,7 @@ def test_column_groups_split_differently(tmp_path, layout):
         (["importance"], write_files(tmp_path, "c", table.select(["importance"]), [[3, 37]])),
     ]
     assert sorted(names) == sorted(FEATURES)
-    reader = ParquetReader(world_spec(tmp_path, chunks), "train", with_group=True)
+    reader = ParquetReader(dataset_spec(tmp_path, chunks), "train", with_group=True)
     assert len(reader.row_group_rows) == min(sum(map(len, layout)), 2)
     batch = read_all(reader)
     assert batch.rows.tolist() == list(range(40))
@@ -91,7 +91,7 @@ def test_cut_lists_in_overlapping_row_groups(tmp_path):
         (others, write_files(tmp_path, "a", table.select(others), [[40]])),
         (["tags"], write_files(tmp_path, "b", table.select(["tags"]), [[10, 10], [20]])),
     ]
-    reader = ParquetReader(world_spec(tmp_path, chunks, tags={"cardinality": 50, "max_hotness": 1}), "train")
+    reader = ParquetReader(dataset_spec(tmp_path, chunks, tags={"cardinality": 50, "max_hotness": 1}), "train")
     assert reader.decode(0, 5, 40, reader.allocate(35)).cut == {"tags": 35, "topics": 0}
 
 
@@ -99,9 +99,9 @@ def test_cut_lists_in_overlapping_row_groups(tmp_path):
 def test_lists_of_every_kind_are_padded_or_cut(tmp_path, stored):
     frame = random_rows(5000)
     frame["tags"] = [[row % 50, 3] for row in range(5000)]
-    spec, _ = write_world(tmp_path, [[2000, 3000]], frame=frame, types={"tags": stored})
+    spec, _ = write_dataset(tmp_path, [[2000, 3000]], frame=frame, types={"tags": stored})
     check_rows(read_all(ParquetReader(spec, "train")), frame)
-    narrow, _ = write_world(
+    narrow, _ = write_dataset(
         tmp_path, [[2000, 3000]], frame=frame, types={"tags": stored}, tags={"cardinality": 50, "max_hotness": 1}
     )
     reader = ParquetReader(narrow, "train")
@@ -113,7 +113,7 @@ def test_only_long_lists_are_cut(tmp_path):
     frame = random_rows(9000)
     rng = np.random.default_rng(1)
     frame["tags"] = [rng.integers(0, 50, rng.integers(0, 9)).tolist() for _ in range(9000)]
-    spec, _ = write_world(tmp_path, [[9000]], frame=frame)
+    spec, _ = write_dataset(tmp_path, [[9000]], frame=frame)
     reader = ParquetReader(spec, "train")
     batch = reader.allocate(9000)
     decoded = reader.decode(0, 0, 9000, batch)
@@ -129,7 +129,7 @@ def test_numbers_of_every_stored_type_are_read(tmp_path):
         {"user": pa.uint16(), "item": pa.uint64(), "price": pa.float64(), "age": pa.uint8(), "click": pa.float32()},
         {"user": pa.int32(), "item": pa.int16(), "age": pa.int64(), "click": pa.uint8(), "kind": pa.float64()},
     ):
-        spec, _ = write_world(tmp_path, [[20]], frame=frame, types=types)
+        spec, _ = write_dataset(tmp_path, [[20]], frame=frame, types=types)
         check_rows(read_all(ParquetReader(spec, "train")), frame)
     halves = [pa.array(np.float16(frame["price"])) if name == "price" else arrow_table(frame)[name] for name in frame]
     write_file(tmp_path / "part_0.parquet", pa.table(halves, names=list(frame)), [20])
@@ -140,7 +140,7 @@ def test_numbers_of_every_stored_type_are_read(tmp_path):
     "dropped", [["user", "item"], ["tags", "topics"], ["price", "age"], ["session"], ["importance"], ["topics", "age"]]
 )
 def test_channels_may_be_empty(tmp_path, dropped):
-    spec, frame = write_world(tmp_path, [[30]], **dict.fromkeys(dropped))
+    spec, frame = write_dataset(tmp_path, [[30]], **dict.fromkeys(dropped))
     batch = read_all(ParquetReader(spec, "train"))
     assert batch.onehot.shape == (30, 0 if "user" in dropped else 2)
     assert batch.multihot.shape == (30, 4 - 3 * ("tags" in dropped) - ("topics" in dropped))
@@ -154,7 +154,7 @@ def test_a_missing_label_is_nan_where_that_is_allowed(tmp_path):
     frame = random_rows(6)
     frame["stars"] = pd.Series([1.0, None, 3.0, float("nan"), None, 6.0], dtype=object)
     for stored in (pa.float64(), pa.float32()):
-        spec, _ = write_world(tmp_path, [[6]], frame=frame, types={"stars": stored})
+        spec, _ = write_dataset(tmp_path, [[6]], frame=frame, types={"stars": stored})
         assert np.isnan(read_all(ParquetReader(spec, "train")).labels[:, 1]).tolist() == [0, 1, 0, 1, 1, 0]
     table = arrow_table(frame).set_column(7, "stars", pa.array([1, None, 3, None, None, 6], pa.int16()))
     write_file(tmp_path / "part_0.parquet", table, [6])
@@ -163,7 +163,7 @@ def test_a_missing_label_is_nan_where_that_is_allowed(tmp_path):
 
 
 def test_extra_columns(tmp_path):
-    spec, frame = write_world(tmp_path, [[4], [3, 2]])
+    spec, frame = write_dataset(tmp_path, [[4], [3, 2]])
     reader = ParquetReader(spec, "train", extra_columns=["note", "user", "importance"])
     note, user, importance = read_all(reader).extra
     assert note.tolist() == frame.note.tolist()
@@ -176,7 +176,7 @@ def test_a_file_may_have_columns_that_are_not_read(tmp_path):
     table = arrow_table(frame.drop(columns="other")).append_column("other", pa.array([[{"a": 1}]] * 5))
     table = table.append_column("user.list", pa.array(["x"] * 5))
     write_file(tmp_path / "part_0.parquet", table, [5])
-    check_rows(read_all(ParquetReader(world_spec(tmp_path, [(list(FEATURES), ["part_0.parquet"])]), "train")), frame)
+    check_rows(read_all(ParquetReader(dataset_spec(tmp_path, [(list(FEATURES), ["part_0.parquet"])]), "train")), frame)
 
 
 def test_fingerprint(tmp_path):
@@ -184,7 +184,7 @@ def test_fingerprint(tmp_path):
         table = arrow_table(random_rows(20, seed))
         names = write_files(tmp_path, "part", table, layout)
         chunk = (list(FEATURES), names[::-1] if reverse else names)
-        return ParquetReader(world_spec(tmp_path, [chunk]), "train").fingerprint
+        return ParquetReader(dataset_spec(tmp_path, [chunk]), "train").fingerprint
 
     first = fingerprint([[10], [10]])
     assert fingerprint([[10], [10]], seed=1) == first
@@ -192,7 +192,7 @@ def test_fingerprint(tmp_path):
     assert fingerprint([[10], [10]], reverse=True) != first
 
 
-# Mistakes in files and columns, told when the loader is made.
+# Mistakes in files and columns, reported when the loader is created.
 
 
 def refused(spec: FeatureSpec, **options: Any) -> str:
@@ -202,20 +202,20 @@ def refused(spec: FeatureSpec, **options: Any) -> str:
 
 
 def test_a_missing_file_is_named(tmp_path):
-    spec, _ = write_world(tmp_path, [[3], [3]])
+    spec, _ = write_dataset(tmp_path, [[3], [3]])
     (tmp_path / "part_1.parquet").unlink()
     assert refused(spec).startswith(f"{tmp_path / 'part_1.parquet'}: no such file")
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"user,item\n1,2\n" * 20])
 def test_a_file_that_is_not_parquet_is_named(tmp_path, content):
-    spec, _ = write_world(tmp_path, [[3], [3]])
+    spec, _ = write_dataset(tmp_path, [[3], [3]])
     (tmp_path / "part_1.parquet").write_bytes(content)
     assert refused(spec).startswith(f"{tmp_path / 'part_1.parquet'}: cannot be read as parquet")
 
 
 def test_a_folder_in_place_of_a_file_is_named(tmp_path):
-    spec, _ = write_world(tmp_path, [[3]])
+    spec, _ = write_dataset(tmp_path, [[3]])
     (tmp_path / "part_0.parquet").unlink()
     (tmp_path / "part_0.parquet").mkdir()
     assert refused(spec).startswith(f"{tmp_path / 'part_0.parquet'}: is a folder")
@@ -233,7 +233,7 @@ def test_wrong_columns_are_listed_together(tmp_path):
     }.items():
         table = table.set_column(table.schema.get_field_index(name), name, values)
     write_file(tmp_path / "part_0.parquet", table, [3])
-    message = refused(world_spec(tmp_path, [(list(FEATURES), ["part_0.parquet"])]), with_group=True)
+    message = refused(dataset_spec(tmp_path, [(list(FEATURES), ["part_0.parquet"])]), with_group=True)
     path = tmp_path / "part_0.parquet"
     assert [line.partition(";")[0] for line in message.splitlines()] == [
         f"{path}: column 'user' is stored as string, expected integers",
@@ -247,7 +247,7 @@ def test_wrong_columns_are_listed_together(tmp_path):
 
 
 def test_only_the_first_of_very_many_problems_are_shown(tmp_path):
-    spec, _ = write_world(tmp_path, [[1]] * 30)
+    spec, _ = write_dataset(tmp_path, [[1]] * 30)
     for path in spec.files("train"):
         write_file(path, arrow_table(random_rows(1)).drop_columns(["user"]), [1])
     lines = refused(spec).splitlines()
@@ -258,7 +258,7 @@ def test_only_the_first_of_very_many_problems_are_shown(tmp_path):
 def test_a_column_that_is_there_twice_is_refused(tmp_path):
     table = arrow_table(random_rows(3))
     write_file(tmp_path / "part_0.parquet", table.append_column("user", table["user"]), [3])
-    spec = world_spec(tmp_path, [(list(FEATURES), ["part_0.parquet"])])
+    spec = dataset_spec(tmp_path, [(list(FEATURES), ["part_0.parquet"])])
     assert refused(spec).startswith(f"{tmp_path / 'part_0.parquet'}: column 'user' is twice; expected once")
 
 
@@ -269,19 +269,19 @@ def test_column_groups_of_different_lengths(tmp_path):
         (names[:5], write_files(tmp_path, "a", table.select(names[:5]), [[5], [4]])),
         (names[5:], write_files(tmp_path, "b", table.select(names[5:]).slice(0, 8), [[8]])),
     ]
-    message = refused(world_spec(tmp_path, chunks))
+    message = refused(dataset_spec(tmp_path, chunks))
     assert "the chunks of mapping 'train' must have equally many rows" in message
     assert f"9 in chunk 0 ({tmp_path / 'a_0.parquet'}, ...)" in message
     assert f"8 in chunk 1 ({tmp_path / 'b_0.parquet'})" in message
 
 
 def test_a_mapping_without_rows_is_refused(tmp_path):
-    spec, _ = write_world(tmp_path, [[], [0]])
+    spec, _ = write_dataset(tmp_path, [[], [0]])
     assert refused(spec) == "mapping 'train' has no rows: all its files are empty"
 
 
 def test_unreadable_mappings(tmp_path):
-    spec, _ = write_world(tmp_path, [[3]], session=None)
+    spec, _ = write_dataset(tmp_path, [[3]], session=None)
     assert "the map channel of the feature specification is empty" in refused(spec, with_group=True)
     assert "mapping 'train' has no column 'nowhere'" in refused(spec, extra_columns=["nowhere"])
     with pytest.raises(DataError, match="no mapping 'trian' in source_spec"):
@@ -293,7 +293,7 @@ def test_unreadable_mappings(tmp_path):
 
 
 def test_a_mapping_without_the_map_feature_has_no_groups(tmp_path):
-    spec, _ = write_world(tmp_path, [[3]])
+    spec, _ = write_dataset(tmp_path, [[3]])
     document = spec.to_dict()
     document["source_spec"]["train"][0]["features"].remove("session")
     spec = FeatureSpec.from_dict(document, tmp_path)
@@ -302,7 +302,7 @@ def test_a_mapping_without_the_map_feature_has_no_groups(tmp_path):
 
 
 def test_rows_to_predict_need_neither_labels_nor_weights(tmp_path):
-    spec, frame = write_world(tmp_path, [[5], [4]])
+    spec, frame = write_dataset(tmp_path, [[5], [4]])
     document = spec.to_dict()
     for name in ("click", "importance"):
         document["source_spec"]["test"][0]["features"].remove(name)
@@ -320,20 +320,20 @@ def test_rows_to_predict_need_neither_labels_nor_weights(tmp_path):
 
 
 def test_types_of_extra_columns(tmp_path):
-    spec, frame = write_world(tmp_path, [[3], [3]])
+    spec, frame = write_dataset(tmp_path, [[3], [3]])
     write_file(tmp_path / "part_1.parquet", arrow_table(frame[3:], {"user": pa.int32()}), [3])
     assert "column 'user' has several types (int64 in " in refused(spec, extra_columns=["user"])
     assert "column 'tags' is stored as list" in refused(spec, extra_columns=["tags"])
 
 
-# Mistakes in values, told when their row group is decoded.
+# Mistakes in values, reported when their row group is decoded.
 
 
 def refused_value(tmp_path: Path, name: str, row: int, value: Any, stored: pa.DataType | None = None) -> str:
     """The message for 30 rows in two row groups, one value of which is replaced."""
     frame = random_rows(30).assign(session=1).astype({name: object})
     frame.at[row, name] = value
-    spec, _ = write_world(tmp_path, [[20, 10]], frame=frame, types={name: stored} if stored else None)
+    spec, _ = write_dataset(tmp_path, [[20, 10]], frame=frame, types={name: stored} if stored else None)
     reader = ParquetReader(spec, "train", with_group=True)
     reader.decode(0, 0, 20, reader.allocate(20))
     with pytest.raises(DataError) as error:
@@ -379,7 +379,7 @@ def test_an_impossible_value_is_located(tmp_path, name, value, stored, found, ex
 def test_invalid_values_are_counted(tmp_path):
     frame = random_rows(40)
     frame.loc[[33, 35, 38], "user"] = [5000, -7, 1000]
-    spec, _ = write_world(tmp_path, [[10], [20, 10]], frame=frame)
+    spec, _ = write_dataset(tmp_path, [[10], [20, 10]], frame=frame)
     reader = ParquetReader(spec, "train")
     with pytest.raises(DataError, match=r"part_1.parquet, row group 1: column 'user' has 3 .* first 5000 in row 23 of"):
         reader.decode(2, 0, 10, reader.allocate(10))
@@ -397,7 +397,7 @@ def test_a_null_within_a_list_is_located(tmp_path):
 
 
 def test_a_null_in_an_extra_column_of_numbers_is_located(tmp_path):
-    spec, frame = write_world(tmp_path, [[3]])
+    spec, frame = write_dataset(tmp_path, [[3]])
     extra = pa.array([1, None, 3])
     write_file(tmp_path / "part_0.parquet", arrow_table(frame).append_column("extra", extra), [3])
     reader = ParquetReader(spec, "train", extra_columns=["extra"])
@@ -409,7 +409,7 @@ def test_a_null_in_an_extra_column_of_numbers_is_located(tmp_path):
 
 
 def test_a_file_lost_after_it_was_opened_is_a_failure(tmp_path):
-    spec, frame = write_world(tmp_path, [[3]])
+    spec, frame = write_dataset(tmp_path, [[3]])
     reader = ParquetReader(spec, "train")
     write_file(tmp_path / "part_0.parquet", arrow_table(frame), [3])
     os.utime(tmp_path / "part_0.parquet", (1, 1))
@@ -428,7 +428,7 @@ def same(left: Batch, right: Batch) -> bool:
 @pytest.fixture(scope="module")
 def sound_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[FeatureSpec, bytes, Batch]:
     folder = tmp_path_factory.mktemp("damaged")
-    spec, _ = write_world(folder, [[300, 200]])
+    spec, _ = write_dataset(folder, [[300, 200]])
     return spec, (folder / "part_0.parquet").read_bytes(), read_all(ParquetReader(spec, "train"))
 
 

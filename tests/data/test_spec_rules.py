@@ -7,7 +7,7 @@ import pytest
 
 from data.errors import DataError
 from data.spec.feature_spec import FeatureSpec, FeatureSpecError
-from tests.data.spec_documents import COLUMNS, GONE, changed, check_only_problem, document, problems_of
+from tests.data.sample_specs import COLUMNS, GONE, changed, check_only_problem, document, problems_of
 
 REPORTED_WHERE_CHANGED = [
     # Channels.
@@ -63,9 +63,9 @@ REPORTED_WHERE_CHANGED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("place", "value", "words"), REPORTED_WHERE_CHANGED)
-def test_violations(place: str, value: Any, words: str, tmp_path: Path) -> None:
-    check_only_problem(problems_of(changed({place: value}), tmp_path), place, words)
+@pytest.mark.parametrize(("path", "value", "words"), REPORTED_WHERE_CHANGED)
+def test_violations(path: str, value: Any, words: str, tmp_path: Path) -> None:
+    check_only_problem(problems_of(changed({path: value}), tmp_path), path, words)
 
 
 REPORTED_ELSEWHERE = [
@@ -99,9 +99,9 @@ REPORTED_ELSEWHERE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("place", "changes", "words"), REPORTED_ELSEWHERE)
-def test_violations_by_several_parts(place: str, changes: dict[str, Any], words: str, tmp_path: Path) -> None:
-    check_only_problem(problems_of(changed(changes), tmp_path), place, words)
+@pytest.mark.parametrize(("path", "changes", "words"), REPORTED_ELSEWHERE)
+def test_violations_by_several_parts(path: str, changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    check_only_problem(problems_of(changed(changes), tmp_path), path, words)
 
 
 def test_unchanged_document_is_valid(tmp_path: Path) -> None:
@@ -248,9 +248,9 @@ def test_link_out_of_the_folder(file: str, tmp_path: Path) -> None:
     (tmp_path / "dataset").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "dataset" / "link").symlink_to("../elsewhere")
-    place = "source_spec.train[0].files[1]"
-    problems = problems_of(changed({place: file}), tmp_path / "dataset")
-    check_only_problem(problems, place, f"'{file}' is a link that leads out of the folder (to '")
+    path = "source_spec.train[0].files[1]"
+    problems = problems_of(changed({path: file}), tmp_path / "dataset")
+    check_only_problem(problems, path, f"'{file}' is a link that leads out of the folder (to '")
 
 
 def test_links_within_and_to_the_folder(tmp_path: Path) -> None:

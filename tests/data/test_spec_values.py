@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data.spec.feature_spec import FeatureSpec
-from tests.data.spec_documents import GONE, changed, check_only_problem, document, problems_of
+from tests.data.sample_specs import GONE, changed, check_only_problem, document, problems_of
 
 WRONG_VALUES = [
     # Sections.
@@ -83,9 +83,9 @@ WRONG_VALUES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("place", "value", "words"), WRONG_VALUES)
-def test_wrong_values(place: str, value: Any, words: str, tmp_path: Path) -> None:
-    check_only_problem(problems_of(changed({place: value}), tmp_path), place, words)
+@pytest.mark.parametrize(("path", "value", "words"), WRONG_VALUES)
+def test_wrong_values(path: str, value: Any, words: str, tmp_path: Path) -> None:
+    check_only_problem(problems_of(changed({path: value}), tmp_path), path, words)
 
 
 WRONG_NAMES = [
@@ -113,8 +113,8 @@ def test_wrong_names(name: Any, shown: str, words: str, tmp_path: Path) -> None:
     wrong = document()
     wrong["source_spec"][name] = wrong["source_spec"]["valid"]
     check_only_problem(problems_of(wrong, tmp_path), f"source_spec.{shown}", words)
-    for place in ("channel_spec.label[2]", "source_spec.valid[0].features[7]", "feature_spec.buy.given"):
-        check_only_problem(problems_of(changed({place: name}), tmp_path), place, words)
+    for path in ("channel_spec.label[2]", "source_spec.valid[0].features[7]", "feature_spec.buy.given"):
+        check_only_problem(problems_of(changed({path: name}), tmp_path), path, words)
 
 
 def test_no_problem_follows_from_a_wrong_name(tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ import pytest
 
 from data.errors import DataError
 from data.loading.parquet import StoredColumns
-from tests.data.parquet_worlds import (
+from tests.data.sample_data import (
     FEATURES,
     arrow_table,
+    dataset_spec,
     random_rows,
-    world_spec,
+    write_dataset,
     write_file,
     write_files,
-    write_world,
 )
 
 NAMES = ["tags", "session", "price", "click"]
@@ -25,14 +25,14 @@ def test_columns_are_unchanged(tmp_path, sizes):
         (held[:5], write_files(tmp_path, "a", table.select(held[:5]), [[4, 0, 9], [], [17]])),
         (held[5:], write_files(tmp_path, "b", table.select(held[5:]), [[30]])),
     ]
-    stream = StoredColumns(world_spec(tmp_path, chunks), "test", NAMES).stream()
+    stream = StoredColumns(dataset_spec(tmp_path, chunks), "test", NAMES).stream()
     blocks = [pa.table(stream.take(size), names=NAMES) for size in sizes]
     assert [len(block) for block in blocks] == sizes
     assert pa.concat_tables(blocks).combine_chunks() == table.select(NAMES)
 
 
 def test_integers_of_every_width_are_kept(tmp_path):
-    spec, frame = write_world(tmp_path, [[3]])
+    spec, frame = write_dataset(tmp_path, [[3]])
     kept = frame.assign(session=np.array([2**64 - 1, 2**63, 0], np.uint64))
     write_file(tmp_path / "part_0.parquet", arrow_table(kept, {"session": pa.uint64(), "item": pa.uint8()}), [3])
     session, item = StoredColumns(spec, "test", ["session", "item"]).stream().take(3)
@@ -40,19 +40,19 @@ def test_integers_of_every_width_are_kept(tmp_path):
 
 
 def test_no_column_is_a_stream_of_nothing(tmp_path):
-    spec, _ = write_world(tmp_path, [[3]])
+    spec, _ = write_dataset(tmp_path, [[3]])
     columns = StoredColumns(spec, "test", [])
     assert columns.schema.names == columns.stream().take(3) == []
 
 
-def test_an_unknown_name_is_told_with_those_there_are(tmp_path):
-    spec, _ = write_world(tmp_path, [[3]])
+def test_unknown_name(tmp_path):
+    spec, _ = write_dataset(tmp_path, [[3]])
     with pytest.raises(DataError, match="mapping 'test' has no column note, x; it has user, item, .*, session$"):
         StoredColumns(spec, "test", ["note", "user", "x"])
 
 
 def test_a_column_has_one_type_in_all_files(tmp_path):
-    spec, frame = write_world(tmp_path, [[3], [3]])
+    spec, frame = write_dataset(tmp_path, [[3], [3]])
     write_file(tmp_path / "part_1.parquet", arrow_table(frame[3:], {"user": pa.int32()}), [3])
     with pytest.raises(
         DataError, match="column 'user' is stored as int64 in .*part_0.parquet, int32 in .*part_1.parquet"

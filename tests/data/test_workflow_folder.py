@@ -12,7 +12,7 @@ from data.preprocess.encoders import HashedIds
 from data.preprocess.workflow_folder import workflow_files
 from data.spec.embedding_sizes import embedding_dims
 from data.storage.checksummed_dir import write_manifest
-from tests.data.parquet_worlds import write_world
+from tests.data.sample_data import write_dataset
 from tests.manifests import file_entry, rewrite_manifest
 
 SECRET = b"-----BEGIN PRIVATE KEY-----"
@@ -127,7 +127,7 @@ def test_a_declared_size_is_not_allocated(dataset):
 
 def test_widths_beside_a_specification_stay_in_its_folder(tmp_path):
     (tmp_path / "data").mkdir()
-    spec, _ = write_world(tmp_path / "data", [[3]])
+    spec, _ = write_dataset(tmp_path / "data", [[3]])
     (tmp_path / "widths.json").write_text('{"user": 3}')
     (tmp_path / "data" / "embedding_sizes.json").symlink_to(tmp_path / "widths.json")
     with pytest.raises(DataError, match=r"embedding_sizes.json: is a link that leads out of the folder"):
@@ -137,7 +137,7 @@ def test_widths_beside_a_specification_stay_in_its_folder(tmp_path):
 
 def test_check_dataset_finds_what_lies_elsewhere(tmp_path, capsys):
     (tmp_path / "data").mkdir()
-    spec, _ = write_world(tmp_path / "data", [[3]])
+    spec, _ = write_dataset(tmp_path / "data", [[3]])
     spec.write(tmp_path / "data" / "feature_spec.yaml")
     (tmp_path / "widths.json").write_text('{"user": 3}')
     (tmp_path / "data" / "embedding_sizes.json").symlink_to(tmp_path / "widths.json")

@@ -12,7 +12,7 @@ from data.loading import shuffle as epoch_plan
 from data.loading.batch import PAD, Batch
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
-from tests.data.parquet_worlds import random_rows, write_world
+from tests.data.sample_data import random_rows, write_dataset
 from tests.faults.matrix import record, tries
 from tests.trainer.metrics.workers import LocalWorkers, ThreadWorker
 from trainer.tasks.evaluation import Evaluation
@@ -37,7 +37,7 @@ CASES = [(layout, workers) for layout, counts in (WHOLE if tries(0, 1) else QUIC
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory) -> dict[str, FeatureSpec]:
+def datasets(tmp_path_factory) -> dict[str, FeatureSpec]:
     """A dataset of each layout, written when it is first quota for; groups are five rows long."""
 
     class Worlds(dict[str, FeatureSpec]):
@@ -45,7 +45,7 @@ def worlds(tmp_path_factory) -> dict[str, FeatureSpec]:
             frame = random_rows(sum(LAYOUTS[name]))
             frame["session"] = np.arange(len(frame)) // 5
             files = [[rows] for rows in LAYOUTS[name]]
-            self[name], _ = write_world(tmp_path_factory.mktemp("world"), files, frame=frame)
+            self[name], _ = write_dataset(tmp_path_factory.mktemp("dataset"), files, frame=frame)
             return self[name]
 
     return Worlds()
@@ -91,8 +91,8 @@ def metrics(spec: FeatureSpec, workers: int) -> tuple[dict[str, float], list[lis
 
 
 @pytest.mark.parametrize(("layout", "workers"), CASES)
-def test_every_row_is_used_once_for_any_layout(worlds, layout, workers):
-    spec, rows = worlds[layout], sum(LAYOUTS[layout])
+def test_every_row_is_used_once_for_any_layout(datasets, layout, workers):
+    spec, rows = datasets[layout], sum(LAYOUTS[layout])
     training = [
         list(ParquetLoader(spec, "train", global_batch_size=BATCH, worker=w, workers=workers, shuffle=True).epoch(0))
         for w in range(workers)
@@ -130,14 +130,14 @@ def step_rows(spec: FeatureSpec, workers: int, epoch: int, first: int, end: int,
 
 
 @pytest.fixture(scope="module")
-def ledger_world(tmp_path_factory) -> FeatureSpec:
+def ledger_dataset(tmp_path_factory) -> FeatureSpec:
     """About 12 steps in row groups of very different sizes."""
     sizes = np.random.default_rng(3).integers(0, 400, (16, 3)).tolist()
-    return write_world(tmp_path_factory.mktemp("ledger"), sizes)[0]
+    return write_dataset(tmp_path_factory.mktemp("ledger"), sizes)[0]
 
 
 @pytest.mark.parametrize("number", range(tries(2, 40)))
-def test_interrupted_epochs_use_every_row_once(ledger_world, number):
+def test_interrupted_epochs_use_every_row_once(ledger_dataset, number):
     chosen = random.Random(number)
     seed, epoch = chosen.randrange(1000), chosen.randrange(20)
     # Lanes and windows as large datasets have them.
@@ -145,13 +145,13 @@ def test_interrupted_epochs_use_every_row_once(ledger_world, number):
         mock.patch.object(epoch_plan, "SHUFFLE_ROWS", chosen.choice([500, 3000])),
         mock.patch.object(epoch_plan, "ROW_GROUPS_PER_STREAM", 4),
     ):
-        loader = ParquetLoader(ledger_world, "train", global_batch_size=BATCH, shuffle=True)
+        loader = ParquetLoader(ledger_dataset, "train", global_batch_size=BATCH, shuffle=True)
         stops = sorted(chosen.sample(range(1, loader.steps_per_epoch), 3))
-        uninterrupted = step_rows(ledger_world, 1, epoch, 0, loader.steps_per_epoch, seed)
-        another_epoch = step_rows(ledger_world, 1, epoch + 1, 0, loader.steps_per_epoch, seed)
+        uninterrupted = step_rows(ledger_dataset, 1, epoch, 0, loader.steps_per_epoch, seed)
+        another_epoch = step_rows(ledger_dataset, 1, epoch + 1, 0, loader.steps_per_epoch, seed)
         interrupted = []
         for first, end in pairwise([0, *stops, loader.steps_per_epoch]):
-            interrupted += step_rows(ledger_world, chosen.randint(1, MOST_WORKERS), epoch, first, end, seed)
+            interrupted += step_rows(ledger_dataset, chosen.randint(1, MOST_WORKERS), epoch, first, end, seed)
     used_once = sorted(row for rows in interrupted for row in rows) == list(range(loader.rows))
     record(
         "an epoch interrupted three times and resumed with other numbers of workers",

@@ -16,7 +16,7 @@ from data.files.parquet import MAGIC, DatasetWriter, add_checksums, parquet_sche
 from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
-from tests.data.parquet_worlds import FEATURES, arrow_table, check_rows, random_rows, world_spec
+from tests.data.sample_data import FEATURES, arrow_table, check_rows, dataset_spec, random_rows
 from tests.faults.matrix import record, tries
 from tests.helpers import ROOT
 
@@ -38,7 +38,7 @@ class Written(NamedTuple):
 
 
 def write(folder: Path, codec: str = "snappy") -> Written:
-    spec = world_spec(folder, [(list(FEATURES), ["train_0.parquet"])])
+    spec = dataset_spec(folder, [(list(FEATURES), ["train_0.parquet"])])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parquet_writer, "COMPRESSION", codec)
         patch.setattr(parquet_writer, "ROWS_PER_ROW_GROUP", 40)

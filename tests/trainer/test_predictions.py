@@ -6,7 +6,7 @@ import pytest
 from data.errors import DataError
 from data.loading.parquet import StoredColumns
 from data.spec.feature_spec import FeatureSpec
-from tests.data.parquet_worlds import CHANNELS, FEATURES, TYPES, arrow_table, random_rows
+from tests.data.sample_data import CHANNELS, FEATURES, TYPES, arrow_table, random_rows
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer import predictions
 from trainer.metrics.calibration import probability

@@ -94,7 +94,7 @@ def write_files(folder: Path, prefix: str, table: pa.Table, files: Sequence[Sequ
     return names
 
 
-def world_spec(folder: Path, chunks: Sequence[tuple[Sequence[str], Sequence[str]]], **changes: Any) -> FeatureSpec:
+def dataset_spec(folder: Path, chunks: Sequence[tuple[Sequence[str], Sequence[str]]], **changes: Any) -> FeatureSpec:
     """The specification of chunks (features, files), which serve both mappings; a change of None drops a feature."""
     dropped = [name for name, entry in changes.items() if entry is None]
     features = {name: entry for name, entry in (FEATURES | changes).items() if name not in dropped}
@@ -115,7 +115,7 @@ def world_spec(folder: Path, chunks: Sequence[tuple[Sequence[str], Sequence[str]
     return FeatureSpec.from_dict(document, folder)
 
 
-def write_world(
+def write_dataset(
     folder: Path,
     files: Sequence[Sequence[int]],
     *,
@@ -126,7 +126,7 @@ def write_world(
     """A dataset of one chunk in files with row groups of the given sizes, and its rows."""
     frame = random_rows(sum(map(sum, files))) if frame is None else frame
     names = write_files(folder, "part", arrow_table(frame, types), files)
-    return world_spec(folder, [(list(FEATURES), names)], **changes), frame
+    return dataset_spec(folder, [(list(FEATURES), names)], **changes), frame
 
 
 def padded(values: Sequence[int], width: int) -> list[int]:
