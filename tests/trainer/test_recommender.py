@@ -363,7 +363,7 @@ def test_unusable_input_is_rejected_with_a_fix():
     refused("columns liked have two meanings", items=items.assign(liked=1))
     refused("columns user_id have two meanings", items=items.assign(user_id=1))
     refused("kinds: 'liked': 'numerical'; expected a feature's column", kinds={"liked": "numerical"})
-    refused("'item_id' has nothing .null. in row 2", interactions=interactions.assign(item_id=["a", "b", None] * 2000))
+    refused("'item_id' is null in row 2", interactions=interactions.assign(item_id=["a", "b", None] * 2000))
     refused("integers in one table and texts in another", items=items.assign(item_id=range(ITEMS + 4)))
     refused("'colours' is numerical and holds .'colour 0'", kinds={"colours": "numerical"})
     refused("'year' holds 1990.0 where a list is expected", kinds={"year": "multihot"})
@@ -408,9 +408,9 @@ def test_requests_that_make_no_sense_are_refused(recommender, tmp_path):
             wrong_id.assign(item_id=2**32 + 3), encoded=True
         ),
         "'item_id' holds 2.5, and keys are integers": lambda: predict(wrong_id.assign(item_id=2.5), encoded=True),
-        "'item_id' has nothing .null. in row 0": lambda: predict(wrong_id.assign(item_id=None), encoded=True),
-        "'year' has nothing .null. in row 0": lambda: predict(wrong_id.assign(item_id=1, year=None), encoded=True),
-        "'colours' has nothing .null. in row 0": lambda: predict(
+        "'item_id' is null in row 0": lambda: predict(wrong_id.assign(item_id=None), encoded=True),
+        "'year' is null in row 0": lambda: predict(wrong_id.assign(item_id=1, year=None), encoded=True),
+        "'colours' is null in row 0": lambda: predict(
             wrong_id.assign(item_id=1, colours=None), encoded=True
         ),
         "'user_id' holds 9223372036854775808, which is outside": lambda: recommend(2**63, context=NOON),
@@ -418,7 +418,7 @@ def test_requests_that_make_no_sense_are_refused(recommender, tmp_path):
         "'item_id' holds integers such as 1, but it was fitted on texts": lambda: recommend(
             1, candidates=[1], context=NOON
         ),
-        "'item_id' has nothing .null. in row 1": lambda: recommend(1, candidates=["item 1", None], context=NOON),
+        "'item_id' is null in row 1": lambda: recommend(1, candidates=["item 1", None], context=NOON),
         "candidates is 'item 1'; expected a list": lambda: recommend(1, candidates="item 1", context=NOON),
         "candidates is 7; expected a list": lambda: recommend(1, candidates=7, context=NOON),
         "'hour' is numerical and holds '12'": lambda: recommend(1, context={"hour": "12"}),
