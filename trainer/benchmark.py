@@ -193,7 +193,8 @@ def measure_parts(step: TrainStep, stream: Iterator[Batch], steps_done: int, ste
 
     # The number of rows that a batch looks up varies; without relaxed shapes each step would be traced again.
     compute, exchange, update = (
-        tf.function(part, reduce_retracing=True) for part in (forward_backward, step.exchange, step.update)
+        tf.function(part, reduce_retracing=True, autograph=False)
+        for part in (forward_backward, step.exchange, step.update)
     )
     seconds = np.zeros((WARMUP_STEPS + steps, 4))
     for index in range(WARMUP_STEPS + steps):

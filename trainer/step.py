@@ -157,9 +157,11 @@ class TrainStep:
         self._allreduce_dtype = tf.float16 if options.fp16_allreduce else tf.float32
         self._seed, self._xla = options.seed, options.xla
         self._measures_waiting = comm.size > 1 and sees_clock()
-        self._differentiated = tf.function(self._differentiate, jit_compile=compiles_passes(options.xla))
+        self._differentiated = tf.function(
+            self._differentiate, autograph=False, jit_compile=compiles_passes(options.xla)
+        )
 
-    @tf.function
+    @tf.function(autograph=False)  # no Python control flow depends on tensors, and tracing is faster without
     def run(self, batch: StepInput, step: tf.Tensor, control_flags: tf.Tensor) -> StepResult:
         """Trains on one batch. A collective.
 

@@ -135,7 +135,7 @@ class Trainer:
 
         Raises:
             StoppedBySignal: a worker received a stop signal; all workers have stopped and a checkpoint is written.
-            NotFinite: a loss or a weight is NaN or infinite; the last checkpoint is valid.
+            NotFinite: a loss, gradient or weight is NaN or infinite; the last checkpoint is valid.
             WorkersDiffer: the workers no longer hold the same weights.
             StorageError: the last save has failed.
         """
@@ -155,7 +155,7 @@ class Trainer:
                 metrics = self._evaluate_epoch(position)
                 position = Position(position.epoch)
                 self.stopping.update(metrics)
-                self.checkpoints.evaluated(position, self.stopping.state, metrics)
+                self.checkpoints.record_evaluation(position, self.stopping.state, metrics)
             self.checkpoints.finish()
         if position.epoch < self.config.training.num_epochs:
             self.log.progress.message(f"stopping: {self.stopping.reason}")

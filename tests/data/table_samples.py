@@ -101,7 +101,7 @@ def refusal(main: Callable[[list[str]], int], raw: Path, output: Path, capsys, *
         code = main(["--raw", str(raw), "--output", str(output), *flags])
     except SystemExit as stopped:
         code = stopped.code
-    told = capsys.readouterr().err
-    assert code == 2, told
+    stderr = capsys.readouterr().err
+    assert code == 2, stderr
     assert not output.exists()
-    return told
+    return stderr

@@ -163,17 +163,17 @@ def test_a_wrong_cell_is_named_with_its_line(tmp_path, capsys, kind, mistake):
     }[mistake]
     test = ROWS[kind]["test"]
     raw = write_raw(tmp_path / "raw", kind, ROWS[kind] | {"test": [*test[:20], test[20] | cells, *test[21:]]})
-    told = refusal(about["main"], raw, tmp_path / "out", capsys)
-    assert f"{about['files']['test']}, line 22: {message}" in told
+    stderr = refusal(about["main"], raw, tmp_path / "out", capsys)
+    assert f"{about['files']['test']}, line 22: {message}" in stderr
 
 
 def test_missing_files_are_named_with_what_was_looked_for(tmp_path, capsys):
     raw = write_raw(tmp_path / "raw", "aliccp")
     (raw / "ali_ccp_val.csv").unlink()
-    told = refusal(aliccp, raw, tmp_path / "out", capsys)
-    assert "files are missing; looked for ali_ccp_train.csv, ali_ccp_val.csv, ali_ccp_test.csv; or " in told
-    told = refusal(aliexpress, raw, tmp_path / "out", capsys, "--files", "a.csv", "b.csv")
-    assert "files are missing; looked for a.csv, b.csv, each also with .gz" in told
+    stderr = refusal(aliccp, raw, tmp_path / "out", capsys)
+    assert "files are missing; looked for ali_ccp_train.csv, ali_ccp_val.csv, ali_ccp_test.csv; or " in stderr
+    stderr = refusal(aliexpress, raw, tmp_path / "out", capsys, "--files", "a.csv", "b.csv")
+    assert "files are missing; looked for a.csv, b.csv, each also with .gz" in stderr
     assert "is not a folder" in refusal(aliexpress, raw / "ali_ccp_train.csv", tmp_path / "out", capsys)
 
 

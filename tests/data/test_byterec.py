@@ -108,8 +108,8 @@ def test_the_published_file_name_and_another_share(dataset, tmp_path):
 def test_a_wrong_cell_is_named_with_its_line(tmp_path, capsys, name, cell, message):
     lines = [list(fields) for fields in LINES]
     lines[10][NAMES.index(name)] = cell
-    told = refusal(main, write_raw(tmp_path / "raw", lines), tmp_path / "out", capsys)
-    assert f"byterec_sample.txt, line 11: {message}" in told
+    stderr = refusal(main, write_raw(tmp_path / "raw", lines), tmp_path / "out", capsys)
+    assert f"byterec_sample.txt, line 11: {message}" in stderr
 
 
 def test_number_without_values_and_empty_split(tmp_path, capsys):
@@ -117,8 +117,8 @@ def test_number_without_values_and_empty_split(tmp_path, capsys):
     assert "duration_time: no training row has a value" in refusal(main, unknown, tmp_path / "out", capsys)
     raw = write_raw(tmp_path / "raw")
     assert "test: has no rows" in refusal(main, raw, tmp_path / "out", capsys, "--test_fraction", "0.01")
-    told = refusal(main, raw, tmp_path / "out", capsys, "--test_fraction", "nan")
-    assert "--test_fraction nan: expected a number between 0 and 1" in told
+    stderr = refusal(main, raw, tmp_path / "out", capsys, "--test_fraction", "nan")
+    assert "--test_fraction nan: expected a number between 0 and 1" in stderr
 
 
 @pytest.mark.real_data

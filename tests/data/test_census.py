@@ -24,7 +24,7 @@ from tests.helpers import real_data
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode")
 
 SEED, OOV_BUCKETS = 5, 3
-# By place in the file, from shared knowledge of the set, not from the package under test.
+# By column index, from shared knowledge of the set, not from the package under test.
 NAMES = {
     0: "age", 1: "class_of_worker", 2: "industry_code", 3: "occupation_code", 4: "education", 5: "wage_per_hour",
     6: "enrolled_in_education_last_week", 7: "marital_status", 8: "major_industry", 9: "major_occupation", 10: "race",
@@ -57,21 +57,21 @@ def make_lines(rows: int, seed: int, *, is_test: bool) -> list[list[str]]:
     lines = []
     for row in range(rows):
         fields = []
-        for place in range(42):
-            if place in POOLS:
-                fields.append(draw.choice(POOLS[place]))
-            elif place == 24:
+        for index in range(42):
+            if index in POOLS:
+                fields.append(draw.choice(POOLS[index]))
+            elif index == 24:
                 fields.append(f"{draw.uniform(50, 3000):.2f}")
-            elif place == 17:
+            elif index == 17:
                 fields.append("1902" if is_test and row % 2 else "0")
-            elif place in HEAVY_TAILED:
+            elif index in HEAVY_TAILED:
                 fields.append(str(draw.choice([0, 0, 0, draw.randrange(100000)])))
-            elif place in PLAIN:
+            elif index in PLAIN:
                 fields.append(str(draw.randrange(90)))
             else:
                 value = draw.choice([0, 0, 0, 1, 1, 2, 3] + [8, 9, 10] * is_test)
                 fields.append(
-                    "?" if draw.random() < 0.1 else str(value) if place in CODES else f"Value {value}- of it "
+                    "?" if draw.random() < 0.1 else str(value) if index in CODES else f"Value {value}- of it "
                 )
         lines.append(fields)
     return lines
@@ -89,20 +89,20 @@ def write_raw(folder, train=TRAIN_LINES, test=TEST_LINES, ending=""):
 def raw_columns(lines):
     """Raw values by column, those of numbers also under the name of their categorical feature."""
     columns = {}
-    for place, name in NAMES.items():
-        texts = [fields[place].strip() for fields in lines]
-        is_number = place in (*PLAIN, *HEAVY_TAILED, *CODES)
-        columns[name] = [None if text == "?" else int(text) if is_number else text for text in texts if place != 24]
-    columns |= {f"{NAMES[place]}_value": columns[NAMES[place]] for place in NUMBERS}
+    for index, name in NAMES.items():
+        texts = [fields[index].strip() for fields in lines]
+        is_number = index in (*PLAIN, *HEAVY_TAILED, *CODES)
+        columns[name] = [None if text == "?" else int(text) if is_number else text for text in texts if index != 24]
+    columns |= {f"{NAMES[index]}_value": columns[NAMES[index]] for index in NUMBERS}
     return {name: values for name, values in columns.items() if values}
 
 
-def names_of(places, out=()):
-    return [NAMES[place] for place in places if place not in out]
+def names_of(indices, out=()):
+    return [NAMES[index] for index in indices if index not in out]
 
 
 def expected_rows():
-    """The rows of each mapping, as places in their file, in the order of the dataset."""
+    """The rows of each mapping, as row numbers in their file, in the order of the dataset."""
     halves = [scalar_row_hash(SEED, 0, row) < 2**63 for row in range(len(TEST_LINES))]
     return {
         "train": in_training_order(range(len(TRAIN_LINES)), SEED),
@@ -183,9 +183,9 @@ def test_bytes_depend_on_the_seed_only(datasets, tmp_path):
     )
 
 
-def change(lines, row, place, text):
+def change(lines, row, index, text):
     changed = [list(fields) for fields in lines]
-    changed[row][place] = text
+    changed[row][index] = text
     return changed
 
 
@@ -204,31 +204,31 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_wrong_cell_is_named_with_its_line(tmp_path, capsys, mistake):
-    place, text, message = MISTAKES[mistake]
-    raw = write_raw(tmp_path / "raw", test=change(TEST_LINES, 7, place, text))
-    told = refusal(main, raw, tmp_path / "out", capsys)
-    assert re.search(rf"census-income\.test, line 8: {message}", told), told
-    assert told.splitlines()[-1].startswith("census: ")
+    index, text, message = MISTAKES[mistake]
+    raw = write_raw(tmp_path / "raw", test=change(TEST_LINES, 7, index, text))
+    stderr = refusal(main, raw, tmp_path / "out", capsys)
+    assert re.search(rf"census-income\.test, line 8: {message}", stderr), stderr
+    assert stderr.splitlines()[-1].startswith("census: ")
 
 
 def test_unknown_degree(tmp_path, capsys):
     raw = write_raw(tmp_path / "raw", train=change(TRAIN_LINES, 3, 4, "PhD"))
-    told = refusal(main, raw, tmp_path / "out", capsys, "--group", "2")
-    assert re.search(r"census-income\.data, line 4: education is ' PhD', expected one of 'Children'", told)
+    stderr = refusal(main, raw, tmp_path / "out", capsys, "--group", "2")
+    assert re.search(r"census-income\.data, line 4: education is ' PhD', expected one of 'Children'", stderr)
     assert main(["--raw", str(raw), "--output", str(tmp_path / "out"), "--group", "1"]) == 0
 
 
 def test_a_cut_line_a_cut_file_and_a_missing_one_are_named(tmp_path, capsys):
     raw = write_raw(tmp_path / "short", train=[*TRAIN_LINES[:9], TRAIN_LINES[9][:40], *TRAIN_LINES[10:]])
-    told = refusal(main, raw, tmp_path / "out", capsys)
-    assert re.search(r"census-income\.data, line 10: 40 fields, expected 42", told)
+    stderr = refusal(main, raw, tmp_path / "out", capsys)
+    assert re.search(r"census-income\.data, line 10: 40 fields, expected 42", stderr)
     raw = write_raw(tmp_path / "cut", ending=".gz")
     path = raw / "census-income.test.gz"
     path.write_bytes(path.read_bytes()[:-30])
     assert "census-income.test.gz: is not a whole gzip file" in refusal(main, raw, tmp_path / "out", capsys)
     path.unlink()
-    told = refusal(main, raw, tmp_path / "out", capsys)
-    assert "the test file is missing; looked for census-income.test, each also with .gz" in told
+    stderr = refusal(main, raw, tmp_path / "out", capsys)
+    assert "the test file is missing; looked for census-income.test, each also with .gz" in stderr
     assert "nowhere: is not a folder" in refusal(main, tmp_path / "nowhere", tmp_path / "out", capsys)
 
 

@@ -54,8 +54,8 @@ def make_rows(count: int, seed: int) -> list[dict[str, str]]:
 
 
 def mapping_of(row: int, seed: int = SEED) -> str:
-    place = scalar_row_hash(seed, 0, row) / 2**64
-    return "test" if place < TEST else "valid" if place < TEST + VALID else "train"
+    fraction = scalar_row_hash(seed, 0, row) / 2**64
+    return "test" if fraction < TEST else "valid" if fraction < TEST + VALID else "train"
 
 
 COUNT = 80
@@ -170,13 +170,13 @@ def test_a_wrong_cell_is_named_with_its_line(tmp_path, capsys, cells, message):
 def test_other_header_and_impossible_fractions(tmp_path, capsys):
     raw, out = write_raw(tmp_path / "raw"), tmp_path / "out"
     assert "--test_fraction 1.0: expected" in refusal(main, raw, out, capsys, "--test_fraction", "1")
-    told = refusal(main, raw, out, capsys, "--validation_fraction", "0.9")
-    assert "--validation_fraction 0.9: expected at least 0, and below 0.8" in told
-    told = refusal(main, raw, out, capsys, "--test_fraction", "1e-9")
-    assert "hillstrom: test: has no rows" in told
+    stderr = refusal(main, raw, out, capsys, "--validation_fraction", "0.9")
+    assert "--validation_fraction 0.9: expected at least 0, and below 0.8" in stderr
+    stderr = refusal(main, raw, out, capsys, "--test_fraction", "1e-9")
+    assert "hillstrom: test: has no rows" in stderr
     write_lines(raw / "hillstrom.csv", [HEADER.replace("mens", "men"), "1"])
-    told = refusal(main, raw, out, capsys)
-    assert re.search(r"hillstrom\.csv, line 1: .*'men', .* expected a header that begins with", told)
+    stderr = refusal(main, raw, out, capsys)
+    assert re.search(r"hillstrom\.csv, line 1: .*'men', .* expected a header that begins with", stderr)
 
 
 @pytest.mark.real_data

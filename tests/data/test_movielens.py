@@ -166,8 +166,8 @@ def test_a_wrong_line_is_named_and_nothing_is_left(tmp_path, capsys, mistake):
     write_1m(tmp_path / "raw", SAMPLE)
     change_line(tmp_path / "raw" / file, number, line)
     assert main(["--raw", str(tmp_path / "raw"), "--output", str(tmp_path / "out")]) == 2
-    told = capsys.readouterr().err
-    assert re.search(message, told) and told.startswith("movielens: ") and told.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert re.search(message, stderr) and stderr.startswith("movielens: ") and stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

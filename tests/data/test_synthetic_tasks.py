@@ -87,10 +87,10 @@ def test_fewer_rows_are_a_prefix():
     whole = [np.concatenate(parts) for parts in zip(*draw_rows(tasks, 0, 100, SEED), strict=True)]
     pieces = list(draw_rows(tasks, 0, 70, SEED, rows_per_block=16))
     assert [len(inputs) for inputs, _ in pieces] == [16, 16, 16, 16, 6]
-    for place in (0, 1):
-        joined = np.concatenate([piece[place] for piece in pieces])
+    for part in (0, 1):
+        joined = np.concatenate([piece[part] for piece in pieces])
         # The product of a block may be added up in another order.
-        np.testing.assert_allclose(joined, whole[place][:70], rtol=1e-6)
+        np.testing.assert_allclose(joined, whole[part][:70], rtol=1e-6)
     other, _ = next(draw_rows(draw_tasks(0.9, SEED), 0, 100, SEED))
     assert (other == whole[0]).all()
 

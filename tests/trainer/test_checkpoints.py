@@ -28,6 +28,7 @@ from data.storage.checksummed_dir import (
     _checksummed_text,
     read_manifest,
 )
+from tests.faults.matrix import tries
 from tests.manifests import rewrite_manifest
 from trainer.checkpoint import store as checkpoints
 from trainer.checkpoint.model_folder import open_model, write_model
@@ -369,8 +370,8 @@ FORGERIES = {
     "a number for an array": lambda c: c["arrays"].update(x=1),
     "a file upwards": lambda c: c["files"].update({"../x": {"bytes": 0, "sha256": "0" * 64}}),
     "an array in a file that is not listed": lambda c: array_entry(c, file="arrays/0009-x.npy"),
-    "no facts": lambda c: c.pop("metadata"),
-    "a list of facts": lambda c: c.update(metadata=[]),
+    "no metadata": lambda c: c.pop("metadata"),
+    "a list of metadata": lambda c: c.update(metadata=[]),
     "another version": lambda c: c.update(version=1),
     "text for a step": lambda c: c["metadata"].update(step="1"),
     "another step": lambda c: c["metadata"].update(step=2),
@@ -509,6 +510,10 @@ def test_files_are_synced_before_the_rename(store, monkeypatch):
     assert ("sync", str(store.folder)) in events[place:]
 
 
+# Every third line in a usual run, every line in a run of all faults.
+STRIDE = tries(quick=3, whole=1)
+
+
 def killed_at_line(number: int, work) -> bool:
     """Runs `work` in a child that is killed when it comes to the n-th line of our code; False if it ended before."""
     child = os.fork()
@@ -542,7 +547,7 @@ def test_save_killed_at_any_line(tmp_path, warnings, again):
     number, found = 0, set()
     killed = True
     while killed:
-        number += 1
+        number += STRIDE
         model_dir = tmp_path / "run"
         shutil.copytree(prepared, model_dir)
         store = CheckpointStore(model_dir, keep=1, warn=warnings.append)
@@ -568,7 +573,7 @@ def test_amend_killed_at_any_line(tmp_path, warnings):
     save(CheckpointStore(prepared), 1)
     number, found, killed = 0, set(), True
     while killed:
-        number += 1
+        number += STRIDE
         store = CheckpointStore(shutil.copytree(prepared, tmp_path / "run"), warn=warnings.append)
         killed = killed_at_line(number, functools.partial(store.amend, 1, {"step": 1, "new": True}, True))
         checkpoint = store.open("last")

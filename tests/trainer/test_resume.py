@@ -155,7 +155,7 @@ def test_signal_stops_evaluation_which_resume_repeats(data, tmp_path, whole, mon
 
 
 # What ends a run while an epoch is evaluated, and between the evaluation and its record.
-@pytest.mark.parametrize("broken", [(Evaluator, "run"), (CheckpointManager, "evaluated")])
+@pytest.mark.parametrize("broken", [(Evaluator, "run"), (CheckpointManager, "record_evaluation")])
 def test_failed_evaluation_loses_nothing(data, tmp_path, whole, monkeypatch, broken):
     owner, name = broken
     work, calls = getattr(owner, name), []
@@ -188,14 +188,14 @@ def facts(folder: Path) -> dict[int, tuple[bool, dict[str, Any]]]:
 
 
 def test_missing_last_evaluation_is_made_up(data, tmp_path, whole, monkeypatch, capfd):
-    evaluated = CheckpointManager.evaluated
+    evaluated = CheckpointManager.record_evaluation
 
     def lost(saver, position, stopping, values):  # type: ignore[no-untyped-def]
         if position.epoch < EPOCHS:
             evaluated(saver, position, stopping, values)
 
     with monkeypatch.context() as patched:
-        patched.setattr(CheckpointManager, "evaluated", lost)
+        patched.setattr(CheckpointManager, "record_evaluation", lost)
         must(main(arguments(data, tmp_path)))
     must(main(arguments(data, tmp_path, "--use_checkpoint")))
     assert "nothing to do" not in capfd.readouterr().out
@@ -291,7 +291,7 @@ def test_failed_save_is_reported_and_the_last_must_succeed(data, tmp_path, monke
     monkeypatch.setattr(CheckpointStore, "save", fails)
     assert main(arguments(data, tmp_path)) == code
     shown = capfd.readouterr().err
-    assert f"warning: cannot save step {calls[min(failing) - 1]}: no room" in shown and "Training goes on" in shown
+    assert f"warning: cannot save step {calls[min(failing) - 1]}: no room" in shown and "Training continues" in shown
     steps = CheckpointStore(tmp_path / "models").steps()
     assert steps == [step for number, step in enumerate(calls, 1) if number not in failing]
     assert (code == FAILURE) == (f"main.py: error: cannot save step {STEPS}: no room" in shown)

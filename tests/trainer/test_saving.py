@@ -35,7 +35,7 @@ def test_training_continues_after_a_failed_save(data, tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(CheckpointStore, "save", failing)
     must(main(arguments(data, tmp_path)))
-    assert "Training goes on" in capsys.readouterr().err
+    assert "Training continues" in capsys.readouterr().err
     assert CheckpointStore(tmp_path / "models", warn=lambda text: None).open("last").step == 2 * STEPS_PER_EPOCH
 
 

@@ -74,7 +74,8 @@ def test_lazy_updates_equal_dense_updates(batches, trained):
     model, losses = trained
     dense = make_model()
     np.testing.assert_allclose(losses, train_densely(dense, batches), rtol=1e-5)
-    assert differences(model, dense) < 1e-4
+    # RMSprop divides by the size of a gradient, which for the smallest ones is rounding error: a tenth of a step.
+    assert differences(model, dense) < 0.1 * DEEP_RATE
 
 
 @pytest.mark.parametrize("exchange", ["whole", "rows"])
@@ -82,7 +83,7 @@ def test_forms_of_table_exchange_agree(batches, trained, exchange):
     model, losses = trained
     other = make_model()
     np.testing.assert_allclose(losses, train(other, batches, table_exchange=exchange), rtol=1e-5)
-    assert differences(model, other) < 1e-4
+    assert differences(model, other) < 0.1 * DEEP_RATE
 
 
 def test_training_lowers_the_loss(trained):
@@ -389,7 +390,7 @@ def test_parts_of_a_step_equal_the_step(batches):
     whole, parts = make_model(), make_model()
     steps = make_step(whole), make_step(parts)
     functions = [
-        tf.function(part, reduce_retracing=True)
+        tf.function(part, reduce_retracing=True, autograph=False)
         for part in (steps[1].forward_backward, steps[1].exchange, steps[1].update)
     ]
     for number, batch in enumerate(batches[:4], start=1):

@@ -81,7 +81,7 @@ class CheckpointManager:
         self._writing = self._writer.submit(handover.save, write)
         handover.fill()
 
-    def evaluated(self, position: Position, stopping: EarlyStoppingState, metrics: dict[str, float]) -> None:
+    def record_evaluation(self, position: Position, stopping: EarlyStoppingState, metrics: dict[str, float]) -> None:
         """Records an epoch's evaluation in its checkpoint, in the background and after the save has ended.
 
         The best checkpoint so far, by the metric of early stopping, is kept in addition to the newest ones. A run
@@ -95,9 +95,9 @@ class CheckpointManager:
         if self._comm.rank == 0:
             key = stopping.metric
             amend = partial(self._store.amend, self._step(position), state=self._facts(position, stopping, metrics))
-            self._writing = self._writer.submit(self._record, self._writing, amend, key, metrics[key])
+            self._writing = self._writer.submit(self._amend, self._writing, amend, key, metrics[key])
 
-    def _record(self, saving: Future[Path] | None, amend: Callable[..., Path], key: str, value: float) -> Path:
+    def _amend(self, saving: Future[Path] | None, amend: Callable[..., Path], key: str, value: float) -> Path:
         if saving is not None:
             saving.result()  # raises the error of a failed save, whose checkpoint cannot be amended
         return amend(best=is_better(key, value, self._best_value(key)))
@@ -113,7 +113,7 @@ class CheckpointManager:
         try:
             self.finish()
         except StorageError as error:
-            warn(f"{error} Training goes on; the next save is tried as usual.")
+            warn(f"{error} Training continues; the next save is made as scheduled.")
             return True
         return False
 
@@ -228,7 +228,7 @@ class CheckpointManager:
         try:
             return None if best is None else RunState.of(best).metrics.get(key)
         except NoCheckpointError as error:
-            warn(f"{error} It is not compared with.")
+            warn(f"{error} It is ignored.")
             return None
 
     def _open(self) -> tuple[Checkpoint, RunState]:
