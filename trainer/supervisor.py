@@ -442,11 +442,9 @@ class Supervisor:
                 raise Interrupted(STOPPED, f"{name} ended the job at once, as no worker had begun")
             rank = job.ask_to_stop()
             if rank is None:
-                say(f"{name}: no worker runs on this host that could be told to stop; waiting for the job's end")
+                say(f"{name}: no worker runs on this host that could be asked to stop; waiting for the job's end")
             else:
-                say(
-                    f"{name}: told worker {rank} to stop; all workers agree on a step and save. Again ends them at once"
-                )
+                say(f"{name}: asked worker {rank} to stop; all workers save at one step. A second signal kills them")
         if self._passed_on_at is not None and now > self._passed_on_at + (self.grace_seconds or math.inf):
             raise Interrupted(128 + self._requests[0], "the job had not ended within --grace_seconds of the signal")
 

@@ -78,7 +78,7 @@ def wanted_features() -> dict[str, np.ndarray]:
     }
 
 
-def test_the_hash_in_a_graph_is_the_stated_one():
+def test_hash_in_a_graph_is_the_documented_one():
     integers = np.append(np.random.default_rng(0).integers(-(2**63), BIG, 200), [0, -1, BIG, -(2**63)])
     texts = ["", "a", "foobar", "zero\0", "日本語", "x" * 300, *map(str, range(50))]
     assert hash_integers(tf.constant(integers)).numpy().tolist() == [scalar_hash(int(value)) for value in integers]
@@ -144,7 +144,7 @@ def test_empty_text_in_vocabulary_is_not_null(tmp_path):
         ),
     ],
 )
-def test_why_raw_features_are_left_out_is_told(change, reason, tmp_path):
+def test_reason_for_omitted_raw_features_is_reported(change, reason, tmp_path):
     saved = write_run(tmp_path)
     encoders = {name: encoder for name, encoder in (make_encoders() | change).items() if encoder is not None}
     with pytest.raises(NotFromRaw, match=reason):
