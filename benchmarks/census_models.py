@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.harness import ROOT, Results
+from benchmarks.harness import ROOT, RunsFile
 from trainer.models.multitask import ExpertOptions
 
 MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple")
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--table", action="store_true", help="print the table of what has been run")
     arguments = parser.parse_args()
-    results = Results(arguments.work / "results.jsonl")
+    results = RunsFile(arguments.work / "results.jsonl")
     if arguments.table:
         print(table(results.runs))
         return

@@ -117,7 +117,7 @@ def write_lines(file: Path, lines: list[Line]) -> None:
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-class Results:
+class RunsFile:
     """Runs of a long benchmark in a file of JSON lines, so that a stopped benchmark continues where it was.
 
     Args:

@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import ks_2samp
 
-from benchmarks.harness import ROOT, Results
+from benchmarks.harness import ROOT, RunsFile
 from trainer.report.curves import TITLES
 from trainer.report.plots import COLORS, DPI, GREY, PANEL_INCHES, PIXELS, STYLE, save
 
@@ -64,7 +64,7 @@ REFERENCE = Configuration("float32", 1)
 
 def train_missing(configuration: Configuration, seeds: int, dataset: Path, work: Path, results_file: Path) -> None:
     """Trains a configuration from all seeds that the results lack, in one group of workers."""
-    results, runs = Results(results_file), []
+    results, runs = RunsFile(results_file), []
     for seed in range(seeds):
         about = configuration._asdict() | {"seed": seed, "dataset": str(dataset), "training": TRAINING}
         if not results.has(**about):
@@ -212,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
         for workers in arguments.workers:
             for mode in arguments.modes:
                 train_missing(Configuration(mode, workers), arguments.seeds, dataset, work, results_file)
-    runs = Results(results_file).runs
+    runs = RunsFile(results_file).runs
     if not runs:
         raise SystemExit(f"{results_file} holds no run yet: train some with --seeds")
     if arguments.document:

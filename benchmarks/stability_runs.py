@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from benchmarks.harness import Results
+from benchmarks.harness import RunsFile
 from main import main as run_main
 from trainer.process.worker_env import read_worker_env
 
@@ -26,7 +26,7 @@ def main(runs_file: Path, results_file: Path) -> None:
             raise SystemExit(f"{run['about']} has failed with exit code {code}")
         if is_first:
             metrics = json.loads((folder / "results" / "metrics.json").read_text())
-            Results(results_file).add(run["about"] | metrics)
+            RunsFile(results_file).add(run["about"] | metrics)
             shutil.rmtree(folder)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.harness import Results
+from benchmarks.harness import RunsFile
 from data.synthetic_tasks.prepare import LABELS, prepare
 from main import main as run_main
 
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--correlations", nargs="+", type=float, default=[1.0, 0.5, 0.0])
     parser.add_argument("--figure", type=Path, help="print the table of what has been run, and draw it into a file")
     arguments = parser.parse_args()
-    results = Results(arguments.work / "results.jsonl")
+    results = RunsFile(arguments.work / "results.jsonl")
     if arguments.figure:
         print(table(results.runs))
         draw(results.runs, arguments.figure)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import stability
-from benchmarks.harness import Results
+from benchmarks.harness import RunsFile
 
 VALUES = st.lists(st.integers(-40, 40), min_size=2, max_size=9, unique=True)
 
@@ -91,7 +91,7 @@ def _groups(svg, name: str) -> ElementTree.Element:
 
 
 def test_page_gets_table_and_figure(tmp_path, capsys):
-    results = Results(tmp_path / "work" / "results.jsonl")
+    results = RunsFile(tmp_path / "work" / "results.jsonl")
     for run in RUNS:
         results.add(run)
     page = tmp_path / "page.md"
@@ -124,7 +124,7 @@ def test_only_missing_seeds_are_trained(tmp_path, monkeypatch):
             (command[command.index("-np") + 1], [run["about"]["seed"] for run in runs], runs[0]["arguments"])
         )
         for run in runs:
-            Results(tmp_path / "results.jsonl").add(run["about"] | {"auc_roc": 0.5})
+            RunsFile(tmp_path / "results.jsonl").add(run["about"] | {"auc_roc": 0.5})
         return stability.subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(stability.subprocess, "run", launch)

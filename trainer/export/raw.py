@@ -74,7 +74,7 @@ class NotFromRaw(Exception):
 
 
 @dataclass(frozen=True)
-class RawColumn:
+class RawInput:
     """A raw column as an input of a graph.
 
     Attributes:
@@ -105,7 +105,7 @@ def encoders_of(layout: InputSchema, encoders: Mapping[str, Encoder]) -> dict[st
     return {name: encoders[name] for name in features}
 
 
-def raw_columns(layout: InputSchema, encoders: Mapping[str, Encoder]) -> dict[str, RawColumn]:
+def raw_columns(layout: InputSchema, encoders: Mapping[str, Encoder]) -> dict[str, RawInput]:
     """Returns the raw columns that the encoders read, by name.
 
     Args:
@@ -141,7 +141,7 @@ def _check_fits(layout: InputSchema, feature: str, encoder: Encoder) -> None:
         raise NotFromRaw(f"the encoder of {feature} makes other values than the model takes")
 
 
-def _column(name: str, readers: list[Encoder]) -> RawColumn:
+def _column(name: str, readers: list[Encoder]) -> RawInput:
     found = [keys for encoder in readers if (keys := keys_of(encoder)) is not None]
     kinds = {"string" if keys.dtype == object else "int64" for keys in found}
     plain = [isinstance(encoder, Numerical) and encoder.table is None for encoder in readers]
@@ -155,7 +155,7 @@ def _column(name: str, readers: list[Encoder]) -> RawColumn:
         raise NotFromRaw(f"raw column {name} has the empty text in its lists, which is needed as their pad")
     if kinds == {"int64"} and any(NULL_INTEGER in keys for keys in found):
         raise NotFromRaw(f"raw column {name} has the value {NULL_INTEGER}, which stands for null")
-    return RawColumn(name, kinds.pop() if kinds else "float64", lists == {True}, has_empty)
+    return RawInput(name, kinds.pop() if kinds else "float64", lists == {True}, has_empty)
 
 
 def _reads_lists(encoder: Encoder) -> bool:
@@ -204,7 +204,7 @@ class RawEncoding(tf.Module):
                 made[columns.name] = _cut(tf.where(pads, PAD, made[columns.name]), columns.hotness)
         return made
 
-    def _ids(self, feature: str, encoder: IdEncoder, column: RawColumn, values: tf.Tensor) -> tf.Tensor:
+    def _ids(self, feature: str, encoder: IdEncoder, column: RawInput, values: tf.Tensor) -> tf.Tensor:
         """Returns the ids of raw values, int64 of the same shape."""
         if isinstance(encoder, HashedIds):
             return tf.where(_is_null(column, values), tf.constant(0, tf.int64), _hashed(values, encoder.num_buckets))
@@ -216,7 +216,7 @@ class RawEncoding(tf.Module):
         ids = tf.where(positions == UNSEEN, unseen, positions + encoder.first_known_id)
         return tf.where(_is_null(column, values), tf.constant(NULL_ID, tf.int64), ids)
 
-    def _numbers(self, feature: str, encoder: Numerical, column: RawColumn, values: tf.Tensor) -> tf.Tensor:
+    def _numbers(self, feature: str, encoder: Numerical, column: RawInput, values: tf.Tensor) -> tf.Tensor:
         """Returns standardized numbers of raw values, float32 of the same shape."""
         if encoder.table is not None:
             positions = self._look_up(feature, column, values)
@@ -233,7 +233,7 @@ class RawEncoding(tf.Module):
             numbers = tf.math.log(numbers + 1)
         return tf.cast((numbers - encoder.mean) / (encoder.std if encoder.std > 0 else 1.0), tf.float32)
 
-    def _look_up(self, feature: str, column: RawColumn, values: tf.Tensor) -> tf.Tensor:
+    def _look_up(self, feature: str, column: RawInput, values: tf.Tensor) -> tf.Tensor:
         """Returns positions among the encoder's keys, int64; UNSEEN for unknown values and null."""
         unseen = tf.constant(UNSEEN, tf.int64)
         if feature not in self.tables:
@@ -273,7 +273,7 @@ def _cut(ids: tf.Tensor, hotness: int) -> tf.Tensor:
     return tf.ensure_shape(padded[:, :hotness], [None, hotness])
 
 
-def _is_null(column: RawColumn, values: tf.Tensor) -> tf.Tensor:
+def _is_null(column: RawInput, values: tf.Tensor) -> tf.Tensor:
     if column.dtype == "float64":
         return tf.math.is_nan(values)
     if column.dtype == "int64":

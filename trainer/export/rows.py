@@ -10,7 +10,7 @@ from data.loading.batch import PAD
 from data.loading.loader import ParquetLoader
 from data.preprocess.encoders import Encoder, Numerical
 from trainer.export.comparison import Arrays, Check, Predict
-from trainer.export.raw import NULL_INTEGER, NULL_TEXT, RawColumn, keys_of
+from trainer.export.raw import NULL_INTEGER, NULL_TEXT, RawInput, keys_of
 from trainer.layout import InputSchema
 
 
@@ -63,7 +63,7 @@ def random_rows(layout: InputSchema, rows: int, seed: int = 0) -> tuple[np.ndarr
 
 
 def random_raw(
-    columns: Mapping[str, RawColumn], encoders: Mapping[str, Encoder], rows: int, seed: int = 0
+    columns: Mapping[str, RawInput], encoders: Mapping[str, Encoder], rows: int, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Generates random raw values: known and unseen ones, and null (None).
 
@@ -85,13 +85,13 @@ def random_raw(
     return drawn
 
 
-def raw_inputs(columns: Mapping[str, RawColumn], raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def raw_inputs(columns: Mapping[str, RawInput], raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Converts raw values to graph inputs: null becomes the value that represents it, which also pads lists."""
     return {name: _as_matrix(column, raw[name]) for name, column in columns.items()}
 
 
 def _values(
-    column: RawColumn, readers: list[Encoder], rows: int, rng: np.random.Generator, *, nulls: bool
+    column: RawInput, readers: list[Encoder], rows: int, rng: np.random.Generator, *, nulls: bool
 ) -> np.ndarray:
     values = np.empty(rows, object)
     if column.dtype == "float64":
@@ -111,7 +111,7 @@ def _values(
     return values
 
 
-def _as_matrix(column: RawColumn, values: np.ndarray) -> np.ndarray:
+def _as_matrix(column: RawInput, values: np.ndarray) -> np.ndarray:
     null = {"string": NULL_TEXT, "int64": NULL_INTEGER, "float64": np.nan}[column.dtype]
     lists = [entry or [] for entry in values] if column.is_list else [[value] for value in values]
     width = max(1, *map(len, lists)) if column.is_list else 1

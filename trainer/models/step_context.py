@@ -7,8 +7,6 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-SumOverWorkers = Callable[[list[tf.Tensor]], list[tf.Tensor]]
-
 ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "relu": tf.nn.relu,
     "gelu": tf.nn.gelu,
@@ -53,7 +51,7 @@ class StepContext:
 
     dropout_seed: tf.Tensor
     present: tf.Tensor
-    sum_over_workers: SumOverWorkers
+    sum_over_workers: Callable[[list[tf.Tensor]], list[tf.Tensor]]
     xla: bool = False
     penalties: list[tf.Tensor] = field(default_factory=list)
     moments: list[tuple[keras.Variable, tf.Tensor]] = field(default_factory=list)
