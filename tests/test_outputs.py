@@ -257,7 +257,7 @@ RESULTS = {
 def test_results_of_others_are_not_overwritten(data, tmp_path, capsys, name, content):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / name).write_text(content)
-    check_rejected(capsys, tmp_path, main, train(data, tmp_path), f"results/{name}", "has not written it")
+    check_rejected(capsys, tmp_path, main, train(data, tmp_path), f"results/{name}", "was not written by this command")
 
 
 @pytest.mark.parametrize("name", list(RESULTS))
@@ -380,7 +380,7 @@ def test_export_writes_no_folder_of_others(trained, tmp_path, capsys):
     base = ["--model_dir", str(trained), "--format", "savedmodel", "--output"]
     (tmp_path / "link").symlink_to("nowhere")
     (tmp_path / "file").write_text(MINE)
-    for output, said in (("link", "exists already"), ("file", "exists already"), ("models/model/new", "lies in")):
+    for output, said in (("link", "already exists"), ("file", "already exists"), ("models/model/new", "lies in")):
         check_rejected(capsys, tmp_path, export.main, [*base, str(tmp_path / output)], output, said)
 
 
@@ -392,10 +392,10 @@ def test_report_overwrites_no_log_and_no_file_of_others(tmp_path, capsys):
     check_rejected(
         capsys, tmp_path, report.main, [*base, "--log_filename", "report.html"], "report.html", "is the same file"
     )
-    check_rejected(capsys, tmp_path, report.main, base, "report.html", "has not written it")
+    check_rejected(capsys, tmp_path, report.main, base, "report.html", "was not written by this command")
     (tmp_path / "report.html").unlink()
     (tmp_path / "learning_curve.svg").write_text(MINE)
-    check_rejected(capsys, tmp_path, report.main, base, "learning_curve.svg", "has not written it")
+    check_rejected(capsys, tmp_path, report.main, base, "learning_curve.svg", "was not written by this command")
     (tmp_path / "learning_curve.svg").unlink()
     (tmp_path / "learning_curve.png").hardlink_to(tmp_path / "log.json")
     check_rejected(capsys, tmp_path, report.main, base, "learning_curve.png", "is the same file")

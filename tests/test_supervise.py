@@ -132,7 +132,7 @@ def test_crashed_job_resumes_at_its_last_checkpoint(supervise):
     deaths = [
         ([LEFT_ALONE.format(1), "begin meet:0 end:1:the_disk_is_full"], "worker 1: the disk is full"),
         (["begin save:20 meet:1 end:1:the_loss_is_nan", LEFT_ALONE.format(0)], "worker 0: the loss is nan"),
-        ([LEFT_ALONE.format(1), "begin save:40 meet:0 die"], "worker 1 ended without a word"),
+        ([LEFT_ALONE.format(1), "begin save:40 meet:0 die"], "worker 1 ended without a record"),
         (["begin save:60 meet:1 end:70:no_step", "begin outlive:0 end:70:no_step"], "worker 0: no step"),
         (["begin save:80 meet:1 kill_launcher wait", TRAINS], "the command was killed by signal 9"),
     ]
@@ -219,7 +219,7 @@ def test_signal_before_training_ends_the_job(supervise):
     call.until("started")
     call.process.send_signal(signal.SIGTERM)
     code, message = call.end(timeout=10)
-    assert code == 75 and "no worker had begun" in message
+    assert code == 75 and "no worker had started" in message
 
 
 def test_signal_between_two_starts_ends_the_wait(supervise):
@@ -280,7 +280,7 @@ def test_two_supervisors_do_not_share_a_folder(supervise):
     second = supervise([[IS_DONE]])
     code, message = second.end()
     assert code == 1 and message.count("\n") == 1
-    assert "another supervisor is at work there: process " in message and "give another --results_dir" in message
+    assert "another supervisor is running there: process " in message and "give another --results_dir" in message
     assert len(first.starts()) == 1 and first.process.poll() is None
     time.sleep(0.2)
     first.process.terminate()

@@ -22,7 +22,7 @@ class SupervisedJob:
     """`supervise.py -- horovodrun ... main.py`, started at once.
 
     Args:
-        arguments: of main.py, without its places.
+        arguments: arguments of main.py, without its paths.
         folder: for models, results and output; one folder is one run, whatever the number of jobs.
         workers: processes; 1 runs main.py without a launcher.
         restarts: allowed.

@@ -227,7 +227,7 @@ def test_frozen_worker_is_found_and_job_ends(work):
         seconds.append(time.monotonic() - begun)
         assert job.finish() == HANG, job.output()[-3000:]
         assert job.records()[1 - frozen]["code"] == HANG
-        assert "watchdog: nothing has moved" in job.output() and 'trainer/trainer.py", line' in job.output()
+        assert "watchdog: no progress for" in job.output() and 'trainer/trainer.py", line' in job.output()
         assert not job.orphans()
     record("SIGSTOP of a worker", number, sum(value <= HANG_SECONDS + 5 for value in seconds), seconds)
     assert max(seconds) <= HANG_SECONDS + 5

@@ -249,7 +249,7 @@ def test_a_saved_recommender_is_exported(recommender, saved, format, tmp_path, c
 
 def test_model_folder_of_a_run_is_not_a_recommender(saved, tmp_path):
     write_run(tmp_path)
-    with pytest.raises(DataError, match="holds a model of main.py and no recommender"):
+    with pytest.raises(DataError, match="contains a model of main.py, not a recommender"):
         Recommender.load(tmp_path / "model")
     with pytest.raises(DataError, match="no valid model in"):
         Recommender.load(tmp_path)
@@ -308,11 +308,14 @@ def test_arguments_of_fit_are_checked_by_type():
         "tasks has the key 8; expected the names of columns", interactions=renamed, user=7, tasks={8: "binary"}
     )
     check_rejected(
-        "the column name 7 is no text; .*columns.map.str", interactions=renamed, user=7, tasks={"rating": "regression"}
+        "column name 7 is not a string; .*columns.map.str",
+        interactions=renamed,
+        user=7,
+        tasks={"rating": "regression"},
     )
     check_rejected("items, the table of 'item_id', has no column 'item_id'", items=items.set_axis([0, 1, 2], axis=1))
     check_rejected(
-        "items, .*: the column name 5 is no text; rename", items=items.assign(**{"x": 1}).rename(columns={"x": 5})
+        "items, .*: the column name 5 is not a string; rename", items=items.assign(**{"x": 1}).rename(columns={"x": 5})
     )
     check_rejected("context is 'hour'; expected a list of columns, as in .'hour'.", context="hour")
     check_rejected("context is 3; expected a list", context=3)
@@ -322,7 +325,7 @@ def test_arguments_of_fit_are_checked_by_type():
     check_rejected("this name is empty", interactions=interactions.rename(columns={"hour": ""}), context=[""])
     check_rejected("no column 'likes'; it has .*did you mean 'liked'", tasks={"likes": "binary"})
     check_rejected("kinds is .'year'.; expected a dict", kinds=["year"])
-    check_rejected("validation is '0.1'; expected a share", validation="0.1")
+    check_rejected("validation is '0.1'; expected a fraction", validation="0.1")
     check_rejected(r"'released' holds Timestamp.*\.dt\.year or \.astype\(str\)", items=items.assign(released=dates))
     check_rejected(
         "'released' is numerical and holds Timestamp",
@@ -339,14 +342,14 @@ def test_arguments_of_fit_are_checked_by_type():
         items=items.assign(year=[1e300, -1e300] * (ITEMS // 2 + 2)),
     )
     check_rejected(
-        "'tags' holds .'a'., .*a set has no order.*map.sorted", items=items.assign(tags=[{"a"}] * (ITEMS + 4))
+        "'tags' holds .'a'.; .*a set has no order.*map.sorted", items=items.assign(tags=[{"a"}] * (ITEMS + 4))
     )
-    check_rejected("'tags' holds .'a'., and keys are .*flat list", items=items.assign(tags=[[["a"]]] * (ITEMS + 4)))
+    check_rejected("'tags' holds .'a'.; expected integers.*flat list", items=items.assign(tags=[[["a"]]] * (ITEMS + 4)))
     check_rejected(
         "'tags' holds 'b' where a list is expected; write .'b'.",
         items=items.assign(tags=[["a"], "b"] * (ITEMS // 2 + 2)),
     )
-    check_rejected("'user_id' holds 1.5, and keys are integers or texts", interactions=interactions.assign(user_id=1.5))
+    check_rejected("'user_id' holds 1.5; expected integers or strings", interactions=interactions.assign(user_id=1.5))
     check_rejected(
         "'user_id' holds 9223372036854775808, which is outside of int64",
         interactions=interactions.assign(user_id=2**63),
@@ -371,19 +374,17 @@ def test_unusable_input_is_rejected_with_a_fix():
     check_rejected(
         "table of 'item_id', has no column 'item_id'; it has id", items=items.rename(columns={"item_id": "id"})
     )
-    check_rejected("columns hour have two meanings", context=["hour"], items=items.assign(hour=1))
-    check_rejected("columns liked have two meanings", items=items.assign(liked=1))
-    check_rejected("columns user_id have two meanings", items=items.assign(user_id=1))
+    check_rejected("columns hour have two roles", context=["hour"], items=items.assign(hour=1))
+    check_rejected("columns liked have two roles", items=items.assign(liked=1))
+    check_rejected("columns user_id have two roles", items=items.assign(user_id=1))
     check_rejected("kinds: 'liked': 'numerical'; expected a feature's column", kinds={"liked": "numerical"})
-    check_rejected(
-        "'item_id' has nothing .null. in row 2", interactions=interactions.assign(item_id=["a", "b", None] * 2000)
-    )
-    check_rejected("integers in one table and texts in another", items=items.assign(item_id=range(ITEMS + 4)))
+    check_rejected("'item_id' is null in row 2", interactions=interactions.assign(item_id=["a", "b", None] * 2000))
+    check_rejected("integers in one table and strings in another", items=items.assign(item_id=range(ITEMS + 4)))
     check_rejected("'colors' is numerical and holds .'color 0'", kinds={"colors": "numerical"})
     check_rejected("'year' holds 1990.0 where a list is expected", kinds={"year": "multihot"})
     check_rejected("kinds: 'year': 'number'; expected", kinds={"year": "number"})
-    check_rejected("'year': no training row has a value; leave the column out", items=items.assign(year=None))
-    check_rejected("validation is 1.5; expected a share", validation=1.5)
+    check_rejected("'year': no training row has a value; drop the column", items=items.assign(year=None))
+    check_rejected("validation is 1.5; expected a fraction", validation=1.5)
 
 
 @pytest.mark.parametrize(
@@ -408,7 +409,7 @@ def test_impossible_requests_are_rejected(recommender, tmp_path):
     predict, batch, recommend = recommender.predict, recommender.batch_predict, recommender.recommend
     requests = {
         "the frame has no column 'hour'; it has user_id, item_id": lambda: predict(frame),
-        "'user_id' holds texts such as 'x', but it was fitted on integers": lambda: predict(
+        "'user_id' holds strings such as 'x', but it was fitted on integers": lambda: predict(
             "x", "item 1", context=NOON
         ),
         "needs the id of an item, .*; got one int alone$": lambda: predict(1),
@@ -421,16 +422,16 @@ def test_impossible_requests_are_rejected(recommender, tmp_path):
         "'item_id' holds the id 4294967299; encoded ids": lambda: predict(
             wrong_id.assign(item_id=2**32 + 3), encoded=True
         ),
-        "'item_id' holds 2.5, and keys are integers": lambda: predict(wrong_id.assign(item_id=2.5), encoded=True),
-        "'item_id' has nothing .null. in row 0": lambda: predict(wrong_id.assign(item_id=None), encoded=True),
-        "'year' has nothing .null. in row 0": lambda: predict(wrong_id.assign(item_id=1, year=None), encoded=True),
-        "'colors' has nothing .null. in row 0": lambda: predict(wrong_id.assign(item_id=1, colors=None), encoded=True),
+        "'item_id' holds 2.5; expected integers": lambda: predict(wrong_id.assign(item_id=2.5), encoded=True),
+        "'item_id' is null in row 0": lambda: predict(wrong_id.assign(item_id=None), encoded=True),
+        "'year' is null in row 0": lambda: predict(wrong_id.assign(item_id=1, year=None), encoded=True),
+        "'colors' is null in row 0": lambda: predict(wrong_id.assign(item_id=1, colors=None), encoded=True),
         "'user_id' holds 9223372036854775808, which is outside": lambda: recommend(2**63, context=NOON),
-        "'user_id' holds .1., and keys are": lambda: recommend([1], context=NOON),
-        "'item_id' holds integers such as 1, but it was fitted on texts": lambda: recommend(
+        "'user_id' holds .1.; expected integers or strings": lambda: recommend([1], context=NOON),
+        "'item_id' holds integers such as 1, but it was fitted on strings": lambda: recommend(
             1, candidates=[1], context=NOON
         ),
-        "'item_id' has nothing .null. in row 1": lambda: recommend(1, candidates=["item 1", None], context=NOON),
+        "'item_id' is null in row 1": lambda: recommend(1, candidates=["item 1", None], context=NOON),
         "candidates is 'item 1'; expected a list": lambda: recommend(1, candidates="item 1", context=NOON),
         "candidates is 7; expected a list": lambda: recommend(1, candidates=7, context=NOON),
         "'hour' is numerical and holds '12'": lambda: recommend(1, context={"hour": "12"}),
@@ -444,18 +445,18 @@ def test_impossible_requests_are_rejected(recommender, tmp_path):
         "score is .'liked'.; expected a dict": lambda: recommend(1, score=["liked"]),
         "k is '3'; expected at least 1": lambda: recommend(1, "3"),
         "k is 2.5; expected at least 1": lambda: recommend(1, 2.5),
-        "is the working directory or above it; name a folder inside": lambda: recommender.save("."),
+        "is the working directory or above it; choose a folder inside": lambda: recommender.save("."),
         "/: is the working directory or above it": lambda: recommender.save("/"),
-        "save: 3 is no path": lambda: recommender.save(3),
-        "load: None is no path": lambda: Recommender.load(None),
+        "save: 3 is not a path": lambda: recommender.save(3),
+        "load: None is not a path": lambda: Recommender.load(None),
         "column 'item_id' holds the id 99; encoded ids lie in": lambda: predict(wrong_id, encoded=True),
         "pairs: expected one of user and item": lambda: batch([(1, "item 2", 3)], context=NOON),
         "context has .'day'.; expected a value for each of .'hour'.": lambda: recommend(1, context={"day": 1}),
         "score: 'like' is not one of the tasks .*did you mean 'liked'": lambda: recommend(1, score={"like": 1}),
-        "score: 'liked' counts nan": lambda: recommend(1, score={"liked": float("nan")}),
+        "score: the weight of 'liked' is nan": lambda: recommend(1, score={"liked": float("nan")}),
         "score names no task": lambda: recommend(1, score={}),
         "k is 0": lambda: recommend(1, 0),
-        "learnt nothing yet": lambda: Recommender().predict(1, 2),
+        "is not fitted": lambda: Recommender().predict(1, 2),
         "no valid model in": lambda: Recommender.load(tmp_path),
     }
     for message, request in requests.items():

@@ -114,4 +114,4 @@ def _numbers(name: str, values: Values) -> np.ndarray:
 
 def _check_known(name: str, known: np.ndarray) -> None:
     if not known.all():
-        raise DataError(f"column {name!r} has nothing (null) in row {int(known.argmin())}; encoded rows have no nulls")
+        raise DataError(f"column {name!r} is null in row {int(known.argmin())}; encoded rows have no nulls")

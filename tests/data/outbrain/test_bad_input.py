@@ -306,7 +306,7 @@ def test_output_with_a_dataset_is_rejected_and_kept(good, tmp_path, capsys, reci
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     capsys.readouterr()
     assert preproc.main([*arguments(good, output), "--recipe", recipe]) == 2
-    assert f"{output}: holds a dataset already (feature_spec.yaml)" in capsys.readouterr().err
+    assert f"{output}: already contains a dataset (feature_spec.yaml)" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
 
 

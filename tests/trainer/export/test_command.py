@@ -106,7 +106,7 @@ def test_errors_are_reported_before_tensorflow_loads(run, dataset, tmp_path, mon
     savedmodel = ("--format", "savedmodel")
     assert "invalid choice: 'pickle'" in error_of(2, run, out, "--format", "pickle")
     assert "did you mean --model_dir?" in error_of(2, run, out, *savedmodel, "--modeldir", "x")
-    assert "exists already" in error_of(2, run, full, *savedmodel)
+    assert "already exists" in error_of(2, run, full, *savedmodel)
     assert "no valid model in" in error_of(4, tmp_path, out, *savedmodel)
     document = yaml.safe_load((dataset / "feature_spec.yaml").read_text())
     document["feature_spec"]["user"]["cardinality"] = 501

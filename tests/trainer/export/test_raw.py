@@ -130,17 +130,26 @@ def test_empty_text_in_vocabulary_is_not_null(tmp_path):
     ("change", "reason"),
     [
         ({"user": None}, "without an encoder of user"),
-        ({"user": HashedIds("id", 300)}, "nothing says whether it holds integers or texts"),
+        ({"user": HashedIds("id", 300)}, "whether it holds integers or strings is unknown"),
         ({"user": Vocabulary("weekday", objects(["a"]), np.ones(1, np.int64))}, "weekday is read as values of several"),
         ({"user": Vocabulary("words", objects(["a"]), np.ones(1, np.int64))}, "words is read as values of several"),
-        ({"user": Numerical("years")}, "the encoder of user makes other values"),
-        ({"user": Vocabulary("who", np.arange(600), np.ones(600, np.int64))}, "the encoder of user makes other values"),
-        ({"tags": Vocabulary("words", objects(TAGS), np.ones(3, np.int64))}, "the encoder of tags makes other values"),
-        ({"age": Vocabulary("years", np.arange(3), np.ones(3, np.int64))}, "the encoder of age makes other values"),
-        ({"day": Vocabulary("weekday", np.array([NULL_INTEGER]), np.ones(1, np.int64))}, "which stands for null"),
+        ({"user": Numerical("years")}, "does not produce the model's inputs"),
+        (
+            {"user": Vocabulary("who", np.arange(600), np.ones(600, np.int64))},
+            "does not produce the model's inputs",
+        ),
+        (
+            {"tags": Vocabulary("words", objects(TAGS), np.ones(3, np.int64))},
+            "does not produce the model's inputs",
+        ),
+        (
+            {"age": Vocabulary("years", np.arange(3), np.ones(3, np.int64))},
+            "does not produce the model's inputs",
+        ),
+        ({"day": Vocabulary("weekday", np.array([NULL_INTEGER]), np.ones(1, np.int64))}, "which is reserved for null"),
         (
             {"tags": Vocabulary("words", objects(["", "a"]), np.ones(2, np.int64), is_list=True)},
-            "has the empty text in its lists",
+            "has the empty string in its lists",
         ),
     ],
 )

@@ -27,7 +27,7 @@ LEFT_ALONE = (FAILURE, f"{PEER_GONE} (shut down)")
         # The code of the launcher does not matter if every worker left a record.
         ([(DONE, ""), (DONE, "")], [], 1, Outcome(DONE, "all workers are done")),
         ([(DONE, ""), RUNNING], [], 0, Outcome(DONE, "the command ended with code 0")),
-        ([(DONE, ""), RUNNING], [1], 0, Outcome(FAILURE, "worker 1 ended without a word (killed, or crashed)")),
+        ([(DONE, ""), RUNNING], [1], 0, Outcome(FAILURE, "worker 1 ended without a record (killed, or crashed)")),
         ([(FAILURE, "a"), (WRONG_INPUT, "b")], [], 1, Outcome(WRONG_INPUT, "worker 1: b")),
         ([(HANG, "a"), (NO_CHECKPOINT, "b")], [], 1, Outcome(NO_CHECKPOINT, "worker 1: b")),
         ([LEFT_ALONE, (STOPPED, "b")], [], 1, Outcome(STOPPED, "worker 1: b")),
@@ -36,12 +36,12 @@ LEFT_ALONE = (FAILURE, f"{PEER_GONE} (shut down)")
         # Before training the launcher sends those that are left the signal that asks them to stop.
         ([EARLY, (FAILURE, "b")], [], 1, Outcome(STOPPED, f"worker 0: {STOPPED_EARLY}, by signal 15")),
         ([(FAILURE, "a"), EARLY], [], 1, Outcome(FAILURE, "worker 0: a")),
-        ([RUNNING, EARLY], [0], 1, Outcome(FAILURE, "worker 0 ended without a word (killed, or crashed)")),
+        ([RUNNING, EARLY], [0], 1, Outcome(FAILURE, "worker 0 ended without a record (killed, or crashed)")),
         # The first failure that is no consequence of another one.
         ([LEFT_ALONE, (FAILURE, "b"), (HANG, "c")], [], 1, Outcome(FAILURE, "worker 1: b")),
         ([LEFT_ALONE, (HANG, "b"), (FAILURE, "c")], [], 1, Outcome(HANG, "worker 1: b")),
         ([(FAILURE, "a"), RUNNING], [1], 1, Outcome(FAILURE, "worker 0: a")),
-        ([LEFT_ALONE, RUNNING], [1], 1, Outcome(FAILURE, "worker 1 ended without a word (killed, or crashed)")),
+        ([LEFT_ALONE, RUNNING], [1], 1, Outcome(FAILURE, "worker 1 ended without a record (killed, or crashed)")),
         ([LEFT_ALONE, RUNNING], [], 1, Outcome(FAILURE, f"worker 0: {PEER_GONE} (shut down)")),
         ([(3, ""), RUNNING], [], 1, Outcome(FAILURE, "worker 0: exit code 3")),
         ([RUNNING, RUNNING], [], -9, Outcome(FAILURE, "the command was killed by signal 9")),

@@ -110,7 +110,7 @@ def test_without_locks_it_warns_once_and_continues(tmp_path, warnings, monkeypat
     monkeypatch.setattr("fcntl.flock", fail)
     with RunLock(tmp_path / "new", warnings.append):
         pass
-    assert len(warnings) == 1 and "knows no locks" in warnings[0]
+    assert len(warnings) == 1 and "does not support locks" in warnings[0]
     assert os.listdir(tmp_path) == []
 
 

@@ -176,7 +176,7 @@ def test_rejection_by_the_system_is_reported(process, monkeypatch):
         raise PermissionError("not permitted")
 
     monkeypatch.setattr(os, "sched_setaffinity", fail)
-    assert "left as it was" in set_affinity("all", 0, 1)
+    assert "left unchanged" in set_affinity("all", 0, 1)
 
 
 def test_every_mode_works_on_this_machine_for_one_worker(monkeypatch):
