@@ -48,6 +48,6 @@ else
   step "import-linter" "$bin/lint-imports" --no-cache
   step "mypy" "$bin/mypy"
   # One pytest process per CPU; a file stays in one process, which shares its fixtures.
-  step "pytest" "$bin/python" -m pytest "${select[@]}" -n logical --maxprocesses 8 --dist loadfile --durations=15 --durations-min=1 "$@"
+  step "pytest" "$bin/python" -m pytest "${select[@]}" -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations=15 --durations-min=1 "$@"
 fi
 echo "== all passed: ${times}total $SECONDS s"

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
@@ -37,56 +37,50 @@ class Plan:
     seconds: float | None
 
 
-@dataclass
 class Stopwatch:
     """Times steps and decides, for all workers together, when warm-up and measurement end.
 
     Rank 0's clock decides. The workers ask for it only about twice a second, at negligible cost.
 
-    Attributes:
+    Args:
         plan: length of the measurement.
         comm: collectives over the workers.
+
+    Attributes:
         step: number of steps done, including the warm-up.
         step_seconds: duration of each counted step in seconds.
+        is_counting: whether the current step is counted.
     """
 
-    plan: Plan
-    comm: Comm
-    step: int = 0
-    step_seconds: list[float] = field(default_factory=list)
-    _started: float = field(default_factory=time.perf_counter)
-    _last: float = 0.0
-    _warm: bool = False
-    _next_exchange: int = 1
-    _elapsed: float = 0.0
+    def __init__(self, plan: Plan, comm: Comm):
+        self._plan, self._comm = plan, comm
+        self.step, self.is_counting = 0, False
+        self.step_seconds: list[float] = []
+        self._started = self._last = time.perf_counter()
+        self._elapsed, self._next_exchange = 0.0, 1
 
     def lap(self) -> bool:
         """Ends a step and returns whether there is another one. May be a collective."""
         now = time.perf_counter()
         self.step += 1
-        if self._warm:
+        if self.is_counting:
             self.step_seconds.append(now - self._last)
         self._agree_on_time(now)
-        limit = self.plan.seconds
-        if not self._warm and (self.step >= self.plan.warmup_steps or (limit and self._elapsed >= limit / 2)):
-            self._warm = True
+        limit = self._plan.seconds
+        if self.step >= self._plan.warmup_steps or (limit and self._elapsed >= limit / 2):
+            self.is_counting = True
         self._last = time.perf_counter()
         out_of_time = bool(limit and self._elapsed >= limit and self.step_seconds)
-        return self.step < self.plan.steps and not out_of_time
-
-    @property
-    def counting(self) -> bool:
-        """Whether the current step is counted."""
-        return self._warm
+        return self.step < self._plan.steps and not out_of_time
 
     def _agree_on_time(self, now: float) -> None:
-        if self.plan.seconds is None or self.step < self._next_exchange:
+        if self._plan.seconds is None or self.step < self._next_exchange:
             return
         elapsed = now - self._started
         pace = self.step / max(elapsed, 1e-9)
         # Elapsed seconds, and steps per half second until the next exchange; a sum with zeros broadcasts rank 0's.
-        mine = np.array([elapsed, max(1.0, pace / 2)] if self.comm.rank == 0 else [0.0, 0.0])
-        self._elapsed, wait = (float(value) for value in self.comm.sum_array(mine))
+        mine = np.array([elapsed, max(1.0, pace / 2)] if self._comm.rank == 0 else [0.0, 0.0])
+        self._elapsed, wait = (float(value) for value in self._comm.sum_array(mine))
         self._next_exchange = self.step + int(wait)
 
 
@@ -111,7 +105,7 @@ def benchmark_training(
     stream = endless_batches(loader)
     loss = tf.constant(0.0)
     for number, (batch, waited) in enumerate(timed(stream), start=1):
-        counted, loss_before = watch.counting, loss
+        counted, loss_before = watch.is_counting, loss
         loss = step(step_input(batch, step.model.tasks), tf.constant(number))
         loss_before.numpy()  # at most one step ahead of the device, as in training
         goes_on = watch.lap()
@@ -148,7 +142,7 @@ def benchmark_evaluation(evaluator: Evaluator, plan: Plan, on_step: Callable[[in
         counted_in_pass = False
         with closing(evaluator.predicted()) as predicted:
             for batch, logits in predicted:
-                counted = watch.counting
+                counted = watch.is_counting
                 evaluator.count(batch, logits)
                 goes_on = watch.lap()
                 if counted:

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -19,6 +20,8 @@ from data.spec.embedding_sizes import SIZES_FILE
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Chunk
 from data.storage.files import check_inside, open_regular
+
+SECONDS_BETWEEN_LINES = 5.0
 
 
 def report_on_stderr(line: str) -> None:
@@ -95,8 +98,7 @@ def _transcode_mapping(
         report(f"{mapping}: {limit:,} rows per file instead of {rows_per_file:,}, to have at least {min_files} files")
     columns = [name for chunk in spec.chunks(mapping) for name in chunk.features]
     warnings = _Warnings()
-    # Redrawn often on a terminal, and rarely in a log file.
-    progress = tqdm(total=rows, desc=f"transcode: {mapping}", unit=" rows", leave=False, mininterval=_redraw_seconds())
+    progress = _progress_bar(mapping, rows, report)
     with progress, DatasetWriter(draft, mapping, parquet_schema(spec, columns), limit) as writer:
         for table in _join([_read_chunk(spec, chunk, warnings) for chunk in spec.chunks(mapping)]):
             writer.write(table)
@@ -107,8 +109,30 @@ def _transcode_mapping(
     return writer.chunk
 
 
-def _redraw_seconds() -> float:
-    return 0.1 if sys.stderr.isatty() else 5.0
+class _ReportedLines:
+    """A stream for tqdm that reports what it draws line by line, for outputs that are no terminals.
+
+    Args:
+        report: called with each line.
+    """
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+
+    def write(self, text: str) -> None:
+        """Reports a drawn bar; the texts that only move the cursor or clear the line are dropped."""
+        if line := text.strip():
+            self._report(line)
+
+    def flush(self) -> None:
+        """Does nothing: lines are reported at once."""
+
+
+def _progress_bar(name: str, rows: int, report: Callable[[str], None]) -> tqdm:
+    is_terminal = sys.stderr.isatty()
+    seconds = 0.1 if is_terminal else SECONDS_BETWEEN_LINES
+    stream: Any = sys.stderr if is_terminal else _ReportedLines(report)
+    return tqdm(total=rows, desc=name, unit=" rows", file=stream, mininterval=seconds, delay=seconds, leave=False)
 
 
 def _rows_per_file(rows: int, wanted: int, min_files: int) -> int:

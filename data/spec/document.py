@@ -31,7 +31,7 @@ from data.spec.features import (
 from data.spec.task_types import TASK_TYPES
 
 MAX_PATH_LENGTH = 1000
-# Problems that come with the closest known name: more only if they are read one by one, and each search takes a while.
+# Number of misspelled names for which the closest known name is searched: a search takes up to 0.1 s.
 MAX_SUGGESTIONS = 20
 
 TORCH_DTYPES = {

@@ -448,3 +448,11 @@ def test_labels_of_type_bool_are_transcoded(rows, tmp_path):
     (tmp_path / "rows.csv").write_text("true,1.0\n2,1.0\n")
     with pytest.raises(DataError, match=r"line 2, column 1 \(label\): cell that cannot be read: '2'; expected 0 or 1"):
         convert(path, tmp_path / "other")
+
+
+def test_progress_is_reported_in_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.files.transcode.SECONDS_BETWEEN_LINES", 0.0)
+    path, lines = dataset(tmp_path, changed() * 4), []
+    convert(path, tmp_path / "out", report=lines.append)
+    assert any(line.startswith("train: 100%") and "rows/s" in line for line in lines)
+    assert all(line.isprintable() for line in lines)

@@ -58,7 +58,7 @@ class Progress:
                 self._draw()
             elif (
                 self._printed is None
-                or self._step >= self._total
+                or self._step >= self._total > self._printed[0]
                 or time.monotonic() - self._printed_at >= LINES_INTERVAL_SECONDS
             ):
                 self._print_line()
