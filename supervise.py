@@ -11,25 +11,25 @@ DESCRIPTION = """\
 Keeps a training job going until it is done:
   python supervise.py --max_restarts 10 -- horovodrun -np 8 python main.py --amp --model_dir M --results_dir R
 
-The last words of the command are main.py's flags (so do those of scripts/training_full.sh). When a worker dies, is
-killed or hangs, everything that the command has started on this host is killed, and the command runs again from the
-last checkpoint. Where the model_dir holds checkpoints, --use_checkpoint is added from the first start on: the same
-command, given again, goes on."""
+COMMAND must end with main.py's flags (as does that of scripts/training_full.sh). When a worker dies, is killed or
+hangs, all processes that the command has started on this host are killed, and the command is run again from the last
+checkpoint. If the model_dir contains checkpoints, --use_checkpoint is added at the first start as well, so running the
+same command again resumes the run."""
 
 EPILOG = """\
-SIGTERM, SIGUSR1, SIGINT (Ctrl-C) or SIGHUP asks the workers to stop: they agree on a step, save and end. A second
-one kills them at once; signals within a second of the first count as the first. When this program itself is killed, its
-job is killed with it. R/supervise.jsonl records what happened and when, R/workers/ how each worker ended.
+SIGTERM, SIGUSR1, SIGINT (Ctrl-C) or SIGHUP asks the workers to stop: they agree on a step, save and exit. A
+second signal kills them at once; signals within a second of the first are part of it. If this program itself is killed,
+its job is killed with it. R/supervise.jsonl is a log of events; R/workers/ records how each worker ended.
 
 Exit codes:
   0          done
-  1          failed, and not started again: --max_restarts are made, or the same cause came three times without a new
-             checkpoint in between; or another supervisor is at work in the results_dir
-  2          wrong input or arguments; not started again
-  4          no valid checkpoint; not started again
-  70         as 1, and the last failure was a hang
-  75         stopped by a signal, with all saved; the same command goes on
-  128 + N    ended by signal N before all was saved; the same command goes on from the last checkpoint"""
+  1          failed and not restarted: --max_restarts are used up, or the same failure occurred three times without a
+             new checkpoint in between; or another supervisor is running in the results_dir
+  2          wrong input or arguments; not restarted
+  4          no valid checkpoint; not restarted
+  70         as 1, but the last failure was a hang
+  75         stopped by a signal, after saving; the same command resumes
+  128 + N    ended by signal N before saving; the same command resumes at the last checkpoint"""
 
 
 def main(argv: list[str] | None = None) -> int:

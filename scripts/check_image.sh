@@ -191,7 +191,7 @@ check_runs() {
   inside_as_stranger bash scripts/quickstart.sh --displays 20000 --output /results/quickstart >"$work/quickstart.log" 2>&1 ||
     fail "quickstart fails in the image" "$work/quickstart.log"
   say "metrics: $(cat "$work/results/quickstart/evaluation/metrics.json")"
-  inside_as_stranger python -m pytest -q -p no:cacheprovider tests/test_main_refusals.py tests/distributed/test_collectives.py ||
+  inside_as_stranger python -m pytest -q -p no:cacheprovider tests/test_main_errors.py tests/distributed/test_collectives.py ||
     die "tests fail in the image"
 }
 

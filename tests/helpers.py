@@ -26,7 +26,7 @@ def real_data(dataset: str) -> Path:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """This process's environment with the project importable and nothing of an outer launcher."""
+    """This process's environment with the project importable and without variables of an outer launcher."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HOROVOD_", "OMPI_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return inherited | {"PYTHONPATH": str(ROOT), "PATH": path, "TF_CPP_MIN_LOG_LEVEL": "2"} | extra
@@ -70,7 +70,7 @@ def make_dataset(folder: Path, spec: Path, *, rows: int, signal: float = 2.0, se
 
 
 def must(code: int) -> None:
-    """Fails the test where a command has not ended well."""
+    """Fails the test if a command fails."""
     assert code == 0, f"exit code {code}"
 
 
@@ -81,7 +81,7 @@ def losses(results_dir: Path) -> dict[int, float]:
 
 
 def metrics(results_dir: Path) -> dict[str, float]:
-    """What metrics.json holds."""
+    """Returns the content of metrics.json."""
     return json.loads((results_dir / "metrics.json").read_text())
 
 

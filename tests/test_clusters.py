@@ -1,4 +1,4 @@
-"""What cluster managers are handed: scripts/slurm.sbatch under stand-ins of SLURM, scripts/kubernetes.yaml as read."""
+"""Scripts for cluster managers: scripts/slurm.sbatch under a fake SLURM, and scripts/kubernetes.yaml."""
 
 import os
 import re
@@ -27,10 +27,10 @@ def program(path: Path, body: str) -> None:
 
 @pytest.fixture
 def project(tmp_path) -> Path:
-    """A folder to submit from; its scontrol names two hosts, and writes what it is told into `told`."""
+    """A folder to submit from; its scontrol names two hosts and logs its arguments to `calls`."""
     (tmp_path / "supervise.py").touch()
     program(tmp_path / "venv/bin/horovodrun", "exit 99")
-    program(tmp_path / "bin/scontrol", f'echo "$*" >>{tmp_path}/told\n[ "$1" != show ] || printf "node7\\nnode8\\n"')
+    program(tmp_path / "bin/scontrol", f'echo "$*" >>{tmp_path}/calls\n[ "$1" != show ] || printf "node7\\nnode8\\n"')
     return tmp_path
 
 
@@ -71,7 +71,7 @@ def test_slurm_hosts_get_supervised_workers(project, settings, hosts, workers):
     ("sent", "code", "requeued"),
     [(None, 0, False), (None, 75, False), ("USR1", 75, True), ("USR1", 1, False), ("TERM", 75, False)],
 )
-def test_slurm_requeues_only_a_job_that_has_saved(project, sent, code, requeued):
+def test_slurm_requeues_only_a_job_that_saved(project, sent, code, requeued):
     signals = project / "signals"
     if sent is None:
         job = submit(project, f"exit {code}")
@@ -86,7 +86,10 @@ def test_slurm_requeues_only_a_job_that_has_saved(project, sent, code, requeued)
         wait_for(signals)
         job.send_signal(signal.Signals[f"SIG{sent}"])
     assert job.wait(60) == code
-    assert (project / "told").read_text().splitlines() == ["show hostnames node[7-8]", *["requeue 12"] * requeued]
+    assert (project / "calls").read_text().splitlines() == [
+        "show hostnames node[7-8]",
+        *["requeue 12"] * requeued,
+    ]
     # A second signal would end the workers before they have saved.
     assert sent is None or signals.read_text() == f"{sent}\n"
 
@@ -133,7 +136,7 @@ def test_the_numbers_and_paths_of_the_manifest_agree():
     assert main["image"] == sshd["image"]
 
 
-def test_pod_end_reaches_one_worker_and_is_awaited(tmp_path):
+def test_pod_termination_reaches_one_worker_and_waits(tmp_path):
     if not shutil.which("pkill"):
         pytest.skip("no pkill here: apt-get install procps")
     *shell, hook = pods()[2]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]

@@ -25,7 +25,7 @@ def run_blocks(page: str, **settings: Any) -> dict[str, Any]:
     return names
 
 
-def test_the_walk_through_of_the_recommender(tmp_path, capsys):
+def test_recommender_walkthrough(tmp_path, capsys):
     raw = tmp_path / "raw"
     raw.mkdir()
     write_1m(raw, make_sample())
@@ -38,7 +38,7 @@ def test_the_walk_through_of_the_recommender(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.real_data
-def test_the_walk_through_on_movielens_1m(tmp_path):
+def test_movielens_1m_walkthrough(tmp_path):
     names = run_blocks("recommender.md", MOVIELENS=real_data("ml-1m"), FOLDER=tmp_path / "saved", EPOCHS=2)
     assert names["rmse"] < 0.93
     assert names["recommender"].metrics["auc_roc/liked"] > 0.77

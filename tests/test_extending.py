@@ -115,7 +115,7 @@ class PoissonTask(Task):
 
 WORST_TASK = '''
 class WorstTask(LossWeighting):
-    """Twice the loss of the worst task, and nothing of the others."""
+    """Twice the loss of the worst task, and 0 for the others."""
 
     def total(self, shares, weights, factors, workers):
         return 2 * tf.reduce_max(factors * shares)

@@ -40,7 +40,7 @@ def folder(request, tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_public_variants_are_there():
+def test_the_public_variants_exist():
     public = (
         "fspec_csv less_multihot less_numerical less_onehot more_multihot_moreless_hotness more_numerical more_onehot"
     )

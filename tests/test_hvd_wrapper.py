@@ -41,7 +41,7 @@ LAUNCHERS = ["HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKI
 
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_the_local_rank_is_read_under_every_launcher(start, shell, launcher):
+def test_local_rank_is_read_under_every_launcher(start, shell, launcher):
     assert gpu_of(start({launcher: "2", "CUDA_VISIBLE_DEVICES": "4,5,6"}, shell=shell)) == "6"
 
 
@@ -77,7 +77,7 @@ def test_horovod_rank_wins_inside_a_slurm_job(start):
     assert gpu_of(start({"SLURM_LOCALID": "0", "HOROVOD_LOCAL_RANK": "2"})) == "2"
 
 
-def test_a_gpu_that_slurm_has_bound_to_the_task_stays(start):
+def test_gpu_bound_by_slurm_is_kept(start):
     assert gpu_of(start({"SLURM_LOCALID": "3", "CUDA_VISIBLE_DEVICES": "0"})) == "0"
 
 
@@ -116,7 +116,7 @@ def test_horovod_cycle_is_short_on_gpus_by_default(start, environment, host_gpus
     assert start(environment, host_gpus).stdout.split(" ")[1].strip() == cycle_time
 
 
-def test_the_commands_arguments_and_its_exit_code_are_kept(start):
+def test_arguments_and_exit_code_are_passed_through(start):
     command = ("sh", "-c", 'printf "<%s>" "$@"; exit 7', "name", "two words", "*", "", "a'b")
     process = start({"HOROVOD_LOCAL_RANK": "0", "CUDA_VISIBLE_DEVICES": "0,1"}, command=command)
     assert (process.stdout, process.returncode) == ("<two words><*><><a'b>", 7)

@@ -1,4 +1,4 @@
-"""The Dockerfile and what it copies, without building it; scripts/check_image.sh with a stand-in for the engine."""
+"""The Dockerfile and the files it copies, without a build; scripts/check_image.sh with a fake engine."""
 
 import fnmatch
 import os
@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.documented import bash
+from tests.fakes import Machine, check_failed
 from tests.helpers import ROOT
-from tests.stand_ins import Machine, check_failed
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 INDEX = "https://user:word@index.example/packages"
@@ -48,7 +48,7 @@ def options_and_paths(copy: Instruction) -> tuple[list[str], list[str]]:
 
 
 def goes_in(path: str) -> bool:
-    """Whether .dockerignore lets a file into the build: the last pattern that matches it or a folder above decides."""
+    """Whether .dockerignore includes a file: the last pattern that matches it or a parent folder decides."""
     candidates = [path, *map(str, PurePosixPath(path).parents)][:-1]
     goes = True
     for pattern in (ROOT / ".dockerignore").read_text().splitlines():
@@ -68,7 +68,7 @@ def matches(path: str, rule: str) -> bool:
 
 
 def context_copies() -> list[str]:
-    """What the Dockerfile copies out of the checkout."""
+    """Paths of the checkout that the Dockerfile copies."""
     sources = []
     for instruction in instructions(DOCKERFILE):
         if instruction.name == "COPY":
@@ -78,7 +78,7 @@ def context_copies() -> list[str]:
     return sources
 
 
-def test_what_the_dockerfile_copies_is_there_and_let_in():
+def test_files_the_dockerfile_copies_exist():
     sources = context_copies()
     assert sources[-1] == "." and len(sources) > 3
     for source in sources:
@@ -149,13 +149,13 @@ def test_image_has_no_compilers_and_code_comes_last():
     assert image[-1].name == "COPY" and image[-1].arguments.endswith(" . .")
 
 
-def test_the_image_runs_as_a_number_that_is_not_root():
+def test_image_runs_as_a_numeric_non_root_user():
     users = [part.arguments for stage in stages(DOCKERFILE).values() for part in stage if part.name == "USER"]
     assert users and re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1])
 
 
 def test_only_the_folders_for_data_are_world_writable():
-    """Programs read again what they keep in HOME (horovodrun even unpickles it): that is no place for others."""
+    """Programs trust their files in HOME (horovodrun even unpickles one), so others must not write there."""
     parts = stages(DOCKERFILE)
     home = re.findall(r"HOME=(\S+)", " ".join(part.arguments for part in parts["image"] if part.name == "ENV"))
     made = " && ".join(part.arguments for stage in parts.values() for part in stage if part.name == "RUN").split(" && ")
@@ -170,14 +170,14 @@ TELLS = 'stat -c "%a %u" "$HOME"; printf "<%s>\\n" "$HOME" "$@"; exit 7'
 
 
 def enter(home: str, *under: str, **variables: str) -> tuple[list[str], int]:
-    """What a command sees behind the entrypoint, and its exit code."""
+    """Returns what a command prints under the entrypoint, and its exit code."""
     command = [*under, ENTRYPOINT, "sh", "-c", TELLS, "sh", "two words", "*"]
     environ = {"PATH": os.environ["PATH"], "HOME": home, **variables}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     return done.stdout.splitlines(), done.returncode
 
 
-def test_the_entrypoint_keeps_a_home_of_ones_own(tmp_path):
+def test_entrypoint_keeps_the_users_own_home(tmp_path):
     tmp_path.chmod(0o755)
     assert enter(str(tmp_path)) == ([f"755 {os.getuid()}", f"<{tmp_path}>", "<two words>", "<*>"], 7)
 
@@ -207,7 +207,7 @@ def test_secrets_are_mounted_only():
 
 # --- scripts ---------------------------------------------------------------------------------------------------------
 
-# Answers as an image would that keeps its promises, but for its size, $STATE/size; notes how it builds in $STATE/log.
+# Answers like an image that passes all checks, of size $STATE/size; logs builds in $STATE/log.
 DOCKER = """#!/bin/sh
 case "$1 $2" in
   "build "*) echo "$*" >>"$STATE/log"; cp "$STATE/work/pip.conf" "$STATE/" ;;
@@ -230,7 +230,7 @@ def check_image(machine: Machine, *arguments: str, **variables: str) -> subproce
     return machine.run("scripts/check_image.sh", *arguments, WORK=str(machine.state / "work"), **variables)
 
 
-def test_an_image_above_the_limit_is_refused(machine):
+def test_image_above_the_size_limit_is_rejected(machine):
     machine.tool("docker", DOCKER)
     (machine.state / "size").write_text("3001000000\n")
     check_failed(check_image(machine, "cpu"), "3001 MB", "at most 3000")
@@ -257,17 +257,17 @@ def test_pip_configuration_reaches_the_build(machine):
     assert f"index-url = {INDEX}\n" in (machine.state / "pip.conf").read_text()
 
 
-def test_a_machine_without_an_engine_is_told_what_it_needs(machine):
+def test_missing_engine_is_reported(machine):
     check_failed(check_image(machine), "buildah", "apt-get install")
 
 
-def test_a_wrong_argument_gives_the_usage(machine):
+def test_wrong_argument_prints_the_usage(machine):
     process = check_image(machine, "tpu")
     assert process.returncode == 2 and "usage: check_image.sh" in process.stderr
 
 
 @pytest.mark.slow
-def test_the_image_keeps_its_promises():
+def test_image_passes_its_checks():
     docker = subprocess.run(["sh", "-c", "docker info"], capture_output=True, check=False).returncode == 0
     if not docker and (os.geteuid() != 0 or not shutil.which("buildah") or not shutil.which("debootstrap")):
         pytest.skip("no Docker engine answers; buildah and debootstrap, as root, would do: apt-get install them")

@@ -1,4 +1,4 @@
-"""Nothing that a command writes replaces its inputs or files of others; it is refused before TensorFlow's import."""
+"""No output of a command replaces its inputs or foreign files; this is checked before TensorFlow is imported."""
 
 import hashlib
 import json
@@ -50,7 +50,7 @@ def dataset(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def data(dataset, tmp_path) -> Path:
-    """A copy that may be spoilt, with encoders and embedding sizes."""
+    """A copy that tests may change, with encoders and embedding sizes."""
     copy = shutil.copytree(dataset, tmp_path / "data")
     (copy / "workflow").mkdir()
     (copy / "workflow" / "notes.json").write_text("{}")
@@ -63,7 +63,7 @@ def arrays() -> list[ArraySource]:
 
 
 def run_state(data: Path) -> dict[str, Any]:
-    """What a run on a dataset keeps in its first checkpoint, besides arrays."""
+    """The state that a run saves in its first checkpoint besides arrays."""
     spec, options = FeatureSpec.read(data / "feature_spec.yaml"), parse([*SMALL], 1)
     facts = RunState(
         identity=Identity(seed=0, global_batch_size=64, train_mapping="train", training_data="0"),
@@ -77,7 +77,7 @@ def run_state(data: Path) -> dict[str, Any]:
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Every file, link and folder, with what is in it."""
+    """Every file, link and folder with its content."""
     found = {}
     for path in sorted(folder.rglob("*")):
         content = os.readlink(path) if path.is_symlink() else None if path.is_dir() else path.read_bytes()
@@ -90,8 +90,8 @@ def train(data: Path, folder: Path, *more: str) -> list[str]:
     return [*(str(part) for place in places.items() for part in place), *SMALL, *more]
 
 
-def refused(capsys, folder: Path, command: Callable[[list[str]], int], arguments: list[str], *said: str) -> None:
-    """Asserts that a command ends with code 2 and one error, and has changed nothing."""
+def check_rejected(capsys, folder: Path, command: Callable[[list[str]], int], arguments: list[str], *said: str) -> None:
+    """Asserts that a command ends with code 2 and one error, and changes no file."""
     before = snapshot(folder)
     try:
         code = command([str(argument) for argument in arguments])
@@ -105,7 +105,7 @@ def refused(capsys, folder: Path, command: Callable[[list[str]], int], arguments
     assert snapshot(folder) == before
 
 
-# What others have put where a run writes
+# Foreign files where a run writes
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ WAY_NAMES = ["file in", "file in ours", "link in ours", "manifest", "link", "pla
 @pytest.mark.parametrize("make", WAYS, ids=WAY_NAMES)
 def test_training_leaves_others_model_folders(data, tmp_path, models, capsys, make, name):
     make(models / name)
-    refused(capsys, tmp_path, main, train(data, tmp_path), str(models / name))
+    check_rejected(capsys, tmp_path, main, train(data, tmp_path), str(models / name))
 
 
 @pytest.mark.parametrize("make", WAYS, ids=WAY_NAMES)
@@ -174,7 +174,7 @@ def test_saving_a_model_leaves_others_folders(tmp_path, make):
 
 def test_our_own_folders_are_replaced(tmp_path):
     place = tmp_path / "model"
-    place.mkdir()  # nothing in it can be lost
+    place.mkdir()  # an empty folder may be replaced
     for number in range(3):
         write_model(place, arrays(), {"workflow/a/b.json": {"number": number}})
         assert json.loads((place / "workflow/a/b.json").read_text()) == {"number": number}
@@ -218,11 +218,11 @@ def test_resuming_leaves_later_steps_of_others(data, tmp_path, models, capsys):
     store.save(9, arrays(), run_state(data))
     (store.folder / "step-9" / "notes.txt").write_text(MINE)
     resume = train(data, tmp_path, "--use_checkpoint", "--checkpoint", str(store.folder / "step-1"))
-    refused(capsys, tmp_path, main, resume, "step-9/notes.txt", "was not written by this program")
+    check_rejected(capsys, tmp_path, main, resume, "step-9/notes.txt", "was not written by this program")
 
 
 def mounted(folder: Path, *mount: str) -> list[str]:
-    """A command before which another is run with a mount that only it sees; skips where that is impossible."""
+    """Runs a command with a mount that only it sees; skips the test if that is impossible."""
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     under = ["unshare", *user, "--mount", "sh", "-c", f'mount {" ".join(mount)} "$0" && exec "$@"', str(folder)]
     if subprocess.run([*under, "true"], capture_output=True, check=False).returncode:
@@ -231,7 +231,7 @@ def mounted(folder: Path, *mount: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "bind"])
-def test_a_mount_point_is_refused_before_training(tmp_path, kind):
+def test_mount_point_is_rejected_before_training(tmp_path, kind):
     place = tmp_path / "models" / "model"
     write_model(place, arrays(), {})
     script = (
@@ -257,7 +257,7 @@ RESULTS = {
 def test_results_of_others_are_not_overwritten(data, tmp_path, capsys, name, content):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / name).write_text(content)
-    refused(capsys, tmp_path, main, train(data, tmp_path), f"results/{name}", "has not written it")
+    check_rejected(capsys, tmp_path, main, train(data, tmp_path), f"results/{name}", "was not written by this command")
 
 
 @pytest.mark.parametrize("name", list(RESULTS))
@@ -265,7 +265,7 @@ def test_results_are_not_written_through_links(data, tmp_path, capsys, name):
     (tmp_path / "results").mkdir()
     (tmp_path / "mine").write_text(MINE)
     (tmp_path / "results" / name).symlink_to(tmp_path / "mine")
-    refused(capsys, tmp_path, main, train(data, tmp_path), f"results/{name}", "is a link")
+    check_rejected(capsys, tmp_path, main, train(data, tmp_path), f"results/{name}", "is a link")
 
 
 def test_a_lock_file_of_others_stays(tmp_path):
@@ -299,7 +299,7 @@ def test_worker_records_of_others_stay(tmp_path):
 
 @pytest.fixture
 def trained(data, models) -> Path:
-    """What is left by a run that needs no TensorFlow: checkpoint and model folder."""
+    """The checkpoint and model folder of a run, written without TensorFlow."""
     CheckpointStore(models).save(1, arrays(), run_state(data), best=True)
     write_model(models / "model", arrays(), {"architecture.json": {}})
     return models
@@ -322,7 +322,7 @@ INPUTS = [
 ]
 
 
-# In one of these ways each, and the first file in all of them.
+# Each file in one of these ways, and the first file in all of them.
 HOW = ["itself", "a link", "a hard link"]
 CASES = [(name, "itself", ["--predict"]) for name in INPUTS]
 CASES += [(INPUTS[0], how, flag) for how in HOW for flag in (["--predict"], ["--evaluate", "--predictions_file"])][1:]
@@ -340,13 +340,15 @@ def test_predictions_never_overwrite_an_input(data, trained, tmp_path, capsys, n
         output.symlink_to(tmp_path / name) if how == "a link" else output.hardlink_to(tmp_path / name)
     sizes = ["--embedding_sizes_file", str(tmp_path / "sizes.json")]
     arguments = train(data, tmp_path, *sizes, *flag, str(output))
-    refused(capsys, tmp_path, main, arguments, str(output), "choose another path")
+    check_rejected(capsys, tmp_path, main, arguments, str(output), "choose another path")
 
 
 def test_predictions_never_overwrite_other_files(data, trained, tmp_path, capsys):
     pq.write_table(pa.table({"row": [1], "mine": [2]}), tmp_path / "mine.parquet")
-    refused(capsys, tmp_path, main, train(data, tmp_path, "--predict", str(tmp_path / "mine.parquet")), "mine.parquet")
-    refused(capsys, tmp_path, main, train(data, tmp_path, "--predict", "/dev/null"), "not a regular file")
+    check_rejected(
+        capsys, tmp_path, main, train(data, tmp_path, "--predict", str(tmp_path / "mine.parquet")), "mine.parquet"
+    )
+    check_rejected(capsys, tmp_path, main, train(data, tmp_path, "--predict", "/dev/null"), "not a regular file")
     assert Path("/dev/null").is_char_device()
 
 
@@ -360,15 +362,15 @@ def test_predictions_never_overwrite_other_files(data, trained, tmp_path, capsys
         ["--tensorboard_dir", "models/model/board"],
     ],
 )
-def test_results_never_lie_in_other_places_of_a_run(data, trained, tmp_path, monkeypatch, capsys, more):
+def test_outputs_of_a_run_never_overlap(data, trained, tmp_path, monkeypatch, capsys, more):
     monkeypatch.chdir(tmp_path)
-    refused(capsys, tmp_path, main, train(data, tmp_path, *more), "choose another path")
+    check_rejected(capsys, tmp_path, main, train(data, tmp_path, *more), "choose another path")
 
 
-def test_a_model_dir_over_the_dataset_is_refused(data, tmp_path, capsys):
+def test_model_dir_over_the_dataset_is_rejected(data, tmp_path, capsys):
     data.rename(tmp_path / "model")
     arguments = train(tmp_path / "model", tmp_path, "--model_dir", str(tmp_path))
-    refused(capsys, tmp_path, main, arguments, str(tmp_path / "model"))
+    check_rejected(capsys, tmp_path, main, arguments, str(tmp_path / "model"))
 
 
 # The other commands
@@ -378,8 +380,8 @@ def test_export_writes_no_folder_of_others(trained, tmp_path, capsys):
     base = ["--model_dir", str(trained), "--format", "savedmodel", "--output"]
     (tmp_path / "link").symlink_to("nowhere")
     (tmp_path / "file").write_text(MINE)
-    for output, said in (("link", "exists already"), ("file", "exists already"), ("models/model/new", "lies in")):
-        refused(capsys, tmp_path, export.main, [*base, str(tmp_path / output)], output, said)
+    for output, said in (("link", "already exists"), ("file", "already exists"), ("models/model/new", "lies in")):
+        check_rejected(capsys, tmp_path, export.main, [*base, str(tmp_path / output)], output, said)
 
 
 def test_report_overwrites_no_log_and_no_file_of_others(tmp_path, capsys):
@@ -387,14 +389,16 @@ def test_report_overwrites_no_log_and_no_file_of_others(tmp_path, capsys):
     (tmp_path / "log.json").write_text(log)
     (tmp_path / "report.html").write_text(log)
     base = ["--results_dir", str(tmp_path)]
-    refused(capsys, tmp_path, report.main, [*base, "--log_filename", "report.html"], "report.html", "is the same file")
-    refused(capsys, tmp_path, report.main, base, "report.html", "has not written it")
+    check_rejected(
+        capsys, tmp_path, report.main, [*base, "--log_filename", "report.html"], "report.html", "is the same file"
+    )
+    check_rejected(capsys, tmp_path, report.main, base, "report.html", "was not written by this command")
     (tmp_path / "report.html").unlink()
     (tmp_path / "learning_curve.svg").write_text(MINE)
-    refused(capsys, tmp_path, report.main, base, "learning_curve.svg", "has not written it")
+    check_rejected(capsys, tmp_path, report.main, base, "learning_curve.svg", "was not written by this command")
     (tmp_path / "learning_curve.svg").unlink()
     (tmp_path / "learning_curve.png").hardlink_to(tmp_path / "log.json")
-    refused(capsys, tmp_path, report.main, base, "learning_curve.png", "is the same file")
+    check_rejected(capsys, tmp_path, report.main, base, "learning_curve.png", "is the same file")
     (tmp_path / "learning_curve.png").unlink()
     assert report.main(base) == report.main(base) == 0  # its own files are replaced
 
@@ -405,7 +409,7 @@ def test_gen_embedding_sizes_overwrites_nothing(data, tmp_path, capsys):
     for output in (spec, tmp_path / "link", data / "embedding_sizes.json"):
         output.exists() and (output.read_text() or output.write_text("{}"))
         arguments = ["--feature_spec_in", str(spec), "--output", str(output)]
-        refused(capsys, tmp_path, gen_embedding_sizes.main, arguments, str(output))
+        check_rejected(capsys, tmp_path, gen_embedding_sizes.main, arguments, str(output))
 
 
 def test_gen_csv_and_transcode_replace_no_links(tmp_path, capsys):
@@ -414,7 +418,7 @@ def test_gen_csv_and_transcode_replace_no_links(tmp_path, capsys):
     out.mkdir()
     arguments = ["--feature_spec_in", str(spec), "--output", str(csv)]
     (csv / "feature_spec.yaml").symlink_to("nowhere")
-    refused(capsys, tmp_path, gen_csv.main, arguments, "feature_spec.yaml")
+    check_rejected(capsys, tmp_path, gen_csv.main, arguments, "feature_spec.yaml")
     (csv / "feature_spec.yaml").unlink()
     assert gen_csv.main(arguments) == 0
     first = next(csv.glob("*.csv"))
@@ -422,9 +426,9 @@ def test_gen_csv_and_transcode_replace_no_links(tmp_path, capsys):
     (tmp_path / "again" / first.name).symlink_to("nowhere")
     capsys.readouterr()
     again = ["--feature_spec_in", str(spec), "--output", str(tmp_path / "again")]
-    refused(capsys, tmp_path, gen_csv.main, again, first.name)
+    check_rejected(capsys, tmp_path, gen_csv.main, again, first.name)
     (out / "feature_spec.yaml").symlink_to("nowhere")
-    refused(capsys, tmp_path, transcode.main, ["--input", str(csv), "--output", str(out)], "feature_spec.yaml")
+    check_rejected(capsys, tmp_path, transcode.main, ["--input", str(csv), "--output", str(out)], "feature_spec.yaml")
 
 
 def test_a_dataset_leaves_drafts_of_others(tmp_path):
@@ -440,7 +444,7 @@ def test_a_dataset_leaves_drafts_of_others(tmp_path):
 # Temporary files
 
 
-def test_a_new_file_follows_no_link_and_replaces_nothing(tmp_path):
+def test_new_file_follows_no_link_and_replaces_nothing(tmp_path):
     (tmp_path / "link").symlink_to("target")
     for name in ("link", "there"):
         (tmp_path / "there").touch()
@@ -452,11 +456,11 @@ def test_a_new_file_follows_no_link_and_replaces_nothing(tmp_path):
 def test_names_of_temporary_files_cannot_be_guessed(tmp_path):
     names = {temporary_beside(tmp_path / "out.parquet").name for _ in range(100)}
     assert len(names) == 100 and all(str(os.getpid()) + "." not in name for name in names)
-    # A name as long as a file system takes has room for its temporary one.
+    # The longest name that a file system allows still has a temporary name.
     write_whole(tmp_path / ("n" * 255), "content")
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path):
+def test_file_is_complete_or_unchanged(tmp_path):
     write_whole(tmp_path / "file", "old")
     with pytest.raises(KeyError), replacing(tmp_path / "file") as file:
         file.write(b"half")
@@ -465,8 +469,8 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_save_needs_the_room_that_it_says(tmp_path):
-    """A disk of just the size that is asked for takes the save; one of a page less is refused untouched."""
+def test_save_needs_exactly_the_space_it_reports(tmp_path):
+    """A save fits on a disk of exactly the required size; on one a page smaller it is rejected before writing."""
     page = 4096
     script = (
         "import re, sys; from pathlib import Path; import numpy as np\n"

@@ -32,7 +32,7 @@ STEP = {
 }
 
 
-def test_the_page_holds_the_tables_that_its_lines_make():
+def test_page_contains_the_tables_of_its_lines():
     page = PAGE.read_text()
     assert page == fill(page, all_tables(read_lines(LINES))), "python -m benchmarks.performance --tables"
     assert sorted(re.findall(r"<!-- table: (\w+) -->", page)) == sorted(all_tables([]))
@@ -53,13 +53,13 @@ def test_row_of_the_figures(ratio, holds):
     assert row.split(" | ")[1:] == ["≥ 0.85", f"{ratio:g} (0.8 to 0.9)", holds, "1", f"`{STEP['command']}` |"]
 
 
-def test_lower_figures_hold_where_less_is_asked():
+def test_smaller_figures_apply_to_smaller_requests():
     line = STEP | {"benchmark": "memory of training", "ratio": 1.21}
     assert "| ≤ 1.2 | 1.21 (0.8 to 0.9) | **no** |" in all_tables([line])["figures"]
     assert "| ≤ 1.2 | 1.2 (0.8 to 0.9) | yes |" in all_tables([line | {"ratio": 1.2}])["figures"]
 
 
-def test_machines_are_told_apart_and_missing_figures_named():
+def test_machines_differ_and_missing_figures_are_named():
     tables = all_tables([STEP, STEP | {"machine": "another"}])
     assert tables["machines"].splitlines()[2:] == [
         "| 1 | a machine | python 3.11, tensorflow 2.21.0 |",
@@ -105,7 +105,7 @@ def test_grown_dataset_keeps_widths_and_skew(tmp_path):
     assert np.abs(means[0] - means[1])[[0, 1, 3]].max() < 0.03
 
 
-def test_what_training_needs_is_counted_as_its_formula_says():
+def test_memory_estimate_follows_its_formula():
     layout = InputSchema((CategoricalInput("a", 0, 1, False, 10, 4), CategoricalInput("b", 1, 3, True, 7, 2)), ("x",))
     needed = needed_gb(layout, batch=8, hidden=(5,))
     tables, dense, wide = 10 * 4 + 7 * 2, (4 + 2 + 1 + 1) * 5 + (5 + 1) * 1, 17 + 1 + 1

@@ -30,7 +30,7 @@ TRAINING = [
 ]
 TASKS = ("click", "conversion", "spend")
 ROWS = 1000
-# Predicts the rows of a mapping with what a model folder holds, in a process that has neither flags nor a run.
+# Predicts the rows of a mapping from a model folder alone, in a process without flags or a run.
 PREDICT = """
 import json, sys
 from pathlib import Path
@@ -67,7 +67,7 @@ class Work:
         return ["--dataset_path", str(self.data), *places, "--cpu", "--eval_batch_size", "128", *more]
 
     def predicted(self, name: str, *more: str) -> pa.Table:
-        """The file that a command writes."""
+        """Returns the predictions that a command writes."""
         must(main(self.arguments(*(str(self.folder / name) if part == "OUT" else part for part in more))))
         return pq.read_table(self.folder / name)
 
@@ -141,8 +141,8 @@ def test_model_folder_alone_predicts_the_same(work, predictions):
     np.testing.assert_allclose(logits, predictions[columns(*TASKS)], rtol=0, atol=1e-6)
 
 
-def refused(work: Work, *more: str) -> str:
-    """What is told with exit code 2, without TensorFlow."""
+def error_of(work: Work, *more: str) -> str:
+    """Returns the message of a command that exits with code 2 before TensorFlow is imported."""
     program = "import sys; from main import main; code = main(sys.argv[1:]); print('tensorflow' in sys.modules, code)"
     command = [sys.executable, "-c", program, *work.arguments(*more)]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
@@ -152,7 +152,7 @@ def refused(work: Work, *more: str) -> str:
 
 @pytest.mark.parametrize("action", [["--predict", "out.parquet"], ["--evaluate"], ["--use_checkpoint"]])
 def test_conflicting_model_flag_is_rejected(work, action):
-    message = refused(work, *action, "--model", "ple", "--expert_hidden_units", "8", "--num_experts", "3")
+    message = error_of(work, *action, "--model", "ple", "--expert_hidden_units", "8", "--num_experts", "3")
     assert "trained with --expert_hidden_units 16 8, not 8, --num_experts 8, not 3. Omit" in message
     assert "step-4" in message
 
@@ -166,9 +166,9 @@ def test_conflicting_model_flag_is_rejected(work, action):
     ],
 )
 def test_wrong_requests_fail_before_tensorflow_loads(work, more, message):
-    assert message in refused(work, *more)
+    assert message in error_of(work, *more)
 
 
-def test_a_benchmark_looks_at_no_checkpoint(work):
+def test_benchmark_ignores_checkpoints(work):
     small = ["--benchmark", "--benchmark_warmup_steps", "1", "--benchmark_steps", "3", "--deep_hidden_units", "4"]
     must(main(work.arguments(*small, "--model", "wide_deep", "--global_batch_size", "64")))

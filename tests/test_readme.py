@@ -49,7 +49,7 @@ def test_outbrain_from_raw_tables_to_a_model_and_new_rows(tmp_path):
     assert (tmp_path / "exported" / "saved_model.pb").is_file()
 
 
-def test_what_the_label_lint_is_shown_to_say_it_says(tmp_path):
+def test_label_check_prints_the_documented_output(tmp_path):
     text = (ROOT / "docs" / "tasks.md").read_text()
     (script,) = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     shown = re.findall(r"```\n(main.py: error:.*?)```", text, flags=re.DOTALL)
@@ -62,7 +62,7 @@ def test_what_the_label_lint_is_shown_to_say_it_says(tmp_path):
     assert len(shown) == 1 and done.stderr.replace(f"{tmp_path}/", "").endswith(shown[0])
 
 
-def test_the_specification_shown_is_the_shipped_one():
+def test_documented_specification_is_the_shipped_one():
     shown = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)[0]
     shipped = yaml.safe_load((ROOT / "feature_specs" / "tiny.yaml").read_text())
     shown = yaml.safe_load(shown)
@@ -109,7 +109,7 @@ def anchors(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_file_and_heading_that_a_page_links_to_exists(page):
+def test_every_linked_file_and_heading_exists(page):
     links = re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / page).read_text())
     assert links
     for link in links:
@@ -128,7 +128,7 @@ def quickstart(output: Path, *arguments: str) -> float:
 
 @pytest.mark.slow
 @pytest.mark.horovod
-def test_quickstart_comes_close_to_the_planted_ceiling(tmp_path):
+def test_quickstart_gets_close_to_the_known_best_auc(tmp_path):
     auc = quickstart(tmp_path / "quickstart")
     figures = json.loads((tmp_path / "quickstart" / "quality.json").read_text())
     assert figures["closed"] >= 0.6
@@ -138,7 +138,7 @@ def test_quickstart_comes_close_to_the_planted_ceiling(tmp_path):
 @pytest.mark.slow
 @pytest.mark.horovod
 @pytest.mark.real_data
-def test_the_quickstart_on_movielens_reaches_080(tmp_path):
+def test_movielens_quickstart_reaches_auc_080(tmp_path):
     assert quickstart(tmp_path / "quickstart", "--raw", str(real_data("ml-1m"))) >= 0.80
 
 

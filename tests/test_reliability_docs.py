@@ -24,14 +24,14 @@ def line(fault: str, tries: int, survived: int, *seconds: float, **about: str) -
     return ABOUT | about | {"fault": fault, "tries": tries, "survived": survived, "seconds": list(seconds)}
 
 
-def test_the_page_holds_the_tables_that_its_lines_make():
+def test_page_contains_the_tables_of_its_lines():
     page, lines = PAGE.read_text(), read_lines(LINES)
     assert page == fill(page, all_tables(lines)), "python -m benchmarks.reliability"
     assert sorted(re.findall(r"<!-- table: (\w+) -->", page)) == sorted(all_tables([]))
     assert all(line["command"] == COMMAND and line["tries"] >= line["survived"] for line in lines)
 
 
-def test_lines_of_a_fault_are_added_up_per_machine_and_its_times_told():
+def test_counts_of_a_fault_are_added_up_per_machine():
     lines = [line("kill", 3, 3, 2.0, 1.0), line("cut", 10, 9), line("kill", 2, 2, 4.0), line("cut", 1, 1, machine="b")]
     assert all_tables(lines)["faults"].splitlines()[2:] == [
         "| kill | 5 | 5 | 2 (4) | 1 |",
@@ -44,21 +44,21 @@ def test_lines_of_a_fault_are_added_up_per_machine_and_its_times_told():
     ]
 
 
-def test_new_lines_replace_those_of_their_fault_and_machine_only():
+def test_new_lines_replace_only_their_fault_and_machine():
     old = [line("kill", 3, 3), line("kill", 9, 9, machine="b"), line("cut", 10, 10)]
     new = [line("new", 1, 1), line("kill", 20, 19), line("kill", 1, 1)]
     assert merged(old, new) == [old[1], new[1], new[2], old[2], new[0]]
 
 
 @pytest.mark.parametrize(("setting", "expected"), [(None, 3), ("", 3), ("quick", 3), ("whole", 20)])
-def test_faults_are_tried_often_only_when_asked_for(monkeypatch, setting, expected):
+def test_faults_are_tried_often_only_on_request(monkeypatch, setting, expected):
     monkeypatch.delenv("RECIPE_FAULTS", raising=False)
     if setting is not None:
         monkeypatch.setenv("RECIPE_FAULTS", setting)
     assert tries(quick=3, whole=20) == expected
 
 
-def test_what_is_recorded_comes_into_the_page(tmp_path, monkeypatch):
+def test_recorded_results_appear_on_the_page(tmp_path, monkeypatch):
     monkeypatch.delenv("RECIPE_FAULTS_LOG", raising=False)
     record("nobody asked", 1, 1)
     log, page = tmp_path / "log.jsonl", tmp_path / "page.md"
@@ -75,7 +75,7 @@ def test_what_is_recorded_comes_into_the_page(tmp_path, monkeypatch):
     assert len(read_lines(tmp_path / "lines.jsonl")) == 2
 
 
-def test_the_cost_of_checks_is_measured_against_a_loader_without_any(tmp_path):
+def test_cost_of_checks_is_relative_to_an_unchecked_loader(tmp_path):
     document = write_rows(tmp_path, 256).to_dict()
     document["feature_spec"]["ad_id"]["cardinality"] = 2
     loader = ParquetLoader(FeatureSpec.from_dict(document, tmp_path), "train", global_batch_size=256, shuffle=False)

@@ -1,4 +1,4 @@
-"""What no file of the repository may hold: package-index addresses and paths of one machine."""
+"""No file of the repository may contain package-index addresses or paths of one machine."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""A checkpoint belongs to features and tasks by name: their order is free, everything else has to be the same."""
+"""A checkpoint belongs to features and tasks by name: their order may change, everything else must match."""
 
 import shutil
 from collections.abc import Callable
@@ -109,7 +109,7 @@ def test_an_export_is_compared_on_a_reordered_dataset(work, tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_all_workers_take_the_order_of_the_checkpoint(work):
+def test_all_workers_use_the_order_of_the_checkpoint(work):
     more = ["--evaluate", "--fspec_file", work.reversed]
     done = run_program(["main.py", *work.arguments("mmoe", *more, results="two")], workers=2)
     assert done.returncode == 0, done.stderr
@@ -167,16 +167,16 @@ def test_other_features_and_tasks_are_rejected(work, change, fragments, capfd, m
     monkeypatch.setattr("main.import_tensorflow", lambda: pytest.fail("the checks were passed"))
     name = changed_spec(work.data, "changed.yaml", change)
     for action in (["--evaluate"], ["--predict", str(work.folder / "no.parquet")], [*TRAINING, "--use_checkpoint"]):
-        assert main(work.arguments("mmoe", *action, "--fspec_file", name, results="refused")) == 2
+        assert main(work.arguments("mmoe", *action, "--fspec_file", name, results="rejected")) == 2
         message = capfd.readouterr().err
         assert message.count("main.py: error: ") == 1 and "changed.yaml" in message and "step-" in message
         for fragment in fragments:
             assert fragment in message
 
 
-def test_more_ids_per_row_matter_to_training_alone(work, capfd):
+def test_more_ids_per_row_affect_only_training(work, capfd):
     name = changed_spec(work.data, "hotter.yaml", feature("topic_id_list", max_hotness=4))
     must(main(work.arguments("mmoe", "--evaluate", "--fspec_file", name, results="hotter")))
-    assert main(work.arguments("mmoe", *TRAINING, "--use_checkpoint", "--fspec_file", name, results="refused")) == 2
+    assert main(work.arguments("mmoe", *TRAINING, "--use_checkpoint", "--fspec_file", name, results="rejected")) == 2
     assert "'topic_id_list'" in (message := capfd.readouterr().err)
     assert "max_hotness 3" in message and "max_hotness 4" in message

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.fakes import Machine, check_failed
 from tests.helpers import ROOT
-from tests.stand_ins import Machine, check_failed
 
 SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), ROOT / "scripts/slurm.sbatch", ROOT / ".ci/run", ROOT / "hvd_wrapper.sh"])
 BENCHMARK = "--benchmark --benchmark_warmup_steps 500 --benchmark_steps 1000"
@@ -95,7 +95,7 @@ def test_one_worker_per_gpu_by_default(machine, gpus, listed, workers):
         ("evaluating_benchmark.sh", ["-a", "--bs"], "--bs needs a value"),
     ],
 )
-def test_a_wrong_option_is_refused_in_one_line(machine, script, arguments, message):
+def test_wrong_option_is_a_one_line_error(machine, script, arguments, message):
     process = machine.run(f"scripts/{script}", *arguments)
     assert process.returncode == 2
     assert message in process.stderr
@@ -111,7 +111,7 @@ def test_help_names_the_script_and_its_options(machine, script):
     assert f"all workers together: {batch}\n" in process.stdout
 
 
-def test_without_a_set_up_the_way_to_one_is_told(machine):
+def test_missing_setup_is_reported_with_its_command(machine):
     (machine.venv / "bin/horovodrun").unlink()
     check_failed(machine.run("scripts/training_full.sh"), "scripts/setup.sh")
     (machine.venv / "setup-stamp").write_text("unfinished\n")
@@ -156,14 +156,14 @@ def test_faults_option_regenerates_the_table(checks):
     assert "-m benchmarks.reliability /" in table and lines == "a line"
 
 
-def test_faults_that_are_not_survived_are_in_the_table_too(checks):
+def test_failed_fault_tests_are_in_the_table_too(checks):
     (checks.state / "python fails").touch()
     check_failed(checks.run("scripts/test.sh", "--faults"), "failed")
     assert "-m benchmarks.reliability" in checks.log()
 
 
 @pytest.mark.parametrize("tool", ["ruff", "lint-imports", "mypy", "python"])
-def test_a_check_that_fails_fails_the_whole(checks, tool):
+def test_one_failed_check_fails_the_script(checks, tool):
     (checks.state / f"{tool} fails").touch()
     check_failed(checks.run("scripts/test.sh"), "failed")
 
@@ -180,7 +180,7 @@ def test_real_data_folder_is_found(checks):
 
 
 @pytest.mark.parametrize(("data_is_there", "code"), [(True, 1), (False, 0)])
-def test_the_ci_fails_on_a_skip_of_data_that_is_there(checks, data_is_there, code):
+def test_ci_fails_if_a_test_skips_available_data(checks, data_is_there, code):
     skip = "SKIPPED [1] tests/data/test_x.py:3: no real data: x is absent (RECIPE_TEST_DATA names another folder)"
     checks.write(checks.root / "scripts/test.sh", f"#!/bin/sh\necho '{skip}'\necho '1 passed, 1 skipped in 0.1s'\n")
     (checks.root / ".ci").mkdir()

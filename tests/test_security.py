@@ -1,4 +1,4 @@
-"""Files from strangers can be at worst wrong: they are refused with a message, soon, and nothing runs or is written."""
+"""Hostile files are rejected with a message, quickly, without running or writing anything."""
 
 import io
 import json
@@ -36,8 +36,8 @@ from trainer.recommender import Recommender
 SECONDS = 3.0
 
 
-def refused(job: Callable[[], object]) -> str:
-    """The message with which a job refuses its input, soon."""
+def error_of(job: Callable[[], object]) -> str:
+    """Returns the message with which a job rejects its input, and checks that it does so quickly."""
     start = time.process_time()
     with pytest.raises((DataError, StorageError)) as caught:
         job()
@@ -54,14 +54,14 @@ def test_model_names_are_looked_up_in_a_table():
 
 
 @pytest.mark.parametrize("lock", ["cpu.txt", "gpu.txt"])
-def test_locked_versions_have_no_known_holes(lock):
+def test_locked_versions_have_no_known_vulnerabilities(lock):
     versions = dict(re.findall(r"^([a-z0-9-]+)==([0-9.]+)", (ROOT / "requirements" / lock).read_text(), re.MULTILINE))
     at_least = {"keras": (3, 13, 2), "pyarrow": (14, 0, 1)}
     for name, least in at_least.items():
         assert tuple(map(int, versions[name].split("."))) >= least
 
 
-def test_wrong_input_is_told_before_tensorflow_is_imported(tmp_path):
+def test_wrong_input_is_reported_before_tensorflow_import(tmp_path):
     data = make_dataset(tmp_path / "made", ROOT / "feature_specs" / "tiny.yaml", rows=40)
     wrong = tmp_path / "wrong"
     wrong.mkdir()
@@ -76,26 +76,26 @@ def test_wrong_input_is_told_before_tensorflow_is_imported(tmp_path):
     assert done.stdout.splitlines() == ["2 False", "2 False", "4 False"]
 
 
-# Terminals
+# Terminal escape sequences
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
 
 
-def test_what_a_file_holds_does_not_control_the_terminal(tmp_path, capsys):
+def test_file_content_does_not_control_the_terminal(tmp_path, capsys):
     assert str(DataError(f"a{ESCAPE}\n b\u202e\udcff é")) == "a\\x1b]0;owned\\x07\\x1b[2J\n b\\u202e\\udcff é"
     line = GOOD_LINE.replace("0.5", ESCAPE)
     path = write_csv_dataset(tmp_path / "csv", {"train.csv": f"{line}\n", "test.csv": f"{GOOD_LINE}\n"}, document())
     assert transcode.main(["--input", str(path.parent), "--output", str(tmp_path / "out")]) == 2
-    told = capsys.readouterr().err
-    assert "owned" in told and "\x1b" not in told and "\x07" not in told
+    message = capsys.readouterr().err
+    assert "owned" in message and "\x1b" not in message and "\x07" not in message
     (tmp_path / "feature_spec.yaml").write_text(f"feature_spec: {{{json.dumps(ESCAPE)}: {{}}}}\n")
-    told = refused(lambda: FeatureSpec.read(tmp_path / "feature_spec.yaml"))
-    assert "owned" in told and "\x1b" not in told
+    message = error_of(lambda: FeatureSpec.read(tmp_path / "feature_spec.yaml"))
+    assert "owned" in message and "\x1b" not in message
 
 
 @pytest.mark.parametrize("word", ["a\0b", "a\udcffb"])
-def test_an_argument_that_no_log_can_hold_is_refused(word):
-    assert "is not text in UTF-8" in refused(lambda: parse(["--model_dir", word], 1))
+def test_argument_that_is_not_utf8_is_rejected(word):
+    assert "is not text in UTF-8" in error_of(lambda: parse(["--model_dir", word], 1))
 
 
 # Fitted encoders and workflows
@@ -138,19 +138,19 @@ HOSTILE_SETTINGS: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize("change", HOSTILE_SETTINGS.values(), ids=HOSTILE_SETTINGS)
-def test_hostile_settings_of_encoders_are_refused(change, tmp_path):
+def test_hostile_encoder_settings_are_rejected(change, tmp_path):
     folder = encoders_folder(tmp_path / "encoders")
     settings = json.loads((folder / "encoders.json").read_text())
     change(settings["features"])
     replace_file(folder, "encoders.json", json.dumps(settings).encode())
-    assert str(folder) in refused(lambda: load_encoders(folder))
+    assert str(folder) in error_of(lambda: load_encoders(folder))
 
 
 @pytest.mark.parametrize("size", [10**400, 2**63, 2**40, -1, True, None, "3", [3]], ids=lambda size: repr(size)[:20])
 def test_sizes_in_a_manifest_reserve_no_memory(size, tmp_path):
     folder = encoders_folder(tmp_path / "encoders")
     rewrite_manifest(folder, lambda manifest: manifest["files"]["encoders.json"].update(bytes=size))
-    assert str(folder) in refused(lambda: load_encoders(folder))
+    assert str(folder) in error_of(lambda: load_encoders(folder))
 
 
 HOSTILE_FILES = {
@@ -171,11 +171,11 @@ HOSTILE_FILES = {
 
 
 @pytest.mark.parametrize(("name", "content"), HOSTILE_FILES.values(), ids=HOSTILE_FILES)
-def test_hostile_files_of_encoders_are_refused(name, content, tmp_path):
+def test_hostile_encoder_files_are_rejected(name, content, tmp_path):
     folder = encoders_folder(tmp_path / "encoders")
     load_encoders(folder)
     replace_file(folder, name, content)
-    assert str(folder) in refused(lambda: load_encoders(folder))
+    assert str(folder) in error_of(lambda: load_encoders(folder))
 
 
 NO_FILES: dict[str, Callable[[Path], object]] = {
@@ -191,12 +191,12 @@ def test_irregular_files_are_rejected_without_waiting(place, tmp_path):
     for name, reader in (("manifest.json", read_manifest), ("manifest.json", load_workflow)):
         (folder := tmp_path / reader.__name__).mkdir()
         place(folder / name)
-        assert name in refused(lambda reader=reader, folder=folder: reader(folder))
+        assert name in error_of(lambda reader=reader, folder=folder: reader(folder))
     folder = encoders_folder(tmp_path / "encoders")
     for name in ("encoders.json", "manifest.json"):
         (folder / name).unlink()
         place(folder / name)
-        assert name in refused(lambda: load_encoders(folder))
+        assert name in error_of(lambda: load_encoders(folder))
 
 
 # Checkpoints and models
@@ -218,7 +218,7 @@ HOSTILE_OPTIONS: dict[str, Any] = {
 }
 
 
-# What a run says in a checkpoint, besides the model's flags.
+# State of a run in a checkpoint, besides the model's flags.
 SOUND_STATE: dict[str, Any] = {
     "identity": {"seed": 0, "global_batch_size": 1, "train_mapping": "train", "training_data": "0"},
     "position": {"epoch": 0, "steps": 1, "losses": [0.5], "is_evaluated": True},
@@ -242,13 +242,13 @@ def test_hostile_checkpoint_flags_are_rejected_early(options, tmp_path, capsys, 
     state = SOUND_STATE | {"options": SOUND_STATE["options"] | options if isinstance(options, dict) else options}
     CheckpointStore(tmp_path / "models").save(1, [array], state, best=True)
     assert main(["--model_dir", str(tmp_path / "models"), "--dataset_path", str(tmp_path), "--evaluate"]) == 4
-    told = capsys.readouterr().err
-    assert told.count("main.py: error: ") == 1 and "step-1" in told
+    message = capsys.readouterr().err
+    assert message.count("main.py: error: ") == 1 and "step-1" in message
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
-    """A small model that nobody has trained, as a run writes it."""
+    """The folder of a small untrained model, as a run writes it."""
     from data.spec.embedding_sizes import embedding_dims
     from trainer.checkpoint.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, write_model
     from trainer.checkpoint.state import TrainState
@@ -309,7 +309,7 @@ HOSTILE_DOCUMENTS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def rewritten(model_folder, tmp_path_factory) -> Callable[[dict[str, Any]], Path]:
-    """Writes the model with other documents, checksums and all."""
+    """Rewrites the model folder with other files and matching checksums."""
     from trainer.checkpoint.model_folder import open_model, write_model
 
     def rewrite(changes: dict[str, Any]) -> Path:
@@ -322,26 +322,26 @@ def rewritten(model_folder, tmp_path_factory) -> Callable[[dict[str, Any]], Path
     return rewrite
 
 
-def test_the_model_that_is_made_hostile_is_a_good_one(rewritten):
+def test_unmodified_model_folder_is_valid(rewritten):
     from trainer.checkpoint.load_model import load_model
 
     assert load_model(rewritten({})).model.variables
 
 
 @pytest.mark.parametrize("documents", HOSTILE_DOCUMENTS.values(), ids=HOSTILE_DOCUMENTS)
-def test_a_model_folder_with_hostile_documents_is_refused(documents, rewritten):
+def test_model_folder_with_hostile_files_is_rejected(documents, rewritten):
     from trainer.checkpoint.load_model import load_model
 
     folder = rewritten(documents)
-    assert str(folder) in refused(lambda: load_model(folder))
+    assert str(folder) in error_of(lambda: load_model(folder))
 
 
-def test_a_model_folder_without_a_document_is_refused(rewritten):
+def test_model_folder_without_a_file_is_rejected(rewritten):
     from trainer.checkpoint.load_model import load_model
 
     for name in ("architecture.json", "feature_spec.yaml"):
         folder = rewritten({name: None})
-        assert str(folder) in refused(lambda folder=folder: load_model(folder))
+        assert str(folder) in error_of(lambda folder=folder: load_model(folder))
 
 
 def test_outside_files_can_be_allowed(rewritten):
@@ -390,7 +390,7 @@ HOSTILE_RECOMMENDERS: dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]] = 
 
 
 @pytest.mark.parametrize(("documents", "arrays"), HOSTILE_RECOMMENDERS.values(), ids=HOSTILE_RECOMMENDERS)
-def test_a_hostile_recommender_is_refused(documents, arrays, recommender_folder, tmp_path):
+def test_hostile_recommender_is_rejected(documents, arrays, recommender_folder, tmp_path):
     from trainer.checkpoint.model_folder import open_model, write_model
 
     opened = open_model(recommender_folder)
@@ -398,10 +398,10 @@ def test_a_hostile_recommender_is_refused(documents, arrays, recommender_folder,
     sources = [opened.source(name) for name in opened.arrays if name not in arrays]
     sources += [ArraySource.from_array(name, array) for name, array in arrays.items()]
     write_model(tmp_path / "hostile", sources, opened.files | documents)
-    assert str(tmp_path / "hostile") in refused(lambda: Recommender.load(tmp_path / "hostile"))
+    assert str(tmp_path / "hostile") in error_of(lambda: Recommender.load(tmp_path / "hostile"))
 
 
-def test_a_link_in_the_place_of_a_weight_gives_nothing_away(recommender_folder, tmp_path):
+def test_link_in_place_of_a_weight_leaks_nothing(recommender_folder, tmp_path):
     from trainer.checkpoint.model_folder import open_model, write_model
 
     opened = open_model(recommender_folder)
@@ -410,5 +410,5 @@ def test_a_link_in_the_place_of_a_weight_gives_nothing_away(recommender_folder, 
     weight = sorted((tmp_path / "model" / "weights").iterdir())[0]
     weight.unlink()
     weight.symlink_to(tmp_path / "secret")
-    told = refused(lambda: open_model(tmp_path / "model"))
-    assert weight.name in told and "xxx" not in told
+    message = error_of(lambda: open_model(tmp_path / "model"))
+    assert weight.name in message and "xxx" not in message

@@ -1,4 +1,4 @@
-"""scripts/setup.sh, with stand-ins for Python, uv, pip and the Horovod build."""
+"""scripts/setup.sh, with fakes of Python, uv, pip and the Horovod build."""
 
 import re
 import shutil
@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
+from tests.fakes import PYTHON, UV, Machine, check_failed
 from tests.helpers import ROOT
-from tests.stand_ins import PYTHON, UV, Machine, check_failed
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_broken_wheel_fails_and_is_not_kept(machine):
     assert not list(machine.root.glob(".wheels/*/*.whl"))
 
 
-def test_a_python_that_does_not_run_is_passed_over(machine):
+def test_python_that_does_not_run_is_skipped(machine):
     machine.tool("python3.12", "#!/bin/sh\necho 'pyenv: python3.12: command not found' >&2\nexit 127\n")
     machine.python("python3.11", "3.11.7")
     process = machine.setup()
@@ -103,7 +103,7 @@ def test_a_python_that_does_not_run_is_passed_over(machine):
     assert "Python 3.11.7" in process.stdout
 
 
-def test_a_wrong_python_is_named_with_the_way_out(machine):
+def test_unsupported_python_is_reported_with_a_fix(machine):
     machine.tool("python3.12", "#!/bin/sh\nexit 127\n")
     machine.python("python3", "3.9.2")
     check_failed(machine.setup(), "python3: 3.9.2", "python3.12: does not run", "3.11 or 3.12", "apt-get install")
@@ -119,7 +119,7 @@ def test_named_python_replaces_another(machine, tmp_path):
     assert "recreating" in process.stdout and "3.11.9" in process.stdout
 
 
-def test_a_missing_compiler_is_told_before_anything_is_made(machine):
+def test_missing_compiler_is_reported_first(machine):
     shutil.copy(ROOT / "scripts/build_horovod.sh", machine.root / "scripts")
     machine.tool("make", "#!/bin/sh\n")
     check_failed(machine.setup(), "lacks: gcc g++ patch", "apt-get install build-essential")
@@ -136,7 +136,7 @@ def test_gpu_setup_without_nvcc_fails_first(machine):
     assert not machine.venv.exists()
 
 
-def test_too_little_disk_is_told_before_anything_is_made(machine):
+def test_too_little_disk_space_is_reported_first(machine):
     machine.tool("df", "#!/bin/sh\necho Filesystem 1024-blocks Used Available\necho /dev/sda 9 9 2097152 1% /\n")
     check_failed(machine.setup(), "2 GB free", "need about 4 GB")
     assert not machine.venv.exists()
@@ -174,7 +174,7 @@ def test_users_environment_is_never_removed(machine):
     assert (machine.venv / "mine").exists()
 
 
-def test_machine_decides_the_list_unless_told(machine):
+def test_machine_decides_the_list_unless_specified(machine):
     machine.tool("nvidia-smi", '#!/bin/sh\necho "GPU 0: NVIDIA H200 (UUID: GPU-1)"\n')
     machine.setup("--cpu")
     machine.setup()
@@ -209,7 +209,7 @@ def test_two_setups_at_once_make_one_environment(machine):
 
 
 @pytest.mark.parametrize("arguments", [["--tpu"], ["cpu"]])
-def test_a_wrong_argument_of_setup_gives_the_usage(machine, arguments):
+def test_wrong_argument_of_setup_prints_the_usage(machine, arguments):
     process = machine.setup(*arguments)
     assert process.returncode == 2
     assert "usage" in process.stderr

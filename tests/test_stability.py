@@ -63,7 +63,7 @@ def test_table_compares_configurations_with_reference():
     ]
 
 
-def test_figure_has_a_dot_per_run_and_a_curve_each(tmp_path):
+def test_figure_has_a_dot_and_a_curve_per_run(tmp_path):
     png, svg = stability.draw(RUNS, tmp_path / "a")
     again = stability.draw(RUNS, tmp_path / "b")
     assert [path.read_bytes() for path in (png, svg)] == [path.read_bytes() for path in again]
@@ -77,13 +77,13 @@ def test_figure_has_a_dot_per_run_and_a_curve_each(tmp_path):
         if element.tag.endswith("use") and "fill-opacity: 0.55" in str(element.attrib)
     ]
     assert len(used) == len(RUNS)
-    colours = {
-        colour
-        for colour in stability.COLORS
+    colors = {
+        color
+        for color in stability.COLORS
         for element in steps.iter()
-        if f"stroke: {colour.lower()}" in element.get("style", "")
+        if f"stroke: {color.lower()}" in element.get("style", "")
     }
-    assert len(colours) == 3
+    assert len(colors) == 3
 
 
 def _groups(svg, name: str) -> ElementTree.Element:
@@ -108,7 +108,7 @@ def test_page_gets_table_and_figure(tmp_path, capsys):
         stability.main(["--document", str(page), "--work", str(tmp_path / "work")])
 
 
-def test_runs_that_cannot_be_compared_are_not():
+def test_runs_that_cannot_be_compared_are_rejected():
     with pytest.raises(SystemExit, match="several datasets or settings"):
         stability.table([*RUNS, RUNS[0] | {"training": "other"}])
     with pytest.raises(SystemExit, match="no run of float32, 1 worker"):

@@ -1,4 +1,4 @@
-"""supervise.py over a stand-in launcher, whose workers end in every way that workers end."""
+"""supervise.py over a fake launcher, whose workers end in every way that real ones do."""
 
 import json
 import os
@@ -18,14 +18,14 @@ from trainer.lifecycle import processes
 from trainer.lifecycle.errors import DONE, FAILURE, HANG, NO_CHECKPOINT, STOPPED, WRONG_INPUT
 from trainer.lifecycle.signals import ONE_REQUEST_SECONDS
 
-JOB = [sys.executable, "-m", "tests.stand_in_job"]
+JOB = [sys.executable, "-m", "tests.fake_job"]
 TRAINS = "begin wait"
 LEFT_ALONE = "begin outlive:{} end:1:another_worker_is_gone_(shut_down)"
 IS_DONE = "begin end:0:"
 
 
-def hear_all_signals() -> None:
-    """Tests that run in the background, or under nohup, hand on that Ctrl-C and hang-ups are ignored."""
+def restore_signals() -> None:
+    """Restores handlers that are inherited as ignored when tests run in the background or under nohup."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
@@ -41,32 +41,32 @@ class Supervised:
     """A call of supervise.py that may still be running."""
 
     def __init__(self, folder: Path, plan: list, *own: str, **variables: str):
-        self.folder, self.mark = folder, f"STAND_IN_TEST={uuid.uuid4().hex}"
-        places = ["--model_dir", str(folder / "models"), f"--results_dir={folder / 'results'}"]
+        self.folder, self.mark = folder, f"FAKE_JOB_TEST={uuid.uuid4().hex}"
+        paths = ["--model_dir", str(folder / "models"), f"--results_dir={folder / 'results'}"]
         name, value = self.mark.split("=")
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "supervise.py"), *own, "--", *JOB, *places],
-            env=environment(STAND_IN_PLAN=json.dumps(plan), **{name: value}, **variables),
+            [sys.executable, str(ROOT / "supervise.py"), *own, "--", *JOB, *paths],
+            env=environment(FAKE_JOB_PLAN=json.dumps(plan), **{name: value}, **variables),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=hear_all_signals,
+            preexec_fn=restore_signals,
         )
 
     def end(self, timeout: float = 60) -> tuple[int, str]:
-        """Waits; returns the exit code and what was told, after a look for processes that are left."""
-        _, told = self.process.communicate(timeout=timeout)
-        assert all(line.startswith("supervise.py: ") for line in told.splitlines()), told
+        """Waits; returns the exit code and the output, and checks that no process is left."""
+        _, message = self.process.communicate(timeout=timeout)
+        assert all(line.startswith("supervise.py: ") for line in message.splitlines()), message
         assert self.left() == []
-        return self.process.returncode, told
+        return self.process.returncode, message
 
     def pids(self) -> list[int]:
-        """Processes that the call has started and that still live, itself among them."""
+        """Live processes of the call, including itself."""
         pids = map(int, filter(str.isdecimal, os.listdir("/proc")))
         return [pid for pid in pids if processes.carries(pid, self.mark)]
 
     def left(self) -> list[str]:
-        """These processes, by their command lines."""
+        """The command lines of these processes."""
         found = []
         for pid in self.pids():
             try:
@@ -76,7 +76,7 @@ class Supervised:
         return found
 
     def until(self, event: str, count: int = 1) -> None:
-        """Waits until the time line tells of an event."""
+        """Waits until the timeline contains an event."""
         deadline = time.monotonic() + 30
         while len(self.events(event)) < count:
             assert time.monotonic() < deadline and self.process.poll() is None, self.events()
@@ -88,7 +88,7 @@ class Supervised:
         return [line for line in map(json.loads, lines) if event in ("", line["event"])]
 
     def starts(self) -> list[list[str]]:
-        """What main.py's place was given at each start, besides the places."""
+        """The arguments of each start, without the paths."""
         return [json.loads(line)[3:] for line in (self.folder / "starts.jsonl").read_text().splitlines()]
 
     def kill(self) -> None:
@@ -110,7 +110,7 @@ def supervise(tmp_path) -> Iterator:
 
 
 @pytest.mark.parametrize(
-    ("plan", "code", "told"),
+    ("plan", "code", "message"),
     [
         ([[IS_DONE, IS_DONE]], 0, "all workers are done"),
         ([["end:2:no_such_file", "wait:5"]], 2, "worker 0: no such file"),
@@ -118,27 +118,27 @@ def supervise(tmp_path) -> Iterator:
         ([["begin meet:1 end:75:stopped", "begin outlive:0 end:75:stopped"]], 75, "worker 0: stopped"),
         ([0], 0, "the command ended with code 0"),
     ],
-    ids=["done", "refused", "no checkpoint", "stopped", "done without records"],
+    ids=["done", "rejected", "no checkpoint", "stopped", "done without records"],
 )
-def test_ends_that_are_no_accident_are_final(supervise, plan, code, told):
+def test_intended_ends_are_final(supervise, plan, code, message):
     call = supervise(plan, "--max_restarts", "5")
-    assert call.end() == (code, f"supervise.py: {told}\n")
+    assert call.end() == (code, f"supervise.py: {message}\n")
     assert len(call.starts()) == 1
     assert call.events()[-1]["event"] == "finished" and call.events()[-1]["code"] == code
 
 
-def test_a_job_that_died_goes_on_from_its_last_checkpoint(supervise):
-    """However it died: five times, without a new checkpoint only at the first one."""
+def test_crashed_job_resumes_at_its_last_checkpoint(supervise):
+    """After any kind of failure: five of them, all but the first with a new checkpoint."""
     deaths = [
         ([LEFT_ALONE.format(1), "begin meet:0 end:1:the_disk_is_full"], "worker 1: the disk is full"),
         (["begin save:20 meet:1 end:1:the_loss_is_nan", LEFT_ALONE.format(0)], "worker 0: the loss is nan"),
-        ([LEFT_ALONE.format(1), "begin save:40 meet:0 die"], "worker 1 ended without a word"),
+        ([LEFT_ALONE.format(1), "begin save:40 meet:0 die"], "worker 1 ended without a record"),
         (["begin save:60 meet:1 end:70:no_step", "begin outlive:0 end:70:no_step"], "worker 0: no step"),
         (["begin save:80 meet:1 kill_launcher wait", TRAINS], "the command was killed by signal 9"),
     ]
-    call = supervise([*(deeds for deeds, _ in deaths), [IS_DONE, IS_DONE]], "--max_restarts", "5")
-    code, told = call.end(120)
-    *restarts, end = told.splitlines()
+    call = supervise([*(actions for actions, _ in deaths), [IS_DONE, IS_DONE]], "--max_restarts", "5")
+    code, message = call.end(120)
+    *restarts, end = message.splitlines()
     assert (code, end) == (0, "supervise.py: all workers are done")
     for number, (line, (_, cause)) in enumerate(zip(restarts, deaths, strict=True)):
         assert line.startswith(f"supervise.py: {cause}") and f"restart {number + 1} of 5" in line
@@ -150,7 +150,7 @@ def test_a_job_that_died_goes_on_from_its_last_checkpoint(supervise):
     assert [event["code"] for event in call.events("died")] == [1, 1, 1, 70, 1]
     pauses = [event["seconds_without_training"] for event in call.events("registered")]
     assert len(pauses) == 6 and pauses[0] is None and all(0 < pause < 30 for pause in pauses[1:])
-    # The same command again, after the job is done or was stopped.
+    # The same command again, after the job has completed or was stopped.
     again = supervise([[IS_DONE]])
     assert again.end()[0] == 0
     assert again.starts()[-1] == ["--use_checkpoint"]
@@ -164,10 +164,10 @@ def test_last_failure_decides_the_exit_code(supervise, code):
 
 
 def test_stubborn_workers_are_killed(supervise):
-    """Of a launcher that waits, too, and in the seconds that it has to end by itself."""
+    """Also if the launcher keeps waiting, and within the seconds it has to end by itself."""
     plan = [["begin leave_a_child deaf wait", "begin freeze", "begin meet:0 meet:1 wait:0.2 die"], [IS_DONE]]
     begin = time.monotonic()
-    call = supervise(plan, STAND_IN_PATIENT="1")
+    call = supervise(plan, FAKE_JOB_PATIENT="1")
     call.until("died")
     assert time.monotonic() - begin < 30
     assert call.end()[0] == 0
@@ -179,13 +179,13 @@ def test_signal_is_forwarded_and_job_ends_saved(supervise, number):
     call.until("registered")
     time.sleep(0.2)
     call.process.send_signal(number)
-    code, told = call.end()
+    code, message = call.end()
     assert code == 75
-    assert f"{number.name}: told worker 0 to stop" in told and "worker 0: stopped after step 7" in told
+    assert f"{number.name}: asked worker 0 to stop" in message and "worker 0: stopped after step 7" in message
     assert len(call.starts()) == 1
 
 
-def test_a_second_signal_kills_at_once(supervise):
+def test_second_signal_kills_immediately(supervise):
     call = supervise([["begin obey_slowly wait"]])
     call.until("registered")
     time.sleep(0.2)
@@ -198,7 +198,7 @@ def test_a_second_signal_kills_at_once(supervise):
     assert call.end(timeout=10)[0] == 128 + signal.SIGTERM
 
 
-def test_the_grace_ends(supervise):
+def test_job_is_killed_after_the_grace_period(supervise):
     call = supervise([["begin obey_slowly wait"]], "--grace_seconds", "0.5")
     call.until("registered")
     time.sleep(0.2)
@@ -206,7 +206,7 @@ def test_the_grace_ends(supervise):
     assert call.end(timeout=10)[0] == 128 + signal.SIGHUP
 
 
-def test_a_job_that_dies_of_the_signal_is_not_started_again(supervise):
+def test_job_killed_by_the_signal_is_not_restarted(supervise):
     call = supervise([["begin wait"]])
     call.until("registered")
     call.process.send_signal(signal.SIGTERM)
@@ -218,11 +218,11 @@ def test_signal_before_training_ends_the_job(supervise):
     call = supervise([["wait", "wait"]])
     call.until("started")
     call.process.send_signal(signal.SIGTERM)
-    code, told = call.end(timeout=10)
-    assert code == 75 and "no worker had begun" in told
+    code, message = call.end(timeout=10)
+    assert code == 75 and "no worker had started" in message
 
 
-def test_a_signal_between_two_starts_ends_the_wait(supervise):
+def test_signal_between_two_starts_ends_the_wait(supervise):
     call = supervise([["begin end:1:a"], ["begin end:1:b"]], "--max_restarts", "9")
     call.until("died", 2)
     call.process.send_signal(signal.SIGTERM)
@@ -237,8 +237,8 @@ def until_nothing_is_left(call: Supervised) -> None:
         time.sleep(0.05)
 
 
-def test_a_killed_supervisor_takes_its_job_along(supervise):
-    call = supervise([["begin leave_a_child deaf wait", "begin freeze"]], STAND_IN_PATIENT="1")
+def test_killed_supervisor_takes_its_job_along(supervise):
+    call = supervise([["begin leave_a_child deaf wait", "begin freeze"]], FAKE_JOB_PATIENT="1")
     call.until("registered")
     assert len(call.left()) >= 5  # the supervisor, the launcher, two workers, a child in a session of its own
     call.process.kill()
@@ -258,10 +258,10 @@ def test_the_same_command_continues_after_a_kill(supervise):
     assert killed.left() == []
 
 
-def test_what_a_predecessor_left_is_ended(supervise):
-    """Its keeper was killed along with it, so that nothing has ended the job."""
+def test_leftover_processes_are_killed(supervise):
+    """The process that guards the job was killed as well, so nothing has ended the job."""
     plan = [["begin deaf wait", "begin leave_a_child freeze"], [IS_DONE, IS_DONE]]
-    killed = supervise(plan, STAND_IN_PATIENT="1")
+    killed = supervise(plan, FAKE_JOB_PATIENT="1")
     killed.until("registered")
     for pid in killed.pids():
         if Path(processes.__file__).name in Path(f"/proc/{pid}/cmdline").read_text():
@@ -278,20 +278,20 @@ def test_two_supervisors_do_not_share_a_folder(supervise):
     first = supervise([["begin obey wait", "begin wait"]])
     first.until("registered")
     second = supervise([[IS_DONE]])
-    code, told = second.end()
-    assert code == 1 and told.count("\n") == 1
-    assert "another supervisor is at work there: process " in told and "give another --results_dir" in told
+    code, message = second.end()
+    assert code == 1 and message.count("\n") == 1
+    assert "another supervisor is running there: process " in message and "give another --results_dir" in message
     assert len(first.starts()) == 1 and first.process.poll() is None
     time.sleep(0.2)
     first.process.terminate()
     assert first.end()[0] == 75
 
 
-def test_records_of_another_job_are_not_believed(supervise, tmp_path):
-    """Of an earlier one, and of a run that was started beside this one and refused by the lock."""
+def test_records_of_another_job_are_ignored(supervise, tmp_path):
+    """From an earlier job, and from a run that was started meanwhile and rejected by the lock."""
     workers = tmp_path / "results" / "workers"
     workers.mkdir(parents=True)
-    state = {"rank": 0, "size": 1, "host": "vm", "pid": 1, "started": 1, "job": None, "code": 2, "cause": "refused"}
+    state = {"rank": 0, "size": 1, "host": "vm", "pid": 1, "started": 1, "job": None, "code": 2, "cause": "rejected"}
     (workers / "worker-0.json").write_text(json.dumps(state | {"ended": 1.0}))
     (workers / "worker-7.json").write_text("{")
     call = supervise([["begin wait:1.5 end:0:"]])
@@ -311,7 +311,7 @@ def test_records_of_another_job_are_not_believed(supervise, tmp_path):
         (["--", "/no/such/launcher"], "cannot be started"),
     ],
 )
-def test_a_mistyped_call_is_refused(tmp_path, monkeypatch, capsys, words, fragment):
+def test_mistyped_command_is_rejected(tmp_path, monkeypatch, capsys, words, fragment):
     monkeypatch.chdir(tmp_path)
     try:
         code = supervise_main(words)
@@ -324,7 +324,7 @@ def test_a_mistyped_call_is_refused(tmp_path, monkeypatch, capsys, words, fragme
 def test_help_explains_exit_codes_without_tensorflow():
     program = "import sys, supervise; print('tensorflow' in sys.modules); supervise.main(['--help'])"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    first, _, told = done.stdout.partition("\n")
+    first, _, message = done.stdout.partition("\n")
     assert first == "False"
     for code in (DONE, FAILURE, WRONG_INPUT, NO_CHECKPOINT, HANG, STOPPED):
-        assert f"\n  {code} " in told
+        assert f"\n  {code} " in message

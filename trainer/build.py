@@ -38,7 +38,7 @@ def start_worker(config: Options, env: WorkerEnv) -> Comm:
     if config.training.xla and config.model.batch_norm and env.size > 1 and on_gpu():
         raise DataError(
             f"--batch_norm over {env.size} workers sums moments in the middle of what --xla compiles on a GPU, "
-            "which XLA cannot; leave one of the two flags out"
+            "which XLA cannot; remove one of the two flags"
         )
     start_timeline(config.run.horovod_timeline, env)  # Horovod reads it when it is initialized
     comm = connect(env)

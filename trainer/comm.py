@@ -233,8 +233,8 @@ def lost_peer(error: Exception) -> str | None:
     if not isinstance(error, tf.errors.UnknownError) or "Horovod" not in error.message:
         return None
     lines = [line for line in error.message.splitlines() if line.strip() and "[[{{" not in line]
-    said = lines[-1] if lines else error.message
-    return _WHERE_RAISED.sub("", said).partition(". ")[0].strip()
+    reason = lines[-1] if lines else error.message
+    return _WHERE_RAISED.sub("", reason).partition(". ")[0].strip()
 
 
 def connect(launch: WorkerEnv) -> Comm:

@@ -80,7 +80,7 @@ class Flag(NamedTuple):
             if limits["positive"] and not 0 < value < math.inf:
                 raise DataError(f"--{name} must be a positive number, got {value}")
             if high is not None and not low <= value < high:
-                raise DataError(f"--{name} must lie in [{low}, {high}), got {value}")
+                raise DataError(f"--{name} must be in [{low}, {high}), got {value}")
             if low is not None and not low <= value < math.inf:
                 raise DataError(f"--{name} must be at least {low}, got {value}")
 
@@ -246,9 +246,9 @@ class TrainingOptions(Section):
         """Checks flags against each other. Raises a DataError if a check fails."""
         warmup = self.deep_warmup_epochs
         if warmup is not None and not 0 <= warmup <= self.num_epochs:
-            raise DataError(f"--deep_warmup_epochs must lie between 0 and --num_epochs {self.num_epochs}, got {warmup}")
+            raise DataError(f"--deep_warmup_epochs must be between 0 and --num_epochs {self.num_epochs}, got {warmup}")
         if self.amp_dtype != "auto" and not self.amp:
-            raise DataError(f"--amp_dtype {self.amp_dtype} does nothing without --amp: add --amp")
+            raise DataError(f"--amp_dtype {self.amp_dtype} has no effect without --amp: add --amp")
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -280,7 +280,7 @@ def parse_interval(name: str, text: str) -> Interval:
     """
     found = _INTERVAL.fullmatch(text)
     if found is None:
-        raise DataError(f"--{name} takes a number of steps, or seconds, minutes or hours as 90s, 10m, 2h; got {text!r}")
+        raise DataError(f"--{name} expects a number of steps, or a time such as 90s, 10m or 2h; got {text!r}")
     number, unit = int(found[1]), found[2]
     return Interval(seconds=number * _UNITS[unit]) if unit else Interval(steps=number)
 
@@ -334,8 +334,8 @@ class RunOptions(Section):
         """Checks flags against each other. Raises a DataError if a check fails."""
         if self.benchmark and self.benchmark_warmup_steps >= self.benchmark_steps:
             raise DataError(
-                f"--benchmark_warmup_steps {self.benchmark_warmup_steps} leaves nothing of --benchmark_steps "
-                f"{self.benchmark_steps} to measure; make the second larger"
+                f"--benchmark_warmup_steps {self.benchmark_warmup_steps} leaves no steps of --benchmark_steps "
+                f"{self.benchmark_steps} to measure; raise --benchmark_steps"
             )
         if self.num_auc_thresholds < 0 or self.num_auc_thresholds == 1:
             raise DataError(f"--num_auc_thresholds must be 0 (exact) or at least 2, got {self.num_auc_thresholds}")
@@ -361,11 +361,11 @@ class RunOptions(Section):
         if file is None:
             return
         if workers == 1:
-            raise DataError("--horovod_timeline needs several workers, and this is one; start it with horovodrun -np N")
+            raise DataError("--horovod_timeline needs several workers; start the job with horovodrun -np N")
         if announced is not None and announced != str(file):
             raise DataError(
                 f"--horovod_timeline {file} contradicts {TIMELINE_VARIABLE}={announced} of the environment (horovodrun "
-                "--timeline-filename sets it); leave one of them out"
+                "--timeline-filename sets it); remove one of them"
             )
 
     @property

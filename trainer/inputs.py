@@ -247,7 +247,7 @@ def _check_encoders(spec: FeatureSpec, *, allow_outside_paths: bool) -> tuple[st
     folder = spec.folder / ENCODERS_FOLDER
     if workflow_files(spec.folder, allow_outside_paths=allow_outside_paths) or not folder.exists():
         return ()
-    return (f"{folder} has no manifest as `prepare` writes it: nothing of it becomes part of the model",)
+    return (f"{folder} has no manifest written by `prepare`, so it is not included in the model",)
 
 
 def checks_labels(config: Options) -> bool:
@@ -270,7 +270,7 @@ def check_labels(config: Options, spec: FeatureSpec) -> tuple[str, ...]:
         return labels.problems + labels.warnings
     if labels.problems:
         lines = (f"the labels of mapping {mapping!r} do not fit their tasks:", *labels.problems)
-        raise DataError("\n  ".join(lines) + "\nFix this, or train all the same with --allow_degenerate_labels.")
+        raise DataError("\n  ".join(lines) + "\nFix this, or train anyway with --allow_degenerate_labels.")
     return labels.warnings
 
 

@@ -26,11 +26,11 @@ def check_predictions_path(path: Path) -> None:
         DataError: `path` is a folder, or its folder does not exist or cannot be written.
     """
     if path.is_dir():
-        raise DataError(f"{path}: this is a folder, and the predictions go to a file; write {path / 'out.parquet'}")
+        raise DataError(f"{path}: is a folder; expected a file, such as {path / 'out.parquet'}")
     if not path.parent.is_dir():
-        raise DataError(f"{path}: there is no folder {path.parent}; create it with `mkdir -p {path.parent}`")
+        raise DataError(f"{path}: the folder {path.parent} does not exist; create it with `mkdir -p {path.parent}`")
     if not os.access(path.parent, os.W_OK):
-        raise DataError(f"{path}: the folder {path.parent} cannot be written; name another one")
+        raise DataError(f"{path}: the folder {path.parent} is not writable; choose another one")
 
 
 def is_predictions(path: Path) -> bool:

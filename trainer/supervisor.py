@@ -71,7 +71,7 @@ def outcome_of(workers: Mapping[int, WorkerState], gone: Collection[int], launch
             return Outcome(state.code if state.code in (HANG, STOPPED) else FAILURE, _told(state))
     if gone:
         names = ", ".join(f"worker {rank}" for rank in sorted(gone))
-        return Outcome(FAILURE, f"{names} ended without a word (killed, or crashed)")
+        return Outcome(FAILURE, f"{names} ended without a record (killed, or crashed)")
     if failures:
         return Outcome(FAILURE, _told(failures[0]))
     if ends and len(ends) == ends[0].size:
@@ -86,8 +86,8 @@ def _told(state: WorkerState) -> str:
 def _of_launcher(code: int | None) -> Outcome:
     if code is None:
         return Outcome(FAILURE, "the command had to be killed")
-    told = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-    return Outcome(code if code in FINAL or code == HANG else FAILURE, f"the command {told}")
+    end = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    return Outcome(code if code in FINAL or code == HANG else FAILURE, f"the command {end}")
 
 
 class Restarts:
@@ -360,10 +360,10 @@ class Supervisor:
         try:
             lock = until_the_end.enter_context(RunLock(self.results_dir, say, PATIENCE_WITH_LEFT, RESULTS_DIR))
         except DataError as error:
-            say(f"nothing keeps another supervisor out: {error}")
+            say(f"cannot keep another supervisor out: {error}")
             return None
         if lock.descriptor is not None and (left := kill_last_job(self.results_dir)):
-            say(f"these processes of an earlier supervisor would not die: {left}")
+            say(f"these processes of an earlier supervisor could not be killed: {left}")
         return lock.descriptor
 
     def _supervise(self) -> int:
@@ -390,13 +390,13 @@ class Supervisor:
         job = Job(command, self.results_dir, self._lock)
         try:
             if not job.has_records:
-                say(f"{self.results_dir} cannot be written: only the exit code of the command tells how workers end")
+                say(f"{self.results_dir} cannot be written: only the exit code of the command shows how workers end")
             self._note("started", restart=self._restarts.made, step=_step(start), command=command)
             self._look_after(job)
             return job.finish()
         finally:
             if left := job.kill():
-                say(f"these processes would not die: {left}")
+                say(f"these processes could not be killed: {left}")
 
     def _command_from(self, has_new: bool) -> list[str]:
         """Returns the command with the flags needed to resume.
@@ -439,14 +439,12 @@ class Supervisor:
             self._passed_on_at = now
             name = signal.Signals(self._requests[0]).name
             if not job.workers:
-                raise Interrupted(STOPPED, f"{name} ended the job at once, as no worker had begun")
+                raise Interrupted(STOPPED, f"{name} ended the job at once, as no worker had started")
             rank = job.ask_to_stop()
             if rank is None:
-                say(f"{name}: no worker runs on this host that could be told to stop; waiting for the job's end")
+                say(f"{name}: no worker runs on this host that could be asked to stop; waiting for the job's end")
             else:
-                say(
-                    f"{name}: told worker {rank} to stop; all workers agree on a step and save. Again ends them at once"
-                )
+                say(f"{name}: asked worker {rank} to stop; all workers save at one step. A second signal kills them")
         if self._passed_on_at is not None and now > self._passed_on_at + (self.grace_seconds or math.inf):
             raise Interrupted(128 + self._requests[0], "the job had not ended within --grace_seconds of the signal")
 

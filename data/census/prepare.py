@@ -148,10 +148,10 @@ def columns_of(group: int, exclude: tuple[str, ...] = ()) -> Columns:
     names = [name for name in COLUMNS if name not in {WEIGHT, *(label.column for label in labels)}]
     for name in exclude:
         if name not in names:
-            raise DataError(f"--exclude {name}: is no feature of group {group}; those are {', '.join(names)}")
+            raise DataError(f"--exclude {name}: is not a feature of group {group}; its features are {', '.join(names)}")
     kept = [name for name in names if name not in exclude]
     if not kept:
-        raise DataError("--exclude: no feature is left; exclude fewer")
+        raise DataError("--exclude: no features are left; exclude fewer columns")
     return Columns(tuple(feature for name in kept for feature in _features(name)), labels)
 
 

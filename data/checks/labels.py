@@ -188,7 +188,7 @@ def _constant(statistics: LabelStatistics, reader: ParquetReader, mapping: str) 
         what = f"is always {statistics.least:g} {where} "
     return (
         f"{label.name}: {what}of mapping {mapping!r} ({reader.location(label.name, 0).path}, ...); "
-        "check how it was made, or remove it from channel_spec.label"
+        "check how it was computed, or remove it from channel_spec.label"
     )
 
 

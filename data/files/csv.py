@@ -388,7 +388,7 @@ def check_can_write(chunk: Chunk, folder: Path, rows: int) -> None:
         # Resolved because in "missing/../file", the folder "missing" is only created later.
         if os.path.lexists(path.parent.resolve() / path.name):
             raise DataError(
-                f"{folder / file}: exists already, and is not overwritten; choose another folder, or delete it"
+                f"{folder / file}: already exists and is not overwritten; choose another folder, or delete it"
             )
     if rows < len(chunk.files):
         raise DataError(

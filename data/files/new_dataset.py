@@ -112,11 +112,13 @@ def _text(path: Path) -> str:
 
 def _check_holds_no_dataset(folder: Path, spec_file: str) -> None:
     if os.path.lexists(folder / spec_file):
-        raise DataError(f"{folder}: holds a dataset already ({spec_file}); choose another folder, or delete that one")
+        raise DataError(
+            f"{folder}: already contains a dataset ({spec_file}); choose another folder, or delete that one"
+        )
     parts = sorted(folder.glob("*.parquet"))
     if parts:
         raise DataError(
-            f"{folder}: holds {len(parts)} parquet files already ({parts[0].name}, ...), and datasets are not "
+            f"{folder}: already contains {len(parts)} parquet files ({parts[0].name}, ...), and datasets are not "
             "mixed; choose another folder, or delete them"
         )
 
@@ -130,7 +132,7 @@ def _check_free(folder: Path, names: Sequence[str]) -> None:
 def _publish(draft: Path, folder: Path, spec_file: str) -> None:
     """Moves the content of a draft to `folder`, undoing the moves if one fails."""
     if not (draft / spec_file).is_file():
-        raise DataError(f"{folder}: the dataset was written without its {spec_file}, and was removed")
+        raise DataError(f"{folder}: the dataset lost its {spec_file} while it was written, and was removed")
     entries = sorted(entry.name for entry in draft.iterdir() if entry.name not in (spec_file, DRAFT_MARKER))
     _check_free(folder, [*entries, spec_file])
     # Everything, the journal included, reaches the disk before the first move; the specification follows all others.

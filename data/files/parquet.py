@@ -208,7 +208,7 @@ class DatasetWriter:
         columns = list(rows.columns if isinstance(rows, pd.DataFrame) else rows.column_names)
         missing = [name for name in self._schema.names if name not in columns]
         if missing:
-            raise DataError(f"{self._mapping}: columns {missing} are missing, there are {columns}")
+            raise DataError(f"{self._mapping}: columns {missing} are missing; found {columns}")
         try:
             if isinstance(rows, pd.DataFrame):
                 return pa.Table.from_pandas(rows, self._schema, preserve_index=False).replace_schema_metadata(None)
@@ -242,7 +242,7 @@ class DatasetWriter:
 
     def _finish(self) -> None:
         if self.rows == 0:
-            raise DataError(f"{self._mapping}: there are no rows to write; a mapping needs at least one")
+            raise DataError(f"{self._mapping}: no rows to write; a mapping needs at least one")
         if self._pending.num_rows:
             self._write_row_group(self._pending.num_rows)
         self._close_file()

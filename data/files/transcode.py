@@ -84,8 +84,8 @@ def _check_is_csv(spec: FeatureSpec, spec_path: Path) -> None:
         for index, chunk in enumerate(chunks):
             if chunk.type != "csv":
                 raise DataError(
-                    f"{spec_path}: source_spec.{mapping}[{index}] is of type {chunk.type}, and only csv is transcoded; "
-                    "a parquet dataset can be trained on as it is"
+                    f"{spec_path}: source_spec.{mapping}[{index}] has type {chunk.type}; only csv is transcoded, "
+                    "and parquet can be trained on as it is"
                 )
 
 

@@ -74,8 +74,8 @@ def main(argv: list[str] | None = None) -> int:
         "given a visit and spend given a conversion, with its feature specification.",
     )
     add = parser.add_argument
-    add("--test_fraction", type=float, default=0.2, help="share of the rows, on average")
-    add("--validation_fraction", type=float, default=0.0, help="share of the rows for a mapping `valid`, on average")
+    add("--test_fraction", type=float, default=0.2, help="expected fraction of the rows")
+    add("--validation_fraction", type=float, default=0.0, help="expected fraction of the rows for a mapping `valid`")
     return run_prepare("hillstrom", prepare, parser.parse(argv))
 
 

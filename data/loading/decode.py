@@ -105,7 +105,7 @@ class Location(NamedTuple):
     first_row: int
 
 
-def refuse_nulls(
+def reject_nulls(
     column: BatchColumn, array: pa.Array, location: Location, row_of: Callable[[int], int] = lambda index: index
 ) -> None:
     """Raise a DataError if there are nulls, naming the row of the first one.
@@ -149,13 +149,13 @@ def usable_values(
     # Only integral ids may be replaced: NaN or 1.5 is damage, not an unseen id.
     is_id = column.field in ("onehot", "multihot")
     whole = is_id & np.isfinite(values[wrong]) & (values[wrong] == np.floor(values[wrong]))
-    refused = wrong if column.oov_policy == "error" else wrong[~whole]
-    if len(refused):
+    rejected = wrong if column.oov_policy == "error" else wrong[~whole]
+    if len(rejected):
         can_replace = column.oov_policy == "error" and whole.all()
         fix = "to replace such ids, pass --oov_policy clip or drop to main.py; " if can_replace else ""
         raise DataError(
-            f"{location.path}, row group {location.row_group}: column {column.name!r} has {len(refused)} unusable "
-            f"values, the first {values[refused[0]].item()} in row {location.first_row + row_of(int(refused[0]))} of "
+            f"{location.path}, row group {location.row_group}: column {column.name!r} has {len(rejected)} unusable "
+            f"values, the first {values[rejected[0]].item()} in row {location.first_row + row_of(int(rejected[0]))} of "
             f"the file; expected {column.expected}. {fix}check_dataset.py lists them all."
         )
     return np.clip(values, column.domain.low, column.domain.high), wrong
@@ -247,19 +247,19 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 def _decode_numbers(column: BatchColumn, array: pa.Array, location: Location) -> tuple[np.ndarray, np.ndarray]:
     """Return the [rows] values and the [replaced] int64 rows of those that were replaced."""
     if not column.domain.may_miss:
-        refuse_nulls(column, array, location)
+        reject_nulls(column, array, location)
     return usable_values(column, as_numbers(array).to_numpy(zero_copy_only=False), location)
 
 
 def _decode_extra(column: BatchColumn, array: pa.Array, location: Location) -> np.ndarray:
     if not is_text(array.type):
-        refuse_nulls(column, array, location)
+        reject_nulls(column, array, location)
     return array.to_numpy(zero_copy_only=False)
 
 
 def _decode_lists(column: BatchColumn, array: pa.Array, location: Location) -> tuple[_ListColumn, np.ndarray]:
     """Return the lists and the [replaced] int64 row of each id that was replaced."""
-    refuse_nulls(column, array, location)
+    reject_nulls(column, array, location)
     if pa.types.is_fixed_size_list(array.type):
         offsets = np.arange(len(array) + 1) * array.type.list_size
         items = array.flatten()
@@ -272,7 +272,7 @@ def _decode_lists(column: BatchColumn, array: pa.Array, location: Location) -> t
     def row_of(item: int) -> int:
         return int(np.searchsorted(offsets, item, side="right")) - 1
 
-    refuse_nulls(column, items, location, row_of)
+    reject_nulls(column, items, location, row_of)
     ids, replaced = usable_values(column, items.to_numpy(), location, row_of)
     return _ListColumn(column.slot, column.width, ids, offsets), np.searchsorted(offsets, replaced, side="right") - 1
 

@@ -270,7 +270,7 @@ class ParquetLoader:
             cause = f"row group {location.row_group} of {location.path} has {rows:,} rows"
             fix = "write the file again with about 65,536 rows in each row group"
         else:
-            cause, fix = f"a row takes {row_bytes:,} bytes", "take fewer features, or more workers on more hosts"
+            cause, fix = f"a row takes {row_bytes:,} bytes", "use fewer features, or more workers on more hosts"
         what = f"{self._spec_folder}: reading mapping {self._mapping!r}, in which {cause},"
         check_fits(windows + batches + self._reader.row_group_bytes, what, fix)
 

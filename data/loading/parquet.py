@@ -110,13 +110,13 @@ class ParquetFile:
                 raise LostInputError(f"{where}: can no longer be read ({_first_line(error)})") from error
             if isinstance(error, MemoryError):
                 raise DataError(
-                    f"{where}: does not fit into memory; write the file again, in smaller row groups"
+                    f"{where}: does not fit into memory; rewrite the file with smaller row groups"
                 ) from error
             raise DataError(
                 f"{where}: cannot be decoded ({_first_line(error)}): the file is damaged; restore it, or write it again"
             ) from error
         if table.num_rows != self.metadata.row_group(row_group).num_rows:
-            raise DataError(f"{where}: holds other rows than its footer says; write it again")
+            raise DataError(f"{where}: its rows differ from its footer; write it again")
         return table
 
 
@@ -201,7 +201,7 @@ def row_group_rows(metadata: pq.FileMetaData) -> list[int]:
     if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
         raise ValueError("its row groups do not add up")
     if max(rows, default=0) > MOST_ROWS:
-        raise ValueError(f"a row group of {max(rows):,} rows, and {MOST_ROWS:,} are the most")
+        raise ValueError(f"a row group of {max(rows):,} rows; expected at most {MOST_ROWS:,}")
     return rows
 
 
@@ -518,12 +518,10 @@ def _stored_type(files: Sequence[ParquetFile], name: str) -> pa.DataType:
     for file in files:
         if file.schema.names.count(name) != 1:
             raise DataError(
-                f"{file.path}: column {name!r} must be there once; the file has {', '.join(file.schema.names)}"
+                f"{file.path}: column {name!r} must occur once; the file has {', '.join(file.schema.names)}"
             )
         types.setdefault(file.schema.field(name).type, file)
     if len(types) > 1:
         found = ", ".join(f"{kind} in {file.path}" for kind, file in types.items())
-        raise DataError(
-            f"column {name!r} is stored as {found}; a column that is kept has one type: write the files again"
-        )
+        raise DataError(f"column {name!r} is stored as {found}; a kept column must have one type: rewrite the files")
     return next(iter(types))

@@ -66,7 +66,7 @@ def read_movielens(folder: Path) -> pd.DataFrame:
     movies = _read(folder, "movies", (MOVIES_100K if is_100k else MOVIES_1M,))
 
     user, movie, rating = (ratings.whole_numbers(name) for name in ("user_id", "movie_id", "rating"))
-    ratings.refuse((rating < 1) | (rating > 5), "rating", "1 to 5")
+    ratings.reject((rating < 1) | (rating > 5), "rating", "1 to 5")
     order = np.lexsort((movie, user))
     _check_rated_once(ratings, user[order], movie[order], order)
     user_rows = _rows_of(users, "user_id", ratings, user)[order]
@@ -113,9 +113,9 @@ def _check_rated_once(ratings: TextTable, user: np.ndarray, movie: np.ndarray, o
 def _rows_of(table: TextTable, key: str, ratings: TextTable, wanted: np.ndarray) -> np.ndarray:
     """Return the row of `table` for each of the wanted ids, which come from the ratings."""
     keys = pd.Index(table.whole_numbers(key))
-    table.refuse(keys.duplicated(), key, "an id that no line above has")
+    table.reject(keys.duplicated(), key, "an id that no line above has")
     rows = keys.get_indexer(wanted)
-    ratings.refuse(rows < 0, key, f"one that {table.path.name} lists")
+    ratings.reject(rows < 0, key, f"one that {table.path.name} lists")
     return rows
 
 
@@ -145,7 +145,7 @@ def _flagged_genres(movies: TextTable) -> list[list[str]]:
     flags = []
     for genre in GENRES_100K:
         flag = movies.whole_numbers(genre)
-        movies.refuse(flag > 1, genre, "0 or 1")
+        movies.reject(flag > 1, genre, "0 or 1")
         flags.append(flag == 1)
     names = np.array(GENRES_100K, object)
     return [names[row].tolist() for row in np.stack(flags, axis=1)]
@@ -156,7 +156,7 @@ def _optional_whole_numbers(table: TextTable, column: str) -> np.ndarray:
     texts = table.optional_texts(column)
     missing = np.array([text is None for text in texts])
     wrong = np.array([text is not None and not (text.isascii() and text.isdigit()) for text in texts])
-    table.refuse(wrong, column, "a whole number, or nothing")
+    table.reject(wrong, column, "a whole number, or nothing")
     numbers = np.where(missing, np.nan, np.where(missing, "0", texts).astype(np.float64))
     return numbers if missing.any() else numbers.astype(np.int64)
 

@@ -24,8 +24,8 @@ class Category:
 
     Attributes:
         name: name of the feature.
-        is_code: whether the values are non-negative integers rather than texts.
-        null: text that marks an unknown value; None if every line must have a value.
+        is_code: whether the values are non-negative integers rather than strings.
+        null: string that marks an unknown value; None if every line must have a value.
         column: name of the raw column, if it differs from `name`.
     """
 
@@ -40,13 +40,13 @@ class Category:
         return self.column or self.name
 
     def read(self, table: TextTable) -> pa.Array:
-        """Parse the cells to texts or int64; to float64 if a code may be null, so that all blocks share one type."""
+        """Parse the cells to strings or int64; to float64 if a code may be null, so that all blocks share one type."""
         texts, known = _cells(table, self.source, self.null)
         if not self.is_code:
-            table.refuse(_flags(pc.and_(known, pc.equal(texts, ""))), self.source, _or_null("a text", self.null))
+            table.reject(_flags(pc.and_(known, pc.equal(texts, ""))), self.source, _or_null("a string", self.null))
             return pc.if_else(known, texts, None)
         code = _or_null("a whole number of at most 15 digits", self.null)
-        _refuse_unlike(table, self.source, texts, known, CODE, code)
+        _reject_unlike(table, self.source, texts, known, CODE, code)
         codes = pc.cast(pc.if_else(known, texts, None), pa.int64())
         return codes if self.null is None else pc.cast(codes, pa.float64())
 
@@ -58,7 +58,7 @@ class Number:
     Attributes:
         name: name of the raw column and of the feature.
         log: whether to apply log(1 + number) first, which requires non-negative numbers.
-        null: text that marks an unknown value, which the training median replaces; None if every line must have one.
+        null: string that marks an unknown value, which the training median replaces; None if every line must have one.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Label:
     Attributes:
         name: name of the label.
         column: name of the raw column.
-        values: label of each text that the column may contain; None if it contains non-negative numbers.
+        values: label of each string that the column may contain; None if it contains non-negative numbers.
         given: name of the binary label whose positives form the sample space; where that is 0, this label must be 0.
     """
 
@@ -100,7 +100,7 @@ class Label:
             return _numbers(table, self.column, texts, known, "a number of at least 0", least=0.0)
         allowed = pa.array(list(self.values), pa.string())
         codes = pc.index_in(texts, allowed)
-        table.refuse(_flags(pc.is_null(codes)), self.column, "one of " + ", ".join(map(repr, self.values)))
+        table.reject(_flags(pc.is_null(codes)), self.column, "one of " + ", ".join(map(repr, self.values)))
         return pc.take(pa.array(list(self.values.values()), pa.float64()), codes)
 
 
@@ -160,7 +160,7 @@ class Columns:
         for label in self.labels:
             if label.given is not None:
                 outside = pc.and_(pc.not_equal(cells[label.name], 0), pc.equal(cells[label.given], 0))
-                table.refuse(_flags(outside), label.column, f"0 where {label.given} is 0")
+                table.reject(_flags(outside), label.column, f"0 where {label.given} is 0")
         return pa.table(cells)
 
     def specified(self, encoders: Mapping[str, Encoder]) -> tuple[dict[str, Feature], dict[str, tuple[str, ...]]]:
@@ -180,7 +180,7 @@ class Columns:
 
 
 def _cells(table: TextTable, column: str, null: str | None) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """Return a column's texts without surrounding whitespace, and whether each is known; neither contains nulls."""
+    """Return a column's strings without surrounding whitespace, and whether each is known; neither contains nulls."""
     texts = pc.utf8_trim_whitespace(table.texts.column(column))
     known = pc.is_valid(texts) if null is None else pc.not_equal(texts, null)
     return texts, known
@@ -194,20 +194,20 @@ def _numbers(
     expected: str,
     least: float | None,
 ) -> pa.ChunkedArray:
-    _refuse_unlike(table, column, texts, known, DECIMAL, expected)
+    _reject_unlike(table, column, texts, known, DECIMAL, expected)
     numbers = pc.cast(pc.if_else(known, texts, None), pa.float64())
     wrong = pc.invert(pc.is_finite(numbers))
     if least is not None:
         wrong = pc.or_(wrong, pc.less(numbers, least))
-    table.refuse(_flags(pc.fill_null(wrong, False)), column, expected)
+    table.reject(_flags(pc.fill_null(wrong, False)), column, expected)
     return numbers
 
 
-def _refuse_unlike(
+def _reject_unlike(
     table: TextTable, column: str, texts: pa.ChunkedArray, known: pa.ChunkedArray, pattern: str, expected: str
 ) -> None:
     wrong = pc.and_(known, pc.invert(pc.match_substring_regex(texts, pattern)))
-    table.refuse(_flags(wrong), column, expected)
+    table.reject(_flags(wrong), column, expected)
 
 
 def _or_null(expected: str, null: str | None) -> str:

@@ -37,7 +37,7 @@ def save_encoders(encoders: Mapping[str, Encoder], folder: Path) -> None:
         StorageError: if the folder cannot be written.
     """
     if os.path.lexists(folder):
-        raise DataError(f"{folder}: exists already; encoders are saved into a new folder")
+        raise DataError(f"{folder}: already exists; choose a new folder for the encoders")
     files: dict[str, Content] = {}
     settings = {feature: _settings(feature, encoder, files) for feature, encoder in encoders.items()}
     files[SETTINGS_FILE] = {"version": VERSION, "hash": HASH, "features": settings}
@@ -61,9 +61,9 @@ def load_encoders(folder: Path) -> dict[str, Encoder]:
         files = {name: stored.read_file(name) for name in stored.files}
         return {feature: _encoder(entry, files) for feature, entry in settings["features"].items()}
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
-        raise DataError(f"{folder}: does not hold encoders as this program writes them: {error!r}; {FIX}") from error
+        raise DataError(f"{folder}: does not contain valid encoders of this program: {error!r}; {FIX}") from error
     except (pa.ArrowException, StorageError) as error:
-        raise DataError(f"{folder}: does not hold encoders as this program writes them: {error}; {FIX}") from error
+        raise DataError(f"{folder}: does not contain valid encoders of this program: {error}; {FIX}") from error
 
 
 def _settings(feature: str, encoder: Encoder, files: dict[str, Content]) -> dict[str, Any]:

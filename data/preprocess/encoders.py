@@ -25,7 +25,7 @@ class Vocabulary:
 
     Attributes:
         column: name of the raw column.
-        values: [size] int64 values or texts by descending count; values[i] has the id 2 + oov_buckets + i.
+        values: [size] int64 values or strings by descending count; values[i] has the id 2 + oov_buckets + i.
         counts: [size] int64 occurrences of each value in the training data.
         oov_buckets: number of ids shared by values unseen in training, at least 1.
         is_list: whether a raw value is a list of values (multi-hot).
@@ -93,7 +93,7 @@ class Vocabulary:
         """Return the ids of raw values: [n] int64, or [n] int64 arrays for a list feature (empty for null).
 
         Raises:
-            DataError: if the values are texts where the training data had integers, or vice versa.
+            DataError: if the values are strings where the training data had integers, or vice versa.
         """
         return _encode_lists(self.column, self.encode_flat, values) if self.is_list else self.encode_flat(values)
 
@@ -141,7 +141,7 @@ class HashedRanks:
 
     Attributes:
         column: name of the raw column.
-        values: [size] int64 values or texts by descending count.
+        values: [size] int64 values or strings by descending count.
         num_buckets: number of ids, all in [0, num_buckets). Unseen values and null have the bucket of hash(0).
     """
 

@@ -40,16 +40,16 @@ def mix(words: np.ndarray) -> np.ndarray:
 
 
 def hash_values(values: Values) -> np.ndarray:
-    """Hash integers or texts.
+    """Hash integers or strings.
 
     Args:
-        values: [n] integers or texts.
+        values: [n] integers or strings.
 
     Returns:
         [n] uint64 hashes.
 
     Raises:
-        TypeError: if the values are neither all integers nor all texts; floats and nulls cannot be hashed.
+        TypeError: if the values are neither all integers nor all strings; floats and nulls cannot be hashed.
     """
     array = np.asarray(values)
     if not len(array):
@@ -66,7 +66,7 @@ def hash_rows(*keys: int | Values) -> np.ndarray:
     """Hash the rows of several columns.
 
     Args:
-        *keys: columns of [n] integers or texts, whose order matters; a plain integer, such as a seed, is broadcast.
+        *keys: columns of [n] integers or strings, whose order matters; a plain integer, such as a seed, is broadcast.
 
     Returns:
         [n] uint64 hashes.
@@ -85,18 +85,18 @@ def buckets(hashes: np.ndarray, num_buckets: int) -> np.ndarray:
 
 def _as_texts(array: np.ndarray) -> pa.LargeStringArray:
     if array.dtype != object:
-        raise TypeError(f"only integers and texts have a hash, got values of type {array.dtype}")
+        raise TypeError(f"only integers and strings have a hash, got values of type {array.dtype}")
     try:
         texts = pa.array(array, type=pa.large_string())
     except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
-        raise TypeError(f"only integers and texts have a hash: {error}") from error
+        raise TypeError(f"only integers and strings have a hash: {error}") from error
     if texts.null_count:
         raise TypeError(f"{texts.null_count} of {len(texts)} values are null, and nulls have no hash")
     return texts
 
 
 def _fnv1a(texts: pa.LargeStringArray) -> np.ndarray:
-    """Return the FNV-1a hashes of UTF-8 texts, vectorized over texts: one NumPy pass per byte position."""
+    """Return the FNV-1a hashes of UTF-8 strings, vectorized over strings: one NumPy pass per byte position."""
     _, offset_buffer, byte_buffer = texts.buffers()
     hashes = np.full(len(texts), FNV_START)
     if byte_buffer is None:
@@ -104,7 +104,7 @@ def _fnv1a(texts: pa.LargeStringArray) -> np.ndarray:
     offsets = np.frombuffer(offset_buffer, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     text_bytes = np.frombuffer(byte_buffer, np.uint8)
     starts, lengths = offsets[:-1], np.diff(offsets)
-    # By descending length, so that the texts with a byte at `position` are a prefix.
+    # By descending length, so that the strings with a byte at `position` are a prefix.
     longest_first = np.argsort(-lengths, kind="stable")
     ascending = np.sort(lengths)
     for position in range(int(ascending[-1])):

@@ -6,9 +6,9 @@ The same rules apply to raw values from data frames, files and requests:
 - integer: an integral number of any type that fits int64. 1, 1.0, True, Decimal("1.00") and np.uint8(1) are equal, and
   -0.0 is 0. A float must be below the first number whose neighbor its type cannot represent (2**53 for float64,
   2**24 for float32), since above it the intended integer is ambiguous.
-- text: any str that UTF-8 can encode, compared by code point without normalization: "1" is not an integer.
+- string: any str that UTF-8 can encode, compared by code point without normalization: "1" is not an integer.
 
-A column holds integers or texts, not both; everything else is rejected. Categorical and Arrow-backed columns are
+A column holds integers or strings, not both; everything else is rejected. Categorical and Arrow-backed columns are
 treated by their values.
 """
 
@@ -30,15 +30,15 @@ from data.errors import DataError, shown
 
 INT64 = np.iinfo(np.int64)
 FLOAT64_DIGITS = 53
-TO_TEXTS = "convert the column to texts, as with .astype(str)"
+TO_STRINGS = "convert the column to strings, as with .astype(str)"
 SET_FIX = "a set has no order; make a list of it, as with .map(sorted)"
-# How to fix values that are neither integers nor texts, by type; shown in error messages.
+# How to fix values that are neither integers nor strings, by type; shown in error messages.
 FIXES: list[tuple[tuple[type, ...], str]] = [
-    ((float, np.floating, Decimal), "round it, or convert the column to texts"),
+    ((float, np.floating, Decimal), "round it, or convert the column to strings"),
     ((bytes,), "decode it, as with .str.decode('utf-8')"),
     (
         (datetime.date, datetime.time, datetime.timedelta, np.datetime64, np.timedelta64, pd.Period),
-        "make a number or a text of it, as with .dt.year or .astype(str)",
+        "convert it to a number or a string, as with .dt.year or .astype(str)",
     ),
     ((set, frozenset), SET_FIX),
     ((list, tuple, np.ndarray), "expected one value per row; a multi-hot column has a flat list in every row"),
@@ -56,7 +56,7 @@ class KeyIndex:
 
     Attributes:
         column: name of the raw column, for messages.
-        keys: [size] distinct keys without nulls, int64 or object (texts).
+        keys: [size] distinct keys without nulls, int64 or object (strings).
     """
 
     column: str
@@ -71,7 +71,7 @@ class KeyIndex:
             positions: [distinct] index of each distinct value into `keys`, -1 if it is unknown.
 
         Raises:
-            DataError: if the values are not valid keys, or are texts where the keys are integers or vice versa.
+            DataError: if the values are not valid keys, or are strings where the keys are integers or vice versa.
         """
         known, found = known_keys(self.column, values)
         codes = np.full(len(known), -1)
@@ -96,7 +96,7 @@ class KeyTable:
     """A number per key, fitted on training data, such as a count or the mean of a label.
 
     Attributes:
-        keys: [size] int64 keys or texts, ascending.
+        keys: [size] int64 keys or strings, ascending.
         numbers: [size] float64 number of each key.
         default: number for null and for keys that are not in the table.
     """
@@ -117,10 +117,10 @@ def known_keys(column: str, values: Values) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         known: [n] bool, whether each value is not null.
-        keys: [known] keys of these values, int64 or object (texts).
+        keys: [known] keys of these values, int64 or object (strings).
 
     Raises:
-        DataError: if a value is neither an integer nor a text, or if there are both.
+        DataError: if a value is neither an integer nor a string, or if there are both.
     """
     array = _one_column(column, values)
     known = ~pd.isna(array)
@@ -128,10 +128,10 @@ def known_keys(column: str, values: Values) -> tuple[np.ndarray, np.ndarray]:
 
 
 def as_keys(column: str, values: Values) -> np.ndarray:
-    """Return values as [n] keys, int64 or object (texts).
+    """Return values as [n] keys, int64 or object (strings).
 
     Raises:
-        DataError: if a value is null or neither an integer nor a text, or if there are both.
+        DataError: if a value is null or neither an integer nor a string, or if there are both.
     """
     known, keys = known_keys(column, values)
     if not known.all():
@@ -143,7 +143,7 @@ def distinct_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Factorize keys: [n] int64 indices into the distinct keys, and these in order of appearance."""
     if keys.dtype != object:
         return pd.factorize(keys)
-    # Not pd.factorize, which truncates texts at their first NUL.
+    # Not pd.factorize, which truncates strings at their first NUL.
     encoded = pa.array(keys, pa.large_string()).dictionary_encode()
     return encoded.indices.to_numpy(), encoded.dictionary.to_numpy(zero_copy_only=False)
 
@@ -160,7 +160,7 @@ def as_numbers(column: str, values: Values) -> np.ndarray:
     present = array[known]
     if not _are_numbers(present):
         wrong = next(value for value in present if not _is_number(value))
-        fix = "pd.to_numeric reads numbers from texts" if isinstance(wrong, str) else "make a number of it"
+        fix = "pd.to_numeric reads numbers from strings" if isinstance(wrong, str) else "make a number of it"
         raise DataError(f"column {column!r} is numerical and holds {_shown(wrong)}; {fix}")
     try:
         numbers[known] = present.astype(np.float64)
@@ -217,7 +217,7 @@ def _one_column(column: str, values: Values) -> np.ndarray:
 
 
 def _keys(column: str, values: np.ndarray) -> np.ndarray:
-    """Convert values without nulls to int64 or object (texts) keys."""
+    """Convert values without nulls to int64 or object (strings) keys."""
     if not len(values):
         return np.empty(0, np.int64 if values.dtype.kind in "biuf" else object)
     kind = values.dtype.kind
@@ -232,7 +232,9 @@ def _keys(column: str, values: np.ndarray) -> np.ndarray:
     text = next((value for value in values if isinstance(value, str)), None)
     if text is not None:
         other = next(value for value in values if not isinstance(value, str))
-        raise DataError(f"column {column!r} holds both texts such as {_shown(text)} and {_shown(other)}; {TO_TEXTS}")
+        raise DataError(
+            f"column {column!r} holds strings such as {_shown(text)} and also {_shown(other)}; {TO_STRINGS}"
+        )
     return np.array([_integer(column, value) for value in values], np.int64)
 
 
@@ -246,16 +248,16 @@ def _are_integers(numbers: np.ndarray) -> bool:
 def _integer(column: str, value: Any) -> int:
     """Convert a value to an integer; raise a DataError if it is not an unambiguous int64 integer."""
     if not _is_whole(value):
-        fix = next((fix for types, fix in FIXES if isinstance(value, types)), TO_TEXTS)
-        raise DataError(f"column {column!r} holds {_shown(value)}, and keys are integers or texts; {fix}")
+        fix = next((fix for types, fix in FIXES if isinstance(value, types)), TO_STRINGS)
+        raise DataError(f"column {column!r} holds {_shown(value)}; expected integers or strings; {fix}")
     if isinstance(value, float | np.floating) and abs(float(value)) >= 2.0 ** _digits(np.dtype(type(value))):
         name, digits = np.dtype(type(value)).name, _digits(np.dtype(type(value)))
         raise DataError(
-            f"column {column!r} holds {value}, and {name} skips integers from 2**{digits} on; "
-            "read the column as integers or texts"
+            f"column {column!r} holds {value}; {name} cannot represent every integer from 2**{digits} on, so "
+            "read the column as integers or strings"
         )
     if not INT64.min <= int(value) <= INT64.max:
-        raise DataError(f"column {column!r} holds {_shown(int(value))}, which is outside of int64; {TO_TEXTS}")
+        raise DataError(f"column {column!r} holds {_shown(int(value))}, which is outside of int64; {TO_STRINGS}")
     return int(value)
 
 
@@ -279,8 +281,8 @@ def _texts(column: str, values: np.ndarray) -> np.ndarray:
         return pa.array(values, pa.large_string()).to_numpy(zero_copy_only=False)
     except UnicodeEncodeError as error:
         raise DataError(
-            f"column {column!r} holds {error.object!r}, which UTF-8 cannot hold (a lone surrogate); "
-            "read the texts again with their encoding"
+            f"column {column!r} holds {error.object!r}, which is not valid Unicode (a lone surrogate); "
+            "read the strings again with their encoding"
         ) from error
 
 
@@ -295,4 +297,4 @@ def _shown(value: Any) -> str:
 
 
 def _kind(keys: np.ndarray) -> str:
-    return "texts" if keys.dtype == object else "integers"
+    return "strings" if keys.dtype == object else "integers"

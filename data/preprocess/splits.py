@@ -20,7 +20,7 @@ def draw_mappings(*keys: Values, seed: int, test_fraction: float, validation_fra
     validation_fraction, else in train. The fractions therefore hold on average.
 
     Args:
-        *keys: columns of [rows] integers or texts that identify a row.
+        *keys: columns of [rows] integers or strings that identify a row.
         seed: seed of the split.
         test_fraction: expected fraction of test rows.
         validation_fraction: expected fraction of validation rows.

@@ -43,7 +43,7 @@ class TextForm:
 
 @dataclass(frozen=True)
 class TextTable:
-    """The fields of a file, or of a block of it, as texts.
+    """The fields of a file, or of a block of it, as strings.
 
     Attributes:
         path: path of the file.
@@ -63,15 +63,15 @@ class TextTable:
         """
         texts = self.texts.column(column)
         wrong = pc.invert(pc.match_substring_regex(texts, WHOLE_NUMBER)).to_numpy()
-        self.refuse(wrong, column, "a whole number")
+        self.reject(wrong, column, "a whole number")
         return pc.cast(texts, pa.int64()).to_numpy()
 
     def optional_texts(self, column: str) -> np.ndarray:
-        """Return a column as [rows] objects: texts without surrounding whitespace, None for empty cells."""
+        """Return a column as [rows] objects: strings without surrounding whitespace, None for empty cells."""
         texts = pc.utf8_trim_whitespace(self.texts.column(column))
         return pc.if_else(pc.equal(texts, ""), None, texts).to_numpy()
 
-    def refuse(self, wrong: np.ndarray, column: str, expected: str) -> None:
+    def reject(self, wrong: np.ndarray, column: str, expected: str) -> None:
         """Raise a DataError for the first row marked as wrong, if any.
 
         Args:
@@ -149,7 +149,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         with reading(path, "fetch it again") as file, gzip.open(file) if path.suffix == ".gz" else file as lines:
             yield cast(BinaryIO, lines)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: is not a whole gzip file ({error}); fetch it again") from error
+        raise DataError(f"{path}: is not a complete gzip file ({error}); download it again") from error
 
 
 def _whole_lines(file: BinaryIO, block_bytes: int) -> Iterator[bytes]:

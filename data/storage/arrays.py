@@ -74,7 +74,7 @@ class ArraySource:
             if block.dtype != dtype or block.ndim != len(shape) or block.shape[1:] != shape[1:]:
                 raise ValueError(
                     f"array {self.name!r} of shape {shape} and dtype {dtype}: "
-                    f"a block of shape {block.shape} and dtype {block.dtype} is no part of it"
+                    f"a block of shape {block.shape} and dtype {block.dtype} does not fit"
                 )
             values += block.size
             yield np.ascontiguousarray(block).reshape(-1).view(np.uint8).data

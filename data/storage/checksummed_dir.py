@@ -372,7 +372,7 @@ def check_replaceable(folder: Path) -> None:
     """
     for path in (folder, _aside(folder)):
         if path.is_symlink():
-            raise DataError(f"{path}: is a link, and a link is never replaced; remove it, or choose another folder")
+            raise DataError(f"{path}: is a link, and links are never replaced; remove it, or choose another folder")
         if path.exists() and not path.is_dir():
             raise DataError(f"{path}: is a file, but a model or checkpoint folder is written there; move it")
         if os.path.ismount(path):
@@ -525,7 +525,7 @@ def _check_room(parent: Path, manifest: Manifest) -> None:
     if disk.f_blocks and disk.f_bavail < needed:
         shortage = f"{needed * disk.f_frsize:,} bytes are needed, {free:,} are free"
     elif disk.f_files and disk.f_favail < files:
-        shortage = f"{files:,} files and folders are needed, room for {disk.f_favail:,} is left"
+        shortage = f"{files:,} files and folders are needed, space for {disk.f_favail:,} is left"
     if shortage is not None:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({shortage})")
 

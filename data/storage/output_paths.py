@@ -45,7 +45,7 @@ def check_replaceable_file(path: Path, what: str, is_ours: Callable[[Path], bool
     if not os.path.lexists(path):
         return
     if path.is_symlink():
-        raise DataError(f"{what} {path}: is a link, and a link is never replaced; remove it, or choose another path")
+        raise DataError(f"{what} {path}: is a link, and links are never replaced; remove it, or choose another path")
     if path.is_dir():
         raise DataError(f"{what} {path}: is a folder, expected a file; choose another path")
     if not path.is_file():
@@ -55,7 +55,7 @@ def check_replaceable_file(path: Path, what: str, is_ours: Callable[[Path], bool
     except OSError as error:
         raise DataError(f"{what} {path}: exists and cannot be read ({error.strerror}); choose another path") from error
     if is_kept:
-        raise DataError(f"{what} {path}: exists, and this command has not written it; move it, or choose another path")
+        raise DataError(f"{what} {path}: exists and was not written by this command; move it, or choose another path")
 
 
 class _ResolvedPath:

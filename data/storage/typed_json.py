@@ -54,7 +54,7 @@ def plain_json(value: Any, location: str) -> Any:
     if isinstance(value, dict):
         wrong = [key for key in value if not isinstance(key, str)]
         if wrong:
-            raise ValueError(f"{location} has the key {wrong[0]!r}, which is not text: JSON would turn it into text")
+            raise ValueError(f"{location} has the key {wrong[0]!r}, which is not a string: JSON would convert it")
         return {key: plain_json(item, f"{location}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain_json(item, f"{location}[{index}]") for index, item in enumerate(value)]

@@ -162,15 +162,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m data.synthetic_tasks.prepare",
         description=(
-            "Makes a parquet dataset of two regression tasks over 100 normal inputs, as related as --correlation says "
+            "Creates a parquet dataset of two regression tasks over 100 normal inputs, correlated by --correlation "
             "(Ma et al., KDD 2018, section 3.2), with its feature specification."
         ),
     )
     add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="DIR", help="folder for the dataset, made if missing")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the dataset, created if missing")
     add("--correlation", type=float, default=0.5, help="cosine of the tasks' weights, -1 to 1")
     add("--rows", type=whole_number(1), default=1_000_000, help="training rows; test has a tenth, at least 1000")
-    add("--seed", type=whole_number(0), default=0, help="of everything drawn")
+    add("--seed", type=whole_number(0), default=0, help="seed of all random numbers")
     return run_prepare("synthetic_tasks", prepare, parser.parse(argv))
 
 

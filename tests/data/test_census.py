@@ -198,7 +198,7 @@ MISTAKES = {
     "number": (0, "?", "age is '\\?', expected a number"),
     "not finite": (0, "1e999", "age is '1e999', expected a number"),
     "negative": (16, "-1", "capital_gains is ' -1', expected a number of at least 0"),
-    "empty": (10, "", "race is ' ', expected a text, or '\\?' if unknown"),
+    "empty": (10, "", "race is ' ', expected a string, or '\\?' if unknown"),
 }
 
 
@@ -225,7 +225,7 @@ def test_a_cut_line_a_cut_file_and_a_missing_one_are_named(tmp_path, capsys):
     raw = write_raw(tmp_path / "cut", ending=".gz")
     path = raw / "census-income.test.gz"
     path.write_bytes(path.read_bytes()[:-30])
-    assert "census-income.test.gz: is not a whole gzip file" in refusal(main, raw, tmp_path / "out", capsys)
+    assert "census-income.test.gz: is not a complete gzip file" in refusal(main, raw, tmp_path / "out", capsys)
     path.unlink()
     stderr = refusal(main, raw, tmp_path / "out", capsys)
     assert "the test file is missing; looked for census-income.test, each also with .gz" in stderr
@@ -236,10 +236,13 @@ def test_a_cut_line_a_cut_file_and_a_missing_one_are_named(tmp_path, capsys):
     ("flags", "message"),
     [
         (["--group", "3"], "invalid choice: 3"),
-        (["--exclude", "salary"], "--exclude salary: is no feature of group 1; those are age, class_of_worker,"),
-        (["--exclude", "income"], "--exclude income: is no feature of group 1"),
-        (["--exclude", "instance_weight"], "--exclude instance_weight: is no feature"),
-        (["--exclude", *names_of(NAMES, {7, 24, 41})], "--exclude: no feature is left"),
+        (
+            ["--exclude", "salary"],
+            "--exclude salary: is not a feature of group 1; its features are age, class_of_w",
+        ),
+        (["--exclude", "income"], "--exclude income: is not a feature of group 1"),
+        (["--exclude", "instance_weight"], "--exclude instance_weight: is not a feature"),
+        (["--exclude", *names_of(NAMES, {7, 24, 41})], "--exclude: no features are left"),
         (["--oov_buckets", "0"], "expected a whole number from 1"),
     ],
 )

@@ -86,7 +86,7 @@ def test_blocks_of_any_size_give_the_same_rows(tmp_path, columns, monkeypatch):
     assert found == [121]
 
 
-def test_a_line_that_never_ends_is_refused_before_memory_is_full(tmp_path, columns, monkeypatch):
+def test_endless_line_is_rejected_before_memory_is_full(tmp_path, columns, monkeypatch):
     monkeypatch.setattr(csv_reader, "BLOCK_BYTES", 64)
     monkeypatch.setattr(csv_reader, "MAX_LINE_BYTES", 1000)
     path = tmp_path / "a.csv"

@@ -97,7 +97,7 @@ def test_a_wide_row_is_refused_where_nothing_else_is_large(tmp_path, bounded):
 def test_row_group_of_too_many_rows(tmp_path, monkeypatch):
     monkeypatch.setattr("data.loading.parquet.MOST_ROWS", 2)
     spec, _ = write_dataset(tmp_path, [[3]])
-    assert "part_0.parquet: cannot be read as parquet (a row group of 3 rows, and 2 are the most)" in refusal(spec)
+    assert "part_0.parquet: cannot be read as parquet (a row group of 3 rows; expected at most 2)" in refusal(spec)
 
 
 @pytest.mark.parametrize("plan", [ShuffledPlan, SequentialPlan])

@@ -82,9 +82,9 @@ def test_lists_keep_their_lengths_and_a_null_list_is_empty():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([3, 4], "'colour' holds integers such as 3, but it was fitted on texts such as 'blue'"),
-        ([1.5], "'colour' holds 1.5, and keys are integers or texts"),
-        (["red", 3], "'colour' holds both texts such as 'red' and 3"),
+        ([3, 4], "'colour' holds integers such as 3, but it was fitted on strings such as 'blue'"),
+        ([1.5], "'colour' holds 1.5; expected integers or strings"),
+        (["red", 3], "'colour' holds strings such as 'red' and also 3"),
     ],
 )
 def test_values_of_another_type_name_the_column(values, message):
@@ -206,7 +206,7 @@ def test_another_hash_is_rejected(tmp_path):
 
 def test_an_existing_folder_is_left_alone(tmp_path):
     (tmp_path / "workflow").mkdir()
-    with pytest.raises(DataError, match="exists already"):
+    with pytest.raises(DataError, match="already exists; choose a new folder"):
         save_encoders(encoders(), tmp_path / "workflow")
     assert not list((tmp_path / "workflow").iterdir())
 

@@ -162,7 +162,7 @@ def test_lists_have_every_length_up_to_max_hotness(tmp_path):
 def test_existing_files_are_not_overwritten(tmp_path, capsys):
     path = write_csv_dataset(tmp_path, {"test.csv": "precious"}, document())
     assert run(path, tmp_path) == 2
-    assert f"gen_csv: {tmp_path / 'test.csv'}: exists already" in capsys.readouterr().err
+    assert f"gen_csv: {tmp_path / 'test.csv'}: already exists" in capsys.readouterr().err
     assert (tmp_path / "test.csv").read_text() == "precious"
     assert not (tmp_path / "train.csv").exists()
 

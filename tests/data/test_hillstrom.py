@@ -108,7 +108,7 @@ def test_features_and_labels_match_their_definition(dataset, mapping):
         assert rows[label].tolist() == pytest.approx([float(value) for value in expected[label]]), label
 
 
-def test_the_labels_are_a_funnel_and_every_row_is_there(dataset):
+def test_labels_are_a_funnel_and_no_row_is_missing(dataset):
     assert labels_of(dataset) == [
         ("visit", "binary", None),
         ("conversion", "binary", "visit"),
@@ -136,7 +136,7 @@ def test_reproducible_without_tensorflow(dataset, tmp_path):
     assert contents(tmp_path / "out") == contents(dataset)
 
 
-def test_without_a_validation_share_there_is_none(tmp_path):
+def test_without_a_validation_fraction_there_is_none(tmp_path):
     raw = write_raw(tmp_path / "raw")
     assert main(["--raw", str(raw), "--output", str(tmp_path / "out"), "--test_fraction", str(TEST)]) == 0
     assert not list((tmp_path / "out").glob("valid*"))

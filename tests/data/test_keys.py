@@ -86,34 +86,34 @@ def test_large_integers_are_exact_beside_nulls(column):
 )
 def test_integers_beyond_int64_are_rejected(values):
     for use in (ONE.encode, HashedIds("x", 9).encode, lambda given: Vocabulary.fit("x", given, [1] * len(given))):
-        with pytest.raises(DataError, match=r"column 'x' holds -?\d+, .*int64.*to texts, as with \.astype\(str\)"):
+        with pytest.raises(DataError, match=r"column 'x' holds -?\d+, .*int64.*to strings, as with \.astype\(str\)"):
             use(values)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.array([2**24], np.float32), r"holds 16777216.0, .*float32.*2\*\*24"),
-        ([np.float32(2**24)], r"holds 16777216.0, .*float32.*2\*\*24"),
-        (np.array([2048], np.float16), r"holds 2048.0, .*float16.*2\*\*11"),
-        ([2.0**53], r"holds 9007199254740992.0, .*float64.*2\*\*53"),
-        ([1.5], "holds 1.5, .*keys are integers or texts.*round"),
-        ([Decimal("1.5")], "holds Decimal.'1.5'., .*keys are integers or texts.*round"),
-        ([float("inf")], "holds inf, .*keys are integers or texts"),
-        ([Decimal("Infinity")], "keys are integers or texts"),
-        ([1, "1"], "holds both texts such as '1' and 1; .*astype.str"),
-        (["a", 1.0], "holds both texts such as 'a' and 1.0"),
-        ([b"a"], r"holds b'a', .*decode"),
-        (np.array([b"a"]), r"holds b'a', .*decode"),
+        (np.array([2**24], np.float32), r"holds 16777216.0; .*float32.*2\*\*24"),
+        ([np.float32(2**24)], r"holds 16777216.0; .*float32.*2\*\*24"),
+        (np.array([2048], np.float16), r"holds 2048.0; .*float16.*2\*\*11"),
+        ([2.0**53], r"holds 9007199254740992.0; .*float64.*2\*\*53"),
+        ([1.5], "holds 1.5; .*expected integers or strings.*round"),
+        ([Decimal("1.5")], "holds Decimal.'1.5'.; .*expected integers or strings.*round"),
+        ([float("inf")], "holds inf; .*expected integers or strings"),
+        ([Decimal("Infinity")], "expected integers or strings"),
+        ([1, "1"], "holds strings such as '1' and also 1; .*astype.str"),
+        (["a", 1.0], "holds strings such as 'a' and also 1.0"),
+        ([b"a"], r"holds b'a'; .*decode"),
+        (np.array([b"a"]), r"holds b'a'; .*decode"),
         ([date(2020, 1, 1)], r"dt\.year or \.astype\(str\)"),
         (pd.Series(pd.to_datetime(["2020-01-01"])), r"dt\.year or \.astype\(str\)"),
         (np.array(["2020-01-01"], "datetime64[ns]"), r"dt\.year or \.astype\(str\)"),
         (pd.Series(pd.to_datetime(["2020-01-01"]).tz_localize("UTC")), r"dt\.year or \.astype\(str\)"),
         (pd.Series(pd.to_timedelta([5])), r"dt\.year or \.astype\(str\)"),
-        ([{1, 2}], r"holds \{1, 2\}, .*\.map\(sorted\)"),
-        ([[1], [2]], "holds .1., .*one value per row"),
-        ([{"a": 1}], "keys are integers or texts"),
-        ([1j], "keys are integers or texts"),
+        ([{1, 2}], r"holds \{1, 2\}; .*\.map\(sorted\)"),
+        ([[1], [2]], "holds .1.; .*one value per row"),
+        ([{"a": 1}], "expected integers or strings"),
+        ([1j], "expected integers or strings"),
         (np.zeros((2, 2), int), "two dimensions"),
         (["\ud800"], "surrogate"),
     ],
@@ -129,9 +129,9 @@ def test_texts_are_compared_by_code_point():
     texts = Vocabulary.fit("x", [one, "1", ""], [3, 2, 1])
     assert texts.encode([one, other, "1", "", "1 ", np.str_("1"), None]).tolist() == [3, 2, 4, 5, 2, 4, 1]
     assert texts.encode(pd.Series([one, None], dtype="category")).tolist() == [3, 1]
-    with pytest.raises(DataError, match="'x' holds integers such as 1, but it was fitted on texts such as '\u00e9'"):
+    with pytest.raises(DataError, match="'x' holds integers such as 1, but it was fitted on strings such as '\u00e9'"):
         texts.encode([1])
-    with pytest.raises(DataError, match="'x' holds texts such as '1', but it was fitted on integers such as 1"):
+    with pytest.raises(DataError, match="'x' holds strings such as '1', but it was fitted on integers such as 1"):
         ONE.encode(["1"])
 
 

@@ -343,7 +343,7 @@ def test_two_epochs_can_run_at_the_same_time(tmp_path):
     assert sorted(rows_in([second for _, second in pairs])) == list(range(50))
 
 
-def test_later_epochs_give_the_same_rows_from_the_memory_of_the_first(tmp_path):
+def test_later_epochs_reuse_rows_from_memory(tmp_path):
     spec, frame = write_dataset(tmp_path, [[3, 14, 9], [20, 1, 11]])
     allocate, sizes = ParquetReader.allocate, []
 

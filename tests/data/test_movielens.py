@@ -207,7 +207,7 @@ def test_unreadable_inputs_are_named(tmp_path, capsys):
     path = write_1m(tmp_path / "raw", SAMPLE, compress=True) / "ratings.dat.gz"
     path.write_bytes(path.read_bytes()[:-20])
     assert main(["--raw", str(tmp_path / "raw"), *out]) == 2
-    assert "ratings.dat.gz: is not a whole gzip file" in capsys.readouterr().err
+    assert "ratings.dat.gz: is not a complete gzip file" in capsys.readouterr().err
     (tmp_path / "raw" / "ratings.dat").write_bytes(b"")
     assert main(["--raw", str(tmp_path / "raw"), *out]) == 2
     assert "ratings.dat: is empty" in capsys.readouterr().err
@@ -216,7 +216,7 @@ def test_unreadable_inputs_are_named(tmp_path, capsys):
 def test_an_existing_dataset_is_rejected_and_kept(dataset, tmp_path, capsys):
     before = contents(dataset)
     assert main(["--raw", str(write_1m(tmp_path / "raw", SAMPLE)), "--output", str(dataset)]) == 2
-    assert "holds a dataset already" in capsys.readouterr().err
+    assert "already contains a dataset" in capsys.readouterr().err
     assert contents(dataset) == before
 
 

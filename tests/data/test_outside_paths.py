@@ -67,5 +67,5 @@ def test_gen_csv_keeps_existing_outside_files(tmp_path: Path, capsys: pytest.Cap
     write_rows(tmp_path, "csv")
     tool, arguments = COMMANDS["gen_csv"](tmp_path)
     assert tool.main([*arguments, "--allow_outside_paths"]) == 2
-    assert "exists already, and is not overwritten" in capsys.readouterr().err
+    assert "already exists and is not overwritten" in capsys.readouterr().err
     assert (tmp_path / "part.csv").read_text() == "0,1\n1,8\n"

@@ -119,13 +119,13 @@ def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (pa.table({"id": [1], "x": [1.0]}), r"test: columns \['ids'\] are missing, there are \['id', 'x'\]"),
+        (pa.table({"id": [1], "x": [1.0]}), r"test: columns \['ids'\] are missing; found \['id', 'x'\]"),
         (pd.DataFrame({"id": [1], "x": [1.0]}), r"test: columns \['ids'\] are missing"),
         (pa.table({"id": [2**40], "ids": [[1]], "x": [1.0]}), "test: rows do not fit the specification's types"),
         (pa.table({"id": ["a"], "ids": [[1]], "x": [1.0]}), "test: rows do not fit the specification's types"),
         (pd.DataFrame({"id": [1.5], "ids": [[1]], "x": [1.0]}), "test: rows do not fit the specification's types"),
         (pd.DataFrame({"id": [1], "ids": [3], "x": [1.0]}), "test: rows do not fit the specification's types"),
-        (rows(0, 0), "test: there are no rows to write"),
+        (rows(0, 0), "test: no rows to write"),
     ],
 )
 def test_rows_that_do_not_fit(tmp_path, table, message):
@@ -238,8 +238,8 @@ def test_second_run_into_the_same_folder(tmp_path):
 @pytest.mark.parametrize(
     ("existing", "message"),
     [
-        ("out/feature_spec.yaml", r"out: holds a dataset already \(feature_spec.yaml\); choose another folder"),
-        ("out/old.parquet", r"out: holds 1 parquet files already \(old.parquet"),
+        ("out/feature_spec.yaml", r"out: already contains a dataset \(feature_spec.yaml\); choose another folder"),
+        ("out/old.parquet", r"out: already contains 1 parquet files \(old.parquet"),
         ("out", "out: is a file, the output must be a folder"),
     ],
 )
@@ -253,7 +253,7 @@ def test_dataset_is_never_overwritten(tmp_path, existing, message):
 
 
 def test_a_draft_without_specification_is_not_kept(tmp_path):
-    with pytest.raises(DataError, match="without its feature_spec.yaml"), new_dataset(tmp_path / "out") as draft:
+    with pytest.raises(DataError, match="lost its feature_spec.yaml"), new_dataset(tmp_path / "out") as draft:
         (draft / "part.parquet").write_text("")
     assert names(tmp_path) == []
 

@@ -59,5 +59,5 @@ def test_a_column_has_one_type_in_all_files(tmp_path):
     ):
         StoredColumns(spec, "test", ["item", "user"])
     write_file(tmp_path / "part_1.parquet", arrow_table(frame[3:]).drop_columns(["user"]), [3])
-    with pytest.raises(DataError, match="part_1.parquet: column 'user' must be there once"):
+    with pytest.raises(DataError, match="part_1.parquet: column 'user' must occur once"):
         StoredColumns(spec, "test", ["user"])

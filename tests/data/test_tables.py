@@ -70,7 +70,7 @@ def test_empty_line_between_others(tmp_path, block_bytes):
     lines = [",".join(line) for line in LINES]
     write_lines(tmp_path / "rows.csv", [*lines[:4], "", *lines[4:]])
     source = Source(tmp_path / "rows.csv", FORM, whole_file("train"))
-    with pytest.raises(DataError, match=r"rows\.csv, line 5: color is '', expected a text"):
+    with pytest.raises(DataError, match=r"rows\.csv, line 5: color is '', expected a string"):
         stage([source], COLUMNS, tmp_path, StageLog("test"), block_bytes)
 
 

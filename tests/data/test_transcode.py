@@ -304,9 +304,9 @@ def test_a_dataset_in_the_output_folder_is_left_alone(tmp_path):
     path = dataset(tmp_path, GOOD_LINE)
     convert(path, tmp_path / "out")
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
-    with pytest.raises(DataError, match="holds a dataset already"):
+    with pytest.raises(DataError, match="already contains a dataset"):
         convert(path, tmp_path / "out")
-    with pytest.raises(DataError, match="holds a dataset already"):
+    with pytest.raises(DataError, match="already contains a dataset"):
         convert(path, tmp_path)
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
 
@@ -331,7 +331,7 @@ def test_stopping_at_any_stage_leaves_no_dataset(tmp_path, monkeypatch, stage):
 
 def test_a_parquet_dataset_is_not_transcoded(tmp_path):
     spec = convert(dataset(tmp_path, GOOD_LINE), tmp_path / "out")
-    with pytest.raises(DataError, match=r"source_spec.train\[0\] is of type parquet, and only csv is transcoded"):
+    with pytest.raises(DataError, match=r"source_spec.train\[0\] has type parquet; only csv is transcoded"):
         convert(spec.folder / "feature_spec.yaml", tmp_path / "again")
 
 

@@ -9,7 +9,7 @@ PROGRAM = ROOT / "tests" / "distributed" / "programs" / "collectives.py"
 
 
 @pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_every_collective_gives_what_the_ranks_alone_imply(workers):
+def test_collectives_match_values_computed_from_ranks(workers):
     done = run_program([PROGRAM], workers=workers)
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in range(workers):

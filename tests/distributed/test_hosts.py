@@ -1,4 +1,4 @@
-"""Two hosts, each with a network, a name, an sshd and a disk of its own, on this machine (programs/hosts.sh)."""
+"""Two hosts on this machine, each with its own network, name, sshd and disk (programs/hosts.sh)."""
 
 import json
 import os
@@ -19,7 +19,7 @@ HOSTS = ROOT / "tests" / "distributed" / "programs" / "hosts.sh"
 ROWS, BATCH, SAVE_EVERY, DIES_AT = 1500, 128, 5, 8
 STEPS = -(-ROWS // BATCH)
 
-# All of it dies with these tests, however they end.
+# All of it ends with these tests, however they end.
 ISOLATED = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--kill-child"]
 ISOLATED += ["--mount-proc"]
 NEEDED = {
@@ -35,7 +35,7 @@ ALL_FOLDERS = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
 
 
 def why_not() -> str | None:
-    """What this machine lacks for two hosts; None where nothing does."""
+    """Returns what this machine lacks to run two hosts; None if nothing."""
     if os.geteuid() != 0:
         return "network namespaces with an sshd need root"
     missing = {package for tool, package in NEEDED.items() if shutil.which(tool, path=ALL_FOLDERS) is None}

@@ -1,4 +1,4 @@
-"""How horovodrun, as requirements/horovod-0.28.1.patch makes it, ends when a worker does not end well."""
+"""How horovodrun, as requirements/horovod-0.28.1.patch makes it, ends when a worker fails."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ ENDED = (":Terminated", ":Killed")
 
 
 def lines_of(done: "subprocess.CompletedProcess[str]") -> list[str]:
-    """What was printed, without warnings of the imports and a shell's word about a killed worker."""
+    """Returns the printed lines, without import warnings and a shell's message about a killed worker."""
     assert "Traceback" not in done.stdout + done.stderr
     lines = (done.stdout + done.stderr).splitlines()
     return [line for line in lines if line.strip() and "Warning" not in line and not line.endswith(ENDED)]
@@ -33,11 +33,11 @@ def lines_of(done: "subprocess.CompletedProcess[str]") -> list[str]:
     ("flags", "code", "said"),
     [(["--num_epoch", "1"], 2, "did you mean --num_epochs?"), (["--evaluate"], 4, "checkpoint")],
 )
-def test_a_refusal_is_two_lines_and_keeps_its_code(tmp_path, flags, code, said):
+def test_rejection_is_two_lines_and_keeps_its_code(tmp_path, flags, code, said):
     places = ["--model_dir", tmp_path / "models", "--results_dir", tmp_path / "results"]
     done = run_program([ROOT / "main.py", *places, *flags], workers=2)
-    refusal, end = lines_of(done)
-    assert "main.py: error: " in refusal and said in refusal
+    rejection, end = lines_of(done)
+    assert "main.py: error: " in rejection and said in rejection
     assert end == f"horovodrun: worker 0 on localhost ended with exit code {code}; the other workers were stopped"
     assert done.returncode == code
 
@@ -68,7 +68,7 @@ def test_the_first_worker_that_fails_counts(end, code, said):
     assert done.returncode == code
 
 
-def test_the_output_of_a_lone_worker_is_kept():
+def test_output_of_a_single_worker_is_kept():
     launcher = str(Path(sys.executable).with_name("horovodrun"))
     done = subprocess.run([launcher, "-np", "1", "python", "-c", "1 / 0"], capture_output=True, text=True, check=False)
     assert "ZeroDivisionError: division by zero" in done.stderr

@@ -55,7 +55,7 @@ def folder(request, tmp_path_factory) -> Path:
         places = ["--dataset_path", str(data), "--results_dir", str(folder / name / "results")]
         return [*places, "--model_dir", str(folder / (models or name) / "models"), *SMALL, *more]
 
-    # The tests without a variant of their own look at mmoe.
+    # Tests that are not parametrized by a variant use mmoe.
     variants = ["mmoe", *(name for name in selected(request, "name") if name != "mmoe")]
     scenarios = [arguments(name, *VARIANTS[name]) for name in variants]
     stop = ["--early_stopping_metric", STOPPING, "--early_stopping_patience", "2", "--num_epochs", "40"]
@@ -80,7 +80,7 @@ def test_every_model_learns_and_logs_each_task(folder, name):
 
 
 @pytest.mark.parametrize("name", left_to_all(COMPARED, USUAL))
-def test_two_workers_see_the_losses_that_one_sees(folder, name):
+def test_two_workers_log_the_losses_of_one(folder, name):
     two, one = losses(folder / name / "results"), losses(folder / f"one_{name}" / "results")
     assert list(two) == list(one)
     np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-4)
@@ -89,7 +89,7 @@ def test_two_workers_see_the_losses_that_one_sees(folder, name):
         assert together[key] == pytest.approx(alone[key], abs=1e-3)
 
 
-def test_two_workers_see_the_gates_that_one_sees(folder):
+def test_two_workers_log_the_gates_of_one(folder):
     two, one = (read_run(folder / name / "results", name).gates for name in ("mmoe", "one_mmoe"))
     assert [point.epoch for point in two] == [1, 2] and two[-1].values.keys() == one[-1].values.keys()
     for key, value in two[-1].values.items():
@@ -97,7 +97,7 @@ def test_two_workers_see_the_gates_that_one_sees(folder):
 
 
 @pytest.mark.parametrize("name", left_to_all(VARIANTS, USUAL))
-def test_gates_are_drawn_where_there_are_some(folder, name):
+def test_gates_are_drawn_for_models_with_gates(folder, name):
     has_gates = name not in WITHOUT_GATES
     assert bool(read_run(folder / name / "results", name).gates) == has_gates
     assert (folder / name / "results" / "gates.png").is_file() == has_gates
@@ -122,7 +122,7 @@ def test_predictions_of_every_task_give_the_logged_metrics(folder):
 
 
 def auc(positive, negative) -> float:
-    """The share of pairs in order."""
+    """The fraction of correctly ordered pairs."""
     pairs = np.sign(positive.to_numpy()[:, None] - negative.to_numpy()[None, :])
     return (pairs.mean() + 1) / 2
 
@@ -143,8 +143,8 @@ def test_early_stopping_keeps_the_best_epoch(folder):
 
 def test_unknown_metric_is_rejected_with_known_ones(folder):
     places = ["--dataset_path", folder / "data", "--model_dir", folder / "x", "--results_dir", folder / "y"]
-    refused = ["--early_stopping_metric", "auc_roc/spend"]
-    done = run_program(["main.py", *places, *SMALL, *refused])
+    unknown = ["--early_stopping_metric", "auc_roc/spend"]
+    done = run_program(["main.py", *places, *SMALL, *unknown])
     assert done.returncode == 2
     assert "'auc_roc/spend' is not one of" in done.stderr and "rmse/spend" in done.stderr
     assert "Traceback" not in done.stderr

@@ -133,14 +133,14 @@ def test_one_and_two_workers_agree_at_every_step(work):
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES)
-def test_table_exchanges_train_alike(work, exchange):
+def test_table_exchanges_train_the_same(work, exchange):
     two, other = losses(work.results("two")), losses(work.results(f"two_{exchange}"))
     np.testing.assert_allclose(list(other.values()), list(two.values()), atol=1e-5)
     for name, array in arrays(work, f"two_{exchange}").items():
         np.testing.assert_allclose(array, arrays(work, "two")[name], atol=1e-4, err_msg=name)
 
 
-def test_fp16_allreduce_trains_almost_alike(work):
+def test_fp16_allreduce_trains_nearly_the_same(work):
     two, other = losses(work.results("two")), losses(work.results("two_fp16_allreduce"))
     np.testing.assert_allclose(list(other.values()), list(two.values()), atol=2e-3)
     assert other != two
@@ -157,7 +157,7 @@ def test_checkpoints_fit_sharded_tables_and_any_size(work):
         assert abs(value - metrics(work.results("one_eval"))[name]) < 1e-6, name
 
 
-def test_the_planted_signal_is_learnt(work):
+def test_the_planted_signal_is_learned(work):
     assert metrics(work.results("two"))["auc_roc"] > 0.6
 
 
@@ -168,7 +168,7 @@ def test_mixed_precision_and_xla_reach_the_same_metrics(work, variant):
     assert abs(plain["loss_val"] - other["loss_val"]) < 0.01
 
 
-def test_equal_runs_end_with_equal_weights_to_the_bit(work):
+def test_equal_runs_end_with_bit_equal_weights(work):
     assert_bit_equal(arrays(work, "two_dropout"), arrays(work, "two_dropout_again"))
 
 
@@ -176,7 +176,7 @@ def test_resumed_weights_are_bit_equal(work):
     assert_bit_equal(arrays(work, "two_dropout"), arrays(work, "two_resumed"))
 
 
-def test_a_run_of_two_workers_is_gone_on_with_by_one(work):
+def test_one_worker_resumes_a_run_of_two(work):
     resumed, whole = losses(work.results("one_resumed")), losses(work.results("two"))
     assert min(resumed) == steps_per_epoch() + 1
     np.testing.assert_allclose(list(resumed.values()), [whole[step] for step in resumed], atol=1e-4)
@@ -207,7 +207,7 @@ def mid_epoch(work: Work, name: str, step: int) -> Path:
     return work.models(name) / "checkpoints" / f"step-{step}"
 
 
-def test_a_finished_run_that_is_resumed_does_nothing(work):
+def test_resuming_a_finished_run_does_nothing(work):
     assert not losses(work.results("two_finished"))
     assert "nothing to do" in (work.folder / "output.txt").read_text()
 
@@ -278,7 +278,7 @@ def average_precision(order, positives) -> float:  # type: ignore[no-untyped-def
     return total / min(12, positives)
 
 
-def test_a_benchmark_ends_with_a_figure_and_its_parts(work):
+def test_benchmark_reports_its_figure_and_step_parts(work):
     log = (work.results("two_benchmark") / "log.json").read_text()
     last = json.loads(log.splitlines()[-1].removeprefix("DLLL "))["data"]
     assert last["measured_steps"] == 38

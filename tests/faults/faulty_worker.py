@@ -18,7 +18,7 @@ CHECK_SECONDS = 25.0
 
 
 def make_slow() -> None:
-    """Lets this worker take its time over every batch."""
+    """Slows this worker down at every batch."""
     step_input = trainer.trainer.step_input
 
     def slowly(*arguments: Any) -> Any:
@@ -47,7 +47,7 @@ def make_drift() -> None:
 
 
 def make_check_slow() -> None:
-    """Lets the check of the labels take its time."""
+    """Slows the label check down."""
     inspect_labels = trainer.inputs.inspect_labels
 
     def slowly(*arguments: Any) -> Any:

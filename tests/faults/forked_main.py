@@ -1,7 +1,7 @@
-"""Runs `python main.py ARGUMENTS` many times in strange surroundings, with one import of TensorFlow.
+"""Runs `python main.py ARGUMENTS` many times in unusual environments, with one import of TensorFlow.
 
-This program imports all that main.py does and then forks a process per request, which makes its surroundings strange
-and runs main.py as a program. TensorFlow stands this as long as the first process runs no operation. A request is a
+This program imports all that main.py does and then forks a process per request, which sets up the
+environment and runs main.py as a program. TensorFlow allows this if the first process runs no operation. A request is a
 line of JSON on stdin, the fields of `Request`; the answer is a line with the exit code.
 """
 
@@ -30,22 +30,22 @@ class Request:
     """One run.
 
     Attributes:
-        arguments: of main.py.
+        arguments: arguments of main.py.
         stdout, stderr: files for what it prints.
-        surroundings: names in SURROUNDINGS.
-        after_first_save: names in HAPPENINGS, which are given model_dir and results_dir once a checkpoint is there.
-        environment: variables that are set, or taken away where the value is None.
+        conditions: names in CONDITIONS, applied at the start.
+        after_first_save: names in EVENTS, called with model_dir and results_dir once a checkpoint exists.
+        environment: variables to set, or to remove if the value is None.
     """
 
     arguments: list[str]
     stdout: str
     stderr: str
-    surroundings: list[str]
+    conditions: list[str]
     after_first_save: list[str]
     environment: dict[str, str | None]
 
 
-# Surroundings: what is strange from the start.
+# Conditions: set before the run starts.
 
 
 def closed_stdin() -> None:
@@ -90,7 +90,7 @@ def umask_000() -> None:
 
 
 def permissions_count() -> None:
-    """Takes from root what lets it write to what is read-only; others need nothing taken."""
+    """Drops the capabilities that let root write to read-only files; does nothing for others."""
     if os.geteuid() == 0:
         version, nothing = 0x20080522, [0, 0, 0]
         header, data = (ctypes.c_uint32 * 2)(version, 0), (ctypes.c_uint32 * 6)(*nothing, *nothing)
@@ -98,7 +98,7 @@ def permissions_count() -> None:
             raise OSError(ctypes.get_errno(), "capset")
 
 
-SURROUNDINGS: dict[str, Callable[[], None]] = {
+CONDITIONS: dict[str, Callable[[], None]] = {
     function.__name__: function
     for function in (
         *(closed_stdin, closed_stdout, closed_stderr, stdout_without_reader, full_stdout),
@@ -106,7 +106,7 @@ SURROUNDINGS: dict[str, Callable[[], None]] = {
     )
 }
 
-# Happenings: what becomes strange once the first checkpoint is there.
+# Events: happen once the first checkpoint exists.
 
 
 def model_dir_vanishes(model_dir: Path, results_dir: Path) -> None:
@@ -127,7 +127,7 @@ def results_dir_becomes_read_only(model_dir: Path, results_dir: Path) -> None:
 
 
 def files_cannot_grow(model_dir: Path, results_dir: Path) -> None:
-    # Enough for what is printed into files, too little for a manifest.
+    # Enough for printed output, too little for a manifest.
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 
 
@@ -140,14 +140,14 @@ def results_disk_is_full(model_dir: Path, results_dir: Path) -> None:
 
 
 def fill_disk(folder: Path) -> None:
-    # What is left of the log's last page would take some more lines.
+    # The log's last page may have room for some more lines.
     for path in (folder / "filling", folder / "log.json"):
         with open(path, "ab", buffering=0) as file, suppress(OSError):
             while file.write(b"\n" * 512):
                 pass
 
 
-HAPPENINGS: dict[str, Callable[[Path, Path], None]] = {
+EVENTS: dict[str, Callable[[Path, Path], None]] = {
     function.__name__: function
     for function in (
         *(model_dir_vanishes, results_dir_vanishes, model_dir_becomes_read_only, results_dir_becomes_read_only),
@@ -156,23 +156,23 @@ HAPPENINGS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-def let_happen(names: list[str], arguments: list[str]) -> None:
-    """Patches saving so that these happen once, when the first checkpoint is on disk and before the next step."""
+def trigger_events(names: list[str], arguments: list[str]) -> None:
+    """Patches saving so that these events happen once, between the first checkpoint and the next step."""
     save, left = CheckpointManager.save, list(names)
     folders = [Path(arguments[arguments.index(flag) + 1]) for flag in ("--model_dir", "--results_dir")]
 
-    def then_strange(saver: CheckpointManager, *given, **options):
+    def save_then_trigger(saver: CheckpointManager, *given, **options):
         save(saver, *given, **options)
         if left:
             saver.finish()
         while left:
-            HAPPENINGS[left.pop()](*folders)
+            EVENTS[left.pop()](*folders)
 
-    CheckpointManager.save = then_strange  # type: ignore[method-assign]
+    CheckpointManager.save = save_then_trigger  # type: ignore[method-assign]
 
 
 def become_main(request: Request) -> None:
-    """Ends this process as main.py ends, or by SIGALRM after five minutes."""
+    """Runs main.py in this process, killed by SIGALRM after five minutes."""
     signal.alarm(300)
     for descriptor, path in ((1, request.stdout), (2, request.stderr)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -184,12 +184,12 @@ def become_main(request: Request) -> None:
             os.environ[name] = value
     time.tzset()
     tempfile.tempdir = None
-    # As the interpreter of these surroundings would decode them.
+    # As the interpreter would decode them in this environment.
     arguments = [os.fsdecode(argument.encode()) for argument in request.arguments]
-    let_happen(request.after_first_save, arguments)
+    trigger_events(request.after_first_save, arguments)
     sys.argv = ["main.py", *arguments]
-    for name in request.surroundings:
-        SURROUNDINGS[name]()
+    for name in request.conditions:
+        CONDITIONS[name]()
     runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
 
 

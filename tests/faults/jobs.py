@@ -1,4 +1,4 @@
-"""Real supervised jobs of two workers, and what one can see and do to them from outside."""
+"""Real supervised jobs of two workers, observed and disturbed from outside."""
 
 import json
 import os
@@ -22,7 +22,7 @@ class SupervisedJob:
     """`supervise.py -- horovodrun ... main.py`, started at once.
 
     Args:
-        arguments: of main.py, without its places.
+        arguments: arguments of main.py, without its paths.
         folder: for models, results and output; one folder is one run, whatever the number of jobs.
         workers: processes; 1 runs main.py without a launcher.
         restarts: allowed.
@@ -50,11 +50,11 @@ class SupervisedJob:
             )
 
     def output(self) -> str:
-        """What this job has printed."""
+        """The output of this job."""
         return self._output_path.read_bytes()[self._begun_at :].decode(errors="replace")
 
     def wait_for(self, what: str, happened: Callable[[], bool]) -> None:
-        """Waits until something has happened; fails where the job ends before, or it takes too long."""
+        """Waits until something happens; fails if the job ends first or it takes too long."""
         until = time.monotonic() + PATIENCE
         while not happened():
             assert self.process.poll() is None, f"the job ended before {what}:\n{self.output()[-3000:]}"
@@ -62,7 +62,7 @@ class SupervisedJob:
             time.sleep(0.02)
 
     def wait_for_step(self, step: int) -> None:
-        """Waits until this job, whose workers all live, has logged a step as late as this."""
+        """Waits until this job, with all workers alive, has logged this step or a later one."""
         least = max(step, self._began_after + 1)
         self.wait_for(f"step {least}", lambda: self.last_step() >= least and self.is_training())
 
@@ -72,7 +72,7 @@ class SupervisedJob:
         return bool(records) and len(records) == records[0]["size"] and all(r["code"] is None for r in records)
 
     def records(self) -> list[dict]:
-        """The workers' own files."""
+        """The workers' records."""
         found = []
         for path in sorted((self.results / "workers").glob("worker-*.json")):
             try:
@@ -82,7 +82,7 @@ class SupervisedJob:
         return found
 
     def last_step(self) -> int:
-        """The step that was logged last, 0 where none was."""
+        """The last logged step, 0 if there is none."""
         steps = logged_losses(self.results)
         return steps[-1][0] if steps else 0
 
@@ -91,7 +91,7 @@ class SupervisedJob:
         os.kill(self.records()[worker]["pid"], number)
 
     def finish(self) -> int:
-        """Waits for the supervisor's end; gives its exit code."""
+        """Waits for the supervisor and returns its exit code."""
         try:
             return self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -99,7 +99,7 @@ class SupervisedJob:
             raise
 
     def orphans(self) -> list[str]:
-        """Command lines of processes of this run that live."""
+        """Command lines of live processes of this run."""
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:

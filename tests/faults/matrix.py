@@ -1,4 +1,4 @@
-"""How often each fault is tried, and a record of what came of it."""
+"""How often each fault is tried, and a record of the outcomes."""
 
 import json
 import os
@@ -11,15 +11,15 @@ def tries(quick: int, whole: int) -> int:
 
 
 def record(fault: str, tries: int, survived: int, seconds: Sequence[float] = ()) -> None:
-    """Adds a line to the file that RECIPE_FAULTS_LOG names; does nothing where it names none.
+    """Adds a line to the file that RECIPE_FAULTS_LOG names; does nothing if it is not set.
 
-    Call it before asserting, so that what was not survived is on record too. Lines of one fault are added up.
+    Call it before asserting, so that failures are recorded too. Lines of one fault are added up.
 
     Args:
         fault: the row in the table of docs/reliability.md, in plain words.
         tries: how often it was injected.
-        survived: how often all went as promised.
-        seconds: that it took to recover from it, or to detect it, where that is of interest.
+        survived: how often the outcome was as promised.
+        seconds: recovery or detection times, if of interest.
     """
     if log := os.environ.get("RECIPE_FAULTS_LOG"):
         line = {

@@ -1,4 +1,4 @@
-"""Damage to bytes and to command lines, and how a program takes it."""
+"""Damage to bytes and to command lines, and how a program handles it."""
 
 import random
 import signal
@@ -13,46 +13,46 @@ HANGS_AFTER = 20.0
 
 
 class Hang(BaseException):
-    """Raised where a try takes more than HANGS_AFTER seconds of the processor."""
+    """Raised if a try takes more than HANGS_AFTER seconds of CPU time."""
 
 
 @dataclass
 class Tries:
-    """What came of many tries.
+    """The outcomes of many tries.
 
     Attributes:
-        clean: what may be raised.
-        seconds: of the processor, per try; a busy machine does not change them much.
-        failed: tries that ended otherwise, with what they were given.
+        clean: exception that a try may raise.
+        seconds: CPU time per try, which hardly depends on the load of the machine.
+        failed: input and exception of the tries that failed.
     """
 
     clean: type[Exception]
     seconds: list[float] = field(default_factory=list)
     failed: list[tuple[object, BaseException]] = field(default_factory=list)
-    refused: int = 0
+    rejected: int = 0
 
     def attempt(self, given: object, job: Callable[[], object]) -> None:
-        """Runs a job; only a clean refusal may be raised."""
+        """Runs a job; only `clean` may be raised."""
         start = time.process_time()
         try:
             with _limited():
                 job()
         except self.clean:
-            self.refused += 1
+            self.rejected += 1
         except (Exception, SystemExit, Hang) as error:
             self.failed.append((given, error))
         self.seconds.append(time.process_time() - start)
 
     @property
     def survived(self) -> int:
-        """Tries that ended well and within SECONDS."""
+        """Number of tries that succeeded within SECONDS."""
         return len(self.seconds) - len(self.failed) - sum(seconds > SECONDS for seconds in self.seconds)
 
     def check(self) -> None:
-        """Fails the test for a try that did not end well; some must have been refused, and some not."""
+        """Fails the test if a try failed, or if none or all were rejected."""
         assert not self.failed, f"{len(self.failed)} of {len(self.seconds)}: {self.failed[:3]!r}"
         assert max(self.seconds) < SECONDS
-        assert 0 < self.refused < len(self.seconds)
+        assert 0 < self.rejected < len(self.seconds)
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def _limited() -> Iterator[None]:
 
 
 def damaged_bytes(dice: random.Random, content: bytes, odd: Sequence[bytes]) -> bytes:
-    """Content with one to four pieces changed: bits, bytes, lines, cuts, copies, and the odd pieces put in."""
+    """Content with one to four pieces changed: bits, bytes, lines, cuts, copies, and odd pieces inserted."""
     for _ in range(dice.randint(1, 4)):
         start = dice.randint(0, len(content))
         end = min(len(content), start + dice.choice([0, 1, 1, 4, 30]))
@@ -97,7 +97,7 @@ def _piece(dice: random.Random, kind: str, piece: bytes, odd: Sequence[bytes]) -
     return piece * dice.choice([2, 3, 50]) if kind == "copy" else b""
 
 
-# What no flag expects; `{}` stands for nothing at all.
+# Values that no flag expects.
 ODD_VALUES = [
     *("", " ", "-", "--", "---", "=", "{}", "[]", "none", "true", "\0", "a\0b", "\n", "\r\n", "\x1b[2J", "\udcff"),
     *("é", "大きさ", "\U0001f600", "x" * 10_000, "9" * 5000, "-1", "-0", "0", "1", "2", "+1", "1_0", "0x10", "1e3"),
@@ -122,24 +122,24 @@ ODD_VALUES = [
 
 
 def damaged_arguments(dice: random.Random, valid: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """A command line with one to three words changed, dropped, repeated or put in."""
+    """A command line with one to three words changed, dropped, repeated or inserted."""
     words = list(valid)
     for _ in range(dice.randint(1, 3)):
-        place = dice.randint(0, len(words))
+        index = dice.randint(0, len(words))
         kind = dice.choice(["flag", "flag", "value", "drop", "repeat", "misspell", "split"])
         if kind == "flag":
             values = [dice.choice(ODD_VALUES) for _ in range(dice.choice([0, 1, 1, 1, 2]))]
-            words[place:place] = [dice.choice(flags), *values]
+            words[index:index] = [dice.choice(flags), *values]
         elif kind == "repeat":
-            words += words[place : place + 2]
+            words += words[index : index + 2]
         elif kind == "split":
-            words.insert(place, f"{dice.choice(flags)}={dice.choice(ODD_VALUES)}")
-        elif place < len(words):
-            changed = {"value": [dice.choice(ODD_VALUES)], "drop": [], "misspell": [_misspelt(dice, words[place])]}
-            words[place : place + 1] = changed[kind]
+            words.insert(index, f"{dice.choice(flags)}={dice.choice(ODD_VALUES)}")
+        elif index < len(words):
+            changed = {"value": [dice.choice(ODD_VALUES)], "drop": [], "misspell": [_misspelled(dice, words[index])]}
+            words[index : index + 1] = changed[kind]
     return words
 
 
-def _misspelt(dice: random.Random, word: str) -> str:
-    place = dice.randint(0, len(word))
-    return word[:place] + dice.choice(["", "x", "-", "_", " ", "\u0301", "\udc80"]) + word[place + dice.randint(0, 1) :]
+def _misspelled(dice: random.Random, word: str) -> str:
+    index = dice.randint(0, len(word))
+    return word[:index] + dice.choice(["", "x", "-", "_", " ", "\u0301", "\udc80"]) + word[index + dice.randint(0, 1) :]

@@ -1,4 +1,4 @@
-"""Checkpoints on disk that are damaged, and saves that are killed: what opens is whole, or nothing does."""
+"""Damaged checkpoints and killed saves: only intact checkpoints can be opened."""
 
 import builtins
 import io
@@ -22,7 +22,7 @@ STEPS = (10, 20, 30)
 
 
 def tensors(step: int) -> dict[str, np.ndarray]:
-    """Arrays of random values, others in every step."""
+    """Arrays of random values, different in every step."""
     values = np.random.default_rng(step)
     return {
         "deep/table": values.normal(size=(300, 8)).astype(np.float32),
@@ -38,7 +38,7 @@ def save(store: CheckpointStore, step: int, **options) -> Path:
 
 
 def check_content(checkpoint, step: int) -> None:
-    """That every value is the one that was saved."""
+    """Checks that every value is the saved one."""
     assert checkpoint.step == step and checkpoint.state["step"] == step
     assert set(checkpoint.arrays) == set(tensors(step))
     for name, array in tensors(step).items():
@@ -90,7 +90,7 @@ def exchange(one: Path, other: Path) -> None:
     os.rename(aside, other)
 
 
-# Damage -> its row in the table, and the step that is the last whole one after it.
+# Damage -> its row in the table, and the last intact step afterwards.
 DAMAGES: dict[Callable[[Path, random.Random], None], tuple[str, int]] = {
     flip_a_bit: ("a random bit flipped in a checkpoint", 20),
     cut_a_file: ("a file of a checkpoint cut", 20),
@@ -110,28 +110,28 @@ def three_steps(tmp_path_factory) -> Path:
     return model_dir
 
 
-def outcome_of(model_dir: Path, last_whole: int | None) -> str | None:
-    """What is wrong with how "last" opens after damage to the newest; None where all is as promised."""
+def outcome_of(model_dir: Path, last_intact: int | None) -> str | None:
+    """Returns what went wrong when "last" was opened with a damaged newest checkpoint; None if nothing did."""
     warnings: list[str] = []
     store = CheckpointStore(model_dir, keep=3, warn=warnings.append)
     try:
         checkpoint = store.open("last")
     except NoCheckpointError as error:
-        return None if last_whole is None and f"step-{STEPS[-1]}" in str(error) else f"refused: {error}"
-    if last_whole is None:
+        return None if last_intact is None and f"step-{STEPS[-1]}" in str(error) else f"rejected: {error}"
+    if last_intact is None:
         return f"step {checkpoint.step} was accepted"
-    check_content(checkpoint, last_whole)
+    check_content(checkpoint, last_intact)
     return None if f"step-{STEPS[-1]}" in "".join(warnings) else f"warned only of {warnings}"
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_a_damaged_checkpoint_is_never_accepted(three_steps, tmp_path, damage):
-    fault, last_whole = DAMAGES[damage]
+    fault, last_intact = DAMAGES[damage]
     number = tries(quick=8, whole=52)
     problems, seconds = [], []
     for seed in range(number):
-        # Every second try there is nothing to fall back on.
-        expected = last_whole if seed % 2 else None
+        # Every second try has no earlier checkpoint to fall back on.
+        expected = last_intact if seed % 2 else None
         model_dir = shutil.copytree(three_steps, tmp_path / str(seed))
         folder = model_dir / "checkpoints" / f"step-{STEPS[-1]}"
         damage(folder, random.Random(f"{damage.__name__} {seed}"))
@@ -153,15 +153,15 @@ CALLS = ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir")
 
 
 class Deadly:
-    """Counts, in this process, the calls to the system that change files, and dies by SIGKILL at the n-th.
+    """Counts this process's system calls that change files, and kills the process at the n-th.
 
     Args:
-        number: at which call, before it is made; of a write, after its first half.
-        told: descriptor to which the name of the call goes first.
+        number: the call before which the process dies; a write is half done first.
+        output: file descriptor to which the name of that call is written first.
     """
 
-    def __init__(self, number: int, told: int) -> None:
-        self._left, self._told = number, told
+    def __init__(self, number: int, output: int) -> None:
+        self._left, self._output = number, output
         self._opened = open
 
     def install(self) -> None:
@@ -173,7 +173,7 @@ class Deadly:
         self._left -= 1
         if self._left == 0:
             last_act()
-            os.write(self._told, name.encode())
+            os.write(self._output, name.encode())
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _counted(self, name: str, function: Callable) -> Callable:
@@ -191,7 +191,7 @@ class Deadly:
 
 
 class DeadlyFile(io.FileIO):
-    """A file of which every write to the system counts."""
+    """A file whose write calls are counted."""
 
     def __init__(self, path: Path, mode: str, deadly: Deadly) -> None:
         super().__init__(path, mode)
@@ -203,10 +203,10 @@ class DeadlyFile(io.FileIO):
 
 
 def killed_at_call(number: int, work: Callable[[], object]) -> str | None:
-    """Runs `work` in a process that is killed at its n-th call that changes files.
+    """Runs `work` in a process that is killed at the n-th call that changes files.
 
     Returns:
-        The call, or None where it ended before.
+        The call, or None if the process ended before.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -218,21 +218,21 @@ def killed_at_call(number: int, work: Callable[[], object]) -> str | None:
             os._exit(1)
         os._exit(0)
     os.close(writing)
-    with open(reading, "rb") as told:
-        call = told.read().decode()
+    with open(reading, "rb") as output:
+        call = output.read().decode()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status == (-signal.SIGKILL if call else 0)
     return call or None
 
 
 def first_of_one(model_dir: Path) -> Callable[[], object]:
-    """One checkpoint, and the next."""
+    """Saves a second checkpoint."""
     save(CheckpointStore(model_dir), 10)
     return lambda: save(CheckpointStore(model_dir), 20)
 
 
 def instead_of_the_last(model_dir: Path) -> Callable[[], object]:
-    """A best one and the last; the last is saved again and is now the best, so that the other one is removed."""
+    """Saves the last checkpoint again as the best one, which removes the earlier best one."""
     store = CheckpointStore(model_dir, keep=1)
     save(store, 10, best=True)
     save(store, 20)
@@ -240,7 +240,7 @@ def instead_of_the_last(model_dir: Path) -> Callable[[], object]:
 
 
 def instead_of_the_only(model_dir: Path) -> Callable[[], object]:
-    """One checkpoint, saved again."""
+    """Saves the only checkpoint again."""
     save(CheckpointStore(model_dir), 20)
     return lambda: save(CheckpointStore(model_dir), 20)
 
@@ -276,7 +276,7 @@ def test_save_killed_at_any_call_keeps_a_checkpoint(tmp_path, saved):
         shutil.rmtree(model_dir)
     record("kill -9 at every stage of a save", len(calls), len(calls) - len(problems), seconds)
     assert not problems, problems
-    # Both what was there before and what was to be there has been found, and no kind of call has been missed.
+    # Both the state before and the state after the save occurred, and every kind of call was hit.
     assert len(found) == 2
     assert {"mkdir", "open", "write", "fsync", "rename"} <= set(calls)
     assert saved is first_of_one or {"unlink", "rmdir"} <= set(calls)

@@ -70,7 +70,7 @@ def wide_dataset(folder: Path, *, features: int, tasks: int, rows: int) -> Path:
     return folder
 
 
-def test_a_worker_may_wait_long_for_the_label_check(tmp_path):
+def test_workers_wait_for_a_long_label_check(tmp_path):
     wide = wide_dataset(tmp_path, features=256, tasks=32, rows=3000)
     flags = "--model mmoe --num_experts 2 --expert_hidden_units 4 --gate_hidden_units 4 --tower_hidden_units 4"
     more = [*flags.split(), "--global_batch_size", "1000"]

@@ -1,4 +1,4 @@
-"""Parsers given damaged input: they take it, or refuse it with a message, soon."""
+"""Parsers given damaged input accept it, or reject it with a message, quickly."""
 
 import contextlib
 import io
@@ -33,13 +33,13 @@ ODD_BYTES = [*(piece.encode() for piece in ODD), b"\xff", b"\xc3", b"\xed\xa0\x8
 
 
 def hypothesis_tries(count: int) -> settings:
-    """The same examples at every run."""
+    """Returns settings that give the same examples in every run."""
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
     return settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=checks)
 
 
 def reading(path: Path, content: bytes) -> Callable[[], object]:
-    """Reads a specification; a refusal names the file and holds no control character."""
+    """Reads a specification; an error names the file and contains no control character."""
 
     def job() -> None:
         path.write_bytes(content)
@@ -103,7 +103,7 @@ def read_all(path: Path, columns: list[Column], content: bytes) -> None:
         for problem in block.problems:
             assert len(problem.rows) and problem.rows[-1] < block.table.num_rows
         if any(not problem.is_warning for problem in block.problems):
-            raise DataError("problems are told")
+            raise DataError("the file has problems")
     assert rows == lines
 
 
@@ -147,11 +147,11 @@ def test_damaged_command_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(main, "import_tensorflow", stop)
     flags = [action.option_strings[-1] for action in make_parser()._actions]
-    places = ["--dataset_path", str(data), "--model_dir", "models", "--results_dir", "results"]
+    paths = ["--dataset_path", str(data), "--model_dir", "models", "--results_dir", "results"]
     starts = [
-        [*places, "--global_batch_size", "8", "--eval_batch_size", "8"],
-        [*places, "--model", "mmoe", "--num_experts", "4", "--deep_learning_rate", "0.01", "--amp", "--xla"],
-        [*places, "--evaluate", "--predictions_file", "p.parquet", "--keep", "user_id"],
+        [*paths, "--global_batch_size", "8", "--eval_batch_size", "8"],
+        [*paths, "--model", "mmoe", "--num_experts", "4", "--deep_learning_rate", "0.01", "--amp", "--xla"],
+        [*paths, "--evaluate", "--predictions_file", "p.parquet", "--keep", "user_id"],
     ]
     tools = {
         transcode._parse: ["--input", "a", "--output", "b", "--chunk_size", "5", "--minimum_partition_number", "2"],
@@ -162,7 +162,7 @@ def test_damaged_command_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     }
 
     def running(job: Callable[[], object]) -> Callable[[], object]:
-        """Exit code 0 is success, 2 and 4 are refusals with one message."""
+        """Exit code 0 is success; 2 and 4 are rejections with one message."""
 
         def attempt() -> None:
             code: object = 0
@@ -172,13 +172,13 @@ def test_damaged_command_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                     code = job()
                 except SystemExit as error:
                     code = error.code
-            told = errors.getvalue()
-            assert code in (None, 0, 2, 4) or not isinstance(code, int), (code, told)
+            message = errors.getvalue()
+            assert code in (None, 0, 2, 4) or not isinstance(code, int), (code, message)
             if code in (2, 4):
-                assert "error:" in told and "Traceback" not in told, told
-                # What its own parser says of the words, argparse says in the other tools.
-                assert not told.startswith("main.py") or not CONTROL.search(told), told
-                raise DataError(told)
+                assert "error:" in message and "Traceback" not in message, message
+                # Only main.py escapes what it quotes; the other tools use plain argparse.
+                assert not message.startswith("main.py") or not CONTROL.search(message), message
+                raise DataError(message)
 
         return attempt
 
@@ -194,6 +194,6 @@ def test_damaged_command_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             outcome.attempt(words, running(lambda parse=parse, words=words: parse(words)))
     record("a damaged command line", whole, outcome.survived)
     outcome.check()
-    # What would have run has said who it is, and nothing else.
+    # Runs that passed the checks have written their worker record and nothing else.
     assert not (tmp_path / "models").exists()
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"workers"}

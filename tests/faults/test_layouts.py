@@ -38,7 +38,7 @@ CASES = [(layout, workers) for layout, counts in (WHOLE if tries(0, 1) else QUIC
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory) -> dict[str, FeatureSpec]:
-    """A dataset of each layout, written when it is first quota for; groups are five rows long."""
+    """A dataset of each layout, written when it is first used; groups are five rows long."""
 
     class Worlds(dict[str, FeatureSpec]):
         def __missing__(self, name: str) -> FeatureSpec:
@@ -56,7 +56,7 @@ def held(batches: list[Batch]) -> list[int]:
 
 
 def predicted(batch: Batch) -> np.ndarray:
-    """Made-up logits [batch, 6] that depend on nothing but the row: a click, a regression and four classes."""
+    """Synthetic logits [batch, 6] that depend only on the row: a click, a regression and four classes."""
     price, user, stars = batch.numerical[:, 0], batch.onehot[:, 0] % 10, batch.labels[:, 1]
     first = np.round(price, 1) + batch.labels[:, 0]  # with ties
     second = np.nan_to_num(stars) + price / 2
@@ -117,7 +117,7 @@ def test_every_row_is_used_once_for_any_layout(datasets, layout, workers):
 
 
 def step_rows(spec: FeatureSpec, workers: int, epoch: int, first: int, end: int, seed: int) -> list[list[int]]:
-    """The rows of the steps from `first` to `end` of loaders that are made anew, and stopped there."""
+    """The rows of the steps from `first` to `end` of loaders that are created again at `first` and stopped at `end`."""
     steps: list[list[int]] = [[] for _ in range(end - first)]
     for worker in range(workers):
         loader = ParquetLoader(

@@ -1,4 +1,4 @@
-"""Damaged parquet: it is refused by name, or reads as it was written."""
+"""Damaged parquet files are rejected by name, or read as they were written."""
 
 import ast
 import random
@@ -25,7 +25,7 @@ FRAME = random_rows(60)
 
 
 class Written(NamedTuple):
-    """A file that this program has written, in two row groups of 40 and 20 rows."""
+    """A file written by this program, in two row groups of 40 and 20 rows."""
 
     spec: FeatureSpec
     path: Path
@@ -63,7 +63,7 @@ def read(spec: FeatureSpec) -> list[Batch]:
     return list(loader.epoch(0))
 
 
-def are_right(batches: list[Batch]) -> bool:
+def are_correct(batches: list[Batch]) -> bool:
     try:
         for batch in batches:
             check_rows(batch, FRAME)
@@ -72,59 +72,59 @@ def are_right(batches: list[Batch]) -> bool:
     return sorted(row for batch in batches for row in batch.rows.tolist() if row >= 0) == list(range(len(FRAME)))
 
 
-def refusal(spec: FeatureSpec) -> str:
+def error_of(spec: FeatureSpec) -> str:
     with pytest.raises(DataError) as error:
         read(spec)
     return str(error.value)
 
 
 def first_bytes_of_chunks(path: Path) -> list[int]:
-    """Where column chunks start: with a page header, of 14 bytes at least."""
+    """Offsets of the column chunks; each starts with a page header of at least 14 bytes."""
     metadata = pq.read_metadata(path)
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
     return [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
 
 
-def test_a_random_bit_flipped_is_refused_or_without_effect(of_each_codec):
+def test_random_bit_flip_is_rejected_or_has_no_effect(of_each_codec):
     chosen, count = random.Random(repr(of_each_codec.path.parent.name)), tries(6, 60)
-    assert are_right(read(of_each_codec.spec))
+    assert are_correct(read(of_each_codec.spec))
     outcomes = []
     for _ in range(count):
         position, bit = chosen.randrange(len(of_each_codec.content)), chosen.randrange(8)
         of_each_codec.damage(position, bit)
         try:
-            outcome = are_right(read(of_each_codec.spec))
+            outcome = are_correct(read(of_each_codec.spec))
         except DataError as error:
             outcome = str(of_each_codec.path) in str(error)
-        except Exception as error:  # counted before it is told
+        except Exception as error:  # counted before it is reported
             outcomes.append((position, bit, repr(error)))
             continue
         if not outcome:
-            outcomes.append((position, bit, "silently wrong, or refused without its name"))
+            outcomes.append((position, bit, "silently wrong, or rejected without its name"))
     of_each_codec.path.write_bytes(of_each_codec.content)
     record("a random bit flipped in parquet, per codec", count, count - len(outcomes))
     assert not outcomes
 
 
-def test_every_bit_of_page_headers_is_guarded(written):
+def test_every_bit_of_page_headers_is_checked(written):
     starts = first_bytes_of_chunks(written.path)
     for number, start in enumerate(starts[:: tries(7, 1)]):
-        for place in range(14) if tries(0, 1) else [number % 14]:
+        for position in range(14) if tries(0, 1) else [number % 14]:
             for bit in range(8):
-                written.damage(start + place, bit)
-                assert "does not match its checksum" in refusal(written.spec)
+                written.damage(start + position, bit)
+                assert "does not match its checksum" in error_of(written.spec)
     written.damage(starts[0], 0)
-    message = refusal(written.spec)
+    message = error_of(written.spec)
     assert message.startswith(f"{written.path}, row group 0: cannot be decoded (column 'user' ")
 
 
-def test_every_bit_of_the_footer_is_guarded(written):
+def test_every_bit_of_the_footer_is_checked(written):
     length, end = int.from_bytes(written.content[-8:-4], "little"), 8 * len(written.content)
-    # The last 64 bits, all of them, tell where the footer is.
+    # All of the last 64 bits: they locate the footer.
     for number in [*range(end - 64 - 8 * length, end - 64, tries(229, 1)), *range(end - 64, end)]:
         written.damage(number // 8, number % 8)
-        assert str(written.path) in refusal(written.spec)
+        assert str(written.path) in error_of(written.spec)
 
 
 def test_damaged_checksum_never_changes_values(written):
@@ -132,9 +132,9 @@ def test_damaged_checksum_never_changes_values(written):
     for position in range(start - 8, start + len(MAGIC)):
         written.damage(position, 5)
         if position < start:
-            assert str(written.path) in refusal(written.spec)
+            assert str(written.path) in error_of(written.spec)
         else:
-            assert are_right(read(written.spec))
+            assert are_correct(read(written.spec))
 
 
 def test_check_dataset_finds_what_the_loader_rejects(written):
@@ -149,7 +149,7 @@ def test_check_dataset_finds_what_the_loader_rejects(written):
     assert "checksum" in findings()[0]
 
 
-def test_only_columns_that_are_read_are_looked_at(written):
+def test_only_columns_that_are_read_are_checked(written):
     metadata, checksums = read_footer(written.path)
     assert checksums is not None and checksums.sums.shape == (2, metadata.num_columns)
     user, *_, session = first_bytes_of_chunks(written.path)[: metadata.num_columns]
@@ -164,7 +164,7 @@ def test_only_columns_that_are_read_are_looked_at(written):
         checksums.check(0, ["session"])
 
 
-def test_lists_and_names_with_dots_are_looked_at(tmp_path):
+def test_lists_and_names_with_dots_are_checked(tmp_path):
     table = pa.table({"a.b": [1, 2], "a": [[1], [2]]})
     pq.write_table(table, tmp_path / "x.parquet")
     add_checksums(tmp_path / "x.parquet")
@@ -183,7 +183,7 @@ def test_checksummed_parquet_is_plain_parquet(written):
     assert table.num_rows == len(FRAME) and table["user"].to_pylist() == FRAME.user.tolist()
     pq.write_table(table, written.path)
     assert read_footer(written.path)[1] is None
-    assert are_right(read(written.spec))
+    assert are_correct(read(written.spec))
 
 
 def test_a_file_without_rows_gets_checksums(tmp_path):
@@ -198,7 +198,7 @@ def calls_of(path: Path, names: tuple[str, ...]) -> list[ast.Call]:
     return [call for call in calls if ast.unparse(call.func).endswith(names)]
 
 
-def test_all_parquet_that_is_written_has_page_checksums():
+def test_all_written_parquet_has_page_checksums():
     writers = {
         f"{path.relative_to(ROOT)}:{call.lineno}": {word.arg: ast.unparse(word.value) for word in call.keywords}
         for folder in ("data", "trainer")
@@ -206,13 +206,13 @@ def test_all_parquet_that_is_written_has_page_checksums():
         for call in calls_of(path, ("pq.ParquetWriter", "pq.write_table", "[chosen].to_parquet"))
     }
     assert len(writers) > 8
-    assert not [place for place, words in writers.items() if words.get("write_page_checksum") != "True"]
+    assert not [position for position, words in writers.items() if words.get("write_page_checksum") != "True"]
 
 
-def test_pages_of_files_without_a_seal_are_verified(written):
+def test_pages_without_our_checksums_are_verified(written):
     pq.write_table(pq.read_table(written.path), written.path, write_page_checksum=True, compression="none")
     column = pq.read_metadata(written.path).row_group(0).column(0)
     content = bytearray(written.path.read_bytes())
     content[column.data_page_offset + column.total_compressed_size // 4] ^= 1
     written.path.write_bytes(content)
-    assert "CRC" in refusal(written.spec)
+    assert "CRC" in error_of(written.spec)

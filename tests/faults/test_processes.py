@@ -1,7 +1,7 @@
-"""Workers that are killed, stopped and told to end, under supervise.py and horovodrun: what comes out is the same.
+"""Workers that are killed, stopped or asked to end, under supervise.py and horovodrun: the result is the same.
 
-Every run ends with the weights of one that nothing happened to, bit by bit, and every step of every life has logged
-the loss that it has there: no step is lost, none is applied twice, no row is seen in another step.
+Every run ends with bit-equal weights of an undisturbed run, and every step logs the same loss after every restart: no
+step is lost or applied twice, and no row moves to another step.
 """
 
 import json
@@ -30,7 +30,7 @@ HANG_SECONDS = 5.0
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
-    """A folder with a dataset, and a run of two workers that nothing happens to."""
+    """A folder with a dataset and an undisturbed run of two workers."""
     folder = tmp_path_factory.mktemp("faults")
     make_dataset(folder, ROOT / "feature_specs" / "with_map.yaml", rows=ROWS)
     job = SupervisedJob(arguments(folder), folder / "undisturbed")
@@ -45,7 +45,7 @@ def arguments(folder: Path, *more: str) -> list[str]:
 
 
 def targets(count: int, source: random.Random) -> list[int]:
-    """Random steps in rising order, each some way behind the one before."""
+    """Random steps in ascending order with some distance between them."""
     stretch = (STEPS - 20) // count
     return [index * stretch + source.randrange(5, stretch - SAVE_EVERY) for index in range(count)]
 
@@ -93,7 +93,7 @@ def test_restarted_runs_end_with_the_same_weights(work, run):
 
 
 class Soak:
-    """A job that is killed again and again, whose command is then run again at once.
+    """A job that is killed repeatedly and restarted with the same command at once.
 
     Args:
         work: holds the dataset.
@@ -159,7 +159,7 @@ def soak_plan(source: random.Random) -> list[str]:
 
 
 @pytest.mark.slow
-def test_thirty_kills_change_nothing(work):
+def test_thirty_kills_do_not_change_the_result(work):
     source = random.Random(16)
     plan = soak_plan(source)
     soak = Soak(work, work / "soak", source)
@@ -182,7 +182,7 @@ def test_thirty_kills_change_nothing(work):
     assert_as_if_nothing_had_happened(work, soak.job)
 
 
-def test_signals_stop_all_workers_at_one_step_that_is_saved(work):
+def test_signals_stop_all_workers_at_one_saved_step(work):
     number, seconds = tries(quick=1, whole=10), []
     source = random.Random(7)
     for index, target in enumerate(targets(number, source)):
@@ -227,7 +227,7 @@ def test_frozen_worker_is_found_and_job_ends(work):
         seconds.append(time.monotonic() - begun)
         assert job.finish() == HANG, job.output()[-3000:]
         assert job.records()[1 - frozen]["code"] == HANG
-        assert "watchdog: nothing has moved" in job.output() and 'trainer/trainer.py", line' in job.output()
+        assert "watchdog: no progress for" in job.output() and 'trainer/trainer.py", line' in job.output()
         assert not job.orphans()
     record("SIGSTOP of a worker", number, sum(value <= HANG_SECONDS + 5 for value in seconds), seconds)
     assert max(seconds) <= HANG_SECONDS + 5

@@ -682,7 +682,7 @@ def test_free_space_is_checked_first(store, monkeypatch):
     with pytest.raises(StorageError, match=r"No space left on device \([0-9,]+ bytes are needed, 512 are free\)"):
         save(store, 2)
     full |= {"f_bavail": 100, "f_favail": 2}
-    with pytest.raises(StorageError, match=r"[0-9]+ files and folders are needed, room for 2 is left"):
+    with pytest.raises(StorageError, match=r"[0-9]+ files and folders are needed, space for 2 is left"):
         save(store, 2)
     check_content(store.open("last"), 1)
 

@@ -241,7 +241,7 @@ def test_neighbouring_logits_give_different_probabilities():
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("", "this is a folder"), ("absent/out.parquet", "mkdir -p"), ("file/out.parquet", "mkdir -p")],
+    [("", "is a folder; expected a file"), ("absent/out.parquet", "mkdir -p"), ("file/out.parquet", "mkdir -p")],
 )
 def test_unwritable_path_is_rejected_before_evaluation(tmp_path, path, message):
     (tmp_path / "file").touch()

@@ -1,4 +1,4 @@
-"""The recommender on a small world with a planted preference: users like items of their own colour."""
+"""The recommender on a small dataset with a planted preference: users like items of their own color."""
 
 import json
 import subprocess
@@ -23,8 +23,8 @@ SMALL = {"num_experts": 2, "expert_hidden_units": (16,), "tower_hidden_units": [
 UNSEEN_ITEM = "item 42"
 
 
-def world() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Interactions and what is known of the items, three of which nobody has seen; those of colour 0 are older."""
+def sample_data() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Interactions and item features; three items have no interactions, and those of color 0 are older."""
     random = np.random.default_rng(0)
     users, items = random.integers(0, USERS, ROWS), random.integers(0, ITEMS, ROWS)
     liked = (users % 2 == items % 2) ^ (random.random(ROWS) < 0.05)
@@ -37,19 +37,19 @@ def world() -> tuple[pd.DataFrame, pd.DataFrame]:
     )
     interactions.loc[::50, "rating"] = np.nan
     details = pd.DataFrame({"item_id": names})
-    details["colours"] = [[f"colour {item % 2}", "any"][: 1 + item % 3] for item in range(ITEMS + 4)]
+    details["colors"] = [[f"color {item % 2}", "any"][: 1 + item % 3] for item in range(ITEMS + 4)]
     details["year"] = [None if item % 7 == 6 else 1990 + 20 * (item % 2) for item in range(ITEMS + 4)]
     return interactions, details
 
 
 @pytest.fixture(scope="module")
 def interactions() -> pd.DataFrame:
-    return world()[0]
+    return sample_data()[0]
 
 
 @pytest.fixture(scope="module")
 def recommender() -> Recommender:
-    interactions, items = world()
+    interactions, items = sample_data()
     made = Recommender("mmoe", epochs=4, learning_rate=0.01, **SMALL)
     return made.fit(interactions, tasks=TASKS, items=items, context=["hour"])
 
@@ -64,7 +64,7 @@ def saved(recommender, tmp_path_factory):
 NOON = {"hour": 12}
 
 
-def test_what_was_planted_is_found(recommender):
+def test_planted_preference_is_found(recommender):
     assert recommender.tasks == ["liked", "rating"]
     assert recommender.metrics["auc_roc/liked"] > 0.9
     assert recommender.predict(2, "item 4", context=NOON)["liked"] > 0.8
@@ -74,7 +74,7 @@ def test_what_was_planted_is_found(recommender):
         assert all(int(item.split()[1]) % 2 == user % 2 for item, _ in best)
 
 
-def test_context_counts(recommender):
+def test_context_changes_predictions(recommender):
     evening = recommender.predict(2, "item 4", context={"hour": 22})["rating"]
     assert evening > recommender.predict(2, "item 4", context={"hour": 8})["rating"] + 0.3
 
@@ -84,7 +84,7 @@ def test_all_ways_to_predict_agree(recommender, interactions):
     by_frame = recommender.predict(frame)
     assert list(by_frame) == ["liked", "rating"] and by_frame.index.equals(frame.index)
     encoded = recommender.encode(frame)
-    assert list(encoded) == ["user_id", "item_id", "colours", "year", "hour"]
+    assert list(encoded) == ["user_id", "item_id", "colors", "year", "hour"]
     pd.testing.assert_frame_equal(recommender.predict(encoded, encoded=True), by_frame)
     for position, row in enumerate(frame.itertuples()):
         one = recommender.predict(row.user_id, row.item_id, context={"hour": row.hour})
@@ -129,15 +129,15 @@ def test_unseen_ids_share_a_value_but_keep_features(recommender):
     encoded = recommender.encode(frame)
     assert encoded["item_id"].tolist() == [2, 2]
     assert encoded["user_id"].tolist()[0] == 2 < encoded["user_id"].tolist()[1]
-    assert [list(ids) for ids in encoded["colours"]][0] == [] != list(encoded["colours"][1])
+    assert [list(ids) for ids in encoded["colors"]][0] == [] != list(encoded["colors"][1])
     assert len(set(encoded["year"])) == 2
     assert np.isfinite(recommender.predict(frame)).all(axis=None)
 
 
-def test_features_in_the_frame_win_over_what_is_known(recommender):
+def test_features_in_the_frame_override_known_ones(recommender):
     frame = pd.DataFrame({"user_id": [1, 1], "item_id": [UNSEEN_ITEM] * 2, "hour": [3, 3]})
-    frame["colours"] = [["colour 0"], None]
-    first, second = recommender.encode(frame)["colours"]
+    frame["colors"] = [["color 0"], None]
+    first, second = recommender.encode(frame)["colors"]
     assert len(first) == 1 and len(second) == 0
 
 
@@ -197,19 +197,19 @@ def test_loaded_recommender_can_be_fitted_again(saved, capsys):
     assert isinstance(item, int) and score == pytest.approx(loaded.predict(3, item), abs=1e-6)
 
 
-def refused(message: str, **changes) -> None:  # type: ignore[no-untyped-def]
-    interactions, items = world()
+def check_rejected(message: str, **changes) -> None:  # type: ignore[no-untyped-def]
+    interactions, items = sample_data()
     given = {"interactions": interactions, "tasks": TASKS, "items": items} | changes
     with pytest.raises(DataError, match=message):
         Recommender(epochs=1).fit(**given)
 
 
 def rows_of_everything(rows: int) -> pd.DataFrame:
-    """Known and unseen ids with features of their own, among them nulls."""
+    """Known and unseen ids with their own features, including nulls."""
     random = np.random.default_rng(4)
     frame = pd.DataFrame({"user_id": random.integers(0, USERS + 9, rows), "hour": random.integers(0, 24, rows) * 1.0})
     frame["item_id"] = [f"item {item}" for item in random.integers(0, ITEMS + 9, rows)]
-    frame["colours"] = [["colour 1", "any", "new"][: random.integers(0, 4)] for _ in range(rows)]
+    frame["colors"] = [["color 1", "any", "new"][: random.integers(0, 4)] for _ in range(rows)]
     frame["year"] = random.choice([1990.0, 2010.0, np.nan], rows)
     return frame
 
@@ -223,22 +223,22 @@ def test_a_saved_recommender_is_exported(recommender, saved, format, tmp_path, c
     assert code == 0, capfd.readouterr().err
     expected = recommender.predict(frame)
     if format == "savedmodel":
-        width = max(map(len, frame["colours"]))
+        width = max(map(len, frame["colors"]))
         given = {
             "user_id": frame[["user_id"]].to_numpy(),
             "item_id": frame[["item_id"]].to_numpy().astype("S"),
             "hour": frame[["hour"]].to_numpy(),
             "year": frame[["year"]].to_numpy(),
-            "colours": np.array([colours + [""] * (width - len(colours)) for colours in frame["colours"]], "S"),
+            "colors": np.array([colors + [""] * (width - len(colors)) for colors in frame["colors"]], "S"),
         }
         predict = load_signatures(out)["serving_raw"]
     else:
         encoded = recommender.encode(frame)
         hotness = recommender._fitted.saved.layout.categorical[-1].hotness
-        lists = [[*ids, *[-1] * hotness][:hotness] for ids in encoded["colours"]]
+        lists = [[*ids, *[-1] * hotness][:hotness] for ids in encoded["colors"]]
         given = {name: encoded[[name]].to_numpy(np.int32) for name in ("user_id", "item_id")}
         given |= {name: encoded[[name]].to_numpy(np.float32) for name in ("year", "hour")}
-        given["colours"] = np.array(lists, np.int32)
+        given["colors"] = np.array(lists, np.int32)
         from trainer.export.onnx_file import load_onnx
 
         predict = load_onnx(out / "model.onnx")
@@ -247,16 +247,16 @@ def test_a_saved_recommender_is_exported(recommender, saved, format, tmp_path, c
         np.testing.assert_allclose(found[task][:, 0], expected[task], rtol=1e-5, atol=1e-5)
 
 
-def test_the_model_of_a_run_is_no_recommender(saved, tmp_path):
+def test_model_folder_of_a_run_is_not_a_recommender(saved, tmp_path):
     write_run(tmp_path)
-    with pytest.raises(DataError, match="holds a model of main.py and no recommender"):
+    with pytest.raises(DataError, match="contains a model of main.py, not a recommender"):
         Recommender.load(tmp_path / "model")
     with pytest.raises(DataError, match="no valid model in"):
         Recommender.load(tmp_path)
     assert export.main(["--model_dir", str(saved / "tables"), "--output", "out", "--format", "savedmodel"]) == 4
 
 
-def test_no_export_goes_into_the_recommender(saved, capfd):
+def test_export_never_writes_into_the_recommender(saved, capfd):
     for output in (saved / "exported", saved / "weights" / "exported", saved.parent):
         assert export.main(["--model_dir", str(saved), "--output", str(output), "--format", "savedmodel"]) == 2
         assert "--output" in capfd.readouterr().err
@@ -286,65 +286,78 @@ NOT_FRAMES = {
 
 
 @pytest.mark.parametrize("message", NOT_FRAMES)
-def test_what_is_no_plain_frame_is_refused(message):
-    interactions, items = world()
+def test_unsupported_frames_are_rejected(message):
+    interactions, items = sample_data()
     changed = NOT_FRAMES[message](interactions)
     if message.endswith("it has none"):
         message = message.replace("liked", "user_id")
-    refused(message, interactions=changed)
+    check_rejected(message, interactions=changed)
     if "no rows" not in message:
-        refused(message.replace("interactions", "items").split(" has the column")[0].split(" has no")[0], items=changed)
+        check_rejected(
+            message.replace("interactions", "items").split(" has the column")[0].split(" has no")[0], items=changed
+        )
 
 
 def test_arguments_of_fit_are_checked_by_type():
-    interactions, items = world()
+    interactions, items = sample_data()
     renamed = interactions.rename(columns={"user_id": 7, "liked": 8})
     dates = pd.to_datetime(["2020-01-01"] * (ITEMS + 4))
-    refused("tasks is .'liked'.; expected a dict, as in .'liked': 'binary'", tasks=["liked"])
-    refused("tasks is 'liked'; expected a dict", tasks="liked")
-    refused("tasks has the key 8; expected the names of columns", interactions=renamed, user=7, tasks={8: "binary"})
-    refused(
-        "the column name 7 is no text; .*columns.map.str", interactions=renamed, user=7, tasks={"rating": "regression"}
+    check_rejected("tasks is .'liked'.; expected a dict, as in .'liked': 'binary'", tasks=["liked"])
+    check_rejected("tasks is 'liked'; expected a dict", tasks="liked")
+    check_rejected(
+        "tasks has the key 8; expected the names of columns", interactions=renamed, user=7, tasks={8: "binary"}
     )
-    refused("items, the table of 'item_id', has no column 'item_id'", items=items.set_axis([0, 1, 2], axis=1))
-    refused("items, .*: the column name 5 is no text; rename", items=items.assign(**{"x": 1}).rename(columns={"x": 5}))
-    refused("context is 'hour'; expected a list of columns, as in .'hour'.", context="hour")
-    refused("context is 3; expected a list", context=3)
-    refused("context is .'hour'.; expected a list", context={"hour"})
-    refused("the name 'a/b' contains a slash", items=items.rename(columns={"year": "a/b"}))
-    refused("the name .* contains a slash or a control", items=items.rename(columns={"year": "\ud800"}))
-    refused("this name is empty", interactions=interactions.rename(columns={"hour": ""}), context=[""])
-    refused("no column 'likes'; it has .*did you mean 'liked'", tasks={"likes": "binary"})
-    refused("kinds is .'year'.; expected a dict", kinds=["year"])
-    refused("validation is '0.1'; expected a share", validation="0.1")
-    refused(r"'released' holds Timestamp.*\.dt\.year or \.astype\(str\)", items=items.assign(released=dates))
-    refused(
+    check_rejected(
+        "column name 7 is not a string; .*columns.map.str",
+        interactions=renamed,
+        user=7,
+        tasks={"rating": "regression"},
+    )
+    check_rejected("items, the table of 'item_id', has no column 'item_id'", items=items.set_axis([0, 1, 2], axis=1))
+    check_rejected(
+        "items, .*: the column name 5 is not a string; rename", items=items.assign(**{"x": 1}).rename(columns={"x": 5})
+    )
+    check_rejected("context is 'hour'; expected a list of columns, as in .'hour'.", context="hour")
+    check_rejected("context is 3; expected a list", context=3)
+    check_rejected("context is .'hour'.; expected a list", context={"hour"})
+    check_rejected("the name 'a/b' contains a slash", items=items.rename(columns={"year": "a/b"}))
+    check_rejected("the name .* contains a slash or a control", items=items.rename(columns={"year": "\ud800"}))
+    check_rejected("this name is empty", interactions=interactions.rename(columns={"hour": ""}), context=[""])
+    check_rejected("no column 'likes'; it has .*did you mean 'liked'", tasks={"likes": "binary"})
+    check_rejected("kinds is .'year'.; expected a dict", kinds=["year"])
+    check_rejected("validation is '0.1'; expected a fraction", validation="0.1")
+    check_rejected(r"'released' holds Timestamp.*\.dt\.year or \.astype\(str\)", items=items.assign(released=dates))
+    check_rejected(
         "'released' is numerical and holds Timestamp",
         items=items.assign(released=dates),
         kinds={"released": "numerical"},
     )
-    refused("'rating' is numerical and holds Timestamp", interactions=interactions.assign(rating=pd.Timestamp(0)))
-    refused("'rating' is numerical and holds '3'", interactions=interactions.assign(rating="3"))
-    refused("'rating' is a regression label and holds 1e.39", interactions=interactions.assign(rating=1e39))
-    refused(
+    check_rejected(
+        "'rating' is numerical and holds Timestamp", interactions=interactions.assign(rating=pd.Timestamp(0))
+    )
+    check_rejected("'rating' is numerical and holds '3'", interactions=interactions.assign(rating="3"))
+    check_rejected("'rating' is a regression label and holds 1e.39", interactions=interactions.assign(rating=1e39))
+    check_rejected(
         "'year' holds 1e.300, .*float32|'year' holds numbers up to",
         items=items.assign(year=[1e300, -1e300] * (ITEMS // 2 + 2)),
     )
-    refused("'tags' holds .'a'., .*a set has no order.*map.sorted", items=items.assign(tags=[{"a"}] * (ITEMS + 4)))
-    refused("'tags' holds .'a'., and keys are .*flat list", items=items.assign(tags=[[["a"]]] * (ITEMS + 4)))
-    refused(
+    check_rejected(
+        "'tags' holds .'a'.; .*a set has no order.*map.sorted", items=items.assign(tags=[{"a"}] * (ITEMS + 4))
+    )
+    check_rejected("'tags' holds .'a'.; expected integers.*flat list", items=items.assign(tags=[[["a"]]] * (ITEMS + 4)))
+    check_rejected(
         "'tags' holds 'b' where a list is expected; write .'b'.",
         items=items.assign(tags=[["a"], "b"] * (ITEMS // 2 + 2)),
     )
-    refused("'user_id' holds 1.5, and keys are integers or texts", interactions=interactions.assign(user_id=1.5))
-    refused(
+    check_rejected("'user_id' holds 1.5; expected integers or strings", interactions=interactions.assign(user_id=1.5))
+    check_rejected(
         "'user_id' holds 9223372036854775808, which is outside of int64",
         interactions=interactions.assign(user_id=2**63),
     )
-    refused(
+    check_rejected(
         "'user_id' holds 16777216.0, and float32 skips", interactions=interactions.assign(user_id=np.float32(2**24))
     )
-    refused(
+    check_rejected(
         "'code' holds 18446744073709551616, which is outside",
         items=items.assign(code=pd.Series([2**64] * (ITEMS + 4), dtype=object)),
         kinds={"code": "categorical"},
@@ -352,24 +365,26 @@ def test_arguments_of_fit_are_checked_by_type():
 
 
 def test_unusable_input_is_rejected_with_a_fix():
-    interactions, items = world()
-    refused("no column 'user'; it has user_id, .*did you mean 'user_id'", user="user")
-    refused("tasks: 'liked': 'ranking'; expected one of binary, regression", tasks={"liked": "ranking"})
-    refused("'rating' is a binary label and holds [0-9.]+; expected 0, 1 or null", tasks={"rating": "binary"})
-    refused("tasks names no column", tasks={})
-    refused("'item_id' has 'item 3' twice; keep one", items=pd.concat([items, items[3:4]]))
-    refused("table of 'item_id', has no column 'item_id'; it has id", items=items.rename(columns={"item_id": "id"}))
-    refused("columns hour have two meanings", context=["hour"], items=items.assign(hour=1))
-    refused("columns liked have two meanings", items=items.assign(liked=1))
-    refused("columns user_id have two meanings", items=items.assign(user_id=1))
-    refused("kinds: 'liked': 'numerical'; expected a feature's column", kinds={"liked": "numerical"})
-    refused("'item_id' is null in row 2", interactions=interactions.assign(item_id=["a", "b", None] * 2000))
-    refused("integers in one table and texts in another", items=items.assign(item_id=range(ITEMS + 4)))
-    refused("'colours' is numerical and holds .'colour 0'", kinds={"colours": "numerical"})
-    refused("'year' holds 1990.0 where a list is expected", kinds={"year": "multihot"})
-    refused("kinds: 'year': 'number'; expected", kinds={"year": "number"})
-    refused("'year': no training row has a value; leave the column out", items=items.assign(year=None))
-    refused("validation is 1.5; expected a share", validation=1.5)
+    interactions, items = sample_data()
+    check_rejected("no column 'user'; it has user_id, .*did you mean 'user_id'", user="user")
+    check_rejected("tasks: 'liked': 'ranking'; expected one of binary, regression", tasks={"liked": "ranking"})
+    check_rejected("'rating' is a binary label and holds [0-9.]+; expected 0, 1 or null", tasks={"rating": "binary"})
+    check_rejected("tasks names no column", tasks={})
+    check_rejected("'item_id' has 'item 3' twice; keep one", items=pd.concat([items, items[3:4]]))
+    check_rejected(
+        "table of 'item_id', has no column 'item_id'; it has id", items=items.rename(columns={"item_id": "id"})
+    )
+    check_rejected("columns hour have two roles", context=["hour"], items=items.assign(hour=1))
+    check_rejected("columns liked have two roles", items=items.assign(liked=1))
+    check_rejected("columns user_id have two roles", items=items.assign(user_id=1))
+    check_rejected("kinds: 'liked': 'numerical'; expected a feature's column", kinds={"liked": "numerical"})
+    check_rejected("'item_id' is null in row 2", interactions=interactions.assign(item_id=["a", "b", None] * 2000))
+    check_rejected("integers in one table and strings in another", items=items.assign(item_id=range(ITEMS + 4)))
+    check_rejected("'colors' is numerical and holds .'color 0'", kinds={"colors": "numerical"})
+    check_rejected("'year' holds 1990.0 where a list is expected", kinds={"year": "multihot"})
+    check_rejected("kinds: 'year': 'number'; expected", kinds={"year": "number"})
+    check_rejected("'year': no training row has a value; drop the column", items=items.assign(year=None))
+    check_rejected("validation is 1.5; expected a fraction", validation=1.5)
 
 
 @pytest.mark.parametrize(
@@ -383,18 +398,18 @@ def test_unusable_input_is_rejected_with_a_fix():
         ({"expert_hidden_units": (8, 0)}, "--expert_hidden_units must be at least 1"),
     ],
 )
-def test_options_are_checked_at_once(options, message):
+def test_options_are_checked_immediately(options, message):
     with pytest.raises(DataError, match=message):
         Recommender(**options)
 
 
-def test_requests_that_make_no_sense_are_refused(recommender, tmp_path):
+def test_impossible_requests_are_rejected(recommender, tmp_path):
     frame = pd.DataFrame({"user_id": [1], "item_id": ["item 1"]})
     wrong_id = recommender.encode(frame.assign(hour=1)).assign(item_id=99)
     predict, batch, recommend = recommender.predict, recommender.batch_predict, recommender.recommend
     requests = {
         "the frame has no column 'hour'; it has user_id, item_id": lambda: predict(frame),
-        "'user_id' holds texts such as 'x', but it was fitted on integers": lambda: predict(
+        "'user_id' holds strings such as 'x', but it was fitted on integers": lambda: predict(
             "x", "item 1", context=NOON
         ),
         "needs the id of an item, .*; got one int alone$": lambda: predict(1),
@@ -407,15 +422,13 @@ def test_requests_that_make_no_sense_are_refused(recommender, tmp_path):
         "'item_id' holds the id 4294967299; encoded ids": lambda: predict(
             wrong_id.assign(item_id=2**32 + 3), encoded=True
         ),
-        "'item_id' holds 2.5, and keys are integers": lambda: predict(wrong_id.assign(item_id=2.5), encoded=True),
+        "'item_id' holds 2.5; expected integers": lambda: predict(wrong_id.assign(item_id=2.5), encoded=True),
         "'item_id' is null in row 0": lambda: predict(wrong_id.assign(item_id=None), encoded=True),
         "'year' is null in row 0": lambda: predict(wrong_id.assign(item_id=1, year=None), encoded=True),
-        "'colours' is null in row 0": lambda: predict(
-            wrong_id.assign(item_id=1, colours=None), encoded=True
-        ),
+        "'colors' is null in row 0": lambda: predict(wrong_id.assign(item_id=1, colors=None), encoded=True),
         "'user_id' holds 9223372036854775808, which is outside": lambda: recommend(2**63, context=NOON),
-        "'user_id' holds .1., and keys are": lambda: recommend([1], context=NOON),
-        "'item_id' holds integers such as 1, but it was fitted on texts": lambda: recommend(
+        "'user_id' holds .1.; expected integers or strings": lambda: recommend([1], context=NOON),
+        "'item_id' holds integers such as 1, but it was fitted on strings": lambda: recommend(
             1, candidates=[1], context=NOON
         ),
         "'item_id' is null in row 1": lambda: recommend(1, candidates=["item 1", None], context=NOON),
@@ -432,18 +445,18 @@ def test_requests_that_make_no_sense_are_refused(recommender, tmp_path):
         "score is .'liked'.; expected a dict": lambda: recommend(1, score=["liked"]),
         "k is '3'; expected at least 1": lambda: recommend(1, "3"),
         "k is 2.5; expected at least 1": lambda: recommend(1, 2.5),
-        "is the working directory or above it; name a folder inside": lambda: recommender.save("."),
+        "is the working directory or above it; choose a folder inside": lambda: recommender.save("."),
         "/: is the working directory or above it": lambda: recommender.save("/"),
-        "save: 3 is no path": lambda: recommender.save(3),
-        "load: None is no path": lambda: Recommender.load(None),
+        "save: 3 is not a path": lambda: recommender.save(3),
+        "load: None is not a path": lambda: Recommender.load(None),
         "column 'item_id' holds the id 99; encoded ids lie in": lambda: predict(wrong_id, encoded=True),
         "pairs: expected one of user and item": lambda: batch([(1, "item 2", 3)], context=NOON),
         "context has .'day'.; expected a value for each of .'hour'.": lambda: recommend(1, context={"day": 1}),
         "score: 'like' is not one of the tasks .*did you mean 'liked'": lambda: recommend(1, score={"like": 1}),
-        "score: 'liked' counts nan": lambda: recommend(1, score={"liked": float("nan")}),
+        "score: the weight of 'liked' is nan": lambda: recommend(1, score={"liked": float("nan")}),
         "score names no task": lambda: recommend(1, score={}),
         "k is 0": lambda: recommend(1, 0),
-        "learnt nothing yet": lambda: Recommender().predict(1, 2),
+        "is not fitted": lambda: Recommender().predict(1, 2),
         "no valid model in": lambda: Recommender.load(tmp_path),
     }
     for message, request in requests.items():
@@ -491,7 +504,7 @@ def test_an_id_is_the_same_in_every_type(of_integers, dtype):
     np.testing.assert_allclose(pairs["liked"][:-1], expected, atol=1e-6)
 
 
-def test_a_null_that_makes_floats_changes_nothing(of_integers):
+def test_float_columns_caused_by_nulls_change_nothing(of_integers):
     rows = {"user_id": [5, -1, 0, 5], "item_id": [7, 0, 7, 0]}
     shops = {name: pd.Series([1, 2, None, 2], dtype=name) for name in ("float64", "Int64", "float32", object)}
     encoded = [of_integers.encode(pd.DataFrame(rows).assign(shop=shop)) for shop in shops.values()]

@@ -79,9 +79,9 @@ def reject_foreign(folder: Path) -> Iterator[None]:
     except NoCheckpointError:
         raise
     except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
-        raise NoCheckpointError(f"{folder}: does not hold what this program writes: {error!r}") from error
+        raise NoCheckpointError(f"{folder}: is not a model folder of this program: {error!r}") from error
     except (ValueError, pa.ArrowException, tf.errors.OpError, StorageError) as error:  # a DataError is a ValueError
-        raise NoCheckpointError(f"{folder}: does not hold what this program writes: {error}") from error
+        raise NoCheckpointError(f"{folder}: is not a model folder of this program: {error}") from error
 
 
 def _read_model(folder: ChecksummedDir, compute_dtype: str) -> LoadedModel:

@@ -154,7 +154,7 @@ class CheckpointManager:
                 )
             if self._step(facts.position) != checkpoint.step:
                 raise NoCheckpointError(
-                    f"{checkpoint.path} is of step {checkpoint.step}, and its position in the epoch of another"
+                    f"{checkpoint.path} has step {checkpoint.step}, but its position in the epoch belongs to another"
                 )
             found = json.dumps(asdict(facts)).encode()
         state.restore(checkpoint)
@@ -204,7 +204,7 @@ class CheckpointManager:
         try:
             outside = self._config.data.allow_outside_paths
             files |= workflow_files(self._spec.folder, allow_outside_paths=outside)
-        except DataError as error:  # checked before the first step, so this is no mistake in the inputs
+        except DataError as error:  # checked before the first step, so the inputs are not to blame
             raise StorageError(f"cannot write the model folder: {error}") from error
         folder = self._config.data.model_dir / MODEL_FOLDER
         write_model(folder, [checkpoint.source(name) for name in weights], files)
@@ -240,7 +240,7 @@ class CheckpointManager:
         arranged = facts.schema.arrange(self._spec, self._widths, str(checkpoint.path), "the specification", ignoring)
         if arranged.channels != self._spec.channels:
             raise DataError(
-                f"{checkpoint.path} has its features in another order than the checkpoint that this run began with; "
+                f"{checkpoint.path} has its features in another order than the checkpoint that this run started from; "
                 f"add --checkpoint {checkpoint.path}"
             )
         return checkpoint, facts

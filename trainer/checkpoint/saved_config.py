@@ -30,7 +30,7 @@ def saved_model_flags(given: Mapping[str, Any], model_dir: Path, which: str) -> 
     except NoCheckpointError:
         raise
     except DataError as error:
-        raise NoCheckpointError(f"{checkpoint.path}: {error}; it is no checkpoint of this program") from error
+        raise NoCheckpointError(f"{checkpoint.path}: {error}; it is not a checkpoint of this program") from error
     different = [name for name, value in saved.items() if given.get(name, value) != value]
     if different:
         changes = ", ".join(f"--{name} {_shown(saved[name])}, not {_shown(given[name])}" for name in different)

@@ -74,7 +74,7 @@ class Checkpoint(ChecksummedDir):
         self.step, self.sequence, self.best, self.state = saved.step, saved.sequence, saved.best, saved.state
         named = _STEP_FOLDER.fullmatch(path.name)
         if named and int(named.group(1)) != self.step:
-            raise DamagedError(f"{path / MANIFEST}: is of step {self.step}, the folder is of step {named.group(1)}")
+            raise DamagedError(f"{path / MANIFEST}: has step {self.step}, but the folder has step {named.group(1)}")
 
 
 class CheckpointStore:
@@ -236,7 +236,7 @@ class CheckpointStore:
             return self._checked(Checkpoint(path), verify)
         except DamagedError as error:
             raise NoCheckpointError(
-                f"--checkpoint {path} is no valid checkpoint: {error}. "
+                f"--checkpoint {path} is not a valid checkpoint: {error}. "
                 f"Expected last, best or the path of a folder named step-N; {self._available()}."
             ) from error
 

@@ -99,9 +99,9 @@ def encoders_of(layout: InputSchema, encoders: Mapping[str, Encoder]) -> dict[st
     features = [*(columns.name for columns in layout.categorical), *layout.numerical]
     missing = [name for name in features if name not in encoders]
     if not encoders:
-        raise NotFromRaw("the dataset of this model came without vocabularies and scalers")
+        raise NotFromRaw("the dataset of this model has no vocabularies and scalers")
     if missing:
-        raise NotFromRaw(f"the dataset of this model came without an encoder of {', '.join(missing)}")
+        raise NotFromRaw(f"the dataset of this model has no encoder for {', '.join(missing)}")
     return {name: encoders[name] for name in features}
 
 
@@ -138,7 +138,7 @@ def _check_fits(layout: InputSchema, feature: str, encoder: Encoder) -> None:
             _reads_lists(encoder) == columns.multihot and encoder.cardinality <= columns.cardinality
         )
     if not fits:
-        raise NotFromRaw(f"the encoder of {feature} makes other values than the model takes")
+        raise NotFromRaw(f"the encoder of {feature} does not produce the model's inputs")
 
 
 def _column(name: str, readers: list[Encoder]) -> RawInput:
@@ -149,12 +149,12 @@ def _column(name: str, readers: list[Encoder]) -> RawInput:
     if len(lists) > 1 or len(kinds) > 1 or (any(plain) and kinds == {"string"}):
         raise NotFromRaw(f"raw column {name} is read as values of several kinds")
     if not kinds and not all(plain):  # integers and strings hash differently
-        raise NotFromRaw(f"raw column {name} is hashed, and nothing says whether it holds integers or texts")
+        raise NotFromRaw(f"raw column {name} is hashed, but whether it holds integers or strings is unknown")
     has_empty = any("" in keys for keys in found) if kinds == {"string"} else False
     if has_empty and lists == {True}:
-        raise NotFromRaw(f"raw column {name} has the empty text in its lists, which is needed as their pad")
+        raise NotFromRaw(f"raw column {name} has the empty string in its lists, which is reserved for padding")
     if kinds == {"int64"} and any(NULL_INTEGER in keys for keys in found):
-        raise NotFromRaw(f"raw column {name} has the value {NULL_INTEGER}, which stands for null")
+        raise NotFromRaw(f"raw column {name} has the value {NULL_INTEGER}, which is reserved for null")
     return RawInput(name, kinds.pop() if kinds else "float64", lists == {True}, has_empty)
 
 

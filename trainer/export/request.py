@@ -83,7 +83,7 @@ def _parser() -> Parser:
         metavar="M",
         help="--model_dir of the run (default: as of main.py), or a folder of Recommender.save",
     )
-    add("--output", type=Path, required=True, metavar="DIR", help="folder for the export, made")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the export, created")
     add("--format", choices=FORMATS, required=True, help="what is written")
     add(
         "--dataset_path",
@@ -106,9 +106,9 @@ def _check_packages(wanted: str) -> None:
 
 def _check_output(output: Path) -> None:
     if os.path.lexists(output) and (output.is_symlink() or not output.is_dir() or any(output.iterdir())):
-        raise DataError(f"--output {output}: exists already, and exports are not mixed; name another folder")
+        raise DataError(f"--output {output}: already exists; choose another folder")
     if os.path.ismount(output):
-        raise DataError(f"--output {output}: is a mount point, which cannot be replaced; name a folder in it")
+        raise DataError(f"--output {output}: is a mount point, which cannot be replaced; choose a folder in it")
 
 
 def _model_folder(model_dir: Path) -> Path:

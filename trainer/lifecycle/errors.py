@@ -23,12 +23,12 @@ def how_to_stay_finite(*, is_float16: bool = False) -> str:
     """
     if is_float16:
         return (
-            "The run computes in float16, in which nothing beyond 65,504 is finite. Use --amp_dtype bfloat16 or leave "
-            "--amp out; or scale the numerical features and regression labels that check_dataset.py warns of; or "
+            "The run computes in float16, whose largest finite number is 65,504. Use --amp_dtype bfloat16 or remove "
+            "--amp; or scale the numerical features and regression labels that check_dataset.py warns of; or "
             "lower --deep_learning_rate."
         )
     return (
-        "Lower --deep_learning_rate or --linear_learning_rate, or scale numerical features and regression labels of "
+        "Lower --deep_learning_rate or --linear_learning_rate, or scale numerical features and regression labels with "
         "extreme values (check_dataset.py warns of those beyond 65,504)."
     )
 

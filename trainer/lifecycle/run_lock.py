@@ -46,7 +46,7 @@ class LockedFolder(NamedTuple):
 
 
 MODEL_DIR = LockedFolder(".training.lock", "--model_dir", "another run is training there")
-RESULTS_DIR = LockedFolder(".supervisor.lock", "--results_dir", "another supervisor is at work there")
+RESULTS_DIR = LockedFolder(".supervisor.lock", "--results_dir", "another supervisor is running there")
 
 
 class RunLock:
@@ -95,7 +95,7 @@ class RunLock:
             self._remove_made()
             raise DataError(
                 f"{self._name}: cannot be written ({error.strerror}). "
-                "Give a folder on a disk with room that you may write to."
+                "Choose a writable folder on a disk with free space."
             ) from error
         return self
 
@@ -142,8 +142,8 @@ class RunLock:
             if error.errno not in _NO_LOCKS:
                 raise
             self._warn(
-                f"{self._name}: this file system knows no locks ({error.strerror}), so that nothing "
-                "keeps a second run from working there at the same time"
+                f"{self._name}: this file system does not support locks ({error.strerror}), so nothing "
+                "prevents a second run there at the same time"
             )
             self._path.unlink(missing_ok=True)
             return True

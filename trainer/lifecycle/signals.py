@@ -94,6 +94,6 @@ class StopRequest:
                     self._record.leave(STOPPED, f"{STOPPED_EARLY}, by signal {numbers[0]}; nothing is lost")
                 self._signals.add(numbers[0])
                 if self._record is not None and len(self._signals.requests) > 1:
-                    self._record.leave(128 + numbers[0], f"signal {numbers[0]} came a second time")
+                    self._record.leave(128 + numbers[0], f"a second signal {numbers[0]}")
                 self.requested = True
         os.close(descriptor)

@@ -71,7 +71,7 @@ class Watchdog:
                 self._abort(record, silent)
 
     def _abort(self, record: WorkerRecord, silent: float) -> None:
-        cause = f"nothing has moved for {silent:.1f} s: no step has ended, no batch been evaluated, nothing been saved"
+        cause = f"no progress for {silent:.1f} s: no step has ended, no batch was evaluated, nothing was saved"
         print(f"watchdog: {cause}. The stacks of this worker:", file=sys.stderr, flush=True)
         with suppress(OSError, ValueError, AttributeError):  # a closed stderr must not keep the worker alive
             faulthandler.dump_traceback(all_threads=True)

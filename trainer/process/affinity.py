@@ -36,12 +36,12 @@ def set_affinity(mode: str, local_rank: int, local_size: int) -> str:
     try:
         allowed = os.sched_getaffinity(0)
         if is_bound_by_launcher(allowed):
-            return f"affinity: the launcher has bound this worker to CPUs {format_cpus(allowed)}; left so"
+            return f"affinity: the launcher has bound this worker to CPUs {format_cpus(allowed)}; left unchanged"
         shares = share_out(mode, cores_of_workers(local_size, allowed))
         chosen = shares[local_rank]
         os.sched_setaffinity(0, chosen)
     except (OSError, ValueError, LookupError, AttributeError) as error:
-        return f"affinity: left as it was, {mode} is not possible here ({error})"
+        return f"affinity: left unchanged, {mode} is not possible here ({error})"
     return f"affinity: {mode}, CPUs {format_cpus(chosen)} ({len(chosen)} of {len(allowed)})"
 
 

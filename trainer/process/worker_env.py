@@ -55,7 +55,7 @@ class WorkerEnv:
         if not (0 <= self.rank < self.size and 0 <= self.local_rank < self.local_size):
             raise DataError(
                 f"{self.launcher} set rank {self.rank} of {self.size} and local rank {self.local_rank} of "
-                f"{self.local_size}, which cannot be. Unset its variables, or start the job with horovodrun."
+                f"{self.local_size}, which is inconsistent. Unset its variables, or start the job with horovodrun."
             )
 
 
@@ -69,7 +69,7 @@ def read_worker_env(environ: Mapping[str, str]) -> WorkerEnv:
     for launcher, rank, size in _JOB:
         if _announced(environ, rank, size):
             return WorkerEnv(_number(environ, rank), _number(environ, size), *_place_on_host(environ), launcher)
-    _refuse_lonely_pods(environ)
+    _reject_pods_without_launcher(environ)
     return WorkerEnv()
 
 
@@ -79,7 +79,7 @@ def _announced(environ: Mapping[str, str], rank: str, size: str) -> bool:
     if (rank in environ) != (size in environ):
         there, missing = (rank, size) if rank in environ else (size, rank)
         raise DataError(
-            f"the environment variable {there} is set and {missing} is not: how many workers there are is not known. "
+            f"the environment variable {there} is set and {missing} is not: the number of workers is unknown. "
             f"Unset {there}, or start the job with horovodrun."
         )
     return rank in environ
@@ -99,7 +99,7 @@ def _place_on_host(environ: Mapping[str, str]) -> tuple[int, int]:
 def _number(environ: Mapping[str, str], name: str) -> int:
     text = environ.get(name, "")
     if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise DataError(f"the environment variable {name} is {text!r}; a launcher sets it to a number")
+        raise DataError(f"the environment variable {name} is {text!r}; expected a number")
     return int(text)
 
 
@@ -114,12 +114,12 @@ def _tasks_of_node(environ: Mapping[str, str], name: str) -> int:
         if node < 0:
             return int(found[1])
     raise DataError(
-        f"the environment variable {name} is {environ[name]!r}, which tells nothing of node {environ['SLURM_NODEID']}; "
-        "srun writes 2(x3),1 for 2, 2, 2, 1"
+        f"the environment variable {name} is {environ[name]!r}, which has no entry for node {environ['SLURM_NODEID']}; "
+        "expected the form 2(x3),1 for 2, 2, 2, 1"
     )
 
 
-def _refuse_lonely_pods(environ: Mapping[str, str]) -> None:
+def _reject_pods_without_launcher(environ: Mapping[str, str]) -> None:
     """Raises a DataError in a Kubernetes pod without a launcher.
 
     Kubernetes operators start one process per pod and leave it to that process to find the others.

@@ -34,7 +34,7 @@ def require_frame(frame: Any, what: str) -> None:
     if not isinstance(frame, pd.DataFrame):
         raise DataError(f"{what} is a {type(frame).__name__}, expected a pandas DataFrame; {frame_hint(frame)}")
     if frame.columns.nlevels > 1:
-        raise DataError(f"{what} has columns of {frame.columns.nlevels} levels; flatten them: one text per column")
+        raise DataError(f"{what} has columns of {frame.columns.nlevels} levels; flatten them: one string per column")
 
 
 def frame_hint(value: Any) -> str:
@@ -59,8 +59,8 @@ def require_columns(columns: pd.DataFrame | Mapping[str, Any], names: Iterable[A
     for name in names:
         if not isinstance(name, str):
             raise DataError(
-                f"{what}: the column name {shown(name)} is no text; rename the columns, as with "
-                "frame.columns = frame.columns.map(str), and name the column by its text"
+                f"{what}: the column name {shown(name)} is not a string; rename the columns, as with "
+                "frame.columns = frame.columns.map(str), and use the string as its name"
             )
         if texts.count(name) > 1:
             raise DataError(f"{what} has the column {name!r} {texts.count(name)} times; rename or drop all but one")
@@ -106,7 +106,7 @@ def fit_encoder(column: RawColumn, weights: np.ndarray) -> Encoder:
     used = (weights > 0) & np.array([value is not None for value in column.values])
     values, weights = column.values[used], weights[used]
     if not len(values):
-        raise DataError(f"column {column.name!r}: no training row has a value; leave the column out")
+        raise DataError(f"column {column.name!r}: no training row has a value; drop the column")
     if column.kind == NUMERICAL:
         return _fit_numerical(column.name, values, weights)
     if column.kind == MULTIHOT:
@@ -138,7 +138,7 @@ def _fit_numerical(name: str, values: np.ndarray, weights: np.ndarray) -> Numeri
     with np.errstate(all="ignore"):  # an overflow is reported below
         mean, std = float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
     if not np.isfinite([mean, std]).all():
-        raise DataError(f"column {name!r} holds numbers up to {np.abs(numbers).max():g}, too large to standardise")
+        raise DataError(f"column {name!r} holds numbers up to {np.abs(numbers).max():g}, too large to standardize")
     return Numerical(name, fill=float(np.median(numbers)), mean=mean, std=std)
 
 

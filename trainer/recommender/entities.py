@@ -41,7 +41,7 @@ class RawEntities:
             raise DataError(f"the table of {column!r} has {twice!r} twice; keep one row of each")
         known = [keys for keys in (listed, used) if len(keys)]
         if len({keys.dtype for keys in known}) > 1:
-            raise DataError(f"column {column!r} holds integers in one table and texts in another; convert one of them")
+            raise DataError(f"column {column!r} holds integers in one table and strings in another; convert one")
         self.keys = np.unique(np.concatenate(known))
         self.rows = find_positions(KeyIndex(column, self.keys), used)
         rows = find_positions(KeyIndex(column, listed), self.keys)  # table row of each key; len(listed) if it has none

@@ -68,7 +68,7 @@ class Interactions:
         if not len(self.frame):
             raise DataError("interactions has no rows")
         if not self.tasks:
-            raise DataError(f"tasks names no column; write what is learnt of each label, as in {TASKS_EXAMPLE}")
+            raise DataError(f"tasks names no column; give the type of each label, as in {TASKS_EXAMPLE}")
         features = [*self.context, *self._known_features("users", self.user), *self._known_features("items", self.item)]
         names = [self.user, self.item, *self.tasks, *features]
         for name in names:
@@ -76,7 +76,7 @@ class Interactions:
                 raise DataError(f"columns: {mistake}")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise DataError(f"columns {', '.join(twice)} have two meanings; rename one of each, or leave it out")
+            raise DataError(f"columns {', '.join(twice)} have two roles; rename or drop one of each")
         kinds = self.kinds or {}
         require_mapping(kinds, "kinds", f"{{'age': '{KINDS[0]}'}}")
         for name, kind in kinds.items():
@@ -139,13 +139,13 @@ class Interactions:
 
     def _in_train(self, validation: float, seed: int) -> np.ndarray:
         if not isinstance(validation, Real) or not 0 < validation < 1:
-            raise DataError(f"validation is {validation!r}; expected a share of the rows, above 0 and below 1")
+            raise DataError(f"validation is {validation!r}; expected a fraction of the rows, above 0 and below 1")
         rows = np.arange(len(self.frame))
         # Drawn by row number and seed, so that the split is reproducible.
         in_train = draw_mappings(rows, seed=seed, test_fraction=validation, validation_fraction=0.0) == TRAIN
         if in_train.all() or not in_train.any():
             raise DataError(
-                f"validation {validation} of {len(rows)} rows leaves nothing on one side; choose another share"
+                f"validation {validation} of {len(rows)} rows leaves one side empty; choose another fraction"
             )
         return in_train
 
@@ -175,7 +175,7 @@ def _check_label(labels: pd.Series, kind: str) -> None:
     is_binary, numbers = TASK_TYPES[kind] is LabelKind.BINARY, as_numbers(str(labels.name), labels)
     known = numbers[~np.isnan(numbers)]
     if not len(known):
-        raise DataError(f"column {labels.name!r} is a label and holds nothing; leave the task out")
+        raise DataError(f"column {labels.name!r} is a label without values; remove the task")
     wrong = known[~np.isin(known, [0, 1]) if is_binary else np.abs(known) > LARGEST]
     if len(wrong):
         expected = "0, 1 or null (a number is a regression)" if is_binary else "numbers of float32 or null"

@@ -179,7 +179,7 @@ class Recommender:
         self._fitted.check_context(context)
         names = [self._fitted.users.column, self._fitted.items.column]
         if isinstance(pairs, Set | Mapping):
-            raise DataError(f"pairs is a {type(pairs).__name__}, whose order is not the rows'; write a list of pairs")
+            raise DataError(f"pairs is a {type(pairs).__name__}, which has no order; pass a list of pairs")
         try:
             # dtype=object, since pandas would convert integers mixed with nulls to floats.
             frame = pd.DataFrame(list(pairs), columns=names, dtype=object)
@@ -262,7 +262,7 @@ class Recommender:
     @property
     def _fitted(self) -> "Fitted":
         if self._state is None:
-            raise DataError("this recommender has learnt nothing yet; call fit, or Recommender.load")
+            raise DataError("this recommender is not fitted; call fit, or Recommender.load")
         return self._state
 
     def _predict_rows(self, frame: pd.DataFrame, *, encoded: bool = False) -> pd.DataFrame:
@@ -278,7 +278,7 @@ class Recommender:
                 hint = f"; did you mean {near!r}?" if near else ""
                 raise DataError(f"score: {name!r} is not one of the tasks {', '.join(self.tasks)}{hint}")
             if not isinstance(weight, Real) or not np.isfinite(float(weight)):
-                raise DataError(f"score: {name!r} counts {weight!r}; expected a number")
+                raise DataError(f"score: the weight of {name!r} is {weight!r}; expected a number")
         if not chosen:
             raise DataError(f"score names no task; expected weights of {', '.join(self.tasks)}")
         return np.array([float(chosen.get(task, 0.0)) for task in self.tasks])
@@ -286,7 +286,7 @@ class Recommender:
 
 def _path(method: str, folder: Any) -> Path:
     if not isinstance(folder, str | os.PathLike):
-        raise DataError(f"{method}: {folder!r} is no path; name a folder, as in {method}('movies')")
+        raise DataError(f"{method}: {folder!r} is not a path; pass a folder, as in {method}('movies')")
     return Path(folder).absolute()
 
 
@@ -295,5 +295,5 @@ def _new_folder(folder: str | Path) -> Path:
     path = Path(os.path.normpath(_path("save", folder)))
     # A save replaces the folder as a whole, which must not pull the working directory away.
     if Path.cwd().is_relative_to(path):
-        raise DataError(f"{folder}: is the working directory or above it; name a folder inside, as in save('movies')")
+        raise DataError(f"{folder}: is the working directory or above it; choose a folder inside, as in save('movies')")
     return path

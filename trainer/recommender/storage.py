@@ -96,8 +96,8 @@ def load_fitted(folder: Path) -> tuple[Fitted, dict[str, Any]]:
     opened = open_model(folder)
     if SETTINGS not in opened.files:
         raise DataError(
-            f"{folder}: holds a model of main.py and no recommender: it knows neither users nor items. "
-            "main.py --predict and export.py take such a model; Recommender.load reads what Recommender.save wrote"
+            f"{folder}: contains a model of main.py, not a recommender. Use "
+            "main.py --predict or export.py for it; Recommender.load reads what Recommender.save wrote"
         )
     with reject_foreign(folder):
         return _load(opened)

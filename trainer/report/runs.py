@@ -76,7 +76,7 @@ def read_run(results_dir: Path, name: str, log_filename: str = "log.json") -> Ru
     path = results_dir / log_filename
     if not path.exists():
         hint = "" if results_dir.is_dir() else f"; {results_dir} is not a folder"
-        raise DataError(f"{path}: there is no such log. Give the --results_dir of a run of main.py{hint}")
+        raise DataError(f"{path}: no such log. Pass the --results_dir of a run of main.py{hint}")
     run = Run(on_one_line(name))
     for record in read_log(path):
         data = record.get("data")
@@ -87,7 +87,7 @@ def read_run(results_dir: Path, name: str, log_filename: str = "log.json") -> Ru
     if not run.evaluations and run.final:
         run.evaluations.append(Point(None, None, run.final))
     if not run.training and not run.evaluations:
-        raise DataError(f"{path}: holds no loss and no metric. Has the run reached its first step?")
+        raise DataError(f"{path}: contains no loss and no metric. Has the run reached its first step?")
     return run
 
 

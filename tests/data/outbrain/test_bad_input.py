@@ -306,11 +306,11 @@ def test_output_with_a_dataset_is_rejected_and_kept(good, tmp_path, capsys, reci
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     capsys.readouterr()
     assert preproc.main([*arguments(good, output), "--recipe", recipe]) == 2
-    assert f"{output}: holds a dataset already (feature_spec.yaml)" in capsys.readouterr().err
+    assert f"{output}: already contains a dataset (feature_spec.yaml)" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
 
 
-def test_an_output_that_is_a_file_is_rejected_and_left_alone(good, tmp_path, capsys):
+def test_output_that_is_a_file_is_rejected_and_unchanged(good, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     assert preproc.main(arguments(good, tmp_path / "out")) == 2
     assert f"{tmp_path / 'out'}: is a file, the output must be a folder" in capsys.readouterr().err

@@ -353,5 +353,5 @@ def test_an_output_that_holds_a_dataset_is_rejected(datasets, raw, tmp_path, cap
     transformed(datasets["leak_free"], raw, tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert transform.main(arguments(datasets["leak_free"] / "workflow", raw, tmp_path / "out")) == 2
-    assert "holds a dataset already" in capsys.readouterr().err
+    assert "already contains a dataset" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}

@@ -104,7 +104,7 @@ def draw_inputs(rows: int, without: tuple[str, ...] = ()) -> dict[str, np.ndarra
 
 
 def predicted(saved: LoadedModel, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the live model says of encoded rows, float64."""
+    """Returns the live model's predictions of encoded rows, float64."""
     rows = len(next(iter(inputs.values())))
     ids = [np.zeros((rows, 0), np.int32), *(inputs[name] for name in ("user", "day", "tags") if name in inputs)]
     numbers = [np.zeros((rows, 0), np.float32), *(inputs[name] for name in ("age", "price") if name in inputs)]

@@ -1,4 +1,4 @@
-"""export.py: what it writes and says, and what it refuses, before TensorFlow is imported where that can be."""
+"""export.py: what it writes, prints and rejects, where possible before TensorFlow is imported."""
 
 import json
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_export_reports_difference_from_the_model(format, run, dataset, tmp_path
 
 
 @pytest.mark.parametrize("format", ["savedmodel", "onnx"])
-def test_an_export_that_predicts_something_else_is_not_left(format, run, tmp_path, monkeypatch, capfd):
+def test_export_with_other_predictions_is_removed(format, run, tmp_path, monkeypatch, capfd):
     need(format)
     nearly = dict(graph.ACTIVATIONS, binary=lambda logits: tf.math.sigmoid(logits) + 1.5e-5)
     monkeypatch.setattr(graph, "ACTIVATIONS", nearly)
@@ -82,7 +82,7 @@ def test_an_export_that_predicts_something_else_is_not_left(format, run, tmp_pat
     assert list((tmp_path / "deep").iterdir()) == []
 
 
-def test_a_raw_signature_that_encodes_otherwise_is_not_left(run, tmp_path, monkeypatch, capfd):
+def test_raw_signature_that_encodes_wrongly_is_removed(run, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(raw_graph, "NULL_ID", 2)
     assert export.main(arguments(run, tmp_path / "out", "--format", "savedmodel")) == 1
     printed = capfd.readouterr()
@@ -93,7 +93,7 @@ def test_a_raw_signature_that_encodes_otherwise_is_not_left(run, tmp_path, monke
 def test_errors_are_reported_before_tensorflow_loads(run, dataset, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(export, "import_tensorflow", lambda: pytest.fail("too late"))
 
-    def refused(code: int, model_dir: Path, output: Path, *more: str) -> str:
+    def error_of(code: int, model_dir: Path, output: Path, *more: str) -> str:
         try:
             found = export.main(arguments(model_dir, output, *more))
         except SystemExit as stop:
@@ -104,20 +104,20 @@ def test_errors_are_reported_before_tensorflow_loads(run, dataset, tmp_path, mon
     out, full = tmp_path / "out", tmp_path / "full"
     (full / "something").mkdir(parents=True)
     savedmodel = ("--format", "savedmodel")
-    assert "invalid choice: 'pickle'" in refused(2, run, out, "--format", "pickle")
-    assert "did you mean --model_dir?" in refused(2, run, out, *savedmodel, "--modeldir", "x")
-    assert "exists already" in refused(2, run, full, *savedmodel)
-    assert "no valid model in" in refused(4, tmp_path, out, *savedmodel)
+    assert "invalid choice: 'pickle'" in error_of(2, run, out, "--format", "pickle")
+    assert "did you mean --model_dir?" in error_of(2, run, out, *savedmodel, "--modeldir", "x")
+    assert "already exists" in error_of(2, run, full, *savedmodel)
+    assert "no valid model in" in error_of(4, tmp_path, out, *savedmodel)
     document = yaml.safe_load((dataset / "feature_spec.yaml").read_text())
     document["feature_spec"]["user"]["cardinality"] = 501
     (tmp_path / "feature_spec.yaml").write_text(yaml.safe_dump(document))
-    other = refused(2, run, out, *savedmodel, "--dataset_path", str(tmp_path))
+    other = error_of(2, run, out, *savedmodel, "--dataset_path", str(tmp_path))
     assert "feature 'user' was onehot_categorical, cardinality 500 and is onehot_categorical, cardinality 501" in other
     monkeypatch.setattr(request, "find_spec", lambda name: None)
     for format in ("onnx", "triton"):
-        told = refused(2, run, out, "--format", format)
-        assert "needs tf2onnx, onnx, onnxruntime, not installed here: uv pip install" in told
-        assert "-r requirements/export.txt" in told
+        message = error_of(2, run, out, "--format", format)
+        assert "needs tf2onnx, onnx, onnxruntime, not installed here: uv pip install" in message
+        assert "-r requirements/export.txt" in message
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["full"]
 
 

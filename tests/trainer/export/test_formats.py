@@ -1,4 +1,4 @@
-"""SavedModel and ONNX beside the live model: the same predictions at every batch size, the same refusals."""
+"""SavedModel and ONNX against the live model: the same predictions and errors at every batch size."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +42,7 @@ FORMATS = [pytest.param(as_saved_model, id="savedmodel"), pytest.param(as_onnx, 
 
 @pytest.mark.parametrize("make", FORMATS)
 @pytest.mark.parametrize("model", MODELS)
-def test_an_export_predicts_what_the_model_predicts(model, make, tmp_path):
+def test_export_predicts_what_the_model_predicts(model, make, tmp_path):
     saved = write_run(tmp_path / "run", **MODELS[model])
     predict = make(tmp_path / "export", saved)
     for rows in BATCHES:
@@ -69,7 +69,7 @@ def test_a_model_may_have_no_ids_or_no_numbers(without, make, tmp_path):
 
 
 @pytest.mark.parametrize("make", FORMATS)
-def test_an_id_out_of_its_range_is_refused_and_pads_are_not(make, tmp_path):
+def test_id_out_of_range_is_rejected_and_pads_are_not(make, tmp_path):
     saved = write_run(tmp_path / "run", model="mmoe")
     predict = make(tmp_path / "export", saved)
     for name, wrong in (("user", 500), ("user", -1), ("day", 7), ("tags", 90)):

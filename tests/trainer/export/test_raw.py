@@ -78,7 +78,7 @@ def wanted_features() -> dict[str, np.ndarray]:
     }
 
 
-def test_the_hash_in_a_graph_is_the_stated_one():
+def test_hash_in_a_graph_is_the_documented_one():
     integers = np.append(np.random.default_rng(0).integers(-(2**63), BIG, 200), [0, -1, BIG, -(2**63)])
     texts = ["", "a", "foobar", "zero\0", "日本語", "x" * 300, *map(str, range(50))]
     assert hash_integers(tf.constant(integers)).numpy().tolist() == [scalar_hash(int(value)) for value in integers]
@@ -130,21 +130,30 @@ def test_empty_text_in_vocabulary_is_not_null(tmp_path):
     ("change", "reason"),
     [
         ({"user": None}, "without an encoder of user"),
-        ({"user": HashedIds("id", 300)}, "nothing says whether it holds integers or texts"),
+        ({"user": HashedIds("id", 300)}, "whether it holds integers or strings is unknown"),
         ({"user": Vocabulary("weekday", objects(["a"]), np.ones(1, np.int64))}, "weekday is read as values of several"),
         ({"user": Vocabulary("words", objects(["a"]), np.ones(1, np.int64))}, "words is read as values of several"),
-        ({"user": Numerical("years")}, "the encoder of user makes other values"),
-        ({"user": Vocabulary("who", np.arange(600), np.ones(600, np.int64))}, "the encoder of user makes other values"),
-        ({"tags": Vocabulary("words", objects(TAGS), np.ones(3, np.int64))}, "the encoder of tags makes other values"),
-        ({"age": Vocabulary("years", np.arange(3), np.ones(3, np.int64))}, "the encoder of age makes other values"),
-        ({"day": Vocabulary("weekday", np.array([NULL_INTEGER]), np.ones(1, np.int64))}, "which stands for null"),
+        ({"user": Numerical("years")}, "does not produce the model's inputs"),
+        (
+            {"user": Vocabulary("who", np.arange(600), np.ones(600, np.int64))},
+            "does not produce the model's inputs",
+        ),
+        (
+            {"tags": Vocabulary("words", objects(TAGS), np.ones(3, np.int64))},
+            "does not produce the model's inputs",
+        ),
+        (
+            {"age": Vocabulary("years", np.arange(3), np.ones(3, np.int64))},
+            "does not produce the model's inputs",
+        ),
+        ({"day": Vocabulary("weekday", np.array([NULL_INTEGER]), np.ones(1, np.int64))}, "which is reserved for null"),
         (
             {"tags": Vocabulary("words", objects(["", "a"]), np.ones(2, np.int64), is_list=True)},
-            "has the empty text in its lists",
+            "has the empty string in its lists",
         ),
     ],
 )
-def test_why_raw_features_are_left_out_is_told(change, reason, tmp_path):
+def test_reason_for_omitted_raw_features_is_reported(change, reason, tmp_path):
     saved = write_run(tmp_path)
     encoders = {name: encoder for name, encoder in (make_encoders() | change).items() if encoder is not None}
     with pytest.raises(NotFromRaw, match=reason):

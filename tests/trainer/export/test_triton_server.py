@@ -169,7 +169,7 @@ def test_batched_requests_get_their_own_rows(served, url):
 
 
 @pytest.mark.slow
-def test_the_client_is_a_program_too(served, url):
+def test_client_can_be_run_as_a_program(served, url):
     folder, _ = served
     command = [sys.executable, "-S", *ASK[1:], "--url", url, "--model", MODEL]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)

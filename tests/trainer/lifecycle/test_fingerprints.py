@@ -1,4 +1,4 @@
-"""Whether workers hold the same, bit by bit, and whether it is a number."""
+"""Detection of workers whose values differ or are not finite."""
 
 import numpy as np
 import pytest
@@ -24,12 +24,12 @@ def values() -> dict[str, np.ndarray]:
     }
 
 
-def check(workers: int, spoil, sharded: dict[str, int] | None = None) -> None:  # type: ignore[no-untyped-def]
-    """Lets each worker look at values of its own: `spoil(worker, values)` has changed them."""
+def check(workers: int, corrupt, sharded: dict[str, int] | None = None) -> None:  # type: ignore[no-untyped-def]
+    """Runs the check on every worker, on values that `corrupt(worker, values)` has changed."""
 
     def work(comm) -> None:  # type: ignore[no-untyped-def]
         own = values()
-        spoil(comm.rank, own)
+        corrupt(comm.rank, own)
         variables = {name: tf.Variable(value) for name, value in own.items()}
         check_state(TrainState(variables, comm, sharded or {}), step=70)
 
@@ -45,46 +45,46 @@ def test_equal_states_pass():
 def test_one_flipped_bit_is_found_and_named(name, monkeypatch):
     monkeypatch.setattr(arrays, "BLOCK_BYTES", 96)  # eight rows of the table at a time
 
-    def spoil(worker: int, own: dict[str, np.ndarray]) -> None:
+    def corrupt(worker: int, own: dict[str, np.ndarray]) -> None:
         if worker == 1:
             flat = own[name].reshape(-1).copy()
             flat.view(np.uint8)[flat.nbytes * 2 // 3] ^= 1
             own[name] = flat.reshape(own[name].shape)
 
     with pytest.raises(WorkersDiffer, match=f"after step 70 {name} of worker.s. 1 differs from that of the other 2"):
-        check(3, spoil)
+        check(3, corrupt)
 
 
 @pytest.mark.parametrize("rows", [(0, 1), (3, 40), (48, 49)])
-def test_rows_that_have_changed_places_are_found(rows, monkeypatch):
+def test_swapped_rows_are_found(rows, monkeypatch):
     monkeypatch.setattr(arrays, "BLOCK_BYTES", 96)
 
-    def spoil(worker: int, own: dict[str, np.ndarray]) -> None:
+    def corrupt(worker: int, own: dict[str, np.ndarray]) -> None:
         if worker == 0:
             own["table"][list(rows)] = own["table"][list(rows[::-1])]
 
     with pytest.raises(WorkersDiffer, match="table differs between the 2 workers"):
-        check(2, spoil)
+        check(2, corrupt)
 
 
 def test_minus_zero_is_not_zero():
-    def spoil(worker: int, own: dict[str, np.ndarray]) -> None:
+    def corrupt(worker: int, own: dict[str, np.ndarray]) -> None:
         own["kernel"][0, 0] = -0.0 if worker else 0.0
 
     with pytest.raises(WorkersDiffer, match="kernel"):
-        check(2, spoil)
+        check(2, corrupt)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
-def test_what_is_no_number_is_found_on_all_workers(broken):
-    def spoil(worker: int, own: dict[str, np.ndarray]) -> None:
+def test_non_finite_value_is_found_on_all_workers(broken):
+    def corrupt(worker: int, own: dict[str, np.ndarray]) -> None:
         own["table"][17, 1] = broken
 
     with pytest.raises(NotFinite, match="1 variables have NaN or infinite values after step 70, the first is table"):
-        check(2, spoil)
+        check(2, corrupt)
 
 
-def test_sharded_tables_may_differ_but_must_be_numbers():
+def test_sharded_tables_may_differ_but_must_be_finite():
     def differ(worker: int, own: dict[str, np.ndarray]) -> None:
         own["table"] = own["table"] + worker
 

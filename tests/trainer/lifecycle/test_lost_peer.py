@@ -1,4 +1,4 @@
-"""The words of collectives that have lost a worker, as Horovod 0.28.1 and Gloo put them."""
+"""Error messages of collectives that lost a worker, from Horovod 0.28.1 and Gloo."""
 
 import pytest
 import tensorflow as tf
@@ -26,11 +26,11 @@ SHUT_DOWN = "Horovod has been shut down. This was caused by an exception on one 
         ),
     ],
 )
-def test_a_lost_worker_is_told_in_a_few_words(message, said):
+def test_lost_worker_is_reported_briefly(message, said):
     assert lost_peer(tf.errors.UnknownError(None, None, message)) == said
 
 
-def test_other_errors_are_not_taken_for_it():
+def test_other_errors_are_not_mistaken_for_a_lost_worker():
     assert lost_peer(tf.errors.UnknownError(None, None, "the disk hums")) is None
     assert lost_peer(tf.errors.FailedPreconditionError(None, None, "HorovodAllreduce: shapes differ")) is None
     assert lost_peer(ValueError(SHUT_DOWN)) is None

@@ -1,4 +1,4 @@
-"""What workers leave of themselves, and whether their processes live."""
+"""Worker records, and whether their processes are alive."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def names(results_dir: Path) -> list[str]:
     return sorted(name for name in os.listdir(results_dir / FOLDER) if name != JOB_FILE)
 
 
-def test_a_record_says_who_and_how(tmp_path, job):
+def test_record_holds_the_worker_and_its_end(tmp_path, job):
     begin = time.time()
     record = WorkerRecord(tmp_path, SECOND)
     record.begin()
@@ -55,7 +55,7 @@ def test_a_record_says_who_and_how(tmp_path, job):
     assert read_records(tmp_path, job) == {1: ended}
 
 
-def test_of_many_ends_at_once_one_counts_and_stands_whole(tmp_path, job):
+def test_of_many_simultaneous_ends_one_is_recorded(tmp_path, job):
     record = WorkerRecord(tmp_path, FIRST)
     record.begin()
     threads = [threading.Thread(target=record.end, args=(code, "x" * 5000)) for code in range(1, 17)]
@@ -77,7 +77,7 @@ def test_rejection_is_recorded_only_for_a_supervisor(tmp_path, job):
 
 
 @pytest.mark.parametrize(("error", "code"), [(SystemExit(0), 0), (SystemExit(2), 1), (MemoryError("no room"), 1)])
-def test_an_exception_that_nobody_catches_is_recorded(tmp_path, job, error, code):
+def test_uncaught_exception_is_recorded(tmp_path, job, error, code):
     prepare_records(tmp_path, "job")
     with pytest.raises(type(error)), WorkerRecord(tmp_path, FIRST):
         raise error
@@ -86,7 +86,7 @@ def test_an_exception_that_nobody_catches_is_recorded(tmp_path, job, error, code
     assert code == 0 or type(error).__name__ in state.cause
 
 
-def test_a_folder_that_cannot_be_written_stops_nobody(tmp_path):
+def test_unwritable_folder_stops_nothing(tmp_path):
     (tmp_path / "results").write_text("a file")
     record = WorkerRecord(tmp_path / "results", FIRST)
     record.begin()
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_written_stops_nobody(tmp_path):
     assert os.listdir(tmp_path) == ["results"]
 
 
-def test_records_of_larger_and_of_other_jobs_go(tmp_path, job, monkeypatch):
+def test_records_of_larger_and_other_jobs_are_removed(tmp_path, job, monkeypatch):
     for rank in range(3):
         WorkerRecord(tmp_path, WorkerEnv(rank, 3, rank, 3)).begin()
     WorkerRecord(tmp_path, WorkerEnv(0, 2, 0, 2)).begin()
@@ -108,7 +108,7 @@ def test_records_of_larger_and_of_other_jobs_go(tmp_path, job, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 200_000, '{"rank": 0}', "\xff"])
-def test_what_is_no_record_is_passed_over(tmp_path, job, text):
+def test_files_that_are_not_records_are_skipped(tmp_path, job, text):
     record = WorkerRecord(tmp_path, SECOND)
     record.begin()
     (tmp_path / FOLDER / "worker-0.json").write_bytes(text.encode("latin-1"))
@@ -121,14 +121,14 @@ def test_what_is_no_record_is_passed_over(tmp_path, job, text):
             assert sorted(read_records(tmp_path, job)) == [1], (name, value)
 
 
-def test_a_process_is_told_from_a_later_one_of_its_number():
+def test_process_differs_from_a_later_one_with_its_pid():
     state = WorkerState(0, 1, os.uname().nodename, os.getpid(), start_time(os.getpid()), None)
     assert state.is_alive()
     assert not replace(state, started=state.started - 1).is_alive()
     assert replace(state, started=1, host="elsewhere").is_alive()
 
 
-def test_the_dead_are_told_from_the_stopped_and_the_living():
+def test_dead_stopped_and_live_processes_are_recognized():
     with subprocess.Popen(["sleep", "60"]) as process:
         started = start_time(process.pid)
         clock = os.sysconf("SC_CLK_TCK")
@@ -145,7 +145,7 @@ def test_the_dead_are_told_from_the_stopped_and_the_living():
     assert start_time(process.pid) is None
 
 
-def test_all_that_carry_a_mark_are_killed_and_no_others(monkeypatch):
+def test_only_marked_processes_are_killed(monkeypatch):
     with subprocess.Popen(["sleep", "60"]) as other:
         script = "trap '' TERM; setsid sleep 60 & sleep 60 & kill -STOP $$"
         environment = os.environ | {"THE_MARK": "of this test"}
@@ -173,12 +173,12 @@ def test_all_that_carry_a_mark_are_killed_and_no_others(monkeypatch):
         ([], "results"),
     ],
 )
-def test_a_place_is_found_in_any_command(words, place, monkeypatch):
+def test_path_flag_is_found_in_any_command(words, place, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert path_in(words, "results_dir") == Path(place)
 
 
-def test_a_job_is_noted_but_not_over_another_file(tmp_path):
+def test_job_is_recorded_but_replaces_no_other_file(tmp_path):
     assert last_job(tmp_path) is None
     for job in ("0a" * 16, "1b" * 16):
         prepare_records(tmp_path, job)

@@ -44,22 +44,22 @@ def holder(folder):
             process.kill()
 
 
-def test_the_second_is_told_who_the_first_is(tmp_path, warnings):
-    with holder(tmp_path) as process, pytest.raises(FolderInUse) as refusal, RunLock(tmp_path, warnings.append):
+def test_second_run_is_shown_the_holder(tmp_path, warnings):
+    with holder(tmp_path) as process, pytest.raises(FolderInUse) as error, RunLock(tmp_path, warnings.append):
         pass
-    said = str(refusal.value)
+    message = str(error.value)
     for fragment in (f"--model_dir {tmp_path}", f"process {process.pid} on {os.uname().nodename}", "since 20", "'a b'"):
-        assert fragment in said
+        assert fragment in message
 
 
-def test_what_the_holder_wrote_cannot_control_a_terminal(tmp_path, warnings):
+def test_lock_file_content_cannot_control_a_terminal(tmp_path, warnings):
     with open(tmp_path / MODEL_DIR.file, "w") as file:
         json.dump({"host": "h", "pid": 1, "since": "now", "command": "\x1b]0;owned\x07\nmain.py: done"}, file)
         file.flush()
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(FolderInUse) as refusal, RunLock(tmp_path, warnings.append):
+        with pytest.raises(FolderInUse) as error, RunLock(tmp_path, warnings.append):
             pass
-    assert str(refusal.value).isprintable() and r"\x1b]0;owned\x07\nmain.py: done" in str(refusal.value)
+    assert str(error.value).isprintable() and r"\x1b]0;owned\x07\nmain.py: done" in str(error.value)
 
 
 def test_lock_of_a_killed_process_is_taken_over(tmp_path, warnings):
@@ -72,7 +72,7 @@ def test_lock_of_a_killed_process_is_taken_over(tmp_path, warnings):
     assert warnings == []
 
 
-def test_after_the_end_nothing_is_left_of_it(tmp_path, warnings):
+def test_lock_file_is_removed_at_the_end(tmp_path, warnings):
     folder = tmp_path / "a" / "b"
     with holder(folder) as process:
         process.stdin.close()
@@ -103,24 +103,24 @@ def test_removed_lock_file_does_not_count(tmp_path, warnings, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_where_there_are_no_locks_it_warns_once_and_goes_on(tmp_path, warnings, monkeypatch, number):
+def test_without_locks_it_warns_once_and_continues(tmp_path, warnings, monkeypatch, number):
     def fail(descriptor, operation):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", fail)
     with RunLock(tmp_path / "new", warnings.append):
         pass
-    assert len(warnings) == 1 and "knows no locks" in warnings[0]
+    assert len(warnings) == 1 and "does not support locks" in warnings[0]
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_that_cannot_be_is_refused(tmp_path, warnings):
+def test_impossible_folder_is_rejected(tmp_path, warnings):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="--model_dir .*file/models: cannot be written"):
         RunLock(tmp_path / "file" / "models", warnings.append).__enter__()
 
 
-def test_a_full_disk_is_told_and_leaves_no_folder(tmp_path, warnings, monkeypatch):
+def test_full_disk_is_reported_and_leaves_no_folder(tmp_path, warnings, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -1,4 +1,4 @@
-"""Signals and hangs in processes of their own, without TensorFlow."""
+"""Signals and hangs, in separate processes and without TensorFlow."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def recorded(results: Path) -> dict:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_first_signal_asks_a_later_one_ends_at_once(tmp_path, number):
+def test_first_signal_requests_and_later_one_kills(tmp_path, number):
     process = start(STOPS.format(has_begun=True, then="wait_for_the_others()"), tmp_path)
     process.send_signal(number)
     asked_at = time.monotonic()
@@ -101,7 +101,7 @@ def test_signal_before_training_exits_at_once(tmp_path):
     assert process.wait(10) == 75 == recorded(tmp_path)["code"]
 
 
-def test_after_the_block_signals_are_what_they_were(tmp_path):
+def test_signal_handlers_are_restored_after_the_block(tmp_path):
     process = start(
         STOPS.format(has_begun=True, then="pass") + "\nprint('left', flush=True)\nwait_for_the_others()", tmp_path
     )
@@ -134,8 +134,8 @@ def test_hanging_worker_prints_stacks_and_exits_70(tmp_path):
     output, errors = process.communicate(timeout=30)
     assert process.returncode == 70 == recorded(tmp_path)["code"]
     assert time.monotonic() - begun < 30
-    assert "watchdog: nothing has moved for" in errors and "in wait_for_the_others" in errors
-    assert "nothing has moved" in recorded(tmp_path)["cause"]
+    assert "watchdog: no progress for" in errors and "in wait_for_the_others" in errors
+    assert "no progress for" in recorded(tmp_path)["cause"]
     assert "ended by itself" not in output
 
 

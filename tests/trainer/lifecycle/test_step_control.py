@@ -83,5 +83,5 @@ def test_intervals_are_steps_or_times(text, interval):
 
 @pytest.mark.parametrize("text", ["", "m", "-5", "1.5m", "10 m", "10d", "ten", "9" * 12, "10m\n", "１０"])
 def test_other_intervals_are_rejected_with_the_flag(text):
-    with pytest.raises(DataError, match="--checkpoint_every takes a number of steps, or seconds"):
+    with pytest.raises(DataError, match="--checkpoint_every expects a number of steps, or a time"):
         parse_interval("checkpoint_every", text)

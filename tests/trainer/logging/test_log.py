@@ -183,7 +183,7 @@ def test_full_disk_warns_once(path, writer, monkeypatch, capsys):
         if writer == "our own writer":
             patched.setattr(builtins, "open", full.open)
         else:
-            patched.setattr(FakeLogger, "flush", full.refuse)
+            patched.setattr(FakeLogger, "flush", full.fail)
         log.log((2,), {"a": 2})
         warning = capsys.readouterr().err
         log.log((3,), {"a": 3})
@@ -200,7 +200,7 @@ class FullDisk:
     def __init__(self, path, room):
         self.path, self.room, self.really_open = path, room, builtins.open
 
-    def refuse(self, *arguments):
+    def fail(self, *arguments):
         raise OSError(28, "No space left on device")
 
     def open(self, path, *arguments, **options):
@@ -214,7 +214,7 @@ class FullFile(io.RawIOBase):
 
     def write(self, data):
         if self.disk.room == 0:
-            self.disk.refuse()
+            self.disk.fail()
         written = self.file.write(data[: self.disk.room])
         self.disk.room -= written
         return written

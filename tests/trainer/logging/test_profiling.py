@@ -46,10 +46,10 @@ def test_steps_that_are_not_trained_are_reported(tmp_path):
 def test_failed_trace_is_reported(tmp_path, monkeypatch):
     lines: list[str] = []
 
-    def refuse(folder: str) -> None:
+    def fail(folder: str) -> None:
         raise tf.errors.AlreadyExistsError(None, None, "another profiler is running")
 
-    monkeypatch.setattr(tf.profiler.experimental, "start", refuse)
+    monkeypatch.setattr(tf.profiler.experimental, "start", fail)
     train(StepProfiler(range(1, 3), tmp_path, lines.append), range(1, 5))
     assert len(lines) == 1 and "another profiler is running" in lines[0]
 

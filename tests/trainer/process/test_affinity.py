@@ -123,7 +123,7 @@ def test_a_workers_cores_are_those_near_its_gpu(host, monkeypatch, workers, envi
     assert cores_of_workers(workers, set(range(8)), host) == expected
 
 
-def test_cpus_that_the_process_may_not_use_are_left_out(host):
+def test_cpus_the_process_may_not_use_are_excluded(host):
     assert cores_of_workers(3, {0, 1, 2, 3}, host) == [[(0,), (1,)], [(0,), (1,)], [(2,), (3,)]]
 
 
@@ -132,7 +132,7 @@ def test_all_cpus_are_one_node_without_a_gpu_node(host, tmp_path):
     assert cores_of_workers(2, {3, 5}, tmp_path / "empty") == [[(3,), (5,)]] * 2
 
 
-def test_what_the_launcher_has_bound_is_not_divided_again(host, monkeypatch):
+def test_binding_by_the_launcher_is_kept(host, monkeypatch):
     assert not affinity.is_bound_by_launcher({0, 1}, host)
     monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "1")
     assert affinity.is_bound_by_launcher({0, 1}, host)
@@ -152,7 +152,7 @@ def process(monkeypatch):
     return state
 
 
-def test_the_affinity_is_set_and_told(process):
+def test_affinity_is_set_and_reported(process):
     assert set_affinity("unique_interleaved", 1, 2) == "affinity: unique_interleaved, CPUs 1,3 (2 of 4)"
     assert process["cpus"] == {1, 3}
 
@@ -171,12 +171,12 @@ def test_failure_keeps_the_affinity_and_is_reported(process, mode, rank, size, r
     assert process["cpus"] == {0, 1, 2, 3}
 
 
-def test_a_refusal_by_the_system_is_told(process, monkeypatch):
-    def refuse(pid, cpus):
+def test_rejection_by_the_system_is_reported(process, monkeypatch):
+    def fail(pid, cpus):
         raise PermissionError("not permitted")
 
-    monkeypatch.setattr(os, "sched_setaffinity", refuse)
-    assert "left as it was" in set_affinity("all", 0, 1)
+    monkeypatch.setattr(os, "sched_setaffinity", fail)
+    assert "left unchanged" in set_affinity("all", 0, 1)
 
 
 def test_every_mode_works_on_this_machine_for_one_worker(monkeypatch):

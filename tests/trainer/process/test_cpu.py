@@ -22,7 +22,7 @@ processor\t: 1
         (" avx512_fp16", False, True),
     ],
 )
-def test_units_are_told_by_the_processors_flags(tmp_path: Path, more: str, bfloat16: bool, float16: bool):
+def test_vector_units_are_read_from_processor_flags(tmp_path: Path, more: str, bfloat16: bool, float16: bool):
     file = tmp_path / "cpuinfo"
     file.write_text(X86.format(more))
     flags = own_flags(file)

@@ -1,4 +1,4 @@
-"""What launchers tell their processes: the variables of Open MPI 4.1, MPICH 4.0 and SLURM 22.05 as they set them."""
+"""Launcher variables, as set by Open MPI 4.1, MPICH 4.0 and SLURM 22.05."""
 
 import json
 import re
@@ -66,11 +66,11 @@ def test_each_launcher_is_read_from_its_own_variables(environ, expected):
         ({"K_MPI_JOB_ROLE": "worker"} | HOROVOD, (3, 4, 1, 2)),
         (HELPER | OPEN_MPI, (1, 2, 1, 2)),
         (HELPER | HYDRA, (2, 3, 0, 1)),
-        # srun --mpi=pmi2 says nothing of the host under PMI's own names.
+        # srun --mpi=pmi2 does not describe the host in PMI variables.
         (SRUN | {"PMI_RANK": "1", "PMI_SIZE": "3"}, (1, 3, 1, 2)),
     ],
 )
-def test_the_inner_launcher_is_believed(environ, expected):
+def test_the_inner_launcher_wins(environ, expected):
     assert place(environ) == expected
 
 
@@ -78,7 +78,7 @@ def test_the_inner_launcher_is_believed(environ, expected):
     ("tasks", "node", "local_size"),
     [("2(x3)", "2", 2), ("2,1", "1", 1), ("1(x2),3", "2", 3), ("3,1(x2)", "0", 3), ("4", "0", 4)],
 )
-def test_srun_tells_the_tasks_of_every_node(tasks, node, local_size):
+def test_srun_gives_the_tasks_of_every_node(tasks, node, local_size):
     environ = SRUN | {"SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": node, "SLURM_LOCALID": "0"}
     assert place(environ) == (1, 3, 0, local_size)
 
@@ -101,7 +101,7 @@ def place(environ: dict[str, str]) -> tuple[int, int, int, int]:
         SRUN | {"SLURM_PROCID": "3"},
     ],
 )
-def test_variables_that_make_no_sense_are_refused(wrong):
+def test_inconsistent_variables_are_rejected(wrong):
     with pytest.raises(DataError):
         read_worker_env(wrong)
 

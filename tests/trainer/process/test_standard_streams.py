@@ -1,4 +1,4 @@
-"""Each in a process of its own, as the streams are those of the whole process."""
+"""Standard streams that are closed or broken. Each test runs in its own process, which the streams belong to."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ def run(tmp_path, redirection: str, **variables: str) -> subprocess.CompletedPro
 
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&- <&-", "> >(exec true)", ">/dev/full 2>&1"])
-def test_a_stream_that_takes_nothing_changes_nothing(tmp_path, redirection):
+def test_unwritable_stream_changes_nothing(tmp_path, redirection):
     done = run(tmp_path, redirection)
     assert done.returncode == 0 and b"Traceback" not in done.stderr
     if "2>" not in redirection:
@@ -48,11 +48,11 @@ def test_a_stream_that_takes_nothing_changes_nothing(tmp_path, redirection):
     ("encoding", "out", "error"),
     [("utf-8", "out é\\udcc3".encode(), "error é".encode()), ("ascii", b"out \\xe9\\udcc3", b"error \\xe9")],
 )
-def test_a_character_that_the_encoding_lacks_is_escaped(tmp_path, encoding, out, error):
+def test_unencodable_character_is_escaped(tmp_path, encoding, out, error):
     done = run(tmp_path, "", PYTHONIOENCODING=encoding)
     assert done.stdout == out + b"\n" + b"x" * 100_000 + b"\n"
     assert done.stderr == error
 
 
-def test_a_reader_that_goes_away_midway_ends_nothing(tmp_path):
+def test_vanished_reader_does_not_end_the_process(tmp_path):
     assert run(tmp_path, "| head -c 10; exit ${PIPESTATUS[0]}").returncode == 0

@@ -1,4 +1,4 @@
-"""Training in strange surroundings: the same metrics as elsewhere, or one clear error and nothing good lost."""
+"""Training in unusual environments: the same metrics as usual, or one clear error and nothing lost."""
 
 import json
 import locale
@@ -23,7 +23,7 @@ from trainer.logging.log import read_log
 FLAGS = "--deep_hidden_units 8 --global_batch_size 64 --eval_batch_size 64 --num_epochs 2 --log_every 1 --cpu"
 STEPS_PER_EPOCH = 7
 ODD = "a b 'c' \"d\" $HOME * é 日本 " + "x" * 200
-# What the interpreter itself takes from its surroundings, by the name of the surroundings.
+# Variables that the interpreter reads when it starts, by the name of the environment.
 INTERPRETERS = {
     "ascii": {"LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     "utf-8": {"LC_ALL": "C.UTF-8"},
@@ -33,14 +33,14 @@ INTERPRETERS = {
 
 
 class ForkedMain:
-    """The program forked_main in surroundings that its interpreter was started in, with a small disk of its own.
+    """The program forked_main, started with given environment variables and with its own small disk.
 
     Args:
-        folder: for what the program prints, and for the place of the disk.
-        variables: of the environment.
+        folder: for the output of the program and the mount point of the disk.
+        variables: environment variables of the program.
 
     Attributes:
-        disk: a disk of 1 MiB that only the program sees under this path; None where it could not be made.
+        disk: mount point of a 1 MiB disk that only the program sees; None if it cannot be mounted.
     """
 
     def __init__(self, folder: Path, variables: dict[str, str]) -> None:
@@ -63,7 +63,7 @@ class ForkedMain:
             )
 
     def run(self, **request) -> int:
-        """The exit code of main.py; see `Request`."""
+        """Returns the exit code of main.py; see `Request`."""
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
@@ -71,7 +71,7 @@ class ForkedMain:
         return int(answer)
 
     def seen(self, path: Path) -> Path:
-        """The way to what the program sees under this path."""
+        """Returns a path to what the program sees under this path."""
         return Path(f"/proc/{self._process.pid}/root{path}") if self.disk else path
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ def dataset(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def plain_run(dataset, tmp_path_factory) -> Iterator[subprocess.Popen]:
-    """A run as users start it, under way beside the others."""
+    """A run as users start it, in parallel to the others."""
     folder = tmp_path_factory.mktemp("plain")
     with open(folder / "printed", "wb") as printed:
         process = subprocess.Popen(
@@ -105,7 +105,7 @@ def plain_run(dataset, tmp_path_factory) -> Iterator[subprocess.Popen]:
 
 @pytest.fixture(scope="module")
 def interpreters(plain_run, tmp_path_factory) -> Iterator[dict[str, ForkedMain]]:
-    """Each is started when it is first asked for."""
+    """Programs by interpreter; each is started on first use."""
 
     class Started(dict):
         def __missing__(self, name: str) -> ForkedMain:
@@ -136,17 +136,17 @@ def arguments(dataset: Path, model_dir: Path, results_dir: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Case:
-    """Strange surroundings of one run; the names are those of tests/faults/forked_main.py.
+    """The environment of one run; the names are those of tests/faults/forked_main.py.
 
     Attributes:
-        row: of the table.
-        folder: in which model_dir and results_dir lie.
-        read_only_dataset, linked_dataset: the dataset's folder is this.
-        interpreter: in INTERPRETERS.
+        row: row of the table in docs/reliability.md.
+        folder: parent of model_dir and results_dir.
+        read_only_dataset, linked_dataset: whether the dataset's folder is read-only, or a link.
+        interpreter: key in INTERPRETERS.
     """
 
     row: str
-    surroundings: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
     after_first_save: tuple[str, ...] = ()
     environment: dict[str, str | None] = field(default_factory=dict)
     folder: str = "run"
@@ -175,12 +175,12 @@ def run(
     """Runs a case.
 
     Args:
-        on_disk: which of model_dir and results_dir lie on the small disk.
-        more: flags.
+        on_disk: which of model_dir and results_dir are on the small disk.
+        more: additional flags.
     """
     folder = tmp_path / case.folder
     folder.mkdir(exist_ok=True)
-    # Arrow opens no path that Python cannot decode: such a dataset is refused.
+    # Arrow opens no path that Python cannot decode: such a dataset is rejected.
     copy = (tmp_path if case.interpreter == "ascii" else folder) / "dataset"
     dataset = copy if copy.exists() else shutil.copytree(dataset, copy)
     if case.read_only_dataset:
@@ -194,7 +194,7 @@ def run(
         arguments=[*arguments(dataset, **places), *more],
         stdout=str(tmp_path / "stdout"),
         stderr=str(tmp_path / "stderr"),
-        surroundings=case.surroundings,
+        conditions=case.conditions,
         after_first_save=case.after_first_save,
         environment=case.environment,
     )
@@ -204,42 +204,42 @@ def run(
 
 
 def newest_step(model_dir: Path) -> int:
-    """The step of the last checkpoint, every byte of which is verified, nothing being wrong with any other."""
+    """Returns the step of the last checkpoint, after verifying its bytes and that no other is damaged."""
     warnings: list[str] = []
     step = CheckpointStore(model_dir, warn=warnings.append).open("last").step
     assert not warnings
     return step
 
 
-# The runs that go on
+# Runs that complete
 
 
 STREAMS, FOLDERS = "a run whose standard streams are closed, full or without a reader", "folders that vanish in a run"
-HOUSE, PATHS = "a run under another locale, umask or time zone, without HOME or TMPDIR", "odd paths, read-only data"
-ODD_HOUSE: dict[str, str | None] = {"HOME": None, "TMPDIR": "/nowhere/at/all", "TZ": "Nowhere/Odd:+25"}
+LOCALE, PATHS = "a run under another locale, umask or time zone, without HOME or TMPDIR", "odd paths, read-only data"
+ODD_VARIABLES: dict[str, str | None] = {"HOME": None, "TMPDIR": "/nowhere/at/all", "TZ": "Nowhere/Odd:+25"}
 ALL_AT_ONCE = Case(
-    HOUSE,
+    LOCALE,
     ("closed_stdin", "closed_stdout", "no_terminal", "umask_077", "permissions_count"),
     (),
-    ODD_HOUSE,
+    ODD_VARIABLES,
     folder=ODD,
     read_only_dataset=True,
     linked_dataset=True,
     interpreter="ascii",
 )
-NOTHING_TO_HOLD = Case(
+NO_OUTPUTS = Case(
     STREAMS,
     ("stdout_without_reader", "closed_stderr", "umask_000"),
     ("model_dir_vanishes", "results_dir_vanishes"),
     interpreter="ascii",
 )
-# In every test run as much as possible at once; in the whole run each alone, too.
-GOES_ON = {
+# Every test run tries as much as possible at once; a full run also tries each alone.
+COMPLETES = {
     "all at once": ALL_AT_ONCE,
-    "nothing to hold on to": NOTHING_TO_HOLD,
+    "nothing to hold on to": NO_OUTPUTS,
     "all at once, C": replace(ALL_AT_ONCE, interpreter="C"),
     "all at once, decimal comma": replace(ALL_AT_ONCE, interpreter="decimal comma"),
-    "printing é in ascii": Case(HOUSE, folder="é", interpreter="ascii"),
+    "printing é in ascii": Case(LOCALE, folder="é", interpreter="ascii"),
     "stdin closed": Case(STREAMS, ("closed_stdin",)),
     "stdout closed": Case(STREAMS, ("closed_stdout",)),
     "stderr closed": Case(STREAMS, ("closed_stderr",)),
@@ -247,11 +247,11 @@ GOES_ON = {
     "stdout without a reader": Case(STREAMS, ("stdout_without_reader",)),
     "stdout full": Case(STREAMS, ("full_stdout",)),
     "no terminal": Case(STREAMS, ("no_terminal",)),
-    "umask 077": Case(HOUSE, ("umask_077",)),
-    "umask 000": Case(HOUSE, ("umask_000",)),
-    "no HOME": Case(HOUSE, environment={"HOME": None}),
-    "no TMPDIR": Case(HOUSE, environment={"TMPDIR": "/nowhere"}),
-    "odd TZ": Case(HOUSE, environment={"TZ": "Nowhere/Odd:+25"}),
+    "umask 077": Case(LOCALE, ("umask_077",)),
+    "umask 000": Case(LOCALE, ("umask_000",)),
+    "no HOME": Case(LOCALE, environment={"HOME": None}),
+    "no TMPDIR": Case(LOCALE, environment={"TMPDIR": "/nowhere"}),
+    "odd TZ": Case(LOCALE, environment={"TZ": "Nowhere/Odd:+25"}),
     "odd paths": Case(PATHS, folder=ODD),
     "read-only dataset": Case(PATHS, ("permissions_count",), read_only_dataset=True),
     "linked dataset": Case(PATHS, linked_dataset=True),
@@ -260,9 +260,9 @@ GOES_ON = {
 }
 
 
-@pytest.mark.parametrize("name", list(GOES_ON)[: tries(quick=2, whole=len(GOES_ON))])
-def test_a_run_goes_on_with_the_same_metrics(interpreters, dataset, tmp_path, same_metrics, name):
-    case = GOES_ON[name]
+@pytest.mark.parametrize("name", list(COMPLETES)[: tries(quick=2, whole=len(COMPLETES))])
+def test_a_run_completes_with_the_same_metrics(interpreters, dataset, tmp_path, same_metrics, name):
+    case = COMPLETES[name]
     if case.interpreter == "decimal comma" and not has_locale(INTERPRETERS[case.interpreter]["LC_ALL"]):
         pytest.skip(f"no locale {INTERPRETERS[case.interpreter]['LC_ALL']} on this machine")
     survived = 0
@@ -291,7 +291,7 @@ def has_locale(name: str) -> bool:
 
 
 def check_log(results_dir: Path, whole: bool) -> None:
-    """Whole lines, of all steps or of those of the second epoch."""
+    """Checks that the log has complete lines for all steps, or for those of the second epoch."""
     lines = (results_dir / "log.json").read_text().splitlines()
     records = read_log(results_dir / "log.json")
     assert len(lines) == len(records)
@@ -300,21 +300,21 @@ def check_log(results_dir: Path, whole: bool) -> None:
 
 
 def check_streams(case: Case, outcome: Outcome) -> None:
-    """That what can be shown is shown, and that a umask is heeded."""
-    if not {"closed_stdout", "stdout_without_reader", "full_stdout"} & set(case.surroundings):
+    """Checks that what can be printed is printed, and that the umask is respected."""
+    if not {"closed_stdout", "stdout_without_reader", "full_stdout"} & set(case.conditions):
         assert "wide_deep: 977 parameters" in outcome.stdout
-    if "closed_stderr" not in case.surroundings:
+    if "closed_stderr" not in case.conditions:
         assert "epoch 2/2" in outcome.stderr
     modes = {path.stat().st_mode & 0o077 for path in outcome.model_dir.rglob("*") if path.is_file()}
-    if "umask_077" in case.surroundings:
+    if "umask_077" in case.conditions:
         assert modes == {0}
 
 
-# The runs that end with one error
+# Runs that end with one error
 
 
 NO_ROOM, READ_ONLY = "a disk that is full or a file that cannot grow, in a run", "read-only folders"
-# Which folders lie on the small disk, and what is said.
+# Case, folders on the small disk, and expected message.
 ENDS: dict[str, tuple[Case, tuple[str, ...], str]] = {
     "full disk": (
         Case(NO_ROOM, after_first_save=("model_disk_is_full", "results_disk_is_full"), interpreter="ascii"),
@@ -339,7 +339,7 @@ def test_failed_save_keeps_the_last_good_checkpoint(interpreters, dataset, tmp_p
     case, on_disk, message = ENDS[name]
     program, survived = interpreters[case.interpreter], 0
     if on_disk and program.disk is None:
-        pytest.skip("a small disk cannot be mounted here: it takes root, or user namespaces")
+        pytest.skip("cannot mount a small disk: this needs root or user namespaces")
     try:
         outcome = run(case, program, dataset, tmp_path, on_disk)
         assert outcome.code == 1, outcome.stderr
@@ -355,10 +355,10 @@ def test_failed_save_keeps_the_last_good_checkpoint(interpreters, dataset, tmp_p
 
 
 @pytest.mark.parametrize("moment", ["from the start", "in the run"][: tries(quick=1, whole=2)])
-def test_a_full_results_disk_costs_warnings_alone(interpreters, dataset, tmp_path, same_metrics, moment):
+def test_full_results_disk_only_causes_warnings(interpreters, dataset, tmp_path, same_metrics, moment):
     program, survived = interpreters["ascii"], 0
     if program.disk is None:
-        pytest.skip("a small disk cannot be mounted here: it takes root, or user namespaces")
+        pytest.skip("cannot mount a small disk: this needs root or user namespaces")
     board = ("--tensorboard_dir", str(program.disk / "results_dir" / "board"))
     try:
         if moment == "from the start":
@@ -371,7 +371,7 @@ def test_a_full_results_disk_costs_warnings_alone(interpreters, dataset, tmp_pat
             first = run(case, program, dataset, tmp_path, ("results_dir",), board)
         check_warnings(first)
         assert newest_step(first.model_dir) == 2 * STEPS_PER_EPOCH
-        # The metrics of the best epoch stand in the model folder.
+        # The model folder contains the metrics of the best epoch.
         same_metrics(json.loads((first.model_dir / "model" / "architecture.json").read_text())["metrics"])
         again = ("--use_checkpoint", "--num_epochs", "3", *board)
         resumed = run(Case(NO_ROOM, interpreter="ascii"), program, dataset, tmp_path, ("results_dir",), again)
@@ -385,7 +385,7 @@ def test_a_full_results_disk_costs_warnings_alone(interpreters, dataset, tmp_pat
 
 
 def check_warnings(outcome: Outcome) -> None:
-    """The run has ended well, with a warning for each file that is not there, and nothing half-written."""
+    """Checks that the run succeeded with a warning per missing file, and left no partial file."""
     assert outcome.code == 0, outcome.stderr
     assert outcome.stderr.count("warning: the log") == 1
     assert outcome.stderr.count("metrics.json could not be written: No space left on device") == 1
@@ -409,6 +409,6 @@ def test_read_only_folder_is_rejected_before_training(interpreters, dataset, tmp
 
 
 def check_error(outcome: Outcome, message: str) -> None:
-    """One line says what happened."""
+    """Checks that one line reports the error."""
     assert outcome.stderr.count("main.py: error: ") == 1
     assert re.search(rf"(?s)main.py: error: .*{message}", outcome.stderr), outcome.stderr

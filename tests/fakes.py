@@ -1,4 +1,4 @@
-"""A machine to try the shell scripts on, with stand-ins for what is slow or comes from the network."""
+"""A machine to run the shell scripts on, with fakes for everything that is slow or needs the network."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ TOOLS = (
     "readlink rm sed sh sha256sum sleep sort tail tee timeout touch tr uname wc"
 )
 
-# Speaks like Python 3.x.y as far as setup.sh asks it; what it is asked to do it notes in $STATE/log.
+# Answers setup.sh as Python 3.x.y would, and logs every request in $STATE/log.
 PYTHON = """#!/bin/sh
 case "$*" in
   *version_info*) echo VERSION ;;
@@ -37,7 +37,7 @@ echo compiled >"$2/horovod-0.28.1-cp312-cp312-linux_x86_64.whl"
 
 
 class Machine:
-    """A checkout in a folder with a blank in its name, on a machine whose path holds little more than coreutils."""
+    """A checkout in a folder with a space in its name, on a machine whose PATH has little more than coreutils."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "my recipe"

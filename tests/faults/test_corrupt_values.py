@@ -1,4 +1,4 @@
-"""One impossible value in a dataset: main.py stops and tells where it is, or goes on as --oov_policy says."""
+"""One invalid value in a dataset: main.py stops and reports its location, or continues as --oov_policy says."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from trainer.process.worker_env import WorkerEnv
 
 ROW, ROW_GROUP_ROWS = 25, 10
 BAD_VALUES: dict[str, tuple[str, Any]] = {
-    "an id behind the table": ("user_id", 50),
+    "an id beyond the table": ("user_id", 50),
     "a negative id": ("user_id", -1),
     "an id in a list": ("genres", [3, 8]),
     "not a number": ("movie_age", float("nan")),
@@ -48,7 +48,7 @@ def dataset(tmp_path_factory) -> Path:
 
 
 def write(file: Path, changes: dict[str, list[Any]]) -> None:
-    """Writes a file again with other columns, in small row groups."""
+    """Rewrites a file with other columns, in small row groups."""
     table = pq.read_table(file)
     for name, values in changes.items():
         index, field = table.column_names.index(name), table.schema.field(name)
@@ -56,8 +56,8 @@ def write(file: Path, changes: dict[str, list[Any]]) -> None:
     pq.write_table(table, file, row_group_size=ROW_GROUP_ROWS, write_page_checksum=True)
 
 
-def spoilt(dataset: Path, folder: Path, changes: dict[str, Any], name: str = "train_2.parquet") -> tuple[Path, Path]:
-    """A copy of the dataset with other values in one row of a file, and that file."""
+def corrupted(dataset: Path, folder: Path, changes: dict[str, Any], name: str = "train_2.parquet") -> tuple[Path, Path]:
+    """Returns a copy of the dataset with other values in one row of a file, and the path of that file."""
     folder.mkdir()
     for path in dataset.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -70,23 +70,23 @@ def spoilt(dataset: Path, folder: Path, changes: dict[str, Any], name: str = "tr
 
 
 def run(data: Path, results: Path, *more: str) -> int:
-    places = ["--model_dir", str(results / "models"), "--results_dir", str(results)]
-    return main.main(["--dataset_path", str(data), *places, *SMALL, *more])
+    paths = ["--model_dir", str(results / "models"), "--results_dir", str(results)]
+    return main.main(["--dataset_path", str(data), *paths, *SMALL, *more])
 
 
-@pytest.fixture(params=["lint", "plain", "--xla"])
-def way(request, monkeypatch) -> Iterator[list[str]]:
-    """Flags. A value that the label lint does not sample is met in training, with and without XLA."""
-    if request.param != "lint":
+@pytest.fixture(params=["label check", "plain", "--xla"])
+def flags(request, monkeypatch) -> Iterator[list[str]]:
+    """Flags. A value that the label check does not sample is found in training, with and without XLA."""
+    if request.param != "label check":
         monkeypatch.setattr(main, "check_labels", lambda *_: ())
     return ["--xla"] if request.param == "--xla" else []
 
 
 @pytest.mark.parametrize("kind", BAD_VALUES)
-def test_unusable_value_stops_the_run_with_its_location(dataset, tmp_path, capsys, way, kind):
+def test_invalid_value_stops_the_run_with_its_location(dataset, tmp_path, capsys, flags, kind):
     column, value = BAD_VALUES[kind]
-    data, file = spoilt(dataset, tmp_path / "data", {column: value})
-    code = run(data, tmp_path / "results", *way)
+    data, file = corrupted(dataset, tmp_path / "data", {column: value})
+    code = run(data, tmp_path / "results", *flags)
     message = capsys.readouterr().err
     parts = (f"{file}, row group {ROW // ROW_GROUP_ROWS}: column {column!r}", f"in row {ROW} of the file", "expected ")
     is_located = code == 2 and message.count("main.py: error: ") == 1 and all(part in message for part in parts)
@@ -96,17 +96,17 @@ def test_unusable_value_stops_the_run_with_its_location(dataset, tmp_path, capsy
     assert not (tmp_path / "results" / "metrics.json").exists()
 
 
-def test_a_value_in_the_rows_of_evaluation_is_located(dataset, tmp_path, capsys):
-    data, file = spoilt(dataset, tmp_path / "data", {"user_id": 50}, name="test_1.parquet")
+def test_invalid_value_in_evaluation_rows_is_located(dataset, tmp_path, capsys):
+    data, file = corrupted(dataset, tmp_path / "data", {"user_id": 50}, name="test_1.parquet")
     assert run(data, tmp_path / "results") == 2
     message = capsys.readouterr().err
     assert f"{file}, row group 2: column 'user_id'" in message and f"in row {ROW} of the file" in message
     assert "--oov_policy clip or drop" in message
 
 
-def test_a_dataset_that_is_lost_in_a_run_is_a_failure(dataset, tmp_path, capsys, monkeypatch):
-    """Not wrong input, after which nobody would try again: the disk may come back."""
-    data, _ = spoilt(dataset, tmp_path / "data", {})
+def test_dataset_lost_during_a_run_is_a_failure(dataset, tmp_path, capsys, monkeypatch):
+    """It is not wrong input, which would prevent a restart: the disk may come back."""
+    data, _ = corrupted(dataset, tmp_path / "data", {})
     import_tensorflow = main.import_tensorflow
 
     def lose() -> None:
@@ -125,10 +125,10 @@ def test_a_dataset_that_is_lost_in_a_run_is_a_failure(dataset, tmp_path, capsys,
     assert "no such file" in capsys.readouterr().err
 
 
-def test_clip_and_drop_train_and_drop_weighs_0(dataset, tmp_path):
-    bad, _ = spoilt(dataset, tmp_path / "bad", {"user_id": 50, "genres": [-1, 3]})
-    clipped, _ = spoilt(dataset, tmp_path / "clipped", {"user_id": 49, "genres": [0, 3]})
-    weightless, _ = spoilt(dataset, tmp_path / "weightless", {"user_id": 49, "genres": [0, 3], "importance": 0})
+def test_clip_and_drop_train_and_dropped_rows_weigh_0(dataset, tmp_path):
+    bad, _ = corrupted(dataset, tmp_path / "bad", {"user_id": 50, "genres": [-1, 3]})
+    clipped, _ = corrupted(dataset, tmp_path / "clipped", {"user_id": 49, "genres": [0, 3]})
+    weightless, _ = corrupted(dataset, tmp_path / "weightless", {"user_id": 49, "genres": [0, 3], "importance": 0})
     runs = {
         "drop": (bad, ["--oov_policy", "drop"]),
         "weightless": (weightless, []),
@@ -136,7 +136,7 @@ def test_clip_and_drop_train_and_drop_weighs_0(dataset, tmp_path):
         "clipped": (clipped, []),
     }
     for name, (data, flags) in runs.items():
-        # One step of all rows, so that the spoilt one is in the first.
+        # One step of all rows, so that the corrupted one is in the first.
         must(run(data, tmp_path / name, *flags, "--global_batch_size", "400"))
     first = {name: losses(tmp_path / name)[1] for name in runs}
     assert first["drop"] == pytest.approx(first["weightless"], rel=1e-6)
@@ -145,7 +145,7 @@ def test_clip_and_drop_train_and_drop_weighs_0(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("flags", [["--predict", "out.parquet"], ["--evaluate", "--predictions_file", "out.parquet"]])
-def test_predictions_of_rows_that_are_dropped_are_refused(dataset, flags):
+def test_predictions_of_dropped_rows_are_rejected(dataset, flags):
     def open_for(policy: str) -> Inputs:
         arguments = ["--dataset_path", str(dataset), *SMALL, *flags, "--oov_policy", policy]
         # A worker that does not read the checkpoint.

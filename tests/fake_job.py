@@ -1,7 +1,7 @@
-"""A launcher and its workers, for the tests of supervise.py: seconds instead of minutes, and every way to end.
+"""A launcher and its workers, for the tests of supervise.py: fast, and with every way to end.
 
-python -m tests.stand_in_job FLAG ... starts the workers that the variable STAND_IN_PLAN tells of: a list of starts,
-each a list of what its workers do, one deed after the other (see `act`). The last start is repeated.
+python -m tests.fake_job FLAG ... starts the workers described by the variable FAKE_JOB_PLAN: a list of starts, each a
+list of the actions of each worker, in order (see `act`). The last start is repeated.
 """
 
 import json
@@ -25,32 +25,32 @@ def main() -> int:
     results_dir = path_in(sys.argv, "results_dir")
     if "HOROVOD_RANK" in os.environ:
         record = WorkerRecord(results_dir, read_worker_env(os.environ))
-        for deed in os.environ["STAND_IN_DEEDS"].split(" "):
-            act(record, *deed.split(":"))
+        for action in os.environ["FAKE_JOB_ACTIONS"].split(" "):
+            act(record, *action.split(":"))
         return 0
     return launch(results_dir.parent / "starts.jsonl")
 
 
 def launch(starts: Path) -> int:
-    """Starts the workers; ends with 1 when one has ended badly, and ends the others unless STAND_IN_PATIENT is set."""
+    """Starts the workers; returns 1 if one fails, after terminating the others unless FAKE_JOB_PATIENT is set."""
     with open(starts, "a") as file:
         file.write(json.dumps(sys.argv[1:]) + "\n")
-    plan = json.loads(os.environ["STAND_IN_PLAN"])
-    deeds = plan[min(len(starts.read_text().splitlines()), len(plan)) - 1]
-    if isinstance(deeds, int):
-        return deeds
-    sizes = {"HOROVOD_SIZE": str(len(deeds)), "HOROVOD_LOCAL_SIZE": str(len(deeds))}
+    plan = json.loads(os.environ["FAKE_JOB_PLAN"])
+    actions = plan[min(len(starts.read_text().splitlines()), len(plan)) - 1]
+    if isinstance(actions, int):
+        return actions
+    sizes = {"HOROVOD_SIZE": str(len(actions)), "HOROVOD_LOCAL_SIZE": str(len(actions))}
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.stand_in_job", *sys.argv[1:]],
+            [sys.executable, "-m", "tests.fake_job", *sys.argv[1:]],
             env=os.environ
             | sizes
-            | {"HOROVOD_RANK": str(rank), "HOROVOD_LOCAL_RANK": str(rank), "STAND_IN_DEEDS": deed},
+            | {"HOROVOD_RANK": str(rank), "HOROVOD_LOCAL_RANK": str(rank), "FAKE_JOB_ACTIONS": action},
         )
-        for rank, deed in enumerate(deeds)
+        for rank, action in enumerate(actions)
     ]
     while any(worker.poll() is None for worker in workers):
-        if any(worker.poll() for worker in workers) and "STAND_IN_PATIENT" not in os.environ:
+        if any(worker.poll() for worker in workers) and "FAKE_JOB_PATIENT" not in os.environ:
             until(lambda: all(worker.poll() is not None for worker in workers), seconds=1)
             for worker in workers:
                 worker.terminate()
@@ -59,9 +59,9 @@ def launch(starts: Path) -> int:
     return int(any(worker.returncode for worker in workers))
 
 
-def act(record: WorkerRecord, deed: str, *details: str) -> None:
-    """Does one thing that workers do."""
-    deeds: dict[str, Callable[..., object]] = {
+def act(record: WorkerRecord, action: str, *details: str) -> None:
+    """Performs one action of a worker."""
+    actions: dict[str, Callable[..., object]] = {
         "begin": record.begin,
         "end": lambda code, cause: end(record, int(code), cause.replace("_", " ")),
         "obey": lambda: signal.signal(signal.SIGTERM, lambda *_: end(record, 75, "stopped after step 7")),
@@ -76,7 +76,7 @@ def act(record: WorkerRecord, deed: str, *details: str) -> None:
         "kill_launcher": lambda: os.kill(os.getppid(), signal.SIGKILL),
         "wait": lambda seconds=FOREVER: time.sleep(float(seconds)),
     }
-    deeds[deed](*details)
+    actions[action](*details)
 
 
 def records() -> dict[int, WorkerState]:

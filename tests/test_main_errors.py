@@ -1,4 +1,4 @@
-"""What main.py says and returns for wrong input, before TensorFlow is imported, and on several workers."""
+"""What main.py prints and returns for wrong input, before TensorFlow is imported, and on several workers."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def dataset(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(dataset, tmp_path) -> Path:
-    """A copy to spoil."""
+    """A copy of the dataset to corrupt."""
     target = tmp_path / "data"
     target.mkdir()
     for path in dataset.iterdir():
@@ -53,11 +53,11 @@ def copy(dataset, tmp_path) -> Path:
 
 
 def arguments(data: Path, tmp_path: Path, *more: str) -> list[str]:
-    places = ["--model_dir", str(tmp_path / "models"), "--results_dir", str(tmp_path / "results")]
-    return ["--dataset_path", str(data), *places, *SMALL, *more]
+    paths = ["--model_dir", str(tmp_path / "models"), "--results_dir", str(tmp_path / "results")]
+    return ["--dataset_path", str(data), *paths, *SMALL, *more]
 
 
-def refused(capsys, arguments: list[str], code: int, *fragments: str) -> None:  # type: ignore[no-untyped-def]
+def check_rejected(capsys, arguments: list[str], code: int, *fragments: str) -> None:  # type: ignore[no-untyped-def]
     assert main(arguments) == code
     message = capsys.readouterr().err
     assert message.count("main.py: error: ") == 1
@@ -74,52 +74,54 @@ def change_spec(data: Path, change) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_a_missing_dataset_names_the_file(tmp_path, capsys):
-    refused(capsys, arguments(tmp_path / "nowhere", tmp_path), 2, str(tmp_path / "nowhere" / "feature_spec.yaml"))
+    check_rejected(
+        capsys, arguments(tmp_path / "nowhere", tmp_path), 2, str(tmp_path / "nowhere" / "feature_spec.yaml")
+    )
 
 
 def test_a_broken_specification_lists_every_problem(copy, tmp_path, capsys):
-    def spoil(document):  # type: ignore[no-untyped-def]
+    def corrupt(document):  # type: ignore[no-untyped-def]
         document["feature_spec"]["user_id"]["cardinality"] = 0
         document["channel_spec"]["lable"] = document["channel_spec"].pop("label")
 
-    change_spec(copy, spoil)
-    refused(capsys, arguments(copy, tmp_path), 2, "feature_spec.user_id.cardinality", "lable", "label")
+    change_spec(copy, corrupt)
+    check_rejected(capsys, arguments(copy, tmp_path), 2, "feature_spec.user_id.cardinality", "lable", "label")
 
 
 def test_a_missing_parquet_file_is_named(copy, tmp_path, capsys):
     file = sorted(copy.glob("train_*.parquet"))[0]
     file.unlink()
-    refused(capsys, arguments(copy, tmp_path), 2, str(file))
+    check_rejected(capsys, arguments(copy, tmp_path), 2, str(file))
 
 
-def test_a_file_that_is_no_parquet_is_named(copy, tmp_path, capsys):
+def test_file_that_is_not_parquet_is_named(copy, tmp_path, capsys):
     file = sorted(copy.glob("test_*.parquet"))[0]
     file.write_bytes(b"not parquet at all")
-    refused(capsys, arguments(copy, tmp_path), 2, str(file))
+    check_rejected(capsys, arguments(copy, tmp_path), 2, str(file))
 
 
 def test_a_mapping_of_csv_files_points_to_transcode(copy, tmp_path, capsys):
     change_spec(copy, lambda document: [chunk.update(type="csv") for chunk in document["source_spec"]["train"]])
-    refused(capsys, arguments(copy, tmp_path), 2, "transcode.py")
+    check_rejected(capsys, arguments(copy, tmp_path), 2, "transcode.py")
 
 
-def test_an_unknown_mapping_names_those_there_are(dataset, tmp_path, capsys):
-    refused(capsys, arguments(dataset, tmp_path, "--train_mapping", "trian"), 2, "trian", "train", "test")
+def test_unknown_mapping_lists_the_known_ones(dataset, tmp_path, capsys):
+    check_rejected(capsys, arguments(dataset, tmp_path, "--train_mapping", "trian"), 2, "trian", "train", "test")
 
 
 def test_missing_embedding_sizes_file_is_named(dataset, tmp_path, capsys):
-    refused(capsys, arguments(dataset, tmp_path, "--embedding_sizes_file", "no.json"), 2, "no.json")
+    check_rejected(capsys, arguments(dataset, tmp_path, "--embedding_sizes_file", "no.json"), 2, "no.json")
 
 
-def test_embedding_sizes_of_other_data_are_refused(dataset, tmp_path, capsys):
+def test_embedding_sizes_of_other_data_are_rejected(dataset, tmp_path, capsys):
     sizes = tmp_path / "sizes.json"
     sizes.write_text('{"no_such_feature": 8}')
     words = arguments(dataset, tmp_path, "--embedding_sizes_file", str(sizes))
-    refused(capsys, words, 2, f"{sizes}: names none of the categorical features")
+    check_rejected(capsys, words, 2, f"{sizes}: names none of the categorical features")
     assert not (tmp_path / "models").exists()
 
 
-def test_a_misspelt_embedding_size_is_warned_of(dataset, tmp_path):
+def test_misspelled_embedding_size_gives_a_warning(dataset, tmp_path):
     sizes = tmp_path / "sizes.json"
     sizes.write_text('{"user_id": 5, "genre": 3}')
     words = arguments(dataset, tmp_path, "--embedding_sizes_file", str(sizes))
@@ -136,54 +138,56 @@ def test_an_unknown_column_to_keep_has_a_suggestion(dataset, tmp_path):
 
 def test_training_never_overwrites_another_run(dataset, tmp_path, capsys):
     (tmp_path / "models" / "checkpoints" / "step-3").mkdir(parents=True)
-    refused(capsys, arguments(dataset, tmp_path), 2, "--use_checkpoint", "another --model_dir")
+    check_rejected(capsys, arguments(dataset, tmp_path), 2, "--use_checkpoint", "another --model_dir")
 
 
 def test_a_results_folder_that_is_a_file_is_named(dataset, tmp_path, capsys):
     (tmp_path / "results").write_text("")
-    refused(capsys, arguments(dataset, tmp_path), 2, str(tmp_path / "results"))
+    check_rejected(capsys, arguments(dataset, tmp_path), 2, str(tmp_path / "results"))
 
 
 @pytest.mark.parametrize(
     "more", [["--evaluate"], ["--use_checkpoint"], ["--predict", "p"], ["--evaluate", "--checkpoint", "/nowhere"]]
 )
 def test_commands_that_need_a_checkpoint_fail_without_one(dataset, tmp_path, capsys, more):
-    refused(capsys, arguments(dataset, tmp_path, *more), 4, "checkpoint")
+    check_rejected(capsys, arguments(dataset, tmp_path, *more), 4, "checkpoint")
 
 
 def test_checkpoint_of_another_model_is_rejected(dataset, tmp_path, capsys):
     must(main(arguments(dataset, tmp_path, "--num_epochs", "1")))
     capsys.readouterr()
     other = arguments(dataset, tmp_path, "--evaluate", "--deep_hidden_units", "9")
-    refused(capsys, other, 2, "trained with --deep_hidden_units 8, not 9", "step-7")
+    check_rejected(capsys, other, 2, "trained with --deep_hidden_units 8, not 9", "step-7")
     sizes = tmp_path / "sizes.json"
     sizes.write_text('{"user_id": 5}')
     other = arguments(dataset, tmp_path, "--evaluate", "--embedding_sizes_file", str(sizes))
-    refused(capsys, other, 2, "width 14", "width 5", "step-7")
+    check_rejected(capsys, other, 2, "width 14", "width 5", "step-7")
     other = arguments(dataset, tmp_path, "--use_checkpoint", "--seed", "5")
-    refused(capsys, other, 2, "seed was 0 and is 5")
+    check_rejected(capsys, other, 2, "seed was 0 and is 5")
 
 
 def test_unwritable_model_dir_is_rejected_first(dataset, tmp_path, capsys):
     (tmp_path / "models").write_text("")
-    refused(capsys, arguments(dataset, tmp_path), 2, f"--model_dir {tmp_path / 'models'}")
+    check_rejected(capsys, arguments(dataset, tmp_path), 2, f"--model_dir {tmp_path / 'models'}")
     assert not (tmp_path / "results").exists()
 
 
 def test_second_run_is_rejected_and_names_the_first(dataset, tmp_path, capsys):
     (tmp_path / "models" / "checkpoints" / "step-3").mkdir(parents=True)
     with RunLock(tmp_path / "models", print):
-        refused(capsys, arguments(dataset, tmp_path), 1, "another run is training there", f"process {os.getpid()} on ")
-    refused(capsys, arguments(dataset, tmp_path), 2, "holds the checkpoints of an earlier run")
+        check_rejected(
+            capsys, arguments(dataset, tmp_path), 1, "another run is training there", f"process {os.getpid()} on "
+        )
+    check_rejected(capsys, arguments(dataset, tmp_path), 2, "holds the checkpoints of an earlier run")
 
 
 def test_rejected_run_leaves_only_its_cause(copy, tmp_path, capsys):
     set_column(copy, "liked", 0)
-    refused(capsys, arguments(copy, tmp_path), 2, "no positive")
-    refused(capsys, arguments(copy, tmp_path, "--num_epoch", "1"), 2, "did you mean --num_epochs?")
+    check_rejected(capsys, arguments(copy, tmp_path), 2, "no positive")
+    check_rejected(capsys, arguments(copy, tmp_path, "--num_epoch", "1"), 2, "did you mean --num_epochs?")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     prepare_records(tmp_path / "results", "job")
-    refused(capsys, arguments(copy, tmp_path, "--num_epoch", "1"), 2, "did you mean --num_epochs?")
+    check_rejected(capsys, arguments(copy, tmp_path, "--num_epoch", "1"), 2, "did you mean --num_epochs?")
     state = json.loads((tmp_path / "results" / "workers" / "worker-0.json").read_text())
     assert state["code"] == 2 and "did you mean --num_epochs?" in state["cause"]
 
@@ -235,8 +239,10 @@ def without_tensorflow(monkeypatch) -> None:
 @pytest.mark.usefixtures("without_tensorflow")
 def test_label_without_negative_is_rejected_unless_allowed(copy, tmp_path, capsys):
     set_column(copy, "liked", 1)
-    places = (str(copy / "train_0.parquet"), "--allow_degenerate_labels")
-    refused(capsys, arguments(copy, tmp_path), 2, "liked: has no negative among 400 rows of mapping 'train'", *places)
+    paths = (str(copy / "train_0.parquet"), "--allow_degenerate_labels")
+    check_rejected(
+        capsys, arguments(copy, tmp_path), 2, "liked: has no negative among 400 rows of mapping 'train'", *paths
+    )
     with pytest.raises(PastTheChecks):
         main(arguments(copy, tmp_path, "--allow_degenerate_labels"))
     assert "warning: liked: has no negative among 400 rows" in capsys.readouterr().err
@@ -249,11 +255,11 @@ def test_conversion_without_click_is_rejected(tmp_path, capsys):
     row = table["click"].to_pylist().index(0)
     spoil_one_value(data / "train_1.parquet", "conversion", row, 1)
     place = f"conversion: is 1 in 1 rows in which click is 0, the first in row {row} of {data / 'train_1.parquet'}"
-    refused(capsys, arguments(data, tmp_path), 2, place, "`given: click`", "--allow_degenerate_labels")
+    check_rejected(capsys, arguments(data, tmp_path), 2, place, "`given: click`", "--allow_degenerate_labels")
 
 
 @pytest.mark.usefixtures("without_tensorflow")
-def test_a_feature_that_determines_a_label_is_warned_of(copy, tmp_path, capsys):
+def test_feature_that_determines_a_label_gives_a_warning(copy, tmp_path, capsys):
     for file in copy.glob("train_*.parquet"):
         table = pq.read_table(file)
         index = table.column_names.index("movie_age")
@@ -267,7 +273,7 @@ def test_a_feature_that_determines_a_label_is_warned_of(copy, tmp_path, capsys):
 def test_sample_weight_among_features_is_rejected(copy, tmp_path, capsys, more):
     change_spec(copy, lambda document: document["feature_spec"]["movie_age"].update(role="sample_weight"))
     place = "feature_spec.movie_age.role: is sample_weight but the feature is in numerical"
-    refused(capsys, arguments(copy, tmp_path, *more), 2, place)
+    check_rejected(capsys, arguments(copy, tmp_path, *more), 2, place)
 
 
 def test_only_new_training_runs_check_labels(copy, tmp_path):
@@ -283,16 +289,16 @@ def test_only_new_training_runs_check_labels(copy, tmp_path):
         check_labels(options(), FeatureSpec.read(copy / "feature_spec.yaml"))
 
 
-@pytest.mark.parametrize(("patience", "tells"), [(0.0, True), (60.0, False)])
-def test_a_long_label_check_shows_how_far_it_is(dataset, tmp_path, capsys, monkeypatch, patience, tells):
+@pytest.mark.parametrize(("patience", "is_shown"), [(0.0, True), (60.0, False)])
+def test_long_label_check_shows_its_progress(dataset, tmp_path, capsys, monkeypatch, patience, is_shown):
     monkeypatch.setattr("trainer.inputs.SECONDS_BETWEEN_REPORTS", patience)
     options = parse(arguments(dataset, tmp_path), 1, reads_checkpoint=False)
     spec = FeatureSpec.read(dataset / "feature_spec.yaml")
     check_labels(options, spec)
     found = re.findall(r"checking the labels of 'train': (\d+) of (\d+) (.*)", capsys.readouterr().err)
-    assert bool(found) == tells
+    assert bool(found) == is_shown
     counted = [int(done) for done, of, what in found if what == "features" and int(of) == len(spec.inputs)]
-    assert counted == (list(range(1, len(spec.inputs))) if tells else [])
+    assert counted == (list(range(1, len(spec.inputs))) if is_shown else [])
 
 
 @pytest.mark.horovod
@@ -328,11 +334,11 @@ def test_workflow_outside_dataset_is_rejected(copy, tmp_path, capsys, monkeypatc
     monkeypatch.setattr("main.import_tensorflow", lambda: pytest.fail("the checks were passed"))
     (tmp_path / "private").mkdir()
     (copy / "workflow").symlink_to(tmp_path / "private")
-    refused(capsys, arguments(copy, tmp_path), 2, "workflow: is a link that leads out of the folder")
+    check_rejected(capsys, arguments(copy, tmp_path), 2, "workflow: is a link that leads out of the folder")
 
 
 def test_pipe_as_dataset_file_is_rejected(copy, tmp_path, capsys):
     (part,) = copy.glob("train_0.parquet")
     part.unlink()
     os.mkfifo(part)
-    refused(capsys, arguments(copy, tmp_path), 2, "train_0.parquet: is a pipe; expected a parquet file")
+    check_rejected(capsys, arguments(copy, tmp_path), 2, "train_0.parquet: is a pipe; expected a parquet file")
