@@ -51,13 +51,13 @@ def shown(value: Any) -> str:
 
 
 def described(value: Any) -> str:
-    """Returns a value in words that distinguish, for example, the text '3' from the number 3."""
+    """Returns a value in words that distinguish, for example, the string '3' from the number 3."""
     if value is None:
         return "empty"
     if isinstance(value, bool):
         return f"the boolean {value}"
     if isinstance(value, str):
-        return f"the text {shown(value)}"
+        return f"the string {shown(value)}"
     if isinstance(value, Real):
         return f"the number {shown(value)}"
     if isinstance(value, list | tuple):

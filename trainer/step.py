@@ -341,8 +341,8 @@ def shared_weights(model: RankingModel, weighting: LossWeighting) -> dict[str, t
     shared = named(model.shared_weights)
     if not shared:
         raise DataError(
-            f"--loss_weighting: {model.name} has no dense weights that tasks share, which gradnorm and pcgrad compare "
-            "the tasks' gradients of; choose another method or another model"
+            f"--loss_weighting: {model.name} has no dense weights that tasks share, whose gradients "
+            "gradnorm and pcgrad compare; choose another method or another model"
         )
     last_kernel = kernels(shared)[-1]
     return shared if weighting.wants == "all" else {last_kernel: shared[last_kernel]}

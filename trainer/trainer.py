@@ -51,7 +51,7 @@ BATCHES_BETWEEN_STOP_CHECKS = 8
 
 @dataclass(frozen=True)
 class Services:
-    """The services of a process of its own, such as main.py. An application that trains within its process has none.
+    """The services of a dedicated process, such as main.py. An application that trains in its own process has none.
 
     Attributes:
         record: this worker's status file, through which the watchdog ends a process that hangs.
@@ -232,7 +232,7 @@ class Trainer:
         self.control.beat(allow=SLOW_SECONDS)  # a save may take long: the watchdog must not take it for a hang
         step = self._step(position)
         losses = self._check_losses(step)
-        position.losses = losses if position.steps else []  # between epochs there are none
+        position.losses = losses if position.steps else []  # none between epochs
         check_state(self.training.state, step)
         with nvtx_range("save"):
             self.checkpoints.save(self.training.state, position, self.stopping.state)

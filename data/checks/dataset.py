@@ -236,7 +236,7 @@ def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Findi
     """Checks that a file has a column exactly once, in a type that can be used."""
     location = f"{path}, {column.name}"
     if len(indices := schema.get_all_field_indices(column.name)) != 1:
-        what = "column that is there twice" if indices else "missing column"
+        what = "column that occurs twice" if indices else "missing column"
         has = f"the file has {listed(schema.names, len(schema.names))}"
         yield Finding(what, location, has, is_warning=column.kind is None)
         return

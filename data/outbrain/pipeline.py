@@ -129,7 +129,7 @@ class Pipeline:
         """
         for mapping, rows in joined.rows.items():
             if not rows:
-                raise DataError(f"no display falls to {mapping}: there are too few of them, or no days for it")
+                raise DataError(f"no display is in {mapping}: too few displays, or no days for it")
         folder = self.scratch / "nvtabular"
         folder.mkdir()
         rows = from_map(_read_part, joined_parts(self.scratch, TRAIN))

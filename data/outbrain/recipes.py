@@ -358,5 +358,5 @@ def load_workflow(folder: Path) -> StoredWorkflow:
     try:
         tables = SideTables.from_parquet(folder / TABLES)
     except (LookupError, TypeError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{folder / TABLES}: are not as preproc writes them ({error!r}); {FIX}") from error
+        raise DataError(f"{folder / TABLES}: were not written by preproc ({error!r}); {FIX}") from error
     return StoredWorkflow(RECIPES[recipe], encoders, tables)

@@ -76,7 +76,7 @@ def number_of_parts(rows: int, limit: int, workers: int, tables_bytes: int) -> i
     if limit < least:
         raise DataError(
             f"--memory_limit {limit / 2**20:.0f} MiB: {processes} processes need at least {least / 2**20:.0f} MiB, "
-            f"with {tables_bytes / 2**20:.0f} MiB of ads and documents in each; raise it, or take fewer workers"
+            f"with {tables_bytes / 2**20:.0f} MiB of ads and documents in each; raise it, or use fewer workers"
         )
     rows_per_part = min(MAX_ROWS, (limit - fixed) // (workers * ROW_BYTES))
     parts = max(workers, -(-rows // rows_per_part))

@@ -106,7 +106,7 @@ class DocumentTags:
         documents: [entries] int64 document ids, ascending; the tags of a document keep the order of the file.
         codes: [entries] int64 indices into `values`.
         confidences: [entries] float64 confidence of each entry.
-        values: [size] int64 or texts: all tags.
+        values: [size] int64 or strings: all tags.
         idf: [size] float64 inverse document frequency ln(N / number of entries with the tag), where N is the largest
             document id plus 1, as published (the textbook's N is the number of documents).
     """
@@ -123,7 +123,7 @@ class DocumentTags:
 
         Args:
             documents: [entries] int64 document ids, not negative (see `check_tags`).
-            tags: [entries] int64 tags or texts.
+            tags: [entries] int64 tags or strings.
             confidences: [entries] float64, finite and not negative (see `check_tags`).
         """
         codes, values = pd.factorize(tags, sort=True)

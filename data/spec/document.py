@@ -46,7 +46,7 @@ TORCH_DTYPES = {
 SPLIT_BINARY = "split_binary"
 SPLIT_BINARY_HELP = (
     "split_binary files, which the DLRM recipe writes, are not supported; write the columns as parquet, or name the "
-    "CSV files that they were made from (type: csv) and run transcode.py"
+    "CSV files that they were generated from (type: csv) and run transcode.py"
 )
 CATEGORICAL_HELP = (
     "unknown channel; write onehot_categorical where rows have one id, multihot_categorical where they have lists"
@@ -73,7 +73,7 @@ class Problem(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A text in a list of the document, with its path in the document."""
+    """A string in a list of the document, with its path in the document."""
 
     path: str
     text: str
@@ -316,7 +316,7 @@ def read_document(document: Any) -> tuple[Parts, list[Problem]]:
 
 
 def _problem(error: ErrorDetails) -> Problem:
-    """Returns the problem that an error of pydantic stands for."""
+    """Converts an error of pydantic to a problem."""
     *parent, key = error["loc"] or ("document",)
     if key == "[key]":
         return Problem(path_of(*parent[:-1], error["input"]), error["msg"])
@@ -359,7 +359,7 @@ def _chunk_part(chunk: Any, location: KeyPath, wrong: set[KeyPath]) -> ChunkPart
 
 
 def _entries(values: Any, location: KeyPath, wrong: set[KeyPath]) -> list[Entry]:
-    """Returns the valid texts of a list."""
+    """Returns the valid strings of a list."""
     if location in wrong or not values:
         return []
     path = path_of(*location)

@@ -125,6 +125,6 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in pairs:
         if name in result:
-            raise ValueError(f"{shown(name)} is there twice; keep one")
+            raise ValueError(f"{shown(name)} occurs twice; keep one")
         result[name] = value
     return result

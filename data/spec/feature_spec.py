@@ -166,7 +166,7 @@ class FeatureSpec:
             read_yaml(temporary)
             os.replace(temporary, path)
         except YAMLError as error:
-            raise DataError(f"{path}: metadata holds a value that YAML has no form for: {error}") from error
+            raise DataError(f"{path}: metadata contains a value that YAML cannot represent: {error}") from error
         except DataError as error:
             raise DataError(f"{path}: would not be readable: {error}") from error
         except OSError as error:
@@ -228,7 +228,7 @@ class FeatureSpec:
         if mapping not in self.sources:
             near = nearest(mapping, self.sources)
             hint = f"; did you mean {near!r}?" if near else ""
-            raise DataError(f"no mapping {mapping!r} in source_spec; there are {', '.join(self.sources)}{hint}")
+            raise DataError(f"no mapping {mapping!r} in source_spec; expected one of {', '.join(self.sources)}{hint}")
         return self.sources[mapping]
 
     def files(self, mapping: str) -> tuple[Path, ...]:
@@ -248,7 +248,7 @@ class FeatureSpec:
 
 
 class _PlainRepresenter(SafeRepresenter):
-    """Writes values in full instead of aliases, and quotes every text that some reader might not take for a text."""
+    """Writes values in full instead of aliases, and quotes every string that some reader might not read as a string."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

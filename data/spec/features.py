@@ -129,13 +129,13 @@ def exact_integers(dtype: str) -> int:
 def name_mistake(name: Any) -> str | None:
     """Returns what is wrong with the name of a feature or mapping, or None if it is valid for every later use."""
     if not isinstance(name, str):
-        return f"this name is {described(name)}; a name is text: put it in quotes"
+        return f"this name is {described(name)}; a name is a string: put it in quotes"
     if not name:
         return "this name is empty; write a name"
     if len(name) > MAX_NAME_LENGTH:
         return f"this name has {len(name)} characters; the maximum is {MAX_NAME_LENGTH}"
     if name != name.strip() or name.startswith("."):
-        return f"the name {shown(name)} begins or ends with a blank, or begins with a dot; remove it"
+        return f"the name {shown(name)} begins or ends with a space, or begins with a dot; remove it"
     if "/" in name or not name.isprintable():
         return f"the name {shown(name)} contains a slash or a control character; remove it"
     if (size := len(name.encode())) > MAX_NAME_LENGTH:

@@ -319,7 +319,7 @@ def check_map_is_evaluated(parts: Parts) -> Iterator[Problem]:
     path, name = entries[0]
     others = [chunks for mapping, chunks in parts.sources.items() if mapping != "train"]
     if not any(name == entry.text for chunks in others for chunk in chunks for entry in chunk.features):
-        message = f"{name!r} is in no mapping but train; add it to a chunk of test, or empty the map channel"
+        message = f"{name!r} is only in mapping train; add it to a chunk of test, or empty the map channel"
         yield Problem(path, message)
 
 

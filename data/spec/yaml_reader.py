@@ -1,4 +1,4 @@
-"""Reads plain YAML 1.2 safely: small documents of texts, numbers, lists and mappings, with located error messages."""
+"""Reads plain YAML 1.2 safely: small documents of strings, numbers, lists and mappings, with located error messages."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ from data.storage.files import read_small_text
 
 MAX_MEBIBYTES = 1
 MAX_DEPTH = 20
-# Total number of texts, numbers, lists and mappings: twice what 1,000 features and 1,000 files per mapping need.
+# Total number of strings, numbers, lists and mappings: twice what 1,000 features and 1,000 files per mapping need.
 MAX_VALUES = 40_000
 MAX_CHARACTERS = 2**20
 MAX_NUMBER_LENGTH = 40
@@ -27,7 +27,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _TAG = "tag:yaml.org,2002:"
 
 
-class _RefusedError(MarkedYAMLError):
+class _RejectedError(MarkedYAMLError):
     """A mistake in the document: what is wrong and what to write instead, with its position."""
 
 
@@ -42,7 +42,7 @@ class _Extent(NamedTuple):
 class _PlainComposer(Composer):
     """Composes documents without tags, merge keys and complex keys, and within the limits of this module.
 
-    The limits count every alias as what it stands for: a few nested aliases can stand for billions of values. They are
+    The limits count the expansion of every alias: a few nested aliases can expand to billions of values. They are
     checked as the document is read, before deep nesting overflows the stack.
     """
 
@@ -56,7 +56,7 @@ class _PlainComposer(Composer):
         """Composes the next node.
 
         Raises:
-            _RefusedError: It is not plain, or a limit is exceeded.
+            _RejectedError: It is not plain, or a limit is exceeded.
         """
         event = self.parser.peek_event()
         mark = event.start_mark
@@ -64,7 +64,7 @@ class _PlainComposer(Composer):
         if isinstance(event, AliasEvent):
             node = super().compose_node(parent, index)
             if id(node) not in self._extents:
-                raise _refused(f"alias *{event.anchor[:60]} is within what it stands for; write the value out", mark)
+                raise _rejected(f"alias *{event.anchor[:60]} is inside its own anchor; write the value out", mark)
             extent = self._extents[id(node)]
             self._add(extent.values, extent.characters, extent.height, mark)
         else:
@@ -78,32 +78,32 @@ class _PlainComposer(Composer):
         if isinstance(node, ScalarNode):
             _check_scalar(node, mark)
         elif isinstance(parent, MappingNode) and index is None:
-            raise _refused("a list or mapping cannot be a key; write a name", mark)
+            raise _rejected("a list or mapping cannot be a key; write a name", mark)
         return node
 
     def _check_names(self, event: Any, mark: Any) -> None:
         """Checks the tag and the anchor of an event."""
         if getattr(event, "tag", None) is not None:
             tag = str(event.tag).replace(_TAG, "!!")[:60]
-            raise _refused(f"tags are not supported (found {tag}); write plain values", mark)
+            raise _rejected(f"tags are not supported (found {tag}); write plain values", mark)
         if event.anchor is None:
             return
         name, first = event.anchor[:60], self.anchors.get(event.anchor)
         if isinstance(event, AliasEvent) and first is None:
-            raise _refused(f"alias *{name} has no anchor &{name} above it; write the value out", mark)
+            raise _rejected(f"alias *{name} has no anchor &{name} above it; write the value out", mark)
         if not isinstance(event, AliasEvent) and first is not None:
             line = first.start_mark.line + 1
-            raise _refused(f"anchor &{name} is there twice (first on line {line}); rename one", mark)
+            raise _rejected(f"anchor &{name} occurs twice (first on line {line}); rename one", mark)
 
     def _add(self, values: int, characters: int, height: int, mark: Any) -> None:
         self._values += values
         self._characters += characters
         if self._values > MAX_VALUES:
-            raise _refused(f"more than {MAX_VALUES:,} texts, numbers, lists and mappings; write fewer", mark)
+            raise _rejected(f"more than {MAX_VALUES:,} strings, numbers, lists and mappings; write fewer", mark)
         if self._characters > MAX_CHARACTERS:
-            raise _refused(f"more than {MAX_CHARACTERS:,} characters once aliases are replaced; write fewer", mark)
+            raise _rejected(f"more than {MAX_CHARACTERS:,} characters once aliases are replaced; write fewer", mark)
         if height and self._depth + height > MAX_DEPTH:
-            raise _refused(f"nested deeper than {MAX_DEPTH} levels; a specification needs 5", mark)
+            raise _rejected(f"nested deeper than {MAX_DEPTH} levels; a specification needs 5", mark)
 
     def _extent(self, node: Any, values: int, characters: int) -> _Extent:
         """Returns the extent of a complete node, given the totals before it."""
@@ -129,13 +129,13 @@ class _LocatingConstructor(SafeConstructor):
         """Constructs a value.
 
         Raises:
-            _RefusedError: It looks like a number or a date but is none, such as 2024-99-99.
+            _RejectedError: It looks like a number or a date but is none, such as 2024-99-99.
         """
         try:
             return super().construct_object(node, deep=deep)
         except (ValueError, OverflowError) as error:
-            message = f"cannot read {node.value!r} ({error}); put it in quotes if it is text"
-            raise _refused(message, node.start_mark) from error
+            message = f"cannot read {node.value!r} ({error}); put it in quotes if it is a string"
+            raise _rejected(message, node.start_mark) from error
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
@@ -146,7 +146,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     values or 1,048,576 characters.
 
     Raises:
-        DataError: The file cannot be read or is refused; the message names the file and, if known, the line and column
+        DataError: The file cannot be read or is rejected; the message names the file and, if known, the line and column
             (from 1).
     """
     text = read_small_text(path, "a YAML file such as feature_spec.yaml", MAX_MEBIBYTES)
@@ -170,28 +170,28 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     return document
 
 
-def _refused(message: str, mark: Any) -> _RefusedError:
-    return _RefusedError(problem=message, problem_mark=mark)
+def _rejected(message: str, mark: Any) -> _RejectedError:
+    return _RejectedError(problem=message, problem_mark=mark)
 
 
 def _check_scalar(node: ScalarNode, mark: Any) -> None:
-    """Raises _RefusedError for half characters, overlong numbers, and what only YAML 1.1 gives a meaning."""
+    """Raises _RejectedError for half characters, overlong numbers, and what only YAML 1.1 gives a meaning."""
     kind = str(node.tag).removeprefix(_TAG)
     if _SURROGATE.search(node.value):
-        raise _refused("text with half a character (a surrogate escape); write the character", mark)
+        raise _rejected("a string with an unpaired surrogate escape; write the character", mark)
     if kind in ("int", "float") and len(node.value) > MAX_NUMBER_LENGTH:
-        raise _refused(f"a number of {len(node.value)} characters; put it in quotes if it is text", mark)
+        raise _rejected(f"a number of {len(node.value)} characters; put it in quotes if it is a string", mark)
     if kind == "merge":
-        raise _refused("merge keys (<<) are not supported; write the keys out", mark)
+        raise _rejected("merge keys (<<) are not supported; write the keys out", mark)
     if kind == "value":
-        raise _refused(f"{node.value!r} is reserved; put it in quotes", mark)
+        raise _rejected(f"{node.value!r} is reserved; put it in quotes", mark)
 
 
 def _describe(error: MarkedYAMLError, text: str) -> str:
     """Returns the position and the message of an error, with the fix for common causes."""
     mark = error.problem_mark or error.context_mark
     position = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
-    if isinstance(error, _RefusedError):
+    if isinstance(error, _RejectedError):
         return f"{position}: {error.problem}"
     if isinstance(error, DuplicateKeyError):
         return f"{position}: {error.problem.split(' with value ')[0][:200]}; keep one"

@@ -36,7 +36,7 @@ def refusal(spec: FeatureSpec, **options) -> str:  # type: ignore[no-untyped-def
     return str(caught.value)
 
 
-def test_a_list_too_long_for_memory_is_refused_by_name(tmp_path):
+def test_a_list_too_long_for_memory_is_rejected_by_name(tmp_path):
     spec, _ = write_dataset(tmp_path, [[3]])
     huge = dataset_spec(
         tmp_path, [(list(spec.features), ["part_0.parquet"])], tags={"cardinality": 50, "max_hotness": 2 * 10**9}
@@ -80,7 +80,7 @@ def test_a_row_group_too_long_for_memory_names_the_file(shuffle, tmp_path, bound
     ParquetLoader(spec, "train", global_batch_size=2, shuffle=shuffle)
 
 
-def test_a_batch_too_large_for_memory_is_refused(tmp_path, bounded):
+def test_a_batch_too_large_for_memory_is_rejected(tmp_path, bounded):
     spec = constant_file(tmp_path, 3 * 10**6, row_group_rows=2**16)
     bounded(6 * 10**7)
     message = refusal(spec, global_batch_size=10**6)
@@ -88,7 +88,7 @@ def test_a_batch_too_large_for_memory_is_refused(tmp_path, bounded):
     ParquetLoader(spec, "train", global_batch_size=10**4, shuffle=True)
 
 
-def test_a_wide_row_is_refused_where_nothing_else_is_large(tmp_path, bounded):
+def test_a_wide_row_is_rejected_where_nothing_else_is_large(tmp_path, bounded):
     spec, _ = write_dataset(tmp_path, [[3] * 100])
     bounded(1000)
     assert "in which a row takes " in refusal(spec)
@@ -138,7 +138,7 @@ def gen(csv_spec, capsys, *flags: str) -> str:  # type: ignore[no-untyped-def]
     return capsys.readouterr().err
 
 
-def test_random_rows_too_long_for_memory_are_refused(csv_spec, capsys):
+def test_random_rows_too_long_for_memory_are_rejected(csv_spec, capsys):
     document = yaml.safe_load(csv_spec.read_text())
     document["feature_spec"]["genres"]["max_hotness"] = 2 * 10**9
     csv_spec.write_text(yaml.safe_dump(document))
@@ -146,7 +146,7 @@ def test_random_rows_too_long_for_memory_are_refused(csv_spec, capsys):
     assert "feature 'genres', with up to 2,000,000,000 ids in each of 1,000 rows, needs" in message
 
 
-def test_random_rows_too_many_for_the_disk_are_refused(csv_spec, capsys, monkeypatch):
+def test_random_rows_too_many_for_the_disk_are_rejected(csv_spec, capsys, monkeypatch):
     usage = shutil.disk_usage(csv_spec.parent)
     monkeypatch.setattr("gen_csv.shutil.disk_usage", lambda _: usage._replace(free=1000))
     assert "1,000 rows in each mapping take at least" in gen(csv_spec, capsys)

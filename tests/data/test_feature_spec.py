@@ -116,7 +116,7 @@ def test_specification_in_the_working_directory(tmp_path: Path, monkeypatch: pyt
 
 
 def test_unknown_mapping(spec: FeatureSpec) -> None:
-    with pytest.raises(DataError, match=r"no mapping 'trian' in source_spec; there are train, test; .* 'train'\?"):
+    with pytest.raises(DataError, match=r"no mapping 'trian' in source_spec; expected one of train, test;.*'train'\?"):
         spec.chunks("trian")
 
 

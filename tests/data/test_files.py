@@ -148,7 +148,7 @@ def test_check_dataset_names_what_is_no_file(kind, tmp_path, capsys):
     assert f"part_0.parquet: not a regular file; is {kind}" in found and "missing" not in found
 
 
-def test_standard_input_is_refused_as_a_specification(tmp_path):
+def test_standard_input_is_rejected_as_a_specification(tmp_path):
     command = [sys.executable, "gen_embedding_sizes.py", "--feature_spec_in", "/dev/stdin", "--output", "x.json"]
     done = subprocess.run(
         command, input="{}", cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False

@@ -206,7 +206,7 @@ def test_nothing_is_left_when_writing_stops_half_way(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_a_specification_that_cannot_be_filled_is_refused(tmp_path, capsys, sources, flags, message):
+def test_a_specification_that_cannot_be_filled_is_rejected(tmp_path, capsys, sources, flags, message):
     path = write_csv_dataset(tmp_path / "in", {}, document(sources))
     assert run(path, tmp_path / "out", *flags) == 2
     error = capsys.readouterr().err

@@ -82,8 +82,8 @@ def test_unreadable_label_is_located(tmp_path):
 
 def reported(tmp_path, frame: pd.DataFrame, **changes: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
     spec, _ = write_dataset(tmp_path, [[100], [len(frame) - 100]], frame=frame, **changes)
-    lint = inspect_labels(spec, "train")
-    return lint.problems, lint.warnings
+    report = inspect_labels(spec, "train")
+    return report.problems, report.warnings
 
 
 def test_sound_labels_are_not_complained_of(tmp_path):

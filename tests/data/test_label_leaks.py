@@ -315,9 +315,9 @@ def test_leak_warning(tmp_path):
     frame = random_rows(500)
     frame["price"], frame["age"] = frame["click"], 7 - 3 * frame["click"]
     spec, _ = write_dataset(tmp_path, [[200, 300]], frame=frame)
-    lint = inspect_labels(spec, "train")
-    assert not lint.problems
-    assert len(lint.warnings) == 2
-    assert "price: equals click in all 500 sampled rows" in lint.warnings[0]
-    assert "age: alone predicts click with AUC 1.0000 in 500 sampled rows" in lint.warnings[1]
-    assert all("remove it from channel_spec" in warning for warning in lint.warnings)
+    report = inspect_labels(spec, "train")
+    assert not report.problems
+    assert len(report.warnings) == 2
+    assert "price: equals click in all 500 sampled rows" in report.warnings[0]
+    assert "age: alone predicts click with AUC 1.0000 in 500 sampled rows" in report.warnings[1]
+    assert all("remove it from channel_spec" in warning for warning in report.warnings)

@@ -255,7 +255,7 @@ def test_only_the_first_of_very_many_problems_are_shown(tmp_path):
     assert lines[-1] == "... and 10 more"
 
 
-def test_a_column_that_is_there_twice_is_refused(tmp_path):
+def test_a_column_that_is_there_twice_is_rejected(tmp_path):
     table = arrow_table(random_rows(3))
     write_file(tmp_path / "part_0.parquet", table.append_column("user", table["user"]), [3])
     spec = dataset_spec(tmp_path, [(list(FEATURES), ["part_0.parquet"])])
@@ -275,7 +275,7 @@ def test_column_groups_of_different_lengths(tmp_path):
     assert f"8 in chunk 1 ({tmp_path / 'b_0.parquet'})" in message
 
 
-def test_a_mapping_without_rows_is_refused(tmp_path):
+def test_a_mapping_without_rows_is_rejected(tmp_path):
     spec, _ = write_dataset(tmp_path, [[], [0]])
     assert refused(spec) == "mapping 'train' has no rows: all its files are empty"
 
@@ -441,7 +441,7 @@ def read_or_error(spec: FeatureSpec) -> Batch | str:
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_a_flipped_bit_is_refused_or_without_effect(sound_file, data):
+def test_a_flipped_bit_is_rejected_or_without_effect(sound_file, data):
     spec, sound, expected = sound_file
     position = data.draw(st.integers(0, 8 * len(sound) - 1))
     damaged = bytearray(sound)
@@ -468,7 +468,7 @@ def test_flipped_bit_in_a_page(sound_file):
 
 
 @pytest.mark.parametrize("keep", [0.999, 0.5, 0.01])
-def test_a_file_cut_short_is_refused(sound_file, keep):
+def test_a_file_cut_short_is_rejected(sound_file, keep):
     spec, sound, _ = sound_file
     path = spec.files("train")[0]
     path.write_bytes(sound[: int(len(sound) * keep)])

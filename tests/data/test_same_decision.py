@@ -212,7 +212,7 @@ def test_both_decide_alike_about_row_groups(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("dtype", "cardinality"), [(np.float16, 2**11), (np.float32, 2**24)])
-def test_floats_that_cannot_hold_every_id_are_refused(dtype: type, cardinality: int, tmp_path: Path) -> None:
+def test_floats_that_cannot_hold_every_id_are_rejected(dtype: type, cardinality: int, tmp_path: Path) -> None:
     table = pa.table(GOOD | {"user": pa.array(np.array([0, 1, 2], dtype))})
     for limit, is_usable in ((cardinality + 1, True), (cardinality + 2, False)):
         spec = write(tmp_path, [table])

@@ -91,7 +91,7 @@ def test_foreign_words_are_explained(tmp_path: Path) -> None:
         FeatureSpec.read(write(tmp_path, "categorical", "split_binary"))
     assert caught.value.problems == [
         "source_spec: split_binary files, which the DLRM recipe writes, are not supported; write the columns as "
-        "parquet, or name the CSV files that they were made from (type: csv) and run transcode.py",
+        "parquet, or name the CSV files that they were generated from (type: csv) and run transcode.py",
         "channel_spec.categorical: unknown channel; write onehot_categorical where rows have one id, "
         "multihot_categorical where they have lists",
     ]

@@ -85,7 +85,7 @@ def test_position_of_the_value_too_many(tmp_path: Path) -> None:
     message, _ = refusal("a: [" + "1," * MAX_VALUES + "]", tmp_path)
     # The root, the key and the list come before the values, which take two characters each.
     column = len("a: [") + 2 * (MAX_VALUES - 3) + 1
-    assert f"line 1, column {column}: more than 40,000 texts, numbers, lists and mappings" in message
+    assert f"line 1, column {column}: more than 40,000 strings, numbers, lists and mappings" in message
 
 
 def laughs(levels: int, leaf: str = "lol", width: int = 9) -> str:
@@ -96,10 +96,10 @@ def laughs(levels: int, leaf: str = "lol", width: int = 9) -> str:
 
 
 BOMBS = {
-    "a billion laughs": (laughs(10), "line 6, column 30: more than 40,000 texts, numbers, lists and mappings"),
+    "a billion laughs": (laughs(10), "line 6, column 30: more than 40,000 strings, numbers, lists and mappings"),
     "wide and flat": (
         f"a: &a [{'x,' * 30_000}]\nb: [{'*a,' * 30_000}]",
-        "line 2, column 5: more than 40,000 texts, numbers, lists and mappings",
+        "line 2, column 5: more than 40,000 strings, numbers, lists and mappings",
     ),
     "deep": (laughs(25, width=1), "line 21, column 12: nested deeper than 20 levels"),
     "a long text again and again": (
@@ -108,7 +108,7 @@ BOMBS = {
     ),
     "many aliases of nothing": (
         f"a: &a []\nb: [{'*a,' * 50_000}]",
-        "line 2, column 119990: more than 40,000 texts, numbers, lists and mappings",
+        "line 2, column 119990: more than 40,000 strings, numbers, lists and mappings",
     ),
 }
 

@@ -87,7 +87,7 @@ REPORTED_ELSEWHERE = [
      "has no feature; list at least one label"),
     ("channel_spec.map[0]",
      {"source_spec.test[0].features": COLUMNS, "source_spec.train[0].features[3]": "session"},
-     "'session' is in no mapping but train; add it to a chunk of test, or empty the map channel"),
+     "'session' is only in mapping train; add it to a chunk of test, or empty the map channel"),
     ("source_spec.train", {"source_spec.train": GONE, "source_spec.trian": document()["source_spec"]["train"]},
      "this mapping is missing; is it the one called 'trian'?"),
     ("source_spec.train", {"source_spec.train[1].features": COLUMNS[4:]},

@@ -25,8 +25,8 @@ REFUSED = {
     "two spellings of one number": ("1: 1\n0x1: 2", ', line 2, column 1: found duplicate key "1"'),
     "an alias without an anchor": ("a: *there", ", line 1, column 4: alias *there has no anchor &there above it"),
     "an alias before its anchor": ("a: *b\nb: &b 1", ", line 1, column 4: alias *b has no anchor &b above it"),
-    "a list in itself": ("a: &a [1, [*a]]", ", line 1, column 12: alias *a is within what it stands for"),
-    "an anchor twice": ("a: &x 1\nb: &x 2", ", line 2, column 4: anchor &x is there twice (first on line 1); rename"),
+    "a list in itself": ("a: &a [1, [*a]]", ", line 1, column 12: alias *a is inside its own anchor"),
+    "an anchor twice": ("a: &x 1\nb: &x 2", ", line 2, column 4: anchor &x occurs twice (first on line 1); rename"),
     "a merge key of an alias": ("a: &a {b: 1}\nc:\n  <<: *a", ", line 3, column 3: merge keys (<<) are not supported"),
     "an alias of a list as key": ("a: &a [1]\n? *a\n: 2", ", line 2, column 3: a list or mapping cannot be a key"),
     "a key twice, once by alias": ("? &k a\n: 1\n? *k\n: 2", ', line 1, column 3: found duplicate key "a"'),
@@ -58,7 +58,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("content", "words"), REFUSED.values(), ids=REFUSED)
-def test_refused_documents(content: str | bytes, words: str, tmp_path: Path) -> None:
+def test_rejected_documents(content: str | bytes, words: str, tmp_path: Path) -> None:
     assert message(tmp_path, content).startswith(words)
 
 

@@ -273,7 +273,7 @@ def test_column_groups_of_unequal_rows(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
-def test_an_empty_file_is_refused(tmp_path, content):
+def test_an_empty_file_is_rejected(tmp_path, content):
     path = dataset(tmp_path, GOOD_LINE, test=content)
     with pytest.raises(DataError, match=r"test\.csv: is empty"):
         convert(path, tmp_path / "out")

@@ -63,7 +63,7 @@ def test_files_in_folders_of_a_workflow_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["key", "folder/key"])
-def test_a_listed_link_that_leads_out_is_refused(name, dataset):
+def test_a_listed_link_that_leads_out_is_rejected(name, dataset):
     """Also with its right checksum, and where a folder on the way is the link."""
     workflow = dataset / "workflow"
     (workflow / name.partition("/")[0]).symlink_to(dataset.parent if "/" in name else dataset.parent / "key")
@@ -72,7 +72,7 @@ def test_a_listed_link_that_leads_out_is_refused(name, dataset):
     assert f"workflow/{name}" in workflow_files(dataset, allow_outside_paths=True)
 
 
-def test_a_workflow_that_is_a_link_out_is_refused(dataset):
+def test_a_workflow_that_is_a_link_out_is_rejected(dataset):
     (dataset / "workflow").rename(dataset.parent / "elsewhere")
     (dataset / "workflow").symlink_to(dataset.parent / "elsewhere")
     assert "workflow: is a link that leads out of the folder" in refusal(dataset)
@@ -91,12 +91,12 @@ def test_links_within_the_dataset_are_followed(dataset):
 
 
 @pytest.mark.parametrize("name", ["../../key", "/etc/passwd", "a/../../../key", "a\0b"])
-def test_a_manifest_that_lists_a_path_out_is_refused(name, dataset):
+def test_a_manifest_that_lists_a_path_out_is_rejected(name, dataset):
     add_to_manifest(dataset / "workflow", name, SECRET)
     assert "is not a file of this folder" in refusal(dataset)
 
 
-def test_changed_missing_and_other_files_are_refused(dataset):
+def test_changed_missing_and_other_files_are_rejected(dataset):
     path = dataset / "workflow" / "encoders.json"
     content = path.read_bytes()
     path.write_bytes(content.replace(b"user_id", b"user_ie"))
@@ -108,13 +108,13 @@ def test_changed_missing_and_other_files_are_refused(dataset):
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "{", '{"version": 1, "files": {}}'])
-def test_a_manifest_of_another_form_is_refused(text, dataset):
+def test_a_manifest_of_another_form_is_rejected(text, dataset):
     (dataset / "workflow" / "manifest.json").write_text(text)
     assert "manifest.json: " in (told := refusal(dataset)) and "prepare the dataset again" in told
 
 
 @pytest.mark.parametrize("files", [[], {"x": 1}, {"x": {"bytes": "1"}}])
-def test_a_manifest_of_other_types_is_refused(files, dataset):
+def test_a_manifest_of_other_types_is_rejected(files, dataset):
     rewrite_manifest(dataset / "workflow", lambda manifest: manifest.update(files=files))
     assert "manifest.json: manifest.files" in refusal(dataset)
 

@@ -161,7 +161,7 @@ def test_full_disk_fails_on_all_workers(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_rows_that_leave_a_gap_are_refused():
+def test_rows_that_leave_a_gap_are_rejected():
     columns = dataset(10)
     writer = PredictionWriter("out.parquet", TASKS)
     writer.add(**{name: column[:4] for name, column in columns.items()})

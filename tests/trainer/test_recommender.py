@@ -355,7 +355,8 @@ def test_arguments_of_fit_are_checked_by_type():
         interactions=interactions.assign(user_id=2**63),
     )
     check_rejected(
-        "'user_id' holds 16777216.0, and float32 skips", interactions=interactions.assign(user_id=np.float32(2**24))
+        "'user_id' holds 16777216.0; float32 cannot represent",
+        interactions=interactions.assign(user_id=np.float32(2**24)),
     )
     check_rejected(
         "'code' holds 18446744073709551616, which is outside",
@@ -441,7 +442,7 @@ def test_impossible_requests_are_rejected(recommender, tmp_path):
             1, "item 1", context=NOON | {"day": 1}
         ),
         "pairs: expected one of user and item each": lambda: batch(5, context=NOON),
-        "pairs is a set, .*write a list": lambda: batch({(1, "item 1")}, context=NOON),
+        "pairs is a set, .*pass a list": lambda: batch({(1, "item 1")}, context=NOON),
         "score is .'liked'.; expected a dict": lambda: recommend(1, score=["liked"]),
         "k is '3'; expected at least 1": lambda: recommend(1, "3"),
         "k is 2.5; expected at least 1": lambda: recommend(1, 2.5),

@@ -61,7 +61,7 @@ def test_units_from_command_line_or_yaml(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["many"], "takes whole numbers, or one YAML file"),
+        (["many"], "expects whole numbers, or one YAML file"),
         (["0"], "must be at least 1"),
         (["-3"], "takes whole numbers|expected|-3"),
     ],

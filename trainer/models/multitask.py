@@ -42,7 +42,7 @@ def read_tower_units(words: Sequence[str]) -> Units | dict[str, Units]:
             raise DataError(f"{words[0]}: expected a list of whole numbers per label, as in `click: [64, 32]`")
         return {str(label): tuple(units) for label, units in document.items()}
     if not all(word.isdecimal() for word in words):
-        raise DataError(f"--tower_hidden_units takes whole numbers, or one YAML file, got {' '.join(words)}")
+        raise DataError(f"--tower_hidden_units expects whole numbers, or one YAML file, got {' '.join(words)}")
     return tuple(int(word) for word in words)
 
 
@@ -100,7 +100,7 @@ class ExpertOptions(MultiTaskOptions):
     gate_temperature: float = option(1.0, "divides the gates' logits; above 1 flattens the weights", positive=True)
     gate_entropy_weight: float = option(
         0.0,
-        "rewards the entropy of the gates in training, against gates that lean on one expert; try 0.001 to 0.003",
+        "rewards the entropy of the gates in training, against gates that favor one expert; try 0.001 to 0.003",
         at_least=0,
     )
     expert_dropout: float = option(

@@ -41,7 +41,7 @@ def to_flags(options: Mapping[str, Any]) -> dict[str, Any]:
         if name not in known:
             near = nearest(name, known)
             hint = f"; did you mean {near}?" if near else ""
-            raise DataError(f"Recommender has no option {name!r}{hint} (there are {', '.join(sorted(known))})")
+            raise DataError(f"Recommender has no option {name!r}{hint} (expected one of {', '.join(sorted(known))})")
         if value is not None:
             flag = FLAGS.get(name, name)
             values[flag] = _converted(flags[flag], value)

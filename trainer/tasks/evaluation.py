@@ -37,7 +37,7 @@ def metric_of(key: str) -> type[Metric]:
     """
     known, name = metrics_by_name(), key.split("/", 1)[0]
     if name not in known:
-        raise ValueError(f"{key!r}: there is no metric {name!r}, only {', '.join(known)}")
+        raise ValueError(f"{key!r}: unknown metric {name!r}; expected one of {', '.join(known)}")
     return known[name]
 
 
@@ -279,19 +279,19 @@ def _check_rows(name: str, task: Task, rows: Rows, comm: Collectives) -> _Counts
     if logits:
         what = "logits" if task.num_classes else "predicted values"
         raise FloatingPointError(
-            f"task {name!r}: {logits} of {num_rows} {what} are NaN or infinite, so that there is nothing to measure. "
-            "Either training has diverged: go back to an earlier checkpoint and lower the learning rates. Or the rows "
-            "hold extreme numerical values, which check_dataset.py warns of: --amp_dtype float16 holds nothing beyond "
-            "65,504; scale them, or use bfloat16 or float32."
+            f"task {name!r}: {logits} of {num_rows} {what} are NaN or infinite, so no metrics can be computed. Either "
+            "training has diverged: resume from an earlier checkpoint with lower learning rates. Or the rows contain "
+            "extreme numerical values, which check_dataset.py warns of and which exceed float16's maximum of 65,504: "
+            "scale them, or use bfloat16 or float32."
         )
     if labels:
         raise DataError(
             f"label {name!r}: {labels} of {num_rows} evaluated rows have {wrong_label}; "
-            "check_dataset.py tells where they are."
+            "check_dataset.py shows where they are."
         )
     if weights:
         raise DataError(
             f"task {name!r}: {weights} of {num_rows} evaluated rows have a sample weight that is negative, NaN or "
-            "infinite; expected 0 or more. check_dataset.py tells where they are."
+            "infinite; expected 0 or more. check_dataset.py shows where they are."
         )
     return _Counts(num_rows, positive)

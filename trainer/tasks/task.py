@@ -82,7 +82,7 @@ class Task(ABC):
             return np.isinf(labels), "a value that is infinite in float32"
         last = self.num_classes - 1
         is_class = (labels >= 0) & (labels <= last) & (labels == np.floor(labels))
-        expected = "a value other than 0 and 1" if last == 1 else f"a value that is no class from 0 to {last}"
+        expected = "a value other than 0 and 1" if last == 1 else f"a value that is not a class from 0 to {last}"
         return ~is_class, expected
 
     def why_undefined(self, rows: int, positive: int) -> str:

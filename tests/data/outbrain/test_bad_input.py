@@ -522,7 +522,7 @@ def test_ads_of_which_none_is_promoted_give_a_dataset(sample, tmp_path, recipe):
 
 def test_no_training_or_no_validation_rows(sample, tmp_path, capsys):
     time = HEADERS["events"].split(",").index("timestamp")
-    for day, message in ((12, "falls to train"), (None, "falls to valid")):
+    for day, message in ((12, "is in train"), (None, "is in valid")):
         changed = copy.deepcopy(sample)
         if day is None:
             changed.tables["clicks_train"] = clicks_of_one_training_display(sample)

@@ -268,7 +268,7 @@ def test_labels_that_are_no_class_fail_on_all_workers(label):
     rows = rows_of(np.eye(3), [0, 2, label])
     for failure in failures(rows, kind="multiclass"):
         assert isinstance(failure, DataError)
-        assert "'click': 1 of 3 evaluated rows have a value that is no class from 0 to 2" in str(failure)
+        assert "'click': 1 of 3 evaluated rows have a value that is not a class from 0 to 2" in str(failure)
 
 
 def test_a_row_with_one_logit_that_is_nan_is_one_row():
@@ -301,7 +301,7 @@ def test_weights_that_cannot_weigh_fail_on_all_workers(weight):
     ("logits", "labels", "group"),
     [((3, 2), (3, 1), (3,)), ((3, 1), (2, 1), (3,)), ((3, 1), (3, 1), (4,)), ((3,), (3, 1), (3,))],
 )
-def test_batches_whose_shapes_disagree_are_refused(logits, labels, group):
+def test_batches_whose_shapes_disagree_are_rejected(logits, labels, group):
     evaluation = Evaluation([CLICK], with_group=True)
     with pytest.raises(ValueError, match="expected rows of shape"):
         evaluation.update(np.ones(logits), np.ones(labels), np.ones(3), np.ones(group, np.int64))

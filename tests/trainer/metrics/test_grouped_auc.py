@@ -112,7 +112,7 @@ def test_one_score_sends_one_line_per_group():
         assert largest_receipt <= 40
 
 
-def test_rows_without_groups_are_refused():
+def test_rows_without_groups_are_rejected():
     rows = rows_of([1], [1])
     with pytest.raises(ValueError, match="no group"):
         LocalWorkers(1).run(lambda comm: GroupedAuc().result(Rows(*rows[:3], None), comm))

@@ -154,7 +154,7 @@ def test_workers_share_the_groups_evenly_whatever_the_ids(step):
         assert largest_receipt <= 1.2 * len(rows.group) / 4
 
 
-def test_rows_without_groups_are_refused():
+def test_rows_without_groups_are_rejected():
     rows = rows_of([1], [1])
     with pytest.raises(ValueError, match="no group"):
         LocalWorkers(1).run(lambda comm: MeanAveragePrecision().result(Rows(*rows[:3], None), comm))

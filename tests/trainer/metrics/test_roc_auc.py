@@ -137,6 +137,6 @@ def test_many_thresholds_come_close_to_the_exact_value():
 
 
 @pytest.mark.parametrize("number", [1, -5])
-def test_a_number_of_thresholds_without_a_curve_is_refused(number):
+def test_a_number_of_thresholds_without_a_curve_is_rejected(number):
     with pytest.raises(ValueError, match="at least 2"):
         RocAuc(number)

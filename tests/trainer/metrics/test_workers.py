@@ -47,7 +47,7 @@ def test_unsupported_arrays_are_rejected(array):
         LocalWorkers(1).run(lambda comm: comm.sum_array(array))
 
 
-def test_counts_that_do_not_add_up_are_refused():
+def test_counts_that_do_not_add_up_are_rejected():
     with pytest.raises(ValueError, match="cannot be sent"):
         LocalWorkers(2).run(lambda comm: comm.exchange_rows(np.ones(3), [1, 1]))
 
