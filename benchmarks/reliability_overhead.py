@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.harness import measure_and_report, parser_of
 from benchmarks.synthetic_rows import write_rows
 from data.files.parquet import ChunkChecksums
-from data.loading import decode as column_decoder
+from data.loading import decode
 from data.loading.loader import ParquetLoader
 from trainer.config import parse_interval
 
@@ -46,8 +46,8 @@ def unchecked() -> Iterator[None]:
     no_rows = np.empty(0, np.int64)
     with (
         patch.object(ChunkChecksums, "check", lambda *arguments: None),
-        patch.object(column_decoder, "refuse_nulls", lambda *arguments: None),
-        patch.object(column_decoder, "usable_values", lambda target, values, *arguments: (values, no_rows)),
+        patch.object(decode, "reject_nulls", lambda *arguments: None),
+        patch.object(decode, "usable_values", lambda target, values, *arguments: (values, no_rows)),
     ):
         yield
 

@@ -14,6 +14,7 @@ import main
 from data.errors import DataError
 from tests.faults.matrix import record
 from tests.helpers import ROOT, losses, make_dataset, must
+from trainer import inputs
 from trainer.cli import parse
 from trainer.inputs import Inputs, open_inputs
 from trainer.process.worker_env import WorkerEnv
@@ -78,7 +79,7 @@ def run(data: Path, results: Path, *more: str) -> int:
 def flags(request, monkeypatch) -> Iterator[list[str]]:
     """Flags. A value that the label check does not sample is found in training, with and without XLA."""
     if request.param != "label check":
-        monkeypatch.setattr(main, "check_labels", lambda *_: ())
+        monkeypatch.setattr(inputs, "check_labels", lambda *_: ())
     return ["--xla"] if request.param == "--xla" else []
 
 

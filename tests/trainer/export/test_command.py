@@ -14,8 +14,9 @@ from data.errors import DataError
 from data.preprocess.encoders import Numerical
 from tests.trainer.export.models import draw_inputs, specification, write_run
 from tests.trainer.export.test_raw import make_encoders
-from trainer.export import graph, request
 from trainer.export import raw as raw_graph
+from trainer.export import request
+from trainer.tasks.binary import BinaryTask
 
 FORMATS = ("savedmodel", "onnx", "triton")
 
@@ -75,8 +76,7 @@ def test_export_reports_difference_from_the_model(format, run, dataset, tmp_path
 @pytest.mark.parametrize("format", ["savedmodel", "onnx"])
 def test_export_with_other_predictions_is_removed(format, run, tmp_path, monkeypatch, capfd):
     need(format)
-    nearly = dict(graph.ACTIVATIONS, binary=lambda logits: tf.math.sigmoid(logits) + 1.5e-5)
-    monkeypatch.setattr(graph, "ACTIVATIONS", nearly)
+    monkeypatch.setattr(BinaryTask, "activation", lambda task, logits: tf.math.sigmoid(logits) + 1.5e-5)
     assert export.main(arguments(run, tmp_path / "deep" / "out", "--format", format)) == 1
     assert "differ from the model's by 1.5e-05, over 1e-05" in capfd.readouterr().err
     assert list((tmp_path / "deep").iterdir()) == []

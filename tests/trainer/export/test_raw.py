@@ -129,7 +129,7 @@ def test_empty_text_in_vocabulary_is_not_null(tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"user": None}, "without an encoder of user"),
+        ({"user": None}, "no encoder for user"),
         ({"user": HashedIds("id", 300)}, "whether it holds integers or strings is unknown"),
         ({"user": Vocabulary("weekday", objects(["a"]), np.ones(1, np.int64))}, "weekday is read as values of several"),
         ({"user": Vocabulary("words", objects(["a"]), np.ones(1, np.int64))}, "words is read as values of several"),
@@ -158,5 +158,5 @@ def test_reason_for_omitted_raw_features_is_reported(change, reason, tmp_path):
     encoders = {name: encoder for name, encoder in (make_encoders() | change).items() if encoder is not None}
     with pytest.raises(NotFromRaw, match=reason):
         raw_columns(saved.layout, encoders_of(saved.layout, encoders))
-    with pytest.raises(NotFromRaw, match="without vocabularies and scalers"):
+    with pytest.raises(NotFromRaw, match="no vocabularies and scalers"):
         encoders_of(saved.layout, {})

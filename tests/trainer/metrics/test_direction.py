@@ -58,5 +58,5 @@ def test_headline_metrics_by_importance():
 
 @pytest.mark.parametrize("key", ["loss", "auc", "click/auc_roc", ""])
 def test_an_unknown_key_is_rejected_with_the_known_ones(key):
-    with pytest.raises(ValueError, match="no metric.*loss_val, auc_roc"):
+    with pytest.raises(ValueError, match="unknown metric.*loss_val, auc_roc"):
         is_better(key, 1, 2)
