@@ -14,7 +14,7 @@ from trainer.report.runs import read_run
 
 pytestmark = pytest.mark.horovod
 RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"
-ROWS, BATCH = 2000, 256
+ROWS, BATCH = 6000, 256
 STOPPING = "loss_val/click+conversion"
 MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "aitm")
 SMALL = [

@@ -380,7 +380,10 @@ def test_control_flags_are_summed_and_waiting_is_timed(batches):
 
     (first_flags, first_waited), (second_flags, second_waited) = run_workers(2, work)
     assert first_flags == second_flags == [1.0, 2.0]
-    assert first_waited > 0.4 and first_waited > second_waited + 0.3
+    if sees_clock():
+        assert first_waited > 0.4 and first_waited > second_waited + 0.3
+    else:  # an earlier test has made this process deterministic, for good
+        assert first_waited == second_waited == 0
     alone = run_eagerly(make_step(make_model()), batches[0], 1, (1.0, 0.0))
     assert alone.control_flags.numpy().tolist() == [1.0, 0.0] and float(alone.waited) == 0
 
