@@ -17,6 +17,7 @@ from tests.trainer.small_models import (
     run_eagerly,
     share_of,
 )
+from trainer.comm import sees_clock
 from trainer.embeddings.shards import Shards
 from trainer.models.ranking import RankingModel
 from trainer.models.step_context import StepContext
