@@ -22,7 +22,7 @@ from tests.helpers import ROOT
 
 @pytest.fixture
 def bounded(monkeypatch):
-    """Lets as many bytes of memory be available as it is told."""
+    """Sets the number of bytes of available memory."""
 
     def bound(available: int) -> None:
         monkeypatch.setattr(memory, "available_memory", lambda processes=1: available // processes)

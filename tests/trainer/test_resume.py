@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere and gone on with ends as the one that was not, to the bit."""
+"""A run that is stopped anywhere and resumed ends bit-identical to an uninterrupted one."""
 
 import json
 import math
