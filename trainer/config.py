@@ -237,7 +237,7 @@ class TrainingOptions(Section):
     )
     xla: bool = option(False, "compile with XLA: forward and backward pass on a GPU, dropout on a CPU")
     seed: int = option(0, "seed of weights, sample order and dropout", at_least=0, below=2**31)
-    deterministic: bool = option(False, "deterministic kernels: equal runs give equal weights to the bit")
+    deterministic: bool = option(False, "deterministic kernels: identical runs give bit-identical weights")
     affinity: Literal["all", "single", "single_unique", "unique_interleaved", "unique_contiguous", "disabled"] = option(
         "unique_interleaved", "CPU cores that each local worker is bound to"
     )
