@@ -83,6 +83,18 @@ def test_few_lines_are_printed_without_a_terminal(clock):
     assert "\r" not in stream.getvalue()
 
 
+def test_last_evaluation_is_not_a_line_per_batch(clock):
+    """After the last step the step number stays at the total, and lines are limited by time as before."""
+    stream = io.StringIO()
+    progress = Progress(10, stream)
+    progress.update(1)
+    progress.update(10)
+    for batch in range(1, 101):
+        clock.now += 0.01
+        progress.update(None, note=f"evaluating {batch}")
+    assert len(stream.getvalue().splitlines()) == 2
+
+
 def test_terminal_redraws_one_line(clock):
     stream = Terminal()
     progress = Progress(100, stream)
