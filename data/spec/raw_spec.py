@@ -1,0 +1,363 @@
+"""The raw specification: how raw files become the features of a dataset (see docs/features.md)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data.spec.features import Feature
+
+RawType = Literal["string", "timestamp", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bool"]
+Keep = Literal["first", "last"]
+TimestampPart = Literal["hour", "weekday", "day"]
+Comparison = Literal["==", "!=", "<", "<=", ">", ">="]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a raw column is read. Two features that read a column alike share a reading.
+
+    Attributes:
+        name: name of the staged column: the raw column's, with ":dtype" appended where a column is read in several ways.
+        column: name of the raw column.
+        dtype: type of its cells (of the items, if it is a list).
+        is_list: whether a cell holds a list: split at `separator`, or a parquet list.
+        separator: separator of the items of a text list; None for a parquet list.
+        format: strptime format of a text timestamp.
+        unit: unit of a numeric timestamp: s, ms, us or ns.
+    """
+
+    name: str
+    column: str
+    dtype: RawType = "string"
+    is_list: bool = False
+    separator: str | None = None
+    format: str | None = None
+    unit: str | None = None
+
+
+# What `encode:` says, one class per encoding.
+
+
+@dataclass(frozen=True)
+class VocabularyRule:
+    """One id per value: `vocabulary: {min_count, max_size, oov_buckets}`.
+
+    Attributes:
+        min_count: training occurrences a value needs for an id of its own.
+        max_size: maximum number of values with an id of their own, or None.
+        oov_buckets: number of ids shared by all other values, by hash.
+    """
+
+    min_count: int = 1
+    max_size: int | None = None
+    oov_buckets: int = 1
+
+
+@dataclass(frozen=True)
+class HashRule:
+    """A hash of the value: `hash: BUCKETS`. Ids: 0 padding, 1 null, 2 to BUCKETS + 1."""
+
+    buckets: int
+
+
+@dataclass(frozen=True)
+class IdentityRule:
+    """Ids that are stored as they are: `identity`; the feature states its `cardinality`."""
+
+
+@dataclass(frozen=True)
+class BoundariesRule:
+    """Ids of the intervals between ascending numbers: `boundaries: [1, 10, 100]`."""
+
+    boundaries: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class QuantilesRule:
+    """Ids of intervals with equally many training values: `quantiles: NUMBER`."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class TimestampRule:
+    """A part of a timestamp (UTC) as an id: `timestamp: hour | weekday | day`."""
+
+    part: TimestampPart
+
+
+@dataclass(frozen=True)
+class CrossRule:
+    """Combinations of columns as one id: `{cross: [a, b], hash: BUCKETS}` or `{cross: [a, b], vocabulary: {...}}`.
+
+    Attributes:
+        inputs: names of features of the specification (their ids are crossed), or of readings (their raw values are).
+        ids: how the combinations become ids.
+    """
+
+    inputs: tuple[str, ...]
+    ids: VocabularyRule | HashRule
+
+
+@dataclass(frozen=True)
+class SharedVocabularyRule:
+    """The encoder of another feature: `vocabulary_of: FEATURE`; each feature keeps a table of its own."""
+
+    feature: str
+
+
+@dataclass(frozen=True)
+class NumberStep:
+    """One step of a number's encoding.
+
+    Attributes:
+        kind: "fill", "log1p", "clip", "standardize" or "minmax".
+        fill: for "fill": "median", "mean" (of the training rows) or a constant.
+        low: for "clip": the smallest value, or None.
+        high: for "clip": the largest value, or None.
+    """
+
+    kind: Literal["fill", "log1p", "clip", "standardize", "minmax"]
+    fill: Literal["median", "mean"] | float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class NumberRule:
+    """Steps that a number passes, in order: `[{fill: median}, log1p, standardize]`.
+
+    Attributes:
+        steps: the steps.
+        indicator: name of a second feature, 1 where the number is missing, or None.
+    """
+
+    steps: tuple[NumberStep, ...] = ()
+    indicator: str | None = None
+
+
+@dataclass(frozen=True)
+class TargetRule:
+    """Statistics of a label per value, out of fold on training rows:
+    `target: {label, smoothing, folds, outputs: [MEAN, COUNT]}`.
+
+    Attributes:
+        label: name of the label, a feature of this specification.
+        smoothing: weight of the overall mean, in rows.
+        folds: number of folds, at least 2.
+        mean: name of the feature with the smoothed mean.
+        count: name of the feature with log1p of the number of training rows, or None.
+    """
+
+    label: str
+    smoothing: float = 20.0
+    folds: int = 5
+    mean: str = ""
+    count: str | None = None
+
+
+@dataclass(frozen=True)
+class LabelMapRule:
+    """Values of a label by its text: `map: {"yes": 1, "no": 0}`."""
+
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ThresholdRule:
+    """1 where a number passes a comparison, else 0: `threshold: ">= 4"`."""
+
+    comparison: Comparison
+    value: float
+
+
+@dataclass(frozen=True)
+class KeepRule:
+    """The raw value as it is: numbers, labels, the map feature and columns under `keep`."""
+
+
+Rule = (
+    VocabularyRule
+    | HashRule
+    | IdentityRule
+    | BoundariesRule
+    | QuantilesRule
+    | TimestampRule
+    | CrossRule
+    | SharedVocabularyRule
+    | NumberRule
+    | TargetRule
+    | LabelMapRule
+    | ThresholdRule
+    | KeepRule
+)
+
+
+# Columns that are computed from earlier rows of the log.
+
+
+@dataclass(frozen=True)
+class History:
+    """A user's earlier items: `history: {of: item, by: user_id, order: ts, where: click, last: 50}`.
+
+    Attributes:
+        of, by, order: names of readings; `order` is a timestamp or a number.
+        where: rows whose items enter, or None for all.
+        last: number of most recent items to keep.
+    """
+
+    of: str
+    by: str
+    order: str
+    where: "Condition | None"
+    last: int
+
+
+@dataclass(frozen=True)
+class Count:
+    """Point-in-time counts: `count: {of: item, by: user_id, order: ts, window: 7d}`: how many strictly earlier rows of
+    the same `by` have the same `of`.
+
+    Attributes:
+        of, by, order: names of readings; `of` is None to count all rows of `by`.
+        where: rows that are counted, or None for all.
+        window: length of the window in units of `order` (microseconds if it is a timestamp), or None for all time.
+    """
+
+    of: str | None
+    by: str
+    order: str
+    where: "Condition | None"
+    window: int | None
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A comparison of a column with a constant, such as `rating >= 4` or `country == "US"`; `where: click` means != 0.
+
+    Attributes:
+        reading: name of the reading.
+        comparison: the operator.
+        value: constant, a string for a column of strings. Null satisfies no condition.
+    """
+
+    reading: str
+    comparison: Comparison
+    value: str | float
+
+
+@dataclass(frozen=True)
+class RawFeature:
+    """A feature of the raw specification.
+
+    Attributes:
+        feature: name, label keys, role, `embedding_dim`, `max_hotness` and, for identity ids, the cardinality.
+        reading: name of the reading with its raw values; None for a cross. A history or count has a reading of its own,
+            named like the feature, which no file holds: it is computed.
+        rule: how raw values become values of the dataset.
+        keep: which items of a list longer than `max_hotness` are kept.
+        computed: history or count that the values come from, or None.
+    """
+
+    feature: Feature
+    reading: str | None
+    rule: Rule
+    keep: Keep = "first"
+    computed: History | Count | None = None
+
+
+@dataclass(frozen=True)
+class RawChunk:
+    """Raw files of one format.
+
+    Attributes:
+        type: "csv" or "parquet".
+        files: paths, globs and folders, relative to the specification's folder.
+        columns: names of the columns of a CSV file without a header, in order; empty otherwise.
+        has_header: whether the first line of a CSV file names its columns.
+        separator: separator of CSV fields.
+        quote: quote character of CSV fields, or None.
+        null: strings that mean a missing value; an empty cell always does.
+    """
+
+    type: Literal["csv", "parquet"]
+    files: tuple[str, ...]
+    columns: tuple[str, ...] = ()
+    has_header: bool = False
+    separator: str = ","
+    quote: str | None = '"'
+    null: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TimeSplit:
+    """`split: {from: SOURCE, time: COLUMN, valid_from: ..., test_from: ...}`, bounds inclusive.
+
+    Attributes:
+        sources: names of sources to split.
+        reading: name of the reading of the time.
+        valid_from, test_from: first value of the mapping (microseconds for a timestamp); valid_from is None without
+            mapping "valid".
+    """
+
+    sources: tuple[str, ...]
+    reading: str
+    valid_from: float | None
+    test_from: float
+
+
+@dataclass(frozen=True)
+class RandomSplit:
+    """`split: {from: SOURCE, random: {valid: 0.1, test: 0.2}, by: COLUMN, key: [COLUMN, ...], seed: 0}`.
+
+    Attributes:
+        sources: names of sources to split.
+        fractions: expected fraction of each mapping except "train".
+        by: reading whose rows of equal value are in one mapping, or None.
+        key: readings that identify a row, which seed its draw; by default the row's file and number.
+        seed: seed of the draw.
+    """
+
+    sources: tuple[str, ...]
+    fractions: Mapping[str, float]
+    by: str | None = None
+    key: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class RawSpec:
+    """A raw specification, parsed and validated.
+
+    Attributes:
+        folder: folder that paths are relative to.
+        readings: {name: reading} of every raw column that is read.
+        features: {name: raw feature}, in the order of the file. Features that a rule adds (`indicator`, `outputs`) are
+            not among them.
+        sources: {name of a source or mapping: its chunks}.
+        split: how sources are split into mappings, or None; sources that it does not name are mappings.
+        channels: {channel: feature names, including those that rules add}.
+        keep: names of readings that are stored unchanged, for `--keep`.
+        where: rows to use, or None for all.
+        sample_weight: name of the reading that weighs rows, or None. The dataset's column of weights is the feature named
+            "sample_weight" (role: sample_weight); `keep_negatives` adds it where the specification has none.
+        keep_negatives: fraction of the training rows without a positive label to keep, or None for all.
+        shuffle: whether training rows are stored in a random order, drawn from `seed`.
+        seed: seed of the shuffle and of `keep_negatives`.
+        metadata: free-form information, copied to the dataset.
+    """
+
+    folder: Path
+    readings: dict[str, Reading]
+    features: dict[str, RawFeature]
+    sources: dict[str, tuple[RawChunk, ...]]
+    split: TimeSplit | RandomSplit | None
+    channels: dict[str, tuple[str, ...]]
+    keep: tuple[str, ...] = ()
+    where: Condition | None = None
+    sample_weight: str | None = None
+    keep_negatives: float | None = None
+    shuffle: bool = False
+    seed: int = 0
+    metadata: dict[str, Any] = field(default_factory=dict)
