@@ -18,7 +18,8 @@ class Reading:
     """How a raw column is read. Two features that read a column alike share a reading.
 
     Attributes:
-        name: name of the staged column: the raw column's, with ":dtype" appended where a column is read in several ways.
+        name: name of the staged column: the raw column's, with ":dtype" appended where a column is read in several
+            ways.
         column: name of the raw column.
         dtype: type of its cells (of the items, if it is a list).
         is_list: whether a cell holds a list: split at `separator`, or a parquet list.
@@ -340,7 +341,7 @@ class RawSpec:
         channels: {channel: feature names, including those that rules add}.
         keep: names of readings that are stored unchanged, for `--keep`.
         where: rows to use, or None for all.
-        sample_weight: name of the reading that weighs rows, or None. The dataset's column of weights is the feature named
+        sample_weight: name of the reading that weighs rows, or None. The dataset's column of weights is the feature
             "sample_weight" (role: sample_weight); `keep_negatives` adds it where the specification has none.
         keep_negatives: fraction of the training rows without a positive label to keep, or None for all.
         shuffle: whether training rows are stored in a random order, drawn from `seed`.
