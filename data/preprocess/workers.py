@@ -2,8 +2,11 @@
 
 import argparse
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,6 +86,29 @@ class Workers:
                 yield future.result()
         finally:
             self._client.cancel(futures)
+
+    def map_in_order(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """Yield the results in the order of the items, with a few calls running ahead.
+
+        Without a cluster, a thread works on the next item while the caller uses the result of the last one.
+
+        Raises:
+            DataError: if a call raises one.
+        """
+        with ExitStack() as stack:
+            if self._client is None:
+                pool = stack.enter_context(ThreadPoolExecutor(1))
+                submit: Callable[[Item], Any] = partial(pool.submit, function)
+            else:
+                submit = partial(self._client.submit, function, pure=False)
+            ahead: deque[Any] = deque()
+            stack.callback(lambda: [future.cancel() for future in ahead])
+            for item in items:
+                ahead.append(submit(item))
+                if len(ahead) > self.number:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
 
 
 @contextmanager

@@ -314,9 +314,9 @@ class TimeSplit:
 class RandomSplit:
     """`split: {from: SOURCE, random: {test: 0.2, valid: 0.1}, by: COLUMN}`.
 
-    With h = hash(seed, SPLIT, key) / 2**64, a row is in the first mapping if h is below its fraction, in the second if h
-    is below the sum of both, and so on; in "train" otherwise. If the fractions sum to 1, no row is left for "train", which
-    then needs a source of its own.
+    With h = hash(seed, SPLIT, key) / 2**64, a row is in the first mapping if h is below its fraction, in the second if
+    h is below the sum of both, and so on; in "train" otherwise. If the fractions sum to 1, no row is left for "train",
+    which then needs a source of its own.
 
     Attributes:
         sources: names of sources to split.
@@ -335,8 +335,8 @@ class LastSplit:
 
     Attributes:
         sources: names of sources to split.
-        fractions: fraction of each mapping except "train", in the order of the rows; its number of rows is rounded to the
-            nearest integer, halves up.
+        fractions: fraction of each mapping except "train", in the order of the rows; its number of rows is rounded to
+            the nearest integer, halves up.
     """
 
     sources: tuple[str, ...]
@@ -365,8 +365,9 @@ class RawSpec:
         keep_negatives: fraction of the training rows without a positive label to keep, or None for all.
         shuffle: whether training rows are stored in ascending order of hash(seed, ORDER, key).
         seed: seed of all draws: splits, folds, negatives and order (see `data.preprocess.splits`).
-        row_key: readings that identify a row (`split: {key: [user, movie]}`), which its draws depend on. Empty: a single
-            integer, the number of its file in its source, in sorted path order, times 2**40 plus its number in the file.
+        row_key: readings that identify a row (`split: {key: [user, movie]}`), on which its draws depend. Empty: an
+            integer, the number of its file in its source, in sorted path order, times 2**40 plus its number in the
+            file.
         metadata: free-form information, copied to the dataset.
     """
 
