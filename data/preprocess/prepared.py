@@ -32,25 +32,25 @@ class StageLog:
         self._begin = time.monotonic()
 
     def stage(self, name: str, total: int) -> Callable[[int], None]:
-        """Return a callback that takes the number of rows done so far and prints it with the estimated time left.
+        """Return a callback that takes the number of rows done so far and prints it with the speed and the time left.
 
-        It prints every SECONDS_BETWEEN_LINES seconds and at the end.
+        It prints every SECONDS_BETWEEN_LINES seconds, and at the end if `total` is exact.
 
         Args:
             name: name of the stage.
-            total: expected number of rows; may be an estimate.
+            total: expected number of rows, which may be an estimate; 0 if it is unknown.
         """
         start = logged = time.monotonic()
 
         def done(rows: int) -> None:
             nonlocal logged
             now = time.monotonic()
-            if rows >= total or now - logged >= SECONDS_BETWEEN_LINES:
+            if rows == total or now - logged >= SECONDS_BETWEEN_LINES:
                 logged = now
-                left = (now - start) / max(rows, 1) * (total - rows)
-                self.write(
-                    f"{name}: {rows:,} of {max(total, rows):,} rows" + (f", {left:.0f} s left" if left > 0 else "")
-                )
+                speed = rows / max(now - start, 1e-9)
+                of_total = f" of {total:,}" if total >= rows else ""
+                left = f", {(total - rows) / max(speed, 1e-9):.0f} s left" if total > rows else ""
+                self.write(f"{name}: {rows:,}{of_total} rows, {speed:,.0f} rows/s{left}")
 
         return done
 
