@@ -11,7 +11,7 @@ import pandas as pd
 from data.files.new_dataset import SPEC_FILE
 from data.files.parquet import DatasetWriter, parquet_schema
 from data.preprocess.encoder_files import save_encoders
-from data.preprocess.encoders import Encoder, Numerical
+from data.preprocess.encoders import Encoder, NumberEncoder
 from data.preprocess.workflow_folder import ENCODERS_FOLDER
 from data.spec.embedding_sizes import SIZES_FILE
 from data.spec.feature_spec import FeatureSpec
@@ -68,7 +68,7 @@ def encoded_features(encoders: Mapping[str, Encoder], max_hotness: Mapping[str, 
     """
     features = {}
     for name, encoder in encoders.items():
-        if isinstance(encoder, Numerical):
+        if isinstance(encoder, NumberEncoder):
             features[name] = Feature(name=name, dtype="float32")
         else:
             hotness = max_hotness.get(name)
