@@ -175,6 +175,7 @@ _Width = Annotated[int, Strict(), Field(ge=1, le=MAX_EMBEDDING_DIM), _Plain, _ex
 _Weight = Annotated[
     float, Strict(), Field(gt=0, allow_inf_nan=False), _Plain, _expects("a finite number above 0, without quotes")
 ]
+_Number = Annotated[float, Strict(), Field(allow_inf_nan=False), _Plain, _expects("a finite number, without quotes")]
 _Channel = Annotated[list[_Name], _expects("a list, such as [age, price]"), _NoneIsList]
 
 
@@ -187,6 +188,8 @@ class _FeatureKeys(TypedDict, total=False):
     null_id: _Id
     unseen_id: _Id
     oov_buckets: _Count
+    unseen_with: _Name
+    unseen_value: _Number
     task: Annotated[_TaskType, _expects_one_of(_TaskType)]
     loss_weight: _Weight
     positive_weight: _Weight
