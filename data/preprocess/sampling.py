@@ -320,12 +320,17 @@ def _with_columns(
 
 def _looks_like_header(first: list[str], rows: list[list[str]]) -> bool:
     """Whether a first line has distinct texts, and those over numbers or texts that occur nowhere below them."""
-    if len(set(first)) < len(first) or not all(first) or any(re.match(NUMBER, cell) for cell in first):
+    if (
+        len(set(first)) < len(first)
+        or len(first) == 1
+        and not first[0]
+        or any(re.match(NUMBER, cell) for cell in first)
+    ):
         return False
     below = [[row[index].strip() for row in rows if len(row) == len(first)] for index in range(len(first))]
     if not below or not below[0]:
         return True
-    return not any(name in cells for name, cells in zip(first, below, strict=True))
+    return not any(name and name in cells for name, cells in zip(first, below, strict=True))
 
 
 # Rows of CSV files.
