@@ -144,12 +144,12 @@ def draw_sample(files: Sequence[Path], rows: int, labels: Sequence[str] = ()) ->
 def _sample_of(
     type: FileType, files: Sequence[Path], sampled: int, dialect: Dialect | None, progress: _Progress
 ) -> RawSample:
+    if not any(table.num_rows for table in progress.tables):
+        raise DataError(f"{files[0]}: holds no rows; {FIX_FILES}")
     try:
         table = pa.concat_tables(progress.tables, promote_options="permissive").combine_chunks()
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"{files[0]}: the types of its columns differ from those of other files: {error}") from error
-    if not table.num_rows:
-        raise DataError(f"{files[0]}: holds no rows; {FIX_FILES}")
     null: tuple[str, ...] = ()
     has_space = False
     if type == "csv":
@@ -367,9 +367,7 @@ def _parsed(path: Path, piece: bytes, dialect: Dialect, is_start: bool) -> pa.Ta
     if bad and is_start:
         row = bad[0]
         found = f"{row.actual_columns} fields, expected {row.expected_columns}"
-        raise DataError(
-            f"{path}, line {row.number}: {found} separated by {shown(dialect.separator)}, as in line 1; correct it"
-        )
+        raise DataError(f"{path}, line {row.number}: {found}, as in line 1 (separated by {shown(dialect.separator)})")
     return table
 
 
