@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -119,7 +119,8 @@ def preprocess(spec: RawSpec, document: Mapping[str, Any], output: Path, resourc
         workflow.fit(parts[TRAIN])
         log.write(f"fitted {len(workflow.encoders)} encoders on {staged.rows[TRAIN]:,} training rows")
         writer = _Writer(spec, workflow, workers, draft, log, block_rows)
-        others = {RAW_SPEC_FILE: plain_document(document)}
+        state = {path.name: path.read_bytes() for path in (scratch / STATE_FOLDER).glob("*")}
+        others = {RAW_SPEC_FILE: plain_document(document), **state}
         save_encoders(workflow.encoders, draft / ENCODERS_FOLDER, others)
         writer.write(parts, staged.rows).write(draft / SPEC_FILE)
     log.write(f"done: {output}")
@@ -255,7 +256,8 @@ class _Writer:
 
     def write(self, parts: Mapping[str, Sequence[Part]], rows: Mapping[str, int]) -> FeatureSpec:
         """Write every mapping; return the specification of the dataset."""
-        features, chunks = self._features(), {}
+        features = self._features()
+        chunks: dict[str, tuple[Chunk, ...]] = {}
         draft_spec = FeatureSpec(self._draft, features, {}, self._spec.channels, self._spec.metadata)
         for mapping, mapping_parts in parts.items():
             tables = self._encoded(mapping, mapping_parts, rows[mapping])
@@ -383,14 +385,23 @@ def _check_mappings(spec: RawSpec, staged: Staged) -> None:
 def _computed(
     spec: RawSpec, staged: Staged, scratch: Path, workflow: Path | None, resources: Resources
 ) -> dict[str, list[Part]]:
-    """Return the parts of each mapping, with the histories and counts of their rows if the specification has any."""
-    if not any(raw.computed for raw in spec.features.values()):
+    """Return the parts of each mapping, with the histories and counts of their rows if the specification has any.
+
+    Args:
+        spec, staged, resources: the specification, the staged rows and the resources.
+        scratch: folder for the results; STATE_FOLDER in it gets the state that new rows continue from.
+        workflow: folder with the state of earlier rows, or None.
+    """
+    rules = {raw.reading: raw.computed for raw in spec.features.values() if raw.reading and raw.computed}
+    if not rules:
         return {mapping: [Part(path) for path in files] for mapping, files in staged.files.items()}
-    memory = (resources.memory_limit or default_limit()) - PROCESS_BYTES
-    state = workflow / STATE_FOLDER if workflow is not None else None
-    new_state = _made(scratch / STATE_FOLDER)
     files = add_computed(
-        spec, staged.files, _made(scratch / "computed"), state=state, new_state=new_state, memory=memory
+        rules,
+        staged.files,
+        _made(scratch / "computed"),
+        memory=(resources.memory_limit or default_limit()) - PROCESS_BYTES,
+        state=workflow,
+        new_state=_made(scratch / STATE_FOLDER),
     )
     return {
         mapping: [Part(path, computed) for path, computed in zip(staged.files[mapping], files[mapping], strict=True)]
@@ -431,7 +442,7 @@ def _chunk_of(path: Path, trained: Sequence[RawChunk]) -> RawChunk:
     if not path.exists():
         raise DataError(f"{path}: does not exist; give raw files, or folders of raw files")
     names = [path.name] if path.is_file() else [entry.name for entry in path.rglob("*") if entry.is_file()]
-    kind = "parquet" if any(name.endswith((".parquet", ".pq")) for name in names) else "csv"
+    kind: Literal["csv", "parquet"] = "parquet" if any(name.endswith((".parquet", ".pq")) for name in names) else "csv"
     chunk = next((chunk for chunk in trained if chunk.type == kind), None)
     if chunk is None:
         chunk = RawChunk(type=kind, files=(), has_header=True)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.errors import DataError
-from data.preprocess.labels import check_given, group_values, is_negative, label_values, weight_values
+from data.preprocess.labels import RowName, check_given, group_values, is_negative, label_values, weight_values
 from data.preprocess.prepared import StageLog
 from data.preprocess.raw_files import RawBlock, count_rows_estimate, read_raw
 from data.preprocess.rows import assign_mappings, keeps_negative, satisfies
@@ -126,7 +126,7 @@ class Stager:
             needed -= {raw.reading for name, raw in self.spec.features.items() if name in labels} - used
         return [reading for name, reading in self.spec.readings.items() if name in needed]
 
-    def _progress(self, source: str, chunks: Sequence[RawChunk]):
+    def _progress(self, source: str, chunks: Sequence[RawChunk]) -> Callable[[int], None]:
         total = 0
         with suppress(DataError):  # reported when the files are read
             total = sum(count_rows_estimate(chunk, self.spec.folder) for chunk in chunks)
@@ -149,7 +149,7 @@ class Stager:
             inside = mappings == mapping
             staged.add(mapping, table if inside.all() else table.filter(pa.array(inside)))
 
-    def _with_finished(self, table: pa.Table, numbers: np.ndarray, mappings: np.ndarray, row_name) -> pa.Table:
+    def _with_finished(self, table: pa.Table, numbers: np.ndarray, mappings: np.ndarray, row_name: RowName) -> pa.Table:
         spec, columns = self.spec, {ROW: pa.array(numbers)}
         labels = self._labels(table, row_name)
         columns |= {finished(name): values for name, (_, values) in labels.items()}
@@ -171,7 +171,7 @@ class Stager:
             table = table.append_column(name, values)
         return table
 
-    def _labels(self, table: pa.Table, row_name) -> dict[str, tuple[Feature, pa.Array]]:
+    def _labels(self, table: pa.Table, row_name: RowName) -> dict[str, tuple[Feature, pa.Array]]:
         labels: dict[str, tuple[Feature, pa.Array]] = {}
         if self.has_labels:
             for name in self.spec.channels.get(LABEL, ()):
