@@ -5,7 +5,7 @@ and columns whose names begin with "//": finished ones (labels, weights and the 
 Nothing depends on how rows are cut into blocks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
