@@ -27,7 +27,8 @@ from data.preprocess.histories import add_computed
 from data.preprocess.lists import keep_items, longest
 from data.preprocess.prepared import StageLog, encoded_features
 from data.preprocess.raw_files import column_names
-from data.preprocess.splits import TEST, TRAIN, draw_order, ranges
+from data.preprocess.rows import order_keys
+from data.preprocess.splits import TEST, TRAIN, ranges
 from data.preprocess.staging import KEPT, ROW, Staged, Stager, finished, read_arrow
 from data.preprocess.workers import PROCESS_BYTES, Workers, default_limit, start_workers
 from data.preprocess.workflow_folder import ENCODERS_FOLDER
@@ -330,7 +331,7 @@ class _Writer:
                 path.unlink()
 
     def _order(self, table: pa.Table) -> np.ndarray:
-        return draw_order(table.column(ROW).to_numpy(), seed=self._spec.seed)
+        return order_keys(self._spec, table, table.column(ROW).to_numpy())
 
 
 @dataclass(frozen=True)
