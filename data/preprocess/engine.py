@@ -39,6 +39,8 @@ from data.spec.raw_spec import RawChunk, RawSpec, Reading
 
 RAW_SPEC_FILE = "raw_spec.json"
 STATE_FOLDER = "state"
+# Sort keys of training rows that are stored in a random order.
+ORDER = "//order"
 # Bytes that a cell takes while its block is read, counted and encoded: a measurement plus 20%.
 CELL_BYTES = 200
 MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 10_000, 1_000_000
@@ -321,22 +323,19 @@ class _Writer:
                         )
                         for path in paths
                     ]
-                range_of_row = ranges(self._order(table), number)
+                range_of_row = ranges(table.column(ORDER).to_numpy(), number)
                 for index in np.unique(range_of_row):
                     writers[index].write_table(table.filter(pa.array(range_of_row == index)))
             stack.close()
             for path in paths:
                 table = read_arrow(path)
-                yield table.take(pa.array(np.argsort(self._order(table), kind="stable")))
+                yield table.take(pa.array(np.argsort(table.column(ORDER).to_numpy(), kind="stable")))
                 path.unlink()
-
-    def _order(self, table: pa.Table) -> np.ndarray:
-        return order_keys(self._spec, table, table.column(ROW).to_numpy())
 
 
 @dataclass(frozen=True)
 class _Encode:
-    """Encodes a part: features, finished columns and the row numbers. Sent to workers, so it holds no open files."""
+    """Encodes a part: features, finished and kept columns. Sent to workers, so it holds no open files."""
 
     workflow: FeatureWorkflow
     spec: RawSpec
@@ -358,7 +357,8 @@ class _Encode:
             kept = raw.column(column)
             is_text = pa.types.is_dictionary(kept.type)
             columns[kept_name(self.spec, column)] = kept.cast(pa.string()) if is_text else kept
-        columns[ROW] = raw.column(ROW)
+        if self.is_training and self.spec.shuffle:
+            columns[ORDER] = pa.array(order_keys(self.spec, raw, raw.column(ROW).to_numpy()))
         return pa.table(columns)
 
 
@@ -458,7 +458,7 @@ def _has_labels(spec: RawSpec) -> bool:
         if (raw := spec.features[name]).reading
     }
     return all(
-        needed <= set(column_names(chunk, spec.folder, allow_outside_paths=True))
+        needed <= column_names(chunk, spec.folder, allow_outside_paths=True)
         for chunks in spec.sources.values()
         for chunk in chunks
     )

@@ -147,8 +147,8 @@ def _by_time(split: TimeSplit, rows: RawRows) -> np.ndarray:
     missing = column.is_null().to_numpy(zero_copy_only=False)
     if missing.any():
         raise DataError(
-            f"{rows.name(int(np.argmax(missing)))}: the time {split.reading!r} is missing, so the row is in no mapping; "
-            "leave such rows out with `where:`, or fill it in"
+            f"{rows.name(int(np.argmax(missing)))}: the time {split.reading!r} is missing, so the row is in no "
+            "mapping; leave such rows out with `where:`, or fill it in"
         )
     mappings = np.full(len(column), TRAIN, object)
     for name, first in ((VALID, split.valid_from), (TEST, split.test_from)):
