@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data.errors import DataError, listed, shown
 from data.preprocess.raw_cells import CellError, convert
