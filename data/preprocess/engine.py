@@ -29,7 +29,8 @@ from data.preprocess.prepared import StageLog, encoded_features
 from data.preprocess.raw_files import column_names
 from data.preprocess.rows import order_keys
 from data.preprocess.splits import TEST, TRAIN, ranges
-from data.preprocess.staging import KEPT, ROW, Staged, Stager, finished, read_arrow
+from data.preprocess.staged_columns import KEPT, ROW, finished
+from data.preprocess.staging import Staged, Stager, read_arrow
 from data.preprocess.workers import PROCESS_BYTES, Workers, default_limit, start_workers
 from data.preprocess.workflow_folder import ENCODERS_FOLDER
 from data.spec.feature_spec import FeatureSpec
@@ -204,7 +205,7 @@ class FeatureWorkflow:
         from data.preprocess.nvtabular_setup import Workflow
 
         self._operator = FitFeatures(spec, scratch, encoders)
-        self._inputs = [*spec.readings, ROW]
+        self._inputs = self._operator.inputs
         self._workflow = Workflow(self._inputs >> self._operator)
 
     @property

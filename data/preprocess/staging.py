@@ -21,18 +21,12 @@ from data.preprocess.raw_cells import combined
 from data.preprocess.raw_files import RawBlock, count_rows_estimate, read_raw
 from data.preprocess.rows import RawRows, assign_mappings, keeps_negative, satisfies
 from data.preprocess.splits import TRAIN
+from data.preprocess.staged_columns import KEPT, ROW, finished
 from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, Feature
 from data.spec.raw_spec import LastSplit, RawChunk, RawSpec, Reading
 
-# Columns of a staged file besides its readings; no raw column has such a name.
-ROW, KEPT = "//row", "//kept"
 # A row number is the number of its file, in sorted path order within its source, times this, plus its number there.
 ROWS_PER_FILE = 2**40
-
-
-def finished(name: str) -> str:
-    """Return the name of the staged column with the finished values of a feature or kept column."""
-    return f"//={name}"
 
 
 @dataclass
