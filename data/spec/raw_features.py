@@ -16,7 +16,7 @@ from data.spec.features import (
     NUMERICAL,
     Feature,
 )
-from data.spec.raw_columns import ORDER_TYPES, RawColumns, ReadCondition, as_condition
+from data.spec.raw_columns import ANY_TYPE, KEY_TYPES, ORDER_TYPES, RawColumns, ReadCondition, as_condition
 from data.spec.raw_document import FeatureKeys, RawParts
 from data.spec.raw_encodings import (
     ID_RULES,
@@ -51,6 +51,7 @@ from data.spec.validators import (
     check_channels_are_used,
     check_joint_names,
     check_keys_of_labels,
+    check_map,
     check_sample_spaces,
     check_tasks,
 )
@@ -58,6 +59,7 @@ from data.spec.validators import (
 FEATURE_RULES = (
     check_channels_are_used,
     check_channel_features,
+    check_map,
     check_keys_of_labels,
     check_tasks,
     check_sample_spaces,
@@ -129,6 +131,7 @@ class RawFeatures:
         for name in self.rules:
             self.problems.extend(self._check_feature(name, self.parts.features[name]))
         self._check_shared()
+        self._find_formats()
         for name in self.rules:
             self._find_reading(name, self.parts.features[name])
 
@@ -207,6 +210,8 @@ class RawFeatures:
         elif "indicator" in keys:
             message = "is only for input numbers with a fill, such as encode: [{fill: median}]; remove it"
             yield Problem(feature_path(name, "indicator"), message)
+        if channel in (LABEL, MAP) and "count" in keys:
+            yield Problem(feature_path(name, "count"), f"is for inputs, and the feature is in {channel}; remove it")
         if channel == LABEL:
             yield from self._check_label(name, keys, rule)
         if isinstance(rule, TargetRule):
@@ -230,7 +235,7 @@ class RawFeatures:
         channel = self.channel_of.get(name)
         if channel not in (MULTIHOT, None):
             for key in (*_LIST_KEYS, "history"):
-                if key in keys:
+                if key in keys and not (key == "keep" and ("history" in keys or "count" in keys)):
                     message = f"is only for {MULTIHOT}, and the feature is in {channel}; remove it or move the feature"
                     yield Problem(feature_path(name, key), message)
             return
@@ -297,6 +302,8 @@ class RawFeatures:
     def _check_target(self, name: str, rule: TargetRule) -> Iterator[Problem]:
         path = feature_path(name, "encode", "target", "label")
         labels = tuple(entry.text for entry in self.parts.channels[LABEL])
+        if ("channel_spec", LABEL) in self.parts.incomplete or rule.label in self.columns.unknown:
+            return
         if rule.label not in labels:
             yield Problem(path, f"{shown(rule.label)} is not a label (channel_spec.{LABEL})", rule.label, labels)
         elif self.parts.features.get(rule.label, {}).get("task") == "multiclass":
@@ -331,7 +338,7 @@ class RawFeatures:
                 for index, other in enumerate(rule.inputs):
                     path = path_of("feature_spec", name, "encode", "cross", index)
                     if other not in self.parts.features and other not in self.added:
-                        self.crossed[name, other] = self.columns.refer(other, path)
+                        self.crossed[name, other] = self.columns.refer(other, path, KEY_TYPES)
                     if other in rule.inputs[:index]:
                         self.problems.append(Problem(path, f"{shown(other)} is already an input; keep one"))
                     elif mistake := self._cross_mistake(name, other):
@@ -375,17 +382,30 @@ class RawFeatures:
             self.columns.unknown.add(name)
             return
         self._check_type(name, dtype, "dtype")
-        self.columns.readings[name] = self.columns.use(
-            Reading(
-                "",
-                keys.get("column", name),
-                dtype,
-                self.is_list(name),
-                keys.get("separator"),
-                keys.get("format"),
-                keys.get("unit"),
-            )
-        )
+        column = keys.get("column", name)
+        path = feature_path(name, "column") if "column" in keys else feature_path(name)
+        self.columns.check_listed(column, path)
+        reading = self.columns.reading(column, dtype, self.is_list(name), keys.get("separator"))
+        self.columns.readings[name] = self.columns.use(reading)
+
+    def _find_formats(self) -> None:
+        """Finds how timestamps are written, which is stated once per column and holds for all its uses."""
+        first: dict[str, str] = {}
+        stated: list[tuple[str, str, Any]] = [
+            (keys.get("column", name), feature_path(name), keys) for name, keys in self.parts.features.items()
+        ]
+        split = self.parts.others.get("split", {})
+        if "time" in split:
+            feature = self.parts.features.get(split["time"], {})
+            stated.append((feature.get("column", split["time"]), "split", split))
+        for column, path, keys in stated:
+            form = keys.get("format"), keys.get("unit")
+            if form != (None, None) and self.columns.formats.setdefault(column, form) != form:
+                key = "format" if form[0] is not None else "unit"
+                message = f"differs from that of {first[column]}, which reads the same column; write it once"
+                self.problems.append(Problem(f"{path}.{key}", message))
+            if form != (None, None):
+                first.setdefault(column, path)
 
     def find_computed(self) -> None:
         """Finds the readings that crosses, histories and counts take, once those of all features are known."""
@@ -398,8 +418,9 @@ class RawFeatures:
     def _find_computed(self, name: str, kind: Literal["history", "count"]) -> None:
         stated: Any = self.parts.features[name].get(kind)
         path, columns = feature_path(name, kind), self.columns
-        of = columns.refer(stated["of"], f"{path}.of") if "of" in stated else None
-        by = columns.refer(stated["by"], f"{path}.by")
+        types = ANY_TYPE if kind == "history" else KEY_TYPES
+        of = columns.refer(stated["of"], f"{path}.of", types) if "of" in stated else None
+        by = columns.refer(stated["by"], f"{path}.by", KEY_TYPES)
         order = columns.refer(stated["order"], f"{path}.order", ORDER_TYPES, "timestamp")
         where = columns.condition(stated["where"], f"{path}.where") if "where" in stated else None
         window = stated.get("window")
