@@ -137,8 +137,10 @@ class RawFeatures:
 
     def is_list(self, name: str) -> bool:
         """Returns whether a feature has a list per row."""
-        keys = self.parts.features[name]
-        return self.channel_of.get(name) == MULTIHOT or "history" in keys or any(key in keys for key in _LIST_KEYS[:2])
+        keys, channel = self.parts.features[name], self.channel_of.get(name, MULTIHOT)
+        return channel == MULTIHOT and (
+            name in self.channel_of or any(key in keys for key in ("history", "max_hotness", "separator"))
+        )
 
     def encoded_parts(self) -> Parts:
         """Returns the parts of a specification of encoded features, for the rules that both kinds share."""
@@ -161,15 +163,18 @@ class RawFeatures:
             if isinstance(rule, NumberRule) and "indicator" in keys:
                 rule = NumberRule((), keys["indicator"])
         else:
-            if mistake := check_keys(keys["encode"]):
+            mistake = check_keys(keys["encode"])
+            rule = KeepRule() if mistake else rule_of(name, keys["encode"], keys.get("indicator"))
+            if mistake := mistake or check_channel(rule, channel):
                 self.problems.append(Problem(path, mistake))
                 return False
-            rule = rule_of(name, keys["encode"], keys.get("indicator"))
         self.columns.rules[name] = self.rules[name] = rule
         return True
 
     def _find_added(self) -> None:
         """Finds the features that rules add, and checks that their names are new."""
+        for name in self.columns.unknown:
+            self.added.update(dict.fromkeys(self.parts.outputs.get(name, ()), ""))
         for name, rule in self.rules.items():
             keys = self.parts.features[name]
             if isinstance(rule, NumberRule) and rule.indicator is not None:
@@ -187,7 +192,7 @@ class RawFeatures:
     def _add(self, name: str, path: str) -> None:
         if name in self.parts.features:
             self.problems.append(Problem(path, f"{shown(name)} is also a feature of the specification; rename one"))
-        elif name in self.added:
+        elif self.added.get(name):
             self.problems.append(Problem(path, f"{shown(name)} is already the name at {self.added[name]}; rename one"))
         else:
             self.added[name] = path
@@ -199,8 +204,6 @@ class RawFeatures:
 
     def _check_feature(self, name: str, keys: FeatureKeys) -> Iterator[Problem]:
         rule, channel = self.rules[name], self.channel_of.get(name)
-        if mistake := check_channel(rule, channel):
-            yield Problem(feature_path(name, "encode"), mistake)
         yield from self._check_source(name, keys, rule)
         yield from self._check_lists(name, keys, rule)
         yield from self._check_ids(name, keys, rule)
@@ -271,6 +274,9 @@ class RawFeatures:
         for key in stated:
             if keys.get("dtype", "timestamp") != "timestamp":
                 message = f"is for timestamps, and the dtype is {keys['dtype']}; write dtype: timestamp, or remove it"
+                yield Problem(feature_path(name, key), message)
+            elif "timestamp" not in self._allowed(name):
+                message = "is for timestamps, and the encoding does not take them; remove it, or write another encoding"
                 yield Problem(feature_path(name, key), message)
 
     def _check_numbers(self, name: str, keys: FeatureKeys, rule: NumberRule) -> Iterator[Problem]:
@@ -381,7 +387,9 @@ class RawFeatures:
         if dtype is None:
             self.columns.unknown.add(name)
             return
-        self._check_type(name, dtype, "dtype")
+        if not self._check_type(name, dtype, "dtype"):
+            self.columns.unknown.add(name)
+            return
         column = keys.get("column", name)
         path = feature_path(name, "column") if "column" in keys else feature_path(name)
         self.columns.check_listed(column, path)
@@ -425,7 +433,11 @@ class RawFeatures:
         where = columns.condition(stated["where"], f"{path}.where") if "where" in stated else None
         window = stated.get("window")
         if window is not None and order is not None and isinstance(window, timedelta) != (order.dtype == "timestamp"):
-            found = "a timestamp; write a duration such as 7d" if order.dtype == "timestamp" else "a number; write one"
+            found = (
+                "a timestamp; write a duration such as 7d"
+                if order.dtype == "timestamp"
+                else "a number; write a whole number"
+            )
             self.problems.append(Problem(f"{path}.window", f"does not fit order {shown(stated['order'])}, {found}"))
         if by is None or order is None or (of is None and "of" in stated):
             return
@@ -436,16 +448,18 @@ class RawFeatures:
         limit = stated["last"] if is_history else window
         self.computed[name] = Computed(reading, of, by, order, where, limit)
 
-    def _check_type(self, name: str, dtype: RawType, key: str) -> None:
-        """Checks that the encoding of a feature takes the type of its raw values."""
+    def _check_type(self, name: str, dtype: RawType, key: str) -> bool:
+        """Checks that the encoding of a feature takes the type of its raw values; returns whether it does."""
         allowed = self._allowed(name)
-        if dtype not in allowed:
+        is_stated_otherwise = not {"format", "unit"}.isdisjoint(self.parts.features[name])  # and reported there
+        if dtype not in allowed and not is_stated_otherwise:
             types = ", ".join(allowed)
             if key == "dtype":
                 message = f"is {dtype}, which the encoding does not take; write one of {types}, or remove it"
             else:
                 message = f"takes {types}, and the values are {dtype}; write another encoding"
             self.problems.append(Problem(feature_path(name, key), message))
+        return dtype in allowed
 
     def _allowed(self, name: str) -> tuple[RawType, ...]:
         rule = self.rules[name]

@@ -136,7 +136,7 @@ class _Draft:
     def _check_kept(self, names: list[str]) -> Iterator[Problem]:
         """Checks the raw columns to keep; those with the name of a feature are stored as raw_NAME."""
         for index, name in enumerate(names):
-            path, stored = path_of("keep", index), f"raw_{name}" if name in self.parts.features else name
+            path, stored = f"keep[{index}]", f"raw_{name}" if name in self.parts.features else name
             if name in names[:index]:
                 yield Problem(path, f"{shown(name)} is already in keep; keep one")
             elif mistake := name_mistake(name):

@@ -249,6 +249,6 @@ class RawSplit:
                 message = f"this mapping is missing{hint or f'; write {split}'}"
                 self.problems.append(Problem(path_of("source_spec", name), message))
             elif not self.problems:
-                found = listed([*made, *given], len(made) + len(given))
+                found = listed(made, len(made)) or "none"
                 message = f"mapping {name!r} is missing: the split makes {found}; add it to the split or to source_spec"
                 self.problems.append(Problem("split", message))
