@@ -129,7 +129,7 @@ def draw_negatives(
     return ~negative | drawn, np.where(negative, 1 / rate, 1.0)
 
 
-def key_readings(spec: RawSpec) -> tuple[str, ...]:
+def row_readings(spec: RawSpec) -> tuple[str, ...]:
     """Return the readings that `assign`, `row_weights` and `draw_negatives` use."""
     split = spec.split
     names: list[str | None] = [spec.sample_weight, spec.where.reading if spec.where else None]
@@ -149,16 +149,18 @@ def _compared(condition: Condition, column: pa.Array) -> pa.Array:
             f"where: {condition.reading} {condition.comparison} {shown(condition.value)}: the column holds {kind}; "
             + ("only a single value can be compared" if kind == "lists" else f"{fix}, or state another `dtype`")
         )
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
-    return COMPARE[condition.comparison](column, pa.scalar(_exact(condition.value)))
+    if isinstance(condition.value, str):
+        return COMPARE[condition.comparison](column, pa.scalar(condition.value))
+    return _compare(condition.comparison, column, condition.value)
 
 
-def _exact(value: str | float) -> str | float | int:
-    """Return whole numbers as integers, so that large integers are compared exactly."""
-    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT_INTEGERS:
-        return int(value)
-    return value
+def _compare(comparison: str, numbers: pa.Array, value: float) -> pa.Array:
+    """Compare numbers with a constant: integers exactly if it is whole too, else as float64."""
+    if float(value).is_integer() and abs(value) < EXACT_INTEGERS and not pa.types.is_boolean(numbers.type):
+        return COMPARE[comparison](numbers, pa.scalar(int(value)))
+    if pa.types.is_boolean(numbers.type):
+        numbers = numbers.cast(pa.int8())
+    return COMPARE[comparison](numbers.cast(pa.float64(), safe=False), pa.scalar(float(value)))
 
 
 def _by_time(split: TimeSplit, names: Sequence[str], block: RawBlock, used: np.ndarray) -> np.ndarray:
@@ -174,7 +176,7 @@ def _by_time(split: TimeSplit, names: Sequence[str], block: RawBlock, used: np.n
     codes = np.full(len(column), names.index(TRAIN), np.int8)
     for name, first in ((VALID, split.valid_from), (TEST, split.test_from)):
         if first is not None:
-            reached = pc.greater_equal(column, pa.scalar(_exact(float(first)))).fill_null(False)
+            reached = _compare(">=", column, first).fill_null(False)
             codes[reached.to_numpy(zero_copy_only=False)] = names.index(name)
     return codes
 
