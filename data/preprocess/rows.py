@@ -89,19 +89,6 @@ def assign_mappings(spec: RawSpec, source: str, rows: RawRows, total: int = 0) -
     Raises:
         DataError: if the time of a row is missing.
     """
-<<<<<<< HEAD
-=======
-    rate = spec.keep_negatives
-    if rate is None or not labels:
-        return np.ones(len(rows), bool), np.ones(len(rows))
-    negative = np.all([np.asarray(label, np.float64) == 0 for label in labels], axis=0)
-    drawn = below(_row_hashes(spec.seed, NEGATIVE, _key(spec.split), file, rows, table), rate)
-    return ~negative | drawn, np.where(negative, 1 / rate, 1.0)
-
-
-def row_readings(spec: RawSpec) -> tuple[str, ...]:
-    """Return the readings that `assign`, `row_weights` and `draw_negatives` use."""
->>>>>>> raw-files
     split = spec.split
     if split is None or source not in split.sources:
         return np.full(len(rows.numbers), source, object)
@@ -141,18 +128,16 @@ def _compared(condition: Condition, column: pa.Array) -> pa.Array:
             f"where: {condition.reading} {condition.comparison} {shown(condition.value)}: the column holds {kind}; "
             + ("only a single value can be compared" if kind == "lists" else f"{fix}, or state another `dtype`")
         )
-    if isinstance(condition.value, str):
-        return COMPARE[condition.comparison](column, pa.scalar(condition.value))
-    return _compare(condition.comparison, column, condition.value)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    return COMPARE[condition.comparison](column, pa.scalar(_exact(condition.value)))
 
 
-def _compare(comparison: str, numbers: pa.Array, value: float) -> pa.Array:
-    """Compare numbers with a constant: integers exactly if it is whole too, else as float64."""
-    if float(value).is_integer() and abs(value) < EXACT_INTEGERS and not pa.types.is_boolean(numbers.type):
-        return COMPARE[comparison](numbers, pa.scalar(int(value)))
-    if pa.types.is_boolean(numbers.type):
-        numbers = numbers.cast(pa.int8())
-    return COMPARE[comparison](numbers.cast(pa.float64(), safe=False), pa.scalar(float(value)))
+def _exact(value: str | float) -> str | float | int:
+    """Return whole numbers as integers, so that large integers are compared exactly."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT_INTEGERS:
+        return int(value)
+    return value
 
 
 def _by_time(split: TimeSplit, rows: RawRows) -> np.ndarray:
@@ -168,15 +153,9 @@ def _by_time(split: TimeSplit, rows: RawRows) -> np.ndarray:
     mappings = np.full(len(column), TRAIN, object)
     for name, first in ((VALID, split.valid_from), (TEST, split.test_from)):
         if first is not None:
-<<<<<<< HEAD
             reached = pc.greater_equal(column, pa.scalar(_exact(float(first))))
             mappings[reached.to_numpy(zero_copy_only=False)] = name
     return mappings
-=======
-            reached = _compare(">=", column, first).fill_null(False)
-            codes[reached.to_numpy(zero_copy_only=False)] = names.index(name)
-    return codes
->>>>>>> raw-files
 
 
 def _from_the_end(split: LastSplit, rows: RawRows, total: int) -> np.ndarray:
