@@ -57,7 +57,7 @@ def _import_without_tensorflow(name: str) -> ModuleType:
 
 
 def _arrow_lists(executors: Any) -> None:
-    """Let NVTabular take the types of Arrow lists from their columns; it looks at the first item, which may not exist."""
+    """Let NVTabular take the types of Arrow lists from their columns; it looks at the first item, if there is one."""
     is_list, item_dtype = executors.is_list_dtype, executors.list_val_dtype
 
     def is_list_dtype(series: Any) -> bool:
