@@ -125,7 +125,7 @@ def column_names(chunk: RawChunk, folder: Path, *, allow_outside_paths: bool = F
     for file in list_files(chunk, folder, allow_outside_paths=allow_outside_paths):
         path = folder / file
         found = csv_columns(path, chunk) if chunk.type == "csv" else pq.read_schema(path).names
-        own = {*found, *_partition(file)}
+        own = {*found, *partition_keys(file)}
         names = own if names is None else names & own
     return names or set()
 

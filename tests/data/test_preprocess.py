@@ -117,12 +117,7 @@ def read_mapping(dataset: Path, mapping: str) -> pa.Table:
     return pa.concat_tables(pq.read_table(dataset / file) for chunk in spec.chunks(mapping) for file in chunk.files)
 
 
-@settings(
-    max_examples=25,
-    phases=[Phase.explicit, Phase.generate],
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=25, phases=[Phase.explicit, Phase.generate], deadline=None)
 @given(table=tables)
 def test_random_logs_match_pandas(table, tmp_path_factory):
     folder = tmp_path_factory.mktemp("random")
