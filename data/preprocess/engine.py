@@ -202,11 +202,13 @@ class FeatureWorkflow:
     def __init__(self, spec: RawSpec, scratch: Path, encoders: Mapping[str, Encoder] | None = None) -> None:
         # Imported late, since it takes seconds: mistakes in arguments and raw files are reported first.
         from data.preprocess.nvtabular_operators import FitFeatures
-        from data.preprocess.nvtabular_setup import Workflow
+        from data.preprocess.nvtabular_setup import Schema, Workflow
 
         self._operator = FitFeatures(spec, scratch, encoders)
         self._inputs = self._operator.inputs
         self._workflow = Workflow(self._inputs >> self._operator)
+        if encoders is not None:
+            self._workflow.fit_schema(Schema(self._inputs))
 
     @property
     def encoders(self) -> dict[str, Encoder]:

@@ -205,6 +205,4 @@ def _partition_values(path: Path, value: str | None, reading: Reading, rows: int
     try:
         return convert(pa.array([value], pa.string()), reading).take(pa.array([0] * rows, pa.int32()))
     except CellError as error:
-        raise DataError(
-            f"{path}: the partition key {reading.column} is {shown(value)}; expected {error.expected}"
-        ) from error
+        raise error.located(f"{path}, partition", reading) from error
