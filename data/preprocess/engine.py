@@ -159,7 +159,9 @@ def encode_new(
     encoders = load_encoders(workflow)
     with _draft(output, resources) as (draft, scratch, workers):
         block_rows = resources.block_rows(len(spec.readings), workers.number)
-        staged = Stager(spec, block_rows, log, _absent(spec), allow_outside_paths=True).stage(_made(scratch / "rows"))
+        absent = _absent(spec)
+        spec = _with_missing_labels(spec, absent)
+        staged = Stager(spec, block_rows, log, absent, allow_outside_paths=True).stage(_made(scratch / "rows"))
         parts = _computed(spec, staged, scratch, workflow, resources)
         fitted = FeatureWorkflow(spec, scratch, encoders)
         writer = _Writer(spec, fitted, workers, draft, log, block_rows)
@@ -464,6 +466,15 @@ def _absent(spec: RawSpec) -> frozenset[str]:
     stored = [column_names(chunk, spec.folder, allow_outside_paths=True) for chunk in spec.sources[TEST]]
     lacking = {name for name, reading in spec.readings.items() if not all(reading.column in names for names in stored)}
     return frozenset(lacking - needed)
+
+
+def _with_missing_labels(spec: RawSpec, absent: frozenset[str]) -> RawSpec:
+    """Return the specification with absent labels marked as such, so that their nulls are accepted."""
+    features = {
+        name: replace(raw, feature=replace(raw.feature, missing="ignore")) if raw.reading in absent else raw
+        for name, raw in spec.features.items()
+    }
+    return replace(spec, features=features)
 
 
 def _with_both_mappings(chunks: dict[str, tuple[Chunk, ...]]) -> dict[str, tuple[Chunk, ...]]:

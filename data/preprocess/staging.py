@@ -180,11 +180,14 @@ class Stager:
 
     def _labels(self, rows: RawRows) -> dict[str, tuple[Feature, pa.Array]]:
         labels: dict[str, tuple[Feature, pa.Array]] = {}
-        if not any(self.spec.features[name].reading in self.absent for name in self.spec.channels.get(LABEL, ())):
-            for name in self.spec.channels.get(LABEL, ()):
-                raw = self.spec.features[name]
-                labels[name] = raw.feature, label_values(raw, _column(rows, raw.reading or name), rows.name)
-            check_given(labels, rows.name)
+        for name in self.spec.channels.get(LABEL, ()):
+            raw = self.spec.features[name]
+            if raw.reading in self.absent:
+                values = pa.nulls(len(rows.numbers), pa.float64())
+            else:
+                values = label_values(raw, _column(rows, raw.reading or name), rows.name)
+            labels[name] = raw.feature, values
+        check_given(labels, rows.name)
         return labels
 
 
