@@ -145,7 +145,10 @@ class Stager:
     def _progress(self, source: str, chunks: Sequence[RawChunk]) -> Callable[[int], None]:
         total = 0
         with suppress(DataError):  # reported when the files are read
-            total = sum(count_rows_estimate(chunk, self.spec.folder) for chunk in chunks)
+            total = sum(
+                count_rows_estimate(chunk, self.spec.folder, allow_outside_paths=self.allow_outside_paths)
+                for chunk in chunks
+            )
         return self.log.stage(f"reading {source}", total)
 
     def _add(self, source: str, rows: RawRows, total: int, staged: Staged) -> None:
