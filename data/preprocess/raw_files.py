@@ -13,10 +13,11 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data.errors import DataError, listed, shown
 from data.preprocess.raw_cells import CellError, convert
-from data.preprocess.raw_csv import csv_tables
+from data.preprocess.raw_csv import csv_columns, csv_tables
 from data.preprocess.raw_parquet import count_parquet_rows, parquet_tables
 from data.preprocess.raw_text import sample_text
 from data.spec.raw_spec import RawChunk, Reading
@@ -77,7 +78,7 @@ def read_raw(
     keys = _common_keys(files)
     blocks = csv_tables if chunk.type == "csv" else parquet_tables
     for file in files:
-        partition = _partition(file)
+        partition = partition_keys(file)
         stored = [reading for reading in readings if reading.column not in keys]
         folders = [reading for reading in readings if reading.column in keys]
         for first_row, table in blocks(folder / file, chunk, stored, block_rows):
@@ -112,6 +113,21 @@ def list_files(chunk: RawChunk, folder: Path, *, allow_outside_paths: bool = Fal
         if mistake := find_escape(file, os.path.realpath(folder), resolved):
             raise DataError(f"{folder}: {shown(file)} {mistake}, or pass --allow_outside_paths")
     return sorted(found)
+
+
+def column_names(chunk: RawChunk, folder: Path, *, allow_outside_paths: bool = False) -> set[str]:
+    """Return the names of the columns that every file of a chunk has, with the keys of its folders.
+
+    Raises:
+        DataError: as `read_raw`.
+    """
+    names: set[str] | None = None
+    for file in list_files(chunk, folder, allow_outside_paths=allow_outside_paths):
+        path = folder / file
+        found = csv_columns(path, chunk) if chunk.type == "csv" else pq.read_schema(path).names
+        own = {*found, *partition_keys(file)}
+        names = own if names is None else names & own
+    return names or set()
 
 
 def count_rows_estimate(chunk: RawChunk, folder: Path, *, allow_outside_paths: bool = False) -> int:
@@ -163,7 +179,7 @@ def _files_there(folder: Path) -> str:
     return f"; the folder holds {listed(names, len(names))}" if names else "; the folder is empty"
 
 
-def _partition(file: str) -> dict[str, str | None]:
+def partition_keys(file: str) -> dict[str, str | None]:
     """Return the Hive keys in a path, such as {"day": "2014-10-21"}; None for a missing value."""
     matches = [PARTITION.fullmatch(part) for part in file.split("/")[:-1]]
     values = {unquote(match[1]): unquote(match[2]) for match in matches if match}
@@ -171,7 +187,7 @@ def _partition(file: str) -> dict[str, str | None]:
 
 
 def _common_keys(files: Sequence[str]) -> set[str]:
-    keys = {tuple(sorted(_partition(file))): file for file in reversed(files)}
+    keys = {tuple(sorted(partition_keys(file))): file for file in reversed(files)}
     if len(keys) > 1:
         (first, file), (second, other) = list(keys.items())[-2:]
         raise DataError(
@@ -189,6 +205,4 @@ def _partition_values(path: Path, value: str | None, reading: Reading, rows: int
     try:
         return convert(pa.array([value], pa.string()), reading).take(pa.array([0] * rows, pa.int32()))
     except CellError as error:
-        raise DataError(
-            f"{path}: the partition key {reading.column} is {shown(value)}; expected {error.expected}"
-        ) from error
+        raise error.located(f"{path}, partition", reading) from error
