@@ -56,7 +56,10 @@ class Work:
     def __init__(self, folder: Path):
         self.folder = folder
         self.data = make_dataset(folder, ROOT / "feature_specs" / "three_tasks.yaml", rows=ROWS)
-        encoders = {"ad_id": Vocabulary.fit("ad", [3, 7], [1, 5]), "ad_id_ctr": Numerical("ctr", mean=1, std=2)}
+        encoders = {
+            "ad_id": Vocabulary.fit("ad", [3, 7], [1, 5]),
+            "ad_id_ctr": Numerical.standardized("ctr", mean=1, std=2),
+        }
         save_encoders(encoders, self.data / "workflow")
         self._add_unlabelled_mapping()
         must(main(self.arguments(*MODEL, *TRAINING)))

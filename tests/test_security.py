@@ -105,8 +105,8 @@ def encoders_folder(folder: Path) -> Path:
     table = KeyTable(np.array(["a", "b"], object), np.array([0.1, 0.2]), default=0.25)
     fitted = {
         "user": Vocabulary.fit("user", [5, -7], [1, 1]),
-        "rate": Numerical("shop", table),
-        "age": Numerical("age"),
+        "rate": Numerical.standardized("shop", table),
+        "age": Numerical.standardized("age"),
     }
     save_encoders(fitted, folder)
     return folder

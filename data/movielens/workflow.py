@@ -68,12 +68,15 @@ class MovieLensWorkflow:
     def encoders(self) -> dict[str, Encoder]:
         """Return the fitted state as plain encoders by feature, in the order of the specification's channels."""
         year = "movie_year"
-        numerical = {year: Numerical(year, fill=self._fill.medians[year], mean=self._mean(year), std=self._std(year))}
+        median, center, std = self._fill.medians[year], self._mean(year), self._std(year)
+        numerical = {year: Numerical.standardized(year, fill=median, mean=center, std=std)}
         for key in ("movie", "user"):
             count, mean = f"{key}_count", f"{key}_mean"
             counts, means = self._counts.tables[key], self._means.tables[key]
-            numerical[count] = Numerical(key, counts, log=True, mean=self._mean(count), std=self._std(count))
-            numerical[mean] = Numerical(key, means, mean=self._mean(mean), std=self._std(mean))
+            center, std = self._mean(count), self._std(count)
+            numerical[count] = Numerical.standardized(key, counts, log=True, mean=center, std=std)
+            center, std = self._mean(mean), self._std(mean)
+            numerical[mean] = Numerical.standardized(key, means, mean=center, std=std)
         encoders = self._ids.vocabularies | self._list_ids.vocabularies | numerical
         return {name: encoders[name] for name in (*ONEHOT_COLUMNS, *MULTIHOT_COLUMNS, *NUMERICAL_COLUMNS)}
 

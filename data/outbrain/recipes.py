@@ -219,7 +219,7 @@ def count(rows: Any, documents: tuple[str, ...], further: Any = None) -> Counted
 
 def tag_counts(documents: KeyTable, tags: DocumentTags) -> np.ndarray:
     """Return how often each tag occurs in the counted rows, [size] int64; all tags of a row count."""
-    codes, lengths = tags.lists(documents.keys, len(tags.documents))
+    codes, lengths = tags.lists(documents.keys.to_numpy(), len(tags.documents))
     counts = np.zeros(len(tags.values), np.int64)
     np.add.at(counts, codes, np.repeat(documents.numbers.astype(np.int64), lengths))
     return counts
@@ -244,7 +244,7 @@ def _fit_leak_free(rows: Any, tables: SideTables, folder: str) -> FittedRecipe:
         counts = tag_counts(counted.documents[document], tags)
         occurs = counts > 0
         encoders[name] = Vocabulary.fit(name, tags.values[occurs], counts[occurs], is_list=True, max_ids=size)
-    encoders |= {name: Numerical(name) for name in SIMILARITIES}
+    encoders |= {name: Numerical.standardized(name) for name in SIMILARITIES}
     out_of_fold = {}
     for name in RATE_MIN_VIEWS:
         encoders[f"{name}_ctr"], out_of_fold[f"{name}_ctr"] = smoothed_rates(counted.clicks[name], SMOOTHING)
@@ -282,7 +282,7 @@ def _fit_published(rows: Any, tables: SideTables, folder: str) -> FittedRecipe:
         counts = tag_counts(counted.documents[DOCUMENT], tags)
         ranked = Vocabulary.fit(name, tags.values[counts > 0], counts[counts > 0])
         encoders[name] = HashedRanks(name, ranked.values, size)
-    encoders |= {name: Numerical(name) for name in SIMILARITIES}
+    encoders |= {name: Numerical.standardized(name) for name in SIMILARITIES}
     encoders |= {f"{name}_ctr": published_rate(counted.clicks[name], least) for name, least in RATE_MIN_VIEWS.items()}
     encoders |= {f"{name}_count": log_views(counted.clicks[name]) for name in COUNT_COLUMNS}
     encoders |= {name: days_encoder(name, counted.days[name], standardized=False) for name in DAYS}

@@ -7,7 +7,7 @@ manifest.json                 see `data.storage.checksummed_dir`
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,50 @@ import numpy as np
 import pyarrow as pa
 
 from data.errors import DataError, shown
-from data.preprocess.encoders import Encoder, HashedIds, HashedRanks, Numerical, Vocabulary
-from data.preprocess.keys import KeyTable, as_keys
+from data.preprocess.encoders import (
+    CLIP,
+    FILL,
+    LOG1P,
+    MINMAX,
+    NULL_ID,
+    PAD_ID,
+    SCALE,
+    BucketizedIds,
+    CrossedIds,
+    CrossInput,
+    Encoder,
+    HashedIds,
+    HashedRanks,
+    IdentityIds,
+    MissingIndicator,
+    Numerical,
+    Step,
+    TimestampIds,
+    TimestampPart,
+    Vocabulary,
+)
+from data.preprocess.keys import KeyTable
 from data.spec.features import MAX_CARDINALITY, name_mistake
 from data.storage.checksummed_dir import Content, StorageError, open_verified, write_checksummed
 from data.storage.tables import from_parquet, to_parquet
 from data.storage.typed_json import read_typed
 
-VERSION = 1
+VERSION = 2
 HASH = "fnv1a64-splitmix64"
 SETTINGS_FILE = "encoders.json"
 FIX = "prepare the dataset again"
+# Types of the settings of each step of a `Numerical`.
+STEP_SETTINGS: dict[str, tuple[Any, ...]] = {
+    FILL: (float,),
+    LOG1P: (),
+    CLIP: (float | None, float | None),
+    SCALE: (float, float),
+    MINMAX: (float, float),
+}
 
 
-def save_encoders(encoders: Mapping[str, Encoder], folder: Path) -> None:
-    """Write encoders, by feature name, to a new folder.
+def save_encoders(encoders: Mapping[str, Encoder], folder: Path, others: Mapping[str, Content] | None = None) -> None:
+    """Write encoders, by feature name, to a new folder, along with other files of the workflow.
 
     Raises:
         DataError: if the folder exists, or a feature name cannot be part of a file name.
@@ -38,7 +67,7 @@ def save_encoders(encoders: Mapping[str, Encoder], folder: Path) -> None:
     """
     if os.path.lexists(folder):
         raise DataError(f"{folder}: already exists; choose a new folder for the encoders")
-    files: dict[str, Content] = {}
+    files: dict[str, Content] = dict(others or {})
     settings = {feature: _settings(feature, encoder, files) for feature, encoder in encoders.items()}
     files[SETTINGS_FILE] = {"version": VERSION, "hash": HASH, "features": settings}
     write_checksummed(Path(folder), files=files)
@@ -70,48 +99,125 @@ def _settings(feature: str, encoder: Encoder, files: dict[str, Content]) -> dict
     """Return the JSON entry of an encoder, and add the files that it refers to to `files`."""
     if mistake := name_mistake(feature):  # it becomes part of a file name
         raise DataError(f"feature {shown(feature)}: {mistake}; rename the feature")
-    if isinstance(encoder, HashedIds):
-        return {"kind": "hashed", "column": encoder.column, "num_buckets": encoder.num_buckets}
-    if isinstance(encoder, HashedRanks):
-        file = f"vocabulary.{feature}.parquet"
-        files[file] = _to_parquet({"value": encoder.values})
-        return {"kind": "hashed_ranks", "column": encoder.column, "num_buckets": encoder.num_buckets, "file": file}
-    if isinstance(encoder, Vocabulary):
-        file = f"vocabulary.{feature}.parquet"
-        ids = np.arange(len(encoder.values), dtype=np.int64) + encoder.first_known_id
-        files[file] = _to_parquet({"value": encoder.values, "count": encoder.counts, "id": ids})
-        entry = {"column": encoder.column, "oov_buckets": encoder.oov_buckets, "is_list": encoder.is_list}
-        return {"kind": "vocabulary", **entry, "cardinality": encoder.cardinality, "file": file}
-    scale = {name: value for name, value in asdict(encoder).items() if name != "table"}
+    writers: dict[type, Callable[..., dict[str, Any]]] = {
+        Vocabulary: _vocabulary_settings,
+        HashedRanks: _ranks_settings,
+        CrossedIds: _crossed_settings,
+        Numerical: _numerical_settings,
+    }
+    write = writers.get(type(encoder))
+    entry = write(feature, encoder, files) if write else asdict(encoder)  # type: ignore[call-overload]
+    return {"kind": KINDS[type(encoder)], **entry}
+
+
+def _vocabulary_settings(feature: str, encoder: Vocabulary, files: dict[str, Content]) -> dict[str, Any]:
+    file = f"vocabulary.{feature}.parquet"
+    ids = np.arange(len(encoder.values), dtype=np.int64) + encoder.first_known_id
+    files[file] = to_parquet(pa.table({"value": encoder.values, "count": encoder.counts, "id": ids}))
+    entry = {"column": encoder.column, "oov_buckets": encoder.oov_buckets, "is_list": encoder.is_list}
+    return {**entry, "cardinality": encoder.cardinality, "file": file}
+
+
+def _ranks_settings(feature: str, encoder: HashedRanks, files: dict[str, Content]) -> dict[str, Any]:
+    file = f"vocabulary.{feature}.parquet"
+    files[file] = to_parquet(pa.table({"value": encoder.values}))
+    return {"column": encoder.column, "num_buckets": encoder.num_buckets, "file": file}
+
+
+def _crossed_settings(feature: str, encoder: CrossedIds, files: dict[str, Content]) -> dict[str, Any]:
+    return {
+        "inputs": [asdict(entry) for entry in encoder.inputs],
+        "encoder": _settings(feature, encoder.encoder, files),
+    }
+
+
+def _numerical_settings(feature: str, encoder: Numerical, files: dict[str, Content]) -> dict[str, Any]:
+    entry = {
+        "column": encoder.column,
+        "steps": [list(step) for step in encoder.steps],
+        "is_list": encoder.is_list,
+    }
     if encoder.table is None:
-        return {"kind": "numerical", **scale}
+        return entry
     file = f"table.{feature}.parquet"
-    files[file] = _to_parquet({"value": encoder.table.keys, "number": encoder.table.numbers})
-    return {"kind": "numerical", **scale, "table": {"file": file, "default": encoder.table.default}}
+    files[file] = to_parquet(pa.table({"value": encoder.table.keys, "number": encoder.table.numbers}))
+    return {**entry, "table": {"file": file, "default": encoder.table.default}}
 
 
 def _encoder(entry: dict[str, Any], files: dict[str, bytes]) -> Encoder:
-    column = read_typed(str, entry["column"], "column")
-    if entry["kind"] == "hashed":
-        return HashedIds(column, _count(entry, "num_buckets"))
-    if entry["kind"] == "hashed_ranks":
-        values = _from_parquet(files[entry["file"]])["value"]
-        return HashedRanks(column, as_keys(column, values), _count(entry, "num_buckets"))
-    if entry["kind"] == "vocabulary":
-        columns = _from_parquet(files[entry["file"]])
-        values, counts = as_keys(column, columns["value"]), columns["count"].astype(np.int64)
-        return Vocabulary(
-            column, values, counts, _count(entry, "oov_buckets"), read_typed(bool, entry["is_list"], "is_list")
-        )
-    if entry["kind"] != "numerical":
-        raise ValueError(f"encoders of kind {entry['kind']!r}")
+    kind = entry["kind"]
+    if kind not in READERS:
+        raise ValueError(f"encoders of kind {kind!r}")
+    return READERS[kind](entry, files)
+
+
+def _vocabulary(entry: dict[str, Any], files: dict[str, bytes]) -> Vocabulary:
+    columns = from_parquet(files[entry["file"]])
+    counts = columns["count"].cast(pa.int64()).to_numpy()
+    return Vocabulary(_column(entry), columns["value"], counts, _count(entry, "oov_buckets"), _flag(entry, "is_list"))
+
+
+def _hashed_ranks(entry: dict[str, Any], files: dict[str, bytes]) -> HashedRanks:
+    return HashedRanks(_column(entry), from_parquet(files[entry["file"]])["value"], _count(entry, "num_buckets"))
+
+
+def _hashed(entry: dict[str, Any], files: dict[str, bytes]) -> HashedIds:
+    first_id = read_typed(int, entry["first_id"], "first_id")
+    if first_id not in (PAD_ID, NULL_ID + 1):
+        raise ValueError(f"first_id is {first_id}")
+    return HashedIds(_column(entry), _count(entry, "num_buckets"), first_id, _flag(entry, "is_list"))
+
+
+def _identity(entry: dict[str, Any], files: dict[str, bytes]) -> IdentityIds:
+    return IdentityIds(_column(entry), _count(entry, "cardinality"), _flag(entry, "is_list"))
+
+
+def _bucketized(entry: dict[str, Any], files: dict[str, bytes]) -> BucketizedIds:
+    boundaries = read_typed(tuple[float, ...], entry["boundaries"], "boundaries")
+    if (np.diff(boundaries) <= 0).any():
+        raise ValueError("boundaries that do not ascend")
+    return BucketizedIds(_column(entry), boundaries, _flag(entry, "is_list"))
+
+
+def _timestamp(entry: dict[str, Any], files: dict[str, bytes]) -> TimestampIds:
+    return TimestampIds(_column(entry), read_typed(TimestampPart, entry["part"], "part"), _flag(entry, "is_list"))
+
+
+def _crossed(entry: dict[str, Any], files: dict[str, bytes]) -> CrossedIds:
+    encoder = _encoder(entry["encoder"], files)
+    if not isinstance(encoder, Vocabulary | HashedIds):
+        raise ValueError(f"a cross with an encoder of kind {entry['encoder']['kind']!r}")
+    return CrossedIds(read_typed(tuple[CrossInput, ...], entry["inputs"], "inputs"), encoder)
+
+
+def _numerical(entry: dict[str, Any], files: dict[str, bytes]) -> Numerical:
     table = None
     if "table" in entry:
-        columns = _from_parquet(files[entry["table"]["file"]])
-        keys, numbers = as_keys(column, columns["value"]), columns["number"].astype(np.float64)
-        table = KeyTable(keys, numbers, _number(entry["table"], "default"))
-    fill, mean, std = (_number(entry, name) for name in ("fill", "mean", "std"))
-    return Numerical(column, table, fill, read_typed(bool, entry["log"], "log"), mean, std)
+        columns = from_parquet(files[entry["table"]["file"]])
+        numbers = columns["number"].cast(pa.float64()).to_numpy()
+        table = KeyTable(columns["value"], numbers, read_typed(float, entry["table"]["default"], "default"))
+    steps = tuple(_step(step, f"steps[{index}]") for index, step in enumerate(entry["steps"]))
+    return Numerical(_column(entry), table, steps, _flag(entry, "is_list"))
+
+
+def _missing(entry: dict[str, Any], files: dict[str, bytes]) -> MissingIndicator:
+    return MissingIndicator(_column(entry))
+
+
+def _step(step: list[Any], location: str) -> Step:
+    kind, *settings = step
+    pairs = zip(STEP_SETTINGS[kind], settings, strict=True)
+    return kind, *(read_typed(hint, value, location) for hint, value in pairs)
+
+
+def _column(entry: dict[str, Any]) -> str:
+    column: str = read_typed(str, entry["column"], "column")
+    return column
+
+
+def _flag(entry: dict[str, Any], name: str) -> bool:
+    flag: bool = read_typed(bool, entry[name], name)
+    return flag
 
 
 def _count(entry: dict[str, Any], name: str) -> int:
@@ -121,17 +227,25 @@ def _count(entry: dict[str, Any], name: str) -> int:
     return count
 
 
-def _number(entry: dict[str, Any], name: str) -> float:
-    return read_typed(float, entry[name], name)
-
-
-def _to_parquet(columns: dict[str, np.ndarray]) -> bytes:
-    arrays = {
-        name: pa.array(column, pa.string() if column.dtype == object else None) for name, column in columns.items()
-    }
-    return to_parquet(pa.table(arrays))
-
-
-def _from_parquet(data: bytes) -> dict[str, np.ndarray]:
-    table = from_parquet(data)
-    return {name: table.column(name).to_numpy() for name in table.column_names}
+KINDS: dict[type, str] = {
+    Vocabulary: "vocabulary",
+    HashedIds: "hashed",
+    HashedRanks: "hashed_ranks",
+    IdentityIds: "identity",
+    BucketizedIds: "bucketized",
+    TimestampIds: "timestamp",
+    CrossedIds: "crossed",
+    Numerical: "numerical",
+    MissingIndicator: "missing",
+}
+READERS: dict[str, Callable[[dict[str, Any], dict[str, bytes]], Encoder]] = {
+    "vocabulary": _vocabulary,
+    "hashed": _hashed,
+    "hashed_ranks": _hashed_ranks,
+    "identity": _identity,
+    "bucketized": _bucketized,
+    "timestamp": _timestamp,
+    "crossed": _crossed,
+    "numerical": _numerical,
+    "missing": _missing,
+}

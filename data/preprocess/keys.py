@@ -9,7 +9,7 @@ The same rules apply to raw values from data frames, files and requests:
 - string: any str that UTF-8 can encode, compared by code point without normalization: "1" is not an integer.
 
 A column holds integers or strings, not both; everything else is rejected. Categorical and Arrow-backed columns are
-treated by their values.
+treated by their values. Strings in Arrow memory never become Python objects.
 """
 
 import datetime
@@ -18,17 +18,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from pandas.api.types import infer_dtype
 
 from data.errors import DataError, shown
+from data.preprocess.hashing import NULL_HASH, hash_values
 
 INT64 = np.iinfo(np.int64)
+INT32_MAX, UINT64_MAX = np.iinfo(np.int32).max, np.uint64(np.iinfo(np.uint64).max)
 FLOAT64_DIGITS = 53
 TO_STRINGS = "convert the column to strings, as with .astype(str)"
 SET_FIX = "a set has no order; make a list of it, as with .map(sorted)"
@@ -47,48 +49,80 @@ FIXES: list[tuple[tuple[type, ...], str]] = [
 NUMBER_KINDS = ("integer", "boolean", "floating", "mixed-integer-float", "decimal")
 NUMBERS = (bool, int, float, Decimal, np.bool_, np.integer, np.floating)
 
-Values = np.ndarray | pd.Series | pd.Index | Sequence[Any]
+Values: TypeAlias = pa.Array | pa.ChunkedArray | np.ndarray | pd.Series | pd.Index | Sequence[Any]
 
 
-@dataclass(frozen=True, eq=False)
 class KeyIndex:
-    """An index to look up raw values among known keys.
+    """An index to look up raw values among known keys, by their hashes.
+
+    Args:
+        column: name of the raw column, for messages.
+        keys: [size] distinct keys (see `key_array`).
 
     Attributes:
-        column: name of the raw column, for messages.
-        keys: [size] distinct keys without nulls, int64 or object (strings).
+        keys: [size] keys, Arrow int64 or large_string.
     """
 
-    column: str
-    keys: np.ndarray
+    def __init__(self, column: str, keys: Values) -> None:
+        self.column, self.keys = column, key_array(column, keys)
+        hashes = hash_values(self.keys)
+        # Sorted by hash, with a sentinel at the end.
+        order = np.argsort(hashes, kind="stable")
+        self._positions = np.append(order, -1).astype(np.int32 if len(order) < INT32_MAX else np.int64)
+        self._hashes = np.append(hashes[order], UINT64_MAX)
+        # The first bits of a hash, about as many as there are keys, lead to a start close to its place in the order.
+        bits = max(1, len(order).bit_length())
+        self._shift = np.uint64(64 - bits)
+        counts = np.bincount((self._hashes[:-1] >> self._shift).astype(np.int64), minlength=1 << bits)
+        self._starts = (np.cumsum(counts) - counts).astype(self._positions.dtype)
 
-    def find(self, values: Values) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Look up values among the keys, once per distinct value.
+    def find(self, values: Values) -> tuple[np.ndarray, pa.Array, np.ndarray]:
+        """Look up values among the keys.
 
         Returns:
-            codes: [n] index of each value into `distinct`, -1 for null.
-            distinct: [distinct] distinct values in order of appearance.
-            positions: [distinct] index of each distinct value into `keys`, -1 if it is unknown.
+            codes: [n] index of each value into `found`, -1 for null.
+            found: [found] keys of the values, which may repeat: one per value, or the dictionary of an Arrow array.
+            positions: [found] int64 index of each of them into `keys`, -1 if it is unknown.
 
         Raises:
             DataError: if the values are not valid keys, or are strings where the keys are integers or vice versa.
         """
-        known, found = known_keys(self.column, values)
-        codes = np.full(len(known), -1)
-        codes[known], distinct = distinct_keys(found)
-        if len(self.keys) and len(distinct) and distinct.dtype != self.keys.dtype:
-            found_one, known_one = distinct.tolist()[0], self.keys.tolist()[0]
+        codes, found = coded_keys(self.column, values)
+        if len(self.keys) and len(found) and found.type != self.keys.type:
+            found_one, known_one = found[0].as_py(), self.keys[0].as_py()
             raise DataError(
-                f"column {self.column!r} holds {_kind(distinct)} such as {found_one!r}, but it was fitted on "
+                f"column {self.column!r} holds {_kind(found)} such as {found_one!r}, but it was fitted on "
                 f"{_kind(self.keys)} such as {known_one!r}; convert the column"
             )
         if not len(self.keys):
-            return codes, distinct, np.full(len(distinct), -1)
-        return codes, distinct, self._index.get_indexer(pd.Index(distinct, dtype=self.keys.dtype))
+            return codes, found, np.full(len(found), -1)
+        return codes, found, self._find_keys(found)
 
-    @cached_property
-    def _index(self) -> pd.Index:
-        return pd.Index(self.keys)
+    def _find_keys(self, wanted: pa.Array) -> np.ndarray:
+        hashes, positions = hash_values(wanted), np.full(len(wanted), -1)
+        at = self._starts[(hashes >> self._shift).astype(np.int64)]
+        pending = np.flatnonzero(self._hashes[at] < hashes)
+        while len(pending):
+            at[pending] += 1
+            pending = pending[self._hashes[at[pending]] < hashes[pending]]
+        # Different keys can have the same hash, so those are compared until one is equal.
+        rows = np.flatnonzero((self._hashes[at] == hashes) & (at < len(self.keys)))
+        while len(rows):
+            candidates = self._positions[at[rows]]
+            equal = self._equal(candidates, wanted, rows)
+            positions[rows[equal]] = candidates[equal]
+            rows = rows[~equal]
+            at[rows] += 1
+            rows = rows[(self._hashes[at[rows]] == hashes[rows]) & (at[rows] < len(self.keys))]
+        return positions
+
+    def _equal(self, candidates: np.ndarray, wanted: pa.Array, rows: np.ndarray) -> np.ndarray:
+        """Return whether keys equal wanted keys with the same hash."""
+        if pa.types.is_integer(wanted.type):
+            return np.ones(len(rows), bool)  # the hash of integers is a bijection
+        if len(rows) < len(wanted):
+            wanted = wanted.take(pa.array(rows))
+        return pc.equal(self.keys.take(pa.array(candidates)), wanted).to_numpy(zero_copy_only=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,20 +130,101 @@ class KeyTable:
     """A number per key, fitted on training data, such as a count or the mean of a label.
 
     Attributes:
-        keys: [size] int64 keys or strings, ascending.
+        keys: [size] keys, converted to an Arrow array of int64 or large_string.
         numbers: [size] float64 number of each key.
         default: number for null and for keys that are not in the table.
     """
 
-    keys: np.ndarray
+    keys: pa.Array
     numbers: np.ndarray
     default: float
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keys", key_array("key", self.keys))
+
     def look_up(self, column: str, values: Values) -> np.ndarray:
         """Return the [n] float64 numbers of raw values; `column` names them in messages."""
-        codes, _, positions = KeyIndex(column, self.keys).find(values)
+        codes, _, positions = kept_index(self, column, self.keys).find(values)
         found = np.append(self.numbers, self.default)[positions]
-        return np.concatenate([[self.default], found])[codes + 1]
+        return np.append(found, self.default)[codes]
+
+
+def kept_index(owner: Any, column: str, keys: pa.Array) -> KeyIndex:
+    """Return an index of the keys of an object, which keeps it for the next call; `column` names them in messages."""
+    # Not a cached_property, whose lock would let only one thread at a time build an index.
+    index: KeyIndex | None = owner.__dict__.get("_index")
+    if index is None or index.column != column:
+        index = owner.__dict__["_index"] = KeyIndex(column, keys)
+    return index
+
+
+def key_array(column: str, values: Values) -> pa.Array:
+    """Return keys as an Arrow array of int64 or large_string without nulls.
+
+    Raises:
+        DataError: if a value is null or neither an integer nor a string, or if there are both.
+    """
+    codes, found = coded_keys(column, values)
+    if (codes < 0).any():
+        raise DataError(f"column {column!r} is null in row {int((codes < 0).argmax())}; remove such rows")
+    return found if len(codes) == len(found) else found.take(pa.array(codes))
+
+
+def coded_keys(column: str, values: Values) -> tuple[np.ndarray, pa.Array]:
+    """Return values as keys without comparing them, so that equal keys may repeat.
+
+    Returns:
+        codes: [n] index of each value into `keys`, -1 for null.
+        keys: the keys, Arrow int64 or large_string: one per value, or the dictionary of an Arrow dictionary array.
+
+    Raises:
+        DataError: if a value is neither an integer nor a string, or if there are both.
+    """
+    array = as_arrow(values)
+    if array is None:
+        known, found = known_keys(column, values)
+        keys = pa.array(found, pa.large_string() if found.dtype == object else pa.int64())
+        return _number_known(known), keys
+    if isinstance(array, pa.DictionaryArray):
+        codes, keys = coded_keys(column, array.dictionary)
+        indices = array.indices.fill_null(-1) if array.indices.null_count else array.indices
+        if len(codes) == len(keys):
+            return indices.to_numpy(), keys
+        return np.append(codes, -1)[indices.to_numpy()], keys
+    keys = _arrow_keys(column, array)
+    if not keys.null_count:
+        return np.arange(len(keys)), keys
+    return _number_known(keys.is_valid().to_numpy(zero_copy_only=False)), keys.drop_null()
+
+
+def hash_column(column: str, values: Values) -> np.ndarray:
+    """Return the hash of each value as part of a row (see `data.preprocess.hashing`), [n] uint64.
+
+    Raises:
+        DataError: if a value is neither an integer nor a string, or if there are both.
+    """
+    codes, keys = coded_keys(column, values)
+    return np.append(hash_values(keys), NULL_HASH)[codes]
+
+
+def distinct_values(column: str, values: Values) -> tuple[np.ndarray, pa.Array]:
+    """Factorize values: [n] int64 codes (-1 for null) into the distinct keys, an Arrow array in order of appearance.
+
+    Raises:
+        DataError: if a value is neither an integer nor a string, or if there are both.
+    """
+    codes, keys = coded_keys(column, values)
+    encoded = keys.dictionary_encode()
+    return np.append(encoded.indices.to_numpy(), -1)[codes], encoded.dictionary
+
+
+def as_arrow(values: Values) -> pa.Array | None:
+    """Return values that are in Arrow memory as one array without a copy where possible; None for other values."""
+    if isinstance(values, pd.Series | pd.Index) and isinstance(values.dtype, pd.ArrowDtype):
+        values = pa.Array.from_pandas(values)
+    if isinstance(values, pa.ChunkedArray):
+        return values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
+    return values if isinstance(values, pa.Array) else None
 
 
 def known_keys(column: str, values: Values) -> tuple[np.ndarray, np.ndarray]:
@@ -154,6 +269,9 @@ def as_numbers(column: str, values: Values) -> np.ndarray:
     Raises:
         DataError: if a value is not a finite number.
     """
+    arrow = as_arrow(values)
+    if arrow is not None and (pa.types.is_primitive(arrow.type) and not pa.types.is_temporal(arrow.type)):
+        return _finite(column, arrow.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
     array = _one_column(column, values)
     known = ~pd.isna(array)
     numbers = np.full(len(array), np.nan)
@@ -166,9 +284,7 @@ def as_numbers(column: str, values: Values) -> np.ndarray:
         numbers[known] = present.astype(np.float64)
     except OverflowError as error:
         raise DataError(f"column {column!r} holds a number beyond float64: {error}") from error
-    if np.isinf(numbers).any():
-        raise DataError(f"column {column!r} holds {numbers[np.isinf(numbers)][0]}; make it null, or finite")
-    return numbers
+    return _finite(column, numbers)
 
 
 def as_lists(column: str, values: Values) -> np.ndarray:
@@ -201,8 +317,41 @@ def holds_numbers(values: pd.Series) -> bool:
     return len(present) > 0 and _are_numbers(present)
 
 
+def _arrow_keys(column: str, array: pa.Array) -> pa.Array:
+    """Convert an Arrow array to int64 or large_string, with its nulls."""
+    kind = array.type
+    if pa.types.is_large_string(kind) or kind == pa.int64():
+        return array
+    if pa.types.is_string(kind) or pa.types.is_string_view(kind):
+        return array.cast(pa.large_string())
+    if (pa.types.is_integer(kind) and kind != pa.uint64()) or pa.types.is_boolean(kind):
+        return array.cast(pa.int64())
+    if pa.types.is_floating(kind):
+        plain = array.to_numpy(zero_copy_only=False)  # null becomes NaN, which is null too
+    else:
+        plain = np.array([*array.to_pylist(), None], object)[:-1]
+    known, keys = known_keys(column, plain)
+    return pa.array(keys, pa.large_string() if keys.dtype == object else pa.int64()).take(
+        pa.array(_number_known(known), mask=~known)
+    )
+
+
+def _number_known(known: np.ndarray) -> np.ndarray:
+    """Number the known values from 0, -1 for the others: [n] bool to [n] int64."""
+    return np.where(known, np.cumsum(known) - 1, -1)
+
+
+def _finite(column: str, numbers: np.ndarray) -> np.ndarray:
+    if np.isinf(numbers).any():
+        raise DataError(f"column {column!r} holds {numbers[np.isinf(numbers)][0]}; make it null, or finite")
+    return numbers
+
+
 def _one_column(column: str, values: Values) -> np.ndarray:
     """Return a one-dimensional array, of objects if a NumPy dtype would alter values (integers next to nulls)."""
+    arrow = as_arrow(values)
+    if arrow is not None:
+        return np.array([*arrow.to_pylist(), None], object)[:-1]
     if isinstance(values, pd.Series | pd.Index):
         array = values.to_numpy() if isinstance(values.dtype, np.dtype) else values.to_numpy(object)
     elif isinstance(values, np.ndarray):
@@ -296,5 +445,5 @@ def _shown(value: Any) -> str:
     return shown(value.item() if isinstance(value, np.generic) else value)
 
 
-def _kind(keys: np.ndarray) -> str:
-    return "strings" if keys.dtype == object else "integers"
+def _kind(keys: pa.Array) -> str:
+    return "integers" if pa.types.is_integer(keys.type) else "strings"

@@ -21,7 +21,7 @@ from data.command_line import Parser, run_tool, whole_number
 from data.errors import DataError
 from data.files.new_dataset import new_dataset
 from data.preprocess.columns import Columns
-from data.preprocess.encoders import Encoder, Numerical
+from data.preprocess.encoders import Encoder, NumberEncoder
 from data.preprocess.prepared import SECONDS_BETWEEN_LINES, StageLog, write_prepared
 from data.preprocess.splits import MAPPINGS, TRAIN, draw_order, ranges
 from data.preprocess.text_tables import BLOCK_BYTES, TextForm, find_file, read_text_blocks
@@ -208,7 +208,7 @@ def prepare_table(job: TableJob, output: Path) -> None:
 
 def embedding_sizes(encoders: Mapping[str, Encoder]) -> dict[str, int]:
     """Return the embedding width of each categorical feature: `default_dim` of its cardinality, at most 32."""
-    ids = {name: encoder for name, encoder in encoders.items() if not isinstance(encoder, Numerical)}
+    ids = {name: encoder for name, encoder in encoders.items() if not isinstance(encoder, NumberEncoder)}
     return {name: min(LARGEST_EMBEDDING, default_dim(encoder.cardinality)) for name, encoder in ids.items()}
 
 

@@ -77,7 +77,7 @@ class TableWorkflow:
 
     def _numerical(self, column: Number) -> Numerical:
         name = column.name
-        return Numerical(
+        return Numerical.standardized(
             name,
             fill=self._fill.medians[name],
             log=column.log,

@@ -280,6 +280,7 @@ class RawChunk:
         separator: separator of CSV fields.
         quote: quote character of CSV fields, or None.
         null: strings that mean a missing value; an empty cell always does.
+        trim: whether white space around the cells of a CSV file is removed; around numbers and timestamps it always is.
     """
 
     type: Literal["csv", "parquet"]
@@ -289,6 +290,7 @@ class RawChunk:
     separator: str = ","
     quote: str | None = '"'
     null: tuple[str, ...] = ()
+    trim: bool = False
 
 
 @dataclass(frozen=True)
@@ -310,21 +312,38 @@ class TimeSplit:
 
 @dataclass(frozen=True)
 class RandomSplit:
-    """`split: {from: SOURCE, random: {valid: 0.1, test: 0.2}, by: COLUMN, key: [COLUMN, ...], seed: 0}`.
+    """`split: {from: SOURCE, random: {test: 0.2, valid: 0.1}, by: COLUMN}`.
+
+    With h = hash(seed, SPLIT, key) / 2**64, a row is in the first mapping if h is below its fraction, in the second if
+    h is below the sum of both, and so on; in "train" otherwise. If the fractions sum to 1, no row is left for "train",
+    which then needs a source of its own.
 
     Attributes:
         sources: names of sources to split.
-        fractions: expected fraction of each mapping except "train".
-        by: reading whose rows of equal value are in one mapping, or None.
-        key: readings that identify a row, which seed its draw; by default the row's file and number.
-        seed: seed of the draw.
+        fractions: expected fraction of each mapping except "train", in the order of the YAML.
+        by: reading that is the key instead of the row's, so that rows of equal value are in one mapping, or None.
     """
 
     sources: tuple[str, ...]
     fractions: Mapping[str, float]
     by: str | None = None
-    key: tuple[str, ...] = ()
-    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LastSplit:
+    """`split: {from: SOURCE, last: {valid: 0.1, test: 0.2}}`: the last rows of a source, in the order of its files.
+
+    Attributes:
+        sources: names of sources to split.
+        fractions: fraction of each mapping except "train", in the order of the rows; its number of rows is rounded to
+            the nearest integer, halves up.
+    """
+
+    sources: tuple[str, ...]
+    fractions: Mapping[str, float]
+
+
+Split = TimeSplit | RandomSplit | LastSplit
 
 
 @dataclass(frozen=True)
@@ -344,8 +363,11 @@ class RawSpec:
         sample_weight: name of the reading that weighs rows, or None. The dataset's column of weights is the feature
             "sample_weight" (role: sample_weight); `keep_negatives` adds it where the specification has none.
         keep_negatives: fraction of the training rows without a positive label to keep, or None for all.
-        shuffle: whether training rows are stored in a random order, drawn from `seed`.
-        seed: seed of the shuffle and of `keep_negatives`.
+        shuffle: whether training rows are stored in ascending order of hash(seed, ORDER, key).
+        seed: seed of all draws: splits, folds, negatives and order (see `data.preprocess.splits`).
+        row_key: readings that identify a row (`split: {key: [user, movie]}`), on which its draws depend. Empty: an
+            integer, the number of its file in its source, in sorted path order, times 2**40 plus its number in the
+            file.
         metadata: free-form information, copied to the dataset.
     """
 
@@ -353,7 +375,7 @@ class RawSpec:
     readings: dict[str, Reading]
     features: dict[str, RawFeature]
     sources: dict[str, tuple[RawChunk, ...]]
-    split: TimeSplit | RandomSplit | None
+    split: Split | None
     channels: dict[str, tuple[str, ...]]
     keep: tuple[str, ...] = ()
     where: Condition | None = None
@@ -361,4 +383,5 @@ class RawSpec:
     keep_negatives: float | None = None
     shuffle: bool = False
     seed: int = 0
+    row_key: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)

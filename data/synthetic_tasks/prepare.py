@@ -120,7 +120,7 @@ def prepare(output: Path, *, correlation: float = 0.5, rows: int = 1_000_000, se
     log = StageLog("synthetic_tasks")
     tasks = draw_tasks(correlation, seed)
     # The default encoders keep the inputs unchanged; these are standard normal already.
-    encoders: dict[str, Encoder] = {name: Numerical(name) for name in NAMES}
+    encoders: dict[str, Encoder] = {name: Numerical.standardized(name) for name in NAMES}
     features = encoded_features(encoders, {})
     features |= {name: Feature(name=name, dtype="float32", task="regression") for name in LABELS}
     sizes = {TRAIN: rows, TEST: max(LEAST_TEST_ROWS, rows // 10)}

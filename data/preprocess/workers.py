@@ -1,9 +1,12 @@
-"""Memory and workers: their flags, part sizes that keep memory within a limit, and the processes that work on parts."""
+"""Memory limits and workers: their flags, and the processes that work on the parts of a dataset."""
 
 import argparse
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,17 +16,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CONNECT_SECONDS = 30
-# Memory of a process with NVTabular loaded, and of a row of the part being processed: measurements plus 20%.
+# Memory of a process with NVTabular loaded: a measurement plus 20%.
 PROCESS_BYTES = 450 * 2**20
-ROW_BYTES = 1_900
-# Bounds of the rows per part; larger parts are not faster.
-MIN_ROWS, MAX_ROWS = 20_000, 500_000
-# Each part keeps a file open while a raw table is partitioned.
-MAX_PARTS = 400
 
 
 def add_resource_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags shared by `preproc` and `transform`."""
+    """Add --memory_limit, --use_dask and --dask_scheduler."""
     add = parser.add_argument
     add(
         "--memory_limit",
@@ -58,36 +56,6 @@ def default_limit() -> int:
     return int(MEMORY_LIMIT) // 2
 
 
-def number_of_parts(rows: int, limit: int, workers: int, tables_bytes: int) -> int:
-    """Return the number of parts that keeps memory within a limit.
-
-    Args:
-        rows: approximate number of rows.
-        limit: memory limit in bytes, summed over all processes.
-        workers: number of worker processes; if more than one, the coordinating process takes memory as well.
-        tables_bytes: bytes of the side tables, which every process loads.
-
-    Raises:
-        DataError: if the limit is too small.
-    """
-    processes = workers + (workers > 1)
-    fixed = processes * (PROCESS_BYTES + tables_bytes)
-    least = fixed + workers * MIN_ROWS * ROW_BYTES
-    if limit < least:
-        raise DataError(
-            f"--memory_limit {limit / 2**20:.0f} MiB: {processes} processes need at least {least / 2**20:.0f} MiB, "
-            f"with {tables_bytes / 2**20:.0f} MiB of ads and documents in each; raise it, or use fewer workers"
-        )
-    rows_per_part = min(MAX_ROWS, (limit - fixed) // (workers * ROW_BYTES))
-    parts = max(workers, -(-rows // rows_per_part))
-    if parts > MAX_PARTS:
-        raise DataError(
-            f"--memory_limit {limit / 2**20:.0f} MiB: {rows:,} rows would need {parts} parts, more than {MAX_PARTS}; "
-            "raise it"
-        )
-    return parts
-
-
 class Workers:
     """Workers that apply functions to the parts of a dataset; NVTabular uses the same ones.
 
@@ -118,6 +86,29 @@ class Workers:
                 yield future.result()
         finally:
             self._client.cancel(futures)
+
+    def map_in_order(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """Yield the results in the order of the items, with a few calls running ahead.
+
+        Without a cluster, a thread works on the next item while the caller uses the result of the last one.
+
+        Raises:
+            DataError: if a call raises one.
+        """
+        with ExitStack() as stack:
+            if self._client is None:
+                pool = stack.enter_context(ThreadPoolExecutor(1))
+                submit: Callable[[Item], Any] = partial(pool.submit, function)
+            else:
+                submit = partial(self._client.submit, function, pure=False)
+            ahead: deque[Any] = deque()
+            stack.callback(lambda: [future.cancel() for future in ahead])
+            for item in items:
+                ahead.append(submit(item))
+                if len(ahead) > self.number:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
 
 
 @contextmanager
