@@ -1,5 +1,6 @@
 """The raw columns of a specification: which are read, as which types, and what a name refers to."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -132,12 +133,12 @@ class RawColumns:
         Args:
             taken: names that are in use otherwise.
         """
-        columns = [reading.column for reading in self.used]
+        ways = Counter(reading.column for reading in self.used)
         names = set(taken)
         named: dict[Reading, Reading] = {}
         for reading in self.used:
             name = reading.column
-            if columns.count(name) > 1:
+            if ways[name] > 1:
                 name += f":list of {reading.dtype}" if reading.is_list else f":{reading.dtype}"
             number, unique = 2, name
             while unique in names:
