@@ -11,7 +11,7 @@ import pandas as pd
 from data.files.new_dataset import SPEC_FILE
 from data.files.parquet import DatasetWriter, parquet_schema
 from data.preprocess.encoder_files import save_encoders
-from data.preprocess.encoders import Encoder, NumberEncoder
+from data.preprocess.encoders import FIRST_OOV_ID, NULL_ID, CrossedIds, Encoder, NumberEncoder, Vocabulary
 from data.preprocess.workflow_folder import ENCODERS_FOLDER
 from data.spec.embedding_sizes import SIZES_FILE
 from data.spec.feature_spec import FeatureSpec
@@ -71,8 +71,18 @@ def encoded_features(encoders: Mapping[str, Encoder], max_hotness: Mapping[str, 
         if isinstance(encoder, NumberEncoder):
             features[name] = Feature(name=name, dtype="float32")
         else:
-            hotness = max_hotness.get(name)
-            features[name] = Feature(name=name, dtype="int32", cardinality=encoder.cardinality, max_hotness=hotness)
+            ids = encoder.encoder if isinstance(encoder, CrossedIds) else encoder
+            # Only a vocabulary meets unseen values.
+            vocabulary = ids if isinstance(ids, Vocabulary) else None
+            features[name] = Feature(
+                name=name,
+                dtype="int32",
+                cardinality=encoder.cardinality,
+                max_hotness=max_hotness.get(name),
+                null_id=NULL_ID if vocabulary else None,
+                unseen_id=FIRST_OOV_ID if vocabulary else None,
+                oov_buckets=vocabulary.oov_buckets if vocabulary and vocabulary.oov_buckets > 1 else None,
+            )
     return features
 
 
