@@ -56,9 +56,15 @@ def _preprocess(args: argparse.Namespace) -> None:
     # Imported late: it imports NVTabular, which takes seconds.
     from data.preprocess.engine import preprocess, with_files
 
-    if args.input and args.input[0].is_file():
-        spec = with_files(spec, args.input)
-    preprocess(spec, document, args.output, _resources(args), StageLog(NAME))
+    is_listed = bool(args.input) and args.input[0].is_file()
+    preprocess(
+        with_files(spec, args.input) if is_listed else spec,
+        document,
+        args.output,
+        _resources(args),
+        StageLog(NAME),
+        allow_outside_paths=is_listed or args.allow_outside_paths,
+    )
 
 
 def _specification(args: argparse.Namespace) -> tuple[Path, Path]:

@@ -353,6 +353,8 @@ def _useless(column: SampledColumn) -> str | None:
 def _value_features(column: SampledColumn, sample: RawSample) -> list[FeatureLine] | str:
     if kind := find_timestamp(column):
         return _timestamp_features(column, kind)
+    if pc.all(pc.match_substring_regex(column.values, r"^[\[(].*[\])]$")).as_py():
+        return "lists in brackets: write them without, separated by | or a space, or as lists of a parquet file"
     if found := find_list(column):
         return [_list_line(column.name, found, sample)]
     if is_number(column) and not _is_row_number(column):
@@ -542,6 +544,11 @@ def _time_column(column: SampledColumn) -> TimeColumn:
         raise DataError(
             f"--time {column.name}: holds {example}, which is not recognized as a timestamp; name a column of dates or "
             "numbers, or leave --time out to split at random"
+        )
+    if column.nulls:
+        raise DataError(
+            f"--time {column.name}: is missing in {column.nulls:,} of {column.rows:,} sampled rows, which are "
+            "in no mapping; name another column, or leave --time out"
         )
     if column.distinct < 2:
         raise DataError(f"--time {column.name}: is the same in all rows of the sample; leave --time out")
