@@ -20,6 +20,7 @@ from data.spec.document_values import (
     Name,
     NoneIsList,
     NoneIsMapping,
+    Number,
     NumpyDtype,
     PositiveInteger,
     TaskType,
@@ -99,84 +100,11 @@ def format_problems(problems: list[Problem]) -> list[str]:
     return lines
 
 
-<<<<<<< HEAD
 # The shape of the document.
-=======
-# The types of the document. Each message says what was found and what to write instead.
-
-
-def _mistake(message: str) -> PydanticCustomError:
-    return PydanticCustomError("mistake", "{message}", {"message": message})
-
-
-def _expects(expected: str) -> WrapValidator:
-    """Returns a validator that reports a wrong value in our words; mistakes inside of a list or mapping keep theirs."""
-
-    def validate(value: Any, validator: Callable[[Any], Any]) -> Any:
-        try:
-            return validator(value)
-        except PydanticError as error:
-            if error.error_count() > 1 or error.errors(include_input=False)[0]["loc"]:
-                raise
-            raise _mistake(f"is {described(value)}; write {expected}") from error
-
-    return WrapValidator(validate)
-
-
-def _plain_number(value: Any) -> Any:
-    """Returns a NumPy number, as code that builds specifications uses them, as a Python number."""
-    return value.item() if isinstance(value, np.number) else value
-
-
-def _numpy_dtype(value: Any) -> Any:
-    """Returns the NumPy name of a dtype, given its NumPy or torch name ("torch.long")."""
-    return TORCH_DTYPES.get(value, value.removeprefix("torch.")) if isinstance(value, str) else value
-
-
-def _name(value: Any) -> str:
-    if mistake := name_mistake(value):
-        raise _mistake(mistake)
-    return value
-
-
-def _file_path(value: Any) -> str:
-    if not isinstance(value, str) or not value or not value.isprintable():
-        raise _mistake(f"is {described(value)}; write the path of a file in quotes, without control characters")
-    if len(value) > MAX_PATH_LENGTH:
-        raise _mistake(f"this path has {len(value)} characters; the maximum is {MAX_PATH_LENGTH}")
-    return value
-
-
-def _expects_one_of(choices: Any) -> WrapValidator:
-    return _expects(f"one of {', '.join(get_args(choices))}")
-
-
-def _expects_integer(least: int, most: int) -> WrapValidator:
-    return _expects(f"a whole number from {least} to {most}, without quotes")
-
-
-_Plain = BeforeValidator(_plain_number)
-_NoneIsMapping = BeforeValidator(lambda value: {} if value is None else value)
-_NoneIsList = BeforeValidator(lambda value: [] if value is None else value)
-
-_TaskType: Any = Literal[tuple(TASK_TYPES)]
-_Name = Annotated[str, PlainValidator(_name)]
-_Path = Annotated[str, PlainValidator(_file_path)]
-_Dtype = Annotated[Dtype, BeforeValidator(_numpy_dtype), _expects_one_of(Dtype)]
-_Count = Annotated[int, Strict(), Field(ge=1, le=MAX_CARDINALITY), _Plain, _expects_integer(1, MAX_CARDINALITY)]
-_Id = Annotated[int, Strict(), Field(ge=0, lt=MAX_CARDINALITY), _Plain, _expects_integer(0, MAX_CARDINALITY - 1)]
-_Width = Annotated[int, Strict(), Field(ge=1, le=MAX_EMBEDDING_DIM), _Plain, _expects_integer(1, MAX_EMBEDDING_DIM)]
-_Weight = Annotated[
-    float, Strict(), Field(gt=0, allow_inf_nan=False), _Plain, _expects("a finite number above 0, without quotes")
-]
-_Number = Annotated[float, Strict(), Field(allow_inf_nan=False), _Plain, _expects("a finite number, without quotes")]
-_Channel = Annotated[list[_Name], _expects("a list, such as [age, price]"), _NoneIsList]
->>>>>>> unseen
 
 
 @with_config(ConfigDict(extra="forbid"))
 class _FeatureKeys(TypedDict, total=False):
-<<<<<<< HEAD
     dtype: NumpyDtype
     cardinality: PositiveInteger
     max_hotness: PositiveInteger
@@ -184,29 +112,14 @@ class _FeatureKeys(TypedDict, total=False):
     null_id: Id
     unseen_id: Id
     oov_buckets: PositiveInteger
+    unseen_with: Name
+    unseen_value: Number
     task: Annotated[TaskType, expects_one_of(TaskType)]
     loss_weight: Weight
     positive_weight: Weight
     given: Name
     missing: Annotated[Missing, expects_one_of(Missing)]
     role: Annotated[Role, expects_one_of(Role)]
-=======
-    dtype: _Dtype
-    cardinality: _Count
-    max_hotness: _Count
-    embedding_dim: _Width
-    null_id: _Id
-    unseen_id: _Id
-    oov_buckets: _Count
-    unseen_with: _Name
-    unseen_value: _Number
-    task: Annotated[_TaskType, _expects_one_of(_TaskType)]
-    loss_weight: _Weight
-    positive_weight: _Weight
-    given: _Name
-    missing: Annotated[Missing, _expects_one_of(Missing)]
-    role: Annotated[Role, _expects_one_of(Role)]
->>>>>>> unseen
 
 
 @with_config(ConfigDict(extra="forbid"))
