@@ -92,6 +92,9 @@ class RawColumns:
             return self._truth(written.name, path)
         value, comparison = written.value, written.comparison
         own = self.readings.get(written.name)
+        if mistake := self._label_mistake(written, own):
+            self.problems.append(Problem(path, mistake))
+            return None
         declared = [own] if own is not None else self._read_as(written.name)
         if isinstance(value, str) and any(reading.dtype == "timestamp" for reading in declared):
             value = as_time(value) or value
@@ -158,6 +161,17 @@ class RawColumns:
         features = [reading for reading in self.readings.values() if reading.column == column]
         others = [reading for reading in self.used if reading.column == column]
         return [reading for reading in dict.fromkeys(features + others) if not reading.is_list]
+
+    def _label_mistake(self, written: WrittenCondition, own: Reading | None) -> str | None:
+        """Returns why a comparison with a label is not what it seems to be, or None: the raw values are compared."""
+        rule, name = self.rules.get(written.name), written.name
+        is_number = isinstance(rule, LabelMapRule) and not isinstance(written.value, str)
+        is_renamed = isinstance(rule, LabelMapRule | ThresholdRule) and own is not None and own.column != name
+        if own is None or not (is_number or is_renamed):
+            return None
+        return (
+            f"{shown(name)} is made from {shown(own.column)}; compare that, or write {name!r} alone for its positives"
+        )
 
     def _truth(self, name: str, path: str) -> ReadCondition | None:
         """Returns the condition that a feature or column is not 0; for a label, that the label is not 0."""

@@ -415,7 +415,7 @@ _RAW_ONLY_CHUNK_KEYS = frozenset(RawChunkKeys.__annotations__).difference(CHUNK_
 
 _FEATURE_KEYS = tuple(RawFeatureKeys.__annotations__)
 # What the keys of each mapping in the document are called, and which there are.
-_KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
+KEYS_OF: dict[str, tuple[str, tuple[str, ...]]] = {
     "document": ("the specification", RAW_SECTIONS),
     "feature_spec": ("a feature", _FEATURE_KEYS),
     "source_spec": ("a chunk", tuple(RawChunkKeys.__annotations__)),
@@ -537,7 +537,7 @@ def _problem(error: ErrorDetails, document: Any) -> Problem:
     if key == "[key]":
         return Problem(path_of(*parent[:-1], error["input"]), error["msg"])
     if error["type"] == "missing":
-        where = _KINDS.get(_kind(parent), ("this section", ()))[0]
+        where = KEYS_OF.get(_kind(parent), ("this section", ()))[0]
         return Problem(
             path_of(*parent, key), f"is missing from {where}; add it" if parent else "this section is missing"
         )
@@ -557,7 +557,7 @@ def _as_written(location: KeyPath, document: Any) -> KeyPath:
 
 
 def _kind(parent: list[int | str]) -> str:
-    """Returns what a location holds, as a key of `_KINDS`."""
+    """Returns what a location holds, as a key of `KEYS_OF`."""
     names = [key for key in parent if isinstance(key, str)]
     if len(parent) < 3 or parent[0] == "source_spec":
         return names[0] if names else "document"
@@ -572,5 +572,5 @@ def _unknown_key(parent: list[int | str], key: Any) -> Problem:
         return Problem(path, "name the column of the sample weight at the top level: `sample_weight: COLUMN`")
     if parent == ["split"] and key == "seed":
         return Problem(path, "there is one seed for all draws; write `seed:` at the top level")
-    kind, known = _KINDS.get(_kind(parent), ("a mapping", ()))
+    kind, known = KEYS_OF.get(_kind(parent), ("a mapping", ()))
     return Problem(path, f"unknown key of {kind}", str(key), known)
