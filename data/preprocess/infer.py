@@ -651,8 +651,8 @@ def _heading(sample: RawSample, files: Sequence[str]) -> Iterator[str]:
     yield f"# Inferred from {all_rows} of {some}{estimate}."
     if not sample.is_spread:
         yield "# Only the start of each file was read, since they are compressed and large: check a split by time."
-    yield "# Read it and correct it, then run preprocess.py. Comments say what the sample had in a column; docs/features.md"
-    yield "# explains all keys."
+    yield "# Read and correct it, then run preprocess.py. Comments say what the sample had in a column."
+    yield "# docs/features.md explains all keys."
 
 
 def _chunk(sample: RawSample, files: Sequence[str]) -> dict[str, Any]:
