@@ -648,10 +648,11 @@ def _heading(sample: RawSample, files: Sequence[str]) -> Iterator[str]:
     all_rows = f"all {sample.table.num_rows:,} rows" if sample.is_complete else f"{sample.table.num_rows:,} rows"
     some = many if sample.sampled == number else f"{sample.sampled:,} of {many}"
     estimate = "" if sample.is_complete else f", which have about {_about(sample.estimated_rows)} rows"
-    yield f"# Inferred from {all_rows} of {some}{estimate}. Read it, correct it, then run preprocess.py."
+    yield f"# Inferred from {all_rows} of {some}{estimate}."
     if not sample.is_spread:
         yield "# Only the start of each file was read, since they are compressed and large: check a split by time."
-    yield "# docs/features.md explains all keys. A comment says what the sample had in the column."
+    yield "# Read and correct it, then run preprocess.py. Comments say what the sample had in a column."
+    yield "# docs/features.md explains all keys."
 
 
 def _chunk(sample: RawSample, files: Sequence[str]) -> dict[str, Any]:
