@@ -82,7 +82,7 @@ def encoded_features(encoders: Mapping[str, Encoder], max_hotness: Mapping[str, 
     features = {}
     for name, encoder in encoders.items():
         if isinstance(encoder, NumberEncoder):
-            features[name] = replace(Feature(name=name, dtype="float32"), **_unseen_number(encoder, ids_of))
+            features[name] = _with_unseen_number(Feature(name=name, dtype="float32"), encoder, ids_of)
         else:
             ids = encoder.encoder if isinstance(encoder, CrossedIds) else encoder
             # Only a vocabulary meets unseen values.
@@ -108,12 +108,12 @@ def _is_onehot_vocabulary(encoder: Encoder) -> bool:
     return isinstance(encoder, Vocabulary) and not encoder.is_list
 
 
-def _unseen_number(encoder: NumberEncoder, ids_of: Mapping[str, str]) -> dict[str, str | float]:
-    """Return the keys of the specification that say what the number of an unseen value is."""
+def _with_unseen_number(feature: Feature, encoder: NumberEncoder, ids_of: Mapping[str, str]) -> Feature:
+    """Return the entry with the number of an unseen value, if there is one."""
     if not isinstance(encoder, Numerical) or encoder.table is None or encoder.is_list or encoder.column not in ids_of:
-        return {}
+        return feature
     (number,) = encoder.encode([None])  # null and unseen keys have the same number
-    return {"unseen_with": ids_of[encoder.column], "unseen_value": float(str(number))}
+    return replace(feature, unseen_with=ids_of[encoder.column], unseen_value=float(str(number)))
 
 
 def write_prepared(
