@@ -41,7 +41,9 @@ def label_values(raw: RawFeature, values: pa.Array, row_name: RowName) -> pa.Arr
     if isinstance(rule, LabelMapRule):
         numbers = _mapped(raw.feature, rule.values, values, row_name)
     elif isinstance(rule, ThresholdRule):
-        numbers = COMPARISONS[rule.comparison](values, pa.scalar(rule.value, values.type)).cast(pa.float64())
+        # Floats are compared as they are read: 0.1 equals 0.1 in float32, too. Integers may have any constant.
+        read = values if pa.types.is_floating(values.type) else values.cast(pa.float64(), safe=False)
+        numbers = COMPARISONS[rule.comparison](read, pa.scalar(rule.value, read.type)).cast(pa.float64())
     else:
         numbers = values.cast(pa.float64())
     _check(raw.feature, numbers, row_name)
