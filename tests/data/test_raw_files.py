@@ -548,6 +548,8 @@ PLAIN = RawChunk("csv", ("rows.csv",), ("a", "b"))
         ("x,y\n1,2\n", PLAIN, INT, "line 1: column 'a' is 'x'; expected a whole number (int64)"),
         ("x,y\n1,2\n", PLAIN, INT, "if line 1 names the columns, write `header: true`"),
         ("5,6\n1,2\n", HEADED, INT, "is read as the header and holds numbers: '5,6'; drop `header: true`"),
+        ("u1,6\nu2,2\n", HEADED, INT, "its columns are u1, 6; if line 1 is a row of data, drop `header: true`"),
+        ("1,2\n2,1\n", RawChunk("csv", ("rows.csv",), ("2", "a")), INT, ""),
         ("1;2\n", PLAIN, INT, "line 1: 1 cell, expected 2, in '1;2'; cells seem to be separated by \";\""),
         ("1\t2\n", PLAIN, INT, 'write `separator: "\\t"`'),
         ("a;b\n1;2\n", HEADED, INT, 'write `separator: ";"`'),
