@@ -29,13 +29,14 @@ from data.preprocess.prepared import StageLog, encoded_features
 from data.preprocess.raw_files import column_names
 from data.preprocess.rows import order_keys
 from data.preprocess.splits import TEST, TRAIN, ranges
-from data.preprocess.staging import KEPT, ROW, Staged, Stager, finished, read_arrow
+from data.preprocess.staged_columns import KEPT, ROW, finished
+from data.preprocess.staging import Staged, Stager, read_arrow
 from data.preprocess.workers import PROCESS_BYTES, Workers, default_limit, start_workers
 from data.preprocess.workflow_folder import ENCODERS_FOLDER
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, MULTIHOT, SAMPLE_WEIGHT, Chunk, Feature
 from data.spec.raw_reader import plain_document, raw_spec_from_dict
-from data.spec.raw_spec import RawChunk, RawSpec, Reading
+from data.spec.raw_spec import CrossRule, RawChunk, RawSpec, Reading
 
 RAW_SPEC_FILE = "raw_spec.json"
 STATE_FOLDER = "state"
@@ -100,7 +101,15 @@ class Part:
         return table.filter(table.column(KEPT)) if KEPT in table.column_names else table
 
 
-def preprocess(spec: RawSpec, document: Mapping[str, Any], output: Path, resources: Resources, log: StageLog) -> None:
+def preprocess(
+    spec: RawSpec,
+    document: Mapping[str, Any],
+    output: Path,
+    resources: Resources,
+    log: StageLog,
+    *,
+    allow_outside_paths: bool = False,
+) -> None:
     """Write the dataset of a raw specification, atomically: parquet files, feature_spec.yaml and `workflow/`.
 
     Args:
@@ -109,13 +118,14 @@ def preprocess(spec: RawSpec, document: Mapping[str, Any], output: Path, resourc
         output: folder for the dataset; must not contain one yet.
         resources: memory and workers.
         log: log of the progress.
+        allow_outside_paths: whether to read files outside of the specification's folder.
 
     Raises:
         DataError: if the input is invalid; nothing is left of the output.
     """
     with _draft(output, resources) as (draft, scratch, workers):
         block_rows = resources.block_rows(len(spec.readings), workers.number)
-        staged = Stager(spec, block_rows, log).stage(_made(scratch / "rows"))
+        staged = Stager(spec, block_rows, log, allow_outside_paths=allow_outside_paths).stage(_made(scratch / "rows"))
         _check_mappings(spec, staged)
         parts = _computed(spec, staged, scratch, None, resources)
         workflow = FeatureWorkflow(spec, scratch)
@@ -158,8 +168,9 @@ def encode_new(
     encoders = load_encoders(workflow)
     with _draft(output, resources) as (draft, scratch, workers):
         block_rows = resources.block_rows(len(spec.readings), workers.number)
-        has_labels = _has_labels(spec)
-        staged = Stager(spec, block_rows, log, has_labels, allow_outside_paths=True).stage(_made(scratch / "rows"))
+        absent = _absent(spec)
+        spec = _with_missing_labels(spec, absent)
+        staged = Stager(spec, block_rows, log, absent, allow_outside_paths=True).stage(_made(scratch / "rows"))
         parts = _computed(spec, staged, scratch, workflow, resources)
         fitted = FeatureWorkflow(spec, scratch, encoders)
         writer = _Writer(spec, fitted, workers, draft, log, block_rows)
@@ -201,11 +212,13 @@ class FeatureWorkflow:
     def __init__(self, spec: RawSpec, scratch: Path, encoders: Mapping[str, Encoder] | None = None) -> None:
         # Imported late, since it takes seconds: mistakes in arguments and raw files are reported first.
         from data.preprocess.nvtabular_operators import FitFeatures
-        from data.preprocess.nvtabular_setup import Workflow
+        from data.preprocess.nvtabular_setup import Schema, Workflow
 
         self._operator = FitFeatures(spec, scratch, encoders)
-        self._inputs = [*spec.readings, ROW]
+        self._inputs = self._operator.inputs
         self._workflow = Workflow(self._inputs >> self._operator)
+        if encoders is not None:
+            self._workflow.fit_schema(Schema(self._inputs))
 
     @property
     def encoders(self) -> dict[str, Encoder]:
@@ -393,11 +406,10 @@ def _computed(
         scratch: folder for the results; STATE_FOLDER in it gets the state that new rows continue from.
         workflow: folder with the state of earlier rows, or None.
     """
-    rules = {raw.reading: raw.computed for raw in spec.features.values() if raw.reading and raw.computed}
-    if not rules:
+    if not any(raw.computed for raw in spec.features.values()):
         return {mapping: [Part(path) for path in files] for mapping, files in staged.files.items()}
     files = add_computed(
-        rules,
+        spec,
         staged.files,
         _made(scratch / "computed"),
         memory=(resources.memory_limit or default_limit()) - PROCESS_BYTES,
@@ -450,18 +462,27 @@ def _chunk_of(path: Path, trained: Sequence[RawChunk]) -> RawChunk:
     return replace(chunk, files=(str(path.absolute()),))
 
 
-def _has_labels(spec: RawSpec) -> bool:
-    """Return whether all files of the only source have the columns of all labels."""
-    needed = {
-        spec.readings[raw.reading].column
-        for name in spec.channels.get(LABEL, ())
-        if (raw := spec.features[name]).reading
+def _absent(spec: RawSpec) -> frozenset[str]:
+    """Return the readings that new files lack and that no input needs, such as labels."""
+    labels = set(spec.channels.get(LABEL, ()))
+    needed = {raw.reading for name, raw in spec.features.items() if name not in labels} | set(spec.keep)
+    for raw in spec.features.values():
+        if isinstance(raw.rule, CrossRule):
+            needed.update(raw.rule.inputs)
+        if raw.computed is not None:
+            needed |= {raw.computed.of, raw.computed.by, raw.computed.order}
+    stored = [column_names(chunk, spec.folder, allow_outside_paths=True) for chunk in spec.sources[TEST]]
+    lacking = {name for name, reading in spec.readings.items() if not all(reading.column in names for names in stored)}
+    return frozenset(lacking - needed)
+
+
+def _with_missing_labels(spec: RawSpec, absent: frozenset[str]) -> RawSpec:
+    """Return the specification with absent labels marked as such, so that their nulls are accepted."""
+    features = {
+        name: replace(raw, feature=replace(raw.feature, missing="ignore")) if raw.reading in absent else raw
+        for name, raw in spec.features.items()
     }
-    return all(
-        needed <= column_names(chunk, spec.folder, allow_outside_paths=True)
-        for chunks in spec.sources.values()
-        for chunk in chunks
-    )
+    return replace(spec, features=features)
 
 
 def _with_both_mappings(chunks: dict[str, tuple[Chunk, ...]]) -> dict[str, tuple[Chunk, ...]]:

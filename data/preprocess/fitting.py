@@ -173,6 +173,7 @@ class FittedFeatures:
                 self.encoders[name] = shared_encoder(raw, self._spec, self.encoders[raw.rule.feature])
         self.encoders = {name: self.encoders[name] for name in self.names if name in self.encoders}
 
+
 def fitter_of(
     raw: RawFeature, spec: RawSpec, scratch: Scratch, encoders: Mapping[str, Encoder] | None = None
 ) -> Fitter | None:
@@ -627,7 +628,7 @@ class TargetFitter(Fitter):
             raise DataError(
                 f"label {self.rule.label!r}: no training row has a value; remove the target of {self.column}"
             )
-        order = pc.sort_indices(state.keys).to_numpy()
+        order = pc.sort_indices(state.keys).to_numpy().astype(np.int64)
         keys, order = state.keys.take(pa.array(order)), np.append(order, len(order))
         rows = state.rows[order]
         sums = state.sums.sums(state.rows.size).reshape(state.rows.shape)[order]

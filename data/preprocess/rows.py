@@ -160,8 +160,8 @@ def _by_time(split: TimeSplit, rows: RawRows) -> np.ndarray:
 
 def _from_the_end(split: LastSplit, rows: RawRows, total: int) -> np.ndarray:
     mappings, end = np.full(len(rows.numbers), TRAIN, object), total
-    for name in reversed(split.fractions):
-        first = end - int(round_half_up(np.array(total * split.fractions[name])))
+    for name, fraction in reversed(list(split.fractions.items())):
+        first = end - int(round_half_up(np.array(total * fraction)))
         mappings[(rows.in_source >= first) & (rows.in_source < end)] = name
         end = first
     return mappings
@@ -177,7 +177,7 @@ def _at_random(split: RandomSplit, spec: RawSpec, rows: RawRows) -> np.ndarray:
     mappings = np.full(len(hashes), TRAIN, object)
     shares = list(accumulate(split.fractions.values()))
     # Each narrower range overwrites the wider one.
-    for name, share in zip(reversed(split.fractions), reversed(shares), strict=True):
+    for name, share in reversed(list(zip(split.fractions, shares, strict=True))):
         is_all = share > 1 - 1e-9
         mappings[np.full(len(hashes), True) if is_all else below(hashes, share)] = name
     return mappings

@@ -20,19 +20,13 @@ from data.preprocess.prepared import StageLog
 from data.preprocess.raw_cells import combined
 from data.preprocess.raw_files import RawBlock, count_rows_estimate, read_raw
 from data.preprocess.rows import RawRows, assign_mappings, keeps_negative, satisfies
-from data.preprocess.splits import TRAIN
+from data.preprocess.splits import MAPPINGS, TRAIN
+from data.preprocess.staged_columns import KEPT, ROW, finished
 from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, Feature
 from data.spec.raw_spec import LastSplit, RawChunk, RawSpec, Reading
 
-# Columns of a staged file besides its readings; no raw column has such a name.
-ROW, KEPT = "//row", "//kept"
 # A row number is the number of its file, in sorted path order within its source, times this, plus its number there.
 ROWS_PER_FILE = 2**40
-
-
-def finished(name: str) -> str:
-    """Return the name of the staged column with the finished values of a feature or kept column."""
-    return f"//={name}"
 
 
 @dataclass
@@ -57,6 +51,13 @@ class Staged:
         files.append(path)
         self.rows[mapping] = self.rows.get(mapping, 0) + rows.num_rows
 
+    def sort(self) -> None:
+        """Sort the mappings: train, valid, test, then others by name, whatever the order of their first rows."""
+        ranks = {mapping: rank for rank, mapping in enumerate(MAPPINGS)}
+        order = sorted(self.files, key=lambda mapping: (ranks.get(mapping, len(ranks)), mapping))
+        self.files = {mapping: self.files[mapping] for mapping in order}
+        self.rows = {mapping: self.rows[mapping] for mapping in order}
+
 
 def write_arrow(rows: pa.Table, path: Path) -> None:
     """Write a table as one record batch of an Arrow file."""
@@ -78,14 +79,14 @@ class Stager:
         spec: specification of the rows.
         block_rows: approximate number of rows to hold in memory.
         log: log of the progress.
-        has_labels: whether the files hold the labels; rows to predict may not.
+        absent: names of readings that the files do not hold, which become null; rows to predict may have no labels.
         allow_outside_paths: whether to read files outside of the specification's folder.
     """
 
     spec: RawSpec
     block_rows: int
     log: StageLog
-    has_labels: bool = True
+    absent: frozenset[str] = frozenset()
     allow_outside_paths: bool = False
 
     def stage(self, folder: Path) -> Staged:
@@ -103,13 +104,21 @@ class Stager:
                     in_file = block.first_row + np.arange(block.table.num_rows, dtype=np.int64)
                     in_source = rows + np.arange(block.table.num_rows, dtype=np.int64)
                     number = numbers.of(block.file) * ROWS_PER_FILE + in_file
-                    table = block.table.unify_dictionaries().combine_chunks()
+                    table = self._with_absent(block.table.unify_dictionaries().combine_chunks())
                     self._add(source, RawRows(block.file, table, in_file, in_source, number), total, staged)
                     rows += block.table.num_rows
                     report(rows)
             if not rows:
                 raise DataError(f"source_spec.{source}: its files hold no rows; name files with rows")
+        staged.sort()
         return staged
+
+    def _with_absent(self, table: pa.Table) -> pa.Table:
+        for name in sorted(self.absent):
+            dtype = self.spec.readings[name].dtype
+            kind = pa.dictionary(pa.int32(), pa.string()) if dtype == "string" else pa.int64()
+            table = table.append_column(name, pa.nulls(table.num_rows, kind))
+        return table
 
     def _count(self, source: str, chunks: Sequence[RawChunk]) -> int:
         """Return the number of rows of a source whose last rows are split off, else 0."""
@@ -129,19 +138,14 @@ class Stager:
         )
 
     def _readings(self) -> list[Reading]:
-        """Return the readings that the files hold: none that is computed, and no label's without labels."""
-        computed = {raw.reading for raw in self.spec.features.values() if raw.computed}
-        needed = {name for name in self.spec.readings if name not in computed}
-        if not self.has_labels:
-            labels = set(self.spec.channels.get(LABEL, ()))
-            used = {raw.reading for name, raw in self.spec.features.items() if name not in labels}
-            needed -= {raw.reading for name, raw in self.spec.features.items() if name in labels} - used
-        return [reading for name, reading in self.spec.readings.items() if name in needed]
+        """Return the readings that the files hold."""
+        others = self.absent | {raw.reading for raw in self.spec.features.values() if raw.computed}
+        return [reading for name, reading in self.spec.readings.items() if name not in others]
 
     def _progress(self, source: str, chunks: Sequence[RawChunk]) -> Callable[[int], None]:
-        total = 0
+        total, folder, outside = 0, self.spec.folder, self.allow_outside_paths
         with suppress(DataError):  # reported when the files are read
-            total = sum(count_rows_estimate(chunk, self.spec.folder) for chunk in chunks)
+            total = sum(count_rows_estimate(chunk, folder, allow_outside_paths=outside) for chunk in chunks)
         return self.log.stage(f"reading {source}", total)
 
     def _add(self, source: str, rows: RawRows, total: int, staged: Staged) -> None:
@@ -176,11 +180,14 @@ class Stager:
 
     def _labels(self, rows: RawRows) -> dict[str, tuple[Feature, pa.Array]]:
         labels: dict[str, tuple[Feature, pa.Array]] = {}
-        if self.has_labels:
-            for name in self.spec.channels.get(LABEL, ()):
-                raw = self.spec.features[name]
-                labels[name] = raw.feature, label_values(raw, _column(rows, raw.reading or name), rows.name)
-            check_given(labels, rows.name)
+        for name in self.spec.channels.get(LABEL, ()):
+            raw = self.spec.features[name]
+            if raw.reading in self.absent:
+                values = pa.nulls(len(rows.numbers), pa.float64())
+            else:
+                values = label_values(raw, _column(rows, raw.reading or name), rows.name)
+            labels[name] = raw.feature, values
+        check_given(labels, rows.name)
         return labels
 
 
