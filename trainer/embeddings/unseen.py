@@ -17,6 +17,7 @@ from data.spec.features import Feature
 NONE = -1  # no such id
 DRAWS_PER_WORD = 4  # 16-bit numbers in a 64-bit hash
 DRAW_RANGE = 2**16
+NULL_ONE_IN = 8  # of the replaced ids become null's, if null is as unknown as unseen values are: it is the rarer one
 
 
 def has_reserved_ids(spec: FeatureSpec) -> bool:
@@ -150,7 +151,7 @@ class UnseenIds:
         nulls, unseen = _by_feature(field, field.is_null(ids)), _by_feature(field, field.is_unseen(ids))
         left = np.maximum(self._share - unseen / given, 0) * (field.buckets > 0)
         trains_null, trains_unseen = (field.null_ids != NONE) & (nulls == 0), left > 0
-        share = np.where(trains_null & ~trains_unseen, self._share / 2, left)
+        share = np.where(trains_null & ~trains_unseen, self._share / NULL_ONE_IN, left)
         return _Shares(np.round(share * DRAW_RANGE).astype(np.int64), trains_null, trains_unseen)
 
 
@@ -164,7 +165,8 @@ def _new_ids(field: _Field, shares: _Shares, columns: np.ndarray, hashes: np.nda
     """Returns the ids that replace those in the given columns [n] of the field; the hashes [n] choose among them."""
     buckets = np.maximum(field.buckets[columns], 1)
     unseen = field.unseen_ids[columns] + (hashes % buckets.astype(np.uint64)).astype(np.int64)
-    is_null = shares.trains_null[columns] & (~shares.trains_unseen[columns] | (hashes >> np.uint64(63) == 1))
+    is_draw = (hashes >> np.uint64(32)) % np.uint64(NULL_ONE_IN) == 0
+    is_null = shares.trains_null[columns] & (~shares.trains_unseen[columns] | is_draw)
     return np.where(is_null, field.null_ids[columns], unseen)
 
 
