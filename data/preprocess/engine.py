@@ -406,11 +406,10 @@ def _computed(
         scratch: folder for the results; STATE_FOLDER in it gets the state that new rows continue from.
         workflow: folder with the state of earlier rows, or None.
     """
-    rules = {raw.reading: raw.computed for raw in spec.features.values() if raw.reading and raw.computed}
-    if not rules:
+    if not any(raw.computed for raw in spec.features.values()):
         return {mapping: [Part(path) for path in files] for mapping, files in staged.files.items()}
     files = add_computed(
-        rules,
+        spec,
         staged.files,
         _made(scratch / "computed"),
         memory=(resources.memory_limit or default_limit()) - PROCESS_BYTES,
