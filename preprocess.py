@@ -9,7 +9,7 @@ from data.errors import DataError
 from data.files.new_dataset import SPEC_FILE
 from data.preprocess.prepared import StageLog
 from data.preprocess.workers import add_resource_flags, check_resource_flags
-from data.spec.raw_spec import raw_spec_from_dict
+from data.spec.raw_reader import raw_spec_from_dict
 from data.spec.yaml_reader import read_yaml
 
 NAME = "preprocess"
@@ -50,15 +50,26 @@ def _infer(args: argparse.Namespace) -> None:
 
 
 def _preprocess(args: argparse.Namespace) -> None:
-    path = args.write_spec if args.infer else args.input[0] / args.feature_spec_in
+    path, folder = _specification(args)
     document = read_yaml(path)
-    spec = raw_spec_from_dict(
-        document, path.absolute().parent, source=str(path), allow_outside_paths=args.allow_outside_paths
-    )
+    spec = raw_spec_from_dict(document, folder, source=str(path), allow_outside_paths=args.allow_outside_paths)
     # Imported late: it imports NVTabular, which takes seconds.
-    from data.preprocess.engine import preprocess
+    from data.preprocess.engine import preprocess, with_files
 
+    if args.input and args.input[0].is_file():
+        spec = with_files(spec, args.input)
     preprocess(spec, document, args.output, _resources(args), StageLog(NAME))
+
+
+def _specification(args: argparse.Namespace) -> tuple[Path, Path]:
+    """Returns the path of the raw specification, and the folder that the paths in it are relative to."""
+    if args.infer:
+        return args.write_spec, args.write_spec.absolute().parent
+    if args.input[0].is_file():
+        return Path(args.feature_spec_in), Path.cwd()
+    folder, given = args.input[0], Path(args.feature_spec_in)
+    inside = folder / given
+    return (inside if inside.exists() or not given.exists() else given), folder.absolute()
 
 
 def _encode_new(args: argparse.Namespace) -> None:
@@ -76,9 +87,9 @@ def _resources(args: argparse.Namespace):
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="preprocess.py", description=DESCRIPTION)
     add = parser.add_argument
-    add("--input", type=Path, nargs="+", metavar="PATH", help="folder of the raw files; with --workflow also files")
+    add("--input", type=Path, nargs="+", metavar="PATH", help="folder of the raw files, or the files themselves")
     add("--output", type=Path, metavar="DIR", help="folder of the new dataset, created if missing")
-    add("--feature_spec_in", default=SPEC_FILE, metavar="FILE", help="the raw specification, in the folder --input")
+    add("--feature_spec_in", default=SPEC_FILE, metavar="FILE", help="the raw specification, in --input or elsewhere")
     add("--workflow", type=Path, metavar="DIR", help="workflow/ of a dataset or model, to encode new rows with")
     add("--keep", nargs="+", default=[], metavar="COLUMN", help="with --workflow: raw columns to store as they are")
     add("--infer", nargs="+", metavar="PATTERN", help="raw files to write a first specification for, as quoted globs")
@@ -108,8 +119,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--input: needs the folder of the raw files (or use --infer to write a first specification)")
     if args.output is None:
         parser.error("--output: needs the folder of the new dataset")
-    if not args.workflow and len(args.input) > 1:
-        parser.error("--input: expected one folder, which holds the specification; several only with --workflow")
+    if not args.workflow and len(args.input) > 1 and not all(path.is_file() for path in args.input):
+        parser.error("--input: expected one folder, or files")
     if args.keep and not args.workflow:
         parser.error("--keep: only with --workflow; write `keep: [COLUMN]` into the specification instead")
 

@@ -124,13 +124,21 @@ class DataOptions(Section):
     eval_mapping: str | None = option(
         None, "mapping to evaluate; default: valid where there is one while training, else test"
     )
-    oov_policy: OovPolicy = option(
-        "error",
-        "what is done with ids outside [0, cardinality); clip: the nearest valid id; drop: the row weighs 0",
+    oov_policy: Literal["auto", OovPolicy] = option(
+        "auto",
+        "what is done with ids outside [0, cardinality); unseen: the feature's unseen_id, an error if it has none; "
+        "clip: the nearest valid id; drop: the row weighs 0; auto: error in training, unseen in evaluation and "
+        "prediction",
     )
     model_dir: Path = option(None, "folder of the checkpoints and of the model")
     results_dir: Path = option(None, "folder of log.json, args.json and metrics.json")
     log_filename: str = option("log.json", "name of the log in results_dir")
+
+    def oov_policy_of(self, *, trains: bool) -> OovPolicy:
+        """Returns --oov_policy for a mapping that is trained on, or for one that is evaluated or predicted."""
+        if self.oov_policy == "auto":
+            return "error" if trains else "unseen"
+        return self.oov_policy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,7 +154,7 @@ def _open_loader(
         seed=options.seed,
         with_group=with_group,
         needs_labels=config.run.predict is None,
-        oov_policy=config.data.oov_policy,
+        oov_policy=config.data.oov_policy_of(trains=trains),
     )
 
 
@@ -264,7 +264,10 @@ def check_labels(config: Options, spec: FeatureSpec) -> tuple[str, ...]:
     """
     mapping = config.data.train_mapping
     labels = inspect_labels(
-        spec, mapping, config.data.oov_policy, _report_progress(f"checking the labels of {mapping!r}")
+        spec,
+        mapping,
+        config.data.oov_policy_of(trains=True),
+        _report_progress(f"checking the labels of {mapping!r}"),
     )
     if config.data.allow_degenerate_labels:
         return labels.problems + labels.warnings
@@ -291,7 +294,7 @@ def _check_rows_are_kept(config: Options) -> None:
     if config.data.oov_policy == "drop" and config.run.predictions_path is not None:
         raise DataError(
             f"--oov_policy drop leaves rows out, and {config.run.predictions_path} has a line for each row of the "
-            "mapping; predict with --oov_policy clip"
+            "mapping; predict with --oov_policy unseen or clip"
         )
 
 

@@ -449,5 +449,4 @@ class Trainer:
             if cut := loader.truncated[name]:
                 self.say(f"warning: {name}: {cut:,} lists were longer than max_hotness and were truncated")
             if replaced:
-                policy = self.config.data.oov_policy
-                self.say(f"warning: {name}: {replaced:,} ids outside of the table (--oov_policy {policy})")
+                self.say(f"warning: {name}: {replaced:,} ids outside of the table (--oov_policy {loader.oov_policy})")

@@ -26,13 +26,15 @@ from data.preprocess.encoders import Encoder
 from data.preprocess.histories import add_computed
 from data.preprocess.lists import keep_items, longest
 from data.preprocess.prepared import StageLog, encoded_features
+from data.preprocess.raw_files import column_names
 from data.preprocess.splits import TEST, TRAIN, draw_order, ranges
 from data.preprocess.staging import KEPT, ROW, Staged, Stager, finished, read_arrow
 from data.preprocess.workers import PROCESS_BYTES, Workers, default_limit, start_workers
 from data.preprocess.workflow_folder import ENCODERS_FOLDER
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, MULTIHOT, SAMPLE_WEIGHT, Chunk, Feature
-from data.spec.raw_spec import RawChunk, RawSpec, Reading, raw_spec_from_dict
+from data.spec.raw_reader import plain_document, raw_spec_from_dict
+from data.spec.raw_spec import RawChunk, RawSpec, Reading
 
 RAW_SPEC_FILE = "raw_spec.json"
 STATE_FOLDER = "state"
@@ -117,7 +119,7 @@ def preprocess(spec: RawSpec, document: Mapping[str, Any], output: Path, resourc
         workflow.fit(parts[TRAIN])
         log.write(f"fitted {len(workflow.encoders)} encoders on {staged.rows[TRAIN]:,} training rows")
         writer = _Writer(spec, workflow, workers, draft, log, block_rows)
-        others = {RAW_SPEC_FILE: dict(document)}
+        others = {RAW_SPEC_FILE: plain_document(document)}
         save_encoders(workflow.encoders, draft / ENCODERS_FOLDER, others)
         writer.write(parts, staged.rows).write(draft / SPEC_FILE)
     log.write(f"done: {output}")
@@ -159,6 +161,20 @@ def encode_new(
         writer = _Writer(spec, fitted, workers, draft, log, block_rows)
         writer.write(parts, staged.rows).write(draft / SPEC_FILE)
     log.write(f"done: {output}")
+
+
+def with_files(spec: RawSpec, files: Sequence[Path]) -> RawSpec:
+    """Return the specification with other files for its only source.
+
+    Raises:
+        DataError: if it has several sources.
+    """
+    if len(spec.sources) > 1:
+        raise DataError(
+            f"--input: files were given, but source_spec has {', '.join(spec.sources)}; give the folder of the files"
+        )
+    (source, chunks), *_ = spec.sources.items()
+    return replace(spec, sources={source: tuple(_chunk_of(path, chunks) for path in files)})
 
 
 def kept_name(spec: RawSpec, column: str) -> str:

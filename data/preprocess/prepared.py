@@ -11,7 +11,7 @@ import pandas as pd
 from data.files.new_dataset import SPEC_FILE
 from data.files.parquet import DatasetWriter, parquet_schema
 from data.preprocess.encoder_files import save_encoders
-from data.preprocess.encoders import Encoder, NumberEncoder
+from data.preprocess.encoders import FIRST_OOV_ID, NULL_ID, CrossedIds, Encoder, NumberEncoder, Vocabulary
 from data.preprocess.workflow_folder import ENCODERS_FOLDER
 from data.spec.embedding_sizes import SIZES_FILE
 from data.spec.feature_spec import FeatureSpec
@@ -32,25 +32,25 @@ class StageLog:
         self._begin = time.monotonic()
 
     def stage(self, name: str, total: int) -> Callable[[int], None]:
-        """Return a callback that takes the number of rows done so far and prints it with the estimated time left.
+        """Return a callback that takes the number of rows done so far and prints it with the speed and the time left.
 
-        It prints every SECONDS_BETWEEN_LINES seconds and at the end.
+        It prints every SECONDS_BETWEEN_LINES seconds, and at the end if `total` is exact.
 
         Args:
             name: name of the stage.
-            total: expected number of rows; may be an estimate.
+            total: expected number of rows, which may be an estimate; 0 if it is unknown.
         """
         start = logged = time.monotonic()
 
         def done(rows: int) -> None:
             nonlocal logged
             now = time.monotonic()
-            if rows >= total or now - logged >= SECONDS_BETWEEN_LINES:
+            if rows == total or now - logged >= SECONDS_BETWEEN_LINES:
                 logged = now
-                left = (now - start) / max(rows, 1) * (total - rows)
-                self.write(
-                    f"{name}: {rows:,} of {max(total, rows):,} rows" + (f", {left:.0f} s left" if left > 0 else "")
-                )
+                speed = rows / max(now - start, 1e-9)
+                of_total = f" of {total:,}" if total >= rows else ""
+                left = f", {(total - rows) / max(speed, 1e-9):.0f} s left" if total > rows else ""
+                self.write(f"{name}: {rows:,}{of_total} rows, {speed:,.0f} rows/s{left}")
 
         return done
 
@@ -71,8 +71,18 @@ def encoded_features(encoders: Mapping[str, Encoder], max_hotness: Mapping[str, 
         if isinstance(encoder, NumberEncoder):
             features[name] = Feature(name=name, dtype="float32")
         else:
-            hotness = max_hotness.get(name)
-            features[name] = Feature(name=name, dtype="int32", cardinality=encoder.cardinality, max_hotness=hotness)
+            ids = encoder.encoder if isinstance(encoder, CrossedIds) else encoder
+            # Only a vocabulary meets unseen values.
+            vocabulary = ids if isinstance(ids, Vocabulary) else None
+            features[name] = Feature(
+                name=name,
+                dtype="int32",
+                cardinality=encoder.cardinality,
+                max_hotness=max_hotness.get(name),
+                null_id=NULL_ID if vocabulary else None,
+                unseen_id=FIRST_OOV_ID if vocabulary else None,
+                oov_buckets=vocabulary.oov_buckets if vocabulary and vocabulary.oov_buckets > 1 else None,
+            )
     return features
 
 

@@ -1,6 +1,7 @@
 """Random splits and orders by hash, so that each row's draw depends only on a seed and the row's keys.
 
-Every draw is hash(row) of `data.preprocess.hashing` over (seed, purpose, keys), with the purposes below.
+Every draw is hash(row) of `data.preprocess.hashing` over (seed, purpose, keys), with the purposes below: NEGATIVE draws
+the rows without a positive label that are kept.
 """
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from data.errors import DataError
 from data.preprocess.hashing import Values, hash_rows
 
-SPLIT, FOLD, ORDER = 0, 1, 2
+SPLIT, FOLD, ORDER, NEGATIVE = 0, 1, 2, 3
 TRAIN, VALID, TEST = "train", "valid", "test"
 MAPPINGS = (TRAIN, VALID, TEST)
 
@@ -33,19 +34,25 @@ def draw_mappings(*keys: Values, seed: int, test_fraction: float, validation_fra
     """
     check_fractions(test_fraction, validation_fraction)
     hashes = hash_rows(seed, SPLIT, *keys)
-    in_test = hashes < _threshold(test_fraction)
-    in_valid = hashes < _threshold(test_fraction + validation_fraction)
+    in_test = below(hashes, test_fraction)
+    in_valid = below(hashes, test_fraction + validation_fraction)
     return np.where(in_test, TEST, np.where(in_valid, VALID, TRAIN)).astype(object)
 
 
 def draw_halves(*keys: Values, seed: int) -> np.ndarray:
     """Assign each row to VALID, if hash(seed, SPLIT, keys) < 2**63, or else TEST: [rows] object array."""
-    return np.where(hash_rows(seed, SPLIT, *keys) < _threshold(0.5), VALID, TEST).astype(object)
+    return np.where(below(hash_rows(seed, SPLIT, *keys), 0.5), VALID, TEST).astype(object)
 
 
 def draw_order(*keys: Values, seed: int) -> np.ndarray:
     """Return [rows] uint64 sort keys that put rows in a random order."""
     return hash_rows(seed, ORDER, *keys)
+
+
+def below(hashes: np.ndarray, share: float) -> np.ndarray:
+    """Return whether hash / 2**64 < share, [rows] bool, for a share in [0, 1]."""
+    # Fractions can round up to a sum of 1, and 2**64 would overflow uint64.
+    return hashes < np.uint64(min(share, 1 - 2**-53) * 2.0**64)
 
 
 def ranges(order: np.ndarray, number: int) -> np.ndarray:
@@ -74,8 +81,3 @@ def check_fractions(test_fraction: float, validation_fraction: float) -> None:
 def round_half_up(numbers: np.ndarray) -> np.ndarray:
     """Round non-negative numbers to the nearest integer, halves up: [n] int64."""
     return np.floor(numbers + 0.5).astype(np.int64)
-
-
-def _threshold(share: float) -> np.uint64:
-    # Fractions can round up to a sum of 1, and 2**64 would overflow uint64.
-    return np.uint64(min(share, 1 - 2**-53) * 2.0**64)

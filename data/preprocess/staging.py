@@ -1,8 +1,8 @@
 """Read raw files and stage their rows on disk, by mapping, as Arrow files that are mapped into memory.
 
 A staged file holds the rows of one block of a raw file that belong to one mapping: a column per reading, in raw values,
-and columns whose names begin with "//": finished ones (labels, weights, the map feature, columns to keep) and the number
-of the row. Nothing depends on how rows are cut into blocks.
+and columns whose names begin with "//": finished ones (labels, weights and the map feature) and the number of the row.
+Nothing depends on how rows are cut into blocks.
 """
 
 from collections.abc import Iterator, Sequence

@@ -157,8 +157,8 @@ def _expects_one_of(choices: Any) -> WrapValidator:
     return _expects(f"one of {', '.join(get_args(choices))}")
 
 
-def _expects_count(most: int) -> WrapValidator:
-    return _expects(f"a whole number from 1 to {most}, without quotes")
+def _expects_integer(least: int, most: int) -> WrapValidator:
+    return _expects(f"a whole number from {least} to {most}, without quotes")
 
 
 _Plain = BeforeValidator(_plain_number)
@@ -169,8 +169,9 @@ _TaskType: Any = Literal[tuple(TASK_TYPES)]
 _Name = Annotated[str, PlainValidator(_name)]
 _Path = Annotated[str, PlainValidator(_file_path)]
 _Dtype = Annotated[Dtype, BeforeValidator(_numpy_dtype), _expects_one_of(Dtype)]
-_Count = Annotated[int, Strict(), Field(ge=1, le=MAX_CARDINALITY), _Plain, _expects_count(MAX_CARDINALITY)]
-_Width = Annotated[int, Strict(), Field(ge=1, le=MAX_EMBEDDING_DIM), _Plain, _expects_count(MAX_EMBEDDING_DIM)]
+_Count = Annotated[int, Strict(), Field(ge=1, le=MAX_CARDINALITY), _Plain, _expects_integer(1, MAX_CARDINALITY)]
+_Id = Annotated[int, Strict(), Field(ge=0, lt=MAX_CARDINALITY), _Plain, _expects_integer(0, MAX_CARDINALITY - 1)]
+_Width = Annotated[int, Strict(), Field(ge=1, le=MAX_EMBEDDING_DIM), _Plain, _expects_integer(1, MAX_EMBEDDING_DIM)]
 _Weight = Annotated[
     float, Strict(), Field(gt=0, allow_inf_nan=False), _Plain, _expects("a finite number above 0, without quotes")
 ]
@@ -183,6 +184,9 @@ class _FeatureKeys(TypedDict, total=False):
     cardinality: _Count
     max_hotness: _Count
     embedding_dim: _Width
+    null_id: _Id
+    unseen_id: _Id
+    oov_buckets: _Count
     task: Annotated[_TaskType, _expects_one_of(_TaskType)]
     loss_weight: _Weight
     positive_weight: _Weight

@@ -138,7 +138,7 @@ class FeatureSpec:
             YAMLError: The metadata contains a value that YAML cannot represent.
         """
         yaml: Any = YAML(typ="safe", pure=True)
-        yaml.Representer = _PlainRepresenter
+        yaml.Representer = PlainRepresenter
         yaml.sort_base_mapping_type_on_output = False
         yaml.default_flow_style = None
         text = io.StringIO()
@@ -247,7 +247,7 @@ class FeatureSpec:
         return FeatureSpec.from_dict(moved.to_dict(), folder)
 
 
-class _PlainRepresenter(SafeRepresenter):
+class PlainRepresenter(SafeRepresenter):
     """Writes values in full instead of aliases, and quotes every string that some reader might not read as a string."""
 
     def ignore_aliases(self, data: Any) -> bool:
