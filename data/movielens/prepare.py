@@ -25,9 +25,8 @@ from data.errors import DataError
 from data.movielens.raw import read_movielens
 from data.preprocess.engine import Resources, preprocess
 from data.preprocess.hashing import hash_rows
-from data.preprocess.prepared import StageLog
+from data.preprocess.prepared import StageLog, run_prepare
 from data.preprocess.splits import SPLIT, TEST, TRAIN, VALID, check_fractions, round_half_up
-from data.preprocess.tables import run_prepare
 from data.spec.features import LABEL, MULTIHOT, ONEHOT
 from data.spec.raw_spec import raw_spec_from_dict
 from data.spec.yaml_reader import read_yaml
