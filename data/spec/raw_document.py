@@ -7,7 +7,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal, NotRequired, Required, get_args
+from typing import Annotated, Any, Literal, NotRequired, get_args
 
 from pydantic import (
     AfterValidator,
@@ -88,8 +88,15 @@ def _column_name(value: Any) -> str:
 
 
 def _text(expected: str, most: int) -> PlainValidator:
+    """Returns a validator of a text of at most so many bytes in UTF-8."""
+
     def validate(value: Any) -> str:
-        if not isinstance(value, str) or not 0 < len(value) <= most or "\n" in value or "\0" in value:
+        if (
+            not isinstance(value, str)
+            or not 0 < len(value.encode(errors="replace")) <= most
+            or "\n" in value
+            or "\0" in value
+        ):
             raise _mistake(f"is {described(value)}; write {expected} in quotes")
         return value
 
@@ -345,26 +352,28 @@ class ChunkKeys(TypedDict):
     header: NotRequired[_Boolean]
     separator: NotRequired[Annotated[str, _text('one character, such as ";" or "\\t",', 1)]]
     quote: NotRequired[Annotated[str | None, PlainValidator(_quote)]]
+    trim: NotRequired[_Boolean]
     null: NotRequired[Annotated[list[str], _expects('a list of texts, such as ["NA", "?"]'), BeforeValidator(_as_list)]]
 
 
+_Fractions = Annotated[
+    dict[_Name, _Share],
+    Field(min_length=1),
+    _expects("the fraction of each mapping but train, such as {valid: 0.1, test: 0.1}"),
+]
 _SplitKeys = TypedDict(
     "_SplitKeys",
     {
-        "from": Required[_NameOrList],
+        "from": _NameOrList,
         "time": _Column,
         "valid_from": _Time,
         "test_from": _Time,
         "format": _Format,
         "unit": _Unit,
-        "random": Annotated[
-            dict[_Name, _Share],
-            Field(min_length=1),
-            _expects("the fraction of each mapping but train, such as {valid: 0.1, test: 0.1}"),
-        ],
+        "random": _Fractions,
+        "last": _Fractions,
         "by": _Column,
         "key": _ColumnOrList,
-        "seed": _Seed,
     },
     total=False,
 )
@@ -471,16 +480,19 @@ def read_raw_document(document: Any) -> tuple[RawParts, list[Problem]]:
     ), problems
 
 
-def is_raw(document: Any) -> bool:
-    """Returns whether a document has keys that only a raw specification has."""
-    features, sources = (_section(document, name).values() for name in ("feature_spec", "source_spec"))
-    chunks = [chunk for part in sources if isinstance(part, list) for chunk in part if isinstance(chunk, dict)]
-    return (
-        (isinstance(document, dict) and not _RAW_ONLY_SECTIONS.isdisjoint(document))
-        or any(isinstance(keys, dict) and not _RAW_ONLY_KEYS.isdisjoint(keys) for keys in features)
-        or any(isinstance(keys, dict) and keys.get("dtype") in ("string", "timestamp") for keys in features)
-        or any(not _RAW_ONLY_CHUNK_KEYS.isdisjoint(chunk) for chunk in chunks)
-    )
+def raw_key_of(document: Any) -> str | None:
+    """Returns the path of the first key that only a raw specification has, or None if there is none."""
+    sections = document if isinstance(document, dict) else {}
+    paths: list[KeyPath] = [(key,) for key in sections if key in _RAW_ONLY_SECTIONS]
+    for name, keys in _section(document, "feature_spec").items():
+        keys = keys if isinstance(keys, dict) else {}
+        paths += [("feature_spec", name, key) for key in keys if key in _RAW_ONLY_KEYS]
+        paths += [("feature_spec", name, "dtype")] if keys.get("dtype") in ("string", "timestamp") else []
+    for name, chunks in _section(document, "source_spec").items():
+        for index, chunk in enumerate(chunks if isinstance(chunks, list) else []):
+            keys = chunk if isinstance(chunk, dict) else {}
+            paths += [("source_spec", name, index, key) for key in keys if key in _RAW_ONLY_CHUNK_KEYS]
+    return path_of(*paths[0]) if paths else None
 
 
 def _section(document: Any, name: str) -> dict[Any, Any]:
@@ -545,5 +557,7 @@ def _unknown_key(parent: list[int | str], key: Any) -> Problem:
         return Problem(path, CATEGORICAL_HELP)
     if len(parent) == 2 and parent[0] == "feature_spec" and key == "role":
         return Problem(path, "name the column of the sample weight at the top level: `sample_weight: COLUMN`")
+    if parent == ["split"] and key == "seed":
+        return Problem(path, "there is one seed for all draws; write `seed:` at the top level")
     kind, known = _KINDS.get(_kind(parent), ("a mapping", ()))
     return Problem(path, f"unknown key of {kind}", str(key), known)

@@ -241,9 +241,6 @@ class RawFeatures:
             if "max_hotness" in keys:
                 message = "is stated by history: {last: ...}; remove it"
                 yield Problem(feature_path(name, "max_hotness"), message)
-        elif self.is_list(name) and "max_hotness" not in keys:
-            message = "is missing; write the most items of a list to keep"
-            yield Problem(feature_path(name, "max_hotness"), message)
         elif "keep" in keys and not self.is_list(name):
             yield Problem(feature_path(name, "keep"), "is only for lists; remove it, or state max_hotness")
         if self.is_list(name) and isinstance(rule, TargetRule):

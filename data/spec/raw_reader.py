@@ -10,7 +10,7 @@ from data.spec.document import Problem, format_problems, path_of
 from data.spec.feature_spec import FeatureSpecError
 from data.spec.features import CHANNELS, LABEL, SAMPLE_WEIGHT
 from data.spec.raw_columns import RawColumns, ReadCondition, as_condition
-from data.spec.raw_document import RawParts, is_raw, read_raw_document
+from data.spec.raw_document import RawParts, raw_key_of, read_raw_document
 from data.spec.raw_encodings import NUMBER_TYPES
 from data.spec.raw_features import RawFeatures
 from data.spec.raw_sources import RawSplit, check_chunks, check_files, chunk_of, listed_columns
@@ -62,7 +62,7 @@ def raw_spec_from_dict(
         problems += check_files(parts, folder)
     if not problems:
         return draft.build(folder)
-    if not is_raw(document) and not check_document(document, folder, allow_outside_paths=True)[1]:
+    if raw_key_of(document) is None and not check_document(document, folder, allow_outside_paths=True)[1]:
         problems = [Problem("document", ENCODED_HELP)]
     raise FeatureSpecError(source, format_problems(problems))
 
@@ -115,6 +115,7 @@ class _Draft:
             keep_negatives=others.get("keep_negatives"),
             shuffle=others.get("shuffle", False),
             seed=others.get("seed", 0),
+            row_key=tuple(names[reading].name for reading in self.split.key),
             metadata=others.get("metadata", {}),
         )
 

@@ -14,13 +14,13 @@ from data.spec.features import REQUIRED_MAPPINGS
 from data.spec.raw_columns import RawColumns
 from data.spec.raw_document import ChunkKeys, RawParts
 from data.spec.raw_encodings import NUMBER_TYPES
-from data.spec.raw_spec import RandomSplit, RawChunk, Reading, TimeSplit
+from data.spec.raw_spec import LastSplit, RandomSplit, RawChunk, Reading, Split, TimeSplit
 from data.spec.raw_values import microseconds
 from data.storage.files import find_escape
 
-_CSV_KEYS = ("features", "header", "separator", "quote", "null")
-_TIME_KEYS = ("valid_from", "test_from", "format", "unit")
-_RANDOM_KEYS = ("by", "key", "seed")
+_CSV_KEYS = ("features", "header", "separator", "quote", "null", "trim")
+# The ways to split a source, each with the keys that only it has.
+_KEYS_OF_KIND = {"time": ("valid_from", "test_from", "format", "unit"), "random": ("by",), "last": ()}
 _UNIT_MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 1e-3}
 _SUM_TOLERANCE = 1e-9
 
@@ -35,6 +35,7 @@ def chunk_of(keys: ChunkKeys) -> RawChunk:
         keys.get("separator", ","),
         keys.get("quote", '"'),
         tuple(keys.get("null", ())),
+        keys.get("trim", False),
     )
 
 
@@ -104,7 +105,8 @@ class RawSplit:
         parts: well-formed parts of the document.
         columns: raw columns, to which the split adds those that it needs.
         time: reading of the time of a split by time.
-        by, key: readings of a random split.
+        by: reading whose rows of equal value a random split keeps together.
+        key: readings that identify a row.
         problems: problems found.
     """
 
@@ -132,47 +134,52 @@ class RawSplit:
     def made(self) -> list[str]:
         """Returns the names of the mappings that the split makes, in order."""
         keys = self.keys or {}
-        if "random" in keys:
-            rest = 1 - sum(keys["random"].values())
-            return [*(["train"] if rest > _SUM_TOLERANCE else []), *keys["random"]]
-        bounds = [name for name in ("valid", "test") if f"{name}_from" in keys]
-        return ["train", *bounds] if "time" in keys else []
+        if "time" in keys:
+            return ["train", *(name for name in ("valid", "test") if f"{name}_from" in keys)]
+        fractions = keys.get("random", keys.get("last", {}))
+        rest = 1 - sum(fractions.values())
+        return [*(["train"] if fractions and rest > _SUM_TOLERANCE else []), *fractions]
 
-    def build(self, names: dict[Reading, Reading]) -> TimeSplit | RandomSplit | None:
+    def build(self, names: dict[Reading, Reading]) -> Split | None:
         """Returns the split, given the names of all readings; there must be no problems."""
-        keys = self.keys
-        if keys is None:
-            return None
-        sources = tuple(keys["from"])
+        keys = self.keys or {}
+        sources = tuple(keys.get("from", ()))
         if self.time is not None:
             valid, test = (self._bound(keys.get(name)) for name in ("valid_from", "test_from"))
             return TimeSplit(sources, names[self.time].name, valid, float("inf") if test is None else test)
-        by = None if self.by is None else names[self.by].name
-        key = tuple(names[reading].name for reading in self.key)
-        return RandomSplit(sources, dict(keys["random"]), by, key, keys.get("seed", 0))
+        if "random" in keys:
+            return RandomSplit(sources, dict(keys["random"]), None if self.by is None else names[self.by].name)
+        return LastSplit(sources, dict(keys["last"])) if "last" in keys else None
 
     def _check_sources(self, keys: dict[str, Any]) -> None:
-        for index, source in enumerate(keys["from"]):
-            path = path_of("split", "from", index) if len(keys["from"]) > 1 else "split.from"
+        sources = keys.get("from", [])
+        for index, source in enumerate(sources):
+            path = path_of("split", "from", index) if len(sources) > 1 else "split.from"
             if source not in self.parts.sources and ("source_spec",) not in self.parts.incomplete:
                 known = tuple(self.parts.sources)
                 self.problems.append(Problem(path, f"{shown(source)} is not in source_spec", source, known))
-            elif source in keys["from"][:index]:
+            elif source in sources[:index]:
                 self.problems.append(Problem(path, f"{shown(source)} is named twice; keep one"))
 
     def _check_kind(self, keys: dict[str, Any]) -> None:
-        kinds = [kind for kind in ("time", "random") if kind in keys]
-        if len(kinds) != 1:
-            message = "states both time and random; keep one" if kinds else "says not how; write time or random"
-            self.problems.append(Problem("split", message))
+        found = [self.columns.refer(name, path_of("split", "key", i)) for i, name in enumerate(keys.get("key", ()))]
+        self.key = [reading for reading in found if reading is not None]
+        kinds = [kind for kind in _KEYS_OF_KIND if kind in keys]
+        if len(kinds) > 1 or (not kinds and ("key" not in keys or "from" in keys)):
+            says = f"states {' and '.join(kinds)}; keep one" if kinds else "lacks the way; write time, random or last"
+            self.problems.append(Problem("split", says))
             return
-        for key in _RANDOM_KEYS if kinds == ["time"] else _TIME_KEYS:
-            if key in keys:
-                self.problems.append(Problem(f"split.{key}", f"has no meaning beside {kinds[0]}; remove it"))
-        if kinds == ["time"]:
+        if kinds and "from" not in keys:
+            message = "is missing; write the name of the source in source_spec to split"
+            self.problems.append(Problem("split.from", message))
+        for kind, others in _KEYS_OF_KIND.items():
+            for key in others:
+                if key in keys and kind not in kinds:
+                    self.problems.append(Problem(f"split.{key}", f"is only for a split by {kind}; remove it"))
+        if "time" in keys:
             self._check_time(keys)
-        else:
-            self._check_random(keys)
+        elif kinds:
+            self._check_fractions(keys, kinds[0])
 
     def _check_time(self, keys: dict[str, Any]) -> None:
         bounds = {name: keys[name] for name in ("valid_from", "test_from") if name in keys}
@@ -218,25 +225,21 @@ class RawSplit:
             return value
         return value * _UNIT_MICROSECONDS[self.time.unit or "us"]
 
-    def _check_random(self, keys: dict[str, Any]) -> None:
-        total = sum(keys["random"].values())
-        if "train" in keys["random"]:
-            self.problems.append(Problem("split.random.train", "is what the other mappings leave; remove it"))
+    def _check_fractions(self, keys: dict[str, Any], kind: str) -> None:
+        total = sum(keys[kind].values())
+        if "train" in keys[kind]:
+            self.problems.append(Problem(f"split.{kind}.train", "is what the other mappings leave; remove it"))
         elif total > 1 + _SUM_TOLERANCE:
             message = f"the fractions add up to {total:g}; write fractions with a sum of at most 1"
-            self.problems.append(Problem("split.random", message))
-        if "by" in keys and "key" in keys:
-            self.problems.append(Problem("split.key", "has no meaning beside `by`, which draws by value; keep one"))
+            self.problems.append(Problem(f"split.{kind}", message))
         if "by" in keys:
             self.by = self.columns.refer(keys["by"], "split.by")
-        found = [self.columns.refer(name, path_of("split", "key", i)) for i, name in enumerate(keys.get("key", ()))]
-        self.key = [reading for reading in found if reading is not None]
 
     def _check_mappings(self) -> None:
         """Checks that train and test exist, and that no mapping is both split off and given as files."""
         if ("source_spec",) in self.parts.incomplete:
             return
-        sources = (self.keys or {}).get("from", ())
+        sources = (self.keys or {}).get("from", [])
         given = [name for name in self.parts.sources if name not in sources]
         made = self.made()
         for name in made:
