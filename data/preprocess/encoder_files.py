@@ -58,8 +58,8 @@ STEP_SETTINGS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def save_encoders(encoders: Mapping[str, Encoder], folder: Path) -> None:
-    """Write encoders, by feature name, to a new folder.
+def save_encoders(encoders: Mapping[str, Encoder], folder: Path, others: Mapping[str, Content] | None = None) -> None:
+    """Write encoders, by feature name, to a new folder, along with other files of the workflow.
 
     Raises:
         DataError: if the folder exists, or a feature name cannot be part of a file name.
@@ -67,7 +67,7 @@ def save_encoders(encoders: Mapping[str, Encoder], folder: Path) -> None:
     """
     if os.path.lexists(folder):
         raise DataError(f"{folder}: already exists; choose a new folder for the encoders")
-    files: dict[str, Content] = {}
+    files: dict[str, Content] = dict(others or {})
     settings = {feature: _settings(feature, encoder, files) for feature, encoder in encoders.items()}
     files[SETTINGS_FILE] = {"version": VERSION, "hash": HASH, "features": settings}
     write_checksummed(Path(folder), files=files)

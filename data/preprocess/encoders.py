@@ -18,15 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.errors import DataError
-from data.preprocess.hashing import NULL_HASH, buckets, hash_values, mix
+from data.preprocess.counting import most_frequent_first
+from data.preprocess.hashing import buckets, hash_values, mix
 from data.preprocess.keys import (
-    KeyIndex,
     KeyTable,
     Values,
     as_arrow,
     as_lists,
     as_numbers,
     coded_keys,
+    hash_column,
+    kept_index,
     key_array,
 )
 
@@ -143,7 +145,7 @@ class Vocabulary:
 
     def encode_flat(self, values: Values) -> np.ndarray:
         """Return the ids of single values, such as the flattened items of a list feature: [n] int64."""
-        codes, found, positions = key_index(self, self.values).find(values)
+        codes, found, positions = kept_index(self, self.column, self.values).find(values)
         ids = positions + self.first_known_id
         unseen = np.flatnonzero(positions < 0)
         if len(unseen):
@@ -223,7 +225,7 @@ class HashedRanks:
 
     def encode_flat(self, values: Values) -> np.ndarray:
         """Return the ids of single values, [n] int64."""
-        codes, _, positions = key_index(self, self.values).find(values)
+        codes, _, positions = kept_index(self, self.column, self.values).find(values)
         ids = buckets(hash_values(np.append(positions, -1) + 1), self.num_buckets)
         return ids[codes]
 
@@ -422,8 +424,7 @@ class CrossedIds:
         """Return the keys of combinations, [n] int64."""
         hashes = np.zeros(1, np.uint64)
         for entry in self.inputs:
-            codes, found = coded_keys(entry.name, columns[entry.name])
-            hashes = mix(hashes ^ np.append(hash_values(found), NULL_HASH)[codes])
+            hashes = mix(hashes ^ hash_column(entry.name, columns[entry.name]))
         return hashes.view(np.int64)
 
 
@@ -528,8 +529,26 @@ def encode_columns(encoders: Mapping[str, Encoder], columns: Mapping[str, Values
         raise DataError(f"the columns {missing} are missing; the encoders read them")
     encoded: dict[str, Encoded] = {}
     for feature in encoders:
-        _encode_feature(feature, encoders, columns, encoded)
+        encode_feature(feature, encoders, columns, encoded)
     return {feature: encoded[feature] for feature in encoders}
+
+
+def encode_feature(
+    feature: str, encoders: Mapping[str, Encoder], columns: Mapping[str, Values], encoded: dict[str, Encoded]
+) -> None:
+    """Encode a feature that is not in `encoded`, after the features that it crosses, and add them."""
+    if feature in encoded:
+        return
+    encoder = encoders[feature]
+    if not isinstance(encoder, CrossedIds):
+        encoded[feature] = encoder.encode(columns[encoder.column])
+        return
+    inputs: dict[str, Values] = {}
+    for entry in encoder.inputs:
+        if entry.is_feature:
+            encode_feature(entry.name, encoders, columns, encoded)
+        inputs[entry.name] = encoded[entry.name] if entry.is_feature else columns[entry.name]
+    encoded[feature] = encoder.encode(inputs)
 
 
 def raw_columns(encoders: Mapping[str, Encoder]) -> set[str]:
@@ -541,12 +560,6 @@ def raw_columns(encoders: Mapping[str, Encoder]) -> set[str]:
         else:
             names.add(encoder.column)
     return names
-
-
-def most_frequent_first(keys: pa.Array, counts: np.ndarray) -> np.ndarray:
-    """Return the order of distinct keys by descending count, ties by value: [n] int64 indices."""
-    order = pc.sort_indices(keys).to_numpy()
-    return order[np.argsort(-counts[order], kind="stable")]
 
 
 def apply_steps(steps: Sequence[Step], numbers: np.ndarray) -> np.ndarray:
@@ -595,32 +608,5 @@ def encode_lists(column: str, encode_flat: Callable[[Values], np.ndarray], value
     return encoded
 
 
-def key_index(encoder: Vocabulary | HashedRanks, keys: pa.Array) -> KeyIndex:
-    """Return the index of an encoder's keys, built once."""
-    # Not a cached_property, whose lock would let only one thread at a time build an index.
-    index: KeyIndex | None = encoder.__dict__.get("_index")
-    if index is None:
-        index = encoder.__dict__["_index"] = KeyIndex(encoder.column, keys)
-    return index
-
-
 def _is_list_type(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _encode_feature(
-    feature: str, encoders: Mapping[str, Encoder], columns: Mapping[str, Values], encoded: dict[str, Encoded]
-) -> None:
-    """Add a feature to `encoded`, after the features that it crosses."""
-    if feature in encoded:
-        return
-    encoder = encoders[feature]
-    if not isinstance(encoder, CrossedIds):
-        encoded[feature] = encoder.encode(columns[encoder.column])
-        return
-    inputs: dict[str, Values] = {}
-    for entry in encoder.inputs:
-        if entry.is_feature:
-            _encode_feature(entry.name, encoders, columns, encoded)
-        inputs[entry.name] = encoded[entry.name] if entry.is_feature else columns[entry.name]
-    encoded[feature] = encoder.encode(inputs)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,8 @@ from data.preprocess.histories import add_computed
 from data.preprocess.lists import keep_items, longest
 from data.preprocess.prepared import StageLog, encoded_features
 from data.preprocess.raw_files import column_names
-from data.preprocess.splits import TEST, TRAIN, draw_order, ranges
+from data.preprocess.rows import order_keys
+from data.preprocess.splits import TEST, TRAIN, ranges
 from data.preprocess.staging import KEPT, ROW, Staged, Stager, finished, read_arrow
 from data.preprocess.workers import PROCESS_BYTES, Workers, default_limit, start_workers
 from data.preprocess.workflow_folder import ENCODERS_FOLDER
@@ -38,6 +39,8 @@ from data.spec.raw_spec import RawChunk, RawSpec, Reading
 
 RAW_SPEC_FILE = "raw_spec.json"
 STATE_FOLDER = "state"
+# Sort keys of training rows that are stored in a random order.
+ORDER = "//order"
 # Bytes that a cell takes while its block is read, counted and encoded: a measurement plus 20%.
 CELL_BYTES = 200
 MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 10_000, 1_000_000
@@ -119,7 +122,8 @@ def preprocess(spec: RawSpec, document: Mapping[str, Any], output: Path, resourc
         workflow.fit(parts[TRAIN])
         log.write(f"fitted {len(workflow.encoders)} encoders on {staged.rows[TRAIN]:,} training rows")
         writer = _Writer(spec, workflow, workers, draft, log, block_rows)
-        others = {RAW_SPEC_FILE: plain_document(document)}
+        state = {path.name: path.read_bytes() for path in (scratch / STATE_FOLDER).glob("*")}
+        others = {RAW_SPEC_FILE: plain_document(document), **state}
         save_encoders(workflow.encoders, draft / ENCODERS_FOLDER, others)
         writer.write(parts, staged.rows).write(draft / SPEC_FILE)
     log.write(f"done: {output}")
@@ -255,7 +259,8 @@ class _Writer:
 
     def write(self, parts: Mapping[str, Sequence[Part]], rows: Mapping[str, int]) -> FeatureSpec:
         """Write every mapping; return the specification of the dataset."""
-        features, chunks = self._features(), {}
+        features = self._features()
+        chunks: dict[str, tuple[Chunk, ...]] = {}
         draft_spec = FeatureSpec(self._draft, features, {}, self._spec.channels, self._spec.metadata)
         for mapping, mapping_parts in parts.items():
             tables = self._encoded(mapping, mapping_parts, rows[mapping])
@@ -318,22 +323,19 @@ class _Writer:
                         )
                         for path in paths
                     ]
-                range_of_row = ranges(self._order(table), number)
+                range_of_row = ranges(table.column(ORDER).to_numpy(), number)
                 for index in np.unique(range_of_row):
                     writers[index].write_table(table.filter(pa.array(range_of_row == index)))
             stack.close()
             for path in paths:
                 table = read_arrow(path)
-                yield table.take(pa.array(np.argsort(self._order(table), kind="stable")))
+                yield table.take(pa.array(np.argsort(table.column(ORDER).to_numpy(), kind="stable")))
                 path.unlink()
-
-    def _order(self, table: pa.Table) -> np.ndarray:
-        return draw_order(table.column(ROW).to_numpy(), seed=self._spec.seed)
 
 
 @dataclass(frozen=True)
 class _Encode:
-    """Encodes a part: features, finished columns and the row numbers. Sent to workers, so it holds no open files."""
+    """Encodes a part: features, finished and kept columns. Sent to workers, so it holds no open files."""
 
     workflow: FeatureWorkflow
     spec: RawSpec
@@ -355,7 +357,8 @@ class _Encode:
             kept = raw.column(column)
             is_text = pa.types.is_dictionary(kept.type)
             columns[kept_name(self.spec, column)] = kept.cast(pa.string()) if is_text else kept
-        columns[ROW] = raw.column(ROW)
+        if self.is_training and self.spec.shuffle:
+            columns[ORDER] = pa.array(order_keys(self.spec, raw, raw.column(ROW).to_numpy()))
         return pa.table(columns)
 
 
@@ -383,14 +386,23 @@ def _check_mappings(spec: RawSpec, staged: Staged) -> None:
 def _computed(
     spec: RawSpec, staged: Staged, scratch: Path, workflow: Path | None, resources: Resources
 ) -> dict[str, list[Part]]:
-    """Return the parts of each mapping, with the histories and counts of their rows if the specification has any."""
-    if not any(raw.computed for raw in spec.features.values()):
+    """Return the parts of each mapping, with the histories and counts of their rows if the specification has any.
+
+    Args:
+        spec, staged, resources: the specification, the staged rows and the resources.
+        scratch: folder for the results; STATE_FOLDER in it gets the state that new rows continue from.
+        workflow: folder with the state of earlier rows, or None.
+    """
+    rules = {raw.reading: raw.computed for raw in spec.features.values() if raw.reading and raw.computed}
+    if not rules:
         return {mapping: [Part(path) for path in files] for mapping, files in staged.files.items()}
-    memory = (resources.memory_limit or default_limit()) - PROCESS_BYTES
-    state = workflow / STATE_FOLDER if workflow is not None else None
-    new_state = _made(scratch / STATE_FOLDER)
     files = add_computed(
-        spec, staged.files, _made(scratch / "computed"), state=state, new_state=new_state, memory=memory
+        rules,
+        staged.files,
+        _made(scratch / "computed"),
+        memory=(resources.memory_limit or default_limit()) - PROCESS_BYTES,
+        state=workflow,
+        new_state=_made(scratch / STATE_FOLDER),
     )
     return {
         mapping: [Part(path, computed) for path, computed in zip(staged.files[mapping], files[mapping], strict=True)]
@@ -431,7 +443,7 @@ def _chunk_of(path: Path, trained: Sequence[RawChunk]) -> RawChunk:
     if not path.exists():
         raise DataError(f"{path}: does not exist; give raw files, or folders of raw files")
     names = [path.name] if path.is_file() else [entry.name for entry in path.rglob("*") if entry.is_file()]
-    kind = "parquet" if any(name.endswith((".parquet", ".pq")) for name in names) else "csv"
+    kind: Literal["csv", "parquet"] = "parquet" if any(name.endswith((".parquet", ".pq")) for name in names) else "csv"
     chunk = next((chunk for chunk in trained if chunk.type == kind), None)
     if chunk is None:
         chunk = RawChunk(type=kind, files=(), has_header=True)
@@ -446,7 +458,7 @@ def _has_labels(spec: RawSpec) -> bool:
         if (raw := spec.features[name]).reading
     }
     return all(
-        needed <= set(column_names(chunk, spec.folder, allow_outside_paths=True))
+        needed <= column_names(chunk, spec.folder, allow_outside_paths=True)
         for chunks in spec.sources.values()
         for chunk in chunks
     )

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from pandas.api.types import infer_dtype
 
 from data.errors import DataError, shown
-from data.preprocess.hashing import hash_values
+from data.preprocess.hashing import NULL_HASH, hash_values
 
 INT64 = np.iinfo(np.int64)
 INT32_MAX, UINT64_MAX = np.iinfo(np.int32).max, np.uint64(np.iinfo(np.uint64).max)
@@ -144,17 +144,18 @@ class KeyTable:
 
     def look_up(self, column: str, values: Values) -> np.ndarray:
         """Return the [n] float64 numbers of raw values; `column` names them in messages."""
-        codes, _, positions = self.index(column).find(values)
+        codes, _, positions = kept_index(self, column, self.keys).find(values)
         found = np.append(self.numbers, self.default)[positions]
         return np.append(found, self.default)[codes]
 
-    def index(self, column: str) -> KeyIndex:
-        """Return an index of the keys, built once; `column` names them in messages."""
-        # Not a cached_property, whose lock would let only one thread at a time build an index.
-        index: KeyIndex | None = self.__dict__.get("_index")
-        if index is None or index.column != column:
-            index = self.__dict__["_index"] = KeyIndex(column, self.keys)
-        return index
+
+def kept_index(owner: Any, column: str, keys: pa.Array) -> KeyIndex:
+    """Return an index of the keys of an object, which keeps it for the next call; `column` names them in messages."""
+    # Not a cached_property, whose lock would let only one thread at a time build an index.
+    index: KeyIndex | None = owner.__dict__.get("_index")
+    if index is None or index.column != column:
+        index = owner.__dict__["_index"] = KeyIndex(column, keys)
+    return index
 
 
 def key_array(column: str, values: Values) -> pa.Array:
@@ -194,6 +195,16 @@ def coded_keys(column: str, values: Values) -> tuple[np.ndarray, pa.Array]:
     if not keys.null_count:
         return np.arange(len(keys)), keys
     return _number_known(keys.is_valid().to_numpy(zero_copy_only=False)), keys.drop_null()
+
+
+def hash_column(column: str, values: Values) -> np.ndarray:
+    """Return the hash of each value as part of a row (see `data.preprocess.hashing`), [n] uint64.
+
+    Raises:
+        DataError: if a value is neither an integer nor a string, or if there are both.
+    """
+    codes, keys = coded_keys(column, values)
+    return np.append(hash_values(keys), NULL_HASH)[codes]
 
 
 def distinct_values(column: str, values: Values) -> tuple[np.ndarray, pa.Array]:
@@ -259,7 +270,7 @@ def as_numbers(column: str, values: Values) -> np.ndarray:
         DataError: if a value is not a finite number.
     """
     arrow = as_arrow(values)
-    if arrow is not None and (pa.types.is_integer(arrow.type) or pa.types.is_floating(arrow.type)):
+    if arrow is not None and (pa.types.is_primitive(arrow.type) and not pa.types.is_temporal(arrow.type)):
         return _finite(column, arrow.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
     array = _one_column(column, values)
     known = ~pd.isna(array)

@@ -61,6 +61,7 @@ ops: Any = _import_without_tensorflow("nvtabular.ops")
 dispatch: Any = _import_without_tensorflow("merlin.core.dispatch")
 Workflow: Any = nvtabular.Workflow
 Dataset: Any = nvtabular.Dataset
+global_dask_client: Any = _import_without_tensorflow("merlin.core.utils").global_dask_client
 from_map: Any = importlib.import_module("dask.dataframe").from_map
 ON_GPU: bool = dispatch.HAS_GPU and dispatch.cudf is not None
 

@@ -49,6 +49,20 @@ def csv_tables(
             row += table.num_rows
 
 
+def csv_columns(path: Path, chunk: RawChunk) -> list[str]:
+    """Return the names of the columns of a CSV file.
+
+    Raises:
+        DataError: if the file is not valid text.
+    """
+    if not chunk.has_header:
+        return list(chunk.columns)
+    records = Records(chunk.separator, chunk.quote)
+    with open_text(path) as file:
+        _, data = next(records.blocks(file, 1, path), (0, b""))
+    return [cell.decode(errors="backslashreplace") for cell in records.cells(records.first(data)[0])] if data else []
+
+
 class _CsvParser:
     """Parses the blocks of a CSV file.
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data.errors import DataError, listed, shown
 from data.preprocess.raw_cells import CellError, convert
-from data.preprocess.raw_csv import csv_tables
+from data.preprocess.raw_csv import csv_columns, csv_tables
 from data.preprocess.raw_parquet import count_parquet_rows, parquet_tables
 from data.preprocess.raw_text import sample_text
 from data.spec.raw_spec import RawChunk, Reading
@@ -112,6 +113,21 @@ def list_files(chunk: RawChunk, folder: Path, *, allow_outside_paths: bool = Fal
         if mistake := find_escape(file, os.path.realpath(folder), resolved):
             raise DataError(f"{folder}: {shown(file)} {mistake}, or pass --allow_outside_paths")
     return sorted(found)
+
+
+def column_names(chunk: RawChunk, folder: Path, *, allow_outside_paths: bool = False) -> set[str]:
+    """Return the names of the columns that every file of a chunk has, with the keys of its folders.
+
+    Raises:
+        DataError: as `read_raw`.
+    """
+    names: set[str] | None = None
+    for file in list_files(chunk, folder, allow_outside_paths=allow_outside_paths):
+        path = folder / file
+        found = csv_columns(path, chunk) if chunk.type == "csv" else pq.read_schema(path).names
+        own = {*found, *_partition(file)}
+        names = own if names is None else names & own
+    return names or set()
 
 
 def count_rows_estimate(chunk: RawChunk, folder: Path, *, allow_outside_paths: bool = False) -> int:

@@ -1,10 +1,11 @@
-"""Decide what becomes of each raw row: whether it is used, its mapping and its weight.
+"""Decide what becomes of each raw row: whether it is used, its mapping, and whether a negative row is kept.
 
-Every decision depends on the row alone: on its values, or on a draw that is seeded by its file and number or by its key
-columns (see `data.preprocess.splits`). Blocks, workers and other rows never change it.
+Every decision depends on the row alone: on its values, its position in its source, or a draw that is seeded by its key
+(see `data.preprocess.splits`). Blocks, workers and other rows never change it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -14,11 +15,9 @@ import pyarrow.compute as pc
 from data.errors import DataError, shown
 from data.preprocess.hashing import hash_rows, hash_values, mix
 from data.preprocess.raw_cells import combined
-from data.preprocess.raw_files import RawBlock
-from data.preprocess.splits import MAPPINGS, NEGATIVE, SPLIT, TEST, TRAIN, VALID, below
-from data.spec.raw_spec import Condition, RandomSplit, RawSpec, TimeSplit
+from data.preprocess.splits import NEGATIVE, ORDER, SPLIT, TEST, TRAIN, VALID, below, round_half_up
+from data.spec.raw_spec import Condition, LastSplit, RandomSplit, RawSpec, TimeSplit
 
-NOT_USED = -1
 NULL_HASH = np.uint64(0)
 COMPARE: dict[str, Callable[[pa.Array, pa.Scalar], pa.Array]] = {
     "==": pc.equal,
@@ -32,45 +31,35 @@ COMPARE: dict[str, Callable[[pa.Array, pa.Scalar], pa.Array]] = {
 EXACT_INTEGERS = 2**53
 
 
-def mapping_names(spec: RawSpec) -> tuple[str, ...]:
-    """Return the mappings of the dataset: train, valid and test, as far as they exist, then others as written."""
-    split = spec.split
-    names = [source for source in spec.sources if split is None or source not in split.sources]
-    if isinstance(split, TimeSplit):
-        names += [TRAIN, TEST] if split.valid_from is None else [TRAIN, VALID, TEST]
-    elif isinstance(split, RandomSplit):
-        names += [TRAIN, *split.fractions]
-    known = [name for name in MAPPINGS if name in names]
-    return (*known, *dict.fromkeys(name for name in names if name not in MAPPINGS))
+@dataclass(frozen=True)
+class RawRows:
+    """Rows of a raw file.
 
-
-def assign(spec: RawSpec, source: str, block: RawBlock) -> np.ndarray:
-    """Assign rows to mappings.
-
-    Args:
-        spec: the specification.
-        source: name of the source that the rows come from.
-        block: rows, with the columns that `where` and `split` name.
-
-    Returns:
-        [rows] int8 indices into `mapping_names(spec)`, `NOT_USED` for rows that do not satisfy `where`.
-
-    Raises:
-        DataError: if the time of a row that is used is missing.
+    Attributes:
+        file: path of the file, for messages.
+        table: [rows] values, one column per reading.
+        in_file: [rows] int64 numbers of the rows in their file, from 0.
+        in_source: [rows] int64 numbers of the rows in their source, from 0.
+        numbers: [rows] int64 number of the file in its source times 2**40 plus the row's number in the file.
     """
-    names = mapping_names(spec)
-    used = np.ones(block.table.num_rows, bool) if spec.where is None else selected(spec.where, block.table)
-    split = spec.split
-    if split is None or source not in split.sources:
-        codes = np.full(block.table.num_rows, names.index(source), np.int8)
-    elif isinstance(split, TimeSplit):
-        codes = _by_time(split, names, block, used)
-    else:
-        codes = _at_random(split, names, block)
-    return np.where(used, codes, NOT_USED).astype(np.int8)
+
+    file: str
+    table: pa.Table
+    in_file: np.ndarray
+    in_source: np.ndarray
+    numbers: np.ndarray
+
+    def filter(self, chosen: np.ndarray) -> "RawRows":
+        """Return the rows that are marked, [rows] bool."""
+        table = self.table.filter(pa.array(chosen))
+        return RawRows(self.file, table, self.in_file[chosen], self.in_source[chosen], self.numbers[chosen])
+
+    def name(self, row: int) -> str:
+        """Return the location of a row, for messages."""
+        return f"{self.file}, row {self.in_file[row] + 1}"
 
 
-def selected(condition: Condition, table: pa.Table) -> np.ndarray:
+def satisfies(condition: Condition, table: pa.Table) -> np.ndarray:
     """Return which rows satisfy a condition, [rows] bool. Null satisfies none.
 
     Raises:
@@ -85,59 +74,49 @@ def selected(condition: Condition, table: pa.Table) -> np.ndarray:
     return result.fill_null(False).to_numpy(zero_copy_only=False)
 
 
-def row_weights(spec: RawSpec, block: RawBlock) -> np.ndarray:
-    """Return the weights of rows, [rows] float64, 1 if the specification names no column of weights.
-
-    Raises:
-        DataError: if a weight is missing or negative, naming the row.
-    """
-    if spec.sample_weight is None:
-        return np.ones(block.table.num_rows)
-    column = combined(block.table.column(spec.sample_weight)).cast(pa.float64())
-    weights = column.fill_null(-1).to_numpy(zero_copy_only=False)
-    if (weights < 0).any():
-        row = int(np.argmax(weights < 0))
-        found = "missing" if column[row].as_py() is None else f"{weights[row]:g}"
-        raise DataError(
-            f"{_place(block, row)}: the sample weight {spec.sample_weight!r} is {found}; expected a number of at least "
-            "0; select rows with `where:`, or fill it in"
-        )
-    return weights
-
-
-def draw_negatives(
-    spec: RawSpec, file: str, rows: np.ndarray, labels: Sequence[np.ndarray], table: pa.Table
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the training rows that `keep_negatives` keeps. A row is negative if all its binary labels are 0.
+def assign_mappings(spec: RawSpec, source: str, rows: RawRows, total: int = 0) -> np.ndarray:
+    """Assign rows to mappings.
 
     Args:
         spec: the specification.
-        file: file of the rows, relative to the specification's folder.
-        rows: [rows] int64 numbers of the training rows in the file, from 0.
-        labels: [rows] values of each binary label, NaN where it is missing (such a row is not negative).
-        table: the rows' values, with the columns of `split: key`.
+        source: name of the source that the rows come from.
+        rows: the rows, with the columns that `split` names.
+        total: number of rows of the source, if the last ones are split off.
 
     Returns:
-        kept: [rows] bool, whether each row is kept.
-        factors: [rows] float64 to multiply the weights with: 1 / keep_negatives for negative rows, else 1.
+        [rows] object array of mapping names.
+
+    Raises:
+        DataError: if the time of a row is missing.
     """
-    rate = spec.keep_negatives
-    if rate is None or not labels:
-        return np.ones(len(rows), bool), np.ones(len(rows))
-    negative = np.all([np.asarray(label, np.float64) == 0 for label in labels], axis=0)
-    drawn = below(_row_hashes(spec.seed, NEGATIVE, _key(spec.split), file, rows, table), rate)
-    return ~negative | drawn, np.where(negative, 1 / rate, 1.0)
-
-
-def key_readings(spec: RawSpec) -> tuple[str, ...]:
-    """Return the readings that `assign`, `row_weights` and `draw_negatives` use."""
     split = spec.split
-    names: list[str | None] = [spec.sample_weight, spec.where.reading if spec.where else None]
+    if split is None or source not in split.sources:
+        return np.full(len(rows.numbers), source, object)
     if isinstance(split, TimeSplit):
-        names.append(split.reading)
-    elif isinstance(split, RandomSplit):
-        names += [split.by, *split.key]
-    return tuple(dict.fromkeys(name for name in names if name is not None))
+        return _by_time(split, rows)
+    if isinstance(split, LastSplit):
+        return _from_the_end(split, rows, total)
+    return _at_random(split, spec, rows)
+
+
+def keeps_negative(spec: RawSpec, rows: RawRows) -> np.ndarray:
+    """Draw which rows to keep if they are negative, [rows] bool: a fraction `keep_negatives` of all."""
+    return below(row_hashes(spec, NEGATIVE, rows.table, rows.numbers), spec.keep_negatives or 0.0)
+
+
+def order_keys(spec: RawSpec, table: pa.Table, numbers: np.ndarray) -> np.ndarray:
+    """Return sort keys that put rows in a random order, [rows] uint64."""
+    return row_hashes(spec, ORDER, table, numbers)
+
+
+def row_hashes(spec: RawSpec, purpose: int, table: pa.Table, numbers: np.ndarray) -> np.ndarray:
+    """Return hash(seed, purpose, key) of rows, [rows] uint64; the key is that of `RawSpec.row_key`."""
+    if not spec.row_key:
+        return hash_rows(spec.seed, purpose, numbers)
+    hashes = hash_rows(spec.seed, purpose)
+    for name in spec.row_key:
+        hashes = mix(hashes ^ _column_hashes(name, combined(table.column(name))))
+    return hashes
 
 
 def _compared(condition: Condition, column: pa.Array) -> pa.Array:
@@ -161,55 +140,47 @@ def _exact(value: str | float) -> str | float | int:
     return value
 
 
-def _by_time(split: TimeSplit, names: Sequence[str], block: RawBlock, used: np.ndarray) -> np.ndarray:
-    column = combined(block.table.column(split.reading))
+def _by_time(split: TimeSplit, rows: RawRows) -> np.ndarray:
+    column = combined(rows.table.column(split.reading))
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise DataError(f"split: {split.reading} holds text; state `dtype: timestamp` or a number type for it")
-    missing = column.is_null().to_numpy(zero_copy_only=False) & used
+    missing = column.is_null().to_numpy(zero_copy_only=False)
     if missing.any():
         raise DataError(
-            f"{_place(block, int(np.argmax(missing)))}: the time {split.reading!r} is missing, so the row is in no "
+            f"{rows.name(int(np.argmax(missing)))}: the time {split.reading!r} is missing, so the row is in no "
             "mapping; leave such rows out with `where:`, or fill it in"
         )
-    codes = np.full(len(column), names.index(TRAIN), np.int8)
+    mappings = np.full(len(column), TRAIN, object)
     for name, first in ((VALID, split.valid_from), (TEST, split.test_from)):
         if first is not None:
-            reached = pc.greater_equal(column, pa.scalar(_exact(float(first)))).fill_null(False)
-            codes[reached.to_numpy(zero_copy_only=False)] = names.index(name)
-    return codes
+            reached = pc.greater_equal(column, pa.scalar(_exact(float(first))))
+            mappings[reached.to_numpy(zero_copy_only=False)] = name
+    return mappings
 
 
-def _at_random(split: RandomSplit, names: Sequence[str], block: RawBlock) -> np.ndarray:
-    rows = np.arange(block.first_row, block.first_row + block.table.num_rows)
-    hashes = _row_hashes(split.seed, SPLIT, split.key, block.file, rows, block.table)
+def _from_the_end(split: LastSplit, rows: RawRows, total: int) -> np.ndarray:
+    mappings, end = np.full(len(rows.numbers), TRAIN, object), total
+    for name in reversed(split.fractions):
+        first = end - int(round_half_up(np.array(total * split.fractions[name])))
+        mappings[(rows.in_source >= first) & (rows.in_source < end)] = name
+        end = first
+    return mappings
+
+
+def _at_random(split: RandomSplit, spec: RawSpec, rows: RawRows) -> np.ndarray:
+    hashes = row_hashes(spec, SPLIT, rows.table, rows.numbers)
     if split.by is not None:
         # Rows without a group are drawn one by one.
-        groups = combined(block.table.column(split.by))
-        grouped = mix(hash_rows(split.seed, SPLIT) ^ _column_hashes(split.by, groups))
+        groups = combined(rows.table.column(split.by))
+        grouped = mix(hash_rows(spec.seed, SPLIT) ^ _column_hashes(split.by, groups))
         hashes = np.where(groups.is_valid().to_numpy(zero_copy_only=False), grouped, hashes)
-    codes = np.full(len(rows), names.index(TRAIN), np.int8)
-    # As in `draw_mappings`, the lowest hashes are test, then valid; each narrower range overwrites the wider one.
-    order = sorted(split.fractions, key=lambda name: (name != TEST, name != VALID))
-    shares = list(accumulate(split.fractions[name] for name in order))
-    for name, share in zip(reversed(order), reversed(shares), strict=True):
-        codes[below(hashes, share)] = names.index(name)
-    return codes
-
-
-def _key(split: TimeSplit | RandomSplit | None) -> tuple[str, ...]:
-    return split.key if isinstance(split, RandomSplit) else ()
-
-
-def _row_hashes(
-    seed: int, purpose: int, key: Sequence[str], file: str, rows: np.ndarray, table: pa.Table
-) -> np.ndarray:
-    """Return hash(seed, purpose, key columns), or hash(seed, purpose, file, row) without a key: [rows] uint64."""
-    if not key:
-        return hash_rows(seed, purpose, [file], rows)
-    hashes = hash_rows(seed, purpose)
-    for name in key:
-        hashes = mix(hashes ^ _column_hashes(name, combined(table.column(name))))
-    return hashes
+    mappings = np.full(len(hashes), TRAIN, object)
+    shares = list(accumulate(split.fractions.values()))
+    # Each narrower range overwrites the wider one.
+    for name, share in zip(reversed(split.fractions), reversed(shares), strict=True):
+        is_all = share > 1 - 1e-9
+        mappings[np.full(len(hashes), True) if is_all else below(hashes, share)] = name
+    return mappings
 
 
 def _column_hashes(name: str, column: pa.Array) -> np.ndarray:
@@ -227,7 +198,3 @@ def _column_hashes(name: str, column: pa.Array) -> np.ndarray:
     else:
         words = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
     return np.where(is_known, hash_values(words), NULL_HASH)
-
-
-def _place(block: RawBlock, row: int) -> str:
-    return f"{block.file}, row {block.first_row + row} (from 0)"

@@ -5,7 +5,7 @@ and columns whose names begin with "//": finished ones (labels, weights and the 
 Nothing depends on how rows are cut into blocks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 from data.errors import DataError
 from data.preprocess.labels import check_given, group_values, is_negative, label_values, weight_values
 from data.preprocess.prepared import StageLog
+from data.preprocess.raw_cells import combined
 from data.preprocess.raw_files import RawBlock, count_rows_estimate, read_raw
-from data.preprocess.rows import assign_mappings, keeps_negative, satisfies
+from data.preprocess.rows import RawRows, assign_mappings, keeps_negative, satisfies
 from data.preprocess.splits import TRAIN
 from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, Feature
-from data.spec.raw_spec import RawChunk, RawSpec, Reading
+from data.spec.raw_spec import LastSplit, RawChunk, RawSpec, Reading
 
 # Columns of a staged file besides its readings; no raw column has such a name.
 ROW, KEPT = "//row", "//kept"
@@ -95,23 +96,34 @@ class Stager:
         """
         staged = Staged(folder)
         for source, chunks in self.spec.sources.items():
-            report = self._progress(source, chunks)
-            numbers = _FileNumbers()
-            rows = 0
+            total = self._count(source, chunks)
+            report, numbers, rows = self._progress(source, chunks), _FileNumbers(), 0
             for chunk in chunks:
-                for block in self._blocks(chunk):
-                    self._add(source, block, numbers.of(block.file), staged)
+                for block in self._blocks(chunk, self._readings()):
+                    in_file = block.first_row + np.arange(block.table.num_rows, dtype=np.int64)
+                    in_source = rows + np.arange(block.table.num_rows, dtype=np.int64)
+                    number = numbers.of(block.file) * ROWS_PER_FILE + in_file
+                    table = block.table.unify_dictionaries().combine_chunks()
+                    self._add(source, RawRows(block.file, table, in_file, in_source, number), total, staged)
                     rows += block.table.num_rows
                     report(rows)
             if not rows:
                 raise DataError(f"source_spec.{source}: its files hold no rows; name files with rows")
         return staged
 
-    def _blocks(self, chunk: RawChunk) -> Iterator[RawBlock]:
+    def _count(self, source: str, chunks: Sequence[RawChunk]) -> int:
+        """Return the number of rows of a source whose last rows are split off, else 0."""
+        split = self.spec.split
+        if not isinstance(split, LastSplit) or source not in split.sources:
+            return 0
+        first = self._readings()[:1]
+        return sum(block.table.num_rows for chunk in chunks for block in self._blocks(chunk, first))
+
+    def _blocks(self, chunk: RawChunk, readings: Sequence[Reading]) -> Iterator[RawBlock]:
         return read_raw(
             chunk,
             self.spec.folder,
-            self._readings(),
+            readings,
             block_rows=self.block_rows,
             allow_outside_paths=self.allow_outside_paths,
         )
@@ -126,58 +138,49 @@ class Stager:
             needed -= {raw.reading for name, raw in self.spec.features.items() if name in labels} - used
         return [reading for name, reading in self.spec.readings.items() if name in needed]
 
-    def _progress(self, source: str, chunks: Sequence[RawChunk]):
+    def _progress(self, source: str, chunks: Sequence[RawChunk]) -> Callable[[int], None]:
         total = 0
         with suppress(DataError):  # reported when the files are read
             total = sum(count_rows_estimate(chunk, self.spec.folder) for chunk in chunks)
         return self.log.stage(f"reading {source}", total)
 
-    def _add(self, source: str, block: RawBlock, file_number: int, staged: Staged) -> None:
-        spec, table = self.spec, block.table.unify_dictionaries().combine_chunks()
-        rows = block.first_row + np.arange(table.num_rows, dtype=np.int64)
-        if spec.where is not None:
-            chosen = satisfies(spec.where, table)
-            table, rows = table.filter(pa.array(chosen)), rows[chosen]
-        numbers = file_number * ROWS_PER_FILE + rows
-
-        def row_name(row: int) -> str:
-            return f"{block.file}, row {rows[row] + 1}"
-
-        mappings = assign_mappings(spec, source, table, numbers, row_name)
-        table = self._with_finished(table, numbers, mappings, row_name)
+    def _add(self, source: str, rows: RawRows, total: int, staged: Staged) -> None:
+        if self.spec.where is not None:
+            rows = rows.filter(satisfies(self.spec.where, rows.table))
+        mappings = assign_mappings(self.spec, source, rows, total)
+        table = self._with_finished(rows, mappings)
         for mapping in sorted(set(mappings)):
             inside = mappings == mapping
             staged.add(mapping, table if inside.all() else table.filter(pa.array(inside)))
 
-    def _with_finished(self, table: pa.Table, numbers: np.ndarray, mappings: np.ndarray, row_name) -> pa.Table:
-        spec, columns = self.spec, {ROW: pa.array(numbers)}
-        labels = self._labels(table, row_name)
+    def _with_finished(self, rows: RawRows, mappings: np.ndarray) -> pa.Table:
+        spec, columns = self.spec, {ROW: pa.array(rows.numbers)}
+        labels = self._labels(rows)
         columns |= {finished(name): values for name, (_, values) in labels.items()}
         weights = None
         if spec.sample_weight:
-            weights = weight_values(_column(table, spec.sample_weight), spec.sample_weight, row_name)
-        if spec.keep_negatives is not None and self.has_labels:
-            in_training = (mappings == TRAIN) & is_negative(labels, table.num_rows)
-            kept = ~in_training | keeps_negative(numbers, spec.keep_negatives, spec.seed)
-            columns[KEPT] = pa.array(kept)
+            weights = weight_values(_column(rows, spec.sample_weight), spec.sample_weight, rows.name)
+        if spec.keep_negatives is not None:
+            in_training = (mappings == TRAIN) & is_negative(labels, len(mappings))
+            columns[KEPT] = pa.array(~in_training | keeps_negative(spec, rows))
             factors = pa.array(np.where(in_training, 1 / spec.keep_negatives, 1.0))
             weights = factors if weights is None else pc.multiply(weights, factors)
         if weights is not None:
             columns[finished(SAMPLE_WEIGHT)] = weights
         for name in spec.channels.get(MAP, ()):
-            raw = spec.features[name]
-            columns[finished(name)] = group_values(_column(table, raw.reading or name), name, row_name)
+            columns[finished(name)] = group_values(_column(rows, spec.features[name].reading or name), name, rows.name)
+        table = rows.table
         for name, values in columns.items():
             table = table.append_column(name, values)
         return table
 
-    def _labels(self, table: pa.Table, row_name) -> dict[str, tuple[Feature, pa.Array]]:
+    def _labels(self, rows: RawRows) -> dict[str, tuple[Feature, pa.Array]]:
         labels: dict[str, tuple[Feature, pa.Array]] = {}
         if self.has_labels:
             for name in self.spec.channels.get(LABEL, ()):
                 raw = self.spec.features[name]
-                labels[name] = raw.feature, label_values(raw, _column(table, raw.reading or name), row_name)
-            check_given(labels, row_name)
+                labels[name] = raw.feature, label_values(raw, _column(rows, raw.reading or name), rows.name)
+            check_given(labels, rows.name)
         return labels
 
 
@@ -191,6 +194,5 @@ class _FileNumbers:
         return self._numbers.setdefault(file, len(self._numbers))
 
 
-def _column(table: pa.Table, name: str) -> pa.Array:
-    column = table.column(name)
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+def _column(rows: RawRows, name: str) -> pa.Array:
+    return combined(rows.table.column(name))

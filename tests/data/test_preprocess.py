@@ -127,7 +127,9 @@ def test_random_logs_match_pandas(table, tmp_path_factory):
         found = read_mapping(folder / "data", mapping)
         for name in ("item", "clicked", "hour", "click", "item_id"):
             assert found.column(name).to_pylist() == expected[name].to_list(), name
-        np.testing.assert_allclose(found.column("price").to_numpy(), expected["price"].to_numpy(float), rtol=2e-6, atol=2e-6)
+        np.testing.assert_allclose(
+            found.column("price").to_numpy(), expected["price"].to_numpy(float), rtol=2e-6, atol=2e-6
+        )
 
 
 @pytest.fixture(scope="module")
