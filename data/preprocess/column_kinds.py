@@ -72,9 +72,9 @@ ANONYMOUS_NUMBER, ANONYMOUS_ID = re.compile(r"I\d+"), re.compile(r"C\d+")
 # A name that ends in "id" names an id, except for these words.
 NOT_IDS = frozenset(["bid", "covid", "grid", "paid", "said", "solid", "valid", "void"])
 
-LIST_SEPARATORS = ("|", ";", "\x02", "^", ",", " ", ":", "#")
+LIST_SEPARATORS = ("|", ";", ", ", "\x02", "^", ",", " ", ":", "#")
 # Separators that also occur within sentences and names.
-COMMON_SEPARATORS = (",", " ", ":", "#")
+COMMON_SEPARATORS = (", ", ",", " ", ":", "#")
 LEAST_LIST_SHARE = 0.2
 # How many times more items than different items there are in the cells of a list, counting different cells.
 LEAST_REPEATS = 2.0
@@ -82,7 +82,7 @@ FEW_VALUES = 20
 # Quantities: the median of the different values lies below this share of their range, or the logarithms of the
 # frequencies of neighbours correlate more than this.
 DENSE_AT_LOW_END, SMOOTH = 0.25, 0.6
-MOSTLY_ZERO = 0.5
+MOSTLY_ZERO = 0.8
 LARGEST_DENSE_RANGE = 400
 # A number is skewed if its maximum exceeds this multiple of its median plus one.
 SKEWED = 20

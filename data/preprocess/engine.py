@@ -29,7 +29,8 @@ from data.preprocess.prepared import StageLog, encoded_features
 from data.preprocess.raw_files import column_names
 from data.preprocess.rows import order_keys
 from data.preprocess.splits import TEST, TRAIN, ranges
-from data.preprocess.staging import KEPT, ROW, Staged, Stager, finished, read_arrow
+from data.preprocess.staged_columns import KEPT, ROW, finished
+from data.preprocess.staging import Staged, Stager, read_arrow
 from data.preprocess.workers import PROCESS_BYTES, Workers, default_limit, start_workers
 from data.preprocess.workflow_folder import ENCODERS_FOLDER
 from data.spec.feature_spec import FeatureSpec
@@ -201,11 +202,13 @@ class FeatureWorkflow:
     def __init__(self, spec: RawSpec, scratch: Path, encoders: Mapping[str, Encoder] | None = None) -> None:
         # Imported late, since it takes seconds: mistakes in arguments and raw files are reported first.
         from data.preprocess.nvtabular_operators import FitFeatures
-        from data.preprocess.nvtabular_setup import Workflow
+        from data.preprocess.nvtabular_setup import Schema, Workflow
 
         self._operator = FitFeatures(spec, scratch, encoders)
-        self._inputs = [*spec.readings, ROW]
+        self._inputs = self._operator.inputs
         self._workflow = Workflow(self._inputs >> self._operator)
+        if encoders is not None:
+            self._workflow.fit_schema(Schema(self._inputs))
 
     @property
     def encoders(self) -> dict[str, Encoder]:

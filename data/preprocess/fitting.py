@@ -173,6 +173,7 @@ class FittedFeatures:
                 self.encoders[name] = shared_encoder(raw, self._spec, self.encoders[raw.rule.feature])
         self.encoders = {name: self.encoders[name] for name in self.names if name in self.encoders}
 
+
 def fitter_of(
     raw: RawFeature, spec: RawSpec, scratch: Scratch, encoders: Mapping[str, Encoder] | None = None
 ) -> Fitter | None:

@@ -4,30 +4,32 @@ For a row with the values `by` and `order`, only rows of any mapping with the sa
 enter, so that rows of the same time never see each other:
 
 - a history is the list of their `of` values, at most the `last` ones, the most recent last. Rows of equal order follow
-  in the order of the files (mapping by mapping). A row without an `of` value does not enter.
-- a count is the number of these rows with the same `of` (all of them without `of`) and, with a `window`, with at least
-  `order - window`.
+  mapping by mapping (train, valid, test, others by name) and in the order of the files. A row whose `of` is null does
+  not enter.
+- a count is the number of these rows that have the same `of` (all of them without `of`) and, with a `window`, an order
+  of at least `order - window`.
 
-With `where`, only the rows that satisfy it enter; every row has a history. It is empty where `by` is null, and a count
-is 0 where `by` or `of` is null.
+With `where`, only the rows that satisfy it enter; every row has a history and a count. A history is empty where `by` is
+null, and a count is 0 where `by` or `of` is null.
 
-Memory is bounded by a budget: rows are distributed over files by a hash of `by`, these are read one at a time (if a
-file is too large, by ranges of `order`), and the results are collected in the order of the rows. Neither the budget nor
+Memory is bounded by a budget: rows are distributed over files by a hash of `by`, which are computed one at a time (by
+ranges of `order`, if a file is too large), and the results are merged in the order of the rows. Neither the budget nor
 the blocks of the staged files change the result.
 
 The state is what new rows need to continue, as a parquet file per column. Going on from it gives the same values as
-computing everything at once, if no new row is earlier than the latest row of the same `by` (of the same `by` and `of`
-for a count). Otherwise some rows are missing from a history or count, but never is one in it that is not earlier.
+computing everything at once if no new row is earlier than the latest row of the same `by` (for a count, of the same
+`by` and `of`). An earlier one misses rows that are no longer in the state; it never sees a later row.
 
-history.NAME.parquet    by, of, order of the rows that entered last
-count.NAME.parquet      by, of (if the count has it), order, count: number of rows, those before the window aggregated
+history.NAME.parquet    by, of, order: rows that entered last
+count.NAME.parquet      by, of (if the count has it), order, count: number of rows; rows before the window are left out,
+                        or added to the latest of them if there is no window
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,22 +38,35 @@ import pyarrow.parquet as pq
 
 from data.errors import DataError
 from data.files.parquet import arrow_file
-from data.preprocess.hashing import hash_values, mix
-from data.preprocess.splits import ranges
-from data.spec.raw_spec import Condition, Count, History
+from data.preprocess.earlier_rows import (
+    BY,
+    OF,
+    ORDER,
+    ROWS,
+    OrderedRows,
+    find_counts,
+    find_histories,
+    joined_ranges,
+    last_counts,
+    last_items,
+    one_array,
+    value_hashes,
+)
+from data.preprocess.splits import MAPPINGS, ranges
+from data.spec.raw_spec import Condition, Count, History, RawSpec
 from data.storage.files import reading
 
-# Memory to compute one row of a file, in addition to its values: ranks, permutations and sums of 8 bytes each.
+POSITION, VALUE = "position", "value"
+# Memory to compute one row, in addition to its values: ranks, permutations and sums of 8 bytes each.
 BYTES_PER_ROW = 200
 MAX_FILES = 256
-# Items of the lists in a batch of the computed columns.
-ITEMS_PER_BATCH = 2**20
-ROWS_PER_BATCH = 2**16
+# Memory of an item of a history while results are merged, for columns with many.
+BYTES_PER_ITEM = 256
+ROWS_PER_BATCH, ITEMS_PER_BATCH = 2**13, 2**19
 ROWS_PER_STATE_GROUP = 2**20
 ORDERS_SAMPLED = 100_000
-BEFORE_ALL_ROWS = -1
-
-POSITION, BY, OF, ORDER, ROWS = "position", "by", "of", "order", "count"
+# Position of the rows of a state.
+EARLIER = -1
 COMPARISONS = {
     "==": pc.equal,
     "!=": pc.not_equal,
@@ -63,7 +78,7 @@ COMPARISONS = {
 
 
 def add_computed(
-    computed: Mapping[str, History | Count],
+    spec: RawSpec,
     staged: Mapping[str, Sequence[Path]],
     folder: Path,
     *,
@@ -72,12 +87,13 @@ def add_computed(
     new_state: Path | None = None,
     locate: Callable[[Path, int], str] = lambda path, row: f"{path}, row {row}",
 ) -> dict[str, list[Path]]:
-    """Compute histories and counts of staged rows.
+    """Compute the histories and counts of staged rows.
 
     Args:
-        computed: {name of the column: what it holds}.
-        staged: Arrow IPC files of each mapping, at least one in all, in the order of the rows, with the columns that
-            `computed` names. Strings may be dictionary-encoded. Timestamps are integers.
+        spec: the specification of the columns.
+        staged: Arrow IPC files of each mapping, at least one in all, in the order of the rows, with a column per
+            reading. Strings may be dictionary-encoded; timestamps are integers. A file may lack the column of a
+            `where`, as rows to predict lack a label: none of its rows enters.
         folder: existing folder to write the computed columns to.
         memory: bytes to use, approximately.
         state: folder with the state of earlier rows, or None.
@@ -85,67 +101,64 @@ def add_computed(
         locate: describes where a row of a staged file came from, for messages.
 
     Returns:
-        Arrow IPC files of each mapping, one for each staged file, with as many rows and the computed columns:
-        list<type of `of`> (string where `of` is dictionary-encoded) or int64, never null.
+        Arrow IPC files of each mapping, one for each staged file, with as many rows and the computed columns by name of
+        the feature: list<type of `of`> (string where `of` is dictionary-encoded) or int64, never null.
 
     Raises:
         DataError: if an `order` is null, naming the row, a column holds lists, or the state does not fit the rows.
     """
-    files = [_StagedFile.open(path) for paths in staged.values() for path in paths]
+    mappings = sorted(staged, key=lambda name: (MAPPINGS.index(name) if name in MAPPINGS else len(MAPPINGS), name))
+    files = [StagedFile.open(path) for mapping in mappings for path in staged[mapping]]
+    written = {file.path: folder / f"computed-{number:06}.arrow" for number, file in enumerate(files)}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        columns = []
-        for number, (name, rule) in enumerate(computed.items()):
-            parts = Path(scratch) / str(number)
-            parts.mkdir()
-            column = _Column(name, rule, parts, memory, locate)
-            columns.append(column.compute(files, state, new_state))
-        written, first = iter([folder / f"computed-{index:06}.arrow" for index in range(len(files))]), 0
-        results = {mapping: [next(written) for _ in paths] for mapping, paths in staged.items()}
-        for file, path in zip(files, [path for paths in results.values() for path in paths], strict=True):
-            _write_columns(columns, first, file.rows, path)
+        columns: list[_Column] = []
+        for name, feature in spec.features.items():
+            if feature.computed is not None:
+                parts = Path(scratch) / str(len(columns))
+                parts.mkdir()
+                columns.append(_Column(name, feature.computed, files, parts, memory, locate))
+                columns[-1].compute(state, new_state)
+        first = 0
+        for file in files:
+            _write_columns(columns, first, file.rows, written[file.path])
             first += file.rows
-    return results
+    return {mapping: [written[path] for path in paths] for mapping, paths in staged.items()}
 
 
 @dataclass(frozen=True)
-class _StagedFile:
-    """A memory-mapped file of staged rows."""
+class StagedFile:
+    """An Arrow IPC file of staged rows.
+
+    Attributes:
+        path: its path.
+        schema: its columns.
+        rows: number of its rows.
+    """
 
     path: Path
-    batches: pa.RecordBatchFileReader
+    schema: pa.Schema
     rows: int
 
     @classmethod
-    def open(cls, path: Path) -> "_StagedFile":
-        batches = pa.ipc.open_file(pa.memory_map(str(path)))
-        return cls(path, batches, sum(batches.get_batch(i).num_rows for i in range(batches.num_record_batches)))
+    def open(cls, path: Path) -> "StagedFile":
+        """Return the description of a file."""
+        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
+            rows = sum(file.get_batch(index).num_rows for index in range(file.num_record_batches))
+            return cls(path, file.schema, rows)
 
-    def blocks(self) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yield the batches, at least one, with the number of their first row."""
-        first, schema = 0, self.batches.schema
+    def blocks(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yield some columns, batch by batch (at least one), with the number of its first row."""
+        first, indices = 0, sorted({self.schema.get_field_index(name) for name in columns})
         if not self.rows:
+            schema = pa.schema([self.schema.field(index) for index in indices])
             yield 0, pa.record_batch([pa.nulls(0, field.type) for field in schema], schema=schema)
-        for index in range(self.batches.num_record_batches):
-            batch = self.batches.get_batch(index)
-            yield first, batch
-            first += batch.num_rows
-
-
-@dataclass(frozen=True)
-class _Results:
-    """The computed values of some rows, memory-mapped.
-
-    Attributes:
-        positions: [rows] int64 ascending numbers of the rows over all staged files.
-        counts: [rows] int64 counts, or lengths of the histories.
-        starts: [rows] int64 index of a history's first item in `items`, for a history.
-        items: values that entered, sorted by `by` and `order`, for a history.
-    """
-
-    positions: np.ndarray
-    counts: np.ndarray
-    starts: np.ndarray | None
-    items: pa.Array | None
+        options = pa.ipc.IpcReadOptions(included_fields=indices)
+        # Not memory-mapped, so that what was read is freed.
+        with pa.OSFile(str(self.path)) as source, pa.ipc.open_file(source, options=options) as file:
+            for index in range(file.num_record_batches):
+                batch = file.get_batch(index)
+                yield first, batch
+                first += batch.num_rows
 
 
 class _Column:
@@ -154,20 +167,26 @@ class _Column:
     Args:
         name: name of the column.
         rule: what it holds.
+        files: the staged files.
         folder: empty folder for temporary files.
         memory: bytes to use, approximately.
         locate: describes a row of a staged file.
     """
 
     def __init__(
-        self, name: str, rule: History | Count, folder: Path, memory: int, locate: Callable[[Path, int], str]
+        self,
+        name: str,
+        rule: History | Count,
+        files: Sequence[StagedFile],
+        folder: Path,
+        memory: int,
+        locate: Callable[[Path, int], str],
     ) -> None:
-        self.rule = rule
-        self.name = name
-        self._folder, self._memory, self._locate = folder, memory, locate
+        self.name, self.rule = name, rule
+        self._files, self._folder, self._memory, self._locate = files, folder, memory, locate
         self._kind = "history" if isinstance(rule, History) else "count"
-        self._item_type = pa.int64()
-        self._rows_at_once = 1
+        self._state_file = f"{self._kind}.{name}.parquet"
+        self._rows_at_once = self._items_at_once = 1
         self._results: list[_Results] = []
 
     @property
@@ -175,55 +194,65 @@ class _Column:
         """Type of the column."""
         return pa.list_(self._item_type) if isinstance(self.rule, History) else pa.int64()
 
-    def compute(self, files: Sequence[_StagedFile], state: Path | None, new_state: Path | None) -> "_Column":
+    def compute(self, state: Path | None, new_state: Path | None) -> None:
         """Compute the values of all rows, and write the state after them."""
-        if files and self.rule.of is not None:
-            of = files[0].batches.schema.field(self.rule.of).type
-            self._item_type = of.value_type if pa.types.is_dictionary(of) else of
-        saved = None if state is None else state / self._state_file
         last_rows = []
-        for part in self._distribute(files, saved):
-            last_rows.append(_mapped(self._compute_part(part), part.with_suffix(".state.arrow")))
+        for part in self._distribute(None if state is None else state / self._state_file):
+            last_rows.append(part.with_suffix(".state"))
+            _write_table(self._compute_part(part), last_rows[-1])
             part.unlink()
-        if new_state is not None and last_rows:
-            _write_state(pa.concat_tables(last_rows), new_state / self._state_file)
-        return self
+        if new_state is not None:
+            leave_out = [POSITION, ROWS] if isinstance(self.rule, History) else [POSITION]
+            _write_state(last_rows, new_state / self._state_file, leave_out)
 
     def values(self, first: int, rows: int) -> pa.Array:
-        """Return the values of the rows from position `first` on."""
-        return self._lists(first, rows) if isinstance(self.rule, History) else pa.array(self._counts(first, rows)[0])
+        """Return the values of the rows from position `first` on; must be called for all rows in order."""
+        found = pa.concat_tables([table for results in self._results for table in results.until(first + rows)])
+        index = np.full(rows, -1)
+        index[found.column(POSITION).to_numpy() - first] = np.arange(found.num_rows)
+        values = one_array(found.column(VALUE))
+        if found.num_rows < rows or (index != np.arange(rows)).any():
+            values = values.take(pa.array(index, mask=index < 0))
+        if not isinstance(self.rule, History):
+            return values.fill_null(0)
+        offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(values).fill_null(0).to_numpy())])
+        return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values.flatten())
 
     @property
-    def _state_file(self) -> str:
-        return f"{self._kind}.{self.name}.parquet"
+    def _item_type(self) -> pa.DataType:
+        of = self._files[0].schema.field(self.rule.of).type
+        return of.value_type if pa.types.is_dictionary(of) else of
 
-    def _distribute(self, files: Sequence[_StagedFile], state: Path | None) -> list[Path]:
+    def _distribute(self, state: Path | None) -> list[Path]:
         """Write the rows to files by ranges of the hash of `by`."""
-        blocks = self._blocks(files, state)
-        block = next(blocks, None)
-        if block is None:
-            return []
-        rows = sum(file.rows for file in files) + (pq.read_metadata(state).num_rows if state else 0)
-        bytes_per_row = BYTES_PER_ROW + block.nbytes // max(block.num_rows, 1)
-        self._rows_at_once = max(1, self._memory // bytes_per_row)
+        blocks = self._blocks(state)
+        block = next(blocks)
+        rows = sum(file.rows for file in self._files) + (pq.read_metadata(state).num_rows if state else 0)
+        self._rows_at_once = max(1, self._memory // (BYTES_PER_ROW + block.nbytes // max(block.num_rows, 1)))
         # Hashes do not spread rows evenly: a quarter more files than needed.
-        number = min(MAX_FILES, -(-rows * 5 // (self._rows_at_once * 4)) or 1)
-        paths = [self._folder / f"rows-{index:04}.arrow" for index in range(number)]
-        writers = [pa.ipc.new_file(str(path), block.schema) for path in paths]
-        while block is not None:
-            for index, part in _split(block, number):
-                writers[index].write_table(part)
-            block = next(blocks, None)
-        for writer in writers:
-            writer.close()
-        return paths
+        number = min(MAX_FILES, 1 if rows <= self._rows_at_once else -(-rows * 5 // (self._rows_at_once * 4)))
+        # A batch of each part is in memory when results are merged.
+        self._items_at_once = min(ITEMS_PER_BATCH, self._memory // (BYTES_PER_ITEM * number))
+        with _Parts([self._folder / f"rows-{index:04}" for index in range(number)], block.schema) as parts:
+            parts.write(block, _hash_ranges(block, number))
+            for block in blocks:
+                parts.write(block, _hash_ranges(block, number))
+        return parts.paths
 
-    def _blocks(self, files: Sequence[_StagedFile], state: Path | None) -> Iterator[pa.Table]:
-        """Yield the rows that enter or need a value: position, by, of, order and count (0 if a row does not enter)."""
-        first, schema = 0, None
-        for file in files:
-            for row, batch in file.blocks():
-                rows = self._read(file.path, row, batch, first + row)
+    def _blocks(self, state: Path | None) -> Iterator[pa.Table]:
+        """Yield the rows that enter or need a value, those of the state first: POSITION, BY, OF, ORDER and ROWS."""
+        first, schema, rule = 0, None, self.rule
+        needed = [rule.by, rule.order, *([rule.of] if rule.of else [])]
+        for file in self._files:
+            where = rule.where if rule.where and rule.where.reading in file.schema.names else None
+            for row, batch in file.blocks(needed + ([where.reading] if where else [])):
+                if rule.where is None:
+                    enters = pa.repeat(pa.scalar(True), batch.num_rows)
+                elif where is None:
+                    enters = pa.repeat(pa.scalar(False), batch.num_rows)
+                else:
+                    enters = satisfies(batch, where)
+                rows = self._read(file.path, row, batch, first + row, enters)
                 if schema is None:
                     schema = rows.schema
                     yield from self._saved(state, schema)
@@ -239,7 +268,7 @@ class _Column:
         try:
             with reading(path, fix) as file:
                 for batch in pq.ParquetFile(arrow_file(file), page_checksum_verification=True).iter_batches():
-                    rows = pa.table(batch).append_column(POSITION, _repeated(BEFORE_ALL_ROWS, batch.num_rows))
+                    rows = pa.table(batch).append_column(POSITION, _repeated(EARLIER, batch.num_rows))
                     if isinstance(self.rule, History):
                         rows = rows.append_column(ROWS, _repeated(1, batch.num_rows))
                     if not rows.select(schema.names).schema.equals(schema):
@@ -248,16 +277,22 @@ class _Column:
         except (pa.ArrowException, KeyError) as error:
             raise DataError(f"{what}: {error}; {fix}") from error
 
-    def _read(self, path: Path, row: int, batch: pa.RecordBatch, first: int) -> pa.Table:
-        rule = self.rule
-        enters = pa.array(np.ones(batch.num_rows, bool)) if rule.where is None else satisfies(batch, rule.where)
-        order = _plain(batch.column(rule.order))
-        missing = pc.is_null(order, nan_is_null=True)
-        if pc.any(missing).as_py():
-            where = self._locate(path, row + pc.index(missing, True).as_py())
+    def _read(self, path: Path, row: int, batch: pa.RecordBatch, first: int, enters: pa.Array) -> pa.Table:
+        """Return the rows of a batch that enter or need a value.
+
+        Args:
+            path: the staged file.
+            row: number of the first row in the file.
+            batch: the rows.
+            first: position of the first row.
+            enters: [rows] bool, whether each row enters.
+        """
+        rule, order = self.rule, _plain(batch.column(self.rule.order))
+        if order.null_count:
+            where = self._locate(path, row + pc.index(order.is_null(), True).as_py())
             raise DataError(
-                f"{where}: {rule.order!r} is empty, which gives {self.name!r} ({self._kind}) its order; fill it, or "
-                f"leave such rows out with `where`"
+                f"{where}: {rule.order!r} is empty, which orders the rows of {self._kind} {self.name!r}; fill it, or "
+                "leave such rows out with `where`"
             )
         columns = {POSITION: pa.array(np.arange(first, first + batch.num_rows)), BY: _plain(batch.column(rule.by))}
         known = columns[BY].is_valid()
@@ -270,247 +305,196 @@ class _Column:
         return rows if pc.all(known).as_py() else rows.filter(known)
 
     def _compute_part(self, path: Path) -> pa.Table:
-        """Compute the values of the rows in a file, range by range of `order`; return the state after them."""
-        part = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        last_rows = part.slice(0, 0)
-        for rows in _by_order(part, self._rows_at_once):
-            last_rows = self._compute_rows(pa.concat_tables([last_rows, rows]))
-        return last_rows.drop_columns([POSITION, *([ROWS] if isinstance(self.rule, History) else [])])
+        """Compute the values of the rows in a file; return the state after them."""
+        number = min(MAX_FILES, -(-_count_rows(path) // self._rows_at_once))
+        if number <= 1:
+            return self._compute_rows(_read_table(path))
+        last_rows = None
+        for part in _by_order(path, number):
+            rows = _read_table(part)
+            rows = rows if last_rows is None else pa.concat_tables([last_rows, rows])
+            last_rows = self._compute_rows(rows)
+            part.unlink()
+        return last_rows
 
     def _compute_rows(self, rows: pa.Table) -> pa.Table:
         """Compute the values of rows, preceded by the state of earlier ones, and return the state after them."""
+        rule = self.rule
+        results = _Results(self._folder / f"results-{len(self._results):06}", self.type)
         positions = rows.column(POSITION).to_numpy()
-        starts = items = None
-        if isinstance(self.rule, History):
-            ordered = _Ordered.of(rows, [BY])
-            starts, counts, entered = _histories(ordered, self.rule.last)
-            items = rows.column(OF).take(pa.array(ordered.permutation[entered]))
-            last_rows = rows.take(pa.array(ordered.permutation[entered[_last(ordered, entered, self.rule.last)]]))
+        new = positions != EARLIER
+        if isinstance(rule, History):
+            ordered = OrderedRows.of(rows, [BY])
+            starts, lengths = find_histories(ordered, rule.last)
+            items = one_array(rows.column(OF).take(pa.array(ordered.permutation[ordered.entering])))
+            rows_per_batch = max(1, min(ROWS_PER_BATCH, self._items_at_once // rule.last))
+            results.write(positions[new], _lists(items, starts[new], lengths[new], self.type, rows_per_batch))
+            last_rows = rows.take(pa.array(last_items(ordered, rule.last)))
         else:
-            ordered = _Ordered.of(rows, [BY] if self.rule.of is None else [BY, OF])
-            counts = _counts(ordered, self.rule.window)
-            last_rows = _last_counts(rows, ordered, self.rule.window)
-        self._save(positions, counts, starts, items)
-        before = _repeated(BEFORE_ALL_ROWS, last_rows.num_rows)
-        return last_rows.set_column(last_rows.column_names.index(POSITION), POSITION, before)
-
-    def _save(
-        self, positions: np.ndarray, counts: np.ndarray, starts: np.ndarray | None, items: pa.ChunkedArray | None
-    ) -> None:
-        """Keep the values of rows in a memory-mapped file."""
-        new = positions >= 0
-        stem = self._folder / f"results-{len(self._results):06}"
-        columns = {POSITION: positions, ROWS: counts} | ({} if starts is None else {"start": starts})
-        saved = _mapped(pa.table({name: values[new] for name, values in columns.items()}), Path(f"{stem}.arrow"))
-        arrays = {name: _one_array(saved.column(name)).to_numpy() for name in columns}
-        if items is not None:
-            items = _one_array(_mapped(pa.table({OF: items}), Path(f"{stem}.items.arrow")).column(OF))
-        self._results.append(_Results(arrays[POSITION], arrays[ROWS], arrays.get("start"), items))
-
-    def _counts(self, first: int, rows: int) -> tuple[np.ndarray, list[tuple[_Results, slice, np.ndarray]]]:
-        """Return the counts of rows, and the part of each result that they are from, with its rows."""
-        counts, parts = np.zeros(rows, np.int64), []
-        for results in self._results:
-            begin, end = np.searchsorted(results.positions, [first, first + rows]).tolist()
-            if begin < end:
-                within = results.positions[begin:end] - first
-                counts[within] = results.counts[begin:end]
-                parts.append((results, slice(begin, end), within))
-        return counts, parts
-
-    def _lists(self, first: int, rows: int) -> pa.ListArray:
-        lengths, parts = self._counts(first, rows)
-        starts, total, items = np.zeros(rows, np.int64), 0, []
-        for results, part, within in parts:
-            if results.starts is None or results.items is None:
-                continue
-            ends = total + np.cumsum(results.counts[part])
-            starts[within] = ends - results.counts[part]
-            total = int(ends[-1])
-            items.append(results.items.take(pa.array(_ranges(results.starts[part], results.counts[part]))))
-        values = pa.concat_arrays(items) if items else pa.array([], self._item_type)
-        if len(items) > 1:
-            values = values.take(pa.array(_ranges(starts, lengths)))
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        return pa.ListArray.from_arrays(pa.array(offsets), values.cast(self._item_type))
+            ordered = OrderedRows.of(rows, [BY] if rule.of is None else [BY, OF])
+            counts = find_counts(ordered, rule.window)[new]
+            firsts = range(0, len(counts), ROWS_PER_BATCH)
+            results.write(positions[new], (pa.array(counts[first : first + ROWS_PER_BATCH]) for first in firsts))
+            indices, numbers = last_counts(ordered, rule.window)
+            last_rows = _replaced(rows.take(pa.array(indices)), ROWS, pa.array(numbers))
+        self._results.append(results)
+        return _replaced(last_rows, POSITION, _repeated(EARLIER, last_rows.num_rows))
 
 
-@dataclass(frozen=True)
-class _Ordered:
-    """Rows sorted by key, order, and their sequence in the table.
+class _Results:
+    """Values of rows in ascending order of their positions, written to a file and read back once, batch by batch.
 
-    Attributes:
-        permutation: [rows] indices into the table.
-        keys: [rows] rank of the key, by hash and value, so that it does not depend on the other rows.
-        moments: [rows] rank of the order.
-        orders: distinct orders, ascending.
-        counts: [rows] number of entering rows that each row stands for.
+    Args:
+        path: the file.
+        kind: type of the values.
     """
 
-    permutation: np.ndarray
-    keys: np.ndarray
-    moments: np.ndarray
-    orders: np.ndarray
-    counts: np.ndarray
+    def __init__(self, path: Path, kind: pa.DataType) -> None:
+        self._path = path
+        self._schema = pa.schema({POSITION: pa.int64(), VALUE: kind})
+        self._offsets: list[int] = []
+        self._rest = self._schema.empty_table()
 
-    @classmethod
-    def of(cls, rows: pa.Table, key: Sequence[str]) -> "_Ordered":
-        keys, size = _ranks(rows.column(key[0]))
-        if len(key) > 1:
-            others, size = _ranks(rows.column(key[1]))
-            keys = np.unique(keys * max(size, 1) + others, return_inverse=True)[1]
-        orders, moments = np.unique(rows.column(ORDER).to_numpy(), return_inverse=True)
-        permutation = np.argsort(keys * len(orders) + moments, kind="stable")
-        counts = rows.column(ROWS).to_numpy()[permutation]
-        return cls(permutation, keys[permutation], moments[permutation], orders, counts)
+    def write(self, positions: np.ndarray, values: Iterable[pa.Array]) -> None:
+        """Write the values of rows, which come in blocks."""
+        first = 0
+        with pa.OSFile(str(self._path), "wb") as file:
+            for block in values:
+                self._offsets.append(file.tell())
+                number = pa.array(positions[first : first + len(block)])
+                file.write(pa.record_batch([number, block], schema=self._schema).serialize())
+                first += len(block)
+        self._offsets.reverse()
 
-    @property
-    def both(self) -> np.ndarray:
-        """[rows] ascending numbers, equal for rows of equal key and order."""
-        return self.keys * len(self.orders) + self.moments
+    def until(self, end: int) -> list[pa.Table]:
+        """Return the rows before position `end` that have not been returned yet."""
+        found = [self._before(end)]
+        while not self._rest.num_rows and self._offsets:
+            # Opened for each batch: there may be more results than a process may have open files.
+            with pa.OSFile(str(self._path)) as file:
+                file.seek(self._offsets.pop())
+                self._rest = pa.table(pa.ipc.read_record_batch(pa.ipc.read_message(file), self._schema))
+            found.append(self._before(end))
+        return found
 
-    def in_table(self, values: np.ndarray) -> np.ndarray:
-        """Return values of the sorted rows in the sequence of the table."""
-        result = np.empty_like(values)
-        result[self.permutation] = values
-        return result
-
-
-def _histories(ordered: _Ordered, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return starts and lengths of the rows' histories, and the sorted rows that enter, which these refer to."""
-    enters = ordered.counts > 0
-    before = np.concatenate([[0], np.cumsum(enters)])
-    ends = before[_first_of_group(ordered.both)]
-    starts = np.maximum(before[_first_of_group(ordered.keys)], ends - last)
-    return ordered.in_table(starts), ordered.in_table(ends - starts), np.flatnonzero(enters)
+    def _before(self, end: int) -> pa.Table:
+        number = int(np.searchsorted(self._rest.column(POSITION).to_numpy(), end))
+        found, self._rest = self._rest.slice(0, number), self._rest.slice(number)
+        return found
 
 
-def _last(ordered: _Ordered, entered: np.ndarray, last: int) -> np.ndarray:
-    """Return which of the rows that entered are needed by later rows, or by rows of the latest order of their key."""
-    keys, both = ordered.keys[entered], ordered.both[entered]
-    ends = _end_of_group(keys)
-    latest = _first_of_group(both)[ends - 1]
-    index = np.arange(len(entered))
-    return (index >= ends - last) | ((index < latest) & (index >= latest - last))
+class _Parts:
+    """Files over which rows are distributed.
 
+    Args:
+        paths: files to write.
+        schema: columns of the rows.
+    """
 
-def _counts(ordered: _Ordered, window: int | None) -> np.ndarray:
-    """Return the rows' counts."""
-    before = np.concatenate([[0], np.cumsum(ordered.counts)])
-    first = _first_of_group(ordered.keys)
-    if window is not None:
-        wanted = ordered.keys * len(ordered.orders) + _windows(ordered.orders, window)[ordered.moments]
-        first = np.searchsorted(ordered.both, wanted)
-    return ordered.in_table(before[_first_of_group(ordered.both)] - before[first])
+    def __init__(self, paths: list[Path], schema: pa.Schema) -> None:
+        self.paths, self._schema, self._stack = paths, schema, ExitStack()
 
+    def __enter__(self) -> "_Parts":
+        files = [self._stack.enter_context(pa.OSFile(str(path), "wb")) for path in self.paths]
+        self._writers = [self._stack.enter_context(pa.ipc.new_file(file, self._schema)) for file in files]
+        return self
 
-def _last_counts(rows: pa.Table, ordered: _Ordered, window: int | None) -> pa.Table:
-    """Return one row per key and order, with their number, for the orders that later rows need."""
-    entered = np.flatnonzero(ordered.counts > 0)
-    keys, moments, both = ordered.keys[entered], ordered.moments[entered], ordered.both[entered]
-    latest = moments[_end_of_group(keys) - 1]
-    if window is None:  # all but the latest order of a key as one row, with the order before the latest
-        both = keys * 2 + (moments == latest)
-    ends = np.unique(_end_of_group(both)) - 1
-    counts = np.diff(np.cumsum(ordered.counts[entered])[ends], prepend=0)
-    if window is not None:
-        kept = moments[ends] >= _windows(ordered.orders, window)[latest[ends]]
-        ends, counts = ends[kept], counts[kept]
-    last_rows = rows.take(pa.array(ordered.permutation[entered[ends]]))
-    return last_rows.set_column(last_rows.column_names.index(ROWS), ROWS, pa.array(counts))
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
 
-
-def _windows(orders: np.ndarray, window: int) -> np.ndarray:
-    """Return for every order the index of the first order in its window, [orders] int64."""
-    if orders.dtype == np.int64:  # without overflow
-        begin = np.maximum(orders, np.iinfo(np.int64).min + window) - window
-    else:
-        begin = orders - window
-    return np.searchsorted(orders, begin)
+    def write(self, rows: pa.Table, parts: np.ndarray) -> None:
+        """Append rows to the files with the indices `parts`, [rows] int16, in their sequence."""
+        if len(self.paths) == 1:
+            self._writers[0].write_table(rows)
+            return
+        rows = rows.take(pa.array(np.argsort(parts, kind="stable")))
+        ends = np.cumsum(np.bincount(parts, minlength=len(self.paths)))
+        for index in np.unique(parts).tolist():
+            begin = int(ends[index - 1]) if index else 0
+            self._writers[index].write_table(rows.slice(begin, int(ends[index]) - begin))
 
 
 def satisfies(rows: pa.RecordBatch | pa.Table, condition: Condition) -> pa.Array:
     """Return which rows satisfy a condition, [rows] bool without nulls."""
-    compare: Any = COMPARISONS[condition.comparison]
+    compare = COMPARISONS[condition.comparison]
     return compare(_plain(rows.column(condition.reading)), pa.scalar(condition.value)).fill_null(False)
 
 
 def _plain(values: pa.Array) -> pa.Array:
-    """Return values as large_string, int64 or float64."""
+    """Return values as large_string, int64 or float64, with null for NaN and 0.0 for -0.0."""
     kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return values.cast(pa.large_string())
     if pa.types.is_nested(kind):
         raise DataError(f"histories and counts need one value per row, and not {kind}; name another column")
-    return values.cast(pa.float64() if pa.types.is_floating(kind) else pa.int64())
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return values.cast(pa.large_string())
+    if not pa.types.is_floating(kind):
+        return values.cast(pa.int64())
+    numbers = pc.add(values.cast(pa.float64()), 0.0)
+    return pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
 
 
-def _hashes(values: pa.Array) -> np.ndarray:
-    """Return [n] uint64 hashes of strings or numbers."""
-    if pa.types.is_floating(values.type):
-        return mix((values.to_numpy() + 0.0).view(np.uint64))
-    return hash_values(values.to_numpy(zero_copy_only=False))
+def _hash_ranges(rows: pa.Table, number: int) -> np.ndarray:
+    """Return which of `number` ranges the hash of `by` is in, [rows] int16."""
+    distinct = one_array(rows.column(BY).dictionary_encode())
+    return ranges(value_hashes(distinct.dictionary), number).astype(np.int16)[distinct.indices.to_numpy()]
 
 
-def _split(rows: pa.Table, number: int) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the rows of each of `number` ranges of the hash of `by`, in their sequence."""
-    if number == 1:
-        yield 0, rows
-        return
-    distinct = _one_array(rows.column(BY).dictionary_encode())
-    parts = ranges(_hashes(distinct.dictionary), number)[distinct.indices.to_numpy()].astype(np.int16)
-    rows = rows.take(pa.array(np.argsort(parts, kind="stable")))
-    ends = np.cumsum(np.bincount(parts, minlength=number))
-    for index in np.unique(parts).tolist():
-        begin = int(ends[index - 1]) if index else 0
-        yield index, rows.slice(begin, int(ends[index]) - begin)
-
-
-def _by_order(rows: pa.Table, rows_at_once: int) -> Iterator[pa.Table]:
-    """Yield rows by ranges of `order`, with about `rows_at_once` rows unless more of them have the same order."""
-    number = -(-rows.num_rows // rows_at_once)
-    if number <= 1:
-        yield rows
-        return
-    sampled = np.linspace(0, rows.num_rows - 1, min(rows.num_rows, ORDERS_SAMPLED), dtype=np.int64)
-    sample = np.sort(rows.column(ORDER).take(pa.array(sampled)).to_numpy())
+def _by_order(path: Path, number: int) -> list[Path]:
+    """Distribute the rows of a file over about `number` files by ranges of `order`, rows of equal order in one."""
+    step = -(-_count_rows(path) // ORDERS_SAMPLED)
+    sample = np.sort(np.concatenate([rows.column(ORDER).to_numpy()[::step] for rows in _read_batches(path)]))
     bounds = np.unique(sample[np.arange(1, number) * len(sample) // number])
-    range_of_row = np.searchsorted(bounds, rows.column(ORDER).to_numpy(), side="right")
-    for index in range(len(bounds) + 1):
-        yield rows.filter(pa.array(range_of_row == index))
+    paths = [path.with_suffix(f".{index:05}") for index in range(len(bounds) + 1)]
+    with pa.OSFile(str(path)) as source:
+        schema = pa.ipc.open_file(source).schema
+    with _Parts(paths, schema) as parts:
+        for rows in _read_batches(path):
+            parts.write(rows, np.searchsorted(bounds, rows.column(ORDER).to_numpy(), side="right").astype(np.int16))
+    return paths
 
 
-def _ranks(values: pa.ChunkedArray) -> tuple[np.ndarray, int]:
-    """Return [n] int64 ranks of values by hash and value, and the number of distinct values."""
-    encoded = _one_array(values.dictionary_encode())
-    distinct = pa.table({"hash": _hashes(encoded.dictionary), "value": encoded.dictionary})
-    in_order = pc.sort_indices(distinct, sort_keys=[("hash", "ascending"), ("value", "ascending")]).to_numpy()
-    ranks = np.empty(len(in_order), np.int64)
-    ranks[in_order] = np.arange(len(in_order))
-    return ranks[encoded.indices.to_numpy()], len(ranks)
+def _lists(
+    items: pa.Array, starts: np.ndarray, lengths: np.ndarray, kind: pa.DataType, rows: int
+) -> Iterator[pa.ListArray]:
+    """Yield the parts of `items` that begin at `starts` as lists, in blocks of `rows`."""
+    for first in range(0, len(starts), rows):
+        block = slice(first, first + rows)
+        values = items.take(pa.array(joined_ranges(starts[block], lengths[block]))).cast(kind.value_type)
+        offsets = np.concatenate([[0], np.cumsum(lengths[block])]).astype(np.int32)
+        yield pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def _group_starts(ascending: np.ndarray) -> np.ndarray:
-    return np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]])[: len(ascending)])
+def _count_rows(path: Path) -> int:
+    return sum(rows.num_rows for rows in _read_batches(path))
 
 
-def _first_of_group(ascending: np.ndarray) -> np.ndarray:
-    """Return for every value the index of the first equal one."""
-    starts = _group_starts(ascending)
-    return np.repeat(starts, np.diff(starts, append=len(ascending)))
+def _read_batches(path: Path) -> Iterator[pa.Table]:
+    with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as file:
+        for index in range(file.num_record_batches):
+            yield pa.table(file.get_batch(index))
 
 
-def _end_of_group(ascending: np.ndarray) -> np.ndarray:
-    """Return for every value the index after the last equal one."""
-    starts = _group_starts(ascending)
-    ends = np.append(starts[1:], len(ascending))[: len(starts)]
-    return np.repeat(ends, ends - starts)
+def _read_table(path: Path) -> pa.Table:
+    with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as file:
+        return file.read_all()
 
 
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return the indices start, ..., start + length - 1 of all ranges, one after the other."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+def _write_table(table: pa.Table, path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _write_state(last_rows: Sequence[Path], path: Path, leave_out: Sequence[str]) -> None:
+    """Write a state as parquet, with the same bytes for the same rows."""
+    rows = pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(part))).read_all() for part in last_rows])
+    rows = rows.drop_columns(list(leave_out))
+    with pq.ParquetWriter(path, rows.schema, write_page_checksum=True) as writer:
+        for begin in range(0, max(rows.num_rows, 1), ROWS_PER_STATE_GROUP):
+            writer.write_table(rows.slice(begin, ROWS_PER_STATE_GROUP).combine_chunks())
+
+
+def _replaced(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, values)
 
 
 def _repeated(value: int, rows: int) -> pa.Array:
@@ -521,34 +505,13 @@ def _described(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} ({field.type})" for field in schema if field.name not in (POSITION, ROWS))
 
 
-def _one_array(values: pa.ChunkedArray) -> pa.Array:
-    """Return the values as one array, without a copy if they are."""
-    if values.num_chunks == 0:
-        return pa.nulls(0, values.type)
-    return values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
-
-
-def _mapped(table: pa.Table, path: Path) -> pa.Table:
-    """Write a table to a file and return it memory-mapped, in one piece."""
-    with pa.ipc.new_file(str(path), table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-def _write_state(last_rows: pa.Table, path: Path) -> None:
-    """Write a state as parquet, with the same bytes for the same rows."""
-    with pq.ParquetWriter(path, last_rows.schema, write_page_checksum=True) as writer:
-        for begin in range(0, max(last_rows.num_rows, 1), ROWS_PER_STATE_GROUP):
-            writer.write_table(last_rows.slice(begin, ROWS_PER_STATE_GROUP).combine_chunks())
-
-
 def _write_columns(columns: Sequence[_Column], first: int, rows: int, path: Path) -> None:
     """Write the computed columns of consecutive rows."""
     names = [column.name for column in columns]
     items = sum(column.rule.last for column in columns if isinstance(column.rule, History))
     rows_per_batch = max(1, min(ROWS_PER_BATCH, ITEMS_PER_BATCH // max(items, 1)))
     schema = pa.schema(list(zip(names, [column.type for column in columns], strict=True)))
-    with pa.ipc.new_file(str(path), schema) as writer:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         for begin in range(first, first + rows, rows_per_batch):
             number = min(rows_per_batch, first + rows - begin)
             values = [column.values(begin, number) for column in columns]

@@ -50,6 +50,8 @@ MAX_HOTNESS = 100
 # Share of the items of a list that must be values of another column for the list to use its vocabulary.
 SHARED_ITEMS, LEAST_SHARED_VALUES = 0.5, 20
 FEW_VALUES = 20
+# Numbers of which at least this share is missing get a feature that says which are.
+LEAST_MISSING, INDICATOR = 0.01, "missing"
 LEAST_CONSEQUENCES = 20
 YES_WORDS = (
     "1",
@@ -67,6 +69,7 @@ YES_WORDS = (
     "yes",
 )
 DAYS_OF_A_WEEK = 7 * 86_400 * MICROSECONDS
+MAX_NAME_BYTES = 150
 WIDTH = 120
 COMMENT_COLUMN = 64
 
@@ -168,11 +171,12 @@ def infer(
     targets = [_label(_scalar(columns[name], "--label")) for name in dict.fromkeys(labels)]
     when = None if time is None else _time_column(_scalar(columns[time], "--time"))
     lines, left_out = _inputs(sample, columns, targets, when)
-    lines = [target.line for target in _with_conditions(targets)] + lines
+    lines = _distinct_names([target.line for target in _with_conditions(targets)] + lines, columns)
+    lines = list(_with_shared_vocabularies(lines, columns))
     if not any(line.channel not in ("", LABEL) for line in lines):
         reasons = "; ".join(f"{entry.column}: {entry.reason}" for entry in left_out[:3])
         raise DataError(f"{found[0]}: no column is of use as an input ({reasons}); write the specification by hand")
-    return "\n".join(_document(sample, written, lines, left_out, when, labels)) + "\n"
+    return "\n".join(_document(sample, written, lines, left_out, when)) + "\n"
 
 
 def _found_files(patterns: Sequence[str], folder: Path) -> tuple[tuple[Path, ...], list[str]]:
@@ -321,33 +325,43 @@ def _inputs(
             left_out.append(LeftOut(name, made))
         else:
             lines += made
-    return list(_with_shared_vocabularies(_distinct_names(lines, columns), columns)), left_out
+    return lines, left_out
 
 
 def _features(
     name: str, column: Column, sample: RawSample, targets: list[SampledLabel], when: TimeColumn | None
 ) -> list[FeatureLine] | str:
     """Returns the features that are made of a column, or why there are none."""
+    if not name or not name.isprintable():
+        return "no printable name: name it in the files"
     if column is None:
         return f"values of type {sample.table.column(name).type}"
     if isinstance(column, ListKind):
         return [_list_line(name, column, sample)]
+    if when is not None and name == when.column.name:
+        return "the time of the split" if when.kind is None else _timestamp_features(column, when.kind)
+    return _useless(column) or _leak(column, targets) or _value_features(column, sample)
+
+
+def _useless(column: SampledColumn) -> str | None:
+    """Returns why a column has nothing to say, or None if it may have."""
     if not column.distinct:
         return "empty"
-    if column.distinct == 1 and not column.nulls:
-        return f"always {shown(column.values[0].as_py())}"
-    is_time = when is not None and name == when.column.name
-    if when is not None and is_time and when.kind is None:
-        return "the time of the split"
-    if not is_time and (reason := _leak(column, targets)):
-        return reason
-    if kind := find_timestamp(column, is_time):
-        return _timestamp_lines(column, kind) or "timestamps without different hours or weekdays"
+    return f"always {shown(column.values[0].as_py())}" if column.distinct == 1 and not column.nulls else None
+
+
+def _value_features(column: SampledColumn, sample: RawSample) -> list[FeatureLine] | str:
+    if kind := find_timestamp(column):
+        return _timestamp_features(column, kind)
     if found := find_list(column):
-        return [_list_line(name, found, sample)]
+        return [_list_line(column.name, found, sample)]
     if is_number(column) and not _is_row_number(column):
         return [_number_line(column)]
     return _useless_id(column) or [_id_line(column, sample)]
+
+
+def _timestamp_features(column: SampledColumn, kind: TimestampKind) -> list[FeatureLine] | str:
+    return _timestamp_lines(column, kind) or "timestamps without different hours or weekdays"
 
 
 def _leak(column: SampledColumn, targets: list[SampledLabel]) -> str | None:
@@ -415,7 +429,10 @@ def _number_line(column: SampledColumn) -> FeatureLine:
     numbers = np.zeros(1) if column.numbers is None else column.numbers
     steps = [{"fill": "median"}, *(["log1p"] if is_skewed(column) else []), "standardize"]
     comment = f"{_figure(numbers.min())} to {_figure(numbers.max())}, median {_figure(column.median)}{_missing(column)}"
-    return _line(column.name, {"encode": steps}, comment, NUMERICAL)
+    keys: dict[str, Any] = {"encode": steps}
+    if column.nulls >= LEAST_MISSING * column.rows:
+        keys["indicator"] = INDICATOR  # named later, when all names are known
+    return _line(column.name, keys, comment, NUMERICAL)
 
 
 def _list_line(name: str, found: ListKind, sample: RawSample) -> FeatureLine:
@@ -434,9 +451,7 @@ def _list_line(name: str, found: ListKind, sample: RawSample) -> FeatureLine:
 
 
 def _timestamp_lines(column: SampledColumn, kind: TimestampKind) -> list[FeatureLine]:
-    keys: dict[str, Any] = {"dtype": "timestamp"}
-    keys |= {"format": kind.format} if kind.format else {}
-    keys |= {"unit": kind.unit} if kind.unit else {}
+    keys = {"dtype": "timestamp"} | _reading_keys(kind)
     span = f"{_time_text(kind.micros.min())} to {_time_text(kind.micros.max())}"
     note = "; day and month may be exchanged" if kind.is_ambiguous else ""
     name, lines = column.name, []
@@ -449,6 +464,11 @@ def _timestamp_lines(column: SampledColumn, kind: TimestampKind) -> list[Feature
         own = "weekday" if name.lower() in ("hour", "day") else f"{name}_weekday"
         lines.append(_line(own, keys | {"encode": {"timestamp": "weekday"}}, f"{span}{note}", ONEHOT, name))
     return lines
+
+
+def _reading_keys(kind: TimestampKind) -> dict[str, Any]:
+    keys = {"format": kind.format, "unit": kind.unit}
+    return {key: value for key, value in keys.items() if value}
 
 
 def _with_shared_vocabularies(lines: Sequence[FeatureLine], columns: Mapping[str, Column]) -> Iterator[FeatureLine]:
@@ -483,7 +503,7 @@ def _line(name: str, keys: dict[str, Any], comment: str, channel: str, column: s
     """Returns a feature's line; a name that no feature may have is replaced and the raw column named by `column`."""
     column = column or name
     if name_mistake(name):
-        name = re.sub(r"[^\w -]", "_", name).strip(" .") or "feature"
+        name = re.sub(r"[^\w -]", "_", name).encode()[:MAX_NAME_BYTES].decode(errors="ignore").strip(" .") or "feature"
     keys = ({"column": column} if name != column else {}) | keys
     return FeatureLine(name, keys, comment, channel, column)
 
@@ -491,13 +511,18 @@ def _line(name: str, keys: dict[str, Any], comment: str, channel: str, column: s
 def _distinct_names(lines: Sequence[FeatureLine], columns: Mapping[str, Column]) -> list[FeatureLine]:
     """Renames features that are called like another feature or another raw column."""
     done: list[FeatureLine] = []
-    taken = set(columns)
-    for line in lines:
-        name = line.name
-        while name in taken and name != line.column:
+    taken = {name for name in columns if not name_mistake(name)}
+
+    def free(name: str) -> str:
+        while name in taken:
             name += "_"
         taken.add(name)
-        done.append(line if name == line.name else _line(name, line.keys, line.comment, line.channel, line.column))
+        return name
+
+    for line in lines:
+        name = line.name if line.name == line.column else free(line.name)
+        keys = line.keys | ({"indicator": free(f"{name}_{INDICATOR}")} if "indicator" in line.keys else {})
+        done.append(_line(name, keys, line.comment, line.channel, line.column))
     return done
 
 
@@ -523,8 +548,13 @@ def _time_column(column: SampledColumn) -> TimeColumn:
     return TimeColumn(column, kind, values)
 
 
-def _time_split(when: TimeColumn) -> tuple[dict[str, Any], str]:
-    """Returns `split` and what it does to the sample."""
+def _time_split(when: TimeColumn, is_feature: bool) -> tuple[dict[str, Any], str]:
+    """Returns `split` and what it does to the sample.
+
+    Args:
+        when: the column of the time.
+        is_feature: whether a feature says how the column is read.
+    """
     low, high = float(when.values.min()), float(when.values.max())
     wanted = [low + share * (high - low) for share in (1 - TEST_SHARE - VALID_SHARE, 1 - TEST_SHARE)]
     bounds = [_rounded(bound, high - low) if when.kind else np.ceil(bound) for bound in wanted]
@@ -537,6 +567,7 @@ def _time_split(when: TimeColumn) -> tuple[dict[str, Any], str]:
         shares = _shares(when, bounds)
     names = ("valid_from", "test_from")[-len(bounds) :]
     split: dict[str, Any] = {"from": SOURCE, "time": when.column.name}
+    split |= _reading_keys(when.kind) if when.kind and not is_feature else {}
     split |= {name: _bound(bound, when.kind) for name, bound in zip(names, bounds, strict=True)}
     parts = zip(("train", "valid", "test") if len(bounds) > 1 else ("train", "test"), shares, strict=True)
     return split, "of the sample, " + ", ".join(f"{_percent(share)} {part}" for part, share in parts)
@@ -556,9 +587,10 @@ def _shares(when: TimeColumn, bounds: Sequence[float]) -> list[float]:
     return list(rows / rows.sum())
 
 
-def _bound(bound: float, kind: TimestampKind | None) -> str | int | float:
+def _bound(bound: float, kind: TimestampKind | None) -> datetime.date | str | int | float:
     if kind:
-        return _time_text(int(bound))
+        text = _time_text(int(bound))
+        return text if " " in text else datetime.date.fromisoformat(text)
     return int(bound) if bound == int(bound) else bound
 
 
@@ -576,7 +608,6 @@ def _document(
     lines: Sequence[FeatureLine],
     left_out: Sequence[LeftOut],
     when: TimeColumn | None,
-    labels: Sequence[str],
 ) -> Iterator[str]:
     yield from _heading(sample, files)
     yield ""
@@ -599,7 +630,8 @@ def _document(
     yield ""
     yield "channel_spec:"
     for channel in (ONEHOT, MULTIHOT, NUMERICAL, LABEL):
-        if names := [line.name for line in lines if line.channel == channel]:
+        names = [name for line in lines if line.channel == channel for name in (line.name, line.keys.get("indicator"))]
+        if names := [name for name in names if name]:
             yield from _wrapped(f"  {channel}: {_flow(names)}")
 
 
@@ -630,7 +662,8 @@ def _chunk(sample: RawSample, files: Sequence[str]) -> dict[str, Any]:
 
 def _split_lines(lines: Sequence[FeatureLine], when: TimeColumn | None) -> Iterator[str]:
     if when:
-        split, comment = _time_split(when)
+        is_feature = any(line.column == when.column.name for line in lines)
+        split, comment = _time_split(when, is_feature)
         yield from _commented(f"split: {_flow(split)}", comment)
         return
     split = {"from": SOURCE, "random": {"valid": VALID_SHARE, "test": TEST_SHARE}}

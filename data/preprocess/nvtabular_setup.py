@@ -13,6 +13,9 @@ import warnings
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 # NVTabular does not support Dask's newer data frames and string columns. Environment variables also reach workers.
 DASK_SETTINGS = {
     "dataframe.query-planning": ("DASK_DATAFRAME__QUERY_PLANNING", False),
@@ -53,14 +56,31 @@ def _import_without_tensorflow(name: str) -> ModuleType:
         del sys.modules["tensorflow"]
 
 
+def _arrow_lists(executors: Any) -> None:
+    """Let NVTabular take the types of Arrow lists from their columns; it looks at the first item, if there is one."""
+    is_list, item_dtype = executors.is_list_dtype, executors.list_val_dtype
+
+    def is_list_dtype(series: Any) -> bool:
+        arrow = getattr(getattr(series, "dtype", None), "pyarrow_dtype", None)
+        return bool(is_list(series) if arrow is None else pa.types.is_list(arrow))
+
+    def list_val_dtype(series: Any) -> Any:
+        arrow = getattr(series.dtype, "pyarrow_dtype", None)
+        return item_dtype(series) if arrow is None else np.dtype(arrow.value_type.to_pandas_dtype())
+
+    executors.is_list_dtype, executors.list_val_dtype = is_list_dtype, list_val_dtype
+
+
 for _message in HARMLESS:
     warnings.filterwarnings("ignore", message=_message)
 _set_dask()
 nvtabular: Any = _import_without_tensorflow("nvtabular")
 ops: Any = _import_without_tensorflow("nvtabular.ops")
 dispatch: Any = _import_without_tensorflow("merlin.core.dispatch")
+_arrow_lists(importlib.import_module("merlin.dag.executors"))
 Workflow: Any = nvtabular.Workflow
 Dataset: Any = nvtabular.Dataset
+Schema: Any = importlib.import_module("merlin.schema").Schema
 global_dask_client: Any = _import_without_tensorflow("merlin.core.utils").global_dask_client
 from_map: Any = importlib.import_module("dask.dataframe").from_map
 ON_GPU: bool = dispatch.HAS_GPU and dispatch.cudf is not None

@@ -7,7 +7,6 @@ become 12.0 in a reading of float64. A conversion works on Arrow memory, and on 
 import re
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,19 @@ from data.errors import DataError, shown
 from data.spec.raw_spec import Reading
 
 TEXT = pa.dictionary(pa.int32(), pa.string())
+ARROW_TYPES = {
+    "bool": pa.bool_(),
+    "int8": pa.int8(),
+    "int16": pa.int16(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "float16": pa.float16(),
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+}
+CAST_ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 BLANKS = " \t"
+ITEM_SEPARATORS = "|;, "
 MICROSECONDS = {"s": 1_000_000, "ms": 1000, "us": 1}
 EPOCH = datetime(1970, 1, 1)
 TRUTH = {"1": True, "true": True, "True": True, "TRUE": True, "0": False, "false": False, "False": False}
@@ -43,22 +54,21 @@ ISO_WITH_ZONE = r"[T ][0-9:.]*(Z|[+-][0-9]{2}(:?[0-9]{2})?)$"
 
 
 class CellError(Exception):
-    """A cell that cannot be converted.
+    """A cell that cannot be converted, or a column whose type cannot.
 
     Attributes:
-        row: index of the cell.
-        value: the value found.
+        row: index of the cell, or None if the whole column is of the wrong type.
+        found: what was found, in words: "is" and the value, or "holds" and the type.
         expected: description of what was expected, with the fix.
     """
 
-    def __init__(self, row: int, value: Any, expected: str):
-        super().__init__(f"row {row} is {value!r}; expected {expected}")
-        self.row, self.value, self.expected = row, value, expected
+    def __init__(self, row: int | None, found: str, expected: str):
+        super().__init__(f"row {row} {found}; expected {expected}")
+        self.row, self.found, self.expected = row, found, expected
 
-    def located(self, path: Path, place: str, reading: Reading) -> DataError:
-        """Return an error that also names the file, the line or row, and the column."""
-        found = f"column {reading.column!r} is {shown(self.value)}"
-        return DataError(f"{path}, {place}: {found}; expected {self.expected}")
+    def located(self, place: str, reading: Reading) -> DataError:
+        """Return an error that also names the place (a file, with a line or row) and the column."""
+        return DataError(f"{place}: column {reading.column!r} {self.found}; expected {self.expected}")
 
 
 def convert(cells: pa.Array, reading: Reading, null: Collection[str] = ()) -> pa.Array:
@@ -102,17 +112,12 @@ def _convert_plain(cells: pa.Array, reading: Reading, null: Collection[str]) -> 
     if reading.is_list:
         return _lists(cells, reading, null)
     if _is_list(cells.type):
-        first = _first(cells.is_valid())
-        raise CellError(first, cells[first].as_py(), "one value, but the column holds lists; state `max_hotness`")
+        raise _wrong_type(cells, "one value; state `max_hotness` for a feature of lists")
     if reading.dtype == "string":
         return _texts(cells).dictionary_encode().cast(TEXT)
     if reading.dtype == "timestamp":
         return _timestamps(cells, reading, null)
-    return _numbers(cells, pa.type_for_alias(_arrow_name(reading.dtype)), null)
-
-
-def _arrow_name(dtype: str) -> str:
-    return {"float16": "halffloat", "float32": "float", "float64": "double"}.get(dtype, dtype)
+    return _numbers(cells, reading.dtype, null)
 
 
 # Text
@@ -130,8 +135,11 @@ def _texts(cells: pa.Array) -> pa.Array:
     if pa.types.is_floating(stored):
         return _float_texts(cells)
     if pa.types.is_binary(stored) or pa.types.is_large_binary(stored) or pa.types.is_fixed_size_binary(stored):
-        return _checked(cells, lambda part: part.cast(pa.binary()).cast(pa.string()), "UTF-8 text")
-    return _checked(cells, lambda part: part.cast(pa.string()), "text; read the column with another `dtype`")
+        return _checked(cells, lambda part: part.cast(pa.binary()).cast(pa.string()), lambda _: "UTF-8 text")
+    try:
+        return cells.cast(pa.string())
+    except CAST_ERRORS as error:
+        raise _wrong_type(cells, "text or numbers") from error
 
 
 def _float_texts(cells: pa.Array) -> pa.Array:
@@ -155,73 +163,70 @@ def _known_texts(cells: pa.Array, null: Collection[str]) -> pa.Array:
 # Numbers
 
 
-def _numbers(cells: pa.Array, target: pa.DataType, null: Collection[str]) -> pa.Array:
+def _numbers(cells: pa.Array, dtype: str, null: Collection[str]) -> pa.Array:
     stored = cells.type
     if pa.types.is_null(stored):
-        return pa.nulls(len(cells), target)
+        return pa.nulls(len(cells), ARROW_TYPES[dtype])
     if _is_text(stored):
-        cells = _parsed(_known_texts(cells, null), target)
+        cells = _parsed(_known_texts(cells, null), dtype)
     elif pa.types.is_temporal(stored):
-        raise CellError(0, cells[0].as_py(), f"a number, but the column holds {stored}; write `dtype: timestamp`")
+        raise _wrong_type(cells, "a number; write `dtype: timestamp`")
     elif pa.types.is_decimal(stored):
         cells = cells.cast(pa.float64(), safe=False)
     elif not (pa.types.is_integer(stored) or pa.types.is_floating(stored) or pa.types.is_boolean(stored)):
-        raise CellError(0, cells[0].as_py(), f"a number, but the column holds {stored}")
-    if pa.types.is_boolean(target):
+        raise _wrong_type(cells, "a number")
+    if dtype == "bool":
         return _booleans(cells)
-    return _floats(cells, target) if pa.types.is_floating(target) else _integers(cells, target)
+    return _floats(cells, dtype) if dtype.startswith("float") else _integers(cells, dtype)
 
 
-def _parsed(texts: pa.Array, target: pa.DataType) -> pa.Array:
+def _parsed(texts: pa.Array, dtype: str) -> pa.Array:
     """Parse trimmed texts to bool, int64 or float64."""
-    if pa.types.is_boolean(target):
+    if dtype == "bool":
         positions = pc.index_in(texts, pa.array(list(TRUTH), pa.string()))
         _reject(texts, pc.and_(texts.is_valid(), positions.is_null()), "a boolean: 0, 1, true or false")
         return pa.array(list(TRUTH.values())).take(positions)
     if pc.any(pc.starts_with(texts, "+")).as_py():
         texts = pc.replace_substring_regex(texts, r"^\+([0-9.])", r"\1")
-    if pa.types.is_floating(target):
-        return _checked(texts, lambda part: part.cast(pa.float64()), f"a number ({target})")
-    try:
-        return _checked(texts, lambda part: part.cast(pa.int64()), f"a whole number ({target})")
-    except CellError as error:
-        raise CellError(error.row, error.value, _whole_number_fix(error.value, target)) from error
+    if dtype.startswith("float"):
+        return _checked(texts, lambda part: part.cast(pa.float64()), lambda _: f"a number ({dtype})")
+    return _checked(texts, lambda part: part.cast(pa.int64()), lambda value: _whole_number_fix(value, dtype))
 
 
-def _whole_number_fix(value: str, target: pa.DataType) -> str:
+def _whole_number_fix(value: str, dtype: str) -> str:
     if INTEGER_AS_DECIMAL.fullmatch(value):
         return (
-            f"a whole number ({target}); this one is written with decimals, as programs do in a column with missing "
+            f"a whole number ({dtype}); this one is written with decimals, as programs do in a column with missing "
             "values; write `dtype: float64`, or `dtype: string` for ids as they are written"
         )
     if WHOLE_NUMBER.fullmatch(value):
-        return f"a number that fits {target}; write `dtype: string` for longer ids"
-    return f"a whole number ({target}); for text, write `dtype: string`"
+        return f"a number that fits {dtype}; write `dtype: string` for longer ids"
+    return f"a whole number ({dtype}); for text, write `dtype: string`"
 
 
-def _integers(cells: pa.Array, target: pa.DataType) -> pa.Array:
+def _integers(cells: pa.Array, dtype: str) -> pa.Array:
     if pa.types.is_floating(cells.type):
+        expected = f"a whole number ({dtype}); write `dtype: float64`"
         cells = _without_nan(cells.cast(pa.float64()))
-        expected = f"a whole number ({target}); write `dtype: float64`"
-        cells = _checked(cells, lambda part: part.cast(pa.int64()), expected)
+        cells = _checked(cells, lambda part: part.cast(pa.int64()), lambda _: expected)
     if pa.types.is_boolean(cells.type):
-        return cells.cast(target)
-    expected = f"a number that fits {target}; write a wider `dtype`, or `dtype: string` for longer ids"
-    return _checked(cells, lambda part: part.cast(target), expected)
+        return cells.cast(ARROW_TYPES[dtype])
+    expected = f"a number that fits {dtype}; write a wider `dtype`, or `dtype: string` for longer ids"
+    return _checked(cells, lambda part: part.cast(ARROW_TYPES[dtype]), lambda _: expected)
 
 
-def _floats(cells: pa.Array, target: pa.DataType) -> pa.Array:
+def _floats(cells: pa.Array, dtype: str) -> pa.Array:
     if pa.types.is_boolean(cells.type):
         cells = cells.cast(pa.int8())
     # Like the text of a large integer, an integer is rounded to the nearest float.
     wide = _without_nan(cells.cast(pa.float64(), safe=False))
     numbers = wide.fill_null(0).to_numpy(zero_copy_only=False)
     with np.errstate(over="ignore"):
-        narrow = numbers.astype(target.to_pandas_dtype(), copy=False)
-    _reject(cells, pa.array(np.isinf(narrow)), f"a finite number ({target})")
-    if target == pa.float64():
+        narrow = numbers.astype(dtype, copy=False)
+    _reject(cells, pa.array(np.isinf(narrow)), f"a finite number ({dtype})")
+    if dtype == "float64":
         return wide
-    return pa.array(narrow, target, mask=wide.is_null().to_numpy(zero_copy_only=False))
+    return pa.array(narrow, ARROW_TYPES[dtype], mask=wide.is_null().to_numpy(zero_copy_only=False))
 
 
 def _booleans(cells: pa.Array) -> pa.Array:
@@ -250,16 +255,15 @@ def _timestamps(cells: pa.Array, reading: Reading, null: Collection[str]) -> pa.
         return _from_units(cells.cast(pa.int64()), stored.unit)
     if pa.types.is_date(stored):
         return cells.cast(pa.timestamp("us")).cast(pa.int64())
-    if pa.types.is_temporal(stored) or _is_list(stored):
-        raise CellError(0, cells[0].as_py(), f"a timestamp, but the column holds {stored}")
+    if pa.types.is_temporal(stored) or pa.types.is_nested(stored):
+        raise _wrong_type(cells, "a timestamp")
     if reading.unit is not None:
         return _from_units(_whole_or_float(cells, null), reading.unit)
     if _is_text(stored):
         return _parse_timestamps(_known_texts(cells, null), reading.format)
     if reading.format is not None:
         return _parse_timestamps(_texts(cells), reading.format)
-    first = _first(cells.is_valid())
-    raise CellError(first, cells[first].as_py(), "a timestamp; write `unit:` s, ms, us or ns, or `format:`")
+    raise _wrong_type(cells, "a timestamp; write `unit:` s, ms, us or ns, or `format:`")
 
 
 def _whole_or_float(cells: pa.Array, null: Collection[str]) -> pa.Array:
@@ -269,10 +273,10 @@ def _whole_or_float(cells: pa.Array, null: Collection[str]) -> pa.Array:
         try:
             return texts.cast(pa.int64())
         except pa.ArrowInvalid:
-            cells = _parsed(texts, pa.float64())
+            cells = _parsed(texts, "float64")
     if not pa.types.is_floating(cells.type):
-        return _integers(cells, pa.int64()) if pa.types.is_integer(cells.type) else cells.cast(pa.float64())
-    numbers = _floats(cells, pa.float64())
+        return _integers(cells, "int64") if pa.types.is_integer(cells.type) else cells.cast(pa.float64())
+    numbers = _floats(cells, "float64")
     known = numbers.fill_null(0).to_numpy(zero_copy_only=False)
     if ((known == np.floor(known)) & (np.abs(known) < 2**63)).all():
         return numbers.cast(pa.int64(), safe=False)
@@ -306,8 +310,8 @@ def _parse_iso(texts: pa.Array) -> pa.Array:
         "a timestamp such as 2014-10-21 or 2014-10-21T08:30:00; write `format:`, or `unit:` s, ms, us or ns for numbers"
     )
     nothing = pa.scalar(None, pa.string())
-    local = _checked(pc.if_else(has_zone, nothing, texts), _cast_iso(pa.timestamp("us")), expected)
-    zoned = _checked(pc.if_else(has_zone, texts, nothing), _cast_iso(pa.timestamp("us", "UTC")), expected)
+    local = _checked(pc.if_else(has_zone, nothing, texts), _cast_iso(pa.timestamp("us")), lambda _: expected)
+    zoned = _checked(pc.if_else(has_zone, texts, nothing), _cast_iso(pa.timestamp("us", "UTC")), lambda _: expected)
     return pc.coalesce(local, zoned)
 
 
@@ -374,8 +378,7 @@ def _lists(cells: pa.Array, reading: Reading, null: Collection[str]) -> pa.Array
     if pa.types.is_null(cells.type):
         return _list_array(cells, np.zeros(len(cells), np.int64), _items(pa.nulls(0, pa.string()), reading, null))
     if not _is_list(cells.type):
-        first = _first(cells.is_valid())
-        raise CellError(first, cells[first].as_py(), f"a list, but the column holds {cells.type}; drop `max_hotness`")
+        raise _wrong_type(cells, "lists; drop `max_hotness` if each row has one value")
     lengths = pc.list_value_length(cells).fill_null(0).to_numpy(zero_copy_only=False)
     return _convert_items(cells, lengths, cells.flatten(), reading, null)
 
@@ -384,8 +387,9 @@ def _split(texts: pa.Array, reading: Reading, null: Collection[str]) -> pa.Array
     """Split texts at the separator; an empty text is an empty list, and an empty item null."""
     if reading.separator is None:
         first = _first(texts.is_valid())
-        expected = f"a list; write the `separator:` of its items, such as {guess_item_separator(texts[first].as_py())}"
-        raise CellError(first, texts[first].as_py(), expected)
+        mark = next((mark for mark in ITEM_SEPARATORS if mark in (texts[first].as_py() or "")), "|")
+        expected = f'a list; write the separator of its items, such as `separator: "{mark}"`'
+        raise CellError(first, f"is {_shown(texts, first)}", expected)
     if null:
         texts = pc.if_else(pc.is_in(texts, pa.array(list(null), pa.string())), pa.scalar(None, pa.string()), texts)
     parts = pc.split_pattern(texts, reading.separator)
@@ -397,19 +401,16 @@ def _split(texts: pa.Array, reading: Reading, null: Collection[str]) -> pa.Array
     return _convert_items(texts, lengths * is_filled, items, reading, null)
 
 
-def guess_item_separator(text: str | None) -> str:
-    """Return the likely separator of a list's items, quoted as in YAML."""
-    return f'"{next((mark for mark in "|;, " if mark in (text or "")), "|")}"'
-
-
 def _convert_items(
     cells: pa.Array, lengths: np.ndarray, items: pa.Array, reading: Reading, null: Collection[str]
 ) -> pa.Array:
     try:
         return _list_array(cells, lengths, _items(items, reading, null))
     except CellError as error:
+        if error.row is None:
+            raise CellError(None, f"holds {cells.type}", f"lists of {error.expected}") from error
         row = int(np.searchsorted(np.cumsum(lengths), error.row, side="right"))
-        raise CellError(row, error.value, f"items that are {error.expected}") from error
+        raise CellError(row, error.found.replace("is", "has the item", 1), error.expected) from error
 
 
 def _items(items: pa.Array, reading: Reading, null: Collection[str]) -> pa.Array:
@@ -419,7 +420,7 @@ def _items(items: pa.Array, reading: Reading, null: Collection[str]) -> pa.Array
         return _texts(items)
     if reading.dtype == "timestamp":
         return _timestamps(items, reading, null)
-    return _numbers(items, pa.type_for_alias(_arrow_name(reading.dtype)), null)
+    return _numbers(items, reading.dtype, null)
 
 
 def _list_array(cells: pa.Array, lengths: np.ndarray, items: pa.Array) -> pa.Array:
@@ -448,31 +449,34 @@ def as_table(readings: Sequence[Reading], values: Sequence[pa.Array], rows: int)
 # Errors
 
 
-def _checked(cells: pa.Array, convert_all: Callable[[pa.Array], pa.Array], expected: str) -> pa.Array:
+def _wrong_type(cells: pa.Array, expected: str) -> CellError:
+    return CellError(None, f"holds {cells.type}", expected)
+
+
+def _checked(cells: pa.Array, convert_all: Callable[[pa.Array], pa.Array], expected: Callable[[Any], str]) -> pa.Array:
     """Convert cells; on failure, find the first one that cannot be converted by bisection."""
     try:
         return convert_all(cells)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+    except CAST_ERRORS:
         good, bad = 0, len(cells)  # the first `good` cells can be converted, the first `bad` cannot
     while bad - good > 1:
         middle = (good + bad) // 2
         try:
             convert_all(cells[good:middle])
             good = middle
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        except CAST_ERRORS:
             bad = middle
-    raise CellError(good, _value(cells, good), expected)
+    raise CellError(good, f"is {_shown(cells, good)}", expected(cells[good].as_py()))
 
 
 def _reject(cells: pa.Array, is_wrong: pa.Array, expected: str) -> None:
     if pc.any(is_wrong).as_py():
         row = _first(is_wrong)
-        raise CellError(row, _value(cells, row), expected)
+        raise CellError(row, f"is {_shown(cells, row)}", expected)
 
 
-def _value(cells: pa.Array, row: int) -> Any:
-    value = cells[row].as_py()
-    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
+def _shown(cells: pa.Array, row: int) -> str:
+    return shown(cells[row].as_py())
 
 
 def _first(flags: pa.Array) -> int:

@@ -191,11 +191,13 @@ class _CsvParser:
         return f"{found}; {names} has {listed(self.names, len(self.names))}"
 
     def _bad_cell(self, data: bytes, offset: int, reading: Reading, error: CellError) -> DataError:
+        if error.row is None:
+            return error.located(str(self.path), reading)
         start = self._starts(data)[error.row]
         line = self._line(data, offset, start)
         if line == 1 and not self.chunk.has_header and self._looks_like_names(data):
-            error = CellError(0, error.value, f"{error.expected}; if line 1 names the columns, write `header: true`")
-        return error.located(self.path, f"line {line}", reading)
+            error.expected += "; if line 1 names the columns, write `header: true` and drop `features`"
+        return error.located(f"{self.path}, line {line}", reading)
 
     def _looks_like_names(self, data: bytes) -> bool:
         return not any(

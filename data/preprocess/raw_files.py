@@ -78,7 +78,7 @@ def read_raw(
     keys = _common_keys(files)
     blocks = csv_tables if chunk.type == "csv" else parquet_tables
     for file in files:
-        partition = _partition(file)
+        partition = partition_keys(file)
         stored = [reading for reading in readings if reading.column not in keys]
         folders = [reading for reading in readings if reading.column in keys]
         for first_row, table in blocks(folder / file, chunk, stored, block_rows):
@@ -129,7 +129,7 @@ def column_names(chunk: RawChunk, folder: Path, *, allow_outside_paths: bool = F
     for file in list_files(chunk, folder, allow_outside_paths=allow_outside_paths):
         path = folder / file
         found = csv_columns(path, chunk) if chunk.type == "csv" else pq.read_schema(path).names
-        own = {*found, *_partition(file)}
+        own = {*found, *partition_keys(file)}
         names = own if names is None else names & own
     return names or set()
 
@@ -183,7 +183,7 @@ def _files_there(folder: Path) -> str:
     return f"; the folder holds {listed(names, len(names))}" if names else "; the folder is empty"
 
 
-def _partition(file: str) -> dict[str, str | None]:
+def partition_keys(file: str) -> dict[str, str | None]:
     """Return the Hive keys in a path, such as {"day": "2014-10-21"}; None for a missing value."""
     matches = [PARTITION.fullmatch(part) for part in file.split("/")[:-1]]
     values = {unquote(match[1]): unquote(match[2]) for match in matches if match}
@@ -191,7 +191,7 @@ def _partition(file: str) -> dict[str, str | None]:
 
 
 def _common_keys(files: Sequence[str]) -> set[str]:
-    keys = {tuple(sorted(_partition(file))): file for file in reversed(files)}
+    keys = {tuple(sorted(partition_keys(file))): file for file in reversed(files)}
     if len(keys) > 1:
         (first, file), (second, other) = list(keys.items())[-2:]
         raise DataError(
@@ -209,6 +209,4 @@ def _partition_values(path: Path, value: str | None, reading: Reading, rows: int
     try:
         return convert(pa.array([value], pa.string()), reading).take(pa.array([0] * rows, pa.int32()))
     except CellError as error:
-        raise DataError(
-            f"{path}: the partition key {reading.column} is {shown(value)}; expected {error.expected}"
-        ) from error
+        raise error.located(f"{path}, partition", reading) from error

@@ -107,5 +107,6 @@ def _converted(path: Path, first_row: int, table: pa.Table, readings: Sequence[R
         try:
             values.append(convert(cells, reading))
         except CellError as error:
-            raise error.located(path, f"row {first_row + error.row}", reading) from error
+            row = "" if error.row is None else f", row {first_row + error.row}"
+            raise error.located(f"{path}{row}", reading) from error
     return as_table(readings, values, table.num_rows)

@@ -51,7 +51,7 @@ def open_text(path: Path) -> Iterator[BinaryIO]:
         DataError: if the file is missing, damaged, or not what its suffix says.
         LostInputError: if it can no longer be read.
     """
-    with _open_both(path) as (text, _):
+    with open_both(path) as (text, _):
         yield text
 
 
@@ -62,13 +62,13 @@ def sample_text(path: Path, size: int) -> tuple[bytes, int]:
         DataError: if the file is missing, damaged, or not what its suffix says.
         LostInputError: if it can no longer be read.
     """
-    with _open_both(path) as (text, file):
+    with open_both(path) as (text, file):
         data = text.read(size)
         return data, file.tell() if len(data) == size else path.stat().st_size
 
 
 @contextmanager
-def _open_both(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def open_both(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """Open a file as `open_text` does, and yield the decompressed text and the file itself.
 
     Raises:

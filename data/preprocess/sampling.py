@@ -2,16 +2,12 @@
 
 import csv
 import io
-import os
 import re
-import zipfile
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from glob import glob, has_magic
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from data.errors import DataError, listed, shown
+from data.errors import DataError, shown
+from data.preprocess.raw_files import list_files, partition_keys
+from data.preprocess.raw_text import COMPRESSED, open_both, open_text
+from data.spec.raw_spec import RawChunk
 from data.storage.files import open_regular, reading
 
 MAX_FILES = 16
@@ -30,11 +29,7 @@ HEAD_LINES = 300
 BLOCK_BYTES = 2**20
 SEPARATORS = (",", "\t", ";", "|", "\x01", " ")
 DOUBLE_QUOTE: str | None = '"'
-CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-ZIP = ".zip"
-PARQUET_SUFFIXES = (".parquet", ".pq")
-# The first bytes of formats that cannot be CSV.
-MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"PK\x03\x04": ZIP, b"PAR1": ".parquet"}
+PARQUET_MAGIC = b"PAR1"
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?$"
 # Words that mean a missing value wherever they occur, and words that do so among numbers.
 NULL_WORDS = ("\\N", "NULL", "null", "NaN", "nan", "(null)", "N/A", "n/a", "#N/A", "?")
@@ -42,7 +37,6 @@ NULL_AMONG_NUMBERS = r"(?i)^(\W+|n/?a|nan|null|nil|none|missing|unknown|undefine
 MAX_NULL_WORDS_PER_COLUMN = 3
 # Share of the cells of a column of numbers that may be words for a missing value.
 MAX_NULL_SHARE = 0.95
-HIVE_KEY = re.compile(r"([^/=]+)=([^/]*)")
 FIX_FILES = "check the pattern (in quotes, so that the shell does not expand it)"
 
 FileType = Literal["csv", "parquet"]
@@ -107,33 +101,13 @@ class _Progress:
 
 
 def find_raw_files(patterns: Sequence[str], folder: Path) -> tuple[Path, ...]:
-    """Returns the files that patterns match, sorted.
-
-    Args:
-        patterns: paths, globs and folders. Those of folders are all files below them except hidden ones and those that
-            begin with an underscore, such as _SUCCESS.
-        folder: where relative patterns begin.
+    """Returns the files that paths, globs and folders match, sorted.
 
     Raises:
         DataError: A pattern matches no file.
     """
-    found: set[Path] = set()
-    for pattern in patterns:
-        path = folder / pattern
-        matches = [Path(match) for match in glob(str(path), recursive=True)] if has_magic(pattern) else [path]
-        files = {file for match in matches for file in (_files_below(match) if match.is_dir() else [match])}
-        files = {file for file in files if os.path.lexists(file)}
-        if not files:
-            raise DataError(f"{pattern}: no such file; {FIX_FILES}")
-        found |= files
-    return tuple(sorted(found))
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        parts = path.relative_to(folder).parts
-        if not any(part.startswith((".", "_")) for part in parts) and path.is_file():
-            yield path
+    files = list_files(RawChunk("csv", tuple(patterns)), folder, allow_outside_paths=True)
+    return tuple(folder / file for file in files)
 
 
 def draw_sample(files: Sequence[Path], rows: int, labels: Sequence[str] = ()) -> RawSample:
@@ -161,7 +135,7 @@ def draw_sample(files: Sequence[Path], rows: int, labels: Sequence[str] = ()) ->
             _sample_parquet(file, per_file, progress)
         return _sample_of("parquet", files, len(chosen), None, progress)
     head, dialect = _first_dialect(chosen, labels)
-    budget = sum(file.stat().st_size for file in chosen if _codec(file))
+    budget = sum(file.stat().st_size for file in chosen if file.suffix in COMPRESSED)
     for file in chosen:
         _sample_csv(file, dialect, _bytes_per_row(head) * per_file, budget <= MAX_COMPRESSED_BYTES, progress)
     return _sample_of("csv", files, len(chosen), dialect, progress)
@@ -170,12 +144,12 @@ def draw_sample(files: Sequence[Path], rows: int, labels: Sequence[str] = ()) ->
 def _sample_of(
     type: FileType, files: Sequence[Path], sampled: int, dialect: Dialect | None, progress: _Progress
 ) -> RawSample:
+    if not any(table.num_rows for table in progress.tables):
+        raise DataError(f"{files[0]}: holds no rows; {FIX_FILES}")
     try:
         table = pa.concat_tables(progress.tables, promote_options="permissive").combine_chunks()
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"{files[0]}: the types of its columns differ from those of other files: {error}") from error
-    if not table.num_rows:
-        raise DataError(f"{files[0]}: holds no rows; {FIX_FILES}")
     null: tuple[str, ...] = ()
     has_space = False
     if type == "csv":
@@ -199,47 +173,8 @@ def _sample_of(
 
 
 def _type_of(path: Path) -> FileType:
-    """Returns the type of a file by its name, and checks that its first bytes agree."""
     with reading(path, FIX_FILES) as file:
-        start = file.read(4)
-    suffix = path.suffix.lower()
-    is_parquet = suffix in PARQUET_SUFFIXES
-    found = next((ending for magic, ending in MAGIC.items() if start.startswith(magic)), "")
-    expected = ".parquet" if is_parquet else suffix if suffix in CODECS or suffix == ZIP else ""
-    if found == expected or not start:
-        return "parquet" if is_parquet else "csv"
-    if not found:
-        raise DataError(f"{path}: is not a {expected} file, as its name says; rename it without {suffix}")
-    raise DataError(f"{path}: begins like a {found} file; rename it to {path.name}{found}")
-
-
-def _codec(path: Path) -> str | None:
-    suffix = path.suffix.lower()
-    return ZIP if suffix == ZIP else CODECS.get(suffix)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Opens a file; yields its uncompressed content, and the file as it is stored."""
-    codec = _codec(path)
-    with ExitStack() as stack:
-        stored = stack.enter_context(reading(path, FIX_FILES))
-        try:
-            if codec == ZIP:
-                archive = stack.enter_context(zipfile.ZipFile(stored))
-                if len(names := [name for name in archive.namelist() if not name.endswith("/")]) != 1:
-                    raise DataError(f"{path}: holds {len(names)} files ({listed(names, len(names))}); unpack them")
-                yield cast(BinaryIO, stack.enter_context(archive.open(names[0]))), stored
-            elif codec:
-                yield stack.enter_context(pa.CompressedInputStream(pa.PythonFile(stored, "r"), codec)), stored
-            else:
-                yield stored, stored
-        except (zipfile.BadZipFile, EOFError) as error:
-            raise DataError(f"{path}: is not a complete {path.suffix} file ({error}); fetch it again") from error
-        except OSError as error:
-            if error.errno:
-                raise
-            raise DataError(f"{path}: is not a complete {path.suffix} file ({error}); fetch it again") from error
+        return "parquet" if file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC else "csv"
 
 
 # How CSV files are written.
@@ -263,7 +198,7 @@ def _first_dialect(files: Sequence[Path], labels: Sequence[str]) -> tuple[list[b
 
 def _head(path: Path) -> list[bytes]:
     """Returns the first lines of a file, without a byte order mark."""
-    with _opened(path) as (content, _):
+    with open_text(path) as content:
         data = content.read(HEAD_BYTES).removeprefix(b"\xef\xbb\xbf")
     if b"\0" in data:
         raise DataError(f"{path}: holds NUL bytes, as binary files and UTF-16 do; expected text in UTF-8, or parquet")
@@ -320,12 +255,17 @@ def _with_columns(
 
 def _looks_like_header(first: list[str], rows: list[list[str]]) -> bool:
     """Whether a first line has distinct texts, and those over numbers or texts that occur nowhere below them."""
-    if len(set(first)) < len(first) or not all(first) or any(re.match(NUMBER, cell) for cell in first):
+    if (
+        len(set(first)) < len(first)
+        or len(first) == 1
+        and not first[0]
+        or any(re.match(NUMBER, cell) for cell in first)
+    ):
         return False
     below = [[row[index].strip() for row in rows if len(row) == len(first)] for index in range(len(first))]
     if not below or not below[0]:
         return True
-    return not any(name in cells for name, cells in zip(first, below, strict=True))
+    return not any(name and name in cells for name, cells in zip(first, below, strict=True))
 
 
 # Rows of CSV files.
@@ -334,8 +274,8 @@ def _looks_like_header(first: list[str], rows: list[list[str]]) -> bool:
 def _sample_csv(path: Path, dialect: Dialect, budget: int, may_read_on: bool, progress: _Progress) -> None:
     """Adds rows of a file: of its start, middle and end, each of a third of the budget in bytes."""
     size = path.stat().st_size
-    with _opened(path) as (content, stored):
-        if _codec(path):
+    with open_both(path) as (content, stored):
+        if path.suffix in COMPRESSED:
             pieces, length = _streamed(content, stored, size, budget // 3, may_read_on)
         else:
             pieces, length = _seeked(stored, size, budget // 3)
@@ -427,9 +367,7 @@ def _parsed(path: Path, piece: bytes, dialect: Dialect, is_start: bool) -> pa.Ta
     if bad and is_start:
         row = bad[0]
         found = f"{row.actual_columns} fields, expected {row.expected_columns}"
-        raise DataError(
-            f"{path}, line {row.number}: {found} separated by {shown(dialect.separator)}, as in line 1; correct it"
-        )
+        raise DataError(f"{path}, line {row.number}: {found}, as in line 1 (separated by {shown(dialect.separator)})")
     return table
 
 
@@ -470,11 +408,9 @@ def _null_words(counted: pa.StructArray) -> list[str]:
 
 def _with_hive_keys(table: pa.Table, path: Path) -> pa.Table:
     """Adds the keys of Hive folders, such as day=2014-10-21/, as columns of strings."""
-    for part in path.parts[:-1]:
-        if match := HIVE_KEY.fullmatch(part):
-            key, value = match.groups()
-            if key not in table.column_names:
-                table = table.append_column(key, pa.array([value] * table.num_rows, pa.string()))
+    for key, value in partition_keys(path.as_posix()).items():
+        if key not in table.column_names:
+            table = table.append_column(key, pa.array([value] * table.num_rows, pa.string()))
     return table
 
 

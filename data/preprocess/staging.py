@@ -20,19 +20,13 @@ from data.preprocess.prepared import StageLog
 from data.preprocess.raw_cells import combined
 from data.preprocess.raw_files import RawBlock, count_rows_estimate, read_raw
 from data.preprocess.rows import RawRows, assign_mappings, keeps_negative, satisfies
-from data.preprocess.splits import TRAIN
+from data.preprocess.splits import MAPPINGS, TRAIN
+from data.preprocess.staged_columns import KEPT, ROW, finished
 from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, Feature
 from data.spec.raw_spec import LastSplit, RawChunk, RawSpec, Reading
 
-# Columns of a staged file besides its readings; no raw column has such a name.
-ROW, KEPT = "//row", "//kept"
 # A row number is the number of its file, in sorted path order within its source, times this, plus its number there.
 ROWS_PER_FILE = 2**40
-
-
-def finished(name: str) -> str:
-    """Return the name of the staged column with the finished values of a feature or kept column."""
-    return f"//={name}"
 
 
 @dataclass
@@ -56,6 +50,13 @@ class Staged:
         write_arrow(rows, path)
         files.append(path)
         self.rows[mapping] = self.rows.get(mapping, 0) + rows.num_rows
+
+    def sort(self) -> None:
+        """Sort the mappings: train, valid, test, then others by name, whatever the order of their first rows."""
+        ranks = {mapping: rank for rank, mapping in enumerate(MAPPINGS)}
+        order = sorted(self.files, key=lambda mapping: (ranks.get(mapping, len(ranks)), mapping))
+        self.files = {mapping: self.files[mapping] for mapping in order}
+        self.rows = {mapping: self.rows[mapping] for mapping in order}
 
 
 def write_arrow(rows: pa.Table, path: Path) -> None:
@@ -109,6 +110,7 @@ class Stager:
                     report(rows)
             if not rows:
                 raise DataError(f"source_spec.{source}: its files hold no rows; name files with rows")
+        staged.sort()
         return staged
 
     def _count(self, source: str, chunks: Sequence[RawChunk]) -> int:

@@ -7,12 +7,13 @@ from typing import get_args
 
 from data.errors import shown
 from data.spec.document import Problem
-from data.spec.raw_encodings import NUMBER_OR_BOOL_TYPES
+from data.spec.raw_encodings import INTEGER_TYPES, NUMBER_OR_BOOL_TYPES, NUMBER_TYPES
 from data.spec.raw_spec import Comparison, Condition, LabelMapRule, RawType, Reading, Rule, ThresholdRule
 from data.spec.raw_values import WrittenCondition, as_time, microseconds
 
 ANY_TYPE: tuple[RawType, ...] = get_args(RawType)
-ORDER_TYPES: tuple[RawType, ...] = ("timestamp", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+ORDER_TYPES: tuple[RawType, ...] = ("timestamp", *NUMBER_TYPES)
+KEY_TYPES: tuple[RawType, ...] = ("string", *INTEGER_TYPES)
 _TRUTH = {"true": 1.0, "false": 0.0}
 
 # A condition before its reading has a name: the reading, the operator and the constant.
@@ -30,6 +31,7 @@ class RawColumns:
         rules: encodings of the features, by name.
         unreadable: {feature name: why it has no raw column of its own that others can use}.
         unknown: names of features in which something is malformed.
+        formats: {raw column: (format, unit) of its timestamps}, where stated.
         listed: names of all raw columns, if the specification lists them.
         used: every reading in use, in the order of the specification.
         problems: problems found.
@@ -39,9 +41,15 @@ class RawColumns:
     rules: dict[str, Rule] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     unknown: set[str] = field(default_factory=set)
+    formats: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
     listed: tuple[str, ...] | None = None
     used: dict[Reading, None] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+
+    def reading(self, column: str, dtype: RawType, is_list: bool = False, separator: str | None = None) -> Reading:
+        """Returns a reading of a column, with the format that is stated for its timestamps."""
+        form = self.formats.get(column, (None, None)) if dtype == "timestamp" else (None, None)
+        return Reading("", column, dtype, is_list, separator, *form)
 
     def use(self, reading: Reading) -> Reading:
         """Notes that a reading is needed, and returns it."""
@@ -72,10 +80,10 @@ class RawColumns:
             return None
         column = name if own is None else own.column
         if own is None:
-            self._check_listed(column, path)
+            self.check_listed(column, path)
         others = [reading for reading in self._read_as(column) if reading.dtype in accepted]
         known = [own] if own is not None and own.dtype in accepted else others
-        return self.use(known[0] if known else Reading("", column, default))
+        return self.use(known[0] if known else self.reading(column, default))
 
     def condition(self, written: WrittenCondition, path: str) -> ReadCondition | None:
         """Returns the reading, operator and constant of a condition, or None if it has a problem."""
@@ -97,6 +105,10 @@ class RawColumns:
                 self.problems.append(Problem(path, f"{message}; write a number or a date without quotes"))
                 return None
             reading = self.refer(written.name, path, ("string",), "string")
+        elif declared and all(reading.dtype == "timestamp" for reading in declared):
+            message = f"compares {shown(written.name)}, a timestamp, with a number; write a date, such as 2014-10-29"
+            self.problems.append(Problem(path, message))
+            return None
         else:
             reading = self.refer(written.name, path, NUMBER_OR_BOOL_TYPES, "float64")
         return None if reading is None else (reading, comparison, value)
@@ -108,10 +120,10 @@ class RawColumns:
             message = f"{shown(name)} is a feature; name its raw column, {shown(own.column)}"
             self.problems.append(Problem(path, message))
             return None
-        self._check_listed(name, path)
+        self.check_listed(name, path)
         known = self._read_as(name) or [reading for reading in self.used if reading.column == name]
         texts = [reading for reading in known if reading.dtype == "string"]
-        return self.use((texts or known or [Reading("", name)])[0])
+        return self.use((texts or known or [self.reading(name, "string")])[0])
 
     def named(self, taken: Iterable[str]) -> dict[Reading, Reading]:
         """Returns every reading in use with its name: the column's, with its type where a column is read in several
@@ -134,16 +146,17 @@ class RawColumns:
             named[reading] = replace(reading, name=unique)
         return named
 
+    def check_listed(self, column: str, path: str) -> None:
+        """Checks that a raw column exists, if the specification lists them."""
+        if self.listed is not None and column not in self.listed:
+            message = f"{shown(column)} is neither a feature nor a column of the files"
+            self.problems.append(Problem(path, message, column, (*self.readings, *self.listed)))
+
     def _read_as(self, column: str) -> list[Reading]:
         """Returns the readings of a raw column with one value per row, those of features first."""
         features = [reading for reading in self.readings.values() if reading.column == column]
         others = [reading for reading in self.used if reading.column == column]
         return [reading for reading in dict.fromkeys(features + others) if not reading.is_list]
-
-    def _check_listed(self, column: str, path: str) -> None:
-        if self.listed is not None and column not in self.listed:
-            message = f"{shown(column)} is neither a feature nor a column of the files"
-            self.problems.append(Problem(path, message, column, (*self.readings, *self.listed)))
 
     def _truth(self, name: str, path: str) -> ReadCondition | None:
         """Returns the condition that a feature or column is not 0; for a label, that the label is not 0."""

@@ -442,6 +442,7 @@ class RawParts:
         features: {feature name: its keys}, of all features with a valid name.
         sources: {source name: its chunks}, of all sources with a valid name; empty where one is malformed.
         channels: {channel name: feature names}, of all channels.
+        outputs: {feature name: names that its encoding may add to the features}, well-formed or not.
         others: values of the other sections, by name of the section.
         incomplete: locations of the sections, features, sources and channels in which something was malformed.
     """
@@ -449,6 +450,7 @@ class RawParts:
     features: dict[str, FeatureKeys] = field(default_factory=dict)
     sources: dict[str, list[ChunkKeys]] = field(default_factory=dict)
     channels: dict[str, list[Entry]] = field(default_factory=dict)
+    outputs: dict[str, list[str]] = field(default_factory=dict)
     others: dict[str, Any] = field(default_factory=dict)
     incomplete: set[KeyPath] = field(default_factory=set)
 
@@ -475,9 +477,18 @@ def read_raw_document(document: Any) -> tuple[RawParts, list[Problem]]:
             if name_mistake(name) is None
         },
         channels={channel: _entries(channels.get(channel), ("channel_spec", channel), wrong) for channel in CHANNELS},
+        outputs={name: _outputs(keys) for name, keys in _section(document, "feature_spec").items()},
         others={section: valid[section] for section in RAW_SECTIONS[3:] if section in valid},
         incomplete=incomplete,
     ), problems
+
+
+def _outputs(keys: Any) -> list[str]:
+    """Returns the names of features that an encoding may add, whatever else is wrong with it."""
+    encode = _section(keys, "encode")
+    outputs = _section(encode, "target").get("outputs")
+    names = [keys.get("indicator") if isinstance(keys, dict) else None, encode.get("indicator")]
+    return [name for name in [*names, *(outputs if isinstance(outputs, list) else [])] if isinstance(name, str)]
 
 
 def raw_key_of(document: Any) -> str | None:
@@ -531,7 +542,8 @@ def _problem(error: ErrorDetails, document: Any) -> Problem:
         )
     if error["type"] in _UNKNOWN_KEY:
         return _unknown_key(parent, error["input"] if error["type"] == "invalid_key" else key)
-    return Problem(path_of(*parent, key), error["msg"])
+    path = f"{parent[0]}[{key}]" if len(parent) == 1 and isinstance(key, int) else path_of(*parent, key)
+    return Problem(path, error["msg"])
 
 
 def _as_written(location: KeyPath, document: Any) -> KeyPath:

@@ -16,7 +16,7 @@ from data.spec.features import (
     NUMERICAL,
     Feature,
 )
-from data.spec.raw_columns import ORDER_TYPES, RawColumns, ReadCondition, as_condition
+from data.spec.raw_columns import ANY_TYPE, KEY_TYPES, ORDER_TYPES, RawColumns, ReadCondition, as_condition
 from data.spec.raw_document import FeatureKeys, RawParts
 from data.spec.raw_encodings import (
     ID_RULES,
@@ -51,6 +51,7 @@ from data.spec.validators import (
     check_channels_are_used,
     check_joint_names,
     check_keys_of_labels,
+    check_map,
     check_sample_spaces,
     check_tasks,
 )
@@ -58,6 +59,7 @@ from data.spec.validators import (
 FEATURE_RULES = (
     check_channels_are_used,
     check_channel_features,
+    check_map,
     check_keys_of_labels,
     check_tasks,
     check_sample_spaces,
@@ -129,13 +131,16 @@ class RawFeatures:
         for name in self.rules:
             self.problems.extend(self._check_feature(name, self.parts.features[name]))
         self._check_shared()
+        self._find_formats()
         for name in self.rules:
             self._find_reading(name, self.parts.features[name])
 
     def is_list(self, name: str) -> bool:
         """Returns whether a feature has a list per row."""
-        keys = self.parts.features[name]
-        return self.channel_of.get(name) == MULTIHOT or "history" in keys or any(key in keys for key in _LIST_KEYS[:2])
+        keys, channel = self.parts.features[name], self.channel_of.get(name, MULTIHOT)
+        return channel == MULTIHOT and (
+            name in self.channel_of or any(key in keys for key in ("history", "max_hotness", "separator"))
+        )
 
     def encoded_parts(self) -> Parts:
         """Returns the parts of a specification of encoded features, for the rules that both kinds share."""
@@ -158,15 +163,18 @@ class RawFeatures:
             if isinstance(rule, NumberRule) and "indicator" in keys:
                 rule = NumberRule((), keys["indicator"])
         else:
-            if mistake := check_keys(keys["encode"]):
+            mistake = check_keys(keys["encode"])
+            rule = KeepRule() if mistake else rule_of(name, keys["encode"], keys.get("indicator"))
+            if mistake := mistake or check_channel(rule, channel):
                 self.problems.append(Problem(path, mistake))
                 return False
-            rule = rule_of(name, keys["encode"], keys.get("indicator"))
         self.columns.rules[name] = self.rules[name] = rule
         return True
 
     def _find_added(self) -> None:
         """Finds the features that rules add, and checks that their names are new."""
+        for name in self.columns.unknown:
+            self.added.update(dict.fromkeys(self.parts.outputs.get(name, ()), ""))
         for name, rule in self.rules.items():
             keys = self.parts.features[name]
             if isinstance(rule, NumberRule) and rule.indicator is not None:
@@ -184,7 +192,7 @@ class RawFeatures:
     def _add(self, name: str, path: str) -> None:
         if name in self.parts.features:
             self.problems.append(Problem(path, f"{shown(name)} is also a feature of the specification; rename one"))
-        elif name in self.added:
+        elif self.added.get(name):
             self.problems.append(Problem(path, f"{shown(name)} is already the name at {self.added[name]}; rename one"))
         else:
             self.added[name] = path
@@ -196,8 +204,6 @@ class RawFeatures:
 
     def _check_feature(self, name: str, keys: FeatureKeys) -> Iterator[Problem]:
         rule, channel = self.rules[name], self.channel_of.get(name)
-        if mistake := check_channel(rule, channel):
-            yield Problem(feature_path(name, "encode"), mistake)
         yield from self._check_source(name, keys, rule)
         yield from self._check_lists(name, keys, rule)
         yield from self._check_ids(name, keys, rule)
@@ -207,6 +213,8 @@ class RawFeatures:
         elif "indicator" in keys:
             message = "is only for input numbers with a fill, such as encode: [{fill: median}]; remove it"
             yield Problem(feature_path(name, "indicator"), message)
+        if channel in (LABEL, MAP) and "count" in keys:
+            yield Problem(feature_path(name, "count"), f"is for inputs, and the feature is in {channel}; remove it")
         if channel == LABEL:
             yield from self._check_label(name, keys, rule)
         if isinstance(rule, TargetRule):
@@ -230,7 +238,7 @@ class RawFeatures:
         channel = self.channel_of.get(name)
         if channel not in (MULTIHOT, None):
             for key in (*_LIST_KEYS, "history"):
-                if key in keys:
+                if key in keys and not (key == "keep" and ("history" in keys or "count" in keys)):
                     message = f"is only for {MULTIHOT}, and the feature is in {channel}; remove it or move the feature"
                     yield Problem(feature_path(name, key), message)
             return
@@ -267,6 +275,9 @@ class RawFeatures:
             if keys.get("dtype", "timestamp") != "timestamp":
                 message = f"is for timestamps, and the dtype is {keys['dtype']}; write dtype: timestamp, or remove it"
                 yield Problem(feature_path(name, key), message)
+            elif "timestamp" not in self._allowed(name):
+                message = "is for timestamps, and the encoding does not take them; remove it, or write another encoding"
+                yield Problem(feature_path(name, key), message)
 
     def _check_numbers(self, name: str, keys: FeatureKeys, rule: NumberRule) -> Iterator[Problem]:
         for mistake in check_steps(rule):
@@ -297,6 +308,8 @@ class RawFeatures:
     def _check_target(self, name: str, rule: TargetRule) -> Iterator[Problem]:
         path = feature_path(name, "encode", "target", "label")
         labels = tuple(entry.text for entry in self.parts.channels[LABEL])
+        if ("channel_spec", LABEL) in self.parts.incomplete or rule.label in self.columns.unknown:
+            return
         if rule.label not in labels:
             yield Problem(path, f"{shown(rule.label)} is not a label (channel_spec.{LABEL})", rule.label, labels)
         elif self.parts.features.get(rule.label, {}).get("task") == "multiclass":
@@ -331,7 +344,7 @@ class RawFeatures:
                 for index, other in enumerate(rule.inputs):
                     path = path_of("feature_spec", name, "encode", "cross", index)
                     if other not in self.parts.features and other not in self.added:
-                        self.crossed[name, other] = self.columns.refer(other, path)
+                        self.crossed[name, other] = self.columns.refer(other, path, KEY_TYPES)
                     if other in rule.inputs[:index]:
                         self.problems.append(Problem(path, f"{shown(other)} is already an input; keep one"))
                     elif mistake := self._cross_mistake(name, other):
@@ -374,18 +387,33 @@ class RawFeatures:
         if dtype is None:
             self.columns.unknown.add(name)
             return
-        self._check_type(name, dtype, "dtype")
-        self.columns.readings[name] = self.columns.use(
-            Reading(
-                "",
-                keys.get("column", name),
-                dtype,
-                self.is_list(name),
-                keys.get("separator"),
-                keys.get("format"),
-                keys.get("unit"),
-            )
-        )
+        if not self._check_type(name, dtype, "dtype"):
+            self.columns.unknown.add(name)
+            return
+        column = keys.get("column", name)
+        path = feature_path(name, "column") if "column" in keys else feature_path(name)
+        self.columns.check_listed(column, path)
+        reading = self.columns.reading(column, dtype, self.is_list(name), keys.get("separator"))
+        self.columns.readings[name] = self.columns.use(reading)
+
+    def _find_formats(self) -> None:
+        """Finds how timestamps are written, which is stated once per column and holds for all its uses."""
+        first: dict[str, str] = {}
+        stated: list[tuple[str, str, Any]] = [
+            (keys.get("column", name), feature_path(name), keys) for name, keys in self.parts.features.items()
+        ]
+        split = self.parts.others.get("split", {})
+        if "time" in split:
+            feature = self.parts.features.get(split["time"], {})
+            stated.append((feature.get("column", split["time"]), "split", split))
+        for column, path, keys in stated:
+            form = keys.get("format"), keys.get("unit")
+            if form != (None, None) and self.columns.formats.setdefault(column, form) != form:
+                key = "format" if form[0] is not None else "unit"
+                message = f"differs from that of {first[column]}, which reads the same column; write it once"
+                self.problems.append(Problem(f"{path}.{key}", message))
+            if form != (None, None):
+                first.setdefault(column, path)
 
     def find_computed(self) -> None:
         """Finds the readings that crosses, histories and counts take, once those of all features are known."""
@@ -398,13 +426,18 @@ class RawFeatures:
     def _find_computed(self, name: str, kind: Literal["history", "count"]) -> None:
         stated: Any = self.parts.features[name].get(kind)
         path, columns = feature_path(name, kind), self.columns
-        of = columns.refer(stated["of"], f"{path}.of") if "of" in stated else None
-        by = columns.refer(stated["by"], f"{path}.by")
+        types = ANY_TYPE if kind == "history" else KEY_TYPES
+        of = columns.refer(stated["of"], f"{path}.of", types) if "of" in stated else None
+        by = columns.refer(stated["by"], f"{path}.by", KEY_TYPES)
         order = columns.refer(stated["order"], f"{path}.order", ORDER_TYPES, "timestamp")
         where = columns.condition(stated["where"], f"{path}.where") if "where" in stated else None
         window = stated.get("window")
         if window is not None and order is not None and isinstance(window, timedelta) != (order.dtype == "timestamp"):
-            found = "a timestamp; write a duration such as 7d" if order.dtype == "timestamp" else "a number; write one"
+            found = (
+                "a timestamp; write a duration such as 7d"
+                if order.dtype == "timestamp"
+                else "a number; write a whole number"
+            )
             self.problems.append(Problem(f"{path}.window", f"does not fit order {shown(stated['order'])}, {found}"))
         if by is None or order is None or (of is None and "of" in stated):
             return
@@ -415,16 +448,18 @@ class RawFeatures:
         limit = stated["last"] if is_history else window
         self.computed[name] = Computed(reading, of, by, order, where, limit)
 
-    def _check_type(self, name: str, dtype: RawType, key: str) -> None:
-        """Checks that the encoding of a feature takes the type of its raw values."""
+    def _check_type(self, name: str, dtype: RawType, key: str) -> bool:
+        """Checks that the encoding of a feature takes the type of its raw values; returns whether it does."""
         allowed = self._allowed(name)
-        if dtype not in allowed:
+        is_stated_otherwise = not {"format", "unit"}.isdisjoint(self.parts.features[name])  # and reported there
+        if dtype not in allowed and not is_stated_otherwise:
             types = ", ".join(allowed)
             if key == "dtype":
                 message = f"is {dtype}, which the encoding does not take; write one of {types}, or remove it"
             else:
                 message = f"takes {types}, and the values are {dtype}; write another encoding"
             self.problems.append(Problem(feature_path(name, key), message))
+        return dtype in allowed
 
     def _allowed(self, name: str) -> tuple[RawType, ...]:
         rule = self.rules[name]

@@ -8,7 +8,7 @@ from typing import Any
 from data.errors import shown
 from data.spec.document import Problem, format_problems, path_of
 from data.spec.feature_spec import FeatureSpecError
-from data.spec.features import CHANNELS, LABEL, SAMPLE_WEIGHT
+from data.spec.features import CHANNELS, LABEL, SAMPLE_WEIGHT, name_mistake
 from data.spec.raw_columns import RawColumns, ReadCondition, as_condition
 from data.spec.raw_document import RawParts, raw_key_of, read_raw_document
 from data.spec.raw_encodings import NUMBER_TYPES
@@ -131,11 +131,19 @@ class _Draft:
         if SAMPLE_WEIGHT in self._stored() and ("sample_weight" in others or "keep_negatives" in others):
             message = "this is the name of the column of weights that is made; rename the feature"
             yield Problem(path_of("feature_spec", SAMPLE_WEIGHT), message)
-        for index, name in enumerate(others.get("keep", ())):
-            path = path_of("keep", index)
-            if name in others["keep"][:index]:
+        yield from self._check_kept(others.get("keep", []))
+
+    def _check_kept(self, names: list[str]) -> Iterator[Problem]:
+        """Checks the raw columns to keep; those with the name of a feature are stored as raw_NAME."""
+        for index, name in enumerate(names):
+            path, stored = f"keep[{index}]", f"raw_{name}" if name in self.parts.features else name
+            if name in names[:index]:
                 yield Problem(path, f"{shown(name)} is already in keep; keep one")
-            elif (reading := columns.keep(name, path)) is not None:
+            elif mistake := name_mistake(name):
+                yield Problem(path, f"cannot be stored: {mistake}")
+            elif stored in self._stored() or (stored != name and stored in names):
+                yield Problem(path, f"{shown(name)} is stored as {shown(stored)}, another column's name; rename that")
+            elif (reading := self.columns.keep(name, path)) is not None:
                 self.keep.append(reading)
 
     def _check_lists(self) -> Iterator[Problem]:

@@ -11,9 +11,8 @@ from typing import Any
 from data.errors import listed, nearest, shown
 from data.spec.document import Problem, path_of
 from data.spec.features import REQUIRED_MAPPINGS
-from data.spec.raw_columns import RawColumns
+from data.spec.raw_columns import KEY_TYPES, ORDER_TYPES, RawColumns
 from data.spec.raw_document import ChunkKeys, RawParts
-from data.spec.raw_encodings import NUMBER_TYPES
 from data.spec.raw_spec import LastSplit, RandomSplit, RawChunk, Reading, Split, TimeSplit
 from data.spec.raw_values import microseconds
 from data.storage.files import find_escape
@@ -162,7 +161,10 @@ class RawSplit:
                 self.problems.append(Problem(path, f"{shown(source)} is named twice; keep one"))
 
     def _check_kind(self, keys: dict[str, Any]) -> None:
-        found = [self.columns.refer(name, path_of("split", "key", i)) for i, name in enumerate(keys.get("key", ()))]
+        found = [
+            self.columns.refer(name, path_of("split", "key", i), KEY_TYPES)
+            for i, name in enumerate(keys.get("key", ()))
+        ]
         self.key = [reading for reading in found if reading is not None]
         kinds = [kind for kind in _KEYS_OF_KIND if kind in keys]
         if len(kinds) > 1 or (not kinds and ("key" not in keys or "from" in keys)):
@@ -183,14 +185,17 @@ class RawSplit:
 
     def _check_time(self, keys: dict[str, Any]) -> None:
         bounds = {name: keys[name] for name in ("valid_from", "test_from") if name in keys}
+        if "format" in keys and "unit" in keys:
+            message = "is for numbers, and format for text; keep the one that says how the column is written"
+            self.problems.append(Problem("split.unit", message))
         if not bounds or ("test_from" not in bounds and "test" not in self.parts.sources):
             message = "is missing; write the first time of mapping test, such as 2014-10-30"
             self.problems.append(Problem("split.test_from", message))
         is_time = any(isinstance(value, datetime) for value in bounds.values()) or "format" in keys or "unit" in keys
         if is_time:
-            self.time = self._time_reading(keys)
+            self.time = self.columns.refer(keys["time"], "split.time", ("timestamp",), "timestamp")
         elif bounds:
-            self.time = self.columns.refer(keys["time"], "split.time", ("timestamp", *NUMBER_TYPES), "float64")
+            self.time = self.columns.refer(keys["time"], "split.time", ORDER_TYPES, "float64")
         for name, value in bounds.items():
             if self.time is not None and self.time.dtype == "timestamp" and not self._is_bound(value):
                 message = f"is a number, and {shown(keys['time'])} is a timestamp; write a date, or state its `unit`"
@@ -200,19 +205,6 @@ class RawSplit:
             valid, test = (self._bound(bounds[name]) for name in ("valid_from", "test_from"))
             if valid is not None and test is not None and valid >= test:
                 self.problems.append(Problem("split.test_from", "is not later than valid_from; write a later time"))
-
-    def _time_reading(self, keys: dict[str, Any]) -> Reading | None:
-        """Returns the reading of a time that is a timestamp."""
-        if "format" in keys and "unit" in keys:
-            message = "is for numbers, and format for text; keep the one that says how the column is written"
-            self.problems.append(Problem("split.unit", message))
-            return None
-        reading = self.columns.refer(keys["time"], "split.time", ("timestamp",), "timestamp")
-        if reading is None or not ("format" in keys or "unit" in keys):
-            return reading
-        return self.columns.use(
-            Reading("", reading.column, "timestamp", format=keys.get("format"), unit=keys.get("unit"))
-        )
 
     def _is_bound(self, value: datetime | float) -> bool:
         return isinstance(value, datetime) or (self.time is not None and self.time.unit is not None)
@@ -233,7 +225,7 @@ class RawSplit:
             message = f"the fractions add up to {total:g}; write fractions with a sum of at most 1"
             self.problems.append(Problem(f"split.{kind}", message))
         if "by" in keys:
-            self.by = self.columns.refer(keys["by"], "split.by")
+            self.by = self.columns.refer(keys["by"], "split.by", KEY_TYPES)
 
     def _check_mappings(self) -> None:
         """Checks that train and test exist, and that no mapping is both split off and given as files."""
@@ -257,6 +249,6 @@ class RawSplit:
                 message = f"this mapping is missing{hint or f'; write {split}'}"
                 self.problems.append(Problem(path_of("source_spec", name), message))
             elif not self.problems:
-                found = listed([*made, *given], len(made) + len(given))
+                found = listed(made, len(made)) or "none"
                 message = f"mapping {name!r} is missing: the split makes {found}; add it to the split or to source_spec"
                 self.problems.append(Problem("split", message))

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import preprocess
@@ -117,7 +117,7 @@ def read_mapping(dataset: Path, mapping: str) -> pa.Table:
     return pa.concat_tables(pq.read_table(dataset / file) for chunk in spec.chunks(mapping) for file in chunk.files)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, phases=[Phase.explicit, Phase.generate], deadline=None)
 @given(table=tables)
 def test_random_logs_match_pandas(table, tmp_path_factory):
     folder = tmp_path_factory.mktemp("random")
