@@ -28,7 +28,7 @@ from data.preprocess.hashing import hash_rows
 from data.preprocess.prepared import StageLog, run_prepare
 from data.preprocess.splits import SPLIT, TEST, TRAIN, VALID, check_fractions, round_half_up
 from data.spec.features import LABEL, MULTIHOT, ONEHOT
-from data.spec.raw_spec import raw_spec_from_dict
+from data.spec.raw_reader import raw_spec_from_dict
 from data.spec.yaml_reader import read_yaml
 
 SPECIFICATION = Path(__file__).parents[2] / "feature_specs" / "movielens_raw.yaml"
