@@ -302,9 +302,18 @@ class RunOptions(Section):
 
     evaluate: bool = option(False, "evaluate a checkpoint, without training")
     predict: Path | None = option(
-        None, "parquet file for a checkpoint's predictions on --eval_mapping, without training; labels are not needed"
+        None,
+        "file for a checkpoint's predictions on --eval_mapping or --raw, without training: CSV if named .csv, else "
+        "parquet; labels are not needed",
     )
-    keep: tuple[str, ...] = option((), "columns of the mapping that are copied into the file of predictions")
+    raw: tuple[Path, ...] = option(
+        (),
+        "raw files to predict instead of --dataset_path, in the form of those that preprocess.py has read for the "
+        "training data",
+    )
+    keep: tuple[str, ...] = option(
+        (), "columns of the mapping, or of the raw files, that are copied into the file of predictions"
+    )
     benchmark: bool = option(False, "measure throughput (of training, or of evaluation with --evaluate)")
     benchmark_warmup_steps: int = option(500, "steps before the measurement starts", at_least=0)
     benchmark_steps: int = option(1000, "steps in all, warm-up included", at_least=1)
@@ -326,7 +335,7 @@ class RunOptions(Section):
         "end the job when no step has ended for so long; default: 20 times the longest step so far, 300 s at least",
         positive=True,
     )
-    predictions_file: Path | None = option(None, "parquet file for the predictions of --evaluate")
+    predictions_file: Path | None = option(None, "file for the predictions of --evaluate, CSV or parquet likewise")
     disable_map_calculation: bool = option(False, "leave MAP@12 out (it is off by itself without a map feature)")
     num_auc_thresholds: int = option(0, "thresholds of a binned ROC AUC; 0 computes it exactly")
     log_every: int = option(100, "steps between two lines of the log", at_least=1)
@@ -419,6 +428,8 @@ class RunOptions(Section):
                 "--keep copies columns into a file of predictions: add --predict FILE, or --evaluate with "
                 "--predictions_file FILE"
             )
+        if self.raw and self.predict is None:
+            raise DataError("--raw names raw files to predict: add --predict FILE")
 
     def _check_monitoring(self) -> None:
         wants = [name for name in ("tensorboard_dir", "profile_steps") if getattr(self, name) is not None]
@@ -505,5 +516,5 @@ class Options:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
-        return list(value)
+        return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

@@ -31,6 +31,7 @@ from trainer.models import model_options
 from trainer.outputs import check_outputs
 from trainer.predictions import check_column_names, check_predictions_path
 from trainer.process.worker_env import WorkerEnv
+from trainer.raw_rows import read_spec, stored_name
 from trainer.tasks.task import tasks_of
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Inputs:
         eval_mapping: name of the evaluated mapping.
         with_group: whether to compute MAP@12.
         kept: stored columns to copy into the predictions file; None if no such file is written.
+        kept_names: names of these columns in the predictions file.
         warnings: messages about the inputs for the user.
     """
 
@@ -64,6 +66,7 @@ class Inputs:
     eval_mapping: str
     with_group: bool
     kept: StoredColumns | None = None
+    kept_names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -98,7 +101,10 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
     """
     data, run = config.data, config.run
     path, outside = data.dataset_path / data.fspec_file, data.allow_outside_paths
-    spec = FeatureSpec.read(path, allow_outside_paths=outside)
+    if run.raw:  # encoded by `encoded_rows`
+        spec = read_spec(data.dataset_path, allow_outside_paths=outside)
+    else:
+        spec = FeatureSpec.read(path, allow_outside_paths=outside)
     widths = embedding_dims(spec, data.embedding_sizes_file, allow_outside_paths=outside)
     spec = _in_order_of_model(spec, widths, config, env, agreed)
     config.model.check_labels([label.name for label in spec.labels])
@@ -107,6 +113,7 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
     evaluates = run.evaluate or not run.benchmark
     has_metrics = evaluates and run.predict is None
     with_group = has_metrics and not run.disable_map_calculation and _holds_group(spec, mapping)
+    kept_names = _kept_names(spec, mapping, run.keep)
     inputs = Inputs(
         spec=spec,
         schema=ModelSchema.of(spec, widths),
@@ -115,7 +122,8 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
         evaluation=_open_loader(config, spec, env, mapping, with_group=with_group) if evaluates else None,
         eval_mapping=mapping,
         with_group=with_group,
-        kept=None if run.predictions_path is None else _kept_columns(spec, mapping, run.keep),
+        kept=None if run.predictions_path is None else _kept_columns(spec, mapping, kept_names, is_raw=bool(run.raw)),
+        kept_names=kept_names,
         warnings=tuple(unused_widths(spec, data.embedding_sizes_file, allow_outside_paths=outside)),
     )
     loaders = [loader for loader in (inputs.training, inputs.evaluation) if loader is not None]
@@ -306,12 +314,17 @@ def _features(spec: FeatureSpec, mapping: str) -> list[str]:
     return [name for chunk in spec.chunks(mapping) for name in chunk.features]
 
 
-def _kept_columns(spec: FeatureSpec, mapping: str, asked: Sequence[str]) -> StoredColumns:
+def _kept_names(spec: FeatureSpec, mapping: str, asked: Sequence[str]) -> tuple[str, ...]:
     """Return the columns to copy into the predictions file: the map feature, if there is one, and those of --keep."""
     group = [spec.map_feature.name] if spec.map_feature and _holds_group(spec, mapping) else []
-    names = list(dict.fromkeys([*group, *asked]))
+    return tuple(dict.fromkeys([*group, *asked]))
+
+
+def _kept_columns(spec: FeatureSpec, mapping: str, names: Sequence[str], *, is_raw: bool) -> StoredColumns:
+    """Return the columns with these names, in raw rows the raw columns."""
     check_column_names(names, [label.name for label in spec.labels])
-    return StoredColumns(spec, mapping, names)
+    held = _features(spec, mapping)
+    return StoredColumns(spec, mapping, [stored_name(name, held) for name in names] if is_raw else names)
 
 
 def _existing(loader: ParquetLoader | None) -> ParquetLoader:

@@ -40,7 +40,7 @@ class KeyCounts:
             DataError: if a value is neither an integer nor a string, or if there are both.
         """
         codes, keys = coded_keys(column, values)
-        if isinstance(values, pa.DictionaryArray | pa.ChunkedArray) and len(keys):
+        if isinstance(values, pa.DictionaryArray):
             counts = np.bincount(codes + 1, minlength=len(keys) + 1)[1:]
             used = np.flatnonzero(counts)
             return cls(keys, counts) if len(used) == len(keys) else cls(keys.take(pa.array(used)), counts[used])

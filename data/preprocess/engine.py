@@ -36,7 +36,7 @@ from data.preprocess.workflow_folder import ENCODERS_FOLDER
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, MULTIHOT, SAMPLE_WEIGHT, Chunk, Feature
 from data.spec.raw_reader import plain_document, raw_spec_from_dict
-from data.spec.raw_spec import RawChunk, RawSpec, Reading
+from data.spec.raw_spec import CrossRule, RawChunk, RawSpec, Reading
 
 RAW_SPEC_FILE = "raw_spec.json"
 STATE_FOLDER = "state"
@@ -159,8 +159,9 @@ def encode_new(
     encoders = load_encoders(workflow)
     with _draft(output, resources) as (draft, scratch, workers):
         block_rows = resources.block_rows(len(spec.readings), workers.number)
-        has_labels = _has_labels(spec)
-        staged = Stager(spec, block_rows, log, has_labels, allow_outside_paths=True).stage(_made(scratch / "rows"))
+        absent = _absent(spec)
+        spec = _with_missing_labels(spec, absent)
+        staged = Stager(spec, block_rows, log, absent, allow_outside_paths=True).stage(_made(scratch / "rows"))
         parts = _computed(spec, staged, scratch, workflow, resources)
         fitted = FeatureWorkflow(spec, scratch, encoders)
         writer = _Writer(spec, fitted, workers, draft, log, block_rows)
@@ -458,18 +459,27 @@ def _chunk_of(path: Path, trained: Sequence[RawChunk]) -> RawChunk:
     return replace(chunk, files=(str(path.absolute()),))
 
 
-def _has_labels(spec: RawSpec) -> bool:
-    """Return whether all files of the only source have the columns of all labels."""
-    needed = {
-        spec.readings[raw.reading].column
-        for name in spec.channels.get(LABEL, ())
-        if (raw := spec.features[name]).reading
+def _absent(spec: RawSpec) -> frozenset[str]:
+    """Return the readings that new files lack and that no input needs, such as labels."""
+    labels = set(spec.channels.get(LABEL, ()))
+    needed = {raw.reading for name, raw in spec.features.items() if name not in labels} | set(spec.keep)
+    for raw in spec.features.values():
+        if isinstance(raw.rule, CrossRule):
+            needed.update(raw.rule.inputs)
+        if raw.computed is not None:
+            needed |= {raw.computed.of, raw.computed.by, raw.computed.order}
+    stored = [column_names(chunk, spec.folder, allow_outside_paths=True) for chunk in spec.sources[TEST]]
+    lacking = {name for name, reading in spec.readings.items() if not all(reading.column in names for names in stored)}
+    return frozenset(lacking - needed)
+
+
+def _with_missing_labels(spec: RawSpec, absent: frozenset[str]) -> RawSpec:
+    """Return the specification with absent labels marked as such, so that their nulls are accepted."""
+    features = {
+        name: replace(raw, feature=replace(raw.feature, missing="ignore")) if raw.reading in absent else raw
+        for name, raw in spec.features.items()
     }
-    return all(
-        needed <= column_names(chunk, spec.folder, allow_outside_paths=True)
-        for chunks in spec.sources.values()
-        for chunk in chunks
-    )
+    return replace(spec, features=features)
 
 
 def _with_both_mappings(chunks: dict[str, tuple[Chunk, ...]]) -> dict[str, tuple[Chunk, ...]]:

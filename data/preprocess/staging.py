@@ -79,14 +79,14 @@ class Stager:
         spec: specification of the rows.
         block_rows: approximate number of rows to hold in memory.
         log: log of the progress.
-        has_labels: whether the files hold the labels; rows to predict may not.
+        absent: names of readings that the files do not hold, which become null; rows to predict may have no labels.
         allow_outside_paths: whether to read files outside of the specification's folder.
     """
 
     spec: RawSpec
     block_rows: int
     log: StageLog
-    has_labels: bool = True
+    absent: frozenset[str] = frozenset()
     allow_outside_paths: bool = False
 
     def stage(self, folder: Path) -> Staged:
@@ -104,7 +104,7 @@ class Stager:
                     in_file = block.first_row + np.arange(block.table.num_rows, dtype=np.int64)
                     in_source = rows + np.arange(block.table.num_rows, dtype=np.int64)
                     number = numbers.of(block.file) * ROWS_PER_FILE + in_file
-                    table = block.table.unify_dictionaries().combine_chunks()
+                    table = self._with_absent(block.table.unify_dictionaries().combine_chunks())
                     self._add(source, RawRows(block.file, table, in_file, in_source, number), total, staged)
                     rows += block.table.num_rows
                     report(rows)
@@ -112,6 +112,13 @@ class Stager:
                 raise DataError(f"source_spec.{source}: its files hold no rows; name files with rows")
         staged.sort()
         return staged
+
+    def _with_absent(self, table: pa.Table) -> pa.Table:
+        for name in sorted(self.absent):
+            dtype = self.spec.readings[name].dtype
+            kind = pa.dictionary(pa.int32(), pa.string()) if dtype == "string" else pa.int64()
+            table = table.append_column(name, pa.nulls(table.num_rows, kind))
+        return table
 
     def _count(self, source: str, chunks: Sequence[RawChunk]) -> int:
         """Return the number of rows of a source whose last rows are split off, else 0."""
@@ -131,14 +138,9 @@ class Stager:
         )
 
     def _readings(self) -> list[Reading]:
-        """Return the readings that the files hold: none that is computed, and no label's without labels."""
-        computed = {raw.reading for raw in self.spec.features.values() if raw.computed}
-        needed = {name for name in self.spec.readings if name not in computed}
-        if not self.has_labels:
-            labels = set(self.spec.channels.get(LABEL, ()))
-            used = {raw.reading for name, raw in self.spec.features.items() if name not in labels}
-            needed -= {raw.reading for name, raw in self.spec.features.items() if name in labels} - used
-        return [reading for name, reading in self.spec.readings.items() if name in needed]
+        """Return the readings that the files hold."""
+        others = self.absent | {raw.reading for raw in self.spec.features.values() if raw.computed}
+        return [reading for name, reading in self.spec.readings.items() if name not in others]
 
     def _progress(self, source: str, chunks: Sequence[RawChunk]) -> Callable[[int], None]:
         total = 0
@@ -178,11 +180,14 @@ class Stager:
 
     def _labels(self, rows: RawRows) -> dict[str, tuple[Feature, pa.Array]]:
         labels: dict[str, tuple[Feature, pa.Array]] = {}
-        if self.has_labels:
-            for name in self.spec.channels.get(LABEL, ()):
-                raw = self.spec.features[name]
-                labels[name] = raw.feature, label_values(raw, _column(rows, raw.reading or name), rows.name)
-            check_given(labels, rows.name)
+        for name in self.spec.channels.get(LABEL, ()):
+            raw = self.spec.features[name]
+            if raw.reading in self.absent:
+                values = pa.nulls(len(rows.numbers), pa.float64())
+            else:
+                values = label_values(raw, _column(rows, raw.reading or name), rows.name)
+            labels[name] = raw.feature, values
+        check_given(labels, rows.name)
         return labels
 
 

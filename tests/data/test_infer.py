@@ -38,7 +38,7 @@ from data.spec.raw_spec import (
     VocabularyRule,
 )
 from data.synthetic_logs import write_logs
-from tests.helpers import real_data
+from tests.helpers import ROOT, real_data
 
 
 def inferred(folder: Path, patterns: list[str] | str, *labels: str, **others: Any) -> tuple[RawSpec, str]:
@@ -140,6 +140,12 @@ def test_a_sample_says_how_much_it_saw(logs):
     assert text.startswith("# Inferred from ")
     header = text.splitlines()[0]
     assert "of 10 files" in header
+
+
+def test_the_avazu_specification_fits_the_logs(logs):
+    spec = read_raw_spec(ROOT / "feature_specs" / "avazu_raw.yaml")
+    columns = pd.read_csv(next((logs / "logs").iterdir()), nrows=1).columns
+    assert {reading.column for reading in spec.readings.values()} == set(columns[:24]) - {"id"}
 
 
 # Real data.
