@@ -101,7 +101,15 @@ class Part:
         return table.filter(table.column(KEPT)) if KEPT in table.column_names else table
 
 
-def preprocess(spec: RawSpec, document: Mapping[str, Any], output: Path, resources: Resources, log: StageLog) -> None:
+def preprocess(
+    spec: RawSpec,
+    document: Mapping[str, Any],
+    output: Path,
+    resources: Resources,
+    log: StageLog,
+    *,
+    allow_outside_paths: bool = False,
+) -> None:
     """Write the dataset of a raw specification, atomically: parquet files, feature_spec.yaml and `workflow/`.
 
     Args:
@@ -110,13 +118,14 @@ def preprocess(spec: RawSpec, document: Mapping[str, Any], output: Path, resourc
         output: folder for the dataset; must not contain one yet.
         resources: memory and workers.
         log: log of the progress.
+        allow_outside_paths: whether to read files outside of the specification's folder.
 
     Raises:
         DataError: if the input is invalid; nothing is left of the output.
     """
     with _draft(output, resources) as (draft, scratch, workers):
         block_rows = resources.block_rows(len(spec.readings), workers.number)
-        staged = Stager(spec, block_rows, log).stage(_made(scratch / "rows"))
+        staged = Stager(spec, block_rows, log, allow_outside_paths=allow_outside_paths).stage(_made(scratch / "rows"))
         _check_mappings(spec, staged)
         parts = _computed(spec, staged, scratch, None, resources)
         workflow = FeatureWorkflow(spec, scratch)
@@ -402,11 +411,10 @@ def _computed(
         scratch: folder for the results; STATE_FOLDER in it gets the state that new rows continue from.
         workflow: folder with the state of earlier rows, or None.
     """
-    rules = {raw.reading: raw.computed for raw in spec.features.values() if raw.reading and raw.computed}
-    if not rules:
+    if not any(raw.computed for raw in spec.features.values()):
         return {mapping: [Part(path) for path in files] for mapping, files in staged.files.items()}
     files = add_computed(
-        rules,
+        spec,
         staged.files,
         _made(scratch / "computed"),
         memory=(resources.memory_limit or default_limit()) - PROCESS_BYTES,

@@ -353,6 +353,8 @@ def _useless(column: SampledColumn) -> str | None:
 def _value_features(column: SampledColumn, sample: RawSample) -> list[FeatureLine] | str:
     if kind := find_timestamp(column):
         return _timestamp_features(column, kind)
+    if pc.all(pc.match_substring_regex(column.values, r"^[\[(].*[\])]$")).as_py():
+        return "lists in brackets: write them without, separated by | or a space, or as lists of a parquet file"
     if found := find_list(column):
         return [_list_line(column.name, found, sample)]
     if is_number(column) and not _is_row_number(column):
@@ -543,6 +545,11 @@ def _time_column(column: SampledColumn) -> TimeColumn:
             f"--time {column.name}: holds {example}, which is not recognized as a timestamp; name a column of dates or "
             "numbers, or leave --time out to split at random"
         )
+    if column.nulls:
+        raise DataError(
+            f"--time {column.name}: is missing in {column.nulls:,} of {column.rows:,} sampled rows, which are "
+            "in no mapping; name another column, or leave --time out"
+        )
     if column.distinct < 2:
         raise DataError(f"--time {column.name}: is the same in all rows of the sample; leave --time out")
     return TimeColumn(column, kind, values)
@@ -641,10 +648,11 @@ def _heading(sample: RawSample, files: Sequence[str]) -> Iterator[str]:
     all_rows = f"all {sample.table.num_rows:,} rows" if sample.is_complete else f"{sample.table.num_rows:,} rows"
     some = many if sample.sampled == number else f"{sample.sampled:,} of {many}"
     estimate = "" if sample.is_complete else f", which have about {_about(sample.estimated_rows)} rows"
-    yield f"# Inferred from {all_rows} of {some}{estimate}. Read it, correct it, then run preprocess.py."
+    yield f"# Inferred from {all_rows} of {some}{estimate}."
     if not sample.is_spread:
         yield "# Only the start of each file was read, since they are compressed and large: check a split by time."
-    yield "# docs/features.md explains all keys. A comment says what the sample had in the column."
+    yield "# Read and correct it, then run preprocess.py. Comments say what the sample had in a column."
+    yield "# docs/features.md explains all keys."
 
 
 def _chunk(sample: RawSample, files: Sequence[str]) -> dict[str, Any]:

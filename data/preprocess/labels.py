@@ -51,7 +51,7 @@ def label_values(raw: RawFeature, values: pa.Array, row_name: RowName) -> pa.Arr
 def check_given(labels: Mapping[str, tuple[Feature, pa.Array]], row_name: RowName) -> None:
     """Raise a DataError if a label is positive outside of its sample space (`given`)."""
     for name, (feature, values) in labels.items():
-        if feature.given in labels:
+        if feature.given is not None and feature.given in labels:
             outside = pc.and_(pc.not_equal(values, 0), pc.equal(labels[feature.given][1], 0))
             row = _first(outside)
             if row is not None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from data.errors import DataError, listed, nearest, shown
-from data.preprocess.raw_cells import TEXT, CellError, as_table, combined, convert
+from data.preprocess.raw_cells import TEXT, CellError, as_table, combined, convert, trimmed
 from data.preprocess.raw_text import Records, ahead, find_line, open_text
 from data.spec.raw_spec import RawChunk, Reading
 
@@ -92,6 +92,8 @@ class _CsvParser:
     def parse(self, data: bytes, offset: int) -> pa.Table:
         """Parse a block that begins at an offset of the file: [rows] values per reading."""
         columns = self._cells(data, offset)
+        if self.chunk.trim:
+            columns = {name: trimmed(cells, self.chunk.null) for name, cells in columns.items()}
         values = []
         for reading in self.readings:
             try:
