@@ -283,7 +283,8 @@ class _Writer:
             if mapping == TRAIN and self._spec.shuffle:
                 tables = self._shuffled(tables, rows[mapping])
             first = next(tables)
-            columns = [name for name in features if name in first.column_names]
+            stored = set(first.column_names) - (self._only_for_map() if mapping == TRAIN else set())
+            columns = [name for name in features if name in stored]
             with DatasetWriter(self._draft, mapping, parquet_schema(draft_spec, columns)) as writer:
                 for table in chain([first], tables):
                     writer.write(table)
@@ -294,6 +295,10 @@ class _Writer:
         # Only now are the longest lists known.
         final = replace(draft_spec, features=self._features())
         return final.with_sources(_with_both_mappings(chunks), self._draft)
+
+    def _only_for_map(self) -> set[str]:
+        """Return the names of map features that are no inputs; training does not need them."""
+        return set(self._spec.channels.get(MAP, ())) - set(self._workflow.encoders)
 
     def _features(self) -> dict[str, Feature]:
         """Return the entries of the dataset's specification: inputs, then labels, weights, the map feature, kept."""
