@@ -45,6 +45,7 @@ def _infer(args: argparse.Namespace) -> None:
             file.write(text)
     except FileExistsError as error:
         raise DataError(f"{args.write_spec}: exists; remove it, or give another name to --write_spec") from error
+    print(f"{NAME}: {text.splitlines()[0].removeprefix('# ')}", file=sys.stderr)
     print(f"{NAME}: wrote {args.write_spec}; read its comments, then run: python preprocess.py --input "
           f"{args.write_spec.parent} --output DATA", file=sys.stderr)  # fmt: skip
 
@@ -99,7 +100,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--workflow", type=Path, metavar="DIR", help="workflow/ of a dataset or model, to encode new rows with")
     add("--keep", nargs="+", default=[], metavar="COLUMN", help="with --workflow: raw columns to store as they are")
     add("--infer", nargs="+", metavar="PATTERN", help="raw files to write a first specification for, as quoted globs")
-    add("--label", nargs="+", default=[], metavar="COLUMN", help="with --infer: columns to learn")
+    add("--label", nargs="+", action="extend", default=[], metavar="COLUMN", help="with --infer: columns to learn")
     add("--time", metavar="COLUMN", help="with --infer: column of the time, by which rows are split")
     add("--write_spec", type=Path, metavar="FILE", help="with --infer: the specification to write")
     add("--sample_rows", type=whole_number(1), default=100_000, help="with --infer: rows to look at")

@@ -3,7 +3,7 @@
 import glob
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -12,12 +12,15 @@ from pathlib import Path
 import tensorflow as tf
 
 from data.loading.loader import ParquetLoader
+from data.preprocess.encoders import CrossedIds, Encoder
+from data.spec.raw_spec import RawSpec
 from data.storage.checksummed_dir import remove_leftovers
 from data.storage.files import draft_beside, sync, unmark_draft
 from trainer.checkpoint.load_model import LoadedModel, read_model
 from trainer.export import FORMATS
 from trainer.export.comparison import expected_predictions, largest_difference
 from trainer.export.ports import named_inputs, tensor_names
+from trainer.export.raw_columns import columns_of
 from trainer.export.request import ROWS, ExportPolicy, Request
 from trainer.export.rows import ComparedRows, first_rows, random_rows
 from trainer.layout import InputSchema
@@ -67,7 +70,7 @@ def with_tensor_names(saved: LoadedModel) -> tuple[LoadedModel, dict[str, str]]:
     Returns:
         The renamed model, and {name: tensor name} of the names that changed.
     """
-    layout, columns = saved.layout, [encoder.column for encoder in saved.encoders.values()]
+    layout, columns = saved.layout, [name for encoder in saved.encoders.values() for name in columns_of(encoder)]
     features = [*(column.name for column in layout.categorical), *layout.numerical]
     name = tensor_names([*features, *(task.name for task in saved.tasks), *saved.encoders, *columns])
     layout = InputSchema(
@@ -75,10 +78,9 @@ def with_tensor_names(saved: LoadedModel) -> tuple[LoadedModel, dict[str, str]]:
         tuple(name[feature] for feature in layout.numerical),
     )
     tasks = tuple(replace(task, name=name[task.name]) for task in saved.tasks)
-    encoders = {
-        name[feature]: replace(encoder, column=name[encoder.column]) for feature, encoder in saved.encoders.items()
-    }
-    renamed = replace(saved, layout=layout, tasks=tasks, encoders=encoders)
+    encoders = {name[feature]: _with_names(encoder, name) for feature, encoder in saved.encoders.items()}
+    raw_spec = None if saved.raw_spec is None else _with_keys(saved.raw_spec, name)
+    renamed = replace(saved, layout=layout, tasks=tasks, encoders=encoders, raw_spec=raw_spec)
     return renamed, {own: tensor for own, tensor in name.items() if own != tensor}
 
 
@@ -94,6 +96,21 @@ def with_oov_policy(saved: LoadedModel, policy: ExportPolicy) -> LoadedModel:
             "unseen_id"
         )
     return saved
+
+
+def _with_names(encoder: Encoder, name: Mapping[str, str]) -> Encoder:
+    """Returns an encoder that reads renamed columns."""
+    if isinstance(encoder, CrossedIds):
+        inputs = tuple(replace(entry, name=name[entry.name]) for entry in encoder.inputs)
+        return replace(encoder, inputs=inputs)
+    return replace(encoder, column=name[encoder.column])
+
+
+def _with_keys(raw_spec: RawSpec, name: Mapping[str, str]) -> RawSpec:
+    """Returns a raw specification with renamed keys of readings and features; those without a tensor keep theirs."""
+    readings = {name.get(key, key): reading for key, reading in raw_spec.readings.items()}
+    features = {name.get(key, key): feature for key, feature in raw_spec.features.items()}
+    return replace(raw_spec, readings=readings, features=features)
 
 
 @contextmanager
