@@ -57,6 +57,7 @@ FLAGS = {
     "affinity": "disabled",
 }
 # In the order of the table: way -> share of ids that are replaced in training.
+MOVIE, SMOOTHING = "no model: the movie's smoothed mean", 5.0
 RANDOM, ZEROS, MEAN = "random start, untrained", "zeros, untrained", "mean of the trained rows, by their counts"
 TRAINED = {"1 % replaced": 0.01, "3 % replaced": 0.03}
 OWN_NUMBERS = "1 % replaced, but not the numbers of the user"
@@ -143,17 +144,41 @@ def set_rows(table: keras.Variable, ids: list[int], values: np.ndarray | float) 
 
 def figures(trainer: Trainer) -> Line:
     """Measure the predictions for the held-out users, and the ranking for the others."""
-    (liked, rating), (logit, stars) = predicted(trainer, "test")
+    (labels, logits), (known_labels, known_logits) = (predicted(trainer, mapping) for mapping in ("test", KNOWN))
+    return compared(labels, logits) | {"known_auc": auc(known_logits[0], known_labels[0])}
+
+
+def compared(labels: np.ndarray, logits: np.ndarray) -> Line:
+    """Compare labels and logits, [liked and rating, rows] each."""
+    (liked, rating), (logit, stars) = labels, logits
     chance = 1 / (1 + np.exp(-logit))
-    known_labels, known_logits = predicted(trainer, KNOWN)
     return {
         "calibration": float(chance.mean() / liked.mean()),
         "auc": auc(logit, liked),
         "log_loss": float(-np.mean(np.where(liked == 1, np.log(chance), np.log1p(-chance)))),
         "rmse": float(np.sqrt(np.mean((stars - rating) ** 2))),
-        "known_auc": auc(known_logits[0], known_labels[0]),
         "rows": len(liked),
     }
+
+
+def movie_means(split: Split) -> Line:
+    """Predict the mean labels of the movie's training rows, smoothed towards those of all rows."""
+    columns = ["movie", *(label.name for label in split.spec.labels)]
+    train, test, known = (pq.read_table(split.folder / f"{mapping}.parquet", columns=columns) for mapping in MAPPINGS)
+    movies = train["movie"].to_numpy()
+    counts = np.bincount(movies, minlength=split.spec.features["movie"].cardinality or 0)
+
+    def means(label: str) -> np.ndarray:
+        values = train[label].to_numpy().astype(np.float64)
+        return (np.bincount(movies, values, len(counts)) + SMOOTHING * values.mean()) / (counts + SMOOTHING)
+
+    liked, rating = (means(label) for label in columns[1:])
+    scores = np.stack([np.log(liked / (1 - liked)), rating])
+    labels, known_labels = (
+        np.stack([table[label].to_numpy() for label in columns[1:]]).astype(np.float64) for table in (test, known)
+    )
+    own = compared(labels, scores[:, test["movie"].to_numpy()])
+    return own | {"known_auc": auc(scores[0, known["movie"].to_numpy()], known_labels[0])}
 
 
 def predicted(trainer: Trainer, mapping: str) -> tuple[np.ndarray, np.ndarray]:
@@ -185,6 +210,8 @@ def untrained(trainer: Trainer, split: Split) -> Iterator[tuple[str, Line]]:
 
 def runs_of(split: Split, seed: int, is_done: Callable[[str], bool]) -> Iterator[tuple[str, Line]]:
     """Yield the figures of every way that is not done."""
+    if not is_done(MOVIE):
+        yield MOVIE, movie_means(split)
     if not is_done(MEAN):
         with tempfile.TemporaryDirectory() as scratch:
             yield from untrained(trained(split, Path(scratch), split.spec, seed, 0.0), split)
@@ -201,7 +228,7 @@ def runs_of(split: Split, seed: int, is_done: Callable[[str], bool]) -> Iterator
 def table_of(runs: list[Line]) -> str:
     """Format the mean of each way's figures over the seeds, with the smallest and the largest."""
     rows = []
-    for way in (RANDOM, ZEROS, MEAN, *TRAINED, OWN_NUMBERS):
+    for way in (MOVIE, RANDOM, ZEROS, MEAN, *TRAINED, OWN_NUMBERS):
         own = [run for run in runs if run["way"] == way]
         cells = [[run[figure] for run in own] for figure in FIGURES.values()]
         if own:
