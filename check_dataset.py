@@ -7,9 +7,9 @@ from itertools import chain
 from pathlib import Path
 
 from data.checks.dataset import Finding, MappingSummary, check_folder, check_mapping, read_encoders
-from data.checks.findings import DatasetCounts
 from data.command_line import Parser, run_tool, whole_number
 from data.files.new_dataset import SPEC_FILE
+from data.preprocess.findings import DatasetCounts
 from data.spec.feature_spec import FeatureSpec
 
 

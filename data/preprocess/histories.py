@@ -54,7 +54,7 @@ from data.preprocess.earlier_rows import (
 )
 from data.preprocess.rows import satisfies
 from data.preprocess.splits import MAPPINGS, ranges
-from data.spec.raw_spec import Count, History
+from data.spec.raw_spec import Count, History, RawSpec
 from data.storage.files import reading
 
 POSITION, VALUE = "position", "value"
@@ -71,7 +71,7 @@ EARLIER = -1
 
 
 def add_computed(
-    computed: Mapping[str, History | Count],
+    spec: RawSpec,
     staged: Mapping[str, Sequence[Path]],
     folder: Path,
     *,
@@ -83,7 +83,7 @@ def add_computed(
     """Compute the histories and counts of staged rows.
 
     Args:
-        computed: {name of the column: what it holds}.
+        spec: the specification; its features say what to compute.
         staged: Arrow IPC files of each mapping, at least one in all, in the order of the rows, with a column per
             reading. Strings may be dictionary-encoded; timestamps are integers. A file may lack the column of a
             `where`, as rows to predict lack a label: none of its rows enters.
@@ -94,8 +94,8 @@ def add_computed(
         locate: describes where a row of a staged file came from, for messages.
 
     Returns:
-        Arrow IPC files of each mapping, one for each staged file, with as many rows and the computed columns:
-        list<type of `of`> (string where `of` is dictionary-encoded) or int64, never null.
+        Arrow IPC files of each mapping, one for each staged file, with as many rows and the computed columns by name of
+        their reading: list<type of `of`> (string where `of` is dictionary-encoded) or int64, never null.
 
     Raises:
         DataError: if an `order` is null, naming the row, a column holds lists, or the state does not fit the rows.
@@ -105,6 +105,7 @@ def add_computed(
     written = {file.path: folder / f"computed-{number:06}.arrow" for number, file in enumerate(files)}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         columns: list[_Column] = []
+        computed = {raw.reading: raw.computed for raw in spec.features.values() if raw.reading and raw.computed}
         for name, rule in computed.items():
             parts = Path(scratch) / str(len(columns))
             parts.mkdir()

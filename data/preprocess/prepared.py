@@ -1,5 +1,6 @@
-"""The final steps that every `prepare` shares: features from fitted encoders, and writing the dataset."""
+"""What every `prepare` shares: its progress, features from fitted encoders, writing the dataset, and exit codes."""
 
+import argparse
 import json
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from data.command_line import run_tool
 from data.files.new_dataset import SPEC_FILE
 from data.files.parquet import DatasetWriter, parquet_schema
 from data.preprocess.encoder_files import save_encoders
@@ -24,11 +26,12 @@ from data.preprocess.encoders import (
     Vocabulary,
 )
 from data.preprocess.workflow_folder import ENCODERS_FOLDER
-from data.spec.embedding_sizes import SIZES_FILE
+from data.spec.embedding_sizes import SIZES_FILE, default_dim
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Chunk, Feature
 
 SECONDS_BETWEEN_LINES = 5.0
+LARGEST_EMBEDDING = 32
 
 
 class StageLog:
@@ -147,3 +150,19 @@ def write_prepared(
     save_encoders(encoders, draft / ENCODERS_FOLDER)
     (draft / SIZES_FILE).write_text(json.dumps(dict(embedding_sizes), indent=2) + "\n")
     spec.with_sources(chunks, draft).write(draft / SPEC_FILE)
+
+
+def embedding_sizes(encoders: Mapping[str, Encoder]) -> dict[str, int]:
+    """Return the embedding width of each categorical feature: `default_dim` of its cardinality, at most 32."""
+    ids = {name: encoder for name, encoder in encoders.items() if not isinstance(encoder, NumberEncoder)}
+    return {name: min(LARGEST_EMBEDDING, default_dim(encoder.cardinality)) for name, encoder in ids.items()}
+
+
+def run_prepare(name: str, prepare: Callable[..., None], args: argparse.Namespace) -> int:
+    """Run a `prepare` with parsed arguments; return the exit code: 0 success, 1 failure, 2 invalid input."""
+
+    def job() -> int:
+        prepare(**vars(args))
+        return 0
+
+    return run_tool(name, job)

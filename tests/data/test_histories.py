@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from data.errors import DataError
 from data.preprocess import histories
-from data.preprocess.histories import add_computed
-from data.spec.raw_spec import Condition, Count, History
+from data.spec.features import Feature
+from data.spec.raw_spec import Condition, Count, History, KeepRule, RawFeature, RawSpec
 
 PLENTY, ONE_ROW_AT_A_TIME = 2**30, 1
 CLICKED = Condition("click", "!=", 0.0)
@@ -55,6 +55,12 @@ COUNT = st.builds(
     window=st.sampled_from([None, 1, 3]),
 )
 CUTS = st.lists(st.integers(0, 30), max_size=4)
+
+
+def add_computed(rules, *args, **options):
+    features = {name: RawFeature(Feature(name=name), name, KeepRule(), computed=rule) for name, rule in rules.items()}
+    spec = RawSpec(folder=Path(), readings={}, features=features, sources={}, split=None, channels={})
+    return histories.add_computed(spec, *args, **options)
 
 
 def satisfied(row, where):

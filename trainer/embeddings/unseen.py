@@ -71,7 +71,8 @@ class _Field:
                 rows += [(index, null, first, len(unseen)) for index in range(column, column + width)]
                 names += [feature.name] * width
             column += width
-        return cls(name, *np.array(rows, np.int64).reshape(-1, 4).T, tuple(names))
+        columns, nulls, firsts, counts = np.array(rows, np.int64).reshape(-1, 4).T
+        return cls(name, columns, nulls, firsts, counts, tuple(names))
 
     def is_null(self, ids: np.ndarray, of: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Returns which ids are null's, where ids[..., i] are of the i-th column in `of`."""
