@@ -143,11 +143,12 @@ def encode_new(workflow, inputs, output, keep=()):
     assert (workflow / "encoders.json").is_file()
     rows = pa.concat_tables([pq.read_table(path) for path in inputs])
     features = [name for name in rows.column_names if name != "request"]
-    kept = rows.select(keep).rename_columns([f"raw:{name}" for name in keep])
+    kept = rows.select(keep).rename_columns([f"raw_{name}" if name in features else name for name in keep])
+    rows = rows.select(features)
     for column in kept.schema:
         rows = rows.append_column(column, kept[column.name])
     output.mkdir()
-    pq.write_table(rows.drop_columns(["request"]), output / "new.parquet")
+    pq.write_table(rows, output / "new.parquet")
     document = yaml.safe_load((workflow.parent / "feature_spec.yaml").read_text())
     entry = {"type": "parquet", "features": [*features, *kept.column_names], "files": ["new.parquet"]}
     document["feature_spec"] |= {name: {} for name in [*kept.column_names, "more"]}

@@ -51,7 +51,7 @@ def test_quick_start_predicts_unseen_devices(clicks):
     assert unseen.mean() > 0.2
     for rows in (unseen, ~unseen):
         clicked, chances = day.labels["click"][rows], predicted["prediction_click"].to_numpy()[rows]
-        assert roc_auc(clicked, chances) > 0.62
+        assert roc_auc(clicked, chances) > 0.7
         assert chances.mean() == pytest.approx(clicked.mean(), rel=0.25)
 
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 SCRATCH, DATASET, OF_MODEL = "raw_rows", "dataset", "model_spec.yaml"
 # The only mapping of the encoded dataset.
 MAPPING = "test"
-# A raw column has this prefix in the encoded dataset if a feature may have the same name.
-RAW_COLUMN = "raw:"
+# Prefix of a kept raw column whose name a feature has.
+RAW_COLUMN = "raw_"
 
 
 def check_raw(config: Options) -> None:

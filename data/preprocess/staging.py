@@ -143,9 +143,9 @@ class Stager:
         return [reading for name, reading in self.spec.readings.items() if name not in others]
 
     def _progress(self, source: str, chunks: Sequence[RawChunk]) -> Callable[[int], None]:
-        total = 0
+        total, folder, outside = 0, self.spec.folder, self.allow_outside_paths
         with suppress(DataError):  # reported when the files are read
-            total = sum(count_rows_estimate(chunk, self.spec.folder) for chunk in chunks)
+            total = sum(count_rows_estimate(chunk, folder, allow_outside_paths=outside) for chunk in chunks)
         return self.log.stage(f"reading {source}", total)
 
     def _add(self, source: str, rows: RawRows, total: int, staged: Staged) -> None:
