@@ -45,6 +45,7 @@ def _infer(args: argparse.Namespace) -> None:
             file.write(text)
     except FileExistsError as error:
         raise DataError(f"{args.write_spec}: exists; remove it, or give another name to --write_spec") from error
+    print(f"{NAME}: {text.splitlines()[0].removeprefix('# ')}", file=sys.stderr)
     print(f"{NAME}: wrote {args.write_spec}; read its comments, then run: python preprocess.py --input "
           f"{args.write_spec.parent} --output DATA", file=sys.stderr)  # fmt: skip
 
@@ -56,9 +57,15 @@ def _preprocess(args: argparse.Namespace) -> None:
     # Imported late: it imports NVTabular, which takes seconds.
     from data.preprocess.engine import preprocess, with_files
 
-    if args.input and args.input[0].is_file():
-        spec = with_files(spec, args.input)
-    preprocess(spec, document, args.output, _resources(args), StageLog(NAME))
+    is_listed = bool(args.input) and args.input[0].is_file()
+    preprocess(
+        with_files(spec, args.input) if is_listed else spec,
+        document,
+        args.output,
+        _resources(args),
+        StageLog(NAME),
+        allow_outside_paths=is_listed or args.allow_outside_paths,
+    )
 
 
 def _specification(args: argparse.Namespace) -> tuple[Path, Path]:
@@ -93,7 +100,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--workflow", type=Path, metavar="DIR", help="workflow/ of a dataset or model, to encode new rows with")
     add("--keep", nargs="+", default=[], metavar="COLUMN", help="with --workflow: raw columns to store as they are")
     add("--infer", nargs="+", metavar="PATTERN", help="raw files to write a first specification for, as quoted globs")
-    add("--label", nargs="+", default=[], metavar="COLUMN", help="with --infer: columns to learn")
+    add("--label", nargs="+", action="extend", default=[], metavar="COLUMN", help="with --infer: columns to learn")
     add("--time", metavar="COLUMN", help="with --infer: column of the time, by which rows are split")
     add("--write_spec", type=Path, metavar="FILE", help="with --infer: the specification to write")
     add("--sample_rows", type=whole_number(1), default=100_000, help="with --infer: rows to look at")

@@ -253,7 +253,7 @@ def write_logs(output: Path, *, rows: int = 200_000, days: int = 10, seed: int =
     Raises:
         DataError: if `output` already holds logs or cannot be written to.
     """
-    effects, names = Effects.drawn(seed), _names(seed)
+    effects, names = Effects.drawn(seed), value_names(seed)
     per_day = -(-rows // days)
     with new_dataset(output, SUMMARY_FILE, [LOGS_FOLDER, NEW_FILE]) as draft:
         (draft / LOGS_FOLDER).mkdir()
@@ -263,7 +263,7 @@ def write_logs(output: Path, *, rows: int = 200_000, days: int = 10, seed: int =
             path = draft / LOGS_FOLDER / f"{date.isoformat()}.csv.gz"
             with pa.CompressedOutputStream(str(path), "gzip") as file:
                 _write_csv(day.table, file)
-        best = {label: _roc_auc(day.labels[label], day.probabilities[label]) for label in LABELS}
+        best = {label: roc_auc(day.labels[label], day.probabilities[label]) for label in LABELS}
         new = draw_day(effects, names, days, per_day, seed)
         with pa.OSFile(str(draft / NEW_FILE), "wb") as file:
             _write_csv(new.table.drop_columns(list(LABELS)), file)
@@ -272,7 +272,8 @@ def write_logs(output: Path, *, rows: int = 200_000, days: int = 10, seed: int =
     print(f"{output}: {rows:,} rows of {days} days in {LOGS_FOLDER}/, {new.table.num_rows:,} new rows in {NEW_FILE}")
 
 
-def _names(seed: int) -> dict[str, pa.Array]:
+def value_names(seed: int) -> dict[str, pa.Array]:
+    """Returns {column: its values as they are written} of a seed."""
     names = {name: entity.names(name, seed) for name, entity in ENTITIES.items()}
     names |= {name: hex_ids(np.arange(2000), name, seed) for name in ("site_domain", "app_domain")}
     words = "autos books cooking fashion finance games health music news sports tech travel"
@@ -283,7 +284,7 @@ def _write_csv(table: pa.Table, file: pa.NativeFile) -> None:
     pa_csv.write_csv(table, file, pa_csv.WriteOptions(quoting_style="none"))
 
 
-def _roc_auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
+def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
     """Returns the ROC AUC of untied scores, or None unless both classes occur."""
     positives = int(labels.sum())
     negatives = len(labels) - positives

@@ -232,6 +232,13 @@ class TrainingOptions(Section):
     amp_dtype: Literal["auto", "float16", "bfloat16"] = option(
         "auto", "compute type under --amp; auto: float16 with dynamic loss scaling on GPUs, bfloat16 on CPUs"
     )
+    unseen_share: float = option(
+        0.01,
+        "share of a feature's ids that training replaces by those of unseen values and of null, if the specification "
+        "states these and the training data has none of them; 0: none",
+        at_least=0,
+        below=1,
+    )
     shard_embeddings: bool = option(
         False, "shard the rows of large embedding tables over the workers; by default every worker holds all of them"
     )

@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from data.checks.labels import inspect_labels
+from data.checks.sample import draw_sample, max_read
 from data.errors import DataError
+from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
-from data.loading.parquet import StoredColumns
+from data.loading.parquet import ParquetReader, StoredColumns
 from data.preprocess.workflow_folder import ENCODERS_FOLDER, workflow_files
 from data.spec.embedding_sizes import embedding_dims, unused_widths
 from data.spec.feature_spec import FeatureSpec
@@ -23,6 +25,7 @@ from trainer.checkpoint.saved_config import from_json
 from trainer.checkpoint.schema import MAX_HOTNESS, ModelSchema
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config import Options
+from trainer.embeddings.unseen import UnseenIds, has_reserved_ids
 from trainer.layout import InputSchema, input_schema
 from trainer.lifecycle.errors import RejectedByAll
 from trainer.logging.log import warn
@@ -152,6 +155,7 @@ def _open_loader(
     config: Options, spec: FeatureSpec, env: WorkerEnv, mapping: str, *, trains: bool = False, with_group: bool = False
 ) -> ParquetLoader:
     options = config.training
+    unseen = _unseen_ids(config, spec) if trains else None
     return ParquetLoader(
         spec,
         mapping,
@@ -163,7 +167,21 @@ def _open_loader(
         with_group=with_group,
         needs_labels=config.run.predict is None,
         oov_policy=config.data.oov_policy_of(trains=trains),
+        edit=unseen.replace if unseen else None,
     )
+
+
+def _unseen_ids(config: Options, spec: FeatureSpec) -> UnseenIds | None:
+    """Return what teaches the model about unseen values and null; None if it is off or no feature states their ids."""
+    share, mapping = config.training.unseen_share, config.data.train_mapping
+    if not share or not has_reserved_ids(spec):
+        return None
+
+    def sample() -> Batch:
+        reader = ParquetReader(spec, mapping, oov_policy=config.data.oov_policy_of(trains=True))
+        return draw_sample(reader, max_read=max_read(spec))
+
+    return UnseenIds(spec, share, config.training.seed, sample)
 
 
 def agree_on_inputs(config: Options, data: Inputs, comm: "Comm", env: WorkerEnv) -> tuple[Options, Inputs]:

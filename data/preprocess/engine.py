@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.files.parquet import DatasetWriter, parquet_schema
 from data.preprocess.encoder_files import load_encoders, save_encoders
 from data.preprocess.encoders import Encoder
+from data.preprocess.findings import DatasetCounts, used_columns
 from data.preprocess.histories import add_computed
 from data.preprocess.lists import keep_items, longest
 from data.preprocess.prepared import StageLog, encoded_features
@@ -101,7 +103,15 @@ class Part:
         return table.filter(table.column(KEPT)) if KEPT in table.column_names else table
 
 
-def preprocess(spec: RawSpec, document: Mapping[str, Any], output: Path, resources: Resources, log: StageLog) -> None:
+def preprocess(
+    spec: RawSpec,
+    document: Mapping[str, Any],
+    output: Path,
+    resources: Resources,
+    log: StageLog,
+    *,
+    allow_outside_paths: bool = False,
+) -> None:
     """Write the dataset of a raw specification, atomically: parquet files, feature_spec.yaml and `workflow/`.
 
     Args:
@@ -110,13 +120,14 @@ def preprocess(spec: RawSpec, document: Mapping[str, Any], output: Path, resourc
         output: folder for the dataset; must not contain one yet.
         resources: memory and workers.
         log: log of the progress.
+        allow_outside_paths: whether to read files outside of the specification's folder.
 
     Raises:
         DataError: if the input is invalid; nothing is left of the output.
     """
     with _draft(output, resources) as (draft, scratch, workers):
         block_rows = resources.block_rows(len(spec.readings), workers.number)
-        staged = Stager(spec, block_rows, log).stage(_made(scratch / "rows"))
+        staged = Stager(spec, block_rows, log, allow_outside_paths=allow_outside_paths).stage(_made(scratch / "rows"))
         _check_mappings(spec, staged)
         parts = _computed(spec, staged, scratch, None, resources)
         workflow = FeatureWorkflow(spec, scratch)
@@ -159,7 +170,9 @@ def encode_new(
     encoders = load_encoders(workflow)
     with _draft(output, resources) as (draft, scratch, workers):
         block_rows = resources.block_rows(len(spec.readings), workers.number)
-        staged = Stager(spec, block_rows, log, _absent(spec), allow_outside_paths=True).stage(_made(scratch / "rows"))
+        absent = _absent(spec)
+        spec = _with_missing_labels(spec, absent)
+        staged = Stager(spec, block_rows, log, absent, allow_outside_paths=True).stage(_made(scratch / "rows"))
         parts = _computed(spec, staged, scratch, workflow, resources)
         fitted = FeatureWorkflow(spec, scratch, encoders)
         writer = _Writer(spec, fitted, workers, draft, log, block_rows)
@@ -264,20 +277,28 @@ class _Writer:
         features = self._features()
         chunks: dict[str, tuple[Chunk, ...]] = {}
         draft_spec = FeatureSpec(self._draft, features, {}, self._spec.channels, self._spec.metadata)
+        counts = DatasetCounts(draft_spec, self._workflow.encoders, used_columns(self._spec))
         for mapping, mapping_parts in parts.items():
             tables = self._encoded(mapping, mapping_parts, rows[mapping])
             if mapping == TRAIN and self._spec.shuffle:
                 tables = self._shuffled(tables, rows[mapping])
             first = next(tables)
-            columns = [name for name in features if name in first.column_names]
+            stored = set(first.column_names) - (self._only_for_map() if mapping == TRAIN else set())
+            columns = [name for name in features if name in stored]
             with DatasetWriter(self._draft, mapping, parquet_schema(draft_spec, columns)) as writer:
-                writer.write(first)
-                for table in tables:
+                for table in chain([first], tables):
                     writer.write(table)
+                    counts.add(mapping, table)
             chunks[mapping] = (writer.chunk,)
+        for line in counts.texts():
+            self._log.write(f"note: {line}")
         # Only now are the longest lists known.
         final = replace(draft_spec, features=self._features())
         return final.with_sources(_with_both_mappings(chunks), self._draft)
+
+    def _only_for_map(self) -> set[str]:
+        """Return the names of map features that are no inputs; training does not need them."""
+        return set(self._spec.channels.get(MAP, ())) - set(self._workflow.encoders)
 
     def _features(self) -> dict[str, Feature]:
         """Return the entries of the dataset's specification: inputs, then labels, weights, the map feature, kept."""
@@ -395,11 +416,10 @@ def _computed(
         scratch: folder for the results; STATE_FOLDER in it gets the state that new rows continue from.
         workflow: folder with the state of earlier rows, or None.
     """
-    rules = {raw.reading: raw.computed for raw in spec.features.values() if raw.reading and raw.computed}
-    if not rules:
+    if not any(raw.computed for raw in spec.features.values()):
         return {mapping: [Part(path) for path in files] for mapping, files in staged.files.items()}
     files = add_computed(
-        rules,
+        spec,
         staged.files,
         _made(scratch / "computed"),
         memory=(resources.memory_limit or default_limit()) - PROCESS_BYTES,
@@ -464,6 +484,15 @@ def _absent(spec: RawSpec) -> frozenset[str]:
     stored = [column_names(chunk, spec.folder, allow_outside_paths=True) for chunk in spec.sources[TEST]]
     lacking = {name for name, reading in spec.readings.items() if not all(reading.column in names for names in stored)}
     return frozenset(lacking - needed)
+
+
+def _with_missing_labels(spec: RawSpec, absent: frozenset[str]) -> RawSpec:
+    """Return the specification with absent labels marked as such, so that their nulls are accepted."""
+    features = {
+        name: replace(raw, feature=replace(raw.feature, missing="ignore")) if raw.reading in absent else raw
+        for name, raw in spec.features.items()
+    }
+    return replace(spec, features=features)
 
 
 def _with_both_mappings(chunks: dict[str, tuple[Chunk, ...]]) -> dict[str, tuple[Chunk, ...]]:

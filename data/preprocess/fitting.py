@@ -628,7 +628,7 @@ class TargetFitter(Fitter):
             raise DataError(
                 f"label {self.rule.label!r}: no training row has a value; remove the target of {self.column}"
             )
-        order = pc.sort_indices(state.keys).to_numpy()
+        order = pc.sort_indices(state.keys).to_numpy().astype(np.int64)
         keys, order = state.keys.take(pa.array(order)), np.append(order, len(order))
         rows = state.rows[order]
         sums = state.sums.sums(state.rows.size).reshape(state.rows.shape)[order]

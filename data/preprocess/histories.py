@@ -52,8 +52,9 @@ from data.preprocess.earlier_rows import (
     one_array,
     value_hashes,
 )
+from data.preprocess.rows import satisfies
 from data.preprocess.splits import MAPPINGS, ranges
-from data.spec.raw_spec import Condition, Count, History, RawSpec
+from data.spec.raw_spec import Count, History, RawSpec
 from data.storage.files import reading
 
 POSITION, VALUE = "position", "value"
@@ -67,14 +68,6 @@ ROWS_PER_STATE_GROUP = 2**20
 ORDERS_SAMPLED = 100_000
 # Position of the rows of a state.
 EARLIER = -1
-COMPARISONS = {
-    "==": pc.equal,
-    "!=": pc.not_equal,
-    "<": pc.less,
-    "<=": pc.less_equal,
-    ">": pc.greater,
-    ">=": pc.greater_equal,
-}
 
 
 def add_computed(
@@ -90,7 +83,7 @@ def add_computed(
     """Compute the histories and counts of staged rows.
 
     Args:
-        spec: the specification of the columns.
+        spec: the specification; its features say what to compute.
         staged: Arrow IPC files of each mapping, at least one in all, in the order of the rows, with a column per
             reading. Strings may be dictionary-encoded; timestamps are integers. A file may lack the column of a
             `where`, as rows to predict lack a label: none of its rows enters.
@@ -102,7 +95,7 @@ def add_computed(
 
     Returns:
         Arrow IPC files of each mapping, one for each staged file, with as many rows and the computed columns by name of
-        the feature: list<type of `of`> (string where `of` is dictionary-encoded) or int64, never null.
+        their reading: list<type of `of`> (string where `of` is dictionary-encoded) or int64, never null.
 
     Raises:
         DataError: if an `order` is null, naming the row, a column holds lists, or the state does not fit the rows.
@@ -112,12 +105,12 @@ def add_computed(
     written = {file.path: folder / f"computed-{number:06}.arrow" for number, file in enumerate(files)}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         columns: list[_Column] = []
-        for name, feature in spec.features.items():
-            if feature.computed is not None:
-                parts = Path(scratch) / str(len(columns))
-                parts.mkdir()
-                columns.append(_Column(name, feature.computed, files, parts, memory, locate))
-                columns[-1].compute(state, new_state)
+        computed = {raw.reading: raw.computed for raw in spec.features.values() if raw.reading and raw.computed}
+        for name, rule in computed.items():
+            parts = Path(scratch) / str(len(columns))
+            parts.mkdir()
+            columns.append(_Column(name, rule, files, parts, memory, locate))
+            columns[-1].compute(state, new_state)
         first = 0
         for file in files:
             _write_columns(columns, first, file.rows, written[file.path])
@@ -251,7 +244,7 @@ class _Column:
                 elif where is None:
                     enters = pa.repeat(pa.scalar(False), batch.num_rows)
                 else:
-                    enters = satisfies(batch, where)
+                    enters = pa.array(satisfies(where, pa.table(batch)))
                 rows = self._read(file.path, row, batch, first + row, enters)
                 if schema is None:
                     schema = rows.schema
@@ -412,12 +405,6 @@ class _Parts:
         for index in np.unique(parts).tolist():
             begin = int(ends[index - 1]) if index else 0
             self._writers[index].write_table(rows.slice(begin, int(ends[index]) - begin))
-
-
-def satisfies(rows: pa.RecordBatch | pa.Table, condition: Condition) -> pa.Array:
-    """Return which rows satisfy a condition, [rows] bool without nulls."""
-    compare = COMPARISONS[condition.comparison]
-    return compare(_plain(rows.column(condition.reading)), pa.scalar(condition.value)).fill_null(False)
 
 
 def _plain(values: pa.Array) -> pa.Array:

@@ -41,7 +41,9 @@ def label_values(raw: RawFeature, values: pa.Array, row_name: RowName) -> pa.Arr
     if isinstance(rule, LabelMapRule):
         numbers = _mapped(raw.feature, rule.values, values, row_name)
     elif isinstance(rule, ThresholdRule):
-        numbers = COMPARISONS[rule.comparison](values, pa.scalar(rule.value, values.type)).cast(pa.float64())
+        # Floats are compared as they are read: 0.1 equals 0.1 in float32, too. Integers may have any constant.
+        read = values if pa.types.is_floating(values.type) else values.cast(pa.float64(), safe=False)
+        numbers = COMPARISONS[rule.comparison](read, pa.scalar(rule.value, read.type)).cast(pa.float64())
     else:
         numbers = values.cast(pa.float64())
     _check(raw.feature, numbers, row_name)
@@ -51,7 +53,7 @@ def label_values(raw: RawFeature, values: pa.Array, row_name: RowName) -> pa.Arr
 def check_given(labels: Mapping[str, tuple[Feature, pa.Array]], row_name: RowName) -> None:
     """Raise a DataError if a label is positive outside of its sample space (`given`)."""
     for name, (feature, values) in labels.items():
-        if feature.given in labels:
+        if feature.given is not None and feature.given in labels:
             outside = pc.and_(pc.not_equal(values, 0), pc.equal(labels[feature.given][1], 0))
             row = _first(outside)
             if row is not None:

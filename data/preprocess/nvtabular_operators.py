@@ -6,7 +6,7 @@ the device. Results are the same on GPU, on CPU and at serving time.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,8 @@ import dask
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data.preprocess.encoders import (
-    NOT_IN_A_FOLD,
     NULL_ID,
     CrossedIds,
     Encoded,
@@ -281,140 +279,6 @@ class SumsByFold(ops.StatOperator):
         )
 
 
-class OutOfFoldMean(SumsByFold):
-    """Adds NAME_mean for each column NAME: the smoothed mean of the target over training rows with the row's value.
-
-    The mean for a training row excludes the row's own fold, so that its target does not leak into its features. Rows
-    without a fold (-1: not a training row) get the mean over all folds. The smoothed mean is
-    (sum + smoothing * prior) / (count + smoothing), where the prior is the mean target over the same folds; unseen
-    values and null get the prior.
-
-    It replaces NVTabular's TargetEncoding, which assigns folds by row position, even to rows to predict.
-
-    Args:
-        target: name of the numeric target column.
-        fold: name of the column with the fold of each row, in [0, num_folds), or -1 for rows not fitted on.
-        num_folds: number of folds, at least 2.
-        smoothing: weight of the prior in rows, positive.
-
-    Attributes:
-        tables: fitted `KeyTable` of the means over all folds, by column; empty before the fit.
-    """
-
-    def __init__(self, target: str, fold: str, num_folds: int, smoothing: float) -> None:
-        super().__init__(target, fold, num_folds)
-        self.smoothing = smoothing
-        self.tables: dict[str, KeyTable] = {}
-        self._rows: dict[str, KeyTable] = {}
-        self._means: dict[str, np.ndarray] = {}
-
-    def fit_finalize(self, sums: dict[str, Any]) -> None:
-        """Compute the means for every value and every excluded fold."""
-        frames = {name: to_host(frame).reset_index() for name, frame in sums.items()}
-        everything = frames.pop(self.fold)
-        # One key for all rows gives the priors, [1, num_folds + 1].
-        _, counts, totals = self._without_fold(np.zeros(len(everything)), everything)
-        priors = np.divide(totals, counts, out=np.zeros_like(totals), where=counts > 0)
-        for name, frame in frames.items():
-            keys, counts, totals = self._without_fold(as_keys(name, frame[name]), frame)
-            means = (totals + self.smoothing * priors) / (counts + self.smoothing)
-            # `_rows` maps a key to its row in `_means` [keys + 1, num_folds + 1], whose last row is for other keys.
-            self._rows[name] = KeyTable(keys, np.arange(len(keys), dtype=np.float64), default=len(keys))
-            self._means[name] = np.vstack([means, priors])
-            self.tables[name] = KeyTable(keys, means[:, -1], default=float(priors[0, -1]))
-
-    def transform(self, col_selector: Any, df: Any) -> Any:
-        """Look up the means, which exclude the fold of a row that has one."""
-        result = type(df)()
-        fold = df[self.fold].where(df[self.fold] != NOT_IN_A_FOLD, self.num_folds)
-        for name in col_selector.names:
-            rows = self._rows[name]
-            row = map_distinct(df[name], partial(rows.look_up, name), rows.default)
-            means = type(fold)(self._means[name].reshape(-1))
-            result[f"{name}_mean"] = gather(means, (row * (self.num_folds + 1) + fold).astype(np.int64), df.index)
-        return result
-
-    def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        return {f"{name}_mean": [name] for name in col_selector.names}
-
-    def clear(self) -> None:
-        self.tables, self._rows, self._means = {}, {}, {}
-
-    def _without_fold(self, keys: np.ndarray, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return statistics that each exclude one fold.
-
-        Returns:
-            Distinct keys [size], counts [size, num_folds + 1] and sums of the target [size, num_folds + 1]. Column i
-            excludes fold i; the last column excludes none.
-        """
-        distinct, positions = np.unique(keys, return_inverse=True)
-        columns = []
-        for quantity in ("count", "sum"):
-            by_fold = np.zeros((len(distinct), self.num_folds))
-            np.add.at(by_fold, (positions, frame[self.fold].to_numpy()), frame[quantity].to_numpy(np.float64))
-            everything = by_fold.sum(axis=1, keepdims=True)
-            columns.append(np.hstack([everything - by_fold, everything]))
-        return distinct, columns[0], columns[1]
-
-
-class Log64(ops.LogOp):
-    """NVTabular's LogOp, log(1 + x), in float64, so that no precision is lost before `Normalize`."""
-
-    output_dtype = np.float64
-
-
-class Standardize(ops.Normalize):
-    """NVTabular's Normalize with numerically stable moments.
-
-    Normalize computes the variance as a difference of sums of squares, so rounding gives a constant column a tiny
-    non-zero deviation, which blows up every other value. Here, sums of squared distances to the mean are merged over
-    partitions (Chan, Golub, LeVeque 1979), and a constant column has deviation 0.
-    """
-
-    def fit(self, col_selector: Any, ddf: Any) -> Any:
-        """Return a Dask task for the moments of each partition."""
-        parts = [dask.delayed(_moments)(part) for part in ddf[col_selector.names].to_delayed()]
-        return dask.delayed(parts)
-
-    def fit_finalize(self, parts: list[pd.DataFrame]) -> None:
-        """Merge the moments into means and standard deviations (with n - 1)."""
-        total = parts[0]
-        for part in parts[1:]:
-            total = _merged(total, part)
-        is_constant = total["least"] == total["most"]
-        # Exact for a constant column, whose computed mean can be off by rounding.
-        means = total["mean"].where(~is_constant, total["least"])
-        variances = total["squares"] / (total["count"] - 1).clip(lower=1)
-        self.means, self.stds = means.to_dict(), (variances.where(~is_constant, 0.0) ** 0.5).to_dict()
-
-
-class FillExactMedian(ops.FillMedian):
-    """NVTabular's FillMedian with exact medians; Dask's estimate over several partitions can be far off.
-
-    Args:
-        files: staged files of the training rows; they are read one column at a time.
-    """
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        super().__init__()
-        self._files = files
-
-    def fit(self, col_selector: Any, ddf: Any) -> Any:
-        """Return a Dask task for the median of each column, NaN if all its values are null."""
-        return dask.delayed({name: self._median(name) for name in col_selector.names})
-
-    def fit_finalize(self, medians: dict[str, float]) -> None:
-        self.medians = medians
-
-    def _median(self, name: str) -> float:
-        parts = [
-            pq.read_table(file, columns=[name], page_checksum_verification=True).column(name).drop_null().to_numpy()
-            for file in self._files
-        ]
-        numbers = np.concatenate(parts)
-        return float(np.median(numbers)) if len(numbers) else np.nan
-
-
 def to_frame(table: pa.Table) -> Any:
     """Return a frame of Arrow memory: pandas columns of `pd.ArrowDtype` without a copy, or a cuDF frame on a GPU."""
     return dispatch.cudf.DataFrame.from_arrow(table) if ON_GPU else table.to_pandas(types_mapper=pd.ArrowDtype)
@@ -496,28 +360,3 @@ def gather(numbers: Any, positions: Any, index: Any) -> Any:
 def to_host(data: Any) -> Any:
     """Return a pandas copy of a cuDF series, index or frame; pandas objects are returned as they are."""
     return data.to_pandas() if hasattr(data, "to_pandas") else data
-
-
-def _moments(part: Any) -> pd.DataFrame:
-    """Return count, mean, sum of squared distances to the mean, minimum and maximum: one row per column."""
-    moments = {}
-    for name in part.columns:
-        values = part[name].astype("float64")
-        mean = float(values.mean())
-        squares = float(((values - mean) ** 2).sum())
-        moments[name] = (float(len(values)), mean, squares, float(values.min()), float(values.max()))
-    return pd.DataFrame.from_dict(moments, orient="index", columns=["count", "mean", "squares", "least", "most"])
-
-
-def _merged(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    count = one["count"] + other["count"]
-    distance = other["mean"] - one["mean"]
-    return pd.DataFrame(
-        {
-            "count": count,
-            "mean": one["mean"] + distance * other["count"] / count,
-            "squares": one["squares"] + other["squares"] + distance**2 * one["count"] * other["count"] / count,
-            "least": np.minimum(one["least"], other["least"]),
-            "most": np.maximum(one["most"], other["most"]),
-        }
-    )

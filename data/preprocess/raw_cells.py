@@ -108,6 +108,26 @@ def used_dictionary(cells: pa.DictionaryArray) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(new_codes.take(cells.indices), cells.dictionary.filter(pa.array(used)))
 
 
+def trimmed(cells: pa.Array, null: Collection[str]) -> pa.Array:
+    """Remove white space around texts; those that are then empty, or in `null`, become null. Numbers stay."""
+    if pa.types.is_dictionary(cells.type):
+        texts = _trimmed_texts(cells.dictionary, null)
+        if texts.equals(cells.dictionary):
+            return cells
+        # Values that differed in white space only are one now.
+        return texts.take(cells.indices).dictionary_encode().cast(TEXT)
+    return _trimmed_texts(cells, null) if _is_text(cells.type) else cells
+
+
+def _trimmed_texts(texts: pa.Array, null: Collection[str]) -> pa.Array:
+    return _without(pc.utf8_trim_whitespace(texts), null)
+
+
+def _without(texts: pa.Array, null: Collection[str]) -> pa.Array:
+    """Return texts, null where they are empty or stand for a missing value."""
+    return pc.if_else(pc.is_in(texts, pa.array(["", *null], pa.string())), pa.scalar(None, pa.string()), texts)
+
+
 def _convert_plain(cells: pa.Array, reading: Reading, null: Collection[str]) -> pa.Array:
     if reading.is_list:
         return _lists(cells, reading, null)
@@ -156,8 +176,7 @@ def _is_text(stored: pa.DataType) -> bool:
 
 def _known_texts(cells: pa.Array, null: Collection[str]) -> pa.Array:
     """Return trimmed texts, null where they are empty or stand for a missing value."""
-    texts = pc.ascii_trim(cells.cast(pa.string()), BLANKS)
-    return pc.if_else(pc.is_in(texts, pa.array(["", *null], pa.string())), pa.scalar(None, pa.string()), texts)
+    return _without(pc.ascii_trim(cells.cast(pa.string()), BLANKS), null)
 
 
 # Numbers
@@ -396,9 +415,7 @@ def _split(texts: pa.Array, reading: Reading, null: Collection[str]) -> pa.Array
     lengths = pc.list_value_length(parts).fill_null(0).to_numpy(zero_copy_only=False)
     is_filled = pc.not_equal(texts, "").fill_null(False).to_numpy(zero_copy_only=False)
     items = parts.flatten().filter(pa.array(np.repeat(is_filled, lengths)))
-    missing = pa.array(["", *null], pa.string())
-    items = pc.if_else(pc.is_in(items, missing), pa.scalar(None, pa.string()), items)
-    return _convert_items(texts, lengths * is_filled, items, reading, null)
+    return _convert_items(texts, lengths * is_filled, _without(items, null), reading, null)
 
 
 def _convert_items(

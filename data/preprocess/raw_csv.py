@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from data.errors import DataError, listed, nearest, shown
-from data.preprocess.raw_cells import TEXT, CellError, as_table, combined, convert
+from data.preprocess.raw_cells import TEXT, CellError, as_table, combined, convert, trimmed
 from data.preprocess.raw_text import Records, ahead, find_line, open_text
 from data.spec.raw_spec import RawChunk, Reading
 
@@ -92,6 +92,8 @@ class _CsvParser:
     def parse(self, data: bytes, offset: int) -> pa.Table:
         """Parse a block that begins at an offset of the file: [rows] values per reading."""
         columns = self._cells(data, offset)
+        if self.chunk.trim:
+            columns = {name: trimmed(cells, self.chunk.null) for name, cells in columns.items()}
         values = []
         for reading in self.readings:
             try:
@@ -154,10 +156,14 @@ class _CsvParser:
         if all(_is_number(cell) for cell in cells):
             return f"is read as the header and holds numbers: {shown(text)}; drop `header: true` and list `features`"
         guess = nearest(column, cells)
-        return found + (f"did you mean {guess!r}?" if guess else f"its columns are {listed(cells, len(cells))}")
+        hint = f"did you mean {guess!r}?" if guess else f"its columns are {listed(cells, len(cells))}"
+        if any(_is_number(cell) for cell in cells):
+            hint += "; if line 1 is a row of data, drop `header: true` and list `features`"
+        return found + hint
 
     def _check_first_row(self, cells: list[str]) -> None:
-        names = {name.strip().casefold() for name in self.names}
+        # Numbers that equal names which are numbers themselves say nothing.
+        names = {name.strip().casefold() for name in self.names if not _is_number(name)}
         equal = sum(cell.strip().casefold() in names for cell in cells)
         if equal and 2 * equal >= len(cells):
             raise DataError(

@@ -95,10 +95,11 @@ def list_files(chunk: RawChunk, folder: Path, *, allow_outside_paths: bool = Fal
     """Return the files of a chunk as sorted paths relative to a folder, with forward slashes, each once.
 
     A path is a file, a folder or a glob (`**` matches any folders). A folder stands for all files in it and below,
-    except for YAML, JSON and Markdown files and those whose names begin with "." or "_".
+    except for YAML, JSON and Markdown files and those whose names begin with "." or "_". Of several globs, at least one
+    must match a file, so that a specification can name the forms of a file.
 
     Raises:
-        DataError: if nothing matches a path, or a path leads out of the folder.
+        DataError: if a path does not exist, no glob matches, or a path leads out of the folder.
     """
     found: set[str] = set()
     resolved: dict[str, str] = {}
@@ -106,9 +107,12 @@ def list_files(chunk: RawChunk, folder: Path, *, allow_outside_paths: bool = Fal
         if not allow_outside_paths and (mistake := find_escape(_fixed_part(pattern), os.path.realpath(folder), {})):
             raise DataError(f"{folder}: {shown(pattern)} {mistake}, or pass --allow_outside_paths")
         matches = _matches(folder, pattern)
-        if not matches:
+        if not matches and not glob.has_magic(pattern):
             raise DataError(f"{folder}: no file matches {shown(pattern)}{_files_there(folder)}")
         found.update(matches)
+    if not found:
+        patterns = " or ".join(map(shown, chunk.files))
+        raise DataError(f"{folder}: no file matches {patterns}{_files_there(folder)}")
     for file in found if not allow_outside_paths else ():
         if mistake := find_escape(file, os.path.realpath(folder), resolved):
             raise DataError(f"{folder}: {shown(file)} {mistake}, or pass --allow_outside_paths")

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
@@ -38,7 +38,6 @@ UNIT_SEPARATOR = b"\x1f"
 PROBE_BYTES = 2**18
 MAX_BLOCK_BYTES = 2**28
 MAX_RECORD_BYTES = 2**26
-NEWLINE, CARRIAGE_RETURN = b"\n"[0], b"\r"[0]
 
 T = TypeVar("T")
 
@@ -254,15 +253,19 @@ class Records:
 
         Then a position is inside a quoted cell if an odd number of quotes precede it.
         """
-        characters = np.frombuffer(data, np.uint8)
-        quotes = np.flatnonzero(characters == cast(bytes, self.quote)[0])
+        quotes = np.flatnonzero(np.frombuffer(data, np.uint8) == cast(bytes, self.quote)[0])
+        is_beside = np.frombuffer(data.translate(self._beside_quotes), bool)
         opening, closing = quotes[::2], quotes[1::2]
-        # A quote beside another one is doubled.
-        is_beside = np.zeros(256, bool)
-        is_beside[[self.separator[0], cast(bytes, self.quote)[0], NEWLINE, CARRIAGE_RETURN]] = True
-        starts_cell = is_beside[characters[opening - 1]] | (opening == 0)
-        ends_cell = is_beside[characters[closing[closing + 1 < len(characters)] + 1]]
+        # At the start of the data a cell begins, and what follows its end is not known.
+        starts_cell = is_beside[opening[opening > 0] - 1]
+        ends_cell = is_beside[closing[: np.searchsorted(closing, len(data) - 1)] + 1]
         return quotes if starts_cell.all() and ends_cell.all() else None
+
+    @cached_property
+    def _beside_quotes(self) -> bytes:
+        """Map each byte to 1 if it may stand next to the quotes around a cell, where another one is a doubled quote."""
+        beside = self.separator + cast(bytes, self.quote) + b"\r\n"
+        return bytes(byte in beside for byte in range(256))
 
     def _single_separators(self, data: bytes, path: Path) -> bytes:
         if self.long_separator is None:

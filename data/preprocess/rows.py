@@ -128,16 +128,18 @@ def _compared(condition: Condition, column: pa.Array) -> pa.Array:
             f"where: {condition.reading} {condition.comparison} {shown(condition.value)}: the column holds {kind}; "
             + ("only a single value can be compared" if kind == "lists" else f"{fix}, or state another `dtype`")
         )
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
-    return COMPARE[condition.comparison](column, pa.scalar(_exact(condition.value)))
+    if isinstance(condition.value, str):
+        return COMPARE[condition.comparison](column, pa.scalar(condition.value))
+    return _compare(condition.comparison, column, condition.value)
 
 
-def _exact(value: str | float) -> str | float | int:
-    """Return whole numbers as integers, so that large integers are compared exactly."""
-    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT_INTEGERS:
-        return int(value)
-    return value
+def _compare(comparison: str, numbers: pa.Array, value: float) -> pa.Array:
+    """Compare numbers with a constant: integers exactly if it is whole too, else as float64."""
+    if float(value).is_integer() and abs(value) < EXACT_INTEGERS and not pa.types.is_boolean(numbers.type):
+        return COMPARE[comparison](numbers, pa.scalar(int(value)))
+    if pa.types.is_boolean(numbers.type):
+        numbers = numbers.cast(pa.int8())
+    return COMPARE[comparison](numbers.cast(pa.float64(), safe=False), pa.scalar(float(value)))
 
 
 def _by_time(split: TimeSplit, rows: RawRows) -> np.ndarray:
@@ -153,14 +155,14 @@ def _by_time(split: TimeSplit, rows: RawRows) -> np.ndarray:
     mappings = np.full(len(column), TRAIN, object)
     for name, first in ((VALID, split.valid_from), (TEST, split.test_from)):
         if first is not None:
-            reached = pc.greater_equal(column, pa.scalar(_exact(float(first))))
+            reached = _compare(">=", column, first)
             mappings[reached.to_numpy(zero_copy_only=False)] = name
     return mappings
 
 
 def _from_the_end(split: LastSplit, rows: RawRows, total: int) -> np.ndarray:
     mappings, end = np.full(len(rows.numbers), TRAIN, object), total
-    for name in reversed(split.fractions):
+    for name in reversed(list(split.fractions)):
         first = end - int(round_half_up(np.array(total * split.fractions[name])))
         mappings[(rows.in_source >= first) & (rows.in_source < end)] = name
         end = first
@@ -177,7 +179,7 @@ def _at_random(split: RandomSplit, spec: RawSpec, rows: RawRows) -> np.ndarray:
     mappings = np.full(len(hashes), TRAIN, object)
     shares = list(accumulate(split.fractions.values()))
     # Each narrower range overwrites the wider one.
-    for name, share in zip(reversed(split.fractions), reversed(shares), strict=True):
+    for name, share in zip(reversed(list(split.fractions)), reversed(shares), strict=True):
         is_all = share > 1 - 1e-9
         mappings[np.full(len(hashes), True) if is_all else below(hashes, share)] = name
     return mappings

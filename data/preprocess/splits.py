@@ -39,11 +39,6 @@ def draw_mappings(*keys: Values, seed: int, test_fraction: float, validation_fra
     return np.where(in_test, TEST, np.where(in_valid, VALID, TRAIN)).astype(object)
 
 
-def draw_halves(*keys: Values, seed: int) -> np.ndarray:
-    """Assign each row to VALID, if hash(seed, SPLIT, keys) < 2**63, or else TEST: [rows] object array."""
-    return np.where(below(hash_rows(seed, SPLIT, *keys), 0.5), VALID, TEST).astype(object)
-
-
 def draw_order(*keys: Values, seed: int) -> np.ndarray:
     """Return [rows] uint64 sort keys that put rows in a random order."""
     return hash_rows(seed, ORDER, *keys)

@@ -143,9 +143,9 @@ class Stager:
         return [reading for name, reading in self.spec.readings.items() if name not in others]
 
     def _progress(self, source: str, chunks: Sequence[RawChunk]) -> Callable[[int], None]:
-        total = 0
+        total, folder, outside = 0, self.spec.folder, self.allow_outside_paths
         with suppress(DataError):  # reported when the files are read
-            total = sum(count_rows_estimate(chunk, self.spec.folder) for chunk in chunks)
+            total = sum(count_rows_estimate(chunk, folder, allow_outside_paths=outside) for chunk in chunks)
         return self.log.stage(f"reading {source}", total)
 
     def _add(self, source: str, rows: RawRows, total: int, staged: Staged) -> None:
@@ -180,11 +180,14 @@ class Stager:
 
     def _labels(self, rows: RawRows) -> dict[str, tuple[Feature, pa.Array]]:
         labels: dict[str, tuple[Feature, pa.Array]] = {}
-        if not any(self.spec.features[name].reading in self.absent for name in self.spec.channels.get(LABEL, ())):
-            for name in self.spec.channels.get(LABEL, ()):
-                raw = self.spec.features[name]
-                labels[name] = raw.feature, label_values(raw, _column(rows, raw.reading or name), rows.name)
-            check_given(labels, rows.name)
+        for name in self.spec.channels.get(LABEL, ()):
+            raw = self.spec.features[name]
+            if raw.reading in self.absent:
+                values = pa.nulls(len(rows.numbers), pa.float64())
+            else:
+                values = label_values(raw, _column(rows, raw.reading or name), rows.name)
+            labels[name] = raw.feature, values
+        check_given(labels, rows.name)
         return labels
 
 

@@ -31,14 +31,12 @@ class TextForm:
         separator: separator of the fields in a line, one or more characters.
         columns: names of the fields.
         has_header: whether the first line names the columns; it may list further columns after `columns`.
-        is_quoted: whether a field in double quotes may contain the separator (but no line break).
     """
 
     file: str
     separator: str
     columns: tuple[str, ...]
     has_header: bool = False
-    is_quoted: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,18 +129,6 @@ def read_text_blocks(path: Path, form: TextForm, block_bytes: int = BLOCK_BYTES)
         raise DataError(f"{path}: is empty; expected lines of {form.separator.join(columns)}")
 
 
-def count_lines(path: Path, form: TextForm, block_bytes: int = BLOCK_BYTES) -> int:
-    """Return how many rows `read_text_blocks` yields for a valid file, without parsing its lines.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
-    with _opened(path) as file:
-        if form.has_header:
-            file.readline()
-        return sum(content.count(b"\n") for content in _whole_lines(file, block_bytes))
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
@@ -194,8 +180,7 @@ def _parse(path: Path, content: bytes, columns: list[str], first_line: int, form
             ),
             pa_csv.ParseOptions(
                 delimiter=separator.decode(),
-                quote_char='"' if form.is_quoted else False,
-                double_quote=form.is_quoted,
+                quote_char=False,
                 ignore_empty_lines=False,
                 invalid_row_handler=remember,
             ),

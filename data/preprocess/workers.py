@@ -97,14 +97,13 @@ class Workers:
         """
         with ExitStack() as stack:
             if self._client is None:
-                pool = stack.enter_context(ThreadPoolExecutor(1))
-                submit: Callable[[Item], Any] = partial(pool.submit, function)
+                submit = stack.enter_context(ThreadPoolExecutor(1)).submit
             else:
-                submit = partial(self._client.submit, function, pure=False)
+                submit = partial(self._client.submit, pure=False)
             ahead: deque[Any] = deque()
             stack.callback(lambda: [future.cancel() for future in ahead])
             for item in items:
-                ahead.append(submit(item))
+                ahead.append(submit(function, item))
                 if len(ahead) > self.number:
                     yield ahead.popleft().result()
             while ahead:

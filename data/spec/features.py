@@ -31,6 +31,7 @@ JOINT = "+"
 # Columns of a predictions file: the index of the row, and for each label its name with these prefixes.
 ROW_COLUMN, LABEL_COLUMN, PREDICTION_COLUMN = "row", "label_", "prediction_"
 ID_KEYS = ("embedding_dim", "null_id", "unseen_id", "oov_buckets")
+NUMBER_KEYS = ("unseen_with", "unseen_value")
 LABEL_KEYS = ("task", "loss_weight", "positive_weight", "given", "missing")
 
 IntegerDtype = Literal["int8", "int16", "int32", "int64"]
@@ -60,6 +61,8 @@ class Feature:
         null_id: id of missing values, or None if the encoder has none or is unknown.
         unseen_id: id of values unseen in training, likewise.
         oov_buckets: number of ids over which unseen values are spread, from `unseen_id` on; None for 1.
+        unseen_with: name of the one-hot feature that is made from the same raw column as this numerical feature.
+        unseen_value: value of this feature for a value of that column unseen in training.
         task: task type of a label, a key of TASK_TYPES.
         loss_weight: factor of the label's loss, > 0.
         positive_weight: factor of the positive rows in a binary loss, > 0.
@@ -76,6 +79,8 @@ class Feature:
     null_id: int | None = None
     unseen_id: int | None = None
     oov_buckets: int | None = None
+    unseen_with: str | None = None
+    unseen_value: float | None = None
     task: str = "binary"
     loss_weight: float = 1.0
     positive_weight: float = 1.0

@@ -1,5 +1,6 @@
 """The raw columns of a specification: which are read, as which types, and what a name refers to."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -91,6 +92,9 @@ class RawColumns:
             return self._truth(written.name, path)
         value, comparison = written.value, written.comparison
         own = self.readings.get(written.name)
+        if mistake := self._label_mistake(written, own):
+            self.problems.append(Problem(path, mistake))
+            return None
         declared = [own] if own is not None else self._read_as(written.name)
         if isinstance(value, str) and any(reading.dtype == "timestamp" for reading in declared):
             value = as_time(value) or value
@@ -132,12 +136,12 @@ class RawColumns:
         Args:
             taken: names that are in use otherwise.
         """
-        columns = [reading.column for reading in self.used]
+        ways = Counter(reading.column for reading in self.used)
         names = set(taken)
         named: dict[Reading, Reading] = {}
         for reading in self.used:
             name = reading.column
-            if columns.count(name) > 1:
+            if ways[name] > 1:
                 name += f":list of {reading.dtype}" if reading.is_list else f":{reading.dtype}"
             number, unique = 2, name
             while unique in names:
@@ -157,6 +161,17 @@ class RawColumns:
         features = [reading for reading in self.readings.values() if reading.column == column]
         others = [reading for reading in self.used if reading.column == column]
         return [reading for reading in dict.fromkeys(features + others) if not reading.is_list]
+
+    def _label_mistake(self, written: WrittenCondition, own: Reading | None) -> str | None:
+        """Returns why a comparison with a label is not what it seems to be, or None: the raw values are compared."""
+        rule, name = self.rules.get(written.name), written.name
+        is_number = isinstance(rule, LabelMapRule) and not isinstance(written.value, str)
+        is_renamed = isinstance(rule, LabelMapRule | ThresholdRule) and own is not None and own.column != name
+        if own is None or not (is_number or is_renamed):
+            return None
+        return (
+            f"{shown(name)} is made from {shown(own.column)}; compare that, or write {name!r} alone for its positives"
+        )
 
     def _truth(self, name: str, path: str) -> ReadCondition | None:
         """Returns the condition that a feature or column is not 0; for a label, that the label is not 0."""

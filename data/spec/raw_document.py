@@ -1,4 +1,4 @@
-"""The shape of a raw specification's document and the values in it, as pydantic types.
+"""The shape of a raw specification's document, as pydantic types.
 
 `read_raw_document` separates the well-formed parts from everything else, which it reports as problems;
 `data.spec.raw_reader` then checks the parts against each other.
@@ -20,31 +20,35 @@ from pydantic import (
     with_config,
 )
 from pydantic import ValidationError as PydanticError
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict
 
 from data.errors import described, nearest, shown
 from data.spec.document import (
     CATEGORICAL_HELP,
-    TORCH_DTYPES,
     Entry,
     KeyPath,
     Problem,
-    _Channels,
-    _Count,
-    _entries,
-    _expects,
-    _expects_one_of,
-    _incomplete,
-    _Name,
-    _NoneIsList,
-    _NoneIsMapping,
-    _Path,
-    _Plain,
-    _TaskType,
-    _Weight,
-    _Width,
+    incomplete_after,
     path_of,
+    valid_entries,
+)
+from data.spec.document_values import (
+    ChannelKeys,
+    FilePath,
+    Name,
+    NoneIsList,
+    NoneIsMapping,
+    PlainNumber,
+    PositiveInteger,
+    TaskType,
+    Weight,
+    Width,
+    expects,
+    expects_integer,
+    expects_one_of,
+    numpy_dtype,
+    wrong_value,
 )
 from data.spec.features import CHANNELS, CHUNK_KEYS, SECTIONS, Feature, Missing, name_mistake
 from data.spec.raw_spec import Comparison, Keep, RawType, TimestampPart
@@ -63,10 +67,6 @@ _FORBID: Any = with_config(ConfigDict(extra="forbid"))
 _UNKNOWN_KEY = ("extra_forbidden", "invalid_key")  # types of pydantic's errors
 
 
-def _mistake(message: str) -> PydanticCustomError:
-    return PydanticCustomError("mistake", "{message}", {"message": message})
-
-
 def _parsed(read: Callable[[Any], Any]) -> PlainValidator:
     """Returns a validator that reads a value with a function that raises ValueError, whose message it reports."""
 
@@ -74,16 +74,16 @@ def _parsed(read: Callable[[Any], Any]) -> PlainValidator:
         try:
             return read(value)
         except ValueError as error:
-            raise _mistake(str(error)) from error
+            raise wrong_value(str(error)) from error
 
     return PlainValidator(validate)
 
 
 def _column_name(value: Any) -> str:
     if not isinstance(value, str) or not value or not value.isprintable():
-        raise _mistake(f"is {described(value)}; write the name of a raw column, in quotes if it looks like a number")
+        raise wrong_value(f"is {described(value)}; write the name of a raw column, in quotes if it looks like a number")
     if len(value) > MAX_COLUMN_LENGTH:
-        raise _mistake(f"this name has {len(value)} characters; the maximum is {MAX_COLUMN_LENGTH}")
+        raise wrong_value(f"this name has {len(value)} characters; the maximum is {MAX_COLUMN_LENGTH}")
     return value
 
 
@@ -97,7 +97,7 @@ def _text(expected: str, most: int) -> PlainValidator:
             or "\n" in value
             or "\0" in value
         ):
-            raise _mistake(f"is {described(value)}; write {expected} in quotes")
+            raise wrong_value(f"is {described(value)}; write {expected} in quotes")
         return value
 
     return PlainValidator(validate)
@@ -119,7 +119,7 @@ def _as_mapping(value: Any) -> Any:
         hints |= {"fill": "[{fill: median}]", "clip": "[{clip: [0, 100]}]", "boundaries": "{boundaries: [1, 10, 100]}"}
         near = nearest(value, WORDS)
         did_you_mean = f"write one of {', '.join(WORDS)}, or a mapping" + (f"; did you mean {near!r}?" if near else "")
-        raise _mistake(f"is {shown(value)}; " + (f"write {hints[value]}" if value in hints else did_you_mean))
+        raise wrong_value(f"is {shown(value)}; " + (f"write {hints[value]}" if value in hints else did_you_mean))
     return {value: None}
 
 
@@ -129,14 +129,14 @@ def _step_as_mapping(value: Any) -> Any:
 
 def _nothing(value: Any) -> None:
     if value is not None and value != {}:
-        raise _mistake(f"is {described(value)}; this step takes no argument: write only its name")
+        raise wrong_value(f"is {described(value)}; this step takes no argument: write only its name")
 
 
 def _fill(value: Any) -> Any:
     if value in ("median", "mean"):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
-        raise _mistake(f"is {described(value)}; write median, mean or a number")
+        raise wrong_value(f"is {described(value)}; write median, mean or a number")
     return float(value)
 
 
@@ -147,16 +147,16 @@ def _limits(value: Any) -> tuple[float | None, float | None]:
         for limit in (value if is_pair else ())
     ]
     if not is_pair or not all(numbers) or value[0] is value[1] is None:
-        raise _mistake("write the smallest and the largest value, such as [0, 100], or null for one of them")
+        raise wrong_value("write the smallest and the largest value, such as [0, 100], or null for one of them")
     low, high = (None if limit is None else float(limit) for limit in value)
     if low is not None and high is not None and low >= high:
-        raise _mistake(f"{low:g} is not below {high:g}; write the smaller limit first")
+        raise wrong_value(f"{low:g} is not below {high:g}; write the smaller limit first")
     return low, high
 
 
 def _ascending(numbers: list[float]) -> list[float]:
     if any(left >= right for left, right in zip(numbers, numbers[1:], strict=False)):
-        raise _mistake("these numbers do not ascend; write each once, in ascending order")
+        raise wrong_value("these numbers do not ascend; write each once, in ascending order")
     return numbers
 
 
@@ -169,63 +169,62 @@ def _quote(value: Any) -> str | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str) or len(value) != 1 or not value.isprintable():
-        raise _mistake(f"is {described(value)}; write one character in quotes, or null for files without quotes")
+        raise wrong_value(f"is {described(value)}; write one character in quotes, or null for files without quotes")
     return value
 
 
 def _one_step(step: Any) -> Any:
     if isinstance(step, dict) and len(step) != 1:
-        raise _mistake(f"has {len(step)} keys; write one step each, such as [{{fill: median}}, log1p, standardize]")
+        raise wrong_value(f"has {len(step)} keys; write one step each, such as [{{fill: median}}, log1p, standardize]")
     return step
-
-
-def _raw_dtype(value: Any) -> Any:
-    return TORCH_DTYPES.get(value, value.removeprefix("torch.")) if isinstance(value, str) else value
 
 
 def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise _mistake(f"is {described(value)}; write true or false, without quotes")
+        raise wrong_value(f"is {described(value)}; write true or false, without quotes")
     return value
 
 
-def _integer(low: int, high: int) -> Any:
-    expected = _expects(f"a whole number from {low} to {high}, without quotes")
-    return Annotated[int, Strict(), Field(ge=low, le=high), _Plain, expected]
+def _integer(least: int, most: int) -> Any:
+    return Annotated[int, Strict(), Field(ge=least, le=most), PlainNumber, expects_integer(least, most)]
 
 
 _Column = Annotated[str, PlainValidator(_column_name)]
-_Number = Annotated[float, Strict(), Field(allow_inf_nan=False), _Plain, _expects("a finite number, without quotes")]
-_AtLeastZero = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False), _Plain, _expects("a number of at least 0")]
+_Number = Annotated[
+    float, Strict(), Field(allow_inf_nan=False), PlainNumber, expects("a finite number, without quotes")
+]
+_AtLeastZero = Annotated[
+    float, Strict(), Field(ge=0, allow_inf_nan=False), PlainNumber, expects("a number of at least 0")
+]
 _Buckets: Any = _integer(1, MAX_BUCKETS)
 _Intervals: Any = _integer(2, MAX_BOUNDARIES)
 _Folds: Any = _integer(2, 1000)
 _Seed: Any = _integer(0, 2**63 - 1)
 _Share = Annotated[
-    float, Strict(), Field(gt=0, le=1), _Plain, _expects("a fraction above 0, such as 0.1, without quotes")
+    float, Strict(), Field(gt=0, le=1), PlainNumber, expects("a fraction above 0, such as 0.1, without quotes")
 ]
 _Boolean = Annotated[bool, PlainValidator(_boolean)]
 _Condition = Annotated[WrittenCondition, _parsed(read_condition)]
 _Time = Annotated[datetime | float, _parsed(read_time)]
 _Format = Annotated[str, _text('the format of a time, such as "%Y-%m-%d %H:%M:%S",', 100)]
-_Unit = Annotated[Literal["s", "ms", "us", "ns"], _expects_one_of(Literal["s", "ms", "us", "ns"])]
+_Unit = Annotated[Literal["s", "ms", "us", "ns"], expects_one_of(Literal["s", "ms", "us", "ns"])]
 _ColumnOrList = Annotated[
     list[_Column],
     Field(min_length=1),
-    _expects("a list of columns, such as [user_id]"),
+    expects("a list of columns, such as [user_id]"),
     BeforeValidator(_as_list),
 ]
 _NameOrList = Annotated[
-    list[_Name],
+    list[Name],
     Field(min_length=1),
-    _expects("the name of a source, or a list of names"),
+    expects("the name of a source, or a list of names"),
     BeforeValidator(_as_list),
 ]
 
 
 @_FORBID
 class _VocabularyKeys(TypedDict, total=False):
-    min_count: _Count
+    min_count: PositiveInteger
     max_size: _Buckets
     oov_buckets: _Buckets
 
@@ -244,20 +243,20 @@ class _OneStep(_StepKeys, total=False):
 
 
 _Step = Annotated[
-    _OneStep, _expects(f"a step: {', '.join(STEPS)}"), BeforeValidator(_one_step), BeforeValidator(_step_as_mapping)
+    _OneStep, expects(f"a step: {', '.join(STEPS)}"), BeforeValidator(_one_step), BeforeValidator(_step_as_mapping)
 ]
 
 
 @_FORBID
 class _TargetKeys(TypedDict):
-    label: _Name
+    label: Name
     smoothing: NotRequired[_AtLeastZero]
     folds: NotRequired[_Folds]
     outputs: NotRequired[
         Annotated[
-            list[_Name],
+            list[Name],
             Field(min_length=1, max_length=2),
-            _expects("the name of the mean and, if wanted, of the count, such as [ctr, views]"),
+            expects("the name of the mean and, if wanted, of the count, such as [ctr, views]"),
         ]
     ]
 
@@ -266,26 +265,26 @@ class _TargetKeys(TypedDict):
 class EncodeKeys(_StepKeys, total=False):
     """The keys of `encode`, written as a mapping."""
 
-    vocabulary: Annotated[_VocabularyKeys, _expects("a mapping, such as {min_count: 5}"), _NoneIsMapping]
+    vocabulary: Annotated[_VocabularyKeys, expects("a mapping, such as {min_count: 5}"), NoneIsMapping]
     hash: _Buckets
     identity: Annotated[None, PlainValidator(_nothing)]
     boundaries: Annotated[
         list[_Number],
         Field(min_length=1, max_length=MAX_BOUNDARIES),
-        _expects("a list of ascending numbers, such as [1, 10, 100]"),
+        expects("a list of ascending numbers, such as [1, 10, 100]"),
         AfterValidator(_ascending),
     ]
     quantiles: _Intervals
-    timestamp: Annotated[TimestampPart, _expects_one_of(TimestampPart)]
-    cross: Annotated[list[_Column], Field(min_length=2), _expects("a list of two or more names, such as [site, hour]")]
-    vocabulary_of: _Name
-    steps: Annotated[list[_Step], _expects("a list of steps, such as [{fill: median}, log1p]")]
-    indicator: _Name
-    target: Annotated[_TargetKeys, _expects("a mapping, such as {label: click}")]
+    timestamp: Annotated[TimestampPart, expects_one_of(TimestampPart)]
+    cross: Annotated[list[_Column], Field(min_length=2), expects("a list of two or more names, such as [site, hour]")]
+    vocabulary_of: Name
+    steps: Annotated[list[_Step], expects("a list of steps, such as [{fill: median}, log1p]")]
+    indicator: Name
+    target: Annotated[_TargetKeys, expects("a mapping, such as {label: click}")]
     map: Annotated[
         dict[Annotated[str, Strict()], _Number],
         Field(min_length=1),
-        _expects('a mapping of texts, such as {"yes": 1, "no": 0}'),
+        expects('a mapping of texts, such as {"yes": 1, "no": 0}'),
     ]
     threshold: Annotated[tuple[Comparison, float], _parsed(read_threshold)]
 
@@ -297,7 +296,7 @@ class HistoryKeys(TypedDict):
     of: _Column
     by: _Column
     order: _Column
-    last: _Count
+    last: PositiveInteger
     where: NotRequired[_Condition]
 
 
@@ -313,53 +312,53 @@ class CountKeys(TypedDict):
 
 
 @_FORBID
-class FeatureKeys(TypedDict, total=False):
+class RawFeatureKeys(TypedDict, total=False):
     """The keys of a feature."""
 
-    dtype: Annotated[RawType, BeforeValidator(_raw_dtype), _expects_one_of(RawType)]
+    dtype: Annotated[RawType, BeforeValidator(numpy_dtype), expects_one_of(RawType)]
     column: _Column
     encode: Annotated[
         EncodeKeys,
-        _expects("a word, a mapping or a list, such as vocabulary, {hash: 1000} or [log1p, standardize]"),
+        expects("a word, a mapping or a list, such as vocabulary, {hash: 1000} or [log1p, standardize]"),
         BeforeValidator(_as_mapping),
     ]
-    indicator: _Name
+    indicator: Name
     format: _Format
     unit: _Unit
     separator: Annotated[str, _text('the separator of a list, such as " " or "|",', 10)]
-    max_hotness: _Count
-    keep: Annotated[Keep, _expects_one_of(Keep)]
-    history: Annotated[HistoryKeys, _expects("a mapping with of, by, order and last")]
-    count: Annotated[CountKeys, _expects("a mapping with of, by, order and window")]
-    cardinality: _Count
-    embedding_dim: _Width
-    task: Annotated[_TaskType, _expects_one_of(_TaskType)]
-    loss_weight: _Weight
-    positive_weight: _Weight
-    given: _Name
-    missing: Annotated[Missing, _expects_one_of(Missing)]
+    max_hotness: PositiveInteger
+    keep: Annotated[Keep, expects_one_of(Keep)]
+    history: Annotated[HistoryKeys, expects("a mapping with of, by, order and last")]
+    count: Annotated[CountKeys, expects("a mapping with of, by, order and window")]
+    cardinality: PositiveInteger
+    embedding_dim: Width
+    task: Annotated[TaskType, expects_one_of(TaskType)]
+    loss_weight: Weight
+    positive_weight: Weight
+    given: Name
+    missing: Annotated[Missing, expects_one_of(Missing)]
 
 
 @_FORBID
-class ChunkKeys(TypedDict):
+class RawChunkKeys(TypedDict):
     """The keys of a chunk."""
 
-    type: Annotated[RawFileType, _expects_one_of(RawFileType)]
-    files: Annotated[list[_Path], Field(min_length=1), _expects('a list, such as ["logs/*.csv.gz"]')]
+    type: Annotated[RawFileType, expects_one_of(RawFileType)]
+    files: Annotated[list[FilePath], Field(min_length=1), expects('a list, such as ["logs/*.csv.gz"]')]
     features: NotRequired[
-        Annotated[list[_Column], Field(min_length=1), _expects("a list of columns, such as [click, user_id]")]
+        Annotated[list[_Column], Field(min_length=1), expects("a list of columns, such as [click, user_id]")]
     ]
     header: NotRequired[_Boolean]
     separator: NotRequired[Annotated[str, _text('one character, such as ";" or "\\t",', 1)]]
     quote: NotRequired[Annotated[str | None, PlainValidator(_quote)]]
     trim: NotRequired[_Boolean]
-    null: NotRequired[Annotated[list[str], _expects('a list of texts, such as ["NA", "?"]'), BeforeValidator(_as_list)]]
+    null: NotRequired[Annotated[list[str], expects('a list of texts, such as ["NA", "?"]'), BeforeValidator(_as_list)]]
 
 
 _Fractions = Annotated[
-    dict[_Name, _Share],
+    dict[Name, _Share],
     Field(min_length=1),
-    _expects("the fraction of each mapping but train, such as {valid: 0.1, test: 0.1}"),
+    expects("the fraction of each mapping but train, such as {valid: 0.1, test: 0.1}"),
 ]
 _SplitKeys = TypedDict(
     "_SplitKeys",
@@ -379,47 +378,47 @@ _SplitKeys = TypedDict(
 )
 SplitKeys: Any = _FORBID(_SplitKeys)
 
-_Feature = Annotated[FeatureKeys, _expects("a mapping, such as {encode: {hash: 1000}}"), _NoneIsMapping]
-_Chunk = Annotated[ChunkKeys, _expects("a mapping with type and files"), BeforeValidator(_null_as_text)]
+_Feature = Annotated[RawFeatureKeys, expects("a mapping, such as {encode: {hash: 1000}}"), NoneIsMapping]
+_Chunk = Annotated[RawChunkKeys, expects("a mapping with type and files"), BeforeValidator(_null_as_text)]
 _Chunks = Annotated[
     list[_Chunk],
     Field(min_length=1),
-    _expects("a list of chunks, each beginning with '- ', with type and files"),
-    _NoneIsList,
+    expects("a list of chunks, each beginning with '- ', with type and files"),
+    NoneIsList,
 ]
 
 
 @_FORBID
 class _RawDocument(TypedDict):
-    feature_spec: Annotated[dict[_Name, _Feature], _expects("a mapping"), _NoneIsMapping]
-    source_spec: Annotated[dict[_Name, _Chunks], _expects("a mapping"), _NoneIsMapping]
-    channel_spec: Annotated[_Channels, _expects("a mapping"), _NoneIsMapping]
-    metadata: NotRequired[Annotated[dict[Any, Any], _expects("a mapping"), _NoneIsMapping]]
-    split: NotRequired[Annotated[SplitKeys, _expects("a mapping, such as {from: logs, random: {test: 0.2}}")]]
+    feature_spec: Annotated[dict[Name, _Feature], expects("a mapping"), NoneIsMapping]
+    source_spec: Annotated[dict[Name, _Chunks], expects("a mapping"), NoneIsMapping]
+    channel_spec: Annotated[ChannelKeys, expects("a mapping"), NoneIsMapping]
+    metadata: NotRequired[Annotated[dict[Any, Any], expects("a mapping"), NoneIsMapping]]
+    split: NotRequired[Annotated[SplitKeys, expects("a mapping, such as {from: logs, random: {test: 0.2}}")]]
     where: NotRequired[_Condition]
     sample_weight: NotRequired[_Column]
     keep_negatives: NotRequired[
-        Annotated[float, Strict(), Field(gt=0, le=1), _Plain, _expects("a fraction, such as 0.1, without quotes")]
+        Annotated[float, Strict(), Field(gt=0, le=1), PlainNumber, expects("a fraction, such as 0.1, without quotes")]
     ]
-    keep: NotRequired[Annotated[list[_Column], _expects("a list of columns, such as [user_id]"), _NoneIsList]]
+    keep: NotRequired[Annotated[list[_Column], expects("a list of columns, such as [user_id]"), NoneIsList]]
     shuffle: NotRequired[_Boolean]
     seed: NotRequired[_Seed]
 
 
-_DOCUMENT = TypeAdapter(Annotated[_RawDocument, _expects("a mapping with feature_spec, source_spec and channel_spec")])
+_DOCUMENT = TypeAdapter(Annotated[_RawDocument, expects("a mapping with feature_spec, source_spec and channel_spec")])
 RAW_SECTIONS = tuple(_RawDocument.__annotations__)
 # Keys by which a raw specification differs from that of an encoded dataset.
 _RAW_ONLY_SECTIONS = frozenset(RAW_SECTIONS).difference(SECTIONS)
-_RAW_ONLY_KEYS = frozenset(FeatureKeys.__annotations__).difference(Feature.__dataclass_fields__)
-_RAW_ONLY_CHUNK_KEYS = frozenset(ChunkKeys.__annotations__).difference(CHUNK_KEYS)
+_RAW_ONLY_KEYS = frozenset(RawFeatureKeys.__annotations__).difference(Feature.__dataclass_fields__)
+_RAW_ONLY_CHUNK_KEYS = frozenset(RawChunkKeys.__annotations__).difference(CHUNK_KEYS)
 
 
-_FEATURE_KEYS = tuple(FeatureKeys.__annotations__)
+_FEATURE_KEYS = tuple(RawFeatureKeys.__annotations__)
 # What the keys of each mapping in the document are called, and which there are.
-_KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
+KEYS_OF: dict[str, tuple[str, tuple[str, ...]]] = {
     "document": ("the specification", RAW_SECTIONS),
     "feature_spec": ("a feature", _FEATURE_KEYS),
-    "source_spec": ("a chunk", tuple(ChunkKeys.__annotations__)),
+    "source_spec": ("a chunk", tuple(RawChunkKeys.__annotations__)),
     "channel_spec": ("channel_spec", CHANNELS),
     "split": ("split", tuple(_SplitKeys.__annotations__)),
     "encode": ("encode", tuple(EncodeKeys.__annotations__)),
@@ -447,8 +446,8 @@ class RawParts:
         incomplete: locations of the sections, features, sources and channels in which something was malformed.
     """
 
-    features: dict[str, FeatureKeys] = field(default_factory=dict)
-    sources: dict[str, list[ChunkKeys]] = field(default_factory=dict)
+    features: dict[str, RawFeatureKeys] = field(default_factory=dict)
+    sources: dict[str, list[RawChunkKeys]] = field(default_factory=dict)
     channels: dict[str, list[Entry]] = field(default_factory=dict)
     outputs: dict[str, list[str]] = field(default_factory=dict)
     others: dict[str, Any] = field(default_factory=dict)
@@ -466,7 +465,7 @@ def read_raw_document(document: Any) -> tuple[RawParts, list[Problem]]:
             if location[:2] not in wrong or len(location) <= 2:  # nothing below a wrong name
                 problems.append(_problem(details, document))
             wrong.add(location[:-1] if location[-1:] == ("[key]",) else location)
-            incomplete |= _incomplete(location, details["type"])
+            incomplete |= incomplete_after(location, details["type"])
         valid = _DOCUMENT.validate_python(_without_mistakes(document, wrong))
     channels = _section(document, "channel_spec")
     return RawParts(
@@ -476,7 +475,9 @@ def read_raw_document(document: Any) -> tuple[RawParts, list[Problem]]:
             for name in _section(document, "source_spec")
             if name_mistake(name) is None
         },
-        channels={channel: _entries(channels.get(channel), ("channel_spec", channel), wrong) for channel in CHANNELS},
+        channels={
+            channel: valid_entries(channels.get(channel), ("channel_spec", channel), wrong) for channel in CHANNELS
+        },
         outputs={name: _outputs(keys) for name, keys in _section(document, "feature_spec").items()},
         others={section: valid[section] for section in RAW_SECTIONS[3:] if section in valid},
         incomplete=incomplete,
@@ -536,7 +537,7 @@ def _problem(error: ErrorDetails, document: Any) -> Problem:
     if key == "[key]":
         return Problem(path_of(*parent[:-1], error["input"]), error["msg"])
     if error["type"] == "missing":
-        where = _KINDS.get(_kind(parent), ("this section", ()))[0]
+        where = KEYS_OF.get(_kind(parent), ("this section", ()))[0]
         return Problem(
             path_of(*parent, key), f"is missing from {where}; add it" if parent else "this section is missing"
         )
@@ -556,7 +557,7 @@ def _as_written(location: KeyPath, document: Any) -> KeyPath:
 
 
 def _kind(parent: list[int | str]) -> str:
-    """Returns what a location holds, as a key of `_KINDS`."""
+    """Returns what a location holds, as a key of `KEYS_OF`."""
     names = [key for key in parent if isinstance(key, str)]
     if len(parent) < 3 or parent[0] == "source_spec":
         return names[0] if names else "document"
@@ -571,5 +572,5 @@ def _unknown_key(parent: list[int | str], key: Any) -> Problem:
         return Problem(path, "name the column of the sample weight at the top level: `sample_weight: COLUMN`")
     if parent == ["split"] and key == "seed":
         return Problem(path, "there is one seed for all draws; write `seed:` at the top level")
-    kind, known = _KINDS.get(_kind(parent), ("a mapping", ()))
+    kind, known = KEYS_OF.get(_kind(parent), ("a mapping", ()))
     return Problem(path, f"unknown key of {kind}", str(key), known)

@@ -17,7 +17,7 @@ from data.spec.features import (
     Feature,
 )
 from data.spec.raw_columns import ANY_TYPE, KEY_TYPES, ORDER_TYPES, RawColumns, ReadCondition, as_condition
-from data.spec.raw_document import FeatureKeys, RawParts
+from data.spec.raw_document import RawFeatureKeys, RawParts
 from data.spec.raw_encodings import (
     ID_RULES,
     INTEGER_TYPES,
@@ -155,7 +155,7 @@ class RawFeatures:
 
     # Encodings.
 
-    def _find_rule(self, name: str, keys: FeatureKeys) -> bool:
+    def _find_rule(self, name: str, keys: RawFeatureKeys) -> bool:
         """Finds the encoding of a feature; returns whether it is well-formed."""
         channel, path = self.channel_of.get(name), feature_path(name, "encode")
         if "encode" not in keys:
@@ -202,7 +202,7 @@ class RawFeatures:
 
     # Checks of one feature.
 
-    def _check_feature(self, name: str, keys: FeatureKeys) -> Iterator[Problem]:
+    def _check_feature(self, name: str, keys: RawFeatureKeys) -> Iterator[Problem]:
         rule, channel = self.rules[name], self.channel_of.get(name)
         yield from self._check_source(name, keys, rule)
         yield from self._check_lists(name, keys, rule)
@@ -220,7 +220,7 @@ class RawFeatures:
         if isinstance(rule, TargetRule):
             yield from self._check_target(name, rule)
 
-    def _check_source(self, name: str, keys: FeatureKeys, rule: Rule) -> Iterator[Problem]:
+    def _check_source(self, name: str, keys: RawFeatureKeys, rule: Rule) -> Iterator[Problem]:
         """Checks that a computed feature or a cross states nothing about a raw column."""
         computed: list[str] = [key for key in ("history", "count") if key in keys]
         if isinstance(rule, CrossRule):
@@ -234,7 +234,7 @@ class RawFeatures:
                     message = f"is for values read from files, and those of {computed[0]} are not; remove it"
                     yield Problem(feature_path(name, key), message)
 
-    def _check_lists(self, name: str, keys: FeatureKeys, rule: Rule) -> Iterator[Problem]:
+    def _check_lists(self, name: str, keys: RawFeatureKeys, rule: Rule) -> Iterator[Problem]:
         channel = self.channel_of.get(name)
         if channel not in (MULTIHOT, None):
             for key in (*_LIST_KEYS, "history"):
@@ -254,7 +254,7 @@ class RawFeatures:
         if self.is_list(name) and isinstance(rule, TargetRule):
             yield Problem(feature_path(name, "encode"), "target is for one value per row, and this is a list")
 
-    def _check_ids(self, name: str, keys: FeatureKeys, rule: Rule) -> Iterator[Problem]:
+    def _check_ids(self, name: str, keys: RawFeatureKeys, rule: Rule) -> Iterator[Problem]:
         """Checks the keys that only some encodings of ids have."""
         channel = self.channel_of.get(name)
         if isinstance(rule, IdentityRule) and "cardinality" not in keys:
@@ -266,7 +266,7 @@ class RawFeatures:
         if "embedding_dim" in keys and not (channel in CATEGORICAL_CHANNELS or isinstance(rule, ID_RULES)):
             yield Problem(feature_path(name, "embedding_dim"), "is only for categorical features; remove it")
 
-    def _check_times(self, name: str, keys: FeatureKeys) -> Iterator[Problem]:
+    def _check_times(self, name: str, keys: RawFeatureKeys) -> Iterator[Problem]:
         stated = [key for key in ("format", "unit") if key in keys]
         if len(stated) == 2:
             message = "is for numbers, and format for text; keep the one that says how the column is written"
@@ -279,7 +279,7 @@ class RawFeatures:
                 message = "is for timestamps, and the encoding does not take them; remove it, or write another encoding"
                 yield Problem(feature_path(name, key), message)
 
-    def _check_numbers(self, name: str, keys: FeatureKeys, rule: NumberRule) -> Iterator[Problem]:
+    def _check_numbers(self, name: str, keys: RawFeatureKeys, rule: NumberRule) -> Iterator[Problem]:
         for mistake in check_steps(rule):
             yield Problem(feature_path(name, "encode"), mistake)
         path = feature_path(name, "indicator")
@@ -290,7 +290,7 @@ class RawFeatures:
         elif rule.indicator is not None and self.is_list(name):
             yield Problem(path, "is not for lists; remove it")
 
-    def _check_label(self, name: str, keys: FeatureKeys, rule: Rule) -> Iterator[Problem]:
+    def _check_label(self, name: str, keys: RawFeatureKeys, rule: Rule) -> Iterator[Problem]:
         task = keys.get("task", "binary")
         if isinstance(rule, ThresholdRule) and task != "binary":
             message = f"threshold makes 0 and 1, but the task is {task}; write task: binary, or remove encode"
@@ -323,7 +323,6 @@ class RawFeatures:
             if not isinstance(rule, SharedVocabularyRule):
                 continue
             path, seen, target = feature_path(name, "encode", "vocabulary_of"), [name], rule.feature
-            others = tuple(other for other, known in self.rules.items() if _can_share(known) and other != name)
             while target not in seen and isinstance(self.rules.get(target), SharedVocabularyRule):
                 seen.append(target)
                 target = self.rules[target].feature  # type: ignore[union-attr]
@@ -331,6 +330,7 @@ class RawFeatures:
                 message = f"the encoding depends on itself ({listed([*seen, target], len(seen) + 1, ' -> ')})"
                 self.problems.append(Problem(path, f"{message}; write vocabulary for one of them"))
             elif target not in self.parts.features and ("feature_spec",) not in self.parts.incomplete:
+                others = tuple(other for other, known in self.rules.items() if _can_share(known) and other != name)
                 self.problems.append(Problem(path, f"{shown(target)} is not in feature_spec", target, others))
             elif target in self.rules and not _can_share(self.rules[target]):
                 message = f"{shown(target)} has no encoder of ids of one column; name one with a vocabulary"
@@ -377,7 +377,7 @@ class RawFeatures:
 
     # Readings.
 
-    def _find_reading(self, name: str, keys: FeatureKeys) -> None:
+    def _find_reading(self, name: str, keys: RawFeatureKeys) -> None:
         """Finds how the values of a feature are read, and checks that the type fits its encoding."""
         rule = self.rules[name]
         if isinstance(rule, CrossRule) or "history" in keys or "count" in keys:

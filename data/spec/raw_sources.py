@@ -12,7 +12,7 @@ from data.errors import listed, nearest, shown
 from data.spec.document import Problem, path_of
 from data.spec.features import REQUIRED_MAPPINGS
 from data.spec.raw_columns import KEY_TYPES, ORDER_TYPES, RawColumns
-from data.spec.raw_document import ChunkKeys, RawParts
+from data.spec.raw_document import RawChunkKeys, RawParts
 from data.spec.raw_spec import LastSplit, RandomSplit, RawChunk, Reading, Split, TimeSplit
 from data.spec.raw_values import microseconds
 from data.storage.files import find_escape
@@ -24,7 +24,7 @@ _UNIT_MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 1e-3}
 _SUM_TOLERANCE = 1e-9
 
 
-def chunk_of(keys: ChunkKeys) -> RawChunk:
+def chunk_of(keys: RawChunkKeys) -> RawChunk:
     """Returns a chunk, given its keys."""
     return RawChunk(
         keys["type"],
@@ -60,7 +60,7 @@ def check_chunks(parts: RawParts) -> Iterator[Problem]:
             yield from _check_chunk(chunk, path_of("source_spec", source, index))
 
 
-def _check_chunk(chunk: ChunkKeys, path: str) -> Iterator[Problem]:
+def _check_chunk(chunk: RawChunkKeys, path: str) -> Iterator[Problem]:
     if chunk["type"] == "parquet":
         for key in _CSV_KEYS:
             if key in chunk:

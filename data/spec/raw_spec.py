@@ -18,8 +18,8 @@ class Reading:
     """How a raw column is read. Two features that read a column alike share a reading.
 
     Attributes:
-        name: name of the staged column: the raw column's, with ":dtype" appended where a column is read in several
-            ways.
+        name: name of the staged column: the raw column's, with ":dtype" or ":list of dtype" appended where a column is
+            read in several ways.
         column: name of the raw column.
         dtype: type of its cells (of the items, if it is a list).
         is_list: whether a cell holds a list: split at `separator`, or a parquet list.
@@ -93,7 +93,8 @@ class CrossRule:
     """Combinations of columns as one id: `{cross: [a, b], hash: BUCKETS}` or `{cross: [a, b], vocabulary: {...}}`.
 
     Attributes:
-        inputs: names of features of the specification (their ids are crossed), or of readings (their raw values are).
+        inputs: names of features of the specification (their ids are crossed), or of readings where no feature has that
+            name (their raw values are).
         ids: how the combinations become ids.
     """
 
@@ -103,7 +104,11 @@ class CrossRule:
 
 @dataclass(frozen=True)
 class SharedVocabularyRule:
-    """The encoder of another feature: `vocabulary_of: FEATURE`; each feature keeps a table of its own."""
+    """The encoder of another feature: `vocabulary_of: FEATURE`; each feature keeps a table of its own.
+
+    Attributes:
+        feature: name of the feature whose encoder is used, the end of a chain: it has an encoding of ids of its own.
+    """
 
     feature: str
 
@@ -301,7 +306,7 @@ class TimeSplit:
         sources: names of sources to split.
         reading: name of the reading of the time.
         valid_from, test_from: first value of the mapping (microseconds for a timestamp); valid_from is None without
-            mapping "valid".
+            mapping "valid", and test_from is infinite where mapping "test" is a source of its own.
     """
 
     sources: tuple[str, ...]

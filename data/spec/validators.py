@@ -24,6 +24,9 @@ from data.spec.features import (
     LABEL_KEYS,
     MAP,
     MULTIHOT,
+    NUMBER_KEYS,
+    NUMERICAL,
+    ONEHOT,
     PREDICTION_COLUMN,
     REQUIRED_MAPPINGS,
     ROW_COLUMN,
@@ -109,6 +112,10 @@ def check_keys_of_inputs(parts: Parts) -> Iterator[Problem]:
             for key in sorted(keys.intersection(ID_KEYS)):
                 message = f"is only for categorical features and the feature is in {channel}; remove it"
                 yield Problem(_feature_path(name, key), message)
+        if channel not in (NUMERICAL, None):
+            for key in sorted(keys.intersection(NUMBER_KEYS)):
+                message = f"is only for {NUMERICAL} features and the feature is in {channel}; remove it"
+                yield Problem(_feature_path(name, key), message)
 
 
 def check_reserved_ids(parts: Parts) -> Iterator[Problem]:
@@ -124,6 +131,19 @@ def check_reserved_ids(parts: Parts) -> Iterator[Problem]:
                 buckets = f" with {feature.oov_buckets} buckets" if key == "unseen_id" and feature.oov_buckets else ""
                 message = f"is {getattr(feature, key)}{buckets} but ids lie in [0, {limit}); write a smaller one"
                 yield Problem(_feature_path(name, key), message)
+
+
+def check_unseen_values(parts: Parts) -> Iterator[Problem]:
+    """Checks that a numerical feature's value for unseen values comes with the one-hot feature that it belongs to."""
+    onehot = tuple(feature.name for feature in parts.in_channels(ONEHOT))
+    for feature in parts.in_channels(NUMERICAL):
+        keys, path = parts.stated[feature.name], _feature_path(feature, "unseen_with")
+        if len(keys.intersection(NUMBER_KEYS)) == 1 and ("feature_spec", feature.name) not in parts.incomplete:
+            missing = next(key for key in NUMBER_KEYS if key not in keys)
+            yield Problem(_feature_path(feature, missing), f"is missing; {' and '.join(NUMBER_KEYS)} need each other")
+        name, is_known = feature.unseen_with, ("channel_spec", ONEHOT) not in parts.incomplete
+        if name is not None and name not in onehot and is_known:
+            yield Problem(path, f"{name!r} is not in channel_spec.{ONEHOT}", name, onehot)
 
 
 def check_keys_of_labels(parts: Parts) -> Iterator[Problem]:
@@ -368,6 +388,7 @@ RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
     check_map,
     check_keys_of_inputs,
     check_reserved_ids,
+    check_unseen_values,
     check_keys_of_labels,
     check_tasks,
     check_sample_spaces,

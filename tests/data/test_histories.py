@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from data.errors import DataError
 from data.preprocess import histories
-from data.preprocess.histories import add_computed
 from data.spec.features import Feature
 from data.spec.raw_spec import Condition, Count, History, KeepRule, RawFeature, RawSpec
 
@@ -58,12 +57,10 @@ COUNT = st.builds(
 CUTS = st.lists(st.integers(0, 30), max_size=4)
 
 
-def spec_of(rules):
-    features = {
-        name: RawFeature(feature=Feature(name=name), reading=name, rule=KeepRule(), computed=rule)
-        for name, rule in rules.items()
-    }
-    return RawSpec(folder=Path(), readings={}, features=features, sources={}, split=None, channels={})
+def add_computed(rules, *args, **options):
+    features = {name: RawFeature(Feature(name=name), name, KeepRule(), computed=rule) for name, rule in rules.items()}
+    spec = RawSpec(folder=Path(), readings={}, features=features, sources={}, split=None, channels={})
+    return histories.add_computed(spec, *args, **options)
 
 
 def satisfied(row, where):
@@ -127,7 +124,7 @@ def compute(rule, parts, memory=PLENTY, state=None):
             (saved / file).write_bytes(content)
         staged = {f"mapping-{number}": [path] for number, path in enumerate(stage(parts, folder))}
         results = add_computed(
-            spec_of({"found": rule}), staged, folder, memory=memory, state=saved if state else None, new_state=new
+            {"found": rule}, staged, folder, memory=memory, state=saved if state else None, new_state=new
         )
         assert list(results) == list(staged)
         values = []
@@ -205,7 +202,7 @@ def test_several_columns_of_one_file(tmp_path):
         "prices": History("price", "user", "time", None, 2),
         "clicks": Count(None, "user", "time", CLICKED, None),
     }
-    results = add_computed(spec_of(rules), {"train": stage([rows], tmp_path)}, tmp_path, memory=PLENTY)
+    results = add_computed(rules, {"train": stage([rows], tmp_path)}, tmp_path, memory=PLENTY)
     table = pa.ipc.open_file(str(results["train"][0])).read_all()
     assert table.schema == pa.schema(
         {"seen": pa.list_(pa.string()), "prices": pa.list_(pa.float32()), "clicks": pa.int64()}
@@ -221,8 +218,8 @@ def test_mappings_are_in_a_fixed_order(tmp_path):
     names, order = ["test", "b", "valid", "a", "train"], [2, 4, 1, 3, 0]
     paths = stage([[rows[place]] for place in order] + [last], tmp_path)
     staged = {name: [path] for name, path in zip(names, paths, strict=False)} | {"new": [paths[-1]]}
-    spec = spec_of({"seen": History("item", "user", "time", None, 9)})
-    (path,) = add_computed(spec, staged, tmp_path, memory=PLENTY)["new"]
+    rules = {"seen": History("item", "user", "time", None, 9)}
+    (path,) = add_computed(rules, staged, tmp_path, memory=PLENTY)["new"]
     assert pa.ipc.open_file(str(path)).read_all().column("seen").to_pylist() == [["0", "1", "2", "3", "4"]]
 
 
@@ -230,12 +227,12 @@ def test_rows_without_the_label_enter_nothing(tmp_path):
     rows = [{"user": "a", "item": str(time), "price": None, "time": time, "click": 1.0} for time in range(3)]
     state = tmp_path / "state"
     state.mkdir()
-    spec = spec_of({"seen": History("item", "user", "time", CLICKED, 9)})
-    add_computed(spec, {"train": stage([rows], tmp_path)}, tmp_path, memory=PLENTY, new_state=state)
+    rules = {"seen": History("item", "user", "time", CLICKED, 9)}
+    add_computed(rules, {"train": stage([rows], tmp_path)}, tmp_path, memory=PLENTY, new_state=state)
     table = pa.table({"user": ["a", "a", "b"], "item": ["7", "8", "9"], "time": [3, 4, 5]})
     with pa.ipc.new_file(str(tmp_path / "new.arrow"), table.schema) as writer:
         writer.write_table(table)
-    (path,) = add_computed(spec, {"test": [tmp_path / "new.arrow"]}, tmp_path, memory=PLENTY, state=state)["test"]
+    (path,) = add_computed(rules, {"test": [tmp_path / "new.arrow"]}, tmp_path, memory=PLENTY, state=state)["test"]
     assert pa.ipc.open_file(str(path)).read_all().column("seen").to_pylist() == [["0", "1", "2"]] * 2 + [[]]
 
 
@@ -244,7 +241,7 @@ def test_long_histories_are_written_in_parts(tmp_path, monkeypatch):
     rows = [{"user": "a", "item": str(time), "price": None, "time": time, "click": 1.0} for time in range(100)]
     paths = stage([rows], tmp_path)
     (path,) = add_computed(
-        spec_of({"seen": History("item", "user", "time", None, 20)}), {"train": paths}, tmp_path, memory=PLENTY
+        {"seen": History("item", "user", "time", None, 20)}, {"train": paths}, tmp_path, memory=PLENTY
     )["train"]
     file = pa.ipc.open_file(str(path))
     assert file.num_record_batches == 34
@@ -256,10 +253,10 @@ def test_an_order_that_is_missing_is_an_error(tmp_path):
     paths = stage([rows[:1], rows], tmp_path)
     rule = {"seen": History("item", "user", "time", None, 5)}
     with pytest.raises(DataError, match=r"rows-1.arrow, row 3: 'time' is empty, which orders .* history 'seen'"):
-        add_computed(spec_of(rule), {"train": paths}, tmp_path, memory=PLENTY)
+        add_computed(rule, {"train": paths}, tmp_path, memory=PLENTY)
     with pytest.raises(DataError, match="log.csv, line 5: 'time' is empty"):
         add_computed(
-            spec_of(rule),
+            rule,
             {"train": paths},
             tmp_path,
             memory=PLENTY,
@@ -273,7 +270,7 @@ def test_lists_have_no_history(tmp_path):
         writer.write_table(table)
     rule = History("items", "user", "time", None, 5)
     with pytest.raises(DataError, match="one value per row, and not list<item: string>"):
-        add_computed(spec_of({"seen": rule}), {"train": [tmp_path / "rows.arrow"]}, tmp_path, memory=PLENTY)
+        add_computed({"seen": rule}, {"train": [tmp_path / "rows.arrow"]}, tmp_path, memory=PLENTY)
 
 
 def test_a_state_of_other_columns_is_rejected():

@@ -38,7 +38,7 @@ from data.spec.raw_spec import (
     VocabularyRule,
 )
 from data.synthetic_logs import write_logs
-from tests.helpers import real_data
+from tests.helpers import ROOT, real_data
 
 
 def inferred(folder: Path, patterns: list[str] | str, *labels: str, **others: Any) -> tuple[RawSpec, str]:
@@ -140,6 +140,12 @@ def test_a_sample_says_how_much_it_saw(logs):
     assert text.startswith("# Inferred from ")
     header = text.splitlines()[0]
     assert "of 10 files" in header
+
+
+def test_the_avazu_specification_fits_the_logs(logs):
+    spec = read_raw_spec(ROOT / "feature_specs" / "avazu_raw.yaml")
+    columns = pd.read_csv(next((logs / "logs").iterdir()), nrows=1).columns
+    assert {reading.column for reading in spec.readings.values()} == set(columns[:24]) - {"id"}
 
 
 # Real data.
@@ -432,6 +438,7 @@ def test_what_is_left_out_and_why(tmp_path):
         "title": [" ".join(rng.choice(words, 6)) + f" {number}" for number in range(400)],
         "answer": np.where(click, "hit", "miss"),
         "site": rng.choice(["a", "b", "c"], 400),
+        "items": [f"[{a}, {b}]" for a, b in rng.integers(0, 30, (400, 2))],
         "user_id": rng.permutation(400) * 7919,
     }
     spec, text = inferred(write(tmp_path, columns), "logs.csv", "click")
@@ -441,6 +448,7 @@ def test_what_is_left_out_and_why(tmp_path):
     assert reasons["version"] == "always 'v1'"
     assert reasons["nothing"] == "empty"
     assert reasons["title"].startswith("free text, 7 words")
+    assert reasons["items"].startswith("lists in brackets")
     assert reasons["answer"].startswith("tells the label click")
     assert spec.channels["onehot_categorical"] == ("site", "user_id")
     assert "almost every row has its own" in comment_of(text, "user_id")
@@ -485,11 +493,13 @@ def test_a_split_by_days_of_a_week_states_the_format(tmp_path):
         ("x", "--time x: holds 'a', which is not recognized as a timestamp"),
         ("constant", "--time constant: is the same in all rows"),
         ("click", "--time click: is a label, too"),
+        ("gaps", "--time gaps: is missing in 20 of 40 sampled rows"),
         ("hours", "--time hours: no such column in .*; did you mean 'hour'"),
     ],
 )
 def test_useless_times(tmp_path, column, message):
     columns = {"hour": range(40), "click": [0, 1] * 20, "x": list("abca") * 10, "constant": ["2024-01-01"] * 40}
+    columns["gaps"] = ["2024-01-01", None] * 20
     with pytest.raises(DataError, match=message):
         inferred(write(tmp_path, columns), "logs.csv", "click", time=column)
 

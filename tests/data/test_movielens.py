@@ -241,12 +241,12 @@ def test_arguments_that_cannot_work_are_rejected(tmp_path, capsys, flags, messag
 
 
 def test_a_failure_after_the_first_rows_leaves_nothing(tmp_path, monkeypatch, capsys):
-    from data.movielens.workflow import MovieLensWorkflow
+    from data.preprocess import engine
 
-    def full_disk(self):
+    def full_disk(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(MovieLensWorkflow, "encoders", full_disk)
+    monkeypatch.setattr(engine, "save_encoders", full_disk)
     raw = write_1m(tmp_path / "raw", SAMPLE)
     assert main(["--raw", str(raw), "--output", str(tmp_path / "out")]) == 1
     assert "No space left on device" in capsys.readouterr().err

@@ -200,7 +200,7 @@ def test_new_rows_need_no_labels(logs, tmp_path):
     arguments = ["--workflow", data / "workflow", "--input", tmp_path / "new.csv", "--output", tmp_path / "new"]
     assert run(*arguments, "--keep", "device") == 0
     new = read_mapping(tmp_path / "new", "test")
-    assert "click" not in new.column_names
+    assert new.column("click").null_count == new.num_rows
     assert new.column("item")[0].as_py() == load_encoders(data / "workflow")["item"].unseen_id == 2
     assert new.column("raw_device").to_pylist() == frame["device"].to_list()
 
@@ -242,3 +242,73 @@ def test_workflow_holds_plain_data(logs):
     document = json.loads((folder / "raw_spec.json").read_text())
     assert document["feature_spec"]["item"] == {"column": "item_id", "encode": {"vocabulary": {"min_count": 2}}}
     assert {path.suffix for path in folder.iterdir()} <= {".json", ".parquet"}
+
+
+@pytest.mark.slow
+def test_dask_workers_change_no_bit(logs, tmp_path):
+    raw, data = logs
+    assert run("--input", raw, "--output", tmp_path / "data", "--use_dask") == 0
+    assert content(tmp_path / "data") == content(data)
+
+
+HISTORY_SPEC = """
+feature_spec:
+  click: {}
+  item: {}
+  seen: {history: {of: item, by: user, order: ts, where: click, last: 3}, encode: {vocabulary_of: item}}
+  views: {count: {of: item, by: user, order: ts, window: 50}}
+source_spec:
+  logs:
+    - {type: csv, header: true, files: [logs.csv]}
+split: {from: logs, time: ts, test_from: 800}
+channel_spec:
+  onehot_categorical: [item]
+  multihot_categorical: [seen]
+  numerical: [views]
+  label: [click]
+"""
+
+
+@pytest.fixture(scope="module")
+def clicks() -> pd.DataFrame:
+    random = np.random.default_rng(3)
+    columns = {"click": (2, "{}"), "item": (6, "item-{}"), "user": (20, "u{}"), "ts": (1000, "{}")}
+    frame = {
+        name: [form.format(value) for value in random.integers(n, size=400)] for name, (n, form) in columns.items()
+    }
+    return pd.DataFrame(frame).astype({"click": int, "ts": int})
+
+
+def with_histories(frame: pd.DataFrame, folder: Path) -> Path:
+    """Preprocess a log with histories and counts; return the dataset."""
+    (folder / "raw").mkdir(parents=True)
+    frame.to_csv(folder / "raw/logs.csv", index=False)
+    (folder / "raw/feature_spec.yaml").write_text(HISTORY_SPEC)
+    assert run("--input", folder / "raw", "--output", folder / "data") == 0
+    return folder / "data"
+
+
+def check_histories(found: pa.Table, rows: pd.DataFrame, everything: pd.DataFrame, dataset: Path) -> None:
+    """Compare histories and counts with a loop over all earlier rows."""
+    ids, columns = load_encoders(dataset / "workflow")["item"], found.to_pydict()
+    for position, (_, row) in enumerate(rows.iterrows()):
+        earlier = everything[(everything["user"] == row["user"]) & (everything["ts"] < row["ts"])]
+        clicked = earlier[earlier["click"] == 1].sort_values("ts", kind="stable")["item"].to_list()[-3:]
+        assert columns["seen"][position] == ids.encode(clicked).tolist()
+        recent = earlier[(earlier["ts"] >= row["ts"] - 50) & (earlier["item"] == row["item"])]
+        assert columns["views"][position] == len(recent)
+
+
+def test_histories_hold_only_earlier_rows(clicks, tmp_path):
+    dataset = with_histories(clicks, tmp_path)
+    for mapping, chosen in (("train", clicks["ts"] < 800), ("test", clicks["ts"] >= 800)):
+        check_histories(read_mapping(dataset, mapping), clicks[chosen], clicks, dataset)
+
+
+def test_new_rows_continue_histories(clicks, tmp_path):
+    earlier, later = clicks[clicks["ts"] < 900], clicks[clicks["ts"] >= 900]
+    dataset = with_histories(earlier, tmp_path)
+    later.to_csv(tmp_path / "later.csv", index=False)
+    arguments = ["--workflow", dataset / "workflow", "--input", tmp_path / "later.csv", "--output", tmp_path / "new"]
+    assert run(*arguments) == 0
+    check_histories(read_mapping(tmp_path / "new", "test"), later, clicks, dataset)

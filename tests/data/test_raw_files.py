@@ -227,7 +227,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("raw")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(drawn=tables())
 def test_any_table_reads_as_written(folder: Path, drawn: Drawn) -> None:
     written(folder, drawn.text, drawn.chunk)
@@ -279,7 +279,7 @@ def test_blocks_end_with_rows(folder: Path, text: str, rows: int) -> None:
 RAW_CELLS = st.sampled_from(['a"b', '"a""b"', '"a"b"c', '"a\r\nb,"', '""', "", '""""', 'x""', "'", '"\n"', "a b"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rows=st.lists(st.tuples(RAW_CELLS, RAW_CELLS), min_size=1), block_rows=st.integers(1, 5))
 def test_quotes_are_read_as_by_python(folder: Path, rows: list[tuple[str, str]], block_rows: int) -> None:
     text = "".join(f"{first},{second}\n" for first, second in rows)
@@ -328,6 +328,20 @@ def test_other_quote_or_none(tmp_path: Path) -> None:
 def test_unnamed_columns_are_not_converted(tmp_path: Path) -> None:
     chunk = written(tmp_path, b"a,junk\n1,\xff\n")
     assert values(tmp_path, chunk, Reading("a", "a", "int64")) == {"a": [1]}
+
+
+def test_trimmed_cells(tmp_path: Path) -> None:
+    text = "a,b,c\n x , 1, p | q\nx,?,\n ? , 2 ,? \n\u3000,\u30003,\u3000z\n"
+    chunk = replace(written(tmp_path, text), trim=True, null=("?",))
+    readings = [Reading("a", "a"), Reading("b", "b", "int8"), Reading("c", "c", is_list=True, separator="|")]
+    for block_rows in (1, 9):
+        assert read(tmp_path, chunk, readings, block_rows).to_pydict() == {
+            "a": ["x", "x", None, None],
+            "b": [1, None, 2, 3],
+            "c": [["p ", " q"], None, None, ["z"]],
+        }
+    table = next(read_raw(chunk, tmp_path, readings, block_rows=9)).table
+    assert table.column("a").combine_chunks().dictionary.to_pylist() == ["x"]
 
 
 def test_empty_lines(tmp_path: Path) -> None:
@@ -534,6 +548,8 @@ PLAIN = RawChunk("csv", ("rows.csv",), ("a", "b"))
         ("x,y\n1,2\n", PLAIN, INT, "line 1: column 'a' is 'x'; expected a whole number (int64)"),
         ("x,y\n1,2\n", PLAIN, INT, "if line 1 names the columns, write `header: true`"),
         ("5,6\n1,2\n", HEADED, INT, "is read as the header and holds numbers: '5,6'; drop `header: true`"),
+        ("u1,6\nu2,2\n", HEADED, INT, "its columns are u1, 6; if line 1 is a row of data, drop `header: true`"),
+        ("1,2\n2,1\n", RawChunk("csv", ("rows.csv",), ("2", "a")), INT, ""),
         ("1;2\n", PLAIN, INT, "line 1: 1 cell, expected 2, in '1;2'; cells seem to be separated by \";\""),
         ("1\t2\n", PLAIN, INT, 'write `separator: "\\t"`'),
         ("a;b\n1;2\n", HEADED, INT, 'write `separator: ";"`'),

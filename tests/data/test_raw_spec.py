@@ -2,15 +2,18 @@
 
 import copy
 import json
+import re
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.spec.feature_spec import FeatureSpecError
+from data.spec.raw_document import KEYS_OF, STEPS
 from data.spec.raw_reader import plain_document, raw_spec_from_dict, read_raw_spec
 from data.spec.raw_spec import (
     BoundariesRule,
@@ -202,6 +205,7 @@ CONDITIONS = [
     ("rating < -1.5e2", Condition("rating", "<", -150.0)),
     ("good", Condition("rating", ">=", 4.0)),
     ("sold", Condition("sold", "==", "yes")),
+    ("sold == '?'", Condition("sold", "==", "?")),
     ("country == US", Condition("country", "==", "US")),
     ('country != "1"', Condition("country", "!=", "1")),
     ("country == 'a == b'", Condition("country", "==", "a == b")),
@@ -401,3 +405,43 @@ def damaged_raw_documents(draw: Any) -> Any:
 @settings(max_examples=500, deadline=None)
 def test_damaged_documents(document: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     read(document, tmp_path_factory.getbasetemp())
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "features.md").read_text(encoding="utf-8")
+CHAPTER = PAGE.split("## Raw specifications")[1]
+
+
+def test_every_key_is_documented() -> None:
+    keys = {key for _, keys in KEYS_OF.values() for key in keys}
+    assert [key for key in sorted(keys) if not re.search(rf"[`{{ ]{key}\b", PAGE)] == []
+
+
+def test_the_documented_example() -> None:
+    example = yaml.safe_load(CHAPTER.split("```yaml")[1].split("```")[0])
+    assert example == yaml.safe_load(EXAMPLE.replace(", null: [NA]", ""))
+
+
+def test_documented_features(tmp_path: Path) -> None:
+    features = re.findall(r"^\|.*\| `(\w+: {.*})` \|$", CHAPTER, re.MULTILINE)
+    assert len(features) == 11
+    for text in features:
+        ((name, keys),) = yaml.safe_load(text.replace("\\|", "|")).items()
+        channel = "label" if "given" in keys else MULTIHOT if "separator" in keys else ONEHOT
+        names = [name]
+        if "indicator" in keys:
+            channel, names = NUMERICAL, [name, keys["indicator"]]
+        keys |= {"encode": {"timestamp": "day"}} if keys.get("dtype") == "timestamp" else {}
+        channels: dict[str, list[str]] = {"label": ["click"], ONEHOT: ["x"]}
+        channels[channel] = [*channels.get(channel, []), *names]
+        spec_of(tmp_path, {"click": {}, "x": {}, name: keys}, channels)
+
+
+def test_documented_encodings(tmp_path: Path) -> None:
+    encodings = re.findall(r"^\|.*\| `({(?!from|key).*}|\w+)` \|$", CHAPTER, re.MULTILINE)
+    assert len(encodings) == 13
+    for text in encodings:
+        encode = yaml.safe_load(text)
+        is_number = next(iter(encode)) in STEPS if isinstance(encode, dict) else encode in STEPS
+        keys = {"encode": encode} | ({"cardinality": 9} if encode == "identity" else {})
+        channels = {NUMERICAL if is_number else ONEHOT: ["x"], MULTIHOT: ["item"]}
+        spec_of(tmp_path, {"item": {}, "x": keys}, channels)

@@ -97,6 +97,8 @@ REPORTED_WHERE_CHANGED = [
     ("keep[0]", "ctr", "is stored as 'ctr', another column's name"),
     ("keep[0]", "a/b", "cannot be stored"),
     ("where", "ts >= 3", "compares 'ts', a timestamp, with a number; write a date"),
+    ("where", "liked == 1", "'liked' is made from 'rating'; compare that, or write 'liked' alone for its positives"),
+    ("where", "sold == 1", "'sold' is made from 'sold'"),
     ("where", "item_id < abc", "only == and != are defined"),
     # Mappings and files.
     ("split.from", "log", "'log' is not in source_spec; did you mean 'logs'?"),

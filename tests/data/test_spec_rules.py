@@ -27,6 +27,7 @@ REPORTED_WHERE_CHANGED = [
     ("feature_spec.age.unseen_id", 2, "is only for categorical features and the feature is in numerical; remove it"),
     ("feature_spec.session.null_id", 1, "is only for categorical features and the feature is in map; remove it"),
     ("feature_spec.user.oov_buckets", 2, "has no effect without unseen_id, the first of these ids"),
+    ("feature_spec.user.unseen_value", 0.5, "is only for numerical features and the feature is in onehot_categorical"),
     ("feature_spec.session.embedding_dim", 3, "is only for categorical features and the feature is in map"),
     ("feature_spec.user.dtype", "bool", "is bool but ids are integers; write one of int8, int16, int32, int64"),
     ("feature_spec.age.dtype", "bool", "is bool, which only a binary label can be; store numbers and write their"),
@@ -80,6 +81,12 @@ REPORTED_ELSEWHERE = [
      "is 5 but ids lie in [0, 5); write a smaller one"),
     ("feature_spec.user.unseen_id", {"feature_spec.user": {"cardinality": 5, "unseen_id": 2, "oov_buckets": 4}},
      "is 2 with 4 buckets but ids lie in [0, 5); write a smaller one"),
+    ("feature_spec.age.unseen_with", {"feature_spec.age.unseen_value": 0.5},
+     "is missing; unseen_with and unseen_value need each other"),
+    ("feature_spec.age.unseen_value", {"feature_spec.age.unseen_with": "user"},
+     "is missing; unseen_with and unseen_value need each other"),
+    ("feature_spec.age.unseen_with", {"feature_spec.age": {"unseen_with": "genres", "unseen_value": 0.5}},
+     "'genres' is not in channel_spec.onehot_categorical; expected user"),
     ("feature_spec.buy.dtype", {"feature_spec.buy": {"task": "multiclass", "dtype": "int8", "cardinality": 129}},
      "is int8, which cannot hold classes up to 128; write a wider one"),
     ("feature_spec.buy.positive_weight", {"feature_spec.buy": {"task": "regression", "positive_weight": 1}},
@@ -129,6 +136,9 @@ ALLOWED = {
     "ids of null and of unseen values that just fit": {
         "feature_spec.user": {"cardinality": 5, "null_id": 4, "unseen_id": 2, "oov_buckets": 3},
         "feature_spec.note": {"unseen_id": 7},
+    },
+    "the value of a number that is unseen with a user": {
+        "feature_spec.age": {"unseen_with": "user", "unseen_value": 3},
     },
     "a feature that no file holds": {"feature_spec.spare": {"cardinality": 5}},
     "the map feature in a mapping of any other name": {

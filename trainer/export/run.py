@@ -21,7 +21,7 @@ from trainer.export import FORMATS
 from trainer.export.comparison import expected_predictions, largest_difference
 from trainer.export.ports import named_inputs, tensor_names
 from trainer.export.raw_columns import columns_of
-from trainer.export.request import ROWS, Request
+from trainer.export.request import ROWS, ExportPolicy, Request
 from trainer.export.rows import ComparedRows, first_rows, random_rows
 from trainer.layout import InputSchema
 
@@ -40,6 +40,7 @@ def export(request: Request) -> None:
     # Rounding differs on GPUs, so the comparison is made on the CPU.
     tf.config.set_visible_devices([], "GPU")
     saved, tensors = with_tensor_names(read_model(request.model))
+    saved = with_oov_policy(saved, request.oov_policy)
     rows = _compared_rows(saved, request.rows)
     write = import_module(FORMATS[request.format].module).write
     with _new_folder(request.output) as draft:
@@ -81,6 +82,20 @@ def with_tensor_names(saved: LoadedModel) -> tuple[LoadedModel, dict[str, str]]:
     raw_spec = None if saved.raw_spec is None else _with_keys(saved.raw_spec, name)
     renamed = replace(saved, layout=layout, tasks=tasks, encoders=encoders, raw_spec=raw_spec)
     return renamed, {own: tensor for own, tensor in name.items() if own != tensor}
+
+
+def with_oov_policy(saved: LoadedModel, policy: ExportPolicy) -> LoadedModel:
+    """Returns a model whose exports fail on ids out of range, or take the ids of unseen values where there are some."""
+    if policy == "error":
+        columns = tuple(replace(column, unseen_id=None) for column in saved.layout.categorical)
+        return replace(saved, layout=replace(saved.layout, categorical=columns))
+    without = [column.name for column in saved.layout.categorical if column.unseen_id is None]
+    if without:
+        print(
+            f"export.py: an id out of range fails a request in {', '.join(without)}: their specification states no "
+            "unseen_id"
+        )
+    return saved
 
 
 def _with_names(encoder: Encoder, name: Mapping[str, str]) -> Encoder:
