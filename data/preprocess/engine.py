@@ -32,7 +32,7 @@ from data.preprocess.raw_files import column_names
 from data.preprocess.rows import order_keys
 from data.preprocess.splits import TEST, TRAIN, ranges
 from data.preprocess.staged_columns import KEPT, ROW, finished
-from data.preprocess.staging import Staged, Stager, read_arrow
+from data.preprocess.staging import Staged, Stager, read_arrow, row_name
 from data.preprocess.workers import PROCESS_BYTES, Workers, default_limit, start_workers
 from data.preprocess.workflow_folder import ENCODERS_FOLDER
 from data.spec.feature_spec import FeatureSpec
@@ -425,6 +425,7 @@ def _computed(
         memory=(resources.memory_limit or default_limit()) - PROCESS_BYTES,
         state=workflow,
         new_state=_made(scratch / STATE_FOLDER),
+        locate=row_name,
     )
     return {
         mapping: [Part(path, computed) for path, computed in zip(staged.files[mapping], files[mapping], strict=True)]
