@@ -81,7 +81,10 @@ def encoded_features(encoders: Mapping[str, Encoder], max_hotness: Mapping[str, 
         max_hotness: maximum number of ids per row, by name of the list feature.
     """
     # A numerical feature with a table is unseen in the same rows as the ids made from its raw column.
-    ids_of = {encoder.column: name for name, encoder in encoders.items() if _is_onehot_vocabulary(encoder)}
+    ids_of: dict[str, str] = {}
+    for name, encoder in encoders.items():
+        if isinstance(encoder, Vocabulary) and not encoder.is_list:
+            ids_of.setdefault(encoder.column, name)
     features = {}
     for name, encoder in encoders.items():
         if isinstance(encoder, NumberEncoder):
@@ -105,10 +108,6 @@ def encoded_features(encoders: Mapping[str, Encoder], max_hotness: Mapping[str, 
 def _has_null(encoder: IdEncoder) -> bool:
     """Return whether null has an id of its own: not so in the published hashes."""
     return not isinstance(encoder, HashedRanks) and not (isinstance(encoder, HashedIds) and encoder.first_id <= NULL_ID)
-
-
-def _is_onehot_vocabulary(encoder: Encoder) -> bool:
-    return isinstance(encoder, Vocabulary) and not encoder.is_list
 
 
 def _with_unseen_number(feature: Feature, encoder: NumberEncoder, ids_of: Mapping[str, str]) -> Feature:

@@ -134,16 +134,25 @@ def check_reserved_ids(parts: Parts) -> Iterator[Problem]:
 
 
 def check_unseen_values(parts: Parts) -> Iterator[Problem]:
-    """Checks that a numerical feature's value for unseen values comes with the one-hot feature that it belongs to."""
-    onehot = tuple(feature.name for feature in parts.in_channels(ONEHOT))
-    for feature in parts.in_channels(NUMERICAL):
-        keys, path = parts.stated[feature.name], _feature_path(feature, "unseen_with")
-        if len(keys.intersection(NUMBER_KEYS)) == 1 and ("feature_spec", feature.name) not in parts.incomplete:
+    """Checks that a number for unseen values comes with the feature whose ids are unseen with it, and vice versa.
+
+    That feature may be in no channel: then it is not an input, and the number is of no use.
+    """
+    channel_of, onehot = parts.channel_of(), tuple(feature.name for feature in parts.in_channels(ONEHOT))
+    for name, keys in parts.stated.items():
+        if channel_of.get(name) not in (NUMERICAL, None):
+            continue  # the keys have been reported
+        given = [key for key in NUMBER_KEYS if key in keys]
+        if len(given) == 1 and ("feature_spec", name) not in parts.incomplete:
             missing = next(key for key in NUMBER_KEYS if key not in keys)
-            yield Problem(_feature_path(feature, missing), f"is missing; {' and '.join(NUMBER_KEYS)} need each other")
-        name, is_known = feature.unseen_with, ("channel_spec", ONEHOT) not in parts.incomplete
-        if name is not None and name not in onehot and is_known:
-            yield Problem(path, f"{name!r} is not in channel_spec.{ONEHOT}", name, onehot)
+            yield Problem(_feature_path(name, missing), f"is missing; {' and '.join(NUMBER_KEYS)} need each other")
+        other, path = parts.features[name].unseen_with, _feature_path(name, "unseen_with")
+        if other is None or channel_of.get(other) == ONEHOT:
+            continue
+        if other in channel_of:
+            yield Problem(path, f"{other!r} is in {channel_of[other]}; name a feature of {ONEHOT}")
+        elif other not in parts.features and ("feature_spec",) not in parts.incomplete:
+            yield Problem(path, f"{other!r} is not in feature_spec", other, onehot)
 
 
 def check_keys_of_labels(parts: Parts) -> Iterator[Problem]:

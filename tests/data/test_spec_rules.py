@@ -86,7 +86,9 @@ REPORTED_ELSEWHERE = [
     ("feature_spec.age.unseen_value", {"feature_spec.age.unseen_with": "user"},
      "is missing; unseen_with and unseen_value need each other"),
     ("feature_spec.age.unseen_with", {"feature_spec.age": {"unseen_with": "genres", "unseen_value": 0.5}},
-     "'genres' is not in channel_spec.onehot_categorical; expected user"),
+     "'genres' is in multihot_categorical; name a feature of onehot_categorical"),
+    ("feature_spec.age.unseen_with", {"feature_spec.age": {"unseen_with": "users", "unseen_value": 0.5}},
+     "'users' is not in feature_spec; did you mean 'user'?"),
     ("feature_spec.buy.dtype", {"feature_spec.buy": {"task": "multiclass", "dtype": "int8", "cardinality": 129}},
      "is int8, which cannot hold classes up to 128; write a wider one"),
     ("feature_spec.buy.positive_weight", {"feature_spec.buy": {"task": "regression", "positive_weight": 1}},
@@ -140,6 +142,7 @@ ALLOWED = {
     "the value of a number that is unseen with a user": {
         "feature_spec.age": {"unseen_with": "user", "unseen_value": 3},
     },
+    "the same with a feature in no channel": {"feature_spec.age": {"unseen_with": "note", "unseen_value": 0.5}},
     "a feature that no file holds": {"feature_spec.spare": {"cardinality": 5}},
     "the map feature in a mapping of any other name": {
         "source_spec.fold_3": document()["source_spec"]["test"],
