@@ -165,7 +165,7 @@ def growth(folder: Path, arguments: argparse.Namespace) -> Line:
         "time_exponent": round(math.log(times[-1] / times[0]) / math.log(sizes[-1] / sizes[0]), 3),
         "peak_mib": [round(run.peak_mib) for run in runs],
         "peak_own_mib": [round(run.peak_own_mib) for run in runs],
-        "largest_peak_mib": round(max(run.peak_mib for run in runs)),
+        "largest_peak_gb": round(max(run.peak_mib for run in runs) * 2**20 / 1e9, 3),
     }
 
 
