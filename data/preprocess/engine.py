@@ -64,22 +64,35 @@ class Resources:
     use_dask: bool = False
     dask_scheduler: str | None = None
 
+    @property
+    def limit(self) -> int:
+        """The memory limit in bytes."""
+        return self.memory_limit or default_limit()
+
+    def state_bytes(self, workers: int) -> int:
+        """Return the bytes for what is counted while the encoders are fitted: a third of what the processes leave."""
+        return max(0, self.limit - _processes_bytes(workers)) // 3
+
     def block_rows(self, columns: int, workers: int) -> int:
         """Return the rows of a block with so many columns that keep memory within the limit.
 
         Raises:
             DataError: if the limit is too small.
         """
-        limit = self.memory_limit or default_limit()
-        processes = workers + (workers > 1)
-        rows = (limit - processes * PROCESS_BYTES) // (workers * columns * CELL_BYTES)
+        fixed, row_bytes = _processes_bytes(workers), workers * columns * CELL_BYTES
+        rows = (self.limit - fixed) * 2 // 3 // row_bytes
         if rows < MIN_BLOCK_ROWS:
-            least = processes * PROCESS_BYTES + workers * columns * CELL_BYTES * MIN_BLOCK_ROWS
+            least = fixed + MIN_BLOCK_ROWS * row_bytes * 3 // 2
             raise DataError(
-                f"--memory_limit {limit / 2**20:.0f} MiB: {processes} processes and {columns} columns need at least "
+                f"--memory_limit {self.limit / 2**20:.0f} MiB: {workers} workers and {columns} columns need at least "
                 f"{least / 2**20:.0f} MiB; raise it, or use fewer workers"
             )
         return min(rows, MAX_BLOCK_ROWS)
+
+
+def _processes_bytes(workers: int) -> int:
+    """Return the memory of the processes themselves: the workers and, if there are several, the one that starts them."""
+    return (workers + (workers > 1)) * PROCESS_BYTES
 
 
 @dataclass(frozen=True)
@@ -130,7 +143,7 @@ def preprocess(
         staged = Stager(spec, block_rows, log, allow_outside_paths=allow_outside_paths).stage(_made(scratch / "rows"))
         _check_mappings(spec, staged)
         parts = _computed(spec, staged, scratch, None, resources)
-        workflow = FeatureWorkflow(spec, scratch)
+        workflow = FeatureWorkflow(spec, scratch, memory=resources.state_bytes(workers.number))
         workflow.fit(parts[TRAIN])
         log.write(f"fitted {len(workflow.encoders)} encoders on {staged.rows[TRAIN]:,} training rows")
         writer = _Writer(spec, workflow, workers, draft, log, block_rows)
@@ -206,17 +219,20 @@ class FeatureWorkflow:
         spec: the raw specification.
         scratch: existing folder for what does not fit into memory during the fit.
         encoders: encoders of an earlier fit, by feature name; None before `fit`.
+        memory: bytes for what is counted during the fit.
 
     Attributes:
         encoders: fitted encoders, by feature name.
     """
 
-    def __init__(self, spec: RawSpec, scratch: Path, encoders: Mapping[str, Encoder] | None = None) -> None:
+    def __init__(
+        self, spec: RawSpec, scratch: Path, encoders: Mapping[str, Encoder] | None = None, *, memory: int = 0
+    ) -> None:
         # Imported late, since it takes seconds: mistakes in arguments and raw files are reported first.
         from data.preprocess.nvtabular_operators import FitFeatures
         from data.preprocess.nvtabular_setup import Schema, Workflow
 
-        self._operator = FitFeatures(spec, scratch, encoders)
+        self._operator = FitFeatures(spec, scratch, encoders, memory=memory)
         self._inputs = self._operator.inputs
         self._workflow = Workflow(self._inputs >> self._operator)
         if encoders is not None:
@@ -422,7 +438,7 @@ def _computed(
         spec,
         staged.files,
         _made(scratch / "computed"),
-        memory=(resources.memory_limit or default_limit()) - PROCESS_BYTES,
+        memory=resources.limit - PROCESS_BYTES,
         state=workflow,
         new_state=_made(scratch / STATE_FOLDER),
         locate=row_name,
