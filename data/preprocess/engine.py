@@ -91,7 +91,7 @@ class Resources:
 
 
 def _processes_bytes(workers: int) -> int:
-    """Return the memory of the processes themselves: the workers and, if there are several, the one that starts them."""
+    """Return the memory of the processes themselves: the workers and, if there are several, their coordinator."""
     return (workers + (workers > 1)) * PROCESS_BYTES
 
 
