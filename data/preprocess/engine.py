@@ -7,7 +7,6 @@ specification compiles to an NVTabular workflow whose operators work on Arrow me
 size of blocks or the number of workers.
 """
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -39,6 +38,7 @@ from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, MULTIHOT, SAMPLE_WEIGHT, Chunk, Feature
 from data.spec.raw_reader import plain_document, raw_spec_from_dict
 from data.spec.raw_spec import CrossRule, RawChunk, RawSpec, Reading
+from data.storage.checksummed_dir import open_verified
 
 RAW_SPEC_FILE = "raw_spec.json"
 STATE_FOLDER = "state"
@@ -207,8 +207,9 @@ def with_files(spec: RawSpec, files: Sequence[Path]) -> RawSpec:
     return replace(spec, sources={source: tuple(_chunk_of(path, chunks) for path in files)})
 
 
-def kept_name(spec: RawSpec, column: str) -> str:
+def kept_name(spec: RawSpec, reading: str) -> str:
     """Return the name under which a kept raw column is stored: its own, or "raw_NAME" where a feature has that name."""
+    column = spec.readings[reading].column
     return f"raw_{column}" if column in spec.features else column
 
 
@@ -451,19 +452,20 @@ def _computed(
 
 def _spec_of_new_rows(workflow: Path, inputs: Sequence[Path], keep: Sequence[str]) -> RawSpec:
     """Return the specification that a workflow was fitted with, with the new files as its only source."""
-    path = workflow / RAW_SPEC_FILE
-    try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); give the workflow/ folder of a dataset of preprocess.py"
-        ) from error
-    spec = raw_spec_from_dict(document, workflow, source=str(path))
+    stored = open_verified(workflow, "give the folder workflow/ of a dataset that preprocess.py wrote")
+    if RAW_SPEC_FILE not in stored.files:
+        raise DataError(f"{workflow}: holds no {RAW_SPEC_FILE}; give the workflow/ of a dataset of preprocess.py")
+    spec = raw_spec_from_dict(stored.read_json(RAW_SPEC_FILE), workflow, source=str(workflow / RAW_SPEC_FILE))
     trained = [chunk for chunks in spec.sources.values() for chunk in chunks]
     chunks = tuple(_chunk_of(input_path, trained) for input_path in inputs)
     readings = dict(spec.readings)
+    kept = list(spec.keep)
     for column in keep:
-        readings.setdefault(column, Reading(name=column, column=column))
+        known = readings.get(column)
+        # A column that is read as a time or list is kept as it is written.
+        name = column if known is None or not (known.is_list or known.dtype == "timestamp") else f"{column}:string"
+        readings.setdefault(name, Reading(name=name, column=column))
+        kept.append(name)
     return replace(
         spec,
         readings=readings,
@@ -473,7 +475,7 @@ def _spec_of_new_rows(workflow: Path, inputs: Sequence[Path], keep: Sequence[str
         keep_negatives=None,
         sample_weight=None,
         shuffle=False,
-        keep=tuple(dict.fromkeys((*spec.keep, *keep))),
+        keep=tuple(dict.fromkeys(kept)),
     )
 
 
