@@ -33,14 +33,13 @@ from data.preprocess.splits import TEST, TRAIN, ranges
 from data.preprocess.staged_columns import KEPT, ROW, finished
 from data.preprocess.staging import Staged, Stager, read_arrow, row_name
 from data.preprocess.workers import PROCESS_BYTES, Workers, default_limit, start_workers
-from data.preprocess.workflow_folder import ENCODERS_FOLDER
+from data.preprocess.workflow_folder import ENCODERS_FOLDER, RAW_SPEC_FILE
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, MULTIHOT, SAMPLE_WEIGHT, Chunk, Feature
 from data.spec.raw_reader import plain_document, raw_spec_from_dict
 from data.spec.raw_spec import CrossRule, RawChunk, RawSpec, Reading
 from data.storage.checksummed_dir import open_verified
 
-RAW_SPEC_FILE = "raw_spec.json"
 STATE_FOLDER = "state"
 # Sort keys of training rows that are stored in a random order.
 ORDER = "//order"
