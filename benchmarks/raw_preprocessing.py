@@ -9,9 +9,9 @@ standardize the numbers and write parquet; the benchmark checks that their vocab
 in one process, and FuxiCTR 2.3.10 (raw_peer_worker.py says how). Each is a process of its own; all take turns.
 
 `seconds` is the whole command, `working_seconds` what remains without imports (for preprocess.py from its first to its
-last line of progress). A ratio is a peer's seconds over ours, the median over the turns, and `ratio_spread` its
-smallest and largest value. `peak_mib` is the largest proportional memory of all processes of a side, and `peak_own_mib`
-the same without pages of mapped files.
+last line of progress). `over_PEER` is a peer's seconds over ours, the median over the turns, and `over_PEER_spread` its
+smallest and largest value; `working_over_PEER` compares working seconds. `peak_mib` is the largest proportional memory
+of all processes of a side, and `peak_own_mib` the same without pages of mapped files.
 
 The last line has the growth of preprocess.py's time and memory with the rows, under the smallest memory limit.
 """
@@ -105,7 +105,7 @@ def compare(folder: Path, arguments: argparse.Namespace) -> list[Line]:
     lines = [side_line(side, arguments.rows, side_runs) for side, side_runs in runs.items()]
     for line, side in zip(lines, ours.values(), strict=False):
         for peer in arguments.peers:
-            line[f"over_{peer}"] = ratio_of(runs[peer], runs[side])
+            line |= ratios(peer, runs[peer], runs[side])
     return lines
 
 
@@ -132,14 +132,15 @@ def side_line(side: str, rows: int, runs: Sequence[Run]) -> Line:
     }
 
 
-def ratio_of(peer: Sequence[Run], ours: Sequence[Run]) -> Line:
-    """Return the peer's time over ours, turn by turn: of whole commands, and without imports."""
-    ratios = [theirs.seconds / own.seconds for theirs, own in zip(peer, ours, strict=True)]
-    working = [theirs.working_seconds / own.working_seconds for theirs, own in zip(peer, ours, strict=True)]
+def ratios(peer: str, theirs: Sequence[Run], ours: Sequence[Run]) -> Line:
+    """Return the entries with a peer's time over ours, turn by turn: of whole commands, and without imports."""
+    pairs = list(zip(theirs, ours, strict=True))
+    whole = [their.seconds / own.seconds for their, own in pairs]
+    working = [their.working_seconds / own.working_seconds for their, own in pairs]
     return {
-        "ratio": round(float(np.median(ratios)), 2),
-        "ratio_spread": [round(min(ratios), 2), round(max(ratios), 2)],
-        "working_ratio": round(float(np.median(working)), 2),
+        f"over_{peer}": round(float(np.median(whole)), 2),
+        f"over_{peer}_spread": [round(min(whole), 2), round(max(whole), 2)],
+        f"working_over_{peer}": round(float(np.median(working)), 2),
     }
 
 
@@ -164,6 +165,7 @@ def growth(folder: Path, arguments: argparse.Namespace) -> Line:
         "time_exponent": round(math.log(times[-1] / times[0]) / math.log(sizes[-1] / sizes[0]), 3),
         "peak_mib": [round(run.peak_mib) for run in runs],
         "peak_own_mib": [round(run.peak_own_mib) for run in runs],
+        "largest_peak_gb": round(max(run.peak_mib for run in runs) * 2**20 / 1e9, 3),
     }
 
 

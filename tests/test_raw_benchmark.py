@@ -45,4 +45,5 @@ def test_small_run_prints_its_lines(tmp_path):
     side, growth = map(json.loads, done.stdout.splitlines())
     assert (side["variant"], side["rows"]) == ("preprocess.py, 1GB", 50_000)
     assert side["peak_own_mib"] <= 1024
+    assert growth["largest_peak_gb"] <= 1
     assert growth["rows"] == [25_000, 50_000] and len(growth["seconds"]) == 2

@@ -157,8 +157,15 @@ def read_spec(folder: Path, *, allow_outside_paths: bool) -> FeatureSpec:
             f"the model reads {', '.join(missing)}, which its encoders do not make; train on the features of the "
             "dataset as preprocess.py has written it"
         )
-    sources = {MAPPING: encoded.chunks(MAPPING)}
-    return replace(of_model, folder=encoded.folder, features=encoded.features | of_model.features, sources=sources)
+    # Labels that the raw files do not have are stored as nulls, and marked as what may be missing.
+    optional = {name for name, feature in encoded.features.items() if feature.missing == "ignore"}
+    absent = {label.name for label in of_model.labels if label.missing == "error" and label.name in optional}
+    chunks = tuple(
+        replace(chunk, features=tuple(name for name in chunk.features if name not in absent))
+        for chunk in encoded.chunks(MAPPING)
+    )
+    features = encoded.features | of_model.features
+    return replace(of_model, folder=encoded.folder, features=features, sources={MAPPING: chunks})
 
 
 def stored_name(column: str, held: list[str]) -> str:

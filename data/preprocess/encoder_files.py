@@ -48,6 +48,8 @@ VERSION = 2
 HASH = "fnv1a64-splitmix64"
 SETTINGS_FILE = "encoders.json"
 FIX = "prepare the dataset again"
+# Reads a file of the folder by name, after verifying its checksum.
+ReadFile = Callable[[str], bytes]
 # Types of the settings of each step of a `Numerical`.
 STEP_SETTINGS: dict[str, tuple[Any, ...]] = {
     FILL: (float,),
@@ -87,8 +89,7 @@ def load_encoders(folder: Path) -> dict[str, Encoder]:
                 f"version {settings['version']!r} with hash {settings['hash']!r}, this program reads version {VERSION} "
                 f"with {HASH!r}"
             )
-        files = {name: stored.read_file(name) for name in stored.files}
-        return {feature: _encoder(entry, files) for feature, entry in settings["features"].items()}
+        return {feature: _encoder(entry, stored.read_file) for feature, entry in settings["features"].items()}
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         raise DataError(f"{folder}: does not contain valid encoders of this program: {error!r}; {FIX}") from error
     except (pa.ArrowException, StorageError) as error:
@@ -144,63 +145,63 @@ def _numerical_settings(feature: str, encoder: Numerical, files: dict[str, Conte
     return {**entry, "table": {"file": file, "default": encoder.table.default}}
 
 
-def _encoder(entry: dict[str, Any], files: dict[str, bytes]) -> Encoder:
+def _encoder(entry: dict[str, Any], read: ReadFile) -> Encoder:
     kind = entry["kind"]
     if kind not in READERS:
         raise ValueError(f"encoders of kind {kind!r}")
-    return READERS[kind](entry, files)
+    return READERS[kind](entry, read)
 
 
-def _vocabulary(entry: dict[str, Any], files: dict[str, bytes]) -> Vocabulary:
-    columns = from_parquet(files[entry["file"]])
+def _vocabulary(entry: dict[str, Any], read: ReadFile) -> Vocabulary:
+    columns = from_parquet(read(entry["file"]))
     counts = columns["count"].cast(pa.int64()).to_numpy()
     return Vocabulary(_column(entry), columns["value"], counts, _count(entry, "oov_buckets"), _flag(entry, "is_list"))
 
 
-def _hashed_ranks(entry: dict[str, Any], files: dict[str, bytes]) -> HashedRanks:
-    return HashedRanks(_column(entry), from_parquet(files[entry["file"]])["value"], _count(entry, "num_buckets"))
+def _hashed_ranks(entry: dict[str, Any], read: ReadFile) -> HashedRanks:
+    return HashedRanks(_column(entry), from_parquet(read(entry["file"]))["value"], _count(entry, "num_buckets"))
 
 
-def _hashed(entry: dict[str, Any], files: dict[str, bytes]) -> HashedIds:
+def _hashed(entry: dict[str, Any], read: ReadFile) -> HashedIds:
     first_id = read_typed(int, entry["first_id"], "first_id")
     if first_id not in (PAD_ID, NULL_ID + 1):
         raise ValueError(f"first_id is {first_id}")
     return HashedIds(_column(entry), _count(entry, "num_buckets"), first_id, _flag(entry, "is_list"))
 
 
-def _identity(entry: dict[str, Any], files: dict[str, bytes]) -> IdentityIds:
+def _identity(entry: dict[str, Any], read: ReadFile) -> IdentityIds:
     return IdentityIds(_column(entry), _count(entry, "cardinality"), _flag(entry, "is_list"))
 
 
-def _bucketized(entry: dict[str, Any], files: dict[str, bytes]) -> BucketizedIds:
+def _bucketized(entry: dict[str, Any], read: ReadFile) -> BucketizedIds:
     boundaries = read_typed(tuple[float, ...], entry["boundaries"], "boundaries")
     if (np.diff(boundaries) <= 0).any():
         raise ValueError("boundaries that do not ascend")
     return BucketizedIds(_column(entry), boundaries, _flag(entry, "is_list"))
 
 
-def _timestamp(entry: dict[str, Any], files: dict[str, bytes]) -> TimestampIds:
+def _timestamp(entry: dict[str, Any], read: ReadFile) -> TimestampIds:
     return TimestampIds(_column(entry), read_typed(TimestampPart, entry["part"], "part"), _flag(entry, "is_list"))
 
 
-def _crossed(entry: dict[str, Any], files: dict[str, bytes]) -> CrossedIds:
-    encoder = _encoder(entry["encoder"], files)
+def _crossed(entry: dict[str, Any], read: ReadFile) -> CrossedIds:
+    encoder = _encoder(entry["encoder"], read)
     if not isinstance(encoder, Vocabulary | HashedIds):
         raise ValueError(f"a cross with an encoder of kind {entry['encoder']['kind']!r}")
     return CrossedIds(read_typed(tuple[CrossInput, ...], entry["inputs"], "inputs"), encoder)
 
 
-def _numerical(entry: dict[str, Any], files: dict[str, bytes]) -> Numerical:
+def _numerical(entry: dict[str, Any], read: ReadFile) -> Numerical:
     table = None
     if "table" in entry:
-        columns = from_parquet(files[entry["table"]["file"]])
+        columns = from_parquet(read(entry["table"]["file"]))
         numbers = columns["number"].cast(pa.float64()).to_numpy()
         table = KeyTable(columns["value"], numbers, read_typed(float, entry["table"]["default"], "default"))
     steps = tuple(_step(step, f"steps[{index}]") for index, step in enumerate(entry["steps"]))
     return Numerical(_column(entry), table, steps, _flag(entry, "is_list"))
 
 
-def _missing(entry: dict[str, Any], files: dict[str, bytes]) -> MissingIndicator:
+def _missing(entry: dict[str, Any], read: ReadFile) -> MissingIndicator:
     return MissingIndicator(_column(entry))
 
 
@@ -238,7 +239,7 @@ KINDS: dict[type, str] = {
     Numerical: "numerical",
     MissingIndicator: "missing",
 }
-READERS: dict[str, Callable[[dict[str, Any], dict[str, bytes]], Encoder]] = {
+READERS: dict[str, Callable[[dict[str, Any], ReadFile], Encoder]] = {
     "vocabulary": _vocabulary,
     "hashed": _hashed,
     "hashed_ranks": _hashed_ranks,

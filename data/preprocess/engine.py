@@ -7,7 +7,6 @@ specification compiles to an NVTabular workflow whose operators work on Arrow me
 size of blocks or the number of workers.
 """
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,15 +31,15 @@ from data.preprocess.raw_files import column_names
 from data.preprocess.rows import order_keys
 from data.preprocess.splits import TEST, TRAIN, ranges
 from data.preprocess.staged_columns import KEPT, ROW, finished
-from data.preprocess.staging import Staged, Stager, read_arrow
+from data.preprocess.staging import Staged, Stager, read_arrow, row_name
 from data.preprocess.workers import PROCESS_BYTES, Workers, default_limit, start_workers
-from data.preprocess.workflow_folder import ENCODERS_FOLDER
+from data.preprocess.workflow_folder import ENCODERS_FOLDER, RAW_SPEC_FILE
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, MULTIHOT, SAMPLE_WEIGHT, Chunk, Feature
 from data.spec.raw_reader import plain_document, raw_spec_from_dict
 from data.spec.raw_spec import CrossRule, RawChunk, RawSpec, Reading
+from data.storage.checksummed_dir import open_verified
 
-RAW_SPEC_FILE = "raw_spec.json"
 STATE_FOLDER = "state"
 # Sort keys of training rows that are stored in a random order.
 ORDER = "//order"
@@ -64,22 +63,35 @@ class Resources:
     use_dask: bool = False
     dask_scheduler: str | None = None
 
+    @property
+    def limit(self) -> int:
+        """The memory limit in bytes."""
+        return self.memory_limit or default_limit()
+
+    def state_bytes(self, workers: int) -> int:
+        """Return the bytes for what is counted while the encoders are fitted: a third of what the processes leave."""
+        return max(0, self.limit - _processes_bytes(workers)) // 3
+
     def block_rows(self, columns: int, workers: int) -> int:
         """Return the rows of a block with so many columns that keep memory within the limit.
 
         Raises:
             DataError: if the limit is too small.
         """
-        limit = self.memory_limit or default_limit()
-        processes = workers + (workers > 1)
-        rows = (limit - processes * PROCESS_BYTES) // (workers * columns * CELL_BYTES)
+        fixed, row_bytes = _processes_bytes(workers), workers * columns * CELL_BYTES
+        rows = (self.limit - fixed) * 2 // 3 // row_bytes
         if rows < MIN_BLOCK_ROWS:
-            least = processes * PROCESS_BYTES + workers * columns * CELL_BYTES * MIN_BLOCK_ROWS
+            least = fixed + MIN_BLOCK_ROWS * row_bytes * 3 // 2
             raise DataError(
-                f"--memory_limit {limit / 2**20:.0f} MiB: {processes} processes and {columns} columns need at least "
+                f"--memory_limit {self.limit / 2**20:.0f} MiB: {workers} workers and {columns} columns need at least "
                 f"{least / 2**20:.0f} MiB; raise it, or use fewer workers"
             )
         return min(rows, MAX_BLOCK_ROWS)
+
+
+def _processes_bytes(workers: int) -> int:
+    """Return the memory of the processes themselves: the workers and, if there are several, their coordinator."""
+    return (workers + (workers > 1)) * PROCESS_BYTES
 
 
 @dataclass(frozen=True)
@@ -130,7 +142,7 @@ def preprocess(
         staged = Stager(spec, block_rows, log, allow_outside_paths=allow_outside_paths).stage(_made(scratch / "rows"))
         _check_mappings(spec, staged)
         parts = _computed(spec, staged, scratch, None, resources)
-        workflow = FeatureWorkflow(spec, scratch)
+        workflow = FeatureWorkflow(spec, scratch, memory=resources.state_bytes(workers.number))
         workflow.fit(parts[TRAIN])
         log.write(f"fitted {len(workflow.encoders)} encoders on {staged.rows[TRAIN]:,} training rows")
         writer = _Writer(spec, workflow, workers, draft, log, block_rows)
@@ -194,8 +206,9 @@ def with_files(spec: RawSpec, files: Sequence[Path]) -> RawSpec:
     return replace(spec, sources={source: tuple(_chunk_of(path, chunks) for path in files)})
 
 
-def kept_name(spec: RawSpec, column: str) -> str:
+def kept_name(spec: RawSpec, reading: str) -> str:
     """Return the name under which a kept raw column is stored: its own, or "raw_NAME" where a feature has that name."""
+    column = spec.readings[reading].column
     return f"raw_{column}" if column in spec.features else column
 
 
@@ -206,17 +219,20 @@ class FeatureWorkflow:
         spec: the raw specification.
         scratch: existing folder for what does not fit into memory during the fit.
         encoders: encoders of an earlier fit, by feature name; None before `fit`.
+        memory: bytes for what is counted during the fit.
 
     Attributes:
         encoders: fitted encoders, by feature name.
     """
 
-    def __init__(self, spec: RawSpec, scratch: Path, encoders: Mapping[str, Encoder] | None = None) -> None:
+    def __init__(
+        self, spec: RawSpec, scratch: Path, encoders: Mapping[str, Encoder] | None = None, *, memory: int = 0
+    ) -> None:
         # Imported late, since it takes seconds: mistakes in arguments and raw files are reported first.
         from data.preprocess.nvtabular_operators import FitFeatures
         from data.preprocess.nvtabular_setup import Schema, Workflow
 
-        self._operator = FitFeatures(spec, scratch, encoders)
+        self._operator = FitFeatures(spec, scratch, encoders, memory=memory)
         self._inputs = self._operator.inputs
         self._workflow = Workflow(self._inputs >> self._operator)
         if encoders is not None:
@@ -422,9 +438,10 @@ def _computed(
         spec,
         staged.files,
         _made(scratch / "computed"),
-        memory=(resources.memory_limit or default_limit()) - PROCESS_BYTES,
+        memory=resources.limit - PROCESS_BYTES,
         state=workflow,
         new_state=_made(scratch / STATE_FOLDER),
+        locate=row_name,
     )
     return {
         mapping: [Part(path, computed) for path, computed in zip(staged.files[mapping], files[mapping], strict=True)]
@@ -434,19 +451,20 @@ def _computed(
 
 def _spec_of_new_rows(workflow: Path, inputs: Sequence[Path], keep: Sequence[str]) -> RawSpec:
     """Return the specification that a workflow was fitted with, with the new files as its only source."""
-    path = workflow / RAW_SPEC_FILE
-    try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); give the workflow/ folder of a dataset of preprocess.py"
-        ) from error
-    spec = raw_spec_from_dict(document, workflow, source=str(path))
+    stored = open_verified(workflow, "give the folder workflow/ of a dataset that preprocess.py wrote")
+    if RAW_SPEC_FILE not in stored.files:
+        raise DataError(f"{workflow}: holds no {RAW_SPEC_FILE}; give the workflow/ of a dataset of preprocess.py")
+    spec = raw_spec_from_dict(stored.read_json(RAW_SPEC_FILE), workflow, source=str(workflow / RAW_SPEC_FILE))
     trained = [chunk for chunks in spec.sources.values() for chunk in chunks]
     chunks = tuple(_chunk_of(input_path, trained) for input_path in inputs)
     readings = dict(spec.readings)
+    kept = list(spec.keep)
     for column in keep:
-        readings.setdefault(column, Reading(name=column, column=column))
+        known = readings.get(column)
+        # A column that is read as a time or list is kept as it is written.
+        name = column if known is None or not (known.is_list or known.dtype == "timestamp") else f"{column}:string"
+        readings.setdefault(name, Reading(name=name, column=column))
+        kept.append(name)
     return replace(
         spec,
         readings=readings,
@@ -456,7 +474,7 @@ def _spec_of_new_rows(workflow: Path, inputs: Sequence[Path], keep: Sequence[str
         keep_negatives=None,
         sample_weight=None,
         shuffle=False,
-        keep=tuple(dict.fromkeys((*spec.keep, *keep))),
+        keep=tuple(dict.fromkeys(kept)),
     )
 
 

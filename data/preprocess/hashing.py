@@ -32,6 +32,9 @@ SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
 FNV_START = np.uint64(0xCBF29CE484222325)
 FNV_FACTOR = np.uint64(0x100000001B3)
 NULL_HASH = np.uint64(0)
+# Up to so many values, plain Python is faster than NumPy.
+FEW = 16
+WORD_MASK, START, FACTOR = 2**64 - 1, int(FNV_START), int(FNV_FACTOR)
 # Strings to hash at a time: their words stay in the processor's cache.
 BLOCK = 16_384
 WORD_BYTES = 8
@@ -59,7 +62,10 @@ def hash_values(values: Values) -> np.ndarray:
         TypeError: if the values are neither all integers nor all strings; floats and nulls cannot be hashed.
     """
     if isinstance(values, pa.Array) and not pa.types.is_integer(values.type):
-        return mix(_fnv1a(_without_nulls(values)))
+        texts = _without_nulls(values)
+        if len(texts) <= FEW:
+            return np.array([_hash_text(text) for text in texts.to_pylist()], np.uint64)
+        return mix(_fnv1a(texts))
     array: np.ndarray = np.asarray(values)
     if not len(array):
         return np.empty(0, np.uint64)
@@ -107,6 +113,17 @@ def _without_nulls(texts: pa.Array) -> pa.LargeStringArray:
     if texts.null_count:
         raise TypeError(f"{texts.null_count} of {len(texts)} values are null, and nulls have no hash")
     return texts.cast(pa.large_string())
+
+
+def _hash_text(text: str) -> int:
+    """Return the hash of one string."""
+    word = START
+    for byte in text.encode():
+        word = ((word ^ byte) * FACTOR) & WORD_MASK
+    word = (word + int(STEP)) & WORD_MASK
+    word = ((word ^ (word >> 30)) * int(FIRST_FACTOR)) & WORD_MASK
+    word = ((word ^ (word >> 27)) * int(SECOND_FACTOR)) & WORD_MASK
+    return word ^ (word >> 31)
 
 
 def _fnv1a(texts: pa.LargeStringArray) -> np.ndarray:

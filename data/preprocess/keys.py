@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from pandas.api.types import infer_dtype
 
 from data.errors import DataError, shown
-from data.preprocess.hashing import NULL_HASH, hash_values
+from data.preprocess.hashing import FEW, NULL_HASH, hash_values
 
 INT64 = np.iinfo(np.int64)
 INT32_MAX, UINT64_MAX = np.iinfo(np.int32).max, np.uint64(np.iinfo(np.uint64).max)
@@ -99,7 +99,11 @@ class KeyIndex:
         return codes, found, self._find_keys(found)
 
     def _find_keys(self, wanted: pa.Array) -> np.ndarray:
-        hashes, positions = hash_values(wanted), np.full(len(wanted), -1)
+        hashes = hash_values(wanted)
+        if len(wanted) <= FEW:
+            pairs = zip(wanted.to_pylist(), hashes.tolist(), strict=True)
+            return np.array([self._find_key(*pair) for pair in pairs], np.int64)
+        positions = np.full(len(wanted), -1)
         at = self._starts[(hashes >> self._shift).astype(np.int64)]
         pending = np.flatnonzero(self._hashes[at] < hashes)
         while len(pending):
@@ -115,6 +119,18 @@ class KeyIndex:
             at[rows] += 1
             rows = rows[(self._hashes[at[rows]] == hashes[rows]) & (at[rows] < len(self.keys))]
         return positions
+
+    def _find_key(self, wanted: int | str, hashed: int) -> int:
+        """Return the position of one key, -1 if it is unknown."""
+        at = int(self._starts[hashed >> int(self._shift)])
+        while self._hashes[at] < hashed:
+            at += 1
+        while at < len(self.keys) and self._hashes[at] == hashed:
+            position = int(self._positions[at])
+            if self.keys[position].as_py() == wanted:
+                return position
+            at += 1
+        return -1
 
     def _equal(self, candidates: np.ndarray, wanted: pa.Array, rows: np.ndarray) -> np.ndarray:
         """Return whether keys equal wanted keys with the same hash."""

@@ -27,6 +27,8 @@ from data.spec.raw_spec import LastSplit, RawChunk, RawSpec, Reading
 
 # A row number is the number of its file, in sorted path order within its source, times this, plus its number there.
 ROWS_PER_FILE = 2**40
+# Key of a staged file's metadata: the raw file of its rows.
+RAW_FILE = b"raw_file"
 
 
 @dataclass
@@ -43,11 +45,11 @@ class Staged:
     files: dict[str, list[Path]] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
 
-    def add(self, mapping: str, rows: pa.Table) -> None:
-        """Append rows to a mapping."""
+    def add(self, mapping: str, rows: pa.Table, raw_file: str) -> None:
+        """Append rows of a raw file to a mapping."""
         files = self.files.setdefault(mapping, [])
         path = self.folder / f"{mapping}-{len(files):06}.arrow"
-        write_arrow(rows, path)
+        write_arrow(rows, path, raw_file)
         files.append(path)
         self.rows[mapping] = self.rows.get(mapping, 0) + rows.num_rows
 
@@ -59,11 +61,18 @@ class Staged:
         self.rows = {mapping: self.rows[mapping] for mapping in order}
 
 
-def write_arrow(rows: pa.Table, path: Path) -> None:
-    """Write a table as one record batch of an Arrow file."""
-    rows = rows.unify_dictionaries().combine_chunks()
+def write_arrow(rows: pa.Table, path: Path, raw_file: str) -> None:
+    """Write rows of a raw file as one record batch of an Arrow file."""
+    rows = rows.unify_dictionaries().combine_chunks().replace_schema_metadata({RAW_FILE: raw_file})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
         writer.write_table(rows)
+
+
+def row_name(path: Path, row: int) -> str:
+    """Return the location of a row of a staged file in its raw file, for messages."""
+    table = read_arrow(path)
+    number = table.column(ROW)[row].as_py() % ROWS_PER_FILE
+    return f"{table.schema.metadata[RAW_FILE].decode()}, row {number + 1}"
 
 
 def read_arrow(path: Path) -> pa.Table:
@@ -155,7 +164,7 @@ class Stager:
         table = self._with_finished(rows, mappings)
         for mapping in sorted(set(mappings)):
             inside = mappings == mapping
-            staged.add(mapping, table if inside.all() else table.filter(pa.array(inside)))
+            staged.add(mapping, table if inside.all() else table.filter(pa.array(inside)), rows.file)
 
     def _with_finished(self, rows: RawRows, mappings: np.ndarray) -> pa.Table:
         spec, columns = self.spec, {ROW: pa.array(rows.numbers)}

@@ -41,6 +41,8 @@ def test_keys_with_equal_hashes_are_told_apart(keys):
         codes, found, positions = index.find(wanted)
         expected = [keys.index(value) if value in keys else -1 for value in wanted]
         assert np.append(positions, -1)[codes].tolist() == expected
+        codes, _, positions = index.find(wanted * 20)
+        assert np.append(positions, -1)[codes].tolist() == expected * 20
     for known in keys:  # the other one of the pair is unknown
         _, _, positions = KeyIndex("x", [known]).find([*COLLIDING, *MORE])
         assert [value for value, place in zip([*COLLIDING, *MORE], positions, strict=True) if place == 0] == (

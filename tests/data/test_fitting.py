@@ -35,7 +35,7 @@ from data.spec.raw_spec import (
     TimestampRule,
     VocabularyRule,
 )
-from tests.data.scalar_hash import scalar_row_hash
+from tests.data.scalar_hash import scalar_hash, scalar_row_hash
 
 FOLDS, SEED, FOLD_PURPOSE = 3, 7, 1
 READINGS = {
@@ -69,7 +69,7 @@ RULES = {
     "price_late": ("price", NumberRule((STANDARD, NumberStep("fill", fill=0.0)))),
     "prices": ("prices", NumberRule((MEDIAN, STANDARD))),
     "shop_by_hour": (None, CrossRule(("shop", "hour"), VocabularyRule(min_count=2))),
-    "shop_by_tag": (None, CrossRule(("shop_by_hour", "code"), HashRule(50))),
+    "shop_by_code": (None, CrossRule(("shop_by_hour", "code"), HashRule(50))),
     "rate": ("shop", TargetRule("bought", 2.0, FOLDS, "rate", "shop_count")),
     "bought": ("bought", ThresholdRule(">=", 1.0)),
     "group": ("code", KeepRule()),
@@ -195,7 +195,7 @@ def test_crosses_of_encoded_features(train, encoded):
     wanted = [3 + known.index(key) if key in known else 2 for key in keys.tolist()]
     assert encoded["shop_by_hour"].tolist() == wanted
     pairs = zip(wanted, encoded["code"].tolist(), strict=True)
-    assert encoded["shop_by_tag"].tolist() == [2 + scalar_row_hash(*pair) % 50 for pair in pairs]
+    assert encoded["shop_by_code"].tolist() == [2 + scalar_hash(scalar_row_hash(*pair)) % 50 for pair in pairs]
 
 
 def test_numbers_are_standardized_after_the_fill(train, encoded):

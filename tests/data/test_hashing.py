@@ -62,6 +62,13 @@ def test_text_hashes_match_scalar_hash(texts):
     assert hash_values(texts).tolist() == [scalar_hash(text) for text in texts]
 
 
+def test_texts_hash_alike_alone_and_together():
+    texts = ["", "a", "Zoë", "日本", "x" * 40, "12345678", "\0"]
+    together = hash_values(texts * 40).tolist()
+    assert together[: len(texts)] == [hash_values([text]).item() for text in texts]
+    assert together == [scalar_hash(text) for text in texts] * 40
+
+
 @settings(deadline=None)
 @given(st.integers(0, 2**40), st.lists(st.tuples(INT64, TEXTS), min_size=1))
 def test_rows_hash_as_the_scalar_function_says(seed, rows):

@@ -312,3 +312,16 @@ def test_new_rows_continue_histories(clicks, tmp_path):
     arguments = ["--workflow", dataset / "workflow", "--input", tmp_path / "later.csv", "--output", tmp_path / "new"]
     assert run(*arguments) == 0
     check_histories(read_mapping(tmp_path / "new", "test"), later, clicks, dataset)
+
+
+def test_kept_times_and_lists_are_as_written(logs, tmp_path):
+    raw, data = logs
+    path = raw / "logs" / "part_0.csv"
+    arguments = ["--workflow", data / "workflow", "--input", path, "--output", tmp_path / "new"]
+    assert run(*arguments, "--keep", "ts", "clicked") == 0
+    new, written = read_mapping(tmp_path / "new", "test"), pd.read_csv(path, dtype=str, na_values=["-"])
+    assert new.column("ts").to_pylist() == written["ts"].to_list()
+    assert (
+        new.column("raw_clicked").to_pylist()
+        == written["clicked"].astype(object).where(written["clicked"].notna(), None).to_list()
+    )

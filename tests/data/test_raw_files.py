@@ -298,7 +298,7 @@ def test_compression_by_suffix(tmp_path: Path) -> None:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("rows.csv", text)
     contents = {
-        "rows.csv.gz": gzip.compress(text[:7]) + gzip.compress(text[7:]),
+        "rows.csv.gz": gzip.compress(text[:7], mtime=0) + gzip.compress(text[7:], mtime=0),
         "rows.csv.bz2": bz2.compress(text),
         "rows.csv.zst": pa.compress(text, "zstd", asbytes=True),
         "rows.csv.zip": packed.getvalue(),
@@ -586,7 +586,7 @@ PLAIN = RawChunk("csv", ("rows.csv",), ("a", "b"))
         (b"a,b\nx,y\n\xff,z\n", HEADED, TEXT, "line 3: column 'a' is not UTF-8: b'\\xff'; save the file as UTF-8"),
         ('a,b\n1,2\n3,"4\n5,6\n', HEADED, TEXT, "line 3: begins a row with a quote that is not closed"),
         (
-            gzip.compress(b"a,b\n1,2\n"),
+            gzip.compress(b"a,b\n1,2\n", mtime=0),
             HEADED,
             TEXT,
             "rows.csv: is gzip-compressed, expected plain text; rename it to rows",
@@ -622,7 +622,7 @@ def test_line_of_a_mistake_in_any_block(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("rows.csv.gz", b"a,b\n1,2\n", "is not a .gz file; if it is plain text, rename it to rows.csv"),
-        ("rows.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99)[:-20], "is not a complete .gz file"),
+        ("rows.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99, mtime=0)[:-20], "is not a complete .gz file"),
         ("rows.csv.bz2", bz2.compress(b"a,b\n1,2\n" * 99)[:-9], "is not a complete .bz2 file"),
         ("rows.csv.zst", pa.compress(b"a,b\n1,2\n" * 99, "zstd", asbytes=True)[:-9], "is not a complete .zst file"),
         ("rows.csv.zip", b"PK\x03\x04" + bytes(99), "is not a complete .zip file"),
@@ -668,7 +668,7 @@ def test_mistakes_in_parquet(tmp_path: Path) -> None:
         assert message in error_of(tmp_path, PARQUET, reading)
     (tmp_path / "rows.parquet").write_text("a,b\n1,2\n")
     assert "is not a parquet file; write `type: csv`" in error_of(tmp_path, PARQUET, TEXT)
-    (tmp_path / "rows.parquet").write_bytes(gzip.compress(b"PAR1"))
+    (tmp_path / "rows.parquet").write_bytes(gzip.compress(b"PAR1", mtime=0))
     assert "is not a parquet file, but gzip-compressed; decompress it" in error_of(tmp_path, PARQUET, TEXT)
     (tmp_path / "rows.parquet").write_bytes(b"PAR1" + bytes(99) + b"PAR1")
     assert "cannot be read as parquet" in error_of(tmp_path, PARQUET, TEXT)

@@ -13,8 +13,7 @@ import tensorflow as tf
 from data.errors import DataError
 from data.preprocess.encoder_files import SETTINGS_FILE, load_encoders
 from data.preprocess.encoders import Encoder
-from data.preprocess.engine import RAW_SPEC_FILE
-from data.preprocess.workflow_folder import ENCODERS_FOLDER
+from data.preprocess.workflow_folder import ENCODERS_FOLDER, RAW_SPEC_FILE
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
 from data.spec.raw_reader import raw_spec_from_dict

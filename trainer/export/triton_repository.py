@@ -2,8 +2,8 @@
 
 DIR/recommender/config.pbtxt, 1/model.onnx                    for Triton's ONNX backend
 DIR/recommender_python/config.pbtxt, 1/model.onnx, model.py   the same model for its Python backend
-DIR/recommender_raw/config.pbtxt, 1/model.py, raw_encoding.py, encoders/
-                                                              raw columns, encoded for one of the other two
+DIR/recommender_raw/config.pbtxt, 1/model.onnx, model.py, raw_encoding.py, encoders/
+                                                              the same model of raw columns, for the Python backend
 DIR/client.py, example.json, example_raw.json                 HTTP client with sample input; ignored by Triton
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from trainer.checkpoint.load_model import LoadedModel
-from trainer.export.comparison import Arrays, Check, Predict
+from trainer.export.comparison import Arrays, Check
 from trainer.export.onnx_file import MODEL_FILE, load_onnx, write_onnx
 from trainer.export.ports import inputs_of, outputs_of, rows_of
 from trainer.export.raw_arrays import write_encoders
@@ -51,7 +51,7 @@ def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Chec
         version = folder / name / "1"
         version.mkdir(parents=True)
         more = [ON_CPU] if backend == "python" else []
-        (version.parent / "config.pbtxt").write_text(_config(backend, inputs, saved, MAX_DELAY_MICROSECONDS, more))
+        (version.parent / "config.pbtxt").write_text(_config(backend, inputs, saved, more))
         files.append(version / MODEL_FILE)
     write_onnx(files[0], saved)
     shutil.copyfile(*files)
@@ -60,11 +60,11 @@ def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Chec
     _write_example(folder / "example.json", rows.inputs)
     for file in files:
         yield rows.check(str(file.relative_to(folder)), load_onnx(file))
-    yield from _write_raw(folder, saved, rows.number, load_onnx(files[0]))
+    yield from _write_raw(folder, saved, rows.number, files[0])
 
 
-def _write_raw(folder: Path, saved: LoadedModel, rows: int, predict: Predict) -> Iterator[Check]:
-    """Writes the model of raw columns, if the features have encoders; `predict` is the model of encoded features."""
+def _write_raw(folder: Path, saved: LoadedModel, rows: int, onnx_file: Path) -> Iterator[Check]:
+    """Writes the model of raw columns, if the features have encoders."""
     try:
         layout = RawLayout.of(saved.layout, saved.encoders, saved.raw_spec)
     except NotFromRaw as reason:
@@ -76,17 +76,16 @@ def _write_raw(folder: Path, saved: LoadedModel, rows: int, predict: Predict) ->
     shutil.copyfile(SERVED / "raw_model.py", version / "model.py")
     shutil.copyfile(SERVED / "raw_encoding.py", version / "raw_encoding.py")
     inputs = [(column.name, column.dtype, -1 if column.is_list else 1) for column in layout.columns.values()]
-    models = f'parameters {{ key: "encoded_models" value: {{ string_value: "{NATIVE} {PYTHON}" }} }}'
-    # No delay: the model that it asks collects requests.
-    (version.parent / "config.pbtxt").write_text(_config("python", inputs, saved, 0, [ON_CPU, models]))
+    (version.parent / "config.pbtxt").write_text(_config("python", inputs, saved, [ON_CPU]))
     raw = random_raw_rows(saved, layout, rows)
     _write_example(folder / "example_raw.json", raw.inputs)
-    encoder = RawEncoder(version / ENCODERS)
+    shutil.copyfile(onnx_file, version / MODEL_FILE)
+    encoder, predict = RawEncoder(version / ENCODERS), load_onnx(version / MODEL_FILE)
 
     def predict_raw(columns: Mapping[str, np.ndarray]) -> Arrays:
         return predict(encoder.encode(columns))
 
-    yield raw.check(str(version.relative_to(folder) / ENCODERS), predict_raw)
+    yield raw.check(str((version / MODEL_FILE).relative_to(folder)), predict_raw)
 
 
 def _write_example(path: Path, inputs: Arrays) -> None:
@@ -102,7 +101,7 @@ def _as_json(array: np.ndarray) -> list[Any]:
     return values
 
 
-def _config(backend: str, inputs: Ports, saved: LoadedModel, delay: int, more: Sequence[str]) -> str:
+def _config(backend: str, inputs: Ports, saved: LoadedModel, more: Sequence[str]) -> str:
     """Returns a config.pbtxt. It sets no name, so that Triton uses the folder's name and the folder can be renamed."""
     outputs = [(port.name, port.dtype, port.width) for port in outputs_of(saved.tasks)]
     lines = [
@@ -110,7 +109,7 @@ def _config(backend: str, inputs: Ports, saved: LoadedModel, delay: int, more: S
         f"max_batch_size: {MAX_BATCH}",
         *_ports("input", inputs),
         *_ports("output", outputs),
-        f"dynamic_batching {{ max_queue_delay_microseconds: {delay} }}",
+        f"dynamic_batching {{ max_queue_delay_microseconds: {MAX_DELAY_MICROSECONDS} }}",
         "version_policy { latest { num_versions: 1 } }",
         *more,
     ]

@@ -68,10 +68,11 @@ def test_export_reports_difference_from_the_model(format, run, dataset, tmp_path
         versions = [
             f"recommender{name}/{file}" for name in ("", "_python") for file in ("1/model.onnx", "config.pbtxt")
         ]
-        raw = [f"recommender_raw/{file}" for file in ("config.pbtxt", "1/model.py", "1/raw_encoding.py")]
-        raw += ["recommender_raw/1/encoders/layout.json", "example_raw.json"]
+        raw = [f"recommender_raw/{file}" for file in ("config.pbtxt", "1/model.py", "1/model.onnx")]
+        raw += [f"recommender_raw/1/{file}" for file in ("raw_encoding.py", "encoders/layout.json")]
+        raw += ["example_raw.json"]
         assert files == sorted(["client.py", "example.json", "recommender_python/1/model.py", *versions, *raw])
-        assert "recommender_raw/1/encoders: largest difference" in printed.out and "random raw rows" in printed.out
+        assert "recommender_raw/1/model.onnx: largest difference" in printed.out and "random raw rows" in printed.out
         assert {name: len(rows) for name, rows in json.loads((tmp_path / "out/example.json").read_text()).items()} == {
             name: 2 for name in ("user", "day", "tags", "age", "price")
         }

@@ -101,7 +101,7 @@ class TextIndex:
     def __init__(self, arrays: Arrays, salts: Sequence[int]):
         self._keys, self._ids, self._starts, self._bytes = (arrays[name] for name in ("keys", "ids", "starts", "bytes"))
         self._salts = np.array(salts, np.uint64)
-        self._repeats = int(arrays["repeats"])  # how often a key occurs at most; nearly always once
+        self._repeats = int(arrays["repeats"].max())  # how often a key occurs at most; nearly always once
 
     def find(self, raw: Values) -> np.ndarray:
         """Returns the ids of values, UNKNOWN for others: int64 of their shape."""
