@@ -30,12 +30,6 @@ def exact_sum(numbers: np.ndarray) -> int:
     return total
 
 
-def in_units(number: float, power: int = 1) -> int:
-    """Return a power of a finite number in units of 2**UNIT."""
-    numerator, denominator = float(number).as_integer_ratio()
-    return (numerator**power << -UNIT) // denominator**power
-
-
 @dataclass(frozen=True)
 class Moments:
     """Exact sums of numbers and of their squares. Moments of different numbers add up.
@@ -69,7 +63,8 @@ class Moments:
         """Return the moments of a number that occurs `count` times."""
         if not count:
             return cls()
-        return cls(count, count * in_units(number), count * in_units(number, 2), number, number)
+        one = cls.of(np.array([number]))
+        return cls(count, count * one.total, count * one.squares, number, number)
 
     def __add__(self, other: "Moments") -> "Moments":
         least, most = min(self.least, other.least), max(self.most, other.most)
