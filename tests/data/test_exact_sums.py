@@ -9,6 +9,8 @@ from data.preprocess.exact_sums import LARGEST, UNIT, GroupSums, Moments, exact_
 from data.preprocess.order_statistics import SortedRuns
 
 NUMBERS = st.floats(-1e140, 1e140)
+# Their squares have no bits below the unit.
+LARGE_NUMBERS = NUMBERS.filter(lambda number: number == 0 or abs(number) > 1e-140)
 COLUMNS = st.lists(st.one_of(NUMBERS, st.sampled_from([0.1, -0.1, 1e100, 1.0, 2.0**-1060, -0.0])), max_size=40)
 ANY_COLUMNS = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=40)
 
@@ -38,7 +40,7 @@ def test_a_sum_of_many_blocks_is_exact():
 
 
 @settings(deadline=None)
-@given(st.lists(NUMBERS, min_size=2, max_size=40), st.lists(st.integers(0, 100), max_size=4), st.randoms())
+@given(st.lists(LARGE_NUMBERS, min_size=2, max_size=40), st.lists(st.integers(0, 100), max_size=4), st.randoms())
 def test_moments_do_not_depend_on_the_order(numbers, places, random):
     whole = Moments.of(np.array(numbers))
     parts = [Moments.of(np.array(part)) for part in cut(random.sample(numbers, len(numbers)), places)]
