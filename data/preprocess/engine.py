@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data.errors import DataError
 from data.files.new_dataset import SPEC_FILE, new_dataset
@@ -30,7 +31,7 @@ from data.preprocess.lists import keep_items, longest
 from data.preprocess.prepared import StageLog, encoded_features
 from data.preprocess.raw_files import column_names
 from data.preprocess.rows import order_keys
-from data.preprocess.splits import TEST, TRAIN, ranges
+from data.preprocess.splits import TEST, TRAIN, VALID, ranges
 from data.preprocess.staged_columns import KEPT, ROW, finished
 from data.preprocess.staging import Staged, Stager, read_arrow
 from data.preprocess.workers import PROCESS_BYTES, Workers, default_limit, start_workers
@@ -38,7 +39,7 @@ from data.preprocess.workflow_folder import ENCODERS_FOLDER
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, MULTIHOT, SAMPLE_WEIGHT, Chunk, Feature
 from data.spec.raw_reader import plain_document, raw_spec_from_dict
-from data.spec.raw_spec import CrossRule, RawChunk, RawSpec, Reading
+from data.spec.raw_spec import CrossRule, RawChunk, RawSpec, Reading, TimeSplit
 
 RAW_SPEC_FILE = "raw_spec.json"
 STATE_FOLDER = "state"
@@ -75,9 +76,10 @@ class Resources:
         rows = (limit - processes * PROCESS_BYTES) // (workers * columns * CELL_BYTES)
         if rows < MIN_BLOCK_ROWS:
             least = processes * PROCESS_BYTES + workers * columns * CELL_BYTES * MIN_BLOCK_ROWS
+            used = f"{_counted(processes, 'process', 'processes')} and {_counted(columns, 'column', 'columns')}"
             raise DataError(
-                f"--memory_limit {limit / 2**20:.0f} MiB: {processes} processes and {columns} columns need at least "
-                f"{least / 2**20:.0f} MiB; raise it, or use fewer workers"
+                f"--memory_limit {limit / 2**20:.0f}MiB: is too small for {used}; write at least --memory_limit "
+                f"{-(-least // 2**20)}MiB" + ("" if processes == 1 else ", or use fewer workers")
             )
         return min(rows, MAX_BLOCK_ROWS)
 
@@ -397,13 +399,34 @@ def _draft(output: Path, resources: Resources) -> Iterator[tuple[Path, Path, Wor
 
 
 def _check_mappings(spec: RawSpec, staged: Staged) -> None:
-    expected = [name for name in (TRAIN, TEST) if name not in staged.rows]
-    if expected:
+    """Raise a DataError if a mapping has no rows: train, test, or another one that the specification states."""
+    expected = [TRAIN, TEST, *(source for source in spec.sources if spec.split is None)]
+    if isinstance(spec.split, TimeSplit):
+        expected += [VALID] if spec.split.valid_from is not None else []
+    elif spec.split is not None:
+        expected += spec.split.fractions
+    lacking = [name for name in expected if not staged.rows.get(name)]
+    if lacking:
         found = ", ".join(f"{mapping}: {rows:,}" for mapping, rows in staged.rows.items()) or "none"
+        causes = [key for key, value in (("split", spec.split), ("where", spec.where)) if value is not None]
         raise DataError(
-            f"mapping {expected[0]} has no rows (rows of each mapping: {found}); provide files with more rows, or "
-            f"change {'split' if spec.split else 'source_spec or where'}"
+            f"mapping {lacking[0]} has no rows (rows of each mapping: {found}{_times(spec, staged)}); provide files "
+            f"with more rows, or change {' or '.join(causes) or 'source_spec'}"
         )
+
+
+def _times(spec: RawSpec, staged: Staged) -> str:
+    """Return the range of the column that splits the rows by time, for a message."""
+    if not isinstance(spec.split, TimeSplit) or not staged.rows:
+        return ""
+    name = spec.split.reading
+    tables = [read_arrow(path) for files in staged.files.values() for path in files]
+    limits = pc.min_max(pa.chunked_array([chunk for table in tables for chunk in table.column(name).chunks]))
+    if spec.readings[name].dtype == "timestamp":
+        limits = [value.cast(pa.timestamp("us")) for value in limits.values()]
+    else:
+        limits = list(limits.values())
+    return f"; {spec.readings[name].column} from {limits[0]} to {limits[1]}"
 
 
 def _computed(
@@ -437,10 +460,16 @@ def _spec_of_new_rows(workflow: Path, inputs: Sequence[Path], keep: Sequence[str
     path = workflow / RAW_SPEC_FILE
     try:
         document = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        inside = workflow / ENCODERS_FOLDER
+        fix = (
+            f"write {inside}"
+            if (inside / RAW_SPEC_FILE).is_file()
+            else "give the folder workflow/ of a dataset that preprocess.py wrote"
+        )
+        raise DataError(f"{workflow}: holds no {RAW_SPEC_FILE}; {fix}") from error
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); give the workflow/ folder of a dataset of preprocess.py"
-        ) from error
+        raise DataError(f"{path}: cannot be read ({error}); run preprocess.py again on the raw files") from error
     spec = raw_spec_from_dict(document, workflow, source=str(path))
     trained = [chunk for chunks in spec.sources.values() for chunk in chunks]
     chunks = tuple(_chunk_of(input_path, trained) for input_path in inputs)
@@ -506,6 +535,10 @@ def _columns(table: pa.Table) -> tuple[list[str], list[pa.ChunkedArray]]:
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
 
 
 def _made(folder: Path) -> Path:
