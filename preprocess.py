@@ -1,6 +1,7 @@
 """Turns raw logs into a parquet dataset that can be trained on, as a raw specification says."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -72,11 +73,24 @@ def _specification(args: argparse.Namespace) -> tuple[Path, Path]:
     """Returns the path of the raw specification, and the folder that the paths in it are relative to."""
     if args.infer:
         return args.write_spec, args.write_spec.absolute().parent
+    if missing := [path for path in args.input if not path.exists()]:
+        raise DataError(f"--input {missing[0]}: no such file or folder")
+    given = Path(args.feature_spec_in)
     if args.input[0].is_file():
-        return Path(args.feature_spec_in), Path.cwd()
-    folder, given = args.input[0], Path(args.feature_spec_in)
+        return _existing(given, args.input[0]), Path.cwd()
+    folder = args.input[0]
     inside = folder / given
-    return (inside if inside.exists() or not given.exists() else given), folder.absolute()
+    return _existing(inside if inside.exists() or not given.exists() else given, folder), folder.absolute()
+
+
+def _existing(path: Path, raw: Path) -> Path:
+    """Returns the path of a specification of raw files, if it exists."""
+    if not path.exists():
+        raise DataError(
+            f"{path}: no such specification; name it with --feature_spec_in FILE, or write a first one: preprocess.py "
+            f"--infer {shlex.quote(str(raw))} --label COLUMN --write_spec {shlex.quote(str(path))}"
+        )
+    return path
 
 
 def _encode_new(args: argparse.Namespace) -> None:
@@ -121,15 +135,23 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error("--infer: needs --write_spec FILE, such as RAW/feature_spec.yaml")
         if args.input or args.workflow:
             parser.error("--infer: reads the files that it names; remove --input and --workflow")
-        return
+    else:
+        _check_use(parser, args)
+
+
+def _check_use(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exits with an error unless the flags say what to do without --infer."""
+    given = [flag for flag in ("label", "time", "write_spec") if getattr(args, flag)]
+    if given:
+        parser.error(f"--{given[0]}: only with --infer; otherwise the specification says what the columns are")
     if not args.input:
         parser.error("--input: needs the folder of the raw files (or use --infer to write a first specification)")
     if args.output is None:
         parser.error("--output: needs the folder of the new dataset")
-    if not args.workflow and len(args.input) > 1 and not all(path.is_file() for path in args.input):
+    if not args.workflow and len(args.input) > 1 and any(path.is_dir() for path in args.input):
         parser.error("--input: expected one folder, or files")
     if args.keep and not args.workflow:
-        parser.error("--keep: only with --workflow; write `keep: [COLUMN]` into the specification instead")
+        parser.error("--keep is only for new rows; without a --workflow, write `keep: [COLUMN]` into the specification")
 
 
 if __name__ == "__main__":

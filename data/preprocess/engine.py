@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data.errors import DataError
 from data.files.new_dataset import SPEC_FILE, new_dataset
@@ -29,7 +30,7 @@ from data.preprocess.lists import keep_items, longest
 from data.preprocess.prepared import StageLog, encoded_features
 from data.preprocess.raw_files import column_names
 from data.preprocess.rows import order_keys
-from data.preprocess.splits import TEST, TRAIN, ranges
+from data.preprocess.splits import TEST, TRAIN, VALID, ranges
 from data.preprocess.staged_columns import KEPT, ROW, finished
 from data.preprocess.staging import Staged, Stager, read_arrow, row_name
 from data.preprocess.workers import PROCESS_BYTES, Workers, default_limit, start_workers
@@ -37,7 +38,7 @@ from data.preprocess.workflow_folder import ENCODERS_FOLDER, RAW_SPEC_FILE
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, MULTIHOT, SAMPLE_WEIGHT, Chunk, Feature
 from data.spec.raw_reader import plain_document, raw_spec_from_dict
-from data.spec.raw_spec import CrossRule, RawChunk, RawSpec, Reading
+from data.spec.raw_spec import CrossRule, RawChunk, RawSpec, Reading, TimeSplit
 from data.storage.checksummed_dir import open_verified
 
 STATE_FOLDER = "state"
@@ -82,9 +83,10 @@ class Resources:
         rows = (self.limit - fixed) * 2 // 3 // row_bytes
         if rows < MIN_BLOCK_ROWS:
             least = fixed + MIN_BLOCK_ROWS * row_bytes * 3 // 2
+            used = f"{_counted(workers, 'worker', 'workers')} and {_counted(columns, 'column', 'columns')}"
             raise DataError(
-                f"--memory_limit {self.limit / 2**20:.0f} MiB: {workers} workers and {columns} columns need at least "
-                f"{least / 2**20:.0f} MiB; raise it, or use fewer workers"
+                f"--memory_limit {self.limit / 2**20:.0f}MiB: is too small for {used}; write at least --memory_limit "
+                f"{-(-least // 2**20)}MiB" + ("" if workers == 1 else ", or use fewer workers")
             )
         return min(rows, MAX_BLOCK_ROWS)
 
@@ -413,13 +415,34 @@ def _draft(output: Path, resources: Resources) -> Iterator[tuple[Path, Path, Wor
 
 
 def _check_mappings(spec: RawSpec, staged: Staged) -> None:
-    expected = [name for name in (TRAIN, TEST) if name not in staged.rows]
-    if expected:
+    """Raise a DataError if a mapping has no rows: train, test, or another one that the specification states."""
+    expected = [TRAIN, TEST, *(source for source in spec.sources if spec.split is None)]
+    if isinstance(spec.split, TimeSplit):
+        expected += [VALID] if spec.split.valid_from is not None else []
+    elif spec.split is not None:
+        expected += spec.split.fractions
+    lacking = [name for name in expected if not staged.rows.get(name)]
+    if lacking:
         found = ", ".join(f"{mapping}: {rows:,}" for mapping, rows in staged.rows.items()) or "none"
+        causes = [key for key, value in (("split", spec.split), ("where", spec.where)) if value is not None]
         raise DataError(
-            f"mapping {expected[0]} has no rows (rows of each mapping: {found}); provide files with more rows, or "
-            f"change {'split' if spec.split else 'source_spec or where'}"
+            f"mapping {lacking[0]} has no rows (rows of each mapping: {found}{_times(spec, staged)}); provide files "
+            f"with more rows, or change {' or '.join(causes) or 'source_spec'}"
         )
+
+
+def _times(spec: RawSpec, staged: Staged) -> str:
+    """Return the range of the column that splits the rows by time, for a message."""
+    if not isinstance(spec.split, TimeSplit) or not staged.rows:
+        return ""
+    name = spec.split.reading
+    tables = [read_arrow(path) for files in staged.files.values() for path in files]
+    limits = pc.min_max(pa.chunked_array([chunk for table in tables for chunk in table.column(name).chunks]))
+    if spec.readings[name].dtype == "timestamp":
+        limits = [value.cast(pa.timestamp("us")) for value in limits.values()]
+    else:
+        limits = list(limits.values())
+    return f"; {spec.readings[name].column} from {limits[0]} to {limits[1]}"
 
 
 def _computed(
@@ -451,9 +474,12 @@ def _computed(
 
 def _spec_of_new_rows(workflow: Path, inputs: Sequence[Path], keep: Sequence[str]) -> RawSpec:
     """Return the specification that a workflow was fitted with, with the new files as its only source."""
-    stored = open_verified(workflow, "give the folder workflow/ of a dataset that preprocess.py wrote")
-    if RAW_SPEC_FILE not in stored.files:
-        raise DataError(f"{workflow}: holds no {RAW_SPEC_FILE}; give the workflow/ of a dataset of preprocess.py")
+    inside = workflow / ENCODERS_FOLDER
+    is_dataset = (inside / RAW_SPEC_FILE).is_file()
+    fix = f"write {inside}" if is_dataset else "give the folder workflow/ of a dataset that preprocess.py wrote"
+    if not (workflow / RAW_SPEC_FILE).is_file():
+        raise DataError(f"{workflow}: holds no {RAW_SPEC_FILE}; {fix}")
+    stored = open_verified(workflow, "run preprocess.py again on the raw files")
     spec = raw_spec_from_dict(stored.read_json(RAW_SPEC_FILE), workflow, source=str(workflow / RAW_SPEC_FILE))
     trained = [chunk for chunks in spec.sources.values() for chunk in chunks]
     chunks = tuple(_chunk_of(input_path, trained) for input_path in inputs)
@@ -524,6 +550,10 @@ def _columns(table: pa.Table) -> tuple[list[str], list[pa.ChunkedArray]]:
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
 
 
 def _made(folder: Path) -> Path:

@@ -451,8 +451,8 @@ class NumberFitter(Fitter):
         _require_values(self._column, state.count)
         if state.nulls and self._fill < 0:
             raise DataError(
-                f"column {self._column!r} is null in {state.nulls:,} training rows; say what replaces null, as with "
-                "{fill: median}"
+                f"column {self._column!r} is null in {state.nulls:,} of the training rows; say what replaces null, as "
+                "with {fill: median}"
             )
         moments, steps = state.moments, list[Step]()
         for index, step in enumerate(self._steps):

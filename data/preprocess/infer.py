@@ -89,8 +89,11 @@ def _found_files(patterns: Sequence[str], folder: Path) -> tuple[tuple[Path, ...
     """Returns the files that patterns match, and the patterns relative to `folder`."""
     try:
         base, files = Path(), find_raw_files(patterns, Path())
-    except DataError:
-        base, files = folder, find_raw_files(patterns, folder)
+    except DataError as error:
+        try:
+            base, files = folder, find_raw_files(patterns, folder)
+        except DataError:
+            raise error from None
     return files, [Path(os.path.relpath(base / pattern, folder)).as_posix() for pattern in patterns]
 
 

@@ -114,11 +114,11 @@ def _mapped(feature: Feature, allowed: Mapping[str, float], values: pa.Array, ro
     if row is not None:
         found = values[row].as_py()
         near = nearest(found, allowed)
-        hint = f"did you mean {near!r}?" if near else f"expected one of {', '.join(map(repr, list(allowed)[:20]))}"
-        raise DataError(
-            f"{row_name(row)}: the label {feature.name} is {shown(found)}; {hint}, or add it to feature_spec."
-            f"{feature.name}.encode.map"
-        )
+        hint = f"did you mean {near!r}?" if near else f"expected one of {', '.join(map(repr, list(allowed)[:20]))}."
+        fix = f"add the text to feature_spec.{feature.name}.encode.map"
+        if found == feature.name:
+            fix = "if the row is the header of a CSV file, write `header: true` and drop `features`"
+        raise DataError(f"{row_name(row)}: the label {feature.name} is {shown(found)}; {hint} Otherwise, {fix}")
     return numbers
 
 
@@ -131,7 +131,10 @@ def _check(feature: Feature, numbers: pa.Array, row_name: RowName) -> None:
         )
     if feature.is_binary:
         wrong = pc.invert(pc.is_in(numbers, pa.array([0.0, 1.0])))
-        fix = 'expected 0 or 1; write encode: {threshold: ">= 1"}, encode: {map: ...} or task: regression'
+        fix = (
+            'expected 0 or 1; write `encode: {threshold: ">= X"}` with the least positive value, `task: regression` to '
+            "predict the number, or `task: multiclass` for classes"
+        )
     elif feature.is_class:
         inside = pc.and_(pc.greater_equal(numbers, 0), pc.less(numbers, feature.num_classes))
         wrong = pc.invert(pc.and_(inside, pc.equal(numbers, pc.floor(numbers))))

@@ -3,10 +3,12 @@
     from data.preprocess.nvtabular_setup import Dataset, Workflow, dispatch, ops
 
 NVTabular 23.8 reads Dask's settings at import, imports TensorFlow only for its dtypes (which takes ten seconds, and
-half of the memory of a GPU), and emits irrelevant warnings. Importing this module takes care of all three.
+half of the memory of a GPU), emits irrelevant warnings, and logs a traceback of each exception that an operator raises,
+which the caller reports. Importing this module takes care of all four.
 """
 
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -73,6 +75,7 @@ def _arrow_lists(executors: Any) -> None:
 
 for _message in HARMLESS:
     warnings.filterwarnings("ignore", message=_message)
+logging.getLogger("merlin").setLevel(logging.CRITICAL)
 _set_dask()
 nvtabular: Any = _import_without_tensorflow("nvtabular")
 ops: Any = _import_without_tensorflow("nvtabular.ops")

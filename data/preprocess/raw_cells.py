@@ -31,6 +31,8 @@ CAST_ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 BLANKS = " \t"
 ITEM_SEPARATORS = "|;, "
 MICROSECONDS = {"s": 1_000_000, "ms": 1000, "us": 1}
+# Units of numeric timestamps from 2001 to 2286, by number of digits.
+UNIT_OF_DIGITS = {10: "s", 13: "ms", 16: "us", 19: "ns"}
 EPOCH = datetime(1970, 1, 1)
 TRUTH = {"1": True, "true": True, "True": True, "TRUE": True, "0": False, "false": False, "False": False}
 TRUTH["FALSE"] = False
@@ -216,11 +218,11 @@ def _whole_number_fix(value: str, dtype: str) -> str:
     if INTEGER_AS_DECIMAL.fullmatch(value):
         return (
             f"a whole number ({dtype}); this one is written with decimals, as programs do in a column with missing "
-            "values; write `dtype: float64`, or `dtype: string` for ids as they are written"
+            "values; for an id, drop `dtype` and write `encode: vocabulary`; for a number, write `dtype: float64`"
         )
     if WHOLE_NUMBER.fullmatch(value):
         return f"a number that fits {dtype}; write `dtype: string` for longer ids"
-    return f"a whole number ({dtype}); for text, write `dtype: string`"
+    return f"a whole number ({dtype}); for ids that are text, write `encode: vocabulary` and no `dtype`"
 
 
 def _integers(cells: pa.Array, dtype: str) -> pa.Array:
@@ -325,13 +327,18 @@ def _parse_iso(texts: pa.Array) -> pa.Array:
     # Digits beyond microseconds are dropped.
     texts = pc.replace_substring_regex(texts, r"(\.[0-9]{6})[0-9]+", r"\1")
     has_zone = pc.match_substring_regex(texts, ISO_WITH_ZONE)
-    expected = (
-        "a timestamp such as 2014-10-21 or 2014-10-21T08:30:00; write `format:`, or `unit:` s, ms, us or ns for numbers"
-    )
     nothing = pa.scalar(None, pa.string())
-    local = _checked(pc.if_else(has_zone, nothing, texts), _cast_iso(pa.timestamp("us")), lambda _: expected)
-    zoned = _checked(pc.if_else(has_zone, texts, nothing), _cast_iso(pa.timestamp("us", "UTC")), lambda _: expected)
+    local = _checked(pc.if_else(has_zone, nothing, texts), _cast_iso(pa.timestamp("us")), _iso_fix)
+    zoned = _checked(pc.if_else(has_zone, texts, nothing), _cast_iso(pa.timestamp("us", "UTC")), _iso_fix)
     return pc.coalesce(local, zoned)
+
+
+def _iso_fix(value: str) -> str:
+    fix = 'write its format, such as `format: "%d.%m.%Y %H:%M"`'
+    if WHOLE_NUMBER.fullmatch(value):
+        unit = UNIT_OF_DIGITS.get(len(value))
+        fix = f"write `unit: {unit}`" if unit else 'write `unit:` s, ms, us or ns, or a format such as "%Y%m%d"'
+    return f"a timestamp such as 2014-10-21 or 2014-10-21T08:30:00; {fix}"
 
 
 def _cast_iso(target: pa.DataType) -> Callable[[pa.Array], pa.Array]:

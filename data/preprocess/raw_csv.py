@@ -1,5 +1,7 @@
 """Parse CSV files with Arrow, in blocks of rows; what Arrow rejects is located and explained."""
 
+import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,11 +11,12 @@ import pyarrow.csv as arrow_csv
 
 from data.errors import DataError, listed, nearest, shown
 from data.preprocess.raw_cells import TEXT, CellError, as_table, combined, convert, trimmed
-from data.preprocess.raw_text import Records, ahead, find_line, open_text
+from data.preprocess.raw_text import UTF8_FIX, Records, ahead, find_line, open_text
 from data.spec.raw_spec import RawChunk, Reading
 
 # Arrow parses parts of this size in parallel; larger ones leave the cache.
 PARSED_BYTES = 2**21
+DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 SEPARATORS = (",", ";", "\t", "|", "::", " ")
 
 
@@ -144,7 +147,9 @@ class _CsvParser:
         counts = Counter(cells)
         for reading in self.readings:
             if counts[reading.column] > 1:
-                raise DataError(f"{self.path}, line 1: {counts[reading.column]} columns are named {reading.column!r}")
+                raise DataError(
+                    f"{self.path}, line 1: {counts[reading.column]} columns are named {reading.column!r}; rename one"
+                )
             if reading.column not in counts:
                 raise DataError(f"{self.path}, line 1: {self._missing_column(reading.column, cells)}")
 
@@ -185,7 +190,7 @@ class _CsvParser:
                     cells[index].decode() if cells else ""
                 except UnicodeDecodeError:
                     name = self.names[index]
-                    return DataError(f"{where}: column {name!r} is not UTF-8: {cells[index]!r}; save the file as UTF-8")
+                    return DataError(f"{where}: column {name!r} is not UTF-8: {cells[index]!r}; {UTF8_FIX}")
         return DataError(f"{self.path}: cannot be parsed: {cause}")
 
     def _wrong_count(self, cells: list[bytes]) -> str:
@@ -203,6 +208,9 @@ class _CsvParser:
         line = self._line(data, offset, start)
         if line == 1 and not self.chunk.has_header and self._looks_like_names(data):
             error.expected += "; if line 1 names the columns, write `header: true` and drop `features`"
+        elif reading.dtype.startswith("float") and not reading.is_list:
+            cells = self.records.cells(self.records.first(data[start:])[0])
+            error.expected += _number_fix(cells[self.names.index(reading.column)].decode(errors="replace").strip())
         return error.located(f"{self.path}, line {line}", reading)
 
     def _looks_like_names(self, data: bytes) -> bool:
@@ -247,6 +255,19 @@ def _guess_separator(text: str, fields: int | None) -> str | None:
 def _separator_fix(separator: str) -> str:
     shown_separator = separator.replace("\t", "\\t")
     return f'cells seem to be separated by "{shown_separator}"; write `separator: "{shown_separator}"`'
+
+
+def _number_fix(text: str) -> str:
+    """Return what to write for a cell of a column of numbers that is not a number."""
+    if DECIMAL_COMMA.fullmatch(text):
+        return "; replace the comma by a point"
+    if _is_number(text):
+        return ""
+    word = json.dumps(text, ensure_ascii=False)
+    return (
+        f"; write `null: [{word}]` beside `files` if this means a missing value, `encode: {{map: {{{word}: 0, ...}}}}` "
+        "for a label of texts, or `encode: vocabulary` for ids"
+    )
 
 
 def _is_number(text: str) -> bool:

@@ -108,11 +108,11 @@ def list_files(chunk: RawChunk, folder: Path, *, allow_outside_paths: bool = Fal
             raise DataError(f"{folder}: {shown(pattern)} {mistake}, or pass --allow_outside_paths")
         matches = _matches(folder, pattern)
         if not matches and not glob.has_magic(pattern):
-            raise DataError(f"{folder}: no file matches {shown(pattern)}{_files_there(folder)}")
+            raise DataError(f"{folder}: no file matches {shown(pattern)}{_files_there(folder, pattern)}")
         found.update(matches)
     if not found:
         patterns = " or ".join(map(shown, chunk.files))
-        raise DataError(f"{folder}: no file matches {patterns}{_files_there(folder)}")
+        raise DataError(f"{folder}: no file matches {patterns}{_files_there(folder, chunk.files[0])}")
     for file in found if not allow_outside_paths else ():
         if mistake := find_escape(file, os.path.realpath(folder), resolved):
             raise DataError(f"{folder}: {shown(file)} {mistake}, or pass --allow_outside_paths")
@@ -176,11 +176,14 @@ def _files_below(folder: Path) -> Iterator[Path]:
                 yield Path(parent) / name
 
 
-def _files_there(folder: Path) -> str:
-    if not folder.is_dir():
+def _files_there(folder: Path, pattern: str) -> str:
+    there = folder / _fixed_part(os.path.dirname(pattern))
+    if not there.is_dir():
+        there = folder
+    if not there.is_dir():
         return "; there is no such folder"
-    names = sorted(os.listdir(folder))
-    return f"; the folder holds {listed(names, len(names))}" if names else "; the folder is empty"
+    names, what = sorted(os.listdir(there)), "the folder" if there == folder else str(there)
+    return f"; {what} holds {listed(names, len(names))}" if names else f"; {what} is empty"
 
 
 def partition_keys(file: str) -> dict[str, str | None]:

@@ -19,6 +19,7 @@ from data.errors import DataError
 from data.storage.files import is_of_system, reading
 
 HINT = "see `files` in source_spec"
+UTF8_FIX = "save the file as UTF-8, as with: iconv -f latin1 -t utf-8 OLD > NEW"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # First bytes of files that are not text, with their name and what to do.
 SIGNATURES = {
@@ -30,6 +31,7 @@ SIGNATURES = {
     b"\xff\xfe": ("UTF-16 text", "save it as UTF-8"),
     b"\xfe\xff": ("UTF-16 text", "save it as UTF-8"),
 }
+WORKBOOKS = (".xlsx", ".xlsm", ".ods")
 COMPRESSED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh", ".zip": b"PK"}
 SIGNATURE_BYTES = 4
 DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError)
@@ -93,6 +95,8 @@ def _check_signature(path: Path, start: bytes) -> None:
         if start and not start.startswith(expected):
             raise DataError(f"{path}: is not a {path.suffix} file; if it is plain text, rename it to {path.stem}")
         return
+    if path.suffix in WORKBOOKS and start.startswith(b"PK"):
+        raise DataError(f"{path}: is an Excel workbook; save it as CSV")
     for signature, (what, fix) in SIGNATURES.items():
         if start.startswith(signature):
             raise DataError(f"{path}: is {what}, expected plain text; {fix.format(name=path.name)}")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -107,7 +108,8 @@ def find_raw_files(patterns: Sequence[str], folder: Path) -> tuple[Path, ...]:
         DataError: A pattern matches no file.
     """
     files = list_files(RawChunk("csv", tuple(patterns)), folder, allow_outside_paths=True)
-    return tuple(folder / file for file in files)
+    # Relative to the folder if inside of it.
+    return tuple(Path(os.path.abspath(folder / file)) if file.startswith("..") else folder / file for file in files)
 
 
 def draw_sample(files: Sequence[Path], rows: int, labels: Sequence[str] = ()) -> RawSample:

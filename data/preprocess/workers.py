@@ -16,6 +16,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CONNECT_SECONDS = 30
+LEAST_LIMIT = 2**20
 # Memory of a process with NVTabular loaded: a measurement plus 20%.
 PROCESS_BYTES = 450 * 2**20
 
@@ -44,9 +45,12 @@ def byte_size(text: str) -> int:
     from dask.utils import parse_bytes
 
     try:
-        return int(parse_bytes(text))
+        size = int(parse_bytes(text))
     except (ValueError, OverflowError) as error:
         raise argparse.ArgumentTypeError(f"expected a size such as 4GB or 1500MiB, got {text!r}") from error
+    if size < LEAST_LIMIT:
+        raise argparse.ArgumentTypeError(f"expected a size with its unit, such as 4GB or 1500MiB, got {text!r}")
+    return size
 
 
 def default_limit() -> int:

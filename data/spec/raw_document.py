@@ -282,7 +282,7 @@ class EncodeKeys(_StepKeys, total=False):
     indicator: Name
     target: Annotated[_TargetKeys, expects("a mapping, such as {label: click}")]
     map: Annotated[
-        dict[Annotated[str, Strict()], _Number],
+        dict[Annotated[str, Strict(), expects('the text in quotes, such as "yes"')], _Number],
         Field(min_length=1),
         expects('a mapping of texts, such as {"yes": 1, "no": 0}'),
     ]
