@@ -53,12 +53,14 @@ def prepare(
         seed: seed of the split, the folds and the order of the training rows.
         test_fraction, validation_fraction: fractions of each user's ratings.
         oov_buckets: number of ids shared by values unseen in training, per categorical feature.
-        labels: names of the labels to learn, a subset of `LABELS`.
+        labels: names of the labels to learn, a subset of `LABELS` with "liked".
 
     Raises:
         DataError: if the input is invalid.
     """
     check_fractions(test_fraction, validation_fraction)
+    if LIKED not in labels:
+        raise DataError(f"--labels {' '.join(labels)}: the statistics are means of {LIKED}; add {LIKED} to the labels")
     log = StageLog("movielens")
     ratings = read_movielens(raw)
     users, movies = ratings["user"].nunique(), ratings["movie"].nunique()
@@ -103,7 +105,7 @@ def _document(parts: Mapping[str, Any], seed: int, oov_buckets: int, labels: Seq
     document["source_spec"] = {name: [{"type": "parquet", "files": [f"{name}.parquet"]}] for name in parts}
     channels, features = document["channel_spec"], document["feature_spec"]
     channels[LABEL] = list(labels)
-    if RATING not in labels:  # "liked" remains: the statistics need it
+    if RATING not in labels:
         del features[RATING]
     for name in (*channels[ONEHOT], *channels[MULTIHOT]):
         features[name]["encode"] = {"vocabulary": {"oov_buckets": oov_buckets}}

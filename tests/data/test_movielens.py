@@ -228,6 +228,7 @@ def test_an_existing_dataset_is_rejected_and_kept(dataset, tmp_path, capsys):
         (["--test_fraction", "0.001"], "test: no user has enough ratings"),
         (["--oov_buckets", "0"], "expected a whole number from 1"),
         (["--labels", "liked", "liked"], "each at most once"),
+        (["--labels", "rating"], "the statistics are means of liked; add liked to the labels"),
     ],
 )
 def test_arguments_that_cannot_work_are_rejected(tmp_path, capsys, flags, message):
