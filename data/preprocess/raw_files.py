@@ -112,7 +112,7 @@ def list_files(chunk: RawChunk, folder: Path, *, allow_outside_paths: bool = Fal
         found.update(matches)
     if not found:
         patterns = " or ".join(map(shown, chunk.files))
-        raise DataError(f"{folder}: no file matches {patterns}{_files_there(folder)}")
+        raise DataError(f"{folder}: no file matches {patterns}{_files_there(folder, chunk.files[0])}")
     for file in found if not allow_outside_paths else ():
         if mistake := find_escape(file, os.path.realpath(folder), resolved):
             raise DataError(f"{folder}: {shown(file)} {mistake}, or pass --allow_outside_paths")
