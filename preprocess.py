@@ -4,14 +4,18 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.command_line import Parser, run_tool, whole_number
 from data.errors import DataError
 from data.files.new_dataset import SPEC_FILE
 from data.preprocess.prepared import StageLog
 from data.preprocess.workers import add_resource_flags, check_resource_flags
-from data.spec.raw_reader import raw_spec_from_dict
+from data.spec.raw.reader import raw_spec_from_dict
 from data.spec.yaml_reader import read_yaml
+
+if TYPE_CHECKING:
+    from data.preprocess.engine import Resources
 
 NAME = "preprocess"
 DESCRIPTION = """Turns raw logs (CSV or parquet) into a parquet dataset that main.py trains on.
@@ -37,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _infer(args: argparse.Namespace) -> None:
-    from data.preprocess.infer import infer
+    from data.raw.infer import infer
 
     text = infer(args.infer, args.label, time=args.time, folder=args.write_spec.parent, rows=args.sample_rows)
     args.write_spec.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +103,7 @@ def _encode_new(args: argparse.Namespace) -> None:
     encode_new(args.workflow, args.input, args.output, keep=args.keep, resources=_resources(args), log=StageLog(NAME))
 
 
-def _resources(args: argparse.Namespace):
+def _resources(args: argparse.Namespace) -> "Resources":
     from data.preprocess.engine import Resources
 
     return Resources(args.memory_limit, args.use_dask, args.dask_scheduler)

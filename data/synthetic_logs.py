@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from data.command_line import Parser, run_tool, whole_number
+from data.encoding.hashing import hash_rows
 from data.files.new_dataset import new_dataset
-from data.preprocess.hashing import hash_rows
 
 SUMMARY_FILE = "synthetic.json"
 LOGS_FOLDER = "logs"

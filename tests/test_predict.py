@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from data.encoding.encoder_files import save_encoders
+from data.encoding.encoders import Numerical, Vocabulary
 from data.errors import DataError
-from data.preprocess.encoder_files import save_encoders
-from data.preprocess.encoders import Numerical, Vocabulary
 from main import main
 from tests.helpers import ROOT, environment, make_dataset, metrics, must
 from tests.trainer.metrics.workers import LocalWorkers

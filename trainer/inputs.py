@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from data.checks.labels import inspect_labels
 from data.checks.sample import draw_sample, max_read
+from data.encoding.workflow_folder import ENCODERS_FOLDER, workflow_files
 from data.errors import DataError
 from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from data.loading.parquet import ParquetReader, StoredColumns
-from data.preprocess.workflow_folder import ENCODERS_FOLDER, workflow_files
 from data.spec.embedding_sizes import embedding_dims, unused_widths
 from data.spec.feature_spec import FeatureSpec
 from data.storage.typed_json import read_typed

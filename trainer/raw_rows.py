@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.encoding.encoder_files import SETTINGS_FILE
+from data.encoding.workflow_folder import ENCODERS_FOLDER
 from data.errors import DataError
 from data.files.new_dataset import SPEC_FILE
-from data.preprocess.encoder_files import SETTINGS_FILE
-from data.preprocess.workflow_folder import ENCODERS_FOLDER
 from data.spec.feature_spec import FeatureSpec
 from data.storage.checksummed_dir import ChecksummedDir, DamagedError, current_path
 from data.storage.files import draft_beside

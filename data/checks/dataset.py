@@ -9,15 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.checks.labels import LabelStatistics
+from data.encoding.encoder_files import load_encoders
+from data.encoding.encoders import Encoder
+from data.encoding.workflow_folder import ENCODERS_FOLDER, workflow_files
 from data.errors import DataError, listed
 from data.files.csv import read_csv_blocks
 from data.files.parquet import ROWS_PER_ROW_GROUP, ChunkChecksums, arrow_file, read_footer
 from data.files.values import VALUES_SHOWN, Violation, find_violations
 from data.loading.parquet import row_group_rows
-from data.preprocess.encoder_files import load_encoders
-from data.preprocess.encoders import Encoder
 from data.preprocess.findings import MappingCounts
-from data.preprocess.workflow_folder import ENCODERS_FOLDER, workflow_files
 from data.spec.columns import Column, as_numbers, describe_column, dtype_name, is_list
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec

@@ -3,8 +3,8 @@
 Joins the published files, splits the ratings, and encodes them as feature_specs/movielens_raw.yaml says.
 
 Mappings, folds and the order of training rows are functions of (seed, user, movie), whatever the order of the files.
-Draws are hash(row) of `data.preprocess.hashing` over (seed, purpose, user, movie), with the purposes of
-`data.preprocess.splits`. Of a user's n ratings, the round(n * test_fraction) with the smallest split hashes (halves
+Draws are hash(row) of `data.encoding.hashing` over (seed, purpose, user, movie), with the purposes of
+`data.encoding.splits`. Of a user's n ratings, the round(n * test_fraction) with the smallest split hashes (halves
 round up) go to test, the next round(n * validation_fraction) to valid, and the others to train.
 """
 
@@ -21,14 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.command_line import Parser, whole_number
+from data.encoding.hashing import hash_rows
+from data.encoding.splits import SPLIT, TEST, TRAIN, VALID, check_fractions, round_half_up
 from data.errors import DataError
 from data.movielens.raw import read_movielens
 from data.preprocess.engine import Resources, preprocess
-from data.preprocess.hashing import hash_rows
 from data.preprocess.prepared import StageLog, run_prepare
-from data.preprocess.splits import SPLIT, TEST, TRAIN, VALID, check_fractions, round_half_up
 from data.spec.features import LABEL, MULTIHOT, ONEHOT
-from data.spec.raw_reader import raw_spec_from_dict
+from data.spec.raw.reader import raw_spec_from_dict
 from data.spec.yaml_reader import read_yaml
 
 SPECIFICATION = Path(__file__).parents[2] / "feature_specs" / "movielens_raw.yaml"

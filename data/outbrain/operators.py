@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data.encoding.encoders import NOT_IN_A_FOLD, Encoder, HashedRanks, Numerical, Vocabulary
+from data.encoding.keys import KeyIndex, KeyTable, Values, as_keys
+from data.encoding.nvtabular_operators import SumsByFold, map_distinct, to_host
+from data.encoding.nvtabular_setup import dispatch, ops
 from data.outbrain.raw_tables import DAY_MS, TIMESTAMP_ORIGIN_MS
 from data.outbrain.side_tables import DocumentTags
-from data.preprocess.encoders import NOT_IN_A_FOLD, Encoder, HashedRanks, Numerical, Vocabulary
-from data.preprocess.keys import KeyIndex, KeyTable, Values, as_keys
-from data.preprocess.nvtabular_operators import SumsByFold, map_distinct, to_host
-from data.preprocess.nvtabular_setup import dispatch, ops
 
 MAX_DAYS = 3650
 # Standard deviations below this fraction of the mean are rounding errors.

@@ -20,6 +20,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.encoding.encoder_files import load_encoders
+from data.encoding.encoders import Encoder
+from data.encoding.nvtabular_operators import to_host
+from data.encoding.nvtabular_setup import Dataset, from_map, to_device
+from data.encoding.splits import ranges
+from data.encoding.workflow_folder import ENCODERS_FOLDER
 from data.errors import DataError
 from data.files.parquet import DatasetWriter, parquet_schema
 from data.outbrain.joining import (
@@ -47,14 +53,8 @@ from data.outbrain.recipes import (
     save_workflow,
 )
 from data.outbrain.side_tables import SideTables, load_side_tables
-from data.preprocess.encoder_files import load_encoders
-from data.preprocess.encoders import Encoder
-from data.preprocess.nvtabular_operators import to_host
-from data.preprocess.nvtabular_setup import Dataset, from_map, to_device
 from data.preprocess.prepared import StageLog, encoded_features
-from data.preprocess.splits import ranges
 from data.preprocess.workers import PROCESS_BYTES, Workers, default_limit, start_workers
-from data.preprocess.workflow_folder import ENCODERS_FOLDER
 from data.spec.embedding_sizes import SIZES_FILE, read_sizes
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Chunk, Feature

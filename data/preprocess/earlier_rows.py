@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.preprocess.hashing import hash_values, mix
+from data.encoding.hashing import hash_values, mix
 
 BY, OF, ORDER, ROWS = "by", "of", "order", "count"
 

@@ -19,26 +19,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data.encoding.encoder_files import load_encoders, save_encoders
+from data.encoding.encoders import Encoder
+from data.encoding.splits import TEST, TRAIN, VALID, ranges
+from data.encoding.staged_columns import KEPT, ROW, finished
+from data.encoding.workflow_folder import ENCODERS_FOLDER, RAW_SPEC_FILE
 from data.errors import DataError
 from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.files.parquet import DatasetWriter, parquet_schema
-from data.preprocess.encoder_files import load_encoders, save_encoders
-from data.preprocess.encoders import Encoder
 from data.preprocess.findings import DatasetCounts, used_columns
 from data.preprocess.histories import add_computed
 from data.preprocess.lists import keep_items, longest
 from data.preprocess.prepared import StageLog, encoded_features
-from data.preprocess.raw_files import column_names
-from data.preprocess.rows import order_keys
-from data.preprocess.splits import TEST, TRAIN, VALID, ranges
-from data.preprocess.staged_columns import KEPT, ROW, finished
 from data.preprocess.staging import Staged, Stager, read_arrow, row_name
 from data.preprocess.workers import PROCESS_BYTES, Workers, default_limit, start_workers
-from data.preprocess.workflow_folder import ENCODERS_FOLDER, RAW_SPEC_FILE
+from data.raw.files import column_names
+from data.raw.rows import order_keys
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, MULTIHOT, SAMPLE_WEIGHT, Chunk, Feature
-from data.spec.raw_reader import plain_document, raw_spec_from_dict
-from data.spec.raw_spec import CrossRule, RawChunk, RawSpec, Reading, TimeSplit
+from data.spec.raw.reader import plain_document, raw_spec_from_dict
+from data.spec.raw.spec import CrossRule, RawChunk, RawSpec, Reading, TimeSplit
 from data.storage.checksummed_dir import open_verified
 
 STATE_FOLDER = "state"
@@ -231,8 +231,8 @@ class FeatureWorkflow:
         self, spec: RawSpec, scratch: Path, encoders: Mapping[str, Encoder] | None = None, *, memory: int = 0
     ) -> None:
         # Imported late, since it takes seconds: mistakes in arguments and raw files are reported first.
-        from data.preprocess.nvtabular_operators import FitFeatures
-        from data.preprocess.nvtabular_setup import Schema, Workflow
+        from data.encoding.nvtabular_operators import FitFeatures
+        from data.encoding.nvtabular_setup import Schema, Workflow
 
         self._operator = FitFeatures(spec, scratch, encoders, memory=memory)
         self._inputs = self._operator.inputs
@@ -250,19 +250,19 @@ class FeatureWorkflow:
         Raises:
             DataError: if a column cannot be encoded.
         """
-        from data.preprocess.nvtabular_setup import Dataset, from_map
+        from data.encoding.nvtabular_setup import Dataset, from_map
 
         self._workflow.fit(Dataset(from_map(self._frame, list(parts))))
 
     def transform(self, table: pa.Table, *, is_training: bool) -> pa.Table:
         """Return the encoded features of a part, a column per feature, in the same row order."""
-        from data.preprocess.nvtabular_operators import to_frame, to_table
+        from data.encoding.nvtabular_operators import to_frame, to_table
 
         self._operator.is_training = is_training
         return to_table(self._workflow.transform(to_frame(table.select(self._inputs))))
 
     def _frame(self, part: Part) -> Any:
-        from data.preprocess.nvtabular_operators import to_frame
+        from data.encoding.nvtabular_operators import to_frame
 
         return to_frame(part.load().select(self._inputs))
 

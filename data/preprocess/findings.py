@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data.encoding.encoders import FIRST_OOV_ID, CrossedIds, Encoder, Vocabulary
+from data.encoding.splits import TRAIN
 from data.errors import listed
-from data.preprocess.encoders import FIRST_OOV_ID, CrossedIds, Encoder, Vocabulary
-from data.preprocess.splits import TRAIN
 from data.spec.columns import as_numbers, is_list
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import CATEGORICAL_CHANNELS, Feature
-from data.spec.raw_spec import CrossRule, RawSpec, SharedVocabularyRule
+from data.spec.raw.spec import CrossRule, RawSpec, SharedVocabularyRule
 
 # Shares of values: of unseen ids, and of distinct values among all.
 MOSTLY = NEARLY_ALL_DISTINCT = 0.5

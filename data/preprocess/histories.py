@@ -36,6 +36,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data.encoding.splits import MAPPINGS, ranges
 from data.errors import DataError
 from data.files.parquet import arrow_file
 from data.preprocess.earlier_rows import (
@@ -52,9 +53,8 @@ from data.preprocess.earlier_rows import (
     one_array,
     value_hashes,
 )
-from data.preprocess.rows import satisfies
-from data.preprocess.splits import MAPPINGS, ranges
-from data.spec.raw_spec import Count, History, RawSpec
+from data.raw.rows import satisfies
+from data.spec.raw.spec import Count, History, RawSpec
 from data.storage.files import reading
 
 POSITION, VALUE = "position", "value"

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.spec.raw_spec import Keep
+from data.spec.raw.spec import Keep
 
 
 def longest(lists: pa.Array) -> int:

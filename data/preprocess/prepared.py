@@ -11,10 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from data.command_line import run_tool
-from data.files.new_dataset import SPEC_FILE
-from data.files.parquet import DatasetWriter, parquet_schema
-from data.preprocess.encoder_files import save_encoders
-from data.preprocess.encoders import (
+from data.encoding.encoder_files import save_encoders
+from data.encoding.encoders import (
     NULL_ID,
     CrossedIds,
     Encoder,
@@ -25,7 +23,9 @@ from data.preprocess.encoders import (
     Numerical,
     Vocabulary,
 )
-from data.preprocess.workflow_folder import ENCODERS_FOLDER
+from data.encoding.workflow_folder import ENCODERS_FOLDER
+from data.files.new_dataset import SPEC_FILE
+from data.files.parquet import DatasetWriter, parquet_schema
 from data.spec.embedding_sizes import SIZES_FILE, default_dim
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Chunk, Feature

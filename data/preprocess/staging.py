@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data.encoding.splits import MAPPINGS, TRAIN
+from data.encoding.staged_columns import KEPT, ROW, finished
 from data.errors import DataError
-from data.preprocess.labels import check_given, group_values, is_negative, label_values, weight_values
 from data.preprocess.prepared import StageLog
-from data.preprocess.raw_cells import combined
-from data.preprocess.raw_files import RawBlock, count_rows_estimate, read_raw
-from data.preprocess.rows import RawRows, assign_mappings, keeps_negative, satisfies
-from data.preprocess.splits import MAPPINGS, TRAIN
-from data.preprocess.staged_columns import KEPT, ROW, finished
+from data.raw.cells import combined
+from data.raw.files import RawBlock, count_rows_estimate, read_raw
+from data.raw.labels import check_given, group_values, is_negative, label_values, weight_values
+from data.raw.rows import RawRows, assign_mappings, keeps_negative, satisfies
 from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, Feature
-from data.spec.raw_spec import LastSplit, RawChunk, RawSpec, Reading
+from data.spec.raw.spec import LastSplit, RawChunk, RawSpec, Reading
 
 # A row number is the number of its file, in sorted path order within its source, times this, plus its number there.
 ROWS_PER_FILE = 2**40

@@ -152,7 +152,7 @@ def start_workers(*, use_dask: bool, scheduler: str | None, folder: Path) -> Ite
 
 
 def _local_cluster(folder: Path) -> Any:
-    from data.preprocess.nvtabular_setup import ON_GPU
+    from data.encoding.nvtabular_setup import ON_GPU
 
     if ON_GPU:
         from dask_cuda import LocalCUDACluster

@@ -17,7 +17,7 @@ from ruamel.yaml.representer import SafeRepresenter
 from data.errors import DataError, nearest
 from data.spec.document import Entry, Problem, format_problems
 from data.spec.features import CHANNELS, LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, SAMPLE_WEIGHT, Chunk, Feature
-from data.spec.raw_document import raw_key_of
+from data.spec.raw.document import raw_key_of
 from data.spec.validators import check_document
 from data.spec.yaml_reader import read_yaml
 from data.storage.files import create_new, temporary_beside

@@ -22,11 +22,11 @@ import numpy as np
 import pandas as pd
 
 from data.command_line import Parser, whole_number
+from data.encoding.encoders import Encoder, Numerical
+from data.encoding.splits import TEST, TRAIN
 from data.errors import DataError
 from data.files.new_dataset import new_dataset
-from data.preprocess.encoders import Encoder, Numerical
 from data.preprocess.prepared import StageLog, encoded_features, run_prepare, write_prepared
-from data.preprocess.splits import TEST, TRAIN
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, NUMERICAL, Feature
 

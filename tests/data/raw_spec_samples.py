@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data.spec.feature_spec import FeatureSpecError
-from data.spec.raw_reader import raw_spec_from_dict
+from data.spec.raw.reader import raw_spec_from_dict
 
 GONE = object()
 

@@ -12,8 +12,8 @@ import pandas as pd
 import yaml
 
 import preprocess
-from data.preprocess.encoder_files import load_encoders
-from data.preprocess.encoders import encode_columns
+from data.encoding.encoder_files import load_encoders
+from data.encoding.encoders import encode_columns
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import MULTIHOT, ONEHOT
 from tests.data.scalar_hash import scalar_hash, scalar_row_hash

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from data.preprocess.encoder_files import load_encoders
+from data.encoding.encoder_files import load_encoders
 from data.spec.feature_spec import FeatureSpec
 from tests.data.table_samples import (
     check_features,

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.preprocess.counting import KeyCounts, group_keys
-from data.preprocess.hashing import hash_values
-from data.preprocess.keys import KeyIndex
+from data.encoding.counting import KeyCounts, group_keys
+from data.encoding.hashing import hash_values
+from data.encoding.keys import KeyIndex
 
 # Strings whose FNV-1a hashes are equal, found by others with a brute-force search.
 COLLIDING = ["8yn0iYCKYHlIj4-BwPqk", "GReLUrM4wMqfg9yzV3KQ"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from data.preprocess.encoders import (
+from data.encoding.encoders import (
     BucketizedIds,
     CrossedIds,
     CrossInput,
@@ -14,7 +14,7 @@ from data.preprocess.encoders import (
     Numerical,
     Vocabulary,
 )
-from data.preprocess.keys import KeyTable
+from data.encoding.keys import KeyTable
 from data.preprocess.prepared import encoded_features
 from data.spec.features import Feature
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.command_line import run_tool
+from data.encoding.encoder_files import load_encoders, save_encoders
+from data.encoding.encoders import Numerical, Vocabulary, encode_columns
+from data.encoding.keys import KeyTable
 from data.errors import DataError
-from data.preprocess.encoder_files import load_encoders, save_encoders
-from data.preprocess.encoders import Numerical, Vocabulary, encode_columns
-from data.preprocess.keys import KeyTable
 from tests.data.scalar_hash import scalar_hash
 from tests.manifests import file_entry, replace_file, rewrite_manifest
 

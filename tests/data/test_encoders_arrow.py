@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.errors import DataError
-from data.preprocess.encoder_files import load_encoders, save_encoders
-from data.preprocess.encoders import (
+from data.encoding.encoder_files import load_encoders, save_encoders
+from data.encoding.encoders import (
     BucketizedIds,
     CrossedIds,
     CrossInput,
@@ -27,7 +26,8 @@ from data.preprocess.encoders import (
     encode_columns,
     raw_columns,
 )
-from data.preprocess.keys import KeyTable
+from data.encoding.keys import KeyTable
+from data.errors import DataError
 from tests.data.scalar_hash import mix, scalar_hash, scalar_row_hash
 from tests.manifests import replace_file
 

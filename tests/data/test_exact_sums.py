@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.preprocess.exact_sums import LARGEST, UNIT, GroupSums, Moments, exact_sum
-from data.preprocess.order_statistics import SortedRuns
+from data.encoding.exact_sums import LARGEST, UNIT, GroupSums, Moments, exact_sum
+from data.encoding.order_statistics import SortedRuns
 
 NUMBERS = st.floats(-1e140, 1e140)
 # Their squares have no bits below the unit.

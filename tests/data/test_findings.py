@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import check_dataset
-from data.preprocess.encoder_files import save_encoders
-from data.preprocess.encoders import CrossedIds, CrossInput, Numerical, Vocabulary
+from data.encoding.encoder_files import save_encoders
+from data.encoding.encoders import CrossedIds, CrossInput, Numerical, Vocabulary
 from data.preprocess.findings import DatasetCounts, auc_standard_error, unseen_ids, used_columns
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Chunk, Feature
-from data.spec.raw_spec import CrossRule, HashRule, KeepRule, RawFeature, RawSpec, SharedVocabularyRule
+from data.spec.raw.spec import CrossRule, HashRule, KeepRule, RawFeature, RawSpec, SharedVocabularyRule
 
 ROWS = 4000
 # user has 100 ids: 0 padding, 1 null, 2 unseen.

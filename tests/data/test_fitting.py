@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.encoding.encoder_files import save_encoders
+from data.encoding.encoders import Numerical, Vocabulary, encode_columns
+from data.encoding.fitting import FittedFeatures, FittedTarget, Scratch, TargetFitter
+from data.encoding.staged_columns import ROW, finished
 from data.errors import DataError
-from data.preprocess.encoder_files import save_encoders
-from data.preprocess.encoders import Numerical, Vocabulary, encode_columns
-from data.preprocess.fitting import FittedFeatures, FittedTarget, Scratch, TargetFitter
-from data.preprocess.staged_columns import ROW, finished
 from data.spec.features import Feature
-from data.spec.raw_spec import (
+from data.spec.raw.spec import (
     BoundariesRule,
     CrossRule,
     HashRule,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.preprocess.hashing import buckets, hash_rows, hash_values
+from data.encoding.hashing import buckets, hash_rows, hash_values
 from tests.data.scalar_hash import fnv1a, mix, scalar_hash, scalar_row_hash
 
 INT64 = st.integers(-(2**63), 2**63 - 1)

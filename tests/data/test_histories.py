@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from data.errors import DataError
 from data.preprocess import histories
 from data.spec.features import Feature
-from data.spec.raw_spec import Condition, Count, History, KeepRule, RawFeature, RawSpec
+from data.spec.raw.spec import Condition, Count, History, KeepRule, RawFeature, RawSpec
 
 PLENTY, ONE_ROW_AT_A_TIME = 2**30, 1
 CLICKED = Condition("click", "!=", 0.0)

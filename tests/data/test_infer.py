@@ -20,11 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.preprocess.column_kinds import find_list, find_timestamp, is_number, kind_by_name, sampled_column
-from data.preprocess.infer import infer
-from data.preprocess.sampling import draw_sample
-from data.spec.raw_reader import read_raw_spec
-from data.spec.raw_spec import (
+from data.raw.column_kinds import find_list, find_timestamp, is_number, kind_by_name, sampled_column
+from data.raw.infer import infer
+from data.raw.sampling import draw_sample
+from data.spec.raw.reader import read_raw_spec
+from data.spec.raw.spec import (
     KeepRule,
     LabelMapRule,
     NumberRule,
@@ -601,7 +601,7 @@ def test_the_sample_spans_a_large_file(tmp_path, name):
 
 
 def test_large_compressed_files_are_read_at_their_start(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.preprocess.sampling.MAX_COMPRESSED_BYTES", 1000)
+    monkeypatch.setattr("data.raw.sampling.MAX_COMPRESSED_BYTES", 1000)
     large_log(tmp_path / "large.csv.gz")
     spec, text = inferred(tmp_path, "large.csv.gz", "click", time="ts", rows=30_000)
     assert "Only the start of each file was read" in text

@@ -8,9 +8,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from data.encoding.encoders import HashedIds, Numerical, Vocabulary
+from data.encoding.keys import KeyIndex, KeyTable
 from data.errors import DataError
-from data.preprocess.encoders import HashedIds, Numerical, Vocabulary
-from data.preprocess.keys import KeyIndex, KeyTable
 from tests.data.scalar_hash import scalar_hash
 
 BIG = 2**60 + 1  # its neighbours are the same float64

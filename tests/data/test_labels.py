@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.preprocess.labels import check_given, group_values, is_negative, label_values, weight_values
+from data.raw.labels import check_given, group_values, is_negative, label_values, weight_values
 from data.spec.features import Feature
-from data.spec.raw_spec import KeepRule, LabelMapRule, RawFeature, Rule, ThresholdRule
+from data.spec.raw.spec import KeepRule, LabelMapRule, RawFeature, Rule, ThresholdRule
 from tests.data.scalar_hash import scalar_hash
 
 OPERATORS = {

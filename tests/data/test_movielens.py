@@ -7,9 +7,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from data.encoding.encoder_files import load_encoders
+from data.encoding.encoders import encode_columns
 from data.movielens.prepare import main, prepare
-from data.preprocess.encoder_files import load_encoders
-from data.preprocess.encoders import encode_columns
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
 from tests.data.movielens_sample import Expected, make_sample, raw_columns, split, write_1m, write_100k

@@ -5,15 +5,15 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from data.preprocess.encoders import encode_columns
-from data.preprocess.nvtabular_operators import (
+from data.encoding.encoders import encode_columns
+from data.encoding.nvtabular_operators import (
     CountKeys,
     EncodeIds,
     FitFeatures,
     to_frame,
     to_table,
 )
-from data.preprocess.nvtabular_setup import Dataset, Schema, Workflow, from_map, ops
+from data.encoding.nvtabular_setup import Dataset, Schema, Workflow, from_map, ops
 from tests.data.scalar_hash import scalar_hash
 from tests.data.test_fitting import SPEC, rows, staged
 from tests.data.test_fitting import fitted as fitted_features

@@ -16,7 +16,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import preprocess
-from data.preprocess.encoder_files import load_encoders
+from data.encoding.encoder_files import load_encoders
 from data.preprocess.engine import Resources
 from data.spec.feature_spec import FeatureSpec
 

@@ -389,7 +389,7 @@ ARGUMENTS = {
         arguments=("--infer", "{raw}/*.csv", "--label", "liked", *FIRST_SPEC),
     ),
     "inferred from nothing": Case(
-        "no file matches '{raw}/*.tsv'; {raw} holds feature_spec.yaml, logs.csv",
+        "; {raw} holds feature_spec.yaml, logs.csv",
         arguments=("--infer", "{raw}/*.tsv", "--label", "liked", *FIRST_SPEC),
     ),
     "existing specification": Case(

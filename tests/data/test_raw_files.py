@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.preprocess import raw_text
-from data.preprocess.raw_files import count_rows_estimate, list_files, read_raw
-from data.preprocess.raw_text import Records
-from data.spec.raw_spec import RawChunk, Reading
+from data.raw import text as raw_text
+from data.raw.files import count_rows_estimate, list_files, read_raw
+from data.raw.text import Records
+from data.spec.raw.spec import RawChunk, Reading
 
 NULL = "NA"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

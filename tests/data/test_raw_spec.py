@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.spec.feature_spec import FeatureSpecError
-from data.spec.raw_document import KEYS_OF, STEPS
-from data.spec.raw_reader import plain_document, raw_spec_from_dict, read_raw_spec
-from data.spec.raw_spec import (
+from data.spec.raw.document import KEYS_OF, STEPS
+from data.spec.raw.reader import plain_document, raw_spec_from_dict, read_raw_spec
+from data.spec.raw.spec import (
     BoundariesRule,
     Condition,
     Count,

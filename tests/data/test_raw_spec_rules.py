@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from data.spec.feature_spec import FeatureSpec, FeatureSpecError
-from data.spec.raw_reader import raw_spec_from_dict
+from data.spec.raw.reader import raw_spec_from_dict
 from tests.data.raw_spec_samples import GONE, changed_raw, raw_problems
 from tests.data.sample_specs import check_only_problem, document
 

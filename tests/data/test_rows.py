@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.encoding.splits import NEGATIVE, ORDER, SPLIT, draw_mappings
 from data.errors import DataError
-from data.preprocess.rows import RawRows, assign_mappings, keeps_negative, order_keys, satisfies
-from data.preprocess.splits import NEGATIVE, ORDER, SPLIT, draw_mappings
-from data.spec.raw_spec import Condition, LastSplit, RandomSplit, RawChunk, RawSpec, TimeSplit
+from data.raw.rows import RawRows, assign_mappings, keeps_negative, order_keys, satisfies
+from data.spec.raw.spec import Condition, LastSplit, RandomSplit, RawChunk, RawSpec, TimeSplit
 from tests.data.scalar_hash import mix, scalar_hash
 
 CHUNK = RawChunk("parquet", ("*.parquet",))

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from data.preprocess.splits import draw_mappings
+from data.encoding.splits import draw_mappings
 
 
 def test_fractions_that_round_to_one():

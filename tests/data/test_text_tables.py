@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from data.preprocess.text_tables import TextForm, read_text_blocks
+from data.raw.text_tables import TextForm, read_text_blocks
 
 
 @pytest.mark.parametrize("block_bytes", [1, 2, 7, 16, 1000])

@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow as pa
 import tensorflow as tf
 
+from data.encoding.encoder_files import SETTINGS_FILE, load_encoders
+from data.encoding.encoders import Encoder
+from data.encoding.workflow_folder import ENCODERS_FOLDER, RAW_SPEC_FILE
 from data.errors import DataError
-from data.preprocess.encoder_files import SETTINGS_FILE, load_encoders
-from data.preprocess.encoders import Encoder
-from data.preprocess.workflow_folder import ENCODERS_FOLDER, RAW_SPEC_FILE
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
-from data.spec.raw_reader import raw_spec_from_dict
-from data.spec.raw_spec import RawSpec
+from data.spec.raw.reader import raw_spec_from_dict
+from data.spec.raw.spec import RawSpec
 from data.storage.checksummed_dir import ChecksummedDir, StorageError
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, Architecture, open_model

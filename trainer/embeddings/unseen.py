@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.encoding.hashing import mix
 from data.loading.batch import Batch
-from data.preprocess.hashing import mix
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Feature
 

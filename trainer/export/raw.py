@@ -9,8 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from data.loading.batch import PAD
-from data.preprocess.encoders import (
+from data.encoding.encoders import (
     BucketizedIds,
     CrossedIds,
     Encoder,
@@ -22,7 +21,8 @@ from data.preprocess.encoders import (
     TimestampIds,
     Vocabulary,
 )
-from data.preprocess.hashing import NULL_HASH
+from data.encoding.hashing import NULL_HASH
+from data.loading.batch import PAD
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.graph import predictions
 from trainer.export.raw_columns import (

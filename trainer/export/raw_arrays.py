@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.preprocess.encoders import (
+from data.encoding.encoders import (
     CLIP,
     FIRST_OOV_ID,
     MINMAX,
@@ -26,7 +26,7 @@ from data.preprocess.encoders import (
     TimestampIds,
     Vocabulary,
 )
-from data.preprocess.hashing import buckets, hash_values, mix
+from data.encoding.hashing import buckets, hash_values, mix
 from trainer.export.raw_columns import INTEGER, TEXT, RawLayout, columns_of
 
 LAYOUT_FILE = "layout.json"

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.preprocess.encoders import (
+from data.encoding.encoders import (
     BucketizedIds,
     CrossedIds,
     Encoder,
@@ -20,7 +20,7 @@ from data.preprocess.encoders import (
     TimestampIds,
     Vocabulary,
 )
-from data.spec.raw_spec import RawSpec, Reading
+from data.spec.raw.spec import RawSpec, Reading
 from trainer.layout import InputSchema
 
 TEXT, INTEGER, NUMBER = "string", "int64", "float64"

@@ -1,4 +1,4 @@
-"""Encoders of `data.preprocess.encoders` in TensorFlow operations.
+"""Encoders of `data.encoding.encoders` in TensorFlow operations.
 
 Every function encodes the raw columns of several encoders of one kind at once: values are [batch, encoders], or
 [batch, length] for one encoder of lists.
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from data.preprocess.encoders import (
+from data.encoding.encoders import (
     CLIP,
     FILL,
     FIRST_OOV_ID,
@@ -30,8 +30,8 @@ from data.preprocess.encoders import (
     TimestampIds,
     Vocabulary,
 )
-from data.preprocess.hashing import buckets as numpy_buckets
-from data.preprocess.hashing import hash_values
+from data.encoding.hashing import buckets as numpy_buckets
+from data.encoding.hashing import hash_values
 from trainer.export.raw_hashes import buckets, hash_integers, hash_texts
 
 # What a lookup table returns for other values than its keys.

@@ -1,10 +1,10 @@
-"""The hash of `data.preprocess.hashing` in TensorFlow operations."""
+"""The hash of `data.encoding.hashing` in TensorFlow operations."""
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.bitwise import bitwise_xor, right_shift
 
-from data.preprocess import hashing
+from data.encoding import hashing
 
 # Bytes of every text that one pass of the loop hashes: fewer passes, whose overhead dominates for a few texts.
 UNROLLED = 8

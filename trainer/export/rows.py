@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data.loading.batch import PAD
-from data.loading.loader import ParquetLoader
-from data.preprocess.encoders import (
+from data.encoding.encoders import (
     FILL,
     LOG1P,
     SCALE,
@@ -19,6 +17,8 @@ from data.preprocess.encoders import (
     Numerical,
     encode_columns,
 )
+from data.loading.batch import PAD
+from data.loading.loader import ParquetLoader
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.comparison import Arrays, Check, Predict, expected_predictions
 from trainer.export.raw_columns import (

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from data.encoding.encoders import CrossedIds, Encoder
 from data.loading.loader import ParquetLoader
-from data.preprocess.encoders import CrossedIds, Encoder
-from data.spec.raw_spec import RawSpec
+from data.spec.raw.spec import RawSpec
 from data.storage.checksummed_dir import remove_leftovers
 from data.storage.files import draft_beside, sync, unmark_draft
 from trainer.checkpoint.load_model import LoadedModel, read_model

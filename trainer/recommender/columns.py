@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data.encoding.encoders import Encoder, Numerical, Vocabulary
+from data.encoding.keys import as_lists, as_numbers, distinct_values, holds_numbers, is_list, known_keys
 from data.errors import DataError, listed, nearest, shown
-from data.preprocess.encoders import Encoder, Numerical, Vocabulary
-from data.preprocess.keys import as_lists, as_numbers, distinct_values, holds_numbers, is_list, known_keys
 
 CATEGORICAL, NUMERICAL, MULTIHOT = KINDS = ("categorical", "numerical", "multihot")
 

@@ -6,6 +6,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from data.encoding.encoder_files import load_encoders, save_encoders
+from data.encoding.encoders import HashedIds, HashedRanks, Vocabulary
+from data.encoding.keys import KeyTable
+from data.encoding.splits import ranges
 from data.errors import DataError
 from data.outbrain.joining import display_order, folds, is_training, row_order
 from data.outbrain.operators import (
@@ -20,10 +24,6 @@ from data.outbrain.operators import (
     smoothed_rates,
     weighted_median,
 )
-from data.preprocess.encoder_files import load_encoders, save_encoders
-from data.preprocess.encoders import HashedIds, HashedRanks, Vocabulary
-from data.preprocess.keys import KeyTable
-from data.preprocess.splits import ranges
 from tests.data.outbrain.sample_data import DAY_MS
 from tests.data.scalar_hash import scalar_hash, scalar_row_hash
 

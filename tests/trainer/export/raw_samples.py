@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.preprocess.encoders import (
+from data.encoding.encoders import (
     BucketizedIds,
     CrossedIds,
     CrossInput,
@@ -17,9 +17,9 @@ from data.preprocess.encoders import (
     Vocabulary,
     encode_columns,
 )
-from data.preprocess.keys import KeyTable
+from data.encoding.keys import KeyTable
 from data.spec.features import Feature
-from data.spec.raw_spec import HashRule, RawFeature, RawSpec, Reading
+from data.spec.raw.spec import HashRule, RawFeature, RawSpec, Reading
 from trainer.export.raw_columns import RawLayout
 from trainer.export.rows import random_raw
 from trainer.layout import CategoricalInput, InputSchema

@@ -10,8 +10,8 @@ import tensorflow as tf
 import yaml
 
 import export
+from data.encoding.encoders import Numerical
 from data.errors import DataError
-from data.preprocess.encoders import Numerical
 from tests.trainer.export.models import draw_inputs, specification, write_run
 from tests.trainer.export.test_raw import make_encoders
 from trainer.export import raw_encoders, request

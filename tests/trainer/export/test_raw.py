@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data.preprocess.encoders import (
+from data.encoding.encoders import (
     CrossedIds,
     CrossInput,
     HashedIds,
@@ -18,8 +18,8 @@ from data.preprocess.encoders import (
     TimestampIds,
     Vocabulary,
 )
-from data.preprocess.keys import KeyTable
-from data.spec.raw_spec import RawSpec, Reading
+from data.encoding.keys import KeyTable
+from data.spec.raw.spec import RawSpec, Reading
 from tests.data.scalar_hash import scalar_hash
 from tests.trainer.export.models import predicted, write_run
 from tests.trainer.export.raw_samples import make_layout, sample_rows

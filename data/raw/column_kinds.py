@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.preprocess.sampling import NUMBER
+from data.raw.sampling import NUMBER
 
 INTEGER = r"^[+-]?\d+$"
 LEADING_ZERO = r"^0\d"

@@ -369,7 +369,7 @@ class RawSpec:
             "sample_weight" (role: sample_weight); `keep_negatives` adds it where the specification has none.
         keep_negatives: fraction of the training rows without a positive label to keep, or None for all.
         shuffle: whether training rows are stored in ascending order of hash(seed, ORDER, key).
-        seed: seed of all draws: splits, folds, negatives and order (see `data.preprocess.splits`).
+        seed: seed of all draws: splits, folds, negatives and order (see `data.encoding.splits`).
         row_key: readings that identify a row (`split: {key: [user, movie]}`), on which its draws depend. Empty: an
             integer, the number of its file in its source, in sorted path order, times 2**40 plus its number in the
             file.

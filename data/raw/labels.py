@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data.encoding.hashing import hash_values
 from data.errors import DataError, nearest, shown
-from data.preprocess.hashing import hash_values
 from data.spec.features import Feature
-from data.spec.raw_spec import Comparison, LabelMapRule, RawFeature, ThresholdRule
+from data.spec.raw.spec import Comparison, LabelMapRule, RawFeature, ThresholdRule
 
 RowName = Callable[[int], str]
 

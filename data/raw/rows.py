@@ -1,7 +1,7 @@
 """Decide what becomes of each raw row: whether it is used, its mapping, and whether a negative row is kept.
 
 Every decision depends on the row alone: on its values, its position in its source, or a draw that is seeded by its key
-(see `data.preprocess.splits`). Blocks, workers and other rows never change it.
+(see `data.encoding.splits`). Blocks, workers and other rows never change it.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data.encoding.hashing import hash_rows, hash_values, mix
+from data.encoding.splits import NEGATIVE, ORDER, SPLIT, TEST, TRAIN, VALID, below, round_half_up
 from data.errors import DataError, shown
-from data.preprocess.hashing import hash_rows, hash_values, mix
-from data.preprocess.raw_cells import combined
-from data.preprocess.splits import NEGATIVE, ORDER, SPLIT, TEST, TRAIN, VALID, below, round_half_up
-from data.spec.raw_spec import Condition, LastSplit, RandomSplit, RawSpec, TimeSplit
+from data.raw.cells import combined
+from data.spec.raw.spec import Condition, LastSplit, RandomSplit, RawSpec, TimeSplit
 
 NULL_HASH = np.uint64(0)
 COMPARE: dict[str, Callable[[pa.Array, pa.Scalar], pa.Array]] = {

@@ -1,6 +1,6 @@
 """Import NVTabular with the settings that it needs. All other modules import NVTabular from here:
 
-    from data.preprocess.nvtabular_setup import Dataset, Workflow, dispatch, ops
+    from data.encoding.nvtabular_setup import Dataset, Workflow, dispatch, ops
 
 NVTabular 23.8 reads Dask's settings at import, imports TensorFlow only for its dtypes (which takes ten seconds, and
 half of the memory of a GPU), emits irrelevant warnings, and logs a traceback of each exception that an operator raises,
@@ -42,7 +42,7 @@ def _set_dask() -> None:
     if frames is not None and frames._dask_expr_enabled():
         raise RuntimeError(
             "dask.dataframe was imported with query planning before NVTabular, which cannot use it; "
-            "import data.preprocess.nvtabular_setup first"
+            "import data.encoding.nvtabular_setup first"
         )
 
 

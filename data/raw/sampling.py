@@ -17,9 +17,9 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from data.errors import DataError, shown
-from data.preprocess.raw_files import list_files, partition_keys
-from data.preprocess.raw_text import COMPRESSED, open_both, open_text
-from data.spec.raw_spec import RawChunk
+from data.raw.files import list_files, partition_keys
+from data.raw.text import COMPRESSED, open_both, open_text
+from data.spec.raw.spec import RawChunk
 from data.storage.files import open_regular, reading
 
 MAX_FILES = 16

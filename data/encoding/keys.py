@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pandas.api.types import infer_dtype
 
+from data.encoding.hashing import FEW, NULL_HASH, hash_values
 from data.errors import DataError, shown
-from data.preprocess.hashing import FEW, NULL_HASH, hash_values
 
 INT64 = np.iinfo(np.int64)
 INT32_MAX, UINT64_MAX = np.iinfo(np.int32).max, np.uint64(np.iinfo(np.uint64).max)
@@ -214,7 +214,7 @@ def coded_keys(column: str, values: Values) -> tuple[np.ndarray, pa.Array]:
 
 
 def hash_column(column: str, values: Values) -> np.ndarray:
-    """Return the hash of each value as part of a row (see `data.preprocess.hashing`), [n] uint64.
+    """Return the hash of each value as part of a row (see `data.encoding.hashing`), [n] uint64.
 
     Raises:
         DataError: if a value is neither an integer nor a string, or if there are both.

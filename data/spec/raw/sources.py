@@ -11,10 +11,10 @@ from typing import Any
 from data.errors import listed, nearest, shown
 from data.spec.document import Problem, path_of
 from data.spec.features import REQUIRED_MAPPINGS
-from data.spec.raw_columns import KEY_TYPES, ORDER_TYPES, RawColumns
-from data.spec.raw_document import RawChunkKeys, RawParts
-from data.spec.raw_spec import LastSplit, RandomSplit, RawChunk, Reading, Split, TimeSplit
-from data.spec.raw_values import microseconds
+from data.spec.raw.columns import KEY_TYPES, ORDER_TYPES, RawColumns
+from data.spec.raw.document import RawChunkKeys, RawParts
+from data.spec.raw.spec import LastSplit, RandomSplit, RawChunk, Reading, Split, TimeSplit
+from data.spec.raw.values import microseconds
 from data.storage.files import find_escape
 
 _CSV_KEYS = ("features", "header", "separator", "quote", "null", "trim")

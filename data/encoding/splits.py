@@ -1,13 +1,13 @@
 """Random splits and orders by hash, so that each row's draw depends only on a seed and the row's keys.
 
-Every draw is hash(row) of `data.preprocess.hashing` over (seed, purpose, keys), with the purposes below: NEGATIVE draws
+Every draw is hash(row) of `data.encoding.hashing` over (seed, purpose, keys), with the purposes below: NEGATIVE draws
 the rows without a positive label that are kept.
 """
 
 import numpy as np
 
+from data.encoding.hashing import Values, hash_rows
 from data.errors import DataError
-from data.preprocess.hashing import Values, hash_rows
 
 SPLIT, FOLD, ORDER, NEGATIVE = 0, 1, 2, 3
 TRAIN, VALID, TEST = "train", "valid", "test"

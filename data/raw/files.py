@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import DataError, listed, shown
-from data.preprocess.raw_cells import CellError, convert
-from data.preprocess.raw_csv import csv_columns, csv_tables
-from data.preprocess.raw_parquet import count_parquet_rows, parquet_tables
-from data.preprocess.raw_text import sample_text
-from data.spec.raw_spec import RawChunk, Reading
+from data.raw.cells import CellError, convert
+from data.raw.csv import csv_columns, csv_tables
+from data.raw.parquet import count_parquet_rows, parquet_tables
+from data.raw.text import sample_text
+from data.spec.raw.spec import RawChunk, Reading
 from data.storage.files import find_escape
 
 # Files of a folder that hold no rows, such as _SUCCESS and the specification.

@@ -9,12 +9,12 @@ from data.errors import shown
 from data.spec.document import Problem, format_problems, path_of
 from data.spec.feature_spec import FeatureSpecError
 from data.spec.features import CHANNELS, LABEL, SAMPLE_WEIGHT, name_mistake
-from data.spec.raw_columns import RawColumns, ReadCondition, as_condition
-from data.spec.raw_document import RawParts, raw_key_of, read_raw_document
-from data.spec.raw_encodings import NUMBER_TYPES
-from data.spec.raw_features import RawFeatures
-from data.spec.raw_sources import RawSplit, check_chunks, check_files, chunk_of, listed_columns
-from data.spec.raw_spec import RawSpec, Reading
+from data.spec.raw.columns import RawColumns, ReadCondition, as_condition
+from data.spec.raw.document import RawParts, raw_key_of, read_raw_document
+from data.spec.raw.encodings import NUMBER_TYPES
+from data.spec.raw.features import RawFeatures
+from data.spec.raw.sources import RawSplit, check_chunks, check_files, chunk_of, listed_columns
+from data.spec.raw.spec import RawSpec, Reading
 from data.spec.validators import check_document
 from data.spec.yaml_reader import read_yaml
 

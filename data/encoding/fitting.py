@@ -2,7 +2,7 @@
 
 A `Fitter` turns each partition into a state, merges states, and makes an encoder of the last one. The encoder does not
 depend on the partitions or on the order of merging, to the last bit: counts are integers, sums are exact
-(`data.preprocess.exact_sums`), medians are exact (`data.preprocess.order_statistics`), and ties are broken by value.
+(`data.encoding.exact_sums`), medians are exact (`data.encoding.order_statistics`), and ties are broken by value.
 """
 
 from abc import ABC, abstractmethod
@@ -17,9 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.errors import DataError
-from data.preprocess.counting import KeyCounts, group_keys
-from data.preprocess.encoders import (
+from data.encoding.counting import KeyCounts, group_keys
+from data.encoding.encoders import (
     CLIP,
     FILL,
     LOG1P,
@@ -41,14 +40,15 @@ from data.preprocess.encoders import (
     encode_columns,
     raw_columns,
 )
-from data.preprocess.exact_sums import LARGEST, GroupSums, Moments
-from data.preprocess.hashing import buckets, hash_rows, mix
-from data.preprocess.keys import KeyTable, as_arrow, as_numbers, coded_keys, hash_column, kept_index
-from data.preprocess.order_statistics import SortedRuns
-from data.preprocess.splits import FOLD
-from data.preprocess.staged_columns import ROW, finished
+from data.encoding.exact_sums import LARGEST, GroupSums, Moments
+from data.encoding.hashing import buckets, hash_rows, mix
+from data.encoding.keys import KeyTable, as_arrow, as_numbers, coded_keys, hash_column, kept_index
+from data.encoding.order_statistics import SortedRuns
+from data.encoding.splits import FOLD
+from data.encoding.staged_columns import ROW, finished
+from data.errors import DataError
 from data.spec.features import NUMERICAL
-from data.spec.raw_spec import (
+from data.spec.raw.spec import (
     BoundariesRule,
     CrossRule,
     HashRule,

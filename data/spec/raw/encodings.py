@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from data.spec.features import CATEGORICAL_CHANNELS, LABEL, MAP, NUMERICAL
-from data.spec.raw_document import STEPS
-from data.spec.raw_spec import (
+from data.spec.raw.document import STEPS
+from data.spec.raw.spec import (
     BoundariesRule,
     CrossRule,
     HashRule,

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 
 from data.errors import DataError, LostInputError, listed, nearest
 from data.files.parquet import arrow_file
-from data.preprocess.raw_cells import CellError, as_table, combined, convert, used_dictionary
-from data.preprocess.raw_text import HINT, SIGNATURES
-from data.spec.raw_spec import RawChunk, Reading
+from data.raw.cells import CellError, as_table, combined, convert, used_dictionary
+from data.raw.text import HINT, SIGNATURES
+from data.spec.raw.spec import RawChunk, Reading
 from data.storage.files import is_of_system
 from data.storage.files import reading as opened
 

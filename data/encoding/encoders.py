@@ -1,10 +1,10 @@
 """Fitted encoders that map raw values to ids and numbers without NVTabular, for training and serving.
 
 Ids are laid out as NVTabular's Categorify does: 0 is padding, 1 is null, then come the ids of values unseen in training
-(hashed by `data.preprocess.hashing`), then those of the known values. `HashedIds` with `first_id=0` and `HashedRanks`
+(hashed by `data.encoding.hashing`), then those of the known values. `HashedIds` with `first_id=0` and `HashedRanks`
 have the layout of published recipes instead, where any id can be a hash.
 
-`encode` takes values as data frames, files and requests hold them (see `data.preprocess.keys`): Arrow arrays of any
+`encode` takes values as data frames, files and requests hold them (see `data.encoding.keys`): Arrow arrays of any
 kind, pandas, NumPy or a list. Arrow dictionaries are encoded entry by entry, and strings in Arrow memory never become
 Python objects. A list feature is encoded item by item; a missing list is an empty one.
 """
@@ -17,10 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.errors import DataError
-from data.preprocess.counting import most_frequent_first
-from data.preprocess.hashing import buckets, hash_values, mix
-from data.preprocess.keys import (
+from data.encoding.counting import most_frequent_first
+from data.encoding.hashing import buckets, hash_values, mix
+from data.encoding.keys import (
     KeyTable,
     Values,
     as_arrow,
@@ -31,6 +30,7 @@ from data.preprocess.keys import (
     kept_index,
     key_array,
 )
+from data.errors import DataError
 
 PAD_ID, NULL_ID, FIRST_OOV_ID = 0, 1, 2
 # First id of encoders with a single id for unseen values.
@@ -156,7 +156,7 @@ class Vocabulary:
 
 @dataclass(frozen=True, eq=False)
 class HashedIds:
-    """Encoder that hashes values into buckets (see `data.preprocess.hashing`).
+    """Encoder that hashes values into buckets (see `data.encoding.hashing`).
 
     Attributes:
         column: name of the raw column.
@@ -381,7 +381,7 @@ class CrossInput:
 class CrossedIds:
     """Encoder of combinations of columns.
 
-    A combination has an int64 key: the hash of the row of its inputs (`data.preprocess.hashing`), taken as a signed
+    A combination has an int64 key: the hash of the row of its inputs (`data.encoding.hashing`), taken as a signed
     number. The key of a feature is its id; that of a raw column is its value, null included.
 
     Attributes:

@@ -1,7 +1,7 @@
 """The shape of a raw specification's document, as pydantic types.
 
 `read_raw_document` separates the well-formed parts from everything else, which it reports as problems;
-`data.spec.raw_reader` then checks the parts against each other.
+`data.spec.raw.reader` then checks the parts against each other.
 """
 
 from collections.abc import Callable
@@ -51,8 +51,8 @@ from data.spec.document_values import (
     wrong_value,
 )
 from data.spec.features import CHANNELS, CHUNK_KEYS, SECTIONS, Feature, Missing, name_mistake
-from data.spec.raw_spec import Comparison, Keep, RawType, TimestampPart
-from data.spec.raw_values import WrittenCondition, read_condition, read_threshold, read_time, read_window
+from data.spec.raw.spec import Comparison, Keep, RawType, TimestampPart
+from data.spec.raw.values import WrittenCondition, read_condition, read_threshold, read_time, read_window
 
 STEPS = ("fill", "log1p", "clip", "standardize", "minmax")
 # Encodings that are complete without an argument, and therefore may be written as a single word.

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.errors import DataError, shown
-from data.spec.raw_spec import Reading
+from data.spec.raw.spec import Reading
 
 TEXT = pa.dictionary(pa.int32(), pa.string())
 ARROW_TYPES = {

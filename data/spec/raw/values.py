@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, cast, get_args
 
 from data.errors import described, shown
-from data.spec.raw_spec import Comparison
+from data.spec.raw.spec import Comparison
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)

@@ -1,7 +1,7 @@
 """NVTabular operators that complement those of NVTabular, for both pandas and cuDF.
 
 `FitFeatures` fits and applies the encoders of a raw specification on Arrow memory. The other operators pass the
-distinct values of a column through the encoders of `data.preprocess.encoders` on the host, and gather the results on
+distinct values of a column through the encoders of `data.encoding.encoders` on the host, and gather the results on
 the device. Results are the same on GPU, on CPU and at serving time.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from data.preprocess.encoders import (
+from data.encoding.encoders import (
     NULL_ID,
     CrossedIds,
     Encoded,
@@ -26,10 +26,10 @@ from data.preprocess.encoders import (
     Vocabulary,
     encode_feature,
 )
-from data.preprocess.fitting import FittedFeatures, Fitter, Scratch
-from data.preprocess.keys import KeyTable, as_arrow, as_keys
-from data.preprocess.nvtabular_setup import ON_GPU, dispatch, global_dask_client, ops
-from data.spec.raw_spec import RawSpec
+from data.encoding.fitting import FittedFeatures, Fitter, Scratch
+from data.encoding.keys import KeyTable, as_arrow, as_keys
+from data.encoding.nvtabular_setup import ON_GPU, dispatch, global_dask_client, ops
+from data.spec.raw.spec import RawSpec
 
 # States of partitions to merge at a time.
 FAN_IN = 8
@@ -133,7 +133,7 @@ class EncodeIds(ops.Categorify):
     """NVTabular's Categorify with ids that are the same on every platform.
 
     Categorify counts the values; a `Vocabulary` assigns the ids, in the same layout. Unlike Categorify, it breaks ties
-    by value, uses the same hash for unseen values on pandas and cuDF (`data.preprocess.hashing`), and supports columns
+    by value, uses the same hash for unseen values on pandas and cuDF (`data.encoding.hashing`), and supports columns
     with only nulls, and buckets for lists, where Categorify raises.
 
     Args:

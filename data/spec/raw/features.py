@@ -16,9 +16,9 @@ from data.spec.features import (
     NUMERICAL,
     Feature,
 )
-from data.spec.raw_columns import ANY_TYPE, KEY_TYPES, ORDER_TYPES, RawColumns, ReadCondition, as_condition
-from data.spec.raw_document import RawFeatureKeys, RawParts
-from data.spec.raw_encodings import (
+from data.spec.raw.columns import ANY_TYPE, KEY_TYPES, ORDER_TYPES, RawColumns, ReadCondition, as_condition
+from data.spec.raw.document import RawFeatureKeys, RawParts
+from data.spec.raw.encodings import (
     ID_RULES,
     INTEGER_TYPES,
     NUMBER_OR_BOOL_TYPES,
@@ -29,7 +29,7 @@ from data.spec.raw_encodings import (
     default_rule,
     rule_of,
 )
-from data.spec.raw_spec import (
+from data.spec.raw.spec import (
     Count,
     CrossRule,
     History,
@@ -45,7 +45,7 @@ from data.spec.raw_spec import (
     TargetRule,
     ThresholdRule,
 )
-from data.spec.raw_values import MICROSECOND
+from data.spec.raw.values import MICROSECOND
 from data.spec.validators import (
     check_channel_features,
     check_channels_are_used,

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.errors import DataError, shown
-from data.preprocess.encoders import (
+from data.encoding.encoders import (
     CLIP,
     FILL,
     LOG1P,
@@ -38,7 +37,8 @@ from data.preprocess.encoders import (
     TimestampPart,
     Vocabulary,
 )
-from data.preprocess.keys import KeyTable
+from data.encoding.keys import KeyTable
+from data.errors import DataError, shown
 from data.spec.features import MAX_CARDINALITY, name_mistake
 from data.storage.checksummed_dir import Content, StorageError, open_verified, write_checksummed
 from data.storage.tables import from_parquet, to_parquet

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from data.errors import DataError, listed, nearest, shown
-from data.preprocess.raw_cells import TEXT, CellError, as_table, combined, convert, trimmed
-from data.preprocess.raw_text import UTF8_FIX, Records, ahead, find_line, open_text
-from data.spec.raw_spec import RawChunk, Reading
+from data.raw.cells import TEXT, CellError, as_table, combined, convert, trimmed
+from data.raw.text import UTF8_FIX, Records, ahead, find_line, open_text
+from data.spec.raw.spec import RawChunk, Reading
 
 # Arrow parses parts of this size in parallel; larger ones leave the cache.
 PARSED_BYTES = 2**21

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.errors import DataError, shown
-from data.preprocess.column_kinds import (
+from data.raw.column_kinds import (
     ENTITY_WORDS,
     HISTORY_WORDS,
     MICROSECONDS,
@@ -26,7 +26,7 @@ from data.preprocess.column_kinds import (
     stored_list,
     words_of,
 )
-from data.preprocess.sampling import RawSample
+from data.raw.sampling import RawSample
 from data.spec.features import LABEL, MULTIHOT, NUMERICAL, ONEHOT, name_mistake
 
 # (rows of all files, min_count): the more rows, the more occurrences can be asked for.

@@ -8,9 +8,9 @@ from typing import get_args
 
 from data.errors import shown
 from data.spec.document import Problem
-from data.spec.raw_encodings import INTEGER_TYPES, NUMBER_OR_BOOL_TYPES, NUMBER_TYPES
-from data.spec.raw_spec import Comparison, Condition, LabelMapRule, RawType, Reading, Rule, ThresholdRule
-from data.spec.raw_values import WrittenCondition, as_time, microseconds
+from data.spec.raw.encodings import INTEGER_TYPES, NUMBER_OR_BOOL_TYPES, NUMBER_TYPES
+from data.spec.raw.spec import Comparison, Condition, LabelMapRule, RawType, Reading, Rule, ThresholdRule
+from data.spec.raw.values import WrittenCondition, as_time, microseconds
 
 ANY_TYPE: tuple[RawType, ...] = get_args(RawType)
 ORDER_TYPES: tuple[RawType, ...] = ("timestamp", *NUMBER_TYPES)

@@ -12,8 +12,8 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from data.errors import DataError, listed, nearest, printable, shown
-from data.preprocess.column_kinds import MICROSECONDS, SampledColumn, TimestampKind, find_timestamp, words_of
-from data.preprocess.inferred_features import (
+from data.raw.column_kinds import MICROSECONDS, SampledColumn, TimestampKind, find_timestamp, words_of
+from data.raw.inferred_features import (
     Column,
     FeatureLine,
     LeftOut,
@@ -28,7 +28,7 @@ from data.preprocess.inferred_features import (
     with_conditions,
     with_shared_vocabularies,
 )
-from data.preprocess.sampling import RawSample, draw_sample, find_raw_files
+from data.raw.sampling import RawSample, draw_sample, find_raw_files
 from data.spec.feature_spec import PlainRepresenter
 from data.spec.features import LABEL, MULTIHOT, NUMERICAL, ONEHOT
 

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.preprocess.hashing import hash_values
-from data.preprocess.keys import Values, coded_keys
+from data.encoding.hashing import hash_values
+from data.encoding.keys import Values, coded_keys
 
 # Counts on disk are divided by the first bits of the keys' hashes, so that one range at a time is merged.
 RANGE_BITS = 6
