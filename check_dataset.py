@@ -6,9 +6,10 @@ from collections import Counter
 from itertools import chain
 from pathlib import Path
 
-from data.checks.dataset import Finding, MappingSummary, check_folder, check_mapping
+from data.checks.dataset import Finding, MappingSummary, check_folder, check_mapping, read_encoders
 from data.command_line import Parser, run_tool, whole_number
 from data.files.new_dataset import SPEC_FILE
+from data.preprocess.findings import DatasetCounts
 from data.spec.feature_spec import FeatureSpec
 
 
@@ -23,21 +24,23 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Prints the findings and a summary; returns 1 if any finding is an error, 0 if there are at most warnings."""
+    """Prints the findings, notes on what is unusual, and a summary; returns 1 if any finding is an error, else 0."""
     spec = FeatureSpec.read(args.dataset / args.fspec_file, allow_outside_paths=args.allow_outside_paths)
     counts: Counter[str] = Counter()
-    summaries = {mapping: MappingSummary() for mapping in spec.sources}
+    values = DatasetCounts(spec, read_encoders(spec, allow_outside_paths=args.allow_outside_paths))
+    summaries = {mapping: MappingSummary(counts=values.mapping(mapping)) for mapping in spec.sources}
     errors = 0
     # Generators: findings are printed while the files are scanned, and the summaries are filled on the way.
     of_files = (check_mapping(spec, mapping, summary) for mapping, summary in summaries.items())
-    for finding in chain(check_folder(spec, allow_outside_paths=args.allow_outside_paths), *of_files):
+    of_folder = check_folder(spec, allow_outside_paths=args.allow_outside_paths)
+    for finding in chain(of_folder, *of_files):
         if counts.total() < args.max_findings:
             print(finding, flush=True)
         counts[_kind(finding)] += 1
         errors += not finding.is_warning
     if counts.total() > args.max_findings:
         print(f"... and {counts.total() - args.max_findings} more findings (--max_findings shows them)")
-    _print_summary(summaries, counts)
+    _print_summary(summaries, counts, values.texts())
     return 1 if errors else 0
 
 
@@ -45,14 +48,16 @@ def _kind(finding: Finding) -> str:
     return f"{finding.what} (warning)" if finding.is_warning else finding.what
 
 
-def _print_summary(summaries: dict[str, MappingSummary], counts: Counter[str]) -> None:
+def _print_summary(summaries: dict[str, MappingSummary], counts: Counter[str], notes: list[str]) -> None:
     for mapping, summary in summaries.items():
         labels = "; ".join(label.describe() for label in summary.labels.values())
         print(f"{mapping}: {summary.rows:,} rows in {summary.files} files; {labels}")
+    for note in notes:
+        print(f"note: {note}")
     if counts:
         print("findings: " + ", ".join(f"{what}: {count}" for what, count in counts.most_common()))
     else:
-        print("no findings")
+        print("no findings" + (f" besides {len(notes)} notes" if notes else ""))
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -5,6 +5,7 @@ import sys
 import time
 import traceback
 from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING
 
 from data.errors import DataError, LostInputError
 from data.storage.checksummed_dir import StorageError
@@ -29,7 +30,11 @@ from trainer.lifecycle.signals import StopRequest
 from trainer.logging.log import warn
 from trainer.process.startup import import_tensorflow, robust_stdio
 from trainer.process.worker_env import WorkerEnv, read_worker_env
+from trainer.raw_rows import check_raw, encode_for_all, encoded_rows, on_encoded
 from trainer.report.outputs import draw_gates_of_run
+
+if TYPE_CHECKING:
+    from trainer.comm import Comm  # imports TensorFlow
 
 # Seconds to wait for the lock of a run that a supervisor restarts: the old one may still be shutting down.
 LOCK_PATIENCE = 10.0
@@ -64,6 +69,8 @@ def main(argv: list[str] | None = None) -> int:
 
         try:
             comm = start_worker(config, env)
+            if data is None:
+                config, data = _encode_and_open(config, env, comm, resources)
             config, data = agree_on_inputs(config, data, comm, env)
             with closing(Trainer(config, data, comm, Services(record, stop))) as trainer:
                 if config.run.benchmark:
@@ -82,14 +89,38 @@ def main(argv: list[str] | None = None) -> int:
         return DONE
 
 
-def _parse_and_check(arguments: list[str], env: WorkerEnv, resources: ExitStack) -> tuple[Options, Inputs]:
-    """Parses the arguments, opens the data and checks that the run can start; locks the model folder for training."""
+def _parse_and_check(arguments: list[str], env: WorkerEnv, resources: ExitStack) -> tuple[Options, Inputs | None]:
+    """Parses the arguments, opens the data and checks that the run can start; locks the model folder for training.
+
+    Returns:
+        The configuration and the inputs; None if several workers predict raw rows, which rank 0 has yet to encode.
+    """
     config = parse(arguments, env.size, reads_checkpoint=env.rank == 0)
+    if config.run.raw:
+        if env.rank == 0:
+            check_raw(config)
+        if env.size > 1:
+            return config, None
+        config = on_encoded(config, resources.enter_context(encoded_rows(config)))
     data = open_inputs(config, env)
     if env.rank == 0 and config.run.trains and not config.run.benchmark:
         # Locked before the folders are checked, so that no other run changes them in between.
         patience = LOCK_PATIENCE if JOB_VARIABLE in os.environ else 0.0
         resources.enter_context(RunLock(config.data.model_dir, warn, patience))
+    _check(config, data, env)
+    return config, data
+
+
+def _encode_and_open(config: Options, env: WorkerEnv, comm: "Comm", resources: ExitStack) -> tuple[Options, Inputs]:
+    """Encodes raw rows on rank 0, opens them on all workers and checks that the run can start. A collective."""
+    config = encode_for_all(config, comm, resources)
+    data = open_inputs(config, env)
+    _check(config, data, env)
+    return config, data
+
+
+def _check(config: Options, data: Inputs, env: WorkerEnv) -> None:
+    """Checks that the run can start, and prints its folders and warnings on rank 0."""
     warnings = check_run(config, data, env)
     if env.rank == 0:
         folders = config.data
@@ -99,7 +130,6 @@ def _parse_and_check(arguments: list[str], env: WorkerEnv, resources: ExitStack)
         )
         for text in warnings:
             warn(text)
-    return config, data
 
 
 def _report_failure(error: Exception, env: WorkerEnv, record: WorkerRecord) -> int:

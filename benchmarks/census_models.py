@@ -23,10 +23,11 @@ from benchmarks.harness import ROOT, RunsFile
 from trainer.models.multitask import ExpertOptions
 
 MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple")
+# Raw specification in feature_specs/ of each set-up.
 SETUPS = {
-    "group1": ["--group", "1"],
-    "group1_paper": ["--group", "1", "--exclude", "education"],
-    "group2": ["--group", "2"],
+    "group1": "census_group1_raw.yaml",
+    "group1_paper": "census_group1_without_education_raw.yaml",
+    "group2": "census_group2_raw.yaml",
 }
 EMBEDDING = 8
 TOWER = (16,)
@@ -69,8 +70,8 @@ def prepared(raw: Path, work: Path, setup: str) -> Path:
     """The dataset of a set-up, prepared unless it exists, with embeddings of one width."""
     folder = work / setup
     if not folder.exists():
-        command = ["-m", "data.census.prepare", "--raw", str(raw), "--output", str(folder), *SETUPS[setup]]
-        subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+        flags = ["--input", str(raw), "--feature_spec_in", f"feature_specs/{SETUPS[setup]}", "--output", str(folder)]
+        subprocess.run([sys.executable, "preprocess.py", *flags], cwd=ROOT, check=True)
     onehot = specification(folder)["channel_spec"]["onehot_categorical"]
     (work / "widths.json").write_text(json.dumps(dict.fromkeys(onehot, EMBEDDING)))
     return folder

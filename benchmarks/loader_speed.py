@@ -75,7 +75,7 @@ def over_merlin(spec: FeatureSpec, batch: int, repeats: int) -> dict[str, object
     from merlin.loader.tensorflow import Loader
     from merlin.schema import Tags
 
-    from data.preprocess.nvtabular_setup import Dataset
+    from data.encoding.nvtabular_setup import Dataset
 
     dataset = Dataset([str(spec.files("train")[0])], engine="parquet")
     dataset.schema = dataset.schema.select_by_name([*(feature.name for feature in (*spec.inputs, *spec.labels))])

@@ -12,50 +12,22 @@ next, the exponent of time over rows (of working_seconds) and the growth of memo
 import argparse
 import json
 import re
-import subprocess
 import sys
 import tempfile
-import time
 from itertools import pairwise
 from math import log, log2
 from pathlib import Path
 
-import psutil
-
+from benchmarks.watched import run_watched
 from data.outbrain.synthesize import synthesize
-
-SAMPLE_SECONDS = 0.1
-MIB = 2**20
-
-
-def proportional_memory(process: psutil.Process) -> int:
-    """Bytes of a process and its children; pages that several share count once."""
-    total = 0
-    for member in [process, *process.children(recursive=True)]:
-        try:
-            total += member.memory_full_info().pss
-        except psutil.Error:
-            continue
-    return total
 
 
 def prepare(raw: Path, output: Path, flags: list[str]) -> dict[str, float]:
     """One run of the command."""
     command = [sys.executable, "-m", "data.outbrain.preproc", "--data_path", str(raw), "--metadata_path", str(output)]
-    with tempfile.TemporaryFile("w+") as log_file:
-        begin, peak = time.perf_counter(), 0
-        process = subprocess.Popen([*command, *flags], stderr=log_file)
-        watched = psutil.Process(process.pid)
-        while process.poll() is None:
-            peak = max(peak, proportional_memory(watched) if watched.is_running() else 0)
-            time.sleep(SAMPLE_SECONDS)
-        seconds = time.perf_counter() - begin
-        log_file.seek(0)
-        log = log_file.read()
-    if process.returncode:
-        raise SystemExit(log)
-    moments = [float(moment) for moment in re.findall(r"outbrain: +([0-9.]+) s", log)]
-    return {"seconds": seconds, "working_seconds": moments[-1] - moments[1], "peak_mib": peak / MIB}
+    run = run_watched([*command, *flags])
+    moments = [float(moment) for moment in re.findall(r"outbrain: +([0-9.]+) s", run.log)]
+    return {"seconds": run.seconds, "working_seconds": moments[-1] - moments[1], "peak_mib": run.peak_mib}
 
 
 def measure(displays: int, repeats: int, flags: list[str]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Measures what docs/performance.md says: runs the benchmarks, keeps their lines, makes the page's tables of them.
 
-    python -m benchmarks.performance [NAME ...]     # all benchmarks, about 15 minutes on two cores, or those named
+    python -m benchmarks.performance [NAME ...]     # all benchmarks, about an hour on two cores, or those named
     python -m benchmarks.performance --tables       # only the tables, of the lines that there are
 
 docs/performance.jsonl holds every line that the benchmarks have printed. Those of a command on this machine replace
@@ -36,6 +36,7 @@ COMMANDS = {
     "evaluation_speed": "python -m benchmarks.evaluation_speed",
     "memory": "python -m benchmarks.memory",
     "reliability_overhead": "python -m benchmarks.reliability_overhead",
+    "raw_preprocessing": "python -m benchmarks.raw_preprocessing",
 }
 
 

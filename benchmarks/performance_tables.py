@@ -46,6 +46,8 @@ MMOE, LAYER, LAYOUT = "mmoe over perceptron", "dense_layer", "table layout"
 SHARDING = "sharded tables"
 EVALUATION, MEMORY = "evaluation over training", "memory of training"
 COST = "cost of reliability"
+RAW, RAW_GROWTH = "raw preprocessing", "raw preprocessing, growth"
+RAW_4GB, RAW_1GB = {"variant": "preprocess.py, 4GB"}, {"variant": "preprocess.py, 1GB"}
 FIGURES = (
     Figure("training step, float32: FLOP/s over bare products'", STEP, 0.85, where={"variant": "float32"}),
     Figure("training step, `--amp`: FLOP/s over bare products'", STEP, 0.55, where={"variant": "bfloat16"}),
@@ -71,6 +73,12 @@ FIGURES = (
         "fingerprints every 500 steps: share of the time", COST, 0.01, at_least=False, where={"what": "fingerprints"}
     ),
     Figure("checks of the data: share of the time", COST, 0.03, at_least=False, where={"what": "validation"}),
+    Figure("raw CSV to dataset: rows/s over FuxiCTR's", RAW, 4, where=RAW_4GB, key="over_fuxictr"),
+    Figure("raw CSV to dataset: rows/s over plain NVTabular's", RAW, 8, where=RAW_4GB, key="over_nvtabular"),
+    Figure("raw CSV to dataset in 4 GB: rows/s over polars' in memory", RAW, 0.4, where=RAW_4GB, key="over_polars"),
+    Figure("raw CSV to dataset in 1 GB: rows/s over polars' in memory", RAW, 0.3, where=RAW_1GB, key="over_polars"),
+    Figure("raw CSV, 8 times the rows: exponent of time", RAW_GROWTH, 1.1, at_least=False, key="time_exponent"),
+    Figure("raw CSV in 1 GB: largest peak at any size, GB", RAW_GROWTH, 1, at_least=False, key="largest_peak_gb"),
 )
 # Table -> benchmark and its columns: heading -> field, or field and key in it.
 DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
@@ -180,6 +188,18 @@ DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "one takes, ms": ("cost_ms",),
             "step, ms": ("step_ms",),
             "share": ("ratio",),
+        },
+    ),
+    "raw": (
+        RAW,
+        {
+            "program": ("variant",),
+            "rows": ("rows",),
+            "seconds": ("seconds",),
+            "without imports": ("working_seconds",),
+            "rows/s": ("rows_per_second",),
+            "peak, MiB": ("peak_mib",),
+            "without mapped files": ("peak_own_mib",),
         },
     ),
     "memory": (

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,10 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from data.preprocess.encoder_files import save_encoders
-from data.preprocess.encoders import Numerical, Vocabulary
+from data.encoding.encoder_files import save_encoders
+from data.encoding.encoders import Numerical, Vocabulary
+from data.errors import DataError
 from main import main
 from tests.helpers import ROOT, environment, make_dataset, metrics, must
+from tests.trainer.metrics.workers import LocalWorkers
+from trainer.cli import parse
+from trainer.inputs import open_inputs
+from trainer.lifecycle.errors import RejectedByAll
+from trainer.process.worker_env import WorkerEnv
+from trainer.raw_rows import encode_for_all
 
 MODEL = ["--model", "ple", "--expert_hidden_units", "16", "8", "--num_task_experts", "1", "--activation", "tanh"]
 TRAINING = [
@@ -56,7 +65,10 @@ class Work:
     def __init__(self, folder: Path):
         self.folder = folder
         self.data = make_dataset(folder, ROOT / "feature_specs" / "three_tasks.yaml", rows=ROWS)
-        encoders = {"ad_id": Vocabulary.fit("ad", [3, 7], [1, 5]), "ad_id_ctr": Numerical("ctr", mean=1, std=2)}
+        encoders = {
+            "ad_id": Vocabulary.fit("ad", [3, 7], [1, 5]),
+            "ad_id_ctr": Numerical.standardized("ctr", mean=1, std=2),
+        }
         save_encoders(encoders, self.data / "workflow")
         self._add_unlabelled_mapping()
         must(main(self.arguments(*MODEL, *TRAINING)))
@@ -126,6 +138,68 @@ def test_rows_without_labels_are_predicted(work, predictions):
     assert (found["label_conversion"] == predictions["label_conversion"]).all()
 
 
+def encode_new(workflow, inputs, output, keep=()):
+    """Stands in for the engine: the "raw" rows are encoded already, and only laid out as it does."""
+    assert (workflow / "encoders.json").is_file()
+    rows = pa.concat_tables([pq.read_table(path) for path in inputs])
+    features = [name for name in rows.column_names if name != "request"]
+    kept = rows.select(keep).rename_columns([f"raw_{name}" if name in features else name for name in keep])
+    rows = rows.select(features)
+    for column in kept.schema:
+        rows = rows.append_column(column, kept[column.name])
+    output.mkdir()
+    pq.write_table(rows, output / "new.parquet")
+    document = yaml.safe_load((workflow.parent / "feature_spec.yaml").read_text())
+    entry = {"type": "parquet", "features": [*features, *kept.column_names], "files": ["new.parquet"]}
+    document["feature_spec"] |= {name: {} for name in [*kept.column_names, "more"]}
+    document["source_spec"] = {"train": document["source_spec"]["train"], "test": [entry]}
+    (output / "feature_spec.yaml").write_text(yaml.safe_dump(document))
+    return output
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    monkeypatch.setitem(sys.modules, "data.preprocess.engine", SimpleNamespace(encode_new=encode_new))
+
+
+def test_raw_rows_are_encoded_and_predicted(work, predictions, engine):
+    raw, out = work.data / "new.parquet", work.folder / "raw.csv"
+    must(main(work.arguments("--predict", str(out), "--raw", str(raw), "--keep", "request", "ad_id")))
+    found = pd.read_csv(out)
+    assert list(found)[-2:] == ["request", "ad_id"]
+    np.testing.assert_allclose(found[columns(*TASKS)], predictions[columns(*TASKS)], atol=1e-6)
+    assert list(found["request"]) == [f"r{row}" for row in range(ROWS)]
+    assert (found["ad_id"] == predictions["ad_id"]).all()
+    assert not list((work.folder / "results").glob(".raw_rows*"))
+    assert json.loads((work.folder / "results" / "args.json").read_text())["raw"] == [str(raw)]
+
+
+def test_one_worker_encodes_raw_rows_for_all(work, engine, tmp_path):
+    raw = [str(work.data / "new.parquet")]
+    config = parse(work.arguments("--predict", str(tmp_path / "out.csv"), "--raw", *raw, "--keep", "request"), 2)
+    results = config.data.results_dir
+
+    def job(comm):
+        with ExitStack() as resources:
+            changed = encode_for_all(config, comm, resources)
+            found = open_inputs(changed, WorkerEnv(comm.rank, 2))
+            comm.broadcast_bytes(b"")  # worker 0 removes the rows only now
+            return found
+
+    inputs = LocalWorkers(2).run(job)
+    assert [found.eval_loader.rows for found in inputs] == [ROWS] * 2
+    assert [found.labelled for found in inputs] == [("conversion",)] * 2
+    assert not list(results.glob(".raw_rows*"))
+
+    def fails(*_arguments, **_more):
+        raise DataError("new.csv, line 3: wrong")
+
+    sys.modules["data.preprocess.engine"].encode_new = fails
+    for outcome in LocalWorkers(2).outcomes(lambda comm: encode_for_all(config, comm, ExitStack())):
+        assert isinstance(outcome, RejectedByAll) and str(outcome) == "new.csv, line 3: wrong"
+    assert not list(results.glob(".raw_rows*"))
+
+
 def test_model_folder_alone_predicts_the_same(work, predictions):
     folder = work.folder / "model_elsewhere"
     (work.folder / "models" / "model").rename(folder)
@@ -163,6 +237,10 @@ def test_conflicting_model_flag_is_rejected(work, action):
         (["--predict", "out.parquet", "--keep", "request"], "mapping 'test' has no column request; it has click, conv"),
         (["--evaluate", "--eval_mapping", "new"], "mapping 'new' has no column 'click'"),
         (["--predict", "nowhere/out.parquet"], "mkdir -p nowhere"),
+        (["--raw", "new.csv"], "--raw names raw files to predict: add --predict FILE"),
+        (["--predict", "out.csv", "--raw", "absent.csv"], "--raw absent.csv: does not exist"),
+        (["--predict", "nowhere/out.csv", "--raw", "README.md"], "mkdir -p nowhere"),
+        (["--predict", "out.csv", "--raw", "README.md", "--eval_mapping", "new"], "remove --eval_mapping"),
     ],
 )
 def test_wrong_requests_fail_before_tensorflow_loads(work, more, message):

@@ -5,10 +5,12 @@ import re
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
-from tests.documented import bash, bash_blocks
+from data.synthetic_logs import Effects, draw_day, roc_auc, value_names
+from tests.documented import bash, bash_blocks, bash_with_one_main
 from tests.helpers import ROOT, environment, metrics, real_data
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cli import make_parser
@@ -17,9 +19,51 @@ README = (ROOT / "README.md").read_text()
 PAGES = ("README.md", "docs/features.md", "docs/flags.md", "docs/training.md", "docs/published_examples.md")
 
 
+@pytest.fixture(scope="module")
+def clicks(tmp_path_factory) -> Path:
+    """The folder that the quick start fills: raw logs, dataset, models, predictions, export."""
+    folder = tmp_path_factory.mktemp("quick") / "clicks"
+    script = "\n".join(bash_blocks("README.md", "Quick start")).replace("clicks/", f"{folder}/")
+    training, rest = script.split("python export.py", maxsplit=1)
+    bash_with_one_main(training, folder.parent, timeout=900)
+    bash(f"python export.py{rest}", timeout=600)
+    return folder
+
+
+def test_quick_start_learns_the_pattern_of_the_logs(clicks):
+    best = json.loads((clicks / "raw" / "synthetic.json").read_text())["best_auc_of_last_day"]
+    for results in ("results", "mmoe_results"):
+        found = metrics(clicks / results)
+        for label, auc in best.items():
+            assert 0.55 + 0.3 * (auc - 0.5) < found[f"auc_roc/{label}"] < auc + 0.02
+    assert (clicks / "exported" / "saved_model.pb").is_file()
+    assert list((clicks / "results").glob("*.png"))
+
+
+def test_quick_start_predicts_unseen_devices(clicks):
+    new = pd.read_csv(clicks / "raw" / "new.csv", dtype=str)
+    predicted = pd.read_csv(clicks / "predictions.csv", dtype={"id": str})
+    assert list(predicted["id"]) == list(new["id"])
+    # The labels of the new rows are not in the file, but the generator draws them again.
+    day = draw_day(Effects.drawn(0), value_names(0), 10, len(new), 0)
+    logs = pd.concat([pd.read_csv(path, dtype=str) for path in (clicks / "raw" / "logs").iterdir()])
+    unseen = ~new["device_ip"].isin(logs["device_ip"]).to_numpy()
+    assert unseen.mean() > 0.2
+    for rows in (unseen, ~unseen):
+        clicked, chances = day.labels["click"][rows], predicted["prediction_click"].to_numpy()[rows]
+        assert roc_auc(clicked, chances) > 0.7
+        assert chances.mean() == pytest.approx(clicked.mean(), rel=0.25)
+
+
+def test_quick_start_shows_the_inferred_specification(clicks):
+    shown = re.findall(r"```yaml\n(.*?)```", README.split("\n## Quick start\n")[1], flags=re.DOTALL)[0]
+    written = (clicks / "raw" / "feature_spec.yaml").read_text().splitlines()
+    assert [line for line in shown.splitlines() if line not in written] == []
+
+
 @pytest.mark.horovod
-def test_training_on_your_own_data(tmp_path):
-    blocks = bash_blocks("README.md", "Train on your own data")
+def test_training_on_encoded_data(tmp_path):
+    blocks = bash_blocks("README.md", "Data with encoded ids")
     assert len(blocks) == 2
     folder = tmp_path / "example"
     folder.mkdir()
@@ -63,7 +107,8 @@ def test_label_check_prints_the_documented_output(tmp_path):
 
 
 def test_documented_specification_is_the_shipped_one():
-    shown = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)[0]
+    section = README.split("\n## Data with encoded ids\n")[1]
+    shown = re.findall(r"```yaml\n(.*?)```", section, flags=re.DOTALL)[0]
     shipped = yaml.safe_load((ROOT / "feature_specs" / "tiny.yaml").read_text())
     shown = yaml.safe_load(shown)
     assert shown["feature_spec"] == shipped["feature_spec"]
@@ -95,6 +140,11 @@ def test_every_flag_that_a_page_names_exists(page):
         "--clicks",
         "--max_restarts",
         "--format",
+        "--infer",
+        "--label",
+        "--time",
+        "--write_spec",
+        "--cpu",
     }
     ours = re.sub(r"^docker (.*\\\n)*.*$", "", (ROOT / page).read_text(), flags=re.MULTILINE)  # Docker's are others
     named = set(re.findall(r"--[a-z0-9_]+", ours))

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import transcode
+from data.encoding.encoder_files import load_encoders, save_encoders
+from data.encoding.encoders import Numerical, Vocabulary
+from data.encoding.keys import KeyTable
 from data.errors import DataError
 from data.outbrain.recipes import load_workflow
-from data.preprocess.encoder_files import load_encoders, save_encoders
-from data.preprocess.encoders import Numerical, Vocabulary
-from data.preprocess.keys import KeyTable
 from data.spec.feature_spec import FeatureSpec
 from data.storage.arrays import ArraySource
 from data.storage.checksummed_dir import StorageError, read_manifest
@@ -105,8 +105,8 @@ def encoders_folder(folder: Path) -> Path:
     table = KeyTable(np.array(["a", "b"], object), np.array([0.1, 0.2]), default=0.25)
     fitted = {
         "user": Vocabulary.fit("user", [5, -7], [1, 1]),
-        "rate": Numerical("shop", table),
-        "age": Numerical("age"),
+        "rate": Numerical.standardized("shop", table),
+        "age": Numerical.standardized("age"),
     }
     save_encoders(fitted, folder)
     return folder

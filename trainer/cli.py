@@ -89,6 +89,8 @@ def make_options(flags: Mapping[str, Any], *, reads_checkpoint: bool = True) -> 
         if given.get(name, choices[0]) not in choices:
             raise DataError(f"--{name} {given[name]!r} is not one of {', '.join(choices)}")
     run = RunOptions(**_of(RunOptions, given))
+    if run.raw and given.get("eval_mapping") is not None:
+        raise DataError("--raw files replace the mappings of the dataset: remove --eval_mapping")
     if run.restores and reads_checkpoint:
         given |= saved_model_flags(given, given["model_dir"], run.which_checkpoint)
     return Options(

@@ -124,13 +124,21 @@ class DataOptions(Section):
     eval_mapping: str | None = option(
         None, "mapping to evaluate; default: valid where there is one while training, else test"
     )
-    oov_policy: OovPolicy = option(
-        "error",
-        "what is done with ids outside [0, cardinality); clip: the nearest valid id; drop: the row weighs 0",
+    oov_policy: Literal["auto", OovPolicy] = option(
+        "auto",
+        "what is done with ids outside [0, cardinality); unseen: the feature's unseen_id, an error if it has none; "
+        "clip: the nearest valid id; drop: the row weighs 0; auto: error in training, unseen in evaluation and "
+        "prediction",
     )
     model_dir: Path = option(None, "folder of the checkpoints and of the model")
     results_dir: Path = option(None, "folder of log.json, args.json and metrics.json")
     log_filename: str = option("log.json", "name of the log in results_dir")
+
+    def oov_policy_of(self, *, trains: bool) -> OovPolicy:
+        """Returns --oov_policy for a mapping that is trained on, or for one that is evaluated or predicted."""
+        if self.oov_policy == "auto":
+            return "error" if trains else "unseen"
+        return self.oov_policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +232,13 @@ class TrainingOptions(Section):
     amp_dtype: Literal["auto", "float16", "bfloat16"] = option(
         "auto", "compute type under --amp; auto: float16 with dynamic loss scaling on GPUs, bfloat16 on CPUs"
     )
+    unseen_share: float = option(
+        0.01,
+        "share of a feature's ids that training replaces by those of unseen values and of null, if the specification "
+        "states these and the training data has none of them; 0: none",
+        at_least=0,
+        below=1,
+    )
     shard_embeddings: bool = option(
         False, "shard the rows of large embedding tables over the workers; by default every worker holds all of them"
     )
@@ -294,9 +309,18 @@ class RunOptions(Section):
 
     evaluate: bool = option(False, "evaluate a checkpoint, without training")
     predict: Path | None = option(
-        None, "parquet file for a checkpoint's predictions on --eval_mapping, without training; labels are not needed"
+        None,
+        "file for a checkpoint's predictions on --eval_mapping or --raw, without training: CSV if named .csv, else "
+        "parquet; labels are not needed",
     )
-    keep: tuple[str, ...] = option((), "columns of the mapping that are copied into the file of predictions")
+    raw: tuple[Path, ...] = option(
+        (),
+        "raw files to predict instead of --dataset_path, in the form of those that preprocess.py has read for the "
+        "training data",
+    )
+    keep: tuple[str, ...] = option(
+        (), "columns of the mapping, or of the raw files, that are copied into the file of predictions"
+    )
     benchmark: bool = option(False, "measure throughput (of training, or of evaluation with --evaluate)")
     benchmark_warmup_steps: int = option(500, "steps before the measurement starts", at_least=0)
     benchmark_steps: int = option(1000, "steps in all, warm-up included", at_least=1)
@@ -318,7 +342,7 @@ class RunOptions(Section):
         "end the job when no step has ended for so long; default: 20 times the longest step so far, 300 s at least",
         positive=True,
     )
-    predictions_file: Path | None = option(None, "parquet file for the predictions of --evaluate")
+    predictions_file: Path | None = option(None, "file for the predictions of --evaluate, CSV or parquet likewise")
     disable_map_calculation: bool = option(False, "leave MAP@12 out (it is off by itself without a map feature)")
     num_auc_thresholds: int = option(0, "thresholds of a binned ROC AUC; 0 computes it exactly")
     log_every: int = option(100, "steps between two lines of the log", at_least=1)
@@ -411,6 +435,8 @@ class RunOptions(Section):
                 "--keep copies columns into a file of predictions: add --predict FILE, or --evaluate with "
                 "--predictions_file FILE"
             )
+        if self.raw and self.predict is None:
+            raise DataError("--raw names raw files to predict: add --predict FILE")
 
     def _check_monitoring(self) -> None:
         wants = [name for name in ("tensorboard_dir", "profile_steps") if getattr(self, name) is not None]
@@ -497,5 +523,5 @@ class Options:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
-        return list(value)
+        return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

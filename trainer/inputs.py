@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from data.checks.labels import inspect_labels
+from data.checks.sample import draw_sample, max_read
+from data.encoding.workflow_folder import ENCODERS_FOLDER, workflow_files
 from data.errors import DataError
+from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
-from data.loading.parquet import StoredColumns
-from data.preprocess.workflow_folder import ENCODERS_FOLDER, workflow_files
+from data.loading.parquet import ParquetReader, StoredColumns
 from data.spec.embedding_sizes import embedding_dims, unused_widths
 from data.spec.feature_spec import FeatureSpec
 from data.storage.typed_json import read_typed
@@ -23,6 +25,7 @@ from trainer.checkpoint.saved_config import from_json
 from trainer.checkpoint.schema import MAX_HOTNESS, ModelSchema
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config import Options
+from trainer.embeddings.unseen import UnseenIds, has_reserved_ids
 from trainer.layout import InputSchema, input_schema
 from trainer.lifecycle.errors import RejectedByAll
 from trainer.logging.log import warn
@@ -31,6 +34,7 @@ from trainer.models import model_options
 from trainer.outputs import check_outputs
 from trainer.predictions import check_column_names, check_predictions_path
 from trainer.process.worker_env import WorkerEnv
+from trainer.raw_rows import read_spec, stored_name
 from trainer.tasks.task import tasks_of
 
 if TYPE_CHECKING:
@@ -53,6 +57,7 @@ class Inputs:
         eval_mapping: name of the evaluated mapping.
         with_group: whether to compute MAP@12.
         kept: stored columns to copy into the predictions file; None if no such file is written.
+        kept_names: names of these columns in the predictions file.
         warnings: messages about the inputs for the user.
     """
 
@@ -64,6 +69,7 @@ class Inputs:
     eval_mapping: str
     with_group: bool
     kept: StoredColumns | None = None
+    kept_names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -98,7 +104,10 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
     """
     data, run = config.data, config.run
     path, outside = data.dataset_path / data.fspec_file, data.allow_outside_paths
-    spec = FeatureSpec.read(path, allow_outside_paths=outside)
+    if run.raw:  # encoded by `encoded_rows`
+        spec = read_spec(data.dataset_path, allow_outside_paths=outside)
+    else:
+        spec = FeatureSpec.read(path, allow_outside_paths=outside)
     widths = embedding_dims(spec, data.embedding_sizes_file, allow_outside_paths=outside)
     spec = _in_order_of_model(spec, widths, config, env, agreed)
     config.model.check_labels([label.name for label in spec.labels])
@@ -107,6 +116,7 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
     evaluates = run.evaluate or not run.benchmark
     has_metrics = evaluates and run.predict is None
     with_group = has_metrics and not run.disable_map_calculation and _holds_group(spec, mapping)
+    kept_names = _kept_names(spec, mapping, run.keep)
     inputs = Inputs(
         spec=spec,
         schema=ModelSchema.of(spec, widths),
@@ -115,7 +125,8 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
         evaluation=_open_loader(config, spec, env, mapping, with_group=with_group) if evaluates else None,
         eval_mapping=mapping,
         with_group=with_group,
-        kept=None if run.predictions_path is None else _kept_columns(spec, mapping, run.keep),
+        kept=None if run.predictions_path is None else _kept_columns(spec, mapping, kept_names, is_raw=bool(run.raw)),
+        kept_names=kept_names,
         warnings=tuple(unused_widths(spec, data.embedding_sizes_file, allow_outside_paths=outside)),
     )
     loaders = [loader for loader in (inputs.training, inputs.evaluation) if loader is not None]
@@ -144,6 +155,7 @@ def _open_loader(
     config: Options, spec: FeatureSpec, env: WorkerEnv, mapping: str, *, trains: bool = False, with_group: bool = False
 ) -> ParquetLoader:
     options = config.training
+    unseen = _unseen_ids(config, spec) if trains else None
     return ParquetLoader(
         spec,
         mapping,
@@ -154,8 +166,22 @@ def _open_loader(
         seed=options.seed,
         with_group=with_group,
         needs_labels=config.run.predict is None,
-        oov_policy=config.data.oov_policy,
+        oov_policy=config.data.oov_policy_of(trains=trains),
+        edit=unseen.replace if unseen else None,
     )
+
+
+def _unseen_ids(config: Options, spec: FeatureSpec) -> UnseenIds | None:
+    """Return what teaches the model about unseen values and null; None if it is off or no feature states their ids."""
+    share, mapping = config.training.unseen_share, config.data.train_mapping
+    if not share or not has_reserved_ids(spec):
+        return None
+
+    def sample() -> Batch:
+        reader = ParquetReader(spec, mapping, oov_policy=config.data.oov_policy_of(trains=True))
+        return draw_sample(reader, max_read=max_read(spec))
+
+    return UnseenIds(spec, share, config.training.seed, sample)
 
 
 def agree_on_inputs(config: Options, data: Inputs, comm: "Comm", env: WorkerEnv) -> tuple[Options, Inputs]:
@@ -264,7 +290,10 @@ def check_labels(config: Options, spec: FeatureSpec) -> tuple[str, ...]:
     """
     mapping = config.data.train_mapping
     labels = inspect_labels(
-        spec, mapping, config.data.oov_policy, _report_progress(f"checking the labels of {mapping!r}")
+        spec,
+        mapping,
+        config.data.oov_policy_of(trains=True),
+        _report_progress(f"checking the labels of {mapping!r}"),
     )
     if config.data.allow_degenerate_labels:
         return labels.problems + labels.warnings
@@ -291,7 +320,7 @@ def _check_rows_are_kept(config: Options) -> None:
     if config.data.oov_policy == "drop" and config.run.predictions_path is not None:
         raise DataError(
             f"--oov_policy drop leaves rows out, and {config.run.predictions_path} has a line for each row of the "
-            "mapping; predict with --oov_policy clip"
+            "mapping; predict with --oov_policy unseen or clip"
         )
 
 
@@ -303,12 +332,17 @@ def _features(spec: FeatureSpec, mapping: str) -> list[str]:
     return [name for chunk in spec.chunks(mapping) for name in chunk.features]
 
 
-def _kept_columns(spec: FeatureSpec, mapping: str, asked: Sequence[str]) -> StoredColumns:
+def _kept_names(spec: FeatureSpec, mapping: str, asked: Sequence[str]) -> tuple[str, ...]:
     """Return the columns to copy into the predictions file: the map feature, if there is one, and those of --keep."""
     group = [spec.map_feature.name] if spec.map_feature and _holds_group(spec, mapping) else []
-    names = list(dict.fromkeys([*group, *asked]))
+    return tuple(dict.fromkeys([*group, *asked]))
+
+
+def _kept_columns(spec: FeatureSpec, mapping: str, names: Sequence[str], *, is_raw: bool) -> StoredColumns:
+    """Return the columns with these names, in raw rows the raw columns."""
     check_column_names(names, [label.name for label in spec.labels])
-    return StoredColumns(spec, mapping, names)
+    held = _features(spec, mapping)
+    return StoredColumns(spec, mapping, [stored_name(name, held) for name in names] if is_raw else names)
 
 
 def _existing(loader: ParquetLoader | None) -> ParquetLoader:

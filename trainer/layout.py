@@ -17,6 +17,7 @@ class CategoricalInput:
         multihot: whether rows may have fewer ids than columns; the rest is padded with -1.
         cardinality: number of ids, which lie in [0, cardinality).
         width: width of its embedding in the deep part.
+        unseen_id: id that exports take for ids out of range; None to fail on these.
     """
 
     name: str
@@ -25,6 +26,7 @@ class CategoricalInput:
     multihot: bool
     cardinality: int
     width: int
+    unseen_id: int | None = None
 
     @property
     def stop(self) -> int:
@@ -71,9 +73,10 @@ def input_schema(spec: FeatureSpec, widths: Mapping[str, int]) -> InputSchema:
     start = 0
     for multihot, features in ((False, spec.onehot), (True, spec.multihot)):
         for feature in features:
-            hotness = (feature.max_hotness or 1) if multihot else 1
+            hotness, width = (feature.max_hotness or 1) if multihot else 1, widths[feature.name]
+            cardinality = feature.cardinality or 0
             columns.append(
-                CategoricalInput(feature.name, start, hotness, multihot, feature.cardinality or 0, widths[feature.name])
+                CategoricalInput(feature.name, start, hotness, multihot, cardinality, width, feature.unseen_id)
             )
             start += hotness
     return InputSchema(tuple(columns), tuple(feature.name for feature in spec.numerical))

@@ -72,6 +72,8 @@ def _inputs(options: Options, spec: FeatureSpec) -> Iterator[tuple[str, Path | l
     yield "a file of the dataset", [path for mapping in spec.sources for path in spec.files(mapping)]
     yield "the dataset's encoders", spec.folder / ENCODERS_FOLDER
     yield "the dataset's embedding sizes", spec.folder / SIZES_FILE
+    if run.raw:
+        yield "--raw", list(run.raw)
     if data.embedding_sizes_file is not None:
         yield "--embedding_sizes_file", data.embedding_sizes_file
     if not run.trains or run.benchmark:

@@ -1,11 +1,16 @@
-"""The predictions file: parquet with the position, labels, predictions and kept columns of each row of a mapping."""
+"""The predictions file: position, labels, predictions and kept columns of each row of a mapping, as parquet or CSV."""
 
+import csv
+import io
 import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from data.errors import DataError
@@ -17,6 +22,8 @@ from trainer.metrics.rows import GrowingArray
 from trainer.tasks.task import Task, logit_columns
 
 _BLOCK_ROWS = 1 << 18  # rows exchanged and written at once; also the size of the file's row groups
+CSV_SUFFIX = ".csv"
+_LONGEST_HEADER = 1 << 20
 
 
 def check_predictions_path(path: Path) -> None:
@@ -37,10 +44,21 @@ def is_predictions(path: Path) -> bool:
     """Return whether a file is a predictions file."""
     try:
         with open_regular(path) as file:
-            names = pq.read_schema(file).names
-    except (OSError, ValueError, pa.ArrowException):
+            names = _csv_names(file) if is_csv(path) else pq.read_schema(file).names
+    except (OSError, ValueError, csv.Error, pa.ArrowException):
         return False
     return names[:1] == [ROW_COLUMN] and any(name.startswith(PREDICTION_COLUMN) for name in names)
+
+
+def is_csv(path: Path) -> bool:
+    """Return whether a predictions file is CSV, by its name; otherwise it is parquet."""
+    return path.suffix.lower() == CSV_SUFFIX
+
+
+def _csv_names(file: BinaryIO) -> list[str]:
+    """Return the column names of a CSV file; raise a ValueError or csv.Error if it is none."""
+    start = file.read(_LONGEST_HEADER).decode(errors="replace")
+    return next(csv.reader(io.StringIO(start), strict=True), [])
 
 
 def check_column_names(kept: Sequence[str], labels: Sequence[str]) -> None:
@@ -71,14 +89,18 @@ class PredictionWriter:
     the float32 logits in float64: equal logits give equal probabilities and their order is preserved, although
     neighbouring logits above about 20 may give equal ones.
 
+    A CSV file has the same columns under a header: numbers in the shortest form that reads back equal, null as an empty
+    cell, strings in quotes, lists as "[0.25, 0.75]".
+
     Memory: 4 bytes per task and per logit for each row of this worker, and a fixed amount while writing. Rank 0 reads
     the kept columns while it writes.
 
     Args:
-        path: the file to write, replacing an earlier one.
+        path: the file to write, replacing an earlier one: CSV if it ends in .csv, else parquet.
         tasks: the tasks, one per label, in the order of their logits.
         labelled: names of the tasks whose labels are known; None for all.
         kept: stored columns of the same rows to copy into the file; None for none.
+        kept_names: names of these columns in the file; None for those they are stored under.
     """
 
     def __init__(
@@ -88,11 +110,15 @@ class PredictionWriter:
         *,
         labelled: Collection[str] | None = None,
         kept: StoredColumns | None = None,
+        kept_names: Sequence[str] | None = None,
     ) -> None:
         self._path = Path(path)
         self._tasks = tuple(tasks)
         self._labelled = {task.name for task in tasks} if labelled is None else set(labelled)
         self._kept = kept
+        kept_fields = () if kept is None else tuple(kept.schema)
+        names = [field.name for field in kept_fields] if kept_names is None else kept_names
+        self._kept_fields = [field.with_name(name) for field, name in zip(kept_fields, names, strict=kept is not None)]
         # [rows, tasks + sum of widths] float32: labels, then logits.
         self._values = GrowingArray(np.float32, len(self._tasks) + sum(task.width for task in self._tasks))
         self._first_row = 0
@@ -147,15 +173,18 @@ class PredictionWriter:
             raise OSError(problem)
 
     def _write_file(self, blocks: Iterator[np.ndarray]) -> None:
-        with (
-            replacing(self._path) as file,
-            pq.ParquetWriter(file, self._schema(), write_page_checksum=True) as writer,
-        ):
+        with replacing(self._path) as file, self._open_writer(file) as writer:
             row, kept = 0, self._kept.stream() if self._kept else None
             for values in blocks:
                 columns = [*self._columns(row, values), *(kept.take(len(values)) if kept else ())]
-                writer.write_table(pa.Table.from_arrays(columns, schema=self._schema()))
+                table = pa.Table.from_arrays(columns, schema=self._schema())
+                writer.write_table(_as_cells(table) if is_csv(self._path) else table)
                 row += len(values)
+
+    def _open_writer(self, file: BinaryIO) -> pq.ParquetWriter | pa_csv.CSVWriter:
+        if is_csv(self._path):
+            return pa_csv.CSVWriter(file, _as_cells(self._schema().empty_table()).schema)
+        return pq.ParquetWriter(file, self._schema(), write_page_checksum=True)
 
     def _blocks(self, counts: Sequence[int], comm: Collectives) -> Iterator[np.ndarray]:
         """Yields all workers' values in dataset order on every worker, at most _BLOCK_ROWS rows at a time."""
@@ -171,7 +200,7 @@ class PredictionWriter:
                 fields.append(pa.field(LABEL_COLUMN + task.name, pa.float32()))
             probabilities = pa.list_(pa.float64()) if task.width > 1 else pa.float64()
             fields.append(pa.field(PREDICTION_COLUMN + task.name, probabilities))
-        return pa.schema([*fields, *(self._kept.schema if self._kept else ())])
+        return pa.schema([*fields, *self._kept_fields])
 
     def _columns(self, first_row: int, values: np.ndarray) -> list[pa.Array]:
         """Returns positions, labels and predictions of a block of labels and logits, [rows, tasks + widths]."""
@@ -182,6 +211,24 @@ class PredictionWriter:
                 columns.append(pa.array(label, mask=np.isnan(label)))
             columns.append(_predicted(task, logits[:, columns_of_task]))
         return columns
+
+
+def _as_cells(table: pa.Table) -> pa.Table:
+    """Return a table in which every column can be written as CSV: lists become text, such as "[1, 2]"."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_nested(field.type):
+            cells = pa.chunked_array([_list_cells(chunk) for chunk in table.column(index).chunks], pa.string())
+            table = table.set_column(index, field.name, cells)
+        elif pa.types.is_dictionary(field.type):
+            table = table.set_column(index, field.name, table.column(index).cast(field.type.value_type))
+    return table
+
+
+def _list_cells(lists: pa.Array) -> pa.Array:
+    texts = lists.cast(pa.large_list(pa.string()))
+    items = pa.LargeListArray.from_arrays(texts.offsets, texts.values.fill_null(""))
+    cells = pc.binary_join_element_wise("[", pc.binary_join(items, ", ").cast(pa.string()), "]", "")
+    return pc.if_else(lists.is_null(), pa.scalar(None, pa.string()), cells)
 
 
 def _predicted(task: Task, logits: np.ndarray) -> pa.Array:

@@ -379,7 +379,7 @@ class Trainer:
         return metrics
 
     def predict(self, path: Path) -> None:
-        """Writes a checkpoint's predictions to a parquet file without computing metrics."""
+        """Writes a checkpoint's predictions to a file without computing metrics."""
         checkpoint = self._restore_weights()
         evaluator, writer = self.evaluator, self._prediction_writer(path)
         with self._watched_progress(evaluator.loader.steps_per_epoch) as on_batch:
@@ -416,7 +416,8 @@ class Trainer:
         return self.checkpoints.restore_weights(state)
 
     def _prediction_writer(self, path: Path) -> PredictionWriter:
-        return PredictionWriter(path, self.tasks, labelled=self.data.labelled, kept=self.data.kept)
+        data = self.data
+        return PredictionWriter(path, self.tasks, labelled=data.labelled, kept=data.kept, kept_names=data.kept_names)
 
     @contextmanager
     def _watched_progress(self, batches: int) -> Iterator[Callable[[int], None]]:
@@ -449,5 +450,4 @@ class Trainer:
             if cut := loader.truncated[name]:
                 self.say(f"warning: {name}: {cut:,} lists were longer than max_hotness and were truncated")
             if replaced:
-                policy = self.config.data.oov_policy
-                self.say(f"warning: {name}: {replaced:,} ids outside of the table (--oov_policy {policy})")
+                self.say(f"warning: {name}: {replaced:,} ids outside of the table (--oov_policy {loader.oov_policy})")

@@ -9,12 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.checks.labels import LabelStatistics
+from data.encoding.encoder_files import load_encoders
+from data.encoding.encoders import Encoder
+from data.encoding.workflow_folder import ENCODERS_FOLDER, workflow_files
 from data.errors import DataError, listed
 from data.files.csv import read_csv_blocks
 from data.files.parquet import ROWS_PER_ROW_GROUP, ChunkChecksums, arrow_file, read_footer
 from data.files.values import VALUES_SHOWN, Violation, find_violations
 from data.loading.parquet import row_group_rows
-from data.preprocess.workflow_folder import workflow_files
+from data.preprocess.findings import MappingCounts
 from data.spec.columns import Column, as_numbers, describe_column, dtype_name, is_list
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
@@ -92,12 +95,14 @@ class MappingSummary:
         files: number of files.
         labels: {label name: statistics of its values}.
         beyond_float16: {column name: its values that overflow float16}, for columns that have any.
+        counts: counts of its values, from which oddities are found; None to count nothing.
     """
 
     rows: int = 0
     files: int = 0
     labels: dict[str, LabelStatistics] = field(default_factory=dict)
     beyond_float16: dict[str, BeyondFloat16] = field(default_factory=dict)
+    counts: MappingCounts | None = None
 
 
 def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> Iterator[Finding]:
@@ -155,6 +160,15 @@ def check_folder(spec: FeatureSpec, *, allow_outside_paths: bool = False) -> Ite
             yield Finding(f"{what} that cannot be used", str(spec.folder), str(error))
 
 
+def read_encoders(spec: FeatureSpec, *, allow_outside_paths: bool = False) -> dict[str, Encoder]:
+    """Loads the encoders of a dataset, by feature; none if there are none, or `check_folder` finds them unusable."""
+    try:
+        has_workflow = workflow_files(spec.folder, allow_outside_paths=allow_outside_paths)
+        return load_encoders(spec.folder / ENCODERS_FOLDER) if has_workflow else {}
+    except DataError:
+        return {}
+
+
 def _check_chunk(spec: FeatureSpec, chunk: Chunk, summary: MappingSummary) -> Generator[Finding, None, int | None]:
     """Scans the files of a column group; returns its number of rows, or None if a file cannot be read."""
     columns = [describe_column(spec, name) for name in chunk.features]
@@ -190,7 +204,7 @@ def _scan_csv(path: Path, columns: Sequence[Column], summary: MappingSummary) ->
     try:
         for block in read_csv_blocks(path, columns):
             tally.add(block.problems, block.first_line)
-            _count_labels(columns, block.table, summary)
+            _count_values(columns, block.table, summary)
             _count_beyond_float16(columns, block.table, summary, str(path), block.first_line, "lines")
             rows += block.table.num_rows
     except (DataError, OSError) as error:
@@ -266,7 +280,7 @@ def _scan_row_group(
         for batch in file.iter_batches(ROWS_PER_ROW_GROUP, row_groups=[group], columns=names):
             for column in columns:
                 tally.add(find_violations(column, _plain(batch.column(column.name))), row)
-            _count_labels(columns, batch, summary)
+            _count_values(columns, batch, summary)
             _count_beyond_float16(columns, batch, summary, location, row, "rows")
             row += batch.num_rows
         # Arrow mistakes a truncated column for the end of the row group.
@@ -282,7 +296,9 @@ def _plain(values: pa.Array) -> pa.Array:
     return values.cast(pa.list_(values.type.value_type)) if is_list(values.type) else values
 
 
-def _count_labels(columns: Sequence[Column], rows: pa.Table | pa.RecordBatch, summary: MappingSummary) -> None:
+def _count_values(columns: Sequence[Column], rows: pa.Table | pa.RecordBatch, summary: MappingSummary) -> None:
+    if summary.counts is not None:
+        summary.counts.add(rows)
     for column in columns:
         if column.kind == LABEL:
             column_values = rows.column(column.name)

@@ -14,8 +14,9 @@ from data.spec.columns import Column, Domain, as_numbers, describe_column
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Feature
 
-# How to handle an id outside [0, cardinality): raise; use the nearest valid id; or do that and give the row weight 0.
-OovPolicy = Literal["error", "clip", "drop"]
+# How to handle an id outside [0, cardinality): raise; use the `unseen_id` of the feature, or raise if it states none;
+# use the nearest valid id; or do that and give the row weight 0.
+OovPolicy = Literal["error", "unseen", "clip", "drop"]
 # Rows transposed at a time, few enough for source and target to stay in the CPU cache.
 BLOCK_ROWS = 8192
 
@@ -32,6 +33,7 @@ class BatchColumn:
         feature: description of the column from the specification; None for an extra column, passed on unchanged.
         domain: valid values of the column.
         oov_policy: how to handle integral ids outside the domain.
+        unseen_id: id that replaces them under "unseen".
     """
 
     name: str
@@ -41,6 +43,7 @@ class BatchColumn:
     feature: Column | None = None
     domain: Domain = Domain()
     oov_policy: OovPolicy = "error"
+    unseen_id: int | None = None
 
     @property
     def expected(self) -> str:
@@ -65,7 +68,9 @@ def batch_columns(
     def column(feature: Feature, field: str, slot: int = 0, width: int = 1) -> BatchColumn:
         described = describe_column(spec, feature.name)
         policy = oov_policy if field in ("onehot", "multihot") else "error"
-        return BatchColumn(feature.name, field, slot, width, described, described.domain, policy)
+        if policy == "unseen" and feature.unseen_id is None:
+            policy = "error"
+        return BatchColumn(feature.name, field, slot, width, described, described.domain, policy, feature.unseen_id)
 
     columns = [column(feature, "onehot", slot) for slot, feature in enumerate(spec.onehot)]
     slot = 0
@@ -129,7 +134,7 @@ def reject_nulls(
 def usable_values(
     column: BatchColumn, values: np.ndarray, location: Location, row_of: Callable[[int], int] = lambda index: index
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Check values against the domain of their column, and clip out-of-range ids if the `oov_policy` allows it.
+    """Check values against the domain of their column, and replace out-of-range ids if the `oov_policy` allows it.
 
     Args:
         column: column that the values belong to.
@@ -138,7 +143,7 @@ def usable_values(
         row_of: maps a position in `values` to its row; the identity unless the values are list items.
 
     Returns:
-        The [count] values with integral ids clipped to the domain, and the [replaced] int64 positions of these ids.
+        The [count] values, all in the domain, and the [replaced] int64 positions of the ids that were not.
 
     Raises:
         DataError: if a value is out of range and cannot be replaced, naming the first one and its row.
@@ -152,13 +157,25 @@ def usable_values(
     rejected = wrong if column.oov_policy == "error" else wrong[~whole]
     if len(rejected):
         can_replace = column.oov_policy == "error" and whole.all()
-        fix = "to replace such ids, pass --oov_policy clip or drop to main.py; " if can_replace else ""
+        fix = f"to replace such ids, {_how_to_replace(column)}; " if can_replace else ""
         raise DataError(
             f"{location.path}, row group {location.row_group}: column {column.name!r} has {len(rejected)} unusable "
             f"values, the first {values[rejected[0]].item()} in row {location.first_row + row_of(int(rejected[0]))} of "
             f"the file; expected {column.expected}. {fix}check_dataset.py lists them all."
         )
-    return np.clip(values, column.domain.low, column.domain.high), wrong
+    if column.oov_policy != "unseen":
+        return np.clip(values, column.domain.low, column.domain.high), wrong
+    ids = values.copy()
+    ids[wrong] = 0
+    ids = ids.astype(np.int32)  # holds every id, unlike some stored types
+    ids[wrong] = column.unseen_id
+    return ids, wrong
+
+
+def _how_to_replace(column: BatchColumn) -> str:
+    if column.unseen_id is None:
+        return "state the unseen_id of the feature, or pass --oov_policy clip or drop to main.py"
+    return f"pass --oov_policy unseen (they become {column.unseen_id}), or --oov_policy clip or drop, to main.py"
 
 
 class Decoded(NamedTuple):

@@ -4,7 +4,7 @@ import queue
 import threading
 import warnings
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -22,6 +22,12 @@ DECODE_THREADS = 2
 POSITION_BYTES = 4  # one int32 per row in a window's permutation
 WIDE_BYTES = 2**12  # a multi-hot feature wider than this per row is named as the cause of a memory error
 BATCHES_AHEAD = 4  # batches prefetched ahead of the consumer
+# What becomes of ids outside of their table, by policy.
+REPLACED = {
+    "unseen": "the ids of unseen values were taken",
+    "clip": "the nearest valid ids were taken",
+    "drop": "their rows weigh 0",
+}
 
 
 class _OpenWindow(NamedTuple):
@@ -137,10 +143,14 @@ class ParquetLoader:
         extra_columns: names of the columns to return in `Batch.extra`.
         needs_labels: whether labels and sample weights are required. If False, absent or null labels are NaN and
             all sample weights are 1.
-        oov_policy: how to handle ids outside [0, cardinality): "error", "clip" (use the nearest valid id) or "drop"
-            (clip, and set the weight of the row to 0).
+        oov_policy: how to handle ids outside [0, cardinality): "error", "unseen" (use the feature's `unseen_id`; an
+            error if it states none), "clip" (use the nearest valid id) or "drop" (clip, and set the weight of the row
+            to 0).
+        edit: changes each batch in place before it is returned; called with the batch and the epoch, in a background
+            thread.
 
     Attributes:
+        oov_policy: how ids outside [0, cardinality) are handled.
         rows: number of rows in the mapping.
         steps_per_epoch: number of batches per worker and epoch, rows / global_batch_size rounded up.
         local_batch_size: rows in each batch of this worker, including padding; the same in every step.
@@ -169,6 +179,7 @@ class ParquetLoader:
         extra_columns: Sequence[str] = (),
         needs_labels: bool = True,
         oov_policy: OovPolicy = "error",
+        edit: Callable[[Batch, int], None] | None = None,
     ):
         if not 0 <= worker < workers:
             raise ValueError(f"worker must be in [0, {workers}), got {worker}")
@@ -183,7 +194,8 @@ class ParquetLoader:
             oov_policy=oov_policy,
         )
         self._spec_folder = spec.folder
-        self._mapping, self._shuffle, self._seed, self._oov_policy = mapping, shuffle, seed, oov_policy
+        self._mapping, self._shuffle, self._seed = mapping, shuffle, seed
+        self.oov_policy, self._edit = oov_policy, edit
         self._worker, self._workers = worker, workers
         self._global_batch_size = global_batch_size
         self._warned: set[tuple[str, str]] = set()
@@ -230,7 +242,7 @@ class ParquetLoader:
                 )
                 for stream in slices
             ]
-            yield from background.run(self._batches(streams, range(first_step, self.steps_per_epoch)))
+            yield from background.run(self._edited(streams, epoch, first_step))
         if self._shuffle:
             self._spare = spare  # saves the next epoch from allocating the buffers again
         self._warn_of_changed_rows()
@@ -274,6 +286,12 @@ class ParquetLoader:
         what = f"{self._spec_folder}: reading mapping {self._mapping!r}, in which {cause},"
         check_fits(windows + batches + self._reader.row_group_bytes, what, fix)
 
+    def _edited(self, streams: list[StreamReader], epoch: int, first_step: int) -> Iterator[Batch]:
+        for batch in self._batches(streams, range(first_step, self.steps_per_epoch)):
+            if self._edit is not None:
+                self._edit(batch, epoch)
+            yield batch
+
     def _batches(self, streams: list[StreamReader], steps: range) -> Iterator[Batch]:
         # The first window of every stream before the second of any: the first step needs one window of each.
         for windows in range(1, OPEN_WINDOWS + 1):
@@ -298,7 +316,7 @@ class ParquetLoader:
                 f"{count} lists of multi-hot feature {name!r} are longer than its max_hotness "
                 "and were cut; raise max_hotness in the feature specification to keep them whole",
             )
-        done = "their rows weigh 0" if self._oov_policy == "drop" else "the nearest valid ids were taken"
+        done = REPLACED.get(self.oov_policy, "")
         for name, count in self.out_of_vocabulary.items():
             self._warn_once(
                 "outside",

@@ -242,8 +242,9 @@ class ParquetReader:
         extra_columns: names of further columns to decode, whether or not they are features.
         needs_labels: whether labels and sample weights are required. If False, absent or null labels are NaN and
             all sample weights are 1.
-        oov_policy: how to handle ids outside [0, cardinality): "error", "clip" (use the nearest valid id) or "drop"
-            (clip, and set the weight of the row to 0).
+        oov_policy: how to handle ids outside [0, cardinality): "error", "unseen" (use the feature's `unseen_id`; an
+            error if it states none), "clip" (use the nearest valid id) or "drop" (clip, and set the weight of the row
+            to 0).
 
     Attributes:
         rows: number of rows in the mapping.

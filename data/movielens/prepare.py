@@ -1,48 +1,38 @@
 """Prepare MovieLens for training: python -m data.movielens.prepare --raw DIR --output DIR.
 
-Mappings and folds are a pure function of (seed, user, movie) that ignores the row order. Draws are hash(row) of
-`data.preprocess.hashing` over (seed, purpose, user, movie), with the purposes of `data.preprocess.splits`. Of a user's
-n ratings, the round(n * test_fraction) with the smallest split hashes (halves round up) go to test, the next
-round(n * validation_fraction) to valid, and the others to train. The fold of a training rating is the bucket of its
-fold hash, and training rows are stored in ascending order of their order hash.
+Joins the published files, splits the ratings, and encodes them as feature_specs/movielens_raw.yaml says.
+
+Mappings, folds and the order of training rows are functions of (seed, user, movie), whatever the order of the files.
+Draws are hash(row) of `data.encoding.hashing` over (seed, purpose, user, movie), with the purposes of
+`data.encoding.splits`. Of a user's n ratings, the round(n * test_fraction) with the smallest split hashes (halves
+round up) go to test, the next round(n * validation_fraction) to valid, and the others to train.
 """
 
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data.command_line import Parser, whole_number
+from data.encoding.hashing import hash_rows
+from data.encoding.splits import SPLIT, TEST, TRAIN, VALID, check_fractions, round_half_up
 from data.errors import DataError
-from data.files.new_dataset import new_dataset
-from data.movielens.columns import LABELS, MAP_COLUMN, MULTIHOT_COLUMNS, NUM_FOLDS, NUMERICAL_COLUMNS, ONEHOT_COLUMNS
 from data.movielens.raw import read_movielens
-from data.preprocess.encoders import NOT_IN_A_FOLD, Encoder
-from data.preprocess.hashing import buckets, hash_rows
-from data.preprocess.prepared import StageLog, encoded_features, write_prepared
-from data.preprocess.splits import FOLD, SPLIT, TEST, TRAIN, VALID, check_fractions, draw_order, round_half_up
-from data.preprocess.tables import run_prepare
-from data.spec.feature_spec import FeatureSpec
-from data.spec.features import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature
+from data.preprocess.engine import Resources, preprocess
+from data.preprocess.prepared import StageLog, run_prepare
+from data.spec.features import LABEL, MULTIHOT, ONEHOT
+from data.spec.raw.reader import raw_spec_from_dict
+from data.spec.yaml_reader import read_yaml
 
-if TYPE_CHECKING:
-    from data.movielens.workflow import MovieLensWorkflow
-
-EMBEDDING_SIZES = {
-    "user": 32,
-    "movie": 32,
-    "gender": 4,
-    "age": 8,
-    "occupation": 8,
-    "zip_prefix": 16,
-    "genres": 16,
-}
-ROWS_PER_BLOCK = 262_144
+SPECIFICATION = Path(__file__).parents[2] / "feature_specs" / "movielens_raw.yaml"
+LIKED, RATING = LABELS = ("liked", "rating")
 
 
 def prepare(
@@ -55,7 +45,7 @@ def prepare(
     oov_buckets: int = 1,
     labels: Sequence[str] = ("liked",),
 ) -> None:
-    """Write parquet files, specification, embedding sizes and encoders, atomically.
+    """Write parquet files, specification and encoders, atomically.
 
     Args:
         raw: folder with the published files.
@@ -63,45 +53,63 @@ def prepare(
         seed: seed of the split, the folds and the order of the training rows.
         test_fraction, validation_fraction: fractions of each user's ratings.
         oov_buckets: number of ids shared by values unseen in training, per categorical feature.
-        labels: names of the labels to learn, a subset of `LABELS`.
+        labels: names of the labels to learn, a subset of `LABELS` with "liked".
 
     Raises:
         DataError: if the input is invalid.
     """
     check_fractions(test_fraction, validation_fraction)
+    if LIKED not in labels:
+        raise DataError(f"--labels {' '.join(labels)}: the statistics are means of {LIKED}; add {LIKED} to the labels")
     log = StageLog("movielens")
-    with new_dataset(output) as draft:
-        ratings = read_movielens(raw)
-        users, movies = ratings["user"].nunique(), ratings["movie"].nunique()
-        log.write(f"read {len(ratings):,} ratings of {movies:,} movies by {users:,} users")
-        parts = _split(ratings, seed, test_fraction, validation_fraction)
-        workflow = _fit(parts[TRAIN], oov_buckets, draft)
-        log.write(f"fitted the NVTabular workflow on {len(parts[TRAIN]):,} training ratings")
-        encoders = workflow.encoders()
-        spec = _specification(encoders, int(ratings["genres"].map(len).max()), labels, draft)
-        mappings = {mapping: _transformed(workflow, mapping, part, log) for mapping, part in parts.items()}
-        write_prepared(draft, spec, mappings, encoders, EMBEDDING_SIZES)
-    log.write(f"done: {output}")
+    ratings = read_movielens(raw)
+    users, movies = ratings["user"].nunique(), ratings["movie"].nunique()
+    log.write(f"read {len(ratings):,} ratings of {movies:,} movies by {users:,} users")
+    parts = _split(ratings, seed, test_fraction, validation_fraction)
+    document = _document(parts, seed, oov_buckets, labels)
+    with tempfile.TemporaryDirectory() as scratch:
+        for mapping, part in parts.items():
+            pq.write_table(_table(part), Path(scratch) / f"{mapping}.parquet")
+        spec = raw_spec_from_dict(document, Path(scratch), str(SPECIFICATION))
+        preprocess(spec, document, output, Resources(), log)
 
 
 def _split(
     ratings: pd.DataFrame, seed: int, test_fraction: float, validation_fraction: float
 ) -> dict[str, pd.DataFrame]:
-    """Return the ratings of each mapping with their folds: training rows shuffled, others by user and movie."""
+    """Return the ratings of each mapping, in their order."""
     user, movie = ratings["user"].to_numpy(), ratings["movie"].to_numpy()
     mappings = assign_mappings(
         user, movie, seed=seed, test_fraction=test_fraction, validation_fraction=validation_fraction
     )
-    folds = assign_folds(user, movie, seed=seed)
-    ratings = ratings.assign(fold=np.where(mappings == TRAIN, folds, NOT_IN_A_FOLD))
-    shuffled = shuffled_order(user, movie, seed=seed)
-    rows = {TRAIN: shuffled[mappings[shuffled] == TRAIN], TEST: np.flatnonzero(mappings == TEST)}
-    if validation_fraction:
-        rows[VALID] = np.flatnonzero(mappings == VALID)
-    for mapping, chosen in rows.items():
-        if not len(chosen):
+    names = (TRAIN, VALID, TEST) if validation_fraction else (TRAIN, TEST)
+    parts = {mapping: ratings[mappings == mapping] for mapping in names}
+    for mapping, part in parts.items():
+        if not len(part):
             raise DataError(f"{mapping}: no user has enough ratings; choose other fractions")
-    return {mapping: ratings.iloc[chosen].reset_index(drop=True) for mapping, chosen in rows.items()}
+    if not parts[TRAIN]["genres"].map(len).any():
+        raise DataError("no movie of the training ratings has a genre")
+    return parts
+
+
+def _table(ratings: pd.DataFrame) -> pa.Table:
+    """Return ratings with the columns of the specification; null where a value is unknown."""
+    table = pa.Table.from_pandas(ratings, preserve_index=False)
+    return table.set_column(table.column_names.index("age"), "age", table.column("age").cast(pa.int64()))
+
+
+def _document(parts: Mapping[str, Any], seed: int, oov_buckets: int, labels: Sequence[str]) -> dict[str, Any]:
+    """Return the raw specification for these files and settings."""
+    document: dict[str, Any] = read_yaml(SPECIFICATION)
+    document["seed"] = seed
+    document["source_spec"] = {name: [{"type": "parquet", "files": [f"{name}.parquet"]}] for name in parts}
+    channels, features = document["channel_spec"], document["feature_spec"]
+    channels[LABEL] = list(labels)
+    if RATING not in labels:
+        del features[RATING]
+    for name in (*channels[ONEHOT], *channels[MULTIHOT]):
+        features[name]["encode"] = {"vocabulary": {"oov_buckets": oov_buckets}}
+    return document
 
 
 def assign_mappings(
@@ -131,48 +139,6 @@ def assign_mappings(
     mappings = np.empty(len(user), object)
     mappings[order] = np.where(rank < num_test, TEST, np.where(rank < num_test + num_valid, VALID, TRAIN))
     return mappings
-
-
-def assign_folds(user: np.ndarray, movie: np.ndarray, *, seed: int) -> np.ndarray:
-    """Return the fold of each rating, [rows] int64 in [0, NUM_FOLDS)."""
-    return buckets(hash_rows(seed, FOLD, user, movie), NUM_FOLDS)
-
-
-def shuffled_order(user: np.ndarray, movie: np.ndarray, *, seed: int) -> np.ndarray:
-    """Return [rows] int64 row numbers in a random order that depends only on the seed and the ratings."""
-    return np.lexsort((movie, user, draw_order(user, movie, seed=seed)))
-
-
-def _fit(train: pd.DataFrame, oov_buckets: int, draft: Path) -> "MovieLensWorkflow":
-    # Imported late, since it takes seconds: mistakes in arguments and raw files are reported first.
-    from data.movielens.workflow import MovieLensWorkflow
-
-    with tempfile.TemporaryDirectory(dir=draft) as folder:
-        return MovieLensWorkflow(oov_buckets, folder).fit(train)
-
-
-def _transformed(
-    workflow: "MovieLensWorkflow", mapping: str, ratings: pd.DataFrame, log: StageLog
-) -> Iterator[pd.DataFrame]:
-    for start in range(0, len(ratings), ROWS_PER_BLOCK):
-        yield workflow.transform(ratings.iloc[start : start + ROWS_PER_BLOCK].reset_index(drop=True))
-        log.write(f"{mapping}: {min(start + ROWS_PER_BLOCK, len(ratings)):,} of {len(ratings):,} rows")
-
-
-def _specification(
-    encoders: Mapping[str, Encoder], max_hotness: int, labels: Sequence[str], folder: Path
-) -> FeatureSpec:
-    features = encoded_features(encoders, {name: max_hotness for name in MULTIHOT_COLUMNS})
-    features |= {name: Feature(name=name, dtype="float32", task=LABELS[name]) for name in labels}
-    features[MAP_COLUMN] = Feature(name=MAP_COLUMN, dtype="int64")
-    channels = {
-        ONEHOT: ONEHOT_COLUMNS,
-        MULTIHOT: MULTIHOT_COLUMNS,
-        NUMERICAL: NUMERICAL_COLUMNS,
-        LABEL: tuple(labels),
-        MAP: (MAP_COLUMN,),
-    }
-    return FeatureSpec(folder, features, {}, channels, {"dataset": "movielens"})
 
 
 def main(argv: list[str] | None = None) -> int:

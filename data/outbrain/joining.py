@@ -1,7 +1,7 @@
 """Split rows, and join clicks with their events, ads and documents, one part of the displays at a time.
 
 Split, fold and order of a row are pure functions of seed, display, ad and day. With the row hash of
-`data.preprocess.hashing` and the purposes below, a display is in training if its day (the timestamp of its event in
+`data.encoding.hashing` and the purposes below, a display is in training if its day (the timestamp of its event in
 whole days, 0 to 12 in the published clicks) is at most 10 and hash(seed, SPLIT, display) >= 0.2 * 2**64, else in
 validation: 80% of the displays of the first eleven days are for training; the other 20% and the two later days are for
 validation. The fold of a training row is hash(seed, FOLD, display) mod 10. Training rows are stored by ascending
@@ -20,6 +20,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.encoding.encoders import NOT_IN_A_FOLD
+from data.encoding.hashing import buckets, hash_rows
+from data.encoding.splits import FOLD, ORDER, SPLIT, ranges
 from data.errors import DataError
 from data.outbrain.raw_tables import (
     AD,
@@ -34,9 +37,6 @@ from data.outbrain.raw_tables import (
     read_blocks,
 )
 from data.outbrain.side_tables import SideTables, load_side_tables
-from data.preprocess.encoders import NOT_IN_A_FOLD
-from data.preprocess.hashing import buckets, hash_rows
-from data.preprocess.splits import FOLD, ORDER, SPLIT, ranges
 
 TRAIN, VALID = "train", "valid"
 CLICKS = "clicks"  # prefix of the files of partitioned clicks

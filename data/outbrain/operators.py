@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data.encoding.encoders import NOT_IN_A_FOLD, Encoder, HashedRanks, Numerical, Vocabulary
+from data.encoding.keys import KeyIndex, KeyTable, Values, as_keys
+from data.encoding.nvtabular_operators import SumsByFold, map_distinct, to_host
+from data.encoding.nvtabular_setup import dispatch, ops
 from data.outbrain.raw_tables import DAY_MS, TIMESTAMP_ORIGIN_MS
 from data.outbrain.side_tables import DocumentTags
-from data.preprocess.encoders import NOT_IN_A_FOLD, Encoder, HashedRanks, Numerical, Vocabulary
-from data.preprocess.keys import KeyIndex, KeyTable, Values, as_keys
-from data.preprocess.nvtabular_operators import SumsByFold, map_distinct, to_host
-from data.preprocess.nvtabular_setup import dispatch, ops
 
 MAX_DAYS = 3650
 # Standard deviations below this fraction of the mean are rounding errors.
@@ -89,7 +89,7 @@ def published_rate(counts: FoldCounts, least_views: int) -> Numerical:
     """Fit clicks / views of a key, not standardized; 0 below `least_views` views, for unseen keys and for null."""
     views, clicks = counts.views[:-1].sum(axis=1), counts.clicks[:-1].sum(axis=1)
     rates = np.where(views >= least_views, clicks / np.maximum(views, 1), 0.0)
-    return Numerical(counts.column, KeyTable(counts.keys, rates, 0.0))
+    return Numerical.standardized(counts.column, KeyTable(counts.keys, rates, 0.0))
 
 
 def log_views(counts: FoldCounts) -> Numerical:
@@ -97,7 +97,8 @@ def log_views(counts: FoldCounts) -> Numerical:
     views = counts.views[:-1].sum(axis=1)
     weights = np.append(views, counts.views[-1].sum())
     mean, std = moments(np.log1p(np.append(views, 0)), weights)
-    return Numerical(counts.column, KeyTable(counts.keys, views.astype(np.float64), 0.0), log=True, mean=mean, std=std)
+    table = KeyTable(counts.keys, views.astype(np.float64), 0.0)
+    return Numerical.standardized(counts.column, table, log=True, mean=mean, std=std)
 
 
 def smoothed_rates(counts: FoldCounts, smoothing: float) -> tuple[Numerical, OutOfFoldRates]:
@@ -119,7 +120,8 @@ def smoothed_rates(counts: FoldCounts, smoothing: float) -> tuple[Numerical, Out
     priors = all_clicks / np.maximum(all_views, 1)
     rates = np.vstack([(clicks + smoothing * priors) / (views + smoothing), priors])
     mean, std = moments(rates[:, :-1], counts.views)
-    encoder = Numerical(counts.column, KeyTable(counts.keys, rates[:-1, -1], float(rates[-1, -1])), mean=mean, std=std)
+    table = KeyTable(counts.keys, rates[:-1, -1], float(rates[-1, -1]))
+    encoder = Numerical.standardized(counts.column, table, mean=mean, std=std)
     scaled = ((rates[:, :-1] - mean) / (std if std > 0 else 1.0)).astype(np.float32)
     return encoder, OutOfFoldRates(counts.column, counts.keys, scaled)
 
@@ -132,12 +134,12 @@ def days_encoder(column: str, days: KeyTable, *, standardized: bool) -> Numerica
         days: number of training rows by number of days, without nulls.
         standardized: whether to standardize with the moments of the training rows that have days.
     """
-    counts = days.numbers.astype(np.int64)
-    median = weighted_median(days.keys, counts)
+    numbers, counts = days.keys.to_numpy(), days.numbers.astype(np.int64)
+    median = weighted_median(numbers, counts)
     if not standardized:
-        return Numerical(column, fill=median, log=True)
-    mean, std = moments(np.log1p(days.keys), counts)
-    return Numerical(column, fill=median, log=True, mean=mean, std=std)
+        return Numerical.standardized(column, fill=median, log=True)
+    mean, std = moments(np.log1p(numbers), counts)
+    return Numerical.standardized(column, fill=median, log=True, mean=mean, std=std)
 
 
 def weighted_median(ascending: np.ndarray, counts: np.ndarray) -> float:

@@ -20,6 +20,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.encoding.encoder_files import load_encoders
+from data.encoding.encoders import Encoder
+from data.encoding.nvtabular_operators import to_host
+from data.encoding.nvtabular_setup import Dataset, from_map, to_device
+from data.encoding.splits import ranges
+from data.encoding.workflow_folder import ENCODERS_FOLDER
 from data.errors import DataError
 from data.files.parquet import DatasetWriter, parquet_schema
 from data.outbrain.joining import (
@@ -46,15 +52,9 @@ from data.outbrain.recipes import (
     load_workflow,
     save_workflow,
 )
-from data.outbrain.resources import Workers, default_limit, number_of_parts, start_workers
 from data.outbrain.side_tables import SideTables, load_side_tables
-from data.preprocess.encoder_files import load_encoders
-from data.preprocess.encoders import Encoder
-from data.preprocess.nvtabular_operators import to_host
-from data.preprocess.nvtabular_setup import Dataset, from_map, to_device
 from data.preprocess.prepared import StageLog, encoded_features
-from data.preprocess.splits import ranges
-from data.preprocess.workflow_folder import ENCODERS_FOLDER
+from data.preprocess.workers import PROCESS_BYTES, Workers, default_limit, start_workers
 from data.spec.embedding_sizes import SIZES_FILE, read_sizes
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Chunk, Feature
@@ -65,6 +65,12 @@ PUBLISHED_SIZES = Path(__file__).parent / SIZES_FILE
 PACKAGES = ("numpy", "pandas", "pyarrow", "dask", "nvtabular")
 # Columns of encoded rows besides those of the dataset.
 ORDER, RAW_AD = ".order", "raw_ad_id"
+# Memory of a row of the part being processed: a measurement plus 20%.
+ROW_BYTES = 1_900
+# Bounds of the rows per part; larger parts are not faster.
+MIN_ROWS, MAX_ROWS = 20_000, 500_000
+# Each part keeps a file open while a raw table is partitioned.
+MAX_PARTS = 400
 
 
 @dataclass(frozen=True)
@@ -407,3 +413,33 @@ def _workflow(recipe: str, encoders: Path, tables: Path, out_of_fold: Path | Non
 
 def _read_part(path: Path) -> pd.DataFrame:
     return to_device(pq.read_table(path, page_checksum_verification=True).to_pandas())
+
+
+def number_of_parts(rows: int, limit: int, workers: int, tables_bytes: int) -> int:
+    """Return the number of parts that keeps memory within a limit.
+
+    Args:
+        rows: approximate number of rows.
+        limit: memory limit in bytes, summed over all processes.
+        workers: number of worker processes; if more than one, the coordinating process takes memory as well.
+        tables_bytes: bytes of the side tables, which every process loads.
+
+    Raises:
+        DataError: if the limit is too small.
+    """
+    processes = workers + (workers > 1)
+    fixed = processes * (PROCESS_BYTES + tables_bytes)
+    least = fixed + workers * MIN_ROWS * ROW_BYTES
+    if limit < least:
+        raise DataError(
+            f"--memory_limit {limit / 2**20:.0f} MiB: {processes} processes need at least {least / 2**20:.0f} MiB, "
+            f"with {tables_bytes / 2**20:.0f} MiB of ads and documents in each; raise it, or use fewer workers"
+        )
+    rows_per_part = min(MAX_ROWS, (limit - fixed) // (workers * ROW_BYTES))
+    parts = max(workers, -(-rows // rows_per_part))
+    if parts > MAX_PARTS:
+        raise DataError(
+            f"--memory_limit {limit / 2**20:.0f} MiB: {rows:,} rows would need {parts} parts, more than {MAX_PARTS}; "
+            "raise it"
+        )
+    return parts

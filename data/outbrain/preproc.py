@@ -12,9 +12,8 @@ from pathlib import Path
 from data.command_line import Parser, whole_number
 from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.outbrain.raw_tables import CLICKS, EVENTS, META, PROMOTED, TAG_TABLES, require_raw
-from data.outbrain.resources import add_resource_flags, check_resource_flags
-from data.preprocess.prepared import StageLog
-from data.preprocess.tables import run_prepare
+from data.preprocess.prepared import StageLog, run_prepare
+from data.preprocess.workers import add_resource_flags, check_resource_flags
 
 ENTRIES = ("train", "valid", "workflow", "manifest.json", "embedding_sizes.json")
 RECIPES = ("leak_free", "published")

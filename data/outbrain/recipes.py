@@ -1,7 +1,7 @@
 """The recipes: how features are computed from joined rows, how encoders are fitted, and how a fitted recipe is stored.
 
 `published` reproduces NVIDIA's DeepLearningExamples (TensorFlow2, Wide & Deep) for comparable figures: all ids are hash
-buckets (of `data.preprocess.hashing` instead of cuDF's hash), and, as published, the click rates of a training row
+buckets (of `data.encoding.hashing` instead of cuDF's hash), and, as published, the click rates of a training row
 include its own click.
 
 In `leak_free`, a row's own click does not enter its features. Differences: click rates are out-of-fold and smoothed
@@ -11,7 +11,7 @@ published ones: hour, weekday, the number of ads in the display, and the tags of
 
 A stored workflow is all that is needed to compute features of new raw rows:
 
-    encoders/        `data.preprocess.encoder_files`: JSON and parquet
+    encoders/        `data.encoding.encoder_files`: JSON and parquet
     tables/          ads, documents and their tags, as parquet
     manifest.json    the recipe; see `data.storage.checksummed_dir`
 """
@@ -24,6 +24,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data.encoding.encoder_files import SETTINGS_FILE, load_encoders, save_encoders
+from data.encoding.encoders import Encoder, HashedIds, HashedRanks, Numerical, Vocabulary
+from data.encoding.keys import KeyTable
+from data.encoding.nvtabular_operators import CountKeys, EncodeIds
+from data.encoding.nvtabular_setup import Dataset, Workflow, ops
 from data.errors import DataError
 from data.outbrain.joining import DISPLAY_ADS, DOCUMENT_PROMO, FOLD_COLUMN, NUM_FOLDS
 from data.outbrain.operators import (
@@ -42,11 +47,6 @@ from data.outbrain.operators import (
 )
 from data.outbrain.raw_tables import CLICKED, DAY_MS, DOCUMENT, GEO, TIMESTAMP
 from data.outbrain.side_tables import FILES, DocumentTags, SideTables
-from data.preprocess.encoder_files import SETTINGS_FILE, load_encoders, save_encoders
-from data.preprocess.encoders import Encoder, HashedIds, HashedRanks, Numerical, Vocabulary
-from data.preprocess.keys import KeyTable
-from data.preprocess.nvtabular_operators import CountKeys, EncodeIds
-from data.preprocess.nvtabular_setup import Dataset, Workflow, ops
 from data.storage.checksummed_dir import MANIFEST, open_verified, write_manifest
 from data.storage.files import check_inside
 
@@ -219,7 +219,7 @@ def count(rows: Any, documents: tuple[str, ...], further: Any = None) -> Counted
 
 def tag_counts(documents: KeyTable, tags: DocumentTags) -> np.ndarray:
     """Return how often each tag occurs in the counted rows, [size] int64; all tags of a row count."""
-    codes, lengths = tags.lists(documents.keys, len(tags.documents))
+    codes, lengths = tags.lists(documents.keys.to_numpy(), len(tags.documents))
     counts = np.zeros(len(tags.values), np.int64)
     np.add.at(counts, codes, np.repeat(documents.numbers.astype(np.int64), lengths))
     return counts
@@ -244,7 +244,7 @@ def _fit_leak_free(rows: Any, tables: SideTables, folder: str) -> FittedRecipe:
         counts = tag_counts(counted.documents[document], tags)
         occurs = counts > 0
         encoders[name] = Vocabulary.fit(name, tags.values[occurs], counts[occurs], is_list=True, max_ids=size)
-    encoders |= {name: Numerical(name) for name in SIMILARITIES}
+    encoders |= {name: Numerical.standardized(name) for name in SIMILARITIES}
     out_of_fold = {}
     for name in RATE_MIN_VIEWS:
         encoders[f"{name}_ctr"], out_of_fold[f"{name}_ctr"] = smoothed_rates(counted.clicks[name], SMOOTHING)
@@ -282,7 +282,7 @@ def _fit_published(rows: Any, tables: SideTables, folder: str) -> FittedRecipe:
         counts = tag_counts(counted.documents[DOCUMENT], tags)
         ranked = Vocabulary.fit(name, tags.values[counts > 0], counts[counts > 0])
         encoders[name] = HashedRanks(name, ranked.values, size)
-    encoders |= {name: Numerical(name) for name in SIMILARITIES}
+    encoders |= {name: Numerical.standardized(name) for name in SIMILARITIES}
     encoders |= {f"{name}_ctr": published_rate(counted.clicks[name], least) for name, least in RATE_MIN_VIEWS.items()}
     encoders |= {f"{name}_count": log_views(counted.clicks[name]) for name in COUNT_COLUMNS}
     encoders |= {name: days_encoder(name, counted.days[name], standardized=False) for name in DAYS}

@@ -33,8 +33,7 @@ from data.outbrain.synthetic import (
     make_entities,
     make_synthetic,
 )
-from data.preprocess.prepared import StageLog
-from data.preprocess.tables import run_prepare
+from data.preprocess.prepared import StageLog, run_prepare
 
 SUMMARY_FILE = "synthetic.json"
 TRUTH_FILE = "truth/click_probabilities.parquet"

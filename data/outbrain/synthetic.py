@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.encoding.hashing import hash_rows, mix
 from data.outbrain.raw_tables import DAY_MS
-from data.preprocess.hashing import hash_rows, mix
 
 ROWS_PER_BLOCK = 262_144
 

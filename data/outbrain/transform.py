@@ -7,9 +7,8 @@ from pathlib import Path
 from data.command_line import Parser
 from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.outbrain.raw_tables import CLICKS, CLICKS_TO_PREDICT, EVENTS, find_raw, require_raw
-from data.outbrain.resources import add_resource_flags, check_resource_flags
-from data.preprocess.prepared import StageLog
-from data.preprocess.tables import run_prepare
+from data.preprocess.prepared import StageLog, run_prepare
+from data.preprocess.workers import add_resource_flags, check_resource_flags
 
 CLICK_TABLES = {table.name: table for table in (CLICKS, CLICKS_TO_PREDICT)}
 

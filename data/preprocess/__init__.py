@@ -1,1 +1,1 @@
-"""Encodes raw values: vocabularies, scalers and the NVTabular workflows that apply them."""
+"""Turns raw files into datasets: stages rows, adds histories, fits and applies encoders, writes the result."""

@@ -1,47 +1,39 @@
-"""The shape of a specification's document and the values in it, as pydantic types.
+"""The shape of a specification's document, as pydantic types.
 
 `read_document` separates the well-formed parts from everything else, which it reports as problems;
 `data.spec.validators` then checks the parts against each other.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple, NotRequired, get_args
+from typing import Annotated, Any, NamedTuple, NotRequired
 
-import numpy as np
-from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, Strict, TypeAdapter, WrapValidator, with_config
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from pydantic import ValidationError as PydanticError
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict
 
-from data.errors import described, listed, nearest, shown
-from data.spec.features import (
-    CHANNELS,
-    CHUNK_KEYS,
-    MAX_CARDINALITY,
-    MAX_EMBEDDING_DIM,
-    SECTIONS,
-    ChunkType,
-    Dtype,
-    Feature,
-    Missing,
-    Role,
-    name_mistake,
+from data.errors import listed, nearest, shown
+from data.spec.document_values import (
+    ChannelKeys,
+    FilePath,
+    Id,
+    Name,
+    NoneIsList,
+    NoneIsMapping,
+    Number,
+    NumpyDtype,
+    PositiveInteger,
+    TaskType,
+    Weight,
+    Width,
+    expects,
+    expects_one_of,
 )
-from data.spec.task_types import TASK_TYPES
+from data.spec.features import CHANNELS, CHUNK_KEYS, SECTIONS, ChunkType, Feature, Missing, Role, name_mistake
 
-MAX_PATH_LENGTH = 1000
 # Number of misspelled names for which the closest known name is searched: a search takes up to 0.1 s.
 MAX_SUGGESTIONS = 20
 
-TORCH_DTYPES = {
-    "torch.half": "float16",
-    "torch.float": "float32",
-    "torch.double": "float64",
-    "torch.short": "int16",
-    "torch.int": "int32",
-    "torch.long": "int64",
-}
 # Words of the public DLRM recipe's specifications that are not valid here.
 SPLIT_BINARY = "split_binary"
 SPLIT_BINARY_HELP = (
@@ -108,125 +100,55 @@ def format_problems(problems: list[Problem]) -> list[str]:
     return lines
 
 
-# The types of the document. Each message says what was found and what to write instead.
-
-
-def _mistake(message: str) -> PydanticCustomError:
-    return PydanticCustomError("mistake", "{message}", {"message": message})
-
-
-def _expects(expected: str) -> WrapValidator:
-    """Returns a validator that reports a wrong value in our words; mistakes inside of a list or mapping keep theirs."""
-
-    def validate(value: Any, validator: Callable[[Any], Any]) -> Any:
-        try:
-            return validator(value)
-        except PydanticError as error:
-            if error.error_count() > 1 or error.errors(include_input=False)[0]["loc"]:
-                raise
-            raise _mistake(f"is {described(value)}; write {expected}") from error
-
-    return WrapValidator(validate)
-
-
-def _plain_number(value: Any) -> Any:
-    """Returns a NumPy number, as code that builds specifications uses them, as a Python number."""
-    return value.item() if isinstance(value, np.number) else value
-
-
-def _numpy_dtype(value: Any) -> Any:
-    """Returns the NumPy name of a dtype, given its NumPy or torch name ("torch.long")."""
-    return TORCH_DTYPES.get(value, value.removeprefix("torch.")) if isinstance(value, str) else value
-
-
-def _name(value: Any) -> str:
-    if mistake := name_mistake(value):
-        raise _mistake(mistake)
-    return value
-
-
-def _file_path(value: Any) -> str:
-    if not isinstance(value, str) or not value or not value.isprintable():
-        raise _mistake(f"is {described(value)}; write the path of a file in quotes, without control characters")
-    if len(value) > MAX_PATH_LENGTH:
-        raise _mistake(f"this path has {len(value)} characters; the maximum is {MAX_PATH_LENGTH}")
-    return value
-
-
-def _expects_one_of(choices: Any) -> WrapValidator:
-    return _expects(f"one of {', '.join(get_args(choices))}")
-
-
-def _expects_count(most: int) -> WrapValidator:
-    return _expects(f"a whole number from 1 to {most}, without quotes")
-
-
-_Plain = BeforeValidator(_plain_number)
-_NoneIsMapping = BeforeValidator(lambda value: {} if value is None else value)
-_NoneIsList = BeforeValidator(lambda value: [] if value is None else value)
-
-_TaskType: Any = Literal[tuple(TASK_TYPES)]
-_Name = Annotated[str, PlainValidator(_name)]
-_Path = Annotated[str, PlainValidator(_file_path)]
-_Dtype = Annotated[Dtype, BeforeValidator(_numpy_dtype), _expects_one_of(Dtype)]
-_Count = Annotated[int, Strict(), Field(ge=1, le=MAX_CARDINALITY), _Plain, _expects_count(MAX_CARDINALITY)]
-_Width = Annotated[int, Strict(), Field(ge=1, le=MAX_EMBEDDING_DIM), _Plain, _expects_count(MAX_EMBEDDING_DIM)]
-_Weight = Annotated[
-    float, Strict(), Field(gt=0, allow_inf_nan=False), _Plain, _expects("a finite number above 0, without quotes")
-]
-_Channel = Annotated[list[_Name], _expects("a list, such as [age, price]"), _NoneIsList]
+# The shape of the document.
 
 
 @with_config(ConfigDict(extra="forbid"))
 class _FeatureKeys(TypedDict, total=False):
-    dtype: _Dtype
-    cardinality: _Count
-    max_hotness: _Count
-    embedding_dim: _Width
-    task: Annotated[_TaskType, _expects_one_of(_TaskType)]
-    loss_weight: _Weight
-    positive_weight: _Weight
-    given: _Name
-    missing: Annotated[Missing, _expects_one_of(Missing)]
-    role: Annotated[Role, _expects_one_of(Role)]
+    dtype: NumpyDtype
+    cardinality: PositiveInteger
+    max_hotness: PositiveInteger
+    embedding_dim: Width
+    null_id: Id
+    unseen_id: Id
+    oov_buckets: PositiveInteger
+    unseen_with: Name
+    unseen_value: Number
+    task: Annotated[TaskType, expects_one_of(TaskType)]
+    loss_weight: Weight
+    positive_weight: Weight
+    given: Name
+    missing: Annotated[Missing, expects_one_of(Missing)]
+    role: Annotated[Role, expects_one_of(Role)]
 
 
 @with_config(ConfigDict(extra="forbid"))
 class _ChunkKeys(TypedDict):
-    type: Annotated[ChunkType, _expects_one_of(ChunkType)]
-    features: Annotated[list[_Name], Field(min_length=1), _expects("a list, such as [age, price]")]
-    files: Annotated[list[_Path], Field(min_length=1), _expects("a list, such as [train_0.csv, train_1.csv]")]
+    type: Annotated[ChunkType, expects_one_of(ChunkType)]
+    features: Annotated[list[Name], Field(min_length=1), expects("a list, such as [age, price]")]
+    files: Annotated[list[FilePath], Field(min_length=1), expects("a list, such as [train_0.csv, train_1.csv]")]
 
 
-@with_config(ConfigDict(extra="forbid"))
-class _Channels(TypedDict, total=False):
-    onehot_categorical: _Channel
-    multihot_categorical: _Channel
-    numerical: _Channel
-    label: _Channel
-    map: _Channel
-
-
-_Feature = Annotated[_FeatureKeys, _expects("a mapping, such as {dtype: int64}"), _NoneIsMapping]
-_Chunk = Annotated[_ChunkKeys, _expects(f"a mapping with {', '.join(CHUNK_KEYS)}")]
+_Feature = Annotated[_FeatureKeys, expects("a mapping, such as {dtype: int64}"), NoneIsMapping]
+_Chunk = Annotated[_ChunkKeys, expects(f"a mapping with {', '.join(CHUNK_KEYS)}")]
 _Chunks = Annotated[
     list[_Chunk],
     Field(min_length=1),
-    _expects(f"a list of chunks, each beginning with '- ', with {', '.join(CHUNK_KEYS)}"),
-    _NoneIsList,
+    expects(f"a list of chunks, each beginning with '- ', with {', '.join(CHUNK_KEYS)}"),
+    NoneIsList,
 ]
 
 
 @with_config(ConfigDict(extra="forbid"))
 class _Document(TypedDict):
-    feature_spec: Annotated[dict[_Name, _Feature], _expects("a mapping"), _NoneIsMapping]
-    source_spec: Annotated[dict[_Name, _Chunks], _expects("a mapping"), _NoneIsMapping]
-    channel_spec: Annotated[_Channels, _expects("a mapping"), _NoneIsMapping]
-    metadata: NotRequired[Annotated[dict[Any, Any], _expects("a mapping"), _NoneIsMapping]]
+    feature_spec: Annotated[dict[Name, _Feature], expects("a mapping"), NoneIsMapping]
+    source_spec: Annotated[dict[Name, _Chunks], expects("a mapping"), NoneIsMapping]
+    channel_spec: Annotated[ChannelKeys, expects("a mapping"), NoneIsMapping]
+    metadata: NotRequired[Annotated[dict[Any, Any], expects("a mapping"), NoneIsMapping]]
 
 
 _FEATURE = TypeAdapter(_FeatureKeys)
-_DOCUMENT = TypeAdapter(Annotated[_Document, _expects(f"a mapping with {', '.join(SECTIONS)}")])
+_DOCUMENT = TypeAdapter(Annotated[_Document, expects(f"a mapping with {', '.join(SECTIONS)}")])
 _FEATURE_KEYS = tuple(_FeatureKeys.__annotations__)
 
 
@@ -294,7 +216,7 @@ def read_document(document: Any) -> tuple[Parts, list[Problem]]:
             if location[:2] not in wrong or len(location) <= 2:  # nothing below a wrong name
                 problems.append(_problem(details))
             wrong.add(location[:-1] if location[-1:] == ("[key]",) else location)
-            parts.incomplete |= _incomplete(location, details["type"])
+            parts.incomplete |= incomplete_after(location, details["type"])
     sections = document if isinstance(document, dict) else {}
     features, sources, channels, metadata = (
         {} if (section,) in wrong else sections.get(section) or {} for section in SECTIONS
@@ -310,7 +232,7 @@ def read_document(document: Any) -> tuple[Parts, list[Problem]]:
             chunks = enumerate([] if ("source_spec", name) in wrong else chunks)
             parts.sources[name] = [_chunk_part(chunk, ("source_spec", name, i), wrong) for i, chunk in chunks]
     for channel in CHANNELS:
-        parts.channels[channel] = _entries(channels.get(channel), ("channel_spec", channel), wrong)
+        parts.channels[channel] = valid_entries(channels.get(channel), ("channel_spec", channel), wrong)
     parts.metadata = metadata
     return parts, problems
 
@@ -342,7 +264,7 @@ def _unknown_key(parent: list[int | str], key: Any) -> Problem:
     return Problem(path, f"unknown {kind}", str(key), known)
 
 
-def _incomplete(location: KeyPath, error_type: str) -> set[KeyPath]:
+def incomplete_after(location: KeyPath, error_type: str) -> set[KeyPath]:
     """Returns the locations that an error leaves incomplete."""
     channels: set[KeyPath] = {("channel_spec", channel) for channel in CHANNELS}
     if not location:
@@ -354,11 +276,11 @@ def _incomplete(location: KeyPath, error_type: str) -> set[KeyPath]:
 
 def _chunk_part(chunk: Any, location: KeyPath, wrong: set[KeyPath]) -> ChunkPart:
     values = {} if location in wrong else {key: chunk.get(key) for key in CHUNK_KEYS if (*location, key) not in wrong}
-    lists = [_entries(values.get(key), (*location, key), wrong) for key in ("features", "files")]
+    lists = [valid_entries(values.get(key), (*location, key), wrong) for key in ("features", "files")]
     return ChunkPart(path_of(*location), values.get("type", ""), *lists)
 
 
-def _entries(values: Any, location: KeyPath, wrong: set[KeyPath]) -> list[Entry]:
+def valid_entries(values: Any, location: KeyPath, wrong: set[KeyPath]) -> list[Entry]:
     """Returns the valid strings of a list."""
     if location in wrong or not values:
         return []

@@ -15,13 +15,18 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import SafeRepresenter
 
 from data.errors import DataError, nearest
-from data.spec.document import Entry, format_problems
+from data.spec.document import Entry, Problem, format_problems
 from data.spec.features import CHANNELS, LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, SAMPLE_WEIGHT, Chunk, Feature
+from data.spec.raw.document import raw_key_of
 from data.spec.validators import check_document
 from data.spec.yaml_reader import read_yaml
 from data.storage.files import create_new, temporary_beside
 
 MAX_PROBLEMS_SHOWN = 100
+RAW_HELP = (
+    "only a raw specification says this; turn its files into a dataset with `python preprocess.py --input RAW --output "
+    "DATA`, and pass DATA instead"
+)
 _PLAIN_TEXT = re.compile(
     r"(?!(y|n|yes|no|on|off|true|false|null)$)[a-z_][\w./-]*( [\w./-]+)*", re.ASCII | re.IGNORECASE
 )
@@ -104,7 +109,8 @@ class FeatureSpec:
         """
         parts, problems = check_document(document, Path(folder), allow_outside_paths=allow_outside_paths)
         if problems:
-            raise FeatureSpecError(source, format_problems(problems))
+            raw_key = raw_key_of(document)
+            raise FeatureSpecError(source, format_problems([Problem(raw_key, RAW_HELP)] if raw_key else problems))
         return cls(
             folder=Path(folder),
             features=parts.features,
@@ -138,7 +144,7 @@ class FeatureSpec:
             YAMLError: The metadata contains a value that YAML cannot represent.
         """
         yaml: Any = YAML(typ="safe", pure=True)
-        yaml.Representer = _PlainRepresenter
+        yaml.Representer = PlainRepresenter
         yaml.sort_base_mapping_type_on_output = False
         yaml.default_flow_style = None
         text = io.StringIO()
@@ -247,7 +253,7 @@ class FeatureSpec:
         return FeatureSpec.from_dict(moved.to_dict(), folder)
 
 
-class _PlainRepresenter(SafeRepresenter):
+class PlainRepresenter(SafeRepresenter):
     """Writes values in full instead of aliases, and quotes every string that some reader might not read as a string."""
 
     def ignore_aliases(self, data: Any) -> bool:

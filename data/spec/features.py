@@ -30,6 +30,8 @@ SAMPLE_WEIGHT = "sample_weight"
 JOINT = "+"
 # Columns of a predictions file: the index of the row, and for each label its name with these prefixes.
 ROW_COLUMN, LABEL_COLUMN, PREDICTION_COLUMN = "row", "label_", "prediction_"
+ID_KEYS = ("embedding_dim", "null_id", "unseen_id", "oov_buckets")
+NUMBER_KEYS = ("unseen_with", "unseen_value")
 LABEL_KEYS = ("task", "loss_weight", "positive_weight", "given", "missing")
 
 IntegerDtype = Literal["int8", "int16", "int32", "int64"]
@@ -56,6 +58,11 @@ class Feature:
         cardinality: number of ids, which lie in [0, cardinality); for a multiclass label the number of classes.
         max_hotness: maximum number of ids per row of a multi-hot feature.
         embedding_dim: width of the embedding, or None to choose it in `data.spec.embedding_sizes`.
+        null_id: id of missing values, or None if the encoder has none or is unknown.
+        unseen_id: id of values unseen in training, likewise.
+        oov_buckets: number of ids over which unseen values are spread, from `unseen_id` on; None for 1.
+        unseen_with: name of the one-hot feature that is made from the same raw column as this numerical feature.
+        unseen_value: value of this feature for a value of that column unseen in training.
         task: task type of a label, a key of TASK_TYPES.
         loss_weight: factor of the label's loss, > 0.
         positive_weight: factor of the positive rows in a binary loss, > 0.
@@ -69,12 +76,22 @@ class Feature:
     cardinality: int | None = None
     max_hotness: int | None = None
     embedding_dim: int | None = None
+    null_id: int | None = None
+    unseen_id: int | None = None
+    oov_buckets: int | None = None
+    unseen_with: str | None = None
+    unseen_value: float | None = None
     task: str = "binary"
     loss_weight: float = 1.0
     positive_weight: float = 1.0
     given: str | None = None
     missing: str = "error"
     role: str | None = None
+
+    @property
+    def unseen_ids(self) -> range:
+        """Ids of values unseen in training; empty if there is none."""
+        return range(0) if self.unseen_id is None else range(self.unseen_id, self.unseen_id + (self.oov_buckets or 1))
 
     @property
     def label_kind(self) -> LabelKind:

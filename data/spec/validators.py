@@ -15,6 +15,7 @@ from data.spec.document import Entry, Parts, Problem, path_of, read_document
 from data.spec.features import (
     BOOL_DTYPE,
     CATEGORICAL_CHANNELS,
+    ID_KEYS,
     INPUT_CHANNELS,
     INTEGER_DTYPES,
     JOINT,
@@ -23,6 +24,9 @@ from data.spec.features import (
     LABEL_KEYS,
     MAP,
     MULTIHOT,
+    NUMBER_KEYS,
+    NUMERICAL,
+    ONEHOT,
     PREDICTION_COLUMN,
     REQUIRED_MAPPINGS,
     ROW_COLUMN,
@@ -92,7 +96,7 @@ def check_map(parts: Parts) -> Iterator[Problem]:
 
 
 def check_keys_of_inputs(parts: Parts) -> Iterator[Problem]:
-    """Checks that `max_hotness` and `embedding_dim` are only stated for channels in which they have a meaning.
+    """Checks that `max_hotness` and the keys of ids are only stated for channels in which they have a meaning.
 
     Features in no channel may state them: they describe a column that is stored but not used.
     """
@@ -104,9 +108,51 @@ def check_keys_of_inputs(parts: Parts) -> Iterator[Problem]:
         if "max_hotness" in keys and channel not in (MULTIHOT, None):
             message = f"is only for {MULTIHOT} and the feature is in {channel}; remove it or move the feature"
             yield Problem(_feature_path(name, "max_hotness"), message)
-        if "embedding_dim" in keys and channel not in (*CATEGORICAL_CHANNELS, None):
-            message = f"is only for categorical features and the feature is in {channel}; remove it"
-            yield Problem(_feature_path(name, "embedding_dim"), message)
+        if channel not in (*CATEGORICAL_CHANNELS, None):
+            for key in sorted(keys.intersection(ID_KEYS)):
+                message = f"is only for categorical features and the feature is in {channel}; remove it"
+                yield Problem(_feature_path(name, key), message)
+        if channel not in (NUMERICAL, None):
+            for key in sorted(keys.intersection(NUMBER_KEYS)):
+                message = f"is only for {NUMERICAL} features and the feature is in {channel}; remove it"
+                yield Problem(_feature_path(name, key), message)
+
+
+def check_reserved_ids(parts: Parts) -> Iterator[Problem]:
+    """Checks that the ids of null and of unseen values lie within the table, and that buckets begin at an id."""
+    for name, keys in parts.stated.items():
+        feature, is_known = parts.features[name], ("feature_spec", name) not in parts.incomplete
+        if "oov_buckets" in keys and "unseen_id" not in keys and is_known:
+            yield Problem(_feature_path(name, "oov_buckets"), "has no effect without unseen_id, the first of these ids")
+        limit = feature.cardinality
+        last_unseen = feature.unseen_ids[-1] if feature.unseen_ids else None
+        for key, last in (("null_id", feature.null_id), ("unseen_id", last_unseen)):
+            if last is not None and limit is not None and last >= limit:
+                buckets = f" with {feature.oov_buckets} buckets" if key == "unseen_id" and feature.oov_buckets else ""
+                message = f"is {getattr(feature, key)}{buckets} but ids lie in [0, {limit}); write a smaller one"
+                yield Problem(_feature_path(name, key), message)
+
+
+def check_unseen_values(parts: Parts) -> Iterator[Problem]:
+    """Checks that a number for unseen values comes with the feature whose ids are unseen with it, and vice versa.
+
+    That feature may be in no channel: then it is not an input, and the number is of no use.
+    """
+    channel_of, onehot = parts.channel_of(), tuple(feature.name for feature in parts.in_channels(ONEHOT))
+    for name, keys in parts.stated.items():
+        if channel_of.get(name) not in (NUMERICAL, None):
+            continue  # the keys have been reported
+        given = [key for key in NUMBER_KEYS if key in keys]
+        if len(given) == 1 and ("feature_spec", name) not in parts.incomplete:
+            missing = next(key for key in NUMBER_KEYS if key not in keys)
+            yield Problem(_feature_path(name, missing), f"is missing; {' and '.join(NUMBER_KEYS)} need each other")
+        other, path = parts.features[name].unseen_with, _feature_path(name, "unseen_with")
+        if other is None or channel_of.get(other) == ONEHOT:
+            continue
+        if other in channel_of:
+            yield Problem(path, f"{other!r} is in {channel_of[other]}; name a feature of {ONEHOT}")
+        elif other not in parts.features and ("feature_spec",) not in parts.incomplete:
+            yield Problem(path, f"{other!r} is not in feature_spec", other, onehot)
 
 
 def check_keys_of_labels(parts: Parts) -> Iterator[Problem]:
@@ -350,6 +396,8 @@ RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
     check_categorical,
     check_map,
     check_keys_of_inputs,
+    check_reserved_ids,
+    check_unseen_values,
     check_keys_of_labels,
     check_tasks,
     check_sample_spaces,

@@ -22,12 +22,11 @@ import numpy as np
 import pandas as pd
 
 from data.command_line import Parser, whole_number
+from data.encoding.encoders import Encoder, Numerical
+from data.encoding.splits import TEST, TRAIN
 from data.errors import DataError
 from data.files.new_dataset import new_dataset
-from data.preprocess.encoders import Encoder, Numerical
-from data.preprocess.prepared import StageLog, encoded_features, write_prepared
-from data.preprocess.splits import TEST, TRAIN
-from data.preprocess.tables import run_prepare
+from data.preprocess.prepared import StageLog, encoded_features, run_prepare, write_prepared
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, NUMERICAL, Feature
 
@@ -120,7 +119,7 @@ def prepare(output: Path, *, correlation: float = 0.5, rows: int = 1_000_000, se
     log = StageLog("synthetic_tasks")
     tasks = draw_tasks(correlation, seed)
     # The default encoders keep the inputs unchanged; these are standard normal already.
-    encoders: dict[str, Encoder] = {name: Numerical(name) for name in NAMES}
+    encoders: dict[str, Encoder] = {name: Numerical.standardized(name) for name in NAMES}
     features = encoded_features(encoders, {})
     features |= {name: Feature(name=name, dtype="float32", task="regression") for name in LABELS}
     sizes = {TRAIN: rows, TEST: max(LEAST_TEST_ROWS, rows // 10)}

@@ -1,4 +1,4 @@
-"""The hash of `data.preprocess.hashing` once more, on plain Python integers, written from its statement alone."""
+"""The hash of `data.encoding.hashing` once more, on plain Python integers, written from its statement alone."""
 
 WORD = 2**64
 

@@ -1,19 +1,23 @@
-"""What must become of raw tables, by the definitions, in plain Python; and small helpers of those tests."""
+"""What must become of raw tables, by the definitions, in plain Python; helpers to run the shipped specifications."""
 
 import gzip
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import log
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
-from data.preprocess.encoder_files import load_encoders
-from data.preprocess.encoders import encode_columns
+import preprocess
+from data.encoding.encoder_files import load_encoders
+from data.encoding.encoders import encode_columns
 from data.spec.feature_spec import FeatureSpec
+from data.spec.features import MULTIHOT, ONEHOT
 from tests.data.scalar_hash import scalar_hash, scalar_row_hash
+from tests.helpers import ROOT, must
 
 Raw = dict[str, list]  # column -> values, None where unknown
 
@@ -95,13 +99,33 @@ def write_lines(path: Path, lines: Sequence[str]) -> Path:
     return path.parent
 
 
-def refusal(main: Callable[[list[str]], int], raw: Path, output: Path, capsys, *flags: str) -> str:
-    """What a command says on refusing: exit code 2, and nothing left in the output."""
-    try:
-        code = main(["--raw", str(raw), "--output", str(output), *flags])
-    except SystemExit as stopped:
-        code = stopped.code
+def shipped(name: str) -> Path:
+    """Path of a raw specification that comes with the project."""
+    return ROOT / "feature_specs" / f"{name}_raw.yaml"
+
+
+def preprocessed(name: str, raw: Path, output: Path, *, oov_buckets: int | None = None, **changes: object) -> Path:
+    """Run preprocess.py on a shipped specification, with other buckets for unseen values and other sections."""
+    must(preprocess.main(_arguments(name, raw, output, oov_buckets, changes)))
+    return output
+
+
+def refusal(name: str, raw: Path, output: Path, capsys, **changes: object) -> str:
+    """Return what preprocess.py says on refusing: exit code 2, and nothing left in the output."""
+    code = preprocess.main(_arguments(name, raw, output, None, changes))
     stderr = capsys.readouterr().err
     assert code == 2, stderr
     assert not output.exists()
     return stderr
+
+
+def _arguments(name: str, raw: Path, output: Path, oov_buckets: int | None, changes: dict[str, object]) -> list[str]:
+    path = shipped(name)
+    if changes or oov_buckets is not None:
+        document = yaml.safe_load(path.read_text()) | changes
+        channels = document["channel_spec"]
+        for feature in (*channels.get(ONEHOT, ()), *channels.get(MULTIHOT, ())) if oov_buckets is not None else ():
+            document["feature_spec"][feature]["encode"] = {"vocabulary": {"oov_buckets": oov_buckets}}
+        path = output.with_name(f"{output.name}.yaml")
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return ["--input", str(raw), "--feature_spec_in", str(path), "--output", str(output)]

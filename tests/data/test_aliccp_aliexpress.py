@@ -1,16 +1,15 @@
 import random
+import shutil
 
 import pytest
 
-from data.aliccp.prepare import main as aliccp
-from data.aliexpress.prepare import main as aliexpress
-from data.preprocess.encoder_files import load_encoders
+from data.encoding.encoder_files import load_encoders
 from data.spec.feature_spec import FeatureSpec
 from tests.data.table_samples import (
     check_features,
-    contents,
     in_training_order,
     labels_of,
+    preprocessed,
     refusal,
     rows_of,
     taken,
@@ -23,14 +22,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Initializing an NVTabular Datase
 SEED, OOV_BUCKETS = 11, 2
 # The mean of 39 times 0.0856 is not 0.0856 in floating point.
 COUNT = 39
-TINY = ("tiny_mtl_train.csv", "tiny_mtl_test.csv")
 FIELDS = "101 121 122 124 125 126 127 128 129 205 206 207 210 216 508 509 702 853 301 109_14 110_14 127_14 150_14"
 FIELD_VALUES = "D109_14 D110_14 D127_14 D150_14 D508 D509 D702 D853"
 CATEGORICAL = [f"categorical_{number}" for number in range(1, 17)]
 NUMERICAL = [f"numerical_{number}" for number in range(1, 64)]
 SETS = {
     "aliccp": {
-        "main": aliccp,
         "ids": FIELDS.split(),
         "numbers": FIELD_VALUES.split(),
         "header": ["click", "purchase", *FIELDS.split(), *FIELD_VALUES.split()],
@@ -39,7 +36,6 @@ SETS = {
         "constant": "D127_14",
     },
     "aliexpress": {
-        "main": aliexpress,
         "ids": CATEGORICAL,
         "numbers": NUMERICAL,
         "header": ["search_id", *CATEGORICAL, *NUMERICAL, "click", "conversion"],
@@ -84,16 +80,11 @@ def raw_columns(kind, mapping):
     return {name: [int(row[name]) if row[name] else None for row in rows] for name in about["ids"]} | numbers
 
 
-def prepared(kind, raw, output, *flags):
-    shared = ["--raw", str(raw), "--output", str(output), "--seed", str(SEED), "--oov_buckets", str(OOV_BUCKETS)]
-    assert SETS[kind]["main"]([*shared, *flags]) == 0
-    return output
-
-
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ali")
-    return {kind: prepared(kind, write_raw(folder / kind, kind), folder / f"{kind}-out") for kind in SETS}
+    shared = {"seed": SEED, "oov_buckets": OOV_BUCKETS}
+    return {kind: preprocessed(kind, write_raw(folder / kind, kind), folder / f"{kind}-out", **shared) for kind in SETS}
 
 
 PARTS = [(kind, mapping) for kind, about in SETS.items() for mapping in about["files"]]
@@ -141,54 +132,42 @@ def test_result_lists_group_aliexpress_test_rows(datasets):
 
 
 @pytest.mark.parametrize("kind", SETS)
-def test_named_files_are_taken_before_known_ones(datasets, kind, tmp_path):
-    files = SETS[kind]["files"]
-    mine = {mapping: f"my_{mapping}.csv" for mapping in files}
-    raw = write_raw(tmp_path, kind, files=mine)
-    write_raw(tmp_path, kind, rows={mapping: ROWS[kind][mapping][:2] for mapping in files})
-    out = prepared(kind, raw, tmp_path / "out", "--files", *mine.values())
-    assert contents(out) == contents(datasets[kind])
-
-
-@pytest.mark.parametrize("kind", SETS)
 @pytest.mark.parametrize("mistake", ["no click", "text", "no number", "label"])
-def test_a_wrong_cell_is_named_with_its_line(tmp_path, capsys, kind, mistake):
+def test_a_wrong_cell_is_named(tmp_path, capsys, kind, mistake):
     about = SETS[kind]
     second, code, number = about["second"], about["ids"][3], about["numbers"][2]
     cells, message = {
-        "no click": ({"click": "0", second: "1"}, f"{second} is '1', expected 0 where click is 0"),
-        "text": ({code: "x"}, f"{code} is 'x', expected a whole number of at most 15 digits, or nothing if unknown"),
-        "no number": ({number: "nan"}, f"{number} is 'nan', expected a number, or nothing if unknown"),
-        "label": ({"click": ""}, "click is '', expected one of '0', '1'"),
+        "no click": ({"click": "0", second: "1"}, f"row 21: {second} is 1, expected 0 where click is 0"),
+        "text": ({code: "x"}, f"line 22: column '{code}' is 'x'; expected a whole number"),
+        "no number": ({number: "x"}, f"line 22: column '{number}' is 'x'; expected a number"),
+        "label": ({"click": ""}, "row 21: the label click is missing"),
     }[mistake]
     test = ROWS[kind]["test"]
     raw = write_raw(tmp_path / "raw", kind, ROWS[kind] | {"test": [*test[:20], test[20] | cells, *test[21:]]})
-    stderr = refusal(about["main"], raw, tmp_path / "out", capsys)
-    assert f"{about['files']['test']}, line 22: {message}" in stderr
+    assert f"{about['files']['test']}, {message}" in refusal(kind, raw, tmp_path / "out", capsys)
 
 
 def test_missing_files_are_named_with_what_was_looked_for(tmp_path, capsys):
     raw = write_raw(tmp_path / "raw", "aliccp")
     (raw / "ali_ccp_val.csv").unlink()
-    stderr = refusal(aliccp, raw, tmp_path / "out", capsys)
-    assert "files are missing; looked for ali_ccp_train.csv, ali_ccp_val.csv, ali_ccp_test.csv; or " in stderr
-    stderr = refusal(aliexpress, raw, tmp_path / "out", capsys, "--files", "a.csv", "b.csv")
-    assert "files are missing; looked for a.csv, b.csv, each also with .gz" in stderr
-    assert "is not a folder" in refusal(aliexpress, raw / "ali_ccp_train.csv", tmp_path / "out", capsys)
+    assert "ali_ccp_val*.csv*" in refusal("aliccp", raw, tmp_path / "out", capsys)
 
 
 @pytest.mark.real_data
 @pytest.mark.parametrize(
-    ("kind", "folder", "files", "counts"),
+    ("kind", "folder", "names", "counts"),
     [
-        ("aliccp", "ali-ccp", None, {"train": (100, 7, 1), "valid": (50, 3, 1), "test": (50, 2, 1)}),
-        ("aliexpress", "aliexpress", None, {"train": (100, 60, 2), "test": (20, 10, 2)}),
-        ("aliexpress", "aliexpress", TINY, {"train": (100, 3, 2), "test": (100, 6, 1)}),
+        ("aliccp", "ali-ccp", "ali_ccp_{}_sample.csv", {"train": (100, 7, 1), "valid": (50, 3, 1), "test": (50, 2, 1)}),
+        ("aliexpress", "aliexpress", "aliexpress_{}_sample.csv", {"train": (100, 60, 2), "test": (20, 10, 2)}),
+        ("aliexpress", "aliexpress", "tiny_mtl_{}.csv", {"train": (100, 3, 2), "test": (100, 6, 1)}),
     ],
 )
-def test_the_published_samples_have_the_published_counts(tmp_path, kind, folder, files, counts):
-    flags = ["--files", *files] if files else []
-    out = prepared(kind, real_data(folder), tmp_path / "out", *flags)
+def test_the_published_samples_have_the_published_counts(tmp_path, kind, folder, names, counts):
+    # Under the names of the complete files.
+    for mapping in counts:
+        name = SETS[kind]["files"][mapping].removesuffix(".gz")
+        shutil.copy(real_data(folder) / names.format("val" if mapping == "valid" else mapping), tmp_path / name)
+    out = preprocessed(kind, tmp_path, tmp_path / "out")
     for mapping, (count, clicks, seconds) in counts.items():
         rows = rows_of(out, mapping)
         assert (len(rows), rows["click"].sum(), rows[SETS[kind]["second"]].sum()) == (count, clicks, seconds)

@@ -2,12 +2,11 @@ import random
 
 import pytest
 
-from data.byterec.prepare import main, prepare
 from tests.data.table_samples import (
     check_features,
-    contents,
     in_training_order,
     labels_of,
+    preprocessed,
     refusal,
     rows_of,
     taken,
@@ -54,8 +53,8 @@ def raw_columns():
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("byterec")
-    prepare(write_raw(folder / "raw"), folder / "out", seed=SEED, oov_buckets=OOV_BUCKETS)
-    return folder / "out"
+    raw = write_raw(folder / "raw")
+    return preprocessed("byterec", raw, folder / "out", seed=SEED, oov_buckets=OOV_BUCKETS)
 
 
 @pytest.mark.parametrize("mapping", ["train", "test"])
@@ -85,45 +84,38 @@ def test_the_small_sample_has_every_hard_case(dataset):
     assert labels_of(dataset) == [("finish", "binary", None), ("like", "binary", None)]
 
 
-def test_the_published_file_name_and_another_share(dataset, tmp_path):
+def test_the_published_file_name_and_another_share(tmp_path):
     raw = write_raw(tmp_path / "raw", name="final_track2_train.txt.gz")
-    shared = ["--raw", str(raw), "--seed", str(SEED), "--oov_buckets", str(OOV_BUCKETS)]
-    assert main([*shared, "--output", str(tmp_path / "same")]) == 0
-    assert contents(tmp_path / "same") == contents(dataset)
-    assert main([*shared, "--output", str(tmp_path / "half"), "--test_fraction", "0.5"]) == 0
+    out = preprocessed("byterec", raw, tmp_path / "out", split={"from": "interactions", "last": {"test": 0.5}})
     # 21.5 test rows, halves up.
-    assert rows_of(tmp_path / "half", "test")["finish"].tolist() == raw_columns()["finish"][21:]
-    assert len(rows_of(tmp_path / "half", "train")) == 21
+    assert rows_of(out, "test")["finish"].tolist() == raw_columns()["finish"][21:]
+    assert len(rows_of(out, "train")) == 21
 
 
 @pytest.mark.parametrize(
     ("name", "cell", "message"),
     [
-        ("like", "-1", "like is '-1', expected one of '0', '1'"),
-        ("uid", "-2", "uid is '-2', expected a whole number of at most 15 digits, or '-1' if unknown"),
-        ("duration_time", "-2", "duration_time is '-2', expected a number of at least 0, or '-1' if unknown"),
-        ("item_id", "", "item_id is '', expected a whole number"),
+        ("like", "-1", "byterec_sample.txt, row 11: the label like is missing"),
+        ("uid", "5a", "byterec_sample.txt, line 11: column 'uid' is '5a'; expected a whole number"),
+        ("duration_time", "-2", "column 'duration_time' holds -2; expected a number above -1"),
     ],
 )
-def test_a_wrong_cell_is_named_with_its_line(tmp_path, capsys, name, cell, message):
+def test_a_wrong_cell_is_named(tmp_path, capsys, name, cell, message):
     lines = [list(fields) for fields in LINES]
     lines[10][NAMES.index(name)] = cell
-    stderr = refusal(main, write_raw(tmp_path / "raw", lines), tmp_path / "out", capsys)
-    assert f"byterec_sample.txt, line 11: {message}" in stderr
+    assert message in refusal("byterec", write_raw(tmp_path / "raw", lines), tmp_path / "out", capsys)
 
 
 def test_number_without_values_and_empty_split(tmp_path, capsys):
     unknown = write_raw(tmp_path / "unknown", [[*fields[:11], "-1"] for fields in LINES])
-    assert "duration_time: no training row has a value" in refusal(main, unknown, tmp_path / "out", capsys)
-    raw = write_raw(tmp_path / "raw")
-    assert "test: has no rows" in refusal(main, raw, tmp_path / "out", capsys, "--test_fraction", "0.01")
-    stderr = refusal(main, raw, tmp_path / "out", capsys, "--test_fraction", "nan")
-    assert "--test_fraction nan: expected a number between 0 and 1" in stderr
+    assert "duration_time: no training row has a value" in refusal("byterec", unknown, tmp_path / "out", capsys)
+    raw, split = write_raw(tmp_path / "raw"), {"from": "interactions", "last": {"test": 0.01}}
+    assert "mapping test has no rows" in refusal("byterec", raw, tmp_path / "out", capsys, split=split)
 
 
 @pytest.mark.real_data
 def test_the_published_sample_has_the_published_counts(tmp_path):
-    prepare(real_data("byterec"), tmp_path / "out")
+    preprocessed("byterec", real_data("byterec"), tmp_path / "out")
     train, test = rows_of(tmp_path / "out", "train"), rows_of(tmp_path / "out", "test")
     assert (len(train), len(test)) == (160, 40)
     assert train["finish"].sum() + test["finish"].sum() == 76 and train["like"].sum() + test["like"].sum() == 7

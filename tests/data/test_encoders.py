@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.command_line import run_tool
+from data.encoding.encoder_files import load_encoders, save_encoders
+from data.encoding.encoders import Numerical, Vocabulary, encode_columns
+from data.encoding.keys import KeyTable
 from data.errors import DataError
-from data.preprocess.encoder_files import load_encoders, save_encoders
-from data.preprocess.encoders import Numerical, Vocabulary, encode_columns
-from data.preprocess.keys import KeyTable
 from tests.data.scalar_hash import scalar_hash
 from tests.manifests import file_entry, replace_file, rewrite_manifest
 
@@ -98,24 +98,24 @@ def test_no_bucket_for_unseen_values_is_rejected():
 
 
 def test_number_is_filled_logged_and_standardized():
-    age = Numerical("age", fill=3.0, log=True, mean=1.0, std=2.0)
+    age = Numerical.standardized("age", fill=3.0, log=True, mean=1.0, std=2.0)
     assert age.encode([0, None, np.e - 1]) == pytest.approx([-0.5, (np.log(4) - 1) / 2, 0.0], abs=1e-7)
     assert age.encode([0]).dtype == np.float32
 
 
 def test_number_from_a_table():
-    counts = Numerical("user", KeyTable(np.array([3, 9]), np.array([10.0, 20.0]), default=-1.0))
+    counts = Numerical.standardized("user", KeyTable(np.array([3, 9]), np.array([10.0, 20.0]), default=-1.0))
     assert counts.encode([9, 4, None, 3]).tolist() == [20.0, -1.0, -1.0, 10.0]
 
 
 @pytest.mark.parametrize("std", [0.0, float("nan")])
 def test_without_a_spread_numbers_are_only_centred(std):
-    assert Numerical("x", mean=2.0, std=std).encode([5]).tolist() == [3.0]
+    assert Numerical.standardized("x", mean=2.0, std=std).encode([5]).tolist() == [3.0]
 
 
 def test_text_where_a_number_is_expected_is_rejected():
     with pytest.raises(DataError, match="'x' is numerical and holds 'many'"):
-        Numerical("x").encode(["many"])
+        Numerical.standardized("x").encode(["many"])
 
 
 def encoders():
@@ -125,8 +125,8 @@ def encoders():
         "user": Vocabulary.fit("user", [5, -7], [1, 1], oov_buckets=3),
         "tags": Vocabulary.fit("tags", ["x"], [4], is_list=True),
         "nothing": Vocabulary.fit("nothing", [], []),
-        "age": Numerical("age", fill=1 / 7, log=True, mean=0.1 + 0.2, std=1e-17),
-        "rate": Numerical("shop", table, mean=0.5, std=2.0),
+        "age": Numerical.standardized("age", fill=1 / 7, log=True, mean=0.1 + 0.2, std=1e-17),
+        "rate": Numerical.standardized("shop", table, mean=0.5, std=2.0),
     }
 
 
@@ -196,7 +196,7 @@ def test_foreign_manifest_is_rejected(tmp_path, change, message):
 
 
 def test_another_hash_is_rejected(tmp_path):
-    save_encoders({"age": Numerical("age")}, tmp_path / "workflow")
+    save_encoders({"age": Numerical.standardized("age")}, tmp_path / "workflow")
     settings = json.loads((tmp_path / "workflow" / "encoders.json").read_text())
     settings["hash"] = "md5"
     replace_file(tmp_path / "workflow", "encoders.json", json.dumps(settings).encode())
@@ -219,8 +219,10 @@ def test_a_missing_column_is_named():
 @pytest.mark.parametrize("name", ["a/b", ".hidden", "..", "x" * 201, "大" * 67])
 def test_names_follow_the_rule_of_specifications(name, tmp_path):
     with pytest.raises(DataError, match="name.*; rename the feature"):
-        save_encoders({name: Numerical("x")}, tmp_path / "workflow")
-    save_encoders({name: Numerical("x") for name in ("Age", "age", "größe in m²", "x" * 200)}, tmp_path / "workflow")
+        save_encoders({name: Numerical.standardized("x")}, tmp_path / "workflow")
+    save_encoders(
+        {name: Numerical.standardized("x") for name in ("Age", "age", "größe in m²", "x" * 200)}, tmp_path / "workflow"
+    )
 
 
 def test_full_disk_is_one_line(tmp_path, monkeypatch, capsys):

@@ -220,6 +220,7 @@ def test_specification_without_some_channels(tmp_path: Path) -> None:
 TRAPS = ["no", "null", "1e3", "010", "1:30", "2024-01-01", "~", "=", "<<", "a: b", "#x", "- a", "{", "é", "\U0001f600"]
 WORDS = st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters="/"), min_size=1, max_size=10)
 NAMES = st.sampled_from(TRAPS) | st.lists(WORDS, min_size=1, max_size=2).map(" ".join)
+NAMES = NAMES.filter(lambda name: not name.startswith("."))  # a name must not
 PLAIN = st.recursive(
     st.none()
     | st.booleans()
@@ -241,6 +242,7 @@ def entries(kind: str, labels: list[str]) -> st.SearchStrategy:
     """What `feature_spec` may hold for a feature of this kind."""
     ids = {"cardinality": st.integers(1, 2**31 - 1)}
     ids_optional = {"dtype": st.sampled_from(["int32", "torch.long"]), "embedding_dim": st.integers(1, 4096)}
+    ids_optional |= {"null_id": st.just(0), "unseen_id": st.just(0)}
     if kind == "onehot_categorical":
         return st.fixed_dictionaries(ids, optional=ids_optional)
     if kind == "multihot_categorical":

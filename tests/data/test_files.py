@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 import check_dataset
+from data.encoding.encoder_files import load_encoders
 from data.errors import DataError, LostInputError
 from data.files.csv import count_lines, read_csv_blocks
 from data.files.new_dataset import SPEC_FILE, new_dataset
@@ -19,8 +20,7 @@ from data.files.parquet import read_footer
 from data.loading.parquet import ParquetFile
 from data.outbrain.raw_tables import RawTable, find_raw, read_blocks
 from data.outbrain.recipes import load_workflow
-from data.preprocess.encoder_files import load_encoders
-from data.preprocess.text_tables import TextForm, find_file, read_text_table
+from data.raw.text_tables import TextForm, find_file, read_text_table
 from data.spec.embedding_sizes import read_sizes
 from data.spec.yaml_reader import read_yaml
 from data.storage import files

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.preprocess.hashing import buckets, hash_rows, hash_values
+from data.encoding.hashing import buckets, hash_rows, hash_values
 from tests.data.scalar_hash import fnv1a, mix, scalar_hash, scalar_row_hash
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -60,6 +60,13 @@ def test_integers_hash_as_the_scalar_function_says(values):
 @given(st.lists(TEXTS))
 def test_text_hashes_match_scalar_hash(texts):
     assert hash_values(texts).tolist() == [scalar_hash(text) for text in texts]
+
+
+def test_texts_hash_alike_alone_and_together():
+    texts = ["", "a", "Zoë", "日本", "x" * 40, "12345678", "\0"]
+    together = hash_values(texts * 40).tolist()
+    assert together[: len(texts)] == [hash_values([text]).item() for text in texts]
+    assert together == [scalar_hash(text) for text in texts] * 40
 
 
 @settings(deadline=None)

@@ -1,24 +1,20 @@
 import random
-import re
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
 
-from data.hillstrom.prepare import main, prepare
 from tests.data.scalar_hash import scalar_row_hash
 from tests.data.table_samples import (
     check_features,
-    contents,
     in_training_order,
     labels_of,
+    preprocessed,
     refusal,
     rows_of,
     taken,
     write_lines,
 )
-from tests.helpers import ROOT, environment, real_data
+from tests.helpers import real_data
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode")
 
@@ -84,9 +80,9 @@ def expected_rows(seed: int = SEED):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hillstrom")
-    shares = {"test_fraction": TEST, "validation_fraction": VALID}
-    prepare(write_raw(folder / "raw"), folder / "out", seed=SEED, oov_buckets=OOV_BUCKETS, **shares)
-    return folder / "out"
+    split = {"from": "customers", "random": {"test": TEST, "valid": VALID}}
+    raw = write_raw(folder / "raw")
+    return preprocessed("hillstrom", raw, folder / "out", seed=SEED, oov_buckets=OOV_BUCKETS, split=split)
 
 
 @pytest.mark.parametrize("mapping", ["train", "valid", "test"])
@@ -119,30 +115,15 @@ def test_labels_are_a_funnel_and_no_row_is_missing(dataset):
     assert rows_of(dataset, "test")["zip_code"].isin([2, 3]).sum() == len(ONLY_IN_TEST) > 0
 
 
-def test_reproducible_without_tensorflow(dataset, tmp_path):
+def test_shipped_split_of_the_published_file(tmp_path):
     name = "Kevin_Hillstrom_MineThatData_E-MailAnalytics_DataMiningChallenge_2008.03.20.csv.gz"
-    raw = write_raw(tmp_path / "raw", name=name)
-    program = "import sys; from data.hillstrom.prepare import main; code = main(); print('tensorflow' in sys.modules); "
-    program += "sys.exit(code)"
-    flags = ["--raw", raw, "--output", tmp_path / "out", "--seed", SEED, "--oov_buckets", OOV_BUCKETS]
-    flags += ["--test_fraction", TEST, "--validation_fraction", VALID]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, flags)],
-        cwd=ROOT, env=environment(PYTHONHASHSEED="77"), capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["False"]
-    assert all(line.startswith("hillstrom:") for line in done.stderr.splitlines()), done.stderr
-    assert contents(tmp_path / "out") == contents(dataset)
-
-
-def test_without_a_validation_fraction_there_is_none(tmp_path):
-    raw = write_raw(tmp_path / "raw")
-    assert main(["--raw", str(raw), "--output", str(tmp_path / "out"), "--test_fraction", str(TEST)]) == 0
-    assert not list((tmp_path / "out").glob("valid*"))
-    test = [row for row in range(COUNT) if scalar_row_hash(0, 0, row) / 2**64 < TEST]
-    assert len(rows_of(tmp_path / "out", "test")) == len(test)
-    assert len(rows_of(tmp_path / "out", "train")) == COUNT - len(test)
+    out = preprocessed("hillstrom", write_raw(tmp_path / "raw", name=name), tmp_path / "out")
+    test = [row for row in range(COUNT) if scalar_row_hash(0, 0, row) / 2**64 < 0.2]
+    train = in_training_order(set(range(COUNT)) - set(test), 0)
+    assert not list(out.glob("valid*"))
+    for mapping, expected in (("train", train), ("test", test)):
+        visits = [float(ROWS[row]["visit"]) for row in expected]
+        assert rows_of(out, mapping)["visit"].tolist() == visits
 
 
 def changed(row, **cells):
@@ -152,36 +133,22 @@ def changed(row, **cells):
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ({"visit": "0", "conversion": "1", "spend": "5"}, "line 7: conversion is '1', expected 0 where visit is 0"),
-        ({"visit": "1", "conversion": "0", "spend": "5"}, "line 7: spend is '5', expected 0 where conversion is 0"),
-        ({"visit": "2"}, "line 7: visit is '2', expected one of '0', '1'"),
-        ({"spend": "-5"}, "line 7: spend is '-5', expected a number of at least 0"),
-        ({"history": "-1"}, "line 7: history is '-1', expected a number of at least 0"),
-        ({"recency": ""}, "line 7: recency is '', expected a number"),
-        ({"mens": "yes"}, "line 7: mens is 'yes', expected a whole number"),
-        ({"history_segment": "6) $750 - $1,000"}, "line 7: 13 fields, expected 12"),
+        ({"visit": "0", "conversion": "1", "spend": "5"}, "row 6: conversion is 1, expected 0 where visit is 0"),
+        ({"visit": "1", "conversion": "0", "spend": "5"}, "row 6: spend is 5, expected 0 where conversion is 0"),
+        ({"visit": "2"}, "row 6: the label visit is 2; expected 0 or 1"),
+        ({"history": "-1"}, "column 'history' holds -1; expected a number above -1"),
+        ({"mens": "yes"}, "line 7: column 'mens' is 'yes'; expected a whole number"),
+        ({"history_segment": "6) $750 - $1,000"}, "line 7: 13 cells, expected 12"),
     ],
 )
-def test_a_wrong_cell_is_named_with_its_line(tmp_path, capsys, cells, message):
+def test_a_wrong_cell_is_named(tmp_path, capsys, cells, message):
     raw = write_raw(tmp_path / "raw", changed(5, **cells))
-    assert f"hillstrom.csv, {message}" in refusal(main, raw, tmp_path / "out", capsys)
-
-
-def test_other_header_and_impossible_fractions(tmp_path, capsys):
-    raw, out = write_raw(tmp_path / "raw"), tmp_path / "out"
-    assert "--test_fraction 1.0: expected" in refusal(main, raw, out, capsys, "--test_fraction", "1")
-    stderr = refusal(main, raw, out, capsys, "--validation_fraction", "0.9")
-    assert "--validation_fraction 0.9: expected at least 0, and below 0.8" in stderr
-    stderr = refusal(main, raw, out, capsys, "--test_fraction", "1e-9")
-    assert "hillstrom: test: has no rows" in stderr
-    write_lines(raw / "hillstrom.csv", [HEADER.replace("mens", "men"), "1"])
-    stderr = refusal(main, raw, out, capsys)
-    assert re.search(r"hillstrom\.csv, line 1: .*'men', .* expected a header that begins with", stderr)
+    assert message in refusal("hillstrom", raw, tmp_path / "out", capsys)
 
 
 @pytest.mark.real_data
 def test_the_published_file_has_the_published_counts(tmp_path):
-    prepare(real_data("hillstrom"), tmp_path / "out")
+    preprocessed("hillstrom", real_data("hillstrom"), tmp_path / "out")
     rows = pd.concat([rows_of(tmp_path / "out", mapping) for mapping in ("train", "test")])
     assert len(rows) == 48_000
     assert round(100 * rows["visit"].mean(), 2) == 14.70

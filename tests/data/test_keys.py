@@ -8,9 +8,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from data.encoding.encoders import HashedIds, Numerical, Vocabulary
+from data.encoding.keys import KeyIndex, KeyTable
 from data.errors import DataError
-from data.preprocess.encoders import HashedIds, Numerical, Vocabulary
-from data.preprocess.keys import KeyIndex, KeyTable
 from tests.data.scalar_hash import scalar_hash
 
 BIG = 2**60 + 1  # its neighbours are the same float64
@@ -160,8 +160,8 @@ def test_hashed_ids_follow_the_rule():
 
 @pytest.mark.parametrize("dtype", [*INTEGERS, "float32", "bool", "Int64", "uint64[pyarrow]", object])
 def test_numbers_are_read_from_every_type(dtype):
-    assert Numerical("x").encode(pd.Series([1, 0], dtype=dtype)).tolist() == [1, 0]
-    assert Numerical("x", fill=7).encode([Decimal("0.5"), True, None, pd.NA, np.float32(2)]).tolist() == [
+    assert Numerical.standardized("x").encode(pd.Series([1, 0], dtype=dtype)).tolist() == [1, 0]
+    assert Numerical.standardized("x", fill=7).encode([Decimal("0.5"), True, None, pd.NA, np.float32(2)]).tolist() == [
         0.5,
         1,
         7,
@@ -187,14 +187,14 @@ def test_numbers_are_read_from_every_type(dtype):
 )
 def test_what_is_no_finite_number_is_rejected(values, message):
     with pytest.raises(DataError, match=message):
-        Numerical("x").encode(values)
+        Numerical.standardized("x").encode(values)
 
 
 def test_a_logarithm_of_a_negative_number_is_rejected():
     with pytest.raises(DataError, match="'x' holds -2"):
-        Numerical("x", log=True).encode([-2])
+        Numerical.standardized("x", log=True).encode([-2])
 
 
 def test_a_table_of_numbers_finds_keys_by_the_rule():
-    table = Numerical("x", KeyTable(np.array([1, BIG]), np.array([10.0, 20.0]), default=-1.0))
+    table = Numerical.standardized("x", KeyTable(np.array([1, BIG]), np.array([10.0, 20.0]), default=-1.0))
     assert table.encode([1.0, BIG, None, 2**60]).tolist() == [10, 20, -1, -1]

@@ -7,9 +7,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from data.encoding.encoder_files import load_encoders
+from data.encoding.encoders import encode_columns
 from data.movielens.prepare import main, prepare
-from data.preprocess.encoder_files import load_encoders
-from data.preprocess.encoders import encode_columns
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
 from tests.data.movielens_sample import Expected, make_sample, raw_columns, split, write_1m, write_100k
@@ -228,6 +228,7 @@ def test_an_existing_dataset_is_rejected_and_kept(dataset, tmp_path, capsys):
         (["--test_fraction", "0.001"], "test: no user has enough ratings"),
         (["--oov_buckets", "0"], "expected a whole number from 1"),
         (["--labels", "liked", "liked"], "each at most once"),
+        (["--labels", "rating"], "the statistics are means of liked; add liked to the labels"),
     ],
 )
 def test_arguments_that_cannot_work_are_rejected(tmp_path, capsys, flags, message):
@@ -241,12 +242,12 @@ def test_arguments_that_cannot_work_are_rejected(tmp_path, capsys, flags, messag
 
 
 def test_a_failure_after_the_first_rows_leaves_nothing(tmp_path, monkeypatch, capsys):
-    from data.movielens.workflow import MovieLensWorkflow
+    from data.preprocess import engine
 
-    def full_disk(self):
+    def full_disk(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(MovieLensWorkflow, "encoders", full_disk)
+    monkeypatch.setattr(engine, "save_encoders", full_disk)
     raw = write_1m(tmp_path / "raw", SAMPLE)
     assert main(["--raw", str(raw), "--output", str(tmp_path / "out")]) == 1
     assert "No space left on device" in capsys.readouterr().err

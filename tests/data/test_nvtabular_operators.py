@@ -1,13 +1,24 @@
+import pickle
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
-from data.preprocess.nvtabular_operators import CountKeys, EncodeIds, Log64, OutOfFoldMean
-from data.preprocess.nvtabular_setup import Dataset, Workflow, ops
+from data.encoding.encoders import encode_columns
+from data.encoding.nvtabular_operators import (
+    CountKeys,
+    EncodeIds,
+    FitFeatures,
+    to_frame,
+    to_table,
+)
+from data.encoding.nvtabular_setup import Dataset, Schema, Workflow, from_map, ops
 from tests.data.scalar_hash import scalar_hash
+from tests.data.test_fitting import SPEC, rows, staged
+from tests.data.test_fitting import fitted as fitted_features
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode")
-NUM_FOLDS, SMOOTHING = 4, 3.0
 
 
 def fitted(selected, train, partitions=1):
@@ -28,8 +39,6 @@ def shops(rows=600, seed=0):
         {
             "shop": rng.choice(names, rows, p=[0.5, 0.3, 0.1, 0.1]),
             "user": rng.zipf(1.5, rows) % 40,
-            "bought": rng.integers(0, 2, rows).astype(np.float64),
-            "fold": rng.integers(0, NUM_FOLDS, rows),
         }
     )
 
@@ -82,54 +91,63 @@ def test_column_of_nulls_has_no_vocabulary(tmp_path):
 
 def test_count_keys():
     train = shops()
-    workflow = fitted(["shop", "user"] >> CountKeys() >> Log64(), train, partitions=3)
+    workflow = fitted(["shop", "user"] >> CountKeys(), train, partitions=3)
     new = pd.DataFrame({"shop": ["kiosk", None, "neu"], "user": [1, 77, 2]})
     encoded = transformed(workflow, new)
     kiosk, one, two = (train["shop"] == "kiosk").sum(), (train["user"] == 1).sum(), (train["user"] == 2).sum()
-    np.testing.assert_allclose(encoded["shop_count"], np.log(1 + np.array([kiosk, 0, 0])), rtol=1e-15)
-    np.testing.assert_allclose(encoded["user_count"], np.log(1 + np.array([one, 0, two])), rtol=1e-15)
+    assert encoded["shop_count"].tolist() == [kiosk, 0, 0] and encoded["user_count"].tolist() == [one, 0, two]
 
 
-def mean_of(train, key, fold):
-    """By the statement of the operator: over the rows of a key outside a fold, smoothed."""
-    others = train[train["fold"] != fold]
-    prior = others["bought"].sum() / len(others)
-    same = others[others["shop"] == key]
-    return (same["bought"].sum() + SMOOTHING * prior) / (len(same) + SMOOTHING)
+@pytest.mark.parametrize("partitions", [1, 3, 10])
+def test_features_are_fitted_in_a_workflow(tmp_path, partitions):
+    train = staged(rows(300, 4))
+    operator = FitFeatures(SPEC, tmp_path, memory=0, threads=2)
+    workflow = Workflow(operator.inputs >> operator)
+    bounds = np.linspace(0, train.num_rows, partitions + 1).astype(int)
+    parts = [train.slice(first, last - first) for first, last in zip(bounds[:-1], bounds[1:], strict=True)]
+    workflow.fit(Dataset(from_map(to_frame, parts)))
+    expected = fitted_features([train], tmp_path)
+    assert list(operator.encoders) == list(expected.encoders)
+    columns = dict(zip(train.column_names, train.columns, strict=True))
+    wanted = encode_columns(expected.encoders, columns)
+    restored = pickle.loads(pickle.dumps(workflow))
+    for fitted_workflow in (workflow, restored):
+        table = to_table(fitted_workflow.transform(to_frame(train)))
+        assert table.column_names == list(wanted)
+        for name, column in wanted.items():
+            stored = table.column(name)
+            item = stored.type.value_type if pa.types.is_list(stored.type) else stored.type
+            values = pa.array(column) if isinstance(column, np.ndarray) else column.values
+            assert item == (pa.float32() if values.type == pa.float32() else pa.int32())
+            assert stored.to_pylist() == (column.tolist() if isinstance(column, np.ndarray) else column.to_pylist())
+    operator.is_training = True
+    table = to_table(workflow.transform(to_frame(train)))
+    assert table.column("rate").to_numpy().tolist() == expected.out_of_fold["rate"].encode(train).tolist()
+    assert table.drop_columns(["rate"]).equals(to_table(restored.transform(to_frame(train))).drop_columns(["rate"]))
 
 
-def out_of_fold_mean():
-    return OutOfFoldMean("bought", "fold", NUM_FOLDS, SMOOTHING)
+def test_fitted_features_need_no_labels(tmp_path):
+    train = staged(rows(100, 4))
+    encoders = fitted_features([train], tmp_path).encoders
+    operator = FitFeatures(SPEC, tmp_path, encoders)
+    new = train.select(operator.inputs)
+    assert "//=bought" not in new.column_names
+    workflow = Workflow(operator.inputs >> operator)
+    workflow.fit_schema(Schema(operator.inputs))
+    table = to_table(workflow.transform(to_frame(new)))
+    columns = dict(zip(new.column_names, new.columns, strict=True))
+    assert table.column("rate").to_numpy().tolist() == encode_columns(encoders, columns)["rate"].tolist()
 
 
-@pytest.mark.parametrize("partitions", [1, 3])
-def test_a_training_rows_mean_is_over_the_other_folds(partitions):
-    train = shops()
-    encoded = transformed(fitted(["shop"] >> out_of_fold_mean(), train, partitions), train, partitions)
-    expected = [mean_of(train, row.shop, row.fold) for row in train.itertuples()]
-    np.testing.assert_allclose(encoded["shop_mean"], expected, rtol=1e-12)
+def test_frames_share_the_memory_of_tables():
+    table = staged(rows(50, 1))
+    again = to_table(to_frame(table))
+    assert again.equals(table)
+    for name in table.column_names:
+        before, after = (column.column(name).chunk(0).buffers() for column in (table, again))
+        assert [buffer and buffer.address for buffer in before] == [buffer and buffer.address for buffer in after]
 
 
-def test_out_of_fold_mean_without_a_fold():
-    train = shops()
-    new = pd.DataFrame({"shop": ["kiosk", "neu", None], "bought": [1.0, 1.0, 0.0], "fold": [-1, -1, -1]})
-    encoded = transformed(fitted(["shop"] >> out_of_fold_mean(), train), new)
-    prior = train["bought"].mean()
-    np.testing.assert_allclose(encoded["shop_mean"], [mean_of(train, "kiosk", -1), prior, prior], rtol=1e-12)
-
-
-def test_a_rows_own_target_is_not_in_its_mean():
-    train = shops()
-    encoded = transformed(fitted(["shop", "user"] >> out_of_fold_mean(), train), train)
-    for row in (0, 17, 599):
-        flipped = train.copy()
-        flipped.loc[row, "bought"] = 1 - flipped.loc[row, "bought"]
-        again = transformed(fitted(["shop", "user"] >> out_of_fold_mean(), flipped), flipped)
-        assert again.loc[row].tolist() == encoded.loc[row].tolist()
-        assert not again.equals(encoded)
-
-
-def test_out_of_fold_mean_of_a_single_fold():
-    train = shops().assign(fold=2)
-    encoded = transformed(fitted(["shop"] >> out_of_fold_mean(), train), train)
-    assert encoded["shop_mean"].tolist() == [0.0] * len(train)
+def test_tables_of_plain_frames():
+    frame = pd.DataFrame({"x": [1, 2], "y": ["a", None], "z": [0.5, np.nan]}, index=[7, 3])
+    assert to_table(frame).to_pydict() == {"x": [1, 2], "y": ["a", None], "z": [0.5, None]}

@@ -1,7 +1,8 @@
-"""Ids outside of their table under the policies clip and drop: what the loader makes of them, and what it counts."""
+"""Ids outside of their table under each policy but error: what the loader makes of them, and what it counts."""
 
 import warnings
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,54 @@ def batches_of(spec: FeatureSpec, **options: Any) -> tuple[list[Batch], Counter[
         warnings.simplefilter("ignore")
         loader = ParquetLoader(spec, "train", global_batch_size=12, **options)
         return list(loader.epoch(1)), loader.out_of_vocabulary
+
+
+def with_unseen_ids(spec: FeatureSpec, **ids: int) -> FeatureSpec:
+    stated = {name: replace(spec.features[name], unseen_id=own) for name, own in ids.items()}
+    return replace(spec, features=spec.features | stated)
+
+
+UNSEEN = {"user": 999, "item": 2, "tags": 0, "topics": 5}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_unseen_ids_replace_ids_outside(tmp_path, workers):
+    frame = spoilt_rows()
+    spec, _ = write_dataset(tmp_path, [[20, 9], [31], [0, 30]], frame=frame)
+    spec, rows = with_unseen_ids(spec, **UNSEEN), 0
+
+    def replaced(name: str, ids: list[int]) -> list[int]:
+        return [int(one) if 0 <= one < LIMITS[name] else UNSEEN[name] for one in ids]
+
+    together: Counter[str] = Counter()
+    for worker in range(workers):
+        batches, counted = batches_of(spec, worker=worker, workers=workers, shuffle=False, oov_policy="unseen")
+        together += counted
+        for batch in batches:
+            here = batch.rows != PAD
+            given = frame.iloc[batch.rows[here]]
+            assert batch.onehot[here, 0].tolist() == replaced("user", given.user)
+            assert batch.onehot[here, 1].tolist() == replaced("item", given.item)
+            expected = [
+                padded(replaced("tags", tags), 3) + padded(replaced("topics", topics), 1)
+                for tags, topics in zip(given.tags, given.topics, strict=True)
+            ]
+            assert batch.multihot[here].tolist() == expected
+            assert batch.weights[here].tolist() == given.importance.astype(np.float32).tolist()
+            rows += len(given)
+    assert rows == len(frame)
+    assert together == Counter({name: sum(counts) for name, counts in bad_ids(frame).items()})
+
+
+def test_unseen_is_an_error_without_an_unseen_id(tmp_path):
+    frame = random_rows(10)
+    frame.loc[4, "user"] = 1000
+    spec, _ = write_dataset(tmp_path, [[10]], frame=frame)
+    message = "row 4 .* state the unseen_id of the feature, or pass --oov_policy clip or drop"
+    with pytest.raises(DataError, match=message):
+        batches_of(with_unseen_ids(spec, item=2), shuffle=False, oov_policy="unseen")
+    with pytest.raises(DataError, match=r"pass --oov_policy unseen \(they become 2\), or --oov_policy clip or drop"):
+        batches_of(with_unseen_ids(spec, user=2), shuffle=False)
 
 
 def check(batch: Batch, frame: pd.DataFrame, policy: str) -> None:
@@ -105,14 +154,16 @@ def test_an_epoch_that_starts_late_counts_what_it_gives_out(tmp_path):
         (pa.int8(), [-128, -1, 127, 0, 1, 2]),  # holds no id as large as the last
     ],
 )
-@pytest.mark.parametrize("policy", ["clip", "drop"])
+@pytest.mark.parametrize("policy", ["unseen", "clip", "drop"])
 def test_the_policy_holds_for_ids_of_every_stored_type(tmp_path, policy, stored, values):
     frame = random_rows(6).astype({"user": object})
     frame["user"] = values
     spec, _ = write_dataset(tmp_path, [[6]], frame=frame, types={"user": stored})
-    (batch,), counted = batches_of(spec, shuffle=False, oov_policy=policy)
-    assert batch.onehot[:6, 0].tolist() == [min(max(value, 0), 999) for value in values]
+    (batch,), counted = batches_of(with_unseen_ids(spec, user=500), shuffle=False, oov_policy=policy)
     is_bad = [not 0 <= value < 1000 for value in values]
+    nearest = [min(max(value, 0), 999) for value in values]
+    unseen = [500 if bad else value for bad, value in zip(is_bad, values, strict=True)]
+    assert batch.onehot[:6, 0].tolist() == (unseen if policy == "unseen" else nearest)
     assert (batch.weights[:6] == 0).tolist() == [bad and policy == "drop" for bad in is_bad]
     assert counted == {"user": sum(is_bad)}
 

@@ -24,6 +24,10 @@ REPORTED_WHERE_CHANGED = [
     ("feature_spec.user.max_hotness", 3, "is only for multihot_categorical and the feature is in onehot_categorical"),
     ("feature_spec.age.max_hotness", 3, "is only for multihot_categorical and the feature is in numerical"),
     ("feature_spec.age.embedding_dim", 3, "is only for categorical features and the feature is in numerical"),
+    ("feature_spec.age.unseen_id", 2, "is only for categorical features and the feature is in numerical; remove it"),
+    ("feature_spec.session.null_id", 1, "is only for categorical features and the feature is in map; remove it"),
+    ("feature_spec.user.oov_buckets", 2, "has no effect without unseen_id, the first of these ids"),
+    ("feature_spec.user.unseen_value", 0.5, "is only for numerical features and the feature is in onehot_categorical"),
     ("feature_spec.session.embedding_dim", 3, "is only for categorical features and the feature is in map"),
     ("feature_spec.user.dtype", "bool", "is bool but ids are integers; write one of int8, int16, int32, int64"),
     ("feature_spec.age.dtype", "bool", "is bool, which only a binary label can be; store numbers and write their"),
@@ -71,6 +75,20 @@ def test_violations(path: str, value: Any, words: str, tmp_path: Path) -> None:
 REPORTED_ELSEWHERE = [
     ("feature_spec.user.dtype", {"feature_spec.user": {"dtype": "int8", "cardinality": 129}},
      "is int8, which cannot hold ids up to 128; write a wider one"),
+    ("feature_spec.user.null_id", {"feature_spec.user": {"cardinality": 5, "null_id": 5, "unseen_id": 4}},
+     "is 5 but ids lie in [0, 5); write a smaller one"),
+    ("feature_spec.user.unseen_id", {"feature_spec.user": {"cardinality": 5, "null_id": 4, "unseen_id": 5}},
+     "is 5 but ids lie in [0, 5); write a smaller one"),
+    ("feature_spec.user.unseen_id", {"feature_spec.user": {"cardinality": 5, "unseen_id": 2, "oov_buckets": 4}},
+     "is 2 with 4 buckets but ids lie in [0, 5); write a smaller one"),
+    ("feature_spec.age.unseen_with", {"feature_spec.age.unseen_value": 0.5},
+     "is missing; unseen_with and unseen_value need each other"),
+    ("feature_spec.age.unseen_value", {"feature_spec.age.unseen_with": "user"},
+     "is missing; unseen_with and unseen_value need each other"),
+    ("feature_spec.age.unseen_with", {"feature_spec.age": {"unseen_with": "genres", "unseen_value": 0.5}},
+     "'genres' is in multihot_categorical; name a feature of onehot_categorical"),
+    ("feature_spec.age.unseen_with", {"feature_spec.age": {"unseen_with": "users", "unseen_value": 0.5}},
+     "'users' is not in feature_spec; did you mean 'user'?"),
     ("feature_spec.buy.dtype", {"feature_spec.buy": {"task": "multiclass", "dtype": "int8", "cardinality": 129}},
      "is int8, which cannot hold classes up to 128; write a wider one"),
     ("feature_spec.buy.positive_weight", {"feature_spec.buy": {"task": "regression", "positive_weight": 1}},
@@ -117,6 +135,14 @@ ALLOWED = {
     "keys of a list column at a feature in no channel": {
         "feature_spec.note": {"dtype": "int64", "cardinality": 5, "max_hotness": 2, "embedding_dim": 4}
     },
+    "ids of null and of unseen values that just fit": {
+        "feature_spec.user": {"cardinality": 5, "null_id": 4, "unseen_id": 2, "oov_buckets": 3},
+        "feature_spec.note": {"unseen_id": 7},
+    },
+    "the value of a number that is unseen with a user": {
+        "feature_spec.age": {"unseen_with": "user", "unseen_value": 3},
+    },
+    "the same with a feature in no channel": {"feature_spec.age": {"unseen_with": "note", "unseen_value": 0.5}},
     "a feature that no file holds": {"feature_spec.spare": {"cardinality": 5}},
     "the map feature in a mapping of any other name": {
         "source_spec.fold_3": document()["source_spec"]["test"],

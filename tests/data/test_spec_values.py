@@ -43,6 +43,8 @@ WRONG_VALUES = [
     ("feature_spec.genres.max_hotness", 0, "is the number 0; write a whole number from 1"),
     ("feature_spec.user.embedding_dim", 0, "is the number 0; write a whole number from 1 to 4096"),
     ("feature_spec.user.embedding_dim", 4097, "is the number 4097; write a whole number from 1 to 4096"),
+    ("feature_spec.user.unseen_id", -1, "is the number -1; write a whole number from 0 to 2147483646, without quotes"),
+    ("feature_spec.user.null_id", "1", "is the string '1'; write a whole number from 0 to 2147483646, without quotes"),
     ("feature_spec.click.task", "clicks", "write one of binary, multiclass, regression"),
     ("feature_spec.click.task", ["binary"], "is a list; write one of binary, multiclass, regression"),
     ("feature_spec.click.loss_weight", 0, "is the number 0; write a finite number above 0"),

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.preprocess.encoder_files import load_encoders
-from data.preprocess.encoders import encode_columns
+from data.encoding.encoder_files import load_encoders
+from data.encoding.encoders import encode_columns
 from data.spec.feature_spec import FeatureSpec
 from data.synthetic_tasks.prepare import draw_rows, draw_tasks, main, prepare
 from tests.data.table_samples import contents, labels_of, rows_of

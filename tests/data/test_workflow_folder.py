@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 import check_dataset
+from data.encoding.encoder_files import load_encoders, save_encoders
+from data.encoding.encoders import HashedIds
+from data.encoding.workflow_folder import workflow_files
 from data.errors import DataError
-from data.preprocess.encoder_files import load_encoders, save_encoders
-from data.preprocess.encoders import HashedIds
-from data.preprocess.workflow_folder import workflow_files
 from data.spec.embedding_sizes import embedding_dims
 from data.storage.checksummed_dir import write_manifest
 from tests.data.sample_data import write_dataset

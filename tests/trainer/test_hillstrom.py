@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.hillstrom.prepare import prepare
-from tests.data.table_samples import rows_of
+from tests.data.table_samples import preprocessed, rows_of
 from tests.helpers import ROOT, metrics, real_data, run_program
 from trainer.logging.log import read_log
 
@@ -22,7 +21,7 @@ SMALL = ["--expert_hidden_units", "16", "--tower_hidden_units", "8", "--num_expe
 def folder(tmp_path_factory) -> Path:
     """MMoE trained on the published file, and its predictions for the test rows."""
     folder = tmp_path_factory.mktemp("hillstrom")
-    prepare(real_data("hillstrom"), folder / "data")
+    preprocessed("hillstrom", real_data("hillstrom"), folder / "data")
     places = ["--dataset_path", str(folder / "data"), "--model_dir", str(folder / "models"), "--model", "mmoe", *SMALL]
     places += ["--global_batch_size", str(BATCH), "--num_epochs", str(EPOCHS)]
     predictions = ["--evaluate", "--predictions_file", str(folder / "predictions.parquet")]

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,7 +11,7 @@ from tests.data.sample_data import CHANNELS, FEATURES, TYPES, arrow_table, rando
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer import predictions
 from trainer.metrics.calibration import probability
-from trainer.predictions import PredictionWriter, check_column_names, check_predictions_path
+from trainer.predictions import PredictionWriter, check_column_names, check_predictions_path, is_predictions
 from trainer.tasks.binary import BinaryTask
 from trainer.tasks.multiclass import MulticlassTask
 from trainer.tasks.regression import RegressionTask
@@ -218,6 +219,40 @@ def test_changed_kept_column_file_fails_on_all_workers(tmp_path):
         assert isinstance(outcome, OSError)
         assert "b.parquet" in str(outcome)
     assert path.read_bytes() == b"old"
+
+
+def test_a_csv_file_holds_the_same_values(tmp_path, monkeypatch):
+    monkeypatch.setattr(predictions, "_BLOCK_ROWS", 16)
+    columns = dataset(101)
+    more = {"kept": stored(tmp_path / "data", 101), "kept_names": ["session", "tags", "the note", "price"]}
+    write(tmp_path / "out.csv", columns, workers=2, **more)
+    write(tmp_path / "out.parquet", columns, **more)
+    found = pd.read_csv(tmp_path / "out.csv", float_precision="round_trip", keep_default_na=False, na_values=[""])
+    wanted = pq.read_table(tmp_path / "out.parquet")
+    assert list(found) == wanted.column_names
+    assert list(found)[-2:] == ["the note", "price"]
+    for name in ("row", "label_click", "prediction_click", "prediction_buy", "price"):
+        values = wanted[name].to_numpy()
+        np.testing.assert_array_equal(found[name].to_numpy().astype(values.dtype), values)
+    lists = [None if tags is None else f"[{', '.join(map(str, tags))}]" for tags in wanted["tags"].to_pylist()]
+    assert [None if pd.isna(cell) else cell for cell in found["tags"]] == lists
+    assert is_predictions(tmp_path / "out.csv") and is_predictions(tmp_path / "out.parquet")
+
+
+def test_class_probabilities_and_null_lists_in_csv(tmp_path):
+    writer = PredictionWriter(tmp_path / "out.csv", [MulticlassTask("kind", num_classes=2)])
+    writer.add(np.arange(2), np.array([[1], [np.nan]]), np.array([[0, 0], [1000, -1000]], np.float32))
+    LocalWorkers(1).run(writer.write)
+    lines = (tmp_path / "out.csv").read_text().splitlines()
+    assert lines == ['"row","label_kind","prediction_kind"', '0,1,"[0.5, 0.5]"', '1,,"[1, 0]"']
+    lists = pa.table({"a": pa.array([["x"], ["a", None], [], None], pa.list_(pa.string()))})
+    assert predictions._as_cells(lists.slice(1))["a"].to_pylist() == ["[a, ]", "[]", None]
+
+
+@pytest.mark.parametrize("text", ["", "row,user\n1,2\n", "user,prediction_click\n", '"row', "\0\0"])
+def test_another_csv_file_is_not_taken_for_ours(tmp_path, text):
+    (tmp_path / "other.csv").write_text(text)
+    assert not is_predictions(tmp_path / "other.csv")
 
 
 @pytest.mark.parametrize("name", ["row", "label_click", "prediction_click"])

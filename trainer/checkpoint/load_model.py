@@ -10,11 +10,14 @@ from typing import Any
 import pyarrow as pa
 import tensorflow as tf
 
+from data.encoding.encoder_files import SETTINGS_FILE, load_encoders
+from data.encoding.encoders import Encoder
+from data.encoding.workflow_folder import ENCODERS_FOLDER, RAW_SPEC_FILE
 from data.errors import DataError
-from data.preprocess.encoder_files import SETTINGS_FILE, load_encoders
-from data.preprocess.encoders import Encoder
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
+from data.spec.raw.reader import raw_spec_from_dict
+from data.spec.raw.spec import RawSpec
 from data.storage.checksummed_dir import ChecksummedDir, StorageError
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.model_folder import ARCHITECTURE, SIZES, SPECIFICATION, Architecture, open_model
@@ -41,6 +44,7 @@ class LoadedModel:
         encoders: encoders from raw values to ids and numbers, by feature; empty if the dataset had none.
         metrics: metrics of the evaluation of these weights; NaN where undefined.
         files: content of the folder's files besides the weights, by name.
+        raw_spec: raw specification of the dataset; None if it was not written by preprocess.py.
     """
 
     spec: FeatureSpec
@@ -50,6 +54,7 @@ class LoadedModel:
     encoders: dict[str, Encoder]
     metrics: dict[str, float]
     files: dict[str, bytes]
+    raw_spec: RawSpec | None = None
 
 
 def load_model(folder: Path, *, compute_dtype: str = "float32") -> LoadedModel:
@@ -103,7 +108,16 @@ def _read_model(folder: ChecksummedDir, compute_dtype: str) -> LoadedModel:
     encoders = load_encoders(settings[0].parent) if settings else {}
     files = {name: folder.read_file(name) for name in folder.files}
     metrics = {key: math.nan if value is None else value for key, value in architecture.metrics.items()}
-    return LoadedModel(spec, layout, tasks, model, encoders, metrics, files)
+    return LoadedModel(spec, layout, tasks, model, encoders, metrics, files, _raw_spec(folder))
+
+
+def _raw_spec(folder: ChecksummedDir) -> RawSpec | None:
+    """Returns the raw specification in the workflow of the model's dataset, if it has one."""
+    name = f"{ENCODERS_FOLDER}/{RAW_SPEC_FILE}"
+    if name not in folder.files:
+        return None
+    # Outside paths are harmless here, too: raw files are never opened.
+    return raw_spec_from_dict(folder.read_json(name), folder.path, source=name, allow_outside_paths=True)
 
 
 def _check_size(options: ModelOptions, layout: InputSchema, tasks: tuple[Task, ...], folder: ChecksummedDir) -> None:

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data.encoding.workflow_folder import workflow_files
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
-from data.preprocess.workflow_folder import workflow_files
 from data.spec.feature_spec import FeatureSpec
 from data.storage.checksummed_dir import Content, StorageError
 from data.storage.typed_json import read_typed

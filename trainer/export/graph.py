@@ -13,7 +13,8 @@ from trainer.tasks.task import logit_columns
 def encoded_function(saved: LoadedModel) -> tf.types.experimental.PolymorphicFunction:
     """Creates the function that predicts from encoded features.
 
-    Ids outside [0, cardinality) make the embedding lookup fail, except that negative ids in multi-hot rows are padding.
+    An id outside [0, cardinality) counts as an unseen value; without an id for these, it makes the embedding lookup
+    fail. In multi-hot rows, negative ids are padding.
 
     Returns:
         A tf.function with an input signature, from a dictionary of the inputs in `inputs_of` to a dictionary of the
@@ -54,8 +55,13 @@ def matrices(layout: InputSchema, features: Mapping[str, tf.Tensor]) -> tuple[tf
     ids = [tf.zeros([rows, 0], tf.int32)] if not layout.categorical else []
     for columns in layout.categorical:
         values = features[columns.name]
-        # The model treats all negative ids as padding, which is invalid for single-id features. Replace them by an id
-        # out of range, so that the lookup fails.
-        ids.append(values if columns.multihot else tf.where(values < 0, columns.cardinality, values))
+        # The model treats all negative ids as padding, which is invalid for single-id features. Without an id of unseen
+        # values, replace them by an id out of range, so that the lookup fails.
+        if not columns.multihot:
+            out_of_range = columns.cardinality if columns.unseen_id is None else columns.unseen_id
+            values = tf.where(values < 0, out_of_range, values)
+        if columns.unseen_id is not None:
+            values = tf.where(values >= columns.cardinality, columns.unseen_id, values)
+        ids.append(values)
     numerical = [features[name] for name in layout.numerical] or [tf.zeros([rows, 0])]
     return tf.concat(ids, axis=1), tf.concat(numerical, axis=1)

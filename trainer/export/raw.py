@@ -1,269 +1,275 @@
-"""Encoders in TensorFlow operations, which convert raw columns to the model's inputs inside a graph."""
+"""Raw columns inside a graph: a function that encodes them to the model's inputs and predicts.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+For one row, a graph spends its time on starting operations, not in them. Features with encoders of the same kind are
+therefore encoded together, as the columns of one matrix, and only known values are looked up feature by feature.
+"""
 
-import numpy as np
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
 import tensorflow as tf
-from tensorflow.bitwise import bitwise_xor, right_shift
 
-from data.loading.batch import PAD
-from data.preprocess import hashing
-from data.preprocess.encoders import (
-    FIRST_OOV_ID,
-    NULL_ID,
+from data.encoding.encoders import (
+    BucketizedIds,
+    CrossedIds,
     Encoder,
     HashedIds,
     HashedRanks,
-    IdEncoder,
+    IdentityIds,
+    MissingIndicator,
     Numerical,
+    TimestampIds,
     Vocabulary,
 )
+from data.encoding.hashing import NULL_HASH
+from data.loading.batch import PAD
 from trainer.checkpoint.load_model import LoadedModel
-from trainer.export.graph import matrices, predictions
-from trainer.layout import InputSchema
+from trainer.export.graph import predictions
+from trainer.export.raw_columns import (
+    INTEGER,
+    NULL_INTEGER,
+    NULL_TEXT,
+    NUMBER,
+    TEXT,
+    TICKS_PER_SECOND,
+    RawInput,
+    RawLayout,
+    columns_of,
+)
+from trainer.export.raw_encoders import (
+    RawValues,
+    encoded_numbers,
+    hashed_ids,
+    identity_ids,
+    interval_ids,
+    joined,
+    look_up_table,
+    missing_indicators,
+    rank_ids,
+    split,
+    timestamp_ids,
+    vocabulary_ids,
+)
+from trainer.export.raw_hashes import hash_integers, hash_texts, mix, word
 
-
-def hash_integers(values: tf.Tensor) -> tf.Tensor:
-    """Hashes integers, [n] int64 to [n] uint64."""
-    return _mix(tf.bitcast(values, tf.uint64))
-
-
-def hash_texts(texts: tf.Tensor) -> tf.Tensor:
-    """Hashes byte strings, [n] string to [n] uint64."""
-    lengths = tf.strings.length(texts)
-    longest = tf.reduce_max(tf.concat([lengths, [1]], axis=0))  # at least 1: decode_raw needs a positive length
-    # [longest, n]: byte i of all strings in row i, zero-padded. The loop hashes one byte of every string at a time.
-    columns = tf.transpose(tf.cast(tf.io.decode_raw(texts, tf.uint8, fixed_length=longest), tf.uint64))
-
-    def step(position: tf.Tensor, hashes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        longer = bitwise_xor(hashes, columns[position]) * _word(hashing.FNV_FACTOR)
-        return position + 1, tf.where(position < lengths, longer, hashes)  # skips the zero padding
-
-    start = tf.fill(tf.shape(lengths), _word(hashing.FNV_START))
-    shapes = (tf.TensorShape([]), tf.TensorShape([None]))
-    _, hashes = tf.while_loop(
-        lambda position, _: position < longest, step, (tf.constant(0), start), shape_invariants=shapes
-    )
-    return _mix(hashes)
-
-
-def buckets(hashes: tf.Tensor, num_buckets: int) -> tf.Tensor:
-    """Maps hashes [n] uint64 to buckets [n] int64 in [0, num_buckets)."""
-    return tf.cast(hashes % tf.constant(num_buckets, tf.uint64), tf.int64)
-
-
-def _mix(words: tf.Tensor) -> tf.Tensor:
-    words = words + _word(hashing.STEP)
-    words = bitwise_xor(words, right_shift(words, _word(30))) * _word(hashing.FIRST_FACTOR)
-    words = bitwise_xor(words, right_shift(words, _word(27))) * _word(hashing.SECOND_FACTOR)
-    return bitwise_xor(words, right_shift(words, _word(31)))
-
-
-def _word(value: int | np.uint64) -> tf.Tensor:
-    return tf.constant(value, tf.uint64)
-
-
-# Values that represent null: the smallest integer, the empty string, and NaN for floats.
-NULL_INTEGER = np.iinfo(np.int64).min
-NULL_TEXT = b""
-
-
-class NotFromRaw(Exception):
-    """Raw features cannot be encoded inside a graph. The message gives the reason."""
-
-
-@dataclass(frozen=True)
-class RawInput:
-    """A raw column as an input of a graph.
-
-    Attributes:
-        name: name of the column.
-        dtype: "string", "int64" or "float64".
-        is_list: whether the input is [batch, length] with rows padded by nulls at the end; otherwise it is [batch, 1].
-        has_empty: whether the vocabulary contains the empty string, which then cannot represent null.
-    """
-
-    name: str
-    dtype: str
-    is_list: bool
-    has_empty: bool
-
-
-def encoders_of(layout: InputSchema, encoders: Mapping[str, Encoder]) -> dict[str, Encoder]:
-    """Returns the encoders of a model's features, in the order of its layout.
-
-    Raises:
-        NotFromRaw: if a feature has no encoder.
-    """
-    features = [*(columns.name for columns in layout.categorical), *layout.numerical]
-    missing = [name for name in features if name not in encoders]
-    if not encoders:
-        raise NotFromRaw("the dataset of this model has no vocabularies and scalers")
-    if missing:
-        raise NotFromRaw(f"the dataset of this model has no encoder for {', '.join(missing)}")
-    return {name: encoders[name] for name in features}
-
-
-def raw_columns(layout: InputSchema, encoders: Mapping[str, Encoder]) -> dict[str, RawInput]:
-    """Returns the raw columns that the encoders read, by name.
-
-    Args:
-        layout: input layout of the model.
-        encoders: encoders of its features (see `encoders_of`).
-
-    Raises:
-        NotFromRaw: if an encoder does not match its feature, or the type of a raw column cannot be determined.
-    """
-    readers: dict[str, list[Encoder]] = {}
-    for feature, encoder in encoders.items():
-        _check_fits(layout, feature, encoder)
-        readers.setdefault(encoder.column, []).append(encoder)
-    return {name: _column(name, encoders) for name, encoders in readers.items()}
-
-
-def keys_of(encoder: Encoder) -> np.ndarray | None:
-    """Returns the known raw values, int64 or strings; None for an encoder of plain numbers or without vocabulary."""
-    if isinstance(encoder, Vocabulary | HashedRanks):
-        return encoder.values if len(encoder.values) else None
-    return encoder.table.keys if isinstance(encoder, Numerical) and encoder.table else None
-
-
-def _check_fits(layout: InputSchema, feature: str, encoder: Encoder) -> None:
-    columns = {columns.name: columns for columns in layout.categorical}.get(feature)
-    if isinstance(encoder, Numerical):
-        fits = columns is None
-    else:
-        fits = columns is not None and (
-            _reads_lists(encoder) == columns.multihot and encoder.cardinality <= columns.cardinality
-        )
-    if not fits:
-        raise NotFromRaw(f"the encoder of {feature} does not produce the model's inputs")
-
-
-def _column(name: str, readers: list[Encoder]) -> RawInput:
-    found = [keys for encoder in readers if (keys := keys_of(encoder)) is not None]
-    kinds = {"string" if keys.dtype == object else "int64" for keys in found}
-    plain = [isinstance(encoder, Numerical) and encoder.table is None for encoder in readers]
-    lists = {_reads_lists(encoder) for encoder in readers}
-    if len(lists) > 1 or len(kinds) > 1 or (any(plain) and kinds == {"string"}):
-        raise NotFromRaw(f"raw column {name} is read as values of several kinds")
-    if not kinds and not all(plain):  # integers and strings hash differently
-        raise NotFromRaw(f"raw column {name} is hashed, but whether it holds integers or strings is unknown")
-    has_empty = any("" in keys for keys in found) if kinds == {"string"} else False
-    if has_empty and lists == {True}:
-        raise NotFromRaw(f"raw column {name} has the empty string in its lists, which is reserved for padding")
-    if kinds == {"int64"} and any(NULL_INTEGER in keys for keys in found):
-        raise NotFromRaw(f"raw column {name} has the value {NULL_INTEGER}, which is reserved for null")
-    return RawInput(name, kinds.pop() if kinds else "float64", lists == {True}, has_empty)
-
-
-def _reads_lists(encoder: Encoder) -> bool:
-    return isinstance(encoder, HashedRanks) or (isinstance(encoder, Vocabulary) and encoder.is_list)
-
-
-UNSEEN = -1
+# Encoders of kinds that look nothing up.
+_ENCODE: dict[type, Callable[[Any, RawValues], tf.Tensor]] = {
+    HashedIds: hashed_ids,
+    IdentityIds: identity_ids,
+    BucketizedIds: interval_ids,
+    TimestampIds: timestamp_ids,
+    MissingIndicator: missing_indicators,
+}
+_LOOK_UP = (Vocabulary, HashedRanks, Numerical)
 
 
 class RawEncoding(tf.Module):
     """The encoders of a model's features, with their vocabularies as lookup tables.
 
     Args:
-        saved: the model.
+        layout: features, encoders and raw columns.
 
     Attributes:
-        encoders: encoders by feature name.
-        columns: raw columns that the encoders read, by column name.
-        tables: lookup tables from raw values to vocabulary positions, by feature name.
-
-    Raises:
-        NotFromRaw: if the features cannot be encoded from raw columns (see `encoders_of` and `raw_columns`).
+        layout: the same.
+        tables: lookup tables of known values, by feature name.
     """
 
-    def __init__(self, saved: LoadedModel):
+    def __init__(self, layout: RawLayout):
         super().__init__()
-        self._layout, self.encoders = saved.layout, encoders_of(saved.layout, saved.encoders)
-        self.columns = raw_columns(saved.layout, self.encoders)
-        known = {feature: keys_of(encoder) for feature, encoder in self.encoders.items()}
-        self.tables = {feature: _positions(keys) for feature, keys in known.items() if keys is not None}
+        self.layout = layout
+        readers = {feature: _value_encoder(encoder) for feature, encoder in layout.encoders.items()}
+        self.tables = {
+            feature: table
+            for feature, encoder in readers.items()
+            if isinstance(encoder, _LOOK_UP) and (table := look_up_table(encoder)) is not None
+        }
 
-    def features(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Encodes raw columns, the inputs of `raw_function`, to features, the inputs of `encoded_function`."""
-        made = {}
-        for feature, encoder in self.encoders.items():
-            column, values = self.columns[encoder.column], raw[encoder.column]
-            if isinstance(encoder, Numerical):
-                made[feature] = self._numbers(feature, encoder, column, values)
+    def matrices(self, raw: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        """Encodes raw columns, the inputs of `raw_function`, to the model's input matrices.
+
+        Returns:
+            ids [batch, id columns] int32 and numerical [batch, numerical features] float32.
+        """
+        made, singles = _Made(), _Singles(self.layout, raw)
+        for features in self.layout.groups:
+            encoder = self.layout.encoders[features[0]]
+            if isinstance(encoder, CrossedIds):
+                values = self._encode(features, _crossed(encoder, singles, made))
+            elif self.layout.columns[encoder.column].is_list:
+                values = self._list_ids(features[0], raw)
             else:
-                made[feature] = tf.cast(self._ids(feature, encoder, column, values), tf.int32)
-        for columns in self._layout.categorical:
-            if columns.multihot:
-                column = self.columns[self.encoders[columns.name].column]
-                # Nulls in lists are padding, which the encoder has mapped to an id like any other value.
-                pads = _is_null(column, raw[column.name])
-                made[columns.name] = _cut(tf.where(pads, PAD, made[columns.name]), columns.hotness)
-        return made
+                columns = [column for name in features for column in columns_of(self.layout.encoders[name])]
+                values = self._encode(features, singles.select(columns))
+            made.add(features, values)
+        model, rows = self.layout.model, tf.shape(next(iter(raw.values())))[0]
+        ids = made.matrix([columns.name for columns in model.categorical], rows, tf.int64)
+        return tf.cast(ids, tf.int32), made.matrix(model.numerical, rows, tf.float32)
 
-    def _ids(self, feature: str, encoder: IdEncoder, column: RawInput, values: tf.Tensor) -> tf.Tensor:
-        """Returns the ids of raw values, int64 of the same shape."""
-        if isinstance(encoder, HashedIds):
-            return tf.where(_is_null(column, values), tf.constant(0, tf.int64), _hashed(values, encoder.num_buckets))
-        positions = self._look_up(feature, column, values)
-        if isinstance(encoder, HashedRanks):
-            # Ranks start at 1; unseen values and null (UNSEEN = -1) get rank 0.
-            return _hashed(positions + 1, encoder.num_buckets)
-        unseen = FIRST_OOV_ID + _hashed(values, encoder.oov_buckets)
-        ids = tf.where(positions == UNSEEN, unseen, positions + encoder.first_known_id)
-        return tf.where(_is_null(column, values), tf.constant(NULL_ID, tf.int64), ids)
+    def _encode(self, features: Sequence[str], raw: RawValues) -> tf.Tensor:
+        """Encodes the values of features with encoders of one kind: int64 ids or float32 numbers of their shape."""
+        encoders: list[Any] = [_value_encoder(self.layout.encoders[feature]) for feature in features]
+        kind = type(encoders[0])
+        if kind is Numerical:
+            has_table = encoders[0].table is not None
+            return encoded_numbers(encoders, raw, self._look_up(features, raw.values) if has_table else None)
+        if kind in _LOOK_UP:
+            found = self._look_up(features, raw.values)
+            return vocabulary_ids(encoders, raw, found) if kind is Vocabulary else rank_ids(encoders, raw, found)
+        return _ENCODE[kind](encoders, raw)
 
-    def _numbers(self, feature: str, encoder: Numerical, column: RawInput, values: tf.Tensor) -> tf.Tensor:
-        """Returns standardized numbers of raw values, float32 of the same shape."""
-        if encoder.table is not None:
-            positions = self._look_up(feature, column, values)
-            # Unseen values are looked up at the last position, which holds the default.
-            known = tf.constant(np.append(encoder.table.numbers, encoder.table.default), tf.float64)
-            last = tf.constant(len(encoder.table.numbers), tf.int64)
-            numbers = tf.gather(known, tf.where(positions == UNSEEN, last, positions))
-        else:
-            missing = tf.constant(np.nan, tf.float64)
-            numbers = tf.where(_is_null(column, values), missing, tf.cast(values, tf.float64))
-        # float64 like the NumPy encoders; only the result is rounded to float32.
-        numbers = tf.where(tf.math.is_nan(numbers), tf.constant(encoder.fill, tf.float64), numbers)
-        if encoder.log:
-            numbers = tf.math.log(numbers + 1)
-        return tf.cast((numbers - encoder.mean) / (encoder.std if encoder.std > 0 else 1.0), tf.float32)
+    def _look_up(self, features: Sequence[str], values: tf.Tensor) -> tf.Tensor:
+        """Looks values up in the tables of their features; returns int64 of the same shape."""
+        parts = zip(features, split(values, len(features)), strict=True)
+        return joined([self._found(feature, part) for feature, part in parts])
 
-    def _look_up(self, feature: str, column: RawInput, values: tf.Tensor) -> tf.Tensor:
-        """Returns positions among the encoder's keys, int64; UNSEEN for unknown values and null."""
-        unseen = tf.constant(UNSEEN, tf.int64)
-        if feature not in self.tables:
-            return tf.fill(tf.shape(values), unseen)
-        return tf.where(_is_null(column, values), unseen, self.tables[feature].lookup(values))
+    def _found(self, feature: str, values: tf.Tensor) -> tf.Tensor:
+        if feature not in self.tables:  # without known values
+            return tf.fill(tf.shape(values), tf.constant(-1, tf.int64))
+        return self.tables[feature].lookup(values)
+
+    def _list_ids(self, feature: str, raw: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Returns the ids of a list feature, [batch, hotness] int64 padded with PAD."""
+        column = self.layout.columns[columns_of(self.layout.encoders[feature])[0]]
+        values = _raw_values([column], raw[column.name])
+        # Nulls in lists are padding, which the encoder maps to an id like any other value.
+        ids = tf.where(values.null, tf.constant(PAD, tf.int64), self._encode([feature], values))
+        hotness = next(columns.hotness for columns in self.layout.model.categorical if columns.name == feature)
+        if feature in self.layout.keeps_last:
+            ids = _moved_to_end(ids, tf.reduce_sum(tf.cast(~values.null, tf.int32), axis=1), hotness)
+        return _cut(ids, hotness)
+
+
+class _Singles:
+    """The raw columns without lists, as one matrix per type.
+
+    Args:
+        layout: features, encoders and raw columns.
+        raw: the raw columns by name.
+    """
+
+    def __init__(self, layout: RawLayout, raw: Mapping[str, tf.Tensor]):
+        self._columns = {name: column for name, column in layout.columns.items() if not column.is_list}
+        self._names = {
+            dtype: [name for name, column in self._columns.items() if column.dtype == dtype]
+            for dtype in (TEXT, INTEGER, NUMBER)
+        }
+        self._matrices = {
+            dtype: _raw_values([self._columns[name] for name in names], joined([raw[name] for name in names]))
+            for dtype, names in self._names.items()
+            if names
+        }
+        # All strings that have to be hashed, since the loop over their bytes is slow for a single one, too.
+        self._hashed = [name for name in self._names[TEXT] if name in layout.hashed]
+        if self._hashed:
+            texts = _take(self._matrices[TEXT].values, self._places(TEXT, self._hashed))
+            self._hashes = tf.reshape(hash_texts(tf.reshape(texts, [-1])), tf.shape(texts))
+
+    def select(self, names: Sequence[str]) -> RawValues:
+        """Returns columns of one type, [batch, names]."""
+        dtype = self._columns[names[0]].dtype
+        whole, places = self._matrices[dtype], self._places(dtype, names)
+        hashes = None
+        if dtype == TEXT and all(name in self._hashed for name in names):
+            hashes = _take(self._hashes, [self._hashed.index(name) for name in names])
+        return RawValues(_take(whole.values, places), _take(whole.null, places), hashes)
+
+    def _places(self, dtype: str, names: Sequence[str]) -> list[int]:
+        place = {name: index for index, name in enumerate(self._names[dtype])}
+        return [place[name] for name in names]
+
+
+class _Made:
+    """Encoded features, as blocks of columns."""
+
+    def __init__(self) -> None:
+        self._blocks: list[tuple[Sequence[str], tf.Tensor]] = []
+
+    def add(self, features: Sequence[str], values: tf.Tensor) -> None:
+        """Adds a block with equally many columns for each feature, [batch, columns]."""
+        self._blocks.append((features, values))
+
+    def column(self, feature: str) -> tf.Tensor:
+        """Returns a feature with one column, [batch, 1]."""
+        features, values = next(block for block in self._blocks if feature in block[0])
+        return _take(values, [list(features).index(feature)])
+
+    def matrix(self, wanted: Iterable[str], rows: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+        """Returns the columns of features of a type in the given order, [rows, columns]."""
+        blocks = [(features, values) for features, values in self._blocks if values.dtype == dtype]
+        if not blocks:
+            return tf.zeros([rows, 0], dtype)
+        places, start = {}, 0
+        for features, values in blocks:
+            width = values.shape[1] // len(features)
+            for feature in features:
+                places[feature] = range(start, start + width)
+                start += width
+        whole = joined([values for _, values in blocks])
+        return _take(whole, [place for feature in wanted for place in places[feature]])
 
 
 def raw_function(saved: LoadedModel, encoding: RawEncoding) -> tf.types.experimental.PolymorphicFunction:
     """Creates the function that predicts from raw columns.
 
     Returns:
-        A tf.function with an input signature, from a dictionary of the inputs in `encoding.columns` to a dictionary of
+        A tf.function with an input signature, from a dictionary of the raw columns of the layout to a dictionary of
         predictions [batch, width] float32 by task name.
     """
     signature = {
         column.name: tf.TensorSpec([None, None if column.is_list else 1], column.dtype, name=column.name)
-        for column in encoding.columns.values()
+        for column in encoding.layout.columns.values()
     }
 
     def serve(raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return predictions(saved, *matrices(saved.layout, encoding.features(raw)))
+        return predictions(saved, *encoding.matrices(raw))
 
     return tf.function(serve, input_signature=[signature])
 
 
-def _positions(keys: np.ndarray) -> tf.lookup.StaticHashTable:
-    is_text = keys.dtype == object
-    known = tf.constant(np.array([key.encode() for key in keys], object) if is_text else keys)
-    values = tf.range(len(keys), dtype=tf.int64)
-    return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(known, values), UNSEEN)
+def _value_encoder(encoder: Encoder) -> Encoder:
+    """Returns the encoder of single values, for a cross that of its keys."""
+    return encoder.encoder if isinstance(encoder, CrossedIds) else encoder
+
+
+def _crossed(encoder: CrossedIds, singles: _Singles, made: _Made) -> RawValues:
+    """Returns the keys of a cross, [batch, 1] int64, none of them null."""
+    hashes = tf.constant(0, tf.uint64)
+    for entry in encoder.inputs:
+        if entry.is_feature:
+            key = hash_integers(made.column(entry.name))
+        else:
+            raw = singles.select([entry.name])
+            key = tf.where(raw.null, word(NULL_HASH), raw.hashes)
+        hashes = mix(tf.bitwise.bitwise_xor(hashes, key))
+    keys = tf.bitcast(hashes, tf.int64)
+    return RawValues(keys, tf.zeros_like(keys, tf.bool))
+
+
+def _raw_values(columns: Sequence[RawInput], values: tf.Tensor) -> RawValues:
+    """Returns the values of columns of one type, with times in microseconds."""
+    if columns[0].dtype == NUMBER:
+        return RawValues(values, tf.math.is_nan(values))
+    null = values == (NULL_TEXT if columns[0].dtype == TEXT else NULL_INTEGER)
+    if any(column.has_empty for column in columns):
+        null &= tf.constant([not column.has_empty for column in columns])
+    if any(column.is_time for column in columns):
+        values *= tf.constant([TICKS_PER_SECOND if column.is_time else 1 for column in columns], tf.int64)
+    return RawValues(values, null)
+
+
+def _take(matrix: tf.Tensor, places: Sequence[int]) -> tf.Tensor:
+    """Returns columns of a matrix, [batch, columns]."""
+    first, number = places[0], len(places)
+    if list(places) == list(range(first, first + number)):
+        return matrix if number == matrix.shape[1] else matrix[:, first : first + number]
+    return tf.gather(matrix, list(places), axis=1)
+
+
+def _moved_to_end(ids: tf.Tensor, lengths: tf.Tensor, hotness: int) -> tf.Tensor:
+    """Moves the last `hotness` of each row's first `lengths` ids to its start, [batch, hotness] padded with PAD."""
+    places = tf.maximum(lengths - hotness, 0)[:, None] + tf.range(hotness)
+    padded = tf.pad(ids, [[0, 0], [0, hotness]], constant_values=PAD)
+    return tf.gather(padded, places, axis=1, batch_dims=1)
 
 
 def _cut(ids: tf.Tensor, hotness: int) -> tf.Tensor:
@@ -271,20 +277,3 @@ def _cut(ids: tf.Tensor, hotness: int) -> tf.Tensor:
     # Padding by `hotness` makes rows of any length long enough for the slice.
     padded = tf.pad(ids, [[0, 0], [0, hotness]], constant_values=PAD)
     return tf.ensure_shape(padded[:, :hotness], [None, hotness])
-
-
-def _is_null(column: RawInput, values: tf.Tensor) -> tf.Tensor:
-    if column.dtype == "float64":
-        return tf.math.is_nan(values)
-    if column.dtype == "int64":
-        return values == NULL_INTEGER
-    return tf.zeros_like(values, tf.bool) if column.has_empty else values == NULL_TEXT
-
-
-def _hashed(values: tf.Tensor, num_buckets: int) -> tf.Tensor:
-    """Returns hash buckets of integers or strings, int64 of the same shape."""
-    if num_buckets == 1:
-        return tf.zeros(tf.shape(values), tf.int64)
-    flat = tf.reshape(values, [-1])
-    hashes = hash_texts(flat) if values.dtype == tf.string else hash_integers(flat)
-    return tf.reshape(buckets(hashes, num_buckets), tf.shape(values))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal, get_args
 
 from data.command_line import Parser
 from data.errors import DataError
@@ -22,6 +23,8 @@ from trainer.checkpoint.store import CHECKPOINTS
 from trainer.cli import default_path
 from trainer.export import FORMATS
 
+# What a server does with an id outside [0, cardinality): take the feature's `unseen_id`, or fail.
+ExportPolicy = Literal["unseen", "error"]
 # Number of rows on which an export is compared with the model.
 ROWS = 4096
 
@@ -39,12 +42,14 @@ class Request:
         output: output folder, which does not exist yet or is empty.
         format: key of FORMATS.
         rows: loader of the rows on which the export is compared with the model; None for random rows.
+        oov_policy: what is done with ids outside [0, cardinality).
     """
 
     model: ChecksummedDir
     output: Path
     format: str
     rows: ParquetLoader | None
+    oov_policy: ExportPolicy = "unseen"
 
 
 def read_request(argv: Sequence[str] | None) -> Request:
@@ -71,7 +76,7 @@ def read_request(argv: Sequence[str] | None) -> Request:
     spec = FeatureSpec.read(model.path / SPECIFICATION, allow_outside_paths=True)
     _check_size(model, arguments.format)
     loader = None if arguments.dataset_path is None else _open_rows(arguments, spec)
-    return Request(model, arguments.output, arguments.format, loader)
+    return Request(model, arguments.output, arguments.format, loader, arguments.oov_policy)
 
 
 def _parser() -> Parser:
@@ -90,6 +95,13 @@ def _parser() -> Parser:
         type=Path,
         metavar="DATA",
         help=f"compare on the first {ROWS:,} rows of this dataset's mapping `test` (default: on random rows)",
+    )
+    add(
+        "--oov_policy",
+        choices=get_args(ExportPolicy),
+        default="unseen",
+        help="what is done with ids outside [0, cardinality): unseen takes the feature's unseen_id (default); error "
+        "fails the request, as it does for features without one",
     )
     parser.add_outside_paths()
     return parser

@@ -3,15 +3,43 @@
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from data.encoding.encoders import (
+    FILL,
+    LOG1P,
+    SCALE,
+    BucketizedIds,
+    Encoder,
+    IdentityIds,
+    Numerical,
+    encode_columns,
+)
 from data.loading.batch import PAD
 from data.loading.loader import ParquetLoader
-from data.preprocess.encoders import Encoder, Numerical
-from trainer.export.comparison import Arrays, Check, Predict
-from trainer.export.raw import NULL_INTEGER, NULL_TEXT, RawInput, keys_of
+from trainer.checkpoint.load_model import LoadedModel
+from trainer.export.comparison import Arrays, Check, Predict, expected_predictions
+from trainer.export.raw_columns import (
+    INTEGER,
+    NULL_INTEGER,
+    NULL_TEXT,
+    NUMBER,
+    TEXT,
+    TICKS_PER_SECOND,
+    RawInput,
+    RawLayout,
+    columns_of,
+    keys_of,
+)
 from trainer.layout import InputSchema
+from trainer.recommender.scorer import Scorer
+
+# Shares of random raw values that are null, and that are not among the known ones.
+NULL_SHARE, UNSEEN_SHARE = 0.1, 0.2
+# Longest list of random raw values.
+LONGEST = 5
 
 
 @dataclass(frozen=True)
@@ -19,7 +47,7 @@ class ComparedRows:
     """Rows on which an export is compared with the model.
 
     Attributes:
-        inputs: encoded features by name, [rows, width] each.
+        inputs: encoded features, or raw columns, by name, [rows, width] each.
         expected: the model's predictions by task name, [rows, width] each.
         kind: what the rows are, for messages.
     """
@@ -27,6 +55,11 @@ class ComparedRows:
     inputs: Arrays
     expected: Arrays
     kind: str
+
+    @property
+    def number(self) -> int:
+        """Number of rows."""
+        return len(next(iter(self.inputs.values())))
 
     def check(self, name: str, predict: Predict) -> Check:
         """Returns the comparison of a prediction function on these rows."""
@@ -62,58 +95,102 @@ def random_rows(layout: InputSchema, rows: int, seed: int = 0) -> tuple[np.ndarr
     return ids, rng.normal(size=(rows, len(layout.numerical))).astype(np.float32)
 
 
-def random_raw(
-    columns: Mapping[str, RawInput], encoders: Mapping[str, Encoder], rows: int, seed: int = 0
-) -> dict[str, np.ndarray]:
-    """Generates random raw values: known and unseen ones, and null (None).
+def random_raw_rows(saved: LoadedModel, layout: RawLayout, rows: int) -> ComparedRows:
+    """Generates random rows of raw columns, with the model's predictions of what the encoders make of them."""
+    raw = random_raw(layout, rows)
+    encoded = encode_columns(layout.encoders, raw)
+    for columns in layout.model.categorical:
+        if columns.name in layout.keeps_last:
+            encoded[columns.name] = _last(encoded[columns.name], columns.hotness)
+    ids, numerical = Scorer(saved).matrices(encoded, rows)
+    expected = expected_predictions(saved.tasks, saved.model(ids, numerical).numpy())
+    return ComparedRows(raw_inputs(layout.columns, raw), expected, "random raw rows")
+
+
+def random_raw(layout: RawLayout, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Generates random raw values as encoders read them: known and unseen ones, and null (None).
 
     Returns:
         [rows] objects by column name; the objects are lists for columns of lists.
     """
     rng = np.random.default_rng(seed)
     drawn = {}
-    for name, column in columns.items():
-        readers = [encoder for encoder in encoders.values() if encoder.column == name]
+    for name, column in layout.columns.items():
+        readers = [encoder for encoder in layout.encoders.values() if name in columns_of(encoder)]
         if not column.is_list:
-            drawn[name] = _values(column, readers, rows, rng, nulls=not column.has_empty)
+            drawn[name] = _values(column, readers, rows, rng)
             continue
-        lengths = rng.integers(0, 6, rows)
-        flat = _values(column, readers, int(lengths.sum()), rng, nulls=False)
-        lists = np.empty(rows, object)
-        lists[:] = [list(part) for part in np.split(flat, np.cumsum(lengths)[:-1])]
-        drawn[name] = lists
+        lengths = rng.integers(0, LONGEST + 1, rows)
+        flat = [value for value in _values(column, readers, 2 * int(lengths.sum()), rng) if value is not None]
+        ends = np.cumsum(lengths)
+        drawn[name] = np.empty(rows, object)
+        drawn[name][:] = [flat[end - length : end] for end, length in zip(ends, lengths, strict=True)]
     return drawn
 
 
 def raw_inputs(columns: Mapping[str, RawInput], raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Converts raw values to graph inputs: null becomes the value that represents it, which also pads lists."""
+    """Converts raw values to inputs of an export: null becomes the value that represents it, which also pads lists."""
     return {name: _as_matrix(column, raw[name]) for name, column in columns.items()}
 
 
-def _values(
-    column: RawInput, readers: list[Encoder], rows: int, rng: np.random.Generator, *, nulls: bool
-) -> np.ndarray:
-    values = np.empty(rows, object)
-    if column.dtype == "float64":
-        (first, *_) = [encoder for encoder in readers if isinstance(encoder, Numerical)]
-        numbers = rng.normal(first.mean, first.std, rows)
-        values[:] = (np.expm1(np.abs(numbers)) if first.log else numbers).tolist()
+def _last(lists: Any, number: int) -> np.ndarray:
+    cut = np.empty(len(lists), object)
+    cut[:] = [entry[-number:] for entry in lists]
+    return cut
+
+
+def _values(column: RawInput, readers: list[Encoder], rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns random values of single cells, [rows] objects."""
+    plain = [encoder for encoder in readers if isinstance(encoder, Numerical) and encoder.table is None]
+    keys = [known.to_pylist() for encoder in readers if (known := keys_of(encoder)) is not None]
+    limits = [encoder.cardinality for encoder in readers if isinstance(encoder, IdentityIds)]
+    drawn: list[float] | list[int] | list[str]
+    if column.dtype == TEXT:
+        drawn = [f"unseen \u00e9 {number}" for number in rng.integers(2**62, size=rows)]
+    elif limits:
+        drawn = rng.integers(min(limits), size=rows).tolist()
+    elif column.is_time:
+        drawn = (rng.integers(-(2**32), 2**33, rows) * TICKS_PER_SECOND).tolist()
+    elif plain or column.dtype == NUMBER:
+        numbers = _numbers(plain, readers, rows, rng)
+        drawn = (np.round(numbers).astype(np.int64) if column.dtype == INTEGER else numbers).tolist()
     else:
-        keys = np.concatenate([keys for encoder in readers if (keys := keys_of(encoder)) is not None])
-        unseen = rng.integers(2**62, size=rows)
-        new = [f"unseen \u00e9 {number}" for number in unseen] if column.dtype == "string" else unseen.tolist()
-        known = keys[rng.integers(0, len(keys), rows)].tolist()
-        values[:] = [
-            other if pick else one for one, other, pick in zip(known, new, rng.random(rows) < 0.2, strict=True)
-        ]
-    if nulls:
-        values[rng.random(rows) < 0.1] = None
+        drawn = rng.integers(2**62, size=rows).tolist()
+    values = np.array([*drawn, None], object)[:-1]
+    known = [key for of_one in keys for key in of_one if not column.is_time or key % TICKS_PER_SECOND == 0]
+    if known and not limits:
+        picked = rng.random(rows) >= UNSEEN_SHARE
+        values[picked] = np.array([*known, None], object)[rng.integers(0, len(known), int(picked.sum()))]
+    fills = all(any(step[0] == FILL for step in encoder.steps) for encoder in plain)
+    if fills and not column.has_empty:
+        values[rng.random(rows) < NULL_SHARE] = None
     return values
 
 
+def _numbers(plain: list[Numerical], readers: list[Encoder], rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns random numbers of the size of the training data's, some of them boundaries of intervals."""
+    scales = [step[1:] for encoder in plain for step in encoder.steps if step[0] == SCALE]
+    mean, std = map(float, scales[0]) if scales else (0.0, 1.0)  # type: ignore[arg-type]
+    numbers = rng.normal(mean, std, rows)
+    if any(step[0] == LOG1P for encoder in plain for step in encoder.steps):
+        numbers = np.expm1(np.abs(numbers))
+    bounds = [bound for encoder in readers if isinstance(encoder, BucketizedIds) for bound in encoder.boundaries]
+    if bounds and not plain:
+        near = rng.choice(bounds, rows)
+        numbers = np.where(rng.random(rows) < 0.5, near, near + numbers)
+    return numbers
+
+
 def _as_matrix(column: RawInput, values: np.ndarray) -> np.ndarray:
-    null = {"string": NULL_TEXT, "int64": NULL_INTEGER, "float64": np.nan}[column.dtype]
+    null = {TEXT: NULL_TEXT, INTEGER: NULL_INTEGER, NUMBER: np.nan}[column.dtype]
     lists = [entry or [] for entry in values] if column.is_list else [[value] for value in values]
     width = max(1, *map(len, lists)) if column.is_list else 1
-    padded = [[null if value is None else value for value in entry] + [null] * (width - len(entry)) for entry in lists]
-    return np.array(padded, object if column.dtype == "string" else column.dtype)
+    divisor = TICKS_PER_SECOND if column.is_time else None
+    padded = [[_as_input(value, null, divisor) for value in entry] + [null] * (width - len(entry)) for entry in lists]
+    return np.array(padded, object if column.dtype == TEXT else column.dtype)
+
+
+def _as_input(value: object, null: object, divisor: int | None) -> object:
+    if value is None:
+        return null
+    return value // divisor if isinstance(value, int) and divisor else value

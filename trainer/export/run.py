@@ -3,7 +3,7 @@
 import glob
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -11,14 +11,17 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from data.encoding.encoders import CrossedIds, Encoder
 from data.loading.loader import ParquetLoader
+from data.spec.raw.spec import RawSpec
 from data.storage.checksummed_dir import remove_leftovers
 from data.storage.files import draft_beside, sync, unmark_draft
 from trainer.checkpoint.load_model import LoadedModel, read_model
 from trainer.export import FORMATS
 from trainer.export.comparison import expected_predictions, largest_difference
 from trainer.export.ports import named_inputs, tensor_names
-from trainer.export.request import ROWS, Request
+from trainer.export.raw_columns import columns_of
+from trainer.export.request import ROWS, ExportPolicy, Request
 from trainer.export.rows import ComparedRows, first_rows, random_rows
 from trainer.layout import InputSchema
 
@@ -37,6 +40,7 @@ def export(request: Request) -> None:
     # Rounding differs on GPUs, so the comparison is made on the CPU.
     tf.config.set_visible_devices([], "GPU")
     saved, tensors = with_tensor_names(read_model(request.model))
+    saved = with_oov_policy(saved, request.oov_policy)
     rows = _compared_rows(saved, request.rows)
     write = import_module(FORMATS[request.format].module).write
     with _new_folder(request.output) as draft:
@@ -66,7 +70,7 @@ def with_tensor_names(saved: LoadedModel) -> tuple[LoadedModel, dict[str, str]]:
     Returns:
         The renamed model, and {name: tensor name} of the names that changed.
     """
-    layout, columns = saved.layout, [encoder.column for encoder in saved.encoders.values()]
+    layout, columns = saved.layout, [name for encoder in saved.encoders.values() for name in columns_of(encoder)]
     features = [*(column.name for column in layout.categorical), *layout.numerical]
     name = tensor_names([*features, *(task.name for task in saved.tasks), *saved.encoders, *columns])
     layout = InputSchema(
@@ -74,11 +78,39 @@ def with_tensor_names(saved: LoadedModel) -> tuple[LoadedModel, dict[str, str]]:
         tuple(name[feature] for feature in layout.numerical),
     )
     tasks = tuple(replace(task, name=name[task.name]) for task in saved.tasks)
-    encoders = {
-        name[feature]: replace(encoder, column=name[encoder.column]) for feature, encoder in saved.encoders.items()
-    }
-    renamed = replace(saved, layout=layout, tasks=tasks, encoders=encoders)
+    encoders = {name[feature]: _with_names(encoder, name) for feature, encoder in saved.encoders.items()}
+    raw_spec = None if saved.raw_spec is None else _with_keys(saved.raw_spec, name)
+    renamed = replace(saved, layout=layout, tasks=tasks, encoders=encoders, raw_spec=raw_spec)
     return renamed, {own: tensor for own, tensor in name.items() if own != tensor}
+
+
+def with_oov_policy(saved: LoadedModel, policy: ExportPolicy) -> LoadedModel:
+    """Returns a model whose exports fail on ids out of range, or take the ids of unseen values where there are some."""
+    if policy == "error":
+        columns = tuple(replace(column, unseen_id=None) for column in saved.layout.categorical)
+        return replace(saved, layout=replace(saved.layout, categorical=columns))
+    without = [column.name for column in saved.layout.categorical if column.unseen_id is None]
+    if without:
+        print(
+            f"export.py: an id out of range fails a request in {', '.join(without)}: their specification states no "
+            "unseen_id"
+        )
+    return saved
+
+
+def _with_names(encoder: Encoder, name: Mapping[str, str]) -> Encoder:
+    """Returns an encoder that reads renamed columns."""
+    if isinstance(encoder, CrossedIds):
+        inputs = tuple(replace(entry, name=name[entry.name]) for entry in encoder.inputs)
+        return replace(encoder, inputs=inputs)
+    return replace(encoder, column=name[encoder.column])
+
+
+def _with_keys(raw_spec: RawSpec, name: Mapping[str, str]) -> RawSpec:
+    """Returns a raw specification with renamed keys of readings and features; those without a tensor keep theirs."""
+    readings = {name.get(key, key): reading for key, reading in raw_spec.readings.items()}
+    features = {name.get(key, key): feature for key, feature in raw_spec.features.items()}
+    return replace(raw_spec, readings=readings, features=features)
 
 
 @contextmanager

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from data.preprocess.encoders import encode_columns
 from trainer.checkpoint.load_model import LoadedModel
-from trainer.export.comparison import Check, Predict, expected_predictions
+from trainer.export.comparison import Check, Predict
 from trainer.export.graph import encoded_function
-from trainer.export.raw import NotFromRaw, RawEncoding, raw_function
-from trainer.export.rows import ComparedRows, random_raw, raw_inputs
-from trainer.recommender.scorer import Scorer
+from trainer.export.raw import RawEncoding, raw_function
+from trainer.export.raw_columns import NotFromRaw, RawLayout
+from trainer.export.rows import ComparedRows, random_raw_rows
 
 # Scope names that TensorFlow accepts when it saves a variable.
 SCOPE_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
@@ -37,22 +36,14 @@ def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Chec
     """Writes a SavedModel with a signature for encoded features and, if the model has encoders, one for raw columns."""
     encoding = None
     try:
-        encoding = RawEncoding(saved)
+        encoding = RawEncoding(RawLayout.of(saved.layout, saved.encoders, saved.raw_spec))
     except NotFromRaw as reason:
         print(f"export.py: encoded features only, no signature {RAW}: {reason}")
     write_saved_model(folder, saved, encoding)
     signatures = load_signatures(folder)
     yield rows.check(f"signature {ENCODED}", signatures[ENCODED])
     if encoding is not None:
-        raw = random_raw(encoding.columns, encoding.encoders, len(next(iter(rows.inputs.values()))))
-        yield _raw_check(saved, encoding, raw, signatures[RAW])
-
-
-def _raw_check(saved: LoadedModel, encoding: RawEncoding, raw: Mapping[str, np.ndarray], predict: Predict) -> Check:
-    encoded = encode_columns(encoding.encoders, raw)
-    ids, numerical = Scorer(saved).matrices(encoded, len(next(iter(raw.values()))))
-    expected = expected_predictions(saved.tasks, saved.model(ids, numerical).numpy())
-    return Check(f"signature {RAW}", predict, raw_inputs(encoding.columns, raw), expected, "random raw rows")
+        yield random_raw_rows(saved, encoding.layout, rows.number).check(f"signature {RAW}", signatures[RAW])
 
 
 def write_saved_model(folder: Path, saved: LoadedModel, encoding: RawEncoding | None) -> None:

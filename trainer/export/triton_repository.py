@@ -2,63 +2,121 @@
 
 DIR/recommender/config.pbtxt, 1/model.onnx                    for Triton's ONNX backend
 DIR/recommender_python/config.pbtxt, 1/model.onnx, model.py   the same model for its Python backend
-DIR/client.py, example.json                                   HTTP client with sample input; ignored by Triton
+DIR/recommender_raw/config.pbtxt, 1/model.onnx, model.py, raw_encoding.py, encoders/
+                                                              the same model of raw columns, for the Python backend
+DIR/client.py, example.json, example_raw.json                 HTTP client with sample input; ignored by Triton
 """
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from trainer.checkpoint.load_model import LoadedModel
-from trainer.export.comparison import Check
+from trainer.export.comparison import Arrays, Check
 from trainer.export.onnx_file import MODEL_FILE, load_onnx, write_onnx
-from trainer.export.ports import Port, inputs_of, outputs_of, rows_of
-from trainer.export.rows import ComparedRows
+from trainer.export.ports import inputs_of, outputs_of, rows_of
+from trainer.export.raw_arrays import write_encoders
+from trainer.export.raw_columns import NotFromRaw, RawLayout
+from trainer.export.rows import ComparedRows, random_raw_rows
+from trainer.export.served.raw_encoding import RawEncoder
 
-NATIVE, PYTHON = "recommender", "recommender_python"
+NATIVE, PYTHON, RAW = "recommender", "recommender_python", "recommender_raw"
 MAX_BATCH = 4096
 # Maximum time that a request waits for others to be batched with it.
 MAX_DELAY_MICROSECONDS = 500
-TYPES = {"int32": "TYPE_INT32", "float32": "TYPE_FP32"}
+TYPES = {
+    "int32": "TYPE_INT32",
+    "float32": "TYPE_FP32",
+    "int64": "TYPE_INT64",
+    "float64": "TYPE_FP64",
+    "string": "TYPE_STRING",
+}
 # Folder of the files that are copied unchanged.
 SERVED = Path(__file__).parent / "served"
+ENCODERS = "encoders"
+ON_CPU = "instance_group [ { kind: KIND_CPU } ]"
+# (name, type, width): width -1 for any.
+Ports = Sequence[tuple[str, str, int]]
 
 
 def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Check]:
     """Writes the repository. The first rows become the sample input of the client."""
+    inputs = [(port.name, port.dtype, port.width) for port in inputs_of(saved.layout)]
     files = []
     for name, backend in ((NATIVE, "onnxruntime"), (PYTHON, "python")):
         version = folder / name / "1"
         version.mkdir(parents=True)
-        (version.parent / "config.pbtxt").write_text(_config(backend, saved))
+        more = [ON_CPU] if backend == "python" else []
+        (version.parent / "config.pbtxt").write_text(_config(backend, inputs, saved, more))
         files.append(version / MODEL_FILE)
     write_onnx(files[0], saved)
     shutil.copyfile(*files)
     shutil.copyfile(SERVED / "model.py", files[1].with_name("model.py"))
     shutil.copyfile(SERVED / "client.py", folder / "client.py")
-    example = rows_of(rows.inputs, slice(2))
-    (folder / "example.json").write_text(json.dumps({name: array.tolist() for name, array in example.items()}) + "\n")
+    _write_example(folder / "example.json", rows.inputs)
     for file in files:
         yield rows.check(str(file.relative_to(folder)), load_onnx(file))
+    yield from _write_raw(folder, saved, rows.number, files[0])
 
 
-def _config(backend: str, saved: LoadedModel) -> str:
+def _write_raw(folder: Path, saved: LoadedModel, rows: int, onnx_file: Path) -> Iterator[Check]:
+    """Writes the model of raw columns, if the features have encoders."""
+    try:
+        layout = RawLayout.of(saved.layout, saved.encoders, saved.raw_spec)
+    except NotFromRaw as reason:
+        print(f"export.py: encoded features only, no model {RAW}: {reason}")
+        return
+    version = folder / RAW / "1"
+    (version / ENCODERS).mkdir(parents=True)
+    write_encoders(version / ENCODERS, layout)
+    shutil.copyfile(SERVED / "raw_model.py", version / "model.py")
+    shutil.copyfile(SERVED / "raw_encoding.py", version / "raw_encoding.py")
+    inputs = [(column.name, column.dtype, -1 if column.is_list else 1) for column in layout.columns.values()]
+    (version.parent / "config.pbtxt").write_text(_config("python", inputs, saved, [ON_CPU]))
+    raw = random_raw_rows(saved, layout, rows)
+    _write_example(folder / "example_raw.json", raw.inputs)
+    shutil.copyfile(onnx_file, version / MODEL_FILE)
+    encoder, predict = RawEncoder(version / ENCODERS), load_onnx(version / MODEL_FILE)
+
+    def predict_raw(columns: Mapping[str, np.ndarray]) -> Arrays:
+        return predict(encoder.encode(columns))
+
+    yield raw.check(str((version / MODEL_FILE).relative_to(folder)), predict_raw)
+
+
+def _write_example(path: Path, inputs: Arrays) -> None:
+    """Writes two rows as JSON, which has no NaN: a missing number becomes 0."""
+    example = {name: _as_json(array) for name, array in rows_of(inputs, slice(2)).items()}
+    path.write_text(json.dumps(example) + "\n")
+
+
+def _as_json(array: np.ndarray) -> list[Any]:
+    if array.dtype == object:
+        return [[text.decode() if isinstance(text, bytes) else text for text in row] for row in array.tolist()]
+    values: list[Any] = (np.nan_to_num(array) if array.dtype.kind == "f" else array).tolist()
+    return values
+
+
+def _config(backend: str, inputs: Ports, saved: LoadedModel, more: Sequence[str]) -> str:
     """Returns a config.pbtxt. It sets no name, so that Triton uses the folder's name and the folder can be renamed."""
+    outputs = [(port.name, port.dtype, port.width) for port in outputs_of(saved.tasks)]
     lines = [
         f'backend: "{backend}"',
         f"max_batch_size: {MAX_BATCH}",
-        *_ports("input", inputs_of(saved.layout)),
-        *_ports("output", outputs_of(saved.tasks)),
+        *_ports("input", inputs),
+        *_ports("output", outputs),
         f"dynamic_batching {{ max_queue_delay_microseconds: {MAX_DELAY_MICROSECONDS} }}",
         "version_policy { latest { num_versions: 1 } }",
+        *more,
     ]
-    if backend == "python":
-        lines.append("instance_group [ { kind: KIND_CPU } ]")
     return "\n".join(lines) + "\n"
 
 
-def _ports(kind: str, ports: tuple[Port, ...]) -> list[str]:
+def _ports(kind: str, ports: Ports) -> list[str]:
     """Returns config lines of the inputs or outputs. `dims` excludes the batch dimension, which Triton adds."""
-    entries = [f'  {{ name: "{port.name}", data_type: {TYPES[port.dtype]}, dims: [ {port.width} ] }}' for port in ports]
+    entries = [f'  {{ name: "{name}", data_type: {TYPES[dtype]}, dims: [ {width} ] }}' for name, dtype, width in ports]
     return [f"{kind} [", ",\n".join(entries), "]"]

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data.encoding.encoders import Encoder, Numerical, Vocabulary
+from data.encoding.keys import as_lists, as_numbers, distinct_values, holds_numbers, is_list, known_keys
 from data.errors import DataError, listed, nearest, shown
-from data.preprocess.encoders import Encoder, Numerical, Vocabulary
-from data.preprocess.keys import KeyIndex, as_lists, as_numbers, holds_numbers, is_list, known_keys
 
 CATEGORICAL, NUMERICAL, MULTIHOT = KINDS = ("categorical", "numerical", "multihot")
 
@@ -112,7 +112,7 @@ def fit_encoder(column: RawColumn, weights: np.ndarray) -> Encoder:
     if column.kind == MULTIHOT:
         weights = np.repeat(weights, [len(entry) for entry in values])
         values = [value for entry in values for value in entry]
-    codes, distinct, _ = KeyIndex(column.name, np.empty(0, object)).find(values)
+    codes, distinct = distinct_values(column.name, values)
     counts = np.bincount(codes[codes >= 0], weights[codes >= 0], minlength=len(distinct))
     return Vocabulary.fit(column.name, distinct, counts, is_list=column.kind == MULTIHOT)
 
@@ -139,7 +139,7 @@ def _fit_numerical(name: str, values: np.ndarray, weights: np.ndarray) -> Numeri
         mean, std = float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
     if not np.isfinite([mean, std]).all():
         raise DataError(f"column {name!r} holds numbers up to {np.abs(numbers).max():g}, too large to standardize")
-    return Numerical(name, fill=float(np.median(numbers)), mean=mean, std=std)
+    return Numerical.standardized(name, fill=float(np.median(numbers)), mean=mean, std=std)
 
 
 def _kind_of(series: pd.Series) -> str:

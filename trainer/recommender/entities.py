@@ -7,9 +7,9 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from data.encoding.encoders import FIRST_OOV_ID, Encoder
+from data.encoding.keys import KeyIndex, Values, as_keys
 from data.errors import DataError
-from data.preprocess.encoders import FIRST_OOV_ID, Encoder
-from data.preprocess.keys import KeyIndex, Values, as_keys
 from trainer.recommender.columns import CATEGORICAL, RawColumn, read_column
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data.encoding.keys import as_keys, distinct_keys
 from data.errors import DataError
-from data.preprocess.keys import as_keys, distinct_keys
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.recommender.columns import require_columns, require_frame, require_mapping
 from trainer.recommender.entities import Entities

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from data.encoding.encoders import Encoder
+from data.encoding.keys import as_numbers
+from data.encoding.splits import TEST, TRAIN, draw_mappings
 from data.errors import DataError
-from data.preprocess.encoders import Encoder
-from data.preprocess.keys import as_numbers
-from data.preprocess.prepared import encoded_features, write_prepared
-from data.preprocess.splits import TEST, TRAIN, draw_mappings
-from data.preprocess.tables import embedding_sizes
+from data.preprocess.prepared import embedding_sizes, encoded_features, write_prepared
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, name_mistake
 from data.spec.task_types import TASK_TYPES, LabelKind

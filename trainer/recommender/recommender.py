@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Recommender:
     """Trains on raw interactions, predicts for raw user and item ids, and recommends items.
 
-    Raw ids are integers or strings (see `data.preprocess.keys`). Ids that do not occur in training share the embedding
+    Raw ids are integers or strings (see `data.encoding.keys`). Ids that do not occur in training share the embedding
     of unseen values.
 
     Args:

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from data.encoding.keys import Values, as_keys, as_lists, as_numbers
 from data.errors import DataError
 from data.loading.batch import PAD
-from data.preprocess.keys import Values, as_keys, as_lists, as_numbers
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.layout import CategoricalInput
 from trainer.tasks.task import logit_columns

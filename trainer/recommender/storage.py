@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data.encoding.keys import as_keys
 from data.errors import DataError
-from data.preprocess.keys import as_keys
 from data.storage.arrays import ArraySource
 from data.storage.checksummed_dir import ChecksummedDir, Content
 from data.storage.tables import from_parquet, to_parquet

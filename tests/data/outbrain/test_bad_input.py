@@ -390,8 +390,9 @@ def test_wrong_flags_are_rejected_before_anything_is_read(tmp_path, capsys, flag
 CONNECTS = """
 import sys
 from pathlib import Path
-from data.outbrain import preproc, resources
-resources.CONNECT_SECONDS = 1
+from data.outbrain import preproc
+from data.preprocess import workers
+workers.CONNECT_SECONDS = 1
 folder, output, *addresses = sys.argv[1:]
 for address in addresses:
     code = preproc.main(["--data_path", folder, "--metadata_path", output, "--dask_scheduler", address])
@@ -414,9 +415,9 @@ import sys
 from pathlib import Path
 import dask
 from data.errors import DataError
-from data.outbrain import resources
+from data.preprocess import workers
 try:
-    with resources.start_workers(use_dask=False, scheduler="nonsense://x:1", folder=Path(sys.argv[1])):
+    with workers.start_workers(use_dask=False, scheduler="nonsense://x:1", folder=Path(sys.argv[1])):
         pass
 except DataError:
     print(dask.config.get("scheduler", None))

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from data.encoding.keys import KeyTable
 from data.errors import DataError
 from data.outbrain.recipes import tag_counts
 from data.outbrain.side_tables import DocumentTags, LookupTable, check_tags, find_sorted
-from data.preprocess.keys import KeyTable
 
 IDS = st.integers(-20, 20)
 # Some are there, some are not; NaN is what a missing id becomes.

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.preprocess.encoder_files import save_encoders
-from data.preprocess.encoders import Encoder
-from data.preprocess.workflow_folder import workflow_files
+from data.encoding.encoder_files import save_encoders
+from data.encoding.encoders import Encoder
+from data.encoding.workflow_folder import workflow_files
 from data.spec.feature_spec import FeatureSpec
 from trainer.checkpoint.load_model import LoadedModel, load_model
 from trainer.checkpoint.model_folder import (

@@ -10,12 +10,11 @@ import tensorflow as tf
 import yaml
 
 import export
+from data.encoding.encoders import Numerical
 from data.errors import DataError
-from data.preprocess.encoders import Numerical
 from tests.trainer.export.models import draw_inputs, specification, write_run
 from tests.trainer.export.test_raw import make_encoders
-from trainer.export import raw as raw_graph
-from trainer.export import request
+from trainer.export import raw_encoders, request
 from trainer.tasks.binary import BinaryTask
 
 FORMATS = ("savedmodel", "onnx", "triton")
@@ -62,12 +61,18 @@ def test_export_reports_difference_from_the_model(format, run, dataset, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     if format == "triton":
         files = sorted(
-            str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()
+            str(path.relative_to(tmp_path / "out"))
+            for path in (tmp_path / "out").rglob("*")
+            if path.is_file() and path.suffix != ".npy"
         )
         versions = [
             f"recommender{name}/{file}" for name in ("", "_python") for file in ("1/model.onnx", "config.pbtxt")
         ]
-        assert files == sorted(["client.py", "example.json", "recommender_python/1/model.py", *versions])
+        raw = [f"recommender_raw/{file}" for file in ("config.pbtxt", "1/model.py", "1/model.onnx")]
+        raw += [f"recommender_raw/1/{file}" for file in ("raw_encoding.py", "encoders/layout.json")]
+        raw += ["example_raw.json"]
+        assert files == sorted(["client.py", "example.json", "recommender_python/1/model.py", *versions, *raw])
+        assert "recommender_raw/1/model.onnx: largest difference" in printed.out and "random raw rows" in printed.out
         assert {name: len(rows) for name, rows in json.loads((tmp_path / "out/example.json").read_text()).items()} == {
             name: 2 for name in ("user", "day", "tags", "age", "price")
         }
@@ -83,7 +88,7 @@ def test_export_with_other_predictions_is_removed(format, run, tmp_path, monkeyp
 
 
 def test_raw_signature_that_encodes_wrongly_is_removed(run, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(raw_graph, "NULL_ID", 2)
+    monkeypatch.setattr(raw_encoders, "NULL_ID", 2)
     assert export.main(arguments(run, tmp_path / "out", "--format", "savedmodel")) == 1
     printed = capfd.readouterr()
     assert "serving_default: largest difference" in printed.out and "differ from the model's by" in printed.err
@@ -133,7 +138,9 @@ def test_the_dataset_may_lie_outside_if_allowed(run, dataset, tmp_path):
 
 
 def test_a_raw_column_is_renamed_for_its_tensor(tmp_path, capfd):
-    write_run(tmp_path / "run", encoders=make_encoders() | {"age": Numerical("years of age")}, model="mmoe")
+    write_run(
+        tmp_path / "run", encoders=make_encoders() | {"age": Numerical.standardized("years of age")}, model="mmoe"
+    )
     assert export.main(arguments(tmp_path / "run", tmp_path / "out", "--format", "savedmodel")) == 0
     printed = capfd.readouterr().out
     assert "serving_raw: largest difference" in printed and "1 tensors have other names" in printed

@@ -12,6 +12,7 @@ import pytest
 import export
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
+from tests.data.table_samples import preprocessed
 from tests.helpers import ROOT, real_data, run_program
 from trainer.export.ports import named_inputs
 
@@ -32,9 +33,7 @@ def prepared(name: str, output: Path) -> None:
 
         prepare_movielens(real_data("ml-100k"), output, labels=["liked", "rating"])
     else:
-        from data.census.prepare import prepare as prepare_census
-
-        prepare_census(real_data("census-income"), output)
+        preprocessed("census_group1", real_data("census-income"), output)
 
 
 @pytest.fixture(scope="module", params=["movielens", "census"])

@@ -1,25 +1,35 @@
 """Encoders inside a graph, beside what they are stated to do: 0 pad, 1 null, unseen by hash, then the vocabulary."""
 
+import datetime
 import math
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from data.preprocess.encoders import HashedIds, HashedRanks, Numerical, Vocabulary
-from data.preprocess.keys import KeyTable
+from data.encoding.encoders import (
+    CrossedIds,
+    CrossInput,
+    HashedIds,
+    HashedRanks,
+    IdentityIds,
+    MissingIndicator,
+    Numerical,
+    TimestampIds,
+    Vocabulary,
+)
+from data.encoding.keys import KeyTable
+from data.spec.raw.spec import RawSpec, Reading
 from tests.data.scalar_hash import scalar_hash
 from tests.trainer.export.models import predicted, write_run
-from trainer.export.raw import (
-    NULL_INTEGER,
-    NotFromRaw,
-    RawEncoding,
-    buckets,
-    encoders_of,
-    hash_integers,
-    hash_texts,
-    raw_columns,
-)
+from tests.trainer.export.raw_samples import make_layout, sample_rows
+from trainer.checkpoint.load_model import LoadedModel
+from trainer.export.ports import named_inputs
+from trainer.export.raw import RawEncoding
+from trainer.export.raw_columns import NULL_INTEGER, NotFromRaw, RawInput, RawLayout
+from trainer.export.raw_encoders import RawValues, timestamp_ids
+from trainer.export.raw_hashes import buckets, hash_integers, hash_texts
+from trainer.export.rows import raw_inputs
 from trainer.export.saved_model_folder import load_signatures, write_saved_model
 
 NAMES, DAYS, TAGS = [f"né {number}" for number in range(20)], [3, -4, 2**60], ["a", "b", "c"]
@@ -35,8 +45,10 @@ def make_encoders() -> dict:
         "user": Vocabulary("who", objects(NAMES), np.ones(20, np.int64), oov_buckets=5),
         "day": Vocabulary("weekday", np.array(DAYS), np.ones(3, np.int64)),
         "tags": Vocabulary("words", objects(TAGS), np.ones(3, np.int64), oov_buckets=3, is_list=True),
-        "age": Numerical("years", fill=4.0, log=True, mean=1.5, std=2.0),
-        "price": Numerical("who", KeyTable(objects(sorted(NAMES)), np.arange(20.0), 7.5), mean=2.0, std=0.0),
+        "age": Numerical.standardized("years", fill=4.0, log=True, mean=1.5, std=2.0),
+        "price": Numerical.standardized(
+            "who", KeyTable(objects(sorted(NAMES)), np.arange(20.0), 7.5), mean=2.0, std=0.0
+        ),
     }
 
 
@@ -52,6 +64,15 @@ GIVEN = {
     "words": np.array([[word.encode() for word in (row or [])] + [b""] * (5 - len(row or [])) for row in RAW["words"]]),
     "years": np.array([[math.nan if value is None else value] for value in RAW["years"]]),
 }
+
+
+def encoding_of(saved: LoadedModel) -> RawEncoding:
+    return RawEncoding(RawLayout.of(saved.layout, saved.encoders))
+
+
+def encoded(encoding: RawEncoding, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    ids, numerical = encoding.matrices({name: tf.constant(values) for name, values in given.items()})
+    return named_inputs(encoding.layout.model, ids.numpy(), numerical.numpy())
 
 
 def wanted_features() -> dict[str, np.ndarray]:
@@ -90,11 +111,11 @@ def test_hash_in_a_graph_is_the_documented_one():
 
 def test_raw_graph_encodes_and_predicts(tmp_path):
     saved = write_run(tmp_path / "run", encoders=make_encoders(), model="mmoe")
-    encoding = RawEncoding(saved)
+    encoding = encoding_of(saved)
     wanted = wanted_features()
-    found = encoding.features({name: tf.constant(values) for name, values in GIVEN.items()})
+    found = encoded(encoding, GIVEN)
     for name, values in wanted.items():
-        np.testing.assert_allclose(found[name].numpy(), values, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=name)
     (tmp_path / "export").mkdir()
     write_saved_model(tmp_path / "export", saved, encoding)
     raw = load_signatures(tmp_path / "export")["serving_raw"]
@@ -109,21 +130,73 @@ def test_raw_graph_encodes_and_predicts(tmp_path):
 
 def test_ids_by_hash_and_by_hashed_rank(tmp_path):
     hashed = {"user": HashedIds("who", 300), "tags": HashedRanks("words", objects(TAGS), 60)}
-    found = RawEncoding(write_run(tmp_path, encoders=make_encoders() | hashed)).features(
-        {name: tf.constant(values) for name, values in GIVEN.items()}
-    )
+    found = encoded(encoding_of(write_run(tmp_path, encoders=make_encoders() | hashed)), GIVEN)
     names = [0 if value is None else scalar_hash(value) % 300 for value in RAW["who"]]
-    assert found["user"].numpy()[:, 0].tolist() == names
+    assert found["user"][:, 0].tolist() == names
     ranks = [[TAGS.index(word) + 1 if word in TAGS else 0 for word in row or []][:3] for row in RAW["words"]]
     ids = [[scalar_hash(rank) % 60 for rank in row] + [-1] * (3 - len(row)) for row in ranks]
-    assert found["tags"].numpy().tolist() == ids
+    assert found["tags"].tolist() == ids
 
 
 def test_empty_text_in_vocabulary_is_not_null(tmp_path):
     with_empty = Vocabulary("who", objects(["", "b"]), np.ones(2, np.int64))
-    encoding = RawEncoding(write_run(tmp_path, encoders=make_encoders() | {"user": with_empty}))
-    found = encoding.features({name: tf.constant(values) for name, values in GIVEN.items()})
-    assert found["user"].numpy()[:, 0].tolist() == [2, 2, 2, 2, 3]
+    found = encoded(encoding_of(write_run(tmp_path, encoders=make_encoders() | {"user": with_empty})), GIVEN)
+    assert found["user"][:, 0].tolist() == [2, 2, 2, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def every() -> RawEncoding:
+    return RawEncoding(make_layout())
+
+
+@pytest.mark.parametrize("rows", [1, 3, 700])
+def test_every_encoder_in_a_graph_is_the_plain_one(every, rows):
+    layout = every.layout
+    raw, wanted = sample_rows(layout, rows)
+    columns = layout.columns
+    assert columns["moment"] == RawInput("moment", "int64", is_time=True)
+    assert columns["age"].dtype == "int64" and columns["price"].dtype == "float64"
+    given = raw_inputs(columns, raw)
+    signature = {
+        name: tf.TensorSpec([None, None if column.is_list else 1], column.dtype) for name, column in columns.items()
+    }
+    compiled = tf.function(every.matrices, input_signature=[signature])
+    ids, numerical = compiled({name: tf.constant(values) for name, values in given.items()})
+    found = named_inputs(layout.model, ids.numpy(), numerical.numpy())
+    for name, values in wanted.items():
+        assert found[name].dtype == values.dtype
+        if values.dtype == np.int32:
+            np.testing.assert_array_equal(found[name], values, err_msg=name)
+        else:
+            np.testing.assert_array_max_ulp(found[name], values, 1)
+
+
+def test_parts_of_times_are_those_of_the_calendar():
+    days = np.arange(-200_000, 200_000, 97)
+    seconds = days * 86_400 + np.arange(len(days)) * 5003 % 86_400
+    times = [datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=int(value)) for value in seconds]
+    micro = RawValues(tf.constant(seconds[:, None] * 10**6), tf.zeros([len(days), 1], tf.bool))
+    for part, wanted in (
+        ("hour", [time.hour for time in times]),
+        ("weekday", [time.weekday() for time in times]),
+        ("day", [time.day - 1 for time in times]),
+    ):
+        found = timestamp_ids([TimestampIds("moment", part)], micro).numpy()[:, 0]
+        np.testing.assert_array_equal(found - 3, wanted)
+
+
+def test_an_id_out_of_range_fails_its_request(tmp_path):
+    encoders = make_encoders() | {"user": IdentityIds("number", 500)}
+    saved = write_run(tmp_path / "run", encoders=encoders, model="mmoe")
+    (tmp_path / "export").mkdir()
+    write_saved_model(tmp_path / "export", saved, encoding_of(saved))
+    raw = load_signatures(tmp_path / "export")["serving_raw"]
+    given = GIVEN | {"number": np.array([[0], [499], [NULL_INTEGER], [1], [2]])}
+    assert raw(given)["click"].shape == (5, 1)
+    for wrong in (500, -1, 2**40):
+        given["number"][3] = wrong
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            raw(given)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +204,13 @@ def test_empty_text_in_vocabulary_is_not_null(tmp_path):
     [
         ({"user": None}, "no encoder for user"),
         ({"user": HashedIds("id", 300)}, "whether it holds integers or strings is unknown"),
+        ({"user": HashedIds("years", 300)}, "whether it holds integers or strings is unknown"),
+        (
+            {"user": CrossedIds((CrossInput("absent", True), CrossInput("day", True)), HashedIds("", 300, 2))},
+            "no encoder for absent",
+        ),
+        ({"user": MissingIndicator("years")}, "does not produce the model's inputs"),
+        ({"age": Numerical("words", None, (("fill", 0.0),), is_list=True)}, "does not produce the model's inputs"),
         ({"user": Vocabulary("weekday", objects(["a"]), np.ones(1, np.int64))}, "weekday is read as values of several"),
         ({"user": Vocabulary("words", objects(["a"]), np.ones(1, np.int64))}, "words is read as values of several"),
         ({"user": Numerical("years")}, "does not produce the model's inputs"),
@@ -157,6 +237,23 @@ def test_reason_for_omitted_raw_features_is_reported(change, reason, tmp_path):
     saved = write_run(tmp_path)
     encoders = {name: encoder for name, encoder in (make_encoders() | change).items() if encoder is not None}
     with pytest.raises(NotFromRaw, match=reason):
-        raw_columns(saved.layout, encoders_of(saved.layout, encoders))
+        RawLayout.of(saved.layout, encoders)
     with pytest.raises(NotFromRaw, match="no vocabularies and scalers"):
-        encoders_of(saved.layout, {})
+        RawLayout.of(saved.layout, {})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "reason"),
+    [
+        ("float32", "years holds floating-point numbers, which have no hash"),
+        ("string", "strings, which are read"),
+    ],
+)
+def test_the_specification_gives_types_of_columns(tmp_path, dtype, reason):
+    saved = write_run(tmp_path)
+    encoders = make_encoders() | {"user": HashedIds("years", 300)}
+    spec = RawSpec(tmp_path, {"years": Reading("years", "years", dtype)}, {}, {}, None, {})
+    with pytest.raises(NotFromRaw, match=reason):
+        RawLayout.of(saved.layout, encoders, spec)
+    spec.readings["years"] = Reading("years", "years", "int16")
+    assert RawLayout.of(saved.layout, encoders, spec).columns["years"].dtype == "int64"

@@ -16,6 +16,7 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
+import venv
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
@@ -29,11 +30,12 @@ import export
 from tests.documented import bash_blocks
 from tests.helpers import ROOT
 from tests.trainer.export.models import draw_inputs, predicted, write_run
+from tests.trainer.export.test_raw import GIVEN, make_encoders, wanted_features
 
 EXPORT, SERVE, ASK = (
     shlex.split(line, comments=True) for line in bash_blocks("docs/export.md", "Triton")[0].splitlines()
 )
-MODEL = "recommender_python"
+MODEL, RAW = "recommender_python", "recommender_raw"
 PATIENCE = 120  # seconds until the server must answer
 
 
@@ -59,10 +61,20 @@ def backends(package: Path, folder: Path) -> Path:
     return folder / "backends"
 
 
-def environment_of_the_server(package: Path) -> dict[str, str]:
+def interpreter(package: Path, folder: Path) -> Path:
+    """An interpreter with the NumPy that the backend was built for, and otherwise with the packages of this one."""
+    venv.create(folder, with_pip=False)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    for path in package.parent.glob("numpy*"):
+        shutil.copytree(path, packages / path.name)
+    (packages / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    return folder / "bin"
+
+
+def environment_of_the_server(package: Path, programs: Path) -> dict[str, str]:
     """The stub runs the interpreter that is first on PATH, and needs its shared library."""
     libraries = [sysconfig.get_config_var("LIBDIR"), str(package.parent / "nvidia_pytriton.libs")]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     return os.environ | {"PATH": path, "LD_LIBRARY_PATH": os.pathsep.join(libraries), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
@@ -81,28 +93,31 @@ def wait_until_ready(url: str, server: subprocess.Popen, log: Path) -> None:
 def served(tmp_path_factory):
     """The server's folder, to which the repository has been copied, and the model."""
     here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there")
-    model = write_run(here / "outbrain" / "checkpoints", model="mmoe")
+    model = write_run(here / "outbrain" / "checkpoints", encoders=make_encoders(), model="mmoe")
     with chdir(here):
         assert EXPORT[:2] == ["python", "export.py"] and export.main(EXPORT[2:]) == 0
     shutil.copytree(here / "repository", there / "repository")
     return there, model
 
 
-@pytest.fixture(scope="module")
-def url(served, package, tmp_path_factory) -> Iterator[str]:
+@pytest.fixture(scope="module", params=["numpy of the backend", "other numpy"])
+def url(request, served, package, tmp_path_factory) -> Iterator[str]:
     folder, _ = served
     own = tmp_path_factory.mktemp("server")
+    fits = request.param == "numpy of the backend"  # the model of raw columns loads only there
+    programs = interpreter(package, own / "python") if fits else Path(sys.executable).parent
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     options = ["--backend-directory", backends(package, own)]
     options += ["--model-control-mode", "explicit", "--load-model", MODEL]
+    options += ["--load-model", RAW] if fits else []
     options += ["--http-address", "127.0.0.1", "--http-port", port, "--allow-grpc", "false", "--allow-metrics", "false"]
     log = own / "server.log"
     with log.open("w") as output:
         server = subprocess.Popen(
             [package / "tritonserver" / "bin" / SERVE[0], *SERVE[1:], *options],
             cwd=folder,
-            env=environment_of_the_server(package),
+            env=environment_of_the_server(package, programs),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -127,8 +142,8 @@ def client(folder: Path) -> ModuleType:
     return module
 
 
-def asked(ask: Callable, url: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    found = ask(url, MODEL, {name: values.tolist() for name, values in inputs.items()})
+def asked(ask: Callable, url: str, inputs: dict[str, np.ndarray], model: str = MODEL) -> dict[str, np.ndarray]:
+    found = ask(url, model, {name: values.tolist() for name, values in inputs.items()})
     return {name: np.array(rows) for name, rows in found.items()}
 
 
@@ -166,6 +181,18 @@ def test_batched_requests_get_their_own_rows(served, url):
         else:
             wanted = predicted(model, requests[number])
             np.testing.assert_allclose(found["topic"], wanted["topic"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("url", ["numpy of the backend"], indirect=True)
+def test_triton_serves_raw_columns(served, url):
+    folder, model = served
+    given = {name: values.copy() for name, values in GIVEN.items() if name != "years"}
+    given |= {name: np.array([[text.decode() for text in row] for row in GIVEN[name]]) for name in ("who", "words")}
+    given["years"] = np.nan_to_num(GIVEN["years"], nan=4.0)  # JSON has no NaN; 4 replaces null
+    found = asked(client(folder).predict, url, given, RAW)
+    for task, wanted in predicted(model, wanted_features()).items():
+        np.testing.assert_allclose(found[task], wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

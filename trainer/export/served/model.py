@@ -12,15 +12,24 @@ import triton_python_backend_utils as pb_utils
 Arrays = dict[str, np.ndarray]
 
 
+def _reads_numpy() -> bool:
+    """Returns whether Triton's Python backend was built for this version of NumPy; otherwise it misreads arrays."""
+    probe = pb_utils.Tensor("probe", np.arange(4, dtype=np.int64))
+    # From Triton's own memory, as requests are: a tensor made of an array returns that array.
+    again = pb_utils.Tensor.from_dlpack("again", probe.to_dlpack())
+    return np.array_equal(again.as_numpy(), np.arange(4))
+
+
 class TritonPythonModel:
     """The interface that Triton's Python backend calls.
 
-    Tensors are exchanged through DLPack: a backend built for NumPy 1 misreads arrays of NumPy 2, and its `as_numpy`
-    then silently returns wrong numbers.
+    A backend built for NumPy 1 misreads arrays of NumPy 2: its `as_numpy` silently returns wrong numbers. Tensors are
+    then exchanged through DLPack.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
         """Loads the model version that Triton serves."""
+        self._reads_numpy = _reads_numpy()
         config = json.loads(args["model_config"])
         self._inputs = [entry["name"] for entry in config["input"]]
         self._outputs = [entry["name"] for entry in config["output"]]
@@ -42,11 +51,15 @@ class TritonPythonModel:
         return [self._response(predictions, start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
     def _features(self, request: Any) -> Arrays:
-        return {name: np.from_dlpack(pb_utils.get_input_tensor_by_name(request, name)) for name in self._inputs}
+        tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs}
+        return {
+            name: tensor.as_numpy() if self._reads_numpy else np.from_dlpack(tensor) for name, tensor in tensors.items()
+        }
 
     def _predict(self, features: Arrays) -> Arrays:
         return dict(zip(self._outputs, self._session.run(self._outputs, features), strict=True))
 
     def _response(self, predictions: Arrays, start: int, end: int) -> Any:
-        tensors = [pb_utils.Tensor.from_dlpack(name, array[start:end]) for name, array in predictions.items()]
+        make = pb_utils.Tensor if self._reads_numpy else pb_utils.Tensor.from_dlpack
+        tensors = [make(name, array[start:end]) for name, array in predictions.items()]
         return pb_utils.InferenceResponse(output_tensors=tensors)

@@ -1,1 +1,0 @@
-"""Alibaba Click and Conversion Prediction: click, and purchase given a click."""

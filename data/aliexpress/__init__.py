@@ -1,1 +1,0 @@
-"""AliExpress Searching System: click, and conversion given a click."""

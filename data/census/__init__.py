@@ -1,1 +1,0 @@
-"""Census-Income (KDD): prepare the published files as a dataset of two tasks."""

@@ -1,0 +1,152 @@
+"""Labels, weights and other columns of a dataset that are no inputs of a model."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data.encoding.hashing import hash_values
+from data.errors import DataError, nearest, shown
+from data.spec.features import Feature
+from data.spec.raw.spec import Comparison, LabelMapRule, RawFeature, ThresholdRule
+
+RowName = Callable[[int], str]
+
+COMPARISONS: Mapping[Comparison, Callable] = {
+    "==": pc.equal,
+    "!=": pc.not_equal,
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+}
+
+
+def label_values(raw: RawFeature, values: pa.Array, row_name: RowName) -> pa.Array:
+    """Return the values of a label.
+
+    Args:
+        raw: the label.
+        values: [rows] raw values: strings (a dictionary array) for a map, else numbers.
+        row_name: returns the location of a row for messages, such as "logs.csv, row 17".
+
+    Returns:
+        [rows] float64, null where the raw value is null and the label states `missing: ignore`.
+
+    Raises:
+        DataError: if a value is not one of the map, is null, or is not what the task type expects.
+    """
+    rule = raw.rule
+    if isinstance(rule, LabelMapRule):
+        numbers = _mapped(raw.feature, rule.values, values, row_name)
+    elif isinstance(rule, ThresholdRule):
+        # Floats are compared as they are read: 0.1 equals 0.1 in float32, too. Integers may have any constant.
+        read = values if pa.types.is_floating(values.type) else values.cast(pa.float64(), safe=False)
+        numbers = COMPARISONS[rule.comparison](read, pa.scalar(rule.value, read.type)).cast(pa.float64())
+    else:
+        numbers = values.cast(pa.float64())
+    _check(raw.feature, numbers, row_name)
+    return numbers
+
+
+def check_given(labels: Mapping[str, tuple[Feature, pa.Array]], row_name: RowName) -> None:
+    """Raise a DataError if a label is positive outside of its sample space (`given`)."""
+    for name, (feature, values) in labels.items():
+        if feature.given is not None and feature.given in labels:
+            outside = pc.and_(pc.not_equal(values, 0), pc.equal(labels[feature.given][1], 0))
+            row = _first(outside)
+            if row is not None:
+                raise DataError(
+                    f"{row_name(row)}: {name} is {values[row].as_py():g}, expected 0 where {feature.given} is 0; "
+                    f"correct the row, or remove `given: {feature.given}`"
+                )
+
+
+def weight_values(values: pa.Array, column: str, row_name: RowName) -> pa.Array:
+    """Return the sample weights of rows, [rows] float64.
+
+    Raises:
+        DataError: if a weight is null, negative or not finite.
+    """
+    weights = values.cast(pa.float64())
+    valid = pc.and_(pc.is_finite(weights), pc.greater_equal(weights, 0))
+    row = _first(pc.invert(pc.fill_null(valid, False)))
+    if row is not None:
+        raise DataError(
+            f"{row_name(row)}: the sample weight {column} is {shown(weights[row].as_py())}; expected a number of at "
+            "least 0"
+        )
+    return weights
+
+
+def group_values(values: pa.Array, column: str, row_name: RowName) -> pa.Array:
+    """Return the map feature of rows, [rows] int64: integers as they are, strings as their 64-bit hash.
+
+    Raises:
+        DataError: if a value is null.
+    """
+    row = _first(pc.is_null(values))
+    if row is not None:
+        raise DataError(f"{row_name(row)}: the map feature {column} is missing; every row needs a group")
+    if not pa.types.is_dictionary(values.type):
+        return values.cast(pa.int64())
+    hashes = hash_values(values.dictionary.to_numpy(zero_copy_only=False)).view(np.int64)
+    return pc.take(pa.array(hashes), values.indices)
+
+
+def is_negative(labels: Mapping[str, tuple[Feature, pa.Array]], rows: int) -> np.ndarray:
+    """Return whether all binary labels of a row are 0, [rows] bool; a missing label counts as 0."""
+    negative = np.ones(rows, bool)
+    for feature, values in labels.values():
+        if feature.is_binary:
+            negative &= pc.fill_null(pc.equal(values, 0), True).to_numpy(zero_copy_only=False)
+    return negative
+
+
+def _mapped(feature: Feature, allowed: Mapping[str, float], values: pa.Array, row_name: RowName) -> pa.Array:
+    texts = values.dictionary if pa.types.is_dictionary(values.type) else values
+    codes = pc.index_in(texts, pa.array(list(allowed), texts.type))
+    numbers = pc.take(pa.array(list(allowed.values()), pa.float64()), codes)
+    if pa.types.is_dictionary(values.type):
+        numbers = pc.take(numbers, values.indices)
+    row = _first(pc.and_(pc.is_valid(values), pc.is_null(numbers)))
+    if row is not None:
+        found = values[row].as_py()
+        near = nearest(found, allowed)
+        hint = f"did you mean {near!r}?" if near else f"expected one of {', '.join(map(repr, list(allowed)[:20]))}."
+        fix = f"add the text to feature_spec.{feature.name}.encode.map"
+        if found == feature.name:
+            fix = "if the row is the header of a CSV file, write `header: true` and drop `features`"
+        raise DataError(f"{row_name(row)}: the label {feature.name} is {shown(found)}; {hint} Otherwise, {fix}")
+    return numbers
+
+
+def _check(feature: Feature, numbers: pa.Array, row_name: RowName) -> None:
+    row = _first(pc.is_null(numbers, nan_is_null=True))
+    if row is not None and feature.missing != "ignore":
+        raise DataError(
+            f"{row_name(row)}: the label {feature.name} is missing; remove such rows with `where`, or write "
+            "`missing: ignore` to leave them out of this label's loss"
+        )
+    if feature.is_binary:
+        wrong = pc.invert(pc.is_in(numbers, pa.array([0.0, 1.0])))
+        fix = (
+            'expected 0 or 1; write `encode: {threshold: ">= X"}` with the least positive value, `task: regression` to '
+            "predict the number, or `task: multiclass` for classes"
+        )
+    elif feature.is_class:
+        inside = pc.and_(pc.greater_equal(numbers, 0), pc.less(numbers, feature.num_classes))
+        wrong = pc.invert(pc.and_(inside, pc.equal(numbers, pc.floor(numbers))))
+        fix = f"expected a class in [0, {feature.num_classes})"
+    else:
+        wrong, fix = pc.invert(pc.is_finite(numbers)), "expected a finite number"
+    row = _first(pc.and_(pc.is_valid(numbers), wrong))
+    if row is not None:
+        raise DataError(f"{row_name(row)}: the label {feature.name} is {numbers[row].as_py():g}; {fix}")
+
+
+def _first(flags: pa.Array) -> int | None:
+    """Return the index of the first true flag, or None; null counts as false."""
+    found = pc.index(flags, True).as_py()
+    return None if found < 0 else int(found)

@@ -1,0 +1,108 @@
+"""The values in a specification's document as pydantic types. Each message says what was found and what to write."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, get_args
+
+import numpy as np
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, Strict, WrapValidator, with_config
+from pydantic import ValidationError as PydanticError
+from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
+
+from data.errors import described
+from data.spec.features import MAX_CARDINALITY, MAX_EMBEDDING_DIM, Dtype, name_mistake
+from data.spec.task_types import TASK_TYPES
+
+MAX_PATH_LENGTH = 1000
+TORCH_DTYPES = {
+    "torch.half": "float16",
+    "torch.float": "float32",
+    "torch.double": "float64",
+    "torch.short": "int16",
+    "torch.int": "int32",
+    "torch.long": "int64",
+}
+
+
+def wrong_value(message: str) -> PydanticCustomError:
+    """Returns the error that a validator raises for a wrong value."""
+    return PydanticCustomError("mistake", "{message}", {"message": message})
+
+
+def expects(expected: str) -> WrapValidator:
+    """Returns a validator that reports a wrong value in our words; mistakes inside of a list or mapping keep theirs."""
+
+    def validate(value: Any, validator: Callable[[Any], Any]) -> Any:
+        try:
+            return validator(value)
+        except PydanticError as error:
+            if error.error_count() > 1 or error.errors(include_input=False)[0]["loc"]:
+                raise
+            raise wrong_value(f"is {described(value)}; write {expected}") from error
+
+    return WrapValidator(validate)
+
+
+def _plain_number(value: Any) -> Any:
+    """Returns a NumPy number, as code that builds specifications uses them, as a Python number."""
+    return value.item() if isinstance(value, np.number) else value
+
+
+def numpy_dtype(value: Any) -> Any:
+    """Returns the NumPy name of a dtype, given its NumPy or torch name ("torch.long")."""
+    return TORCH_DTYPES.get(value, value.removeprefix("torch.")) if isinstance(value, str) else value
+
+
+def _name(value: Any) -> str:
+    if mistake := name_mistake(value):
+        raise wrong_value(mistake)
+    return value
+
+
+def _file_path(value: Any) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise wrong_value(f"is {described(value)}; write the path of a file in quotes, without control characters")
+    if len(value) > MAX_PATH_LENGTH:
+        raise wrong_value(f"this path has {len(value)} characters; the maximum is {MAX_PATH_LENGTH}")
+    return value
+
+
+def expects_one_of(choices: Any) -> WrapValidator:
+    """Returns a validator that reports a value that is none of a Literal's."""
+    return expects(f"one of {', '.join(get_args(choices))}")
+
+
+def expects_integer(least: int, most: int) -> WrapValidator:
+    """Returns a validator that reports a value that is no integer of a range."""
+    return expects(f"a whole number from {least} to {most}, without quotes")
+
+
+PlainNumber = BeforeValidator(_plain_number)
+NoneIsMapping = BeforeValidator(lambda value: {} if value is None else value)
+NoneIsList = BeforeValidator(lambda value: [] if value is None else value)
+
+TaskType: Any = Literal[tuple(TASK_TYPES)]
+Name = Annotated[str, PlainValidator(_name)]
+FilePath = Annotated[str, PlainValidator(_file_path)]
+NumpyDtype = Annotated[Dtype, BeforeValidator(numpy_dtype), expects_one_of(Dtype)]
+PositiveInteger = Annotated[
+    int, Strict(), Field(ge=1, le=MAX_CARDINALITY), PlainNumber, expects_integer(1, MAX_CARDINALITY)
+]
+Id = Annotated[int, Strict(), Field(ge=0, lt=MAX_CARDINALITY), PlainNumber, expects_integer(0, MAX_CARDINALITY - 1)]
+Width = Annotated[int, Strict(), Field(ge=1, le=MAX_EMBEDDING_DIM), PlainNumber, expects_integer(1, MAX_EMBEDDING_DIM)]
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False), PlainNumber, expects("a finite number, without quotes")]
+Weight = Annotated[
+    float, Strict(), Field(gt=0, allow_inf_nan=False), PlainNumber, expects("a finite number above 0, without quotes")
+]
+ChannelNames = Annotated[list[Name], expects("a list, such as [age, price]"), NoneIsList]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class ChannelKeys(TypedDict, total=False):
+    """The channels, each a list of names."""
+
+    onehot_categorical: ChannelNames
+    multihot_categorical: ChannelNames
+    numerical: ChannelNames
+    label: ChannelNames
+    map: ChannelNames

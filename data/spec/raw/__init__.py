@@ -1,0 +1,1 @@
+"""Raw specifications: how raw files become the columns of a dataset."""

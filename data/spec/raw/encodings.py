@@ -1,0 +1,166 @@
+"""What `encode:` says as rules, and which encodings fit which channels and types."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from data.spec.features import CATEGORICAL_CHANNELS, LABEL, MAP, NUMERICAL
+from data.spec.raw.document import STEPS
+from data.spec.raw.spec import (
+    BoundariesRule,
+    CrossRule,
+    HashRule,
+    IdentityRule,
+    KeepRule,
+    LabelMapRule,
+    NumberRule,
+    NumberStep,
+    QuantilesRule,
+    RawType,
+    Rule,
+    SharedVocabularyRule,
+    TargetRule,
+    ThresholdRule,
+    TimestampRule,
+    VocabularyRule,
+)
+
+INTEGER_TYPES: tuple[RawType, ...] = ("int8", "int16", "int32", "int64")
+NUMBER_TYPES: tuple[RawType, ...] = (*INTEGER_TYPES, "float16", "float32", "float64")
+NUMBER_OR_BOOL_TYPES: tuple[RawType, ...] = (*NUMBER_TYPES, "bool")
+ID_RULES = (
+    VocabularyRule,
+    HashRule,
+    IdentityRule,
+    BoundariesRule,
+    QuantilesRule,
+    TimestampRule,
+    CrossRule,
+    SharedVocabularyRule,
+)
+NUMBER_RULES = (NumberRule, TargetRule)
+LABEL_RULES = (LabelMapRule, ThresholdRule)
+# For each rule the types of raw values that it accepts; the first is the default.
+TYPES_OF_RULE: dict[type, tuple[RawType, ...]] = {
+    VocabularyRule: ("string", "int64", "int32", "int16", "int8"),
+    HashRule: ("string", "int64", "int32", "int16", "int8"),
+    IdentityRule: ("int64", "int32", "int16", "int8"),
+    BoundariesRule: ("float64", "float32", "float16", "int64", "int32", "int16", "int8"),
+    QuantilesRule: ("float64", "float32", "float16", "int64", "int32", "int16", "int8"),
+    TimestampRule: ("timestamp",),
+    NumberRule: ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "bool"),
+    TargetRule: ("string", "int64", "int32", "int16", "int8"),
+    LabelMapRule: ("string",),
+    ThresholdRule: ("float64", "float32", "float16", "int64", "int32", "int16", "int8"),
+    KeepRule: get_args(RawType),
+}
+# Keys of `encode` that stand alone, each an encoding, and those that add to one.
+ALONE = (
+    "vocabulary",
+    "hash",
+    "identity",
+    "boundaries",
+    "quantiles",
+    "timestamp",
+    "vocabulary_of",
+    "target",
+    "map",
+    "threshold",
+)
+
+
+def check_keys(keys: Mapping[str, Any]) -> str | None:
+    """Returns what is wrong with the combination of keys of `encode`, or None."""
+    names = list(keys)
+    main = [name for name in names if name in ALONE or name in ("cross", "steps")]
+    steps = [name for name in names if name in STEPS]
+    if not main and not steps:
+        return "names no encoding; write one, such as {hash: 1000}, or remove it"
+    if "cross" in names:
+        others = [name for name in names if name != "cross"]
+        if len(others) > 1 or (others and others[0] not in ("hash", "vocabulary")):
+            return f"combines cross with {', '.join(others)}; it takes one of hash and vocabulary"
+        return None
+    if len(main) + len(steps) > 1:
+        return f"combines {', '.join(main + steps)}; write steps as a list in their order, and other encodings alone"
+    if "indicator" in names and main and main != ["steps"]:
+        return f"combines indicator with {main[0]}; an indicator is for numbers with {{fill: ...}}"
+    return None
+
+
+def rule_of(name: str, keys: Mapping[str, Any], indicator: str | None) -> Rule:
+    """Returns the rule of a feature, given keys that `check_keys` accepts.
+
+    Args:
+        name: name of the feature.
+        keys: keys of its `encode`.
+        indicator: name of its missing indicator, if that is stated beside `encode`.
+    """
+    if "cross" in keys:
+        ids = HashRule(keys["hash"]) if "hash" in keys else VocabularyRule(**keys.get("vocabulary", {}))
+        return CrossRule(tuple(keys["cross"]), ids)
+    key = next((key for key in keys if key in ALONE), None)
+    if key is None:
+        steps = keys["steps"] if "steps" in keys else [{step: keys[step] for step in STEPS if step in keys}]
+        return NumberRule(tuple(_step(step) for step in steps), keys.get("indicator", indicator))
+    return _rule(name, key, keys[key])
+
+
+def _rule(name: str, key: str, value: Any) -> Rule:
+    if key == "vocabulary":
+        return VocabularyRule(**value)
+    if key == "boundaries":
+        return BoundariesRule(tuple(value))
+    if key == "threshold":
+        return ThresholdRule(*value)
+    if key == "target":
+        outputs = value.get("outputs", [name])
+        stated = {key: value[key] for key in ("label", "smoothing", "folds") if key in value}
+        return TargetRule(**stated, mean=outputs[0], count=outputs[1] if len(outputs) > 1 else None)
+    if key == "identity":
+        return IdentityRule()
+    makers = {
+        "hash": HashRule,
+        "quantiles": QuantilesRule,
+        "timestamp": TimestampRule,
+        "vocabulary_of": SharedVocabularyRule,
+        "map": LabelMapRule,
+    }
+    return makers[key](value)
+
+
+def _step(step: Any) -> NumberStep:
+    ((kind, value),) = step.items()
+    if kind == "fill":
+        return NumberStep("fill", fill=value)
+    return NumberStep("clip", low=value[0], high=value[1]) if kind == "clip" else NumberStep(kind)
+
+
+def default_rule(channel: str | None) -> Rule:
+    """Returns the rule of a feature without `encode`, by its channel (None for a feature in no channel)."""
+    if channel in CATEGORICAL_CHANNELS:
+        return VocabularyRule()
+    return NumberRule() if channel == NUMERICAL else KeepRule()
+
+
+def check_channel(rule: Rule, channel: str | None) -> str | None:
+    """Returns why an encoding does not fit the channel of its feature, or None."""
+    if channel in CATEGORICAL_CHANNELS and not isinstance(rule, ID_RULES):
+        return f"makes numbers, and the feature is in {channel}; write an encoding of ids, such as vocabulary"
+    if channel == NUMERICAL and not isinstance(rule, (*NUMBER_RULES, KeepRule)):
+        return f"does not make input numbers, and the feature is in {channel}; write steps, such as [standardize]"
+    if channel == LABEL and not isinstance(rule, (*LABEL_RULES, KeepRule)):
+        return 'is not for labels; write {map: {"yes": 1, "no": 0}} or {threshold: ">= 4"}, or remove it'
+    if channel == MAP and not isinstance(rule, KeepRule):
+        return "is not for the map feature, which groups rows by the raw value; remove it"
+    if channel is None and isinstance(rule, LABEL_RULES):
+        return f"is for labels; list the feature in channel_spec.{LABEL}, or remove it"
+    return None
+
+
+def check_steps(rule: NumberRule) -> Iterator[str]:
+    """Yields what is wrong with the steps of a number."""
+    kinds = [step.kind for step in rule.steps]
+    if kinds.count("fill") > 1:
+        yield "fills missing values twice; keep one fill"
+    if kinds.count("standardize") + kinds.count("minmax") > 1:
+        yield "scales twice; keep one of standardize and minmax"

@@ -1,0 +1,522 @@
+"""The features of a raw specification: their encodings, what they are read from, and what fits together."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal, NamedTuple, cast
+
+from data.errors import listed, shown
+from data.spec.document import Parts, Problem, path_of
+from data.spec.features import (
+    CATEGORICAL_CHANNELS,
+    LABEL,
+    LABEL_KEYS,
+    MAP,
+    MULTIHOT,
+    NUMERICAL,
+    Feature,
+)
+from data.spec.raw.columns import ANY_TYPE, KEY_TYPES, ORDER_TYPES, RawColumns, ReadCondition, as_condition
+from data.spec.raw.document import RawFeatureKeys, RawParts
+from data.spec.raw.encodings import (
+    ID_RULES,
+    INTEGER_TYPES,
+    NUMBER_OR_BOOL_TYPES,
+    TYPES_OF_RULE,
+    check_channel,
+    check_keys,
+    check_steps,
+    default_rule,
+    rule_of,
+)
+from data.spec.raw.spec import (
+    Count,
+    CrossRule,
+    History,
+    IdentityRule,
+    KeepRule,
+    LabelMapRule,
+    NumberRule,
+    RawFeature,
+    RawType,
+    Reading,
+    Rule,
+    SharedVocabularyRule,
+    TargetRule,
+    ThresholdRule,
+)
+from data.spec.raw.values import MICROSECOND
+from data.spec.validators import (
+    check_channel_features,
+    check_channels_are_used,
+    check_joint_names,
+    check_keys_of_labels,
+    check_map,
+    check_sample_spaces,
+    check_tasks,
+)
+
+FEATURE_RULES = (
+    check_channels_are_used,
+    check_channel_features,
+    check_map,
+    check_keys_of_labels,
+    check_tasks,
+    check_sample_spaces,
+    check_joint_names,
+)
+_ENCODED_KEYS = ("cardinality", "embedding_dim", "max_hotness", *LABEL_KEYS)
+_READING_KEYS = ("column", "dtype", "format", "unit", "separator")
+_LIST_KEYS = ("max_hotness", "separator", "keep")
+
+
+def feature_path(name: str, *keys: str) -> str:
+    """Returns the path of a feature or of one of its keys."""
+    return path_of("feature_spec", name, *keys)
+
+
+class Computed(NamedTuple):
+    """A history or count, before its readings have names.
+
+    Attributes:
+        reading: reading of the computed values, named like the feature.
+        of, by, order: readings that it takes; `of` is None to count all rows of `by`.
+        where: the condition that its rows satisfy, or None.
+        limit: `last` of a history, `window` of a count.
+    """
+
+    reading: Reading
+    of: Reading | None
+    by: Reading
+    order: Reading
+    where: ReadCondition | None
+    limit: int | None
+
+
+@dataclass
+class RawFeatures:
+    """The features of a document, while they are checked.
+
+    Attributes:
+        parts: well-formed parts of the document.
+        columns: raw columns, to which the features add theirs.
+        channel_of: {feature name: channel} of every feature in a channel.
+        rules: {feature name: encoding}, of the features in which nothing is malformed.
+        added: {name of a feature that a rule adds: path of its name}.
+        computed: {feature name: its history or count}.
+        crossed: {(name of a cross, raw column): how it is read}.
+        problems: problems found.
+    """
+
+    parts: RawParts
+    columns: RawColumns
+    channel_of: dict[str, str] = field(default_factory=dict)
+    rules: dict[str, Rule] = field(default_factory=dict)
+    added: dict[str, str] = field(default_factory=dict)
+    computed: dict[str, Computed] = field(default_factory=dict)
+    crossed: dict[tuple[str, str], Reading | None] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Finds the encodings and readings of all features, and everything that is wrong with them."""
+        entries = [(entry.text, name) for name, channel in reversed(self.parts.channels.items()) for entry in channel]
+        self.channel_of = {text: name for text, name in entries}
+        for name, keys in self.parts.features.items():
+            if ("feature_spec", name) in self.parts.incomplete or not self._find_rule(name, keys):
+                self.columns.unknown.add(name)
+        self._find_added()
+        encoded = self.encoded_parts()
+        for rule in FEATURE_RULES:
+            self.problems.extend(rule(encoded))
+        for name in self.rules:
+            self.problems.extend(self._check_feature(name, self.parts.features[name]))
+        self._check_shared()
+        self._find_formats()
+        for name in self.rules:
+            self._find_reading(name, self.parts.features[name])
+
+    def is_list(self, name: str) -> bool:
+        """Returns whether a feature has a list per row."""
+        keys, channel = self.parts.features[name], self.channel_of.get(name, MULTIHOT)
+        return channel == MULTIHOT and (
+            name in self.channel_of or any(key in keys for key in ("history", "max_hotness", "separator"))
+        )
+
+    def encoded_parts(self) -> Parts:
+        """Returns the parts of a specification of encoded features, for the rules that both kinds share."""
+        features, stated = {}, {}
+        for name, keys in self.parts.features.items():
+            stated[name] = frozenset(key for key in _ENCODED_KEYS if key in keys)
+            features[name] = Feature(name=name, **{key: keys[key] for key in stated[name]})  # type: ignore
+        for name in self.added:
+            if name not in features:
+                features[name], stated[name] = Feature(name=name), frozenset()
+        return Parts(features, stated, {}, self.parts.channels, {}, self.parts.incomplete)
+
+    # Encodings.
+
+    def _find_rule(self, name: str, keys: RawFeatureKeys) -> bool:
+        """Finds the encoding of a feature; returns whether it is well-formed."""
+        channel, path = self.channel_of.get(name), feature_path(name, "encode")
+        if "encode" not in keys:
+            rule = default_rule(channel)
+            if isinstance(rule, NumberRule) and "indicator" in keys:
+                rule = NumberRule((), keys["indicator"])
+        else:
+            mistake = check_keys(keys["encode"])
+            rule = KeepRule() if mistake else rule_of(name, keys["encode"], keys.get("indicator"))
+            if mistake := mistake or check_channel(rule, channel):
+                self.problems.append(Problem(path, mistake))
+                return False
+        self.columns.rules[name] = self.rules[name] = rule
+        return True
+
+    def _find_added(self) -> None:
+        """Finds the features that rules add, and checks that their names are new."""
+        for name in self.columns.unknown:
+            self.added.update(dict.fromkeys(self.parts.outputs.get(name, ()), ""))
+        for name, rule in self.rules.items():
+            keys = self.parts.features[name]
+            if isinstance(rule, NumberRule) and rule.indicator is not None:
+                inner = ("encode", "indicator") if "indicator" in keys.get("encode", {}) else ("indicator",)
+                self._add(rule.indicator, feature_path(name, *inner))
+            elif isinstance(rule, TargetRule):
+                for index, output in enumerate(output for output in (rule.mean, rule.count) if output is not None):
+                    path = path_of("feature_spec", name, "encode", "target", "outputs", index)
+                    if output != name:
+                        self._add(output, path)
+                if name in self.channel_of and name not in (rule.mean, rule.count):
+                    message = f"is in {self.channel_of[name]}, but the encoding makes {rule.mean}; list that instead"
+                    self.problems.append(Problem(feature_path(name), message))
+
+    def _add(self, name: str, path: str) -> None:
+        if name in self.parts.features:
+            self.problems.append(Problem(path, f"{shown(name)} is also a feature of the specification; rename one"))
+        elif self.added.get(name):
+            self.problems.append(Problem(path, f"{shown(name)} is already the name at {self.added[name]}; rename one"))
+        else:
+            self.added[name] = path
+        if self.channel_of.get(name, NUMERICAL) != NUMERICAL:
+            message = f"{shown(name)} is a number, and in {self.channel_of[name]}; list it in {NUMERICAL}"
+            self.problems.append(Problem(path, message))
+
+    # Checks of one feature.
+
+    def _check_feature(self, name: str, keys: RawFeatureKeys) -> Iterator[Problem]:
+        rule, channel = self.rules[name], self.channel_of.get(name)
+        yield from self._check_source(name, keys, rule)
+        yield from self._check_lists(name, keys, rule)
+        yield from self._check_ids(name, keys, rule)
+        yield from self._check_times(name, keys)
+        if isinstance(rule, NumberRule):
+            yield from self._check_numbers(name, keys, rule)
+        elif "indicator" in keys:
+            message = "is only for input numbers with a fill, such as encode: [{fill: median}]; remove it"
+            yield Problem(feature_path(name, "indicator"), message)
+        if channel in (LABEL, MAP) and "count" in keys:
+            yield Problem(feature_path(name, "count"), f"is for inputs, and the feature is in {channel}; remove it")
+        if channel == LABEL:
+            yield from self._check_label(name, keys, rule)
+        if isinstance(rule, TargetRule):
+            yield from self._check_target(name, rule)
+
+    def _check_source(self, name: str, keys: RawFeatureKeys, rule: Rule) -> Iterator[Problem]:
+        """Checks that a computed feature or a cross states nothing about a raw column."""
+        computed: list[str] = [key for key in ("history", "count") if key in keys]
+        if isinstance(rule, CrossRule):
+            computed.append("encode.cross")
+        if len(computed) > 1:
+            message = f"has {' and '.join(computed)}; keep one, and make another feature of the other"
+            yield Problem(feature_path(name), message)
+        if computed:
+            for key in (*_READING_KEYS, "keep"):
+                if key in keys:
+                    message = f"is for values read from files, and those of {computed[0]} are not; remove it"
+                    yield Problem(feature_path(name, key), message)
+
+    def _check_lists(self, name: str, keys: RawFeatureKeys, rule: Rule) -> Iterator[Problem]:
+        channel = self.channel_of.get(name)
+        if channel not in (MULTIHOT, None):
+            for key in (*_LIST_KEYS, "history"):
+                if key in keys and not (key == "keep" and ("history" in keys or "count" in keys)):
+                    message = f"is only for {MULTIHOT}, and the feature is in {channel}; remove it or move the feature"
+                    yield Problem(feature_path(name, key), message)
+            return
+        if channel == MULTIHOT and ("count" in keys or isinstance(rule, CrossRule)):
+            message = f"has one value per row, and is in {MULTIHOT}; list it in another channel"
+            yield Problem(feature_path(name), message)
+        elif "history" in keys:
+            if "max_hotness" in keys:
+                message = "is stated by history: {last: ...}; remove it"
+                yield Problem(feature_path(name, "max_hotness"), message)
+        elif "keep" in keys and not self.is_list(name):
+            yield Problem(feature_path(name, "keep"), "is only for lists; remove it, or state max_hotness")
+        if self.is_list(name) and isinstance(rule, TargetRule):
+            yield Problem(feature_path(name, "encode"), "target is for one value per row, and this is a list")
+
+    def _check_ids(self, name: str, keys: RawFeatureKeys, rule: Rule) -> Iterator[Problem]:
+        """Checks the keys that only some encodings of ids have."""
+        channel = self.channel_of.get(name)
+        if isinstance(rule, IdentityRule) and "cardinality" not in keys:
+            message = "is missing; write the largest id + 1 (identity keeps ids in [0, cardinality))"
+            yield Problem(feature_path(name, "cardinality"), message)
+        elif "cardinality" in keys and not isinstance(rule, IdentityRule) and channel != LABEL:
+            message = "is only for `encode: identity` and labels; other encodings find it: remove it"
+            yield Problem(feature_path(name, "cardinality"), message)
+        if "embedding_dim" in keys and not (channel in CATEGORICAL_CHANNELS or isinstance(rule, ID_RULES)):
+            yield Problem(feature_path(name, "embedding_dim"), "is only for categorical features; remove it")
+
+    def _check_times(self, name: str, keys: RawFeatureKeys) -> Iterator[Problem]:
+        stated = [key for key in ("format", "unit") if key in keys]
+        if len(stated) == 2:
+            message = "is for numbers, and format for text; keep the one that says how the column is written"
+            yield Problem(feature_path(name, "unit"), message)
+        for key in stated:
+            if keys.get("dtype", "timestamp") != "timestamp":
+                message = f"is for timestamps, and the dtype is {keys['dtype']}; write dtype: timestamp, or remove it"
+                yield Problem(feature_path(name, key), message)
+            elif "timestamp" not in self._allowed(name):
+                message = "is for timestamps, and the encoding does not take them; remove it, or write another encoding"
+                yield Problem(feature_path(name, key), message)
+
+    def _check_numbers(self, name: str, keys: RawFeatureKeys, rule: NumberRule) -> Iterator[Problem]:
+        for mistake in check_steps(rule):
+            yield Problem(feature_path(name, "encode"), mistake)
+        path = feature_path(name, "indicator")
+        if "indicator" in keys and "indicator" in keys.get("encode", {}):
+            yield Problem(path, "is stated twice, here and in encode; keep one")
+        elif rule.indicator is not None and not any(step.kind == "fill" for step in rule.steps):
+            yield Problem(path, "has no effect without a fill; add one, such as encode: [{fill: median}]")
+        elif rule.indicator is not None and self.is_list(name):
+            yield Problem(path, "is not for lists; remove it")
+
+    def _check_label(self, name: str, keys: RawFeatureKeys, rule: Rule) -> Iterator[Problem]:
+        task = keys.get("task", "binary")
+        if isinstance(rule, ThresholdRule) and task != "binary":
+            message = f"threshold makes 0 and 1, but the task is {task}; write task: binary, or remove encode"
+            yield Problem(feature_path(name, "encode"), message)
+        if isinstance(rule, LabelMapRule) and task != "regression":
+            classes = 2 if task == "binary" else keys.get("cardinality", 2**31)
+            wrong = [value for value in rule.values.values() if value not in range(classes)]
+            if wrong:
+                expected = "0 and 1" if task == "binary" else f"classes in [0, {classes})"
+                yield Problem(feature_path(name, "encode", "map"), f"has the value {wrong[0]:g}; write {expected}")
+        if isinstance(rule, KeepRule) and keys.get("dtype", "float64") not in NUMBER_OR_BOOL_TYPES:
+            message = f'is {keys["dtype"]}, and a label is a number; write encode: {{map: {{"yes": 1, "no": 0}}}}'
+            yield Problem(feature_path(name, "dtype"), message)
+
+    def _check_target(self, name: str, rule: TargetRule) -> Iterator[Problem]:
+        path = feature_path(name, "encode", "target", "label")
+        labels = tuple(entry.text for entry in self.parts.channels[LABEL])
+        if ("channel_spec", LABEL) in self.parts.incomplete or rule.label in self.columns.unknown:
+            return
+        if rule.label not in labels:
+            yield Problem(path, f"{shown(rule.label)} is not a label (channel_spec.{LABEL})", rule.label, labels)
+        elif self.parts.features.get(rule.label, {}).get("task") == "multiclass":
+            yield Problem(path, f"{shown(rule.label)} is multiclass; name a binary label or a regression")
+
+    # Features that refer to other features.
+
+    def _check_shared(self) -> None:
+        """Replaces `vocabulary_of: F` by the feature at the end of the chain, and checks that this has an encoder."""
+        for name, rule in list(self.rules.items()):
+            if not isinstance(rule, SharedVocabularyRule):
+                continue
+            path, seen, target = feature_path(name, "encode", "vocabulary_of"), [name], rule.feature
+            while target not in seen and isinstance(self.rules.get(target), SharedVocabularyRule):
+                seen.append(target)
+                target = self.rules[target].feature  # type: ignore[union-attr]
+            if target in seen:
+                message = f"the encoding depends on itself ({listed([*seen, target], len(seen) + 1, ' -> ')})"
+                self.problems.append(Problem(path, f"{message}; write vocabulary for one of them"))
+            elif target not in self.parts.features and ("feature_spec",) not in self.parts.incomplete:
+                others = tuple(other for other, known in self.rules.items() if _can_share(known) and other != name)
+                self.problems.append(Problem(path, f"{shown(target)} is not in feature_spec", target, others))
+            elif target in self.rules and not _can_share(self.rules[target]):
+                message = f"{shown(target)} has no encoder of ids of one column; name one with a vocabulary"
+                self.problems.append(Problem(path, message))
+            else:
+                self.rules[name] = SharedVocabularyRule(target)
+
+    def _check_crosses(self) -> None:
+        for name, rule in self.rules.items():
+            if isinstance(rule, CrossRule):
+                for index, other in enumerate(rule.inputs):
+                    path = path_of("feature_spec", name, "encode", "cross", index)
+                    if other not in self.parts.features and other not in self.added:
+                        self.crossed[name, other] = self.columns.refer(other, path, KEY_TYPES)
+                    if other in rule.inputs[:index]:
+                        self.problems.append(Problem(path, f"{shown(other)} is already an input; keep one"))
+                    elif mistake := self._cross_mistake(name, other):
+                        self.problems.append(Problem(path, mistake))
+
+    def _cross_mistake(self, name: str, other: str) -> str | None:
+        """Returns why a feature cannot be an input of a cross, or None; raw columns are checked elsewhere."""
+        if other in self.added:
+            return f"{shown(other)} is a number; cross features with ids"
+        if other not in self.rules:
+            return None
+        if not isinstance(self.rules[other], ID_RULES):
+            return f"{shown(other)} has no ids; add a feature of its column with an encoding of ids, and name that"
+        if self.is_list(other):
+            return f"{shown(other)} is a list; cross features with one id per row"
+        return f"the cross depends on itself through {shown(other)}; remove it" if self._leads_to(other, name) else None
+
+    def _leads_to(self, start: str, name: str) -> bool:
+        """Returns whether a feature is a cross that has another one among its inputs, directly or not."""
+        todo, seen = [start], {start}
+        while todo:
+            current = todo.pop()
+            if current == name:
+                return True
+            rule = self.rules.get(current)
+            inputs = set(rule.inputs) if isinstance(rule, CrossRule) else set()
+            todo += inputs - seen
+            seen |= inputs
+        return False
+
+    # Readings.
+
+    def _find_reading(self, name: str, keys: RawFeatureKeys) -> None:
+        """Finds how the values of a feature are read, and checks that the type fits its encoding."""
+        rule = self.rules[name]
+        if isinstance(rule, CrossRule) or "history" in keys or "count" in keys:
+            self.columns.unreadable[name] = "is a cross" if isinstance(rule, CrossRule) else "is computed"
+            return
+        dtype = self._dtype(name, ())
+        if dtype is None:
+            self.columns.unknown.add(name)
+            return
+        if not self._check_type(name, dtype, "dtype"):
+            self.columns.unknown.add(name)
+            return
+        column = keys.get("column", name)
+        path = feature_path(name, "column") if "column" in keys else feature_path(name)
+        self.columns.check_listed(column, path)
+        reading = self.columns.reading(column, dtype, self.is_list(name), keys.get("separator"))
+        self.columns.readings[name] = self.columns.use(reading)
+
+    def _find_formats(self) -> None:
+        """Finds how timestamps are written, which is stated once per column and holds for all its uses."""
+        first: dict[str, str] = {}
+        stated: list[tuple[str, str, Any]] = [
+            (keys.get("column", name), feature_path(name), keys) for name, keys in self.parts.features.items()
+        ]
+        split = self.parts.others.get("split", {})
+        if "time" in split:
+            feature = self.parts.features.get(split["time"], {})
+            stated.append((feature.get("column", split["time"]), "split", split))
+        for column, path, keys in stated:
+            form = keys.get("format"), keys.get("unit")
+            if form != (None, None) and self.columns.formats.setdefault(column, form) != form:
+                key = "format" if form[0] is not None else "unit"
+                message = f"differs from that of {first[column]}, which reads the same column; write it once"
+                self.problems.append(Problem(f"{path}.{key}", message))
+            if form != (None, None):
+                first.setdefault(column, path)
+
+    def find_computed(self) -> None:
+        """Finds the readings that crosses, histories and counts take, once those of all features are known."""
+        self._check_crosses()
+        for name in self.rules:
+            keys = self.parts.features[name]
+            if ("history" in keys) != ("count" in keys):
+                self._find_computed(name, "history" if "history" in keys else "count")
+
+    def _find_computed(self, name: str, kind: Literal["history", "count"]) -> None:
+        stated: Any = self.parts.features[name].get(kind)
+        path, columns = feature_path(name, kind), self.columns
+        types = ANY_TYPE if kind == "history" else KEY_TYPES
+        of = columns.refer(stated["of"], f"{path}.of", types) if "of" in stated else None
+        by = columns.refer(stated["by"], f"{path}.by", KEY_TYPES)
+        order = columns.refer(stated["order"], f"{path}.order", ORDER_TYPES, "timestamp")
+        where = columns.condition(stated["where"], f"{path}.where") if "where" in stated else None
+        window = stated.get("window")
+        if window is not None and order is not None and isinstance(window, timedelta) != (order.dtype == "timestamp"):
+            found = (
+                "a timestamp; write a duration such as 7d"
+                if order.dtype == "timestamp"
+                else "a number; write a whole number"
+            )
+            self.problems.append(Problem(f"{path}.window", f"does not fit order {shown(stated['order'])}, {found}"))
+        if by is None or order is None or (of is None and "of" in stated):
+            return
+        is_history = kind == "history"
+        reading = Reading(name, name, of.dtype if of is not None and is_history else "int64", is_history)
+        self._check_type(name, reading.dtype, "encode")
+        window = window // MICROSECOND if isinstance(window, timedelta) else window
+        limit = stated["last"] if is_history else window
+        self.computed[name] = Computed(reading, of, by, order, where, limit)
+
+    def _check_type(self, name: str, dtype: RawType, key: str) -> bool:
+        """Checks that the encoding of a feature takes the type of its raw values; returns whether it does."""
+        allowed = self._allowed(name)
+        is_stated_otherwise = not {"format", "unit"}.isdisjoint(self.parts.features[name])  # and reported there
+        if dtype not in allowed and not is_stated_otherwise:
+            types = ", ".join(allowed)
+            if key == "dtype":
+                message = f"is {dtype}, which the encoding does not take; write one of {types}, or remove it"
+            else:
+                message = f"takes {types}, and the values are {dtype}; write another encoding"
+            self.problems.append(Problem(feature_path(name, key), message))
+        return dtype in allowed
+
+    def _allowed(self, name: str) -> tuple[RawType, ...]:
+        rule = self.rules[name]
+        if isinstance(rule, SharedVocabularyRule):
+            shared = self._dtype(rule.feature, ())
+            return TYPES_OF_RULE[KeepRule] if shared is None else (shared,)
+        if isinstance(rule, KeepRule) and self.channel_of.get(name) == LABEL:
+            return NUMBER_OR_BOOL_TYPES
+        if isinstance(rule, KeepRule) and self.channel_of.get(name) == MAP:
+            return ("string", *INTEGER_TYPES)
+        return TYPES_OF_RULE[type(rule)]
+
+    def _dtype(self, name: str, seen: tuple[str, ...]) -> RawType | None:
+        """Returns the type of a feature's raw values, None if it is unknown."""
+        keys, rule = self.parts.features.get(name, {}), self.rules.get(name)
+        if name in seen or rule is None or isinstance(rule, CrossRule):
+            return None
+        if "count" in keys:
+            return "int64"
+        if "history" in keys:
+            of = keys["history"]["of"]
+            return self._dtype(of, (*seen, name)) if of in self.parts.features else "string"
+        if "dtype" in keys:
+            return keys["dtype"]
+        if "format" in keys or "unit" in keys:
+            return "timestamp"
+        if isinstance(rule, SharedVocabularyRule):
+            return self._dtype(rule.feature, (*seen, name))
+        if isinstance(rule, KeepRule) and self.channel_of.get(name) == LABEL:
+            return "float64"
+        return "string" if isinstance(rule, KeepRule) else TYPES_OF_RULE[type(rule)][0]
+
+    # The result.
+
+    def build(self, names: dict[Reading, Reading]) -> dict[str, RawFeature]:
+        """Returns the features, given the names of all readings; there must be no problems."""
+        return {name: self._built(name, names) for name in self.parts.features}
+
+    def _built(self, name: str, names: dict[Reading, Reading]) -> RawFeature:
+        keys, rule = self.parts.features[name], self.rules[name]
+        stated: Any = {key: keys[key] for key in _ENCODED_KEYS if key in keys}  # type: ignore[literal-required]
+        if isinstance(rule, CrossRule):
+            inputs = (self.crossed.get((name, other)) or other for other in rule.inputs)
+            named = (other if isinstance(other, str) else names[other].name for other in inputs)
+            return RawFeature(Feature(name=name, **stated), None, CrossRule(tuple(named), rule.ids))
+        if name not in self.computed:
+            reading = names[self.columns.readings[name]].name
+            return RawFeature(Feature(name=name, **stated), reading, rule, keys.get("keep", "first"))
+        parts = self.computed[name]
+        of = None if parts.of is None else names[parts.of].name
+        others = names[parts.by].name, names[parts.order].name, as_condition(parts.where, names)
+        if not parts.reading.is_list:
+            return RawFeature(Feature(name=name, **stated), name, rule, computed=Count(of, *others, parts.limit))
+        feature = Feature(name=name, max_hotness=parts.limit, **stated)
+        history = History(cast(str, of), *others, cast(int, parts.limit))
+        return RawFeature(feature, name, rule, "last", history)
+
+
+def _can_share(rule: Rule) -> bool:
+    return isinstance(rule, ID_RULES) and not isinstance(rule, (CrossRule, SharedVocabularyRule))

@@ -1,0 +1,187 @@
+"""Which ids are replaced in training, and by what."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.loading.batch import PAD, Batch, empty_batch
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import Feature
+from tests.data.sample_data import random_rows, write_dataset
+from trainer.cli import parse
+from trainer.embeddings.unseen import UnseenIds, has_reserved_ids
+from trainer.inputs import open_inputs
+from trainer.process.worker_env import WorkerEnv
+
+ROWS, HOTNESS, SHARE = 40_000, 3, 0.05
+FEATURES = {
+    "user": Feature(name="user", cardinality=500, null_id=1, unseen_id=2),
+    "shop": Feature(name="shop", cardinality=500, unseen_id=2, oov_buckets=4),
+    "plain": Feature(name="plain", cardinality=500),
+    "hashed": Feature(name="hashed", cardinality=500, null_id=1),
+    "tags": Feature(name="tags", cardinality=500, max_hotness=HOTNESS, null_id=1, unseen_id=2),
+    "age": Feature(name="age"),
+    "user_count": Feature(name="user_count", unseen_with="user", unseen_value=-5.5),
+    "click": Feature(name="click"),
+}
+ONEHOT = ("user", "shop", "plain", "hashed")
+
+
+@pytest.fixture
+def spec(tmp_path):
+    channels = {
+        "onehot_categorical": ONEHOT,
+        "multihot_categorical": ("tags",),
+        "numerical": ("age", "user_count"),
+        "label": ("click",),
+        "map": (),
+    }
+    return FeatureSpec(tmp_path, FEATURES, {}, channels, {})
+
+
+def rows_of(spec: FeatureSpec, low: int = 10, seed: int = 0) -> Batch:
+    """Rows with ids from `low` on, lists of any length, and positions in random order."""
+    rng, batch = np.random.default_rng(seed), empty_batch(spec, ROWS, with_group=False)
+    batch.onehot[:] = rng.integers(low, 500, batch.onehot.shape)
+    lengths = rng.integers(0, HOTNESS + 1, ROWS)
+    batch.multihot[:] = np.where(np.arange(HOTNESS) < lengths[:, None], rng.integers(low, 500, (ROWS, HOTNESS)), PAD)
+    batch.numerical[:] = rng.normal(size=batch.numerical.shape)
+    batch.labels[:], batch.weights[:] = 0, 1
+    batch.rows[:] = rng.permutation(ROWS)
+    return batch
+
+
+def copied(batch: Batch, rows: Any = slice(None)) -> Batch:
+    return Batch(*(None if array is None else array[rows].copy() for array in batch[:-1]))
+
+
+def replaced(spec: FeatureSpec, batch: Batch, epoch: int = 0, sample: Batch | None = None, **options: Any) -> Batch:
+    options = {"share": SHARE, "seed": 7} | options
+    changed = copied(batch)
+    UnseenIds(spec, **options, sample=lambda: sample or batch).replace(changed, epoch)
+    return changed
+
+
+def shares(before: Batch, after: Batch) -> Iterator[tuple[str, float, set[int]]]:
+    """By feature: the share of its ids that changed, and the new ones."""
+    for column, name in enumerate((*ONEHOT, "tags")):
+        old, new = (batch.multihot if name == "tags" else batch.onehot[:, column] for batch in (before, after))
+        changed = new[old != new]
+        yield name, len(changed) / np.count_nonzero(old >= 0), set(changed.tolist())
+
+
+def test_share_of_each_feature_gets_new_ids(spec):
+    before = rows_of(spec)
+    expected = {"user": {1, 2}, "shop": {2, 3, 4, 5}, "plain": set(), "hashed": {1}, "tags": {1, 2}}
+    wanted = {"user": SHARE, "shop": SHARE, "plain": 0, "hashed": SHARE / 8, "tags": SHARE}
+    for name, share, new in shares(before, replaced(spec, before)):
+        assert new == expected[name], name
+        assert share == pytest.approx(wanted[name], abs=0.005), name
+
+
+def test_new_ids_are_shared_out(spec):
+    before = rows_of(spec)
+    after = replaced(spec, before, share=0.5).onehot
+    for column, parts in ((0, {1: 1 / 8, 2: 7 / 8}), (1, dict.fromkeys([2, 3, 4, 5], 1 / 4))):
+        for one, part in parts.items():
+            assert np.count_nonzero(after[:, column] == one) == pytest.approx(part * 0.5 * ROWS, rel=0.1)
+
+
+def test_padding_and_everything_else_stays(spec):
+    before = rows_of(spec)
+    after = replaced(spec, before)
+    assert np.array_equal(before.multihot < 0, after.multihot < 0)
+    for name in ("labels", "weights", "rows"):
+        assert np.array_equal(getattr(before, name), getattr(after, name))
+    assert np.array_equal(before.numerical[:, 0], after.numerical[:, 0])
+
+
+def test_numbers_of_the_same_raw_column_follow(spec):
+    before = rows_of(spec)
+    after = replaced(spec, before)
+    is_new = before.onehot[:, 0] != after.onehot[:, 0]
+    assert np.array_equal(after.numerical[:, 1], np.where(is_new, np.float32(-5.5), before.numerical[:, 1]))
+
+
+def test_draws_depend_on_row_epoch_and_seed_alone(spec):
+    """Not on the batches that hold the rows, and so not on the number of workers."""
+    before = rows_of(spec)
+    whole = replaced(spec, before)
+    unseen = UnseenIds(spec, SHARE, 7, lambda: before)
+    for part in np.array_split(np.random.default_rng(1).permutation(ROWS), 3):
+        cut = copied(before, part)
+        unseen.replace(cut, 0)
+        assert np.array_equal(cut.onehot, whole.onehot[part])
+        assert np.array_equal(cut.multihot, whole.multihot[part])
+        assert np.array_equal(cut.numerical, whole.numerical[part])
+    changed = whole.onehot != before.onehot
+    for other in (replaced(spec, before, epoch=1), replaced(spec, before, seed=8)):
+        both = np.count_nonzero(changed & (other.onehot != before.onehot))
+        assert both < 3 * SHARE * np.count_nonzero(changed)
+    # The columns of a row are drawn independently, too.
+    assert np.count_nonzero(changed[:, 0] & changed[:, 1]) == pytest.approx(SHARE**2 * ROWS, rel=0.5)
+
+
+def test_ids_of_the_data_count_and_stay(spec):
+    before = rows_of(spec)
+    before.onehot[: round(0.03 * ROWS), 0] = 2  # rare users, which share the id of unseen ones
+    before.onehot[: round(0.2 * ROWS), 1] = 4
+    before.onehot[:100, 3] = 1
+    before.onehot[-50:, 0] = 1
+    after = replaced(spec, before)
+    found = {name: (share, new) for name, share, new in shares(before, after)}
+    assert found["user"] == (pytest.approx(0.02, abs=0.004), {2})  # null has rows of its own
+    assert found["shop"] == (0, set())
+    assert found["hashed"] == (0, set())
+    for column, own in ((0, 2), (0, 1), (1, 4), (3, 1)):
+        there = before.onehot[:, column] == own
+        assert (after.onehot[there, column] == own).all()
+
+
+def test_unseen_id_that_is_also_null(spec):
+    shared = replace(spec, features=FEATURES | {"user": replace(FEATURES["user"], null_id=2)})
+    before = rows_of(spec)
+    assert next(shares(before, replaced(shared, before)))[2] == {2}
+
+
+def test_features_without_such_ids(spec):
+    bare = {name: replace(one, null_id=None, unseen_id=None, oov_buckets=None) for name, one in FEATURES.items()}
+    without = replace(spec, features=bare)
+    assert has_reserved_ids(spec) and not has_reserved_ids(without)
+    before = rows_of(spec)
+    after = replaced(without, before)
+    assert np.array_equal(before.onehot, after.onehot) and np.array_equal(before.numerical, after.numerical)
+
+
+def ids_by_row(folder: Any, workers: int, *flags: str) -> tuple[np.ndarray, np.ndarray]:
+    """The users and items [rows, 2] of an epoch of training, and those of the evaluation, in the dataset's order."""
+    found: list[dict[int, list[int]]] = [{}, {}]
+    words = ["--dataset_path", str(folder), "--global_batch_size", "500", "--disable_map_calculation", *flags]
+    for rank in range(workers):
+        data = open_inputs(parse(words, workers), WorkerEnv(rank=rank, size=workers))
+        for loader, rows in zip((data.train_loader, data.eval_loader), found, strict=True):
+            for batch in loader.epoch(3):
+                here = batch.rows != PAD
+                rows |= dict(zip(batch.rows[here].tolist(), batch.onehot[here].tolist(), strict=True))
+    first, second = (np.array([rows[row] for row in sorted(rows)]) for rows in found)
+    return first, second
+
+
+def test_training_of_any_number_of_workers(tmp_path):
+    """Training rows get new ids, the same under any number of workers; evaluated rows do not."""
+    frame = random_rows(3000)
+    user, item = {"cardinality": 1000, "null_id": 1, "unseen_id": 2}, {"cardinality": 7}
+    spec, _ = write_dataset(tmp_path, [[1000, 500], [1500]], frame=frame, user=user, item=item)
+    spec.write(tmp_path / "feature_spec.yaml")
+    stored = frame[["user", "item"]].to_numpy()
+    trained, evaluated = ids_by_row(tmp_path, 1, "--unseen_share", "0.1")
+    is_new = trained[:, 0] != stored[:, 0]
+    assert is_new.mean() == pytest.approx(0.1, abs=0.03)
+    assert set(trained[is_new, 0]) == {2}  # the data has null
+    assert np.array_equal(trained[:, 1], stored[:, 1])
+    assert np.array_equal(evaluated, stored)
+    assert np.array_equal(ids_by_row(tmp_path, 3, "--unseen_share", "0.1")[0], trained)
+    assert np.array_equal(ids_by_row(tmp_path, 1, "--unseen_share", "0")[0], stored)

@@ -1,0 +1,122 @@
+"""A layout of features with every kind of encoder, and what the encoders make of raw rows."""
+
+from pathlib import Path
+
+import numpy as np
+
+from data.encoding.encoders import (
+    BucketizedIds,
+    CrossedIds,
+    CrossInput,
+    HashedIds,
+    HashedRanks,
+    IdentityIds,
+    MissingIndicator,
+    Numerical,
+    TimestampIds,
+    Vocabulary,
+    encode_columns,
+)
+from data.encoding.keys import KeyTable
+from data.spec.features import Feature
+from data.spec.raw.spec import HashRule, RawFeature, RawSpec, Reading
+from trainer.export.raw_columns import RawLayout
+from trainer.export.rows import random_raw
+from trainer.layout import CategoricalInput, InputSchema
+
+NAMES, CODES = [f"n\u00e9 {number}" for number in range(40)], [7, -3, 2**60, 0, 11]
+TEXTS = ["a", "", "\u65e5\u672c", "x" * 40, "b\0c"]
+LISTS = {"words": 3, "last_words": 2, "hashed_words": 3, "ranks": 4, "numbers": 3, "parts": 2, "moments": 3, "ids": 2}
+
+
+def vocabulary(column: str, values: list, **more: object) -> Vocabulary:
+    return Vocabulary(column, values, np.ones(len(values), np.int64), **more)
+
+
+def every_encoder() -> dict:
+    prices = (("fill", 3.5), ("log1p",), ("clip", 0.5, None), ("scale", 1.25, 0.75))
+    crosses = {
+        "name_by_hour": CrossedIds((CrossInput("name", True), CrossInput("hour", True)), HashedIds("", 1000, 2)),
+        "text_by_code": CrossedIds((CrossInput("text", False), CrossInput("code", False)), HashedIds("", 50, 2)),
+    }
+    # Keys of one cross in the vocabulary of another, which itself crosses a cross.
+    inputs = (CrossInput("name_by_hour", True), CrossInput("name", False))
+    columns = {"name_by_hour": np.arange(5), "name": NAMES[:5]}
+    known = CrossedIds(inputs, HashedIds("", 2)).keys(columns)
+    return crosses | {
+        "cross_of_cross": CrossedIds(inputs, vocabulary("", known.tolist(), oov_buckets=4)),
+        "hour": TimestampIds("moment", "hour"),
+        "weekday": TimestampIds("moment", "weekday"),
+        "day": TimestampIds("moment", "day"),
+        "name": vocabulary("name", NAMES),
+        "name_shared": vocabulary("name", NAMES[:7], oov_buckets=9),
+        "text": vocabulary("text", TEXTS, oov_buckets=3),
+        "code": vocabulary("code", CODES),
+        "code_shared": vocabulary("code", CODES[2:], oov_buckets=5),
+        "nothing": vocabulary("code", []),
+        "published": HashedIds("name", 30),
+        "hashed": HashedIds("free", 30, 2),
+        "hashed_code": HashedIds("code", 40, 2),
+        "identity": IdentityIds("id", 60),
+        "interval": BucketizedIds("level", (-1.0, 0.0, 0.1, 2.5)),
+        "age_group": BucketizedIds("age", (18.0, 40.0)),
+        "words": vocabulary("words", NAMES, oov_buckets=3, is_list=True),
+        "last_words": vocabulary("words", NAMES[:9], is_list=True),
+        "hashed_words": HashedIds("words", 20, 2, is_list=True),
+        "ranks": HashedRanks("words", NAMES[3:20], 25),
+        "numbers": vocabulary("numbers", CODES, oov_buckets=2, is_list=True),
+        "parts": BucketizedIds("parts", (0.0, 1.0), is_list=True),
+        "moments": TimestampIds("moments", "day", is_list=True),
+        "ids": IdentityIds("ids", 60, is_list=True),
+        "price": Numerical("price", None, prices),
+        "price_2": Numerical("price_2", None, (("fill", -0.5), ("log1p",), ("clip", None, 2.0), ("scale", 0.5, 0.0))),
+        "price_missing": MissingIndicator("price"),
+        "age": Numerical("age", None, (("fill", 30.0), ("minmax", 10.0, 90.0))),
+        "level": Numerical("level", None, (("fill", 0.0),)),
+        "rate": Numerical("name", KeyTable(sorted(NAMES), np.arange(40.0), 7.5), (("scale", 2.0, 3.0),)),
+        "rate_of_code": Numerical("code", KeyTable(sorted(CODES), np.arange(5.0), -1.0), (("minmax", 2.0, 2.0),)),
+    }
+
+
+def make_layout() -> RawLayout:
+    """The layout of a model of these features except `hour`, which only a cross reads."""
+    encoders = every_encoder()
+    ids = [name for name, encoder in encoders.items() if hasattr(encoder, "cardinality") and name != "hour"]
+    columns, start = [], 0
+    for name in sorted(ids, key=lambda name: (name in LISTS, name)):
+        hotness = LISTS.get(name, 1)
+        columns.append(CategoricalInput(name, start, hotness, name in LISTS, encoders[name].cardinality, 4))
+        start += hotness
+    numbers = tuple(name for name, encoder in encoders.items() if not hasattr(encoder, "cardinality"))
+    return RawLayout.of(InputSchema(tuple(columns), numbers), encoders, make_raw_spec())
+
+
+def make_raw_spec() -> RawSpec:
+    """What the encoders do not say: types of hashed columns, and which items are kept."""
+    readings = {
+        "free": Reading("free", "free"),
+        "moment": Reading("moment", "moment", "timestamp", format="%Y-%m-%d"),
+        "age": Reading("age", "age", "int32"),
+    }
+    last = RawFeature(Feature(name="last_words", max_hotness=2), "words", HashRule(1), keep="last")
+    return RawSpec(Path(), readings, {"last_words": last}, {}, None, {})
+
+
+def encoded_rows(layout: RawLayout, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs of a model, [rows, width] by feature name, by the encoders themselves."""
+    encoded = encode_columns(layout.encoders, raw)
+    made = {name: np.asarray(encoded[name])[:, None] for name in layout.model.numerical}
+    for columns in layout.model.categorical:
+        values = encoded[columns.name]
+        if columns.multihot:
+            part = slice(-columns.hotness, None) if columns.name in layout.keeps_last else slice(columns.hotness)
+            rows = [list(row[part]) for row in values]
+            values = np.array([row + [-1] * (columns.hotness - len(row)) for row in rows])
+        made[columns.name] = values.reshape(-1, columns.hotness).astype(np.int32)
+    return made
+
+
+def sample_rows(layout: RawLayout, rows: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Raw rows as encoders read them, and encoded."""
+    raw = random_raw(layout, rows, seed=rows)
+    return raw, encoded_rows(layout, raw)
