@@ -1,4 +1,4 @@
-"""Fitted encoders equal independent pandas computations, and are the same to the bit for any partitions."""
+"""Fitted encoders equal independent pandas computations, and are bit-identical for any partitions."""
 
 import math
 from pathlib import Path
