@@ -39,11 +39,6 @@ def draw_mappings(*keys: Values, seed: int, test_fraction: float, validation_fra
     return np.where(in_test, TEST, np.where(in_valid, VALID, TRAIN)).astype(object)
 
 
-def draw_order(*keys: Values, seed: int) -> np.ndarray:
-    """Return [rows] uint64 sort keys that put rows in a random order."""
-    return hash_rows(seed, ORDER, *keys)
-
-
 def below(hashes: np.ndarray, share: float) -> np.ndarray:
     """Return whether hash / 2**64 < share, [rows] bool, for a share in [0, 1]."""
     # Fractions can round up to a sum of 1, and 2**64 would overflow uint64.

@@ -17,7 +17,6 @@ INPUT_CHANNELS = (ONEHOT, MULTIHOT, NUMERICAL)
 CATEGORICAL_CHANNELS = (ONEHOT, MULTIHOT)
 
 SECTIONS = ("feature_spec", "source_spec", "channel_spec", "metadata")
-REQUIRED_SECTIONS = SECTIONS[:3]
 REQUIRED_MAPPINGS = ("train", "test")
 CHUNK_KEYS = ("type", "features", "files")
 ChunkType = Literal["parquet", "csv"]
