@@ -121,8 +121,10 @@ def test_every_flag_that_a_page_names_exists(page):
     known = {name for action in make_parser()._actions for name in action.option_strings}
     others = {
         "--raw",
-        "--group",
-        "--exclude",
+        "--memory_limit",
+        "--use_dask",
+        "--dask_scheduler",
+        "--sample_rows",
         "--oov_buckets",
         "--max_size",
         "--output",

@@ -120,7 +120,7 @@ def as_parquet(**columns: Any) -> bytes:
 
 HOSTILE_SETTINGS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a number for a column": lambda features: features["user"].update(column=1),
-    "a mean beyond numbers": lambda features: features["age"].update(mean=10**400),
+    "a mean beyond numbers": lambda features: features["age"].update(steps=[["scale", 10**400, 1.0]]),
     "a default beyond numbers": lambda features: features["rate"]["table"].update(default=10**400),
     "endless ids": lambda features: features["user"].update(oov_buckets=10**30),
     "no id": lambda features: features["user"].update(oov_buckets=0),
@@ -128,9 +128,9 @@ HOSTILE_SETTINGS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a path for a file": lambda features: features["user"].update(file="/etc/passwd"),
     "a list for a file": lambda features: features["user"].update(file=[]),
     "an unknown kind": lambda features: features["age"].update(kind="pickle"),
-    "NaN for a mean": lambda features: features["age"].update(mean=float("nan")),
-    "text for a spread": lambda features: features["age"].update(std="1"),
-    "text for a logarithm": lambda features: features["age"].update(log="no"),
+    "NaN for a mean": lambda features: features["age"].update(steps=[["scale", float("nan"), 1.0]]),
+    "text for a spread": lambda features: features["age"].update(steps=[["scale", 0.0, "1"]]),
+    "an unknown step": lambda features: features["age"].update(steps=[["exec", 1.0]]),
     "infinity for a default": lambda features: features["rate"]["table"].update(default=float("inf")),
     "a list for a feature": lambda features: features.update(age=[]),
     "columns of another file": lambda features: features["user"].update(file="table.rate.parquet"),

@@ -69,7 +69,7 @@ def prepare(
     document = _document(parts, seed, oov_buckets, labels)
     with tempfile.TemporaryDirectory() as scratch:
         for mapping, part in parts.items():
-            pq.write_table(_table(part), Path(scratch) / f"{mapping}.parquet")
+            pq.write_table(_table(part), Path(scratch) / f"{mapping}.parquet", write_page_checksum=True)
         spec = raw_spec_from_dict(document, Path(scratch), str(SPECIFICATION))
         preprocess(spec, document, output, Resources(), log)
 

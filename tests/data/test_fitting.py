@@ -337,7 +337,7 @@ def test_a_column_of_nulls_has_an_empty_vocabulary(tmp_path):
         (NumberRule((MEDIAN,)), "price", [None, None], "price: no training row has a value; remove the column"),
         (NumberRule((NumberStep("fill", fill=1.0),)), "price", [None, None], "price: no training row has a value"),
         (QuantilesRule(4), "price", [None, None], "price: no training row has a value"),
-        (NumberRule((STANDARD,)), "price", [None, 1.0], "'price' is null in 1 training rows; .*{fill: median}"),
+        (NumberRule((STANDARD,)), "price", [None, 1.0], "'price' is null in 1 of the training rows; .*{fill: median}"),
         (NumberRule((LOG, STANDARD)), "price", [1.0, -2.0], "'price' holds -2; expected a number above -1"),
         (NumberRule((STANDARD,)), "price", [1.0, 1e300], "'price' holds 1e.300; expected a smaller number"),
         (NumberRule((STANDARD,)), "price", [1.0, math.inf], "'price' holds inf; make it null, or finite"),

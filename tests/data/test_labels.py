@@ -63,7 +63,8 @@ def test_maps(values: list[str | None]) -> None:
 def test_value_outside_of_the_map() -> None:
     raw = label(LabelMapRule({"yes": 1.0, "no": 0.0}))
     message = (
-        "logs.csv, row 2: the label liked is 'Yes'; did you mean 'yes'?, or add it to feature_spec.liked.encode.map"
+        "logs.csv, row 2: the label liked is 'Yes'; did you mean 'yes'? Otherwise, add the text to "
+        "feature_spec.liked.encode.map"
     )
     assert error_of(raw, texts(["no", "Yes", "x"])) == message
     assert "row 1: the label liked is 'x'; expected one of 'yes', 'no'" in error_of(raw, texts(["x"]))
@@ -97,7 +98,7 @@ def test_threshold_that_binary_floats_round(number_type: pa.DataType) -> None:
 @pytest.mark.parametrize(
     ("keys", "values", "message"),
     [
-        ({}, [0.0, 1.0, 2.0], "row 3: the label liked is 2; expected 0 or 1; write encode: {threshold"),
+        ({}, [0.0, 1.0, 2.0], "row 3: the label liked is 2; expected 0 or 1; write `encode: {threshold"),
         (
             {},
             [0.0, None],

@@ -389,7 +389,7 @@ def damaged_raw_documents(draw: Any) -> Any:
             node = node[key]
         change = draw(st.sampled_from(["replace", "remove", "rename", "copy"]))
         if change == "replace" or (change == "rename" and isinstance(node, list)):
-            node[key] = draw(VALUES)
+            node[key] = copy.deepcopy(draw(VALUES))
         elif change == "copy":
             node[key] = copy.deepcopy(draw(st.sampled_from(list(damaged.values()) or [None])))
         else:

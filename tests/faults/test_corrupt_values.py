@@ -152,6 +152,8 @@ def test_predictions_of_dropped_rows_are_rejected(dataset, flags):
         # A worker that does not read the checkpoint.
         return open_inputs(parse(arguments, 2, reads_checkpoint=False), WorkerEnv(rank=1, size=2))
 
-    with pytest.raises(DataError, match="out.parquet has a line for each row .* predict with --oov_policy clip"):
+    with pytest.raises(
+        DataError, match="out.parquet has a line for each row .* predict with --oov_policy unseen or clip"
+    ):
         open_for("drop")
     assert open_for("clip").eval_loader.rows
