@@ -36,7 +36,9 @@ COMMANDS = {
     "evaluation_speed": "python -m benchmarks.evaluation_speed",
     "memory": "python -m benchmarks.memory",
     "reliability_overhead": "python -m benchmarks.reliability_overhead",
-    "raw_preprocessing": "python -m benchmarks.raw_preprocessing",
+    "raw_preprocessing": (
+        "python -m benchmarks.raw_preprocessing --rows 1000000 --turns 1 --growth 1000000 2000000 4000000"
+    ),
 }
 
 
