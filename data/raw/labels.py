@@ -8,19 +8,11 @@ import pyarrow.compute as pc
 
 from data.encoding.hashing import hash_values
 from data.errors import DataError, nearest, shown
+from data.raw.rows import COMPARE
 from data.spec.features import Feature
-from data.spec.raw.spec import Comparison, LabelMapRule, RawFeature, ThresholdRule
+from data.spec.raw.spec import LabelMapRule, RawFeature, ThresholdRule
 
 RowName = Callable[[int], str]
-
-COMPARISONS: Mapping[Comparison, Callable] = {
-    "==": pc.equal,
-    "!=": pc.not_equal,
-    "<": pc.less,
-    "<=": pc.less_equal,
-    ">": pc.greater,
-    ">=": pc.greater_equal,
-}
 
 
 def label_values(raw: RawFeature, values: pa.Array, row_name: RowName) -> pa.Array:
@@ -43,7 +35,7 @@ def label_values(raw: RawFeature, values: pa.Array, row_name: RowName) -> pa.Arr
     elif isinstance(rule, ThresholdRule):
         # Floats are compared as they are read: 0.1 equals 0.1 in float32, too. Integers may have any constant.
         read = values if pa.types.is_floating(values.type) else values.cast(pa.float64(), safe=False)
-        numbers = COMPARISONS[rule.comparison](read, pa.scalar(rule.value, read.type)).cast(pa.float64())
+        numbers = COMPARE[rule.comparison](read, pa.scalar(rule.value, read.type)).cast(pa.float64())
     else:
         numbers = values.cast(pa.float64())
     _check(raw.feature, numbers, row_name)

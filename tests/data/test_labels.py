@@ -1,4 +1,4 @@
-"""Labels, weights and groups of raw rows against plain Python; what a wrong one is told."""
+"""Labels, weights and groups of raw rows against plain Python, and the messages about wrong ones."""
 
 import math
 import operator

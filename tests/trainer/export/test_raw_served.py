@@ -42,7 +42,7 @@ def test_every_served_encoder_is_the_plain_one(layout, encoders, rows):
         np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
-def test_texts_with_the_same_hash_are_told_apart():
+def test_strings_with_the_same_hash_differ():
     known = [b"a", b"bc", b"d"]
     keys = np.repeat(mix(np.zeros(1, np.uint64)), 3)
     arrays = {"keys": keys, "ids": np.array([5, 6, 7]), "starts": np.array([0, 1, 3, 4]), "repeats": np.array(3)}
