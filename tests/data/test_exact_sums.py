@@ -60,6 +60,13 @@ def test_a_repeated_number(number, count):
     assert not count or Moments.repeated(number, count).mean == pytest.approx(number, rel=0, abs=2.0**UNIT)
 
 
+def test_small_spread_around_a_large_mean():
+    numbers = (1e9 + 0.1 * np.arange(10)).tolist()
+    mean = exact(numbers) / len(numbers)
+    variance = sum((Fraction(number) - mean) ** 2 for number in numbers) / (len(numbers) - 1)
+    assert Moments.of(np.array(numbers)).std == pytest.approx(float(variance) ** 0.5, rel=1e-15)
+
+
 def test_moments_near_the_largest_number():
     assert Moments.of(np.array([LARGEST, -LARGEST])).std == pytest.approx(LARGEST * 2**0.5)
 
