@@ -51,8 +51,9 @@ def _infer(args: argparse.Namespace) -> None:
     except FileExistsError as error:
         raise DataError(f"{args.write_spec}: exists; remove it, or give another name to --write_spec") from error
     print(f"{NAME}: {text.splitlines()[0].removeprefix('# ')}", file=sys.stderr)
-    print(f"{NAME}: wrote {args.write_spec}; read its comments, then run: python preprocess.py --input "
-          f"{args.write_spec.parent} --output DATA", file=sys.stderr)  # fmt: skip
+    following = f", then run: python preprocess.py --input {args.write_spec.parent} --output DATA"
+    hint = "" if args.output else following
+    print(f"{NAME}: wrote {args.write_spec}; read its comments{hint}", file=sys.stderr)
 
 
 def _preprocess(args: argparse.Namespace) -> None:
