@@ -23,6 +23,7 @@ from trainer.cli import parse
 from trainer.comm import SingleWorker
 from trainer.layout import InputSchema, input_schema
 from trainer.models import build_model
+from trainer.models.ranking import RankingModel
 from trainer.process.runtime import compute_dtype
 from trainer.step import StepInput, TrainStep
 from trainer.tasks.binary import BinaryTask
@@ -30,15 +31,15 @@ from trainer.tasks.binary import BinaryTask
 UNITS = (256, 128)
 
 
-def random_batch(layout: InputSchema, batch: int, tasks: int) -> StepInput:
+def random_batch(model: RankingModel, batch: int) -> StepInput:
     """Rows whose ids are skewed: the density of an id falls with its square root."""
-    rng = np.random.default_rng(0)
+    rng, layout, tasks = np.random.default_rng(0), model.layout, len(model.tasks)
     ids = [
         (columns.cardinality * rng.random((batch, columns.hotness)) ** 2).astype(np.int32)
         for columns in layout.categorical
     ]
     return StepInput(
-        ids=tf.constant(np.concatenate(ids, axis=1)),
+        lookups=tf.nest.map_structure(tf.constant, model.embeddings.lookups(np.concatenate(ids, axis=1))),
         numerical=tf.constant(rng.normal(size=(batch, len(layout.numerical))), tf.float32),
         labels=tf.constant(rng.random((batch, tasks)) < 0.2, tf.float32),
         weights=tf.ones(batch),
@@ -80,10 +81,10 @@ def main(argv: list[str] | None = None) -> int:
         "mmoe": ["--model", "mmoe", "--num_experts", str(arguments.experts)],
         "perceptron": ["--model", "shared_bottom", "--expert_hidden_units", *wide],
     }
-    batch = random_batch(layout, arguments.batch, arguments.tasks)
     steps = {
         name: make_step([*flags, *precision], layout, arguments.batch, arguments.tasks) for name, flags in sides.items()
     }
+    batch = random_batch(steps["mmoe"].model, arguments.batch)  # both models look up the same tables
     runs: dict[str, dict[str, Callable[..., object]]] = {
         "whole step": dict(steps),
         "forward and backward pass": {name: forward_backward(step) for name, step in steps.items()},

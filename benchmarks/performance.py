@@ -25,7 +25,6 @@ COMMANDS = {
     "step_speed_amp": "python -m benchmarks.step_speed --amp --turns 3",
     "dense_layer": "python -m benchmarks.dense_layer --repeats 5",
     "mmoe_step": "python -m benchmarks.mmoe_step",
-    "table_layout": "python -m benchmarks.table_layout",
     "peers": "python -m benchmarks.peers",
     "table_growth": "python -m benchmarks.table_growth",
     "exchange_bytes": "horovodrun -np 2 python -m benchmarks.exchange_bytes",

@@ -42,7 +42,7 @@ class Figure:
 
 STEP, PEERS = "training step over bare products", "training over public peers"
 GROWTH, SENT = "step with larger tables", "bytes sent over a dense all-reduce"
-MMOE, LAYER, LAYOUT = "mmoe over perceptron", "dense_layer", "table layout"
+MMOE, LAYER = "mmoe over perceptron", "dense_layer"
 SHARDING = "sharded tables"
 EVALUATION, MEMORY = "evaluation over training", "memory of training"
 COST = "cost of reliability"
@@ -115,16 +115,6 @@ DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "MMoE, ms": ("ms", "mmoe"),
             "perceptron, ms": ("ms", "perceptron"),
             "ratio": ("ratio",),
-        },
-    ),
-    "layout": (
-        LAYOUT,
-        {
-            "tables": ("case",),
-            "batch": ("batch",),
-            "a variable each, ms": ("separate_ms",),
-            "one per width, ms": ("fused_ms",),
-            "ratio": ("fused_over_separate",),
         },
     ),
     "peers": (

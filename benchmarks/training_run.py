@@ -16,7 +16,6 @@ from trainer.comm import Comm
 from trainer.inputs import open_inputs
 from trainer.process.runtime import compute_dtype
 from trainer.process.worker_env import read_worker_env
-from trainer.step import step_input
 from trainer.trainer import Trainer
 
 
@@ -42,7 +41,7 @@ class TrainingRun:
             self.trainer = Trainer(config, data, around(start_worker(config, env)))
         self.compute_dtype = compute_dtype(config.training)
         self._step = self.trainer.training.step
-        self._batches, self._steps_done = endless_batches(data.train_loader), 0
+        self._batches, self._steps_done = endless_batches(data.train_loader, self.trainer.model), 0
 
     def seconds(self, steps: int) -> float:
         """Returns the seconds that some whole steps take: waiting for the loader, computing, exchanging, updating.
@@ -53,7 +52,7 @@ class TrainingRun:
         before = tf.constant(0.0)
         for _ in range(steps):
             self._steps_done += 1
-            loss = self._step(step_input(next(self._batches), self.trainer.tasks), tf.constant(self._steps_done))
+            loss = self._step(next(self._batches), tf.constant(self._steps_done))
             before.numpy()
             before = loss
         before.numpy()

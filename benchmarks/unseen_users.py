@@ -39,8 +39,7 @@ from trainer.process.startup import import_tensorflow
 from trainer.process.worker_env import WorkerEnv
 
 if TYPE_CHECKING:
-    import keras
-
+    from trainer.embeddings.tables import TableRows
     from trainer.trainer import Trainer
 
 USER, KNOWN = "user", "known"
@@ -135,11 +134,10 @@ def trained(split: Split, scratch: Path, spec: FeatureSpec, seed: int, share: fl
     return trainer
 
 
-def set_rows(table: keras.Variable, ids: list[int], values: np.ndarray | float) -> None:
-    """Replace rows of a table."""
-    whole = table.numpy()
-    whole[ids] = values
-    table.assign(whole)
+def set_row(table: TableRows, number: int, values: np.ndarray | float) -> None:
+    """Replace a row of a table."""
+    row = table.variable[table.first + number]
+    row.assign(np.broadcast_to(np.float32(values), row.shape))
 
 
 def figures(trainer: Trainer) -> Line:
@@ -199,12 +197,12 @@ def auc(logits: np.ndarray, labels: np.ndarray) -> float:
 def untrained(trainer: Trainer, split: Split) -> Iterator[tuple[str, Line]]:
     """Yield the figures of each way that sets the row of unseen users after training."""
     tables = trainer.model.embeddings
-    of_users = [tables.deep_tables[0], *tables.wide_tables]  # the user is the first feature, also of the wide table
-    means = [(split.counts @ table.numpy()[: len(split.counts)]) / split.counts.sum() for table in of_users]
+    of_users = [table for name, table in tables.tables().items() if name.endswith(f".{USER}")]
+    means = [(split.counts @ table.numpy()) / split.counts.sum() for table in of_users]
     yield RANDOM, figures(trainer)
     for way, values in ((ZEROS, [0.0] * len(of_users)), (MEAN, means)):
         for table, value in zip(of_users, values, strict=True):
-            set_rows(table, [split.spec.features[USER].unseen_id], value)
+            set_row(table, split.spec.features[USER].unseen_id, value)
         yield way, figures(trainer)
 
 

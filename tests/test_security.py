@@ -254,7 +254,6 @@ def model_folder(tmp_path_factory) -> Path:
     from trainer.checkpoint.state import TrainState
     from trainer.layout import input_schema
     from trainer.models import build_model, model_options
-    from trainer.models.weights import named
     from trainer.tasks.task import tasks_of
 
     folder = tmp_path_factory.mktemp("models")
@@ -267,7 +266,7 @@ def model_folder(tmp_path_factory) -> Path:
         SPECIFICATION: spec.to_yaml(),
         SIZES: widths,
     }
-    write_model(folder / "model", TrainState(named(model.variables)).sources(), documents)
+    write_model(folder / "model", TrainState(model.weights_by_name).sources(), documents)
     return folder / "model"
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from trainer.comm import Comm
 from trainer.evaluate import Evaluator
 from trainer.logging.step_times import timed
+from trainer.models.ranking import RankingModel
 from trainer.step import Gradients, StepInput, TrainStep, step_input
 
 # Steps run in separate parts (compute, exchange, update) after the measurement.
@@ -102,11 +102,11 @@ def benchmark_training(
     """
     watch = Stopwatch(plan, step.comm)
     waits, samples = [], 0
-    stream = endless_batches(loader)
+    stream = endless_batches(loader, step.model)
     loss = tf.constant(0.0)
     for number, (batch, waited) in enumerate(timed(stream), start=1):
         counted, loss_before = watch.is_counting, loss
-        loss = step(step_input(batch, step.model.tasks), tf.constant(number))
+        loss = step(batch, tf.constant(number))
         loss_before.numpy()  # at most one step ahead of the device, as in training
         goes_on = watch.lap()
         if counted:
@@ -159,16 +159,16 @@ def benchmark_evaluation(evaluator: Evaluator, plan: Plan, on_step: Callable[[in
     return {"validation_throughput": total / seconds, "metrics_ms": 1000 * metric_seconds} | _spread(watch.step_seconds)
 
 
-def endless_batches(loader: ParquetLoader) -> Generator[Batch]:
-    """Yield the batches of one epoch after the other, without end."""
+def endless_batches(loader: ParquetLoader, model: RankingModel) -> Generator[StepInput]:
+    """Yield the inputs of training steps, one epoch after the other, without end."""
     epoch = 0
     while True:
-        with closing(loader.epoch(epoch)) as batches:
+        with closing(loader.epoch(epoch, prepare=lambda batch: step_input(batch, model))) as batches:
             yield from batches
         epoch += 1
 
 
-def measure_parts(step: TrainStep, stream: Iterator[Batch], steps_done: int, steps: int) -> dict[str, float]:
+def measure_parts(step: TrainStep, stream: Iterator[StepInput], steps_done: int, steps: int) -> dict[str, float]:
     """Measure the parts of a step, run one after the other. A collective.
 
     Args:
@@ -193,7 +193,7 @@ def measure_parts(step: TrainStep, stream: Iterator[Batch], steps_done: int, ste
     seconds = np.zeros((WARMUP_STEPS + steps, 4))
     for index in range(WARMUP_STEPS + steps):
         marks = [_now()]
-        batch, number = step_input(next(stream), step.model.tasks), tf.constant(steps_done + index + 1)
+        batch, number = next(stream), tf.constant(steps_done + index + 1)
         marks.append(_now())
         gradients = compute(batch, number)
         marks.append(_now())

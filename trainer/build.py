@@ -7,6 +7,7 @@ from trainer.checkpoint.state import TrainState
 from trainer.comm import Comm, connect
 from trainer.config import Options
 from trainer.embeddings.shards import Shards
+from trainer.embeddings.tables import TableRows
 from trainer.inputs import Inputs
 from trainer.logging.profiling import start_timeline
 from trainer.models import build_model
@@ -92,19 +93,25 @@ def make_training(config: Options, model: RankingModel, comm: Comm, steps_per_ep
     optimizer = Optimizer(_deep_group(config, model, schedule, weighting), _wide_group(config, model))
     loss_scale = LossScale(dynamic=runtime.compute_dtype(options) == "float16")
     step = TrainStep(model, optimizer, weighting, loss_scale, options, comm)
-    # A table's optimizer slots have the rows of the table: they are sharded, saved and restored like it.
-    by_rows = {table.path: (table.path, *optimizer.state_of(table.path)) for table in model.embeddings.tables}
+    # A table's optimizer state has the rows of the table: it is sharded, saved and restored like it.
+    tables: dict[str, TableRows] = {}
+    for _, variable in model.embeddings.group_variables:
+        tables |= model.embeddings.split(variable.path, optimizer.table_state(variable.path))
     state = TrainState(
-        named(model.variables) | optimizer.state | loss_scale.state | weighting.weights | weighting.state,
+        model.weights_by_name
+        | optimizer.weight_state
+        | tables
+        | loss_scale.state
+        | weighting.weights
+        | weighting.state,
         comm,
-        sharded={name: rows for table, rows in model.embeddings.sharded.items() for name in by_rows[table]},
         unknown=frozenset(weighting.state),
     )
     return Training(step, schedule, state)
 
 
 def _wide_group(config: Options, model: RankingModel) -> ParameterGroup:
-    tables = named(model.embeddings.wide_tables)
+    tables = named(model.embeddings.wide_variables)
     return ParameterGroup(
         Ftrl(),
         Constant(config.training.linear_learning_rate),
@@ -117,7 +124,7 @@ def _wide_group(config: Options, model: RankingModel) -> ParameterGroup:
 def _deep_group(config: Options, model: RankingModel, schedule: Schedule, weighting: LossWeighting) -> ParameterGroup:
     """Return the group of everything outside the wide part, including the loss weighting's own weights."""
     options, optimizer = config.training, config.deep_optimizer
-    weights, tables = named(model.deep_weights), named(model.embeddings.deep_tables)
+    weights, tables = named(model.deep_weights), named(model.embeddings.deep_variables)
     return ParameterGroup(
         OPTIMIZERS[optimizer.rule].from_config(optimizer),
         schedule,

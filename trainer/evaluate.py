@@ -10,6 +10,7 @@ import tensorflow as tf
 from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from trainer.comm import Comm
+from trainer.embeddings.groups import Lookups
 from trainer.metrics.metric import Direction
 from trainer.models.ranking import RankingModel
 from trainer.predictions import PredictionWriter
@@ -42,7 +43,8 @@ class Evaluator:
     ):
         self.loader, self.comm, self.evaluation = loader, comm, evaluation
         self._model, self._logits = model, tf.function(model.logits, jit_compile=compiles_passes(xla))
-        self._predict = tf.function(self._forward)
+        signature = (model.embeddings.lookup_specs, tf.TensorSpec([None, len(model.layout.numerical)], tf.float32))
+        self._predict = tf.function(self._forward, input_signature=signature)
 
     def run(
         self,
@@ -84,12 +86,17 @@ class Evaluator:
             _add_predictions(batch, logits, predictions)
             on_batch(number)
 
-    def _forward(self, ids: tf.Tensor, numerical: tf.Tensor) -> tf.Tensor:
-        """Computes the logits, [batch, outputs] float32, of ids [batch, id columns] and numerical [batch, numerical].
+    def _forward(self, lookups: tuple[Lookups, ...], numerical: tf.Tensor) -> tf.Tensor:
+        """Computes the logits, [batch, outputs] float32, of numerical [batch, numerical] and what the ids look up.
 
-        The rows are gathered outside of `_logits`, which XLA may compile: it supports no collectives.
+        The embeddings are computed outside of `_logits`, which XLA may compile: it supports no collectives.
         """
-        return self._logits(self._model.gather(ids), ids, numerical)
+        return self._logits(self._model.embed(lookups), numerical)
+
+    def _prepare(self, batch: Batch) -> tuple[Batch, tuple[Lookups, ...], tf.Tensor]:
+        """Converts a batch to tensors, in the loader's thread."""
+        inputs = self._model.embeddings.lookups(batch.ids), batch.numerical
+        return batch, *tf.nest.map_structure(tf.convert_to_tensor, inputs)
 
     def count(self, batch: Batch, logits: np.ndarray) -> None:
         """Adds a batch and its logits to the metrics."""
@@ -100,11 +107,10 @@ class Evaluator:
 
         The device already computes the next batch while the caller processes the current one.
         """
-        with closing(self.loader.epoch(0)) as batches:
+        with closing(self.loader.epoch(0, prepare=self._prepare)) as batches:
             waiting: tuple[Batch, tf.Tensor] | None = None
-            for batch in batches:
-                ids, numerical = tf.convert_to_tensor(batch.ids), tf.convert_to_tensor(batch.numerical)
-                started = (batch, self._predict(ids, numerical))
+            for batch, lookups, numerical in batches:
+                started = (batch, self._predict(lookups, numerical))
                 if waiting is not None:
                     yield waiting[0], waiting[1].numpy()  # waits for the previous batch only
                 waiting = started

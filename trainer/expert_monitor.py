@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from data.loading.batch import Batch
+from trainer.embeddings.groups import Lookups
 from trainer.logging.gate_records import ARGMAX_SHARE, DEAD_UNITS, ENTROPY, EXPERT_SIMILARITY, GATE_SIMILARITY, WEIGHT
 from trainer.metrics.metric import Collectives
 from trainer.models.multitask import MultiTask
@@ -71,7 +72,8 @@ class ExpertMonitor:
         if not self._is_complete:
             self._ids, self._numerical = [np.concatenate(self._ids)], [np.concatenate(self._numerical)]
             self._is_complete = True
-        states = self._states(tf.convert_to_tensor(self._ids[0]), tf.convert_to_tensor(self._numerical[0]))
+        inputs = self._model.embeddings.lookups(self._ids[0]), self._numerical[0]
+        states = self._states(*tf.nest.map_structure(tf.convert_to_tensor, inputs))
         self._gates = [gates.numpy() for gates, _ in states]
         levels = [
             level_statistics(level.readable, gates, experts.numpy(), self._comm)
@@ -95,9 +97,9 @@ class ExpertMonitor:
             for expert in np.flatnonzero(level.readable[gate]).tolist()
         }
 
-    def _level_states(self, ids: tf.Tensor, numerical: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    def _level_states(self, lookups: tuple[Lookups, ...], numerical: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """Returns each level's gates [gates, rows, experts] and experts [experts, rows, units], float32."""
-        deep_input = self._model.deep_input(self._model.gather(ids), ids, numerical)
+        deep_input = self._model.deep_input(self._model.embed(lookups), numerical)
         return [(state.gates, tf.cast(state.experts, tf.float32)) for state in self._network.level_states(deep_input)]
 
 

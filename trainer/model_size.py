@@ -25,7 +25,7 @@ class TableSize:
     """The size of an embedding table.
 
     Attributes:
-        name: name of the feature, or "wide".
+        name: name of the feature, or "wide" for all features' wide weights.
         rows, width: shape of the whole table, over all workers.
         bytes: memory of one worker's rows in bytes, in training with their optimizer state.
     """
@@ -91,15 +91,20 @@ def table_sizes(
     """
     # A plain UpdateRule has no state.
     deep, wide = (UpdateRule, UpdateRule) if rule is None else (OPTIMIZERS[rule], Ftrl)
-    shapes = [(columns.name, columns.cardinality, columns.width, deep) for columns in layout.categorical]
+    rows = [columns.cardinality for columns in layout.categorical]
+    own = [count // workers if count >= SMALLEST_SHARDED else count for count in rows]
+    sizes = [
+        TableSize(columns.name, columns.cardinality, columns.width, held * _bytes_per_row(columns.width, deep))
+        for columns, held in zip(layout.categorical, own, strict=True)
+    ]
     if options.has_wide_part:
-        shapes.append(("wide", max(1, sum(columns.cardinality for columns in layout.categorical)), outputs, wide))
-    sizes = []
-    for name, rows, width, update in shapes:
-        own = rows // workers if rows >= SMALLEST_SHARDED else rows
-        per_row = width * (1 + len(update.slots)) + update.has_time_decay  # the step of the row's last update
-        sizes.append(TableSize(name, rows, width, own * per_row * _FLOAT_BYTES))
+        sizes.append(TableSize("wide", sum(rows), outputs, sum(own) * _bytes_per_row(outputs, wide)))
     return sizes
+
+
+def _bytes_per_row(width: int, rule: type[UpdateRule]) -> int:
+    """Return the bytes of a table row with its optimizer state."""
+    return _FLOAT_BYTES * (width * (1 + len(rule.slots)) + rule.has_time_decay)  # the step of the row's last update
 
 
 def may_use_gpu(cpu: bool) -> bool:

@@ -1,4 +1,4 @@
-"""The training step: embedding rows -> logits -> losses -> gradients -> sums over workers -> update."""
+"""The training step: embeddings -> logits -> losses -> gradients -> sums over workers -> update."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -10,8 +10,9 @@ from data.errors import DataError
 from data.loading.batch import Batch
 from trainer.comm import Comm, differentiable_sum, sees_clock, timed
 from trainer.config import TrainingOptions
-from trainer.embeddings.exchange import plan_exchange, sum_by_row, sum_sparse
-from trainer.embeddings.tables import EmbeddingRows
+from trainer.embeddings.exchange import plan_exchange, sum_sparse
+from trainer.embeddings.groups import Lookups
+from trainer.embeddings.tables import Pooled
 from trainer.models.ranking import RankingModel
 from trainer.models.step_context import StepContext
 from trainer.models.weights import kernels, named
@@ -20,7 +21,7 @@ from trainer.optimizers.optimizer import Gradient, Optimizer
 from trainer.process.device import compiles_passes
 from trainer.tasks.loss_weighting import LossWeighting
 from trainer.tasks.losses import joint_labels, joint_logits, row_weights, task_losses
-from trainer.tasks.task import Task, restrict_to_sample_space
+from trainer.tasks.task import restrict_to_sample_space
 
 T = TypeVar("T")
 
@@ -29,25 +30,36 @@ class StepInput(NamedTuple):
     """The tensors of one worker's batch.
 
     Attributes:
-        ids: categorical ids, [batch, id columns] int32.
+        lookups: what each group of embedding tables looks up.
         numerical: numerical features, [batch, numerical] float32.
         labels: labels, [batch, tasks] float32; NaN where a row does not count for a task.
         weights: sample weights, [batch] float32; 0 for padding rows.
     """
 
-    ids: tf.Tensor
+    lookups: tuple[Lookups[tf.Tensor], ...]
     numerical: tf.Tensor
     labels: tf.Tensor
     weights: tf.Tensor
 
 
-def step_input(batch: Batch, tasks: Sequence[Task]) -> StepInput:
-    """Convert a loader's batch to the tensors of a training step."""
+def step_input(batch: Batch, model: RankingModel) -> StepInput:
+    """Convert a loader's batch to the tensors of a training step. Runs in the loader's thread, ahead of the step."""
+    rows = StepInput(
+        lookups=model.embeddings.lookups(batch.ids),
+        numerical=batch.numerical,
+        labels=restrict_to_sample_space(batch.labels, model.tasks),
+        weights=batch.weights,
+    )
+    return tf.nest.map_structure(tf.convert_to_tensor, rows)
+
+
+def input_spec(model: RankingModel) -> StepInput:
+    """Return the types of a training step's input."""
     return StepInput(
-        ids=tf.convert_to_tensor(batch.ids),
-        numerical=tf.convert_to_tensor(batch.numerical),
-        labels=tf.convert_to_tensor(restrict_to_sample_space(batch.labels, tasks)),
-        weights=tf.convert_to_tensor(batch.weights),
+        model.embeddings.lookup_specs,
+        tf.TensorSpec([None, len(model.layout.numerical)], tf.float32),
+        tf.TensorSpec([None, len(model.tasks)], tf.float32),
+        tf.TensorSpec([None], tf.float32),
     )
 
 
@@ -133,6 +145,7 @@ class TrainStep:
         comm: collectives over the workers.
 
     Attributes:
+        run: the step as a graph, a function of a batch, the step number and control flags (see `_run`).
         running_losses: the losses of the steps so far, and whether they were finite.
     """
 
@@ -157,12 +170,15 @@ class TrainStep:
         self._allreduce_dtype = tf.float16 if options.fp16_allreduce else tf.float32
         self._seed, self._xla = options.seed, options.xla
         self._measures_waiting = comm.size > 1 and sees_clock()
+        # Without AutoGraph: no Python control flow depends on tensors, and tracing is faster.
         self._differentiated = tf.function(
             self._differentiate, autograph=False, jit_compile=compiles_passes(options.xla)
         )
+        # With a signature: the numbers of rows that batches look up vary, and must not cause another trace.
+        signature = (input_spec(model), tf.TensorSpec([], tf.int32), tf.TensorSpec([None], tf.float32))
+        self.run = tf.function(self._run, input_signature=signature, autograph=False)
 
-    @tf.function(autograph=False)  # no Python control flow depends on tensors, and tracing is faster without
-    def run(self, batch: StepInput, step: tf.Tensor, control_flags: tf.Tensor) -> StepResult:
+    def _run(self, batch: StepInput, step: tf.Tensor, control_flags: tf.Tensor) -> StepResult:
         """Trains on one batch. A collective.
 
         Args:
@@ -200,45 +216,44 @@ class TrainStep:
             step: number of the step.
             row_counts: `row_counts` of all workers' batches, summed.
         """
-        rows = self.model.gather(batch.ids)
+        embeddings, lookups = self.model.embeddings, batch.lookups
+        pooled = self.model.embed(lookups)
         # [2] int32, a different one for every worker and step: resuming needs no saved random state.
         dropout_seed = tf.stack([tf.constant((self._seed * 1_000_003 + self.comm.rank) % 2**31), step * 64])
         factors, scale = self.weighting.factors(step), tf.convert_to_tensor(self.loss_scale.scale)
-        gradients, row_gradients = self._differentiated(rows, batch, row_counts, dropout_seed, factors, scale)
-        tables = self.model.embeddings.tables
-        row_ids = self.model.embeddings.row_ids(batch.ids)
-        for table, ids, gradient in zip(tables, row_ids, [*row_gradients.deep, *row_gradients.wide], strict=True):
-            # Deep tables: [batch, hotness, width]; the wide one: [batch, id columns, outputs].
-            ids, gradient = tf.reshape(ids, [-1]), tf.reshape(gradient, [-1, gradient.shape[-1]])
-            gradients.by_name[table.path] = (
-                tf.math.unsorted_segment_sum(gradient, ids, table.shape[0])  # [rows, width]
-                if self._exchange_plan[table.path] == "whole"
-                else sum_by_row(ids, gradient)  # [n], [n, width]
+        gradients, of_pooled = self._differentiated(pooled, batch, row_counts, dropout_seed, factors, scale)
+        of_rows = embeddings.spread(of_pooled, lookups)
+        for (index, variable), values in zip(embeddings.group_variables, [*of_rows.deep, *of_rows.wide], strict=True):
+            numbers = lookups[index].rows
+            gradients.by_name[variable.path] = (
+                tf.math.unsorted_segment_sum(values, numbers, variable.shape[0])  # [rows of the group, width]
+                if self._exchange_plan[variable.path] == "whole"
+                else tf.IndexedSlices(values, numbers)  # [n, width], [n]
             )
         return gradients
 
     def _differentiate(
         self,
-        rows: EmbeddingRows,
+        pooled: Pooled,
         batch: StepInput,
         row_counts: tf.Tensor,
         dropout_seed: tf.Tensor,
         factors: tf.Tensor,
         scale: tf.Tensor,
-    ) -> tuple[Gradients, EmbeddingRows]:
-        """Differentiates the loss with respect to dense weights and gathered rows: the part that XLA may compile.
+    ) -> tuple[Gradients, Pooled]:
+        """Differentiates the loss with respect to dense weights and embeddings: the part that XLA may compile.
 
         Returns:
-            The gradients of the dense weights, and those of the rows.
+            The gradients of the dense weights, and those of the embeddings.
         """
         weights, shared = list(self._dense.values()), list(self._shared.values())
         has_weight = tf.cast(batch.weights > 0, tf.float32)
         context = StepContext(dropout_seed, has_weight, lambda own: differentiable_sum(self.comm, own), self._xla)
-        # Differentiating gathered rows instead of tables keeps every gradient as small as the batch. A second use of
-        # the tape is needed only for the gradients of single tasks.
+        # Differentiating embeddings instead of tables keeps every gradient as small as the batch. A second use of the
+        # tape is needed only for the gradients of single tasks.
         with tf.GradientTape(watch_accessed_variables=False, persistent=bool(shared)) as tape:
-            tape.watch([rows, weights])
-            logits = self._logits(rows, batch, context)  # [batch, outputs] float32
+            tape.watch([pooled, weights])
+            logits = self._logits(pooled, batch, context)  # [batch, outputs] float32
             losses = self._losses(logits, batch, row_counts[:-1])  # [tasks]
             trained = {name: tf.convert_to_tensor(weight) for name, weight in self.weighting.weights.items()}
             loss = self.weighting.total(losses, trained, factors, self.comm.size)
@@ -247,7 +262,7 @@ class TrainStep:
             # Scaled inside the tape, before float16 gradients could underflow.
             scaled_loss, scaled_losses = loss * scale, tf.unstack(losses * scale)
         zero = tf.UnconnectedGradients.ZERO
-        weight_gradients, row_gradients = tape.gradient(scaled_loss, (weights, rows), unconnected_gradients=zero)
+        weight_gradients, of_pooled = tape.gradient(scaled_loss, (weights, pooled), unconnected_gradients=zero)
         per_task = [tape.gradient(own, shared, unconnected_gradients=zero) for own in scaled_losses] if shared else []
         flat = [tf.concat([tf.reshape(gradient, [-1]) for gradient in own], axis=0) for own in per_task]  # [values]
         moments = {variable.path: value for variable, value in context.moments}
@@ -257,11 +272,11 @@ class TrainStep:
             [tf.stack(flat)] if flat else [],
             [moments[variable.path] for variable in self.model.non_trainable_variables],
         )
-        return gradients, row_gradients
+        return gradients, of_pooled
 
-    def _logits(self, rows: EmbeddingRows, batch: StepInput, context: StepContext) -> tf.Tensor:
+    def _logits(self, pooled: Pooled, batch: StepInput, context: StepContext) -> tf.Tensor:
         """Returns the logits of the loss: joint instead of conditional ones if the model trains joint probabilities."""
-        logits = self.model.logits(rows, batch.ids, batch.numerical, context)
+        logits = self.model.logits(pooled, batch.numerical, context)
         return joint_logits(logits, self.model.tasks) if self.model.trains_joint_probabilities else logits
 
     def _labels(self, batch: StepInput) -> tf.Tensor:
@@ -281,7 +296,7 @@ class TrainStep:
         losses, *per_task = self.comm.sum_tensors([gradients.losses, *gradients.per_task])
         sums = self.comm.sum_tensors([tf.cast(gradient, self._allreduce_dtype) for gradient in dense.values()])
         by_name = {name: tf.cast(gradient, tf.float32) for name, gradient in zip(dense, sums, strict=True)}
-        by_name |= sum_sparse(sparse, self.model.embeddings, self.comm)
+        by_name |= sum_sparse(sparse, self._exchange_plan, self.model.embeddings.shards, self.comm)
         return gradients._replace(losses=losses, by_name=by_name, per_task=per_task)
 
     def update(self, gradients: Gradients, step: tf.Tensor) -> None:
@@ -293,7 +308,7 @@ class TrainStep:
         """
         is_finite = all_finite([*gradients.by_name.values(), *gradients.per_task])
         # Each worker sees only its own rows of a sharded table, and all workers have to skip the same steps.
-        if self.model.embeddings.sharded:
+        if "shards" in self._exchange_plan.values():
             is_finite = self.comm.sum_tensors([tf.cast(~is_finite, tf.float32)])[0] == 0
         self.running_losses.add(
             gradients.losses, all_finite([gradients.losses]) & (is_finite | self.loss_scale.dynamic)
@@ -351,7 +366,9 @@ def shared_weights(model: RankingModel, weighting: LossWeighting) -> dict[str, t
 def all_finite(gradients: Sequence[Gradient]) -> tf.Tensor:
     """Return whether all values of dense and sparse gradients are finite, scalar bool."""
     values = [gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient for gradient in gradients]
-    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(own)) for own in values])
+    # TensorFlow sums numbers on all cores, and reduces booleans on one.
+    broken = [tf.reduce_sum(tf.cast(~tf.math.is_finite(own), tf.float32)) for own in values]
+    return tf.add_n(broken) == 0 if broken else tf.constant(True)
 
 
 def _scaled(gradients: Gradients, factor: tf.Tensor) -> Gradients:

@@ -36,7 +36,6 @@ from trainer.logging.profiling import StepProfiler, nvtx_range
 from trainer.logging.progress import Progress
 from trainer.logging.step_times import timed
 from trainer.metrics.calibration import as_records
-from trainer.models.weights import named
 from trainer.predictions import PredictionWriter
 from trainer.process.device import on_gpu
 from trainer.results import Results
@@ -169,13 +168,14 @@ class Trainer:
         self.log.start(self._step(position))
         step.running_losses.set(position.losses)
         self._checked_step = self._step(position)
-        with closing(loader.epoch(position.epoch, position.steps)) as batches:
+        inputs = loader.epoch(position.epoch, position.steps, lambda batch: step_input(batch, self.model))
+        with closing(inputs) as batches:
             for batch, waited in timed(batches):
                 position.steps += 1
                 number = self._step(position)
                 self.log.add_wait(waited)
                 # The number is a tensor: a Python int would retrace the graph at every step.
-                arguments = step_input(batch, self.tasks), tf.constant(number), self.control.control_flags()
+                arguments = batch, tf.constant(number), self.control.control_flags()
                 with self.profiler.step(number):
                     result = step.run(*arguments)  # not awaited: a GPU runs it in the background
                 self.results.board.graph_of(step.run, *arguments)
@@ -354,7 +354,7 @@ class Trainer:
 
     def _conclude(self, metrics: dict[str, float]) -> dict[str, float]:
         """Writes the model folder and the final metrics, also for a complete run that died before it wrote them."""
-        self.say(f"model: {self.checkpoints.write_best_model(list(named(self.model.variables)))}")
+        self.say(f"model: {self.checkpoints.write_best_model(list(self.model.weights_by_name))}")
         self.results.conclude(metrics)
         return metrics
 
@@ -412,8 +412,7 @@ class Trainer:
         self.results.log.close()
 
     def _restore_weights(self) -> Path:
-        state = TrainState(named(self.model.variables), self.comm, self.model.embeddings.sharded)
-        return self.checkpoints.restore_weights(state)
+        return self.checkpoints.restore_weights(TrainState(self.model.weights_by_name, self.comm))
 
     def _prediction_writer(self, path: Path) -> PredictionWriter:
         data = self.data
@@ -438,8 +437,9 @@ class Trainer:
         embeddings = self.model.embeddings
         if embeddings.shards is None:
             return ""
-        sharded, tables = len(embeddings.sharded), len(embeddings.tables)
-        return f"; {sharded} of {tables} tables are sharded over {self.comm.size} worker(s)"
+        tables = embeddings.tables().values()
+        sharded = sum(table.is_sharded for table in tables)
+        return f"; {sharded} of {len(tables)} tables are sharded over {self.comm.size} worker(s)"
 
     def _report_changed_ids(self, loader: ParquetLoader) -> None:
         """Reports ids that were cut off or out of vocabulary in the loader's latest epoch."""

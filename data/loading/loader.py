@@ -6,7 +6,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from data.loading.parquet import ParquetReader
 from data.loading.shuffle import OPEN_WINDOWS, SHUFFLE_ROWS, SequentialPlan, ShuffledPlan, WindowSlice
 from data.memory import check_fits
 from data.spec.feature_spec import FeatureSpec
+
+T = TypeVar("T")
 
 DECODE_THREADS = 2
 POSITION_BYTES = 4  # one int32 per row in a window's permutation
@@ -216,7 +218,17 @@ class ParquetLoader:
         epochs, steps = divmod(step, self.steps_per_epoch)
         return epochs * self.rows + min(steps * self._global_batch_size, self.rows)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
+    @overload
+    def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]: ...
+
+    @overload
+    def epoch(
+        self, epoch: int, first_step: int = 0, prepare: Callable[[Batch], T] = ...
+    ) -> Generator[T, None, None]: ...
+
+    def epoch(
+        self, epoch: int, first_step: int = 0, prepare: Callable[[Batch], Any] | None = None
+    ) -> Generator[Any, None, None]:
         """Yield the batches of an epoch, starting at `first_step` without reading earlier rows.
 
         Close the generator when leaving it early, to stop its threads.
@@ -224,6 +236,8 @@ class ParquetLoader:
         Args:
             epoch: index of the epoch; it determines the shuffled order.
             first_step: index of the first step to yield, for resuming within an epoch.
+            prepare: function of a batch, called in the loader's thread ahead of the consumer; its results are yielded
+                instead of the batches.
 
         Yields:
             Batches of `local_batch_size` rows; the last rows may be padding.
@@ -242,7 +256,8 @@ class ParquetLoader:
                 )
                 for stream in slices
             ]
-            yield from background.run(self._edited(streams, epoch, first_step))
+            batches = self._edited(streams, epoch, first_step)
+            yield from background.run(batches if prepare is None else map(prepare, batches))
         if self._shuffle:
             self._spare = spare  # saves the next epoch from allocating the buffers again
         self._warn_of_changed_rows()
@@ -338,7 +353,7 @@ class _Background:
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="loader-decode")
         # None marks the end. The queue is bounded by `_room`, which `__exit__` can release to unblock the thread.
-        self._ready: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._room = threading.Semaphore(BATCHES_AHEAD)
         self._is_closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -353,7 +368,7 @@ class _Background:
         if self._thread is not None:
             self._thread.join()
 
-    def run(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def run(self, batches: Iterator[T]) -> Iterator[T]:
         """Yield the batches, built in the background; re-raise any exception from building them."""
         self._thread = threading.Thread(target=self._make, args=(batches,), name="loader-batches", daemon=True)
         self._thread.start()
@@ -363,7 +378,7 @@ class _Background:
             self._room.release()
             yield batch
 
-    def _make(self, batches: Iterator[Batch]) -> None:
+    def _make(self, batches: Iterator[Any]) -> None:
         try:
             for batch in batches:
                 self._room.acquire()

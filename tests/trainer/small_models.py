@@ -1,5 +1,7 @@
 """Small models, steps and batches for tests of the trainer."""
 
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
@@ -70,21 +72,40 @@ def make_step(
             RMSprop(),
             Constant(DEEP_RATE),
             named(model.deep_weights) | weighting.weights,
-            named(embeddings.deep_tables),
+            named(embeddings.deep_variables),
         ),
-        ParameterGroup(Ftrl(), Constant(WIDE_RATE), named(model.wide_weights), named(embeddings.wide_tables)),
+        ParameterGroup(Ftrl(), Constant(WIDE_RATE), named(model.wide_weights), named(embeddings.wide_variables)),
     )
     loss_scale = LossScale(dynamic=compute_dtype == "float16")
     options = TrainingOptions(**{"global_batch_size": 16, **flags})  # type: ignore[arg-type]
     return TrainStep(model, optimizer, weighting, loss_scale, options, comm or SingleWorker())
 
 
-def run_eagerly(step: TrainStep, batch: StepInput, number: int, flags: tuple[float, ...] = (0.0,)) -> StepResult:
+class Rows(NamedTuple):
+    """The rows of a batch: ids [batch, id columns] int32 before they are looked up, and the rest of a StepInput."""
+
+    ids: tf.Tensor
+    numerical: tf.Tensor
+    labels: tf.Tensor
+    weights: tf.Tensor
+
+    def input(self, model: RankingModel) -> StepInput:
+        """The input of the model's training step."""
+        lookups = tf.nest.map_structure(tf.constant, model.embeddings.lookups(self.ids.numpy()))
+        return StepInput(lookups, self.numerical, self.labels, self.weights)
+
+
+def run(step: TrainStep, batch: Rows, number: int) -> np.ndarray:
+    """Runs a step; returns the losses."""
+    return step(batch.input(step.model), tf.constant(number)).numpy()
+
+
+def run_eagerly(step: TrainStep, batch: Rows, number: int, flags: tuple[float, ...] = (0.0,)) -> StepResult:
     """Runs a step outside of a graph, where workers in threads can meet."""
-    return step.run.python_function(batch, tf.constant(number), tf.constant(flags))
+    return step.run.python_function(batch.input(step.model), tf.constant(number), tf.constant(flags))
 
 
-def make_batches(count: int, rows: int = 16, *, tasks: int = 1, seed: int = 0) -> list[StepInput]:
+def make_batches(count: int, rows: int = 16, *, tasks: int = 1, seed: int = 0) -> list[Rows]:
     """Skewed ids with repeats, multi-hot rows with and without pads, labels that the inputs decide."""
     rng = np.random.default_rng(seed)
     batches = []
@@ -94,7 +115,7 @@ def make_batches(count: int, rows: int = 16, *, tasks: int = 1, seed: int = 0) -
         numerical = rng.normal(size=(rows, 2))
         labels = np.stack([(numerical[:, 0] + task + (day < 3) > 1) for task in range(tasks)], axis=1)
         batches.append(
-            StepInput(
+            Rows(
                 ids=tf.constant(np.column_stack([user, day, tags]), tf.int32),
                 numerical=tf.constant(numerical, tf.float32),
                 labels=tf.constant(labels, tf.float32),
@@ -104,17 +125,17 @@ def make_batches(count: int, rows: int = 16, *, tasks: int = 1, seed: int = 0) -
     return batches
 
 
-def part(batch: StepInput, rows: slice) -> StepInput:
+def part(batch: Rows, rows: slice) -> Rows:
     """Some rows of a batch."""
-    return StepInput(*(tensor[rows] for tensor in batch))
+    return Rows(*(tensor[rows] for tensor in batch))
 
 
-def share_of(batch: StepInput, rank: int, workers: int) -> StepInput:
+def share_of(batch: Rows, rank: int, workers: int) -> Rows:
     """A worker's rows of a batch of any size, padded to as many as any worker has, as the loader does it."""
     count = batch.weights.shape[0]
     rows = part(batch, slice(rank * count // workers, (rank + 1) * count // workers))
     pads = -(-count // workers) - rows.weights.shape[0]
-    return StepInput(*(tf.pad(tensor, [[0, pads], *[[0, 0]] * (len(tensor.shape) - 1)]) for tensor in rows))
+    return Rows(*(tf.pad(tensor, [[0, pads], *[[0, 0]] * (len(tensor.shape) - 1)]) for tensor in rows))
 
 
 def differences(first: RankingModel, second: RankingModel) -> float:

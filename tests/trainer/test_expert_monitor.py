@@ -10,7 +10,7 @@ import tensorflow as tf
 from data.loading.batch import Batch
 from tests.trainer.local_workers import run_workers
 from tests.trainer.metrics.workers import LocalWorkers
-from tests.trainer.small_models import make_batches, make_model, make_step
+from tests.trainer.small_models import make_batches, make_model, make_step, run
 from trainer import expert_monitor
 from trainer.comm import SingleWorker
 from trainer.expert_monitor import (
@@ -361,7 +361,7 @@ def test_entropy_term_cures_a_collapse():
         step = make_step(model, global_batch_size=64)
         _, start, _ = monitored(model)
         for number, batch in enumerate(make_batches(100, 64, tasks=2), start=1):
-            step(batch, tf.constant(number))
+            run(step, batch, number)
         entropies[weight] = monitored(model)[1]["gate_entropy/click"]
         assert start["gate_entropy/click"] < 0.6
     assert entropies[0.0] < 0.6 and entropies[1.0] > 0.75

@@ -186,7 +186,8 @@ def test_task_gradients_are_of_the_shared_weights(name):
         losses = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=batch.labels, logits=logits), axis=0)
         each = tf.unstack(losses)
     expected = [np.concatenate([g.numpy().ravel() for g in tape.gradient(loss, weights)]) for loss in each]
-    (found,) = step.forward_backward(batch, tf.constant(1), step.row_counts(batch)).per_task
+    inputs = batch.input(model)
+    (found,) = step.forward_backward(inputs, tf.constant(1), step.row_counts(inputs)).per_task
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
 
 

@@ -5,8 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer.local_workers import run_workers
-from tests.trainer.small_models import differences, make_batches, make_model, make_step, part, run_eagerly
-from trainer.step import StepInput
+from tests.trainer.small_models import Rows, differences, make_batches, make_model, make_step, part, run, run_eagerly
 from trainer.tasks.binary import BinaryTask
 from trainer.tasks.losses import row_weights, task_losses
 from trainer.tasks.multiclass import MulticlassTask
@@ -57,7 +56,7 @@ def test_tasks_have_their_own_rows_and_columns():
         assert found[index] == pytest.approx(np.average(losses[known], weights=weights[known]), rel=1e-5)
 
 
-def batches_of(count: int) -> list[StepInput]:
+def batches_of(count: int) -> list[Rows]:
     batches = make_batches(count)
     return [batch._replace(labels=tf.constant(labels_of(16, seed))) for seed, batch in enumerate(batches)]
 
@@ -87,7 +86,7 @@ def test_batch_without_rows_of_a_task():
     batch = batches_of(1)[0]
     labels = batch.labels.numpy()
     labels[:, [0, 2]] = np.nan
-    losses = make_step(model)(batch._replace(labels=tf.constant(labels)), tf.constant(1)).numpy()
+    losses = run(make_step(model), batch._replace(labels=tf.constant(labels)), 1)
     assert losses[[0, 2]].tolist() == [0, 0] and (losses[[1, 3]] > 0).all()
     assert all(np.isfinite(variable.numpy()).all() for variable in model.variables)
 
@@ -97,6 +96,6 @@ def test_classes_are_learned_from_inputs():
     step, losses = make_step(model), []
     for number, batch in enumerate(task, start=1):
         classes = tf.cast(batch.numerical[:, :1] > 0, tf.float32) + tf.cast(batch.numerical[:, 1:] > 0, tf.float32)
-        losses.append(step(batch._replace(labels=classes), tf.constant(number)).numpy().item())
+        losses.append(run(step, batch._replace(labels=classes), number).item())
     assert losses[0] == pytest.approx(np.log(3), abs=0.4)
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])

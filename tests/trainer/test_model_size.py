@@ -1,5 +1,8 @@
 """What a model takes in memory, computed before TensorFlow is imported, against what is allocated."""
 
+import math
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +16,7 @@ from tests.trainer.small_models import LAYOUT, make_model
 from trainer import model_size
 from trainer.build import make_training
 from trainer.checkpoint.model_folder import open_model, write_model
+from trainer.checkpoint.state import TrainState
 from trainer.cli import parse
 from trainer.comm import SingleWorker
 from trainer.config import Options
@@ -46,6 +50,12 @@ def options_of(*flags: str) -> Options:
     return parse(flags, 1, reads_checkpoint=False)
 
 
+def bytes_of(state: TrainState, name: str) -> int:
+    """The bytes of the variables embeddings/NAME and embeddings/NAME.SUFFIX."""
+    pattern = re.compile(rf"embeddings/{name}(\..*)?")
+    return sum(4 * math.prod(value.shape) for key, value in state.variables.items() if pattern.fullmatch(key))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_tables_with_their_state_take_what_is_computed(name):
     for rule in RULES:
@@ -53,16 +63,13 @@ def test_tables_with_their_state_take_what_is_computed(name):
             options = options_of("--model", name, "--optimizer", rule, *wide)
             model = make_model(model=name, wide_part=bool(wide), tasks=TASKS)
             training = make_training(options, model, SingleWorker(), steps_per_epoch=1)
-            bytes_of = dict.fromkeys(model.embeddings.whole_rows, 0)
-            for variable, value in training.state.variables.items():
-                for table in bytes_of:
-                    if variable == table or variable.startswith(f"{table}."):
-                        bytes_of[table] += 4 * int(np.prod(value.shape))
+            names = [f"deep.{columns.name}" for columns in LAYOUT.categorical]
+            names += ["wide"] if model.wide_weights else []
             sizes = table_sizes(options.model, LAYOUT, 6, rule=rule)
-            assert [size.bytes for size in sizes] == list(bytes_of.values()), (rule, wide)
+            assert [size.bytes for size in sizes] == [bytes_of(training.state, name) for name in names], (rule, wide)
             alone = table_sizes(options.model, LAYOUT, 6, rule=None)
-            weights = [4 * table.shape[0] * table.shape[1] for table in model.embeddings.tables]
-            assert [size.bytes for size in alone] == weights
+            weights = TrainState(model.weights_by_name)
+            assert [size.bytes for size in alone] == [bytes_of(weights, name) for name in names]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -17,10 +17,9 @@ def test_outbrain_has_published_number_of_parameters():
     assert layout.width == 1248
     model = build_model(model_options(), layout, (BinaryTask("clicked"),), compute_dtype="float32", seed=0)
     assert model.count_params() == 91_777_245
-    tables = sum(int(np.prod(table.shape)) for table in model.embeddings.deep_tables)
-    assert tables == 85_616_076
-    spread = np.std(model.embeddings.deep_tables[0].numpy()[:10_000])
+    assert sum(variable.shape.num_elements() for variable in model.embeddings.deep_variables) == 85_616_076
     columns = layout.categorical[0]
+    spread = np.std(model.embeddings.tables()[f"embeddings/deep.{columns.name}"].numpy()[:10_000])
     np.testing.assert_allclose(spread, np.sqrt(2 / (columns.cardinality + columns.width)), rtol=0.02)
 
 
@@ -32,25 +31,28 @@ def test_logits_equal_the_formula_row_by_row(combiner):
         variable.assign(rng.normal(size=variable.shape) * 0.3)
     batch = make_batches(1)[0]
     logits = model(batch.ids, batch.numerical).numpy()
-    weights = {variable.path.split("/", 1)[1]: variable.numpy().astype(np.float64) for variable in model.variables}
-    wide = weights["wide"][:, 0]
+    weights = {
+        name.split("/", 1)[1]: weight.numpy().astype(np.float64) for name, weight in model.weights_by_name.items()
+    }
+    user, day, wide_tags = (weights[f"wide.{name}"][:, 0] for name in ("user", "day", "tags"))
     for ids, numbers, logit in zip(batch.ids.numpy(), batch.numerical.numpy(), logits[:, 0], strict=True):
         tags = [tag for tag in ids[2:] if tag >= 0]
         pooled = sum((weights["deep.tags"][tag] for tag in tags), np.zeros(6))
         if combiner == "mean" and tags:
             pooled = pooled / len(tags)
-        x = np.concatenate([weights["deep.user"][ids[0]], weights["deep.day"][ids[1]], pooled, numbers])
+        # The deep input is ordered by width: day has 4 columns, tags 6, and user 8.
+        x = np.concatenate([weights["deep.day"][ids[1]], pooled, weights["deep.user"][ids[0]], numbers])
         for layer in ("hidden/layer_1", "hidden/layer_2"):
             x = np.maximum(x @ weights[f"{layer}/kernel"] + weights[f"{layer}/bias"], 0)
         deep = x @ weights["head/kernel"] + weights["head/bias"]
-        linear = wide[ids[0]] + wide[500 + ids[1]] + sum(wide[507 + tag] for tag in tags)
+        linear = user[ids[0]] + day[ids[1]] + sum(wide_tags[tag] for tag in tags)
         linear += numbers @ weights["wide_numerical"] + weights["wide_bias"]
         np.testing.assert_allclose(logit, (deep + linear).item(), rtol=1e-4, atol=1e-5)
 
 
 def test_wide_part_starts_at_zero():
     model = make_model()
-    assert not model.embeddings.wide_tables[0].numpy().any()
+    assert not any(variable.numpy().any() for variable in model.embeddings.wide_variables)
     assert not any(weight.numpy().any() for weight in model.wide_weights)
 
 
@@ -58,7 +60,7 @@ def test_weights_depend_on_the_seed_only():
     first, second, other = make_model(seed=5), make_model(seed=5), make_model(seed=6)
     for a, b in zip(first.variables, second.variables, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
-    assert not np.array_equal(first.embeddings.deep_tables[0].numpy(), other.embeddings.deep_tables[0].numpy())
+    assert not np.array_equal(first.embeddings.deep_variables[0].numpy(), other.embeddings.deep_variables[0].numpy())
 
 
 @pytest.mark.parametrize(
@@ -84,4 +86,5 @@ def test_each_label_has_a_head_and_a_wide_part():
     logits = model(batch.ids, batch.numerical).numpy()
     assert logits.shape == (16, 2)
     assert not np.allclose(logits[:, 0], logits[:, 1])
-    assert model.embeddings.wide_tables[0].shape == (sum(c.cardinality for c in LAYOUT.categorical), 2)
+    shapes = {name: table.shape for name, table in model.embeddings.tables().items() if "/wide." in name}
+    assert shapes == {f"embeddings/wide.{columns.name}": (columns.cardinality, 2) for columns in LAYOUT.categorical}

@@ -108,7 +108,8 @@ def test_loss_scale_halves_on_overflow_and_grows_later():
 
 def test_state_names_every_slot_once():
     optimizer = make(RMSprop(), 1.0, {"w": tf.Variable([1.0])}, {"t": tf.Variable([[1.0]])})
-    assert sorted(optimizer.state) == ["t.last_step", "t.mean_square", "w.mean_square"]
+    assert list(optimizer.weight_state) == ["w.mean_square"]
+    assert sorted(optimizer.table_state("t")) == [".last_step", ".mean_square"]
 
 
 KERAS = {
@@ -164,8 +165,9 @@ def test_lazy_adam_has_the_moments_of_dense_adam():
         own.apply({"table": sparse(gradient, present)}, tf.constant(step))
         other.apply({"table": tf.constant(gradient)}, tf.constant(step))
         assert (lazy.numpy()[1].item() == before) == (step not in (1, 5))
-    for slot in ("table.mean", "table.mean_square"):
-        np.testing.assert_allclose(own.state[slot].numpy(), other.state[slot].numpy(), rtol=1e-5)
+    for slot in (".mean", ".mean_square"):
+        expected = other.weight_state[f"table{slot}"]
+        np.testing.assert_allclose(own.table_state("table")[slot].numpy(), expected.numpy(), rtol=1e-5)
     np.testing.assert_allclose(lazy.numpy()[0], dense.numpy()[0], rtol=1e-6)
 
 
@@ -183,8 +185,8 @@ def test_dense_and_sparse_gradients_agree(rule):
         # The two forms may alternate.
         both.reverse()
     assert not np.array_equal(by_rows.numpy(), start)
-    for name, variable in both[0].state.items():
-        np.testing.assert_allclose(variable.numpy(), both[1].state[name].numpy(), atol=1e-6, err_msg=name)
+    for name, variable in both[0].table_state("t").items():
+        np.testing.assert_allclose(variable.numpy(), both[1].table_state("t")[name].numpy(), atol=1e-6, err_msg=name)
     np.testing.assert_allclose(by_rows.numpy(), whole.numpy(), atol=1e-6)
 
 

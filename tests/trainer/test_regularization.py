@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.trainer.small_models import make_batches, make_model, make_step
+from tests.trainer.small_models import make_batches, make_model, make_step, run
 from trainer.models.layers import EPSILON, MOMENTUM, BatchNorm, DenseConfig, Gates
 from trainer.models.step_context import StepContext
 
@@ -49,7 +49,7 @@ def test_evaluation_uses_moving_moments(model):
     before = [variable.numpy() for variable in net.non_trainable_variables]
     step = make_step(net)
     first = net(batches[0].ids, batches[0].numerical).numpy()
-    losses = [step(batch, tf.constant(number)).numpy().sum() for number, batch in enumerate(batches, start=1)]
+    losses = [run(step, batch, number).sum() for number, batch in enumerate(batches, start=1)]
     for old, variable in zip(before, net.non_trainable_variables, strict=True):
         assert np.abs(variable.numpy() - old).max() > 1e-4
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
@@ -59,7 +59,7 @@ def test_evaluation_uses_moving_moments(model):
 def test_overflow_leaves_the_moments_unchanged():
     batch, net = make_batches(1)[0], make_model(batch_norm=True, compute_dtype="float16")
     step = make_step(net, compute_dtype="float16")
-    step(batch._replace(numerical=batch.numerical * 1e30), tf.constant(1))
+    run(step, batch._replace(numerical=batch.numerical * 1e30), 1)
     for variable in net.non_trainable_variables:
         assert set(np.unique(variable.numpy())) <= {0.0, 1.0}
 
@@ -101,9 +101,9 @@ def test_entropy_penalty_flattens_gates():
         model = make_model(model="mmoe", tasks=TASKS, gate_entropy_weight=weight)
         step = make_step(model)
         for number, batch in enumerate(batches, start=1):
-            step(batch, tf.constant(number))
+            run(step, batch, number)
         batch = batches[0]
-        deep_input = model.deep_input(model.gather(batch.ids), batch.ids, batch.numerical)
+        deep_input = model.deep_input(model.embeddings.pool_padded(batch.ids), batch.numerical)
         own = model.network.level_states(deep_input)[-1].gates.numpy()
         entropies[weight] = -np.sum(own * np.log(own), axis=-1).mean() / math.log(own.shape[-1])
     assert entropies[1.0] > entropies[0.0] and entropies[1.0] > 0.97

@@ -9,11 +9,13 @@ from tests.trainer.local_workers import LocalWorker, run_workers
 from tests.trainer.small_models import (
     DEEP_RATE,
     WIDE_RATE,
+    Rows,
     differences,
     make_batches,
     make_model,
     make_step,
     part,
+    run,
     run_eagerly,
     share_of,
 )
@@ -22,22 +24,21 @@ from trainer.embeddings.shards import Shards
 from trainer.models.ranking import RankingModel
 from trainer.models.step_context import StepContext
 from trainer.process import device
-from trainer.step import StepInput
 from trainer.tasks.binary import BinaryTask
 from trainer.tasks.regression import RegressionTask
 
 STEPS = 60
 
 
-def train(model: RankingModel, batches: list[StepInput], **options) -> list[float]:  # type: ignore[no-untyped-def]
+def train(model: RankingModel, batches: list[Rows], **options) -> list[float]:  # type: ignore[no-untyped-def]
     step = make_step(model, **options)
-    return [step(batch, tf.constant(number)).numpy().sum() for number, batch in enumerate(batches, start=1)]
+    return [run(step, batch, number).sum() for number, batch in enumerate(batches, start=1)]
 
 
-def train_densely(model: RankingModel, batches: list[StepInput]) -> list[float]:
+def train_densely(model: RankingModel, batches: list[Rows]) -> list[float]:
     """Trains every row of every table in every step, with RMSprop and FTRL written out in NumPy."""
-    deep = [*model.deep_weights, *model.embeddings.deep_tables]
-    wide = [*model.wide_weights, *model.embeddings.wide_tables]
+    deep = [*model.deep_weights, *model.embeddings.deep_variables]
+    wide = [*model.wide_weights, *model.embeddings.wide_variables]
     squares = [np.zeros(v.shape, np.float64) for v in deep]
     sums = [np.full(v.shape, 0.1) for v in wide]
     linear = [np.zeros(v.shape) for v in wide]
@@ -61,7 +62,7 @@ def train_densely(model: RankingModel, batches: list[StepInput]) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def batches() -> list[StepInput]:
+def batches() -> list[Rows]:
     return make_batches(STEPS)
 
 
@@ -92,9 +93,7 @@ def test_training_lowers_the_loss(trained):
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
-def train_on_workers(
-    workers: int, batches: list[StepInput], *, sharded: bool
-) -> list[tuple[RankingModel, list[float]]]:
+def train_on_workers(workers: int, batches: list[Rows], *, sharded: bool) -> list[tuple[RankingModel, list[float]]]:
     """Returns each worker's model and losses; a batch is cut into the workers' parts."""
     cuts = np.linspace(0, 16, workers + 1).astype(int)
 
@@ -123,17 +122,17 @@ def test_several_workers_equal_one(batches, trained, workers):
 @pytest.mark.parametrize("workers", [2, 3])
 def test_sharded_tables_equal_replicated_ones(batches, trained, workers):
     model, losses = trained
-    tables = {table.path: table.numpy() for table in model.embeddings.tables}
+    tables = {name: table.numpy() for name, table in model.embeddings.tables().items()}
     for rank, (mine, own) in enumerate(train_on_workers(workers, batches, sharded=True)):
         np.testing.assert_allclose(own, losses, rtol=1e-4)
         assert mine.parameters == model.parameters
-        assert mine.embeddings.sharded == {
-            path: len(table) for path, table in tables.items() if not path.endswith("deep.day")
-        }
-        for table in mine.embeddings.tables:
-            whole = tables[table.path]
-            expected = whole[rank::workers] if table.path in mine.embeddings.sharded else whole
-            np.testing.assert_allclose(table.numpy(), expected, atol=1e-4, err_msg=table.path)
+        sharded = [name for name, table in mine.embeddings.tables().items() if table.is_sharded]
+        assert sorted(sharded) == sorted(name for name in tables if not name.endswith(".day"))
+        for name, table in mine.embeddings.tables().items():
+            found = table.variable.numpy() if table.is_sharded else table.numpy()
+            # The groups of these models have a table each.
+            expected = tables[name][rank::workers] if table.is_sharded else tables[name]
+            np.testing.assert_allclose(found, expected, atol=1e-4, err_msg=name)
 
 
 @pytest.fixture
@@ -175,11 +174,11 @@ def test_overflow_on_one_worker_is_skipped_by_all(batches):
         model = make_model(shards=shards, compute_dtype="float16")
         step = make_step(model, comm=comm, compute_dtype="float16")
         before = [variable.numpy().copy() for variable in model.variables]
-        rows = part(batches[0], slice(8 * comm.rank, 8 * comm.rank + 8))
+        rows = part(batches[0], slice(8 * comm.rank, 8 * comm.rank + 8)).input(model)
         [row_counts] = comm.sum_tensors([step.row_counts(rows)])
         summed = step.exchange(step.forward_backward(rows, tf.constant(1), row_counts))
         if comm.rank == 1:
-            user = model.embeddings.deep_tables[0].path
+            user = model.embeddings.deep_variables[-1].path
             own = summed.by_name[user]
             summed.by_name[user] = tf.IndexedSlices(own.values + np.inf, own.indices)
         step.update(summed, tf.constant(1))
@@ -199,7 +198,7 @@ def test_float16_exchange_rounds_gradients(batches, trained):
 def test_rows_of_weight_zero_change_nothing(batches):
     padded, plain = make_model(), make_model()
     for number, batch in enumerate(batches[:5], start=1):
-        pads = StepInput(
+        pads = Rows(
             ids=tf.concat([batch.ids, tf.tile([[0, 0, -1, -1, -1]], [4, 1])], axis=0),
             numerical=tf.concat([batch.numerical, tf.zeros((4, 2))], axis=0),
             labels=tf.concat([batch.labels, tf.zeros((4, 1))], axis=0),
@@ -207,7 +206,7 @@ def test_rows_of_weight_zero_change_nothing(batches):
         )
         if number == 1:
             step_padded, step_plain = make_step(padded), make_step(plain)
-        losses = [step(rows, tf.constant(number)).numpy() for step, rows in ((step_padded, pads), (step_plain, batch))]
+        losses = [run(step, rows, number) for step, rows in ((step_padded, pads), (step_plain, batch))]
         np.testing.assert_allclose(*losses, rtol=1e-5)
     assert differences(padded, plain) < 1e-5
 
@@ -215,10 +214,10 @@ def test_rows_of_weight_zero_change_nothing(batches):
 def test_row_of_weight_two_counts_as_two_rows(batches):
     twice, weighted = make_model(), make_model()
     batch = batches[0]
-    doubled = StepInput(*(tf.concat([tensor, tensor[:3]], axis=0) for tensor in batch))
+    doubled = Rows(*(tf.concat([tensor, tensor[:3]], axis=0) for tensor in batch))
     heavy = batch._replace(weights=tf.constant([2.0] * 3 + [1.0] * 13))
-    first = make_step(twice)(doubled, tf.constant(1)).numpy()
-    np.testing.assert_allclose(first, make_step(weighted)(heavy, tf.constant(1)).numpy(), rtol=1e-5)
+    first = run(make_step(twice), doubled, 1)
+    np.testing.assert_allclose(first, run(make_step(weighted), heavy, 1), rtol=1e-5)
 
 
 def test_each_task_is_averaged_over_its_own_rows():
@@ -232,7 +231,7 @@ def test_each_task_is_averaged_over_its_own_rows():
     p = 1 / (1 + np.exp(-z))
     click = -(labels * np.log(p) + (1 - labels) * np.log(1 - p))[:, 0].mean()
     buy = -(3 * labels * np.log(p) + (1 - labels) * np.log(1 - p))[:4, 1].mean()
-    losses = make_step(model)(batch, tf.constant(1)).numpy()
+    losses = run(make_step(model), batch, 1)
     np.testing.assert_allclose(losses, [click, buy], rtol=1e-5)
 
 
@@ -241,7 +240,7 @@ def test_batch_without_rows_of_a_task_trains_the_rest():
     batch = make_batches(1, tasks=2)[0]
     labels = batch.labels.numpy()
     labels[:, 1] = np.nan
-    losses = make_step(model)(batch._replace(labels=tf.constant(labels)), tf.constant(1)).numpy()
+    losses = run(make_step(model), batch._replace(labels=tf.constant(labels)), 1)
     assert losses[0] > 0 and losses[1] == 0
     assert all(np.isfinite(v.numpy()).all() for v in model.variables)
 
@@ -274,7 +273,7 @@ def test_float16_overflow_skips_and_halves_the_scale(batches):
     model = make_model(compute_dtype="float16")
     step = make_step(model, compute_dtype="float16")
     before = [v.numpy().copy() for v in model.variables]
-    step(batches[0]._replace(numerical=tf.fill((16, 2), 1e30)), tf.constant(1))
+    run(step, batches[0]._replace(numerical=tf.fill((16, 2), 1e30)), 1)
     assert float(step.loss_scale.scale) == 2.0**14
     for old, variable in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(old, variable.numpy())
@@ -289,8 +288,8 @@ def test_dropout_is_a_function_of_seed_step_and_rank(batches):
     batch, logits = batches[0], []
     for seed in seeds:
         training_pass = StepContext(seed, tf.ones(16), lambda tensors: tensors)
-        rows = model.gather(batch.ids)
-        logits.append(model.logits(rows, batch.ids, batch.numerical, training_pass).numpy())
+        embedded = model.embeddings.pool_padded(batch.ids)
+        logits.append(model.logits(embedded, batch.numerical, training_pass).numpy())
     assert not np.allclose(logits[0], logits[1])
     assert not np.allclose(logits[0], logits[2])
 
@@ -299,7 +298,7 @@ def weights_of(model: RankingModel) -> list[np.ndarray]:
     return [variable.numpy().copy() for variable in model.variables]
 
 
-def train_through_nan(comm: LocalWorker, batches: list[StepInput], **flags: object) -> tuple[RankingModel, list]:
+def train_through_nan(comm: LocalWorker, batches: list[Rows], **flags: object) -> tuple[RankingModel, list]:
     """Trains six steps, the third of which has a NaN among the inputs of the last worker.
 
     Returns the weights before the third step and after each of the steps from there on, with what the host reads.
@@ -333,13 +332,14 @@ def test_non_finite_gradient_stops_updates(batches, form):
     """The loss may be finite where a gradient is not, such as that of a square root at zero."""
     model = make_model()
     step = make_step(model)
-    gradients = step.forward_backward(batches[0], tf.constant(1), step.row_counts(batches[0]))
+    inputs = batches[0].input(model)
+    gradients = step.forward_backward(inputs, tf.constant(1), step.row_counts(inputs))
     is_sparse = {name: isinstance(own, tf.IndexedSlices) for name, own in gradients.by_name.items()}
     name = next(name for name, sparse in is_sparse.items() if sparse == (form == "sparse"))
     own, before = gradients.by_name[name], weights_of(model)
     broken = tf.IndexedSlices(own.values * np.inf, own.indices) if form == "sparse" else own + np.nan
     step.update(gradients._replace(by_name=gradients.by_name | {name: broken}), tf.constant(1))
-    step(batches[1], tf.constant(2))
+    run(step, batches[1], 2)
     assert not step.running_losses.read()[1]
     for old, variable in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(old, variable.numpy())
@@ -349,8 +349,8 @@ def test_non_finite_loss_stops_updates_under_float16(batches):
     model = make_model(compute_dtype="float16")
     step = make_step(model, compute_dtype="float16")
     before = weights_of(model)
-    step(batches[0]._replace(numerical=tf.fill((16, 2), np.nan)), tf.constant(1))
-    step(batches[1], tf.constant(2))
+    run(step, batches[0]._replace(numerical=tf.fill((16, 2), np.nan)), 1)
+    run(step, batches[1], 2)
     assert not step.running_losses.read()[1]
     for old, variable in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(old, variable.numpy())
@@ -360,7 +360,7 @@ def test_running_losses_are_the_sums_of_the_steps():
     model = make_model(tasks=("click", "buy"))
     step, batches = make_step(model), make_batches(5, tasks=2)
     step.running_losses.set([0.25, 0.5])  # as in a run that was resumed within an epoch
-    losses = [step(batch, tf.constant(number)).numpy() for number, batch in enumerate(batches, start=1)]
+    losses = [run(step, batch, number) for number, batch in enumerate(batches, start=1)]
     sums, is_finite = step.running_losses.read()
     np.testing.assert_array_equal(sums, np.sum([[0.25, 0.5], *losses], axis=0, dtype=np.float64))
     assert sums.dtype == np.float64 and is_finite
@@ -398,8 +398,9 @@ def test_parts_of_a_step_equal_the_step(batches):
         for part in (steps[1].forward_backward, steps[1].exchange, steps[1].update)
     ]
     for number, batch in enumerate(batches[:4], start=1):
-        steps[0](batch, tf.constant(number))
-        gradients = functions[0](batch, tf.constant(number), steps[1].row_counts(batch))
+        run(steps[0], batch, number)
+        inputs = batch.input(parts)
+        gradients = functions[0](inputs, tf.constant(number), steps[1].row_counts(inputs))
         functions[2](functions[1](gradients), tf.constant(number))
     assert differences(whole, parts) < 1e-6
     assert all(function.experimental_get_tracing_count() <= 3 for function in functions)

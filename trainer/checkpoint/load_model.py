@@ -28,7 +28,6 @@ from trainer.config import ModelOptions
 from trainer.layout import InputSchema, input_schema
 from trainer.models import build_model, model_options
 from trainer.models.ranking import RankingModel
-from trainer.models.weights import named
 from trainer.tasks.task import Task, tasks_of
 
 
@@ -103,7 +102,7 @@ def _read_model(folder: ChecksummedDir, compute_dtype: str) -> LoadedModel:
         )
     _check_size(options, layout, tasks, folder)
     model = build_model(options, layout, tasks, compute_dtype=compute_dtype, seed=0)
-    TrainState(named(model.variables)).restore(folder)
+    TrainState(model.weights_by_name).restore(folder)
     settings = [path for path in folder.files.values() if path.name == SETTINGS_FILE]
     encoders = load_encoders(settings[0].parent) if settings else {}
     files = {name: folder.read_file(name) for name in folder.files}

@@ -1,15 +1,16 @@
 """How the gradients of embedding tables are summed over the workers, and the sums of sparse ones."""
 
 import math
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import tensorflow as tf
 
 from trainer.comm import Comm
+from trainer.embeddings.shards import Shards
 from trainer.embeddings.tables import EmbeddingTables
 
-# How the gradient of a table is summed.
+# How the gradients of a group of tables are summed.
 # whole: a dense gradient of all rows, on every worker.
 # rows: a sparse gradient of the rows that a batch looks up, on every worker.
 # shards: the same, but each worker gets the rows of its shard.
@@ -26,48 +27,71 @@ PASSES_ROWS = 7
 def plan_exchange(
     embeddings: EmbeddingTables, global_batch_size: int, workers: int, choice: Literal["auto", "whole", "rows"]
 ) -> dict[str, Exchange]:
-    """Plans how a step over `global_batch_size` rows sums the gradient of each table.
+    """Plans how a step over `global_batch_size` rows sums the gradients of each group of tables.
 
     Args:
         embeddings: the tables; sharded ones are always exchanged as shards.
         global_batch_size: rows per step over all workers.
         workers: number of workers.
-        choice: whole or rows for all tables, or auto for the cheaper one per table.
+        choice: whole or rows for all tables, or auto for the cheaper one per group.
 
     Returns:
-        Path of a table's variable -> how its gradient is summed.
+        Path of a group's variable -> how its gradient is summed.
     """
-    # The number of ids per row of the batch that each table looks up.
-    ids = [feature.hotness for feature in embeddings.layout.categorical]
-    ids += [embeddings.layout.id_columns for _ in embeddings.wide_tables]
     plan: dict[str, Exchange] = {}
-    for table, ids_per_row in zip(embeddings.tables, ids, strict=True):
-        rows, width = embeddings.whole_rows[table.path], table.shape[1]
-        if table.path in embeddings.sharded:
-            plan[table.path] = "shards"
+    for index, variable in embeddings.group_variables:
+        group = embeddings.groups[index]
+        if embeddings.is_sharded(group):
+            plan[variable.path] = "shards"
         elif choice == "auto":
-            plan[table.path] = cheaper_exchange(rows, width, lookups=global_batch_size * ids_per_row, workers=workers)
+            plan[variable.path] = cheaper_exchange(
+                [Traffic(table.cardinality, global_batch_size * table.hotness) for table in group.features],
+                variable.shape[1],
+                workers=workers,
+            )
         else:
-            plan[table.path] = choice
+            plan[variable.path] = choice
     return plan
 
 
-def cheaper_exchange(rows: int, width: int, *, lookups: int, workers: int) -> Exchange:
-    """Returns the cheaper of summing a table's whole gradient and gathering the rows that the workers look up.
+class Traffic(NamedTuple):
+    """The use of a table in a step.
+
+    Attributes:
+        rows: number of its rows.
+        lookups: number of ids looked up per step, over all workers.
+    """
+
+    rows: int
+    lookups: int
+
+
+def cheaper_exchange(tables: Sequence[Traffic], width: int, *, workers: int) -> Exchange:
+    """Returns the cheaper of summing whole gradients and gathering the rows that the workers look up.
 
     Both give the same sums up to rounding; see `Optimizer` for the updates.
 
     Args:
-        rows, width: shape of the table.
-        lookups: ids looked up per step, over all workers.
-        workers: number of workers; with a single one, only memory traffic counts.
+        tables: the tables of a group.
+        width: their width.
+        workers: number of workers. A single one exchanges nothing and always takes rows, which it has summed anyway.
     """
-    cost_whole = PASSES_WHOLE * 4 * rows * width + NETWORK * bytes_whole(rows, width, workers)
-    gathered = workers * expected_distinct(rows, lookups / workers)
+    if workers == 1:
+        return "rows"
+    whole = sum(_cost_whole(table, width, workers) for table in tables)
+    rows = sum(_cost_rows(table, width, workers) for table in tables)
+    return "whole" if whole <= rows else "rows"
+
+
+def _cost_whole(table: Traffic, width: int, workers: int) -> float:
+    return PASSES_WHOLE * 4 * table.rows * width + NETWORK * bytes_whole(table.rows, width, workers)
+
+
+def _cost_rows(table: Traffic, width: int, workers: int) -> float:
+    gathered = workers * expected_distinct(table.rows, table.lookups / workers)
     # Rows gathered from several workers are summed once more: read and written.
-    passes = PASSES_ROWS * expected_distinct(rows, lookups) + (2 * gathered if workers > 1 else 0)
-    cost_rows = 4 * width * passes + NETWORK * bytes_rows(rows, width, lookups, workers)
-    return "whole" if cost_whole <= cost_rows else "rows"
+    passes = PASSES_ROWS * expected_distinct(table.rows, table.lookups) + 2 * gathered
+    return 4 * width * passes + NETWORK * bytes_rows(table.rows, width, table.lookups, workers)
 
 
 def expected_distinct(rows: int, lookups: float) -> float:
@@ -83,48 +107,49 @@ def bytes_whole(rows: int, width: int, workers: int) -> float:
 
 def bytes_rows(rows: int, width: int, lookups: float, workers: int) -> float:
     """Returns the bytes that a worker sends in a ring all-gather of the rows that were looked up and their ids."""
-    return (workers - 1) * 4 * (width + 1) * expected_distinct(rows, lookups / workers)
+    return (workers - 1) * (4 * width + 8) * expected_distinct(rows, lookups / workers)
 
 
 def sum_by_row(ids: tf.Tensor, gradients: tf.Tensor) -> tf.IndexedSlices:
     """Sums the gradients of equal ids.
 
     Args:
-        ids: [n] int32.
+        ids: [n] int64.
         gradients: [n, width] float32.
 
     Returns:
         The distinct ids [rows] and their gradients [rows, width].
     """
-    distinct, positions = tf.unique(ids)
+    distinct, positions = tf.unique(ids, out_idx=tf.int64)
     return tf.IndexedSlices(tf.math.unsorted_segment_sum(gradients, positions, tf.size(distinct)), distinct)
 
 
 def sum_sparse(
-    gradients: Mapping[str, tf.IndexedSlices], embeddings: EmbeddingTables, comm: Comm
+    gradients: Mapping[str, tf.IndexedSlices], plan: Mapping[str, Exchange], shards: Shards | None, comm: Comm
 ) -> dict[str, tf.IndexedSlices]:
     """Sums sparse gradients over the workers. A collective.
 
     Args:
-        gradients: path of the table -> gradient of this worker's rows, with distinct ids of the whole table.
-        embeddings: the tables.
+        gradients: path of a group's variable -> gradient of this worker's rows, with distinct numbers of rows.
+        plan: how each is summed.
+        shards: how large tables are sharded.
         comm: collectives over the workers.
 
     Returns:
-        Path of the table -> gradient of the rows that this worker updates: all rows that any worker looked up or, for
-        a sharded table, those that this worker holds, numbered within its shard.
+        Path of the variable -> gradient of the rows that this worker updates: all rows that any worker looked up or,
+        for a sharded group, those that this worker holds, numbered within its shard.
     """
-    replicated = {path: gradient for path, gradient in gradients.items() if path not in embeddings.sharded}
-    sharded = {path: gradient for path, gradient in gradients.items() if path in embeddings.sharded}
+    replicated = {path: gradient for path, gradient in gradients.items() if plan[path] == "rows"}
+    sharded = {path: gradient for path, gradient in gradients.items() if plan[path] == "shards"}
     summed = dict(replicated)
-    # The tables of a kind share their collectives, so that the number of these does not depend on that of the tables.
+    # The groups of a kind share their collectives, so that the number of these does not depend on that of the tables.
     if replicated and comm.size > 1:
         # Workers look up different numbers of rows, so rows are gathered and summed here instead of all-reduced.
         ids = comm.gather_tensors([gradient.indices for gradient in replicated.values()])
         values = comm.gather_tensors([gradient.values for gradient in replicated.values()])
         summed = {path: sum_by_row(*pair) for path, *pair in zip(replicated, ids, values, strict=True)}
-    if sharded and embeddings.shards is not None:
+    if sharded and shards is not None:
         # Several workers may have sent gradients of the same row.
-        for path, (ids, values) in zip(sharded, embeddings.shards.deliver(list(sharded.values())), strict=True):
+        for path, (ids, values) in zip(sharded, shards.deliver(list(sharded.values())), strict=True):
             summed[path] = sum_by_row(ids, values)
     return {path: summed[path] for path in gradients}

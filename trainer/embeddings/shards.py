@@ -13,10 +13,10 @@ ExchangeValues = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 class _Request(NamedTuple):
-    """Row ids of a table, sorted by the worker that holds them.
+    """Rows of a group of tables, sorted by the worker that holds them.
 
     Attributes:
-        ids: [rows] int32, distinct row ids.
+        ids: [rows] int64, distinct row numbers.
         counts: [workers] int32, number of rows that each worker holds.
         order: [rows] int32, position of each row before sorting.
     """
@@ -28,10 +28,10 @@ class _Request(NamedTuple):
 
 @dataclass(frozen=True)
 class Shards:
-    """Sharding of large tables: row r of a table is row r // workers on worker r % workers.
+    """Sharding of large tables: row r of a group of tables is row r // workers on worker r % workers.
 
     Adjacent rows lie on different workers, which balances memory, and also work if ids are assigned by descending
-    frequency. All tables are exchanged together: a lookup takes three collectives and a delivery of gradients another
+    frequency. All groups are exchanged together: a lookup takes three collectives and a delivery of gradients another
     three, whatever the number of tables.
 
     Attributes:
@@ -51,39 +51,36 @@ class Shards:
         return self.workers > 1 and rows >= self.smallest
 
     def fetch(self, tables: Sequence[tf.Tensor], ids: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Fetches rows of sharded tables from the workers that hold them. A collective.
+        """Fetches rows from the workers that hold them. A collective.
 
         Args:
-            tables: this worker's rows of each table, [own rows, width].
-            ids: requested rows of each whole table, int32 of any shape; duplicates are fetched once.
+            tables: this worker's rows of each group, [own rows, width].
+            ids: the distinct rows of each group to fetch, [n] int64.
 
         Returns:
-            For each table, a tensor [*shape of ids, width].
+            The rows of each group, [n, width].
         """
         if not tables:
             return []
-        distinct = [tf.unique(tf.reshape(requested, [-1])) for requested in ids]
-        requests = [self._request(values) for values, _ in distinct]
+        requests = [self._request(requested) for requested in ids]
         incoming, incoming_counts = self._send_ids(requests)
         # Rows of this worker that others have requested, in rank order of the requesting workers.
         answers = [tf.gather(table, rows) for table, rows in zip(tables, incoming, strict=True)]
         received = self._swap(answers, incoming_counts, tf.stack([request.counts for request in requests]))
-        rows = []
-        for requested, (_, positions), request, found in zip(ids, distinct, requests, received, strict=True):
-            # From sorted by holder back to the order of distinct ids, then to one row per lookup.
-            index = tf.gather(tf.math.invert_permutation(request.order), positions)
-            shape = tf.concat([tf.shape(requested), tf.shape(found)[1:]], axis=0)
-            rows.append(tf.reshape(tf.gather(found, index), shape))
-        return rows
+        # From sorted by holder back to the order of the request.
+        return [
+            tf.gather(rows, tf.math.invert_permutation(request.order))
+            for rows, request in zip(received, requests, strict=True)
+        ]
 
     def deliver(self, gradients: Sequence[tf.IndexedSlices]) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """Sends gradients to the workers that hold their rows. A collective.
 
         Args:
-            gradients: for each table, the sparse gradient of distinct rows of the whole table.
+            gradients: for each group, the sparse gradient of distinct rows.
 
         Returns:
-            For each table, rows of this worker's shard [n] and their gradients from all workers [n, width]. A row that
+            For each group, rows of this worker's shard [n] and their gradients from all workers [n, width]. A row that
             several workers have looked up occurs several times.
         """
         if not gradients:
@@ -99,7 +96,7 @@ class Shards:
     def _request(self, ids: tf.Tensor) -> _Request:
         holders = ids % self.workers
         order = tf.argsort(holders, stable=True)
-        counts = tf.math.bincount(holders, minlength=self.workers, maxlength=self.workers)
+        counts = tf.math.bincount(tf.cast(holders, tf.int32), minlength=self.workers, maxlength=self.workers)
         return _Request(tf.gather(ids, order), counts, order)
 
     def _send_ids(self, requests: list[_Request]) -> tuple[list[tf.Tensor], tf.Tensor]:
@@ -109,7 +106,7 @@ class Shards:
         sizes = tf.fill([self.workers], len(requests))
         incoming = self.exchange(tf.reshape(tf.transpose(counts), [-1]), sizes)
         incoming_counts = tf.transpose(tf.reshape(incoming, [self.workers, -1]))
-        # Ids of the whole table become those of the shard; _swap takes matrices, hence [rows, 1].
+        # Numbers in the whole group become those in the shard; _swap takes matrices, hence [rows, 1].
         ids = self._swap([request.ids[:, tf.newaxis] // self.workers for request in requests], counts, incoming_counts)
         return [tf.reshape(rows, [-1]) for rows in ids], incoming_counts
 

@@ -1,17 +1,24 @@
 """Embedding tables, of which a step reads single rows and never a whole table.
 
-A step gathers the rows that a batch looks up and differentiates everything after that (pooling, the model, the
-loss) with respect to these rows, so differentiation never creates a gradient of a table's size.
+A step pools the rows that a batch looks up into one vector per feature, and differentiates everything after that (the
+model, the loss) with respect to these vectors. So no gradient has the size of a table, and none has room for padding:
+the cost of a list follows the ids in it.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from trainer.embeddings import SMALLEST_SHARDED
+from trainer.embeddings.groups import LookupFinder, Lookups, TableGroup, group_tables
 from trainer.embeddings.shards import Shards
 from trainer.layout import InputSchema
+from trainer.process import device
 from trainer.seeds import seed_of
 
 # Rows initialized at once, so that initialization needs no second copy of a large table.
@@ -19,26 +26,68 @@ INIT_ROWS = 1 << 17
 
 
 class EmbeddingRows(NamedTuple):
-    """Table rows gathered for a batch, float32.
+    """Rows of each group of tables, or their gradients, float32.
 
     Attributes:
-        deep: one [batch, hotness, width] tensor per categorical feature.
-        wide: one [batch, id columns, outputs] tensor from the wide table; empty without a wide part.
+        deep: one [rows, width] tensor or variable per group.
+        wide: one [rows, outputs] tensor or variable per group; none without a wide part.
     """
 
     deep: tuple[tf.Tensor, ...]
     wide: tuple[tf.Tensor, ...]
 
 
+class Pooled(NamedTuple):
+    """The embeddings of a batch, float32.
+
+    Attributes:
+        deep: one [batch, features, width] tensor per group of tables.
+        wide: one [batch, outputs] tensor, the sum of the wide weights of each row's ids; none without a wide part.
+    """
+
+    deep: tuple[tf.Tensor, ...]
+    wide: tuple[tf.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """The rows of one table, or of its optimizer state, in the variable of its group.
+
+    Attributes:
+        variable: this worker's rows of the whole group, [rows, ...].
+        first: the table's first row in the group.
+        rows: number of the table's rows, over all workers.
+        is_sharded: whether each worker holds only its share of the group's rows (see `Shards`).
+    """
+
+    variable: tf.Variable
+    first: int
+    rows: int
+    is_sharded: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the table over all workers."""
+        return (self.rows, *self.variable.shape[1:])
+
+    @property
+    def dtype(self) -> tf.DType:
+        """Type of the values."""
+        return self.variable.dtype
+
+    def numpy(self) -> np.ndarray:
+        """Returns a copy of this worker's rows; only for tables that are not sharded."""
+        if self.is_sharded:
+            raise ValueError("the rows of a sharded table are on several workers")
+        return self.variable[self.first : self.first + self.rows].numpy()
+
+
 class EmbeddingTables(keras.layers.Layer):
-    """One deep table per categorical feature and, for a wide part, a single table of all features' rows, concatenated.
+    """A deep table per categorical feature and, for a wide part, the weights of its ids.
 
-    Deep tables are initialized as Glorot normal for their own shape (or with a given deviation), the wide table with
-    zeros. Padding (ids below 0) reads the feature's first row and is masked out of every sum, so it never affects the
-    result.
-
-    Each deep table is a variable of its own: merging tables of equal width saves kernel launches where tables are many
-    and batches small, but gains nothing for large batches (benchmarks/table_layout.py).
+    Deep tables are initialized as Glorot normal for their own shape (or with a given deviation), wide weights with
+    zeros. Tables of one width share a variable (see `TableGroup`), and wide weights have the rows of the deep tables,
+    so that both are looked up and updated by the same distinct rows.
 
     Args:
         layout: layout of the features.
@@ -49,7 +98,9 @@ class EmbeddingTables(keras.layers.Layer):
         shards: how large tables are sharded across workers; None if every worker holds all rows.
 
     Attributes:
-        deep_tables, wide_tables: this worker's rows of each table.
+        groups: the groups of tables. Their order is that of the deep input.
+        deep_variables: this worker's rows of each group.
+        wide_variables: this worker's rows of each group's wide weights; none without a wide part.
     """
 
     def __init__(
@@ -64,94 +115,171 @@ class EmbeddingTables(keras.layers.Layer):
     ):
         super().__init__(name="embeddings", dtype="float32")
         self.layout, self.combiner, self.shards = layout, combiner, shards
-        self._rows: dict[str, int] = {}
-        self.deep_tables = [
-            self._table(f"deep.{columns.name}", columns.cardinality, columns.width) for columns in layout.categorical
-        ]
-        for table, columns in zip(self.deep_tables, layout.categorical, strict=True):
-            self._initialize(table.value, columns.cardinality, init_std, seed_of(seed, columns.name))
-        offsets, total = [], 0
-        for columns in layout.categorical:
-            offsets += [total] * columns.hotness
-            total += columns.cardinality
-        # [1, id columns]: the first row of each column's feature in the wide table.
-        self.wide_offsets = tf.constant([offsets], tf.int32, shape=(1, layout.id_columns))
-        # At least one row, even without categorical features: an empty tensor cannot be summed over workers.
-        self.wide_tables = [self._table("wide", max(total, 1), outputs)] if outputs else []
+        self.groups = group_tables(layout, shards.smallest if shards else SMALLEST_SHARDED)
+        self._finders = [LookupFinder(group, is_sharded=self.is_sharded(group)) for group in self.groups]
+        self.deep_variables = [self._variable("deep", group, group.width) for group in self.groups]
+        self.wide_variables = [self._variable("wide", group, outputs) for group in self.groups] if outputs else []
+        for group, variable in zip(self.groups, self.deep_variables, strict=True):
+            for feature, first in zip(group.features, group.first_rows, strict=True):
+                table = TableRows(variable.value, first, feature.cardinality, self.is_sharded(group))
+                self._initialize(table, init_std, seed_of(seed, feature.name))
         self.built = True
 
-    @property
-    def tables(self) -> list[keras.Variable]:
-        """All tables: the deep ones in feature order, then the wide one."""
-        return [*self.deep_tables, *self.wide_tables]
+    # The tables
+
+    def is_sharded(self, group: TableGroup) -> bool:
+        """Returns whether this worker holds only a part of the group's rows."""
+        return self.shards is not None and self.shards.holds_part_of(group.features[0].cardinality)
 
     @property
-    def whole_rows(self) -> dict[str, int]:
-        """Variable path -> number of rows over all workers, for every table."""
-        return {table.path: rows for table, rows in zip(self.tables, self._rows.values(), strict=True)}
+    def group_variables(self) -> list[tuple[int, keras.Variable]]:
+        """Every deep variable, then every wide one, each with the index of its group."""
+        return [*enumerate(self.deep_variables), *enumerate(self.wide_variables)]
+
+    def tables(self) -> dict[str, TableRows]:
+        """Returns all tables by name: embeddings/deep.FEATURE and embeddings/wide.FEATURE."""
+        found: dict[str, TableRows] = {}
+        for _, variable in self.group_variables:
+            found |= self.split(variable.path, {"": variable.value})
+        return found
+
+    def split(self, path: str, variables: dict[str, tf.Variable]) -> dict[str, TableRows]:
+        """Returns the tables in variables that have the rows of a group: its weights or its optimizer state.
+
+        Args:
+            path: path of the group's deep or wide variable.
+            variables: suffix of the name -> variable.
+
+        Returns:
+            embeddings/deep.FEATURE + suffix (or wide) -> the feature's rows.
+        """
+        [group] = [self.groups[index] for index, variable in self.group_variables if variable.path == path]
+        part = path.removesuffix(f".{group.name}")
+        return {
+            f"{part}.{feature.name}{suffix}": TableRows(variable, first, feature.cardinality, self.is_sharded(group))
+            for suffix, variable in variables.items()
+            for feature, first in zip(group.features, group.first_rows, strict=True)
+        }
+
+    # Lookup and pooling
 
     @property
-    def sharded(self) -> dict[str, int]:
-        """Variable path -> number of rows over all workers, for the tables of which this worker holds only a part."""
-        return {path: rows for path, rows in self.whole_rows.items() if self.shards and self.shards.holds_part_of(rows)}
+    def lookup_specs(self) -> tuple[Lookups[tf.TensorSpec], ...]:
+        """The types of `lookups` as tensors, for the signatures of graphs."""
+        numbers = tf.TensorSpec([None], tf.int64)
+        widths = (len(group.features) if group.has_lists else 0 for group in self.groups)
+        return tuple(
+            Lookups(numbers, numbers, numbers, numbers, numbers, tf.TensorSpec([None, width], tf.float32))
+            for width in widths
+        )
 
-    def gather(self, ids: tf.Tensor) -> EmbeddingRows:
-        """Looks up ids [batch, id columns] int32 in every table. A collective if tables are sharded."""
-        tables = {table.path: table.value for table in self.tables}
-        row_ids = dict(zip(tables, self.row_ids(ids), strict=True))
-        sharded = list(self.sharded)
-        rows = {path: tf.gather(tables[path], row_ids[path]) for path in tables if path not in sharded}
+    def lookups(self, ids: np.ndarray) -> tuple[Lookups[np.ndarray], ...]:
+        """Finds what each group looks up for ids [batch, id columns] int32, on the host; padding is below 0."""
+        return tuple(finder.find(ids) for finder in self._finders)
+
+    def sources(self, lookups: Sequence[Lookups]) -> EmbeddingRows:
+        """Returns what the ids are looked up in. A collective if tables are sharded, whose rows it fetches."""
+        variables = [variable.value for _, variable in self.group_variables]
         if self.shards is not None:
+            sharded = [n for n, (index, _) in enumerate(self.group_variables) if self.is_sharded(self.groups[index])]
+            rows = [lookups[self.group_variables[n][0]].rows for n in sharded]
             # One call for all sharded tables: the number of collectives does not depend on how many there are.
-            fetched = self.shards.fetch([tables[path] for path in sharded], [row_ids[path] for path in sharded])
-            rows |= dict(zip(sharded, fetched, strict=True))
-        in_order = tuple(rows[path] for path in tables)
-        return EmbeddingRows(in_order[: len(self.deep_tables)], in_order[len(self.deep_tables) :])
+            for n, fetched in zip(sharded, self.shards.fetch([variables[n] for n in sharded], rows), strict=True):
+                variables[n] = fetched
+        return EmbeddingRows(tuple(variables[: len(self.groups)]), tuple(variables[len(self.groups) :]))
 
-    def row_ids(self, ids: tf.Tensor) -> list[tf.Tensor]:
-        """Returns the rows to read of each table, [batch, columns] int32; padding reads the feature's first row."""
-        present = tf.maximum(ids, 0)  # [batch, id columns]
-        deep = [present[:, columns.start : columns.stop] for columns in self.layout.categorical]
-        return deep + [present + self.wide_offsets for _ in self.wide_tables]
+    def pool(self, sources: EmbeddingRows, lookups: Sequence[Lookups]) -> Pooled:
+        """Pools the rows of each slot: a slot without ids gets zeros."""
+        deep = [self._sum_slots(*each) for each in zip(self.groups, sources.deep, lookups, strict=True)]
+        if self.combiner == "mean":
+            deep = [self._per_id(*each) for each in zip(self.groups, deep, lookups, strict=True)]
+        wide = [
+            tf.reduce_sum(self._sum_slots(*each), axis=1)
+            for each in zip(self.groups, sources.wide, lookups, strict=bool(sources.wide))
+        ]
+        return Pooled(tuple(deep), (tf.add_n(wide),) if wide else ())
 
-    def pool_deep(self, rows: EmbeddingRows, ids: tf.Tensor) -> list[tf.Tensor]:
-        """Pools the deep rows into one [batch, width] embedding per feature."""
-        pooled = []
-        for columns, feature_rows in zip(self.layout.categorical, rows.deep, strict=True):
-            if not columns.multihot:
-                pooled.append(tf.squeeze(feature_rows, axis=1))
-                continue
-            # [batch, hotness, 1], 0 for padding. A row without any id pools to zeros.
-            present = tf.cast(ids[:, columns.start : columns.stop, tf.newaxis] >= 0, feature_rows.dtype)
-            total = tf.reduce_sum(feature_rows * present, axis=1)
-            if self.combiner == "mean":
-                total = tf.math.divide_no_nan(total, tf.reduce_sum(present, axis=1))
+    def spread(self, gradients: Pooled, lookups: Sequence[Lookups]) -> EmbeddingRows:
+        """Returns the gradients of the rows from those of the pooled embeddings: the transpose of `pool`."""
+        deep = list(gradients.deep)
+        if self.combiner == "mean":
+            deep = [self._per_id(*each) for each in zip(self.groups, deep, lookups, strict=True)]
+        of_deep = [_sum_rows(*each) for each in zip(deep, lookups, strict=True)]
+        of_wide = []
+        for gradient in gradients.wide:
+            for group, found in zip(self.groups, lookups, strict=True):
+                batch, outputs = tf.shape(gradient)[0], gradient.shape[1]
+                slots = tf.broadcast_to(gradient[:, tf.newaxis], [batch, len(group.features), outputs])
+                of_wide.append(_sum_rows(slots, found))
+        return EmbeddingRows(tuple(of_deep), tuple(of_wide))
+
+    def pool_padded(self, ids: tf.Tensor) -> Pooled:
+        """Looks up and pools ids in a graph without host code, as exports need it.
+
+        Args:
+            ids: [batch, id columns] int32 or int64; padding is below 0.
+        """
+        ids = tf.cast(ids, tf.int64)
+        deep, wide = [], []
+        for index, group in enumerate(self.groups):
+            if self.is_sharded(group):
+                raise ValueError("padded ids cannot be looked up in sharded tables")
+            own = tf.concat([ids[:, feature.start : feature.stop] for feature in group.features], axis=1)
+            rows = tf.maximum(own, 0) + group.column_rows  # [batch, columns]
+            present = tf.cast(own >= 0, tf.float32)[:, :, tf.newaxis]
+            deep.append(self._pool_columns(group, tf.gather(self.deep_variables[index].value, rows), present))
+            if self.wide_variables:
+                weights = tf.gather(self.wide_variables[index].value, rows)  # [batch, columns, outputs]
+                wide.append(tf.reduce_sum(weights * present, axis=1))
+        return Pooled(tuple(deep), (tf.add_n(wide),) if wide else ())
+
+    def _pool_columns(self, group: TableGroup, rows: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """Pools rows [batch, columns, width] into [batch, features, width]; present is [batch, columns, 1], 0 or 1."""
+        if not group.has_lists:
+            return rows
+        pooled, start = [], 0
+        for feature in group.features:
+            columns = slice(start, start + feature.hotness)
+            total = tf.reduce_sum((rows * present)[:, columns], axis=1)
+            if self.combiner == "mean" and feature.multihot:
+                total = tf.math.divide_no_nan(total, tf.reduce_sum(present[:, columns], axis=1))
             pooled.append(total)
-        return pooled
+            start += feature.hotness
+        return tf.stack(pooled, axis=1)
 
-    def pool_wide(self, rows: EmbeddingRows, ids: tf.Tensor) -> tf.Tensor:
-        """Sums the wide weights of each row's ids, [batch, outputs]."""
-        present = tf.cast(ids[:, :, tf.newaxis] >= 0, tf.float32)  # [batch, id columns, 1]
-        return tf.reduce_sum(rows.wide[0] * present, axis=1)
+    def _sum_slots(self, group: TableGroup, source: tf.Tensor | tf.Variable, lookups: Lookups) -> tf.Tensor:
+        """Sums the rows that each slot looks up, [batch, features, width]."""
+        features = len(group.features)
+        per_id = tf.gather(source, lookups.sources)  # [ids, width]
+        if group.has_lists:
+            count = tf.size(lookups.counts)
+            sums = _sum_segments(per_id, lookups.slots, count)
+            # The slots after the last one that has an id.
+            per_id = tf.pad(sums, [[0, count - tf.shape(sums)[0]], [0, 0]])
+        return tf.reshape(per_id, [-1, features, source.shape[1]])
 
-    def _table(self, name: str, rows: int, width: int) -> keras.Variable:
-        """Creates this worker's rows of a table, filled with zeros."""
-        self._rows[name] = rows
-        rank, workers = self._holders(rows)
+    def _per_id(self, group: TableGroup, slots: tf.Tensor, lookups: Lookups) -> tf.Tensor:
+        """Divides the values of slots [batch, features, width] by their numbers of ids."""
+        return tf.math.divide_no_nan(slots, lookups.counts[:, :, tf.newaxis]) if group.has_lists else slots
+
+    # Creation
+
+    def _variable(self, part: str, group: TableGroup, width: int) -> keras.Variable:
+        """Creates this worker's rows of a group, filled with zeros."""
+        rank, workers = self._holders(self.is_sharded(group))
         # ceil((rows - rank) / workers) rows: those with number % workers == rank.
-        return self.add_weight(shape=(-((rank - rows) // workers), width), initializer="zeros", name=name)
+        shape = (-((rank - group.rows) // workers), width)
+        return self.add_weight(shape=shape, initializer="zeros", name=f"{part}.{group.name}")
 
-    def _holders(self, rows: int) -> tuple[int, int]:
-        """Returns this worker's position among the workers that share the table's rows, and their number."""
-        if self.shards is None or not self.shards.holds_part_of(rows):
-            return 0, 1
-        return self.shards.rank, self.shards.workers
+    def _holders(self, is_sharded: bool) -> tuple[int, int]:
+        """Returns this worker's position among the workers that share a group's rows, and their number."""
+        return (self.shards.rank, self.shards.workers) if self.shards is not None and is_sharded else (0, 1)
 
-    def _initialize(self, table: tf.Variable, rows: int, deviation: float | None, seed: int) -> None:
+    def _initialize(self, table: TableRows, deviation: float | None, seed: int) -> None:
         """Assigns the initial values, which are those that these rows have in a table that is not sharded."""
-        (rank, workers), width, filled = self._holders(rows), table.shape[1], 0
-        for block, first in enumerate(range(0, rows, INIT_ROWS)):
-            shape, block_seed = (min(INIT_ROWS, rows - first), width), seed_of(seed, str(block))
+        (rank, workers), (rows, width) = self._holders(table.is_sharded), table.shape
+        for block, start in enumerate(range(0, rows, INIT_ROWS)):
+            shape, block_seed = (min(INIT_ROWS, rows - start), width), seed_of(seed, str(block))
             if deviation is None:
                 # Truncation at two deviations shrinks the deviation of a normal to 0.8796 of its value.
                 glorot = math.sqrt(2 / (rows + width)) / 0.87962566103423978
@@ -159,6 +287,29 @@ class EmbeddingTables(keras.layers.Layer):
             else:
                 drawn = keras.random.normal(shape, stddev=deviation, seed=block_seed)
             # All workers draw the whole block and keep their rows, so sharding does not change the values.
+            first = table.first + start
             own = drawn[(rank - first) % workers :: workers]
-            table[filled : filled + own.shape[0]].assign(own)
-            filled += own.shape[0]
+            begin = -((rank - first) // workers)
+            table.variable[begin : begin + own.shape[0]].assign(own)
+
+
+def _sum_segments(values: tf.Tensor, segments: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Sums values [n, width] with the same segment, where segments [n] ascend.
+
+    Args:
+        values: [n, width] float32.
+        segments: [n] int64.
+        count: number of segments, of which the last may have no values.
+
+    Returns:
+        [count, width], or fewer rows if the last segments are empty.
+    """
+    if device.on_gpu():
+        return tf.math.unsorted_segment_sum(values, segments, count)  # segment_sum waits for the last segment's number
+    return tf.math.segment_sum(values, segments)  # three times as fast on a CPU
+
+
+def _sum_rows(slots: tf.Tensor, lookups: Lookups) -> tf.Tensor:
+    """Sums the gradients of the slots [batch, features, width] that look up each row, [rows, width]."""
+    flat = tf.reshape(slots, [-1, slots.shape[-1]])
+    return _sum_segments(tf.gather(flat, lookups.row_slots), lookups.row_positions, tf.shape(lookups.rows)[0])

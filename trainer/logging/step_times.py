@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Iterator
+from typing import TypeVar
 
-from data.loading.batch import Batch
+T = TypeVar("T")
 
 
-def timed(stream: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+def timed(stream: Iterator[T]) -> Iterator[tuple[T, float]]:
     """Yields each batch with the seconds spent waiting for it."""
     started = time.perf_counter()
     for batch in stream:

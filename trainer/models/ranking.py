@@ -1,16 +1,19 @@
 """The Keras model of every architecture: embedding tables, a network, and an optional wide part."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from trainer.embeddings.groups import Lookups
 from trainer.embeddings.shards import Shards
-from trainer.embeddings.tables import EmbeddingRows, EmbeddingTables
+from trainer.embeddings.tables import EmbeddingTables, Pooled, TableRows
 from trainer.layout import InputSchema
 from trainer.models.network import Network
 from trainer.models.step_context import StepContext
+from trainer.models.weights import named
 
 
 class RankingModel(keras.Model):
@@ -18,9 +21,8 @@ class RankingModel(keras.Model):
 
     logits = network([embeddings, numerical])  [+ b + sum of the IDs' wide weights + numerical @ k, the wide part]
 
-    The training step calls `gather` and `logits` separately, because it differentiates with respect to the gathered
-    rows; everything else just calls the model. The constructor creates all weights, which is a collective if tables are
-    sharded.
+    The training step calls `embeddings` and `logits` separately, because it differentiates with respect to the
+    embeddings. Evaluation calls `embed` and `logits`; exports, whose graphs take ids, just call the model.
 
     Args:
         network: the part between the embeddings and the logits.
@@ -49,8 +51,8 @@ class RankingModel(keras.Model):
             self.wide_weights += [self.add_weight(shape=(wide_outputs,), initializer="zeros", name="wide_bias")]
         self._network_layers = list(_layers_in(vars(network)))  # for Keras to find their weights
         self.built = True
-        # Layers create their weights when they are first called.
-        self(tf.zeros((1, layout.id_columns), tf.int32), tf.zeros((1, len(layout.numerical))))
+        with keras.name_scope(self.name, caller=self):
+            network.call(tf.zeros((1, layout.width)))  # layers create their weights when they are first called
 
     @property
     def trains_joint_probabilities(self) -> bool:
@@ -68,30 +70,33 @@ class RankingModel(keras.Model):
         return [weight for layer in self._network_layers for weight in layer.trainable_variables]
 
     @property
+    def weights_by_name(self) -> dict[str, tf.Variable | TableRows]:
+        """All weights by the names under which they are saved."""
+        variables = {variable.path for _, variable in self.embeddings.group_variables}
+        dense = [variable for variable in self.variables if variable.path not in variables]
+        return named(dense) | self.embeddings.tables()
+
+    @property
     def parameters(self) -> int:
         """Number of parameters, including the rows of sharded tables on other workers."""
-        tables = zip(self.embeddings.tables, self.embeddings.whole_rows.values(), strict=True)
-        elsewhere = sum((rows - table.shape[0]) * table.shape[1] for table, rows in tables)
-        return self.count_params() + elsewhere
+        return sum(math.prod(weight.shape) for weight in self.weights_by_name.values())
 
-    def gather(self, ids: tf.Tensor) -> EmbeddingRows:
-        """Looks up the table rows of a batch. A collective if tables are sharded."""
-        return self.embeddings.gather(ids)
+    def embed(self, lookups: Sequence[Lookups[tf.Tensor]]) -> Pooled:
+        """Returns the embeddings of a batch. A collective if tables are sharded."""
+        return self.embeddings.pool(self.embeddings.sources(lookups), lookups)
 
-    def deep_input(self, rows: EmbeddingRows, ids: tf.Tensor, numerical: tf.Tensor) -> tf.Tensor:
+    def deep_input(self, embedded: Pooled, numerical: tf.Tensor) -> tf.Tensor:
         """Returns the input of the network, [batch, embedding width + numerical] float32."""
-        return tf.concat([*self.embeddings.pool_deep(rows, ids), numerical], axis=1)
+        deep = [tf.reshape(pooled, [-1, pooled.shape[1] * pooled.shape[2]]) for pooled in embedded.deep]
+        return tf.concat([*deep, numerical], axis=1)
 
-    def logits(
-        self, rows: EmbeddingRows, ids: tf.Tensor, numerical: tf.Tensor, context: StepContext | None = None
-    ) -> tf.Tensor:
-        """Computes logits [batch, outputs] float32 from gathered rows. In training, the context collects penalties."""
-        logits = self.network.call(self.deep_input(rows, ids, numerical), context)
+    def logits(self, embedded: Pooled, numerical: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
+        """Computes logits [batch, outputs] float32 from embeddings. In training, the context collects penalties."""
+        logits = self.network.call(self.deep_input(embedded, numerical), context)
         if self.wide_weights:
             slopes, bias = self.wide_weights
             # [batch, outputs]; the wide part is float32 throughout.
-            wide = self.embeddings.pool_wide(rows, ids) + tf.linalg.matmul(numerical, slopes.value)
-            logits = logits + wide + bias.value
+            logits = tf.add_n([logits, *embedded.wide, tf.linalg.matmul(numerical, slopes.value)]) + bias.value
         if context is not None:
             self.network.add_penalties(logits, context)
         return logits
@@ -103,7 +108,7 @@ class RankingModel(keras.Model):
             ids: [batch, id columns] int32; padding is below 0.
             numerical: [batch, numerical] float32.
         """
-        return self.logits(self.gather(ids), ids, numerical)
+        return self.logits(self.embeddings.pool_padded(ids), numerical)
 
 
 def _layers_in(value: Any) -> Iterator[keras.layers.Layer]:

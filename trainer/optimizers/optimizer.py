@@ -65,15 +65,14 @@ class Optimizer:
         }
 
     @property
-    def state(self) -> dict[str, tf.Variable]:
-        """Name -> variable of everything to checkpoint besides the weights."""
-        slots = {f"{name}.{slot}": variable for name, own in self._slots.items() for slot, variable in own.items()}
-        return slots | {f"{name}.last_step": variable for name, variable in self._last_step.items()}
+    def weight_state(self) -> dict[str, tf.Variable]:
+        """The state of all dense weights by name."""
+        return {f"{name}.{slot}": variable for name in self.weights for slot, variable in self._slots[name].items()}
 
-    def state_of(self, name: str) -> list[str]:
-        """Returns the names of the state variables of one weight or table."""
-        slots = [f"{name}.{slot}" for slot in self._slots[name]]
-        return slots + [f"{name}.last_step"] * (name in self._last_step)
+    def table_state(self, name: str) -> dict[str, tf.Variable]:
+        """Returns the state of a table by the suffix of its name: .SLOT or .last_step."""
+        state = {f".{slot}": variable for slot, variable in self._slots[name].items()}
+        return state | ({".last_step": self._last_step[name]} if name in self._last_step else {})
 
     def apply(self, gradients: Mapping[str, Gradient], step: tf.Tensor) -> None:
         """Updates weights and tables.

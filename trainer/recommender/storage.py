@@ -29,7 +29,6 @@ from trainer.checkpoint.model_folder import (
 )
 from trainer.checkpoint.state import TrainState
 from trainer.logging.log import to_plain
-from trainer.models.weights import named
 from trainer.recommender.entities import Entities
 from trainer.recommender.fitted import Fitted, Seen
 
@@ -79,7 +78,7 @@ def save_fitted(fitted: Fitted, options: Mapping[str, Any], folder: Path) -> Non
     }
     files: dict[str, Content] = dict(fitted.saved.files)
     files |= {SETTINGS: settings, USERS: _to_parquet(fitted.users), ITEMS: _to_parquet(fitted.items)}
-    arrays = TrainState(named(fitted.saved.model.variables)).sources()
+    arrays = TrainState(fitted.saved.model.weights_by_name).sources()
     arrays += [
         ArraySource.from_array(SEEN_STARTS, fitted.seen.starts),
         ArraySource.from_array(SEEN_ITEMS, fitted.seen.items),

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 
 from tests.trainer.small_models import make_model
-from trainer.embeddings.exchange import bytes_rows, bytes_whole, cheaper_exchange, expected_distinct, plan_exchange
+from trainer.embeddings.exchange import (
+    Traffic,
+    bytes_rows,
+    bytes_whole,
+    cheaper_exchange,
+    expected_distinct,
+    plan_exchange,
+)
 
 
 def test_expected_distinct_rows_of_uniform_draws():
@@ -16,14 +23,15 @@ def test_bytes_of_ring_collectives():
     # Four workers: in the all-reduce of 1000 x 8 values each sends 3/4 of them twice.
     assert bytes_whole(1000, 8, 4) == 2 * 0.75 * 1000 * 8 * 4
     assert bytes_whole(1000, 8, 1) == bytes_rows(1000, 8, 10**6, 1) == 0
-    # All rows of the table on every worker, with their numbers, passed on by three of four.
-    assert bytes_rows(1000, 8, 10**6, 4) == pytest.approx(3 * 1000 * 9 * 4)
+    # All rows of the table on every worker, with their int64 numbers, passed on by three of four.
+    assert bytes_rows(1000, 8, 10**6, 4) == pytest.approx(3 * 1000 * (8 * 4 + 8))
 
 
 @pytest.mark.parametrize(
     ("rows", "lookups", "workers", "expected"),
     [
-        (10, 10_000, 1, "whole"),
+        (10, 10_000, 1, "rows"),
+        (10, 10_000, 2, "whole"),
         (10**6, 10_000, 1, "rows"),
         (10**6, 10_000, 8, "rows"),
         (1_000, 10_000, 8, "whole"),
@@ -33,14 +41,20 @@ def test_bytes_of_ring_collectives():
     ],
 )
 def test_cheaper_exchange(rows, lookups, workers, expected):
-    assert cheaper_exchange(rows, 64, lookups=lookups, workers=workers) == expected
+    table = Traffic(rows, lookups)
+    assert cheaper_exchange([table], 64, workers=workers) == expected
+    assert cheaper_exchange([table, table], 64, workers=workers) == expected
 
 
-def test_plan_has_one_entry_per_table():
-    embeddings = make_model().embeddings
-    names = ["deep.user", "deep.day", "deep.tags", "wide"]
+def test_the_larger_table_of_a_group_decides():
+    assert cheaper_exchange([Traffic(10, 10_000), Traffic(10**6, 10_000)], 64, workers=2) == "rows"
+
+
+def test_plan_has_one_entry_per_variable():
+    embeddings = make_model().embeddings  # day has width 4, tags 6, and user 8
+    names = [f"{part}.{width}.small" for part in ("deep", "wide") for width in (4, 6, 8)]
     for choice in ("whole", "rows"):
-        assert list(plan_exchange(embeddings, 16, 2, choice).values()) == [choice] * 4
+        assert list(plan_exchange(embeddings, 16, 2, choice).values()) == [choice] * 6
     auto = plan_exchange(embeddings, 16, 2, "auto")
     assert [path.rpartition("/")[2] for path in auto] == names
-    assert list(auto.values())[:2] == ["rows", "whole"]
+    assert list(auto.values())[:3] == ["whole", "rows", "rows"]

@@ -9,14 +9,15 @@ from tests.trainer.local_workers import run_workers
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import CheckpointStore
 from trainer.embeddings.shards import Shards
+from trainer.embeddings.tables import TableRows
 
 ROWS = (1, 5, 23)
 WIDTHS = (2, 1, 3)
 
 
 def requested_rows(rng: np.random.Generator, rows: int) -> np.ndarray:
-    """None, one or many ids, with repeats, as a matrix."""
-    return rng.integers(0, rows, (int(rng.integers(0, 6)), 2)).astype(np.int32)
+    """None, one or many distinct rows."""
+    return rng.permutation(rows)[: int(rng.integers(0, 6))]
 
 
 @settings(max_examples=40, deadline=None)
@@ -25,17 +26,16 @@ def test_fetch_and_deliver_equal_whole_tables(workers, seed):
     rng = np.random.default_rng(seed)
     whole = [rng.normal(size=(rows, width)).astype(np.float32) for rows, width in zip(ROWS, WIDTHS, strict=True)]
     ids = [[requested_rows(rng, rows) for rows in ROWS] for _ in range(workers)]
-    distinct = [[np.unique(own) for own in of_worker] for of_worker in ids]
     gradients = [
         [rng.normal(size=(len(own), width)).astype(np.float32) for own, width in zip(of_worker, WIDTHS, strict=True)]
-        for of_worker in distinct
+        for of_worker in ids
     ]
 
     def work(comm):
         shards = Shards(comm.rank, comm.size, comm.exchange_values)
         own = [tf.constant(table[comm.rank :: comm.size]) for table in whole]
         fetched = shards.fetch(own, [tf.constant(requested) for requested in ids[comm.rank]])
-        own_gradients = zip(gradients[comm.rank], distinct[comm.rank], strict=True)
+        own_gradients = zip(gradients[comm.rank], ids[comm.rank], strict=True)
         delivered = shards.deliver([tf.IndexedSlices(*map(tf.constant, pair)) for pair in own_gradients])
         return [rows.numpy() for rows in fetched], [(rows.numpy(), values.numpy()) for rows, values in delivered]
 
@@ -46,7 +46,7 @@ def test_fetch_and_deliver_equal_whole_tables(workers, seed):
             np.testing.assert_array_equal(fetched[table], whole[table][ids[worker][table]])
             numbers, values = delivered[table]
             np.add.at(summed, numbers * workers + worker, values)
-            np.add.at(expected, distinct[worker][table], gradients[worker][table])
+            np.add.at(expected, ids[worker][table], gradients[worker][table])
         np.testing.assert_allclose(summed, expected, atol=1e-5)
 
 
@@ -63,14 +63,22 @@ def test_no_sharded_table_needs_no_exchange():
 @pytest.mark.parametrize(("saved_by", "restored_by"), [(1, 3), (3, 1), (2, 3), (3, 3)])
 def test_checkpoints_do_not_depend_on_the_workers(tmp_path, monkeypatch, saved_by, restored_by):
     monkeypatch.setattr(arrays, "BLOCK_BYTES", 4 * 2 * 4)  # blocks of four rows
+    # Two tables of 16 and 7 rows in one variable.
     table = np.arange(46, dtype=np.float32).reshape(23, 2)
     last_step, common = np.arange(23, dtype=np.float32), np.float32([7, 8])
-    rows = {"table": 23, "last_step": 23}
+    ranges = {"first": (0, 16), "second": (16, 7)}
 
     def state_of(comm, table, last_step, common):
-        part = slice(comm.rank, None, comm.size)
-        values = {"table": table[part], "last_step": last_step[part], "common": common}
-        return TrainState({name: tf.Variable(value) for name, value in values.items()}, comm, rows)
+        variables = {
+            "": tf.Variable(table[comm.rank :: comm.size]),
+            ".last_step": tf.Variable(last_step[comm.rank :: comm.size]),
+        }
+        rows = {
+            name + suffix: TableRows(variable, *range_, is_sharded=True)
+            for suffix, variable in variables.items()
+            for name, range_ in ranges.items()
+        }
+        return TrainState(rows | {"common": tf.Variable(common)}, comm)
 
     def save(comm):
         state = state_of(comm, table, last_step, common)
@@ -82,13 +90,19 @@ def test_checkpoints_do_not_depend_on_the_workers(tmp_path, monkeypatch, saved_b
     def restore(comm):
         state = state_of(comm, 0 * table, 0 * last_step, 0 * common)
         state.restore(CheckpointStore(tmp_path).open("last") if comm.rank == 0 else None)
-        return {name: variable.numpy() for name, variable in state.variables.items()}
+        return {
+            name: (rows.variable if isinstance(rows, TableRows) else rows).numpy()
+            for name, rows in state.variables.items()
+        }
 
     run_workers(saved_by, save)
     checkpoint = CheckpointStore(tmp_path).open("last")
-    for name, expected in {"table": table, "last_step": last_step, "common": common}.items():
-        np.testing.assert_array_equal(checkpoint.read(name), expected)
+    np.testing.assert_array_equal(checkpoint.read("common"), common)
+    for name, (first, rows) in ranges.items():
+        np.testing.assert_array_equal(checkpoint.read(name), table[first : first + rows])
+        np.testing.assert_array_equal(checkpoint.read(f"{name}.last_step"), last_step[first : first + rows])
     for worker, values in enumerate(run_workers(restored_by, restore)):
-        np.testing.assert_array_equal(values["table"], table[worker::restored_by])
-        np.testing.assert_array_equal(values["last_step"], last_step[worker::restored_by])
+        for name in ranges:
+            np.testing.assert_array_equal(values[name], table[worker::restored_by])
+            np.testing.assert_array_equal(values[f"{name}.last_step"], last_step[worker::restored_by])
         np.testing.assert_array_equal(values["common"], common)

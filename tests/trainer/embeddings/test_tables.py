@@ -15,29 +15,34 @@ def never(values, counts):
     raise AssertionError("there is nothing to exchange")
 
 
-def make(init_std=None, shards=None) -> list[np.ndarray]:
+def make(init_std=None, shards=None) -> dict[str, np.ndarray]:
     made = EmbeddingTables(LAYOUT, outputs=1, combiner="sum", seed=5, init_std=init_std, shards=shards)
-    return [table.numpy() for table in made.tables]
+    return {
+        name.removeprefix("embeddings/"): table.variable.numpy() if table.is_sharded else table.numpy()
+        for name, table in made.tables().items()
+    }
 
 
 @pytest.mark.parametrize("init_std", [None, 0.1])
 def test_initial_values_are_those_of_keras(init_std):
-    item, day, wide = make(init_std)
-    for name, table in (("item", item), ("day", day)):
+    made = make(init_std)
+    for name in ("item", "day"):
+        table = made[f"deep.{name}"]
         seed = seed_of(seed_of(5, name), "0")
         keras_start = keras.initializers.GlorotNormal(seed) if init_std is None else None
         keras_start = keras_start or keras.initializers.RandomNormal(stddev=init_std, seed=seed)
         np.testing.assert_array_equal(table, keras_start(table.shape))
-    assert wide.shape == (30, 1) and not wide.any()
+    assert made["wide.item"].shape == (23, 1) and made["wide.day"].shape == (7, 1)
+    assert not made["wide.item"].any() and not made["wide.day"].any()
 
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_shards_start_with_the_values_of_whole_tables(monkeypatch, workers):
     monkeypatch.setattr(tables, "INIT_ROWS", 4)
     whole = make()
-    assert len(np.unique(whole[0].round(4), axis=0)) == 23  # blocks do not repeat one another
+    assert len(np.unique(whole["deep.item"].round(4), axis=0)) == 23  # blocks do not repeat one another
     for rank in range(workers):
-        item, day, wide = make(shards=Shards(rank, workers, never, smallest=10))
-        np.testing.assert_array_equal(item, whole[0][rank::workers])
-        np.testing.assert_array_equal(day, whole[1])
-        assert wide.shape == (len(range(rank, 30, workers)), 1)
+        own = make(shards=Shards(rank, workers, never, smallest=10))
+        np.testing.assert_array_equal(own["deep.item"], whole["deep.item"][rank::workers])
+        np.testing.assert_array_equal(own["deep.day"], whole["deep.day"])
+        assert own["wide.item"].shape == (len(range(rank, 23, workers)), 1)

@@ -23,7 +23,6 @@ from trainer.checkpoint.state import TrainState
 from trainer.layout import input_schema
 from trainer.logging.log import to_plain
 from trainer.models import build_model, model_options
-from trainer.models.weights import named
 from trainer.tasks.task import tasks_of
 
 FEATURES = {
@@ -85,7 +84,7 @@ def write_run(
         SIZES: widths,
         **workflow_files(folder),
     }
-    write_model(folder / MODEL_FOLDER, TrainState(named(model.variables)).sources(), documents)
+    write_model(folder / MODEL_FOLDER, TrainState(model.weights_by_name).sources(), documents)
     return load_model(folder / MODEL_FOLDER)
 
 

@@ -1,0 +1,147 @@
+"""Grouped tables: what a batch looks up, pooling without padding, and the gradients of the rows."""
+
+import numpy as np
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.embeddings.groups import group_tables
+from trainer.embeddings.tables import EmbeddingTables, Pooled
+from trainer.layout import CategoricalInput, InputSchema
+from trainer.process import device
+
+LARGE = 20
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> InputSchema:
+    """Features with one id or a list, of a few widths, small and large."""
+    features, start = [], 0
+    for index in range(draw(st.integers(1, 6))):
+        hotness = draw(st.integers(1, 4))
+        multihot = hotness > 1 or draw(st.booleans())
+        cardinality, width = draw(st.sampled_from([1, 7, LARGE, 50])), draw(st.sampled_from([1, 2, 3]))
+        features.append(CategoricalInput(f"f{index}", start, hotness, multihot, cardinality, width))
+        start += hotness
+    return InputSchema(tuple(features), ())
+
+
+def draw_ids(layout: InputSchema, rows: int, seed: int) -> np.ndarray:
+    """Ids [rows, id columns] int32, skewed, with padding at the end of lists."""
+    rng = np.random.default_rng(seed)
+    columns = []
+    for feature in layout.categorical:
+        ids = (feature.cardinality * rng.random((rows, feature.hotness)) ** 3).astype(np.int32)
+        if feature.multihot:
+            ids[np.arange(feature.hotness) >= rng.integers(0, feature.hotness + 1, (rows, 1))] = -1
+        columns.append(ids)
+    return np.concatenate(columns, axis=1)
+
+
+def make(layout: InputSchema, combiner: str, seed: int = 0) -> EmbeddingTables:
+    """Tables with a wide part of two outputs and random values in it."""
+    tables, rng = (
+        EmbeddingTables(layout, outputs=2, combiner=combiner, seed=seed, init_std=1.0),
+        np.random.default_rng(1),
+    )
+    for variable in tables.wide_variables:
+        variable.assign(rng.normal(size=variable.shape))
+    return tables
+
+
+def pooled_by_hand(tables: EmbeddingTables, ids: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The embedding of each feature [batch, width] and the wide sum [batch, 2], in plain loops."""
+    values = {name.removeprefix("embeddings/"): table.numpy() for name, table in tables.tables().items()}
+    deep, wide = {}, np.zeros((len(ids), 2))
+    for feature in tables.layout.categorical:
+        deep[feature.name] = np.zeros((len(ids), feature.width))
+        for row, own in enumerate(ids[:, feature.start : feature.stop]):
+            present = [number for number in own if number >= 0]
+            for number in present:
+                share = 1 / len(present) if tables.combiner == "mean" else 1
+                deep[feature.name][row] += share * values[f"deep.{feature.name}"][number]
+                wide[row] += values[f"wide.{feature.name}"][number]
+    return deep, wide
+
+
+@settings(max_examples=60, deadline=None)
+@given(layouts(), st.integers(0, 9), st.sampled_from(["sum", "mean"]), st.integers(0, 2**16))
+def test_pooling_equals_loops_over_ids(layout, rows, combiner, seed):
+    tables, ids = make(layout, combiner), draw_ids(layout, rows, seed)
+    deep, wide = pooled_by_hand(tables, ids)
+    lookups = tf.nest.map_structure(tf.constant, tables.lookups(ids))
+    for pooled in (tables.pool(tables.sources(lookups), lookups), tables.pool_padded(tf.constant(ids))):
+        np.testing.assert_allclose(pooled.wide[0], wide, atol=1e-5)
+        for group, found in zip(tables.groups, pooled.deep, strict=True):
+            expected = np.stack([deep[feature.name] for feature in group.features], axis=1)
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(layouts(), st.integers(0, 9), st.sampled_from(["sum", "mean"]), st.integers(0, 2**16))
+def test_gradients_of_rows_equal_those_of_whole_tables(layout, rows, combiner, seed):
+    tables, ids, rng = make(layout, combiner), draw_ids(layout, rows, seed), np.random.default_rng(seed)
+    variables = [variable.value for _, variable in tables.group_variables]
+    with tf.GradientTape() as tape:
+        padded = tables.pool_padded(tf.constant(ids))
+        factors = tf.nest.map_structure(lambda x: tf.constant(rng.normal(size=x.shape), tf.float32), padded)
+        products = tf.nest.map_structure(lambda x, y: tf.reduce_sum(x * y), padded, factors)
+        total = tf.add_n([*products.deep, *products.wide])
+    whole = [tf.convert_to_tensor(gradient).numpy() for gradient in tape.gradient(total, variables)]
+    lookups = tf.nest.map_structure(tf.constant, tables.lookups(ids))
+    spread = tables.spread(Pooled(*factors), lookups)
+    for (index, variable), found, expected in zip(
+        tables.group_variables, [*spread.deep, *spread.wide], whole, strict=True
+    ):
+        numbers = lookups[index].rows.numpy()
+        assert len(np.unique(numbers)) == len(numbers)
+        dense = np.zeros(variable.shape)
+        dense[numbers] = found
+        np.testing.assert_allclose(dense, expected, atol=1e-4)
+
+
+def test_a_gpu_sums_the_same(monkeypatch):
+    """A GPU sums segments with another operation, which does not wait for the device."""
+    layout = InputSchema((CategoricalInput("a", 0, 1, False, 30, 2), CategoricalInput("b", 1, 3, True, 9, 2)), ())
+    ids = np.int32([[3, 1, 1, -1], [3, -1, -1, -1], [29, 8, -1, -1], [0, -1, -1, -1]])
+    results = []
+    for gpu in (False, True):
+        monkeypatch.setattr(device, "on_gpu", lambda gpu=gpu: gpu)
+        tables = make(layout, "mean")
+        lookups = tf.nest.map_structure(tf.constant, tables.lookups(ids))
+        pooled = tables.pool(tables.sources(lookups), lookups)
+        results.append([*pooled.deep, *pooled.wide, *(x for rows in tables.spread(pooled, lookups) for x in rows)])
+    for first, second in zip(*results, strict=True):
+        np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(layouts())
+def test_groups_hold_every_table_once(layout):
+    groups = group_tables(layout, LARGE)
+    assert sorted(f.name for group in groups for f in group.features) == [f.name for f in layout.categorical]
+    assert len({group.name for group in groups}) == len(groups)
+    for group in groups:
+        assert {(f.width, f.cardinality >= LARGE) for f in group.features} == {
+            (group.width, group.features[0].cardinality >= LARGE)
+        }
+        ends = [first + f.cardinality for first, f in zip(group.first_rows, group.features, strict=True)]
+        assert [0, *ends] == [*group.first_rows, group.rows]
+
+
+def test_a_slot_without_ids_costs_nothing():
+    layout = InputSchema((CategoricalInput("items", 0, 100, True, 50, 4),), ())
+    ids = np.full((6, 100), -1, np.int32)
+    ids[2, :3] = [7, 7, 9]
+    [found] = make(layout, "sum").lookups(ids)
+    assert sorted(found.rows) == [7, 9] and found.slots.tolist() == [2, 2, 2]
+    assert found.counts.reshape(-1).tolist() == [0, 0, 3, 0, 0, 0]
+    assert len(found.sources) == len(found.row_slots) == len(found.row_positions) == 3
+
+
+def test_tables_keep_their_values_in_a_group():
+    """A table has the same initial values alone and beside others of its width."""
+    a, b = CategoricalInput("a", 0, 1, False, 6, 3), CategoricalInput("b", 1, 2, True, 5, 3)
+    together = make(InputSchema((a, b), ()), "sum", seed=4).tables()
+    alone = make(InputSchema((a,), ()), "sum", seed=4).tables()
+    np.testing.assert_array_equal(together["embeddings/deep.a"].numpy(), alone["embeddings/deep.a"].numpy())

@@ -1,0 +1,168 @@
+"""Groups of embedding tables that share their variables, and what a batch looks up in them."""
+
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from trainer.layout import CategoricalInput, InputSchema
+
+Array = TypeVar("Array")  # a NumPy array, or a tensor once it is on the device
+
+
+class Lookups(NamedTuple, Generic[Array]):
+    """The ids of a batch that a group of tables looks up, without padding.
+
+    A slot is a feature of a row of the batch, numbered row by row: slot = row * features + feature. All arrays are
+    int64, which GPUs compute with on the device; TensorFlow keeps int32 in host memory.
+
+    Attributes:
+        rows: [rows] distinct rows of the group that are read.
+        sources: [ids] where each id's row is read, by slot: its number in the group's variable or, for a sharded group,
+            its position in `rows`.
+        slots: [ids] the slot of each id, ascending; empty if every slot has exactly one id.
+        row_slots: [ids] the slots again, by position in `rows`: those whose gradients each row sums.
+        row_positions: [ids] the position in `rows` that each of `row_slots` belongs to, ascending.
+        counts: [batch, features] float32, the number of ids in each slot; [0, 0] if it is always 1.
+    """
+
+    rows: Array
+    sources: Array
+    slots: Array
+    row_slots: Array
+    row_positions: Array
+    counts: Array
+
+
+@dataclass(frozen=True, eq=False)
+class TableGroup:
+    """Tables of one width, whose rows lie one after the other in the same variables.
+
+    Few large operations take less time than many small ones: a step looks up, sums and updates rows once per group.
+
+    Attributes:
+        features: the features, with a table each.
+        name: name of the group, distinct in the model.
+    """
+
+    features: tuple[CategoricalInput, ...]
+    name: str
+
+    @property
+    def width(self) -> int:
+        """Width of the embeddings."""
+        return self.features[0].width
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of all tables together, over all workers."""
+        return sum(feature.cardinality for feature in self.features)
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether a feature may have more or fewer ids than one."""
+        return any(feature.multihot for feature in self.features)
+
+    @property
+    def ids_per_row(self) -> int:
+        """Largest number of ids in a row of a batch."""
+        return sum(feature.hotness for feature in self.features)
+
+    @cached_property
+    def first_rows(self) -> tuple[int, ...]:
+        """The row of each feature's id 0."""
+        return tuple(np.cumsum([0, *(feature.cardinality for feature in self.features[:-1])]).tolist())
+
+    @cached_property
+    def columns(self) -> np.ndarray:
+        """[columns] int64, the columns of the id matrix, feature by feature."""
+        return np.concatenate([np.arange(feature.start, feature.stop) for feature in self.features])
+
+    @cached_property
+    def column_rows(self) -> np.ndarray:
+        """[columns] int64, the row of id 0 for each column."""
+        return np.repeat(self.first_rows, [feature.hotness for feature in self.features])
+
+
+def group_tables(layout: InputSchema, large: int) -> tuple[TableGroup, ...]:
+    """Group the tables of a layout by width and size.
+
+    Large tables are apart, because several workers exchange the gradients of small tables whole and those of large
+    ones by row, and may shard large ones. The groups' order is that of the model's deep input, so it depends on nothing
+    but the layout.
+
+    Args:
+        layout: layout of the features.
+        large: number of rows from which a table is large.
+    """
+
+    def key(feature: CategoricalInput) -> tuple[int, bool]:
+        return feature.width, feature.cardinality >= large
+
+    groups = groupby(sorted(layout.categorical, key=key), key=key)
+    return tuple(
+        TableGroup(tuple(features), f"{width}.{'large' if is_large else 'small'}")
+        for (width, is_large), features in groups
+    )
+
+
+class LookupFinder:
+    """Finds the rows that batches look up in a group, on the host: ahead of the step, in the loader's thread.
+
+    Args:
+        group: the tables.
+        is_sharded: whether the group's rows are fetched from several workers.
+    """
+
+    def __init__(self, group: TableGroup, *, is_sharded: bool):
+        self._group, self._is_sharded = group, is_sharded
+        # The last id of each row in the current batch. Finding distinct rows with it takes no hashing or sorting, and
+        # it is small beside the tables.
+        self._last_id = np.zeros(group.rows, np.int32)
+        self._lock = threading.Lock()
+        starts = np.cumsum([0, *(feature.hotness for feature in group.features)])
+        self._feature_starts = starts[:-1]
+
+    def find(self, ids: np.ndarray) -> Lookups[np.ndarray]:
+        """Returns what the group looks up for ids [batch, id columns] int32; padding is below 0."""
+        own = ids if len(self._group.columns) == ids.shape[1] else ids[:, self._group.columns]  # [batch, columns]
+        if self._group.has_lists:
+            return self._find_in_lists(own)
+        rows = (np.maximum(own, 0) + self._group.column_rows).reshape(-1)  # [batch * features] int64
+        distinct, positions, order, row_positions = self._distinct(rows)
+        sources, none = positions if self._is_sharded else rows, np.empty(0, np.int64)
+        return Lookups(distinct, sources, none, order, row_positions, np.empty((0, 0), np.float32))
+
+    def _find_in_lists(self, own: np.ndarray) -> Lookups[np.ndarray]:
+        is_present = own >= 0  # [batch, columns]
+        counts = np.add.reduceat(is_present, self._feature_starts, axis=1, dtype=np.int64)  # [batch, features]
+        slots = np.repeat(np.arange(counts.size), counts.reshape(-1))  # [ids]
+        rows = own[is_present] + np.take(self._group.first_rows, slots % counts.shape[1])
+        distinct, positions, order, row_positions = self._distinct(rows)
+        sources = positions if self._is_sharded else rows
+        return Lookups(distinct, sources, slots, slots[order], row_positions, counts.astype(np.float32))
+
+    def _distinct(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the distinct rows, each row's position among them, the order by position, and positions in order."""
+        numbers = np.arange(len(rows), dtype=np.int32)
+        with self._lock:
+            self._last_id[rows] = numbers
+            last = self._last_id[rows]
+        is_last = last == numbers
+        distinct = rows[is_last]
+        positions = (np.cumsum(is_last) - 1)[last]
+        order, per_row = _counting_sort(positions, len(distinct))
+        return distinct, positions, order, np.repeat(np.arange(len(distinct)), per_row)
+
+
+def _counting_sort(keys: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the stable order of keys [n] in [0, count), and how often each key occurs, both int64."""
+    from scipy.sparse import csc_array  # takes time to import
+
+    # A matrix with one entry per column, converted from columns to rows, is a counting sort in compiled code.
+    entries = np.empty(len(keys), np.int8)
+    by_row = csc_array((entries, keys, np.arange(len(keys) + 1)), shape=(count, len(keys))).tocsr()
+    return by_row.indices.astype(np.int64), np.diff(by_row.indptr)
