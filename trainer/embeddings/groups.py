@@ -82,6 +82,12 @@ class TableGroup:
         return np.concatenate([np.arange(feature.start, feature.stop) for feature in self.features])
 
     @cached_property
+    def column_sizes(self) -> np.ndarray:
+        """[columns] int64, the number of ids for each column."""
+        sizes = [feature.cardinality for feature in self.features]
+        return np.repeat(np.int64(sizes), [feature.hotness for feature in self.features])
+
+    @cached_property
     def column_rows(self) -> np.ndarray:
         """[columns] int64, the row of id 0 for each column."""
         return np.repeat(self.first_rows, [feature.hotness for feature in self.features])

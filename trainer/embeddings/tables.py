@@ -225,7 +225,8 @@ class EmbeddingTables(keras.layers.Layer):
             if self.is_sharded(group):
                 raise ValueError("padded ids cannot be looked up in sharded tables")
             own = tf.concat([ids[:, feature.start : feature.stop] for feature in group.features], axis=1)
-            rows = tf.maximum(own, 0) + group.column_rows  # [batch, columns]
+            # An id outside of its table must fail, not read the next table of the group.
+            rows = tf.where(own < group.column_sizes, tf.maximum(own, 0) + group.column_rows, group.rows)
             present = tf.cast(own >= 0, tf.float32)[:, :, tf.newaxis]
             deep.append(self._pool_columns(group, tf.gather(self.deep_variables[index].value, rows), present))
             if self.wide_variables:

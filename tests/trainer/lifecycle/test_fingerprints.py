@@ -9,6 +9,7 @@ from tests.trainer.local_workers import run_workers
 from trainer.checkpoint.fingerprints import check_state
 from trainer.checkpoint.state import TrainState
 from trainer.comm import SingleWorker
+from trainer.embeddings.tables import TableRows
 from trainer.lifecycle.errors import NotFinite, WorkersDiffer
 
 
@@ -24,14 +25,16 @@ def values() -> dict[str, np.ndarray]:
     }
 
 
-def check(workers: int, corrupt, sharded: dict[str, int] | None = None) -> None:  # type: ignore[no-untyped-def]
+def check(workers: int, corrupt, sharded: str = "") -> None:  # type: ignore[no-untyped-def]
     """Runs the check on every worker, on values that `corrupt(worker, values)` has changed."""
 
     def work(comm) -> None:  # type: ignore[no-untyped-def]
         own = values()
         corrupt(comm.rank, own)
-        variables = {name: tf.Variable(value) for name, value in own.items()}
-        check_state(TrainState(variables, comm, sharded or {}), step=70)
+        variables: dict[str, tf.Variable | TableRows] = {name: tf.Variable(value) for name, value in own.items()}
+        if sharded:
+            variables[sharded] = TableRows(tf.Variable(own[sharded]), 0, 100, is_sharded=True)
+        check_state(TrainState(variables, comm), step=70)
 
     run_workers(workers, work)
 
@@ -88,10 +91,10 @@ def test_sharded_tables_may_differ_but_must_be_finite():
     def differ(worker: int, own: dict[str, np.ndarray]) -> None:
         own["table"] = own["table"] + worker
 
-    check(2, differ, sharded={"table": 100})
+    check(2, differ, sharded="table")
 
     def break_one(worker: int, own: dict[str, np.ndarray]) -> None:
         own["table"][0, 0] = np.nan if worker == 1 else 0
 
     with pytest.raises(NotFinite, match="table"):
-        check(2, break_one, sharded={"table": 100})
+        check(2, break_one, sharded="table")
