@@ -52,8 +52,8 @@ TABLES = {
     "rows": ("--table_exchange", "rows"),
     "sharded": ("--shard_embeddings",),
 }
-# Workers, and a key of TABLES.
-PLACES = ((1, "whole"), (1, "rows"), (2, "whole"), (2, "rows"), (2, "sharded"))
+# Number of workers, and a key of TABLES.
+EXCHANGES = ((1, "whole"), (1, "rows"), (2, "whole"), (2, "rows"), (2, "sharded"))
 SMALL_LAYERS = ["--deep_hidden_units", "64", "32", "--expert_hidden_units", "32", "16", "--tower_hidden_units", "8"]
 TRAINING, EVALUATION = "training step", "evaluation"
 KINDS = {
@@ -91,8 +91,8 @@ class Limit(NamedTuple):
         return not self.applies(line) or line[self.kind] <= self.at_most
 
 
-# Launches of Wide & Deep's step on Outbrain's columns (one worker, float32, --xla) when every table had lookups and
-# updates of its own, counted by this script. Tables grouped by width are to take a third.
+# Launches of Wide & Deep's training step on Outbrain's columns (one worker, float32, --xla), as counted by this script
+# when every table had lookups and updates of its own. Tables that share them are to take at most a third.
 LAUNCHES_OF_SINGLE_TABLES = {"whole": 688, "rows": 703}
 
 LIMITS = (
@@ -142,12 +142,12 @@ class Case(NamedTuple):
 def cases(models: list[str]) -> list[Case]:
     """Return the configurations of the given models.
 
-    Every model comes in every precision, with and without --xla. Places rotate, so that with all models every place
+    Every model comes in every precision, with and without --xla. Exchanges rotate over these: with all models, each one
     comes with every model, and in every precision with and without --xla.
     """
     passes = list(product(PRECISIONS, (False, True)))
     rotated = [
-        Case(TWO_LABELS, model, *own, *PLACES[(row + column) % len(PLACES)])
+        Case(TWO_LABELS, model, *own, *EXCHANGES[(row + column) % len(EXCHANGES)])
         for (row, model), (column, own) in product(enumerate(models), enumerate(passes))
     ]
     outbrain = [Case(OUTBRAIN, "wide_deep", "float32", True, 1, tables) for tables in LAUNCHES_OF_SINGLE_TABLES]
@@ -160,9 +160,8 @@ def write_datasets(folder: Path) -> dict[str, Path]:
     for own in folders.values():
         own.mkdir()
     write_rows(folders[OUTBRAIN], 2 * BATCH, cardinality=OUTBRAIN_ROWS)
-    spec = FeatureSpec.from_dict(
-        FeatureSpec.read(ROOT / "feature_specs" / "two_labels.yaml").to_dict(), folders[TWO_LABELS]
-    )
+    document = FeatureSpec.read(ROOT / "feature_specs" / "two_labels.yaml").to_dict()
+    spec = FeatureSpec.from_dict(document, folders[TWO_LABELS])
     chunks = {mapping: (write_mapping(spec, mapping, 2 * BATCH),) for mapping in ("train", "test")}
     spec.with_sources(chunks, spec.folder).write(spec.folder / "feature_spec.yaml")
     return folders

@@ -33,7 +33,11 @@ import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
 
 CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
-CONDITIONALS = {"If": "cond", "StatelessIf": "cond", "Case": "branch_index", "StatelessCase": "branch_index"}
+# Name of the predicate, and of the attributes that hold the branches.
+CONDITIONALS = {
+    **dict.fromkeys(("If", "StatelessIf"), ("cond", ("then_branch", "else_branch"))),
+    **dict.fromkeys(("Case", "StatelessCase"), ("branch_index", ("branches",))),
+}
 LOOPS = {"While", "StatelessWhile"}
 # Operations that pass on a tensor, its shape or a handle, and run nothing on a GPU.
 FREE = {
@@ -193,7 +197,8 @@ class _Counter:
             return self._compiled(operation, inputs)
         if operation.type in CALLS:
             self.on_gpu.add(_key(operation))
-            return self.visit(_function(operation, "f"), inputs)
+            (called,) = _functions(operation, "f")
+            return self.visit(called, inputs)
         if operation.type in CONDITIONALS:
             return self._conditional(operation, inputs)
         if operation.type in LOOPS:
@@ -203,24 +208,24 @@ class _Counter:
     def _compiled(self, operation: tf.Operation, inputs: list[_Value]) -> list[_Value]:
         for tensor, value in zip(operation.inputs, inputs, strict=True):
             self._read(operation, _Argument("input", tensor), value, on_host=False)
-        self.counts.launches["function compiled by XLA"] += 1
         self.on_gpu.add(_key(operation))
+        self.counts.launches["function compiled by XLA"] += 1
         return [_Value(on_host=False) for _ in operation.outputs]
 
     def _conditional(self, operation: tf.Operation, inputs: list[_Value]) -> list[_Value]:
-        predicate, *others = inputs
-        self._read(operation, _Argument(CONDITIONALS[operation.type], operation.inputs[0]), predicate, on_host=True)
-        others = self._passed(operation, list(operation.inputs)[1:], others)
-        for branch in _branches(operation):
-            self.visit(branch, others)
+        name, branches = CONDITIONALS[operation.type]
+        self._read(operation, _Argument(name, operation.inputs[0]), inputs[0], on_host=True)
+        passed = self._passed(operation, list(operation.inputs)[1:], inputs[1:])
+        for branch in _functions(operation, *branches):
+            self.visit(branch, passed)
         return [_Value(on_host=tensor.dtype == tf.int32) for tensor in operation.outputs]
 
     def _loop(self, operation: tf.Operation, inputs: list[_Value]) -> list[_Value]:
-        inputs = self._passed(operation, list(operation.inputs), inputs)
-        condition = _function(operation, "cond")
-        (proceeds,) = self.visit(condition, inputs)
+        passed = self._passed(operation, list(operation.inputs), inputs)
+        condition, body = _functions(operation, "cond", "body")
+        (proceeds,) = self.visit(condition, passed)
         self._read(operation, _Argument("cond", condition.outputs[0]), proceeds, on_host=True)
-        self.visit(_function(operation, "body"), inputs)
+        self.visit(body, passed)
         return [_Value(on_host=tensor.dtype == tf.int32) for tensor in operation.outputs]
 
     def _passed(self, operation: tf.Operation, tensors: list[tf.Tensor], values: list[_Value]) -> list[_Value]:
@@ -332,15 +337,10 @@ def _needed(graph: tf.Graph) -> Iterator[tf.Operation]:
     yield from (operation for operation in graph.get_operations() if operation.name in needed)
 
 
-def _function(operation: tf.Operation, attribute: str) -> Any:
-    """Returns the graph of a function that an operation calls."""
-    return operation.graph._get_function(operation.node_def.attr[attribute].func.name).graph
-
-
-def _branches(operation: tf.Operation) -> list[Any]:
-    if operation.type in ("If", "StatelessIf"):
-        return [_function(operation, "then_branch"), _function(operation, "else_branch")]
-    functions = operation.node_def.attr["branches"].list.func
+def _functions(operation: tf.Operation, *attributes: str) -> list[Any]:
+    """Returns the graphs of the functions that an operation calls, which its attributes name."""
+    values = [operation.node_def.attr[name] for name in attributes]
+    functions = [function for value in values for function in (value.list.func or [value.func])]
     return [operation.graph._get_function(function.name).graph for function in functions]
 
 

@@ -6,7 +6,17 @@ import sys
 import pytest
 import tensorflow as tf
 
-from benchmarks.gpu_audit import ENVIRONMENT, LIMITS, PLACES, PRECISIONS, TWO_LABELS, Limit, cases, kernels_file, set_up
+from benchmarks.gpu_audit import (
+    ENVIRONMENT,
+    EXCHANGES,
+    LIMITS,
+    PRECISIONS,
+    TWO_LABELS,
+    Limit,
+    cases,
+    kernels_file,
+    set_up,
+)
 from benchmarks.gpu_graph import GpuKernels, Kernel, count
 from benchmarks.harness import read_lines
 from tests.helpers import ROOT, environment
@@ -98,6 +108,15 @@ def test_predicate_is_a_sync_and_branches_count():
     assert counts.launches == {"Sum": 1, "Greater": 1, "Mul": 1, "AddV2": 1}
 
 
+def test_index_of_a_case_is_a_sync():
+    def function(x):
+        return tf.switch_case(tf.cast(x[0], tf.int32), [lambda: x * 2.0, lambda: x + 1.0])
+
+    counts = counts_of(function, [BATCH])
+    assert counts.syncs == {"StatelessCase reads branch_index (int32) on the host": 1}
+    assert counts.launches == {"StridedSlice": 1, "Cast": 1, "Mul": 1, "AddV2": 1}
+
+
 def test_int32_passes_into_a_branch_through_host_memory():
     def function(x):
         _, index = tf.unique(x)
@@ -178,15 +197,15 @@ def test_assignments_count_without_a_result():
     assert counts_of(function, [BATCH]).launches == {"StridedSlice": 1, "Mul": 1}
 
 
-def test_cases_cover_models_precisions_and_places():
+def test_cases_cover_models_precisions_and_exchanges():
     own = [case for case in cases(list(MODELS)) if case.columns == TWO_LABELS]
-    places = [(case.workers, case.tables) for case in own]
+    exchanges = [(case.workers, case.tables) for case in own]
     passes = [(case.precision, case.xla) for case in own]
     models = [case.model for case in own]
     combinations = len(PRECISIONS) * 2
     assert len(set(zip(models, passes, strict=True))) == len(MODELS) * combinations == len(own)
-    assert len(set(zip(models, places, strict=True))) == len(MODELS) * len(PLACES)
-    assert len(set(zip(places, passes, strict=True))) == len(PLACES) * combinations
+    assert len(set(zip(models, exchanges, strict=True))) == len(MODELS) * len(EXCHANGES)
+    assert len(set(zip(exchanges, passes, strict=True))) == len(EXCHANGES) * combinations
 
 
 def test_limit_applies_to_its_graphs_only():
