@@ -102,7 +102,7 @@ LIMITS = (
     Limit("host syncs, two workers, sparse exchange", "syncs", 3, {"workers": 2, "tables": "rows"}),
     *(
         Limit(
-            f"launches, Outbrain's columns, --xla, {tables}",
+            f"launches, Outbrain's columns, --xla, --table_exchange {tables}",
             "launches",
             before // 3,
             {"part": TRAINING, "columns": OUTBRAIN, "xla": True, "tables": tables},
@@ -258,7 +258,8 @@ def limits_table(lines: list[Line]) -> str:
     for limit in LIMITS:
         worst = max(filter(limit.applies, lines), key=lambda line: line[limit.kind], default=None)
         if worst is not None:
-            where = ", ".join(str(worst[name]) for name in ("part", "model", "precision", "workers", "tables"))
+            workers = f"{worst['workers']} worker(s)"
+            where = ", ".join([worst["part"], worst["model"], worst["precision"], workers, worst["tables"]])
             holds = "yes" if limit.holds(worst) else "**no**"
             rows.append([limit.name, str(limit.at_most), str(worst[limit.kind]), where, holds])
     return markdown(["limit", "at most", "found", "in", "holds"], rows)
