@@ -47,8 +47,8 @@ def write_rows(
     if test_rows:
         _add_groups(document)
     spec = FeatureSpec.from_dict(document, folder)
-    chunks = {"train": _write_mapping(spec, "train", rows)}
-    chunks["test"] = _write_mapping(spec, "test", test_rows) if test_rows else chunks["train"]
+    chunks = {"train": write_mapping(spec, "train", rows)}
+    chunks["test"] = write_mapping(spec, "test", test_rows) if test_rows else chunks["train"]
     spec = spec.with_sources({mapping: (chunk,) for mapping, chunk in chunks.items()}, folder)
     spec.write(folder / "feature_spec.yaml")
     return spec
@@ -60,7 +60,8 @@ def _add_groups(document: dict[str, Any]) -> None:
     document["source_spec"]["test"][0]["features"].append(GROUP)
 
 
-def _write_mapping(spec: FeatureSpec, mapping: str, rows: int) -> Any:
+def write_mapping(spec: FeatureSpec, mapping: str, rows: int) -> Any:
+    """Writes random rows of a mapping, which has one chunk, beside the specification; returns its stored chunk."""
     (chunk,) = spec.chunks(mapping)
     with DatasetWriter(spec.folder, mapping, parquet_schema(spec, chunk.features), rows_per_file=rows) as writer:
         for table in random_tables(spec, mapping, rows, signal=1.0):
