@@ -7,8 +7,8 @@ import pytest
 
 from data.spec.feature_spec import FeatureSpec, FeatureSpecError
 from data.spec.raw.reader import raw_spec_from_dict
-from tests.data.raw_spec_samples import GONE, changed_raw, raw_problems
-from tests.data.sample_specs import check_only_problem, document
+from tests.data.raw_spec_samples import changed_raw, raw_problems
+from tests.data.sample_specs import GONE, check_only_problem, document
 
 F = "feature_spec"
 REPORTED_WHERE_CHANGED = [
