@@ -42,7 +42,7 @@ REPORTED_WHERE_CHANGED = [
     (f"{F}.item_rate.encode.target.label", GONE, "is missing from target"),
     ("where", {"column": "rating", "op": ">"}, "a condition has column, op and value"),
     ("where", {"column": "rating", "op": "=>", "value": 3}, "write one of ==, !=, <, <=, >, >= in quotes"),
-    ("keep_negatives", 0, "write a fraction, such as 0.1"),
+    ("keep_negatives", 0, "write a fraction above 0, such as 0.1"),
     ("shuffle", "yes", "write true or false, without quotes"),
     ("seed", -1, "write a whole number from 0"),
     ("split.seed", 1, "write `seed:` at the top level"),
