@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.errors import DataError, shown
+from data.preprocess.earlier_rows import joined_ranges
 from data.preprocess.staging import Staged, read_arrow
 from data.raw.cells import first_true
 from data.spec.raw.spec import Keep, RawSpec, Reading
@@ -31,8 +32,7 @@ def keep_items(lists: pa.ListArray, limit: int, keep: Keep) -> pa.ListArray:
     kept = np.minimum(lengths, limit)
     starts = offsets[:-1] + (lengths - kept if keep == "last" else 0)
     new_offsets = np.concatenate([[0], np.cumsum(kept)])
-    items = np.repeat(starts - new_offsets[:-1], kept) + np.arange(new_offsets[-1])
-    values = lists.values.take(pa.array(items))
+    values = lists.values.take(pa.array(joined_ranges(starts, kept)))
     nulls = lists.is_null() if lists.null_count else None
     return pa.ListArray.from_arrays(pa.array(new_offsets, pa.int32()), values, mask=nulls)
 
