@@ -1,4 +1,4 @@
-"""Read delimited text files, plain or gzip-compressed, with line numbers in error messages."""
+"""Read the delimited latin-1 files of GroupLens, plain or gzip-compressed, with line numbers in error messages."""
 
 import gzip
 import zlib
