@@ -124,10 +124,8 @@ def _check(config: Options, data: Inputs, env: WorkerEnv) -> None:
     warnings = check_run(config, data, env)
     if env.rank == 0:
         folders = config.data
-        print(
-            f"data: {folders.dataset_path}  checkpoints: {folders.model_dir}  results: {folders.results_dir}",
-            flush=True,
-        )
+        read = " ".join(map(str, config.run.raw)) or folders.dataset_path
+        print(f"data: {read}  checkpoints: {folders.model_dir}  results: {folders.results_dir}", flush=True)
         for text in warnings:
             warn(text)
 

@@ -24,7 +24,7 @@ from trainer.cli import parse
 from trainer.inputs import open_inputs
 from trainer.lifecycle.errors import RejectedByAll
 from trainer.process.worker_env import WorkerEnv
-from trainer.raw_rows import encode_for_all
+from trainer.raw_rows import encode_for_all, encoded_rows
 
 MODEL = ["--model", "ple", "--expert_hidden_units", "16", "8", "--num_task_experts", "1", "--activation", "tanh"]
 TRAINING = [
@@ -162,7 +162,7 @@ def engine(monkeypatch):
     monkeypatch.setitem(sys.modules, "data.preprocess.engine", SimpleNamespace(encode_new=encode_new))
 
 
-def test_raw_rows_are_encoded_and_predicted(work, predictions, engine):
+def test_raw_rows_are_encoded_and_predicted(work, predictions, engine, capsys):
     raw, out = work.data / "new.parquet", work.folder / "raw.csv"
     must(main(work.arguments("--predict", str(out), "--raw", str(raw), "--keep", "request", "ad_id")))
     found = pd.read_csv(out)
@@ -172,6 +172,33 @@ def test_raw_rows_are_encoded_and_predicted(work, predictions, engine):
     assert (found["ad_id"] == predictions["ad_id"]).all()
     assert not list((work.folder / "results").glob(".raw_rows*"))
     assert json.loads((work.folder / "results" / "args.json").read_text())["raw"] == [str(raw)]
+    assert f"data: {raw}  checkpoints: " in capsys.readouterr().out
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.modules["data.preprocess.engine"] = SimpleNamespace(encode_new=lambda *_, **__: os.kill(os.getpid(), 9))
+from trainer.cli import parse
+from trainer.raw_rows import encoded_rows
+
+with encoded_rows(parse(sys.argv[1:], 1)):
+    pass
+"""
+
+
+def test_leftovers_of_killed_runs_are_removed(work, engine):
+    raw = ["--predict", str(work.folder / "raw.csv"), "--raw", str(work.data / "new.parquet")]
+    command = [sys.executable, "-c", KILLED, *work.arguments(*raw)]
+    assert subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode == -9
+    results = work.folder / "results"
+    (left,) = results.glob(".raw_rows*")
+    config = parse(work.arguments(*raw), 1)
+    with encoded_rows(config) as first, encoded_rows(config):  # the folder of a run that is alive stays
+        assert not left.exists() and (first / "dataset" / "feature_spec.yaml").is_file()
+    assert not list(results.glob(".raw_rows*"))
 
 
 def test_one_worker_encodes_raw_rows_for_all(work, engine, tmp_path):

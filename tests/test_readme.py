@@ -55,6 +55,15 @@ def test_quick_start_predicts_unseen_devices(clicks):
         assert chances.mean() == pytest.approx(clicked.mean(), rel=0.25)
 
 
+@pytest.mark.slow
+@pytest.mark.horovod
+def test_two_workers_predict_new_rows_like_one(clicks):
+    (command,) = re.findall(r"python main.py --predict .*?(?<!\\)\n", README, flags=re.DOTALL)[:1]
+    command = command.replace("clicks/predictions.csv", "clicks/of_two.csv").replace("clicks/", f"{clicks}/")
+    bash(f"horovodrun -np 2 sh hvd_wrapper.sh {command}", timeout=300)
+    assert (clicks / "of_two.csv").read_bytes() == (clicks / "predictions.csv").read_bytes()
+
+
 def test_quick_start_shows_the_inferred_specification(clicks):
     shown = re.findall(r"```yaml\n(.*?)```", README.split("\n## Quick start\n")[1], flags=re.DOTALL)[0]
     written = (clicks / "raw" / "feature_spec.yaml").read_text().splitlines()

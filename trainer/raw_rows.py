@@ -4,6 +4,7 @@ Imports no TensorFlow, so that mistakes in the files are reported within seconds
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ from data.errors import DataError
 from data.files.new_dataset import SPEC_FILE
 from data.spec.feature_spec import FeatureSpec
 from data.storage.checksummed_dir import ChecksummedDir, DamagedError, current_path
-from data.storage.files import draft_beside
+from data.storage.files import UNFINISHED, draft_beside, is_draft, lock_folder, remove_draft
 from trainer.checkpoint.model_folder import MODEL_FOLDER, SIZES, SPECIFICATION
 from trainer.checkpoint.store import NoCheckpointError
 from trainer.config import Options
@@ -82,11 +83,27 @@ def encoded_rows(config: Options) -> Iterator[Path]:
 
     results = config.data.results_dir.absolute()
     results.mkdir(parents=True, exist_ok=True)
-    with draft_beside(results / SCRATCH) as draft:
+    with _scratch_folder(results) as draft:
         encode_new(workflow, config.run.raw, draft / DATASET, keep=config.run.keep)
         shutil.copyfile(workflow.parent / SPECIFICATION, draft / OF_MODEL)
         shutil.copyfile(workflow.parent / SIZES, draft / SIZES)
         yield draft
+
+
+@contextmanager
+def _scratch_folder(results: Path) -> Iterator[Path]:
+    """Yields a temporary folder in --results_dir, after removing those of killed runs: nobody holds their locks."""
+    for old in filter(is_draft, results.glob(f".{SCRATCH}-*{UNFINISHED}")):
+        if (lock := lock_folder(old)) is not None:
+            remove_draft(old)
+            os.close(lock)
+    with draft_beside(results / SCRATCH) as draft:
+        lock = lock_folder(draft)
+        try:
+            yield draft
+        finally:
+            if lock is not None:
+                os.close(lock)
 
 
 def encode_for_all(config: Options, comm: "Comm", resources: ExitStack) -> Options:

@@ -34,7 +34,6 @@ from data.encoding.encoders import (
     Numerical,
     Step,
     TimestampIds,
-    TimestampPart,
     Vocabulary,
 )
 from data.encoding.keys import KeyTable
@@ -146,10 +145,27 @@ def _numerical_settings(feature: str, encoder: Numerical, files: dict[str, Conte
 
 
 def _encoder(entry: dict[str, Any], read: ReadFile) -> Encoder:
-    kind = entry["kind"]
-    if kind not in READERS:
-        raise ValueError(f"encoders of kind {kind!r}")
-    return READERS[kind](entry, read)
+    kinds = {name: kind for kind, name in KINDS.items()}
+    if entry["kind"] not in kinds:
+        raise ValueError(f"encoders of kind {entry['kind']!r}")
+    kind = kinds[entry["kind"]]
+    if kind in READERS:
+        return READERS[kind](entry, read)
+    encoder: Encoder = read_typed(kind, {name: value for name, value in entry.items() if name != "kind"}, "encoder")
+    _check(encoder)
+    return encoder
+
+
+def _check(encoder: Encoder) -> None:
+    """Raise a ValueError for settings with the right types that no encoder can have."""
+    if isinstance(encoder, HashedIds) and encoder.first_id not in (PAD_ID, NULL_ID + 1):
+        raise ValueError(f"first_id is {encoder.first_id}")
+    if isinstance(encoder, HashedIds | IdentityIds):
+        ids = encoder.num_buckets if isinstance(encoder, HashedIds) else encoder.cardinality
+        if not 1 <= ids <= MAX_CARDINALITY:
+            raise ValueError(f"{ids} ids")
+    if isinstance(encoder, BucketizedIds) and (np.diff(encoder.boundaries) <= 0).any():
+        raise ValueError("boundaries that do not ascend")
 
 
 def _vocabulary(entry: dict[str, Any], read: ReadFile) -> Vocabulary:
@@ -160,28 +176,6 @@ def _vocabulary(entry: dict[str, Any], read: ReadFile) -> Vocabulary:
 
 def _hashed_ranks(entry: dict[str, Any], read: ReadFile) -> HashedRanks:
     return HashedRanks(_column(entry), from_parquet(read(entry["file"]))["value"], _count(entry, "num_buckets"))
-
-
-def _hashed(entry: dict[str, Any], read: ReadFile) -> HashedIds:
-    first_id = read_typed(int, entry["first_id"], "first_id")
-    if first_id not in (PAD_ID, NULL_ID + 1):
-        raise ValueError(f"first_id is {first_id}")
-    return HashedIds(_column(entry), _count(entry, "num_buckets"), first_id, _flag(entry, "is_list"))
-
-
-def _identity(entry: dict[str, Any], read: ReadFile) -> IdentityIds:
-    return IdentityIds(_column(entry), _count(entry, "cardinality"), _flag(entry, "is_list"))
-
-
-def _bucketized(entry: dict[str, Any], read: ReadFile) -> BucketizedIds:
-    boundaries = read_typed(tuple[float, ...], entry["boundaries"], "boundaries")
-    if (np.diff(boundaries) <= 0).any():
-        raise ValueError("boundaries that do not ascend")
-    return BucketizedIds(_column(entry), boundaries, _flag(entry, "is_list"))
-
-
-def _timestamp(entry: dict[str, Any], read: ReadFile) -> TimestampIds:
-    return TimestampIds(_column(entry), read_typed(TimestampPart, entry["part"], "part"), _flag(entry, "is_list"))
 
 
 def _crossed(entry: dict[str, Any], read: ReadFile) -> CrossedIds:
@@ -199,10 +193,6 @@ def _numerical(entry: dict[str, Any], read: ReadFile) -> Numerical:
         table = KeyTable(columns["value"], numbers, read_typed(float, entry["table"]["default"], "default"))
     steps = tuple(_step(step, f"steps[{index}]") for index, step in enumerate(entry["steps"]))
     return Numerical(_column(entry), table, steps, _flag(entry, "is_list"))
-
-
-def _missing(entry: dict[str, Any], read: ReadFile) -> MissingIndicator:
-    return MissingIndicator(_column(entry))
 
 
 def _step(step: list[Any], location: str) -> Step:
@@ -239,14 +229,10 @@ KINDS: dict[type, str] = {
     Numerical: "numerical",
     MissingIndicator: "missing",
 }
-READERS: dict[str, Callable[[dict[str, Any], ReadFile], Encoder]] = {
-    "vocabulary": _vocabulary,
-    "hashed": _hashed,
-    "hashed_ranks": _hashed_ranks,
-    "identity": _identity,
-    "bucketized": _bucketized,
-    "timestamp": _timestamp,
-    "crossed": _crossed,
-    "numerical": _numerical,
-    "missing": _missing,
+# Encoders with settings that are not all in their entry; of the others, it holds the fields.
+READERS: dict[type, Callable[[dict[str, Any], ReadFile], Encoder]] = {
+    Vocabulary: _vocabulary,
+    HashedRanks: _hashed_ranks,
+    CrossedIds: _crossed,
+    Numerical: _numerical,
 }

@@ -9,9 +9,10 @@ kind, pandas, NumPy or a list. Arrow dictionaries are encoded entry by entry, an
 Python objects. A list feature is encoded item by item; a missing list is an empty one.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ from data.encoding.keys import (
     key_array,
 )
 from data.errors import DataError
+from data.spec.columns import is_list
 
 PAD_ID, NULL_ID, FIRST_OOV_ID = 0, 1, 2
 # First id of encoders with a single id for unseen values.
@@ -46,8 +48,45 @@ MICROSECONDS_PER_HOUR = 3_600_000_000
 PARTS: dict[TimestampPart, int] = {"hour": 24, "weekday": 7, "day": 31}
 
 
+class ValueEncoder(ABC):
+    """Encoder of single values, and of lists of them item by item.
+
+    Attributes:
+        column: name of the raw column.
+        is_list: whether a raw value is a list of values (multi-hot).
+        unseen_id: the smallest id of unseen values, or None if they have no id of their own.
+    """
+
+    column: str
+    is_list: bool
+    unseen_id: ClassVar[int | None] = None
+
+    def encode(self, values: Values) -> "Encoded":
+        """Encode raw values.
+
+        Args:
+            values: [n] raw values, or lists of them for a list feature.
+
+        Returns:
+            [n] int64 ids or float32 numbers; for a list feature [n] arrays of these, or an Arrow array of lists if
+            `values` is in Arrow memory.
+
+        Raises:
+            DataError: as `encode_flat`, or if a value of a list feature is not a list.
+        """
+        return encode_lists(self.column, self.encode_flat, values) if self.is_list else self.encode_flat(values)
+
+    @abstractmethod
+    def encode_flat(self, values: Values) -> np.ndarray:
+        """Encode [n] single values, such as the flattened items of a list feature.
+
+        Raises:
+            DataError: if a value is not what the encoder expects.
+        """
+
+
 @dataclass(frozen=True, eq=False)
-class Vocabulary:
+class Vocabulary(ValueEncoder):
     """Encoder of a categorical feature with one id per frequent value.
 
     Attributes:
@@ -64,6 +103,7 @@ class Vocabulary:
     counts: np.ndarray
     oov_buckets: int = 1
     is_list: bool = False
+    unseen_id = FIRST_OOV_ID
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", key_array(self.column, self.values))
@@ -124,27 +164,12 @@ class Vocabulary:
         """Id of the most frequent value; the smallest id of a known value."""
         return FIRST_OOV_ID + self.oov_buckets
 
-    @property
-    def unseen_id(self) -> int:
-        """The smallest id of unseen values."""
-        return FIRST_OOV_ID
-
-    def encode(self, values: Values) -> "Encoded":
-        """Return the ids of raw values.
-
-        Args:
-            values: [n] raw values, or lists of them for a list feature.
-
-        Returns:
-            [n] int64; for a list feature [n] int64 arrays, or an Arrow array of lists if `values` is in Arrow memory.
+    def encode_flat(self, values: Values) -> np.ndarray:
+        """Return the ids of single values, [n] int64.
 
         Raises:
             DataError: if the values are strings where the training data had integers, or vice versa.
         """
-        return encode_lists(self.column, self.encode_flat, values) if self.is_list else self.encode_flat(values)
-
-    def encode_flat(self, values: Values) -> np.ndarray:
-        """Return the ids of single values, such as the flattened items of a list feature: [n] int64."""
         codes, found, positions = kept_index(self, self.column, self.values).find(values)
         ids = positions + self.first_known_id
         unseen = np.flatnonzero(positions < 0)
@@ -155,7 +180,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True, eq=False)
-class HashedIds:
+class HashedIds(ValueEncoder):
     """Encoder that hashes values into buckets (see `data.encoding.hashing`).
 
     Attributes:
@@ -176,15 +201,6 @@ class HashedIds:
         """Number of ids."""
         return self.first_id + self.num_buckets
 
-    @property
-    def unseen_id(self) -> None:
-        """Unseen values have no id of their own."""
-        return None
-
-    def encode(self, values: Values) -> "Encoded":
-        """Return the ids of raw values: [n] int64, or lists as `Vocabulary.encode` returns them."""
-        return encode_lists(self.column, self.encode_flat, values) if self.is_list else self.encode_flat(values)
-
     def encode_flat(self, values: Values) -> np.ndarray:
         """Return the ids of single values, [n] int64."""
         codes, found = coded_keys(self.column, values)
@@ -193,7 +209,7 @@ class HashedIds:
 
 
 @dataclass(frozen=True, eq=False)
-class HashedRanks:
+class HashedRanks(ValueEncoder):
     """Encoder of a list feature that hashes the frequency rank of a value: bucket of hash(1) for the most frequent.
 
     Attributes:
@@ -205,6 +221,7 @@ class HashedRanks:
     column: str
     values: pa.Array
     num_buckets: int
+    is_list = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", key_array(self.column, self.values))
@@ -214,15 +231,6 @@ class HashedRanks:
         """Number of ids."""
         return self.num_buckets
 
-    @property
-    def unseen_id(self) -> None:
-        """Unseen values have no id of their own."""
-        return None
-
-    def encode(self, values: Values) -> "Encoded":
-        """Return the ids of lists of raw values, as `Vocabulary.encode` returns them."""
-        return encode_lists(self.column, self.encode_flat, values)
-
     def encode_flat(self, values: Values) -> np.ndarray:
         """Return the ids of single values, [n] int64."""
         codes, _, positions = kept_index(self, self.column, self.values).find(values)
@@ -231,7 +239,7 @@ class HashedRanks:
 
 
 @dataclass(frozen=True, eq=False)
-class IdentityIds:
+class IdentityIds(ValueEncoder):
     """Encoder of values that are ids already; null has the id 1.
 
     Attributes:
@@ -244,25 +252,9 @@ class IdentityIds:
     cardinality: int
     is_list: bool = False
 
-    @property
-    def unseen_id(self) -> None:
-        """Unseen values have no id of their own."""
-        return None
-
-    def encode(self, values: Values) -> "Encoded":
-        """Return the ids of raw values: [n] int64, or lists as `Vocabulary.encode` returns them.
-
-        Raises:
-            DataError: if a value is not an id in [0, cardinality).
-        """
-        return encode_lists(self.column, self.encode_flat, values) if self.is_list else self.encode_flat(values)
-
     def encode_flat(self, values: Values) -> np.ndarray:
         """Return the ids of single values, [n] int64."""
-        codes, found = coded_keys(self.column, values)
-        if len(found) and not pa.types.is_integer(found.type):
-            raise DataError(f"column {self.column!r} holds strings such as {found[0].as_py()!r}; expected integer ids")
-        ids = found.cast(pa.int64()).to_numpy()
+        codes, ids = _integers(self.column, values, "integer ids")
         outside = (ids < 0) | (ids >= self.cardinality)
         if outside.any():
             raise DataError(
@@ -273,7 +265,7 @@ class IdentityIds:
 
 
 @dataclass(frozen=True, eq=False)
-class BucketizedIds:
+class BucketizedIds(ValueEncoder):
     """Encoder of numbers as ids of intervals: 1 for null, 3 + the number of boundaries at or below x for a number x.
 
     Attributes:
@@ -285,24 +277,12 @@ class BucketizedIds:
     column: str
     boundaries: tuple[float, ...]
     is_list: bool = False
+    unseen_id = FIRST_OOV_ID  # reserved: every number has an interval
 
     @property
     def cardinality(self) -> int:
         """Number of ids."""
         return FIRST_VALUE_ID + len(self.boundaries) + 1
-
-    @property
-    def unseen_id(self) -> int:
-        """Id reserved for unseen values; every number has an interval."""
-        return FIRST_OOV_ID
-
-    def encode(self, values: Values) -> "Encoded":
-        """Return the ids of raw numbers: [n] int64, or lists as `Vocabulary.encode` returns them.
-
-        Raises:
-            DataError: if a value is not a finite number.
-        """
-        return encode_lists(self.column, self.encode_flat, values) if self.is_list else self.encode_flat(values)
 
     def encode_flat(self, values: Values) -> np.ndarray:
         """Return the ids of single numbers, [n] int64."""
@@ -312,47 +292,29 @@ class BucketizedIds:
 
 
 @dataclass(frozen=True, eq=False)
-class TimestampIds:
+class TimestampIds(ValueEncoder):
     """Encoder of a part of a time in UTC: 1 for null, 3 + hour, 3 + weekday (Monday is 0) or 2 + day of the month.
 
     Attributes:
         column: name of the raw column.
-        part: "hour", "weekday" or "day".
+        part: "hour", "weekday" or "day" of int64 microseconds since the epoch.
         is_list: whether a raw value is a list of times (multi-hot).
     """
 
     column: str
     part: TimestampPart
     is_list: bool = False
+    unseen_id = FIRST_OOV_ID  # reserved: every time has a part
 
     @property
     def cardinality(self) -> int:
         """Number of ids."""
         return FIRST_VALUE_ID + PARTS[self.part]
 
-    @property
-    def unseen_id(self) -> int:
-        """Id reserved for unseen values; every time has a part."""
-        return FIRST_OOV_ID
-
-    def encode(self, values: Values) -> "Encoded":
-        """Return the ids of raw times: [n] int64, or lists as `Vocabulary.encode` returns them.
-
-        Args:
-            values: [n] int64 microseconds since the epoch.
-
-        Raises:
-            DataError: if a value is not an integer.
-        """
-        return encode_lists(self.column, self.encode_flat, values) if self.is_list else self.encode_flat(values)
-
     def encode_flat(self, values: Values) -> np.ndarray:
         """Return the ids of single times, [n] int64."""
-        codes, found = coded_keys(self.column, values)
-        if len(found) and not pa.types.is_integer(found.type):
-            raise DataError(f"column {self.column!r} holds strings such as {found[0].as_py()!r}; expected a time")
-        hours = found.cast(pa.int64()).to_numpy() // MICROSECONDS_PER_HOUR
-        return np.append(FIRST_VALUE_ID + self._parts(hours), NULL_ID)[codes]
+        codes, times = _integers(self.column, values, "a time")
+        return np.append(FIRST_VALUE_ID + self._parts(times // MICROSECONDS_PER_HOUR), NULL_ID)[codes]
 
     def _parts(self, hours: np.ndarray) -> np.ndarray:
         if self.part == "hour":
@@ -429,7 +391,7 @@ class CrossedIds:
 
 
 @dataclass(frozen=True, eq=False)
-class Numerical:
+class Numerical(ValueEncoder):
     """Encoder of a numerical feature: a raw number or a table entry, transformed step by step in float64.
 
     Attributes:
@@ -460,20 +422,12 @@ class Numerical:
         logs: tuple[Step, ...] = ((LOG1P,),) if log else ()
         return cls(column, table, ((FILL, fill), *logs, (SCALE, mean, std)))
 
-    def encode(self, values: Values) -> "Encoded":
-        """Return the transformed numbers of raw values.
-
-        Returns:
-            [n] float32; for a list feature [n] float32 arrays, or an Arrow array of lists if `values` is in Arrow
-            memory.
+    def encode_flat(self, values: Values) -> np.ndarray:
+        """Return the transformed numbers of single values, [n] float32.
 
         Raises:
             DataError: if a value is not a finite number, null remains null, or a result does not fit float32.
         """
-        return encode_lists(self.column, self.encode_flat, values) if self.is_list else self.encode_flat(values)
-
-    def encode_flat(self, values: Values) -> np.ndarray:
-        """Return the transformed numbers of single values, [n] float32."""
         raw = self.table.look_up(self.column, values) if self.table else as_numbers(self.column, values)
         with np.errstate(all="ignore"):  # non-finite results raise below
             numbers = apply_steps(self.steps, raw).astype(np.float32)
@@ -540,15 +494,20 @@ def encode_feature(
     if feature in encoded:
         return
     encoder = encoders[feature]
-    if not isinstance(encoder, CrossedIds):
+    if isinstance(encoder, CrossedIds):
+        encoded[feature] = encoder.encode(cross_inputs(encoder, encoders, columns, encoded))
+    else:
         encoded[feature] = encoder.encode(columns[encoder.column])
-        return
-    inputs: dict[str, Values] = {}
-    for entry in encoder.inputs:
+
+
+def cross_inputs(
+    cross: CrossedIds, encoders: Mapping[str, Encoder], columns: Mapping[str, Values], encoded: dict[str, Encoded]
+) -> dict[str, Values]:
+    """Return the values of a cross's inputs by name; features that are not in `encoded` are encoded and added."""
+    for entry in cross.inputs:
         if entry.is_feature:
             encode_feature(entry.name, encoders, columns, encoded)
-        inputs[entry.name] = encoded[entry.name] if entry.is_feature else columns[entry.name]
-    encoded[feature] = encoder.encode(inputs)
+    return {entry.name: (encoded if entry.is_feature else columns)[entry.name] for entry in cross.inputs}
 
 
 def raw_columns(encoders: Mapping[str, Encoder]) -> set[str]:
@@ -593,7 +552,7 @@ def encode_lists(column: str, encode_flat: Callable[[Values], np.ndarray], value
         An Arrow array of lists if `values` is one, else an [n] object array of arrays.
     """
     arrow = as_arrow(values)
-    if arrow is not None and _is_list_type(arrow.type):
+    if arrow is not None and is_list(arrow.type):
         lists = arrow.cast(pa.large_list(arrow.type.value_field))
         # Not the buffer of offsets, which may start anywhere and leave room for lists that are null.
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
@@ -608,5 +567,13 @@ def encode_lists(column: str, encode_flat: Callable[[Values], np.ndarray], value
     return encoded
 
 
-def _is_list_type(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+def _integers(column: str, values: Values, expected: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return `coded_keys` of integers: [n] codes, and the int64 keys.
+
+    Raises:
+        DataError: if there are strings.
+    """
+    codes, found = coded_keys(column, values)
+    if len(found) and not pa.types.is_integer(found.type):
+        raise DataError(f"column {column!r} holds strings such as {found[0].as_py()!r}; expected {expected}")
+    return codes, found.cast(pa.int64()).to_numpy()

@@ -37,14 +37,13 @@ from data.encoding.encoders import (
     TimestampIds,
     Vocabulary,
     apply_steps,
-    encode_columns,
-    raw_columns,
+    cross_inputs,
 )
 from data.encoding.exact_sums import LARGEST, GroupSums, Moments
-from data.encoding.hashing import buckets, hash_rows, mix
-from data.encoding.keys import KeyTable, as_arrow, as_numbers, coded_keys, hash_column, kept_index
+from data.encoding.hashing import buckets
+from data.encoding.keys import KeyTable, as_arrow, as_numbers, coded_keys, kept_index
 from data.encoding.order_statistics import SortedRuns
-from data.encoding.splits import FOLD
+from data.encoding.splits import FOLD, draw
 from data.encoding.staged_columns import ROW, finished
 from data.errors import DataError
 from data.spec.features import NUMERICAL
@@ -258,8 +257,17 @@ class GivenFitter(Fitter):
         return self.encoder
 
 
+class CountingFitter(Fitter):
+    """Base of the fitters that count keys. States are `KeyCounts`."""
+
+    scratch: Scratch
+
+    def merge(self, states: Sequence[KeyCounts]) -> KeyCounts:
+        return KeyCounts.merged(states, self.scratch.budget, self.scratch.folder)
+
+
 @dataclass(frozen=True)
-class VocabularyFitter(Fitter):
+class VocabularyFitter(CountingFitter):
     """Fits a `Vocabulary`.
 
     Attributes:
@@ -277,16 +285,13 @@ class VocabularyFitter(Fitter):
     def part(self, table: pa.Table) -> KeyCounts:
         return KeyCounts.of(self.column, _items(table, self.column))
 
-    def merge(self, states: Sequence[KeyCounts]) -> KeyCounts:
-        return KeyCounts.merged(states, self.scratch.budget, self.scratch.folder)
-
     def finish(self, state: KeyCounts) -> Vocabulary:
         values, counts = state.frequent(self.rule.min_count, self.rule.max_size)
         return Vocabulary(self.column, values, counts, self.rule.oov_buckets, self.is_list)
 
 
 @dataclass(frozen=True)
-class CrossFitter(Fitter):
+class CrossFitter(CountingFitter):
     """Fits the vocabulary of the keys of a cross.
 
     Attributes:
@@ -302,18 +307,9 @@ class CrossFitter(Fitter):
     scratch: Scratch
 
     def part(self, table: pa.Table) -> KeyCounts:
-        features = {entry.name for entry in self.cross.inputs if entry.is_feature}
-        needed = _with_inputs(features, self.encoders)
-        columns = {name: table.column(name) for name in raw_columns(needed)}
-        encoded = encode_columns(needed, columns)
-        inputs = {
-            entry.name: encoded[entry.name] if entry.is_feature else table.column(entry.name)
-            for entry in self.cross.inputs
-        }
+        columns = dict(zip(table.column_names, table.columns, strict=True))
+        inputs = cross_inputs(self.cross, self.encoders, columns, {})
         return KeyCounts.of(self.cross.column, self.cross.keys(inputs))
-
-    def merge(self, states: Sequence[KeyCounts]) -> KeyCounts:
-        return KeyCounts.merged(states, self.scratch.budget, self.scratch.folder)
 
     def finish(self, state: KeyCounts) -> CrossedIds:
         keys, counts = state.frequent(self.rule.min_count, self.rule.max_size)
@@ -329,17 +325,6 @@ def _cross_fitter(rule: CrossRule, spec: RawSpec, scratch: Scratch, encoders: Ma
         return None
     empty = Vocabulary(column, pa.array([], pa.int64()), np.empty(0, np.int64), rule.ids.oov_buckets)
     return CrossFitter(CrossedIds(inputs, empty), encoders, rule.ids, scratch)
-
-
-def _with_inputs(names: set[str], encoders: Mapping[str, Encoder]) -> dict[str, Encoder]:
-    """Return the encoders of features, and of the features that these cross."""
-    found: dict[str, Encoder] = {}
-    for name in names:
-        encoder = encoders[name]
-        if isinstance(encoder, CrossedIds):
-            found |= _with_inputs({entry.name for entry in encoder.inputs if entry.is_feature}, encoders)
-        found[name] = encoder
-    return found
 
 
 @dataclass(frozen=True)
@@ -522,10 +507,7 @@ class RowDraws:
 
     def folds(self, table: pa.Table, number: int) -> np.ndarray:
         """Return the fold of each row, [rows] int64: the bucket of hash(seed, FOLD, key)."""
-        hashes = hash_rows(self.seed, FOLD)
-        for column in self.columns:
-            hashes = mix(hashes ^ hash_column(column, table.column(column)))
-        return buckets(hashes, number)
+        return buckets(draw(self.seed, FOLD, {column: table.column(column) for column in self.columns}), number)
 
 
 @dataclass(frozen=True, eq=False)

@@ -264,19 +264,7 @@ def as_keys(column: str, values: Values) -> np.ndarray:
     Raises:
         DataError: if a value is null or neither an integer nor a string, or if there are both.
     """
-    known, keys = known_keys(column, values)
-    if not known.all():
-        raise DataError(f"column {column!r} is null in row {int(known.argmin())}; remove such rows")
-    return keys
-
-
-def distinct_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Factorize keys: [n] int64 indices into the distinct keys, and these in order of appearance."""
-    if keys.dtype != object:
-        return pd.factorize(keys)
-    # Not pd.factorize, which truncates strings at their first NUL.
-    encoded = pa.array(keys, pa.large_string()).dictionary_encode()
-    return encoded.indices.to_numpy(), encoded.dictionary.to_numpy(zero_copy_only=False)
+    return key_array(column, values).to_numpy(zero_copy_only=False)
 
 
 def as_numbers(column: str, values: Values) -> np.ndarray:

@@ -1,8 +1,6 @@
-"""NVTabular operators that complement those of NVTabular, for both pandas and cuDF.
+"""The NVTabular operator that fits and applies the encoders of a raw specification, for both pandas and cuDF.
 
-`FitFeatures` fits and applies the encoders of a raw specification on Arrow memory. The other operators pass the
-distinct values of a column through the encoders of `data.encoding.encoders` on the host, and gather the results on
-the device. Results are the same on GPU, on CPU and at serving time.
+It works on Arrow memory. Results are the same on GPU, on CPU and at serving time.
 """
 
 import os
@@ -17,17 +15,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from data.encoding.encoders import (
-    NULL_ID,
-    CrossedIds,
-    Encoded,
-    Encoder,
-    NumberEncoder,
-    Vocabulary,
-    encode_feature,
-)
+from data.encoding.encoders import CrossedIds, Encoded, Encoder, NumberEncoder, encode_feature
 from data.encoding.fitting import FittedFeatures, Fitter, Scratch
-from data.encoding.keys import KeyTable, as_arrow, as_keys
+from data.encoding.keys import as_arrow
 from data.encoding.nvtabular_setup import ON_GPU, dispatch, global_dask_client, ops
 from data.spec.raw.spec import RawSpec
 
@@ -129,156 +119,6 @@ class FitFeatures(ops.StatOperator):
         return {**self.__dict__, "_ddf": None}
 
 
-class EncodeIds(ops.Categorify):
-    """NVTabular's Categorify with ids that are the same on every platform.
-
-    Categorify counts the values; a `Vocabulary` assigns the ids, in the same layout. Unlike Categorify, it breaks ties
-    by value, uses the same hash for unseen values on pandas and cuDF (`data.encoding.hashing`), and supports columns
-    with only nulls, and buckets for lists, where Categorify raises.
-
-    Args:
-        oov_buckets: number of ids shared by values unseen in training, per column.
-        out_path: folder for Categorify's files, needed until the workflow is fitted.
-        are_lists: whether the columns hold lists (multi-hot), none of them null.
-        max_ids: maximum cardinality by column (see `Vocabulary.fit`); columns not named have no maximum.
-        min_count: minimum number of occurrences for a value to get its own id.
-
-    Attributes:
-        vocabularies: fitted `Vocabulary` of each column, by name; empty before the fit.
-    """
-
-    def __init__(
-        self,
-        oov_buckets: int,
-        out_path: str,
-        *,
-        are_lists: bool = False,
-        max_ids: Mapping[str, int] | None = None,
-        min_count: int = 1,
-    ) -> None:
-        super().__init__(out_path=out_path, dtype=np.int64)
-        self.oov_buckets, self.are_lists = oov_buckets, are_lists
-        self.max_ids, self.min_count = dict(max_ids or {}), min_count
-        self.vocabularies: dict[str, Vocabulary] = {}
-
-    def fit_finalize(self, categories: dict[str, str]) -> None:
-        """Build the vocabularies from the counts that Categorify wrote."""
-        super().fit_finalize(categories)
-        for name, path in categories.items():
-            # Categorify writes no file for a column with only nulls.
-            nothing = pd.DataFrame({name: [], f"{name}_size": []})
-            counted = pd.read_parquet(path).dropna(subset=[name]) if os.path.exists(path) else nothing
-            self.vocabularies[name] = Vocabulary.fit(
-                name,
-                counted[name],
-                counted[f"{name}_size"],
-                oov_buckets=self.oov_buckets,
-                is_list=self.are_lists,
-                max_ids=self.max_ids.get(name),
-                min_count=self.min_count,
-            )
-
-    def transform(self, col_selector: Any, df: Any) -> Any:
-        encoded = df.copy(deep=False)  # shallow: columns are replaced, not modified
-        for name in col_selector.names:
-            vocabulary = self.vocabularies[name]
-            if vocabulary.is_list:
-                ids = map_distinct(dispatch.flatten_list_column_values(df[name]), vocabulary.encode_flat, NULL_ID)
-                lists = dispatch.encode_list_column(df[name], ids.values, dtype=np.int64)
-                lists.index = df.index
-                encoded[name] = lists
-            else:
-                encoded[name] = map_distinct(df[name], vocabulary.encode_flat, NULL_ID)
-        return encoded
-
-    def get_embedding_sizes(self, columns: list[str]) -> dict[str, tuple[int, int]]:
-        """Return the cardinality and the embedding width by NVTabular's rule of thumb, by column."""
-        if not self.vocabularies:
-            return super().get_embedding_sizes(columns)
-        cardinalities = {name: self.vocabularies[name].cardinality for name in columns}
-        return {name: (size, min(512, max(16, round(1.6 * size**0.56)))) for name, size in cardinalities.items()}
-
-    def clear(self) -> None:
-        super().clear()
-        self.vocabularies = {}
-
-
-class CountKeys(ops.StatOperator):
-    """Adds NAME_count for each column NAME: the number of training rows with the row's value, 0 for unseen and null.
-
-    It replaces NVTabular's JoinGroupby, which raises on CPU for values unseen in training.
-
-    Attributes:
-        tables: fitted `KeyTable` of each column, by name; empty before the fit.
-    """
-
-    output_dtype = np.float64
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tables: dict[str, KeyTable] = {}
-
-    def fit(self, col_selector: Any, ddf: Any) -> Any:
-        """Return a Dask task that counts the rows of each value."""
-        return dask.delayed({name: ddf.groupby(name).size() for name in col_selector.names})
-
-    def fit_finalize(self, counts: dict[str, Any]) -> None:
-        for name, series in counts.items():
-            counted = to_host(series).sort_index()
-            self.tables[name] = KeyTable(as_keys(name, counted.index), counted.to_numpy(np.float64), default=0.0)
-
-    def transform(self, col_selector: Any, df: Any) -> Any:
-        result = type(df)()
-        for name in col_selector.names:
-            table = self.tables[name]
-            result[f"{name}_count"] = map_distinct(df[name], partial(table.look_up, name), table.default)
-        return result
-
-    def column_mapping(self, col_selector: Any) -> dict[str, list[str]]:
-        return {f"{name}_count": [name] for name in col_selector.names}
-
-    def clear(self) -> None:
-        self.tables = {}
-
-
-class SumsByFold(ops.StatOperator):
-    """Base class of out-of-fold operators: counts rows and sums a target by value and fold.
-
-    Subclasses derive their statistics from the sums in `fit_finalize`.
-
-    Args:
-        target: name of the numeric target column.
-        fold: name of the column with the fold of each row.
-        num_folds: number of folds.
-    """
-
-    output_dtype = np.float64
-
-    def __init__(self, target: str, fold: str, num_folds: int) -> None:
-        super().__init__()
-        self.target, self.fold, self.num_folds = target, fold, num_folds
-
-    @property
-    def dependencies(self) -> list[str]:
-        """Names of the columns that are read in addition to the selected ones."""
-        return [self.target, self.fold]
-
-    def compute_selector(self, input_schema: Any, selector: Any, parents_selector: Any, _: Any) -> Any:
-        """Return the selected columns, without the dependencies, so that only they are transformed."""
-        self._validate_matching_cols(input_schema, parents_selector, "computing input selector")
-        return parents_selector
-
-    def fit(self, col_selector: Any, ddf: Any) -> Any:
-        """Return a Dask task for `count` and `sum` of the target, by column name.
-
-        The entry of a column is grouped by value and fold; the entry under the fold's name, by fold alone.
-        """
-        groups = {name: [name, self.fold] for name in col_selector.names} | {self.fold: [self.fold]}
-        return dask.delayed(
-            {name: ddf.groupby(keys)[self.target].agg(["count", "sum"]) for name, keys in groups.items()}
-        )
-
-
 def to_frame(table: pa.Table) -> Any:
     """Return a frame of Arrow memory: pandas columns of `pd.ArrowDtype` without a copy, or a cuDF frame on a GPU."""
     return dispatch.cudf.DataFrame.from_arrow(table) if ON_GPU else table.to_pandas(types_mapper=pd.ArrowDtype)
@@ -334,29 +174,3 @@ def _stored(values: Encoded, encoder: Encoder) -> pa.Array:
         return pa.array(values).cast(item)
     offsets = values.offsets.cast(pa.int32())
     return pa.ListArray.from_arrays(offsets, values.values.cast(item))
-
-
-def map_distinct(series: Any, mapped: Callable[[np.ndarray], np.ndarray], null: float) -> Any:
-    """Map a series through its distinct values.
-
-    Args:
-        series: pandas or cuDF series.
-        mapped: maps the [distinct] values, on the host, to [distinct] numbers.
-        null: number that replaces null.
-    """
-    codes, distinct = series.factorize()
-    numbers = mapped(np.asarray(to_host(distinct)))
-    numbers = np.concatenate([np.asarray([null], numbers.dtype), numbers])
-    return gather(type(series)(numbers), codes + 1, series.index)
-
-
-def gather(numbers: Any, positions: Any, index: Any) -> Any:
-    """Return the numbers at positions, as a series with the given index."""
-    taken = numbers.take(positions)
-    taken.index = index
-    return taken
-
-
-def to_host(data: Any) -> Any:
-    """Return a pandas copy of a cuDF series, index or frame; pandas objects are returned as they are."""
-    return data.to_pandas() if hasattr(data, "to_pandas") else data

@@ -4,9 +4,12 @@ Every draw is hash(row) of `data.encoding.hashing` over (seed, purpose, keys), w
 the rows without a positive label that are kept.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from data.encoding.hashing import Values, hash_rows
+from data.encoding.hashing import hash_rows, mix
+from data.encoding.keys import Values, hash_column
 from data.errors import DataError
 
 SPLIT, FOLD, ORDER, NEGATIVE = 0, 1, 2, 3
@@ -37,6 +40,23 @@ def draw_mappings(*keys: Values, seed: int, test_fraction: float, validation_fra
     in_test = below(hashes, test_fraction)
     in_valid = below(hashes, test_fraction + validation_fraction)
     return np.where(in_test, TEST, np.where(in_valid, VALID, TRAIN)).astype(object)
+
+
+def draw(seed: int, purpose: int, key: Mapping[str, Values]) -> np.ndarray:
+    """Return hash(seed, purpose, key) of rows, [rows] uint64.
+
+    Args:
+        seed: seed of the draws.
+        purpose: one of the purposes of this module.
+        key: columns of [rows] integers or strings that identify a row, in this order, by name.
+
+    Raises:
+        DataError: if a column holds neither integers nor strings.
+    """
+    hashes = hash_rows(seed, purpose)
+    for name, values in key.items():
+        hashes = mix(hashes ^ hash_column(name, values))
+    return hashes
 
 
 def below(hashes: np.ndarray, share: float) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Atomic creation of a dataset: it is written to a draft folder and moved, with the specification as the last file."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -10,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data.errors import DataError
-from data.storage.files import DRAFT_MARKER, is_draft, mark_draft, open_regular, remove_draft, sync
+from data.storage.files import DRAFT_MARKER, is_draft, lock_folder, mark_draft, open_regular, remove_draft, sync
 from data.storage.typed_json import read_typed
 
 SPEC_FILE = "feature_spec.yaml"
@@ -48,7 +47,7 @@ def new_dataset(folder: Path, spec_file: str = SPEC_FILE, entries: Sequence[str]
         mark_draft(draft)
     except OSError as error:
         raise DataError(f"{folder}: cannot write here ({error.strerror}); choose another output folder") from error
-    lock = _lock(draft)
+    lock = lock_folder(draft)
     try:
         yield draft
         _publish(draft, folder, spec_file)
@@ -62,25 +61,10 @@ def new_dataset(folder: Path, spec_file: str = SPEC_FILE, entries: Sequence[str]
     remove_draft(draft)
 
 
-def _lock(draft: Path) -> int | None:
-    """Locks a draft until the descriptor is closed or the process dies.
-
-    Returns:
-        The descriptor that holds the lock, or None if another process holds it or locks are not supported.
-    """
-    descriptor = os.open(draft, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
 def _clear_drafts(folder: Path, spec_file: str) -> None:
     """Removes the drafts of dead runs, and the entries these had already moved of an incomplete dataset."""
     for draft in sorted(path for path in folder.glob(f"{UNFINISHED}*") if is_draft(path)):
-        lock = _lock(draft)
+        lock = lock_folder(draft)
         if lock is None:
             raise DataError(
                 f"{folder}: another run is writing here ({draft.name}); wait for it, or choose another folder"

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.errors import DataError
-from data.raw.text_tables import TextForm, TextTable, find_file, read_text_table
+from data.movielens.text_tables import TextForm, TextTable, find_file, read_text_table
 
 GENRES_100K = (
     "unknown",

@@ -3,17 +3,18 @@
 Counts are integers, so results do not depend on the order of rows.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pandas as pd
 
 from data.encoding.encoders import NOT_IN_A_FOLD, Encoder, HashedRanks, Numerical, Vocabulary
 from data.encoding.keys import KeyIndex, KeyTable, Values, as_keys
-from data.encoding.nvtabular_operators import SumsByFold, map_distinct, to_host
 from data.encoding.nvtabular_setup import dispatch, ops
 from data.outbrain.raw_tables import DAY_MS, TIMESTAMP_ORIGIN_MS
 from data.outbrain.side_tables import DocumentTags
@@ -169,7 +170,76 @@ def _without_each_fold(counts: np.ndarray) -> np.ndarray:
     return np.hstack([everything - counts, everything])
 
 
-class CountClicks(SumsByFold):
+class CountIds(ops.Categorify):
+    """Makes a vocabulary of each column, with at most so many ids; leaves the columns unchanged.
+
+    NVTabular's Categorify counts the values, and a `Vocabulary` assigns the ids, in the same layout. Unlike
+    Categorify's, they do not depend on the order of the rows (ties are broken by value), unseen values have the same
+    hash on pandas and cuDF, and a column may hold nothing but nulls.
+
+    Args:
+        out_path: folder for Categorify's files, needed until the workflow is fitted.
+        max_ids: maximum cardinality by column (see `Vocabulary.fit`); columns not named have no maximum.
+
+    Attributes:
+        vocabularies: fitted `Vocabulary` of each column, by name; empty before the fit.
+    """
+
+    def __init__(self, out_path: str, max_ids: Mapping[str, int]) -> None:
+        super().__init__(out_path=out_path, dtype=np.int64)
+        self.max_ids = dict(max_ids)
+        self.vocabularies: dict[str, Vocabulary] = {}
+
+    def fit_finalize(self, categories: dict[str, str]) -> None:
+        """Build the vocabularies from the counts that Categorify wrote."""
+        super().fit_finalize(categories)
+        for name, path in categories.items():
+            # Categorify writes no file for a column with only nulls.
+            nothing = pd.DataFrame({name: [], f"{name}_size": []})
+            counted = pd.read_parquet(path).dropna(subset=[name]) if os.path.exists(path) else nothing
+            counts = counted[f"{name}_size"]
+            self.vocabularies[name] = Vocabulary.fit(name, counted[name], counts, max_ids=self.max_ids.get(name))
+
+    def transform(self, col_selector: Any, df: Any) -> Any:
+        return df[col_selector.names]
+
+    def get_embedding_sizes(self, columns: list[str]) -> dict[str, tuple[int, int]]:
+        """Return the cardinality and the embedding width by NVTabular's rule of thumb, by column."""
+        if not self.vocabularies:
+            return super().get_embedding_sizes(columns)
+        cardinalities = {name: self.vocabularies[name].cardinality for name in columns}
+        return {name: (size, min(512, max(16, round(1.6 * size**0.56)))) for name, size in cardinalities.items()}
+
+    def clear(self) -> None:
+        super().clear()
+        self.vocabularies = {}
+
+
+class CountKeys(ops.StatOperator):
+    """Counts the training rows with each value of each column; leaves the columns unchanged.
+
+    Attributes:
+        tables: fitted `KeyTable` of each column, by name; it gives 0 to unseen values and null. Empty before the fit.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: dict[str, KeyTable] = {}
+
+    def fit(self, col_selector: Any, ddf: Any) -> Any:
+        """Return a Dask task that counts the rows of each value."""
+        return dask.delayed({name: ddf.groupby(name).size() for name in col_selector.names})
+
+    def fit_finalize(self, counts: dict[str, Any]) -> None:
+        for name, series in counts.items():
+            counted = to_host(series).sort_index()
+            self.tables[name] = KeyTable(as_keys(name, counted.index), counted.to_numpy(np.float64), default=0.0)
+
+    def clear(self) -> None:
+        self.tables = {}
+
+
+class CountClicks(ops.StatOperator):
     """Counts the views and clicks of each value of each column, by fold; leaves the columns unchanged.
 
     Args:
@@ -182,8 +252,29 @@ class CountClicks(SumsByFold):
     """
 
     def __init__(self, clicked: str, fold: str, num_folds: int) -> None:
-        super().__init__(clicked, fold, num_folds)
+        super().__init__()
+        self.clicked, self.fold, self.num_folds = clicked, fold, num_folds
         self.counts: dict[str, FoldCounts] = {}
+
+    @property
+    def dependencies(self) -> list[str]:
+        """Names of the columns that are read in addition to the selected ones."""
+        return [self.clicked, self.fold]
+
+    def compute_selector(self, input_schema: Any, selector: Any, parents_selector: Any, _: Any) -> Any:
+        """Return the selected columns, without the dependencies, so that only they are transformed."""
+        self._validate_matching_cols(input_schema, parents_selector, "computing input selector")
+        return parents_selector
+
+    def fit(self, col_selector: Any, ddf: Any) -> Any:
+        """Return a Dask task for `count` and `sum` of the clicks, by column name.
+
+        The entry of a column is grouped by value and fold; the entry under the fold's name, by fold alone.
+        """
+        groups = {name: [name, self.fold] for name in col_selector.names} | {self.fold: [self.fold]}
+        return dask.delayed(
+            {name: ddf.groupby(keys)[self.clicked].agg(["count", "sum"]) for name, keys in groups.items()}
+        )
 
     def fit_finalize(self, sums: dict[str, Any]) -> None:
         """Arrange the counts by value and fold."""
@@ -380,3 +471,24 @@ def _list_column(like: Any, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarr
     column = dispatch.create_multihot_col(type(like)(offsets), type(like)(ids[positions]))
     column.index = like.index
     return column
+
+
+def map_distinct(series: Any, mapped: Callable[[np.ndarray], np.ndarray], null: float) -> Any:
+    """Map a series through its distinct values.
+
+    Args:
+        series: pandas or cuDF series.
+        mapped: maps the [distinct] values, on the host, to [distinct] numbers.
+        null: number that replaces null.
+    """
+    codes, distinct = series.factorize()
+    numbers = mapped(np.asarray(to_host(distinct)))
+    numbers = np.concatenate([np.asarray([null], numbers.dtype), numbers])
+    taken = type(series)(numbers).take(codes + 1)
+    taken.index = series.index
+    return taken
+
+
+def to_host(data: Any) -> Any:
+    """Return a pandas copy of a cuDF series, index or frame; pandas objects are returned as they are."""
+    return data.to_pandas() if hasattr(data, "to_pandas") else data

@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 
 from data.encoding.encoder_files import load_encoders
 from data.encoding.encoders import Encoder
-from data.encoding.nvtabular_operators import to_host
 from data.encoding.nvtabular_setup import Dataset, from_map, to_device
 from data.encoding.splits import ranges
 from data.encoding.workflow_folder import ENCODERS_FOLDER
@@ -39,7 +38,7 @@ from data.outbrain.joining import (
     joined_parts,
     row_order,
 )
-from data.outbrain.operators import load_out_of_fold, save_out_of_fold
+from data.outbrain.operators import load_out_of_fold, save_out_of_fold, to_host
 from data.outbrain.raw_tables import AD, CLICKED, DISPLAY, EVENTS, RawTable, estimated_rows, require_raw
 from data.outbrain.raw_tables import CLICKS as CLICKS_TABLE
 from data.outbrain.recipes import (

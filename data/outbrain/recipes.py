@@ -27,12 +27,13 @@ import pyarrow as pa
 from data.encoding.encoder_files import SETTINGS_FILE, load_encoders, save_encoders
 from data.encoding.encoders import Encoder, HashedIds, HashedRanks, Numerical, Vocabulary
 from data.encoding.keys import KeyTable
-from data.encoding.nvtabular_operators import CountKeys, EncodeIds
 from data.encoding.nvtabular_setup import Dataset, Workflow, ops
 from data.errors import DataError
 from data.outbrain.joining import DISPLAY_ADS, DOCUMENT_PROMO, FOLD_COLUMN, NUM_FOLDS
 from data.outbrain.operators import (
     CountClicks,
+    CountIds,
+    CountKeys,
     DaysSince,
     Encode,
     EncodeOutOfFold,
@@ -236,7 +237,7 @@ def _leak_free_columns() -> Any:
 
 def _fit_leak_free(rows: Any, tables: SideTables, folder: str) -> FittedRecipe:
     """Fit the encoders on training rows, with the arguments of `Recipe.fit`."""
-    ids = EncodeIds(1, folder, max_ids=SIZES)
+    ids = CountIds(folder, SIZES)
     counted = count(rows, (DOCUMENT, DOCUMENT_PROMO), _leak_free_columns() >> ids)
     encoders: dict[str, Encoder] = dict(ids.vocabularies)
     for name, (document, kind) in TAGS.items():

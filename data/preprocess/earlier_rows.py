@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.encoding.hashing import hash_values, mix
+from data.raw.cells import combined
 
 BY, OF, ORDER, ROWS = "by", "of", "order", "count"
 
@@ -134,16 +135,9 @@ def value_hashes(values: pa.Array) -> np.ndarray:
     return hash_values(values)
 
 
-def one_array(values: pa.ChunkedArray) -> pa.Array:
-    """Return the values as one array, without a copy where they are in one piece."""
-    if not values.num_chunks:
-        return pa.nulls(0, values.type)
-    return values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
-
-
 def _ranks(values: pa.ChunkedArray) -> tuple[np.ndarray, int]:
     """Return [n] int64 ranks of values by hash and value, and the number of distinct values."""
-    encoded = one_array(values.dictionary_encode())
+    encoded = combined(values.dictionary_encode())
     distinct = pa.table({"hash": value_hashes(encoded.dictionary), "value": encoded.dictionary})
     in_order = pc.sort_indices(distinct, sort_keys=[("hash", "ascending"), ("value", "ascending")]).to_numpy()
     ranks = np.empty(len(in_order), np.int64)

@@ -9,7 +9,7 @@ size of blocks or the number of workers.
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from data.encoding.encoder_files import load_encoders, save_encoders
 from data.encoding.encoders import Encoder
-from data.encoding.splits import TEST, TRAIN, VALID, ranges
+from data.encoding.splits import ORDER, TEST, TRAIN, VALID, ranges
 from data.encoding.staged_columns import KEPT, ROW, finished
 from data.encoding.workflow_folder import ENCODERS_FOLDER, RAW_SPEC_FILE
 from data.errors import DataError
@@ -29,12 +29,13 @@ from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.files.parquet import DatasetWriter, parquet_schema
 from data.preprocess.findings import DatasetCounts, used_columns
 from data.preprocess.histories import add_computed
-from data.preprocess.lists import keep_items, longest
+from data.preprocess.lists import check_text_lists, keep_items, longest
 from data.preprocess.prepared import StageLog, encoded_features
-from data.preprocess.staging import Staged, Stager, read_arrow, row_name
+from data.preprocess.staging import RowFiles, Staged, Stager, read_arrow
 from data.preprocess.workers import PROCESS_BYTES, Workers, default_limit, start_workers
+from data.raw.cells import combined
 from data.raw.files import column_names
-from data.raw.rows import order_keys
+from data.raw.rows import row_hashes
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, MULTIHOT, SAMPLE_WEIGHT, Chunk, Feature
 from data.spec.raw.reader import plain_document, raw_spec_from_dict
@@ -43,7 +44,7 @@ from data.storage.checksummed_dir import open_verified
 
 STATE_FOLDER = "state"
 # Sort keys of training rows that are stored in a random order.
-ORDER = "//order"
+SORT_KEY = "//order"
 # Bytes that a cell takes while its block is read, counted and encoded: a measurement plus 20%.
 CELL_BYTES = 200
 MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 10_000, 1_000_000
@@ -83,10 +84,10 @@ class Resources:
         rows = (self.limit - fixed) * 2 // 3 // row_bytes
         if rows < MIN_BLOCK_ROWS:
             least = fixed + MIN_BLOCK_ROWS * row_bytes * 3 // 2
-            used = f"{_counted(workers, 'worker', 'workers')} and {_counted(columns, 'column', 'columns')}"
+            several, fewer = ("", "") if workers == 1 else ("s", ", or use fewer workers")
             raise DataError(
-                f"--memory_limit {self.limit / 2**20:.0f}MiB: is too small for {used}; write at least --memory_limit "
-                f"{-(-least // 2**20)}MiB" + ("" if workers == 1 else ", or use fewer workers")
+                f"--memory_limit {self.limit / 2**20:.0f}MiB: is too small for {workers} worker{several} and {columns} "
+                f"columns; write at least --memory_limit {-(-least // 2**20)}MiB{fewer}"
             )
         return min(rows, MAX_BLOCK_ROWS)
 
@@ -112,7 +113,7 @@ class Part:
         """Return the rows of the part, without the training rows that `keep_negatives` leaves out."""
         table = read_arrow(self.path)
         if self.computed is not None:
-            for name, column in zip(*_columns(read_arrow(self.computed)), strict=True):
+            for name, column in _columns(read_arrow(self.computed)).items():
                 table = table.append_column(name, column)
         return table.filter(table.column(KEPT)) if KEPT in table.column_names else table
 
@@ -143,6 +144,7 @@ def preprocess(
         block_rows = resources.block_rows(len(spec.readings), workers.number)
         staged = Stager(spec, block_rows, log, allow_outside_paths=allow_outside_paths).stage(_made(scratch / "rows"))
         _check_mappings(spec, staged)
+        check_text_lists(spec, staged)
         parts = _computed(spec, staged, scratch, None, resources)
         workflow = FeatureWorkflow(spec, scratch, memory=resources.state_bytes(workers.number))
         workflow.fit(parts[TRAIN])
@@ -353,24 +355,15 @@ class _Writer:
         Rows are first divided into files by ranges of their sort keys, then the rows of each range are sorted.
         """
         number = -(-total // (BLOCKS_PER_RANGE * self._block_rows))
-        with tempfile.TemporaryDirectory(dir=self._draft) as folder, ExitStack() as stack:
-            writers: list[Any] = []
+        first = next(tables)
+        with tempfile.TemporaryDirectory(dir=self._draft) as folder:
             paths = [Path(folder) / f"range-{index:06}.arrow" for index in range(number)]
-            for table in tables:
-                if not writers:
-                    writers = [
-                        stack.enter_context(
-                            pa.ipc.new_file(stack.enter_context(pa.OSFile(str(path), "wb")), table.schema)
-                        )
-                        for path in paths
-                    ]
-                range_of_row = ranges(table.column(ORDER).to_numpy(), number)
-                for index in np.unique(range_of_row):
-                    writers[index].write_table(table.filter(pa.array(range_of_row == index)))
-            stack.close()
+            with RowFiles(paths, first.schema) as files:
+                for table in chain([first], tables):
+                    files.write(table, ranges(table.column(SORT_KEY).to_numpy(), number))
             for path in paths:
                 table = read_arrow(path)
-                yield table.take(pa.array(np.argsort(table.column(ORDER).to_numpy(), kind="stable")))
+                yield table.take(pa.array(np.argsort(table.column(SORT_KEY).to_numpy(), kind="stable")))
                 path.unlink()
 
 
@@ -385,13 +378,13 @@ class _Encode:
     def __call__(self, part: Part) -> pa.Table:
         raw = part.load()
         encoded = self.workflow.transform(raw, is_training=self.is_training)
-        columns = dict(zip(*_columns(encoded), strict=True))
+        columns = _columns(encoded)
         for name, feature in self.spec.features.items():
             limit = feature.feature.max_hotness
             if limit is not None and name in columns:
-                columns[name] = keep_items(_one_chunk(columns[name]), limit, feature.keep)
+                columns[name] = keep_items(combined(columns[name]), limit, feature.keep)
         prefix = finished("")
-        for name, values in zip(*_columns(raw), strict=True):
+        for name, values in _columns(raw).items():
             if name.startswith(prefix):
                 columns[name.removeprefix(prefix)] = values
         for column in self.spec.keep:
@@ -399,7 +392,7 @@ class _Encode:
             is_text = pa.types.is_dictionary(kept.type)
             columns[kept_name(self.spec, column)] = kept.cast(pa.string()) if is_text else kept
         if self.is_training and self.spec.shuffle:
-            columns[ORDER] = pa.array(order_keys(self.spec, raw, raw.column(ROW).to_numpy()))
+            columns[SORT_KEY] = pa.array(row_hashes(self.spec, ORDER, raw, raw.column(ROW).to_numpy()))
         return pa.table(columns)
 
 
@@ -464,7 +457,7 @@ def _computed(
         memory=resources.limit - PROCESS_BYTES,
         state=workflow,
         new_state=_made(scratch / STATE_FOLDER),
-        locate=row_name,
+        locate=staged.row_name,
     )
     return {
         mapping: [Part(path, computed) for path, computed in zip(staged.files[mapping], files[mapping], strict=True)]
@@ -544,16 +537,8 @@ def _with_both_mappings(chunks: dict[str, tuple[Chunk, ...]]) -> dict[str, tuple
     return chunks if TRAIN in chunks else {TRAIN: chunks[TEST], **chunks}
 
 
-def _columns(table: pa.Table) -> tuple[list[str], list[pa.ChunkedArray]]:
-    return table.column_names, table.columns
-
-
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def _counted(number: int, one: str, several: str) -> str:
-    return f"{number} {one if number == 1 else several}"
+def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+    return dict(zip(table.column_names, table.columns, strict=True))
 
 
 def _made(folder: Path) -> Path:

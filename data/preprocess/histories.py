@@ -27,7 +27,6 @@ count.NAME.parquet      by, of (if the count has it), order, count: number of ro
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,9 +49,10 @@ from data.preprocess.earlier_rows import (
     joined_ranges,
     last_counts,
     last_items,
-    one_array,
     value_hashes,
 )
+from data.preprocess.staging import RowFiles, read_arrow
+from data.raw.cells import combined, is_text
 from data.raw.rows import satisfies
 from data.spec.raw.spec import Count, History, RawSpec
 from data.storage.files import reading
@@ -78,7 +78,7 @@ def add_computed(
     memory: int,
     state: Path | None = None,
     new_state: Path | None = None,
-    locate: Callable[[Path, int], str] = lambda path, row: f"{path}, row {row}",
+    locate: Callable[[Path, int], str] = lambda path, row: f"{path}, row {row + 1}",
 ) -> dict[str, list[Path]]:
     """Compute the histories and counts of staged rows.
 
@@ -98,7 +98,7 @@ def add_computed(
         their reading: list<type of `of`> (string where `of` is dictionary-encoded) or int64, never null.
 
     Raises:
-        DataError: if an `order` is null, naming the row, a column holds lists, or the state does not fit the rows.
+        DataError: if an `order` is null, naming the row, or the state does not fit the rows.
     """
     mappings = sorted(staged, key=lambda name: (MAPPINGS.index(name) if name in MAPPINGS else len(MAPPINGS), name))
     files = [StagedFile.open(path) for mapping in mappings for path in staged[mapping]]
@@ -135,9 +135,8 @@ class StagedFile:
     @classmethod
     def open(cls, path: Path) -> "StagedFile":
         """Return the description of a file."""
-        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
-            rows = sum(file.get_batch(index).num_rows for index in range(file.num_record_batches))
-            return cls(path, file.schema, rows)
+        table = read_arrow(path)
+        return cls(path, table.schema, table.num_rows)
 
     def blocks(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield some columns, batch by batch (at least one), with the number of its first row."""
@@ -203,7 +202,7 @@ class _Column:
         found = pa.concat_tables([table for results in self._results for table in results.until(first + rows)])
         index = np.full(rows, -1)
         index[found.column(POSITION).to_numpy() - first] = np.arange(found.num_rows)
-        values = one_array(found.column(VALUE))
+        values = combined(found.column(VALUE))
         if found.num_rows < rows or (index != np.arange(rows)).any():
             values = values.take(pa.array(index, mask=index < 0))
         if not isinstance(self.rule, History):
@@ -226,7 +225,7 @@ class _Column:
         number = min(MAX_FILES, 1 if rows <= self._rows_at_once else -(-rows * 5 // (self._rows_at_once * 4)))
         # A batch of each part is in memory when results are merged.
         self._items_at_once = min(ITEMS_PER_BATCH, self._memory // (BYTES_PER_ITEM * number))
-        with _Parts([self._folder / f"rows-{index:04}" for index in range(number)], block.schema) as parts:
+        with RowFiles([self._folder / f"rows-{index:04}" for index in range(number)], block.schema) as parts:
             parts.write(block, _hash_ranges(block, number))
             for block in blocks:
                 parts.write(block, _hash_ranges(block, number))
@@ -299,7 +298,7 @@ class _Column:
 
     def _compute_part(self, path: Path) -> pa.Table:
         """Compute the values of the rows in a file; return the state after them."""
-        number = min(MAX_FILES, -(-_count_rows(path) // self._rows_at_once))
+        number = min(MAX_FILES, -(-read_arrow(path).num_rows // self._rows_at_once))
         if number <= 1:
             return self._compute_rows(_read_table(path))
         last_rows = None
@@ -319,7 +318,7 @@ class _Column:
         if isinstance(rule, History):
             ordered = OrderedRows.of(rows, [BY])
             starts, lengths = find_histories(ordered, rule.last)
-            items = one_array(rows.column(OF).take(pa.array(ordered.permutation[ordered.entering])))
+            items = combined(rows.column(OF).take(pa.array(ordered.permutation[ordered.entering])))
             rows_per_batch = max(1, min(ROWS_PER_BATCH, self._items_at_once // rule.last))
             results.write(positions[new], _lists(items, starts[new], lengths[new], self.type, rows_per_batch))
             last_rows = rows.take(pa.array(last_items(ordered, rule.last)))
@@ -376,43 +375,10 @@ class _Results:
         return found
 
 
-class _Parts:
-    """Files over which rows are distributed.
-
-    Args:
-        paths: files to write.
-        schema: columns of the rows.
-    """
-
-    def __init__(self, paths: list[Path], schema: pa.Schema) -> None:
-        self.paths, self._schema, self._stack = paths, schema, ExitStack()
-
-    def __enter__(self) -> "_Parts":
-        files = [self._stack.enter_context(pa.OSFile(str(path), "wb")) for path in self.paths]
-        self._writers = [self._stack.enter_context(pa.ipc.new_file(file, self._schema)) for file in files]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def write(self, rows: pa.Table, parts: np.ndarray) -> None:
-        """Append rows to the files with the indices `parts`, [rows] int16, in their sequence."""
-        if len(self.paths) == 1:
-            self._writers[0].write_table(rows)
-            return
-        rows = rows.take(pa.array(np.argsort(parts, kind="stable")))
-        ends = np.cumsum(np.bincount(parts, minlength=len(self.paths)))
-        for index in np.unique(parts).tolist():
-            begin = int(ends[index - 1]) if index else 0
-            self._writers[index].write_table(rows.slice(begin, int(ends[index]) - begin))
-
-
 def _plain(values: pa.Array) -> pa.Array:
     """Return values as large_string, int64 or float64, with null for NaN and 0.0 for -0.0."""
     kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
-    if pa.types.is_nested(kind):
-        raise DataError(f"histories and counts need one value per row, and not {kind}; name another column")
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if is_text(kind):
         return values.cast(pa.large_string())
     if not pa.types.is_floating(kind):
         return values.cast(pa.int64())
@@ -422,19 +388,19 @@ def _plain(values: pa.Array) -> pa.Array:
 
 def _hash_ranges(rows: pa.Table, number: int) -> np.ndarray:
     """Return which of `number` ranges the hash of `by` is in, [rows] int16."""
-    distinct = one_array(rows.column(BY).dictionary_encode())
+    distinct = combined(rows.column(BY).dictionary_encode())
     return ranges(value_hashes(distinct.dictionary), number).astype(np.int16)[distinct.indices.to_numpy()]
 
 
 def _by_order(path: Path, number: int) -> list[Path]:
     """Distribute the rows of a file over about `number` files by ranges of `order`, rows of equal order in one."""
-    step = -(-_count_rows(path) // ORDERS_SAMPLED)
+    step = -(-read_arrow(path).num_rows // ORDERS_SAMPLED)
     sample = np.sort(np.concatenate([rows.column(ORDER).to_numpy()[::step] for rows in _read_batches(path)]))
     bounds = np.unique(sample[np.arange(1, number) * len(sample) // number])
     paths = [path.with_suffix(f".{index:05}") for index in range(len(bounds) + 1)]
     with pa.OSFile(str(path)) as source:
         schema = pa.ipc.open_file(source).schema
-    with _Parts(paths, schema) as parts:
+    with RowFiles(paths, schema) as parts:
         for rows in _read_batches(path):
             parts.write(rows, np.searchsorted(bounds, rows.column(ORDER).to_numpy(), side="right").astype(np.int16))
     return paths
@@ -449,10 +415,6 @@ def _lists(
         values = items.take(pa.array(joined_ranges(starts[block], lengths[block]))).cast(kind.value_type)
         offsets = np.concatenate([[0], np.cumsum(lengths[block])]).astype(np.int32)
         yield pa.ListArray.from_arrays(pa.array(offsets), values)
-
-
-def _count_rows(path: Path) -> int:
-    return sum(rows.num_rows for rows in _read_batches(path))
 
 
 def _read_batches(path: Path) -> Iterator[pa.Table]:

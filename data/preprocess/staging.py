@@ -6,8 +6,9 @@ Nothing depends on how rows are cut into blocks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,12 @@ from data.encoding.splits import MAPPINGS, TRAIN
 from data.encoding.staged_columns import KEPT, ROW, finished
 from data.errors import DataError
 from data.preprocess.prepared import StageLog
-from data.raw.cells import combined
-from data.raw.files import RawBlock, count_rows_estimate, read_raw
+from data.raw.cells import combined, first_true
+from data.raw.files import RawBlock, count_rows_estimate, locate_row, read_raw
 from data.raw.labels import check_given, group_values, is_negative, label_values, weight_values
 from data.raw.rows import RawRows, assign_mappings, keeps_negative, satisfies
 from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, Feature
-from data.spec.raw.spec import LastSplit, RawChunk, RawSpec, Reading
+from data.spec.raw.spec import IdentityRule, LastSplit, RawChunk, RawSpec, Reading, SharedVocabularyRule
 
 # A row number is the number of its file, in sorted path order within its source, times this, plus its number there.
 ROWS_PER_FILE = 2**40
@@ -37,13 +38,17 @@ class Staged:
 
     Attributes:
         folder: folder of the files.
+        raw_folder: folder that the paths of the raw files are relative to.
         files: paths of the files, by mapping.
         rows: number of rows, by mapping.
+        chunks: chunk of each raw file.
     """
 
     folder: Path
+    raw_folder: Path
     files: dict[str, list[Path]] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
+    chunks: dict[str, RawChunk] = field(default_factory=dict)
 
     def add(self, mapping: str, rows: pa.Table, raw_file: str) -> None:
         """Append rows of a raw file to a mapping."""
@@ -60,6 +65,16 @@ class Staged:
         self.files = {mapping: self.files[mapping] for mapping in order}
         self.rows = {mapping: self.rows[mapping] for mapping in order}
 
+    def row_name(self, path: Path, row: int) -> str:
+        """Return the location of a row of a staged file in its raw file, for messages."""
+        table = read_arrow(path)
+        number = table.column(ROW)[row].as_py() % ROWS_PER_FILE
+        return self.locate(table.schema.metadata[RAW_FILE].decode(), number)
+
+    def locate(self, file: str, row: int) -> str:
+        """Return the location of a row of a raw file, given its number from 0."""
+        return locate_row(self.raw_folder / file, self.chunks[file], row)
+
 
 def write_arrow(rows: pa.Table, path: Path, raw_file: str) -> None:
     """Write rows of a raw file as one record batch of an Arrow file."""
@@ -68,16 +83,40 @@ def write_arrow(rows: pa.Table, path: Path, raw_file: str) -> None:
         writer.write_table(rows)
 
 
-def row_name(path: Path, row: int) -> str:
-    """Return the location of a row of a staged file in its raw file, for messages."""
-    table = read_arrow(path)
-    number = table.column(ROW)[row].as_py() % ROWS_PER_FILE
-    return f"{table.schema.metadata[RAW_FILE].decode()}, row {number + 1}"
-
-
 def read_arrow(path: Path) -> pa.Table:
     """Read an Arrow file by mapping it into memory: columns that are not used are not read."""
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+class RowFiles:
+    """Arrow files over which rows are distributed.
+
+    Args:
+        paths: files to write.
+        schema: columns of the rows.
+    """
+
+    def __init__(self, paths: list[Path], schema: pa.Schema) -> None:
+        self.paths, self._schema, self._stack = paths, schema, ExitStack()
+
+    def __enter__(self) -> "RowFiles":
+        files = [self._stack.enter_context(pa.OSFile(str(path), "wb")) for path in self.paths]
+        self._writers = [self._stack.enter_context(pa.ipc.new_file(file, self._schema)) for file in files]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def write(self, rows: pa.Table, parts: np.ndarray) -> None:
+        """Append rows to the files with the indices `parts`, [rows] integers, in their sequence."""
+        if len(self.paths) == 1:
+            self._writers[0].write_table(rows)
+            return
+        rows = rows.take(pa.array(np.argsort(parts, kind="stable")))
+        ends = np.cumsum(np.bincount(parts, minlength=len(self.paths)))
+        for index in np.unique(parts).tolist():
+            begin = int(ends[index - 1]) if index else 0
+            self._writers[index].write_table(rows.slice(begin, int(ends[index]) - begin))
 
 
 @dataclass(frozen=True)
@@ -104,17 +143,19 @@ class Stager:
         Raises:
             DataError: if a file cannot be read or a row is not as the specification says; the message names both.
         """
-        staged = Staged(folder)
+        staged = Staged(folder, self.spec.folder)
         for source, chunks in self.spec.sources.items():
             total = self._count(source, chunks)
-            report, numbers, rows = self._progress(source, chunks), _FileNumbers(), 0
+            report, numbers, rows = self._progress(source, chunks), dict[str, int](), 0
             for chunk in chunks:
                 for block in self._blocks(chunk, self._readings()):
                     in_file = block.first_row + np.arange(block.table.num_rows, dtype=np.int64)
                     in_source = rows + np.arange(block.table.num_rows, dtype=np.int64)
-                    number = numbers.of(block.file) * ROWS_PER_FILE + in_file
+                    number = numbers.setdefault(block.file, len(numbers)) * ROWS_PER_FILE + in_file
                     table = self._with_absent(block.table.unify_dictionaries().combine_chunks())
-                    self._add(source, RawRows(block.file, table, in_file, in_source, number), total, staged)
+                    staged.chunks[block.file] = chunk
+                    raw = RawRows(partial(staged.locate, block.file), table, in_file, in_source, number)
+                    self._add(source, block.file, raw, total, staged)
                     rows += block.table.num_rows
                     report(rows)
             if not rows:
@@ -157,14 +198,31 @@ class Stager:
             total = sum(count_rows_estimate(chunk, folder, allow_outside_paths=outside) for chunk in chunks)
         return self.log.stage(f"reading {source}", total)
 
-    def _add(self, source: str, rows: RawRows, total: int, staged: Staged) -> None:
+    def _add(self, source: str, file: str, rows: RawRows, total: int, staged: Staged) -> None:
         if self.spec.where is not None:
             rows = rows.filter(satisfies(self.spec.where, rows.table))
+        self._check_identities(rows)
         mappings = assign_mappings(self.spec, source, rows, total)
         table = self._with_finished(rows, mappings)
         for mapping in sorted(set(mappings)):
             inside = mappings == mapping
-            staged.add(mapping, table if inside.all() else table.filter(pa.array(inside)), rows.file)
+            staged.add(mapping, table if inside.all() else table.filter(pa.array(inside)), file)
+
+    def _check_identities(self, rows: RawRows) -> None:
+        """Raise a DataError for an id that is outside of the cardinality that its feature states."""
+        for raw in self.spec.features.values():
+            owner = self.spec.features[raw.rule.feature] if isinstance(raw.rule, SharedVocabularyRule) else raw
+            if isinstance(owner.rule, IdentityRule) and raw.reading is not None and raw.computed is None:
+                values, ids = _column(rows, raw.reading), owner.feature.cardinality or 0
+                items = values.flatten() if pa.types.is_nested(values.type) else values
+                wrong = first_true(pc.or_(pc.less(items, 0), pc.greater_equal(items, ids)))
+                if wrong is not None:
+                    row = wrong if items is values else pc.list_parent_indices(values)[wrong].as_py()
+                    raise DataError(
+                        f"{rows.name(row)}: column {self.spec.readings[raw.reading].column!r} has the id "
+                        f"{items[wrong].as_py()}; expected ids in [0, {ids}), as the `cardinality` of "
+                        f"{owner.feature.name} says; raise it, or write `encode: vocabulary`"
+                    )
 
     def _with_finished(self, rows: RawRows, mappings: np.ndarray) -> pa.Table:
         spec, columns = self.spec, {ROW: pa.array(rows.numbers)}
@@ -198,16 +256,6 @@ class Stager:
             labels[name] = raw.feature, values
         check_given(labels, rows.name)
         return labels
-
-
-class _FileNumbers:
-    """Numbers files in the order in which they are first seen."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-
-    def of(self, file: str) -> int:
-        return self._numbers.setdefault(file, len(self._numbers))
 
 
 def _column(rows: RawRows, name: str) -> pa.Array:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.errors import DataError, shown
+from data.spec.columns import is_list
 from data.spec.raw.spec import Reading
 
 TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -118,7 +119,7 @@ def trimmed(cells: pa.Array, null: Collection[str]) -> pa.Array:
             return cells
         # Values that differed in white space only are one now.
         return texts.take(cells.indices).dictionary_encode().cast(TEXT)
-    return _trimmed_texts(cells, null) if _is_text(cells.type) else cells
+    return _trimmed_texts(cells, null) if is_text(cells.type) else cells
 
 
 def _trimmed_texts(texts: pa.Array, null: Collection[str]) -> pa.Array:
@@ -133,13 +134,19 @@ def _without(texts: pa.Array, null: Collection[str]) -> pa.Array:
 def _convert_plain(cells: pa.Array, reading: Reading, null: Collection[str]) -> pa.Array:
     if reading.is_list:
         return _lists(cells, reading, null)
-    if _is_list(cells.type):
+    if is_list(cells.type):
         raise _wrong_type(cells, "one value; state `max_hotness` for a feature of lists")
+    values = _values(cells, reading, null)
+    return values.dictionary_encode().cast(TEXT) if reading.dtype == "string" else values
+
+
+def _values(cells: pa.Array, reading: Reading, null: Collection[str]) -> pa.Array:
+    """Convert single values, of a column or the items of its lists; strings without a dictionary."""
+    if pa.types.is_dictionary(cells.type):
+        cells = cells.cast(cells.type.value_type)
     if reading.dtype == "string":
-        return _texts(cells).dictionary_encode().cast(TEXT)
-    if reading.dtype == "timestamp":
-        return _timestamps(cells, reading, null)
-    return _numbers(cells, reading.dtype, null)
+        return as_texts(cells)
+    return _timestamps(cells, reading, null) if reading.dtype == "timestamp" else _numbers(cells, reading.dtype, null)
 
 
 # Text
@@ -148,10 +155,10 @@ def _convert_plain(cells: pa.Array, reading: Reading, null: Collection[str]) -> 
 def _as_text_dictionary(cells: pa.DictionaryArray) -> pa.DictionaryArray:
     if cells.type == TEXT and not cells.dictionary.null_count:
         return cells
-    return _texts(cells.cast(cells.type.value_type)).dictionary_encode().cast(TEXT)
+    return as_texts(cells.cast(cells.type.value_type)).dictionary_encode().cast(TEXT)
 
 
-def _texts(cells: pa.Array) -> pa.Array:
+def as_texts(cells: pa.Array) -> pa.Array:
     """Return cells as strings: whole numbers without a point, other values as Arrow prints them."""
     stored = cells.type
     if pa.types.is_floating(stored):
@@ -172,7 +179,8 @@ def _float_texts(cells: pa.Array) -> pa.Array:
     return pc.if_else(pa.array(is_whole), whole, numbers.cast(pa.string()))
 
 
-def _is_text(stored: pa.DataType) -> bool:
+def is_text(stored: pa.DataType) -> bool:
+    """Return whether an Arrow type is that of strings."""
     return pa.types.is_string(stored) or pa.types.is_large_string(stored)
 
 
@@ -188,7 +196,7 @@ def _numbers(cells: pa.Array, dtype: str, null: Collection[str]) -> pa.Array:
     stored = cells.type
     if pa.types.is_null(stored):
         return pa.nulls(len(cells), ARROW_TYPES[dtype])
-    if _is_text(stored):
+    if is_text(stored):
         cells = _parsed(_known_texts(cells, null), dtype)
     elif pa.types.is_temporal(stored):
         raise _wrong_type(cells, "a number; write `dtype: timestamp`")
@@ -280,16 +288,16 @@ def _timestamps(cells: pa.Array, reading: Reading, null: Collection[str]) -> pa.
         raise _wrong_type(cells, "a timestamp")
     if reading.unit is not None:
         return _from_units(_whole_or_float(cells, null), reading.unit)
-    if _is_text(stored):
+    if is_text(stored):
         return _parse_timestamps(_known_texts(cells, null), reading.format)
     if reading.format is not None:
-        return _parse_timestamps(_texts(cells), reading.format)
+        return _parse_timestamps(as_texts(cells), reading.format)
     raise _wrong_type(cells, "a timestamp; write `unit:` s, ms, us or ns, or `format:`")
 
 
 def _whole_or_float(cells: pa.Array, null: Collection[str]) -> pa.Array:
     """Return numbers as int64 if all are whole, which is exact, else as float64."""
-    if _is_text(cells.type):
+    if is_text(cells.type):
         texts = _known_texts(cells, null)
         try:
             return texts.cast(pa.int64())
@@ -394,25 +402,21 @@ def _strptime(text: str, form: str) -> int | None:
 # Lists
 
 
-def _is_list(stored: pa.DataType) -> bool:
-    return pa.types.is_list(stored) or pa.types.is_large_list(stored) or pa.types.is_fixed_size_list(stored)
-
-
 def _lists(cells: pa.Array, reading: Reading, null: Collection[str]) -> pa.Array:
-    if _is_text(cells.type):
+    if is_text(cells.type):
         return _split(cells.cast(pa.string()), reading, null)
     if pa.types.is_null(cells.type):
-        return _list_array(cells, np.zeros(len(cells), np.int64), _items(pa.nulls(0, pa.string()), reading, null))
-    if not _is_list(cells.type):
+        return _list_array(cells, np.zeros(len(cells), np.int64), _values(pa.nulls(0, pa.string()), reading, null))
+    if not is_list(cells.type):
         raise _wrong_type(cells, "lists; drop `max_hotness` if each row has one value")
     lengths = pc.list_value_length(cells).fill_null(0).to_numpy(zero_copy_only=False)
-    return _convert_items(cells, lengths, cells.flatten(), reading, null)
+    return _convert_values(cells, lengths, cells.flatten(), reading, null)
 
 
 def _split(texts: pa.Array, reading: Reading, null: Collection[str]) -> pa.Array:
     """Split texts at the separator; an empty text is an empty list, and an empty item null."""
     if reading.separator is None:
-        first = _first(texts.is_valid())
+        first = first_true(texts.is_valid()) or 0
         mark = next((mark for mark in ITEM_SEPARATORS if mark in (texts[first].as_py() or "")), "|")
         expected = f'a list; write the separator of its items, such as `separator: "{mark}"`'
         raise CellError(first, f"is {_shown(texts, first)}", expected)
@@ -422,29 +426,19 @@ def _split(texts: pa.Array, reading: Reading, null: Collection[str]) -> pa.Array
     lengths = pc.list_value_length(parts).fill_null(0).to_numpy(zero_copy_only=False)
     is_filled = pc.not_equal(texts, "").fill_null(False).to_numpy(zero_copy_only=False)
     items = parts.flatten().filter(pa.array(np.repeat(is_filled, lengths)))
-    return _convert_items(texts, lengths * is_filled, _without(items, null), reading, null)
+    return _convert_values(texts, lengths * is_filled, _without(items, null), reading, null)
 
 
-def _convert_items(
+def _convert_values(
     cells: pa.Array, lengths: np.ndarray, items: pa.Array, reading: Reading, null: Collection[str]
 ) -> pa.Array:
     try:
-        return _list_array(cells, lengths, _items(items, reading, null))
+        return _list_array(cells, lengths, _values(items, reading, null))
     except CellError as error:
         if error.row is None:
             raise CellError(None, f"holds {cells.type}", f"lists of {error.expected}") from error
         row = int(np.searchsorted(np.cumsum(lengths), error.row, side="right"))
         raise CellError(row, error.found.replace("is", "has the item", 1), error.expected) from error
-
-
-def _items(items: pa.Array, reading: Reading, null: Collection[str]) -> pa.Array:
-    if pa.types.is_dictionary(items.type):
-        items = items.cast(items.type.value_type)
-    if reading.dtype == "string":
-        return _texts(items)
-    if reading.dtype == "timestamp":
-        return _timestamps(items, reading, null)
-    return _numbers(items, reading.dtype, null)
 
 
 def _list_array(cells: pa.Array, lengths: np.ndarray, items: pa.Array) -> pa.Array:
@@ -457,8 +451,8 @@ def _list_array(cells: pa.Array, lengths: np.ndarray, items: pa.Array) -> pa.Arr
 
 def combined(column: pa.ChunkedArray) -> pa.Array:
     """Return a column as one array, with one dictionary."""
-    if column.num_chunks == 1:
-        return column.chunk(0)
+    if column.num_chunks <= 1:
+        return column.chunk(0) if column.num_chunks else pa.nulls(0, column.type)
     array = column.unify_dictionaries().combine_chunks()
     return array if isinstance(array, pa.Array) else pa.concat_arrays(array.chunks)
 
@@ -494,8 +488,8 @@ def _checked(cells: pa.Array, convert_all: Callable[[pa.Array], pa.Array], expec
 
 
 def _reject(cells: pa.Array, is_wrong: pa.Array, expected: str) -> None:
-    if pc.any(is_wrong).as_py():
-        row = _first(is_wrong)
+    row = first_true(is_wrong)
+    if row is not None:
         raise CellError(row, f"is {_shown(cells, row)}", expected)
 
 
@@ -503,6 +497,7 @@ def _shown(cells: pa.Array, row: int) -> str:
     return shown(cells[row].as_py())
 
 
-def _first(flags: pa.Array) -> int:
-    """Return the index of the first true flag, 0 if there is none."""
-    return int(np.argmax(flags.fill_null(False).to_numpy(zero_copy_only=False)))
+def first_true(flags: pa.Array) -> int | None:
+    """Return the index of the first true flag, or None; null counts as false."""
+    found = int(pc.index(flags, True).as_py())
+    return None if found < 0 else found

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data.raw.cells import as_texts
 from data.raw.sampling import NUMBER
 
 INTEGER = r"^[+-]?\d+$"
@@ -177,27 +178,12 @@ def sampled_column(name: str, cells: pa.Array | pa.ChunkedArray) -> SampledColum
         cells: [rows] strings, numbers, booleans, dates or timestamps.
     """
     cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
-    texts = _texts(cells)
+    texts = as_texts(cells.cast(pa.int8()) if pa.types.is_boolean(cells.type) else cells)
     counted = pc.value_counts(texts.drop_null())
     counts = counted.field(1).to_numpy()
     order = np.argsort(-counts, kind="stable")
     values = counted.field(0).take(pa.array(order))
     return SampledColumn(name, len(cells), texts.null_count, values, counts[order], cells, texts, _numbers(values))
-
-
-def _texts(cells: pa.Array) -> pa.Array:
-    """Returns cells as strings, with NaN as null and whole numbers without a decimal point."""
-    if pa.types.is_floating(cells.type):
-        cells = cells.cast(pa.float64())
-        cells = pc.if_else(pc.is_nan(cells), pa.scalar(None, pa.float64()), cells)
-        present = cells.drop_null()
-        if pc.all(pc.equal(present, pc.floor(present)), min_count=0).as_py() and (
-            not len(present) or pc.max(pc.abs(present)).as_py() < 2**53
-        ):
-            cells = cells.cast(pa.int64())
-    elif pa.types.is_boolean(cells.type):
-        cells = cells.cast(pa.int8())
-    return cells.cast(pa.string())
 
 
 def _numbers(values: pa.Array) -> np.ndarray | None:

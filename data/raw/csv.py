@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
@@ -16,6 +17,7 @@ from data.spec.raw.spec import RawChunk, Reading
 
 # Arrow parses parts of this size in parallel; larger ones leave the cache.
 PARSED_BYTES = 2**21
+ROWS_SEARCHED = 2**16
 DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 SEPARATORS = (",", ";", "\t", "|", "::", " ")
 
@@ -39,13 +41,10 @@ def csv_tables(
         LostInputError: if the file can no longer be read.
     """
     records = Records(chunk.separator, chunk.quote)
-    parser: _CsvParser | None = None
+    parser = _CsvParser(path, chunk, records, readings)
     row = 0
     with open_text(path) as file:
-        for offset, data in ahead(records.blocks(file, block_rows, path)):
-            if parser is None:
-                parser = _CsvParser(path, chunk, records, readings, data)
-                offset, data = offset + records.distance(data[: parser.header_bytes]), data[parser.header_bytes :]
+        for offset, data in ahead(_data_blocks(path, chunk, records, file, block_rows)):
             table = parser.parse(data, offset)
             if table.num_rows:
                 yield row, table
@@ -58,12 +57,45 @@ def csv_columns(path: Path, chunk: RawChunk) -> list[str]:
     Raises:
         DataError: if the file is not valid text.
     """
-    if not chunk.has_header:
-        return list(chunk.columns)
-    records = Records(chunk.separator, chunk.quote)
+    return _first_cells(path, Records(chunk.separator, chunk.quote)) if chunk.has_header else list(chunk.columns)
+
+
+def csv_line(path: Path, chunk: RawChunk, row: int) -> int:
+    """Return the number of the line at which a row of a CSV file begins, from 1, as an editor shows it.
+
+    Args:
+        path: path of the file, which has the row.
+        chunk: format of the file.
+        row: number of the row, from 0, without the header.
+    """
+    records, is_one_column = Records(chunk.separator, chunk.quote), len(csv_columns(path, chunk)) == 1
     with open_text(path) as file:
-        _, data = next(records.blocks(file, 1, path), (0, b""))
-    return [cell.decode(errors="backslashreplace") for cell in records.cells(records.first(data)[0])] if data else []
+        for offset, data in _data_blocks(path, chunk, records, file, ROWS_SEARCHED):
+            starts = records.starts(data, keeps_empty=is_one_column)
+            if row < len(starts):
+                return find_line(path, offset + records.distance(data[: starts[row]]))
+            row -= len(starts)
+    raise DataError(f"{path}: was changed while it was read; run again")
+
+
+def _first_cells(path: Path, records: Records) -> list[str]:
+    """Return the cells of the first line that is not empty; none if there is none."""
+    with open_text(path) as file:
+        for _, data in records.blocks(file, 1, path):
+            if first := records.first(data)[0]:
+                return [cell.decode(errors="backslashreplace") for cell in records.cells(first)]
+    return []
+
+
+def _data_blocks(
+    path: Path, chunk: RawChunk, records: Records, file: BinaryIO, rows: int
+) -> Iterator[tuple[int, bytes]]:
+    """Yield `Records.blocks` without the header."""
+    is_before = chunk.has_header
+    for offset, data in records.blocks(file, rows, path):
+        header, end = records.first(data) if is_before else (b"", 0)
+        is_before = is_before and not header
+        yield offset + records.distance(data[:end]), data[end:]
 
 
 class _CsvParser:
@@ -74,21 +106,15 @@ class _CsvParser:
         chunk: format of the file.
         records: the rows of the file.
         readings: columns to read.
-        data: first block of the file.
-
-    Attributes:
-        header_bytes: length of the header in the first block.
     """
 
-    def __init__(self, path: Path, chunk: RawChunk, records: Records, readings: Sequence[Reading], data: bytes):
+    def __init__(self, path: Path, chunk: RawChunk, records: Records, readings: Sequence[Reading]):
         self.path, self.chunk, self.records, self.readings = path, chunk, records, readings
-        first, end = records.first(data)
-        cells = [cell.decode(errors="backslashreplace") for cell in records.cells(first)] if first else []
-        self.header_bytes = end if chunk.has_header else 0
+        cells = _first_cells(path, records)
         self.names = cells if chunk.has_header else list(chunk.columns)
-        if first and chunk.has_header:
+        if cells and chunk.has_header:
             self._check_header(cells)
-        elif first:
+        elif cells:
             self._check_first_row(cells)
         self.types = _parsed_types(readings)
 

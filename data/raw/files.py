@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from data.errors import DataError, listed, shown
 from data.raw.cells import CellError, convert
-from data.raw.csv import csv_columns, csv_tables
+from data.raw.csv import csv_columns, csv_line, csv_tables
 from data.raw.parquet import count_parquet_rows, parquet_tables
 from data.raw.text import sample_text
 from data.spec.raw.spec import RawChunk, Reading
@@ -86,6 +86,11 @@ def read_raw(
                 values = _partition_values(folder / file, partition[reading.column], reading, table.num_rows)
                 table = table.append_column(reading.name, values)
             yield RawBlock(file, first_row, table.select([reading.name for reading in readings]))
+
+
+def locate_row(path: Path, chunk: RawChunk, row: int) -> str:
+    """Return the location of a row (numbered from 0) for messages: the line of a CSV file, else the row from 1."""
+    return f"{path}, line {csv_line(path, chunk, row)}" if chunk.type == "csv" else f"{path}, row {row + 1}"
 
 
 # Files

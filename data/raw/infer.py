@@ -16,7 +16,6 @@ from data.raw.column_kinds import MICROSECONDS, SampledColumn, TimestampKind, fi
 from data.raw.inferred_features import (
     Column,
     FeatureLine,
-    LeftOut,
     TimeColumn,
     distinct_names,
     input_lines,
@@ -31,6 +30,7 @@ from data.raw.inferred_features import (
 from data.raw.sampling import RawSample, draw_sample, find_raw_files
 from data.spec.feature_spec import PlainRepresenter
 from data.spec.features import LABEL, MULTIHOT, NUMERICAL, ONEHOT
+from data.spec.raw.spec import RawChunk
 
 ROWS = 100_000
 SOURCE = "logs"
@@ -80,7 +80,7 @@ def infer(
     lines = distinct_names([target.line for target in with_conditions(targets)] + lines, columns)
     lines = list(with_shared_vocabularies(lines, columns))
     if not any(line.channel not in ("", LABEL) for line in lines):
-        reasons = "; ".join(f"{entry.column}: {entry.reason}" for entry in left_out[:3])
+        reasons = "; ".join(f"{column}: {reason}" for column, reason in list(left_out.items())[:3])
         raise DataError(f"{found[0]}: no column is of use as an input ({reasons}); write the specification by hand")
     return "\n".join(_document(sample, written, lines, left_out, when)) + "\n"
 
@@ -112,7 +112,7 @@ def _unknown_column(flag: str, name: str, sample: RawSample) -> DataError:
     near = nearest(name, names)
     hint = f"did you mean {near!r}?" if near else f"the columns are {listed(names, len(names))}"
     message = f"{flag} {name}: no such column in {sample.files[0]}; {hint}"
-    if sample.dialect and not sample.dialect.has_header:
+    if sample.chunk.type == "csv" and not sample.chunk.has_header:
         first = [f"{column}={sample.table.column(column)[0]}" for column in names]
         message += f". The file has no header, so columns are numbered; its first row is {listed(first, len(first))}"
     return DataError(message)
@@ -205,7 +205,7 @@ def _document(
     sample: RawSample,
     files: Sequence[str],
     lines: Sequence[FeatureLine],
-    left_out: Sequence[LeftOut],
+    left_out: Mapping[str, str],
     when: TimeColumn | None,
 ) -> Iterator[str]:
     yield from _heading(sample, files)
@@ -219,11 +219,11 @@ def _document(
             yield from _commented(f"  {_flow(line.name)}: {_flow(line.keys)}", line.comment)
     if left_out:
         yield "  # Left out"
-        yield from (printable(f"  # - {entry.column}: {entry.reason}") for entry in left_out)
+        yield from (printable(f"  # - {column}: {reason}") for column, reason in left_out.items())
     yield ""
     yield "source_spec:"
     yield f"  {SOURCE}:"
-    yield from _chunk_lines(_chunk(sample, files))
+    yield from _chunk_lines(_chunk(sample.chunk, files))
     yield ""
     yield from _split_lines(lines, when)
     yield ""
@@ -247,17 +247,16 @@ def _heading(sample: RawSample, files: Sequence[str]) -> Iterator[str]:
     yield "# docs/features.md explains all keys."
 
 
-def _chunk(sample: RawSample, files: Sequence[str]) -> dict[str, Any]:
-    if sample.dialect is None:
-        return {"type": "parquet", "files": list(files)}
-    dialect = sample.dialect
-    chunk: dict[str, Any] = {"type": "csv"}
-    chunk |= {"header": True} if dialect.has_header else {"features": list(dialect.columns)}
-    chunk |= {"separator": dialect.separator} if dialect.separator != "," else {}
-    chunk |= {"quote": dialect.quote} if dialect.quote != '"' else {}
-    chunk |= {"null": list(sample.null)} if sample.null else {}
-    chunk |= {"trim": True} if sample.has_space else {}
-    return chunk | {"files": list(files)}
+def _chunk(found: RawChunk, files: Sequence[str]) -> dict[str, Any]:
+    """Returns the keys of a chunk: those that differ from the defaults."""
+    keys: dict[str, Any] = {"type": found.type}
+    if found.type == "csv":
+        keys |= {"header": True} if found.has_header else {"features": list(found.columns)}
+    keys |= {"separator": found.separator} if found.separator != "," else {}
+    keys |= {"quote": found.quote} if found.quote != '"' else {}
+    keys |= {"null": list(found.null)} if found.null else {}
+    keys |= {"trim": True} if found.trim else {}
+    return keys | {"files": list(files)}
 
 
 def _split_lines(lines: Sequence[FeatureLine], when: TimeColumn | None) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import datetime
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ FEW_VALUES = 20
 # Numbers of which at least this share is missing get a feature that says which are.
 LEAST_MISSING, INDICATOR = 0.01, "missing"
 LEAST_CONSEQUENCES = 20
-YES_WORDS = (
+YES_WORDS = [
     "1",
     "accepted",
     "bought",
@@ -54,7 +54,7 @@ YES_WORDS = (
     "true",
     "y",
     "yes",
-)
+]
 DAYS_OF_A_WEEK = 7 * 86_400 * MICROSECONDS
 MAX_NAME_BYTES = 150
 
@@ -76,19 +76,6 @@ class FeatureLine:
     comment: str
     channel: str
     column: str
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A raw column of which no feature is made.
-
-    Attributes:
-        column: name of the raw column.
-        reason: why.
-    """
-
-    column: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -210,8 +197,7 @@ def with_conditions(targets: list[SampledLabel]) -> Iterator[SampledLabel]:
                 comment = (
                     f"{target.line.comment}, only where {other.line.name} is 1 (given: {other.line.name} for ESMM)"
                 )
-                line = FeatureLine(target.line.name, target.line.keys, comment, LABEL, target.line.column)
-                target = SampledLabel(line, target.numbers, True)
+                target = replace(target, line=replace(target.line, comment=comment))
                 break
         yield target
 
@@ -221,8 +207,8 @@ def with_conditions(targets: list[SampledLabel]) -> Iterator[SampledLabel]:
 
 def input_lines(
     sample: RawSample, columns: Mapping[str, Column], targets: list[SampledLabel], when: TimeColumn | None
-) -> tuple[list[FeatureLine], list[LeftOut]]:
-    """Returns the lines of all input features, and the columns of which none is made.
+) -> tuple[list[FeatureLine], dict[str, str]]:
+    """Returns the lines of all input features, and the columns of which none is made, with the reason.
 
     Args:
         sample: the sample.
@@ -231,14 +217,14 @@ def input_lines(
         when: the column that splits by time, or None.
     """
     lines: list[FeatureLine] = []
-    left_out: list[LeftOut] = []
+    left_out: dict[str, str] = {}
     taken = {target.line.column for target in targets}
     for name, column in columns.items():
         if name in taken:
             continue
         made = _features(name, column, sample, targets, when)
         if isinstance(made, str):
-            left_out.append(LeftOut(name, made))
+            left_out[name] = made
         else:
             lines += made
     return lines, left_out
@@ -408,7 +394,7 @@ def with_shared_vocabularies(lines: Sequence[FeatureLine], columns: Mapping[str,
             if best is not None and shares[best] >= SHARED_ITEMS:
                 keys = line.keys | {"encode": {"vocabulary_of": best}}
                 comment = f"{line.comment}, {percent(shares[best])} of the items are values of {best}"
-                line = FeatureLine(line.name, keys, comment, MULTIHOT, line.column)
+                line = replace(line, keys=keys, comment=comment)
         yield line
 
 

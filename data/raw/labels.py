@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from data.encoding.hashing import hash_values
 from data.errors import DataError, nearest, shown
+from data.raw.cells import first_true
 from data.raw.rows import COMPARE
 from data.spec.features import Feature
 from data.spec.raw.spec import LabelMapRule, RawFeature, ThresholdRule
@@ -47,7 +48,7 @@ def check_given(labels: Mapping[str, tuple[Feature, pa.Array]], row_name: RowNam
     for name, (feature, values) in labels.items():
         if feature.given is not None and feature.given in labels:
             outside = pc.and_(pc.not_equal(values, 0), pc.equal(labels[feature.given][1], 0))
-            row = _first(outside)
+            row = first_true(outside)
             if row is not None:
                 raise DataError(
                     f"{row_name(row)}: {name} is {values[row].as_py():g}, expected 0 where {feature.given} is 0; "
@@ -63,7 +64,7 @@ def weight_values(values: pa.Array, column: str, row_name: RowName) -> pa.Array:
     """
     weights = values.cast(pa.float64())
     valid = pc.and_(pc.is_finite(weights), pc.greater_equal(weights, 0))
-    row = _first(pc.invert(pc.fill_null(valid, False)))
+    row = first_true(pc.invert(pc.fill_null(valid, False)))
     if row is not None:
         raise DataError(
             f"{row_name(row)}: the sample weight {column} is {shown(weights[row].as_py())}; expected a number of at "
@@ -78,7 +79,7 @@ def group_values(values: pa.Array, column: str, row_name: RowName) -> pa.Array:
     Raises:
         DataError: if a value is null.
     """
-    row = _first(pc.is_null(values))
+    row = first_true(pc.is_null(values))
     if row is not None:
         raise DataError(f"{row_name(row)}: the map feature {column} is missing; every row needs a group")
     if not pa.types.is_dictionary(values.type):
@@ -102,7 +103,7 @@ def _mapped(feature: Feature, allowed: Mapping[str, float], values: pa.Array, ro
     numbers = pc.take(pa.array(list(allowed.values()), pa.float64()), codes)
     if pa.types.is_dictionary(values.type):
         numbers = pc.take(numbers, values.indices)
-    row = _first(pc.and_(pc.is_valid(values), pc.is_null(numbers)))
+    row = first_true(pc.and_(pc.is_valid(values), pc.is_null(numbers)))
     if row is not None:
         found = values[row].as_py()
         near = nearest(found, allowed)
@@ -115,7 +116,7 @@ def _mapped(feature: Feature, allowed: Mapping[str, float], values: pa.Array, ro
 
 
 def _check(feature: Feature, numbers: pa.Array, row_name: RowName) -> None:
-    row = _first(pc.is_null(numbers, nan_is_null=True))
+    row = first_true(pc.is_null(numbers, nan_is_null=True))
     if row is not None and feature.missing != "ignore":
         raise DataError(
             f"{row_name(row)}: the label {feature.name} is missing; remove such rows with `where`, or write "
@@ -133,12 +134,6 @@ def _check(feature: Feature, numbers: pa.Array, row_name: RowName) -> None:
         fix = f"expected a class in [0, {feature.num_classes})"
     else:
         wrong, fix = pc.invert(pc.is_finite(numbers)), "expected a finite number"
-    row = _first(pc.and_(pc.is_valid(numbers), wrong))
+    row = first_true(pc.and_(pc.is_valid(numbers), wrong))
     if row is not None:
         raise DataError(f"{row_name(row)}: the label {feature.name} is {numbers[row].as_py():g}; {fix}")
-
-
-def _first(flags: pa.Array) -> int | None:
-    """Return the index of the first true flag, or None; null counts as false."""
-    found = pc.index(flags, True).as_py()
-    return None if found < 0 else int(found)

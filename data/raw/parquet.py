@@ -107,6 +107,6 @@ def _converted(path: Path, first_row: int, table: pa.Table, readings: Sequence[R
         try:
             values.append(convert(cells, reading))
         except CellError as error:
-            row = "" if error.row is None else f", row {first_row + error.row}"
+            row = "" if error.row is None else f", row {first_row + error.row + 1}"
             raise error.located(f"{path}{row}", reading) from error
     return as_table(readings, values, table.num_rows)

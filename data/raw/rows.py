@@ -12,13 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.encoding.hashing import hash_rows, hash_values, mix
-from data.encoding.splits import NEGATIVE, ORDER, SPLIT, TEST, TRAIN, VALID, below, round_half_up
-from data.errors import DataError, shown
+from data.encoding.splits import NEGATIVE, SPLIT, TEST, TRAIN, VALID, below, draw, round_half_up
+from data.encoding.staged_columns import ROW
+from data.errors import DataError
 from data.raw.cells import combined
 from data.spec.raw.spec import Condition, LastSplit, RandomSplit, RawSpec, TimeSplit
 
-NULL_HASH = np.uint64(0)
 COMPARE: dict[str, Callable[[pa.Array, pa.Scalar], pa.Array]] = {
     "==": pc.equal,
     "!=": pc.not_equal,
@@ -36,14 +35,14 @@ class RawRows:
     """Rows of a raw file.
 
     Attributes:
-        file: path of the file, for messages.
+        locate: returns the location of a row of the file, given its number from 0, for messages.
         table: [rows] values, one column per reading.
         in_file: [rows] int64 numbers of the rows in their file, from 0.
         in_source: [rows] int64 numbers of the rows in their source, from 0.
         numbers: [rows] int64 number of the file in its source times 2**40 plus the row's number in the file.
     """
 
-    file: str
+    locate: Callable[[int], str]
     table: pa.Table
     in_file: np.ndarray
     in_source: np.ndarray
@@ -52,19 +51,15 @@ class RawRows:
     def filter(self, chosen: np.ndarray) -> "RawRows":
         """Return the rows that are marked, [rows] bool."""
         table = self.table.filter(pa.array(chosen))
-        return RawRows(self.file, table, self.in_file[chosen], self.in_source[chosen], self.numbers[chosen])
+        return RawRows(self.locate, table, self.in_file[chosen], self.in_source[chosen], self.numbers[chosen])
 
     def name(self, row: int) -> str:
         """Return the location of a row, for messages."""
-        return f"{self.file}, row {self.in_file[row] + 1}"
+        return self.locate(int(self.in_file[row]))
 
 
 def satisfies(condition: Condition, table: pa.Table) -> np.ndarray:
-    """Return which rows satisfy a condition, [rows] bool. Null satisfies none.
-
-    Raises:
-        DataError: if a string is compared with a number, or a list with anything.
-    """
+    """Return which rows satisfy a condition, [rows] bool. Null satisfies none."""
     column = combined(table.column(condition.reading))
     if pa.types.is_dictionary(column.type):
         # Compared once per distinct string.
@@ -104,30 +99,13 @@ def keeps_negative(spec: RawSpec, rows: RawRows) -> np.ndarray:
     return below(row_hashes(spec, NEGATIVE, rows.table, rows.numbers), spec.keep_negatives or 0.0)
 
 
-def order_keys(spec: RawSpec, table: pa.Table, numbers: np.ndarray) -> np.ndarray:
-    """Return sort keys that put rows in a random order, [rows] uint64."""
-    return row_hashes(spec, ORDER, table, numbers)
-
-
 def row_hashes(spec: RawSpec, purpose: int, table: pa.Table, numbers: np.ndarray) -> np.ndarray:
     """Return hash(seed, purpose, key) of rows, [rows] uint64; the key is that of `RawSpec.row_key`."""
-    if not spec.row_key:
-        return hash_rows(spec.seed, purpose, numbers)
-    hashes = hash_rows(spec.seed, purpose)
-    for name in spec.row_key:
-        hashes = mix(hashes ^ _column_hashes(name, combined(table.column(name))))
-    return hashes
+    key = {name: table.column(name) for name in spec.row_key} or {ROW: pa.array(numbers)}
+    return draw(spec.seed, purpose, key)
 
 
 def _compared(condition: Condition, column: pa.Array) -> pa.Array:
-    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    if pa.types.is_nested(column.type) or is_text != isinstance(condition.value, str):
-        kind = "lists" if pa.types.is_nested(column.type) else "text" if is_text else "numbers"
-        fix = "write the constant in quotes" if is_text else "write a number"
-        raise DataError(
-            f"where: {condition.reading} {condition.comparison} {shown(condition.value)}: the column holds {kind}; "
-            + ("only a single value can be compared" if kind == "lists" else f"{fix}, or state another `dtype`")
-        )
     if isinstance(condition.value, str):
         return COMPARE[condition.comparison](column, pa.scalar(condition.value))
     return _compare(condition.comparison, column, condition.value)
@@ -144,8 +122,6 @@ def _compare(comparison: str, numbers: pa.Array, value: float) -> pa.Array:
 
 def _by_time(split: TimeSplit, rows: RawRows) -> np.ndarray:
     column = combined(rows.table.column(split.reading))
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise DataError(f"split: {split.reading} holds text; state `dtype: timestamp` or a number type for it")
     missing = column.is_null().to_numpy(zero_copy_only=False)
     if missing.any():
         raise DataError(
@@ -174,7 +150,7 @@ def _at_random(split: RandomSplit, spec: RawSpec, rows: RawRows) -> np.ndarray:
     if split.by is not None:
         # Rows without a group are drawn one by one.
         groups = combined(rows.table.column(split.by))
-        grouped = mix(hash_rows(spec.seed, SPLIT) ^ _column_hashes(split.by, groups))
+        grouped = draw(spec.seed, SPLIT, {split.by: groups})
         hashes = np.where(groups.is_valid().to_numpy(zero_copy_only=False), grouped, hashes)
     mappings = np.full(len(hashes), TRAIN, object)
     shares = list(accumulate(split.fractions.values()))
@@ -183,20 +159,3 @@ def _at_random(split: RandomSplit, spec: RawSpec, rows: RawRows) -> np.ndarray:
         is_all = share > 1 - 1e-9
         mappings[np.full(len(hashes), True) if is_all else below(hashes, share)] = name
     return mappings
-
-
-def _column_hashes(name: str, column: pa.Array) -> np.ndarray:
-    """Return the hashes of strings and numbers, 0 for null. A float is hashed by its bits unless it is whole."""
-    is_known = column.is_valid().to_numpy(zero_copy_only=False)
-    if pa.types.is_dictionary(column.type):
-        hashes = np.append(hash_values(column.dictionary), NULL_HASH)
-        return hashes[column.indices.fill_null(len(hashes) - 1).to_numpy(zero_copy_only=False)]
-    if pa.types.is_nested(column.type):
-        raise DataError(f"split: {name} holds lists, which cannot seed a draw; name another column")
-    if pa.types.is_floating(column.type):
-        floats = column.cast(pa.float64()).fill_null(0).to_numpy(zero_copy_only=False)
-        is_whole = (floats == np.floor(floats)) & (np.abs(floats) < EXACT_INTEGERS)
-        words = np.where(is_whole, np.where(is_whole, floats, 0).astype(np.int64), floats.view(np.int64))
-    else:
-        words = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
-    return np.where(is_known, hash_values(words), NULL_HASH)

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -40,51 +40,27 @@ MAX_NULL_WORDS_PER_COLUMN = 3
 MAX_NULL_SHARE = 0.95
 FIX_FILES = "check the pattern (in quotes, so that the shell does not expand it)"
 
-FileType = Literal["csv", "parquet"]
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """How CSV files are written.
-
-    Attributes:
-        separator: separator of the fields.
-        quote: quote character, or None.
-        columns: names of the columns.
-        has_header: whether the first line of a file names its columns.
-    """
-
-    separator: str
-    quote: str | None
-    columns: tuple[str, ...]
-    has_header: bool
-
 
 @dataclass(frozen=True)
 class RawSample:
     """Some rows of raw files.
 
     Attributes:
-        type: "csv" or "parquet".
         files: the files that the patterns match, sorted.
         sampled: how many of them were read.
-        dialect: how CSV files are written; None for parquet.
+        chunk: their format, with the words for a missing value that were found, and `trim` if cells begin or end with
+            white space.
         table: the rows. Columns of CSV files and Hive keys are strings without surrounding white space, null where a
             cell is empty or a word for a missing value.
-        null: the words for a missing value that were found.
-        has_space: whether cells begin or end with white space.
         is_complete: whether the sample has all rows of all files.
         is_spread: whether it has rows from the start to the end of the files; False if it has the start only.
         estimated_rows: number of rows of all files.
     """
 
-    type: FileType
     files: tuple[Path, ...]
     sampled: int
-    dialect: Dialect | None
+    chunk: RawChunk
     table: pa.Table
-    null: tuple[str, ...] = ()
-    has_space: bool = False
     is_complete: bool = True
     is_spread: bool = True
     estimated_rows: int = 0
@@ -135,46 +111,33 @@ def draw_sample(files: Sequence[Path], rows: int, labels: Sequence[str] = ()) ->
     if types[chosen[0]] == "parquet":
         for file in chosen:
             _sample_parquet(file, per_file, progress)
-        return _sample_of("parquet", files, len(chosen), None, progress)
-    head, dialect = _first_dialect(chosen, labels)
+        return _sample_of(files, len(chosen), RawChunk("parquet", ()), progress)
+    head, chunk = _first_format(chosen, labels)
     budget = sum(file.stat().st_size for file in chosen if file.suffix in COMPRESSED)
     for file in chosen:
-        _sample_csv(file, dialect, _bytes_per_row(head) * per_file, budget <= MAX_COMPRESSED_BYTES, progress)
-    return _sample_of("csv", files, len(chosen), dialect, progress)
+        _sample_csv(file, chunk, _bytes_per_row(head) * per_file, budget <= MAX_COMPRESSED_BYTES, progress)
+    return _sample_of(files, len(chosen), chunk, progress)
 
 
-def _sample_of(
-    type: FileType, files: Sequence[Path], sampled: int, dialect: Dialect | None, progress: _Progress
-) -> RawSample:
+def _sample_of(files: Sequence[Path], sampled: int, chunk: RawChunk, progress: _Progress) -> RawSample:
     if not any(table.num_rows for table in progress.tables):
         raise DataError(f"{files[0]}: holds no rows; {FIX_FILES}")
     try:
         table = pa.concat_tables(progress.tables, promote_options="permissive").combine_chunks()
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"{files[0]}: the types of its columns differ from those of other files: {error}") from error
-    null: tuple[str, ...] = ()
-    has_space = False
-    if type == "csv":
+    if chunk.type == "csv":
         table, has_space = _trimmed(table)
         table, null = _without_null_words(table)
+        chunk = replace(chunk, null=null, trim=has_space)
     all_bytes = sum(file.stat().st_size for file in files)
     estimate = progress.estimated_rows * all_bytes / max(1, progress.bytes_of_files)
     is_complete = progress.is_complete and sampled == len(files)
-    return RawSample(
-        type,
-        tuple(files),
-        sampled,
-        dialect,
-        table,
-        null,
-        has_space,
-        is_complete,
-        progress.is_spread,
-        table.num_rows if is_complete else max(table.num_rows, round(estimate)),
-    )
+    rows = table.num_rows if is_complete else max(table.num_rows, round(estimate))
+    return RawSample(tuple(files), sampled, chunk, table, is_complete, progress.is_spread, rows)
 
 
-def _type_of(path: Path) -> FileType:
+def _type_of(path: Path) -> Literal["csv", "parquet"]:
     with reading(path, FIX_FILES) as file:
         return "parquet" if file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC else "csv"
 
@@ -182,20 +145,20 @@ def _type_of(path: Path) -> FileType:
 # How CSV files are written.
 
 
-def _first_dialect(files: Sequence[Path], labels: Sequence[str]) -> tuple[list[bytes], Dialect]:
-    """Returns the first lines and the dialect of the first file with rows; checks that the others have its header."""
+def _first_format(files: Sequence[Path], labels: Sequence[str]) -> tuple[list[bytes], RawChunk]:
+    """Returns the first lines and the format of the first file with rows; checks that the others have its header."""
     heads = {file: head for file in files if (head := _head(file))}
     if not heads:
         raise DataError(f"{files[0]}: is empty; {FIX_FILES}")
     first, head = next(iter(heads.items()))
-    dialect = _dialect(first, head, labels)
+    chunk = _format(first, head, labels)
     for file, other in heads.items():
-        if dialect.has_header and other[0].strip() != head[0].strip():
-            columns = ", ".join(_fields(file, other[:1], dialect.separator, dialect.quote)[0])
+        if chunk.has_header and other[0].strip() != head[0].strip():
+            columns = ", ".join(_fields(file, other[:1], chunk.separator, chunk.quote)[0])
             raise DataError(
                 f"{file}, line 1: {shown(columns)} is not the header of {first}; give files with the same columns"
             )
-    return head, dialect
+    return head, chunk
 
 
 def _head(path: Path) -> list[bytes]:
@@ -229,7 +192,7 @@ def _fields(path: Path, lines: list[bytes], separator: str, quote: str | None) -
         return []
 
 
-def _dialect(path: Path, head: list[bytes], labels: Sequence[str]) -> Dialect:
+def _format(path: Path, head: list[bytes], labels: Sequence[str]) -> RawChunk:
     """Chooses the separator and quote that give lines with equally many fields, and whether line 1 is a header."""
     best: tuple[float, int] = (0.0, 1)
     separator, quote, rows = ",", DOUBLE_QUOTE, _fields(path, head, ",", DOUBLE_QUOTE)
@@ -245,14 +208,15 @@ def _dialect(path: Path, head: list[bytes], labels: Sequence[str]) -> Dialect:
 
 def _with_columns(
     path: Path, separator: str, quote: str | None, rows: list[list[str]], labels: Sequence[str]
-) -> Dialect:
+) -> RawChunk:
     first = [cell.strip() for cell in rows[0]]
     has_header = any(label in first for label in labels) or _looks_like_header(first, rows[1:])
     if not has_header:
-        return Dialect(separator, quote, tuple(f"column_{number}" for number in range(1, len(first) + 1)), False)
+        names = tuple(f"column_{number}" for number in range(1, len(first) + 1))
+        return RawChunk("csv", (), names, separator=separator, quote=quote)
     if double := next((name for name, times in Counter(rows[0]).items() if times > 1), None):
         raise DataError(f"{path}, line 1: two columns are called {shown(double)}; rename one")
-    return Dialect(separator, quote, tuple(rows[0]), True)
+    return RawChunk("csv", (), tuple(rows[0]), has_header=True, separator=separator, quote=quote)
 
 
 def _looks_like_header(first: list[str], rows: list[list[str]]) -> bool:
@@ -273,7 +237,7 @@ def _looks_like_header(first: list[str], rows: list[list[str]]) -> bool:
 # Rows of CSV files.
 
 
-def _sample_csv(path: Path, dialect: Dialect, budget: int, may_read_on: bool, progress: _Progress) -> None:
+def _sample_csv(path: Path, chunk: RawChunk, budget: int, may_read_on: bool, progress: _Progress) -> None:
     """Adds rows of a file: of its start, middle and end, each of a third of the budget in bytes."""
     size = path.stat().st_size
     with open_both(path) as (content, stored):
@@ -281,7 +245,7 @@ def _sample_csv(path: Path, dialect: Dialect, budget: int, may_read_on: bool, pr
             pieces, length = _streamed(content, stored, size, budget // 3, may_read_on)
         else:
             pieces, length = _seeked(stored, size, budget // 3)
-    parsed = [_parsed(path, piece, dialect, is_start=not number) for number, piece in enumerate(pieces)]
+    parsed = [_parsed(path, piece, chunk, is_start=not number) for number, piece in enumerate(pieces)]
     tables = [_with_hive_keys(table, path) for table in parsed if table is not None]
     rows, read = sum(table.num_rows for table in tables), sum(map(len, pieces))
     progress.tables += tables
@@ -333,7 +297,7 @@ def _whole_lines(piece: bytes, is_cut_before: bool, is_cut_after: bool) -> bytes
     return piece[begin:end]
 
 
-def _parsed(path: Path, piece: bytes, dialect: Dialect, is_start: bool) -> pa.Table | None:
+def _parsed(path: Path, piece: bytes, chunk: RawChunk, is_start: bool) -> pa.Table | None:
     """Returns the rows of a piece as strings; None if it is empty, or cannot be parsed and is not the file's start."""
     bad: list[pa_csv.InvalidRow] = []
 
@@ -341,19 +305,19 @@ def _parsed(path: Path, piece: bytes, dialect: Dialect, is_start: bool) -> pa.Ta
         bad.append(row)
         return "skip"
 
-    skipped = int(is_start and dialect.has_header)
+    skipped = int(is_start and chunk.has_header)
     if not piece.strip() or (skipped and piece.count(b"\n") < 2 and not piece.partition(b"\n")[2].strip()):
         return None
-    names = list(dialect.columns)
+    names = list(chunk.columns)
     try:
         table = pa_csv.read_csv(
             pa.BufferReader(piece),
             # One block in one thread, so that rows have numbers.
             pa_csv.ReadOptions(use_threads=False, block_size=len(piece) + 1, column_names=names, skip_rows=skipped),
             pa_csv.ParseOptions(
-                delimiter=dialect.separator,
-                quote_char=dialect.quote or False,
-                newlines_in_values=dialect.quote is not None,
+                delimiter=chunk.separator,
+                quote_char=chunk.quote or False,
+                newlines_in_values=chunk.quote is not None,
                 invalid_row_handler=skip,
             ),
             pa_csv.ConvertOptions(
@@ -369,7 +333,7 @@ def _parsed(path: Path, piece: bytes, dialect: Dialect, is_start: bool) -> pa.Ta
     if bad and is_start:
         row = bad[0]
         found = f"{row.actual_columns} fields, expected {row.expected_columns}"
-        raise DataError(f"{path}, line {row.number}: {found}, as in line 1 (separated by {shown(dialect.separator)})")
+        raise DataError(f"{path}, line {row.number}: {found}, as in line 1 (separated by {shown(chunk.separator)})")
     return table
 
 

@@ -5,6 +5,7 @@ folder. Files and folders are written under a temporary name, synced to disk, an
 """
 
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -284,6 +285,21 @@ def is_draft(folder: Path) -> bool:
     with suppress(OSError):
         return (folder / DRAFT_MARKER).is_file() or not any(folder.iterdir())
     return False
+
+
+def lock_folder(folder: Path) -> int | None:
+    """Locks a folder until the descriptor is closed or the process dies.
+
+    Returns:
+        The descriptor that holds the lock, or None if another process holds it or locks are not supported.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def remove_draft(folder: Path) -> None:

@@ -1,17 +1,11 @@
-"""A raw specification that uses everything, and changes and damage to it."""
+"""A raw specification that uses everything, and changes to it."""
 
-import copy
-import re
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from data.spec.feature_spec import FeatureSpecError
 from data.spec.raw.reader import raw_spec_from_dict
-
-GONE = object()
+from tests.data.sample_specs import changed, problems_of
 
 
 def raw_document() -> dict[str, Any]:
@@ -73,27 +67,10 @@ def raw_document() -> dict[str, Any]:
 
 
 def changed_raw(changes: dict[str, Any]) -> Any:
-    """The valid document with other values at some paths, such as `source_spec.logs[0].files[1]`.
-
-    GONE removes a value, an index just past the end of a list appends.
-    """
-    root: Any = {"": raw_document()}
-    for path, value in changes.items():
-        steps = ["", *(int(step) if step.isdigit() else step for step in re.findall(r"[^.\[\]]+", path))]
-        parent = root
-        for step in steps[:-1]:
-            parent = parent[step]
-        if value is GONE:
-            del parent[steps[-1]]
-        elif isinstance(parent, list) and steps[-1] == len(parent):
-            parent.append(value)
-        else:
-            parent[steps[-1]] = copy.deepcopy(value)
-    return root[""]
+    """The valid raw document with other values at some paths (see `sample_specs.changed`)."""
+    return changed(changes, raw_document())
 
 
 def raw_problems(wrong: Any, folder: Path) -> list[str]:
-    """The problems of an invalid document."""
-    with pytest.raises(FeatureSpecError) as caught:
-        raw_spec_from_dict(wrong, folder)
-    return caught.value.problems
+    """The problems of an invalid raw document."""
+    return problems_of(wrong, folder, raw_spec_from_dict)

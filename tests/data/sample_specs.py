@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,12 @@ def document() -> dict[str, Any]:
     }
 
 
-def changed(changes: dict[str, Any]) -> Any:
-    """The valid document with other values at some paths, such as `source_spec.train[0].files[1]`.
+def changed(changes: dict[str, Any], valid: Any = None) -> Any:
+    """The valid document, or another one, with other values at some paths, such as `source_spec.train[0].files[1]`.
 
     GONE removes a value, an index just past the end of a list appends.
     """
-    root: Any = {"": document()}
+    root: Any = {"": valid or document()}
     for path, value in changes.items():
         steps = ["", *(int(step) if step.isdigit() else step for step in re.findall(r"[^.\[\]]+", path))]
         parent = root
@@ -65,10 +66,10 @@ def changed(changes: dict[str, Any]) -> Any:
     return root[""]
 
 
-def problems_of(wrong: Any, folder: Path) -> list[str]:
-    """The problems of an invalid document."""
+def problems_of(wrong: Any, folder: Path, read: Callable[[Any, Path], Any] = FeatureSpec.from_dict) -> list[str]:
+    """The problems that reading an invalid document finds."""
     with pytest.raises(FeatureSpecError) as caught:
-        FeatureSpec.from_dict(wrong, folder)
+        read(wrong, folder)
     return caught.value.problems
 
 

@@ -1,6 +1,7 @@
 """Specifications with damage, as hypothesis draws them."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -47,11 +48,13 @@ def damaged_files(draw: Any) -> bytes:
 
 
 @st.composite
-def damaged_documents(draw: Any) -> bytes:
-    """The valid document with other values at some places, written as YAML."""
-    damaged = document()
+def damaged(
+    draw: Any, valid: Callable[[], Any], values: st.SearchStrategy[Any], keys: st.SearchStrategy[Any] = SCALARS
+) -> Any:
+    """A valid document with other values, and keys, at some places."""
+    document = valid()
     for _ in range(draw(st.integers(1, 4))):
-        node: Any = damaged
+        node: Any = document
         while True:
             key = draw(st.sampled_from(range(len(node)) if isinstance(node, list) else list(node)))
             if not isinstance(node[key], dict | list) or not node[key] or draw(st.integers(0, 3)) == 0:
@@ -59,13 +62,20 @@ def damaged_documents(draw: Any) -> bytes:
             node = node[key]
         change = draw(st.sampled_from(["replace", "remove", "rename", "copy"]))
         if change == "replace" or (change == "rename" and isinstance(node, list)):
-            node[key] = draw(VALUES)
+            node[key] = copy.deepcopy(draw(values))
         elif change == "copy":
-            node[key] = copy.deepcopy(draw(st.sampled_from(list(damaged.values()) or [None])))
+            node[key] = copy.deepcopy(draw(st.sampled_from(list(document.values()) or [None])))
         else:
             value = node.pop(key)
             if change == "rename":
-                node[draw(SCALARS)] = value
-        if not damaged:
+                node[draw(keys)] = value
+        if not document:
             break
-    return yaml.safe_dump(damaged, sort_keys=False, allow_unicode=True).encode()
+    return document
+
+
+def damaged_documents() -> st.SearchStrategy[bytes]:
+    """The valid document with other values at some places, written as YAML."""
+    return damaged(document, VALUES).map(
+        lambda wrong: yaml.safe_dump(wrong, sort_keys=False, allow_unicode=True).encode()
+    )

@@ -137,10 +137,10 @@ def test_a_wrong_cell_is_named(tmp_path, capsys, kind, mistake):
     about = SETS[kind]
     second, code, number = about["second"], about["ids"][3], about["numbers"][2]
     cells, message = {
-        "no click": ({"click": "0", second: "1"}, f"row 21: {second} is 1, expected 0 where click is 0"),
+        "no click": ({"click": "0", second: "1"}, f"line 22: {second} is 1, expected 0 where click is 0"),
         "text": ({code: "x"}, f"line 22: column '{code}' is 'x'; expected a whole number"),
         "no number": ({number: "x"}, f"line 22: column '{number}' is 'x'; expected a number"),
-        "label": ({"click": ""}, "row 21: the label click is missing"),
+        "label": ({"click": ""}, "line 22: the label click is missing"),
     }[mistake]
     test = ROWS[kind]["test"]
     raw = write_raw(tmp_path / "raw", kind, ROWS[kind] | {"test": [*test[:20], test[20] | cells, *test[21:]]})

@@ -95,7 +95,7 @@ def test_the_published_file_name_and_another_share(tmp_path):
 @pytest.mark.parametrize(
     ("name", "cell", "message"),
     [
-        ("like", "-1", "byterec_sample.txt, row 11: the label like is missing"),
+        ("like", "-1", "byterec_sample.txt, line 11: the label like is missing"),
         ("uid", "5a", "byterec_sample.txt, line 11: column 'uid' is '5a'; expected a whole number"),
         ("duration_time", "-2", "column 'duration_time' holds -2; expected a number above -1"),
     ],

@@ -180,9 +180,9 @@ def change(lines, row, index, text):
 
 
 MISTAKES = {
-    "income": (41, "60000.", "census-income.test, row 8: the label income is '60000.'"),
-    "income unknown": (41, "?", "census-income.test, row 8: the label income is missing"),
-    "marital status": (7, "Single", "census-income.test, row 8: the label never_married is 'Single'; expected one of"),
+    "income": (41, "60000.", "census-income.test, line 8: the label income is '60000.'"),
+    "income unknown": (41, "?", "census-income.test, line 8: the label income is missing"),
+    "marital status": (7, "Single", "census-income.test, line 8: the label never_married is 'Single'; expected one of"),
     "code": (2, "3a", "census-income.test, line 8: column 'industry_code' is '3a'; expected a whole number"),
     "not finite": (0, "1e999", "census-income.test, line 8: column 'age' is '1e999'; expected a whole number"),
     "negative": (16, "-1", "holds -1, which does not fit float32 after standardization; expected a number above -1"),

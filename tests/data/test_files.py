@@ -18,9 +18,9 @@ from data.files.csv import count_lines, read_csv_blocks
 from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.files.parquet import read_footer
 from data.loading.parquet import ParquetFile
+from data.movielens.text_tables import TextForm, find_file, read_text_table
 from data.outbrain.raw_tables import RawTable, find_raw, read_blocks
 from data.outbrain.recipes import load_workflow
-from data.raw.text_tables import TextForm, find_file, read_text_table
 from data.spec.embedding_sizes import read_sizes
 from data.spec.yaml_reader import read_yaml
 from data.storage import files

@@ -133,9 +133,9 @@ def changed(row, **cells):
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ({"visit": "0", "conversion": "1", "spend": "5"}, "row 6: conversion is 1, expected 0 where visit is 0"),
-        ({"visit": "1", "conversion": "0", "spend": "5"}, "row 6: spend is 5, expected 0 where conversion is 0"),
-        ({"visit": "2"}, "row 6: the label visit is 2; expected 0 or 1"),
+        ({"visit": "0", "conversion": "1", "spend": "5"}, "line 7: conversion is 1, expected 0 where visit is 0"),
+        ({"visit": "1", "conversion": "0", "spend": "5"}, "line 7: spend is 5, expected 0 where conversion is 0"),
+        ({"visit": "2"}, "line 7: the label visit is 2; expected 0 or 1"),
         ({"history": "-1"}, "column 'history' holds -1; expected a number above -1"),
         ({"mens": "yes"}, "line 7: column 'mens' is 'yes'; expected a whole number"),
         ({"history_segment": "6) $750 - $1,000"}, "line 7: 13 cells, expected 12"),

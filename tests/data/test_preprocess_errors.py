@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -100,6 +101,17 @@ def user(keys: str) -> tuple[tuple[str, str], ...]:
     return (("user: {}", f"user: {{{keys}}}"),)
 
 
+def lists(cell: str) -> str:
+    """The log with the same cell in every row of `item`."""
+    return HEADER + re.sub(r",i\d", lambda _: f",{cell}", ROWS)
+
+
+def listed(keys: str) -> tuple[tuple[str, str], ...]:
+    """The change that makes `item` a feature of lists with some keys."""
+    lists = "onehot_categorical: [user]\n  multihot_categorical: [item]"
+    return ("item: {}", f"item: {{{keys}}}"), ("onehot_categorical: [user, item]", lists)
+
+
 IDS_WITH_DECIMALS = LOG.replace("\nu", "\n").replace(",i", ".0,i", 57).replace("user.0,item", "user,item")
 IS_DECIMAL = "line 2: column 'user' is '0.0'; expected a whole number (int64); this one is written with decimals"
 AS_VOCABULARY = "for an id, drop `dtype` and write `encode: vocabulary`"
@@ -111,7 +123,7 @@ HEADERS_AND_SEPARATORS = {
         spec=((HEADED, PLAIN),),
     ),
     "header read as a label": Case(
-        "row 1: the label liked is 'liked'; expected one of 'yes', 'no'. Otherwise, if the row is the header of a CSV "
+        "line 1: the label liked is 'liked'; expected one of 'yes', 'no'. Otherwise, if the row is the header of a CSV "
         "file, write `header: true` and drop `features`",
         spec=(
             (HEADED, "features: [a, b, c, d, liked]"),
@@ -217,9 +229,34 @@ CELLS = {
         spec=user("dtype: int64"),
     ),
     "id beyond the cardinality": Case(
-        "column 'user' holds 5, outside of [0, 5); raise the cardinality of the feature",
+        "logs.csv, line 7: column 'user' has the id 5; expected ids in [0, 5), as the `cardinality` of user says; "
+        "raise it, or write `encode: vocabulary`",
         log=LOG.replace("\nu", "\n"),
         spec=user("encode: identity, cardinality: 5"),
+    ),
+    "id of a list beyond the cardinality": Case(
+        "logs.csv, line 4: column 'item' has the id 9; expected ids in [0, 9), as the `cardinality` of user says; "
+        "raise it",
+        log=re.sub(r",i(?=\d)", ",", with_cell("i1|9", 1)).replace("\nu", "\n"),
+        spec=(
+            ("user: {}", "user: {encode: identity, cardinality: 9}"),
+            *listed('encode: {vocabulary_of: user}, separator: "|"'),
+        ),
+    ),
+    "list with another separator": Case(
+        "logs.csv, line 2: column 'item' is '0;7', and no cell of this list has its separator '|'; write `separator: "
+        '";"`, or drop `separator` if the column has one value per row',
+        log=lists("0;7"),
+        spec=listed('separator: "|"'),
+    ),
+    "list in brackets": Case(
+        "logs.csv, line 2: column 'item' is '[0, 1]', in brackets like all cells of this list; write lists as text "
+        'such as 1|2|3 with `separator: "|"`, or as lists of a parquet file',
+        log=lists('"[0, 1]"'),
+        spec=listed('separator: ", "'),
+    ),
+    "list in brackets without its separator": Case(
+        "column 'item' is \"['i0']\", in brackets", log=lists("['i0']"), spec=listed('separator: "|"')
     ),
     "text among numbers": Case(
         "line 4: column 'price' is 'NA'; expected a number (float64); write `null: [\"NA\"]` beside `files` if this "
@@ -248,13 +285,13 @@ CELLS = {
         log=LOG.replace(",0\n", ",no\n").replace(",1\n", ",yes\n"),
     ),
     "similar label": Case(
-        "logs.csv, row 3: the label liked is 'noo'; did you mean 'no'? Otherwise, add the text to "
+        "logs.csv, line 4: the label liked is 'noo'; did you mean 'no'? Otherwise, add the text to "
         "feature_spec.liked.encode.map",
         log=with_cell("noo", 4).replace(",0\n", ",no\n").replace(",1\n", ",yes\n"),
         spec=(TEXT_LABEL,),
     ),
     "unknown label": Case(
-        "row 3: the label liked is 'skipped'; expected one of 'yes', 'no'. Otherwise, add",
+        "line 4: the label liked is 'skipped'; expected one of 'yes', 'no'. Otherwise, add",
         log=with_cell("skipped", 4).replace(",0\n", ",no\n").replace(",1\n", ",yes\n"),
         spec=(TEXT_LABEL,),
     ),
@@ -263,16 +300,16 @@ CELLS = {
         spec=(("liked: {}", "liked: {encode: {map: {2: 1, 1: 0}}}"),),
     ),
     "rating as label": Case(
-        'row 3: the label liked is 4; expected 0 or 1; write `encode: {threshold: ">= X"}` with the least positive '
+        'line 4: the label liked is 4; expected 0 or 1; write `encode: {threshold: ">= X"}` with the least positive '
         "value, `task: regression` to predict the number",
         log=with_cell("4", 4),
     ),
     "missing label": Case(
-        "row 3: the label liked is missing; remove such rows with `where`, or write `missing: ignore`",
+        "line 4: the label liked is missing; remove such rows with `where`, or write `missing: ignore`",
         log=with_cell("", 4),
     ),
     "missing time": Case(
-        "row 3: the time 'day' is missing, so the row is in no mapping; leave such rows out with `where:`",
+        "line 4: the time 'day' is missing, so the row is in no mapping; leave such rows out with `where:`",
         log=with_cell("", 3),
         spec=(BY_DAY,),
     ),
@@ -289,7 +326,7 @@ CELLS = {
         spec=(BY_DAY,),
     ),
     "negative weight": Case(
-        "row 3: the sample weight price is -1.0; expected a number of at least 0",
+        "line 4: the sample weight price is -1.0; expected a number of at least 0",
         log=with_cell("-1", 2),
         spec=SPEC + "sample_weight: price\n",
     ),

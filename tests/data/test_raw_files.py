@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
+from data.raw import csv as raw_csv
 from data.raw import text as raw_text
-from data.raw.files import count_rows_estimate, list_files, read_raw
+from data.raw.files import count_rows_estimate, list_files, locate_row, read_raw
 from data.raw.text import Records
 from data.spec.raw.spec import RawChunk, Reading
 
@@ -633,6 +634,27 @@ def test_damaged_compression(tmp_path: Path, name: str, content: bytes, message:
     assert message in error_of(tmp_path, chunk, TEXT)
 
 
+@pytest.mark.parametrize("rows_per_block", [1, 2, 1000])
+@pytest.mark.parametrize(
+    ("text", "chunk", "lines"),
+    [
+        ('\ufeffa,b\n1,"x\ny"\n\n2,z\r\n3,w', HEADED, [2, 5, 6]),
+        ("\na\n1\n\n3\n", HEADED, [3, 4, 5]),  # with one column, an empty line is a row
+        ("1::2\n\n3::4\n5::6\n", replace(HEADED, has_header=False, columns=("a", "b"), separator="::"), [1, 3, 4]),
+    ],
+    ids=["quotes", "one column", "long separator"],
+)
+def test_lines_of_rows(
+    text: str, chunk: RawChunk, lines: list[int], rows_per_block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raw_csv, "ROWS_SEARCHED", rows_per_block)
+    chunk = written(tmp_path, gzip.compress(text.encode(), mtime=0), replace(chunk, files=("rows.csv.gz",)))
+    path = tmp_path / "rows.csv.gz"
+    assert read(tmp_path, chunk, [Reading("a", "a")]).num_rows == len(lines)
+    found = [locate_row(path, chunk, row) for row in range(len(lines))]
+    assert found == [f"{path}, line {line}" for line in lines]
+
+
 def test_mistakes_in_parquet(tmp_path: Path) -> None:
     columns = {
         "x": pa.array([1.0, 2.5]),
@@ -645,11 +667,11 @@ def test_mistakes_in_parquet(tmp_path: Path) -> None:
     cases = [
         (
             Reading("x", "x", "int64"),
-            "row 1: column 'x' is 2.5; expected a whole number (int64); write `dtype: float64`",
+            "row 2: column 'x' is 2.5; expected a whole number (int64); write `dtype: float64`",
         ),
         (
             Reading("large", "large", "int64"),
-            "row 1: column 'large' is 9223372036854775808; expected a number that fits",
+            "row 2: column 'large' is 9223372036854775808; expected a number that fits",
         ),
         (
             Reading("l", "l"),
@@ -661,7 +683,7 @@ def test_mistakes_in_parquet(tmp_path: Path) -> None:
             Reading("t", "t", "float32"),
             "column 't' holds timestamp[ms]; expected a number; write `dtype: timestamp`",
         ),
-        (Reading("latin", "latin"), "row 1: column 'latin' is b'\\xff'; expected UTF-8 text"),
+        (Reading("latin", "latin"), "row 2: column 'latin' is b'\\xff'; expected UTF-8 text"),
         (Reading("y", "y"), "rows.parquet: has no column 'y'; "),
     ]
     for reading, message in cases:

@@ -1,6 +1,5 @@
 """Raw specifications: what they mean, and what is reported where."""
 
-import copy
 import json
 import re
 from datetime import date, datetime
@@ -41,7 +40,7 @@ from data.spec.raw.spec import (
     VocabularyRule,
 )
 from tests.data.raw_spec_samples import raw_document
-from tests.data.spec_strategies import SCALARS
+from tests.data.spec_strategies import SCALARS, damaged
 
 EXAMPLE = """
 feature_spec:
@@ -376,32 +375,7 @@ VALUES = st.recursive(
 )
 
 
-@st.composite
-def damaged_raw_documents(draw: Any) -> Any:
-    """The valid document with other values at some places."""
-    damaged = raw_document()
-    for _ in range(draw(st.integers(1, 4))):
-        node: Any = damaged
-        while True:
-            key = draw(st.sampled_from(range(len(node)) if isinstance(node, list) else list(node)))
-            if not isinstance(node[key], dict | list) or not node[key] or draw(st.integers(0, 4)) == 0:
-                break
-            node = node[key]
-        change = draw(st.sampled_from(["replace", "remove", "rename", "copy"]))
-        if change == "replace" or (change == "rename" and isinstance(node, list)):
-            node[key] = copy.deepcopy(draw(VALUES))
-        elif change == "copy":
-            node[key] = copy.deepcopy(draw(st.sampled_from(list(damaged.values()) or [None])))
-        else:
-            value = node.pop(key)
-            if change == "rename":
-                node[draw(SCALARS | NAMES)] = value
-        if not damaged:
-            break
-    return damaged
-
-
-@given(document=damaged_raw_documents() | VALUES)
+@given(document=damaged(raw_document, VALUES, SCALARS | NAMES) | VALUES)
 @settings(max_examples=500, deadline=None)
 def test_damaged_documents(document: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     read(document, tmp_path_factory.getbasetemp())

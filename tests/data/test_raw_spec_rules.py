@@ -7,8 +7,8 @@ import pytest
 
 from data.spec.feature_spec import FeatureSpec, FeatureSpecError
 from data.spec.raw.reader import raw_spec_from_dict
-from tests.data.raw_spec_samples import GONE, changed_raw, raw_problems
-from tests.data.sample_specs import check_only_problem, document
+from tests.data.raw_spec_samples import changed_raw, raw_problems
+from tests.data.sample_specs import GONE, check_only_problem, document
 
 F = "feature_spec"
 REPORTED_WHERE_CHANGED = [
@@ -42,7 +42,7 @@ REPORTED_WHERE_CHANGED = [
     (f"{F}.item_rate.encode.target.label", GONE, "is missing from target"),
     ("where", {"column": "rating", "op": ">"}, "a condition has column, op and value"),
     ("where", {"column": "rating", "op": "=>", "value": 3}, "write one of ==, !=, <, <=, >, >= in quotes"),
-    ("keep_negatives", 0, "write a fraction, such as 0.1"),
+    ("keep_negatives", 0, "write a fraction above 0, such as 0.1"),
     ("shuffle", "yes", "write true or false, without quotes"),
     ("seed", -1, "write a whole number from 0"),
     ("split.seed", 1, "write `seed:` at the top level"),

@@ -119,7 +119,7 @@ def keys_of(encoder: Encoder) -> pa.Array | None:
 
 def reads_lists(encoder: Encoder) -> bool:
     """Returns whether an encoder reads lists of values."""
-    return isinstance(encoder, HashedRanks) or getattr(encoder, "is_list", False)
+    return getattr(encoder, "is_list", False)
 
 
 def _check_fits(layout: InputSchema, feature: str, encoder: Encoder) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.encoding.keys import as_keys, distinct_keys
+from data.encoding.keys import key_array
 from data.errors import DataError
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.recommender.columns import require_columns, require_frame, require_mapping
@@ -137,7 +137,7 @@ class Fitted:
         if candidates is None:
             items, keys = np.arange(len(self.items.keys)), self.items.keys
         else:
-            _, keys = distinct_keys(as_keys(self.items.column, candidates))
+            keys = key_array(self.items.column, candidates).unique().to_numpy(zero_copy_only=False)
             items = self.items.positions(keys)
         if exclude_seen:
             was_seen = np.zeros(len(self.items.keys) + 1, bool)  # the last entry stands for unknown items

@@ -39,6 +39,7 @@ from data.spec.document_values import (
     Name,
     NoneIsList,
     NoneIsMapping,
+    Number,
     PlainNumber,
     PositiveInteger,
     TaskType,
@@ -123,10 +124,6 @@ def _as_mapping(value: Any) -> Any:
     return {value: None}
 
 
-def _step_as_mapping(value: Any) -> Any:
-    return {value: None} if isinstance(value, str) else value
-
-
 def _nothing(value: Any) -> None:
     if value is not None and value != {}:
         raise wrong_value(f"is {described(value)}; this step takes no argument: write only its name")
@@ -174,15 +171,12 @@ def _quote(value: Any) -> str | None:
 
 
 def _one_step(step: Any) -> Any:
+    """Returns a step as a mapping with one key: a word as {word: }."""
+    if isinstance(step, str):
+        return {step: None}
     if isinstance(step, dict) and len(step) != 1:
         raise wrong_value(f"has {len(step)} keys; write one step each, such as [{{fill: median}}, log1p, standardize]")
     return step
-
-
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise wrong_value(f"is {described(value)}; write true or false, without quotes")
-    return value
 
 
 def _integer(least: int, most: int) -> Any:
@@ -190,9 +184,6 @@ def _integer(least: int, most: int) -> Any:
 
 
 _Column = Annotated[str, PlainValidator(_column_name)]
-_Number = Annotated[
-    float, Strict(), Field(allow_inf_nan=False), PlainNumber, expects("a finite number, without quotes")
-]
 _AtLeastZero = Annotated[
     float, Strict(), Field(ge=0, allow_inf_nan=False), PlainNumber, expects("a number of at least 0")
 ]
@@ -203,7 +194,7 @@ _Seed: Any = _integer(0, 2**63 - 1)
 _Share = Annotated[
     float, Strict(), Field(gt=0, le=1), PlainNumber, expects("a fraction above 0, such as 0.1, without quotes")
 ]
-_Boolean = Annotated[bool, PlainValidator(_boolean)]
+_Boolean = Annotated[bool, Strict(), expects("true or false, without quotes")]
 _Condition = Annotated[WrittenCondition, _parsed(read_condition)]
 _Time = Annotated[datetime | float, _parsed(read_time)]
 _Format = Annotated[str, _text('the format of a time, such as "%Y-%m-%d %H:%M:%S",', 100)]
@@ -242,9 +233,7 @@ class _OneStep(_StepKeys, total=False):
     pass
 
 
-_Step = Annotated[
-    _OneStep, expects(f"a step: {', '.join(STEPS)}"), BeforeValidator(_one_step), BeforeValidator(_step_as_mapping)
-]
+_Step = Annotated[_OneStep, expects(f"a step: {', '.join(STEPS)}"), BeforeValidator(_one_step)]
 
 
 @_FORBID
@@ -269,7 +258,7 @@ class EncodeKeys(_StepKeys, total=False):
     hash: _Buckets
     identity: Annotated[None, PlainValidator(_nothing)]
     boundaries: Annotated[
-        list[_Number],
+        list[Number],
         Field(min_length=1, max_length=MAX_BOUNDARIES),
         expects("a list of ascending numbers, such as [1, 10, 100]"),
         AfterValidator(_ascending),
@@ -282,7 +271,7 @@ class EncodeKeys(_StepKeys, total=False):
     indicator: Name
     target: Annotated[_TargetKeys, expects("a mapping, such as {label: click}")]
     map: Annotated[
-        dict[Annotated[str, Strict(), expects('the text in quotes, such as "yes"')], _Number],
+        dict[Annotated[str, Strict(), expects('the text in quotes, such as "yes"')], Number],
         Field(min_length=1),
         expects('a mapping of texts, such as {"yes": 1, "no": 0}'),
     ]
@@ -397,9 +386,7 @@ class _RawDocument(TypedDict):
     split: NotRequired[Annotated[SplitKeys, expects("a mapping, such as {from: logs, random: {test: 0.2}}")]]
     where: NotRequired[_Condition]
     sample_weight: NotRequired[_Column]
-    keep_negatives: NotRequired[
-        Annotated[float, Strict(), Field(gt=0, le=1), PlainNumber, expects("a fraction, such as 0.1, without quotes")]
-    ]
+    keep_negatives: NotRequired[_Share]
     keep: NotRequired[Annotated[list[_Column], expects("a list of columns, such as [user_id]"), NoneIsList]]
     shuffle: NotRequired[_Boolean]
     seed: NotRequired[_Seed]

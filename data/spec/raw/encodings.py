@@ -1,6 +1,6 @@
 """What `encode:` says as rules, and which encodings fit which channels and types."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
 from data.spec.features import CATEGORICAL_CHANNELS, LABEL, MAP, NUMERICAL
@@ -53,19 +53,19 @@ TYPES_OF_RULE: dict[type, tuple[RawType, ...]] = {
     ThresholdRule: ("float64", "float32", "float16", "int64", "int32", "int16", "int8"),
     KeepRule: get_args(RawType),
 }
-# Keys of `encode` that stand alone, each an encoding, and those that add to one.
-ALONE = (
-    "vocabulary",
-    "hash",
-    "identity",
-    "boundaries",
-    "quantiles",
-    "timestamp",
-    "vocabulary_of",
-    "target",
-    "map",
-    "threshold",
-)
+# Keys of `encode` that stand alone, each an encoding, with what makes the rule of a value; others add to one.
+RULE_OF_KEY: dict[str, Callable[[Any], Rule]] = {
+    "vocabulary": lambda keys: VocabularyRule(**keys),
+    "hash": HashRule,
+    "identity": lambda _: IdentityRule(),
+    "boundaries": lambda numbers: BoundariesRule(tuple(numbers)),
+    "quantiles": QuantilesRule,
+    "timestamp": TimestampRule,
+    "vocabulary_of": SharedVocabularyRule,
+    "map": LabelMapRule,
+    "threshold": lambda comparison: ThresholdRule(*comparison),
+}
+ALONE = (*RULE_OF_KEY, "target")
 
 
 def check_keys(keys: Mapping[str, Any]) -> str | None:
@@ -98,34 +98,15 @@ def rule_of(name: str, keys: Mapping[str, Any], indicator: str | None) -> Rule:
     if "cross" in keys:
         ids = HashRule(keys["hash"]) if "hash" in keys else VocabularyRule(**keys.get("vocabulary", {}))
         return CrossRule(tuple(keys["cross"]), ids)
-    key = next((key for key in keys if key in ALONE), None)
-    if key is None:
-        steps = keys["steps"] if "steps" in keys else [{step: keys[step] for step in STEPS if step in keys}]
-        return NumberRule(tuple(_step(step) for step in steps), keys.get("indicator", indicator))
-    return _rule(name, key, keys[key])
-
-
-def _rule(name: str, key: str, value: Any) -> Rule:
-    if key == "vocabulary":
-        return VocabularyRule(**value)
-    if key == "boundaries":
-        return BoundariesRule(tuple(value))
-    if key == "threshold":
-        return ThresholdRule(*value)
-    if key == "target":
-        outputs = value.get("outputs", [name])
-        stated = {key: value[key] for key in ("label", "smoothing", "folds") if key in value}
-        return TargetRule(**stated, mean=outputs[0], count=outputs[1] if len(outputs) > 1 else None)
-    if key == "identity":
-        return IdentityRule()
-    makers = {
-        "hash": HashRule,
-        "quantiles": QuantilesRule,
-        "timestamp": TimestampRule,
-        "vocabulary_of": SharedVocabularyRule,
-        "map": LabelMapRule,
-    }
-    return makers[key](value)
+    if "target" in keys:
+        stated = {key: value for key, value in keys["target"].items() if key != "outputs"}
+        mean, count = (*keys["target"].get("outputs", [name]), None)[:2]
+        return TargetRule(**stated, mean=mean, count=count)
+    key = next((key for key in keys if key in RULE_OF_KEY), None)
+    if key is not None:
+        return RULE_OF_KEY[key](keys[key])
+    steps = keys["steps"] if "steps" in keys else [{step: keys[step] for step in STEPS if step in keys}]
+    return NumberRule(tuple(_step(step) for step in steps), keys.get("indicator", indicator))
 
 
 def _step(step: Any) -> NumberStep:

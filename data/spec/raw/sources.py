@@ -17,6 +17,8 @@ from data.spec.raw.spec import LastSplit, RandomSplit, RawChunk, Reading, Split,
 from data.spec.raw.values import microseconds
 from data.storage.files import find_escape
 
+# Attributes of a chunk that are not called like their keys.
+_NAMES_OF_KEYS = {"features": "columns", "header": "has_header"}
 _CSV_KEYS = ("features", "header", "separator", "quote", "null", "trim")
 # The ways to split a source, each with the keys that only it has.
 _KEYS_OF_KIND = {"time": ("valid_from", "test_from", "format", "unit"), "random": ("by",), "last": ()}
@@ -26,16 +28,10 @@ _SUM_TOLERANCE = 1e-9
 
 def chunk_of(keys: RawChunkKeys) -> RawChunk:
     """Returns a chunk, given its keys."""
-    return RawChunk(
-        keys["type"],
-        tuple(keys["files"]),
-        tuple(keys.get("features", ())),
-        keys.get("header", False),
-        keys.get("separator", ","),
-        keys.get("quote", '"'),
-        tuple(keys.get("null", ())),
-        keys.get("trim", False),
-    )
+    stated: Any = {
+        _NAMES_OF_KEYS.get(key, key): tuple(value) if isinstance(value, list) else value for key, value in keys.items()
+    }
+    return RawChunk(**stated)
 
 
 def listed_columns(parts: RawParts) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""Read delimited text files, plain or gzip-compressed, with line numbers in error messages."""
+"""Read the delimited latin-1 files of GroupLens, plain or gzip-compressed, with line numbers in error messages."""
 
 import gzip
 import zlib
@@ -18,7 +18,6 @@ from data.storage.files import first_file, reading
 
 UNIT_SEPARATOR = b"\x1f"
 TEXT_SHOWN = 80
-BLOCK_BYTES = 2**24
 WHOLE_NUMBER = r"^[0-9]{1,18}$"
 
 
@@ -41,7 +40,7 @@ class TextForm:
 
 @dataclass(frozen=True)
 class TextTable:
-    """The fields of a file, or of a block of it, as strings.
+    """The fields of a file as strings.
 
     Attributes:
         path: path of the file.
@@ -94,39 +93,19 @@ def find_file(folder: Path, names: list[str]) -> Path | None:
 
 
 def read_text_table(path: Path, form: TextForm) -> TextTable:
-    """Read a whole latin-1 file.
+    """Read a whole latin-1 file, gzip-compressed if its name ends in `.gz`, ignoring empty lines at its end.
 
     Raises:
         DataError: if it cannot be read, is empty, or has a line with the wrong number of fields.
     """
-    blocks = list(read_text_blocks(path, form))
-    return TextTable(path, blocks[0].first_line, pa.concat_tables([block.texts for block in blocks]))
-
-
-def read_text_blocks(path: Path, form: TextForm, block_bytes: int = BLOCK_BYTES) -> Iterator[TextTable]:
-    """Read a latin-1 file in blocks, ignoring empty lines at its end.
-
-    Args:
-        path: path of the file, gzip-compressed if its name ends in `.gz`.
-        form: format of the file.
-        block_bytes: bytes of uncompressed text to read at a time.
-
-    Yields:
-        Tables of consecutive lines.
-
-    Raises:
-        DataError: if it cannot be read, is empty, or has a line with the wrong number of fields.
-    """
-    columns, first_line, row = list(form.columns), 1, 0
+    columns, first_line = list(form.columns), 1
     with _opened(path) as file:
         if form.has_header:
             columns, first_line = _header_columns(path, file.readline(), form), 2
-        for content in _whole_lines(file, block_bytes):
-            texts = _parse(path, content, columns, first_line + row, form)
-            yield TextTable(path, first_line + row, texts)
-            row += texts.num_rows
-    if not row:
+        content = file.read().rstrip(b"\r\n")
+    if not content:
         raise DataError(f"{path}: is empty; expected lines of {form.separator.join(columns)}")
+    return TextTable(path, first_line, _parse(path, content, columns, first_line, form))
 
 
 @contextmanager
@@ -136,22 +115,6 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, lines)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: is not a complete gzip file ({error}); download it again") from error
-
-
-def _whole_lines(file: BinaryIO, block_bytes: int) -> Iterator[bytes]:
-    """Yield the rest of a file in blocks of whole, terminated lines, without empty lines at the end of the file."""
-    rest, data = b"", file.read(block_bytes)
-    while data:
-        rest += data
-        data = file.read(block_bytes)
-        # Trailing line breaks are held back: they may be the empty lines at the end of the file.
-        kept = rest.rstrip(b"\r\n")
-        end = kept.rfind(b"\n") + 1
-        if not data and kept:
-            yield kept + b"\n"
-        elif end:
-            yield rest[:end]
-            rest = rest[end:]
 
 
 def _header_columns(path: Path, header: bytes, form: TextForm) -> list[str]:
