@@ -85,7 +85,7 @@ class TableGroup:
     def column_sizes(self) -> np.ndarray:
         """[columns] int64, the number of ids for each column."""
         sizes = [feature.cardinality for feature in self.features]
-        return np.repeat(np.int64(sizes), [feature.hotness for feature in self.features])
+        return np.repeat(sizes, [feature.hotness for feature in self.features])
 
     @cached_property
     def column_rows(self) -> np.ndarray:
