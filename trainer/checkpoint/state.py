@@ -1,5 +1,6 @@
 """All variables of a run by name, and their transfer to and from checkpoints."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -7,9 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from data.errors import DataError
-from data.storage.arrays import ArraySource, row_blocks, rows_per_block
+from data.parallel import in_parallel
+from data.storage.arrays import ArraySource, row_ranges
 from data.storage.checksummed_dir import ChecksummedDir
 from trainer.comm import Comm, SingleWorker
+from trainer.logging.progress import byte_progress
+from trainer.variables import assign_rows, rows_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class TrainState:
     def sources(self) -> list[ArraySource]:
         """Returns the variables as array sources that yield copies in blocks of rows.
 
-        Reading a block of a sharded variable is a collective.
+        Reading a block of a sharded variable is a collective. Other variables may be read by any thread.
         """
         return [
             ArraySource(name, self._whole_shape(name), variable.dtype.as_numpy_dtype, self._blocks(name))
@@ -42,14 +46,13 @@ class TrainState:
         ]
 
     def tensors(self, name: str) -> Iterator[tf.Tensor]:
-        """Yields this worker's rows of a variable in order: a large one in blocks, so that no read copies all of it."""
+        """Yields this worker's rows of a variable in blocks, in order, without copying them if possible."""
         variable = self.variables[name]
-        shape, dtype = tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype)
-        if not shape or shape[0] <= rows_per_block(shape, dtype):
+        if not variable.shape.rank:
             yield tf.convert_to_tensor(variable)
             return
-        for start, stop in _row_ranges(shape, dtype):
-            yield variable.sparse_read(tf.range(start, stop))
+        for start, stop in row_ranges(tuple(variable.shape), _dtype(variable)):
+            yield rows_of(variable, start, stop)
 
     def take_part_in_save(self) -> None:
         """Reads the blocks of all sharded variables and drops them, while rank 0 saves. A collective."""
@@ -70,8 +73,7 @@ class TrainState:
         """
         if checkpoint is not None:
             _check_shapes({name: self._whole_shape(name) for name in self.variables}, checkpoint)
-            for name, variable in self._replicated.items():
-                _assign(variable, checkpoint.blocks(name))
+            self._restore_replicated(checkpoint)
         self.comm.broadcast_variables(self._replicated.values())
         for name in self.sharded:
             self._restore_sharded(name, checkpoint)
@@ -91,16 +93,32 @@ class TrainState:
     def _blocks(self, name: str) -> Callable[[], Iterator[np.ndarray]]:
         if name in self.sharded:
             return lambda: self._sharded_blocks(name)
-        return lambda: (block for tensor in self.tensors(name) for block in row_blocks(tensor.numpy()))
+        # Only the copies are kept: as long as a tensor is, an update of the variable copies all of it.
+        return lambda: (tensor.numpy() for tensor in self.tensors(name))
 
     def _sharded_blocks(self, name: str) -> Iterator[np.ndarray]:
         for start, stop, own in self._own_rows(name):
             # [stop - start, ...], grouped by worker; a stable sort by owner maps that order back to the table's.
-            received = self.comm.gather_rows(self.variables[name].sparse_read(tf.range(own.start, own.stop)).numpy())
+            received = self.comm.gather_rows(rows_of(self.variables[name], own.start, own.stop).numpy())
             owners = np.arange(start, stop) % self.comm.size
             block = np.empty_like(received)
             block[np.argsort(owners, kind="stable")] = received
             yield block
+
+    def _restore_replicated(self, checkpoint: ChecksummedDir) -> None:
+        """Reads the replicated variables on rank 0, with all cores."""
+        shapes = {name: (tuple(variable.shape), _dtype(variable)) for name, variable in self._replicated.items()}
+        blocks = [(name, *block) for name, about in shapes.items() for block in row_ranges(*about)]
+        total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
+        with byte_progress(f"reading {checkpoint.path.name}", total) as done:
+
+            def read(block: tuple[str, int, int]) -> None:
+                name, start, stop = block
+                rows = checkpoint.read_rows(name, start, stop)
+                assign_rows(self.variables[name], start, rows)
+                done(rows.nbytes)
+
+            in_parallel(read, blocks)
 
     def _restore_sharded(self, name: str, checkpoint: ChecksummedDir | None) -> None:
         blocks = None if checkpoint is None else checkpoint.blocks(name)
@@ -112,12 +130,12 @@ class TrainState:
                 owners = np.arange(start, stop) % size
                 sent = next(blocks)[np.argsort(owners, kind="stable")]
                 counts = np.bincount(owners, minlength=size).tolist()
-            variable[own].assign(self.comm.exchange_rows(sent, counts))
+            assign_rows(variable, own.start, self.comm.exchange_rows(sent, counts))
 
     def _own_rows(self, name: str) -> Iterator[tuple[int, int, slice]]:
         """Yields start and end of each block of the whole variable, and the slice of this worker's rows in it."""
-        size, dtype = self.comm.size, np.dtype(self.variables[name].dtype.as_numpy_dtype)
-        for start, stop in _row_ranges(self._whole_shape(name), dtype):
+        size = self.comm.size
+        for start, stop in row_ranges(self._whole_shape(name), _dtype(self.variables[name])):
             # ceil((row - rank) / size) rows of this worker come before `row`.
             yield start, stop, slice(*(-((self.comm.rank - row) // size) for row in (start, stop)))
 
@@ -138,18 +156,5 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checksummed
         )
 
 
-def _assign(variable: tf.Variable, blocks: Iterator[np.ndarray]) -> None:
-    start = 0
-    for block in blocks:
-        if not variable.shape.rank:  # a scalar has no rows to slice
-            variable.assign(block)
-            continue
-        variable[start : start + len(block)].assign(block)
-        start += len(block)
-
-
-def _row_ranges(shape: tuple[int, ...], dtype: np.dtype) -> Iterator[tuple[int, int]]:
-    """Yields start and end of each block of rows."""
-    rows = rows_per_block(shape, dtype)
-    for start in range(0, shape[0], rows):
-        yield start, min(start + rows, shape[0])
+def _dtype(variable: tf.Variable) -> np.dtype:
+    return np.dtype(variable.dtype.as_numpy_dtype)
