@@ -48,7 +48,10 @@ def start_worker(config: Options, env: WorkerEnv) -> Comm:
 
 
 def make_model(config: Options, data: Inputs, comm: Comm) -> RankingModel:
-    """Build the configured model for the features and tasks of the data, with its initial weights."""
+    """Build the configured model for the features and tasks of the data.
+
+    It has its initial weights, unless the run restores a checkpoint, which overwrites them.
+    """
     shards = Shards(comm.rank, comm.size, comm.exchange_values) if config.training.shard_embeddings else None
     return build_model(
         config.model,
@@ -57,6 +60,7 @@ def make_model(config: Options, data: Inputs, comm: Comm) -> RankingModel:
         compute_dtype=runtime.compute_dtype(config.training),
         seed=config.training.seed,
         shards=shards,
+        restored=config.run.restores,
     )
 
 
@@ -89,7 +93,8 @@ def make_training(config: Options, model: RankingModel, comm: Comm, steps_per_ep
     options = config.training
     weighting = LOSS_WEIGHTINGS[options.loss_weighting].from_options(model.tasks, options)
     schedule = make_schedule(config.deep_optimizer, steps_per_epoch, options.num_epochs)
-    optimizer = Optimizer(_deep_group(config, model, schedule, weighting), _wide_group(config, model))
+    groups = _deep_group(config, model, schedule, weighting), _wide_group(config, model)
+    optimizer = Optimizer(*groups, restored=config.run.restores)
     loss_scale = LossScale(dynamic=runtime.compute_dtype(options) == "float16")
     step = TrainStep(model, optimizer, weighting, loss_scale, options, comm)
     # A table's optimizer slots have the rows of the table: they are sharded, saved and restored like it.

@@ -4,18 +4,16 @@ A step gathers the rows that a batch looks up and differentiates everything afte
 loss) with respect to these rows, so differentiation never creates a gradient of a table's size.
 """
 
-import math
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
+from trainer.embeddings.initialization import NormalTable, draw_tables
 from trainer.embeddings.shards import Shards
 from trainer.layout import InputSchema
 from trainer.seeds import seed_of
-
-# Rows initialized at once, so that initialization needs no second copy of a large table.
-INIT_ROWS = 1 << 17
+from trainer.variables import initial_value
 
 
 class EmbeddingRows(NamedTuple):
@@ -47,6 +45,7 @@ class EmbeddingTables(keras.layers.Layer):
         seed: seed of the initial weights.
         init_std: standard deviation of the deep tables' normal initialization; None for Glorot's.
         shards: how large tables are sharded across workers; None if every worker holds all rows.
+        restored: whether a checkpoint overwrites the tables, which then have no initial values.
 
     Attributes:
         deep_tables, wide_tables: this worker's rows of each table.
@@ -61,15 +60,24 @@ class EmbeddingTables(keras.layers.Layer):
         seed: int,
         init_std: float | None = None,
         shards: Shards | None = None,
+        restored: bool = False,
     ):
         super().__init__(name="embeddings", dtype="float32")
         self.layout, self.combiner, self.shards = layout, combiner, shards
         self._rows: dict[str, int] = {}
         self.deep_tables = [
-            self._table(f"deep.{columns.name}", columns.cardinality, columns.width) for columns in layout.categorical
+            self._table(f"deep.{columns.name}", columns.cardinality, columns.width, overwritten=True)
+            for columns in layout.categorical
         ]
-        for table, columns in zip(self.deep_tables, layout.categorical, strict=True):
-            self._initialize(table.value, columns.cardinality, init_std, seed_of(seed, columns.name))
+        if not restored:
+            draw_tables(
+                [
+                    NormalTable(table.value, rows, init_std, seed_of(seed, columns.name), *self._holders(rows))
+                    for table, rows, columns in zip(
+                        self.deep_tables, self._rows.values(), layout.categorical, strict=True
+                    )
+                ]
+            )
         offsets, total = [], 0
         for columns in layout.categorical:
             offsets += [total] * columns.hotness
@@ -77,7 +85,7 @@ class EmbeddingTables(keras.layers.Layer):
         # [1, id columns]: the first row of each column's feature in the wide table.
         self.wide_offsets = tf.constant([offsets], tf.int32, shape=(1, layout.id_columns))
         # At least one row, even without categorical features: an empty tensor cannot be summed over workers.
-        self.wide_tables = [self._table("wide", max(total, 1), outputs)] if outputs else []
+        self.wide_tables = [self._table("wide", max(total, 1), outputs, overwritten=restored)] if outputs else []
         self.built = True
 
     @property
@@ -134,31 +142,20 @@ class EmbeddingTables(keras.layers.Layer):
         present = tf.cast(ids[:, :, tf.newaxis] >= 0, tf.float32)  # [batch, id columns, 1]
         return tf.reduce_sum(rows.wide[0] * present, axis=1)
 
-    def _table(self, name: str, rows: int, width: int) -> keras.Variable:
-        """Creates this worker's rows of a table, filled with zeros."""
+    def _table(self, name: str, rows: int, width: int, *, overwritten: bool) -> keras.Variable:
+        """Creates this worker's rows of a table: zeros, or without values if these are overwritten."""
         self._rows[name] = rows
         rank, workers = self._holders(rows)
         # ceil((rows - rank) / workers) rows: those with number % workers == rank.
-        return self.add_weight(shape=(-((rank - rows) // workers), width), initializer="zeros", name=name)
+        shape = (-((rank - rows) // workers), width)
+
+        def initializer(shape: tuple[int, ...], dtype: str) -> tf.Tensor:
+            return initial_value(shape, 0.0, overwritten=overwritten)
+
+        return self.add_weight(shape=shape, initializer=initializer, name=name)
 
     def _holders(self, rows: int) -> tuple[int, int]:
         """Returns this worker's position among the workers that share the table's rows, and their number."""
         if self.shards is None or not self.shards.holds_part_of(rows):
             return 0, 1
         return self.shards.rank, self.shards.workers
-
-    def _initialize(self, table: tf.Variable, rows: int, deviation: float | None, seed: int) -> None:
-        """Assigns the initial values, which are those that these rows have in a table that is not sharded."""
-        (rank, workers), width, filled = self._holders(rows), table.shape[1], 0
-        for block, first in enumerate(range(0, rows, INIT_ROWS)):
-            shape, block_seed = (min(INIT_ROWS, rows - first), width), seed_of(seed, str(block))
-            if deviation is None:
-                # Truncation at two deviations shrinks the deviation of a normal to 0.8796 of its value.
-                glorot = math.sqrt(2 / (rows + width)) / 0.87962566103423978
-                drawn = keras.random.truncated_normal(shape, stddev=glorot, seed=block_seed)
-            else:
-                drawn = keras.random.normal(shape, stddev=deviation, seed=block_seed)
-            # All workers draw the whole block and keep their rows, so sharding does not change the values.
-            own = drawn[(rank - first) % workers :: workers]
-            table[filled : filled + own.shape[0]].assign(own)
-            filled += own.shape[0]

@@ -27,9 +27,12 @@ class RankingModel(keras.Model):
         layout: layout of the inputs.
         seed: seed of the initial values of the tables.
         shards: how large tables are sharded across workers; None if every worker holds all rows.
+        restored: whether a checkpoint overwrites the weights, so that tables have no initial values.
     """
 
-    def __init__(self, network: Network, layout: InputSchema, *, seed: int, shards: Shards | None):
+    def __init__(
+        self, network: Network, layout: InputSchema, *, seed: int, shards: Shards | None, restored: bool = False
+    ):
         options = network.options
         super().__init__(name=options.model, dtype="float32")
         self.network, self.layout, self.tasks = network, layout, network.tasks
@@ -41,6 +44,7 @@ class RankingModel(keras.Model):
             init_std=options.embedding_init_std,
             seed=seed,
             shards=shards,
+            restored=restored,
         )
         self.wide_weights = []
         if wide_outputs:
