@@ -39,8 +39,8 @@ from trainer.process.startup import import_tensorflow
 from trainer.process.worker_env import WorkerEnv
 
 if TYPE_CHECKING:
-    from trainer.embeddings.tables import TableRows
     from trainer.trainer import Trainer
+    from trainer.variables import TableRows
 
 USER, KNOWN = "user", "known"
 MAPPINGS = ("train", "test", KNOWN)

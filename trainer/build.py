@@ -7,7 +7,6 @@ from trainer.checkpoint.state import TrainState
 from trainer.comm import Comm, connect
 from trainer.config import Options
 from trainer.embeddings.shards import Shards
-from trainer.embeddings.tables import TableRows
 from trainer.inputs import Inputs
 from trainer.logging.profiling import start_timeline
 from trainer.models import build_model
@@ -24,6 +23,7 @@ from trainer.process.worker_env import WorkerEnv
 from trainer.step import TrainStep
 from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS, LossWeighting
 from trainer.tasks.task import tasks_of
+from trainer.variables import TableRows
 
 
 def start_worker(config: Options, env: WorkerEnv) -> Comm:
@@ -49,7 +49,10 @@ def start_worker(config: Options, env: WorkerEnv) -> Comm:
 
 
 def make_model(config: Options, data: Inputs, comm: Comm) -> RankingModel:
-    """Build the configured model for the features and tasks of the data, with its initial weights."""
+    """Build the configured model for the features and tasks of the data.
+
+    It has its initial weights, unless the run restores a checkpoint, which overwrites them.
+    """
     shards = Shards(comm.rank, comm.size, comm.exchange_values) if config.training.shard_embeddings else None
     return build_model(
         config.model,
@@ -58,6 +61,7 @@ def make_model(config: Options, data: Inputs, comm: Comm) -> RankingModel:
         compute_dtype=runtime.compute_dtype(config.training),
         seed=config.training.seed,
         shards=shards,
+        restored=config.run.restores,
     )
 
 
@@ -90,7 +94,8 @@ def make_training(config: Options, model: RankingModel, comm: Comm, steps_per_ep
     options = config.training
     weighting = LOSS_WEIGHTINGS[options.loss_weighting].from_options(model.tasks, options)
     schedule = make_schedule(config.deep_optimizer, steps_per_epoch, options.num_epochs)
-    optimizer = Optimizer(_deep_group(config, model, schedule, weighting), _wide_group(config, model))
+    groups = _deep_group(config, model, schedule, weighting), _wide_group(config, model)
+    optimizer = Optimizer(*groups, restored=config.run.restores)
     loss_scale = LossScale(dynamic=runtime.compute_dtype(options) == "float16")
     step = TrainStep(model, optimizer, weighting, loss_scale, options, comm)
     # A table's optimizer state has the rows of the table: it is sharded, saved and restored like it.

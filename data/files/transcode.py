@@ -5,23 +5,20 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-from tqdm import tqdm
 
 from data.errors import DataError
 from data.files.csv import CsvBlock, count_lines, read_csv_blocks
 from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.files.parquet import DatasetWriter, parquet_schema
 from data.files.values import Violation
+from data.progress import progress_bar
 from data.spec.columns import Column, describe_column
 from data.spec.embedding_sizes import SIZES_FILE
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Chunk
 from data.storage.files import check_inside, open_regular
-
-SECONDS_BETWEEN_LINES = 5.0
 
 
 def report_on_stderr(line: str) -> None:
@@ -98,7 +95,7 @@ def _transcode_mapping(
         report(f"{mapping}: {limit:,} rows per file instead of {rows_per_file:,}, to have at least {min_files} files")
     columns = [name for chunk in spec.chunks(mapping) for name in chunk.features]
     warnings = _Warnings()
-    progress = _progress_bar(mapping, rows, report)
+    progress = progress_bar(mapping, rows, " rows", report)
     with progress, DatasetWriter(draft, mapping, parquet_schema(spec, columns), limit) as writer:
         for table in _join([_read_chunk(spec, chunk, warnings) for chunk in spec.chunks(mapping)]):
             writer.write(table)
@@ -107,32 +104,6 @@ def _transcode_mapping(
         report(f"{mapping}: warning: {line}")
     report(f"{mapping}: {writer.rows:,} rows in {len(writer.chunk.files)} files")
     return writer.chunk
-
-
-class _ReportedLines:
-    """A stream for tqdm that reports what it draws line by line, for outputs that are no terminals.
-
-    Args:
-        report: called with each line.
-    """
-
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self._report = report
-
-    def write(self, text: str) -> None:
-        """Reports a drawn bar; the texts that only move the cursor or clear the line are dropped."""
-        if line := text.strip():
-            self._report(line)
-
-    def flush(self) -> None:
-        """Does nothing: lines are reported at once."""
-
-
-def _progress_bar(name: str, rows: int, report: Callable[[str], None]) -> tqdm:
-    is_terminal = sys.stderr.isatty()
-    seconds = 0.1 if is_terminal else SECONDS_BETWEEN_LINES
-    stream: Any = sys.stderr if is_terminal else _ReportedLines(report)
-    return tqdm(total=rows, desc=name, unit=" rows", file=stream, mininterval=seconds, delay=seconds, leave=False)
 
 
 def _rows_per_file(rows: int, wanted: int, min_files: int) -> int:

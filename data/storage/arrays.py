@@ -2,14 +2,15 @@
 
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import DTypeLike
 
-BLOCK_BYTES = 1 << 24
+# Small enough for many threads to hold some each.
+BLOCK_BYTES = 1 << 22
 # Long enough for the longest feature or label name plus the path components around it.
 MAX_NAME_LENGTH = 400
 DTYPES = (
@@ -61,7 +62,7 @@ class ArraySource:
         """Returns the header of the .npy file, which precedes the values."""
         return _npy_header(tuple(self.shape), np.dtype(self.dtype).newbyteorder("<"))
 
-    def npy_chunks(self) -> Iterator[memoryview]:
+    def npy_chunks(self) -> Generator[memoryview, None, None]:
         """Yields the bytes of the .npy file: the header, then one chunk per block.
 
         Raises:
@@ -94,14 +95,19 @@ def rows_per_block(shape: tuple[int, ...], dtype: np.dtype) -> int:
     return max(1, BLOCK_BYTES // max(1, math.prod(shape[1:]) * dtype.itemsize))
 
 
+def row_ranges(shape: tuple[int, ...], dtype: np.dtype) -> list[tuple[int, int]]:
+    """Returns start and end of each block of rows; an empty array and a scalar are one block."""
+    count, rows = shape[0] if shape else 1, rows_per_block(shape, dtype)
+    return [(start, min(start + rows, count)) for start in range(0, max(1, count), rows)]
+
+
 def row_blocks(array: np.ndarray) -> Iterator[np.ndarray]:
     """Yields views of consecutive rows, one block each; an empty or scalar array is yielded as a whole."""
     if array.ndim == 0 or len(array) == 0:
         yield array
         return
-    rows = rows_per_block(array.shape, array.dtype)
-    for start in range(0, len(array), rows):
-        yield array[start : start + rows]
+    for start, stop in row_ranges(array.shape, array.dtype):
+        yield array[start:stop]
 
 
 def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:

@@ -17,7 +17,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
@@ -26,7 +26,9 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from data.errors import DataError, shown
-from data.storage.arrays import BLOCK_BYTES, DTYPES, ArraySource, is_array_name, rows_per_block
+from data.parallel import in_parallel
+from data.progress import Advance, unseen
+from data.storage.arrays import BLOCK_BYTES, DTYPES, ArraySource, is_array_name, row_ranges
 from data.storage.files import (
     UNFINISHED,
     draft_beside,
@@ -172,15 +174,22 @@ class ChecksummedDir:
         of_arrays = {entry.file for entry in manifest.arrays.values()}
         self.files = {name: path / name for name in manifest.files if name not in of_arrays}
 
-    def verify(self) -> None:
-        """Verifies the size and SHA-256 checksum of every file and the header of every array.
+    @property
+    def nbytes(self) -> int:
+        """Size of all files in bytes, without the manifest."""
+        return sum(entry.bytes for entry in self._manifest.files.values())
+
+    def verify(self, advance: Advance = unseen) -> None:
+        """Verifies the size and SHA-256 checksum of every file and the header of every array, on all cores.
+
+        Args:
+            advance: called, by any thread, with each number of bytes that has been read.
 
         Raises:
             DamagedError: A file differs; the message names the first one.
         """
         # All checksums first: headers are parsed only in files known to be as written.
-        for name, entry in self._manifest.files.items():
-            self._check_file(name, entry)
+        in_parallel(lambda file: self._check_file(*file, advance), self._manifest.files.items())
         for array in self._manifest.arrays.values():
             self._check_header(array)
 
@@ -203,11 +212,24 @@ class ChecksummedDir:
     def read(self, name: str) -> np.ndarray:
         """Reads the whole array `name`."""
         shape, _ = self._shape_and_dtype(name)
-        return next(self._blocks(name, max(1, shape[0]) if shape else 1))
+        return self.read_rows(name, 0, shape[0] if shape else 1)
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Reads rows start to stop of array `name`, or all of it if it is a scalar."""
+        shape, dtype = self._shape_and_dtype(name)
+        file_name = self._manifest.arrays[name].file
+        rows = np.empty((stop - start, *shape[1:]) if shape else (), dtype)
+        with self._open(file_name) as file:
+            header = self._manifest.files[file_name].bytes - math.prod(shape) * dtype.itemsize
+            file.seek(header + start * math.prod(shape[1:]) * dtype.itemsize)
+            if file.readinto(rows.reshape(-1).view(np.uint8)) != rows.nbytes:  # type: ignore[attr-defined]
+                raise DamagedError(f"{self.path / file_name}: ends too early; it was changed after it was verified")
+        return rows
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
-        """Yields the rows of array `name` in blocks of about 16 MiB; empty and scalar arrays are one block."""
-        return self._blocks(name, rows_per_block(*self._shape_and_dtype(name)))
+        """Yields the rows of array `name` in blocks of about 4 MiB; empty and scalar arrays are one block."""
+        for start, stop in row_ranges(*self._shape_and_dtype(name)):
+            yield self.read_rows(name, start, stop)
 
     def source(self, name: str) -> ArraySource:
         """Returns array `name` as a source for saving it elsewhere."""
@@ -222,18 +244,6 @@ class ChecksummedDir:
             raise StorageError(f"{self.path} has no array {name!r}; it has {', '.join(sorted(self.arrays))}")
         return self.arrays[name]
 
-    def _blocks(self, name: str, rows: int) -> Iterator[np.ndarray]:
-        shape, dtype = self._shape_and_dtype(name)
-        file_name = self._manifest.arrays[name].file
-        with self._open(file_name) as file:
-            header = self._manifest.files[file_name].bytes - math.prod(shape) * dtype.itemsize
-            file.seek(header)
-            for start in range(0, shape[0] if shape and shape[0] else 1, rows):
-                block = np.empty((min(rows, shape[0] - start), *shape[1:]) if shape else (), dtype)
-                if file.readinto(block.reshape(-1).view(np.uint8)) != block.nbytes:  # type: ignore[attr-defined]
-                    raise DamagedError(f"{self.path / file_name}: ends too early; it was changed after it was verified")
-                yield block
-
     @contextmanager
     def _open(self, name: str) -> Iterator[BinaryIO]:
         """Opens a file of the folder; errors are raised as DamagedError."""
@@ -245,14 +255,16 @@ class ChecksummedDir:
         except OSError as error:
             raise DamagedError(f"{self.path / name}: {error.strerror}") from error
 
-    def _check_file(self, name: str, entry: FileEntry) -> None:
+    def _check_file(self, name: str, entry: FileEntry, advance: Advance) -> None:
         digest = hashlib.sha256()
         with self._open(name) as file:
             size = os.fstat(file.fileno()).st_size
             if size != entry.bytes:
                 raise DamagedError(f"{self.path / name}: has {size:,} bytes, expected {entry.bytes:,}")
-            while data := file.read(BLOCK_BYTES):
-                digest.update(data)
+            buffer = memoryview(bytearray(min(BLOCK_BYTES, size)))
+            while count := file.readinto(buffer):  # type: ignore[attr-defined]
+                digest.update(buffer[:count])
+                advance(count)
         if digest.hexdigest() != entry.sha256:
             raise DamagedError(f"{self.path / name}: its checksum differs from the one in the manifest")
 
@@ -294,15 +306,17 @@ def write_checksummed(
     files: Mapping[str, Content] | None = None,
     metadata: dict[str, Any] | None = None,
     array_folder: str = "arrays",
+    advance: Advance = unseen,
 ) -> None:
-    """Writes a folder atomically, replacing an earlier one.
+    """Writes a folder atomically, replacing an earlier one. All cores write, each an array.
 
     Args:
         folder: path of the folder; its parents are created.
-        arrays: the arrays, with distinct names.
+        arrays: the arrays, with distinct names. Each is read in another thread, those that come first at first.
         files: content of the other files by name; names may include folders, as in "workflow/encoders.json".
         metadata: metadata for the manifest, as JSON values.
         array_folder: name of the subfolder for arrays, in lower-case letters.
+        advance: called, by any thread, with each number of bytes of the arrays that has been written.
 
     Raises:
         StorageError: There is no space or permission, the disk fails, or `folder` has content not written by a save.
@@ -322,7 +336,7 @@ def write_checksummed(
         manifest = _planned(sources, contents, metadata)
         _check_room(folder.parent, manifest)
         with draft_beside(folder) as draft:
-            _fill(draft, sources, contents, manifest)
+            _fill(draft, sources, contents, manifest, advance)
             check_replaceable(folder)
             _move_into_place(draft, folder)
     except DataError as error:
@@ -531,11 +545,20 @@ def _check_room(parent: Path, manifest: Manifest) -> None:
 
 
 def _fill(
-    draft: Path, sources: Mapping[str, ArraySource], contents: Mapping[str, bytes | Path], manifest: Manifest
+    draft: Path,
+    sources: Mapping[str, ArraySource],
+    contents: Mapping[str, bytes | Path],
+    manifest: Manifest,
+    advance: Advance,
 ) -> None:
     """Writes all files and the manifest, and syncs them to disk."""
-    for name, source in sources.items():
-        manifest.files[name] = _write_file(draft / name, source.npy_chunks())
+
+    def write_array(name: str) -> FileEntry:
+        # Closed on an error too, so that whoever provides the blocks learns that no more are wanted.
+        with closing(sources[name].npy_chunks()) as chunks:
+            return _write_file(draft / name, chunks, advance)
+
+    manifest.files.update(zip(sources, in_parallel(write_array, sources), strict=True))
     for name, content in contents.items():
         manifest.files[name] = _write_file(draft / name, _chunks(content))
     # Synced only after all files are written, so that a thread handing over blocks does not wait for the disk.
@@ -550,10 +573,15 @@ def _fill(
     sync(draft)
 
 
-def _write_file(path: Path, chunks: Iterable[memoryview]) -> FileEntry:
+def _write_file(path: Path, chunks: Iterable[memoryview], advance: Advance = unseen) -> FileEntry:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "xb") as file:
-        return _checksum(chunks, file.write)
+
+        def write(chunk: memoryview) -> None:
+            file.write(chunk)
+            advance(len(chunk))
+
+        return _checksum(chunks, write)
 
 
 def _checksum(chunks: Iterable[memoryview], handle: Callable[[memoryview], object] = lambda chunk: None) -> FileEntry:

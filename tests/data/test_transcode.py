@@ -451,7 +451,7 @@ def test_labels_of_type_bool_are_transcoded(rows, tmp_path):
 
 
 def test_progress_is_reported_in_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.files.transcode.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("data.progress.SECONDS_BETWEEN_LINES", 0.0)
     path, lines = dataset(tmp_path, changed() * 4), []
     convert(path, tmp_path / "out", report=lines.append)
     assert any(line.startswith("train: 100%") and "rows/s" in line for line in lines)

@@ -101,7 +101,7 @@ def _read_model(folder: ChecksummedDir, compute_dtype: str) -> LoadedModel:
             f"{', '.join(task.name for task in tasks)}"
         )
     _check_size(options, layout, tasks, folder)
-    model = build_model(options, layout, tasks, compute_dtype=compute_dtype, seed=0)
+    model = build_model(options, layout, tasks, compute_dtype=compute_dtype, seed=0, restored=True)
     TrainState(model.weights_by_name).restore(folder)
     settings = [path for path in folder.files.values() if path.name == SETTINGS_FILE]
     encoders = load_encoders(settings[0].parent) if settings else {}

@@ -58,8 +58,8 @@ class CheckpointManager:
     def save(self, state: TrainState, position: Position, stopping: EarlyStoppingState) -> None:
         """Writes a checkpoint in a background thread. A collective.
 
-        Returns once all but a few blocks of the state are written and the rest is copied, so the memory that a save
-        needs does not grow with the state, and the variables may be changed again.
+        Returns once all but the smallest variables are written and these are copied, so the memory that a save needs
+        does not grow with the state, and the variables may be changed again.
 
         A failed save is reported when the next one begins, or by `has_failed`. Training can continue: the previous
         checkpoint is untouched.
@@ -76,8 +76,7 @@ class CheckpointManager:
         if self._writing is not None:
             self.has_failed(wait=True)
         write = partial(self._store.save, self._step(position), state=self._facts(position, stopping, {}))
-        # The blocks are read in this thread, since reading those of sharded variables is a collective.
-        handover = Handover(state.sources())
+        handover = Handover(state.sources(), collective=state.sharded)
         self._writing = self._writer.submit(handover.save, write)
         handover.fill()
 

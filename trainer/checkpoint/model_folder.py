@@ -29,6 +29,7 @@ from data.storage.checksummed_dir import (
     write_checksummed,
 )
 from trainer.checkpoint.store import NoCheckpointError
+from trainer.logging.progress import byte_progress
 
 # Name of the model folder in --model_dir.
 MODEL_FOLDER = "model"
@@ -79,7 +80,9 @@ def write_model(folder: Path, arrays: Iterable[ArraySource], files: Mapping[str,
         StorageError: The folder could not be written; an earlier model is untouched.
     """
     remove_leftovers(folder.parent, glob.escape(folder.name))
-    write_checksummed(folder, arrays=arrays, files=files, array_folder="weights")
+    arrays = list(arrays)
+    with byte_progress(f"writing {folder.name}", sum(source.nbytes for source in arrays)) as advance:
+        write_checksummed(folder, arrays=arrays, files=files, array_folder="weights", advance=advance)
 
 
 def open_model(folder: Path) -> ChecksummedDir:
@@ -93,7 +96,8 @@ def open_model(folder: Path) -> ChecksummedDir:
         opened = ChecksummedDir(current_path(folder))  # the previous model if a save died between its two renames
         size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in opened.arrays.values())
         check_fits(size, f"{opened.path}: a model with so many weights", "use a machine with more memory")
-        opened.verify()
+        with byte_progress(f"verifying {opened.path.name}", opened.nbytes) as advance:
+            opened.verify(advance)
     except DamagedError as error:
         raise NoCheckpointError(
             f"no valid model in {folder}: {error}. Train first, or give the --model_dir of a run that has finished."

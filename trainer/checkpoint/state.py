@@ -1,5 +1,6 @@
 """All variables of a run by name, and their transfer to and from checkpoints."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -7,10 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from data.errors import DataError
-from data.storage.arrays import ArraySource, row_blocks, rows_per_block
+from data.parallel import in_parallel
+from data.storage.arrays import ArraySource, row_ranges
 from data.storage.checksummed_dir import ChecksummedDir
 from trainer.comm import Comm, SingleWorker
-from trainer.embeddings.tables import TableRows
+from trainer.logging.progress import byte_progress
+from trainer.variables import TableRows, assign_rows, rows_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class TrainState:
     def sources(self) -> list[ArraySource]:
         """Returns the variables as array sources that yield copies in blocks of rows.
 
-        Reading a block of a sharded variable is a collective.
+        Reading a block of a sharded variable is a collective. Other variables may be read by any thread.
         """
         return [
             ArraySource(name, tuple(variable.shape), variable.dtype.as_numpy_dtype, self._blocks(name))
@@ -47,18 +50,14 @@ class TrainState:
         ]
 
     def tensors(self, name: str) -> Iterator[tf.Tensor]:
-        """Yields this worker's rows of a variable in order: a large one in blocks, so that no read copies all of it."""
-        variable, rows = self._own_rows_of(name)
+        """Yields this worker's rows of a variable in blocks, in order, without copying them if possible."""
+        variable, rows = _rows_in(self.variables[name])
         if rows is None:
             yield tf.convert_to_tensor(variable)
             return
         shape = (rows.stop - rows.start, *variable.shape[1:])
-        ranges = [*_row_ranges(shape, np.dtype(variable.dtype.as_numpy_dtype))]
-        if shape == tuple(variable.shape) and len(ranges) < 2:
-            yield tf.convert_to_tensor(variable)
-            return
-        for start, stop in ranges:
-            yield variable.sparse_read(tf.range(rows.start + start, rows.start + stop))
+        for start, stop in row_ranges(shape, _dtype(variable)):
+            yield rows_of(variable, rows.start + start, rows.start + stop)
 
     def take_part_in_save(self) -> None:
         """Reads the blocks of all sharded variables and drops them, while rank 0 saves. A collective."""
@@ -79,69 +78,76 @@ class TrainState:
         """
         if checkpoint is not None:
             _check_shapes({name: tuple(variable.shape) for name, variable in self.variables.items()}, checkpoint)
-            for name in self.variables:
-                if name not in self.sharded:
-                    _assign(*self._own_rows_of(name), checkpoint.blocks(name))
+            self._restore_replicated(checkpoint)
         self.share()
         for name in self.sharded:
             self._restore_sharded(name, checkpoint)
 
     def share(self) -> None:
         """Overwrites all but the sharded variables with rank 0's values. A collective."""
-        replicated = (self._own_rows_of(name)[0] for name in self.variables if name not in self.sharded)
-        self.comm.broadcast_variables({id(variable): variable for variable in replicated}.values())
+        variables = (_rows_in(variable)[0] for variable in self._replicated.values())
+        # Several tables may have their rows in the same variable.
+        self.comm.broadcast_variables({id(variable): variable for variable in variables}.values())
 
-    def _own_rows_of(self, name: str) -> tuple[tf.Variable, slice | None]:
-        """Returns a variable and this worker's rows in it; None for a scalar, which has no rows."""
-        table = self.variables[name]
-        if not isinstance(table, TableRows):
-            return table, slice(0, table.shape[0]) if table.shape.rank else None
-        return table.variable, self._own_slice(table, 0, table.rows)
-
-    def _own_slice(self, table: TableRows, start: int, stop: int) -> slice:
-        """Returns this worker's rows among [start, stop) of the whole table, in the table's variable."""
-        begin, end = table.first + start, table.first + stop
-        if not table.is_sharded:
-            return slice(begin, end)
-        # ceil((row - rank) / size) rows of this worker come before `row`.
-        return slice(*(-((self.comm.rank - row) // self.comm.size) for row in (begin, end)))
+    @property
+    def _replicated(self) -> dict[str, tf.Variable | TableRows]:
+        return {name: variable for name, variable in self.variables.items() if name not in self.sharded}
 
     def _blocks(self, name: str) -> Callable[[], Iterator[np.ndarray]]:
         if name in self.sharded:
             return lambda: self._sharded_blocks(name)
-        return lambda: (block for tensor in self.tensors(name) for block in row_blocks(tensor.numpy()))
+        # Only the copies are kept: as long as a tensor is, an update of the variable copies all of it.
+        return lambda: (tensor.numpy() for tensor in self.tensors(name))
 
     def _sharded_blocks(self, name: str) -> Iterator[np.ndarray]:
         table = self.sharded[name]
-        for start, stop in self._block_ranges(table):
-            own = self._own_slice(table, start, stop)
+        for start, stop in row_ranges(table.shape, _dtype(table)):
+            own = table.own(start, stop)
             # [stop - start, ...], grouped by worker; a stable sort by owner maps that order back to the table's.
-            received = self.comm.gather_rows(table.variable.sparse_read(tf.range(own.start, own.stop)).numpy())
+            received = self.comm.gather_rows(rows_of(table.variable, own.start, own.stop).numpy())
             block = np.empty_like(received)
             block[np.argsort(self._owners(table, start, stop), kind="stable")] = received
             yield block
 
+    def _restore_replicated(self, checkpoint: ChecksummedDir) -> None:
+        """Reads the replicated variables on rank 0, with all cores."""
+        shapes = {name: (tuple(variable.shape), _dtype(variable)) for name, variable in self._replicated.items()}
+        blocks = [(name, *block) for name, about in shapes.items() for block in row_ranges(*about)]
+        total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
+        with byte_progress(f"reading {checkpoint.path.name}", total) as done:
+
+            def read(block: tuple[str, int, int]) -> None:
+                name, start, stop = block
+                values = checkpoint.read_rows(name, start, stop)
+                variable, rows = _rows_in(self.variables[name])
+                assign_rows(variable, start if rows is None else rows.start + start, values)
+                done(values.nbytes)
+
+            in_parallel(read, blocks)
+
     def _restore_sharded(self, name: str, checkpoint: ChecksummedDir | None) -> None:
         blocks = None if checkpoint is None else checkpoint.blocks(name)
         table, size = self.sharded[name], self.comm.size
-        for start, stop in self._block_ranges(table):
+        for start, stop in row_ranges(table.shape, _dtype(table)):
             sent, counts = np.empty((0, *table.shape[1:]), table.dtype.as_numpy_dtype), [0] * size
             # Rank 0 alone sends: each block's rows, grouped by the worker that owns them.
             if blocks is not None:
                 owners = self._owners(table, start, stop)
                 sent = next(blocks)[np.argsort(owners, kind="stable")]
                 counts = np.bincount(owners, minlength=size).tolist()
-            own = self._own_slice(table, start, stop)
-            table.variable[own].assign(self.comm.exchange_rows(sent, counts))
+            own = table.own(start, stop)
+            assign_rows(table.variable, own.start, self.comm.exchange_rows(sent, counts))
 
     def _owners(self, table: TableRows, start: int, stop: int) -> np.ndarray:
         """Returns the worker that holds each of the table's rows [start, stop)."""
         return np.arange(table.first + start, table.first + stop) % self.comm.size
 
-    @staticmethod
-    def _block_ranges(table: TableRows) -> Iterator[tuple[int, int]]:
-        """Yields start and end of each block of the whole table."""
-        return _row_ranges(table.shape, np.dtype(table.dtype.as_numpy_dtype))
+
+def _rows_in(variable: tf.Variable | TableRows) -> tuple[tf.Variable, slice | None]:
+    """Return the variable that holds this worker's rows, and these; None for a scalar, which has no rows."""
+    if isinstance(variable, TableRows):
+        return variable.variable, variable.own(0, variable.rows)
+    return variable, slice(0, variable.shape[0]) if variable.shape.rank else None
 
 
 def _check_shapes(shapes: Mapping[str, tuple[int, ...]], checkpoint: ChecksummedDir) -> None:
@@ -160,19 +166,5 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checksummed
         )
 
 
-def _assign(variable: tf.Variable, rows: slice | None, blocks: Iterator[np.ndarray]) -> None:
-    """Assigns blocks of rows to a variable, or to some of its rows."""
-    start = 0 if rows is None else rows.start
-    for block in blocks:
-        if rows is None:  # a scalar
-            variable.assign(block)
-            continue
-        variable[start : start + len(block)].assign(block)
-        start += len(block)
-
-
-def _row_ranges(shape: tuple[int, ...], dtype: np.dtype) -> Iterator[tuple[int, int]]:
-    """Yields start and end of each block of rows."""
-    rows = rows_per_block(shape, dtype)
-    for start in range(0, shape[0], rows):
-        yield start, min(start + rows, shape[0])
+def _dtype(variable: tf.Variable | TableRows) -> np.dtype:
+    return np.dtype(variable.dtype.as_numpy_dtype)

@@ -29,6 +29,7 @@ from data.storage.checksummed_dir import (
 from data.storage.files import temporary_folder
 from data.storage.typed_json import read_typed
 from trainer.logging.log import warn
+from trainer.logging.progress import byte_progress
 
 CHECKPOINTS = "checkpoints"
 
@@ -104,7 +105,7 @@ class CheckpointStore:
 
         Args:
             step: number of training steps done.
-            arrays: the arrays, written in this order, block by block.
+            arrays: the arrays, written block by block, several at a time, beginning in this order.
             state: JSON-serializable state; NumPy numbers are stored as Python numbers.
             best: whether this is the best checkpoint so far, which `open("best")` then returns.
 
@@ -121,7 +122,9 @@ class CheckpointStore:
         remove_leftovers(self.folder, "step-*")
         sequence = 1 + max((checkpoint.sequence for checkpoint in self._saved()[0]), default=0)
         metadata = {"step": step, "sequence": sequence, "best": best, "state": state}
-        write_checksummed(path, arrays=arrays, metadata=metadata)
+        arrays = list(arrays)
+        with byte_progress(f"saving {path.name}", sum(source.nbytes for source in arrays)) as advance:
+            write_checksummed(path, arrays=arrays, metadata=metadata, advance=advance)
         self._damaged.discard(path)
         self._remove_old()
         return path
@@ -243,7 +246,8 @@ class CheckpointStore:
     def _checked(self, checkpoint: Checkpoint, verify: bool) -> Checkpoint:
         try:
             if verify:
-                checkpoint.verify()
+                with byte_progress(f"verifying {checkpoint.path.name}", checkpoint.nbytes) as advance:
+                    checkpoint.verify(advance)
         except DamagedError:
             self._damaged.add(checkpoint.path)
             raise

@@ -5,9 +5,7 @@ model, the loss) with respect to these vectors. So no gradient has the size of a
 the cost of a list follows the ids in it.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import keras
@@ -16,13 +14,12 @@ import tensorflow as tf
 
 from trainer.embeddings import SMALLEST_SHARDED
 from trainer.embeddings.groups import LookupFinder, Lookups, TableGroup, group_tables
+from trainer.embeddings.initialization import NormalTable, draw_tables
 from trainer.embeddings.shards import Shards
 from trainer.layout import InputSchema
 from trainer.process import device
 from trainer.seeds import seed_of
-
-# Rows initialized at once, so that initialization needs no second copy of a large table.
-INIT_ROWS = 1 << 17
+from trainer.variables import TableRows, initial_value
 
 
 class EmbeddingRows(NamedTuple):
@@ -49,39 +46,6 @@ class Pooled(NamedTuple):
     wide: tuple[tf.Tensor, ...]
 
 
-@dataclass(frozen=True)
-class TableRows:
-    """The rows of one table, or of its optimizer state, in the variable of its group.
-
-    Attributes:
-        variable: this worker's rows of the whole group, [rows, ...].
-        first: the table's first row in the group.
-        rows: number of the table's rows, over all workers.
-        is_sharded: whether each worker holds only its share of the group's rows (see `Shards`).
-    """
-
-    variable: tf.Variable
-    first: int
-    rows: int
-    is_sharded: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the table over all workers."""
-        return (self.rows, *self.variable.shape[1:])
-
-    @property
-    def dtype(self) -> tf.DType:
-        """Type of the values."""
-        return self.variable.dtype
-
-    def numpy(self) -> np.ndarray:
-        """Returns a copy of this worker's rows; only for tables that are not sharded."""
-        if self.is_sharded:
-            raise ValueError("the rows of a sharded table are on several workers")
-        return self.variable[self.first : self.first + self.rows].numpy()
-
-
 class EmbeddingTables(keras.layers.Layer):
     """A deep table per categorical feature and, for a wide part, the weights of its ids.
 
@@ -96,6 +60,7 @@ class EmbeddingTables(keras.layers.Layer):
         seed: seed of the initial weights.
         init_std: standard deviation of the deep tables' normal initialization; None for Glorot's.
         shards: how large tables are sharded across workers; None if every worker holds all rows.
+        restored: whether a checkpoint overwrites the tables, which then have no initial values.
 
     Attributes:
         groups: the groups of tables. Their order is that of the deep input.
@@ -112,17 +77,27 @@ class EmbeddingTables(keras.layers.Layer):
         seed: int,
         init_std: float | None = None,
         shards: Shards | None = None,
+        restored: bool = False,
     ):
         super().__init__(name="embeddings", dtype="float32")
         self.layout, self.combiner, self.shards = layout, combiner, shards
         self.groups = group_tables(layout, shards.smallest if shards else SMALLEST_SHARDED)
         self._finders = [LookupFinder(group, is_sharded=self.is_sharded(group)) for group in self.groups]
-        self.deep_variables = [self._variable("deep", group, group.width) for group in self.groups]
-        self.wide_variables = [self._variable("wide", group, outputs) for group in self.groups] if outputs else []
-        for group, variable in zip(self.groups, self.deep_variables, strict=True):
-            for feature, first in zip(group.features, group.first_rows, strict=True):
-                table = TableRows(variable.value, first, feature.cardinality, self.is_sharded(group))
-                self._initialize(table, init_std, seed_of(seed, feature.name))
+        self.deep_variables = [self._variable("deep", group, group.width, overwritten=True) for group in self.groups]
+        self.wide_variables = []
+        if outputs:
+            self.wide_variables = [
+                self._variable("wide", group, outputs, overwritten=restored) for group in self.groups
+            ]
+        if not restored:
+            seeds = {feature.name: seed_of(seed, feature.name) for feature in layout.categorical}
+            draw_tables(
+                [
+                    NormalTable(table, init_std, seeds[name])
+                    for group, variable in zip(self.groups, self.deep_variables, strict=True)
+                    for name, table in self._rows_of(group, variable.value).items()
+                ]
+            )
         self.built = True
 
     # The tables
@@ -156,8 +131,15 @@ class EmbeddingTables(keras.layers.Layer):
         [group] = [self.groups[index] for index, variable in self.group_variables if variable.path == path]
         part = path.removesuffix(f".{group.name}")
         return {
-            f"{part}.{feature.name}{suffix}": TableRows(variable, first, feature.cardinality, self.is_sharded(group))
+            f"{part}.{name}{suffix}": table
             for suffix, variable in variables.items()
+            for name, table in self._rows_of(group, variable).items()
+        }
+
+    def _rows_of(self, group: TableGroup, variable: tf.Variable) -> dict[str, TableRows]:
+        """Returns each feature's rows in a variable that has the rows of a group."""
+        return {
+            feature.name: TableRows(variable, first, feature.cardinality, *self._holders(group))
             for feature, first in zip(group.features, group.first_rows, strict=True)
         }
 
@@ -265,33 +247,20 @@ class EmbeddingTables(keras.layers.Layer):
 
     # Creation
 
-    def _variable(self, part: str, group: TableGroup, width: int) -> keras.Variable:
-        """Creates this worker's rows of a group, filled with zeros."""
-        rank, workers = self._holders(self.is_sharded(group))
+    def _variable(self, part: str, group: TableGroup, width: int, *, overwritten: bool) -> keras.Variable:
+        """Creates this worker's rows of a group: zeros, or without values if these are overwritten."""
+        rank, workers = self._holders(group)
         # ceil((rows - rank) / workers) rows: those with number % workers == rank.
         shape = (-((rank - group.rows) // workers), width)
-        return self.add_weight(shape=shape, initializer="zeros", name=f"{part}.{group.name}")
 
-    def _holders(self, is_sharded: bool) -> tuple[int, int]:
+        def initializer(shape: tuple[int, ...], dtype: str) -> tf.Tensor:
+            return initial_value(shape, 0.0, overwritten=overwritten)
+
+        return self.add_weight(shape=shape, initializer=initializer, name=f"{part}.{group.name}")
+
+    def _holders(self, group: TableGroup) -> tuple[int, int]:
         """Returns this worker's position among the workers that share a group's rows, and their number."""
-        return (self.shards.rank, self.shards.workers) if self.shards is not None and is_sharded else (0, 1)
-
-    def _initialize(self, table: TableRows, deviation: float | None, seed: int) -> None:
-        """Assigns the initial values, which are those that these rows have in a table that is not sharded."""
-        (rank, workers), (rows, width) = self._holders(table.is_sharded), table.shape
-        for block, start in enumerate(range(0, rows, INIT_ROWS)):
-            shape, block_seed = (min(INIT_ROWS, rows - start), width), seed_of(seed, str(block))
-            if deviation is None:
-                # Truncation at two deviations shrinks the deviation of a normal to 0.8796 of its value.
-                glorot = math.sqrt(2 / (rows + width)) / 0.87962566103423978
-                drawn = keras.random.truncated_normal(shape, stddev=glorot, seed=block_seed)
-            else:
-                drawn = keras.random.normal(shape, stddev=deviation, seed=block_seed)
-            # All workers draw the whole block and keep their rows, so sharding does not change the values.
-            first = table.first + start
-            own = drawn[(rank - first) % workers :: workers]
-            begin = -((rank - first) // workers)
-            table.variable[begin : begin + own.shape[0]].assign(own)
+        return (self.shards.rank, self.shards.workers) if self.shards and self.is_sharded(group) else (0, 1)
 
 
 def _sum_segments(values: tf.Tensor, segments: tf.Tensor, count: tf.Tensor) -> tf.Tensor:

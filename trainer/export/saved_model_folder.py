@@ -13,6 +13,7 @@ from trainer.export.graph import encoded_function
 from trainer.export.raw import RawEncoding, raw_function
 from trainer.export.raw_columns import NotFromRaw, RawLayout
 from trainer.export.rows import ComparedRows, random_raw_rows
+from trainer.variables import release
 
 # Scope names that TensorFlow accepts when it saves a variable.
 SCOPE_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
@@ -33,17 +34,22 @@ class _Servable(tf.Module):
 
 
 def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Check]:
-    """Writes a SavedModel with a signature for encoded features and, if the model has encoders, one for raw columns."""
-    encoding = None
+    """Writes a SavedModel with a signature for encoded features and, if the model has encoders, one for raw columns.
+
+    The model loses its weights, which would otherwise be in memory twice once the SavedModel is loaded.
+    """
+    encoding, compared = None, {ENCODED: rows}
     try:
         encoding = RawEncoding(RawLayout.of(saved.layout, saved.encoders, saved.raw_spec))
+        compared[RAW] = random_raw_rows(saved, encoding.layout, rows.number)
     except NotFromRaw as reason:
         print(f"export.py: encoded features only, no signature {RAW}: {reason}")
     write_saved_model(folder, saved, encoding)
+    for weight in saved.model.variables:
+        release(weight.value)
     signatures = load_signatures(folder)
-    yield rows.check(f"signature {ENCODED}", signatures[ENCODED])
-    if encoding is not None:
-        yield random_raw_rows(saved, encoding.layout, rows.number).check(f"signature {RAW}", signatures[RAW])
+    for name, of_signature in compared.items():
+        yield of_signature.check(f"signature {name}", signatures[name])
 
 
 def write_saved_model(folder: Path, saved: LoadedModel, encoding: RawEncoding | None) -> None:

@@ -1,11 +1,18 @@
 """Progress display of a run: tqdm's bar on a terminal, plain lines elsewhere."""
 
 import math
+import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 from tqdm import tqdm
+
+from data.progress import Advance, progress_bar
+from trainer.process.worker_env import read_worker_env
 
 LINES_INTERVAL_SECONDS = 5.0
 BAR = "{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
@@ -121,3 +128,24 @@ def format_count(number: float) -> str:
         if 0.9995 * limit <= abs(number) < math.inf:
             return f"{number / limit:.3g}{unit}"
     return f"{number:.3g}"
+
+
+@contextmanager
+def byte_progress(what: str, total: int) -> Iterator[Advance]:
+    """Shows, on the first worker, the progress of work on `total` bytes once it has taken five seconds.
+
+    Yields:
+        The function to call with each number of bytes done, by any thread.
+    """
+    lock, is_shown = threading.Lock(), read_worker_env(os.environ).rank == 0
+    with progress_bar(what, total, "B", _print_line, unit_scale=True, disable=not is_shown) as bar:
+
+        def advance(count: int) -> None:
+            with lock:
+                bar.update(count)
+
+        yield advance
+
+
+def _print_line(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

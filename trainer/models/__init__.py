@@ -73,6 +73,7 @@ def build_model(
     compute_dtype: str,
     seed: int,
     shards: "Shards | None" = None,
+    restored: bool = False,
 ) -> "RankingModel":
     """Build the model that `options` selects and create its weights. A collective if tables are sharded.
 
@@ -83,10 +84,11 @@ def build_model(
         compute_dtype: float32, float16 or bfloat16; weights, logits and loss are always float32.
         seed: seed of the initial weights.
         shards: how large tables are sharded across workers; None if every worker holds all rows.
+        restored: whether a checkpoint overwrites the weights, so that tables have no initial values.
     """
     from trainer.models.layers import DenseConfig
     from trainer.models.ranking import RankingModel
 
     config = DenseConfig(options.activation, options.deep_dropout, options.batch_norm, compute_dtype, seed)
     network = network_class(options.model)(options, tasks, config)
-    return RankingModel(network, layout, seed=seed, shards=shards)
+    return RankingModel(network, layout, seed=seed, shards=shards, restored=restored)

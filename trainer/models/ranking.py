@@ -9,11 +9,12 @@ import tensorflow as tf
 
 from trainer.embeddings.groups import Lookups
 from trainer.embeddings.shards import Shards
-from trainer.embeddings.tables import EmbeddingTables, Pooled, TableRows
+from trainer.embeddings.tables import EmbeddingTables, Pooled
 from trainer.layout import InputSchema
 from trainer.models.network import Network
 from trainer.models.step_context import StepContext
 from trainer.models.weights import named
+from trainer.variables import TableRows
 
 
 class RankingModel(keras.Model):
@@ -29,9 +30,12 @@ class RankingModel(keras.Model):
         layout: layout of the inputs.
         seed: seed of the initial values of the tables.
         shards: how large tables are sharded across workers; None if every worker holds all rows.
+        restored: whether a checkpoint overwrites the weights, so that tables have no initial values.
     """
 
-    def __init__(self, network: Network, layout: InputSchema, *, seed: int, shards: Shards | None):
+    def __init__(
+        self, network: Network, layout: InputSchema, *, seed: int, shards: Shards | None, restored: bool = False
+    ):
         options = network.options
         super().__init__(name=options.model, dtype="float32")
         self.network, self.layout, self.tasks = network, layout, network.tasks
@@ -43,6 +47,7 @@ class RankingModel(keras.Model):
             init_std=options.embedding_init_std,
             seed=seed,
             shards=shards,
+            restored=restored,
         )
         self.wide_weights = []
         if wide_outputs:

@@ -1,13 +1,16 @@
 """Optimizer state of weights and embedding tables, and the application of update rules to them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import tensorflow as tf
 
+from trainer.logging.progress import byte_progress
 from trainer.optimizers.rules import Slots, UpdateRule
 from trainer.optimizers.schedules import Schedule
+from trainer.variables import initial_value
 
 # Of a dense weight or whole table, or of some rows of a table: distinct indices [n] and values [n, width].
 Gradient: TypeAlias = "tf.Tensor | tf.IndexedSlices"
@@ -41,28 +44,37 @@ class Optimizer:
 
     Args:
         groups: disjoint groups of weights and tables.
+        restored: whether a checkpoint overwrites the state, which then has no initial values.
 
     Attributes:
         weights: name -> variable of the dense weights of all groups.
+        tables: name -> variable of the embedding tables of all groups.
     """
 
-    def __init__(self, *groups: ParameterGroup):
+    def __init__(self, *groups: ParameterGroup, restored: bool = False):
         self.weights = {name: weight for group in groups for name, weight in group.weights.items()}
-        self._tables = {name: table for group in groups for name, table in group.tables.items()}
+        self.tables = {name: table for group in groups for name, table in group.tables.items()}
         self._groups = {name: group for group in groups for name in (*group.weights, *group.tables)}
-        self._slots = {
-            name: {
-                slot: tf.Variable(tf.fill(variable.shape, value), trainable=False)
-                for slot, value in self._groups[name].rule.slots.items()
+        variables = self.weights | self.tables
+        total = sum(
+            4 * math.prod(variables[name].shape) * len(group.rule.slots) for name, group in self._groups.items()
+        )
+        with byte_progress("making optimizer slots", total) as done:
+
+            def slot(shape: tf.TensorShape, value: float) -> tf.Variable:
+                done(4 * math.prod(shape))
+                return tf.Variable(initial_value(shape, value, overwritten=restored), trainable=False)
+
+            self._slots = {
+                name: {key: slot(variable.shape, value) for key, value in self._groups[name].rule.slots.items()}
+                for name, variable in variables.items()
             }
-            for name, variable in (self.weights | self._tables).items()
-        }
-        # float32 because GPUs lack kernels to gather and scatter int32 variables; exact up to 2^24 steps.
-        self._last_step = {
-            name: tf.Variable(tf.zeros(table.shape[0]), trainable=False)
-            for name, table in self._tables.items()
-            if self._groups[name].rule.has_time_decay
-        }
+            # float32 because GPUs lack kernels to gather and scatter int32 variables; exact up to 2^24 steps.
+            self._last_step = {
+                name: tf.Variable(initial_value(table.shape[:1], 0.0, overwritten=restored), trainable=False)
+                for name, table in self.tables.items()
+                if self._groups[name].rule.has_time_decay
+            }
 
     @property
     def weight_state(self) -> dict[str, tf.Variable]:
@@ -84,7 +96,7 @@ class Optimizer:
         for name, gradient in gradients.items():
             if isinstance(gradient, tf.IndexedSlices):
                 self._update_rows(name, gradient, step)
-            elif name in self._tables:
+            elif name in self.tables:
                 self._update_table(name, gradient, step)
             else:
                 self._update_weight(name, gradient, step)
@@ -99,7 +111,7 @@ class Optimizer:
 
     def _update_table(self, name: str, gradient: tf.Tensor, step: tf.Tensor) -> None:
         """Updates the rows of a table whose gradient is not zero."""
-        table, now = self._tables[name], tf.cast(step, tf.float32)
+        table, now = self.tables[name], tf.cast(step, tf.float32)
         # Read once: rows without a gradient are written back unchanged.
         weight = tf.convert_to_tensor(table)  # [rows, width]
         slots = {slot: tf.convert_to_tensor(value) for slot, value in self._slots[name].items()}
@@ -115,7 +127,7 @@ class Optimizer:
 
     def _update_rows(self, name: str, gradient: tf.IndexedSlices, step: tf.Tensor) -> None:
         """Updates the rows of a sparse gradient."""
-        table, ids, now = self._tables[name], gradient.indices, tf.cast(step, tf.float32)
+        table, ids, now = self.tables[name], gradient.indices, tf.cast(step, tf.float32)
         weight = tf.gather(table, ids)  # [n, width]
         slots = {slot: tf.gather(value, ids) for slot, value in self._slots[name].items()}
         elapsed, last_step = tf.constant(1.0), self._last_step.get(name)

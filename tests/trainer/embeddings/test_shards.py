@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -6,10 +8,11 @@ from hypothesis import strategies as st
 
 from data.storage import arrays
 from tests.trainer.local_workers import run_workers
+from trainer.checkpoint.background_writer import Handover
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import CheckpointStore
 from trainer.embeddings.shards import Shards
-from trainer.embeddings.tables import TableRows
+from trainer.variables import TableRows
 
 ROWS = (1, 5, 23)
 WIDTHS = (2, 1, 3)
@@ -74,7 +77,7 @@ def test_checkpoints_do_not_depend_on_the_workers(tmp_path, monkeypatch, saved_b
             ".last_step": tf.Variable(last_step[comm.rank :: comm.size]),
         }
         rows = {
-            name + suffix: TableRows(variable, *range_, is_sharded=True)
+            name + suffix: TableRows(variable, *range_, comm.rank, comm.size)
             for suffix, variable in variables.items()
             for name, range_ in ranges.items()
         }
@@ -82,10 +85,14 @@ def test_checkpoints_do_not_depend_on_the_workers(tmp_path, monkeypatch, saved_b
 
     def save(comm):
         state = state_of(comm, table, last_step, common)
-        if comm.rank == 0:
-            CheckpointStore(tmp_path).save(1, state.sources(), {})
-        else:
+        if comm.rank != 0:
             state.take_part_in_save()
+            return
+        handover = Handover(state.sources(), collective=state.sharded)
+        with ThreadPoolExecutor(1) as pool:
+            saved = pool.submit(handover.save, lambda arrays: CheckpointStore(tmp_path).save(1, arrays, {}))
+            handover.fill()
+            saved.result()
 
     def restore(comm):
         state = state_of(comm, 0 * table, 0 * last_step, 0 * common)

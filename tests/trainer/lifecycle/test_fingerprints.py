@@ -9,8 +9,8 @@ from tests.trainer.local_workers import run_workers
 from trainer.checkpoint.fingerprints import check_state
 from trainer.checkpoint.state import TrainState
 from trainer.comm import SingleWorker
-from trainer.embeddings.tables import TableRows
 from trainer.lifecycle.errors import NotFinite, WorkersDiffer
+from trainer.variables import TableRows
 
 
 def values() -> dict[str, np.ndarray]:
@@ -33,7 +33,7 @@ def check(workers: int, corrupt, sharded: str = "") -> None:  # type: ignore[no-
         corrupt(comm.rank, own)
         variables: dict[str, tf.Variable | TableRows] = {name: tf.Variable(value) for name, value in own.items()}
         if sharded:
-            variables[sharded] = TableRows(tf.Variable(own[sharded]), 0, 100, is_sharded=True)
+            variables[sharded] = TableRows(tf.Variable(own[sharded]), 0, 100, comm.rank, comm.size)
         check_state(TrainState(variables, comm), step=70)
 
     run_workers(workers, work)

@@ -8,8 +8,9 @@ import termios
 
 import pytest
 
+from data.parallel import in_parallel
 from trainer.logging import progress as progress_module
-from trainer.logging.progress import Progress, format_count
+from trainer.logging.progress import Progress, byte_progress, format_count
 
 
 class Clock:
@@ -234,3 +235,21 @@ def test_disabled_progress_shows_nothing(capsys):
 )
 def test_counts_have_three_digits(number, text):
     assert format_count(number) == text
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_bytes_done_by_threads_are_shown_by_the_first_worker(monkeypatch, capsys, rank):
+    monkeypatch.setattr("data.progress.SECONDS_BETWEEN_LINES", 0.0)
+    for name, value in {"RANK": rank, "SIZE": "2", "LOCAL_RANK": rank, "LOCAL_SIZE": "2"}.items():
+        monkeypatch.setenv(f"HOROVOD_{name}", value)
+    with byte_progress("reading step-7", 5_000_000_000) as advance:
+        in_parallel(lambda part: advance(1_000_000_000), range(5))
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("reading step-7: 100%") and "5.00G/5.00G" in line for line in lines) == (rank == "0")
+    assert bool(lines) == (rank == "0")
+
+
+def test_bytes_done_quickly_are_not_shown(capsys):
+    with byte_progress("reading step-7", 5_000) as advance:
+        advance(5_000)
+    assert capsys.readouterr().err == ""

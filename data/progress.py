@@ -1,0 +1,53 @@
+"""Progress of work that may take more than a few seconds: tqdm's bar on a terminal, lines elsewhere."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 5.0
+
+# Called with the amount of work, such as bytes, that has been done since the last call.
+Advance = Callable[[int], None]
+
+
+def unseen(amount: int) -> None:
+    """Ignores the progress."""
+
+
+def progress_bar(name: str, total: int, unit: str, report: Callable[[str], None], **options: Any) -> tqdm:
+    """Creates a bar that is removed at the end. Elsewhere than on a terminal, it reports a line every five seconds.
+
+    Args:
+        name: what is being done.
+        total: amount of work.
+        unit: unit of this amount.
+        report: called with each line.
+        options: further arguments of tqdm.
+    """
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    seconds = 0.1 if is_terminal else SECONDS_BETWEEN_LINES
+    stream: Any = sys.stderr if is_terminal else _ReportedLines(report)
+    return tqdm(
+        total=total, desc=name, unit=unit, file=stream, mininterval=seconds, delay=seconds, leave=False, **options
+    )
+
+
+class _ReportedLines:
+    """A stream for tqdm that reports what it draws line by line, for outputs that are no terminals.
+
+    Args:
+        report: called with each line.
+    """
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+
+    def write(self, text: str) -> None:
+        """Reports a drawn bar; the texts that only move the cursor or clear the line are dropped."""
+        if line := text.strip():
+            self._report(line)
+
+    def flush(self) -> None:
+        """Does nothing: lines are reported at once."""

@@ -1,0 +1,90 @@
+"""Variables that may fill the memory: made, read and written without a second copy, and tables that share them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """The rows of one table, or of its optimizer state, in a variable that holds several tables.
+
+    Attributes:
+        variable: this worker's rows of all these tables, [own rows, ...]: those with number % workers == rank.
+        first: number of the table's first row.
+        rows: number of the table's rows, over all workers.
+        rank, workers: position of this worker among the workers that share the rows, and their number.
+    """
+
+    variable: tf.Variable
+    first: int
+    rows: int
+    rank: int = 0
+    workers: int = 1
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this worker holds only a part of the rows."""
+        return self.workers > 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the table over all workers."""
+        return (self.rows, *self.variable.shape[1:])
+
+    @property
+    def dtype(self) -> tf.DType:
+        """Type of the values."""
+        return self.variable.dtype
+
+    def own(self, start: int, stop: int) -> slice:
+        """Returns where `variable` has this worker's share of the table's rows [start, stop)."""
+        # ceil((row - rank) / workers) rows of this worker come before `row`.
+        return slice(*(-((self.rank - self.first - row) // self.workers) for row in (start, stop)))
+
+    def numpy(self) -> np.ndarray:
+        """Returns a copy of this worker's rows."""
+        own = self.own(0, self.rows)
+        return rows_of(self.variable, own.start, own.stop).numpy()
+
+
+def initial_value(shape: tuple[int, ...] | tf.TensorShape, value: float, *, overwritten: bool) -> tf.Tensor:
+    """Returns the initial value of a float32 variable: `value` everywhere, or, if it is overwritten, anything.
+
+    Args:
+        shape: shape of the variable.
+        value: value of all elements.
+        overwritten: whether all elements will be set before they are read. Memory is then reserved, but not touched.
+    """
+    return tf.raw_ops.Empty(shape=shape, dtype=tf.float32, init=False) if overwritten else tf.fill(shape, value)
+
+
+def assign_rows(variable: tf.Variable, first: int, rows: np.ndarray) -> None:
+    """Overwrites the rows of a variable from `first` on. Threads may assign to the same variable at once.
+
+    Args:
+        variable: a variable of any rank.
+        first: index of the first row; 0 for a scalar.
+        rows: [n, *row shape], of the variable's dtype; [] for a scalar.
+    """
+    if rows.shape == variable.shape:
+        variable.assign(rows)
+        return
+    # Several times as fast as assigning to a slice of the variable.
+    ids = tf.range(first, first + len(rows))
+    tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=ids, updates=rows)
+
+
+def rows_of(variable: tf.Variable, start: int, stop: int) -> tf.Tensor:
+    """Returns rows start to stop of a variable of rank 1 or more, without copying them if TensorFlow can avoid it.
+
+    While the result exists, an update of the variable copies all of the variable first, so drop it before training
+    goes on.
+    """
+    return variable.read_value_no_copy()[start:stop]
+
+
+def release(variable: tf.Variable) -> None:
+    """Frees the memory of a variable that is not used any more."""
+    tf.raw_ops.AssignVariableOp(resource=variable.handle, value=tf.zeros([0], variable.dtype))
