@@ -194,31 +194,24 @@ def one_of(workers: int) -> "Comm":
 
 def graphs_of(case: Case, dataset: Path) -> "dict[str, tf.Graph]":
     """Trace a configuration on a dataset; return the graphs of its training step and of its evaluation."""
-    import tensorflow as tf
 
     from trainer.build import make_model, make_training
     from trainer.cli import parse
     from trainer.evaluate import Evaluator
     from trainer.inputs import open_inputs
     from trainer.process.worker_env import WorkerEnv
-    from trainer.step import step_input
     from trainer.tasks.evaluation import Evaluation
-
-    def specs(tensors: Any) -> Any:
-        return tf.nest.map_structure(tf.type_spec_from_value, tensors)
 
     folders = ["--dataset_path", str(dataset), "--results_dir", str(dataset / "results")]
     config = parse([*folders, *case.flags], case.workers)
     data = open_inputs(config, WorkerEnv(size=case.workers, local_size=case.workers))
     comm = one_of(case.workers)
     model = make_model(config, data, comm)
-    step = make_training(config, model, comm, steps_per_epoch=1).step
-    batch = step_input(next(data.train_loader.epoch(0)), model.tasks)
+    step = make_training(config, model, comm, 1, data.train_loader.local_batch_size).step
     evaluator = Evaluator(model, data.eval_loader, Evaluation(model.tasks, with_group=False), comm, xla=case.xla)
-    number, control_flags = tf.TensorSpec([], tf.int32), tf.TensorSpec([1], tf.float32)
     return {
-        TRAINING: step.run.get_concrete_function(specs(batch), number, control_flags).graph,
-        EVALUATION: evaluator._predict.get_concrete_function(specs(batch.ids), specs(batch.numerical)).graph,
+        TRAINING: step.run.get_concrete_function().graph,
+        EVALUATION: evaluator._predict.get_concrete_function().graph,
     }
 
 

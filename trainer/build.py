@@ -79,7 +79,9 @@ class Training(NamedTuple):
     state: TrainState
 
 
-def make_training(config: Options, model: RankingModel, comm: Comm, steps_per_epoch: int) -> Training:
+def make_training(
+    config: Options, model: RankingModel, comm: Comm, steps_per_epoch: int, batch_rows: int | None = None
+) -> Training:
     """Build the training step, learning rate schedule and checkpointed state of a model.
 
     Args:
@@ -87,6 +89,7 @@ def make_training(config: Options, model: RankingModel, comm: Comm, steps_per_ep
         model: the model to train, with its weights created.
         comm: collectives over the workers.
         steps_per_epoch: number of steps per epoch; the schedule is defined in epochs.
+        batch_rows: number of rows of each of this worker's batches; None if it varies.
 
     Raises:
         DataError: the loss weighting does not fit the model.
@@ -97,7 +100,7 @@ def make_training(config: Options, model: RankingModel, comm: Comm, steps_per_ep
     groups = _deep_group(config, model, schedule, weighting), _wide_group(config, model)
     optimizer = Optimizer(*groups, restored=config.run.restores)
     loss_scale = LossScale(dynamic=runtime.compute_dtype(options) == "float16")
-    step = TrainStep(model, optimizer, weighting, loss_scale, options, comm)
+    step = TrainStep(model, optimizer, weighting, loss_scale, options, comm, batch_rows)
     # A table's optimizer state has the rows of the table: it is sharded, saved and restored like it.
     tables: dict[str, TableRows] = {}
     for _, variable in model.embeddings.group_variables:

@@ -43,7 +43,9 @@ class Evaluator:
     ):
         self.loader, self.comm, self.evaluation = loader, comm, evaluation
         self._model, self._logits = model, tf.function(model.logits, jit_compile=compiles_passes(xla))
-        signature = (model.embeddings.lookup_specs, tf.TensorSpec([None, len(model.layout.numerical)], tf.float32))
+        rows = loader.local_batch_size
+        numerical = tf.TensorSpec([rows, len(model.layout.numerical)], tf.float32)
+        signature = (model.embeddings.lookup_specs(rows), numerical)
         self._predict = tf.function(self._forward, input_signature=signature)
 
     def run(

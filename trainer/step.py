@@ -53,13 +53,13 @@ def step_input(batch: Batch, model: RankingModel) -> StepInput:
     return tf.nest.map_structure(tf.convert_to_tensor, rows)
 
 
-def input_spec(model: RankingModel) -> StepInput:
-    """Return the types of a training step's input."""
+def input_spec(model: RankingModel, rows: int | None) -> StepInput:
+    """Return the types of a training step's input; `rows` is the number of rows of each batch, if it is fixed."""
     return StepInput(
-        model.embeddings.lookup_specs,
-        tf.TensorSpec([None, len(model.layout.numerical)], tf.float32),
-        tf.TensorSpec([None, len(model.tasks)], tf.float32),
-        tf.TensorSpec([None], tf.float32),
+        model.embeddings.lookup_specs(rows),
+        tf.TensorSpec([rows, len(model.layout.numerical)], tf.float32),
+        tf.TensorSpec([rows, len(model.tasks)], tf.float32),
+        tf.TensorSpec([rows], tf.float32),
     )
 
 
@@ -143,6 +143,8 @@ class TrainStep:
         loss_scale: dynamic loss scale for float16; constantly 1 for other compute types.
         options: the training flags, of which the step reads those of the batch size, the exchange, XLA and the seed.
         comm: collectives over the workers.
+        batch_rows: number of rows of each of this worker's batches; None if it varies. Shapes that are known when the
+            graph is built need no arithmetic in the step.
 
     Attributes:
         run: the step as a graph, a function of a batch, the step number and control flags (see `_run`).
@@ -157,6 +159,7 @@ class TrainStep:
         loss_scale: LossScale,
         options: TrainingOptions,
         comm: Comm,
+        batch_rows: int | None = None,
     ):
         self.model, self.optimizer, self.weighting = model, optimizer, weighting
         self.loss_scale, self.comm = loss_scale, comm
@@ -175,7 +178,7 @@ class TrainStep:
             self._differentiate, autograph=False, jit_compile=compiles_passes(options.xla)
         )
         # With a signature: the numbers of rows that batches look up vary, and must not cause another trace.
-        signature = (input_spec(model), tf.TensorSpec([], tf.int32), tf.TensorSpec([None], tf.float32))
+        signature = (input_spec(model, batch_rows), tf.TensorSpec([], tf.int32), tf.TensorSpec([None], tf.float32))
         self.run = tf.function(self._run, input_signature=signature, autograph=False)
 
     def _run(self, batch: StepInput, step: tf.Tensor, control_flags: tf.Tensor) -> StepResult:

@@ -92,7 +92,8 @@ class Trainer:
     @cached_property
     def training(self) -> Training:
         """The training step, its learning rate schedule, and all variables that a checkpoint holds."""
-        return make_training(self.config, self.model, self.comm, self.data.train_loader.steps_per_epoch)
+        loader = self.data.train_loader
+        return make_training(self.config, self.model, self.comm, loader.steps_per_epoch, loader.local_batch_size)
 
     @cached_property
     def evaluator(self) -> Evaluator:

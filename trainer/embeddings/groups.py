@@ -71,6 +71,10 @@ class TableGroup:
         """Largest number of ids in a row of a batch."""
         return sum(feature.hotness for feature in self.features)
 
+    def counts_shape(self, rows: int | None) -> tuple[int | None, int]:
+        """Returns the shape of `Lookups.counts` for a batch of so many rows."""
+        return (rows, len(self.features)) if self.has_lists else (0, 0)
+
     @cached_property
     def first_rows(self) -> tuple[int, ...]:
         """The row of each feature's id 0."""

@@ -145,14 +145,16 @@ class EmbeddingTables(keras.layers.Layer):
 
     # Lookup and pooling
 
-    @property
-    def lookup_specs(self) -> tuple[Lookups[tf.TensorSpec], ...]:
-        """The types of `lookups` as tensors, for the signatures of graphs."""
+    def lookup_specs(self, rows: int | None) -> tuple[Lookups[tf.TensorSpec], ...]:
+        """Returns the types of `lookups` as tensors, for the signatures of graphs.
+
+        Args:
+            rows: number of rows of a batch; None if it varies.
+        """
         numbers = tf.TensorSpec([None], tf.int64)
-        widths = (len(group.features) if group.has_lists else 0 for group in self.groups)
         return tuple(
-            Lookups(numbers, numbers, numbers, numbers, numbers, tf.TensorSpec([None, width], tf.float32))
-            for width in widths
+            Lookups(numbers, numbers, numbers, numbers, numbers, tf.TensorSpec(group.counts_shape(rows), tf.float32))
+            for group in self.groups
         )
 
     def lookups(self, ids: np.ndarray) -> tuple[Lookups[np.ndarray], ...]:
