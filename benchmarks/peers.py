@@ -16,16 +16,14 @@ value. `ratio_in_hand` is the same with the peers' batches put together before t
 import argparse
 import json
 import os
-import subprocess
 import sys
-import venv
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks.harness import ROOT, measure_and_report, parser_of
+from benchmarks.side_process import SideProcess, make_environment, python_of
 from benchmarks.synthetic_rows import write_rows
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
@@ -38,7 +36,7 @@ BATCHES = 4  # of the dataset
 DROPOUT = 0.1
 
 
-class Peer:
+class Peer(SideProcess):
     """A peer in its own process.
 
     Args:
@@ -48,38 +46,17 @@ class Peer:
     """
 
     def __init__(self, name: str, environment: Path, rows: Path, shape: Path):
-        self.name = name
-        program = [str(environment / "bin" / "python"), str(ROOT / "benchmarks" / "peer_worker.py")]
+        program = [str(python_of(environment)), str(ROOT / "benchmarks" / "peer_worker.py")]
         threads = str(len(os.sched_getaffinity(0)))
         # Importing deepctr-torch starts a thread that asks a package index for a newer version: not from here.
         offline = os.environ | {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
-        self._process = subprocess.Popen(
-            [*program, name, str(rows), str(shape), threads],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=offline,
-        )
-        answer = self._answer()
-        self.versions: dict[str, str] = answer["ready"]
-        self.widths: str = answer["widths"]
-
-    def __enter__(self) -> "Peer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()
+        super().__init__(name, [*program, name, str(rows), str(shape), threads], offline)
+        self.versions: dict[str, str] = self.ready["ready"]
+        self.widths: str = self.ready["widths"]
 
     def seconds(self, steps: int, *, in_hand: bool) -> float:
         """Wall clock of training steps; with `in_hand` batches are put together before the clock starts."""
-        print(json.dumps({"steps": steps, "in_hand": in_hand}), file=self._process.stdin, flush=True)
-        return self._answer()["seconds"]
-
-    def _answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline() if self._process.stdout else ""
-        if not line:
-            raise RuntimeError(f"{self.name} ended with {self._process.wait()}, see above")
-        return json.loads(line)
+        return self.ask(steps=steps, in_hand=in_hand)["seconds"]
 
 
 def write_for_peers(spec: FeatureSpec, widths: dict[str, int], arguments: argparse.Namespace, folder: Path) -> None:
@@ -161,12 +138,6 @@ def rates(batch: int, seconds: np.ndarray) -> list[int]:
     return [rate(batch, column) for column in seconds.T]
 
 
-def set_up(environment: Path) -> None:
-    """Makes the peers' virtual environment; pip takes packages from where its own settings say."""
-    venv.create(environment, with_pip=True, symlinks=True)
-    subprocess.run([environment / "bin" / "python", "-m", "pip", "install", *PACKAGES], check=True)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = parser_of(__doc__)
     parser.add_argument("--setup", action="store_true", help="make the environment and measure nothing")
@@ -175,9 +146,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=5, help="steps of each side that count")
     arguments = parser.parse_args(argv)
     if arguments.setup:
-        set_up(arguments.environment)
+        make_environment(arguments.environment, PACKAGES)
         return 0
-    if not (arguments.environment / "bin" / "python").exists():
+    if not python_of(arguments.environment).exists():
         parser.error(f"{arguments.environment} holds no environment: make it with python -m benchmarks.peers --setup")
     return measure_and_report(measure, arguments)
 

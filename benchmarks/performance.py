@@ -27,6 +27,7 @@ COMMANDS = {
     "mmoe_step": "python -m benchmarks.mmoe_step",
     "peers": "python -m benchmarks.peers",
     "table_growth": "python -m benchmarks.table_growth",
+    "embedding_step": "python -m benchmarks.embedding_step",
     "exchange_bytes": "horovodrun -np 2 python -m benchmarks.exchange_bytes",
     "sharding_off": "horovodrun -np 2 python -m benchmarks.sharding",
     "sharding_on": "horovodrun -np 2 python -m benchmarks.sharding --shard_embeddings",

@@ -43,6 +43,7 @@ class Figure:
 STEP, PEERS = "training step over bare products", "training over public peers"
 GROWTH, SENT = "step with larger tables", "bytes sent over a dense all-reduce"
 MMOE, LAYER = "mmoe over perceptron", "dense_layer"
+EMBEDDINGS, LONG_LISTS = "embedding step", {"variant": "lists, max_hotness 100"}
 SHARDING = "sharded tables"
 EVALUATION, MEMORY = "evaluation over training", "memory of training"
 COST = "cost of reliability"
@@ -54,6 +55,17 @@ FIGURES = (
     Figure("training, float32: samples/s over the faster peer's", PEERS, 2.5, where={"variant": "float32"}),
     Figure("training, `--amp`: samples/s over the faster peer's", PEERS, 8, where={"variant": "--amp"}),
     Figure("tables 16 times as large: step time over the first", GROWTH, 1.15, at_least=False, where={"growth": 16}),
+    Figure("embedding step: samples/s over FBGEMM's", EMBEDDINGS, 2.2, where={"variant": "criteo"}),
+    Figure("embedding step: share of the limit", EMBEDDINGS, 0.7, key="share_of_limit"),
+    Figure(
+        "lists of 8 ids: step time at max_hotness 100 over 8",
+        EMBEDDINGS,
+        1.2,
+        at_least=False,
+        where=LONG_LISTS,
+        key="over_max_hotness_8",
+    ),
+    Figure("lists of 8 ids, max_hotness 100: samples/s over FBGEMM's", EMBEDDINGS, 2, where=LONG_LISTS),
     Figure("two workers: bytes sent over a dense all-reduce's", SENT, 0.15, at_least=False),
     Figure(
         "MMoE, 8 experts of 256 and 128: step time over a perceptron's",
@@ -136,6 +148,21 @@ DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "tables and their state, GB": ("tables_gb",),
             "step, ms": ("step_ms",),
             "over the first": ("ratio",),
+        },
+    ),
+    "embeddings": (
+        EMBEDDINGS,
+        {
+            "case": ("variant",),
+            "samples/s": ("samples_per_second",),
+            "FBGEMM, samples/s": ("fbgemm_samples_per_second",),
+            "ratio": ("ratio",),
+            "step, ms": ("step_ms",),
+            "preparation of a batch, ms": ("prepare_ms",),
+            "bare products, ms": ("bare_ms",),
+            "bytes to move, ms": ("moved_ms",),
+            "peak, GB": ("peak_gb",),
+            "FBGEMM, GB": ("fbgemm_peak_gb",),
         },
     ),
     "exchange": (

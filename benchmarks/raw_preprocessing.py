@@ -20,10 +20,8 @@ import argparse
 import json
 import math
 import re
-import subprocess
 import sys
 import tempfile
-import venv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +30,7 @@ import numpy as np
 
 from benchmarks.criteo_like import TEXTS, raw_specification, write_criteo_like
 from benchmarks.harness import ROOT, Line, report
+from benchmarks.side_process import make_environment, python_of
 from benchmarks.watched import run_watched
 from data.spec.feature_spec import FeatureSpec
 
@@ -82,7 +81,7 @@ def run_ours(raw: Path, memory_limit: str) -> Run:
 
 def run_peer(raw: Path, peer: str, environment: Path) -> Run:
     """Run another program once."""
-    python = sys.executable if peer == "nvtabular" else str(environment / "bin" / "python")
+    python = sys.executable if peer == "nvtabular" else str(python_of(environment))
     with tempfile.TemporaryDirectory(dir=raw.parent) as folder:
         run = run_watched([python, str(WORKER), peer, str(raw / "train.csv"), folder])
     answer = json.loads(run.output)
@@ -169,12 +168,6 @@ def growth(folder: Path, arguments: argparse.Namespace) -> Line:
     }
 
 
-def set_up(environment: Path) -> None:
-    """Make the peers' virtual environment; pip takes packages from where its own settings say."""
-    venv.create(environment, with_pip=True, symlinks=True)
-    subprocess.run([environment / "bin" / "python", "-m", "pip", "install", *PACKAGES], check=True)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -188,9 +181,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--folder", type=Path, help="folder for temporary files, which take about 600 bytes per row")
     arguments = parser.parse_args(argv)
     if arguments.setup:
-        set_up(arguments.environment)
+        make_environment(arguments.environment, PACKAGES)
         return 0
-    if {"polars", "fuxictr"} & set(arguments.peers) and not (arguments.environment / "bin" / "python").exists():
+    if {"polars", "fuxictr"} & set(arguments.peers) and not python_of(arguments.environment).exists():
         parser.error(f"{arguments.environment} is missing: make it with python -m benchmarks.raw_preprocessing --setup")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for line in compare(Path(folder), arguments):

@@ -18,6 +18,7 @@ import argparse
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,12 @@ BATCHES = 16  # of the dataset, which training repeats
 PARTS_STEPS = 2
 
 
-def bare_seconds(batch: int, widths: list[int], dtype: str) -> float:
+def step_flops(batch: int, widths: Sequence[int]) -> float:
+    """Return the FLOPs of a step's matrix products, for the widths of the input, the hidden layers and the logit."""
+    return 6.0 * batch * float(np.dot(widths[:-1], widths[1:]))
+
+
+def bare_seconds(batch: int, widths: Sequence[int], dtype: str) -> float:
     """Seconds of the products of one step.
 
     Args:
@@ -69,7 +75,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, objec
     run = TrainingRun(folder, "--global_batch_size", str(batch), *hidden, *(f"--{flag}" for flag in flags))
     layout = run.trainer.data.layout
     widths = [layout.width, *arguments.hidden, 1]
-    gflop = 6e-9 * batch * float(np.dot(widths[:-1], widths[1:]))
+    gflop = 1e-9 * step_flops(batch, widths)
     run.seconds(arguments.warmup)
     bare_seconds(batch, widths, run.compute_dtype)
     steps, bares = [], []

@@ -9,11 +9,15 @@ import sys
 import numpy as np
 import pytest
 
+from benchmarks.embedding_step import CASES, limit_bytes, limit_of, over_turns, write_case
+from benchmarks.embedding_worker import batch_of, layout_of, padded
 from benchmarks.exchange_bytes import CountingComm
 from benchmarks.harness import fill, read_lines, write_lines
 from benchmarks.memory import needed_gb
 from benchmarks.performance import COMMANDS, LINES, PAGE, in_order
 from benchmarks.performance_tables import FIGURES, all_tables
+from benchmarks.side_process import SideProcess
+from benchmarks.step_speed import step_flops
 from benchmarks.synthetic_rows import write_rows
 from data.loading.loader import ParquetLoader
 from tests.helpers import ROOT, environment
@@ -112,6 +116,53 @@ def test_memory_estimate_follows_its_formula():
     assert math.isclose(needed["weights_gb"], 4e-9 * (tables + dense + wide))
     assert math.isclose(needed["optimizer_gb"], 4e-9 * (tables + dense + 17 + 2 * wide))
     assert math.isclose(needed["activations_gb"], 4e-9 * 8 * ((4 + 3 * 2) + 7 + 5))
+
+
+def test_flops_of_a_step():
+    # A product of [8, 5] and [5, 3] takes 2 * 8 * 5 * 3 FLOPs, and so do the gradients of its two factors.
+    assert step_flops(8, (5, 3, 1)) == 3 * (2 * 8 * 5 * 3) + 3 * (2 * 8 * 3 * 1)
+
+
+def test_bytes_of_an_embedding_step():
+    ids = np.array(
+        [[[7], [0]], [[7], [1]], [[2], [7]]]
+    )  # 6 ids: 7 and 2 of the first feature, 0, 1 and 7 of the second
+    looked_up = 6 * (4 + 1)  # values: rows of width 4 and a wide weight for each id; gradients take as many
+    updated, state = 5 * (4 + 1), 5 * (4 + 1 + 2)
+    assert limit_bytes(ids, width=4) == 4 * (6 + looked_up + looked_up + updated + state)
+
+
+def test_share_of_the_limit():
+    steps = np.array([1.0, 2.0, 4.0])
+    limits = np.array([[0.25, 0.0001], [0.25, 0.0002], [0.5, 0.0001]])  # seconds of the products and per byte, by turn
+    found = limit_of(CASES["criteo"], 2500, steps, limits)
+    assert (found["share_of_limit"], found["share_of_limit_spread"]) == (0.38, [0.19, 0.5])  # of 1/2, 3/8, 3/16
+    assert (found["bare_ms"], found["moved_ms"]) == (250, 250)
+    assert over_turns("ratio", steps) == {"ratio": 2, "ratio_spread": [1, 4]}
+
+
+def test_both_sides_train_on_the_same_lists(tmp_path):
+    rows_file, shape_file = write_case(CASES["lists"], tmp_path)
+    rows, shape = dict(np.load(rows_file)), json.loads(shape_file.read_text())
+    ids = rows["ids"][0]
+    assert ids.shape == (4096, 20, 8) and ids.min() >= 0 and ids.max() < 50_000 == shape["cardinalities"][0]
+    layout = layout_of(shape["cardinalities"], shape["width"], numbers=0, max_hotness=100)
+    found = batch_of(padded(ids, 100), rows["numbers"][0], rows["labels"][0]).ids
+    assert found.shape == (4096, layout.id_columns)
+    for index, feature in enumerate(layout.categorical):
+        np.testing.assert_array_equal(found[:, feature.start : feature.start + 8], ids[:, index])
+        assert (found[:, feature.start + 8 : feature.stop] == -1).all()
+
+
+def test_side_that_ends_early_is_named():
+    program = (
+        "import json; print(json.dumps({'ready': 1}), flush=True); print(json.loads(input())['steps'] + 1, flush=True)"
+    )
+    with SideProcess("a side", [sys.executable, "-c", program]) as side:
+        assert side.ready == {"ready": 1} and side.peak_gb() > 0
+        assert side.ask(steps=2) == 3
+        with pytest.raises(RuntimeError, match="a side ended with 0"):
+            side.ask(steps=2)
 
 
 def test_bytes_sent_are_those_of_a_ring():
