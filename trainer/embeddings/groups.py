@@ -133,8 +133,8 @@ class LookupFinder:
         # it is small beside the tables.
         self._last_id = np.zeros(group.rows, np.int32)
         self._lock = threading.Lock()
-        starts = np.cumsum([0, *(feature.hotness for feature in group.features)])
-        self._feature_starts = starts[:-1]
+        # The feature that each column belongs to.
+        self._column_features = np.repeat(range(len(group.features)), [feature.hotness for feature in group.features])
 
     def find(self, ids: np.ndarray) -> Lookups[np.ndarray]:
         """Returns what the group looks up for ids [batch, id columns] int32; padding is below 0."""
@@ -147,10 +147,12 @@ class LookupFinder:
         return Lookups(distinct, sources, none, order, row_positions, np.empty((0, 0), np.float32))
 
     def _find_in_lists(self, own: np.ndarray) -> Lookups[np.ndarray]:
-        is_present = own >= 0  # [batch, columns]
-        counts = np.add.reduceat(is_present, self._feature_starts, axis=1, dtype=np.int64)  # [batch, features]
-        slots = np.repeat(np.arange(counts.size), counts.reshape(-1))  # [ids]
-        rows = own[is_present] + np.take(self._group.first_rows, slots % counts.shape[1])
+        features = len(self._group.features)
+        present = np.flatnonzero(own >= 0)  # [ids]; everything below costs as much as there are ids
+        batch_rows, columns = np.divmod(present, own.shape[1])
+        slots = batch_rows * features + self._column_features[columns]
+        rows = own.reshape(-1)[present] + self._group.column_rows[columns]
+        counts = np.bincount(slots, minlength=len(own) * features).reshape(-1, features)
         distinct, positions, order, row_positions = self._distinct(rows)
         sources = positions if self._is_sharded else rows
         return Lookups(distinct, sources, slots, slots[order], row_positions, counts.astype(np.float32))
