@@ -68,7 +68,7 @@ KINDS = {
 
 
 class Limit(NamedTuple):
-    """What graphs may do at most.
+    """An upper bound on what a graph may do.
 
     Attributes:
         name: what is limited, and where.
@@ -87,7 +87,7 @@ class Limit(NamedTuple):
         return self.graphs.items() <= line.items()
 
     def holds(self, line: Line) -> bool:
-        """Returns whether the graph of a line keeps to it, or is another one."""
+        """Returns whether the graph of a line keeps the limit; True if the limit does not apply to it."""
         return not self.applies(line) or line[self.kind] <= self.at_most
 
 
@@ -297,7 +297,10 @@ def measure(models: list[str], environment: Path) -> list[Line]:
     import_tensorflow()
     from benchmarks.gpu_graph import GpuKernels
 
-    kernels = GpuKernels.read(kernels_file(environment))
+    try:
+        kernels = GpuKernels.read(kernels_file(environment))
+    except ValueError as error:
+        raise SystemExit(f"gpu_audit: {error}; make it again with python -m benchmarks.gpu_audit --setup") from None
     lines: list[Line] = []
     with tempfile.TemporaryDirectory() as folder:
         datasets = write_datasets(Path(folder))

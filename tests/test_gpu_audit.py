@@ -220,6 +220,15 @@ def test_list_of_another_version_is_rejected(tmp_path):
         GpuKernels.read(tmp_path / "kernels.json")
 
 
+def test_an_outdated_environment_is_reported_with_the_fix(tmp_path):
+    (tmp_path / "kernels.json").write_text('{"tensorflow": "1.0", "kernels": {}}')
+    command = [sys.executable, "-m", "benchmarks.gpu_audit", "--environment", tmp_path]
+    ended = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stdout == ""
+    assert ended.stderr.splitlines()[-1].startswith(f"gpu_audit: {tmp_path / 'kernels.json'} has the kernels of")
+    assert ended.stderr.rstrip().endswith("--setup") and "Traceback" not in ended.stderr
+
+
 @pytest.mark.slow
 def test_project_keeps_the_limits_that_it_has_reached(tmp_path):
     assert {limit.name for limit in LIMITS} >= REACHED
