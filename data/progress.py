@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from tqdm import tqdm
@@ -12,11 +13,20 @@ SECONDS_BETWEEN_LINES = 5.0
 Advance = Callable[[int], None]
 
 
+class Bar(tqdm):
+    """A bar that releases its lock when the stream fails; tqdm 4 keeps it, and other threads' bars would wait forever."""
+
+    def refresh(self, nolock: bool = False, lock_args: tuple[Any, ...] | None = None) -> Any:
+        """Draws the bar; see tqdm."""
+        with nullcontext() if nolock else self.get_lock():
+            return super().refresh(nolock=True)
+
+
 def unseen(amount: int) -> None:
     """Ignores the progress."""
 
 
-def progress_bar(name: str, total: int, unit: str, report: Callable[[str], None], **options: Any) -> tqdm:
+def progress_bar(name: str, total: int, unit: str, report: Callable[[str], None], **options: Any) -> Bar:
     """Creates a bar that is removed at the end. Elsewhere than on a terminal, it reports a line every five seconds.
 
     Args:
@@ -29,7 +39,7 @@ def progress_bar(name: str, total: int, unit: str, report: Callable[[str], None]
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     seconds = 0.1 if is_terminal else SECONDS_BETWEEN_LINES
     stream: Any = sys.stderr if is_terminal else _ReportedLines(report)
-    return tqdm(
+    return Bar(
         total=total, desc=name, unit=unit, file=stream, mininterval=seconds, delay=seconds, leave=False, **options
     )
 

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from data.progress import Advance, progress_bar
+from data.progress import Advance, Bar, progress_bar
 from trainer.process.worker_env import read_worker_env
 
 LINES_INTERVAL_SECONDS = 5.0
@@ -36,7 +36,7 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         # Python sets a standard stream to None if the process was started with it closed.
         self._enabled = enabled and self._stream is not None and not self._stream.closed
-        self._bar: tqdm | None = None
+        self._bar: Bar | None = None
         self._step, self._loss, self._rate, self._postfix = 0, "", "", ""
         self._first: tuple[int, float] | None = None  # step and time of the first update
         self._printed: tuple[int, str] | None = None  # step and postfix of the last line
@@ -94,7 +94,7 @@ class Progress:
 
     def _draw(self) -> None:
         if self._bar is None:
-            self._bar = tqdm(
+            self._bar = Bar(
                 total=self._total,
                 initial=self._step,
                 file=self._stream,

@@ -5,10 +5,12 @@ import pty
 import re
 import struct
 import termios
+import threading
 
 import pytest
 
 from data.parallel import in_parallel
+from data.progress import Bar
 from trainer.logging import progress as progress_module
 from trainer.logging.progress import Progress, byte_progress, format_count
 
@@ -182,6 +184,11 @@ def test_broken_stream_ends_the_display(clock, error, on_terminal):
     progress.message("text")
     progress.close()
     assert 1 <= stream.tries <= 10, "not once per step"
+    # The bars of other threads share a lock with this one.
+    other = threading.Thread(target=lambda: Bar(total=1, file=io.StringIO()).close(), daemon=True)
+    other.start()
+    other.join(timeout=60)
+    assert not other.is_alive()
 
 
 def test_closed_or_missing_stream_shows_nothing(clock, monkeypatch):
