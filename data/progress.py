@@ -14,7 +14,7 @@ Advance = Callable[[int], None]
 
 
 class Bar(tqdm):
-    """A bar that releases its lock when the stream fails; tqdm 4 keeps it, and other threads' bars would wait forever."""
+    """A bar that releases its lock when the stream fails, which tqdm 4 keeps, blocking the bars of other threads."""
 
     def refresh(self, nolock: bool = False, lock_args: tuple[Any, ...] | None = None) -> Any:
         """Draws the bar; see tqdm."""
