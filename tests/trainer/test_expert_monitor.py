@@ -357,7 +357,7 @@ def test_entropy_term_cures_a_collapse():
     for weight in (0.0, 1.0):
         model = make_model(model="mmoe", tasks=MODEL_TASKS, gate_entropy_weight=weight)
         kernel = model.network.gates[0].linear.kernel
-        kernel.assign(kernel * 4)
+        kernel.assign(kernel * 5)
         step = make_step(model, global_batch_size=64)
         _, start, _ = monitored(model)
         for number, batch in enumerate(make_batches(100, 64, tasks=2), start=1):
