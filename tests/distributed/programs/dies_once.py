@@ -7,7 +7,7 @@ MARK is a file on the second worker's disk, by which its next life knows that it
 import os
 import signal
 import sys
-from itertools import count
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,17 @@ from trainer.process.worker_env import read_worker_env
 
 
 def die_at(step: int, mark: Path) -> None:
-    """Lets this worker kill itself when it is about to compute a step."""
-    step_input, calls = trainer.trainer.step_input, count(1)
+    """Lets this worker kill itself when it is about to compute a step of an epoch."""
+    timed = trainer.trainer.timed
 
-    def step_input_or_death(*arguments: Any) -> Any:
-        if next(calls) == step:
-            mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step_input(*arguments)
+    def timed_until_death(batches: Iterable[Any]) -> Iterator[Any]:
+        for number, batch in enumerate(timed(batches), start=1):
+            if number == step:
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
 
-    trainer.trainer.step_input = step_input_or_death
+    trainer.trainer.timed = timed_until_death
 
 
 if __name__ == "__main__":
