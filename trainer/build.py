@@ -1,6 +1,9 @@
 """Builds what a run consists of: this worker's connection to the others, the model, and its training step and state."""
 
+import os
 from typing import NamedTuple
+
+import numpy as np
 
 from data.errors import DataError
 from trainer.checkpoint.state import TrainState
@@ -8,7 +11,9 @@ from trainer.comm import Comm, connect
 from trainer.config import Options
 from trainer.embeddings.shards import Shards
 from trainer.inputs import Inputs
+from trainer.layout import InputSchema
 from trainer.logging.profiling import start_timeline
+from trainer.model_size import shards_tables
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
 from trainer.models.weights import kernels, named
@@ -19,7 +24,7 @@ from trainer.optimizers.schedules import Constant, Schedule, make_schedule
 from trainer.process import runtime
 from trainer.process.affinity import set_affinity
 from trainer.process.device import on_gpu
-from trainer.process.worker_env import WorkerEnv
+from trainer.process.worker_env import WorkerEnv, read_worker_env
 from trainer.step import TrainStep
 from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS, LossWeighting
 from trainer.tasks.task import tasks_of
@@ -53,16 +58,24 @@ def make_model(config: Options, data: Inputs, comm: Comm) -> RankingModel:
 
     It has its initial weights, unless the run restores a checkpoint, which overwrites them.
     """
-    shards = Shards(comm.rank, comm.size, comm.exchange_values) if config.training.shard_embeddings else None
+    tasks = tasks_of(data.spec)
     return build_model(
         config.model,
         data.layout,
-        tasks_of(data.spec),
+        tasks,
         compute_dtype=runtime.compute_dtype(config.training),
         seed=config.training.seed,
-        shards=shards,
+        shards=_shards(config, data.layout, sum(task.width for task in tasks), comm),
         restored=config.run.restores,
     )
+
+
+def _shards(config: Options, layout: InputSchema, outputs: int, comm: Comm) -> Shards | None:
+    """Return how large tables are sharded; None if every worker holds all rows. A collective."""
+    asks = shards_tables(config, layout, outputs, read_worker_env(os.environ))
+    # The workers of different hosts may have different amounts of memory.
+    anybody = comm.sum_array(np.array([asks], np.int64))[0] > 0
+    return Shards(comm.rank, comm.size, comm.exchange_values) if anybody else None
 
 
 class Training(NamedTuple):

@@ -127,6 +127,8 @@ def make_parser() -> Parser:
         flags = model_flags() if section is ModelOptions else section_flags(section)
         for name, flag in flags.items():
             kind = {"choices": _choices(name)} if name in REGISTRIES else _kind(flag.type, flag.field.metadata["parse"])
+            if (bare := flag.field.metadata["bare"]) is not None:
+                kind |= {"nargs": "?", "const": bare}
             # Without a default here, flags that were given differ from those that were not.
             group.add_argument(f"--{name}", default=None, help=_help(flag.field), **kind)
     return parser

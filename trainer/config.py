@@ -28,6 +28,7 @@ def option(
     positive: bool = False,
     required: bool = False,
     parse: Callable[[Sequence[str]], Any] | None = None,
+    bare: str | None = None,
 ) -> Any:
     """Return the dataclass field of a flag. Limits hold for every number in a value; None is always allowed.
 
@@ -39,9 +40,10 @@ def option(
         positive: whether the value must be above 0.
         required: whether a tuple must have an element.
         parse: function that makes the value from the words on the command line; None to follow the field's type.
+        bare: value of the flag without a word; None if it needs one.
     """
     limits = {"at_least": at_least, "below": below, "positive": positive, "required": required}
-    return field(default=default, metadata={"help": help_text, "parse": parse, **limits})
+    return field(default=default, metadata={"help": help_text, "parse": parse, "bare": bare, **limits})
 
 
 class Flag(NamedTuple):
@@ -239,8 +241,11 @@ class TrainingOptions(Section):
         at_least=0,
         below=1,
     )
-    shard_embeddings: bool = option(
-        False, "shard the rows of large embedding tables over the workers; by default every worker holds all of them"
+    shard_embeddings: Literal["auto", "on", "off"] = option(
+        "auto",
+        "shard the rows of large embedding tables over the workers: on, which the flag alone means, off, or auto, "
+        "where this is expected to be faster, or a worker cannot hold them all",
+        bare="on",
     )
     table_exchange: Literal["auto", "whole", "rows"] = option(
         "auto",

@@ -8,9 +8,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.memory import check_fits, in_gibibytes
+from data.memory import available_memory, check_fits, in_gibibytes
 from trainer.config import ModelOptions, Options
 from trainer.embeddings import SMALLEST_SHARDED
+from trainer.embeddings.costs import shards_are_cheaper
 from trainer.layout import InputSchema
 from trainer.optimizers.rules import OPTIMIZERS, Ftrl, UpdateRule
 from trainer.process.worker_env import WorkerEnv
@@ -60,7 +61,7 @@ def check_model_fits(
     if may_use_gpu(options.training.cpu) or (options.run.restores and launch.rank != 0):
         return
     outputs = sum(task.width for task in tasks)
-    workers = launch.size if options.training.shard_embeddings else 1
+    workers = 1 if options.training.shard_embeddings == "off" else launch.size
     rule = options.deep_optimizer.rule if options.run.trains else None
     tables = table_sizes(options.model, layout, outputs, rule=rule, workers=workers)
     widths = {task.name: task.width for task in tasks}
@@ -75,6 +76,38 @@ def check_model_fits(
         "--shard_embeddings over more hosts, or more memory",
         processes=launch.local_size,
     )
+
+
+def shards_tables(options: Options, layout: InputSchema, outputs: int, launch: WorkerEnv) -> bool:
+    """Return whether this worker asks for large tables to be sharded. If one does, all have to.
+
+    `--shard_embeddings auto` chooses shards where steps are expected to be faster with them, and where the tables of
+    this host's workers would otherwise take more than half of the available memory. Evaluation and prediction only read
+    the tables, so they replicate them if they can.
+
+    Args:
+        options: the resolved configuration.
+        layout: layout of the model's input tensors.
+        outputs: number of logits.
+        launch: rank and size of this process as its launcher announced them.
+    """
+    training = options.training
+    if training.shard_embeddings != "auto":
+        return training.shard_embeddings == "on"
+    if launch.size == 1:
+        return False
+    wide = outputs if options.model.has_wide_part else 0
+    if (
+        options.run.trains
+        and training.table_exchange == "auto"
+        and shards_are_cheaper(
+            layout.categorical, wide, global_batch_size=training.global_batch_size, workers=launch.size
+        )
+    ):
+        return True
+    rule = options.deep_optimizer.rule if options.run.trains else None
+    needed = sum(table.bytes for table in table_sizes(options.model, layout, outputs, rule=rule))
+    return not may_use_gpu(training.cpu) and 2 * needed > available_memory(launch.local_size)
 
 
 def table_sizes(

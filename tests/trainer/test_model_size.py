@@ -21,7 +21,7 @@ from trainer.cli import parse
 from trainer.comm import SingleWorker
 from trainer.config import Options
 from trainer.layout import CategoricalInput, InputSchema
-from trainer.model_size import check_model_fits, table_sizes
+from trainer.model_size import check_model_fits, shards_tables, table_sizes
 from trainer.models import MODELS, model_options
 from trainer.process.worker_env import WorkerEnv
 from trainer.recommender import Recommender
@@ -41,7 +41,8 @@ def on_cpu(monkeypatch):
 @pytest.fixture
 def bound(monkeypatch):
     def bind(available: int) -> None:
-        monkeypatch.setattr(memory, "available_memory", lambda processes=1: available // processes)
+        for module in (memory, model_size):
+            monkeypatch.setattr(module, "available_memory", lambda processes=1: available // processes)
 
     return bind
 
@@ -121,13 +122,44 @@ def test_workers_of_a_host_share_its_memory(bound):
     two = WorkerEnv(0, 2, 0, 2)
     bound(60 * 10**9)
     check_model_fits(options_of("--model", "mmoe"), LARGE, (BinaryTask("click"),), WorkerEnv(), 1)
-    assert "27.94 GiB are available to each of 2 workers on this host" in refusal(options_of("--model", "mmoe"), two)
+    replicated = options_of("--model", "mmoe", "--shard_embeddings", "off")
+    assert "27.94 GiB are available to each of 2 workers on this host" in refusal(replicated, two)
+    check_model_fits(options_of("--model", "mmoe"), LARGE, (BinaryTask("click"),), two, 1)
     check_model_fits(options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (BinaryTask("click"),), two, 1)
     bound(38 * 10**9)
     refusal(options_of("--model", "mmoe", "--shard_embeddings"), two)
     # On two hosts, each worker has its host's memory.
     check_model_fits(
         options_of("--model", "mmoe", "--shard_embeddings"), LARGE, (BinaryTask("click"),), WorkerEnv(0, 2), 1
+    )
+
+
+def test_tables_are_sharded_where_they_do_not_fit_otherwise(bound):
+    rows = ["--model", "mmoe", "--table_exchange", "rows"]  # which rules out shards for the sake of speed
+    two = WorkerEnv(0, 2, 0, 2)
+    bound(10**12)
+    assert not shards_tables(options_of(*rows), LARGE, 1, two)
+    bound(60 * 10**9)
+    assert shards_tables(options_of(*rows), LARGE, 1, two)
+    assert not shards_tables(options_of(*rows, "--evaluate"), LARGE, 1, two)  # without accumulators they fit
+    bound(50 * 10**9)
+    assert shards_tables(options_of(*rows, "--evaluate"), LARGE, 1, two)
+    assert not shards_tables(options_of(*rows), LARGE, 1, WorkerEnv())
+    assert not shards_tables(options_of(*rows, "--shard_embeddings", "off"), LARGE, 1, two)
+
+
+def test_tables_are_sharded_where_that_is_faster(bound):
+    bound(10**12)
+    eight = WorkerEnv(0, 8)
+    batch = ["--model", "mmoe", "--global_batch_size", "131072"]
+    assert shards_tables(options_of(*batch), LARGE, 1, eight)
+    assert not shards_tables(options_of(*batch, "--evaluate"), LARGE, 1, eight)
+    # Sending little takes as many collectives as sending much.
+    assert not shards_tables(options_of("--model", "mmoe", "--global_batch_size", "64"), LARGE, 1, eight)
+    assert not shards_tables(options_of(*batch), layout_of(day=(7, 4), hour=(24, 4)), 1, eight)
+    # The flag alone means on.
+    assert shards_tables(
+        options_of("--model", "mmoe", "--shard_embeddings", "--global_batch_size", "64"), LARGE, 1, eight
     )
 
 

@@ -39,7 +39,7 @@ class Optimizer:
     """Updates weights and embedding tables by the rules of their groups, and keeps the state of these rules.
 
     Only the rows of a table that a batch looks up are updated: those of a sparse gradient, or those with a non-zero
-    gradient in a dense one; trainer/embeddings/exchange.py chooses the faster form. They differ only for rows looked up
+    gradient in a dense one; trainer/embeddings/costs.py chooses the faster form. They differ only for rows looked up
     with a gradient of exactly 0 (padding, for instance), which matters with Adam's momentum, L2 or weight decay.
 
     Args:

@@ -2,14 +2,8 @@ import numpy as np
 import pytest
 
 from tests.trainer.small_models import make_model
-from trainer.embeddings.exchange import (
-    Traffic,
-    bytes_rows,
-    bytes_whole,
-    cheaper_exchange,
-    expected_distinct,
-    plan_exchange,
-)
+from trainer.embeddings.costs import Traffic, bytes_rows, bytes_whole, cheaper_exchange, expected_distinct
+from trainer.embeddings.exchange import plan_exchange
 
 
 def test_expected_distinct_rows_of_uniform_draws():
