@@ -14,10 +14,13 @@ Advance = Callable[[int], None]
 
 
 class Bar(tqdm):
-    """A bar that releases its lock when the stream fails, which tqdm 4 keeps, blocking the bars of other threads."""
+    """A bar that releases tqdm's lock even if its stream fails.
+
+    tqdm 4 keeps the lock in that case, and the bars of other threads then wait for it forever.
+    """
 
     def refresh(self, nolock: bool = False, lock_args: tuple[Any, ...] | None = None) -> Any:
-        """Draws the bar; see tqdm."""
+        """Draws the bar, as `tqdm.refresh` does."""
         with nullcontext() if nolock else self.get_lock():
             return super().refresh(nolock=True)
 

@@ -72,10 +72,10 @@ def make_model(config: Options, data: Inputs, comm: Comm) -> RankingModel:
 
 def _shards(config: Options, layout: InputSchema, outputs: int, comm: Comm) -> Shards | None:
     """Return how large tables are sharded; None if every worker holds all rows. A collective."""
-    asks = shards_tables(config, layout, outputs, read_worker_env(os.environ))
-    # The workers of different hosts may have different amounts of memory.
-    anybody = comm.sum_array(np.array([asks], np.int64))[0] > 0
-    return Shards(comm.rank, comm.size, comm.exchange_values) if anybody else None
+    wanted = shards_tables(config, layout, outputs, read_worker_env(os.environ))
+    # Hosts may have different amounts of memory, but all workers have to shard if one does.
+    workers_for_shards = comm.sum_array(np.array([wanted], np.int64))[0]
+    return Shards(comm.rank, comm.size, comm.exchange_values) if workers_for_shards else None
 
 
 class Training(NamedTuple):

@@ -40,7 +40,7 @@ def option(
         positive: whether the value must be above 0.
         required: whether a tuple must have an element.
         parse: function that makes the value from the words on the command line; None to follow the field's type.
-        bare: value of the flag without a word; None if it needs one.
+        bare: value of the flag when it is given without one; None if it needs a value.
     """
     limits = {"at_least": at_least, "below": below, "positive": positive, "required": required}
     return field(default=default, metadata={"help": help_text, "parse": parse, "bare": bare, **limits})
@@ -243,8 +243,8 @@ class TrainingOptions(Section):
     )
     shard_embeddings: Literal["auto", "on", "off"] = option(
         "auto",
-        "shard the rows of large embedding tables over the workers: on, which the flag alone means, off, or auto, "
-        "where this is expected to be faster, or a worker cannot hold them all",
+        "shard the rows of large embedding tables over the workers: on (also without a value), off, or auto: where "
+        "training is expected to be faster with shards, or a worker cannot hold all rows",
         bare="on",
     )
     table_exchange: Literal["auto", "whole", "rows"] = option(

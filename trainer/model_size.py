@@ -79,7 +79,7 @@ def check_model_fits(
 
 
 def shards_tables(options: Options, layout: InputSchema, outputs: int, launch: WorkerEnv) -> bool:
-    """Return whether this worker asks for large tables to be sharded. If one does, all have to.
+    """Return whether this worker needs large tables to be sharded, or is expected to train faster if they are.
 
     `--shard_embeddings auto` chooses shards where steps are expected to be faster with them, and where the tables of
     this host's workers would otherwise take more than half of the available memory. Evaluation and prediction only read

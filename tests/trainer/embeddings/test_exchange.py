@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.trainer.small_models import make_model
-from trainer.embeddings.costs import Traffic, bytes_rows, bytes_whole, cheaper_exchange, expected_distinct
+from trainer.embeddings.costs import Traffic, bytes_rows, bytes_shards, bytes_whole, cheaper_exchange, expected_distinct
 from trainer.embeddings.exchange import plan_exchange
 
 
@@ -19,6 +19,9 @@ def test_bytes_of_ring_collectives():
     assert bytes_whole(1000, 8, 1) == bytes_rows(1000, 8, 10**6, 1) == 0
     # All rows of the table on every worker, with their int64 numbers, passed on by three of four.
     assert bytes_rows(1000, 8, 10**6, 4) == pytest.approx(3 * 1000 * (8 * 4 + 8))
+    # With shards: 3/4 of the rows lie elsewhere. Each is fetched and its gradient delivered, with an int32 number.
+    assert bytes_shards(1000, 8, 10**6, 4) == pytest.approx(2 * 750 * (8 * 4 + 4))
+    assert bytes_shards(1000, 8, 10**6, 1) == 0
 
 
 @pytest.mark.parametrize(
