@@ -157,7 +157,12 @@ def test_tables_are_sharded_where_that_is_faster(bound):
     # Sending little takes as many collectives as sending much.
     assert not shards_tables(options_of("--model", "mmoe", "--global_batch_size", "64"), LARGE, 1, eight)
     assert not shards_tables(options_of(*batch), layout_of(day=(7, 4), hour=(24, 4)), 1, eight)
-    # The flag alone means on.
+    # Tables that are too small to be sharded do not count, even if many of them would be cheaper to exchange.
+    medium = options_of("--model", "mmoe", "--global_batch_size", "2000")
+    too_small, large_enough = ({f"f{index}": (rows, 64) for index in range(20)} for rows in (4000, 4200))
+    assert not shards_tables(medium, layout_of(**too_small), 1, eight)
+    assert shards_tables(medium, layout_of(**large_enough), 1, eight)
+    # Without a value, the flag means on.
     assert shards_tables(
         options_of("--model", "mmoe", "--shard_embeddings", "--global_batch_size", "64"), LARGE, 1, eight
     )
