@@ -58,9 +58,13 @@ rows = st.fixed_dictionaries(
 
 
 def _is_complete(table: list[dict]) -> bool:
-    """Whether both mappings have rows, and the training rows have a price."""
+    """Whether both mappings have rows, the training rows have a price, and some list shows its separator.
+
+    Lists of one item like "x,y" alone look as if they were separated by commas, which is an error.
+    """
     train = [row for row in table if row["ts"] < TEST_FROM]
-    return len(train) < len(table) and any(row["price"] is not None for row in train)
+    has_price = any(row["price"] is not None for row in train)
+    return len(train) < len(table) and has_price and any(len(row["clicked"] or []) > 1 for row in table)
 
 
 tables = st.lists(rows, min_size=2, max_size=40).filter(_is_complete)
