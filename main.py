@@ -31,6 +31,7 @@ from trainer.logging.log import warn
 from trainer.process.startup import import_tensorflow, robust_stdio
 from trainer.process.worker_env import WorkerEnv, read_worker_env
 from trainer.raw_rows import check_raw, encode_for_all, encoded_rows, on_encoded
+from trainer.recipe import describe_choices
 from trainer.report.outputs import draw_gates_of_run
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ def _check(config: Options, data: Inputs, env: WorkerEnv) -> None:
         folders = config.data
         read = " ".join(map(str, config.run.raw)) or folders.dataset_path
         print(f"data: {read}  checkpoints: {folders.model_dir}  results: {folders.results_dir}", flush=True)
+        for line in describe_choices(config):
+            print(line, flush=True)
         for text in warnings:
             warn(text)
 

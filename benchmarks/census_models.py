@@ -34,7 +34,7 @@ TOWER = (16,)
 REFERENCE = ("mmoe", (64, 32))
 TRAINING = (
     "--global_batch_size 1024 --eval_batch_size 16384 --num_epochs 10 --deep_learning_rate 0.002 --deep_dropout 0.3 "
-    "--early_stopping_metric auc_roc/mean --early_stopping_patience 2 --keep_checkpoints 1 --cpu"
+    "--early_stopping_metric auc_roc/mean --early_stopping_patience 2 --keep_checkpoints 1 --cpu --recipe published"
 )
 
 

@@ -130,7 +130,15 @@ def train(dataset: Path, folder: Path, size: Size, flags: tuple[str, ...]) -> li
 
 def batches(size: Size) -> list[str]:
     """Flags of the model and of its batches."""
-    return [*size.flags, "--global_batch_size", str(size.batch), "--eval_batch_size", str(size.batch)]
+    return [
+        *size.flags,
+        "--recipe",
+        "published",
+        "--global_batch_size",
+        str(size.batch),
+        "--eval_batch_size",
+        str(size.batch),
+    ]
 
 
 def measure(dataset: Path, folder: Path, size: Size, flags: tuple[str, ...]) -> dict[str, Any]:

@@ -202,7 +202,7 @@ def graphs_of(case: Case, dataset: Path) -> "dict[str, tf.Graph]":
     from trainer.process.worker_env import WorkerEnv
     from trainer.tasks.evaluation import Evaluation
 
-    folders = ["--dataset_path", str(dataset), "--results_dir", str(dataset / "results")]
+    folders = ["--dataset_path", str(dataset), "--results_dir", str(dataset / "results"), "--recipe", "published"]
     config = parse([*folders, *case.flags], case.workers)
     data = open_inputs(config, WorkerEnv(size=case.workers, local_size=case.workers))
     comm = one_of(case.workers)

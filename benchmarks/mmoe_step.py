@@ -47,7 +47,7 @@ def random_batch(model: RankingModel, batch: int) -> StepInput:
 
 
 def make_step(flags: list[str], layout: InputSchema, batch: int, tasks: int) -> TrainStep:
-    config = parse([*flags, "--global_batch_size", str(batch)], 1)
+    config = parse([*flags, "--recipe", "published", "--global_batch_size", str(batch)], 1)
     names = tuple(BinaryTask(f"task_{number}") for number in range(tasks))
     dtype = compute_dtype(config.training)
     model = build_model(config.model, layout, names, compute_dtype=dtype, seed=0)

@@ -35,7 +35,7 @@ from trainer.logging.log import read_log
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 SETTINGS = (
-    "--global_batch_size 4096 --eval_batch_size 16384 --deep_hidden_units 256 128 --num_epochs 4 "
+    "--recipe published --global_batch_size 4096 --eval_batch_size 16384 --deep_hidden_units 256 128 --num_epochs 4 "
     "--deep_learning_rate 0.004 --deep_warmup_epochs 1 --deep_dropout 0.3"
 )
 RATES = tuple(f"{name}_ctr" for name in RATE_MIN_VIEWS)

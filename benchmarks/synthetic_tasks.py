@@ -29,7 +29,7 @@ ROWS = 1_000_000
 MODELS = {"shared_bottom": 126, "omoe": 17, "mmoe": 16}
 TRAINING = (
     "--tower_hidden_units 8 --num_experts 8 --deep_dropout 0 --global_batch_size 256 --eval_batch_size 16384 "
-    "--num_epochs 1 --deep_learning_rate 0.01 --deep_schedule steps --log_every 1000 --cpu"
+    "--num_epochs 1 --deep_learning_rate 0.01 --deep_schedule steps --log_every 1000 --cpu --recipe published"
 )
 
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 USER, KNOWN = "user", "known"
 MAPPINGS = ("train", "test", KNOWN)
 FLAGS = {
+    "recipe": "published",
     "global_batch_size": 1024,
     "eval_batch_size": 32_768,
     "num_epochs": 2,

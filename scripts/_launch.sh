@@ -65,7 +65,7 @@ use_environment() {
 }
 
 launch() { # DESCRIPTION, FLAG ... -- ARGUMENT ...
-  purpose=$1 batch_flag=--global_batch_size workers= flags=()
+  purpose=$1 batch_flag=--global_batch_size workers= flags=(--recipe published)
   shift
   while [ "$1" != -- ]; do
     if [ "$1" = --evaluate ]; then batch_flag=--eval_batch_size; fi

@@ -221,7 +221,7 @@ def project(tmp_path_factory) -> Project:
         "trainer/config.py", '    """How it is trained."""', '    lucky_number: int = option(7, "changes nothing")'
     )
     project.run("-m", "data.toy.prepare", "dataset")
-    arguments = "--dataset_path dataset --model_dir model --results_dir results --cpu --num_epochs 2"
+    arguments = "--dataset_path dataset --model_dir model --results_dir results --cpu --recipe published --num_epochs 2"
     model = "--model mmoe --num_experts 2 --expert_hidden_units 8 --tower_hidden_units 4 --global_batch_size 32"
     toys = "--optimizer sign_sgd --loss_weighting worst --lucky_number 13 --deep_learning_rate 0.01 --log_every 1"
     project.output = project.run("main.py", *arguments.split(), *model.split(), *toys.split())

@@ -57,7 +57,17 @@ def test_toy_model_is_trained_and_restored(tmp_path):
 
     data = make_dataset(tmp_path, ROOT / "feature_specs" / "tiny.yaml", rows=400)
     paths = ["--dataset_path", str(data), "--model_dir", str(tmp_path / "model")]
-    small = ["--global_batch_size", "100", "--num_epochs", "1", "--cpu", "--affinity", "disabled"]
+    small = [
+        "--global_batch_size",
+        "100",
+        "--num_epochs",
+        "1",
+        "--cpu",
+        "--recipe",
+        "published",
+        "--affinity",
+        "disabled",
+    ]
     train = [*paths, *small, "--results_dir", str(tmp_path / "trained"), "--model", "toy", "--toy_units", "3"]
     assert main(train) == 0
     # The checkpoint remembers the model and its flag.

@@ -30,7 +30,16 @@ def folder(request, tmp_path_factory) -> Path:
         given = ["--feature_spec_in", str(data / "feature_spec.yaml"), "--output", str(sizes)]
         must(gen_embedding_sizes.main([*given, "--max_size", "4"]))
         places = ["--dataset_path", str(data), "--model_dir", str(own / "models"), "--embedding_sizes_file", str(sizes)]
-        common = [*places, "--deep_hidden_units", "16", "--eval_batch_size", str(BATCH), "--cpu"]
+        common = [
+            *places,
+            "--deep_hidden_units",
+            "16",
+            "--eval_batch_size",
+            str(BATCH),
+            "--cpu",
+            "--recipe",
+            "published",
+        ]
         train = ["--global_batch_size", str(BATCH), "--num_epochs", "2", "--results_dir", str(own / "train")]
         scenarios.append([*common, *train])
         scenarios.append([*common, "--evaluate", "--results_dir", str(own / "evaluate")])

@@ -34,6 +34,8 @@ SMALL = [
     "--num_epochs",
     "2",
     "--cpu",
+    "--recipe",
+    "published",
 ]
 
 

@@ -51,7 +51,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def places(folder: Path, run: str) -> list[str]:
-    sizes = ["--global_batch_size", "20", "--eval_batch_size", "20", "--cpu"]
+    sizes = ["--global_batch_size", "20", "--eval_batch_size", "20", "--cpu", "--recipe", "published"]
     return ["--dataset_path", str(folder), "--model_dir", str(folder), "--results_dir", str(folder / run), *sizes]
 
 

@@ -40,7 +40,17 @@ from trainer.lifecycle.run_lock import RunLock
 from trainer.process.worker_env import WorkerEnv
 
 MINE = "a user's own file"
-SMALL = ["--deep_hidden_units", "8", "--global_batch_size", "64", "--eval_batch_size", "64", "--cpu"]
+SMALL = [
+    "--deep_hidden_units",
+    "8",
+    "--global_batch_size",
+    "64",
+    "--eval_batch_size",
+    "64",
+    "--cpu",
+    "--recipe",
+    "published",
+]
 
 
 @pytest.fixture(scope="module")

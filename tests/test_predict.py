@@ -76,7 +76,17 @@ class Work:
 
     def arguments(self, *more: str) -> list[str]:
         places = ["--model_dir", str(self.folder / "models"), "--results_dir", str(self.folder / "results")]
-        return ["--dataset_path", str(self.data), *places, "--cpu", "--eval_batch_size", "128", *more]
+        return [
+            "--dataset_path",
+            str(self.data),
+            *places,
+            "--cpu",
+            "--recipe",
+            "published",
+            "--eval_batch_size",
+            "128",
+            *more,
+        ]
 
     def predicted(self, name: str, *more: str) -> pa.Table:
         """Returns the predictions that a command writes."""

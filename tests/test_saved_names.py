@@ -55,7 +55,17 @@ class Work:
 
     def arguments(self, model: str, *more: str, results: str, models: str = "") -> list[str]:
         places = ["--model_dir", str(self.models(models or model)), "--results_dir", str(self.results(model, results))]
-        return ["--dataset_path", str(self.data), *places, "--cpu", "--eval_batch_size", "128", *more]
+        return [
+            "--dataset_path",
+            str(self.data),
+            *places,
+            "--cpu",
+            "--recipe",
+            "published",
+            "--eval_batch_size",
+            "128",
+            *more,
+        ]
 
     def models(self, model: str) -> Path:
         return self.folder / model / "models"

@@ -67,7 +67,8 @@ def launched(process) -> list[str]:
 def test_the_options_become_workers_and_flags_of_main(machine, script, arguments, workers, flags):
     root, venv = str(machine.root), str(machine.venv)
     assert launched(machine.run(f"scripts/{script}", *arguments.split())) == [
-        "-np", workers, "sh", f"{root}/hvd_wrapper.sh", f"{venv}/bin/python", f"{root}/main.py", *flags.split()
+        "-np", workers, "sh", f"{root}/hvd_wrapper.sh", f"{venv}/bin/python", f"{root}/main.py",
+        "--recipe", "published", *flags.split()
     ]  # fmt: skip
 
 

@@ -110,7 +110,7 @@ def make_training(
     options = config.training
     weighting = LOSS_WEIGHTINGS[options.loss_weighting].from_options(model.tasks, options)
     schedule = make_schedule(config.deep_optimizer, steps_per_epoch, options.num_epochs)
-    groups = _deep_group(config, model, schedule, weighting), _wide_group(config, model)
+    groups = _deep_group(config, model, schedule, weighting), *_wide_groups(config, model)
     optimizer = Optimizer(*groups, restored=config.run.restores)
     loss_scale = LossScale(dynamic=runtime.compute_dtype(options) == "float16")
     step = TrainStep(model, optimizer, weighting, loss_scale, options, comm, batch_rows)
@@ -131,14 +131,15 @@ def make_training(
     return Training(step, schedule, state)
 
 
-def _wide_group(config: Options, model: RankingModel) -> ParameterGroup:
-    tables = named(model.embeddings.wide_variables)
-    return ParameterGroup(
-        Ftrl(),
-        Constant(config.training.linear_learning_rate),
-        named(model.wide_weights),
-        tables,
-        l2=dict.fromkeys([*named(model.wide_weights[:1]), *tables], config.training.l2_reg_linear),
+def _wide_groups(config: Options, model: RankingModel) -> tuple[ParameterGroup, ParameterGroup]:
+    """Return the groups of the wide part: weights of features, which are regularized, and biases, which are not."""
+    options = config.training
+    schedule, features, biases = Constant(options.linear_learning_rate), model.wide_weights[:1], model.wide_weights[1:]
+    # Twice: the flag is a factor of the sum of squares, and lambda_2 of half of it.
+    regularized = Ftrl(l2=2 * options.l2_reg_linear)
+    return (
+        ParameterGroup(regularized, schedule, named(features), named(model.embeddings.wide_variables)),
+        ParameterGroup(Ftrl(), schedule, named(biases)),
     )
 
 

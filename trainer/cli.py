@@ -15,6 +15,7 @@ from trainer.checkpoint.saved_config import saved_model_flags
 from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions, section_flags
 from trainer.models import model_flags, model_options, network_class
 from trainer.optimizers.rules import OPTIMIZERS
+from trainer.recipe import choose
 from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS
 
 DESCRIPTION = """Trains, evaluates and measures a ranking model on the dataset that a feature specification describes.
@@ -73,7 +74,7 @@ def parse(argv: Sequence[str] | None, workers: int, *, reads_checkpoint: bool = 
 
 
 def make_options(flags: Mapping[str, Any], *, reads_checkpoint: bool = True) -> Options:
-    """Make the configuration of a run from flags by name, without dashes. Others have their defaults.
+    """Make the configuration of a run from flags by name, without dashes. Others have the defaults of --recipe.
 
     Args:
         flags: values of the types of their flags.
@@ -93,11 +94,14 @@ def make_options(flags: Mapping[str, Any], *, reads_checkpoint: bool = True) -> 
         raise DataError("--raw files replace the mappings of the dataset: remove --eval_mapping")
     if run.restores and reads_checkpoint:
         given |= saved_model_flags(given, given["model_dir"], run.which_checkpoint)
+    chosen = choose(given) if run.trains and given.get("recipe", "auto") == "auto" else []
+    given |= {choice.flag: choice.value for choice in chosen}
     return Options(
         data=DataOptions(**_of(DataOptions, given)),
         model=model_options(**{name: given[name] for name in model_flags() if name in given}),
         training=TrainingOptions(**_of(TrainingOptions, given)),
         run=run,
+        reasons={choice.flag: choice.reason for choice in chosen},
     )
 
 

@@ -191,6 +191,11 @@ class ModelOptions(Section):
 class TrainingOptions(Section):
     """How it is trained."""
 
+    recipe: Literal["auto", "published"] = option(
+        "auto",
+        "defaults of the flags that are not given; auto: chosen by the data, as the run prints; published: those of "
+        "the public recipe, made for 60 million rows",
+    )
     global_batch_size: int = option(131_072, "samples per step, summed over all workers", at_least=1)
     eval_batch_size: int = option(131_072, "samples per evaluation step, summed over all workers", at_least=1)
     num_epochs: int = option(20, "passes over the training data", at_least=1)
@@ -199,22 +204,21 @@ class TrainingOptions(Section):
     deep_learning_rate: float | None = option(
         None, "base rate of the deep part; default: 0.00012 for wide_deep, 0.001 for the others", positive=True
     )
-    deep_schedule: Literal["auto", "steps", "constant"] = option(
+    deep_schedule: Literal["auto", "steps", "constant", "plateau", "cosine", "exponential"] = option(
         "auto",
-        "deep rate after the warm-up; steps: a quarter of the base, an eighth from the middle of what is left; auto: "
-        "steps for wide_deep, constant for the others",
+        "deep rate after the warm-up; steps: a quarter of the base, an eighth from the middle of what is left; "
+        "plateau: a tenth after each epoch that does not improve --early_stopping_metric; cosine, exponential: down to "
+        "a hundredth at the end of the run; auto: steps for wide_deep, constant for the others",
     )
     deep_warmup_epochs: float | None = option(
         None, "epochs over which the deep rate rises to its base; default: 3/10 of the epochs under steps, else 0"
     )
-    weight_decay: float = option(
-        0.004, "decay of adamw; on tables it acts on the rows that a batch touches", at_least=0, below=1
-    )
+    weight_decay: float = option(0.004, "decay per step of adamw, of all weights and table rows", at_least=0, below=1)
     l2_reg_linear: float = option(
-        0.0, "adds this times the sum of squares to the loss: of the wide part's weights", at_least=0
+        0.0, "L2 regularization of the wide part: this times the sum of squares, once for the whole run", at_least=0
     )
     l2_reg_embedding: float = option(
-        0.0, "likewise of the deep tables' rows; both act on the rows that a batch touches", at_least=0
+        0.0, "adds this times the sum of squares to the loss of every step: of all rows of the deep tables", at_least=0
     )
     l2_reg_dnn: float = option(0.0, "likewise of the kernels of all dense layers", at_least=0)
     loss_weighting: str = option(
@@ -223,8 +227,9 @@ class TrainingOptions(Section):
     gradnorm_alpha: float = option(1.5, "of gradnorm: how strongly tasks that learn slowly are favoured", at_least=0)
     early_stopping_metric: str | None = option(
         None,
-        "logged key that decides which checkpoint is the best, and when to stop; default: streaming_map_val, else "
-        "auc_roc, else rmse (for several tasks their KEY/mean)",
+        "logged key that decides which checkpoint is the best, and when to stop; default: streaming_map_val if it is "
+        "computed, otherwise loss_val under --recipe auto, and auc_roc or rmse under published (for several tasks "
+        "their KEY/mean)",
     )
     early_stopping_patience: int | None = option(
         None, "stop after so many epochs without an improvement of the metric; default: never", at_least=1
@@ -473,7 +478,7 @@ class DeepOptimizer:
     Attributes:
         rule: update rule: rmsprop, adam, adamw, adagrad or sgd.
         rate: base learning rate.
-        schedule: learning rate schedule after the warm-up: steps or constant.
+        schedule: learning rate schedule after the warm-up: steps, constant, plateau, cosine or exponential.
         warmup_epochs: number of epochs over which the learning rate rises to its base.
         weight_decay: decoupled weight decay of adamw; 0 for other rules.
     """
@@ -494,12 +499,21 @@ class Options:
         model: flags of the model.
         training: flags of the optimization.
         run: flags that select what the run does.
+        reasons: flag without dashes -> why its value was chosen by the data; of those that --recipe auto chose.
     """
 
     data: DataOptions
     model: ModelOptions
     training: TrainingOptions = field(default_factory=TrainingOptions)
     run: RunOptions = field(default_factory=RunOptions)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether a part of the training rows is evaluated after each epoch, if there is no mapping for that."""
+        run = self.run
+        is_auto = self.training.recipe == "auto" and self.data.eval_mapping is None
+        return is_auto and run.trains and not run.benchmark
 
     @property
     def deep_optimizer(self) -> DeepOptimizer:

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from data.errors import DataError
 from trainer.checkpoint.run_state import EarlyStoppingState
+from trainer.metrics.losses import LOSS
 from trainer.tasks.evaluation import headline_metrics, is_better
 
 
@@ -30,9 +32,10 @@ class EarlyStopping:
         if math.isnan(value):
             return
         if is_better(self.key, value, self.state.best):
-            self.state = EarlyStoppingState(self.key, value)
+            self.state = replace(self.state, best=value, epochs_since_best=0)
         else:
             self.state.epochs_since_best += 1
+            self.state.epochs_without_improvement += 1
 
     @property
     def reason(self) -> str:
@@ -45,12 +48,13 @@ class EarlyStopping:
         return self.patience is not None and self.state.epochs_since_best >= self.patience
 
 
-def main_metric(keys: Sequence[str], chosen: str | None = None) -> str:
+def main_metric(keys: Sequence[str], chosen: str | None = None, *, prefers_loss: bool = False) -> str:
     """Return the key of the metric that decides which checkpoint is the best, and when to stop.
 
     Args:
         keys: keys of the metrics that are computed.
         chosen: value of --early_stopping_metric. By default MAP@12 if there are groups, else ROC AUC, else RMSE.
+        prefers_loss: whether the loss comes before ROC AUC and RMSE.
 
     Raises:
         DataError: `chosen` is not one of the keys.
@@ -58,5 +62,8 @@ def main_metric(keys: Sequence[str], chosen: str | None = None) -> str:
     if chosen is not None and chosen not in keys:
         raise DataError(f"--early_stopping_metric {chosen!r} is not one of {', '.join(keys)}")
     # Each metric's own key with one task, the mean over tasks with several.
-    defaults = [key for name in headline_metrics() for key in (name, f"{name}/mean")]
+    names = headline_metrics()
+    if prefers_loss:
+        names = [names[0], LOSS, *names[1:]]
+    defaults = [key for name in names for key in (name, f"{name}/mean")]
     return chosen or next(key for key in defaults if key in keys)

@@ -10,13 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from data.checks.labels import inspect_labels
 from data.checks.sample import draw_sample, max_read
+from data.encoding.held_out import draw_held_out
 from data.encoding.workflow_folder import ENCODERS_FOLDER, workflow_files
 from data.errors import DataError
 from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from data.loading.parquet import ParquetReader, StoredColumns
+from data.loading.part import Part
 from data.spec.embedding_sizes import embedding_dims, unused_widths
 from data.spec.feature_spec import FeatureSpec
 from data.storage.typed_json import read_typed
@@ -35,6 +39,7 @@ from trainer.outputs import check_outputs
 from trainer.predictions import check_column_names, check_predictions_path
 from trainer.process.worker_env import WorkerEnv
 from trainer.raw_rows import read_spec, stored_name
+from trainer.recipe import HELD_OUT_SHARE
 from trainer.tasks.task import tasks_of
 
 if TYPE_CHECKING:
@@ -55,6 +60,7 @@ class Inputs:
         training: loader of the training mapping; None if the run does not train.
         evaluation: loader of the evaluated mapping; None for a benchmark of training.
         eval_mapping: name of the evaluated mapping.
+        holds_out: whether only a held-out part of it is evaluated, and the rest trained on.
         with_group: whether to compute MAP@12.
         kept: stored columns to copy into the predictions file; None if no such file is written.
         kept_names: names of these columns in the predictions file.
@@ -68,6 +74,7 @@ class Inputs:
     evaluation: ParquetLoader | None
     eval_mapping: str
     with_group: bool
+    holds_out: bool = False
     kept: StoredColumns | None = None
     kept_names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -77,6 +84,12 @@ class Inputs:
         """The names of the labels that the evaluated mapping contains."""
         held = _features(self.spec, self.eval_mapping)
         return tuple(label.name for label in self.spec.labels if label.name in held)
+
+    @property
+    def evaluated(self) -> str:
+        """The evaluated rows, for messages."""
+        part = "held-out rows of " if self.holds_out else ""
+        return f"{part}mapping {self.eval_mapping!r}"
 
     @property
     def train_loader(self) -> ParquetLoader:
@@ -112,7 +125,11 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
     spec = _in_order_of_model(spec, widths, config, env, agreed)
     config.model.check_labels([label.name for label in spec.labels])
     _check_rows_are_kept(config)
-    mapping = data.eval_mapping or ("valid" if run.trains and "valid" in spec.sources else "test")
+    held_out, mapping = None, data.train_mapping
+    if config.holds_out and "valid" not in spec.sources:
+        held_out = draw_held_out(spec, mapping, HELD_OUT_SHARE, config.training.seed)
+    else:
+        mapping = data.eval_mapping or ("valid" if run.trains and "valid" in spec.sources else "test")
     evaluates = run.evaluate or not run.benchmark
     has_metrics = evaluates and run.predict is None
     with_group = has_metrics and not run.disable_map_calculation and _holds_group(spec, mapping)
@@ -121,10 +138,11 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
         spec=spec,
         schema=ModelSchema.of(spec, widths),
         layout=input_schema(spec, widths),
-        training=_open_loader(config, spec, env, data.train_mapping, trains=True) if run.trains else None,
-        evaluation=_open_loader(config, spec, env, mapping, with_group=with_group) if evaluates else None,
+        training=_open_loader(config, spec, env, data.train_mapping, held_out, trains=True) if run.trains else None,
+        evaluation=_open_loader(config, spec, env, mapping, held_out, with_group=with_group) if evaluates else None,
         eval_mapping=mapping,
         with_group=with_group,
+        holds_out=held_out is not None,
         kept=None if run.predictions_path is None else _kept_columns(spec, mapping, kept_names, is_raw=bool(run.raw)),
         kept_names=kept_names,
         warnings=tuple(unused_widths(spec, data.embedding_sizes_file, allow_outside_paths=outside)),
@@ -152,7 +170,14 @@ def _in_order_of_model(
 
 
 def _open_loader(
-    config: Options, spec: FeatureSpec, env: WorkerEnv, mapping: str, *, trains: bool = False, with_group: bool = False
+    config: Options,
+    spec: FeatureSpec,
+    env: WorkerEnv,
+    mapping: str,
+    held_out: np.ndarray | None,
+    *,
+    trains: bool = False,
+    with_group: bool = False,
 ) -> ParquetLoader:
     options = config.training
     unseen = _unseen_ids(config, spec) if trains else None
@@ -167,6 +192,7 @@ def _open_loader(
         with_group=with_group,
         needs_labels=config.run.predict is None,
         oov_policy=config.data.oov_policy_of(trains=trains),
+        part=None if held_out is None else Part(held_out, bit=not trains),
         edit=unseen.replace if unseen else None,
     )
 

@@ -36,6 +36,7 @@ from trainer.logging.profiling import StepProfiler, nvtx_range
 from trainer.logging.progress import Progress
 from trainer.logging.step_times import timed
 from trainer.metrics.calibration import as_records
+from trainer.optimizers.schedules import Plateau
 from trainer.predictions import PredictionWriter
 from trainer.process.device import on_gpu
 from trainer.results import Results
@@ -107,7 +108,9 @@ class Trainer:
     def stopping(self) -> EarlyStopping:
         """Early stopping, updated after each epoch."""
         options = self.config.training
-        metric = main_metric(self.evaluator.evaluation.keys, options.early_stopping_metric)
+        metric = main_metric(
+            self.evaluator.evaluation.keys, options.early_stopping_metric, prefers_loss=options.recipe == "auto"
+        )
         return EarlyStopping(metric, options.early_stopping_patience)
 
     @cached_property
@@ -155,6 +158,7 @@ class Trainer:
                 metrics = self._evaluate_epoch(position)
                 position = Position(position.epoch)
                 self.stopping.update(metrics)
+                self._reduce_rate()
                 self.checkpoints.record_evaluation(position, self.stopping.state, metrics)
             self.checkpoints.finish()
         if position.epoch < self.config.training.num_epochs:
@@ -315,6 +319,7 @@ class Trainer:
         if self.comm.rank == 0:
             probe(self.config.data.model_dir)
         state, stopping = self.training.state, self.stopping
+        self.say(f"the best checkpoint is chosen by {stopping.key} of {self.data.evaluated}")
         if not self.config.run.use_checkpoint:
             state.share()
             return Position()
@@ -330,10 +335,16 @@ class Trainer:
         steps_per_epoch = self.data.train_loader.steps_per_epoch
         done, total = self._step(facts.position), steps_per_epoch * self.config.training.num_epochs
         self.say(f"resuming after step {done} of {total}")
+        self._reduce_rate()
         if not self._is_complete(facts.position):
             for warning in changed_rates(facts.rates, self.config, steps_per_epoch, done):
                 self.say(f"warning: {warning}")
         return facts.position
+
+    def _reduce_rate(self) -> None:
+        """Sets the learning rate of a plateau schedule by the epochs that have not improved the metric."""
+        if isinstance(self.training.schedule, Plateau):
+            self.training.schedule.reduce(self.stopping.state.epochs_without_improvement)
 
     def _step(self, position: Position) -> int:
         """Returns the number of steps done in the whole run."""
@@ -374,7 +385,7 @@ class Trainer:
         if writer is not None:
             writer.write(self.comm)
             self.say(f"predictions: {path}")
-        self.say(f"{checkpoint} on mapping {self.data.eval_mapping!r}: {describe(metrics)}")
+        self.say(f"{checkpoint} on {self.data.evaluated}: {describe(metrics)}")
         self.results.log.log([], as_records(evaluator.evaluation.curves))
         self.results.conclude(metrics)
         return metrics
@@ -386,7 +397,7 @@ class Trainer:
         with self._watched_progress(evaluator.loader.steps_per_epoch) as on_batch:
             evaluator.predict(writer, on_batch)
         writer.write(self.comm)
-        self.say(f"{checkpoint} on mapping {self.data.eval_mapping!r}, {evaluator.loader.rows:,} rows: {path}")
+        self.say(f"{checkpoint} on {self.data.evaluated}, {evaluator.loader.rows:,} rows: {path}")
 
     def benchmark(self) -> dict[str, float]:
         """Measures the throughput of training, or of evaluation with --evaluate. Returns the figures by name."""

@@ -14,6 +14,7 @@ from data.errors import DataError
 from data.loading.batch import Batch, copy_rows, pad_rows, slice_rows
 from data.loading.decode import Decoded, OovPolicy
 from data.loading.parquet import ParquetReader
+from data.loading.part import Part, PartReader
 from data.loading.shuffle import OPEN_WINDOWS, SHUFFLE_ROWS, SequentialPlan, ShuffledPlan, WindowSlice
 from data.memory import check_fits
 from data.spec.feature_spec import FeatureSpec
@@ -63,7 +64,7 @@ class StreamReader:
 
     def __init__(
         self,
-        reader: ParquetReader,
+        reader: ParquetReader | PartReader,
         slices: Iterator[WindowSlice],
         window_rows: int,
         spare: list[Batch],
@@ -148,12 +149,13 @@ class ParquetLoader:
         oov_policy: how to handle ids outside [0, cardinality): "error", "unseen" (use the feature's `unseen_id`; an
             error if it states none), "clip" (use the nearest valid id) or "drop" (clip, and set the weight of the row
             to 0).
+        part: the part of the mapping's rows to read; None for all rows.
         edit: changes each batch in place before it is returned; called with the batch and the epoch, in a background
             thread.
 
     Attributes:
         oov_policy: how ids outside [0, cardinality) are handled.
-        rows: number of rows in the mapping.
+        rows: number of rows in the mapping, or in the part of it.
         steps_per_epoch: number of batches per worker and epoch, rows / global_batch_size rounded up.
         local_batch_size: rows in each batch of this worker, including padding; the same in every step.
         fingerprint: hash of the file names and row group sizes; if it changes, so does the row order.
@@ -181,13 +183,14 @@ class ParquetLoader:
         extra_columns: Sequence[str] = (),
         needs_labels: bool = True,
         oov_policy: OovPolicy = "error",
+        part: Part | None = None,
         edit: Callable[[Batch, int], None] | None = None,
     ):
         if not 0 <= worker < workers:
             raise ValueError(f"worker must be in [0, {workers}), got {worker}")
         if global_batch_size < 1:
             raise DataError(f"a global batch must have at least 1 row, got {global_batch_size}")
-        self._reader = ParquetReader(
+        reader = ParquetReader(
             spec,
             mapping,
             with_group=with_group,
@@ -195,6 +198,7 @@ class ParquetLoader:
             needs_labels=needs_labels,
             oov_policy=oov_policy,
         )
+        self._reader = reader if part is None else PartReader(reader, part)
         self._spec_folder = spec.folder
         self._mapping, self._shuffle, self._seed = mapping, shuffle, seed
         self.oov_policy, self._edit = oov_policy, edit

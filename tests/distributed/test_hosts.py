@@ -72,7 +72,7 @@ def flags(place: Path, data: Path) -> list[str]:
     """main.py's, with all that it writes below a place."""
     places = ["--dataset_path", data, "--model_dir", place / "models", "--results_dir", place / "results"]
     sizes = ["--global_batch_size", BATCH, "--deep_hidden_units", 32, 16, "--num_epochs", 1, "--log_every", 1]
-    rest = ["--deep_dropout", 0, "--deep_learning_rate", 0.002, "--deterministic", "--cpu"]
+    rest = ["--deep_dropout", 0, "--deep_learning_rate", 0.002, "--deterministic", "--cpu", "--recipe", "published"]
     return [str(word) for word in (*places, *sizes, *rest, "--checkpoint_every", SAVE_EVERY)]
 
 

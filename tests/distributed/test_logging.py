@@ -22,7 +22,7 @@ def folder(tmp_path_factory) -> Path:
     data = make_dataset(folder, ROOT / "feature_specs" / "two_labels.yaml", rows=2000)
     flags = ["--dataset_path", data, "--model_dir", folder / "model", "--results_dir", folder / "results"]
     flags += ["--model", "mmoe", "--num_experts", "3", "--expert_hidden_units", "16", "--tower_hidden_units", "8"]
-    flags += ["--global_batch_size", "256", "--num_epochs", "2", "--log_every", "2", "--cpu"]
+    flags += ["--global_batch_size", "256", "--num_epochs", "2", "--log_every", "2", "--cpu", "--recipe", "published"]
     flags += ["--tensorboard_dir", folder / "board", "--profile_steps", "3:5"]
     flags += ["--horovod_timeline", folder / "timelines" / "timeline.json"]
     done = run_program([ROOT / "main.py", *flags], workers=2, timeout=500)

@@ -28,7 +28,19 @@ SMALL = [
     "--deep_hidden_units",
     "16",
 ]
-SMALL += ["--global_batch_size", str(BATCH), "--num_epochs", "2", "--log_every", "1", "--deep_dropout", "0", "--cpu"]
+SMALL += [
+    "--global_batch_size",
+    str(BATCH),
+    "--num_epochs",
+    "2",
+    "--log_every",
+    "1",
+    "--deep_dropout",
+    "0",
+    "--cpu",
+    "--recipe",
+    "published",
+]
 SMALL += ["--deep_learning_rate", "0.01", "--deep_schedule", "constant"]
 VARIANTS = {model: ["--model", model] for model in MODELS}
 VARIANTS |= {

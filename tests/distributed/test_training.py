@@ -18,7 +18,16 @@ RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"
 ROWS, BATCH = 3000, 128
 
 SMALL = ["--deep_hidden_units", "32", "16", "--global_batch_size", str(BATCH), "--num_epochs", "2", "--log_every", "1"]
-SMALL += ["--deep_learning_rate", "0.002", "--deep_warmup_epochs", "1", "--deterministic", "--cpu"]
+SMALL += [
+    "--deep_learning_rate",
+    "0.002",
+    "--deep_warmup_epochs",
+    "1",
+    "--deterministic",
+    "--cpu",
+    "--recipe",
+    "published",
+]
 PRECISE = ["--deep_dropout", "0"]
 VARIANTS = {
     "amp": ["--amp"],

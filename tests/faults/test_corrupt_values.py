@@ -29,7 +29,7 @@ BAD_VALUES: dict[str, tuple[str, Any]] = {
     "a label of 2": ("liked", 2),
 }
 SMALL = ["--deep_hidden_units", "8", "--deep_dropout", "0", "--global_batch_size", "100", "--eval_batch_size", "100"]
-SMALL += ["--num_epochs", "1", "--log_every", "1", "--cpu"]
+SMALL += ["--num_epochs", "1", "--log_every", "1", "--cpu", "--recipe", "published"]
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.logging.log import read_log
 
 FLAGS = "--deep_hidden_units 8 --global_batch_size 64 --eval_batch_size 64 --num_epochs 2 --log_every 1 --cpu"
+FLAGS += " --recipe published"
 STEPS_PER_EPOCH = 7
 ODD = "a b 'c' \"d\" $HOME * é 日本 " + "x" * 200
 # Variables that the interpreter reads when it starts, by the name of the environment.

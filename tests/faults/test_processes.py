@@ -40,7 +40,16 @@ def work(tmp_path_factory) -> Path:
 
 def arguments(folder: Path, *more: str) -> list[str]:
     flags = ["--dataset_path", str(folder / "data"), "--global_batch_size", str(BATCH), "--num_epochs", str(EPOCHS)]
-    flags += ["--deep_hidden_units", "16", "--deep_learning_rate", "0.002", "--cpu", "--deterministic"]
+    flags += [
+        "--deep_hidden_units",
+        "16",
+        "--deep_learning_rate",
+        "0.002",
+        "--cpu",
+        "--recipe",
+        "published",
+        "--deterministic",
+    ]
     return [*flags, "--log_every", "1", "--checkpoint_every", str(SAVE_EVERY), *more]
 
 

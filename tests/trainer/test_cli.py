@@ -17,8 +17,8 @@ def test_flags_are_the_reviewed_list():
     assert sorted(flags()) == sorted(listed), "a new flag is a decision: put it into tests/trainer/flags.txt"
 
 
-def test_defaults_are_the_published_ones():
-    options = parse([], 1).as_dict()
+def test_defaults_of_the_published_recipe():
+    options = parse(["--recipe", "published"], 1).as_dict()
     published = {
         "fspec_file": "feature_spec.yaml",
         "use_checkpoint": False,

@@ -14,7 +14,19 @@ from trainer.logging.log import read_log
 pytestmark = [pytest.mark.real_data, pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode")]
 RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"
 BATCH, EPOCHS = 128, 3
-SMALL = ["--expert_hidden_units", "16", "--tower_hidden_units", "8", "--num_experts", "3", "--cpu", "--log_every", "1"]
+SMALL = [
+    "--expert_hidden_units",
+    "16",
+    "--tower_hidden_units",
+    "8",
+    "--num_experts",
+    "3",
+    "--cpu",
+    "--recipe",
+    "published",
+    "--log_every",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")

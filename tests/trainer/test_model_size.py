@@ -192,7 +192,22 @@ def test_run_is_rejected_before_tensorflow_loads(tmp_path, capsys, monkeypatch, 
     (data / "embedding_sizes.json").write_text('{"user_id": 4096}')
     bound(10**6)
     for more in ([], ["--benchmark"]):
-        assert main([*map(str, places), "--cpu", "--global_batch_size", "8", "--eval_batch_size", "8", *more]) == 2
+        assert (
+            main(
+                [
+                    *map(str, places),
+                    "--cpu",
+                    "--recipe",
+                    "published",
+                    "--global_batch_size",
+                    "8",
+                    "--eval_batch_size",
+                    "8",
+                    *more,
+                ]
+            )
+            == 2
+        )
         assert "user_id (50 x 4096: 1.6 MiB)" in capsys.readouterr().err
 
 

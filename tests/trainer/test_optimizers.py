@@ -201,7 +201,7 @@ def test_constant_schedule_rises_over_its_warm_up():
 
 @pytest.mark.parametrize("form", ["whole", "rows"])
 @pytest.mark.parametrize("rule", ["sgd", "adamw"])
-def test_l2_and_decay_act_on_rows_of_the_batch(rule, form):
+def test_l2_and_decay_of_the_first_step(rule, form):
     table, plain = tf.Variable(tf.ones((4, 2))), tf.Variable(tf.ones((4, 2)))
     l2, decay = (0.5, 0.0) if rule == "sgd" else (0.0, 0.2)
     rules = (SGD(), SGD()) if rule == "sgd" else (AdamW(weight_decay=decay), Adam())
@@ -209,8 +209,9 @@ def test_l2_and_decay_act_on_rows_of_the_batch(rule, form):
     gradient = tf.IndexedSlices(values, ids) if form == "rows" else tf.scatter_nd(ids[:, tf.newaxis], values, (4, 2))
     make(rules[0], 0.1, {}, {"t": table}, l2={"t": l2}).apply({"t": gradient}, tf.constant(1))
     make(rules[1], 0.1, {}, {"t": plain}).apply({"t": gradient}, tf.constant(1))
-    # L2 adds rate * 2 l2 w to a step, decay adds rate * decay * w.
-    np.testing.assert_allclose((plain - table)[1::2], np.full((2, 2), 0.1 if rule == "sgd" else 0.02), rtol=1e-5)
+    # L2 shrinks an updated row by rate * 2 l2, and decay takes rate * decay * w from it.
+    expected = 0.1 * plain.numpy()[1::2] if rule == "sgd" else np.full((2, 2), 0.02)
+    np.testing.assert_allclose((plain - table)[1::2], expected, rtol=1e-5)
     np.testing.assert_array_equal(table[::2], np.ones((2, 2)))
 
 
@@ -218,3 +219,110 @@ def test_l2_of_other_names_is_zero():
     weight = tf.Variable([1.0])
     make(SGD(), 0.5, {"bias": weight}, {}, l2={"kernel": 0.5}).apply({"bias": tf.constant([0.0])}, tf.constant(1))
     assert weight.numpy() == [1.0]
+
+
+GAPS = [1, 4, 7, 12]  # steps between two lookups of each of four rows
+
+
+def updates_of_rows_with_gaps(rule: UpdateRule, form: str, l2: float) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The table after 12 steps, in which row n is looked up every GAPS[n] steps, and the mask of rows of each step."""
+    table = tf.Variable(np.full((4, 2), 3.0, np.float32))
+    optimizer, looked_up = make(rule, 0.01, {}, {"t": table}, l2={"t": l2}), []
+    for step in range(1, 13):
+        rows = [row for row, gap in enumerate(GAPS) if step % gap == 0]
+        dense = np.zeros((4, 2), np.float32)
+        dense[rows] = 0.5
+        optimizer.apply({"t": sparse(dense, rows) if form == "rows" else tf.constant(dense)}, tf.constant(step))
+        looked_up.append(rows)
+    return table.numpy(), looked_up
+
+
+@pytest.mark.parametrize("form", ["rows", "whole"])
+@pytest.mark.parametrize(
+    "rule", [SGD(), OPTIMIZERS["adagrad"](), RMSprop(), Adam()], ids=lambda rule: type(rule).__name__
+)
+def test_l2_of_a_row_covers_the_steps_since_its_last_update(rule, form):
+    found, looked_up = updates_of_rows_with_gaps(rule, form, l2=0.3)
+    # By hand: Adagrad's sum, the others' decayed mean of squares, and the data's update before the shrinkage.
+    for row, gap in enumerate(GAPS):
+        weight, mean, square, last = 3.0, 0.0, 0.1 if "Adagrad" in type(rule).__name__ else 0.0, 0
+        for step in [number for number, rows in enumerate(looked_up, start=1) if row in rows]:
+            elapsed, rate, direction = step - last, 0.01, 0.5
+            if isinstance(rule, SGD):
+                size = rate
+            elif isinstance(rule, RMSprop):
+                square = 0.5**elapsed * square + 0.5 * 0.25
+                size = rate / (square**0.5 + 1e-7)
+            elif isinstance(rule, Adam):
+                mean = 0.9**elapsed * mean + 0.1 * 0.5
+                square = 0.999**elapsed * square + 0.001 * 0.25
+                size = rate * (1 - 0.999**step) ** 0.5 / (1 - 0.9**step) / (square**0.5 + 1e-7)
+                direction = mean
+            else:
+                square += 0.25
+                size = rate / (square + 1e-7) ** 0.5
+            weight = (weight - size * direction) * max(0.0, 1 - 2 * 0.3 * elapsed * size)
+            last = step
+        np.testing.assert_allclose(found[row], weight, rtol=1e-4, err_msg=f"row looked up every {gap} steps")
+
+
+def test_l2_of_sgd_rows_is_close_to_that_of_every_step():
+    dense, lazy = 1.0, 1.0
+    for step in range(1, 101):
+        dense *= 1 - 0.01 * 2 * 0.05
+        if step % 10 == 0:
+            lazy *= max(0.0, 1 - 0.01 * 2 * 0.05 * 10)
+    table = tf.Variable([[1.0]])
+    optimizer = make(SGD(), 0.01, {}, {"t": table}, l2={"t": 0.05})
+    for step in range(10, 101, 10):
+        optimizer.apply({"t": sparse(np.zeros((1, 1), np.float32), [0])}, tf.constant(step))
+    np.testing.assert_allclose(table.numpy(), lazy, rtol=1e-5)
+    assert abs(lazy - dense) < 0.001 < 1 - dense
+
+
+def test_decay_of_adamw_covers_the_steps_since_the_last_update():
+    table, plain = tf.Variable([[2.0]]), tf.Variable([[2.0]])
+    for rule, variable in ((AdamW(weight_decay=0.1), table), (Adam(), plain)):
+        make(rule, 0.01, {}, {"t": variable}).apply({"t": sparse(np.ones((1, 1), np.float32), [0])}, tf.constant(25))
+    np.testing.assert_allclose((plain - table).numpy(), 25 * 0.01 * 0.1 * 2.0, rtol=1e-5)
+
+
+def test_shrinkage_never_changes_signs():
+    table = tf.Variable([[5.0], [-5.0]])
+    optimizer = make(SGD(), 1.0, {}, {"t": table}, l2={"t": 10.0})
+    optimizer.apply({"t": sparse(np.zeros((2, 1), np.float32), [0, 1])}, tf.constant(100))
+    np.testing.assert_array_equal(table.numpy(), [[0.0], [0.0]])
+
+
+def test_ftrl_regularizes_as_in_its_paper():
+    weight, rng = tf.Variable(np.zeros((3, 1), np.float32)), np.random.default_rng(0)
+    optimizer = make(Ftrl(l2=0.7), 0.2, {"w": weight}, {})
+    z, n, w = np.zeros((3, 1)), np.full((3, 1), 0.1), np.zeros((3, 1))
+    for step in range(1, 30):
+        gradient = rng.normal(size=(3, 1)).astype(np.float32)
+        optimizer.apply({"w": tf.constant(gradient)}, tf.constant(step))
+        sigma = (np.sqrt(n + gradient**2.0) - np.sqrt(n)) / 0.2
+        z += gradient - sigma * w
+        n += gradient**2.0
+        w = -z / (np.sqrt(n) / 0.2 + 0.7)
+    np.testing.assert_allclose(weight.numpy(), w, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "exponential"])
+def test_smooth_schedules_fall_to_a_hundredth(kind):
+    config = DeepOptimizer(rule="adam", rate=0.5, schedule=kind, warmup_epochs=1, weight_decay=0)
+    schedule = make_schedule(config, 10, 11)
+    rates = np.array([float(schedule(tf.constant(step))) for step in (5, 10, 60, 110, 200)])
+    half = 0.5 * (0.01**0.5 if kind == "exponential" else 0.505)
+    np.testing.assert_allclose(rates, [0.25, 0.5, half, 0.005, 0.005], rtol=1e-5)
+
+
+def test_plateau_lowers_the_rate_with_each_epoch_without_improvement():
+    config = DeepOptimizer(rule="adam", rate=0.5, schedule="plateau", warmup_epochs=0, weight_decay=0)
+    schedule = make_schedule(config, 10, 11)
+    rates = []
+    for epochs in (0, 1, 2):
+        schedule.reduce(epochs)
+        rates.append(float(schedule(tf.constant(7))))
+    np.testing.assert_allclose(rates, [0.5, 0.05, 0.005], rtol=1e-6)
+    assert schedule == make_schedule(config, 10, 11)

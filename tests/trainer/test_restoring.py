@@ -14,7 +14,18 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.embeddings.initialization import NormalTable
 from trainer.variables import assign_rows, initial_value, rows_of
 
-FLAGS = ["--deep_hidden_units", "8", "--global_batch_size", "64", "--eval_batch_size", "64", "--cpu", "--deterministic"]
+FLAGS = [
+    "--deep_hidden_units",
+    "8",
+    "--global_batch_size",
+    "64",
+    "--eval_batch_size",
+    "64",
+    "--cpu",
+    "--recipe",
+    "published",
+    "--deterministic",
+]
 
 
 @pytest.fixture(scope="module")

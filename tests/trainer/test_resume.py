@@ -55,7 +55,17 @@ def arguments(data: Path, folder: Path, *more: str, variant: str = "wide_deep") 
         "--results_dir",
         str(folder / "results"),
     ]
-    flags = ["--global_batch_size", str(BATCH), "--eval_batch_size", str(BATCH), "--num_epochs", str(EPOCHS), "--cpu"]
+    flags = [
+        "--global_batch_size",
+        str(BATCH),
+        "--eval_batch_size",
+        str(BATCH),
+        "--num_epochs",
+        str(EPOCHS),
+        "--cpu",
+        "--recipe",
+        "published",
+    ]
     flags += ["--deterministic", "--log_every", "1", "--checkpoint_every", str(SAVE_EVERY), "--keep_checkpoints", "99"]
     model = VARIANTS[variant] if "--model" in VARIANTS[variant] else [*MMOE, *VARIANTS[variant]]
     return [*places, *flags, *model, *more]

@@ -21,7 +21,14 @@ def data(tmp_path_factory) -> Path:
 
 def arguments(data: Path, folder: Path) -> list[str]:
     places = {"--dataset_path": data, "--model_dir": folder / "models", "--results_dir": folder / "results"}
-    return [*(str(part) for place in places.items() for part in place), *FLAGS, "--cpu", "--deterministic"]
+    return [
+        *(str(part) for place in places.items() for part in place),
+        *FLAGS,
+        "--cpu",
+        "--recipe",
+        "published",
+        "--deterministic",
+    ]
 
 
 def test_training_continues_after_a_failed_save(data, tmp_path, monkeypatch, capsys):

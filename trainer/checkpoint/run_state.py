@@ -51,11 +51,13 @@ class EarlyStoppingState:
         metric: key of the metric in the log; the metric itself defines whether larger or smaller is better.
         best: best value so far; None if the metric has not been defined yet.
         epochs_since_best: number of epochs since the best value in which the metric was defined.
+        epochs_without_improvement: number of epochs of the whole run in which the metric has not improved.
     """
 
     metric: str
     best: float | None = None
     epochs_since_best: int = 0
+    epochs_without_improvement: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class SavedRates:
 
     num_epochs: int
     deep_learning_rate: float
-    deep_schedule: Literal["steps", "constant"]
+    deep_schedule: Literal["steps", "constant", "plateau", "cosine", "exponential"]
     deep_warmup_epochs: float
     linear_learning_rate: float
 

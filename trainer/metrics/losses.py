@@ -23,10 +23,13 @@ class MeanLoss(Metric):
         return weighted_mean(rows, comm, self.per_row)
 
 
+LOSS = "loss_val"  # key of the loss that a task is trained with
+
+
 class _TaskLoss(MeanLoss):
     """The loss that a task is trained with."""
 
-    name = "loss_val"
+    name = LOSS
     title = "Loss"
     headline = 1
 

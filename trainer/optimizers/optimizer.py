@@ -25,7 +25,8 @@ class ParameterGroup:
         schedule: step, counted from 1 -> learning rate.
         weights: name -> variable of the weights that are updated as a whole in every step.
         tables: name -> variable of the embedding tables, of which only rows with a gradient are updated.
-        l2: name -> factor of the sum of squares added to the loss; 0 for names that are missing.
+        l2: name -> factor of the sum of squares added to the loss; 0 for names that are missing. It acts through the
+            gradient of a weight, and on all rows of a table by `UpdateRule.shrunk`.
     """
 
     rule: UpdateRule
@@ -34,13 +35,18 @@ class ParameterGroup:
     tables: dict[str, tf.Variable] = field(default_factory=dict)
     l2: Mapping[str, float] = field(default_factory=dict)
 
+    def decays_between_updates(self, table: str) -> bool:
+        """Returns whether rows or slots of a table change in steps that do not look them up."""
+        return self.rule.has_time_decay or bool(self.l2.get(table))
+
 
 class Optimizer:
     """Updates weights and embedding tables by the rules of their groups, and keeps the state of these rules.
 
     Only the rows of a table that a batch looks up are updated: those of a sparse gradient, or those with a non-zero
     gradient in a dense one; trainer/embeddings/costs.py chooses the faster form. They differ only for rows looked up
-    with a gradient of exactly 0 (padding, for instance), which matters with Adam's momentum, L2 or weight decay.
+    with a gradient of exactly 0 (padding, for instance), which matters with Adam's momentum. Regularization acts on all
+    rows: at an update, a row gets that of all steps since its last one.
 
     Args:
         groups: disjoint groups of weights and tables.
@@ -73,7 +79,7 @@ class Optimizer:
             self._last_step = {
                 name: tf.Variable(initial_value(table.shape[:1], 0.0, overwritten=restored), trainable=False)
                 for name, table in self.tables.items()
-                if self._groups[name].rule.has_time_decay
+                if self._groups[name].decays_between_updates(name)
             }
 
     @property
@@ -142,11 +148,15 @@ class Optimizer:
     def _updated(
         self, name: str, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
-        """Applies L2 regularization and the update rule; returns the new weight and slots."""
-        group = self._groups[name]
-        if group.l2.get(name):
-            gradient += 2 * group.l2[name] * weight
-        return group.rule.update(weight, gradient, slots, group.schedule(step), elapsed, tf.cast(step, tf.float32))
+        """Applies the update rule and L2 regularization; returns the new weight and slots."""
+        group, now = self._groups[name], tf.cast(step, tf.float32)
+        l2, rate, is_table = group.l2.get(name, 0.0), group.schedule(step), name in self.tables
+        if l2 and not is_table:
+            gradient += 2 * l2 * weight
+        new_weight, new_slots = group.rule.update(weight, gradient, slots, rate, elapsed, now)
+        if l2 and is_table:
+            new_weight = group.rule.shrunk(new_weight, new_slots, l2, rate, elapsed, now)
+        return new_weight, new_slots
 
 
 def _scatter(variable: tf.Variable, ids: tf.Tensor, rows: tf.Tensor) -> None:

@@ -46,6 +46,27 @@ class UpdateRule:
         """
         raise NotImplementedError
 
+    def step_sizes(self, slots: Slots, rate: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        """Returns how far a weight moves for a unit of gradient, given its new slots; broadcastable to the weight."""
+        raise NotImplementedError
+
+    def shrunk(
+        self, weight: tf.Tensor, slots: Slots, l2: float, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns updated table rows with the L2 regularization of all steps since their last update.
+
+        The loss has the term l2 w^2 in every step, but a row is only updated when a batch looks it up. Its gradient
+        2 l2 w over all these steps is then taken at once and beside the moments, which a sum over many steps would
+        distort:  w <- w max(0, 1 - 2 l2 elapsed step_size). The cost does not depend on the size of the table.
+
+        Args:
+            weight: rows after the update by the data's gradient, [..., width] float32.
+            slots: their new slots.
+            l2: factor of the sum of squares in the loss.
+            rate, elapsed, step: as for `update`.
+        """
+        return weight * tf.maximum(0.0, 1.0 - (2.0 * l2) * elapsed * self.step_sizes(slots, rate, step))
+
 
 @dataclass(frozen=True)
 class RMSprop(UpdateRule):
@@ -68,21 +89,28 @@ class RMSprop(UpdateRule):
     ) -> tuple[tf.Tensor, Slots]:
         """Applies the update, catching up on the decay of steps without a gradient."""
         mean_square = tf.pow(self.rho, elapsed) * slots["mean_square"] + (1.0 - self.rho) * tf.square(gradient)
-        return weight - rate * gradient / (tf.sqrt(mean_square) + self.epsilon), {"mean_square": mean_square}
+        new_slots = {"mean_square": mean_square}
+        return weight - self.step_sizes(new_slots, rate, step) * gradient, new_slots
+
+    def step_sizes(self, slots: Slots, rate: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        """Returns rate / (sqrt(v) + epsilon)."""
+        return rate / (tf.sqrt(slots["mean_square"]) + self.epsilon)
 
 
 @dataclass(frozen=True)
 class Ftrl(UpdateRule):
-    """Follow the regularized leader, with learning-rate power -1/2 and no regularization.
+    """Follow the regularized leader, with learning-rate power -1/2 and L2 regularization.
 
-    n' = n + g^2;  z <- z + g - (sqrt(n') - sqrt(n)) / rate * w;  w <- -z rate / sqrt(n')
+    n' = n + g^2;  z <- z + g - (sqrt(n') - sqrt(n)) / rate * w;  w <- -z rate / (sqrt(n') + rate l2)
 
-    A zero gradient changes nothing as long as w = -z rate / sqrt(n), which holds for weights that start at zero.
-    Updating only the rows of a batch is then exact.
+    The regularization pulls towards zero from the start, not in every step, so a zero gradient changes nothing for
+    weights that start at zero. Updating only the rows of a batch is then exact.
 
-    Source: McMahan et al., "Ad Click Prediction: a View from the Trenches", KDD 2013, algorithm 1.
+    Source: McMahan et al., "Ad Click Prediction: a View from the Trenches", KDD 2013, algorithm 1, whose lambda_2 is
+    `l2`.
     """
 
+    l2: float = 0.0
     slots: ClassVar[Mapping[str, float]] = {"accumulator": 0.1, "linear": 0.0}
 
     def update(
@@ -92,7 +120,7 @@ class Ftrl(UpdateRule):
         accumulator = slots["accumulator"] + tf.square(gradient)
         root = tf.sqrt(accumulator)
         linear = slots["linear"] + gradient - (root - tf.sqrt(slots["accumulator"])) / rate * weight
-        return -linear * rate / root, {"accumulator": accumulator, "linear": linear}
+        return -linear * rate / (root + rate * self.l2), {"accumulator": accumulator, "linear": linear}
 
 
 @dataclass(frozen=True)
@@ -117,17 +145,22 @@ class Adam(UpdateRule):
         """Applies the update, catching up on the moments' decay of steps without a gradient."""
         mean = tf.pow(self.beta_1, elapsed) * slots["mean"] + (1.0 - self.beta_1) * gradient
         mean_square = tf.pow(self.beta_2, elapsed) * slots["mean_square"] + (1.0 - self.beta_2) * tf.square(gradient)
+        new_slots = {"mean": mean, "mean_square": mean_square}
+        return weight - self.step_sizes(new_slots, rate, step) * mean, new_slots
+
+    def step_sizes(self, slots: Slots, rate: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        """Returns rate_t / (sqrt(v) + epsilon)."""
         # Bias correction by the step of the run, not by a row's number of updates: moments decay with every step.
         corrected_rate = rate * tf.sqrt(1.0 - tf.pow(self.beta_2, step)) / (1.0 - tf.pow(self.beta_1, step))
-        new_weight = weight - corrected_rate * mean / (tf.sqrt(mean_square) + self.epsilon)
-        return new_weight, {"mean": mean, "mean_square": mean_square}
+        return corrected_rate / (tf.sqrt(slots["mean_square"]) + self.epsilon)
 
 
 @dataclass(frozen=True)
 class AdamW(Adam):
     """Adam with decoupled weight decay: after Adam's update,  w <- w - rate weight_decay w_old.
 
-    Unlike L2 regularization, the decay bypasses the moments. On tables it acts on the rows that a batch looks up.
+    Unlike L2 regularization, the decay does not depend on the moments. A table row decays when a batch looks it up, for
+    all steps since its last update:  w <- w - min(1, rate weight_decay elapsed) w_old.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
     """
@@ -144,7 +177,7 @@ class AdamW(Adam):
     ) -> tuple[tf.Tensor, Slots]:
         """Applies Adam's update and the decay of the old weight."""
         new_weight, new_slots = super().update(weight, gradient, slots, rate, elapsed, step)
-        return new_weight - rate * self.weight_decay * weight, new_slots
+        return new_weight - tf.minimum(1.0, rate * self.weight_decay * elapsed) * weight, new_slots
 
 
 @dataclass(frozen=True)
@@ -162,8 +195,12 @@ class Adagrad(UpdateRule):
         self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
         """Applies the update; `elapsed` and `step` are not used."""
-        accumulator = slots["accumulator"] + tf.square(gradient)
-        return weight - rate * gradient / tf.sqrt(accumulator + self.epsilon), {"accumulator": accumulator}
+        new_slots = {"accumulator": slots["accumulator"] + tf.square(gradient)}
+        return weight - self.step_sizes(new_slots, rate, step) * gradient, new_slots
+
+    def step_sizes(self, slots: Slots, rate: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        """Returns rate / sqrt(n + epsilon)."""
+        return rate / tf.sqrt(slots["accumulator"] + self.epsilon)
 
 
 @dataclass(frozen=True)
@@ -175,6 +212,10 @@ class SGD(UpdateRule):
     ) -> tuple[tf.Tensor, Slots]:
         """Applies the update; `slots`, `elapsed` and `step` are not used."""
         return weight - rate * gradient, {}
+
+    def step_sizes(self, slots: Slots, rate: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        """Returns the rate."""
+        return rate
 
 
 # The choices of --optimizer, the optimizer of the deep part; the wide part is trained with Ftrl.

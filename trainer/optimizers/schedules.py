@@ -1,7 +1,9 @@
 """Learning rates as functions of the step."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import tensorflow as tf
 
@@ -60,9 +62,66 @@ class Steps:
         return self.base * factor
 
 
+@dataclass(frozen=True)
+class Plateau(Constant):
+    """The constant schedule, times REDUCTION for each epoch that has not improved the metric of early stopping.
+
+    Attributes:
+        factor: the current factor, scalar float32 variable.
+    """
+
+    REDUCTION: ClassVar[float] = 0.1
+    factor: tf.Variable = field(default_factory=lambda: tf.Variable(1.0, trainable=False), compare=False)
+
+    def reduce(self, epochs: int) -> None:
+        """Sets the number of epochs so far that have not improved the metric."""
+        self.factor.assign(self.REDUCTION**epochs)
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the rate, scalar float32; `step` counts from 1."""
+        return Constant.__call__(self, step) * self.factor
+
+
+@dataclass(frozen=True)
+class Decay:
+    """After a linear warm-up of W steps, a rate that falls smoothly to `last` times the base at the end of the run.
+
+    With p, the share of the steps after the warm-up that are done:
+
+    cosine         base * (last + (1 - last) (1 + cos(pi p)) / 2)       Loshchilov and Hutter, "SGDR", ICLR 2017, eq. 5
+    exponential    base * last ** p
+
+    Attributes:
+        kind: cosine or exponential.
+        base: the base rate.
+        warmup_steps: length W of the warm-up.
+        total_steps: number of steps of the whole run.
+    """
+
+    kind: str
+    base: float
+    warmup_steps: float
+    total_steps: int
+    last: ClassVar[float] = 0.01
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the rate, scalar float32; `step` counts from 1."""
+        now = tf.cast(step, tf.float32)
+        rise = tf.minimum(now / max(self.warmup_steps, 1.0), 1.0)
+        share = (now - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1.0)
+        share = tf.clip_by_value(share, 0.0, 1.0)
+        if self.kind == "exponential":
+            return self.base * rise * tf.pow(self.last, share)
+        return self.base * rise * (self.last + (1 - self.last) * (1 + tf.cos(math.pi * share)) / 2)
+
+
 def make_schedule(config: DeepOptimizer, steps_per_epoch: int, epochs: int) -> Schedule:
     """Creates the schedule of --deep_schedule for a whole run."""
-    warmup_steps = config.warmup_epochs * steps_per_epoch
+    warmup_steps, total_steps = config.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
     if config.schedule == "constant":
         return Constant(config.rate, warmup_steps)
-    return Steps(config.rate, warmup_steps, epochs * steps_per_epoch)
+    if config.schedule == "plateau":
+        return Plateau(config.rate, warmup_steps)
+    if config.schedule == "steps":
+        return Steps(config.rate, warmup_steps, total_steps)
+    return Decay(config.schedule, config.rate, warmup_steps, total_steps)

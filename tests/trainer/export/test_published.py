@@ -23,7 +23,7 @@ pytestmark = [
 ]
 RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"
 SMALL = ["--deep_hidden_units", "64", "--expert_hidden_units", "16", "--tower_hidden_units", "8", "--num_experts", "4"]
-TRAINING = ["--global_batch_size", "8192", "--num_epochs", "1", "--cpu"]
+TRAINING = ["--global_batch_size", "8192", "--num_epochs", "1", "--cpu", "--recipe", "published"]
 MODELS = ("wide_deep", "mmoe")
 
 
