@@ -49,7 +49,7 @@ class EarlyStopping:
 
 
 def main_metric(keys: Sequence[str], chosen: str | None = None, *, prefers_loss: bool = False) -> str:
-    """Return the key of the metric that decides which checkpoint is the best, and when to stop.
+    """Return the key of the metric that decides which checkpoint is the best.
 
     Args:
         keys: keys of the metrics that are computed.
@@ -61,9 +61,15 @@ def main_metric(keys: Sequence[str], chosen: str | None = None, *, prefers_loss:
     """
     if chosen is not None and chosen not in keys:
         raise DataError(f"--early_stopping_metric {chosen!r} is not one of {', '.join(keys)}")
+    first, *others = headline_metrics()
+    return chosen or _first_of([first, LOSS, *others] if prefers_loss else [first, *others], keys)
+
+
+def loss_metric(keys: Sequence[str]) -> str:
+    """Return the key of the loss, with several tasks of their mean loss."""
+    return _first_of([LOSS], keys)
+
+
+def _first_of(names: Sequence[str], keys: Sequence[str]) -> str:
     # Each metric's own key with one task, the mean over tasks with several.
-    names = headline_metrics()
-    if prefers_loss:
-        names = [names[0], LOSS, *names[1:]]
-    defaults = [key for name in names for key in (name, f"{name}/mean")]
-    return chosen or next(key for key in defaults if key in keys)
+    return next(key for name in names for key in (name, f"{name}/mean") if key in keys)

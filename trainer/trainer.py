@@ -23,7 +23,7 @@ from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import probe
 from trainer.comm import Comm
 from trainer.config import Options
-from trainer.early_stopping import EarlyStopping, main_metric
+from trainer.early_stopping import EarlyStopping, loss_metric, main_metric
 from trainer.evaluate import Evaluator, describe, undefined_warnings
 from trainer.expert_monitor import ExpertMonitor, monitor_of
 from trainer.inputs import Inputs
@@ -105,12 +105,19 @@ class Trainer:
         return Evaluator(self.model, self.data.eval_loader, evaluation, self.comm, xla=self.config.training.xla)
 
     @cached_property
+    def best_by(self) -> str:
+        """The key of the metric that decides which checkpoint is the best."""
+        options = self.config.training
+        prefers_loss = options.recipe == "auto"
+        return main_metric(self.evaluator.evaluation.keys, options.early_stopping_metric, prefers_loss=prefers_loss)
+
+    @cached_property
     def stopping(self) -> EarlyStopping:
         """Early stopping, updated after each epoch."""
-        options = self.config.training
-        metric = main_metric(
-            self.evaluator.evaluation.keys, options.early_stopping_metric, prefers_loss=options.recipe == "auto"
-        )
+        options, metric = self.config.training, self.best_by
+        if options.recipe == "auto" and options.early_stopping_metric is None:
+            # MAP@12 varies so much between epochs that it would often end a run while the model still improves.
+            metric = loss_metric(self.evaluator.evaluation.keys)
         return EarlyStopping(metric, options.early_stopping_patience)
 
     @cached_property
@@ -159,7 +166,7 @@ class Trainer:
                 position = Position(position.epoch)
                 self.stopping.update(metrics)
                 self._reduce_rate()
-                self.checkpoints.record_evaluation(position, self.stopping.state, metrics)
+                self.checkpoints.record_evaluation(position, self.stopping.state, metrics, self.best_by)
             self.checkpoints.finish()
         if position.epoch < self.config.training.num_epochs:
             self.log.progress.message(f"stopping: {self.stopping.reason}")
@@ -297,10 +304,9 @@ class Trainer:
             log.log([steps_done], curves | {"epoch": epoch})
         progress.message(f"epoch {epoch}/{self.config.training.num_epochs}: {describe(metrics)}")
         self.log.warn(undefined_warnings(self.evaluator.evaluation.undefined))
-        if math.isnan(metrics[self.stopping.key]):
-            self.log.warn(
-                [f"without a value of {self.stopping.key} this epoch cannot be the best, nor count for patience"]
-            )
+        for key in dict.fromkeys([self.best_by, self.stopping.key]):
+            if math.isnan(metrics[key]):
+                self.log.warn([f"without a value of {key} this epoch cannot be the best, nor count for patience"])
         if monitor is not None:
             values, warnings = monitor.measure()
             log.log([steps_done], values | {"epoch": epoch})
@@ -319,7 +325,9 @@ class Trainer:
         if self.comm.rank == 0:
             probe(self.config.data.model_dir)
         state, stopping = self.training.state, self.stopping
-        self.say(f"the best checkpoint is chosen by {stopping.key} of {self.data.evaluated}")
+        self.say(
+            f"the best checkpoint is chosen by {self.best_by}, early stopping by {stopping.key} ({self.data.evaluated})"
+        )
         if not self.config.run.use_checkpoint:
             state.share()
             return Position()

@@ -80,21 +80,23 @@ class CheckpointManager:
         self._writing = self._writer.submit(handover.save, write)
         handover.fill()
 
-    def record_evaluation(self, position: Position, stopping: EarlyStoppingState, metrics: dict[str, float]) -> None:
+    def record_evaluation(
+        self, position: Position, stopping: EarlyStoppingState, metrics: dict[str, float], best_by: str
+    ) -> None:
         """Records an epoch's evaluation in its checkpoint, in the background and after the save has ended.
 
-        The best checkpoint so far, by the metric of early stopping, is kept in addition to the newest ones. A run
+        The best checkpoint so far is kept in addition to the newest ones. A run
         that dies before the evaluation is recorded repeats it when it is resumed.
 
         Args:
             position: the checkpoint's position, now marked as evaluated.
             stopping: the state of early stopping after this evaluation.
             metrics: the metrics of the evaluation.
+            best_by: key of the metric that decides which checkpoint is the best.
         """
         if self._comm.rank == 0:
-            key = stopping.metric
             amend = partial(self._store.amend, self._step(position), state=self._facts(position, stopping, metrics))
-            self._writing = self._writer.submit(self._amend, self._writing, amend, key, metrics[key])
+            self._writing = self._writer.submit(self._amend, self._writing, amend, best_by, metrics[best_by])
 
     def _amend(self, saving: Future[Path] | None, amend: Callable[..., Path], key: str, value: float) -> Path:
         if saving is not None:
