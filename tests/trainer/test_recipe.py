@@ -1,0 +1,102 @@
+"""Settings that are chosen by the data."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from main import main
+from tests.data.sample_data import random_rows, write_dataset
+from trainer.cli import make_options
+from trainer.recipe import batch_size_for, choose, l2_for
+
+
+def write_rows(folder: Path, rows: int) -> None:
+    """A dataset whose training mapping has so many rows; its test mapping has the same."""
+    table = pa.table(
+        {"item": pa.array(np.arange(rows) % 7, pa.int32()), "click": pa.array(np.arange(rows) % 2, pa.int8())}
+    )
+    half = rows // 2
+    for number, part in enumerate((table.slice(0, half), table.slice(half))):
+        pq.write_table(part, folder / f"{number}.parquet")
+    (folder / "feature_spec.yaml").write_text(
+        """
+feature_spec: {item: {cardinality: 7}, click: {}}
+source_spec:
+  train: [{type: parquet, features: [item, click], files: [0.parquet, 1.parquet]}]
+  test: [{type: parquet, features: [item, click], files: [0.parquet]}]
+channel_spec: {onehot_categorical: [item], label: [click]}
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch"),
+    [(1, 256), (54_000, 256), (55_000, 512), (76_000, 512), (200_000, 1024), (610_000, 4096), (60_000_000, 65_536)],
+)
+def test_batch_size_gives_about_150_steps(rows, batch):
+    assert batch_size_for(rows) == batch
+    if 256 < batch < 65_536:
+        assert 150 / 2**0.5 - 1 < rows / batch < 150 * 2**0.5 + 1
+
+
+def test_l2_is_the_prior_of_the_mean_loss():
+    # 1 / (2 * 610,000 * 0.04^2) = 0.000512...
+    assert l2_for(610_000) == 0.00051
+    assert l2_for(61_000) == pytest.approx(10 * l2_for(610_000), rel=0.02)
+
+
+def test_given_flags_win(tmp_path):
+    write_rows(tmp_path, 30_000)
+    plain = make_options({"dataset_path": tmp_path})
+    assert plain.training.global_batch_size == 256 and plain.deep_optimizer.rule == "adam" and plain.model.batch_norm
+    given = {"global_batch_size": 99, "optimizer": "sgd", "batch_norm": False, "l2_reg_embedding": 0.0}
+    changed = make_options({"dataset_path": tmp_path, **given})
+    assert changed.training.global_batch_size == 99 and changed.deep_optimizer.rule == "sgd"
+    assert not changed.model.batch_norm and changed.training.l2_reg_embedding == 0
+    assert given.keys().isdisjoint(changed.reasons) and plain.reasons.keys() > changed.reasons.keys()
+
+
+def test_nothing_is_chosen_where_nothing_is_trained(tmp_path):
+    write_rows(tmp_path, 100)
+    assert make_options({"dataset_path": tmp_path, "recipe": "published"}).reasons == {}
+    assert choose({"dataset_path": tmp_path / "missing"}) == []
+    published = make_options({"dataset_path": tmp_path, "recipe": "published"})
+    assert published.training.global_batch_size == 131_072 and not published.model.batch_norm
+
+
+def test_xla_goes_without_batch_norm(tmp_path):
+    write_rows(tmp_path, 100)
+    assert "batch_norm" not in make_options({"dataset_path": tmp_path, "xla": True}).reasons
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Trains on a dataset without `valid`, with paths and a small model, and returns a function that runs on."""
+    folder = tmp_path_factory.mktemp("run")
+    spec, _ = write_dataset(folder, [[900], [1100]], frame=random_rows(2000))
+    (folder / "feature_spec.yaml").write_text(spec.to_yaml())
+
+    def run(*more: str) -> int:
+        places = {"--dataset_path": folder, "--model_dir": folder / "models", "--results_dir": folder / "results"}
+        words = [str(word) for place in places.items() for word in place]
+        return main([*words, "--deep_hidden_units", "8", "--cpu", *more])
+
+    return run
+
+
+def test_run_reports_its_choices_and_holds_rows_out(run, capfd):
+    assert run("--num_epochs", "2") == 0
+    shown = capfd.readouterr().out
+    assert "--global_batch_size 256: about 150 steps for 2,000 rows" in shown and "--num_epochs" not in shown
+    assert "chosen by loss_val/mean" in shown or "chosen by streaming_map_val" in shown
+    assert "held-out rows of mapping 'train'" in shown
+    assert run("--num_epochs", "3", "--use_checkpoint") == 0
+    assert "resuming after step" in capfd.readouterr().out
+    # The held-out rows are no rows of this run's training data any more.
+    assert run("--num_epochs", "4", "--use_checkpoint", "--eval_mapping", "test") == 2
+    assert "training_data was" in capfd.readouterr().err
+    assert run("--evaluate") == 0
+    assert "on mapping 'test'" in capfd.readouterr().out
