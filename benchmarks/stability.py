@@ -36,7 +36,7 @@ from trainer.report.plots import COLORS, DPI, GREY, PANEL_INCHES, PIXELS, STYLE,
 MODES = {"float32": (), "amp": ("--amp",), "xla": ("--xla",), "amp+xla": ("--amp", "--xla")}
 METRICS = ("auc_roc", "streaming_map_val")
 TRAINING = (
-    "--global_batch_size 4096 --eval_batch_size 16384 --num_epochs 1 --deep_hidden_units 64 32 "
+    "--recipe published --global_batch_size 4096 --eval_batch_size 16384 --num_epochs 1 --deep_hidden_units 64 32 "
     "--deep_learning_rate 0.004 --deep_warmup_epochs 0.25 --keep_checkpoints 1 --log_every 1000"
 )
 TABLE, END = "<!-- table: python -m benchmarks.stability --document -->", "<!-- end of table -->"
