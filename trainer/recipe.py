@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from data.errors import DataError
 from data.loading.parquet import open_files
 from data.spec.feature_spec import FeatureSpec
-from trainer.config import DataOptions, Options
+from trainer.config import DataOptions, ModelOptions, Options
 
 # Steps per epoch that the batch size aims at, and its limits. Below the smaller one a step is mostly overhead, above
 # the larger one a GPU is no faster.
@@ -22,6 +22,7 @@ BATCH_SIZES = (256, 65_536)
 # sum of losses + sum w^2 / (2 PRIOR_STD^2), so the mean loss of N rows goes with a factor of 1 / (2 N PRIOR_STD^2).
 PRIOR_STD = 0.04
 HELD_OUT_SHARE = 0.05
+WIDE_DEEP, MANY_ROWS = "wide_deep", 10_000_000
 
 
 class Choice(NamedTuple):
@@ -55,16 +56,24 @@ def choose(given: Mapping[str, Any]) -> list[Choice]:
 def _choices(given: Mapping[str, Any], rows: int) -> list[Choice]:
     batch = batch_size_for(rows)
     optimizer = "Adam's usual rate, lowered by the schedule"
-    stopping = "training ends when the loss of held-out rows no longer falls"
+    stopping = "training ends when the validation loss no longer falls"
     found = [
-        Choice("global_batch_size", batch, f"about {STEPS_PER_EPOCH} steps for {rows:,} rows"),
-        Choice("num_epochs", 40, f"at most: {stopping}"),
+        Choice("global_batch_size", batch, f"about {STEPS_PER_EPOCH} steps per epoch for {rows:,} rows"),
+        Choice("num_epochs", 40, f"at most; {stopping}"),
         Choice("early_stopping_patience", 2, stopping),
         Choice("optimizer", "adam", optimizer),
         Choice("deep_learning_rate", 0.001, optimizer),
-        Choice("deep_schedule", "plateau", "a tenth of the rate where the loss of held-out rows no longer falls"),
-        Choice("l2_reg_embedding", l2_for(rows), f"a normal prior of deviation {PRIOR_STD} for {rows:,} rows"),
+        Choice("deep_schedule", "plateau", "a tenth of the rate when the validation loss no longer falls"),
+        Choice(
+            "l2_reg_embedding", l2_for(rows), f"a normal prior with standard deviation {PRIOR_STD} for {rows:,} rows"
+        ),
     ]
+    found += [
+        Choice("embedding_init_std", 0.01, "embeddings start with little influence"),
+        Choice("deep_dropout", 0.2, "against overfitting of the hidden layers"),
+    ]
+    if given.get("model", ModelOptions.model) == WIDE_DEEP and rows < MANY_ROWS:
+        found.append(Choice("deep_hidden_units", (256, 128), f"enough for fewer than {MANY_ROWS:,} rows"))
     if not given.get("xla"):
         # XLA cannot compile the sums over workers that batch normalization makes within the forward pass.
         found.append(Choice("batch_norm", True, "hidden layers learn faster and generalize better"))
@@ -76,11 +85,17 @@ def describe_choices(options: Options) -> list[str]:
     if not options.reasons:
         return []
     values = options.as_dict()
-    lines = [f"  --{flag} {values[flag]}: {reason}" for flag, reason in options.reasons.items()]
+    lines = [f"  {_flag(flag, values[flag])}: {reason}" for flag, reason in options.reasons.items()]
     return [
         "settings chosen by the data (a flag that is given wins; --recipe published for the public recipe's):",
         *lines,
     ]
+
+
+def _flag(name: str, value: Any) -> str:
+    """Return a flag with its value as it is typed."""
+    values = value if isinstance(value, list) else [] if value is True else [value]
+    return " ".join([f"--{name}", *map(str, values)])
 
 
 def batch_size_for(rows: int) -> int:

@@ -325,9 +325,8 @@ class Trainer:
         if self.comm.rank == 0:
             probe(self.config.data.model_dir)
         state, stopping = self.training.state, self.stopping
-        self.say(
-            f"the best checkpoint is chosen by {self.best_by}, early stopping by {stopping.key} ({self.data.evaluated})"
-        )
+        keys = " and ".join(dict.fromkeys([self.best_by, stopping.key]))
+        self.say(f"the best checkpoint and the end of training are chosen by {keys}, on {self.data.evaluated}")
         if not self.config.run.use_checkpoint:
             state.share()
             return Position()
