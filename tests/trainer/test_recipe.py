@@ -1,14 +1,21 @@
 """Settings that are chosen by the data."""
 
+import json
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy
 
+from data.loading.loader import ParquetLoader
+from data.movielens.prepare import prepare
+from data.spec.feature_spec import FeatureSpec
 from main import main
 from tests.data.sample_data import random_rows, write_dataset
+from tests.helpers import real_data
 from trainer.cli import make_options
 from trainer.recipe import batch_size_for, choose, l2_for
 
@@ -99,3 +106,53 @@ def test_run_reports_its_choices_and_holds_rows_out(run, capfd):
     assert "training_data was" in capfd.readouterr().err
     assert run("--evaluate") == 0
     assert "on mapping 'test'" in capfd.readouterr().out
+
+
+def one_hot(spec: FeatureSpec, mapping: str) -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
+    """All ids as 0 or 1, beside the numerical features and a constant; and the labels."""
+    loader = ParquetLoader(spec, mapping, global_batch_size=10**6, shuffle=False)
+    with closing(loader.epoch(0)) as batches:
+        batch = next(batches)
+    sizes = [feature.cardinality for feature in spec.onehot]
+    sizes += [feature.cardinality for feature in spec.multihot for _ in range(feature.max_hotness)]
+    places = batch.ids + np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    rows, columns = np.nonzero(batch.ids >= 0)
+    shape = len(batch.labels), sum(sizes)
+    ids = scipy.sparse.csr_matrix((np.ones(len(rows)), (rows, places[rows, columns])), shape)
+    numbers = np.column_stack([batch.numerical, np.ones(len(batch.labels))])
+    return scipy.sparse.hstack([ids, numbers], format="csr"), batch.labels[:, 0].astype(np.float64)
+
+
+def logistic_regression(spec: FeatureSpec) -> float:
+    """AUC on `test` of a regularized logistic regression, whose penalty is chosen on a twentieth of `train`."""
+    x, labels = one_hot(spec, "train")
+    is_valid = np.arange(len(labels)) % 20 == 0
+    test, test_labels = one_hot(spec, "test")
+
+    def loss(weights: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
+        logits = x[~is_valid] @ weights
+        wrong = np.logaddexp(0, np.where(labels[~is_valid] > 0, -logits, logits))
+        gradient = x[~is_valid].T @ (scipy.special.expit(logits) - labels[~is_valid])
+        return wrong.sum() + penalty * weights @ weights, gradient + 2 * penalty * weights
+
+    found = []
+    for penalty in (0.1, 1.0, 10.0):
+        fitted = scipy.optimize.minimize(loss, np.zeros(x.shape[1]), (penalty,), jac=True, method="L-BFGS-B", options={"maxiter": 200})
+        found.append((rank_auc(x[is_valid] @ fitted.x, labels[is_valid]), rank_auc(test @ fitted.x, test_labels)))
+    return max(found)[1]
+
+
+def rank_auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    ranks, positives = scipy.stats.rankdata(scores), labels.sum()
+    return (ranks[labels > 0].sum() - positives * (positives + 1) / 2) / (positives * (len(labels) - positives))
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_small_data_at_the_defaults_beats_logistic_regression(tmp_path):
+    prepare(real_data("ml-100k"), tmp_path / "data")
+    places = ["--dataset_path", tmp_path / "data", "--model_dir", tmp_path / "model", "--results_dir", tmp_path / "new"]
+    assert main([*map(str, places), "--cpu"]) == 0
+    assert main([*map(str, places), "--cpu", "--evaluate"]) == 0
+    found = json.loads((tmp_path / "new" / "metrics.json").read_text())["auc_roc"]
+    assert found > logistic_regression(FeatureSpec.read(tmp_path / "data" / "feature_spec.yaml")) + 0.005
