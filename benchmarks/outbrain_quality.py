@@ -20,7 +20,7 @@ import pandas as pd
 from benchmarks.metrics_speed import Alone
 from data.outbrain.synthesize import TRUTH_FILE
 from trainer.metrics.auc import RocAuc
-from trainer.metrics.grouped import MeanAveragePrecision
+from trainer.metrics.ranking import MeanAveragePrecision
 from trainer.metrics.rows import Rows
 
 SMOOTHING = 20.0

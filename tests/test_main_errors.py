@@ -111,6 +111,15 @@ def test_unknown_mapping_lists_the_known_ones(dataset, tmp_path, capsys):
     check_rejected(capsys, arguments(dataset, tmp_path, "--train_mapping", "trian"), 2, "trian", "train", "test")
 
 
+def test_metrics_that_the_evaluated_mapping_does_not_allow(dataset, tmp_path, capsys):
+    words = arguments(dataset, tmp_path, "--slice", "user")
+    check_rejected(capsys, words, 2, "mapping 'test' has no column 'user'; did you mean 'user_id'?")
+    words = arguments(dataset, tmp_path, "--ranking_metrics", "ndcg@5")
+    check_rejected(
+        capsys, words, 2, "--ranking_metrics ndcg@5", "mapping 'test' has no map feature", "channel_spec.map"
+    )
+
+
 def test_missing_embedding_sizes_file_is_named(dataset, tmp_path, capsys):
     check_rejected(capsys, arguments(dataset, tmp_path, "--embedding_sizes_file", "no.json"), 2, "no.json")
 

@@ -1,5 +1,8 @@
 """Names that a specification accepts go through training, checkpoints, evaluation, predictions and every export."""
 
+import csv
+import html
+import io
 import json
 from pathlib import Path
 
@@ -14,6 +17,8 @@ import export
 import main
 from tests.helpers import metrics, must
 from trainer.export.ports import tensor_names
+from trainer.report.page import page
+from trainer.report.runs import read_run
 
 ONEHOT = ["Age", "age", "cat_0.bin", "größe", "self", "f" * 200]
 MULTIHOT = ["a b", "cat_0", "class", 'q"uote', "大" * 66]
@@ -21,6 +26,7 @@ NUMERICAL = ["1x", "tags:0", "back\\slash", "<b>", "e\u0301", "\u00e9", "age_2",
 LABELS = ["Click", "click", "lab.el", "shared", "l" * 200]
 MAP = "session id"
 ROWS = 60
+ASKED = ["--ranking_metrics", "ndcg@3", "--slice", MAP, "größe", "1x", "--slice_values", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,8 @@ def folder(tmp_path_factory) -> Path:
     }
     (folder / "feature_spec.yaml").write_text(yaml.safe_dump(document, allow_unicode=True), encoding="utf-8")
     model = ["--model", "ple", "--ple_levels", "2", "--expert_hidden_units", "4", "--tower_hidden_units", "4"]
-    must(main.main([*places(folder, "train"), *model, "--num_epochs", "1", "--tensorboard_dir", str(folder / "board")]))
+    model += ["--num_epochs", "1", "--tensorboard_dir", str(folder / "board")]
+    must(main.main([*places(folder, "train"), *model, *ASKED]))
     return folder
 
 
@@ -58,13 +65,27 @@ def places(folder: Path, run: str) -> list[str]:
 def test_a_checkpoint_evaluates_and_predicts(folder):
     kept = ["--keep", ONEHOT[-1], "大" * 66]
     file = folder / "predictions.parquet"
-    must(main.main([*places(folder, "evaluate"), "--evaluate", "--predictions_file", str(file), *kept]))
+    must(main.main([*places(folder, "evaluate"), "--evaluate", "--predictions_file", str(file), *kept, *ASKED]))
     trained, evaluated = metrics(folder / "train"), metrics(folder / "evaluate")
     assert {f"auc_roc/{name}" for name in LABELS} < set(evaluated)
     assert evaluated == pytest.approx({key: trained[key] for key in evaluated}, abs=1e-6)
+    assert {f"ndcg@3/{name}" for name in [*LABELS, "mean"]} < set(evaluated)
     names = pq.read_schema(file).names
     written = [f"{part}_{name}" for name in LABELS for part in ("label", "prediction")]
     assert names == ["row", *written, MAP, *kept[1:]]
+
+
+def test_slices_are_in_the_table_the_log_and_the_report(folder):
+    must(main.main([*places(folder, "sliced"), "--evaluate", *ASKED]))
+    lines = list(csv.DictReader(io.StringIO((folder / "sliced/slices.csv").read_text(encoding="utf-8"))))
+    assert len(lines) == 3 * 3 * len(LABELS)  # two values and the others of each column
+    assert sum(int(line["rows"]) for line in lines) == 3 * ROWS * len(LABELS)
+    run = read_run(folder / "sliced", "run")
+    assert [(one["column"], one["value"], one["task"]) for one in run.slices] == [
+        (line["column"], line["value"], line["task"]) for line in lines
+    ]
+    words = html.unescape(page([run]))
+    assert all(f"{column}, {task}" in words for column in (MAP, "größe", "1x") for task in LABELS)
 
 
 def test_a_task_called_shared_keeps_its_gate(folder):

@@ -260,6 +260,7 @@ RESULTS = {
     "log.json.previous": ["{}"],
     "args.json": [MINE, '{"mine": 1}', "[1]"],
     "metrics.json": [MINE, '{"accuracy": 0.9}'],
+    "slices.csv": [MINE, "column,value\n"],
 }
 
 
@@ -267,7 +268,8 @@ RESULTS = {
 def test_results_of_others_are_not_overwritten(data, tmp_path, capsys, name, content):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / name).write_text(content)
-    check_rejected(capsys, tmp_path, main, train(data, tmp_path), f"results/{name}", "was not written by this command")
+    arguments = train(data, tmp_path, "--slice", "user_id")
+    check_rejected(capsys, tmp_path, main, arguments, f"results/{name}", "was not written by this command")
 
 
 @pytest.mark.parametrize("name", list(RESULTS))
@@ -275,7 +277,8 @@ def test_results_are_not_written_through_links(data, tmp_path, capsys, name):
     (tmp_path / "results").mkdir()
     (tmp_path / "mine").write_text(MINE)
     (tmp_path / "results" / name).symlink_to(tmp_path / "mine")
-    check_rejected(capsys, tmp_path, main, train(data, tmp_path), f"results/{name}", "is a link")
+    arguments = train(data, tmp_path, "--slice", "user_id")
+    check_rejected(capsys, tmp_path, main, arguments, f"results/{name}", "is a link")
 
 
 def test_a_lock_file_of_others_stays(tmp_path):

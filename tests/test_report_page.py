@@ -57,7 +57,8 @@ class Reader(html.parser.HTMLParser):
 
 
 SECTIONS = (
-    "Learning curves", "Metrics", "Calibration", "Throughput", "Step breakdown", "Gates and experts", "Configuration",
+    "Learning curves", "Metrics", "Calibration", "Slices", "Throughput", "Step breakdown", "Gates and experts",
+    "Configuration",
 )  # fmt: skip
 
 
@@ -67,6 +68,13 @@ def curve(step: int, **of_task: list[list[float]]) -> tuple:
     return [step], {
         f"calibration_curve/{task}": dict(zip(columns, lists, strict=True)) for task, lists in of_task.items()
     }
+
+
+def slices(step: int, *lines: tuple[str, str, str, dict, dict]) -> tuple:
+    """A record of slices: column, value, task, metrics and standard errors of each; a thousand rows, no positives."""
+    names = ("column", "value", "task", "metrics", "standard_errors")
+    records = [dict(zip(names, line, strict=True)) | {"rows": 1000, "positives": None} for line in lines]
+    return [step], {"slices": records}
 
 
 def gates(step: int, task: str, lead: float) -> tuple:
@@ -79,6 +87,8 @@ def gates(step: int, task: str, lead: float) -> tuple:
 FULL = [
     *TWO_EPOCHS[:6],
     curve(40, click=[[10.0, 20.0], [0.125, 0.625], [0.25, 0.5]]),
+    slices(20, ("country", "earlier", "click", {"auc_roc": 0.5}, {})),
+    slices(40, ("country", "DE", "click", {"auc_roc": 0.8125, "loss_val": None}, {"auc_roc": 0.0314})),
     gates(20, "click", 0.6),
     gates(40, "click", 0.71),
     TWO_EPOCHS[6],
@@ -107,6 +117,8 @@ def test_page_has_all_sections_and_figures(tmp_path):
     words = " ".join(reader.words)
     for figure in ("0.50000", "0.70000", "0.75000 at epoch 1", "0.65000", "0.71", "0.29", "0.31", "0.17", "num_epochs"):
         assert figure in words, figure
+    assert "country, click" in words and "0.81250 \N{PLUS-MINUS SIGN} 0.031" in words and "1,000" in words
+    assert "earlier" not in words
     assert "click: 0.125, 0.25" not in words and "run: 0.125, 0.25" in words and "run: 0.625, 0.5" in words
 
 
@@ -183,7 +195,7 @@ def test_page_is_written_and_self_contained(tmp_path, capsys):
     assert self_contained(reader, made) and not re.search(r"https?://", made)
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in reader.tags
     links = {attributes["href"].removeprefix("#") for tag, attributes in reader.tags if tag == "a"}
-    assert links <= set(reader.attributes("id")) and len(links) == 6
+    assert links <= set(reader.attributes("id")) and len(links) == 7
 
 
 def test_nearly_empty_runs_have_a_page(tmp_path):
@@ -193,6 +205,16 @@ def test_nearly_empty_runs_have_a_page(tmp_path):
     assert "0.75000" in read_page(write_run(tmp_path / "evaluated", [([], {"auc_roc": 0.75})])).words
     nothing = [training(20, None), evaluation(20, 1, auc_roc=None, loss_val=1e300), curve(20, x=[[], [], []])]
     read_page(write_run(tmp_path / "nothing", nothing))
+
+
+def test_malformed_slices_are_skipped(tmp_path):
+    good = {"column": "c", "value": "v\n", "task": "t", "rows": 3, "metrics": {"x": 1, "y": "2"}, "standard_errors": {}}
+    odd = [3, None, {}, good | {"value": 3}, good | {"metrics": [1]}, good | {"rows": -1, "positives": True}]
+    for records in ("none", {"column": "c"}, [*odd, good]):
+        run = read_run(write_run(tmp_path, [*TWO_EPOCHS, ([20], {"slices": records})]), "run")
+    line = {"column": "c", "value": "v\\n", "task": "t", "metrics": {"x": 1.0}, "standard_errors": {}}
+    assert run.slices == [line, line | {"rows": 3}]
+    read_page(tmp_path)
 
 
 def test_malformed_calibration_curves_are_skipped(tmp_path):

@@ -13,6 +13,7 @@ from data.command_line import Parser
 from data.errors import DataError
 from trainer.checkpoint.saved_config import saved_model_flags
 from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions, section_flags
+from trainer.metrics.ranking import ranking_metric
 from trainer.models import model_flags, model_options, network_class
 from trainer.optimizers.rules import OPTIMIZERS
 from trainer.recipe import choose
@@ -90,6 +91,11 @@ def make_options(flags: Mapping[str, Any], *, reads_checkpoint: bool = True) -> 
         if given.get(name, choices[0]) not in choices:
             raise DataError(f"--{name} {given[name]!r} is not one of {', '.join(choices)}")
     run = RunOptions(**_of(RunOptions, given))
+    for name in run.ranking_metrics:
+        try:
+            ranking_metric(name)
+        except ValueError as error:
+            raise DataError(f"--ranking_metrics: {error}") from error
     if run.raw and given.get("eval_mapping") is not None:
         raise DataError("--raw files replace the mappings of the dataset: remove --eval_mapping")
     if run.restores and reads_checkpoint:

@@ -355,6 +355,16 @@ class RunOptions(Section):
     predictions_file: Path | None = option(None, "file for the predictions of --evaluate, CSV or parquet likewise")
     disable_map_calculation: bool = option(False, "leave MAP@12 out (it is off by itself without a map feature)")
     num_auc_thresholds: int = option(0, "thresholds of a binned ROC AUC; 0 computes it exactly")
+    ranking_metrics: tuple[str, ...] = option(
+        (),
+        "further metrics within the groups of the map feature, such as ndcg@10 recall@20 mrr@10 hit_rate@5 map@20",
+    )
+    slice: tuple[str, ...] = option(
+        (), "columns of the evaluated mapping: all metrics are also computed for the rows of each value of a column"
+    )
+    slice_values: int = option(
+        20, "values of a column of --slice that get metrics of their own, the most frequent ones", at_least=1
+    )
     log_every: int = option(100, "steps between two lines of the log", at_least=1)
     tensorboard_dir: Path | None = option(
         None, "folder for TensorBoard: scalars, histograms of the gates, the graph; of training"
@@ -378,6 +388,7 @@ class RunOptions(Section):
                 "--checkpoint selects the checkpoint to resume from: add --use_checkpoint, --evaluate or --predict"
             )
         parse_interval("checkpoint_every", self.checkpoint_every)
+        self._check_metrics()
         self._check_predictions()
         self._check_monitoring()
 
@@ -431,6 +442,16 @@ class RunOptions(Section):
     def predictions_path(self) -> Path | None:
         """The predictions file of --predict or --evaluate; None if the run writes none."""
         return self.predict or self.predictions_file
+
+    def _check_metrics(self) -> None:
+        for name in ("ranking_metrics", "slice"):
+            given = getattr(self, name)
+            if given and (self.predict is not None or self.benchmark):
+                raise DataError(f"--{name} applies to evaluation: remove it, or --predict and --benchmark")
+            if twice := [item for item in given if given.count(item) > 1]:
+                raise DataError(f"--{name} names {twice[0]!r} twice; name it once")
+        if self.ranking_metrics and self.disable_map_calculation:
+            raise DataError("--ranking_metrics contradicts --disable_map_calculation: remove one of them")
 
     def _check_predictions(self) -> None:
         if self.predict is not None and (self.evaluate or self.benchmark):

@@ -15,7 +15,7 @@ from trainer.metrics.metric import Direction
 from trainer.models.ranking import RankingModel
 from trainer.predictions import PredictionWriter
 from trainer.process.device import compiles_passes
-from trainer.tasks.evaluation import MEAN, Evaluation, headline_metrics, metric_of
+from trainer.tasks.evaluation import MEAN, Evaluation, metric_of
 
 MAX_TASKS_SHOWN, ENDS_SHOWN = 8, 3
 MAX_REASONS_SHOWN = 5
@@ -102,7 +102,7 @@ class Evaluator:
 
     def count(self, batch: Batch, logits: np.ndarray) -> None:
         """Adds a batch and its logits to the metrics."""
-        self.evaluation.update(logits, batch.labels, batch.weights, batch.group)
+        self.evaluation.update(logits, batch.labels, batch.weights, batch.group, batch.extra)
 
     def predicted(self) -> Generator[tuple[Batch, np.ndarray]]:
         """Yields every batch of this worker with its logits, [batch, outputs] float32.
@@ -132,7 +132,7 @@ def describe(metrics: dict[str, float]) -> str:
     """
     parts = []
     for name in dict.fromkeys(key.split("/")[0] for key in metrics):
-        if name in headline_metrics():
+        if metric_of(name).headline:
             values = {key: value for key, value in metrics.items() if key.split("/")[0] == name}
             means = {key: value for key, value in values.items() if key == f"{name}/{MEAN}"}
             tasks = {key: value for key, value in values.items() if key not in means}

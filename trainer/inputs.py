@@ -61,7 +61,7 @@ class Inputs:
         evaluation: loader of the evaluated mapping; None for a benchmark of training.
         eval_mapping: name of the evaluated mapping.
         holds_out: whether only a held-out part of it is evaluated, and the rest trained on.
-        with_group: whether to compute MAP@12.
+        with_group: whether to compute the metrics that rank rows within groups.
         kept: stored columns to copy into the predictions file; None if no such file is written.
         kept_names: names of these columns in the predictions file.
         warnings: messages about the inputs for the user.
@@ -133,13 +133,16 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
     evaluates = run.evaluate or not run.benchmark
     has_metrics = evaluates and run.predict is None
     with_group = has_metrics and not run.disable_map_calculation and _holds_group(spec, mapping)
+    _check_ranking(run.ranking_metrics, spec, mapping)
     kept_names = _kept_names(spec, mapping, run.keep)
     inputs = Inputs(
         spec=spec,
         schema=ModelSchema.of(spec, widths),
         layout=input_schema(spec, widths),
         training=_open_loader(config, spec, env, data.train_mapping, held_out, trains=True) if run.trains else None,
-        evaluation=_open_loader(config, spec, env, mapping, held_out, with_group=with_group) if evaluates else None,
+        evaluation=_open_loader(config, spec, env, mapping, held_out, run.slice, with_group=with_group)
+        if evaluates
+        else None,
         eval_mapping=mapping,
         with_group=with_group,
         holds_out=held_out is not None,
@@ -175,6 +178,7 @@ def _open_loader(
     env: WorkerEnv,
     mapping: str,
     held_out: np.ndarray | None,
+    extra_columns: Sequence[str] = (),
     *,
     trains: bool = False,
     with_group: bool = False,
@@ -190,6 +194,7 @@ def _open_loader(
         shuffle=trains,
         seed=options.seed,
         with_group=with_group,
+        extra_columns=extra_columns,
         needs_labels=config.run.predict is None,
         oov_policy=config.data.oov_policy_of(trains=trains),
         part=None if held_out is None else Part(held_out, bit=not trains),
@@ -352,6 +357,17 @@ def _check_rows_are_kept(config: Options) -> None:
 
 def _holds_group(spec: FeatureSpec, mapping: str) -> bool:
     return spec.map_feature is not None and spec.map_feature.name in _features(spec, mapping)
+
+
+def _check_ranking(names: Sequence[str], spec: FeatureSpec, mapping: str) -> None:
+    """Raise a DataError if ranking metrics are asked for that cannot be computed on a mapping."""
+    if names and not _holds_group(spec, mapping):
+        raise DataError(
+            f"--ranking_metrics {' '.join(names)} rank rows within groups, and mapping {mapping!r} has no map feature: "
+            "list the id of the groups in channel_spec.map of the feature specification (it may be a one-hot feature)"
+        )
+    if names and not any(label.is_binary for label in spec.labels):
+        raise DataError(f"--ranking_metrics {' '.join(names)} need a binary label, and the specification has none")
 
 
 def _features(spec: FeatureSpec, mapping: str) -> list[str]:

@@ -17,9 +17,10 @@ from trainer.checkpoint.store import CHECKPOINTS, CheckpointStore
 from trainer.config import Options
 from trainer.logging.log import PREFIX, previous
 from trainer.predictions import is_predictions
+from trainer.slice_table import SLICE_COLUMNS
 
 # File names in --results_dir.
-ARGUMENTS, METRICS = "args.json", "metrics.json"
+ARGUMENTS, METRICS, SLICES = "args.json", "metrics.json", "slices.csv"
 MAX_MEBIBYTES = 16
 
 
@@ -38,6 +39,8 @@ def check_outputs(options: Options, spec: FeatureSpec) -> None:
         check_replaceable_file(path, "the log", _is_log)
     check_replaceable_file(data.results_dir / ARGUMENTS, "the arguments", _is_arguments)
     check_replaceable_file(data.results_dir / METRICS, "the metrics", partial(_is_metrics, log=log))
+    if run.slice:
+        check_replaceable_file(data.results_dir / SLICES, "the table of slices", _is_slices)
     if run.predictions_path is not None:
         check_replaceable_file(run.predictions_path, "the predictions file", is_predictions)
     if run.horovod_timeline is not None:
@@ -56,7 +59,7 @@ def _outputs(options: Options) -> Iterator[tuple[str, Path]]:
     log = data.results_dir / data.log_filename
     yield "the log of --results_dir", log
     yield "the log before it", previous(log)
-    for name in (ARGUMENTS, METRICS):
+    for name in (ARGUMENTS, METRICS, *((SLICES,) if run.slice else ())):
         yield f"{name} of --results_dir", data.results_dir / name
     if run.predictions_path is not None:
         yield "--predict" if run.predict else "--predictions_file", run.predictions_path
@@ -90,6 +93,12 @@ def _is_log(path: Path) -> bool:
     with open_regular(path) as file:
         # An empty or very short file is a prefix of PREFIX.
         return PREFIX.encode().startswith(file.read(len(PREFIX)))
+
+
+def _is_slices(path: Path) -> bool:
+    """Return whether a file is the slices.csv of a run."""
+    with open_regular(path) as file:
+        return file.read(1 << 10).startswith(",".join(SLICE_COLUMNS).encode())
 
 
 def _is_timeline(path: Path) -> bool:

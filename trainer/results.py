@@ -1,24 +1,26 @@
 """The results folder of a run: log, arguments and final metrics, and messages on stdout."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from data.storage.files import is_out_of_room, write_whole
 from trainer.config import Options
 from trainer.logging.gate_records import KEY_PARTS
-from trainer.logging.log import RunLog, to_plain, warn
+from trainer.logging.log import RunLog, Step, to_plain, warn
 from trainer.logging.profiling import StepProfiler
 from trainer.logging.tensorboard import TensorBoard
 from trainer.metrics.calibration import CURVE
-from trainer.outputs import ARGUMENTS, METRICS
-from trainer.tasks.evaluation import metrics_by_name
+from trainer.outputs import ARGUMENTS, METRICS, SLICES
+from trainer.slice_table import SLICES_KEY, as_csv, as_records
+from trainer.tasks.evaluation import SliceResult, metrics_by_name
 
 METRIC_UNITS = {
     "loss": None,
     **{name: metric.unit for name, metric in metrics_by_name().items()},
     **dict.fromkeys(KEY_PARTS),
     CURVE: None,
+    SLICES_KEY: None,
     "train_throughput": "samples/s",
     "validation_throughput": "samples/s",
     "batch_samplesps": "samples/s",
@@ -51,7 +53,7 @@ class Results:
         arguments = options.as_dict()
         self._write_json(ARGUMENTS, arguments)
         self.log.parameters(arguments)
-        for metric, unit in METRIC_UNITS.items():
+        for metric, unit in {**METRIC_UNITS, **dict.fromkeys(options.run.ranking_metrics)}.items():
             self.log.metadata(metric, {"unit": unit})
 
     def say(self, text: str) -> None:
@@ -75,11 +77,29 @@ class Results:
         if self._is_first:
             self._write_json(METRICS, to_plain(metrics), is_product=not self._run.trains)
 
+    def record_slices(self, step: Step, slices: Sequence[SliceResult]) -> None:
+        """Writes the metrics of the slices of an evaluation to the log, and as a table that replaces the last one.
+
+        Args:
+            step: step of the log record.
+            slices: the slices; nothing is written if there are none.
+
+        Raises:
+            OSError: if the table cannot be written, as in `conclude`.
+        """
+        if slices:
+            self.log.log(step, {SLICES_KEY: as_records(slices)})
+            if self._is_first:
+                self._write(SLICES, as_csv(slices), is_product=not self._run.trains)
+
     def _write_json(self, name: str, values: Mapping[str, object], is_product: bool = False) -> None:
+        self._write(name, json.dumps(values, indent=2) + "\n", is_product)
+
+    def _write(self, name: str, text: str, is_product: bool) -> None:
         path = self._data.results_dir / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(values, indent=2) + "\n")
+            write_whole(path, text)
         except OSError as error:
             if is_product or not is_out_of_room(error):
                 raise OSError(error.errno, error.strerror, str(path)) from error

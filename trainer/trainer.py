@@ -99,8 +99,14 @@ class Trainer:
     @cached_property
     def evaluator(self) -> Evaluator:
         """Evaluates the model on the evaluation mapping."""
+        run = self.config.run
         evaluation = Evaluation(
-            self.tasks, with_group=self.data.with_group, num_auc_thresholds=self.config.run.num_auc_thresholds
+            self.tasks,
+            with_group=self.data.with_group,
+            num_auc_thresholds=run.num_auc_thresholds,
+            ranking_metrics=run.ranking_metrics,
+            slices=run.slice,
+            slice_values=run.slice_values,
         )
         return Evaluator(self.model, self.data.eval_loader, evaluation, self.comm, xla=self.config.training.xla)
 
@@ -302,6 +308,7 @@ class Trainer:
         log.log([steps_done], metrics | {"epoch": epoch, "validation_throughput": rate})
         if curves := as_records(self.evaluator.evaluation.curves):
             log.log([steps_done], curves | {"epoch": epoch})
+        self.results.record_slices([steps_done], self.evaluator.evaluation.slices)
         progress.message(f"epoch {epoch}/{self.config.training.num_epochs}: {describe(metrics)}")
         self.log.warn(undefined_warnings(self.evaluator.evaluation.undefined))
         for key in dict.fromkeys([self.best_by, self.stopping.key]):
@@ -394,6 +401,7 @@ class Trainer:
             self.say(f"predictions: {path}")
         self.say(f"{checkpoint} on {self.data.evaluated}: {describe(metrics)}")
         self.results.log.log([], as_records(evaluator.evaluation.curves))
+        self.results.record_slices([], evaluator.evaluation.slices)
         self.results.conclude(metrics)
         return metrics
 

@@ -1,7 +1,7 @@
 """Decode Arrow columns into the row-major arrays of a `Batch`, rejecting invalid values."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from data.errors import DataError
 from data.loading.batch import PAD, Batch
-from data.spec.columns import Column, Domain, as_numbers, describe_column
+from data.spec.columns import GROUPS, Column, Domain, as_numbers, describe_column
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Feature
 
@@ -82,7 +82,8 @@ def batch_columns(
     if spec.sample_weight is not None:
         columns.append(column(spec.sample_weight, "weights"))
     if with_group and spec.map_feature is not None:
-        columns.append(column(spec.map_feature, "group"))
+        # Any integer: ids outside of a one-hot feature's table are groups of their own.
+        columns.append(replace(column(spec.map_feature, "group"), domain=GROUPS))
     return columns + [BatchColumn(name, "extra", slot) for slot, name in enumerate(extra_columns)]
 
 

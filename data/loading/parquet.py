@@ -378,7 +378,9 @@ def _assign(
             found = (index for index, files in enumerate(chunk_files) if files and column.name in files[0].schema.names)
             owner = next(found, None)
         if owner is None:
-            raise DataError(f"mapping {mapping!r} has no column {column.name!r}; add it to the features of a chunk")
+            near = nearest(column.name, owners) if column.field == "extra" else None
+            fix = f"did you mean {near!r}?" if near else "add it to the features of a chunk"
+            raise DataError(f"mapping {mapping!r} has no column {column.name!r}; {fix}")
         assigned[owner].append(column)
     return assigned
 

@@ -28,7 +28,7 @@ from data.files.new_dataset import SPEC_FILE
 from data.files.parquet import DatasetWriter, parquet_schema
 from data.spec.embedding_sizes import SIZES_FILE, default_dim
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import Chunk, Feature
+from data.spec.features import MAP, ONEHOT, Chunk, Feature
 
 SECONDS_BETWEEN_LINES = 5.0
 LARGEST_EMBEDDING = 32
@@ -140,7 +140,7 @@ def write_prepared(
     """
     chunks: dict[str, tuple[Chunk, ...]] = {}
     for mapping, frames in mappings.items():
-        hidden = spec.channels["map"] if mapping == "train" else ()
+        hidden = set(spec.channels[MAP]) - set(spec.channels[ONEHOT]) if mapping == "train" else ()
         schema = parquet_schema(spec, [name for name in spec.features if name not in hidden])
         with DatasetWriter(draft, mapping, schema) as writer:
             for frame in frames:

@@ -23,7 +23,7 @@ from data.raw.cells import combined, first_true
 from data.raw.files import RawBlock, count_rows_estimate, locate_row, read_raw
 from data.raw.labels import check_given, group_values, is_negative, label_values, weight_values
 from data.raw.rows import RawRows, assign_mappings, keeps_negative, satisfies
-from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, Feature
+from data.spec.features import LABEL, MAP, ONEHOT, SAMPLE_WEIGHT, Feature
 from data.spec.raw.spec import IdentityRule, LastSplit, RawChunk, RawSpec, Reading, SharedVocabularyRule
 
 # A row number is the number of its file, in sorted path order within its source, times this, plus its number there.
@@ -239,6 +239,8 @@ class Stager:
         if weights is not None:
             columns[finished(SAMPLE_WEIGHT)] = weights
         for name in spec.channels.get(MAP, ()):
+            if name in spec.channels.get(ONEHOT, ()):  # encoded like any input
+                continue
             columns[finished(name)] = group_values(_column(rows, spec.features[name].reading or name), name, rows.name)
         table = rows.table
         for name, values in columns.items():

@@ -79,6 +79,9 @@ class Domain:
         return not (self.is_whole and is_float) or bool(np.array_equal(numbers, np.floor(numbers)))
 
 
+GROUPS = Domain(INT64.min, INT64.max, is_whole=True)  # the values of a map feature
+
+
 @dataclass(frozen=True)
 class Column:
     """A feature as stored in files.
@@ -132,7 +135,7 @@ class Column:
         if self.kind in (ONEHOT, MULTIHOT):
             return Domain(0, last, is_whole=True)
         if self.kind == MAP:
-            return Domain(INT64.min, INT64.max, is_whole=True)
+            return GROUPS
         if self.kind == SAMPLE_WEIGHT:
             return Domain(low=0)
         if self.kind == LABEL and not feature.is_number:

@@ -217,7 +217,7 @@ class FeatureSpec:
 
     @property
     def map_feature(self) -> Feature | None:
-        """The feature whose value groups rows for mean average precision (MAP), if any."""
+        """The feature whose value groups rows for metrics within groups, if any; it may also be a one-hot feature."""
         return next(iter(self.channel(MAP)), None)
 
     @property

@@ -67,8 +67,14 @@ def check_channels_are_used(parts: Parts) -> Iterator[Problem]:
 
 
 def check_channel_features(parts: Parts) -> Iterator[Problem]:
-    """Checks that channels list existing features, each at most once overall, and that `map` lists at most one."""
-    yield from _check_names((entry for entries in parts.channels.values() for entry in entries), parts)
+    """Checks that channels list existing features, each at most once overall, and that `map` lists at most one.
+
+    The map feature may also be a one-hot feature.
+    """
+    shared = {entry.text for entry in parts.channels[ONEHOT]}
+    unshared = [entry for entry in parts.channels[MAP] if entry.text not in shared]
+    others = (entry for channel, entries in parts.channels.items() if channel != MAP for entry in entries)
+    yield from _check_names((*others, *unshared), parts)
     for path, name in parts.channels[MAP][1:]:
         yield Problem(path, f"{name!r} is a second feature in {MAP}; keep one, the id that groups rows")
 

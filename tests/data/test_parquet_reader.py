@@ -301,6 +301,24 @@ def test_a_mapping_without_the_map_feature_has_no_groups(tmp_path):
     assert read_all(ParquetReader(spec, "train")).group is None
 
 
+@pytest.mark.parametrize("stored", [pa.int64(), pa.float64()])
+@pytest.mark.parametrize("policy", ["unseen", "clip"])
+def test_a_onehot_feature_can_also_be_the_group(tmp_path, stored, policy):
+    frame = random_rows(8).assign(user=[5, 5, 999, 1000, 7_000_000, 7_000_000, -3, 0])
+    spec, _ = write_dataset(
+        tmp_path, [[5, 3]], frame=frame, types={"user": stored}, user={**FEATURES["user"], "unseen_id": 2}
+    )
+    document = spec.to_dict()
+    document["channel_spec"]["map"] = ["user"]
+    spec = FeatureSpec.from_dict(document, tmp_path)
+    batch = read_all(ParquetReader(spec, "train", with_group=True, oov_policy=policy))
+    np.testing.assert_array_equal(batch.group, frame["user"])  # ids outside of the table are groups of their own
+    others = [2, 2, 2, 2] if policy == "unseen" else [999, 999, 999, 0]
+    np.testing.assert_array_equal(batch.onehot[:, 0], [5, 5, 999, *others, 0])
+    with pytest.raises(DataError, match="column 'user' has 2 unusable values, the first 1000"):
+        read_all(ParquetReader(spec, "train", with_group=True))
+
+
 def test_rows_to_predict_need_neither_labels_nor_weights(tmp_path):
     spec, frame = write_dataset(tmp_path, [[5], [4]])
     document = spec.to_dict()

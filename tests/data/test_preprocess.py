@@ -209,6 +209,18 @@ def test_new_rows_need_no_labels(logs, tmp_path):
     assert new.column("raw_device").to_pylist() == frame["device"].to_list()
 
 
+def test_an_encoded_feature_can_also_be_the_group(logs, tmp_path):
+    raw, data = logs
+    spec = tmp_path / "grouped_raw.yaml"
+    spec.write_text(SPEC + "  map: [device]\n")
+    assert run("--input", raw, "--feature_spec_in", spec, "--output", tmp_path / "data") == 0
+    for mapping in ("train", "test"):
+        assert read_mapping(tmp_path / "data", mapping) == read_mapping(data, mapping)
+    grouped = FeatureSpec.read(tmp_path / "data" / "feature_spec.yaml")
+    assert grouped.map_feature in grouped.onehot
+    assert grouped.channels | {"map": ()} == FeatureSpec.read(data / "feature_spec.yaml").channels
+
+
 def test_parquet_gives_the_same_dataset(logs, tmp_path):
     raw, data = logs
     (tmp_path / "raw/logs").mkdir(parents=True)

@@ -15,6 +15,9 @@ REPORTED_WHERE_CHANGED = [
     ("channel_spec.numerical[1]", "user", "'user' is already in channel_spec.onehot_categorical[0]; keep one"),
     ("channel_spec.label[2]", "click", "'click' is already in channel_spec.label[0]; keep one"),
     ("channel_spec.map[1]", "note", "'note' is a second feature in map; keep one"),
+    ("channel_spec.map[1]", "user", "'user' is a second feature in map; keep one"),
+    ("channel_spec.map[0]", "genres", "'genres' is already in channel_spec.multihot_categorical[0]; keep one"),
+    ("channel_spec.map[0]", "click", "'click' is already in channel_spec.label[0]; keep one"),
     ("channel_spec", {"label": ["click", "buy"]},
      "has no input feature; list one under onehot_categorical, multihot_categorical, numerical"),
     # Keys against channels.
@@ -148,6 +151,7 @@ ALLOWED = {
         "source_spec.fold_3": document()["source_spec"]["test"],
         "source_spec.test": document()["source_spec"]["valid"],
     },
+    "a map feature that is also a one-hot feature": {"channel_spec.map": ["user"]},
     "the map feature everywhere": {
         "source_spec.train[1].features[4]": "session",
         "source_spec.valid[0].features[7]": "session",

@@ -6,6 +6,7 @@ from itertools import permutations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -42,6 +43,7 @@ EXCHANGES = {
     "sharded": ["--shard_embeddings"],
 }
 EVAL_BATCHES = (2, 514, 100_000)
+ASKED = ["--ranking_metrics", "ndcg@3", "mrr@2", "--slice", "platform", "display_id", "--slice_values", "3"]
 
 
 class Work:
@@ -83,7 +85,9 @@ def work(tmp_path_factory) -> Work:
     for size in EVAL_BATCHES:
         saved = ["--predictions_file", str(folder / f"two_{size}.parquet")]
         scenarios += [
-            work.arguments(f"two_eval_{size}", "--evaluate", "--eval_batch_size", str(size), *saved, models="two")
+            work.arguments(
+                f"two_eval_{size}", "--evaluate", "--eval_batch_size", str(size), *saved, *ASKED, models="two"
+            )
         ]
     scenarios += [prediction(work, "two")]
     steps = ["--benchmark", "--benchmark_warmup_steps", "2", "--benchmark_steps", "40"]
@@ -100,7 +104,7 @@ def work(tmp_path_factory) -> Work:
     )
     from_shards = ["--use_checkpoint", "--checkpoint", str(step_of(work, "two_sharded", 1))]
     must(main(work.arguments("one_from_shards", *PRECISE, *from_shards, "--shard_embeddings")))
-    must(main(work.arguments("one_eval", "--evaluate", "--eval_batch_size", "333", models="two")))
+    must(main(work.arguments("one_eval", "--evaluate", "--eval_batch_size", "333", *ASKED, models="two")))
     must(main(prediction(work, "one")))
     return work
 
@@ -226,6 +230,26 @@ def test_metrics_do_not_depend_on_batch_size_or_workers(work, size):
     expected = metrics(work.results("one_eval"))
     for name, value in metrics(work.results(f"two_eval_{size}")).items():
         assert abs(value - expected[name]) < 1e-6, name  # logits differ in the last bits by batch size
+
+
+@pytest.mark.parametrize("size", EVAL_BATCHES)
+def test_slices_do_not_depend_on_batch_size_or_workers(work, size):
+    found, expected = (
+        pd.read_csv(work.results(name) / "slices.csv", dtype={"value": str})
+        for name in (f"two_eval_{size}", "one_eval")
+    )
+    pd.testing.assert_frame_equal(found, expected, check_exact=False, rtol=0, atol=1e-5)
+    assert {"ndcg@3", "ndcg@3_se", "auc_roc_se"} < set(found)
+    assert found.groupby("column")["rows"].sum().to_dict() == {"platform": ROWS, "display_id": ROWS}
+    predicted = pq.read_table(work.folder / f"two_{size}.parquet")
+    platform = pq.read_table(sorted(work.data.glob("test_*.parquet")), columns=["platform"])["platform"].to_numpy()
+    of_platform = found[(found["column"] == "platform") & (found["value"] != "(others)")]
+    assert len(of_platform) == 3
+    for line in of_platform.to_dict("records"):
+        here = platform == int(line["value"])
+        scores, labels = (predicted[name].to_numpy()[here] for name in ("prediction_clicked", "label_clicked"))
+        assert (line["rows"], line["positives"]) == (here.sum(), labels.sum())
+        assert abs(line["auc_roc"] - brute_force_auc(scores, labels)) < 1e-9
 
 
 @pytest.mark.parametrize("size", EVAL_BATCHES)

@@ -5,9 +5,9 @@ from typing import Self
 
 import numpy as np
 
-from trainer.metrics.metric import Collectives, Direction, Metric, blocks
+from trainer.metrics.metric import Collectives, Direction, Metric, blocks, error_of_sums
 from trainer.metrics.rows import Rows, as_logits
-from trainer.metrics.score_table import ScoreMetric, ScoreTable
+from trainer.metrics.score_table import ScoreMetric, ScoreTable, squared_table
 
 
 class _RocAuc(Metric):
@@ -58,6 +58,36 @@ class RocAuc(_RocAuc, ScoreMetric):
             return self._binned(rows, comm)
         pairs = _ordered_pairs(table.positive, table.negative)
         return _area(comm.gather_rows(pairs[np.newaxis]))
+
+    def standard_error(self, rows: Rows, comm: Collectives, value: float) -> float:
+        """Computes the standard error of DeLong et al. (Biometrics 1988), extended to sample weights. A collective.
+
+            SE^2 = P / (P - 1) * sum over positives p of (w_p / W_P)^2 * (V_p - AUC)^2
+                 + N / (N - 1) * sum over negatives n of (w_n / W_N)^2 * (V_n - AUC)^2
+
+        with P positives of total weight W_P, N negatives of W_N, the share V_p of the negatives' weight that p
+        outscores, and the share V_n of the positives' weight that outscores n; ties count one half. NaN with fewer than
+        two rows of a class. The AUC in it is the exact one, also with thresholds.
+        """
+        table = squared_table(rows, comm)
+        parts = comm.gather_rows(np.array([[table.positive.sum(), table.negative.sum()]]))
+        # Workers hold increasing scores in rank order.
+        positive_below, negative_below = parts[: comm.rank].sum(axis=0)
+        positive, negative = parts.sum(axis=0)
+        of_positives = (negative_below + np.cumsum(table.negative) - table.negative / 2) / negative
+        of_negatives = (positive - positive_below - np.cumsum(table.positive) + table.positive / 2) / positive
+        auc = comm.sum_array(np.array([table.positive @ of_positives]))[0] / positive
+        is_positive = rows.labels > 0
+        own = [
+            table.squared_positive @ np.square(of_positives - auc),
+            table.squared_negative @ np.square(of_negatives - auc),
+            np.count_nonzero(is_positive),
+            np.count_nonzero(~is_positive),
+        ]
+        above, below, positives, negatives = comm.sum_array(np.array(own, np.float64)).tolist()
+        return math.hypot(
+            error_of_sums(np.array([above, positive, positives])), error_of_sums(np.array([below, negative, negatives]))
+        )
 
     def _binned(self, rows: Rows, comm: Collectives) -> float:
         positive, negative = comm.sum_array(_histogram(rows, self._num_thresholds - 1))

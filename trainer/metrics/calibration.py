@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.metrics.metric import Collectives, Direction, Metric, blocks, weighted_sums
+from trainer.metrics.metric import Collectives, Direction, Metric, blocks, error_of_ratio, weighted_sums
 from trainer.metrics.rows import Rows
 from trainer.metrics.score_table import ScoreMetric, ScoreTable
 
@@ -31,10 +31,20 @@ class Calibration(Metric):
 
     def result(self, rows: Rows, comm: Collectives) -> float:
         """Computes the ratio over the rows of all workers. A collective."""
-        predicted, actual, _ = weighted_sums(
-            rows, comm, lambda block: probability(block.logits), lambda block: block.labels.astype(np.float64)
-        )
+        predicted, actual, _ = weighted_sums(rows, comm, _predicted, _actual)
         return predicted / actual if actual > 0 else math.nan
+
+    def standard_error(self, rows: Rows, comm: Collectives, value: float) -> float:
+        """Computes the standard error of the ratio. A collective."""
+        return error_of_ratio(rows, comm, value, _predicted, _actual)
+
+
+def _predicted(rows: Rows) -> np.ndarray:
+    return probability(rows.logits)
+
+
+def _actual(rows: Rows) -> np.ndarray:
+    return rows.labels.astype(np.float64)
 
 
 class CalibrationError(ScoreMetric):

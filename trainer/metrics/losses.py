@@ -5,7 +5,7 @@ from abc import abstractmethod
 
 import numpy as np
 
-from trainer.metrics.metric import Collectives, Direction, Metric, weighted_mean, weighted_sums
+from trainer.metrics.metric import Collectives, Direction, Metric, error_of_ratio, weighted_mean, weighted_sums
 from trainer.metrics.rows import Rows
 
 
@@ -21,6 +21,10 @@ class MeanLoss(Metric):
     def result(self, rows: Rows, comm: Collectives) -> float:
         """Computes the mean over the rows of all workers. A collective."""
         return weighted_mean(rows, comm, self.per_row)
+
+    def standard_error(self, rows: Rows, comm: Collectives, value: float) -> float:
+        """Computes the standard error of the mean. A collective."""
+        return error_of_ratio(rows, comm, value, self.per_row)
 
 
 LOSS = "loss_val"  # key of the loss that a task is trained with
@@ -148,6 +152,10 @@ class Accuracy(Metric):
         """Computes the accuracy over the rows of all workers. A collective."""
         return weighted_mean(rows, comm, _share_correct)
 
+    def standard_error(self, rows: Rows, comm: Collectives, value: float) -> float:
+        """Computes the standard error of the mean. A collective."""
+        return error_of_ratio(rows, comm, value, _share_correct)
+
 
 def _share_correct(rows: Rows) -> np.ndarray:
     highest = rows.logits.max(axis=1)
@@ -182,6 +190,11 @@ class RootMeanSquaredError(MeanSquaredError):
     def result(self, rows: Rows, comm: Collectives) -> float:
         """Computes the error over the rows of all workers. A collective."""
         return math.sqrt(super().result(rows, comm))
+
+    def standard_error(self, rows: Rows, comm: Collectives, value: float) -> float:
+        """Computes SE(MSE) / (2 * RMSE), by the delta method; 0 if all errors are 0. A collective."""
+        error = super().standard_error(rows, comm, value**2)
+        return error / (2 * value) if value > 0 else error
 
 
 class MeanAbsoluteError(MeanLoss):

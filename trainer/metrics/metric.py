@@ -53,7 +53,7 @@ class Metric(ABC):
     """A number computed from one task's rows, which are distributed over workers.
 
     A metric is stateless: an evaluation stores the rows of all metrics once. It is registered by the task types that
-    list its class in their `metrics`.
+    list its class in their `metrics`; ranking metrics are made by name (see trainer/metrics/ranking.py).
 
     Attributes:
         name: key in the log, to which the name of a task is appended if there are several. Metrics of different task
@@ -66,8 +66,8 @@ class Metric(ABC):
         needs_group: whether the metric ranks the rows within groups; it is omitted if there are none.
     """
 
-    name: ClassVar[str]
-    title: ClassVar[str]
+    name: str
+    title: str
     direction: ClassVar[Direction]
     unit: ClassVar[str | None] = None
     headline: ClassVar[int] = 0
@@ -90,6 +90,20 @@ class Metric(ABC):
                 weights.
             comm: collectives of the group of workers.
         """
+
+    def standard_error(self, rows: Rows, comm: Collectives, value: float) -> float:
+        """Computes the standard error of the metric over the rows of all workers. A collective.
+
+        Args:
+            rows: this worker's rows, as for `result`.
+            comm: collectives of the group of workers.
+            value: what `result` has returned for the rows, not NaN.
+
+        Returns:
+            The same float on every worker; NaN for a metric without a standard error, and with fewer than two rows (or
+            groups, for a mean over groups).
+        """
+        return math.nan
 
 
 def blocks(rows: Rows) -> Iterator[Rows]:
@@ -115,6 +129,42 @@ def weighted_sums(rows: Rows, comm: Collectives, *values: Callable[[Rows], np.nd
         weights = block.weights.astype(np.float64)
         sums += [*(value(block) @ weights for value in values), weights.sum()]
     return comm.sum_array(sums).tolist()
+
+
+def error_of_ratio(
+    rows: Rows,
+    comm: Collectives,
+    ratio: float,
+    above: Callable[[Rows], np.ndarray],
+    below: Callable[[Rows], np.ndarray] | None = None,
+) -> float:
+    """Returns the standard error of (sum of w * a) / (sum of w * b) over independent rows. A collective.
+
+        SE = sqrt(n / (n - 1) * sum of (w * (a - ratio * b))^2) / (sum of w * b)
+
+    This is the delta method (Cochran, "Sampling Techniques", 1977, section 2.11), and for b = 1 and equal weights the
+    usual standard error of a mean. Takes a fixed amount of memory, a few MiB.
+
+    Args:
+        rows: this worker's rows.
+        comm: collectives of the group of workers.
+        ratio: the ratio over all rows.
+        above: function that returns the values a ([rows] float64) of a block of rows.
+        below: likewise for b; None for 1, the standard error of a weighted mean.
+    """
+    sums = np.zeros(3)
+    for block in blocks(rows):
+        weights = block.weights.astype(np.float64)
+        divisor = np.ones(len(weights)) if below is None else below(block)
+        deviations = weights * (above(block) - ratio * divisor)
+        sums += np.array([deviations @ deviations, weights @ divisor, len(weights)])
+    return error_of_sums(comm.sum_array(sums))
+
+
+def error_of_sums(sums: np.ndarray) -> float:
+    """Returns sqrt(n / (n - 1) * squares) / weight from the sums of squares and of weights and n, [3] float64."""
+    squares, weight, count = sums.tolist()
+    return math.sqrt(squares * count / (count - 1)) / weight if count > 1 else math.nan
 
 
 def weighted_mean(rows: Rows, comm: Collectives, value: Callable[[Rows], np.ndarray]) -> float:

@@ -137,6 +137,37 @@ def _calibration(runs: list[Run]) -> list[Block]:
     return _charts(charts, Key([run.name for run in runs]), explanation, note)
 
 
+def _slices(runs: list[Run]) -> list[Block]:
+    """A table per run, column and task: the metrics of each slice with their standard errors."""
+    blocks: list[Block] = []
+    for run in runs:
+        tables: dict[str, list[dict[str, Any]]] = {}
+        for one in run.slices:
+            title = f"{one['column']}, {one['task']}"
+            tables.setdefault(title if len(runs) == 1 else f"{run.name}: {title}", []).append(one)
+        for title, lines in tables.items():
+            names = list(dict.fromkeys(name for line in lines for name in line["metrics"]))
+            head = [lines[0]["column"], "rows", "positives", *(f"{name} {_arrow(name)}" for name in names)]
+            blocks += [("heading", title), ("table", Table(head, [_slice(line, names) for line in lines], "names"))]
+    text = "The last evaluation by the value of a column, with standard errors where a metric has one."
+    return [("text", text), *blocks] if blocks else []
+
+
+def _slice(line: Mapping[str, Any], names: Sequence[str]) -> list[str | Cell]:
+    counts = [f"{line[key]:,}" if key in line else DASH for key in ("rows", "positives")]
+    cells = []
+    for name in names:
+        value, error = (line[part].get(name, math.nan) for part in ("metrics", "standard_errors"))
+        note = "" if math.isnan(error) else f"\N{PLUS-MINUS SIGN} {error:.2g}"
+        cells.append(Cell(DASH, css="none") if math.isnan(value) else Cell(_number(value), note))
+    return [line["value"], *counts, *cells]
+
+
+def _arrow(name: str) -> str:
+    direction = metric_direction(name)
+    return "" if direction is None else ARROWS[direction]
+
+
 def _charts(charts: Sequence[Chart], key: Key, *texts: str) -> list[Block]:
     if not charts:
         return []
@@ -330,6 +361,7 @@ SECTIONS: dict[str, Callable[[list[Run]], list[Block]]] = {
     "Learning curves": _learning_curves,
     "Metrics": _metrics,
     "Calibration": _calibration,
+    "Slices": _slices,
     "Throughput": _throughput,
     "Step breakdown": _step_breakdown,
     "Gates and experts": _gates,

@@ -13,10 +13,12 @@ from data.storage.files import NotRegularError, open_regular
 from trainer.logging.gate_records import is_gate_key
 from trainer.logging.log import PARAMETER, read_log
 from trainer.metrics.calibration import CURVE, CalibrationCurve
+from trainer.slice_table import SLICES_KEY
 
 MEASURED = "batch_samplesps"
 HUGE = 1e290  # sums and quotients of smaller numbers in a chart stay within float64
 LAST_STEP = 2**53  # larger integers are not exact in float64, which charts use
+_SLICE_TEXTS, _SLICE_NUMBERS = ("column", "value", "task"), ("metrics", "standard_errors")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Run:
         measured: samples per second of a benchmark's steps.
         calibration: calibration curves of the last evaluation by task ("" for a single task), each with the weight,
             prediction and label of every bin.
+        slices: metrics of the slices of the last evaluation, as in trainer.slice_table; texts are single lines, and
+            only numbers are in "metrics" and "standard_errors".
         final: the final metrics.
     """
 
@@ -59,6 +63,7 @@ class Run:
     gates: list[Point] = field(default_factory=list)
     measured: list[Point] = field(default_factory=list)
     calibration: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    slices: list[dict[str, Any]] = field(default_factory=list)
     final: dict[str, float] = field(default_factory=dict)
 
 
@@ -118,6 +123,8 @@ def _add_record(run: Run, step: object, data: dict[str, Any], timestamp: object)
         run.parameters |= data
     elif curves := _calibration_curves(data):
         run.calibration = curves
+    elif SLICES_KEY in data:
+        run.slices = _slices(data[SLICES_KEY])
     elif step in ([], ""):
         run.final = _numbers(data)
     elif isinstance(step, list) and step and all(map(_is_step, step)):
@@ -153,6 +160,21 @@ def _calibration_curves(data: Mapping[str, Any]) -> dict[str, dict[str, list[flo
                 if columns:
                     curves[on_one_line(task)] = dict(zip(CalibrationCurve._fields, columns, strict=True))
     return curves
+
+
+def _slices(records: object) -> list[dict[str, Any]]:
+    """Returns the records of slices that are complete; others are ignored."""
+    return [
+        {
+            **{key: on_one_line(record[key]) for key in _SLICE_TEXTS},
+            **{key: record[key] for key in ("rows", "positives") if _is_step(record.get(key))},
+            **{key: _numbers(record[key]) for key in _SLICE_NUMBERS},
+        }
+        for record in (records if isinstance(records, list) else [])
+        if isinstance(record, dict)
+        and all(isinstance(record.get(key), str) for key in _SLICE_TEXTS)
+        and all(isinstance(record.get(key), dict) for key in _SLICE_NUMBERS)
+    ]
 
 
 def _numbers(data: Mapping[str, Any]) -> dict[str, float]:

@@ -11,9 +11,10 @@ from data.spec.features import Feature
 from trainer.lazy import tf
 from trainer.metrics.auc import PrecisionRecallAuc, RocAuc
 from trainer.metrics.calibration import Calibration, CalibrationError, probability
-from trainer.metrics.grouped import GroupedAuc, MeanAveragePrecision
+from trainer.metrics.grouped import GroupedAuc
 from trainer.metrics.losses import LogLoss, NormalizedEntropy
 from trainer.metrics.metric import Metric
+from trainer.metrics.ranking import MeanAveragePrecision
 from trainer.tasks.task import Task
 
 

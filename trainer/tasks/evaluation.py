@@ -10,8 +10,10 @@ from data.errors import DataError
 from data.spec.task_types import TASK_TYPES
 from trainer.metrics.calibration import CURVE, CalibrationCurve, calibration_curve
 from trainer.metrics.metric import Collectives, Metric
+from trainer.metrics.ranking import RankingMetric, ranked_ties, ranking_metric
 from trainer.metrics.rows import GrowingArray, Rows
 from trainer.metrics.score_table import ScoreMetric, score_table
+from trainer.metrics.slices import SliceColumn
 from trainer.tasks.joint import joint_logits, joint_rows
 from trainer.tasks.task import Task, joint_chains, joint_name, logit_columns, restrict_to_sample_space, task_type
 
@@ -29,16 +31,18 @@ def headline_metrics() -> list[str]:
     return sorted((name for name in known if known[name].headline), key=lambda name: -known[name].headline)
 
 
-def metric_of(key: str) -> type[Metric]:
+def metric_of(key: str) -> Metric | type[Metric]:
     """Returns the metric of a logged key: NAME, NAME/TASK, NAME/TASK+TASK or NAME/mean.
 
     Raises:
         ValueError: no metric has that name.
     """
     known, name = metrics_by_name(), key.split("/", 1)[0]
-    if name not in known:
-        raise ValueError(f"{key!r}: unknown metric {name!r}; expected one of {', '.join(known)}")
-    return known[name]
+    if name in known:
+        return known[name]
+    if "@" in name:
+        return ranking_metric(name)
+    raise ValueError(f"{key!r}: unknown metric {name!r}; expected one of {', '.join(known)}")
 
 
 def is_better(key: str, new: float, old: float | None) -> bool:
@@ -54,18 +58,29 @@ class RowStore:
     """Logits, labels, weights and group IDs of all rows, stored once for all metrics of all tasks.
 
     Memory: 4 bytes per logit, label and weight of the rows with non-zero weight, and 8 per group ID (one task with one
-    logit: 12 bytes per row, with groups 20).
+    logit: 12 bytes per row, with groups 20). For the columns of slices see SliceColumn.
+
+    Attributes:
+        slices: columns that divide the rows into slices.
     """
 
-    def __init__(self, tasks: Sequence[Task], *, with_group: bool) -> None:
+    def __init__(self, tasks: Sequence[Task], *, with_group: bool, slices: Sequence[str] = ()) -> None:
         """Creates an empty store."""
         self._columns = logit_columns(tasks)
         self._logits = GrowingArray(np.float32, sum(task.width for task in tasks))
         self._labels = GrowingArray(np.float32, len(tasks))
         self._weights = GrowingArray(np.float32)
         self._group = GrowingArray(np.int64) if with_group else None
+        self.slices = [SliceColumn(name) for name in slices]
 
-    def append(self, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, group: np.ndarray | None) -> None:
+    def append(
+        self,
+        logits: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        group: np.ndarray | None,
+        slices: Sequence[np.ndarray] = (),
+    ) -> None:
         """Adds the rows whose weight is not 0.
 
         Args:
@@ -73,6 +88,7 @@ class RowStore:
             labels: [batch, tasks].
             weights: [batch].
             group: [batch]; ignored by a store without groups.
+            slices: [batch] each, one per column of slices.
 
         Raises:
             ValueError: the shapes disagree, or a store with groups got none.
@@ -89,6 +105,8 @@ class RowStore:
         counts = weights != 0
         for store, values in columns:
             store.append(values if counts.all() else values[counts])
+        for column, values in zip(self.slices, slices, strict=True):
+            column.append(values[counts])
 
     def task(self, index: int) -> Rows:
         """Returns the rows of one task, as views."""
@@ -117,6 +135,28 @@ class _Measured(NamedTuple):
     metrics: Mapping[str, Metric]
 
 
+class SliceResult(NamedTuple):
+    """The metrics of a task or joint event on a slice of the evaluated rows.
+
+    Attributes:
+        column: name of the column that divides the rows.
+        value: value that the rows share, as text; `trainer.metrics.slices.REST` for the less frequent ones together.
+        task: name of the task or joint event.
+        rows: number of the slice's rows that count for it.
+        positives: number of those whose label is above 0; None for a task without a binary label.
+        metrics: name -> value; NaN where it is undefined.
+        standard_errors: name -> standard error; NaN where it is undefined.
+    """
+
+    column: str
+    value: str
+    task: str
+    rows: int
+    positives: int | None
+    metrics: dict[str, float]
+    standard_errors: dict[str, float]
+
+
 class Evaluation:
     """Collects logits and labels batch by batch and computes every metric over the rows of all workers.
 
@@ -124,28 +164,43 @@ class Evaluation:
     tasks that it is given, on all rows (click and conversion among all).
 
     Memory per worker and per row of its own: 4 bytes per logit and label, 4 for the weight, 8 more with groups (one
-    task with one logit: 12, with groups 20). `result` takes up to about 150 more while it runs, and for a multiclass
-    task 8 per class.
+    task with one logit: 12, with groups 20), and 4 per column of slices. `result` takes up to about 150 more while it
+    runs, and for a multiclass task 8 per class.
 
     Attributes:
         undefined: one line per task and joint event with NaN metrics in the last `result`: which, and why.
         curves: calibration curve of each binary task and joint event in the last `result`, by key: calibration_curve if
             there is one task, else calibration_curve/NAME.
+        slices: metrics of each slice in the last `result`.
     """
 
-    def __init__(self, tasks: Sequence[Task], *, with_group: bool, num_auc_thresholds: int = 0) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        *,
+        with_group: bool,
+        num_auc_thresholds: int = 0,
+        ranking_metrics: Sequence[str] = (),
+        slices: Sequence[str] = (),
+        slice_values: int = 20,
+    ) -> None:
         """Creates an evaluation without rows.
 
         Args:
             tasks: one per label column passed to `update`.
             with_group: whether `update` gets group IDs, and metrics that rank within groups are computed.
             num_auc_thresholds: 0 for the exact AUC; see RocAuc.
+            ranking_metrics: names of further metrics of binary tasks, such as ndcg@10; they need groups.
+            slices: names of columns whose values divide the rows into slices, of which all metrics are computed too.
+            slice_values: number of values per column with a slice of their own, the most frequent ones.
 
         Raises:
-            ValueError: RocAuc does not support this number of thresholds.
+            ValueError: RocAuc does not support this number of thresholds, or there is no ranking metric of a name.
         """
         self._tasks = tuple(tasks)
         self._with_group = with_group
+        self._slice_columns, self._slice_values = tuple(slices), slice_values
+        ranking = [ranking_metric(name) for name in ranking_metrics]
         alone = [(index,) for index in range(len(tasks))]
         self._measured: dict[str, _Measured] = {}
         for chain in (*alone, *joint_chains(tasks).values()):
@@ -155,8 +210,10 @@ class Evaluation:
                 for metric in task.metrics
                 if with_group or not metric.needs_group
             }
+            metrics |= {metric.name: metric for metric in ranking if task.is_binary and with_group}
             self._measured[joint_name(tasks, chain)] = _Measured(task, chain, metrics)
         self.curves: dict[str, CalibrationCurve] = {}
+        self.slices: list[SliceResult] = []
         self.undefined: list[str] = []
         self.reset()
 
@@ -168,10 +225,15 @@ class Evaluation:
 
     def reset(self) -> None:
         """Discards all rows."""
-        self._store = RowStore(self._tasks, with_group=self._with_group)
+        self._store = RowStore(self._tasks, with_group=self._with_group, slices=self._slice_columns)
 
     def update(
-        self, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, group: np.ndarray | None = None
+        self,
+        logits: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        group: np.ndarray | None = None,
+        slices: Sequence[np.ndarray] = (),
     ) -> None:
         """Adds a batch. Rows of weight 0 are dropped.
 
@@ -183,11 +245,12 @@ class Evaluation:
             labels: [batch, tasks] float.
             weights: [batch] float.
             group: [batch] int64; may be None without groups.
+            slices: values of each column of slices, [batch] each: numbers, booleans, or texts as objects.
 
         Raises:
             ValueError: the shapes disagree, or the groups are missing.
         """
-        self._store.append(logits, restrict_to_sample_space(labels, self._tasks), weights, group)
+        self._store.append(logits, restrict_to_sample_space(labels, self._tasks), weights, group, slices)
 
     def result(self, comm: Collectives) -> dict[str, float]:
         """Computes the metrics over the rows of all workers, equal on all of them. A collective.
@@ -211,11 +274,39 @@ class Evaluation:
                 self.undefined.append(_why_undefined(name, task, counts, unknown))
             if curve is not None:
                 self.curves[CURVE if len(self._tasks) == 1 else f"{CURVE}/{name}"] = curve
+        self.slices = [
+            self._slice(division.column, value, name, division.slices == index, comm)
+            for division in [column.divide(self._slice_values, comm) for column in self._store.slices]
+            for index, value in enumerate(division.values)
+            for name in self._measured
+        ]
         return self._by_key(values)
 
-    def _rows(self, chain: tuple[int, ...]) -> Rows:
-        """Returns the rows that count for a task or joint event; for the latter in the format of joint_rows."""
+    def _slice(self, column: str, value: str, name: str, mask: np.ndarray, comm: Collectives) -> SliceResult:
+        """Computes all metrics of a task or joint event on the rows in `mask`, [rows] bool. A collective."""
+        task, chain, metrics = self._measured[name]
+        rows = self._rows(chain, mask)
+        if len(chain) > 1:
+            rows = rows._replace(logits=joint_logits(rows.logits))
+        own = [len(rows.logits), np.count_nonzero(rows.labels > 0)]
+        count, positives = comm.sum_array(np.array(own, np.int64)).tolist()
+        values, _ = _measure(task, metrics, rows, comm)
+        errors = {
+            key: math.nan if math.isnan(values[key]) else metric.standard_error(rows, comm, values[key])
+            for key, metric in metrics.items()
+        }
+        return SliceResult(column, value, name, count, positives if task.is_binary else None, values, errors)
+
+    def _rows(self, chain: tuple[int, ...], mask: np.ndarray | None = None) -> Rows:
+        """Returns the rows that count for a task or joint event; for the latter in the format of joint_rows.
+
+        Args:
+            chain: positions of the tasks of the joint event; a single one for a task by itself.
+            mask: [rows] bool, the rows of the store to consider; None for all.
+        """
         parts = [self._store.task(index) for index in chain]
+        if mask is not None:
+            parts = [part.select(mask) for part in parts]
         rows = parts[0] if len(parts) == 1 else joint_rows(parts)
         return rows.select(~np.isnan(rows.labels))
 
@@ -238,6 +329,7 @@ def _measure(
 ) -> tuple[dict[str, float], CalibrationCurve | None]:
     """Computes all metrics of some rows, and a binary task's calibration curve."""
     values, curve = _measure_by_table(metrics, rows, comm) if task.is_binary else ({}, None)
+    values |= _measure_by_ties(metrics, rows, comm)
     return {key: values[key] if key in values else metric.result(rows, comm) for key, metric in metrics.items()}, curve
 
 
@@ -249,6 +341,15 @@ def _measure_by_table(
     by_table = {key: metric for key, metric in metrics.items() if isinstance(metric, ScoreMetric)}
     values = {key: metric.of_table(table, rows, comm) for key, metric in by_table.items()}
     return values, calibration_curve(table, rows, comm)
+
+
+def _measure_by_ties(metrics: Mapping[str, Metric], rows: Rows, comm: Collectives) -> dict[str, float]:
+    """Computes the metrics of the first ranks of groups, which share the ranked rows."""
+    ranking = {key: metric for key, metric in metrics.items() if isinstance(metric, RankingMetric)}
+    if not ranking:
+        return {}
+    ties = ranked_ties(rows, max(metric.ranks for metric in ranking.values()), comm)
+    return {key: metric.of_ties(ties, comm) for key, metric in ranking.items()}
 
 
 class _Counts(NamedTuple):

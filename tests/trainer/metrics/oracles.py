@@ -78,6 +78,63 @@ def map_over_all_placements(logits: np.ndarray, labels: np.ndarray, group: np.nd
     return float(sum(precisions) / len(precisions)) if precisions else math.nan
 
 
+def measure(family: str, ranks: int, ranked: Sequence[int]) -> float:
+    """A measure of the first ranks of labels that stand in a definite order; at least one label is 1."""
+    first, positives = ranked[:ranks], sum(ranked)
+    if family == "ndcg":
+        gain = sum(label / math.log2(place + 1) for place, label in enumerate(first, 1))
+        return gain / sum(1 / math.log2(place + 1) for place in range(1, min(ranks, positives) + 1))
+    if family == "recall":
+        return sum(first) / positives
+    if family == "mrr":
+        return 1 / (first.index(1) + 1) if 1 in first else 0.0
+    if family == "hit_rate":
+        return float(1 in first)
+    precisions = [sum(first[:place]) / place for place, label in enumerate(first, 1) if label]
+    return sum(precisions) / min(ranks, positives)
+
+
+def measures_over_all_orders(
+    family: str, ranks: int, logits: np.ndarray, labels: np.ndarray, group: np.ndarray
+) -> list[float]:
+    """The measure of each group with a positive, its mean over all orders of tied rows. For groups of up to 6 rows."""
+    values = []
+    for blocks in groups_of_ties(logits, labels, group):
+        orders = [measure(family, ranks, list(chain(*order))) for order in product(*map(permutations, blocks))]
+        values.append(math.fsum(orders) / len(orders))
+    return values
+
+
+def mean(values: Sequence[float]) -> float:
+    """Their mean; NaN if there are none."""
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def error_of_mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """The standard error of a weighted mean; with equal weights, the standard deviation over the root of the number."""
+    if len(values) < 2:
+        return math.nan
+    total = math.fsum(weights)
+    centre = math.fsum(w * x for w, x in zip(weights, values, strict=True)) / total
+    squares = math.fsum((w * (x - centre)) ** 2 for w, x in zip(weights, values, strict=True))
+    return math.sqrt(squares * len(values) / (len(values) - 1)) / total
+
+
+def error_of_auc(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+    """DeLong's standard error: of the share of the other class that each row is on the right side of."""
+    rows = list(zip(logits.tolist(), labels.tolist(), weights.tolist(), strict=True))
+    variance = 0.0
+    for own, sign in ((1, 1), (0, -1)):
+        here, others = [row for row in rows if row[1] == own], [row for row in rows if row[1] != own]
+        total = math.fsum(w for _, _, w in others)
+        shares = [
+            math.fsum(w * (1 + np.sign(sign * (score - other))) / 2 for other, _, w in others) / total
+            for score, _, _ in here
+        ]
+        variance += error_of_mean(shares, [w for _, _, w in here]) ** 2
+    return math.sqrt(variance)
+
+
 def groups_of_ties(logits: np.ndarray, labels: np.ndarray, group: np.ndarray) -> list[list[list[int]]]:
     """Per group that has a positive: the labels of each set of tied rows, the highest logit first."""
     groups: dict[int, dict[float, list[int]]] = defaultdict(lambda: defaultdict(list))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.trainer.metrics.evaluations import TestRows, cuts, evaluate, make_rows, small_rows
 from tests.trainer.metrics.oracles import map_by_shuffling, map_over_all_orders, map_over_all_placements
 from tests.trainer.metrics.workers import LocalWorkers
-from trainer.metrics.grouped import MeanAveragePrecision
+from trainer.metrics.ranking import MeanAveragePrecision
 from trainer.metrics.rows import Rows
 
 pytestmark = pytest.mark.filterwarnings("error")
