@@ -339,6 +339,12 @@ class RunOptions(Section):
         "10m",
         "save during epochs too: every so many steps, or seconds, minutes, hours (500, 90s, 10m, 2h); 0: never",
     )
+    full_checkpoint_every: int = option(
+        6,
+        "write every so many saves during an epoch in full; those between hold of large tables only the rows that "
+        "training has looked up since",
+        at_least=1,
+    )
     fingerprint_every: int = option(
         500, "steps between two comparisons of what the workers hold; 0: at saves only", at_least=0
     )
@@ -406,6 +412,12 @@ class RunOptions(Section):
     def save_interval(self) -> Interval:
         """The interval between saves within an epoch."""
         return parse_interval("checkpoint_every", self.checkpoint_every)
+
+    @property
+    def saves_differences(self) -> bool:
+        """Whether the run may write differential checkpoints."""
+        saves_in_epochs = self.save_interval != Interval() and self.trains and not self.benchmark
+        return saves_in_epochs and self.full_checkpoint_every > 1
 
     @property
     def trains(self) -> bool:
