@@ -334,15 +334,15 @@ class RunOptions(Section):
     )
     use_checkpoint: bool = option(False, "resume from the last checkpoint in model_dir")
     checkpoint: str | None = option(None, "last, best or a path; default: last for resuming, else best")
-    keep_checkpoints: int = option(2, "newest checkpoints to keep, besides the best", at_least=1)
+    keep_checkpoints: int = option(2, "newest checkpoints, and newest full ones, to keep besides the best", at_least=1)
     checkpoint_every: str = option(
         "10m",
         "save during epochs too: every so many steps, or seconds, minutes, hours (500, 90s, 10m, 2h); 0: never",
     )
     full_checkpoint_every: int = option(
         6,
-        "write every so many saves during an epoch in full; those between hold of large tables only the rows that "
-        "training has looked up since",
+        "write one in so many checkpoints during an epoch in full; the others hold of large tables only the rows that "
+        "training has looked up since the last full one",
         at_least=1,
     )
     fingerprint_every: int = option(
