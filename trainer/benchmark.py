@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from trainer.comm import Comm
 from trainer.evaluate import Evaluator
@@ -161,9 +162,13 @@ def benchmark_evaluation(evaluator: Evaluator, plan: Plan, on_step: Callable[[in
 
 def endless_batches(loader: ParquetLoader, model: RankingModel) -> Generator[StepInput]:
     """Yield the inputs of training steps, one epoch after the other, without end."""
+
+    def prepare(batch: Batch) -> StepInput:
+        return step_input(batch, model.embeddings.lookups(batch.ids), model.tasks)
+
     epoch = 0
     while True:
-        with closing(loader.epoch(epoch, prepare=lambda batch: step_input(batch, model))) as batches:
+        with closing(loader.epoch(epoch, prepare=prepare)) as batches:
             yield from batches
         epoch += 1
 

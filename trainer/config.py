@@ -339,10 +339,16 @@ class RunOptions(Section):
     )
     use_checkpoint: bool = option(False, "resume from the last checkpoint in model_dir")
     checkpoint: str | None = option(None, "last, best or a path; default: last for resuming, else best")
-    keep_checkpoints: int = option(2, "newest checkpoints to keep, besides the best", at_least=1)
+    keep_checkpoints: int = option(2, "newest checkpoints, and newest full ones, to keep besides the best", at_least=1)
     checkpoint_every: str = option(
         "10m",
         "save during epochs too: every so many steps, or seconds, minutes, hours (500, 90s, 10m, 2h); 0: never",
+    )
+    full_checkpoint_every: int = option(
+        6,
+        "write one in so many checkpoints during an epoch in full; the others hold of large tables only the rows that "
+        "training has looked up since the last full one",
+        at_least=1,
     )
     fingerprint_every: int = option(
         500, "steps between two comparisons of what the workers hold; 0: at saves only", at_least=0
@@ -422,6 +428,12 @@ class RunOptions(Section):
     def save_interval(self) -> Interval:
         """The interval between saves within an epoch."""
         return parse_interval("checkpoint_every", self.checkpoint_every)
+
+    @property
+    def saves_differences(self) -> bool:
+        """Whether the run may write differential checkpoints."""
+        saves_in_epochs = self.save_interval != Interval() and self.trains and not self.benchmark
+        return saves_in_epochs and self.full_checkpoint_every > 1
 
     @property
     def trains(self) -> bool:

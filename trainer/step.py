@@ -21,7 +21,7 @@ from trainer.optimizers.optimizer import Gradient, Optimizer
 from trainer.process.device import compiles_passes
 from trainer.tasks.loss_weighting import LossWeighting
 from trainer.tasks.losses import joint_labels, joint_logits, row_weights, task_losses
-from trainer.tasks.task import restrict_to_sample_space
+from trainer.tasks.task import Task, restrict_to_sample_space
 
 T = TypeVar("T")
 
@@ -42,12 +42,18 @@ class StepInput(NamedTuple):
     weights: tf.Tensor
 
 
-def step_input(batch: Batch, model: RankingModel) -> StepInput:
-    """Convert a loader's batch to the tensors of a training step. Runs in the loader's thread, ahead of the step."""
+def step_input(batch: Batch, lookups: Sequence[Lookups[np.ndarray]], tasks: Sequence[Task]) -> StepInput:
+    """Convert a loader's batch to the tensors of a training step. Runs in the loader's thread, ahead of the step.
+
+    Args:
+        batch: the batch.
+        lookups: what each group of embedding tables looks up for its ids.
+        tasks: the tasks of the model.
+    """
     rows = StepInput(
-        lookups=model.embeddings.lookups(batch.ids),
+        lookups=tuple(lookups),
         numerical=batch.numerical,
-        labels=restrict_to_sample_space(batch.labels, model.tasks),
+        labels=restrict_to_sample_space(batch.labels, tasks),
         weights=batch.weights,
     )
     return tf.nest.map_structure(tf.convert_to_tensor, rows)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from data.storage.checksummed_dir import StorageError
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
@@ -24,6 +25,7 @@ from trainer.checkpoint.store import probe
 from trainer.comm import Comm
 from trainer.config import Options
 from trainer.early_stopping import EarlyStopping, loss_metric, main_metric
+from trainer.embeddings.touched_rows import TouchedRows
 from trainer.evaluate import Evaluator, describe, undefined_warnings
 from trainer.expert_monitor import ExpertMonitor, monitor_of
 from trainer.inputs import Inputs
@@ -40,7 +42,7 @@ from trainer.optimizers.schedules import Plateau
 from trainer.predictions import PredictionWriter
 from trainer.process.device import on_gpu
 from trainer.results import Results
-from trainer.step import StepResult, step_input
+from trainer.step import StepInput, StepResult, step_input
 from trainer.tasks.evaluation import Evaluation
 from trainer.tasks.task import tasks_of
 from trainer.training_log import TrainingLog
@@ -81,7 +83,9 @@ class Trainer:
         self.say = self.results.say
         self.tasks = tasks_of(data.spec)
         self.model = make_model(config, data, comm)
-        self.checkpoints = CheckpointManager(config, data.spec, data.schema, comm, data.training)
+        # The table rows looked up since the last full checkpoint; None if all checkpoints are full.
+        self._touched = TouchedRows(self.model.embeddings.groups) if config.run.saves_differences else None
+        self.checkpoints = CheckpointManager(config, data.spec, data.schema, comm, data.training, self._touched)
         self.watchdog = Watchdog(config.run.hang_seconds, self.services.record)
         self.control = StepControl(comm, self.services.stop, self.watchdog, config.run.save_interval)
         self._started: tuple[int, StepResult] | None = None  # a step that the device may still be working on
@@ -186,9 +190,9 @@ class Trainer:
         self.log.start(self._step(position))
         step.running_losses.set(position.losses)
         self._checked_step = self._step(position)
-        inputs = loader.epoch(position.epoch, position.steps, lambda batch: step_input(batch, self.model))
+        inputs = loader.epoch(position.epoch, position.steps, self._prepare)
         with closing(inputs) as batches:
-            for batch, waited in timed(batches):
+            for (batch, rows), waited in timed(batches):
                 position.steps += 1
                 number = self._step(position)
                 self.log.add_wait(waited)
@@ -196,6 +200,9 @@ class Trainer:
                 arguments = batch, tf.constant(number), self.control.control_flags()
                 with self.profiler.step(number):
                     result = step.run(*arguments)  # not awaited: a GPU runs it in the background
+                # Not as soon as they are looked up: a save must not clear marks of batches that are still ahead.
+                if self._touched is not None:
+                    self._touched.add(rows)
                 self.results.board.graph_of(step.run, *arguments)
                 self._after_start(position, (number, result))
                 if check_every and number % check_every == 0:
@@ -203,6 +210,11 @@ class Trainer:
         self._after_start(position, None)
         position.losses = self._check_losses(self._step(position))
         step.weighting.end_epoch(position.mean_losses)
+
+    def _prepare(self, batch: Batch) -> tuple[StepInput, list[np.ndarray]]:
+        """Returns a step's input, and the rows of each group of tables that it looks up. Runs ahead of the step."""
+        lookups = self.model.embeddings.lookups(batch.ids)
+        return step_input(batch, lookups, self.tasks), [found.rows for found in lookups]
 
     def _after_start(self, position: Position, started: tuple[int, StepResult] | None) -> None:
         """Handles the result of the last step, and saves or stops if the workers decided so in it.
@@ -251,9 +263,11 @@ class Trainer:
         step = self._step(position)
         losses = self._check_losses(step)
         position.losses = losses if position.steps else []  # none between epochs
-        check_state(self.training.state, step)
+        state = self.training.state
+        chosen = self.checkpoints.rows_to_save(state, position)
+        check_state(state, step, chosen)
         with nvtx_range("save"):
-            self.checkpoints.save(self.training.state, position, self.stopping.state)
+            self.checkpoints.save(state, position, self.stopping.state, chosen)
         self.control.saved()
         self.control.beat(allow=SLOW_SECONDS)
         self.log.restart_step()

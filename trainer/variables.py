@@ -15,6 +15,7 @@ class TableRows:
         first: number of the table's first row.
         rows: number of the table's rows, over all workers.
         rank, workers: position of this worker among the workers that share the rows, and their number.
+        feature: name of the feature whose ids are the table's rows.
     """
 
     variable: tf.Variable
@@ -22,6 +23,7 @@ class TableRows:
     rows: int
     rank: int = 0
     workers: int = 1
+    feature: str = ""
 
     @property
     def is_sharded(self) -> bool:
@@ -42,6 +44,11 @@ class TableRows:
         """Returns where `variable` has this worker's share of the table's rows [start, stop)."""
         # ceil((row - rank) / workers) rows of this worker come before `row`.
         return slice(*(-((self.rank - self.first - row) // self.workers) for row in (start, stop)))
+
+    def take(self, numbers: np.ndarray) -> tf.Tensor:
+        """Returns copies of those of the table's rows that this worker holds, in the order of `numbers` [n] int64."""
+        distances = self.first + numbers - self.rank
+        return self.variable.sparse_read(distances[distances % self.workers == 0] // self.workers)
 
     def numpy(self) -> np.ndarray:
         """Returns a copy of this worker's rows."""

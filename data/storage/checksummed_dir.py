@@ -46,6 +46,8 @@ from data.storage.typed_json import plain_json, read_typed
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
+# Files that are flushed to disk at a time.
+SYNCING_THREADS = 8
 # Suffix of a folder that a save moves aside before it renames the new one into place.
 REPLACED = ".replaced"
 
@@ -175,6 +177,12 @@ class ChecksummedDir:
         self.files = {name: path / name for name in manifest.files if name not in of_arrays}
 
     @property
+    def content_sha256(self) -> str:
+        """Checksum of the content of all files and of the arrays' names and layout; metadata do not count."""
+        content = asdict(replace(self._manifest, metadata={}))
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
     def nbytes(self) -> int:
         """Size of all files in bytes, without the manifest."""
         return sum(entry.bytes for entry in self._manifest.files.values())
@@ -216,8 +224,8 @@ class ChecksummedDir:
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Reads rows start to stop of array `name`, or all of it if it is a scalar."""
-        shape, dtype = self._shape_and_dtype(name)
-        file_name = self._manifest.arrays[name].file
+        entry = self._entry(name)
+        shape, dtype, file_name = entry.shape, np.dtype(entry.dtype), entry.file
         rows = np.empty((stop - start, *shape[1:]) if shape else (), dtype)
         with self._open(file_name) as file:
             header = self._manifest.files[file_name].bytes - math.prod(shape) * dtype.itemsize
@@ -240,9 +248,13 @@ class ChecksummedDir:
             raise DamagedError(f"{self.path / MANIFEST}: does not list {name}")
 
     def _shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
-        if name not in self.arrays:
-            raise StorageError(f"{self.path} has no array {name!r}; it has {', '.join(sorted(self.arrays))}")
+        self._entry(name)
         return self.arrays[name]
+
+    def _entry(self, name: str) -> ArrayEntry:
+        if name not in self._manifest.arrays:
+            raise StorageError(f"{self.path} has no array {name!r}; it has {', '.join(sorted(self.arrays))}")
+        return self._manifest.arrays[name]
 
     @contextmanager
     def _open(self, name: str) -> Iterator[BinaryIO]:
@@ -561,9 +573,9 @@ def _fill(
     manifest.files.update(zip(sources, in_parallel(write_array, sources), strict=True))
     for name, content in contents.items():
         manifest.files[name] = _write_file(draft / name, _chunks(content))
-    # Synced only after all files are written, so that a thread handing over blocks does not wait for the disk.
-    for name in manifest.files:
-        sync(draft / name)
+    # Synced only after all files are written, so that a thread handing over blocks does not wait for the disk, and
+    # together, so that they share what the file system has to write for each.
+    in_parallel(lambda name: sync(draft / name), manifest.files, threads=SYNCING_THREADS)
     for inner in (path for path in draft.rglob("*") if path.is_dir()):
         sync(inner)
     # Written last: a folder that has a manifest has all files listed in it.

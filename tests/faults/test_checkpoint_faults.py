@@ -22,8 +22,12 @@ STEPS = (10, 20, 30)
 
 
 def tensors(step: int) -> dict[str, np.ndarray]:
-    """Arrays of random values, different in every step."""
+    """Arrays of random values, different in every step; between multiples of 10, only some rows of the table are."""
     values = np.random.default_rng(step)
+    if step % 10:
+        found = tensors(step - step % 10)
+        found["deep/table"][::step] = values.normal(size=found["deep/table"][::step].shape)
+        return found | {"step": np.array(step)}
     return {
         "deep/table": values.normal(size=(300, 8)).astype(np.float32),
         "deep/table/mean_square": values.normal(size=(300, 8)).astype(np.float32),
@@ -33,7 +37,14 @@ def tensors(step: int) -> dict[str, np.ndarray]:
 
 
 def save(store: CheckpointStore, step: int, **options) -> Path:
-    sources = [ArraySource.from_array(name, array) for name, array in tensors(step).items()]
+    """Saves a full checkpoint, or between multiples of 10 what has changed since the last one."""
+    arrays = tensors(step)
+    if step % 10:
+        numbers = np.arange(0, 300, step)
+        tables = {name: array[numbers] for name, array in arrays.items() if array.ndim == 2}
+        arrays |= tables | {"numbers": numbers}
+        options |= {"full": step - step % 10, "row_numbers": dict.fromkeys(tables, "numbers")}
+    sources = [ArraySource.from_array(name, array) for name, array in arrays.items()]
     return store.save(step, sources, {"step": step}, **options)
 
 
@@ -245,10 +256,18 @@ def instead_of_the_only(model_dir: Path) -> Callable[[], object]:
     return lambda: save(CheckpointStore(model_dir), 20)
 
 
-SAVES = [instead_of_the_last, instead_of_the_only, first_of_one]
+def of_what_has_changed(model_dir: Path) -> Callable[[], object]:
+    """Saves what has changed since a full checkpoint, which removes the differential one before."""
+    store = CheckpointStore(model_dir, keep=1)
+    save(store, 10)
+    save(store, 13)
+    return lambda: save(CheckpointStore(model_dir, keep=1), 17)
 
 
-@pytest.mark.parametrize("saved", SAVES[: tries(quick=1, whole=3)], ids=lambda saved: saved.__name__)
+SAVES = [of_what_has_changed, instead_of_the_last, instead_of_the_only, first_of_one]
+
+
+@pytest.mark.parametrize("saved", SAVES[: tries(quick=1, whole=4)], ids=lambda saved: saved.__name__)
 def test_save_killed_at_any_call_keeps_a_checkpoint(tmp_path, saved):
     calls, found, seconds, problems = [], set(), [], []
     for number in itertools.count(1):

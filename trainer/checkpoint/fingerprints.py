@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import tensorflow as tf
 
-from trainer.checkpoint.state import TrainState
+from trainer.checkpoint.state import ChosenRows, TrainState
 from trainer.lifecycle.errors import NotFinite, WorkersDiffer, how_to_stay_finite
 
 # Multiplier that chains the fingerprints of a variable's blocks. It is odd, hence invertible modulo 2**64: no bit of
@@ -14,7 +14,7 @@ _CHAIN = 0x9E3779B97F4A7C15
 _INTEGER = {1: tf.uint8, 2: tf.int16, 4: tf.int32, 8: tf.int64}
 
 
-def check_state(state: TrainState, step: int) -> None:
+def check_state(state: TrainState, step: int, chosen: ChosenRows | None = None) -> None:
     """Compares replicated variables bitwise across workers and looks for non-finite values. A collective.
 
     Each variable is reduced to a 64-bit sum in which every bit pattern is weighted by an odd factor that depends on its
@@ -24,13 +24,14 @@ def check_state(state: TrainState, step: int) -> None:
     Args:
         state: the run's state.
         step: number of completed steps, for messages.
+        chosen: the rows to check of each table, the same on all workers; None for all.
 
     Raises:
         WorkersDiffer: on all workers; names the first variable that differs and the workers concerned.
         NotFinite: on all workers; names the first variable that holds a NaN or an infinity.
     """
     names = list(state.variables)
-    own = np.array([_fingerprint(state, name) for name in names], np.int64).reshape(-1, 2)  # [variables, 2]
+    own = np.array([_fingerprint(state, name, chosen) for name in names], np.int64).reshape(-1, 2)  # [variables, 2]
     found = state.comm.gather_rows(own[np.newaxis])  # [workers, variables, 2]: fingerprint, non-finite count
     replicated = [index for index, name in enumerate(names) if name not in state.sharded]
     for index in replicated:
@@ -44,10 +45,10 @@ def check_state(state: TrainState, step: int) -> None:
         )
 
 
-def _fingerprint(state: TrainState, name: str) -> tuple[int, int]:
+def _fingerprint(state: TrainState, name: str, chosen: ChosenRows | None) -> tuple[int, int]:
     """Returns the fingerprint of a variable and the number of its non-finite values."""
     chained, broken = 0, 0
-    for tensor in state.tensors(name):
+    for tensor in state.tensors(name, chosen):
         total, count = _sum_bits(tensor).numpy().tolist()
         chained, broken = (chained * _CHAIN + total) % 2**64, broken + count
     return chained - 2**63, broken  # shifted into the range of int64

@@ -8,13 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.encoding.workflow_folder import workflow_files
 from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
 from data.storage.checksummed_dir import Content, StorageError
 from data.storage.typed_json import read_typed
-from trainer.checkpoint.background_writer import Handover
+from trainer.checkpoint.background_writer import COPIED_BYTES, Handover
 from trainer.checkpoint.model_folder import (
     ARCHITECTURE,
     MODEL_FOLDER,
@@ -25,14 +27,18 @@ from trainer.checkpoint.model_folder import (
 )
 from trainer.checkpoint.run_state import EarlyStoppingState, Identity, Position, RunState
 from trainer.checkpoint.schema import MAX_HOTNESS, ModelSchema
-from trainer.checkpoint.state import TrainState
+from trainer.checkpoint.state import ChosenRows, TrainState
 from trainer.checkpoint.store import Checkpoint, CheckpointStore, NoCheckpointError
 from trainer.comm import Comm
 from trainer.config import Options
+from trainer.embeddings.touched_rows import TouchedRows
 from trainer.logging.log import to_plain, warn
 from trainer.tasks.evaluation import is_better
 
 NAN = float("nan")
+# By how many bytes, besides half, a differential checkpoint has to be smaller than a full one: training does not wait
+# for a full one that is copied as a whole.
+LEAST_SAVING = COPIED_BYTES
 
 
 class CheckpointManager:
@@ -44,18 +50,59 @@ class CheckpointManager:
         schema: features and tasks of the model.
         comm: collectives over the workers.
         loader: loader of the training mapping; None if the run does not train.
+        touched: the table rows that training has looked up since the last full checkpoint; None if all are full.
     """
 
     def __init__(
-        self, config: Options, spec: FeatureSpec, schema: ModelSchema, comm: Comm, loader: ParquetLoader | None = None
+        self,
+        config: Options,
+        spec: FeatureSpec,
+        schema: ModelSchema,
+        comm: Comm,
+        loader: ParquetLoader | None = None,
+        touched: TouchedRows | None = None,
     ):
         self._config, self._spec, self._schema, self._comm, self._loader = config, spec, schema, comm, loader
         self._widths = {entry.name: entry.width for entry in schema.features if entry.width is not None}
         self._store = CheckpointStore(config.data.model_dir, keep=config.run.keep_checkpoints)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
+        self._touched = touched
+        self._full_step: int | None = None  # of the last full checkpoint of this process, unless a save failed since
+        self._saves = 0  # since then, including itself
 
-    def save(self, state: TrainState, position: Position, stopping: EarlyStoppingState) -> None:
+    def rows_to_save(self, state: TrainState, position: Position) -> ChosenRows | None:
+        """Decides whether the next checkpoint is full or differential. A collective.
+
+        Checkpoints within an epoch hold, of the tables, only the rows that training has looked up since the last full
+        one. The first checkpoint of a process, each --full_checkpoint_every-th one, those between epochs and those that
+        would not be much smaller are full.
+
+        Args:
+            state: the variables to save.
+            position: the position in the run from which the checkpoint resumes.
+
+        Returns:
+            The rows that a differential checkpoint holds of each table; None for a full checkpoint.
+        """
+        # Only the latest save is tracked, so a failure of the previous one is reported first.
+        if self._writing is not None:
+            self.has_failed(wait=True)
+        if self._touched is None:
+            return None
+        must_be_full = (
+            position.steps == 0 or self._full_step is None or self._saves >= self._config.run.full_checkpoint_every
+        )
+        # Only rank 0 knows of failed saves.
+        if self._comm.sum_array(np.array([must_be_full], np.int64))[0]:
+            return None
+        chosen = self._touched.of_all_workers(self._comm)
+        whole, part = (sum(source.nbytes for source in state.sources(rows)) for rows in (None, chosen))
+        return chosen if 2 * part <= whole and whole - part >= LEAST_SAVING else None
+
+    def save(
+        self, state: TrainState, position: Position, stopping: EarlyStoppingState, chosen: ChosenRows | None = None
+    ) -> None:
         """Writes a checkpoint in a background thread. A collective.
 
         Returns once all but the smallest variables are written and these are copied, so the memory that a save needs
@@ -68,15 +115,20 @@ class CheckpointManager:
             state: the variables to save.
             position: the position in the run from which the checkpoint resumes.
             stopping: the state of early stopping.
+            chosen: the rows to save of each table, as decided by `rows_to_save`; None for a full checkpoint.
         """
+        step, self._saves = self._step(position), self._saves + 1
+        if chosen is None:
+            self._full_step, self._saves = step, 1
+            if self._touched is not None:
+                self._touched.clear()
         if self._comm.rank != 0:
-            state.take_part_in_save()
+            state.take_part_in_save(chosen)
             return
-        # Only the latest save is tracked, so a failure of the previous one is reported first.
-        if self._writing is not None:
-            self.has_failed(wait=True)
-        write = partial(self._store.save, self._step(position), state=self._facts(position, stopping, {}))
-        handover = Handover(state.sources(), collective=state.sharded)
+        write = partial(self._store.save, step, state=self._facts(position, stopping, {}))
+        if chosen is not None:
+            write = partial(write, full=self._full_step, row_numbers=state.row_numbers)
+        handover = Handover(state.sources(chosen), collective=state.sharded)
         self._writing = self._writer.submit(handover.save, write)
         handover.fill()
 
@@ -115,6 +167,7 @@ class CheckpointManager:
             self.finish()
         except StorageError as error:
             warn(f"{error} Training continues; the next save is made as scheduled.")
+            self._full_step = None  # this may have been the full checkpoint, or it cannot be read any more
             return True
         return False
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +15,9 @@ from data.storage.checksummed_dir import ChecksummedDir
 from trainer.comm import Comm, SingleWorker
 from trainer.logging.progress import byte_progress
 from trainer.variables import TableRows, assign_rows, rows_of
+
+# Feature -> ascending numbers of some rows of its tables, [n] int64.
+ChosenRows: TypeAlias = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -33,25 +37,48 @@ class TrainState:
     unknown: frozenset[str] = frozenset()
 
     @property
+    def tables(self) -> dict[str, TableRows]:
+        """The embedding tables and their optimizer state."""
+        return {name: table for name, table in self.variables.items() if isinstance(table, TableRows)}
+
+    @property
+    def row_numbers(self) -> dict[str, str]:
+        """Name of each table -> name of the array with the numbers of its rows, if only some of them are saved."""
+        return {name: _row_numbers(table.feature) for name, table in self.tables.items()}
+
+    @property
     def sharded(self) -> dict[str, TableRows]:
         """The tables of which this worker holds only a part of the rows."""
-        return {
-            name: table for name, table in self.variables.items() if isinstance(table, TableRows) and table.is_sharded
-        }
+        return {name: table for name, table in self.tables.items() if table.is_sharded}
 
-    def sources(self) -> list[ArraySource]:
+    def sources(self, chosen: ChosenRows | None = None) -> list[ArraySource]:
         """Returns the variables as array sources that yield copies in blocks of rows.
 
         Reading a block of a sharded variable is a collective. Other variables may be read by any thread.
+
+        Args:
+            chosen: the rows to save of each table, whose numbers are added as arrays (see `row_numbers`); None for all.
         """
-        return [
-            ArraySource(name, tuple(variable.shape), variable.dtype.as_numpy_dtype, self._blocks(name))
+        values = [
+            ArraySource(name, _shape(variable, chosen), variable.dtype.as_numpy_dtype, self._blocks(name, chosen))
             for name, variable in self.variables.items()
         ]
+        numbers = [ArraySource.from_array(_row_numbers(name), rows) for name, rows in (chosen or {}).items()]
+        return values + numbers
 
-    def tensors(self, name: str) -> Iterator[tf.Tensor]:
-        """Yields this worker's rows of a variable in blocks, in order, without copying them if possible."""
-        variable, rows = _rows_in(self.variables[name])
+    def tensors(self, name: str, chosen: ChosenRows | None = None) -> Iterator[tf.Tensor]:
+        """Yields this worker's rows of a variable in blocks, in order, without copying them if possible.
+
+        Args:
+            name: name of the variable.
+            chosen: the rows to yield of each table; None for all.
+        """
+        table = self.variables[name]
+        if chosen is not None and isinstance(table, TableRows):
+            for start, stop in row_ranges(_shape(table, chosen), _dtype(table)):
+                yield table.take(chosen[table.feature][start:stop])
+            return
+        variable, rows = _rows_in(table)
         if rows is None:
             yield tf.convert_to_tensor(variable)
             return
@@ -59,9 +86,13 @@ class TrainState:
         for start, stop in row_ranges(shape, _dtype(variable)):
             yield rows_of(variable, rows.start + start, rows.start + stop)
 
-    def take_part_in_save(self) -> None:
-        """Reads the blocks of all sharded variables and drops them, while rank 0 saves. A collective."""
-        for source in self.sources():
+    def take_part_in_save(self, chosen: ChosenRows | None = None) -> None:
+        """Reads the blocks of all sharded variables and drops them, while rank 0 saves. A collective.
+
+        Args:
+            chosen: the rows that are saved of each table; None for all.
+        """
+        for source in self.sources(chosen):
             if source.name in self.sharded:
                 for _ in source.blocks():
                     pass
@@ -93,20 +124,24 @@ class TrainState:
     def _replicated(self) -> dict[str, tf.Variable | TableRows]:
         return {name: variable for name, variable in self.variables.items() if name not in self.sharded}
 
-    def _blocks(self, name: str) -> Callable[[], Iterator[np.ndarray]]:
+    def _blocks(self, name: str, chosen: ChosenRows | None) -> Callable[[], Iterator[np.ndarray]]:
         if name in self.sharded:
-            return lambda: self._sharded_blocks(name)
+            return lambda: self._sharded_blocks(self.sharded[name], chosen)
         # Only the copies are kept: as long as a tensor is, an update of the variable copies all of it.
-        return lambda: (tensor.numpy() for tensor in self.tensors(name))
+        return lambda: (tensor.numpy() for tensor in self.tensors(name, chosen))
 
-    def _sharded_blocks(self, name: str) -> Iterator[np.ndarray]:
-        table = self.sharded[name]
-        for start, stop in row_ranges(table.shape, _dtype(table)):
-            own = table.own(start, stop)
+    def _sharded_blocks(self, table: TableRows, chosen: ChosenRows | None) -> Iterator[np.ndarray]:
+        for start, stop in row_ranges(_shape(table, chosen), _dtype(table)):
+            if chosen is None:
+                own, owners = table.own(start, stop), self._owners(table, np.arange(start, stop))
+                mine = rows_of(table.variable, own.start, own.stop)
+            else:
+                numbers = chosen[table.feature][start:stop]
+                mine, owners = table.take(numbers), self._owners(table, numbers)
             # [stop - start, ...], grouped by worker; a stable sort by owner maps that order back to the table's.
-            received = self.comm.gather_rows(rows_of(table.variable, own.start, own.stop).numpy())
+            received = self.comm.gather_rows(mine.numpy())
             block = np.empty_like(received)
-            block[np.argsort(self._owners(table, start, stop), kind="stable")] = received
+            block[np.argsort(owners, kind="stable")] = received
             yield block
 
     def _restore_replicated(self, checkpoint: ChecksummedDir) -> None:
@@ -132,15 +167,19 @@ class TrainState:
             sent, counts = np.empty((0, *table.shape[1:]), table.dtype.as_numpy_dtype), [0] * size
             # Rank 0 alone sends: each block's rows, grouped by the worker that owns them.
             if blocks is not None:
-                owners = self._owners(table, start, stop)
+                owners = self._owners(table, np.arange(start, stop))
                 sent = next(blocks)[np.argsort(owners, kind="stable")]
                 counts = np.bincount(owners, minlength=size).tolist()
             own = table.own(start, stop)
             assign_rows(table.variable, own.start, self.comm.exchange_rows(sent, counts))
 
-    def _owners(self, table: TableRows, start: int, stop: int) -> np.ndarray:
-        """Returns the worker that holds each of the table's rows [start, stop)."""
-        return np.arange(table.first + start, table.first + stop) % self.comm.size
+    def _owners(self, table: TableRows, numbers: np.ndarray) -> np.ndarray:
+        """Returns the worker that holds each of these rows of the table."""
+        return (table.first + numbers) % self.comm.size
+
+
+def _row_numbers(feature: str) -> str:
+    return f"row_numbers/{feature}"
 
 
 def _rows_in(variable: tf.Variable | TableRows) -> tuple[tf.Variable, slice | None]:
@@ -148,6 +187,14 @@ def _rows_in(variable: tf.Variable | TableRows) -> tuple[tf.Variable, slice | No
     if isinstance(variable, TableRows):
         return variable.variable, variable.own(0, variable.rows)
     return variable, slice(0, variable.shape[0]) if variable.shape.rank else None
+
+
+def _shape(variable: tf.Variable | TableRows, chosen: ChosenRows | None) -> tuple[int, ...]:
+    """Return the shape of a variable, or of the chosen rows of a table."""
+    shape = tuple(variable.shape)
+    if chosen is None or not isinstance(variable, TableRows):
+        return shape
+    return len(chosen[variable.feature]), *shape[1:]
 
 
 def _check_shapes(shapes: Mapping[str, tuple[int, ...]], checkpoint: ChecksummedDir) -> None:

@@ -1,17 +1,22 @@
 """Stores checkpoints, each a checksummed folder `<model_dir>/checkpoints/step-N/` of named arrays and a JSON state.
 
+A differential checkpoint holds, of some arrays, only the rows that have changed since a full checkpoint, and is read
+together with it (Eisenman et al., Check-N-Run, NSDI 2022). It refers to a full checkpoint and not to the differential
+one before it, so that any two checkpoints are enough to resume, and damage to one does not spread to later ones.
+
 At least one of them is intact at any time. This module knows nothing about models and optimizers.
 """
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from data.errors import DataError
+from data.progress import Advance, unseen
 from data.storage.arrays import ArraySource
 from data.storage.checksummed_dir import (
     MANIFEST,
@@ -33,7 +38,13 @@ from trainer.logging.progress import byte_progress
 
 CHECKPOINTS = "checkpoints"
 
+ArrayLayout: TypeAlias = tuple[tuple[int, ...], np.dtype]  # shape and dtype
+
 _STEP_FOLDER = re.compile(rf"step-([0-9]{{1,18}})(?:{re.escape(REPLACED)})?")
+
+
+# Key of a differential checkpoint's metadata.
+_DIFFERENCE = "difference"
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,21 @@ class _Metadata:
     state: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Difference:
+    """Further metadata of a differential checkpoint.
+
+    Attributes:
+        full: step of the full checkpoint that it refers to.
+        content_sha256: checksum of the content of that checkpoint.
+        row_numbers: array of which only some rows are saved -> array that has their numbers.
+    """
+
+    full: int
+    content_sha256: str
+    row_numbers: dict[str, str]
+
+
 class NoCheckpointError(DataError):
     """No valid checkpoint was found where one is needed (exit code 4).
 
@@ -53,29 +79,103 @@ class NoCheckpointError(DataError):
     """
 
 
+class OrphanedError(DamagedError):
+    """The full checkpoint that a differential one refers to has been replaced by another."""
+
+
 class Checkpoint(ChecksummedDir):
     """A saved step: arrays by name (`arrays`, `read`, `blocks`) and a state.
+
+    A differential checkpoint is read, verified and measured together with the full one that it refers to.
 
     Attributes:
         step: number of training steps done.
         state: the state passed to `save` or `amend`, as decoded from JSON.
         best: whether the checkpoint was the best so far when it was saved or amended.
         sequence: position of this save among all saves of the model folder, counted from 1.
+        full: the full checkpoint that a differential one refers to; None if this one is full.
 
     Raises:
-        DamagedError: the manifest is not that of a checkpoint of this step.
+        DamagedError: the manifest is not that of a checkpoint of this step, or the full checkpoint is missing.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         try:
-            saved: _Metadata = read_typed(_Metadata, self.metadata, "metadata")
+            rest = {key: value for key, value in self.metadata.items() if key != _DIFFERENCE}
+            saved: _Metadata = read_typed(_Metadata, rest, "metadata")
+            difference: _Difference | None = read_typed(
+                _Difference | None, self.metadata.get(_DIFFERENCE), f"metadata.{_DIFFERENCE}"
+            )
         except ValueError as error:
             raise DamagedError(f"{path / MANIFEST}: not the manifest of a checkpoint: {error}") from error
         self.step, self.sequence, self.best, self.state = saved.step, saved.sequence, saved.best, saved.state
         named = _STEP_FOLDER.fullmatch(path.name)
         if named and int(named.group(1)) != self.step:
             raise DamagedError(f"{path / MANIFEST}: has step {self.step}, but the folder has step {named.group(1)}")
+        self.full = None if difference is None else self._open_full(difference)
+        self._row_numbers = {} if difference is None else difference.row_numbers
+        self._numbers: dict[str, np.ndarray] = {}  # content of the arrays of row numbers, once read
+        if self.full is not None:
+            self._merge_arrays(self.full)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes of all files that `verify` reads."""
+        return super().nbytes + (0 if self.full is None else self.full.nbytes)
+
+    def verify(self, advance: Advance = unseen) -> None:
+        """Verifies every file, like ChecksummedDir, including those of the full checkpoint.
+
+        Raises:
+            DamagedError: a file differs.
+        """
+        super().verify(advance)
+        if self.full is not None:
+            self.full.verify(advance)
+        for name in self._row_numbers:
+            self._numbers_of(name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Reads rows start to stop of array `name`, or all of it if it is a scalar."""
+        if self.full is None or name not in self._row_numbers:
+            return super().read_rows(name, start, stop)
+        rows, numbers = self.full.read_rows(name, start, stop), self._numbers_of(name)
+        first, end = np.searchsorted(numbers, [start, stop]).tolist()
+        rows[numbers[first:end] - start] = super().read_rows(name, first, end)
+        return rows
+
+    def _open_full(self, difference: _Difference) -> "Checkpoint":
+        where = f"{self.path / MANIFEST}: holds what has changed since step {difference.full}"
+        if difference.full >= self.step:
+            raise DamagedError(f"{where}, which is not before its own")
+        try:
+            full = Checkpoint(current_path(self.path.parent / f"step-{difference.full}"))
+        except DamagedError as error:
+            raise DamagedError(f"{where}, and is unusable without it: {error}") from error
+        if full.full is not None or full.content_sha256 != difference.content_sha256:
+            raise OrphanedError(f"{where}, but {full.path} has been replaced since")
+        return full
+
+    def _merge_arrays(self, full: "Checkpoint") -> None:
+        """Gives the arrays of which only some rows are saved the shape that they have in the full checkpoint."""
+        for name, numbers in self._row_numbers.items():
+            known = name in self.arrays and name in full.arrays and numbers in self.arrays
+            if not known or not _are_rows(self.arrays[name], full.arrays[name], self.arrays[numbers]):
+                raise DamagedError(f"{self.path / MANIFEST}: {name!r} does not have rows of this array in {full.path}")
+        self.arrays |= {name: full.arrays[name] for name in self._row_numbers}
+        for numbers in set(self._row_numbers.values()):
+            del self.arrays[numbers]
+
+    def _numbers_of(self, name: str) -> np.ndarray:
+        """Returns the numbers of the rows that are saved of an array: [n] int64, ascending."""
+        numbers = self._row_numbers[name]
+        if numbers not in self._numbers:
+            saved = super().read_rows(numbers, 0, self._entry(numbers).shape[0])
+            if (np.diff(saved) <= 0).any() or (saved < 0).any() or (saved >= self.arrays[name][0][0]).any():
+                raise DamagedError(f"{self.path}: {numbers!r} does not have ascending numbers of rows of {name!r}")
+            self._numbers[numbers] = saved
+        return self._numbers[numbers]
 
 
 class CheckpointStore:
@@ -87,7 +187,8 @@ class CheckpointStore:
 
     Args:
         model_dir: folder that contains `checkpoints`, which is created by the first save.
-        keep: number of newest checkpoints to keep, at least 1. The best is kept in addition.
+        keep: number of newest checkpoints and of newest full checkpoints to keep, at least 1. The best is kept in
+            addition, and so is what kept differential checkpoints refer to.
         warn: called with a message for each damaged checkpoint that is skipped.
     """
 
@@ -100,7 +201,15 @@ class CheckpointStore:
         self._damaged: set[Path] = set()
         self._unremovable: set[Path] = set()
 
-    def save(self, step: int, arrays: Iterable[ArraySource], state: dict[str, Any], best: bool = False) -> Path:
+    def save(
+        self,
+        step: int,
+        arrays: Iterable[ArraySource],
+        state: dict[str, Any],
+        best: bool = False,
+        full: int | None = None,
+        row_numbers: Mapping[str, str] | None = None,
+    ) -> Path:
         """Writes `step-N`, replacing an earlier checkpoint of that step, then removes checkpoints no longer kept.
 
         Args:
@@ -108,12 +217,15 @@ class CheckpointStore:
             arrays: the arrays, written block by block, several at a time, beginning in this order.
             state: JSON-serializable state; NumPy numbers are stored as Python numbers.
             best: whether this is the best checkpoint so far, which `open("best")` then returns.
+            full: for a differential checkpoint, the step of the full one that it refers to.
+            row_numbers: for a differential checkpoint, array of which only some rows are saved -> array that has their
+                numbers, [n] int64, ascending.
 
         Returns:
             The checkpoint's folder.
 
         Raises:
-            StorageError: the checkpoint could not be written; earlier ones are untouched.
+            StorageError: the checkpoint could not be written, or the full one is missing; earlier ones are untouched.
             ValueError: the step, the arrays or the state cannot be stored.
         """
         path = self.folder / f"step-{step}"
@@ -122,6 +234,9 @@ class CheckpointStore:
         remove_leftovers(self.folder, "step-*")
         sequence = 1 + max((checkpoint.sequence for checkpoint in self._saved()[0]), default=0)
         metadata = {"step": step, "sequence": sequence, "best": best, "state": state}
+        if full is not None:
+            content = Checkpoint(self.folder / f"step-{full}").content_sha256
+            metadata[_DIFFERENCE] = asdict(_Difference(full, content, dict(row_numbers or {})))
         arrays = list(arrays)
         with byte_progress(f"saving {path.name}", sum(source.nbytes for source in arrays)) as advance:
             write_checksummed(path, arrays=arrays, metadata=metadata, advance=advance)
@@ -195,7 +310,8 @@ class CheckpointStore:
             raise NoCheckpointError(f"no checkpoint {which!r} can be read: {error}") from error
 
     def _open_last(self, verify: bool) -> Checkpoint:
-        readable, problems = self._saved()
+        readable, unreadable = self._saved()
+        problems = [str(error) for error in unreadable.values()]
         for problem in problems:
             self._warn(f"skipping a damaged checkpoint: {problem}")
         for checkpoint in reversed(readable):
@@ -256,31 +372,50 @@ class CheckpointStore:
     def _available(self) -> str:
         return f"{self.folder} has the steps {self.steps()}"
 
-    def _saved(self) -> tuple[list[Checkpoint], list[str]]:
-        """Returns the checkpoints with a valid manifest, oldest save first, and the errors of the others."""
-        readable, problems = [], []
+    def _saved(self) -> tuple[list[Checkpoint], dict[Path, DamagedError]]:
+        """Returns the checkpoints with a valid manifest, oldest save first, and the errors of the others by path."""
+        readable, problems = [], {}
         for path in _step_folders(self.folder):
             try:
                 readable.append(Checkpoint(path))
             except DamagedError as error:
-                problems.append(str(error))
+                problems[path] = error
         return sorted(readable, key=lambda checkpoint: checkpoint.sequence), problems
 
     def _remove_old(self) -> None:
         """Removes all checkpoints but the newest and the best. Known damaged ones do not count towards `keep`.
 
-        A checkpoint whose manifest cannot be read is kept: it may be a transient I/O error, or be recovered by hand. So
-        is one that contains a file of somebody else.
+        As many full checkpoints are kept as checkpoints, so that differential ones do not all depend on the same files.
+        Differential ones whose full one has been replaced are removed, as nothing can read them. Other checkpoints
+        whose manifest cannot be read are kept: it may be a transient I/O error, or they may be recovered by hand. So
+        are those that contain a file of somebody else.
         """
-        readable, _ = self._saved()
-        intact = [checkpoint for checkpoint in readable if checkpoint.path not in self._damaged]
+        readable, unreadable = self._saved()
+        intact = [checkpoint for checkpoint in readable if not self._is_damaged(checkpoint)]
         best = [checkpoint for checkpoint in intact if checkpoint.best]
-        kept = {checkpoint.path for checkpoint in (*readable[-self.keep :], *intact[-self.keep :], *best[-1:])}
-        for checkpoint in readable:
-            path = checkpoint.path
-            if path not in kept and not discard(path) and path not in self._unremovable:
+        kept = [*self._newest(readable), *self._newest(intact), *best[-1:]]
+        paths = {one.path for checkpoint in kept for one in (checkpoint, checkpoint.full) if one is not None}
+        unneeded = [checkpoint.path for checkpoint in readable if checkpoint.path not in paths]
+        # Differential ones first: a full one must not be removed before those that refer to it.
+        orphans = [path for path, error in unreadable.items() if isinstance(error, OrphanedError)]
+        for path in [*orphans, *reversed(unneeded)]:
+            if not discard(path) and path not in self._unremovable:
                 self._unremovable.add(path)
                 self._warn(f"{path} is kept: it contains a file that was not written by this program")
+
+    def _newest(self, checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+        full = [checkpoint for checkpoint in checkpoints if checkpoint.full is None]
+        return [*checkpoints[-self.keep :], *full[-self.keep :]]
+
+    def _is_damaged(self, checkpoint: Checkpoint) -> bool:
+        """Returns whether a checkpoint, or the full one that it refers to, is known to be damaged."""
+        return checkpoint.path in self._damaged or (checkpoint.full is not None and self._is_damaged(checkpoint.full))
+
+
+def _are_rows(saved: ArrayLayout, full: ArrayLayout, numbers: ArrayLayout) -> bool:
+    """Return whether an array and its row numbers have the layout of some rows of another array."""
+    count, dtype = numbers
+    return dtype == np.int64 and len(count) == 1 and bool(full[0]) and saved == ((*count, *full[0][1:]), full[1])
 
 
 def probe(model_dir: Path) -> None:

@@ -139,7 +139,7 @@ class EmbeddingTables(keras.layers.Layer):
     def _rows_of(self, group: TableGroup, variable: tf.Variable) -> dict[str, TableRows]:
         """Returns each feature's rows in a variable that has the rows of a group."""
         return {
-            feature.name: TableRows(variable, first, feature.cardinality, *self._holders(group))
+            feature.name: TableRows(variable, first, feature.cardinality, *self._holders(group), feature.name)
             for feature, first in zip(group.features, group.first_rows, strict=True)
         }
 
