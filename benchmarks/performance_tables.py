@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, made of the lines of its benchmarks."""
+"""Makes the tables of docs/performance.md from the lines of its benchmarks."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,36 +8,40 @@ from benchmarks.harness import Line, System, machines_table, markdown, system_of
 
 @dataclass(frozen=True)
 class Figure:
-    """A ratio that is asked for.
+    """A figure with a target.
 
     Attributes:
-        what: it is of, for people.
-        benchmark: the lines that hold it.
-        reach: the bound.
-        at_least: whether it is a lower bound; else an upper one.
-        where: fields by which one of several lines is chosen.
-        key: its field; KEY_spread, where there is one, holds its least and greatest value.
+        what: its name on the page.
+        benchmark: name of the benchmark whose lines contain it.
+        target: the bound.
+        at_least: whether the target is a lower bound; an upper one otherwise.
+        where: fields that select one of several lines.
+        key: field of its value; KEY_spread, if there is one, has the smallest and the largest value.
     """
 
     what: str
     benchmark: str
-    reach: float
+    target: float
     at_least: bool = True
     where: dict[str, Any] = field(default_factory=dict)
     key: str = "ratio"
 
     def lines(self, lines: list[Line]) -> list[Line]:
-        """Those that hold it: one per machine."""
+        """Returns the lines that contain it, one per machine."""
         wanted = {"benchmark": self.benchmark} | self.where
         return [line for line in lines if self.key in line and wanted.items() <= line.items()]
 
     def row(self, line: Line, machine: int) -> list[str]:
-        """Its row in the table of figures."""
+        """Returns its row in the table of figures."""
         value, spread = line[self.key], line.get(f"{self.key}_spread")
-        reached = f"{value:g}" + (f" ({spread[0]:g} to {spread[1]:g})" if spread else "")
-        holds = value >= self.reach if self.at_least else value <= self.reach
-        asked = f"{'≥' if self.at_least else '≤'} {self.reach:g}"
-        return [self.what, asked, reached, "yes" if holds else "**no**", str(machine), f"`{line['command']}`"]
+        measured = f"{value:g}" + (f" ({spread[0]:g} to {spread[1]:g})" if spread else "")
+        met = value >= self.target if self.at_least else value <= self.target
+        return [self.what, self.bound, measured, "yes" if met else "**no**", str(machine), f"`{line['command']}`"]
+
+    @property
+    def bound(self) -> str:
+        """The target as text, such as "≥ 0.85"."""
+        return f"{'≥' if self.at_least else '≤'} {self.target:g}"
 
 
 STEP, PEERS = "training step over bare products", "training over public peers"
@@ -50,47 +54,61 @@ COST = "cost of reliability"
 RAW, RAW_GROWTH = "raw preprocessing", "raw preprocessing, growth"
 RAW_4GB, RAW_1GB = {"variant": "preprocess.py, 4GB"}, {"variant": "preprocess.py, 1GB"}
 FIGURES = (
-    Figure("training step, float32: FLOP/s over bare products'", STEP, 0.85, where={"variant": "float32"}),
-    Figure("training step, `--amp`: FLOP/s over bare products'", STEP, 0.55, where={"variant": "bfloat16"}),
-    Figure("training, float32: samples/s over the faster peer's", PEERS, 2.5, where={"variant": "float32"}),
-    Figure("training, `--amp`: samples/s over the faster peer's", PEERS, 8, where={"variant": "--amp"}),
-    Figure("tables 16 times as large: step time over the first", GROWTH, 1.15, at_least=False, where={"growth": 16}),
-    Figure("embedding step: samples/s over FBGEMM's", EMBEDDINGS, 2.2, where={"variant": "criteo"}),
-    Figure("embedding step: share of the limit", EMBEDDINGS, 0.7, key="share_of_limit"),
+    Figure("training step, float32: step FLOP/s ÷ matmul FLOP/s", STEP, 0.85, where={"variant": "float32"}),
+    Figure("training step, `--amp`: step FLOP/s ÷ matmul FLOP/s", STEP, 0.55, where={"variant": "bfloat16"}),
+    Figure("training, float32: samples/s ÷ samples/s of the faster peer", PEERS, 2.5, where={"variant": "float32"}),
+    Figure("training, `--amp`: samples/s ÷ samples/s of the faster peer", PEERS, 8, where={"variant": "--amp"}),
     Figure(
-        "lists of 8 ids: step time at max_hotness 100 over 8",
+        "tables 16 times as large: step time ÷ step time of the original size",
+        GROWTH,
+        1.15,
+        at_least=False,
+        where={"growth": 16},
+    ),
+    Figure("embedding step: samples/s ÷ FBGEMM samples/s", EMBEDDINGS, 2.2, where={"variant": "criteo"}),
+    Figure("embedding step: lower bound of the step time ÷ step time", EMBEDDINGS, 0.7, key="share_of_limit"),
+    Figure(
+        "lists of 8 ids: step time at max_hotness 100 ÷ step time at max_hotness 8",
         EMBEDDINGS,
         1.2,
         at_least=False,
         where=LONG_LISTS,
         key="over_max_hotness_8",
     ),
-    Figure("lists of 8 ids, max_hotness 100: samples/s over FBGEMM's", EMBEDDINGS, 2, where=LONG_LISTS),
-    Figure("two workers: bytes sent over a dense all-reduce's", SENT, 0.15, at_least=False),
+    Figure("lists of 8 ids, max_hotness 100: samples/s ÷ FBGEMM samples/s", EMBEDDINGS, 2, where=LONG_LISTS),
+    Figure("two workers: bytes sent ÷ bytes of a dense all-reduce", SENT, 0.15, at_least=False),
     Figure(
-        "MMoE, 8 experts of 256 and 128: step time over a perceptron's",
+        "MMoE, 8 experts of 256 and 128: step time ÷ step time of a perceptron",
         MMOE,
         1.25,
         at_least=False,
         where={"what": "whole step"},
     ),
-    Figure("loader: rows/s over pyarrow's bare read", "loader over bare read", 0.45),
-    Figure("loader: rows/s over merlin.dataloader's", "loader over merlin.dataloader", 20),
-    Figure("evaluation with metrics: samples/s over training's", EVALUATION, 2.5),
-    Figure("training: peak memory over what is needed", MEMORY, 1.2, at_least=False),
+    Figure("loader: rows/s ÷ rows/s of a read by pyarrow", "loader over bare read", 0.45),
+    Figure("loader: rows/s ÷ merlin.dataloader rows/s", "loader over merlin.dataloader", 20),
+    Figure("evaluation with metrics: samples/s ÷ training samples/s", EVALUATION, 2.5),
+    Figure("training: peak memory ÷ needed memory", MEMORY, 1.2, at_least=False),
     Figure(
         "checkpoints every 10 minutes: share of the time", COST, 0.035, at_least=False, where={"what": "checkpoints"}
     ),
     Figure(
         "fingerprints every 500 steps: share of the time", COST, 0.01, at_least=False, where={"what": "fingerprints"}
     ),
-    Figure("checks of the data: share of the time", COST, 0.03, at_least=False, where={"what": "validation"}),
-    Figure("raw CSV to dataset: rows/s over FuxiCTR's", RAW, 4, where=RAW_4GB, key="over_fuxictr"),
-    Figure("raw CSV to dataset: rows/s over plain NVTabular's", RAW, 8, where=RAW_4GB, key="over_nvtabular"),
-    Figure("raw CSV to dataset in 4 GB: rows/s over polars' in memory", RAW, 0.4, where=RAW_4GB, key="over_polars"),
-    Figure("raw CSV to dataset in 1 GB: rows/s over polars' in memory", RAW, 0.3, where=RAW_1GB, key="over_polars"),
-    Figure("raw CSV, 1 to 4 million rows: exponent of time", RAW_GROWTH, 1.1, at_least=False, key="time_exponent"),
-    Figure("raw CSV in 1 GB: largest peak at any size, GB", RAW_GROWTH, 1, at_least=False, key="largest_peak_gb"),
+    Figure("data validation: share of the time", COST, 0.03, at_least=False, where={"what": "validation"}),
+    Figure("raw CSV to dataset: rows/s ÷ FuxiCTR rows/s", RAW, 4, where=RAW_4GB, key="over_fuxictr"),
+    Figure("raw CSV to dataset: rows/s ÷ plain NVTabular rows/s", RAW, 8, where=RAW_4GB, key="over_nvtabular"),
+    Figure(
+        "raw CSV to dataset in 4 GB: rows/s ÷ rows/s of polars in memory", RAW, 0.4, where=RAW_4GB, key="over_polars"
+    ),
+    Figure(
+        "raw CSV to dataset in 1 GB: rows/s ÷ rows/s of polars in memory", RAW, 0.3, where=RAW_1GB, key="over_polars"
+    ),
+    Figure(
+        "raw CSV, 1 to 4 million rows: exponent of time over rows", RAW_GROWTH, 1.1, at_least=False, key="time_exponent"
+    ),
+    Figure(
+        "raw CSV in 1 GB: largest peak at any number of rows, GB", RAW_GROWTH, 1, at_least=False, key="largest_peak_gb"
+    ),
 )
 # Table -> benchmark and its columns: heading -> field, or field and key in it.
 DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
@@ -100,7 +118,7 @@ DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "compute type": ("variant",),
             "samples/s": ("samples_per_second",),
             "step, GFLOP/s": ("step_gflop_per_second",),
-            "bare products, GFLOP/s": ("bare_gflop_per_second",),
+            "matmul, GFLOP/s": ("bare_gflop_per_second",),
             "loader, ms": ("wait_for_data_ms",),
             "forward and backward, ms": ("compute_ms",),
             "exchange, ms": ("communicate_ms",),
@@ -112,12 +130,12 @@ DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
         {
             "type": ("dtype",),
             "dropout": ("dropout",),
-            "bare products, ms": ("ms", "matmul"),
+            "matmul, ms": ("ms", "matmul"),
             "layer, ms": ("ms", "ours"),
             "with `--xla`, ms": ("ms", "ours_xla"),
             "Keras, ms": ("ms", "keras"),
-            "share of the products": ("share_of_matmul",),
-            "Keras' time over ours": ("over_keras",),
+            "matmul ÷ layer": ("share_of_matmul",),
+            "Keras ÷ layer": ("over_keras",),
         },
     ),
     "mmoe": (
@@ -126,7 +144,7 @@ DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "what": ("what",),
             "MMoE, ms": ("ms", "mmoe"),
             "perceptron, ms": ("ms", "perceptron"),
-            "ratio": ("ratio",),
+            "MMoE ÷ perceptron": ("ratio",),
         },
     ),
     "peers": (
@@ -136,18 +154,18 @@ DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "samples/s": ("samples_per_second",),
             "torch-rechub": ("peers_samples_per_second", "torch-rechub"),
             "deepctr-torch": ("peers_samples_per_second", "deepctr-torch"),
-            "torch-rechub, batch in hand": ("peers_in_hand_samples_per_second", "torch-rechub"),
-            "deepctr-torch, batch in hand": ("peers_in_hand_samples_per_second", "deepctr-torch"),
-            "ratio, their batches in hand": ("ratio_in_hand",),
+            "torch-rechub without loader": ("peers_in_hand_samples_per_second", "torch-rechub"),
+            "deepctr-torch without loader": ("peers_in_hand_samples_per_second", "deepctr-torch"),
+            "ours ÷ faster peer without loader": ("ratio_in_hand",),
         },
     ),
     "growth": (
         GROWTH,
         {
-            "cardinalities": ("growth",),
+            "factor of the cardinalities": ("growth",),
             "tables and their state, GB": ("tables_gb",),
             "step, ms": ("step_ms",),
-            "over the first": ("ratio",),
+            "step ÷ step at factor 1": ("ratio",),
         },
     ),
     "embeddings": (
@@ -156,11 +174,11 @@ DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "case": ("variant",),
             "samples/s": ("samples_per_second",),
             "FBGEMM, samples/s": ("fbgemm_samples_per_second",),
-            "ratio": ("ratio",),
+            "samples/s ÷ FBGEMM samples/s": ("ratio",),
             "step, ms": ("step_ms",),
             "preparation of a batch, ms": ("prepare_ms",),
-            "bare products, ms": ("bare_ms",),
-            "bytes to move, ms": ("moved_ms",),
+            "matmul alone, ms": ("bare_ms",),
+            "memory traffic alone, ms": ("moved_ms",),
             "peak, GB": ("peak_gb",),
             "FBGEMM, GB": ("fbgemm_peak_gb",),
         },
@@ -173,7 +191,7 @@ DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "sums, MB": ("sent_mb_by_collective", "sum"),
             "rows gathered, MB": ("sent_mb_by_collective", "gather"),
             "rows exchanged, MB": ("sent_mb_by_collective", "exchange"),
-            "all, MB": ("sent_mb",),
+            "total, MB": ("sent_mb",),
             "dense all-reduce, MB": ("dense_mb",),
         },
     ),
@@ -183,7 +201,7 @@ DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "workers": ("workers",),
             "parameters": ("parameters",),
             "`--shard_embeddings`": ("sharded",),
-            "peak of a worker, GB": ("peak_gb",),
+            "peak per worker, GB": ("peak_gb",),
             "step, ms": ("step_ms",),
         },
     ),
@@ -195,16 +213,16 @@ DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "loader, ms per batch": ("wait_for_data_ms",),
             "model, ms per batch": ("forward_ms",),
             "metrics, ms per batch": ("metrics_ms",),
-            "ratio of the model alone": ("forward_ratio",),
+            "training step ÷ model time in evaluation": ("forward_ratio",),
         },
     ),
     "cost": (
         COST,
         {
-            "of": ("what",),
-            "one takes, ms": ("cost_ms",),
+            "what": ("what",),
+            "time of one, ms": ("cost_ms",),
             "step, ms": ("step_ms",),
-            "share": ("ratio",),
+            "share of the time": ("ratio",),
         },
     ),
     "raw": (
@@ -213,10 +231,10 @@ DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "program": ("variant",),
             "rows": ("rows",),
             "seconds": ("seconds",),
-            "without imports": ("working_seconds",),
+            "seconds without imports": ("working_seconds",),
             "rows/s": ("rows_per_second",),
             "peak, MiB": ("peak_mib",),
-            "without mapped files": ("peak_own_mib",),
+            "peak without mapped files, MiB": ("peak_own_mib",),
         },
     ),
     "memory": (
@@ -246,10 +264,8 @@ def _figures(lines: list[Line], systems: list[System]) -> str:
         found = figure.lines(lines)
         rows += [figure.row(line, systems.index(system_of(line)) + 1) for line in found]
         if not found:
-            rows.append(
-                [figure.what, f"{'≥' if figure.at_least else '≤'} {figure.reach:g}", "not measured", "", "", ""]
-            )
-    return markdown(["what", "asked", "reached (least to greatest)", "holds", "machine", "command"], rows)
+            rows.append([figure.what, figure.bound, "not measured", "", "", ""])
+    return markdown(["what", "target", "measured, median (min to max)", "met", "machine", "command"], rows)
 
 
 def _details(lines: list[Line], systems: list[System], benchmark: str, columns: dict[str, tuple[str, ...]]) -> str:
@@ -258,7 +274,7 @@ def _details(lines: list[Line], systems: list[System], benchmark: str, columns: 
         for line in lines
         if line["benchmark"] == benchmark
     ]
-    return markdown([*columns, "machine"], rows)
+    return markdown([*columns, "machine"], rows) if rows else "Not measured yet."
 
 
 def _text(line: Line, path: tuple[str, ...]) -> str:

@@ -59,8 +59,8 @@ FLAGS = {
 # In the order of the table: way -> share of ids that are replaced in training.
 MOVIE, SMOOTHING = "no model: the movie's smoothed mean", 5.0
 RANDOM, ZEROS, MEAN = "random start, untrained", "zeros, untrained", "mean of the trained rows, by their counts"
-TRAINED = {"1 % replaced": 0.01, "3 % replaced": 0.03}
-OWN_NUMBERS = "1 % replaced, but not the numbers of the user"
+TRAINED = {"1% replaced": 0.01, "3% replaced": 0.03}
+OWN_NUMBERS = "1% replaced, but not the numbers of the user"
 FIGURES = {
     "mean predicted / actual `liked`": "calibration",
     "AUC": "auc",

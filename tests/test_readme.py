@@ -72,7 +72,7 @@ def test_quick_start_shows_the_inferred_specification(clicks):
 
 @pytest.mark.horovod
 def test_training_on_encoded_data(tmp_path):
-    blocks = bash_blocks("README.md", "Data with encoded ids")
+    blocks = bash_blocks("README.md", "Data with integer ids")
     assert len(blocks) == 2
     folder = tmp_path / "example"
     folder.mkdir()
@@ -116,7 +116,7 @@ def test_label_check_prints_the_documented_output(tmp_path):
 
 
 def test_documented_specification_is_the_shipped_one():
-    section = README.split("\n## Data with encoded ids\n")[1]
+    section = README.split("\n## Data with integer ids\n")[1]
     shown = re.findall(r"```yaml\n(.*?)```", section, flags=re.DOTALL)[0]
     shipped = yaml.safe_load((ROOT / "feature_specs" / "tiny.yaml").read_text())
     shown = yaml.safe_load(shown)

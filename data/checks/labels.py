@@ -80,10 +80,10 @@ class LabelStatistics:
         if not rows:
             return f"{name}: no value"
         if self.label.is_binary:
-            return f"{name}: {100 * self.total / rows:.4g} % positive of {rows:,}"
+            return f"{name}: {100 * self.total / rows:.4g}% positive of {rows:,}"
         if self.label.is_class:
             ranked = self.class_rows.most_common()
-            most, least = (f"{value:g} ({100 * count / rows:.4g} %)" for value, count in (ranked[0], ranked[-1]))
+            most, least = (f"{value:g} ({100 * count / rows:.4g}%)" for value, count in (ranked[0], ranked[-1]))
             seen = f"{len(ranked)} of {self.label.cardinality} classes"
             return f"{name}: {seen}, most often {most}, least often {least}, of {rows:,}"
         return f"{name}: {self.least:g} to {self.most:g}, mean {self.total / rows:.6g}, of {rows:,}"

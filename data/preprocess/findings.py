@@ -316,7 +316,7 @@ def _rates(mapping: str, name: str, train: LabelCounts, other: LabelCounts) -> I
     spread = train.squares / train.weights**2 + other.squares / other.weights**2
     error = math.sqrt(rate * (1 - rate) * spread)
     if high > RATE_RATIO * low and high - low > STANDARD_ERRORS * error:
-        rates = f"{100 * train.rate:.3g} % and {100 * other.rate:.3g} % positive"
+        rates = f"{100 * train.rate:.3g}% and {100 * other.rate:.3g}% positive"
         yield Oddity(
             "base rate that differs between mappings",
             f"{name}, {TRAIN} and {mapping}",
@@ -338,4 +338,4 @@ def _numbers(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 
 def _percent(part: int, total: int) -> str:
-    return f"{100 * part / total:.1f} %"
+    return f"{100 * part / total:.1f}%"

@@ -59,8 +59,8 @@ def infer(
     Args:
         patterns: paths, globs and folders of the raw files, relative to the current folder or else to `folder`.
         labels: names of the columns to predict: 0 and 1, two different values, or numbers.
-        time: name of a column of timestamps or numbers; its last 10 % become the test rows and the 10 % before them
-            the validation rows. By default these are drawn at random.
+        time: name of a column of timestamps or numbers; the last 10% of its range are the test rows and the 10%
+            before them the validation rows. By default these are drawn at random.
         folder: folder in which the specification will be written; paths in it are relative to this folder.
         rows: approximate number of rows to read.
 
@@ -243,8 +243,8 @@ def _heading(sample: RawSample, files: Sequence[str]) -> Iterator[str]:
     yield f"# Inferred from {all_rows} of {some}{estimate}."
     if not sample.is_spread:
         yield "# Only the start of each file was read, since they are compressed and large: check a split by time."
-    yield "# Read and correct it, then run preprocess.py. Comments say what the sample had in a column."
-    yield "# docs/features.md explains all keys."
+    yield "# Review and correct it, then run preprocess.py. Comments describe the values of each column in the sample."
+    yield "# docs/features.md documents every key."
 
 
 def _chunk(found: RawChunk, files: Sequence[str]) -> dict[str, Any]:

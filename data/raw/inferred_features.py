@@ -195,7 +195,8 @@ def with_conditions(targets: list[SampledLabel]) -> Iterator[SampledLabel]:
             requires = other.is_binary and target.is_binary and other is not target and ones.any()
             if requires and (other.numbers[ones] == 1).all() and ones.sum() < (other.numbers == 1).sum():
                 comment = (
-                    f"{target.line.comment}, only where {other.line.name} is 1 (given: {other.line.name} for ESMM)"
+                    f"{target.line.comment}, all in rows where {other.line.name} is 1 (for ESMM, add `given: "
+                    f"{other.line.name}`)"
                 )
                 target = replace(target, line=replace(target.line, comment=comment))
                 break
@@ -450,7 +451,7 @@ def _missing(column: SampledColumn) -> str:
 
 def percent(share: float) -> str:
     """Returns a share in percent."""
-    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.1f} %"
+    return f"{100 * share:.2g}%" if share < 0.1 else f"{100 * share:.1f}%"
 
 
 def _figure(number: float) -> str:

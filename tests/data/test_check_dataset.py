@@ -102,8 +102,8 @@ def test_summary_of_a_binary_label(good, capsys):
     assert len(bought) < 80
     run(good)
     line = capsys.readouterr().out.splitlines()[0]
-    assert f"clicked: {100 * clicked.mean():.4g} % positive of 80" in line
-    assert f"bought: {100 * bought.mean():.4g} % positive of {len(bought)}" in line
+    assert f"clicked: {100 * clicked.mean():.4g}% positive of 80" in line
+    assert f"bought: {100 * bought.mean():.4g}% positive of {len(bought)}" in line
 
 
 def test_summary_of_a_multiclass_label(tmp_path, capsys):
@@ -117,7 +117,7 @@ def test_summary_of_a_multiclass_label(tmp_path, capsys):
     (tmp_path / "feature_spec.yaml").write_text(yaml.safe_dump(spec.to_dict()))
     assert run(spec) == 1
     output = capsys.readouterr().out
-    assert "kind: 3 of 5 classes, most often 2 (50 %), least often 4 (16.67 %), of 6" in output
+    assert "kind: 3 of 5 classes, most often 2 (50%), least often 4 (16.67%), of 6" in output
     assert "label value; in 2 rows (7, 8); found '7.0', '1.5'; expected a class in [0, 5) (or nothing)" in output
 
 

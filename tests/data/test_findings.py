@@ -79,12 +79,12 @@ def test_constant_features_are_listed():
 def test_values_unseen_in_training_are_counted():
     unseen = np.where(np.arange(ROWS) % 8 < 5, 2, 50).astype(np.int32)
     assert found(test=usual(user=unseen)) == [
-        "feature whose values were mostly unseen in training: test, user (62.5 % of 4,000); it looks like a date or a "
+        "feature whose values were mostly unseen in training: test, user (62.5% of 4,000); it looks like a date or a "
         "session id, from which nothing can be learned; leave it out"
     ]
     assert found(test=usual(user=np.where(np.arange(ROWS) % 2, 2, 50).astype(np.int32))) == []
     (text,) = found(test=usual(items=[[2, 3, 9]] * ROWS))
-    assert "test, items (66.7 % of 12,000)" in text
+    assert "test, items (66.7% of 12,000)" in text
     assert found(test=usual(price=np.full(ROWS, 2, np.float32))) == []
 
 
@@ -96,7 +96,7 @@ def test_ids_with_nearly_as_many_values_as_rows():
         "to learn from; encode it with a min_count, or leave it out"
     ]
     (text,) = found(train=usual(user=np.where(np.arange(ROWS) % 10, 2, 50)))
-    assert text.startswith("feature whose training values are mostly rare: train, user (90.0 % share the id of unseen")
+    assert text.startswith("feature whose training values are mostly rare: train, user (90.0% share the id of unseen")
 
 
 def hanley_mcneil(auc, positives, negatives):
@@ -129,10 +129,10 @@ def test_few_positives_to_evaluate_on():
 def test_base_rates_that_differ():
     often, rarely = (np.arange(ROWS) % 4 == 1), (np.arange(ROWS) % 20 == 1)
     (text,) = [text for text in found(test=usual(bought=rarely.astype(np.float32))) if "few rows" not in text]
-    # Of the rows with a click, every second one: 50 % and 10 %, each of 2,000 rows.
+    # Of the rows with a click, every second one: 50% and 10%, each of 2,000 rows.
     error = math.sqrt(0.3 * 0.7 * 2 / 2000)
     assert text.startswith(
-        "base rate that differs between mappings: bought, train and test (50 % and 10 % positive, "
+        "base rate that differs between mappings: bought, train and test (50% and 10% positive, "
         f"{0.4 / error:.0f} standard errors)"
     )
     assert found(train=usual(bought=often.astype(np.float32))) == []
@@ -149,7 +149,7 @@ def test_weights_undo_a_sample_of_the_negatives():
     everything = usual(click=rare.astype(np.float32), bought=rare * 1.0, weight=np.ones(ROWS))
     assert [text for text in found(spec_of(features), sampled, everything) if "base rate" in text] == []
     unweighted = found(train=sampled, test=everything)
-    assert any("click, train and test (50 % and 10 % positive" in text for text in unweighted)
+    assert any("click, train and test (50% and 10% positive" in text for text in unweighted)
 
 
 def test_columns_in_no_channel():
@@ -195,5 +195,5 @@ def test_check_dataset_prints_notes(tmp_path, capsys):
     assert check_dataset.main([str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "note: constant feature: train, user (always 4); nothing can be learned from it; leave it out" in lines
-    assert any("mostly unseen in training: test, user (100.0 % of 4,000)" in line for line in lines)
+    assert any("mostly unseen in training: test, user (100.0% of 4,000)" in line for line in lines)
     assert lines[-1] == "no findings besides 2 notes"

@@ -121,7 +121,7 @@ def test_time_split_takes_the_last_fifth(logs_spec):
     assert isinstance(spec.split, TimeSplit)
     bounds = [datetime.fromtimestamp(bound / 1e6, UTC) for bound in (spec.split.valid_from, spec.split.test_from)]
     assert bounds == [datetime(2014, 10, 29, tzinfo=UTC), datetime(2014, 10, 30, tzinfo=UTC)]
-    assert "80.0 % train, 10.0 % valid, 10.0 % test" in text
+    assert "80.0% train, 10.0% valid, 10.0% test" in text
 
 
 def test_comments_state_what_pandas_counts(logs, logs_spec):
@@ -131,8 +131,8 @@ def test_comments_state_what_pandas_counts(logs, logs_spec):
     assert f"{rows['site_id'].nunique():,} values" in comment_of(text, "site_id")
     missing = f"{rows['device_model'].isna().mean():.2%}"[:3]
     assert f"{missing}" in comment_of(text, "device_model") and "missing" in comment_of(text, "device_model")
-    assert f"{(rows['click'] == '1').mean():.1%}".replace("%", " % are 1") == comment_of(text, "click")
-    assert "only where click is 1" in comment_of(text, "install")
+    assert f"{(rows['click'] == '1').mean():.1%} are 1" == comment_of(text, "click")
+    assert "all in rows where click is 1" in comment_of(text, "install")
 
 
 def test_a_sample_says_how_much_it_saw(logs):
@@ -399,7 +399,7 @@ def test_labels_as_texts_thresholds_and_numbers(tmp_path):
     assert rules["c"] == ThresholdRule(">=", 2)
     assert rules["d"] == KeepRule() and spec.features["d"].feature.missing == "ignore"
     assert spec.features["spend"].feature.task == "regression"
-    assert "25.0 % are 'yes', taken as 1" in text
+    assert "25.0% are 'yes', taken as 1" in text
 
 
 @pytest.mark.parametrize(
