@@ -137,7 +137,9 @@ def logistic_regression(spec: FeatureSpec) -> float:
 
     found = []
     for penalty in (0.1, 1.0, 10.0):
-        fitted = scipy.optimize.minimize(loss, np.zeros(x.shape[1]), (penalty,), jac=True, method="L-BFGS-B", options={"maxiter": 200})
+        fitted = scipy.optimize.minimize(
+            loss, np.zeros(x.shape[1]), (penalty,), jac=True, method="L-BFGS-B", options={"maxiter": 200}
+        )
         found.append((rank_auc(x[is_valid] @ fitted.x, labels[is_valid]), rank_auc(test @ fitted.x, test_labels)))
     return max(found)[1]
 

@@ -200,9 +200,9 @@ def facts(folder: Path) -> dict[int, tuple[bool, dict[str, Any]]]:
 def test_missing_last_evaluation_is_made_up(data, tmp_path, whole, monkeypatch, capfd):
     evaluated = CheckpointManager.record_evaluation
 
-    def lost(saver, position, stopping, values):  # type: ignore[no-untyped-def]
+    def lost(saver, position, stopping, values, best_by):  # type: ignore[no-untyped-def]
         if position.epoch < EPOCHS:
-            evaluated(saver, position, stopping, values)
+            evaluated(saver, position, stopping, values, best_by)
 
     with monkeypatch.context() as patched:
         patched.setattr(CheckpointManager, "record_evaluation", lost)
@@ -428,6 +428,7 @@ def test_new_stopping_metric_starts_from_its_own_best(data, tmp_path, capfd):
         "metric": "loss_val/click",
         "best": evaluated["metrics"]["loss_val/click"],
         "epochs_since_best": 1,
+        "epochs_without_improvement": 1,
     }
     shown = capfd.readouterr().out
     assert "looked at normalized_entropy/click and looks at loss_val/click now" in shown
@@ -468,7 +469,8 @@ def test_a_metric_that_is_never_defined(tmp_path, capfd):
     assert "nor count for patience" in shown.err and "stopping" not in shown.err
     store = CheckpointStore(tmp_path / "models", warn=lambda text: None)
     assert store.steps()[-1] == STEPS and store.best() is None
-    assert store.open("last").state["stopping"] == {"metric": "auc_roc", "best": None, "epochs_since_best": 0}
+    stopping = store.open("last").state["stopping"]
+    assert (stopping["metric"], stopping["best"], stopping["epochs_since_best"]) == ("auc_roc", None, 0)
     must(main(arguments(data, tmp_path, "--evaluate")))
     shown = capfd.readouterr()
     assert f"the last one, step {STEPS}, is used" in shown.err

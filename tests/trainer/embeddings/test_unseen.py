@@ -159,7 +159,8 @@ def test_features_without_such_ids(spec):
 def ids_by_row(folder: Any, workers: int, *flags: str) -> tuple[np.ndarray, np.ndarray]:
     """The users and items [rows, 2] of an epoch of training, and those of the evaluation, in the dataset's order."""
     found: list[dict[int, list[int]]] = [{}, {}]
-    words = ["--dataset_path", str(folder), "--global_batch_size", "500", "--disable_map_calculation", *flags]
+    words = ["--dataset_path", str(folder), "--global_batch_size", "500", "--disable_map_calculation"]
+    words += ["--recipe", "published", *flags]
     for rank in range(workers):
         data = open_inputs(parse(words, workers), WorkerEnv(rank=rank, size=workers))
         for loader, rows in zip((data.train_loader, data.eval_loader), found, strict=True):
