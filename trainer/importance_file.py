@@ -99,6 +99,7 @@ def read_importance(path: Path) -> Importance:
     try:
         content = json.loads(read_small_text(path, "a file of main.py --importance", MAX_MEBIBYTES))
         importance: Importance = read_typed(Importance, content, "importance")
+        _check_metrics(importance)
     except DataError:
         raise
     except (ValueError, RecursionError) as error:
@@ -106,6 +107,15 @@ def read_importance(path: Path) -> Importance:
             f"{path}: is not a file of main.py --importance ({error}); write it again, or move it"
         ) from error
     return importance
+
+
+def _check_metrics(importance: Importance) -> None:
+    """Raises a ValueError unless every task has metrics, and an effect on each of them for every feature."""
+    for task in importance.tasks:
+        if not task.intact or any(feature.effects.keys() != task.intact.keys() for feature in task.features):
+            raise ValueError(f"the effects on task {task.task!r} are not those of its metrics")
+    if not importance.tasks:
+        raise ValueError("importance.tasks is empty")
 
 
 def is_importance(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """Permutation importance against its definition, row by row and pair by pair, for any number of workers."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -325,6 +326,29 @@ def test_wrong_requests_are_rejected(run, more, message, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert main([*run.flags, *more]) in (2, 4)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"tasks": []}, {"rows": -0.5}, {"schema": "another"}, {"more": 1}, {"intact": {}}])
+def test_inconsistent_files_are_rejected(tmp_path, change):
+    effects = {"auc_roc": {"change": -0.1, "standard_error": None}}
+    task = {"task": "click", "intact": {"auc_roc": 0.5}, "features": [{"feature": "day", "effects": effects}]}
+    document = {
+        "schema": "feature importance 1",
+        "checkpoint": "c",
+        "mapping": "test",
+        "mapping_rows": 9,
+        "rows": 9,
+        "blocks": 20,
+        "seed": 0,
+        "tasks": [task],
+    }
+    (tmp_path / FILE).write_text(json.dumps(document))
+    assert read_importance(tmp_path / FILE).tasks[0].features[0].effects["auc_roc"].change == -0.1
+    task.update({name: value for name, value in change.items() if name in task})
+    document.update({name: value for name, value in change.items() if name not in task})
+    (tmp_path / FILE).write_text(json.dumps(document))
+    with pytest.raises(DataError, match="is not a file of main.py --importance"):
+        read_importance(tmp_path / FILE)
 
 
 @pytest.mark.parametrize("content", ["{", '{"schema": "feature importance 2"}', "[]", "[" * 100_000])

@@ -51,7 +51,7 @@ def check_trackers(names: Mapping[str, str]) -> None:
 
 
 def open_trackers(names: Mapping[str, str], results_dir: Path, flags: Mapping[str, Any]) -> "list[Tracker]":
-    """Starts a run in each of the trackers, under the name of the results folder.
+    """Starts a run in each of the trackers, under the last two names of the results folder's path.
 
     Args:
         names: MLflow experiment and Weights & Biases project, by the flag's name.
@@ -59,7 +59,7 @@ def open_trackers(names: Mapping[str, str], results_dir: Path, flags: Mapping[st
         flags: values of all flags by name, as JSON values.
     """
     starts: dict[str, Callable[[str, str, Mapping[str, Any]], Run]] = {"mlflow": _MlflowRun, "wandb": _WandbRun}
-    run_name = results_dir.absolute().name
+    run_name = "/".join(results_dir.absolute().parts[-2:])
     return [Tracker(name, partial(starts[name], to, run_name, flags)) for name, to in names.items()]
 
 

@@ -108,7 +108,7 @@ def test_trackers_get_the_flags_and_the_numbers_of_the_log(data, tmp_path, packa
     flags = parameters["data"]
 
     first, start, *more, end = calls(tmp_path, "mlflow")
-    assert (first, start, end) == (["experiment", "ads"], ["start", "clicks"], ["end"])
+    assert (first, start, end) == (["experiment", "ads"], ["start", f"{tmp_path.name}/clicks"], ["end"])
     sent = {}
     for _, part in (call for call in more if call[0] == "params"):
         assert len(part) <= 100
@@ -123,7 +123,7 @@ def test_trackers_get_the_flags_and_the_numbers_of_the_log(data, tmp_path, packa
     }
 
     start, *more, end = calls(tmp_path, "wandb")
-    assert (start, end) == (["start", "team ads", "clicks", flags], ["end"])
+    assert (start, end) == (["start", "team ads", f"{tmp_path.name}/clicks", flags], ["end"])
     steps = [step for _, step, _ in more]
     assert steps == sorted(steps), "Weights & Biases drops values of earlier steps"
     found = {}
