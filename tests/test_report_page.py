@@ -159,8 +159,8 @@ def test_names_and_values_are_escaped(tmp_path, several):
     run = read_run(folder, HOSTILE)
     run.parameters |= {HOSTILE: [HOSTILE], "model": HOSTILE, "dataset_path": HOSTILE}
     effects = FeatureEffects(HOSTILE, {HOSTILE: Effect(-0.5, None), "auc_roc": Effect(None, None)})
-    task = TaskImportance(HOSTILE, {HOSTILE: 0.75, "auc_roc": None}, [effects])
-    run.importance = Importance(SCHEMA, HOSTILE, HOSTILE, 9, 9, 20, 0, [task])
+    important = TaskImportance(HOSTILE, {HOSTILE: 0.75, "auc_roc": None}, [effects])
+    run.importance = Importance(SCHEMA, HOSTILE, HOSTILE, 9, 9, 20, 0, [important])
     runs = [run, read_run(folder, "plain")] if several else [run]
     made = page(runs)
     made.encode("utf-8")

@@ -11,7 +11,7 @@ from trainer.report.runs import on_one_line
 from trainer.tasks.evaluation import metrics_by_name
 
 MOST_FEATURES = 24  # drawn per task
-ROW_INCHES, FRAME_INCHES = 0.17, 0.9
+ROW_INCHES, FRAME_INCHES = 0.17, 1.2
 
 
 def metric_title(name: str) -> str:
