@@ -35,7 +35,9 @@ from trainer.recipe import describe_choices
 from trainer.report.outputs import draw_gates_of_run
 
 if TYPE_CHECKING:
-    from trainer.comm import Comm  # imports TensorFlow
+    # These import TensorFlow.
+    from trainer.comm import Comm
+    from trainer.trainer import Trainer
 
 # Seconds to wait for the lock of a run that a supervisor restarts: the old one may still be shutting down.
 LOCK_PATIENCE = 10.0
@@ -74,20 +76,28 @@ def main(argv: list[str] | None = None) -> int:
                 config, data = _encode_and_open(config, env, comm, resources)
             config, data = agree_on_inputs(config, data, comm, env)
             with closing(Trainer(config, data, comm, Services(record, stop))) as trainer:
-                if config.run.benchmark:
-                    trainer.benchmark()
-                elif config.run.predict is not None:
-                    trainer.predict(config.run.predict)
-                elif config.run.evaluate:
-                    trainer.evaluate()
-                else:
-                    trainer.fit()
-                    if env.rank == 0 and trainer.expert_monitor is not None:
-                        draw_gates_of_run(config.data.results_dir, config.data.log_filename)
+                _run(trainer, config, env)
         except Exception as error:
             return _report_failure(error, env, record)
         record.end(DONE)
         return DONE
+
+
+def _run(trainer: "Trainer", config: Options, env: WorkerEnv) -> None:
+    """Does what the flags ask for."""
+    run = config.run
+    if run.benchmark:
+        trainer.benchmark()
+    elif run.predict is not None:
+        trainer.predict(run.predict)
+    elif run.importance is not None:
+        trainer.measure_importance(run.importance)
+    elif run.evaluate:
+        trainer.evaluate()
+    else:
+        trainer.fit()
+        if env.rank == 0 and trainer.expert_monitor is not None:
+            draw_gates_of_run(config.data.results_dir, config.data.log_filename)
 
 
 def _parse_and_check(arguments: list[str], env: WorkerEnv, resources: ExitStack) -> tuple[Options, Inputs | None]:

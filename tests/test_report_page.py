@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 import report
 from tests.test_report import TWO_EPOCHS, evaluation, training, write_run
+from trainer.importance_file import SCHEMA, Effect, FeatureEffects, Importance, TaskImportance
 from trainer.report.curves import Chart, Curve, learning_charts, top_of
 from trainer.report.page import page
 from trainer.report.plots import MAX_POINTS, Key, chart_svg, draw_chart
@@ -169,6 +170,9 @@ def test_names_and_values_are_escaped(tmp_path, several):
     log.write_text(log.read_text().replace('"num_epochs"', '"\\ud800\\u0000 flag"'))
     run = read_run(folder, HOSTILE)
     run.parameters |= {HOSTILE: [HOSTILE], "model": HOSTILE, "dataset_path": HOSTILE}
+    effects = FeatureEffects(HOSTILE, {HOSTILE: Effect(-0.5, None), "auc_roc": Effect(None, None)})
+    important = TaskImportance(HOSTILE, {HOSTILE: 0.75, "auc_roc": None}, [effects])
+    run.importance = Importance(SCHEMA, HOSTILE, HOSTILE, 9, 9, 20, 0, [important])
     runs = [run, read_run(folder, "plain")] if several else [run]
     made = page(runs)
     made.encode("utf-8")

@@ -331,6 +331,14 @@ class RunOptions(Section):
     keep: tuple[str, ...] = option(
         (), "columns of the mapping, or of the raw files, that are copied into the file of predictions"
     )
+    importance: Path | None = option(
+        None,
+        "JSON file for the permutation importance of every feature on --eval_mapping, measured with a checkpoint, "
+        "without training",
+    )
+    importance_rows: int = option(
+        200_000, "rows of the mapping that --importance measures on at most, and holds in memory", at_least=2
+    )
     benchmark: bool = option(False, "measure throughput (of training, or of evaluation with --evaluate)")
     benchmark_warmup_steps: int = option(500, "steps before the measurement starts", at_least=0)
     benchmark_steps: int = option(1000, "steps in all, warm-up included", at_least=1)
@@ -375,6 +383,10 @@ class RunOptions(Section):
     tensorboard_dir: Path | None = option(
         None, "folder for TensorBoard: scalars, histograms of the gates, the graph; of training"
     )
+    mlflow: str | None = option(
+        None, "MLflow experiment that receives the flags and the numbers of training; needs the package mlflow"
+    )
+    wandb: str | None = option(None, "Weights & Biases project that receives them likewise; needs the package wandb")
     profile_steps: str | None = option(
         None, "A:B traces these steps of the run with TensorFlow's profiler, into tensorboard_dir, else results_dir"
     )
@@ -391,10 +403,12 @@ class RunOptions(Section):
             raise DataError(f"--num_auc_thresholds must be 0 (exact) or at least 2, got {self.num_auc_thresholds}")
         if self.checkpoint is not None and self.trains and not self.use_checkpoint:
             raise DataError(
-                "--checkpoint selects the checkpoint to resume from: add --use_checkpoint, --evaluate or --predict"
+                "--checkpoint selects the checkpoint to resume from: add --use_checkpoint, --evaluate, --predict or "
+                "--importance"
             )
         parse_interval("checkpoint_every", self.checkpoint_every)
         self._check_metrics()
+        self._check_importance()
         self._check_predictions()
         self._check_monitoring()
 
@@ -438,7 +452,7 @@ class RunOptions(Section):
     @property
     def trains(self) -> bool:
         """Whether the run trains weights, including a benchmark of training."""
-        return not self.evaluate and self.predict is None
+        return not self.evaluate and self.predict is None and self.importance is None
 
     @property
     def restores(self) -> bool:
@@ -465,6 +479,17 @@ class RunOptions(Section):
         if self.ranking_metrics and self.disable_map_calculation:
             raise DataError("--ranking_metrics contradicts --disable_map_calculation: remove one of them")
 
+    @property
+    def trackers(self) -> dict[str, str]:
+        """The experiment trackers in use: name of the flag -> its value."""
+        return {name: value for name in ("mlflow", "wandb") if (value := getattr(self, name)) is not None}
+
+    def _check_importance(self) -> None:
+        others = [name for name in ("evaluate", "predict", "predictions_file", "raw", "keep") if getattr(self, name)]
+        others += ["benchmark"] if self.benchmark else []
+        if self.importance is not None and others:
+            raise DataError(f"--importance measures features and does nothing else: remove --{others[0]}")
+
     def _check_predictions(self) -> None:
         if self.predict is not None and (self.evaluate or self.benchmark):
             raise DataError(
@@ -482,11 +507,15 @@ class RunOptions(Section):
             raise DataError("--raw names raw files to predict: add --predict FILE")
 
     def _check_monitoring(self) -> None:
-        wants = [name for name in ("tensorboard_dir", "profile_steps") if getattr(self, name) is not None]
+        names = ("tensorboard_dir", "mlflow", "wandb", "profile_steps")
+        wants = [name for name in names if getattr(self, name) is not None]
         if wants and (self.benchmark or not self.trains):
             raise DataError(
-                f"--{wants[0]} only applies to training: remove it, or --evaluate, --predict and --benchmark"
+                f"--{wants[0]} only applies to training: remove it, or --evaluate, --predict, --importance and "
+                "--benchmark"
             )
+        if empty := [name for name, value in self.trackers.items() if not value.strip()]:
+            raise DataError(f"--{empty[0]} is empty; name an experiment or project, such as --{empty[0]} clicks")
         if self.profile_steps is not None:
             _parse_steps(self.profile_steps)
 

@@ -21,6 +21,28 @@ MAX_TASKS_SHOWN, ENDS_SHOWN = 8, 3
 MAX_REASONS_SHOWN = 5
 
 
+Forward = Callable[[tuple[Lookups, ...], tf.Tensor], tf.Tensor]
+
+
+def compile_forward(model: RankingModel, rows: int, *, xla: bool) -> Forward:
+    """Returns the forward pass of a model as a graph. A collective if tables are sharded.
+
+    Args:
+        model: any ranking model; the graph uses its current weights.
+        rows: number of rows of a batch.
+        xla: whether to compile it with XLA (on a GPU only).
+
+    Returns:
+        A function of what the ids of a batch look up, and its numerical features [batch, numerical] float32, that
+        returns the logits, [batch, outputs] float32.
+    """
+    # The embeddings are computed outside of what XLA may compile: it supports no collectives.
+    logits = tf.function(model.logits, jit_compile=compiles_passes(xla))
+    numerical = tf.TensorSpec([rows, len(model.layout.numerical)], tf.float32)
+    signature = (model.embeddings.lookup_specs(rows), numerical)
+    return tf.function(lambda lookups, values: logits(model.embed(lookups), values), input_signature=signature)
+
+
 class Evaluator:
     """Evaluates a model with its current weights.
 
@@ -42,11 +64,7 @@ class Evaluator:
         xla: bool,
     ):
         self.loader, self.comm, self.evaluation = loader, comm, evaluation
-        self._model, self._logits = model, tf.function(model.logits, jit_compile=compiles_passes(xla))
-        rows = loader.local_batch_size
-        numerical = tf.TensorSpec([rows, len(model.layout.numerical)], tf.float32)
-        signature = (model.embeddings.lookup_specs(rows), numerical)
-        self._predict = tf.function(self._forward, input_signature=signature)
+        self._model, self._predict = model, compile_forward(model, loader.local_batch_size, xla=xla)
 
     def run(
         self,
@@ -87,13 +105,6 @@ class Evaluator:
         for number, (batch, logits) in enumerate(self.predicted(), start=1):
             _add_predictions(batch, logits, predictions)
             on_batch(number)
-
-    def _forward(self, lookups: tuple[Lookups, ...], numerical: tf.Tensor) -> tf.Tensor:
-        """Computes the logits, [batch, outputs] float32, of numerical [batch, numerical] and what the ids look up.
-
-        The embeddings are computed outside of `_logits`, which XLA may compile: it supports no collectives.
-        """
-        return self._logits(self._model.embed(lookups), numerical)
 
     def _prepare(self, batch: Batch) -> tuple[Batch, tuple[Lookups, ...], tf.Tensor]:
         """Converts a batch to tensors, in the loader's thread."""

@@ -21,6 +21,7 @@ from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from data.loading.parquet import ParquetReader, StoredColumns
 from data.loading.part import Part
+from data.memory import check_fits
 from data.spec.embedding_sizes import embedding_dims, unused_widths
 from data.spec.feature_spec import FeatureSpec
 from data.storage.typed_json import read_typed
@@ -30,13 +31,15 @@ from trainer.checkpoint.schema import MAX_HOTNESS, ModelSchema
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config import Options
 from trainer.embeddings.unseen import UnseenIds, has_reserved_ids
+from trainer.importance_file import FILE as IMPORTANCE_FILE
 from trainer.layout import InputSchema, input_schema
 from trainer.lifecycle.errors import RejectedByAll
 from trainer.logging.log import warn
+from trainer.logging.trackers import check_trackers
 from trainer.model_size import check_model_fits
 from trainer.models import model_options
-from trainer.outputs import check_outputs
-from trainer.predictions import check_column_names, check_predictions_path
+from trainer.outputs import check_file_path, check_outputs
+from trainer.predictions import check_column_names
 from trainer.process.worker_env import WorkerEnv
 from trainer.raw_rows import read_spec, stored_name
 from trainer.recipe import HELD_OUT_SHARE
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     from trainer.comm import Comm  # imports TensorFlow
 
 SECONDS_BETWEEN_REPORTS = 5.0
+IMPORTANCE_ROW_BYTES = 200  # of the metrics of --importance, with its permutation and blocks
+FEW_ROWS = 2000
 MIN_STEPS_PER_EPOCH = 50  # below this, a run is warned that its optimizers see few steps
 
 
@@ -131,7 +136,7 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
     else:
         mapping = data.eval_mapping or ("valid" if run.trains and "valid" in spec.sources else "test")
     evaluates = run.evaluate or not run.benchmark
-    has_metrics = evaluates and run.predict is None
+    has_metrics = evaluates and run.predict is None and run.importance is None
     with_group = has_metrics and not run.disable_map_calculation and _holds_group(spec, mapping)
     _check_ranking(run.ranking_metrics, spec, mapping)
     kept_names = _kept_names(spec, mapping, run.keep)
@@ -268,21 +273,27 @@ def check_run(config: Options, data: Inputs, env: WorkerEnv) -> tuple[str, ...]:
         All warnings about the run's inputs.
 
     Raises:
-        DataError: model_dir holds checkpoints but the run does not restore one, the predictions file cannot be
-            written, an output would overwrite an input or a foreign file (see `check_outputs`), the dataset's encoders
-            are damaged or lie outside of it, or nothing can be learned from the labels.
+        DataError: model_dir holds checkpoints but the run does not restore one, the predictions file or that of
+            --importance cannot be written, the rows of --importance do not fit into memory, a tracker's package is not
+            installed, an output would overwrite an input or a foreign file (see `check_outputs`), the dataset's
+            encoders are damaged or lie outside of it, or nothing can be learned from the labels.
     """
     run, store = config.run, CheckpointStore(config.data.model_dir)
     if env.rank == 0:
         if run.predictions_path is not None:
-            check_predictions_path(run.predictions_path)
+            check_file_path(run.predictions_path, "out.parquet")
+        if run.importance is not None:
+            check_file_path(run.importance, IMPORTANCE_FILE)
         check_outputs(config, data.spec)
+        check_trackers(run.trackers)
     if not run.restores and not run.benchmark and any(store.folder.glob("step-*")):
         raise DataError(
             f"{store.folder} holds the checkpoints of an earlier run. Add --use_checkpoint to resume it, choose "
             "another --model_dir, or delete the folder."
         )
     warnings = data.warnings
+    if run.importance is not None:
+        warnings += _check_importance(config, data, env)
     if run.trains and not run.benchmark and env.rank == 0:
         warnings += _check_encoders(data.spec, allow_outside_paths=config.data.allow_outside_paths)
     if env.size == 1 and checks_labels(config):
@@ -293,6 +304,18 @@ def check_run(config: Options, data: Inputs, env: WorkerEnv) -> tuple[str, ...]:
             "--global_batch_size gives the optimizers more of them",
         )
     return warnings
+
+
+def _check_importance(config: Options, data: Inputs, env: WorkerEnv) -> tuple[str, ...]:
+    """Check that the rows of --importance fit into memory, and warn if they are few."""
+    rows, tasks = min(config.run.importance_rows, data.eval_loader.rows), tasks_of(data.spec)
+    columns = data.layout.id_columns + len(data.layout.numerical) + len(tasks) + 1
+    # The rows twice while they are gathered, the logits three times, and what a metric takes.
+    row_bytes = 4 * (2 * columns + 3 * sum(task.width for task in tasks)) + IMPORTANCE_ROW_BYTES
+    check_fits(rows * row_bytes, f"--importance of {rows:,} rows", "lower --importance_rows", env.local_size)
+    if rows >= FEW_ROWS:
+        return ()
+    return (f"--importance measures on {rows:,} rows: below {FEW_ROWS:,} the standard errors are rough",)
 
 
 def _check_encoders(spec: FeatureSpec, *, allow_outside_paths: bool) -> tuple[str, ...]:

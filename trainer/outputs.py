@@ -1,6 +1,7 @@
 """Check, before a run of main.py starts, that its outputs overwrite neither its inputs nor foreign files."""
 
 import json
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from data.storage.output_paths import check_apart, check_replaceable_file
 from trainer.checkpoint.model_folder import MODEL_FOLDER, check_model_folder
 from trainer.checkpoint.store import CHECKPOINTS, CheckpointStore
 from trainer.config import Options
+from trainer.importance_file import is_importance
 from trainer.logging.log import PREFIX, previous
 from trainer.predictions import is_predictions
 from trainer.slice_table import SLICE_COLUMNS
@@ -43,12 +45,32 @@ def check_outputs(options: Options, spec: FeatureSpec) -> None:
         check_replaceable_file(data.results_dir / SLICES, "the table of slices", _is_slices)
     if run.predictions_path is not None:
         check_replaceable_file(run.predictions_path, "the predictions file", is_predictions)
+    if run.importance is not None:
+        check_replaceable_file(run.importance, "--importance", is_importance)
     if run.horovod_timeline is not None:
         check_replaceable_file(run.horovod_timeline, "--horovod_timeline", _is_timeline)
     if run.trains and not run.benchmark:
         check_model_folder(data.model_dir / MODEL_FOLDER)
         if run.use_checkpoint:
             CheckpointStore(data.model_dir).check_later(run.which_checkpoint)
+
+
+def check_file_path(path: Path, example: str) -> None:
+    """Check that a file can be written, before hours of evaluation instead of after.
+
+    Args:
+        path: path of the file.
+        example: name of such a file, for the error message.
+
+    Raises:
+        DataError: `path` is a folder, or its folder does not exist or cannot be written.
+    """
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; expected a file, such as {path / example}")
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: the folder {path.parent} does not exist; create it with `mkdir -p {path.parent}`")
+    if not os.access(path.parent, os.W_OK):
+        raise DataError(f"{path}: the folder {path.parent} is not writable; choose another one")
 
 
 def _outputs(options: Options) -> Iterator[tuple[str, Path]]:
@@ -63,6 +85,8 @@ def _outputs(options: Options) -> Iterator[tuple[str, Path]]:
         yield f"{name} of --results_dir", data.results_dir / name
     if run.predictions_path is not None:
         yield "--predict" if run.predict else "--predictions_file", run.predictions_path
+    if run.importance is not None:
+        yield "--importance", run.importance
     if run.horovod_timeline is not None:
         yield "--horovod_timeline", run.horovod_timeline
     if run.tensorboard_dir is not None:

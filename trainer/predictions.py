@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -24,20 +23,6 @@ from trainer.tasks.task import Task, logit_columns
 _BLOCK_ROWS = 1 << 18  # rows exchanged and written at once; also the size of the file's row groups
 CSV_SUFFIX = ".csv"
 _LONGEST_HEADER = 1 << 20
-
-
-def check_predictions_path(path: Path) -> None:
-    """Check that a predictions file can be written, before hours of evaluation instead of after.
-
-    Raises:
-        DataError: `path` is a folder, or its folder does not exist or cannot be written.
-    """
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder; expected a file, such as {path / 'out.parquet'}")
-    if not path.parent.is_dir():
-        raise DataError(f"{path}: the folder {path.parent} does not exist; create it with `mkdir -p {path.parent}`")
-    if not os.access(path.parent, os.W_OK):
-        raise DataError(f"{path}: the folder {path.parent} is not writable; choose another one")
 
 
 def is_predictions(path: Path) -> bool:

@@ -23,7 +23,7 @@ from trainer.checkpoint.model_folder import MODEL_FOLDER, SIZES, SPECIFICATION
 from trainer.checkpoint.store import NoCheckpointError
 from trainer.config import Options
 from trainer.lifecycle.errors import RejectedByAll
-from trainer.predictions import check_predictions_path
+from trainer.outputs import check_file_path
 
 if TYPE_CHECKING:
     from trainer.comm import Comm  # imports TensorFlow
@@ -48,7 +48,7 @@ def check_raw(config: Options) -> None:
         if not path.exists():
             raise DataError(f"--raw {path}: does not exist")
     if config.run.predict is not None:
-        check_predictions_path(config.run.predict)
+        check_file_path(config.run.predict, "out.parquet")
     _find_workflow(config)
 
 

@@ -7,9 +7,10 @@ from contextlib import suppress
 from data.storage.files import is_out_of_room, write_whole
 from trainer.config import Options
 from trainer.logging.gate_records import KEY_PARTS
-from trainer.logging.log import RunLog, Step, to_plain, warn
+from trainer.logging.log import Board, RunLog, Step, to_plain, warn
 from trainer.logging.profiling import StepProfiler
 from trainer.logging.tensorboard import TensorBoard
+from trainer.logging.trackers import open_trackers
 from trainer.metrics.calibration import CURVE
 from trainer.outputs import ARGUMENTS, METRICS, SLICES
 from trainer.slice_table import SLICES_KEY, as_csv, as_records
@@ -49,8 +50,9 @@ class Results:
             self.log = RunLog(None)
             return
         append = options.run.use_checkpoint or not options.run.trains
-        self.log = RunLog(self._data.results_dir / self._data.log_filename, append, self.board)
         arguments = options.as_dict()
+        boards: list[Board] = [self.board, *open_trackers(options.run.trackers, self._data.results_dir, arguments)]
+        self.log = RunLog(self._data.results_dir / self._data.log_filename, append, boards)
         self._write_json(ARGUMENTS, arguments)
         self.log.parameters(arguments)
         for metric, unit in {**METRIC_UNITS, **dict.fromkeys(options.run.ranking_metrics)}.items():

@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from data.errors import DataError
 from trainer.checkpoint.store import Checkpoint, CheckpointStore, NoCheckpointError
@@ -141,6 +142,7 @@ class Job:
         results_dir: absolute path of the workers' results folder.
         lock: file descriptor of a lock that the keeper inherits, so that the lock is released only when no process of
             the job is left.
+        output: file for what the command prints; None for the output of this process.
 
     Attributes:
         workers: latest record of each worker that has started, by rank. A record that disappears or is overwritten by
@@ -152,7 +154,13 @@ class Job:
         OSError: if the command does not exist or cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], results_dir: Path, lock: int | None = None):
+    def __init__(
+        self,
+        command: Sequence[str],
+        results_dir: Path,
+        lock: int | None = None,
+        output: BinaryIO | None = None,
+    ):
         self._results_dir = results_dir
         self._job = secrets.token_hex(16)
         self.workers: dict[int, WorkerState] = {}
@@ -168,6 +176,8 @@ class Job:
                 command,
                 env=os.environ | {JOB_VARIABLE: self._job},
                 stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
             )
         except OSError:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,16 @@ from trainer.early_stopping import EarlyStopping, loss_metric, main_metric
 from trainer.embeddings.touched_rows import TouchedRows
 from trainer.evaluate import Evaluator, describe, undefined_warnings
 from trainer.expert_monitor import ExpertMonitor, monitor_of
+from trainer.importance import (
+    BLOCKS,
+    SampleModel,
+    batches_per_pass,
+    choose_rows,
+    draw_sample,
+    input_features,
+    measure_importance,
+)
+from trainer.importance_file import SCHEMA, Importance, write_importance
 from trainer.inputs import Inputs
 from trainer.lifecycle.errors import NotFinite, StoppedBySignal, how_to_stay_finite
 from trainer.lifecycle.records import WorkerRecord
@@ -427,6 +438,29 @@ class Trainer:
             evaluator.predict(writer, on_batch)
         writer.write(self.comm)
         self.say(f"{checkpoint} on {self.data.evaluated}, {evaluator.loader.rows:,} rows: {path}")
+
+    def measure_importance(self, path: Path) -> None:
+        """Writes how much the metrics of a checkpoint change when a feature is permuted, for every feature."""
+        checkpoint, loader, seed = self._restore_weights(), self.data.eval_loader, self.config.training.seed
+        chosen = choose_rows(loader.rows, self.config.run.importance_rows, seed)
+        passes = 1 + len(input_features(self.data.layout))
+        batches = loader.steps_per_epoch + passes * batches_per_pass(len(chosen), self.comm.size)
+        with self._watched_progress(batches) as on_batch:
+            numbers = count(1)
+
+            def on_next() -> None:
+                on_batch(next(numbers))
+
+            sample = draw_sample(loader, chosen, self.comm, on_next)
+            logits_of = SampleModel(self.model, sample, self.comm, xla=self.config.training.xla, on_batch=on_next)
+            tasks, undefined = measure_importance(logits_of, sample, self.tasks, self.data.layout, seed)
+        self._report_changed_ids(loader)
+        for reason in undefined_warnings(undefined):
+            self.say(f"warning: {reason}")
+        if self.comm.rank == 0:
+            rows, mapping = len(sample.weights), self.data.eval_mapping
+            write_importance(Importance(SCHEMA, str(checkpoint), mapping, loader.rows, rows, BLOCKS, seed, tasks), path)
+        self.say(f"importance: {path}")
 
     def benchmark(self) -> dict[str, float]:
         """Measures the throughput of training, or of evaluation with --evaluate. Returns the figures by name."""

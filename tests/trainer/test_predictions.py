@@ -11,7 +11,8 @@ from tests.data.sample_data import CHANNELS, FEATURES, TYPES, arrow_table, rando
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer import predictions
 from trainer.metrics.calibration import probability
-from trainer.predictions import PredictionWriter, check_column_names, check_predictions_path, is_predictions
+from trainer.outputs import check_file_path
+from trainer.predictions import PredictionWriter, check_column_names, is_predictions
 from trainer.tasks.binary import BinaryTask
 from trainer.tasks.multiclass import MulticlassTask
 from trainer.tasks.regression import RegressionTask
@@ -281,8 +282,8 @@ def test_neighbouring_logits_give_different_probabilities():
 def test_unwritable_path_is_rejected_before_evaluation(tmp_path, path, message):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=message):
-        check_predictions_path(tmp_path / path)
+        check_file_path(tmp_path / path, "out.parquet")
 
 
 def test_a_path_that_can_be_written_passes(tmp_path):
-    check_predictions_path(tmp_path / "out.parquet")
+    check_file_path(tmp_path / "out.parquet", "out.parquet")

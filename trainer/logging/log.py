@@ -6,19 +6,16 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from io import RawIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
 from data.errors import DataError
 from data.storage.files import is_out_of_room, open_regular
-
-if TYPE_CHECKING:
-    from trainer.logging.tensorboard import TensorBoard
 
 PREFIX = "DLLL "
 PARAMETER = "PARAMETER"
@@ -31,6 +28,16 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
+class Board(Protocol):
+    """Receives the numbers of a log's steps: TensorBoard, or an experiment tracker."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds the values of a step, by key."""
+
+    def close(self) -> None:
+        """Completes what has been added."""
+
+
 class RunLog:
     """Writes a run's log, through the dllogger package if it is installed. Numbers keep their full precision.
 
@@ -41,14 +48,14 @@ class RunLog:
         path: path of the log file, whose folder is created; None discards all records, as on workers other than rank 0.
         append: whether to append to an existing log, as a resumed run does. Otherwise an existing log is renamed with
             the suffix `.previous`.
-        board: TensorBoard writer that also receives the numbers of each step; None for none.
+        boards: receivers of the numbers of each step.
 
     Raises:
         DataError: if the log cannot be written for any reason but a full disk.
     """
 
-    def __init__(self, path: Path | None, append: bool = False, board: "TensorBoard | None" = None) -> None:
-        self._path, self._board, self._has_warned = path, board, False
+    def __init__(self, path: Path | None, append: bool = False, boards: Sequence[Board] = ()) -> None:
+        self._path, self._boards, self._has_warned = path, boards, False
         if path is None:
             return
         self._writer: Any = JsonLines(path)
@@ -79,14 +86,15 @@ class RunLog:
             data: values by key.
         """
         self._write(lambda: self._writer.log(to_plain(step), to_plain(data)))
-        if self._board is not None and step and isinstance(step, (list, tuple)):
-            self._board.scalars(step[0], {key: value for key, value in data.items() if _is_number(value)})
+        if step and isinstance(step, (list, tuple)):
+            for board in self._boards:
+                board.scalars(step[0], {key: value for key, value in data.items() if _is_number(value)})
 
     def close(self) -> None:
-        """Flushes pending records and closes the TensorBoard file. Later records are still accepted."""
+        """Flushes pending records and closes the boards. Later records are still accepted."""
         self._write(lambda: None)
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards:
+            board.close()
 
     def _write(self, write: Callable[[], None]) -> None:
         if self._path is None:

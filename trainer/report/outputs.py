@@ -7,6 +7,7 @@ from pathlib import Path
 from data.errors import DataError
 from data.storage.files import open_regular
 from data.storage.output_paths import check_apart, check_replaceable_file
+from trainer.importance_file import FILE as IMPORTANCE_FILE
 from trainer.logging.log import warn
 from trainer.report.runs import Run, read_run
 
@@ -33,7 +34,9 @@ def check_inputs_stay(output: Path, folders: Sequence[Path], log_filename: str) 
     Raises:
         DataError: if two of them are the same; the message names both.
     """
-    read = [folder / name for folder in folders for name in (log_filename, "args.json", "metrics.json")]
+    read = [
+        folder / name for folder in folders for name in (log_filename, "args.json", "metrics.json", IMPORTANCE_FILE)
+    ]
     names = [LEARNING_CURVE, *(gates_name(number, len(folders)) for number in range(1, len(folders) + 1))]
     pictures = [path for name in names for path in picture_files(output, name)]
     check_apart({"--output": [output / PAGE, *pictures]}, {"a file of --results_dir": read})

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.storage.files import write_whole
+from trainer.importance_file import Effect, TaskImportance
 from trainer.logging.gate_records import (
     ARGMAX_SHARE,
     DEAD_UNITS,
@@ -35,8 +36,9 @@ from trainer.report.curves import (
     throughput_charts,
 )
 from trainer.report.gates import draw_gate, epochs_of, levels_of, pairs
+from trainer.report.importance import MOST_FEATURES, chart_inches, draw_importance, metric_title
 from trainer.report.outputs import TITLE
-from trainer.report.plots import COLORS, Key, chart_svg, has_both_kinds, panel_svg
+from trainer.report.plots import COLORS, INLINE_INCHES, Key, chart_svg, has_both_kinds, panel_svg
 from trainer.report.runs import Point, Run, metric_keys, on_one_line
 from trainer.report.table import best_of, metric_direction
 
@@ -330,6 +332,50 @@ def _shaded(value: float) -> Cell:
     return Cell("", css="none") if math.isnan(value) else Cell(f"{value:.2f}", shade=min(max(value, 0.0), 1.0))
 
 
+def _importance(runs: list[Run]) -> list[Block]:
+    """What permuting each feature does to the metrics: a chart and a table per task."""
+    blocks: list[Block] = []
+    for run in runs:
+        found = run.importance
+        if found is None:
+            continue
+        blocks += [("heading", run.name)] if len(runs) > 1 else []
+        text = (
+            f"Metrics with one feature permuted across the rows, minus those of the intact rows: {found.rows:,} of the "
+            f"{found.mapping_rows:,} rows of mapping {on_one_line(found.mapping)}. Bars are standard errors."
+        )
+        if len(found.tasks[0].features) > MOST_FEATURES:
+            text += f" The charts show the {MOST_FEATURES} most important features."
+        panels = [
+            panel_svg(
+                partial(draw_importance, task=task),
+                f"Importance for {on_one_line(task.task)}",
+                (INLINE_INCHES[0], chart_inches(task)),
+            )
+            for task in found.tasks
+        ]
+        blocks += [("text", text), ("charts", panels)]
+        blocks += [("details", _effects(task)) for task in found.tasks]
+    return blocks
+
+
+def _effects(task: TaskImportance) -> Table:
+    """Returns the table of all features of a task, the most important one first."""
+    rows: list[list[str | Cell]] = [
+        [on_one_line(feature.feature), *(_effect(feature.effects[name]) for name in task.intact)]
+        for feature in task.features
+    ]
+    head = ["feature", *(f"change of {metric_title(name)}" for name in task.intact)]
+    return Table(head, rows, "names", f"{len(rows)} features of {on_one_line(task.task)}")
+
+
+def _effect(effect: Effect) -> Cell:
+    if effect.change is None:
+        return Cell(DASH, css="none")
+    error = DASH if effect.standard_error is None else f"{effect.standard_error:.2g}"
+    return Cell(f"{effect.change:+.5f}", f"standard error {error}")
+
+
 def _configuration(runs: list[Run]) -> list[Block]:
     """Tables of the flags, with those that differ between runs first."""
     head = ["flag", *(run.name for run in runs)] if len(runs) > 1 else ["flag", "value"]
@@ -365,5 +411,6 @@ SECTIONS: dict[str, Callable[[list[Run]], list[Block]]] = {
     "Throughput": _throughput,
     "Step breakdown": _step_breakdown,
     "Gates and experts": _gates,
+    "Feature importance": _importance,
     "Configuration": _configuration,
 }

@@ -110,7 +110,7 @@ class Key:
                 for index, task in enumerate(self.tasks)
             ]
         for entry in entries:
-            entry.set_label(_legend_label(str(entry.get_label()) or ALL_TASKS))
+            entry.set_label(legend_label(str(entry.get_label()) or ALL_TASKS))
         if has_both_kinds(charts):
             entries.append(Line2D([], [], color=GREY, label="training", **TRAINING_STYLE))
             entries.append(Line2D([], [], color=GREY, label="evaluation", **EVALUATION_STYLE))
@@ -206,16 +206,18 @@ def chart_svg(chart: Chart, key: Key) -> Markup:
     return _to_markup(svg)
 
 
-def panel_svg(draw: Callable[[Axes], None], title: str) -> Markup:
-    """Returns what a function draws on an axis as an SVG element for an HTML page."""
-    return _to_markup(_draw_svg(draw, title))
+def panel_svg(draw: Callable[[Axes], None], title: str, inches: tuple[float, float] = INLINE_INCHES) -> Markup:
+    """Returns what a function draws on an axis of a given width and height as an SVG element for an HTML page."""
+    return _to_markup(_draw_svg(draw, title, inches))
 
 
-def _draw_svg(draw: Callable[[Axes], None], title: str) -> ElementTree.Element:
+def _draw_svg(
+    draw: Callable[[Axes], None], title: str, inches: tuple[float, float] = INLINE_INCHES
+) -> ElementTree.Element:
     """Returns a figure as SVG elements without namespaces and metadata, which HTML does not need."""
     file = io.BytesIO()
     with matplotlib.rc_context(INLINE_STYLE):
-        figure = Figure(figsize=INLINE_INCHES, layout="constrained")
+        figure = Figure(figsize=inches, layout="constrained")
         draw(figure.subplots())
         figure.savefig(file, format="svg", metadata={"Date": None})
     svg = ElementTree.fromstring(file.getvalue())
@@ -245,7 +247,7 @@ def _averaged(curve: Curve) -> tuple[Sequence[float], Sequence[float]]:
     return x, y
 
 
-def _legend_label(label: str) -> str:
+def legend_label(label: str) -> str:
     """Shortens a label, and prevents matplotlib from omitting labels that start with an underscore."""
     label = f" {label}" if label.startswith("_") else label
     return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL // 2] + "..." + label[-LONGEST_LABEL // 2 :]

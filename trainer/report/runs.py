@@ -10,6 +10,8 @@ from typing import Any
 
 from data.errors import DataError, printable
 from data.storage.files import NotRegularError, open_regular
+from trainer.importance_file import FILE as IMPORTANCE_FILE
+from trainer.importance_file import Importance, read_importance
 from trainer.logging.gate_records import is_gate_key
 from trainer.logging.log import PARAMETER, read_log
 from trainer.metrics.calibration import CURVE, CalibrationCurve
@@ -54,6 +56,7 @@ class Run:
         slices: metrics of the slices of the last evaluation, as in trainer.slice_table; texts are single lines, and
             only numbers are in "metrics" and "standard_errors".
         final: the final metrics.
+        importance: permutation importance of the features; None if it was not measured into the results folder.
     """
 
     name: str
@@ -65,10 +68,11 @@ class Run:
     calibration: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     slices: list[dict[str, Any]] = field(default_factory=list)
     final: dict[str, float] = field(default_factory=dict)
+    importance: Importance | None = None
 
 
 def read_run(results_dir: Path, name: str, log_filename: str = "log.json") -> Run:
-    """Reads a run from its results folder; args.json and metrics.json complement the log if they exist.
+    """Reads a run from its results folder; args.json, metrics.json and importance.json complement the log.
 
     Args:
         results_dir: results folder of the run.
@@ -76,7 +80,7 @@ def read_run(results_dir: Path, name: str, log_filename: str = "log.json") -> Ru
         log_filename: file name of the log in the folder.
 
     Raises:
-        DataError: if there is no log, or nothing in it to report.
+        DataError: if there is no log, nothing in it to report, or a file that cannot be read.
     """
     path = results_dir / log_filename
     if not path.exists():
@@ -89,6 +93,8 @@ def read_run(results_dir: Path, name: str, log_filename: str = "log.json") -> Ru
             _add_record(run, record.get("step"), data, record.get("timestamp"))
     run.parameters |= _read_json(results_dir / "args.json")
     run.final = run.final or _numbers(_read_json(results_dir / "metrics.json"))
+    if (results_dir / IMPORTANCE_FILE).exists():
+        run.importance = read_importance(results_dir / IMPORTANCE_FILE)
     if not run.evaluations and run.final:
         run.evaluations.append(Point(None, None, run.final))
     if not run.training and not run.evaluations:

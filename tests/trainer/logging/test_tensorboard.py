@@ -24,7 +24,7 @@ def values(folder: Path) -> dict[tuple[str, int], tf.compat.v1.Summary.Value]:
 
 def test_numbers_of_log_records_are_scalars(tmp_path):
     board = TensorBoard(tmp_path / "board" / "deep")
-    log = RunLog(tmp_path / "log.json", False, board)
+    log = RunLog(tmp_path / "log.json", False, [board])
     log.log([10, 40], {"loss": 0.5, "auc_roc/click": np.float32(0.75), "slowest_worker": 1, "text": "x", "on": True})
     log.log([20], {"loss": float("nan"), "calibration_curve": {"weight": [1.0]}})
     log.log([], {"loss": 0.125})

@@ -1,0 +1,1 @@
+"""Search for flags of main.py with Optuna."""
