@@ -10,7 +10,7 @@ from trainer.logging.gate_records import KEY_PARTS
 from trainer.logging.log import RunLog, to_plain, warn
 from trainer.logging.profiling import StepProfiler
 from trainer.logging.tensorboard import TensorBoard
-from trainer.metrics.calibration import CURVE
+from trainer.metrics.calibration import CURVE, UNCALIBRATED_CURVE
 from trainer.outputs import ARGUMENTS, METRICS
 from trainer.tasks.evaluation import metrics_by_name
 
@@ -19,6 +19,7 @@ METRIC_UNITS = {
     **{name: metric.unit for name, metric in metrics_by_name().items()},
     **dict.fromkeys(KEY_PARTS),
     CURVE: None,
+    UNCALIBRATED_CURVE: None,
     "train_throughput": "samples/s",
     "validation_throughput": "samples/s",
     "batch_samplesps": "samples/s",

@@ -12,7 +12,7 @@ from data.errors import DataError, printable
 from data.storage.files import NotRegularError, open_regular
 from trainer.logging.gate_records import is_gate_key
 from trainer.logging.log import PARAMETER, read_log
-from trainer.metrics.calibration import CURVE, CalibrationCurve
+from trainer.metrics.calibration import CURVE, UNCALIBRATED_CURVE, CalibrationCurve
 
 MEASURED = "batch_samplesps"
 HUGE = 1e290  # sums and quotients of smaller numbers in a chart stay within float64
@@ -49,6 +49,7 @@ class Run:
         measured: samples per second of a benchmark's steps.
         calibration: calibration curves of the last evaluation by task ("" for a single task), each with the weight,
             prediction and label of every bin.
+        uncalibrated: the same without calibrators, of the tasks that have one.
         final: the final metrics.
     """
 
@@ -59,6 +60,7 @@ class Run:
     gates: list[Point] = field(default_factory=list)
     measured: list[Point] = field(default_factory=list)
     calibration: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    uncalibrated: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     final: dict[str, float] = field(default_factory=dict)
 
 
@@ -116,8 +118,8 @@ def on_one_line(name: str) -> str:
 def _add_record(run: Run, step: object, data: dict[str, Any], timestamp: object) -> None:
     if step == PARAMETER:
         run.parameters |= data
-    elif curves := _calibration_curves(data):
-        run.calibration = curves
+    elif curves := _calibration_curves(data, CURVE):
+        run.calibration, run.uncalibrated = curves, _calibration_curves(data, UNCALIBRATED_CURVE)
     elif step in ([], ""):
         run.final = _numbers(data)
     elif isinstance(step, list) and step and all(map(_is_step, step)):
@@ -140,12 +142,12 @@ def _points_for(run: Run, length: int, values: Mapping[str, float]) -> list[Poin
     return []
 
 
-def _calibration_curves(data: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
-    """Returns the calibration curves among the values, by task; other values are ignored."""
+def _calibration_curves(data: Mapping[str, Any], kind: str) -> dict[str, dict[str, list[float]]]:
+    """Returns the curves of a kind (CURVE or UNCALIBRATED_CURVE) among the values by task; other values are ignored."""
     curves = {}
     for key, curve in data.items():
         name, _, task = key.partition("/")
-        if name == CURVE and isinstance(curve, dict):
+        if name == kind and isinstance(curve, dict):
             columns: Any = [curve.get(column) for column in CalibrationCurve._fields]
             if all(isinstance(column, list) and all(map(_is_number, column)) for column in columns):
                 bins = list(zip(*columns, strict=False))
