@@ -76,12 +76,13 @@ def run_state(data: Path) -> dict[str, Any]:
     """The state that a run saves in its first checkpoint besides arrays."""
     spec, options = FeatureSpec.read(data / "feature_spec.yaml"), parse([*SMALL], 1)
     facts = RunState(
-        identity=Identity(seed=0, global_batch_size=64, train_mapping="train", training_data="0"),
+        identity=Identity(seed=0, global_batch_size=64, train_mapping="train", training_data="0", negatives="weights"),
         position=Position(steps=1, losses=[0.5]),
         stopping=EarlyStoppingState("auc_roc"),
         schema=ModelSchema.of(spec, embedding_dims(spec)),
         options=options.as_dict(),
         metrics={},
+        logit_maps={},
     )
     return asdict(facts)
 

@@ -224,6 +224,19 @@ class TrainingOptions(Section):
     loss_weighting: str = option(
         "static", "how losses of several tasks become one; static: the specification's loss_weight"
     )
+    negatives: Literal["weights", "logit"] = option(
+        "weights",
+        "what calibrates probabilities after keep_negatives: the weights of the kept negatives, or, without these "
+        "weights, a shift of the logit by log(share kept) in every output",
+    )
+    correct_positive_weight: bool = option(
+        False, "shift the logit by -log(positive_weight) in every output, for labels that have a positive_weight"
+    )
+    calibrate: Literal["platt", "isotonic"] | None = option(
+        None,
+        "after training, fit a calibrator of each binary label's probability on the mapping valid, with the best "
+        "checkpoint; every output goes through it",
+    )
     gradnorm_alpha: float = option(1.5, "of gradnorm: how strongly tasks that learn slowly are favoured", at_least=0)
     early_stopping_metric: str | None = option(
         None,
@@ -472,8 +485,10 @@ class RunOptions(Section):
     def _check_metrics(self) -> None:
         for name in ("ranking_metrics", "slice"):
             given = getattr(self, name)
-            if given and (self.predict is not None or self.benchmark):
-                raise DataError(f"--{name} applies to evaluation: remove it, or --predict and --benchmark")
+            if given and (self.predict or self.importance or self.benchmark):
+                raise DataError(
+                    f"--{name} applies to evaluation: remove it, or --predict, --importance and --benchmark"
+                )
             if twice := [item for item in given if given.count(item) > 1]:
                 raise DataError(f"--{name} names {twice[0]!r} twice; name it once")
         if self.ranking_metrics and self.disable_map_calculation:

@@ -82,6 +82,18 @@ class Evaluator:
         Returns:
             The metrics over the rows of all workers, the same on every worker.
         """
+        self.collect(on_batch, predictions, observe)
+        metrics = self.evaluation.result(self.comm)
+        self.evaluation.reset()
+        return metrics
+
+    def collect(
+        self,
+        on_batch: Callable[[int], None] | None = None,
+        predictions: PredictionWriter | None = None,
+        observe: Callable[[Batch], None] | None = None,
+    ) -> None:
+        """Adds all rows of the mapping to an empty evaluation, without computing metrics. Arguments as for `run`."""
         self.evaluation.reset()
         for number, (batch, logits) in enumerate(self.predicted(), start=1):
             self.count(batch, logits)
@@ -91,9 +103,6 @@ class Evaluator:
                 observe(batch)
             if on_batch is not None:
                 on_batch(number)
-        metrics = self.evaluation.result(self.comm)
-        self.evaluation.reset()
-        return metrics
 
     def predict(self, predictions: PredictionWriter, on_batch: Callable[[int], None]) -> None:
         """Passes every row's prediction to a writer without computing metrics.

@@ -6,15 +6,16 @@ Imports no TensorFlow, so that mistakes in data and flags are reported within a 
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.checks.labels import inspect_labels
+from data.checks.labels import inspect_labels, labels_only, read_statistics
 from data.checks.sample import draw_sample, max_read
 from data.encoding.held_out import draw_held_out
+from data.encoding.splits import VALID
 from data.encoding.workflow_folder import ENCODERS_FOLDER, workflow_files
 from data.errors import DataError
 from data.loading.batch import Batch
@@ -37,12 +38,13 @@ from trainer.lifecycle.errors import RejectedByAll
 from trainer.logging.log import warn
 from trainer.logging.trackers import check_trackers
 from trainer.model_size import check_model_fits
-from trainer.models import model_options
+from trainer.models import model_options, network_class
 from trainer.outputs import check_file_path, check_outputs
 from trainer.predictions import check_column_names
 from trainer.process.worker_env import WorkerEnv
 from trainer.raw_rows import read_spec, stored_name
 from trainer.recipe import HELD_OUT_SHARE
+from trainer.tasks.shifts import logit_shifts, weighted_positives, without_negative_factor
 from trainer.tasks.task import tasks_of
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ class Inputs:
         kept: stored columns to copy into the predictions file; None if no such file is written.
         kept_names: names of these columns in the predictions file.
         warnings: messages about the inputs for the user.
+        shifts: what training adds to the logits of predictions, by label (see `trainer.tasks.shifts`); empty if the run
+            does not train, since a checkpoint knows its own.
     """
 
     spec: FeatureSpec
@@ -83,6 +87,7 @@ class Inputs:
     kept: StoredColumns | None = None
     kept_names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    shifts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def labelled(self) -> tuple[str, ...]:
@@ -131,10 +136,11 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
     config.model.check_labels([label.name for label in spec.labels])
     _check_rows_are_kept(config)
     held_out, mapping = None, data.train_mapping
-    if config.holds_out and "valid" not in spec.sources:
+    if config.holds_out and VALID not in spec.sources:
         held_out = draw_held_out(spec, mapping, HELD_OUT_SHARE, config.training.seed)
     else:
-        mapping = data.eval_mapping or ("valid" if run.trains and "valid" in spec.sources else "test")
+        mapping = data.eval_mapping or (VALID if run.trains and VALID in spec.sources else "test")
+    _check_calibration(config, spec, mapping, holds_out=held_out is not None)
     evaluates = run.evaluate or not run.benchmark
     has_metrics = evaluates and run.predict is None and run.importance is None
     with_group = has_metrics and not run.disable_map_calculation and _holds_group(spec, mapping)
@@ -153,7 +159,11 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
         holds_out=held_out is not None,
         kept=None if run.predictions_path is None else _kept_columns(spec, mapping, kept_names, is_raw=bool(run.raw)),
         kept_names=kept_names,
-        warnings=tuple(unused_widths(spec, data.embedding_sizes_file, allow_outside_paths=outside)),
+        warnings=(
+            *unused_widths(spec, data.embedding_sizes_file, allow_outside_paths=outside),
+            *(weighted_positives(spec, config.training) if run.trains else ()),
+        ),
+        shifts=_shifts(config, spec) if run.trains else {},
     )
     loaders = [loader for loader in (inputs.training, inputs.evaluation) if loader is not None]
     batch_rows = max(min(loader.local_batch_size, loader.rows) for loader in loaders)
@@ -189,7 +199,12 @@ def _open_loader(
     with_group: bool = False,
 ) -> ParquetLoader:
     options = config.training
-    unseen = _unseen_ids(config, spec) if trains else None
+    edits = _edits(config, spec) if trains else []
+
+    def edit(batch: Batch, epoch: int) -> None:
+        for one in edits:
+            one(batch, epoch)
+
     return ParquetLoader(
         spec,
         mapping,
@@ -203,8 +218,43 @@ def _open_loader(
         needs_labels=config.run.predict is None,
         oov_policy=config.data.oov_policy_of(trains=trains),
         part=None if held_out is None else Part(held_out, bit=not trains),
-        edit=unseen.replace if unseen else None,
+        edit=edit if edits else None,
     )
+
+
+def _edits(config: Options, spec: FeatureSpec) -> list[Callable[[Batch, int], None]]:
+    """Return what changes the batches of training, in place."""
+    unseen = _unseen_ids(config, spec)
+    edits: list[Callable[[Batch, int], None]] = [unseen.replace] if unseen else []
+    if config.training.negatives == "logit":
+        edits.append(without_negative_factor(spec))
+    return edits
+
+
+def _shifts(config: Options, spec: FeatureSpec) -> dict[str, float]:
+    joint = network_class(config.model.model).trains_joint_probabilities
+    return logit_shifts(spec, config.data.train_mapping, config.training, trains_joint_probabilities=joint)
+
+
+def _check_calibration(config: Options, spec: FeatureSpec, mapping: str, *, holds_out: bool) -> None:
+    """Check that calibrators can be fitted on the evaluated rows, if they are asked for."""
+    kind, run = config.training.calibrate, config.run
+    if kind is None or not run.trains or run.benchmark:
+        return
+    if not any(label.is_binary for label in spec.labels):
+        raise DataError(f"--calibrate {kind}: only binary labels have a probability to calibrate; remove the flag")
+    if holds_out:
+        return
+    if VALID not in spec.sources:
+        raise DataError(
+            f"--calibrate {kind} fits on the mapping {VALID!r}, never on test, and the dataset has none; add it to "
+            "source_spec (`split:` of preprocess.py makes one), or remove the flag"
+        )
+    if mapping != VALID:
+        raise DataError(
+            f"--calibrate {kind} fits on the mapping {VALID!r}, and --eval_mapping is {mapping}: remove "
+            "--eval_mapping, and evaluate that mapping after training with --evaluate"
+        )
 
 
 def _unseen_ids(config: Options, spec: FeatureSpec) -> UnseenIds | None:
@@ -331,17 +381,40 @@ def _check_encoders(spec: FeatureSpec, *, allow_outside_paths: bool) -> tuple[st
 
 
 def checks_labels(config: Options) -> bool:
-    """Return whether the run checks its labels: if it trains and does not resume, as they were checked at its start."""
+    """Return whether the run checks its labels: those of training unless it resumes, those that calibrators need."""
     run = config.run
-    return run.trains and not run.benchmark and not run.restores
+    return run.trains and not run.benchmark and (not run.restores or config.training.calibrate is not None)
 
 
 def check_labels(config: Options, spec: FeatureSpec) -> tuple[str, ...]:
-    """Check the labels of the training mapping, with progress on stderr, and return the warnings.
+    """Check the labels of the mappings for training and calibration, with progress on stderr, and return the warnings.
+
+    Those of training are not checked again by a run that resumes.
 
     Raises:
-        DataError: labels are invalid or nothing can be learned from them, and --allow_degenerate_labels is not given.
+        DataError: labels are invalid or nothing can be learned from them, and --allow_degenerate_labels is not given;
+            or a calibrator cannot be fitted.
     """
+    if config.training.calibrate is not None and VALID in spec.sources:
+        _check_calibration_labels(config.training.calibrate, spec)
+    return () if config.run.restores else _check_training_labels(config, spec)
+
+
+def _check_calibration_labels(kind: str, spec: FeatureSpec) -> None:
+    """Check that every binary label has positive and negative rows to fit a calibrator on."""
+    report = _report_progress(f"checking the labels of {VALID!r}")
+    reader = ParquetReader(labels_only(spec), VALID)
+    for found in read_statistics(spec, reader, lambda done, of: report("row groups of labels", done, of)):
+        if found.label.is_binary and found.total in (0, found.rows):
+            lacks = "negative" if found.total else "positive"
+            raise DataError(
+                f"--calibrate {kind}: label {found.label.name!r} has no {lacks} among the {found.rows:,} rows that "
+                f"count for it in mapping {VALID!r} ({reader.location(found.label.name, 0).path}, ...); put such rows "
+                "into it, or remove the flag"
+            )
+
+
+def _check_training_labels(config: Options, spec: FeatureSpec) -> tuple[str, ...]:
     mapping = config.data.train_mapping
     labels = inspect_labels(
         spec,

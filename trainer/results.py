@@ -11,7 +11,7 @@ from trainer.logging.log import Board, RunLog, Step, to_plain, warn
 from trainer.logging.profiling import StepProfiler
 from trainer.logging.tensorboard import TensorBoard
 from trainer.logging.trackers import open_trackers
-from trainer.metrics.calibration import CURVE
+from trainer.metrics.calibration import CURVE, UNCALIBRATED_CURVE
 from trainer.outputs import ARGUMENTS, METRICS, SLICES
 from trainer.slice_table import SLICES_KEY, as_csv, as_records
 from trainer.tasks.evaluation import SliceResult, metrics_by_name
@@ -22,6 +22,7 @@ METRIC_UNITS = {
     **dict.fromkeys(KEY_PARTS),
     CURVE: None,
     SLICES_KEY: None,
+    UNCALIBRATED_CURVE: None,
     "train_throughput": "samples/s",
     "validation_throughput": "samples/s",
     "batch_samplesps": "samples/s",

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -48,13 +48,15 @@ from trainer.lifecycle.watchdog import SLOW_SECONDS, Watchdog
 from trainer.logging.profiling import StepProfiler, nvtx_range
 from trainer.logging.progress import Progress
 from trainer.logging.step_times import timed
-from trainer.metrics.calibration import as_records
+from trainer.metrics.calibration import CalibrationError, as_records
 from trainer.optimizers.schedules import Plateau
 from trainer.predictions import PredictionWriter
 from trainer.process.device import on_gpu
 from trainer.results import Results
 from trainer.step import StepInput, StepResult, step_input
-from trainer.tasks.evaluation import Evaluation
+from trainer.tasks.binary import logit_maps_of, with_logit_maps
+from trainer.tasks.evaluation import Evaluation, metric_of
+from trainer.tasks.logit_map import LogitMap, described
 from trainer.tasks.task import tasks_of
 from trainer.training_log import TrainingLog
 
@@ -92,11 +94,12 @@ class Trainer:
         self.config, self.data, self.comm, self.services = config, data, comm, services or Services()
         self.results = Results(config, comm.rank)
         self.say = self.results.say
-        self.tasks = tasks_of(data.spec)
+        maps = {label: LogitMap(shift) for label, shift in data.shifts.items()}
+        self.tasks = with_logit_maps(tasks_of(data.spec), maps)
         self.model = make_model(config, data, comm)
         # The table rows looked up since the last full checkpoint; None if all checkpoints are full.
         self._touched = TouchedRows(self.model.embeddings.groups) if config.run.saves_differences else None
-        self.checkpoints = CheckpointManager(config, data.spec, data.schema, comm, data.training, self._touched)
+        self.checkpoints = CheckpointManager(config, data.spec, data.schema, comm, data.training, maps, self._touched)
         self.watchdog = Watchdog(config.run.hang_seconds, self.services.record)
         self.control = StepControl(comm, self.services.stop, self.watchdog, config.run.save_interval)
         self._started: tuple[int, StepResult] | None = None  # a step that the device may still be working on
@@ -173,6 +176,8 @@ class Trainer:
         position = self._restore_or_share()
         if self._is_complete(position):
             self.say(self._how_to_continue(position))
+            with self.watchdog:
+                self._calibrate()
             return self._conclude(self.checkpoints.last_metrics())
         metrics: dict[str, float] = {}
         with self.watchdog, self.profiler:
@@ -189,6 +194,7 @@ class Trainer:
                 self._reduce_rate()
                 self.checkpoints.record_evaluation(position, self.stopping.state, metrics, self.best_by)
             self.checkpoints.finish()
+            self._calibrate()
         if position.epoch < self.config.training.num_epochs:
             self.log.progress.message(f"stopping: {self.stopping.reason}")
         self.log.progress.close()
@@ -409,6 +415,32 @@ class Trainer:
         self.results.conclude(metrics)
         return metrics
 
+    def _calibrate(self) -> None:
+        """Fits the calibrators of --calibrate to the evaluated mapping, and records the predictions' logit maps.
+
+        Uses the best checkpoint, which gets them, and whose weights the model then has.
+        """
+        kind = self.config.training.calibrate
+        if kind is not None:
+            from trainer.tasks.calibrators import CALIBRATORS  # SciPy's optimizers take a while to import
+
+            self.checkpoints.restore_weights(TrainState(self.model.weights_by_name, self.comm), "best")
+            evaluation, mapping = self.evaluator.evaluation, self.data.eval_mapping
+            self.evaluator.collect(on_batch=lambda batch: self.control.beat())
+            self.control.beat(allow=SLOW_SECONDS)
+            fitted = {name: CALIBRATORS[kind](rows, self.comm) for name, rows in evaluation.binary_rows(self.comm)}
+            maps = logit_maps_of(self.tasks)
+            maps |= {name: replace(maps.get(name, LogitMap()), calibrator=one) for name, one in fitted.items()}
+            before = evaluation.result(self.comm)
+            evaluation.tasks = self.tasks = with_logit_maps(self.tasks, maps)
+            after = evaluation.result(self.comm)
+            evaluation.reset()
+            for key in after:
+                if metric_of(key) is CalibrationError:
+                    self.say(f"{key} on {mapping!r}, before and after {kind}: {before[key]:.5f}, {after[key]:.5f}")
+            self.results.log.log([], as_records(evaluation.curves))
+        self.checkpoints.record_logit_maps(logit_maps_of(self.tasks))
+
     # Evaluation, prediction and benchmarks
 
     def evaluate(self) -> dict[str, float]:
@@ -487,7 +519,17 @@ class Trainer:
         self.results.log.close()
 
     def _restore_weights(self) -> Path:
-        return self.checkpoints.restore_weights(TrainState(self.model.weights_by_name, self.comm))
+        """Restores a checkpoint's weights and the logit maps of its predictions, and returns its folder."""
+        restored = self.checkpoints.restore_weights(TrainState(self.model.weights_by_name, self.comm))
+        self.tasks = with_logit_maps(self.tasks, restored.logit_maps)
+        if text := described(restored.logit_maps):
+            self.say(f"predictions: {text}")
+        if restored.calibrate and all(one.calibrator is None for one in restored.logit_maps.values()):
+            self.say(
+                f"warning: {restored.path} has no calibrator; --calibrate {restored.calibrate} fits one for the best "
+                "checkpoint, at the end of training"
+            )
+        return restored.path
 
     def _prediction_writer(self, path: Path) -> PredictionWriter:
         data = self.data

@@ -333,7 +333,9 @@ class _Writer:
         for name in spec.channels.get(MAP, ()):
             features.setdefault(name, Feature(name=name, dtype="int64"))
         if spec.sample_weight or spec.keep_negatives is not None:
-            features[SAMPLE_WEIGHT] = Feature(name=SAMPLE_WEIGHT, dtype="float32", role=SAMPLE_WEIGHT)
+            features[SAMPLE_WEIGHT] = Feature(
+                name=SAMPLE_WEIGHT, dtype="float32", role=SAMPLE_WEIGHT, negative_rate=spec.keep_negatives
+            )
         for column in spec.keep:
             name, dtype = kept_name(spec, column), spec.readings[column].dtype
             features[name] = Feature(name=name, dtype={"string": None, "timestamp": "int64"}.get(dtype, dtype))

@@ -23,6 +23,7 @@ from data.spec.document_values import (
     Number,
     NumpyDtype,
     PositiveInteger,
+    Share,
     TaskType,
     Weight,
     Width,
@@ -120,6 +121,7 @@ class _FeatureKeys(TypedDict, total=False):
     given: Name
     missing: Annotated[Missing, expects_one_of(Missing)]
     role: Annotated[Role, expects_one_of(Role)]
+    negative_rate: Share
 
 
 @with_config(ConfigDict(extra="forbid"))

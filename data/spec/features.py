@@ -32,6 +32,7 @@ ROW_COLUMN, LABEL_COLUMN, PREDICTION_COLUMN = "row", "label_", "prediction_"
 ID_KEYS = ("embedding_dim", "null_id", "unseen_id", "oov_buckets")
 NUMBER_KEYS = ("unseen_with", "unseen_value")
 LABEL_KEYS = ("task", "loss_weight", "positive_weight", "given", "missing")
+NEGATIVE_RATE = "negative_rate"
 
 IntegerDtype = Literal["int8", "int16", "int32", "int64"]
 FloatDtype = Literal["float16", "float32", "float64"]
@@ -68,6 +69,8 @@ class Feature:
         given: name of the binary label whose positive rows are the sample space of this label.
         missing: "error" or "ignore"; the label may be null or NaN only with "ignore".
         role: "sample_weight" for the column of sample weights, None for all others.
+        negative_rate: fraction of the negative rows that the mapping train holds, if the sample weights of those rows
+            have the factor 1 / negative_rate; None if they have none. A row is negative if all binary labels are 0.
     """
 
     name: str
@@ -86,6 +89,7 @@ class Feature:
     given: str | None = None
     missing: str = "error"
     role: str | None = None
+    negative_rate: float | None = None
 
     @property
     def unseen_ids(self) -> range:

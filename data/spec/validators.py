@@ -24,6 +24,7 @@ from data.spec.features import (
     LABEL_KEYS,
     MAP,
     MULTIHOT,
+    NEGATIVE_RATE,
     NUMBER_KEYS,
     NUMERICAL,
     ONEHOT,
@@ -244,9 +245,13 @@ def check_bool_dtype(parts: Parts) -> Iterator[Problem]:
 
 
 def check_sample_weight(parts: Parts) -> Iterator[Problem]:
-    """Checks that at most one feature has the role sample_weight, and that it is in no channel."""
+    """Checks that at most one feature is the sample weight, is in no channel, and alone has a negative_rate."""
     weights = [feature.name for feature in parts.features.values() if feature.role is not None]
     channel_of = parts.channel_of()
+    for name, keys in parts.stated.items():
+        if NEGATIVE_RATE in keys and name not in weights and ("feature_spec", name) not in parts.incomplete:
+            message = "is only for the column with role: sample_weight; remove it"
+            yield Problem(_feature_path(name, NEGATIVE_RATE), message)
     for name in weights:
         if name in channel_of:
             message = f"is sample_weight but the feature is in {channel_of[name]}; a weight is in no channel: keep one"

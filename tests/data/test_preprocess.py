@@ -249,6 +249,8 @@ def test_negatives_are_sampled_and_weighted(logs, tmp_path):
     negatives, expected = int((train["click"] == 0).sum()), 0.25 * (every["click"] == 0).sum()
     assert abs(negatives - expected) < 4 * math.sqrt(expected)
     assert set(zip(train["click"], train["sample_weight"], strict=True)) == {(0.0, 4.0), (1.0, 1.0)}
+    weight = FeatureSpec.read(tmp_path / "data" / "feature_spec.yaml").sample_weight
+    assert weight is not None and weight.negative_rate == 0.25
     test = read_mapping(tmp_path / "data", "test").to_pandas()
     assert len(test) == read_mapping(data, "test").num_rows and set(test["sample_weight"]) == {1.0}
 

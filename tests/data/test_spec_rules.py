@@ -49,6 +49,7 @@ REPORTED_WHERE_CHANGED = [
     ("feature_spec.click.given", "buy", "depends on itself (click -> buy -> click); remove one `given`"),
     # The sample weight.
     ("feature_spec.note.role", "sample_weight", "is sample_weight, as is that of 'weight'; keep one"),
+    ("feature_spec.click.negative_rate", 0.5, "is only for the column with role: sample_weight; remove it"),
     # Mappings and chunks.
     ("source_spec.train", GONE, "this mapping is missing; write a list of chunks"),
     ("source_spec.test", GONE, "this mapping is missing; write a list of chunks"),

@@ -59,6 +59,8 @@ WRONG_VALUES = [
     ("feature_spec.click.missing", "drop", "is the string 'drop'; write one of error, ignore"),
     ("feature_spec.buy.given", True, "this name is the boolean True; a name is a string: put it in quotes"),
     ("feature_spec.weight.role", "weight", "is the string 'weight'; write one of sample_weight"),
+    ("feature_spec.weight.negative_rate", 0, "is the number 0; write a fraction above 0, such as 0.1"),
+    ("feature_spec.weight.negative_rate", 1.5, "is the number 1.5; write a fraction above 0, such as 0.1"),
     # Mappings and chunks.
     ("source_spec.valid", [], "is an empty list; write a list of chunks, each beginning with '- ', with type,"),
     ("source_spec.valid", None, "is an empty list; write a list of chunks"),

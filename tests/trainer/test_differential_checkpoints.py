@@ -341,7 +341,7 @@ def test_a_difference_has_to_be_much_smaller(tmp_path):
     touched = TouchedRows([TableGroup(features(1 << 20), "large")])
 
     def chosen(width: int, rows: int):  # type: ignore[no-untyped-def]
-        checkpoints = manager.CheckpointManager(config, None, SimpleNamespace(features=()), comm, None, touched)
+        checkpoints = manager.CheckpointManager(config, None, SimpleNamespace(features=()), comm, None, {}, touched)
         checkpoints._full_step = 1
         touched.clear()
         touched.add([np.arange(rows)])

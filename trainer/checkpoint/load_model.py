@@ -28,6 +28,7 @@ from trainer.config import ModelOptions
 from trainer.layout import InputSchema, input_schema
 from trainer.models import build_model, model_options
 from trainer.models.ranking import RankingModel
+from trainer.tasks.binary import with_logit_maps
 from trainer.tasks.task import Task, tasks_of
 
 
@@ -38,7 +39,7 @@ class LoadedModel:
     Attributes:
         spec: features and channels; the data files that it names need not exist.
         layout: layout of the model's input tensors.
-        tasks: the tasks, one per label.
+        tasks: the tasks, one per label, with their corrections and calibrators.
         model: the model with its trained weights.
         encoders: encoders from raw values to ids and numbers, by feature; empty if the dataset had none.
         metrics: metrics of the evaluation of these weights; NaN where undefined.
@@ -94,7 +95,7 @@ def _read_model(folder: ChecksummedDir, compute_dtype: str) -> LoadedModel:
     # Outside paths are harmless here: the data files that the specification names are never opened.
     spec = FeatureSpec.read(folder.path / SPECIFICATION, allow_outside_paths=True)
     layout = input_schema(spec, embedding_dims(spec, folder.path / SIZES, allow_outside_paths=True))
-    tasks = tasks_of(spec)
+    tasks = with_logit_maps(tasks_of(spec), architecture.logit_maps)
     if architecture.tasks != tuple(task.name for task in tasks):
         raise DataError(
             f"{ARCHITECTURE} has the tasks {', '.join(architecture.tasks)}, {SPECIFICATION} the labels "

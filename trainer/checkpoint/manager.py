@@ -1,12 +1,12 @@
 """Saves a run's checkpoints and model folder, checks whether a checkpoint may be resumed, and restores it."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,11 +34,26 @@ from trainer.config import Options
 from trainer.embeddings.touched_rows import TouchedRows
 from trainer.logging.log import to_plain, warn
 from trainer.tasks.evaluation import is_better
+from trainer.tasks.logit_map import LogitMap
 
 NAN = float("nan")
 # By how many bytes, besides half, a differential checkpoint has to be smaller than a full one: training does not wait
 # for a full one that is copied as a whole.
 LEAST_SAVING = COPIED_BYTES
+
+
+class Restored(NamedTuple):
+    """What was restored besides the weights.
+
+    Attributes:
+        path: folder of the checkpoint.
+        logit_maps: what predictions apply to the network's logits, by label.
+        calibrate: the flag --calibrate of the run that saved it.
+    """
+
+    path: Path
+    logit_maps: dict[str, LogitMap]
+    calibrate: str | None
 
 
 class CheckpointManager:
@@ -50,6 +65,7 @@ class CheckpointManager:
         schema: features and tasks of the model.
         comm: collectives over the workers.
         loader: loader of the training mapping; None if the run does not train.
+        logit_maps: what predictions of this run's model apply to its logits, by label.
         touched: the table rows that training has looked up since the last full checkpoint; None if all are full.
     """
 
@@ -59,10 +75,12 @@ class CheckpointManager:
         spec: FeatureSpec,
         schema: ModelSchema,
         comm: Comm,
-        loader: ParquetLoader | None = None,
+        loader: ParquetLoader | None,
+        logit_maps: Mapping[str, LogitMap],
         touched: TouchedRows | None = None,
     ):
         self._config, self._spec, self._schema, self._comm, self._loader = config, spec, schema, comm, loader
+        self._logit_maps = dict(logit_maps)
         self._widths = {entry.name: entry.width for entry in schema.features if entry.width is not None}
         self._store = CheckpointStore(config.data.model_dir, keep=config.run.keep_checkpoints)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -194,7 +212,7 @@ class CheckpointManager:
         """
         checkpoint, found = None, b""
         if self._comm.rank == 0:
-            checkpoint, facts = self._open()
+            checkpoint, facts = self._open(self._config.run.which_checkpoint)
             saved = vars(facts.identity)
             changed = [
                 f"{name} was {saved[name]!r} and is {value!r}"
@@ -214,8 +232,12 @@ class CheckpointManager:
         state.restore(checkpoint)
         return read_typed(RunState, json.loads(self._comm.broadcast_bytes(found)), "state")
 
-    def restore_weights(self, weights: TrainState) -> Path:
-        """Restores the model's weights on every worker and returns the checkpoint's folder. A collective.
+    def restore_weights(self, weights: TrainState, which: str | None = None) -> Restored:
+        """Restores the model's weights on every worker. A collective.
+
+        Args:
+            weights: the weights.
+            which: the checkpoint, as for `CheckpointStore.open`; None for the one that the flags ask for.
 
         Raises:
             NoCheckpointError: there is no intact checkpoint.
@@ -223,10 +245,24 @@ class CheckpointManager:
         """
         checkpoint, found = None, b""
         if self._comm.rank == 0:
-            checkpoint, _ = self._open()
-            found = str(checkpoint.path).encode()
+            checkpoint, facts = self._open(which or self._config.run.which_checkpoint)
+            maps = {label: asdict(one) for label, one in facts.logit_maps.items()}
+            found = json.dumps([str(checkpoint.path), maps, facts.options.get("calibrate")]).encode()
         weights.restore(checkpoint)
-        return Path(self._comm.broadcast_bytes(found).decode())
+        path, maps, calibrate = json.loads(self._comm.broadcast_bytes(found))
+        return Restored(Path(path), read_typed(dict[str, LogitMap], maps, "state.logit_maps"), calibrate)
+
+    def record_logit_maps(self, maps: Mapping[str, LogitMap]) -> None:
+        """Records in the best checkpoint what its predictions apply to the logits, by label.
+
+        Raises:
+            StorageError: the checkpoint cannot be written; it is left unchanged.
+        """
+        if self._comm.rank == 0:
+            checkpoint = self._store.best() or self._store.open("last", verify=False)
+            if RunState.of(checkpoint).logit_maps != maps:
+                state = {"logit_maps": {label: asdict(one) for label, one in maps.items()}}
+                self._store.amend(checkpoint.step, checkpoint.state | state, checkpoint.best)
 
     def write_best_model(self, weights: Sequence[str]) -> Path | None:
         """Writes the model folder with the weights of the best checkpoint, or of the last one if none is the best.
@@ -243,12 +279,14 @@ class CheckpointManager:
         if self._comm.rank != 0:
             return None
         checkpoint = self._store.open("best")
+        facts = RunState.of(checkpoint)
         architecture = Architecture(
             model=self._config.model.model,
             tasks=tuple(label.name for label in self._spec.labels),
             options=to_plain(vars(self._config.model)),
             step=checkpoint.step,
-            metrics=RunState.of(checkpoint).metrics,
+            metrics=facts.metrics,
+            logit_maps=facts.logit_maps,
         )
         files: dict[str, Content] = {
             ARCHITECTURE: asdict(architecture),
@@ -285,9 +323,9 @@ class CheckpointManager:
             warn(f"{error} It is ignored.")
             return None
 
-    def _open(self) -> tuple[Checkpoint, RunState]:
-        """Opens the requested checkpoint and checks that it has the model's features and tasks in the same order."""
-        checkpoint = self._store.open(self._config.run.which_checkpoint)
+    def _open(self, which: str) -> tuple[Checkpoint, RunState]:
+        """Opens a checkpoint and checks that it has the model's features and tasks in the same order."""
+        checkpoint = self._store.open(which)
         facts = RunState.of(checkpoint)
         # No weight depends on max_hotness, but the ids that training sees do.
         ignoring = () if self._config.run.trains else (MAX_HOTNESS,)
@@ -308,6 +346,7 @@ class CheckpointManager:
             schema=self._schema,
             options=self._config.as_dict(),
             metrics=to_plain(metrics),
+            logit_maps=self._logit_maps,
         )
         return asdict(facts) | {"stopping": to_plain(vars(stopping))}
 
@@ -318,6 +357,7 @@ class CheckpointManager:
             global_batch_size=training.global_batch_size,
             train_mapping=self._config.data.train_mapping,
             training_data=self._train_loader.fingerprint,
+            negatives=training.negatives,
         )
 
     @property

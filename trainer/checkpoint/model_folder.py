@@ -30,6 +30,7 @@ from data.storage.checksummed_dir import (
 )
 from trainer.checkpoint.store import NoCheckpointError
 from trainer.logging.progress import byte_progress
+from trainer.tasks.logit_map import LogitMap
 
 # Name of the model folder in --model_dir.
 MODEL_FOLDER = "model"
@@ -48,6 +49,7 @@ class Architecture:
         options: the model's flags.
         step: step of the checkpoint from which the weights are taken.
         metrics: metrics of that checkpoint's evaluation; None where undefined.
+        logit_maps: what predictions apply to the network's logits, by label; only labels where it changes something.
     """
 
     model: str
@@ -55,6 +57,7 @@ class Architecture:
     options: dict[str, Any]
     step: int
     metrics: dict[str, float | None]
+    logit_maps: dict[str, LogitMap]
 
 
 def check_model_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ from data.storage.checksummed_dir import MANIFEST
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.schema import ModelSchema
 from trainer.checkpoint.store import Checkpoint, NoCheckpointError
+from trainer.tasks.logit_map import LogitMap
 
 
 @dataclass
@@ -67,12 +68,14 @@ class Identity:
     Attributes:
         seed, global_batch_size, train_mapping: values of the flags of these names.
         training_data: fingerprint of the training mapping's files.
+        negatives: value of the flag, which decides on the weights of negative samples.
     """
 
     seed: int
     global_batch_size: int
     train_mapping: str
     training_data: str
+    negatives: str
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class RunState:
         schema: features and tasks that the weights belong to.
         options: the run's flags; `trainer.checkpoint.saved_config` checks those of the model.
         metrics: metrics of the evaluation recorded in the checkpoint, None where undefined; empty without one.
+        logit_maps: what predictions apply to the network's logits, by label; only labels where it changes something.
     """
 
     identity: Identity
@@ -105,6 +109,7 @@ class RunState:
     schema: ModelSchema
     options: dict[str, Any]
     metrics: dict[str, float | None]
+    logit_maps: dict[str, LogitMap]
 
     @property
     def rates(self) -> SavedRates:

@@ -12,7 +12,8 @@ from trainer.metrics.score_table import ScoreMetric, ScoreTable
 
 BINS = 100  # of the calibration error
 POINTS = 20  # of the calibration curve; divides BINS
-CURVE = "calibration_curve"  # the key in the log, before a task's name
+# The keys in the log, before a task's name: of the predictions, and of what they would be without a calibrator.
+CURVE, UNCALIBRATED_CURVE = "calibration_curve", "uncalibrated_curve"
 
 
 class Calibration(Metric):

@@ -10,7 +10,7 @@ import pandas as pd
 
 from data.encoding.encoders import Encoder
 from data.encoding.keys import as_numbers
-from data.encoding.splits import TEST, TRAIN, draw_mappings
+from data.encoding.splits import TEST, TRAIN, VALID, draw_mappings
 from data.errors import DataError
 from data.preprocess.prepared import embedding_sizes, encoded_features, write_prepared
 from data.spec.feature_spec import FeatureSpec
@@ -100,7 +100,7 @@ class Interactions:
 
         Args:
             folder: an empty folder.
-            validation: fraction of the rows that go to the mapping `test`.
+            validation: fraction of the rows that go to the mapping `valid` instead of `train`.
             seed: seed of the random split.
 
         Returns:
@@ -131,7 +131,8 @@ class Interactions:
         for raw, entities in zip(sides, (users, items), strict=True):
             features |= {name: values[raw.rows] for name, values in entities.features.items()}
         rows = pd.DataFrame(features | self._labels())
-        mappings = {TRAIN: [rows[in_train]], TEST: [rows[~in_train]]}
+        held_out = [rows[~in_train]]  # validates; a dataset must have a mapping `test`, too
+        mappings = {TRAIN: [rows[in_train]], VALID: held_out, TEST: held_out}
         spec = self._specification(encoders, hotness, folder)
         write_prepared(folder, spec, mappings, encoders, embedding_sizes(encoders))
         return users, items

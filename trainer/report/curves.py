@@ -11,6 +11,7 @@ from trainer.tasks.evaluation import metrics_by_name
 
 TITLES = {"loss": "Loss"} | {name: metric.title for name, metric in metrics_by_name().items()}
 MEAN, ALL_TASKS = "mean", "all tasks"
+CALIBRATED, UNCALIBRATED = "with the calibrator", "without it"
 # Upper limits of what is drawn; tables contain everything.
 MAX_CHARTS, MAX_TASKS, MAX_GATES, MAX_EXPERTS = 24, 24, 24, 64
 # Training losses of the first tenth of the steps may be clipped at the top of a chart if they would otherwise squeeze
@@ -119,12 +120,24 @@ def throughput_charts(runs: list[Run]) -> list[Chart]:
 
 
 def calibration_charts(runs: list[Run]) -> tuple[list[Chart], str]:
-    """Returns charts of the mean label over the mean prediction, one per task, and a note on omitted tasks."""
+    """Returns charts of the mean label over the mean prediction, one per task, and a note on omitted tasks.
+
+    If any run has calibrators, the curves are those of the "tasks" CALIBRATED and UNCALIBRATED.
+    """
     tasks = list(dict.fromkeys(task for run in runs for task in run.calibration))
     charts = []
     for task in tasks[:MAX_CHARTS]:
-        bins = {run.name: run.calibration[task] for run in runs if task in run.calibration}
-        curves = [Curve(run, "", False, one["prediction"], one["label"]) for run, one in bins.items()]
+        after = CALIBRATED if any(run.uncalibrated for run in runs) else ""
+        kinds = [
+            (run.name, of_run, kind)
+            for run in runs
+            for of_run, kind in ((run.calibration, after), (run.uncalibrated, UNCALIBRATED))
+        ]
+        curves = [
+            Curve(run, kind, False, of_run[task]["prediction"], of_run[task]["label"])
+            for run, of_run, kind in kinds
+            if task in of_run
+        ]
         title = f"Mean label of {task}" if task else "Mean label"
         charts.append(Chart(title, _drawable(curves), "mean prediction", is_calibration=True))
     return [chart for chart in charts if chart.curves], omitted(MAX_CHARTS, len(tasks), "tasks")

@@ -28,6 +28,7 @@ from trainer.logging.progress import format_count
 from trainer.metrics.metric import Direction
 from trainer.report.curves import (
     ALL_TASKS,
+    UNCALIBRATED,
     Chart,
     calibration_charts,
     drawn_members,
@@ -136,7 +137,12 @@ def _calibration(runs: list[Run]) -> list[Block]:
         "The rows of the last evaluation in twenty bins of equal weight, by increasing prediction. On the dashed line "
         "predictions are right on average; below it they are too high."
     )
-    return _charts(charts, Key([run.name for run in runs]), explanation, note)
+    key = Key.of(runs, charts)
+    if UNCALIBRATED in key.tasks:
+        explanation += " Where a calibrator is applied, there is a second curve without it"
+        explanation += ", which is dashed." if len(runs) > 1 else "."
+        explanation += " The rows that it was fitted on (those of the evaluation in training) show it too favourably."
+    return _charts(charts, key, explanation, note)
 
 
 def _slices(runs: list[Run]) -> list[Block]:

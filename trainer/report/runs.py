@@ -14,7 +14,7 @@ from trainer.importance_file import FILE as IMPORTANCE_FILE
 from trainer.importance_file import Importance, read_importance
 from trainer.logging.gate_records import is_gate_key
 from trainer.logging.log import PARAMETER, read_log
-from trainer.metrics.calibration import CURVE, CalibrationCurve
+from trainer.metrics.calibration import CURVE, UNCALIBRATED_CURVE, CalibrationCurve
 from trainer.slice_table import SLICES_KEY
 
 MEASURED = "batch_samplesps"
@@ -53,6 +53,7 @@ class Run:
         measured: samples per second of a benchmark's steps.
         calibration: calibration curves of the last evaluation by task ("" for a single task), each with the weight,
             prediction and label of every bin.
+        uncalibrated: the same without calibrators, of the tasks that have one.
         slices: metrics of the slices of the last evaluation, as in trainer.slice_table; texts are single lines, and
             only numbers are in "metrics" and "standard_errors".
         final: the final metrics.
@@ -66,6 +67,7 @@ class Run:
     gates: list[Point] = field(default_factory=list)
     measured: list[Point] = field(default_factory=list)
     calibration: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    uncalibrated: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     slices: list[dict[str, Any]] = field(default_factory=list)
     final: dict[str, float] = field(default_factory=dict)
     importance: Importance | None = None
@@ -127,8 +129,8 @@ def on_one_line(name: str) -> str:
 def _add_record(run: Run, step: object, data: dict[str, Any], timestamp: object) -> None:
     if step == PARAMETER:
         run.parameters |= data
-    elif curves := _calibration_curves(data):
-        run.calibration = curves
+    elif curves := _calibration_curves(data, CURVE):
+        run.calibration, run.uncalibrated = curves, _calibration_curves(data, UNCALIBRATED_CURVE)
     elif SLICES_KEY in data:
         run.slices = _slices(data[SLICES_KEY])
     elif step in ([], ""):
@@ -153,12 +155,12 @@ def _points_for(run: Run, length: int, values: Mapping[str, float]) -> list[Poin
     return []
 
 
-def _calibration_curves(data: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
-    """Returns the calibration curves among the values, by task; other values are ignored."""
+def _calibration_curves(data: Mapping[str, Any], kind: str) -> dict[str, dict[str, list[float]]]:
+    """Returns the curves of a kind (CURVE or UNCALIBRATED_CURVE) among the values by task; other values are ignored."""
     curves = {}
     for key, curve in data.items():
         name, _, task = key.partition("/")
-        if name == CURVE and isinstance(curve, dict):
+        if name == kind and isinstance(curve, dict):
             columns: Any = [curve.get(column) for column in CalibrationCurve._fields]
             if all(isinstance(column, list) and all(map(_is_number, column)) for column in columns):
                 bins = list(zip(*columns, strict=False))

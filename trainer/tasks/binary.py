@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -15,6 +16,7 @@ from trainer.metrics.grouped import GroupedAuc
 from trainer.metrics.losses import LogLoss, NormalizedEntropy
 from trainer.metrics.metric import Metric
 from trainer.metrics.ranking import MeanAveragePrecision
+from trainer.tasks.logit_map import LogitMap
 from trainer.tasks.task import Task
 
 
@@ -24,11 +26,13 @@ class BinaryTask(Task):
 
     Attributes:
         positive_weight: factor of the loss of rows with label 1.
+        logit_map: map from the network's logit to that of the predicted probability. It has no part in the loss.
     """
 
     _: KW_ONLY
     num_classes: int = 2
     positive_weight: float = 1.0
+    logit_map: LogitMap = LogitMap()
 
     # The first three names are those of the public recipe, which existing log parsers expect.
     metrics: ClassVar[tuple[type[Metric], ...]] = (
@@ -54,14 +58,45 @@ class BinaryTask(Task):
 
     def activation(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns the probabilities, [batch, 1] float32."""
-        return tf.math.sigmoid(logits)
+        return tf.math.sigmoid(self.logit_map.in_graph(logits))
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:
         """Returns the probabilities, [rows, 1] float64."""
-        return probability(logits)
+        return probability(self.output_logits(logits))
+
+    def output_logits(self, logits: np.ndarray) -> np.ndarray:
+        """Returns the logits of the predicted probabilities."""
+        return self.logit_map(logits)
 
     def why_undefined(self, rows: int, positive: int) -> str:
         """Explains that labels are all equal, or equal within each group."""
         if positive in (0, rows):
             return f"it is {int(positive > 0)} in all {rows:,} evaluated rows"
         return "no group of evaluated rows has both classes"
+
+
+def with_logit_maps(tasks: Sequence[Task], maps: Mapping[str, LogitMap]) -> tuple[Task, ...]:
+    """Returns tasks whose predictions go through maps, by name of the label; those without a map show their own logits.
+
+    Raises:
+        ValueError: a map is of no binary task.
+    """
+    binary = {task.name for task in tasks if isinstance(task, BinaryTask)}
+    if unknown := sorted(maps.keys() - binary):
+        raise ValueError(f"there are logit maps of {', '.join(unknown)}, which are no binary labels")
+    return tuple(
+        replace(task, logit_map=maps.get(task.name, LogitMap())) if isinstance(task, BinaryTask) else task
+        for task in tasks
+    )
+
+
+def logit_maps_of(tasks: Sequence[Task]) -> dict[str, LogitMap]:
+    """Returns the maps of `with_logit_maps` that change something, by name of the label."""
+    binary = [task for task in tasks if isinstance(task, BinaryTask)]
+    return {task.name: task.logit_map for task in binary if not task.logit_map.is_identity}
+
+
+def without_calibrators(tasks: Sequence[Task]) -> tuple[Task, ...]:
+    """Returns tasks whose predictions are shifted as before, but not calibrated."""
+    shifts = {name: replace(one, calibrator=None) for name, one in logit_maps_of(tasks).items()}
+    return with_logit_maps(tasks, shifts)

@@ -1,19 +1,20 @@
 """Evaluation of all tasks over one pass, and what the keys of its results mean."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from data.errors import DataError
 from data.spec.task_types import TASK_TYPES
-from trainer.metrics.calibration import CURVE, CalibrationCurve, calibration_curve
+from trainer.metrics.calibration import CURVE, UNCALIBRATED_CURVE, CalibrationCurve, calibration_curve
 from trainer.metrics.metric import Collectives, Metric
 from trainer.metrics.ranking import RankingMetric, ranked_ties, ranking_metric
 from trainer.metrics.rows import GrowingArray, Rows
 from trainer.metrics.score_table import ScoreMetric, score_table
 from trainer.metrics.slices import SliceColumn
+from trainer.tasks.binary import without_calibrators
 from trainer.tasks.joint import joint_logits, joint_rows
 from trainer.tasks.task import Task, joint_chains, joint_name, logit_columns, restrict_to_sample_space, task_type
 
@@ -168,9 +169,12 @@ class Evaluation:
     runs, and for a multiclass task 8 per class.
 
     Attributes:
+        tasks: the tasks. They may be replaced by the same ones with other logit maps, for the rows already added, too:
+            what is stored are the network's logits.
         undefined: one line per task and joint event with NaN metrics in the last `result`: which, and why.
         curves: calibration curve of each binary task and joint event in the last `result`, by key: calibration_curve if
-            there is one task, else calibration_curve/NAME.
+            there is one task, else calibration_curve/NAME. Where a calibrator is applied, there is also the curve of
+            the same predictions without it, as uncalibrated_curve or uncalibrated_curve/NAME.
         slices: metrics of each slice in the last `result`.
     """
 
@@ -197,7 +201,7 @@ class Evaluation:
         Raises:
             ValueError: RocAuc does not support this number of thresholds, or there is no ranking metric of a name.
         """
-        self._tasks = tuple(tasks)
+        self.tasks = tuple(tasks)
         self._with_group = with_group
         self._slice_columns, self._slice_values = tuple(slices), slice_values
         ranking = [ranking_metric(name) for name in ranking_metrics]
@@ -225,7 +229,7 @@ class Evaluation:
 
     def reset(self) -> None:
         """Discards all rows."""
-        self._store = RowStore(self._tasks, with_group=self._with_group, slices=self._slice_columns)
+        self._store = RowStore(self.tasks, with_group=self._with_group, slices=self._slice_columns)
 
     def update(
         self,
@@ -250,7 +254,7 @@ class Evaluation:
         Raises:
             ValueError: the shapes disagree, or the groups are missing.
         """
-        self._store.append(logits, restrict_to_sample_space(labels, self._tasks), weights, group, slices)
+        self._store.append(logits, restrict_to_sample_space(labels, self.tasks), weights, group, slices)
 
     def result(self, comm: Collectives) -> dict[str, float]:
         """Computes the metrics over the rows of all workers, equal on all of them. A collective.
@@ -267,13 +271,16 @@ class Evaluation:
         for name, (task, chain, metrics) in self._measured.items():
             rows = self._rows(chain)
             counts = _check_rows(name, task, rows, comm)
-            if len(chain) > 1:
-                rows = rows._replace(logits=joint_logits(rows.logits))
-            values[name], curve = _measure(task, metrics, rows, comm)
+            of_chain = [self.tasks[index] for index in chain]
+            values[name], curve = _measure(task, metrics, _predicted(of_chain, rows), comm)
             if unknown := [key for key, value in values[name].items() if math.isnan(value)]:
                 self.undefined.append(_why_undefined(name, task, counts, unknown))
             if curve is not None:
-                self.curves[CURVE if len(self._tasks) == 1 else f"{CURVE}/{name}"] = curve
+                self.curves[self._curve_key(CURVE, name)] = curve
+            if (uncalibrated := without_calibrators(of_chain)) != tuple(of_chain):
+                before = _predicted(uncalibrated, rows)
+                curve = calibration_curve(score_table(before, comm), before, comm)
+                self.curves[self._curve_key(UNCALIBRATED_CURVE, name)] = curve
         self.slices = [
             self._slice(division.column, value, name, division.slices == index, comm)
             for division in [column.divide(self._slice_values, comm) for column in self._store.slices]
@@ -286,8 +293,7 @@ class Evaluation:
         """Computes all metrics of a task or joint event on the rows in `mask`, [rows] bool. A collective."""
         task, chain, metrics = self._measured[name]
         rows = self._rows(chain, mask)
-        if len(chain) > 1:
-            rows = rows._replace(logits=joint_logits(rows.logits))
+        rows = _predicted([self.tasks[index] for index in chain], rows)
         own = [len(rows.logits), np.count_nonzero(rows.labels > 0)]
         count, positives = comm.sum_array(np.array(own, np.int64)).tolist()
         values, _ = _measure(task, metrics, rows, comm)
@@ -296,6 +302,25 @@ class Evaluation:
             for key, metric in metrics.items()
         }
         return SliceResult(column, value, name, count, positives if task.is_binary else None, values, errors)
+
+    def binary_rows(self, comm: Collectives) -> Iterator[tuple[str, Rows]]:
+        """Yields the name of each binary task and this worker's rows of it, with the logits of its predictions.
+
+        A collective. Raises the errors of `result`, and a DataError for a task without positive or negative rows.
+        """
+        for index, task in enumerate(self.tasks):
+            if task.is_binary:
+                rows = self._rows((index,))
+                counts = _check_rows(task.name, task, rows, comm)
+                if counts.positive in (0, counts.rows):
+                    raise DataError(
+                        f"label {task.name!r} has no {'negative' if counts.positive else 'positive'} among the "
+                        f"{counts.rows:,} rows that a calibrator is fitted on; add such rows, or remove --calibrate"
+                    )
+                yield task.name, _predicted([task], rows)
+
+    def _curve_key(self, curve: str, name: str) -> str:
+        return curve if len(self.tasks) == 1 else f"{curve}/{name}"
 
     def _rows(self, chain: tuple[int, ...], mask: np.ndarray | None = None) -> Rows:
         """Returns the rows that count for a task or joint event; for the latter in the format of joint_rows.
@@ -312,16 +337,25 @@ class Evaluation:
 
     def _by_key(self, values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         """Arranges the values by name and metric under the keys that are logged."""
-        if len(self._tasks) == 1:
-            return dict(values[self._tasks[0].name])
+        if len(self.tasks) == 1:
+            return dict(values[self.tasks[0].name])
         results: dict[str, float] = {}
         for key in dict.fromkeys(key for metrics in values.values() for key in metrics):
             of_key = {name: metrics[key] for name, metrics in values.items() if key in metrics}
             results |= {f"{key}/{name}": value for name, value in of_key.items()}
-            of_tasks = [of_key[task.name] for task in self._tasks if task.name in of_key]
+            of_tasks = [of_key[task.name] for task in self.tasks if task.name in of_key]
             known = [value for value in of_tasks if not math.isnan(value)]
             results[f"{key}/{MEAN}"] = sum(known) / len(known) if known else math.nan
         return results
+
+
+def _predicted(tasks: Sequence[Task], rows: Rows) -> Rows:
+    """Returns rows with the logits of predictions instead of the network's, of a task or of a chain's joint event."""
+    if len(tasks) == 1:
+        return rows._replace(logits=tasks[0].output_logits(rows.logits))
+    columns = zip(tasks, rows.logits.T, strict=True)
+    conditional = [task.output_logits(logits) for task, logits in columns]
+    return rows._replace(logits=joint_logits(np.stack(conditional, axis=1)))
 
 
 def _measure(

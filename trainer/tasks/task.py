@@ -76,6 +76,13 @@ class Task(ABC):
     def predictions(self, logits: np.ndarray) -> np.ndarray:
         """Converts logits, [rows, width] float32, to predictions of the same shape in float64."""
 
+    def output_logits(self, logits: np.ndarray) -> np.ndarray:
+        """Returns the logits of `predictions`, which metrics are computed from, [rows] or [rows, width] float32 both.
+
+        They differ from the network's where probabilities are corrected or calibrated.
+        """
+        return logits
+
     def invalid_labels(self, labels: np.ndarray) -> tuple[np.ndarray, str]:
         """Returns which labels ([rows] bool) no metric of the task can use, and a description of such labels."""
         if not self.num_classes:

@@ -42,6 +42,7 @@ from data.spec.document_values import (
     Number,
     PlainNumber,
     PositiveInteger,
+    Share,
     TaskType,
     Weight,
     Width,
@@ -191,9 +192,6 @@ _Buckets: Any = _integer(1, MAX_BUCKETS)
 _Intervals: Any = _integer(2, MAX_BOUNDARIES)
 _Folds: Any = _integer(2, 1000)
 _Seed: Any = _integer(0, 2**63 - 1)
-_Share = Annotated[
-    float, Strict(), Field(gt=0, le=1), PlainNumber, expects("a fraction above 0, such as 0.1, without quotes")
-]
 _Boolean = Annotated[bool, Strict(), expects("true or false, without quotes")]
 _Condition = Annotated[WrittenCondition, _parsed(read_condition)]
 _Time = Annotated[datetime | float, _parsed(read_time)]
@@ -345,7 +343,7 @@ class RawChunkKeys(TypedDict):
 
 
 _Fractions = Annotated[
-    dict[Name, _Share],
+    dict[Name, Share],
     Field(min_length=1),
     expects("the fraction of each mapping but train, such as {valid: 0.1, test: 0.1}"),
 ]
@@ -386,7 +384,7 @@ class _RawDocument(TypedDict):
     split: NotRequired[Annotated[SplitKeys, expects("a mapping, such as {from: logs, random: {test: 0.2}}")]]
     where: NotRequired[_Condition]
     sample_weight: NotRequired[_Column]
-    keep_negatives: NotRequired[_Share]
+    keep_negatives: NotRequired[Share]
     keep: NotRequired[Annotated[list[_Column], expects("a list of columns, such as [user_id]"), NoneIsList]]
     shuffle: NotRequired[_Boolean]
     seed: NotRequired[_Seed]

@@ -23,6 +23,7 @@ from trainer.checkpoint.state import TrainState
 from trainer.layout import input_schema
 from trainer.logging.log import to_plain
 from trainer.models import build_model, model_options
+from trainer.tasks.logit_map import LogitMap
 from trainer.tasks.task import tasks_of
 
 FEATURES = {
@@ -62,7 +63,12 @@ def specification(without: tuple[str, ...] = ()) -> dict:
 
 
 def write_run(
-    folder: Path, *, without: tuple[str, ...] = (), encoders: Mapping[str, Encoder] | None = None, **flags: object
+    folder: Path,
+    *,
+    without: tuple[str, ...] = (),
+    encoders: Mapping[str, Encoder] | None = None,
+    logit_maps: Mapping[str, LogitMap] | None = None,
+    **flags: object,
 ) -> LoadedModel:
     """Makes a model and writes it to `folder`/model as a run does; returns what is read back."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +83,8 @@ def write_run(
     if encoders:
         save_encoders(encoders, folder / "workflow")
     names = tuple(label.name for label in spec.labels)
-    architecture = Architecture(options.model, names, to_plain(vars(options)), step=1, metrics={})
+    maps = dict(logit_maps or {})
+    architecture = Architecture(options.model, names, to_plain(vars(options)), step=1, metrics={}, logit_maps=maps)
     documents = {
         ARCHITECTURE: asdict(architecture),
         SPECIFICATION: spec.to_yaml(),
