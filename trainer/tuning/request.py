@@ -103,6 +103,8 @@ def check_request(searches: Sequence[Search], flags: Sequence[str], workers: int
 def _check_mapping(config: Options, inputs: Inputs) -> None:
     """Raises a DataError if trials would be compared on rows of the mapping test, or on those that they train on."""
     spec, mapping = inputs.spec, inputs.eval_mapping
+    if inputs.holds_out:
+        return
     if mapping == TEST:
         raise DataError(
             f"{spec.folder}: trials would be evaluated on the mapping 'test', whose rows must not choose anything. Add "
@@ -122,7 +124,8 @@ def _files(spec: FeatureSpec, mapping: str) -> set[Path]:
 
 def _main_metric(config: Options, inputs: Inputs) -> tuple[str, Direction]:
     keys = Evaluation(tasks_of(inputs.spec), with_group=inputs.with_group).keys
-    key = main_metric(keys, config.training.early_stopping_metric)
+    options = config.training
+    key = main_metric(keys, options.early_stopping_metric, prefers_loss=options.recipe == "auto")
     direction = metric_of(key).direction
     if direction is Direction.NEAREST_1:
         raise DataError(f"--early_stopping_metric {key} is best at 1, and a study needs one that rises or falls")
