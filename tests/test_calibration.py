@@ -34,7 +34,17 @@ from trainer.report.runs import read_run
 from trainer.tasks.calibrators import fit_isotonic
 from trainer.tasks.logit_map import Platt
 
-SMALL = ["--deep_hidden_units", "8", "--global_batch_size", "256", "--eval_batch_size", "500", "--cpu"]
+SMALL = [
+    "--deep_hidden_units",
+    "8",
+    "--global_batch_size",
+    "256",
+    "--eval_batch_size",
+    "500",
+    "--cpu",
+    "--recipe",
+    "published",
+]
 SMALL += ["--deep_learning_rate", "0.01", "--deep_schedule", "constant"]
 
 

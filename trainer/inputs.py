@@ -241,20 +241,18 @@ def _check_calibration(config: Options, spec: FeatureSpec, mapping: str, *, hold
     kind, run = config.training.calibrate, config.run
     if kind is None or not run.trains or run.benchmark:
         return
-    if not any(label.is_binary for label in spec.labels):
-        raise DataError(f"--calibrate {kind}: only binary labels have a probability to calibrate; remove the flag")
-    if holds_out:
-        return
-    if VALID not in spec.sources:
+    if VALID not in spec.sources and not holds_out:
         raise DataError(
             f"--calibrate {kind} fits on the mapping {VALID!r}, never on test, and the dataset has none; add it to "
             "source_spec (`split:` of preprocess.py makes one), or remove the flag"
         )
-    if mapping != VALID:
+    if mapping != VALID and not holds_out:
         raise DataError(
             f"--calibrate {kind} fits on the mapping {VALID!r}, and --eval_mapping is {mapping}: remove "
             "--eval_mapping, and evaluate that mapping after training with --evaluate"
         )
+    if not any(label.is_binary for label in spec.labels):
+        raise DataError(f"--calibrate {kind}: only binary labels have a probability to calibrate; remove the flag")
 
 
 def _unseen_ids(config: Options, spec: FeatureSpec) -> UnseenIds | None:

@@ -231,7 +231,17 @@ def run(tmp_path_factory):
     """A dataset, the flags of its folders, and a model trained on it."""
     folder = tmp_path_factory.mktemp("importance")
     data = make_dataset(folder, ROOT / "feature_specs" / "three_tasks.yaml", rows=1200)
-    places = ["--dataset_path", data, "--model_dir", folder / "models", "--results_dir", folder / "results", "--cpu"]
+    places = [
+        "--dataset_path",
+        data,
+        "--model_dir",
+        folder / "models",
+        "--results_dir",
+        folder / "results",
+        "--cpu",
+        "--recipe",
+        "published",
+    ]
     flags = [
         "--model",
         "ple",

@@ -104,7 +104,9 @@ def checked(data: Path, *flags: str, search: str = RATE, workers: int = 1) -> re
 
 def test_the_metric_is_the_one_that_decides_about_checkpoints(data):
     default = checked(data)
-    assert (default.metric, default.direction) == ("auc_roc", Direction.LARGER)
+    assert (default.metric, default.direction) == ("loss_val", Direction.SMALLER)
+    published = checked(data, "--recipe", "published")
+    assert (published.metric, published.direction) == ("auc_roc", Direction.LARGER)
     chosen = checked(data, "--early_stopping_metric", "loss_val")
     assert (chosen.metric, chosen.direction) == ("loss_val", Direction.SMALLER)
 
@@ -112,7 +114,11 @@ def test_the_metric_is_the_one_that_decides_about_checkpoints(data):
 @pytest.mark.parametrize(
     ("flags", "search", "message"),
     [
-        (["--fspec_file", "no_valid.yaml"], RATE, "on the mapping 'test', whose rows must not choose anything"),
+        (
+            ["--fspec_file", "no_valid.yaml", "--recipe", "published"],
+            RATE,
+            "on the mapping 'test', whose rows must not choose anything",
+        ),
         (["--eval_mapping", "test"], RATE, "on the mapping 'test', whose rows must not choose anything"),
         (["--eval_mapping", "like_test"], RATE, "is a file of the mappings 'like_test' and 'test'"),
         (["--eval_mapping", "train"], RATE, "is a file of the mappings 'train' and 'train'"),
