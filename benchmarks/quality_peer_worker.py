@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 
 MAPPINGS = ("train", "valid", "test")
 PADDING = 0  # an id that no value has
-REGULARIZATIONS = (0.01, 0.1, 1.0, 10.0)  # C of logistic regression
+REGULARIZATIONS = (0.001, 0.01, 0.1, 1.0, 10.0)  # C of logistic regression
 
 
 @dataclass(frozen=True)
