@@ -11,8 +11,8 @@ from trainer.checkpoint.store import Checkpoint
 
 pytestmark = pytest.mark.horovod
 STEPS = 7
-FLAGS = "--deep_hidden_units 8 --global_batch_size 64 --eval_batch_size 512 --num_epochs 1 --cpu --deterministic --recipe published "
-FLAGS += "--shard_embeddings off --checkpoint_every 2 --keep_checkpoints 9"
+FLAGS = "--deep_hidden_units 8 --global_batch_size 64 --eval_batch_size 512 --num_epochs 1 --cpu --deterministic "
+FLAGS += "--recipe published --shard_embeddings off --checkpoint_every 2 --keep_checkpoints 9"
 
 
 def test_two_workers_resume_from_a_difference(tmp_path):

@@ -294,7 +294,9 @@ def train(data: Path, folder: Path, *more: str) -> None:
     flags = (
         f"--model wide_deep --deep_hidden_units 8 --optimizer adam --global_batch_size {BATCH} --eval_batch_size 512"
     )
-    flags += f" --num_epochs {EPOCHS} --cpu --recipe published --deterministic --log_every 1 --checkpoint_every {SAVE_EVERY}"
+    flags += (
+        f" --num_epochs {EPOCHS} --cpu --recipe published --deterministic --log_every 1 --checkpoint_every {SAVE_EVERY}"
+    )
     flags += " --keep_checkpoints 99"
     must(main([*(str(part) for place in places.items() for part in place), *flags.split(), *more]))
 
