@@ -82,13 +82,17 @@ class SliceColumn:
 
 
 def _keys(distinct: pa.Array) -> np.ndarray:
-    """Returns an integer per value that is the same on every worker, [values] int64; of texts one more for null."""
+    """Returns an integer per value that is the same on every worker, [values] int64; of texts one more for null.
+
+    Those of signed integers and floats are in the order of the values, with NaN last.
+    """
     if pa.types.is_string(distinct.type):
         return np.append(hash_values(distinct), NULL_HASH).view(np.int64)
     numbers = distinct.to_numpy(zero_copy_only=False)
     if pa.types.is_floating(distinct.type):
         numbers = numbers.astype(np.float64)
-        return np.where(np.isnan(numbers), np.nan, numbers).view(np.int64)  # NaN has many bit patterns
+        bits = np.where(np.isnan(numbers), np.nan, numbers).view(np.int64)  # NaN has many bit patterns
+        return bits ^ ((bits >> 63) & np.iinfo(np.int64).max)  # those of negative numbers fall with their value
     return numbers.astype(np.int64)
 
 

@@ -75,6 +75,15 @@ def test_batches_and_workers_change_nothing(workers):
     assert at_k(rows, *NAMES, workers=workers, batch_size=97) == pytest.approx(at_k(rows, *NAMES), rel=0, abs=1e-12)
 
 
+@pytest.mark.parametrize("family", RANKING_METRICS)
+def test_what_workers_do_not_send_does_not_matter(family):
+    rows = make_rows(3000, groups=20)
+    # One worker has the first 30 rows or so of every group, of which it sends 15.
+    rows = TestRows(*(column[np.argsort(-rows.logits)] for column in rows))
+    name = f"{family}@15"
+    assert at_k(rows, name, workers=4)[name] == pytest.approx(at_k(rows, name)[name], rel=0, abs=1e-12)
+
+
 @pytest.mark.parametrize("positives", [1, 3, 150, 399])
 @pytest.mark.parametrize("ranks", [1, 10, 300, 1000])
 def test_a_large_tie_gets_the_exact_expectation(ranks, positives, monkeypatch):
