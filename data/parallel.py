@@ -9,20 +9,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_parallel(function: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None) -> list[Result]:
+def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Calls a function on every item, in a thread per available core, and returns the results in order.
 
     Calls begin in the order of the items.
 
-    Args:
-        function: the function.
-        items: the items.
-        threads: number of threads, for a function that waits for something else than a core.
-
     Raises:
         Exception: that of the first item whose call fails, once no call is running. Those not begun are dropped.
     """
-    pool = ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)))
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     try:
         return list(pool.map(function, items))
     finally:

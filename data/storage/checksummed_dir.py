@@ -46,8 +46,6 @@ from data.storage.typed_json import plain_json, read_typed
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
-# Files that are flushed to disk at a time.
-SYNCING_THREADS = 8
 # Suffix of a folder that a save moves aside before it renames the new one into place.
 REPLACED = ".replaced"
 
@@ -575,7 +573,7 @@ def _fill(
         manifest.files[name] = _write_file(draft / name, _chunks(content))
     # Synced only after all files are written, so that a thread handing over blocks does not wait for the disk, and
     # together, so that they share what the file system has to write for each.
-    in_parallel(lambda name: sync(draft / name), manifest.files, threads=SYNCING_THREADS)
+    in_parallel(lambda name: sync(draft / name), manifest.files)
     for inner in (path for path in draft.rglob("*") if path.is_dir()):
         sync(inner)
     # Written last: a folder that has a manifest has all files listed in it.

@@ -192,6 +192,15 @@ def test_what_a_kept_difference_refers_to_is_kept(tmp_path_factory, saves, keep)
             check(store.open(str(store.folder / f"step-{one}")), one)
 
 
+def test_what_a_difference_with_a_file_of_somebody_else_refers_to_is_kept(tmp_path, warnings):
+    store = CheckpointStore(tmp_path, keep=1, warn=warnings.append)
+    save(store, 10)
+    (save(store, 11) / "notes.txt").write_text("mine")
+    for step in (20, 21, 30):
+        save(store, step)
+    assert store.steps() == [10, 11, 30] and len(warnings) == 1 and "step-11 is kept" in warnings[0]
+
+
 def test_a_replaced_full_checkpoint_takes_its_differences_along(store, warnings):
     for step in (10, 11):
         save(store, step)

@@ -394,14 +394,21 @@ class CheckpointStore:
         intact = [checkpoint for checkpoint in readable if not self._is_damaged(checkpoint)]
         best = [checkpoint for checkpoint in intact if checkpoint.best]
         kept = [*self._newest(readable), *self._newest(intact), *best[-1:]]
-        paths = {one.path for checkpoint in kept for one in (checkpoint, checkpoint.full) if one is not None}
-        unneeded = [checkpoint.path for checkpoint in readable if checkpoint.path not in paths]
-        # Differential ones first: a full one must not be removed before those that refer to it.
-        orphans = [path for path, error in unreadable.items() if isinstance(error, OrphanedError)]
-        for path in [*orphans, *reversed(unneeded)]:
-            if not discard(path) and path not in self._unremovable:
-                self._unremovable.add(path)
-                self._warn(f"{path} is kept: it contains a file that was not written by this program")
+        needed = {one.path for checkpoint in kept for one in (checkpoint, checkpoint.full) if one is not None}
+        for path, error in unreadable.items():
+            if isinstance(error, OrphanedError):
+                self._remove(path)
+        for checkpoint in reversed(readable):  # differential ones before the full ones that they refer to
+            if checkpoint.path not in needed and not self._remove(checkpoint.path) and checkpoint.full is not None:
+                needed.add(checkpoint.full.path)
+
+    def _remove(self, path: Path) -> bool:
+        """Removes a checkpoint and returns True, or warns, once, that it contains a file of somebody else."""
+        is_removed = discard(path)
+        if not is_removed and path not in self._unremovable:
+            self._unremovable.add(path)
+            self._warn(f"{path} is kept: it contains a file that was not written by this program")
+        return is_removed
 
     def _newest(self, checkpoints: list[Checkpoint]) -> list[Checkpoint]:
         full = [checkpoint for checkpoint in checkpoints if checkpoint.full is None]
