@@ -62,9 +62,7 @@ def train(flags: Mapping[str, Any], dataset: Path, folder: Path, *, verbose: boo
         DataError: if the flags do not match the data.
     """
     folders = {"dataset_path": dataset, "model_dir": folder / "models", "results_dir": folder / "results"}
-    # The mapping `test` has the validation rows: nothing else is to be held out.
-    fixed = {"eval_mapping": "test", "affinity": "disabled"}
-    config, env = make_options({**flags, **folders, **fixed}), WorkerEnv()
+    config, env = make_options({**flags, **folders, "affinity": "disabled"}), WorkerEnv()
     data = open_inputs(config, env)
     import_tensorflow()
     from trainer.build import start_worker
