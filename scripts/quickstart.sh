@@ -44,7 +44,7 @@ python check_dataset.py "$output/data"
 
 run() {
   horovodrun -np 2 sh hvd_wrapper.sh python main.py --dataset_path "$output/data" --model_dir "$output/checkpoints" \
-    --eval_batch_size 16384 --deep_hidden_units 256 128 "$@"
+    --recipe published --eval_batch_size 16384 --deep_hidden_units 256 128 "$@"
 }
 
 step "3/5 Training: Wide & Deep, two workers"
