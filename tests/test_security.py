@@ -220,11 +220,12 @@ HOSTILE_OPTIONS: dict[str, Any] = {
 
 # State of a run in a checkpoint, besides the model's flags.
 SOUND_STATE: dict[str, Any] = {
-    "identity": {"seed": 0, "global_batch_size": 1, "train_mapping": "train", "training_data": "0"},
+    "identity": {"seed": 0, "global_batch_size": 1, "train_mapping": "train", "training_data": "0", "negatives": ""},
     "position": {"epoch": 0, "steps": 1, "losses": [0.5], "is_evaluated": True},
     "stopping": {"metric": "auc_roc", "best": None, "epochs_since_best": 0},
     "schema": {"features": [], "tasks": []},
     "metrics": {},
+    "logit_maps": {},
     "options": {
         "num_epochs": 1,
         "deep_learning_rate": 0.1,
@@ -271,7 +272,7 @@ def model_folder(tmp_path_factory) -> Path:
 
 
 def architecture(**options: Any) -> dict[str, Any]:
-    described = {"model": "wide_deep", "tasks": ["liked"], "step": 1, "metrics": {}}
+    described = {"model": "wide_deep", "tasks": ["liked"], "step": 1, "metrics": {}, "logit_maps": {}}
     return described | {"options": {"model": "wide_deep", "deep_hidden_units": [4]} | options}
 
 
@@ -287,6 +288,7 @@ HOSTILE_DOCUMENTS: dict[str, dict[str, Any]] = {
     "a number beyond numbers": {"architecture.json": architecture() | {"metrics": {"auc_roc": 10**400}}},
     "a list for a metric": {"architecture.json": architecture() | {"metrics": {"auc_roc": [1]}}},
     "a truth value for a step": {"architecture.json": architecture() | {"step": True}},
+    "text for a logit map": {"architecture.json": architecture() | {"logit_maps": {"liked": "x"}}},
     "unknown options": {"architecture.json": architecture(code="import os")},
     "an unknown model": {"architecture.json": architecture(model="os.system")},
     "a list for a model": {"architecture.json": architecture(model=["wide_deep"])},
