@@ -140,7 +140,7 @@ def write_prepared(
     """
     chunks: dict[str, tuple[Chunk, ...]] = {}
     for mapping, frames in mappings.items():
-        hidden = set(spec.channels[MAP]) - set(spec.channels[ONEHOT]) if mapping == "train" else ()
+        hidden = set(spec.channels[MAP]) - set(spec.channels.get(ONEHOT, ())) if mapping == "train" else ()
         schema = parquet_schema(spec, [name for name in spec.features if name not in hidden])
         with DatasetWriter(draft, mapping, schema) as writer:
             for frame in frames:
