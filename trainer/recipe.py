@@ -58,7 +58,7 @@ def _choices(given: Mapping[str, Any], rows: int) -> list[Choice]:
     optimizer = "Adam's usual rate, lowered by the schedule"
     stopping = "training ends when the validation loss no longer falls"
     found = [
-        Choice("global_batch_size", batch, f"about {STEPS_PER_EPOCH} steps per epoch for {rows:,} rows"),
+        Choice("global_batch_size", batch, f"{-(-rows // batch):,} steps per epoch for {rows:,} rows"),
         Choice("num_epochs", 40, f"at most; {stopping}"),
         Choice("early_stopping_patience", 2, stopping),
         Choice("optimizer", "adam", optimizer),

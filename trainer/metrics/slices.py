@@ -55,7 +55,7 @@ class SliceColumn:
             comm: collectives of the group of workers.
 
         Returns:
-            The slices, with the same values on every worker. Texts are told apart by hashes of 64 bits.
+            The slices, with the same values on every worker. Texts are compared by 64-bit hashes.
         """
         codes, distinct = self._unified()
         keys = _keys(distinct)

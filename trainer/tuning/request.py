@@ -79,7 +79,7 @@ def check_request(searches: Sequence[Search], flags: Sequence[str], workers: int
     """
     given = [name for name, value in vars(make_parser().parse(flags)).items() if value is not None]
     if wrong := [name for name in given if name in REJECTED]:
-        raise DataError(f"--{wrong[0]} cannot be given to trials: each one starts anew in a folder under --output")
+        raise DataError(f"--{wrong[0]} cannot be given to trials: each one starts in a new folder under --output")
     if twice := [search.name for search in searches if search.name in given]:
         raise DataError(f"--{twice[0]} is searched, and given to all trials; remove one of the two")
     config = parse(flags, workers, reads_checkpoint=False)
