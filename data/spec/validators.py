@@ -182,6 +182,9 @@ def check_tasks(parts: Parts) -> Iterator[Problem]:
         if "positive_weight" in parts.stated[feature.name] and not feature.is_binary:
             message = f"is only for binary labels and the task is {feature.task}; remove it"
             yield Problem(_feature_path(feature, "positive_weight"), message)
+        if "tweedie_power" in parts.stated[feature.name] and feature.task != "tweedie":
+            message = f"is only for labels with task: tweedie and the task is {feature.task}; remove it"
+            yield Problem(_feature_path(feature, "tweedie_power"), message)
         if feature.is_class and classes < 2 and ("feature_spec", feature.name) not in parts.incomplete:
             found = "is missing" if feature.cardinality is None else f"is {classes}"
             yield Problem(_feature_path(feature, "cardinality"), f"{found}; write the number of classes, at least 2")
