@@ -263,6 +263,7 @@ def block_metrics(
     found = []
     for index, task in enumerate(tasks):
         rows = store.task(index)
+        rows = rows._replace(logits=task.output_logits(rows.logits))
         known = ~np.isnan(rows.labels)
         parts = [rows.select(known), *(rows.select(known & (blocks == block)) for block in range(BLOCKS))]
         metrics = {metric.name: task.create_metric(metric, 0) for metric in measured_metrics(task)}

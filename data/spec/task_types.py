@@ -22,4 +22,7 @@ TASK_TYPES = {
     "tweedie": LabelKind.AMOUNT,
     "ziln": LabelKind.AMOUNT,
     "weighted_logistic": LabelKind.AMOUNT,
+    "pairwise": LabelKind.BINARY,
+    "listwise": LabelKind.BINARY,
+    "jrc": LabelKind.BINARY,
 }

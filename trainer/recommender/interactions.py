@@ -26,8 +26,15 @@ from trainer.recommender.columns import (
     require_mapping,
 )
 from trainer.recommender.entities import Entities, RawEntities
+from trainer.tasks.group import GroupTask
+from trainer.tasks.task import task_type
 
-TASK_KINDS = [name for name, kind in TASK_TYPES.items() if kind is not LabelKind.CLASS]
+# Labels that are one number, and that rows without groups can teach.
+TASK_KINDS = [
+    name
+    for name, kind in TASK_TYPES.items()
+    if kind is not LabelKind.CLASS and not issubclass(task_type(name), GroupTask)
+]
 TASKS_EXAMPLE = f"{{'liked': '{TASK_KINDS[0]}', 'rating': '{TASK_KINDS[1]}'}}"
 LARGEST = float(np.finfo(np.float32).max)
 

@@ -31,7 +31,7 @@ class Task(ABC):
         given: index of the label that must be 1 for a row to count (the sample space); None if all rows count.
         num_classes: number of classes of the label, which are 0, 1, ...; 0 if the label is a number.
         metrics: the metrics of an evaluation, in the order of the log.
-        is_binary: whether the sigmoid of the task's only logit is the probability that the label is 1.
+        is_binary: whether the prediction is the probability that the label is 1, the sigmoid of `output_logits`.
         uncertainty_factor: factor of the task's loss in uncertainty weighting: 1 for the cross-entropy of classes, 1/2
             for a squared error that is not halved (see `trainer.tasks.loss_weighting.Uncertainty`).
     """

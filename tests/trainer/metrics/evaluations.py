@@ -9,8 +9,11 @@ from tests.trainer.metrics.workers import LocalWorkers, ThreadWorker
 from trainer.metrics.calibration import as_records
 from trainer.tasks.binary import BinaryTask
 from trainer.tasks.evaluation import Evaluation
+from trainer.tasks.jrc import JrcTask
+from trainer.tasks.listwise import ListwiseTask
 from trainer.tasks.log1p import Log1pTask
 from trainer.tasks.multiclass import MulticlassTask
+from trainer.tasks.pairwise import PairwiseTask
 from trainer.tasks.poisson import PoissonTask
 from trainer.tasks.regression import RegressionTask
 from trainer.tasks.tweedie import TweedieTask
@@ -27,6 +30,9 @@ TASK_OF_KIND = {
     "tweedie": TweedieTask("click", power=1.3),
     "ziln": ZilnTask("click"),
     "weighted_logistic": WeightedLogisticTask("click"),
+    "pairwise": PairwiseTask("click"),
+    "listwise": ListwiseTask("click"),
+    "jrc": JrcTask("click"),
 }
 
 
@@ -133,8 +139,10 @@ AMOUNTS = VALUES.map(abs)
 @st.composite
 def small_rows(draw: st.DrawFn, max_rows: int = 40, kind: str = "binary") -> TestRows:
     """Any rows, with many ties."""
+    binary = st.sampled_from([0.0, 0.0, 1.0])
     scores, labels = {
-        "binary": (SCORES, st.sampled_from([0.0, 0.0, 1.0])),
+        **dict.fromkeys(("binary", "pairwise", "listwise"), (SCORES, binary)),
+        "jrc": (st.tuples(SCORES, SCORES), binary),
         "multiclass": (st.tuples(SCORES, SCORES, SCORES), st.sampled_from([0.0, 0.0, 1.0, 2.0])),
         "regression": (VALUES, VALUES),
         "ziln": (st.tuples(SCORES, SCORES, SCORES), AMOUNTS),
