@@ -92,14 +92,29 @@ def test_jrc_predicts_the_probability_of_label_1():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("xla", [False, True])
-def test_one_worker_and_two_agree(kind, xla):
+def test_xla_compiles_loss_and_gradient(kind):
+    logits = tf.random.stateless_normal([16, TASK_OF_KIND[kind].width], seed=[1, 2])
+
+    def losses(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            loss = TASK_OF_KIND[kind].group_loss(values, tf.constant(LABELS), tf.constant(WEIGHTS), tf.constant(GROUPS))
+        return loss, tape.gradient(loss, values)
+
+    found = tf.function(losses, jit_compile=True, autograph=False)(logits)
+    for compiled, eager in zip(found, losses(logits), strict=True):
+        counts = WEIGHTS > 0
+        np.testing.assert_allclose(compiled[counts], eager[counts], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_worker_and_two_agree(kind):
     """The workers take groups 0 to 1, and 2 and more."""
     (batch,) = make_batches(1)
 
     def work(comm):
         model = make_model(tasks=(TASK_OF_KIND[kind],))
-        step = make_step(model, comm=comm, xla=xla)
+        step = make_step(model, comm=comm)
         own = slice(0, 16) if comm.size == 1 else (slice(0, 5), slice(5, 16))[comm.rank]
         rows = part(batch._replace(labels=tf.constant(LABELS[:, None]), weights=tf.constant(WEIGHTS)), own)
         groups = tf.constant(GROUPS[own] - GROUPS[own][0])
