@@ -30,7 +30,7 @@ SPECIFICATION = {
         "item": {"dtype": "int64", "cardinality": 8},
         "price": {"dtype": "float32"},
         "click": {"dtype": "float32"},
-        "visits": {"dtype": "float32", "task": "poisson"},
+        "visits": {"dtype": "float32", "task": "count"},
     },
     "source_spec": {
         name: [{"type": "parquet", "features": ["item", "price", "click", "visits"], "files": [f"{name}.parquet"]}]
@@ -73,7 +73,7 @@ class BrierScore(Metric):
         return weighted_mean(rows, comm, lambda block: np.square(probability(block.logits) - block.labels))
 '''
 
-POISSON = '''
+COUNT = '''
 """Poisson regression of counts."""
 
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ from trainer.metrics.losses import MeanLoss
 from trainer.tasks.task import Task
 
 
-class PoissonLoss(MeanLoss):
+class CountLoss(MeanLoss):
     name, title = "loss_val", "Loss"
     headline = 1
 
@@ -94,10 +94,10 @@ class PoissonLoss(MeanLoss):
 
 
 @dataclass(frozen=True)
-class PoissonTask(Task):
+class CountTask(Task):
     """The logit is the logarithm of the expected count."""
 
-    metrics = (PoissonLoss,)
+    metrics = (CountLoss,)
 
     def loss(self, logits, labels):
         import tensorflow as tf
@@ -206,10 +206,8 @@ def project(tmp_path_factory) -> Project:
         "from trainer.metrics.calibration import",
         "from trainer.metrics.brier import BrierScore\nfrom trainer.metrics.calibration import",
     )
-    project.add("trainer/tasks/poisson.py", POISSON)
-    project.register(
-        "data/spec/task_types.py", '    "regression": LabelKind.NUMBER,', '    "poisson": LabelKind.NUMBER,'
-    )
+    project.add("trainer/tasks/count.py", COUNT)
+    project.register("data/spec/task_types.py", '    "regression": LabelKind.NUMBER,', '    "count": LabelKind.NUMBER,')
     table = "LOSS_WEIGHTINGS: dict[str, type[LossWeighting]] = {"
     project.edit("trainer/tasks/loss_weighting.py", table, WORST_TASK.strip())
     project.edit("trainer/optimizers/rules.py", "OPTIMIZERS: dict[str, type[UpdateRule]] = {", SIGN_SGD.strip())

@@ -263,9 +263,10 @@ def block_metrics(
     found = []
     for index, task in enumerate(tasks):
         rows = store.task(index)
+        rows = rows._replace(logits=task.output_logits(rows.logits))
         known = ~np.isnan(rows.labels)
         parts = [rows.select(known), *(rows.select(known & (blocks == block)) for block in range(BLOCKS))]
-        metrics = {metric.name: metric.create(0) for metric in measured_metrics(task)}
+        metrics = {metric.name: task.create_metric(metric, 0) for metric in measured_metrics(task)}
         found.append(
             {name: np.array([metric.result(part, comm) for part in parts]) for name, metric in metrics.items()}
         )

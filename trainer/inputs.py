@@ -44,6 +44,7 @@ from trainer.predictions import check_column_names
 from trainer.process.worker_env import WorkerEnv
 from trainer.raw_rows import read_spec, stored_name
 from trainer.recipe import HELD_OUT_SHARE
+from trainer.tasks.group import group_labels
 from trainer.tasks.shifts import logit_shifts, weighted_positives, without_negative_factor
 from trainer.tasks.task import tasks_of
 
@@ -145,6 +146,8 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
     has_metrics = evaluates and run.predict is None and run.importance is None
     with_group = has_metrics and not run.disable_map_calculation and _holds_group(spec, mapping)
     _check_ranking(run.ranking_metrics, spec, mapping)
+    if run.trains:
+        _check_group_losses(spec, data.train_mapping)
     kept_names = _kept_names(spec, mapping, run.keep)
     inputs = Inputs(
         spec=spec,
@@ -199,6 +202,7 @@ def _open_loader(
     with_group: bool = False,
 ) -> ParquetLoader:
     options = config.training
+    whole_groups = trains and bool(group_labels(spec))
     edits = _edits(config, spec) if trains else []
 
     def edit(batch: Batch, epoch: int) -> None:
@@ -213,7 +217,8 @@ def _open_loader(
         workers=env.size,
         shuffle=trains,
         seed=options.seed,
-        with_group=with_group,
+        with_group=with_group or whole_groups,
+        whole_groups=whole_groups,
         extra_columns=extra_columns,
         needs_labels=config.run.predict is None,
         oov_policy=config.data.oov_policy_of(trains=trains),
@@ -462,6 +467,17 @@ def _check_ranking(names: Sequence[str], spec: FeatureSpec, mapping: str) -> Non
         )
     if names and not any(label.is_binary for label in spec.labels):
         raise DataError(f"--ranking_metrics {' '.join(names)} need a binary label, and the specification has none")
+
+
+def _check_group_losses(spec: FeatureSpec, mapping: str) -> None:
+    """Raise a DataError if rows of groups are to be compared in training on a mapping without groups."""
+    labels = group_labels(spec)
+    if labels and not _holds_group(spec, mapping):
+        raise DataError(
+            f"label {labels[0].name!r}: task: {labels[0].task} compares the rows of a group, and mapping {mapping!r} "
+            "has no map feature: list the id of the groups in channel_spec.map of the feature specification (it may be "
+            "a one-hot feature)"
+        )
 
 
 def _features(spec: FeatureSpec, mapping: str) -> list[str]:

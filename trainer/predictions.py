@@ -183,8 +183,8 @@ class PredictionWriter:
         for task in self._tasks:
             if task.name in self._labelled:
                 fields.append(pa.field(LABEL_COLUMN + task.name, pa.float32()))
-            probabilities = pa.list_(pa.float64()) if task.width > 1 else pa.float64()
-            fields.append(pa.field(PREDICTION_COLUMN + task.name, probabilities))
+            predicted = pa.list_(pa.float64()) if task.prediction_width > 1 else pa.float64()
+            fields.append(pa.field(PREDICTION_COLUMN + task.name, predicted))
         return pa.schema([*fields, *self._kept_fields])
 
     def _columns(self, first_row: int, values: np.ndarray) -> list[pa.Array]:
@@ -219,9 +219,10 @@ def _list_cells(lists: pa.Array) -> pa.Array:
 def _predicted(task: Task, logits: np.ndarray) -> pa.Array:
     """Return a task's predictions from its logits, [rows, width] float32."""
     values = task.predictions(logits)
-    if task.width == 1:
+    if task.prediction_width == 1:
         return pa.array(values[:, 0])
-    return pa.ListArray.from_arrays(np.arange(0, logits.size + 1, task.width, dtype=np.int32), values.reshape(-1))
+    starts = np.arange(0, values.size + 1, task.prediction_width, dtype=np.int32)
+    return pa.ListArray.from_arrays(starts, values.reshape(-1))
 
 
 def _check_ranges(ranges: np.ndarray) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from data.errors import DataError
-from data.loading.batch import Batch
+from data.loading.batch import PAD, Batch
 from trainer.comm import Comm, differentiable_sum, sees_clock, timed
 from trainer.config import TrainingOptions
 from trainer.embeddings.exchange import plan_exchange, sum_sparse
@@ -19,6 +19,7 @@ from trainer.models.weights import kernels, named
 from trainer.optimizers.loss_scale import LossScale
 from trainer.optimizers.optimizer import Gradient, Optimizer
 from trainer.process.device import compiles_passes
+from trainer.tasks.group import GroupTask
 from trainer.tasks.loss_weighting import LossWeighting
 from trainer.tasks.losses import joint_labels, joint_logits, row_weights, task_losses
 from trainer.tasks.task import Task, restrict_to_sample_space
@@ -34,12 +35,14 @@ class StepInput(NamedTuple):
         numerical: numerical features, [batch, numerical] float32.
         labels: labels, [batch, tasks] float32; NaN where a row does not count for a task.
         weights: sample weights, [batch] float32; 0 for padding rows.
+        groups: the number of each row's group, [batch] int32, if a task compares the rows of groups; otherwise empty.
     """
 
     lookups: tuple[Lookups[tf.Tensor], ...]
     numerical: tf.Tensor
     labels: tf.Tensor
     weights: tf.Tensor
+    groups: tuple[tf.Tensor, ...] = ()
 
 
 def step_input(batch: Batch, lookups: Sequence[Lookups[np.ndarray]], tasks: Sequence[Task]) -> StepInput:
@@ -55,8 +58,16 @@ def step_input(batch: Batch, lookups: Sequence[Lookups[np.ndarray]], tasks: Sequ
         numerical=batch.numerical,
         labels=restrict_to_sample_space(batch.labels, tasks),
         weights=batch.weights,
+        groups=(_group_numbers(batch),) if any(isinstance(task, GroupTask) for task in tasks) else (),
     )
     return tf.nest.map_structure(tf.convert_to_tensor, rows)
+
+
+def _group_numbers(batch: Batch) -> np.ndarray:
+    """Number the runs of rows of the same group, [batch] int32; every padding row is a group of its own."""
+    group = np.asarray(batch.group)
+    begins = (np.diff(group, prepend=group[:1]) != 0) | (batch.rows == PAD)
+    return np.cumsum(begins, dtype=np.int32) - begins[:1]
 
 
 def input_spec(model: RankingModel, rows: int | None) -> StepInput:
@@ -66,6 +77,7 @@ def input_spec(model: RankingModel, rows: int | None) -> StepInput:
         tf.TensorSpec([rows, len(model.layout.numerical)], tf.float32),
         tf.TensorSpec([rows, len(model.tasks)], tf.float32),
         tf.TensorSpec([rows], tf.float32),
+        (tf.TensorSpec([rows], tf.int32),) if any(isinstance(task, GroupTask) for task in model.tasks) else (),
     )
 
 
@@ -295,7 +307,8 @@ class TrainStep:
     def _losses(self, logits: tf.Tensor, batch: StepInput, totals: tf.Tensor) -> tf.Tensor:
         """Returns this worker's shares of the tasks' mean losses over the global batch, [tasks] float32."""
         labels = self._labels(batch)
-        return task_losses(logits, labels, row_weights(labels, batch.weights), totals, self.model.tasks)
+        counts = row_weights(labels, batch.weights)
+        return task_losses(logits, labels, counts, totals, self.model.tasks, *batch.groups)
 
     def exchange(self, gradients: Gradients) -> Gradients:
         """Sums losses and gradients over the workers. A collective."""

@@ -6,7 +6,8 @@ Ids are skewed as in click logs: a few are frequent, most are rare. Every label 
 
 where the score sums the effects of all feature values (an id, the ids of a list, or a number) and has a variance of
 about 1, half of which is common to all labels. A binary label is latent > 0, which is 1 with probability
-sigmoid(signal * score); a class is floor(classes * sigmoid(latent)); a regression label is the latent value.
+sigmoid(signal * score); a class is floor(classes * sigmoid(latent)); a regression label is the latent value; an amount
+is max(latent, 0).
 """
 
 import zlib
@@ -223,6 +224,8 @@ def _draw(label: Feature, latent: np.ndarray, rng: np.random.Generator) -> np.nd
     elif label.is_class:
         classes = label.cardinality or 2
         values = np.minimum(np.floor(classes / (1 + np.exp(-latent))), classes - 1)
+    elif label.is_amount:
+        values = np.maximum(latent, 0)
     if label.missing == "ignore":
         values[rng.random(len(values)) < MISSING_RATE] = np.nan
     return values

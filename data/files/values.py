@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from data.spec.columns import Column, as_numbers
 from data.spec.features import LABEL, MAP, MULTIHOT, ONEHOT, SAMPLE_WEIGHT
+from data.spec.task_types import LabelKind
 
 VALUES_SHOWN = 5
 TEXT_SHOWN = 60
@@ -73,8 +74,8 @@ def _scalar_violations(column: Column, values: pa.Array) -> Iterator[Violation]:
 def _rule_name(column: Column) -> str:
     """Returns the name of the rule that a value outside the domain of a column violates."""
     name = {ONEHOT: "id out of range", MAP: "not a group", SAMPLE_WEIGHT: "not a weight"}.get(column.kind or "")
-    is_class = column.kind == LABEL and not column.feature.is_number
-    return name or ("label value" if is_class else "not finite")
+    is_any_number = column.kind != LABEL or column.feature.label_kind is LabelKind.NUMBER
+    return name or ("not finite" if is_any_number else "label value")
 
 
 def _list_violations(column: Column, values: pa.Array) -> Iterator[Violation]:

@@ -13,6 +13,7 @@ import numpy as np
 from data.errors import DataError
 from data.loading.batch import Batch, copy_rows, pad_rows, slice_rows
 from data.loading.decode import Decoded, OovPolicy
+from data.loading.groups import GroupedPlan, GroupedRows, read_groups
 from data.loading.parquet import ParquetReader
 from data.loading.part import Part, PartReader
 from data.loading.shuffle import OPEN_WINDOWS, SHUFFLE_ROWS, SequentialPlan, ShuffledPlan, WindowSlice
@@ -129,6 +130,10 @@ class ParquetLoader:
     In both cases, any number of workers supports any global batch size: all workers run the same number of steps, and
     their row counts in a step differ by at most one.
 
+    With `whole_groups` (training), the rows of a group, a value of the map feature, are next to each other in one batch
+    of one worker. A step has at most `global_batch_size` rows, so that an epoch may have more steps, and the workers'
+    rows differ by about a group. Memory holds all rows of the mapping.
+
     A row takes 4 * (one-hot features + sum of max_hotness + numerical features + labels) + 12 bytes (20 with the
     group): 156 for Outbrain's 29 features. Memory holds BATCHES_AHEAD + 2 batches and two windows of each stream (see
     `data.loading.shuffle`) that the worker reads: about 2**20 rows divided by the number of workers, and at least
@@ -143,6 +148,7 @@ class ParquetLoader:
         shuffle: whether to shuffle the rows (training) or to keep the dataset order (evaluation).
         seed: seed of the row order, at least 0.
         with_group: whether to return the values of the map feature in `Batch.group`.
+        whole_groups: whether to keep groups together, with `shuffle` and `with_group`.
         extra_columns: names of the columns to return in `Batch.extra`.
         needs_labels: whether labels and sample weights are required. If False, absent or null labels are NaN and
             all sample weights are 1.
@@ -156,7 +162,8 @@ class ParquetLoader:
     Attributes:
         oov_policy: how ids outside [0, cardinality) are handled.
         rows: number of rows in the mapping, or in the part of it.
-        steps_per_epoch: number of batches per worker and epoch, rows / global_batch_size rounded up.
+        steps_per_epoch: number of batches per worker and epoch; without `whole_groups`, rows / global_batch_size
+            rounded up.
         local_batch_size: rows in each batch of this worker, including padding; the same in every step.
         fingerprint: hash of the file names and row group sizes; if it changes, so does the row order.
         truncated: number of lists longer than max_hotness that were cut, by multi-hot feature, among the rows that
@@ -165,8 +172,8 @@ class ParquetLoader:
             this worker built in its latest epoch. Summed over workers, each such id counts once.
 
     Raises:
-        DataError: if `global_batch_size` is below 1, the files do not match the specification, or reading would need
-            more memory than is available.
+        DataError: if `global_batch_size` is below 1, the files do not match the specification, a group has more rows
+            than a step, or reading would need more memory than is available.
     """
 
     def __init__(
@@ -180,6 +187,7 @@ class ParquetLoader:
         shuffle: bool,
         seed: int = 0,
         with_group: bool = False,
+        whole_groups: bool = False,
         extra_columns: Sequence[str] = (),
         needs_labels: bool = True,
         oov_policy: OovPolicy = "error",
@@ -212,6 +220,13 @@ class ParquetLoader:
         # equally long, so they may be shorter than `global_batch_size`.
         rows_per_step = min(global_batch_size, self.rows) if shuffle else -(-self.rows // max(self.steps_per_epoch, 1))
         self.local_batch_size = max(1, -(-rows_per_step // workers))
+        self._grouped: GroupedRows | None = None
+        if whole_groups:
+            where = f"mapping {mapping!r}, map feature {spec.map_feature.name if spec.map_feature else None!r}"
+            groups = read_groups(spec, mapping, part)
+            self._grouped = GroupedRows(groups, global_batch_size, seed=seed, where=where)
+            self.steps_per_epoch = self._grouped.steps
+            self.local_batch_size = int(self._grouped.worker_rows(workers).max())
         self.truncated: Counter[str] = Counter()
         self.out_of_vocabulary: Counter[str] = Counter()
         self._spare: list[Batch] = []
@@ -220,6 +235,8 @@ class ParquetLoader:
     def rows_until(self, step: int) -> int:
         """Return how many rows the first `step` steps contain, over all workers; `step` may span several epochs."""
         epochs, steps = divmod(step, self.steps_per_epoch)
+        if self._grouped is not None:
+            return epochs * self.rows + int(self._grouped.step_rows[:steps].sum())
         return epochs * self.rows + min(steps * self._global_batch_size, self.rows)
 
     @overload
@@ -269,15 +286,17 @@ class ParquetLoader:
     def _slices(self, epoch: int, first_step: int) -> tuple[list[Iterator[WindowSlice]], int]:
         """Return this worker's slices of each stream, and the maximum number of rows of a window."""
         plan, worker, workers = self._plan(epoch), self._worker, self._workers
-        if isinstance(plan, SequentialPlan):
+        if not isinstance(plan, ShuffledPlan):
             return [plan.slices(first_step)], plan.window_rows
         return [plan.slices(stream, worker, workers, first_step) for stream in range(plan.streams)], plan.window_rows
 
-    def _plan(self, epoch: int) -> ShuffledPlan | SequentialPlan:
-        row_group_rows = self._reader.row_group_rows
+    def _plan(self, epoch: int) -> ShuffledPlan | SequentialPlan | GroupedPlan:
+        row_group_rows, worker, workers = self._reader.row_group_rows, self._worker, self._workers
+        if self._grouped is not None:
+            return GroupedPlan(self._grouped, row_group_rows, epoch=epoch, worker=worker, workers=workers)
         if self._shuffle:
             return ShuffledPlan(row_group_rows, self._global_batch_size, seed=self._seed, epoch=epoch)
-        return SequentialPlan(row_group_rows, self.local_batch_size, worker=self._worker, workers=self._workers)
+        return SequentialPlan(row_group_rows, self.local_batch_size, worker=worker, workers=workers)
 
     def _check_memory(self) -> None:
         """Raise a DataError if the loader would need more memory than is available.
@@ -294,6 +313,9 @@ class ParquetLoader:
         if width_bytes > max(WIDE_BYTES, row_bytes // 2):
             cause = f"feature {widest!r} takes {width_bytes:,} bytes in every row"
             fix = "lower its max_hotness in the feature specification"
+        elif self._grouped is not None:
+            cause = f"all rows of {row_bytes:,} bytes are held in memory, to keep groups together,"
+            fix = "use fewer features or rows, or a task type that needs no whole groups"
         elif batches > windows:
             cause = f"a batch has {self.local_batch_size:,} rows of {row_bytes:,} bytes"
             fix = "take a smaller batch (--global_batch_size, --eval_batch_size)"

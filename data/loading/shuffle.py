@@ -44,7 +44,7 @@ class WindowSlice(NamedTuple):
     Attributes:
         ranges: row ranges to read, in order.
         steps: consecutive steps that use the rows.
-        positions: for each step, [rows] int32 ascending positions among the rows read; none occurs twice.
+        positions: for each step, [rows] int32 positions among the rows read; none occurs twice.
     """
 
     ranges: tuple[RowRange, ...]

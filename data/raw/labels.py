@@ -132,6 +132,9 @@ def _check(feature: Feature, numbers: pa.Array, row_name: RowName) -> None:
         inside = pc.and_(pc.greater_equal(numbers, 0), pc.less(numbers, feature.num_classes))
         wrong = pc.invert(pc.and_(inside, pc.equal(numbers, pc.floor(numbers))))
         fix = f"expected a class in [0, {feature.num_classes})"
+    elif feature.is_amount:
+        wrong = pc.invert(pc.and_(pc.is_finite(numbers), pc.greater_equal(numbers, 0)))
+        fix = "expected a finite number of at least 0; write `task: regression` for numbers of any sign"
     else:
         wrong, fix = pc.invert(pc.is_finite(numbers)), "expected a finite number"
     row = first_true(pc.and_(pc.is_valid(numbers), wrong))

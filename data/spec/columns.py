@@ -140,6 +140,8 @@ class Column:
             return Domain(low=0)
         if self.kind == LABEL and not feature.is_number:
             return Domain(0, 1 if feature.is_binary else last, is_whole=True, may_miss=may_miss)
+        if self.kind == LABEL and feature.is_amount:
+            return Domain(low=0, may_miss=may_miss)
         return Domain(may_miss=may_miss)
 
 

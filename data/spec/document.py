@@ -25,6 +25,7 @@ from data.spec.document_values import (
     PositiveInteger,
     Share,
     TaskType,
+    TweediePower,
     Weight,
     Width,
     expects,
@@ -118,6 +119,7 @@ class _FeatureKeys(TypedDict, total=False):
     task: Annotated[TaskType, expects_one_of(TaskType)]
     loss_weight: Weight
     positive_weight: Weight
+    tweedie_power: TweediePower
     given: Name
     missing: Annotated[Missing, expects_one_of(Missing)]
     role: Annotated[Role, expects_one_of(Role)]

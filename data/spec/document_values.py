@@ -94,6 +94,9 @@ Number = Annotated[float, Strict(), Field(allow_inf_nan=False), PlainNumber, exp
 Weight = Annotated[
     float, Strict(), Field(gt=0, allow_inf_nan=False), PlainNumber, expects("a finite number above 0, without quotes")
 ]
+TweediePower = Annotated[
+    float, Strict(), Field(gt=1, lt=2), PlainNumber, expects("a number between 1 and 2, such as 1.5, without quotes")
+]
 Share = Annotated[
     float, Strict(), Field(gt=0, le=1), PlainNumber, expects("a fraction above 0, such as 0.1, without quotes")
 ]

@@ -31,7 +31,7 @@ JOINT = "+"
 ROW_COLUMN, LABEL_COLUMN, PREDICTION_COLUMN = "row", "label_", "prediction_"
 ID_KEYS = ("embedding_dim", "null_id", "unseen_id", "oov_buckets")
 NUMBER_KEYS = ("unseen_with", "unseen_value")
-LABEL_KEYS = ("task", "loss_weight", "positive_weight", "given", "missing")
+LABEL_KEYS = ("task", "loss_weight", "positive_weight", "tweedie_power", "given", "missing")
 NEGATIVE_RATE = "negative_rate"
 
 IntegerDtype = Literal["int8", "int16", "int32", "int64"]
@@ -66,6 +66,7 @@ class Feature:
         task: task type of a label, a key of TASK_TYPES.
         loss_weight: factor of the label's loss, > 0.
         positive_weight: factor of the positive rows in a binary loss, > 0.
+        tweedie_power: power of the mean that the variance of a Tweedie label is proportional to, between 1 and 2.
         given: name of the binary label whose positive rows are the sample space of this label.
         missing: "error" or "ignore"; the label may be null or NaN only with "ignore".
         role: "sample_weight" for the column of sample weights, None for all others.
@@ -86,6 +87,7 @@ class Feature:
     task: str = "binary"
     loss_weight: float = 1.0
     positive_weight: float = 1.0
+    tweedie_power: float = 1.5
     given: str | None = None
     missing: str = "error"
     role: str | None = None
@@ -113,13 +115,20 @@ class Feature:
 
     @property
     def is_number(self) -> bool:
-        """Whether a label is any number."""
-        return self.label_kind is LabelKind.NUMBER
+        """Whether a label is a number and no class."""
+        return self.label_kind in (LabelKind.NUMBER, LabelKind.AMOUNT)
+
+    @property
+    def is_amount(self) -> bool:
+        """Whether a label is a number of at least 0."""
+        return self.label_kind is LabelKind.AMOUNT
 
     @property
     def num_classes(self) -> int:
         """Number of classes of a label; 0 if it is a number."""
-        return {LabelKind.BINARY: 2, LabelKind.NUMBER: 0}.get(self.label_kind, self.cardinality or 0)
+        if self.is_number:
+            return 0
+        return 2 if self.is_binary else self.cardinality or 0
 
 
 @dataclass(frozen=True)

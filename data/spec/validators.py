@@ -179,9 +179,12 @@ def check_tasks(parts: Parts) -> Iterator[Problem]:
     labels = parts.in_channels(LABEL)
     for feature in labels:
         classes = feature.cardinality or 0
-        if "positive_weight" in parts.stated[feature.name] and not feature.is_binary:
+        if "positive_weight" in parts.stated[feature.name] and feature.task != "binary":
             message = f"is only for binary labels and the task is {feature.task}; remove it"
             yield Problem(_feature_path(feature, "positive_weight"), message)
+        if "tweedie_power" in parts.stated[feature.name] and feature.task != "tweedie":
+            message = f"is only for labels with task: tweedie and the task is {feature.task}; remove it"
+            yield Problem(_feature_path(feature, "tweedie_power"), message)
         if feature.is_class and classes < 2 and ("feature_spec", feature.name) not in parts.incomplete:
             found = "is missing" if feature.cardinality is None else f"is {classes}"
             yield Problem(_feature_path(feature, "cardinality"), f"{found}; write the number of classes, at least 2")
@@ -207,6 +210,10 @@ def check_sample_spaces(parts: Parts) -> Iterator[Problem]:
             yield Problem(path, f"{given!r} is not a label (channel_spec.{LABEL})", given, others)
         elif not labels[given].is_binary:
             yield Problem(path, f"{given!r} has task {labels[given].task}; name a binary label")
+        elif "jrc" in (feature.task, labels[given].task):
+            yield Problem(
+                path, "a label with task: jrc has no part in a sample space; choose another task or remove it"
+            )
         elif len(_chain(labels, name)) > MAX_CHAIN:
             yield Problem(path, f"more than {MAX_CHAIN} labels depend on each other here; remove one `given`")
     for cycle in _cycles(labels):

@@ -70,10 +70,10 @@ def test_labels_follow_their_tasks(tmp_path):
     features = {
         "buy": {"given": "click"}, "click": {}, "stars": {"task": "multiclass", "cardinality": 5, "dtype": "int64"},
         "spend": {"task": "regression"}, "seen": {"missing": "ignore"}, "x": {}, "user": {"cardinality": 9},
-        "session": {},
+        "session": {}, "minutes": {"task": "ziln"}, "visits": {"task": "poisson", "dtype": "int32"},
     }  # fmt: skip
     sources = {mapping: [chunk(list(features), [f"{mapping}.csv"])] for mapping in ("train", "test")}
-    labels = ["buy", "click", "stars", "spend", "seen"]
+    labels = ["buy", "click", "stars", "spend", "seen", "minutes", "visits"]
     channels = {"label": labels, "numerical": ["x"], "onehot_categorical": ["user"], "map": ["session"]}
     spec = FeatureSpec.from_dict({"feature_spec": features, "source_spec": sources, "channel_spec": channels}, tmp_path)
     drawn = table(spec, rows=4000)
@@ -81,6 +81,8 @@ def test_labels_follow_their_tasks(tmp_path):
     assert set(values(drawn, "stars")) == {0, 1, 2, 3, 4}
     assert np.isfinite(values(drawn, "spend")).all()
     assert len(set(values(drawn, "spend"))) > 3900
+    for name in ("minutes", "visits"):
+        assert values(drawn, name).min() == 0 < values(drawn, name).mean()
     assert 0.08 < drawn.column("seen").null_count / 4000 < 0.12
     bought = values(drawn, "buy") == 1
     assert values(drawn, "click")[bought].all()

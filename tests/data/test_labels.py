@@ -113,6 +113,8 @@ def test_threshold_that_binary_floats_round(number_type: pa.DataType) -> None:
         ),
         ({"task": "multiclass", "cardinality": 3}, [0.5], "row 1: the label liked is 0.5; expected a class in [0, 3)"),
         ({"task": "regression"}, [1.5, math.inf], "row 2: the label liked is inf; expected a finite number"),
+        ({"task": "poisson"}, [0.0, -0.5], "row 2: the label liked is -0.5; expected a finite number of at least 0; w"),
+        ({"task": "ziln"}, [math.inf], "row 1: the label liked is inf; expected a finite number of at least 0; w"),
     ],
 )
 def test_values_that_the_task_does_not_take(keys: dict, values: list, message: str) -> None:
@@ -123,6 +125,7 @@ def test_values_that_the_task_takes() -> None:
     assert labels_of(label(KeepRule()), pa.array([0, 1], pa.int8())) == [0.0, 1.0]
     assert labels_of(label(KeepRule(), **IGNORED), pa.array([1.0, None])) == [1.0, None]
     assert labels_of(label(KeepRule(), task="regression"), pa.array([-1.5])) == [-1.5]
+    assert labels_of(label(KeepRule(), task="tweedie"), pa.array([1.5, 0])) == [1.5, 0]
     assert labels_of(label(KeepRule(), task="multiclass", cardinality=3), pa.array([0, 2])) == [0.0, 2.0]
 
 

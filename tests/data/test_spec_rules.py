@@ -97,6 +97,12 @@ REPORTED_ELSEWHERE = [
      "is int8, which cannot hold classes up to 128; write a wider one"),
     ("feature_spec.buy.positive_weight", {"feature_spec.buy": {"task": "regression", "positive_weight": 1}},
      "is only for binary labels and the task is regression; remove it"),
+    ("feature_spec.buy.tweedie_power", {"feature_spec.buy": {"task": "poisson", "tweedie_power": 1.2}},
+     "is only for labels with task: tweedie and the task is poisson; remove it"),
+    ("feature_spec.buy.positive_weight", {"feature_spec.buy": {"task": "listwise", "positive_weight": 2}},
+     "is only for binary labels and the task is listwise; remove it"),
+    ("feature_spec.buy.given", {"feature_spec.click.task": "jrc"},
+     "a label with task: jrc has no part in a sample space"),
     ("feature_spec.buy.cardinality", {"feature_spec.buy": {"task": "multiclass"}},
      "is missing; write the number of classes, at least 2"),
     ("feature_spec.buy.cardinality", {"feature_spec.buy": {"task": "multiclass", "cardinality": 1}},
@@ -135,6 +141,8 @@ ALLOWED = {
     "integers as numerical features": {"feature_spec.age.dtype": "int16"},
     "a multiclass label": {"feature_spec.buy": {"task": "multiclass", "cardinality": 2}},
     "a regression label within a sample space": {"feature_spec.buy.task": "regression"},
+    "a ranked label within a sample space": {"feature_spec.buy.task": "pairwise"},
+    "a Tweedie label within a sample space": {"feature_spec.buy": {"task": "tweedie", "tweedie_power": 1.2}},
     "a cardinality of 2 at a binary label": {"feature_spec.click.cardinality": 2},
     "keys of a list column at a feature in no channel": {
         "feature_spec.note": {"dtype": "int64", "cardinality": 5, "max_hotness": 2, "embedding_dim": 4}

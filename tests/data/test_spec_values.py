@@ -56,6 +56,8 @@ WRONG_VALUES = [
     ("feature_spec.click.loss_weight", "1e-3",
      "is the string '1e-3'; write a finite number above 0, without quotes"),
     ("feature_spec.click.positive_weight", 0.0, "is the number 0.0; write a finite number above 0"),
+    ("feature_spec.click.tweedie_power", 2, "is the number 2; write a number between 1 and 2, such as 1.5"),
+    ("feature_spec.click.tweedie_power", 1.0, "is the number 1.0; write a number between 1 and 2"),
     ("feature_spec.click.missing", "drop", "is the string 'drop'; write one of error, ignore"),
     ("feature_spec.buy.given", True, "this name is the boolean True; a name is a string: put it in quotes"),
     ("feature_spec.weight.role", "weight", "is the string 'weight'; write one of sample_weight"),

@@ -339,6 +339,11 @@ def test_arguments_of_fit_are_checked_by_type():
     check_rejected("'rating' is numerical and holds '3'", interactions=interactions.assign(rating="3"))
     check_rejected("'rating' is a regression label and holds 1e.39", interactions=interactions.assign(rating=1e39))
     check_rejected(
+        "'rating' is a poisson label and holds -2; expected numbers of float32 of at least 0, or null",
+        interactions=interactions.assign(rating=-2),
+        tasks={"rating": "poisson"},
+    )
+    check_rejected(
         "'year' holds 1e.300, .*float32|'year' holds numbers up to",
         items=items.assign(year=[1e300, -1e300] * (ITEMS // 2 + 2)),
     )

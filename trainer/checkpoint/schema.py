@@ -41,7 +41,7 @@ class TaskEntry:
 
     Attributes:
         name: name of the label.
-        task: kind of the task: binary, multiclass or regression.
+        task: task type, a key of TASK_TYPES.
         classes: number of classes of a multiclass task.
         given: name of the label whose positive rows are the task's sample space; None for all rows.
     """

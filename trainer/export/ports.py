@@ -33,8 +33,8 @@ def inputs_of(layout: InputSchema) -> tuple[Port, ...]:
 
 
 def outputs_of(tasks: Sequence[Task]) -> tuple[Port, ...]:
-    """Returns one output per task: a probability, the value of a regression, or the class probabilities."""
-    return tuple(Port(task.name, "float32", task.width) for task in tasks)
+    """Returns one output per task: a probability, a number, or the class probabilities."""
+    return tuple(Port(task.name, "float32", task.prediction_width) for task in tasks)
 
 
 def named_inputs(layout: InputSchema, ids: np.ndarray, numerical: np.ndarray) -> dict[str, np.ndarray]:

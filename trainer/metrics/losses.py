@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 
@@ -163,11 +164,40 @@ def _share_correct(rows: Rows) -> np.ndarray:
     return (logits_of_labels(rows) == highest) / tied
 
 
-def _errors(rows: Rows) -> np.ndarray:
-    return rows.logits.astype(np.float64) - rows.labels
+class AmountLoss(_TaskLoss):
+    """Weighted mean of the loss of an amount, which its task type defines (see `trainer.tasks.amount`).
+
+    Args:
+        loss: function of logits and labels of some rows that returns the loss of each, [rows] float64.
+    """
+
+    def __init__(self, loss: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
+        self._loss = loss
+
+    def per_row(self, rows: Rows) -> np.ndarray:
+        """Returns the loss of each row, [rows] float64."""
+        return self._loss(rows.logits, rows.labels)
 
 
-class MeanSquaredError(_TaskLoss):
+def _as_they_are(logits: np.ndarray) -> np.ndarray:
+    return logits.astype(np.float64)
+
+
+class ErrorMetric(MeanLoss):
+    """A mean over the errors of predicted values.
+
+    Args:
+        values: function that returns the predicted value of each row, [rows] float64, from the logits.
+    """
+
+    def __init__(self, values: Callable[[np.ndarray], np.ndarray] = _as_they_are) -> None:
+        self._values = values
+
+    def _errors(self, rows: Rows) -> np.ndarray:
+        return self._values(rows.logits) - rows.labels
+
+
+class MeanSquaredError(ErrorMetric, _TaskLoss):
     """Weighted mean of the squared error, the loss of a regression.
 
         MSE = sum of w * (v - y)^2 / sum of w
@@ -177,7 +207,7 @@ class MeanSquaredError(_TaskLoss):
 
     def per_row(self, rows: Rows) -> np.ndarray:
         """Returns the squared errors, [rows] float64."""
-        return np.square(_errors(rows))
+        return np.square(self._errors(rows))
 
 
 class RootMeanSquaredError(MeanSquaredError):
@@ -197,7 +227,7 @@ class RootMeanSquaredError(MeanSquaredError):
         return error / (2 * value) if value > 0 else error
 
 
-class MeanAbsoluteError(MeanLoss):
+class MeanAbsoluteError(ErrorMetric):
     """Weighted mean of the absolute error, in the label's unit.
 
         MAE = sum of w * |v - y| / sum of w
@@ -210,4 +240,4 @@ class MeanAbsoluteError(MeanLoss):
 
     def per_row(self, rows: Rows) -> np.ndarray:
         """Returns the absolute errors, [rows] float64."""
-        return np.abs(_errors(rows))
+        return np.abs(self._errors(rows))

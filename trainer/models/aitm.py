@@ -16,6 +16,7 @@ from trainer.lazy import tf
 from trainer.models.lazy import layers
 from trainer.models.multitask import MultiTaskOptions
 from trainer.models.network import Network
+from trainer.tasks.binary import BinaryTask
 from trainer.tasks.task import Task, logit_columns
 
 if TYPE_CHECKING:
@@ -77,8 +78,10 @@ class Aitm(Network):
         for task, above in self.chain:
             if above is None or self.tasks[task].given is not None:
                 continue
-            if self.tasks[task].is_binary and self.tasks[above].is_binary:
-                p_task, p_before = (tf.sigmoid(logits[:, columns[index]])[:, 0] for index in (task, above))
+            binary = [(self.tasks[index], columns[index]) for index in (task, above)]
+            p_own = [tf.sigmoid(one.logit(logits[:, own])) for one, own in binary if isinstance(one, BinaryTask)]
+            if len(p_own) == 2:
+                p_task, p_before = p_own
                 context.penalties.append(self.options.calibrator_weight * tf.nn.relu(p_task - p_before))
 
 

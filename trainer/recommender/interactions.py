@@ -26,8 +26,15 @@ from trainer.recommender.columns import (
     require_mapping,
 )
 from trainer.recommender.entities import Entities, RawEntities
+from trainer.tasks.group import GroupTask
+from trainer.tasks.task import task_type
 
-TASK_KINDS = [name for name, kind in TASK_TYPES.items() if kind is not LabelKind.CLASS]
+# Labels that are one number, and that rows without groups can teach.
+TASK_KINDS = [
+    name
+    for name, kind in TASK_TYPES.items()
+    if kind is not LabelKind.CLASS and not issubclass(task_type(name), GroupTask)
+]
 TASKS_EXAMPLE = f"{{'liked': '{TASK_KINDS[0]}', 'rating': '{TASK_KINDS[1]}'}}"
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -40,7 +47,7 @@ class Interactions:
         frame: one row per interaction.
         user: column of the raw user ids.
         item: column of the raw item ids.
-        tasks: maps each label column to "binary" or "regression".
+        tasks: maps each label column to its task type: "binary", "regression" or another one for numbers.
         context: further feature columns of `frame`.
         users: user features, one row per user, with the raw id in the column `user`.
         items: item features, one row per item, with the raw id in the column `item`.
@@ -172,13 +179,17 @@ class Interactions:
 def _check_label(labels: pd.Series, kind: str) -> None:
     if kind not in TASK_KINDS:
         raise DataError(f"tasks: {labels.name!r}: {kind!r}; expected one of {', '.join(TASK_KINDS)}")
-    is_binary, numbers = TASK_TYPES[kind] is LabelKind.BINARY, as_numbers(str(labels.name), labels)
+    numbers = as_numbers(str(labels.name), labels)
     known = numbers[~np.isnan(numbers)]
     if not len(known):
         raise DataError(f"column {labels.name!r} is a label without values; remove the task")
-    wrong = known[~np.isin(known, [0, 1]) if is_binary else np.abs(known) > LARGEST]
+    valid, expected = {
+        LabelKind.BINARY: (np.isin(known, [0, 1]), "0, 1 or null (a number is a regression)"),
+        LabelKind.NUMBER: (np.abs(known) <= LARGEST, "numbers of float32 or null"),
+        LabelKind.AMOUNT: ((known >= 0) & (known <= LARGEST), "numbers of float32 of at least 0, or null"),
+    }[TASK_TYPES[kind]]
+    wrong = known[~valid]
     if len(wrong):
-        expected = "0, 1 or null (a number is a regression)" if is_binary else "numbers of float32 or null"
         raise DataError(f"column {labels.name!r} is a {kind} label and holds {wrong[0]:g}; expected {expected}")
 
 

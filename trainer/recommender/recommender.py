@@ -76,7 +76,8 @@ class Recommender:
 
         Args:
             interactions: frame with one row per interaction; columns not named in the other arguments are ignored.
-            tasks: maps each label column to "binary" (labels 0 and 1) or "regression"; missing labels are null.
+            tasks: maps each label column to "binary" (labels 0 and 1), "regression" or another task type for numbers
+                (see docs/tasks.md); missing labels are null.
             user: column of the raw user ids.
             item: column of the raw item ids.
             users: user features, one row per user. The column `user` holds the id, all other columns are features.
@@ -131,7 +132,7 @@ class Recommender:
         context: Mapping[str, Any] | None = None,
         encoded: bool = False,
     ) -> float | dict[str, float] | pd.DataFrame:
-        """Predicts the probability of binary tasks and the value of regression tasks.
+        """Predicts the probability of binary tasks and the value of all others.
 
         Args:
             user: raw user id, or a frame of raw rows with columns for user, item and context. User and item feature

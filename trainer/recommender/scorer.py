@@ -21,7 +21,7 @@ class Scorer:
     """Computes predictions with a trained model.
 
     Args:
-        saved: the model, whose tasks are binary or regression tasks.
+        saved: the model, whose tasks predict one number each.
     """
 
     def __init__(self, saved: LoadedModel):
@@ -64,9 +64,10 @@ class Scorer:
         """Predicts for input matrices as returned by `matrices`.
 
         Returns:
-            Predictions [rows, tasks] float64: probabilities of binary tasks, values of regression tasks.
+            Predictions [rows, tasks] float64: probabilities of binary tasks, values of the others.
         """
-        blocks = [np.zeros((0, len(self._tasks)), np.float32)]  # so that zero rows can be concatenated, too
+        outputs = sum(task.width for task in self._tasks)
+        blocks = [np.zeros((0, outputs), np.float32)]  # so that zero rows can be concatenated, too
         for start in range(0, len(ids), ROWS_AT_ONCE):
             block = slice(start, start + ROWS_AT_ONCE)
             blocks.append(self._forward(tf.constant(ids[block]), tf.constant(numerical[block])).numpy())

@@ -52,13 +52,17 @@ class BinaryTask(Task):
         """Creates the task of a label. `given` is the index of the label that it is given, or None."""
         return cls(label.name, loss_weight=label.loss_weight, given=given, positive_weight=label.positive_weight)
 
+    def logit(self, logits: tf.Tensor) -> tf.Tensor:
+        """Returns the network's logit of label 1, [batch] float32, from its logits, [batch, width] float32."""
+        return logits[:, 0]
+
     def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Computes the loss of each row, [batch] float32. Labels may be any probabilities."""
         return tf.nn.weighted_cross_entropy_with_logits(labels, logits[:, 0], pos_weight=self.positive_weight)
 
     def activation(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns the probabilities, [batch, 1] float32."""
-        return tf.math.sigmoid(self.logit_map.in_graph(logits))
+        return tf.math.sigmoid(self.logit_map.in_graph(self.logit(logits)[:, tf.newaxis]))
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:
         """Returns the probabilities, [rows, 1] float64."""

@@ -210,7 +210,7 @@ class Evaluation:
         for chain in (*alone, *joint_chains(tasks).values()):
             task = tasks[chain[-1]]
             metrics = {
-                metric.name: metric.create(num_auc_thresholds)
+                metric.name: task.create_metric(metric, num_auc_thresholds)
                 for metric in task.metrics
                 if with_group or not metric.needs_group
             }
@@ -245,7 +245,7 @@ class Evaluation:
         (`given`). It counts for a joint event if the joint label is known: 0 wherever the label of a given task is 0.
 
         Args:
-            logits: [batch, sum of widths] float; for regressions, the predicted values.
+            logits: [batch, sum of widths] float, the network's outputs.
             labels: [batch, tasks] float.
             weights: [batch] float.
             group: [batch] int64; may be None without groups.

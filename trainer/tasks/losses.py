@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from trainer.tasks.group import GroupTask
 from trainer.tasks.task import Task, joint_chains, logit_columns
 
 
@@ -18,7 +19,12 @@ def row_weights(labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
 
 
 def task_losses(
-    logits: tf.Tensor, labels: tf.Tensor, counts: tf.Tensor, totals: tf.Tensor, tasks: tuple[Task, ...]
+    logits: tf.Tensor,
+    labels: tf.Tensor,
+    counts: tf.Tensor,
+    totals: tf.Tensor,
+    tasks: tuple[Task, ...],
+    groups: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Returns this worker's share of each task's mean loss, [tasks] float32.
 
@@ -30,13 +36,18 @@ def task_losses(
         counts: result of `row_weights`, [batch, tasks] float32.
         totals: sums of `counts` over the rows of all workers, [tasks] float32; a task without rows has loss 0.
         tasks: the tasks, one per column of the labels.
+        groups: the groups of the rows for tasks that compare them, [batch] int32 (see `GroupTask`).
     """
+
+    def loss(task: Task, own: tf.Tensor, known: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        return task.group_loss(own, known, weights, groups) if isinstance(task, GroupTask) else task.loss(own, known)
+
     # NaN must not reach the loss: 0 * NaN is NaN, in the loss and in its gradient.
     known = tf.where(tf.math.is_nan(labels), 0.0, labels)
     # [batch, tasks]
     per_row = tf.stack(
         [
-            task.loss(logits[:, columns], known[:, index])
+            loss(task, logits[:, columns], known[:, index], counts[:, index])
             for index, (task, columns) in enumerate(zip(tasks, logit_columns(tasks), strict=True))
         ],
         axis=1,

@@ -1,7 +1,7 @@
 """Tasks: how labels are learned. Imports no TensorFlow, because tasks are created before the arguments are checked.
 
 A task type is a subclass of `Task` in a file of its own, registered by name in `TASK_TYPES` (data/spec/task_types.py):
-the type NAME is the class `NameTask` in trainer/tasks/NAME.py.
+the type NAME is the class `NameTask` in trainer/tasks/NAME.py (`two_words` is `TwoWordsTask`).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Task(ABC):
         given: index of the label that must be 1 for a row to count (the sample space); None if all rows count.
         num_classes: number of classes of the label, which are 0, 1, ...; 0 if the label is a number.
         metrics: the metrics of an evaluation, in the order of the log.
-        is_binary: whether the sigmoid of the task's only logit is the probability that the label is 1.
+        is_binary: whether the prediction is the probability that the label is 1, the sigmoid of `output_logits`.
         uncertainty_factor: factor of the task's loss in uncertainty weighting: 1 for the cross-entropy of classes, 1/2
-            for a squared error (see `trainer.tasks.loss_weighting.Uncertainty`).
+            for a squared error that is not halved (see `trainer.tasks.loss_weighting.Uncertainty`).
     """
 
     name: str
@@ -56,6 +56,11 @@ class Task(ABC):
         """The number of logits."""
         return 1
 
+    @property
+    def prediction_width(self) -> int:
+        """The number of values of a prediction."""
+        return self.width
+
     @abstractmethod
     def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Computes the loss of each row.
@@ -70,11 +75,15 @@ class Task(ABC):
 
     @abstractmethod
     def activation(self, logits: tf.Tensor) -> tf.Tensor:
-        """Converts logits to predictions in an exported model, [batch, width] float32 both."""
+        """Converts logits, [batch, width] float32, to predictions in an exported model.
+
+        Returns:
+            [batch, prediction_width] float32.
+        """
 
     @abstractmethod
     def predictions(self, logits: np.ndarray) -> np.ndarray:
-        """Converts logits, [rows, width] float32, to predictions of the same shape in float64."""
+        """Converts logits, [rows, width] float32, to predictions, [rows, prediction_width] float64."""
 
     def output_logits(self, logits: np.ndarray) -> np.ndarray:
         """Returns the logits of `predictions`, which metrics are computed from, [rows] or [rows, width] float32 both.
@@ -82,6 +91,10 @@ class Task(ABC):
         They differ from the network's where probabilities are corrected or calibrated.
         """
         return logits
+
+    def create_metric(self, metric: type[Metric], num_auc_thresholds: int) -> Metric:
+        """Creates one of the task's metrics. The number of thresholds is 0 for the exact AUC."""
+        return metric.create(num_auc_thresholds)
 
     def invalid_labels(self, labels: np.ndarray) -> tuple[np.ndarray, str]:
         """Returns which labels ([rows] bool) no metric of the task can use, and a description of such labels."""
@@ -105,7 +118,7 @@ class Task(ABC):
 def task_type(name: str) -> type[Task]:
     """Returns the class of a task type, a key of TASK_TYPES."""
     module = importlib.import_module(f"trainer.tasks.{name}")
-    return getattr(module, f"{name.capitalize()}Task")
+    return getattr(module, "".join(word.capitalize() for word in name.split("_")) + "Task")
 
 
 def tasks_of(spec: FeatureSpec) -> tuple[Task, ...]:

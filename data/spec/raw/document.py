@@ -44,6 +44,7 @@ from data.spec.document_values import (
     PositiveInteger,
     Share,
     TaskType,
+    TweediePower,
     Weight,
     Width,
     expects,
@@ -322,6 +323,7 @@ class RawFeatureKeys(TypedDict, total=False):
     task: Annotated[TaskType, expects_one_of(TaskType)]
     loss_weight: Weight
     positive_weight: Weight
+    tweedie_power: TweediePower
     given: Name
     missing: Annotated[Missing, expects_one_of(Missing)]
 

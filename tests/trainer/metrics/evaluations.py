@@ -9,14 +9,30 @@ from tests.trainer.metrics.workers import LocalWorkers, ThreadWorker
 from trainer.metrics.calibration import as_records
 from trainer.tasks.binary import BinaryTask
 from trainer.tasks.evaluation import Evaluation
+from trainer.tasks.jrc import JrcTask
+from trainer.tasks.listwise import ListwiseTask
+from trainer.tasks.log1p import Log1pTask
 from trainer.tasks.multiclass import MulticlassTask
+from trainer.tasks.pairwise import PairwiseTask
+from trainer.tasks.poisson import PoissonTask
 from trainer.tasks.regression import RegressionTask
+from trainer.tasks.tweedie import TweedieTask
+from trainer.tasks.weighted_logistic import WeightedLogisticTask
+from trainer.tasks.ziln import ZilnTask
 
 CLICK = BinaryTask("click")
 TASK_OF_KIND = {
     "binary": CLICK,
     "multiclass": MulticlassTask("click", num_classes=3),
     "regression": RegressionTask("click"),
+    "log1p": Log1pTask("click"),
+    "poisson": PoissonTask("click"),
+    "tweedie": TweedieTask("click", power=1.3),
+    "ziln": ZilnTask("click"),
+    "weighted_logistic": WeightedLogisticTask("click"),
+    "pairwise": PairwiseTask("click"),
+    "listwise": ListwiseTask("click"),
+    "jrc": JrcTask("click"),
 }
 
 
@@ -117,16 +133,20 @@ GROUPS = st.sampled_from([-(2**63), -7, 0, 1, 2, 2**63 - 1])
 
 
 VALUES = st.one_of(st.sampled_from([-2.5, 0.0, 0.1, 7.0]), st.floats(-1e6, 1e6, width=32))
+AMOUNTS = VALUES.map(abs)
 
 
 @st.composite
 def small_rows(draw: st.DrawFn, max_rows: int = 40, kind: str = "binary") -> TestRows:
     """Any rows, with many ties."""
+    binary = st.sampled_from([0.0, 0.0, 1.0])
     scores, labels = {
-        "binary": (SCORES, st.sampled_from([0.0, 0.0, 1.0])),
+        **dict.fromkeys(("binary", "pairwise", "listwise"), (SCORES, binary)),
+        "jrc": (st.tuples(SCORES, SCORES), binary),
         "multiclass": (st.tuples(SCORES, SCORES, SCORES), st.sampled_from([0.0, 0.0, 1.0, 2.0])),
         "regression": (VALUES, VALUES),
-    }[kind]
+        "ziln": (st.tuples(SCORES, SCORES, SCORES), AMOUNTS),
+    }.get(kind, (SCORES, AMOUNTS))
     row = st.tuples(scores, labels, WEIGHTS, GROUPS)
     rows = draw(st.lists(row, max_size=max_rows))
     columns = list(zip(*rows, strict=True)) or [()] * 4

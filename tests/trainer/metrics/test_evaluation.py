@@ -209,12 +209,27 @@ def test_row_order_and_worker_change_no_metric(data):
 def test_every_metric_calls_the_better_model_better(kind):
     rows = make_rows(2000, groups=100)
     random = np.random.default_rng(5)
-    if kind == "multiclass":
-        rows = rows._replace(logits=random.standard_normal((2000, 3)).astype(np.float32))
+    width = TASK_OF_KIND[kind].width
+    if width > 1:
+        rows = rows._replace(logits=random.standard_normal((2000, width)).astype(np.float32))
+    if kind == "log1p":
+        rows = rows._replace(logits=np.abs(rows.logits))
+
+    def click(logits: np.ndarray) -> np.ndarray:
+        return random.random(2000) < 1 / (1 + np.exp(-logits))
+
     truth = {  # so that a model with these logits is as good as can be
-        "binary": lambda logits: random.random(2000) < 1 / (1 + np.exp(-logits)),
+        **dict.fromkeys(("binary", "pairwise", "listwise"), click),
+        "jrc": lambda logits: click(logits[:, 1] - logits[:, 0]),
         "multiclass": lambda logits: np.argmax(logits + random.gumbel(size=(2000, 3)), axis=1),
         "regression": lambda logits: logits,
+        "log1p": np.expm1,
+        "poisson": lambda logits: random.poisson(np.exp(logits)),
+        "tweedie": lambda logits: random.gamma(1, np.exp(logits)),
+        "ziln": lambda logits: (
+            click(logits[:, 0]) * random.lognormal(logits[:, 1], 0.01 + np.log1p(np.exp(logits[:, 2])))
+        ),
+        "weighted_logistic": lambda logits: (random.random(2000) < 0.5) * np.exp(logits),
     }[kind](rows.logits)
     good = rows._replace(labels=truth.astype(np.float32))
     bad = good._replace(logits=good.logits + (1 + random.standard_normal(rows.logits.shape)).astype(np.float32))
