@@ -18,6 +18,7 @@ from trainer.models import build_model
 from trainer.models.ranking import RankingModel
 from trainer.models.weights import kernels, named
 from trainer.optimizers.loss_scale import LossScale
+from trainer.optimizers.moving_average import MovingAverage
 from trainer.optimizers.optimizer import Optimizer, ParameterGroup
 from trainer.optimizers.rules import OPTIMIZERS, Ftrl
 from trainer.optimizers.schedules import Constant, Schedule, make_schedule
@@ -111,7 +112,8 @@ def make_training(
     weighting = LOSS_WEIGHTINGS[options.loss_weighting].from_options(model.tasks, options)
     schedule = make_schedule(config.deep_optimizer, steps_per_epoch, options.num_epochs)
     groups = _deep_group(config, model, schedule, weighting), *_wide_groups(config, model)
-    optimizer = Optimizer(*groups, restored=config.run.restores)
+    average = MovingAverage(options.ema_momentum) if options.ema_momentum else None
+    optimizer = Optimizer(*groups, average=average, restored=config.run.restores)
     loss_scale = LossScale(dynamic=runtime.compute_dtype(options) == "float16")
     step = TrainStep(model, optimizer, weighting, loss_scale, options, comm, batch_rows)
     # A table's optimizer state has the rows of the table: it is sharded, saved and restored like it.

@@ -221,6 +221,18 @@ class TrainingOptions(Section):
         0.0, "adds this times the sum of squares to the loss of every step: of all rows of the deep tables", at_least=0
     )
     l2_reg_dnn: float = option(0.0, "likewise of the kernels of all dense layers", at_least=0)
+    clip_norm: float | None = option(
+        None,
+        "scale the gradients of a step down to this norm, over all weights and table rows together; default: no limit",
+        positive=True,
+    )
+    ema_momentum: float = option(
+        0.0,
+        "evaluate and write exponential moving averages of the weights, of which this share stays in every step, such "
+        "as 0.999; 0: the weights themselves",
+        at_least=0,
+        below=1,
+    )
     loss_weighting: str = option(
         "static", "how losses of several tasks become one; static: the specification's loss_weight"
     )

@@ -63,9 +63,10 @@ def check_model_fits(
     outputs = sum(task.width for task in tasks)
     workers = 1 if options.training.shard_embeddings == "off" else launch.size
     rule = options.deep_optimizer.rule if options.run.trains else None
-    tables = table_sizes(options.model, layout, outputs, rule=rule, workers=workers)
+    copies = _copies(options)
+    tables = table_sizes(options.model, layout, outputs, rule=rule, workers=workers, copies=copies)
     widths = {task.name: task.width for task in tasks}
-    dense = options.model.dense_weights(layout.width, widths) * _bytes_per_weight(rule)
+    dense = options.model.dense_weights(layout.width, widths) * _bytes_per_weight(rule, copies)
     largest = sorted(tables, key=lambda table: table.bytes, reverse=True)[:TABLES_SHOWN]
     state = " with the optimizer's state" if rule else ""
     named = f"tables{state}: {', '.join(map(str, largest))}; " if largest else ""
@@ -106,12 +107,13 @@ def shards_tables(options: Options, layout: InputSchema, outputs: int, launch: W
     ):
         return True
     rule = options.deep_optimizer.rule if options.run.trains else None
-    needed = sum(table.bytes for table in table_sizes(options.model, layout, outputs, rule=rule))
+    tables = table_sizes(options.model, layout, outputs, rule=rule, copies=_copies(options))
+    needed = sum(table.bytes for table in tables)
     return not may_use_gpu(training.cpu) and 2 * needed > available_memory(launch.local_size)
 
 
 def table_sizes(
-    options: ModelOptions, layout: InputSchema, outputs: int, *, rule: str | None, workers: int = 1
+    options: ModelOptions, layout: InputSchema, outputs: int, *, rule: str | None, workers: int = 1, copies: int = 0
 ) -> list[TableSize]:
     """Return the sizes of all tables: the deep ones in feature order, then the wide one.
 
@@ -121,23 +123,29 @@ def table_sizes(
         outputs: number of logits.
         rule: update rule of the deep part; None if the model is not trained.
         workers: number of workers over which large tables are sharded.
+        copies: further copies of the weights that are held.
     """
     # A plain UpdateRule has no state.
     deep, wide = (UpdateRule, UpdateRule) if rule is None else (OPTIMIZERS[rule], Ftrl)
     rows = [columns.cardinality for columns in layout.categorical]
     own = [count // workers if count >= SMALLEST_SHARDED else count for count in rows]
     sizes = [
-        TableSize(columns.name, columns.cardinality, columns.width, held * _bytes_per_row(columns.width, deep))
+        TableSize(columns.name, columns.cardinality, columns.width, held * _bytes_per_row(columns.width, deep, copies))
         for columns, held in zip(layout.categorical, own, strict=True)
     ]
     if options.has_wide_part:
-        sizes.append(TableSize("wide", sum(rows), outputs, sum(own) * _bytes_per_row(outputs, wide)))
+        sizes.append(TableSize("wide", sum(rows), outputs, sum(own) * _bytes_per_row(outputs, wide, copies)))
     return sizes
 
 
-def _bytes_per_row(width: int, rule: type[UpdateRule]) -> int:
-    """Return the bytes of a table row with its optimizer state."""
-    return _FLOAT_BYTES * (width * (1 + len(rule.slots)) + rule.has_time_decay)  # the step of the row's last update
+def _copies(options: Options) -> int:
+    """Return how often the weights are held besides: with averages, these, and the weights while they are evaluated."""
+    return 2 if options.run.trains and options.training.ema_momentum else 0
+
+
+def _bytes_per_row(width: int, rule: type[UpdateRule], copies: int) -> int:
+    """Return the bytes of a table row with its optimizer state, which may have the step of the row's last update."""
+    return _FLOAT_BYTES * (width * (1 + len(rule.slots) + copies) + (rule.has_time_decay or copies > 0))
 
 
 def may_use_gpu(cpu: bool) -> bool:
@@ -150,5 +158,5 @@ def may_use_gpu(cpu: bool) -> bool:
     return not cpu and not hidden and Path("/dev/nvidiactl").exists()
 
 
-def _bytes_per_weight(rule: str | None) -> int:
-    return _FLOAT_BYTES * (1 + (0 if rule is None else len(OPTIMIZERS[rule].slots)))
+def _bytes_per_weight(rule: str | None, copies: int) -> int:
+    return _FLOAT_BYTES * (1 + copies + (0 if rule is None else len(OPTIMIZERS[rule].slots)))

@@ -1,6 +1,6 @@
 """The training step: embeddings -> logits -> losses -> gradients -> sums over workers -> update."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -189,7 +189,7 @@ class TrainStep:
             model.embeddings, options.global_batch_size, comm.size, options.table_exchange
         )
         self._allreduce_dtype = tf.float16 if options.fp16_allreduce else tf.float32
-        self._seed, self._xla = options.seed, options.xla
+        self._seed, self._xla, self._clip_norm = options.seed, options.xla, options.clip_norm
         self._measures_waiting = comm.size > 1 and sees_clock()
         # Without AutoGraph: no Python control flow depends on tensors, and tracing is faster.
         self._differentiated = tf.function(
@@ -342,10 +342,27 @@ class TrainStep:
     def _apply(self, gradients: Gradients, step: tf.Tensor) -> tf.Tensor:
         if self.loss_scale.dynamic:
             gradients = _scaled(gradients, 1.0 / self.loss_scale.scale)
-        self.optimizer.apply(gradients.by_name | self._combined(gradients, step), step)
+        by_name = gradients.by_name | self._combined(gradients, step)
+        if self._clip_norm is not None:
+            # A norm above the largest float32 leaves no update.
+            by_name = _times(by_name, self._clip_norm / tf.maximum(self._norm(by_name), self._clip_norm))
+        self.optimizer.apply(by_name, step)
         for variable, value in zip(self.model.non_trainable_variables, gradients.moments, strict=True):
             variable.value.assign(value)
         return tf.constant(True)  # a branch of tf.cond has to return a tensor
+
+    def _norm(self, gradients: Mapping[str, Gradient]) -> tf.Tensor:
+        """Returns the Euclidean norm of all summed gradients together. A collective if tables are sharded."""
+        squares = {
+            name: tf.reduce_sum(tf.square(own.values if isinstance(own, tf.IndexedSlices) else own))
+            for name, own in gradients.items()
+        }
+        # Each worker has the gradients of its own rows of a sharded table, and those of everything else.
+        own_rows = [square for name, square in squares.items() if self._exchange_plan.get(name) == "shards"]
+        whole = [square for name, square in squares.items() if self._exchange_plan.get(name) != "shards"]
+        if own_rows:
+            whole += self.comm.sum_tensors([tf.add_n(own_rows)])
+        return tf.sqrt(tf.add_n(whole))
 
     def _combined(self, gradients: Gradients, step: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the gradients, by weight name, that the loss weighting substitutes for those of shared weights."""
@@ -395,8 +412,14 @@ def all_finite(gradients: Sequence[Gradient]) -> tf.Tensor:
 
 def _scaled(gradients: Gradients, factor: tf.Tensor) -> Gradients:
     """Return the gradients times a factor; losses and moments are left unchanged."""
-    by_name = {
+    return gradients._replace(
+        by_name=_times(gradients.by_name, factor), per_task=[own * factor for own in gradients.per_task]
+    )
+
+
+def _times(gradients: Mapping[str, Gradient], factor: tf.Tensor) -> dict[str, Gradient]:
+    """Return dense and sparse gradients, by name, times a factor."""
+    return {
         name: tf.IndexedSlices(own.values * factor, own.indices) if isinstance(own, tf.IndexedSlices) else own * factor
-        for name, own in gradients.by_name.items()
+        for name, own in gradients.items()
     }
-    return gradients._replace(by_name=by_name, per_task=[own * factor for own in gradients.per_task])

@@ -333,7 +333,7 @@ class Trainer:
             if batch % BATCHES_BETWEEN_STOP_CHECKS == 0 and self.control.any_stop_requested():
                 self._stop_run(position)
 
-        with nvtx_range("evaluation"):
+        with nvtx_range("evaluation"), self.training.step.optimizer.averaged(steps_done):
             metrics = self.evaluator.run(on_batch=on_batch, observe=None if monitor is None else monitor.see)
         rate = self.evaluator.loader.rows / (time.perf_counter() - started)
         log.log([steps_done], metrics | {"epoch": epoch, "validation_throughput": rate})

@@ -33,6 +33,7 @@ STEPS = EPOCHS * PER_EPOCH
 VARIANTS = {
     "wide_deep": ["--model", "wide_deep", "--deep_hidden_units", "8"],
     "float16": ["--model", "wide_deep", "--deep_hidden_units", "8", "--amp", "--amp_dtype", "float16"],
+    "average": ["--model", "wide_deep", "--deep_hidden_units", "8", "--ema_momentum", "0.9", "--clip_norm", "0.1"],
     "dwa": ["--loss_weighting", "dwa"],
     "gradnorm": ["--loss_weighting", "gradnorm"],
     "rlw": ["--loss_weighting", "rlw", "--batch_norm", "--optimizer", "adagrad"],

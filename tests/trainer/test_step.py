@@ -23,6 +23,7 @@ from trainer.comm import sees_clock
 from trainer.embeddings.shards import Shards
 from trainer.models.ranking import RankingModel
 from trainer.models.step_context import StepContext
+from trainer.optimizers.optimizer import Gradient, Optimizer
 from trainer.process import device
 from trainer.tasks.binary import BinaryTask
 from trainer.tasks.regression import RegressionTask
@@ -93,14 +94,16 @@ def test_training_lowers_the_loss(trained):
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
-def train_on_workers(workers: int, batches: list[Rows], *, sharded: bool) -> list[tuple[RankingModel, list[float]]]:
+def train_on_workers(
+    workers: int, batches: list[Rows], *, sharded: bool, **flags: object
+) -> list[tuple[RankingModel, list[float]]]:
     """Returns each worker's model and losses; a batch is cut into the workers' parts."""
     cuts = np.linspace(0, 16, workers + 1).astype(int)
 
     def work(comm: LocalWorker) -> tuple[RankingModel, list[float]]:
         shards = Shards(comm.rank, comm.size, comm.exchange_values, smallest=50) if sharded else None
         model = make_model(shards=shards)
-        step, losses = make_step(model, comm=comm), []
+        step, losses = make_step(model, comm=comm, **flags), []
         for number, batch in enumerate(batches, start=1):
             rows = part(batch, slice(cuts[comm.rank], cuts[comm.rank + 1]))
             result = run_eagerly(step, rows, number)
@@ -133,6 +136,49 @@ def test_sharded_tables_equal_replicated_ones(batches, trained, workers):
             # The groups of these models have a table each.
             expected = tables[name][rank::workers] if table.is_sharded else tables[name]
             np.testing.assert_allclose(found, expected, atol=1e-4, err_msg=name)
+
+
+def gradient_norm(model: RankingModel, batch: Rows) -> float:
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(batch.labels, model(batch.ids, batch.numerical)))
+    gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+    return float(np.sqrt(sum(np.square(tf.convert_to_tensor(own).numpy(), dtype=float).sum() for own in gradients)))
+
+
+class Recorder:
+    """Stands in for an optimizer, and keeps the gradients that it is given."""
+
+    def __init__(self, optimizer: Optimizer):
+        self.weights, self.applied = optimizer.weights, {}
+
+    def apply(self, gradients: dict[str, Gradient], step: tf.Tensor) -> None:
+        self.applied = {name: getattr(own, "values", own).numpy().astype(float) for name, own in gradients.items()}
+
+
+@pytest.mark.parametrize("exchange", ["whole", "rows"])
+@pytest.mark.parametrize("share", [0.25, 4.0])
+def test_clipped_gradients_keep_their_direction(batches, eagerly, exchange, share):
+    model = make_model()
+    norm = gradient_norm(model, batches[0])
+    applied = []
+    for clip_norm in (None, share * norm):
+        step = make_step(model, table_exchange=exchange, clip_norm=clip_norm)
+        step.optimizer = Recorder(step.optimizer)
+        run_eagerly(step, batches[0], 1)
+        applied.append(step.optimizer.applied)
+    free, clipped = applied
+    assert np.sqrt(sum(np.square(own).sum() for own in free.values())) == pytest.approx(norm, rel=1e-5)
+    for name, own in clipped.items():
+        np.testing.assert_allclose(own, min(share, 1.0) * free[name], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_workers_clip_by_the_same_norm(batches, sharded):
+    model = make_model()
+    losses = train(model, batches[:20], clip_norm=0.05)
+    assert not np.allclose(losses, train(make_model(), batches[:20]), rtol=1e-4)
+    for _, own in train_on_workers(2, batches[:20], sharded=sharded, clip_norm=0.05):
+        np.testing.assert_allclose(own, losses, rtol=1e-4)
 
 
 @pytest.fixture

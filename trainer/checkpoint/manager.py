@@ -16,6 +16,7 @@ from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
 from data.storage.checksummed_dir import Content, StorageError
 from data.storage.typed_json import read_typed
+from trainer.checkpoint.averages import averaged
 from trainer.checkpoint.background_writer import COPIED_BYTES, Handover
 from trainer.checkpoint.model_folder import (
     ARCHITECTURE,
@@ -248,7 +249,7 @@ class CheckpointManager:
             checkpoint, facts = self._open(which or self._config.run.which_checkpoint)
             maps = {label: asdict(one) for label, one in facts.logit_maps.items()}
             found = json.dumps([str(checkpoint.path), maps, facts.options.get("calibrate")]).encode()
-        weights.restore(checkpoint)
+        weights.restore(None if checkpoint is None else averaged(checkpoint, facts))
         path, maps, calibrate = json.loads(self._comm.broadcast_bytes(found))
         return Restored(Path(path), read_typed(dict[str, LogitMap], maps, "state.logit_maps"), calibrate)
 
@@ -299,7 +300,8 @@ class CheckpointManager:
         except DataError as error:  # checked before the first step, so the inputs are not to blame
             raise StorageError(f"cannot write the model folder: {error}") from error
         folder = self._config.data.model_dir / MODEL_FOLDER
-        write_model(folder, [checkpoint.source(name) for name in weights], files)
+        source = averaged(checkpoint, facts)
+        write_model(folder, [source.source(name) for name in weights], files)
         return folder
 
     def last_metrics(self) -> dict[str, float]:

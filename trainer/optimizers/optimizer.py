@@ -1,19 +1,24 @@
 """Optimizer state of weights and embedding tables, and the application of update rules to them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import tensorflow as tf
 
 from trainer.logging.progress import byte_progress
+from trainer.optimizers.moving_average import MovingAverage
 from trainer.optimizers.rules import Slots, UpdateRule
 from trainer.optimizers.schedules import Schedule
 from trainer.variables import initial_value
 
 # Of a dense weight or whole table, or of some rows of a table: distinct indices [n] and values [n, width].
 Gradient: TypeAlias = "tf.Tensor | tf.IndexedSlices"
+
+# Names of the state of an optimizer besides the slots of its rules.
+AVERAGE, LAST_STEP = "average", "last_step"
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Optimizer:
 
     Args:
         groups: disjoint groups of weights and tables.
+        average: the moving average of all weights and tables that is kept; None for none.
         restored: whether a checkpoint overwrites the state, which then has no initial values.
 
     Attributes:
@@ -57,14 +63,14 @@ class Optimizer:
         tables: name -> variable of the embedding tables of all groups.
     """
 
-    def __init__(self, *groups: ParameterGroup, restored: bool = False):
+    def __init__(self, *groups: ParameterGroup, average: MovingAverage | None = None, restored: bool = False):
         self.weights = {name: weight for group in groups for name, weight in group.weights.items()}
         self.tables = {name: table for group in groups for name, table in group.tables.items()}
         self._groups = {name: group for group in groups for name in (*group.weights, *group.tables)}
+        self._average = average
         variables = self.weights | self.tables
-        total = sum(
-            4 * math.prod(variables[name].shape) * len(group.rule.slots) for name, group in self._groups.items()
-        )
+        slots = {name: dict(self._groups[name].rule.slots) | ({AVERAGE: 0.0} if average else {}) for name in variables}
+        total = sum(4 * math.prod(variables[name].shape) * len(own) for name, own in slots.items())
         with byte_progress("making optimizer slots", total) as done:
 
             def slot(shape: tf.TensorShape, value: float) -> tf.Variable:
@@ -72,25 +78,58 @@ class Optimizer:
                 return tf.Variable(initial_value(shape, value, overwritten=restored), trainable=False)
 
             self._slots = {
-                name: {key: slot(variable.shape, value) for key, value in self._groups[name].rule.slots.items()}
+                name: {key: slot(variable.shape, value) for key, value in slots[name].items()}
                 for name, variable in variables.items()
             }
             # float32 because GPUs lack kernels to gather and scatter int32 variables; exact up to 2^24 steps.
             self._last_step = {
-                name: tf.Variable(initial_value(table.shape[:1], 0.0, overwritten=restored), trainable=False)
-                for name, table in self.tables.items()
-                if self._groups[name].decays_between_updates(name)
+                name: tf.Variable(initial_value(variable.shape[:1], 0.0, overwritten=restored), trainable=False)
+                for name, variable in self.tables.items()
+                if average or self._groups[name].decays_between_updates(name)
             }
+            if average:
+                # Weights are updated in every step, but for those that a loss scale skips.
+                self._last_step |= {
+                    name: tf.Variable(initial_value((), 0.0, overwritten=restored), trainable=False)
+                    for name in self.weights
+                }
 
     @property
     def weight_state(self) -> dict[str, tf.Variable]:
         """The state of all dense weights by name."""
-        return {f"{name}.{slot}": variable for name in self.weights for slot, variable in self._slots[name].items()}
+        return {name + suffix: variable for name in self.weights for suffix, variable in self._state(name).items()}
 
     def table_state(self, name: str) -> dict[str, tf.Variable]:
         """Returns the state of a table by the suffix of its name: .SLOT or .last_step."""
-        state = {f".{slot}": variable for slot, variable in self._slots[name].items()}
-        return state | ({".last_step": self._last_step[name]} if name in self._last_step else {})
+        return self._state(name)
+
+    def _state(self, name: str) -> dict[str, tf.Variable]:
+        last_step = {LAST_STEP: self._last_step[name]} if name in self._last_step else {}
+        return {f".{key}": variable for key, variable in (self._slots[name] | last_step).items()}
+
+    @contextmanager
+    def averaged(self, step: int) -> Iterator[None]:
+        """Gives all weights and tables their averages while the context lasts; does nothing without averages.
+
+        A copy of all weights is kept until then.
+
+        Args:
+            step: number of steps of the run.
+        """
+        if self._average is None or step == 0:
+            yield
+            return
+        variables = self.weights | self.tables
+        trained = {name: tf.identity(variable) for name, variable in variables.items()}
+        for name, variable in variables.items():
+            unchanged = tf.cast(step, tf.float32) - self._last_step[name]
+            unchanged = unchanged[:, tf.newaxis] if name in self.tables else unchanged
+            variable.assign(self._average.value(self._slots[name][AVERAGE], trained[name], unchanged, step))
+        try:
+            yield
+        finally:
+            for name, variable in variables.items():
+                variable.assign(trained[name])
 
     def apply(self, gradients: Mapping[str, Gradient], step: tf.Tensor) -> None:
         """Updates weights and tables.
@@ -110,7 +149,11 @@ class Optimizer:
     def _update_weight(self, name: str, gradient: tf.Tensor, step: tf.Tensor) -> None:
         weight = tf.convert_to_tensor(self.weights[name])
         slots = {slot: tf.convert_to_tensor(value) for slot, value in self._slots[name].items()}
-        new_weight, new_slots = self._updated(name, weight, gradient, slots, tf.constant(1.0), step)
+        elapsed, last_step = tf.constant(1.0), self._last_step.get(name)
+        if last_step is not None:
+            elapsed = tf.cast(step, tf.float32) - last_step
+            last_step.assign_add(elapsed)
+        new_weight, new_slots = self._updated(name, weight, gradient, slots, elapsed, step)
         self.weights[name].assign(new_weight)
         for slot, value in new_slots.items():
             self._slots[name][slot].assign(value)
@@ -148,14 +191,19 @@ class Optimizer:
     def _updated(
         self, name: str, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
-        """Applies the update rule and L2 regularization; returns the new weight and slots."""
+        """Applies the update rule, L2 regularization and the average; returns the new weight and slots."""
         group, now = self._groups[name], tf.cast(step, tf.float32)
         l2, rate, is_table = group.l2.get(name, 0.0), group.schedule(step), name in self.tables
         if l2 and not is_table:
             gradient += 2 * l2 * weight
-        new_weight, new_slots = group.rule.update(weight, gradient, slots, rate, elapsed, now)
+        # A weight loses nothing between its updates.
+        since = elapsed if is_table else tf.constant(1.0)
+        new_weight, new_slots = group.rule.update(weight, gradient, slots, rate, since, now)
         if l2 and is_table:
-            new_weight = group.rule.shrunk(new_weight, new_slots, l2, rate, elapsed, now)
+            new_weight = group.rule.shrunk(new_weight, new_slots, l2, rate, since, now)
+        if self._average:
+            average = self._average.update(slots[AVERAGE], weight, new_weight, elapsed)
+            new_slots = {**new_slots, AVERAGE: average}
         return new_weight, new_slots
 
 
