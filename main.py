@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from data.errors import DataError, LostInputError
 from data.storage.checksummed_dir import StorageError
 from trainer.checkpoint.store import NoCheckpointError
-from trainer.cli import parse, path_in
+from trainer.cli import parse
 from trainer.config import Options
+from trainer.default_paths import path_in
 from trainer.inputs import Inputs, agree_on_inputs, check_run, open_inputs
 from trainer.lifecycle.errors import (
     DONE,

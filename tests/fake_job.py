@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from trainer.cli import path_in
+from trainer.default_paths import path_in
 from trainer.lifecycle.records import JOB_VARIABLE, WorkerRecord, WorkerState, read_records
 from trainer.process.worker_env import read_worker_env
 

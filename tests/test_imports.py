@@ -9,6 +9,8 @@ import pytest
 from tests.helpers import ROOT, environment
 
 FRAMEWORKS = {"tensorflow", "keras", "horovod"}
+# Takes a second: programs that do nothing with data frames report wrong arguments without it.
+WITHOUT_PANDAS = ("main", "supervise", "transcode", "gen_csv", "export")
 COMMANDS = sorted(path.stem for path in ROOT.glob("*.py"))
 
 
@@ -29,6 +31,12 @@ def loaded() -> dict[str, list[str]]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_arguments_are_checked_without_a_framework(loaded, command):
     assert loaded[command] == []
+
+
+@pytest.mark.parametrize("command", WITHOUT_PANDAS)
+def test_pandas_is_not_loaded_needlessly(command):
+    program = f"import sys, {command}; sys.exit('pandas' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment(), check=True)
 
 
 def test_commands_are_found():

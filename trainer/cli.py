@@ -6,13 +6,13 @@ import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, fields
-from pathlib import Path
 from typing import Any, NoReturn
 
 from data.command_line import Parser
 from data.errors import DataError
 from trainer.checkpoint.saved_config import saved_model_flags
 from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions, section_flags
+from trainer.default_paths import DEFAULT_PATHS, default_path
 from trainer.metrics.ranking import ranking_metric
 from trainer.models import model_flags, model_options, network_class
 from trainer.optimizers.rules import OPTIMIZERS
@@ -22,38 +22,8 @@ from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS
 DESCRIPTION = """Trains, evaluates and measures a ranking model on the dataset that a feature specification describes.
 One worker: python main.py. Several: horovodrun -np N sh hvd_wrapper.sh python main.py."""
 
-# The folders of the public recipe, used if they exist and are writable, and those in the current directory otherwise.
-DEFAULT_PATHS = {
-    "dataset_path": ("/outbrain/data", "outbrain/data"),
-    "model_dir": ("/outbrain/checkpoints", "outbrain/checkpoints"),
-    "results_dir": ("/results", "results"),
-}
 # Flags whose values are the names in a registry, besides --model.
 REGISTRIES: dict[str, Collection[str]] = {"optimizer": OPTIMIZERS, "loss_weighting": LOSS_WEIGHTINGS}
-
-
-def default_path(name: str) -> Path:
-    """Return the default folder of a flag, a key of DEFAULT_PATHS."""
-    public, local = DEFAULT_PATHS[name]
-    return Path(public) if os.access(public, os.W_OK) else Path(local)
-
-
-def path_in(words: Sequence[str], name: str) -> Path:
-    """Return the folder that a command passes for a flag, or the default.
-
-    The command's other words are not parsed, since they may be invalid.
-
-    Args:
-        words: a command line that ends with flags of main.py.
-        name: name of the flag without dashes, a key of DEFAULT_PATHS.
-    """
-    flag, found = f"--{name}", None
-    for index, word in enumerate(words):
-        if word.startswith(f"{flag}="):
-            found = word.partition("=")[2]
-        elif word == flag and index + 1 < len(words):
-            found = words[index + 1]
-    return default_path(name) if found is None else Path(found)
 
 
 def parse(argv: Sequence[str] | None, workers: int, *, reads_checkpoint: bool = True) -> Options:

@@ -15,7 +15,6 @@ import numpy as np
 from data.checks.labels import inspect_labels, labels_only, read_statistics
 from data.checks.sample import draw_sample, max_read
 from data.encoding.held_out import draw_held_out
-from data.encoding.splits import VALID
 from data.encoding.workflow_folder import ENCODERS_FOLDER, workflow_files
 from data.errors import DataError
 from data.loading.batch import Batch
@@ -25,6 +24,7 @@ from data.loading.part import Part
 from data.memory import check_fits
 from data.spec.embedding_sizes import embedding_dims, unused_widths
 from data.spec.feature_spec import FeatureSpec
+from data.spec.features import VALID
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.run_state import RunState
 from trainer.checkpoint.saved_config import from_json

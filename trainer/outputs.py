@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data.encoding.workflow_folder import ENCODERS_FOLDER
 from data.errors import DataError
-from data.preprocess.prepared import ENCODERS_FOLDER
 from data.spec.embedding_sizes import SIZES_FILE
 from data.spec.feature_spec import FeatureSpec
 from data.storage.files import open_regular, read_small_text

@@ -12,8 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.encoding.encoder_files import SETTINGS_FILE
-from data.encoding.workflow_folder import ENCODERS_FOLDER
+from data.encoding.workflow_folder import ENCODERS_FOLDER, SETTINGS_FILE
 from data.errors import DataError
 from data.files.new_dataset import SPEC_FILE
 from data.spec.feature_spec import FeatureSpec

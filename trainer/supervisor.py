@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from data.errors import DataError
 from trainer.checkpoint.store import Checkpoint, CheckpointStore, NoCheckpointError
-from trainer.cli import path_in
+from trainer.default_paths import path_in
 from trainer.lifecycle import processes
 from trainer.lifecycle.errors import DONE, FAILURE, HANG, NO_CHECKPOINT, STOPPED, WRONG_INPUT
 from trainer.lifecycle.processes import carries, kill_marked

@@ -37,6 +37,7 @@ from data.encoding.encoders import (
     Vocabulary,
 )
 from data.encoding.keys import KeyTable
+from data.encoding.workflow_folder import SETTINGS_FILE
 from data.errors import DataError, shown
 from data.spec.features import MAX_CARDINALITY, name_mistake
 from data.storage.checksummed_dir import Content, StorageError, open_verified, write_checksummed
@@ -45,7 +46,6 @@ from data.storage.typed_json import read_typed
 
 VERSION = 2
 HASH = "fnv1a64-splitmix64"
-SETTINGS_FILE = "encoders.json"
 FIX = "prepare the dataset again"
 # Reads a file of the folder by name, after verifying its checksum.
 ReadFile = Callable[[str], bytes]

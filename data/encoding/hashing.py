@@ -18,13 +18,15 @@ The integer 5 and the text "5" hash differently, and floats cannot be hashed, so
 """
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
-Values: TypeAlias = pa.Array | np.ndarray | pd.Series | pd.Index | Sequence[int] | Sequence[str]
+if TYPE_CHECKING:  # takes a second to import, and main.py imports this module
+    import pandas as pd
+
+Values: TypeAlias = "pa.Array | np.ndarray | pd.Series | pd.Index | Sequence[int] | Sequence[str]"
 
 STEP = np.uint64(0x9E3779B97F4A7C15)
 FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
@@ -77,7 +79,7 @@ def hash_values(values: Values) -> np.ndarray:
     return mix(_fnv1a(_as_texts(array)))
 
 
-def hash_rows(*keys: int | Values) -> np.ndarray:
+def hash_rows(*keys: "int | Values") -> np.ndarray:
     """Hash the rows of several columns.
 
     Args:

@@ -11,9 +11,9 @@ import numpy as np
 from data.encoding.hashing import hash_rows, mix
 from data.encoding.keys import Values, hash_column
 from data.errors import DataError
+from data.spec.features import TEST, TRAIN, VALID
 
 SPLIT, FOLD, ORDER, NEGATIVE = 0, 1, 2, 3
-TRAIN, VALID, TEST = "train", "valid", "test"
 MAPPINGS = (TRAIN, VALID, TEST)
 
 

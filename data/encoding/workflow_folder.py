@@ -12,6 +12,8 @@ from data.storage.checksummed_dir import MANIFEST, is_file_name, open_verified
 from data.storage.files import check_inside
 
 ENCODERS_FOLDER = "workflow"
+# The file in it that describes the encoders.
+SETTINGS_FILE = "encoders.json"
 # The raw specification that the encoders were fitted with, if there is one.
 RAW_SPEC_FILE = "raw_spec.json"
 FIX = "prepare the dataset again"

@@ -14,10 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -26,6 +25,9 @@ from data.spec.columns import describe_column
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Chunk
 from data.storage.files import create_new, open_regular, sync, temporary_beside
+
+if TYPE_CHECKING:  # takes a second to import, and every command imports this module
+    from pandas import DataFrame
 
 MAGIC = b"SEALED01"
 _SUM = np.dtype("<u4")
@@ -196,7 +198,7 @@ class DatasetWriter:
         names = tuple(self._part_name(index) for index in range(len(self._temporaries)))
         return Chunk(type="parquet", features=tuple(self._schema.names), files=names)
 
-    def write(self, rows: pa.Table | pd.DataFrame) -> None:
+    def write(self, rows: "pa.Table | DataFrame") -> None:
         """Appends the rows of a table or data frame that has all columns of the schema; others are dropped."""
         table = self._fit(rows)
         self.rows += table.num_rows
@@ -204,15 +206,15 @@ class DatasetWriter:
         while self._pending.num_rows >= self._row_group_limit():
             self._write_row_group(self._row_group_limit())
 
-    def _fit(self, rows: pa.Table | pd.DataFrame) -> pa.Table:
-        columns = list(rows.columns if isinstance(rows, pd.DataFrame) else rows.column_names)
+    def _fit(self, rows: "pa.Table | DataFrame") -> pa.Table:
+        columns = list(rows.column_names if isinstance(rows, pa.Table) else rows.columns)
         missing = [name for name in self._schema.names if name not in columns]
         if missing:
             raise DataError(f"{self._mapping}: columns {missing} are missing; found {columns}")
         try:
-            if isinstance(rows, pd.DataFrame):
-                return pa.Table.from_pandas(rows, self._schema, preserve_index=False).replace_schema_metadata(None)
-            return rows.select(self._schema.names).cast(self._schema)
+            if isinstance(rows, pa.Table):
+                return rows.select(self._schema.names).cast(self._schema)
+            return pa.Table.from_pandas(rows, self._schema, preserve_index=False).replace_schema_metadata(None)
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
             raise DataError(f"{self._mapping}: rows do not fit the specification's types: {error}") from error
 

@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 
 from data.command_line import Parser, whole_number
 from data.encoding.hashing import hash_rows
-from data.encoding.splits import SPLIT, TEST, TRAIN, VALID, check_fractions, round_half_up
+from data.encoding.splits import SPLIT, check_fractions, round_half_up
 from data.errors import DataError
 from data.movielens.raw import read_movielens
 from data.preprocess.engine import Resources, preprocess
 from data.preprocess.prepared import StageLog, run_prepare
-from data.spec.features import LABEL, MULTIHOT, ONEHOT
+from data.spec.features import LABEL, MULTIHOT, ONEHOT, TEST, TRAIN, VALID
 from data.spec.raw.reader import raw_spec_from_dict
 from data.spec.yaml_reader import read_yaml
 

@@ -17,7 +17,8 @@ INPUT_CHANNELS = (ONEHOT, MULTIHOT, NUMERICAL)
 CATEGORICAL_CHANNELS = (ONEHOT, MULTIHOT)
 
 SECTIONS = ("feature_spec", "source_spec", "channel_spec", "metadata")
-REQUIRED_MAPPINGS = ("train", "test")
+TRAIN, VALID, TEST = "train", "valid", "test"
+REQUIRED_MAPPINGS = (TRAIN, TEST)
 CHUNK_KEYS = ("type", "features", "files")
 ChunkType = Literal["parquet", "csv"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import tensorflow as tf
 
-from data.encoding.encoder_files import SETTINGS_FILE, load_encoders
+from data.encoding.encoder_files import load_encoders
 from data.encoding.encoders import Encoder
-from data.encoding.workflow_folder import ENCODERS_FOLDER, RAW_SPEC_FILE
+from data.encoding.workflow_folder import ENCODERS_FOLDER, RAW_SPEC_FILE, SETTINGS_FILE
 from data.errors import DataError
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec

@@ -20,7 +20,7 @@ from data.storage.output_paths import check_apart
 from trainer.checkpoint.model_folder import MODEL_FOLDER, SEEN_ITEMS, SEEN_STARTS, SPECIFICATION, open_model
 from trainer.checkpoint.schema import MAX_HOTNESS, WIDTH, ModelSchema
 from trainer.checkpoint.store import CHECKPOINTS
-from trainer.cli import default_path
+from trainer.default_paths import default_path
 from trainer.export import FORMATS
 
 # What a server does with an id outside [0, cardinality): take the feature's `unseen_id`, or fail.

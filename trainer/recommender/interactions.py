@@ -10,11 +10,11 @@ import pandas as pd
 
 from data.encoding.encoders import Encoder
 from data.encoding.keys import as_numbers
-from data.encoding.splits import TEST, TRAIN, VALID, draw_mappings
+from data.encoding.splits import draw_mappings
 from data.errors import DataError
 from data.preprocess.prepared import embedding_sizes, encoded_features, write_prepared
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Feature, name_mistake
+from data.spec.features import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, TEST, TRAIN, VALID, Feature, name_mistake
 from data.spec.task_types import TASK_TYPES, LabelKind
 from trainer.recommender.columns import (
     KINDS,

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from data.encoding.splits import TRAIN
 from data.errors import DataError
 from data.loading.batch import Batch
 from data.spec.feature_spec import FeatureSpec
+from data.spec.features import TRAIN
 from trainer.config import TrainingOptions
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.cli import path_in
+from trainer.default_paths import path_in
 from trainer.lifecycle.processes import carries, kill_marked, start_time
 from trainer.lifecycle.records import (
     FOLDER,
