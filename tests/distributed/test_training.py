@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from main import main
-from tests.helpers import ROOT, losses, make_dataset, metrics, must, run_program
+from tests.helpers import ROOT, left_to_all, losses, make_dataset, metrics, must, run_program, selected
 from trainer.checkpoint.store import CheckpointStore
 
 pytestmark = pytest.mark.horovod
@@ -42,6 +42,8 @@ EXCHANGES = {
     "rows": ["--table_exchange", "rows"],
     "sharded": ["--shard_embeddings"],
 }
+# scripts/test.sh --all runs the others, too.
+USUAL_VARIANTS, USUAL_EXCHANGES = ("amp_xla",), ("rows", "sharded")
 EVAL_BATCHES = (2, 514, 100_000)
 ASKED = ["--ranking_metrics", "ndcg@3", "mrr@2", "--slice", "platform", "display_id", "--slice_values", "3"]
 
@@ -64,13 +66,16 @@ class Work:
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory) -> Work:
-    """Runs every scenario on two workers (one launch), and their counterparts in this process."""
+def work(request, tmp_path_factory) -> Work:
+    """Runs the scenarios under test on two workers (one launch), and their counterparts in this process."""
     folder = tmp_path_factory.mktemp("a folder with spaces and ümläuts")
     work = Work(folder, make_dataset(folder, ROOT / "feature_specs" / "with_map.yaml", rows=ROWS))
     scenarios = [work.arguments("two", *PRECISE)]
-    scenarios += [work.arguments(f"two_{name}", *PRECISE, *flags) for name, flags in VARIANTS.items()]
-    scenarios += [work.arguments(f"two_{name}", *PRECISE, *flags) for name, flags in EXCHANGES.items()]
+    variants = [f"two_{name}" for name in selected(request, "variant")]
+    # Tests that are not parametrized by an exchange use the checkpoints of sharded tables.
+    exchanges = [f"two_{name}" for name in dict.fromkeys(["sharded", *selected(request, "exchange")])]
+    flags = {f"two_{name}": flags for name, flags in (VARIANTS | EXCHANGES).items()}
+    scenarios += [work.arguments(name, *PRECISE, *flags[name]) for name in (*variants, *exchanges)]
     scenarios += [work.arguments("two_fp16_allreduce", *PRECISE, "--fp16_allreduce")]
     # From a checkpoint of tables that every worker holds to shards, and from shards to such tables.
     on = [*PRECISE, "--use_checkpoint", "--checkpoint"]
@@ -145,7 +150,7 @@ def test_one_and_two_workers_agree_at_every_step(work):
         assert abs(value - metrics(work.results("two"))[name]) < 1e-3, name
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("exchange", left_to_all(EXCHANGES, USUAL_EXCHANGES))
 def test_table_exchanges_train_the_same(work, exchange):
     two, other = losses(work.results("two")), losses(work.results(f"two_{exchange}"))
     np.testing.assert_allclose(list(other.values()), list(two.values()), atol=1e-5)
@@ -174,7 +179,7 @@ def test_the_planted_signal_is_learned(work):
     assert metrics(work.results("two"))["auc_roc"] > 0.6
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", left_to_all(VARIANTS, USUAL_VARIANTS))
 def test_mixed_precision_and_xla_reach_the_same_metrics(work, variant):
     plain, other = metrics(work.results("two")), metrics(work.results(f"two_{variant}"))
     assert abs(plain["auc_roc"] - other["auc_roc"]) < 0.01

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -21,8 +22,8 @@ from trainer.tuning.space import parse_search, parse_searches
 from trainer.tuning.study import TRIALS
 from trainer.tuning.trials import OUTPUT, TrialFailed, evaluations, run_trial
 
-WITHOUT_OPTUNA = "optuna is not installed (python -m pip install optuna)"
 RATE = "deep_learning_rate=log:1e-4:1e-2"
+METRIC = ["--early_stopping_metric", "auc_roc"]
 
 
 # The search space
@@ -253,11 +254,10 @@ def test_a_trial_without_a_value_fails(tmp_path, fake_main, flag, message):
 @pytest.fixture
 def study(data, tmp_path, fake_main, capsys):
     """Returns a function that runs tune.py, checks its exit code and returns what it printed."""
-    pytest.importorskip("optuna", reason=WITHOUT_OPTUNA)
 
     def run(trials: int, *more: str, code: int = 0, search: str = "deep_learning_rate=uniform:0.5:1") -> str:
         own = ["--output", str(tmp_path / "out"), "--trials", str(trials), "--search", search]
-        assert tune.main([*own, "--pruner", "none", "--", "--dataset_path", str(data), *more]) == code
+        assert tune.main([*own, "--pruner", "none", "--", "--dataset_path", str(data), *METRIC, *more]) == code
         return "".join(capsys.readouterr())
 
     return run
@@ -300,8 +300,6 @@ def test_a_study_ends_when_trials_keep_failing(study, tmp_path):
 
 
 def test_trials_of_a_killed_process_count_as_failed(study, tmp_path):
-    import optuna
-
     study(1)
     storage = f"sqlite:///{tmp_path / 'out' / 'study.db'}"
     optuna.load_study(study_name="main.py", storage=storage).ask()  # never told
@@ -311,9 +309,8 @@ def test_trials_of_a_killed_process_count_as_failed(study, tmp_path):
 
 
 def test_hopeless_trials_are_pruned(data, tmp_path, fake_main, capsys):
-    optuna = pytest.importorskip("optuna", reason=WITHOUT_OPTUNA)
     words = ["--output", str(tmp_path / "out"), "--trials", "9", "--search", "deep_learning_rate=uniform:0.01:1"]
-    assert tune.main([*words, "--", "--dataset_path", str(data)]) == 0
+    assert tune.main([*words, "--", "--dataset_path", str(data), *METRIC]) == 0
     trials = optuna.load_study(study_name="main.py", storage=f"sqlite:///{tmp_path / 'out' / 'study.db'}").trials
     pruned = [one for one in trials if one.state.name == "PRUNED"]
     assert pruned and "ended after epoch 1, with auc_roc" in capsys.readouterr().out
