@@ -5,6 +5,7 @@
 - Ids with nearly as many values as rows, or most of whose training values share the id of rare ones.
 - Few positives (or negatives) to evaluate on: the standard error of an AUC (Hanley & McNeil, 1982), for an AUC of 0.7.
 - Base rates of a label that differ between mappings by more than chance.
+- Groups of the map feature whose rows are spread over the training mapping and another.
 - Columns in no channel: no model sees them.
 """
 
@@ -17,17 +18,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.encoding.encoders import FIRST_OOV_ID, CrossedIds, Encoder, Vocabulary
-from data.encoding.splits import TRAIN
+from data.encoding.hashing import hash_values
 from data.errors import listed
 from data.spec.columns import as_numbers, is_list
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import CATEGORICAL_CHANNELS, Feature
+from data.spec.features import CATEGORICAL_CHANNELS, TRAIN, Feature
 from data.spec.raw.spec import CrossRule, RawSpec, SharedVocabularyRule
 
 # Shares of values: of unseen ids, and of distinct values among all.
 MOSTLY = NEARLY_ALL_DISTINCT = 0.5
 TYPICAL_AUC, LARGE_ERROR = 0.7, 0.02
 RATE_RATIO, STANDARD_ERRORS = 1.5, 4.0
+# Groups per mapping that are compared with those of another.
+SAMPLED_GROUPS = 65_536
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,27 @@ class LabelCounts:
         self.positive_weights += float((weights * labels).sum())
 
 
+class GroupSample:
+    """A sample of the distinct groups of a mapping: those with the smallest hashes.
+
+    Two mappings draw the same groups as far as both have them, so that samples show how many they share.
+    """
+
+    def __init__(self) -> None:
+        self._hashes: np.ndarray = np.empty(0, np.uint64)  # ascending
+
+    def add(self, groups: pa.Array | pa.ChunkedArray) -> None:
+        """Add the groups of rows, integers."""
+        hashes = hash_values(np.unique(groups.drop_null().to_numpy(zero_copy_only=False)))
+        self._hashes = np.union1d(self._hashes, hashes)[:SAMPLED_GROUPS]
+
+    def share_in(self, other: "GroupSample") -> float:
+        """Return an estimate of the share of this mapping's groups that the other has too; exact for small samples."""
+        full = [sample._hashes[-1] for sample in (self, other) if len(sample._hashes) == SAMPLED_GROUPS]
+        mine = self._hashes[self._hashes <= min(full)] if full else self._hashes
+        return float(np.isin(mine, other._hashes).mean()) if len(mine) else 0.0
+
+
 class MappingCounts:
     """Counts of a mapping's values.
 
@@ -123,12 +147,14 @@ class MappingCounts:
     Attributes:
         values: counts by input feature.
         labels: counts by binary label.
+        groups: groups of the map feature, unless it is an input too.
     """
 
     def __init__(self, spec: FeatureSpec, unseen_ids: Mapping[str, range]) -> None:
         self._spec, self._unseen_ids = spec, unseen_ids
         self.values = {feature.name: ValueCounts() for feature in spec.inputs}
         self.labels = {label.name: LabelCounts() for label in spec.labels if label.is_binary}
+        self.groups = GroupSample()
 
     def add(self, rows: pa.Table | pa.RecordBatch) -> None:
         """Add consecutive rows. Columns may be missing; weights and `given` labels count where the rows have them."""
@@ -136,6 +162,12 @@ class MappingCounts:
         for name, counts in self.values.items():
             if name in names:
                 counts.add(rows.column(name), self._unseen_ids.get(name, range(0)))
+        group = self._spec.map_feature
+        # An input such as the user is known from training on purpose.
+        if group is not None and group.name in names and group.name not in self.values:
+            column = rows.column(group.name)
+            if pa.types.is_integer(column.type):
+                self.groups.add(column)
         weight = self._spec.sample_weight
         weights = np.ones(rows.num_rows)
         if weight is not None and weight.name in names:
@@ -186,6 +218,8 @@ class DatasetCounts:
         for mapping, counted in self.mappings.items():
             if mapping != TRAIN:
                 yield from self._unseen(mapping, counted)
+                if train is not None:
+                    yield from self._spread(mapping, counted, train)
                 for name, label_counts in counted.labels.items():
                     yield from _few(f"{mapping}, {name}", label_counts)
                     if train is not None:
@@ -240,6 +274,17 @@ class DatasetCounts:
                     f"{_percent(counts.unseen, counts.values)} of {counts.values:,}",
                     "it looks like a date or a session id, from which nothing can be learned; leave it out",
                 )
+
+    def _spread(self, mapping: str, counted: MappingCounts, train: MappingCounts) -> Iterator[Oddity]:
+        share, group = counted.groups.share_in(train.groups), self._spec.map_feature
+        if share and group is not None:
+            yield Oddity(
+                "groups with rows in several mappings",
+                f"{TRAIN} and {mapping}, {group.name}",
+                f"{100 * share:.3g}% of the groups of {mapping}",
+                "metrics and losses within groups see only a part of their rows; split by the group (`key`), unless it "
+                "is meant to have rows before and after the split, as a user has",
+            )
 
 
 def unseen_ids(spec: FeatureSpec, encoders: Mapping[str, Encoder] | None = None) -> dict[str, range]:

@@ -9,6 +9,7 @@ import pytest
 import check_dataset
 from data.encoding.encoder_files import save_encoders
 from data.encoding.encoders import CrossedIds, CrossInput, Numerical, Vocabulary
+from data.preprocess import findings
 from data.preprocess.findings import DatasetCounts, auc_standard_error, unseen_ids, used_columns
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Chunk, Feature
@@ -197,3 +198,27 @@ def test_check_dataset_prints_notes(tmp_path, capsys):
     assert "note: constant feature: train, user (always 4); nothing can be learned from it; leave it out" in lines
     assert any("mostly unseen in training: test, user (100.0% of 4,000)" in line for line in lines)
     assert lines[-1] == "no findings besides 2 notes"
+
+
+GROUPED = spec_of(FEATURES | {"page": Feature(name="page", dtype="int64")}, CHANNELS | {"map": ("page",)})
+
+
+def pages(first: int, last: int) -> pa.Array:
+    return pa.array(np.random.default_rng(first).permutation(np.resize(np.arange(first, last), ROWS)), pa.int64())
+
+
+@pytest.mark.parametrize("sampled", [findings.SAMPLED_GROUPS, 64])
+def test_groups_in_several_mappings_are_reported(monkeypatch, sampled):
+    monkeypatch.setattr(findings, "SAMPLED_GROUPS", sampled)
+    train, test = usual().append_column("page", pages(0, 1000)), usual().append_column("page", pages(800, 1600))
+    (line,) = found(GROUPED, train, test)
+    assert line.startswith("groups with rows in several mappings: train and test, page (")
+    share = float(line.partition("page (")[2].partition("%")[0])
+    # 200 of 800; the standard error of a share of at least 30 sampled groups is 8%.
+    assert share == 25 if sampled > 1000 else 0 < share < 57
+
+
+def test_groups_of_one_mapping_each_and_users_are_not_reported():
+    apart = usual().append_column("page", pages(0, 1000)), usual().append_column("page", pages(1000, 1600))
+    assert found(GROUPED, *apart) == []
+    assert found(spec_of(channels=CHANNELS | {"map": ("user",)})) == []
