@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Sequence
@@ -67,6 +68,11 @@ def make_dataset(folder: Path, spec: Path, *, rows: int, signal: float = 2.0, se
     must(gen_csv.main(["--feature_spec_in", str(spec), "--output", str(csv), *sized]))
     must(transcode.main(["--input", str(csv), "--output", str(parquet), "--chunk_size", str(max(1, rows // 4))]))
     return parquet
+
+
+def words(flags: str) -> list[str]:
+    """The words of flags as they are typed."""
+    return shlex.split(flags)
 
 
 def must(code: int) -> None:

@@ -17,7 +17,7 @@ from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
 from main import main
-from tests.helpers import ROOT, make_dataset, metrics, must
+from tests.helpers import ROOT, make_dataset, metrics, must, words
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer.checkpoint.load_model import load_model
 from trainer.checkpoint.store import CheckpointStore
@@ -34,17 +34,7 @@ from trainer.report.runs import read_run
 from trainer.tasks.calibrators import fit_isotonic
 from trainer.tasks.logit_map import Platt
 
-SMALL = [
-    "--deep_hidden_units",
-    "8",
-    "--global_batch_size",
-    "256",
-    "--eval_batch_size",
-    "500",
-    "--cpu",
-    "--recipe",
-    "published",
-]
+SMALL = words("--deep_hidden_units 8 --global_batch_size 256 --eval_batch_size 500 --cpu --recipe published")
 SMALL += ["--deep_learning_rate", "0.01", "--deep_schedule", "constant"]
 
 

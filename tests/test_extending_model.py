@@ -53,21 +53,11 @@ def test_toy_model_has_flags():
 
 def test_toy_model_is_trained_and_restored(tmp_path):
     from main import main
-    from tests.helpers import ROOT, make_dataset, metrics
+    from tests.helpers import ROOT, make_dataset, metrics, words
 
     data = make_dataset(tmp_path, ROOT / "feature_specs" / "tiny.yaml", rows=400)
     paths = ["--dataset_path", str(data), "--model_dir", str(tmp_path / "model")]
-    small = [
-        "--global_batch_size",
-        "100",
-        "--num_epochs",
-        "1",
-        "--cpu",
-        "--recipe",
-        "published",
-        "--affinity",
-        "disabled",
-    ]
+    small = words("--global_batch_size 100 --num_epochs 1 --cpu --recipe published --affinity disabled")
     train = [*paths, *small, "--results_dir", str(tmp_path / "trained"), "--model", "toy", "--toy_units", "3"]
     assert main(train) == 0
     # The checkpoint remembers the model and its flag.

@@ -16,7 +16,7 @@ import yaml
 from data.errors import DataError
 from data.spec.feature_spec import FeatureSpec
 from main import main
-from tests.helpers import ROOT, environment, losses, make_dataset, must, run_program
+from tests.helpers import ROOT, environment, losses, make_dataset, must, run_program, words
 from trainer.cli import parse
 from trainer.config import Options
 from trainer.inputs import check_labels, checks_labels, open_inputs
@@ -24,19 +24,9 @@ from trainer.lifecycle.records import prepare_records
 from trainer.lifecycle.run_lock import RunLock
 from trainer.process.worker_env import WorkerEnv
 
-SMALL = [
-    "--deep_hidden_units",
-    "8",
-    "--global_batch_size",
-    "64",
-    "--eval_batch_size",
-    "64",
-    "--num_epochs",
-    "2",
-    "--cpu",
-    "--recipe",
-    "published",
-]
+SMALL = words(
+    "--deep_hidden_units 8 --global_batch_size 64 --eval_batch_size 64 --num_epochs 2 --cpu --recipe published"
+)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from data.storage.arrays import ArraySource
 from data.storage.checksummed_dir import StorageError, check_replaceable
 from data.storage.files import create_new, replacing, temporary_beside, write_whole
 from main import main
-from tests.helpers import ROOT, make_dataset
+from tests.helpers import ROOT, make_dataset, words
 from trainer.checkpoint.model_folder import write_model
 from trainer.checkpoint.run_state import EarlyStoppingState, Identity, Position, RunState
 from trainer.checkpoint.schema import ModelSchema
@@ -40,17 +40,7 @@ from trainer.lifecycle.run_lock import RunLock
 from trainer.process.worker_env import WorkerEnv
 
 MINE = "a user's own file"
-SMALL = [
-    "--deep_hidden_units",
-    "8",
-    "--global_batch_size",
-    "64",
-    "--eval_batch_size",
-    "64",
-    "--cpu",
-    "--recipe",
-    "published",
-]
+SMALL = words("--deep_hidden_units 8 --global_batch_size 64 --eval_batch_size 64 --cpu --recipe published")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from data.encoding.encoder_files import save_encoders
 from data.encoding.encoders import Numerical, Vocabulary
 from data.errors import DataError
 from main import main
-from tests.helpers import ROOT, environment, make_dataset, metrics, must
+from tests.helpers import ROOT, environment, make_dataset, metrics, must, words
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer.cli import parse
 from trainer.inputs import open_inputs
@@ -27,16 +27,7 @@ from trainer.process.worker_env import WorkerEnv
 from trainer.raw_rows import encode_for_all, encoded_rows
 
 MODEL = ["--model", "ple", "--expert_hidden_units", "16", "8", "--num_task_experts", "1", "--activation", "tanh"]
-TRAINING = [
-    "--global_batch_size",
-    "256",
-    "--eval_batch_size",
-    "300",
-    "--num_epochs",
-    "1",
-    "--deep_learning_rate",
-    "0.01",
-]
+TRAINING = words("--global_batch_size 256 --eval_batch_size 300 --num_epochs 1 --deep_learning_rate 0.01")
 TASKS = ("click", "conversion", "spend")
 ROWS = 1000
 # Predicts the rows of a mapping from a model folder alone, in a process without flags or a run.

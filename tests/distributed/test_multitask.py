@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from main import main
-from tests.helpers import ROOT, left_to_all, losses, make_dataset, metrics, must, run_program, selected
+from tests.helpers import ROOT, left_to_all, losses, make_dataset, metrics, must, run_program, selected, words
 from trainer.logging.log import read_log
 from trainer.report.runs import read_run
 
@@ -17,17 +17,7 @@ RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"
 ROWS, BATCH = 6000, 256
 STOPPING = "loss_val/click+conversion"
 MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "aitm")
-SMALL = [
-    "--expert_hidden_units",
-    "16",
-    "8",
-    "--tower_hidden_units",
-    "8",
-    "--num_experts",
-    "3",
-    "--deep_hidden_units",
-    "16",
-]
+SMALL = words("--expert_hidden_units 16 8 --tower_hidden_units 8 --num_experts 3 --deep_hidden_units 16")
 SMALL += [
     "--global_batch_size",
     str(BATCH),
@@ -49,16 +39,7 @@ VARIANTS |= {
     "mmoe_pcgrad": ["--model", "mmoe", "--loss_weighting", "pcgrad"],
     "mmoe_gradnorm": ["--model", "mmoe", "--loss_weighting", "gradnorm"],
     # SGD does not amplify rounding, as rules do that divide by the size of small gradients.
-    "mmoe_batch_norm": [
-        "--model",
-        "mmoe",
-        "--batch_norm",
-        "--xla",
-        "--optimizer",
-        "sgd",
-        "--deep_learning_rate",
-        "0.2",
-    ],
+    "mmoe_batch_norm": words("--model mmoe --batch_norm --xla --optimizer sgd --deep_learning_rate 0.2"),
     "wide_deep": [],
 }
 COMPARED = ("mmoe", "mmoe_uncertainty", "mmoe_pcgrad", "mmoe_gradnorm", "mmoe_batch_norm")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from main import main
-from tests.helpers import ROOT, left_to_all, losses, make_dataset, metrics, must, run_program, selected
+from tests.helpers import ROOT, left_to_all, losses, make_dataset, metrics, must, run_program, selected, words
 from trainer.checkpoint.store import CheckpointStore
 
 pytestmark = pytest.mark.horovod
@@ -19,16 +19,7 @@ RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"
 ROWS, BATCH = 3000, 128
 
 SMALL = ["--deep_hidden_units", "32", "16", "--global_batch_size", str(BATCH), "--num_epochs", "2", "--log_every", "1"]
-SMALL += [
-    "--deep_learning_rate",
-    "0.002",
-    "--deep_warmup_epochs",
-    "1",
-    "--deterministic",
-    "--cpu",
-    "--recipe",
-    "published",
-]
+SMALL += words("--deep_learning_rate 0.002 --deep_warmup_epochs 1 --deterministic --cpu --recipe published")
 PRECISE = ["--deep_dropout", "0"]
 VARIANTS = {
     "amp": ["--amp"],

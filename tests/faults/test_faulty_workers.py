@@ -10,7 +10,7 @@ import yaml
 
 from tests.faults.faulty_worker import CHECK_SECONDS
 from tests.faults.matrix import record
-from tests.helpers import ROOT, make_dataset, run_program
+from tests.helpers import ROOT, make_dataset, run_program, words
 from trainer.checkpoint.store import CheckpointStore
 from trainer.logging.log import read_log
 
@@ -25,17 +25,7 @@ def data(tmp_path_factory) -> Path:
 
 def run(fault: str, data: Path, folder: Path, *more: str, **variables: str):  # type: ignore[no-untyped-def]
     flags = ["--dataset_path", data, "--model_dir", folder / "models", "--results_dir", folder / "results"]
-    flags += [
-        "--global_batch_size",
-        "64",
-        "--num_epochs",
-        "1",
-        "--deep_hidden_units",
-        "16",
-        "--cpu",
-        "--recipe",
-        "published",
-    ]
+    flags += words("--global_batch_size 64 --num_epochs 1 --deep_hidden_units 16 --cpu --recipe published")
     return run_program(
         ["-m", "tests.faults.faulty_worker", fault, *map(str, flags), *more], workers=2, timeout=400, **variables
     )

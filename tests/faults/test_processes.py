@@ -16,7 +16,7 @@ import pytest
 
 from tests.faults.jobs import SupervisedJob, last_arrays, logged_losses
 from tests.faults.matrix import record, tries
-from tests.helpers import ROOT, make_dataset, metrics
+from tests.helpers import ROOT, make_dataset, metrics, words
 from trainer.lifecycle.errors import DONE, HANG, STOPPED
 from trainer.lifecycle.processes import carries, start_time
 from trainer.lifecycle.records import JOB_VARIABLE
@@ -40,16 +40,7 @@ def work(tmp_path_factory) -> Path:
 
 def arguments(folder: Path, *more: str) -> list[str]:
     flags = ["--dataset_path", str(folder / "data"), "--global_batch_size", str(BATCH), "--num_epochs", str(EPOCHS)]
-    flags += [
-        "--deep_hidden_units",
-        "16",
-        "--deep_learning_rate",
-        "0.002",
-        "--cpu",
-        "--recipe",
-        "published",
-        "--deterministic",
-    ]
+    flags += words("--deep_hidden_units 16 --deep_learning_rate 0.002 --cpu --recipe published --deterministic")
     return [*flags, "--log_every", "1", "--checkpoint_every", str(SAVE_EVERY), *more]
 
 

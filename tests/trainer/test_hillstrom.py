@@ -8,25 +8,13 @@ import pandas as pd
 import pytest
 
 from tests.data.table_samples import preprocessed, rows_of
-from tests.helpers import ROOT, metrics, real_data, run_program
+from tests.helpers import ROOT, metrics, real_data, run_program, words
 from trainer.logging.log import read_log
 
 pytestmark = [pytest.mark.real_data, pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode")]
 RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"
 BATCH, EPOCHS = 128, 3
-SMALL = [
-    "--expert_hidden_units",
-    "16",
-    "--tower_hidden_units",
-    "8",
-    "--num_experts",
-    "3",
-    "--cpu",
-    "--recipe",
-    "published",
-    "--log_every",
-    "1",
-]
+SMALL = words("--expert_hidden_units 16 --tower_hidden_units 8 --num_experts 3 --cpu --recipe published --log_every 1")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
 from main import main
-from tests.helpers import ROOT, make_dataset, metrics, must, run_program
+from tests.helpers import ROOT, make_dataset, metrics, must, run_program, words
 from tests.trainer.metrics.oracles import auc_over_all_pairs, log_loss_row_by_row
 from tests.trainer.metrics.workers import LocalWorkers
 from tests.trainer.small_models import LAYOUT, make_model
@@ -242,16 +242,7 @@ def run(tmp_path_factory):
         "--recipe",
         "published",
     ]
-    flags = [
-        "--model",
-        "ple",
-        "--expert_hidden_units",
-        "8",
-        "--tower_hidden_units",
-        "8",
-        "--deep_learning_rate",
-        "0.01",
-    ]
+    flags = words("--model ple --expert_hidden_units 8 --tower_hidden_units 8 --deep_learning_rate 0.01")
     must(main([*map(str, places), *flags, "--num_epochs", "1", "--global_batch_size", "128"]))
     return SimpleNamespace(folder=folder, data=data, flags=[*map(str, places), "--eval_batch_size", "500"])
 

@@ -8,24 +8,15 @@ import tensorflow as tf
 
 from export import main as export
 from main import main
-from tests.helpers import ROOT, make_dataset, metrics, must
+from tests.helpers import ROOT, make_dataset, metrics, must, words
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import CheckpointStore
 from trainer.embeddings.initialization import NormalTable
 from trainer.variables import assign_rows, initial_value, rows_of
 
-FLAGS = [
-    "--deep_hidden_units",
-    "8",
-    "--global_batch_size",
-    "64",
-    "--eval_batch_size",
-    "64",
-    "--cpu",
-    "--recipe",
-    "published",
-    "--deterministic",
-]
+FLAGS = words(
+    "--deep_hidden_units 8 --global_batch_size 64 --eval_batch_size 64 --cpu --recipe published --deterministic"
+)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from data.errors import DataError
 from main import main
-from tests.helpers import ROOT, environment, make_dataset, must
+from tests.helpers import ROOT, environment, make_dataset, must, words
 from trainer.logging import trackers
 from trainer.logging.log import read_log
 from trainer.logging.trackers import Tracker, check_trackers, open_trackers
@@ -81,17 +81,7 @@ def train(data: Path, folder: Path, *more: str) -> list[dict]:
         "--results_dir",
         str(folder / "clicks"),
     ]
-    flags += [
-        "--deep_hidden_units",
-        "4",
-        "--global_batch_size",
-        "100",
-        "--num_epochs",
-        "2",
-        "--log_every",
-        "1",
-        "--cpu",
-    ]
+    flags += words("--deep_hidden_units 4 --global_batch_size 100 --num_epochs 2 --log_every 1 --cpu")
     must(main([*flags, *more]))
     records = read_log(folder / "clicks" / "log.json")
     return [record for record in records if record["type"] == "LOG"]
