@@ -1,11 +1,16 @@
 """Builds what a run consists of: this worker's connection to the others, the model, and its training step and state."""
 
 import os
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
+from data.checks.sample import draw_sample, max_read
 from data.errors import DataError
+from data.loading.parquet import ParquetReader
+from data.spec.feature_spec import FeatureSpec
+from data.spec.features import LABEL
 from trainer.checkpoint.state import TrainState
 from trainer.comm import Comm, connect
 from trainer.config import Options
@@ -27,7 +32,9 @@ from trainer.process.affinity import set_affinity
 from trainer.process.device import on_gpu
 from trainer.process.worker_env import WorkerEnv, read_worker_env
 from trainer.step import TrainStep
+from trainer.tasks.best_constant import best_constants
 from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS, LossWeighting
+from trainer.tasks.shifts import without_negative_factor
 from trainer.tasks.task import tasks_of
 from trainer.variables import TableRows
 
@@ -77,6 +84,22 @@ def _shards(config: Options, layout: InputSchema, outputs: int, comm: Comm) -> S
     # Hosts may have different amounts of memory, but all workers have to shard if one does.
     workers_for_shards = comm.sum_array(np.array([wanted], np.int64))[0]
     return Shards(comm.rank, comm.size, comm.exchange_values) if workers_for_shards else None
+
+
+def start_at_base_rates(config: Options, model: RankingModel, spec: FeatureSpec) -> None:
+    """Set the last layer's biases to the constant predictions that fit a sample of the training labels best.
+
+    Raises:
+        DataError: a label file is damaged, or a label is out of range.
+    """
+    columns = {label.name: label for label in spec.labels}
+    if spec.sample_weight is not None:
+        columns[spec.sample_weight.name] = spec.sample_weight
+    only_labels = replace(spec, features=columns, channels={LABEL: spec.channels[LABEL]})
+    sample = draw_sample(ParquetReader(only_labels, config.data.train_mapping), max_read=max_read(only_labels))
+    if config.training.negatives == "logit":
+        without_negative_factor(spec)(sample, 0)
+    model.network.start_at(best_constants(model.tasks, sample.labels, sample.weights))
 
 
 class Training(NamedTuple):

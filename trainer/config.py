@@ -221,6 +221,11 @@ class TrainingOptions(Section):
         0.0, "adds this times the sum of squares to the loss of every step: of all rows of the deep tables", at_least=0
     )
     l2_reg_dnn: float = option(0.0, "likewise of the kernels of all dense layers", at_least=0)
+    output_bias: Literal["zero", "base_rate"] = option(
+        "zero",
+        "start of the last layer's biases; base_rate: the constant prediction that fits the training labels best, such "
+        "as the share of positive rows",
+    )
     clip_norm: float | None = option(
         None,
         "scale the gradients of a step down to this norm, over all weights and table rows together; default: no limit",

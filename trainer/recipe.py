@@ -70,6 +70,7 @@ def _choices(given: Mapping[str, Any], rows: int) -> list[Choice]:
     ]
     found += [
         Choice("embedding_init_std", 0.01, "embeddings start with little influence"),
+        Choice("output_bias", "base_rate", "the first prediction is the mean of the labels"),
         Choice("deep_dropout", 0.2, "against overfitting of the hidden layers"),
     ]
     if given.get("model", ModelOptions.model) == WIDE_DEEP and rows < MANY_ROWS:

@@ -16,7 +16,7 @@ from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from data.storage.checksummed_dir import StorageError
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
-from trainer.build import Training, make_model, make_training
+from trainer.build import Training, make_model, make_training, start_at_base_rates
 from trainer.checkpoint.fingerprints import check_state
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.rates import changed_rates
@@ -366,6 +366,8 @@ class Trainer:
         keys = " and ".join(dict.fromkeys([self.best_by, stopping.key]))
         self.say(f"the best checkpoint and the end of training are chosen by {keys}, on {self.data.evaluated}")
         if not self.config.run.use_checkpoint:
+            if self.comm.rank == 0 and self.config.training.output_bias == "base_rate":
+                start_at_base_rates(self.config, self.model, self.data.spec)
             state.share()
             return Position()
         facts = self.checkpoints.resume(state)

@@ -20,6 +20,8 @@ from trainer.tasks.binary import BinaryTask
 from trainer.tasks.task import Task, logit_columns
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from trainer.models.step_context import StepContext
 
 
@@ -58,6 +60,10 @@ class Aitm(Network):
                 )
         towers = [self.options.tower_units(task.name) for task in self.tasks]
         self.towers = layers.Towers(self.tasks, towers, self.dense_config, name="towers")
+
+    def start_at(self, logits: np.ndarray) -> None:
+        """Sets the biases of the towers' logits, [outputs]."""
+        self.towers.start_at(logits)
 
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
         """Runs the bottoms, the transfers along the chain and the towers; returns logits [batch, outputs] float32."""

@@ -10,6 +10,8 @@ from trainer.models.multitask import MultiTaskOptions
 from trainer.models.network import Network
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from trainer.models.step_context import StepContext
 
 
@@ -29,6 +31,10 @@ class Esmm(Network):
         """Creates a tower per task, whose hidden layers are the expert layers followed by the task's tower layers."""
         units = [(*self.options.expert_hidden_units, *self.options.tower_units(task.name)) for task in self.tasks]
         self.towers = layers.Towers(self.tasks, units, self.dense_config, name="towers")
+
+    def start_at(self, logits: np.ndarray) -> None:
+        """Sets the biases of the towers' logits, [outputs]."""
+        self.towers.start_at(logits)
 
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
         """Computes the towers' logits, [batch, outputs] float32."""

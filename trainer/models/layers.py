@@ -197,6 +197,12 @@ class Dense(keras.layers.Layer):
         self.bias = self.add_weight(shape=bias_shape, initializer="zeros", name="bias") if self._has_bias else None
         self.mask_id = seed_of(0, self.path)  # layers differ in it, so their dropout masks differ, too
 
+    def start_at(self, bias: np.ndarray) -> None:
+        """Sets the bias, [units] or [stacks, 1, units]. Raises a ValueError if the layer has none."""
+        if self.bias is None:
+            raise ValueError(f"layer {self.name} has no bias")
+        self.bias.assign(bias)
+
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
         """Applies the layer."""
         kernel = self.kernel.value * self._weight_factor(context)
@@ -374,6 +380,7 @@ class Towers(keras.layers.Layer):
 
     def __init__(self, tasks: Sequence[Task], units: Sequence[tuple[int, ...]], config: DenseConfig, *, name: str):
         super().__init__(name=name, dtype="float32", autocast=False)
+        self._widths = [task.width for task in tasks]
         shapes = [(hidden, task.width) for task, hidden in zip(tasks, units, strict=True)]
         distinct = list(dict.fromkeys(shapes))
         # Indices of the tasks of each shape.
@@ -392,3 +399,9 @@ class Towers(keras.layers.Layer):
             outputs = logits(hidden(own, context=context))  # [tasks of the group, batch, width]
             by_task |= dict(zip(group, tf.unstack(outputs), strict=True))
         return tf.concat([by_task[index] for index in sorted(by_task)], axis=1)
+
+    def start_at(self, logits: np.ndarray) -> None:
+        """Sets the biases of the logits, [outputs]."""
+        of_task = np.split(logits, np.cumsum(self._widths)[:-1])
+        for group, layer in zip(self._groups, self.logits, strict=True):
+            layer.start_at(np.stack([of_task[index] for index in group])[:, np.newaxis])  # [stacks, 1, width]

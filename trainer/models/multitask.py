@@ -213,6 +213,10 @@ class MultiTask(Network):
         towers = [options.tower_units(task.name) for task in self.tasks]
         self.towers = layers.Towers(self.tasks, towers, self.dense_config, name="towers")
 
+    def start_at(self, logits: np.ndarray) -> None:
+        """Sets the biases of the towers' logits, [outputs]."""
+        self.towers.start_at(logits)
+
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
         """Runs the levels and the towers; returns logits [batch, outputs] float32."""
         last = self.level_states(x, context)[-1].outputs

@@ -13,6 +13,7 @@ from trainer.tasks.task import Task
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
 
     from trainer.models.step_context import StepContext
 
@@ -66,6 +67,12 @@ class Network:
             [batch, outputs] float32, the tasks' logits side by side.
         """
         raise NotImplementedError
+
+    def start_at(self, logits: np.ndarray) -> None:
+        """Sets the last layer's biases, so that training starts at these logits, [outputs], but for its random kernel.
+
+        A model whose last layer has no biases starts at zero.
+        """
 
     def add_penalties(self, logits: tf.Tensor, context: StepContext) -> None:
         """Adds terms of the loss that depend on the logits, [batch, outputs], to `context.penalties`."""

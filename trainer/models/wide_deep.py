@@ -13,6 +13,7 @@ from trainer.models.network import Network, count_weights
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
 
     from trainer.models.step_context import StepContext
 
@@ -57,6 +58,10 @@ class WideDeep(Network):
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
         """Computes the deep part's logits, [batch, outputs] float32."""
         return self.head(self.hidden(x, context=context))
+
+    def start_at(self, logits: np.ndarray) -> None:
+        """Sets the biases of the head, [outputs]."""
+        self.head.start_at(logits)
 
     @property
     def shared_weights(self) -> list[keras.Variable]:
