@@ -22,6 +22,8 @@ BATCH_SIZES = (256, 65_536)
 # sum of losses + sum w^2 / (2 PRIOR_STD^2), so the mean loss of N rows goes with a factor of 1 / (2 N PRIOR_STD^2).
 PRIOR_STD = 0.04
 HELD_OUT_SHARE = 0.05
+# Training rows per id, over all categorical features, from which dropout does more harm than good.
+ROWS_PER_ID = 100
 WIDE_DEEP, MANY_ROWS = "wide_deep", 10_000_000
 
 
@@ -49,11 +51,11 @@ def choose(given: Mapping[str, Any]) -> list[Choice]:
         The choices; none if the dataset cannot be read, which is reported when it is opened.
     """
     with suppress(DataError):
-        return [choice for choice in _choices(given, _training_rows(given)) if choice.flag not in given]
+        return [choice for choice in _choices(given, *_rows_and_ids(given)) if choice.flag not in given]
     return []
 
 
-def _choices(given: Mapping[str, Any], rows: int) -> list[Choice]:
+def _choices(given: Mapping[str, Any], rows: int, ids: int) -> list[Choice]:
     batch = batch_size_for(rows)
     optimizer = "Adam's usual rate, lowered by the schedule"
     stopping = "training ends when the validation loss no longer falls"
@@ -71,10 +73,17 @@ def _choices(given: Mapping[str, Any], rows: int) -> list[Choice]:
     found += [
         Choice("embedding_init_std", 0.01, "embeddings start with little influence"),
         Choice("output_bias", "base_rate", "the first prediction is the mean of the labels"),
-        Choice("deep_dropout", 0.2, "against overfitting of the hidden layers"),
     ]
-    if given.get("model", ModelOptions.model) == WIDE_DEEP and rows < MANY_ROWS:
-        found.append(Choice("deep_hidden_units", (256, 128), f"enough for fewer than {MANY_ROWS:,} rows"))
+    is_wide_deep = given.get("model", ModelOptions.model) == WIDE_DEEP
+    if rows >= ROWS_PER_ID * ids:
+        well_known = f"{rows:,} rows for {ids:,} ids leave little to overfit"
+        found.append(Choice("deep_dropout", 0.0, well_known))
+        if is_wide_deep and rows < MANY_ROWS:
+            found.append(Choice("deep_hidden_units", (400, 400, 400), well_known))
+    else:
+        found.append(Choice("deep_dropout", 0.2, f"{rows:,} rows for {ids:,} ids: against overfitting"))
+        if is_wide_deep and rows < MANY_ROWS:
+            found.append(Choice("deep_hidden_units", (256, 128), f"enough for fewer than {MANY_ROWS:,} rows"))
     if not given.get("xla"):
         # XLA cannot compile the sums over workers that batch normalization makes within the forward pass.
         found.append(Choice("batch_norm", True, "hidden layers learn faster and generalize better"))
@@ -113,8 +122,8 @@ def l2_for(rows: int) -> float:
     return float(f"{1 / (2 * rows * PRIOR_STD**2):.2g}")
 
 
-def _training_rows(given: Mapping[str, Any]) -> int:
-    """Return the number of rows of the training mapping, from the footers of its files."""
+def _rows_and_ids(given: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the number of rows of the training mapping, from the footers of its files, and that of all ids."""
     options = {name: given[name] for name in ("dataset_path", "fspec_file", "train_mapping") if name in given}
     data = DataOptions(**options, model_dir=Path(), results_dir=Path())
     outside = bool(given.get("allow_outside_paths"))
@@ -123,4 +132,5 @@ def _training_rows(given: Mapping[str, Any]) -> int:
     if chunk.type != "parquet":
         raise DataError("the training mapping is in CSV files")
     files = open_files([spec.folder.absolute() / file for file in chunk.files])
-    return max(1, sum(file.metadata.num_rows for file in files))
+    ids = sum(feature.cardinality or 0 for feature in spec.onehot + spec.multihot)
+    return max(1, sum(file.metadata.num_rows for file in files)), ids

@@ -55,6 +55,15 @@ def test_l2_is_the_prior_of_the_mean_loss():
     assert l2_for(61_000) == pytest.approx(10 * l2_for(610_000), rel=0.02)
 
 
+@pytest.mark.parametrize(("rows", "dropout", "units"), [(698, 0.2, (256, 128)), (700, 0.0, (400, 400, 400))])
+def test_dropout_and_layers_follow_the_rows_per_id(tmp_path, rows, dropout, units):
+    write_rows(tmp_path, rows)  # of 7 ids
+    model = make_options({"dataset_path": tmp_path}).model
+    assert model.deep_dropout == dropout and model.deep_hidden_units == units
+    mmoe = make_options({"dataset_path": tmp_path, "model": "mmoe"}).model
+    assert mmoe.deep_dropout == dropout and mmoe.expert_hidden_units == (256, 128)
+
+
 def test_given_flags_win(tmp_path):
     write_rows(tmp_path, 30_000)
     plain = make_options({"dataset_path": tmp_path})
