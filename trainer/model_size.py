@@ -139,7 +139,7 @@ def table_sizes(
 
 
 def _copies(options: Options) -> int:
-    """Return how often the weights are held besides: with averages, these, and the weights while they are evaluated."""
+    """Return how many further copies of the weights a run holds: with averages, these and a copy while it evaluates."""
     return 2 if options.run.trains and options.training.ema_momentum else 0
 
 

@@ -344,7 +344,7 @@ class TrainStep:
             gradients = _scaled(gradients, 1.0 / self.loss_scale.scale)
         by_name = gradients.by_name | self._combined(gradients, step)
         if self._clip_norm is not None:
-            # A norm above the largest float32 leaves no update.
+            # If the norm overflows float32, the update is zero.
             by_name = _times(by_name, self._clip_norm / tf.maximum(self._norm(by_name), self._clip_norm))
         self.optimizer.apply(by_name, step)
         for variable, value in zip(self.model.non_trainable_variables, gradients.moments, strict=True):

@@ -69,7 +69,7 @@ class Network:
         raise NotImplementedError
 
     def start_at(self, logits: np.ndarray) -> None:
-        """Sets the last layer's biases, so that training starts at these logits, [outputs], but for its random kernel.
+        """Sets the last layer's biases so that training starts near these logits, [outputs] float32.
 
         A model whose last layer has no biases starts at zero.
         """

@@ -88,7 +88,7 @@ class Optimizer:
                 if average or self._groups[name].decays_between_updates(name)
             }
             if average:
-                # Weights are updated in every step, but for those that a loss scale skips.
+                # Dense weights are updated in every step except those that the loss scale skips.
                 self._last_step |= {
                     name: tf.Variable(initial_value((), 0.0, overwritten=restored), trainable=False)
                     for name in self.weights
@@ -196,7 +196,7 @@ class Optimizer:
         l2, rate, is_table = group.l2.get(name, 0.0), group.schedule(step), name in self.tables
         if l2 and not is_table:
             gradient += 2 * l2 * weight
-        # A weight loses nothing between its updates.
+        # Only rows make up for the steps since their last update: a skipped step does not decay dense slots.
         since = elapsed if is_table else tf.constant(1.0)
         new_weight, new_slots = group.rule.update(weight, gradient, slots, rate, since, now)
         if l2 and is_table:

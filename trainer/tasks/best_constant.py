@@ -8,8 +8,9 @@ import tensorflow as tf
 from trainer.tasks.group import GroupTask
 from trainer.tasks.task import Task, restrict_to_sample_space
 
-# Beyond these, a logit or the logarithm of a mean stands for a label that is almost always the same.
+# Limit of the logits of probabilities, which would be infinite for a label that is always the same.
 LARGEST_LOG = 15.0
+# Tolerances of L-BFGS: the default ones stop far from the minimum of a flat loss.
 EXACT = {"ftol": 1e-14, "gtol": 1e-9}
 
 
