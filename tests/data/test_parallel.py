@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 import pytest
 
@@ -27,11 +28,12 @@ def test_as_many_threads_work_as_there_are_cores(threads):
 def test_the_first_error_is_raised_and_ends_the_work(threads):
     begun = []
 
-    def fail_from_two_on(item: int) -> None:
+    def fail_at_two(item: int) -> None:
         begun.append(item)
-        if item >= 2:
+        if item == 2:
             raise ValueError(f"item {item}")
+        time.sleep(0.01)  # all of them would take seconds; the error is seen long before
 
     with pytest.raises(ValueError, match="item 2"):
-        in_parallel(fail_from_two_on, range(1000))
+        in_parallel(fail_at_two, range(1000))
     assert len(begun) < 1000
