@@ -40,11 +40,11 @@ TENSORFLOW_GB = 1.2
 
 def needed_gb(layout: InputSchema, batch: int, hidden: tuple[int, ...]) -> dict[str, float]:
     """The parts of the formula above, in GB."""
-    tables = sum(columns.cardinality * columns.width for columns in layout.categorical)
-    table_rows = sum(columns.cardinality for columns in layout.categorical)
+    tables = sum(table.rows * table.width for table in layout.tables)
+    table_rows = sum(table.rows for table in layout.tables)
     widths = (layout.width, *hidden, 1)
     dense = float(np.dot(np.array(widths[:-1]) + 1, widths[1:]))
-    wide = table_rows + len(layout.numerical) + 1
+    wide = sum(table.rows for table in layout.wide_tables(1)) + len(layout.numerical) + 1
     looked_up = sum(columns.hotness * columns.width for columns in layout.categorical)
     values = {
         "weights_gb": tables + dense + wide,

@@ -1,7 +1,8 @@
-"""The layout of a batch's tensors: which columns belong to which feature."""
+"""The layout of a batch's tensors: which columns belong to which feature, and which table a feature looks up."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from data.spec.feature_spec import FeatureSpec
 
@@ -17,6 +18,7 @@ class CategoricalInput:
         multihot: whether rows may have fewer ids than columns; the rest is padded with -1.
         cardinality: number of ids, which lie in [0, cardinality).
         width: width of its embedding in the deep part.
+        table: name of the embedding table of its deep part, which features may share; "" for the feature's name.
         unseen_id: id that exports take for ids out of range; None to fail on these.
     """
 
@@ -26,12 +28,41 @@ class CategoricalInput:
     multihot: bool
     cardinality: int
     width: int
+    table: str = ""
     unseen_id: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", self.table or self.name)
 
     @property
     def stop(self) -> int:
         """The index one past its last column."""
         return self.start + self.hotness
+
+
+class Table(NamedTuple):
+    """An embedding table.
+
+    Attributes:
+        name: name of the table; the feature's name unless several features share it.
+        rows: number of rows.
+        width: number of columns.
+        hotness: largest number of ids in a row of a batch, over all of its features.
+    """
+
+    name: str
+    rows: int
+    width: int
+    hotness: int
+
+
+def tables_of(features: Iterable[CategoricalInput]) -> tuple[Table, ...]:
+    """Return the tables of some features, each once, in the order of their first features."""
+    found: dict[str, Table] = {}
+    for feature in features:
+        table = found.get(feature.table, Table(feature.table, feature.cardinality, feature.width, 0))
+        found[feature.table] = table._replace(hotness=table.hotness + feature.hotness)
+    return tuple(found.values())
 
 
 @dataclass(frozen=True)
@@ -45,6 +76,17 @@ class InputSchema:
 
     categorical: tuple[CategoricalInput, ...]
     numerical: tuple[str, ...]
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The embedding tables of the deep part."""
+        return tables_of(self.categorical)
+
+    def wide_tables(self, outputs: int) -> tuple[Table, ...]:
+        """Returns the tables of a wide part with so many outputs: one per feature; none for 0 outputs."""
+        if not outputs:
+            return ()
+        return tuple(Table(feature.name, feature.cardinality, outputs, feature.hotness) for feature in self.categorical)
 
     @property
     def id_columns(self) -> int:
@@ -76,7 +118,9 @@ def input_schema(spec: FeatureSpec, widths: Mapping[str, int]) -> InputSchema:
             hotness, width = (feature.max_hotness or 1) if multihot else 1, widths[feature.name]
             cardinality = feature.cardinality or 0
             columns.append(
-                CategoricalInput(feature.name, start, hotness, multihot, cardinality, width, feature.unseen_id)
+                CategoricalInput(
+                    feature.name, start, hotness, multihot, cardinality, width, feature.table or "", feature.unseen_id
+                )
             )
             start += hotness
     return InputSchema(tuple(columns), tuple(feature.name for feature in spec.numerical))

@@ -26,7 +26,7 @@ class TableSize:
     """The size of an embedding table.
 
     Attributes:
-        name: name of the feature, or "wide" for all features' wide weights.
+        name: name of the table, or "wide" for all features' wide weights.
         rows, width: shape of the whole table, over all workers.
         bytes: memory of one worker's rows in bytes, in training with their optimizer state.
     """
@@ -101,9 +101,7 @@ def shards_tables(options: Options, layout: InputSchema, outputs: int, launch: W
     if (
         options.run.trains
         and training.table_exchange == "auto"
-        and shards_are_cheaper(
-            layout.categorical, wide, global_batch_size=training.global_batch_size, workers=launch.size
-        )
+        and shards_are_cheaper(layout, wide, global_batch_size=training.global_batch_size, workers=launch.size)
     ):
         return True
     rule = options.deep_optimizer.rule if options.run.trains else None
@@ -115,7 +113,7 @@ def shards_tables(options: Options, layout: InputSchema, outputs: int, launch: W
 def table_sizes(
     options: ModelOptions, layout: InputSchema, outputs: int, *, rule: str | None, workers: int = 1, copies: int = 0
 ) -> list[TableSize]:
-    """Return the sizes of all tables: the deep ones in feature order, then the wide one.
+    """Return the sizes of all tables: the deep ones in the order of their features, then the wide one.
 
     Args:
         options: the model's flags.
@@ -127,14 +125,18 @@ def table_sizes(
     """
     # A plain UpdateRule has no state.
     deep, wide = (UpdateRule, UpdateRule) if rule is None else (OPTIMIZERS[rule], Ftrl)
-    rows = [columns.cardinality for columns in layout.categorical]
-    own = [count // workers if count >= SMALLEST_SHARDED else count for count in rows]
+
+    def own(rows: int) -> int:
+        return rows // workers if rows >= SMALLEST_SHARDED else rows
+
     sizes = [
-        TableSize(columns.name, columns.cardinality, columns.width, held * _bytes_per_row(columns.width, deep, copies))
-        for columns, held in zip(layout.categorical, own, strict=True)
+        TableSize(name, rows, width, own(rows) * _bytes_per_row(width, deep, copies))
+        for name, rows, width, _ in layout.tables
     ]
     if options.has_wide_part:
-        sizes.append(TableSize("wide", sum(rows), outputs, sum(own) * _bytes_per_row(outputs, wide, copies)))
+        rows = [table.rows for table in layout.wide_tables(outputs)]
+        held = sum(map(own, rows)) * _bytes_per_row(outputs, wide, copies)
+        sizes.append(TableSize("wide", sum(rows), outputs, held))
     return sizes
 
 

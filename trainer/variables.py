@@ -15,7 +15,8 @@ class TableRows:
         first: number of the table's first row.
         rows: number of the table's rows, over all workers.
         rank, workers: position of this worker among the workers that share the rows, and their number.
-        feature: name of the feature whose ids are the table's rows.
+        key: what the table has in common with its optimizer state and with all others of which a step looks up and
+            changes the same rows; "" if it is not needed.
     """
 
     variable: tf.Variable
@@ -23,7 +24,7 @@ class TableRows:
     rows: int
     rank: int = 0
     workers: int = 1
-    feature: str = ""
+    key: str = ""
 
     @property
     def is_sharded(self) -> bool:

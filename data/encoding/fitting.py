@@ -198,9 +198,9 @@ def fitter_of(
         return None
     column, is_list = raw.reading, spec.readings[raw.reading].is_list
     if isinstance(rule, VocabularyRule):
-        return VocabularyFitter(column, rule, is_list, scratch)
+        return VocabularyFitter(column, _also_counted(raw, spec), rule, is_list, scratch)
     if isinstance(rule, QuantilesRule):
-        return QuantileFitter(column, rule.number, is_list, scratch)
+        return QuantileFitter(column, _also_counted(raw, spec), rule.number, is_list, scratch)
     if isinstance(rule, NumberRule):
         return NumberFitter(column, rule.steps, is_list, scratch)
     if isinstance(rule, KeepRule) and raw.feature.name in spec.channels.get(NUMERICAL, ()):
@@ -209,6 +209,16 @@ def fitter_of(
         return TargetFitter(column, rule, RowDraws.of(spec), finished(rule.label))
     encoder = _given_encoder(raw, column, is_list)
     return None if encoder is None else GivenFitter(encoder)
+
+
+def _also_counted(raw: RawFeature, spec: RawSpec) -> tuple[str, ...]:
+    """Return the columns of other features on whose values the encoder of a feature is fitted, too."""
+    columns = dict.fromkeys(
+        other.reading
+        for other in spec.features.values()
+        if other.rule == SharedVocabularyRule(raw.feature.name, is_counted=True)
+    )
+    return tuple(column for column in columns if column is not None and column != raw.reading)
 
 
 def shared_encoder(raw: RawFeature, spec: RawSpec, encoder: Encoder) -> Encoder:
@@ -272,18 +282,20 @@ class VocabularyFitter(CountingFitter):
 
     Attributes:
         column: staged column to count.
+        others: further columns to count.
         rule: which values get an id of their own.
         is_list: whether the column holds lists, whose items are counted.
         scratch: where counts go that do not fit into memory.
     """
 
     column: str
+    others: tuple[str, ...]
     rule: VocabularyRule
     is_list: bool
     scratch: Scratch
 
     def part(self, table: pa.Table) -> KeyCounts:
-        return KeyCounts.of(self.column, _items(table, self.column))
+        return KeyCounts.of(self.column, _items(table, self.column, *self.others))
 
     def finish(self, state: KeyCounts) -> Vocabulary:
         values, counts = state.frequent(self.rule.min_count, self.rule.max_size)
@@ -336,18 +348,20 @@ class QuantileFitter(Fitter):
 
     Attributes:
         column: staged column of numbers.
+        others: further columns whose values count.
         number: number of intervals.
         is_list: whether the column holds lists.
         scratch: where values go that do not fit into memory.
     """
 
     column: str
+    others: tuple[str, ...]
     number: int
     is_list: bool
     scratch: Scratch
 
     def part(self, table: pa.Table) -> SortedRuns:
-        numbers = as_numbers(self.column, _items(table, self.column))
+        numbers = as_numbers(self.column, _items(table, self.column, *self.others))
         return SortedRuns.of(numbers[~np.isnan(numbers)])
 
     def merge(self, states: Sequence[SortedRuns]) -> SortedRuns:
@@ -656,10 +670,13 @@ def _without_each_fold(parts: np.ndarray) -> np.ndarray:
     return np.hstack([everything - parts, everything])
 
 
-def _items(table: pa.Table, column: str) -> pa.Array:
-    """Return the values of a column, or the items of its lists."""
-    values: Any = as_arrow(table.column(column))
-    return values.flatten() if pa.types.is_nested(values.type) else values
+def _items(table: pa.Table, *columns: str) -> pa.Array:
+    """Return the values of columns, or the items of their lists, one column after the other."""
+    found: list[Any] = []
+    for column in columns:
+        values: Any = as_arrow(table.column(column))
+        found.append(values.flatten() if pa.types.is_nested(values.type) else values)
+    return found[0] if len(found) == 1 else pa.concat_arrays([values.cast(found[0].type) for values in found])
 
 
 def _require_values(column: str, count: int) -> None:

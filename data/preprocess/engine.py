@@ -326,8 +326,8 @@ class _Writer:
         features = encoded_features(self._workflow.encoders, self._hotness)
         for name, feature in features.items():
             stated = spec.features[name].feature if name in spec.features else None
-            if stated is not None and stated.embedding_dim:
-                features[name] = replace(feature, embedding_dim=stated.embedding_dim)
+            if stated is not None:
+                features[name] = replace(feature, embedding_dim=stated.embedding_dim, table=stated.table)
         for name in spec.channels.get(LABEL, ()):
             features[name] = replace(spec.features[name].feature, dtype="float32")
         for name in spec.channels.get(MAP, ()):

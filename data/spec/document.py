@@ -111,6 +111,7 @@ class _FeatureKeys(TypedDict, total=False):
     cardinality: PositiveInteger
     max_hotness: PositiveInteger
     embedding_dim: Width
+    table: Name
     null_id: Id
     unseen_id: Id
     oov_buckets: PositiveInteger

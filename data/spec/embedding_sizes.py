@@ -23,8 +23,9 @@ def embedding_dims(
     """Returns the embedding width of every categorical feature, one-hot then multi-hot, in channel order.
 
     A width comes from the first of these sources that has the feature: `sizes_file` (JSON, {feature: width}),
-    `embedding_dim` in the specification, `embedding_sizes.json` in the specification's folder, `default_dim`. Names
-    that are not in the specification are ignored (see `unused_widths`).
+    `embedding_dim` in the specification, `embedding_sizes.json` in the specification's folder, `default_dim`. A width
+    that is given for one of the features that share a table is that of all of them. Names that are not in the
+    specification are ignored (see `unused_widths`).
 
     Args:
         spec: a valid specification.
@@ -32,8 +33,8 @@ def embedding_dims(
         allow_outside_paths: whether `embedding_sizes.json` may be a link that leads out of the folder.
 
     Raises:
-        DataError: A file cannot be read, a width is not an integer in [1, 4096], or `sizes_file` names none of the
-            categorical features.
+        DataError: A file cannot be read, a width is not an integer in [1, 4096], `sizes_file` names none of the
+            categorical features, or features that share a table are given different widths.
     """
     features = spec.onehot + spec.multihot
     explicit = read_sizes(Path(sizes_file)) if sizes_file is not None else {}
@@ -44,11 +45,21 @@ def embedding_dims(
             f"{sizes_file}: names none of the categorical features; {widths}, and the features are {there_are}"
         )
     default_file = _read_default_file(spec, allow_outside_paths)
-    dims = {}
+    given: dict[str, tuple[int, str]] = {}  # table -> its width, and the feature that it was given for
     for feature in features:
-        stated = explicit.get(feature.name) or feature.embedding_dim or default_file.get(feature.name)
-        dims[feature.name] = stated or default_dim(feature.cardinality or 1)
-    return dims
+        width = explicit.get(feature.name) or feature.embedding_dim or default_file.get(feature.name)
+        table = feature.table or feature.name
+        if width is not None and given.setdefault(table, (width, feature.name))[0] != width:
+            other, name = given[table]
+            raise DataError(
+                f"{sizes_file or spec.folder / SIZES_FILE}: {feature.name!r} has width {width} and {name!r} {other}, "
+                f"but they share the table {table!r}; give both the same width, or one of them none"
+            )
+    default = (None, "")
+    return {
+        feature.name: given.get(feature.table or feature.name, default)[0] or default_dim(feature.cardinality or 1)
+        for feature in features
+    }
 
 
 def unused_widths(

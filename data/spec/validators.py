@@ -140,6 +140,23 @@ def check_reserved_ids(parts: Parts) -> Iterator[Problem]:
                 yield Problem(_feature_path(name, key), message)
 
 
+def check_tables(parts: Parts) -> Iterator[Problem]:
+    """Checks that features with the same embedding table have the same ids and state no different widths.
+
+    The table of a feature that states none is called like the feature.
+    """
+    first: dict[str, Feature] = {}
+    for feature in parts.in_channels(*CATEGORICAL_CHANNELS):
+        other = first.setdefault(feature.table or feature.name, feature)
+        for key in ("cardinality", "embedding_dim"):
+            ours, theirs = getattr(feature, key), getattr(other, key)
+            if ours is not None and theirs is not None and ours != theirs:
+                message = (
+                    f"is {ours}, and {theirs} for {other.name!r}, which has the same table; write the same for both"
+                )
+                yield Problem(_feature_path(feature, key), message)
+
+
 def check_unseen_values(parts: Parts) -> Iterator[Problem]:
     """Checks that a number for unseen values comes with the feature whose ids are unseen with it, and vice versa.
 
@@ -415,6 +432,7 @@ RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
     check_map,
     check_keys_of_inputs,
     check_reserved_ids,
+    check_tables,
     check_unseen_values,
     check_keys_of_labels,
     check_tasks,

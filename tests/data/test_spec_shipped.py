@@ -24,7 +24,7 @@ PUBLIC = {
     "no_onehot.yaml": (0, 3, 13),
 }
 OWN = {"column_groups.yaml", "multiclass.yaml", "sample_weight.yaml", "three_tasks.yaml", "tiny.yaml"}
-OWN |= {"two_labels.yaml", "with_map.yaml"}
+OWN |= {"shared_table.yaml", "two_labels.yaml", "with_map.yaml"}
 
 
 def read(name: str) -> FeatureSpec:

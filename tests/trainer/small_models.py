@@ -23,12 +23,14 @@ from trainer.tasks.task import Task
 
 DEEP_RATE, WIDE_RATE = 0.01, 0.02
 
-# user and tags are large beside a batch (their rows are collected), day is small (summed whole).
+# user and tags are large beside a batch (their rows are collected), day is small (summed whole). user and friends share
+# a table.
 LAYOUT = InputSchema(
     categorical=(
         CategoricalInput("user", 0, 1, False, 500, 8),
         CategoricalInput("day", 1, 1, False, 7, 4),
         CategoricalInput("tags", 2, 3, True, 90, 6),
+        CategoricalInput("friends", 5, 2, True, 500, 8, "user"),
     ),
     numerical=("age", "price"),
 )
@@ -112,11 +114,12 @@ def make_batches(count: int, rows: int = 16, *, tasks: int = 1, seed: int = 0) -
     for _ in range(count):
         user, day = rng.zipf(1.3, rows) % 500, rng.integers(0, 7, rows)
         tags = np.where(rng.random((rows, 3)) < 0.3, -1, rng.integers(0, 90, (rows, 3)))
+        friends = np.where(rng.random((rows, 2)) < 0.3, -1, rng.zipf(1.3, (rows, 2)) % 500)
         numerical = rng.normal(size=(rows, 2))
         labels = np.stack([(numerical[:, 0] + task + (day < 3) > 1) for task in range(tasks)], axis=1)
         batches.append(
             Rows(
-                ids=tf.constant(np.column_stack([user, day, tags]), tf.int32),
+                ids=tf.constant(np.column_stack([user, day, tags, friends]), tf.int32),
                 numerical=tf.constant(numerical, tf.float32),
                 labels=tf.constant(labels, tf.float32),
                 weights=tf.ones(rows),

@@ -233,8 +233,8 @@ def test_rows_of_all_workers_are_found(workers, looked_up):
 
     union = set().union(*looked_up)
     for found in run_workers(workers, work):
-        assert found["f0"].tolist() == sorted(row for row in union if row < 13)
-        assert found["f1"].tolist() == sorted(row - 13 for row in union if row >= 13)
+        assert found["both/f0"].tolist() == sorted(row for row in union if row < 13)
+        assert found["both/f1"].tolist() == sorted(row - 13 for row in union if row >= 13)
 
 
 @pytest.mark.parametrize(("saved_by", "restored_by"), [(1, 2), (3, 1), (2, 3)])
@@ -357,8 +357,8 @@ def test_a_difference_has_to_be_much_smaller(tmp_path):
         touched.clear()
         touched.add([np.arange(rows)])
         table = SimpleNamespace(shape=(1 << 20, width), dtype=tf.float32)
-        return checkpoints.rows_to_save(TrainState({"t": TableRows(table, 0, 1 << 20, feature="f0")}), Position(0, 5))
+        return checkpoints.rows_to_save(TrainState({"t": TableRows(table, 0, 1 << 20, key="large/f0")}), Position(0, 5))
 
-    assert chosen(17, 1000)["f0"].tolist() == list(range(1000))  # of 68 MiB
+    assert chosen(17, 1000)["large/f0"].tolist() == list(range(1000))  # of 68 MiB
     assert chosen(16, 1000) is None  # of 64 MiB
     assert chosen(200, 1 << 18) is not None and chosen(200, 1 << 19) is None

@@ -64,7 +64,7 @@ def test_tables_with_their_state_take_what_is_computed(name):
             options = options_of("--model", name, "--optimizer", rule, *wide)
             model = make_model(model=name, wide_part=bool(wide), tasks=TASKS)
             training = make_training(options, model, SingleWorker(), steps_per_epoch=1)
-            names = [f"deep.{columns.name}" for columns in LAYOUT.categorical]
+            names = [f"deep.{table.name}" for table in LAYOUT.tables]
             names += ["wide"] if model.wide_weights else []
             sizes = table_sizes(options.model, LAYOUT, 6, rule=rule)
             assert [size.bytes for size in sizes] == [bytes_of(training.state, name) for name in names], (rule, wide)

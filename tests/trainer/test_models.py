@@ -34,18 +34,19 @@ def test_logits_equal_the_formula_row_by_row(combiner):
     weights = {
         name.split("/", 1)[1]: weight.numpy().astype(np.float64) for name, weight in model.weights_by_name.items()
     }
-    user, day, wide_tags = (weights[f"wide.{name}"][:, 0] for name in ("user", "day", "tags"))
+    user, day, wide_tags, wide_friends = (weights[f"wide.{feature.name}"][:, 0] for feature in LAYOUT.categorical)
     for ids, numbers, logit in zip(batch.ids.numpy(), batch.numerical.numpy(), logits[:, 0], strict=True):
-        tags = [tag for tag in ids[2:] if tag >= 0]
-        pooled = sum((weights["deep.tags"][tag] for tag in tags), np.zeros(6))
-        if combiner == "mean" and tags:
-            pooled = pooled / len(tags)
-        # The deep input is ordered by width: day has 4 columns, tags 6, and user 8.
-        x = np.concatenate([weights["deep.day"][ids[1]], pooled, weights["deep.user"][ids[0]], numbers])
+        tags, friends = ([number for number in own if number >= 0] for own in (ids[2:5], ids[5:]))
+        of_tags = sum((weights["deep.tags"][tag] for tag in tags), np.zeros(6))
+        of_friends = sum((weights["deep.user"][friend] for friend in friends), np.zeros(8))  # the same table
+        if combiner == "mean":
+            of_tags, of_friends = of_tags / max(len(tags), 1), of_friends / max(len(friends), 1)
+        # The deep input is ordered by width: day has 4 columns, tags 6, and user and friends 8.
+        x = np.concatenate([weights["deep.day"][ids[1]], of_tags, weights["deep.user"][ids[0]], of_friends, numbers])
         for layer in ("hidden/layer_1", "hidden/layer_2"):
             x = np.maximum(x @ weights[f"{layer}/kernel"] + weights[f"{layer}/bias"], 0)
         deep = x @ weights["head/kernel"] + weights["head/bias"]
-        linear = user[ids[0]] + day[ids[1]] + sum(wide_tags[tag] for tag in tags)
+        linear = user[ids[0]] + day[ids[1]] + wide_tags[tags].sum() + wide_friends[friends].sum()
         linear += numbers @ weights["wide_numerical"] + weights["wide_bias"]
         np.testing.assert_allclose(logit, (deep + linear).item(), rtol=1e-4, atol=1e-5)
 

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer.local_workers import run_workers
-from tests.trainer.small_models import make_batches, make_model, make_step, run, run_eagerly
+from tests.trainer.small_models import LAYOUT, make_batches, make_model, make_step, run, run_eagerly
 from tests.trainer.test_step import differences, part
 from trainer.models.layers import MLP, DenseConfig, Gates, mix
 from trainer.models.multitask import ExpertOptions, levels_of
@@ -161,8 +161,12 @@ def test_wide_part_adds_a_linear_model(batches):
     for variable in wide.embeddings.wide_variables:
         variable.assign(random_input(*variable.shape))
     tables = wide.embeddings.tables()
-    user, day, tags = (tables[f"embeddings/wide.{name}"].numpy() for name in ("user", "day", "tags"))
-    linear = [user[row[0]] + day[row[1]] + sum(tags[tag] for tag in row[2:] if tag >= 0) for row in batch.ids.numpy()]
+    user, day, tags, friends = (tables[f"embeddings/wide.{feature.name}"].numpy() for feature in LAYOUT.categorical)
+    linear = [
+        user[row[0]] + day[row[1]] + sum(values[number] for values, own in lists for number in own if number >= 0)
+        for row in batch.ids.numpy()
+        for lists in [((tags, row[2:5]), (friends, row[5:]))]
+    ]
     difference = wide(batch.ids, batch.numerical) - plain(batch.ids, batch.numerical)
     np.testing.assert_allclose(difference, linear, atol=1e-5)
     assert not plain.embeddings.wide_variables and not plain.wide_weights

@@ -26,6 +26,7 @@ class FeatureEntry:
         width: embedding width of a categorical feature.
         max_hotness: maximum number of ids per row of a multi-hot feature. No weight depends on it, but the ids that
             training sees do.
+        table: embedding table of a categorical feature, if it is not called like the feature.
     """
 
     name: str
@@ -33,6 +34,7 @@ class FeatureEntry:
     cardinality: int | None = None
     width: int | None = None
     max_hotness: int | None = None
+    table: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class ModelSchema:
                 spec.features[name].cardinality,
                 widths.get(name),
                 (spec.features[name].max_hotness or 1) if channel == MULTIHOT else None,
+                spec.features[name].table if spec.features[name].table != name else None,
             )
             for channel in INPUT_CHANNELS
             for name in spec.channels[channel]
@@ -137,7 +140,7 @@ def _describe(entry: FeatureEntry | TaskEntry, ignoring: Collection[str]) -> str
     if isinstance(entry, TaskEntry):
         classes = f" of {entry.classes} classes" if entry.classes else ""
         return f"{entry.task}{classes}, given {entry.given or 'none'}"
-    numbers = [field.name for field in fields(entry)[2:] if field.name not in ignoring]
+    properties = [field.name for field in fields(entry)[2:] if field.name not in ignoring]
     return ", ".join(
-        [entry.channel, *(f"{name} {value}" for name in numbers if (value := getattr(entry, name)) is not None)]
+        [entry.channel, *(f"{name} {value}" for name in properties if (value := getattr(entry, name)) is not None)]
     )

@@ -16,7 +16,7 @@ from trainer.comm import Comm, SingleWorker
 from trainer.logging.progress import byte_progress
 from trainer.variables import TableRows, assign_rows, rows_of
 
-# Feature -> ascending numbers of some rows of its tables, [n] int64.
+# Key of tables (see `TableRows`) -> ascending numbers of some of their rows, [n] int64.
 ChosenRows: TypeAlias = Mapping[str, np.ndarray]
 
 
@@ -44,7 +44,7 @@ class TrainState:
     @property
     def row_numbers(self) -> dict[str, str]:
         """Name of each table -> name of the array with the numbers of its rows, if only some of them are saved."""
-        return {name: _row_numbers(table.feature) for name, table in self.tables.items()}
+        return {name: _row_numbers(table.key) for name, table in self.tables.items()}
 
     @property
     def sharded(self) -> dict[str, TableRows]:
@@ -76,7 +76,7 @@ class TrainState:
         table = self.variables[name]
         if chosen is not None and isinstance(table, TableRows):
             for start, stop in row_ranges(_shape(table, chosen), _dtype(table)):
-                yield table.take(chosen[table.feature][start:stop])
+                yield table.take(chosen[table.key][start:stop])
             return
         variable, rows = _rows_in(table)
         if rows is None:
@@ -136,7 +136,7 @@ class TrainState:
                 own, owners = table.own(start, stop), self._owners(table, np.arange(start, stop))
                 mine = rows_of(table.variable, own.start, own.stop)
             else:
-                numbers = chosen[table.feature][start:stop]
+                numbers = chosen[table.key][start:stop]
                 mine, owners = table.take(numbers), self._owners(table, numbers)
             # [stop - start, ...], grouped by worker; a stable sort by owner maps that order back to the table's.
             received = self.comm.gather_rows(mine.numpy())
@@ -178,8 +178,8 @@ class TrainState:
         return (table.first + numbers) % self.comm.size
 
 
-def _row_numbers(feature: str) -> str:
-    return f"row_numbers/{feature}"
+def _row_numbers(key: str) -> str:
+    return f"row_numbers/{key}"
 
 
 def _rows_in(variable: tf.Variable | TableRows) -> tuple[tf.Variable, slice | None]:
@@ -194,7 +194,7 @@ def _shape(variable: tf.Variable | TableRows, chosen: ChosenRows | None) -> tupl
     shape = tuple(variable.shape)
     if chosen is None or not isinstance(variable, TableRows):
         return shape
-    return len(chosen[variable.feature]), *shape[1:]
+    return len(chosen[variable.key]), *shape[1:]
 
 
 def _check_shapes(shapes: Mapping[str, tuple[int, ...]], checkpoint: ChecksummedDir) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from trainer.embeddings import SMALLEST_SHARDED
-from trainer.layout import CategoricalInput
+from trainer.layout import InputSchema, Table
 
 # How the gradients of a group of tables are summed.
 # whole: a dense gradient of all rows, on every worker.
@@ -42,9 +42,9 @@ class Traffic(NamedTuple):
     lookups: int
 
 
-def traffic_of(features: Iterable[CategoricalInput], global_batch_size: int) -> list[Traffic]:
-    """Return the use of the features' tables in a step over `global_batch_size` rows."""
-    return [Traffic(feature.cardinality, global_batch_size * feature.hotness) for feature in features]
+def traffic_of(tables: Iterable[Table], global_batch_size: int) -> list[Traffic]:
+    """Return the use of tables in a step over `global_batch_size` rows."""
+    return [Traffic(table.rows, global_batch_size * table.hotness) for table in tables]
 
 
 def cheaper_exchange(tables: Sequence[Traffic], width: int, *, workers: int) -> Literal["whole", "rows"]:
@@ -64,24 +64,22 @@ def cheaper_exchange(tables: Sequence[Traffic], width: int, *, workers: int) -> 
     return "whole" if whole <= rows else "rows"
 
 
-def shards_are_cheaper(
-    features: Sequence[CategoricalInput], outputs: int, *, global_batch_size: int, workers: int
-) -> bool:
+def shards_are_cheaper(layout: InputSchema, outputs: int, *, global_batch_size: int, workers: int) -> bool:
     """Return whether sharding the large tables takes less than every worker's updating all of their rows.
 
     Args:
-        features: the features, with a table each.
-        outputs: number of wide weights per row; 0 without a wide part.
+        layout: layout of the features.
+        outputs: number of wide weights for each id of a feature; 0 without a wide part.
         global_batch_size: rows per step over all workers.
         workers: number of workers.
     """
-    large = [feature for feature in features if feature.cardinality >= SMALLEST_SHARDED]
     replicated = sharded = 0.0
-    for feature in large:
-        (table,) = traffic_of([feature], global_batch_size)
-        for width in (feature.width, outputs):
-            replicated += min(_cost_whole(table, width, workers), _cost_rows(table, width, workers))
-            sharded += _cost_shards(table, width, workers)
+    for table in (*layout.tables, *layout.wide_tables(outputs)):
+        if table.rows >= SMALLEST_SHARDED:
+            (traffic,) = traffic_of([table], global_batch_size)
+            whole, rows = (cost(traffic, table.width, workers) for cost in (_cost_whole, _cost_rows))
+            replicated += min(whole, rows)
+            sharded += _cost_shards(traffic, table.width, workers)
     return workers > 1 and sharded + COLLECTIVES_OF_SHARDS < replicated
 
 

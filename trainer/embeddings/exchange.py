@@ -31,7 +31,7 @@ def plan_exchange(
         if embeddings.is_sharded(group):
             plan[variable.path] = "shards"
         elif choice == "auto":
-            tables = traffic_of(group.features, global_batch_size)
+            tables = traffic_of(group.tables, global_batch_size)
             plan[variable.path] = cheaper_exchange(tables, variable.shape[1], workers=workers)
         else:
             plan[variable.path] = choice

@@ -1,14 +1,14 @@
 """Groups of embedding tables that share their variables, and what a batch looks up in them."""
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from trainer.layout import CategoricalInput, InputSchema
+from trainer.layout import CategoricalInput, InputSchema, Table, tables_of
 
 Array = TypeVar("Array")  # a NumPy array, or a tensor once it is on the device
 
@@ -44,7 +44,7 @@ class TableGroup:
     Few large operations take less time than many small ones: a step looks up, sums and updates rows once per group.
 
     Attributes:
-        features: the features, with a table each.
+        features: the features that look up the tables. Features that share a table are in the same group.
         name: name of the group, distinct in the model.
     """
 
@@ -56,10 +56,25 @@ class TableGroup:
         """Width of the embeddings."""
         return self.features[0].width
 
+    @cached_property
+    def tables(self) -> tuple[Table, ...]:
+        """The tables, in the order of their rows."""
+        return tables_of(self.features)
+
     @property
     def rows(self) -> int:
         """Number of rows of all tables together, over all workers."""
-        return sum(feature.cardinality for feature in self.features)
+        return sum(table.rows for table in self.tables)
+
+    @property
+    def shares_tables(self) -> bool:
+        """Whether several features look up the same table."""
+        return len(self.tables) < len(self.features)
+
+    def with_table_per_feature(self) -> "TableGroup":
+        """Returns the group in which no features share a table."""
+        features = tuple(replace(feature, table=feature.name) for feature in self.features)
+        return TableGroup(features, f"{self.name}.per_feature")
 
     @property
     def has_lists(self) -> bool:
@@ -76,9 +91,14 @@ class TableGroup:
         return (rows, len(self.features)) if self.has_lists else (0, 0)
 
     @cached_property
-    def first_rows(self) -> tuple[int, ...]:
-        """The row of each feature's id 0."""
-        return tuple(np.cumsum([0, *(feature.cardinality for feature in self.features[:-1])]).tolist())
+    def first_rows(self) -> dict[str, int]:
+        """Name of each table -> its first row, that of id 0."""
+        ends = np.cumsum([table.rows for table in self.tables]).tolist()
+        return {table.name: first for table, first in zip(self.tables, [0, *ends], strict=False)}
+
+    def key_of(self, table: str) -> str:
+        """Returns the key of a table's rows (see `TableRows`)."""
+        return f"{self.name}/{table}"
 
     @cached_property
     def columns(self) -> np.ndarray:
@@ -94,7 +114,8 @@ class TableGroup:
     @cached_property
     def column_rows(self) -> np.ndarray:
         """[columns] int64, the row of id 0 for each column."""
-        return np.repeat(self.first_rows, [feature.hotness for feature in self.features])
+        first = [self.first_rows[feature.table] for feature in self.features]
+        return np.repeat(first, [feature.hotness for feature in self.features])
 
 
 def group_tables(layout: InputSchema, large: int) -> tuple[TableGroup, ...]:

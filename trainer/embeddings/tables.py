@@ -47,11 +47,12 @@ class Pooled(NamedTuple):
 
 
 class EmbeddingTables(keras.layers.Layer):
-    """A deep table per categorical feature and, for a wide part, the weights of its ids.
+    """A deep table for each categorical feature, or for several, and for a wide part the weights of each feature's ids.
 
     Deep tables are initialized as Glorot normal for their own shape (or with a given deviation), wide weights with
-    zeros. Tables of one width share a variable (see `TableGroup`), and wide weights have the rows of the deep tables,
-    so that both are looked up and updated by the same distinct rows.
+    zeros. Tables of one width share a variable (see `TableGroup`). Wide weights have the rows of the deep tables, so
+    that both are looked up and updated by the same distinct rows, unless features share these tables: the weights of
+    each feature are its own, and are then looked up by themselves.
 
     Args:
         layout: layout of the features.
@@ -63,9 +64,10 @@ class EmbeddingTables(keras.layers.Layer):
         restored: whether a checkpoint overwrites the tables, which then have no initial values.
 
     Attributes:
-        groups: the groups of tables. Their order is that of the deep input.
-        deep_variables: this worker's rows of each group.
-        wide_variables: this worker's rows of each group's wide weights; none without a wide part.
+        groups: the groups of tables whose rows a step looks up: the deep ones, in the order of the deep input, and then
+            those of wide weights that do not have the rows of the deep tables.
+        deep_variables: this worker's rows of each deep group.
+        wide_variables: this worker's rows of the wide weights, likewise; none without a wide part.
     """
 
     def __init__(
@@ -81,20 +83,18 @@ class EmbeddingTables(keras.layers.Layer):
     ):
         super().__init__(name="embeddings", dtype="float32")
         self.layout, self.combiner, self.shards = layout, combiner, shards
-        self.groups = group_tables(layout, shards.smallest if shards else SMALLEST_SHARDED)
+        deep = group_tables(layout, shards.smallest if shards else SMALLEST_SHARDED)
+        wide = [group.with_table_per_feature() if group.shares_tables else group for group in deep] if outputs else []
+        self.groups = (*deep, *(group for group in wide if group not in deep))
+        self._wide_groups = [self.groups.index(group) for group in wide]
         self._finders = [LookupFinder(group, is_sharded=self.is_sharded(group)) for group in self.groups]
-        self.deep_variables = [self._variable("deep", group, group.width, overwritten=True) for group in self.groups]
-        self.wide_variables = []
-        if outputs:
-            self.wide_variables = [
-                self._variable("wide", group, outputs, overwritten=restored) for group in self.groups
-            ]
+        self.deep_variables = [self._variable("deep", group, group.width, overwritten=True) for group in deep]
+        self.wide_variables = [self._variable("wide", group, outputs, overwritten=restored) for group in wide]
         if not restored:
-            seeds = {feature.name: seed_of(seed, feature.name) for feature in layout.categorical}
             draw_tables(
                 [
-                    NormalTable(table, init_std, seeds[name])
-                    for group, variable in zip(self.groups, self.deep_variables, strict=True)
+                    NormalTable(table, init_std, seed_of(seed, name))
+                    for group, variable in zip(deep, self.deep_variables, strict=True)
                     for name, table in self._rows_of(group, variable.value).items()
                 ]
             )
@@ -104,15 +104,15 @@ class EmbeddingTables(keras.layers.Layer):
 
     def is_sharded(self, group: TableGroup) -> bool:
         """Returns whether this worker holds only a part of the group's rows."""
-        return self.shards is not None and self.shards.holds_part_of(group.features[0].cardinality)
+        return self.shards is not None and self.shards.holds_part_of(group.tables[0].rows)
 
     @property
     def group_variables(self) -> list[tuple[int, keras.Variable]]:
         """Every deep variable, then every wide one, each with the index of its group."""
-        return [*enumerate(self.deep_variables), *enumerate(self.wide_variables)]
+        return [*enumerate(self.deep_variables), *zip(self._wide_groups, self.wide_variables, strict=True)]
 
     def tables(self) -> dict[str, TableRows]:
-        """Returns all tables by name: embeddings/deep.FEATURE and embeddings/wide.FEATURE."""
+        """Returns all tables by name: embeddings/deep.TABLE and embeddings/wide.FEATURE."""
         found: dict[str, TableRows] = {}
         for _, variable in self.group_variables:
             found |= self.split(variable.path, {"": variable.value})
@@ -126,7 +126,7 @@ class EmbeddingTables(keras.layers.Layer):
             variables: suffix of the name -> variable.
 
         Returns:
-            embeddings/deep.FEATURE + suffix (or wide) -> the feature's rows.
+            embeddings/deep.TABLE + suffix (or wide.FEATURE) -> its rows.
         """
         [group] = [self.groups[index] for index, variable in self.group_variables if variable.path == path]
         part = path.removesuffix(f".{group.name}")
@@ -137,10 +137,10 @@ class EmbeddingTables(keras.layers.Layer):
         }
 
     def _rows_of(self, group: TableGroup, variable: tf.Variable) -> dict[str, TableRows]:
-        """Returns each feature's rows in a variable that has the rows of a group."""
+        """Returns each table's rows in a variable that has the rows of a group."""
         return {
-            feature.name: TableRows(variable, first, feature.cardinality, *self._holders(group), feature.name)
-            for feature, first in zip(group.features, group.first_rows, strict=True)
+            name: TableRows(variable, group.first_rows[name], rows, *self._holders(group), group.key_of(name))
+            for name, rows, *_ in group.tables
         }
 
     # Lookup and pooling
@@ -170,31 +170,30 @@ class EmbeddingTables(keras.layers.Layer):
             # One call for all sharded tables: the number of collectives does not depend on how many there are.
             for n, fetched in zip(sharded, self.shards.fetch([variables[n] for n in sharded], rows), strict=True):
                 variables[n] = fetched
-        return EmbeddingRows(tuple(variables[: len(self.groups)]), tuple(variables[len(self.groups) :]))
+        deep = len(self.deep_variables)
+        return EmbeddingRows(tuple(variables[:deep]), tuple(variables[deep:]))
 
     def pool(self, sources: EmbeddingRows, lookups: Sequence[Lookups]) -> Pooled:
         """Pools the rows of each slot: a slot without ids gets zeros."""
-        deep = [self._sum_slots(*each) for each in zip(self.groups, sources.deep, lookups, strict=True)]
-        if self.combiner == "mean":
-            deep = [self._per_id(*each) for each in zip(self.groups, deep, lookups, strict=True)]
-        wide = [
-            tf.reduce_sum(self._sum_slots(*each), axis=1)
-            for each in zip(self.groups, sources.wide, lookups, strict=bool(sources.wide))
+        deep = [
+            self._sum_slots(self.groups[index], source, lookups[index]) for index, source in enumerate(sources.deep)
         ]
-        return Pooled(tuple(deep), (tf.add_n(wide),) if wide else ())
+        wide = [
+            tf.reduce_sum(self._sum_slots(self.groups[index], source, lookups[index]), axis=1)
+            for index, source in zip(self._wide_groups, sources.wide, strict=True)
+        ]
+        return Pooled(self._combined(deep, lookups), (tf.add_n(wide),) if wide else ())
 
     def spread(self, gradients: Pooled, lookups: Sequence[Lookups]) -> EmbeddingRows:
         """Returns the gradients of the rows from those of the pooled embeddings: the transpose of `pool`."""
-        deep = list(gradients.deep)
-        if self.combiner == "mean":
-            deep = [self._per_id(*each) for each in zip(self.groups, deep, lookups, strict=True)]
-        of_deep = [_sum_rows(*each) for each in zip(deep, lookups, strict=True)]
+        deep = self._combined(gradients.deep, lookups)
+        of_deep = [_sum_rows(slots, lookups[index]) for index, slots in enumerate(deep)]
         of_wide = []
         for gradient in gradients.wide:
-            for group, found in zip(self.groups, lookups, strict=True):
+            for index in self._wide_groups:
                 batch, outputs = tf.shape(gradient)[0], gradient.shape[1]
-                slots = tf.broadcast_to(gradient[:, tf.newaxis], [batch, len(group.features), outputs])
-                of_wide.append(_sum_rows(slots, found))
+                slots = tf.broadcast_to(gradient[:, tf.newaxis], [batch, len(self.groups[index].features), outputs])
+                of_wide.append(_sum_rows(slots, lookups[index]))
         return EmbeddingRows(tuple(of_deep), tuple(of_wide))
 
     def pool_padded(self, ids: tf.Tensor) -> Pooled:
@@ -203,19 +202,17 @@ class EmbeddingTables(keras.layers.Layer):
         Args:
             ids: [batch, id columns] int32 or int64; padding is below 0.
         """
-        ids = tf.cast(ids, tf.int64)
-        deep, wide = [], []
-        for index, group in enumerate(self.groups):
-            if self.is_sharded(group):
-                raise ValueError("padded ids cannot be looked up in sharded tables")
-            own = tf.concat([ids[:, feature.start : feature.stop] for feature in group.features], axis=1)
-            # An id outside of its table must fail, not read the next table of the group.
-            rows = tf.where(own < group.column_sizes, tf.maximum(own, 0) + group.column_rows, group.rows)
-            present = tf.cast(own >= 0, tf.float32)[:, :, tf.newaxis]
-            deep.append(self._pool_columns(group, tf.gather(self.deep_variables[index].value, rows), present))
-            if self.wide_variables:
-                weights = tf.gather(self.wide_variables[index].value, rows)  # [batch, columns, outputs]
-                wide.append(tf.reduce_sum(weights * present, axis=1))
+        found = [_padded_rows(group, tf.cast(ids, tf.int64)) for group in self.groups]
+        if any(self.is_sharded(group) for group in self.groups):
+            raise ValueError("padded ids cannot be looked up in sharded tables")
+        deep = []
+        for index, variable in enumerate(self.deep_variables):
+            rows, present = found[index]
+            deep.append(self._pool_columns(self.groups[index], tf.gather(variable.value, rows), present))
+        wide = []
+        for index, variable in zip(self._wide_groups, self.wide_variables, strict=True):
+            rows, present = found[index]
+            wide.append(tf.reduce_sum(tf.gather(variable.value, rows) * present, axis=1))
         return Pooled(tuple(deep), (tf.add_n(wide),) if wide else ())
 
     def _pool_columns(self, group: TableGroup, rows: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
@@ -243,9 +240,17 @@ class EmbeddingTables(keras.layers.Layer):
             per_id = tf.pad(sums, [[0, count - tf.shape(sums)[0]], [0, 0]])
         return tf.reshape(per_id, [-1, features, source.shape[1]])
 
-    def _per_id(self, group: TableGroup, slots: tf.Tensor, lookups: Lookups) -> tf.Tensor:
-        """Divides the values of slots [batch, features, width] by their numbers of ids."""
-        return tf.math.divide_no_nan(slots, lookups.counts[:, :, tf.newaxis]) if group.has_lists else slots
+    def _combined(self, slots: Sequence[tf.Tensor], lookups: Sequence[Lookups]) -> tuple[tf.Tensor, ...]:
+        """Divides sums of deep rows, [batch, features, width] per group, by their numbers of ids if the mean is asked.
+
+        The same is the way back, from the gradients of the means to those of the rows.
+        """
+        return tuple(
+            tf.math.divide_no_nan(values, lookups[index].counts[:, :, tf.newaxis])
+            if self.combiner == "mean" and self.groups[index].has_lists
+            else values
+            for index, values in enumerate(slots)
+        )
 
     # Creation
 
@@ -263,6 +268,18 @@ class EmbeddingTables(keras.layers.Layer):
     def _holders(self, group: TableGroup) -> tuple[int, int]:
         """Returns this worker's position among the workers that share a group's rows, and their number."""
         return (self.shards.rank, self.shards.workers) if self.shards and self.is_sharded(group) else (0, 1)
+
+
+def _padded_rows(group: TableGroup, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the rows that padded ids [batch, id columns] int64 look up in a group, and which of them are not padding.
+
+    Returns:
+        Row numbers [batch, columns] int64, and 1 or 0 for each, [batch, columns, 1] float32.
+    """
+    own = tf.concat([ids[:, feature.start : feature.stop] for feature in group.features], axis=1)
+    # An id outside of its table must fail, not read the next table of the group.
+    rows = tf.where(own < group.column_sizes, tf.maximum(own, 0) + group.column_rows, group.rows)
+    return rows, tf.cast(own >= 0, tf.float32)[:, :, tf.newaxis]
 
 
 def _sum_segments(values: tf.Tensor, segments: tf.Tensor, count: tf.Tensor) -> tf.Tensor:

@@ -37,13 +37,13 @@ class TouchedRows:
         """Returns the rows that any worker has marked. A collective.
 
         Returns:
-            Feature -> ascending numbers of the rows of its tables, [n] int64.
+            Key of tables (see `TableRows`) -> ascending numbers of their rows, [n] int64.
         """
         found = {}
         for group, marks in zip(self._groups, self._marks, strict=True):
             bits = np.bitwise_or.reduce(comm.gather_rows(np.packbits(marks)[np.newaxis]))  # [workers, bytes] -> [bytes]
             numbers = np.flatnonzero(np.unpackbits(bits, count=group.rows))
-            ends = np.searchsorted(numbers, [*group.first_rows, group.rows]).tolist()
-            for index, (feature, first) in enumerate(zip(group.features, group.first_rows, strict=True)):
-                found[feature.name] = numbers[ends[index] : ends[index + 1]] - first
+            ends = np.searchsorted(numbers, [*group.first_rows.values(), group.rows]).tolist()
+            for index, (table, first) in enumerate(group.first_rows.items()):
+                found[group.key_of(table)] = numbers[ends[index] : ends[index + 1]] - first
         return found

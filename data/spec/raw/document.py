@@ -320,6 +320,7 @@ class RawFeatureKeys(TypedDict, total=False):
     count: Annotated[CountKeys, expects("a mapping with of, by, order and window")]
     cardinality: PositiveInteger
     embedding_dim: Width
+    table: Name
     task: Annotated[TaskType, expects_one_of(TaskType)]
     loss_weight: Weight
     positive_weight: Weight

@@ -1,7 +1,7 @@
 """The features of a raw specification: their encodings, what they are read from, and what fits together."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple, cast
 
@@ -37,6 +37,7 @@ from data.spec.raw.spec import (
     KeepRule,
     LabelMapRule,
     NumberRule,
+    QuantilesRule,
     RawFeature,
     RawType,
     Reading,
@@ -44,6 +45,7 @@ from data.spec.raw.spec import (
     SharedVocabularyRule,
     TargetRule,
     ThresholdRule,
+    VocabularyRule,
 )
 from data.spec.raw.values import MICROSECOND
 from data.spec.validators import (
@@ -53,6 +55,7 @@ from data.spec.validators import (
     check_keys_of_labels,
     check_map,
     check_sample_spaces,
+    check_tables,
     check_tasks,
 )
 
@@ -64,8 +67,9 @@ FEATURE_RULES = (
     check_tasks,
     check_sample_spaces,
     check_joint_names,
+    check_tables,
 )
-_ENCODED_KEYS = ("cardinality", "embedding_dim", "max_hotness", *LABEL_KEYS)
+_ENCODED_KEYS = ("cardinality", "embedding_dim", "table", "max_hotness", *LABEL_KEYS)
 _READING_KEYS = ("column", "dtype", "format", "unit", "separator")
 _LIST_KEYS = ("max_hotness", "separator", "keep")
 
@@ -124,6 +128,7 @@ class RawFeatures:
         for name, keys in self.parts.features.items():
             if ("feature_spec", name) in self.parts.incomplete or not self._find_rule(name, keys):
                 self.columns.unknown.add(name)
+        self._share_tables()
         self._find_added()
         encoded = self.encoded_parts()
         for rule in FEATURE_RULES:
@@ -170,6 +175,30 @@ class RawFeatures:
                 return False
         self.columns.rules[name] = self.rules[name] = rule
         return True
+
+    def _share_tables(self) -> None:
+        """Gives the features of an embedding table one encoder, fitted on the values of all of them.
+
+        It is that of the first feature that states an encoding. The items of histories are not counted: they are values
+        of a column of the log, once more for every later row.
+        """
+        tables: dict[str, list[str]] = {}
+        for name, keys in self.parts.features.items():
+            channel = self.channel_of.get(name)
+            if name in self.rules and (channel in CATEGORICAL_CHANNELS or (channel is None and "table" in keys)):
+                tables.setdefault(keys.get("table", name), []).append(name)
+        for table, members in tables.items():
+            owners = [name for name in members if _can_share(self.rules[name])]
+            owner = next((name for name in owners if "encode" in self.parts.features[name]), "".join(owners[:1]))
+            for name in members if owner else ():
+                keys, rule = self.parts.features[name], self.rules[name]
+                if name == owner or isinstance(rule, SharedVocabularyRule):
+                    continue
+                if rule != self.rules[owner] and "encode" in keys:
+                    message = f"differs from that of {owner!r}, which has the same table {table!r}; remove one of them"
+                    self.problems.append(Problem(feature_path(name, "encode"), message))
+                elif "encode" not in keys or isinstance(rule, VocabularyRule | QuantilesRule):
+                    self.columns.rules[name] = self.rules[name] = SharedVocabularyRule(owner, "history" not in keys)
 
     def _find_added(self) -> None:
         """Finds the features that rules add, and checks that their names are new."""
@@ -263,8 +292,9 @@ class RawFeatures:
         elif "cardinality" in keys and not isinstance(rule, IdentityRule) and channel != LABEL:
             message = "is only for `encode: identity` and labels; other encodings find it: remove it"
             yield Problem(feature_path(name, "cardinality"), message)
-        if "embedding_dim" in keys and not (channel in CATEGORICAL_CHANNELS or isinstance(rule, ID_RULES)):
-            yield Problem(feature_path(name, "embedding_dim"), "is only for categorical features; remove it")
+        for key in ("embedding_dim", "table"):
+            if key in keys and not (channel in CATEGORICAL_CHANNELS or isinstance(rule, ID_RULES)):
+                yield Problem(feature_path(name, key), "is only for categorical features; remove it")
 
     def _check_times(self, name: str, keys: RawFeatureKeys) -> Iterator[Problem]:
         stated = [key for key in ("format", "unit") if key in keys]
@@ -336,7 +366,7 @@ class RawFeatures:
                 message = f"{shown(target)} has no encoder of ids of one column; name one with a vocabulary"
                 self.problems.append(Problem(path, message))
             else:
-                self.rules[name] = SharedVocabularyRule(target)
+                self.rules[name] = replace(rule, feature=target)
 
     def _check_crosses(self) -> None:
         for name, rule in self.rules.items():

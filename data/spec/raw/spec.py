@@ -104,13 +104,15 @@ class CrossRule:
 
 @dataclass(frozen=True)
 class SharedVocabularyRule:
-    """The encoder of another feature: `vocabulary_of: FEATURE`; each feature keeps a table of its own.
+    """The encoder of another feature: `vocabulary_of: FEATURE`, or that of the features with the same `table`.
 
     Attributes:
         feature: name of the feature whose encoder is used, the end of a chain: it has an encoding of ids of its own.
+        is_counted: whether the encoder is fitted on the values of this feature, too.
     """
 
     feature: str
+    is_counted: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,15 @@ LARGE = 20
 
 @st.composite
 def layouts(draw: st.DrawFn) -> InputSchema:
-    """Features with one id or a list, of a few widths, small and large."""
-    features, start = [], 0
+    """Features with one id or a list, of a few widths, small and large, some of which share a table."""
+    features, start = list[CategoricalInput](), 0
     for index in range(draw(st.integers(1, 6))):
         hotness = draw(st.integers(1, 4))
         multihot = hotness > 1 or draw(st.booleans())
         cardinality, width = draw(st.sampled_from([1, 7, LARGE, 50])), draw(st.sampled_from([1, 2, 3]))
-        features.append(CategoricalInput(f"f{index}", start, hotness, multihot, cardinality, width))
+        shared = draw(st.sampled_from([None, *features]))
+        size = (cardinality, width) if shared is None else (shared.cardinality, shared.width, shared.table)
+        features.append(CategoricalInput(f"f{index}", start, hotness, multihot, *size))
         start += hotness
     return InputSchema(tuple(features), ())
 
@@ -59,7 +61,7 @@ def pooled_by_hand(tables: EmbeddingTables, ids: np.ndarray) -> tuple[dict[str, 
             present = [number for number in own if number >= 0]
             for number in present:
                 share = 1 / len(present) if tables.combiner == "mean" else 1
-                deep[feature.name][row] += share * values[f"deep.{feature.name}"][number]
+                deep[feature.name][row] += share * values[f"deep.{feature.table}"][number]
                 wide[row] += values[f"wide.{feature.name}"][number]
     return deep, wide
 
@@ -72,7 +74,7 @@ def test_pooling_equals_loops_over_ids(layout, rows, combiner, seed):
     lookups = tf.nest.map_structure(tf.constant, tables.lookups(ids))
     for pooled in (tables.pool(tables.sources(lookups), lookups), tables.pool_padded(tf.constant(ids))):
         np.testing.assert_allclose(pooled.wide[0], wide, atol=1e-5)
-        for group, found in zip(tables.groups, pooled.deep, strict=True):
+        for group, found in zip(tables.groups, pooled.deep, strict=False):
             expected = np.stack([deep[feature.name] for feature in group.features], axis=1)
             np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -125,8 +127,20 @@ def test_groups_hold_every_table_once(layout):
         assert {(f.width, f.cardinality >= LARGE) for f in group.features} == {
             (group.width, group.features[0].cardinality >= LARGE)
         }
-        ends = [first + f.cardinality for first, f in zip(group.first_rows, group.features, strict=True)]
-        assert [0, *ends] == [*group.first_rows, group.rows]
+        assert {f.table: f.cardinality for f in group.features} == {table.name: table.rows for table in group.tables}
+        ends = [first + table.rows for first, table in zip(group.first_rows.values(), group.tables, strict=True)]
+        assert [0, *ends] == [*group.first_rows.values(), group.rows]
+        apart = group.with_table_per_feature()
+        assert apart.rows == sum(f.cardinality for f in group.features) and not apart.shares_tables
+
+
+def test_features_that_share_a_table_have_wide_weights_of_their_own():
+    item, clicked = CategoricalInput("item", 0, 1, False, 6, 3), CategoricalInput("clicked", 1, 2, True, 6, 3, "item")
+    tables = make(InputSchema((item, clicked), ()), "sum")
+    shapes = {name.removeprefix("embeddings/"): table.shape for name, table in tables.tables().items()}
+    assert shapes == {"deep.item": (6, 3), "wide.item": (6, 2), "wide.clicked": (6, 2)}
+    deep, wide = tables.lookups(np.int32([[5, 5, 1], [0, 5, -1]]))
+    assert sorted(deep.rows) == [0, 1, 5] and sorted(wide.rows) == [0, 5, 6 + 1, 6 + 5]
 
 
 def test_a_slot_without_ids_costs_nothing():
