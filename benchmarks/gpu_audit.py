@@ -99,7 +99,10 @@ LIMITS = (
     Limit("operations without a GPU kernel", "no_gpu_kernel", 0),
     Limit("per-row host operations", "per_row", 0),
     Limit("host syncs, one worker", "syncs", 1, {"workers": 1}),
+    Limit("host syncs, two workers", "syncs", 2, {"workers": 2, "tables": "whole"}),
     Limit("host syncs, two workers, sparse exchange", "syncs", 3, {"workers": 2, "tables": "rows"}),
+    Limit("host syncs, two workers, sharded tables", "syncs", 3, {"workers": 2, "tables": "sharded"}),
+    Limit("host syncs in an evaluation", "syncs", 0, {"part": EVALUATION}),
     *(
         Limit(
             f"launches, Outbrain's columns, --xla, --table_exchange {tables}",
@@ -176,18 +179,12 @@ def as_if_on_gpu() -> Iterator[None]:
 
 def one_of(workers: int) -> "Comm":
     """Return the collectives of one of several workers whose steps are traced, but never run."""
-    import tensorflow as tf
-
     from trainer.comm import HorovodWorkers, SingleWorker
 
     class TracedWorkers(HorovodWorkers):
         def __init__(self) -> None:
             super().__init__()
             self.rank, self.size = 0, workers
-
-        def exchange_values(self, values: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
-            """Exchanges values in a graph; building a model with sharded tables runs it once without one."""
-            return values if tf.executing_eagerly() else super().exchange_values(values, counts)
 
     return SingleWorker() if workers == 1 else TracedWorkers()
 

@@ -17,6 +17,7 @@ from data.errors import DataError
 from trainer.process.worker_env import WorkerEnv
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 # The node, operation and source file names around the text of a TensorFlow error.
 _WHERE_RAISED = re.compile(r"^\s*(\{\{[^}]*\}\}\s*|\[/[^\]]*\]\s*)+|\s*\[Op:[^\]]*\]\s*$")
@@ -175,7 +176,9 @@ class HorovodWorkers:
         """Sends values to their workers with an all-to-all."""
         with tf.device("/CPU:0"):  # Horovod reads the counts on the host and would copy them there otherwise
             counts = tf.identity(counts)
-        return self._hvd.alltoall(values, splits=counts)[0]
+        received, received_counts = self._hvd.alltoall(values, splits=counts)
+        received_counts.set_shape(counts.shape)  # Horovod leaves it open
+        return received
 
     @staticmethod
     def _on_host(collective: Callable[[tf.Tensor], tf.Tensor], array: np.ndarray) -> np.ndarray:
@@ -198,11 +201,11 @@ def differentiable_sum(comm: Comm, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
     return list(summed(*tensors))
 
 
-def timed(collectives: Callable[[T], T], inputs: T) -> tuple[T, tf.Tensor]:
+def timed(collectives: Callable[[T], R], inputs: T) -> tuple[R, tf.Tensor]:
     """Run collectives and measure the seconds from when all inputs are ready until all results are.
 
     Args:
-        collectives: function of a structure of tensors that returns a structure of the same type.
+        collectives: function of a structure of tensors that returns one.
         inputs: its argument.
 
     Returns:

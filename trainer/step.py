@@ -10,21 +10,23 @@ from data.errors import DataError
 from data.loading.batch import PAD, Batch
 from trainer.comm import Comm, differentiable_sum, sees_clock, timed
 from trainer.config import TrainingOptions
-from trainer.embeddings.exchange import plan_exchange, sum_sparse
+from trainer.embeddings.exchange import SparseExchange, plan_exchange
 from trainer.embeddings.groups import Lookups
+from trainer.embeddings.shards import Routes
 from trainer.embeddings.tables import Pooled
 from trainer.models.ranking import RankingModel
 from trainer.models.step_context import StepContext
 from trainer.models.weights import kernels, named
 from trainer.optimizers.loss_scale import LossScale
 from trainer.optimizers.optimizer import Gradient, Optimizer
-from trainer.process.device import compiles_passes
+from trainer.process.device import compiles_passes, on_gpu
 from trainer.tasks.group import GroupTask
 from trainer.tasks.loss_weighting import LossWeighting
 from trainer.tasks.losses import joint_labels, joint_logits, row_weights, task_losses
 from trainer.tasks.task import Task, restrict_to_sample_space
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class StepInput(NamedTuple):
@@ -92,12 +94,14 @@ class Gradients(NamedTuple):
         per_task: one [tasks, values] float32 tensor, the flattened gradients of each task's loss with respect to the
             shared weights; empty if the loss weighting does not need them.
         moments: new values of the moving moments of batch normalization, identical on all workers.
+        routes: where the rows of sharded tables have come from.
     """
 
     losses: tf.Tensor
     by_name: dict[str, Gradient]
     per_task: list[tf.Tensor]
     moments: list[tf.Tensor]
+    routes: Routes
 
 
 class StepResult(NamedTuple):
@@ -106,8 +110,9 @@ class StepResult(NamedTuple):
     Attributes:
         losses: mean loss of each task over the global batch, [tasks] float32.
         control_flags: sums of the workers' control flags, [flags] float32.
-        waited: seconds that this worker has spent in collectives, scalar float64; 0 for a single worker, and under
-            deterministic TensorFlow, which does not allow clocks in a graph.
+        waited: seconds that this worker has spent in collectives, scalar float64: on a GPU, in the first one, and on a
+            CPU, in that one and in the exchange of gradients. 0 for a single worker, and under deterministic
+            TensorFlow, which does not allow clocks in a graph.
     """
 
     losses: tf.Tensor
@@ -188,9 +193,12 @@ class TrainStep:
         self._exchange_plan = plan_exchange(
             model.embeddings, options.global_batch_size, comm.size, options.table_exchange
         )
+        self._sparse = SparseExchange(model.embeddings, self._exchange_plan, comm)
         self._allreduce_dtype = tf.float16 if options.fp16_allreduce else tf.float32
         self._seed, self._xla, self._clip_norm = options.seed, options.xla, options.clip_norm
-        self._measures_waiting = comm.size > 1 and sees_clock()
+        # On a GPU, a clock makes the host wait. Only the wait for late workers, at the start of a step, is worth that.
+        self._times_start = comm.size > 1 and sees_clock()
+        self._times_exchange = self._times_start and not on_gpu()
         # Without AutoGraph: no Python control flow depends on tensors, and tracing is faster.
         self._differentiated = tf.function(
             self._differentiate, autograph=False, jit_compile=compiles_passes(options.xla)
@@ -211,11 +219,11 @@ class TrainStep:
         with tf.name_scope("compute"):
             # The losses are means over the global batch, so their denominators are summed before the forward pass.
             # The workers' shares of a loss then add up to its mean even where labels are missing or a batch is short.
-            counts = [self.row_counts(batch), control_flags]
-            (row_counts, control_flags), waited = self._timed(self.comm.sum_tensors, counts)
+            counted, waited = _timed(self._sum_counts, (batch, control_flags), measure=self._times_start)
+            row_counts, control_flags = counted
             gradients = self.forward_backward(batch, step, row_counts)
         with tf.name_scope("exchange"):
-            gradients, exchanged = self._timed(self.exchange, gradients)
+            gradients, exchanged = _timed(self.exchange, gradients, measure=self._times_exchange)
         with tf.name_scope("update"):
             self.update(gradients, step)
         return StepResult(gradients.losses, control_flags, waited + exchanged)
@@ -223,6 +231,11 @@ class TrainStep:
     def __call__(self, batch: StepInput, step: tf.Tensor) -> tf.Tensor:
         """Calls `run` without control flags and returns the losses, [tasks] float32."""
         return self.run(batch, step, tf.zeros(1)).losses
+
+    def _sum_counts(self, inputs: tuple[StepInput, tf.Tensor]) -> list[tf.Tensor]:
+        """Sums the row counts of a batch, and control flags, over the workers. A collective."""
+        batch, control_flags = inputs
+        return self.comm.sum_tensors([self.row_counts(batch), control_flags])
 
     def row_counts(self, batch: StepInput) -> tf.Tensor:
         """Returns the weight of this worker's rows that count for each task, then that of all, [tasks + 1] float32."""
@@ -238,7 +251,8 @@ class TrainStep:
             row_counts: `row_counts` of all workers' batches, summed.
         """
         embeddings, lookups = self.model.embeddings, batch.lookups
-        pooled = self.model.embed(lookups)
+        routes = embeddings.routes(lookups)
+        pooled = embeddings.pool(embeddings.sources(routes), lookups)
         # [2] int32, a different one for every worker and step: resuming needs no saved random state.
         dropout_seed = tf.stack([tf.constant((self._seed * 1_000_003 + self.comm.rank) % 2**31), step * 64])
         factors, scale = self.weighting.factors(step), tf.convert_to_tensor(self.loss_scale.scale)
@@ -251,7 +265,7 @@ class TrainStep:
                 if self._exchange_plan[variable.path] == "whole"
                 else tf.IndexedSlices(values, numbers)  # [n, width], [n]
             )
-        return gradients
+        return gradients._replace(routes=routes)
 
     def _differentiate(
         self,
@@ -292,6 +306,7 @@ class TrainStep:
             dict(zip(self._dense, weight_gradients, strict=True)),
             [tf.stack(flat)] if flat else [],
             [moments[variable.path] for variable in self.model.non_trainable_variables],
+            Routes({}, {}, {}),
         )
         return gradients, of_pooled
 
@@ -318,7 +333,7 @@ class TrainStep:
         losses, *per_task = self.comm.sum_tensors([gradients.losses, *gradients.per_task])
         sums = self.comm.sum_tensors([tf.cast(gradient, self._allreduce_dtype) for gradient in dense.values()])
         by_name = {name: tf.cast(gradient, tf.float32) for name, gradient in zip(dense, sums, strict=True)}
-        by_name |= sum_sparse(sparse, self._exchange_plan, self.model.embeddings.shards, self.comm)
+        by_name |= self._sparse.sum(sparse, gradients.routes)
         return gradients._replace(losses=losses, by_name=by_name, per_task=per_task)
 
     def update(self, gradients: Gradients, step: tf.Tensor) -> None:
@@ -377,12 +392,6 @@ class TrainStep:
             for (name, weight), piece in zip(self._shared.items(), pieces, strict=True)
         }
 
-    def _timed(self, collectives: Callable[[T], T], inputs: T) -> tuple[T, tf.Tensor]:
-        """Runs collectives; returns their results and the seconds that they took, scalar float64."""
-        if self._measures_waiting:
-            return timed(collectives, inputs)
-        return collectives(inputs), tf.constant(0.0, tf.float64)
-
 
 def shared_weights(model: RankingModel, weighting: LossWeighting) -> dict[str, tf.Variable]:
     """Return the weights, by name, for which the loss weighting needs each task's gradient.
@@ -408,6 +417,11 @@ def all_finite(gradients: Sequence[Gradient]) -> tf.Tensor:
     # TensorFlow sums numbers on all cores, and reduces booleans on one.
     broken = [tf.reduce_sum(tf.cast(~tf.math.is_finite(own), tf.float32)) for own in values]
     return tf.add_n(broken) == 0 if broken else tf.constant(True)
+
+
+def _timed(collectives: Callable[[T], R], inputs: T, *, measure: bool) -> tuple[R, tf.Tensor]:
+    """Run collectives; return their results and the seconds that they took, scalar float64, or 0 without measuring."""
+    return timed(collectives, inputs) if measure else (collectives(inputs), tf.constant(0.0, tf.float64))
 
 
 def _scaled(gradients: Gradients, factor: tf.Tensor) -> Gradients:

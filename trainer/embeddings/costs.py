@@ -117,5 +117,5 @@ def bytes_rows(rows: int, width: int, lookups: float, workers: int) -> float:
 
 
 def bytes_shards(rows: int, width: int, lookups: float, workers: int) -> float:
-    """Return the bytes that a worker sends to fetch rows and to deliver their gradients, each with int32 ids."""
-    return 2 * (workers - 1) / workers * (4 * width + 4) * expected_distinct(rows, lookups / workers)
+    """Return the bytes that a worker sends to ask for rows by int32 ids, to answer others, and to deliver gradients."""
+    return (workers - 1) / workers * (4 + 2 * 4 * width) * expected_distinct(rows, lookups / workers)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from trainer.comm import Comm
 from trainer.embeddings.costs import Exchange, cheaper_exchange, traffic_of
-from trainer.embeddings.shards import Shards
+from trainer.embeddings.shards import Routes
 from trainer.embeddings.tables import EmbeddingTables
 
 
@@ -38,46 +38,100 @@ def plan_exchange(
     return plan
 
 
-def sum_by_row(ids: tf.Tensor, gradients: tf.Tensor) -> tf.IndexedSlices:
-    """Sums the gradients of equal ids.
+class SparseExchange:
+    """Sums the sparse gradients of tables over the workers.
 
     Args:
-        ids: [n] int64.
-        gradients: [n, width] float32.
-
-    Returns:
-        The distinct ids [rows] and their gradients [rows, width].
-    """
-    distinct, positions = tf.unique(ids, out_idx=tf.int64)
-    return tf.IndexedSlices(tf.math.unsorted_segment_sum(gradients, positions, tf.size(distinct)), distinct)
-
-
-def sum_sparse(
-    gradients: Mapping[str, tf.IndexedSlices], plan: Mapping[str, Exchange], shards: Shards | None, comm: Comm
-) -> dict[str, tf.IndexedSlices]:
-    """Sums sparse gradients over the workers. A collective.
-
-    Args:
-        gradients: path of a group's variable -> gradient of this worker's rows, with distinct numbers of rows.
-        plan: how each is summed.
-        shards: how large tables are sharded.
+        embeddings: the tables.
+        plan: path of a group's variable -> how its gradient is summed.
         comm: collectives over the workers.
-
-    Returns:
-        Path of the variable -> gradient of the rows that this worker updates: all rows that any worker looked up or,
-        for a sharded group, those that this worker holds, numbered within its shard.
     """
-    replicated = {path: gradient for path, gradient in gradients.items() if plan[path] == "rows"}
-    sharded = {path: gradient for path, gradient in gradients.items() if plan[path] == "shards"}
-    summed = dict(replicated)
-    # The groups of a kind share their collectives, so that the number of these does not depend on that of the tables.
-    if replicated and comm.size > 1:
-        # Workers look up different numbers of rows, so rows are gathered and summed here instead of all-reduced.
-        ids = comm.gather_tensors([gradient.indices for gradient in replicated.values()])
-        values = comm.gather_tensors([gradient.values for gradient in replicated.values()])
-        summed = {path: sum_by_row(*pair) for path, *pair in zip(replicated, ids, values, strict=True)}
-    if sharded and shards is not None:
-        # Several workers may have sent gradients of the same row.
-        for path, (ids, values) in zip(sharded, shards.deliver(list(sharded.values())), strict=True):
-            summed[path] = sum_by_row(ids, values)
-    return {path: summed[path] for path in gradients}
+
+    def __init__(self, embeddings: EmbeddingTables, plan: Mapping[str, Exchange], comm: Comm):
+        self._plan, self._shards, self._comm = plan, embeddings.shards, comm
+        self._groups = {variable.path: index for index, variable in embeddings.group_variables}
+        rows = {
+            index: variable.shape[0]
+            for index, variable in embeddings.group_variables
+            if comm.size > 1 and plan[variable.path] != "whole"
+        }
+        # A number per row, of which a step only uses those that it has written before. With them, a GPU finds distinct
+        # rows without waiting for its own results; and they are small beside the tables.
+        self._numbers = {
+            index: tf.Variable(tf.raw_ops.Empty(shape=[count], dtype=tf.int64, init=False), trainable=False)
+            for index, count in rows.items()
+        }
+
+    def sum(self, gradients: Mapping[str, tf.IndexedSlices], routes: Routes) -> dict[str, tf.IndexedSlices]:
+        """Sums gradients over the workers. A collective.
+
+        Args:
+            gradients: path of a group's variable -> gradient of the distinct rows that this worker has looked up.
+            routes: where rows of sharded tables have come from.
+
+        Returns:
+            Path of the variable -> gradient of the distinct rows that this worker updates: all rows that any worker
+            looked up or, for a sharded group, those that this worker holds, numbered within its shard.
+        """
+        if self._comm.size == 1:
+            return dict(gradients)
+        replicated = {path: own for path, own in gradients.items() if self._plan[path] == "rows"}
+        sharded = [(path, own.values) for path, own in gradients.items() if self._plan[path] == "shards"]
+        rows = dict(routes.rows)
+        values: dict[str, tf.Tensor] = {}
+        # Groups of a kind share their collectives, so that the number of these does not depend on that of the tables.
+        if replicated:
+            # Workers look up different numbers of rows, so rows are gathered and summed here instead of all-reduced.
+            own_rows = {self._groups[path]: own.indices for path, own in replicated.items()}
+            rows |= zip(own_rows, self._comm.gather_tensors(list(own_rows.values())), strict=True)
+            gathered = self._comm.gather_tensors([own.values for own in replicated.values()])
+            values |= zip(replicated, gathered, strict=True)
+        if sharded and self._shards is not None:
+            delivered = self._shards.deliver([(self._groups[path], own) for path, own in sharded], routes)
+            values |= zip((path for path, _ in sharded), delivered, strict=True)
+        summed = self._sum_equal_rows(rows, values)
+        return {path: summed[path] for path in gradients}
+
+    def _sum_equal_rows(
+        self, rows: Mapping[int, tf.Tensor], values: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.IndexedSlices]:
+        """Sums the gradients of equal rows.
+
+        Args:
+            rows: number of a group -> rows [n] int64, of which several may be equal.
+            values: path of a variable -> the gradients of the rows of its group, [n, width] float32.
+        """
+        places = {index: self._places(index, own) for index, own in rows.items()}
+        # A GPU computes the numbers of distinct rows, for which the host waits once.
+        totals = tf.unstack(tf.cast(tf.stack([total for _, total in places.values()]), tf.int32)) if places else []
+        counts = dict(zip(places, totals, strict=True))
+        distinct = {}
+        for index, own in rows.items():
+            _scatter(self._numbers[index], places[index][0], own)
+            distinct[index] = tf.gather(self._numbers[index], _entries(own[: counts[index]]))
+        return {
+            path: tf.IndexedSlices(tf.math.unsorted_segment_sum(own, places[index][0], counts[index]), distinct[index])
+            for path, own in values.items()
+            for index in [self._groups[path]]
+        }
+
+    def _places(self, index: int, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Numbers the distinct ones among rows of a group.
+
+        Returns:
+            The number of each row, [n] int64, and how many numbers there are, scalar int64.
+        """
+        entries = _entries(rows)
+        _scatter(self._numbers[index], rows, entries)
+        last = tf.gather(self._numbers[index], rows)  # the last entry, or on a GPU any, that has the same row
+        is_last = tf.cast(last == entries, tf.int64)
+        return tf.gather(tf.cumsum(is_last, exclusive=True), last), tf.reduce_sum(is_last)
+
+
+def _entries(rows: tf.Tensor) -> tf.Tensor:
+    """Return 0, 1, ... for each of rows [n] int64. A GPU would wait for the limits of a tf.range of int64."""
+    return tf.cumsum(tf.ones_like(rows), exclusive=True)
+
+
+def _scatter(variable: tf.Variable, rows: tf.Tensor, values: tf.Tensor) -> None:
+    tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=rows, updates=values)

@@ -16,17 +16,18 @@ Array = TypeVar("Array")  # a NumPy array, or a tensor once it is on the device
 class Lookups(NamedTuple, Generic[Array]):
     """The ids of a batch that a group of tables looks up, without padding.
 
-    A slot is a feature of a row of the batch, numbered row by row: slot = row * features + feature. All arrays are
-    int64, which GPUs compute with on the device; TensorFlow keeps int32 in host memory.
+    A slot is a feature of a row of the batch, numbered row by row: slot = row * features + feature. Unless stated
+    otherwise, arrays are int64, which GPUs compute with on the device; TensorFlow keeps int32 in host memory.
 
     Attributes:
-        rows: [rows] distinct rows of the group that are read.
+        rows: [rows] distinct rows of the group that are read, sorted by the worker that holds them.
         sources: [ids] where each id's row is read, by slot: its number in the group's variable or, for a sharded group,
             its position in `rows`.
         slots: [ids] the slot of each id, ascending; empty if every slot has exactly one id.
         row_slots: [ids] the slots again, by position in `rows`: those whose gradients each row sums.
         row_positions: [ids] the position in `rows` that each of `row_slots` belongs to, ascending.
         counts: [batch, features] float32, the number of ids in each slot; [0, 0] if it is always 1.
+        per_holder: [workers] int32, how many of `rows` each worker holds; [1] if the group is not sharded.
     """
 
     rows: Array
@@ -35,6 +36,7 @@ class Lookups(NamedTuple, Generic[Array]):
     row_slots: Array
     row_positions: Array
     counts: Array
+    per_holder: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,11 +147,11 @@ class LookupFinder:
 
     Args:
         group: the tables.
-        is_sharded: whether the group's rows are fetched from several workers.
+        holders: number of workers that hold the group's rows: row r is on worker r % holders; 1 if it is not sharded.
     """
 
-    def __init__(self, group: TableGroup, *, is_sharded: bool):
-        self._group, self._is_sharded = group, is_sharded
+    def __init__(self, group: TableGroup, *, holders: int):
+        self._group, self._holders = group, holders
         # The last id of each row in the current batch. Finding distinct rows with it takes no hashing or sorting, and
         # it is small beside the tables.
         self._last_id = np.zeros(group.rows, np.int32)
@@ -163,9 +165,10 @@ class LookupFinder:
         if self._group.has_lists:
             return self._find_in_lists(own)
         rows = (np.maximum(own, 0) + self._group.column_rows).reshape(-1)  # [batch * features] int64
-        distinct, positions, order, row_positions = self._distinct(rows)
-        sources, none = positions if self._is_sharded else rows, np.empty(0, np.int64)
-        return Lookups(distinct, sources, none, order, row_positions, np.empty((0, 0), np.float32))
+        distinct, positions, per_holder = self._distinct(rows)
+        order, row_positions = _sorted_by(positions, len(distinct))
+        sources, none = positions if self._holders > 1 else rows, np.empty(0, np.int64)
+        return Lookups(distinct, sources, none, order, row_positions, np.empty((0, 0), np.float32), per_holder)
 
     def _find_in_lists(self, own: np.ndarray) -> Lookups[np.ndarray]:
         features = len(self._group.features)
@@ -174,21 +177,31 @@ class LookupFinder:
         slots = batch_rows * features + self._column_features[columns]
         rows = own.reshape(-1)[present] + self._group.column_rows[columns]
         counts = np.bincount(slots, minlength=len(own) * features).reshape(-1, features)
-        distinct, positions, order, row_positions = self._distinct(rows)
-        sources = positions if self._is_sharded else rows
-        return Lookups(distinct, sources, slots, slots[order], row_positions, counts.astype(np.float32))
+        distinct, positions, per_holder = self._distinct(rows)
+        order, row_positions = _sorted_by(positions, len(distinct))
+        sources = positions if self._holders > 1 else rows
+        return Lookups(distinct, sources, slots, slots[order], row_positions, counts.astype(np.float32), per_holder)
 
-    def _distinct(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Returns the distinct rows, each row's position among them, the order by position, and positions in order."""
+    def _distinct(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the distinct rows sorted by holder, each row's position among them, and their number per holder."""
         numbers = np.arange(len(rows), dtype=np.int32)
         with self._lock:
             self._last_id[rows] = numbers
             last = self._last_id[rows]
         is_last = last == numbers
         distinct = rows[is_last]
-        positions = (np.cumsum(is_last) - 1)[last]
-        order, per_row = _counting_sort(positions, len(distinct))
-        return distinct, positions, order, np.repeat(np.arange(len(distinct)), per_row)
+        places = np.cumsum(is_last) - 1  # of the distinct rows; what the others get is not used
+        if self._holders == 1:
+            return distinct, places[last], np.array([len(distinct)], np.int32)
+        order, per_holder = _counting_sort(distinct % self._holders, self._holders)
+        places[np.flatnonzero(is_last)[order]] = np.arange(len(distinct))
+        return distinct[order], places[last], per_holder.astype(np.int32)
+
+
+def _sorted_by(positions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the stable order of positions [n] in [0, count), and the positions in this order, both int64."""
+    order, per_position = _counting_sort(positions, count)
+    return order, np.repeat(np.arange(count), per_position)
 
 
 def _counting_sort(keys: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """Sharding of tables too large for one device: each worker holds some rows and fetches the others."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,18 +12,20 @@ from trainer.embeddings import SMALLEST_SHARDED
 ExchangeValues = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-class _Request(NamedTuple):
-    """Rows of a group of tables, sorted by the worker that holds them.
+class Routes(NamedTuple):
+    """The rows of sharded groups that travel between the workers in a step: all three are empty without such groups.
+
+    Keys are numbers of groups.
 
     Attributes:
-        ids: [rows] int64, distinct row numbers.
-        counts: [workers] int32, number of rows that each worker holds.
-        order: [rows] int32, position of each row before sorting.
+        fetched: [workers] int32, how many rows this worker looks up in the shard of each worker.
+        answered: [workers] int32, how many rows each worker looks up in this worker's shard.
+        rows: [n] int64, the rows that `answered` counts, in rank order and numbered within this worker's shard.
     """
 
-    ids: tf.Tensor
-    counts: tf.Tensor
-    order: tf.Tensor
+    fetched: Mapping[int, tf.Tensor]
+    answered: Mapping[int, tf.Tensor]
+    rows: Mapping[int, tf.Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Shards:
     """Sharding of large tables: row r of a group of tables is row r // workers on worker r % workers.
 
     Adjacent rows lie on different workers, which balances memory, and also work if ids are assigned by descending
-    frequency. All groups are exchanged together: a lookup takes three collectives and a delivery of gradients another
-    three, whatever the number of tables.
+    frequency. All groups are exchanged together: the routes take two collectives, the rows one and the gradients one,
+    whatever the number of tables. How many values travel is known on the host, which therefore never waits for a GPU.
 
     Attributes:
         rank: rank of this worker.
@@ -50,90 +52,87 @@ class Shards:
         """Returns whether a table with this number of rows is sharded."""
         return self.workers > 1 and rows >= self.smallest
 
-    def fetch(self, tables: Sequence[tf.Tensor], ids: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    def routes(self, rows: Mapping[int, tf.Tensor], per_holder: Mapping[int, tf.Tensor]) -> Routes:
+        """Tells the workers which of their rows this one looks up. A collective.
+
+        Args:
+            rows: number of a group -> the distinct rows that this worker looks up, sorted by holder, [n] int64.
+            per_holder: number of a group -> how many of them each worker holds, [workers] int32.
+        """
+        if not rows:
+            return Routes({}, {}, {})
+        answered = self._swap_counts(per_holder)
+        # int32 is half the bytes; as float32, because TensorFlow keeps int32 in host memory.
+        numbers = [tf.bitcast(tf.cast(own // self.workers, tf.int32), tf.float32) for own in rows.values()]
+        columns = [(index, own[:, tf.newaxis]) for index, own in zip(rows, numbers, strict=True)]
+        received = self._swap(columns, per_holder, answered)
+        own_rows = [tf.cast(tf.bitcast(tf.reshape(column, [-1]), tf.int32), tf.int64) for column in received]
+        return Routes(per_holder, answered, dict(zip(rows, own_rows, strict=True)))
+
+    def fetch(self, tables: Sequence[tuple[int, tf.Variable]], routes: Routes) -> list[tf.Tensor]:
         """Fetches rows from the workers that hold them. A collective.
 
         Args:
-            tables: this worker's rows of each group, [own rows, width].
-            ids: the distinct rows of each group to fetch, [n] int64.
+            tables: this worker's rows of tables, [own rows, width] float32, each with the number of its group.
+            routes: the rows to fetch.
 
         Returns:
-            The rows of each group, [n, width].
+            The rows of each table, [n, width], in the order in which `routes` was given them.
         """
-        if not tables:
-            return []
-        requests = [self._request(requested) for requested in ids]
-        incoming, incoming_counts = self._send_ids(requests)
-        # Rows of this worker that others have requested, in rank order of the requesting workers.
-        answers = [tf.gather(table, rows) for table, rows in zip(tables, incoming, strict=True)]
-        received = self._swap(answers, incoming_counts, tf.stack([request.counts for request in requests]))
-        # From sorted by holder back to the order of the request.
-        return [
-            tf.gather(rows, tf.math.invert_permutation(request.order))
-            for rows, request in zip(received, requests, strict=True)
-        ]
+        answers = [(index, tf.gather(table, routes.rows[index])) for index, table in tables]
+        return self._swap(answers, routes.answered, routes.fetched)
 
-    def deliver(self, gradients: Sequence[tf.IndexedSlices]) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    def deliver(self, gradients: Sequence[tuple[int, tf.Tensor]], routes: Routes) -> list[tf.Tensor]:
         """Sends gradients to the workers that hold their rows. A collective.
 
         Args:
-            gradients: for each group, the sparse gradient of distinct rows.
+            gradients: gradients of the rows that this worker has fetched, [n, width] float32, each with the number of
+                its group.
+            routes: the routes of the fetched rows.
 
         Returns:
-            For each group, rows of this worker's shard [n] and their gradients from all workers [n, width]. A row that
-            several workers have looked up occurs several times.
+            For each gradient, the gradients of `routes.rows` of its group, [n, width]. A row that several workers have
+            fetched occurs several times.
         """
-        if not gradients:
-            return []
-        requests = [self._request(gradient.indices) for gradient in gradients]
-        own, own_counts = self._send_ids(requests)
-        ordered = [
-            tf.gather(gradient.values, request.order) for gradient, request in zip(gradients, requests, strict=True)
-        ]
-        received = self._swap(ordered, tf.stack([request.counts for request in requests]), own_counts)
-        return list(zip(own, received, strict=True))
+        return self._swap(gradients, routes.fetched, routes.answered)
 
-    def _request(self, ids: tf.Tensor) -> _Request:
-        holders = ids % self.workers
-        order = tf.argsort(holders, stable=True)
-        counts = tf.math.bincount(tf.cast(holders, tf.int32), minlength=self.workers, maxlength=self.workers)
-        return _Request(tf.gather(ids, order), counts, order)
+    def _swap_counts(self, counts: Mapping[int, tf.Tensor]) -> dict[int, tf.Tensor]:
+        """Exchanges a number per group and worker; returns those received per group, [workers] int32."""
+        with tf.device("/CPU:0"):  # sizes of tensors have to be known on the host
+            by_worker = tf.stack(list(counts.values()), axis=1)  # [workers, groups]
+            received = self.exchange(tf.reshape(by_worker, [-1]), tf.constant([len(counts)] * self.workers))
+            received.set_shape([self.workers * len(counts)])
+            by_group = tf.unstack(tf.reshape(received, [self.workers, len(counts)]), axis=1)
+        return dict(zip(counts, by_group, strict=True))
 
-    def _send_ids(self, requests: list[_Request]) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Sends requests; returns this worker's rows that others request, and their numbers [tables, workers]."""
-        counts = tf.stack([request.counts for request in requests])  # [tables, workers]
-        # Sizes have to be known before the rows: every worker sends each other one a count per table.
-        sizes = tf.fill([self.workers], len(requests))
-        incoming = self.exchange(tf.reshape(tf.transpose(counts), [-1]), sizes)
-        incoming_counts = tf.transpose(tf.reshape(incoming, [self.workers, -1]))
-        # Numbers in the whole group become those in the shard; _swap takes matrices, hence [rows, 1].
-        # They are sent as int32, half the bytes.
-        ids = [tf.cast(request.ids[:, tf.newaxis] // self.workers, tf.int32) for request in requests]
-        received = self._swap(ids, counts, incoming_counts)
-        return [tf.cast(tf.reshape(rows, [-1]), tf.int64) for rows in received], incoming_counts
-
-    def _swap(self, tensors: list[tf.Tensor], sent: tf.Tensor, received: tf.Tensor) -> list[tf.Tensor]:
+    def _swap(
+        self,
+        tensors: Sequence[tuple[int, tf.Tensor]],
+        sent: Mapping[int, tf.Tensor],
+        received: Mapping[int, tf.Tensor],
+    ) -> list[tf.Tensor]:
         """Exchanges the rows of several tensors in a single collective.
 
         Args:
-            tensors: [rows, width] each, of one dtype; the rows for worker 0 first.
-            sent, received: [tensors, workers] int32, rows per receiver and per sender.
+            tensors: [rows, width] float32, each with the number of its group; the rows for worker 0 first.
+            sent, received: number of a group -> rows per receiver and per sender, [workers] int32.
 
         Returns:
             The received rows of each tensor in rank order, [rows, width].
         """
-        widths = [tensor.shape[1] for tensor in tensors]
-        column = tf.constant(widths, tf.int32)[:, tf.newaxis]
-        sent_values, received_values = sent * column, received * column
+        if not tensors:
+            return []
+        widths = [tensor.shape[1] for _, tensor in tensors]
+        sizes = [sent[index] * width for (index, _), width in zip(tensors, widths, strict=True)]
         pieces = [
-            tf.split(tf.reshape(tensor, [-1]), sent_values[index], num=self.workers)
-            for index, tensor in enumerate(tensors)
+            tf.split(tf.reshape(tensor, [-1]), own, num=self.workers)
+            for (_, tensor), own in zip(tensors, sizes, strict=True)
         ]
         # Flat values, by receiver and within it by tensor. Received values are ordered by sender in the same way.
         outgoing = tf.concat([own[worker] for worker in range(self.workers) for own in pieces], axis=0)
-        incoming = self.exchange(outgoing, tf.reduce_sum(sent_values, axis=0))
-        sizes = tf.reshape(tf.transpose(received_values), [-1])
-        parts = tf.split(incoming, sizes, num=self.workers * len(tensors))
+        incoming = self.exchange(outgoing, tf.add_n(sizes))
+        sizes = [received[index] * width for (index, _), width in zip(tensors, widths, strict=True)]
+        parts = tf.split(incoming, tf.reshape(tf.stack(sizes, axis=1), [-1]), num=self.workers * len(tensors))
         # Every len(tensors)-th part belongs to the same tensor.
         return [
             tf.reshape(tf.concat(parts[index :: len(tensors)], axis=0), [-1, width])

@@ -15,7 +15,7 @@ import tensorflow as tf
 from trainer.embeddings import SMALLEST_SHARDED
 from trainer.embeddings.groups import LookupFinder, Lookups, TableGroup, group_tables
 from trainer.embeddings.initialization import NormalTable, draw_tables
-from trainer.embeddings.shards import Shards
+from trainer.embeddings.shards import Routes, Shards
 from trainer.layout import InputSchema
 from trainer.process import device
 from trainer.seeds import seed_of
@@ -87,7 +87,7 @@ class EmbeddingTables(keras.layers.Layer):
         wide = [group.with_table_per_feature() if group.shares_tables else group for group in deep] if outputs else []
         self.groups = (*deep, *(group for group in wide if group not in deep))
         self._wide_groups = [self.groups.index(group) for group in wide]
-        self._finders = [LookupFinder(group, is_sharded=self.is_sharded(group)) for group in self.groups]
+        self._finders = [LookupFinder(group, holders=self._holders(group)[1]) for group in self.groups]
         self.deep_variables = [self._variable("deep", group, group.width, overwritten=True) for group in deep]
         self.wide_variables = [self._variable("wide", group, outputs, overwritten=restored) for group in wide]
         if not restored:
@@ -152,24 +152,39 @@ class EmbeddingTables(keras.layers.Layer):
             rows: number of rows of a batch; None if it varies.
         """
         numbers = tf.TensorSpec([None], tf.int64)
-        return tuple(
-            Lookups(numbers, numbers, numbers, numbers, numbers, tf.TensorSpec(group.counts_shape(rows), tf.float32))
-            for group in self.groups
-        )
+
+        def spec(group: TableGroup) -> Lookups[tf.TensorSpec]:
+            counts = tf.TensorSpec(group.counts_shape(rows), tf.float32)
+            per_holder = tf.TensorSpec(self._holders(group)[1:], tf.int32)
+            return Lookups(numbers, numbers, numbers, numbers, numbers, counts, per_holder)
+
+        return tuple(spec(group) for group in self.groups)
 
     def lookups(self, ids: np.ndarray) -> tuple[Lookups[np.ndarray], ...]:
         """Finds what each group looks up for ids [batch, id columns] int32, on the host; padding is below 0."""
         return tuple(finder.find(ids) for finder in self._finders)
 
-    def sources(self, lookups: Sequence[Lookups]) -> EmbeddingRows:
-        """Returns what the ids are looked up in. A collective if tables are sharded, whose rows it fetches."""
+    def routes(self, lookups: Sequence[Lookups]) -> Routes:
+        """Tells the workers that hold rows of sharded tables which of them this one looks up. A collective then."""
+        if self.shards is None:
+            return Routes({}, {}, {})
+        sharded = {n: found for n, found in enumerate(lookups) if self.is_sharded(self.groups[n])}
+        rows = {n: found.rows for n, found in sharded.items()}
+        return self.shards.routes(rows, {n: found.per_holder for n, found in sharded.items()})
+
+    def sources(self, routes: Routes) -> EmbeddingRows:
+        """Returns what the ids are looked up in. A collective if tables are sharded, whose rows it fetches.
+
+        Args:
+            routes: what `routes` returns for the lookups of the batch.
+        """
         variables = [variable.value for _, variable in self.group_variables]
         if self.shards is not None:
-            sharded = [n for n, (index, _) in enumerate(self.group_variables) if self.is_sharded(self.groups[index])]
-            rows = [lookups[self.group_variables[n][0]].rows for n in sharded]
+            sharded = [n for n, (index, _) in enumerate(self.group_variables) if index in routes.rows]
             # One call for all sharded tables: the number of collectives does not depend on how many there are.
-            for n, fetched in zip(sharded, self.shards.fetch([variables[n] for n in sharded], rows), strict=True):
-                variables[n] = fetched
+            fetched = self.shards.fetch([(self.group_variables[n][0], variables[n]) for n in sharded], routes)
+            for n, rows in zip(sharded, fetched, strict=True):
+                variables[n] = rows
         deep = len(self.deep_variables)
         return EmbeddingRows(tuple(variables[:deep]), tuple(variables[deep:]))
 

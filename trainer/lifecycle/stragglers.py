@@ -16,7 +16,7 @@ class Stragglers:
     """Compares the workers' own time per step, that is, the step time without the time spent in collectives.
 
     All workers finish a step together, so the total step time does not identify a slow worker: it is the one that never
-    waits in collectives. On GPUs the time in a collective is measured from its launch.
+    waits in collectives. On GPUs only the first collective of a step is timed, in which workers wait for a late one.
 
     Args:
         comm: communicator of the workers.

@@ -88,7 +88,7 @@ class RankingModel(keras.Model):
 
     def embed(self, lookups: Sequence[Lookups[tf.Tensor]]) -> Pooled:
         """Returns the embeddings of a batch. A collective if tables are sharded."""
-        return self.embeddings.pool(self.embeddings.sources(lookups), lookups)
+        return self.embeddings.pool(self.embeddings.sources(self.embeddings.routes(lookups)), lookups)
 
     def deep_input(self, embedded: Pooled, numerical: tf.Tensor) -> tf.Tensor:
         """Returns the input of the network, [batch, embedding width + numerical] float32."""

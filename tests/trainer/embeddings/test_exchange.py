@@ -1,9 +1,14 @@
 import numpy as np
 import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import make_model
 from trainer.embeddings.costs import Traffic, bytes_rows, bytes_shards, bytes_whole, cheaper_exchange, expected_distinct
-from trainer.embeddings.exchange import plan_exchange
+from trainer.embeddings.exchange import SparseExchange, plan_exchange
+from trainer.embeddings.shards import Shards
 
 
 def test_expected_distinct_rows_of_uniform_draws():
@@ -19,8 +24,8 @@ def test_bytes_of_ring_collectives():
     assert bytes_whole(1000, 8, 1) == bytes_rows(1000, 8, 10**6, 1) == 0
     # All rows of the table on every worker, with their int64 numbers, passed on by three of four.
     assert bytes_rows(1000, 8, 10**6, 4) == pytest.approx(3 * 1000 * (8 * 4 + 8))
-    # With shards: 3/4 of the rows lie elsewhere. Each is fetched and its gradient delivered, with an int32 number.
-    assert bytes_shards(1000, 8, 10**6, 4) == pytest.approx(2 * 750 * (8 * 4 + 4))
+    # With shards: 3/4 of the rows lie elsewhere. An int32 number asks for each, and then row and gradient are sent.
+    assert bytes_shards(1000, 8, 10**6, 4) == pytest.approx(750 * (4 + 2 * 8 * 4))
     assert bytes_shards(1000, 8, 10**6, 1) == 0
 
 
@@ -55,3 +60,55 @@ def test_plan_has_one_entry_per_variable():
     auto = plan_exchange(embeddings, 16, 2, "auto")
     assert [path.rpartition("/")[2] for path in auto] == names
     assert list(auto.values())[:3] == ["whole", "rows", "rows"]
+
+
+def draw_ids(rng: np.random.Generator) -> np.ndarray:
+    """A few rows or none of the ids of user, day and tags, which several workers draw."""
+    rows = int(rng.integers(0, 6))
+    columns = [(count * rng.random((rows, 1)) ** 4).astype(np.int32) for count in (500, 7, 90, 90, 90)]
+    return np.concatenate(columns, axis=1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 3), st.booleans(), st.integers(0, 2**32 - 1))
+def test_sparse_sums_equal_dense_sums(workers, sharded, seed):
+    """In several steps with different rows: none may use what another one has left behind."""
+    rng = np.random.default_rng(seed)
+    steps = [[draw_ids(rng) for _ in range(workers)] for _ in range(3)]
+
+    def work(comm):
+        """Returns for each step and variable the shape of its table, and (rows, values) before and after the sum."""
+        shards = Shards(comm.rank, comm.size, comm.exchange_values, smallest=50) if sharded else None
+        embeddings = make_model(shards=shards).embeddings
+        exchange = SparseExchange(embeddings, plan_exchange(embeddings, 16, workers, "rows"), comm)
+        own, results = np.random.default_rng([seed, comm.rank]), []
+        for ids in steps:
+            lookups = tf.nest.map_structure(tf.constant, embeddings.lookups(ids[comm.rank]))
+            gradients = {}
+            for index, variable in embeddings.group_variables:
+                rows = lookups[index].rows
+                values = own.normal(size=(len(rows), variable.shape[1]))
+                gradients[variable.path] = tf.IndexedSlices(tf.constant(values, tf.float32), rows)
+            summed = exchange.sum(gradients, embeddings.routes(lookups))
+            results.append([])
+            for index, variable in embeddings.group_variables:
+                group, before, after = embeddings.groups[index], gradients[variable.path], summed[variable.path]
+                rows = after.indices.numpy()
+                if embeddings.is_sharded(group):
+                    rows = rows * workers + comm.rank
+                given, found = (before.indices.numpy(), before.values.numpy()), (rows, after.values.numpy())
+                results[-1].append(((group.rows, variable.shape[1]), embeddings.is_sharded(group), given, found))
+        return results
+
+    for of_step in zip(*run_workers(workers, work), strict=True):
+        for of_variable in zip(*of_step, strict=True):
+            shape, is_sharded, _, _ = of_variable[0]
+            assert is_sharded == (sharded and shape[0] >= 50)
+            expected, used = np.zeros(shape), np.zeros(shape[0], bool)
+            for _, _, (rows, values), _ in of_variable:
+                np.add.at(expected, rows, values)
+                used[rows] = True
+            for rank, (_, _, _, (rows, values)) in enumerate(of_variable):
+                updated = used & (np.arange(shape[0]) % workers == rank) if is_sharded else used
+                assert sorted(rows) == np.flatnonzero(updated).tolist()
+                np.testing.assert_allclose(values, expected[rows], atol=1e-5)

@@ -5,7 +5,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.embeddings.groups import group_tables
+from trainer.embeddings.groups import LookupFinder, group_tables
 from trainer.embeddings.tables import EmbeddingTables, Pooled
 from trainer.layout import CategoricalInput, InputSchema
 from trainer.process import device
@@ -72,7 +72,7 @@ def test_pooling_equals_loops_over_ids(layout, rows, combiner, seed):
     tables, ids = make(layout, combiner), draw_ids(layout, rows, seed)
     deep, wide = pooled_by_hand(tables, ids)
     lookups = tf.nest.map_structure(tf.constant, tables.lookups(ids))
-    for pooled in (tables.pool(tables.sources(lookups), lookups), tables.pool_padded(tf.constant(ids))):
+    for pooled in (tables.pool(tables.sources(tables.routes(lookups)), lookups), tables.pool_padded(tf.constant(ids))):
         np.testing.assert_allclose(pooled.wide[0], wide, atol=1e-5)
         for group, found in zip(tables.groups, pooled.deep, strict=False):
             expected = np.stack([deep[feature.name] for feature in group.features], axis=1)
@@ -111,7 +111,7 @@ def test_a_gpu_sums_the_same(monkeypatch):
         monkeypatch.setattr(device, "on_gpu", lambda gpu=gpu: gpu)
         tables = make(layout, "mean")
         lookups = tf.nest.map_structure(tf.constant, tables.lookups(ids))
-        pooled = tables.pool(tables.sources(lookups), lookups)
+        pooled = tables.pool(tables.sources(tables.routes(lookups)), lookups)
         results.append([*pooled.deep, *pooled.wide, *(x for rows in tables.spread(pooled, lookups) for x in rows)])
     for first, second in zip(*results, strict=True):
         np.testing.assert_allclose(first, second, atol=1e-6)
@@ -151,6 +151,22 @@ def test_a_slot_without_ids_costs_nothing():
     assert sorted(found.rows) == [7, 9] and found.slots.tolist() == [2, 2, 2]
     assert found.counts.reshape(-1).tolist() == [0, 0, 3, 0, 0, 0]
     assert len(found.sources) == len(found.row_slots) == len(found.row_positions) == 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(layouts(), st.integers(0, 9), st.integers(1, 4), st.integers(0, 2**16))
+def test_rows_are_sorted_by_the_worker_that_holds_them(layout, rows, holders, seed):
+    ids = draw_ids(layout, rows, seed)
+    for group in group_tables(layout, LARGE):
+        found, alone = (LookupFinder(group, holders=own).find(ids) for own in (holders, 1))
+        assert sorted(found.rows) == sorted(alone.rows) and found.per_holder.dtype == np.int32
+        assert (found.rows % holders).tolist() == np.repeat(range(holders), found.per_holder).tolist()
+        # What each id looks up, and what each slot adds to a row's gradient, are the same.
+        sources = found.rows[found.sources] if holders > 1 else found.sources
+        np.testing.assert_array_equal(sources, alone.sources)
+        np.testing.assert_array_equal(found.slots, alone.slots)
+        pairs = [sorted(zip(own.rows[own.row_positions], own.row_slots, strict=True)) for own in (found, alone)]
+        assert pairs[0] == pairs[1] and np.all(np.diff(found.row_positions) >= 0)
 
 
 def test_tables_keep_their_values_in_a_group():

@@ -18,9 +18,10 @@ ROWS = (1, 5, 23)
 WIDTHS = (2, 1, 3)
 
 
-def requested_rows(rng: np.random.Generator, rows: int) -> np.ndarray:
-    """None, one or many distinct rows."""
-    return rng.permutation(rows)[: int(rng.integers(0, 6))]
+def requested_rows(rng: np.random.Generator, rows: int, workers: int) -> np.ndarray:
+    """None, one or many distinct rows, sorted by the worker that holds them."""
+    drawn = rng.permutation(rows)[: int(rng.integers(0, 6))]
+    return drawn[np.argsort(drawn % workers, kind="stable")]
 
 
 @settings(max_examples=40, deadline=None)
@@ -28,7 +29,7 @@ def requested_rows(rng: np.random.Generator, rows: int) -> np.ndarray:
 def test_fetch_and_deliver_equal_whole_tables(workers, seed):
     rng = np.random.default_rng(seed)
     whole = [rng.normal(size=(rows, width)).astype(np.float32) for rows, width in zip(ROWS, WIDTHS, strict=True)]
-    ids = [[requested_rows(rng, rows) for rows in ROWS] for _ in range(workers)]
+    ids = [[requested_rows(rng, rows, workers) for rows in ROWS] for _ in range(workers)]
     gradients = [
         [rng.normal(size=(len(own), width)).astype(np.float32) for own, width in zip(of_worker, WIDTHS, strict=True)]
         for of_worker in ids
@@ -37,10 +38,16 @@ def test_fetch_and_deliver_equal_whole_tables(workers, seed):
     def work(comm):
         shards = Shards(comm.rank, comm.size, comm.exchange_values)
         own = [tf.constant(table[comm.rank :: comm.size]) for table in whole]
-        fetched = shards.fetch(own, [tf.constant(requested) for requested in ids[comm.rank]])
-        own_gradients = zip(gradients[comm.rank], ids[comm.rank], strict=True)
-        delivered = shards.deliver([tf.IndexedSlices(*map(tf.constant, pair)) for pair in own_gradients])
-        return [rows.numpy() for rows in fetched], [(rows.numpy(), values.numpy()) for rows, values in delivered]
+        mine = dict(enumerate(ids[comm.rank]))
+        per_holder = {n: np.bincount(own % workers, minlength=workers) for n, own in mine.items()}
+        routes = shards.routes(
+            {n: tf.constant(own) for n, own in mine.items()},
+            {n: tf.constant(counts, tf.int32) for n, counts in per_holder.items()},
+        )
+        fetched = shards.fetch(list(enumerate(own)), routes)
+        delivered = shards.deliver(list(enumerate(map(tf.constant, gradients[comm.rank]))), routes)
+        pairs = zip(routes.rows.values(), delivered, strict=True)
+        return [rows.numpy() for rows in fetched], [(rows.numpy(), values.numpy()) for rows, values in pairs]
 
     results = run_workers(workers, work)
     for table, (rows, width) in enumerate(zip(ROWS, WIDTHS, strict=True)):
@@ -58,7 +65,8 @@ def test_no_sharded_table_needs_no_exchange():
         raise AssertionError("there is nothing to exchange")
 
     shards = Shards(0, 2, never)
-    assert shards.fetch([], []) == [] and shards.deliver([]) == []
+    routes = shards.routes({}, {})
+    assert routes.rows == {} and shards.fetch([], routes) == [] and shards.deliver([], routes) == []
     assert not shards.holds_part_of(shards.smallest - 1) and shards.holds_part_of(shards.smallest)
     assert not Shards(0, 1, never).holds_part_of(10**9)
 
