@@ -15,6 +15,7 @@ from data.command_line import OUTSIDE_PATHS_HELP
 from data.errors import DataError
 from data.loading.decode import OovPolicy
 from data.storage.typed_json import read_typed
+from trainer.layout import InputSchema
 
 Units = tuple[int, ...]
 
@@ -168,6 +169,16 @@ class ModelOptions(Section):
         positive=True,
     )
     wide_part: bool = option(False, "give every task of a multi-task model a wide part, as wide_deep has it")
+    interaction: Literal["none", "cross", "dot", "fm"] = option(
+        "none",
+        "between the embeddings and the network; cross: cross layers, as in DCN-V2; dot: dot products of all pairs of "
+        "features, as in DLRM; fm: their sum as a term of the logits, as in DeepFM",
+    )
+    cross_layers: int = option(3, "layers of --interaction cross", at_least=1)
+    cross_rank: int = option(0, "rank of the matrices of --interaction cross; 0 for full matrices", at_least=0)
+    numerical_hidden_units: Units = option(
+        (), "units of each hidden layer that makes a vector of the numbers under --interaction dot", at_least=1
+    )
 
     @property
     def has_wide_part(self) -> bool:
@@ -177,11 +188,25 @@ class ModelOptions(Section):
     def check_labels(self, labels: Sequence[str]) -> None:
         """Raises a DataError if the flags do not fit a dataset with these labels."""
 
+    def network_width(self, layout: InputSchema) -> int:
+        """Returns the width of the network's input.
+
+        Raises:
+            DataError: the interaction needs embeddings, and there is no categorical feature.
+        """
+        if self.interaction in ("dot", "fm") and not layout.categorical:
+            raise DataError(f"--interaction {self.interaction} needs categorical features, and there are none")
+        if self.interaction != "dot":
+            return layout.width
+        numbers = bool(layout.numerical)
+        vectors = len(layout.categorical) + numbers
+        return numbers * layout.widest + vectors * (vectors - 1) // 2
+
     def dense_weights(self, inputs: int, outputs: Mapping[str, int]) -> int:
         """Returns a lower bound on the number of weights in dense kernels, to estimate memory before building them.
 
         Args:
-            inputs: width of the network's input, all embeddings and numerical features.
+            inputs: width of the network's input, see `network_width`.
             outputs: number of logits of each task.
         """
         return 0

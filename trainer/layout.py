@@ -99,6 +99,11 @@ class InputSchema:
         return self.embedding_width + len(self.numerical)
 
     @property
+    def widest(self) -> int:
+        """The width of the widest embedding; 0 without embeddings."""
+        return max((columns.width for columns in self.categorical), default=0)
+
+    @property
     def embedding_width(self) -> int:
         """The width of all embeddings, concatenated."""
         return sum(columns.width for columns in self.categorical)

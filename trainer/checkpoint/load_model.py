@@ -124,7 +124,7 @@ def _check_size(options: ModelOptions, layout: InputSchema, tasks: tuple[Task, .
     """Rejects a description of a model larger than the stored weights, before memory is allocated for it."""
     stored = sum(math.prod(shape) for shape, _ in folder.arrays.values())
     needed = sum(table.rows * table.width for table in layout.tables)
-    needed += options.dense_weights(layout.width, {task.name: task.width for task in tasks})
+    needed += options.dense_weights(options.network_width(layout), {task.name: task.width for task in tasks})
     if needed > stored:
         raise DataError(f"{folder.path}: describes a model that is larger than its {stored:,} weights")
 

@@ -107,6 +107,11 @@ class EmbeddingTables(keras.layers.Layer):
         return self.shards is not None and self.shards.holds_part_of(group.tables[0].rows)
 
     @property
+    def deep_groups(self) -> tuple[TableGroup, ...]:
+        """The groups of deep tables, in the order of the deep input."""
+        return self.groups[: len(self.deep_variables)]
+
+    @property
     def group_variables(self) -> list[tuple[int, keras.Variable]]:
         """Every deep variable, then every wide one, each with the index of its group."""
         return [*enumerate(self.deep_variables), *zip(self._wide_groups, self.wide_variables, strict=True)]

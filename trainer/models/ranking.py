@@ -11,6 +11,7 @@ from trainer.embeddings.groups import Lookups
 from trainer.embeddings.shards import Shards
 from trainer.embeddings.tables import EmbeddingTables, Pooled
 from trainer.layout import InputSchema
+from trainer.models.interactions import INTERACTIONS
 from trainer.models.network import Network
 from trainer.models.step_context import StepContext
 from trainer.models.weights import named
@@ -20,7 +21,9 @@ from trainer.variables import TableRows
 class RankingModel(keras.Model):
     """A model that maps IDs and numerical features to logits.
 
-    logits = network([embeddings, numerical])  [+ b + sum of the IDs' wide weights + numerical @ k, the wide part]
+    logits = network(interaction(embeddings, numerical))  [+ b + sum of the IDs' wide weights + numerical @ k]
+
+    Without an interaction, the network's input is [embeddings, numerical]; the terms in brackets are the wide part.
 
     The training step calls `embeddings` and `logits` separately, because it differentiates with respect to the
     embeddings. Evaluation calls `embed` and `logits`; exports, whose graphs take ids, just call the model.
@@ -54,10 +57,12 @@ class RankingModel(keras.Model):
             shape = (len(layout.numerical), wide_outputs)
             self.wide_weights += [self.add_weight(shape=shape, initializer="zeros", name="wide_numerical")]
             self.wide_weights += [self.add_weight(shape=(wide_outputs,), initializer="zeros", name="wide_bias")]
+        self.interaction = INTERACTIONS[options.interaction](options, layout, network.outputs, network.dense_config)
         self._network_layers = list(_layers_in(vars(network)))  # for Keras to find their weights
         self.built = True
-        with keras.name_scope(self.name, caller=self):
-            network.call(tf.zeros((1, layout.width)))  # layers create their weights when they are first called
+        with keras.name_scope(self.name, caller=self):  # layers create their weights when they are first called
+            deep = [tf.zeros((1, len(group.features), group.width)) for group in self.embeddings.deep_groups]
+            network.call(self.interaction(deep, tf.zeros((1, len(layout.numerical)))).x)
 
     @property
     def trains_joint_probabilities(self) -> bool:
@@ -67,12 +72,13 @@ class RankingModel(keras.Model):
     @property
     def shared_weights(self) -> list[keras.Variable]:
         """Dense weights that are trained by several tasks, those nearest to the tasks last."""
-        return self.network.shared_weights
+        return [*self.interaction.trainable_variables, *self.network.shared_weights]
 
     @property
     def deep_weights(self) -> list[keras.Variable]:
-        """Trainable weights of the network."""
-        return [weight for layer in self._network_layers for weight in layer.trainable_variables]
+        """Trainable weights of the interaction and of the network."""
+        layers = [self.interaction, *self._network_layers]
+        return [weight for layer in layers for weight in layer.trainable_variables]
 
     @property
     def weights_by_name(self) -> dict[str, tf.Variable | TableRows]:
@@ -91,16 +97,16 @@ class RankingModel(keras.Model):
         return self.embeddings.pool(self.embeddings.sources(self.embeddings.routes(lookups)), lookups)
 
     def deep_input(self, embedded: Pooled, numerical: tf.Tensor) -> tf.Tensor:
-        """Returns the input of the network, [batch, embedding width + numerical] float32."""
-        deep = [tf.reshape(pooled, [-1, pooled.shape[1] * pooled.shape[2]]) for pooled in embedded.deep]
-        return tf.concat([*deep, numerical], axis=1)
+        """Returns the input of the network, [batch, ModelOptions.network_width] float32."""
+        return self.interaction(embedded.deep, numerical).x
 
     def logits(self, embedded: Pooled, numerical: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
         """Computes logits [batch, outputs] float32 from embeddings. In training, the context collects penalties."""
-        logits = self.network.call(self.deep_input(embedded, numerical), context)
+        interacted = self.interaction(embedded.deep, numerical, context=context)
+        logits = tf.add_n([self.network.call(interacted.x, context), *interacted.logits])  # [batch, outputs]
         if self.wide_weights:
             slopes, bias = self.wide_weights
-            # [batch, outputs]; the wide part is float32 throughout.
+            # The wide part is float32 throughout.
             logits = tf.add_n([logits, *embedded.wide, tf.linalg.matmul(numerical, slopes.value)]) + bias.value
         if context is not None:
             self.network.add_penalties(logits, context)
