@@ -236,7 +236,7 @@ def test_overflow_on_one_worker_is_skipped_by_all(batches):
 def test_float16_exchange_rounds_gradients(batches, trained):
     _, losses = trained
     own = train(make_model(), batches, fp16_allreduce=True)
-    np.testing.assert_allclose(own, losses, atol=2e-3)
+    np.testing.assert_allclose(own, losses, atol=5e-3)
     assert own != losses
 
 
@@ -244,7 +244,7 @@ def test_rows_of_weight_zero_change_nothing(batches):
     padded, plain = make_model(), make_model()
     for number, batch in enumerate(batches[:5], start=1):
         pads = Rows(
-            ids=tf.concat([batch.ids, tf.tile([[0, 0, -1, -1, -1]], [4, 1])], axis=0),
+            ids=tf.concat([batch.ids, tf.tile([[0, 0, *[-1] * 5]], [4, 1])], axis=0),
             numerical=tf.concat([batch.numerical, tf.zeros((4, 2))], axis=0),
             labels=tf.concat([batch.labels, tf.zeros((4, 1))], axis=0),
             weights=tf.concat([batch.weights, tf.zeros(4)], axis=0),

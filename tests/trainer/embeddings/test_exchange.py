@@ -53,8 +53,9 @@ def test_the_larger_table_of_a_group_decides():
 
 
 def test_plan_has_one_entry_per_variable():
-    embeddings = make_model().embeddings  # day has width 4, tags 6, and user 8
+    embeddings = make_model().embeddings  # day has width 4, tags 6, and user and friends share a table of width 8
     names = [f"{part}.{width}.small" for part in ("deep", "wide") for width in (4, 6, 8)]
+    names[-1] += ".per_feature"
     for choice in ("whole", "rows"):
         assert list(plan_exchange(embeddings, 16, 2, choice).values()) == [choice] * 6
     auto = plan_exchange(embeddings, 16, 2, "auto")
@@ -63,9 +64,9 @@ def test_plan_has_one_entry_per_variable():
 
 
 def draw_ids(rng: np.random.Generator) -> np.ndarray:
-    """A few rows or none of the ids of user, day and tags, which several workers draw."""
+    """A few rows or none of the ids of user, day, tags and friends, which several workers draw."""
     rows = int(rng.integers(0, 6))
-    columns = [(count * rng.random((rows, 1)) ** 4).astype(np.int32) for count in (500, 7, 90, 90, 90)]
+    columns = [(count * rng.random((rows, 1)) ** 4).astype(np.int32) for count in (500, 7, 90, 90, 90, 500, 500)]
     return np.concatenate(columns, axis=1)
 
 
