@@ -19,6 +19,7 @@ EPOCHS, BATCH, ROWS, SAVE_EVERY = 2, 64, 400, 4
 TRAINING = ["--global_batch_size", str(BATCH), "--num_epochs", str(EPOCHS), "--deterministic", "--wide_part"]
 TRAINING += ["--checkpoint_every", str(SAVE_EVERY), "--keep_checkpoints", "99", "--deep_learning_rate", "0.01"]
 TRAINING += ["--expert_hidden_units", "8", "--num_experts", "2", "--loss_weighting", "uncertainty"]
+TRAINING += ["--interaction", "dot"]
 MODELS = ("mmoe", "aitm")
 
 

@@ -35,7 +35,7 @@ SMALL += ["--deep_learning_rate", "0.01", "--deep_schedule", "constant"]
 VARIANTS = {model: ["--model", model] for model in MODELS}
 VARIANTS |= {
     "mmoe_amp_xla": ["--model", "mmoe", "--amp", "--xla"],
-    "mmoe_uncertainty": ["--model", "mmoe", "--loss_weighting", "uncertainty", "--wide_part"],
+    "mmoe_uncertainty": words("--model mmoe --loss_weighting uncertainty --wide_part --interaction cross"),
     "mmoe_pcgrad": ["--model", "mmoe", "--loss_weighting", "pcgrad"],
     "mmoe_gradnorm": ["--model", "mmoe", "--loss_weighting", "gradnorm"],
     # SGD does not amplify rounding, as rules do that divide by the size of small gradients.

@@ -111,10 +111,11 @@ class Dot(Interaction):
 
 
 class FactorizationMachine(Interaction):
-    """The second order of factorization machines, beside the network.
+    """The second order of factorization machines (Rendle, ICDM 2010), beside the network.
 
-    As in DeepFM (Guo et al., IJCAI 2017); factorization machines are by Rendle (ICDM 2010). Adds h_k . sum over pairs i < j of v_i * v_j to the logit k. v_i is the embedding of a feature, projected as in
-    `Dot`, or the vector of a numerical feature times its value. h_k starts at 1, which makes it DeepFM's sum.
+    Adds h_k . sum over pairs i < j of v_i * v_j to the logit k. v_i is the embedding of a feature, projected as in
+    `Dot`, or the vector of a numerical feature times its value. h_k starts at 1, which makes it the sum of DeepFM (Guo
+    et al., IJCAI 2017).
     """
 
     def make_layers(self) -> None:
@@ -170,15 +171,15 @@ class Projections(keras.layers.Layer):
         return tf.concat(found, axis=1)
 
 
+def side_by_side(deep: Sequence[tf.Tensor], numerical: tf.Tensor) -> tf.Tensor:
+    """Returns all embeddings and numerical features, [batch, embedding width + numerical] float32."""
+    flat = [tf.reshape(pooled, [-1, pooled.shape[1] * pooled.shape[2]]) for pooled in deep]
+    return tf.concat([*flat, numerical], axis=1)
+
+
 INTERACTIONS: dict[str, type[Interaction]] = {
     "none": Interaction,
     "cross": Cross,
     "dot": Dot,
     "fm": FactorizationMachine,
 }
-
-
-def side_by_side(deep: Sequence[tf.Tensor], numerical: tf.Tensor) -> tf.Tensor:
-    """Returns all embeddings and numerical features, [batch, embedding width + numerical] float32."""
-    flat = [tf.reshape(pooled, [-1, pooled.shape[1] * pooled.shape[2]]) for pooled in deep]
-    return tf.concat([*flat, numerical], axis=1)
