@@ -188,18 +188,25 @@ class ModelOptions(Section):
     def check_labels(self, labels: Sequence[str]) -> None:
         """Raises a DataError if the flags do not fit a dataset with these labels."""
 
-    def network_width(self, layout: InputSchema) -> int:
-        """Returns the width of the network's input.
-
-        Raises:
-            DataError: the interaction needs embeddings, and there is no categorical feature.
-        """
-        if self.interaction in ("dot", "fm") and not layout.categorical:
+    def check_layout(self, layout: InputSchema) -> None:
+        """Raises a DataError if the model would not use a feature, or has no input."""
+        only = [feature.name for feature in layout.categorical if feature.wide == "only"]
+        if only and not self.has_wide_part:
+            raise DataError(
+                f"{', '.join(only)}: `wide: only`, and --model {self.model} has no wide part; pass --wide_part, or "
+                "write `wide: too`"
+            )
+        if not layout.width:
+            raise DataError("the deep part has no input; a feature without `wide: only` is needed")
+        if self.interaction in ("dot", "fm") and not layout.deep:
             raise DataError(f"--interaction {self.interaction} needs categorical features, and there are none")
+
+    def network_width(self, layout: InputSchema) -> int:
+        """Returns the width of the network's input."""
         if self.interaction != "dot":
             return layout.width
         numbers = bool(layout.numerical)
-        vectors = len(layout.categorical) + numbers
+        vectors = len(layout.deep) + numbers
         return numbers * layout.widest + vectors * (vectors - 1) // 2
 
     def dense_weights(self, inputs: int, outputs: Mapping[str, int]) -> int:

@@ -170,6 +170,7 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
     )
     loaders = [loader for loader in (inputs.training, inputs.evaluation) if loader is not None]
     batch_rows = max(min(loader.local_batch_size, loader.rows) for loader in loaders)
+    config.model.check_layout(inputs.layout)
     check_model_fits(config, inputs.layout, tasks_of(spec), env, batch_rows)
     return inputs
 

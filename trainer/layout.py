@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from data.spec.feature_spec import FeatureSpec
+from data.spec.features import Wide
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class CategoricalInput:
         width: width of its embedding in the deep part.
         table: name of the embedding table of its deep part, which features may share; "" for the feature's name.
         unseen_id: id that exports take for ids out of range; None to fail on these.
+        wide: whether the feature is in the wide part only, there too, or not.
     """
 
     name: str
@@ -30,6 +32,7 @@ class CategoricalInput:
     width: int
     table: str = ""
     unseen_id: int | None = None
+    wide: Wide = "too"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", self.table or self.name)
@@ -78,15 +81,25 @@ class InputSchema:
     numerical: tuple[str, ...]
 
     @property
+    def deep(self) -> tuple[CategoricalInput, ...]:
+        """The categorical features of the deep part."""
+        return tuple(feature for feature in self.categorical if feature.wide != "only")
+
+    @property
+    def wide(self) -> tuple[CategoricalInput, ...]:
+        """The categorical features of the wide part, if there is one."""
+        return tuple(feature for feature in self.categorical if feature.wide != "no")
+
+    @property
     def tables(self) -> tuple[Table, ...]:
         """The embedding tables of the deep part."""
-        return tables_of(self.categorical)
+        return tables_of(self.deep)
 
     def wide_tables(self, outputs: int) -> tuple[Table, ...]:
         """Returns the tables of a wide part with so many outputs: one per feature; none for 0 outputs."""
         if not outputs:
             return ()
-        return tuple(Table(feature.name, feature.cardinality, outputs, feature.hotness) for feature in self.categorical)
+        return tuple(Table(feature.name, feature.cardinality, outputs, feature.hotness) for feature in self.wide)
 
     @property
     def id_columns(self) -> int:
@@ -101,12 +114,12 @@ class InputSchema:
     @property
     def widest(self) -> int:
         """The width of the widest embedding; 0 without embeddings."""
-        return max((columns.width for columns in self.categorical), default=0)
+        return max((columns.width for columns in self.deep), default=0)
 
     @property
     def embedding_width(self) -> int:
         """The width of all embeddings, concatenated."""
-        return sum(columns.width for columns in self.categorical)
+        return sum(columns.width for columns in self.deep)
 
 
 def input_schema(spec: FeatureSpec, widths: Mapping[str, int]) -> InputSchema:
@@ -124,7 +137,15 @@ def input_schema(spec: FeatureSpec, widths: Mapping[str, int]) -> InputSchema:
             cardinality = feature.cardinality or 0
             columns.append(
                 CategoricalInput(
-                    feature.name, start, hotness, multihot, cardinality, width, feature.table or "", feature.unseen_id
+                    name=feature.name,
+                    start=start,
+                    hotness=hotness,
+                    multihot=multihot,
+                    cardinality=cardinality,
+                    width=width,
+                    table=feature.table or "",
+                    unseen_id=feature.unseen_id,
+                    wide=feature.wide,
                 )
             )
             start += hotness

@@ -327,7 +327,9 @@ class _Writer:
         for name, feature in features.items():
             stated = spec.features[name].feature if name in spec.features else None
             if stated is not None:
-                features[name] = replace(feature, embedding_dim=stated.embedding_dim, table=stated.table)
+                features[name] = replace(
+                    feature, embedding_dim=stated.embedding_dim, table=stated.table, wide=stated.wide
+                )
         for name in spec.channels.get(LABEL, ()):
             features[name] = replace(spec.features[name].feature, dtype="float32")
         for name in spec.channels.get(MAP, ()):

@@ -31,7 +31,7 @@ from data.spec.document_values import (
     expects,
     expects_one_of,
 )
-from data.spec.features import CHANNELS, CHUNK_KEYS, SECTIONS, ChunkType, Feature, Missing, Role, name_mistake
+from data.spec.features import CHANNELS, CHUNK_KEYS, SECTIONS, ChunkType, Feature, Missing, Role, Wide, name_mistake
 
 # Number of misspelled names for which the closest known name is searched: a search takes up to 0.1 s.
 MAX_SUGGESTIONS = 20
@@ -112,6 +112,7 @@ class _FeatureKeys(TypedDict, total=False):
     max_hotness: PositiveInteger
     embedding_dim: Width
     table: Name
+    wide: Annotated[Wide, expects_one_of(Wide)]
     null_id: Id
     unseen_id: Id
     oov_buckets: PositiveInteger

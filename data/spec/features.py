@@ -24,13 +24,14 @@ ChunkType = Literal["parquet", "csv"]
 
 Missing = Literal["error", "ignore"]
 Role = Literal["sample_weight"]
+Wide = Literal["only", "too", "no"]
 SAMPLE_WEIGHT = "sample_weight"
 # Joins the names of a label and of its chain of `given` labels in the metric keys of their joint event
 # ("click+conversion").
 JOINT = "+"
 # Columns of a predictions file: the index of the row, and for each label its name with these prefixes.
 ROW_COLUMN, LABEL_COLUMN, PREDICTION_COLUMN = "row", "label_", "prediction_"
-ID_KEYS = ("embedding_dim", "table", "null_id", "unseen_id", "oov_buckets")
+ID_KEYS = ("embedding_dim", "table", "wide", "null_id", "unseen_id", "oov_buckets")
 NUMBER_KEYS = ("unseen_with", "unseen_value")
 LABEL_KEYS = ("task", "loss_weight", "positive_weight", "tweedie_power", "given", "missing")
 NEGATIVE_RATE = "negative_rate"
@@ -60,6 +61,7 @@ class Feature:
         max_hotness: maximum number of ids per row of a multi-hot feature.
         embedding_dim: width of the embedding, or None to choose it in `data.spec.embedding_sizes`.
         table: name of the embedding table, which features of equal cardinality may share; None for the feature's name.
+        wide: whether a categorical feature is in the wide part only, there too, or not.
         null_id: id of missing values, or None if the encoder has none or is unknown.
         unseen_id: id of values unseen in training, likewise.
         oov_buckets: number of ids over which unseen values are spread, from `unseen_id` on; None for 1.
@@ -82,6 +84,7 @@ class Feature:
     max_hotness: int | None = None
     embedding_dim: int | None = None
     table: str | None = None
+    wide: Wide = "too"
     null_id: int | None = None
     unseen_id: int | None = None
     oov_buckets: int | None = None

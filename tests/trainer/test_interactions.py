@@ -134,5 +134,5 @@ def test_interactions_of_ids_need_ids():
     numbers = InputSchema((), ("age",))
     for name in ("dot", "fm"):
         with pytest.raises(DataError, match=f"--interaction {name} needs categorical features, and there are none"):
-            model_options(interaction=name).network_width(numbers)
-    assert model_options(interaction="cross").network_width(numbers) == 1
+            model_options(interaction=name).check_layout(numbers)
+    model_options(interaction="cross").check_layout(numbers)

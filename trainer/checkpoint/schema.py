@@ -27,6 +27,7 @@ class FeatureEntry:
         max_hotness: maximum number of ids per row of a multi-hot feature. No weight depends on it, but the ids that
             training sees do.
         table: embedding table of a categorical feature, if it is not called like the feature.
+        wide: whether a categorical feature is in the wide part "only" or "no", unless it is in both parts.
     """
 
     name: str
@@ -35,6 +36,7 @@ class FeatureEntry:
     width: int | None = None
     max_hotness: int | None = None
     table: str | None = None
+    wide: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class ModelSchema:
                 widths.get(name),
                 (spec.features[name].max_hotness or 1) if channel == MULTIHOT else None,
                 spec.features[name].table if spec.features[name].table != name else None,
+                spec.features[name].wide if spec.features[name].wide != "too" else None,
             )
             for channel in INPUT_CHANNELS
             for name in spec.channels[channel]

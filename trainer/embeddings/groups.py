@@ -1,6 +1,7 @@
 """Groups of embedding tables that share their variables, and what a batch looks up in them."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -69,14 +70,9 @@ class TableGroup:
         return sum(table.rows for table in self.tables)
 
     @property
-    def shares_tables(self) -> bool:
-        """Whether several features look up the same table."""
-        return len(self.tables) < len(self.features)
-
-    def with_table_per_feature(self) -> "TableGroup":
-        """Returns the group in which no features share a table."""
-        features = tuple(replace(feature, table=feature.name) for feature in self.features)
-        return TableGroup(features, f"{self.name}.per_feature")
+    def has_wide_rows(self) -> bool:
+        """Whether wide weights have the rows of the tables: all features have some, and a table of their own."""
+        return all(feature.wide != "no" and feature.table == feature.name for feature in self.features)
 
     @property
     def has_lists(self) -> bool:
@@ -121,7 +117,7 @@ class TableGroup:
 
 
 def group_tables(layout: InputSchema, large: int) -> tuple[TableGroup, ...]:
-    """Group the tables of a layout by width and size.
+    """Group the tables of a layout's deep part by width and size.
 
     Large tables are apart, because several workers exchange the gradients of small tables whole and those of large
     ones by row, and may shard large ones. The groups' order is that of the model's deep input, so it depends on nothing
@@ -135,11 +131,31 @@ def group_tables(layout: InputSchema, large: int) -> tuple[TableGroup, ...]:
     def key(feature: CategoricalInput) -> tuple[int, bool]:
         return feature.width, feature.cardinality >= large
 
-    groups = groupby(sorted(layout.categorical, key=key), key=key)
+    groups = groupby(sorted(layout.deep, key=key), key=key)
     return tuple(
         TableGroup(tuple(features), f"{width}.{'large' if is_large else 'small'}")
         for (width, is_large), features in groups
     )
+
+
+def group_wide(layout: InputSchema, deep: Sequence[TableGroup], large: int) -> tuple[TableGroup, ...]:
+    """Group the wide weights of a layout.
+
+    Args:
+        layout: layout of the features.
+        deep: what `group_tables` returns for it.
+        large: number of rows from which the weights of a feature are large.
+
+    Returns:
+        Deep groups whose rows the wide weights share, so that both are looked up at once, and groups of the others.
+    """
+    shared = tuple(group for group in deep if group.has_wide_rows)
+    done = {feature.name for group in shared for feature in group.features}
+    # A table per feature, and features that need not have a width.
+    apart = [replace(feature, table=feature.name, width=0) for feature in layout.wide if feature.name not in done]
+    by_size = {"small": [one for one in apart if one.cardinality < large]}
+    by_size["large"] = [one for one in apart if one.cardinality >= large]
+    return (*shared, *(TableGroup(tuple(own), f"apart.{size}") for size, own in by_size.items() if own))
 
 
 class LookupFinder:

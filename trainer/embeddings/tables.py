@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.embeddings import SMALLEST_SHARDED
-from trainer.embeddings.groups import LookupFinder, Lookups, TableGroup, group_tables
+from trainer.embeddings.groups import LookupFinder, Lookups, TableGroup, group_tables, group_wide
 from trainer.embeddings.initialization import NormalTable, draw_tables
 from trainer.embeddings.shards import Routes, Shards
 from trainer.layout import InputSchema
@@ -83,8 +83,9 @@ class EmbeddingTables(keras.layers.Layer):
     ):
         super().__init__(name="embeddings", dtype="float32")
         self.layout, self.combiner, self.shards = layout, combiner, shards
-        deep = group_tables(layout, shards.smallest if shards else SMALLEST_SHARDED)
-        wide = [group.with_table_per_feature() if group.shares_tables else group for group in deep] if outputs else []
+        large = shards.smallest if shards else SMALLEST_SHARDED
+        deep = group_tables(layout, large)
+        wide = group_wide(layout, deep, large) if outputs else ()
         self.groups = (*deep, *(group for group in wide if group not in deep))
         self._wide_groups = [self.groups.index(group) for group in wide]
         self._finders = [LookupFinder(group, holders=self._holders(group)[1]) for group in self.groups]

@@ -53,7 +53,7 @@ from data.spec.document_values import (
     numpy_dtype,
     wrong_value,
 )
-from data.spec.features import CHANNELS, CHUNK_KEYS, SECTIONS, Feature, Missing, name_mistake
+from data.spec.features import CHANNELS, CHUNK_KEYS, SECTIONS, Feature, Missing, Wide, name_mistake
 from data.spec.raw.spec import Comparison, Keep, RawType, TimestampPart
 from data.spec.raw.values import WrittenCondition, read_condition, read_threshold, read_time, read_window
 
@@ -321,6 +321,7 @@ class RawFeatureKeys(TypedDict, total=False):
     cardinality: PositiveInteger
     embedding_dim: Width
     table: Name
+    wide: Annotated[Wide, expects_one_of(Wide)]
     task: Annotated[TaskType, expects_one_of(TaskType)]
     loss_weight: Weight
     positive_weight: Weight

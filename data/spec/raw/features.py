@@ -69,7 +69,7 @@ FEATURE_RULES = (
     check_joint_names,
     check_tables,
 )
-_ENCODED_KEYS = ("cardinality", "embedding_dim", "table", "max_hotness", *LABEL_KEYS)
+_ENCODED_KEYS = ("cardinality", "embedding_dim", "table", "wide", "max_hotness", *LABEL_KEYS)
 _READING_KEYS = ("column", "dtype", "format", "unit", "separator")
 _LIST_KEYS = ("max_hotness", "separator", "keep")
 
@@ -292,7 +292,7 @@ class RawFeatures:
         elif "cardinality" in keys and not isinstance(rule, IdentityRule) and channel != LABEL:
             message = "is only for `encode: identity` and labels; other encodings find it: remove it"
             yield Problem(feature_path(name, "cardinality"), message)
-        for key in ("embedding_dim", "table"):
+        for key in ("embedding_dim", "table", "wide"):
             if key in keys and not (channel in CATEGORICAL_CHANNELS or isinstance(rule, ID_RULES)):
                 yield Problem(feature_path(name, key), "is only for categorical features; remove it")
 

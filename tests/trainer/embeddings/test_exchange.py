@@ -55,7 +55,7 @@ def test_the_larger_table_of_a_group_decides():
 def test_plan_has_one_entry_per_variable():
     embeddings = make_model().embeddings  # day has width 4, tags 6, and user and friends share a table of width 8
     names = [f"{part}.{width}.small" for part in ("deep", "wide") for width in (4, 6, 8)]
-    names[-1] += ".per_feature"
+    names[-1] = "wide.apart.small"
     for choice in ("whole", "rows"):
         assert list(plan_exchange(embeddings, 16, 2, choice).values()) == [choice] * 6
     auto = plan_exchange(embeddings, 16, 2, "auto")
