@@ -25,8 +25,7 @@ FROM system AS environment
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends build-essential patch python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
-# Who may not write to the environment cannot keep the bytecode of what he imports: it is there already.
-ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy
+ENV UV_LINK_MODE=copy
 COPY requirements/*.txt requirements/*.patch requirements/
 COPY scripts/setup.sh scripts/build_horovod.sh scripts/
 ARG VARIANT

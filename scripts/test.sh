@@ -39,6 +39,9 @@ if [ -z "${RECIPE_TEST_DATA:-}" ] && [ -d ../shared/data ]; then
   export RECIPE_TEST_DATA
 fi
 
+# Many tests start programs, which start faster if this checkout's bytecode is kept, too.
+unset PYTHONDONTWRITEBYTECODE
+
 step "setup" bash scripts/setup.sh
 if [ -n "$only" ]; then
   step "faults" faults "$@"

@@ -6,8 +6,8 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts tests that start workers first: with several pytest workers, a long file at the end would run alone."""
-    items.sort(key=lambda item: item.get_closest_marker("horovod") is None)
+    """Puts long files first: with several pytest workers, a long file at the end would run alone."""
+    items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in ("horovod", "long")))
 
 
 def pytest_collection_finish() -> None:

@@ -20,6 +20,7 @@ case "$*" in
   "-m pip install"*)
     echo "pip $*" >>"$STATE/log"
     [ ! -e "$STATE/offline" ] || { echo "pip: no route to the index" >&2; exit 1; } ;;
+  "-m compileall "*) echo "$*" >>"$STATE/log" ;;
   "- "*) [ ! -e "$STATE/unloadable" ] || { rm "$STATE/unloadable"; echo "undefined symbol" >&2; exit 1; } ;;
 esac
 """

@@ -13,6 +13,8 @@ import pytest
 
 from tests.helpers import ROOT, run_program
 
+pytestmark = pytest.mark.long
+
 PREPARE = '''
 """A dataset of three columns: `python -m data.toy.prepare OUTPUT`."""
 

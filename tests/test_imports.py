@@ -39,5 +39,17 @@ def test_pandas_is_not_loaded_needlessly(command):
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment(), check=True)
 
 
+def test_keras_starts_without_packages_that_are_needed_later():
+    program = (
+        "import sys; from trainer.process.startup import import_tensorflow, without_plots_and_frames\n"
+        "with without_plots_and_frames(): import_tensorflow()\n"
+        "print({'matplotlib', 'pandas', 'keras'} & set(sys.modules)); import matplotlib.pyplot, pandas"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "{'keras'}\n"
+
+
 def test_commands_are_found():
     assert {"main", "export", "supervise", "transcode"} <= set(COMMANDS)

@@ -13,7 +13,7 @@ from tests.documented import bash_blocks, bash_with_one_main
 from tests.helpers import metrics, real_data
 from trainer.logging.log import read_log
 
-pytestmark = pytest.mark.real_data
+pytestmark = [pytest.mark.real_data, pytest.mark.long]
 PAGE = "docs/published_examples.md"
 HUGECTR, DEEPCTR = "HugeCTR's MMoE sample", "The annotated DeepCTR-Torch MMoE"
 RECHUB = "torch-rechub's MMoE tutorial"

@@ -30,6 +30,12 @@ def test_setup_installs_locked_lists_and_horovod(machine):
     assert "unfinished" not in machine.stamp.read_text()
 
 
+def test_setup_compiles_the_bytecode_of_all_packages(machine):
+    machine.setup()
+    last = machine.log().splitlines()[-1]
+    assert last.startswith("-m compileall ") and last.endswith(f" {machine.venv}/lib")
+
+
 def test_a_second_setup_changes_nothing(machine):
     machine.setup()
     before = machine.log()

@@ -37,10 +37,12 @@ def compile_forward(model: RankingModel, rows: int, *, xla: bool) -> Forward:
         returns the logits, [batch, outputs] float32.
     """
     # The embeddings are computed outside of what XLA may compile: it supports no collectives.
-    logits = tf.function(model.logits, jit_compile=compiles_passes(xla))
+    logits = tf.function(model.logits, autograph=False, jit_compile=compiles_passes(xla))
     numerical = tf.TensorSpec([rows, len(model.layout.numerical)], tf.float32)
     signature = (model.embeddings.lookup_specs(rows), numerical)
-    return tf.function(lambda lookups, values: logits(model.embed(lookups), values), input_signature=signature)
+    return tf.function(
+        lambda lookups, values: logits(model.embed(lookups), values), input_signature=signature, autograph=False
+    )
 
 
 class Evaluator:

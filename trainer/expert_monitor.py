@@ -55,7 +55,7 @@ class ExpertMonitor:
         self._is_complete = False
         self._gates: list[np.ndarray] = []  # [gates, rows, experts] of each level at the last measurement
         self._reported: set[tuple[str | int, ...]] = set()
-        self._states = tf.function(self._level_states)
+        self._states = tf.function(self._level_states, autograph=False)
 
     def see(self, batch: Batch) -> None:
         """Takes a batch of an evaluation; ignored once the sample is complete."""

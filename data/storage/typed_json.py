@@ -5,6 +5,7 @@ numbers are finite, and errors name the location of anything that is missing or 
 """
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -16,6 +17,8 @@ import numpy as np
 from data.errors import shown
 
 LARGEST_INTEGER = 2**63 - 1
+# Evaluating the annotations of a class takes longer than reading an object.
+_type_hints = functools.cache(typing.get_type_hints)
 
 
 def read_typed(hint: Any, value: Any, location: str) -> Any:
@@ -67,7 +70,7 @@ def plain_json(value: Any, location: str) -> Any:
 
 def _read_object(hint: Any, value: Any, location: str) -> Any:
     _require(isinstance(value, Mapping), hint, value, location)
-    kinds, found = typing.get_type_hints(hint), {}
+    kinds, found = _type_hints(hint), {}
     if unknown := [name for name in value if name not in kinds]:
         raise ValueError(f"{location}.{_key(unknown[0])} is not expected; {location} has {', '.join(kinds)}")
     for field in dataclasses.fields(hint):

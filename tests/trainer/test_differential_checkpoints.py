@@ -29,6 +29,8 @@ from trainer.embeddings.touched_rows import TouchedRows
 from trainer.layout import CategoricalInput
 from trainer.variables import TableRows
 
+pytestmark = pytest.mark.long
+
 ROWS = 40
 TABLE, NUMBERS = "deep.ad_id", "row_numbers/ad_id"
 

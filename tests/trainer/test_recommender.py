@@ -17,6 +17,8 @@ from trainer.checkpoint.store import NoCheckpointError
 from trainer.export.saved_model_folder import load_signatures
 from trainer.recommender import Recommender
 
+pytestmark = pytest.mark.long
+
 USERS, ITEMS, ROWS = 60, 40, 6000
 TASKS = {"liked": "binary", "rating": "regression"}
 SMALL = {"num_experts": 2, "expert_hidden_units": (16,), "tower_hidden_units": [8], "batch_size": 128, "seed": 3}

@@ -27,6 +27,8 @@ from trainer.early_stopping import EarlyStopping
 from trainer.evaluate import Evaluator, describe
 from trainer.lifecycle.errors import DONE, FAILURE, NO_CHECKPOINT, STOPPED
 
+pytestmark = pytest.mark.long
+
 ROWS, BATCH, EPOCHS, SAVE_EVERY = 700, 64, 3, 4
 PER_EPOCH = -(-ROWS // BATCH)  # 11: the saves fall on other places in each epoch
 STEPS = EPOCHS * PER_EPOCH

@@ -28,6 +28,8 @@ from trainer.process import device
 from trainer.tasks.binary import BinaryTask
 from trainer.tasks.regression import RegressionTask
 
+pytestmark = pytest.mark.long
+
 STEPS = 60
 
 

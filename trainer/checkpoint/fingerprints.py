@@ -54,7 +54,7 @@ def _fingerprint(state: TrainState, name: str, chosen: ChosenRows | None) -> tup
     return chained - 2**63, broken  # shifted into the range of int64
 
 
-@tf.function(reduce_retracing=True)
+@tf.function(reduce_retracing=True, autograph=False)
 def _sum_bits(values: tf.Tensor) -> tf.Tensor:
     """Returns [2] int64: the sum of bit patterns times 1, 3, 5, ... modulo 2**64, and the count of non-finite values.
 

@@ -26,7 +26,7 @@ def encoded_function(saved: LoadedModel) -> tf.types.experimental.PolymorphicFun
     def serve(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return predictions(saved, *matrices(saved.layout, features))
 
-    return tf.function(serve, input_signature=[signature])
+    return tf.function(serve, input_signature=[signature], autograph=False)
 
 
 def predictions(saved: LoadedModel, ids: tf.Tensor, numerical: tf.Tensor) -> dict[str, tf.Tensor]:

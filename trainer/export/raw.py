@@ -223,7 +223,7 @@ def raw_function(saved: LoadedModel, encoding: RawEncoding) -> tf.types.experime
     def serve(raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return predictions(saved, *encoding.matrices(raw))
 
-    return tf.function(serve, input_signature=[signature])
+    return tf.function(serve, input_signature=[signature], autograph=False)
 
 
 def _value_encoder(encoder: Encoder) -> Encoder:

@@ -1,15 +1,34 @@
-"""Standard streams that never fail."""
+"""The start of a program: the import of TensorFlow, and standard streams that never fail."""
 
 import io
 import os
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 _GREETING = re.compile(
     rb"I\d{4} .*|WARNING: All log messages before absl::InitializeLog\(\) is called.*|To enable the following instr.*"
 )
+# Packages that Keras imports for data frames and plots if they are installed: a fifth of TensorFlow's import.
+_OPTIONAL_FOR_KERAS = ("matplotlib", "pandas")
+
+
+@contextmanager
+def without_plots_and_frames() -> Iterator[None]:
+    """Lets Keras start as if matplotlib and pandas were not installed, unless they are already imported.
+
+    Both can be imported again at the end of the context. For programs whose other threads import nothing meanwhile.
+    """
+    absent: dict[str, Any] = dict.fromkeys(name for name in _OPTIONAL_FOR_KERAS if name not in sys.modules)
+    sys.modules.update(absent)  # None: importing the module fails as if it were not installed
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
 
 def import_tensorflow() -> None:

@@ -30,7 +30,7 @@ class Scorer:
         numerical = tf.TensorSpec([None, len(saved.layout.numerical)], tf.float32)
         # The row dimension is None, so that the function is traced only once.
         self._forward = tf.function(
-            lambda ids, numerical: saved.model.call(ids, numerical), input_signature=[ids, numerical]
+            lambda ids, numerical: saved.model.call(ids, numerical), input_signature=[ids, numerical], autograph=False
         )
 
     def matrices(self, features: Mapping[str, Values] | pd.DataFrame, rows: int) -> tuple[np.ndarray, np.ndarray]:
