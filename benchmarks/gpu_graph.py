@@ -9,6 +9,7 @@ inputs and outputs that it keeps in host memory. For int32 these are often all o
                     result of a check, tensors computed on the GPU that the host reads, such as a predicate of
                     tf.cond, and operations of the CPU that have to follow one of the GPU, such as a clock
     launches        operations that run a kernel on the GPU; a function compiled by XLA is one
+    recompiles      inputs of such a function whose size is unknown: XLA compiles it again for every new size
     collectives     Horovod's operations, which are counted neither as launches nor as syncs
     to_device, to_host   tensors copied between host and GPU, each once however many operations read it
 
@@ -121,6 +122,7 @@ class Counts:
     per_row: Counter[str] = field(default_factory=Counter)
     syncs: Counter[str] = field(default_factory=Counter)
     launches: Counter[str] = field(default_factory=Counter)
+    recompiles: Counter[str] = field(default_factory=Counter)
     collectives: Counter[str] = field(default_factory=Counter)
     to_device: int = 0
     to_host: int = 0
@@ -208,6 +210,8 @@ class _Counter:
     def _compiled(self, operation: tf.Operation, inputs: list[_Value]) -> list[_Value]:
         for tensor, value in zip(operation.inputs, inputs, strict=True):
             self._read(operation, _Argument("input", tensor), value, on_host=False)
+            if tensor.dtype not in WITHOUT_DATA and not tensor.shape.is_fully_defined():
+                self.counts.recompiles[f"{tensor.dtype.name} {tensor.shape}"] += 1
         self.on_gpu.add(_key(operation))
         self.counts.launches["function compiled by XLA"] += 1
         return [_Value(on_host=False) for _ in operation.outputs]

@@ -29,7 +29,7 @@ from trainer.optimizers.rules import OPTIMIZERS, Ftrl
 from trainer.optimizers.schedules import Constant, Schedule, make_schedule
 from trainer.process import runtime
 from trainer.process.affinity import set_affinity
-from trainer.process.device import on_gpu
+from trainer.process.device import compiles_passes, on_gpu
 from trainer.process.worker_env import WorkerEnv, read_worker_env
 from trainer.step import TrainStep
 from trainer.tasks.best_constant import best_constants
@@ -136,7 +136,8 @@ def make_training(
     schedule = make_schedule(config.deep_optimizer, steps_per_epoch, options.num_epochs)
     groups = _deep_group(config, model, schedule, weighting), *_wide_groups(config, model)
     average = MovingAverage(options.ema_momentum) if options.ema_momentum else None
-    optimizer = Optimizer(*groups, average=average, restored=config.run.restores)
+    compiled = compiles_passes(options.xla)
+    optimizer = Optimizer(*groups, average=average, restored=config.run.restores, compiled=compiled)
     loss_scale = LossScale(dynamic=runtime.compute_dtype(options) == "float16")
     step = TrainStep(model, optimizer, weighting, loss_scale, options, comm, batch_rows)
     # A table's optimizer state has the rows of the table: it is sharded, saved and restored like it.

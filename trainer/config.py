@@ -322,7 +322,7 @@ class TrainingOptions(Section):
     fp16_allreduce: bool = option(
         False, "send the gradients of dense weights, and of tables that are summed whole, in float16"
     )
-    xla: bool = option(False, "compile with XLA: forward and backward pass on a GPU, dropout on a CPU")
+    xla: bool = option(False, "compile with XLA: passes and dense updates on a GPU, dropout on a CPU")
     seed: int = option(0, "seed of weights, sample order and dropout", at_least=0, below=2**31)
     deterministic: bool = option(False, "deterministic kernels: identical runs give bit-identical weights")
     affinity: Literal["all", "single", "single_unique", "unique_interleaved", "unique_contiguous", "disabled"] = option(

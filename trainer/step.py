@@ -203,6 +203,8 @@ class TrainStep:
         self._differentiated = tf.function(
             self._differentiate, autograph=False, jit_compile=compiles_passes(options.xla)
         )
+        # Without rows of tables: their number varies, and XLA compiles once for every shape.
+        self._all_finite = tf.function(all_finite, autograph=False, jit_compile=compiles_passes(options.xla))
         # With a signature: the numbers of rows that batches look up vary, and must not cause another trace.
         signature = (input_spec(model, batch_rows), tf.TensorSpec([], tf.int32), tf.TensorSpec([None], tf.float32))
         self.run = tf.function(self._run, input_signature=signature, autograph=False)
@@ -256,7 +258,9 @@ class TrainStep:
         # [2] int32, a different one for every worker and step: resuming needs no saved random state.
         dropout_seed = tf.stack([tf.constant((self._seed * 1_000_003 + self.comm.rank) % 2**31), step * 64])
         factors, scale = self.weighting.factors(step), tf.convert_to_tensor(self.loss_scale.scale)
-        gradients, of_pooled = self._differentiated(pooled, batch, row_counts, dropout_seed, factors, scale)
+        # Without the lookups, whose sizes vary: XLA would compile again for every size, even of what it does not use.
+        rows = batch._replace(lookups=())
+        gradients, of_pooled = self._differentiated(pooled, rows, row_counts, dropout_seed, factors, scale)
         of_rows = embeddings.spread(of_pooled, lookups)
         for (index, variable), values in zip(embeddings.group_variables, [*of_rows.deep, *of_rows.wide], strict=True):
             numbers = lookups[index].rows
@@ -343,7 +347,9 @@ class TrainStep:
         last good step until the host reads `running_losses`. Under a dynamic loss scale, a non-finite gradient only
         skips its step and lowers the scale. A collective if tables are sharded.
         """
-        is_finite = all_finite([*gradients.by_name.values(), *gradients.per_task])
+        rows = [own for own in gradients.by_name.values() if isinstance(own, tf.IndexedSlices)]
+        whole = [own for own in gradients.by_name.values() if not isinstance(own, tf.IndexedSlices)]
+        is_finite = all_finite([own.values for own in rows]) & self._all_finite([*whole, *gradients.per_task])
         # Each worker sees only its own rows of a sharded table, and all workers have to skip the same steps.
         if "shards" in self._exchange_plan.values():
             is_finite = self.comm.sum_tensors([tf.cast(~is_finite, tf.float32)])[0] == 0
@@ -411,9 +417,8 @@ def shared_weights(model: RankingModel, weighting: LossWeighting) -> dict[str, t
     return shared if weighting.wants == "all" else {last_kernel: shared[last_kernel]}
 
 
-def all_finite(gradients: Sequence[Gradient]) -> tf.Tensor:
-    """Return whether all values of dense and sparse gradients are finite, scalar bool."""
-    values = [gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient for gradient in gradients]
+def all_finite(values: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return whether all values of tensors are finite, scalar bool."""
     # TensorFlow sums numbers on all cores, and reduces booleans on one.
     broken = [tf.reduce_sum(tf.cast(~tf.math.is_finite(own), tf.float32)) for own in values]
     return tf.add_n(broken) == 0 if broken else tf.constant(True)

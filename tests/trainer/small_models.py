@@ -64,6 +64,7 @@ def make_step(
     comm: Comm | None = None,
     compute_dtype: str = "float32",
     loss_weighting: str = "static",
+    batch_rows: int | None = None,
     **flags: object,
 ) -> TrainStep:
     """A step with RMSprop and FTRL; the flags are those of TrainingOptions."""
@@ -80,7 +81,7 @@ def make_step(
     )
     loss_scale = LossScale(dynamic=compute_dtype == "float16")
     options = TrainingOptions(**{"global_batch_size": 16, **flags})  # type: ignore[arg-type]
-    return TrainStep(model, optimizer, weighting, loss_scale, options, comm or SingleWorker())
+    return TrainStep(model, optimizer, weighting, loss_scale, options, comm or SingleWorker(), batch_rows)
 
 
 class Rows(NamedTuple):

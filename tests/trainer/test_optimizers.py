@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from trainer.config import DeepOptimizer
 from trainer.optimizers.loss_scale import GROWTH_STEPS, LossScale
+from trainer.optimizers.moving_average import MovingAverage
 from trainer.optimizers.optimizer import Optimizer, ParameterGroup
 from trainer.optimizers.rules import OPTIMIZERS, SGD, Adam, AdamW, Ftrl, RMSprop, UpdateRule
 from trainer.optimizers.schedules import Constant, Steps, make_schedule
@@ -326,3 +327,30 @@ def test_plateau_lowers_the_rate_with_each_epoch_without_improvement():
         rates.append(float(schedule(tf.constant(7))))
     np.testing.assert_allclose(rates, [0.5, 0.05, 0.005], rtol=1e-6)
     assert schedule == make_schedule(config, 10, 11)
+
+
+@pytest.mark.parametrize("rule", [RMSprop(), AdamW()])
+def test_compiled_updates_equal_others(rule):
+    """Weights, a table with whole gradients and one with rows, with L2 and averages, in a branch as in a step."""
+    results = []
+    for compiled in (False, True):
+        weights = {"w": tf.Variable(tf.ones([3, 2]))}
+        tables = {name: tf.Variable(tf.ones([12, 2])) for name in ("whole", "rows")}
+        group = ParameterGroup(rule, Constant(0.1, warmup_steps=3), weights, tables, l2={"w": 0.01, "rows": 0.01})
+        optimizer = Optimizer(group, average=MovingAverage(0.9), compiled=compiled)
+
+        @tf.function
+        def update(dense, rows, ids, step, optimizer=optimizer):
+            gradients = {"w": dense[:3], "whole": dense, "rows": tf.IndexedSlices(rows, ids)}
+            tf.cond(dense[0, 0] < 9.0, lambda: (optimizer.apply(gradients, step), True)[1], lambda: False)
+
+        for step, (ids, gradients) in enumerate(skewed_updates(5, 12, 2), start=1):
+            present = np.unique(ids[: step * 2])
+            dense = np.zeros((12, 2), np.float32)
+            dense[present] = gradients[: len(present)]
+            update(dense, dense[present], present, tf.constant(step))
+        state = [optimizer.weight_state, *map(optimizer.table_state, tables)]
+        results.append([variable.numpy() for own in (weights, tables, *state) for variable in own.values()])
+    for plain, compiled in zip(*results, strict=True):
+        np.testing.assert_allclose(compiled, plain, rtol=1e-5)
+    assert not np.allclose(results[0][0], 1)

@@ -316,6 +316,16 @@ def test_whole_passes_are_compiled_only_on_gpus(monkeypatch):
         assert [device.compiles_passes(xla) for xla in (False, True)] == [False, gpu]
 
 
+def test_xla_compiles_nothing_whose_size_varies(monkeypatch):
+    """It would compile again for every number of rows that a batch looks up."""
+    monkeypatch.setattr(device, "on_gpu", lambda: True)
+    step = make_step(make_model(), xla=True, batch_rows=16)
+    graph = step.run.get_concrete_function().graph
+    inputs = [own.inputs for own in graph.get_operations() if own.node_def.attr["_XlaMustCompile"].b]
+    assert len(inputs) == 2  # the passes and the check for finite gradients; the optimizer's update is in a branch
+    assert all(tensor.shape.is_fully_defined() for own in inputs for tensor in own)
+
+
 def test_float16_overflow_skips_and_halves_the_scale(batches):
     model = make_model(compute_dtype="float16")
     step = make_step(model, compute_dtype="float16")

@@ -160,9 +160,12 @@ class EmbeddingTables(keras.layers.Layer):
         numbers = tf.TensorSpec([None], tf.int64)
 
         def spec(group: TableGroup) -> Lookups[tf.TensorSpec]:
+            # Known where every slot has one id: XLA compiles what depends on it only once.
+            size = None if rows is None or group.has_lists else rows * len(group.features)
+            ids = tf.TensorSpec([size], tf.int64)
             counts = tf.TensorSpec(group.counts_shape(rows), tf.float32)
             per_holder = tf.TensorSpec(self._holders(group)[1:], tf.int32)
-            return Lookups(numbers, numbers, numbers, numbers, numbers, counts, per_holder)
+            return Lookups(numbers, ids, numbers, ids, ids, counts, per_holder)
 
         return tuple(spec(group) for group in self.groups)
 

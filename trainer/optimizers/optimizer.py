@@ -57,17 +57,27 @@ class Optimizer:
         groups: disjoint groups of weights and tables.
         average: the moving average of all weights and tables that is kept; None for none.
         restored: whether a checkpoint overwrites the state, which then has no initial values.
+        compiled: whether XLA compiles the updates by dense gradients, whose shapes never change. On a GPU they are then
+            a single launch.
 
     Attributes:
         weights: name -> variable of the dense weights of all groups.
         tables: name -> variable of the embedding tables of all groups.
     """
 
-    def __init__(self, *groups: ParameterGroup, average: MovingAverage | None = None, restored: bool = False):
+    def __init__(
+        self,
+        *groups: ParameterGroup,
+        average: MovingAverage | None = None,
+        restored: bool = False,
+        compiled: bool = False,
+    ):
         self.weights = {name: weight for group in groups for name, weight in group.weights.items()}
         self.tables = {name: table for group in groups for name, table in group.tables.items()}
         self._groups = {name: group for group in groups for name in (*group.weights, *group.tables)}
         self._average = average
+        self._schedules = [(group.schedule, [*group.weights, *group.tables]) for group in groups]
+        self._update_densely = tf.function(self._update_whole, autograph=False, jit_compile=compiled)
         variables = self.weights | self.tables
         slots = {name: dict(self._groups[name].rule.slots) | ({AVERAGE: 0.0} if average else {}) for name in variables}
         total = sum(4 * math.prod(variables[name].shape) * len(own) for name, own in slots.items())
@@ -138,29 +148,42 @@ class Optimizer:
             gradients: name of the weight or table -> its gradient, of its shape or, for a table, sparse.
             step: scalar int32, counted from 1.
         """
-        for name, gradient in gradients.items():
-            if isinstance(gradient, tf.IndexedSlices):
-                self._update_rows(name, gradient, step)
-            elif name in self.tables:
-                self._update_table(name, gradient, step)
-            else:
-                self._update_weight(name, gradient, step)
+        sparse = {name: own for name, own in gradients.items() if isinstance(own, tf.IndexedSlices)}
+        whole = {name: own for name, own in gradients.items() if name not in sparse}
+        now, rates = self._update_densely(whole, step)
+        for name, gradient in sparse.items():
+            self._update_rows(name, gradient, now, rates[name])
 
-    def _update_weight(self, name: str, gradient: tf.Tensor, step: tf.Tensor) -> None:
+    def _update_whole(self, gradients: dict[str, tf.Tensor], step: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Updates weights and tables by dense gradients.
+
+        Returns:
+            The step, scalar float32, and the learning rate of every table.
+        """
+        now = tf.cast(step, tf.float32)
+        rates: dict[str, tf.Tensor] = {}
+        for schedule, names in self._schedules:
+            rates |= dict.fromkeys(names, schedule(step))
+        for name, gradient in gradients.items():
+            update = self._update_table if name in self.tables else self._update_weight
+            update(name, gradient, now, rates[name])
+        return now, {name: rates[name] for name in self.tables}
+
+    def _update_weight(self, name: str, gradient: tf.Tensor, now: tf.Tensor, rate: tf.Tensor) -> None:
         weight = tf.convert_to_tensor(self.weights[name])
         slots = {slot: tf.convert_to_tensor(value) for slot, value in self._slots[name].items()}
         elapsed, last_step = tf.constant(1.0), self._last_step.get(name)
         if last_step is not None:
-            elapsed = tf.cast(step, tf.float32) - last_step
+            elapsed = now - last_step
             last_step.assign_add(elapsed)
-        new_weight, new_slots = self._updated(name, weight, gradient, slots, elapsed, step)
+        new_weight, new_slots = self._updated(name, weight, gradient, slots, elapsed, now, rate)
         self.weights[name].assign(new_weight)
         for slot, value in new_slots.items():
             self._slots[name][slot].assign(value)
 
-    def _update_table(self, name: str, gradient: tf.Tensor, step: tf.Tensor) -> None:
+    def _update_table(self, name: str, gradient: tf.Tensor, now: tf.Tensor, rate: tf.Tensor) -> None:
         """Updates the rows of a table whose gradient is not zero."""
-        table, now = self.tables[name], tf.cast(step, tf.float32)
+        table = self.tables[name]
         # Read once: rows without a gradient are written back unchanged.
         weight = tf.convert_to_tensor(table)  # [rows, width]
         slots = {slot: tf.convert_to_tensor(value) for slot, value in self._slots[name].items()}
@@ -169,31 +192,38 @@ class Optimizer:
         if last_step is not None:
             elapsed = (now - last_step)[:, tf.newaxis]  # [rows, 1]
             last_step.assign(tf.where(has_gradient, now, last_step))
-        new_weight, new_slots = self._updated(name, weight, gradient, slots, elapsed, step)
+        new_weight, new_slots = self._updated(name, weight, gradient, slots, elapsed, now, rate)
         table.assign(tf.where(has_gradient[:, tf.newaxis], new_weight, weight))
         for slot, value in new_slots.items():
             self._slots[name][slot].assign(tf.where(has_gradient[:, tf.newaxis], value, slots[slot]))
 
-    def _update_rows(self, name: str, gradient: tf.IndexedSlices, step: tf.Tensor) -> None:
+    def _update_rows(self, name: str, gradient: tf.IndexedSlices, now: tf.Tensor, rate: tf.Tensor) -> None:
         """Updates the rows of a sparse gradient."""
-        table, ids, now = self.tables[name], gradient.indices, tf.cast(step, tf.float32)
+        table, ids = self.tables[name], gradient.indices
         weight = tf.gather(table, ids)  # [n, width]
         slots = {slot: tf.gather(value, ids) for slot, value in self._slots[name].items()}
         elapsed, last_step = tf.constant(1.0), self._last_step.get(name)
         if last_step is not None:
             elapsed = (now - tf.gather(last_step, ids))[:, tf.newaxis]  # [n, 1]
             _scatter(last_step, ids, tf.fill(tf.shape(ids), now))
-        new_weight, new_slots = self._updated(name, weight, gradient.values, slots, elapsed, step)
+        new_weight, new_slots = self._updated(name, weight, gradient.values, slots, elapsed, now, rate)
         _scatter(table, ids, new_weight)
         for slot, value in new_slots.items():
             _scatter(self._slots[name][slot], ids, value)
 
     def _updated(
-        self, name: str, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, elapsed: tf.Tensor, step: tf.Tensor
+        self,
+        name: str,
+        weight: tf.Tensor,
+        gradient: tf.Tensor,
+        slots: Slots,
+        elapsed: tf.Tensor,
+        now: tf.Tensor,
+        rate: tf.Tensor,
     ) -> tuple[tf.Tensor, Slots]:
         """Applies the update rule, L2 regularization and the average; returns the new weight and slots."""
-        group, now = self._groups[name], tf.cast(step, tf.float32)
-        l2, rate, is_table = group.l2.get(name, 0.0), group.schedule(step), name in self.tables
+        group, is_table = self._groups[name], name in self.tables
+        l2 = group.l2.get(name, 0.0)
         if l2 and not is_table:
             gradient += 2 * l2 * weight
         # Only rows make up for the steps since their last update: a skipped step does not decay dense slots.

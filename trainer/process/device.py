@@ -32,10 +32,11 @@ def on_gpu() -> bool:
 
 
 def compiles_passes(xla: bool) -> bool:
-    """Returns whether the forward pass, or the forward and backward pass, is compiled with XLA as a whole.
+    """Returns whether XLA compiles whole parts of a step: the passes, and what follows for dense gradients.
 
     Only done on GPUs: on CPUs, XLA's matrix products and random number generation are several times slower than
-    TensorFlow's.
+    TensorFlow's. XLA compiles a function once for every size of its arguments, even of those that it does not use, so
+    these must not depend on the ids of a batch.
 
     Args:
         xla: whether --xla is set.
