@@ -1,13 +1,11 @@
 """Allocate, copy and pad the arrays of a `Batch`, which also serve as the loader's buffers of decoded rows."""
 
-import math
-import mmap
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike
 
+from data.loading.arrays import empty_array
 from data.spec.feature_spec import FeatureSpec
 
 PAD = -1
@@ -53,20 +51,17 @@ class Batch(NamedTuple):
         return np.concatenate([self.onehot, self.multihot], axis=1)
 
 
-LARGE_BYTES = 2**20
-
-
 def empty_batch(spec: FeatureSpec, rows: int, *, with_group: bool, extra_dtypes: Sequence[np.dtype] = ()) -> Batch:
     """Allocate a batch of `rows` rows with undefined contents."""
     return Batch(
-        onehot=_empty((rows, len(spec.onehot)), np.int32),
-        multihot=_empty((rows, sum(feature.max_hotness or 0 for feature in spec.multihot)), np.int32),
-        numerical=_empty((rows, len(spec.numerical)), np.float32),
-        labels=_empty((rows, len(spec.labels)), np.float32),
-        weights=_empty((rows,), np.float32),
-        group=_empty((rows,), np.int64) if with_group else None,
-        rows=_empty((rows,), np.int64),
-        extra=tuple(_empty((rows,), dtype) for dtype in extra_dtypes),
+        onehot=empty_array((rows, len(spec.onehot)), np.int32),
+        multihot=empty_array((rows, sum(feature.max_hotness or 0 for feature in spec.multihot)), np.int32),
+        numerical=empty_array((rows, len(spec.numerical)), np.float32),
+        labels=empty_array((rows, len(spec.labels)), np.float32),
+        weights=empty_array((rows,), np.float32),
+        group=empty_array((rows,), np.int64) if with_group else None,
+        rows=empty_array((rows,), np.int64),
+        extra=tuple(empty_array((rows,), dtype) for dtype in extra_dtypes),
     )
 
 
@@ -102,14 +97,3 @@ def pad_rows(batch: Batch) -> None:
 
 def _arrays(batch: Batch) -> list[np.ndarray]:
     return [array for array in (*batch[:-1], *batch.extra) if array is not None]
-
-
-def _empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """Like np.empty, but maps large arrays directly: malloc would keep memory freed by the threads of past epochs."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    if size < LARGE_BYTES or np.dtype(dtype).hasobject:
-        return np.empty(shape, dtype)
-    pages = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):  # fewer page faults while the array is first filled; Linux only
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(pages, dtype).reshape(shape)

@@ -1,6 +1,7 @@
 """Small parquet datasets with every kind of column, and what a batch of them must hold, row by row."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.loading.batch import PAD, Batch
+from data.loading.lists import Lists
 from data.spec.feature_spec import FeatureSpec
 
 FEATURES: dict[str, dict[str, Any]] = {
@@ -131,6 +133,14 @@ def write_dataset(
 
 def padded(values: Sequence[int], width: int) -> list[int]:
     return [*values, *[PAD] * width][:width]
+
+
+def nested(lists: Lists) -> list[list[list[Any]]]:
+    """The lists of a table by row and column."""
+    ends = np.cumsum([0, *lists.lengths.reshape(-1).tolist()]).tolist()
+    flat = [lists.values[begin:end].tolist() for begin, end in pairwise(ends)]
+    width = lists.lengths.shape[1]
+    return [flat[row * width : (row + 1) * width] for row in range(len(lists.lengths))]
 
 
 def check_rows(batch: Batch, frame: pd.DataFrame) -> None:
