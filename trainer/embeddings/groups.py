@@ -8,6 +8,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from data.loading.batch import Ids
+from data.loading.lists import Lists, from_padded, join_columns
 from trainer.layout import CategoricalInput, InputSchema
 
 Array = TypeVar("Array")  # a NumPy array, or a tensor once it is on the device
@@ -81,11 +83,6 @@ class TableGroup:
         return tuple(np.cumsum([0, *(feature.cardinality for feature in self.features[:-1])]).tolist())
 
     @cached_property
-    def columns(self) -> np.ndarray:
-        """[columns] int64, the columns of the id matrix, feature by feature."""
-        return np.concatenate([np.arange(feature.start, feature.stop) for feature in self.features])
-
-    @cached_property
     def column_sizes(self) -> np.ndarray:
         """[columns] int64, the number of ids for each column."""
         sizes = [feature.cardinality for feature in self.features]
@@ -123,39 +120,41 @@ class LookupFinder:
     """Finds the rows that batches look up in a group, on the host: ahead of the step, in the loader's thread.
 
     Args:
+        layout: layout of the features.
         group: the tables.
         is_sharded: whether the group's rows are fetched from several workers.
     """
 
-    def __init__(self, group: TableGroup, *, is_sharded: bool):
+    def __init__(self, layout: InputSchema, group: TableGroup, *, is_sharded: bool):
         self._group, self._is_sharded = group, is_sharded
         # The last id of each row in the current batch. Finding distinct rows with it takes no hashing or sorting, and
         # it is small beside the tables.
         self._last_id = np.zeros(group.rows, np.int32)
         self._lock = threading.Lock()
-        # The feature that each column belongs to.
-        self._column_features = np.repeat(range(len(group.features)), [feature.hotness for feature in group.features])
+        self._onehot = [layout.columns[feature.name] for feature in group.features if not feature.multihot]
+        self._multihot = [layout.columns[feature.name] for feature in group.features if feature.multihot]
+        # The place of each feature among the one-hot ones followed by the multi-hot ones.
+        self._order = np.argsort(np.argsort([feature.multihot for feature in group.features], kind="stable"))
 
-    def find(self, ids: np.ndarray) -> Lookups[np.ndarray]:
-        """Returns what the group looks up for ids [batch, id columns] int32; padding is below 0."""
-        own = ids if len(self._group.columns) == ids.shape[1] else ids[:, self._group.columns]  # [batch, columns]
+    def find(self, ids: Ids) -> Lookups[np.ndarray]:
+        """Returns what the group looks up for the ids of a batch."""
+        own = ids.onehot if len(self._onehot) == ids.onehot.shape[1] else ids.onehot[:, self._onehot]
         if self._group.has_lists:
-            return self._find_in_lists(own)
+            tables = [from_padded(own, [1] * len(self._onehot))] if self._onehot else []
+            lists = join_columns([*tables, ids.multihot.select(self._multihot)])
+            return self._find_in_lists(lists.select(self._order.tolist()))
         rows = (np.maximum(own, 0) + self._group.column_rows).reshape(-1)  # [batch * features] int64
         distinct, positions, order, row_positions = self._distinct(rows)
         sources, none = positions if self._is_sharded else rows, np.empty(0, np.int64)
         return Lookups(distinct, sources, none, order, row_positions, np.empty((0, 0), np.float32))
 
-    def _find_in_lists(self, own: np.ndarray) -> Lookups[np.ndarray]:
-        features = len(self._group.features)
-        present = np.flatnonzero(own >= 0)  # [ids]; everything below costs as much as there are ids
-        batch_rows, columns = np.divmod(present, own.shape[1])
-        slots = batch_rows * features + self._column_features[columns]
-        rows = own.reshape(-1)[present] + self._group.column_rows[columns]
-        counts = np.bincount(slots, minlength=len(own) * features).reshape(-1, features)
+    def _find_in_lists(self, lists: Lists) -> Lookups[np.ndarray]:
+        """Returns what the group looks up for a list per feature, [batch, features]."""
+        slots = lists.cells()  # [ids]
+        rows = lists.values + np.tile(self._group.first_rows, len(lists))[slots]
         distinct, positions, order, row_positions = self._distinct(rows)
         sources = positions if self._is_sharded else rows
-        return Lookups(distinct, sources, slots, slots[order], row_positions, counts.astype(np.float32))
+        return Lookups(distinct, sources, slots, slots[order], row_positions, lists.lengths.astype(np.float32))
 
     def _distinct(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Returns the distinct rows, each row's position among them, the order by position, and positions in order."""

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from data.loading.batch import Ids
 from trainer.embeddings import SMALLEST_SHARDED
 from trainer.embeddings.groups import LookupFinder, Lookups, TableGroup, group_tables
 from trainer.embeddings.initialization import NormalTable, draw_tables
@@ -82,7 +83,7 @@ class EmbeddingTables(keras.layers.Layer):
         super().__init__(name="embeddings", dtype="float32")
         self.layout, self.combiner, self.shards = layout, combiner, shards
         self.groups = group_tables(layout, shards.smallest if shards else SMALLEST_SHARDED)
-        self._finders = [LookupFinder(group, is_sharded=self.is_sharded(group)) for group in self.groups]
+        self._finders = [LookupFinder(layout, group, is_sharded=self.is_sharded(group)) for group in self.groups]
         self.deep_variables = [self._variable("deep", group, group.width, overwritten=True) for group in self.groups]
         self.wide_variables = []
         if outputs:
@@ -157,8 +158,8 @@ class EmbeddingTables(keras.layers.Layer):
             for group in self.groups
         )
 
-    def lookups(self, ids: np.ndarray) -> tuple[Lookups[np.ndarray], ...]:
-        """Finds what each group looks up for ids [batch, id columns] int32, on the host; padding is below 0."""
+    def lookups(self, ids: Ids) -> tuple[Lookups[np.ndarray], ...]:
+        """Finds what each group looks up for the ids of a batch, on the host."""
         return tuple(finder.find(ids) for finder in self._finders)
 
     def sources(self, lookups: Sequence[Lookups]) -> EmbeddingRows:

@@ -5,6 +5,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.trainer.small_models import unpadded
 from trainer.embeddings.groups import group_tables
 from trainer.embeddings.tables import EmbeddingTables, Pooled
 from trainer.layout import CategoricalInput, InputSchema
@@ -69,7 +70,7 @@ def pooled_by_hand(tables: EmbeddingTables, ids: np.ndarray) -> tuple[dict[str, 
 def test_pooling_equals_loops_over_ids(layout, rows, combiner, seed):
     tables, ids = make(layout, combiner), draw_ids(layout, rows, seed)
     deep, wide = pooled_by_hand(tables, ids)
-    lookups = tf.nest.map_structure(tf.constant, tables.lookups(ids))
+    lookups = tf.nest.map_structure(tf.constant, tables.lookups(unpadded(layout, ids)))
     for pooled in (tables.pool(tables.sources(lookups), lookups), tables.pool_padded(tf.constant(ids))):
         np.testing.assert_allclose(pooled.wide[0], wide, atol=1e-5)
         for group, found in zip(tables.groups, pooled.deep, strict=True):
@@ -88,7 +89,7 @@ def test_gradients_of_rows_equal_those_of_whole_tables(layout, rows, combiner, s
         products = tf.nest.map_structure(lambda x, y: tf.reduce_sum(x * y), padded, factors)
         total = tf.add_n([*products.deep, *products.wide])
     whole = [tf.convert_to_tensor(gradient).numpy() for gradient in tape.gradient(total, variables)]
-    lookups = tf.nest.map_structure(tf.constant, tables.lookups(ids))
+    lookups = tf.nest.map_structure(tf.constant, tables.lookups(unpadded(layout, ids)))
     spread = tables.spread(Pooled(*factors), lookups)
     for (index, variable), found, expected in zip(
         tables.group_variables, [*spread.deep, *spread.wide], whole, strict=True
@@ -108,7 +109,7 @@ def test_a_gpu_sums_the_same(monkeypatch):
     for gpu in (False, True):
         monkeypatch.setattr(device, "on_gpu", lambda gpu=gpu: gpu)
         tables = make(layout, "mean")
-        lookups = tf.nest.map_structure(tf.constant, tables.lookups(ids))
+        lookups = tf.nest.map_structure(tf.constant, tables.lookups(unpadded(layout, ids)))
         pooled = tables.pool(tables.sources(lookups), lookups)
         results.append([*pooled.deep, *pooled.wide, *(x for rows in tables.spread(pooled, lookups) for x in rows)])
     for first, second in zip(*results, strict=True):
@@ -133,7 +134,7 @@ def test_a_slot_without_ids_costs_nothing():
     layout = InputSchema((CategoricalInput("items", 0, 100, True, 50, 4),), ())
     ids = np.full((6, 100), -1, np.int32)
     ids[2, :3] = [7, 7, 9]
-    [found] = make(layout, "sum").lookups(ids)
+    [found] = make(layout, "sum").lookups(unpadded(layout, ids))
     assert sorted(found.rows) == [7, 9] and found.slots.tolist() == [2, 2, 2]
     assert found.counts.reshape(-1).tolist() == [0, 0, 3, 0, 0, 0]
     assert len(found.sources) == len(found.row_slots) == len(found.row_positions) == 3
