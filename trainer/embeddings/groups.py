@@ -127,9 +127,9 @@ class LookupFinder:
 
     def __init__(self, layout: InputSchema, group: TableGroup, *, is_sharded: bool):
         self._group, self._is_sharded = group, is_sharded
-        # The last id of each row in the current batch. Finding distinct rows with it takes no hashing or sorting, and
-        # it is small beside the tables.
-        self._last_id = np.zeros(group.rows, np.int32)
+        # A number for each row that the current batch reads. Finding distinct rows with it takes no hashing or sorting,
+        # and it is small beside the tables.
+        self._numbers = np.zeros(group.rows, np.int32)
         self._lock = threading.Lock()
         self._onehot = [layout.columns[feature.name] for feature in group.features if not feature.multihot]
         self._multihot = [layout.columns[feature.name] for feature in group.features if feature.multihot]
@@ -160,20 +160,20 @@ class LookupFinder:
         """Returns the distinct rows, each row's position among them, the order by position, and positions in order."""
         numbers = np.arange(len(rows), dtype=np.int32)
         with self._lock:
-            self._last_id[rows] = numbers
-            last = self._last_id[rows]
-        is_last = last == numbers
-        distinct = rows[is_last]
-        positions = (np.cumsum(is_last) - 1)[last]
+            self._numbers[rows] = numbers  # the last of a row's ids remains
+            distinct = rows[np.flatnonzero(self._numbers[rows] == numbers)]
+            self._numbers[distinct] = numbers[: len(distinct)]
+            positions = self._numbers[rows]
         order, per_row = _counting_sort(positions, len(distinct))
-        return distinct, positions, order, np.repeat(np.arange(len(distinct)), per_row)
+        return distinct, positions.astype(np.int64), order, np.repeat(np.arange(len(distinct)), per_row)
 
 
 def _counting_sort(keys: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the stable order of keys [n] in [0, count), and how often each key occurs, both int64."""
+    """Return the stable order of keys [n] int32 in [0, count), and how often each key occurs, both int64."""
     from scipy.sparse import csc_array  # takes time to import
 
     # A matrix with one entry per column, converted from columns to rows, is a counting sort in compiled code.
     entries = np.empty(len(keys), np.int8)
-    by_row = csc_array((entries, keys, np.arange(len(keys) + 1)), shape=(count, len(keys))).tocsr()
-    return by_row.indices.astype(np.int64), np.diff(by_row.indptr)
+    starts = np.arange(len(keys) + 1, dtype=np.int32)
+    by_row = csc_array((entries, keys, starts), shape=(count, len(keys))).tocsr()
+    return by_row.indices.astype(np.int64), np.diff(by_row.indptr).astype(np.int64)
