@@ -11,7 +11,7 @@ which takes it `prepare_ms` per batch.
 
     criteo   26 one-hot features, cardinalities 10 to 1 million in geometric steps, width 32, 13 numbers, batch 8192
     lists    20 multi-hot features of 8 ids each, cardinality 50,000, width 16, no numbers, batch 4096: ours with
-             max_hotness 8 and 100, which changes the padding and nothing else
+             max_hotness 8 and 100, which must not matter, as lists are not padded
 
 Each side is a process of its own; all take turns of --steps steps, of which the fastest counts. `ratio` is samples
 per second over FBGEMM's, the median over the turns; entries that end in `_spread` hold the smallest and largest value.

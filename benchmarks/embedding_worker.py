@@ -15,15 +15,10 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.mmoe_step import make_step
-from data.loading.batch import PAD, Batch
+from data.loading.batch import Batch
+from data.loading.lists import Lists, empty_lists
 from trainer.layout import CategoricalInput, InputSchema
 from trainer.step import step_input
-
-
-def padded(ids: np.ndarray, max_hotness: int) -> np.ndarray:
-    """Pad each list of ids [batch, features, n] to max_hotness; return [batch, features * max_hotness]."""
-    lists = np.pad(ids, ((0, 0), (0, 0), (0, max_hotness - ids.shape[2])), constant_values=PAD)
-    return lists.reshape(len(ids), -1)
 
 
 def layout_of(cardinalities: list[int], width: int, numbers: int, max_hotness: int) -> InputSchema:
@@ -34,11 +29,20 @@ def layout_of(cardinalities: list[int], width: int, numbers: int, max_hotness: i
     return InputSchema(tuple(features), tuple(f"n{index}" for index in range(numbers)))
 
 
-def batch_of(ids: np.ndarray, numbers: np.ndarray, labels: np.ndarray) -> Batch:
-    """Return rows as the loader hands them over; ids are [batch, id columns]."""
-    none = np.empty((len(ids), 0), np.int32)  # the model takes one-hot and multi-hot ids side by side
-    weights, rows = np.ones(len(ids), np.float32), np.arange(len(ids))
-    return Batch(ids, none, numbers, labels[:, np.newaxis], weights, group=None, rows=rows)
+def batch_of(ids: np.ndarray, numbers: np.ndarray, labels: np.ndarray, *, has_lists: bool) -> Batch:
+    """Return rows as the loader hands them over; ids are [batch, features, n], in lists or one per feature."""
+    rows, features, count = ids.shape
+    multihot = Lists(ids.reshape(-1), np.full((rows, features), count, np.int32))
+    onehot = np.empty((rows, 0), np.int32) if has_lists else ids.reshape(rows, features)
+    return Batch(
+        onehot=onehot,
+        multihot=multihot if has_lists else empty_lists(rows, 0),
+        numerical=numbers,
+        labels=labels[:, np.newaxis],
+        weights=np.ones(rows, np.float32),
+        group=None,
+        rows=np.arange(rows),
+    )
 
 
 def main() -> None:
@@ -54,7 +58,7 @@ def main() -> None:
         step = make_step(flags, layout, rows["ids"].shape[1], tasks=1)
         inputs, prepare_ms = [], []
         for ids, numbers, labels in zip(rows["ids"], rows["numbers"], rows["labels"], strict=True):
-            batch = batch_of(padded(ids, max_hotness), numbers, labels)
+            batch = batch_of(ids, numbers, labels, has_lists=max_hotness > 1)
             started = time.perf_counter()
             inputs.append(step_input(batch, step.model.embeddings.lookups(batch.ids), step.model.tasks))
             prepare_ms.append(1000 * (time.perf_counter() - started))

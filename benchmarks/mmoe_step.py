@@ -16,6 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.harness import ROOT, parser_of, report
+from data.loading.batch import Ids
+from data.loading.lists import from_padded
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
 from trainer.build import make_training
@@ -34,12 +36,17 @@ UNITS = (256, 128)
 def random_batch(model: RankingModel, batch: int) -> StepInput:
     """Rows whose ids are skewed: the density of an id falls with its square root."""
     rng, layout, tasks = np.random.default_rng(0), model.layout, len(model.tasks)
-    ids = [
-        (columns.cardinality * rng.random((batch, columns.hotness)) ** 2).astype(np.int32)
-        for columns in layout.categorical
-    ]
+    ids: dict[bool, list[np.ndarray]] = {
+        False: [np.empty((batch, 0), np.int32)],
+        True: [np.empty((batch, 0), np.int32)],
+    }
+    for columns in layout.categorical:
+        drawn = columns.cardinality * rng.random((batch, columns.hotness)) ** 2
+        ids[columns.multihot].append(drawn.astype(np.int32))
+    onehot, lists = (np.concatenate(ids[multihot], axis=1) for multihot in (False, True))
+    multihot = from_padded(lists, [columns.hotness for columns in layout.categorical if columns.multihot])
     return StepInput(
-        lookups=tf.nest.map_structure(tf.constant, model.embeddings.lookups(np.concatenate(ids, axis=1))),
+        lookups=tf.nest.map_structure(tf.constant, model.embeddings.lookups(Ids(onehot, multihot))),
         numerical=tf.constant(rng.normal(size=(batch, len(layout.numerical))), tf.float32),
         labels=tf.constant(rng.random((batch, tasks)) < 0.2, tf.float32),
         weights=tf.ones(batch),

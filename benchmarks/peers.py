@@ -25,6 +25,8 @@ import numpy as np
 from benchmarks.harness import ROOT, measure_and_report, parser_of
 from benchmarks.side_process import SideProcess, make_environment, python_of
 from benchmarks.synthetic_rows import write_rows
+from data.loading.batch import PAD
+from data.loading.lists import join_rows
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
 
@@ -63,9 +65,14 @@ def write_for_peers(spec: FeatureSpec, widths: dict[str, int], arguments: argpar
     """Writes the training rows and what describes them, as peer_worker.py wants them."""
     loader = ParquetLoader(spec, "train", global_batch_size=arguments.batch, shuffle=False)
     batches = list(loader.epoch(0))
-    names = ("onehot", "multihot", "numerical")
-    columns = {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in names}
-    np.savez(folder / "rows.npz", **columns, labels=np.concatenate([batch.labels[:, 0] for batch in batches]))
+    widths_of_lists = [feature.max_hotness or 1 for feature in spec.multihot]
+    np.savez(
+        folder / "rows.npz",
+        onehot=np.concatenate([batch.onehot for batch in batches]),
+        multihot=join_rows([batch.multihot for batch in batches]).padded(widths_of_lists, PAD),
+        numerical=np.concatenate([batch.numerical for batch in batches]),
+        labels=np.concatenate([batch.labels[:, 0] for batch in batches]),
+    )
     shape = {
         "batch": arguments.batch,
         "hidden": arguments.hidden,

@@ -67,7 +67,10 @@ def test_calibrators_are_fitted_to_the_shifted_logits_of_valid(folder):
     saved = load_model(folder / "models" / "model")
     spec = FeatureSpec.read(folder / "data" / "feature_spec.yaml")
     (batch,) = ParquetLoader(spec, "valid", global_batch_size=10_000, shuffle=False).epoch(0)
-    logits, (click, conversion, spend) = saved.model(batch.ids, batch.numerical).numpy(), saved.tasks
+    logits, (click, conversion, spend) = (
+        saved.model(saved.layout.padded(batch.ids), batch.numerical).numpy(),
+        saved.tasks,
+    )
     clicked, weights = batch.labels[:, 0] == 1, batch.weights
     expected = fit_isotonic(Rows(logits[:, 0], batch.labels[:, 0], weights, None), SingleWorker())
     np.testing.assert_allclose(click.logit_map.calibrator.scores, expected.scores, atol=1e-5)
@@ -88,7 +91,7 @@ def test_evaluation_prediction_and_export_apply_them(folder, capfd):
     saved = load_model(folder / "models" / "model")
     spec = FeatureSpec.read(folder / "data" / "feature_spec.yaml")
     (batch,) = ParquetLoader(spec, "test", global_batch_size=10_000, shuffle=False).epoch(0)
-    logits = saved.model(batch.ids, batch.numerical).numpy()
+    logits = saved.model(saved.layout.padded(batch.ids), batch.numerical).numpy()
     for index, name in enumerate(("click", "conversion")):
         wanted = saved.tasks[index].predictions(logits[:, index : index + 1])[:, 0]
         raw = 1 / (1 + np.exp(-logits[:, index]))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.embedding_step import CASES, limit_bytes, limit_of, over_turns, write_case
-from benchmarks.embedding_worker import batch_of, layout_of, padded
+from benchmarks.embedding_worker import batch_of, layout_of
 from benchmarks.exchange_bytes import CountingComm
 from benchmarks.harness import fill, read_lines, write_lines
 from benchmarks.memory import needed_gb
@@ -147,11 +147,12 @@ def test_both_sides_train_on_the_same_lists(tmp_path):
     ids = rows["ids"][0]
     assert ids.shape == (4096, 20, 8) and ids.min() >= 0 and ids.max() < 50_000 == shape["cardinalities"][0]
     layout = layout_of(shape["cardinalities"], shape["width"], numbers=0, max_hotness=100)
-    found = batch_of(padded(ids, 100), rows["numbers"][0], rows["labels"][0]).ids
-    assert found.shape == (4096, layout.id_columns)
-    for index, feature in enumerate(layout.categorical):
-        np.testing.assert_array_equal(found[:, feature.start : feature.start + 8], ids[:, index])
-        assert (found[:, feature.start + 8 : feature.stop] == -1).all()
+    found = batch_of(ids, rows["numbers"][0], rows["labels"][0], has_lists=True).ids
+    assert found.onehot.shape == (4096, 0) and len(layout.categorical) == 20
+    for index in range(20):
+        lists = found.multihot.select([index])
+        assert (lists.lengths == 8).all()
+        np.testing.assert_array_equal(lists.values.reshape(-1, 8), ids[:, index])
 
 
 def test_side_that_ends_early_is_named():

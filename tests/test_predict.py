@@ -43,7 +43,7 @@ folder, data, output = map(Path, sys.argv[1:])
 saved = load_model(folder)
 spec = FeatureSpec.read(data / "feature_spec.yaml")
 (batch,) = ParquetLoader(spec, "test", global_batch_size=1000, shuffle=False).epoch(0)
-np.save(output, saved.model(batch.ids, batch.numerical).numpy())
+np.save(output, saved.model(saved.layout.padded(batch.ids), batch.numerical).numpy())
 described = [saved.model.name, [task.name for task in saved.tasks], saved.layout.id_columns]
 ids = {name: encoder.encode([3, None, 99]).tolist() for name, encoder in saved.encoders.items()}
 print(json.dumps([described, ids]))

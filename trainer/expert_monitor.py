@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 import tensorflow as tf
 
-from data.loading.batch import Batch
+from data.loading.batch import Batch, Ids, join_ids
 from trainer.embeddings.groups import Lookups
 from trainer.logging.gate_records import ARGMAX_SHARE, DEAD_UNITS, ENTROPY, EXPERT_SIMILARITY, GATE_SIMILARITY, WEIGHT
 from trainer.metrics.metric import Collectives
@@ -50,7 +50,7 @@ class ExpertMonitor:
         self._model, self._network, self._comm = model, cast(MultiTask, model.network), comm
         self._tasks = [task.name for task in model.tasks]
         self._stride = max(1, -(-rows // ROWS))
-        self._ids: list[np.ndarray] = []
+        self._ids: list[Ids] = []
         self._numerical: list[np.ndarray] = []
         self._is_complete = False
         self._gates: list[np.ndarray] = []  # [gates, rows, experts] of each level at the last measurement
@@ -60,8 +60,8 @@ class ExpertMonitor:
     def see(self, batch: Batch) -> None:
         """Takes a batch of an evaluation; ignored once the sample is complete."""
         if not self._is_complete:
-            sampled = (batch.weights > 0) & (batch.rows % self._stride == 0)
-            self._ids.append(batch.ids[sampled])
+            sampled = np.flatnonzero((batch.weights > 0) & (batch.rows % self._stride == 0))
+            self._ids.append(batch.ids.take(sampled))
             self._numerical.append(batch.numerical[sampled])
 
     def measure(self) -> tuple[dict[str, float], list[str]]:
@@ -70,7 +70,7 @@ class ExpertMonitor:
         To be called after an evaluation whose batches were all passed to `see`.
         """
         if not self._is_complete:
-            self._ids, self._numerical = [np.concatenate(self._ids)], [np.concatenate(self._numerical)]
+            self._ids, self._numerical = [join_ids(self._ids)], [np.concatenate(self._numerical)]
             self._is_complete = True
         inputs = self._model.embeddings.lookups(self._ids[0]), self._numerical[0]
         states = self._states(*tf.nest.map_structure(tf.convert_to_tensor, inputs))

@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from data.errors import DataError
-from data.loading.batch import Batch
+from data.loading.batch import Batch, Ids
+from data.loading.lists import Lists
 from data.loading.loader import ParquetLoader
 from trainer.comm import Comm, SingleWorker
 from trainer.evaluate import compile_forward
@@ -37,13 +38,13 @@ class Sample(NamedTuple):
     """Rows of the mapping in dataset order, on every worker. Rows of weight 0 are left out.
 
     Attributes:
-        ids: [rows, id columns] int32.
+        ids: ids of the rows.
         numerical: [rows, numerical] float32.
         labels: [rows, tasks] float32; NaN where missing.
         weights: [rows] float32.
     """
 
-    ids: np.ndarray
+    ids: Ids
     numerical: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
@@ -54,20 +55,22 @@ class InputFeature(NamedTuple):
 
     Attributes:
         name: name of the feature.
-        is_numerical: whether its column is one of Sample.numerical; otherwise they are columns of Sample.ids.
-        columns: its columns, all of which are permuted together.
+        field: what has its column: "onehot" or "multihot" of Sample.ids, or "numerical" of the sample.
+        column: index of the column.
     """
 
     name: str
-    is_numerical: bool
-    columns: slice
+    field: str
+    column: int
 
 
 def input_features(layout: InputSchema) -> list[InputFeature]:
-    """Returns the features of a layout: categorical ones in the order of their columns, then numerical ones."""
-    categorical = [InputFeature(part.name, False, slice(part.start, part.stop)) for part in layout.categorical]
-    numerical = [InputFeature(name, True, slice(at, at + 1)) for at, name in enumerate(layout.numerical)]
-    return categorical + numerical
+    """Returns the features of a layout: categorical ones in the order of the id matrix, then numerical ones."""
+    categorical = [
+        InputFeature(feature.name, "multihot" if feature.multihot else "onehot", layout.columns[feature.name])
+        for feature in layout.categorical
+    ]
+    return categorical + [InputFeature(name, "numerical", column) for column, name in enumerate(layout.numerical)]
 
 
 def choose_rows(rows: int, most: int, seed: int) -> np.ndarray:
@@ -105,14 +108,18 @@ def draw_sample(loader: ParquetLoader, chosen: np.ndarray, comm: Comm, on_batch:
         for batch in batches:
             parts.append(_chosen_part(batch, chosen))
             on_batch()
-    # One collective for all columns: their bits, as int32.
-    packed = np.concatenate([np.concatenate([_bits(column) for column in part], axis=1) for part in parts])
-    widths = [_bits(column).shape[1] for column in parts[0]]
-    ids, numerical, labels, weights = np.split(comm.gather_rows(packed), np.cumsum(widths)[:-1], axis=1)
-    if len(ids) == 0:
+    # One collective for all columns, as the bits of int32 values, and one for the ids of lists.
+    packed = np.concatenate([_packed(part) for part in parts])
+    widths = [array.shape[1] for array in _columns(parts[0])]
+    onehot, lengths, *floats = (
+        np.ascontiguousarray(columns) for columns in np.split(comm.gather_rows(packed), np.cumsum(widths)[:-1], axis=1)
+    )
+    if len(onehot) == 0:
         raise DataError("--importance: none of the evaluated rows has a sample weight above 0; evaluate other rows")
-    floats = [np.ascontiguousarray(columns).view(np.float32) for columns in (numerical, labels, weights)]
-    return Sample(np.ascontiguousarray(ids), floats[0], floats[1], floats[2][:, 0])
+    listed = np.concatenate([part.ids.multihot.values for part in parts])
+    lists = Lists(comm.gather_rows(listed), lengths)
+    numerical, labels, weights = (columns.view(np.float32) for columns in floats)
+    return Sample(Ids(onehot, lists), numerical, labels, weights[:, 0])
 
 
 def _chosen_part(batch: Batch, chosen: np.ndarray) -> Sample:
@@ -121,12 +128,18 @@ def _chosen_part(batch: Batch, chosen: np.ndarray) -> Sample:
     low, high = np.searchsorted(chosen, [first, first + rows]) if rows else (0, 0)
     picked = chosen[low:high] - first
     picked = picked[batch.weights[picked] != 0]
-    return Sample(batch.ids[picked], batch.numerical[picked], batch.labels[picked], batch.weights[picked])
+    return Sample(batch.ids.take(picked), batch.numerical[picked], batch.labels[picked], batch.weights[picked])
 
 
-def _bits(column: np.ndarray) -> np.ndarray:
-    """Returns the bits of a column of 32-bit values, [rows, width] int32."""
-    return np.ascontiguousarray(column).reshape(len(column), math.prod(column.shape[1:])).view(np.int32)
+def _columns(sample: Sample) -> list[np.ndarray]:
+    """Returns the columns of a sample with the lengths of its lists, [rows, width] int32 or float32 each."""
+    lengths = sample.ids.multihot.lengths
+    return [sample.ids.onehot, lengths, sample.numerical, sample.labels, sample.weights[:, np.newaxis]]
+
+
+def _packed(sample: Sample) -> np.ndarray:
+    """Returns the bits of all columns side by side, [rows, width] int32."""
+    return np.concatenate([np.ascontiguousarray(column).view(np.int32) for column in _columns(sample)], axis=1)
 
 
 class SampleModel:
@@ -147,7 +160,7 @@ class SampleModel:
         self, model: RankingModel, sample: Sample, comm: Comm, *, xla: bool, on_batch: Callable[[], None]
     ) -> None:
         self._model, self._sample, self._comm, self._on_batch = model, sample, comm, on_batch
-        self._batch_rows = min(BATCH_ROWS, len(sample.ids))
+        self._batch_rows = min(BATCH_ROWS, len(sample.weights))
         self._forward = compile_forward(model, self._batch_rows, xla=xla)
 
     def logits(self, feature: InputFeature | None = None, order: np.ndarray | None = None) -> np.ndarray:
@@ -176,7 +189,7 @@ class SampleModel:
 
     def _batches(self) -> Iterator[tuple[np.ndarray, int]]:
         """Yields the rows of this worker's batches, [batch] int64, and how many of them are not padding."""
-        total, size = len(self._sample.ids), self._batch_rows
+        total, size = len(self._sample.weights), self._batch_rows
         per_worker = batches_per_pass(total, self._comm.size)
         for number in range(self._comm.rank * per_worker, (self._comm.rank + 1) * per_worker):
             start = number * size
@@ -185,12 +198,18 @@ class SampleModel:
 
     def _inputs(self, own: np.ndarray, feature: InputFeature | None, order: np.ndarray | None) -> tuple:
         """Returns what the forward pass takes for the given rows, [batch] int64."""
-        sample = self._sample
-        ids, numerical = sample.ids[own], sample.numerical[own]
+        sample, lists = self._sample, self._sample.ids.multihot
+        onehot, numerical = sample.ids.onehot[own], sample.numerical[own]
+        rows_of_lists = np.repeat(own[:, np.newaxis], lists.lengths.shape[1], axis=1)
         if feature is not None and order is not None:
-            target, source = (numerical, sample.numerical) if feature.is_numerical else (ids, sample.ids)
-            target[:, feature.columns] = source[order[own], feature.columns]
-        return self._model.embeddings.lookups(ids), numerical
+            permuted, column = order[own], feature.column
+            if feature.field == "onehot":
+                onehot[:, column] = sample.ids.onehot[permuted, column]
+            elif feature.field == "multihot":
+                rows_of_lists[:, column] = permuted
+            else:
+                numerical[:, column] = sample.numerical[permuted, column]
+        return self._model.embeddings.lookups(Ids(onehot, lists.take(rows_of_lists))), numerical
 
 
 def batches_per_pass(rows: int, workers: int) -> int:

@@ -363,9 +363,9 @@ def check_run(config: Options, data: Inputs, env: WorkerEnv) -> tuple[str, ...]:
 def _check_importance(config: Options, data: Inputs, env: WorkerEnv) -> tuple[str, ...]:
     """Check that the rows of --importance fit into memory, and warn if they are few."""
     rows, tasks = min(config.run.importance_rows, data.eval_loader.rows), tasks_of(data.spec)
-    columns = data.layout.id_columns + len(data.layout.numerical) + len(tasks) + 1
     # The rows twice while they are gathered, the logits three times, and what a metric takes.
-    row_bytes = 4 * (2 * columns + 3 * sum(task.width for task in tasks)) + IMPORTANCE_ROW_BYTES
+    logits = 4 * sum(task.width for task in tasks)
+    row_bytes = 2 * data.eval_loader.row_bytes + 3 * logits + IMPORTANCE_ROW_BYTES
     check_fits(rows * row_bytes, f"--importance of {rows:,} rows", "lower --importance_rows", env.local_size)
     if rows >= FEW_ROWS:
         return ()

@@ -1,16 +1,21 @@
-"""The layout of a batch's tensors: which columns belong to which feature, and which table a feature looks up."""
+"""The layout of a model's input: which columns belong to which feature, and which table a feature looks up."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from typing import NamedTuple
 
+import numpy as np
+
+from data.loading.batch import PAD, Ids
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Wide
 
 
 @dataclass(frozen=True)
 class CategoricalInput:
-    """The columns of one categorical feature in the id matrix.
+    """The columns of one categorical feature in the id matrix, in which lists are padded.
 
     Attributes:
         name: name of the feature.
@@ -70,7 +75,10 @@ def tables_of(features: Iterable[CategoricalInput]) -> tuple[Table, ...]:
 
 @dataclass(frozen=True)
 class InputSchema:
-    """The inputs of a model: ids [batch, id columns] int32 and numerical [batch, numerical] float32.
+    """The inputs of a model: ids of each categorical feature, and numerical [batch, numerical] float32.
+
+    Training and evaluation look up the `Ids` of a batch. Models that are called or exported take a matrix of them, in
+    which lists are padded: [batch, id columns] int32.
 
     Attributes:
         categorical: columns of each categorical feature, one-hot features first.
@@ -79,6 +87,16 @@ class InputSchema:
 
     categorical: tuple[CategoricalInput, ...]
     numerical: tuple[str, ...]
+
+    @cached_property
+    def columns(self) -> Mapping[str, int]:
+        """The column of each categorical feature in `Ids.onehot` or, if it is multi-hot, in `Ids.multihot`."""
+        ordered = sorted(self.categorical, key=lambda feature: feature.multihot)
+        return {
+            feature.name: column
+            for _, features in groupby(ordered, key=lambda feature: feature.multihot)
+            for column, feature in enumerate(features)
+        }
 
     @property
     def deep(self) -> tuple[CategoricalInput, ...]:
@@ -105,6 +123,11 @@ class InputSchema:
     def id_columns(self) -> int:
         """The width of the id matrix."""
         return self.categorical[-1].stop if self.categorical else 0
+
+    def padded(self, ids: Ids) -> np.ndarray:
+        """Returns the matrix of ids that a model is called with, [rows, id columns] int32, with lists padded."""
+        widths = [feature.hotness for feature in self.categorical if feature.multihot]
+        return np.concatenate([ids.onehot, ids.multihot.padded(widths, PAD)], axis=1)
 
     @property
     def width(self) -> int:

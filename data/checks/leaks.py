@@ -53,7 +53,7 @@ class _Candidate:
         name: name of the feature.
         numbers: [rows] values of a numerical feature, or ids of a one-hot feature; None for a multi-hot feature.
         codes: [rows, width] int64 codes of the ids (see `encode`) or of the bins, which are ordered by value; the
-            width is max_hotness for a multi-hot feature, otherwise 1.
+            width is that of the longest list of a multi-hot feature, otherwise 1.
         is_numerical: whether the order of the numbers has a meaning.
     """
 
@@ -460,11 +460,10 @@ def _target(spec: FeatureSpec, sample: Batch, label: Feature) -> _LabelValues:
 def _columns(spec: FeatureSpec, sample: Batch) -> Iterator[_Candidate]:
     for ids, feature in zip(sample.onehot.T, spec.onehot, strict=True):
         yield _Candidate(feature.name, ids, encode(ids[:, np.newaxis]))
-    start = 0
-    for feature in spec.multihot:
-        width = feature.max_hotness or 0
-        yield _Candidate(feature.name, None, encode(sample.multihot[:, start : start + width]))
-        start += width
+    for column, feature in enumerate(spec.multihot):
+        lists = sample.multihot.select([column])
+        longest = max(1, int(lists.lengths.max(initial=0)))
+        yield _Candidate(feature.name, None, encode(lists.padded([longest], PAD)))
     for numbers, feature in zip(sample.numerical.T, spec.numerical, strict=True):
         yield _Candidate(feature.name, numbers, bins_of(numbers), is_numerical=True)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from data.loading.batch import Batch, copy_rows, slice_rows
+from data.loading.lists import join_rows, stack_columns
 from data.loading.parquet import ParquetReader
 from data.spec.feature_spec import FeatureSpec
 
@@ -59,15 +60,17 @@ def draw_sample(
     rng = np.random.default_rng(0)
     row_groups = spread_row_groups(reader.row_group_rows, max_rows, max_read)
     quotas = quotas_of(reader.row_group_rows[row_groups], max_rows)
-    sample, start = reader.allocate(int(quotas.sum())), 0
+    sample, start, lists = reader.allocate(int(quotas.sum())), 0, []
     for done, (row_group, quota) in enumerate(zip(row_groups.tolist(), quotas.tolist(), strict=True), start=1):
         rows = int(reader.row_group_rows[row_group])
         decoded = reader.allocate(rows)
-        reader.decode(row_group, 0, rows, decoded)
-        copy_rows(decoded, rng.permutation(rows)[:quota], slice_rows(sample, start, start + quota))
+        positions = rng.permutation(rows)[:quota]
+        columns = reader.decode(row_group, 0, rows, decoded).lists
+        lists.append(stack_columns([columns]).take(positions))
+        copy_rows(decoded, positions, slice_rows(sample, start, start + quota))
         start += quota
         on_progress(done, len(row_groups))
-    return sample
+    return sample._replace(multihot=join_rows(lists))
 
 
 def spread_row_groups(row_group_rows: np.ndarray, max_rows: int, max_read: int | None = None) -> np.ndarray:

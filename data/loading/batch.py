@@ -1,16 +1,37 @@
 """Allocate, copy and pad the arrays of a `Batch`, which also serve as the loader's buffers of decoded rows."""
 
-import math
-import mmap
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike
 
+from data.loading.arrays import empty_array
+from data.loading.lists import Lists, empty_lists, join_rows
 from data.spec.feature_spec import FeatureSpec
 
 PAD = -1
+ID_BYTES = 4
+
+
+class Ids(NamedTuple):
+    """The ids of some rows.
+
+    Attributes:
+        onehot: [rows, one-hot features] int32.
+        multihot: [rows, multi-hot features] lists of int32.
+    """
+
+    onehot: np.ndarray
+    multihot: Lists
+
+    def take(self, rows: np.ndarray) -> "Ids":
+        """Return a copy of the rows at the positions [taken], which are integers."""
+        return Ids(self.onehot[rows], self.multihot.take(rows))
+
+
+def join_ids(parts: Sequence[Ids]) -> Ids:
+    """Return a copy of the rows of all parts, part after part."""
+    return Ids(np.concatenate([part.onehot for part in parts]), join_rows([part.multihot for part in parts]))
 
 
 class Batch(NamedTuple):
@@ -21,8 +42,7 @@ class Batch(NamedTuple):
 
     Attributes:
         onehot: [batch, one-hot features] int32 ids.
-        multihot: [batch, sum of max_hotness] int32 ids, with PAD after the end of a list. Features are side by side
-            in channel order, max_hotness columns each.
+        multihot: [batch, multi-hot features] lists of int32 ids, at most max_hotness each; empty for padding.
         numerical: [batch, numerical features] float32 values.
         labels: [batch, labels] float32 labels; NaN where a label is missing, which needs `missing: ignore` or
             a loader with `needs_labels=False`.
@@ -34,7 +54,7 @@ class Batch(NamedTuple):
     """
 
     onehot: np.ndarray
-    multihot: np.ndarray
+    multihot: Lists
     numerical: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
@@ -43,39 +63,35 @@ class Batch(NamedTuple):
     extra: tuple[np.ndarray, ...] = ()
 
     @property
-    def ids(self) -> np.ndarray:
-        """One-hot and multi-hot ids side by side, [batch, id columns] int32."""
-        # Without a copy if there is only one kind.
-        if self.multihot.shape[1] == 0:
-            return self.onehot
-        if self.onehot.shape[1] == 0:
-            return self.multihot
-        return np.concatenate([self.onehot, self.multihot], axis=1)
-
-
-LARGE_BYTES = 2**20
+    def ids(self) -> Ids:
+        """One-hot and multi-hot ids, without a copy."""
+        return Ids(self.onehot, self.multihot)
 
 
 def empty_batch(spec: FeatureSpec, rows: int, *, with_group: bool, extra_dtypes: Sequence[np.dtype] = ()) -> Batch:
-    """Allocate a batch of `rows` rows with undefined contents."""
+    """Allocate a batch of `rows` rows with undefined contents; its lists have no columns, since their size varies."""
     return Batch(
-        onehot=_empty((rows, len(spec.onehot)), np.int32),
-        multihot=_empty((rows, sum(feature.max_hotness or 0 for feature in spec.multihot)), np.int32),
-        numerical=_empty((rows, len(spec.numerical)), np.float32),
-        labels=_empty((rows, len(spec.labels)), np.float32),
-        weights=_empty((rows,), np.float32),
-        group=_empty((rows,), np.int64) if with_group else None,
-        rows=_empty((rows,), np.int64),
-        extra=tuple(_empty((rows,), dtype) for dtype in extra_dtypes),
+        onehot=empty_array((rows, len(spec.onehot)), np.int32),
+        multihot=empty_lists(rows, 0),
+        numerical=empty_array((rows, len(spec.numerical)), np.float32),
+        labels=empty_array((rows, len(spec.labels)), np.float32),
+        weights=empty_array((rows,), np.float32),
+        group=empty_array((rows,), np.int64) if with_group else None,
+        rows=empty_array((rows,), np.int64),
+        extra=tuple(empty_array((rows,), dtype) for dtype in extra_dtypes),
     )
 
 
 def bytes_per_row(spec: FeatureSpec, *, with_group: bool, extra_dtypes: Sequence[np.dtype] = ()) -> int:
-    """Return the bytes per row of a batch from `empty_batch`, counting 8 per text (the pointer alone)."""
+    """Return the bytes per row of a batch with empty lists, counting 8 per text (the pointer alone).
+
+    Each id of a list takes another ID_BYTES.
+    """
     columns = len(spec.onehot) + len(spec.numerical) + len(spec.labels)
-    lists = sum(feature.max_hotness or 0 for feature in spec.multihot)
-    # 4 bytes: int32 ids, float32 numbers, labels and the weight. 8 bytes: int64 `rows` and `group`.
-    return 4 * (columns + lists + 1) + 8 * (1 + with_group) + sum(dtype.itemsize for dtype in extra_dtypes)
+    # 4 bytes: int32 ids, float32 numbers, labels and the weight. 8 bytes: int64 `rows` and `group`. 12 bytes: the int32
+    # length of a list, and the int64 position of its end.
+    lists = 12 * len(spec.multihot)
+    return 4 * (columns + 1) + lists + 8 * (1 + with_group) + sum(dtype.itemsize for dtype in extra_dtypes)
 
 
 def slice_rows(batch: Batch, begin: int, end: int) -> Batch:
@@ -85,7 +101,7 @@ def slice_rows(batch: Batch, begin: int, end: int) -> Batch:
 
 
 def copy_rows(source: Batch, positions: np.ndarray, target: Batch) -> None:
-    """Copy the rows of `source` at `positions` to `target`, which has len(positions) rows."""
+    """Copy the rows of `source` at `positions` to `target`, which has len(positions) rows, except for their lists."""
     indices = positions.astype(np.intp)
     for values, out in zip(_arrays(source), _arrays(target), strict=True):
         # All positions are in range; with mode="raise", NumPy buffers `out` and copies twice.
@@ -93,23 +109,11 @@ def copy_rows(source: Batch, positions: np.ndarray, target: Batch) -> None:
 
 
 def pad_rows(batch: Batch) -> None:
-    """Turn all rows into padding: weight 0, ids of lists and row positions PAD, everything else 0 or None."""
+    """Turn all rows into padding: weight 0, row positions PAD, everything else but their lists 0 or None."""
     for array in _arrays(batch):
         array[...] = None if array.dtype == object else 0
-    batch.multihot[...] = PAD
     batch.rows[...] = PAD
 
 
 def _arrays(batch: Batch) -> list[np.ndarray]:
-    return [array for array in (*batch[:-1], *batch.extra) if array is not None]
-
-
-def _empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """Like np.empty, but maps large arrays directly: malloc would keep memory freed by the threads of past epochs."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    if size < LARGE_BYTES or np.dtype(dtype).hasobject:
-        return np.empty(shape, dtype)
-    pages = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):  # fewer page faults while the array is first filled; Linux only
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(pages, dtype).reshape(shape)
+    return [array for array in (*batch[:-1], *batch.extra) if isinstance(array, np.ndarray)]

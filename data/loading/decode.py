@@ -1,6 +1,6 @@
 """Decode Arrow columns into the row-major arrays of a `Batch`, rejecting invalid values."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from data.errors import DataError
-from data.loading.batch import PAD, Batch
+from data.loading.batch import Batch
+from data.loading.lists import Lists
 from data.spec.columns import GROUPS, Column, Domain, as_numbers, describe_column
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Feature
@@ -28,8 +29,8 @@ class BatchColumn:
     Attributes:
         name: name of the column.
         field: name of the `Batch` field that receives the values.
-        slot: index of the column in that field; for a list, of its first column.
-        width: number of columns in the field; max_hotness for lists, else 1.
+        slot: index of the column in that field.
+        longest: maximum length of a list; longer ones are cut. None unless the values are lists.
         feature: description of the column from the specification; None for an extra column, passed on unchanged.
         domain: valid values of the column.
         oov_policy: how to handle integral ids outside the domain.
@@ -39,7 +40,7 @@ class BatchColumn:
     name: str
     field: str
     slot: int = 0
-    width: int = 1
+    longest: int | None = None
     feature: Column | None = None
     domain: Domain = Domain()
     oov_policy: OovPolicy = "error"
@@ -65,18 +66,17 @@ def batch_columns(
 ) -> list[BatchColumn]:
     """Return the columns of a batch; `oov_policy` applies to one-hot and multi-hot features."""
 
-    def column(feature: Feature, field: str, slot: int = 0, width: int = 1) -> BatchColumn:
+    def column(feature: Feature, field: str, slot: int = 0, longest: int | None = None) -> BatchColumn:
         described = describe_column(spec, feature.name)
         policy = oov_policy if field in ("onehot", "multihot") else "error"
         if policy == "unseen" and feature.unseen_id is None:
             policy = "error"
-        return BatchColumn(feature.name, field, slot, width, described, described.domain, policy, feature.unseen_id)
+        return BatchColumn(feature.name, field, slot, longest, described, described.domain, policy, feature.unseen_id)
 
     columns = [column(feature, "onehot", slot) for slot, feature in enumerate(spec.onehot)]
-    slot = 0
-    for feature in spec.multihot:
-        columns.append(column(feature, "multihot", slot, feature.max_hotness or 1))
-        slot += columns[-1].width
+    columns += [
+        column(feature, "multihot", slot, feature.max_hotness or 1) for slot, feature in enumerate(spec.multihot)
+    ]
     columns += [column(feature, "numerical", slot) for slot, feature in enumerate(spec.numerical)]
     columns += [column(feature, "labels", slot) for slot, feature in enumerate(spec.labels)]
     if spec.sample_weight is not None:
@@ -180,40 +180,36 @@ def _how_to_replace(column: BatchColumn) -> str:
 
 
 class Decoded(NamedTuple):
-    """The values that were changed while decoding.
+    """The lists of decoded rows, and the values that were changed while decoding.
 
     Attributes:
+        lists: the [rows, 1] lists of int32 of each multi-hot feature, in channel order.
         cut: number of lists cut to max_hotness, by column.
         replaced: [replaced] int64 row of each id that was out of range, by column; columns without such ids are
             left out.
     """
 
+    lists: tuple[Lists, ...]
     cut: Mapping[str, int]
     replaced: Mapping[str, np.ndarray]
 
 
-class _ListColumn(NamedTuple):
-    """A multi-hot column.
+class DecodedTable(NamedTuple):
+    """The lists of a table with some of the columns of a batch, and the values that were changed while decoding.
 
     Attributes:
-        slot: first of its columns in `Batch.multihot`.
-        width: number of its columns there, max_hotness.
-        ids: [ids] ids of all lists, concatenated.
-        offsets: [rows + 1] where each list starts in `ids`, followed by the end of the last one.
+        lists: [rows, 1] lists of int32 of each multi-hot feature in the table, by column.
+        cut: number of lists cut to max_hotness, by column.
+        replaced: as in `Decoded`.
     """
 
-    slot: int
-    width: int
-    ids: np.ndarray
-    offsets: np.ndarray
-
-    def count_longer(self) -> int:
-        """Return the number of lists with more than `width` ids."""
-        return int(np.count_nonzero(np.diff(self.offsets) > self.width))
+    lists: Mapping[str, Lists]
+    cut: Mapping[str, int]
+    replaced: Mapping[str, np.ndarray]
 
 
-def decode_table(table: pa.Table, columns: Sequence[BatchColumn], location: Location, out: Batch) -> Decoded:
-    """Decode the rows of a table into `out`, a batch of the same number of rows.
+def decode_table(table: pa.Table, columns: Sequence[BatchColumn], location: Location, out: Batch) -> DecodedTable:
+    """Decode the rows of a table into `out`, a batch of the same number of rows, except for their lists.
 
     Args:
         table: stored columns, including those of all `columns`.
@@ -222,22 +218,25 @@ def decode_table(table: pa.Table, columns: Sequence[BatchColumn], location: Loca
         out: batch to write to; other fields are left unchanged.
 
     Returns:
-        The lists that were cut and the ids that were replaced.
+        The lists, which of them were cut, and the ids that were replaced.
 
     Raises:
         DataError: if a value is missing or out of range, naming the file, the row and the value.
     """
     # Columns are decoded one by one, then transposed together into the row-major fields [rows, columns].
     matrices: dict[str, list[tuple[int, np.ndarray]]] = {"onehot": [], "numerical": [], "labels": []}
-    lists: dict[str, _ListColumn] = {}
+    lists: dict[str, Lists] = {}
+    cut: dict[str, int] = {}
     replaced: dict[str, np.ndarray] = {}
     for column in columns:
         array = _one_array(table.column(column.name))
         if column.field == "extra":
             out.extra[column.slot][:] = _decode_extra(column, array, location)
             continue
-        if column.field == "multihot":
-            lists[column.name], bad_rows = _decode_lists(column, array, location)
+        if column.longest is not None:
+            whole, bad_rows = _decode_lists(column, array, location)
+            cut[column.name] = int(np.count_nonzero(whole.lengths > column.longest))
+            lists[column.name] = whole.cut([column.longest]).astype(np.int32)
         else:
             values, bad_rows = _decode_numbers(column, array, location)
             if column.field in matrices:
@@ -248,9 +247,7 @@ def decode_table(table: pa.Table, columns: Sequence[BatchColumn], location: Loca
             replaced[column.name] = bad_rows
     for field, slots in matrices.items():
         _copy_columns(slots, getattr(out, field))
-    if lists:
-        _fill_lists(list(lists.values()), out.multihot)
-    return Decoded({name: ids.count_longer() for name, ids in lists.items()}, replaced)
+    return DecodedTable(lists, cut, replaced)
 
 
 def extra_dtype(stored: pa.DataType) -> np.dtype:
@@ -275,8 +272,8 @@ def _decode_extra(column: BatchColumn, array: pa.Array, location: Location) -> n
     return array.to_numpy(zero_copy_only=False)
 
 
-def _decode_lists(column: BatchColumn, array: pa.Array, location: Location) -> tuple[_ListColumn, np.ndarray]:
-    """Return the lists and the [replaced] int64 row of each id that was replaced."""
+def _decode_lists(column: BatchColumn, array: pa.Array, location: Location) -> tuple[Lists, np.ndarray]:
+    """Return the [rows, 1] lists and the [replaced] int64 row of each id that was replaced."""
     reject_nulls(column, array, location)
     if pa.types.is_fixed_size_list(array.type):
         offsets = np.arange(len(array) + 1) * array.type.list_size
@@ -292,45 +289,21 @@ def _decode_lists(column: BatchColumn, array: pa.Array, location: Location) -> t
 
     reject_nulls(column, items, location, row_of)
     ids, replaced = usable_values(column, items.to_numpy(), location, row_of)
-    return _ListColumn(column.slot, column.width, ids, offsets), np.searchsorted(offsets, replaced, side="right") - 1
-
-
-def _fill_lists(columns: Sequence[_ListColumn], matrix: np.ndarray) -> None:
-    """Write lists to their columns of a [rows, sum of max_hotness] matrix, cut or padded with PAD to their width."""
-    for rows, block in _transposed_blocks(matrix, sum(column.width for column in columns)):
-        for slot, width, ids, offsets in columns:
-            starts = offsets[rows].astype(np.intp)
-            lengths = offsets[rows.start + 1 : rows.stop + 1] - starts
-            for index in range(width):
-                # Branch-free, since branches on list ends would be mispredicted too often: past the end of a list,
-                # take an arbitrary id and set all its bits, which makes it PAD (-1).
-                values = np.take(ids, starts + index, mode="clip").astype(np.int32) if len(ids) else PAD
-                has_ended = (lengths <= index).astype(np.int32)
-                np.bitwise_or(values, -has_ended, out=block[slot + index])
+    lengths = np.diff(offsets).astype(np.int32)[:, np.newaxis]
+    return Lists(ids, lengths), np.searchsorted(offsets, replaced, side="right") - 1
 
 
 def _copy_columns(columns: list[tuple[int, np.ndarray]], matrix: np.ndarray) -> None:
-    """Write [rows] columns to their slots of a [rows, slots] matrix."""
-    for rows, block in _transposed_blocks(matrix, len(columns)):
-        for slot, values in columns:
-            block[slot] = values[rows]
+    """Write [rows] columns to their slots of a [rows, slots] matrix.
 
-
-def _transposed_blocks(matrix: np.ndarray, given: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield slices of a matrix's rows with a [columns, rows] buffer to fill, and transpose each into the matrix.
-
-    Transposing a block at once is faster than writing each column with a stride.
-
-    Args:
-        matrix: [rows, columns] array to write to.
-        given: number of columns that the caller fills. If there are others, which come from another column group,
-            the buffer starts out with the matrix's values, so that they are kept.
+    Transposing a block of rows at once is faster than writing each column with a stride.
     """
     transposed = np.empty((matrix.shape[1], BLOCK_ROWS), matrix.dtype)
     for begin in range(0, len(matrix), BLOCK_ROWS):
         rows = slice(begin, min(begin + BLOCK_ROWS, len(matrix)))
         block = transposed[:, : rows.stop - begin]
-        if given < len(block):
+        if len(columns) < len(block):  # the others come from another column group, and are kept
             block[:] = matrix[rows].T
-        yield rows, block
+        for slot, values in columns:
+            block[slot] = values[rows]
         matrix[rows] = block.T

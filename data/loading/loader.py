@@ -6,7 +6,8 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar, overload
+from dataclasses import dataclass
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from data.errors import DataError
 from data.loading.batch import Batch, copy_rows, pad_rows, slice_rows
 from data.loading.decode import Decoded, OovPolicy
 from data.loading.groups import GroupedPlan, GroupedRows, read_groups
+from data.loading.lists import ListColumns, empty_lists, join_rows, stack_columns
 from data.loading.parquet import ParquetReader
 from data.loading.part import Part, PartReader
 from data.loading.shuffle import OPEN_WINDOWS, SHUFFLE_ROWS, SequentialPlan, ShuffledPlan, WindowSlice
@@ -34,19 +36,22 @@ REPLACED = {
 }
 
 
-class _OpenWindow(NamedTuple):
-    """A window whose rows are being decoded; complete once every future in `decoding` is done.
+@dataclass
+class _OpenWindow:
+    """A window whose rows are being decoded; complete once `decoding` is empty.
 
     Attributes:
         part: the rows of the window to read, and the step that each of them belongs to.
-        rows: buffer of the decoded rows.
-        decoding: for each range of rows still to be waited for, its first position in `rows` and its future.
-        replaced: by feature, the positions in `rows` of the replaced ids in finished ranges.
+        buffer: the decoded rows, except for their lists.
+        decoding: for each range of rows to be waited for, its first position in `buffer` and its future, in order.
+        lists: the lists of the decoded rows; None as long as `decoding` is not empty.
+        replaced: by feature, the positions in `buffer` of the replaced ids.
     """
 
     part: WindowSlice
-    rows: Batch
+    buffer: Batch
     decoding: list[tuple[int, Future[Decoded]]]
+    lists: ListColumns | None
     replaced: dict[str, list[np.ndarray]]
 
 
@@ -81,44 +86,48 @@ class StreamReader:
     def open(self, windows: int) -> None:
         """Start decoding further windows until `windows` of them are open or the stream ends."""
         while len(self._open) < windows and (part := next(self._slices, None)) is not None:
-            rows = self._spare.pop() if self._spare else self._reader.allocate(self._window_rows)
+            buffer = self._spare.pop() if self._spare else self._reader.allocate(self._window_rows)
             decoding, filled = [], 0
             for rows_range in part.ranges:
                 end = filled + rows_range.stop - rows_range.start
                 # The task writes to its own rows of the buffer, so ranges are decoded in parallel without locks.
-                result = self._pool.submit(self._reader.decode, *rows_range, slice_rows(rows, filled, end))
+                result = self._pool.submit(self._reader.decode, *rows_range, slice_rows(buffer, filled, end))
                 decoding.append((filled, result))
                 filled = end
-            self._open.append(_OpenWindow(part, rows, decoding, {}))
+            self._open.append(_OpenWindow(part, buffer, decoding, None, {}))
 
-    def rows_of_step(self, step: int) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Yield decoded rows and the [rows] int32 positions in them that belong to the step.
+    def rows_of_step(self, step: int) -> Iterator[tuple[Batch, ListColumns, np.ndarray]]:
+        """Yield decoded rows, their lists, and the [rows] int32 positions in them that belong to the step.
 
         Must be called for every step, in order: a window's buffer is reused after its last step. Most steps use one
         window; a step that crosses a border uses several.
         """
         while self._open and self._open[0].part.steps.start <= step:
             window = self._open[0]
-            # Wait for all ranges: the shuffled rows of a step come from anywhere in the window.
-            while window.decoding:
-                self._take(window, *window.decoding.pop())
+            lists = self._complete(window) if window.lists is None else window.lists
             positions = window.part.positions[step - window.part.steps.start]
             # Counted when used, not when decoded: workers that share a window may decode the same rows.
             for name, replaced in window.replaced.items():
                 self._out_of_vocabulary[name] += sum(int(np.isin(rows, positions).sum()) for rows in replaced)
-            yield window.rows, positions
+            yield window.buffer, lists, positions
             if step + 1 < window.part.steps.stop:
                 return
             self._open.popleft()
-            self._spare.append(window.rows)
+            self._spare.append(window.buffer)
             self.open(OPEN_WINDOWS)
 
-    def _take(self, window: _OpenWindow, first: int, decoding: Future[Decoded]) -> None:
-        """Wait for a range of rows, which begin at position `first` of the window, and add its counts."""
-        decoded = decoding.result()
-        self._truncated.update(decoded.cut)
-        for name, rows in decoded.replaced.items():
-            window.replaced.setdefault(name, []).append(rows + first)
+    def _complete(self, window: _OpenWindow) -> ListColumns:
+        """Wait for all ranges of a window, as the shuffled rows of a step come from anywhere in it, and join lists."""
+        parts = []
+        for first, decoding in window.decoding:
+            decoded = decoding.result()
+            parts.append(decoded.lists)
+            self._truncated.update(decoded.cut)
+            for name, rows in decoded.replaced.items():
+                window.replaced.setdefault(name, []).append(rows + first)
+        window.decoding.clear()
+        window.lists = stack_columns(parts)
+        return window.lists
 
 
 class ParquetLoader:
@@ -134,10 +143,15 @@ class ParquetLoader:
     of one worker. A step has at most `global_batch_size` rows, so that an epoch may have more steps, and the workers'
     rows differ by about a group. Memory holds all rows of the mapping.
 
-    A row takes 4 * (one-hot features + sum of max_hotness + numerical features + labels) + 12 bytes (20 with the
-    group): 156 for Outbrain's 29 features. Memory holds BATCHES_AHEAD + 2 batches and two windows of each stream (see
-    `data.loading.shuffle`) that the worker reads: about 2**20 rows divided by the number of workers, and at least
-    two row groups. With `shuffle`, the window buffers are kept between epochs.
+    A row takes 4 * (one-hot and numerical features + labels) + 12 bytes (20 with the group), and each of its lists 12
+    bytes and 4 per id: 180 bytes for Outbrain's 29 features, with 2 ids in each of 3 lists. Memory holds
+    BATCHES_AHEAD + 2 batches and two windows of each stream (see `data.loading.shuffle`) that the worker reads: about
+    2**20 rows divided by the number of workers, and at least two row groups. With `shuffle`, the window buffers, except
+    for their lists, are kept between epochs.
+
+    Windows are counted in rows, whatever the length of their lists, so that the order of the rows does not depend on
+    it. Memory is bounded all the same: a list has at most max_hotness ids. Whether it suffices is checked for the ids
+    per row of the row groups that have the most of them, according to the footers of the files.
 
     Args:
         spec: feature specification of the dataset.
@@ -165,6 +179,7 @@ class ParquetLoader:
         steps_per_epoch: number of batches per worker and epoch; without `whole_groups`, rows / global_batch_size
             rounded up.
         local_batch_size: rows in each batch of this worker, including padding; the same in every step.
+        row_bytes: bytes of a row in a batch; its lists have as many ids as in the row groups with the most ids per row.
         fingerprint: hash of the file names and row group sizes; if it changes, so does the row order.
         truncated: number of lists longer than max_hotness that were cut, by multi-hot feature, among the rows that
             this worker decoded in its latest epoch.
@@ -207,13 +222,13 @@ class ParquetLoader:
             oov_policy=oov_policy,
         )
         self._reader = reader if part is None else PartReader(reader, part)
-        self._spec_folder = spec.folder
+        self._spec_folder, self._list_columns = spec.folder, len(spec.multihot)
         self._mapping, self._shuffle, self._seed = mapping, shuffle, seed
         self.oov_policy, self._edit = oov_policy, edit
         self._worker, self._workers = worker, workers
         self._global_batch_size = global_batch_size
         self._warned: set[tuple[str, str]] = set()
-        self.rows = self._reader.rows
+        self.rows, self.row_bytes = self._reader.rows, self._reader.row_bytes
         self.fingerprint = self._reader.fingerprint
         self.steps_per_epoch = -(-self.rows // global_batch_size)
         # No larger than a step can be, so that a small mapping is not padded to a huge batch. Unshuffled steps are
@@ -301,17 +316,17 @@ class ParquetLoader:
     def _check_memory(self) -> None:
         """Raise a DataError if the loader would need more memory than is available.
 
-        The estimate sums the open windows, their row permutations, the columns of the longest row group, and the
-        prefetched batches.
+        The estimate sums the open windows, their row permutations, the columns of the longest row group, the
+        prefetched batches, and the lists of one window, which takes those of its row groups.
         """
-        plan, row_bytes = self._plan(epoch=0), self._reader.row_bytes
+        plan, row_bytes, list_bytes = self._plan(epoch=0), self.row_bytes, self._reader.list_bytes
         open_rows = max(plan.open_rows // (self._workers if self._shuffle else 1), plan.window_rows)
-        windows = open_rows * (row_bytes + POSITION_BYTES)
+        windows = open_rows * (row_bytes + POSITION_BYTES) + plan.window_rows * list_bytes
         batches = min(self.steps_per_epoch, BATCHES_AHEAD + 2) * self.local_batch_size * row_bytes
         widest, width_bytes = self._reader.widest_list
         location, rows = self._reader.longest_row_group
         if width_bytes > max(WIDE_BYTES, row_bytes // 2):
-            cause = f"feature {widest!r} takes {width_bytes:,} bytes in every row"
+            cause = f"the lists of feature {widest!r} take {width_bytes:,} bytes per row"
             fix = "lower its max_hotness in the feature specification"
         elif self._grouped is not None:
             cause = f"all rows of {row_bytes:,} bytes are held in memory, to keep groups together,"
@@ -340,13 +355,16 @@ class ParquetLoader:
                 stream.open(windows)
         for step in steps:
             # Each field of `batch` is [local_batch_size, ...]; stream after stream fills the next rows.
-            batch, filled = self._reader.allocate(self.local_batch_size), 0
+            batch, filled, lists = self._reader.allocate(self.local_batch_size), 0, []
             for stream in streams:
-                for rows, positions in stream.rows_of_step(step):
+                for rows, columns, positions in stream.rows_of_step(step):
                     copy_rows(rows, positions, slice_rows(batch, filled, filled + len(positions)))
+                    lists.append(columns.take(positions))
                     filled += len(positions)
             pad_rows(slice_rows(batch, filled, self.local_batch_size))
-            yield batch
+            if filled < self.local_batch_size:
+                lists.append(empty_lists(self.local_batch_size - filled, self._list_columns))
+            yield batch._replace(multihot=join_rows(lists))
 
     def _warn_of_changed_rows(self) -> None:
         for name, count in self.truncated.items():

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import math
 import os
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,9 @@ import pyarrow.parquet as pq
 
 from data.errors import DataError, LostInputError, listed, nearest
 from data.files.parquet import ChunkChecksums, arrow_file, read_footer
-from data.loading.batch import Batch, bytes_per_row, empty_batch, slice_rows
+from data.loading.batch import ID_BYTES, Batch, bytes_per_row, empty_batch, slice_rows
 from data.loading.decode import BatchColumn, Decoded, Location, OovPolicy, batch_columns, decode_table, extra_dtype
+from data.loading.lists import Lists, join_rows
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Chunk
 from data.storage.files import is_of_system, open_regular
@@ -82,6 +85,14 @@ class ParquetFile:
         found = [chunks.column(index) for index in range(chunks.num_columns)]
         values = sum(chunk.num_values for chunk in found if f"{chunk.path_in_schema}.".startswith(f"{name}."))
         return values * item.bit_width // 8
+
+    def list_ids(self, name: str) -> np.ndarray:
+        """Return the number of ids in the lists of a column, [row_groups] int64; an empty list counts as one."""
+        paths = [self.metadata.schema.column(index).path for index in range(self.metadata.num_columns)]
+        # A list column is stored under a nested path such as NAME.list.element.
+        found = [index for index, path in enumerate(paths) if path.startswith(f"{name}.")]
+        groups = (self.metadata.row_group(number) for number in range(self.metadata.num_row_groups))
+        return np.array([sum(group.column(index).num_values for index in found) for group in groups], np.int64)
 
     def read(self, row_group: int, columns: Sequence[str]) -> pa.Table:
         """Read columns of a row group and verify checksums: those of the column chunks, or else of the pages.
@@ -173,6 +184,12 @@ class ColumnGroup:
         longest = int(np.argmax(self.sizes))
         file, row_group = self.files[self._file[longest]], int(self._row_group[longest])
         return sum(file.column_bytes(row_group, column.name) for column in self.columns)
+
+    def ids_per_row(self, column: BatchColumn) -> float:
+        """Return an upper bound of the mean length of a multi-hot feature's lists in any row group, after the cut."""
+        counts = np.concatenate([file.list_ids(column.name) for file in self.files])
+        sizes = np.concatenate([file.row_group_rows() for file in self.files])
+        return min(float(np.max(counts / np.maximum(sizes, 1))), column.longest or 0)
 
     def location(self, row: int) -> Location:
         """Return where a row of the dataset is stored."""
@@ -291,16 +308,27 @@ class ParquetReader:
         self.row_group_rows, self._row_group_starts = coarsest.sizes, coarsest.starts
         self.fingerprint = _fingerprint(chunks, chunk_files)
 
+    @cached_property
+    def _bytes_by_list(self) -> dict[str, int]:
+        """Bytes per row of each multi-hot feature's ids, in the row group that has the most of them per row."""
+        lists = ((group, column) for group in self._groups for column in group.columns if column.longest is not None)
+        return {column.name: math.ceil(ID_BYTES * group.ids_per_row(column)) for group, column in lists}
+
+    @property
+    def list_bytes(self) -> int:
+        """Bytes per row of the ids of all lists, in the row groups that have the most of them per row."""
+        return sum(self._bytes_by_list.values())
+
     @property
     def row_bytes(self) -> int:
-        """Bytes per row in the arrays that `allocate` returns."""
-        return bytes_per_row(self._spec, with_group=self._with_group, extra_dtypes=self._extra_dtypes)
+        """Bytes per row of the arrays that `allocate` returns, of lengths of lists, and `list_bytes`."""
+        fixed = bytes_per_row(self._spec, with_group=self._with_group, extra_dtypes=self._extra_dtypes)
+        return fixed + self.list_bytes
 
     @property
     def widest_list(self) -> tuple[str, int]:
-        """Name of the widest multi-hot feature and its bytes per row; ("", 0) without such features."""
-        widest = max(self._spec.multihot, key=lambda feature: feature.max_hotness or 0, default=None)
-        return ("", 0) if widest is None else (widest.name, 4 * (widest.max_hotness or 0))
+        """Name of the multi-hot feature with the most ids and its part of `list_bytes`; ("", 0) without any."""
+        return max(self._bytes_by_list.items(), key=lambda entry: entry[1], default=("", 0))
 
     @property
     def longest_row_group(self) -> tuple[Location, int]:
@@ -315,7 +343,7 @@ class ParquetReader:
         return max(group.unpacked_bytes() for group in self._groups)
 
     def allocate(self, rows: int) -> Batch:
-        """Allocate a batch of `rows` rows with undefined contents."""
+        """Allocate a batch of `rows` rows with undefined contents; see `empty_batch`."""
         return empty_batch(self._spec, rows, with_group=self._with_group, extra_dtypes=self._extra_dtypes)
 
     def decode(self, row_group: int, start: int, stop: int, out: Batch) -> Decoded:
@@ -325,10 +353,10 @@ class ParquetReader:
             row_group: index into `row_group_rows`.
             start: first row within the row group.
             stop: end of the rows within the row group.
-            out: batch of stop - start rows to write to.
+            out: batch of stop - start rows to write everything but lists to.
 
         Returns:
-            The lists that were cut and the ids that were replaced, with row numbers relative to `out`.
+            The lists, which of them were cut, and the ids that were replaced, with row numbers relative to `out`.
 
         Raises:
             DataError: if a file is damaged or a value is out of range, naming file, row group, row and column.
@@ -339,6 +367,7 @@ class ParquetReader:
             out.weights[:] = 1
         if self._lacks_labels:
             out.labels[:] = np.nan
+        lists: dict[str, list[Lists]] = {}
         cut: Counter[str] = Counter()
         replaced: dict[str, np.ndarray] = {}
         for group in self._groups:
@@ -350,6 +379,8 @@ class ParquetReader:
                 with self._converting:
                     decoded = decode_table(table, group.columns, group.location(row), rows)
                 cut.update(decoded.cut)
+                for name, own in decoded.lists.items():
+                    lists.setdefault(name, []).append(own)
                 for name, bad_rows in decoded.replaced.items():
                     earlier = replaced.get(name, bad_rows[:0])
                     replaced[name] = np.concatenate([earlier, bad_rows + first])
@@ -357,7 +388,8 @@ class ParquetReader:
             # After all column groups, since decoding the one with the weights overwrites them.
             for bad_rows in replaced.values():
                 out.weights[bad_rows] = 0
-        return Decoded(cut, replaced)
+        columns = tuple(join_rows(lists[feature.name]) for feature in self._spec.multihot)
+        return Decoded(columns, cut, replaced)
 
     def location(self, column: str, row: int) -> Location:
         """Return the file, row group and row within the file that store a decoded column at a row of the dataset."""

@@ -38,7 +38,11 @@ class PartReader:
         self.row_group_rows = np.array([len(self._positions(index)) for index in range(len(self._starts))], np.int64)
         self.rows = int(self.row_group_rows.sum())
         self.fingerprint = f"{reader.fingerprint}, {self.rows} rows of it"
-        self.row_bytes, self.row_group_bytes = reader.row_bytes, reader.row_group_bytes
+        self.row_bytes, self.list_bytes, self.row_group_bytes = (
+            reader.row_bytes,
+            reader.list_bytes,
+            reader.row_group_bytes,
+        )
         self.widest_list, self.longest_row_group = reader.widest_list, reader.longest_row_group
         self.allocate = reader.allocate
 
@@ -49,8 +53,9 @@ class PartReader:
         buffer = self._reader.allocate(last - first)
         decoded = self._reader.decode(row_group, first, last, buffer)
         copy_rows(buffer, positions - first, out)
+        lists = tuple(column.take(positions - first) for column in decoded.lists)
         replaced = {name: _places_of(rows, positions - first) for name, rows in decoded.replaced.items()}
-        return Decoded(decoded.cut, replaced)
+        return Decoded(lists, decoded.cut, replaced)
 
     def _positions(self, row_group: int) -> np.ndarray:
         """Return the positions of the part's rows in a row group, ascending."""

@@ -1,6 +1,7 @@
 """Small parquet datasets with every kind of column, and what a batch of them must hold, row by row."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.loading.batch import PAD, Batch
+from data.loading.lists import Lists, stack_columns
+from data.loading.parquet import ParquetReader
 from data.spec.feature_spec import FeatureSpec
 
 FEATURES: dict[str, dict[str, Any]] = {
@@ -129,16 +132,33 @@ def write_dataset(
     return dataset_spec(folder, [(list(FEATURES), names)], **changes), frame
 
 
-def padded(values: Sequence[int], width: int) -> list[int]:
-    return [*values, *[PAD] * width][:width]
+def decoded(reader: ParquetReader, row_group: int, start: int, stop: int) -> Batch:
+    """The rows [start, stop) of a row group."""
+    rows = reader.allocate(stop - start)
+    lists = reader.decode(row_group, start, stop, rows).lists
+    return rows._replace(multihot=stack_columns([lists]).take(np.arange(stop - start)))
+
+
+def nested(lists: Lists) -> list[list[list[Any]]]:
+    """The lists of a table by row and column."""
+    ends = np.cumsum([0, *lists.lengths.reshape(-1).tolist()]).tolist()
+    flat = [lists.values[begin:end].tolist() for begin, end in pairwise(ends)]
+    width = lists.lengths.shape[1]
+    return [flat[row * width : (row + 1) * width] for row in range(len(lists.lengths))]
+
+
+def arrays_of(batch: Batch) -> list[np.ndarray]:
+    """The arrays of a batch."""
+    arrays = [batch.multihot.values, batch.multihot.lengths, *batch[:-1], *batch.extra]
+    return [array for array in arrays if isinstance(array, np.ndarray)]
 
 
 def check_rows(batch: Batch, frame: pd.DataFrame) -> None:
     """Every row of the batch that is no pad holds what the frame has at its position."""
-    held = np.flatnonzero(batch.rows != PAD)
+    held, lists = np.flatnonzero(batch.rows != PAD), nested(batch.multihot)
     for index, row in zip(held, frame.iloc[batch.rows[held]].to_dict("records"), strict=True):
         assert batch.onehot[index].tolist() == [row["user"], row["item"]]
-        assert batch.multihot[index].tolist() == padded(row["tags"], 3) + padded(row["topics"], 1)
+        assert lists[index] == [list(row["tags"][:3]), list(row["topics"][:1])]
         assert batch.numerical[index].tolist() == [np.float32(row["price"]), row["age"]]
         np.testing.assert_array_equal(batch.labels[index], np.float32([row["click"], row["stars"], row["kind"]]))
         assert batch.weights[index] == np.float32(row["importance"])
@@ -150,7 +170,7 @@ def check_pads(batch: Batch) -> None:
     pads = batch.rows == PAD
     assert np.all(batch.weights[pads] == 0)
     assert np.all(batch.onehot[pads] == 0)
-    assert np.all(batch.multihot[pads] == PAD)
+    assert np.all(batch.multihot.lengths[pads] == 0)
     assert np.all(batch.numerical[pads] == 0)
     assert np.all(batch.labels[pads] == 0)
     assert batch.group is None or np.all(batch.group[pads] == 0)

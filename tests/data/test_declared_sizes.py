@@ -1,9 +1,11 @@
 """Sizes that files, specifications and flags declare are compared with the memory there is before it is allocated."""
 
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +18,7 @@ from data.loading.loader import ParquetLoader
 from data.loading.shuffle import SequentialPlan, ShuffledPlan
 from data.memory import available_memory, check_fits
 from data.spec.feature_spec import FeatureSpec
-from tests.data.sample_data import dataset_spec, write_dataset
+from tests.data.sample_data import FEATURES, dataset_spec, random_rows, write_dataset
 from tests.helpers import ROOT
 
 
@@ -36,17 +38,42 @@ def refusal(spec: FeatureSpec, **options) -> str:  # type: ignore[no-untyped-def
     return str(caught.value)
 
 
-def test_a_list_too_long_for_memory_is_rejected_by_name(tmp_path):
-    spec, _ = write_dataset(tmp_path, [[3]])
-    huge = dataset_spec(
-        tmp_path, [(list(spec.features), ["part_0.parquet"])], tags={"cardinality": 50, "max_hotness": 2 * 10**9}
-    )
-    message = refusal(huge)
+def with_max_hotness(folder: Path, max_hotness: int) -> FeatureSpec:
+    """The dataset in a folder, with another max_hotness of `tags`."""
+    files = sorted(path.name for path in folder.glob("*.parquet"))
+    return dataset_spec(folder, [(list(FEATURES), files)], tags={"cardinality": 50, "max_hotness": max_hotness})
+
+
+def test_lists_too_long_for_memory_are_rejected_by_name(tmp_path, bounded):
+    frame = random_rows(9)
+    frame["tags"] = [[1] * 2000 if row in (3, 4, 5) else [] for row in range(9)]
+    write_dataset(tmp_path, [[3, 3], [3]], frame=frame)
+    bounded(10_000)
+    message = refusal(with_max_hotness(tmp_path, 5000))
     assert (
-        f"{tmp_path}: reading mapping 'train', in which feature 'tags' takes 8,000,000,000 bytes in every row"
-        in message
+        f"{tmp_path}: reading mapping 'train', in which the lists of feature 'tags' take 8,000 bytes per row" in message
     )
-    assert "GiB of memory, and" in message and "lower its max_hotness" in message
+    assert "MiB of memory, and" in message and "lower its max_hotness" in message
+    assert "take 4,800 bytes per row" in refusal(with_max_hotness(tmp_path, 1200))  # longer lists are cut
+
+
+def test_a_large_max_hotness_takes_no_memory(tmp_path, bounded):
+    """The ids that there are do, by the footers of the files: those of an empty list count as one."""
+    write_dataset(tmp_path, [[20, 1], [30, 7]])
+    frame = pd.concat([pd.read_parquet(path) for path in sorted(tmp_path.glob("*.parquet"))])
+    densest = [
+        max(
+            sum(max(len(ids), 1) for ids in part) / len(part) for part in np.split(frame[name].to_numpy(), [20, 21, 51])
+        )
+        for name in ("tags", "topics")
+    ]
+    list_bytes = sum(math.ceil(4 * ids) for ids in densest)
+    # 2 one-hot and 2 numerical features, 3 labels and the weight; the row's position; 2 lists.
+    row_bytes = 4 * (2 + 2 + 3 + 1) + 8 + 2 * 12 + list_bytes
+    bounded(100_000)
+    loader = ParquetLoader(with_max_hotness(tmp_path, 2 * 10**9), "train", global_batch_size=2, shuffle=True)
+    assert loader.row_bytes == row_bytes
+    assert sum(len(batch.multihot.values) for batch in loader.epoch(0)) == sum(map(len, [*frame.tags, *frame.topics]))
 
 
 def constant_file(folder: Path, rows: int, row_group_rows: int | None = None) -> FeatureSpec:

@@ -22,6 +22,7 @@ from data.checks.leaks import (
     row_means,
 )
 from data.loading.batch import PAD, Batch
+from data.loading.lists import empty_lists, from_padded
 from data.spec.feature_spec import FeatureSpec
 from tests.data.sample_data import random_rows, write_dataset
 
@@ -121,7 +122,9 @@ def leaks(
     rows = len(next(iter(columns.values())))
     batch = Batch(
         onehot=np.zeros((rows, 0), np.int32) if onehot is None else onehot[:, np.newaxis].astype(np.int32),
-        multihot=np.zeros((rows, 0), np.int32) if multihot is None else multihot.astype(np.int32),
+        multihot=empty_lists(rows, 0)
+        if multihot is None
+        else from_padded(multihot.astype(np.int32), [multihot.shape[1]]),
         numerical=np.zeros((rows, 0), np.float32) if numerical is None else numerical[:, np.newaxis].astype(np.float32),
         labels=np.stack(list(columns.values()), axis=1).astype(np.float32),
         weights=np.ones(rows, np.float32) if weights is None else weights.astype(np.float32),

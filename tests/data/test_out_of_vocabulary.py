@@ -15,7 +15,7 @@ from data.loading.batch import PAD, Batch
 from data.loading.loader import ParquetLoader
 from data.loading.parquet import ParquetReader
 from data.spec.feature_spec import FeatureSpec
-from tests.data.sample_data import FEATURES, arrow_table, dataset_spec, padded, random_rows, write_dataset, write_files
+from tests.data.sample_data import FEATURES, arrow_table, dataset_spec, nested, random_rows, write_dataset, write_files
 from tests.data.test_loader import small_windows
 
 LIMITS = {"user": 1000, "item": 7, "tags": 50, "topics": 9}
@@ -75,10 +75,10 @@ def test_unseen_ids_replace_ids_outside(tmp_path, workers):
             assert batch.onehot[here, 0].tolist() == replaced("user", given.user)
             assert batch.onehot[here, 1].tolist() == replaced("item", given.item)
             expected = [
-                padded(replaced("tags", tags), 3) + padded(replaced("topics", topics), 1)
+                [replaced("tags", tags)[:3], replaced("topics", topics)[:1]]
                 for tags, topics in zip(given.tags, given.topics, strict=True)
             ]
-            assert batch.multihot[here].tolist() == expected
+            assert nested(batch.multihot.take(np.flatnonzero(here))) == expected
             assert batch.weights[here].tolist() == given.importance.astype(np.float32).tolist()
             rows += len(given)
     assert rows == len(frame)
@@ -102,10 +102,10 @@ def check(batch: Batch, frame: pd.DataFrame, policy: str) -> None:
     assert batch.onehot[here, 0].tolist() == np.clip(rows.user.tolist(), 0, 999).tolist()
     assert batch.onehot[here, 1].tolist() == np.clip(rows.item.tolist(), 0, 6).tolist()
     lists = [
-        padded(np.clip(tags, 0, 49).astype(int).tolist(), 3) + padded(np.clip(topics, 0, 8).astype(int).tolist(), 1)
+        [np.clip(tags, 0, 49).astype(int).tolist()[:3], np.clip(topics, 0, 8).astype(int).tolist()[:1]]
         for tags, topics in zip(rows.tags, rows.topics, strict=True)
     ]
-    assert batch.multihot[here].tolist() == lists
+    assert nested(batch.multihot.take(np.flatnonzero(here))) == lists
     is_bad = np.sum(list(bad_ids(rows).values()), axis=0) > 0
     weights = np.where(is_bad & (policy == "drop"), 0, rows.importance.astype(np.float32))
     assert batch.weights[here].tolist() == weights.tolist()

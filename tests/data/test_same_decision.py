@@ -11,6 +11,7 @@ from data.checks.dataset import MappingSummary, check_mapping
 from data.errors import DataError
 from data.loading.parquet import ParquetReader
 from data.spec.feature_spec import FeatureSpec
+from tests.data.sample_data import decoded, nested
 
 FEATURES: dict[str, dict] = {
     "user": {"cardinality": 100},
@@ -236,10 +237,9 @@ def test_odd_types_arrive_as_the_numbers_they_are(tmp_path: Path) -> None:
         "bought": pa.array([True, None, False]),
     }
     reader = ParquetReader(write(tmp_path, [pa.table(GOOD | odd)]), "train")
-    batch = reader.allocate(3)
-    reader.decode(0, 0, 3, batch)
+    batch = decoded(reader, 0, 0, 3)
     assert batch.onehot.tolist() == [[3], [5], [99]]
-    assert batch.multihot.tolist() == [[7, -1], [-1, -1], [1, 2]]
+    assert nested(batch.multihot) == [[[7]], [[]], [[1, 2]]]
     assert batch.labels[:, 0].tolist() == [1, 0, 1]
     np.testing.assert_array_equal(batch.labels[:, 3], [1, np.nan, 0])
 

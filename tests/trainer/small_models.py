@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from data.loading.batch import Ids
+from data.loading.lists import from_padded
 from trainer.comm import Comm, SingleWorker
 from trainer.config import TrainingOptions
 from trainer.embeddings.shards import Shards
@@ -84,8 +86,16 @@ def make_step(
     return TrainStep(model, optimizer, weighting, loss_scale, options, comm or SingleWorker(), batch_rows)
 
 
+def unpadded(layout: InputSchema, ids: np.ndarray) -> Ids:
+    """The ids in a matrix [rows, id columns], in which lists are padded with ids below 0."""
+    lists = [feature for feature in layout.categorical if feature.multihot]
+    columns = [column for feature in lists for column in range(feature.start, feature.stop)]
+    onehot = [feature.start for feature in layout.categorical if not feature.multihot]
+    return Ids(ids[:, onehot], from_padded(ids[:, columns], [feature.hotness for feature in lists]))
+
+
 class Rows(NamedTuple):
-    """The rows of a batch: ids [batch, id columns] int32 before they are looked up, and the rest of a StepInput."""
+    """The rows of a batch: ids [batch, id columns] int32, with lists padded, and the rest of a StepInput."""
 
     ids: tf.Tensor
     numerical: tf.Tensor
@@ -94,7 +104,7 @@ class Rows(NamedTuple):
 
     def input(self, model: RankingModel) -> StepInput:
         """The input of the model's training step."""
-        lookups = tf.nest.map_structure(tf.constant, model.embeddings.lookups(self.ids.numpy()))
+        lookups = tf.nest.map_structure(tf.constant, model.embeddings.lookups(unpadded(model.layout, self.ids.numpy())))
         return StepInput(lookups, self.numerical, self.labels, self.weights)
 
 

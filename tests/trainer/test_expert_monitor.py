@@ -10,7 +10,7 @@ import tensorflow as tf
 from data.loading.batch import Batch
 from tests.trainer.local_workers import run_workers
 from tests.trainer.metrics.workers import LocalWorkers
-from tests.trainer.small_models import make_batches, make_model, make_step, run
+from tests.trainer.small_models import LAYOUT, make_batches, make_model, make_step, run, unpadded
 from trainer import expert_monitor
 from trainer.comm import SingleWorker
 from trainer.expert_monitor import (
@@ -261,9 +261,10 @@ def batch_of(start: int, end: int, pads: int = 0) -> Batch:
     here = np.concatenate([np.arange(start, end), np.zeros(pads, int)])
     numerical = whole.numerical.numpy()[here]
     numerical[end - start :] = 1e6
+    ids = unpadded(LAYOUT, whole.ids.numpy()[here])
     return Batch(
-        onehot=whole.ids.numpy()[here, :2],
-        multihot=whole.ids.numpy()[here, 2:],
+        onehot=ids.onehot,
+        multihot=ids.multihot,
         numerical=numerical,
         labels=whole.labels.numpy()[here],
         weights=(np.arange(len(here)) < end - start).astype(np.float32),

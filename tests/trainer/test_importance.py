@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 import report
 from data.errors import DataError
 from data.loading.batch import Batch
+from data.loading.lists import Lists, empty_lists
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
 from main import main
+from tests.data.sample_data import nested
 from tests.helpers import ROOT, make_dataset, metrics, must, run_program, words
 from tests.trainer.metrics.oracles import auc_over_all_pairs, log_loss_row_by_row
 from tests.trainer.metrics.workers import LocalWorkers
-from tests.trainer.small_models import LAYOUT, make_model
+from tests.trainer.small_models import LAYOUT, make_model, unpadded
 from trainer import importance
 from trainer.checkpoint.load_model import load_model
 from trainer.comm import SingleWorker
@@ -57,7 +59,7 @@ def make_sample(rows: int = ROWS) -> Sample:
     labels = random.integers(0, 2, (rows, 2)).astype(np.float32)
     labels[:5, 0] = np.nan
     weights = random.choice([0.5, 1.0, 2.0], rows).astype(np.float32)
-    return Sample(ids, random.normal(size=(rows, 2)).astype(np.float32), labels, weights)
+    return Sample(unpadded(LAYOUT, ids), random.normal(size=(rows, 2)).astype(np.float32), labels, weights)
 
 
 def measured(comm=None):
@@ -68,15 +70,15 @@ def measured(comm=None):
 
 def by_definition(model, sample: Sample, feature: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Returns by metric of the second task its change over all rows, and its changes within blocks."""
-    ids, numerical = sample.ids.copy(), sample.numerical.copy()
-    order = permutation_of(feature, ROWS, SEED)
+    whole, numerical = LAYOUT.padded(sample.ids), sample.numerical.copy()
+    ids, order = whole.copy(), permutation_of(feature, ROWS, SEED)
     if feature == "tags":
         ids[:, 2:5] = ids[order, 2:5]
     elif feature == "user":
         ids[:, 0] = ids[order, 0]
     else:
         numerical[:, 1] = numerical[order, 1]
-    old, new = (np.asarray(model(*inputs))[:, 1] for inputs in ((sample.ids, sample.numerical), (ids, numerical)))
+    old, new = (np.asarray(model(*inputs))[:, 1] for inputs in ((whole, sample.numerical), (ids, numerical)))
     counts, blocks = sample.labels[:, 0] == 1, blocks_of(ROWS, SEED)
     parts = [counts, *(counts & (blocks == block) for block in range(BLOCKS))]
     return {
@@ -122,7 +124,7 @@ def test_results_do_not_depend_on_the_number_of_workers(workers):
 
 def test_a_feature_without_influence_changes_nothing():
     sample, model = make_sample(), make_model(tasks=TASKS)
-    sample.ids[:, 1] = 4
+    sample.ids.onehot[:, 1] = 4
     logits_of = SampleModel(model, sample, SingleWorker(), xla=False, on_batch=int)
     for task in measure_importance(logits_of, sample, TASKS, LAYOUT, SEED)[0]:
         (day,) = (feature for feature in task.features if feature.feature == "day")
@@ -205,19 +207,23 @@ def test_sample_is_the_chosen_rows_of_the_mapping(rows, most, batch, workers, se
             ]
             ids = np.pad(here, (0, pad)).astype(np.int32)[:, None]
             positions = np.pad(here, (0, pad), constant_values=-1)
-            yield Batch(ids, np.empty((batch, 0), np.int32), *columns, np.pad(weights[here], (0, pad)), None, positions)
+            lengths = np.pad(here % 4, (0, pad)).astype(np.int32)
+            lists = Lists(np.repeat(ids, lengths), lengths[:, None])
+            yield Batch(ids, lists, *columns, np.pad(weights[here], (0, pad)), None, positions)
 
     kept = chosen[weights[chosen] > 0]
     loaders = [SimpleNamespace(epoch=lambda _, rank=rank: epoch(rank)) for rank in range(workers)]
     for found in LocalWorkers(workers).run(lambda comm: draw_sample(loaders[comm.rank], chosen, comm, int)):
-        assert found.ids[:, 0].tolist() == kept.tolist()
+        assert found.ids.onehot[:, 0].tolist() == kept.tolist()
+        assert nested(found.ids.multihot) == [[[row] * (row % 4)] for row in kept.tolist()]
         np.testing.assert_array_equal(found.numerical, numerical[kept])
         np.testing.assert_array_equal(found.labels, labels[kept])
         np.testing.assert_array_equal(found.weights, weights[kept])
 
 
 def test_rows_without_weight_are_an_error():
-    batch = Batch(*(np.zeros((4, 1), np.float32) for _ in range(4)), np.zeros(4, np.float32), None, np.arange(4))
+    ids, numbers = np.zeros((4, 1), np.int32), np.zeros((4, 1), np.float32)
+    batch = Batch(ids, empty_lists(4, 2), numbers, numbers, np.zeros(4, np.float32), None, np.arange(4))
     loader = SimpleNamespace(epoch=lambda _: (batch for _ in range(1)))
     with pytest.raises(DataError, match="none of the evaluated rows has a sample weight above 0"):
         draw_sample(loader, np.arange(4), SingleWorker(), int)
@@ -265,13 +271,16 @@ def test_file_agrees_with_the_model_folder(run, capsys):
     spend = batch.labels[:, 2]
     counts = (batch.labels[:, 1] == 1) & (batch.labels[:, 0] == 1) & ~np.isnan(spend)
     for feature in input_features(saved.layout):
-        ids, numerical = batch.ids.copy(), batch.numerical.copy()
-        columns = numerical if feature.is_numerical else ids
-        order = permutation_of(feature.name, 1200, 5)
-        columns[:, feature.columns] = columns[order][:, feature.columns]
+        whole, numerical = saved.layout.padded(batch.ids), batch.numerical.copy()
+        ids, order = whole.copy(), permutation_of(feature.name, 1200, 5)
+        if feature.field == "numerical":
+            numerical[:, feature.column] = numerical[order, feature.column]
+        else:
+            [columns] = [part for part in saved.layout.categorical if part.name == feature.name]
+            ids[:, columns.start : columns.stop] = ids[order, columns.start : columns.stop]
         errors = [
             np.asarray(saved.model(*inputs))[counts, 2].astype(float) - spend[counts]
-            for inputs in ((batch.ids, batch.numerical), (ids, numerical))
+            for inputs in ((whole, batch.numerical), (ids, numerical))
         ]
         old, new = (math.sqrt(np.mean(error**2)) for error in errors)
         (effect,) = (one.effects["rmse"] for one in found.tasks[2].features if one.feature == feature.name)

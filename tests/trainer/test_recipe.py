@@ -122,10 +122,12 @@ def one_hot(spec: FeatureSpec, mapping: str) -> tuple[scipy.sparse.csr_matrix, n
     loader = ParquetLoader(spec, mapping, global_batch_size=10**6, shuffle=False)
     with closing(loader.epoch(0)) as batches:
         batch = next(batches)
+    widths = [feature.max_hotness for feature in spec.multihot]
+    matrix = np.concatenate([batch.onehot, batch.multihot.padded(widths, -1)], axis=1)
     sizes = [feature.cardinality for feature in spec.onehot]
     sizes += [feature.cardinality for feature in spec.multihot for _ in range(feature.max_hotness)]
-    places = batch.ids + np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    rows, columns = np.nonzero(batch.ids >= 0)
+    places = matrix + np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    rows, columns = np.nonzero(matrix >= 0)
     shape = len(batch.labels), sum(sizes)
     ids = scipy.sparse.csr_matrix((np.ones(len(rows)), (rows, places[rows, columns])), shape)
     numbers = np.column_stack([batch.numerical, np.ones(len(batch.labels))])

@@ -9,6 +9,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from data.loading.batch import Ids
+from data.loading.lists import Lists, from_padded, join_columns
 from trainer.layout import CategoricalInput, InputSchema, Table, tables_of
 
 Array = TypeVar("Array")  # a NumPy array, or a tensor once it is on the device
@@ -99,11 +101,6 @@ class TableGroup:
         return f"{self.name}/{table}"
 
     @cached_property
-    def columns(self) -> np.ndarray:
-        """[columns] int64, the columns of the id matrix, feature by feature."""
-        return np.concatenate([np.arange(feature.start, feature.stop) for feature in self.features])
-
-    @cached_property
     def column_sizes(self) -> np.ndarray:
         """[columns] int64, the number of ids for each column."""
         sizes = [feature.cardinality for feature in self.features]
@@ -162,56 +159,58 @@ class LookupFinder:
     """Finds the rows that batches look up in a group, on the host: ahead of the step, in the loader's thread.
 
     Args:
+        layout: layout of the features.
         group: the tables.
         holders: number of workers that hold the group's rows: row r is on worker r % holders; 1 if it is not sharded.
     """
 
-    def __init__(self, group: TableGroup, *, holders: int):
+    def __init__(self, layout: InputSchema, group: TableGroup, *, holders: int):
         self._group, self._holders = group, holders
-        # The last id of each row in the current batch. Finding distinct rows with it takes no hashing or sorting, and
-        # it is small beside the tables.
-        self._last_id = np.zeros(group.rows, np.int32)
+        # A number for each row that the current batch reads. Finding distinct rows with it takes no hashing or sorting,
+        # and it is small beside the tables.
+        self._numbers = np.zeros(group.rows, np.int32)
         self._lock = threading.Lock()
-        # The feature that each column belongs to.
-        self._column_features = np.repeat(range(len(group.features)), [feature.hotness for feature in group.features])
+        self._onehot = [layout.columns[feature.name] for feature in group.features if not feature.multihot]
+        self._multihot = [layout.columns[feature.name] for feature in group.features if feature.multihot]
+        # The place of each feature among the one-hot ones followed by the multi-hot ones.
+        self._order = np.argsort(np.argsort([feature.multihot for feature in group.features], kind="stable"))
 
-    def find(self, ids: np.ndarray) -> Lookups[np.ndarray]:
-        """Returns what the group looks up for ids [batch, id columns] int32; padding is below 0."""
-        own = ids if len(self._group.columns) == ids.shape[1] else ids[:, self._group.columns]  # [batch, columns]
+    def find(self, ids: Ids) -> Lookups[np.ndarray]:
+        """Returns what the group looks up for the ids of a batch."""
+        own = ids.onehot if len(self._onehot) == ids.onehot.shape[1] else ids.onehot[:, self._onehot]
         if self._group.has_lists:
-            return self._find_in_lists(own)
+            tables = [from_padded(own, [1] * len(self._onehot))] if self._onehot else []
+            lists = join_columns([*tables, ids.multihot.select(self._multihot)])
+            return self._find_in_lists(lists.select(self._order.tolist()))
         rows = (np.maximum(own, 0) + self._group.column_rows).reshape(-1)  # [batch * features] int64
         distinct, positions, per_holder = self._distinct(rows)
         order, row_positions = _sorted_by(positions, len(distinct))
         sources, none = positions if self._holders > 1 else rows, np.empty(0, np.int64)
         return Lookups(distinct, sources, none, order, row_positions, np.empty((0, 0), np.float32), per_holder)
 
-    def _find_in_lists(self, own: np.ndarray) -> Lookups[np.ndarray]:
-        features = len(self._group.features)
-        present = np.flatnonzero(own >= 0)  # [ids]; everything below costs as much as there are ids
-        batch_rows, columns = np.divmod(present, own.shape[1])
-        slots = batch_rows * features + self._column_features[columns]
-        rows = own.reshape(-1)[present] + self._group.column_rows[columns]
-        counts = np.bincount(slots, minlength=len(own) * features).reshape(-1, features)
+    def _find_in_lists(self, lists: Lists) -> Lookups[np.ndarray]:
+        """Returns what the group looks up for a list per feature, [batch, features]."""
+        slots = lists.cells()  # [ids]
+        first = [self._group.first_rows[feature.table] for feature in self._group.features]
+        rows = lists.values + np.tile(first, len(lists))[slots]
         distinct, positions, per_holder = self._distinct(rows)
         order, row_positions = _sorted_by(positions, len(distinct))
-        sources = positions if self._holders > 1 else rows
-        return Lookups(distinct, sources, slots, slots[order], row_positions, counts.astype(np.float32), per_holder)
+        sources, counts = positions if self._holders > 1 else rows, lists.lengths.astype(np.float32)
+        return Lookups(distinct, sources, slots, slots[order], row_positions, counts, per_holder)
 
     def _distinct(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the distinct rows sorted by holder, each row's position among them, and their number per holder."""
         numbers = np.arange(len(rows), dtype=np.int32)
         with self._lock:
-            self._last_id[rows] = numbers
-            last = self._last_id[rows]
-        is_last = last == numbers
-        distinct = rows[is_last]
-        places = np.cumsum(is_last) - 1  # of the distinct rows; what the others get is not used
-        if self._holders == 1:
-            return distinct, places[last], np.array([len(distinct)], np.int32)
-        order, per_holder = _counting_sort(distinct % self._holders, self._holders)
-        places[np.flatnonzero(is_last)[order]] = np.arange(len(distinct))
-        return distinct[order], places[last], per_holder.astype(np.int32)
+            self._numbers[rows] = numbers  # the last of a row's ids remains
+            distinct = rows[np.flatnonzero(self._numbers[rows] == numbers)]
+            per_holder = np.array([len(distinct)])
+            if self._holders > 1:
+                order, per_holder = _counting_sort(distinct % self._holders, self._holders)
+                distinct = distinct[order]
+            self._numbers[distinct] = numbers[: len(distinct)]
+            positions = self._numbers[rows].astype(np.int64)
+        return distinct, positions, per_holder.astype(np.int32)
 
 
 def _sorted_by(positions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -221,10 +220,11 @@ def _sorted_by(positions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _counting_sort(keys: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the stable order of keys [n] in [0, count), and how often each key occurs, both int64."""
+    """Return the stable order of keys [n] int32 in [0, count), and how often each key occurs, both int64."""
     from scipy.sparse import csc_array  # takes time to import
 
     # A matrix with one entry per column, converted from columns to rows, is a counting sort in compiled code.
     entries = np.empty(len(keys), np.int8)
-    by_row = csc_array((entries, keys, np.arange(len(keys) + 1)), shape=(count, len(keys))).tocsr()
-    return by_row.indices.astype(np.int64), np.diff(by_row.indptr)
+    starts = np.arange(len(keys) + 1, dtype=np.int32)
+    by_row = csc_array((entries, keys, starts), shape=(count, len(keys))).tocsr()
+    return by_row.indices.astype(np.int64), np.diff(by_row.indptr).astype(np.int64)

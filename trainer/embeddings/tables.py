@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from data.loading.batch import Ids
 from trainer.embeddings import SMALLEST_SHARDED
 from trainer.embeddings.groups import LookupFinder, Lookups, TableGroup, group_tables, group_wide
 from trainer.embeddings.initialization import NormalTable, draw_tables
@@ -88,7 +89,7 @@ class EmbeddingTables(keras.layers.Layer):
         wide = group_wide(layout, deep, large) if outputs else ()
         self.groups = (*deep, *(group for group in wide if group not in deep))
         self._wide_groups = [self.groups.index(group) for group in wide]
-        self._finders = [LookupFinder(group, holders=self._holders(group)[1]) for group in self.groups]
+        self._finders = [LookupFinder(layout, group, holders=self._holders(group)[1]) for group in self.groups]
         self.deep_variables = [self._variable("deep", group, group.width, overwritten=True) for group in deep]
         self.wide_variables = [self._variable("wide", group, outputs, overwritten=restored) for group in wide]
         if not restored:
@@ -169,8 +170,8 @@ class EmbeddingTables(keras.layers.Layer):
 
         return tuple(spec(group) for group in self.groups)
 
-    def lookups(self, ids: np.ndarray) -> tuple[Lookups[np.ndarray], ...]:
-        """Finds what each group looks up for ids [batch, id columns] int32, on the host; padding is below 0."""
+    def lookups(self, ids: Ids) -> tuple[Lookups[np.ndarray], ...]:
+        """Finds what each group looks up for the ids of a batch, on the host."""
         return tuple(finder.find(ids) for finder in self._finders)
 
     def routes(self, lookups: Sequence[Lookups]) -> Routes:

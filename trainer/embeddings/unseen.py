@@ -3,7 +3,7 @@
 Nothing would train these rows otherwise, so new users and items would get the noise of their random start.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +16,8 @@ from data.spec.features import Feature
 
 NONE = -1  # no such id
 DRAWS_PER_WORD = 4  # 16-bit numbers in a 64-bit hash
-DRAW_RANGE = 2**16
+DRAW_BITS = 16
+DRAW_RANGE = 2**DRAW_BITS
 NULL_ONE_IN = 8  # of the replaced ids become null's, if null is as unknown as unseen values are: it is the rarer one
 
 
@@ -30,7 +31,7 @@ class _Numbers(NamedTuple):
 
     Attributes:
         slot: index of its column in `Batch.numerical`.
-        feature: index of the one-hot feature in `_Field.columns`.
+        feature: number of the one-hot feature in its `_Field`.
         value: its value for unseen values.
     """
 
@@ -41,11 +42,13 @@ class _Numbers(NamedTuple):
 
 @dataclass(frozen=True)
 class _Field:
-    """The columns of "onehot" or "multihot" in a batch whose features state an id of null or of unseen values.
+    """The features in "onehot" or "multihot" of a batch that state an id of null or of unseen values.
 
     Attributes:
         name: name of the field.
-        columns: [n] int64 indices of the columns.
+        columns: [n] int64 column of each feature in the field.
+        first_draws: [n] int64 number of the draw for the first id of a row's list. There is a draw for each id that a
+            row can have in the features.
         null_ids: [n] int64 id of null, or NONE.
         unseen_ids: [n] int64 first id of unseen values, or NONE.
         buckets: [n] int64 number of ids of unseen values; 0 without any.
@@ -54,38 +57,46 @@ class _Field:
 
     name: str
     columns: np.ndarray
+    first_draws: np.ndarray
     null_ids: np.ndarray
     unseen_ids: np.ndarray
     buckets: np.ndarray
     features: tuple[str, ...]
 
     @classmethod
-    def of(cls, name: str, widths: Iterable[tuple[Feature, int]]) -> "_Field":
-        """Describes a field with the given features, each with its number of columns."""
-        rows, names, column = [], [], 0
-        for feature, width in widths:
+    def of(cls, name: str, features: Sequence[Feature]) -> "_Field":
+        """Describes a field with the given features."""
+        rows, names, draws = [], [], 0
+        for column, feature in enumerate(features):
             unseen = feature.unseen_ids
             null = NONE if feature.null_id is None or feature.null_id in unseen else feature.null_id
             if null != NONE or unseen:
                 first = NONE if feature.unseen_id is None else feature.unseen_id
-                rows += [(index, null, first, len(unseen)) for index in range(column, column + width)]
-                names += [feature.name] * width
-            column += width
-        columns, nulls, firsts, counts = np.array(rows, np.int64).reshape(-1, 4).T
-        return cls(name, columns, nulls, firsts, counts, tuple(names))
+                rows.append((column, draws, null, first, len(unseen)))
+                names.append(feature.name)
+                draws += feature.max_hotness or 1
+        columns, first_draws, nulls, firsts, counts = np.array(rows, np.int64).reshape(-1, 5).T
+        return cls(name, columns, first_draws, nulls, firsts, counts, tuple(names))
 
-    def is_null(self, ids: np.ndarray, of: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """Returns which ids are null's, where ids[..., i] are of the i-th column in `of`."""
+    def is_null(self, ids: np.ndarray, of: np.ndarray) -> np.ndarray:
+        """Returns which ids [n] are null's, where ids[i] is of the of[i]-th feature."""
         return ids == self.null_ids[of]
 
-    def is_unseen(self, ids: np.ndarray, of: np.ndarray | slice = slice(None)) -> np.ndarray:
+    def is_unseen(self, ids: np.ndarray, of: np.ndarray) -> np.ndarray:
         """Returns which ids are those of unseen values, likewise."""
         first = self.unseen_ids[of]
         return (ids >= first) & (ids < first + self.buckets[of])
 
+    def ids_in(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """Returns a copy of all ids of the features in a batch, [n], and the number of the feature of each one."""
+        if self.name == "onehot":
+            return batch.onehot[:, self.columns].reshape(-1), np.tile(np.arange(len(self.columns)), len(batch.rows))
+        lists = batch.multihot.select(self.columns.tolist())
+        return lists.values, lists.cells() % len(self.columns)
+
 
 class _Shares(NamedTuple):
-    """What is replaced in the columns of a field.
+    """What is replaced in the features of a field.
 
     Attributes:
         thresholds: [n] int64 number of DRAW_RANGE draws that replace an id.
@@ -98,15 +109,35 @@ class _Shares(NamedTuple):
     trains_unseen: np.ndarray
 
 
+class _Hits(NamedTuple):
+    """The ids of a batch that the draws of a field are for replacing.
+
+    Attributes:
+        places: [hits] where each id is among all ids of the field, in the order of the batch.
+        rows: [hits] row of each id.
+        features: [hits] number of the feature of each id.
+        draws: [hits] number of the draw for each id.
+    """
+
+    places: np.ndarray
+    rows: np.ndarray
+    features: np.ndarray
+    draws: np.ndarray
+
+    def keep(self, kept: np.ndarray) -> "_Hits":
+        """Returns those of the hits for which `kept` [hits] is True."""
+        return _Hits(*(array[kept] for array in self))
+
+
 class UnseenIds:
     """Replaces a small share of the ids of training batches by those of unseen values and of null.
 
     The model so learns what to predict for a value that it knows nothing about, from rows of all values. An id that
     the training data has by itself needs no help: the share of unseen values (rare ones, which share their ids) counts
     towards that of the replaced ones, and null is left to its own rows if there are any. Which ids are replaced is a
-    function of the seed, the epoch, the row's position in the dataset and the column, so it depends neither on the
-    number of workers nor on where a run was resumed. Features that state neither `null_id` nor `unseen_id` keep their
-    ids.
+    function of the seed, the epoch, the row's position in the dataset, the feature and the position in its list, so it
+    depends neither on the number of workers nor on where a run was resumed. Features that state neither `null_id` nor
+    `unseen_id` keep their ids.
 
     Args:
         spec: specification of the dataset.
@@ -118,8 +149,7 @@ class UnseenIds:
 
     def __init__(self, spec: FeatureSpec, share: float, seed: int, sample: Callable[[], Batch]):
         self._share, self._seed, self._sample = share, seed, sample
-        onehot = _Field.of("onehot", [(feature, 1) for feature in spec.onehot])
-        multihot = _Field.of("multihot", [(feature, feature.max_hotness or 1) for feature in spec.multihot])
+        onehot, multihot = _Field.of("onehot", spec.onehot), _Field.of("multihot", spec.multihot)
         self._fields = [field for field in (onehot, multihot) if len(field.columns)]
         self._numbers = [
             _Numbers(slot, onehot.features.index(feature.unseen_with), feature.unseen_value)
@@ -136,42 +166,57 @@ class UnseenIds:
         for number, (field, shares) in enumerate(zip(self._fields, self._shares, strict=True)):
             key = mix(mix(np.array([self._seed], np.uint64)) ^ np.array([2 * epoch + number], np.uint64))
             hashes = mix(batch.rows.view(np.uint64) ^ key)  # [batch]
-            rows, hits = np.nonzero(_draws(hashes, len(field.columns)) < shares.thresholds)
-            ids, columns = getattr(batch, field.name), field.columns[hits]
-            old = ids[rows, columns]
-            kept = (old < 0) | field.is_null(old, hits) | field.is_unseen(old, hits)  # padding is below 0
-            rows, columns, hits = rows[~kept], columns[~kept], hits[~kept]
-            ids[rows, columns] = _new_ids(field, shares, hits, mix(hashes[rows] + hits.astype(np.uint64)))
+            find = _hits_in_columns if field.name == "onehot" else _hits_in_lists
+            hits = find(field, shares.thresholds, batch, hashes)
+            ids = batch.onehot.reshape(-1) if field.name == "onehot" else batch.multihot.values
+            old = ids[hits.places]
+            hits = hits.keep(~(field.is_null(old, hits.features) | field.is_unseen(old, hits.features)))
+            choices = mix(hashes[hits.rows] + hits.draws.astype(np.uint64))
+            ids[hits.places] = _new_ids(field, shares, hits.features, choices)
             for numbers in self._numbers if field.name == "onehot" else ():
-                batch.numerical[rows[hits == numbers.feature], numbers.slot] = numbers.value
+                batch.numerical[hits.rows[hits.features == numbers.feature], numbers.slot] = numbers.value
 
     def _shares_of(self, field: _Field, sample: Batch) -> _Shares:
         """Returns what to replace in a field, given a sample of the training rows."""
-        ids = getattr(sample, field.name)[:, field.columns]
-        given = np.maximum(_by_feature(field, ids >= 0), 1)
-        nulls, unseen = _by_feature(field, field.is_null(ids)), _by_feature(field, field.is_unseen(ids))
-        left = np.maximum(self._share - unseen / given, 0) * (field.buckets > 0)
+        ids, of = field.ids_in(sample)
+        every = np.ones(len(ids), bool)
+        given, nulls, unseen = (
+            np.bincount(of[which], minlength=len(field.columns))
+            for which in (every, field.is_null(ids, of), field.is_unseen(ids, of))
+        )
+        left = np.maximum(self._share - unseen / np.maximum(given, 1), 0) * (field.buckets > 0)
         trains_null, trains_unseen = (field.null_ids != NONE) & (nulls == 0), left > 0
         share = np.where(trains_null & ~trains_unseen, self._share / NULL_ONE_IN, left)
         return _Shares(np.round(share * DRAW_RANGE).astype(np.int64), trains_null, trains_unseen)
 
 
-def _draws(hashes: np.ndarray, columns: int) -> np.ndarray:
-    """Returns uniform numbers [n, columns] uint16 for hashes [n] uint64."""
-    words = np.arange(-(-columns // DRAWS_PER_WORD), dtype=np.uint64)
-    return mix(hashes[:, np.newaxis] ^ words).view(np.uint16)[:, :columns]
+def _hits_in_columns(field: _Field, thresholds: np.ndarray, batch: Batch, hashes: np.ndarray) -> _Hits:
+    """Returns the one-hot ids to replace, given the threshold of each feature and the hash of each row."""
+    words = np.arange(-(-len(thresholds) // DRAWS_PER_WORD), dtype=np.uint64)
+    draws = mix(hashes[:, np.newaxis] ^ words).view(np.uint16)[:, : len(thresholds)]  # [batch, n]
+    rows, features = np.nonzero(draws < thresholds)
+    return _Hits(rows * batch.onehot.shape[1] + field.columns[features], rows, features, features)
 
 
-def _new_ids(field: _Field, shares: _Shares, columns: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """Returns the ids that replace those in the given columns [n] of the field; the hashes [n] choose among them."""
-    buckets = np.maximum(field.buckets[columns], 1)
-    unseen = field.unseen_ids[columns] + (hashes % buckets.astype(np.uint64)).astype(np.int64)
+def _hits_in_lists(field: _Field, thresholds: np.ndarray, batch: Batch, hashes: np.ndarray) -> _Hits:
+    """Returns the ids in lists to replace, likewise. The draws are as those of columns, one for each id of a list."""
+    lists = batch.multihot
+    of_column = np.full(lists.lengths.shape[1], NONE)
+    of_column[field.columns[thresholds > 0]] = np.flatnonzero(thresholds > 0)
+    cells = lists.cells()
+    every = _Hits(np.arange(len(cells)), cells // len(of_column), np.tile(of_column, len(lists))[cells], lists.places())
+    ids = every.keep(every.features != NONE)
+    draws = ids.draws + field.first_draws[ids.features]
+    words = draws // DRAWS_PER_WORD
+    shifts = DRAW_BITS * (draws - words * DRAWS_PER_WORD)
+    drawn = (mix(hashes[ids.rows] ^ words.astype(np.uint64)) >> shifts.astype(np.uint64)).astype(np.uint16)
+    return ids._replace(draws=draws).keep(drawn < thresholds[ids.features])
+
+
+def _new_ids(field: _Field, shares: _Shares, features: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """Returns the ids that replace those of the given features [n] of the field; the hashes [n] choose among them."""
+    buckets = np.maximum(field.buckets[features], 1)
+    unseen = field.unseen_ids[features] + (hashes % buckets.astype(np.uint64)).astype(np.int64)
     is_draw = (hashes >> np.uint64(32)) % np.uint64(NULL_ONE_IN) == 0
-    is_null = shares.trains_null[columns] & (~shares.trains_unseen[columns] | is_draw)
-    return np.where(is_null, field.null_ids[columns], unseen)
-
-
-def _by_feature(field: _Field, flags: np.ndarray) -> np.ndarray:
-    """Returns for each column [n] how many flags [rows, n] are set in all columns of its feature."""
-    _, features = np.unique(field.features, return_inverse=True)
-    return np.bincount(features, flags.sum(axis=0))[features]
+    is_null = shares.trains_null[features] & (~shares.trains_unseen[features] | is_draw)
+    return np.where(is_null, field.null_ids[features], unseen)

@@ -66,16 +66,16 @@ class ComparedRows:
         return Check(name, predict, self.inputs, self.expected, self.kind)
 
 
-def first_rows(loader: ParquetLoader) -> tuple[np.ndarray, np.ndarray]:
+def first_rows(loader: ParquetLoader, layout: InputSchema) -> tuple[np.ndarray, np.ndarray]:
     """Returns the loader's first batch without padding rows.
 
     Returns:
-        ids [rows, id columns] int32 and numerical [rows, numerical features] float32.
+        ids [rows, id columns] int32, with lists padded with PAD, and numerical [rows, numerical features] float32.
     """
     with closing(loader.epoch(0)) as batches:
         batch = next(batches)
     real = batch.rows >= 0  # padding rows have index -1
-    return batch.ids[real], batch.numerical[real]
+    return layout.padded(batch.ids)[real], batch.numerical[real]
 
 
 def random_rows(layout: InputSchema, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -58,7 +58,7 @@ def export(request: Request) -> None:
 
 def _compared_rows(saved: LoadedModel, loader: ParquetLoader | None) -> ComparedRows:
     """Returns the first rows of a dataset, or random ones without a dataset, with the model's predictions."""
-    ids, numerical = random_rows(saved.layout, ROWS) if loader is None else first_rows(loader)
+    ids, numerical = random_rows(saved.layout, ROWS) if loader is None else first_rows(loader, saved.layout)
     expected = expected_predictions(saved.tasks, saved.model(ids, numerical).numpy())
     kind = "random rows" if loader is None else "rows of the dataset"
     return ComparedRows(named_inputs(saved.layout, ids, numerical), expected, kind)

@@ -9,6 +9,7 @@ import tensorflow as tf
 from data.encoding.keys import Values, as_keys, as_lists, as_numbers
 from data.errors import DataError
 from data.loading.batch import PAD
+from data.loading.lists import Lists
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.layout import CategoricalInput
 from trainer.tasks.task import logit_columns
@@ -80,16 +81,12 @@ def _padded(columns: CategoricalInput, values: Values) -> np.ndarray:
     """Converts lists of ids to a matrix [rows, hotness] int32, truncating longer lists and padding others with PAD."""
     lists = as_lists(columns.name, values)
     _check_known(columns.name, np.array([entry is not None for entry in lists], bool))
-    lengths = np.fromiter((len(entry) for entry in lists), np.int64, len(lists))
-    matrix = np.full((len(lists), columns.hotness), PAD, np.int32)
-    if lengths.sum():
-        flat = _ids(columns, np.concatenate([np.asarray(entry) for entry in lists if len(entry)]))
-        rows = np.repeat(np.arange(len(lists)), lengths)
-        # Position of each id within its list: flat index minus the index at which the list starts.
-        places = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        kept = places < columns.hotness
-        matrix[rows[kept], places[kept]] = flat[kept]
-    return matrix
+    lengths = np.fromiter((len(entry) for entry in lists), np.int32, len(lists))
+    ids = np.empty(0, np.int64)
+    if lengths.any():
+        ids = _ids(columns, np.concatenate([np.asarray(entry) for entry in lists if len(entry)]))
+    whole = Lists(ids.astype(np.int32), lengths[:, np.newaxis])
+    return whole.cut([columns.hotness]).padded([columns.hotness], PAD)
 
 
 def _ids(columns: CategoricalInput, values: Values) -> np.ndarray:

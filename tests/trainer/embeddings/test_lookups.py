@@ -5,6 +5,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.trainer.small_models import unpadded
 from trainer.embeddings.groups import LookupFinder, group_tables
 from trainer.embeddings.tables import EmbeddingTables, Pooled
 from trainer.layout import CategoricalInput, InputSchema
@@ -74,7 +75,7 @@ def pooled_by_hand(tables: EmbeddingTables, ids: np.ndarray) -> tuple[dict[str, 
 def test_pooling_equals_loops_over_ids(layout, rows, combiner, seed):
     tables, ids = make(layout, combiner), draw_ids(layout, rows, seed)
     deep, wide = pooled_by_hand(tables, ids)
-    lookups = tf.nest.map_structure(tf.constant, tables.lookups(ids))
+    lookups = tf.nest.map_structure(tf.constant, tables.lookups(unpadded(layout, ids)))
     for pooled in (tables.pool(tables.sources(tables.routes(lookups)), lookups), tables.pool_padded(tf.constant(ids))):
         np.testing.assert_allclose(sum(pooled.wide), wide, atol=1e-5)
         for group, found in zip(tables.groups, pooled.deep, strict=False):
@@ -93,7 +94,7 @@ def test_gradients_of_rows_equal_those_of_whole_tables(layout, rows, combiner, s
         products = tf.nest.map_structure(lambda x, y: tf.reduce_sum(x * y), padded, factors)
         total = tf.add_n([*products.deep, *products.wide]) if products.deep or products.wide else tf.zeros(())
     whole = [tf.convert_to_tensor(gradient).numpy() for gradient in tape.gradient(total, variables)]
-    lookups = tf.nest.map_structure(tf.constant, tables.lookups(ids))
+    lookups = tf.nest.map_structure(tf.constant, tables.lookups(unpadded(layout, ids)))
     spread = tables.spread(Pooled(*factors), lookups)
     for (index, variable), found, expected in zip(
         tables.group_variables, [*spread.deep, *spread.wide], whole, strict=True
@@ -113,7 +114,7 @@ def test_a_gpu_sums_the_same(monkeypatch):
     for gpu in (False, True):
         monkeypatch.setattr(device, "on_gpu", lambda gpu=gpu: gpu)
         tables = make(layout, "mean")
-        lookups = tf.nest.map_structure(tf.constant, tables.lookups(ids))
+        lookups = tf.nest.map_structure(tf.constant, tables.lookups(unpadded(layout, ids)))
         pooled = tables.pool(tables.sources(tables.routes(lookups)), lookups)
         results.append([*pooled.deep, *pooled.wide, *(x for rows in tables.spread(pooled, lookups) for x in rows)])
     for first, second in zip(*results, strict=True):
@@ -137,10 +138,11 @@ def test_groups_hold_every_table_once(layout):
 
 def test_features_that_share_a_table_have_wide_weights_of_their_own():
     item, clicked = CategoricalInput("item", 0, 1, False, 6, 3), CategoricalInput("clicked", 1, 2, True, 6, 3, "item")
-    tables = make(InputSchema((item, clicked), ()), "sum")
+    layout = InputSchema((item, clicked), ())
+    tables = make(layout, "sum")
     shapes = {name.removeprefix("embeddings/"): table.shape for name, table in tables.tables().items()}
     assert shapes == {"deep.item": (6, 3), "wide.item": (6, 2), "wide.clicked": (6, 2)}
-    deep, wide = tables.lookups(np.int32([[5, 5, 1], [0, 5, -1]]))
+    deep, wide = tables.lookups(unpadded(layout, np.int32([[5, 5, 1], [0, 5, -1]])))
     assert sorted(deep.rows) == [0, 1, 5] and sorted(wide.rows) == [0, 5, 6 + 1, 6 + 5]
 
 
@@ -148,7 +150,7 @@ def test_a_slot_without_ids_costs_nothing():
     layout = InputSchema((CategoricalInput("items", 0, 100, True, 50, 4),), ())
     ids = np.full((6, 100), -1, np.int32)
     ids[2, :3] = [7, 7, 9]
-    [found] = make(layout, "sum").lookups(ids)
+    [found] = make(layout, "sum").lookups(unpadded(layout, ids))
     assert sorted(found.rows) == [7, 9] and found.slots.tolist() == [2, 2, 2]
     assert found.counts.reshape(-1).tolist() == [0, 0, 3, 0, 0, 0]
     assert len(found.sources) == len(found.row_slots) == len(found.row_positions) == 3
@@ -159,7 +161,7 @@ def test_a_slot_without_ids_costs_nothing():
 def test_rows_are_sorted_by_the_worker_that_holds_them(layout, rows, holders, seed):
     ids = draw_ids(layout, rows, seed)
     for group in group_tables(layout, LARGE):
-        found, alone = (LookupFinder(group, holders=own).find(ids) for own in (holders, 1))
+        found, alone = (LookupFinder(layout, group, holders=own).find(unpadded(layout, ids)) for own in (holders, 1))
         assert sorted(found.rows) == sorted(alone.rows) and found.per_holder.dtype == np.int32
         assert (found.rows % holders).tolist() == np.repeat(range(holders), found.per_holder).tolist()
         # What each id looks up, and what each slot adds to a row's gradient, are the same.

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from data.loading.batch import PAD, Batch, empty_batch
+from data.loading.lists import Lists, from_padded
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Feature
-from tests.data.sample_data import random_rows, write_dataset
+from tests.data.sample_data import nested, random_rows, write_dataset
+from tests.data.scalar_hash import mix
 from trainer.cli import parse
 from trainer.embeddings.unseen import UnseenIds, has_reserved_ids
 from trainer.inputs import open_inputs
@@ -47,15 +49,17 @@ def rows_of(spec: FeatureSpec, low: int = 10, seed: int = 0) -> Batch:
     rng, batch = np.random.default_rng(seed), empty_batch(spec, ROWS, with_group=False)
     batch.onehot[:] = rng.integers(low, 500, batch.onehot.shape)
     lengths = rng.integers(0, HOTNESS + 1, ROWS)
-    batch.multihot[:] = np.where(np.arange(HOTNESS) < lengths[:, None], rng.integers(low, 500, (ROWS, HOTNESS)), PAD)
+    tags = np.where(np.arange(HOTNESS) < lengths[:, None], rng.integers(low, 500, (ROWS, HOTNESS)), PAD)
     batch.numerical[:] = rng.normal(size=batch.numerical.shape)
     batch.labels[:], batch.weights[:] = 0, 1
     batch.rows[:] = rng.permutation(ROWS)
-    return batch
+    return batch._replace(multihot=from_padded(tags.astype(np.int32), [HOTNESS]))
 
 
 def copied(batch: Batch, rows: Any = slice(None)) -> Batch:
-    return Batch(*(None if array is None else array[rows].copy() for array in batch[:-1]))
+    positions = np.arange(len(batch.rows))[rows]
+    arrays = {name: array[rows].copy() for name, array in batch._asdict().items() if isinstance(array, np.ndarray)}
+    return batch._replace(multihot=batch.multihot.take(positions), **arrays)
 
 
 def replaced(spec: FeatureSpec, batch: Batch, epoch: int = 0, sample: Batch | None = None, **options: Any) -> Batch:
@@ -68,9 +72,9 @@ def replaced(spec: FeatureSpec, batch: Batch, epoch: int = 0, sample: Batch | No
 def shares(before: Batch, after: Batch) -> Iterator[tuple[str, float, set[int]]]:
     """By feature: the share of its ids that changed, and the new ones."""
     for column, name in enumerate((*ONEHOT, "tags")):
-        old, new = (batch.multihot if name == "tags" else batch.onehot[:, column] for batch in (before, after))
+        old, new = (batch.multihot.values if name == "tags" else batch.onehot[:, column] for batch in (before, after))
         changed = new[old != new]
-        yield name, len(changed) / np.count_nonzero(old >= 0), set(changed.tolist())
+        yield name, len(changed) / len(old), set(changed.tolist())
 
 
 def test_share_of_each_feature_gets_new_ids(spec):
@@ -90,10 +94,10 @@ def test_new_ids_are_shared_out(spec):
             assert np.count_nonzero(after[:, column] == one) == pytest.approx(part * 0.5 * ROWS, rel=0.1)
 
 
-def test_padding_and_everything_else_stays(spec):
+def test_everything_else_stays(spec):
     before = rows_of(spec)
     after = replaced(spec, before)
-    assert np.array_equal(before.multihot < 0, after.multihot < 0)
+    assert np.array_equal(before.multihot.lengths, after.multihot.lengths)
     for name in ("labels", "weights", "rows"):
         assert np.array_equal(getattr(before, name), getattr(after, name))
     assert np.array_equal(before.numerical[:, 0], after.numerical[:, 0])
@@ -115,7 +119,7 @@ def test_draws_depend_on_row_epoch_and_seed_alone(spec):
         cut = copied(before, part)
         unseen.replace(cut, 0)
         assert np.array_equal(cut.onehot, whole.onehot[part])
-        assert np.array_equal(cut.multihot, whole.multihot[part])
+        assert np.array_equal(cut.multihot.values, whole.multihot.take(part).values)
         assert np.array_equal(cut.numerical, whole.numerical[part])
     changed = whole.onehot != before.onehot
     for other in (replaced(spec, before, epoch=1), replaced(spec, before, seed=8)):
@@ -123,6 +127,39 @@ def test_draws_depend_on_row_epoch_and_seed_alone(spec):
         assert both < 3 * SHARE * np.count_nonzero(changed)
     # The columns of a row are drawn independently, too.
     assert np.count_nonzero(changed[:, 0] & changed[:, 1]) == pytest.approx(SHARE**2 * ROWS, rel=0.5)
+
+
+def test_each_place_of_a_list_has_a_draw_of_its_own(spec):
+    """The draws are those of a row with max_hotness columns for each list, in plain Python integers."""
+    more = {
+        "plain_tags": Feature(name="plain_tags", cardinality=500, max_hotness=2),
+        "topics": Feature(name="topics", cardinality=500, max_hotness=6, unseen_id=2, oov_buckets=4),
+    }
+    channels = spec.channels | {"multihot_categorical": ("tags", "plain_tags", "topics")}
+    spec = replace(spec, features=spec.features | more, channels=channels)
+    rng = np.random.default_rng(3)
+    widths = [HOTNESS, 2, 6]
+    lengths = np.stack([rng.integers(0, width + 1, ROWS) for width in widths], axis=1).astype(np.int32)
+    lists = Lists(rng.integers(10, 500, lengths.sum()).astype(np.int32), lengths)
+    before = rows_of(spec)._replace(multihot=lists)
+    after, epoch, seed, threshold = replaced(spec, before, epoch=4, share=0.3), 4, 7, round(0.3 * 2**16)
+    new = 0
+    for row in range(300):
+        row_hash = mix(int(before.rows[row]) ^ mix(mix(seed) ^ (2 * epoch + 1)))
+        old_lists, new_lists = (nested(batch.multihot[row : row + 1])[0] for batch in (before, after))
+        for column, first, unseen, null in ((0, 0, [2], 1), (1, None, [], None), (2, HOTNESS, [2, 3, 4, 5], None)):
+            for place, old in enumerate(old_lists[column]):
+                expected = old
+                if first is not None:
+                    number = first + place
+                    draw = mix(row_hash ^ number // 4) >> 16 * (number % 4) & 0xFFFF
+                    choice = mix((row_hash + number) % 2**64)
+                    if draw < threshold:
+                        is_null = null is not None and (choice >> 32) % 8 == 0
+                        expected = null if is_null else unseen[choice % len(unseen)]
+                        new += 1
+                assert new_lists[column][place] == expected
+    assert new > 300
 
 
 def test_ids_of_the_data_count_and_stay(spec):

@@ -83,9 +83,10 @@ def check_by_batches(trained: Path, model: str, exported: Path) -> None:
     for rows in (1, 64, 4096):
         with contextlib.closing(ParquetLoader(spec, "test", global_batch_size=rows, shuffle=False).epoch(0)) as batches:
             batch = next(batches)
-        logits = saved.model(batch.ids, batch.numerical).numpy().astype(np.float64)
+        ids = saved.layout.padded(batch.ids)
+        logits = saved.model(ids, batch.numerical).numpy().astype(np.float64)
         for predict in ways:
-            predictions = predict(named_inputs(saved.layout, batch.ids, batch.numerical))
+            predictions = predict(named_inputs(saved.layout, ids, batch.numerical))
             for place, task in enumerate(saved.tasks):
                 wanted = 1 / (1 + np.exp(-logits[:, place])) if task.is_binary else logits[:, place]
                 np.testing.assert_allclose(predictions[task.name][:, 0], wanted, rtol=0, atol=1e-5)

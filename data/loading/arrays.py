@@ -1,0 +1,20 @@
+"""Allocates arrays of rows."""
+
+import math
+import mmap
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+LARGE_BYTES = 2**20
+
+
+def empty_array(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """Like np.empty, but maps large arrays directly: malloc would keep memory freed by the threads of past epochs."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size < LARGE_BYTES or np.dtype(dtype).hasobject:
+        return np.empty(shape, dtype)
+    pages = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # fewer page faults while the array is first filled; Linux only
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, dtype).reshape(shape)
