@@ -26,11 +26,12 @@ feature_spec:
   clicked: {table: item, separator: " ", encode: {vocabulary: {min_count: 2}}}
   seen: {table: item, history: {of: item, by: user, order: ts, last: 3}}
   wished: {table: item, encode: {vocabulary_of: item}}
+  both: {encode: {cross: [item, promoted], hash: 50}, wide: only}
 source_spec:
   logs: [{type: csv, header: true, files: [logs.csv]}]
 split: {from: logs, time: ts, test_from: 60}
 channel_spec:
-  onehot_categorical: [item, promoted, wished]
+  onehot_categorical: [item, promoted, wished, both]
   multihot_categorical: [clicked, seen]
   label: [click]
 """
@@ -80,10 +81,13 @@ def test_one_vocabulary_is_counted_over_all_of_them(dataset):
 
 def test_the_dataset_states_the_table(dataset):
     _, spec = dataset
-    tables = {feature.name: feature.table for feature in spec.onehot + spec.multihot}
+    *features, both, clicked, seen = spec.onehot + spec.multihot
+    features += [clicked, seen]
+    tables = {feature.name: feature.table for feature in features}
     assert tables == {"item": None, "promoted": "item", "wished": "item", "clicked": "item", "seen": "item"}
-    assert len({feature.cardinality for feature in spec.onehot + spec.multihot}) == 1
-    assert set(embedding_dims(spec).values()) == {4}  # which is stated for one of them
+    assert len({feature.cardinality for feature in features}) == 1
+    assert {embedding_dims(spec)[feature.name] for feature in features} == {4}  # which is stated for one of them
+    assert (both.table, both.wide, clicked.wide) == (None, "only", "too")
 
 
 def test_rules_of_a_raw_specification(tmp_path):

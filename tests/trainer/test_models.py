@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from data.errors import DataError
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
 from tests.helpers import ROOT
@@ -49,6 +52,20 @@ def test_logits_equal_the_formula_row_by_row(combiner):
         linear = user[ids[0]] + day[ids[1]] + wide_tags[tags].sum() + wide_friends[friends].sum()
         linear += numbers @ weights["wide_numerical"] + weights["wide_bias"]
         np.testing.assert_allclose(logit, (deep + linear).item(), rtol=1e-4, atol=1e-5)
+
+
+def test_features_of_one_part_are_in_that_part():
+    user, day, tags, friends = LAYOUT.categorical
+    layout = InputSchema((replace(user, wide="only"), replace(day, wide="no"), tags, friends), LAYOUT.numerical)
+    names = {name.removeprefix("embeddings/") for name in make_model(layout=layout).embeddings.tables()}
+    # The only deep feature of the table that user shares is friends.
+    assert names == {"deep.user", "deep.day", "deep.tags", "wide.user", "wide.tags", "wide.friends"}
+    assert layout.width == LAYOUT.width - 8
+    model_options().check_layout(layout)
+    with pytest.raises(DataError, match="user: `wide: only`, and --model mmoe has no wide part; pass --wide_part"):
+        model_options(model="mmoe").check_layout(layout)
+    with pytest.raises(DataError, match="the deep part has no input"):
+        model_options().check_layout(InputSchema((replace(user, wide="only"),), ()))
 
 
 def test_wide_part_starts_at_zero():
