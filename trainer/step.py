@@ -242,7 +242,9 @@ class TrainStep:
         # [2] int32, a different one for every worker and step: resuming needs no saved random state.
         dropout_seed = tf.stack([tf.constant((self._seed * 1_000_003 + self.comm.rank) % 2**31), step * 64])
         factors, scale = self.weighting.factors(step), tf.convert_to_tensor(self.loss_scale.scale)
-        gradients, of_pooled = self._differentiated(pooled, batch, row_counts, dropout_seed, factors, scale)
+        # Without the lookups: they have another size in every batch, for each of which a graph would be built.
+        rows = batch._replace(lookups=())
+        gradients, of_pooled = self._differentiated(pooled, rows, row_counts, dropout_seed, factors, scale)
         of_rows = embeddings.spread(of_pooled, lookups)
         for (index, variable), values in zip(embeddings.group_variables, [*of_rows.deep, *of_rows.wide], strict=True):
             numbers = lookups[index].rows
