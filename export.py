@@ -7,15 +7,16 @@ from trainer.checkpoint.store import NoCheckpointError
 from trainer.export.comparison import ExportDiffers
 from trainer.export.request import read_request
 from trainer.lifecycle.errors import DONE, FAILURE, NO_CHECKPOINT, WRONG_INPUT
-from trainer.process.startup import import_tensorflow, robust_stdio
+from trainer.process.startup import import_tensorflow, quick_imports, robust_stdio
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the export and returns an exit code of main.py; checks what it can before TensorFlow is imported."""
     try:
         request = read_request(argv)
-        import_tensorflow()
-        from trainer.export.run import export
+        with quick_imports():
+            import_tensorflow()
+            from trainer.export.run import export
 
         export(request)
     except DataError as error:

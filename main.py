@@ -29,7 +29,7 @@ from trainer.lifecycle.records import JOB_VARIABLE, PEER_GONE, WorkerRecord
 from trainer.lifecycle.run_lock import FolderInUse, RunLock
 from trainer.lifecycle.signals import StopRequest
 from trainer.logging.log import warn
-from trainer.process.startup import import_tensorflow, robust_stdio, without_plots_and_frames
+from trainer.process.startup import import_tensorflow, quick_imports, robust_stdio
 from trainer.process.worker_env import WorkerEnv, read_worker_env
 from trainer.raw_rows import check_raw, encode_for_all, encoded_rows, on_encoded
 from trainer.recipe import describe_choices
@@ -67,10 +67,10 @@ def main(argv: list[str] | None = None) -> int:
         record.begin()
         trains = config.run.trains and not config.run.benchmark
         stop = resources.enter_context(StopRequest(record if trains else None))
-        with without_plots_and_frames():
+        with quick_imports():
             import_tensorflow()
-        from trainer.build import start_worker
-        from trainer.trainer import Services, Trainer
+            from trainer.build import start_worker
+            from trainer.trainer import Services, Trainer
 
         try:
             comm = start_worker(config, env)

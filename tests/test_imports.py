@@ -41,8 +41,8 @@ def test_pandas_is_not_loaded_needlessly(command):
 
 def test_keras_starts_without_packages_that_are_needed_later():
     program = (
-        "import sys; from trainer.process.startup import import_tensorflow, without_plots_and_frames\n"
-        "with without_plots_and_frames(): import_tensorflow()\n"
+        "import sys; from trainer.process.startup import import_tensorflow, quick_imports\n"
+        "with quick_imports(): import_tensorflow()\n"
         "print({'matplotlib', 'pandas', 'keras'} & set(sys.modules)); import matplotlib.pyplot, pandas"
     )
     done = subprocess.run(

