@@ -92,10 +92,13 @@ class Lists:
         """Return the number of the list that holds each value, [values] int64, where list (r, c) is r * columns + c."""
         return np.repeat(np.arange(self.lengths.size), self.lengths.reshape(-1))
 
+    def starts(self) -> np.ndarray:
+        """Return where each list begins in `values`, [rows, columns] int64."""
+        return _ends_of(self.lengths.reshape(-1))[:-1].reshape(self.lengths.shape)
+
     def places(self) -> np.ndarray:
         """Return the position of each value in its list, [values] int64."""
-        lengths = self.lengths.reshape(-1)
-        return np.arange(len(self.values)) - np.repeat(_ends_of(lengths)[:-1], lengths)
+        return np.arange(len(self.values)) - np.repeat(self.starts().reshape(-1), self.lengths.reshape(-1))
 
     def padded(self, widths: Sequence[int], padding: int) -> np.ndarray:
         """Return a matrix with the lists of column c in `widths[c]` columns, [rows, sum of widths].

@@ -119,6 +119,8 @@ def test_cells_and_places_locate_every_value(table):
     lists, width = lists_of(table), len(table[0]) if table else 1
     located = zip(lists.values.tolist(), lists.cells().tolist(), lists.places().tolist(), strict=True)
     assert all(table[cell // width][cell % width][place] == value for value, cell, place in located)
+    begins = lists.starts().reshape(-1)[lists.cells()]
+    assert (begins + lists.places()).tolist() == list(range(len(lists.values)))
     assert len(set(zip(lists.cells().tolist(), lists.places().tolist(), strict=True))) == len(lists.values)
 
 

@@ -11,13 +11,13 @@ import numpy as np
 
 from data.encoding.hashing import mix
 from data.loading.batch import Batch
+from data.loading.lists import Lists
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Feature
 
 NONE = -1  # no such id
 DRAWS_PER_WORD = 4  # 16-bit numbers in a 64-bit hash
-DRAW_BITS = 16
-DRAW_RANGE = 2**DRAW_BITS
+DRAW_RANGE = 2**16
 NULL_ONE_IN = 8  # of the replaced ids become null's, if null is as unknown as unseen values are: it is the rarer one
 
 
@@ -200,17 +200,23 @@ def _hits_in_columns(field: _Field, thresholds: np.ndarray, batch: Batch, hashes
 
 def _hits_in_lists(field: _Field, thresholds: np.ndarray, batch: Batch, hashes: np.ndarray) -> _Hits:
     """Returns the ids in lists to replace, likewise. The draws are as those of columns, one for each id of a list."""
-    lists = batch.multihot
-    of_column = np.full(lists.lengths.shape[1], NONE)
-    of_column[field.columns[thresholds > 0]] = np.flatnonzero(thresholds > 0)
-    cells = lists.cells()
-    every = _Hits(np.arange(len(cells)), cells // len(of_column), np.tile(of_column, len(lists))[cells], lists.places())
-    ids = every.keep(every.features != NONE)
-    draws = ids.draws + field.first_draws[ids.features]
-    words = draws // DRAWS_PER_WORD
-    shifts = DRAW_BITS * (draws - words * DRAWS_PER_WORD)
-    drawn = (mix(hashes[ids.rows] ^ words.astype(np.uint64)) >> shifts.astype(np.uint64)).astype(np.uint16)
-    return ids._replace(draws=draws).keep(drawn < thresholds[ids.features])
+    lists, first_draws, features = batch.multihot, field.first_draws, len(field.columns)
+    lengths = lists.lengths[:, field.columns]  # [batch, n]
+    # A word has several draws. For each list, those words are hashed that have draws of its ids.
+    counts = (first_draws + lengths - 1) // DRAWS_PER_WORD - first_draws // DRAWS_PER_WORD + 1
+    counts *= (lengths > 0) & (thresholds > 0)
+    words = Lists(np.empty(counts.sum(), np.uint64), counts)
+    cells = words.cells()
+    rows = cells // features
+    of = cells - rows * features
+    numbers = words.places() + first_draws[of] // DRAWS_PER_WORD
+    drawn = mix(hashes[rows] ^ numbers.astype(np.uint64)).view(np.uint16).reshape(-1, DRAWS_PER_WORD)
+    found = np.flatnonzero(drawn < thresholds[of, np.newaxis])
+    word = found // DRAWS_PER_WORD
+    rows, of, draws = rows[word], of[word], found + (numbers[word] - word) * DRAWS_PER_WORD
+    places = draws - first_draws[of]  # outside of the list for the neighbors' draws in its first and last word
+    hits = _Hits(lists.starts()[rows, field.columns[of]] + places, rows, of, draws)
+    return hits.keep((places >= 0) & (places < lengths[rows, of]))
 
 
 def _new_ids(field: _Field, shares: _Shares, features: np.ndarray, hashes: np.ndarray) -> np.ndarray:
