@@ -258,8 +258,8 @@ class TrainStep:
         # [2] int32, a different one for every worker and step: resuming needs no saved random state.
         dropout_seed = tf.stack([tf.constant((self._seed * 1_000_003 + self.comm.rank) % 2**31), step * 64])
         factors, scale = self.weighting.factors(step), tf.convert_to_tensor(self.loss_scale.scale)
-        # Without the lookups, whose sizes vary: for every size, XLA or an eager step would build another graph, even of what
-        # it does not use.
+        # Without the lookups, whose sizes vary: for every size, XLA or an eager step would build another graph, even of
+        # what it does not use.
         rows = batch._replace(lookups=())
         gradients, of_pooled = self._differentiated(pooled, rows, row_counts, dropout_seed, factors, scale)
         of_rows = embeddings.spread(of_pooled, lookups)
