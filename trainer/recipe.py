@@ -123,7 +123,7 @@ def l2_for(rows: int) -> float:
 
 
 def _rows_and_ids(given: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the number of rows of the training mapping, from the footers of its files, and that of all ids."""
+    """Return the number of rows of the training mapping, from the footers of its files, and that of all tables' ids."""
     options = {name: given[name] for name in ("dataset_path", "fspec_file", "train_mapping") if name in given}
     data = DataOptions(**options, model_dir=Path(), results_dir=Path())
     outside = bool(given.get("allow_outside_paths"))
@@ -132,5 +132,5 @@ def _rows_and_ids(given: Mapping[str, Any]) -> tuple[int, int]:
     if chunk.type != "parquet":
         raise DataError("the training mapping is in CSV files")
     files = open_files([spec.folder.absolute() / file for file in chunk.files])
-    ids = sum(feature.cardinality or 0 for feature in spec.onehot + spec.multihot)
-    return max(1, sum(file.metadata.num_rows for file in files)), ids
+    ids = {feature.table or feature.name: feature.cardinality or 0 for feature in spec.onehot + spec.multihot}
+    return max(1, sum(file.metadata.num_rows for file in files)), sum(ids.values())

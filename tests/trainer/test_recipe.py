@@ -21,20 +21,19 @@ from trainer.recipe import batch_size_for, choose, l2_for
 
 
 def write_rows(folder: Path, rows: int) -> None:
-    """A dataset whose training mapping has so many rows; its test mapping has the same."""
-    table = pa.table(
-        {"item": pa.array(np.arange(rows) % 7, pa.int32()), "click": pa.array(np.arange(rows) % 2, pa.int8())}
-    )
+    """A dataset whose training mapping has so many rows; its two features share a table of 7 ids."""
+    items, clicks = pa.array(np.arange(rows) % 7, pa.int32()), pa.array(np.arange(rows) % 2, pa.int8())
+    table = pa.table({"item": items, "shown": items, "click": clicks})
     half = rows // 2
     for number, part in enumerate((table.slice(0, half), table.slice(half))):
         pq.write_table(part, folder / f"{number}.parquet")
     (folder / "feature_spec.yaml").write_text(
         """
-feature_spec: {item: {cardinality: 7}, click: {}}
+feature_spec: {item: {cardinality: 7}, shown: {cardinality: 7, table: item}, click: {}}
 source_spec:
-  train: [{type: parquet, features: [item, click], files: [0.parquet, 1.parquet]}]
-  test: [{type: parquet, features: [item, click], files: [0.parquet]}]
-channel_spec: {onehot_categorical: [item], label: [click]}
+  train: [{type: parquet, features: [item, shown, click], files: [0.parquet, 1.parquet]}]
+  test: [{type: parquet, features: [item, shown, click], files: [0.parquet]}]
+channel_spec: {onehot_categorical: [item, shown], label: [click]}
 """
     )
 
