@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
         request = read_request(argv)
         with quick_imports():
             import_tensorflow()
-            from trainer.export.run import export
+        from trainer.export.run import export
 
         export(request)
     except DataError as error:

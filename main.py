@@ -69,8 +69,8 @@ def main(argv: list[str] | None = None) -> int:
         stop = resources.enter_context(StopRequest(record if trains else None))
         with quick_imports():
             import_tensorflow()
-            from trainer.build import start_worker
-            from trainer.trainer import Services, Trainer
+        from trainer.build import start_worker
+        from trainer.trainer import Services, Trainer
 
         try:
             comm = start_worker(config, env)
