@@ -55,7 +55,8 @@ def make_sample(rows: int = ROWS) -> Sample:
     random = np.random.default_rng(0)
     tags = random.integers(0, 90, (rows, 3))
     tags[random.random((rows, 3)) < 0.3] = -1
-    ids = np.column_stack([random.integers(0, 500, rows), random.integers(0, 7, rows), tags]).astype(np.int32)
+    friends = random.integers(0, 500, (rows, 2))
+    ids = np.column_stack([random.integers(0, 500, rows), random.integers(0, 7, rows), tags, friends]).astype(np.int32)
     labels = random.integers(0, 2, (rows, 2)).astype(np.float32)
     labels[:5, 0] = np.nan
     weights = random.choice([0.5, 1.0, 2.0], rows).astype(np.float32)
@@ -96,7 +97,7 @@ def by_definition(model, sample: Sample, feature: str) -> dict[str, tuple[np.nda
 def test_changes_and_errors_follow_the_definition():
     tasks = measured()
     found = {feature.feature: feature.effects for feature in tasks[1].features}
-    assert set(found) == {"user", "day", "tags", "age", "price"}
+    assert set(found) == {"user", "day", "tags", "friends", "age", "price"}
     model, sample = make_model(tasks=TASKS, embedding_init_std=0.5), make_sample()
     for feature in ("tags", "user", "price"):
         for metric, (change, *of_blocks) in by_definition(model, sample, feature).items():

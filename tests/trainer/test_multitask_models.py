@@ -150,8 +150,11 @@ def test_learns_in_every_precision(batches, name):
         step = make_step(model, compute_dtype=compute_dtype, xla=xla)
         losses = [run(step, batch, number).sum() for number, batch in enumerate(batches, start=1)]
         assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
-        tolerance = 1e-4 if compute_dtype == "float32" else 0.1
-        np.testing.assert_allclose(losses, first.setdefault("losses", np.array(losses)), atol=tolerance)
+        distances = np.abs(losses - first.setdefault("losses", np.array(losses)))
+        if compute_dtype == "float32":
+            assert distances.max() < 1e-4
+        else:  # rounding moves single losses further apart with every step
+            assert distances[:10].max() < 0.05 and distances.mean() < 0.05
 
 
 def test_wide_part_adds_a_linear_model(batches):
