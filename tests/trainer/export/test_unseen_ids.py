@@ -16,7 +16,11 @@ IDS = {
 @pytest.mark.parametrize("unseen", [None, 2])
 def test_ids_out_of_range(unseen):
     layout = InputSchema(
-        (CategoricalInput("user", 0, 1, False, 5, 3, unseen), CategoricalInput("tags", 1, 2, True, 7, 3, unseen)), ()
+        (
+            CategoricalInput("user", 0, 1, False, 5, 3, unseen_id=unseen),
+            CategoricalInput("tags", 1, 2, True, 7, 3, unseen_id=unseen),
+        ),
+        (),
     )
     ids, numerical = matrices(layout, {name: tf.constant(values, tf.int32) for name, values in IDS.items()})
     users, tags = np.array(IDS["user"]), np.array(IDS["tags"])
