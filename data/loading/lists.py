@@ -41,8 +41,9 @@ class Lists:
 
     @cached_property
     def _ends(self) -> np.ndarray:
-        """Where each list begins in `values` and where the last one ends, in bytes: [lists + 1] int64."""
-        return _ends_of(self.lengths.reshape(-1), self.values.itemsize)
+        """Where each list begins in `values` and where the last one ends, in bytes: [lists + 1] int32 or int64."""
+        fits = self.values.nbytes <= np.iinfo(np.int32).max
+        return _ends_of(self.lengths.reshape(-1), self.values.itemsize, np.int32 if fits else np.int64)
 
     def gather(self, numbers: np.ndarray) -> "Lists":
         """Return a copy of the lists with the given numbers in any order, repeated or not.
@@ -50,14 +51,15 @@ class Lists:
         Args:
             numbers: [rows, columns] integers, where list (r, c) of this table is number r * columns + c.
         """
-        lengths = np.take(self.lengths.reshape(-1), numbers)
         if not len(self.values):
-            return Lists(self.values.copy(), lengths)
+            return Lists(self.values.copy(), np.zeros(numbers.shape, np.int32))
         # For Arrow, a list is a string of bytes, which it copies at once: ten times as fast as indexing every value.
+        kind = pa.binary() if self._ends.dtype == np.int32 else pa.large_binary()
         buffers = [None, pa.py_buffer(self._ends), pa.py_buffer(self.values)]
-        lists = pa.LargeBinaryArray.from_buffers(pa.large_binary(), self.lengths.size, buffers)
-        taken = lists.take(pa.array(numbers.reshape(-1)))
-        return Lists(np.frombuffer(taken.buffers()[2], self.values.dtype), lengths)
+        taken = pa.Array.from_buffers(kind, self.lengths.size, buffers).take(pa.array(numbers.reshape(-1)))
+        _, ends, values = taken.buffers()
+        lengths = np.diff(np.frombuffer(ends, self._ends.dtype, numbers.size + 1)) // self.values.itemsize
+        return Lists(np.frombuffer(values, self.values.dtype), lengths.astype(np.int32).reshape(numbers.shape))
 
     def take(self, rows: np.ndarray) -> "Lists":
         """Return a copy of the rows at the given positions.
@@ -128,6 +130,8 @@ class ListColumns:
     def take(self, rows: np.ndarray) -> Lists:
         """Return a copy of the rows at the positions [taken], which are integers in any order, repeated or not."""
         starts = np.arange(self.columns) * (len(self.lists) // max(self.columns, 1))
+        if len(self.lists) <= np.iinfo(np.int32).max:
+            rows, starts = rows.astype(np.int32), starts.astype(np.int32)
         return self.lists.gather(rows[:, np.newaxis] + starts)
 
 
@@ -176,8 +180,8 @@ def stack_columns(parts: Sequence[Sequence[Lists]]) -> ListColumns:
     return ListColumns(join_rows([empty_lists(0, 1), *stacked]), len(parts[0]))
 
 
-def _ends_of(lengths: np.ndarray, scale: int = 1) -> np.ndarray:
-    """Return 0 and the sum of the first lengths up to each one, times `scale`: [lengths + 1] int64."""
-    ends = np.zeros(len(lengths) + 1, np.int64)
+def _ends_of(lengths: np.ndarray, scale: int = 1, dtype: type[np.signedinteger] = np.int64) -> np.ndarray:
+    """Return 0 and the sum of the first lengths up to each one, times `scale`: [lengths + 1]."""
+    ends = np.zeros(len(lengths) + 1, dtype)
     np.cumsum(lengths, out=ends[1:])
-    return np.multiply(ends, scale, out=ends)
+    return ends if scale == 1 else np.multiply(ends, scale, out=ends)
