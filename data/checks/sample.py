@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from data.loading.batch import Batch, copy_rows, slice_rows
-from data.loading.lists import join_rows, stack_columns
+from data.loading.lists import join_rows
 from data.loading.parquet import ParquetReader
 from data.spec.feature_spec import FeatureSpec
 
@@ -65,8 +65,7 @@ def draw_sample(
         rows = int(reader.row_group_rows[row_group])
         decoded = reader.allocate(rows)
         positions = rng.permutation(rows)[:quota]
-        columns = reader.decode(row_group, 0, rows, decoded).lists
-        lists.append(stack_columns([columns]).take(positions))
+        lists.append(reader.decode(row_group, 0, rows, decoded).lists.take(positions))
         copy_rows(decoded, positions, slice_rows(sample, start, start + quota))
         start += quota
         on_progress(done, len(row_groups))

@@ -183,13 +183,13 @@ class Decoded(NamedTuple):
     """The lists of decoded rows, and the values that were changed while decoding.
 
     Attributes:
-        lists: the [rows, 1] lists of int32 of each multi-hot feature, in channel order.
+        lists: the lists of int32 of the multi-hot features, [rows, features] in channel order.
         cut: number of lists cut to max_hotness, by column.
         replaced: [replaced] int64 row of each id that was out of range, by column; columns without such ids are
             left out.
     """
 
-    lists: tuple[Lists, ...]
+    lists: Lists
     cut: Mapping[str, int]
     replaced: Mapping[str, np.ndarray]
 
@@ -235,8 +235,9 @@ def decode_table(table: pa.Table, columns: Sequence[BatchColumn], location: Loca
             continue
         if column.longest is not None:
             whole, bad_rows = _decode_lists(column, array, location)
-            cut[column.name] = int(np.count_nonzero(whole.lengths > column.longest))
-            lists[column.name] = whole.cut([column.longest]).astype(np.int32)
+            kept = whole.cut([column.longest])
+            cut[column.name] = 0 if kept is whole else int(np.count_nonzero(kept.lengths < whole.lengths))
+            lists[column.name] = kept.astype(np.int32)
         else:
             values, bad_rows = _decode_numbers(column, array, location)
             if column.field in matrices:

@@ -15,7 +15,7 @@ from data.errors import DataError
 from data.loading.batch import Batch, copy_rows, pad_rows, slice_rows
 from data.loading.decode import Decoded, OovPolicy
 from data.loading.groups import GroupedPlan, GroupedRows, read_groups
-from data.loading.lists import ListColumns, empty_lists, join_rows, stack_columns
+from data.loading.lists import Lists, empty_lists, join_rows
 from data.loading.parquet import ParquetReader
 from data.loading.part import Part, PartReader
 from data.loading.shuffle import OPEN_WINDOWS, SHUFFLE_ROWS, SequentialPlan, ShuffledPlan, WindowSlice
@@ -51,7 +51,7 @@ class _OpenWindow:
     part: WindowSlice
     buffer: Batch
     decoding: list[tuple[int, Future[Decoded]]]
-    lists: ListColumns | None
+    lists: Lists | None
     replaced: dict[str, list[np.ndarray]]
 
 
@@ -96,7 +96,7 @@ class StreamReader:
                 filled = end
             self._open.append(_OpenWindow(part, buffer, decoding, None, {}))
 
-    def rows_of_step(self, step: int) -> Iterator[tuple[Batch, ListColumns, np.ndarray]]:
+    def rows_of_step(self, step: int) -> Iterator[tuple[Batch, Lists, np.ndarray]]:
         """Yield decoded rows, their lists, and the [rows] int32 positions in them that belong to the step.
 
         Must be called for every step, in order: a window's buffer is reused after its last step. Most steps use one
@@ -116,7 +116,7 @@ class StreamReader:
             self._spare.append(window.buffer)
             self.open(OPEN_WINDOWS)
 
-    def _complete(self, window: _OpenWindow) -> ListColumns:
+    def _complete(self, window: _OpenWindow) -> Lists:
         """Wait for all ranges of a window, as the shuffled rows of a step come from anywhere in it, and join lists."""
         parts = []
         for first, decoding in window.decoding:
@@ -126,7 +126,7 @@ class StreamReader:
             for name, rows in decoded.replaced.items():
                 window.replaced.setdefault(name, []).append(rows + first)
         window.decoding.clear()
-        window.lists = stack_columns(parts)
+        window.lists = join_rows(parts)
         return window.lists
 
 
@@ -357,9 +357,9 @@ class ParquetLoader:
             # Each field of `batch` is [local_batch_size, ...]; stream after stream fills the next rows.
             batch, filled, lists = self._reader.allocate(self.local_batch_size), 0, []
             for stream in streams:
-                for rows, columns, positions in stream.rows_of_step(step):
+                for rows, window_lists, positions in stream.rows_of_step(step):
                     copy_rows(rows, positions, slice_rows(batch, filled, filled + len(positions)))
-                    lists.append(columns.take(positions))
+                    lists.append(window_lists.take(positions))
                     filled += len(positions)
             pad_rows(slice_rows(batch, filled, self.local_batch_size))
             if filled < self.local_batch_size:

@@ -20,7 +20,7 @@ from data.errors import DataError, LostInputError, listed, nearest
 from data.files.parquet import ChunkChecksums, arrow_file, read_footer
 from data.loading.batch import ID_BYTES, Batch, bytes_per_row, empty_batch, slice_rows
 from data.loading.decode import BatchColumn, Decoded, Location, OovPolicy, batch_columns, decode_table, extra_dtype
-from data.loading.lists import Lists, join_rows
+from data.loading.lists import Lists, empty_lists, join_columns, join_rows
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Chunk
 from data.storage.files import is_of_system, open_regular
@@ -388,8 +388,8 @@ class ParquetReader:
             # After all column groups, since decoding the one with the weights overwrites them.
             for bad_rows in replaced.values():
                 out.weights[bad_rows] = 0
-        columns = tuple(join_rows(lists[feature.name]) for feature in self._spec.multihot)
-        return Decoded(columns, cut, replaced)
+        columns = [join_rows(lists[feature.name]) for feature in self._spec.multihot]
+        return Decoded(join_columns([empty_lists(stop - start, 0), *columns]), cut, replaced)
 
     def location(self, column: str, row: int) -> Location:
         """Return the file, row group and row within the file that store a decoded column at a row of the dataset."""

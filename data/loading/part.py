@@ -53,7 +53,7 @@ class PartReader:
         buffer = self._reader.allocate(last - first)
         decoded = self._reader.decode(row_group, first, last, buffer)
         copy_rows(buffer, positions - first, out)
-        lists = tuple(column.take(positions - first) for column in decoded.lists)
+        lists = decoded.lists.take(positions - first)
         replaced = {name: _places_of(rows, positions - first) for name, rows in decoded.replaced.items()}
         return Decoded(lists, decoded.cut, replaced)
 

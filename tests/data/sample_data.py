@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.loading.batch import PAD, Batch
-from data.loading.lists import Lists, stack_columns
+from data.loading.lists import Lists
 from data.loading.parquet import ParquetReader
 from data.spec.feature_spec import FeatureSpec
 
@@ -135,8 +135,7 @@ def write_dataset(
 def decoded(reader: ParquetReader, row_group: int, start: int, stop: int) -> Batch:
     """The rows [start, stop) of a row group."""
     rows = reader.allocate(stop - start)
-    lists = reader.decode(row_group, start, stop, rows).lists
-    return rows._replace(multihot=stack_columns([lists]).take(np.arange(stop - start)))
+    return rows._replace(multihot=reader.decode(row_group, start, stop, rows).lists)
 
 
 def nested(lists: Lists) -> list[list[list[Any]]]:

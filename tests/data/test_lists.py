@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.loading.lists import Lists, empty_lists, from_padded, join_columns, join_rows, stack_columns
+from data.loading.lists import Lists, empty_lists, from_padded, join_columns, join_rows
 from tests.data.sample_data import nested
 
 PAD = -1
@@ -68,10 +68,12 @@ def test_take_with_rows_of_its_own_for_each_column(table, data):
 
 
 @given(st.integers(1, 3), st.lists(st.integers(0, 5), min_size=1, max_size=3), st.data())
-def test_rows_of_stacked_columns(columns, ranges, data):
+def test_rows_of_joined_columns(columns, ranges, data):
     """Columns of consecutive ranges of rows, as files are decoded; rows are taken from all of them together."""
     parts = [data.draw(tables(rows=rows, columns=columns)) for rows in ranges]
-    stacked = stack_columns([[lists_of([[row[c]] for row in part], 1) for c in range(columns)] for part in parts])
+    stacked = join_rows(
+        [join_columns([lists_of([[row[c]] for row in part], 1) for c in range(columns)]) for part in parts]
+    )
     whole = [row for part in parts for row in part]
     rows = data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=9)) if whole else []
     taken = stacked.take(np.array(rows, np.int32))
@@ -79,8 +81,8 @@ def test_rows_of_stacked_columns(columns, ranges, data):
     assert taken.values.flags.writeable
 
 
-def test_stacked_columns_without_a_column():
-    assert stack_columns([(), ()]).take(np.array([3, 1], np.int32)).lengths.shape == (2, 0)
+def test_rows_without_a_column():
+    assert empty_lists(4, 0).take(np.array([3, 1], np.int32)).lengths.shape == (2, 0)
 
 
 @given(tables(), st.data())

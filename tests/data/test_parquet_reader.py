@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data.errors import DataError, LostInputError
 from data.loading.batch import Batch, slice_rows
-from data.loading.lists import stack_columns
+from data.loading.lists import join_rows
 from data.loading.parquet import ParquetReader
 from data.spec.feature_spec import FeatureSpec
 from tests.data.sample_data import (
@@ -42,7 +42,7 @@ def read_all(reader: ParquetReader) -> Batch:
         end = start + rows
         lists.append(reader.decode(unit, 0, rows, slice_rows(batch, start, end)).lists)
         start = end
-    return batch._replace(multihot=stack_columns(lists).take(np.arange(start)))
+    return batch._replace(multihot=join_rows(lists))
 
 
 def test_columns_equal_an_independent_reading(tmp_path):
