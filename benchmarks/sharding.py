@@ -26,7 +26,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, objec
     workers = read_worker_env(os.environ).size
     write_rows(folder, 4 * arguments.batch * workers, growth=arguments.growth)
     flags = ["--global_batch_size", str(arguments.batch * workers)]
-    run = TrainingRun(folder, *flags, *["--shard_embeddings"] * arguments.shard_embeddings)
+    run = TrainingRun(folder, *flags, "--shard_embeddings", "on" if arguments.shard_embeddings else "off")
     run.seconds(2)
     seconds = [run.seconds(1) for _ in range(arguments.steps)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
