@@ -165,6 +165,8 @@ CHANGES = {
     "a renamed feature": (renamed("ad_id_ctr", "ctr"), ["'ad_id_ctr'", "'ctr'", "absent"]),
     "another cardinality": (feature("platform", cardinality=5), ["'platform'", "cardinality 4", "cardinality 5"]),
     "another width": (feature("platform", embedding_dim=5), ["'platform'", "width 3", "width 5"]),
+    "another table": (feature("platform", table="device"), ["'platform'", "width 3 and", "table device"]),
+    "another part": (feature("platform", wide="no"), ["'platform'", "width 3 and", "wide no"]),
     "another channel": (as_numbers, ["'platform'", "onehot_categorical", "numerical"]),
     "two renamed alike": (
         lambda document: (renamed("ad_id_ctr", "x")(document), renamed("topic_id_list", "ad_id_ctr")(document)),

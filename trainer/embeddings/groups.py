@@ -73,7 +73,7 @@ class TableGroup:
 
     @property
     def has_wide_rows(self) -> bool:
-        """Whether wide weights have the rows of the tables: all features have some, and a table of their own."""
+        """Whether wide weights are looked up by the rows of the deep tables: no table is shared, and all have some."""
         return all(feature.wide != "no" and feature.table == feature.name for feature in self.features)
 
     @property

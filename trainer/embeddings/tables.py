@@ -266,9 +266,9 @@ class EmbeddingTables(keras.layers.Layer):
         return tf.reshape(per_id, [-1, features, source.shape[1]])
 
     def _combined(self, slots: Sequence[tf.Tensor], lookups: Sequence[Lookups]) -> tuple[tf.Tensor, ...]:
-        """Divides sums of deep rows, [batch, features, width] per group, by their numbers of ids if the mean is asked.
+        """Divides sums of deep rows, [batch, features, width] per group, by their numbers of ids for the combiner mean.
 
-        The same is the way back, from the gradients of the means to those of the rows.
+        Gradients are divided in the same way, from those of the means to those of the rows.
         """
         return tuple(
             tf.math.divide_no_nan(values, lookups[index].counts[:, :, tf.newaxis])

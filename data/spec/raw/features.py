@@ -179,8 +179,8 @@ class RawFeatures:
     def _share_tables(self) -> None:
         """Gives the features of an embedding table one encoder, fitted on the values of all of them.
 
-        It is that of the first feature that states an encoding. The items of histories are not counted: they are values
-        of a column of the log, once more for every later row.
+        It is that of the first feature that states an encoding. The items of histories are not counted, because they
+        repeat values of another column in every later row.
         """
         tables: dict[str, list[str]] = {}
         for name, keys in self.parts.features.items():
