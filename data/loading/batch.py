@@ -19,19 +19,26 @@ class Ids(NamedTuple):
     Attributes:
         onehot: [rows, one-hot features] int32.
         multihot: [rows, multi-hot features] lists of int32.
+        list_weights: [rows, weighted features] lists of float32, a weight of at least 0 for each id of the multi-hot
+            features that state `weights`.
     """
 
     onehot: np.ndarray
     multihot: Lists
+    list_weights: Lists
 
     def take(self, rows: np.ndarray) -> "Ids":
         """Return a copy of the rows at the positions [taken], which are integers."""
-        return Ids(self.onehot[rows], self.multihot.take(rows))
+        return Ids(self.onehot[rows], self.multihot.take(rows), self.list_weights.take(rows))
 
 
 def join_ids(parts: Sequence[Ids]) -> Ids:
     """Return a copy of the rows of all parts, part after part."""
-    return Ids(np.concatenate([part.onehot for part in parts]), join_rows([part.multihot for part in parts]))
+    return Ids(
+        np.concatenate([part.onehot for part in parts]),
+        join_rows([part.multihot for part in parts]),
+        join_rows([part.list_weights for part in parts]),
+    )
 
 
 class Batch(NamedTuple):
@@ -43,6 +50,8 @@ class Batch(NamedTuple):
     Attributes:
         onehot: [batch, one-hot features] int32 ids.
         multihot: [batch, multi-hot features] lists of int32 ids, at most max_hotness each; empty for padding.
+        list_weights: [batch, weighted features] lists of float32 weights of at least 0, one for each id of the
+            multi-hot features that state `weights` (see `FeatureSpec.weighted`).
         numerical: [batch, numerical features] float32 values.
         labels: [batch, labels] float32 labels; NaN where a label is missing, which needs `missing: ignore` or
             a loader with `needs_labels=False`.
@@ -55,6 +64,7 @@ class Batch(NamedTuple):
 
     onehot: np.ndarray
     multihot: Lists
+    list_weights: Lists
     numerical: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
@@ -64,8 +74,8 @@ class Batch(NamedTuple):
 
     @property
     def ids(self) -> Ids:
-        """One-hot and multi-hot ids, without a copy."""
-        return Ids(self.onehot, self.multihot)
+        """One-hot and multi-hot ids and their weights, without a copy."""
+        return Ids(self.onehot, self.multihot, self.list_weights)
 
 
 def empty_batch(spec: FeatureSpec, rows: int, *, with_group: bool, extra_dtypes: Sequence[np.dtype] = ()) -> Batch:
@@ -73,6 +83,7 @@ def empty_batch(spec: FeatureSpec, rows: int, *, with_group: bool, extra_dtypes:
     return Batch(
         onehot=empty_array((rows, len(spec.onehot)), np.int32),
         multihot=empty_lists(rows, 0),
+        list_weights=empty_lists(rows, 0),
         numerical=empty_array((rows, len(spec.numerical)), np.float32),
         labels=empty_array((rows, len(spec.labels)), np.float32),
         weights=empty_array((rows,), np.float32),

@@ -196,6 +196,11 @@ class FeatureSpec:
         return self.channel(MULTIHOT)
 
     @property
+    def weighted(self) -> tuple[Feature, ...]:
+        """Multi-hot features whose ids have weights, in channel order."""
+        return tuple(feature for feature in self.multihot if feature.weights is not None)
+
+    @property
     def numerical(self) -> tuple[Feature, ...]:
         """Features with one number per row."""
         return self.channel(NUMERICAL)

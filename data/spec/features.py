@@ -32,6 +32,7 @@ JOINT = "+"
 # Columns of a predictions file: the index of the row, and for each label its name with these prefixes.
 ROW_COLUMN, LABEL_COLUMN, PREDICTION_COLUMN = "row", "label_", "prediction_"
 ID_KEYS = ("embedding_dim", "table", "wide", "null_id", "unseen_id", "oov_buckets")
+LIST_KEYS = ("max_hotness", "weights")
 NUMBER_KEYS = ("unseen_with", "unseen_value")
 LABEL_KEYS = ("task", "loss_weight", "positive_weight", "tweedie_power", "given", "missing")
 NEGATIVE_RATE = "negative_rate"
@@ -59,6 +60,7 @@ class Feature:
         dtype: NumPy name of the stored type ("int64"), or None if not stated.
         cardinality: number of ids, which lie in [0, cardinality); for a multiclass label the number of classes.
         max_hotness: maximum number of ids per row of a multi-hot feature.
+        weights: name of the column with a weight for each id of a multi-hot feature; None if all ids weigh 1.
         embedding_dim: width of the embedding, or None to choose it in `data.spec.embedding_sizes`.
         table: name of the embedding table, which features of equal cardinality may share; None for the feature's name.
         wide: whether a categorical feature is in the wide part only, there too, or not.
@@ -82,6 +84,7 @@ class Feature:
     dtype: str | None = None
     cardinality: int | None = None
     max_hotness: int | None = None
+    weights: str | None = None
     embedding_dim: int | None = None
     table: str | None = None
     wide: Wide = "too"
