@@ -56,7 +56,7 @@ def _measure(model_dir: Path, folder: Path, calls: int) -> None:
         "parameters": saved.model.parameters,
     }
     for rows in BATCHES:
-        inputs = named_inputs(saved.layout, *random_rows(saved.layout, rows))
+        inputs = named_inputs(saved.layout, random_rows(saved.layout, rows))
         report(about | {"batch": rows, "calls": calls} | _milliseconds(ways, inputs, calls))
 
 

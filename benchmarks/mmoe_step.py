@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from benchmarks.harness import ROOT, parser_of, report
 from data.loading.batch import Ids
-from data.loading.lists import from_padded
+from data.loading.lists import empty_lists, from_padded
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
 from trainer.build import make_training
@@ -46,7 +46,9 @@ def random_batch(model: RankingModel, batch: int) -> StepInput:
     onehot, lists = (np.concatenate(ids[multihot], axis=1) for multihot in (False, True))
     multihot = from_padded(lists, [columns.hotness for columns in layout.categorical if columns.multihot])
     return StepInput(
-        lookups=tf.nest.map_structure(tf.constant, model.embeddings.lookups(Ids(onehot, multihot))),
+        lookups=tf.nest.map_structure(
+            tf.constant, model.embeddings.lookups(Ids(onehot, multihot, empty_lists(len(onehot), 0)))
+        ),
         numerical=tf.constant(rng.normal(size=(batch, len(layout.numerical))), tf.float32),
         labels=tf.constant(rng.random((batch, tasks)) < 0.2, tf.float32),
         weights=tf.ones(batch),

@@ -156,7 +156,7 @@ def write(folder, model, rows):
         np.save(folder / f"{number}.npy", weight.numpy())
 
     def predict(inputs):
-        return {name: value.numpy() for name, value in predictions(model, *matrices(model.layout, inputs)).items()}
+        return {name: value.numpy() for name, value in predictions(model, matrices(model.layout, inputs)).items()}
 
     yield rows.check("the weights", predict)
 '''

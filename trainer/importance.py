@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from data.errors import DataError
 from data.loading.batch import Batch, Ids
-from data.loading.lists import Lists
+from data.loading.lists import Lists, empty_lists
 from data.loading.loader import ParquetLoader
 from trainer.comm import Comm, SingleWorker
 from trainer.evaluate import compile_forward
@@ -57,17 +57,25 @@ class InputFeature(NamedTuple):
         name: name of the feature.
         field: what has its column: "onehot" or "multihot" of Sample.ids, or "numerical" of the sample.
         column: index of the column.
+        weights: index of its column in Sample.ids.list_weights; None if its ids have no weights.
     """
 
     name: str
     field: str
     column: int
+    weights: int | None = None
 
 
 def input_features(layout: InputSchema) -> list[InputFeature]:
     """Returns the features of a layout: categorical ones in the order of the id matrix, then numerical ones."""
+    weighted = list(layout.weighted)
     categorical = [
-        InputFeature(feature.name, "multihot" if feature.multihot else "onehot", layout.columns[feature.name])
+        InputFeature(
+            feature.name,
+            "multihot" if feature.multihot else "onehot",
+            layout.columns[feature.name],
+            weighted.index(feature) if feature.weights else None,
+        )
         for feature in layout.categorical
     ]
     return categorical + [InputFeature(name, "numerical", column) for column, name in enumerate(layout.numerical)]
@@ -108,18 +116,22 @@ def draw_sample(loader: ParquetLoader, chosen: np.ndarray, comm: Comm, on_batch:
         for batch in batches:
             parts.append(_chosen_part(batch, chosen))
             on_batch()
-    # One collective for all columns, as the bits of int32 values, and one for the ids of lists.
+    # One collective for all columns, as the bits of int32 values, and one each for ids in lists and their weights.
     packed = np.concatenate([_packed(part) for part in parts])
     widths = [array.shape[1] for array in _columns(parts[0])]
-    onehot, lengths, *floats = (
+    onehot, lengths, weighted, *floats = (
         np.ascontiguousarray(columns) for columns in np.split(comm.gather_rows(packed), np.cumsum(widths)[:-1], axis=1)
     )
     if len(onehot) == 0:
         raise DataError("--importance: none of the evaluated rows has a sample weight above 0; evaluate other rows")
     listed = np.concatenate([part.ids.multihot.values for part in parts])
     lists = Lists(comm.gather_rows(listed), lengths)
+    list_weights = empty_lists(len(onehot), 0)
+    if weighted.shape[1]:
+        of_ids = np.concatenate([part.ids.list_weights.values for part in parts])
+        list_weights = Lists(comm.gather_rows(of_ids), weighted)
     numerical, labels, weights = (columns.view(np.float32) for columns in floats)
-    return Sample(Ids(onehot, lists), numerical, labels, weights[:, 0])
+    return Sample(Ids(onehot, lists, list_weights), numerical, labels, weights[:, 0])
 
 
 def _chosen_part(batch: Batch, chosen: np.ndarray) -> Sample:
@@ -133,8 +145,9 @@ def _chosen_part(batch: Batch, chosen: np.ndarray) -> Sample:
 
 def _columns(sample: Sample) -> list[np.ndarray]:
     """Returns the columns of a sample with the lengths of its lists, [rows, width] int32 or float32 each."""
-    lengths = sample.ids.multihot.lengths
-    return [sample.ids.onehot, lengths, sample.numerical, sample.labels, sample.weights[:, np.newaxis]]
+    onehot, lists, list_weights = sample.ids
+    floats = [sample.numerical, sample.labels, sample.weights[:, np.newaxis]]
+    return [onehot, lists.lengths, list_weights.lengths, *floats]
 
 
 def _packed(sample: Sample) -> np.ndarray:
@@ -198,18 +211,23 @@ class SampleModel:
 
     def _inputs(self, own: np.ndarray, feature: InputFeature | None, order: np.ndarray | None) -> tuple:
         """Returns what the forward pass takes for the given rows, [batch] int64."""
-        sample, lists = self._sample, self._sample.ids.multihot
+        sample, (_, lists, list_weights) = self._sample, self._sample.ids
         onehot, numerical = sample.ids.onehot[own], sample.numerical[own]
-        rows_of_lists = np.repeat(own[:, np.newaxis], lists.lengths.shape[1], axis=1)
+        rows_of_lists, rows_of_weights = (
+            np.repeat(own[:, np.newaxis], one.lengths.shape[1], axis=1) for one in (lists, list_weights)
+        )
         if feature is not None and order is not None:
             permuted, column = order[own], feature.column
             if feature.field == "onehot":
                 onehot[:, column] = sample.ids.onehot[permuted, column]
             elif feature.field == "multihot":
                 rows_of_lists[:, column] = permuted
+                if feature.weights is not None:
+                    rows_of_weights[:, feature.weights] = permuted
             else:
                 numerical[:, column] = sample.numerical[permuted, column]
-        return self._model.embeddings.lookups(Ids(onehot, lists.take(rows_of_lists))), numerical
+        ids = Ids(onehot, lists.take(rows_of_lists), list_weights.take(rows_of_weights))
+        return self._model.embeddings.lookups(ids), numerical
 
 
 def batches_per_pass(rows: int, workers: int) -> int:

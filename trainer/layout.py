@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class CategoricalInput:
         table: name of the embedding table of its deep part, which features may share; "" for the feature's name.
         unseen_id: id that exports take for ids out of range; None to fail on these.
         wide: whether the feature is in the wide part only, there too, or not.
+        weights: name of the column with a weight for each id; "" if all ids weigh 1.
     """
 
     name: str
@@ -38,6 +39,7 @@ class CategoricalInput:
     table: str = ""
     unseen_id: int | None = None
     wide: Wide = "too"
+    weights: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", self.table or self.name)
@@ -46,6 +48,20 @@ class CategoricalInput:
     def stop(self) -> int:
         """The index one past its last column."""
         return self.start + self.hotness
+
+
+class ModelInputs(NamedTuple):
+    """The matrices that a model is called with: NumPy arrays or tensors.
+
+    Attributes:
+        ids: ids of the categorical features, [batch, id columns] int32; lists are padded with negative numbers.
+        numerical: [batch, numerical features] float32.
+        weights: weights of the ids in lists, [batch, weight columns] float32; those of padding have no effect.
+    """
+
+    ids: Any
+    numerical: Any
+    weights: Any
 
 
 class Table(NamedTuple):
@@ -77,8 +93,8 @@ def tables_of(features: Iterable[CategoricalInput]) -> tuple[Table, ...]:
 class InputSchema:
     """The inputs of a model: ids of each categorical feature, and numerical [batch, numerical] float32.
 
-    Training and evaluation look up the `Ids` of a batch. Models that are called or exported take a matrix of them, in
-    which lists are padded: [batch, id columns] int32.
+    Training and evaluation look up the `Ids` of a batch. Models that are called or exported take matrices in which
+    lists are padded (see `ModelInputs`).
 
     Attributes:
         categorical: columns of each categorical feature, one-hot features first.
@@ -108,6 +124,18 @@ class InputSchema:
         """The categorical features of the wide part, if there is one."""
         return tuple(feature for feature in self.categorical if feature.wide != "no")
 
+    @cached_property
+    def weighted(self) -> Mapping[CategoricalInput, slice]:
+        """The features whose ids have weights, and their columns in the matrix of weights."""
+        weighted = [feature for feature in self.categorical if feature.weights]
+        stops = np.cumsum([feature.hotness for feature in weighted]).tolist()
+        return {feature: slice(stop - feature.hotness, stop) for feature, stop in zip(weighted, stops, strict=True)}
+
+    @property
+    def weight_columns(self) -> int:
+        """The width of the matrix of weights."""
+        return sum(feature.hotness for feature in self.weighted)
+
     @property
     def tables(self) -> tuple[Table, ...]:
         """The embedding tables of the deep part."""
@@ -128,6 +156,10 @@ class InputSchema:
         """Returns the matrix of ids that a model is called with, [rows, id columns] int32, with lists padded."""
         widths = [feature.hotness for feature in self.categorical if feature.multihot]
         return np.concatenate([ids.onehot, ids.multihot.padded(widths, PAD)], axis=1)
+
+    def padded_weights(self, ids: Ids) -> np.ndarray:
+        """Returns the matrix of weights that a model is called with, [rows, weight columns] float32; 0 for padding."""
+        return ids.list_weights.padded([feature.hotness for feature in self.weighted], 0).astype(np.float32)
 
     @property
     def width(self) -> int:
@@ -169,6 +201,7 @@ def input_schema(spec: FeatureSpec, widths: Mapping[str, int]) -> InputSchema:
                     table=feature.table or "",
                     unseen_id=feature.unseen_id,
                     wide=feature.wide,
+                    weights=feature.weights or "",
                 )
             )
             start += hotness

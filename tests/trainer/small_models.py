@@ -1,16 +1,17 @@
 """Small models, steps and batches for tests of the trainer."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from data.loading.batch import Ids
-from data.loading.lists import from_padded
+from data.loading.lists import Lists, empty_lists, from_padded
 from trainer.comm import Comm, SingleWorker
 from trainer.config import TrainingOptions
 from trainer.embeddings.shards import Shards
-from trainer.layout import CategoricalInput, InputSchema
+from trainer.layout import CategoricalInput, InputSchema, ModelInputs
 from trainer.models import build_model, model_options
 from trainer.models.ranking import RankingModel
 from trainer.models.weights import named
@@ -35,6 +36,11 @@ LAYOUT = InputSchema(
         CategoricalInput("friends", 5, 2, True, 500, 8, "user"),
     ),
     numerical=("age", "price"),
+)
+
+# The same, where the ids of friends have weights.
+WEIGHTED = replace(
+    LAYOUT, categorical=(*LAYOUT.categorical[:-1], replace(LAYOUT.categorical[-1], weights="friendship"))
 )
 
 
@@ -86,12 +92,23 @@ def make_step(
     return TrainStep(model, optimizer, weighting, loss_scale, options, comm or SingleWorker(), batch_rows)
 
 
-def unpadded(layout: InputSchema, ids: np.ndarray) -> Ids:
-    """The ids in a matrix [rows, id columns], in which lists are padded with ids below 0."""
+def unpadded(layout: InputSchema, ids: np.ndarray, weights: np.ndarray | None = None) -> Ids:
+    """The ids in a matrix [rows, id columns], in which lists are padded with ids below 0, and their weights."""
     lists = [feature for feature in layout.categorical if feature.multihot]
     columns = [column for feature in lists for column in range(feature.start, feature.stop)]
     onehot = [feature.start for feature in layout.categorical if not feature.multihot]
-    return Ids(ids[:, onehot], from_padded(ids[:, columns], [feature.hotness for feature in lists]))
+    list_weights = empty_lists(len(ids), 0)
+    if weights is not None and layout.weighted:
+        present = [ids[:, feature.start : feature.stop] >= 0 for feature in layout.weighted]
+        lengths = np.stack([own.sum(axis=1, dtype=np.int32) for own in present], axis=1)
+        list_weights = Lists(weights[np.concatenate(present, axis=1)], lengths)
+    return Ids(ids[:, onehot], from_padded(ids[:, columns], [feature.hotness for feature in lists]), list_weights)
+
+
+def weights_of(layout: InputSchema, ids: np.ndarray) -> np.ndarray:
+    """Weights [rows, weight columns] float32 between 0 and 2 that depend on the ids."""
+    columns = [ids[:, feature.start : feature.stop] for feature in layout.weighted]
+    return np.concatenate([ids[:, :0], *columns], axis=1).astype(np.float32) * 37 % 17 / 8
 
 
 class Rows(NamedTuple):
@@ -104,8 +121,13 @@ class Rows(NamedTuple):
 
     def input(self, model: RankingModel) -> StepInput:
         """The input of the model's training step."""
-        lookups = tf.nest.map_structure(tf.constant, model.embeddings.lookups(unpadded(model.layout, self.ids.numpy())))
-        return StepInput(lookups, self.numerical, self.labels, self.weights)
+        ids, layout = self.ids.numpy(), model.layout
+        lookups = model.embeddings.lookups(unpadded(layout, ids, weights_of(layout, ids)))
+        return StepInput(tf.nest.map_structure(tf.constant, lookups), self.numerical, self.labels, self.weights)
+
+    def padded(self, layout: InputSchema) -> ModelInputs:
+        """The matrices that a model is called with."""
+        return ModelInputs(self.ids, self.numerical, tf.constant(weights_of(layout, self.ids.numpy())))
 
 
 def run(step: TrainStep, batch: Rows, number: int) -> np.ndarray:

@@ -265,6 +265,7 @@ def batch_of(start: int, end: int, pads: int = 0) -> Batch:
     return Batch(
         onehot=ids.onehot,
         multihot=ids.multihot,
+        list_weights=ids.list_weights,
         numerical=numerical,
         labels=whole.labels.numpy()[here],
         weights=(np.arange(len(here)) < end - start).astype(np.float32),

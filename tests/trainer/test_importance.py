@@ -209,14 +209,17 @@ def test_sample_is_the_chosen_rows_of_the_mapping(rows, most, batch, workers, se
             ids = np.pad(here, (0, pad)).astype(np.int32)[:, None]
             positions = np.pad(here, (0, pad), constant_values=-1)
             lengths = np.pad(here % 4, (0, pad)).astype(np.int32)
-            lists = Lists(np.repeat(ids, lengths), lengths[:, None])
-            yield Batch(ids, lists, *columns, np.pad(weights[here], (0, pad)), None, positions)
+            # The second of two features has weights.
+            lists = Lists(np.repeat(ids, 2 * lengths), np.repeat(lengths[:, None], 2, axis=1))
+            list_weights = Lists(np.repeat(ids[:, 0], lengths) / np.float32(8), lengths[:, None])
+            yield Batch(ids, lists, list_weights, *columns, np.pad(weights[here], (0, pad)), None, positions)
 
     kept = chosen[weights[chosen] > 0]
     loaders = [SimpleNamespace(epoch=lambda _, rank=rank: epoch(rank)) for rank in range(workers)]
     for found in LocalWorkers(workers).run(lambda comm: draw_sample(loaders[comm.rank], chosen, comm, int)):
         assert found.ids.onehot[:, 0].tolist() == kept.tolist()
-        assert nested(found.ids.multihot) == [[[row] * (row % 4)] for row in kept.tolist()]
+        assert nested(found.ids.multihot) == [[[row] * (row % 4)] * 2 for row in kept.tolist()]
+        assert nested(found.ids.list_weights) == [[[row / 8] * (row % 4)] for row in kept.tolist()]
         np.testing.assert_array_equal(found.numerical, numerical[kept])
         np.testing.assert_array_equal(found.labels, labels[kept])
         np.testing.assert_array_equal(found.weights, weights[kept])
@@ -224,7 +227,9 @@ def test_sample_is_the_chosen_rows_of_the_mapping(rows, most, batch, workers, se
 
 def test_rows_without_weight_are_an_error():
     ids, numbers = np.zeros((4, 1), np.int32), np.zeros((4, 1), np.float32)
-    batch = Batch(ids, empty_lists(4, 2), numbers, numbers, np.zeros(4, np.float32), None, np.arange(4))
+    batch = Batch(
+        ids, empty_lists(4, 2), empty_lists(4, 0), numbers, numbers, np.zeros(4, np.float32), None, np.arange(4)
+    )
     loader = SimpleNamespace(epoch=lambda _: (batch for _ in range(1)))
     with pytest.raises(DataError, match="none of the evaluated rows has a sample weight above 0"):
         draw_sample(loader, np.arange(4), SingleWorker(), int)

@@ -1,18 +1,20 @@
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.trainer import small_models
 from tests.trainer.local_workers import LocalWorker, run_workers
 from tests.trainer.small_models import (
     DEEP_RATE,
+    WEIGHTED,
     WIDE_RATE,
     Rows,
     differences,
     make_batches,
-    make_model,
     make_step,
     part,
     run,
@@ -31,6 +33,8 @@ from trainer.tasks.regression import RegressionTask
 pytestmark = pytest.mark.long
 
 STEPS = 60
+# Lists with and without weights.
+make_model = partial(small_models.make_model, layout=WEIGHTED)
 
 
 def train(model: RankingModel, batches: list[Rows], **options) -> list[float]:  # type: ignore[no-untyped-def]
@@ -48,7 +52,7 @@ def train_densely(model: RankingModel, batches: list[Rows]) -> list[float]:
     losses = []
     for batch in batches:
         with tf.GradientTape() as tape:
-            logits = model(batch.ids, batch.numerical)
+            logits = model(*batch.padded(WEIGHTED))
             loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(batch.labels, logits))
         gradients = tape.gradient(loss, [v.value for v in (*deep, *wide)])
         gradients = [tf.convert_to_tensor(g).numpy().astype(np.float64) for g in gradients]
@@ -141,7 +145,7 @@ def test_sharded_tables_equal_replicated_ones(batches, trained, workers):
 
 def gradient_norm(model: RankingModel, batch: Rows) -> float:
     with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(batch.labels, model(batch.ids, batch.numerical)))
+        loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(batch.labels, model(*batch.padded(WEIGHTED))))
     gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
     return float(np.sqrt(sum(np.square(tf.convert_to_tensor(own).numpy(), dtype=float).sum() for own in gradients)))
 
@@ -274,7 +278,7 @@ def test_each_task_is_averaged_over_its_own_rows():
     labels = batch.labels.numpy()
     labels[4:, 1] = np.nan
     batch = batch._replace(labels=tf.constant(labels))
-    z = model(batch.ids, batch.numerical).numpy().astype(np.float64)
+    z = model(*batch.padded(WEIGHTED)).numpy().astype(np.float64)
     p = 1 / (1 + np.exp(-z))
     click = -(labels * np.log(p) + (1 - labels) * np.log(1 - p))[:, 0].mean()
     buy = -(3 * labels * np.log(p) + (1 - labels) * np.log(1 - p))[:4, 1].mean()
@@ -345,7 +349,7 @@ def test_dropout_is_a_function_of_seed_step_and_rank(batches):
     batch, logits = batches[0], []
     for seed in seeds:
         training_pass = StepContext(seed, tf.ones(16), lambda tensors: tensors)
-        embedded = model.embeddings.pool_padded(batch.ids)
+        embedded = model.embeddings.pool_padded(batch.ids, batch.padded(WEIGHTED).weights)
         logits.append(model.logits(embedded, batch.numerical, training_pass).numpy())
     assert not np.allclose(logits[0], logits[1])
     assert not np.allclose(logits[0], logits[2])

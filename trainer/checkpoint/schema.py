@@ -28,6 +28,7 @@ class FeatureEntry:
             training sees do.
         table: embedding table of a categorical feature, if it is not called like the feature.
         wide: whether a categorical feature is in the wide part "only" or "no", unless it is in both parts.
+        weights: name of the column with the weights of a multi-hot feature's ids.
     """
 
     name: str
@@ -37,6 +38,7 @@ class FeatureEntry:
     max_hotness: int | None = None
     table: str | None = None
     wide: str | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class ModelSchema:
                 (spec.features[name].max_hotness or 1) if channel == MULTIHOT else None,
                 spec.features[name].table if spec.features[name].table != name else None,
                 spec.features[name].wide if spec.features[name].wide != "too" else None,
+                spec.features[name].weights,
             )
             for channel in INPUT_CHANNELS
             for name in spec.channels[channel]

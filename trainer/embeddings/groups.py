@@ -29,7 +29,10 @@ class Lookups(NamedTuple, Generic[Array]):
         slots: [ids] the slot of each id, ascending; empty if every slot has exactly one id.
         row_slots: [ids] the slots again, by position in `rows`: those whose gradients each row sums.
         row_positions: [ids] the position in `rows` that each of `row_slots` belongs to, ascending.
-        counts: [batch, features] float32, the number of ids in each slot; [0, 0] if it is always 1.
+        counts: [batch, features] float32, the number of ids in each slot, or the sum of their weights; [0, 0] if it is
+            always 1.
+        weights: [ids] float32, the weight of each id, by slot; empty if all weigh 1.
+        row_weights: [ids] float32, the weights again, in the order of `row_slots`.
         per_holder: [workers] int32, how many of `rows` each worker holds; [1] if the group is not sharded.
     """
 
@@ -39,6 +42,8 @@ class Lookups(NamedTuple, Generic[Array]):
     row_slots: Array
     row_positions: Array
     counts: Array
+    weights: Array
+    row_weights: Array
     per_holder: Array
 
 
@@ -80,6 +85,16 @@ class TableGroup:
     def has_lists(self) -> bool:
         """Whether a feature may have more or fewer ids than one."""
         return any(feature.multihot for feature in self.features)
+
+    @cached_property
+    def weighted(self) -> np.ndarray:
+        """[features] bool, whether the ids of each feature have weights."""
+        return np.array([bool(feature.weights) for feature in self.features])
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the ids of a feature have weights; those of the others then weigh 1."""
+        return bool(self.weighted.any())
 
     @property
     def ids_per_row(self) -> int:
@@ -172,6 +187,8 @@ class LookupFinder:
         self._lock = threading.Lock()
         self._onehot = [layout.columns[feature.name] for feature in group.features if not feature.multihot]
         self._multihot = [layout.columns[feature.name] for feature in group.features if feature.multihot]
+        weighted = [feature.name for feature in layout.weighted]
+        self._weights = [weighted.index(feature.name) for feature in group.features if feature.weights]
         # The place of each feature among the one-hot ones followed by the multi-hot ones.
         self._order = np.argsort(np.argsort([feature.multihot for feature in group.features], kind="stable"))
 
@@ -181,22 +198,37 @@ class LookupFinder:
         if self._group.has_lists:
             tables = [from_padded(own, [1] * len(self._onehot))] if self._onehot else []
             lists = join_columns([*tables, ids.multihot.select(self._multihot)])
-            return self._find_in_lists(lists.select(self._order.tolist()))
+            return self._find_in_lists(lists.select(self._order.tolist()), ids.list_weights)
         rows = (np.maximum(own, 0) + self._group.column_rows).reshape(-1)  # [batch * features] int64
         distinct, positions, per_holder = self._distinct(rows)
         order, row_positions = _sorted_by(positions, len(distinct))
-        sources, none = positions if self._holders > 1 else rows, np.empty(0, np.int64)
-        return Lookups(distinct, sources, none, order, row_positions, np.empty((0, 0), np.float32), per_holder)
+        sources = positions if self._holders > 1 else rows
+        no_slots, no_counts, no_weights = np.empty(0, np.int64), np.empty((0, 0), np.float32), np.empty(0, np.float32)
+        return Lookups(distinct, sources, no_slots, order, row_positions, no_counts, no_weights, no_weights, per_holder)
 
-    def _find_in_lists(self, lists: Lists) -> Lookups[np.ndarray]:
-        """Returns what the group looks up for a list per feature, [batch, features]."""
+    def _find_in_lists(self, lists: Lists, list_weights: Lists) -> Lookups[np.ndarray]:
+        """Returns what the group looks up for a list per feature, [batch, features], with the weights of a batch."""
         slots = lists.cells()  # [ids]
         first = [self._group.first_rows[feature.table] for feature in self._group.features]
         rows = lists.values + np.tile(first, len(lists))[slots]
         distinct, positions, per_holder = self._distinct(rows)
         order, row_positions = _sorted_by(positions, len(distinct))
         sources, counts = positions if self._holders > 1 else rows, lists.lengths.astype(np.float32)
-        return Lookups(distinct, sources, slots, slots[order], row_positions, counts, per_holder)
+        weights = np.empty(0, np.float32)
+        if self._group.has_weights:
+            weights = self._weights_of(slots, list_weights)
+            sums = np.bincount(slots, weights, minlength=counts.size)
+            counts = sums.reshape(counts.shape).astype(np.float32)
+        row_weights = weights[order] if len(weights) else weights
+        return Lookups(distinct, sources, slots, slots[order], row_positions, counts, weights, row_weights, per_holder)
+
+    def _weights_of(self, slots: np.ndarray, list_weights: Lists) -> np.ndarray:
+        """Returns the weight of each id, [ids] float32, given their slots and the weights of a batch."""
+        is_weighted = self._group.weighted[slots % len(self._group.features)]
+        weights = np.ones(len(slots), np.float32)
+        # The lists of the group's weighted features follow one another as their slots do.
+        weights[is_weighted] = list_weights.select(self._weights).values
+        return weights
 
     def _distinct(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the distinct rows sorted by holder, each row's position among them, and their number per holder."""

@@ -165,8 +165,9 @@ class EmbeddingTables(keras.layers.Layer):
             size = None if rows is None or group.has_lists else rows * len(group.features)
             ids = tf.TensorSpec([size], tf.int64)
             counts = tf.TensorSpec(group.counts_shape(rows), tf.float32)
+            weights = tf.TensorSpec([None if group.has_weights else 0], tf.float32)
             per_holder = tf.TensorSpec(self._holders(group)[1:], tf.int32)
-            return Lookups(numbers, ids, numbers, ids, ids, counts, per_holder)
+            return Lookups(numbers, ids, numbers, ids, ids, counts, weights, weights, per_holder)
 
         return tuple(spec(group) for group in self.groups)
 
@@ -199,7 +200,7 @@ class EmbeddingTables(keras.layers.Layer):
         return EmbeddingRows(tuple(variables[:deep]), tuple(variables[deep:]))
 
     def pool(self, sources: EmbeddingRows, lookups: Sequence[Lookups]) -> Pooled:
-        """Pools the rows of each slot: a slot without ids gets zeros."""
+        """Pools the rows of each slot, times the weights of the ids: a slot without ids gets zeros."""
         deep = [
             self._sum_slots(self.groups[index], source, lookups[index]) for index, source in enumerate(sources.deep)
         ]
@@ -212,44 +213,69 @@ class EmbeddingTables(keras.layers.Layer):
     def spread(self, gradients: Pooled, lookups: Sequence[Lookups]) -> EmbeddingRows:
         """Returns the gradients of the rows from those of the pooled embeddings: the transpose of `pool`."""
         deep = self._combined(gradients.deep, lookups)
-        of_deep = [_sum_rows(slots, lookups[index]) for index, slots in enumerate(deep)]
+        of_deep = [self._sum_rows(index, slots, lookups) for index, slots in enumerate(deep)]
         of_wide = []
         for gradient in gradients.wide:
             for index in self._wide_groups:
                 batch, outputs = tf.shape(gradient)[0], gradient.shape[1]
                 slots = tf.broadcast_to(gradient[:, tf.newaxis], [batch, len(self.groups[index].features), outputs])
-                of_wide.append(_sum_rows(slots, lookups[index]))
+                of_wide.append(self._sum_rows(index, slots, lookups))
         return EmbeddingRows(tuple(of_deep), tuple(of_wide))
 
-    def pool_padded(self, ids: tf.Tensor) -> Pooled:
+    def pool_padded(self, ids: tf.Tensor, weights: tf.Tensor | None = None) -> Pooled:
         """Looks up and pools ids in a graph without host code, as exports need it.
 
         Args:
             ids: [batch, id columns] int32 or int64; padding is below 0.
+            weights: [batch, weight columns] float32; None if no feature has weights.
         """
-        found = [_padded_rows(group, tf.cast(ids, tf.int64)) for group in self.groups]
+        if weights is None and self.layout.weighted:
+            names = ", ".join(feature.name for feature in self.layout.weighted)
+            raise ValueError(f"the ids of {names} have weights; pass them")
+        found = [self._padded_rows(group, tf.cast(ids, tf.int64), weights) for group in self.groups]
         if any(self.is_sharded(group) for group in self.groups):
             raise ValueError("padded ids cannot be looked up in sharded tables")
         deep = []
         for index, variable in enumerate(self.deep_variables):
-            rows, present = found[index]
-            deep.append(self._pool_columns(self.groups[index], tf.gather(variable.value, rows), present))
+            rows, weights = found[index]
+            deep.append(self._pool_columns(self.groups[index], tf.gather(variable.value, rows), weights))
         wide = []
         for index, variable in zip(self._wide_groups, self.wide_variables, strict=True):
-            rows, present = found[index]
-            wide.append(tf.reduce_sum(tf.gather(variable.value, rows) * present, axis=1))
+            rows, weights = found[index]
+            wide.append(tf.reduce_sum(tf.gather(variable.value, rows) * weights, axis=1))
         return Pooled(tuple(deep), (tf.add_n(wide),) if wide else ())
 
-    def _pool_columns(self, group: TableGroup, rows: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
-        """Pools rows [batch, columns, width] into [batch, features, width]; present is [batch, columns, 1], 0 or 1."""
+    def _padded_rows(self, group: TableGroup, ids: tf.Tensor, weights: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the rows that padded ids [batch, id columns] int64 look up in a group, and the weight of each.
+
+        Returns:
+            Row numbers [batch, columns] int64, and weights [batch, columns, 1] float32, 0 for padding.
+        """
+        own = tf.concat([ids[:, feature.start : feature.stop] for feature in group.features], axis=1)
+        # An id outside of its table must fail, not read the next table of the group.
+        rows = tf.where(own < group.column_sizes, tf.maximum(own, 0) + group.column_rows, group.rows)
+        of_ids = tf.ones_like(own, tf.float32)
+        if weights is not None and group.has_weights:
+            places = {feature.name: columns for feature, columns in self.layout.weighted.items()}
+            parts = [
+                weights[:, places[feature.name]]
+                if feature.weights
+                else tf.ones_like(own[:, : feature.hotness], tf.float32)
+                for feature in group.features
+            ]
+            of_ids = tf.concat(parts, axis=1)
+        return rows, tf.where(own >= 0, of_ids, 0.0)[:, :, tf.newaxis]
+
+    def _pool_columns(self, group: TableGroup, rows: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        """Pools rows [batch, columns, width], times their weights [batch, columns, 1]: [batch, features, width]."""
         if not group.has_lists:
             return rows
         pooled, start = [], 0
         for feature in group.features:
             columns = slice(start, start + feature.hotness)
-            total = tf.reduce_sum((rows * present)[:, columns], axis=1)
+            total = tf.reduce_sum((rows * weights)[:, columns], axis=1)
             if self.combiner == "mean" and feature.multihot:
-                total = tf.math.divide_no_nan(total, tf.reduce_sum(present[:, columns], axis=1))
+                total = tf.math.divide_no_nan(total, tf.reduce_sum(weights[:, columns], axis=1))
             pooled.append(total)
             start += feature.hotness
         return tf.stack(pooled, axis=1)
@@ -258,6 +284,8 @@ class EmbeddingTables(keras.layers.Layer):
         """Sums the rows that each slot looks up, [batch, features, width]."""
         features = len(group.features)
         per_id = tf.gather(source, lookups.sources)  # [ids, width]
+        if group.has_weights:
+            per_id *= lookups.weights[:, tf.newaxis]
         if group.has_lists:
             count = tf.size(lookups.counts)
             sums = _sum_segments(per_id, lookups.slots, count)
@@ -265,8 +293,16 @@ class EmbeddingTables(keras.layers.Layer):
             per_id = tf.pad(sums, [[0, count - tf.shape(sums)[0]], [0, 0]])
         return tf.reshape(per_id, [-1, features, source.shape[1]])
 
+    def _sum_rows(self, index: int, slots: tf.Tensor, lookups: Sequence[Lookups]) -> tf.Tensor:
+        """Sums the gradients of the slots [batch, features, width] that look up each row of a group, [rows, width]."""
+        found, flat = lookups[index], tf.reshape(slots, [-1, slots.shape[-1]])
+        per_id = tf.gather(flat, found.row_slots)
+        if self.groups[index].has_weights:
+            per_id *= found.row_weights[:, tf.newaxis]
+        return _sum_segments(per_id, found.row_positions, tf.shape(found.rows)[0])
+
     def _combined(self, slots: Sequence[tf.Tensor], lookups: Sequence[Lookups]) -> tuple[tf.Tensor, ...]:
-        """Divides sums of deep rows, [batch, features, width] per group, by their numbers of ids for the combiner mean.
+        """Divides sums of deep rows, [batch, features, width] per group, by their ids' weights for the combiner mean.
 
         Gradients are divided in the same way, from those of the means to those of the rows.
         """
@@ -295,18 +331,6 @@ class EmbeddingTables(keras.layers.Layer):
         return (self.shards.rank, self.shards.workers) if self.shards and self.is_sharded(group) else (0, 1)
 
 
-def _padded_rows(group: TableGroup, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the rows that padded ids [batch, id columns] int64 look up in a group, and which of them are not padding.
-
-    Returns:
-        Row numbers [batch, columns] int64, and 1 or 0 for each, [batch, columns, 1] float32.
-    """
-    own = tf.concat([ids[:, feature.start : feature.stop] for feature in group.features], axis=1)
-    # An id outside of its table must fail, not read the next table of the group.
-    rows = tf.where(own < group.column_sizes, tf.maximum(own, 0) + group.column_rows, group.rows)
-    return rows, tf.cast(own >= 0, tf.float32)[:, :, tf.newaxis]
-
-
 def _sum_segments(values: tf.Tensor, segments: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     """Sums values [n, width] with the same segment, where segments [n] ascend.
 
@@ -321,9 +345,3 @@ def _sum_segments(values: tf.Tensor, segments: tf.Tensor, count: tf.Tensor) -> t
     if device.on_gpu():
         return tf.math.unsorted_segment_sum(values, segments, count)  # segment_sum waits for the last segment's number
     return tf.math.segment_sum(values, segments)  # three times as fast on a CPU
-
-
-def _sum_rows(slots: tf.Tensor, lookups: Lookups) -> tf.Tensor:
-    """Sums the gradients of the slots [batch, features, width] that look up each row, [rows, width]."""
-    flat = tf.reshape(slots, [-1, slots.shape[-1]])
-    return _sum_segments(tf.gather(flat, lookups.row_slots), lookups.row_positions, tf.shape(lookups.rows)[0])

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.ports import inputs_of
-from trainer.layout import InputSchema
+from trainer.layout import InputSchema, ModelInputs
 from trainer.tasks.task import logit_columns
 
 
@@ -24,33 +24,24 @@ def encoded_function(saved: LoadedModel) -> tf.types.experimental.PolymorphicFun
     signature = {port.name: tf.TensorSpec([None, port.width], port.dtype, name=port.name) for port in inputs}
 
     def serve(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return predictions(saved, *matrices(saved.layout, features))
+        return predictions(saved, matrices(saved.layout, features))
 
     return tf.function(serve, input_signature=[signature], autograph=False)
 
 
-def predictions(saved: LoadedModel, ids: tf.Tensor, numerical: tf.Tensor) -> dict[str, tf.Tensor]:
+def predictions(saved: LoadedModel, inputs: ModelInputs) -> dict[str, tf.Tensor]:
     """Predicts from the model's input matrices.
-
-    Args:
-        saved: the model.
-        ids: [batch, id columns] int32.
-        numerical: [batch, numerical features] float32.
 
     Returns:
         Predictions [batch, width] float32 by task name.
     """
-    logits = saved.model.call(ids, numerical)
+    logits = saved.model.call(*inputs)
     places = zip(saved.tasks, logit_columns(saved.tasks), strict=True)
     return {task.name: task.activation(logits[:, columns]) for task, columns in places}
 
 
-def matrices(layout: InputSchema, features: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Concatenates named features to the model's input matrices.
-
-    Returns:
-        ids [batch, id columns] int32 and numerical [batch, numerical features] float32.
-    """
+def matrices(layout: InputSchema, features: Mapping[str, tf.Tensor]) -> ModelInputs:
+    """Concatenates the inputs of `inputs_of`, by name, to the model's input matrices."""
     rows = tf.shape(next(iter(features.values())))[0]
     ids = [tf.zeros([rows, 0], tf.int32)] if not layout.categorical else []
     for columns in layout.categorical:
@@ -64,4 +55,5 @@ def matrices(layout: InputSchema, features: Mapping[str, tf.Tensor]) -> tuple[tf
             values = tf.where(values >= columns.cardinality, columns.unseen_id, values)
         ids.append(values)
     numerical = [features[name] for name in layout.numerical] or [tf.zeros([rows, 0])]
-    return tf.concat(ids, axis=1), tf.concat(numerical, axis=1)
+    weights = [features[columns.weights] for columns in layout.weighted] or [tf.zeros([rows, 0])]
+    return ModelInputs(tf.concat(ids, axis=1), tf.concat(numerical, axis=1), tf.concat(weights, axis=1))

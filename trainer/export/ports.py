@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.layout import InputSchema
+from trainer.layout import InputSchema, ModelInputs
 from trainer.tasks.task import Task
 
 
@@ -18,7 +18,7 @@ class Port:
     Attributes:
         name: tensor name of the feature or task (see `tensor_names`).
         dtype: "int32" or "float32".
-        width: 1, or max_hotness of a multi-hot feature, or the number of classes of a multi-class task.
+        width: 1, or max_hotness of a multi-hot feature or its weights, or the number of classes of a multi-class task.
     """
 
     name: str
@@ -27,9 +27,10 @@ class Port:
 
 
 def inputs_of(layout: InputSchema) -> tuple[Port, ...]:
-    """Returns one input per feature: ids first (multi-hot rows are padded with -1), then numbers."""
+    """Returns one input per feature: ids (multi-hot rows are padded with -1), their weights, and numbers."""
     ids = (Port(columns.name, "int32", columns.hotness) for columns in layout.categorical)
-    return (*ids, *(Port(name, "float32", 1) for name in layout.numerical))
+    weights = (Port(columns.weights, "float32", columns.hotness) for columns in layout.weighted)
+    return (*ids, *weights, *(Port(name, "float32", 1) for name in layout.numerical))
 
 
 def outputs_of(tasks: Sequence[Task]) -> tuple[Port, ...]:
@@ -37,16 +38,11 @@ def outputs_of(tasks: Sequence[Task]) -> tuple[Port, ...]:
     return tuple(Port(task.name, "float32", task.prediction_width) for task in tasks)
 
 
-def named_inputs(layout: InputSchema, ids: np.ndarray, numerical: np.ndarray) -> dict[str, np.ndarray]:
-    """Splits a model's input matrices into one array per feature.
-
-    Args:
-        layout: input layout of the model.
-        ids: [rows, id columns] int32.
-        numerical: [rows, numerical features] float32.
-    """
-    named = {columns.name: ids[:, columns.start : columns.stop] for columns in layout.categorical}
-    return named | {name: numerical[:, index : index + 1] for index, name in enumerate(layout.numerical)}
+def named_inputs(layout: InputSchema, inputs: ModelInputs) -> dict[str, np.ndarray]:
+    """Splits a model's input matrices into one array per input of `inputs_of`."""
+    named = {columns.name: inputs.ids[:, columns.start : columns.stop] for columns in layout.categorical}
+    named |= {columns.weights: inputs.weights[:, places] for columns, places in layout.weighted.items()}
+    return named | {name: inputs.numerical[:, index : index + 1] for index, name in enumerate(layout.numerical)}
 
 
 def tensor_names(names: Iterable[str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ For one row, a graph spends its time on starting operations, not in them. Featur
 therefore encoded together, as the columns of one matrix, and only known values are looked up feature by feature.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -51,6 +51,7 @@ from trainer.export.raw_encoders import (
     vocabulary_ids,
 )
 from trainer.export.raw_hashes import hash_integers, hash_texts, mix, word
+from trainer.layout import ModelInputs
 
 # Encoders of kinds that look nothing up.
 _ENCODE: dict[type, Callable[[Any, RawValues], tf.Tensor]] = {
@@ -84,26 +85,23 @@ class RawEncoding(tf.Module):
             if isinstance(encoder, _LOOK_UP) and (table := look_up_table(encoder)) is not None
         }
 
-    def matrices(self, raw: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        """Encodes raw columns, the inputs of `raw_function`, to the model's input matrices.
-
-        Returns:
-            ids [batch, id columns] int32 and numerical [batch, numerical features] float32.
-        """
+    def matrices(self, raw: Mapping[str, tf.Tensor]) -> ModelInputs:
+        """Encodes raw columns, the inputs of `raw_function`, to the model's input matrices."""
         made, singles = _Made(), _Singles(self.layout, raw)
         for features in self.layout.groups:
             encoder = self.layout.encoders[features[0]]
             if isinstance(encoder, CrossedIds):
                 values = self._encode(features, _crossed(encoder, singles, made))
             elif self.layout.columns[encoder.column].is_list:
-                values = self._list_ids(features[0], raw)
+                values = self._lists(features[0], raw)
             else:
                 columns = [column for name in features for column in columns_of(self.layout.encoders[name])]
                 values = self._encode(features, singles.select(columns))
             made.add(features, values)
         model, rows = self.layout.model, tf.shape(next(iter(raw.values())))[0]
         ids = made.matrix([columns.name for columns in model.categorical], rows, tf.int64)
-        return tf.cast(ids, tf.int32), made.matrix(model.numerical, rows, tf.float32)
+        weights = made.matrix([columns.weights for columns in model.weighted], rows, tf.float32)
+        return ModelInputs(tf.cast(ids, tf.int32), made.matrix(model.numerical, rows, tf.float32), weights)
 
     def _encode(self, features: Sequence[str], raw: RawValues) -> tf.Tensor:
         """Encodes the values of features with encoders of one kind: int64 ids or float32 numbers of their shape."""
@@ -127,16 +125,20 @@ class RawEncoding(tf.Module):
             return tf.fill(tf.shape(values), tf.constant(-1, tf.int64))
         return self.tables[feature].lookup(values)
 
-    def _list_ids(self, feature: str, raw: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Returns the ids of a list feature, [batch, hotness] int64 padded with PAD."""
-        column = self.layout.columns[columns_of(self.layout.encoders[feature])[0]]
-        values = _raw_values([column], raw[column.name])
-        # Nulls in lists are padding, which the encoder maps to an id like any other value.
-        ids = tf.where(values.null, tf.constant(PAD, tf.int64), self._encode([feature], values))
-        hotness = next(columns.hotness for columns in self.layout.model.categorical if columns.name == feature)
-        if feature in self.layout.keeps_last:
-            ids = _moved_to_end(ids, tf.reduce_sum(tf.cast(~values.null, tf.int32), axis=1), hotness)
-        return _cut(ids, hotness)
+    def _lists(self, input_name: str, raw: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Returns the ids of a list feature, [batch, hotness] int64 padded with PAD, or their weights, float32."""
+        feature = next(one for one in self.layout.model.categorical if input_name in (one.name, one.weights))
+        column = self.layout.columns[columns_of(self.layout.encoders[input_name])[0]]
+        ids_column = self.layout.columns[columns_of(self.layout.encoders[feature.name])[0]]
+        values, of_ids = (_raw_values([one], raw[one.name]) for one in (column, ids_column))
+        encoded = self._encode([input_name], values)
+        if input_name == feature.name:
+            # Nulls in lists are padding, which the encoder maps to an id like any other value.
+            encoded = tf.where(values.null, tf.constant(PAD, tf.int64), encoded)
+        if feature.name in self.layout.keeps_last:
+            lengths = tf.reduce_sum(tf.cast(~of_ids.null, tf.int32), axis=1)
+            encoded = _moved_to_end(encoded, lengths, feature.hotness)
+        return _cut(encoded, feature.hotness)
 
 
 class _Singles:
@@ -193,10 +195,10 @@ class _Made:
         features, values = next(block for block in self._blocks if feature in block[0])
         return _take(values, [list(features).index(feature)])
 
-    def matrix(self, wanted: Iterable[str], rows: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    def matrix(self, wanted: Sequence[str], rows: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         """Returns the columns of features of a type in the given order, [rows, columns]."""
         blocks = [(features, values) for features, values in self._blocks if values.dtype == dtype]
-        if not blocks:
+        if not wanted:
             return tf.zeros([rows, 0], dtype)
         places, start = {}, 0
         for features, values in blocks:
@@ -221,7 +223,7 @@ def raw_function(saved: LoadedModel, encoding: RawEncoding) -> tf.types.experime
     }
 
     def serve(raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return predictions(saved, *encoding.matrices(raw))
+        return predictions(saved, encoding.matrices(raw))
 
     return tf.function(serve, input_signature=[signature], autograph=False)
 
@@ -265,15 +267,18 @@ def _take(matrix: tf.Tensor, places: Sequence[int]) -> tf.Tensor:
     return tf.gather(matrix, list(places), axis=1)
 
 
-def _moved_to_end(ids: tf.Tensor, lengths: tf.Tensor, hotness: int) -> tf.Tensor:
-    """Moves the last `hotness` of each row's first `lengths` ids to its start, [batch, hotness] padded with PAD."""
+def _moved_to_end(lists: tf.Tensor, lengths: tf.Tensor, hotness: int) -> tf.Tensor:
+    """Moves the last `hotness` of each row's first `lengths` values to its start, [batch, hotness] with padding."""
     places = tf.maximum(lengths - hotness, 0)[:, None] + tf.range(hotness)
-    padded = tf.pad(ids, [[0, 0], [0, hotness]], constant_values=PAD)
-    return tf.gather(padded, places, axis=1, batch_dims=1)
+    return tf.gather(_padded(lists, hotness), places, axis=1, batch_dims=1)
 
 
-def _cut(ids: tf.Tensor, hotness: int) -> tf.Tensor:
-    """Truncates or pads rows of ids to [batch, hotness]."""
-    # Padding by `hotness` makes rows of any length long enough for the slice.
-    padded = tf.pad(ids, [[0, 0], [0, hotness]], constant_values=PAD)
-    return tf.ensure_shape(padded[:, :hotness], [None, hotness])
+def _cut(lists: tf.Tensor, hotness: int) -> tf.Tensor:
+    """Truncates or pads rows to [batch, hotness]."""
+    return tf.ensure_shape(_padded(lists, hotness)[:, :hotness], [None, hotness])
+
+
+def _padded(lists: tf.Tensor, hotness: int) -> tf.Tensor:
+    """Appends `hotness` times padding to each row, PAD or weight 0, so that any row is long enough for a slice."""
+    padding = 0 if lists.dtype.is_floating else PAD
+    return tf.pad(lists, [[0, 0], [0, hotness]], constant_values=padding)

@@ -27,6 +27,7 @@ from data.encoding.encoders import (
     Vocabulary,
 )
 from data.encoding.hashing import buckets, hash_values, mix
+from trainer.export.ports import inputs_of
 from trainer.export.raw_columns import INTEGER, TEXT, RawLayout, columns_of
 
 LAYOUT_FILE = "layout.json"
@@ -37,16 +38,22 @@ Settings = dict[str, Any]
 def write_encoders(folder: Path, layout: RawLayout) -> None:
     """Writes the encoders of a layout into an existing empty folder."""
     groups = [_group(folder, f"group-{number:03}", features, layout) for number, features in enumerate(layout.groups)]
-    outputs = {
-        columns.name: {"dtype": "int32", "width": columns.hotness, "keeps_last": columns.name in layout.keeps_last}
+    keeps_last = {
+        name: columns.name in layout.keeps_last
         for columns in layout.model.categorical
-    } | {name: {"dtype": "float32", "width": 1, "keeps_last": False} for name in layout.model.numerical}
+        for name in (columns.name, columns.weights)
+    }
+    outputs = {
+        port.name: {"dtype": port.dtype, "width": port.width, "keeps_last": keeps_last.get(port.name, False)}
+        for port in inputs_of(layout.model)
+    }
     columns = {
         name: {
             "dtype": column.dtype,
             "is_list": column.is_list,
             "has_empty": column.has_empty,
             "is_time": column.is_time,
+            "ids": layout.ids_of.get(name, name),
         }
         for name, column in layout.columns.items()
     }

@@ -21,6 +21,7 @@ from data.encoding.encoders import (
     Vocabulary,
 )
 from data.spec.raw.spec import RawSpec, Reading
+from trainer.export.ports import inputs_of
 from trainer.layout import InputSchema
 
 TEXT, INTEGER, NUMBER = "string", "int64", "float64"
@@ -60,13 +61,13 @@ def encoders_of(layout: InputSchema, encoders: Mapping[str, Encoder]) -> dict[st
     """Returns the encoders of a model's features and of the features that these cross.
 
     Returns:
-        Encoders by feature name: the model's in the order of its layout, then the others. A crossed feature need not
-        come before the cross.
+        Encoders by input name (see `inputs_of`): the model's in the order of its inputs, then the others. A crossed
+        feature need not come before the cross.
 
     Raises:
         NotFromRaw: if a feature has no encoder.
     """
-    features = [*(columns.name for columns in layout.categorical), *layout.numerical]
+    features = [port.name for port in inputs_of(layout)]
     if not encoders:
         raise NotFromRaw("the dataset of this model has no vocabularies and scalers")
     needed = list(features)
@@ -93,8 +94,8 @@ def raw_inputs_of(
     Raises:
         NotFromRaw: if an encoder does not match its feature, or the type of a raw column cannot be determined.
     """
-    for feature in [*(columns.name for columns in layout.categorical), *layout.numerical]:
-        _check_fits(layout, feature, encoders[feature])
+    for port in inputs_of(layout):
+        _check_fits(layout, port.name, encoders[port.name])
     names = dict.fromkeys(name for encoder in encoders.values() for name in columns_of(encoder))
     return {
         name: _input(name, [encoder for encoder in encoders.values() if name in columns_of(encoder)], readings or {})
@@ -125,7 +126,8 @@ def reads_lists(encoder: Encoder) -> bool:
 def _check_fits(layout: InputSchema, feature: str, encoder: Encoder) -> None:
     columns = {columns.name: columns for columns in layout.categorical}.get(feature)
     if isinstance(encoder, Numerical | MissingIndicator):
-        fits = columns is None and not reads_lists(encoder)
+        is_weight = feature not in layout.numerical
+        fits = columns is None and reads_lists(encoder) == is_weight
     else:
         fits = columns is not None and (
             reads_lists(encoder) == columns.multihot and encoder.cardinality <= columns.cardinality
@@ -206,6 +208,7 @@ class RawLayout:
             type, or a single feature for lists and crosses. Crosses come after the features that they cross.
         hashed: names of the columns of single strings whose hashes are always needed.
         keeps_last: names of list features of which the last items of longer lists are kept, not the first ones.
+        ids_of: raw column of weights -> that of their ids.
     """
 
     model: InputSchema
@@ -214,6 +217,7 @@ class RawLayout:
     groups: tuple[tuple[str, ...], ...]
     hashed: frozenset[str]
     keeps_last: frozenset[str]
+    ids_of: Mapping[str, str]
 
     @classmethod
     def of(cls, model: InputSchema, encoders: Mapping[str, Encoder], raw_spec: RawSpec | None = None) -> "RawLayout":
@@ -239,7 +243,9 @@ class RawLayout:
         last = (
             [] if raw_spec is None else [name for name, feature in raw_spec.features.items() if feature.keep == "last"]
         )
-        return cls(model, needed, columns, _groups(needed, columns), frozenset(hashed), frozenset(last))
+        pairs = [(needed[feature.weights], needed[feature.name]) for feature in model.weighted]
+        ids_of = {columns_of(weights)[0]: columns_of(ids)[0] for weights, ids in pairs}
+        return cls(model, needed, columns, _groups(needed, columns), frozenset(hashed), frozenset(last), ids_of)
 
 
 def _groups(encoders: Mapping[str, Encoder], columns: Mapping[str, RawInput]) -> tuple[tuple[str, ...], ...]:

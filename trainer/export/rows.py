@@ -33,7 +33,7 @@ from trainer.export.raw_columns import (
     columns_of,
     keys_of,
 )
-from trainer.layout import InputSchema
+from trainer.layout import InputSchema, ModelInputs
 from trainer.recommender.scorer import Scorer
 
 # Shares of random raw values that are null, and that are not among the known ones.
@@ -66,24 +66,16 @@ class ComparedRows:
         return Check(name, predict, self.inputs, self.expected, self.kind)
 
 
-def first_rows(loader: ParquetLoader, layout: InputSchema) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the loader's first batch without padding rows.
-
-    Returns:
-        ids [rows, id columns] int32, with lists padded with PAD, and numerical [rows, numerical features] float32.
-    """
+def first_rows(loader: ParquetLoader, layout: InputSchema) -> ModelInputs:
+    """Returns the loader's first batch without padding rows."""
     with closing(loader.epoch(0)) as batches:
         batch = next(batches)
     real = batch.rows >= 0  # padding rows have index -1
-    return layout.padded(batch.ids)[real], batch.numerical[real]
+    return ModelInputs(layout.padded(batch.ids)[real], batch.numerical[real], layout.padded_weights(batch.ids)[real])
 
 
-def random_rows(layout: InputSchema, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Generates rows of random valid ids, multi-hot rows of random lengths, and normally distributed numbers.
-
-    Returns:
-        ids [rows, id columns] int32 and numerical [rows, numerical features] float32.
-    """
+def random_rows(layout: InputSchema, rows: int, seed: int = 0) -> ModelInputs:
+    """Generates random valid ids, multi-hot rows of random lengths, weights in [0, 1), and normal numbers."""
     rng = np.random.default_rng(seed)
     ids = np.zeros((rows, layout.id_columns), np.int32)
     for columns in layout.categorical:
@@ -92,7 +84,8 @@ def random_rows(layout: InputSchema, rows: int, seed: int = 0) -> tuple[np.ndarr
             lengths = rng.integers(0, columns.hotness + 1, (rows, 1))
             drawn = np.where(np.arange(columns.hotness) < lengths, drawn, PAD)
         ids[:, columns.start : columns.stop] = drawn
-    return ids, rng.normal(size=(rows, len(layout.numerical))).astype(np.float32)
+    numerical = rng.normal(size=(rows, len(layout.numerical))).astype(np.float32)
+    return ModelInputs(ids, numerical, rng.random((rows, layout.weight_columns), np.float32))
 
 
 def random_raw_rows(saved: LoadedModel, layout: RawLayout, rows: int) -> ComparedRows:
@@ -101,9 +94,10 @@ def random_raw_rows(saved: LoadedModel, layout: RawLayout, rows: int) -> Compare
     encoded = encode_columns(layout.encoders, raw)
     for columns in layout.model.categorical:
         if columns.name in layout.keeps_last:
-            encoded[columns.name] = _last(encoded[columns.name], columns.hotness)
-    ids, numerical = Scorer(saved).matrices(encoded, rows)
-    expected = expected_predictions(saved.tasks, saved.model(ids, numerical).numpy())
+            for name in filter(None, (columns.name, columns.weights)):
+                encoded[name] = _last(encoded[name], columns.hotness)
+    inputs = Scorer(saved).matrices(encoded, rows)
+    expected = expected_predictions(saved.tasks, saved.model(*inputs).numpy())
     return ComparedRows(raw_inputs(layout.columns, raw), expected, "random raw rows")
 
 
@@ -114,17 +108,21 @@ def random_raw(layout: RawLayout, rows: int, seed: int = 0) -> dict[str, np.ndar
         [rows] objects by column name; the objects are lists for columns of lists.
     """
     rng = np.random.default_rng(seed)
-    drawn = {}
-    for name, column in layout.columns.items():
+    drawn, lengths = {}, {}
+    for name, column in sorted(layout.columns.items(), key=lambda entry: entry[0] in layout.ids_of):
         readers = [encoder for encoder in layout.encoders.values() if name in columns_of(encoder)]
         if not column.is_list:
             drawn[name] = _values(column, readers, rows, rng)
             continue
-        lengths = rng.integers(0, LONGEST + 1, rows)
-        flat = [value for value in _values(column, readers, 2 * int(lengths.sum()), rng) if value is not None]
-        ends = np.cumsum(lengths)
+        if name not in layout.ids_of:  # weights have the lengths of their ids
+            lengths[name] = rng.integers(0, LONGEST + 1, rows)
+        of_lists = lengths[layout.ids_of.get(name, name)]
+        flat = [value for value in _values(column, readers, 2 * int(of_lists.sum()), rng) if value is not None]
+        if name in layout.ids_of:
+            flat = np.abs(np.array(flat, np.float64)).tolist()
+        ends = np.cumsum(of_lists)
         drawn[name] = np.empty(rows, object)
-        drawn[name][:] = [flat[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+        drawn[name][:] = [flat[end - length : end] for end, length in zip(ends, of_lists, strict=True)]
     return drawn
 
 

@@ -19,7 +19,7 @@ from data.storage.files import draft_beside, sync, unmark_draft
 from trainer.checkpoint.load_model import LoadedModel, read_model
 from trainer.export import FORMATS
 from trainer.export.comparison import expected_predictions, largest_difference
-from trainer.export.ports import named_inputs, tensor_names
+from trainer.export.ports import inputs_of, named_inputs, tensor_names
 from trainer.export.raw_columns import columns_of
 from trainer.export.request import ROWS, ExportPolicy, Request
 from trainer.export.rows import ComparedRows, first_rows, random_rows
@@ -58,10 +58,10 @@ def export(request: Request) -> None:
 
 def _compared_rows(saved: LoadedModel, loader: ParquetLoader | None) -> ComparedRows:
     """Returns the first rows of a dataset, or random ones without a dataset, with the model's predictions."""
-    ids, numerical = random_rows(saved.layout, ROWS) if loader is None else first_rows(loader, saved.layout)
-    expected = expected_predictions(saved.tasks, saved.model(ids, numerical).numpy())
+    inputs = random_rows(saved.layout, ROWS) if loader is None else first_rows(loader, saved.layout)
+    expected = expected_predictions(saved.tasks, saved.model(*inputs).numpy())
     kind = "random rows" if loader is None else "rows of the dataset"
-    return ComparedRows(named_inputs(saved.layout, ids, numerical), expected, kind)
+    return ComparedRows(named_inputs(saved.layout, inputs), expected, kind)
 
 
 def with_tensor_names(saved: LoadedModel) -> tuple[LoadedModel, dict[str, str]]:
@@ -71,10 +71,13 @@ def with_tensor_names(saved: LoadedModel) -> tuple[LoadedModel, dict[str, str]]:
         The renamed model, and {name: tensor name} of the names that changed.
     """
     layout, columns = saved.layout, [name for encoder in saved.encoders.values() for name in columns_of(encoder)]
-    features = [*(column.name for column in layout.categorical), *layout.numerical]
+    features = [*(port.name for port in inputs_of(layout))]
     name = tensor_names([*features, *(task.name for task in saved.tasks), *saved.encoders, *columns])
     layout = InputSchema(
-        tuple(replace(column, name=name[column.name]) for column in layout.categorical),
+        tuple(
+            replace(column, name=name[column.name], weights=name.get(column.weights, ""))
+            for column in layout.categorical
+        ),
         tuple(name[feature] for feature in layout.numerical),
     )
     tasks = tuple(replace(task, name=name[task.name]) for task in saved.tasks)

@@ -112,14 +112,13 @@ class RankingModel(keras.Model):
             self.network.add_penalties(logits, context)
         return logits
 
-    def call(self, ids: tf.Tensor, numerical: tf.Tensor) -> tf.Tensor:
+    def call(self, ids: tf.Tensor, numerical: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
         """Computes logits [batch, outputs] float32, outside training.
 
         Args:
-            ids: [batch, id columns] int32; padding is below 0.
-            numerical: [batch, numerical] float32.
+            ids, numerical, weights: see `ModelInputs`; no weights are needed if the ids of no feature have any.
         """
-        return self.logits(self.embeddings.pool_padded(ids), numerical)
+        return self.logits(self.embeddings.pool_padded(ids, weights), numerical)
 
 
 def _layers_in(value: Any) -> Iterator[keras.layers.Layer]:

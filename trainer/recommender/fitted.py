@@ -11,6 +11,7 @@ import pandas as pd
 from data.encoding.keys import key_array
 from data.errors import DataError
 from trainer.checkpoint.load_model import LoadedModel
+from trainer.layout import ModelInputs
 from trainer.recommender.columns import require_columns, require_frame, require_mapping
 from trainer.recommender.entities import Entities
 from trainer.recommender.scorer import Scorer
@@ -106,7 +107,7 @@ class Fitted:
             DataError: if a feature is missing, an id is out of range, or a number is not finite.
         """
         require_columns(features, self.features, "the frame")
-        return self.scorer.predict(*self.scorer.matrices(features, len(features[self.users.column])))
+        return self.scorer.predict(self.scorer.matrices(features, len(features[self.users.column])))
 
     def rank(
         self,
@@ -144,14 +145,12 @@ class Fitted:
             was_seen[self.seen.by(person)] = True
             keys, items = keys[~was_seen[items]], items[~was_seen[items]]
         # Item, user and context features occupy disjoint columns and are 0 elsewhere, so adding [n, width] item rows,
-        # one [width] user row and one [1, width] context row yields the model's inputs (ids, then numbers).
-        inputs = [
-            of_items[items] + of_users[person] + of_context
-            for of_items, of_users, of_context in zip(
-                self._item_inputs, self._user_inputs, self._context_inputs(context), strict=True
-            )
-        ]
-        scores = self.scorer.predict(*inputs) @ weights
+        # one [width] user row and one [1, width] context row yields the model's inputs.
+        parts = zip(self._item_inputs, self._user_inputs, self._context_inputs(context), strict=True)
+        inputs = ModelInputs(
+            *(of_items[items] + of_users[person] + of_context for of_items, of_users, of_context in parts)
+        )
+        scores = self.scorer.predict(inputs) @ weights
         order = np.argsort(-scores, kind="stable")
         return keys[order], scores[order]
 
@@ -167,14 +166,14 @@ class Fitted:
         return Scorer(self.saved)
 
     @cached_property
-    def _item_inputs(self) -> tuple[np.ndarray, np.ndarray]:
+    def _item_inputs(self) -> ModelInputs:
         return self.scorer.matrices(self.items.features, len(self.items.keys) + 1)
 
     @cached_property
-    def _user_inputs(self) -> tuple[np.ndarray, np.ndarray]:
+    def _user_inputs(self) -> ModelInputs:
         return self.scorer.matrices(self.users.features, len(self.users.keys) + 1)
 
-    def _context_inputs(self, context: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    def _context_inputs(self, context: Mapping[str, Any]) -> ModelInputs:
         self.check_context(context)
         features = {name: self.saved.encoders[name].encode([context[name]]) for name in self.context}
         return self.scorer.matrices(features, 1)

@@ -11,7 +11,7 @@ from data.errors import DataError
 from data.loading.batch import PAD
 from data.loading.lists import Lists
 from trainer.checkpoint.load_model import LoadedModel
-from trainer.layout import CategoricalInput
+from trainer.layout import CategoricalInput, ModelInputs
 from trainer.tasks.task import logit_columns
 
 # Rows per forward pass, which bounds the memory for activations.
@@ -27,27 +27,29 @@ class Scorer:
 
     def __init__(self, saved: LoadedModel):
         self._layout, self._tasks = saved.layout, saved.tasks
-        ids = tf.TensorSpec([None, saved.layout.id_columns], tf.int32)
-        numerical = tf.TensorSpec([None, len(saved.layout.numerical)], tf.float32)
+        layout = saved.layout
+        signature = ModelInputs(
+            tf.TensorSpec([None, layout.id_columns], tf.int32),
+            tf.TensorSpec([None, len(layout.numerical)], tf.float32),
+            tf.TensorSpec([None, layout.weight_columns], tf.float32),
+        )
         # The row dimension is None, so that the function is traced only once.
         self._forward = tf.function(
-            lambda ids, numerical: saved.model.call(ids, numerical), input_signature=[ids, numerical], autograph=False
+            lambda inputs: saved.model.call(*inputs), input_signature=[signature], autograph=False
         )
 
-    def matrices(self, features: Mapping[str, Values] | pd.DataFrame, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    def matrices(self, features: Mapping[str, Values] | pd.DataFrame, rows: int) -> ModelInputs:
         """Assembles the model's input matrices from features.
 
         Columns of features that are not given are 0, so the matrices of disjoint sets of features can be added up.
 
         Args:
-            features: some or all input features of the model by name, each [rows] ids, lists of ids, or numbers.
+            features: some or all input features of the model by name, each [rows] ids, lists of ids, or numbers; and
+                for ids in lists that have weights, lists of equally many numbers under the name of these.
             rows: number of rows.
 
-        Returns:
-            ids [rows, id columns] int32 and numerical [rows, numerical features] float32.
-
         Raises:
-            DataError: if an id is out of range, or a number is not finite.
+            DataError: if an id is out of range, a number is not finite, or a list has more or fewer weights than ids.
         """
         ids = np.zeros((rows, self._layout.id_columns), np.int32)
         numerical = np.zeros((rows, len(self._layout.numerical)), np.float32)
@@ -59,9 +61,13 @@ class Scorer:
         for index, name in enumerate(self._layout.numerical):
             if name in features:
                 numerical[:, index] = _numbers(name, features[name])
-        return ids, numerical
+        weights = np.zeros((rows, self._layout.weight_columns), np.float32)
+        for columns, places in self._layout.weighted.items():
+            if columns.name in features:
+                weights[:, places] = _padded_weights(columns, features[columns.weights], features[columns.name])
+        return ModelInputs(ids, numerical, weights)
 
-    def predict(self, ids: np.ndarray, numerical: np.ndarray) -> np.ndarray:
+    def predict(self, inputs: ModelInputs) -> np.ndarray:
         """Predicts for input matrices as returned by `matrices`.
 
         Returns:
@@ -69,9 +75,9 @@ class Scorer:
         """
         outputs = sum(task.width for task in self._tasks)
         blocks = [np.zeros((0, outputs), np.float32)]  # so that zero rows can be concatenated, too
-        for start in range(0, len(ids), ROWS_AT_ONCE):
-            block = slice(start, start + ROWS_AT_ONCE)
-            blocks.append(self._forward(tf.constant(ids[block]), tf.constant(numerical[block])).numpy())
+        for start in range(0, len(inputs.ids), ROWS_AT_ONCE):
+            block = ModelInputs(*(tf.constant(matrix[start : start + ROWS_AT_ONCE]) for matrix in inputs))
+            blocks.append(self._forward(block).numpy())
         logits = np.concatenate(blocks)
         columns = zip(self._tasks, logit_columns(self._tasks), strict=True)
         return np.concatenate([task.predictions(logits[:, of_task]) for task, of_task in columns], axis=1)
@@ -87,6 +93,23 @@ def _padded(columns: CategoricalInput, values: Values) -> np.ndarray:
         ids = _ids(columns, np.concatenate([np.asarray(entry) for entry in lists if len(entry)]))
     whole = Lists(ids.astype(np.int32), lengths[:, np.newaxis])
     return whole.cut([columns.hotness]).padded([columns.hotness], PAD)
+
+
+def _padded_weights(columns: CategoricalInput, values: Values, ids: Values) -> np.ndarray:
+    """Converts lists of weights to a matrix [rows, hotness] float32 like that of their ids, padded with 0."""
+    lists = as_lists(columns.weights, values)
+    _check_known(columns.weights, np.array([entry is not None for entry in lists], bool))
+    lengths = np.fromiter((len(entry) for entry in lists), np.int32, len(lists))
+    numbers = _numbers(columns.weights, np.concatenate([np.empty(0), *map(np.asarray, lists)]))
+    of_ids = np.fromiter((len(entry) for entry in as_lists(columns.name, ids)), np.int32, len(lists))
+    differs = np.flatnonzero(lengths != of_ids)
+    if len(differs):
+        row = int(differs[0])
+        raise DataError(
+            f"column {columns.weights!r} has {lengths[row]} weights in row {row}, and {columns.name!r} has "
+            f"{of_ids[row]} ids; each id has one weight"
+        )
+    return Lists(numbers, lengths[:, np.newaxis]).cut([columns.hotness]).padded([columns.hotness], 0)
 
 
 def _ids(columns: CategoricalInput, values: Values) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Grouped tables: what a batch looks up, pooling without padding, and the gradients of the rows."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ LARGE = 20
 
 @st.composite
 def layouts(draw: st.DrawFn) -> InputSchema:
-    """Features with one id or a list, of a few widths, small and large, some of which share a table."""
+    """Features with one id or a list, some with weights or a shared table, of a few widths, small and large."""
     features, start = list[CategoricalInput](), 0
     for index in range(draw(st.integers(1, 6))):
         hotness = draw(st.integers(1, 4))
@@ -25,7 +26,8 @@ def layouts(draw: st.DrawFn) -> InputSchema:
         shared = draw(st.sampled_from([None, *features]))
         size = (cardinality, width) if shared is None else (shared.cardinality, shared.width, shared.table)
         wide = draw(st.sampled_from(["only", "too", "too", "no"]))
-        features.append(CategoricalInput(f"f{index}", start, hotness, multihot, *size, wide=wide))
+        weights = draw(st.sampled_from(["", f"weights of f{index}"])) if multihot else ""
+        features.append(CategoricalInput(f"f{index}", start, hotness, multihot, *size, wide=wide, weights=weights))
         start += hotness
     return InputSchema(tuple(features), ())
 
@@ -42,6 +44,13 @@ def draw_ids(layout: InputSchema, rows: int, seed: int) -> np.ndarray:
     return np.concatenate(columns, axis=1)
 
 
+def draw_weights(layout: InputSchema, rows: int, seed: int) -> np.ndarray:
+    """Weights [rows, weight columns] float32, a third of them 0."""
+    rng = np.random.default_rng(seed + 1)
+    shape = (rows, layout.weight_columns)
+    return (3 * rng.random(shape) * rng.integers(0, 3, shape).clip(max=1)).astype(np.float32)
+
+
 def make(layout: InputSchema, combiner: str, seed: int = 0) -> EmbeddingTables:
     """Tables with a wide part of two outputs and random values in it."""
     tables, rng = (
@@ -53,30 +62,35 @@ def make(layout: InputSchema, combiner: str, seed: int = 0) -> EmbeddingTables:
     return tables
 
 
-def pooled_by_hand(tables: EmbeddingTables, ids: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def pooled_by_hand(
+    tables: EmbeddingTables, ids: np.ndarray, weights: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The embedding of each feature [batch, width] and the wide sum [batch, 2], in plain loops."""
     values = {name.removeprefix("embeddings/"): table.numpy() for name, table in tables.tables().items()}
     deep, wide = {}, np.zeros((len(ids), 2))
     for feature in tables.layout.categorical:
         deep[feature.name] = np.zeros((len(ids), feature.width))
         for row, own in enumerate(ids[:, feature.start : feature.stop]):
-            present = [number for number in own if number >= 0]
-            for number in present:
-                share = 1 / len(present) if tables.combiner == "mean" else 1
+            of_ids = weights[row, tables.layout.weighted[feature]].tolist() if feature.weights else [1.0] * len(own)
+            present = [(number, weight) for number, weight in zip(own, of_ids, strict=True) if number >= 0]
+            total = sum(weight for _, weight in present)
+            for number, weight in present if total else []:
+                share = weight / total if tables.combiner == "mean" else weight
                 if feature.wide != "only":
                     deep[feature.name][row] += share * values[f"deep.{feature.table}"][number]
                 if feature.wide != "no":
-                    wide[row] += values[f"wide.{feature.name}"][number]
+                    wide[row] += weight * values[f"wide.{feature.name}"][number]
     return deep, wide
 
 
 @settings(max_examples=60, deadline=None)
 @given(layouts(), st.integers(0, 9), st.sampled_from(["sum", "mean"]), st.integers(0, 2**16))
 def test_pooling_equals_loops_over_ids(layout, rows, combiner, seed):
-    tables, ids = make(layout, combiner), draw_ids(layout, rows, seed)
-    deep, wide = pooled_by_hand(tables, ids)
-    lookups = tf.nest.map_structure(tf.constant, tables.lookups(unpadded(layout, ids)))
-    for pooled in (tables.pool(tables.sources(tables.routes(lookups)), lookups), tables.pool_padded(tf.constant(ids))):
+    tables, ids, weights = make(layout, combiner), draw_ids(layout, rows, seed), draw_weights(layout, rows, seed)
+    deep, wide = pooled_by_hand(tables, ids, weights)
+    lookups = tf.nest.map_structure(tf.constant, tables.lookups(unpadded(layout, ids, weights)))
+    padded = tables.pool_padded(tf.constant(ids), tf.constant(weights))
+    for pooled in (tables.pool(tables.sources(tables.routes(lookups)), lookups), padded):
         np.testing.assert_allclose(sum(pooled.wide), wide, atol=1e-5)
         for group, found in zip(tables.groups, pooled.deep, strict=False):
             expected = np.stack([deep[feature.name] for feature in group.features], axis=1)
@@ -87,14 +101,15 @@ def test_pooling_equals_loops_over_ids(layout, rows, combiner, seed):
 @given(layouts(), st.integers(0, 9), st.sampled_from(["sum", "mean"]), st.integers(0, 2**16))
 def test_gradients_of_rows_equal_those_of_whole_tables(layout, rows, combiner, seed):
     tables, ids, rng = make(layout, combiner), draw_ids(layout, rows, seed), np.random.default_rng(seed)
+    weights = draw_weights(layout, rows, seed)
     variables = [variable.value for _, variable in tables.group_variables]
     with tf.GradientTape() as tape:
-        padded = tables.pool_padded(tf.constant(ids))
+        padded = tables.pool_padded(tf.constant(ids), tf.constant(weights))
         factors = tf.nest.map_structure(lambda x: tf.constant(rng.normal(size=x.shape), tf.float32), padded)
         products = tf.nest.map_structure(lambda x, y: tf.reduce_sum(x * y), padded, factors)
         total = tf.add_n([*products.deep, *products.wide]) if products.deep or products.wide else tf.zeros(())
     whole = [tf.convert_to_tensor(gradient).numpy() for gradient in tape.gradient(total, variables)]
-    lookups = tf.nest.map_structure(tf.constant, tables.lookups(unpadded(layout, ids)))
+    lookups = tf.nest.map_structure(tf.constant, tables.lookups(unpadded(layout, ids, weights)))
     spread = tables.spread(Pooled(*factors), lookups)
     for (index, variable), found, expected in zip(
         tables.group_variables, [*spread.deep, *spread.wide], whole, strict=True
@@ -159,16 +174,21 @@ def test_a_slot_without_ids_costs_nothing():
 @settings(max_examples=60, deadline=None)
 @given(layouts(), st.integers(0, 9), st.integers(1, 4), st.integers(0, 2**16))
 def test_rows_are_sorted_by_the_worker_that_holds_them(layout, rows, holders, seed):
-    ids = draw_ids(layout, rows, seed)
+    ids = unpadded(layout, draw_ids(layout, rows, seed), draw_weights(layout, rows, seed))
     for group in group_tables(layout, LARGE):
-        found, alone = (LookupFinder(layout, group, holders=own).find(unpadded(layout, ids)) for own in (holders, 1))
+        found, alone = (LookupFinder(layout, group, holders=own).find(ids) for own in (holders, 1))
         assert sorted(found.rows) == sorted(alone.rows) and found.per_holder.dtype == np.int32
         assert (found.rows % holders).tolist() == np.repeat(range(holders), found.per_holder).tolist()
         # What each id looks up, and what each slot adds to a row's gradient, are the same.
         sources = found.rows[found.sources] if holders > 1 else found.sources
         np.testing.assert_array_equal(sources, alone.sources)
         np.testing.assert_array_equal(found.slots, alone.slots)
-        pairs = [sorted(zip(own.rows[own.row_positions], own.row_slots, strict=True)) for own in (found, alone)]
+        np.testing.assert_array_equal(found.weights, alone.weights)
+        weights = [own.row_weights if group.has_weights else own.row_slots for own in (found, alone)]
+        pairs = [
+            sorted(zip(own.rows[own.row_positions], own.row_slots, weight, strict=True))
+            for own, weight in zip((found, alone), weights, strict=True)
+        ]
         assert pairs[0] == pairs[1] and np.all(np.diff(found.row_positions) >= 0)
 
 
@@ -178,3 +198,9 @@ def test_tables_keep_their_values_in_a_group():
     together = make(InputSchema((a, b), ()), "sum", seed=4).tables()
     alone = make(InputSchema((a,), ()), "sum", seed=4).tables()
     np.testing.assert_array_equal(together["embeddings/deep.a"].numpy(), alone["embeddings/deep.a"].numpy())
+
+
+def test_weights_must_be_passed_where_ids_have_some():
+    layout = InputSchema((CategoricalInput("tags", 0, 2, True, 5, 3, weights="confidence"),), ())
+    with pytest.raises(ValueError, match="the ids of tags have weights"):
+        make(layout, "sum").pool_padded(tf.constant([[1, 2]]))

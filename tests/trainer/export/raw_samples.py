@@ -27,6 +27,8 @@ from trainer.layout import CategoricalInput, InputSchema
 NAMES, CODES = [f"n\u00e9 {number}" for number in range(40)], [7, -3, 2**60, 0, 11]
 TEXTS = ["a", "", "\u65e5\u672c", "x" * 40, "b\0c"]
 LISTS = {"words": 3, "last_words": 2, "hashed_words": 3, "ranks": 4, "numbers": 3, "parts": 2, "moments": 3, "ids": 2}
+# Features whose ids have weights.
+WEIGHTS = {"last_words": "weights_of_words", "ids": "weights_of_ids"}
 
 
 def vocabulary(column: str, values: list, **more: object) -> Vocabulary:
@@ -68,6 +70,8 @@ def every_encoder() -> dict:
         "parts": BucketizedIds("parts", (0.0, 1.0), is_list=True),
         "moments": TimestampIds("moments", "day", is_list=True),
         "ids": IdentityIds("ids", 60, is_list=True),
+        "weights_of_words": Numerical("weights_of_words", None, (("fill", 0.5), ("clip", 0.1, 2.0)), is_list=True),
+        "weights_of_ids": Numerical("weights_of_ids", None, (("fill", 0.0), ("log1p",)), is_list=True),
         "price": Numerical("price", None, prices),
         "price_2": Numerical("price_2", None, (("fill", -0.5), ("log1p",), ("clip", None, 2.0), ("scale", 0.5, 0.0))),
         "price_missing": MissingIndicator("price"),
@@ -85,9 +89,12 @@ def make_layout() -> RawLayout:
     columns, start = [], 0
     for name in sorted(ids, key=lambda name: (name in LISTS, name)):
         hotness = LISTS.get(name, 1)
-        columns.append(CategoricalInput(name, start, hotness, name in LISTS, encoders[name].cardinality, 4))
+        size, weights = encoders[name].cardinality, WEIGHTS.get(name, "")
+        columns.append(CategoricalInput(name, start, hotness, name in LISTS, size, 4, weights=weights))
         start += hotness
-    numbers = tuple(name for name, encoder in encoders.items() if not hasattr(encoder, "cardinality"))
+    numbers = tuple(
+        name for name, one in encoders.items() if not hasattr(one, "cardinality") and name not in WEIGHTS.values()
+    )
     return RawLayout.of(InputSchema(tuple(columns), numbers), encoders, make_raw_spec())
 
 
@@ -107,12 +114,15 @@ def encoded_rows(layout: RawLayout, raw: dict[str, np.ndarray]) -> dict[str, np.
     encoded = encode_columns(layout.encoders, raw)
     made = {name: np.asarray(encoded[name])[:, None] for name in layout.model.numerical}
     for columns in layout.model.categorical:
-        values = encoded[columns.name]
-        if columns.multihot:
-            part = slice(-columns.hotness, None) if columns.name in layout.keeps_last else slice(columns.hotness)
-            rows = [list(row[part]) for row in values]
-            values = np.array([row + [-1] * (columns.hotness - len(row)) for row in rows])
-        made[columns.name] = values.reshape(-1, columns.hotness).astype(np.int32)
+        for name, padding, dtype in ((columns.name, -1, np.int32), (columns.weights, 0, np.float32)):
+            if not name:
+                continue
+            values = encoded[name]
+            if columns.multihot:
+                part = slice(-columns.hotness, None) if columns.name in layout.keeps_last else slice(columns.hotness)
+                rows = [list(row[part]) for row in values]
+                values = np.array([row + [padding] * (columns.hotness - len(row)) for row in rows])
+            made[name] = values.reshape(-1, columns.hotness).astype(dtype)
     return made
 
 

@@ -76,6 +76,7 @@ def check_by_batches(trained: Path, model: str, exported: Path) -> None:
     from trainer.checkpoint.load_model import load_model
     from trainer.export.onnx_file import load_onnx
     from trainer.export.saved_model_folder import load_signatures
+    from trainer.layout import ModelInputs
 
     saved = load_model(trained / model / "model")
     ways = [load_signatures(exported / "savedmodel")["serving_default"], load_onnx(exported / "onnx" / "model.onnx")]
@@ -83,10 +84,10 @@ def check_by_batches(trained: Path, model: str, exported: Path) -> None:
     for rows in (1, 64, 4096):
         with contextlib.closing(ParquetLoader(spec, "test", global_batch_size=rows, shuffle=False).epoch(0)) as batches:
             batch = next(batches)
-        ids = saved.layout.padded(batch.ids)
-        logits = saved.model(ids, batch.numerical).numpy().astype(np.float64)
+        inputs = ModelInputs(saved.layout.padded(batch.ids), batch.numerical, saved.layout.padded_weights(batch.ids))
+        logits = saved.model(*inputs).numpy().astype(np.float64)
         for predict in ways:
-            predictions = predict(named_inputs(saved.layout, ids, batch.numerical))
+            predictions = predict(named_inputs(saved.layout, inputs))
             for place, task in enumerate(saved.tasks):
                 wanted = 1 / (1 + np.exp(-logits[:, place])) if task.is_binary else logits[:, place]
                 np.testing.assert_allclose(predictions[task.name][:, 0], wanted, rtol=0, atol=1e-5)

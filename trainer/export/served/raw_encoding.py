@@ -185,7 +185,9 @@ class RawEncoder:
                 values = encode(self._crossed(group, singles, made))
             elif group["is_list"]:
                 (name,) = group["columns"]
-                values = self._padded(group["features"][0], read_column([self._columns[name]], [raw[name]]), encode)
+                ids = self._columns[name]["ids"]  # the column of the ids whose weights these are, or the column itself
+                values, of_ids = (read_column([self._columns[one]], [raw[one]]) for one in (name, ids))
+                values = self._padded(group["features"][0], encode(values), of_ids.null)
             else:
                 values = encode(self._selected(singles, group["columns"]))
             for feature, part in zip(group["features"], _split(values, len(group["features"])), strict=True):
@@ -227,13 +229,15 @@ class RawEncoder:
             hashes = mix(hashes ^ key)
         return Values(hashes.view(np.int64), np.zeros(hashes.shape, bool))
 
-    def _padded(self, feature: str, raw: Values, encode: Callable[[Values], np.ndarray]) -> np.ndarray:
-        """Returns the ids of a list feature, [rows, width], padded with PAD where the raw values are null."""
+    def _padded(self, feature: str, values: np.ndarray, null: np.ndarray) -> np.ndarray:
+        """Returns the ids of a list feature, or their weights, [rows, width], padded where the raw ids are null."""
         output = self._outputs[feature]
-        width, lengths = output["width"], (~raw.null).sum(axis=1)
-        ids = np.pad(np.where(raw.null, PAD, encode(raw)), ((0, 0), (0, width)), constant_values=PAD)
+        width, lengths, padding = output["width"], (~null).sum(axis=1), 0
+        if output["dtype"] == "int32":
+            values, padding = np.where(null, PAD, values), PAD
+        values = np.pad(values, ((0, 0), (0, width)), constant_values=padding)
         first = np.maximum(lengths - width, 0) if output["keeps_last"] else np.zeros_like(lengths)
-        return np.take_along_axis(ids, first[:, None] + np.arange(width), axis=1)
+        return np.take_along_axis(values, first[:, None] + np.arange(width), axis=1)
 
 
 # By type: the place of each column, and the values of all.
