@@ -306,7 +306,7 @@ def test_precision_and_xla_follow_the_float32_losses(batches, trained, compute_d
     tolerance = 1e-5 if compute_dtype == "float32" else 0.05
     np.testing.assert_allclose(own, losses, atol=tolerance)
     assert {variable.dtype for variable in model.variables} == {"float32"}
-    assert model(batches[0].ids, batches[0].numerical).dtype == tf.float32
+    assert model(*batches[0].padded(WEIGHTED)).dtype == tf.float32
 
 
 def test_xla_keeps_dropout_masks(batches):

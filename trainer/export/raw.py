@@ -131,14 +131,18 @@ class RawEncoding(tf.Module):
         column = self.layout.columns[columns_of(self.layout.encoders[input_name])[0]]
         ids_column = self.layout.columns[columns_of(self.layout.encoders[feature.name])[0]]
         values, of_ids = (_raw_values([one], raw[one.name]) for one in (column, ids_column))
-        encoded = self._encode([input_name], values)
-        if input_name == feature.name:
-            # Nulls in lists are padding, which the encoder maps to an id like any other value.
-            encoded = tf.where(values.null, tf.constant(PAD, tf.int64), encoded)
-        if feature.name in self.layout.keeps_last:
-            lengths = tf.reduce_sum(tf.cast(~of_ids.null, tf.int32), axis=1)
-            encoded = _moved_to_end(encoded, lengths, feature.hotness)
-        return _cut(encoded, feature.hotness)
+        encoded, hotness = self._encode([input_name], values), feature.hotness
+        # Clients pad ids and weights by themselves. Appending `hotness` makes any row long enough for a slice.
+        length = tf.maximum(tf.shape(encoded)[1], tf.shape(of_ids.null)[1]) + hotness
+        null = _padded(of_ids.null, length, True)
+        # Nulls in lists are padding, which the encoder maps to an id or weight like any other value.
+        padding = tf.constant(PAD if encoded.dtype.is_integer else 0, encoded.dtype)
+        encoded = tf.where(null, padding, _padded(encoded, length, padding))
+        if feature.name not in self.layout.keeps_last:
+            return tf.ensure_shape(encoded[:, :hotness], [None, hotness])
+        lengths = tf.reduce_sum(tf.cast(~null, tf.int32), axis=1)
+        places = tf.maximum(lengths - hotness, 0)[:, None] + tf.range(hotness)
+        return tf.gather(encoded, places, axis=1, batch_dims=1)
 
 
 class _Singles:
@@ -267,18 +271,6 @@ def _take(matrix: tf.Tensor, places: Sequence[int]) -> tf.Tensor:
     return tf.gather(matrix, list(places), axis=1)
 
 
-def _moved_to_end(lists: tf.Tensor, lengths: tf.Tensor, hotness: int) -> tf.Tensor:
-    """Moves the last `hotness` of each row's first `lengths` values to its start, [batch, hotness] with padding."""
-    places = tf.maximum(lengths - hotness, 0)[:, None] + tf.range(hotness)
-    return tf.gather(_padded(lists, hotness), places, axis=1, batch_dims=1)
-
-
-def _cut(lists: tf.Tensor, hotness: int) -> tf.Tensor:
-    """Truncates or pads rows to [batch, hotness]."""
-    return tf.ensure_shape(_padded(lists, hotness)[:, :hotness], [None, hotness])
-
-
-def _padded(lists: tf.Tensor, hotness: int) -> tf.Tensor:
-    """Appends `hotness` times padding to each row, PAD or weight 0, so that any row is long enough for a slice."""
-    padding = 0 if lists.dtype.is_floating else PAD
-    return tf.pad(lists, [[0, 0], [0, hotness]], constant_values=padding)
+def _padded(lists: tf.Tensor, length: tf.Tensor, padding: bool | tf.Tensor) -> tf.Tensor:
+    """Appends padding to rows up to a length."""
+    return tf.pad(lists, [[0, 0], [0, length - tf.shape(lists)[1]]], constant_values=padding)

@@ -232,11 +232,13 @@ class RawEncoder:
     def _padded(self, feature: str, values: np.ndarray, null: np.ndarray) -> np.ndarray:
         """Returns the ids of a list feature, or their weights, [rows, width], padded where the raw ids are null."""
         output = self._outputs[feature]
-        width, lengths, padding = output["width"], (~null).sum(axis=1), 0
-        if output["dtype"] == "int32":
-            values, padding = np.where(null, PAD, values), PAD
-        values = np.pad(values, ((0, 0), (0, width)), constant_values=padding)
-        first = np.maximum(lengths - width, 0) if output["keeps_last"] else np.zeros_like(lengths)
+        width, padding = output["width"], PAD if output["dtype"] == "int32" else 0
+        # Clients pad ids and weights by themselves. Appending `width` makes any row long enough for a slice.
+        length = max(values.shape[1], null.shape[1]) + width
+        null = np.pad(null, ((0, 0), (0, length - null.shape[1])), constant_values=True)
+        values = np.pad(values, ((0, 0), (0, length - values.shape[1])))
+        values = np.where(null, values.dtype.type(padding), values)
+        first = np.maximum((~null).sum(axis=1) - width, 0) if output["keeps_last"] else np.zeros(len(null), np.int64)
         return np.take_along_axis(values, first[:, None] + np.arange(width), axis=1)
 
 
