@@ -186,8 +186,8 @@ class RawEncoder:
             elif group["is_list"]:
                 (name,) = group["columns"]
                 ids = self._columns[name]["ids"]  # the column of the ids whose weights these are, or the column itself
-                values, of_ids = (read_column([self._columns[one]], [raw[one]]) for one in (name, ids))
-                values = self._padded(group["features"][0], encode(values), of_ids.null)
+                read, of_ids = (read_column([self._columns[one]], [raw[one]]) for one in (name, ids))
+                values = self._padded(group["features"][0], encode(read), of_ids.null)
             else:
                 values = encode(self._selected(singles, group["columns"]))
             for feature, part in zip(group["features"], _split(values, len(group["features"])), strict=True):
