@@ -48,9 +48,10 @@ def _check_sizes(spec: FeatureSpec, output: Path, rows: int) -> None:
     """Raises DataError if multi-hot lists do not fit in memory, or the rows do not fit on the disk."""
     block = min(rows, BLOCK_ROWS)
     for feature in spec.multihot:
-        # Lists have max_hotness / 2 ids on average, drawn as float64 (8 bytes) and stored in at most 8 bytes.
+        # Lists have max_hotness / 2 ids on average, drawn as float64 (8 bytes) and stored in at most 8 bytes, as are
+        # their weights.
         check_fits(
-            block * (feature.max_hotness or 0) // 2 * 8,
+            block * (feature.max_hotness or 0) // 2 * 8 * (1 if feature.weights is None else 2),
             f"{output}: feature {feature.name!r}, with up to {feature.max_hotness:,} ids in each of {block:,} rows,",
             "lower its max_hotness in the specification, or --size",
         )

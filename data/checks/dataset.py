@@ -15,7 +15,14 @@ from data.encoding.workflow_folder import ENCODERS_FOLDER, workflow_files
 from data.errors import DataError, listed
 from data.files.csv import read_csv_blocks
 from data.files.parquet import ROWS_PER_ROW_GROUP, ChunkChecksums, arrow_file, read_footer
-from data.files.values import VALUES_SHOWN, Violation, find_violations
+from data.files.values import (
+    VALUES_SHOWN,
+    Violation,
+    find_unequal_lengths,
+    find_violations,
+    list_lengths,
+    unequal_lengths,
+)
 from data.loading.parquet import row_group_rows
 from data.preprocess.findings import MappingCounts
 from data.spec.columns import Column, as_numbers, describe_column, dtype_name, is_list
@@ -96,6 +103,7 @@ class MappingSummary:
         labels: {label name: statistics of its values}.
         beyond_float16: {column name: its values that overflow float16}, for columns that have any.
         counts: counts of its values, from which oddities are found; None to count nothing.
+        lengths: {column name: lengths of its lists}, for ids and weights that are in different chunks.
     """
 
     rows: int = 0
@@ -103,10 +111,13 @@ class MappingSummary:
     labels: dict[str, LabelStatistics] = field(default_factory=dict)
     beyond_float16: dict[str, BeyondFloat16] = field(default_factory=dict)
     counts: MappingCounts | None = None
+    lengths: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
 
 def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> Iterator[Finding]:
-    """Scans all files of a mapping once and yields the findings; memory is bounded by a batch of rows.
+    """Scans all files of a mapping once and yields the findings.
+
+    Memory is bounded by a batch of rows, and 16 bytes per row for each feature whose weights are in another chunk.
 
     Args:
         spec: a valid specification.
@@ -115,6 +126,8 @@ def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> I
     """
     summary.labels = {label.name: LabelStatistics(label) for label in spec.labels}
     summary.files = len(spec.files(mapping))
+    apart = _weights_in_other_chunks(spec, mapping)
+    summary.lengths = {name: [] for pair in apart.items() for name in pair}
     counts = []
     for chunk in spec.chunks(mapping):
         counts.append((yield from _check_chunk(spec, chunk, summary)))
@@ -127,6 +140,7 @@ def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> I
     if not summary.rows and None not in counts:
         yield Finding("mapping without rows", mapping, "expected at least one")
     yield from _check_map(spec, mapping)
+    yield from _check_lengths(spec, mapping, apart, summary)
     for label in spec.labels:
         yield from _check_classes(summary.labels[label.name], mapping)
     for name, found in summary.beyond_float16.items():
@@ -190,6 +204,25 @@ def _check_map(spec: FeatureSpec, mapping: str) -> Iterator[Finding]:
     if feature is not None and mapping == "test" and feature.name not in held:
         fix = "MAP cannot be computed on it; add the column, or evaluate on a mapping that has it"
         yield Finding(f"map feature {feature.name!r} is missing", mapping, fix, is_warning=True)
+
+
+def _weights_in_other_chunks(spec: FeatureSpec, mapping: str) -> dict[str, str]:
+    """Returns {column with weights: multi-hot feature} of those that are in different chunks of a mapping."""
+    chunk_of = {name: index for index, chunk in enumerate(spec.chunks(mapping)) for name in chunk.features}
+    pairs = zip(spec.list_weights, spec.weighted, strict=True)
+    return {own.name: ids.name for own, ids in pairs if chunk_of[own.name] != chunk_of[ids.name]}
+
+
+def _check_lengths(
+    spec: FeatureSpec, mapping: str, apart: dict[str, str], summary: MappingSummary
+) -> Iterator[Finding]:
+    """Compares the lengths of lists in different chunks, unless a chunk lacks rows, which is reported elsewhere."""
+    for own, of in apart.items():
+        weights, ids = (np.concatenate([np.zeros(0, np.int64), *summary.lengths[name]]) for name in (own, of))
+        tally = _Tally()
+        if len(weights) == len(ids) == summary.rows:
+            tally.add(unequal_lengths(describe_column(spec, own), ids, weights), 0)
+        yield from tally.findings(mapping, "rows of the mapping")
 
 
 def _check_classes(statistics: LabelStatistics, mapping: str) -> Iterator[Finding]:
@@ -280,6 +313,7 @@ def _scan_row_group(
         for batch in file.iter_batches(ROWS_PER_ROW_GROUP, row_groups=[group], columns=names):
             for column in columns:
                 tally.add(find_violations(column, _plain(batch.column(column.name))), row)
+            tally.add(find_unequal_lengths(columns, batch), row)
             _count_values(columns, batch, summary)
             _count_beyond_float16(columns, batch, summary, location, row, "rows")
             row += batch.num_rows
@@ -300,6 +334,8 @@ def _count_values(columns: Sequence[Column], rows: pa.Table | pa.RecordBatch, su
     if summary.counts is not None:
         summary.counts.add(rows)
     for column in columns:
+        if column.name in summary.lengths:
+            summary.lengths[column.name].append(list_lengths(rows.column(column.name)))
         if column.kind == LABEL:
             column_values = rows.column(column.name)
             known = column_values.combine_chunks() if isinstance(column_values, pa.ChunkedArray) else column_values

@@ -31,7 +31,8 @@ def max_read(spec: FeatureSpec) -> int:
 
 def _columns(spec: FeatureSpec) -> int:
     """Returns the number of input columns of a batch."""
-    return len(spec.onehot) + len(spec.numerical) + sum(feature.max_hotness or 0 for feature in spec.multihot)
+    lists = sum(feature.max_hotness or 0 for feature in spec.multihot + spec.weighted)
+    return len(spec.onehot) + len(spec.numerical) + lists
 
 
 def draw_sample(
@@ -60,16 +61,18 @@ def draw_sample(
     rng = np.random.default_rng(0)
     row_groups = spread_row_groups(reader.row_group_rows, max_rows, max_read)
     quotas = quotas_of(reader.row_group_rows[row_groups], max_rows)
-    sample, start, lists = reader.allocate(int(quotas.sum())), 0, []
+    sample, start, lists, weights = reader.allocate(int(quotas.sum())), 0, [], []
     for done, (row_group, quota) in enumerate(zip(row_groups.tolist(), quotas.tolist(), strict=True), start=1):
         rows = int(reader.row_group_rows[row_group])
-        decoded = reader.allocate(rows)
+        buffer = reader.allocate(rows)
         positions = rng.permutation(rows)[:quota]
-        lists.append(reader.decode(row_group, 0, rows, decoded).lists.take(positions))
-        copy_rows(decoded, positions, slice_rows(sample, start, start + quota))
+        decoded = reader.decode(row_group, 0, rows, buffer)
+        lists.append(decoded.lists.take(positions))
+        weights.append(decoded.list_weights.take(positions))
+        copy_rows(buffer, positions, slice_rows(sample, start, start + quota))
         start += quota
         on_progress(done, len(row_groups))
-    return sample._replace(multihot=join_rows(lists))
+    return sample._replace(multihot=join_rows(lists), list_weights=join_rows(weights))
 
 
 def spread_row_groups(row_group_rows: np.ndarray, max_rows: int, max_read: int | None = None) -> np.ndarray:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
 from data.errors import DataError
-from data.files.values import VALUES_SHOWN, Violation, find_violations, shorten
+from data.files.values import VALUES_SHOWN, Violation, find_unequal_lengths, find_violations, shorten
 from data.spec.columns import Column, is_list
 from data.spec.features import Chunk
 from data.storage.files import create_new, reading, temporary_beside
@@ -34,7 +34,6 @@ _BLANK = " \t"
 # Also integers printed as floats: 3.0 (and 3.), as pandas writes the ids of a column with nulls.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,40}(?:\.0{0,40})?")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
-_LIST_BODY = re.compile(rf"[ \t]*(?:{_INTEGER.pattern}[ \t]*(?:,[ \t]*{_INTEGER.pattern}[ \t]*)*)?")
 # The spellings of booleans that Arrow accepts.
 _TRUTH = dict.fromkeys(["1", "true", "True", "TRUE"], True) | dict.fromkeys(["0", "false", "False", "FALSE"], False)
 _CELL = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"|([^",]*))(,|$)')
@@ -116,6 +115,7 @@ def _value_problems(table: pa.Table, columns: Sequence[Column], problems: Sequen
             left = problem.without(np.concatenate(unread)) if unread else problem
             if len(left.rows):
                 yield left
+    yield from find_unequal_lengths(columns, table)
 
 
 def _parse(data: bytes, columns: Sequence[Column]) -> tuple[pa.Table, list[Violation]]:
@@ -206,9 +206,9 @@ def _parse_lists(cells: pa.Array, stored: pa.DataType) -> pa.Array:
     # Splitting the body of "[]" gives one empty text rather than none: drop it.
     filled = pc.not_equal(bodies, "").to_numpy(zero_copy_only=False)
     items = parts.flatten().filter(pa.array(np.repeat(filled, lengths)))
-    ids = pc.ascii_trim_whitespace(items).cast(stored.value_type)
+    values = _finish(pc.ascii_trim_whitespace(items).cast(_cell_type(stored.value_type)), stored.value_type)
     offsets = np.concatenate([[0], np.cumsum(lengths * filled)])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), ids)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
 
 def _parse_slowly(data: bytes, columns: Sequence[Column]) -> tuple[pa.Table, list[Violation]]:
@@ -278,9 +278,11 @@ def _parse_cell(text: str, stored: pa.DataType) -> Any:
         return _number(text, stored)
     if pa.types.is_boolean(stored):
         return _truth(text)
-    if text[0] != "[" or text[-1] != "]" or not _LIST_BODY.fullmatch(text[1:-1]):
+    if text[0] != "[" or text[-1] != "]":
         raise ValueError
-    return [_integer(item.strip(_BLANK), stored.value_type) for item in text[1:-1].split(",") if item.strip(_BLANK)]
+    read = _number if pa.types.is_floating(stored.value_type) else _integer
+    items = text[1:-1].split(",") if text[1:-1].strip(_BLANK) else []
+    return [read(item.strip(_BLANK), stored.value_type) for item in items]
 
 
 def _integer(text: str, stored: pa.DataType) -> int:
@@ -401,6 +403,8 @@ def _as_cells(table: pa.Table) -> pa.Table:
     columns = []
     for column in table.columns:
         if is_list(column.type):
+            if column.type.value_type == pa.float16():
+                column = column.cast(pa.list_(pa.float32()))
             texts = pc.binary_join(column.cast(pa.list_(pa.string())), ", ")
             column = pc.binary_join_element_wise("[", texts, "]", "")
         elif column.type == pa.float16():

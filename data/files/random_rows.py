@@ -72,7 +72,14 @@ class _Block:
 
 def _table(spec: FeatureSpec, columns: dict[str, Column], block: _Block, effects: "_Effects") -> pa.Table:
     drawn_later = (LABEL, MAP)
-    arrays = {name: _values(column, block) for name, column in columns.items() if column.kind not in drawn_later}
+    inputs = {name: column for name, column in columns.items() if column.kind not in drawn_later}
+    arrays = {name: _values(column, block) for name, column in inputs.items() if column.ids is None}
+    # Weights last, since they are as many as the ids.
+    arrays |= {
+        name: _list_weights(column, arrays.get(column.ids.name), block)
+        for name, column in inputs.items()
+        if column.ids is not None
+    }
     latents = effects.latents(columns, arrays, block)
     group_column = next((column for column in columns.values() if column.kind == MAP), None)
     starts = None
@@ -99,6 +106,13 @@ def _values(column: Column, block: _Block) -> pa.Array:
         return pa.array(ids, stored)
     least = 0.5 if column.kind == SAMPLE_WEIGHT else 0.0
     return _to_arrow(least + rng.random(block.rows), stored)
+
+
+def _list_weights(column: Column, ids: pa.ListArray | None, block: _Block) -> pa.ListArray:
+    """Returns a random weight in [0, 1] for each of the ids; empty lists if the mapping does not hold the ids."""
+    offsets = pa.array(np.zeros(block.rows + 1), pa.int32()) if ids is None else ids.offsets
+    weights = _to_arrow(block.rng.random(offsets[-1].as_py()), column.type.value_type)
+    return pa.ListArray.from_arrays(offsets, weights)
 
 
 def _skewed_ids(limit: int, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -12,7 +12,7 @@ from data.errors import DataError
 from data.files.csv import CsvBlock, count_lines, read_csv_blocks
 from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.files.parquet import DatasetWriter, parquet_schema
-from data.files.values import Violation
+from data.files.values import Violation, find_unequal_lengths
 from data.progress import progress_bar
 from data.spec.columns import Column, describe_column
 from data.spec.embedding_sizes import SIZES_FILE
@@ -94,10 +94,12 @@ def _transcode_mapping(
     if limit < rows_per_file and rows > limit:
         report(f"{mapping}: {limit:,} rows per file instead of {rows_per_file:,}, to have at least {min_files} files")
     columns = [name for chunk in spec.chunks(mapping) for name in chunk.features]
+    described = [describe_column(spec, name) for name in columns]
     warnings = _Warnings()
     progress = progress_bar(mapping, rows, " rows", report)
     with progress, DatasetWriter(draft, mapping, parquet_schema(spec, columns), limit) as writer:
         for table in _join([_read_chunk(spec, chunk, warnings) for chunk in spec.chunks(mapping)]):
+            _check_lengths(described, table, f"{spec.folder}: mapping {mapping!r}", writer.rows)
             writer.write(table)
             progress.update(table.num_rows)
     for line in warnings.lines():
@@ -148,6 +150,16 @@ def _check_has_no_error(block: CsvBlock, columns: Sequence[Column]) -> None:
     line = block.first_line + int(first.rows[0])
     column = f", column {positions[first.column]} ({first.column})" if first.column else ""
     raise DataError(f"{block.path}, line {line}{column}: {first.what}: {first.values[0]!r}; expected {first.expected}")
+
+
+def _check_lengths(columns: Sequence[Column], table: pa.Table, where: str, first_row: int) -> None:
+    """Raises DataError for the first row with more or fewer weights than ids, which may be in different chunks."""
+    for problem in find_unequal_lengths(columns, table):
+        line = first_row + int(problem.rows[0]) + 1
+        raise DataError(
+            f"{where}, line {line} of all its files, column {problem.column}: {problem.what}: {problem.values[0]!r}; "
+            f"expected {problem.expected}"
+        )
 
 
 class _Warnings:

@@ -1,6 +1,6 @@
 """Find the values of columns that training cannot use, for the checks of CSV files and of whole datasets."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.spec.columns import Column, as_numbers
-from data.spec.features import LABEL, MAP, MULTIHOT, ONEHOT, SAMPLE_WEIGHT
+from data.spec.features import LABEL, LIST_WEIGHTS, MAP, MULTIHOT, ONEHOT, SAMPLE_WEIGHT
 from data.spec.task_types import LabelKind
 
 VALUES_SHOWN = 5
@@ -47,12 +47,46 @@ def find_violations(column: Column, values: pa.Array) -> Iterator[Violation]:
 
     Args:
         column: description of the column; columns of kind None are not checked.
-        values: [rows], of a list type for multi-hot columns, otherwise booleans, integers or floats.
+        values: [rows], of a list type for multi-hot columns and weights of ids, otherwise booleans, integers or floats.
     """
-    if column.kind == MULTIHOT:
+    if column.kind in (MULTIHOT, LIST_WEIGHTS):
         yield from _list_violations(column, values)
     elif column.kind is not None:
         yield from _scalar_violations(column, as_numbers(values))
+
+
+def find_unequal_lengths(columns: Sequence[Column], rows: pa.Table | pa.RecordBatch) -> Iterator[Violation]:
+    """Yields the rows that have more or fewer weights than ids, one `Violation` per column of weights.
+
+    Args:
+        columns: descriptions of columns of the rows; weights are compared if the ids are among these columns, too.
+        rows: rows with lists in these columns. Missing lists are not compared.
+    """
+    names = {column.name for column in columns}
+    for column in columns:
+        if column.kind == LIST_WEIGHTS and column.ids is not None and column.ids.name in names:
+            ids, weights = (list_lengths(rows.column(name)) for name in (column.ids.name, column.name))
+            yield from unequal_lengths(column, ids, weights)
+
+
+def list_lengths(lists: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Returns the lengths of lists, [rows] int64, -1 for null."""
+    return pc.fill_null(pc.list_value_length(lists), -1).to_numpy().astype(np.int64)
+
+
+def unequal_lengths(column: Column, ids: np.ndarray, weights: np.ndarray) -> Iterator[Violation]:
+    """Yields the rows in which the lengths of two lists, as `list_lengths` returns them, differ.
+
+    Args:
+        column: description of the column of weights.
+        ids: [rows] int64 lengths of the lists of ids.
+        weights: [rows] int64 lengths of the lists of weights.
+    """
+    rows = np.flatnonzero((ids != weights) & (ids >= 0) & (weights >= 0))
+    if len(rows):
+        found = tuple(f"{ids[row]} ids, {weights[row]} weights" for row in rows[:VALUES_SHOWN])
+        of = "" if column.ids is None else f" of {column.ids.name!r}"
+        yield Violation("more or fewer weights than ids", column.name, rows, found, f"a weight for each id{of}")
 
 
 def shorten(text: str) -> str:
@@ -73,22 +107,22 @@ def _scalar_violations(column: Column, values: pa.Array) -> Iterator[Violation]:
 
 def _rule_name(column: Column) -> str:
     """Returns the name of the rule that a value outside the domain of a column violates."""
-    name = {ONEHOT: "id out of range", MAP: "not a group", SAMPLE_WEIGHT: "not a weight"}.get(column.kind or "")
+    names = {ONEHOT: "id out of range", MULTIHOT: "id out of range", MAP: "not a group"}
+    names |= {SAMPLE_WEIGHT: "not a weight", LIST_WEIGHTS: "not a weight"}
     is_any_number = column.kind != LABEL or column.feature.label_kind is LabelKind.NUMBER
-    return name or ("not finite" if is_any_number else "label value")
+    return names.get(column.kind or "") or ("not finite" if is_any_number else "label value")
 
 
 def _list_violations(column: Column, values: pa.Array) -> Iterator[Violation]:
     missing = values.is_null().to_numpy(zero_copy_only=False)
     lengths = np.where(missing, 0, values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
-    ids = as_numbers(values.flatten())  # [sum of lengths]; null lists contribute none
-    rows = np.repeat(np.arange(len(values)), lengths)  # [sum of lengths] the row of each id
-    without_id = ids.is_null().to_numpy(zero_copy_only=False)
-    missing[rows[without_id]] = True
+    items = as_numbers(values.flatten())  # [sum of lengths]; null lists contribute none
+    rows = np.repeat(np.arange(len(values)), lengths)  # [sum of lengths] the row of each item
+    missing[rows[items.is_null().to_numpy(zero_copy_only=False)]] = True
     yield from _violation("missing value", column, values, missing)
     outside = np.zeros(len(values), bool)
-    outside[rows[~column.domain.allows(ids.fill_null(0).to_numpy(zero_copy_only=False))]] = True
-    yield from _violation("id out of range", column, values, outside)
+    outside[rows[~column.domain.allows(items.fill_null(0).to_numpy(zero_copy_only=False))]] = True
+    yield from _violation(_rule_name(column), column, values, outside)
     hotness = column.feature.max_hotness
     if hotness is not None:
         what = f"list longer than max_hotness {hotness}"

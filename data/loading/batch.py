@@ -10,7 +10,7 @@ from data.loading.lists import Lists, empty_lists, join_rows
 from data.spec.feature_spec import FeatureSpec
 
 PAD = -1
-ID_BYTES = 4
+ITEM_BYTES = 4  # of a value in a list: an int32 id, or its float32 weight
 
 
 class Ids(NamedTuple):
@@ -83,7 +83,7 @@ def empty_batch(spec: FeatureSpec, rows: int, *, with_group: bool, extra_dtypes:
     return Batch(
         onehot=empty_array((rows, len(spec.onehot)), np.int32),
         multihot=empty_lists(rows, 0),
-        list_weights=empty_lists(rows, 0),
+        list_weights=empty_lists(rows, 0, np.float32),
         numerical=empty_array((rows, len(spec.numerical)), np.float32),
         labels=empty_array((rows, len(spec.labels)), np.float32),
         weights=empty_array((rows,), np.float32),
@@ -96,12 +96,12 @@ def empty_batch(spec: FeatureSpec, rows: int, *, with_group: bool, extra_dtypes:
 def bytes_per_row(spec: FeatureSpec, *, with_group: bool, extra_dtypes: Sequence[np.dtype] = ()) -> int:
     """Return the bytes per row of a batch with empty lists, counting 8 per text (the pointer alone).
 
-    Each id of a list takes another ID_BYTES.
+    Each id of a list, and each weight, takes another ITEM_BYTES.
     """
     columns = len(spec.onehot) + len(spec.numerical) + len(spec.labels)
     # 4 bytes: int32 ids, float32 numbers, labels and the weight. 8 bytes: int64 `rows` and `group`. 12 bytes: the int32
     # length of a list, and the int64 position of its end.
-    lists = 12 * len(spec.multihot)
+    lists = 12 * (len(spec.multihot) + len(spec.weighted))
     return 4 * (columns + 1) + lists + 8 * (1 + with_group) + sum(dtype.itemsize for dtype in extra_dtypes)
 
 

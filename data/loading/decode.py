@@ -20,6 +20,7 @@ from data.spec.features import Feature
 OovPolicy = Literal["error", "unseen", "clip", "drop"]
 # Rows transposed at a time, few enough for source and target to stay in the CPU cache.
 BLOCK_ROWS = 8192
+LIST_DTYPES = {"multihot": np.int32, "list_weights": np.float32}
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ def batch_columns(
     columns = [column(feature, "onehot", slot) for slot, feature in enumerate(spec.onehot)]
     columns += [
         column(feature, "multihot", slot, feature.max_hotness or 1) for slot, feature in enumerate(spec.multihot)
+    ]
+    columns += [
+        column(weights, "list_weights", slot, feature.max_hotness or 1)
+        for slot, (feature, weights) in enumerate(zip(spec.weighted, spec.list_weights, strict=True))
     ]
     columns += [column(feature, "numerical", slot) for slot, feature in enumerate(spec.numerical)]
     columns += [column(feature, "labels", slot) for slot, feature in enumerate(spec.labels)]
@@ -184,12 +189,14 @@ class Decoded(NamedTuple):
 
     Attributes:
         lists: the lists of int32 of the multi-hot features, [rows, features] in channel order.
+        list_weights: the lists of float32 of their weights, [rows, weighted features] in channel order.
         cut: number of lists cut to max_hotness, by column.
         replaced: [replaced] int64 row of each id that was out of range, by column; columns without such ids are
             left out.
     """
 
     lists: Lists
+    list_weights: Lists
     cut: Mapping[str, int]
     replaced: Mapping[str, np.ndarray]
 
@@ -198,12 +205,14 @@ class DecodedTable(NamedTuple):
     """The lists of a table with some of the columns of a batch, and the values that were changed while decoding.
 
     Attributes:
-        lists: [rows, 1] lists of int32 of each multi-hot feature in the table, by column.
+        lists: [rows, 1] lists of each multi-hot feature (int32) and weights (float32) in the table, by column.
+        lengths: [rows, 1] int32 lengths of these lists before they were cut, by column.
         cut: number of lists cut to max_hotness, by column.
         replaced: as in `Decoded`.
     """
 
     lists: Mapping[str, Lists]
+    lengths: Mapping[str, np.ndarray]
     cut: Mapping[str, int]
     replaced: Mapping[str, np.ndarray]
 
@@ -226,6 +235,7 @@ def decode_table(table: pa.Table, columns: Sequence[BatchColumn], location: Loca
     # Columns are decoded one by one, then transposed together into the row-major fields [rows, columns].
     matrices: dict[str, list[tuple[int, np.ndarray]]] = {"onehot": [], "numerical": [], "labels": []}
     lists: dict[str, Lists] = {}
+    lengths: dict[str, np.ndarray] = {}
     cut: dict[str, int] = {}
     replaced: dict[str, np.ndarray] = {}
     for column in columns:
@@ -236,8 +246,9 @@ def decode_table(table: pa.Table, columns: Sequence[BatchColumn], location: Loca
         if column.longest is not None:
             whole, bad_rows = _decode_lists(column, array, location)
             kept = whole.cut([column.longest])
-            cut[column.name] = 0 if kept is whole else int(np.count_nonzero(kept.lengths < whole.lengths))
-            lists[column.name] = kept.astype(np.int32)
+            if column.field == "multihot":  # their weights are cut alike
+                cut[column.name] = 0 if kept is whole else int(np.count_nonzero(kept.lengths < whole.lengths))
+            lists[column.name], lengths[column.name] = kept.astype(LIST_DTYPES[column.field]), whole.lengths
         else:
             values, bad_rows = _decode_numbers(column, array, location)
             if column.field in matrices:
@@ -248,7 +259,7 @@ def decode_table(table: pa.Table, columns: Sequence[BatchColumn], location: Loca
             replaced[column.name] = bad_rows
     for field, slots in matrices.items():
         _copy_columns(slots, getattr(out, field))
-    return DecodedTable(lists, cut, replaced)
+    return DecodedTable(lists, lengths, cut, replaced)
 
 
 def extra_dtype(stored: pa.DataType) -> np.dtype:
@@ -274,7 +285,7 @@ def _decode_extra(column: BatchColumn, array: pa.Array, location: Location) -> n
 
 
 def _decode_lists(column: BatchColumn, array: pa.Array, location: Location) -> tuple[Lists, np.ndarray]:
-    """Return the [rows, 1] lists and the [replaced] int64 row of each id that was replaced."""
+    """Return the [rows, 1] whole lists and the [replaced] int64 row of each id that was replaced."""
     reject_nulls(column, array, location)
     if pa.types.is_fixed_size_list(array.type):
         offsets = np.arange(len(array) + 1) * array.type.list_size

@@ -68,6 +68,8 @@ class Lists:
                 list (i, c) of the result is list (rows[i, c], c).
         """
         columns = self.lengths.shape[1]
+        if not columns:
+            return Lists(self.values, np.empty((len(rows), 0), np.int32))
         if rows.ndim > 1:
             return self.gather(rows * columns + np.arange(columns))
         return Lists(_copies(self.values, self._row_ends, rows), np.take(self.lengths, rows, axis=0))
@@ -116,9 +118,9 @@ class Lists:
         return matrix
 
 
-def empty_lists(rows: int, columns: int) -> Lists:
-    """Return a table of empty lists of int32 values."""
-    return Lists(np.empty(0, np.int32), np.zeros((rows, columns), np.int32))
+def empty_lists(rows: int, columns: int, dtype: DTypeLike = np.int32) -> Lists:
+    """Return a table of empty lists."""
+    return Lists(np.empty(0, dtype), np.zeros((rows, columns), np.int32))
 
 
 def from_padded(matrix: np.ndarray, widths: Sequence[int]) -> Lists:
@@ -132,6 +134,8 @@ def join_rows(parts: Sequence[Lists]) -> Lists:
     """Return the rows of tables with the same columns, table after table; without a copy if there is only one table."""
     if len(parts) == 1:
         return parts[0]
+    if not parts[0].lengths.shape[1]:
+        return Lists(parts[0].values, np.empty((sum(map(len, parts)), 0), np.int32))
     values = empty_array((sum(len(part.values) for part in parts),), parts[0].values.dtype)
     np.concatenate([part.values for part in parts], out=values)
     return Lists(values, np.concatenate([part.lengths for part in parts]))

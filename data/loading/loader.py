@@ -44,14 +44,14 @@ class _OpenWindow:
         part: the rows of the window to read, and the step that each of them belongs to.
         buffer: the decoded rows, except for their lists.
         decoding: for each range of rows to be waited for, its first position in `buffer` and its future, in order.
-        lists: the lists of the decoded rows; None as long as `decoding` is not empty.
+        lists: the lists of the decoded rows, and their weights; None as long as `decoding` is not empty.
         replaced: by feature, the positions in `buffer` of the replaced ids.
     """
 
     part: WindowSlice
     buffer: Batch
     decoding: list[tuple[int, Future[Decoded]]]
-    lists: Lists | None
+    lists: tuple[Lists, Lists] | None
     replaced: dict[str, list[np.ndarray]]
 
 
@@ -96,8 +96,8 @@ class StreamReader:
                 filled = end
             self._open.append(_OpenWindow(part, buffer, decoding, None, {}))
 
-    def rows_of_step(self, step: int) -> Iterator[tuple[Batch, Lists, np.ndarray]]:
-        """Yield decoded rows, their lists, and the [rows] int32 positions in them that belong to the step.
+    def rows_of_step(self, step: int) -> Iterator[tuple[Batch, tuple[Lists, Lists], np.ndarray]]:
+        """Yield decoded rows, their lists and weights, and the [rows] int32 positions in them that belong to the step.
 
         Must be called for every step, in order: a window's buffer is reused after its last step. Most steps use one
         window; a step that crosses a border uses several.
@@ -116,17 +116,18 @@ class StreamReader:
             self._spare.append(window.buffer)
             self.open(OPEN_WINDOWS)
 
-    def _complete(self, window: _OpenWindow) -> Lists:
+    def _complete(self, window: _OpenWindow) -> tuple[Lists, Lists]:
         """Wait for all ranges of a window, as the shuffled rows of a step come from anywhere in it, and join lists."""
-        parts = []
+        lists, weights = [], []
         for first, decoding in window.decoding:
             decoded = decoding.result()
-            parts.append(decoded.lists)
+            lists.append(decoded.lists)
+            weights.append(decoded.list_weights)
             self._truncated.update(decoded.cut)
             for name, rows in decoded.replaced.items():
                 window.replaced.setdefault(name, []).append(rows + first)
         window.decoding.clear()
-        window.lists = join_rows(parts)
+        window.lists = join_rows(lists), join_rows(weights)
         return window.lists
 
 
@@ -143,11 +144,11 @@ class ParquetLoader:
     of one worker. A step has at most `global_batch_size` rows, so that an epoch may have more steps, and the workers'
     rows differ by about a group. Memory holds all rows of the mapping.
 
-    A row takes 4 * (one-hot and numerical features + labels) + 12 bytes (20 with the group), and each of its lists 12
-    bytes and 4 per id: 180 bytes for Outbrain's 29 features, with 2 ids in each of 3 lists. Memory holds
-    BATCHES_AHEAD + 2 batches and two windows of each stream (see `data.loading.shuffle`) that the worker reads: about
-    2**20 rows divided by the number of workers, and at least two row groups. With `shuffle`, the window buffers, except
-    for their lists, are kept between epochs.
+    A row takes 4 * (one-hot and numerical features + labels) + 12 bytes (20 with the group), and each of its lists, of
+    ids or of their weights, 12 bytes and 4 per value: 180 bytes for Outbrain's 29 features, with 2 ids in each of 3
+    lists. Memory holds BATCHES_AHEAD + 2 batches and two windows of each stream (see `data.loading.shuffle`) that the
+    worker reads: about 2**20 rows divided by the number of workers, and at least two row groups. With `shuffle`, the
+    window buffers, except for their lists, are kept between epochs.
 
     Windows are counted in rows, whatever the length of their lists, so that the order of the rows does not depend on
     it. Memory is bounded all the same: a list has at most max_hotness ids. Whether it suffices is checked for the ids
@@ -222,7 +223,7 @@ class ParquetLoader:
             oov_policy=oov_policy,
         )
         self._reader = reader if part is None else PartReader(reader, part)
-        self._spec_folder, self._list_columns = spec.folder, len(spec.multihot)
+        self._spec_folder, self._list_columns = spec.folder, (len(spec.multihot), len(spec.weighted))
         self._mapping, self._shuffle, self._seed = mapping, shuffle, seed
         self.oov_policy, self._edit = oov_policy, edit
         self._worker, self._workers = worker, workers
@@ -355,16 +356,19 @@ class ParquetLoader:
                 stream.open(windows)
         for step in steps:
             # Each field of `batch` is [local_batch_size, ...]; stream after stream fills the next rows.
-            batch, filled, lists = self._reader.allocate(self.local_batch_size), 0, []
+            batch, filled = self._reader.allocate(self.local_batch_size), 0
+            lists, weights = [], []
             for stream in streams:
-                for rows, window_lists, positions in stream.rows_of_step(step):
+                for rows, (window_lists, window_weights), positions in stream.rows_of_step(step):
                     copy_rows(rows, positions, slice_rows(batch, filled, filled + len(positions)))
                     lists.append(window_lists.take(positions))
+                    weights.append(window_weights.take(positions))
                     filled += len(positions)
             pad_rows(slice_rows(batch, filled, self.local_batch_size))
-            if filled < self.local_batch_size:
-                lists.append(empty_lists(self.local_batch_size - filled, self._list_columns))
-            yield batch._replace(multihot=join_rows(lists))
+            if padding := self.local_batch_size - filled:
+                lists.append(empty_lists(padding, self._list_columns[0]))
+                weights.append(empty_lists(padding, self._list_columns[1], np.float32))
+            yield batch._replace(multihot=join_rows(lists), list_weights=join_rows(weights))
 
     def _warn_of_changed_rows(self) -> None:
         for name, count in self.truncated.items():

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from data.errors import DataError, LostInputError, listed, nearest
 from data.files.parquet import ChunkChecksums, arrow_file, read_footer
-from data.loading.batch import ID_BYTES, Batch, bytes_per_row, empty_batch, slice_rows
+from data.loading.batch import ITEM_BYTES, Batch, bytes_per_row, empty_batch, slice_rows
 from data.loading.decode import BatchColumn, Decoded, Location, OovPolicy, batch_columns, decode_table, extra_dtype
 from data.loading.lists import Lists, empty_lists, join_columns, join_rows
 from data.spec.feature_spec import FeatureSpec
@@ -86,8 +86,8 @@ class ParquetFile:
         values = sum(chunk.num_values for chunk in found if f"{chunk.path_in_schema}.".startswith(f"{name}."))
         return values * item.bit_width // 8
 
-    def list_ids(self, name: str) -> np.ndarray:
-        """Return the number of ids in the lists of a column, [row_groups] int64; an empty list counts as one."""
+    def list_values(self, name: str) -> np.ndarray:
+        """Return the number of values in the lists of a column, [row_groups] int64; an empty list counts as one."""
         paths = [self.metadata.schema.column(index).path for index in range(self.metadata.num_columns)]
         # A list column is stored under a nested path such as NAME.list.element.
         found = [index for index, path in enumerate(paths) if path.startswith(f"{name}.")]
@@ -185,9 +185,9 @@ class ColumnGroup:
         file, row_group = self.files[self._file[longest]], int(self._row_group[longest])
         return sum(file.column_bytes(row_group, column.name) for column in self.columns)
 
-    def ids_per_row(self, column: BatchColumn) -> float:
-        """Return an upper bound of the mean length of a multi-hot feature's lists in any row group, after the cut."""
-        counts = np.concatenate([file.list_ids(column.name) for file in self.files])
+    def values_per_row(self, column: BatchColumn) -> float:
+        """Return an upper bound of the mean length of a column's lists in any row group, after the cut."""
+        counts = np.concatenate([file.list_values(column.name) for file in self.files])
         sizes = np.concatenate([file.row_group_rows() for file in self.files])
         return min(float(np.max(counts / np.maximum(sizes, 1))), column.longest or 0)
 
@@ -310,13 +310,14 @@ class ParquetReader:
 
     @cached_property
     def _bytes_by_list(self) -> dict[str, int]:
-        """Bytes per row of each multi-hot feature's ids, in the row group that has the most of them per row."""
+        """Bytes per row of each multi-hot feature's ids and weights, in the row group with the most of them per row."""
         lists = ((group, column) for group in self._groups for column in group.columns if column.longest is not None)
-        return {column.name: math.ceil(ID_BYTES * group.ids_per_row(column)) for group, column in lists}
+        own = {column.name: math.ceil(ITEM_BYTES * group.values_per_row(column)) for group, column in lists}
+        return {feature.name: own[feature.name] + own.get(feature.weights or "", 0) for feature in self._spec.multihot}
 
     @property
     def list_bytes(self) -> int:
-        """Bytes per row of the ids of all lists, in the row groups that have the most of them per row."""
+        """Bytes per row of the values of all lists, in the row groups that have the most of them per row."""
         return sum(self._bytes_by_list.values())
 
     @property
@@ -327,7 +328,7 @@ class ParquetReader:
 
     @property
     def widest_list(self) -> tuple[str, int]:
-        """Name of the multi-hot feature with the most ids and its part of `list_bytes`; ("", 0) without any."""
+        """Name of the multi-hot feature with the most ids and weights, and its part of `list_bytes`, or ("", 0)."""
         return max(self._bytes_by_list.items(), key=lambda entry: entry[1], default=("", 0))
 
     @property
@@ -359,7 +360,8 @@ class ParquetReader:
             The lists, which of them were cut, and the ids that were replaced, with row numbers relative to `out`.
 
         Raises:
-            DataError: if a file is damaged or a value is out of range, naming file, row group, row and column.
+            DataError: if a file is damaged, a value is out of range or a list has more or fewer ids than weights,
+                naming file, row group, row and column.
         """
         begin, end = (int(self._row_group_starts[row_group]) + row for row in (start, stop))
         out.rows[:] = np.arange(begin, end)
@@ -368,6 +370,7 @@ class ParquetReader:
         if self._lacks_labels:
             out.labels[:] = np.nan
         lists: dict[str, list[Lists]] = {}
+        lengths: dict[str, list[np.ndarray]] = {}
         cut: Counter[str] = Counter()
         replaced: dict[str, np.ndarray] = {}
         for group in self._groups:
@@ -381,6 +384,7 @@ class ParquetReader:
                 cut.update(decoded.cut)
                 for name, own in decoded.lists.items():
                     lists.setdefault(name, []).append(own)
+                    lengths.setdefault(name, []).append(decoded.lengths[name])
                 for name, bad_rows in decoded.replaced.items():
                     earlier = replaced.get(name, bad_rows[:0])
                     replaced[name] = np.concatenate([earlier, bad_rows + first])
@@ -388,8 +392,29 @@ class ParquetReader:
             # After all column groups, since decoding the one with the weights overwrites them.
             for bad_rows in replaced.values():
                 out.weights[bad_rows] = 0
-        columns = [join_rows(lists[feature.name]) for feature in self._spec.multihot]
-        return Decoded(join_columns([empty_lists(stop - start, 0), *columns]), cut, replaced)
+        self._check_weights(begin, lengths)
+        ids, weights = (
+            join_columns([empty_lists(stop - start, 0, dtype), *(join_rows(lists[each.name]) for each in features)])
+            for features, dtype in ((self._spec.multihot, np.int32), (self._spec.list_weights, np.float32))
+        )
+        return Decoded(ids, weights, cut, replaced)
+
+    def _check_weights(self, begin: int, lengths: Mapping[str, Sequence[np.ndarray]]) -> None:
+        """Raise a DataError if a list has more or fewer ids than weights, before the cut; rows count from `begin`."""
+        for feature, weights in zip(self._spec.weighted, self._spec.list_weights, strict=True):
+            ids, own = (np.concatenate(lengths[name])[:, 0] for name in (feature.name, weights.name))
+            if np.array_equal(ids, own):
+                continue
+            wrong = np.flatnonzero(ids != own)
+            row = begin + int(wrong[0])
+            location, other = self.location(feature.name, row), self.location(weights.name, row)
+            elsewhere = "" if other == location else f" in row {other.first_row} of {other.path}"
+            raise DataError(
+                f"{location.path}, row group {location.row_group}: {len(wrong)} rows have more or fewer weights than "
+                f"ids, the first of them row {location.first_row} of the file: {ids[wrong[0]]} ids in column "
+                f"{feature.name!r}, {own[wrong[0]]} weights in column {weights.name!r}{elsewhere}; expected a weight "
+                "for each id: write both lists again. check_dataset.py lists all such rows."
+            )
 
     def location(self, column: str, row: int) -> Location:
         """Return the file, row group and row within the file that store a decoded column at a row of the dataset."""

@@ -53,9 +53,9 @@ class PartReader:
         buffer = self._reader.allocate(last - first)
         decoded = self._reader.decode(row_group, first, last, buffer)
         copy_rows(buffer, positions - first, out)
-        lists = decoded.lists.take(positions - first)
+        lists, weights = (own.take(positions - first) for own in (decoded.lists, decoded.list_weights))
         replaced = {name: _places_of(rows, positions - first) for name, rows in decoded.replaced.items()}
-        return Decoded(lists, decoded.cut, replaced)
+        return Decoded(lists, weights, decoded.cut, replaced)
 
     def _positions(self, row_group: int) -> np.ndarray:
         """Return the positions of the part's rows in a row group, ascending."""

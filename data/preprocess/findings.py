@@ -235,6 +235,7 @@ class DatasetCounts:
     def _unused(self) -> Iterator[Oddity]:
         for name, feature in self._spec.features.items():
             is_kept = name in self._on_purpose or (self._encoders and name not in self._encoders)
+            is_kept = is_kept or name in self._spec.ids_of_weights
             if name not in self._spec.channel_of and feature.role is None and not is_kept:
                 yield Oddity(
                     "column in no channel", name, feature.dtype or "no dtype", "no model sees it; see channel_spec"

@@ -9,6 +9,7 @@ from data.spec.feature_spec import FeatureSpec
 from data.spec.features import (
     FLOAT_DTYPES,
     LABEL,
+    LIST_WEIGHTS,
     MAP,
     MULTIHOT,
     NUMERICAL,
@@ -25,6 +26,7 @@ DEFAULT_DTYPES = {
     LABEL: "float32",
     MAP: "int64",
     SAMPLE_WEIGHT: "float32",
+    LIST_WEIGHTS: "float32",
 }
 INT64 = np.iinfo(np.int64)
 LARGEST = float(np.finfo(np.float32).max)
@@ -88,21 +90,23 @@ class Column:
 
     Attributes:
         name: name of the feature.
-        kind: channel of the feature, `SAMPLE_WEIGHT`, or None for a column that training does not use.
-        type: Arrow type in which the column is written; a list type for multi-hot features.
+        kind: channel of the feature, `SAMPLE_WEIGHT`, `LIST_WEIGHTS`, or None for a column that training does not use.
+        type: Arrow type in which the column is written; a list type for multi-hot features and their weights.
         feature: entry of the feature in the specification.
+        ids: for weights of ids, used or not, the feature that has these ids; otherwise None.
     """
 
     name: str
     kind: str | None
     type: pa.DataType
     feature: Feature
+    ids: Feature | None = None
 
     @property
     def expected(self) -> str:
         """The allowed values of a cell, in words."""
         words = _EXPECTED[self.kind](self.feature) if self.kind else "a value"
-        is_finite = words.startswith("a finite number") and dtype_name(self.type) == "float64"
+        is_finite = "finite number" in words and dtype_name(self.type) == "float64"
         return f"{words}{' within the range of float32' if is_finite else ''}, {dtype_name(self.type)}"
 
     @property
@@ -110,13 +114,13 @@ class Column:
         """The parquet types that can be read, in words."""
         if self.kind in (ONEHOT, MULTIHOT, MAP):
             return "lists of integers" if self.kind == MULTIHOT else "integers"
-        return "numbers"
+        return "lists of numbers" if self.kind == LIST_WEIGHTS else "numbers"
 
     def accepts(self, stored: pa.DataType) -> bool:
         """Returns whether the column can be read from a parquet type; any will do if training does not use it."""
         if self.kind is None:
             return True
-        if is_list(stored) != (self.kind == MULTIHOT):
+        if is_list(stored) != (self.kind in (MULTIHOT, LIST_WEIGHTS)):
             return False
         item = stored.value_type if is_list(stored) else stored
         # Spark and pandas write ids of columns with nulls as floats (3.0), which must represent every id exactly.
@@ -136,7 +140,7 @@ class Column:
             return Domain(0, last, is_whole=True)
         if self.kind == MAP:
             return GROUPS
-        if self.kind == SAMPLE_WEIGHT:
+        if self.kind in (SAMPLE_WEIGHT, LIST_WEIGHTS):
             return Domain(low=0)
         if self.kind == LABEL and not feature.is_number:
             return Domain(0, 1 if feature.is_binary else last, is_whole=True, may_miss=may_miss)
@@ -158,8 +162,12 @@ def describe_column(spec: FeatureSpec, name: str) -> Column:
     if kind in (ONEHOT, MULTIHOT) and dtype in FLOAT_DTYPES:  # ids are read from floats, but always written as integers
         dtype = DEFAULT_DTYPES[kind]
     item = pa.from_numpy_dtype(np.dtype(dtype or "int64"))
-    is_list = kind == MULTIHOT or (kind is None and feature.max_hotness is not None)
-    return Column(name, kind, pa.list_(item) if is_list else item, feature)
+    has_list_keys = feature.max_hotness is not None or feature.weights is not None
+    is_list = kind in (MULTIHOT, LIST_WEIGHTS) or (kind is None and has_list_keys)
+    ids = spec.ids_of_weights.get(name)
+    if ids is not None and ids not in spec.multihot:
+        kind = None
+    return Column(name, kind, pa.list_(item) if is_list else item, feature, ids)
 
 
 def as_numbers(values: pa.Array) -> pa.Array:
@@ -182,6 +190,8 @@ def is_list(stored: pa.DataType) -> bool:
 
 
 def _kind(spec: FeatureSpec, name: str) -> str | None:
+    if name in spec.ids_of_weights:
+        return LIST_WEIGHTS
     return spec.channel_of.get(name) or (SAMPLE_WEIGHT if spec.features[name].role == SAMPLE_WEIGHT else None)
 
 
@@ -197,4 +207,5 @@ _EXPECTED = {
     LABEL: _expected_label,
     MAP: lambda feature: "an integer",
     SAMPLE_WEIGHT: lambda feature: "a finite number of at least 0",
+    LIST_WEIGHTS: lambda feature: 'a list of finite numbers of at least 0 such as "[0.5, 1]"',
 }

@@ -110,6 +110,7 @@ class _FeatureKeys(TypedDict, total=False):
     dtype: NumpyDtype
     cardinality: PositiveInteger
     max_hotness: PositiveInteger
+    weights: Name
     embedding_dim: Width
     table: Name
     wide: Annotated[Wide, expects_one_of(Wide)]

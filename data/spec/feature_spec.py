@@ -201,6 +201,16 @@ class FeatureSpec:
         return tuple(feature for feature in self.multihot if feature.weights is not None)
 
     @property
+    def list_weights(self) -> tuple[Feature, ...]:
+        """Columns with the weights of the ids of each feature in `weighted`, in the same order."""
+        return tuple(self.features[feature.weights] for feature in self.multihot if feature.weights is not None)
+
+    @cached_property
+    def ids_of_weights(self) -> dict[str, Feature]:
+        """{name of a column with weights of ids: the feature that has these ids}, whether or not it is in a channel."""
+        return {feature.weights: feature for feature in self.features.values() if feature.weights is not None}
+
+    @property
     def numerical(self) -> tuple[Feature, ...]:
         """Features with one number per row."""
         return self.channel(NUMERICAL)

@@ -26,6 +26,7 @@ Missing = Literal["error", "ignore"]
 Role = Literal["sample_weight"]
 Wide = Literal["only", "too", "no"]
 SAMPLE_WEIGHT = "sample_weight"
+LIST_WEIGHTS = "list_weights"
 # Joins the names of a label and of its chain of `given` labels in the metric keys of their joint event
 # ("click+conversion").
 JOINT = "+"

@@ -22,6 +22,7 @@ from data.spec.features import (
     LABEL,
     LABEL_COLUMN,
     LABEL_KEYS,
+    LIST_KEYS,
     MAP,
     MULTIHOT,
     NEGATIVE_RATE,
@@ -103,7 +104,7 @@ def check_map(parts: Parts) -> Iterator[Problem]:
 
 
 def check_keys_of_inputs(parts: Parts) -> Iterator[Problem]:
-    """Checks that `max_hotness` and the keys of ids are only stated for channels in which they have a meaning.
+    """Checks that the keys of lists and of ids are only stated for channels in which they have a meaning.
 
     Features in no channel may state them: they describe a column that is stored but not used.
     """
@@ -112,9 +113,10 @@ def check_keys_of_inputs(parts: Parts) -> Iterator[Problem]:
         channel = channel_of.get(name)
         if channel == MULTIHOT and "max_hotness" not in keys and ("feature_spec", name) not in parts.incomplete:
             yield Problem(_feature_path(name, "max_hotness"), "is missing; write the most ids that one row has")
-        if "max_hotness" in keys and channel not in (MULTIHOT, None):
-            message = f"is only for {MULTIHOT} and the feature is in {channel}; remove it or move the feature"
-            yield Problem(_feature_path(name, "max_hotness"), message)
+        if channel not in (MULTIHOT, None):
+            for key in sorted(keys.intersection(LIST_KEYS)):
+                message = f"is only for {MULTIHOT} and the feature is in {channel}; remove it or move the feature"
+                yield Problem(_feature_path(name, key), message)
         if channel not in (*CATEGORICAL_CHANNELS, None):
             for key in sorted(keys.intersection(ID_KEYS)):
                 message = f"is only for categorical features and the feature is in {channel}; remove it"
@@ -177,6 +179,33 @@ def check_unseen_values(parts: Parts) -> Iterator[Problem]:
             yield Problem(path, f"{other!r} is in {channel_of[other]}; name a feature of {ONEHOT}")
         elif other not in parts.features and ("feature_spec",) not in parts.incomplete:
             yield Problem(path, f"{other!r} is not in feature_spec", other, onehot)
+
+
+def check_list_weights(parts: Parts) -> Iterator[Problem]:
+    """Checks that the weights of a multi-hot feature are a column in no channel, and of one feature only."""
+    channel_of, weighs = parts.channel_of(), dict[str, str]()
+    unused = tuple(islice((name for name in parts.features if name not in channel_of), MAX_NAMES_COMPARED))
+    for name, feature in parts.features.items():
+        weights, path = feature.weights, _feature_path(name, "weights")
+        if weights is None or channel_of.get(name) not in (MULTIHOT, None):
+            continue  # the key has been reported
+        if weights not in parts.features:
+            if ("feature_spec",) not in parts.incomplete:
+                yield Problem(path, f"{weights!r} is not in feature_spec", weights, unused)
+        elif weights in channel_of:
+            message = f"{weights!r} is in {channel_of[weights]}; name a column in no channel, with a weight for each id"
+            yield Problem(path, message)
+        elif parts.features[weights].role is not None:
+            message = f"{weights!r} is the sample_weight of rows; name another column, with a weight for each id"
+            yield Problem(path, message)
+        elif weights in weighs:
+            message = f"{weights!r} has the weights of {weighs[weights]!r}; store the column a second time for these"
+            yield Problem(path, message)
+        else:
+            weighs[weights] = name
+            for key in sorted(parts.stated[weights].intersection(LIST_KEYS)):
+                message = f"is only for lists of ids, and these are the weights of {name!r}; remove it"
+                yield Problem(_feature_path(weights, key), message)
 
 
 def check_keys_of_labels(parts: Parts) -> Iterator[Problem]:
@@ -259,10 +288,10 @@ def check_joint_names(parts: Parts) -> Iterator[Problem]:
 
 def check_bool_dtype(parts: Parts) -> Iterator[Problem]:
     """Checks that the dtype bool is only used for binary labels and for columns in no channel."""
-    channel_of = parts.channel_of()
+    channel_of, weights = parts.channel_of(), {feature.weights for feature in parts.features.values()}
     for feature in parts.features.values():
         channel = channel_of.get(feature.name)
-        is_used = channel is not None or feature.role is not None
+        is_used = channel is not None or feature.role is not None or feature.name in weights
         if feature.dtype == BOOL_DTYPE and is_used and (channel != LABEL or not feature.is_binary):
             message = "is bool, which only a binary label can be; store numbers and write their dtype"
             yield Problem(_feature_path(feature, "dtype"), message)
@@ -369,12 +398,13 @@ def check_chunk_features(parts: Parts) -> Iterator[Problem]:
 
 
 def check_coverage(parts: Parts) -> Iterator[Problem]:
-    """Checks that every mapping has all input features, and that train also has the labels and the sample weight.
+    """Checks that every mapping has all inputs, and that train also has the labels and the sample weight.
 
     Other mappings may be used for prediction, where labels are unknown; the loader raises an error if one without
     labels is evaluated.
     """
     inputs = {feature.name: None for feature in parts.in_channels(*INPUT_CHANNELS)}
+    inputs |= {feature.weights: None for feature in parts.in_channels(MULTIHOT) if feature.weights in parts.features}
     labels = {feature.name: None for feature in parts.in_channels(LABEL)}
     weights = {feature.name: None for feature in parts.features.values() if feature.role is not None}
     for mapping, chunks in parts.sources.items():
@@ -434,6 +464,7 @@ RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
     check_reserved_ids,
     check_tables,
     check_unseen_values,
+    check_list_weights,
     check_keys_of_labels,
     check_tasks,
     check_sample_spaces,

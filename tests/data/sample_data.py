@@ -135,7 +135,8 @@ def write_dataset(
 def decoded(reader: ParquetReader, row_group: int, start: int, stop: int) -> Batch:
     """The rows [start, stop) of a row group."""
     rows = reader.allocate(stop - start)
-    return rows._replace(multihot=reader.decode(row_group, start, stop, rows).lists)
+    lists = reader.decode(row_group, start, stop, rows)
+    return rows._replace(multihot=lists.lists, list_weights=lists.list_weights)
 
 
 def nested(lists: Lists) -> list[list[list[Any]]]:

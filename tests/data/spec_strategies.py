@@ -7,9 +7,15 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from tests.data.sample_specs import document
+from tests.data.sample_specs import changed
 
-VALID = yaml.safe_dump(document(), sort_keys=False)
+
+def weighted_document() -> Any:
+    """A valid specification whose lists have weights."""
+    return changed({"feature_spec.genres.weights": "note"})
+
+
+VALID = yaml.safe_dump(weighted_document(), sort_keys=False)
 ODD = ["&a", "*a", "<<: ", "!!int ", "? ", "- ", "[", "]", "{", "}", ": ", "\n", "\t", "#", "|\n", "'", '"', "%", "\\"]
 ODD += [
     "no",
@@ -76,6 +82,6 @@ def damaged(
 
 def damaged_documents() -> st.SearchStrategy[bytes]:
     """The valid document with other values at some places, written as YAML."""
-    return damaged(document, VALUES).map(
+    return damaged(weighted_document, VALUES).map(
         lambda wrong: yaml.safe_dump(wrong, sort_keys=False, allow_unicode=True).encode()
     )

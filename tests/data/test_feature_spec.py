@@ -277,6 +277,8 @@ def documents(draw: Any) -> dict[str, Any]:
     if spare := channels.pop("spare", []):
         channels["map"] = spare[:1]
         features[spare[0]] = {"dtype": "int64"}
+        for name, weights in zip(channels["multihot_categorical"], spare[1:], strict=False):
+            features[name]["weights"] = weights
     return {
         "feature_spec": features,
         "source_spec": {mapping: draw(chunks(names)) for mapping in ("train", "test", "valid")},

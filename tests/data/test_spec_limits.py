@@ -135,15 +135,17 @@ def test_list_used_twice_counts_twice(tmp_path: Path) -> None:
 
 def test_thousand_features_in_thousand_files(tmp_path: Path) -> None:
     names = [f"feature_{i}" for i in range(1000)]
-    body = "{dtype: int64, cardinality: 1000, max_hotness: 5, embedding_dim: 16}"
-    lines = ["feature_spec:", " liked: {dtype: float32}", *(f" {name}: {body}" for name in names)]
+    stored = [*names, *(f"{name}_weights" for name in names)]
+    body = "dtype: int64, cardinality: 1000, max_hotness: 5, embedding_dim: 16, weights:"
+    lines = ["feature_spec:", " liked: {dtype: float32}", *(f" {name}: {{{body} {name}_weights}}" for name in names)]
+    lines += [f" {name}_weights: {{dtype: float32}}" for name in names]
     lines += ["channel_spec:", f" multihot_categorical: [{', '.join(names)}]", " label: [liked]", "source_spec:"]
     for mapping in ("train", "valid", "test"):
         files = ", ".join(f"{mapping}_{i}.parquet" for i in range(1000))
-        lines.append(f" {mapping}: [{{type: parquet, features: [liked, {', '.join(names)}], files: [{files}]}}]")
+        lines.append(f" {mapping}: [{{type: parquet, features: [liked, {', '.join(stored)}], files: [{files}]}}]")
     (tmp_path / "feature_spec.yaml").write_text("\n".join(lines))
     spec = FeatureSpec.read(tmp_path / "feature_spec.yaml")
-    assert len(spec.multihot) == 1000 and len(spec.files("valid")) == 1000
+    assert len(spec.multihot) == len(spec.weighted) == 1000 and len(spec.files("valid")) == 1000
 
 
 def test_chain_of_twenty_labels(tmp_path: Path) -> None:

@@ -47,6 +47,16 @@ REPORTED_WHERE_CHANGED = [
     ("feature_spec.buy.given", "age", "'age' is not a label (channel_spec.label); expected click"),
     ("feature_spec.buy.given", "buy", "depends on itself (buy -> buy); remove one `given`"),
     ("feature_spec.click.given", "buy", "depends on itself (click -> buy -> click); remove one `given`"),
+    # The weights of ids.
+    ("feature_spec.genres.weights", "notes", "'notes' is not in feature_spec; did you mean 'note'?"),
+    ("feature_spec.genres.weights", "age", "'age' is in numerical; name a column in no channel, with a weight for"),
+    ("feature_spec.genres.weights", "click", "'click' is in label; name a column in no channel"),
+    ("feature_spec.genres.weights", "genres", "'genres' is in multihot_categorical; name a column in no channel"),
+    ("feature_spec.genres.weights", "weight", "'weight' is the sample_weight of rows; name another column"),
+    ("feature_spec.genres.weights", 3, "put it in quotes"),
+    ("feature_spec.user.weights", "note",
+     "is only for multihot_categorical and the feature is in onehot_categorical; remove it or move the feature"),
+    ("feature_spec.age.weights", "note", "is only for multihot_categorical and the feature is in numerical"),
     # The sample weight.
     ("feature_spec.note.role", "sample_weight", "is sample_weight, as is that of 'weight'; keep one"),
     ("feature_spec.click.negative_rate", 0.5, "is only for the column with role: sample_weight; remove it"),
@@ -109,6 +119,17 @@ REPORTED_ELSEWHERE = [
      "is 1; write the number of classes, at least 2"),
     ("feature_spec.buy.given", {"feature_spec.click.task": "regression"},
      "'click' has task regression; name a binary label"),
+    ("feature_spec.note.max_hotness", {"feature_spec.genres.weights": "note", "feature_spec.note.max_hotness": 3},
+     "is only for lists of ids, and these are the weights of 'genres'; remove it"),
+    ("feature_spec.note.weights", {"feature_spec.note.weights": "note"},
+     "is only for lists of ids, and these are the weights of 'note'; remove it"),
+    ("feature_spec.note.dtype", {"feature_spec.genres.weights": "note", "feature_spec.note.dtype": "bool"},
+     "is bool, which only a binary label can be; store numbers and write their dtype"),
+    ("feature_spec.spare.weights",
+     {"feature_spec.genres.weights": "note", "feature_spec.spare": {"max_hotness": 3, "weights": "note"}},
+     "'note' has the weights of 'genres'; store the column a second time for these"),
+    ("source_spec.valid", {"feature_spec.genres.weights": "note", "source_spec.valid[0].features": COLUMNS[:6]},
+     "lacks note; add to the features of a chunk"),
     ("feature_spec.weight.role", {"channel_spec.numerical[1]": "weight"},
      "is sample_weight but the feature is in numerical; a weight is in no channel: keep one"),
     ("channel_spec.label", {"channel_spec.label": [], "feature_spec.buy": {}, "feature_spec.click": {}},
@@ -146,6 +167,11 @@ ALLOWED = {
     "a cardinality of 2 at a binary label": {"feature_spec.click.cardinality": 2},
     "keys of a list column at a feature in no channel": {
         "feature_spec.note": {"dtype": "int64", "cardinality": 5, "max_hotness": 2, "embedding_dim": 4}
+    },
+    "weights of ids": {"feature_spec.genres.weights": "note", "feature_spec.note.dtype": "int16"},
+    "weights of a feature in no channel": {
+        "feature_spec.spare": {"max_hotness": 3, "weights": "spare_weights"},
+        "feature_spec.spare_weights": {},
     },
     "ids of null and of unseen values that just fit": {
         "feature_spec.user": {"cardinality": 5, "null_id": 4, "unseen_id": 2, "oov_buckets": 3},
