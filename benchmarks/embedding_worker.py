@@ -37,7 +37,7 @@ def batch_of(ids: np.ndarray, numbers: np.ndarray, labels: np.ndarray, *, has_li
     return Batch(
         onehot=onehot,
         multihot=multihot if has_lists else empty_lists(rows, 0),
-        list_weights=empty_lists(rows, 0),
+        list_weights=empty_lists(rows, 0, np.float32),
         numerical=numbers,
         labels=labels[:, np.newaxis],
         weights=np.ones(rows, np.float32),

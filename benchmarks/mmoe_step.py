@@ -47,7 +47,7 @@ def random_batch(model: RankingModel, batch: int) -> StepInput:
     multihot = from_padded(lists, [columns.hotness for columns in layout.categorical if columns.multihot])
     return StepInput(
         lookups=tf.nest.map_structure(
-            tf.constant, model.embeddings.lookups(Ids(onehot, multihot, empty_lists(len(onehot), 0)))
+            tf.constant, model.embeddings.lookups(Ids(onehot, multihot, empty_lists(len(onehot), 0, np.float32)))
         ),
         numerical=tf.constant(rng.normal(size=(batch, len(layout.numerical))), tf.float32),
         labels=tf.constant(rng.random((batch, tasks)) < 0.2, tf.float32),

@@ -126,7 +126,7 @@ def draw_sample(loader: ParquetLoader, chosen: np.ndarray, comm: Comm, on_batch:
         raise DataError("--importance: none of the evaluated rows has a sample weight above 0; evaluate other rows")
     listed = np.concatenate([part.ids.multihot.values for part in parts])
     lists = Lists(comm.gather_rows(listed), lengths)
-    list_weights = empty_lists(len(onehot), 0)
+    list_weights = empty_lists(len(onehot), 0, np.float32)
     if weighted.shape[1]:
         of_ids = np.concatenate([part.ids.list_weights.values for part in parts])
         list_weights = Lists(comm.gather_rows(of_ids), weighted)

@@ -97,7 +97,7 @@ def unpadded(layout: InputSchema, ids: np.ndarray, weights: np.ndarray | None = 
     lists = [feature for feature in layout.categorical if feature.multihot]
     columns = [column for feature in lists for column in range(feature.start, feature.stop)]
     onehot = [feature.start for feature in layout.categorical if not feature.multihot]
-    list_weights = empty_lists(len(ids), 0)
+    list_weights = empty_lists(len(ids), 0, np.float32)
     if weights is not None and layout.weighted:
         present = [ids[:, feature.start : feature.stop] >= 0 for feature in layout.weighted]
         lengths = np.stack([own.sum(axis=1, dtype=np.int32) for own in present], axis=1)

@@ -228,7 +228,14 @@ def test_sample_is_the_chosen_rows_of_the_mapping(rows, most, batch, workers, se
 def test_rows_without_weight_are_an_error():
     ids, numbers = np.zeros((4, 1), np.int32), np.zeros((4, 1), np.float32)
     batch = Batch(
-        ids, empty_lists(4, 2), empty_lists(4, 0), numbers, numbers, np.zeros(4, np.float32), None, np.arange(4)
+        ids,
+        empty_lists(4, 2),
+        empty_lists(4, 0, np.float32),
+        numbers,
+        numbers,
+        np.zeros(4, np.float32),
+        None,
+        np.arange(4),
     )
     loader = SimpleNamespace(epoch=lambda _: (batch for _ in range(1)))
     with pytest.raises(DataError, match="none of the evaluated rows has a sample weight above 0"):

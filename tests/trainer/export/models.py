@@ -30,6 +30,7 @@ FEATURES = {
     "user": {"dtype": "int32", "cardinality": 500},
     "day": {"dtype": "int32", "cardinality": 7},
     "tags": {"dtype": "int32", "cardinality": 90, "max_hotness": 3},
+    "tag_share": {"dtype": "float32"},
     "age": {"dtype": "float32"},
     "price": {"dtype": "float32"},
 }
@@ -47,10 +48,13 @@ SMALL = {
 }
 
 
-def specification(without: tuple[str, ...] = ()) -> dict:
-    """A specification of these features and labels, whose test rows have none."""
+def specification(without: tuple[str, ...] = (), *, weighted: bool = False) -> dict:
+    """A specification of these features and labels, whose test rows have none; the tags may have weights."""
+    without = without if weighted else (*without, "tag_share")
     channels = {channel: [name for name in names if name not in without] for channel, names in CHANNELS.items()}
     features = {name: entry for name, entry in FEATURES.items() if name not in without}
+    if weighted:
+        features["tags"] = features["tags"] | {"weights": "tag_share"}
     columns = {"train": [*features, *LABELS], "test": [*features]}
     return {
         "feature_spec": features | LABELS,
@@ -66,13 +70,14 @@ def write_run(
     folder: Path,
     *,
     without: tuple[str, ...] = (),
+    weighted: bool = False,
     encoders: Mapping[str, Encoder] | None = None,
     logit_maps: Mapping[str, LogitMap] | None = None,
     **flags: object,
 ) -> LoadedModel:
     """Makes a model and writes it to `folder`/model as a run does; returns what is read back."""
     folder.mkdir(parents=True, exist_ok=True)
-    spec = FeatureSpec.from_dict(specification(without), folder)
+    spec = FeatureSpec.from_dict(specification(without, weighted=weighted), folder)
     widths = {feature.name: 4 for feature in (*spec.onehot, *spec.multihot)}
     options = model_options(**(SMALL | flags))
     model = build_model(options, input_schema(spec, widths), tasks_of(spec), compute_dtype="float32", seed=1)
@@ -95,14 +100,16 @@ def write_run(
     return load_model(folder / MODEL_FOLDER)
 
 
-def draw_inputs(rows: int, without: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+def draw_inputs(rows: int, without: tuple[str, ...] = (), *, weighted: bool = False) -> dict[str, np.ndarray]:
     """Encoded rows by feature name; multi-hot rows with every number of pads."""
+    without = without if weighted else (*without, "tag_share")
     rng = np.random.default_rng(rows)
     pads = np.arange(3) >= rng.integers(0, 4, (rows, 1))
     drawn = {
         "user": rng.integers(0, 500, (rows, 1), np.int32),
         "day": rng.integers(0, 7, (rows, 1), np.int32),
         "tags": np.where(pads, -1, rng.integers(0, 90, (rows, 3))).astype(np.int32),
+        "tag_share": 2 * rng.random((rows, 3), np.float32),
         "age": rng.normal(size=(rows, 1)).astype(np.float32),
         "price": rng.normal(size=(rows, 1)).astype(np.float32),
     }
@@ -114,7 +121,8 @@ def predicted(saved: LoadedModel, inputs: Mapping[str, np.ndarray]) -> dict[str,
     rows = len(next(iter(inputs.values())))
     ids = [np.zeros((rows, 0), np.int32), *(inputs[name] for name in ("user", "day", "tags") if name in inputs)]
     numbers = [np.zeros((rows, 0), np.float32), *(inputs[name] for name in ("age", "price") if name in inputs)]
-    logits = saved.model(np.concatenate(ids, axis=1), np.concatenate(numbers, axis=1)).numpy().astype(np.float64)
+    weights = [inputs["tag_share"]] if "tag_share" in inputs else []
+    logits = saved.model(np.concatenate(ids, axis=1), np.concatenate(numbers, axis=1), *weights).numpy().astype(float)
     classes = np.exp(logits[:, 2:5])
     return {
         "click": 1 / (1 + np.exp(-logits[:, :1])),

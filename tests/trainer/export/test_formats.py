@@ -69,6 +69,23 @@ def test_a_model_may_have_no_ids_or_no_numbers(without, make, tmp_path):
 
 
 @pytest.mark.parametrize("make", FORMATS)
+@pytest.mark.parametrize("combiner", ["sum", "mean"])
+def test_ids_in_lists_may_have_weights(combiner, make, tmp_path):
+    saved = write_run(tmp_path / "run", weighted=True, model="wide_deep", combiner=combiner)
+    predict = make(tmp_path / "export", saved)
+    inputs = draw_inputs(50, weighted=True)
+    found, wanted = predict(inputs), predicted(saved, inputs)
+    for name in wanted:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=0, atol=1e-5)
+    # Those of padding have no effect, all others have.
+    padded = inputs["tags"] < 0
+    changed = {where: np.where(padded == where, 5, inputs["tag_share"]).astype(np.float32) for where in (True, False)}
+    others = {where: predict(inputs | {"tag_share": own})["spend"] for where, own in changed.items()}
+    np.testing.assert_array_equal(others[True], found["spend"])
+    np.testing.assert_array_equal((others[False] != found["spend"])[:, 0], ~padded.all(axis=1))
+
+
+@pytest.mark.parametrize("make", FORMATS)
 def test_id_out_of_range_is_rejected_and_pads_are_not(make, tmp_path):
     saved = write_run(tmp_path / "run", model="mmoe")
     predict = make(tmp_path / "export", saved)
