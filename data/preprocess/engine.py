@@ -328,7 +328,11 @@ class _Writer:
             stated = spec.features[name].feature if name in spec.features else None
             if stated is not None:
                 features[name] = replace(
-                    feature, embedding_dim=stated.embedding_dim, table=stated.table, wide=stated.wide
+                    feature,
+                    weights=stated.weights,
+                    embedding_dim=stated.embedding_dim,
+                    table=stated.table,
+                    wide=stated.wide,
                 )
         for name in spec.channels.get(LABEL, ()):
             features[name] = replace(spec.features[name].feature, dtype="float32")
@@ -385,8 +389,9 @@ class _Encode:
         columns = _columns(encoded)
         for name, feature in self.spec.features.items():
             limit = feature.feature.max_hotness
-            if limit is not None and name in columns:
-                columns[name] = keep_items(combined(columns[name]), limit, feature.keep)
+            if limit is not None:
+                for each in columns.keys() & {name, feature.feature.weights}:
+                    columns[each] = keep_items(combined(columns[each]), limit, feature.keep)
         prefix = finished("")
         for name, values in _columns(raw).items():
             if name.startswith(prefix):
