@@ -162,13 +162,14 @@ def test_a_weight_belongs_to_its_id(made):
         assert list(zip(found["tags"][row], found["confidence"][row], strict=True)) == pairs
 
 
-def test_the_dataset_states_the_weights(made):
+def test_the_dataset_states_the_weights(made, capsys):
     _, _, _, data = made
     spec = FeatureSpec.read(data / "feature_spec.yaml")
     assert {feature.name: feature.weights for feature in spec.weighted} == LISTS
     for name in LISTS.values():
         assert (spec.features[name].dtype, spec.features[name].max_hotness) == ("float32", None)
     assert check_dataset.main([str(data)]) == 0
+    assert "column in no channel" not in capsys.readouterr().out
 
 
 def test_the_loader_reads_them(made):
