@@ -463,7 +463,7 @@ class NumberFitter(Fitter):
                     moments += Moments.repeated(float(filled[0]), state.nulls)
                 steps.append(_scaling(step, moments))
             else:
-                steps.append(_plain_step(step))
+                steps.append(plain_step(step))
         return Numerical(self._column, None, tuple(steps), self._is_list)
 
     def _filled(self, state: NumberState) -> float:
@@ -475,7 +475,7 @@ class NumberFitter(Fitter):
 
     def _before(self, index: int, known: np.ndarray) -> np.ndarray:
         """Return values, none missing, as step `index` sees them."""
-        steps = [_plain_step(step) for step in self._steps[:index] if step.kind != FILL]
+        steps = [plain_step(step) for step in self._steps[:index] if step.kind != FILL]
         with np.errstate(all="ignore"):  # checked below
             values = apply_steps(steps, known)
         fits = np.abs(values) <= LARGEST
@@ -486,7 +486,8 @@ class NumberFitter(Fitter):
         return values
 
 
-def _plain_step(step: NumberStep) -> Step:
+def plain_step(step: NumberStep) -> Step:
+    """Return a step without fitted numbers, log1p or clip, as the encoder applies it."""
     return (LOG1P,) if step.kind == LOG1P else (CLIP, step.low, step.high)
 
 

@@ -37,7 +37,7 @@ from data.raw.cells import combined
 from data.raw.files import column_names
 from data.raw.rows import row_hashes
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import LABEL, MAP, MULTIHOT, SAMPLE_WEIGHT, Chunk, Feature
+from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, Chunk, Feature
 from data.spec.raw.reader import plain_document, raw_spec_from_dict
 from data.spec.raw.spec import CrossRule, RawChunk, RawSpec, Reading, TimeSplit
 from data.storage.checksummed_dir import open_verified
@@ -286,10 +286,12 @@ class _Writer:
     ) -> None:
         self._spec, self._workflow, self._workers = spec, workflow, workers
         self._draft, self._log, self._block_rows = draft, log, block_rows
+        # Lists but for weights, which are as long as those of their ids.
+        weights = {raw.feature.weights for raw in spec.features.values()}
         self._hotness = {
             name: raw.feature.max_hotness or 1
             for name, raw in spec.features.items()
-            if name in spec.channels.get(MULTIHOT, ())
+            if raw.reading is not None and spec.readings[raw.reading].is_list and name not in weights
         }
 
     def write(self, parts: Mapping[str, Sequence[Part]], rows: Mapping[str, int]) -> FeatureSpec:
@@ -328,7 +330,11 @@ class _Writer:
             stated = spec.features[name].feature if name in spec.features else None
             if stated is not None:
                 features[name] = replace(
-                    feature, embedding_dim=stated.embedding_dim, table=stated.table, wide=stated.wide
+                    feature,
+                    weights=stated.weights,
+                    embedding_dim=stated.embedding_dim,
+                    table=stated.table,
+                    wide=stated.wide,
                 )
         for name in spec.channels.get(LABEL, ()):
             features[name] = replace(spec.features[name].feature, dtype="float32")
@@ -347,7 +353,7 @@ class _Writer:
         """Yield the encoded rows of a mapping, part by part."""
         report, rows = self._log.stage(f"encoding {mapping}", total), 0
         for table in self._workers.map_in_order(_Encode(self._workflow, self._spec, mapping == TRAIN), parts):
-            for name in self._hotness:
+            for name in self._hotness.keys() & table.column_names:
                 self._hotness[name] = max(self._hotness[name], longest(table.column(name)))
             rows += table.num_rows
             report(rows)
@@ -385,8 +391,9 @@ class _Encode:
         columns = _columns(encoded)
         for name, feature in self.spec.features.items():
             limit = feature.feature.max_hotness
-            if limit is not None and name in columns:
-                columns[name] = keep_items(combined(columns[name]), limit, feature.keep)
+            if limit is not None:
+                for each in columns.keys() & {name, feature.feature.weights}:
+                    columns[each] = keep_items(combined(columns[each]), limit, feature.keep)
         prefix = finished("")
         for name, values in _columns(raw).items():
             if name.startswith(prefix):

@@ -78,7 +78,7 @@ def encoded_features(encoders: Mapping[str, Encoder], max_hotness: Mapping[str, 
 
     Args:
         encoders: encoder of each feature, by feature name.
-        max_hotness: maximum number of ids per row, by name of the list feature.
+        max_hotness: maximum number of items per row, by name of the list feature.
     """
     # A numerical feature with a table is unseen in the same rows as the ids made from its raw column.
     ids_of: dict[str, str] = {}
@@ -88,7 +88,8 @@ def encoded_features(encoders: Mapping[str, Encoder], max_hotness: Mapping[str, 
     features = {}
     for name, encoder in encoders.items():
         if isinstance(encoder, NumberEncoder):
-            features[name] = _with_unseen_number(Feature(name=name, dtype="float32"), encoder, ids_of)
+            number = Feature(name=name, dtype="float32", max_hotness=max_hotness.get(name))
+            features[name] = _with_unseen_number(number, encoder, ids_of)
         else:
             ids = encoder.encoder if isinstance(encoder, CrossedIds) else encoder
             # Only a vocabulary meets unseen values.

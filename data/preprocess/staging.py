@@ -21,10 +21,10 @@ from data.errors import DataError
 from data.preprocess.prepared import StageLog
 from data.raw.cells import combined, first_true
 from data.raw.files import RawBlock, count_rows_estimate, locate_row, read_raw
-from data.raw.labels import check_given, group_values, is_negative, label_values, weight_values
+from data.raw.labels import check_given, check_list_weights, group_values, is_negative, label_values, weight_values
 from data.raw.rows import RawRows, assign_mappings, keeps_negative, satisfies
 from data.spec.features import LABEL, MAP, ONEHOT, SAMPLE_WEIGHT, Feature
-from data.spec.raw.spec import IdentityRule, LastSplit, RawChunk, RawSpec, Reading, SharedVocabularyRule
+from data.spec.raw.spec import IdentityRule, LastSplit, NumberRule, RawChunk, RawSpec, Reading, SharedVocabularyRule
 
 # A row number is the number of its file, in sorted path order within its source, times this, plus its number there.
 ROWS_PER_FILE = 2**40
@@ -202,6 +202,7 @@ class Stager:
         if self.spec.where is not None:
             rows = rows.filter(satisfies(self.spec.where, rows.table))
         self._check_identities(rows)
+        self._check_list_weights(rows)
         mappings = assign_mappings(self.spec, source, rows, total)
         table = self._with_finished(rows, mappings)
         for mapping in sorted(set(mappings)):
@@ -223,6 +224,19 @@ class Stager:
                         f"{items[wrong].as_py()}; expected ids in [0, {ids}), as the `cardinality` of "
                         f"{owner.feature.name} says; raise it, or write `encode: vocabulary`"
                     )
+
+    def _check_list_weights(self, rows: RawRows) -> None:
+        """Raise a DataError for weights of ids that are not one number of at least 0 for each id."""
+        for ids in self.spec.features.values():
+            if ids.feature.weights is not None:
+                weights = self.spec.features[ids.feature.weights]
+                columns = [
+                    (self.spec.readings[name].column, _column(rows, name))
+                    for name in (ids.reading, weights.reading)
+                    if name is not None
+                ]
+                steps = weights.rule.steps if isinstance(weights.rule, NumberRule) else ()
+                check_list_weights(columns[0], columns[1], steps, rows.name)
 
     def _with_finished(self, rows: RawRows, mappings: np.ndarray) -> pa.Table:
         spec, columns = self.spec, {ROW: pa.array(rows.numbers)}

@@ -1,17 +1,19 @@
 """Labels, weights and other columns of a dataset that are no inputs of a model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data.encoding.encoders import FILL, Step, apply_steps
+from data.encoding.fitting import plain_step
 from data.encoding.hashing import hash_values
 from data.errors import DataError, nearest, shown
 from data.raw.cells import first_true
 from data.raw.rows import COMPARE
 from data.spec.features import Feature
-from data.spec.raw.spec import LabelMapRule, RawFeature, ThresholdRule
+from data.spec.raw.spec import LabelMapRule, NumberStep, RawFeature, ThresholdRule
 
 RowName = Callable[[int], str]
 
@@ -41,6 +43,44 @@ def label_values(raw: RawFeature, values: pa.Array, row_name: RowName) -> pa.Arr
         numbers = values.cast(pa.float64())
     _check(raw.feature, numbers, row_name)
     return numbers
+
+
+def check_list_weights(
+    ids: tuple[str, pa.Array], weights: tuple[str, pa.Array], steps: Sequence[NumberStep], row_name: RowName
+) -> None:
+    """Check that there is a weight for each item of a list, and that the encoding makes numbers of at least 0 of them.
+
+    Args:
+        ids: name of a raw column, and its [rows] lists, in which null is an empty list.
+        weights: the same of the column with the weights, which are numbers.
+        steps: encoding of the weights, which scales nothing. Every step but a fill is ascending.
+        row_name: returns the location of a row for messages.
+
+    Raises:
+        DataError: if a row has more or fewer weights than ids, or a weight is missing, infinite or below 0.
+    """
+    expected, lengths = (pc.fill_null(pc.list_value_length(lists), 0) for _, lists in (ids, weights))
+    if (row := first_true(pc.not_equal(expected, lengths))) is not None:
+        raise DataError(
+            f"{row_name(row)}: column {ids[0]!r} has {expected[row]} items and column {weights[0]!r}, with their "
+            f"weights, {lengths[row]}; expected a weight for each item: correct the row, or leave it out with `where`"
+        )
+    numbers = weights[1].flatten().cast(pa.float64()).to_numpy(zero_copy_only=False)
+    # A fitted fill lies between encoded weights, so it is at least 0 if all of these are.
+    is_fitted = any(isinstance(step.fill, str) for step in steps)
+    fixed = [_fixed_step(step) for step in steps if not isinstance(step.fill, str)]
+    with np.errstate(all="ignore"):
+        encoded = apply_steps(fixed, numbers)
+    wrong = ~((encoded >= 0) & np.isfinite(encoded)) & ~(np.isnan(numbers) & is_fitted)
+    if wrong.any():
+        item = int(np.argmax(wrong))
+        row = int(np.searchsorted(np.cumsum(lengths.to_numpy()), item, side="right"))
+        found = "a missing weight" if np.isnan(numbers[item]) else f"the weight {numbers[item]:g}"
+        fix = "{fill: 1}" if np.isnan(numbers[item]) else "{clip: [0, null]}"
+        raise DataError(
+            f"{row_name(row)}: column {weights[0]!r} has {found}; expected finite numbers of at least 0: say what "
+            f"replaces it, as with `encode: [{fix}]`"
+        )
 
 
 def check_given(labels: Mapping[str, tuple[Feature, pa.Array]], row_name: RowName) -> None:
@@ -95,6 +135,10 @@ def is_negative(labels: Mapping[str, tuple[Feature, pa.Array]], rows: int) -> np
         if feature.is_binary:
             negative &= pc.fill_null(pc.equal(values, 0), True).to_numpy(zero_copy_only=False)
     return negative
+
+
+def _fixed_step(step: NumberStep) -> Step:
+    return (FILL, step.fill) if isinstance(step.fill, float) else plain_step(step)
 
 
 def _mapped(feature: Feature, allowed: Mapping[str, float], values: pa.Array, row_name: RowName) -> pa.Array:

@@ -23,7 +23,9 @@ def raw_document() -> dict[str, Any]:
             "price_group": {"column": "price", "encode": {"quantiles": 10}},
             "site_by_hour": {"encode": {"cross": ["site_id", "hour"], "hash": 100000}},
             "item_by_slot": {"encode": {"cross": ["item", "slot"], "vocabulary": {"max_size": 100}}},
-            "clicked": {"encode": {"vocabulary_of": "item"}, "separator": " ", "max_hotness": 50, "keep": "last"},
+            "clicked": {"encode": {"vocabulary_of": "item"}, "separator": " ", "max_hotness": 50, "keep": "last",
+                        "weights": "strength"},
+            "strength": {"separator": " ", "encode": [{"fill": 1}]},
             "seen": {
                 "history": {"of": "item", "by": "user_id", "order": "ts", "where": "click", "last": 50},
                 "encode": {"vocabulary_of": "item"},

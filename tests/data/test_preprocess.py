@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -343,3 +344,24 @@ def test_kept_times_and_lists_are_as_written(logs, tmp_path):
         new.column("raw_clicked").to_pylist()
         == written["clicked"].astype(object).where(written["clicked"].notna(), None).to_list()
     )
+
+
+def test_lists_in_no_channel_are_stored(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    rows = {"click": [0, 1] * 20, "ts": range(40), "item": ["a", "b"] * 20, "sizes": ["1|3", ""] * 20}
+    pd.DataFrame(rows | {"words": ["y|x|y", "y"] * 20}).to_csv(raw / "logs.csv", index=False)
+    features: dict[str, dict] = {"click": {}, "ts": {"dtype": "int64"}, "item": {}}
+    features |= {"sizes": {"separator": "|", "encode": ["log1p"]}}
+    features |= {"words": {"separator": "|", "encode": "vocabulary", "max_hotness": 2}}
+    spec = {
+        "feature_spec": features,
+        "source_spec": {"logs": [{"type": "csv", "header": True, "files": ["logs.csv"]}]},
+        "split": {"from": "logs", "time": "ts", "test_from": 30},
+        "channel_spec": {"onehot_categorical": ["item"], "label": ["click"]},
+    }
+    (raw / "feature_spec.yaml").write_text(yaml.safe_dump(spec))
+    assert run("--input", raw, "--output", tmp_path / "data") == 0
+    stored = read_mapping(tmp_path / "data", "test")
+    assert stored.column("words").to_pylist() == [[3, 4], [3]] * 5
+    assert stored.column("sizes").to_pylist() == [np.float32([math.log(2), math.log(4)]).tolist(), []] * 5

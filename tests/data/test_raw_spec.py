@@ -397,7 +397,7 @@ def test_the_documented_example() -> None:
 
 def test_documented_features(tmp_path: Path) -> None:
     features = re.findall(r"^\|.*\| `(\w+: {.*})` \|$", CHAPTER, re.MULTILINE)
-    assert len(features) == 12
+    assert len(features) == 13
     for text in features:
         ((name, keys),) = yaml.safe_load(text.replace("\\|", "|")).items()
         channel = "label" if "given" in keys else MULTIHOT if "separator" in keys else ONEHOT
@@ -407,7 +407,8 @@ def test_documented_features(tmp_path: Path) -> None:
         keys |= {"encode": {"timestamp": "day"}} if keys.get("dtype") == "timestamp" else {}
         channels: dict[str, list[str]] = {"label": ["click"], ONEHOT: ["x"]}
         channels[channel] = [*channels.get(channel, []), *names]
-        spec_of(tmp_path, {"click": {}, "x": {}, name: keys}, channels)
+        others = {keys["weights"]: {"separator": " "}} if "weights" in keys else {}
+        spec_of(tmp_path, {"click": {}, "x": {}, name: keys} | others, channels)
 
 
 def test_documented_encodings(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ PUBLIC = {
     "no_onehot.yaml": (0, 3, 13),
 }
 OWN = {"column_groups.yaml", "multiclass.yaml", "sample_weight.yaml", "three_tasks.yaml", "tiny.yaml"}
-OWN |= {"shared_table.yaml", "two_labels.yaml", "with_map.yaml"}
+OWN |= {"shared_table.yaml", "two_labels.yaml", "weighted_lists.yaml", "with_map.yaml"}
 
 
 def read(name: str) -> FeatureSpec:
@@ -47,6 +47,7 @@ def test_specification_uses_all_its_features(name: str) -> None:
     spec = read(name)
     used = [feature for channel in spec.channels.values() for feature in channel]
     used += [spec.sample_weight.name] if spec.sample_weight else []
+    used += [weights.name for weights in spec.list_weights]
     assert sorted(used) == sorted(spec.features)
 
 

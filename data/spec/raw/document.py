@@ -316,6 +316,7 @@ class RawFeatureKeys(TypedDict, total=False):
     separator: Annotated[str, _text('the separator of a list, such as " " or "|",', 10)]
     max_hotness: PositiveInteger
     keep: Annotated[Keep, expects_one_of(Keep)]
+    weights: Name
     history: Annotated[HistoryKeys, expects("a mapping with of, by, order and last")]
     count: Annotated[CountKeys, expects("a mapping with of, by, order and window")]
     cardinality: PositiveInteger

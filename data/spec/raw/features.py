@@ -11,6 +11,7 @@ from data.spec.features import (
     CATEGORICAL_CHANNELS,
     LABEL,
     LABEL_KEYS,
+    LIST_KEYS,
     MAP,
     MULTIHOT,
     NUMERICAL,
@@ -53,6 +54,7 @@ from data.spec.validators import (
     check_channels_are_used,
     check_joint_names,
     check_keys_of_labels,
+    check_list_weights,
     check_map,
     check_sample_spaces,
     check_tables,
@@ -68,10 +70,11 @@ FEATURE_RULES = (
     check_sample_spaces,
     check_joint_names,
     check_tables,
+    check_list_weights,
 )
-_ENCODED_KEYS = ("cardinality", "embedding_dim", "table", "wide", "max_hotness", *LABEL_KEYS)
+_ENCODED_KEYS = ("cardinality", "embedding_dim", "table", "wide", *LIST_KEYS, *LABEL_KEYS)
 _READING_KEYS = ("column", "dtype", "format", "unit", "separator")
-_LIST_KEYS = ("max_hotness", "separator", "keep")
+_RAW_LIST_KEYS = (*LIST_KEYS, "separator", "keep")
 
 
 def feature_path(name: str, *keys: str) -> str:
@@ -105,6 +108,7 @@ class RawFeatures:
         parts: well-formed parts of the document.
         columns: raw columns, to which the features add theirs.
         channel_of: {feature name: channel} of every feature in a channel.
+        ids_of_weights: {name of a feature in no channel with weights of ids: the feature that has these ids}.
         rules: {feature name: encoding}, of the features in which nothing is malformed.
         added: {name of a feature that a rule adds: path of its name}.
         computed: {feature name: its history or count}.
@@ -115,6 +119,7 @@ class RawFeatures:
     parts: RawParts
     columns: RawColumns
     channel_of: dict[str, str] = field(default_factory=dict)
+    ids_of_weights: dict[str, str] = field(default_factory=dict)
     rules: dict[str, Rule] = field(default_factory=dict)
     added: dict[str, str] = field(default_factory=dict)
     computed: dict[str, Computed] = field(default_factory=dict)
@@ -126,6 +131,10 @@ class RawFeatures:
         entries = [(entry.text, name) for name, channel in reversed(self.parts.channels.items()) for entry in channel]
         self.channel_of = {text: name for text, name in entries}
         for name, keys in self.parts.features.items():
+            if "weights" in keys and self.channel_of.get(name, MULTIHOT) == MULTIHOT:
+                self.ids_of_weights[keys["weights"]] = name
+        self.ids_of_weights = {name: ids for name, ids in self.ids_of_weights.items() if name not in self.channel_of}
+        for name, keys in self.parts.features.items():
             if ("feature_spec", name) in self.parts.incomplete or not self._find_rule(name, keys):
                 self.columns.unknown.add(name)
         self._share_tables()
@@ -135,6 +144,7 @@ class RawFeatures:
             self.problems.extend(rule(encoded))
         for name in self.rules:
             self.problems.extend(self._check_feature(name, self.parts.features[name]))
+        self._check_added_weights()
         self._check_shared()
         self._find_formats()
         for name in self.rules:
@@ -144,7 +154,9 @@ class RawFeatures:
         """Returns whether a feature has a list per row."""
         keys, channel = self.parts.features[name], self.channel_of.get(name, MULTIHOT)
         return channel == MULTIHOT and (
-            name in self.channel_of or any(key in keys for key in ("history", "max_hotness", "separator"))
+            name in self.channel_of
+            or name in self.ids_of_weights
+            or any(key in keys for key in ("history", "max_hotness", "separator", "weights"))
         )
 
     def encoded_parts(self) -> Parts:
@@ -164,7 +176,7 @@ class RawFeatures:
         """Finds the encoding of a feature; returns whether it is well-formed."""
         channel, path = self.channel_of.get(name), feature_path(name, "encode")
         if "encode" not in keys:
-            rule = default_rule(channel)
+            rule = NumberRule() if name in self.ids_of_weights else default_rule(channel)
             if isinstance(rule, NumberRule) and "indicator" in keys:
                 rule = NumberRule((), keys["indicator"])
         else:
@@ -235,6 +247,8 @@ class RawFeatures:
         rule, channel = self.rules[name], self.channel_of.get(name)
         yield from self._check_source(name, keys, rule)
         yield from self._check_lists(name, keys, rule)
+        if name in self.ids_of_weights:
+            yield from self._check_weights(name, keys, rule)
         yield from self._check_ids(name, keys, rule)
         yield from self._check_times(name, keys)
         if isinstance(rule, NumberRule):
@@ -258,7 +272,7 @@ class RawFeatures:
             message = f"has {' and '.join(computed)}; keep one, and make another feature of the other"
             yield Problem(feature_path(name), message)
         if computed:
-            for key in (*_READING_KEYS, "keep"):
+            for key in (*_READING_KEYS, "keep", "weights"):
                 if key in keys:
                     message = f"is for values read from files, and those of {computed[0]} are not; remove it"
                     yield Problem(feature_path(name, key), message)
@@ -266,7 +280,7 @@ class RawFeatures:
     def _check_lists(self, name: str, keys: RawFeatureKeys, rule: Rule) -> Iterator[Problem]:
         channel = self.channel_of.get(name)
         if channel not in (MULTIHOT, None):
-            for key in (*_LIST_KEYS, "history"):
+            for key in (*_RAW_LIST_KEYS, "history"):
                 if key in keys and not (key == "keep" and ("history" in keys or "count" in keys)):
                     message = f"is only for {MULTIHOT}, and the feature is in {channel}; remove it or move the feature"
                     yield Problem(feature_path(name, key), message)
@@ -282,6 +296,21 @@ class RawFeatures:
             yield Problem(feature_path(name, "keep"), "is only for lists; remove it, or state max_hotness")
         if self.is_list(name) and isinstance(rule, TargetRule):
             yield Problem(feature_path(name, "encode"), "target is for one value per row, and this is a list")
+
+    def _check_weights(self, name: str, keys: RawFeatureKeys, rule: Rule) -> Iterator[Problem]:
+        """Checks that the weights of ids are lists of numbers of at least 0 that are read from files."""
+        if "history" in keys or "count" in keys:
+            message = f"{shown(name)} is computed; name a feature whose lists are read from files"
+            yield Problem(feature_path(self.ids_of_weights[name], "weights"), message)
+        elif not isinstance(rule, NumberRule):
+            message = "makes no numbers, which weights are; write steps such as [{fill: 1}], or remove it"
+            yield Problem(feature_path(name, "encode"), message)
+        elif any(step.kind in ("standardize", "minmax") for step in rule.steps):
+            message = "makes numbers below 0 of weights; write [log1p] or [{clip: [0, 1]}], or remove it"
+            yield Problem(feature_path(name, "encode"), message)
+        if "keep" in keys:
+            message = f"is that of {shown(self.ids_of_weights[name])}, whose weights these are; state it there"
+            yield Problem(feature_path(name, "keep"), message)
 
     def _check_ids(self, name: str, keys: RawFeatureKeys, rule: Rule) -> Iterator[Problem]:
         """Checks the keys that only some encodings of ids have."""
@@ -346,6 +375,12 @@ class RawFeatures:
             yield Problem(path, f"{shown(rule.label)} is multiclass; name a binary label or a regression")
 
     # Features that refer to other features.
+
+    def _check_added_weights(self) -> None:
+        for name, ids in self.ids_of_weights.items():
+            if name in self.added and name not in self.parts.features:
+                message = f"{shown(name)} is one number per row, made by an encoding; name a feature of lists"
+                self.problems.append(Problem(feature_path(ids, "weights"), message))
 
     def _check_shared(self) -> None:
         """Replaces `vocabulary_of: F` by the feature at the end of the chain, and checks that this has an encoder."""

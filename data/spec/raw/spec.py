@@ -260,7 +260,8 @@ class RawFeature:
     """A feature of the raw specification.
 
     Attributes:
-        feature: name, label keys, role, `embedding_dim`, `max_hotness` and, for identity ids, the cardinality.
+        feature: name, label keys, role, `embedding_dim`, `max_hotness` and, for identity ids, the cardinality. The
+            feature that `weights` names has a `NumberRule` and lists as long as those of this feature, cut with them.
         reading: name of the reading with its raw values; None for a cross. A history or count has a reading of its own,
             named like the feature, which no file holds: it is computed.
         rule: how raw values become values of the dataset.
