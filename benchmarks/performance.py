@@ -37,7 +37,7 @@ COMMANDS = {
     "memory": "python -m benchmarks.memory",
     "reliability_overhead": "python -m benchmarks.reliability_overhead",
     "raw_preprocessing": (
-        "python -m benchmarks.raw_preprocessing --rows 1000000 --turns 1 --growth 1000000 2000000 4000000"
+        "python -m benchmarks.raw_preprocessing --rows 5000000 --turns 1 --growth 1000000 2000000 4000000 8000000"
     ),
 }
 

@@ -104,7 +104,7 @@ FIGURES = (
         "raw CSV to dataset in 1 GB: rows/s ÷ rows/s of polars in memory", RAW, 0.3, where=RAW_1GB, key="over_polars"
     ),
     Figure(
-        "raw CSV, 1 to 4 million rows: exponent of time over rows", RAW_GROWTH, 1.1, at_least=False, key="time_exponent"
+        "raw CSV, 1 to 8 million rows: exponent of time over rows", RAW_GROWTH, 1.1, at_least=False, key="time_exponent"
     ),
     Figure(
         "raw CSV in 1 GB: largest peak at any number of rows, GB", RAW_GROWTH, 1, at_least=False, key="largest_peak_gb"

@@ -1,15 +1,16 @@
 """Test AUC and log loss of this project's defaults and of public programs, on the same rows and features.
 
     python -m benchmarks.quality --setup       # once: makes the peers' environment, with pip
-    python -m benchmarks.quality [--seeds 3] [--datasets ml-1m census adult criteo] [--models NAME ...]
+    python -m benchmarks.quality [--seeds 3] [--datasets ml-1m ml-100k census adult criteo] [--models NAME ...]
     python -m benchmarks.quality --table       # of the runs so far
 
 It reads the published datasets in the folder RECIPE_TEST_DATA, prepares each with this project's own commands, and
-hands the encoded train, valid and test rows to every side: MovieLens-1M (label `liked`; of each user's ratings a fifth
+hands the encoded train, valid and test rows to every side: MovieLens (label `liked`; of each user's ratings a fifth
 for test and 4 % for valid), Census-Income (the single task `income`, with the features of feature_specs/
 census_group1_raw.yaml), Adult, and a sample of Criteo that is too small to tell models apart.
 
-The models are MODELS: Wide & Deep of main.py without flags but paths and seed, and with flags; FuxiCTR 2.3.10's Wide &
+The models are MODELS: Wide & Deep of main.py without flags but paths and seed, with flags, and with other forms of
+regularization (see dense_l2.py); FuxiCTR 2.3.10's Wide &
 Deep in four settings and its DCN-V2, LightGBM, and logistic regression (quality_peer_worker.py says how). FuxiCTR's
 second setting is that of BARS, its public benchmark, for MovieLens; the others differ in what matters most there.
 All sides use `valid` for early stopping; nothing is chosen by test rows, of which only predictions are made. Log loss
@@ -54,7 +55,7 @@ PACKAGES = (
 WORKER = ROOT / "benchmarks" / "quality_peer_worker.py"
 SPECIFICATIONS = ROOT / "feature_specs"
 # Name -> folder of the publisher's files.
-DATASETS = {"ml-1m": "ml-1m", "census": "census-income", "adult": "adult", "criteo": "criteo"}
+DATASETS = {"ml-1m": "ml-1m", "ml-100k": "ml-100k", "census": "census-income", "adult": "adult", "criteo": "criteo"}
 EVALUATED = ("valid", "test")
 LEAST_PROBABILITY = 1e-7
 # FuxiCTR's batch is the usual one of its public settings. On fewer rows than these, an epoch would be a few steps.
@@ -69,12 +70,14 @@ class Model:
         kind: "ours", or what quality_peer_worker.py calls it.
         settings: of a peer.
         flags: of main.py.
+        program: what trains with these flags.
         is_random: whether seeds give different models.
     """
 
     kind: str
     settings: dict[str, Any] = field(default_factory=dict)
     flags: str = ""
+    program: tuple[str, ...] = ("main.py",)
     is_random: bool = True
 
 
@@ -110,6 +113,13 @@ MODELS = {
     "ours, published recipe, 64-32": Model(
         "ours", flags="--recipe published --global_batch_size 1024 --num_epochs 8 --deep_hidden_units 64 32"
     ),
+    "ours, L2 of all rows in every step": Model("ours", program=("-m", "benchmarks.dense_l2")),
+    **{
+        f"ours, decoupled decay {decay}": Model(
+            "ours", flags=f"--optimizer adamw --weight_decay {decay} --l2_reg_embedding 0"
+        )
+        for decay in (0.03, 0.3, 3.0)
+    },
     **WIDE_DEEPS,
     "FuxiCTR DCN-V2": fuxictr("dcn_v2", 10, [400, 400, 400], 0.01, 0.1, num_cross_layers=3),
     "LightGBM": Model(
@@ -134,7 +144,7 @@ def prepared(name: str, raw: Path, work: Path) -> Path:
     """Return the folder of a dataset, preparing it if it does not exist."""
     folder = work / name
     files, output = str(raw / DATASETS[name]), str(folder)
-    if name == "ml-1m":
+    if name.startswith("ml-"):
         command = ["-m", "data.movielens.prepare", "--raw", files, "--output", output, "--validation_fraction", "0.04"]
     else:
         specification = census_income(work) if name == "census" else SPECIFICATIONS / f"{name}_raw.yaml"
@@ -162,7 +172,7 @@ def call(*arguments: str) -> None:
 def run_ours(dataset: Path, model: Model, seed: int, output: Path) -> Line:
     """Train with main.py and write predictions; return what the run's line says of it."""
     places = ["--dataset_path", str(dataset), "--model_dir", str(output / "model"), "--results_dir", str(output)]
-    call("main.py", *places, "--seed", str(seed), *model.flags.split())
+    call(*model.program, *places, "--seed", str(seed), *model.flags.split())
     for mapping in EVALUATED:
         call("main.py", *places, "--predict", str(output / f"{mapping}.parquet"), "--eval_mapping", mapping)
     return {"flags": model.flags, "versions": versions()}

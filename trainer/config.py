@@ -245,7 +245,9 @@ class TrainingOptions(Section):
     deep_warmup_epochs: float | None = option(
         None, "epochs over which the deep rate rises to its base; default: 3/10 of the epochs under steps, else 0"
     )
-    weight_decay: float = option(0.004, "decay per step of adamw, of all weights and table rows", at_least=0, below=1)
+    weight_decay: float = option(
+        0.004, "decay of adamw per step, of all weights and table rows, as a factor of the learning rate", at_least=0
+    )
     l2_reg_linear: float = option(
         0.0, "L2 regularization of the wide part: this times the sum of squares, once for the whole run", at_least=0
     )

@@ -40,7 +40,7 @@ class EarlyStopping:
     @property
     def reason(self) -> str:
         """A message that says why training stops."""
-        return f"{self.key} has not improved on {self.state.best} for {self.state.epochs_since_best} epoch(s)"
+        return f"{self.key} has not improved on {self.state.best:.5g} for {self.state.epochs_since_best} epoch(s)"
 
     @property
     def is_over(self) -> bool:

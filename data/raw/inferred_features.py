@@ -300,7 +300,7 @@ def _useless_id(column: SampledColumn) -> str | None:
         return "numbers its rows"
     is_entity = bool(ENTITY_WORDS.intersection(words_of(column.name)))
     if column.unique_share > ALMOST_UNIQUE and not is_entity and column.rows >= FEW_VALUES:
-        return f"almost unique, such as an id of the row: {column.distinct:,} values in {column.rows:,} rows"
+        return f"differs in nearly every row, as a row id does: {column.distinct:,} values in {column.rows:,} rows"
     return None
 
 

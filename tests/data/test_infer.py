@@ -94,7 +94,7 @@ def test_types_of_click_logs(logs_spec):
     assert {name for name, channel in found.items() if channel == "label"} == {"click", "install"}
     assert found["price"] == found["price_missing"] == "numerical"
     assert found["interests"] == "multihot_categorical"
-    assert left_out(text).keys() == {"id"} and "almost unique" in left_out(text)["id"]
+    assert left_out(text).keys() == {"id"} and "differs in nearly every row" in left_out(text)["id"]
     ids = {name for name, channel in found.items() if channel == "onehot_categorical"}
     names = "C1 banner_pos site_id site_domain site_category app_id app_domain app_category device_id device_ip"
     names += " device_model device_type device_conn_type C14 C15 C16 C17 C18 C19 C20 C21 hour weekday"
@@ -444,7 +444,7 @@ def test_what_is_left_out_and_why(tmp_path):
     spec, text = inferred(write(tmp_path, columns), "logs.csv", "click")
     reasons = left_out(text)
     assert reasons["row"] == "numbers its rows"
-    assert reasons["request"].startswith("almost unique, such as an id of the row: 400 values in 400 rows")
+    assert reasons["request"].startswith("differs in nearly every row, as a row id does: 400 values in 400 rows")
     assert reasons["version"] == "always 'v1'"
     assert reasons["nothing"] == "empty"
     assert reasons["title"].startswith("free text, 7 words")

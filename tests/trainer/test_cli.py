@@ -87,7 +87,7 @@ def test_defaults_of_the_published_recipe():
         (["--gate_temperature", "0"], "--gate_temperature must be a positive number"),
         (["--num_experts", "0"], "--num_experts must be at least 1"),
         (["--expert_hidden_units"], "--expert_hidden_units needs at least one layer"),
-        (["--weight_decay", "1"], "--weight_decay must be in"),
+        (["--weight_decay", "-1"], "--weight_decay must be"),
         (["surplus"], "surplus"),
         (["--gradnorm_alpha", "nan"], "--gradnorm_alpha must be at least 0, got nan"),
         (["--l2_reg_dnn", "1e400"], "--l2_reg_dnn must be at least 0, got inf"),
