@@ -199,16 +199,16 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no weights": ({"tags": ["a"], "confidence": None}, {}, "column 'tags' has 1 items and column 'confidence', with"),
     "weights without ids": ({"tags": None, "confidence": [1.0, 2.0]}, {}, "column 'tags' has 0 items and"),
     "a negative weight": (
-        {"tags": ["a", "b"], "confidence": [0.5, -1.0]}, {},
+        {"tags": ["a", "b"], "confidence": [-1.0, 0.5]}, {},
         "column 'confidence' has the weight -1; expected finite numbers of at least 0: say what replaces it, as with "
         "`encode: [{clip: [0, null]}]`",
     ),
     "a negative fill": (
-        {"tags": ["a", "b"], "confidence": [0.5, None]},
+        {"tags": ["a", "b"], "confidence": [None, 0.5]},
         {"confidence": FEATURES["confidence"] | {"encode": [{"fill": -1}]}}, "column 'confidence' has a missing weight",
     ),
     "a missing weight without fill": (
-        {"tags": ["a", "b"], "confidence": [0.5, None]},
+        {"tags": ["a", "b"], "confidence": [None, 0.5]},
         {"confidence": {"separator": "|"}, "logs": None, "shared": None},
         "column 'confidence' has a missing weight; expected finite numbers of at least 0: say what replaces it, as "
         "with `encode: [{fill: 1}]`",
