@@ -75,10 +75,9 @@ def refusal(content: str, folder: Path) -> tuple[str, float]:
     return str(caught.value), time.process_time() - start
 
 
-# Of YAML that is mostly scalars, lists or mappings, one each; of names, paths, chunks and chains, too.
+# One each with many keys, names, paths, labels in a chain, mappings and chunks.
 USUAL = (
     "keys",
-    "empty lists",
     "unknown names beside many",
     "long paths",
     "a very long path",
