@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.helpers import left_to_all
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import LAYOUT, Rows, make_batches, make_model, make_step, run, run_eagerly
 from tests.trainer.test_step import differences, part
@@ -137,7 +138,7 @@ def test_ple_equals_its_definition():
     np.testing.assert_allclose(model.network.call(tf.constant(x)), np.hstack(expected), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", left_to_all(MODELS, ("mmoe", "ple", "esmm", "aitm")))
 def test_one_and_two_workers_agree(batches, plain_losses, name):
     def work(comm):
         mine = make_model(model=name, tasks=TASKS)
