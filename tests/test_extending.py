@@ -14,6 +14,7 @@ import pytest
 from tests.helpers import ROOT, run_program
 
 pytestmark = pytest.mark.long
+RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"
 
 PREPARE = '''
 """A dataset of three columns: `python -m data.toy.prepare OUTPUT`."""
@@ -168,7 +169,7 @@ class Project:
     def __init__(self, folder: Path):
         self.folder, self.output = folder, ""
         for name in ("data", "trainer"):
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, folder / name)  # with the bytecode, which is valid for unchanged files
         for name in ("main.py", "export.py", "check_dataset.py"):
             shutil.copy(ROOT / name, folder)
 
@@ -224,9 +225,11 @@ def project(tmp_path_factory) -> Project:
     arguments = "--dataset_path dataset --model_dir model --results_dir results --cpu --recipe published --num_epochs 2"
     model = "--model mmoe --num_experts 2 --expert_hidden_units 8 --tower_hidden_units 4 --global_batch_size 32"
     toys = "--optimizer sign_sgd --loss_weighting worst --lucky_number 13 --deep_learning_rate 0.01 --log_every 1"
-    project.output = project.run("main.py", *arguments.split(), *model.split(), *toys.split())
-    arguments = "--dataset_path dataset --model_dir model --results_dir again --cpu --evaluate --checkpoint last"
-    project.run("main.py", *arguments.split(), "--predictions_file", "predictions.parquet")
+    again = "--dataset_path dataset --model_dir model --results_dir again --cpu --evaluate --checkpoint last"
+    again += " --predictions_file predictions.parquet"
+    scenarios = [[*arguments.split(), *model.split(), *toys.split()], again.split()]
+    (project.folder / "scenarios.json").write_text(json.dumps(scenarios))
+    project.output = project.run(str(RUN_ALL), "scenarios.json")
     return project
 
 

@@ -26,7 +26,7 @@ def clicks(tmp_path_factory) -> Path:
     script = "\n".join(bash_blocks("README.md", "Quick start"))
     # Training would go on until early stopping ends it, for minutes.
     training = r"^(python main\.py .*--results_dir \S+)"
-    script, runs = re.subn(training, r"\1 --num_epochs 2", script, flags=re.MULTILINE)
+    script, runs = re.subn(training, r"\1 --num_epochs 1", script, flags=re.MULTILINE)
     assert runs == 2
     script = script.replace("clicks/", f"{folder}/")
     training, rest = script.split("python export.py", maxsplit=1)
@@ -81,7 +81,8 @@ def test_training_on_encoded_data(tmp_path):
     assert len(blocks) == 2
     folder = tmp_path / "example"
     folder.mkdir()
-    output = bash("\n".join(blocks).replace("example/", f"{folder}/"), timeout=600)
+    script = "\n".join(blocks).replace("example/", f"{folder}/")
+    output = bash(script.replace("--size 20000", "--size 6000"), timeout=600)
     assert metrics(folder / "results")["auc_roc"] > 0.6
     assert "auc_roc" in output
     assert list(folder.glob("results/*.png"))

@@ -9,6 +9,7 @@ import pytest
 from data.errors import DataError
 from data.spec.feature_spec import FeatureSpec
 from data.spec.yaml_reader import MAX_VALUES, read_yaml
+from tests.helpers import left_to_all
 
 # Reading YAML takes 2 to 5 s of these, which is linear in the size. Quadratic algorithms take 20 s to two minutes.
 SECONDS = 10.0
@@ -74,9 +75,21 @@ def refusal(content: str, folder: Path) -> tuple[str, float]:
     return str(caught.value), time.process_time() - start
 
 
-@pytest.mark.parametrize("content", AT_THE_LIMITS.values(), ids=AT_THE_LIMITS)
-def test_document_at_the_limits(content: str, tmp_path: Path) -> None:
-    message, seconds = refusal(content, tmp_path)
+# One each with many keys, names, paths, labels in a chain, mappings and chunks.
+USUAL = (
+    "keys",
+    "unknown names beside many",
+    "long paths",
+    "a very long path",
+    "a long chain and a joint name",
+    "many mappings that lack much",
+    "one list in many chunks",
+)
+
+
+@pytest.mark.parametrize("name", left_to_all(AT_THE_LIMITS, USUAL))
+def test_document_at_the_limits(name: str, tmp_path: Path) -> None:
+    message, seconds = refusal(AT_THE_LIMITS[name], tmp_path)
     assert "in the feature specification" in message
     assert seconds < SECONDS
 

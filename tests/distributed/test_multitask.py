@@ -9,6 +9,7 @@ import pytest
 
 from main import main
 from tests.helpers import ROOT, left_to_all, losses, make_dataset, metrics, must, run_program, selected, words
+from trainer.importance_file import read_importance
 from trainer.logging.log import read_log
 from trainer.report.runs import read_run
 
@@ -45,7 +46,7 @@ VARIANTS |= {
 COMPARED = ("mmoe", "mmoe_uncertainty", "mmoe_pcgrad", "mmoe_gradnorm", "mmoe_batch_norm")
 WITHOUT_GATES = ("wide_deep", "shared_bottom", "esmm", "aitm")
 # scripts/test.sh --all trains the others, too.
-USUAL = ("mmoe", "ple", "mmoe_batch_norm", "wide_deep")
+USUAL = ("mmoe", "mmoe_batch_norm", "wide_deep")
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +66,16 @@ def folder(request, tmp_path_factory) -> Path:
     scenarios.append(arguments("stopped", *VARIANTS["mmoe"], *stop))
     saved = ["--evaluate", "--predictions_file", str(folder / "predictions.parquet"), "--checkpoint", "last"]
     scenarios.append(arguments("evaluation", *VARIANTS["mmoe"], *saved, models="mmoe"))
+    importance = {workers: ["--importance", str(folder / f"importance_{workers}.json")] for workers in ("one", "two")}
+    sharded = [*importance["two"], "--shard_embeddings", "on"]
+    scenarios.append(arguments("importance", *VARIANTS["mmoe"], *sharded, models="mmoe"))
     (folder / "scenarios.json").write_text(json.dumps(scenarios))
     done = run_program([RUN_ALL, folder / "scenarios.json"], workers=2, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
+    (folder / "output.txt").write_text(done.stdout)
     for name in (name for name in variants if name in COMPARED):
         must(main(arguments(f"one_{name}", *VARIANTS[name])))
+    must(main(arguments("one_importance", *VARIANTS["mmoe"], *importance["one"], models="mmoe")))
     return folder
 
 
@@ -131,6 +137,19 @@ def auc(positive, negative) -> float:
     return (pairs.mean() + 1) / 2
 
 
+def test_two_workers_with_shards_measure_the_importance_of_one(folder):
+    assert "tables are sharded over 2 worker(s)" in (folder / "output.txt").read_text()
+    one, two = (read_importance(folder / f"importance_{workers}.json") for workers in ("one", "two"))
+    assert one.rows == two.rows == ROWS and len(one.tasks) == 3
+    for left, right in zip(one.tasks, two.tasks, strict=True):
+        effects = [{part.feature: part.effects for part in task.features} for task in (left, right)]
+        for feature, of_metrics in effects[0].items():
+            for metric, effect in of_metrics.items():
+                other = effects[1][feature][metric]
+                assert other.change == pytest.approx(effect.change, abs=1e-6)
+                assert other.standard_error == pytest.approx(effect.standard_error, abs=1e-6)
+
+
 def test_early_stopping_keeps_the_best_epoch(folder):
     records = read_log(folder / "stopped" / "results" / "log.json")
     evaluated = {
@@ -145,10 +164,9 @@ def test_early_stopping_keeps_the_best_epoch(folder):
     assert architecture["step"] == best
 
 
-def test_unknown_metric_is_rejected_with_known_ones(folder):
+def test_unknown_metric_is_rejected_with_known_ones(folder, capfd):
     places = ["--dataset_path", folder / "data", "--model_dir", folder / "x", "--results_dir", folder / "y"]
-    unknown = ["--early_stopping_metric", "auc_roc/spend"]
-    done = run_program(["main.py", *places, *SMALL, *unknown])
-    assert done.returncode == 2
-    assert "'auc_roc/spend' is not one of" in done.stderr and "rmse/spend" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert main([*map(str, places), *SMALL, "--early_stopping_metric", "auc_roc/spend"]) == 2
+    shown = capfd.readouterr().err
+    assert "'auc_roc/spend' is not one of" in shown and "rmse/spend" in shown
+    assert "Traceback" not in shown

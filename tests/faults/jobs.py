@@ -59,7 +59,7 @@ class SupervisedJob:
         while not happened():
             assert self.process.poll() is None, f"the job ended before {what}:\n{self.output()[-3000:]}"
             assert time.monotonic() < until, f"no {what} in {PATIENCE} s:\n{self.output()[-3000:]}"
-            time.sleep(0.02)
+            time.sleep(0.1)
 
     def wait_for_step(self, step: int) -> None:
         """Waits until this job, with all workers alive, has logged this step or a later one."""

@@ -71,7 +71,7 @@ def timeline(results: Path) -> list[dict]:
 
 @pytest.mark.parametrize("run", range(tries(quick=1, whole=2)))
 def test_restarted_runs_end_with_the_same_weights(work, run):
-    kills = tries(quick=2, whole=10)
+    kills = tries(quick=1, whole=10)
     source = random.Random(run)
     job = SupervisedJob(arguments(work), work / f"killed-{run}", restarts=kills)
     for target in targets(kills, source):

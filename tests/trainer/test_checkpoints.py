@@ -510,8 +510,8 @@ def test_files_are_synced_before_the_rename(store, monkeypatch):
     assert ("sync", str(store.folder)) in events[place:]
 
 
-# Every seventh line in a usual run, every line in a run of all faults.
-STRIDE = tries(quick=7, whole=1)
+# A few of the lines in a usual run, every line in a run of all faults.
+STRIDE = tries(quick=19, whole=1)
 
 
 def killed_at_line(number: int, work) -> bool:

@@ -1,19 +1,18 @@
 """Rare conversions, in real data: tasks on their sample spaces, and together with what they are given on all rows."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from main import main
 from tests.data.table_samples import preprocessed, rows_of
-from tests.helpers import ROOT, metrics, real_data, run_program, words
+from tests.helpers import metrics, must, real_data, words
 from trainer.logging.log import read_log
 
 pytestmark = [pytest.mark.real_data, pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode")]
-RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"
-BATCH, EPOCHS = 128, 3
+BATCH, EPOCHS = 128, 1
 SMALL = words("--expert_hidden_units 16 --tower_hidden_units 8 --num_experts 3 --cpu --recipe published --log_every 1")
 
 
@@ -25,13 +24,8 @@ def folder(tmp_path_factory) -> Path:
     places = ["--dataset_path", str(folder / "data"), "--model_dir", str(folder / "models"), "--model", "mmoe", *SMALL]
     places += ["--global_batch_size", str(BATCH), "--num_epochs", str(EPOCHS)]
     predictions = ["--evaluate", "--predictions_file", str(folder / "predictions.parquet")]
-    scenarios = [
-        [*places, "--results_dir", str(folder / "train")],
-        [*places, "--results_dir", str(folder / "evaluate"), *predictions],
-    ]
-    (folder / "scenarios.json").write_text(json.dumps(scenarios))
-    done = run_program([RUN_ALL, folder / "scenarios.json"], timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
+    must(main([*places, "--results_dir", str(folder / "train")]))
+    must(main([*places, "--results_dir", str(folder / "evaluate"), *predictions]))
     return folder
 
 

@@ -17,7 +17,7 @@ from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
 from main import main
 from tests.data.sample_data import nested
-from tests.helpers import ROOT, make_dataset, metrics, must, run_program, words
+from tests.helpers import ROOT, make_dataset, metrics, must, words
 from tests.trainer.metrics.oracles import auc_over_all_pairs, log_loss_row_by_row
 from tests.trainer.metrics.workers import LocalWorkers
 from tests.trainer.small_models import LAYOUT, make_model, unpadded
@@ -316,24 +316,6 @@ def test_fewer_rows_are_a_seeded_sample(run, capsys):
     assert "--importance measures on 500 rows: below 2,000" in capsys.readouterr().err
     first, second = map(read_importance, files)
     assert first == second and (first.rows, first.mapping_rows) == (500, 1200)
-
-
-@pytest.mark.horovod
-def test_two_workers_with_shards_measure_the_same(run):
-    files = [run.folder / f"workers_{workers}.json" for workers in (1, 2)]
-    must(main([*run.flags, "--importance", str(files[0])]))
-    flags = [*run.flags, "--importance", files[1], "--shard_embeddings", "on"]
-    done = run_program([ROOT / "main.py", *flags], workers=2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "tables are sharded over 2 worker(s)" in done.stdout
-    one, two = map(read_importance, files)
-    for left, right in zip(one.tasks, two.tasks, strict=True):
-        effects = [{part.feature: part.effects for part in task.features} for task in (left, right)]
-        for feature, of_metrics in effects[0].items():
-            for metric, effect in of_metrics.items():
-                other = effects[1][feature][metric]
-                assert other.change == pytest.approx(effect.change, abs=1e-6)
-                assert other.standard_error == pytest.approx(effect.standard_error, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from data.errors import DataError
+from tests.helpers import left_to_all
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import LAYOUT, differences, make_batches, make_model, make_step, part, run, run_eagerly
 from trainer.embeddings.shards import Shards
@@ -94,7 +95,7 @@ def test_values_and_gradients_equal_loops_over_features(name, layout):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", left_to_all(SETTINGS, ("cross", "dot")))
 def test_several_workers_with_shards_equal_one(name):
     batches = make_batches(8, tasks=2)
     tasks = ("click", "buy")
@@ -119,15 +120,14 @@ def test_several_workers_with_shards_equal_one(name):
             np.testing.assert_allclose(value, alone.weights_by_name[path].numpy(), atol=1e-4, err_msg=path)
 
 
-def test_the_step_compiles_to_the_same():
-    batches = make_batches(3)
-    for name, settings in SETTINGS.items():
-        models = [make_model(**settings) for _ in range(2)]
-        for model, xla in zip(models, (False, True), strict=True):
-            step = make_step(model, xla=xla)
-            for number, batch in enumerate(batches, start=1):
-                run(step, batch, number)
-        assert differences(*models) < 1e-5, name
+@pytest.mark.parametrize("name", left_to_all(SETTINGS, ("dot",)))
+def test_the_step_compiles_to_the_same(name):
+    models = [make_model(**SETTINGS[name]) for _ in range(2)]
+    for model, xla in zip(models, (False, True), strict=True):
+        step = make_step(model, xla=xla)
+        for number, batch in enumerate(make_batches(3), start=1):
+            run(step, batch, number)
+    assert differences(*models) < 1e-5
 
 
 def test_interactions_of_ids_need_ids():

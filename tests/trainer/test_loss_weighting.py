@@ -89,8 +89,18 @@ def test_shares_of_workers_add_up(name):
     assert added == pytest.approx(weighting.total(LOSSES, trained, factors, 1).numpy(), rel=1e-6)
 
 
-@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", LOSS_WEIGHTINGS)
+# scripts/test.sh --all tries the other ones in bfloat16, too.
+IN_BFLOAT16 = ("uncertainty", "pcgrad")
+IN_DTYPES = [
+    *((name, "float32") for name in LOSS_WEIGHTINGS),
+    *(
+        pytest.param(name, "bfloat16", marks=[] if name in IN_BFLOAT16 else pytest.mark.slow)
+        for name in LOSS_WEIGHTINGS
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "compute_dtype"), IN_DTYPES)
 def test_one_worker_and_two_agree(name, compute_dtype):
     batches = make_batches(6, tasks=2)
     tasks = (BinaryTask("click", loss_weight=0.5), RegressionTask("price"))

@@ -1,9 +1,13 @@
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.helpers import left_to_all
 from tests.trainer.local_workers import run_workers
-from tests.trainer.small_models import LAYOUT, make_batches, make_model, make_step, run, run_eagerly
+from tests.trainer.small_models import LAYOUT, Rows, make_batches, make_model, make_step, run, run_eagerly
 from tests.trainer.test_step import differences, part
 from trainer.models.layers import MLP, DenseConfig, Gates, mix
 from trainer.models.multitask import ExpertOptions, levels_of
@@ -15,6 +19,20 @@ TASKS = ("click", "buy")
 @pytest.fixture(scope="module")
 def batches():
     return make_batches(30, tasks=2)
+
+
+def train(name: str, batches: list[Rows], compute_dtype: str = "float32", *, xla: bool = False) -> np.ndarray:
+    """The losses of a model's tasks in every step, [steps, tasks]."""
+    step = make_step(
+        make_model(model=name, tasks=TASKS, compute_dtype=compute_dtype), compute_dtype=compute_dtype, xla=xla
+    )
+    return np.array([run(step, batch, number) for number, batch in enumerate(batches, start=1)])
+
+
+@pytest.fixture(scope="module")
+def plain_losses(batches) -> Callable[[str], np.ndarray]:
+    """The losses of a model that one worker trains in float32."""
+    return cache(lambda name: train(name, batches))
 
 
 def random_input(*shape: int) -> np.ndarray:
@@ -120,12 +138,8 @@ def test_ple_equals_its_definition():
     np.testing.assert_allclose(model.network.call(tf.constant(x)), np.hstack(expected), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_one_and_two_workers_agree(batches, name):
-    alone = make_model(model=name, tasks=TASKS)
-    step = make_step(alone)
-    losses = [run(step, batch, number) for number, batch in enumerate(batches[:8], start=1)]
-
+@pytest.mark.parametrize("name", left_to_all(MODELS, ("mmoe", "ple", "esmm", "aitm")))
+def test_one_and_two_workers_agree(batches, plain_losses, name):
     def work(comm):
         mine = make_model(model=name, tasks=TASKS)
         step = make_step(mine, comm=comm)
@@ -138,23 +152,30 @@ def test_one_and_two_workers_agree(batches, name):
 
     results = run_workers(2, work)
     for _, own in results:
-        np.testing.assert_allclose(own, losses, rtol=1e-4)
+        np.testing.assert_allclose(own, plain_losses(name)[:8], rtol=1e-4)
     assert differences(results[0][0], results[1][0]) == 0
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_learns_in_every_precision(batches, name):
-    first: dict[str, np.ndarray] = {}
-    for compute_dtype, xla in (("float32", False), ("bfloat16", False), ("float32", True), ("bfloat16", True)):
-        model = make_model(model=name, tasks=TASKS, compute_dtype=compute_dtype)
-        step = make_step(model, compute_dtype=compute_dtype, xla=xla)
-        losses = [run(step, batch, number).sum() for number, batch in enumerate(batches, start=1)]
-        assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
-        distances = np.abs(losses - first.setdefault("losses", np.array(losses)))
-        if compute_dtype == "float32":
-            assert distances.max() < 1e-4
-        else:  # rounding moves single losses further apart with every step
-            assert distances[:10].max() < 0.05 and distances.mean() < 0.05
+PRECISIONS = [("float32", True), ("bfloat16", False), ("bfloat16", True)]
+# One model in every precision and every model in one; scripts/test.sh --all trains every model in every precision.
+IN_PRECISIONS = [
+    pytest.param(name, *precision, marks=[] if name == "mmoe" or precision == PRECISIONS[-1] else pytest.mark.slow)
+    for name in MODELS
+    for precision in PRECISIONS
+]
+
+
+@pytest.mark.parametrize(("name", "compute_dtype", "xla"), IN_PRECISIONS)
+def test_learns_in_every_precision(batches, plain_losses, name, compute_dtype, xla):
+    plain = plain_losses(name).sum(axis=1)
+    losses = train(name, batches, compute_dtype, xla=xla).sum(axis=1)
+    for own in (plain, losses):
+        assert np.mean(own[-5:]) < 0.9 * np.mean(own[:5])
+    distances = np.abs(losses - plain)
+    if compute_dtype == "float32":
+        assert distances.max() < 1e-4
+    else:  # rounding moves single losses further apart with every step
+        assert distances[:10].max() < 0.05 and distances.mean() < 0.05
 
 
 def test_wide_part_adds_a_linear_model(batches):

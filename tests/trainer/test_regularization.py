@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.helpers import left_to_all
 from tests.trainer.small_models import make_batches, make_model, make_step, run
 from trainer.models.layers import EPSILON, MOMENTUM, BatchNorm, DenseConfig, Gates
 from trainer.models.step_context import StepContext
@@ -42,7 +43,7 @@ def test_batch_norm_ignores_absent_rows(layers):
     np.testing.assert_allclose(plain, 2 * x / np.sqrt(1 + EPSILON) - 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("model", ["wide_deep", "mmoe", "ple", "aitm"])
+@pytest.mark.parametrize("model", left_to_all(["wide_deep", "mmoe", "ple", "aitm"], ("wide_deep", "mmoe")))
 def test_evaluation_uses_moving_moments(model):
     batches, net = make_batches(25, tasks=2), make_model(model=model, tasks=TASKS, batch_norm=True)
     assert net.non_trainable_variables

@@ -19,7 +19,7 @@ from data.spec.feature_spec import FeatureSpec
 from data.storage.arrays import ArraySource
 from data.storage.checksummed_dir import StorageError, write_checksummed
 from main import main
-from tests.helpers import ROOT, losses, make_dataset, metrics, must
+from tests.helpers import ROOT, left_to_all, losses, make_dataset, metrics, must, words
 from trainer.checkpoint.load_model import load_model
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.store import Checkpoint, CheckpointStore, NoCheckpointError
@@ -34,13 +34,16 @@ PER_EPOCH = -(-ROWS // BATCH)  # 11: the saves fall on other places in each epoc
 STEPS = EPOCHS * PER_EPOCH
 VARIANTS = {
     "wide_deep": ["--model", "wide_deep", "--deep_hidden_units", "8"],
-    "float16": ["--model", "wide_deep", "--deep_hidden_units", "8", "--amp", "--amp_dtype", "float16"],
-    "average": ["--model", "wide_deep", "--deep_hidden_units", "8", "--ema_momentum", "0.9", "--clip_norm", "0.1"],
-    "dwa": ["--loss_weighting", "dwa"],
-    "gradnorm": ["--loss_weighting", "gradnorm"],
-    "rlw": ["--loss_weighting", "rlw", "--batch_norm", "--optimizer", "adagrad"],
-    "uncertainty": ["--loss_weighting", "uncertainty", "--wide_part", "--expert_dropout", "0.2"],
+    # A loss scale and moving averages, each with a state of its own.
+    "float16": words("--model wide_deep --deep_hidden_units 8 --amp --amp_dtype float16 --ema_momentum 0.9")
+    + words("--clip_norm 0.1"),
+    "dwa": words("--loss_weighting dwa --batch_norm --optimizer adagrad"),
+    "gradnorm": words("--loss_weighting gradnorm --wide_part --expert_dropout 0.2"),
+    "rlw": words("--loss_weighting rlw --batch_norm --optimizer adagrad"),
+    "uncertainty": words("--loss_weighting uncertainty --wide_part --expert_dropout 0.2"),
 }
+# scripts/test.sh --all resumes the others, too.
+USUAL_VARIANTS = ("wide_deep", "float16", "dwa", "gradnorm")
 MMOE = ["--model", "mmoe", "--num_experts", "2", "--expert_hidden_units", "8", "--tower_hidden_units", "4"]
 
 
@@ -89,10 +92,18 @@ def assert_same(one: Path, other: Path) -> None:
     assert metrics(one / "results") == metrics(other / "results")
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_resumed_run_equals_uninterrupted_run(data, tmp_path, variant):
-    whole = tmp_path / "whole"
-    must(main(arguments(data, whole, variant=variant)))
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    must(main(arguments(data, folder)))
+    return folder
+
+
+@pytest.mark.parametrize("variant", left_to_all(VARIANTS, USUAL_VARIANTS))
+def test_resumed_run_equals_uninterrupted_run(data, tmp_path, whole, variant):
+    if variant != "wide_deep":
+        whole = tmp_path / "whole"
+        must(main(arguments(data, whole, variant=variant)))
     saved = [step for step in CheckpointStore(whole / "models").steps() if step < STEPS]
     assert saved == sorted({*range(SAVE_EVERY, STEPS, SAVE_EVERY), *range(PER_EPOCH, STEPS, PER_EPOCH)})
     # In the first epoch, between two, in the last; of the other models within an epoch whose losses count.
@@ -104,18 +115,10 @@ def test_resumed_run_equals_uninterrupted_run(data, tmp_path, variant):
         assert_same(whole, folder)
 
 
-def test_saving_in_between_changes_nothing(data, tmp_path):
-    must(main(arguments(data, tmp_path / "often")))
-    must(main(arguments(data, tmp_path / "never", "--checkpoint_every", "0", "--fingerprint_every", "1")))
-    assert CheckpointStore(tmp_path / "never" / "models").steps() == [PER_EPOCH, 2 * PER_EPOCH, STEPS]
-    assert_same(tmp_path / "often", tmp_path / "never")
-
-
-@pytest.fixture(scope="module")
-def whole(data, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    must(main(arguments(data, folder)))
-    return folder
+def test_saving_in_between_changes_nothing(data, tmp_path, whole):
+    must(main(arguments(data, tmp_path, "--checkpoint_every", "0", "--fingerprint_every", "1")))
+    assert CheckpointStore(tmp_path / "models").steps() == [PER_EPOCH, 2 * PER_EPOCH, STEPS]
+    assert_same(whole, tmp_path)
 
 
 def interrupt_training(monkeypatch, step: int, number: int) -> None:
@@ -132,10 +135,16 @@ def interrupt_training(monkeypatch, step: int, number: int) -> None:
     monkeypatch.setattr(trainer.trainer.Trainer, "_handle_result", interrupted)
 
 
-# In the first epoch; in its last step but one, so that the stop falls on its last; in its last, so that it falls into
-# the evaluation; in the last but one of all.
+# In the first epoch; in its last step, so that the stop falls into the evaluation; in an epoch's last step but one, so
+# that the stop falls on its last.
 @pytest.mark.parametrize(
-    ("step", "saved"), [(1, 2), (PER_EPOCH - 1, PER_EPOCH), (PER_EPOCH, PER_EPOCH), (STEPS - 1, STEPS)]
+    ("step", "saved"),
+    [
+        (1, 2),
+        (PER_EPOCH, PER_EPOCH),
+        (STEPS - 1, STEPS),
+        pytest.param(PER_EPOCH - 1, PER_EPOCH, marks=pytest.mark.slow),
+    ],
 )
 def test_signal_stops_after_next_step_and_run_resumes(data, tmp_path, whole, monkeypatch, step, saved):
     with monkeypatch.context() as patched:
@@ -167,8 +176,11 @@ def test_signal_stops_evaluation_which_resume_repeats(data, tmp_path, whole, mon
     assert CheckpointStore(tmp_path / "models").best() is not None
 
 
-# What ends a run while an epoch is evaluated, and between the evaluation and its record.
-@pytest.mark.parametrize("broken", [(Evaluator, "run"), (CheckpointManager, "record_evaluation")])
+# What ends a run between an epoch's evaluation and its record, and while it is evaluated.
+@pytest.mark.parametrize(
+    "broken",
+    [(CheckpointManager, "record_evaluation"), pytest.param((Evaluator, "run"), marks=pytest.mark.slow)],
+)
 def test_failed_evaluation_loses_nothing(data, tmp_path, whole, monkeypatch, broken):
     owner, name = broken
     work, calls = getattr(owner, name), []
@@ -437,17 +449,19 @@ def test_new_stopping_metric_starts_from_its_own_best(data, tmp_path, capfd):
     assert "looked at normalized_entropy/click and looks at loss_val/click now" in shown
 
 
-def test_more_epochs_report_changed_rates(data, tmp_path, whole, capfd):
+def test_more_epochs_report_changed_rates(data, tmp_path, whole, monkeypatch, capfd):
     shutil.copytree(whole / "models" / "checkpoints", tmp_path / "models" / "checkpoints")
     changed = ["--num_epochs", "4", "--linear_learning_rate", "0.01"]
-    must(main(arguments(data, tmp_path, "--use_checkpoint", *changed)))
+    interrupt_training(monkeypatch, STEPS + 1, signal.SIGTERM)  # what follows does not matter
+    assert main(arguments(data, tmp_path, "--use_checkpoint", *changed)) == STOPPED
     shown = capfd.readouterr().out
     # Three epochs end at an eighth of 0.00012. The fourth of four lies behind the middle of what follows the warm-up.
     assert "the schedule of the deep learning rate has changed: 1.5e-05 before and 1.5e-05 now at step 34" in shown
     assert "--num_epochs was 3 and is 4" in shown and "linear learning rate was 0.02 and is 0.01" in shown
     start = whole / "models" / "checkpoints" / f"step-{2 * PER_EPOCH}"
     again = ["--use_checkpoint", "--checkpoint", str(start), "--num_epochs", "8"]
-    must(main(arguments(data, tmp_path / "eight", *again)))
+    interrupt_training(monkeypatch, 2 * PER_EPOCH + 1, signal.SIGTERM)
+    assert main(arguments(data, tmp_path / "eight", *again)) == STOPPED
     # Of eight epochs' 88 steps the first 26.4 warm up: the rate is 23 / 26.4 of the base, not an eighth.
     assert "1.5e-05 before and 0.0001045 now at step 23" in capfd.readouterr().out
 

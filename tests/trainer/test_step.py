@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.helpers import left_to_all
 from tests.trainer import small_models
 from tests.trainer.local_workers import LocalWorker, run_workers
 from tests.trainer.small_models import (
@@ -32,7 +33,7 @@ from trainer.tasks.regression import RegressionTask
 
 pytestmark = pytest.mark.long
 
-STEPS = 60
+STEPS = 30
 # Lists with and without weights.
 make_model = partial(small_models.make_model, layout=WEIGHTED)
 
@@ -119,7 +120,7 @@ def train_on_workers(
     return run_workers(workers, work)
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_several_workers_equal_one(batches, trained, workers):
     _, losses = trained
     results = train_on_workers(workers, batches[:20], sharded=False)
@@ -128,7 +129,7 @@ def test_several_workers_equal_one(batches, trained, workers):
     assert differences(results[0][0], results[-1][0]) == 0
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_sharded_tables_equal_replicated_ones(batches, trained, workers):
     model, losses = trained
     tables = {name: table.numpy() for name, table in model.embeddings.tables().items()}
@@ -177,13 +178,12 @@ def test_clipped_gradients_keep_their_direction(batches, eagerly, exchange, shar
         np.testing.assert_allclose(own, min(share, 1.0) * free[name], rtol=1e-4, atol=1e-9)
 
 
-@pytest.mark.parametrize("sharded", [False, True])
-def test_workers_clip_by_the_same_norm(batches, sharded):
-    model = make_model()
-    losses = train(model, batches[:20], clip_norm=0.05)
-    assert not np.allclose(losses, train(make_model(), batches[:20]), rtol=1e-4)
-    for _, own in train_on_workers(2, batches[:20], sharded=sharded, clip_norm=0.05):
-        np.testing.assert_allclose(own, losses, rtol=1e-4)
+def test_workers_clip_by_the_same_norm(batches, trained):
+    losses = train(make_model(), batches[:20], clip_norm=0.05)
+    assert not np.allclose(losses, trained[1][:20], rtol=1e-4)
+    for sharded in (False, True):
+        for _, own in train_on_workers(2, batches[:20], sharded=sharded, clip_norm=0.05):
+            np.testing.assert_allclose(own, losses, rtol=1e-4)
 
 
 @pytest.fixture
@@ -194,7 +194,9 @@ def eagerly() -> Iterator[None]:
     tf.config.run_functions_eagerly(False)
 
 
-@pytest.mark.parametrize("weighting", ["static", "pcgrad", "gradnorm", "uncertainty"])
+@pytest.mark.parametrize(
+    "weighting", left_to_all(("static", "pcgrad", "gradnorm", "uncertainty"), ("pcgrad", "uncertainty"))
+)
 def test_three_workers_share_batches_of_any_size(eagerly, weighting):
     """16 rows, 7, and 2, so that one worker has none."""
     sizes = (16, 7, 2, 16)
