@@ -31,7 +31,7 @@ feature_spec:
   hour: {column: ts, dtype: timestamp, unit: s, encode: {timestamp: hour}}
   device_by_hour: {encode: {cross: [device, hour], hash: 1000}}
   clicked_by_hour: {encode: {cross: [clicked, hour], vocabulary: {min_count: 2}}, max_hotness: 2}
-  clicked_by_both: {encode: {cross: [device, clicked_by_hour], hash: 70}, max_hotness: 4, keep: last}
+  clicked_by_both: {encode: {cross: [device, clicked_by_hour], hash: 70}, max_hotness: 2, keep: last}
   price: {encode: [{fill: median}, log1p, standardize]}
 source_spec:
   logs:
@@ -114,7 +114,7 @@ def expected_of(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     encoded = pd.DataFrame(
         {
             "clicked_by_hour": [crossed[:2] for crossed in by_hour],
-            "clicked_by_both": [crossed[-4:] for crossed in by_both],
+            "clicked_by_both": [crossed[-2:] for crossed in by_both],
             "item": [1 if item is None else ids.get(item, 2) for item in table["item_id"]],
             "clicked": [clicked[-3:] for clicked in whole],
             "hour": hours,
