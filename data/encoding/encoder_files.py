@@ -125,10 +125,11 @@ def _ranks_settings(feature: str, encoder: HashedRanks, files: dict[str, Content
 
 
 def _crossed_settings(feature: str, encoder: CrossedIds, files: dict[str, Content]) -> dict[str, Any]:
-    return {
+    entry = {
         "inputs": [asdict(entry) for entry in encoder.inputs],
         "encoder": _settings(feature, encoder.encoder, files),
     }
+    return entry if encoder.list_input is None else {**entry, "list_input": encoder.list_input}
 
 
 def _numerical_settings(feature: str, encoder: Numerical, files: dict[str, Content]) -> dict[str, Any]:
@@ -182,7 +183,11 @@ def _crossed(entry: dict[str, Any], read: ReadFile) -> CrossedIds:
     encoder = _encoder(entry["encoder"], read)
     if not isinstance(encoder, Vocabulary | HashedIds):
         raise ValueError(f"a cross with an encoder of kind {entry['encoder']['kind']!r}")
-    return CrossedIds(read_typed(tuple[CrossInput, ...], entry["inputs"], "inputs"), encoder)
+    inputs = read_typed(tuple[CrossInput, ...], entry["inputs"], "inputs")
+    list_input = read_typed(str, entry["list_input"], "list_input") if "list_input" in entry else None
+    if list_input is not None and list_input not in [one.name for one in inputs]:
+        raise ValueError(f"list_input {list_input!r}, which is not an input of the cross")
+    return CrossedIds(inputs, encoder, list_input)
 
 
 def _numerical(entry: dict[str, Any], read: ReadFile) -> Numerical:

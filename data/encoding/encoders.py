@@ -344,20 +344,28 @@ class CrossedIds:
     """Encoder of combinations of columns.
 
     A combination has an int64 key: the hash of the row of its inputs (`data.encoding.hashing`), taken as a signed
-    number. The key of a feature is its id; that of a raw column is its value, null included.
+    number. The key of a feature is its id; that of a raw column is its value, null included. One of the inputs can be a
+    list: the cross is then a list of the combinations of each item with the row's other inputs.
 
     Attributes:
         inputs: what is crossed, in the order of the hash.
         encoder: encoder of the keys.
+        list_input: name of the input that is a list, or None.
     """
 
     inputs: tuple[CrossInput, ...]
     encoder: Vocabulary | HashedIds
+    list_input: str | None = None
 
     @property
     def column(self) -> str:
         """The inputs' names, for messages."""
         return " x ".join(entry.name for entry in self.inputs)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether a row has a list of combinations (multi-hot)."""
+        return self.list_input is not None
 
     @property
     def cardinality(self) -> int:
@@ -369,24 +377,43 @@ class CrossedIds:
         """The smallest id of unseen combinations, or None if they have no id of their own."""
         return self.encoder.unseen_id
 
-    def encode(self, columns: Mapping[str, Values] | Values) -> np.ndarray:
-        """Return the ids of combinations, [n] int64.
+    def encode(self, columns: Mapping[str, Values] | Values) -> "Encoded":
+        """Return the ids of combinations.
 
         Args:
-            columns: [n] values of every input by name: int64 ids of a feature, raw values of a raw column.
+            columns: [n] values of every input by name: int64 ids of a feature, raw values of a raw column, or lists of
+                these for `list_input`.
+
+        Returns:
+            [n] int64 ids; with a list, lists of these (see `ValueEncoder.encode`).
 
         Raises:
             TypeError: if `columns` is a single column.
+            DataError: if a value cannot be hashed, or a value of `list_input` is not a list.
         """
         if not isinstance(columns, Mapping):
             raise TypeError(f"a cross of {self.column} needs its inputs by name, not a single column")
-        return self.encoder.encode_flat(self.keys(columns))
+        lists = self._lists(columns)
+        ids = self.encoder.encode_flat(self._keys(columns, lists))
+        return ids if lists is None else lists.encoded(ids)
 
     def keys(self, columns: Mapping[str, Values]) -> np.ndarray:
-        """Return the keys of combinations, [n] int64."""
+        """Return the keys of combinations, [n] int64; with a list, those of all items, row after row."""
+        return self._keys(columns, self._lists(columns))
+
+    def _lists(self, columns: Mapping[str, Values]) -> "FlatLists | None":
+        return None if self.list_input is None else FlatLists.of(self.list_input, columns[self.list_input])
+
+    def _keys(self, columns: Mapping[str, Values], lists: "FlatLists | None") -> np.ndarray:
         hashes = np.zeros(1, np.uint64)
         for entry in self.inputs:
-            hashes = mix(hashes ^ hash_column(entry.name, columns[entry.name]))
+            if lists is None:
+                key = hash_column(entry.name, columns[entry.name])
+            elif entry.name == self.list_input:
+                key = hash_column(entry.name, lists.items)
+            else:
+                key = np.repeat(hash_column(entry.name, columns[entry.name]), lists.lengths)
+            hashes = mix(hashes ^ key)
         return hashes.view(np.int64)
 
 
@@ -540,6 +567,45 @@ def apply_steps(steps: Sequence[Step], numbers: np.ndarray) -> np.ndarray:
     return numbers
 
 
+@dataclass(frozen=True, eq=False)
+class FlatLists:
+    """The items of lists, one list after the other.
+
+    Attributes:
+        lengths: [n] int64 length of each list, 0 for a missing one.
+        items: the items of all lists, an Arrow array if the lists are in Arrow memory.
+    """
+
+    lengths: np.ndarray
+    items: Values
+
+    @classmethod
+    def of(cls, column: str, values: Values) -> "FlatLists":
+        """Return the items of [n] lists; `column` names them in messages.
+
+        Raises:
+            DataError: if a value is not a list.
+        """
+        arrow = as_arrow(values)
+        if arrow is not None and is_list(arrow.type):
+            lists = arrow.cast(pa.large_list(arrow.type.value_field))
+            # Not the buffer of offsets, which may start anywhere and leave room for lists that are null.
+            return cls(pc.fill_null(pc.list_value_length(lists), 0).to_numpy(), lists.flatten())
+        entries = [[] if entry is None else entry for entry in as_lists(column, values)]
+        lengths = np.fromiter(map(len, entries), np.int64, len(entries))
+        return cls(lengths, [value for entry in entries for value in entry])
+
+    def encoded(self, flat: np.ndarray) -> Encoded:
+        """Return the lists with each item replaced by what it is encoded to, given in the order of `items`."""
+        offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        if isinstance(self.items, pa.Array):
+            return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat))
+        lists = np.empty(len(self.lengths), object)
+        for row in range(len(lists)):
+            lists[row] = flat[offsets[row] : offsets[row + 1]]
+        return lists
+
+
 def encode_lists(column: str, encode_flat: Callable[[Values], np.ndarray], values: Values) -> Encoded:
     """Encode lists of values item by item; a missing list becomes an empty one.
 
@@ -551,20 +617,8 @@ def encode_lists(column: str, encode_flat: Callable[[Values], np.ndarray], value
     Returns:
         An Arrow array of lists if `values` is one, else an [n] object array of arrays.
     """
-    arrow = as_arrow(values)
-    if arrow is not None and is_list(arrow.type):
-        lists = arrow.cast(pa.large_list(arrow.type.value_field))
-        # Not the buffer of offsets, which may start anywhere and leave room for lists that are null.
-        lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(encode_flat(lists.flatten())))
-    entries = [[] if entry is None else entry for entry in as_lists(column, values)]
-    flat = encode_flat([value for entry in entries for value in entry])
-    encoded, start = np.empty(len(entries), object), 0
-    for row, entry in enumerate(entries):
-        encoded[row] = flat[start : start + len(entry)]
-        start += len(entry)
-    return encoded
+    lists = FlatLists.of(column, values)
+    return lists.encoded(encode_flat(lists.items))
 
 
 def _integers(column: str, values: Values, expected: str) -> tuple[np.ndarray, np.ndarray]:

@@ -304,7 +304,7 @@ class VocabularyFitter(CountingFitter):
 
 @dataclass(frozen=True)
 class CrossFitter(CountingFitter):
-    """Fits the vocabulary of the keys of a cross.
+    """Fits the vocabulary of the keys of a cross; with a list, those of all items are counted.
 
     Attributes:
         cross: the cross with an empty vocabulary.
@@ -332,11 +332,11 @@ def _cross_fitter(rule: CrossRule, spec: RawSpec, scratch: Scratch, encoders: Ma
     inputs = tuple(CrossInput(name, name in spec.features) for name in rule.inputs)
     column = " x ".join(rule.inputs)
     if isinstance(rule.ids, HashRule):
-        return GivenFitter(CrossedIds(inputs, HashedIds(column, rule.ids.buckets, NULL_ID + 1)))
+        return GivenFitter(CrossedIds(inputs, HashedIds(column, rule.ids.buckets, NULL_ID + 1), rule.list_input))
     if any(entry.is_feature and entry.name not in encoders for entry in inputs):
         return None
     empty = Vocabulary(column, pa.array([], pa.int64()), np.empty(0, np.int64), rule.ids.oov_buckets)
-    return CrossFitter(CrossedIds(inputs, empty), encoders, rule.ids, scratch)
+    return CrossFitter(CrossedIds(inputs, empty, rule.list_input), encoders, rule.ids, scratch)
 
 
 @dataclass(frozen=True)

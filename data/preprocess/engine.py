@@ -291,7 +291,7 @@ class _Writer:
         self._hotness = {
             name: raw.feature.max_hotness or 1
             for name, raw in spec.features.items()
-            if raw.reading is not None and spec.readings[raw.reading].is_list and name not in weights
+            if spec.is_list(name) and name not in weights
         }
 
     def write(self, parts: Mapping[str, Sequence[Part]], rows: Mapping[str, int]) -> FeatureSpec:

@@ -26,6 +26,7 @@ def raw_document() -> dict[str, Any]:
             "clicked": {"encode": {"vocabulary_of": "item"}, "separator": " ", "max_hotness": 50, "keep": "last",
                         "weights": "strength"},
             "strength": {"separator": " ", "encode": [{"fill": 1}]},
+            "clicked_by_slot": {"encode": {"cross": ["slot", "clicked"], "hash": 9}, "max_hotness": 9, "keep": "last"},
             "seen": {
                 "history": {"of": "item", "by": "user_id", "order": "ts", "where": "click", "last": 50},
                 "encode": {"vocabulary_of": "item"},
@@ -53,7 +54,7 @@ def raw_document() -> dict[str, Any]:
             "onehot_categorical": [
                 "item", "user", "slot", "hour", "age_group", "price_group", "site_by_hour", "item_by_slot"
             ],
-            "multihot_categorical": ["clicked", "seen"],
+            "multihot_categorical": ["clicked", "seen", "clicked_by_slot"],
             "numerical": ["views", "price", "price_missing", "age", "ctr", "shown"],
             "label": ["click", "liked", "sold"],
             "map": ["session"],

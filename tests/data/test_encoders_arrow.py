@@ -196,12 +196,38 @@ def test_crosses_hash_their_inputs(rows):
     assert cross.encode(columns).tolist() == expected
 
 
-def null_row_hash(first, *others) -> int:
-    """The hash of a row whose first key can be null, whose hash is 0."""
-    word = mix(0 if first is None else scalar_hash(first))
-    for key in others:
-        word = mix(word ^ scalar_hash(key))
+def null_row_hash(*keys) -> int:
+    """The hash of a row with nulls, whose hash is 0."""
+    word = 0
+    for key in keys:
+        word = mix(word ^ (0 if key is None else scalar_hash(key)))
     return word
+
+
+LISTS = st.none() | st.lists(st.none() | st.text(max_size=3), max_size=4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(-5, 5), LISTS, st.none() | st.text(max_size=3))), st.booleans(), st.integers(0, 3)
+)
+def test_a_cross_of_a_list_hashes_every_item_with_the_row(rows, in_arrow, skipped):
+    inputs = tuple(CrossInput(name, False) for name in ("code", "tags", "shop"))
+    cross = CrossedIds(inputs, HashedIds("x", 97, 2), "tags")
+    assert cross.is_list and cross.column == "code x tags x shop"
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(("code", "tags", "shop"))}
+    if in_arrow:  # with offsets that do not start at 0
+        types = {"code": pa.int64(), "tags": pa.list_(pa.string()), "shop": pa.string()}
+        columns = {name: pa.array(columns[name], types[name])[skipped:] for name in columns}
+        rows = rows[skipped:]
+    else:
+        columns["tags"] = np.array([*columns["tags"], None], object)[:-1]
+    wanted = [[null_row_hash(code, tag, shop) for tag in tags or []] for code, tags, shop in rows]
+    assert cross.keys(columns).tolist() == [signed(key) for keys in wanted for key in keys]
+    found = cross.encode(columns)
+    assert isinstance(found, pa.LargeListArray) == in_arrow
+    listed = found.to_pylist() if in_arrow else [ids.tolist() for ids in found]
+    assert listed == [[2 + scalar_hash(signed(key)) % 97 for key in keys] for keys in wanted]
 
 
 def signed(word: int) -> int:
@@ -213,6 +239,14 @@ def every_encoder() -> dict:
     return {
         "shop_by_id": CrossedIds(
             (CrossInput("shop", True), CrossInput("code", False)), Vocabulary("c", keys, ONES[:2])
+        ),
+        "words_by_shop": CrossedIds(
+            (CrossInput("shop", True), CrossInput("words", False)), HashedIds("c", 9, 2), "words"
+        ),
+        "words_by_both": CrossedIds(
+            (CrossInput("words_by_shop", True), CrossInput("code", False)),
+            Vocabulary("c", keys, ONES[:2]),
+            "words_by_shop",
         ),
         "crossed": CrossedIds((CrossInput("shop_by_id", True), CrossInput("word", False)), HashedIds("c", 9, 2)),
         "shop": Vocabulary("word", SHOPS, ONES),
@@ -264,6 +298,19 @@ def test_a_cross_finds_its_combinations():
         cross.encode([1])
 
 
+def test_a_cross_of_a_list_needs_lists():
+    cross = every_encoder()["words_by_shop"]
+    with pytest.raises(DataError, match="'words' holds 'a' where a list is expected"):
+        cross.encode({"shop": np.array([4]), "words": ["a"]})
+
+
+def test_crosses_of_single_values_are_saved_as_before(tmp_path):
+    save_encoders(every_encoder(), tmp_path / "one")
+    stored = json.loads((tmp_path / "one" / "encoders.json").read_text())["features"]
+    assert set(stored["crossed"]) == {"kind", "inputs", "encoder"}
+    assert stored["words_by_shop"]["list_input"] == "words"
+
+
 @pytest.mark.parametrize(
     ("encoder", "values", "message"),
     [
@@ -299,6 +346,8 @@ def test_what_cannot_be_encoded_is_named(encoder, values, message):
         ("identity", {"cardinality": 0}),
         ("crossed", {"encoder": {"kind": "missing", "column": "x"}}),
         ("crossed", {"inputs": [{"name": "x"}]}),
+        ("crossed", {"list_input": "x"}),
+        ("words_by_shop", {"list_input": None}),
         ("missing", {"kind": "unknown"}),
     ],
 )

@@ -70,6 +70,8 @@ RULES = {
     "prices": ("prices", NumberRule((MEDIAN, STANDARD))),
     "shop_by_hour": (None, CrossRule(("shop", "hour"), VocabularyRule(min_count=2))),
     "shop_by_code": (None, CrossRule(("shop_by_hour", "code"), HashRule(50))),
+    "tags_by_hour": (None, CrossRule(("hour", "tags"), VocabularyRule(min_count=2), "tags")),
+    "tags_by_code": (None, CrossRule(("tags_by_hour", "code"), HashRule(50), "tags_by_hour")),
     "rate": ("shop", TargetRule("bought", 2.0, FOLDS, "rate", "shop_count")),
     "bought": ("bought", ThresholdRule(">=", 1.0)),
     "group": ("code", KeepRule()),
@@ -196,6 +198,20 @@ def test_crosses_of_encoded_features(train, encoded):
     assert encoded["shop_by_hour"].tolist() == wanted
     pairs = zip(wanted, encoded["code"].tolist(), strict=True)
     assert encoded["shop_by_code"].tolist() == [2 + scalar_hash(scalar_row_hash(*pair)) % 50 for pair in pairs]
+
+
+def test_crosses_of_lists_count_every_item(encoded):
+    rows = list(zip(encoded["hour"].tolist(), encoded["tags"].to_pylist(), encoded["code"].tolist(), strict=True))
+    keys = [[np.uint64(scalar_row_hash(hour, tag)).astype(np.int64) for tag in tags] for hour, tags, _ in rows]
+    known = ranked(pd.Series([key for of_row in keys for key in of_row]), 2)
+    assert len(known) > 20
+    wanted = [[3 + known.index(key) if key in known else 2 for key in of_row] for of_row in keys]
+    assert encoded["tags_by_hour"].to_pylist() == wanted
+    crossed = [
+        [2 + scalar_hash(scalar_row_hash(one, code)) % 50 for one in ids]
+        for ids, (_, _, code) in zip(wanted, rows, strict=True)
+    ]
+    assert encoded["tags_by_code"].to_pylist() == crossed
 
 
 def test_numbers_are_standardized_after_the_fill(train, encoded):

@@ -20,6 +20,7 @@ import preprocess
 from data.encoding.encoder_files import load_encoders
 from data.preprocess.engine import Resources
 from data.spec.feature_spec import FeatureSpec
+from tests.data.scalar_hash import mix, scalar_hash, scalar_row_hash
 
 SPEC = """
 feature_spec:
@@ -29,6 +30,8 @@ feature_spec:
   clicked: {encode: {vocabulary_of: item}, separator: " ", max_hotness: 3, keep: last}
   hour: {column: ts, dtype: timestamp, unit: s, encode: {timestamp: hour}}
   device_by_hour: {encode: {cross: [device, hour], hash: 1000}}
+  clicked_by_hour: {encode: {cross: [clicked, hour], vocabulary: {min_count: 2}}, max_hotness: 2}
+  clicked_by_both: {encode: {cross: [device, clicked_by_hour], hash: 70}, max_hotness: 2, keep: last}
   price: {encode: [{fill: median}, log1p, standardize]}
 source_spec:
   logs:
@@ -37,7 +40,7 @@ split: {from: logs, time: ts, test_from: 1414000000}
 keep: [item_id]
 channel_spec:
   onehot_categorical: [item, device, hour, device_by_hour]
-  multihot_categorical: [clicked]
+  multihot_categorical: [clicked, clicked_by_hour, clicked_by_both]
   numerical: [price]
   label: [click]
 """
@@ -99,18 +102,38 @@ def expected_of(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     logs = [math.log1p(np.median(prices) if price is None else price) for price in train["price"]]
     mean, std = math.fsum(logs) / len(logs), np.std(logs, ddof=1) if len(set(logs)) > 1 else 0.0
     filled = [math.log1p(np.median(prices) if price is None else price) for price in table["price"]]
+    hours = [3 + ts // 3600 % 24 for ts in table["ts"]]
+    whole = [[ids.get(item, 2) for item in listed or []] for listed in table["clicked"]]
+    is_train = (table["ts"] < TEST_FROM).to_numpy()
+    by_hour = crossed_with_hours(whole, hours, is_train)
+    devices = [1 if device is None else 2 + scalar_hash(device) % 50 for device in table["device"]]
+    by_both = [
+        [2 + scalar_hash(scalar_row_hash(device, one)) % 70 for one in crossed]
+        for device, crossed in zip(devices, by_hour, strict=True)
+    ]
     encoded = pd.DataFrame(
         {
+            "clicked_by_hour": [crossed[:2] for crossed in by_hour],
+            "clicked_by_both": [crossed[-2:] for crossed in by_both],
             "item": [1 if item is None else ids.get(item, 2) for item in table["item_id"]],
-            "clicked": [[ids.get(item, 2) for item in (listed or [])[-3:]] for listed in table["clicked"]],
-            "hour": [3 + ts // 3600 % 24 for ts in table["ts"]],
+            "clicked": [clicked[-3:] for clicked in whole],
+            "hour": hours,
             "price": [(value - mean) / (std or 1.0) for value in filled],
             "click": table["click"].to_numpy(),
             "item_id": table["item_id"].to_numpy(),
         },
     )
-    is_train = (table["ts"] < TEST_FROM).to_numpy()
     return encoded[is_train].reset_index(drop=True), encoded[~is_train].reset_index(drop=True)
+
+
+def crossed_with_hours(lists: list[list[int]], hours: list[int], is_train: np.ndarray) -> list[list[int]]:
+    """The ids of all combinations of an item and the hour, by how often they occur in the training rows."""
+    rows = zip(lists, hours, strict=True)
+    keys = [[np.uint64(scalar_row_hash(item, hour)).astype(np.int64) for item in listed] for listed, hour in rows]
+    counts = Counter(key for of_row, trains in zip(keys, is_train, strict=True) for key in of_row if trains)
+    known = sorted((key for key in counts if counts[key] >= 2), key=lambda key: (-counts[key], key))
+    ids = {key: 3 + rank for rank, key in enumerate(known)}
+    return [[ids.get(key, 2) for key in of_row] for of_row in keys]
 
 
 def run(*arguments: object) -> int:
@@ -130,7 +153,7 @@ def test_random_logs_match_pandas(table, tmp_path_factory):
     assert run("--input", folder / "raw", "--output", folder / "data") == 0
     for mapping, expected in zip(("train", "test"), expected_of(in_file_order(table)), strict=True):
         found = read_mapping(folder / "data", mapping)
-        for name in ("item", "clicked", "hour", "click", "item_id"):
+        for name in ("item", "clicked", "hour", "clicked_by_hour", "clicked_by_both", "click", "item_id"):
             assert found.column(name).to_pylist() == expected[name].to_list(), name
         np.testing.assert_allclose(
             found.column("price").to_numpy(), expected["price"].to_numpy(float), rtol=2e-6, atol=2e-6
@@ -189,11 +212,13 @@ def test_new_rows_get_the_same_values(logs, tmp_path):
     new = read_mapping(tmp_path / "new", "test")
     by_time = [read_mapping(data, mapping) for mapping in ("train", "test")]
     assert new.num_rows == sum(table.num_rows for table in by_time)
-    columns = ["item", "device", "hour", "device_by_hour", "price", "click"]
-    together = pa.concat_tables(by_time).to_pandas()[columns]
+    columns = ["item", "device", "hour", "device_by_hour", "price", "click", "clicked_by_hour", "clicked_by_both"]
+    found, together = (
+        table.to_pandas()[columns].map(lambda cell: tuple(cell) if isinstance(cell, np.ndarray) else cell)
+        for table in (new, pa.concat_tables(by_time))
+    )
     pd.testing.assert_frame_equal(
-        new.to_pandas()[columns].sort_values(columns).reset_index(drop=True),
-        together.sort_values(columns).reset_index(drop=True),
+        found.sort_values(columns).reset_index(drop=True), together.sort_values(columns).reset_index(drop=True)
     )
 
 
@@ -365,3 +390,46 @@ def test_lists_in_no_channel_are_stored(tmp_path):
     stored = read_mapping(tmp_path / "data", "test")
     assert stored.column("words").to_pylist() == [[3, 4], [3]] * 5
     assert stored.column("sizes").to_pylist() == [np.float32([math.log(2), math.log(4)]).tolist(), []] * 5
+
+
+def test_crosses_of_raw_lists_and_histories(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    rows = {"click": [0, 1] * 20, "ts": range(40), "item": ["a", "b"] * 20, "user": ["u"] * 40}
+    rows |= {"tags": [["y", None, "x"], None, []] * 13 + [["x", "z", "z"]]}
+    pq.write_table(pa.table(rows, pa.schema([
+        ("click", pa.int64()), ("ts", pa.int64()), ("item", pa.string()), ("user", pa.string()),
+        ("tags", pa.list_(pa.string())),
+    ])), raw / "logs.parquet")  # fmt: skip
+    features: dict[str, dict] = {"click": {}, "ts": {"dtype": "int64"}, "tag": {"column": "tags"}}
+    history = {"of": "item", "by": "user", "order": "ts", "last": 2}
+    features |= {"item": {"encode": "vocabulary"}, "seen": {"history": history, "encode": {"vocabulary_of": "item"}}}
+    features |= {"tag_by_item": {"encode": {"cross": ["item", "tags"], "hash": 1000}}}
+    features |= {"seen_by_item": {"encode": {"cross": ["seen", "item"], "hash": 1000}}}
+    spec = {
+        "feature_spec": features,
+        "source_spec": {"logs": [{"type": "parquet", "files": ["logs.parquet"]}]},
+        "split": {"from": "logs", "time": "ts", "test_from": 30},
+        "channel_spec": {"multihot_categorical": ["tag", "tag_by_item", "seen_by_item"], "label": ["click"]},
+    }
+    (raw / "feature_spec.yaml").write_text(yaml.safe_dump(spec))
+    assert run("--input", raw, "--output", tmp_path / "data") == 0
+    items = {"a": 3, "b": 4}
+
+    def crossed(first: int, second: int) -> int:
+        return 2 + scalar_hash(int(np.uint64(mix(mix(first) ^ second)).astype(np.int64))) % 1000
+
+    stored = FeatureSpec.read(tmp_path / "data" / "feature_spec.yaml").features
+    assert [stored[name].max_hotness for name in ("tag", "tag_by_item", "seen_by_item")] == [3, 3, 2]
+    assert stored["tag_by_item"].cardinality == 1002
+    for mapping, start in (("train", 0), ("test", 30)):
+        found = read_mapping(tmp_path / "data", mapping)
+        for row, (tags, seen) in enumerate(
+            zip(*(found[f"{x}_by_item"].to_pylist() for x in ("tag", "seen")), strict=True)
+        ):
+            at = start + row
+            item = scalar_hash(items[rows["item"][at]])
+            words = [0 if tag is None else scalar_hash(tag) for tag in rows["tags"][at] or []]
+            assert tags == [crossed(item, word) for word in words]
+            earlier = [scalar_hash(items[rows["item"][one]]) for one in range(max(0, at - 2), at)]
+            assert seen == [crossed(one, item) for one in earlier]

@@ -44,6 +44,7 @@ channel_spec:
   onehot_categorical: [user]
   label: [liked]
 """
+LIST = '{separator: "|", encode: {hash: 9}}'
 HEADED, PLAIN = "header: true", "features: [user, item, price, day, liked]"
 BY_DAY = ("random: {test: 0.3}", "time: day, test_from: 2024-01-20")
 TO_DATA = ("--input", "{raw}", "--output", "{data}")
@@ -248,6 +249,41 @@ CELLS = {
         '";"`, or drop `separator` if the column has one value per row',
         log=lists("0;7"),
         spec=listed('separator: "|"'),
+    ),
+    "cross of two lists": Case(
+        "feature_spec.two.encode.cross[1]: 'other' is a list, and so is 'item': nothing says which of their items "
+        "belong together; keep one of them",
+        spec=(
+            (
+                "item: {}",
+                f"item: {LIST}\n  other: {LIST[:-1]}, column: day}}\n  two: {{encode: {{cross: [item, other]}}}}",
+            ),
+            ("onehot_categorical: [user, item]", "multihot_categorical: [item, other, two]"),
+        ),
+    ),
+    "cross of a list among single ids": Case(
+        "feature_spec.by_user.encode.cross[0]: 'item' is a list, and the cross has an id for each item; list 'by_user' "
+        "in multihot_categorical",
+        spec=(
+            ("item: {}", f"item: {LIST}\n  by_user: {{encode: {{cross: [item, user], hash: 9}}}}"),
+            ("[user, item]", "[user, by_user]\n  multihot_categorical: [item]"),
+        ),
+    ),
+    "cross of single values among lists": Case(
+        "feature_spec.by_user: has one value per row, and is in multihot_categorical; list it in another channel, or "
+        "add an input that is a list",
+        spec=(
+            ("item: {}", "item: {}\n  by_user: {encode: {cross: [item, user], hash: 9}}"),
+            ("[user, item]", "[user, item]\n  multihot_categorical: [by_user]"),
+        ),
+    ),
+    "target statistics of a list": Case(
+        "feature_spec.item.encode: target is for one value per row, and this is a list, whose items would be numbers, "
+        "which no channel takes as lists; write an encoding of ids, such as {hash: 1000}, or add a column",
+        spec=(
+            ("item: {}", 'item: {separator: "|", encode: {target: {label: liked}}}'),
+            ("[user, item]", "[user]"),
+        ),
     ),
     "list in brackets": Case(
         "logs.csv, line 2: column 'item' is '[0, 1]', in brackets like all cells of this list; write lists as text "

@@ -317,6 +317,40 @@ def test_crosses_of_crosses(tmp_path: Path) -> None:
     assert set(spec.readings) == {"y", "a", "b", "c"}
 
 
+def test_crosses_of_lists(tmp_path: Path) -> None:
+    features: dict[str, dict[str, Any]] = {
+        "tag": {"column": "tags", "separator": "|"},
+        "weekday": {"column": "ts", "encode": {"timestamp": "weekday"}},
+        "seen": {"history": {"of": "item", "by": "user", "order": "ts", "last": 5}},
+        "of_ids": {"encode": {"cross": ["item", "tag"], "hash": 9}, "max_hotness": 4, "keep": "last"},
+        "of_raw": {"encode": {"cross": ["tags", "item"]}},
+        "of_cross": {"encode": {"cross": ["weekday", "of_raw"]}},
+        "of_history": {"encode": {"cross": ["seen", "item"], "hash": 9}},
+        "as_text": {"encode": {"cross": ["tags", "item"], "hash": 9}},
+    }
+    crosses = ["of_ids", "of_raw", "of_history"]
+    spec = spec_of(tmp_path, features, {ONEHOT: ["as_text"], MULTIHOT: ["tag", "seen", *crosses]})
+    assert spec.features["of_ids"].rule == CrossRule(("item", "tag"), HashRule(9), "tag")
+    assert (spec.features["of_ids"].feature.max_hotness, spec.features["of_ids"].keep) == (4, "last")
+    assert spec.features["of_history"].rule == CrossRule(("seen", "item"), HashRule(9), "seen")
+    assert spec.features["of_cross"].rule == CrossRule(("weekday", "of_raw"), VocabularyRule(), "of_raw")
+    # The same column is a list in a cross that is one, and text in another.
+    lists, text = "tags:list of string", "tags:string"
+    assert spec.features["of_raw"].rule == CrossRule((lists, "item"), VocabularyRule(), lists)
+    assert spec.features["as_text"].rule == CrossRule((text, "item"), HashRule(9))
+    assert spec.readings[lists] == Reading(lists, "tags", is_list=True, separator="|")
+    assert spec.features["tag"].reading == lists and not spec.readings[text].is_list
+    assert {name for name in spec.features if spec.is_list(name)} == {"tag", "seen", "of_cross", *crosses}
+
+
+def test_a_raw_list_is_crossed_as_keys(tmp_path: Path) -> None:
+    features = {"size": {"column": "sizes", "separator": "|", "encode": {"quantiles": 4}}}
+    cross = {"encode": {"cross": ["sizes", "item"], "hash": 9}, "max_hotness": 2}
+    spec = spec_of(tmp_path, features | {"x": cross, "y": {}}, {MULTIHOT: ["size"]})
+    assert spec.features["x"].rule == CrossRule(("sizes:list of string", "item"), HashRule(9), "sizes:list of string")
+    assert spec.readings["sizes:list of float64"].separator == spec.readings["sizes:list of string"].separator == "|"
+
+
 def test_chunks(tmp_path: Path) -> None:
     text = EXAMPLE.replace(
         'header: true, files: ["logs/*.csv.gz"], null: [NA]',
@@ -336,6 +370,7 @@ def check_meaning(spec: RawSpec) -> None:
         assert raw.reading is None or raw.reading in spec.readings
         if isinstance(raw.rule, CrossRule):
             assert all(name in spec.features or name in spec.readings for name in raw.rule.inputs)
+            assert raw.rule.list_input is None or raw.rule.list_input in raw.rule.inputs
         if isinstance(raw.rule, SharedVocabularyRule):
             assert not isinstance(spec.features[raw.rule.feature].rule, SharedVocabularyRule)
         if isinstance(raw.computed, History | Count):

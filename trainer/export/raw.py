@@ -35,6 +35,7 @@ from trainer.export.raw_columns import (
     RawInput,
     RawLayout,
     columns_of,
+    makes_lists,
 )
 from trainer.export.raw_encoders import (
     RawValues,
@@ -51,7 +52,7 @@ from trainer.export.raw_encoders import (
     vocabulary_ids,
 )
 from trainer.export.raw_hashes import hash_integers, hash_texts, mix, word
-from trainer.layout import ModelInputs
+from trainer.layout import CategoricalInput, ModelInputs
 
 # Encoders of kinds that look nothing up.
 _ENCODE: dict[type, Callable[[Any, RawValues], tf.Tensor]] = {
@@ -91,13 +92,16 @@ class RawEncoding(tf.Module):
         for features in self.layout.groups:
             encoder = self.layout.encoders[features[0]]
             if isinstance(encoder, CrossedIds):
-                values = self._encode(features, _crossed(encoder, singles, made))
-            elif self.layout.columns[encoder.column].is_list:
-                values = self._lists(features[0], raw)
+                values = self._crossed(encoder, raw, singles, made)
+            elif makes_lists(encoder):
+                values = self._list(encoder.column, raw)
             else:
-                columns = [column for name in features for column in columns_of(self.layout.encoders[name])]
-                values = self._encode(features, singles.select(columns))
-            made.add(features, values)
+                values = singles.select([name for one in features for name in columns_of(self.layout.encoders[one])])
+            encoded = self._encode(features, values)
+            if makes_lists(encoder):
+                self._add_list(features[0], encoded, self._padding(encoder, values, raw), made)
+            else:
+                made.add(features, encoded)
         model, rows = self.layout.model, tf.shape(next(iter(raw.values())))[0]
         ids = made.matrix([columns.name for columns in model.categorical], rows, tf.int64)
         weights = made.matrix([columns.weights for columns in model.weighted], rows, tf.float32)
@@ -125,16 +129,46 @@ class RawEncoding(tf.Module):
             return tf.fill(tf.shape(values), tf.constant(-1, tf.int64))
         return self.tables[feature].lookup(values)
 
-    def _lists(self, input_name: str, raw: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Returns the ids of a list feature, [batch, hotness] int64 padded with PAD, or their weights, float32."""
-        feature = next(one for one in self.layout.model.categorical if input_name in (one.name, one.weights))
-        column = self.layout.columns[columns_of(self.layout.encoders[input_name])[0]]
-        ids_column = self.layout.columns[columns_of(self.layout.encoders[feature.name])[0]]
-        values, of_ids = (_raw_values([one], raw[one.name]) for one in (column, ids_column))
-        encoded, hotness = self._encode([input_name], values), feature.hotness
+    def _list(self, column: str, raw: Mapping[str, tf.Tensor]) -> RawValues:
+        """Returns a raw column of lists, [batch, length], padded with nulls."""
+        return _raw_values([self.layout.columns[column]], raw[column])
+
+    def _crossed(
+        self, encoder: CrossedIds, raw: Mapping[str, tf.Tensor], singles: "_Singles", made: "_Made"
+    ) -> RawValues:
+        """Returns the keys of a cross, [batch, 1] int64, not null; with a list [batch, length], null where that is."""
+        hashes, null = tf.constant(0, tf.uint64), tf.constant(False)
+        for entry in encoder.inputs:
+            is_list = entry.name == encoder.list_input
+            if entry.is_feature:
+                ids, missing = made.lists[entry.name] if is_list else (made.column(entry.name), null)
+                key = hash_integers(ids)
+            else:
+                read = self._list(entry.name, raw) if is_list else singles.select([entry.name])
+                key, missing = tf.where(read.null, word(NULL_HASH), read.hashes), read.null
+            hashes, null = mix(tf.bitwise.bitwise_xor(hashes, key)), missing if is_list else null
+        keys = tf.bitcast(hashes, tf.int64)
+        return RawValues(keys, tf.broadcast_to(null, tf.shape(keys)))
+
+    def _padding(self, encoder: Encoder, values: RawValues, raw: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Returns which items of lists are padding, [batch, length] bool: the nulls, for weights those of their ids."""
+        if isinstance(encoder, CrossedIds) or encoder.column not in self.layout.ids_of:
+            return values.null
+        return self._list(self.layout.ids_of[encoder.column], raw).null
+
+    def _add_list(self, name: str, encoded: tf.Tensor, null: tf.Tensor, made: "_Made") -> None:
+        """Adds a list feature, whole for crosses, and cut for the model if this has it."""
+        made.lists[name] = encoded, null
+        feature = next((one for one in self.layout.model.categorical if name in (one.name, one.weights)), None)
+        if feature is not None:
+            made.add([name], self._cut(feature, encoded, null))
+
+    def _cut(self, feature: CategoricalInput, encoded: tf.Tensor, null: tf.Tensor) -> tf.Tensor:
+        """Returns ids of lists, [batch, hotness] int64 padded with PAD, or their weights, float32."""
+        hotness = feature.hotness
         # Clients pad ids and weights by themselves. Appending `hotness` makes any row long enough for a slice.
-        length = tf.maximum(tf.shape(encoded)[1], tf.shape(of_ids.null)[1]) + hotness
-        null = _padded(of_ids.null, length, True)
+        length = tf.maximum(tf.shape(encoded)[1], tf.shape(null)[1]) + hotness
+        null = _padded(null, length, True)
         # Nulls in lists are padding, which the encoder maps to an id or weight like any other value.
         padding = tf.constant(PAD if encoded.dtype.is_integer else 0, encoded.dtype)
         encoded = tf.where(null, padding, _padded(encoded, length, padding))
@@ -185,9 +219,14 @@ class _Singles:
 
 
 class _Made:
-    """Encoded features, as blocks of columns."""
+    """Encoded features, as blocks of columns.
+
+    Attributes:
+        lists: list features by name: all their items, [batch, length], and which of these are padding.
+    """
 
     def __init__(self) -> None:
+        self.lists: dict[str, tuple[tf.Tensor, tf.Tensor]] = {}
         self._blocks: list[tuple[Sequence[str], tf.Tensor]] = []
 
     def add(self, features: Sequence[str], values: tf.Tensor) -> None:
@@ -235,20 +274,6 @@ def raw_function(saved: LoadedModel, encoding: RawEncoding) -> tf.types.experime
 def _value_encoder(encoder: Encoder) -> Encoder:
     """Returns the encoder of single values, for a cross that of its keys."""
     return encoder.encoder if isinstance(encoder, CrossedIds) else encoder
-
-
-def _crossed(encoder: CrossedIds, singles: _Singles, made: _Made) -> RawValues:
-    """Returns the keys of a cross, [batch, 1] int64, none of them null."""
-    hashes = tf.constant(0, tf.uint64)
-    for entry in encoder.inputs:
-        if entry.is_feature:
-            key = hash_integers(made.column(entry.name))
-        else:
-            raw = singles.select([entry.name])
-            key = tf.where(raw.null, word(NULL_HASH), raw.hashes)
-        hashes = mix(tf.bitwise.bitwise_xor(hashes, key))
-    keys = tf.bitcast(hashes, tf.int64)
-    return RawValues(keys, tf.zeros_like(keys, tf.bool))
 
 
 def _raw_values(columns: Sequence[RawInput], values: tf.Tensor) -> RawValues:

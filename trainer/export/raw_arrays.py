@@ -65,8 +65,8 @@ def _group(folder: Path, name: str, features: Sequence[str], layout: RawLayout) 
     encoders = [layout.encoders[feature] for feature in features]
     first = encoders[0]
     if isinstance(first, CrossedIds):
-        inputs = [[entry.name, entry.is_feature] for entry in first.inputs]
-        place = {"kind": "cross", "inputs": inputs, "is_list": False, "dtype": INTEGER}
+        inputs = [[entry.name, entry.is_feature, entry.name == first.list_input] for entry in first.inputs]
+        place = {"kind": "cross", "inputs": inputs, "is_list": first.is_list, "dtype": INTEGER}
         encoders = [first.encoder]
     else:
         columns = [column for encoder in encoders for column in columns_of(encoder)]

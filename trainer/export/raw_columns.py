@@ -118,19 +118,24 @@ def keys_of(encoder: Encoder) -> pa.Array | None:
     return keys if keys is not None and len(keys) else None
 
 
-def reads_lists(encoder: Encoder) -> bool:
-    """Returns whether an encoder reads lists of values."""
+def makes_lists(encoder: Encoder) -> bool:
+    """Returns whether an encoder makes lists, of lists that it reads or, as a cross, of a list among its inputs."""
     return getattr(encoder, "is_list", False)
+
+
+def _reads_lists(encoder: Encoder, column: str) -> bool:
+    """Returns whether an encoder reads a raw column as lists."""
+    return encoder.list_input == column if isinstance(encoder, CrossedIds) else makes_lists(encoder)
 
 
 def _check_fits(layout: InputSchema, feature: str, encoder: Encoder) -> None:
     columns = {columns.name: columns for columns in layout.categorical}.get(feature)
     if isinstance(encoder, Numerical | MissingIndicator):
         is_weight = feature not in layout.numerical
-        fits = columns is None and reads_lists(encoder) == is_weight
+        fits = columns is None and makes_lists(encoder) == is_weight
     else:
         fits = columns is not None and (
-            reads_lists(encoder) == columns.multihot and encoder.cardinality <= columns.cardinality
+            makes_lists(encoder) == columns.multihot and encoder.cardinality <= columns.cardinality
         )
     if not fits:
         raise NotFromRaw(f"the encoder of {feature} does not produce the model's inputs")
@@ -138,7 +143,7 @@ def _check_fits(layout: InputSchema, feature: str, encoder: Encoder) -> None:
 
 def _input(name: str, readers: list[Encoder], readings: Mapping[str, Reading]) -> RawInput:
     reading = readings.get(name)
-    lists = {reads_lists(encoder) for encoder in readers}
+    lists = {_reads_lists(encoder, name) for encoder in readers}
     needs = {_need(encoder) for encoder in readers}
     kinds = needs & {TEXT, INTEGER}
     if len(lists) > 1 or len(kinds) > 1 or (TEXT in kinds and NUMBER in needs):

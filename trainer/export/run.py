@@ -105,7 +105,8 @@ def _with_names(encoder: Encoder, name: Mapping[str, str]) -> Encoder:
     """Returns an encoder that reads renamed columns."""
     if isinstance(encoder, CrossedIds):
         inputs = tuple(replace(entry, name=name[entry.name]) for entry in encoder.inputs)
-        return replace(encoder, inputs=inputs)
+        list_input = None if encoder.list_input is None else name[encoder.list_input]
+        return replace(encoder, inputs=inputs, list_input=list_input)
     return replace(encoder, column=name[encoder.column])
 
 

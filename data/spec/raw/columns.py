@@ -86,6 +86,14 @@ class RawColumns:
         known = [own] if own is not None and own.dtype in accepted else others
         return self.use(known[0] if known else self.reading(column, default))
 
+    def refer_to_lists(self, column: str) -> Reading | None:
+        """Returns how a raw column that features read as lists is, as lists of keys; None if those have problems."""
+        lists = [reading for reading in self.readings.values() if reading.column == column and reading.is_list]
+        if not lists:
+            return None
+        keys = [reading for reading in lists if reading.dtype in KEY_TYPES]
+        return self.use(keys[0] if keys else self.reading(column, "string", True, lists[0].separator))
+
     def condition(self, written: WrittenCondition, path: str) -> ReadCondition | None:
         """Returns the reading, operator and constant of a condition, or None if it has a problem."""
         if written.comparison is None:

@@ -112,6 +112,7 @@ class RawFeatures:
         rules: {feature name: encoding}, of the features in which nothing is malformed.
         added: {name of a feature that a rule adds: path of its name}.
         computed: {feature name: its history or count}.
+        list_inputs: {name of a cross: its inputs that are lists}; at most one, or there is a problem.
         crossed: {(name of a cross, raw column): how it is read}.
         problems: problems found.
     """
@@ -123,6 +124,7 @@ class RawFeatures:
     rules: dict[str, Rule] = field(default_factory=dict)
     added: dict[str, str] = field(default_factory=dict)
     computed: dict[str, Computed] = field(default_factory=dict)
+    list_inputs: dict[str, list[str]] = field(default_factory=dict)
     crossed: dict[tuple[str, str], Reading | None] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -139,6 +141,7 @@ class RawFeatures:
                 self.columns.unknown.add(name)
         self._share_tables()
         self._find_added()
+        self._find_list_inputs()
         encoded = self.encoded_parts()
         for rule in FEATURE_RULES:
             self.problems.extend(rule(encoded))
@@ -151,7 +154,9 @@ class RawFeatures:
             self._find_reading(name, self.parts.features[name])
 
     def is_list(self, name: str) -> bool:
-        """Returns whether a feature has a list per row."""
+        """Returns whether a feature has a list per row: as stated, or for a cross if one of its inputs is a list."""
+        if isinstance(self.rules.get(name), CrossRule):
+            return bool(self.list_inputs.get(name))
         keys, channel = self.parts.features[name], self.channel_of.get(name, MULTIHOT)
         return channel == MULTIHOT and (
             name in self.channel_of
@@ -241,6 +246,29 @@ class RawFeatures:
             message = f"{shown(name)} is a number, and in {self.channel_of[name]}; list it in {NUMERICAL}"
             self.problems.append(Problem(path, message))
 
+    def _find_list_inputs(self) -> None:
+        """Finds the inputs of crosses that are lists: features, crosses of lists among them, and raw columns.
+
+        A raw column is a list where all features of the column are, in a cross that is stated to be a list.
+        """
+        crosses = {name: rule for name, rule in self.rules.items() if isinstance(rule, CrossRule)}
+        kinds: dict[str, set[bool]] = {}
+        for name in self.rules.keys() - crosses.keys():
+            keys = self.parts.features[name]
+            if "history" not in keys and "count" not in keys:
+                kinds.setdefault(keys.get("column", name), set()).add(self.is_list(name))
+
+        def is_list(cross: str, other: str) -> bool:
+            if other in self.parts.features or other in self.added:
+                return other in self.parts.features and self.is_list(other)
+            is_stated = "max_hotness" in self.parts.features[cross] or cross in self.channel_of
+            return is_stated and self.channel_of.get(cross, MULTIHOT) == MULTIHOT and kinds.get(other) == {True}
+
+        changed = True
+        while changed:  # a cross of a list can be an input of another one
+            found = {name: [one for one in rule.inputs if is_list(name, one)] for name, rule in crosses.items()}
+            changed, self.list_inputs = found != self.list_inputs, found
+
     # Checks of one feature.
 
     def _check_feature(self, name: str, keys: RawFeatureKeys) -> Iterator[Problem]:
@@ -272,7 +300,8 @@ class RawFeatures:
             message = f"has {' and '.join(computed)}; keep one, and make another feature of the other"
             yield Problem(feature_path(name), message)
         if computed:
-            for key in (*_READING_KEYS, "keep", "weights"):
+            others = ("weights",) if isinstance(rule, CrossRule) else ("keep", "weights")
+            for key in (*_READING_KEYS, *others):
                 if key in keys:
                     message = f"is for values read from files, and those of {computed[0]} are not; remove it"
                     yield Problem(feature_path(name, key), message)
@@ -285,7 +314,9 @@ class RawFeatures:
                     message = f"is only for {MULTIHOT}, and the feature is in {channel}; remove it or move the feature"
                     yield Problem(feature_path(name, key), message)
             return
-        if channel == MULTIHOT and ("count" in keys or isinstance(rule, CrossRule)):
+        if isinstance(rule, CrossRule):
+            yield from self._check_cross_of_single_values(name, keys)
+        elif channel == MULTIHOT and "count" in keys:
             message = f"has one value per row, and is in {MULTIHOT}; list it in another channel"
             yield Problem(feature_path(name), message)
         elif "history" in keys:
@@ -295,7 +326,24 @@ class RawFeatures:
         elif "keep" in keys and not self.is_list(name):
             yield Problem(feature_path(name, "keep"), "is only for lists; remove it, or state max_hotness")
         if self.is_list(name) and isinstance(rule, TargetRule):
-            yield Problem(feature_path(name, "encode"), "target is for one value per row, and this is a list")
+            message = (
+                "target is for one value per row, and this is a list, whose items would be numbers, which no channel "
+                "takes as lists; write an encoding of ids, such as {hash: 1000}, or add a column with one value per row"
+            )
+            yield Problem(feature_path(name, "encode"), message)
+
+    def _check_cross_of_single_values(self, name: str, keys: RawFeatureKeys) -> Iterator[Problem]:
+        """Checks that nothing about a cross says that it is a list if none of its inputs is one."""
+        if self.is_list(name):
+            return
+        if self.channel_of.get(name) == MULTIHOT:
+            fix = "list it in another channel, or add an input that is a list"
+            yield Problem(feature_path(name), f"has one value per row, and is in {MULTIHOT}; {fix}")
+            return
+        for key in ("max_hotness", "keep"):
+            if key in keys:
+                message = "is only for lists, and the cross has no input that is a list; remove it"
+                yield Problem(feature_path(name, key), message)
 
     def _check_weights(self, name: str, keys: RawFeatureKeys, rule: Rule) -> Iterator[Problem]:
         """Checks that the weights of ids are lists of numbers of at least 0 that are read from files."""
@@ -409,23 +457,31 @@ class RawFeatures:
                 for index, other in enumerate(rule.inputs):
                     path = path_of("feature_spec", name, "encode", "cross", index)
                     if other not in self.parts.features and other not in self.added:
-                        self.crossed[name, other] = self.columns.refer(other, path, KEY_TYPES)
+                        is_list, columns = other in self.list_inputs[name], self.columns
+                        reading = columns.refer_to_lists(other) if is_list else columns.refer(other, path, KEY_TYPES)
+                        self.crossed[name, other] = reading
                     if other in rule.inputs[:index]:
                         self.problems.append(Problem(path, f"{shown(other)} is already an input; keep one"))
                     elif mistake := self._cross_mistake(name, other):
                         self.problems.append(Problem(path, mistake))
 
     def _cross_mistake(self, name: str, other: str) -> str | None:
-        """Returns why a feature cannot be an input of a cross, or None; raw columns are checked elsewhere."""
+        """Returns why an input does not fit a cross, or None; whether raw columns exist is checked elsewhere."""
         if other in self.added:
             return f"{shown(other)} is a number; cross features with ids"
-        if other not in self.rules:
-            return None
-        if not isinstance(self.rules[other], ID_RULES):
+        lists = [one for one in self.list_inputs[name] if not self._leads_to(one, name)]
+        if other in self.rules and not isinstance(self.rules[other], ID_RULES):
             return f"{shown(other)} has no ids; add a feature of its column with an encoding of ids, and name that"
-        if self.is_list(other):
-            return f"{shown(other)} is a list; cross features with one id per row"
-        return f"the cross depends on itself through {shown(other)}; remove it" if self._leads_to(other, name) else None
+        if self._leads_to(other, name):
+            return f"the cross depends on itself through {shown(other)}; remove it"
+        if other in lists[1:]:
+            return (
+                f"{shown(other)} is a list, and so is {shown(lists[0])}: nothing says which of their items belong "
+                "together; keep one of them"
+            )
+        if other in lists and self.channel_of.get(name, MULTIHOT) != MULTIHOT:
+            return f"{shown(other)} is a list, and the cross has an id for each item; list {shown(name)} in {MULTIHOT}"
+        return None
 
     def _leads_to(self, start: str, name: str) -> bool:
         """Returns whether a feature is a cross that has another one among its inputs, directly or not."""
@@ -567,9 +623,11 @@ class RawFeatures:
         keys, rule = self.parts.features[name], self.rules[name]
         stated: Any = {key: keys[key] for key in _ENCODED_KEYS if key in keys}  # type: ignore[literal-required]
         if isinstance(rule, CrossRule):
-            inputs = (self.crossed.get((name, other)) or other for other in rule.inputs)
-            named = (other if isinstance(other, str) else names[other].name for other in inputs)
-            return RawFeature(Feature(name=name, **stated), None, CrossRule(tuple(named), rule.ids))
+            readings = {other: self.crossed.get((name, other)) for other in rule.inputs}
+            named = {other: other if read is None else names[read].name for other, read in readings.items()}
+            lists = [named[other] for other in self.list_inputs[name]]
+            cross = CrossRule(tuple(named.values()), rule.ids, lists[0] if lists else None)
+            return RawFeature(Feature(name=name, **stated), None, cross, keys.get("keep", "first"))
         if name not in self.computed:
             reading = names[self.columns.readings[name]].name
             return RawFeature(Feature(name=name, **stated), reading, rule, keys.get("keep", "first"))

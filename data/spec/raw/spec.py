@@ -96,10 +96,12 @@ class CrossRule:
         inputs: names of features of the specification (their ids are crossed), or of readings where no feature has that
             name (their raw values are).
         ids: how the combinations become ids.
+        list_input: the input that is a list, which makes the cross a list of one id per item; None without one.
     """
 
     inputs: tuple[str, ...]
     ids: VocabularyRule | HashRule
+    list_input: str | None = None
 
 
 @dataclass(frozen=True)
@@ -393,3 +395,10 @@ class RawSpec:
     seed: int = 0
     row_key: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    def is_list(self, feature: str) -> bool:
+        """Returns whether a feature has a list per row."""
+        raw = self.features[feature]
+        if isinstance(raw.rule, CrossRule):
+            return raw.rule.list_input is not None
+        return raw.reading is not None and self.readings[raw.reading].is_list

@@ -27,6 +27,11 @@ from trainer.layout import CategoricalInput, InputSchema
 NAMES, CODES = [f"n\u00e9 {number}" for number in range(40)], [7, -3, 2**60, 0, 11]
 TEXTS = ["a", "", "\u65e5\u672c", "x" * 40, "b\0c"]
 LISTS = {"words": 3, "last_words": 2, "hashed_words": 3, "ranks": 4, "numbers": 3, "parts": 2, "moments": 3, "ids": 2}
+# Crosses of lists: of ids that the model cuts shorter, of raw values, of a cross, of ids with weights, and of ids that
+# only a cross reads.
+LISTS |= {"words_by_hour": 4, "words_by_code": 3, "words_by_both": 5, "ids_by_day": 1, "codes_by_text": 2}
+# Features that only crosses read.
+ONLY_CROSSED = ("hour", "codes")
 # Features whose ids have weights.
 WEIGHTS = {"last_words": "weights_of_words", "ids": "weights_of_ids"}
 
@@ -45,6 +50,21 @@ def every_encoder() -> dict:
     inputs = (CrossInput("name_by_hour", True), CrossInput("name", False))
     columns = {"name_by_hour": np.arange(5), "name": NAMES[:5]}
     known = CrossedIds(inputs, HashedIds("", 2)).keys(columns)
+    pairs = {"words": [name for name in NAMES[:20] for _ in CODES], "code": CODES * 20}
+    raw_pair = CrossInput("words", False), CrossInput("code", False)
+    known_pairs = CrossedIds(raw_pair, HashedIds("", 2)).keys(pairs).tolist()
+    words_by_hour = CrossInput("hour", True), CrossInput("words", True)
+    both = CrossInput("words_by_hour", True), CrossInput("name", False)
+    crosses |= {
+        "words_by_hour": CrossedIds(words_by_hour, HashedIds("", 40, 2), "words"),
+        "words_by_code": CrossedIds(raw_pair, vocabulary("", known_pairs, oov_buckets=3), "words"),
+        "words_by_both": CrossedIds(both, HashedIds("", 60, 2), "words_by_hour"),
+        "ids_by_day": CrossedIds((CrossInput("ids", True), CrossInput("day", True)), HashedIds("", 70, 2), "ids"),
+        "codes_by_text": CrossedIds(
+            (CrossInput("text", False), CrossInput("codes", True)), vocabulary("", [], oov_buckets=9), "codes"
+        ),
+        "codes": vocabulary("numbers", CODES, oov_buckets=5, is_list=True),
+    }
     return crosses | {
         "cross_of_cross": CrossedIds(inputs, vocabulary("", known.tolist(), oov_buckets=4)),
         "hour": TimestampIds("moment", "hour"),
@@ -83,9 +103,9 @@ def every_encoder() -> dict:
 
 
 def make_layout() -> RawLayout:
-    """The layout of a model of these features except `hour`, which only a cross reads."""
+    """The layout of a model of these features except those that only crosses read."""
     encoders = every_encoder()
-    ids = [name for name, encoder in encoders.items() if hasattr(encoder, "cardinality") and name != "hour"]
+    ids = [name for name, one in encoders.items() if hasattr(one, "cardinality") and name not in ONLY_CROSSED]
     columns, start = [], 0
     for name in sorted(ids, key=lambda name: (name in LISTS, name)):
         hotness = LISTS.get(name, 1)
@@ -105,8 +125,11 @@ def make_raw_spec() -> RawSpec:
         "moment": Reading("moment", "moment", "timestamp", format="%Y-%m-%d"),
         "age": Reading("age", "age", "int32"),
     }
-    last = RawFeature(Feature(name="last_words", max_hotness=2), "words", HashRule(1), keep="last")
-    return RawSpec(Path(), readings, {"last_words": last}, {}, None, {})
+    last = {
+        name: RawFeature(Feature(name=name, max_hotness=LISTS[name]), None, HashRule(1), keep="last")
+        for name in ("last_words", "words_by_code", "ids_by_day")
+    }
+    return RawSpec(Path(), readings, last, {}, None, {})
 
 
 def encoded_rows(layout: RawLayout, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

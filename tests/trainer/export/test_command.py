@@ -10,7 +10,7 @@ import tensorflow as tf
 import yaml
 
 import export
-from data.encoding.encoders import Numerical
+from data.encoding.encoders import CrossedIds, CrossInput, HashedIds, Numerical
 from data.errors import DataError
 from tests.trainer.export.models import draw_inputs, specification, write_run
 from tests.trainer.export.test_raw import make_encoders
@@ -137,13 +137,16 @@ def test_the_dataset_may_lie_outside_if_allowed(run, dataset, tmp_path):
     assert request.read_request([*words, "--allow_outside_paths"]).rows.rows == 100
 
 
-def test_a_raw_column_is_renamed_for_its_tensor(tmp_path, capfd):
-    write_run(
-        tmp_path / "run", encoders=make_encoders() | {"age": Numerical.standardized("years of age")}, model="mmoe"
-    )
+def test_raw_columns_and_inputs_of_crosses_are_renamed_for_their_tensors(tmp_path, capfd):
+    encoders = make_encoders()
+    encoders |= {"age": Numerical.standardized("years of age"), "all words": encoders["tags"]}
+    cross = CrossInput("all words", True), CrossInput("day", True)
+    encoders["tags"] = CrossedIds(cross, HashedIds("", 88, 2), "all words")
+    write_run(tmp_path / "run", encoders=encoders, model="mmoe")
     assert export.main(arguments(tmp_path / "run", tmp_path / "out", "--format", "savedmodel")) == 0
     printed = capfd.readouterr().out
-    assert "serving_raw: largest difference" in printed and "1 tensors have other names" in printed
+    assert "serving_raw: largest difference" in printed and "2 tensors have other names" in printed
     raw = tf.saved_model.load(str(tmp_path / "out")).signatures["serving_raw"]  # noqa: TID251
     assert set(raw.structured_input_signature[1]) == {"who", "weekday", "words", "years_of_age"}
-    assert json.loads((tmp_path / "out/tensor_names.json").read_text()) == {"years of age": "years_of_age"}
+    names = {"years of age": "years_of_age", "all words": "all_words"}
+    assert json.loads((tmp_path / "out/tensor_names.json").read_text()) == names

@@ -179,20 +179,32 @@ class RawEncoder:
         Raises:
             ValueError: if a value is not an id of its feature; the message names both.
         """
-        singles, made = self._singles(raw), Arrays()
+        singles, made, nulls = self._singles(raw), Arrays(), Arrays()
         for group, encode in self._groups:
+            features = group["features"]
             if group["kind"] == "cross":
-                values = encode(self._crossed(group, singles, made))
+                read = of_ids = self._crossed(group, raw, singles, made, nulls)
             elif group["is_list"]:
                 (name,) = group["columns"]
                 ids = self._columns[name]["ids"]  # the column of the ids whose weights these are, or the column itself
-                read, of_ids = (read_column([self._columns[one]], [raw[one]]) for one in (name, ids))
-                values = self._padded(group["features"][0], encode(read), of_ids.null)
+                read = self._list(raw, name)
+                of_ids = read if ids == name else self._list(raw, ids)
             else:
-                values = encode(self._selected(singles, group["columns"]))
-            for feature, part in zip(group["features"], _split(values, len(group["features"])), strict=True):
-                made[feature] = part
-        return {feature: made[feature].astype(output["dtype"]) for feature, output in self._outputs.items()}
+                read = of_ids = self._selected(singles, group["columns"])
+            if group["is_list"]:
+                nulls[features[0]] = of_ids.null
+            for feature, part in zip(features, _split(encode(read), len(features)), strict=True):
+                made[feature] = part  # of lists, all items, which crosses take
+        return {feature: self._output(feature, made[feature], nulls.get(feature)) for feature in self._outputs}
+
+    def _output(self, feature: str, values: np.ndarray, null: np.ndarray | None) -> np.ndarray:
+        """Returns a feature as the model takes it; `null` tells which items of lists are padding."""
+        made = values if null is None else self._padded(feature, values, null)
+        return made.astype(self._outputs[feature]["dtype"])
+
+    def _list(self, raw: Mapping[str, np.ndarray], name: str) -> Values:
+        """Returns a column of lists, [rows, length]."""
+        return read_column([self._columns[name]], [raw[name]])
 
     def _singles(self, raw: Mapping[str, np.ndarray]) -> "Singles":
         """Joins the columns without lists by type: {type: (place of each column, values)}."""
@@ -216,18 +228,18 @@ class RawEncoder:
         return Values(values, whole.null[:, chosen], texts)
 
     def _crossed(
-        self, group: dict[str, Any], singles: dict[str, tuple[dict[str, int], Values]], made: Arrays
+        self, group: dict[str, Any], raw: Mapping[str, np.ndarray], singles: "Singles", made: Arrays, nulls: Arrays
     ) -> Values:
-        """Returns the keys of a cross, [rows, 1] int64, none of them null."""
-        hashes = np.zeros(1, np.uint64)
-        for name, is_feature in group["inputs"]:
+        """Returns the keys of a cross, [rows, 1] int64, not null; with a list [rows, length], null where that is."""
+        hashes, null = np.zeros(1, np.uint64), np.zeros(1, bool)
+        for name, is_feature, is_list in group["inputs"]:
             if is_feature:
-                key = mix(made[name].astype(np.int64).view(np.uint64))
+                key, missing = mix(made[name].astype(np.int64).view(np.uint64)), nulls.get(name, null)
             else:
-                raw = self._selected(singles, [name])
-                key = np.where(raw.null, NULL_HASH, raw.hashes)
-            hashes = mix(hashes ^ key)
-        return Values(hashes.view(np.int64), np.zeros(hashes.shape, bool))
+                read = self._list(raw, name) if is_list else self._selected(singles, [name])
+                key, missing = np.where(read.null, NULL_HASH, read.hashes), read.null
+            hashes, null = mix(hashes ^ key), missing if is_list else null
+        return Values(hashes.view(np.int64), np.broadcast_to(null, hashes.shape))
 
     def _padded(self, feature: str, values: np.ndarray, null: np.ndarray) -> np.ndarray:
         """Returns the ids of a list feature, or their weights, [rows, width], padded where the raw ids are null."""
