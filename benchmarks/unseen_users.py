@@ -171,8 +171,10 @@ def movie_means(split: Split) -> Line:
 
 def predicted(trainer: Trainer, mapping: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the labels and the logits of a mapping, [liked and rating, rows] each."""
-    evaluator = trainer.evaluator
-    evaluator.loader = ParquetLoader(trainer.data.spec, mapping, global_batch_size=32_768, shuffle=False)
+    from trainer.evaluate import Evaluator
+
+    loader = ParquetLoader(trainer.data.spec, mapping, global_batch_size=32_768, shuffle=False)
+    evaluator = Evaluator(trainer.model, loader, trainer.evaluator.evaluation, trainer.comm, xla=False)
     pairs = [(batch.labels[batch.rows >= 0], logits[batch.rows >= 0]) for batch, logits in evaluator.predicted()]
     labels, logits = (np.concatenate(parts).astype(np.float64).T for parts in zip(*pairs, strict=True))
     return labels, logits
