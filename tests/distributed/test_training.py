@@ -33,7 +33,7 @@ EXCHANGES = {
     "rows": ["--table_exchange", "rows"],
     "sharded": ["--shard_embeddings"],
 }
-EVAL_BATCHES = (30, 514, 100_000)
+EVAL_BATCHES = (2, 30, 514, 100_000)
 # How a benchmark of training ends.
 ENDS = {"seconds": ["--benchmark_seconds", "1"], "steps": ["--benchmark_steps", str(BENCHMARK_STEPS)]}
 RESUMED = ("two_to_shards", "two_from_shards", "one_from_shards")
