@@ -19,8 +19,9 @@ from trainer.config import DataOptions, ModelOptions, Options
 STEPS_PER_EPOCH = 150
 BATCH_SIZES = (256, 65_536)
 # Standard deviation of the normal prior of an embedding value. The most probable weights minimize
-# sum of losses + sum w^2 / (2 PRIOR_STD^2), so the mean loss of N rows goes with a factor of 1 / (2 N PRIOR_STD^2).
-PRIOR_STD = 0.04
+# sum of losses + sum w^2 / (2 PRIOR_STD^2), so the mean loss of N rows goes with a factor of 1 / (2 N PRIOR_STD^2). On
+# fewer than 300,000 rows, that is more than is good: LARGEST_L2 limits it.
+PRIOR_STD, LARGEST_L2 = 0.04, 0.001
 HELD_OUT_SHARE = 0.05
 # Training rows per id, over all categorical features, from which dropout does more harm than good.
 ROWS_PER_ID = 100
@@ -66,9 +67,7 @@ def _choices(given: Mapping[str, Any], rows: int, ids: int) -> list[Choice]:
         Choice("optimizer", "adam", optimizer),
         Choice("deep_learning_rate", 0.001, optimizer),
         Choice("deep_schedule", "plateau", "a tenth of the rate when the validation loss no longer falls"),
-        Choice(
-            "l2_reg_embedding", l2_for(rows), f"a normal prior with standard deviation {PRIOR_STD} for {rows:,} rows"
-        ),
+        Choice("l2_reg_embedding", l2_for(rows), f"for {rows:,} rows: ids that few of them have keep small embeddings"),
     ]
     found += [
         Choice("embedding_init_std", 0.01, "embeddings start with little influence"),
@@ -119,7 +118,7 @@ def batch_size_for(rows: int) -> int:
 
 def l2_for(rows: int) -> float:
     """Return the factor of the embeddings' sum of squares in the mean loss, rounded to two digits."""
-    return float(f"{1 / (2 * rows * PRIOR_STD**2):.2g}")
+    return float(f"{min(LARGEST_L2, 1 / (2 * rows * PRIOR_STD**2)):.2g}")
 
 
 def _rows_and_ids(given: Mapping[str, Any]) -> tuple[int, int]:

@@ -51,7 +51,8 @@ def test_batch_size_gives_about_150_steps(rows, batch):
 def test_l2_is_the_prior_of_the_mean_loss():
     # 1 / (2 * 610,000 * 0.04^2) = 0.000512...
     assert l2_for(610_000) == 0.00051
-    assert l2_for(61_000) == pytest.approx(10 * l2_for(610_000), rel=0.02)
+    assert l2_for(610_000) == pytest.approx(10 * l2_for(6_100_000), rel=0.02)
+    assert l2_for(61_000) == l2_for(61) == 0.001
 
 
 @pytest.mark.parametrize(("rows", "dropout", "units"), [(698, 0.2, (256, 128)), (700, 0.0, (400, 400, 400))])
