@@ -292,8 +292,8 @@ class TrainingOptions(Section):
     early_stopping_metric: str | None = option(
         None,
         "logged key that decides which checkpoint is the best, and when to stop; default under --recipe auto: "
-        "streaming_map_val if it is computed, else loss_val, and loss_val to stop; under published: streaming_map_val, "
-        "else auc_roc, else rmse (for several tasks their KEY/mean)",
+        "loss_val; under published: streaming_map_val if it is computed, else auc_roc, else rmse (for several tasks "
+        "their KEY/mean)",
     )
     early_stopping_patience: int | None = option(
         None, "stop after so many epochs without an improvement of the metric; default: never", at_least=1

@@ -54,22 +54,13 @@ def main_metric(keys: Sequence[str], chosen: str | None = None, *, prefers_loss:
     Args:
         keys: keys of the metrics that are computed.
         chosen: value of --early_stopping_metric. By default MAP@12 if there are groups, else ROC AUC, else RMSE.
-        prefers_loss: whether the loss comes before ROC AUC and RMSE.
+        prefers_loss: whether the default is the loss instead.
 
     Raises:
         DataError: `chosen` is not one of the keys.
     """
     if chosen is not None and chosen not in keys:
         raise DataError(f"--early_stopping_metric {chosen!r} is not one of {', '.join(keys)}")
-    first, *others = headline_metrics()
-    return chosen or _first_of([first, LOSS, *others] if prefers_loss else [first, *others], keys)
-
-
-def loss_metric(keys: Sequence[str]) -> str:
-    """Return the key of the loss, with several tasks of their mean loss."""
-    return _first_of([LOSS], keys)
-
-
-def _first_of(names: Sequence[str], keys: Sequence[str]) -> str:
     # Each metric's own key with one task, the mean over tasks with several.
-    return next(key for name in names for key in (name, f"{name}/mean") if key in keys)
+    names = [LOSS] if prefers_loss else headline_metrics()
+    return chosen or next(key for name in names for key in (name, f"{name}/mean") if key in keys)

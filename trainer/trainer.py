@@ -25,7 +25,7 @@ from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import probe
 from trainer.comm import Comm
 from trainer.config import Options
-from trainer.early_stopping import EarlyStopping, loss_metric, main_metric
+from trainer.early_stopping import EarlyStopping, main_metric
 from trainer.embeddings.touched_rows import TouchedRows
 from trainer.evaluate import Evaluator, describe, undefined_warnings
 from trainer.expert_monitor import ExpertMonitor, monitor_of
@@ -130,19 +130,15 @@ class Trainer:
 
     @cached_property
     def best_by(self) -> str:
-        """The key of the metric that decides which checkpoint is the best."""
-        options = self.config.training
-        prefers_loss = options.recipe == "auto"
-        return main_metric(self.evaluator.evaluation.keys, options.early_stopping_metric, prefers_loss=prefers_loss)
+        """The key of the metric that decides which checkpoint is the best, and when training ends."""
+        options, keys = self.config.training, self.evaluator.evaluation.keys
+        # MAP@12 varies between epochs by more than it still improves: the loss chooses models with a better one, too.
+        return main_metric(keys, options.early_stopping_metric, prefers_loss=options.recipe == "auto")
 
     @cached_property
     def stopping(self) -> EarlyStopping:
         """Early stopping, updated after each epoch."""
-        options, metric = self.config.training, self.best_by
-        if options.recipe == "auto" and options.early_stopping_metric is None:
-            # MAP@12 varies so much between epochs that it would often end a run while the model still improves.
-            metric = loss_metric(self.evaluator.evaluation.keys)
-        return EarlyStopping(metric, options.early_stopping_patience)
+        return EarlyStopping(self.best_by, self.config.training.early_stopping_patience)
 
     @cached_property
     def expert_monitor(self) -> ExpertMonitor | None:
@@ -342,9 +338,8 @@ class Trainer:
         self.results.record_slices([steps_done], self.evaluator.evaluation.slices)
         progress.message(f"epoch {epoch}/{self.config.training.num_epochs}: {describe(metrics)}")
         self.log.warn(undefined_warnings(self.evaluator.evaluation.undefined))
-        for key in dict.fromkeys([self.best_by, self.stopping.key]):
-            if math.isnan(metrics[key]):
-                self.log.warn([f"without a value of {key} this epoch cannot be the best, nor count for patience"])
+        if math.isnan(metrics[self.best_by]):
+            self.log.warn([f"without a value of {self.best_by} this epoch cannot be the best, nor count for patience"])
         if monitor is not None:
             values, warnings = monitor.measure()
             log.log([steps_done], values | {"epoch": epoch})
@@ -363,8 +358,7 @@ class Trainer:
         if self.comm.rank == 0:
             probe(self.config.data.model_dir)
         state, stopping = self.training.state, self.stopping
-        keys = " and ".join(dict.fromkeys([self.best_by, stopping.key]))
-        self.say(f"the best checkpoint and the end of training are chosen by {keys}, on {self.data.evaluated}")
+        self.say(f"the best checkpoint and the end of training are chosen by {self.best_by}, on {self.data.evaluated}")
         if not self.config.run.use_checkpoint:
             if self.comm.rank == 0 and self.config.training.output_bias == "base_rate":
                 start_at_base_rates(self.config, self.model, self.data.spec)

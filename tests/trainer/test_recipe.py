@@ -107,7 +107,7 @@ def test_run_reports_its_choices_and_holds_rows_out(run, capfd):
     assert run("--num_epochs", "2") == 0
     shown = capfd.readouterr().out
     assert "--global_batch_size 256: 8 steps per epoch for 2,000 rows" in shown and "--num_epochs" not in shown
-    assert "chosen by streaming_map_val/mean and loss_val/mean, on held-out rows of mapping 'train'" in shown
+    assert "chosen by loss_val/mean, on held-out rows of mapping 'train'" in shown
     assert run("--num_epochs", "3", "--use_checkpoint") == 0
     assert "resuming after step" in capfd.readouterr().out
     # The held-out rows are no rows of this run's training data any more.
