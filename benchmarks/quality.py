@@ -10,9 +10,9 @@ for test and 4 % for valid), Census-Income (the single task `income`, with the f
 census_group1_raw.yaml), Adult, and a sample of Criteo that is too small to tell models apart.
 
 The models are MODELS: Wide & Deep of main.py without flags but paths and seed, with flags, and with other forms of
-regularization (see dense_l2.py); FuxiCTR 2.3.10's Wide &
-Deep in four settings and its DCN-V2, LightGBM, and logistic regression (quality_peer_worker.py says how). FuxiCTR's
-second setting is that of BARS, its public benchmark, for MovieLens; the others differ in what matters most there.
+regularization (see dense_l2.py); FuxiCTR 2.3.10's Wide & Deep in four settings and its DCN-V2, LightGBM, and logistic
+regression (quality_peer_worker.py says how). FuxiCTR's second setting is that of BARS, its public benchmark, for
+MovieLens; the others differ in what matters most there.
 All sides use `valid` for early stopping; nothing is chosen by test rows, of which only predictions are made. Log loss
 is of probabilities within [1e-7, 1 - 1e-7].
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,9 +19,11 @@ from data.spec.feature_spec import FeatureSpec
 from main import main
 from tests.data.sample_data import nested
 from tests.helpers import ROOT, make_dataset, metrics, must, words
+from tests.trainer import small_models
 from tests.trainer.metrics.oracles import auc_over_all_pairs, log_loss_row_by_row
 from tests.trainer.metrics.workers import LocalWorkers
-from tests.trainer.small_models import LAYOUT, make_model, unpadded
+from tests.trainer.small_models import WEIGHTED as LAYOUT
+from tests.trainer.small_models import unpadded, weights_of
 from trainer import importance
 from trainer.checkpoint.load_model import load_model
 from trainer.comm import SingleWorker
@@ -38,11 +41,13 @@ from trainer.importance import (
     permutation_of,
 )
 from trainer.importance_file import FILE, read_importance
+from trainer.layout import ModelInputs
 from trainer.tasks.binary import BinaryTask
 from trainer.tasks.multiclass import MulticlassTask
 from trainer.tasks.regression import RegressionTask
 
 ROWS, SEED = 230, 3
+make_model = partial(small_models.make_model, layout=LAYOUT)
 TASKS = (BinaryTask("click"), BinaryTask("buy", given=0))
 
 
@@ -60,7 +65,8 @@ def make_sample(rows: int = ROWS) -> Sample:
     labels = random.integers(0, 2, (rows, 2)).astype(np.float32)
     labels[:5, 0] = np.nan
     weights = random.choice([0.5, 1.0, 2.0], rows).astype(np.float32)
-    return Sample(unpadded(LAYOUT, ids), random.normal(size=(rows, 2)).astype(np.float32), labels, weights)
+    own = unpadded(LAYOUT, ids, weights_of(LAYOUT, ids))
+    return Sample(own, random.normal(size=(rows, 2)).astype(np.float32), labels, weights)
 
 
 def measured(comm=None):
@@ -71,15 +77,18 @@ def measured(comm=None):
 
 def by_definition(model, sample: Sample, feature: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Returns by metric of the second task its change over all rows, and its changes within blocks."""
-    whole, numerical = LAYOUT.padded(sample.ids), sample.numerical.copy()
-    ids, order = whole.copy(), permutation_of(feature, ROWS, SEED)
-    if feature == "tags":
+    intact = ModelInputs(LAYOUT.padded(sample.ids), sample.numerical, LAYOUT.padded_weights(sample.ids))
+    permuted, order = ModelInputs(*(matrix.copy() for matrix in intact)), permutation_of(feature, ROWS, SEED)
+    ids, numerical, weights = permuted
+    if feature == "friends":
+        ids[:, 5:], weights[:] = ids[order, 5:], weights[order]
+    elif feature == "tags":
         ids[:, 2:5] = ids[order, 2:5]
     elif feature == "user":
         ids[:, 0] = ids[order, 0]
     else:
         numerical[:, 1] = numerical[order, 1]
-    old, new = (np.asarray(model(*inputs))[:, 1] for inputs in ((whole, sample.numerical), (ids, numerical)))
+    old, new = (np.asarray(model(*inputs))[:, 1] for inputs in (intact, permuted))
     counts, blocks = sample.labels[:, 0] == 1, blocks_of(ROWS, SEED)
     parts = [counts, *(counts & (blocks == block) for block in range(BLOCKS))]
     return {
@@ -99,7 +108,7 @@ def test_changes_and_errors_follow_the_definition():
     found = {feature.feature: feature.effects for feature in tasks[1].features}
     assert set(found) == {"user", "day", "tags", "friends", "age", "price"}
     model, sample = make_model(tasks=TASKS, embedding_init_std=0.5), make_sample()
-    for feature in ("tags", "user", "price"):
+    for feature in ("tags", "friends", "user", "price"):
         for metric, (change, *of_blocks) in by_definition(model, sample, feature).items():
             effect = found[feature][metric]
             assert abs(change) > 1e-4 and effect.change == pytest.approx(change, abs=1e-6)

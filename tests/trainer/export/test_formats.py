@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.errors import DataError
 from tests.trainer.export.models import draw_inputs, predicted, write_run
 from trainer.checkpoint.load_model import LoadedModel
+from trainer.recommender.scorer import Scorer
 
 BATCHES = (1, 64, 4096)
 MODELS = {
@@ -83,6 +85,14 @@ def test_ids_in_lists_may_have_weights(combiner, make, tmp_path):
     others = {where: predict(inputs | {"tag_share": own})["spend"] for where, own in changed.items()}
     np.testing.assert_array_equal(others[True], found["spend"])
     np.testing.assert_array_equal((others[False] != found["spend"])[:, 0], ~padded.all(axis=1))
+
+
+def test_encoded_rows_need_a_weight_for_each_id(tmp_path):
+    scorer = Scorer(write_run(tmp_path / "run", weighted=True, model="wide_deep"))
+    inputs = scorer.matrices({"tags": [[3, 5], []], "tag_share": [[0.5, 2.0], []]}, 2)
+    assert inputs.weights.tolist() == [[0.5, 2, 0], [0, 0, 0]]
+    with pytest.raises(DataError, match="'tag_share' has 1 weights in row 1, and 'tags' has 2 ids"):
+        scorer.matrices({"tags": [[3], [5, 7]], "tag_share": [[0.5], [2.0]]}, 2)
 
 
 @pytest.mark.parametrize("make", FORMATS)
