@@ -155,6 +155,13 @@ def as_numbers(document: dict[str, Any]) -> None:
     del document["feature_spec"]["platform"]["cardinality"]
 
 
+def with_weights(document: dict[str, Any]) -> None:
+    document["feature_spec"]["topic_id_list"]["weights"] = "confidence"
+    document["feature_spec"]["confidence"] = {"dtype": "float32"}
+    for chunks in document["source_spec"].values():
+        chunks[0]["features"].append("confidence")
+
+
 CHANGES = {
     "a renamed label": (renamed("conversion", "sale"), ["'conversion'", "'sale'", "absent"]),
     "another task": (feature("conversion", task="regression"), ["'conversion'", "binary", "regression"]),
@@ -167,6 +174,7 @@ CHANGES = {
     "another width": (feature("platform", embedding_dim=5), ["'platform'", "width 3", "width 5"]),
     "another table": (feature("platform", table="device"), ["'platform'", "width 3 and", "table device"]),
     "another part": (feature("platform", wide="no"), ["'platform'", "width 3 and", "wide no"]),
+    "weights": (with_weights, ["'topic_id_list'", "weights confidence"]),
     "another channel": (as_numbers, ["'platform'", "onehot_categorical", "numerical"]),
     "two renamed alike": (
         lambda document: (renamed("ad_id_ctr", "x")(document), renamed("topic_id_list", "ad_id_ctr")(document)),
