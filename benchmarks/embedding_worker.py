@@ -36,8 +36,8 @@ def batch_of(ids: np.ndarray, numbers: np.ndarray, labels: np.ndarray, *, has_li
     onehot = np.empty((rows, 0), np.int32) if has_lists else ids.reshape(rows, features)
     return Batch(
         onehot=onehot,
-        multihot=multihot if has_lists else empty_lists(rows, 0),
-        list_weights=empty_lists(rows, 0, np.float32),
+        id_lists=multihot if has_lists else empty_lists(rows, 0),
+        number_lists=empty_lists(rows, 0, np.float32),
         numerical=numbers,
         labels=labels[:, np.newaxis],
         weights=np.ones(rows, np.float32),

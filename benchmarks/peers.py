@@ -69,7 +69,7 @@ def write_for_peers(spec: FeatureSpec, widths: dict[str, int], arguments: argpar
     np.savez(
         folder / "rows.npz",
         onehot=np.concatenate([batch.onehot for batch in batches]),
-        multihot=join_rows([batch.multihot for batch in batches]).padded(widths_of_lists, PAD),
+        multihot=join_rows([batch.id_lists for batch in batches]).padded(widths_of_lists, PAD),
         numerical=np.concatenate([batch.numerical for batch in batches]),
         labels=np.concatenate([batch.labels[:, 0] for batch in batches]),
     )

@@ -150,7 +150,7 @@ def test_both_sides_train_on_the_same_lists(tmp_path):
     found = batch_of(ids, rows["numbers"][0], rows["labels"][0], has_lists=True).ids
     assert found.onehot.shape == (4096, 0) and len(layout.categorical) == 20
     for index in range(20):
-        lists = found.multihot.select([index])
+        lists = found.id_lists.select([index])
         assert (lists.lengths == 8).all()
         np.testing.assert_array_equal(lists.values.reshape(-1, 8), ids[:, index])
 

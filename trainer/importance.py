@@ -57,7 +57,7 @@ class InputFeature(NamedTuple):
         name: name of the feature.
         field: what has its column: "onehot" or "multihot" of Sample.ids, or "numerical" of the sample.
         column: index of the column.
-        weights: index of its column in Sample.ids.list_weights; None if its ids have no weights.
+        weights: index of its column in Sample.ids.number_lists; None if its ids have no weights.
     """
 
     name: str
@@ -124,14 +124,14 @@ def draw_sample(loader: ParquetLoader, chosen: np.ndarray, comm: Comm, on_batch:
     )
     if len(onehot) == 0:
         raise DataError("--importance: none of the evaluated rows has a sample weight above 0; evaluate other rows")
-    listed = np.concatenate([part.ids.multihot.values for part in parts])
+    listed = np.concatenate([part.ids.id_lists.values for part in parts])
     lists = Lists(comm.gather_rows(listed), lengths)
-    list_weights = empty_lists(len(onehot), 0, np.float32)
+    number_lists = empty_lists(len(onehot), 0, np.float32)
     if weighted.shape[1]:
-        of_ids = np.concatenate([part.ids.list_weights.values for part in parts])
-        list_weights = Lists(comm.gather_rows(of_ids), weighted)
+        of_ids = np.concatenate([part.ids.number_lists.values for part in parts])
+        number_lists = Lists(comm.gather_rows(of_ids), weighted)
     numerical, labels, weights = (columns.view(np.float32) for columns in floats)
-    return Sample(Ids(onehot, lists, list_weights), numerical, labels, weights[:, 0])
+    return Sample(Ids(onehot, lists, number_lists), numerical, labels, weights[:, 0])
 
 
 def _chosen_part(batch: Batch, chosen: np.ndarray) -> Sample:
@@ -145,9 +145,9 @@ def _chosen_part(batch: Batch, chosen: np.ndarray) -> Sample:
 
 def _columns(sample: Sample) -> list[np.ndarray]:
     """Returns the columns of a sample with the lengths of its lists, [rows, width] int32 or float32 each."""
-    onehot, lists, list_weights = sample.ids
+    onehot, lists, number_lists = sample.ids
     floats = [sample.numerical, sample.labels, sample.weights[:, np.newaxis]]
-    return [onehot, lists.lengths, list_weights.lengths, *floats]
+    return [onehot, lists.lengths, number_lists.lengths, *floats]
 
 
 def _packed(sample: Sample) -> np.ndarray:
@@ -211,10 +211,10 @@ class SampleModel:
 
     def _inputs(self, own: np.ndarray, feature: InputFeature | None, order: np.ndarray | None) -> tuple:
         """Returns what the forward pass takes for the given rows, [batch] int64."""
-        sample, (_, lists, list_weights) = self._sample, self._sample.ids
+        sample, (_, lists, number_lists) = self._sample, self._sample.ids
         onehot, numerical = sample.ids.onehot[own], sample.numerical[own]
         rows_of_lists, rows_of_weights = (
-            np.repeat(own[:, np.newaxis], one.lengths.shape[1], axis=1) for one in (lists, list_weights)
+            np.repeat(own[:, np.newaxis], one.lengths.shape[1], axis=1) for one in (lists, number_lists)
         )
         if feature is not None and order is not None:
             permuted, column = order[own], feature.column
@@ -226,7 +226,7 @@ class SampleModel:
                     rows_of_weights[:, feature.weights] = permuted
             else:
                 numerical[:, column] = sample.numerical[permuted, column]
-        ids = Ids(onehot, lists.take(rows_of_lists), list_weights.take(rows_of_weights))
+        ids = Ids(onehot, lists.take(rows_of_lists), number_lists.take(rows_of_weights))
         return self._model.embeddings.lookups(ids), numerical
 
 

@@ -106,7 +106,7 @@ class InputSchema:
 
     @cached_property
     def columns(self) -> Mapping[str, int]:
-        """The column of each categorical feature in `Ids.onehot` or, if it is multi-hot, in `Ids.multihot`."""
+        """The column of each categorical feature in `Ids.onehot` or, if it is multi-hot, in `Ids.id_lists`."""
         ordered = sorted(self.categorical, key=lambda feature: feature.multihot)
         return {
             feature.name: column
@@ -155,11 +155,11 @@ class InputSchema:
     def padded(self, ids: Ids) -> np.ndarray:
         """Returns the matrix of ids that a model is called with, [rows, id columns] int32, with lists padded."""
         widths = [feature.hotness for feature in self.categorical if feature.multihot]
-        return np.concatenate([ids.onehot, ids.multihot.padded(widths, PAD)], axis=1)
+        return np.concatenate([ids.onehot, ids.id_lists.padded(widths, PAD)], axis=1)
 
     def padded_weights(self, ids: Ids) -> np.ndarray:
         """Returns the matrix of weights that a model is called with, [rows, weight columns] float32; 0 for padding."""
-        return ids.list_weights.padded([feature.hotness for feature in self.weighted], 0).astype(np.float32)
+        return ids.number_lists.padded([feature.hotness for feature in self.weighted], 0).astype(np.float32)
 
     @property
     def width(self) -> int:

@@ -461,7 +461,7 @@ def _columns(spec: FeatureSpec, sample: Batch) -> Iterator[_Candidate]:
     for ids, feature in zip(sample.onehot.T, spec.onehot, strict=True):
         yield _Candidate(feature.name, ids, encode(ids[:, np.newaxis]))
     for column, feature in enumerate(spec.multihot):
-        lists = sample.multihot.select([column])
+        lists = sample.id_lists.select([column])
         longest = max(1, int(lists.lengths.max(initial=0)))
         yield _Candidate(feature.name, None, encode(lists.padded([longest], PAD)))
     for numbers, feature in zip(sample.numerical.T, spec.numerical, strict=True):

@@ -67,12 +67,12 @@ def draw_sample(
         buffer = reader.allocate(rows)
         positions = rng.permutation(rows)[:quota]
         decoded = reader.decode(row_group, 0, rows, buffer)
-        lists.append(decoded.lists.take(positions))
-        weights.append(decoded.list_weights.take(positions))
+        lists.append(decoded.id_lists.take(positions))
+        weights.append(decoded.number_lists.take(positions))
         copy_rows(buffer, positions, slice_rows(sample, start, start + quota))
         start += quota
         on_progress(done, len(row_groups))
-    return sample._replace(multihot=join_rows(lists), list_weights=join_rows(weights))
+    return sample._replace(id_lists=join_rows(lists), number_lists=join_rows(weights))
 
 
 def spread_row_groups(row_group_rows: np.ndarray, max_rows: int, max_read: int | None = None) -> np.ndarray:

@@ -18,26 +18,25 @@ class Ids(NamedTuple):
 
     Attributes:
         onehot: [rows, one-hot features] int32.
-        multihot: [rows, multi-hot features] lists of int32.
-        list_weights: [rows, weighted features] lists of float32, a weight of at least 0 for each id of the multi-hot
-            features that state `weights`.
+        id_lists: [rows, features] lists of int32, in the order of `FeatureSpec.id_lists`.
+        number_lists: [rows, columns] lists of float32, in the order of `FeatureSpec.number_lists`.
     """
 
     onehot: np.ndarray
-    multihot: Lists
-    list_weights: Lists
+    id_lists: Lists
+    number_lists: Lists
 
     def take(self, rows: np.ndarray) -> "Ids":
         """Return a copy of the rows at the positions [taken], which are integers."""
-        return Ids(self.onehot[rows], self.multihot.take(rows), self.list_weights.take(rows))
+        return Ids(self.onehot[rows], self.id_lists.take(rows), self.number_lists.take(rows))
 
 
 def join_ids(parts: Sequence[Ids]) -> Ids:
     """Return a copy of the rows of all parts, part after part."""
     return Ids(
         np.concatenate([part.onehot for part in parts]),
-        join_rows([part.multihot for part in parts]),
-        join_rows([part.list_weights for part in parts]),
+        join_rows([part.id_lists for part in parts]),
+        join_rows([part.number_lists for part in parts]),
     )
 
 
@@ -49,9 +48,10 @@ class Batch(NamedTuple):
 
     Attributes:
         onehot: [batch, one-hot features] int32 ids.
-        multihot: [batch, multi-hot features] lists of int32 ids, at most max_hotness each; empty for padding.
-        list_weights: [batch, weighted features] lists of float32 weights of at least 0, one for each id of the
-            multi-hot features that state `weights` (see `FeatureSpec.weighted`).
+        id_lists: [batch, features] lists of int32 ids, at most max_hotness each, in the order of
+            `FeatureSpec.id_lists`; empty for padding.
+        number_lists: [batch, columns] lists of float32, in the order of `FeatureSpec.number_lists`: the weights of the
+            ids of multi-hot features, of at least 0.
         numerical: [batch, numerical features] float32 values.
         labels: [batch, labels] float32 labels; NaN where a label is missing, which needs `missing: ignore` or
             a loader with `needs_labels=False`.
@@ -63,8 +63,8 @@ class Batch(NamedTuple):
     """
 
     onehot: np.ndarray
-    multihot: Lists
-    list_weights: Lists
+    id_lists: Lists
+    number_lists: Lists
     numerical: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
@@ -74,16 +74,16 @@ class Batch(NamedTuple):
 
     @property
     def ids(self) -> Ids:
-        """One-hot and multi-hot ids and their weights, without a copy."""
-        return Ids(self.onehot, self.multihot, self.list_weights)
+        """Ids, and the numbers in lists, without a copy."""
+        return Ids(self.onehot, self.id_lists, self.number_lists)
 
 
 def empty_batch(spec: FeatureSpec, rows: int, *, with_group: bool, extra_dtypes: Sequence[np.dtype] = ()) -> Batch:
     """Allocate a batch of `rows` rows with undefined contents; its lists have no columns, since their size varies."""
     return Batch(
         onehot=empty_array((rows, len(spec.onehot)), np.int32),
-        multihot=empty_lists(rows, 0),
-        list_weights=empty_lists(rows, 0, np.float32),
+        id_lists=empty_lists(rows, 0),
+        number_lists=empty_lists(rows, 0, np.float32),
         numerical=empty_array((rows, len(spec.numerical)), np.float32),
         labels=empty_array((rows, len(spec.labels)), np.float32),
         weights=empty_array((rows,), np.float32),
@@ -96,12 +96,12 @@ def empty_batch(spec: FeatureSpec, rows: int, *, with_group: bool, extra_dtypes:
 def bytes_per_row(spec: FeatureSpec, *, with_group: bool, extra_dtypes: Sequence[np.dtype] = ()) -> int:
     """Return the bytes per row of a batch with empty lists, counting 8 per text (the pointer alone).
 
-    Each id of a list, and each weight, takes another ITEM_BYTES.
+    Each id and each number of a list takes another ITEM_BYTES.
     """
     columns = len(spec.onehot) + len(spec.numerical) + len(spec.labels)
     # 4 bytes: int32 ids, float32 numbers, labels and the weight. 8 bytes: int64 `rows` and `group`. 12 bytes: the int32
     # length of a list, and the int64 position of its end.
-    lists = 12 * (len(spec.multihot) + len(spec.weighted))
+    lists = 12 * (len(spec.id_lists) + len(spec.number_lists))
     return 4 * (columns + 1) + lists + 8 * (1 + with_group) + sum(dtype.itemsize for dtype in extra_dtypes)
 
 

@@ -20,7 +20,7 @@ from data.spec.features import Feature
 OovPolicy = Literal["error", "unseen", "clip", "drop"]
 # Rows transposed at a time, few enough for source and target to stay in the CPU cache.
 BLOCK_ROWS = 8192
-LIST_DTYPES = {"multihot": np.int32, "list_weights": np.float32}
+LIST_DTYPES = {"id_lists": np.int32, "number_lists": np.float32}
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,17 @@ def batch_columns(
 
     def column(feature: Feature, field: str, slot: int = 0, longest: int | None = None) -> BatchColumn:
         described = describe_column(spec, feature.name)
-        policy = oov_policy if field in ("onehot", "multihot") else "error"
+        policy = oov_policy if field in ("onehot", "id_lists") else "error"
         if policy == "unseen" and feature.unseen_id is None:
             policy = "error"
         return BatchColumn(feature.name, field, slot, longest, described, described.domain, policy, feature.unseen_id)
 
     columns = [column(feature, "onehot", slot) for slot, feature in enumerate(spec.onehot)]
     columns += [
-        column(feature, "multihot", slot, feature.max_hotness or 1) for slot, feature in enumerate(spec.multihot)
+        column(feature, "id_lists", slot, feature.max_hotness or 1) for slot, feature in enumerate(spec.multihot)
     ]
     columns += [
-        column(weights, "list_weights", slot, feature.max_hotness or 1)
+        column(weights, "number_lists", slot, feature.max_hotness or 1)
         for slot, (feature, weights) in enumerate(zip(spec.weighted, spec.list_weights, strict=True))
     ]
     columns += [column(feature, "numerical", slot) for slot, feature in enumerate(spec.numerical)]
@@ -158,7 +158,7 @@ def usable_values(
         return values, np.zeros(0, np.int64)
     wrong = np.flatnonzero(~column.domain.allows(values))
     # Only integral ids may be replaced: NaN or 1.5 is damage, not an unseen id.
-    is_id = column.field in ("onehot", "multihot")
+    is_id = column.field in ("onehot", "id_lists")
     whole = is_id & np.isfinite(values[wrong]) & (values[wrong] == np.floor(values[wrong]))
     rejected = wrong if column.oov_policy == "error" else wrong[~whole]
     if len(rejected):
@@ -188,15 +188,15 @@ class Decoded(NamedTuple):
     """The lists of decoded rows, and the values that were changed while decoding.
 
     Attributes:
-        lists: the lists of int32 of the multi-hot features, [rows, features] in channel order.
-        list_weights: the lists of float32 of their weights, [rows, weighted features] in channel order.
+        id_lists: the lists of int32, [rows, features] in the order of `FeatureSpec.id_lists`.
+        number_lists: the lists of float32, [rows, columns] in the order of `FeatureSpec.number_lists`.
         cut: number of lists cut to max_hotness, by column.
         replaced: [replaced] int64 row of each id that was out of range, by column; columns without such ids are
             left out.
     """
 
-    lists: Lists
-    list_weights: Lists
+    id_lists: Lists
+    number_lists: Lists
     cut: Mapping[str, int]
     replaced: Mapping[str, np.ndarray]
 
@@ -246,7 +246,7 @@ def decode_table(table: pa.Table, columns: Sequence[BatchColumn], location: Loca
         if column.longest is not None:
             whole, bad_rows = _decode_lists(column, array, location)
             kept = whole.cut([column.longest])
-            if column.field == "multihot":  # their weights are cut alike
+            if column.field == "id_lists":  # their weights are cut alike
                 cut[column.name] = 0 if kept is whole else int(np.count_nonzero(kept.lengths < whole.lengths))
             lists[column.name], lengths[column.name] = kept.astype(LIST_DTYPES[column.field]), whole.lengths
         else:

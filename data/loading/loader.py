@@ -121,8 +121,8 @@ class StreamReader:
         lists, weights = [], []
         for first, decoding in window.decoding:
             decoded = decoding.result()
-            lists.append(decoded.lists)
-            weights.append(decoded.list_weights)
+            lists.append(decoded.id_lists)
+            weights.append(decoded.number_lists)
             self._truncated.update(decoded.cut)
             for name, rows in decoded.replaced.items():
                 window.replaced.setdefault(name, []).append(rows + first)
@@ -368,7 +368,7 @@ class ParquetLoader:
             if padding := self.local_batch_size - filled:
                 lists.append(empty_lists(padding, self._list_columns[0]))
                 weights.append(empty_lists(padding, self._list_columns[1], np.float32))
-            yield batch._replace(multihot=join_rows(lists), list_weights=join_rows(weights))
+            yield batch._replace(id_lists=join_rows(lists), number_lists=join_rows(weights))
 
     def _warn_of_changed_rows(self) -> None:
         for name, count in self.truncated.items():

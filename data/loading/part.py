@@ -53,7 +53,7 @@ class PartReader:
         buffer = self._reader.allocate(last - first)
         decoded = self._reader.decode(row_group, first, last, buffer)
         copy_rows(buffer, positions - first, out)
-        lists, weights = (own.take(positions - first) for own in (decoded.lists, decoded.list_weights))
+        lists, weights = (own.take(positions - first) for own in (decoded.id_lists, decoded.number_lists))
         replaced = {name: _places_of(rows, positions - first) for name, rows in decoded.replaced.items()}
         return Decoded(lists, weights, decoded.cut, replaced)
 

@@ -16,7 +16,18 @@ from ruamel.yaml.representer import SafeRepresenter
 
 from data.errors import DataError, nearest
 from data.spec.document import Entry, Problem, format_problems
-from data.spec.features import CHANNELS, LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, SAMPLE_WEIGHT, Chunk, Feature
+from data.spec.features import (
+    CHANNELS,
+    LABEL,
+    MAP,
+    MULTIHOT,
+    NUMERICAL,
+    ONEHOT,
+    SAMPLE_WEIGHT,
+    Chunk,
+    Feature,
+    FeatureSequence,
+)
 from data.spec.raw.document import raw_key_of
 from data.spec.validators import check_document
 from data.spec.yaml_reader import read_yaml
@@ -62,6 +73,7 @@ class FeatureSpec:
         sources: {mapping name ("train", "test", ...): chunks of the mapping}.
         channels: {channel name: feature names}; always contains all five channels, unused ones empty.
         metadata: free-form information about the dataset, as in the file.
+        sequences: the sequences of the channel `sequence`, in the order of the file.
     """
 
     folder: Path
@@ -69,6 +81,7 @@ class FeatureSpec:
     sources: dict[str, tuple[Chunk, ...]]
     channels: dict[str, tuple[str, ...]]
     metadata: dict[str, Any]
+    sequences: tuple[FeatureSequence, ...] = ()
 
     @classmethod
     def read(cls, path: Path, *, allow_outside_paths: bool = False) -> "FeatureSpec":
@@ -211,6 +224,28 @@ class FeatureSpec:
         return {feature.weights: feature for feature in self.features.values() if feature.weights is not None}
 
     @property
+    def sequence_ids(self) -> tuple[Feature, ...]:
+        """Features of sequences that have an id per step, sequence by sequence."""
+        steps = (self.features[name] for sequence in self.sequences for name in sequence.features)
+        return tuple(feature for feature in steps if feature.cardinality is not None)
+
+    @property
+    def sequence_numbers(self) -> tuple[Feature, ...]:
+        """Features of sequences that have a number per step, sequence by sequence."""
+        steps = (self.features[name] for sequence in self.sequences for name in sequence.features)
+        return tuple(feature for feature in steps if feature.cardinality is None)
+
+    @property
+    def id_lists(self) -> tuple[Feature, ...]:
+        """Features with a list of ids per row: multi-hot features, then those of sequences."""
+        return self.multihot + self.sequence_ids
+
+    @property
+    def number_lists(self) -> tuple[Feature, ...]:
+        """Columns with a list of numbers per row: weights of ids of multi-hot features, then numbers of sequences."""
+        return self.list_weights + self.sequence_numbers
+
+    @property
     def numerical(self) -> tuple[Feature, ...]:
         """Features with one number per row."""
         return self.channel(NUMERICAL)
@@ -222,8 +257,8 @@ class FeatureSpec:
 
     @property
     def inputs(self) -> tuple[Feature, ...]:
-        """Input features of the model: one-hot, then multi-hot, then numerical."""
-        return self.onehot + self.multihot + self.numerical
+        """Input features of the model: one-hot, multi-hot, numerical, then those of sequences."""
+        return self.onehot + self.multihot + self.numerical + self.sequence_ids + self.sequence_numbers
 
     @cached_property
     def channel_of(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ from data.spec.task_types import TASK_TYPES, LabelKind
 ONEHOT = "onehot_categorical"
 MULTIHOT = "multihot_categorical"
 NUMERICAL = "numerical"
+SEQUENCE = "sequence"
 LABEL = "label"
 MAP = "map"
 
@@ -139,6 +140,28 @@ class Feature:
         if self.is_number:
             return 0
         return 2 if self.is_binary else self.cardinality or 0
+
+
+@dataclass(frozen=True)
+class FeatureSequence:
+    """A sequence of steps, such as the items that a user clicked: columns of lists, aligned step by step.
+
+    Attributes:
+        name: name of the sequence.
+        features: names of its features. Those with a cardinality have ids, the others numbers; at least one has ids.
+        target: names of the one-hot features that the steps are compared with, such as the item to be ranked; each
+            shares its embedding table with one of `features`.
+        encoder: how a model turns the steps into one vector per feature, a key of `trainer.models.sequences.ENCODERS`.
+        order: whether lists begin with their oldest or their newest step.
+        length: largest number of steps; of longer lists, the newest steps are kept.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    target: tuple[str, ...] = ()
+    encoder: str = "mean"
+    order: Literal["newest_last", "newest_first"] = "newest_last"
+    length: int = 1
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def decoded(reader: ParquetReader, row_group: int, start: int, stop: int) -> Bat
     """The rows [start, stop) of a row group."""
     rows = reader.allocate(stop - start)
     lists = reader.decode(row_group, start, stop, rows)
-    return rows._replace(multihot=lists.lists, list_weights=lists.list_weights)
+    return rows._replace(id_lists=lists.id_lists, number_lists=lists.number_lists)
 
 
 def nested(lists: Lists) -> list[list[list[Any]]]:
@@ -149,13 +149,13 @@ def nested(lists: Lists) -> list[list[list[Any]]]:
 
 def arrays_of(batch: Batch) -> list[np.ndarray]:
     """The arrays of a batch."""
-    arrays = [batch.multihot.values, batch.multihot.lengths, *batch[:-1], *batch.extra]
+    arrays = [batch.id_lists.values, batch.id_lists.lengths, *batch[:-1], *batch.extra]
     return [array for array in arrays if isinstance(array, np.ndarray)]
 
 
 def check_rows(batch: Batch, frame: pd.DataFrame) -> None:
     """Every row of the batch that is no pad holds what the frame has at its position."""
-    held, lists = np.flatnonzero(batch.rows != PAD), nested(batch.multihot)
+    held, lists = np.flatnonzero(batch.rows != PAD), nested(batch.id_lists)
     for index, row in zip(held, frame.iloc[batch.rows[held]].to_dict("records"), strict=True):
         assert batch.onehot[index].tolist() == [row["user"], row["item"]]
         assert lists[index] == [list(row["tags"][:3]), list(row["topics"][:1])]
@@ -170,7 +170,7 @@ def check_pads(batch: Batch) -> None:
     pads = batch.rows == PAD
     assert np.all(batch.weights[pads] == 0)
     assert np.all(batch.onehot[pads] == 0)
-    assert np.all(batch.multihot.lengths[pads] == 0)
+    assert np.all(batch.id_lists.lengths[pads] == 0)
     assert np.all(batch.numerical[pads] == 0)
     assert np.all(batch.labels[pads] == 0)
     assert batch.group is None or np.all(batch.group[pads] == 0)

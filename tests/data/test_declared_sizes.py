@@ -73,7 +73,7 @@ def test_a_large_max_hotness_takes_no_memory(tmp_path, bounded):
     bounded(100_000)
     loader = ParquetLoader(with_max_hotness(tmp_path, 2 * 10**9), "train", global_batch_size=2, shuffle=True)
     assert loader.row_bytes == row_bytes
-    assert sum(len(batch.multihot.values) for batch in loader.epoch(0)) == sum(map(len, [*frame.tags, *frame.topics]))
+    assert sum(len(batch.id_lists.values) for batch in loader.epoch(0)) == sum(map(len, [*frame.tags, *frame.topics]))
 
 
 def constant_file(folder: Path, rows: int, row_group_rows: int | None = None) -> FeatureSpec:

@@ -122,10 +122,10 @@ def leaks(
     rows = len(next(iter(columns.values())))
     batch = Batch(
         onehot=np.zeros((rows, 0), np.int32) if onehot is None else onehot[:, np.newaxis].astype(np.int32),
-        multihot=empty_lists(rows, 0)
+        id_lists=empty_lists(rows, 0)
         if multihot is None
         else from_padded(multihot.astype(np.int32), [multihot.shape[1]]),
-        list_weights=empty_lists(rows, 0, np.float32),
+        number_lists=empty_lists(rows, 0, np.float32),
         numerical=np.zeros((rows, 0), np.float32) if numerical is None else numerical[:, np.newaxis].astype(np.float32),
         labels=np.stack(list(columns.values()), axis=1).astype(np.float32),
         weights=np.ones(rows, np.float32) if weights is None else weights.astype(np.float32),

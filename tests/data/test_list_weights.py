@@ -78,9 +78,9 @@ def write_weighted(
 
 def check_weights(batch: Batch, frame: pd.DataFrame) -> None:
     """Every row has the first weights of its lists, as many as ids; padding has none."""
-    assert batch.list_weights.values.dtype == np.float32 and batch.list_weights.lengths.dtype == np.int32
-    np.testing.assert_array_equal(batch.list_weights.lengths, batch.multihot.lengths)
-    for row, (tags, topics) in zip(batch.rows.tolist(), nested(batch.list_weights), strict=True):
+    assert batch.number_lists.values.dtype == np.float32 and batch.number_lists.lengths.dtype == np.int32
+    np.testing.assert_array_equal(batch.number_lists.lengths, batch.id_lists.lengths)
+    for row, (tags, topics) in zip(batch.rows.tolist(), nested(batch.number_lists), strict=True):
         if row == PAD:
             assert tags == topics == []
         else:
@@ -127,7 +127,7 @@ def test_batches_own_their_weights(tmp_path):
     with small_windows(10, row_groups_per_stream=1000):
         batches = batches_of(write_weighted(tmp_path, [[10] * 6], frame))
         for batch in batches:
-            batch.list_weights.values[:] = -1
+            batch.number_lists.values[:] = -1
         for batch in batches_of(write_weighted(tmp_path, [[10] * 6], frame)):
             check_weights(batch, frame)
 
@@ -137,7 +137,7 @@ def test_ids_of_a_batch_hold_the_weights(tmp_path):
     (batch,) = batches_of(write_weighted(tmp_path, [[9]], frame), global_batch_size=9)
     rows = np.array([4, 0, 4])
     taken = batch.ids.take(rows)
-    assert nested(taken.list_weights) == [nested(batch.list_weights)[row] for row in rows]
+    assert nested(taken.number_lists) == [nested(batch.number_lists)[row] for row in rows]
 
 
 def test_only_some_features_have_weights(tmp_path):
@@ -145,16 +145,16 @@ def test_only_some_features_have_weights(tmp_path):
     spec = write_weighted(tmp_path, [[30]], frame, tags=FEATURES["tags"])
     assert [feature.name for feature in spec.weighted] == ["topics"]
     for batch in batches_of(spec):
-        assert batch.list_weights.lengths.shape == (len(batch.rows), 1)
-        np.testing.assert_array_equal(batch.list_weights.lengths, batch.multihot.lengths[:, 1:])
+        assert batch.number_lists.lengths.shape == (len(batch.rows), 1)
+        np.testing.assert_array_equal(batch.number_lists.lengths, batch.id_lists.lengths[:, 1:])
 
 
 def test_without_weights_there_are_no_columns(tmp_path):
     spec, _ = write_dataset(tmp_path, [[20, 9], [3]])
     with small_windows(10, row_groups_per_stream=1):
         for batch in batches_of(spec, workers=2):
-            assert batch.list_weights.lengths.shape == (len(batch.rows), 0)
-            assert (batch.list_weights.values.dtype, batch.list_weights.values.size) == (np.float32, 0)
+            assert batch.number_lists.lengths.shape == (len(batch.rows), 0)
+            assert (batch.number_lists.values.dtype, batch.number_lists.values.size) == (np.float32, 0)
 
 
 def test_weights_of_whole_groups(tmp_path):
@@ -187,7 +187,7 @@ def test_replaced_ids_keep_their_weights(tmp_path, policy):
     batches = batches_of(spec, oov_policy=policy)
     for batch in batches:
         check_weights(batch, frame)
-    ids = {number for batch in batches for tags, _ in nested(batch.multihot) for number in tags}
+    ids = {number for batch in batches for tags, _ in nested(batch.id_lists) for number in tags}
     assert ids == {48, 49, 2 if policy == "unseen" else 49}
 
 
@@ -350,12 +350,12 @@ def test_unused_weights_are_not_checked(tmp_path):
     frame = weighted_rows(10)
     frame["tag_weights"] = [[-1.0]] * 10
     spec = write_weighted(tmp_path, [[10]], frame, tags=FEATURES["tags"])
-    assert decoded(ParquetReader(spec, "train"), 0, 0, 10).list_weights.lengths.shape == (10, 1)
+    assert decoded(ParquetReader(spec, "train"), 0, 0, 10).number_lists.lengths.shape == (10, 1)
     assert [finding for finding in findings(spec) if not finding.is_warning] == []
     document = write_weighted(tmp_path, [[10]], frame).to_dict()
     document["channel_spec"]["multihot_categorical"] = ["topics"]
     spec = FeatureSpec.from_dict(document, tmp_path)
-    assert decoded(ParquetReader(spec, "train"), 0, 0, 10).list_weights.lengths.shape == (10, 1)
+    assert decoded(ParquetReader(spec, "train"), 0, 0, 10).number_lists.lengths.shape == (10, 1)
     assert [finding for finding in findings(spec) if not finding.is_warning] == []
 
 

@@ -175,7 +175,7 @@ def test_batches_are_arrays_of_their_own(tmp_path):
         for batch in list(loader.epoch(0)):
             check_rows(batch, frame)
             assert all(array.flags.owndata for array in batch if isinstance(array, np.ndarray))
-            assert batch.multihot.values.flags.writeable
+            assert batch.id_lists.values.flags.writeable
 
 
 def test_extra_columns_travel_with_their_rows(tmp_path):

@@ -78,7 +78,7 @@ def test_unseen_ids_replace_ids_outside(tmp_path, workers):
                 [replaced("tags", tags)[:3], replaced("topics", topics)[:1]]
                 for tags, topics in zip(given.tags, given.topics, strict=True)
             ]
-            assert nested(batch.multihot.take(np.flatnonzero(here))) == expected
+            assert nested(batch.id_lists.take(np.flatnonzero(here))) == expected
             assert batch.weights[here].tolist() == given.importance.astype(np.float32).tolist()
             rows += len(given)
     assert rows == len(frame)
@@ -105,7 +105,7 @@ def check(batch: Batch, frame: pd.DataFrame, policy: str) -> None:
         [np.clip(tags, 0, 49).astype(int).tolist()[:3], np.clip(topics, 0, 8).astype(int).tolist()[:1]]
         for tags, topics in zip(rows.tags, rows.topics, strict=True)
     ]
-    assert nested(batch.multihot.take(np.flatnonzero(here))) == lists
+    assert nested(batch.id_lists.take(np.flatnonzero(here))) == lists
     is_bad = np.sum(list(bad_ids(rows).values()), axis=0) > 0
     weights = np.where(is_bad & (policy == "drop"), 0, rows.importance.astype(np.float32))
     assert batch.weights[here].tolist() == weights.tolist()

@@ -40,9 +40,9 @@ def read_all(reader: ParquetReader) -> Batch:
     start, lists = 0, []
     for unit, rows in enumerate(reader.row_group_rows.tolist()):
         end = start + rows
-        lists.append(reader.decode(unit, 0, rows, slice_rows(batch, start, end)).lists)
+        lists.append(reader.decode(unit, 0, rows, slice_rows(batch, start, end)).id_lists)
         start = end
-    return batch._replace(multihot=join_rows(lists))
+    return batch._replace(id_lists=join_rows(lists))
 
 
 def test_columns_equal_an_independent_reading(tmp_path):
@@ -56,7 +56,7 @@ def test_columns_equal_an_independent_reading(tmp_path):
     check_rows(batch, frame)
     dtypes = [str(array.dtype) for array in batch[:-1] if isinstance(array, np.ndarray)]
     assert dtypes == ["int32", "float32", "float32", "float32", "int64", "int64"]
-    assert (batch.multihot.values.dtype, batch.multihot.lengths.dtype) == (np.int32, np.int32)
+    assert (batch.id_lists.values.dtype, batch.id_lists.lengths.dtype) == (np.int32, np.int32)
 
 
 def test_a_part_of_a_row_group_can_be_decoded_alone(tmp_path):
@@ -109,7 +109,7 @@ def test_lists_of_every_kind_are_read_and_cut(tmp_path, stored):
         tmp_path, [[2000, 3000]], frame=frame, types={"tags": stored}, tags={"cardinality": 50, "max_hotness": 1}
     )
     reader = ParquetReader(narrow, "train")
-    assert nested(read_all(reader).multihot.select([0])) == [[[row % 50]] for row in range(5000)]
+    assert nested(read_all(reader).id_lists.select([0])) == [[[row % 50]] for row in range(5000)]
     assert reader.decode(0, 100, 400, reader.allocate(300)).cut == {"tags": 300, "topics": 0}
 
 
@@ -148,7 +148,7 @@ def test_channels_may_be_empty(tmp_path, dropped):
     spec, frame = write_dataset(tmp_path, [[30]], **dict.fromkeys(dropped))
     batch = read_all(ParquetReader(spec, "train"))
     assert batch.onehot.shape == (30, 0 if "user" in dropped else 2)
-    assert batch.multihot.lengths.shape == (30, 2 - ("tags" in dropped) - ("topics" in dropped))
+    assert batch.id_lists.lengths.shape == (30, 2 - ("tags" in dropped) - ("topics" in dropped))
     assert batch.numerical.shape == (30, 2 - ("price" in dropped) - ("age" in dropped))
     assert batch.group is None if "session" in dropped else batch.group is not batch
     weights = np.ones(30) if "importance" in dropped else np.float32(frame.importance)

@@ -176,7 +176,7 @@ def test_the_loader_reads_them(made):
     _, _, _, data = made
     spec, found = FeatureSpec.read(data / "feature_spec.yaml"), read(data, "train")
     for batch in ParquetLoader(spec, "train", global_batch_size=16, shuffle=True).epoch(0):
-        for row, weights in zip(batch.rows.tolist(), nested(batch.list_weights), strict=True):
+        for row, weights in zip(batch.rows.tolist(), nested(batch.number_lists), strict=True):
             assert row < 0 or weights == [found[name][row] for name in LISTS.values()]
 
 

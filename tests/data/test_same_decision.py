@@ -239,7 +239,7 @@ def test_odd_types_arrive_as_the_numbers_they_are(tmp_path: Path) -> None:
     reader = ParquetReader(write(tmp_path, [pa.table(GOOD | odd)]), "train")
     batch = decoded(reader, 0, 0, 3)
     assert batch.onehot.tolist() == [[3], [5], [99]]
-    assert nested(batch.multihot) == [[[7]], [[]], [[1, 2]]]
+    assert nested(batch.id_lists) == [[[7]], [[]], [[1, 2]]]
     assert batch.labels[:, 0].tolist() == [1, 0, 1]
     np.testing.assert_array_equal(batch.labels[:, 3], [1, np.nan, 0])
 

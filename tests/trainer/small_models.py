@@ -97,12 +97,12 @@ def unpadded(layout: InputSchema, ids: np.ndarray, weights: np.ndarray | None = 
     lists = [feature for feature in layout.categorical if feature.multihot]
     columns = [column for feature in lists for column in range(feature.start, feature.stop)]
     onehot = [feature.start for feature in layout.categorical if not feature.multihot]
-    list_weights = empty_lists(len(ids), 0, np.float32)
+    number_lists = empty_lists(len(ids), 0, np.float32)
     if weights is not None and layout.weighted:
         present = [ids[:, feature.start : feature.stop] >= 0 for feature in layout.weighted]
         lengths = np.stack([own.sum(axis=1, dtype=np.int32) for own in present], axis=1)
-        list_weights = Lists(weights[np.concatenate(present, axis=1)], lengths)
-    return Ids(ids[:, onehot], from_padded(ids[:, columns], [feature.hotness for feature in lists]), list_weights)
+        number_lists = Lists(weights[np.concatenate(present, axis=1)], lengths)
+    return Ids(ids[:, onehot], from_padded(ids[:, columns], [feature.hotness for feature in lists]), number_lists)
 
 
 def weights_of(layout: InputSchema, ids: np.ndarray) -> np.ndarray:

@@ -264,8 +264,8 @@ def batch_of(start: int, end: int, pads: int = 0) -> Batch:
     ids = unpadded(LAYOUT, whole.ids.numpy()[here])
     return Batch(
         onehot=ids.onehot,
-        multihot=ids.multihot,
-        list_weights=ids.list_weights,
+        id_lists=ids.id_lists,
+        number_lists=ids.number_lists,
         numerical=numerical,
         labels=whole.labels.numpy()[here],
         weights=(np.arange(len(here)) < end - start).astype(np.float32),

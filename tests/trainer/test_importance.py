@@ -220,15 +220,15 @@ def test_sample_is_the_chosen_rows_of_the_mapping(rows, most, batch, workers, se
             lengths = np.pad(here % 4, (0, pad)).astype(np.int32)
             # The second of two features has weights.
             lists = Lists(np.repeat(ids, 2 * lengths), np.repeat(lengths[:, None], 2, axis=1))
-            list_weights = Lists(np.repeat(ids[:, 0], lengths) / np.float32(8), lengths[:, None])
-            yield Batch(ids, lists, list_weights, *columns, np.pad(weights[here], (0, pad)), None, positions)
+            number_lists = Lists(np.repeat(ids[:, 0], lengths) / np.float32(8), lengths[:, None])
+            yield Batch(ids, lists, number_lists, *columns, np.pad(weights[here], (0, pad)), None, positions)
 
     kept = chosen[weights[chosen] > 0]
     loaders = [SimpleNamespace(epoch=lambda _, rank=rank: epoch(rank)) for rank in range(workers)]
     for found in LocalWorkers(workers).run(lambda comm: draw_sample(loaders[comm.rank], chosen, comm, int)):
         assert found.ids.onehot[:, 0].tolist() == kept.tolist()
-        assert nested(found.ids.multihot) == [[[row] * (row % 4)] * 2 for row in kept.tolist()]
-        assert nested(found.ids.list_weights) == [[[row / 8] * (row % 4)] for row in kept.tolist()]
+        assert nested(found.ids.id_lists) == [[[row] * (row % 4)] * 2 for row in kept.tolist()]
+        assert nested(found.ids.number_lists) == [[[row / 8] * (row % 4)] for row in kept.tolist()]
         np.testing.assert_array_equal(found.numerical, numerical[kept])
         np.testing.assert_array_equal(found.labels, labels[kept])
         np.testing.assert_array_equal(found.weights, weights[kept])

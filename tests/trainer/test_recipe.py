@@ -123,7 +123,7 @@ def one_hot(spec: FeatureSpec, mapping: str) -> tuple[scipy.sparse.csr_matrix, n
     with closing(loader.epoch(0)) as batches:
         batch = next(batches)
     widths = [feature.max_hotness for feature in spec.multihot]
-    matrix = np.concatenate([batch.onehot, batch.multihot.padded(widths, -1)], axis=1)
+    matrix = np.concatenate([batch.onehot, batch.id_lists.padded(widths, -1)], axis=1)
     sizes = [feature.cardinality for feature in spec.onehot]
     sizes += [feature.cardinality for feature in spec.multihot for _ in range(feature.max_hotness)]
     places = matrix + np.concatenate([[0], np.cumsum(sizes)[:-1]])

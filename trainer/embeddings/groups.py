@@ -197,8 +197,8 @@ class LookupFinder:
         own = ids.onehot if len(self._onehot) == ids.onehot.shape[1] else ids.onehot[:, self._onehot]
         if self._group.has_lists:
             tables = [from_padded(own, [1] * len(self._onehot))] if self._onehot else []
-            lists = join_columns([*tables, ids.multihot.select(self._multihot)])
-            return self._find_in_lists(lists.select(self._order.tolist()), ids.list_weights)
+            lists = join_columns([*tables, ids.id_lists.select(self._multihot)])
+            return self._find_in_lists(lists.select(self._order.tolist()), ids.number_lists)
         rows = (np.maximum(own, 0) + self._group.column_rows).reshape(-1)  # [batch * features] int64
         distinct, positions, per_holder = self._distinct(rows)
         order, row_positions = _sorted_by(positions, len(distinct))
@@ -206,7 +206,7 @@ class LookupFinder:
         no_slots, no_counts, no_weights = np.empty(0, np.int64), np.empty((0, 0), np.float32), np.empty(0, np.float32)
         return Lookups(distinct, sources, no_slots, order, row_positions, no_counts, no_weights, no_weights, per_holder)
 
-    def _find_in_lists(self, lists: Lists, list_weights: Lists) -> Lookups[np.ndarray]:
+    def _find_in_lists(self, lists: Lists, number_lists: Lists) -> Lookups[np.ndarray]:
         """Returns what the group looks up for a list per feature, [batch, features], with the weights of a batch."""
         slots = lists.cells()  # [ids]
         first = [self._group.first_rows[feature.table] for feature in self._group.features]
@@ -216,18 +216,18 @@ class LookupFinder:
         sources, counts = positions if self._holders > 1 else rows, lists.lengths.astype(np.float32)
         weights = np.empty(0, np.float32)
         if self._group.has_weights:
-            weights = self._weights_of(slots, list_weights)
+            weights = self._weights_of(slots, number_lists)
             sums = np.bincount(slots, weights, minlength=counts.size)
             counts = sums.reshape(counts.shape).astype(np.float32)
         row_weights = weights[order] if len(weights) else weights
         return Lookups(distinct, sources, slots, slots[order], row_positions, counts, weights, row_weights, per_holder)
 
-    def _weights_of(self, slots: np.ndarray, list_weights: Lists) -> np.ndarray:
+    def _weights_of(self, slots: np.ndarray, number_lists: Lists) -> np.ndarray:
         """Returns the weight of each id, [ids] float32, given their slots and the weights of a batch."""
         is_weighted = self._group.weighted[slots % len(self._group.features)]
         weights = np.ones(len(slots), np.float32)
         # The lists of the group's weighted features follow one another as their slots do.
-        weights[is_weighted] = list_weights.select(self._weights).values
+        weights[is_weighted] = number_lists.select(self._weights).values
         return weights
 
     def _distinct(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -91,7 +91,7 @@ class _Field:
         """Returns a copy of all ids of the features in a batch, [n], and the number of the feature of each one."""
         if self.name == "onehot":
             return batch.onehot[:, self.columns].reshape(-1), np.tile(np.arange(len(self.columns)), len(batch.rows))
-        lists = batch.multihot.select(self.columns.tolist())
+        lists = batch.id_lists.select(self.columns.tolist())
         return lists.values, lists.cells() % len(self.columns)
 
 
@@ -168,7 +168,7 @@ class UnseenIds:
             hashes = mix(batch.rows.view(np.uint64) ^ key)  # [batch]
             find = _hits_in_columns if field.name == "onehot" else _hits_in_lists
             hits = find(field, shares.thresholds, batch, hashes)
-            ids = batch.onehot.reshape(-1) if field.name == "onehot" else batch.multihot.values
+            ids = batch.onehot.reshape(-1) if field.name == "onehot" else batch.id_lists.values
             old = ids[hits.places]
             hits = hits.keep(~(field.is_null(old, hits.features) | field.is_unseen(old, hits.features)))
             choices = mix(hashes[hits.rows] + hits.draws.astype(np.uint64))
@@ -200,7 +200,7 @@ def _hits_in_columns(field: _Field, thresholds: np.ndarray, batch: Batch, hashes
 
 def _hits_in_lists(field: _Field, thresholds: np.ndarray, batch: Batch, hashes: np.ndarray) -> _Hits:
     """Returns the ids in lists to replace, likewise. The draws are as those of columns, one for each id of a list."""
-    lists, first_draws, features = batch.multihot, field.first_draws, len(field.columns)
+    lists, first_draws, features = batch.id_lists, field.first_draws, len(field.columns)
     lengths = lists.lengths[:, field.columns]  # [batch, n]
     # A word has several draws. For each list, those words are hashed that have draws of its ids.
     counts = (first_draws + lengths - 1) // DRAWS_PER_WORD - first_draws // DRAWS_PER_WORD + 1

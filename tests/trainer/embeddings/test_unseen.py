@@ -53,13 +53,13 @@ def rows_of(spec: FeatureSpec, low: int = 10, seed: int = 0) -> Batch:
     batch.numerical[:] = rng.normal(size=batch.numerical.shape)
     batch.labels[:], batch.weights[:] = 0, 1
     batch.rows[:] = rng.permutation(ROWS)
-    return batch._replace(multihot=from_padded(tags.astype(np.int32), [HOTNESS]))
+    return batch._replace(id_lists=from_padded(tags.astype(np.int32), [HOTNESS]))
 
 
 def copied(batch: Batch, rows: Any = slice(None)) -> Batch:
     positions = np.arange(len(batch.rows))[rows]
     arrays = {name: array[rows].copy() for name, array in batch._asdict().items() if isinstance(array, np.ndarray)}
-    return batch._replace(multihot=batch.multihot.take(positions), **arrays)
+    return batch._replace(id_lists=batch.id_lists.take(positions), **arrays)
 
 
 def replaced(spec: FeatureSpec, batch: Batch, epoch: int = 0, sample: Batch | None = None, **options: Any) -> Batch:
@@ -72,7 +72,7 @@ def replaced(spec: FeatureSpec, batch: Batch, epoch: int = 0, sample: Batch | No
 def shares(before: Batch, after: Batch) -> Iterator[tuple[str, float, set[int]]]:
     """By feature: the share of its ids that changed, and the new ones."""
     for column, name in enumerate((*ONEHOT, "tags")):
-        old, new = (batch.multihot.values if name == "tags" else batch.onehot[:, column] for batch in (before, after))
+        old, new = (batch.id_lists.values if name == "tags" else batch.onehot[:, column] for batch in (before, after))
         changed = new[old != new]
         yield name, len(changed) / len(old), set(changed.tolist())
 
@@ -97,7 +97,7 @@ def test_new_ids_are_shared_out(spec):
 def test_everything_else_stays(spec):
     before = rows_of(spec)
     after = replaced(spec, before)
-    assert np.array_equal(before.multihot.lengths, after.multihot.lengths)
+    assert np.array_equal(before.id_lists.lengths, after.id_lists.lengths)
     for name in ("labels", "weights", "rows"):
         assert np.array_equal(getattr(before, name), getattr(after, name))
     assert np.array_equal(before.numerical[:, 0], after.numerical[:, 0])
@@ -119,7 +119,7 @@ def test_draws_depend_on_row_epoch_and_seed_alone(spec):
         cut = copied(before, part)
         unseen.replace(cut, 0)
         assert np.array_equal(cut.onehot, whole.onehot[part])
-        assert np.array_equal(cut.multihot.values, whole.multihot.take(part).values)
+        assert np.array_equal(cut.id_lists.values, whole.id_lists.take(part).values)
         assert np.array_equal(cut.numerical, whole.numerical[part])
     changed = whole.onehot != before.onehot
     for other in (replaced(spec, before, epoch=1), replaced(spec, before, seed=8)):
@@ -141,12 +141,12 @@ def test_each_place_of_a_list_has_a_draw_of_its_own(spec):
     widths = [HOTNESS, 2, 6]
     lengths = np.stack([rng.integers(0, width + 1, ROWS) for width in widths], axis=1).astype(np.int32)
     lists = Lists(rng.integers(10, 500, lengths.sum()).astype(np.int32), lengths)
-    before = rows_of(spec)._replace(multihot=lists)
+    before = rows_of(spec)._replace(id_lists=lists)
     after, epoch, seed, threshold = replaced(spec, before, epoch=4, share=0.3), 4, 7, round(0.3 * 2**16)
     new = 0
     for row in range(300):
         row_hash = mix(int(before.rows[row]) ^ mix(mix(seed) ^ (2 * epoch + 1)))
-        old_lists, new_lists = (nested(batch.multihot[row : row + 1])[0] for batch in (before, after))
+        old_lists, new_lists = (nested(batch.id_lists[row : row + 1])[0] for batch in (before, after))
         for column, first, unseen, null in ((0, 0, [2], 1), (1, None, [], None), (2, HOTNESS, [2, 3, 4, 5], None)):
             for place, old in enumerate(old_lists[column]):
                 expected = old
